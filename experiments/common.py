@@ -1,0 +1,119 @@
+"""What every experiment shares: where its results go, and how they are written, printed and drawn."""
+
+import csv
+import json
+import os
+import platform
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours stay apart for colour-blind eyes, and these two also in grey print.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#666666"
+
+STYLE: dict[Any, Any] = {
+    "figure.dpi": 110,
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+}
+plt.rcParams.update(STYLE)
+
+_compile_seconds = 0.0
+
+
+def _count_compilation(event: str, duration_secs: float, **_: Any) -> None:
+    global _compile_seconds
+    if event == "/jax/core/compile/backend_compile_duration":
+        _compile_seconds += duration_secs
+
+
+jax.monitoring.register_event_duration_secs_listener(_count_compilation)
+
+
+class Results:
+    """The folder of one experiment's results; each file is written aside, then put in place.
+
+    Args:
+        out: the folder, made where it is lacking.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self._started = time.perf_counter()
+        self._compiled = _compile_seconds
+        out.mkdir(parents=True, exist_ok=True)
+
+    def figure(self, name: str, figure: Figure) -> None:
+        """Write a figure as PNG, and close it."""
+        aside = self._aside(f"{name}.png")
+        figure.savefig(aside, format="png")
+        plt.close(figure)
+        os.replace(aside, self.out / f"{name}.png")
+
+    def history(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write `history.csv`, one row an epoch."""
+        rows = list(rows)
+        aside = self._aside("history.csv")
+        with aside.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(aside, self.out / "history.csv")
+
+    def summary(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
+        """Write `summary.json`: these numbers, the versions, the device, and the seconds spent.
+
+        Returns:
+            What was written; `compile_s` counts XLA's compiler, `wall_s` everything since the start.
+        """
+        summary = {
+            **numbers,
+            "versions": {
+                "python": platform.python_version(),
+                **{name: metadata.version(name) for name in ("nnfx", "jax", "jaxlib", "flax", "optax")},
+            },
+            "device": str(jax.devices()[0].device_kind),
+            "wall_s": round(time.perf_counter() - self._started, 3),
+            "compile_s": round(_compile_seconds - self._compiled, 3),
+        }
+        aside = self._aside("summary.json")
+        aside.write_text(json.dumps(summary, indent=2, default=_as_json) + "\n")
+        os.replace(aside, self.out / "summary.json")
+        print(f"\nwrote {', '.join(sorted(path.name for path in self.out.iterdir()))} to {self.out}/")
+        return summary
+
+    def _aside(self, name: str) -> Path:
+        return self.out / f".{name}.{os.getpid()}"
+
+
+def _as_json(value: Any) -> Any:
+    """Turn arrays and their scalars into what JSON knows."""
+    return np.asarray(value).tolist()
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print a table; its first column holds words, the others numbers to four digits."""
+    cells = [list(header)]
+    cells += [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    for i, row in enumerate(cells):
+        first, *rest = row
+        print("  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]))
+        if i == 0:
+            print("  ".join("-" * width for width in widths))

@@ -1,0 +1,41 @@
+"""Neural networks on JAX where a whole training run is one pure function.
+
+- `nnfx.models`: perceptrons, deep networks, and Flax modules, as pure `init` / `apply` pairs.
+- `nnfx.activations`, `nnfx.losses`, `nnfx.metrics`, `nnfx.ops`: the pieces, as functions.
+- `nnfx.data`: arrays made ready, and the passengers of the Titanic.
+- `nnfx.make_step`: the stateless training step.
+- `nnfx.fit`: a training run as a pure function of a key, data and hyper-parameters.
+- `nnfx.stopping`: when a run ends.
+"""
+
+import jaxlib.version
+
+from nnfx import activations, compatibility, data, losses, metrics, models, ops
+from nnfx.training import stopping
+from nnfx.training.fit import fit
+from nnfx.training.run import Run
+from nnfx.training.step import evaluate, init_state, make_step
+from nnfx.types import Batch, Mean, Model, TrainState
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Batch",
+    "Mean",
+    "Model",
+    "Run",
+    "TrainState",
+    "activations",
+    "data",
+    "evaluate",
+    "fit",
+    "init_state",
+    "losses",
+    "make_step",
+    "metrics",
+    "models",
+    "ops",
+    "stopping",
+]
+
+compatibility.warn_if_affected(jaxlib.version.__version__)

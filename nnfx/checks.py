@@ -1,0 +1,110 @@
+"""Checks of what the user passes in: each error names the argument, what it expected and what it got.
+
+Values are looked at only where they are concrete; under `jit`, `grad` and `vmap` what is traced passes.
+"""
+
+import difflib
+import math
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def is_concrete(tree: Any) -> bool:
+    """Say whether every leaf of a tree has a value that can be looked at, none being traced."""
+    return not any(isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
+
+
+def describe(value: Any) -> str:
+    """Describe a value in the few words of an error message: an array by its dtype and shape.
+
+    >>> describe(np.zeros((3, 2), np.float32)), describe("tanh")
+    ('float32[3,2]', "'tanh'")
+    """
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        if value.shape == () and is_concrete(value) and np.issubdtype(value.dtype, np.number):
+            return f"{value}"
+        return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+    text = repr(value)
+    return text if len(text) <= 60 else f"a {type(value).__name__}"
+
+
+def key(name: str, value: Any) -> None:
+    """Require one typed random key, as `jax.random.key` makes it."""
+    typed = hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    if not typed:
+        raise TypeError(f"{name}: expected a typed key, such as jax.random.key(0), got {describe(value)}")
+    if value.shape != ():
+        raise ValueError(f"{name}: expected one key, got {describe(value)}; map over keys with jax.vmap")
+
+
+def positive_integer(name: str, value: Any) -> None:
+    """Require a whole number of at least 1 (not a bool, not traced: it decides shapes)."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name}: expected a positive integer, got {describe(value)}")
+    if value < 1:
+        raise ValueError(f"{name}: expected a positive integer, got {value}")
+
+
+def number(
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    minimum: float | None = None,
+    below: float | None = None,
+    maximum: float | None = None,
+) -> None:
+    """Require one finite real number, within bounds where they are given."""
+    shape = getattr(value, "shape", ())
+    dtype = getattr(value, "dtype", None)
+    real = isinstance(value, numbers.Real) if dtype is None else jnp.issubdtype(dtype, np.number)
+    if isinstance(value, bool) or not real or (dtype is not None and jnp.issubdtype(dtype, np.complexfloating)):
+        raise TypeError(f"{name}: expected a number, got {describe(value)}")
+    if shape != ():
+        raise ValueError(f"{name}: expected one number, got {describe(value)}; map over several with jax.vmap")
+    if not is_concrete(value):
+        return
+    given = float(value)
+    bounds = [
+        (above is not None and given <= above, f"above {above:g}" if above is not None else ""),
+        (minimum is not None and given < minimum, f"at least {minimum:g}" if minimum is not None else ""),
+        (below is not None and given >= below, f"below {below:g}" if below is not None else ""),
+        (maximum is not None and given > maximum, f"at most {maximum:g}" if maximum is not None else ""),
+    ]
+    if not math.isfinite(given) or any(outside for outside, _ in bounds):
+        wanted = " and ".join(words for _, words in bounds if words)
+        raise ValueError(f"{name}: expected a finite number{' ' + wanted if wanted else ''}, got {given:g}")
+
+
+def choice(name: str, value: Any, known: Iterable[str]) -> None:
+    """Require one of the known names; the error lists them, and the near miss first."""
+    names = list(known)
+    if value in names:
+        return
+    near = difflib.get_close_matches(str(value), names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{name}: expected one of {', '.join(map(repr, names))}, got {value!r}{hint}")
+
+
+def numeric(name: str, value: Any) -> None:
+    """Require an array of real numbers or booleans: no strings, objects or complex numbers."""
+    dtype = value.dtype
+    if not (jnp.issubdtype(dtype, np.number) or dtype == np.bool_) or jnp.issubdtype(dtype, np.complexfloating):
+        raise TypeError(f"{name}: expected an array of real numbers, got {describe(value)}")
+
+
+def finite(name: str, value: Any) -> None:
+    """Require that an array of concrete values holds neither NaN nor an infinity."""
+    if not is_concrete(value) or not jnp.issubdtype(value.dtype, np.inexact):
+        return
+    host = value if isinstance(value, np.ndarray) else None
+    good = bool(np.isfinite(host).all() if host is not None else jnp.isfinite(value).all())
+    if not good:
+        bad = np.argwhere(~np.isfinite(np.asarray(value)))
+        first = tuple(int(i) for i in bad[0])
+        raise ValueError(f"{name}: expected finite numbers, got {len(bad)} not finite, the first at {first}")

@@ -1,0 +1,6 @@
+"""Data: arrays made ready on the host, then kept on the device; sources; seeded batching."""
+
+from nnfx.data.prepare import Data, Preprocess, Report, prepare
+from nnfx.data.titanic import titanic
+
+__all__ = ["Data", "Preprocess", "Report", "prepare", "titanic"]

@@ -1,0 +1,91 @@
+"""The passengers of the Titanic: who survived?"""
+
+import csv
+import functools
+from importlib import resources
+
+import numpy as np
+
+from nnfx import checks
+from nnfx.data.prepare import Data, Missing, prepare
+from nnfx.types import Array
+
+_CATEGORIES = {"sex": ("female", "male"), "port": ("Cherbourg", "Queenstown", "Southampton")}
+
+
+@functools.cache
+def _table() -> dict[str, list[str]]:
+    """Read the packaged table, by column."""
+    text = resources.files("nnfx.data").joinpath("titanic.csv").read_text(encoding="utf-8")
+    header, *rows = csv.reader(text.splitlines())
+    return {name: list(column) for name, column in zip(header, zip(*rows, strict=True), strict=True)}
+
+
+def _encode(name: str, values: list[str]) -> dict[str, np.ndarray]:
+    """Turn one column into numbers: a category becomes an indicator of each value but the first."""
+    if name not in _CATEGORIES:
+        return {name: np.array([float(value) if value else np.nan for value in values])}
+    missing = np.array([not value for value in values])
+    return {
+        f"{name}={category}": np.where(missing, np.nan, np.array([value == category for value in values]))
+        for category in _CATEGORIES[name][1:]
+    }
+
+
+def titanic(
+    *columns: str,
+    key: Array | None = None,
+    valid_fraction: float = 0.0,
+    missing: Missing = "drop",
+    standardize: bool = True,
+) -> Data:
+    """The 891 passengers of the Titanic, with the target 1 for each of the 342 who survived.
+
+    Columns are `class` (1 to 3), `sex`, `age` (years; 177 unknown), `siblings_spouses`, `parents_children`
+    (how many aboard), `fare` (pounds) and `port` (of embarkation; 2 unknown). A category becomes one 0/1
+    feature for each of its values but the first: `sex=male`, `port=Queenstown`, `port=Southampton`.
+
+    Args:
+        columns: which columns to use as inputs, in this order.
+        key: a typed key that draws which passengers are held out.
+        valid_fraction: the part of the passengers to hold out.
+        missing: `"drop"` the passengers with an unknown value, or fill in the training `"median"` and
+            append an indicator; see `prepare`. What was done is told by `data.report`.
+        standardize: whether to bring every feature to mean 0 and standard deviation 1.
+
+    Returns:
+        Inputs `(rows, features)` and integer targets `(rows,)`.
+
+    Raises:
+        ValueError: for no columns, an unknown column, or one asked for twice.
+
+    Example:
+        >>> data = titanic("fare", "age")
+        >>> data.train.inputs.shape
+        (714, 2)
+        >>> print(data.report)
+        891 rows: 714 to train on, 0 held out, 177 dropped for missing values; values filled: none
+
+    References:
+        `titanic.md` beside the table tells where it comes from.
+    """
+    table = _table()
+    known = [name for name in table if name != "survived"]
+    if not columns:
+        raise ValueError(f"columns: expected at least one of {', '.join(map(repr, known))}, got none")
+    for column in columns:
+        checks.choice("columns", column, known)
+    if len(set(columns)) != len(columns):
+        raise ValueError(f"columns: expected each column once, got {', '.join(map(repr, columns))}")
+    features: dict[str, np.ndarray] = {}
+    for column in columns:
+        features |= _encode(column, table[column])
+    return prepare(
+        np.stack(list(features.values()), axis=1),
+        np.array([int(value) for value in table["survived"]]),
+        key=key,
+        valid_fraction=valid_fraction,
+        missing=missing,
+        standardize=standardize,
+        features=tuple(features),
+    )

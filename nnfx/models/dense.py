@@ -1,0 +1,153 @@
+"""The perceptron, and deep networks as perceptrons stacked."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.nn.initializers import Initializer
+from jax.typing import ArrayLike
+
+from nnfx import activations, checks, ops
+from nnfx.activations import Activation
+from nnfx.models import initializers
+from nnfx.models.adapters import from_linen
+from nnfx.types import Array, Model
+
+
+class Perceptron(nn.Module):
+    """A layer of perceptrons, `g(xW + b)`, on inputs `(batch, features)`."""
+
+    outputs: int
+    activation: Activation = activations.identity
+    initializer: Initializer = nn.initializers.lecun_normal()
+    bias_initializer: Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Return `(batch, outputs)`."""
+        width = self.outputs * activations.pieces(self.activation)
+        kernel = self.param("kernel", self.initializer, (x.shape[-1], width))
+        bias = self.param("bias", self.bias_initializer, (width,))
+
+        dot_product = x @ kernel
+        pre_activation = dot_product + jnp.broadcast_to(bias, dot_product.shape)
+        return self.activation(pre_activation)
+
+
+class MLP(nn.Module):
+    """Perceptrons stacked, with dropout behind each hidden layer."""
+
+    hidden: tuple[int, ...]
+    outputs: int
+    activation: Activation
+    initializer: Initializer
+    bias_initializer: Initializer
+    dropout: ArrayLike
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """Return `(batch, outputs)` before any output activation."""
+        x = x.reshape(x.shape[0], -1)
+        for i, width in enumerate(self.hidden):
+            layer = Perceptron(width, self.activation, self.initializer, self.bias_initializer, name=f"hidden_{i}")
+            x = layer(x)
+            if train and not (isinstance(self.dropout, float) and self.dropout == 0):
+                x = ops.dropout(self.make_rng("dropout"), x, self.dropout)
+        return Perceptron(self.outputs, activations.identity, self.initializer, self.bias_initializer, name="output")(x)
+
+
+def perceptron(
+    outputs: int = 1,
+    activation: str | Activation = "identity",
+    initializer: str | Initializer = "lecun_normal",
+    bias_initializer: str | Initializer = "zeros",
+) -> Model:
+    """A single layer of perceptrons: dot product, bias, non-linearity, `g(xW + b)`.
+
+    With the default activation the outputs are logits, as the losses want them.
+
+    Args:
+        outputs: how many perceptrons read the same inputs.
+        activation: g, by name (`nnfx.activations.names()`) or as a function.
+        initializer: of the weights, by name or as a function; see `nnfx.models.initializers`.
+        bias_initializer: of the bias.
+
+    Returns:
+        A model from inputs `(batch, features)` to `(batch, outputs)`, with the parameters
+        `kernel (features, outputs)` and `bias (outputs,)`.
+
+    Raises:
+        ValueError: for an unknown name, or outputs that are not positive.
+
+    Example:
+        The line of the course, `g(1 + 3x₁ − 2x₂)`, at the point (−1, 2):
+
+        >>> model = perceptron(activation="sigmoid")
+        >>> params = {"kernel": jnp.array([[3.0], [-2.0]]), "bias": jnp.array([1.0])}
+        >>> model.apply({"params": params}, jnp.array([[-1.0, 2.0]]))
+        Array([[0.00247262]], dtype=float32)
+
+    References:
+        Rosenblatt, *The perceptron: a probabilistic model*, Psychological Review, 1958.
+    """
+    checks.positive_integer("outputs", outputs)
+    return from_linen(
+        Perceptron(
+            outputs,
+            activations.get(activation),
+            initializers.get(initializer),
+            initializers.get(bias_initializer, "bias_initializer"),
+        )
+    )
+
+
+def mlp(
+    hidden: Sequence[int],
+    outputs: int = 1,
+    activation: str | Activation = "relu",
+    initializer: str | Initializer = "lecun_normal",
+    bias_initializer: str | Initializer = "zeros",
+    dropout: ArrayLike = 0.0,
+) -> Model:
+    """A deep network: `hₗ = g(hₗ₋₁Wₗ + bₗ)` for each hidden layer, then logits `h W + b`.
+
+    One hidden layer gives the single-layer network, and the activation `"identity"` a network that is still
+    linear. All axes of the input but the first are flattened.
+
+    Args:
+        hidden: the widths of the hidden layers.
+        outputs: how many outputs.
+        activation: g, by name (`nnfx.activations.names()`) or as a function; maxout draws its k pieces.
+        initializer: of the weights, by name or as a function; see `nnfx.models.initializers`.
+        bias_initializer: of the biases.
+        dropout: the part of each hidden layer dropped in training, at least 0 and below 1; may be traced.
+
+    Returns:
+        A model from inputs `(batch, ...)` to logits `(batch, outputs)`.
+
+    Raises:
+        ValueError: for an unknown name, a width that is not positive, or a dropout outside `[0, 1)`.
+
+    Example:
+        >>> import jax
+        >>> model = mlp(hidden=(16, 16), outputs=3, activation="tanh")
+        >>> variables = model.init(jax.random.key(0), jnp.ones((1, 2)))
+        >>> model.apply(variables, jnp.ones((5, 2))).shape
+        (5, 3)
+    """
+    if isinstance(hidden, str) or not isinstance(hidden, Sequence):
+        raise TypeError(f"hidden: expected a sequence of widths, such as (16, 16), got {checks.describe(hidden)}")
+    for i, width in enumerate(hidden):
+        checks.positive_integer(f"hidden[{i}]", width)
+    checks.positive_integer("outputs", outputs)
+    checks.number("dropout", dropout, minimum=0, below=1)
+    return from_linen(
+        MLP(
+            tuple(hidden),
+            outputs,
+            activations.get(activation),
+            initializers.get(initializer),
+            initializers.get(bias_initializer, "bias_initializer"),
+            dropout,
+        )
+    )

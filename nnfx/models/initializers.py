@@ -1,0 +1,44 @@
+"""Initial weights by name or by function; the functions are JAX's own."""
+
+from typing import Any
+
+from jax.nn import initializers
+from jax.nn.initializers import Initializer
+
+from nnfx import checks
+
+_BY_NAME: dict[str, Initializer] = {
+    "zeros": initializers.zeros,
+    "normal": initializers.normal(1.0),
+    "glorot_normal": initializers.glorot_normal(),
+    "glorot_uniform": initializers.glorot_uniform(),
+    "he_normal": initializers.he_normal(),
+    "he_uniform": initializers.he_uniform(),
+    "lecun_normal": initializers.lecun_normal(),
+    "lecun_uniform": initializers.lecun_uniform(),
+    "orthogonal": initializers.orthogonal(),
+}
+
+
+def get(initializer: str | Initializer, name: str = "initializer") -> Initializer:
+    """Return an initialiser from its name; a function `(key, shape, dtype) -> array` passes through.
+
+    `"normal"` is the standard normal distribution; for another scale pass `jax.nn.initializers.normal(scale)`.
+
+    Args:
+        initializer: a name, or a function as `jax.nn.initializers` makes them.
+        name: what the error calls the argument.
+
+    Raises:
+        ValueError: for an unknown name; it lists the right ones.
+
+    Example:
+        >>> import jax
+        >>> get("he_normal")(jax.random.key(0), (3, 2)).shape
+        (3, 2)
+    """
+    known: Any = initializer
+    if callable(known):
+        return initializer  # type: ignore[return-value]
+    checks.choice(name, known, _BY_NAME)
+    return _BY_NAME[known]

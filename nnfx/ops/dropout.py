@@ -1,0 +1,38 @@
+"""Dropout whose rate is an ordinary number, so that it can be swept."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from nnfx import checks
+from nnfx.types import Array
+
+
+def dropout(key: Array, x: Array, rate: ArrayLike) -> Array:
+    """Set a random part of the activations to zero and scale up the rest: `m x / (1 − p)`, `m ~ B(1 − p)`.
+
+    Args:
+        key: a typed random key.
+        x: activations of any shape.
+        rate: p, at least 0 and below 1, the part to drop; may be traced.
+
+    Returns:
+        An array of the shape and dtype of `x`, whose expectation is `x`.
+
+    Raises:
+        TypeError: for a key that is not typed.
+        ValueError: for a rate outside `[0, 1)`.
+
+    Example:
+        >>> dropped = dropout(jax.random.key(0), jnp.ones(1000), 0.5)
+        >>> sorted(set(dropped.tolist()))
+        [0.0, 2.0]
+
+    References:
+        Srivastava et al., *Dropout: a simple way to prevent neural networks from overfitting*, JMLR 2014.
+    """
+    checks.key("key", key)
+    checks.number("rate", rate, minimum=0, below=1)
+    keep = 1 - jnp.asarray(rate, x.dtype)
+    mask = jax.random.bernoulli(key, keep.astype(jnp.float32), x.shape)
+    return jnp.where(mask, x / keep, jnp.zeros_like(x))

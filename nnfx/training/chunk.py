@@ -1,0 +1,159 @@
+"""The one loop of the library: a chunk of epochs, `(state, data) -> (state, history)`, pure.
+
+A run is chunks from initialisation to its stop; everything longer or wider is made of the same chunk.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nnfx.data import batching
+from nnfx.training.step import evaluate, init_state, make_step, split_key
+from nnfx.training.stopping import Epoch, StoppingRule
+from nnfx.types import Array, Batch, Metrics, Model, ModelState, Params, PerExample, TrainState, Variables
+
+RUNNING = -1
+"""The value of `RunState.stopped_by` while no rule has stopped the run."""
+
+
+class Parts(NamedTuple):
+    """What a run is made of, once its hyper-parameters are filled in.
+
+    Attributes:
+        model: the model.
+        loss: per example.
+        optimizer: an Optax optimizer.
+        rules: when to stop.
+        metrics: further quantities per example, by name.
+        batch_size: rows of a minibatch; None for the full batch.
+    """
+
+    model: Model
+    loss: PerExample
+    optimizer: optax.GradientTransformation
+    rules: tuple[StoppingRule, ...]
+    metrics: Mapping[str, PerExample]
+    batch_size: int | None
+
+
+class Best(NamedTuple):
+    """The weights evaluated best so far; without held-out data, the latest.
+
+    Attributes:
+        epoch: how many epochs had made them.
+        loss: their held-out loss; NaN without held-out data.
+        params: the parameters.
+        model_state: the model's other variables.
+    """
+
+    epoch: Array
+    loss: Array
+    params: Params
+    model_state: ModelState
+
+    @property
+    def variables(self) -> Variables:
+        """What `model.apply` takes."""
+        return {"params": self.params, **self.model_state}
+
+
+class RunState(NamedTuple):
+    """Everything that decides the rest of a run.
+
+    Attributes:
+        train: the training state.
+        best: the weights evaluated best; None without held-out data.
+        rules: the states of the stopping rules.
+        epoch: how many epochs have been run, an int32 scalar.
+        stopped_by: the position of the rule that stopped the run, `RUNNING` while none has.
+        order_key: the key of the order of the rows.
+    """
+
+    train: TrainState
+    best: Best | None
+    rules: tuple[Any, ...]
+    epoch: Array
+    stopped_by: Array
+    order_key: Array
+
+
+def start(key: Array, parts: Parts, train: Batch, valid: Batch | None) -> RunState:
+    """Return the state that a run starts from."""
+    first = jax.tree.map(lambda array: array[:1], train.inputs)
+    state = init_state(key, parts.model, parts.optimizer, first)
+    zero = jnp.asarray(0, jnp.int32)
+    best = None
+    if valid is not None:
+        best = Best(zero, jnp.asarray(jnp.inf, valid.weights.dtype), state.params, state.model_state)
+    rules = tuple(rule.init() for rule in parts.rules)
+    return RunState(state, best, rules, zero, jnp.asarray(RUNNING, jnp.int32), split_key(key).order)
+
+
+def chunk(
+    state: RunState, parts: Parts, train: Batch, valid: Batch | None, epochs: int
+) -> tuple[RunState, dict[str, Array]]:
+    """Train for some epochs, fewer where a rule stops the run.
+
+    Args:
+        state: where the run stands.
+        parts: what it is made of.
+        train: what to train on.
+        valid: what is held out, or None.
+        epochs: how many epochs at most; static.
+
+    Returns:
+        The state after the last epoch run, and each metric by epoch, `(epochs,)`, NaN once stopped.
+    """
+    step = make_step(parts.model, parts.loss, parts.optimizer, parts.metrics)
+    measures = {"loss": parts.loss, **parts.metrics}
+
+    def advance(state: RunState) -> tuple[RunState, dict[str, Array]]:
+        trained, measured = _train_epoch(step, state, train, parts.batch_size)
+        history = {f"train_{name}": mean.value for name, mean in measured.items()}
+        epoch = state.epoch + 1
+        best = state.best
+        if valid is not None and best is not None:
+            held_out = evaluate(parts.model, measures, trained.variables, valid)
+            history |= {f"valid_{name}": mean.value for name, mean in held_out.items()}
+            latest = Best(epoch, history["valid_loss"].astype(best.loss.dtype), trained.params, trained.model_state)
+            best = optax.tree.where(latest.loss < best.loss, latest, best)
+        rules, stopped_by = _apply_rules(parts.rules, state, Epoch(state.train.params, trained.params, history))
+        return RunState(trained, best, rules, epoch, stopped_by, state.order_key), history
+
+    def rest(state: RunState) -> tuple[RunState, dict[str, Array]]:
+        _, history = jax.eval_shape(advance, state)
+        return state, jax.tree.map(lambda value: jnp.full(value.shape, jnp.nan, value.dtype), history)
+
+    def one(state: RunState, _: None) -> tuple[RunState, dict[str, Array]]:
+        if not parts.rules:
+            return advance(state)
+        return jax.lax.cond(state.stopped_by == RUNNING, advance, rest, state)
+
+    return jax.lax.scan(one, state, length=epochs)
+
+
+def _train_epoch(step: Any, state: RunState, train: Batch, batch_size: int | None) -> tuple[TrainState, Metrics]:
+    """Visit every row once."""
+    rows = train.weights.shape[0]
+    if batch_size is None or batch_size == rows:
+        trained, measured = step(state.train, train)
+        return trained, measured
+    order = batching.shuffled(state.order_key, state.epoch, rows, batch_size)
+    trained, measured = jax.lax.scan(
+        lambda train_state, chosen: step(train_state, batching.take(train, chosen)), state.train, order
+    )
+    return trained, jax.tree.map(lambda sums: sums.sum(0), measured)
+
+
+def _apply_rules(rules: tuple[StoppingRule, ...], state: RunState, epoch: Epoch) -> tuple[tuple[Any, ...], Array]:
+    """Ask every rule, and let the first that says stop, stop."""
+    states = []
+    stopped_by = state.stopped_by
+    for i, rule in enumerate(rules):
+        rule_state, stop = rule.update(state.rules[i], epoch)
+        states.append(rule_state)
+        stopped_by = jnp.where((stopped_by == RUNNING) & stop, i, stopped_by)
+    return tuple(states), stopped_by

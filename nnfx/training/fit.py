@@ -1,0 +1,182 @@
+"""A whole training run as one pure function of a key, data and hyper-parameters."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from nnfx import checks
+from nnfx.data.prepare import Data
+from nnfx.training import hyper as hypers
+from nnfx.training import validate
+from nnfx.training.chunk import Best, Parts, chunk, start
+from nnfx.training.hyper import Part
+from nnfx.training.run import Run
+from nnfx.training.stopping import StoppingRule
+from nnfx.types import Array, Batch, Hyper, Model, PerExample, TrainState
+
+
+def fit(
+    model: Model | Callable[..., Model],
+    loss: PerExample,
+    optimizer: optax.GradientTransformation | Callable[..., optax.GradientTransformation],
+    *,
+    epochs: int,
+    batch_size: int | None = None,
+    stop: Callable[..., StoppingRule] | Sequence[Callable[..., StoppingRule]] = (),
+    metrics: Mapping[str, PerExample] | None = None,
+) -> "Fit":
+    """Make a training run: a pure function `(key, data, **hyper) -> Run`, compiled at its first call.
+
+    Its hyper-parameters are the numbers that its parts take by keyword: those of the optimizer's factory, of
+    the loss behind outputs and targets, of the stopping rules' factories, and of the model's where it is a
+    factory. They are traced: changing one compiles nothing. `jax.vmap` over keys or numbers gives many
+    runs as one program, and `jax.grad` goes through a run.
+
+    Each epoch visits every row once, in an order drawn from the key. The last batch may be incomplete; it is
+    weighted and not dropped.
+
+    Args:
+        model: a model, or a function of hyper-parameters that returns one.
+        loss: per example, `(outputs, targets, **numbers) -> (batch,)`.
+        optimizer: an Optax factory such as `optax.adam`, or an optimizer already made.
+        epochs: how many epochs at most.
+        batch_size: rows of a minibatch: 1 is stochastic gradient descent, None the full batch.
+        stop: a stopping rule's factory, such as `nnfx.stopping.patience`, or several.
+        metrics: further quantities per example by name, such as `{"accuracy": nnfx.metrics.accuracy}`.
+
+    Returns:
+        The run's function. Calling it raises, before anything is trained, on a key that is not typed, unknown,
+        lacking or senseless hyper-parameters, a batch larger than the data, data that are not finite, targets
+        the loss is not meant for, and a loss or a metric that is not per example.
+
+    Raises:
+        TypeError, ValueError: for arguments of the wrong kind or out of range.
+
+    Example:
+        >>> import nnfx
+        >>> data = nnfx.data.titanic("fare", "age")
+        >>> train = fit(
+        ...     nnfx.models.perceptron(), nnfx.losses.binary_cross_entropy, optax.sgd,
+        ...     epochs=5000, stop=nnfx.stopping.small_change,
+        ... )
+        >>> run = train(jax.random.key(0), data, learning_rate=1.0, tolerance=1e-4)
+        >>> run.reason, round(float(run.final["train_loss"]), 3)
+        ('small_change', 0.624)
+    """
+    if not isinstance(model, Model) and not callable(model):
+        raise TypeError(f"model: expected a Model or a function that returns one, got {checks.describe(model)}")
+    if not isinstance(optimizer, optax.GradientTransformation) and not callable(optimizer):
+        raise TypeError(f"optimizer: expected an Optax factory or optimizer, got {checks.describe(optimizer)}")
+    for name, function in {"loss": loss, **(metrics or {})}.items():
+        if not callable(function):
+            raise TypeError(f"{name}: expected a function of outputs and targets, got {checks.describe(function)}")
+    if metrics and "loss" in metrics:
+        raise ValueError("metrics: expected other names than 'loss', which is the loss itself")
+    checks.positive_integer("epochs", epochs)
+    if batch_size is not None:
+        checks.positive_integer("batch_size", batch_size)
+    rules = (stop,) if callable(stop) else tuple(stop)
+    for rule in rules:
+        if not callable(rule):
+            raise TypeError(f"stop: expected factories, such as nnfx.stopping.patience, got {checks.describe(rule)}")
+    return Fit(
+        model=_constant(model, "model") if isinstance(model, Model) else hypers.part(model),
+        loss=hypers.part(loss, leading=2),
+        optimizer=(
+            _constant(optimizer, "optimizer")
+            if isinstance(optimizer, optax.GradientTransformation)
+            else hypers.part(optimizer)
+        ),
+        rules=tuple(hypers.part(rule) for rule in rules),
+        metrics=tuple((metrics or {}).items()),
+        epochs=epochs,
+        batch_size=batch_size,
+    )
+
+
+def _constant(value: Any, name: str) -> Part:
+    return Part(name, lambda: value, (), ())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fit:
+    """A training run as a pure function, made by `fit`; see there.
+
+    Attributes:
+        model: returns the model.
+        loss: the loss per example.
+        optimizer: returns the optimizer.
+        rules: return the stopping rules.
+        metrics: names and functions of further metrics.
+        epochs: how many epochs at most.
+        batch_size: rows of a minibatch; None for the full batch.
+    """
+
+    model: Part
+    loss: Part
+    optimizer: Part
+    rules: tuple[Part, ...]
+    metrics: tuple[tuple[str, PerExample], ...]
+    epochs: int
+    batch_size: int | None
+
+    def __call__(self, key: Array, data: Data, **hyper: ArrayLike) -> Run:
+        """Train from initialisation to the stop.
+
+        Args:
+            key: a typed key; it decides the weights, the order of the rows, and all noise.
+            data: as `nnfx.data.prepare` makes it.
+            **hyper: a number for each hyper-parameter; see `hyper_names`.
+
+        Returns:
+            The run: its final and best weights, and the history of every metric.
+        """
+        checks.key("key", key)
+        if not isinstance(data, Data):
+            raise TypeError(f"data: expected nnfx.data.Data, as nnfx.data.prepare makes it, got {type(data).__name__}")
+        hypers.check(hyper, self._all_parts)
+        numbers = hypers.as_arrays(hyper)
+        validate.run(self, data, numbers)
+        state, best, history, epochs, stopped_by = self._compiled(key, data.train, data.valid, numbers)
+        return Run(state, best, history, epochs, stopped_by, numbers, data.preprocess, self)
+
+    @property
+    def hyper_names(self) -> tuple[str, ...]:
+        """The names of the hyper-parameters that a run takes."""
+        return tuple(sorted({name for part in self._all_parts for name in part.names}))
+
+    def parts(self, hyper: Hyper) -> Parts:
+        """Return what the run is made of, with these hyper-parameters filled in."""
+        return Parts(
+            model=self.model.build(hyper),
+            loss=self.loss.bind(hyper),
+            optimizer=self.optimizer.build(hyper),
+            rules=tuple(rule.build(hyper) for rule in self.rules),
+            metrics=dict(self.metrics),
+            batch_size=self.batch_size,
+        )
+
+    @property
+    def _all_parts(self) -> tuple[Part, ...]:
+        return (self.model, self.loss, self.optimizer, *self.rules)
+
+    @functools.cached_property
+    def _compiled(self) -> Callable[..., tuple[TrainState, Best, dict[str, Array], Array, Array]]:
+        return jax.jit(self._run)
+
+    def _run(
+        self, key: Array, train: Batch, valid: Batch | None, hyper: Hyper
+    ) -> tuple[TrainState, Best, dict[str, Array], Array, Array]:
+        parts = self.parts(hyper)
+        state, history = chunk(start(key, parts, train, valid), parts, train, valid, self.epochs)
+        best = state.best
+        if best is None:
+            nothing = jnp.asarray(jnp.nan, train.weights.dtype)
+            best = Best(state.epoch, nothing, state.train.params, state.train.model_state)
+        return state.train, best, history, state.epoch, state.stopped_by

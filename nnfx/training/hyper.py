@@ -1,0 +1,132 @@
+"""Hyper-parameters: the numbers that the parts of a run take by keyword.
+
+The model's factory, the loss, the optimizer's factory and the stopping rules are plain functions. What they
+take by keyword is what a run takes by keyword: `run(key, data, learning_rate=0.1, patience=10)` hands each number
+to the parts that name it. The numbers are traced, so that changing one compiles nothing.
+"""
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+
+from nnfx import checks
+from nnfx.types import Hyper
+
+_BOUNDS: dict[str, dict[str, float]] = {
+    "learning_rate": {"above": 0},
+    "tolerance": {"above": 0},
+    "patience": {"minimum": 1},
+    "min_improvement": {"minimum": 0},
+    "dropout": {"minimum": 0, "below": 1},
+    "label_smoothing": {"minimum": 0, "maximum": 1},
+    "momentum": {"minimum": 0, "below": 1},
+    "weight_decay": {"minimum": 0},
+    "delta": {"above": 0},
+}
+"""What names that mean the same everywhere allow."""
+
+
+class Part(NamedTuple):
+    """One function that takes hyper-parameters.
+
+    Attributes:
+        name: what it is called in errors.
+        function: the function, perhaps a `functools.partial`.
+        names: the keywords it may be given as hyper-parameters.
+        required: those of them without a default.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    names: tuple[str, ...]
+    required: tuple[str, ...]
+
+    def build(self, hyper: Mapping[str, Any]) -> Any:
+        """Call the function with those of the hyper-parameters that it names."""
+        return self.function(**self.pick(hyper))
+
+    def bind(self, hyper: Mapping[str, Any]) -> Callable[..., Any]:
+        """Fix those of the hyper-parameters that it names, and leave its other arguments open."""
+        picked = self.pick(hyper)
+        return functools.partial(self.function, **picked) if picked else self.function
+
+    def pick(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those of the hyper-parameters that it names."""
+        return {name: value for name, value in hyper.items() if name in self.names}
+
+
+def part(function: Callable[..., Any], leading: int = 0) -> Part:
+    """Read off a function's signature which hyper-parameters it takes.
+
+    Args:
+        function: a factory or a loss.
+        leading: how many first arguments are no hyper-parameters, such as a loss's outputs and targets.
+
+    Example:
+        >>> import optax
+        >>> part(optax.sgd).names, part(optax.sgd).required
+        (('learning_rate', 'momentum'), ('learning_rate',))
+    """
+    named = [
+        parameter
+        for parameter in list(inspect.signature(function).parameters.values())[leading:]
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+    numbers = [p for p in named if not isinstance(p.default, bool | str) and not p.name.endswith("dtype")]
+    return Part(
+        name=name_of(function),
+        function=function,
+        names=tuple(parameter.name for parameter in numbers),
+        required=tuple(parameter.name for parameter in named if parameter.default is parameter.empty),
+    )
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Return the name of a function, also within `functools.partial`.
+
+    >>> name_of(functools.partial(max, 1))
+    'max'
+    """
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def check(hyper: Mapping[str, Any], parts: Sequence[Part]) -> None:
+    """Require known names, all that are needed, and one finite number each, within the bounds of its name.
+
+    Raises:
+        TypeError: for an unknown or lacking name, or something else than a number.
+        ValueError: for a number out of bounds, or an array of several.
+    """
+    known = sorted({name for part in parts for name in part.names})
+    for name, value in hyper.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"{name}: expected one of the hyper-parameters {', '.join(known) or '(none)'}{hint}")
+        if isinstance(value, bool) or not isinstance(value, int | float | np.ndarray | np.generic | jax.Array):
+            raise TypeError(
+                f"{name}: expected a number, got {checks.describe(value)}; fix a choice beforehand"
+                " with functools.partial"
+            )
+        checks.number(name, value, **_BOUNDS.get(name, {}))
+    for part in parts:
+        for name in part.required:
+            if name not in hyper:
+                raise TypeError(f"{name}: expected a number for {part.name}, got nothing")
+
+
+def as_arrays(hyper: Mapping[str, ArrayLike]) -> Hyper:
+    """Bring every number to the default float, so that `1`, `1.0` and `np.float32(1)` are traced alike."""
+    dtype = jax.dtypes.canonicalize_dtype(float)
+    return {
+        name: value if isinstance(value, jax.core.Tracer) else np.asarray(value, dtype)
+        for name, value in sorted(hyper.items())
+    }

@@ -1,0 +1,91 @@
+"""What a run returns."""
+
+import dataclasses
+from functools import partial
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+
+from nnfx import checks
+from nnfx.data.prepare import Preprocess
+from nnfx.training.chunk import RUNNING, Best
+from nnfx.training.step import evaluate
+from nnfx.types import Array, Batch, Hyper, TrainState, Variables
+
+if TYPE_CHECKING:
+    from nnfx.training.fit import Fit
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["state", "best", "history", "epochs", "stopped_by", "hyper", "preprocess"],
+    meta_fields=["fit"],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A training run that has ended: a tree of arrays, so `vmap` stacks runs and `grad` goes through them.
+
+    Attributes:
+        state: the training state after the last epoch.
+        best: the weights that were evaluated best on held-out data; without any, the last.
+        history: each metric by epoch, `(epochs,)`, such as `train_loss` (averaged while the epoch trained)
+            and `valid_loss` (measured when it had ended); NaN after the run had stopped.
+        epochs: how many epochs were run.
+        stopped_by: the position of the stopping rule that ended the run, −1 for the last epoch.
+        hyper: the hyper-parameters given.
+        preprocess: the map from raw features to those trained on.
+        fit: the function that made the run.
+    """
+
+    state: TrainState
+    best: Best
+    history: dict[str, Array]
+    epochs: Array
+    stopped_by: Array
+    hyper: Hyper
+    preprocess: Preprocess
+    fit: "Fit"
+
+    @property
+    def reason(self) -> str:
+        """Why the run ended: the name of the stopping rule, or `"last epoch"`."""
+        if not checks.is_concrete(self.stopped_by) or np.ndim(self.stopped_by):
+            raise ValueError("reason: expected a single run that has ended; index or map over its arrays first")
+        position = int(self.stopped_by)
+        return "last epoch" if position == RUNNING else self.fit.rules[position].name
+
+    @property
+    def final(self) -> dict[str, Array]:
+        """The metrics of the last epoch that was run."""
+        return {name: values[self.epochs - 1] for name, values in self.history.items()}
+
+    def apply(self, inputs: ArrayLike, variables: Variables | None = None) -> Array:
+        """Return the model's outputs for inputs prepared like `data.train.inputs`, `(batch, ...)`.
+
+        Args:
+            inputs: the prepared inputs.
+            variables: which weights; the best unless given, such as `run.state.variables`, the last.
+        """
+        return _apply(self.fit, self.hyper, self.best.variables if variables is None else variables, inputs)
+
+    def predict(self, inputs: ArrayLike, variables: Variables | None = None) -> Array:
+        """Return the model's outputs for raw inputs, `(batch, features)`; otherwise as `apply`."""
+        return self.apply(self.preprocess(inputs), variables)
+
+    def evaluate(self, data: Batch, variables: Variables | None = None) -> dict[str, Array]:
+        """Return the loss and the metrics on prepared data, such as `data.valid`; weights as for `apply`."""
+        return _evaluate(self.fit, self.hyper, self.best.variables if variables is None else variables, data)
+
+
+@partial(jax.jit, static_argnums=0)
+def _apply(fit: "Fit", hyper: Hyper, variables: Variables, inputs: ArrayLike) -> Array:
+    return fit.parts(hyper).model.apply(variables, inputs)
+
+
+@partial(jax.jit, static_argnums=0)
+def _evaluate(fit: "Fit", hyper: Hyper, variables: Variables, data: Batch) -> dict[str, Array]:
+    parts = fit.parts(hyper)
+    measures = {"loss": parts.loss, **parts.metrics}
+    return {name: mean.value for name, mean in evaluate(parts.model, measures, variables, data).items()}

@@ -1,0 +1,113 @@
+"""Stopping rules: pure pairs of `init` and `update`, looked at after each epoch.
+
+A rule is passed to `nnfx.fit` as its factory, and the factory's numbers become hyper-parameters of the run.
+Rules compose by being listed: the first that says stop, stops.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from nnfx import checks
+from nnfx.types import Array, Params
+
+__all__ = ["Epoch", "StoppingRule", "patience", "small_change"]
+
+
+class Epoch(NamedTuple):
+    """What a rule may look at when an epoch has ended.
+
+    Attributes:
+        before: the parameters when the epoch began.
+        after: the parameters now.
+        metrics: the epoch's metrics, such as `train_loss` and, with held-out data, `valid_loss`.
+    """
+
+    before: Params
+    after: Params
+    metrics: dict[str, Array]
+
+
+class StoppingRule(NamedTuple):
+    """When to stop: `init() -> state` and `update(state, epoch) -> (state, stop)`.
+
+    Attributes:
+        init: returns the state a run starts with.
+        update: takes the state and an `Epoch`, and returns the next state and a boolean scalar.
+        needs_valid: whether it looks at held-out data.
+    """
+
+    init: Callable[[], Any]
+    update: Callable[[Any, Epoch], tuple[Any, Array]]
+    needs_valid: bool = False
+
+
+def small_change(tolerance: ArrayLike = 1e-5) -> StoppingRule:
+    """Stop when no large change in W is seen: `‖W_after − W_before‖ ≤ tolerance · ‖W_before‖` over an epoch.
+
+    The norms are over all parameters together.
+
+    Args:
+        tolerance: the relative change that counts as small, positive; may be traced.
+
+    Raises:
+        ValueError: for a tolerance that is not positive.
+
+    Example:
+        >>> rule = small_change(0.01)
+        >>> before, after = jnp.array([3.0, 4.0]), jnp.array([3.0, 4.01])
+        >>> _, stop = rule.update(rule.init(), Epoch(before, after, {}))
+        >>> bool(stop)
+        True
+    """
+    checks.number("tolerance", tolerance, above=0)
+
+    def update(state: tuple[()], epoch: Epoch) -> tuple[tuple[()], Array]:
+        change = optax.tree.norm(optax.tree.sub(epoch.after, epoch.before))
+        return state, change <= tolerance * optax.tree.norm(epoch.before)
+
+    return StoppingRule(lambda: (), update)
+
+
+def patience(patience: ArrayLike = 10, min_improvement: ArrayLike = 0.0) -> StoppingRule:
+    """Stop when the held-out loss has not improved for so many epochs on end.
+
+    An improvement is a held-out loss below the best so far by more than `min_improvement`. The run returns
+    the weights that were evaluated best in `run.best`.
+
+    Args:
+        patience: how many epochs to wait, at least 1; may be traced.
+        min_improvement: in the unit of the loss, not negative; may be traced.
+
+    Raises:
+        ValueError: for a patience below 1 or a negative improvement.
+
+    Example:
+        >>> rule = patience(2)
+        >>> state, stops = rule.init(), []
+        >>> for loss in (3.0, 2.0, 2.5, 2.0):
+        ...     state, stop = rule.update(state, Epoch((), (), {"valid_loss": jnp.float32(loss)}))
+        ...     stops.append(bool(stop))
+        >>> stops
+        [False, False, False, True]
+
+    References:
+        Prechelt, *Early stopping — but when?*, 1998.
+    """
+    checks.number("patience", patience, minimum=1)
+    checks.number("min_improvement", min_improvement, minimum=0)
+
+    def init() -> tuple[Array, Array]:
+        return jnp.asarray(jnp.inf, float), jnp.asarray(0, jnp.int32)
+
+    def update(state: tuple[Array, Array], epoch: Epoch) -> tuple[tuple[Array, Array], Array]:
+        best, waited = state
+        loss = epoch.metrics["valid_loss"].astype(best.dtype)
+        improved = loss < best - min_improvement
+        waited = jnp.where(improved, 0, waited + 1)
+        return (jnp.where(improved, loss, best), waited), waited >= patience
+
+    return StoppingRule(init, update, needs_valid=True)

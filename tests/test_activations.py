@@ -1,0 +1,63 @@
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nnfx import activations
+
+CLOSED_FORMS = {
+    "identity": lambda x: x,
+    "sigmoid": lambda x: 1 / (1 + math.exp(-x)),
+    "tanh": math.tanh,
+    "relu": lambda x: max(x, 0.0),
+    "leaky_relu": lambda x: x if x > 0 else 0.01 * x,
+    "elu": lambda x: x if x > 0 else math.exp(x) - 1,
+    "softplus": lambda x: math.log(1 + math.exp(x)),
+    # JAX's default is the tanh approximation of Hendrycks and Gimpel
+    "gelu": lambda x: x / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "silu": lambda x: x / (1 + math.exp(-x)),
+}
+
+
+def test_every_name_has_a_closed_form_here():
+    assert set(activations.names()) == {*CLOSED_FORMS, "maxout"}
+
+
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+def test_values_and_slopes_are_those_of_the_closed_form(name, strict_dtypes):
+    points = np.array([-3.0, -0.7, 0.4, 2.5])
+    with jax.enable_x64(True):
+        x = jnp.asarray(points)
+        values = activations.get(name)(x)
+        slopes = jax.vmap(jax.grad(activations.get(name)))(x)
+        assert values.dtype == jnp.float64
+    formula, h = CLOSED_FORMS[name], 1e-6
+    np.testing.assert_allclose(values, [formula(v) for v in points], rtol=1e-12)
+    np.testing.assert_allclose(slopes, [(formula(v + h) - formula(v - h)) / (2 * h) for v in points], rtol=1e-7)
+
+
+def test_maxout_is_the_largest_of_the_affine_pieces(strict_dtypes):
+    rng = np.random.default_rng(0)
+    x, w, b = rng.normal(size=(5, 3)), rng.normal(size=(3, 4, 2)), rng.normal(size=(4, 2))
+    by_hand = np.maximum(x @ w[:, :, 0] + b[:, 0], x @ w[:, :, 1] + b[:, 1])
+    pre_activations = (np.einsum("bi,iuk->buk", x, w) + b).reshape(5, 8)
+    np.testing.assert_allclose(activations.maxout(jnp.asarray(pre_activations, jnp.float32)), by_hand, rtol=1e-5)
+
+
+def test_maxout_can_be_relu_and_the_absolute_value():
+    x = jnp.array([[-2.0], [3.0]])
+    assert activations.maxout(jnp.concatenate([x, 0 * x], 1)).tolist() == jax.nn.relu(x).tolist()
+    assert activations.maxout(jnp.concatenate([x, -x], 1)).tolist() == jnp.abs(x).tolist()
+
+
+def test_a_slope_is_chosen_with_partial():
+    steep = activations.get(functools.partial(activations.leaky_relu, negative_slope=0.5))
+    assert steep(jnp.array([-2.0])).tolist() == [-1.0]
+
+
+def test_functions_pass_through():
+    assert activations.get(jnp.sin) is jnp.sin
+    assert activations.pieces(jnp.sin) == 1

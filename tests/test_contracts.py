@@ -1,0 +1,158 @@
+"""One table of contracts that every model of the library goes through."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from nnfx import activations, models
+
+
+class LinenBatchNorm(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train):
+        return nn.Dense(1)(nn.BatchNorm(use_running_average=not train)(nn.tanh(nn.Dense(4)(x))))
+
+
+class NnxBatchNorm(nnx.Module):
+    def __init__(self, *, rngs):
+        self.first, self.last = nnx.Linear(3, 4, rngs=rngs), nnx.Linear(4, 1, rngs=rngs)
+        self.norm, self.dropout = nnx.BatchNorm(4, rngs=rngs), nnx.Dropout(0.2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.dropout(self.norm(nnx.tanh(self.first(x)))))
+
+
+MODELS = {
+    "perceptron": models.perceptron(),
+    "multi-output perceptron": models.perceptron(outputs=3, activation="sigmoid"),
+    "single hidden layer": models.mlp(hidden=(8,), activation="tanh"),
+    "no hidden layer": models.mlp(hidden=()),
+    "deep": models.mlp(hidden=(8, 8, 8), outputs=2, initializer="he_normal"),
+    "dropout": models.mlp(hidden=(16,), dropout=0.5, initializer="orthogonal"),
+    "maxout": models.mlp(hidden=(6,), activation=functools.partial(activations.maxout, pieces=3)),
+    "linen": models.from_linen(LinenBatchNorm()),
+    "nnx": models.from_nnx(lambda rngs: NnxBatchNorm(rngs=rngs)),
+}
+STATEFUL = {"linen", "nnx"}
+INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
+
+
+@pytest.fixture(params=MODELS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def model(name):
+    return MODELS[name]
+
+
+@pytest.fixture
+def variables(model, key):
+    return model.init(key, INPUTS)
+
+
+def same(first, second):
+    return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
+
+
+def close(first, second, **tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), first, second)
+
+
+def train(model, variables, key, inputs=INPUTS):
+    return model.apply(variables, inputs, key=key, weights=jnp.ones(len(inputs)), train=True)
+
+
+def test_same_key_same_bits_and_another_key_other_weights(model, key):
+    assert same(model.init(key, INPUTS), model.init(key, INPUTS))
+    assert not same(model.init(key, INPUTS)["params"], model.init(jax.random.key(1), INPUTS)["params"])
+    variables = model.init(key, INPUTS)
+    assert same(train(model, variables, key), train(model, variables, key))
+
+
+def test_only_the_shape_of_the_inputs_matters_to_init(model, key):
+    assert same(model.init(key, INPUTS), model.init(key, 0 * INPUTS[:1]))
+
+
+def test_jit_equals_eager(model, variables, key):
+    close(jax.jit(model.apply)(variables, INPUTS), model.apply(variables, INPUTS), rtol=1e-5, atol=1e-6)
+    compiled = jax.jit(lambda v, k: train(model, v, k))(variables, key)
+    close(compiled, train(model, variables, key), rtol=1e-5, atol=1e-6)
+    close(jax.jit(model.init)(key, INPUTS), model.init(key, INPUTS), rtol=1e-5, atol=1e-6)
+
+
+def test_vmap_over_weights_equals_a_loop(model):
+    keys = jax.random.split(jax.random.key(3), 4)
+    stacked = jax.vmap(model.init, (0, None))(keys, INPUTS)
+    outputs = jax.vmap(model.apply, (0, None))(stacked, INPUTS)
+    trained = jax.vmap(lambda v, k: train(model, v, k))(stacked, keys)
+    for i, key in enumerate(keys):
+        single = model.init(key, INPUTS)
+        close(jax.tree.map(lambda a, i=i: a[i], stacked), single, rtol=1e-5, atol=1e-6)
+        close(outputs[i], model.apply(single, INPUTS), rtol=1e-5, atol=1e-5)
+        close(jax.tree.map(lambda a, i=i: a[i], trained), train(model, single, key), rtol=1e-4, atol=1e-5)
+
+
+def test_vmap_over_examples_equals_the_batch(model, variables):
+    one_by_one = jax.vmap(lambda x: model.apply(variables, x[None])[0])(INPUTS)
+    close(one_by_one, model.apply(variables, INPUTS), rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_are_finite_and_reach_every_parameter(model, variables, key):
+    def total(params):
+        return ((train(model, {**variables, "params": params}, key)[0] - 1) ** 2).sum()
+
+    for leaf in jax.tree.leaves(jax.grad(total)(variables["params"])):
+        assert jnp.isfinite(leaf).all()
+        assert (leaf != 0).any()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - STATEFUL))  # Flax's own layers promote unless told not to
+def test_the_dtype_is_kept(model, variables, key, dtype):
+    with jax.numpy_dtype_promotion("strict"):
+        cast = jax.tree.map(lambda a: a.astype(dtype), variables)
+        assert model.apply(cast, INPUTS.astype(dtype)).dtype == dtype
+        assert train(model, cast, key, INPUTS.astype(dtype))[0].dtype == dtype
+
+
+def test_one_trace_serves_every_call(model, variables):
+    traces = []
+
+    @jax.jit
+    def predict(variables, inputs):
+        traces.append(1)
+        return model.apply(variables, inputs)
+
+    for scale in (1.0, 2.0, 3.0):
+        predict(jax.tree.map(lambda a, s=scale: s * a, variables), scale * INPUTS)
+    assert len(traces) == 1
+
+
+def test_shapes_without_computing(model, variables, key):
+    abstract = jax.eval_shape(model.init, key, INPUTS)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), abstract) == jax.tree.map(lambda a: (a.shape, a.dtype), variables)
+    assert jax.eval_shape(model.apply, variables, INPUTS).shape == model.apply(variables, INPUTS).shape
+
+
+def test_state_comes_back_in_training_and_nothing_is_changed_in_place(model, name, variables, key):
+    before = jax.tree.map(np.array, variables)
+    outputs, state = train(model, variables, key)
+    assert outputs.shape == model.apply(variables, INPUTS).shape
+    assert same(before, variables)
+    expected = {k: v for k, v in variables.items() if k != "params"}
+    assert jax.tree.structure(dict(state)) == jax.tree.structure(expected)
+    assert (name in STATEFUL) == (not same(state, expected) if expected else False)
+
+
+def test_an_exported_model_predicts_the_same(model, variables):
+    exported = jax.export.export(jax.jit(model.apply))(variables, INPUTS)
+    loaded = jax.export.deserialize(exported.serialize())
+    close(loaded.call(variables, INPUTS), model.apply(variables, INPUTS), rtol=1e-5, atol=1e-6)

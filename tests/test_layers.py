@@ -1,0 +1,61 @@
+"""Who may import whom, read off the source."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BASE = {"checks", "types"}
+MIDDLE = {"activations", "data", "losses", "metrics", "ops"}
+MAY_IMPORT = {
+    "checks": set(),
+    "types": {"checks"},
+    **dict.fromkeys(MIDDLE, BASE),
+    "models": BASE | {"activations", "ops"},
+    "training": BASE | {"data", "losses"},
+    "compatibility": set(),
+    "__init__": BASE | MIDDLE | {"compatibility", "models", "training"},
+}
+ONLY_WHERE_USED = {"matplotlib", "tqdm", "sklearn", "pooch", "tyro", "orbax", "torch", "keras", "tensorboard"}
+FILES = sorted((ROOT / "nnfx").rglob("*.py"))
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Every module that a file imports, also within functions; what is imported from a package counts as well."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def layer(path: Path) -> str:
+    return path.relative_to(ROOT / "nnfx").with_suffix("").parts[0]
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(ROOT)) for path in FILES])
+def test_imports_keep_to_the_layers(path):
+    own = layer(path)
+    for module in imports(ast.parse(path.read_text())):
+        top, *rest = module.split(".")
+        assert top != "experiments", "the library does not import its experiments"
+        if top == "nnfx" and rest[0] != own:
+            assert rest[0] in MAY_IMPORT[own], f"{own} may not import {module}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(ROOT)) for path in FILES])
+def test_heavy_packages_are_imported_late(path):
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            assert not {module.split(".")[0] for module in imports(node)} & ONLY_WHERE_USED
+            assert "flax.nnx" not in imports(node)
+
+
+def test_the_walk_finds_a_forbidden_import():
+    assert imports(ast.parse("def f():\n    from nnfx.training import step")) == {"nnfx.training.step"}
+    assert "training" not in MAY_IMPORT["models"]
+    assert "models" not in MAY_IMPORT["training"]

@@ -1,0 +1,236 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+
+import nnfx
+from nnfx.data import batching
+
+ACCURACY = {"accuracy": nnfx.metrics.binary_accuracy}
+
+
+@pytest.fixture(scope="module")
+def data():
+    return nnfx.data.titanic("fare", "age", key=jax.random.key(9), valid_fraction=0.25)
+
+
+def make(model=None, optimizer=optax.sgd, epochs=3, batch_size=100, **options):
+    model = model or nnfx.models.mlp((4,), activation="tanh")
+    return nnfx.fit(model, nnfx.losses.binary_cross_entropy, optimizer, epochs=epochs, batch_size=batch_size, **options)
+
+
+def close(first, second, **tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), first, second)
+
+
+def bits(tree):
+    return [
+        np.asarray(leaf).tobytes()
+        for leaf in jax.tree.leaves(tree)
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    ]
+
+
+def test_the_perceptron_equals_logistic_regression_on_raw_features(key):
+    passengers = nnfx.data.titanic("fare", "age")
+    train = nnfx.fit(
+        nnfx.models.perceptron(), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=10_000,
+        stop=nnfx.stopping.small_change,
+    )  # fmt: skip
+    run = train(key, passengers, learning_rate=2.0, tolerance=1e-6)
+    kernel, bias = passengers.preprocess.raw_units(run.best.params["kernel"], run.best.params["bias"])
+
+    raw = nnfx.data.titanic("fare", "age", standardize=False).train
+    x, y = np.asarray(raw.inputs, np.float64), np.asarray(raw.targets)
+    reference = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-12).fit(x, y)
+    np.testing.assert_allclose(kernel[:, 0], reference.coef_[0], rtol=5e-4)
+    np.testing.assert_allclose(bias, reference.intercept_, rtol=5e-4)
+    np.testing.assert_allclose(
+        run.evaluate(passengers.train)["loss"], log_loss(y, reference.predict_proba(x)), rtol=5e-5
+    )
+    assert run.reason == "small_change"
+    assert int(run.epochs) < 10_000
+
+
+@pytest.mark.parametrize("batch_size", [None, 100, 1])
+def test_twice_from_one_key_gives_the_same_bits(key, data, batch_size):
+    model = nnfx.models.mlp((4,), dropout=0.3)
+    first, second = (
+        make(model, batch_size=batch_size, metrics=ACCURACY)(key, data, learning_rate=0.1) for _ in range(2)
+    )
+    other = make(model, batch_size=batch_size)(jax.random.key(1), data, learning_rate=0.1)
+    assert bits((first.state, first.best, first.history)) == bits((second.state, second.best, second.history))
+    assert bits(first.state.params) != bits(other.state.params)
+
+
+@pytest.mark.parametrize("batch_size", [None, 100, 7, 1])
+def test_an_epoch_equals_a_python_loop_over_the_step(key, data, batch_size):
+    model, optimizer = nnfx.models.mlp((4,), activation="tanh", dropout=0.3), optax.sgd(0.1)
+    run = make(model, optimizer, epochs=2, batch_size=batch_size)(key, data)
+
+    step = jax.jit(nnfx.make_step(model, nnfx.losses.binary_cross_entropy, optimizer))
+    state = nnfx.init_state(key, model, optimizer, data.train.inputs)
+    order_key = jax.random.split(key, 3)[2]
+    rows = len(data.train.targets)
+    history = []
+    for epoch in range(2):
+        if batch_size is None:
+            order = np.arange(rows)[None]
+        else:
+            order = np.asarray(batching.shuffled(order_key, jnp.int32(epoch), rows, batch_size))
+        losses = []
+        for chosen in order:
+            chosen = chosen[chosen < rows]  # an incomplete batch is really smaller here
+            state, measured = step(state, jax.tree.map(lambda a, c=chosen: a[c], data.train))
+            losses += [float(measured["loss"].value)] * len(chosen)
+        history.append(np.mean(losses))
+    if batch_size == 7:  # the masks of an incomplete batch are drawn in another shape
+        assert int(state.step) == int(run.state.step)
+        return
+    close(run.state.params, state.params, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(run.history["train_loss"], history, rtol=1e-5)
+
+
+def test_an_incomplete_batch_is_weighted_and_not_dropped(key):
+    train = nnfx.fit(
+        nnfx.models.perceptron(initializer="zeros"), nnfx.losses.mean_square_error, optax.sgd, epochs=1, batch_size=2
+    )
+    still = train(key, nnfx.data.prepare(np.ones((5, 1)), np.arange(5), standardize=False), learning_rate=1e-30)
+    np.testing.assert_allclose(still.final["train_loss"], np.mean(np.arange(5) ** 2), rtol=1e-6)
+    assert int(still.state.step) == 3
+
+    # A step of this rate halves the error 1 − w − b, whatever the rows; a padded row that counted would not.
+    run = train(key, nnfx.data.prepare(np.ones((5, 1)), np.ones(5), standardize=False), learning_rate=0.125)
+    np.testing.assert_allclose(run.state.params["kernel"][0] + run.state.params["bias"], 1 - 0.5**3, rtol=1e-6)
+
+
+def test_changing_a_number_compiles_nothing(data):
+    traces = []
+
+    def counting(logits, labels, label_smoothing=0.0):
+        traces.append(1)
+        return nnfx.losses.binary_cross_entropy(logits, labels, label_smoothing)
+
+    train = nnfx.fit(
+        lambda dropout: nnfx.models.mlp((4,), dropout=dropout), counting, optax.adam, epochs=2, batch_size=100,
+        stop=(nnfx.stopping.patience, nnfx.stopping.small_change),
+    )  # fmt: skip
+    numbers = {"learning_rate": 0.1, "label_smoothing": 0.1, "dropout": 0.2, "patience": 3, "tolerance": 1e-6}
+    first = train(jax.random.key(0), data, **numbers)
+    count = len(traces)
+    assert count > 0
+    compiled = train._compiled._cache_size()
+    for name, value in {
+        "learning_rate": 1, "label_smoothing": np.float64(0.3), "dropout": jnp.float32(0.5), "patience": 7.0,
+        "tolerance": 1e-3,
+    }.items():  # fmt: skip
+        train(jax.random.key(3), data, **{**numbers, name: value})
+    assert (len(traces), train._compiled._cache_size()) == (count, compiled)
+    assert np.isfinite(first.final["valid_loss"])
+
+
+def test_the_best_weights_are_exactly_those_that_were_evaluated_best(key, data):
+    run = make(nnfx.models.mlp((32,)), optax.adam, epochs=40)(key, data, learning_rate=0.1)
+    best = int(run.best.epoch)
+    assert best == int(np.argmin(run.history["valid_loss"])) + 1 < 40
+    assert run.best.loss == run.history["valid_loss"][best - 1]
+    np.testing.assert_allclose(run.evaluate(data.valid)["loss"], run.best.loss, rtol=1e-6)
+    shorter = make(nnfx.models.mlp((32,)), optax.adam, epochs=best)(key, data, learning_rate=0.1)
+    close(shorter.state.params, run.best.params, rtol=1e-6, atol=1e-6)
+
+
+def test_patience_ends_a_run_and_the_rest_of_the_history_is_empty(key, data):
+    train = make(nnfx.models.mlp((32,)), optax.adam, epochs=200, stop=nnfx.stopping.patience)
+    run = train(key, data, learning_rate=0.1, patience=5)
+    epochs = int(run.epochs)
+    assert run.reason == "patience"
+    assert epochs == int(run.best.epoch) + 5 < 200
+    for values in run.history.values():
+        assert np.isfinite(values[:epochs]).all()
+        assert np.isnan(values[epochs:]).all()
+    assert run.final["valid_loss"] == run.history["valid_loss"][epochs - 1]
+    freely = make(nnfx.models.mlp((32,)), optax.adam, epochs=epochs)(key, data, learning_rate=0.1)
+    close(freely.state.params, run.state.params, rtol=1e-5, atol=1e-6)
+
+
+def test_the_first_rule_that_says_stop_stops(key, data):
+    train = make(epochs=50, stop=(nnfx.stopping.patience, nnfx.stopping.small_change))
+    assert train(key, data, learning_rate=0.1, patience=50, tolerance=10.0).reason == "small_change"
+    assert train(key, data, learning_rate=0.1, patience=50, tolerance=1e-30).reason == "last epoch"
+
+
+def test_a_vmapped_run_equals_the_runs_made_one_at_a_time(data):
+    train = make(nnfx.models.mlp((8,), dropout=0.2), epochs=20, stop=nnfx.stopping.small_change)
+    keys, rates = jax.random.split(jax.random.key(5), 3), jnp.array([0.01, 0.1, 0.3])
+    runs = jax.vmap(lambda key, rate: train(key, data, learning_rate=rate, tolerance=0.02))(keys, rates)
+    for i in range(3):
+        single = train(keys[i], data, learning_rate=rates[i], tolerance=0.02)
+        assert int(runs.epochs[i]) == int(single.epochs)
+        close(jax.tree.map(lambda a, i=i: a[i], runs.state.params), single.state.params, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(runs.history["valid_loss"][i], single.history["valid_loss"], rtol=1e-5)
+    assert len(set(runs.epochs.tolist())) > 1
+    assert runs.best.params["output"]["kernel"].shape == (3, 8, 1)
+    predictions = jax.vmap(lambda run: run.predict(jnp.array([[30.0, 40.0]])))(runs)
+    assert predictions.shape == (3, 1, 1)
+
+
+def test_the_gradient_through_a_run_equals_central_differences(key):
+    with jax.enable_x64(True):
+        passengers = nnfx.data.titanic("fare", "age", key=key, valid_fraction=0.25)
+        train = make(epochs=3, batch_size=100, optimizer=optax.sgd)
+
+        def held_out(rate):
+            return train(key, passengers, learning_rate=rate).final["valid_loss"]
+
+        slope = jax.grad(held_out)(0.3)
+        central = (held_out(0.3 + 1e-5) - held_out(0.3 - 1e-5)) / 2e-5
+        np.testing.assert_allclose(slope, central, rtol=1e-6)
+
+
+def test_the_hyper_parameters_are_those_of_the_parts():
+    assert make().hyper_names == ("label_smoothing", "learning_rate", "momentum")
+    fixed = make(optimizer=functools.partial(optax.sgd, 0.1), stop=nnfx.stopping.patience)
+    assert fixed.hyper_names == ("label_smoothing", "min_improvement", "momentum", "patience")
+
+
+def test_a_model_of_hyper_parameters_predicts_after_training(key, data):
+    train = make(lambda dropout: nnfx.models.mlp((4,), dropout=dropout))
+    run = train(key, data, learning_rate=0.1, dropout=0.5)
+    plain = nnfx.models.mlp((4,)).apply(run.best.variables, data.preprocess(np.array([[7.0, 30.0]])))
+    np.testing.assert_allclose(run.predict([[7.0, 30.0]]), plain, rtol=1e-6)
+
+
+def test_smoothing_and_momentum_reach_their_parts(key, data):
+    def losses(**hyper):
+        return make()(key, data, learning_rate=0.1, **hyper).history["train_loss"].tolist()
+
+    assert losses() != losses(label_smoothing=0.2) != losses(momentum=0.9)
+    assert losses() == losses(label_smoothing=0.0) == losses(momentum=0.0)
+
+
+def test_bfloat16_and_float64_data_are_trained_in_their_dtype(key):
+    with jax.enable_x64(True):
+        double = nnfx.data.titanic("fare", "age")
+        run = make(optimizer=optax.adam)(key, double, learning_rate=0.1)
+        assert run.history["train_loss"].dtype == jnp.float64
+
+
+def test_inputs_may_be_a_tree(key):
+    def init(key, inputs):
+        return {"params": {"w": jnp.ones((2,))}}
+
+    def apply(variables, inputs, *, key=None, weights=None, train=False):
+        outputs = inputs["a"] * variables["params"]["w"][0] + inputs["b"] * variables["params"]["w"][1]
+        return (outputs, {}) if train else outputs
+
+    rows = nnfx.Batch({"a": jnp.arange(4.0), "b": jnp.ones(4)}, jnp.arange(4.0) * 2 - 1, jnp.ones(4))
+    prepared = nnfx.data.prepare(np.ones((4, 1)), np.ones(4))
+    data = nnfx.data.Data(rows, None, prepared.preprocess)
+    train = nnfx.fit(nnfx.Model(init, apply), nnfx.losses.mean_square_error, optax.sgd, epochs=300, batch_size=3)
+    run = train(key, data, learning_rate=0.1)
+    np.testing.assert_allclose(run.best.params["w"], [2, -1], atol=1e-2)
