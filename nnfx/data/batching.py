@@ -1,5 +1,6 @@
 """Seeded minibatches: which rows make up which batch, as a pure function of a key and an epoch."""
 
+import math
 from typing import Any
 
 import jax
@@ -28,8 +29,70 @@ def shuffled(key: Array, epoch: Array, rows: int, batch_size: int) -> Array:
         >>> order.shape, sorted(order.ravel().tolist())
         ((3, 2), [0, 1, 2, 3, 4, 5])
     """
-    order = jax.random.permutation(jax.random.fold_in(key, epoch), rows)
-    return _in_batches(order, rows, batch_size)
+    return _in_batches(permutation(jax.random.fold_in(key, epoch), rows), rows, batch_size)
+
+
+def permutation(key: Array, rows: int) -> Array:
+    """Draw an order of `rows` rows; several times faster than the sort behind `jax.random.permutation`.
+
+    A number i < rows is written as (l, r) in Z_a × Z_b with a ≈ b ≈ √rows, and both digits are moved in turn
+    by a keyed hash of the other: `l ← l + F(r) mod a`, `r ← r + G(l) mod b`. Every round can be undone, so the
+    whole is a bijection, and each place is computed by itself. The few numbers that land between rows and a·b go
+    through once more, which ends as they are on a cycle that leaves that range.
+
+    Args:
+        key: a typed key.
+        rows: how many; orders of fewer than 16 are sorted, since so small a cipher is not uniform.
+
+    Returns:
+        Every number from 0 to rows − 1 once, int32 `(rows,)`.
+
+    Example:
+        >>> sorted(permutation(jax.random.key(0), 20).tolist()) == list(range(20))
+        True
+
+    References:
+        Black and Rogaway, *Ciphers with arbitrary finite domains*, CT-RSA 2002, the generalised Feistel cipher.
+    """
+    if rows < _SMALLEST_CIPHER:
+        return jax.random.permutation(key, rows)
+    a = math.isqrt(rows - 1) + 1
+    b = -(-rows // a)
+    round_keys = jax.random.bits(key, (_ROUNDS,), jnp.uint32)
+
+    def encrypt(numbers: Array) -> Array:
+        left, right = numbers // jnp.uint32(b), numbers % jnp.uint32(b)
+        for i in range(0, _ROUNDS, 2):
+            left = _add_below(left, _hash(right ^ round_keys[i]), a)
+            right = _add_below(right, _hash(left ^ round_keys[i + 1]), b)
+        return left * jnp.uint32(b) + right
+
+    numbers = encrypt(jnp.arange(rows, dtype=jnp.uint32))
+    if a * b > rows:
+        numbers = jax.lax.while_loop(
+            lambda numbers: (numbers >= rows).any(),
+            lambda numbers: jnp.where(numbers >= rows, encrypt(numbers), numbers),
+            numbers,
+        )
+    return numbers.astype(jnp.int32)
+
+
+_SMALLEST_CIPHER = 16
+_ROUNDS = 8
+
+
+def _hash(x: Array) -> Array:
+    """Mix the bits of 32-bit numbers: a finaliser of multiplications and shifts."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def _add_below(digit: Array, hashed: Array, base: int) -> Array:
+    """Add a hash, scaled below the base, to a digit, modulo the base; without a division."""
+    scaled = ((hashed >> 16) * jnp.uint32(base)) >> 16
+    total = digit + scaled
+    return jnp.where(total >= base, total - jnp.uint32(base), total)
 
 
 def in_order(rows: int, batch_size: int) -> Array:

@@ -17,21 +17,49 @@ def test_every_row_is_visited_once_an_epoch(key, rows, batch_size):
 
 
 def test_the_order_depends_on_the_key_and_the_epoch_alone(key):
-    orders = [
+    drawn = [
         np.asarray(batching.shuffled(k, jnp.int32(e), 50, 5)).tolist() for k in (key, jax.random.key(1)) for e in (0, 1)
     ]
-    assert len({str(order) for order in orders}) == 4
-    assert np.asarray(batching.shuffled(key, jnp.int32(1), 50, 5)).tolist() == orders[1]
+    assert len({str(order) for order in drawn}) == 4
+    assert np.asarray(batching.shuffled(key, jnp.int32(1), 50, 5)).tolist() == drawn[1]
 
 
-@pytest.mark.parametrize("rows", [2, 3, 5, 8, 33])
-def test_orders_are_uniform_over_positions(key, rows):
-    epochs = 4000
-    orders = jax.vmap(lambda e: batching.shuffled(key, e, rows, rows)[0])(jnp.arange(epochs))
-    counts = np.stack([np.bincount(column, minlength=rows) for column in np.asarray(orders).T])
-    chi_square = ((counts - epochs / rows) ** 2 / (epochs / rows)).sum()
-    freedom = (rows - 1) ** 2
-    assert chi_square < freedom + 5 * np.sqrt(2 * freedom)
+def orders(key, rows, epochs=20_000):
+    draw = jax.jit(jax.vmap(lambda epoch: batching.permutation(jax.random.fold_in(key, epoch), rows)))
+    return np.asarray(draw(jnp.arange(epochs)))
+
+
+def deviation(counts, expected, freedom):
+    """Chi-square in standard deviations from its expectation."""
+    return (((counts - expected) ** 2 / expected).sum() - freedom) / np.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("rows", [2, 3, 15, 16, 17, 33, 101, 257])
+def test_orders_are_uniform(key, rows):
+    drawn = orders(key, rows)
+    assert (np.sort(drawn, axis=1) == np.arange(rows)).all()
+
+    positions = np.stack([np.bincount(column, minlength=rows) for column in drawn.T])
+    assert abs(deviation(positions, len(drawn) / rows, (rows - 1) ** 2)) < 5
+
+    other_row = ~np.eye(rows, dtype=bool)
+    for i, j in [(0, 1), (0, rows // 2), (rows // 3, rows - 1)]:
+        if i != j:
+            pairs = np.zeros((rows, rows))
+            np.add.at(pairs, (drawn[:, i], drawn[:, j]), 1)
+            freedom = rows * (rows - 1) - 1
+            assert abs(deviation(pairs[other_row], len(drawn) / (freedom + 1), freedom)) < 5
+
+    ascents = (drawn[:, 1:] > drawn[:, :-1]).sum(1)
+    assert abs(ascents.mean() - (rows - 1) / 2) < 5 * np.sqrt((rows + 1) / 12 / len(drawn))
+    if rows > 2:
+        assert abs(ascents.var() / ((rows + 1) / 12) - 1) < 0.1
+    fixed = (drawn == np.arange(rows)).sum(1)
+    assert abs(fixed.mean() - 1) < 5 / np.sqrt(len(drawn))
+
+
+def test_the_largest_orders_are_orders_too(key):
+    assert np.array_equal(np.sort(batching.permutation(key, 1_000_003)), np.arange(1_000_003))
 
 
 def test_rows_in_their_own_order():
