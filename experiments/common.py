@@ -66,14 +66,17 @@ class Results:
         plt.close(figure)
         os.replace(aside, self.out / f"{name}.png")
 
-    def history(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write `history.csv`, one row an epoch."""
-        rows = list(rows)
+    def history(self, curves: Mapping[str, Any]) -> None:
+        """Write `history.csv`, one row an epoch and one column a curve; what was not run is left empty."""
+        columns = {name: np.asarray(values) for name, values in curves.items()}
+        epochs = max(int(np.isfinite(values).sum()) for values in columns.values())
         aside = self._aside("history.csv")
         with aside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+            writer = csv.writer(file)
+            writer.writerow(["epoch", *columns])
+            for i in range(epochs):
+                cells = [values[i] if i < len(values) else np.nan for values in columns.values()]
+                writer.writerow([i + 1, *("" if np.isnan(cell) else f"{cell:.7g}" for cell in cells)])
         os.replace(aside, self.out / "history.csv")
 
     def summary(self, numbers: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,12 +52,12 @@ def main(config: Config) -> dict[str, Any]:
     results = Results(config.out)
     key, split_key, perceptron_key = jax.random.split(jax.random.key(config.seed), 3)
     passengers = nnfx.data.titanic("fare", "age")
-    halves = nnfx.data.titanic("fare", "age", key=split_key, valid_fraction=0.25)
-    print(f"all passengers: {passengers.report}\nheld out apart: {halves.report}\n")
+    split = nnfx.data.titanic("fare", "age", key=split_key, valid_fraction=0.25)
+    print(f"all passengers: {passengers.report}\nheld out apart: {split.report}\n")
 
     perceptron = train_perceptron(perceptron_key, passengers)
-    linear = train_network(key, halves, config, activation="identity")
-    network = train_network(key, halves, config, activation="tanh")
+    linear = train_network(key, split, config, activation="identity")
+    network = train_network(key, split, config, activation="tanh")
 
     show_one_passenger(key, network)
     kernel, bias = passengers.preprocess.raw_units(perceptron.best.params["kernel"], perceptron.best.params["bias"])
@@ -68,12 +68,13 @@ def main(config: Config) -> dict[str, Any]:
     )
 
     scores = {
-        "perceptron": {"train": score(perceptron, passengers.train)},
-        "linear network": {"train": score(linear, halves.train), "test": score(linear, halves.valid)},
-        "network (tanh)": {"train": score(network, halves.train), "test": score(network, halves.valid)},
+        "perceptron": {"all": score(perceptron, passengers.train)},
+        "linear network": {"train": score(linear, split.train), "test": score(linear, split.valid)},
+        "network (tanh)": {"train": score(network, split.train), "test": score(network, split.valid)},
         "majority class": {
-            "train": score_majority(halves.train, halves.train),
-            "test": score_majority(halves.train, halves.valid),
+            "all": score_majority(passengers.train, passengers.train),
+            "train": score_majority(split.train, split.train),
+            "test": score_majority(split.train, split.valid),
         },
     }
     print_table(
@@ -90,21 +91,20 @@ def main(config: Config) -> dict[str, Any]:
     draw_learning_curves(results, runs)
     draw_the_line_of_the_course(results)
     results.history(
-        {"epoch": i + 1}
-        | {
+        {
             f"{name} {metric}": values
-            for name, run in (("linear", linear), ("tanh", network))
-            for metric, values in {k: float(v[i]) for k, v in run.history.items()}.items()
+            for name, run in runs.items()
+            for metric, values in run.history.items()
+            if name != "perceptron" or metric.startswith("train")
         }
-        for i in range(config.epochs)
     )
     return results.summary(
         {
-            "rows": scores["perceptron"]["train"]["rows"],
+            "rows": scores["perceptron"]["all"]["rows"],
             "perceptron": {
                 "bias": bias[0],
                 "weights": {"fare": kernel[0, 0], "age": kernel[1, 0]},
-                **without_rows(scores["perceptron"]["train"]),
+                **without_rows(scores["perceptron"]["all"]),
                 "epochs": perceptron.epochs,
                 "converged": perceptron.reason == "small_change",
             },

@@ -14,7 +14,7 @@ from nnfx import activations, compatibility, data, losses, metrics, models, ops
 from nnfx.training import stopping
 from nnfx.training.fit import fit
 from nnfx.training.run import Run
-from nnfx.training.step import evaluate, init_state, make_step
+from nnfx.training.step import evaluate, init_state, make_step, split_key
 from nnfx.types import Batch, Mean, Model, TrainState
 
 __version__ = "0.1.0"
@@ -35,6 +35,7 @@ __all__ = [
     "metrics",
     "models",
     "ops",
+    "split_key",
     "stopping",
 ]
 

@@ -26,7 +26,7 @@ def describe(value: Any) -> str:
     ('float32[3,2]', "'tanh'")
     """
     if hasattr(value, "shape") and hasattr(value, "dtype"):
-        if value.shape == () and is_concrete(value) and np.issubdtype(value.dtype, np.number):
+        if value.shape == () and is_concrete(value) and jnp.issubdtype(value.dtype, np.number):
             return f"{value}"
         return f"{value.dtype}[{','.join(map(str, value.shape))}]"
     text = repr(value)
@@ -102,9 +102,29 @@ def finite(name: str, value: Any) -> None:
     """Require that an array of concrete values holds neither NaN nor an infinity."""
     if not is_concrete(value) or not jnp.issubdtype(value.dtype, np.inexact):
         return
-    host = value if isinstance(value, np.ndarray) else None
-    good = bool(np.isfinite(host).all() if host is not None else jnp.isfinite(value).all())
-    if not good:
-        bad = np.argwhere(~np.isfinite(np.asarray(value)))
-        first = tuple(int(i) for i in bad[0])
-        raise ValueError(f"{name}: expected finite numbers, got {len(bad)} not finite, the first at {first}")
+    with jax.ensure_compile_time_eval():  # so that constants within a jit are looked at as well
+        good = bool(np.isfinite(value).all() if isinstance(value, np.ndarray) else jnp.isfinite(value).all())
+        if not good:
+            bad = np.argwhere(~np.isfinite(np.asarray(value, np.float64)))
+            first = tuple(int(i) for i in bad[0])
+            raise ValueError(f"{name}: expected finite numbers, got {len(bad)} not finite, the first at {first}")
+
+
+def weights(name: str, value: Any) -> None:
+    """Require concrete weights to be finite, none negative, and some positive."""
+    finite(name, value)
+    if is_concrete(value):
+        with jax.ensure_compile_time_eval():
+            lowest, highest = float(value.min()), float(value.max())
+        if lowest < 0 or highest <= 0:
+            raise ValueError(f"{name}: expected none negative and some positive, got {lowest:g} to {highest:g}")
+
+
+def binary_labels(name: str, value: Any) -> None:
+    """Require concrete labels to be 0 or 1."""
+    numeric(name, value)
+    if is_concrete(value):
+        with jax.ensure_compile_time_eval():
+            is_wrong = (value != 0) & (value != 1)
+            if is_wrong.any():
+                raise ValueError(f"{name}: expected binary labels, 0 or 1, got {value[is_wrong][0]:g}")

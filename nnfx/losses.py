@@ -77,11 +77,7 @@ def _check_real(outputs: Any, targets: Any) -> None:
 
 def _check_binary(outputs: Any, targets: Any) -> None:
     _check_shapes(outputs, targets)
-    if checks.is_concrete(targets):
-        values = np.asarray(targets)
-        wrong = values[(values != 0) & (values != 1)]
-        if wrong.size:
-            raise ValueError(f"targets: expected binary labels, 0 or 1, got {wrong.flat[0]:g}")
+    checks.binary_labels("targets", targets)
 
 
 def _check_categorical(outputs: Any, targets: Any) -> None:
@@ -91,24 +87,22 @@ def _check_categorical(outputs: Any, targets: Any) -> None:
             f"outputs: expected logits of two classes or more, (batch, classes), got {checks.describe(outputs)}"
         )
     classes = outputs.shape[-1]
-    if targets.shape == outputs.shape:
-        if checks.is_concrete(targets):
-            values = np.asarray(targets, np.float64)
-            if not ((values >= 0).all() and np.allclose(values.sum(-1), 1, atol=1e-3)):
-                raise ValueError(
-                    "targets: expected one-hot labels or probabilities, rows of non-negative"
-                    " numbers that sum to 1, got other rows"
-                )
-        return
-    if targets.shape != outputs.shape[:-1] or not jnp.issubdtype(targets.dtype, np.integer):
+    one_hot = targets.shape == outputs.shape
+    if not one_hot and not (targets.shape == outputs.shape[:-1] and jnp.issubdtype(targets.dtype, np.integer)):
         raise ValueError(
             f"targets: expected integer labels {list(outputs.shape[:-1])} or one-hot labels"
             f" {list(outputs.shape)} for outputs {checks.describe(outputs)}, got {checks.describe(targets)}"
         )
-    if checks.is_concrete(targets) and targets.size:
+    if not checks.is_concrete(targets) or targets.size == 0:
+        return
+    with jax.ensure_compile_time_eval():
+        if one_hot:
+            if not (targets.min() >= 0 and abs(targets.sum(-1) - 1).max() < 0.01):
+                raise ValueError("targets: expected one-hot rows or probabilities that sum to 1, got other rows")
+            return
         low, high = int(targets.min()), int(targets.max())
-        if low < 0 or high >= classes:
-            raise ValueError(f"targets: expected labels from 0 to {classes - 1}, got labels from {low} to {high}")
+    if low < 0 or high >= classes:
+        raise ValueError(f"targets: expected labels from 0 to {classes - 1}, got labels from {low} to {high}")
 
 
 def _aligned(outputs: Array, targets: Array) -> tuple[Array, Array]:
@@ -183,8 +177,10 @@ def binary_cross_entropy_from_probabilities(
         >>> binary_cross_entropy_from_probabilities(jnp.array([0.5, 0.0]), jnp.array([1, 0]))
         Array([0.6931472, 0.       ], dtype=float32)
     """
-    if checks.is_concrete(probabilities) and not bool(((probabilities >= 0) & (probabilities <= 1)).all()):
-        raise ValueError("probabilities: expected numbers from 0 to 1, got others; are they logits?")
+    if checks.is_concrete(probabilities):
+        with jax.ensure_compile_time_eval():
+            if not ((probabilities >= 0) & (probabilities <= 1)).all():
+                raise ValueError("probabilities: expected numbers from 0 to 1, got others; are they logits?")
     probabilities, labels = _aligned(probabilities, labels)
     labels = _smoothed(labels, label_smoothing, classes=2)
     limits = jnp.finfo(probabilities.dtype)

@@ -20,10 +20,10 @@ def binary_accuracy(logits: Array, labels: Array) -> Array:
         labels: 0 or 1, in the shape of the logits or `(batch,)`.
 
     Returns:
-        `(batch,)` in the dtype of the logits, the mean over several outputs.
+        `(batch,)` in the dtype of the logits, the mean over several outputs; NaN for logits that are NaN.
 
     Raises:
-        ValueError: for shapes that do not fit.
+        ValueError: for labels other than 0 and 1, or shapes that do not fit.
 
     Example:
         >>> binary_accuracy(jnp.array([2.0, 3.0]), jnp.array([1, 0]))
@@ -31,8 +31,9 @@ def binary_accuracy(logits: Array, labels: Array) -> Array:
     """
     if logits.shape not in (labels.shape, (*labels.shape, 1)):
         raise ValueError(f"labels: expected {checks.describe(logits)}, got {checks.describe(labels)}")
-    right = (logits.reshape(labels.shape) > 0) == (labels > 0)
-    return right.reshape(right.shape[0], -1).astype(logits.dtype).mean(-1)
+    checks.binary_labels("labels", labels)
+    logits = logits.reshape(labels.shape)
+    return _per_example((logits > 0) == (labels > 0), jnp.isnan(logits), logits.dtype)
 
 
 def accuracy(logits: Array, labels: Array) -> Array:
@@ -43,7 +44,7 @@ def accuracy(logits: Array, labels: Array) -> Array:
         labels: integers `(batch,)`, or one-hot rows `(batch, classes)`.
 
     Returns:
-        `(batch,)` in the dtype of the logits.
+        `(batch,)` in the dtype of the logits; NaN for logits that are NaN.
 
     Raises:
         ValueError: for shapes that do not fit.
@@ -52,15 +53,19 @@ def accuracy(logits: Array, labels: Array) -> Array:
         >>> accuracy(jnp.array([[0.0, 1.0], [0.0, 1.0]]), jnp.array([1, 0]))
         Array([1., 0.], dtype=float32)
     """
-    if logits.ndim < 2 or labels.shape not in (logits.shape, logits.shape[:-1]):
+    if logits.ndim < 2 or logits.shape[-1] < 2:
+        raise ValueError(
+            f"logits: expected two classes or more, (batch, classes), got {checks.describe(logits)};"
+            " for a single output there is binary_accuracy"
+        )
+    if labels.shape not in (logits.shape, logits.shape[:-1]):
         raise ValueError(
             f"labels: expected integers (batch,) or one-hot rows for logits {checks.describe(logits)},"
             f" got {checks.describe(labels)}"
         )
     if labels.shape == logits.shape:
         labels = labels.argmax(-1)
-    right = logits.argmax(-1) == labels
-    return right.reshape(right.shape[0], -1).astype(logits.dtype).mean(-1)
+    return _per_example(logits.argmax(-1) == labels, jnp.isnan(logits).any(-1), logits.dtype)
 
 
 def roc_auc(scores: Array, labels: Array) -> Array:
@@ -71,10 +76,10 @@ def roc_auc(scores: Array, labels: Array) -> Array:
         labels: 0 or 1, `(batch,)`.
 
     Returns:
-        A scalar between 0 and 1; NaN where one of the two classes is absent.
+        A float32 scalar between 0 and 1; NaN where a score is, or where one of the two classes is absent.
 
     Raises:
-        ValueError: for shapes that do not fit.
+        ValueError: for labels other than 0 and 1, or shapes that do not fit.
 
     Example:
         >>> roc_auc(jnp.array([0.1, 0.4, 0.35, 0.8]), jnp.array([0, 0, 1, 1]))
@@ -88,11 +93,21 @@ def roc_auc(scores: Array, labels: Array) -> Array:
             f"scores: expected one score for each of the labels {checks.describe(labels)},"
             f" got {checks.describe(scores)}"
         )
+    checks.binary_labels("labels", labels)
     scores = scores.reshape(-1)
+    is_negative = labels == 0
     ordered = jnp.sort(scores)
-    below = jnp.searchsorted(ordered, scores, side="left").astype(scores.dtype)
-    not_above = jnp.searchsorted(ordered, scores, side="right").astype(scores.dtype)
-    rank = (below + not_above + 1) / 2
-    positive = (labels > 0).astype(scores.dtype)
-    positives, negatives = positive.sum(), (1 - positive).sum()
-    return ((rank * positive).sum() / positives - (positives + 1) / 2) / negatives
+    negatives_up_to = jnp.concatenate(
+        [jnp.zeros(1, jnp.int32), jnp.cumsum(is_negative[jnp.argsort(scores)], dtype=jnp.int32)]
+    )
+    below = negatives_up_to[jnp.searchsorted(ordered, scores, side="left")]
+    not_above = negatives_up_to[jnp.searchsorted(ordered, scores, side="right")]
+    beaten = (below / 2 + not_above / 2) / is_negative.sum()
+    area = jnp.where(is_negative, 0, beaten).sum() / (~is_negative).sum()
+    return jnp.where(jnp.isnan(scores).any(), jnp.nan, area)
+
+
+def _per_example(right: Array, unknown: Array, dtype: jnp.dtype) -> Array:
+    """Average what is right over all but the first axis; what is unknown stays so."""
+    scored = jnp.where(unknown, jnp.nan, right.astype(dtype))
+    return scored.reshape(scored.shape[0], -1).mean(-1)

@@ -117,6 +117,15 @@ class TrainState(NamedTuple):
         return {"params": self.params, **self.model_state}
 
 
+def at_least_float32(dtype: Any) -> Any:
+    """Return the floating dtype to count and average in: half precision cannot count to 3,000.
+
+    >>> at_least_float32(jnp.bfloat16), at_least_float32(jnp.float64)
+    (<class 'jax.numpy.float32'>, <class 'jax.numpy.float64'>)
+    """
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+
+
 class Mean(NamedTuple):
     """A weighted mean kept as two sums, so that the means of parts merge into the mean of the whole.
 
@@ -130,7 +139,7 @@ class Mean(NamedTuple):
 
     @classmethod
     def of(cls, values: Array, weights: Array | None = None) -> "Mean":
-        """Weigh one value per example, `(batch,)`; every weight is 1 where none are given.
+        """Weigh one value per example, `(batch,)`, in float32 at least; every weight is 1 where none are given.
 
         Raises:
             ValueError: for values that are not one per example, or other than one weight per value.
@@ -141,10 +150,13 @@ class Mean(NamedTuple):
         """
         if values.ndim != 1:
             raise ValueError(f"values: expected one per example, (batch,), got {checks.describe(values)}")
+        dtype = at_least_float32(values.dtype)
+        values = values.astype(dtype)
         if weights is None:
-            return cls(values.sum(), jnp.asarray(values.shape[0], values.dtype))
+            return cls(values.sum(), jnp.asarray(values.shape[0], dtype))
         if weights.shape != values.shape:
             raise ValueError(f"weights: expected one per example, {values.shape}, got {checks.describe(weights)}")
+        weights = weights.astype(dtype)
         return cls(jnp.vdot(weights, values), weights.sum())
 
     @property

@@ -152,6 +152,10 @@ def test_means_of_parts_merge_into_the_mean_of_the_whole():
     np.testing.assert_allclose(merged.value, losses.empirical(values, weights), rtol=1e-6)
 
 
+def test_a_mean_of_many_values_of_few_bits():
+    assert losses.empirical(jnp.ones(70_000, jnp.float16)) == 1
+
+
 def test_no_weight_at_all_gives_zero_with_a_finite_gradient():
     value, gradient = jax.value_and_grad(losses.empirical)(jnp.ones(3), jnp.zeros(3))
     assert value == 0

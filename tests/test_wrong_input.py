@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,6 +40,12 @@ def gapped(value):
     return x
 
 
+def weights_of_train():
+    weights = np.ones(20)
+    weights[np.asarray(prepare(X, np.arange(20), key=KEY, valid_fraction=0.25).valid.targets)] = 0
+    return weights
+
+
 def step_with(loss):
     model = models.perceptron()
     step = nnfx.make_step(model, loss, optax.sgd(0.1))
@@ -47,6 +54,9 @@ def step_with(loss):
 
 TARGETS = DATA.train.targets
 PLAIN, ONES = jnp.ones(3), jnp.ones((3, 1))
+
+RUN = run()
+RUNS = jax.vmap(lambda key: fit()(key, DATA))(jax.random.split(KEY, 2))
 
 CASES = {
     # models
@@ -93,6 +103,9 @@ CASES = {
     "lengths": (lambda: losses.mean_square_error(PLAIN, jnp.ones(4)), ValueError, r"targets: .*\[3\].*got float32\[4\]"),
     "absolute rank": (lambda: losses.mean_absolute_error(jnp.ones((3, 2)), PLAIN), ValueError, "targets: "),
     "huber scalar": (lambda: losses.huber(jnp.float32(1), jnp.float32(1)), ValueError, "outputs: expected a batch"),
+    "one output is not a class": (lambda: metrics.accuracy(ONES, jnp.ones(3, int)), ValueError, "logits: .*binary_accuracy"),
+    "binary accuracy labels": (lambda: metrics.binary_accuracy(PLAIN, 2 * PLAIN), ValueError, "labels: .*got 2"),
+    "roc_auc labels": (lambda: metrics.roc_auc(PLAIN, jnp.array([1, 2, 1])), ValueError, "labels: .*got 2"),
     "huber delta": (lambda: losses.huber(PLAIN, PLAIN, delta=0.0), ValueError, "delta: .*above 0, got 0"),
     "targets of text": (lambda: losses.mean_square_error(PLAIN, np.array(["a"] * 3)), TypeError, "targets: .*<U1"),
     "targets not finite": (lambda: losses.huber(PLAIN, PLAIN * jnp.nan), ValueError, "targets: expected finite"),
@@ -128,14 +141,24 @@ CASES = {
     "prepare unknown missing": (lambda: prepare(X, Y, missing="mean"), ValueError, "missing: .*'median'"),
     "prepare nothing left": (lambda: prepare(X * np.nan, Y, missing="drop"), ValueError, "inputs: .*got none"),
     "prepare unknown median": (lambda: prepare(X * np.nan, Y, missing="median"), ValueError, "inputs: .*'x0'"),
-    "prepare weights": (lambda: prepare(X, Y, weights=-np.ones(20)), ValueError, "weights: .*got -1"),
+    "prepare weights": (lambda: prepare(X, Y, weights=-np.ones(20)), ValueError, "weights: .*negative.*got -1"),
+    "prepare no weight": (lambda: prepare(X, Y, weights=np.zeros(20)), ValueError, "weights: .*some positive"),
+    "prepare no held-out weight": (
+        lambda: prepare(X, Y, key=KEY, valid_fraction=0.25, weights=weights_of_train()), ValueError, "weights of data.valid: "
+    ),
+    "prepare integers too large": (lambda: prepare(X, Y + 3_000_000_000), ValueError, "targets: .*int32"),
+    "prepare far from zero": (lambda: prepare(X + 1e9, Y), ValueError, "inputs: .*'x0'.*subtract an offset"),
+    "prepare features as text": (lambda: prepare(X, Y, features="ab"), TypeError, "features: "),
     "prepare weights' length": (lambda: prepare(X, Y, weights=np.ones(3)), ValueError, "weights: .*one per row"),
     "prepare features": (lambda: prepare(X, Y, features=["a"]), ValueError, "features: expected 2 names, got 1"),
     "prepare fraction": (lambda: prepare(X, Y, key=KEY, valid_fraction=1.0), ValueError, "valid_fraction: .*below 1"),
     "prepare empty part": (lambda: prepare(X, Y, key=KEY, valid_fraction=0.01), ValueError, "valid_fraction: .*rows in both"),
     "prepare no key": (lambda: prepare(X, Y, valid_fraction=0.5), TypeError, "key: .*got None"),
     "prepare legacy key": (lambda: prepare(X, Y, key=LEGACY_KEY, valid_fraction=0.5), TypeError, "key: .*uint32"),
-    "preprocess features": (lambda: DATA.preprocess(np.ones((3, 5))), ValueError, r"inputs: expected raw features \(batch, 2\)"),
+    "preprocess NaN": (lambda: DATA.preprocess(X * np.nan), ValueError, "inputs: expected finite numbers, got 40"),
+    "preprocess infinite": (lambda: DATA.preprocess(X * np.inf), ValueError, "inputs: expected finite"),
+    "preprocess text": (lambda: DATA.preprocess(np.ones((3, 2)) * 1j), TypeError, "inputs: .*complex"),
+    "preprocess features": (lambda: DATA.preprocess(np.ones((3, 5))), ValueError, r"inputs: expected raw features .batch, 2."),
     "titanic unknown column": (lambda: titanic("fare", "agee"), ValueError, r"columns: .*did you mean 'age'\?"),
     "titanic no column": (lambda: titanic(), ValueError, "columns: expected at least one"),
     "titanic column twice": (lambda: titanic("age", "age"), ValueError, "columns: expected each column once"),
@@ -159,6 +182,10 @@ CASES = {
     "fit optimizer": (lambda: fit(optimizer="adam"), TypeError, "optimizer: expected an Optax"),
     "fit metrics": (lambda: fit(metrics={"accuracy": 1}), TypeError, "accuracy: expected a function"),
     "fit metric called loss": (lambda: fit(metrics={"loss": metrics.accuracy}), ValueError, "metrics: .*'loss'"),
+    "fit a Flax module": (lambda: fit(model=nn.Dense(1)), TypeError, "model: .*from_linen"),
+    "fit negative rate": (
+        lambda: fit(optimizer=functools.partial(optax.sgd, -0.1)), ValueError, "learning_rate: .*above 0, got -0.1"
+    ),
     "fit rule": (lambda: fit(stop=[5]), TypeError, "stop: expected factories"),
     "fit epochs": (lambda: fit(epochs=0), ValueError, "epochs: .*got 0"),
     "fit batch of zero": (lambda: fit(batch_size=0), ValueError, "batch_size: .*got 0"),
@@ -191,6 +218,44 @@ CASES = {
         lambda: run(data=ONLY_TRAIN, stop=stopping.patience), ValueError, "data.valid: expected held-out data for patience"
     ),
     "run smoothing": (lambda: run(hyper={"label_smoothing": 2}), ValueError, "label_smoothing: .*at most 1, got 2"),
+    "run factory of nothing": (lambda: run(lambda: None), TypeError, "lambda.*: expected it to return a Model, got None"),
+    "run a name taken twice": (
+        lambda: run(loss=lambda o, t, momentum=0.0: losses.huber(o, t), hyper={"momentum": 0.5}),
+        TypeError,
+        "momentum: expected one part to take it, got <lambda> and sgd",
+    ),
+    "run a model that ignores train": (
+        lambda: run(nnfx.Model(models.perceptron().init, lambda v, x, **_: x @ v["params"]["kernel"])),
+        ValueError,
+        "model: expected apply.*train=True",
+    ),
+    "run a model without params": (
+        lambda: run(nnfx.Model(lambda key, x: {}, models.perceptron().apply)), ValueError, "model: expected init"
+    ),
+    "run a key as a number": (lambda: run(hyper={"momentum": KEY}), TypeError, "momentum: expected a number"),
+    "run held-out data of another width": (
+        lambda: run(data=Data(DATA.train, DATA.valid._replace(inputs=jnp.ones((5, 3))), DATA.preprocess)),
+        ValueError,
+        "data.valid.inputs: expected examples of shape .2,., got .3,.",
+    ),
+    "run weights at batch size 1": (
+        lambda: run(data=with_train(weights=jnp.arange(1.0, 16)), batch_size=1), ValueError, "batch_size: .*weights act"
+    ),
+    "run no weight": (lambda: run(data=with_train(weights=jnp.zeros(15))), ValueError, "data.train.weights: .*some positive"),
+    "run integer weights": (lambda: run(data=with_train(weights=jnp.ones(15, int))), ValueError, "data.train.weights: .*floats"),
+    "run a loss that broadcasts": (
+        lambda: run(loss=lambda o, t: ((o - t) ** 2).mean(-1)), (ValueError, TypeError), "loss: .*broadcast|rank"
+    ),
+    "run labels within a loss of one's own": (
+        lambda: run(loss=lambda o, t: losses.binary_cross_entropy(o, t), data=with_train(targets=TARGETS + 1)),
+        ValueError,
+        "targets: .*0 or 1, got 2",
+    ),
+    "evaluate not a batch": (lambda: RUN.evaluate(DATA), TypeError, "data: expected a Batch.*got Data"),
+    "predict with stacked runs": (lambda: RUNS.predict(X), ValueError, "run: expected a single run.*jax.vmap"),
+    "reason of stacked runs": (lambda: RUNS.reason, ValueError, "run: expected a single run"),
+    "predict other features": (lambda: RUN.predict(np.ones((2, 3))), ValueError, "inputs: expected raw features"),
+    "predict NaN": (lambda: RUN.predict(X * np.nan), ValueError, "inputs: expected finite"),
     "run NaN inputs": (
         lambda: run(data=with_train(inputs=DATA.train.inputs.at[2, 1].set(jnp.nan))),
         ValueError,

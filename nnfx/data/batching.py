@@ -1,7 +1,7 @@
 """Seeded minibatches: which rows make up which batch, as a pure function of a key and an epoch."""
 
 import math
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,16 +18,26 @@ def steps_per_epoch(rows: int, batch_size: int) -> int:
     return -(-rows // batch_size)
 
 
-def shuffled(key: Array, epoch: Array, rows: int, batch_size: int) -> Array:
-    """Return the rows of each batch of one epoch, every row once: integers `(steps, batch_size)`.
+class Order(NamedTuple):
+    """Which rows make up which batch.
 
-    The order depends on `(key, epoch)` alone. The places that an incomplete last batch leaves over
-    hold the number `rows`, which is no row.
+    Attributes:
+        rows: int32 `(steps, batch)`.
+        is_real: boolean, of the same shape; false for the places that an incomplete last batch leaves over,
+            which hold rows that come earlier in the order, to be given no weight.
+    """
+
+    rows: Array
+    is_real: Array
+
+
+def shuffled(key: Array, epoch: Array | int, rows: int, batch_size: int) -> Order:
+    """Return the batches of one epoch, every row once, in an order that depends on `(key, epoch)` alone.
 
     Example:
-        >>> order = shuffled(jax.random.key(0), jnp.int32(0), rows=5, batch_size=2)
-        >>> order.shape, sorted(order.ravel().tolist())
-        ((3, 2), [0, 1, 2, 3, 4, 5])
+        >>> order = shuffled(jax.random.key(0), epoch=0, rows=5, batch_size=2)
+        >>> order.rows.shape, sorted(order.rows[order.is_real].tolist())
+        ((3, 2), [0, 1, 2, 3, 4])
     """
     return _in_batches(permutation(jax.random.fold_in(key, epoch), rows), rows, batch_size)
 
@@ -89,33 +99,31 @@ def _hash(x: Array) -> Array:
 
 
 def _add_below(digit: Array, hashed: Array, base: int) -> Array:
-    """Add a hash, scaled below the base, to a digit, modulo the base; without a division."""
-    scaled = ((hashed >> 16) * jnp.uint32(base)) >> 16
+    """Add a hash, brought below the base, to a digit, modulo the base."""
+    # without a division where 16 bits are many against the base
+    scaled = ((hashed >> 16) * jnp.uint32(base)) >> 16 if base <= 256 else hashed % jnp.uint32(base)
     total = digit + scaled
     return jnp.where(total >= base, total - jnp.uint32(base), total)
 
 
-def in_order(rows: int, batch_size: int) -> Array:
-    """Return the rows of each batch in their own order; as `shuffled`, without the key."""
-    return _in_batches(jnp.arange(rows), rows, batch_size)
+def in_order(rows: int, batch_size: int) -> Order:
+    """Return the batches of all rows in their own order."""
+    return _in_batches(jnp.arange(rows, dtype=jnp.int32), rows, batch_size)
 
 
-def _in_batches(order: Array, rows: int, batch_size: int) -> Array:
-    steps = steps_per_epoch(rows, batch_size)
-    return jnp.pad(order, (0, steps * batch_size - rows), constant_values=rows).reshape(steps, batch_size)
+def _in_batches(order: Array, rows: int, batch_size: int) -> Order:
+    shape = steps_per_epoch(rows, batch_size), batch_size
+    places = jnp.arange(shape[0] * shape[1])
+    return Order(jnp.resize(order, shape), (places < rows).reshape(shape))
 
 
-def take(data: Batch, rows: Array) -> Batch:
-    """Return the batch of these rows `(batch,)`; a row number past the end gives an example of weight zero.
+def take(data: Batch, order: Order) -> Batch:
+    """Return the batch of these rows; a place that is not real gives an example of weight zero.
 
     Example:
         >>> data = Batch(jnp.ones((3, 2)), jnp.arange(3), jnp.ones(3))
-        >>> take(data, jnp.array([2, 3])).weights
+        >>> take(data, Order(jnp.array([2, 0]), jnp.array([True, False]))).weights
         Array([1., 0.], dtype=float32)
     """
-
-    def gather(array: Any) -> Array:
-        return array.at[rows].get(mode="clip")
-
-    inputs, targets = jax.tree.map(gather, (data.inputs, data.targets))
-    return Batch(inputs, targets, data.weights.at[rows].get(mode="fill", fill_value=0))
+    batch = jax.tree.map(lambda array: jnp.asarray(array).at[order.rows].get(mode="promise_in_bounds"), data)
+    return batch._replace(weights=jnp.where(order.is_real, batch.weights, 0))

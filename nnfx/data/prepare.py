@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from nnfx import checks
-from nnfx.types import Array, Batch
+from nnfx.types import Array, Batch, at_least_float32
 
 Missing = Literal["error", "drop", "median"]
 
@@ -29,32 +29,39 @@ class Preprocess:
     the result is standardised: `(x − mean) / scale`.
 
     Attributes:
-        median: `(1, features)`, or a scalar where nothing is filled.
+        median: `(1, features)`; a scalar NaN where nothing is filled.
         mean: `(1, features + indicators)`, or a scalar zero where nothing is standardised.
         scale: like `mean`; the standard deviation, and 1 for a constant feature.
         indicators: the positions of the features with an indicator of being missing.
-        shape: that of a raw example; empty where it is not known.
+        shape: that of a raw example.
     """
 
     median: Array
     mean: Array
     scale: Array
-    indicators: tuple[int, ...] = ()
-    shape: tuple[int, ...] = ()
+    indicators: tuple[int, ...]
+    shape: tuple[int, ...]
 
     def __call__(self, inputs: ArrayLike) -> Array:
-        """Return raw inputs `(batch, features)` as the model wants them, `(batch, features + indicators)`."""
+        """Return raw inputs `(batch, features)` as the model wants them, `(batch, features + indicators)`.
+
+        Raises:
+            ValueError: for another number of features, or concrete values that are infinite, or missing where
+                nothing is filled.
+        """
         x = jnp.asarray(inputs)
+        checks.numeric("inputs", x)
+        if x.shape[1:] != self.shape or x.ndim == 0:
+            expected = ", ".join(["batch", *map(str, self.shape)])
+            raise ValueError(f"inputs: expected raw features ({expected}), got {checks.describe(x)}")
         if not jnp.issubdtype(x.dtype, np.floating):
             x = x.astype(self.mean.dtype)
-        if self.shape and x.shape[1:] != self.shape:
-            expected = ", ".join(map(str, self.shape))
-            raise ValueError(f"inputs: expected raw features (batch, {expected}), got {checks.describe(x)}")
         missing = jnp.isnan(x)
         x = jnp.where(missing, self.median.astype(x.dtype), x)
+        checks.finite("inputs", x)
         if self.indicators:
             x = jnp.concatenate([x, missing[:, jnp.array(self.indicators)].astype(x.dtype)], axis=1)
-        return (x - self.mean.astype(x.dtype)) / self.scale.astype(x.dtype)
+        return ((x - self.mean) / self.scale).astype(x.dtype)
 
     def raw_units(self, kernel: Array, bias: Array) -> tuple[Array, Array]:
         """Return the weights and bias of the same affine map, but on raw features.
@@ -142,10 +149,11 @@ def prepare(
         key: a typed key that draws which rows are held out.
         valid_fraction: the part of the rows to hold out, at least 0 and below 1.
         missing: what to do about NaN in the inputs: `"error"`; `"drop"` the row; or fill in the training
-            `"median"` and append an indicator column for each feature that misses values, for inputs
+            `"median"` and append an indicator column for each feature that misses values there, for inputs
             `(rows, features)`.
         standardize: whether to bring every feature to mean 0 and standard deviation 1.
-        weights: `(rows,)`, not negative; one each where not given. They do not enter the statistics.
+        weights: `(rows,)`, none negative and some positive in each part; one each where not given. They do not
+            enter the statistics.
         features: the names of the features.
 
     Returns:
@@ -165,6 +173,8 @@ def prepare(
     """
     x, y, w = _checked_arrays(inputs, targets, weights)
     checks.choice("missing", missing, ("error", "drop", "median"))
+    if isinstance(features, str):
+        raise TypeError(f"features: expected a sequence of names, got {features!r}")
     if features is not None and len(features) != x.shape[1]:
         raise ValueError(f"features: expected {x.shape[1]} names, got {len(features)}")
     names = tuple(features) if features is not None else tuple(f"x{i}" for i in range(x.shape[1]))
@@ -178,7 +188,7 @@ def prepare(
     checks.finite("inputs", x if missing == "error" else np.where(lost, 0, x))
     train, valid = _split(key, np.flatnonzero(kept), valid_fraction)
 
-    median = np.zeros(())
+    median = np.full((), np.nan)
     indicators: tuple[int, ...] = ()
     filled: dict[str, int] = {}
     if missing == "median":
@@ -190,17 +200,20 @@ def prepare(
     if standardize:
         mean, scale = x[train].mean(0, keepdims=True), x[train].std(0, keepdims=True)
         scale[scale <= 1e-12 * np.abs(mean)] = 1
+        _check_resolution(mean, scale, names)
         x = (x - mean) / scale
 
-    def batch(rows: np.ndarray) -> Batch:
-        targets = y[rows].astype(_device_dtype(y.dtype, at_least=int))
-        return Batch(jnp.asarray(x[rows], dtype), jnp.asarray(targets), jnp.asarray(w[rows], dtype))
+    precise = at_least_float32(dtype)
+
+    def batch(name: str, rows: np.ndarray) -> Batch:
+        checks.weights(f"weights of {name}", w[rows])
+        return Batch(jnp.asarray(x[rows], dtype), jnp.asarray(y[rows]), jnp.asarray(w[rows], precise))
 
     return Data(
-        train=batch(train),
-        valid=batch(valid) if len(valid) else None,
+        train=batch("data.train", train),
+        valid=batch("data.valid", valid) if len(valid) else None,
         preprocess=Preprocess(
-            jnp.asarray(median, dtype), jnp.asarray(mean, dtype), jnp.asarray(scale, dtype), indicators, shape
+            jnp.asarray(median, precise), jnp.asarray(mean, precise), jnp.asarray(scale, precise), indicators, shape
         ),
         features=names,
         report=Report(len(kept), int((~kept).sum()), filled, len(train), len(valid)),
@@ -223,24 +236,34 @@ def _checked_arrays(inputs: Any, targets: Any, weights: Any) -> tuple[np.ndarray
     if w.shape != (len(x),):
         raise ValueError(f"weights: expected one per row, ({len(x)},), got {checks.describe(w)}")
     checks.finite("targets", y)
-    checks.finite("weights", w)
-    if (w < 0).any():
-        raise ValueError(f"weights: expected none negative, got {w.min():g}")
-    return x, y, w
+    checks.weights("weights", w)
+    on_device = y.astype(_device_dtype(y.dtype, at_least=int))
+    if jnp.issubdtype(y.dtype, np.integer) and (on_device != y).any():
+        raise ValueError(f"targets: expected integers that {on_device.dtype} can hold, got {np.abs(y).max()}")
+    return x, on_device, w
 
 
 def _medians(
     x: np.ndarray, lost: np.ndarray, train: np.ndarray, names: tuple[str, ...]
 ) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Return the medians of the training part, and which features need an indicator of their own."""
+    """Return the medians of the training part, and which features miss values there."""
     if x.ndim != 2:
         raise ValueError(f"inputs: expected (rows, features) to fill in medians, got {checks.describe(x)}")
     unknown = lost[train].all(0)
     if unknown.any():
         raise ValueError(f"inputs: expected known values of {names[int(unknown.argmax())]!r}, got only NaN")
-    _, first = np.unique(lost, axis=1, return_index=True)  # features missing together share an indicator
-    indicators = tuple(int(i) for i in np.sort(first) if lost[:, i].any())
+    indicators = tuple(int(i) for i in np.flatnonzero(lost[train].any(0)))
     return np.nanmedian(x[train], axis=0, keepdims=True), indicators
+
+
+def _check_resolution(mean: np.ndarray, scale: np.ndarray, names: tuple[str, ...]) -> None:
+    """Refuse features whose spread is lost in the rounding of a float32, in which predictions get them."""
+    lost = (np.abs(mean) > 1e5 * scale).reshape(mean.shape[1], -1).any(1)
+    if lost.any():
+        raise ValueError(
+            f"inputs: expected features that float32 can tell apart, got {names[int(lost.argmax())]!r} with a mean"
+            " of over 100,000 standard deviations; subtract an offset first"
+        )
 
 
 def _device_dtype(dtype: Any, at_least: type) -> Any:

@@ -17,15 +17,20 @@ if TYPE_CHECKING:
 def _switches(call: Callable[..., Any], train: bool, weights: Array | None) -> dict[str, Any]:
     """Return those of our keywords that a module's `__call__` takes, under its own names for them."""
     accepted = inspect.signature(call).parameters
-    offered = {"train": train, "deterministic": not train, "weights": weights}
+    offered = {
+        **dict.fromkeys(("train", "training", "is_training"), train),
+        **dict.fromkeys(("deterministic", "use_running_average"), not train),
+        "weights": weights,
+    }
     return {name: value for name, value in offered.items() if name in accepted}
 
 
 def from_linen(module: nn.Module) -> Model:
     """Make a `Model` of a Flax Linen module.
 
-    The module's `__call__(x)` may take `train` or `deterministic`, and `weights` (one per example). In
-    training, every collection of variables but `params` is updated, and the key feeds all random streams.
+    The module's `__call__(x)` may take a switch (`train`, `training`, `is_training`, `deterministic` or
+    `use_running_average`) and `weights` (one per example). In training, every collection of variables but `params`
+    is updated, and the key feeds all random streams.
 
     Args:
         module: an instance; its call maps inputs `(batch, ...)` to outputs `(batch, ...)`.

@@ -96,7 +96,7 @@ def perceptron(
             outputs,
             activations.get(activation),
             initializers.get(initializer),
-            initializers.get(bias_initializer, "bias_initializer"),
+            initializers.get(bias_initializer, "bias_initializer", axes=1),
         )
     )
 
@@ -147,7 +147,7 @@ def mlp(
             outputs,
             activations.get(activation),
             initializers.get(initializer),
-            initializers.get(bias_initializer, "bias_initializer"),
+            initializers.get(bias_initializer, "bias_initializer", axes=1),
             dropout,
         )
     )

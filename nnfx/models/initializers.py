@@ -20,7 +20,7 @@ _BY_NAME: dict[str, Initializer] = {
 }
 
 
-def get(initializer: str | Initializer, name: str = "initializer") -> Initializer:
+def get(initializer: str | Initializer, name: str = "initializer", axes: int = 2) -> Initializer:
     """Return an initialiser from its name; a function `(key, shape, dtype) -> array` passes through.
 
     `"normal"` is the standard normal distribution; for another scale pass `jax.nn.initializers.normal(scale)`.
@@ -28,6 +28,7 @@ def get(initializer: str | Initializer, name: str = "initializer") -> Initialize
     Args:
         initializer: a name, or a function as `jax.nn.initializers` makes them.
         name: what the error calls the argument.
+        axes: of the array to draw; those that scale by its sides need two.
 
     Raises:
         ValueError: for an unknown name; it lists the right ones.
@@ -40,5 +41,5 @@ def get(initializer: str | Initializer, name: str = "initializer") -> Initialize
     known: Any = initializer
     if callable(known):
         return initializer  # type: ignore[return-value]
-    checks.choice(name, known, _BY_NAME)
+    checks.choice(name, known, [n for n in _BY_NAME if axes > 1 or n in ("zeros", "normal")])
     return _BY_NAME[known]

@@ -40,11 +40,11 @@ class Parts(NamedTuple):
 
 
 class Best(NamedTuple):
-    """The weights evaluated best so far; without held-out data, the latest.
+    """The weights evaluated best so far; where no held-out loss was ever a number, the latest.
 
     Attributes:
         epoch: how many epochs had made them.
-        loss: their held-out loss; NaN without held-out data.
+        loss: their held-out loss; NaN where there is none.
         params: the parameters.
         model_state: the model's other variables.
     """
@@ -87,7 +87,7 @@ def start(key: Array, parts: Parts, train: Batch, valid: Batch | None) -> RunSta
     zero = jnp.asarray(0, jnp.int32)
     best = None
     if valid is not None:
-        best = Best(zero, jnp.asarray(jnp.inf, valid.weights.dtype), state.params, state.model_state)
+        best = Best(zero, jnp.asarray(jnp.nan, valid.weights.dtype), state.params, state.model_state)
     rules = tuple(rule.init() for rule in parts.rules)
     return RunState(state, best, rules, zero, jnp.asarray(RUNNING, jnp.int32), split_key(key).order)
 
@@ -119,7 +119,8 @@ def chunk(
             held_out = evaluate(parts.model, measures, trained.variables, valid)
             history |= {f"valid_{name}": mean.value for name, mean in held_out.items()}
             latest = Best(epoch, history["valid_loss"].astype(best.loss.dtype), trained.params, trained.model_state)
-            best = optax.tree.where(latest.loss < best.loss, latest, best)
+            is_better = (latest.loss < best.loss) | jnp.isnan(best.loss)
+            best = optax.tree.where(is_better, latest, best)
         rules, stopped_by = _apply_rules(parts.rules, state, Epoch(state.train.params, trained.params, history))
         return RunState(trained, best, rules, epoch, stopped_by, state.order_key), history
 

@@ -20,6 +20,8 @@ from nnfx.training.run import Run
 from nnfx.training.stopping import StoppingRule
 from nnfx.types import Array, Batch, Hyper, Model, PerExample, TrainState
 
+Rule = StoppingRule | Callable[..., StoppingRule]
+
 
 def fit(
     model: Model | Callable[..., Model],
@@ -28,7 +30,7 @@ def fit(
     *,
     epochs: int,
     batch_size: int | None = None,
-    stop: Callable[..., StoppingRule] | Sequence[Callable[..., StoppingRule]] = (),
+    stop: Rule | Sequence[Rule] = (),
     metrics: Mapping[str, PerExample] | None = None,
 ) -> "Fit":
     """Make a training run: a pure function `(key, data, **hyper) -> Run`, compiled at its first call.
@@ -39,7 +41,7 @@ def fit(
     runs as one program, and `jax.grad` goes through a run.
 
     Each epoch visits every row once, in an order drawn from the key. The last batch may be incomplete; it is
-    weighted and not dropped.
+    weighted and not dropped. Weights of the data act within each batch, so they need batches of several rows.
 
     Args:
         model: a model, or a function of hyper-parameters that returns one.
@@ -47,7 +49,7 @@ def fit(
         optimizer: an Optax factory such as `optax.adam`, or an optimizer already made.
         epochs: how many epochs at most.
         batch_size: rows of a minibatch: 1 is stochastic gradient descent, None the full batch.
-        stop: a stopping rule's factory, such as `nnfx.stopping.patience`, or several.
+        stop: a stopping rule's factory, such as `nnfx.stopping.patience`, or a rule already made, or several.
         metrics: further quantities per example by name, such as `{"accuracy": nnfx.metrics.accuracy}`.
 
     Returns:
@@ -69,8 +71,11 @@ def fit(
         >>> run.reason, round(float(run.final["train_loss"]), 3)
         ('small_change', 0.624)
     """
-    if not isinstance(model, Model) and not callable(model):
-        raise TypeError(f"model: expected a Model or a function that returns one, got {checks.describe(model)}")
+    if not isinstance(model, Model) and (not callable(model) or hasattr(model, "apply")):
+        raise TypeError(
+            f"model: expected a Model or a function that returns one, got {checks.describe(model)}; of a Flax"
+            " module nnfx.models.from_linen or from_nnx makes one"
+        )
     if not isinstance(optimizer, optax.GradientTransformation) and not callable(optimizer):
         raise TypeError(f"optimizer: expected an Optax factory or optimizer, got {checks.describe(optimizer)}")
     for name, function in {"loss": loss, **(metrics or {})}.items():
@@ -81,27 +86,28 @@ def fit(
     checks.positive_integer("epochs", epochs)
     if batch_size is not None:
         checks.positive_integer("batch_size", batch_size)
-    rules = (stop,) if callable(stop) else tuple(stop)
+    rules = (stop,) if callable(stop) or isinstance(stop, StoppingRule) else tuple(stop)
     for rule in rules:
-        if not callable(rule):
+        if not callable(rule) and not isinstance(rule, StoppingRule):
             raise TypeError(f"stop: expected factories, such as nnfx.stopping.patience, got {checks.describe(rule)}")
     return Fit(
-        model=_constant(model, "model") if isinstance(model, Model) else hypers.part(model),
+        model=_factory(model, Model),
         loss=hypers.part(loss, leading=2),
-        optimizer=(
-            _constant(optimizer, "optimizer")
-            if isinstance(optimizer, optax.GradientTransformation)
-            else hypers.part(optimizer)
-        ),
-        rules=tuple(hypers.part(rule) for rule in rules),
+        optimizer=_factory(optimizer, optax.GradientTransformation),
+        rules=tuple(_factory(rule, StoppingRule) for rule in rules),
         metrics=tuple((metrics or {}).items()),
         epochs=epochs,
         batch_size=batch_size,
     )
 
 
-def _constant(value: Any, name: str) -> Part:
-    return Part(name, lambda: value, (), ())
+def _factory(given: Any, made: type) -> Part:
+    """Take a factory, or what such a factory makes, as a part that makes it."""
+    if not isinstance(given, made):
+        return hypers.part(given)
+    # a rule is called after the function that made it
+    name = given.update.__qualname__.split(".")[0] if isinstance(given, StoppingRule) else made.__name__
+    return Part(name, lambda: given, (), ())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -142,7 +148,7 @@ class Fit:
             raise TypeError(f"data: expected nnfx.data.Data, as nnfx.data.prepare makes it, got {type(data).__name__}")
         hypers.check(hyper, self._all_parts)
         numbers = hypers.as_arrays(hyper)
-        validate.run(self, data, numbers)
+        validate.check_run(self, data, numbers)
         state, best, history, epochs, stopped_by = self._compiled(key, data.train, data.valid, numbers)
         return Run(state, best, history, epochs, stopped_by, numbers, data.preprocess, self)
 
@@ -154,13 +160,18 @@ class Fit:
     def parts(self, hyper: Hyper) -> Parts:
         """Return what the run is made of, with these hyper-parameters filled in."""
         return Parts(
-            model=self.model.build(hyper),
+            model=_made(self.model, hyper, Model),
             loss=self.loss.bind(hyper),
-            optimizer=self.optimizer.build(hyper),
-            rules=tuple(rule.build(hyper) for rule in self.rules),
+            optimizer=_made(self.optimizer, hyper, optax.GradientTransformation),
+            rules=tuple(_made(rule, hyper, StoppingRule) for rule in self.rules),
             metrics=dict(self.metrics),
             batch_size=self.batch_size,
         )
+
+    @functools.cached_property
+    def checked(self) -> validate.Checked:
+        """What has been checked before, so that calling again costs nothing."""
+        return validate.Checked()
 
     @property
     def _all_parts(self) -> tuple[Part, ...]:
@@ -180,3 +191,10 @@ class Fit:
             nothing = jnp.asarray(jnp.nan, train.weights.dtype)
             best = Best(state.epoch, nothing, state.train.params, state.train.model_state)
         return state.train, best, history, state.epoch, state.stopped_by
+
+
+def _made(part: Part, hyper: Hyper, wanted: type) -> Any:
+    made = part.build(hyper)
+    if not isinstance(made, wanted):
+        raise TypeError(f"{part.name}: expected it to return a {wanted.__name__}, got {checks.describe(made)}")
+    return made

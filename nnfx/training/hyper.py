@@ -78,6 +78,7 @@ def part(function: Callable[..., Any], leading: int = 0) -> Part:
         for parameter in list(inspect.signature(function).parameters.values())[leading:]
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     ]
+    _check_fixed(function)
     numbers = [p for p in named if not isinstance(p.default, bool | str) and not p.name.endswith("dtype")]
     return Part(
         name=name_of(function),
@@ -87,14 +88,34 @@ def part(function: Callable[..., Any], leading: int = 0) -> Part:
     )
 
 
+def _check_fixed(function: Callable[..., Any]) -> None:
+    """Hold the numbers that `functools.partial` fixed to the bounds of their names."""
+    if isinstance(function, functools.partial):
+        fixed = inspect.signature(function.func).bind_partial(*function.args, **function.keywords).arguments
+        for name, value in fixed.items():
+            if name in _BOUNDS and isinstance(value, int | float | np.generic | jax.Array):
+                checks.number(name, value, **_BOUNDS[name])
+        _check_fixed(function.func)
+
+
+def innermost(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function within `functools.partial`, however often it was applied.
+
+    >>> innermost(functools.partial(max, 1))
+    <built-in function max>
+    """
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
+
+
 def name_of(function: Callable[..., Any]) -> str:
     """Return the name of a function, also within `functools.partial`.
 
     >>> name_of(functools.partial(max, 1))
     'max'
     """
-    while isinstance(function, functools.partial):
-        function = function.func
+    function = innermost(function)
     return getattr(function, "__name__", type(function).__name__)
 
 
@@ -117,10 +138,16 @@ def check(hyper: Mapping[str, Any], parts: Sequence[Part]) -> None:
                 " with functools.partial"
             )
         checks.number(name, value, **_BOUNDS.get(name, {}))
+        takers = [part.name for part in parts if name in part.names]
+        if len(takers) > 1:
+            raise TypeError(f"{name}: expected one part to take it, got {' and '.join(takers)}; rename it in one")
     for part in parts:
         for name in part.required:
             if name not in hyper:
-                raise TypeError(f"{name}: expected a number for {part.name}, got nothing")
+                raise TypeError(
+                    f"{name}: expected a number for {part.name}, got nothing; pass it to the run, or fix it"
+                    " beforehand with functools.partial"
+                )
 
 
 def as_arrays(hyper: Mapping[str, ArrayLike]) -> Hyper:

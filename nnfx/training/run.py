@@ -5,10 +5,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from nnfx import checks
 from nnfx.data.prepare import Preprocess
 from nnfx.training.chunk import RUNNING, Best
 from nnfx.training.step import evaluate
@@ -51,15 +51,15 @@ class Run:
     @property
     def reason(self) -> str:
         """Why the run ended: the name of the stopping rule, or `"last epoch"`."""
-        if not checks.is_concrete(self.stopped_by) or np.ndim(self.stopped_by):
-            raise ValueError("reason: expected a single run that has ended; index or map over its arrays first")
+        self._require_single()
         position = int(self.stopped_by)
         return "last epoch" if position == RUNNING else self.fit.rules[position].name
 
     @property
     def final(self) -> dict[str, Array]:
         """The metrics of the last epoch that was run."""
-        return {name: values[self.epochs - 1] for name, values in self.history.items()}
+        last = (self.epochs - 1)[..., None]
+        return {name: jnp.take_along_axis(values, last, -1)[..., 0] for name, values in self.history.items()}
 
     def apply(self, inputs: ArrayLike, variables: Variables | None = None) -> Array:
         """Return the model's outputs for inputs prepared like `data.train.inputs`, `(batch, ...)`.
@@ -68,15 +68,26 @@ class Run:
             inputs: the prepared inputs.
             variables: which weights; the best unless given, such as `run.state.variables`, the last.
         """
+        self._require_single()
         return _apply(self.fit, self.hyper, self.best.variables if variables is None else variables, inputs)
 
     def predict(self, inputs: ArrayLike, variables: Variables | None = None) -> Array:
         """Return the model's outputs for raw inputs, `(batch, features)`; otherwise as `apply`."""
+        self._require_single()
         return self.apply(self.preprocess(inputs), variables)
 
     def evaluate(self, data: Batch, variables: Variables | None = None) -> dict[str, Array]:
         """Return the loss and the metrics on prepared data, such as `data.valid`; weights as for `apply`."""
+        self._require_single()
+        if not isinstance(data, Batch):
+            raise TypeError(f"data: expected a Batch, such as data.valid, got {type(data).__name__}")
         return _evaluate(self.fit, self.hyper, self.best.variables if variables is None else variables, data)
+
+    def _require_single(self) -> None:
+        if np.ndim(self.epochs):
+            raise ValueError(
+                f"run: expected a single run, got {self.epochs.shape} of them; map over them with jax.vmap"
+            )
 
 
 @partial(jax.jit, static_argnums=0)

@@ -61,8 +61,9 @@ def make_step(
 ) -> Step:
     """Make the training step `(state, batch) -> (state, metrics)`, a pure function.
 
-    It descends the gradient of the empirical loss `Σ wᵢ ℓᵢ / Σ wᵢ` of the batch. What step *t* draws comes
-    from `fold_in(state.key, t)`. Compile it with `jax.jit`; donating the state is the caller's choice.
+    It descends the gradient of the empirical loss `Σ wᵢ ℓᵢ / Σ wᵢ` of the batch: weights act within a batch.
+    What step *t* draws comes from `fold_in(state.key, t)`. Compile it with `jax.jit`; donating the state is the
+    caller's choice.
 
     Args:
         model: the model.
@@ -101,8 +102,18 @@ def make_step(
         return measured["loss"].value, (model_state, measured)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        gradient, (model_state, measured) = jax.grad(objective, has_aux=True)(state.params, state, batch)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        (value, (model_state, measured)), gradient = jax.value_and_grad(objective, has_aux=True)(
+            state.params, state, batch
+        )
+        updates, opt_state = optax.with_extra_args_support(optimizer).update(
+            gradient,
+            state.opt_state,
+            state.params,
+            # for those that look at the loss, such as line searches and reduction on plateaus
+            value=value,
+            grad=gradient,
+            value_fn=lambda params: objective(params, state, batch)[0],
+        )
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, model_state, opt_state, state.key), measured
 

@@ -7,6 +7,7 @@ Rules compose by being listed: the first that says stop, stops.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
@@ -14,7 +15,7 @@ from jax.typing import ArrayLike
 from nnfx import checks
 from nnfx.types import Array, Params
 
-__all__ = ["Epoch", "StoppingRule", "patience", "small_change"]
+__all__ = ["Epoch", "StoppingRule", "non_finite", "patience", "small_change"]
 
 
 class Epoch(NamedTuple):
@@ -67,7 +68,7 @@ def small_change(tolerance: ArrayLike = 1e-5) -> StoppingRule:
 
     def update(state: tuple[()], epoch: Epoch) -> tuple[tuple[()], Array]:
         change = optax.tree.norm(optax.tree.sub(epoch.after, epoch.before))
-        return state, change <= tolerance * optax.tree.norm(epoch.before)
+        return state, jnp.isfinite(change) & (change <= tolerance * optax.tree.norm(epoch.before))
 
     return StoppingRule(lambda: (), update)
 
@@ -111,3 +112,21 @@ def patience(patience: ArrayLike = 10, min_improvement: ArrayLike = 0.0) -> Stop
         return (jnp.where(improved, loss, best), waited), waited >= patience
 
     return StoppingRule(init, update, needs_valid=True)
+
+
+def non_finite() -> StoppingRule:
+    """Stop when the training loss or a parameter is no longer a finite number.
+
+    Example:
+        >>> rule = non_finite()
+        >>> _, stop = rule.update(rule.init(), Epoch((), jnp.ones(2), {"train_loss": jnp.array(jnp.nan)}))
+        >>> bool(stop)
+        True
+    """
+
+    def update(state: tuple[()], epoch: Epoch) -> tuple[tuple[()], Array]:
+        leaves = [epoch.metrics["train_loss"], *jax.tree.leaves(epoch.after)]
+        finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+        return state, ~finite
+
+    return StoppingRule(lambda: (), update)

@@ -1,19 +1,34 @@
-"""What is checked of a run before anything is trained: shapes once for each signature, values every time."""
+"""What is checked of a run before anything is trained: shapes once for each signature, values once for each data.
 
-import functools
+Arrays cannot change, so what has been checked is remembered, and calling a run again costs nothing.
+"""
+
+import dataclasses
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from nnfx import checks, losses
 from nnfx.data.prepare import Data
-from nnfx.types import Array, Batch, Hyper
+from nnfx.training.hyper import innermost
+from nnfx.types import Array, Batch, Hyper, PerExample
 
 if TYPE_CHECKING:
     from nnfx.training.fit import Fit
 
 
-def run(fit: "Fit", data: Data, hyper: Hyper) -> None:
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """What a run's function has checked before: signatures with the shape of the outputs, and data."""
+
+    outputs: dict[Any, jax.ShapeDtypeStruct] = dataclasses.field(default_factory=dict)
+    data: weakref.WeakSet[Data] = dataclasses.field(default_factory=weakref.WeakSet)
+
+
+def check_run(fit: "Fit", data: Data, hyper: Hyper) -> None:
     """Raise on data that a run cannot be meant for.
 
     Args:
@@ -25,55 +40,109 @@ def run(fit: "Fit", data: Data, hyper: Hyper) -> None:
         TypeError: for arrays that are not of real numbers.
         ValueError: for sizes, shapes or values that do not fit.
     """
-    rows = data.train.weights.shape[0]
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (data.train, data.valid, hyper))
+    leaves, tree = jax.tree.flatten(shapes)
+    signature = (tree, tuple(leaves))
+    if signature not in fit.checked.outputs:
+        fit.checked.outputs[signature] = _check_shapes(fit, *shapes)
+    if data in fit.checked.data:
+        return
+    outputs = fit.checked.outputs[signature]
+    for name, batch in (("data.train", data.train), ("data.valid", data.valid)):
+        if batch is not None:
+            _check_values(fit, name, batch, hyper, outputs)
+    if all(isinstance(leaf, jax.Array) and checks.is_concrete(leaf) for leaf in jax.tree.leaves(data)):
+        fit.checked.data.add(data)
+
+
+def _check_shapes(fit: "Fit", train: Batch, valid: Batch | None, hyper: Hyper) -> jax.ShapeDtypeStruct:
+    """Check every shape on the way through the model and the loss, and return that of the training outputs."""
+    rows = train.weights.shape[0] if train.weights.ndim else 0
+    for name, batch in (("data.train", train), ("data.valid", valid)):
+        if batch is not None:
+            _check_batch(name, batch)
     if fit.batch_size is not None and fit.batch_size > rows:
         raise ValueError(f"batch_size: expected at most the {rows} rows of data.train, got {fit.batch_size}")
-    if data.valid is None:
-        for rule in fit.rules:
-            if rule.build(rule.pick(hyper)).needs_valid:
-                raise ValueError(f"data.valid: expected held-out data for {rule.name}, got none")
-    for name, batch in (("data.train", data.train), ("data.valid", data.valid)):
-        if batch is None:
-            continue
-        leaves, tree = jax.tree.flatten(
-            jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (batch, hyper))
-        )
-        outputs = _outputs(fit, name, tree, tuple(leaves))
-        for leaf in jax.tree.leaves(batch.inputs):
-            checks.finite(f"{name}.inputs", leaf)
-        checks.finite(f"{name}.weights", batch.weights)
-        losses.check(fit.loss.function, outputs, batch.targets)
+    if valid is not None:
+        for part in ("inputs", "targets"):
+            ours, theirs = (jax.tree.map(lambda leaf: leaf.shape[1:], getattr(batch, part)) for batch in (train, valid))
+            if ours != theirs:
+                raise ValueError(f"data.valid.{part}: expected examples of shape {ours}, got {theirs}")
 
+    def forward(hyper: Hyper, key: Array, batch: Batch) -> tuple[Array, Any]:
+        parts = fit.parts(hyper)
+        for part, rule in zip(fit.rules, parts.rules, strict=True):
+            if rule.needs_valid and valid is None:
+                raise ValueError(f"data.valid: expected held-out data for {part.name}, got none")
+        variables = parts.model.init(key, batch.inputs)
+        if "params" not in variables:
+            raise ValueError(f"model: expected init to return {{'params': ...}}, got {list(variables)}")
+        trained = parts.model.apply(variables, batch.inputs, key=key, weights=batch.weights, train=True)
+        if not isinstance(trained, tuple) or len(trained) != 2:
+            raise ValueError("model: expected apply(..., train=True) to return (outputs, model_state)")
+        return parts.model.apply(variables, batch.inputs), trained[1]
 
-@functools.lru_cache(maxsize=1024)
-def _outputs(fit: "Fit", name: str, tree: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> jax.ShapeDtypeStruct:
-    """Return the shape of a model's outputs on a whole batch, after checking every shape on the way."""
-    batch, hyper = jax.tree.unflatten(tree, leaves)
-    for leaf in jax.tree.leaves(batch):
-        if leaf.ndim == 0 or leaf.shape[0] != batch.weights.shape[0]:
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    outputs, _ = jax.eval_shape(forward, hyper, key, train)
+    if not hasattr(outputs, "shape") or outputs.shape[:1] != (rows,):
+        raise ValueError(f"model: expected one output per example, {rows} of them, got {checks.describe(outputs)}")
+    losses.check(fit.loss.function, outputs, train.targets)
+    for name, function in {"loss": fit.loss.function, **dict(fit.metrics)}.items():
+        numbers = fit.loss.pick(hyper) if name == "loss" else {}
+        values = jax.eval_shape(function, outputs, train.targets, **numbers)
+        if getattr(values, "shape", None) != (rows,):
             raise ValueError(
-                f"{name}: expected {batch.weights.shape[0]} rows, as many as weights, got {checks.describe(leaf)}"
+                f"{name}: expected one value per example, [{rows}], got {checks.describe(values)};"
+                " leave the mean to the step"
             )
-    if batch.weights.ndim != 1 or batch.weights.shape[0] == 0:
-        raise ValueError(f"{name}.weights: expected (rows,), at least one, got {checks.describe(batch.weights)}")
+    return outputs
+
+
+def _check_batch(name: str, batch: Batch) -> None:
+    weights = batch.weights
+    if weights.ndim != 1 or weights.shape[0] == 0 or not jnp.issubdtype(weights.dtype, np.floating):
+        raise ValueError(f"{name}.weights: expected floats (rows,), at least one, got {checks.describe(weights)}")
+    for leaf in jax.tree.leaves(batch):
+        if leaf.shape[:1] != weights.shape:
+            raise ValueError(
+                f"{name}: expected {weights.shape[0]} rows, as many as weights, got {checks.describe(leaf)}"
+            )
     for leaf in jax.tree.leaves(batch.inputs):
         checks.numeric(f"{name}.inputs", leaf)
 
-    def forward(hyper: Hyper, key: Array, batch: Batch) -> Array:
-        model = fit.model.build(hyper)
-        return model.apply(model.init(key, batch.inputs), batch.inputs)
 
-    outputs = jax.eval_shape(forward, hyper, jax.eval_shape(lambda: jax.random.key(0)), batch)
-    if not hasattr(outputs, "shape") or not outputs.shape or outputs.shape[0] != batch.weights.shape[0]:
-        raise ValueError(f"model: expected one output per example, got {checks.describe(outputs)}")
-    losses.check(fit.loss.function, outputs, batch.targets)
-    per_example = {"loss": fit.loss.function, **dict(fit.metrics)}
-    for name_of_measure, function in per_example.items():
-        numbers = fit.loss.pick(hyper) if name_of_measure == "loss" else {}
-        values = jax.eval_shape(function, outputs, batch.targets, **numbers)
-        if getattr(values, "shape", None) != batch.weights.shape:
+def _check_values(fit: "Fit", name: str, batch: Batch, hyper: Hyper, outputs: jax.ShapeDtypeStruct) -> None:
+    """Look at the values of a part of the data, where they are concrete."""
+    for leaf in jax.tree.leaves(batch.inputs):
+        checks.finite(f"{name}.inputs", leaf)
+    checks.weights(f"{name}.weights", batch.weights)
+    if fit.batch_size == 1 and checks.is_concrete(batch.weights) and name == "data.train":
+        with jax.ensure_compile_time_eval():
+            used = batch.weights[batch.weights > 0]
+            if used.min() != used.max():
+                raise ValueError("batch_size: expected more than 1, since weights act within a batch, got 1")
+    rows = batch.weights.shape[0]
+    losses.check(fit.loss.function, jax.ShapeDtypeStruct((rows, *outputs.shape[1:]), outputs.dtype), batch.targets)
+    users_own = {
+        label: function
+        for label, function in {"loss": fit.loss.bind(hyper), **dict(fit.metrics)}.items()
+        if not innermost(function).__module__.startswith("nnfx.")
+    }
+    if users_own and checks.is_concrete((batch.targets, hyper)):
+        with jax.ensure_compile_time_eval():
+            trial = jax.random.uniform(jax.random.key(0), (rows, *outputs.shape[1:]), jnp.float32, 0.1, 0.9)
+            for label, function in users_own.items():
+                _check_rows_apart(label, function, trial.astype(outputs.dtype), jnp.asarray(batch.targets))
+
+
+def _check_rows_apart(label: str, function: PerExample, outputs: Array, targets: Array) -> None:
+    """Require that the value of a row depends on that row alone: a broadcast by mistake mixes the rows."""
+    together = function(outputs, targets)
+    for i in range(min(3, len(outputs))):
+        alone = function(outputs[i : i + 1], targets[i : i + 1])
+        if not np.allclose(np.float64(together[i]), np.float64(alone[0]), rtol=0.02, atol=1e-6, equal_nan=True):
             raise ValueError(
-                f"{name_of_measure}: expected one value per example, {list(batch.weights.shape)},"
-                f" got {checks.describe(values)}; leave the mean to the step"
+                f"{label}: expected the value of an example to depend on it alone, got {float(together[i]):g} for"
+                f" example {i} among others and {float(alone[0]):g} by itself; does it broadcast"
+                f" outputs {checks.describe(outputs)} against targets {checks.describe(targets)}?"
             )
-    return outputs

@@ -10,18 +10,19 @@ from nnfx.types import Batch
 @pytest.mark.parametrize(("rows", "batch_size"), [(7, 3), (6, 3), (5, 1), (4, 4), (1, 1), (100, 32)])
 def test_every_row_is_visited_once_an_epoch(key, rows, batch_size):
     order = batching.shuffled(key, jnp.int32(3), rows, batch_size)
-    assert order.shape == (-(-rows // batch_size), batch_size)
-    flat = np.asarray(order).ravel()
+    assert order.rows.shape == order.is_real.shape == (-(-rows // batch_size), batch_size)
+    flat, is_real = np.asarray(order.rows).ravel(), np.asarray(order.is_real).ravel()
     assert sorted(flat[:rows]) == list(range(rows))
-    assert (flat[rows:] == rows).all()
+    assert is_real[:rows].all()
+    assert not is_real[rows:].any()
+    # what fills up the last batch are rows of the same epoch, so that batch statistics stay those of the data
+    np.testing.assert_array_equal(flat[rows:], flat[: len(flat) - rows])
 
 
 def test_the_order_depends_on_the_key_and_the_epoch_alone(key):
-    drawn = [
-        np.asarray(batching.shuffled(k, jnp.int32(e), 50, 5)).tolist() for k in (key, jax.random.key(1)) for e in (0, 1)
-    ]
+    drawn = [batching.shuffled(k, jnp.int32(e), 50, 5).rows.tolist() for k in (key, jax.random.key(1)) for e in (0, 1)]
     assert len({str(order) for order in drawn}) == 4
-    assert np.asarray(batching.shuffled(key, jnp.int32(1), 50, 5)).tolist() == drawn[1]
+    assert batching.shuffled(key, 1, 50, 5).rows.tolist() == drawn[1]
 
 
 def orders(key, rows, epochs=20_000):
@@ -63,12 +64,13 @@ def test_the_largest_orders_are_orders_too(key):
 
 
 def test_rows_in_their_own_order():
-    assert batching.in_order(5, 2).tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert batching.in_order(5, 2).rows.tolist() == [[0, 1], [2, 3], [4, 0]]
+    assert batching.in_order(5, 2).is_real.tolist() == [[True, True], [True, True], [True, False]]
 
 
-def test_what_is_past_the_end_weighs_nothing():
+def test_a_place_that_is_not_real_weighs_nothing():
     data = Batch({"a": jnp.arange(3.0), "b": jnp.ones((3, 2))}, jnp.arange(3), jnp.array([1.0, 2.0, 3.0]))
-    batch = batching.take(data, jnp.array([2, 0, 3]))
+    batch = batching.take(data, batching.Order(jnp.array([2, 0, 1]), jnp.array([True, True, False])))
     assert batch.weights.tolist() == [3, 1, 0]
-    assert batch.targets.tolist()[:2] == [2, 0]
+    assert batch.targets.tolist() == [2, 0, 1]
     assert batch.inputs["b"].shape == (3, 2)

@@ -75,12 +75,14 @@ def test_medians_are_those_of_the_training_part(key):
     assert float(data.preprocess.median[0, 0]) == np.median(known)
 
 
-def test_features_missing_together_share_one_indicator():
+def test_values_missing_in_the_held_out_part_alone_get_no_indicator(key):
+    held_out = np.asarray(nnfx.data.prepare(X, np.arange(40), key=key, valid_fraction=0.25).valid.targets)
     x = X.copy()
-    x[:4, :2] = np.nan
-    data = nnfx.data.prepare(x, Y, missing="median")
-    assert data.features == ("x0", "x1", "x2", "x0 missing")
-    assert data.preprocess.indicators == (0,)
+    x[held_out[0], 0] = np.nan
+    data = nnfx.data.prepare(x, Y, key=key, valid_fraction=0.25, missing="median")
+    assert data.features == ("x0", "x1", "x2")
+    assert data.report.filled == {"x0": 1}
+    assert np.isfinite(np.asarray(data.valid.inputs)).all()
 
 
 def test_rows_with_missing_values_can_be_dropped():

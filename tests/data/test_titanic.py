@@ -45,9 +45,9 @@ def test_categories_become_indicators_of_all_but_their_first_value():
 
 def test_every_column_with_missing_values_filled():
     data = nnfx.data.titanic(*COLUMNS, missing="median", standardize=False)
-    assert data.train.inputs.shape == (891, 8 + 2)
-    assert data.features[-2:] == ("age missing", "port=Queenstown missing")
-    assert data.train.inputs[:, -2].sum() == 177
+    assert data.train.inputs.shape == (891, 8 + 3)
+    assert data.features[-3:] == ("age missing", "port=Queenstown missing", "port=Southampton missing")
+    assert data.train.inputs[:, -3:].sum(0).tolist() == [177, 2, 2]
     assert data.report.filled == {"age": 177, "port=Queenstown": 2, "port=Southampton": 2}
 
 

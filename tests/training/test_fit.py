@@ -79,21 +79,17 @@ def test_an_epoch_equals_a_python_loop_over_the_step(key, data, batch_size):
     rows = len(data.train.targets)
     history = []
     for epoch in range(2):
+        order = batching.shuffled(order_key, epoch, rows, batch_size or rows)
         if batch_size is None:
-            order = np.arange(rows)[None]
-        else:
-            order = np.asarray(batching.shuffled(order_key, jnp.int32(epoch), rows, batch_size))
-        losses = []
-        for chosen in order:
-            chosen = chosen[chosen < rows]  # an incomplete batch is really smaller here
-            state, measured = step(state, jax.tree.map(lambda a, c=chosen: a[c], data.train))
-            losses += [float(measured["loss"].value)] * len(chosen)
-        history.append(np.mean(losses))
-    if batch_size == 7:  # the masks of an incomplete batch are drawn in another shape
-        assert int(state.step) == int(run.state.step)
-        return
-    close(run.state.params, state.params, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(run.history["train_loss"], history, rtol=1e-5)
+            order = batching.in_order(rows, rows)
+        measured = []
+        for i in range(len(order.rows)):
+            batch = batching.take(data.train, jax.tree.map(lambda a, i=i: a[i], order))
+            state, metrics = step(state, batch)
+            measured.append(metrics["loss"])
+        history.append(sum(m.total for m in measured) / sum(m.weight for m in measured))
+    close(run.state.params, state.params, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(run.history["train_loss"], history, rtol=1e-6)
 
 
 def test_an_incomplete_batch_is_weighted_and_not_dropped(key):
@@ -175,6 +171,8 @@ def test_a_vmapped_run_equals_the_runs_made_one_at_a_time(data):
         np.testing.assert_allclose(runs.history["valid_loss"][i], single.history["valid_loss"], rtol=1e-5)
     assert len(set(runs.epochs.tolist())) > 1
     assert runs.best.params["output"]["kernel"].shape == (3, 8, 1)
+    for i in range(3):
+        assert runs.final["valid_loss"][i] == runs.history["valid_loss"][i, int(runs.epochs[i]) - 1]
     predictions = jax.vmap(lambda run: run.predict(jnp.array([[30.0, 40.0]])))(runs)
     assert predictions.shape == (3, 1, 1)
 
@@ -213,11 +211,90 @@ def test_smoothing_and_momentum_reach_their_parts(key, data):
     assert losses() == losses(label_smoothing=0.0) == losses(momentum=0.0)
 
 
-def test_bfloat16_and_float64_data_are_trained_in_their_dtype(key):
+def test_float64_data_are_trained_in_float64(key):
     with jax.enable_x64(True):
-        double = nnfx.data.titanic("fare", "age")
-        run = make(optimizer=optax.adam)(key, double, learning_rate=0.1)
+        run = make(optimizer=optax.adam)(key, nnfx.data.titanic("fare", "age"), learning_rate=0.1)
         assert run.history["train_loss"].dtype == jnp.float64
+        assert run.predict(np.array([[7.0, 30.0]])).dtype == jnp.float64
+
+
+@pytest.mark.parametrize(
+    "transform", [jax.jit, lambda f: jax.jit(jax.grad(f)), lambda f: lambda r: jax.lax.map(f, r[None])]
+)
+def test_a_run_on_data_closed_over_can_be_transformed(key, data, transform):
+    train = make(stop=nnfx.stopping.patience)
+
+    def held_out(rate):
+        return train(key, data, learning_rate=rate, patience=2).final["valid_loss"]
+
+    assert np.isfinite(transform(held_out)(jnp.float32(0.1))).all()
+
+
+def test_a_loss_of_targets_closed_over_can_be_compiled():
+    labels = jnp.array([0, 1, 1])
+    assert jax.jit(lambda z: nnfx.losses.binary_cross_entropy(z, labels))(jnp.zeros(3)).shape == (3,)
+    assert jax.jit(lambda z: nnfx.losses.categorical_cross_entropy(z, labels))(jnp.zeros((3, 2))).shape == (3,)
+    assert jax.jit(lambda z: nnfx.metrics.binary_accuracy(z, labels))(jnp.zeros(3)).shape == (3,)
+
+
+def test_checking_again_costs_nothing(key, data, monkeypatch):
+    train = make()
+    train(key, data, learning_rate=0.1)
+    monkeypatch.setattr(nnfx.training.validate, "_check_values", lambda *_: pytest.fail("values were looked at again"))
+    monkeypatch.setattr(nnfx.training.validate, "_check_shapes", lambda *_: pytest.fail("shapes were looked at again"))
+    train(key, data, learning_rate=0.2)
+
+
+@pytest.mark.parametrize("stop", [nnfx.stopping.non_finite, nnfx.stopping.non_finite()])
+def test_divergence_is_not_taken_for_convergence(key, data, stop):
+    train = nnfx.fit(
+        nnfx.models.perceptron(), nnfx.losses.mean_square_error, optax.sgd, epochs=300,
+        stop=(nnfx.stopping.small_change, stop),
+    )  # fmt: skip
+    run = train(key, data, learning_rate=50.0)
+    assert run.reason == "non_finite"
+    assert int(run.epochs) < 300
+
+
+def test_without_a_held_out_loss_that_is_a_number_the_best_weights_are_the_last(key, data):
+    train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.mean_square_error, optax.sgd, epochs=300)
+    run = train(key, data, learning_rate=50.0)
+    assert int(run.best.epoch) < 300  # the largest finite loss comes first, and is best
+    assert np.isfinite(run.best.loss)
+    wild = jax.tree.map(lambda a: a, data)
+    nan = nnfx.data.Data(wild.train, wild.valid._replace(inputs=wild.valid.inputs * 1e38), wild.preprocess)
+    run = make(lambda: nnfx.models.perceptron(initializer=jax.nn.initializers.constant(1e30)), epochs=2)(
+        key, nan, learning_rate=0.1
+    )
+    assert int(run.best.epoch) == 2
+
+
+def test_padding_leaves_batch_statistics_alone(key):
+    import flax.linen as nn
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, training):
+            return nn.Dense(1)(nn.BatchNorm(use_running_average=not training, momentum=0.0)(x))
+
+    x = np.r_[np.zeros(100), 30.0][:, None]
+    rows = nnfx.data.prepare(x, np.zeros(101), standardize=False)
+    train = nnfx.fit(nnfx.models.from_linen(Net()), nnfx.losses.mean_square_error, optax.sgd, epochs=1, batch_size=50)
+    means = [
+        float(
+            train(jax.random.key(i), rows, learning_rate=0.1).state.model_state["batch_stats"]["BatchNorm_0"]["mean"][0]
+        )
+        for i in range(10)
+    ]
+    assert max(means) <= 2 * 30 / 50 + 1e-5, "the last row may come twice in a batch of 50, not 50 times"
+
+
+def test_an_optimizer_that_searches_along_a_line(key, data):
+    train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.binary_cross_entropy, optax.lbfgs(), epochs=20)
+    run = train(key, data)
+    x, y = np.asarray(data.train.inputs, np.float64), np.asarray(data.train.targets)
+    reference = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-12).fit(x, y)
+    np.testing.assert_allclose(run.state.params["kernel"][:, 0], reference.coef_[0], rtol=1e-3)
 
 
 def test_inputs_may_be_a_tree(key):
