@@ -6,11 +6,13 @@
 - `nnfx.make_step`: the stateless training step.
 - `nnfx.fit`: a training run as a pure function of a key, data and hyper-parameters.
 - `nnfx.stopping`: when a run ends.
+- `nnfx.sweeps`: many runs as one program.
 """
 
 import jaxlib.version
 
 from nnfx import activations, compatibility, data, losses, metrics, models, ops
+from nnfx.scale import sweeps
 from nnfx.training import stopping
 from nnfx.training.fit import fit
 from nnfx.training.run import Run
@@ -37,6 +39,7 @@ __all__ = [
     "ops",
     "split_key",
     "stopping",
+    "sweeps",
 ]
 
 compatibility.warn_if_affected(jaxlib.version.__version__)

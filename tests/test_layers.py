@@ -7,15 +7,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 BASE = {"checks", "types"}
-MIDDLE = {"activations", "data", "losses", "metrics", "ops"}
+MIDDLE = {"activations", "calibration", "data", "losses", "metrics", "ops"}
 MAY_IMPORT = {
     "checks": set(),
     "types": {"checks"},
     **dict.fromkeys(MIDDLE, BASE),
     "models": BASE | {"activations", "ops"},
     "training": BASE | {"data", "losses"},
+    "scale": BASE | {"data", "training"},
     "compatibility": set(),
-    "__init__": BASE | MIDDLE | {"compatibility", "models", "training"},
+    "__init__": BASE | MIDDLE | {"compatibility", "models", "scale", "training"},
 }
 ONLY_WHERE_USED = {"matplotlib", "tqdm", "sklearn", "pooch", "tyro", "orbax", "torch", "keras", "tensorboard"}
 FILES = sorted((ROOT / "nnfx").rglob("*.py"))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from nnfx.data import batching
 from nnfx.training.step import evaluate, init_state, make_step, split_key
@@ -93,7 +94,7 @@ def start(key: Array, parts: Parts, train: Batch, valid: Batch | None) -> RunSta
 
 
 def chunk(
-    state: RunState, parts: Parts, train: Batch, valid: Batch | None, epochs: int
+    state: RunState, parts: Parts, train: Batch, valid: Batch | None, epochs: int, first_epoch: ArrayLike = 0
 ) -> tuple[RunState, dict[str, Array]]:
     """Train for some epochs, fewer where a rule stops the run.
 
@@ -103,6 +104,8 @@ def chunk(
         train: what to train on.
         valid: what is held out, or None.
         epochs: how many epochs at most; static.
+        first_epoch: how many epochs came before, in runs that have not stopped. It decides the order of the
+            rows in place of `state.epoch`, so that runs of one seed, mapped over hyper-parameters, share it.
 
     Returns:
         The state after the last epoch run, and each metric by epoch, `(epochs,)`, NaN once stopped.
@@ -110,8 +113,8 @@ def chunk(
     step = make_step(parts.model, parts.loss, parts.optimizer, parts.metrics)
     measures = {"loss": parts.loss, **parts.metrics}
 
-    def advance(state: RunState) -> tuple[RunState, dict[str, Array]]:
-        trained, measured = _train_epoch(step, state, train, parts.batch_size)
+    def advance(state: RunState, number: Array) -> tuple[RunState, dict[str, Array]]:
+        trained, measured = _train_epoch(step, state, number, train, parts.batch_size)
         history = {f"train_{name}": mean.value for name, mean in measured.items()}
         epoch = state.epoch + 1
         best = state.best
@@ -124,25 +127,27 @@ def chunk(
         rules, stopped_by = _apply_rules(parts.rules, state, Epoch(state.train.params, trained.params, history))
         return RunState(trained, best, rules, epoch, stopped_by, state.order_key), history
 
-    def rest(state: RunState) -> tuple[RunState, dict[str, Array]]:
-        _, history = jax.eval_shape(advance, state)
+    def rest(state: RunState, number: Array) -> tuple[RunState, dict[str, Array]]:
+        _, history = jax.eval_shape(advance, state, number)
         return state, jax.tree.map(lambda value: jnp.full(value.shape, jnp.nan, value.dtype), history)
 
-    def one(state: RunState, _: None) -> tuple[RunState, dict[str, Array]]:
+    def one(state: RunState, number: Any) -> tuple[RunState, dict[str, Array]]:
         if not parts.rules:
-            return advance(state)
-        return jax.lax.cond(state.stopped_by == RUNNING, advance, rest, state)
+            return advance(state, number)
+        return jax.lax.cond(state.stopped_by == RUNNING, advance, rest, state, number)
 
-    return jax.lax.scan(one, state, length=epochs)
+    return jax.lax.scan(one, state, first_epoch + jnp.arange(epochs, dtype=jnp.int32))
 
 
-def _train_epoch(step: Any, state: RunState, train: Batch, batch_size: int | None) -> tuple[TrainState, Metrics]:
+def _train_epoch(
+    step: Any, state: RunState, number: Array, train: Batch, batch_size: int | None
+) -> tuple[TrainState, Metrics]:
     """Visit every row once."""
     rows = train.weights.shape[0]
     if batch_size is None or batch_size == rows:
         trained, measured = step(state.train, train)
         return trained, measured
-    order = batching.shuffled(state.order_key, state.epoch, rows, batch_size)
+    order = batching.shuffled(state.order_key, number, rows, batch_size)
     trained, measured = jax.lax.scan(
         lambda train_state, chosen: step(train_state, batching.take(train, chosen)), state.train, order
     )

@@ -146,7 +146,7 @@ class Fit:
         checks.key("key", key)
         if not isinstance(data, Data):
             raise TypeError(f"data: expected nnfx.data.Data, as nnfx.data.prepare makes it, got {type(data).__name__}")
-        hypers.check(hyper, self._all_parts)
+        hypers.check(hyper, self.parts_with_numbers)
         numbers = hypers.as_arrays(hyper)
         validate.check_run(self, data, numbers)
         state, best, history, epochs, stopped_by = self._compiled(key, data.train, data.valid, numbers)
@@ -155,7 +155,7 @@ class Fit:
     @property
     def hyper_names(self) -> tuple[str, ...]:
         """The names of the hyper-parameters that a run takes."""
-        return tuple(sorted({name for part in self._all_parts for name in part.names}))
+        return tuple(sorted({name for part in self.parts_with_numbers for name in part.names}))
 
     def parts(self, hyper: Hyper) -> Parts:
         """Return what the run is made of, with these hyper-parameters filled in."""
@@ -174,7 +174,8 @@ class Fit:
         return validate.Checked()
 
     @property
-    def _all_parts(self) -> tuple[Part, ...]:
+    def parts_with_numbers(self) -> tuple[Part, ...]:
+        """The parts that take hyper-parameters."""
         return (self.model, self.loss, self.optimizer, *self.rules)
 
     @functools.cached_property

@@ -126,7 +126,7 @@ def _check_values(fit: "Fit", name: str, batch: Batch, hyper: Hyper, outputs: ja
     users_own = {
         label: function
         for label, function in {"loss": fit.loss.bind(hyper), **dict(fit.metrics)}.items()
-        if not innermost(function).__module__.startswith("nnfx.")
+        if not str(getattr(innermost(function), "__module__", "")).startswith("nnfx.")
     }
     if users_own and checks.is_concrete((batch.targets, hyper)):
         with jax.ensure_compile_time_eval():

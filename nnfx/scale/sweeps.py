@@ -1,0 +1,249 @@
+"""Many runs as one program: seeds × folds × hyper-parameters, and successive halving.
+
+The runs lie in a table of groups (one for each seed and fold) by points (of hyper-parameters). The members of a group
+share its initial weights and the order of its data, so that only hyper-parameters differ between them. The host
+advances all of them by a chunk of epochs at a time, and packs those still running into a smaller table once the
+larger part has ended.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+
+from nnfx import checks
+from nnfx.data.prepare import Data
+from nnfx.scale.points import LogUniform, Points, Uniform, check_points, draw, grid
+from nnfx.scale.programs import programs_of
+from nnfx.scale.result import Ensemble, Sweep, collect
+from nnfx.scale.table import Table
+from nnfx.training import hyper as hypers
+from nnfx.training import validate
+from nnfx.training.fit import Fit
+from nnfx.types import Array
+
+__all__ = [
+    "Ensemble",
+    "LogUniform",
+    "Points",
+    "Progress",
+    "Sweep",
+    "Uniform",
+    "draw",
+    "grid",
+    "successive_halving",
+    "sweep",
+]
+
+DROPPED = -2
+"""The value of `RunState.stopped_by` for members that successive halving has dropped."""
+
+
+class Progress(NamedTuple):
+    """How far a sweep has come, for whoever shows it.
+
+    Attributes:
+        epoch: epochs behind it.
+        epochs: epochs at most.
+        running: members still running.
+        members: members in all.
+    """
+
+    epoch: int
+    epochs: int
+    running: int
+    members: int
+
+
+def sweep(
+    fit: Fit,
+    data: Data,
+    *,
+    key: Array,
+    seeds: int = 1,
+    folds: int | None = None,
+    points: Points | None = None,
+    epochs_per_chunk: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    on_chunk: Callable[[Progress], None] | None = None,
+    **values: ArrayLike,
+) -> Sweep:
+    """Train one run for each seed, fold and point of hyper-parameters.
+
+    Args:
+        fit: the run, as `nnfx.fit` makes it.
+        data: what every member is trained on.
+        key: a typed key; seed i is `fold_in(key, i)`.
+        seeds: how many seeds.
+        folds: K, to hold out each of K parts of `data.train` in turn; standardised features are standardised
+            anew from what is left. None to use `data.valid`.
+        points: hyper-parameters of each point, such as `nnfx.sweeps.draw` returns; or else
+        **values: numbers for each hyper-parameter, of which every combination is a point.
+        epochs_per_chunk: after how many epochs the host looks at who has stopped; a tenth of the run where it
+            has stopping rules, else the whole.
+        devices: over which the members are spread; all there are unless given.
+        on_chunk: called with a `Progress` after each chunk.
+
+    Returns:
+        A table of the members, with their best weights.
+
+    Raises:
+        TypeError, ValueError: as calling `fit` does, and for points of unequal lengths or folds that do not fit.
+
+    Example:
+        >>> import nnfx, optax
+        >>> data = nnfx.data.titanic("fare", "age", key=jax.random.key(1), valid_fraction=0.25)
+        >>> train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=20)
+        >>> result = sweep(train, data, key=jax.random.key(0), seeds=3, learning_rate=[0.01, 0.1, 1.0])
+        >>> len(result.rows), result.best.row["learning_rate"]
+        (9, 1.0)
+    """
+    chosen = _points(points, values)
+    if epochs_per_chunk is None:
+        epochs_per_chunk = max(1, fit.epochs // 10) if fit.rules else fit.epochs
+    checks.positive_integer("epochs_per_chunk", epochs_per_chunk)
+    table = _table(fit, data, key, seeds, folds, chosen, devices)
+    return _advance(fit, table, epochs_per_chunk, {}, on_chunk)
+
+
+def successive_halving(
+    fit: Fit,
+    data: Data,
+    *,
+    key: Array,
+    rungs: Sequence[int],
+    keep: float = 1 / 3,
+    seeds: int = 1,
+    folds: int | None = None,
+    points: Points | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    on_chunk: Callable[[Progress], None] | None = None,
+    **values: ArrayLike,
+) -> Sweep:
+    """Train all points a little, keep the better part at each rung, and train only the best to the end.
+
+    Points are ranked by their best held-out loss so far, averaged over seeds and folds; what is not a number
+    ranks last.
+
+    Args:
+        fit: the run, as `nnfx.fit` makes it.
+        data: what every member is trained on, with held-out data unless folds are asked for.
+        key: a typed key.
+        rungs: after how many epochs to drop, increasing and below the epochs of the run.
+        keep: the part of the points kept at each rung, above 0 and below 1.
+        seeds: as for `sweep`.
+        folds: as for `sweep`.
+        points: as for `sweep`.
+        devices: as for `sweep`.
+        on_chunk: as for `sweep`.
+        **values: as for `sweep`.
+
+    Returns:
+        A table of the members; those dropped say so in the column `reason`.
+
+    Raises:
+        TypeError, ValueError: as `sweep`, and for rungs that do not increase, or without held-out data.
+
+    Example:
+        >>> import nnfx, optax
+        >>> data = nnfx.data.titanic("fare", "age", key=jax.random.key(1), valid_fraction=0.25)
+        >>> train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=40)
+        >>> result = successive_halving(
+        ...     train, data, key=jax.random.key(0), rungs=(5, 10), keep=0.5, learning_rate=np.logspace(-3, 0, 8)
+        ... )
+        >>> sorted(row["epochs"] for row in result.rows)
+        [5, 5, 5, 5, 10, 10, 40, 40]
+
+    References:
+        Jamieson and Talwalkar, *Non-stochastic best arm identification and hyperparameter optimization*, 2016.
+    """
+    chosen = _points(points, values)
+    for i, rung in enumerate(rungs):
+        checks.positive_integer(f"rungs[{i}]", rung)
+    if not rungs or list(rungs) != sorted(set(rungs)) or rungs[-1] >= fit.epochs:
+        raise ValueError(f"rungs: expected epochs that increase and stay below {fit.epochs}, got {tuple(rungs)}")
+    checks.number("keep", keep, above=0, below=1)
+    if data.valid is None and folds is None:
+        raise ValueError("data.valid: expected held-out data to rank points by, got none")
+    table = _table(fit, data, key, seeds, folds, chosen, devices)
+    left = len(table.points[next(iter(table.points))])
+    quotas = {}
+    for rung in rungs:
+        left = max(1, round(left * keep))
+        quotas[rung] = left
+    return _advance(fit, table, int(np.gcd.reduce([*rungs, fit.epochs])), quotas, on_chunk)
+
+
+def _points(points: Points | None, values: dict[str, ArrayLike]) -> Points:
+    """Return the points, given as such or as a grid."""
+    if points is None:
+        return grid(**values)
+    if values:
+        raise TypeError(f"points: expected either points or values, got both, {', '.join(values)} as values")
+    check_points(points)
+    return {name: np.asarray(column) for name, column in points.items()}
+
+
+def _table(
+    fit: Fit,
+    data: Data,
+    key: Array,
+    seeds: int,
+    folds: int | None,
+    points: Points,
+    devices: Sequence[jax.Device] | None,
+) -> Table:
+    """Check everything that can be, and lay out the members."""
+    if not isinstance(fit, Fit):
+        raise TypeError(f"fit: expected what nnfx.fit returns, got {checks.describe(fit)}")
+    if not isinstance(data, Data):
+        raise TypeError(f"data: expected nnfx.data.Data, as nnfx.data.prepare makes it, got {type(data).__name__}")
+    checks.key("key", key)
+    checks.positive_integer("seeds", seeds)
+    length = len(next(iter(points.values())))
+    for i in range(length):
+        hypers.check({name: column[i] for name, column in points.items()}, fit.parts_with_numbers)
+    if folds is not None:
+        rows = data.train.weights.shape[0]
+        checks.positive_integer("folds", folds)
+        if not 2 <= folds <= rows:
+            raise ValueError(f"folds: expected 2 to {rows}, the rows of data.train, got {folds}")
+        if data.valid is not None:
+            raise ValueError("folds: expected data without a held-out part, got data.valid as well")
+    first = hypers.as_arrays({name: column[0] for name, column in points.items()})
+    checked = data if folds is None else Data(data.train, data.train, data.preprocess)
+    validate.check_run(fit, checked, first)
+    return Table.of(fit, data, key, seeds, folds, points, tuple(devices or jax.devices()))
+
+
+def _advance(
+    fit: Fit,
+    table: Table,
+    epochs_per_chunk: int,
+    quotas: dict[int, int],
+    on_chunk: Callable[[Progress], None] | None,
+) -> Sweep:
+    """Run chunk after chunk, dropping points at the rungs and packing who is left."""
+    table.state = programs_of(fit, table.devices, table.axis).start(
+        table.key, table.seeds, table.folds, table.hyper, table.fixed
+    )
+    members = table.running()
+    done = 0
+    while done < fit.epochs and table.running():
+        epochs = min(epochs_per_chunk, fit.epochs - done)
+        state, history = programs_of(fit, table.devices, table.axis).chunk(epochs)(
+            table.state, table.key, table.seeds, table.folds, table.hyper, table.fixed, np.int32(done)
+        )
+        table.state = state
+        table.record(jax.tree.map(np.asarray, history), done)
+        done += epochs
+        if done in quotas:
+            table.drop_all_but(quotas[done], DROPPED)
+        if on_chunk is not None:
+            on_chunk(Progress(done, fit.epochs, table.running(), members))
+        if done < fit.epochs:
+            table.pack()
+    table.harvest()
+    return collect(fit, table, DROPPED)

@@ -1,0 +1,196 @@
+"""The members of a sweep as a table, groups by points, on the host's side."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from nnfx.data import batching
+from nnfx.data.prepare import Data
+from nnfx.scale.points import Points
+from nnfx.scale.programs import Fixed
+from nnfx.training.chunk import RUNNING, RunState
+from nnfx.training.fit import Fit
+from nnfx.training.hyper import as_arrays
+from nnfx.types import Array, Hyper
+
+PACK_BELOW = 1 / 2
+"""Pack those still running once they fill no more than this part of the table: few packings, few programs.
+
+A packing compiles a program for the smaller table, so the smallest is `SMALLEST` of the first."""
+SMALLEST = 1 / 32
+"""The smallest table, as a part of the first."""
+EMPTY = -3
+"""The value of `RunState.stopped_by` for places that hold no member."""
+
+
+@dataclasses.dataclass
+class Table:
+    """Where each member is, and what is known of it so far.
+
+    A place of the table, `(group, point)`, is told by the number of its member in `member`; a member's number is
+    `group · points + point` of the table as it began.
+
+    Attributes:
+        key: the sweep's key.
+        points: the points as given.
+        all_seeds: the seed of each group as it began.
+        all_folds: the fold of each group as it began.
+        fixed: what all members share.
+        devices: over which the points are spread.
+        member: `(groups, width)`, the number of the member at each place.
+        seeds: `(groups,)`.
+        folds: `(groups,)`.
+        hyper: `(groups, width)` numbers by name.
+        state: of every place, on the device.
+        history: `(members, epochs)` by metric, NaN where not run.
+        harvested: each leaf of what is kept of a member, `(members, ...)`.
+    """
+
+    key: Array
+    points: Points
+    all_seeds: np.ndarray
+    all_folds: np.ndarray
+    fixed: Fixed
+    devices: tuple[jax.Device, ...]
+    epochs: int
+    member: np.ndarray
+    seeds: np.ndarray
+    folds: np.ndarray
+    hyper: Hyper
+    state: Any = None
+    history: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    harvested: Any = None
+
+    @classmethod
+    def of(
+        cls,
+        fit: Fit,
+        data: Data,
+        key: Array,
+        seeds: int,
+        folds: int | None,
+        points: Points,
+        devices: tuple[jax.Device, ...],
+    ) -> "Table":
+        """Lay out every seed and fold by every point."""
+        rows = data.train.weights.shape[0]
+        fold_of_row = None
+        if folds is not None:
+            fold_of_row = batching.permutation(jax.random.fold_in(key, seeds), rows) % folds
+        fixed = Fixed(data.train, data.valid, data.preprocess, fold_of_row)
+        group_seeds = np.repeat(np.arange(seeds, dtype=np.int32), folds or 1)
+        group_folds = np.tile(np.arange(folds or 1, dtype=np.int32), seeds)
+        width = len(next(iter(points.values())))
+        member = np.arange(len(group_seeds) * width).reshape(len(group_seeds), width)
+        columns = as_arrays({name: column[member % width] for name, column in points.items()})
+        table = cls(
+            key, points, group_seeds, group_folds, fixed, devices, fit.epochs, member, group_seeds, group_folds, columns
+        )
+        table._place(np.arange(len(group_seeds)), np.tile(np.arange(width), (len(group_seeds), 1)))
+        return table
+
+    @property
+    def width(self) -> int:
+        """How many points there were to begin with."""
+        return len(next(iter(self.points.values())))
+
+    @property
+    def axis(self) -> int:
+        """Which axis is spread over the devices: the points where they are enough, else the groups."""
+        return 1 if self.member.shape[1] >= len(self.devices) else 0
+
+    def _place(self, groups: np.ndarray, places: np.ndarray) -> None:
+        """Keep these groups, and within each these places; those below zero become empty."""
+        devices = len(self.devices)
+        spare = [0, -places.shape[1] % devices] if places.shape[1] >= devices else [-places.shape[0] % devices, 0]
+        groups = np.pad(groups, (0, spare[0]), mode="edge")
+        places = np.pad(places, ((0, spare[0]), (0, spare[1])), constant_values=-1)
+        filled, source = places >= 0, np.maximum(places, 0)
+
+        def pick(array: Any) -> np.ndarray:
+            return np.asarray(array)[groups[:, None], source]
+
+        self.member = np.where(filled, pick(self.member), -1)
+        self.seeds, self.folds = self.seeds[groups], self.folds[groups]
+        self.hyper = {name: pick(values) for name, values in self.hyper.items()}
+        if self.state is not None:
+            state: RunState = jax.tree.map(pick, self.state)
+            self._stop(~filled, EMPTY, state)
+
+    def _is_running(self) -> np.ndarray:
+        stopped_by = RUNNING if self.state is None else np.asarray(self.state.stopped_by)
+        return (self.member >= 0) & (stopped_by == RUNNING)
+
+    def _stop(self, chosen: np.ndarray, code: int, state: RunState) -> None:
+        stopped_by: Any = np.where(chosen, np.int32(code), state.stopped_by)
+        self.state = state._replace(stopped_by=stopped_by)
+
+    def running(self) -> int:
+        """Return how many members are still running."""
+        return int(self._is_running().sum())
+
+    def record(self, history: dict[str, np.ndarray], first_epoch: int) -> None:
+        """Note what a chunk has measured."""
+        members = len(self.all_seeds) * self.width
+        held = self.member >= 0
+        for name, values in history.items():
+            column = self.history.setdefault(name, np.full((members, self.epochs), np.nan, values.dtype))
+            column[self.member[held], first_epoch : first_epoch + values.shape[-1]] = values[held]
+
+    def drop_all_but(self, count: int, code: int) -> None:
+        """Stop the points that rank behind the best `count`, averaged over all groups."""
+        best = np.fmin.reduce(self.history["valid_loss"], axis=1)
+        losses = np.where(np.isnan(best), np.inf, best).reshape(-1, self.width)
+        ranking = np.argsort(losses.mean(0), kind="stable")
+        kept = np.isin(self.member % self.width, ranking[:count])
+        self._stop(~kept & self._is_running(), code, self.state)
+
+    def pack(self) -> None:
+        """Move those still running into a smaller table, where it is smaller by far."""
+        running = self._is_running()
+        groups = np.flatnonzero(running.any(1))
+        if not len(groups):
+            return
+        width = _bucket(int(running.sum(1).max()))
+        height = min(_bucket(len(groups)), len(self.seeds))
+        members = len(self.all_seeds) * self.width
+        if height * width > PACK_BELOW * self.member.size or self.member.size <= 2 * SMALLEST * members:
+            return
+        self.harvest()
+        groups = np.pad(groups, (0, height - len(groups)), mode="edge")
+        places = np.full((height, width), -1)
+        for i, group in enumerate(groups):
+            if i == 0 or group != groups[i - 1]:
+                live = np.flatnonzero(running[group])
+                places[i, : len(live)] = live
+        self._place(groups, places)
+
+    def harvest(self) -> None:
+        """Copy what is kept of every member to the host."""
+        state: RunState = self.state
+        kept = {
+            "variables": state.train.variables if state.best is None else state.best.variables,
+            "best_epoch": state.epoch if state.best is None else state.best.epoch,
+            "epochs": state.epoch,
+            "stopped_by": state.stopped_by,
+        }
+        members = len(self.all_seeds) * self.width
+        held = self.member >= 0
+        if self.harvested is None:
+            self.harvested = jax.tree.map(lambda a: np.zeros((members, *a.shape[2:]), a.dtype), kept)
+
+        def copy(store: np.ndarray, values: Any) -> None:
+            store[self.member[held]] = np.asarray(values)[held]
+
+        jax.tree.map(copy, self.harvested, kept)
+
+
+def _bucket(count: int) -> int:
+    """Round up to a power of two, so that tables come in few sizes.
+
+    >>> [_bucket(n) for n in (1, 3, 64, 65)]
+    [1, 4, 64, 128]
+    """
+    return 1 << (count - 1).bit_length()

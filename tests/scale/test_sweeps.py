@@ -1,0 +1,261 @@
+import csv
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import nnfx
+from nnfx.scale.sweeps import successive_halving, sweep
+
+KEY = jax.random.key(0)
+ONE = jax.devices()[:1]
+
+
+@pytest.fixture(scope="module")
+def data():
+    return nnfx.data.titanic("fare", "age", key=jax.random.key(9), valid_fraction=0.25)
+
+
+def make(optimizer=optax.sgd, epochs=5, model=None, **options):
+    model = model or nnfx.models.mlp((8,), activation="tanh")
+    return nnfx.fit(model, nnfx.losses.binary_cross_entropy, optimizer, epochs=epochs, batch_size=100, **options)
+
+
+def close(first, second, **tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), first, second)
+
+
+def single(train, data, row, **numbers):
+    return train(jax.random.fold_in(KEY, row["seed"]), data, **numbers)
+
+
+@pytest.mark.parametrize(("optimizer", "epochs"), [(optax.sgd, 50), (optax.adam, 5)])
+def test_members_equal_the_runs_made_one_at_a_time(data, optimizer, epochs):
+    train = make(optimizer, epochs, lambda dropout: nnfx.models.mlp((8,), dropout=dropout))
+    result = sweep(train, data, key=KEY, seeds=2, learning_rate=[0.01, 0.1], dropout=[0.0, 0.3])
+    assert len(result.rows) == 8
+    for row in result.rows:
+        run = single(train, data, row, learning_rate=row["learning_rate"], dropout=row["dropout"])
+        history = result.histories["valid_loss"][row["member"]]
+        np.testing.assert_allclose(history, run.history["valid_loss"], rtol=1e-5, atol=1e-5)
+        variables = jax.tree.map(lambda stack, i=row["member"]: stack[i], result.variables)
+        assert row["best_epoch"] == int(run.best.epoch)
+        close(variables, run.best.variables, rtol=1e-5, atol=1e-5)
+
+
+def test_members_that_stop_are_packed_away_and_end_as_they_would_alone(data):
+    train = make(optax.sgd, 60, stop=nnfx.stopping.small_change)
+    rates = np.array([3e-4, 0.3, 0.01, 0.1, 1.0, 0.6, 0.2, 0.5])
+    sizes = []
+    result = sweep(
+        train, data, key=KEY, seeds=4, learning_rate=rates, tolerance=0.02, epochs_per_chunk=5, devices=ONE,
+        on_chunk=lambda progress: sizes.append(progress.running),
+    )  # fmt: skip
+    assert sizes[0] > sizes[-1]
+    for row in result.rows:
+        run = single(train, data, row, learning_rate=row["learning_rate"], tolerance=0.02)
+        assert row["epochs"] == int(run.epochs)
+        assert row["reason"] == run.reason
+        history = result.histories["train_loss"][row["member"]]
+        np.testing.assert_allclose(history, run.history["train_loss"], rtol=1e-4)
+        assert np.isnan(history[row["epochs"] :]).all()
+    assert len({row["epochs"] for row in result.rows}) > 3
+
+
+def test_one_diverging_member_never_touches_another(data):
+    train = make(optax.sgd, 5)
+    rates = np.full(64, 0.1)
+    rates[1:] = np.logspace(-3, -1, 63)
+    harmless = sweep(train, data, key=KEY, seeds=2, learning_rate=rates, devices=ONE)
+    rates[17] = 1e38
+    wild = sweep(train, data, key=KEY, seeds=2, learning_rate=rates, devices=ONE)
+    others = np.array([number for number in range(128) if number % 64 != 17])
+    assert not np.isfinite(wild.histories["train_loss"][[17, 81], -1]).any()
+    for name, values in harmless.histories.items():
+        assert values[others].tobytes() == wild.histories[name][others].tobytes()
+
+
+class Compilations:
+    """Counts the programs that XLA compiles."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, event, duration_secs, **_):
+        self.count += event == "/jax/core/compile/backend_compile_duration"
+
+
+def test_another_grid_of_the_same_size_compiles_nothing_and_a_sweep_few_programs(data):
+    counted = Compilations()
+    jax.monitoring.register_event_duration_secs_listener(counted)
+    train = make(optax.sgd, 40, stop=nnfx.stopping.patience)
+
+    def run(scale):
+        before = counted.count
+        rates = scale * np.logspace(-3, 1, 64)
+        sweep(train, data, key=KEY, seeds=16, learning_rate=rates, patience=2, epochs_per_chunk=2, devices=ONE)
+        return counted.count - before
+
+    sweep(train, data, key=KEY, seeds=2, learning_rate=[0.1], epochs_per_chunk=40, devices=ONE)  # the small helpers
+    assert run(1.0) <= 8
+    again = make(optax.sgd, 5)
+    sweep(again, data, key=KEY, seeds=2, learning_rate=[0.1, 0.2], devices=ONE)
+    before = counted.count
+    sweep(again, data, key=jax.random.key(1), seeds=2, learning_rate=[0.3, 0.4], devices=ONE)
+    assert counted.count == before
+
+
+@pytest.mark.parametrize(("seeds", "rates"), [(3, 16), (16, 1), (3, 5)])
+def test_members_spread_over_devices_are_the_same(data, seeds, rates):
+    train = make(optax.sgd, 5)
+    options = {"key": KEY, "seeds": seeds, "learning_rate": np.logspace(-3, -1, rates)}
+    alone, spread = sweep(train, data, devices=ONE, **options), sweep(train, data, **options)
+    assert len(jax.devices()) == 8
+    for name, values in alone.histories.items():
+        np.testing.assert_allclose(spread.histories[name], values, rtol=1e-5)
+    close(alone.variables, spread.variables, rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_crosses_between_devices(data):
+    from nnfx.scale.programs import programs_of
+    from nnfx.scale.table import Table
+
+    train = make(optax.sgd, 2)
+    table = Table.of(train, data, KEY, 2, None, {"learning_rate": np.linspace(0.1, 1, 8)}, tuple(jax.devices()))
+    programs = programs_of(train, table.devices, table.axis)
+    state = programs.start(KEY, table.seeds, table.folds, table.hyper, table.fixed)
+    compiled = programs.chunk(2).lower(
+        state, KEY, table.seeds, table.folds, table.hyper, table.fixed, np.int32(0)
+    ).compile()  # fmt: skip
+    for collective in ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
+        assert collective not in compiled.as_text()
+
+
+def test_each_row_is_held_out_once_and_folds_equal_runs_on_data_prepared_by_hand():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(50, 3)) * [1, 10, 0.1] + 5, rng.integers(0, 2, size=50)
+    whole = nnfx.data.prepare(x, y)
+    train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=20)
+    result = sweep(train, whole, key=KEY, seeds=1, folds=5, learning_rate=[0.5])
+    assert [row["fold"] for row in sorted(result.rows, key=lambda row: row["fold"])] == [0, 1, 2, 3, 4]
+
+    fold_of_row = np.asarray(nnfx.data.batching.permutation(jax.random.fold_in(KEY, 1), 50)) % 5
+    assert np.bincount(fold_of_row).tolist() == [10] * 5
+    for row in result.rows:
+        held_out = fold_of_row == row["fold"]
+        by_hand = nnfx.data.prepare(x[~held_out], y[~held_out])
+        valid = nnfx.Batch(by_hand.preprocess(x[held_out]), jnp.asarray(y[held_out]), jnp.ones(10))
+        fold = nnfx.data.Data(by_hand.train, valid, by_hand.preprocess)
+        run = train(jax.random.fold_in(KEY, 0), fold, learning_rate=0.5)
+        np.testing.assert_allclose(result.histories["valid_loss"][row["member"]], run.history["valid_loss"], rtol=1e-4)
+        mine = jax.tree.map(lambda stack, i=row["member"]: stack[i], result.preprocess)
+        np.testing.assert_allclose(mine(x), by_hand.preprocess(x), rtol=1e-3, atol=1e-4)
+
+
+def test_successive_halving_drops_the_worse_points(data):
+    train = make(optax.sgd, 12)
+    rates = np.array([1e-4, 0.1, 1e-3, 0.5, 1e-5, 1e30, 0.3, 1e-6])
+    result = successive_halving(train, data, key=KEY, seeds=2, rungs=(3, 6), keep=0.5, learning_rate=rates)
+    full = sweep(train, data, key=KEY, seeds=2, learning_rate=rates)
+    epochs = {row["member"]: row["epochs"] for row in result.rows}
+    assert sorted(epochs.values()) == [3] * 8 + [6] * 4 + [12] * 4
+    assert epochs[5] == epochs[13] == 3, "what diverged ranks last"
+    for row in result.rows:
+        history = result.histories["valid_loss"][row["member"]]
+        assert np.isfinite(history).sum() in (0, row["epochs"]) or row["learning_rate"] > 1
+        np.testing.assert_allclose(
+            history[: row["epochs"]], full.histories["valid_loss"][row["member"], : row["epochs"]], rtol=1e-5
+        )
+        assert (row["reason"] == "dropped") == (row["epochs"] < 12)
+        assert row["best_epoch"] <= row["epochs"]
+    ranked = np.nanmin(full.histories["valid_loss"][:, :3], axis=1).reshape(2, 8).mean(0)
+    assert {n % 8 for n, e in epochs.items() if e > 3} == set(np.argsort(ranked)[:4])
+
+
+def test_the_table_sorts_prints_and_saves(data, tmp_path):
+    result = sweep(make(), data, key=KEY, seeds=2, learning_rate=[1e-4, 0.1, 1e30])
+    losses = [row["valid_loss"] for row in result.rows]
+    finite = [loss for loss in losses if np.isfinite(loss)]
+    assert losses[: len(finite)] == sorted(finite)
+    assert result.best.row == result.rows[0]
+    np.testing.assert_array_equal(
+        np.nanmin(result.best.history["valid_loss"]), np.float32(result.rows[0]["valid_loss"])
+    )
+    by_rate = result.sort("learning_rate", largest_first=True)
+    assert by_rate.rows[0]["learning_rate"] == pytest.approx(1e30)
+    assert str(result).splitlines()[0].split()[:3] == ["member", "seed", "learning_rate"]
+    result.save(tmp_path / "sweep.csv")
+    saved = list(csv.DictReader((tmp_path / "sweep.csv").read_text().splitlines()))
+    assert [float(row["valid_loss"]) for row in saved][:4] == losses[:4]
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.csv"]
+
+
+def test_an_ensemble_predicts_what_its_members_do(data):
+    result = sweep(make(), data, key=KEY, seeds=3, learning_rate=[0.1, 0.3])
+    ensemble = result.ensemble(4)
+    raw = np.array([[7.0, 30.0], [80.0, 20.0]])
+    predictions = ensemble.predict(raw)
+    assert predictions.shape == (4, 2, 1)
+    for row, prediction in zip(result.rows, predictions, strict=False):
+        run = single(result.fit, data, row, learning_rate=row["learning_rate"])
+        np.testing.assert_allclose(prediction, run.predict(raw), rtol=1e-4, atol=1e-5)
+
+
+def test_grids_and_random_points():
+    points = nnfx.sweeps.grid(a=[1, 2], b=0.5, c=[3, 4, 5])
+    assert list(zip(*(points[name].tolist() for name in "abc"), strict=True))[:4] == [
+        (1, 0.5, 3), (1, 0.5, 4), (1, 0.5, 5), (2, 0.5, 3)
+    ]  # fmt: skip
+    drawn = nnfx.sweeps.draw(KEY, 4000, a=nnfx.sweeps.LogUniform(1e-4, 1.0), b=nnfx.sweeps.Uniform(2, 4))
+    assert abs(np.log10(drawn["a"]).mean() + 2) < 0.1
+    assert abs(drawn["b"].mean() - 3) < 0.05
+    assert abs(np.corrcoef(np.log(drawn["a"]), drawn["b"])[0, 1]) < 0.06
+
+
+WRONG = {
+    "points of unequal lengths": (
+        {"points": {"learning_rate": [1, 2], "momentum": [0.1]}},
+        ValueError,
+        "points: .*'momentum': 1",
+    ),
+    "points and values": ({"points": {"learning_rate": [1]}, "momentum": 0.1}, TypeError, "points: expected either"),
+    "nothing to sweep": ({}, ValueError, "points: expected at least one"),
+    "unknown number": ({"learning_rte": [1, 2]}, TypeError, r"learning_rte: .*'learning_rate'\?"),
+    "a rate of zero among others": ({"learning_rate": [0.1, 0.0]}, ValueError, "learning_rate: .*above 0, got 0"),
+    "a rate that is not a number": ({"learning_rate": [np.nan]}, ValueError, "learning_rate: expected finite"),
+    "rates of rank 2": ({"learning_rate": np.ones((2, 2))}, ValueError, "learning_rate: .*points"),
+    "no seeds": ({"learning_rate": 1, "seeds": 0}, ValueError, "seeds: .*got 0"),
+    "a legacy key": ({"learning_rate": 1, "key": 0}, TypeError, "key: expected a typed key"),
+    "folds beside held-out data": ({"learning_rate": 1, "folds": 3}, ValueError, "folds: .*data.valid"),
+    "no epochs in a chunk": ({"learning_rate": 1, "epochs_per_chunk": 0}, ValueError, "epochs_per_chunk: .*got 0"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_raises_a_clear_error(data, name):
+    options, error, message = WRONG[name]
+    with pytest.raises(error, match=message):
+        sweep(make(), data, **{"key": KEY, **options})
+
+
+def test_wrong_folds_rungs_and_ranges(data):
+    whole = nnfx.data.Data(data.train, None, data.preprocess)
+    with pytest.raises(ValueError, match="folds: expected 2 to 536"):
+        sweep(make(), whole, key=KEY, folds=1000, learning_rate=1)
+    for rungs in ((), (3, 2), (2, 2), (5,)):
+        with pytest.raises(ValueError, match="rungs: expected epochs that increase and stay below 5"):
+            successive_halving(make(), data, key=KEY, rungs=rungs, learning_rate=[1, 2])
+    with pytest.raises(ValueError, match="keep: .*below 1, got 1"):
+        successive_halving(make(), data, key=KEY, rungs=(2,), keep=1.0, learning_rate=[1, 2])
+    with pytest.raises(ValueError, match="data.valid: expected held-out data"):
+        successive_halving(make(), whole, key=KEY, rungs=(2,), learning_rate=[1, 2])
+    with pytest.raises(ValueError, match="a.low: .*above 0"):
+        nnfx.sweeps.draw(KEY, 3, a=nnfx.sweeps.LogUniform(0.0, 1.0))
+    with pytest.raises(TypeError, match="a: expected Uniform"):
+        nnfx.sweeps.draw(KEY, 3, a=(0.0, 1.0))
+    with pytest.raises(ValueError, match="count: expected at most the 2 members, got 3"):
+        sweep(make(), data, key=KEY, seeds=2, learning_rate=1).ensemble(3)
+    with pytest.raises(ValueError, match="column: .*'valid_loss'"):
+        sweep(make(), data, key=KEY, learning_rate=1).sort("valid_los")
