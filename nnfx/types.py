@@ -94,6 +94,20 @@ class Batch(NamedTuple):
     weights: Array
 
 
+class Fault(NamedTuple):
+    """Steps that were not taken because something was not a finite number.
+
+    Attributes:
+        skipped: how many, an int32 scalar.
+        step: the first of them, −1 for none.
+        where: what was not finite there: 0 for the loss, i + 1 for the gradient of the i-th leaf of the parameters.
+    """
+
+    skipped: Array
+    step: Array
+    where: Array
+
+
 class TrainState(NamedTuple):
     """Everything that decides the next training step.
 
@@ -103,6 +117,7 @@ class TrainState(NamedTuple):
         model_state: the model's other variables, such as batch statistics.
         opt_state: the optimizer's.
         key: a typed random key; what step *t* draws depends on `(key, t)` alone.
+        fault: what was skipped, by steps that skip.
     """
 
     step: Array
@@ -110,6 +125,7 @@ class TrainState(NamedTuple):
     model_state: ModelState
     opt_state: Any
     key: Array
+    fault: Fault
 
     @property
     def variables(self) -> Variables:

@@ -17,7 +17,7 @@ from nnfx.training.fit import Fit
 from nnfx.training.step import split_key
 from nnfx.types import Array, Batch, Hyper, TrainState
 
-_MEMBERS = RunState(TrainState(0, 0, 0, 0, None), 0, 0, 0, 0, None)  # type: ignore[arg-type]
+_MEMBERS = RunState(TrainState(0, 0, 0, 0, None, 0), 0, 0, 0, 0, None)  # type: ignore[arg-type]
 """Which axes of a run's state are those of the members of a group: all but its keys'."""
 
 

@@ -3,7 +3,7 @@
 A run is chunks from initialisation to its stop; everything longer or wider is made of the same chunk.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,9 +12,9 @@ import optax
 from jax.typing import ArrayLike
 
 from nnfx.data import batching
-from nnfx.training.step import evaluate, init_state, make_step, split_key
+from nnfx.training.step import evaluate, init_state, split_key
 from nnfx.training.stopping import Epoch, StoppingRule
-from nnfx.types import Array, Batch, Metrics, Model, ModelState, Params, PerExample, TrainState, Variables
+from nnfx.types import Array, Batch, Metrics, Model, ModelState, Params, PerExample, Step, TrainState, Variables
 
 RUNNING = -1
 """The value of `RunState.stopped_by` while no rule has stopped the run."""
@@ -29,6 +29,8 @@ class Parts(NamedTuple):
         optimizer: an Optax optimizer.
         rules: when to stop.
         metrics: further quantities per example, by name.
+        penalty: a scalar function of the parameters, added to the loss; or None.
+        make_step: makes the step, as `nnfx.make_step` does.
         batch_size: rows of a minibatch; None for the full batch.
     """
 
@@ -37,6 +39,8 @@ class Parts(NamedTuple):
     optimizer: optax.GradientTransformation
     rules: tuple[StoppingRule, ...]
     metrics: Mapping[str, PerExample]
+    penalty: Callable[[Params], Array] | None
+    make_step: Callable[..., Step]
     batch_size: int | None
 
 
@@ -110,7 +114,7 @@ def chunk(
     Returns:
         The state after the last epoch run, and each metric by epoch, `(epochs,)`, NaN once stopped.
     """
-    step = make_step(parts.model, parts.loss, parts.optimizer, parts.metrics)
+    step = parts.make_step(parts.model, parts.loss, parts.optimizer, parts.metrics, parts.penalty)
     measures = {"loss": parts.loss, **parts.metrics}
 
     def advance(state: RunState, number: Array) -> tuple[RunState, dict[str, Array]]:
@@ -124,7 +128,8 @@ def chunk(
             latest = Best(epoch, history["valid_loss"].astype(best.loss.dtype), trained.params, trained.model_state)
             is_better = (latest.loss < best.loss) | jnp.isnan(best.loss)
             best = optax.tree.where(is_better, latest, best)
-        rules, stopped_by = _apply_rules(parts.rules, state, Epoch(state.train.params, trained.params, history))
+        ended = Epoch(state.train.params, trained.params, history, trained.fault.skipped)
+        rules, stopped_by = _apply_rules(parts.rules, state, ended)
         return RunState(trained, best, rules, epoch, stopped_by, state.order_key), history
 
     def rest(state: RunState, number: Array) -> tuple[RunState, dict[str, Array]]:

@@ -17,8 +17,9 @@ from nnfx.training import validate
 from nnfx.training.chunk import Best, Parts, chunk, start
 from nnfx.training.hyper import Part
 from nnfx.training.run import Run
+from nnfx.training.step import make_step
 from nnfx.training.stopping import StoppingRule
-from nnfx.types import Array, Batch, Hyper, Model, PerExample, TrainState
+from nnfx.types import Array, Batch, Hyper, Model, PerExample, Step, TrainState
 
 Rule = StoppingRule | Callable[..., StoppingRule]
 
@@ -32,6 +33,8 @@ def fit(
     batch_size: int | None = None,
     stop: Rule | Sequence[Rule] = (),
     metrics: Mapping[str, PerExample] | None = None,
+    penalty: Callable[..., Array] | None = None,
+    make_step: Callable[..., Step] = make_step,
 ) -> "Fit":
     """Make a training run: a pure function `(key, data, **hyper) -> Run`, compiled at its first call.
 
@@ -51,6 +54,9 @@ def fit(
         batch_size: rows of a minibatch: 1 is stochastic gradient descent, None the full batch.
         stop: a stopping rule's factory, such as `nnfx.stopping.patience`, or a rule already made, or several.
         metrics: further quantities per example by name, such as `{"accuracy": nnfx.metrics.accuracy}`.
+        penalty: added to the training loss, `(params, **numbers) -> scalar`, such as `nnfx.regularizers.l2`.
+        make_step: makes the step; its choices are fixed with `functools.partial(nnfx.make_step, ...)`, such as
+            micro-batches, mixed precision, or skipping steps that are not finite.
 
     Returns:
         The run's function. Calling it raises, before anything is trained, on a key that is not typed, unknown,
@@ -83,6 +89,10 @@ def fit(
             raise TypeError(f"{name}: expected a function of outputs and targets, got {checks.describe(function)}")
     if metrics and "loss" in metrics:
         raise ValueError("metrics: expected other names than 'loss', which is the loss itself")
+    if penalty is not None and not callable(penalty):
+        raise TypeError(f"penalty: expected a function of the parameters, got {checks.describe(penalty)}")
+    if not callable(make_step):
+        raise TypeError(f"make_step: expected a function such as nnfx.make_step, got {checks.describe(make_step)}")
     checks.positive_integer("epochs", epochs)
     if batch_size is not None:
         checks.positive_integer("batch_size", batch_size)
@@ -95,7 +105,9 @@ def fit(
         loss=hypers.part(loss, leading=2),
         optimizer=_factory(optimizer, optax.GradientTransformation),
         rules=tuple(_factory(rule, StoppingRule) for rule in rules),
+        penalty=None if penalty is None else hypers.part(penalty, leading=1),
         metrics=tuple((metrics or {}).items()),
+        make_step=make_step,
         epochs=epochs,
         batch_size=batch_size,
     )
@@ -119,7 +131,9 @@ class Fit:
         loss: the loss per example.
         optimizer: returns the optimizer.
         rules: return the stopping rules.
+        penalty: the penalty on the parameters, or None.
         metrics: names and functions of further metrics.
+        make_step: makes the step.
         epochs: how many epochs at most.
         batch_size: rows of a minibatch; None for the full batch.
     """
@@ -128,7 +142,9 @@ class Fit:
     loss: Part
     optimizer: Part
     rules: tuple[Part, ...]
+    penalty: Part | None
     metrics: tuple[tuple[str, PerExample], ...]
+    make_step: Callable[..., Step]
     epochs: int
     batch_size: int | None
 
@@ -165,6 +181,8 @@ class Fit:
             optimizer=_made(self.optimizer, hyper, optax.GradientTransformation),
             rules=tuple(_made(rule, hyper, StoppingRule) for rule in self.rules),
             metrics=dict(self.metrics),
+            penalty=None if self.penalty is None else self.penalty.bind(hyper),
+            make_step=self.make_step,
             batch_size=self.batch_size,
         )
 
@@ -176,7 +194,8 @@ class Fit:
     @property
     def parts_with_numbers(self) -> tuple[Part, ...]:
         """The parts that take hyper-parameters."""
-        return (self.model, self.loss, self.optimizer, *self.rules)
+        penalty = () if self.penalty is None else (self.penalty,)
+        return (self.model, self.loss, self.optimizer, *self.rules, *penalty)
 
     @functools.cached_property
     def _compiled(self) -> Callable[..., tuple[TrainState, Best, dict[str, Array], Array, Array]]:

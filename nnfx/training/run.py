@@ -56,6 +56,17 @@ class Run:
         return "last epoch" if position == RUNNING else self.fit.rules[position].name
 
     @property
+    def fault(self) -> str:
+        """What was not finite the first time that a step was skipped, in words; empty where none was."""
+        self._require_single()
+        skipped, step, where = (int(number) for number in self.state.fault)
+        if not skipped:
+            return ""
+        paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(self.state.params)]
+        what = "the loss" if where == 0 else f"the gradient of {paths[where - 1]}"
+        return f"{what} was not finite at step {step}; {skipped} steps were skipped"
+
+    @property
     def final(self) -> dict[str, Array]:
         """The metrics of the last epoch that was run."""
         last = (self.epochs - 1)[..., None]

@@ -1,6 +1,6 @@
 """The stateless training step, and evaluation: the two things every loop here is made of."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +9,20 @@ import optax
 
 from nnfx import checks
 from nnfx.data import batching
-from nnfx.types import Array, Batch, Mean, Metrics, Model, Params, PerExample, Step, TrainState, Variables
+from nnfx.types import (
+    Array,
+    Batch,
+    Fault,
+    Mean,
+    Metrics,
+    Model,
+    ModelState,
+    Params,
+    PerExample,
+    Step,
+    TrainState,
+    Variables,
+)
 
 EVALUATION_ROWS = 2048
 """The most rows that evaluation puts through a model at once, which bounds its memory."""
@@ -50,7 +63,8 @@ def init_state(key: Array, model: Model, optimizer: optax.GradientTransformation
     keys = split_key(key)
     variables = dict(model.init(keys.init, inputs))
     params = variables.pop("params", {})
-    return TrainState(jnp.asarray(0, jnp.int32), params, variables, optimizer.init(params), keys.step)
+    step, *fault = (jnp.full((), value, jnp.int32) for value in (0, 0, -1, -1))
+    return TrainState(step, params, variables, optimizer.init(params), keys.step, Fault(*fault))
 
 
 def make_step(
@@ -58,24 +72,41 @@ def make_step(
     loss: PerExample,
     optimizer: optax.GradientTransformation,
     metrics: Mapping[str, PerExample] | None = None,
+    penalty: Callable[[Params], Array] | None = None,
+    *,
+    micro_batches: int = 1,
+    compute_dtype: Any = None,
+    precision: str = "float32",
+    rematerialize: bool = False,
+    skip_non_finite: bool = False,
 ) -> Step:
     """Make the training step `(state, batch) -> (state, metrics)`, a pure function.
 
-    It descends the gradient of the empirical loss `Σ wᵢ ℓᵢ / Σ wᵢ` of the batch: weights act within a batch.
-    What step *t* draws comes from `fold_in(state.key, t)`. Compile it with `jax.jit`; donating the state is the
-    caller's choice.
+    It descends the gradient of the empirical loss `Σ wᵢ ℓᵢ / Σ wᵢ` of the batch, plus the penalty: weights act
+    within a batch. What step *t* draws comes from `fold_in(state.key, t)`. Compile it with `jax.jit`; donating the
+    state is the caller's choice.
 
     Args:
         model: the model.
         loss: per example, `(outputs, targets) -> (batch,)`.
         optimizer: an Optax optimizer.
         metrics: further quantities per example, by name, taken on the outputs of the same forward pass.
+        penalty: a scalar function of the parameters, such as a multiple of their squares, added to the loss.
+        micro_batches: into how many parts to cut a batch, one after the other: the same gradient in less memory.
+        compute_dtype: the dtype to compute in, such as `jnp.bfloat16`; parameters, gradients and the optimizer
+            keep theirs. None to compute in that of the parameters.
+        precision: of matrix products on GPUs and TPUs: "float32" so that backends agree, "tensorfloat32" or
+            "bfloat16" for speed.
+        rematerialize: whether to compute activations anew for the gradient in place of keeping them.
+        skip_non_finite: whether to leave out a step whose loss or gradient is not finite; `state.fault` tells
+            how many there were, and what it was the first time.
 
     Returns:
         The step; its metrics are sums that merge, `"loss"` among them.
 
     Raises:
-        ValueError: (by the step) for a loss that is not per example.
+        ValueError: (by the step) for a loss that is not per example, or a batch that the micro-batches do not
+            divide.
 
     Example:
         >>> from nnfx.losses import mean_square_error
@@ -87,24 +118,72 @@ def make_step(
         >>> state, measured = step(state, batch)
         >>> int(state.step), list(measured)
         (1, ['loss'])
+
+    References:
+        Micikevicius et al., *Mixed precision training*, ICLR 2018; Chen et al., *Training deep nets with sublinear
+        memory cost*, 2016.
     """
+    checks.positive_integer("micro_batches", micro_batches)
+    checks.choice("precision", precision, ("float32", "tensorfloat32", "bfloat16"))
     measures = {"loss": loss, **(metrics or {})}
 
-    def objective(params: Params, state: TrainState, batch: Batch) -> tuple[Array, tuple[Any, Metrics]]:
-        outputs, model_state = model.apply(
-            {"params": params, **state.model_state},
-            batch.inputs,
-            key=jax.random.fold_in(state.key, state.step),
-            weights=batch.weights,
-            train=True,
-        )
+    def forward(params: Params, model_state: ModelState, batch: Batch, key: Array) -> tuple[Array, ModelState]:
+        inputs = batch.inputs
+        if compute_dtype is not None:
+            params, inputs = optax.tree.cast(params, compute_dtype), optax.tree.cast(inputs, compute_dtype)
+        with jax.default_matmul_precision(precision):
+            outputs, model_state = model.apply(
+                {"params": params, **model_state}, inputs, key=key, weights=batch.weights, train=True
+            )
+        return outputs if compute_dtype is None else outputs.astype(batch.weights.dtype), model_state
+
+    if rematerialize:
+        forward = jax.checkpoint(forward)
+
+    def share(
+        params: Params, model_state: ModelState, batch: Batch, key: Array, weight: Array
+    ) -> tuple[Array, tuple[ModelState, Metrics]]:
+        """Return the part of the empirical loss that these rows make up, of a batch of this weight."""
+        outputs, model_state = forward(params, model_state, batch, key)
         measured = _measure(measures, outputs, batch)
-        return measured["loss"].value, (model_state, measured)
+        return Mean(measured["loss"].total, weight).value, (model_state, measured)
+
+    def objective(params: Params, state: TrainState, batch: Batch) -> tuple[Array, tuple[ModelState, Metrics]]:
+        key, weight = jax.random.fold_in(state.key, state.step), batch.weights.sum()
+        return share(params, state.model_state, batch, key, weight)
+
+    def accumulated(state: TrainState, batch: Batch) -> tuple[tuple[Array, tuple[ModelState, Metrics]], Params]:
+        """Add up the shares of the micro-batches, and their gradients."""
+        rows = batch.weights.shape[0]
+        if rows % micro_batches:
+            raise ValueError(f"micro_batches: expected a divisor of the batch of {rows}, got {micro_batches}")
+        key, weight = jax.random.fold_in(state.key, state.step), batch.weights.sum()
+        parts = jax.tree.map(lambda a: a.reshape(micro_batches, -1, *a.shape[1:]), batch)
+
+        def add(model_state: ModelState, part: tuple[Batch, Array]) -> tuple[ModelState, Any]:
+            rows, i = part
+            (value, (model_state, measured)), gradient = jax.value_and_grad(share, has_aux=True)(
+                state.params, model_state, rows, jax.random.fold_in(key, i), weight
+            )
+            return model_state, (value, measured, gradient)
+
+        model_state, shares = jax.lax.scan(add, state.model_state, (parts, jnp.arange(micro_batches)))
+        value, measured, gradient = jax.tree.map(lambda each: each.sum(0), shares)
+        return (value, (model_state, measured)), gradient
+
+    def penalised(params: Params, state: TrainState, batch: Batch) -> Array:
+        value = objective(params, state, batch)[0]
+        return value if penalty is None else value + penalty(params)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        (value, (model_state, measured)), gradient = jax.value_and_grad(objective, has_aux=True)(
-            state.params, state, batch
-        )
+        if micro_batches == 1:
+            found = jax.value_and_grad(objective, has_aux=True)(state.params, state, batch)
+        else:
+            found = accumulated(state, batch)
+        (value, (model_state, measured)), gradient = found
+        if penalty is not None:
+            extra, slope = jax.value_and_grad(penalty)(state.params)
+            value, gradient = value + extra, optax.tree.add(gradient, slope)
         updates, opt_state = optax.with_extra_args_support(optimizer).update(
             gradient,
             state.opt_state,
@@ -112,12 +191,32 @@ def make_step(
             # for those that look at the loss, such as line searches and reduction on plateaus
             value=value,
             grad=gradient,
-            value_fn=lambda params: objective(params, state, batch)[0],
+            value_fn=lambda params: penalised(params, state, batch),
         )
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, model_state, opt_state, state.key), measured
+        after = TrainState(state.step + 1, params, model_state, opt_state, state.key, state.fault)
+        return (after, measured) if not skip_non_finite else _skip(state, after, measured, value, gradient)
 
     return step
+
+
+def _skip(
+    before: TrainState, after: TrainState, measured: Metrics, value: Array, gradient: Params
+) -> tuple[TrainState, Metrics]:
+    """Return the step as taken, or not taken where the loss or a gradient is not finite."""
+    is_bad = jnp.stack([~jnp.isfinite(leaf).all() for leaf in (value, *jax.tree.leaves(gradient))])
+    skip, fault = is_bad.any(), before.fault
+    first = skip & (fault.skipped == 0)
+    fault = Fault(
+        fault.skipped + skip,
+        jnp.where(first, before.step, fault.step),
+        jnp.where(first, is_bad.argmax().astype(jnp.int32), fault.where),
+    )
+    kept = (before.params, before.model_state, before.opt_state)
+    taken = (after.params, after.model_state, after.opt_state)
+    params, model_state, opt_state = optax.tree.where(skip, kept, taken)
+    measured = jax.tree.map(lambda sums: jnp.where(skip, 0, sums), measured)
+    return TrainState(after.step, params, model_state, opt_state, after.key, fault), measured
 
 
 def evaluate(model: Model, measures: Mapping[str, PerExample], variables: Variables, data: Batch) -> dict[str, Mean]:

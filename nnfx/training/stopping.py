@@ -25,11 +25,13 @@ class Epoch(NamedTuple):
         before: the parameters when the epoch began.
         after: the parameters now.
         metrics: the epoch's metrics, such as `train_loss` and, with held-out data, `valid_loss`.
+        faults: how many steps were skipped so far; see `skip_non_finite` of `nnfx.make_step`.
     """
 
     before: Params
     after: Params
     metrics: dict[str, Array]
+    faults: Array | int = 0
 
 
 class StoppingRule(NamedTuple):
@@ -115,7 +117,7 @@ def patience(patience: ArrayLike = 10, min_improvement: ArrayLike = 0.0) -> Stop
 
 
 def non_finite() -> StoppingRule:
-    """Stop when the training loss or a parameter is no longer a finite number.
+    """Stop when the training loss or a parameter is no longer a finite number, or a step had to be skipped.
 
     Example:
         >>> rule = non_finite()
@@ -127,6 +129,6 @@ def non_finite() -> StoppingRule:
     def update(state: tuple[()], epoch: Epoch) -> tuple[tuple[()], Array]:
         leaves = [epoch.metrics["train_loss"], *jax.tree.leaves(epoch.after)]
         finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
-        return state, ~finite
+        return state, ~finite | (epoch.faults > 0)
 
     return StoppingRule(lambda: (), update)

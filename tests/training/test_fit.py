@@ -10,6 +10,7 @@ from sklearn.metrics import log_loss
 
 import nnfx
 from nnfx.data import batching
+from nnfx.training import validate
 
 ACCURACY = {"accuracy": nnfx.metrics.binary_accuracy}
 
@@ -240,8 +241,8 @@ def test_a_loss_of_targets_closed_over_can_be_compiled():
 def test_checking_again_costs_nothing(key, data, monkeypatch):
     train = make()
     train(key, data, learning_rate=0.1)
-    monkeypatch.setattr(nnfx.training.validate, "_check_values", lambda *_: pytest.fail("values were looked at again"))
-    monkeypatch.setattr(nnfx.training.validate, "_check_shapes", lambda *_: pytest.fail("shapes were looked at again"))
+    monkeypatch.setattr(validate, "_check_values", lambda *_: pytest.fail("values were looked at again"))
+    monkeypatch.setattr(validate, "_check_shapes", lambda *_: pytest.fail("shapes were looked at again"))
     train(key, data, learning_rate=0.2)
 
 
@@ -311,3 +312,38 @@ def test_inputs_may_be_a_tree(key):
     train = nnfx.fit(nnfx.Model(init, apply), nnfx.losses.mean_square_error, optax.sgd, epochs=300, batch_size=3)
     run = train(key, data, learning_rate=0.1)
     np.testing.assert_allclose(run.best.params["w"], [2, -1], atol=1e-2)
+
+
+@pytest.mark.parametrize(("rule", "epochs"), [((), 4), (nnfx.stopping.non_finite, 1)])
+def test_a_run_skips_or_stops_at_a_bad_step_and_says_which(key, data, rule, epochs):
+    def penalty(params, poison=0.0):
+        return jnp.where(poison > 0, jnp.sqrt(-poison), 0.0) * params["output"]["bias"].sum()
+
+    train = make(
+        epochs=4, stop=rule, penalty=penalty, make_step=functools.partial(nnfx.make_step, skip_non_finite=True)
+    )
+    run = train(key, data, learning_rate=0.1, poison=1.0)
+    assert int(run.epochs) == epochs
+    assert run.reason == ("non_finite" if rule else "last epoch")
+    assert "was not finite at step 0" in run.fault
+    assert train(key, data, learning_rate=0.1).fault == ""
+    start = nnfx.init_state(key, nnfx.models.mlp((4,), activation="tanh"), optax.sgd(0.1), data.train.inputs)
+    close(run.state.params, start.params, rtol=0)
+
+
+def test_penalties_are_swept_like_any_number(key, data):
+    def l2(params, decay=0.0):
+        return decay / 2 * optax.tree.norm(params, squared=True)
+
+    train = make(penalty=l2, epochs=5)
+    norms = jax.vmap(lambda decay: optax.tree.norm(train(key, data, learning_rate=0.1, decay=decay).state.params))(
+        jnp.array([0.0, 0.1, 1.0])
+    )
+    assert norms[0] > norms[1] > norms[2]
+    decayed = nnfx.fit(
+        nnfx.models.mlp((4,), activation="tanh"), nnfx.losses.binary_cross_entropy,
+        lambda learning_rate, decay: optax.chain(optax.add_decayed_weights(decay), optax.sgd(learning_rate)),
+        epochs=5, batch_size=100,
+    )  # fmt: skip
+    expected = decayed(key, data, learning_rate=0.1, decay=0.1).state.params
+    close(train(key, data, learning_rate=0.1, decay=0.1).state.params, expected, rtol=1e-4, atol=1e-6)

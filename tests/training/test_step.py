@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import nnfx
 from nnfx.training import step as steps
@@ -83,3 +84,76 @@ def test_model_state_is_carried(key):
     state = nnfx.init_state(key, model, optimizer, X)
     after, _ = nnfx.make_step(model, nnfx.losses.binary_cross_entropy, optimizer)(state, batch())
     np.testing.assert_allclose(after.model_state["batch_stats"]["BatchNorm_0"]["mean"], X.mean(0) / 2, rtol=1e-4)
+
+
+def one_step(key, optimizer=None, model=None, loss=nnfx.losses.binary_cross_entropy, **options):
+    model, optimizer = model or nnfx.models.mlp((4,), activation="tanh"), optimizer or optax.sgd(0.5)
+    step = jax.jit(nnfx.make_step(model, loss, optimizer, **options))
+    return step(nnfx.init_state(key, model, optimizer, X), batch())
+
+
+def close(first, second, **tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), first, second)
+
+
+@pytest.mark.parametrize("micro_batches", [2, 3, 6])
+def test_micro_batches_give_the_step_of_the_whole_batch(key, micro_batches):
+    (whole, expected), (parts, measured) = one_step(key), one_step(key, micro_batches=micro_batches)
+    close(parts.params, whole.params, rtol=1e-5, atol=1e-6)
+    close(measured, expected, rtol=1e-5)
+
+
+def test_micro_batches_that_do_not_divide_the_batch(key):
+    with pytest.raises(ValueError, match="micro_batches: expected a divisor of the batch of 6, got 4"):
+        one_step(key, micro_batches=4)
+
+
+def test_rematerialising_changes_nothing_but_memory(key):
+    close(one_step(key, rematerialize=True)[0].params, one_step(key)[0].params, rtol=1e-6)
+
+
+def test_bfloat16_computes_in_few_bits_and_keeps_float32_weights(key):
+    seen = []
+
+    def spy(outputs, targets):
+        seen.append(outputs.dtype)
+        return nnfx.losses.binary_cross_entropy(outputs, targets)
+
+    low, full = one_step(key, loss=spy, compute_dtype=jnp.bfloat16)[0], one_step(key)[0]
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((low.params, low.opt_state)))
+    assert set(seen) == {jnp.dtype(jnp.float32)}, "the loss is taken in float32"
+    close(low.params, full.params, rtol=0.05, atol=0.02)
+    assert not np.array_equal(low.params["output"]["kernel"], full.params["output"]["kernel"])
+
+
+def test_the_penalty_adds_its_gradient(key):
+    state = nnfx.init_state(key, nnfx.models.mlp((4,), activation="tanh"), optax.sgd(0.5), X)
+    after = one_step(key, penalty=lambda params: 0.05 * optax.tree.norm(params, squared=True))[0]
+    expected = jax.tree.map(lambda p, w: p - 0.5 * 0.1 * w, one_step(key)[0].params, state.params)
+    close(after.params, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_bad_step_is_not_taken_and_is_reported(key):
+    model, optimizer = nnfx.models.mlp((4,)), optax.adam(0.1)
+    step = jax.jit(nnfx.make_step(model, nnfx.losses.binary_cross_entropy, optimizer, skip_non_finite=True))
+    state = nnfx.init_state(key, model, optimizer, X)
+    good, measured = step(state, batch())
+    plain, _ = jax.jit(nnfx.make_step(model, nnfx.losses.binary_cross_entropy, optimizer))(state, batch())
+    close(good.params, plain.params, rtol=1e-6)
+    assert [int(number) for number in good.fault] == [0, -1, -1]
+
+    bad = batch()._replace(inputs=jnp.full_like(batch().inputs, jnp.nan))
+    skipped, measured = step(good, bad)
+    close((skipped.params, skipped.opt_state), (good.params, good.opt_state), rtol=0)
+    assert [int(number) for number in skipped.fault] == [1, 1, 0]
+    assert measured["loss"].weight == 0
+    again, _ = step(skipped, bad)
+    assert [int(number) for number in again.fault] == [2, 1, 0]
+    assert int(again.step) == 3
+
+
+def test_the_leaf_whose_gradient_is_not_finite_is_named(key):
+    penalty = lambda params: jnp.sqrt(params["output"]["bias"]).sum()  # noqa: E731
+    after, _ = one_step(key, penalty=penalty, skip_non_finite=True)
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(after.params)]
+    assert paths[int(after.fault.where) - 1] == "['output']['bias']"
