@@ -1,0 +1,1 @@
+"""Speed against peers, measured in one process: `python -m experiments.benchmarks NAME`."""

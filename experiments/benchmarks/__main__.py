@@ -1,0 +1,8 @@
+"""Run a benchmark by name: `python -m experiments.benchmarks fit --help`."""
+
+import tyro
+
+from experiments.benchmarks import fit, sweep
+
+if __name__ == "__main__":
+    chosen = tyro.extras.subcommand_cli_from_dict({"fit": fit.main, "sweep": sweep.main})

@@ -1,0 +1,61 @@
+"""The problems that systems are timed on: the same arrays, architecture, batch, optimizer and epochs for all."""
+
+import gzip
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import nnfx
+
+
+class Problem(NamedTuple):
+    """Classification by a network with dense layers, trained with Adam at rate 0.001.
+
+    Attributes:
+        inputs: float32 `(rows, features)`.
+        labels: integers `(rows,)`.
+        hidden: widths of the hidden layers.
+        activation: "tanh" or "relu".
+        batch_size: rows of a minibatch.
+        epochs: how often each row is seen.
+    """
+
+    inputs: np.ndarray
+    labels: np.ndarray
+    hidden: tuple[int, ...]
+    activation: str
+    batch_size: int
+    epochs: int
+
+    @property
+    def outputs(self) -> int:
+        """One logit for two classes, else one a class."""
+        classes = int(self.labels.max()) + 1
+        return 1 if classes == 2 else classes
+
+
+def titanic() -> Problem:
+    """714 × 2, 2-16-1, batch 32, 200 epochs."""
+    data = nnfx.data.titanic("fare", "age").train
+    return Problem(np.asarray(data.inputs), np.asarray(data.targets), (16,), "tanh", 32, 200)
+
+
+def digits() -> Problem:
+    """1797 × 64, 64-128-10, batch 32, 50 epochs."""
+    from sklearn.datasets import load_digits
+
+    inputs, labels = load_digits(return_X_y=True)
+    return Problem((inputs / 16).astype(np.float32), labels.astype(np.int32), (128,), "relu", 32, 50)
+
+
+def fashion_mnist() -> Problem | None:
+    """60000 × 784, 784-512-512-10, batch 128, one epoch; None where the files are not under `NNFX_DATA`."""
+    folder = Path(os.environ.get("NNFX_DATA", "")) / "fashion-mnist"
+    images, labels = folder / "train-images-idx3-ubyte.gz", folder / "train-labels-idx1-ubyte.gz"
+    if not (images.exists() and labels.exists()):
+        return None
+    pixels = np.frombuffer(gzip.decompress(images.read_bytes()), np.uint8, offset=16).reshape(-1, 784)
+    classes = np.frombuffer(gzip.decompress(labels.read_bytes()), np.uint8, offset=8)
+    return Problem((pixels / 255).astype(np.float32), classes.astype(np.int32), (512, 512), "relu", 128, 1)

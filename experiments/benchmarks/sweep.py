@@ -1,0 +1,84 @@
+"""A thousand runs: the time of one member of a sweep against one fit of scikit-learn.
+
+    python -m experiments.benchmarks sweep [--devices 2] [--repeats 7]
+
+On CPUs, `--devices 2` splits the members over as many virtual devices, one for each core.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+import nnfx
+from experiments.benchmarks import problems
+from experiments.benchmarks.fit import RATE, with_nnfx, with_scikit_learn
+from experiments.benchmarks.problems import Problem
+from experiments.benchmarks.timing import System, compare, report
+
+
+def main(
+    devices: int = 1,
+    members: int = 1024,
+    digits_members: int = 64,
+    repeats: int = 7,
+    out: Path = Path("runs/benchmarks"),
+) -> dict[str, Any]:
+    """Time sweeps; the rows of sweeps give the whole sweep, the summary also the time of a member.
+
+    Args:
+        devices: how many CPU devices to split the members over.
+        members: of the Titanic sweeps.
+        digits_members: of the digits sweep.
+        repeats: how often each, in turns.
+        out: where the results go.
+    """
+    jax.config.update("jax_num_cpu_devices", devices)
+    titanic, digits = problems.titanic(), problems.digits()
+    rates = np.logspace(-4, -2, members // 16)
+    rows = compare(
+        "titanic",
+        {
+            f"{members} orders": System(with_sweep(titanic, members, np.array([RATE])), is_peer=False),
+            f"16 seeds × {len(rates)} rates": System(with_sweep(titanic, 16, rates), is_peer=False),
+            "one nnfx run": System(with_nnfx(titanic), is_peer=False),
+            "one scikit-learn fit": System(with_scikit_learn(titanic)),
+        },
+        repeats,
+    )
+    rows += compare(
+        "digits",
+        {
+            f"{digits_members} seeds": System(with_sweep(digits, digits_members, np.array([RATE])), is_peer=False),
+            "one nnfx run": System(with_nnfx(digits), is_peer=False),
+            "one scikit-learn fit": System(with_scikit_learn(digits)),
+        },
+        repeats,
+    )
+    summary = report(f"sweep_{devices}", rows, out)
+    for row, count in ((rows[0], members), (rows[1], 16 * len(rates)), (rows[4], digits_members)):
+        single = next(other for other in rows if other.case == row.case and other.system == "one nnfx run")
+        peer = next(other for other in rows if other.case == row.case and other.system == "one scikit-learn fit")
+        per_member = row.median_s / count
+        print(
+            f"{row.case}, {row.system}: {per_member * 1e3:.2f} ms a member,"
+            f" 1/{peer.median_s / per_member:.0f} of a scikit-learn fit, {per_member / single.median_s:.2f} of a run"
+        )
+    return summary
+
+
+def with_sweep(problem: Problem, seeds: int, rates: np.ndarray) -> Any:
+    """Sweep seeds × rates; the loss returned is the mean over the members."""
+    data = nnfx.data.prepare(problem.inputs, problem.labels, standardize=False)
+    model = nnfx.models.mlp(problem.hidden, problem.outputs, problem.activation, initializer="glorot_uniform")
+    binary = problem.outputs == 1
+    loss = nnfx.losses.binary_cross_entropy if binary else nnfx.losses.categorical_cross_entropy
+    train = nnfx.fit(model, loss, optax.adam, epochs=problem.epochs, batch_size=problem.batch_size)
+
+    def run(seed: int) -> float:
+        result = nnfx.sweeps.sweep(train, data, key=jax.random.key(seed), seeds=seeds, learning_rate=rates)
+        return float(result.histories["train_loss"][:, -1].mean())
+
+    return run

@@ -1,0 +1,120 @@
+"""Timing systems against each other: in turns, so that what else the machine does falls on all alike."""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments.common import print_table
+
+
+class System(NamedTuple):
+    """One of the systems compared.
+
+    Attributes:
+        run: `seed -> final training loss`, all its work done when it returns.
+        is_peer: whether it is someone else's.
+    """
+
+    run: Callable[[int], float]
+    is_peer: bool = True
+
+
+class Row(NamedTuple):
+    """What was measured of one system in one case; seconds, compilation apart."""
+
+    case: str
+    system: str
+    median_s: float
+    min_s: float
+    repeats: int
+    compile_s: float
+    ratio: float
+    loss: float
+    loss_error: float
+
+
+def compare(case: str, systems: Mapping[str, System], repeats: int) -> list[Row]:
+    """Time systems in turns.
+
+    Args:
+        case: what is timed.
+        systems: by name.
+        repeats: how often each; repeat i runs seed i.
+
+    Returns:
+        A row a system. `compile_s` is how much longer than the median its first call took, `ratio` its median
+        over that of the fastest peer, `loss` the mean final loss over the seeds, with its standard error.
+    """
+    first = {name: _timed(system, 0)[0] for name, system in systems.items()}
+    times: dict[str, list[float]] = {name: [] for name in systems}
+    losses: dict[str, list[float]] = {name: [] for name in systems}
+    for seed in range(repeats):
+        for name, system in systems.items():
+            seconds, loss = _timed(system, seed)
+            times[name].append(seconds)
+            losses[name].append(loss)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    peers = [medians[name] for name, system in systems.items() if system.is_peer]
+    return [
+        Row(
+            case,
+            name,
+            medians[name],
+            min(times[name]),
+            repeats,
+            max(0.0, first[name] - medians[name]),
+            medians[name] / min(peers) if peers else float("nan"),
+            statistics.mean(losses[name]),
+            statistics.stdev(losses[name]) / repeats**0.5 if repeats > 1 else float("nan"),
+        )
+        for name in systems
+    ]
+
+
+def _timed(system: System, seed: int) -> tuple[float, float]:
+    start = time.perf_counter()
+    loss = system.run(seed)
+    return time.perf_counter() - start, loss
+
+
+def report(name: str, rows: list[Row], out: Path) -> dict[str, Any]:
+    """Print the rows as a table, and write them to `NAME.json`, aside first and then in place."""
+    print_table(
+        ["case", "system", "median ms", "min ms", "× best peer", "compile s", "final loss"],
+        [
+            [
+                row.case,
+                row.system,
+                row.median_s * 1e3,
+                row.min_s * 1e3,
+                row.ratio,
+                row.compile_s,
+                f"{row.loss:.4f} ± {row.loss_error:.4f}",
+            ]
+            for row in rows
+        ],
+    )
+    installed = {distribution.name.lower() for distribution in metadata.distributions()}
+    packages = ("jax", "flax", "optax", "torch", "keras", "scikit-learn")
+    summary = {
+        "rows": [row._asdict() for row in rows],
+        "devices": [str(device.device_kind) for device in jax.devices()],
+        "cores": os.cpu_count(),
+        "machine": platform.processor() or platform.machine(),
+        "allocator": os.environ.get("MALLOC_TOP_PAD_", "default"),
+        "versions": {package: metadata.version(package) for package in packages if package in installed},
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    aside = out / f".{name}.json.{os.getpid()}"
+    aside.write_text(json.dumps(summary, indent=2) + "\n")
+    os.replace(aside, out / f"{name}.json")
+    print(f"\nwrote {out / name}.json")
+    return summary
