@@ -5,15 +5,15 @@
 - `nnfx.data`: arrays made ready, and the passengers of the Titanic.
 - `nnfx.make_step`: the stateless training step.
 - `nnfx.fit`: a training run as a pure function of a key, data and hyper-parameters.
-- `nnfx.stopping`: when a run ends.
-- `nnfx.sweeps`: many runs as one program.
+- `nnfx.stopping`, `nnfx.schedules`, `nnfx.regularizers`: when a run ends, how its rate changes, what restrains it.
+- `nnfx.sweeps`: many runs as one program; `nnfx.calibration`: how far their predictions can be trusted.
 """
 
 import jaxlib.version
 
-from nnfx import activations, compatibility, data, losses, metrics, models, ops
+from nnfx import activations, calibration, compatibility, data, losses, metrics, models, ops
 from nnfx.scale import sweeps
-from nnfx.training import stopping
+from nnfx.training import regularizers, schedules, stopping
 from nnfx.training.fit import fit
 from nnfx.training.run import Run
 from nnfx.training.step import evaluate, init_state, make_step, split_key
@@ -28,6 +28,7 @@ __all__ = [
     "Run",
     "TrainState",
     "activations",
+    "calibration",
     "data",
     "evaluate",
     "fit",
@@ -37,6 +38,8 @@ __all__ = [
     "metrics",
     "models",
     "ops",
+    "regularizers",
+    "schedules",
     "split_key",
     "stopping",
     "sweeps",

@@ -128,3 +128,13 @@ def binary_labels(name: str, value: Any) -> None:
             is_wrong = (value != 0) & (value != 1)
             if is_wrong.any():
                 raise ValueError(f"{name}: expected binary labels, 0 or 1, got {value[is_wrong][0]:g}")
+
+
+def class_labels(name: str, value: Any, classes: int) -> None:
+    """Require concrete integer labels to be from 0 to classes − 1."""
+    if not is_concrete(value) or value.size == 0:
+        return
+    with jax.ensure_compile_time_eval():
+        low, high = int(value.min()), int(value.max())
+    if low < 0 or high >= classes:
+        raise ValueError(f"{name}: expected labels from 0 to {classes - 1}, got labels from {low} to {high}")

@@ -93,16 +93,12 @@ def _check_categorical(outputs: Any, targets: Any) -> None:
             f"targets: expected integer labels {list(outputs.shape[:-1])} or one-hot labels"
             f" {list(outputs.shape)} for outputs {checks.describe(outputs)}, got {checks.describe(targets)}"
         )
-    if not checks.is_concrete(targets) or targets.size == 0:
-        return
-    with jax.ensure_compile_time_eval():
-        if one_hot:
+    if not one_hot:
+        checks.class_labels("targets", targets, classes)
+    elif checks.is_concrete(targets) and targets.size:
+        with jax.ensure_compile_time_eval():
             if not (targets.min() >= 0 and abs(targets.sum(-1) - 1).max() < 0.01):
                 raise ValueError("targets: expected one-hot rows or probabilities that sum to 1, got other rows")
-            return
-        low, high = int(targets.min()), int(targets.max())
-    if low < 0 or high >= classes:
-        raise ValueError(f"targets: expected labels from 0 to {classes - 1}, got labels from {low} to {high}")
 
 
 def _aligned(outputs: Array, targets: Array) -> tuple[Array, Array]:

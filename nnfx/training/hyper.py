@@ -28,6 +28,11 @@ _BOUNDS: dict[str, dict[str, float]] = {
     "momentum": {"minimum": 0, "below": 1},
     "weight_decay": {"minimum": 0},
     "delta": {"above": 0},
+    "l1": {"minimum": 0},
+    "l2": {"minimum": 0},
+    "limit": {"above": 0},
+    "factor": {"above": 0, "below": 1},
+    "peak": {"above": 0},
 }
 """What names that mean the same everywhere allow."""
 

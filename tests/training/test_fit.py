@@ -347,3 +347,26 @@ def test_penalties_are_swept_like_any_number(key, data):
     )  # fmt: skip
     expected = decayed(key, data, learning_rate=0.1, decay=0.1).state.params
     close(train(key, data, learning_rate=0.1, decay=0.1).state.params, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_schedules_penalties_and_the_maximal_norm_take_their_numbers_from_the_run(key, data):
+    def optimizer(peak, limit):
+        schedule = nnfx.schedules.warmup_cosine(peak, warmup_steps=5, total_steps=30)
+        return optax.chain(optax.sgd(schedule), nnfx.regularizers.max_norm(limit))
+
+    train = make(optimizer=optimizer, epochs=5, penalty=nnfx.regularizers.l2)
+    assert train.hyper_names == ("l2", "label_smoothing", "limit", "peak")
+    norms = jax.vmap(
+        lambda limit: jnp.linalg.norm(
+            train(key, data, peak=1.0, limit=limit, l2=1e-3).state.params["hidden_0"]["kernel"], axis=0
+        ).max()
+    )(jnp.array([0.1, 0.5]))
+    np.testing.assert_allclose(norms, [0.1, 0.5], rtol=1e-4)
+
+
+def test_the_rate_is_reduced_on_a_plateau_of_the_training_loss(key, data):
+    def optimizer(learning_rate, factor):
+        return optax.chain(optax.sgd(learning_rate), nnfx.schedules.reduce_on_plateau(factor, patience=3))
+
+    run = make(optimizer=optimizer, epochs=20)(key, data, learning_rate=1e-6, factor=0.5)
+    assert run.state.opt_state[-1].scale < 0.5**3

@@ -1,0 +1,361 @@
+"""How far predicted probabilities can be trusted, for single models and for ensembles.
+
+Scores per example average to proper scores of the whole; the calibration error, the reliability diagram and the
+temperature look at all examples together. A held-out set is what they are meant for.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnfx import checks
+from nnfx.types import Array, at_least_float32
+
+__all__ = [
+    "Reliability",
+    "Spread",
+    "brier_score",
+    "expected_calibration_error",
+    "fit_temperature",
+    "negative_log_likelihood",
+    "probabilities",
+    "reliability",
+    "spread",
+]
+
+TEMPERATURES = (1e-4, 1e4)
+"""The range within which `fit_temperature` looks."""
+HALVINGS = 45
+"""How often it halves the range of log T: to below the resolution of float32, and to 1e-12 in float64."""
+
+
+def _wide(array: Array) -> Array:
+    """Bring an array to a dtype in which many numbers can be summed."""
+    return array.astype(at_least_float32(array.dtype))
+
+
+def _check_floats(name: str, value: Any) -> None:
+    if not jnp.issubdtype(value.dtype, np.floating):
+        raise TypeError(f"{name}: expected an array of floating-point numbers, got {checks.describe(value)}")
+
+
+def _check_probabilities(probabilities: Any, axes: str = "(batch, classes)") -> None:
+    _check_floats("probabilities", probabilities)
+    if probabilities.ndim != axes.count(",") + 1 or probabilities.shape[-1] < 2:
+        raise ValueError(
+            f"probabilities: expected {axes} with two classes or more, got {checks.describe(probabilities)};"
+            " nnfx.calibration.probabilities makes them of logits"
+        )
+    if checks.is_concrete(probabilities):
+        values = np.asarray(probabilities, np.float64)
+        # The loose tolerance is that of a softmax in bfloat16.
+        if not (((values >= 0) & (values <= 1)).all() and np.allclose(values.sum(-1), 1, atol=1e-2)):
+            raise ValueError(
+                "probabilities: expected numbers from 0 to 1 whose rows sum to 1, got others; are they logits?"
+            )
+
+
+def _check_labels(labels: Any, shape: tuple[int, ...], classes: int) -> None:
+    if labels.shape != shape or not jnp.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels: expected integers {list(shape)}, one per example, got {checks.describe(labels)}")
+    checks.class_labels("labels", labels, classes)
+
+
+def _check(probabilities: Any, labels: Any) -> None:
+    _check_probabilities(probabilities)
+    _check_labels(labels, probabilities.shape[:1], probabilities.shape[1])
+
+
+def _class_logits(logits: Array) -> Array:
+    """Give a single output z the two logits 0 and z, of which softmax makes 1 − σ(z) and σ(z)."""
+    _check_floats("logits", logits)
+    if logits.ndim < 1:
+        raise ValueError(f"logits: expected a batch, (batch, ...), got {checks.describe(logits)}")
+    single = logits[..., None] if logits.ndim == 1 else logits
+    return jnp.concatenate([jnp.zeros_like(single), single], -1) if single.shape[-1] == 1 else single
+
+
+def probabilities(logits: Array) -> Array:
+    """The probability of every class: `softmax(z)`, and for a single output `(1 − σ(z), σ(z))`.
+
+    Args:
+        logits: `(batch,)`, `(batch, 1)` or `(batch, classes)`; axes such as `(members, ...)` may stand before the
+            last two, where a single output has to be `(members, batch, 1)`.
+
+    Returns:
+        `(batch, classes)`, two columns for a single output; the rows sum to 1.
+
+    Raises:
+        ValueError: for logits without a batch.
+
+    Example:
+        >>> probabilities(jnp.array([0.0, 100.0]))
+        Array([[0.5, 0.5],
+               [0. , 1. ]], dtype=float32)
+    """
+    return jax.nn.softmax(_class_logits(logits), -1)
+
+
+def negative_log_likelihood(probabilities: Array, labels: Array) -> Array:
+    """Negative log-likelihood of the true class: `−log p_y`, finite at 0, a proper score.
+
+    The logarithm is cut off at the smallest positive number of the dtype.
+
+    Args:
+        probabilities: `(batch, classes)`, rows that sum to 1.
+        labels: integers `(batch,)`.
+
+    Returns:
+        `(batch,)` in nats.
+
+    Raises:
+        ValueError: for labels out of range, numbers that are no probabilities, or shapes that do not fit.
+
+    Example:
+        >>> negative_log_likelihood(jnp.array([[0.5, 0.5], [0.25, 0.75]]), jnp.array([1, 0]))
+        Array([0.6931472, 1.3862944], dtype=float32)
+    """
+    _check(probabilities, labels)
+    chosen = jnp.take_along_axis(probabilities, labels[:, None], -1)[:, 0]
+    return -jnp.log(jnp.maximum(chosen, jnp.finfo(chosen.dtype).tiny))
+
+
+def brier_score(probabilities: Array, labels: Array) -> Array:
+    """Brier's score `Σₖ (pₖ − [k = y])²`, from 0 to 2, a proper score.
+
+    This is Brier's own definition. For two classes it is twice the `(p₁ − y)²` that goes by the same name, in
+    scikit-learn among others.
+
+    Args:
+        probabilities: `(batch, classes)`, rows that sum to 1.
+        labels: integers `(batch,)`.
+
+    Returns:
+        `(batch,)`.
+
+    Raises:
+        ValueError: for labels out of range, numbers that are no probabilities, or shapes that do not fit.
+
+    Example:
+        >>> brier_score(jnp.array([[0.5, 0.5], [1.0, 0.0]]), jnp.array([1, 1]))
+        Array([0.5, 2. ], dtype=float32)
+
+    References:
+        Brier, *Verification of forecasts expressed in terms of probability*, Monthly Weather Review, 1950.
+    """
+    _check(probabilities, labels)
+    truth = jax.nn.one_hot(labels, probabilities.shape[-1], dtype=probabilities.dtype)
+    return jnp.square(probabilities - truth).sum(-1)
+
+
+class Reliability(NamedTuple):
+    """A reliability diagram: by bin of confidence, `(bins,)` each.
+
+    Attributes:
+        confidence: the mean probability of the predicted class; NaN where the bin is empty.
+        accuracy: the part of the predictions that are right; NaN where the bin is empty.
+        counts: how many examples fell into the bin.
+    """
+
+    confidence: Array
+    accuracy: Array
+    counts: Array
+
+
+def _sums(probabilities: Array, labels: Array, bins: int) -> tuple[Array, Array, Array]:
+    """Sum by bin: the confidences, the right predictions, the examples."""
+    _check(probabilities, labels)
+    checks.positive_integer("bins", bins)
+    confidence = _wide(probabilities.max(-1))
+    right = (probabilities.argmax(-1) == labels).astype(confidence.dtype)
+    inner_edges = jnp.linspace(0, 1, bins + 1, dtype=confidence.dtype)[1:-1]
+    position = jnp.searchsorted(inner_edges, confidence, side="left")
+    columns = jnp.stack([confidence, right, jnp.ones_like(confidence)], -1)
+    sums = jax.ops.segment_sum(columns, position, num_segments=bins)
+    return sums[:, 0], sums[:, 1], sums[:, 2]
+
+
+def reliability(probabilities: Array, labels: Array, bins: int = 15) -> Reliability:
+    """A reliability diagram: confidence and accuracy in bins `((m − 1)/M, m/M]` of the predicted class's probability.
+
+    Args:
+        probabilities: `(batch, classes)`, rows that sum to 1.
+        labels: integers `(batch,)`.
+        bins: M, how many of equal width; static.
+
+    Returns:
+        Three arrays `(bins,)`; a calibrated model has confidence = accuracy.
+
+    Raises:
+        ValueError: for labels out of range, numbers that are no probabilities, or shapes that do not fit.
+
+    Example:
+        >>> diagram = reliability(jnp.array([[0.25, 0.75], [0.75, 0.25], [0.0, 1.0]]), jnp.array([1, 1, 1]), bins=4)
+        >>> diagram.accuracy, diagram.counts
+        (Array([nan, nan, 0.5, 1. ], dtype=float32), Array([0., 0., 2., 1.], dtype=float32))
+
+    References:
+        Guo et al., *On calibration of modern neural networks*, ICML 2017, section 2.
+    """
+    confidence, right, counts = _sums(probabilities, labels, bins)
+    some = counts > 0
+
+    def mean(total: Array) -> Array:
+        return jnp.where(some, total / jnp.where(some, counts, 1), jnp.nan)
+
+    return Reliability(mean(confidence), mean(right), counts)
+
+
+def expected_calibration_error(probabilities: Array, labels: Array, bins: int = 15) -> Array:
+    """Expected calibration error `Σₘ |Bₘ|/n · |accuracy(Bₘ) − confidence(Bₘ)|` over bins of equal width.
+
+    The confidence is the probability of the predicted class. The estimate is biased upwards where bins hold few
+    examples, so compare only numbers from as many examples and bins.
+
+    Args:
+        probabilities: `(batch, classes)`, rows that sum to 1.
+        labels: integers `(batch,)`.
+        bins: how many; static.
+
+    Returns:
+        A scalar from 0 to 1.
+
+    Raises:
+        ValueError: for labels out of range, numbers that are no probabilities, or shapes that do not fit.
+
+    Example:
+        >>> expected_calibration_error(jnp.array([[0.25, 0.75], [0.75, 0.25]]), jnp.array([1, 1]))
+        Array(0.25, dtype=float32)
+
+    References:
+        Guo et al., *On calibration of modern neural networks*, ICML 2017, equation 3.
+    """
+    confidence, right, counts = _sums(probabilities, labels, bins)
+    return jnp.abs(right - confidence).sum() / counts.sum()
+
+
+def fit_temperature(logits: Array, labels: Array, weights: Array | None = None) -> Array:
+    """The temperature T > 0 that minimises `−Σᵢ wᵢ log softmax(zᵢ / T)` at the labels of held-out data.
+
+    Divide logits by it before `probabilities`: the predicted classes stay, and their confidence fits. The sum is convex
+    in β = 1/T, and its slope `Σᵢ wᵢ (E_p[zᵢ] − zᵢ at the label)` grows with β, so that halving an interval of
+    log T finds where it is zero. Differentiable in logits and weights; NaN where a traced logit is not finite.
+
+    Where the data do not bound T it comes out at an end of its range: at 1e-4 where every prediction is right, at
+    1e4 where they are no better than chance.
+
+    Args:
+        logits: `(batch,)`, `(batch, 1)` or `(batch, classes)`.
+        labels: integers `(batch,)`.
+        weights: `(batch,)`, not negative, zero for padding; one each where they are not given.
+
+    Returns:
+        T, a scalar without unit, between 1e-4 and 1e4: above 1 where the model is too sure, below where too unsure.
+
+    Raises:
+        TypeError: for logits that are not floating-point numbers.
+        ValueError: for labels out of range, logits that are not finite, or shapes that do not fit.
+
+    Example:
+        >>> logits = jnp.array([3.0, 3.0, 3.0, -3.0])  # so sure, and right in 3 of 4
+        >>> round(float(fit_temperature(logits, jnp.array([1, 1, 0, 0]))), 3)  # 3 / log 3
+        2.731
+
+    References:
+        Guo et al., *On calibration of modern neural networks*, ICML 2017, section 4.2.
+    """
+    checks.finite("logits", logits)
+    logits = _wide(_class_logits(logits))
+    if logits.ndim != 2:
+        raise ValueError(f"logits: expected (batch, classes), got {checks.describe(logits)}; map over more by jax.vmap")
+    _check_labels(labels, logits.shape[:1], logits.shape[1])
+    if weights is None:
+        weights = jnp.ones_like(logits[:, 0])
+    if weights.shape != labels.shape:
+        raise ValueError(f"weights: expected one per example, {labels.shape}, got {checks.describe(weights)}")
+    margins = logits - jnp.take_along_axis(logits, labels[:, None], -1)
+    return _temperature(margins, weights.astype(logits.dtype))
+
+
+@jax.jit
+def _temperature(margins: Array, weights: Array) -> Array:
+    """Find the temperature from the logits less that of the label, `(batch, classes)`."""
+
+    def slope_and_curvature(inverse: Array, margins: Array, weights: Array) -> tuple[Array, Array]:
+        p = jax.nn.softmax(inverse * margins, -1)
+        mean = (p * margins).sum(-1)
+        variance = (p * jnp.square(margins - mean[:, None])).sum(-1)
+        return jnp.vdot(weights, mean), jnp.vdot(weights, variance)
+
+    def halve(_: int, interval: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = interval
+        middle = (low + high) / 2
+        slope = slope_and_curvature(jnp.exp(middle), *fixed)[0]
+        return jnp.where(slope > 0, low, middle), jnp.where(slope > 0, middle, high)
+
+    fixed = jax.lax.stop_gradient((margins, weights))
+    least, most = (jnp.asarray(-np.log(temperature), margins.dtype) for temperature in reversed(TEMPERATURES))
+    low, high = jax.lax.fori_loop(0, HALVINGS, halve, (least, most))
+    inverse = jnp.exp((low + high) / 2)
+    # A term that is zero, and whose derivative is that of the minimum by the implicit function theorem.
+    slope, curvature = slope_and_curvature(inverse, margins, weights)
+    curvature = jax.lax.stop_gradient(curvature)
+    found = (low > least) & (high < most) & (curvature > 0)
+    moves = jnp.where(found, 1 / jnp.where(found, curvature, 1), 0)
+    return 1 / (inverse - moves * (slope - jax.lax.stop_gradient(slope)))
+
+
+class Spread(NamedTuple):
+    """What the members of an ensemble say, and how far they agree.
+
+    Attributes:
+        mean: `(batch, classes)`, the ensemble's prediction.
+        std: `(batch, classes)`, the members' standard deviation about it.
+        entropy: `(batch,)` in nats, that of the mean: all uncertainty.
+        mutual_information: `(batch,)` in nats, the part of it that is the members' disagreement.
+    """
+
+    mean: Array
+    std: Array
+    entropy: Array
+    mutual_information: Array
+
+
+def spread(probabilities: Array) -> Spread:
+    """The mean of an ensemble's predictions, and its uncertainty: `H[E p] = E H[p] + mutual information`.
+
+    The first part is noise in the data, which more members or data do not take away; the second is what members
+    disagree on (BALD), which more data do.
+
+    Args:
+        probabilities: `(members, batch, classes)`, rows that sum to 1.
+
+    Returns:
+        Mean, standard deviation (over the members, without correction), entropy and mutual information.
+
+    Raises:
+        ValueError: for numbers that are no probabilities or another number of axes.
+
+    Example:
+        >>> disagree = spread(jnp.array([[[1.0, 0.0]], [[0.0, 1.0]]]))
+        >>> disagree.mean.tolist(), disagree.entropy, disagree.mutual_information
+        ([[0.5, 0.5]], Array([0.6931472], dtype=float32), Array([0.6931472], dtype=float32))
+
+    References:
+        Lakshminarayanan et al., *Simple and scalable predictive uncertainty estimation using deep ensembles*, 2017.
+        Houlsby et al., *Bayesian active learning for classification and preference learning*, 2011.
+    """
+    _check_probabilities(probabilities, "(members, batch, classes)")
+    mean, variance = probabilities.mean(0), probabilities.var(0)
+    some = variance > 0  # where members agree, the root has no gradient
+    std = jnp.where(some, jnp.sqrt(jnp.where(some, variance, 1)), 0)
+    entropy = _entropy(mean)
+    # Rounding may leave a difference below zero, which no mutual information is.
+    return Spread(mean, std, entropy, jnp.maximum(entropy - _entropy(probabilities).mean(0), 0))
+
+
+def _entropy(p: Array) -> Array:
+    """Entropy over the last axis; the logarithm is cut off, so that its gradient is finite at 0."""
+    return -(p * jnp.log(jnp.maximum(p, jnp.finfo(p.dtype).tiny))).sum(-1)

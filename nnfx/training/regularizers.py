@@ -1,0 +1,156 @@
+"""Penalties on the parameters, to be added to a loss, and a limit on their size, to be chained to an optimizer.
+
+A leaf counts as weights when it has two axes or more; what has fewer, biases and the scales of normalisation, is left
+alone. Map over stacked parameters with `jax.vmap`: there a stack of biases has two axes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from nnfx import checks
+from nnfx.types import Array, Params, at_least_float32
+
+__all__ = ["elastic_net", "l1", "l2", "max_norm"]
+
+
+def _penalty(name: str, strength: ArrayLike, measure: Callable[[Array], Array], params: Params) -> Array:
+    """Sum a function of every single weight, times a strength."""
+    checks.number(name, strength, minimum=0)
+    weights = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim >= 2]
+    total = jnp.asarray(sum((measure(w.astype(at_least_float32(w.dtype))).sum() for w in weights), start=0.0))
+    return jnp.asarray(strength, total.dtype) * total
+
+
+def _absolute(weights: Array) -> Array:
+    return weights * jnp.sign(weights)  # the gradient of `jnp.abs` at zero is one
+
+
+def _half_square(weights: Array) -> Array:
+    return jnp.square(weights) / 2
+
+
+def l1(params: Params, l1: ArrayLike) -> Array:
+    """The lasso's penalty `λ₁ Σ |w|`, which drives weights to zero; its gradient at zero is taken as zero.
+
+    Args:
+        params: a tree of arrays; those with two axes or more are weights.
+        l1: λ₁, not negative, in the unit of the loss per unit of weight; may be traced.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: for a negative λ₁.
+
+    Example:
+        >>> l1({"kernel": jnp.array([[3.0], [-4.0]]), "bias": jnp.array([9.0])}, 0.5)
+        Array(3.5, dtype=float32)
+
+    References:
+        Tibshirani, *Regression shrinkage and selection via the lasso*, JRSS B, 1996.
+    """
+    return _penalty("l1", l1, _absolute, params)
+
+
+def l2(params: Params, l2: ArrayLike) -> Array:
+    """The ridge penalty, or weight decay: `λ₂/2 Σ w²`, whose gradient is `λ₂ w`.
+
+    Args:
+        params: a tree of arrays; those with two axes or more are weights.
+        l2: λ₂, not negative, in the unit of the loss per squared unit of weight; may be traced.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: for a negative λ₂.
+
+    Example:
+        >>> l2({"kernel": jnp.array([[3.0], [-4.0]]), "bias": jnp.array([9.0])}, 0.5)
+        Array(6.25, dtype=float32)
+
+    References:
+        Goodfellow, Bengio and Courville, *Deep learning*, section 7.1.1.
+    """
+    return _penalty("l2", l2, _half_square, params)
+
+
+def elastic_net(params: Params, l1: ArrayLike, l2: ArrayLike) -> Array:
+    """Both penalties, `λ₁ Σ |w| + λ₂/2 Σ w²`.
+
+    Args:
+        params: a tree of arrays; those with two axes or more are weights.
+        l1: λ₁, as for `l1`.
+        l2: λ₂, as for `l2`.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: for a negative λ₁ or λ₂.
+
+    Example:
+        >>> elastic_net({"kernel": jnp.array([[3.0], [-4.0]])}, l1=1.0, l2=2.0)
+        Array(32., dtype=float32)
+
+    References:
+        Zou and Hastie, *Regularization and variable selection via the elastic net*, JRSS B, 2005.
+    """
+    return _penalty("l1", l1, _absolute, params) + _penalty("l2", l2, _half_square, params)
+
+
+def max_norm(limit: ArrayLike = 3.0) -> optax.GradientTransformation:
+    """Keep the incoming weights of every unit within a ball: where `‖w‖ > c` after the update, `w ← c w / ‖w‖`.
+
+    Chain it last, for it corrects what the parameters will be. The incoming weights of a unit are a column of a
+    kernel as Flax lays out those of dense and convolutional layers: all axes but the last. A column within the
+    limit gets the update it would have got, bit for bit; the others keep to it up to rounding.
+
+    Args:
+        limit: c, positive, in the unit of the weights; may be traced.
+
+    Returns:
+        An Optax transformation without state.
+
+    Raises:
+        ValueError: for a limit that is not positive, and from `update` without the parameters.
+
+    Example:
+        >>> optimizer = optax.chain(optax.sgd(1.0), max_norm(1.0))
+        >>> kernel = jnp.zeros((2, 1))
+        >>> updates, _ = optimizer.update(jnp.array([[-3.0], [4.0]]), optimizer.init(kernel), kernel)
+        >>> optax.apply_updates(kernel, updates).round(3).tolist()
+        [[0.6...], [-0.8...]]
+
+    References:
+        Srivastava et al., *Dropout: a simple way to prevent neural networks from overfitting*, JMLR 2014, section 5.1.
+    """
+    checks.number("limit", limit, above=0)
+
+    def init(params: Params) -> optax.EmptyState:
+        del params
+        return optax.EmptyState()
+
+    def correct(change: Array, weights: Array) -> Array:
+        if weights.ndim < 2:
+            return change
+        dtype = at_least_float32(weights.dtype)
+        old, bound = weights.astype(dtype), jnp.asarray(limit, dtype)
+        new = old + change.astype(dtype)
+        norm_squared = jnp.square(new).sum(tuple(range(new.ndim - 1)), keepdims=True)
+        over = norm_squared > bound**2
+        # The root of a column of zeros has no gradient.
+        shrunk = new * (bound / jnp.sqrt(jnp.where(over, norm_squared, 1)))
+        return jnp.where(over, (shrunk - old).astype(change.dtype), change)
+
+    def update(updates: Any, state: optax.EmptyState, params: Params = None) -> tuple[Any, optax.EmptyState]:
+        if params is None:
+            raise ValueError("params: expected the parameters, as in update(updates, state, params), got None")
+        return jax.tree.map(correct, updates, params), state
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,306 @@
+"""Learning-rate schedules whose every number may be traced: `step -> rate` functions for Optax.
+
+Optax's own schedules decide in Python on the counts of steps, and some on their rates too, so that those cannot be
+swept under `jax.vmap`. Only what fails there is here. Use Optax's where its counts are fixed, and
+
+- `optax.linear_schedule`, `warmup_constant_schedule`, `polynomial_schedule`, `cosine_decay_schedule`: every rate,
+  the power, `alpha` and the exponent may be traced;
+- `optax.exponential_decay`, `warmup_exponential_decay_schedule`: all but the decay rate;
+- `optax.piecewise_constant_schedule`: the initial rate; `optax.cosine_onecycle_schedule` and
+  `linear_onecycle_schedule`: the peak;
+- `optax.constant_schedule`, `optax.join_schedules`: everything, the boundaries as well. Piecewise constants, warm
+  restarts and what else follows a warm-up are joined of the functions here.
+
+Hand a schedule to an optimizer in a factory, and its numbers become hyper-parameters of the run:
+`lambda peak, warmup_steps: optax.adam(warmup_cosine(peak, warmup_steps, total_steps=1000))`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+from optax.contrib import ReduceLROnPlateauState
+
+from nnfx import checks
+from nnfx.types import Array, Params
+
+__all__ = ["exponential_decay", "one_cycle", "polynomial", "reduce_on_plateau", "warmup_cosine"]
+
+Schedule = Callable[[ArrayLike], Array]
+"""A learning rate by step, counted from zero."""
+
+
+def _number(value: ArrayLike) -> Array:
+    return jnp.asarray(value, float)
+
+
+def _progress(step: ArrayLike, begin: ArrayLike, end: ArrayLike) -> Array:
+    """Say how much of the way from one step to another is done, from 0 to 1."""
+    done, length = _number(step) - begin, _number(end) - begin
+    some = length > 0
+    return jnp.where(some, jnp.clip(done / jnp.where(some, length, 1), 0, 1), _number(done >= 0))
+
+
+def _cosine(start: ArrayLike, end: ArrayLike, progress: Array) -> Array:
+    """Go from one rate to another along half a cosine."""
+    return (_number(start) - end) * (1 + jnp.cos(jnp.pi * progress)) / 2 + end
+
+
+def polynomial(start: ArrayLike, end: ArrayLike, total_steps: ArrayLike, power: ArrayLike = 1.0) -> Schedule:
+    """From `start` to `end` along `end + (start − end) (1 − t/T)ᵖ`, a line unless told otherwise.
+
+    As `optax.polynomial_schedule`, whose T cannot be traced.
+
+    Args:
+        start: the rate at step 0, not negative; may be traced, as may all others.
+        end: the rate from step T on, not negative.
+        total_steps: T, in steps, positive.
+        power: p, positive.
+
+    Returns:
+        The rate as a function of the step t.
+
+    Raises:
+        ValueError: for a number out of its range.
+
+    Example:
+        >>> rate = polynomial(1.0, 0.0, total_steps=4)
+        >>> [float(rate(step)) for step in range(6)]
+        [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+    """
+    checks.number("start", start, minimum=0)
+    checks.number("end", end, minimum=0)
+    checks.number("total_steps", total_steps, above=0)
+    checks.number("power", power, above=0)
+
+    def rate(step: ArrayLike) -> Array:
+        left = 1 - _progress(step, 0, total_steps)
+        some = left > 0
+        # A power below 1 has an infinite slope at zero, which would make the gradient NaN.
+        factor = jnp.where(some, jnp.where(some, left, 1) ** power, 0)
+        return (_number(start) - end) * factor + end
+
+    return rate
+
+
+def exponential_decay(
+    start: ArrayLike, transition_steps: ArrayLike, decay_rate: ArrayLike, staircase: bool = False
+) -> Schedule:
+    """Multiply the rate by γ every T steps: `start · γ^(t/T)`, and in a staircase `start · γ^⌊t/T⌋`.
+
+    As `optax.exponential_decay`, whose γ and T cannot be traced.
+
+    Args:
+        start: the rate at step 0, not negative; may be traced, as may the next two.
+        transition_steps: T, in steps, positive.
+        decay_rate: γ, positive; above 1 the rate grows.
+        staircase: whether to go down in jumps.
+
+    Returns:
+        The rate as a function of the step t.
+
+    Raises:
+        ValueError: for a number out of its range.
+
+    Example:
+        >>> rate = exponential_decay(1.0, transition_steps=2, decay_rate=0.25)
+        >>> [float(rate(step)) for step in range(4)]
+        [1.0, 0.5, 0.25, 0.125]
+    """
+    checks.number("start", start, minimum=0)
+    checks.number("transition_steps", transition_steps, above=0)
+    checks.number("decay_rate", decay_rate, above=0)
+
+    def rate(step: ArrayLike) -> Array:
+        times = _number(step) / transition_steps
+        return _number(decay_rate) ** (jnp.floor(times) if staircase else times) * start
+
+    return rate
+
+
+def warmup_cosine(peak: ArrayLike, warmup_steps: ArrayLike, total_steps: ArrayLike, end: ArrayLike = 0.0) -> Schedule:
+    """From zero in a line to `peak` at step W, then along half a cosine to `end` at step T.
+
+    `peak · t/W` up to W, then `end + (peak − end) (1 + cos(π (t − W)/(T − W))) / 2`, and `end` from T on. As
+    `optax.warmup_cosine_decay_schedule(0, peak, W, T, end)`, of which only `end` can be traced.
+
+    Args:
+        peak: the highest rate, positive; may be traced, as may all others.
+        warmup_steps: W, in steps, from 0 to T.
+        total_steps: T, in steps, positive, those of the warm-up among them.
+        end: the last rate, not negative.
+
+    Returns:
+        The rate as a function of the step t.
+
+    Raises:
+        ValueError: for a number out of its range.
+
+    Example:
+        >>> rate = warmup_cosine(1.0, warmup_steps=2, total_steps=6)
+        >>> [round(float(rate(step)), 3) for step in range(7)]
+        [0.0, 0.5, 1.0, 0.854, 0.5, 0.146, 0.0]
+
+    References:
+        Loshchilov and Hutter, *SGDR: stochastic gradient descent with warm restarts*, ICLR 2017, equation 5.
+    """
+    checks.number("peak", peak, above=0)
+    checks.number("total_steps", total_steps, above=0)
+    longest = np.asarray(total_steps).item() if checks.is_concrete(total_steps) else None
+    checks.number("warmup_steps", warmup_steps, minimum=0, maximum=longest)
+    checks.number("end", end, minimum=0)
+
+    def rate(step: ArrayLike) -> Array:
+        return _progress(step, 0, warmup_steps) * _cosine(peak, end, _progress(step, warmup_steps, total_steps))
+
+    return rate
+
+
+def one_cycle(
+    peak: ArrayLike,
+    total_steps: ArrayLike,
+    pct_start: ArrayLike = 0.3,
+    div_factor: ArrayLike = 25.0,
+    final_div_factor: ArrayLike = 1e4,
+) -> Schedule:
+    """Along half a cosine from `peak / d` up to `peak` at step `s T`, and along another to `peak / (d f)` at T.
+
+    As `optax.cosine_onecycle_schedule`, of which only the peak can be traced; that one rounds `s T` down to a whole
+    step, and this one does not, so that the rate is differentiable in s.
+
+    Args:
+        peak: the highest rate, positive; may be traced, as may all others.
+        total_steps: T, in steps, positive.
+        pct_start: s, from 0 to 1, the part of the steps in which the rate grows.
+        div_factor: d, positive, how far the first rate is below the peak.
+        final_div_factor: f, positive, how far the last rate is below the first.
+
+    Returns:
+        The rate as a function of the step t.
+
+    Raises:
+        ValueError: for a number out of its range.
+
+    Example:
+        >>> rate = one_cycle(1.0, total_steps=8, pct_start=0.25, div_factor=10.0, final_div_factor=10.0)
+        >>> [round(float(rate(step)), 3) for step in range(9)]
+        [0.1, 0.55, 1.0, 0.934, 0.752, 0.505, 0.257, 0.076, 0.01]
+
+    References:
+        Smith and Topin, *Super-convergence: very fast training of neural networks using large learning rates*, 2019.
+    """
+    checks.number("peak", peak, above=0)
+    checks.number("total_steps", total_steps, above=0)
+    checks.number("pct_start", pct_start, minimum=0, maximum=1)
+    checks.number("div_factor", div_factor, above=0)
+    checks.number("final_div_factor", final_div_factor, above=0)
+    first = _number(peak) / div_factor
+    last = first / final_div_factor
+    top = _number(pct_start) * total_steps
+
+    def rate(step: ArrayLike) -> Array:
+        up = _cosine(first, peak, _progress(step, 0, top))
+        down = _cosine(peak, last, _progress(step, top, total_steps))
+        return jnp.where(_number(step) < top, up, down)
+
+    return rate
+
+
+def reduce_on_plateau(
+    factor: ArrayLike = 0.1,
+    patience: ArrayLike = 10,
+    rtol: ArrayLike = 1e-4,
+    atol: ArrayLike = 0.0,
+    cooldown: ArrayLike = 0,
+    accumulation_size: ArrayLike = 1,
+    min_scale: ArrayLike = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    """Multiply the updates by a scale that shrinks by `factor` where the loss has stopped improving.
+
+    The losses handed to `update(..., value=loss)` are averaged, `accumulation_size` at a time. An average below
+    `(1 − rtol) · best − atol` is an improvement; `patience` averages without one on end shrink the scale, and after
+    that `cooldown` averages are not counted. Chain it behind the optimizer.
+
+    As `optax.contrib.reduce_on_plateau`, with the same numbers and the same state; there factor, rtol and atol cannot
+    be traced.
+
+    Args:
+        factor: between 0 and 1, by how much to shrink; may be traced, as may all others.
+        patience: how many averages to wait, at least 1.
+        rtol: the relative improvement that counts, at least 0 and below 1.
+        atol: the absolute improvement that counts, in the unit of the loss, not negative.
+        cooldown: how many averages to leave out after the scale has shrunk, not negative.
+        accumulation_size: how many losses make an average, at least 1.
+        min_scale: the least scale, from 0 to 1.
+
+    Returns:
+        An Optax transformation, whose state holds the `scale`.
+
+    Raises:
+        TypeError: from `update` without `value`.
+        ValueError: for a number out of its range, and from `update` for a `value` that is not one number.
+
+    Example:
+        >>> optimizer = optax.chain(optax.sgd(1.0), reduce_on_plateau(factor=0.5, patience=2))
+        >>> state, updates = optimizer.init(jnp.zeros(1)), []
+        >>> for loss in (3.0, 2.0, 2.0, 2.0, 1.0):
+        ...     update, state = optimizer.update(jnp.ones(1), state, value=loss)
+        ...     updates.append(update.item())
+        >>> updates
+        [-1.0, -1.0, -1.0, -0.5, -0.5]
+    """
+    checks.number("factor", factor, above=0, below=1)
+    checks.number("patience", patience, minimum=1)
+    checks.number("rtol", rtol, minimum=0, below=1)
+    checks.number("atol", atol, minimum=0)
+    checks.number("cooldown", cooldown, minimum=0)
+    checks.number("accumulation_size", accumulation_size, minimum=1)
+    checks.number("min_scale", min_scale, minimum=0, maximum=1)
+
+    def init(params: Params) -> ReduceLROnPlateauState:
+        del params
+        zero, none = _number(0), jnp.asarray(0, jnp.int32)
+        return ReduceLROnPlateauState(
+            scale=jnp.ones_like(zero),
+            best_value=jnp.full_like(zero, jnp.inf),
+            plateau_count=none,
+            cooldown_count=none,
+            count=none,
+            avg_value=zero,
+        )
+
+    def judge(state: ReduceLROnPlateauState) -> ReduceLROnPlateauState:
+        improved = state.avg_value < (1 - rtol) * state.best_value - atol
+        cooling = state.cooldown_count > 0
+        waited = jnp.where(improved | cooling, 0, state.plateau_count + 1)
+        shrink = waited >= patience
+        scale = jnp.where(shrink, jnp.maximum(state.scale * factor, min_scale), state.scale)
+        rest = jnp.where(shrink, jnp.asarray(cooldown, jnp.int32), jnp.maximum(state.cooldown_count - 1, 0))
+        return ReduceLROnPlateauState(
+            scale=scale.astype(state.scale.dtype),
+            best_value=jnp.where(improved, state.avg_value, state.best_value),
+            plateau_count=jnp.where(shrink, 0, waited),
+            cooldown_count=rest,
+            count=jnp.zeros_like(state.count),
+            avg_value=jnp.zeros_like(state.avg_value),
+        )
+
+    def update(
+        updates: Any, state: ReduceLROnPlateauState, params: Params = None, *, value: Any = None, **others: Any
+    ) -> tuple[Any, ReduceLROnPlateauState]:
+        del params, others
+        if value is None:
+            raise TypeError("value: expected the loss, as in update(updates, state, params, value=loss), got nothing")
+        if jnp.shape(value) != ():
+            raise ValueError(f"value: expected one number, got {checks.describe(value)}")
+        seen = state.count + 1
+        loss = jnp.asarray(value, state.avg_value.dtype)
+        state = state._replace(count=seen, avg_value=state.avg_value + (loss - state.avg_value) / seen)
+        state = optax.tree.where(seen >= accumulation_size, judge(state), state)
+        return jax.tree.map(lambda u: state.scale.astype(u.dtype) * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
