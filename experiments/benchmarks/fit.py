@@ -23,6 +23,8 @@ import nnfx
 from experiments.benchmarks import problems
 from experiments.benchmarks.problems import Problem
 from experiments.benchmarks.timing import Row, System, compare, report
+from nnfx.data import Data
+from nnfx.training.fit import Fit
 
 RATE = 1e-3
 
@@ -64,13 +66,19 @@ def systems(problem: Problem) -> dict[str, System]:
     return made
 
 
-def with_nnfx(problem: Problem) -> Any:
-    """Fit with this library."""
+def nnfx_run(problem: Problem) -> tuple[Fit, Data]:
+    """Return the problem as this library's run and data."""
     data = nnfx.data.prepare(problem.inputs, problem.labels, standardize=False)
     model = nnfx.models.mlp(problem.hidden, problem.outputs, problem.activation, initializer="glorot_uniform")
     binary = problem.outputs == 1
     loss = nnfx.losses.binary_cross_entropy if binary else nnfx.losses.categorical_cross_entropy
     train = nnfx.fit(model, loss, optax.adam, epochs=problem.epochs, batch_size=problem.batch_size)
+    return train, data
+
+
+def with_nnfx(problem: Problem) -> Any:
+    """Fit with this library."""
+    train, data = nnfx_run(problem)
 
     def run(seed: int) -> float:
         return float(train(jax.random.key(seed), data, learning_rate=RATE).final["train_loss"])

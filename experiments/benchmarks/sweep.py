@@ -10,11 +10,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 import nnfx
 from experiments.benchmarks import problems
-from experiments.benchmarks.fit import RATE, with_nnfx, with_scikit_learn
+from experiments.benchmarks.fit import RATE, nnfx_run, with_nnfx, with_scikit_learn
 from experiments.benchmarks.problems import Problem
 from experiments.benchmarks.timing import System, compare, report
 
@@ -71,11 +70,7 @@ def main(
 
 def with_sweep(problem: Problem, seeds: int, rates: np.ndarray) -> Any:
     """Sweep seeds × rates; the loss returned is the mean over the members."""
-    data = nnfx.data.prepare(problem.inputs, problem.labels, standardize=False)
-    model = nnfx.models.mlp(problem.hidden, problem.outputs, problem.activation, initializer="glorot_uniform")
-    binary = problem.outputs == 1
-    loss = nnfx.losses.binary_cross_entropy if binary else nnfx.losses.categorical_cross_entropy
-    train = nnfx.fit(model, loss, optax.adam, epochs=problem.epochs, batch_size=problem.batch_size)
+    train, data = nnfx_run(problem)
 
     def run(seed: int) -> float:
         result = nnfx.sweeps.sweep(train, data, key=jax.random.key(seed), seeds=seeds, learning_rate=rates)
