@@ -187,6 +187,14 @@ CASES = {
         lambda: fit(optimizer=functools.partial(optax.sgd, -0.1)), ValueError, "learning_rate: .*above 0, got -0.1"
     ),
     "fit rule": (lambda: fit(stop=[5]), TypeError, "stop: expected factories"),
+    "fit penalty": (lambda: fit(penalty=0.1), TypeError, "penalty: expected a function.*got 0.1"),
+    "fit make_step": (lambda: fit(make_step=4), TypeError, "make_step: expected a function"),
+    "step precision": (lambda: nnfx.make_step(None, None, None, precision="half"), ValueError, "precision: .*'bfloat16'"),
+    "step no micro-batches": (lambda: nnfx.make_step(None, None, None, micro_batches=0), ValueError, "micro_batches: "),
+    "run negative penalty": (
+        lambda: run(penalty=nnfx.regularizers.l2, hyper={"l2": -1}), ValueError, "l2: .*at least 0, got -1"
+    ),
+    "run no penalty": (lambda: run(penalty=nnfx.regularizers.l2), TypeError, "l2: expected a number for l2, got nothing"),
     "fit epochs": (lambda: fit(epochs=0), ValueError, "epochs: .*got 0"),
     "fit batch of zero": (lambda: fit(batch_size=0), ValueError, "batch_size: .*got 0"),
     "fit fractional batch": (lambda: fit(batch_size=2.5), TypeError, "batch_size: .*got 2.5"),

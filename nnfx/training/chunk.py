@@ -32,6 +32,7 @@ class Parts(NamedTuple):
         penalty: a scalar function of the parameters, added to the loss; or None.
         make_step: makes the step, as `nnfx.make_step` does.
         batch_size: rows of a minibatch; None for the full batch.
+        rematerialize_epochs: whether a gradient through the run trains each epoch anew.
     """
 
     model: Model
@@ -42,6 +43,7 @@ class Parts(NamedTuple):
     penalty: Callable[[Params], Array] | None
     make_step: Callable[..., Step]
     batch_size: int | None
+    rematerialize_epochs: bool
 
 
 class Best(NamedTuple):
@@ -141,7 +143,9 @@ def chunk(
             return advance(state, number)
         return jax.lax.cond(state.stopped_by == RUNNING, advance, rest, state, number)
 
-    return jax.lax.scan(one, state, first_epoch + jnp.arange(epochs, dtype=jnp.int32))
+    # within a scan nothing can undo the checkpoint, so that XLA need not be kept from it
+    body = jax.checkpoint(one, prevent_cse=False) if parts.rematerialize_epochs else one
+    return jax.lax.scan(body, state, first_epoch + jnp.arange(epochs, dtype=jnp.int32))
 
 
 def _train_epoch(

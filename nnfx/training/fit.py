@@ -35,6 +35,7 @@ def fit(
     metrics: Mapping[str, PerExample] | None = None,
     penalty: Callable[..., Array] | None = None,
     make_step: Callable[..., Step] = make_step,
+    rematerialize_epochs: bool = False,
 ) -> "Fit":
     """Make a training run: a pure function `(key, data, **hyper) -> Run`, compiled at its first call.
 
@@ -57,6 +58,8 @@ def fit(
         penalty: added to the training loss, `(params, **numbers) -> scalar`, such as `nnfx.regularizers.l2`.
         make_step: makes the step; its choices are fixed with `functools.partial(nnfx.make_step, ...)`, such as
             micro-batches, mixed precision, or skipping steps that are not finite.
+        rematerialize_epochs: whether a gradient through the run keeps the state of each epoch's beginning alone,
+            and trains the epoch anew: memory for one epoch's steps in place of all, for about twice the time.
 
     Returns:
         The run's function. Calling it raises, before anything is trained, on a key that is not typed, unknown,
@@ -110,6 +113,7 @@ def fit(
         make_step=make_step,
         epochs=epochs,
         batch_size=batch_size,
+        rematerialize_epochs=rematerialize_epochs,
     )
 
 
@@ -136,6 +140,7 @@ class Fit:
         make_step: makes the step.
         epochs: how many epochs at most.
         batch_size: rows of a minibatch; None for the full batch.
+        rematerialize_epochs: whether a gradient through the run trains each epoch anew.
     """
 
     model: Part
@@ -147,6 +152,7 @@ class Fit:
     make_step: Callable[..., Step]
     epochs: int
     batch_size: int | None
+    rematerialize_epochs: bool
 
     def __call__(self, key: Array, data: Data, **hyper: ArrayLike) -> Run:
         """Train from initialisation to the stop.
@@ -184,6 +190,7 @@ class Fit:
             penalty=None if self.penalty is None else self.penalty.bind(hyper),
             make_step=self.make_step,
             batch_size=self.batch_size,
+            rematerialize_epochs=self.rematerialize_epochs,
         )
 
     @functools.cached_property

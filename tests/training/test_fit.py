@@ -178,17 +178,37 @@ def test_a_vmapped_run_equals_the_runs_made_one_at_a_time(data):
     assert predictions.shape == (3, 1, 1)
 
 
-def test_the_gradient_through_a_run_equals_central_differences(key):
+@pytest.mark.parametrize("rematerialize_epochs", [False, True])
+def test_the_gradient_through_a_run_equals_central_differences(key, rematerialize_epochs):
+    """With respect to the rate, the weight decay, and the weight of a part of the loss."""
     with jax.enable_x64(True):
         passengers = nnfx.data.titanic("fare", "age", key=key, valid_fraction=0.25)
-        train = make(epochs=3, batch_size=100, optimizer=optax.sgd)
+        train = nnfx.fit(
+            nnfx.models.mlp((4,), activation="tanh"),
+            lambda o, t, survivors=1.0: nnfx.losses.binary_cross_entropy(o, t) * jnp.where(t > 0, survivors, 1),
+            optax.adamw, epochs=3, batch_size=100, rematerialize_epochs=rematerialize_epochs,
+        )  # fmt: skip
+        at = {"learning_rate": 0.05, "weight_decay": 0.1, "survivors": 1.3}
 
-        def held_out(rate):
-            return train(key, passengers, learning_rate=rate).final["valid_loss"]
+        def held_out(numbers):
+            run = train(key, passengers, **numbers)
+            logits = run.apply(passengers.valid.inputs, run.state.variables)
+            return nnfx.losses.binary_cross_entropy(logits, passengers.valid.targets).mean()
 
-        slope = jax.grad(held_out)(0.3)
-        central = (held_out(0.3 + 1e-5) - held_out(0.3 - 1e-5)) / 2e-5
-        np.testing.assert_allclose(slope, central, rtol=1e-6)
+        slopes = jax.grad(held_out)(at)
+        for name, value in at.items():
+            h = 1e-5 * value
+            central = (held_out({**at, name: value + h}) - held_out({**at, name: value - h})) / (2 * h)
+            np.testing.assert_allclose(slopes[name], central, rtol=1e-5)
+
+
+def test_rematerialised_epochs_bound_the_memory_of_a_gradient(key, data):
+    def memory(rematerialize_epochs):
+        train = make(epochs=64, batch_size=10, rematerialize_epochs=rematerialize_epochs)
+        slope = jax.grad(lambda rate, data: train(key, data, learning_rate=rate).final["valid_loss"])
+        return jax.jit(slope).lower(0.1, data).compile().memory_analysis().temp_size_in_bytes
+
+    assert memory(True) < memory(False) / 5
 
 
 def test_the_hyper_parameters_are_those_of_the_parts():
