@@ -38,7 +38,8 @@ class Table:
         all_seeds: the seed of each group as it began.
         all_folds: the fold of each group as it began.
         fixed: what all members share.
-        devices: over which the points are spread.
+        devices: over which the members are spread.
+        epochs: how many epochs at most.
         member: `(groups, width)`, the number of the member at each place.
         seeds: `(groups,)`.
         folds: `(groups,)`.
