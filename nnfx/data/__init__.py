@@ -1,7 +1,26 @@
 """Data: arrays made ready on the host, then kept on the device; sources; seeded batching."""
 
 from nnfx.data.batching import Order, in_order, shuffled, take
+from nnfx.data.formats import Examples
+from nnfx.data.images import Images, cifar10, digits, fashion_mnist, images, mnist
 from nnfx.data.prepare import Data, Preprocess, Report, prepare
 from nnfx.data.titanic import titanic
 
-__all__ = ["Data", "Order", "Preprocess", "Report", "in_order", "prepare", "shuffled", "take", "titanic"]
+__all__ = [
+    "Data",
+    "Examples",
+    "Images",
+    "Order",
+    "Preprocess",
+    "Report",
+    "cifar10",
+    "digits",
+    "fashion_mnist",
+    "images",
+    "in_order",
+    "mnist",
+    "prepare",
+    "shuffled",
+    "take",
+    "titanic",
+]

@@ -186,7 +186,7 @@ def prepare(
     if missing == "drop":
         kept = ~lost.reshape(len(x), -1).any(1)
     checks.finite("inputs", x if missing == "error" else np.where(lost, 0, x))
-    train, valid = _split(key, np.flatnonzero(kept), valid_fraction)
+    train, valid = split(key, np.flatnonzero(kept), valid_fraction)
 
     median = np.full((), np.nan)
     indicators: tuple[int, ...] = ()
@@ -272,7 +272,7 @@ def _device_dtype(dtype: Any, at_least: type) -> Any:
     return jax.dtypes.canonicalize_dtype(dtype if jnp.issubdtype(dtype, kind) else at_least)
 
 
-def _split(key: Array | None, rows: np.ndarray, valid_fraction: float) -> tuple[np.ndarray, np.ndarray]:
+def split(key: Array | None, rows: np.ndarray, valid_fraction: float) -> tuple[np.ndarray, np.ndarray]:
     """Draw which rows are held out; both parts keep the order of the data."""
     if len(rows) == 0:
         raise ValueError("inputs: expected at least one row without a missing value, got none")

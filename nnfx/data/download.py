@@ -1,0 +1,86 @@
+"""Files of data: a folder that keeps them, and the web that they come from, each file known by its checksum."""
+
+import hashlib
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+VARIABLE = "NNFX_DATA"
+"""The environment variable that names the folder of data."""
+
+
+class File(NamedTuple):
+    """A file of data.
+
+    Attributes:
+        name: where it is in the folder of data, such as `mnist/train-images-idx3-ubyte.gz`.
+        url: where it is on the web.
+        sha256: its SHA-256 checksum, in hexadecimal.
+    """
+
+    name: str
+    url: str
+    sha256: str
+
+
+def folder() -> Path:
+    """Return the folder of data: what `NNFX_DATA` says, or else the platform's place for caches.
+
+    Example:
+        >>> folder().is_absolute()
+        True
+    """
+    given = os.environ.get(VARIABLE)
+    return Path(given).expanduser().absolute() if given else Path(_pooch().os_cache("nnfx"))
+
+
+def fetch(file: File) -> Path:
+    """Return the path of a file in the folder of data, after downloading it where it is not there yet.
+
+    A download gets its name only once it is whole and its checksum right. A file that is there is never
+    changed, and needs no network.
+
+    Args:
+        file: which.
+
+    Returns:
+        The path of a file with the right checksum.
+
+    Raises:
+        ValueError: for another checksum than that of the file, here or on the web.
+        OSError: for a file that is not there and cannot be downloaded either.
+        ModuleNotFoundError: for a download without pooch.
+    """
+    path = folder() / file.name
+    if path.exists():
+        with path.open("rb") as opened:
+            found = hashlib.file_digest(opened, "sha256").hexdigest()
+        if found != file.sha256:
+            raise ValueError(
+                f"{path}: expected a file with the SHA-256 checksum {file.sha256}, got {found}; move it away, and"
+                f" it is downloaded anew from {file.url}"
+            )
+        return path
+    pooch = _pooch()
+    try:
+        pooch.retrieve(file.url, known_hash=f"sha256:{file.sha256}", fname=path.name, path=path.parent)
+    except ValueError as error:
+        raise ValueError(f"{file.url}: expected {path.name} as it is known, got other bytes: {error}") from error
+    except OSError as error:  # as are all that requests raises
+        raise OSError(
+            f"{path}: expected the file there or on the web, got neither: {error}; download {file.url} by other means"
+            f" (SHA-256 {file.sha256}) and put it there, or as {file.name} in a folder that {VARIABLE} names"
+        ) from error
+    return path
+
+
+def _pooch() -> ModuleType:
+    try:
+        import pooch
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"pooch: needed to download data, or to find its folder where {VARIABLE} is not set; not installed:"
+            " pip install 'nnfx[datasets]'"
+        ) from error
+    return pooch

@@ -1,0 +1,269 @@
+"""Files of images, read with bounds: IDX, as of MNIST and its kin, and the binary archive of CIFAR-10.
+
+What a file declares is believed only as far as its bytes go: memory grows with the bytes that are there, and
+reading stops at the first byte too many, so that neither a false header nor a gzip bomb fills the memory.
+"""
+
+import contextlib
+import gzip
+import io
+import math
+import re
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, cast
+
+import numpy as np
+
+from nnfx import checks
+
+Source = str | Path | bytes
+"""A file, by its path or as its bytes, plain or packed by gzip."""
+
+
+class Examples(NamedTuple):
+    """Raw images and their labels, on the host.
+
+    Attributes:
+        inputs: uint8 `(rows, height, width, channels)`.
+        targets: int32 `(rows,)`, from 0 to 9.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+
+
+def read_idx(source: Source, ndim: int) -> np.ndarray:
+    """Read an array of unsigned bytes from an IDX file.
+
+    The file is two zero bytes, the code 0x08 of unsigned bytes, the number of axes, their sizes as big-endian
+    32-bit numbers, and the values, the last axis fastest.
+
+    Args:
+        source: the file.
+        ndim: how many axes to expect: 3 for images, 1 for labels.
+
+    Returns:
+        The array, uint8.
+
+    Raises:
+        OSError: for a file that cannot be read.
+        ValueError: for anything but one whole array of that many axes, none empty; the error names the file.
+
+    Example:
+        >>> read_idx(bytes([0, 0, 0x08, 1, 0, 0, 0, 3]) + bytes([7, 8, 9]), ndim=1)
+        array([7, 8, 9], dtype=uint8)
+
+    References:
+        LeCun, Cortes and Burges, *The MNIST database of handwritten digits*, section on the file formats.
+    """
+    checks.positive_integer("ndim", ndim)
+    with _reading(source) as reader:
+        zeros, code, axes = struct.unpack(">HBB", reader.take(4, "the start of an IDX file"))
+        if zeros:
+            raise ValueError(f"{reader.name}: expected an IDX file, beginning with two zero bytes, got 0x{zeros:04x}")
+        if code != 0x08:
+            raise ValueError(f"{reader.name}: expected unsigned bytes, of code 0x08, got values of code 0x{code:02x}")
+        if axes != ndim:
+            raise ValueError(f"{reader.name}: expected {ndim} axes, got {axes}")
+        shape = struct.unpack(f">{ndim}I", reader.take(4 * ndim, "the sizes of the axes"))
+        if 0 in shape:
+            raise ValueError(f"{reader.name}: expected at least one value, got an array of shape {shape}")
+        values = reader.take(math.prod(shape), f"an array of shape {shape}")
+        if reader.some():
+            raise ValueError(f"{reader.name}: expected nothing after an array of shape {shape}, got further bytes")
+    return np.frombuffer(values, np.uint8).reshape(shape)
+
+
+def read_idx_examples(images: Source, labels: Source) -> Examples:
+    """Read grey images and their labels from a pair of IDX files.
+
+    Args:
+        images: the file of the images, `(rows, height, width)`.
+        labels: the file of their labels, `(rows,)`, from 0 to 9.
+
+    Returns:
+        Images of one channel, `(rows, height, width, 1)`, and labels.
+
+    Raises:
+        OSError: for a file that cannot be read.
+        ValueError: for a file that is not whole, labels out of range, or not one per image; see `read_idx`.
+
+    Example:
+        >>> images = bytes([0, 0, 0x08, 3, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 1]) + bytes([0, 255])
+        >>> labels = bytes([0, 0, 0x08, 1, 0, 0, 0, 1]) + bytes([9])
+        >>> examples = read_idx_examples(images, labels)
+        >>> examples.inputs.shape, examples.targets
+        ((1, 2, 1, 1), array([9], dtype=int32))
+    """
+    inputs, targets = read_idx(images, ndim=3), read_idx(labels, ndim=1)
+    if len(inputs) != len(targets):
+        raise ValueError(
+            f"{_name(labels)}: expected one label for each of the {len(inputs)} images of {_name(images)},"
+            f" got {len(targets)}"
+        )
+    return Examples(inputs[..., None], _checked_labels(_name(labels), targets))
+
+
+_CIFAR_FOLDER = "cifar-10-batches-bin"
+_CIFAR_TRAIN = tuple(f"{_CIFAR_FOLDER}/data_batch_{i}.bin" for i in range(1, 6))
+_CIFAR_TEST = f"{_CIFAR_FOLDER}/test_batch.bin"
+_CIFAR_RECORD = 1 + 3 * 32 * 32
+
+
+def read_cifar10(source: Source, records: int = 10_000) -> tuple[Examples, Examples]:
+    """Read the binary archive of CIFAR-10, a tar file.
+
+    Its six members of use are found by their exact names, and nothing is unpacked to the disk. Each holds records
+    of a label and 32 × 32 pixels, first all of red, then of green, then of blue.
+
+    Args:
+        source: the archive.
+        records: how many records each member holds.
+
+    Returns:
+        The images and labels to train on, `(5 × records, 32, 32, 3)`, and those of the test set.
+
+    Raises:
+        OSError: for a file that cannot be read.
+        ValueError: for a file that is no tar archive or not a whole one, members that lack, come twice, are of
+            another size or kind, and labels out of range; the error names the file.
+
+    References:
+        Krizhevsky, *Learning multiple layers of features from tiny images*, technical report, Toronto 2009.
+    """
+    checks.positive_integer("records", records)
+    sizes = dict.fromkeys((*_CIFAR_TRAIN, _CIFAR_TEST), records * _CIFAR_RECORD)
+    with _reading(source) as reader:
+        parts = {name: _cifar10_records(f"{reader.name}: {name}", values) for name, values in _members(reader, sizes)}
+    test = parts.pop(_CIFAR_TEST)
+    inputs = np.concatenate([parts[name].inputs for name in _CIFAR_TRAIN])
+    return Examples(inputs, np.concatenate([parts[name].targets for name in _CIFAR_TRAIN])), test
+
+
+def _cifar10_records(name: str, values: bytearray) -> Examples:
+    table = np.frombuffer(values, np.uint8).reshape(-1, _CIFAR_RECORD)
+    channels_first = table[:, 1:].reshape(-1, 3, 32, 32)
+    return Examples(np.ascontiguousarray(channels_first.transpose(0, 2, 3, 1)), _checked_labels(name, table[:, 0]))
+
+
+def _checked_labels(name: str, labels: np.ndarray) -> np.ndarray:
+    checks.class_labels(name, labels, 10)
+    return labels.astype(np.int32)
+
+
+_CHUNK = 1 << 20
+_GZIP_RATIO = 1032
+"""Deflate spends at least two bits on 258 bytes, so that no file unpacks to more than this many times its size."""
+
+
+class _Reader(NamedTuple):
+    """The bytes of a file, unpacked.
+
+    Attributes:
+        name: what errors call the file.
+        stream: the bytes.
+        most: more of them than this there cannot be.
+    """
+
+    name: str
+    stream: BinaryIO
+    most: int
+
+    def take(self, count: int, what: str) -> bytearray:
+        """Return the next bytes, exactly that many; memory is taken for those alone that are there."""
+        if count > self.most:
+            raise ValueError(f"{self.name}: expected {count} bytes for {what}, got a file of at most {self.most}")
+        values = bytearray()
+        while len(values) < count:
+            chunk = self.stream.read(min(count - len(values), _CHUNK))
+            if not chunk:
+                raise ValueError(f"{self.name}: expected {count} bytes for {what}, got {len(values)}")
+            values += chunk
+        return values
+
+    def some(self) -> bytes:
+        """Return some of the bytes left, none where there are none."""
+        return self.stream.read(_CHUNK)
+
+
+@contextlib.contextmanager
+def _reading(source: Source) -> Iterator[_Reader]:
+    """Open a file, unpacked where it is gzip, and name it in the errors of unpacking."""
+    name = _name(source)
+    with contextlib.ExitStack() as stack:
+        file = cast(
+            BinaryIO, io.BytesIO(source) if isinstance(source, bytes) else stack.enter_context(open(source, "rb"))
+        )
+        is_gzip = file.read(2) == b"\x1f\x8b"
+        most = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        if not is_gzip:
+            yield _Reader(name, file, most)
+            return
+        try:
+            yield _Reader(name, cast(BinaryIO, gzip.GzipFile(fileobj=file)), most * _GZIP_RATIO)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{name}: expected a whole gzip file, got a damaged one: {error}") from error
+
+
+def _name(source: Source) -> str:
+    return "the bytes given" if isinstance(source, bytes) else str(source)
+
+
+_BLOCK = 512
+_BESIDE = 1 << 20
+"""How many bytes of a tar archive may be other than the members asked for: descriptions, padding."""
+
+
+def _members(reader: _Reader, sizes: Mapping[str, int]) -> Iterator[tuple[str, bytearray]]:
+    """Yield members of a tar archive with their contents, in the archive's order, each exactly once.
+
+    Members are plain files with exactly these names and sizes. All else is passed over, extended headers as well:
+    names that need none are short.
+    """
+    missing, beside = set(sizes), _BESIDE
+    while any(header := reader.take(_BLOCK, "the header of a tar member")):
+        name, size = _tar_header(reader.name, header)
+        padded = size + -size % _BLOCK
+        if name not in sizes:
+            beside -= _BLOCK + padded
+            if beside < 0:
+                raise ValueError(
+                    f"{reader.name}: expected little beside {', '.join(sizes)}, got {name!r} ({size} bytes)"
+                )
+            reader.take(padded, name)
+            continue
+        if name not in missing:
+            raise ValueError(f"{reader.name}: expected {name!r} once, got it twice")
+        if header[156] not in b"0\0" or size != sizes[name]:
+            kind = f"{size} bytes of type {chr(header[156])!r}"
+            raise ValueError(f"{reader.name}: expected {name!r} to be a file of {sizes[name]} bytes, got {kind}")
+        missing.remove(name)
+        values = reader.take(padded, name)
+        del values[size:]
+        yield name, values
+    if missing:
+        raise ValueError(f"{reader.name}: expected to find {', '.join(sorted(missing))}, got an archive without")
+    while rest := reader.some():  # to the end, where gzip has its checksum
+        beside -= len(rest)
+        if beside < 0 or rest.strip(b"\0"):
+            raise ValueError(f"{reader.name}: expected nothing after the end of the archive, got further bytes")
+
+
+def _tar_header(file: str, header: bytearray) -> tuple[str, int]:
+    """Return a member's name and size from its header, once the header's checksum is found right."""
+    blank = header[:148] + b" " * 8 + header[156:]
+    if _octal(header[148:156]) != sum(blank):
+        raise ValueError(f"{file}: expected a tar archive, got a header whose checksum is wrong")
+    size = _octal(header[124:136])
+    if size is None:
+        raise ValueError(f"{file}: expected the size of a tar member, got {bytes(header[124:136])!r}")
+    return header[:100].split(b"\0")[0].decode("ascii", "replace"), size
+
+
+def _octal(field: bytearray) -> int | None:
+    digits = re.fullmatch(rb" *([0-7]+)[ \0]*", field)
+    return int(digits[1], 8) if digits else None

@@ -1,0 +1,332 @@
+"""Images with labels: scikit-learn's digits, and MNIST, Fashion-MNIST and CIFAR-10 from the web."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnfx import checks
+from nnfx.data.download import File, fetch
+from nnfx.data.formats import Examples, read_cifar10, read_idx_examples
+from nnfx.data.prepare import Data, Preprocess, Report, split
+from nnfx.types import Array, Batch
+
+
+class Images(NamedTuple):
+    """Raw images with labels, on the host; `prepare` makes them ready for training.
+
+    Attributes:
+        train: those to train on.
+        test: those of the official test set, or None where there is none.
+        classes: the names of the classes, by label.
+        brightest: the value of a pixel at its brightest.
+    """
+
+    train: Examples
+    test: Examples | None
+    classes: tuple[str, ...]
+    brightest: int
+
+    def prepare(
+        self,
+        *,
+        key: Array | None = None,
+        valid_fraction: float = 0.0,
+        hold_out_test: bool = False,
+        standardize: bool = False,
+    ) -> Data:
+        """Make the images ready for training: split, scale to [0, 1] or standardise, move to the device.
+
+        Args:
+            key: a typed key that draws which of the images to train on are held out.
+            valid_fraction: the part of them to hold out, at least 0 and below 1.
+            hold_out_test: whether to hold out the official test set instead.
+            standardize: whether to bring every channel to mean 0 and standard deviation 1, as measured over all
+                pixels of the training part, instead of dividing by the brightest.
+
+        Returns:
+            Inputs `(rows, height, width, channels)` in the default float, and int32 targets `(rows,)`. The
+            preprocessing takes raw images, so `run.predict(images.test.inputs)` works as it is.
+
+        Raises:
+            TypeError: for a key that is not typed.
+            ValueError: for a fraction that leaves either part empty, or that is given beside `hold_out_test`,
+                and for images without a test set to hold out.
+
+        Example:
+            >>> data = images("digits").prepare(key=jax.random.key(0), valid_fraction=0.2, standardize=True)
+            >>> data.train.inputs.shape, data.valid.inputs.shape
+            ((1438, 8, 8, 1), (359, 8, 8, 1))
+        """
+        train, valid = self._parts(key, valid_fraction, hold_out_test)
+        mean, scale = _channel_moments(train.inputs) if standardize else (np.zeros(()), np.array(self.brightest))
+        preprocess = Preprocess(
+            median=jnp.asarray(np.nan, float),
+            mean=jnp.asarray(mean, float),
+            scale=jnp.asarray(scale, float),
+            indicators=(),
+            shape=train.inputs.shape[1:],
+        )
+
+        def batch(examples: Examples) -> Batch:
+            rows = len(examples.targets)
+            return Batch(_preprocessed(preprocess, examples.inputs), jnp.asarray(examples.targets), jnp.ones(rows))
+
+        held_out = len(valid.targets)
+        return Data(
+            train=batch(train),
+            valid=batch(valid) if held_out else None,
+            preprocess=preprocess,
+            report=Report(len(train.targets) + held_out, 0, {}, len(train.targets), held_out),
+        )
+
+    def _parts(self, key: Array | None, valid_fraction: float, hold_out_test: bool) -> tuple[Examples, Examples]:
+        """Return what is trained on and what is held out, which may be empty."""
+        if hold_out_test:
+            if self.test is None:
+                raise ValueError("hold_out_test: expected images that have an official test set, got some without")
+            if valid_fraction != 0:
+                raise ValueError(f"valid_fraction: expected 0 where the test set is held out, got {valid_fraction:g}")
+            return self.train, self.test
+        train, valid = split(key, np.arange(len(self.train.targets)), valid_fraction)
+        inputs, targets = self.train
+        return Examples(inputs[train], targets[train]), Examples(inputs[valid], targets[valid])
+
+
+# one program from bytes to floats, so that nothing larger than the result is ever held
+_preprocessed = jax.jit(Preprocess.__call__)
+
+
+def _channel_moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and the standard deviation of each channel, `(1, 1, 1, channels)`; of a constant one 1."""
+    pixels = images[..., 0].size
+    mean = images.sum((0, 1, 2), keepdims=True, dtype=np.int64) / pixels
+    square = np.einsum("nhwc,nhwc->c", images, images, dtype=np.int64) / pixels  # exact, and without a copy in floats
+    scale = np.sqrt(square - mean**2)
+    scale[scale == 0] = 1
+    return mean, scale
+
+
+class _Source(NamedTuple):
+    """Images on the web: their files, and the names of their classes."""
+
+    files: tuple[File, ...]
+    classes: tuple[str, ...]
+
+
+def _idx_files(folder: str, url: str, *checksums: str) -> tuple[File, ...]:
+    parts = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    names = [f"{part}-ubyte.gz" for part in parts]
+    return tuple(
+        File(f"{folder}/{name}", f"{url}/{name}", sha256) for name, sha256 in zip(names, checksums, strict=True)
+    )
+
+
+_SOURCES = {
+    "mnist": _Source(
+        _idx_files(
+            "mnist",
+            "https://ossci-datasets.s3.amazonaws.com/mnist",
+            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        ),
+        classes=tuple("0123456789"),
+    ),
+    "fashion_mnist": _Source(
+        _idx_files(
+            "fashion-mnist",
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+        ),
+        classes=(
+            "T-shirt/top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ),
+    ),
+    "cifar10": _Source(
+        (
+            File(
+                "cifar-10/cifar-10-binary.tar.gz",
+                "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+                "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+            ),
+        ),
+        classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    ),
+}
+
+
+def images(name: str) -> Images:
+    """Return raw images with their labels and the names of their classes, the official test set apart.
+
+    What is not offline, all but `"digits"`, is downloaded once into the folder that the environment variable
+    `NNFX_DATA` names, else the platform's cache, and known there by its checksum.
+
+    Args:
+        name: `"digits"`, `"mnist"`, `"fashion_mnist"` or `"cifar10"`; see the function of that name.
+
+    Returns:
+        The images, of which `prepare` makes data for training.
+
+    Raises:
+        ValueError: for an unknown name, or a file with another checksum than it should have.
+        OSError: for a file that is not there and cannot be downloaded either.
+
+    Example:
+        >>> digits = images("digits")
+        >>> digits.train.inputs.dtype, digits.train.inputs.shape, digits.classes[0]
+        (dtype('uint8'), (1797, 8, 8, 1), '0')
+    """
+    checks.choice("name", name, ("digits", *_SOURCES))
+    if name == "digits":
+        return _digits()
+    files, classes = _SOURCES[name]
+    paths = [fetch(file) for file in files]
+    if name == "cifar10":
+        train, test = read_cifar10(paths[0])
+    else:
+        train, test = read_idx_examples(*paths[:2]), read_idx_examples(*paths[2:])
+    return Images(train, test, classes, brightest=255)
+
+
+def _digits() -> Images:
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "scikit-learn: needed for its digits, not installed: pip install 'nnfx[datasets]'"
+        ) from error
+    loaded = load_digits()
+    train = Examples(loaded.images[..., None].astype(np.uint8), loaded.target.astype(np.int32))
+    return Images(train, None, tuple("0123456789"), brightest=16)
+
+
+def digits(*, key: Array | None = None, valid_fraction: float = 0.0, standardize: bool = False) -> Data:
+    """The 1,797 handwritten digits of scikit-learn, 8 × 8 pixels in grey; they come with it, so it works offline.
+
+    Args:
+        key: draws which are held out, as the other arguments do; see `Images.prepare`.
+        valid_fraction: the part to hold out.
+        standardize: whether to standardise the pixels instead of dividing them by 16.
+
+    Returns:
+        Inputs `(rows, 8, 8, 1)` and int32 targets `(rows,)`, the digits.
+
+    Raises:
+        ModuleNotFoundError: without scikit-learn.
+        TypeError, ValueError: as `Images.prepare`.
+
+    Example:
+        >>> data = digits(key=jax.random.key(0), valid_fraction=0.2)
+        >>> data.train.inputs.shape, float(data.train.inputs.max())
+        ((1438, 8, 8, 1), 1.0)
+        >>> print(data.report)
+        1797 rows: 1438 to train on, 359 held out, 0 dropped for missing values; values filled: none
+
+    References:
+        Alpaydin and Kaynak, *Optical recognition of handwritten digits*, UCI Machine Learning Repository 1998.
+    """
+    return images("digits").prepare(key=key, valid_fraction=valid_fraction, standardize=standardize)
+
+
+def mnist(
+    *,
+    key: Array | None = None,
+    valid_fraction: float = 0.0,
+    hold_out_test: bool = False,
+    standardize: bool = False,
+) -> Data:
+    """MNIST: handwritten digits, 28 × 28 pixels in grey, 60,000 to train on and 10,000 of a test set.
+
+    Args:
+        key: draws which of the 60,000 are held out; see `Images.prepare`.
+        valid_fraction: the part of them to hold out.
+        hold_out_test: whether to hold out the test set instead.
+        standardize: whether to standardise the pixels instead of dividing them by 255.
+
+    Returns:
+        Inputs `(rows, 28, 28, 1)` and int32 targets `(rows,)`, the digits.
+
+    Raises:
+        OSError, TypeError, ValueError: as `images` and `Images.prepare`.
+
+    References:
+        LeCun, Bottou, Bengio and Haffner, *Gradient-based learning applied to document recognition*,
+        Proceedings of the IEEE 1998.
+    """
+    return images("mnist").prepare(
+        key=key, valid_fraction=valid_fraction, hold_out_test=hold_out_test, standardize=standardize
+    )
+
+
+def fashion_mnist(
+    *,
+    key: Array | None = None,
+    valid_fraction: float = 0.0,
+    hold_out_test: bool = False,
+    standardize: bool = False,
+) -> Data:
+    """Fashion-MNIST: articles of clothing, in size and number as MNIST, and harder to tell apart.
+
+    Args:
+        key: draws which of the 60,000 are held out; see `Images.prepare`.
+        valid_fraction: the part of them to hold out.
+        hold_out_test: whether to hold out the test set instead.
+        standardize: whether to standardise the pixels instead of dividing them by 255.
+
+    Returns:
+        Inputs `(rows, 28, 28, 1)` and int32 targets `(rows,)`, named by `images("fashion_mnist").classes`.
+
+    Raises:
+        OSError, TypeError, ValueError: as `images` and `Images.prepare`.
+
+    References:
+        Xiao, Rasul and Vollgraf, *Fashion-MNIST: a novel image dataset for benchmarking machine learning
+        algorithms*, arXiv:1708.07747, 2017.
+    """
+    return images("fashion_mnist").prepare(
+        key=key, valid_fraction=valid_fraction, hold_out_test=hold_out_test, standardize=standardize
+    )
+
+
+def cifar10(
+    *,
+    key: Array | None = None,
+    valid_fraction: float = 0.0,
+    hold_out_test: bool = False,
+    standardize: bool = False,
+) -> Data:
+    """CIFAR-10: animals and vehicles, 32 × 32 pixels in colour, 50,000 to train on and 10,000 of a test set.
+
+    Args:
+        key: draws which of the 50,000 are held out; see `Images.prepare`.
+        valid_fraction: the part of them to hold out.
+        hold_out_test: whether to hold out the test set instead.
+        standardize: whether to standardise each channel instead of dividing by 255.
+
+    Returns:
+        Inputs `(rows, 32, 32, 3)` and int32 targets `(rows,)`, named by `images("cifar10").classes`.
+
+    Raises:
+        OSError, TypeError, ValueError: as `images` and `Images.prepare`.
+
+    References:
+        Krizhevsky, *Learning multiple layers of features from tiny images*, technical report, Toronto 2009.
+    """
+    return images("cifar10").prepare(
+        key=key, valid_fraction=valid_fraction, hold_out_test=hold_out_test, standardize=standardize
+    )

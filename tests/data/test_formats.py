@@ -1,0 +1,361 @@
+import gzip
+import io
+import re
+import struct
+import tarfile
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from nnfx.data.formats import read_cifar10, read_idx, read_idx_examples
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (4, 3, 2), np.uint8)
+LABELS = np.array([0, 9, 5, 1], np.uint8)
+HUGE = 2**32 - 1
+MEBIBYTE = 2**20
+
+
+def idx_header(*shape, code=0x08):
+    return struct.pack(f">HBB{len(shape)}I", 0, code, len(shape), *shape)
+
+
+def idx(array):
+    return idx_header(*array.shape) + array.tobytes()
+
+
+def packed(data):
+    return gzip.compress(data, 1, mtime=0)
+
+
+MEMBERS = [f"cifar-10-batches-bin/{name}.bin" for name in ["test_batch", *(f"data_batch_{i}" for i in range(1, 6))]]
+
+
+def batches(records=2):
+    """The members of an archive, in an order that is not that of the batches."""
+    labels = RNG.integers(0, 10, (6, records, 1), np.uint8)
+    pixels = RNG.integers(0, 256, (6, records, 3072), np.uint8)
+    return dict(zip(MEMBERS, np.concatenate([labels, pixels], axis=2), strict=True))
+
+
+def archive(files, extra=()):
+    """A tar archive of these files, in a folder as that of CIFAR-10 is, with a description between them."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        folder = tarfile.TarInfo("cifar-10-batches-bin")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for name, content in [*files.items(), ("cifar-10-batches-bin/readme.html", b"<html>"), *extra]:
+            member = tarfile.TarInfo(name)
+            member.size = len(bytes(content))
+            tar.addfile(member, io.BytesIO(bytes(content)))
+    return buffer.getvalue()
+
+
+def peak_memory(function):
+    """Return how many bytes Python held at most during a call, errors of value aside."""
+    tracemalloc.start()
+    try:
+        function()
+    except ValueError:
+        pass
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    return peak
+
+
+# IDX
+
+
+@pytest.mark.parametrize("pack", [bytes, packed])
+def test_an_idx_array_comes_back_from_bytes_and_from_a_file(pack, tmp_path):
+    for array in (IMAGES, LABELS):
+        data = pack(idx(array))
+        (tmp_path / "file").write_bytes(data)
+        for source in (data, tmp_path / "file", str(tmp_path / "file")):
+            found = read_idx(source, ndim=array.ndim)
+            np.testing.assert_array_equal(found, array)
+            assert found.dtype == np.uint8
+
+
+def test_images_and_labels_get_the_shapes_and_types_of_the_library():
+    examples = read_idx_examples(idx(IMAGES), packed(idx(LABELS)))
+    np.testing.assert_array_equal(examples.inputs, IMAGES[..., None])
+    np.testing.assert_array_equal(examples.targets, LABELS)
+    assert examples.targets.dtype == np.int32
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "expected 4 bytes for the start of an IDX file, got a file of at most 0"),
+        (b"\x00\x00\x08", "expected 4 bytes for the start of an IDX file"),
+        (b"PK\x03\x04" * 9, "beginning with two zero bytes, got 0x504b"),
+        (idx_header(4, 3, 2, code=0x0D) + bytes(96), "expected unsigned bytes, of code 0x08, got values of code 0x0d"),
+        (idx(LABELS), "expected 3 axes, got 1"),
+        (idx_header(4, 3, 2)[:-1], "expected 12 bytes for the sizes of the axes"),
+        (idx_header(0, 3, 2), r"expected at least one value, got an array of shape \(0, 3, 2\)"),
+        (idx(IMAGES)[:-1], r"expected 24 bytes for an array of shape \(4, 3, 2\), got 23"),
+        (idx(IMAGES) + b"\x00", "expected nothing after an array of shape .* got further bytes"),
+        (idx_header(HUGE, HUGE, HUGE) + bytes(99), r"expected \d{29} bytes for an array .*, got a file of at most"),
+    ],
+)
+def test_what_is_wrong_with_an_idx_file_is_said(data, message, tmp_path):
+    path = tmp_path / "train-images"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: .*{message}"):
+        read_idx(path, ndim=3)
+    path.write_bytes(packed(data))  # how many bytes there are shows later then
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: .*{message.split(', got')[0]}"):
+        read_idx(path, ndim=3)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-1],
+        lambda data: data[:12],
+        lambda data: data + b"more",
+        lambda data: data[:-8] + bytes(8),
+        lambda data: data[:10] + bytes(len(data) - 10),
+    ],
+)
+def test_a_damaged_gzip_file_is_named(damage, tmp_path):
+    path = tmp_path / "train-images.gz"
+    path.write_bytes(damage(packed(idx(IMAGES))))
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: expected a whole gzip file, got a damaged one"):
+        read_idx(path, ndim=3)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (LABELS[:3], "expected one label for each of the 4 images of .*images, got 3"),
+        (np.append(LABELS, LABELS[:1]), "expected one label for each of the 4 images of .*images, got 5"),
+        (LABELS + np.uint8(1), "expected labels from 0 to 9, got labels from 1 to 10"),
+        (IMAGES, "expected 1 axes, got 3"),
+    ],
+)
+def test_labels_that_do_not_fit_the_images_are_refused(labels, message, tmp_path):
+    for name, array in (("images", IMAGES), ("labels", labels)):
+        (tmp_path / name).write_bytes(idx(array))
+    with pytest.raises(ValueError, match=f"labels: {message}"):
+        read_idx_examples(tmp_path / "images", tmp_path / "labels")
+
+
+def test_a_file_that_is_not_there_is_an_error_of_the_system(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        read_idx(tmp_path / "nowhere", ndim=3)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.0, True])
+def test_counts_are_positive_integers(wrong):
+    with pytest.raises((TypeError, ValueError), match="ndim: expected a positive integer"):
+        read_idx(idx(IMAGES), ndim=wrong)
+    with pytest.raises((TypeError, ValueError), match="records: expected a positive integer"):
+        read_cifar10(archive(batches()), records=wrong)
+
+
+# CIFAR-10
+
+
+@pytest.mark.parametrize("pack", [bytes, packed])
+def test_a_cifar_archive_comes_back_with_its_channels_last(pack):
+    files = batches()
+    train, test = read_cifar10(pack(archive(files)), records=2)
+    records = np.concatenate([files[name] for name in MEMBERS[1:]])
+    np.testing.assert_array_equal(train.targets, records[:, 0])
+    np.testing.assert_array_equal(test.targets, files[MEMBERS[0]][:, 0])
+    assert train.inputs.shape == (10, 32, 32, 3)
+    assert train.inputs.dtype == np.uint8
+    assert train.inputs.flags.c_contiguous
+    assert train.targets.dtype == np.int32
+    for row, column, channel in [(0, 0, 0), (0, 1, 2), (31, 5, 1)]:
+        np.testing.assert_array_equal(
+            train.inputs[:, row, column, channel], records[:, 1 + 1024 * channel + 32 * row + column]
+        )
+    np.testing.assert_array_equal(test.inputs[1, ..., 2].ravel(), files[MEMBERS[0]][1, 2049:])
+
+
+def without(files, name):
+    return {other: content for other, content in files.items() if other != name}
+
+
+def as_link(data, name):
+    """The archive with one file turned into a symbolic link, its checksum made right again."""
+    start = data.index(name.encode())
+    return with_checksum(data[: start + 156] + b"2" + data[start + 157 :], start)
+
+
+def with_checksum(data, start):
+    header = bytearray(data[start : start + 512])
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return data[:start] + header + data[start + 512 :]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda files: b"", "expected 512 bytes for the header of a tar member"),
+        (lambda files: b"not a tar file" * 100, "a header whose checksum is wrong"),
+        (lambda files: archive(without(files, MEMBERS[2])), "expected to find .*data_batch_2.bin, got an .* without"),
+        (lambda files: archive(files, [(MEMBERS[3], b"again")]), "expected '.*data_batch_3.bin' once, got it twice"),
+        (lambda files: archive(files | {MEMBERS[1]: b"short"}), "to be a file of 6146 bytes, got 5 bytes of type '0'"),
+        (lambda files: archive(files | {MEMBERS[0]: bytes(6147)}), "to be a file of 6146 bytes, got 6147 bytes"),
+        (lambda files: archive(files | {MEMBERS[0]: b"\x0a" + bytes(6145)}), "test_batch.bin: expected labels from 0"),
+        (lambda files: as_link(archive(files), MEMBERS[4]), "to be a file of 6146 bytes, got 6146 bytes of type '2'"),
+        (lambda files: archive(files)[:20_000], "expected 6656 bytes for .*, got"),
+        (lambda files: archive(files) + b"more", "expected nothing after the end of the archive"),
+        (lambda files: archive(files, [("../x", bytes(2**21))]), r"expected little beside .*, got '../x' \(2097152"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_cifar_archive_is_said(make, message, tmp_path):
+    path = tmp_path / "cifar.tar.gz"
+    for pack in (bytes, packed):
+        path.write_bytes(pack(make(batches())))
+        with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: .*{message}"):
+            read_cifar10(path, records=2)
+
+
+def test_names_are_compared_whole_and_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    extra = [(f"../{MEMBERS[0]}", b"x"), (f"/{MEMBERS[1]}", b"x"), ("data_batch_1.bin", b"x")]
+    train, _ = read_cifar10(archive(batches(), extra), records=2)
+    assert len(train.targets) == 10
+    assert not list(tmp_path.iterdir())
+
+
+# Memory: twice what is declared and 16 MiB at most, and nothing for what is declared but not there
+
+
+def test_memory_of_reading_idx(tmp_path):
+    array = np.zeros((40, 1024, 1024), np.uint8)
+    (tmp_path / "images.gz").write_bytes(packed(idx(array)))
+    assert peak_memory(lambda: read_idx(tmp_path / "images.gz", ndim=3)) <= 2 * array.size + 16 * MEBIBYTE
+
+
+def test_memory_of_reading_cifar_in_full(tmp_path):
+    with gzip.open(tmp_path / "cifar.tar.gz", "wb", 1) as file:
+        file.write(archive(dict.fromkeys(MEMBERS, bytes(30_730_000))))
+    assert peak_memory(lambda: read_cifar10(tmp_path / "cifar.tar.gz")) <= 2 * 6 * 30_730_000 + 16 * MEBIBYTE
+
+
+@pytest.mark.parametrize("shape", [(HUGE, HUGE, HUGE), (60_000, 28, 28), (100, 1000, 1000)])
+@pytest.mark.parametrize("pack", [bytes, packed])
+def test_a_header_that_declares_too_much_takes_no_memory(pack, shape):
+    noise = RNG.integers(0, 256, 200_000, np.uint8).tobytes()
+    data = pack(idx_header(*shape) + noise)
+    with pytest.raises(ValueError, match="bytes for an array of shape"):
+        read_idx(data, ndim=3)
+    assert peak_memory(lambda: read_idx(data, ndim=3)) < 2 * MEBIBYTE
+
+
+def test_a_gzip_bomb_takes_no_memory():
+    bomb = packed(idx_header(2, 5) + bytes(128 * MEBIBYTE))
+    with pytest.raises(ValueError, match="expected nothing after"):
+        read_idx(bomb, ndim=2)
+    assert peak_memory(lambda: read_idx(bomb, ndim=2)) < 4 * MEBIBYTE
+    for files, tail in ((batches(), bytes(128 * MEBIBYTE)), ({"large": bytes(128 * MEBIBYTE)}, b"")):
+        bomb = packed(archive(files) + tail)
+        with pytest.raises(ValueError, match="expected (nothing after|little beside)"):
+            read_cifar10(bomb, records=2)
+        assert peak_memory(lambda bomb=bomb: read_cifar10(bomb, records=2)) < 4 * MEBIBYTE
+
+
+# Mutations: 10,000 files that are nearly right
+
+
+def mutate(rng, data, hot):
+    """Change a few bytes, cut out, put in, double or blank a stretch, or cut off the end; mostly where it is hot."""
+    data = bytearray(data)
+    for _ in range(rng.integers(1, 4)):
+        at = int(rng.choice(hot)) if rng.random() < 0.7 else int(rng.integers(len(data)))
+        at = min(at, len(data) - 1)
+        end = at + int(rng.integers(1, 40))
+        kind = rng.integers(8)
+        if kind <= 2:
+            data[at] ^= 1 << int(rng.integers(8))
+        elif kind == 3:
+            data[at] = int(rng.choice([0, 1, 0x30, 0x37, 0x7F, 0x80, 0xFF]))
+        elif kind == 4:
+            del data[at:end]
+        elif kind == 5:
+            data[at:at] = data[at:end]
+        elif kind == 6:
+            data[at:end] = bytes(len(data[at:end]))
+        elif rng.random() < 0.5:
+            del data[at:]
+        else:
+            data += data[at:end]
+        data = data or bytearray(1)
+    return bytes(data)
+
+
+def unpacked(data):
+    return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+
+
+def idx_contents(data):
+    """The array in an IDX file that is known to be right, by NumPy alone."""
+    data = unpacked(data)
+    shape = np.frombuffer(data, ">u4", data[3], offset=4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
+
+
+def test_mutated_idx_files_are_refused_or_read_right():
+    rng = np.random.default_rng(1)
+    accepted, refused = 0, []
+    for trial in range(5000):
+        pack = packed if trial % 3 == 0 else bytes
+        files = [pack(idx(IMAGES)), pack(idx(LABELS))]
+        chosen = trial % 2
+        files[chosen] = mutate(rng, files[chosen], hot=range(20))
+        try:
+            examples = read_idx_examples(*files)
+        except ValueError as error:
+            refused.append(str(error))
+            continue
+        accepted += 1
+        np.testing.assert_array_equal(examples.inputs[..., 0], idx_contents(files[0]))
+        np.testing.assert_array_equal(examples.targets, idx_contents(files[1]))
+        assert examples.targets.max() <= 9
+    assert 250 < accepted < 2500
+    assert all(re.match("the bytes given: .*expected", message) for message in refused)
+
+
+def cifar_contents(data, name):
+    """The records of a member of a plain archive that is known to be right: what follows its header."""
+    return np.frombuffer(data, np.uint8, count=6146, offset=data.index(name.encode()) + 512).reshape(2, 3073)
+
+
+def test_mutated_cifar_archives_are_refused_or_read_right():
+    rng = np.random.default_rng(2)
+    plain = archive(batches())
+    packed_up = packed(plain)
+    headers = [start for start in range(0, len(plain), 512) if plain[start + 257 : start + 262] == b"ustar"]
+    accepted, refused = 0, []
+    for trial in range(5000):
+        if trial % 5 == 0:
+            data = mutate(rng, packed_up, hot=range(30))
+        else:
+            start = int(rng.choice(headers))
+            data = mutate(rng, plain, hot=[*range(start, start + 12), *range(start + 120, start + 160), start + 513])
+            if trial % 2:  # so that what the checksum would tell is looked at as well
+                data = with_checksum(data, start)
+        try:
+            train, test = read_cifar10(data, records=2)
+        except ValueError as error:
+            refused.append(str(error))
+            continue
+        accepted += 1
+        found = [cifar_contents(unpacked(data), name) for name in MEMBERS]
+        expected = np.concatenate(found[1:])
+        np.testing.assert_array_equal(train.targets, expected[:, 0])
+        np.testing.assert_array_equal(train.inputs, expected[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+        np.testing.assert_array_equal(test.targets, found[0][:, 0])
+        assert max(train.targets.max(), test.targets.max()) <= 9
+    assert 250 < accepted < 2500
+    assert all(re.match("the bytes given: .*expected", message) for message in refused)
