@@ -2,18 +2,19 @@
 
 - `nnfx.models`: perceptrons, deep networks, and Flax modules, as pure `init` / `apply` pairs.
 - `nnfx.activations`, `nnfx.losses`, `nnfx.metrics`, `nnfx.ops`: the pieces, as functions.
-- `nnfx.data`: arrays made ready, and the passengers of the Titanic.
+- `nnfx.data`: arrays made ready, the passengers of the Titanic, and images; `nnfx.augment` varies them in training.
 - `nnfx.make_step`: the stateless training step.
 - `nnfx.fit`: a training run as a pure function of a key, data and hyper-parameters.
-- `nnfx.stopping`, `nnfx.schedules`, `nnfx.regularizers`: when a run ends, how its rate changes, what restrains it.
+- `nnfx.stopping`, `nnfx.schedules`, `nnfx.regularizers`, `nnfx.averaging`: when a run ends, how its rate changes,
+  what restrains it, and which average of its weights is kept.
 - `nnfx.sweeps`: many runs as one program; `nnfx.calibration`: how far their predictions can be trusted.
 """
 
 import jaxlib.version
 
-from nnfx import activations, calibration, compatibility, data, losses, metrics, models, ops
+from nnfx import activations, augment, calibration, compatibility, data, losses, metrics, models, ops
 from nnfx.scale import sweeps
-from nnfx.training import regularizers, schedules, stopping
+from nnfx.training import averaging, regularizers, schedules, stopping
 from nnfx.training.fit import fit
 from nnfx.training.run import Run
 from nnfx.training.step import evaluate, init_state, make_step, split_key
@@ -28,6 +29,8 @@ __all__ = [
     "Run",
     "TrainState",
     "activations",
+    "augment",
+    "averaging",
     "calibration",
     "data",
     "evaluate",

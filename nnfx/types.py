@@ -108,6 +108,18 @@ class Fault(NamedTuple):
     where: Array
 
 
+class Average(NamedTuple):
+    """An average of a model's variables along a run.
+
+    Attributes:
+        steps: how many were averaged, an int32 scalar.
+        variables: their average; what the run started from while there were none.
+    """
+
+    steps: Array
+    variables: Variables
+
+
 class TrainState(NamedTuple):
     """Everything that decides the next training step.
 
@@ -118,6 +130,7 @@ class TrainState(NamedTuple):
         opt_state: the optimizer's.
         key: a typed random key; what step *t* draws depends on `(key, t)` alone.
         fault: what was skipped, by steps that skip.
+        average: of the variables so far, by steps that average; else None.
     """
 
     step: Array
@@ -126,11 +139,17 @@ class TrainState(NamedTuple):
     opt_state: Any
     key: Array
     fault: Fault
+    average: Average | None = None
 
     @property
     def variables(self) -> Variables:
-        """What `model.apply` takes."""
+        """What `model.apply` takes, as the latest step left it."""
         return {"params": self.params, **self.model_state}
+
+    @property
+    def evaluated(self) -> Variables:
+        """What the run is judged by: the average of its variables where it keeps one, else the latest."""
+        return self.variables if self.average is None else self.average.variables
 
 
 def at_least_float32(dtype: Any) -> Any:

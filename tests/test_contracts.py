@@ -36,10 +36,12 @@ MODELS = {
     "deep": models.mlp(hidden=(8, 8, 8), outputs=2, initializer="he_normal"),
     "dropout": models.mlp(hidden=(16,), dropout=0.5, initializer="orthogonal"),
     "maxout": models.mlp(hidden=(6,), activation=functools.partial(activations.maxout, pieces=3)),
+    "batch norm": models.mlp(hidden=(6,), batch_norm=True),
     "linen": models.from_linen(LinenBatchNorm()),
     "nnx": models.from_nnx(lambda rngs: NnxBatchNorm(rngs=rngs)),
 }
-STATEFUL = {"linen", "nnx"}
+FLAX_LAYERS = {"linen", "nnx"}
+STATEFUL = {"batch norm", *FLAX_LAYERS}
 INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
 
 
@@ -115,7 +117,7 @@ def test_gradients_are_finite_and_reach_every_parameter(model, variables, key):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
-@pytest.mark.parametrize("name", sorted(MODELS.keys() - STATEFUL))  # Flax's own layers promote unless told not to
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - FLAX_LAYERS))  # Flax's own layers promote unless told not to
 def test_the_dtype_is_kept(model, variables, key, dtype):
     with jax.numpy_dtype_promotion("strict"):
         cast = jax.tree.map(lambda a: a.astype(dtype), variables)

@@ -7,14 +7,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 BASE = {"checks", "types"}
-MIDDLE = {"activations", "calibration", "data", "losses", "metrics", "ops"}
+MIDDLE = {"activations", "augment", "calibration", "data", "losses", "metrics", "ops"}
 MAY_IMPORT = {
     "checks": set(),
     "types": {"checks"},
     **dict.fromkeys(MIDDLE, BASE),
     "models": BASE | {"activations", "ops"},
     "training": BASE | {"data", "losses"},
-    "scale": BASE | {"data", "training"},
+    "scale": BASE | {"calibration", "data", "training"},
     "compatibility": set(),
     "__init__": BASE | MIDDLE | {"compatibility", "models", "scale", "training"},
 }

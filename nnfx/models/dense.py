@@ -11,6 +11,7 @@ from nnfx import activations, checks, ops
 from nnfx.activations import Activation
 from nnfx.models import initializers
 from nnfx.models.adapters import from_linen
+from nnfx.models.normalization import BatchNorm
 from nnfx.types import Array, Model
 
 
@@ -21,16 +22,20 @@ class Perceptron(nn.Module):
     activation: Activation = activations.identity
     initializer: Initializer = nn.initializers.lecun_normal()
     bias_initializer: Initializer = nn.initializers.zeros
+    batch_norm: bool = False
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, *, weights: Array | None = None, train: bool = False) -> Array:
         """Return `(batch, outputs)`."""
         width = self.outputs * activations.pieces(self.activation)
         kernel = self.param("kernel", self.initializer, (x.shape[-1], width))
-        bias = self.param("bias", self.bias_initializer, (width,))
 
         dot_product = x @ kernel
-        pre_activation = dot_product + jnp.broadcast_to(bias, dot_product.shape)
+        if self.batch_norm:  # brings a bias of its own
+            pre_activation = BatchNorm(name="batch_norm")(dot_product, weights=weights, train=train)
+        else:
+            bias = self.param("bias", self.bias_initializer, (width,))
+            pre_activation = dot_product + jnp.broadcast_to(bias, dot_product.shape)
         return self.activation(pre_activation)
 
 
@@ -43,14 +48,15 @@ class MLP(nn.Module):
     initializer: Initializer
     bias_initializer: Initializer
     dropout: ArrayLike
+    batch_norm: bool
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool = False) -> Array:
+    def __call__(self, x: Array, *, weights: Array | None = None, train: bool = False) -> Array:
         """Return `(batch, outputs)` before any output activation."""
         x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.hidden):
-            layer = Perceptron(width, self.activation, self.initializer, self.bias_initializer, name=f"hidden_{i}")
-            x = layer(x)
+            options = (self.activation, self.initializer, self.bias_initializer, self.batch_norm)
+            x = Perceptron(width, *options, name=f"hidden_{i}")(x, weights=weights, train=train)
             if train and not (isinstance(self.dropout, float) and self.dropout == 0):
                 x = ops.dropout(self.make_rng("dropout"), x, self.dropout)
         return Perceptron(self.outputs, activations.identity, self.initializer, self.bias_initializer, name="output")(x)
@@ -108,6 +114,7 @@ def mlp(
     initializer: str | Initializer = "lecun_normal",
     bias_initializer: str | Initializer = "zeros",
     dropout: ArrayLike = 0.0,
+    batch_norm: bool = False,
 ) -> Model:
     """A deep network: `hₗ = g(hₗ₋₁Wₗ + bₗ)` for each hidden layer, then logits `h W + b`.
 
@@ -121,6 +128,7 @@ def mlp(
         initializer: of the weights, by name or as a function; see `nnfx.models.initializers`.
         bias_initializer: of the biases.
         dropout: the part of each hidden layer dropped in training, at least 0 and below 1; may be traced.
+        batch_norm: whether to normalise the pre-activations of the hidden layers by the statistics of the batch.
 
     Returns:
         A model from inputs `(batch, ...)` to logits `(batch, outputs)`.
@@ -149,5 +157,6 @@ def mlp(
             initializers.get(initializer),
             initializers.get(bias_initializer, "bias_initializer", axes=1),
             dropout,
+            batch_norm,
         )
     )

@@ -1,23 +1,30 @@
-"""The two compiled programs of a sweep: start all members, and advance them by a chunk of epochs."""
+"""The two compiled programs of a sweep: start all members, and advance them by a chunk of epochs.
+
+Each is a function of `(members, groups, shared)`: what every member has of its own, `(groups, points, ...)`; the seed
+and the fold of each group; and what all share.
+"""
 
 import functools
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.stages import Compiled
 
 from nnfx.data.prepare import Preprocess
-from nnfx.training.chunk import RUNNING, RunState, chunk, start
+from nnfx.training.chunk import RUNNING, Parts, RunState, chunk, start
 from nnfx.training.fit import Fit
 from nnfx.training.step import split_key
+from nnfx.training.stopping import Clock
 from nnfx.types import Array, Batch, Hyper, TrainState
 
-_MEMBERS = RunState(TrainState(0, 0, 0, 0, None, 0), 0, 0, 0, 0, None)  # type: ignore[arg-type]
+_MEMBERS = RunState(TrainState(0, 0, 0, 0, None, 0, 0), 0, 0, 0, 0, None)  # type: ignore[arg-type]
 """Which axes of a run's state are those of the members of a group: all but its keys'."""
 
 
@@ -50,8 +57,13 @@ def fold_data(fixed: Fixed, fold: Array) -> tuple[Batch, Batch | None, Preproces
     if preprocess.mean.ndim:
         mine = jnp.where(is_held_out, 0.0, 1.0).astype(inputs.dtype)
         share = (mine / mine.sum()).reshape(-1, *[1] * (inputs.ndim - 1))
-        mean = (inputs * share).sum(0, keepdims=True)
-        scale = jnp.sqrt((jnp.square(inputs - mean) * share).sum(0, keepdims=True))
+        pooled = tuple(i for i in range(1, inputs.ndim) if preprocess.mean.shape[i] == 1 != inputs.shape[i])
+
+        def average(values: Array) -> Array:
+            return (values * share).sum(0, keepdims=True).mean(pooled, keepdims=True)
+
+        mean = average(inputs)
+        scale = jnp.sqrt(average(jnp.square(inputs - mean)))
         scale = jnp.where(scale > 1e-6, scale, 1)
         inputs = (inputs - mean) / scale
         preprocess = Preprocess(
@@ -66,6 +78,59 @@ def fold_data(fixed: Fixed, fold: Array) -> tuple[Batch, Batch | None, Preproces
     return train, valid, preprocess
 
 
+class Groups(NamedTuple):
+    """What the members of a group have in common.
+
+    Attributes:
+        seeds: `(groups,)`, whose initial weights and order of the data they share.
+        folds: `(groups,)`, which part of the data is held out from them.
+    """
+
+    seeds: Any
+    folds: Any
+
+
+class Program:
+    """A compiled program, that tells how much memory it takes.
+
+    Args:
+        function: of `(members, groups, shared)`, mapped over the table.
+        mesh: the devices over which the members are spread.
+        axis: 0 to spread the groups, 1 to spread the points.
+    """
+
+    def __init__(self, function: Callable[..., Any], mesh: Mesh, axis: int) -> None:
+        over_table = P("members") if axis == 0 else P(None, "members")
+        specs = (over_table, P("members") if axis == 0 else P(), P())
+        # each device has its share of the members: nothing crosses between them
+        spread: Any = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=over_table, check_vma=False)
+        self._jitted = jax.jit(spread, in_shardings=tuple(NamedSharding(mesh, spec) for spec in specs))
+        self._compiled: dict[Any, Compiled] = {}
+
+    def compiled(self, members: Any, groups: Groups, shared: Any) -> Compiled:
+        """Return the program for tables of this shape; arguments may be shapes alone."""
+        leaves, tree = jax.tree.flatten((members, groups, shared))
+        signature = (tree, tuple((np.shape(leaf), jax.dtypes.result_type(leaf)) for leaf in leaves))
+        if signature not in self._compiled:
+            self._compiled[signature] = self._jitted.lower(members, groups, shared).compile()
+        return self._compiled[signature]
+
+    def shapes(self, members: Any, groups: Groups, shared: Any) -> Any:
+        """Return the shapes of what it returns."""
+        return jax.eval_shape(self._jitted, members, groups, shared)
+
+    def bytes_needed(self, members: Any, groups: Groups, shared: Any) -> int:
+        """Return how much memory a device needs for such a table, as far as the compiler tells."""
+        analysis = self.compiled(members, groups, shared).memory_analysis()
+        if analysis is None:
+            return 0
+        return int(analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes)
+
+    def __call__(self, members: Any, groups: Groups, shared: Any) -> Any:
+        """Run it."""
+        return self.compiled(members, groups, shared)(members, groups, shared)
+
+
 class Programs:
     """The compiled programs of one run's function on some devices.
 
@@ -76,70 +141,60 @@ class Programs:
     """
 
     def __init__(self, fit: Fit, devices: tuple[jax.Device, ...], axis: int) -> None:
-        fit_reference = weakref.ref(fit)  # whoever sweeps holds it; its programs must not keep it alive
-        mesh = Mesh(devices, "members")
-        self._chunks: dict[int, Callable[..., Any]] = {}
+        self._fit = weakref.ref(fit)  # whoever sweeps holds it; its programs must not keep it alive
+        self._mesh = Mesh(devices, "members")
+        self._axis = axis
+        self._chunks: dict[int, Program] = {}
+        self.start = self._program(self._start_group)
 
-        def parts(hyper: Hyper) -> Any:
-            fit = fit_reference()
-            assert fit is not None
-            return fit.parts(hyper)
-
-        def start_group(key: Array, seed: Array, fold: Array, hyper: Hyper, fixed: Fixed) -> RunState:
-            train, valid, _ = fold_data(fixed, fold)
-            group_key = jax.random.fold_in(key, seed)
-
-            def member(hyper: Hyper) -> RunState:
-                return _without_keys(start(group_key, parts(hyper), train, valid))
-
-            return jax.vmap(member, out_axes=_MEMBERS)(hyper)
-
-        def advance_group(
-            epochs: int,
-            state: RunState,
-            key: Array,
-            seed: Array,
-            fold: Array,
-            hyper: Hyper,
-            fixed: Fixed,
-            first_epoch: Array,
-        ) -> tuple[RunState, dict[str, Array]]:
-            train, valid, _ = fold_data(fixed, fold)
-            keys = split_key(jax.random.fold_in(key, seed))
-            state = state._replace(train=state.train._replace(key=keys.step), order_key=keys.order)
-
-            def member(state: RunState, hyper: Hyper) -> tuple[RunState, dict[str, Array]]:
-                advanced, history = chunk(state, parts(hyper), train, valid, epochs, first_epoch)
-                is_running = state.stopped_by == RUNNING  # who was dropped by the host stays as it is
-                return (
-                    _where(is_running, advanced, state),
-                    {name: jnp.where(is_running, values, jnp.nan) for name, values in history.items()},
-                )
-
-            state, history = jax.vmap(member, (_MEMBERS, 0), (_MEMBERS, 0))(state, hyper)
-            return _without_keys(state), history
-
-        over_table = P("members") if axis == 0 else P(None, "members")
-        over_groups = P("members") if axis == 0 else P()
-
-        def spread(function: Callable[..., Any], *specs: P) -> Callable[..., Any]:
-            """Give each device its share of the members: nothing crosses between them."""
-            shared: Any = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=over_table, check_vma=False)
-            return cast(Callable[..., Any], jax.jit(shared))
-
-        self.start = spread(
-            jax.vmap(start_group, (None, 0, 0, 0, None)), P(), over_groups, over_groups, over_table, P()
-        )
-        self._advance: Callable[[int], Callable[..., Any]] = lambda epochs: spread(
-            jax.vmap(functools.partial(advance_group, epochs), (0, None, 0, 0, 0, None, None)),
-            over_table, P(), over_groups, over_groups, over_table, P(), P(),
-        )  # fmt: skip
-
-    def chunk(self, epochs: int) -> Callable[..., tuple[RunState, dict[str, Array]]]:
+    def chunk(self, epochs: int) -> Program:
         """Return the program that advances the members by so many epochs."""
         if epochs not in self._chunks:
-            self._chunks[epochs] = self._advance(epochs)
+            advance = functools.partial(self._advance_group, epochs)
+            self._chunks[epochs] = self._program(advance)
         return self._chunks[epochs]
+
+    def _program(self, of_group: Callable[..., Any]) -> Program:
+        return Program(jax.vmap(of_group, (0, 0, None)), self._mesh, self._axis)
+
+    def _parts(self, hyper: Hyper) -> Parts:
+        fit = self._fit()
+        assert fit is not None
+        return fit.parts(hyper)
+
+    def _start_group(self, hyper: Hyper, group: Groups, shared: tuple[Array, Fixed]) -> RunState:
+        key, fixed = shared
+        train, valid, _ = fold_data(fixed, group.folds)
+        group_key = jax.random.fold_in(key, group.seeds)
+
+        def member(hyper: Hyper) -> RunState:
+            return _without_keys(start(group_key, self._parts(hyper), train, valid))
+
+        return jax.vmap(member, out_axes=_MEMBERS)(hyper)
+
+    def _advance_group(
+        self,
+        epochs: int,
+        members: tuple[RunState, Hyper],
+        group: Groups,
+        shared: tuple[Array, Fixed, Array, Clock],
+    ) -> tuple[RunState, dict[str, Array]]:
+        state, hyper = members
+        key, fixed, first_epoch, clock = shared
+        train, valid, _ = fold_data(fixed, group.folds)
+        keys = split_key(jax.random.fold_in(key, group.seeds))
+        state = state._replace(train=state.train._replace(key=keys.step), order_key=keys.order)
+
+        def member(state: RunState, hyper: Hyper) -> tuple[RunState, dict[str, Array]]:
+            advanced, history = chunk(state, self._parts(hyper), train, valid, epochs, first_epoch, clock)
+            is_running = state.stopped_by == RUNNING  # who was dropped by the host stays as it is
+            return (
+                _where(is_running, advanced, state),
+                {name: jnp.where(is_running, values, jnp.nan) for name, values in history.items()},
+            )
+
+        state, history = jax.vmap(member, (_MEMBERS, 0), (_MEMBERS, 0))(state, hyper)
+        return _without_keys(state), history
 
 
 def _where(condition: Array, chosen: RunState, other: RunState) -> RunState:

@@ -4,21 +4,20 @@ import csv
 import dataclasses
 import io
 import os
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.typing import ArrayLike
 
 from nnfx import checks
 from nnfx.data.prepare import Preprocess
+from nnfx.scale.ensemble import Ensemble
 from nnfx.scale.programs import fold_data
 from nnfx.training.chunk import RUNNING
 from nnfx.training.fit import Fit
 from nnfx.training.hyper import as_arrays
-from nnfx.types import Array, Hyper, Variables
+from nnfx.types import Hyper, Variables
 
 if TYPE_CHECKING:
     from nnfx.scale.table import Table
@@ -38,29 +37,6 @@ class Member(NamedTuple):
     row: Row
     variables: Variables
     history: dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class Ensemble:
-    """Several members that predict together.
-
-    Attributes:
-        fit: the function that made their runs.
-        hyper: their hyper-parameters, `(members,)` each.
-        variables: their best weights, stacked.
-        preprocess: their maps from raw features, stacked.
-    """
-
-    fit: Fit
-    hyper: Hyper
-    variables: Variables
-    preprocess: Preprocess
-
-    def predict(self, inputs: ArrayLike) -> Array:
-        """Return the outputs of every member for raw inputs, `(members, batch, outputs)`."""
-        x = np.asarray(inputs)
-        prepared = jax.vmap(lambda preprocess: preprocess(x))(self.preprocess)
-        return _apply(self.fit, self.hyper, self.variables, prepared)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,11 +157,3 @@ def _reason(fit: Fit, stopped_by: int, dropped: int) -> str:
 
 def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-@partial(jax.jit, static_argnums=0)
-def _apply(fit: Fit, hyper: Hyper, variables: Variables, inputs: Array) -> Array:
-    def member(hyper: Hyper, variables: Variables, inputs: Array) -> Array:
-        return fit.parts(hyper).model.apply(variables, inputs)
-
-    return jax.vmap(member)(hyper, variables, inputs)

@@ -6,22 +6,27 @@ advances all of them by a chunk of epochs at a time, and packs those still runni
 larger part has ended.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from nnfx import checks
 from nnfx.data.prepare import Data
+from nnfx.scale.ensemble import Ensemble
 from nnfx.scale.points import LogUniform, Points, Uniform, check_points, draw, grid
 from nnfx.scale.programs import programs_of
-from nnfx.scale.result import Ensemble, Sweep, collect
+from nnfx.scale.result import Sweep, collect
+from nnfx.scale.slices import fitting_shape, free_memory, in_slices
 from nnfx.scale.table import Table
 from nnfx.training import hyper as hypers
 from nnfx.training import validate
 from nnfx.training.fit import Fit
+from nnfx.training.stopping import Clock
 from nnfx.types import Array
 
 __all__ = [
@@ -67,6 +72,7 @@ def sweep(
     points: Points | None = None,
     epochs_per_chunk: int | None = None,
     devices: Sequence[jax.Device] | None = None,
+    memory: int | None = None,
     on_chunk: Callable[[Progress], None] | None = None,
     **values: ArrayLike,
 ) -> Sweep:
@@ -84,6 +90,8 @@ def sweep(
         epochs_per_chunk: after how many epochs the host looks at who has stopped; a tenth of the run where it
             has stopping rules, else the whole.
         devices: over which the members are spread; all there are unless given.
+        memory: bytes that each device may use; most of those free unless given. A sweep that needs more, by the
+            compiler's account, runs in slices: chunk after chunk of some members and then of others.
         on_chunk: called with a `Progress` after each chunk.
 
     Returns:
@@ -91,6 +99,7 @@ def sweep(
 
     Raises:
         TypeError, ValueError: as calling `fit` does, and for points of unequal lengths or folds that do not fit.
+        MemoryError: where not even one member fits into memory.
 
     Example:
         >>> import nnfx, optax
@@ -104,8 +113,8 @@ def sweep(
     if epochs_per_chunk is None:
         epochs_per_chunk = max(1, fit.epochs // 10) if fit.rules else fit.epochs
     checks.positive_integer("epochs_per_chunk", epochs_per_chunk)
-    table = _table(fit, data, key, seeds, folds, chosen, devices)
-    return _advance(fit, table, epochs_per_chunk, {}, on_chunk)
+    table = _table(fit, data, key, seeds, folds, chosen, devices, memory)
+    return _advance(fit, table, epochs_per_chunk, {}, on_chunk, memory)
 
 
 def successive_halving(
@@ -119,6 +128,7 @@ def successive_halving(
     folds: int | None = None,
     points: Points | None = None,
     devices: Sequence[jax.Device] | None = None,
+    memory: int | None = None,
     on_chunk: Callable[[Progress], None] | None = None,
     **values: ArrayLike,
 ) -> Sweep:
@@ -137,6 +147,7 @@ def successive_halving(
         folds: as for `sweep`.
         points: as for `sweep`.
         devices: as for `sweep`.
+        memory: as for `sweep`.
         on_chunk: as for `sweep`.
         **values: as for `sweep`.
 
@@ -167,13 +178,13 @@ def successive_halving(
     checks.number("keep", keep, above=0, below=1)
     if data.valid is None and folds is None:
         raise ValueError("data.valid: expected held-out data to rank points by, got none")
-    table = _table(fit, data, key, seeds, folds, chosen, devices)
+    table = _table(fit, data, key, seeds, folds, chosen, devices, memory)
     left = len(table.points[next(iter(table.points))])
     quotas = {}
     for rung in rungs:
         left = max(1, round(left * keep))
         quotas[rung] = left
-    return _advance(fit, table, int(np.gcd.reduce([*rungs, fit.epochs])), quotas, on_chunk)
+    return _advance(fit, table, int(np.gcd.reduce([*rungs, fit.epochs])), quotas, on_chunk, memory)
 
 
 def _points(points: Points | None, values: dict[str, ArrayLike]) -> Points:
@@ -194,6 +205,7 @@ def _table(
     folds: int | None,
     points: Points,
     devices: Sequence[jax.Device] | None,
+    memory: int | None,
 ) -> Table:
     """Check everything that can be, and lay out the members."""
     if not isinstance(fit, Fit):
@@ -202,6 +214,8 @@ def _table(
         raise TypeError(f"data: expected nnfx.data.Data, as nnfx.data.prepare makes it, got {type(data).__name__}")
     checks.key("key", key)
     checks.positive_integer("seeds", seeds)
+    if memory is not None:
+        checks.positive_integer("memory", memory)
     length = len(next(iter(points.values())))
     for i in range(length):
         hypers.check({name: column[i] for name, column in points.items()}, fit.parts_with_numbers)
@@ -224,20 +238,30 @@ def _advance(
     epochs_per_chunk: int,
     quotas: dict[int, int],
     on_chunk: Callable[[Progress], None] | None,
+    memory: int | None,
 ) -> Sweep:
     """Run chunk after chunk, dropping points at the rungs and packing who is left."""
-    table.state = programs_of(fit, table.devices, table.axis).start(
-        table.key, table.seeds, table.folds, table.hyper, table.fixed
-    )
-    members = table.running()
-    done = 0
-    while done < fit.epochs and table.running():
+    began, clock, done = time.monotonic(), Clock(np.float32(0), np.float32(0)), 0
+    members, size, slice_shape = table.member.size, None, (0, 0)
+    memory = free_memory(table.devices) if memory is None else memory
+    shared = jax.device_put((table.key, table.fixed), NamedSharding(Mesh(table.devices, "members"), PartitionSpec()))
+    while done < fit.epochs and (table.state is None or table.running()):
+        chunk_began = time.monotonic()
         epochs = min(epochs_per_chunk, fit.epochs - done)
-        state, history = programs_of(fit, table.devices, table.axis).chunk(epochs)(
-            table.state, table.key, table.seeds, table.folds, table.hyper, table.fixed, np.int32(done)
-        )
-        table.state = state
+        programs = programs_of(fit, table.devices, table.axis)
+        advance, arguments = programs.chunk(epochs), (*shared, np.int32(done), clock)
+        if size != table.member.shape:
+            size = table.member.shape
+            state = programs.start.shapes(table.hyper, table.groups, shared) if table.state is None else table.state
+            slice_shape = fitting_shape(advance, (state, table.hyper), table.groups, arguments, table.spread, memory)
+        if table.state is None:
+            table.state = in_slices(programs.start, slice_shape, table.hyper, table.groups, shared)
+            members = table.running()
+        table.state, history = in_slices(advance, slice_shape, (table.state, table.hyper), table.groups, arguments)
         table.record(jax.tree.map(np.asarray, history), done)
+        now = time.monotonic()
+        # the first chunk is compiled while it is timed, so that it says little of those to come
+        clock = Clock(np.float32(now - began), np.float32((now - chunk_began) / epochs if done else 0))
         done += epochs
         if done in quotas:
             table.drop_all_but(quotas[done], DROPPED)

@@ -9,7 +9,7 @@ import numpy as np
 from nnfx.data import batching
 from nnfx.data.prepare import Data
 from nnfx.scale.points import Points
-from nnfx.scale.programs import Fixed
+from nnfx.scale.programs import Fixed, Groups
 from nnfx.training.chunk import RUNNING, RunState
 from nnfx.training.fit import Fit
 from nnfx.training.hyper import as_arrays
@@ -102,6 +102,16 @@ class Table:
         """Which axis is spread over the devices: the points where they are enough, else the groups."""
         return 1 if self.member.shape[1] >= len(self.devices) else 0
 
+    @property
+    def spread(self) -> tuple[int, int]:
+        """Over how many devices each axis is spread."""
+        return (1, len(self.devices)) if self.axis else (len(self.devices), 1)
+
+    @property
+    def groups(self) -> Groups:
+        """The seed and the fold of each group."""
+        return Groups(self.seeds, self.folds)
+
     def _place(self, groups: np.ndarray, places: np.ndarray) -> None:
         """Keep these groups, and within each these places; those below zero become empty."""
         devices = len(self.devices)
@@ -172,7 +182,7 @@ class Table:
         """Copy what is kept of every member to the host."""
         state: RunState = self.state
         kept = {
-            "variables": state.train.variables if state.best is None else state.best.variables,
+            "variables": state.train.evaluated if state.best is None else state.best.variables,
             "best_epoch": state.epoch if state.best is None else state.best.epoch,
             "epochs": state.epoch,
             "stopped_by": state.stopped_by,

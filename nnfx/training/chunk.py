@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from nnfx.data import batching
 from nnfx.training.step import evaluate, init_state, split_key
-from nnfx.training.stopping import Epoch, StoppingRule
+from nnfx.training.stopping import Clock, Epoch, StoppingRule
 from nnfx.types import Array, Batch, Metrics, Model, ModelState, Params, PerExample, Step, TrainState, Variables
 
 RUNNING = -1
@@ -30,6 +30,8 @@ class Parts(NamedTuple):
         rules: when to stop.
         metrics: further quantities per example, by name.
         penalty: a scalar function of the parameters, added to the loss; or None.
+        augment: changes a batch before the model sees it, `(key, batch) -> batch`; or None.
+        average: the share of the latest variables in their average, `count -> share`; or None.
         make_step: makes the step, as `nnfx.make_step` does.
         batch_size: rows of a minibatch; None for the full batch.
         rematerialize_epochs: whether a gradient through the run trains each epoch anew.
@@ -41,9 +43,17 @@ class Parts(NamedTuple):
     rules: tuple[StoppingRule, ...]
     metrics: Mapping[str, PerExample]
     penalty: Callable[[Params], Array] | None
+    augment: Callable[[Array, Batch], Batch] | None
+    average: Callable[[Array], Array] | None
     make_step: Callable[..., Step]
     batch_size: int | None
     rematerialize_epochs: bool
+
+    def step(self) -> Step:
+        """Make the step, of those parts that there are."""
+        optional = {"penalty": self.penalty, "augment": self.augment, "average": self.average}
+        given = {name: part for name, part in optional.items() if part is not None}
+        return self.make_step(self.model, self.loss, self.optimizer, self.metrics, **given)
 
 
 class Best(NamedTuple):
@@ -60,6 +70,12 @@ class Best(NamedTuple):
     loss: Array
     params: Params
     model_state: ModelState
+
+    @classmethod
+    def of(cls, epoch: Array, loss: Array, state: TrainState) -> "Best":
+        """Take what a training state is judged by: its average where it keeps one, else the latest."""
+        model_state = dict(state.evaluated)
+        return cls(epoch, loss, model_state.pop("params"), model_state)
 
     @property
     def variables(self) -> Variables:
@@ -90,17 +106,23 @@ class RunState(NamedTuple):
 def start(key: Array, parts: Parts, train: Batch, valid: Batch | None) -> RunState:
     """Return the state that a run starts from."""
     first = jax.tree.map(lambda array: array[:1], train.inputs)
-    state = init_state(key, parts.model, parts.optimizer, first)
+    state = init_state(key, parts.model, parts.optimizer, first, average=parts.average is not None)
     zero = jnp.asarray(0, jnp.int32)
     best = None
     if valid is not None:
-        best = Best(zero, jnp.asarray(jnp.nan, valid.weights.dtype), state.params, state.model_state)
+        best = Best.of(zero, jnp.asarray(jnp.nan, valid.weights.dtype), state)
     rules = tuple(rule.init() for rule in parts.rules)
     return RunState(state, best, rules, zero, jnp.asarray(RUNNING, jnp.int32), split_key(key).order)
 
 
 def chunk(
-    state: RunState, parts: Parts, train: Batch, valid: Batch | None, epochs: int, first_epoch: ArrayLike = 0
+    state: RunState,
+    parts: Parts,
+    train: Batch,
+    valid: Batch | None,
+    epochs: int,
+    first_epoch: ArrayLike = 0,
+    clock: Clock = Clock(),  # noqa: B008 -- a constant of two zeros
 ) -> tuple[RunState, dict[str, Array]]:
     """Train for some epochs, fewer where a rule stops the run.
 
@@ -112,11 +134,12 @@ def chunk(
         epochs: how many epochs at most; static.
         first_epoch: how many epochs came before, in runs that have not stopped. It decides the order of the
             rows in place of `state.epoch`, so that runs of one seed, mapped over hyper-parameters, share it.
+        clock: what the host's clock says, for rules that ask.
 
     Returns:
         The state after the last epoch run, and each metric by epoch, `(epochs,)`, NaN once stopped.
     """
-    step = parts.make_step(parts.model, parts.loss, parts.optimizer, parts.metrics, parts.penalty)
+    step = parts.step()
     measures = {"loss": parts.loss, **parts.metrics}
 
     def advance(state: RunState, number: Array) -> tuple[RunState, dict[str, Array]]:
@@ -125,12 +148,14 @@ def chunk(
         epoch = state.epoch + 1
         best = state.best
         if valid is not None and best is not None:
-            held_out = evaluate(parts.model, measures, trained.variables, valid)
+            held_out = evaluate(parts.model, measures, trained.evaluated, valid)
             history |= {f"valid_{name}": mean.value for name, mean in held_out.items()}
-            latest = Best(epoch, history["valid_loss"].astype(best.loss.dtype), trained.params, trained.model_state)
+            latest = Best.of(epoch, history["valid_loss"].astype(best.loss.dtype), trained)
             is_better = (latest.loss < best.loss) | jnp.isnan(best.loss)
             best = optax.tree.where(is_better, latest, best)
-        ended = Epoch(state.train.params, trained.params, history, trained.fault.skipped)
+        epochs_here = jnp.asarray(number + 1 - first_epoch, float)
+        seconds = jnp.asarray(clock.seconds, float) + jnp.asarray(clock.seconds_per_epoch, float) * epochs_here
+        ended = Epoch(state.train.params, trained.params, history, trained.fault.skipped, trained.step, seconds)
         rules, stopped_by = _apply_rules(parts.rules, state, ended)
         return RunState(trained, best, rules, epoch, stopped_by, state.order_key), history
 
@@ -146,6 +171,14 @@ def chunk(
     # within a scan nothing can undo the checkpoint, so that XLA need not be kept from it
     body = jax.checkpoint(one, prevent_cse=False) if parts.rematerialize_epochs else one
     return jax.lax.scan(body, state, first_epoch + jnp.arange(epochs, dtype=jnp.int32))
+
+
+def judged(state: RunState, train: Batch) -> RunState:
+    """Let a run without held-out data be judged by what its last epoch left."""
+    if state.best is not None:
+        return state
+    nothing = jnp.asarray(jnp.nan, train.weights.dtype)
+    return state._replace(best=Best.of(state.epoch, nothing, state.train))
 
 
 def _train_epoch(

@@ -6,22 +6,22 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
 from nnfx import checks
 from nnfx.data.prepare import Data
 from nnfx.training import hyper as hypers
-from nnfx.training import validate
-from nnfx.training.chunk import Best, Parts, chunk, start
+from nnfx.training import session, validate
+from nnfx.training.chunk import Parts, RunState, chunk, judged, start
 from nnfx.training.hyper import Part
 from nnfx.training.run import Run
 from nnfx.training.step import make_step
 from nnfx.training.stopping import StoppingRule
-from nnfx.types import Array, Batch, Hyper, Model, PerExample, Step, TrainState
+from nnfx.types import Array, Batch, Hyper, Model, PerExample, Step
 
 Rule = StoppingRule | Callable[..., StoppingRule]
+Augment = Callable[..., Batch]
 
 
 def fit(
@@ -34,6 +34,8 @@ def fit(
     stop: Rule | Sequence[Rule] = (),
     metrics: Mapping[str, PerExample] | None = None,
     penalty: Callable[..., Array] | None = None,
+    augment: Augment | Sequence[Augment] = (),
+    average: Callable[..., Array] | None = None,
     make_step: Callable[..., Step] = make_step,
     rematerialize_epochs: bool = False,
 ) -> "Fit":
@@ -56,6 +58,10 @@ def fit(
         stop: a stopping rule's factory, such as `nnfx.stopping.patience`, or a rule already made, or several.
         metrics: further quantities per example by name, such as `{"accuracy": nnfx.metrics.accuracy}`.
         penalty: added to the training loss, `(params, **numbers) -> scalar`, such as `nnfx.regularizers.l2`.
+        augment: changes each batch before the model sees it, `(key, batch, **numbers) -> batch`, such as
+            `nnfx.augment.gaussian_noise`; or several, one after the other.
+        average: what share the latest weights have in their average, `(count, **numbers) -> share`, such as
+            `nnfx.averaging.exponential`; the run is then evaluated with the average, and predicts with it.
         make_step: makes the step; its choices are fixed with `functools.partial(nnfx.make_step, ...)`, such as
             micro-batches, mixed precision, or skipping steps that are not finite.
         rematerialize_epochs: whether a gradient through the run keeps the state of each epoch's beginning alone,
@@ -94,6 +100,12 @@ def fit(
         raise ValueError("metrics: expected other names than 'loss', which is the loss itself")
     if penalty is not None and not callable(penalty):
         raise TypeError(f"penalty: expected a function of the parameters, got {checks.describe(penalty)}")
+    augments = (augment,) if callable(augment) else tuple(augment)
+    for each in augments:
+        if not callable(each):
+            raise TypeError(f"augment: expected functions of a key and a batch, got {checks.describe(each)}")
+    if average is not None and not callable(average):
+        raise TypeError(f"average: expected a function such as nnfx.averaging.exponential, got {average!r}")
     if not callable(make_step):
         raise TypeError(f"make_step: expected a function such as nnfx.make_step, got {checks.describe(make_step)}")
     checks.positive_integer("epochs", epochs)
@@ -109,6 +121,8 @@ def fit(
         optimizer=_factory(optimizer, optax.GradientTransformation),
         rules=tuple(_factory(rule, StoppingRule) for rule in rules),
         penalty=None if penalty is None else hypers.part(penalty, leading=1),
+        augments=tuple(hypers.part(each, leading=2) for each in augments),
+        average=None if average is None else hypers.part(average, leading=1),
         metrics=tuple((metrics or {}).items()),
         make_step=make_step,
         epochs=epochs,
@@ -136,6 +150,8 @@ class Fit:
         optimizer: returns the optimizer.
         rules: return the stopping rules.
         penalty: the penalty on the parameters, or None.
+        augments: change each batch before the model sees it.
+        average: the share of the latest weights in their average, or None.
         metrics: names and functions of further metrics.
         make_step: makes the step.
         epochs: how many epochs at most.
@@ -148,6 +164,8 @@ class Fit:
     optimizer: Part
     rules: tuple[Part, ...]
     penalty: Part | None
+    augments: tuple[Part, ...]
+    average: Part | None
     metrics: tuple[tuple[str, PerExample], ...]
     make_step: Callable[..., Step]
     epochs: int
@@ -171,8 +189,9 @@ class Fit:
         hypers.check(hyper, self.parts_with_numbers)
         numbers = hypers.as_arrays(hyper)
         validate.check_run(self, data, numbers)
-        state, best, history, epochs, stopped_by = self._compiled(key, data.train, data.valid, numbers)
-        return Run(state, best, history, epochs, stopped_by, numbers, data.preprocess, self)
+        state, history = self._train(key, data.train, data.valid, numbers)
+        assert state.best is not None
+        return Run(state.train, state.best, history, state.epoch, state.stopped_by, numbers, data.preprocess, self)
 
     @property
     def hyper_names(self) -> tuple[str, ...]:
@@ -188,6 +207,8 @@ class Fit:
             rules=tuple(_made(rule, hyper, StoppingRule) for rule in self.rules),
             metrics=dict(self.metrics),
             penalty=None if self.penalty is None else self.penalty.bind(hyper),
+            augment=_in_turn([part.bind(hyper) for part in self.augments]),
+            average=None if self.average is None else self.average.bind(hyper),
             make_step=self.make_step,
             batch_size=self.batch_size,
             rematerialize_epochs=self.rematerialize_epochs,
@@ -201,23 +222,36 @@ class Fit:
     @property
     def parts_with_numbers(self) -> tuple[Part, ...]:
         """The parts that take hyper-parameters."""
-        penalty = () if self.penalty is None else (self.penalty,)
-        return (self.model, self.loss, self.optimizer, *self.rules, *penalty)
+        optional = (part for part in (self.penalty, self.average) if part is not None)
+        return (self.model, self.loss, self.optimizer, *self.rules, *self.augments, *optional)
+
+    def _train(self, key: Array, train: Batch, valid: Batch | None, hyper: Hyper) -> tuple[RunState, dict[str, Array]]:
+        """Run as one program, or chunk by chunk where a rule looks at the clock."""
+        if self.checked.needs_clock:
+            return session.timed(self, key, train, valid, hyper)
+        return self._compiled(key, train, valid, hyper)
 
     @functools.cached_property
-    def _compiled(self) -> Callable[..., tuple[TrainState, Best, dict[str, Array], Array, Array]]:
-        return jax.jit(self._run)
+    def _compiled(self) -> Callable[..., tuple[RunState, dict[str, Array]]]:
+        def run(key: Array, train: Batch, valid: Batch | None, hyper: Hyper) -> tuple[RunState, dict[str, Array]]:
+            parts = self.parts(hyper)
+            state, history = chunk(start(key, parts, train, valid), parts, train, valid, self.epochs)
+            return judged(state, train), history
 
-    def _run(
-        self, key: Array, train: Batch, valid: Batch | None, hyper: Hyper
-    ) -> tuple[TrainState, Best, dict[str, Array], Array, Array]:
-        parts = self.parts(hyper)
-        state, history = chunk(start(key, parts, train, valid), parts, train, valid, self.epochs)
-        best = state.best
-        if best is None:
-            nothing = jnp.asarray(jnp.nan, train.weights.dtype)
-            best = Best(state.epoch, nothing, state.train.params, state.train.model_state)
-        return state.train, best, history, state.epoch, state.stopped_by
+        return jax.jit(run)
+
+
+def _in_turn(augments: Sequence[Augment]) -> Augment | None:
+    """Return one function that augments with all of them, each with randomness of its own."""
+    if not augments:
+        return None
+
+    def augment(key: Array, batch: Batch) -> Batch:
+        for i, each in enumerate(augments):
+            batch = each(jax.random.fold_in(key, i), batch)
+        return batch
+
+    return augment
 
 
 def _made(part: Part, hyper: Hyper, wanted: type) -> Any:

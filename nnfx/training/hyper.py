@@ -23,6 +23,8 @@ _BOUNDS: dict[str, dict[str, float]] = {
     "tolerance": {"above": 0},
     "patience": {"minimum": 1},
     "min_improvement": {"minimum": 0},
+    "max_steps": {"minimum": 1},
+    "max_seconds": {"above": 0},
     "dropout": {"minimum": 0, "below": 1},
     "label_smoothing": {"minimum": 0, "maximum": 1},
     "momentum": {"minimum": 0, "below": 1},
@@ -33,6 +35,8 @@ _BOUNDS: dict[str, dict[str, float]] = {
     "limit": {"above": 0},
     "factor": {"above": 0, "below": 1},
     "peak": {"above": 0},
+    "noise": {"minimum": 0},
+    "ema_decay": {"minimum": 0, "maximum": 1},
 }
 """What names that mean the same everywhere allow."""
 

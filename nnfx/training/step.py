@@ -9,6 +9,7 @@ import optax
 
 from nnfx import checks
 from nnfx.data import batching
+from nnfx.training import averaging
 from nnfx.types import (
     Array,
     Batch,
@@ -41,7 +42,9 @@ def split_key(key: Array) -> Keys:
     return Keys(*jax.random.split(key, len(Keys._fields)))
 
 
-def init_state(key: Array, model: Model, optimizer: optax.GradientTransformation, inputs: Any) -> TrainState:
+def init_state(
+    key: Array, model: Model, optimizer: optax.GradientTransformation, inputs: Any, average: bool = False
+) -> TrainState:
     """Draw a model's variables and start its optimizer: the state from which a run with this key sets out.
 
     Args:
@@ -49,6 +52,7 @@ def init_state(key: Array, model: Model, optimizer: optax.GradientTransformation
         model: the model.
         optimizer: an Optax optimizer.
         inputs: a batch of inputs; only their shape and dtype matter.
+        average: whether to keep an average of the variables, for a step that makes one.
 
     Raises:
         TypeError: for a key that is not typed.
@@ -64,7 +68,8 @@ def init_state(key: Array, model: Model, optimizer: optax.GradientTransformation
     variables = dict(model.init(keys.init, inputs))
     params = variables.pop("params", {})
     step, *fault = (jnp.full((), value, jnp.int32) for value in (0, 0, -1, -1))
-    return TrainState(step, params, variables, optimizer.init(params), keys.step, Fault(*fault))
+    state = TrainState(step, params, variables, optimizer.init(params), keys.step, Fault(*fault))
+    return state._replace(average=averaging.start(state.variables)) if average else state
 
 
 def make_step(
@@ -73,6 +78,8 @@ def make_step(
     optimizer: optax.GradientTransformation,
     metrics: Mapping[str, PerExample] | None = None,
     penalty: Callable[[Params], Array] | None = None,
+    augment: Callable[[Array, Batch], Batch] | None = None,
+    average: Callable[[Array], Array] | None = None,
     *,
     micro_batches: int = 1,
     compute_dtype: Any = None,
@@ -92,6 +99,9 @@ def make_step(
         optimizer: an Optax optimizer.
         metrics: further quantities per example, by name, taken on the outputs of the same forward pass.
         penalty: a scalar function of the parameters, such as a multiple of their squares, added to the loss.
+        augment: changes the batch before the model sees it, `(key, batch) -> batch`; see `nnfx.augment`.
+        average: the share of the latest variables in their average, `count -> share`; see `nnfx.averaging`. The
+            state is then made with `average=True`, and `state.evaluated` is what to predict with.
         micro_batches: into how many parts to cut a batch, one after the other: the same gradient in less memory.
         compute_dtype: the dtype to compute in, such as `jnp.bfloat16`; parameters, gradients and the optimizer
             keep theirs. None to compute in that of the parameters.
@@ -105,8 +115,8 @@ def make_step(
         The step; its metrics are sums that merge, `"loss"` among them.
 
     Raises:
-        ValueError: (by the step) for a loss that is not per example, or a batch that the micro-batches do not
-            divide.
+        ValueError: (by the step) for a loss that is not per example, a batch that the micro-batches do not
+            divide, or a state that keeps an average for a step that makes none, or the other way round.
 
     Example:
         >>> from nnfx.losses import mean_square_error
@@ -148,16 +158,19 @@ def make_step(
         measured = _measure(measures, outputs, batch)
         return Mean(measured["loss"].total, weight).value, (model_state, measured)
 
-    def objective(params: Params, state: TrainState, batch: Batch) -> tuple[Array, tuple[ModelState, Metrics]]:
-        key, weight = jax.random.fold_in(state.key, state.step), batch.weights.sum()
-        return share(params, state.model_state, batch, key, weight)
+    def objective(
+        params: Params, state: TrainState, batch: Batch, key: Array
+    ) -> tuple[Array, tuple[ModelState, Metrics]]:
+        return share(params, state.model_state, batch, key, batch.weights.sum())
 
-    def accumulated(state: TrainState, batch: Batch) -> tuple[tuple[Array, tuple[ModelState, Metrics]], Params]:
+    def accumulated(
+        state: TrainState, batch: Batch, key: Array
+    ) -> tuple[tuple[Array, tuple[ModelState, Metrics]], Params]:
         """Add up the shares of the micro-batches, and their gradients."""
         rows = batch.weights.shape[0]
         if rows % micro_batches:
             raise ValueError(f"micro_batches: expected a divisor of the batch of {rows}, got {micro_batches}")
-        key, weight = jax.random.fold_in(state.key, state.step), batch.weights.sum()
+        weight = batch.weights.sum()
         parts = jax.tree.map(lambda a: a.reshape(micro_batches, -1, *a.shape[1:]), batch)
 
         def add(model_state: ModelState, part: tuple[Batch, Array]) -> tuple[ModelState, Any]:
@@ -171,15 +184,22 @@ def make_step(
         value, measured, gradient = jax.tree.map(lambda each: each.sum(0), shares)
         return (value, (model_state, measured)), gradient
 
-    def penalised(params: Params, state: TrainState, batch: Batch) -> Array:
-        value = objective(params, state, batch)[0]
+    def penalised(params: Params, state: TrainState, batch: Batch, key: Array) -> Array:
+        value = objective(params, state, batch, key)[0]
         return value if penalty is None else value + penalty(params)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        if (average is None) != (state.average is None):
+            wanted, got = ("one with", "none") if state.average is None else ("one without", "one")
+            raise ValueError(f"state: expected {wanted} an average of the variables, as the step makes it, got {got}")
+        key = jax.random.fold_in(state.key, state.step)
+        if augment is not None:
+            key, augment_key = jax.random.split(key)
+            batch = augment(augment_key, batch)
         if micro_batches == 1:
-            found = jax.value_and_grad(objective, has_aux=True)(state.params, state, batch)
+            found = jax.value_and_grad(objective, has_aux=True)(state.params, state, batch, key)
         else:
-            found = accumulated(state, batch)
+            found = accumulated(state, batch, key)
         (value, (model_state, measured)), gradient = found
         if penalty is not None:
             extra, slope = jax.value_and_grad(penalty)(state.params)
@@ -191,10 +211,12 @@ def make_step(
             # for those that look at the loss, such as line searches and reduction on plateaus
             value=value,
             grad=gradient,
-            value_fn=lambda params: penalised(params, state, batch),
+            value_fn=lambda params: penalised(params, state, batch, key),
         )
         params = optax.apply_updates(state.params, updates)
-        after = TrainState(state.step + 1, params, model_state, opt_state, state.key, state.fault)
+        after = state._replace(step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state)
+        if average is not None and state.average is not None:
+            after = after._replace(average=averaging.follow(state.average, after.variables, average))
         return (after, measured) if not skip_non_finite else _skip(state, after, measured, value, gradient)
 
     return step
@@ -212,11 +234,10 @@ def _skip(
         jnp.where(first, before.step, fault.step),
         jnp.where(first, is_bad.argmax().astype(jnp.int32), fault.where),
     )
-    kept = (before.params, before.model_state, before.opt_state)
-    taken = (after.params, after.model_state, after.opt_state)
-    params, model_state, opt_state = optax.tree.where(skip, kept, taken)
+    changed = ("params", "model_state", "opt_state", "average")
+    kept, taken = ({name: getattr(state, name) for name in changed} for state in (before, after))
     measured = jax.tree.map(lambda sums: jnp.where(skip, 0, sums), measured)
-    return TrainState(after.step, params, model_state, opt_state, after.key, fault), measured
+    return after._replace(fault=fault, **optax.tree.where(skip, kept, taken)), measured
 
 
 def evaluate(model: Model, measures: Mapping[str, PerExample], variables: Variables, data: Batch) -> dict[str, Mean]:

@@ -15,7 +15,28 @@ from jax.typing import ArrayLike
 from nnfx import checks
 from nnfx.types import Array, Params
 
-__all__ = ["Epoch", "StoppingRule", "non_finite", "patience", "small_change"]
+__all__ = [
+    "Clock",
+    "Epoch",
+    "StoppingRule",
+    "non_finite",
+    "patience",
+    "small_change",
+    "step_budget",
+    "time_budget",
+]
+
+
+class Clock(NamedTuple):
+    """What a host's clock says of a run, handed in as numbers: a pure function cannot look at one.
+
+    Attributes:
+        seconds: that had passed when the chunk began.
+        seconds_per_epoch: that an epoch took lately; 0 as long as none has been timed.
+    """
+
+    seconds: ArrayLike = 0.0
+    seconds_per_epoch: ArrayLike = 0.0
 
 
 class Epoch(NamedTuple):
@@ -26,12 +47,16 @@ class Epoch(NamedTuple):
         after: the parameters now.
         metrics: the epoch's metrics, such as `train_loss` and, with held-out data, `valid_loss`.
         faults: how many steps were skipped so far; see `skip_non_finite` of `nnfx.make_step`.
+        step: how many steps were made so far.
+        seconds: that have passed since the run began, as far as the host's clock tells; see `Clock`.
     """
 
     before: Params
     after: Params
     metrics: dict[str, Array]
     faults: Array | int = 0
+    step: Array | int = 0
+    seconds: Array | float = 0.0
 
 
 class StoppingRule(NamedTuple):
@@ -41,11 +66,13 @@ class StoppingRule(NamedTuple):
         init: returns the state a run starts with.
         update: takes the state and an `Epoch`, and returns the next state and a boolean scalar.
         needs_valid: whether it looks at held-out data.
+        needs_clock: whether it looks at the clock, for which the host has to run the epochs in chunks.
     """
 
     init: Callable[[], Any]
     update: Callable[[Any, Epoch], tuple[Any, Array]]
     needs_valid: bool = False
+    needs_clock: bool = False
 
 
 def small_change(tolerance: ArrayLike = 1e-5) -> StoppingRule:
@@ -132,3 +159,50 @@ def non_finite() -> StoppingRule:
         return state, ~finite | (epoch.faults > 0)
 
     return StoppingRule(lambda: (), update)
+
+
+def step_budget(max_steps: ArrayLike) -> StoppingRule:
+    """Stop at the end of the epoch in which so many steps have been made.
+
+    Args:
+        max_steps: at least 1; may be traced.
+
+    Raises:
+        ValueError: for fewer than one step.
+
+    Example:
+        >>> rule = step_budget(100)
+        >>> [bool(rule.update(rule.init(), Epoch((), (), {}, step=step))[1]) for step in (90, 120)]
+        [False, True]
+    """
+    checks.number("max_steps", max_steps, minimum=1)
+
+    def update(state: tuple[()], epoch: Epoch) -> tuple[tuple[()], Array]:
+        return state, jnp.asarray(epoch.step) >= jnp.asarray(max_steps)
+
+    return StoppingRule(lambda: (), update)
+
+
+def time_budget(max_seconds: ArrayLike) -> StoppingRule:
+    """Stop when so many seconds have passed since the run, or the sweep that it belongs to, began; compiling counts.
+
+    The host times the run a chunk of epochs at a time, so that it ends within a chunk (a hundredth of the epochs) of
+    its budget. A run made within `jit`, `vmap` or `grad` has no clock, and raises an error.
+
+    Args:
+        max_seconds: positive; may be traced.
+
+    Raises:
+        ValueError: for a time that is not positive.
+
+    Example:
+        >>> rule = time_budget(60.0)
+        >>> [bool(rule.update(rule.init(), Epoch((), (), {}, seconds=seconds))[1]) for seconds in (59.0, 61.0)]
+        [False, True]
+    """
+    checks.number("max_seconds", max_seconds, above=0)
+
+    def update(state: tuple[()], epoch: Epoch) -> tuple[tuple[()], Array]:
+        return state, jnp.asarray(epoch.seconds) >= jnp.asarray(max_seconds)
+
+    return StoppingRule(lambda: (), update, needs_clock=True)

@@ -20,12 +20,19 @@ if TYPE_CHECKING:
     from nnfx.training.fit import Fit
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Checked:
-    """What a run's function has checked before: signatures with the shape of the outputs, and data."""
+    """What is known of a run's function from its calls.
+
+    Attributes:
+        outputs: the shape of the outputs by the signature checked.
+        data: data whose values were checked.
+        needs_clock: whether a rule looks at the clock.
+    """
 
     outputs: dict[Any, jax.ShapeDtypeStruct] = dataclasses.field(default_factory=dict)
     data: weakref.WeakSet[Data] = dataclasses.field(default_factory=weakref.WeakSet)
+    needs_clock: bool = False
 
 
 def check_run(fit: "Fit", data: Data, hyper: Hyper) -> None:
@@ -74,10 +81,17 @@ def _check_shapes(fit: "Fit", train: Batch, valid: Batch | None, hyper: Hyper) -
         for part, rule in zip(fit.rules, parts.rules, strict=True):
             if rule.needs_valid and valid is None:
                 raise ValueError(f"data.valid: expected held-out data for {part.name}, got none")
+        fit.checked.needs_clock = any(rule.needs_clock for rule in parts.rules)
         variables = parts.model.init(key, batch.inputs)
         if "params" not in variables:
             raise ValueError(f"model: expected init to return {{'params': ...}}, got {list(variables)}")
-        trained = parts.model.apply(variables, batch.inputs, key=key, weights=batch.weights, train=True)
+        seen = batch if parts.augment is None else parts.augment(key, batch)
+        if not isinstance(seen, Batch) or _shapes(seen.inputs) != _shapes(batch.inputs):
+            got = checks.describe(seen.inputs) if isinstance(seen, Batch) else type(seen).__name__
+            raise ValueError(
+                f"augment: expected a Batch whose inputs are {checks.describe(batch.inputs)} as before, got {got}"
+            )
+        trained = parts.model.apply(variables, seen.inputs, key=key, weights=seen.weights, train=True)
         if not isinstance(trained, tuple) or len(trained) != 2:
             raise ValueError("model: expected apply(..., train=True) to return (outputs, model_state)")
         return parts.model.apply(variables, batch.inputs), trained[1]
@@ -96,6 +110,10 @@ def _check_shapes(fit: "Fit", train: Batch, valid: Batch | None, hyper: Hyper) -
                 " leave the mean to the step"
             )
     return outputs
+
+
+def _shapes(inputs: Any) -> Any:
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), inputs)
 
 
 def _check_batch(name: str, batch: Batch) -> None:

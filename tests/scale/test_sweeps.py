@@ -31,7 +31,7 @@ def single(train, data, row, **numbers):
 
 @pytest.mark.parametrize(("optimizer", "epochs"), [(optax.sgd, 50), (optax.adam, 5)])
 def test_members_equal_the_runs_made_one_at_a_time(data, optimizer, epochs):
-    train = make(optimizer, epochs, lambda dropout: nnfx.models.mlp((8,), dropout=dropout))
+    train = make(optimizer, epochs, lambda dropout: nnfx.models.mlp((8,), dropout=dropout, batch_norm=True))
     result = sweep(train, data, key=KEY, seeds=2, learning_rate=[0.01, 0.1], dropout=[0.0, 0.3])
     assert len(result.rows) == 8
     for row in result.rows:
@@ -155,6 +155,25 @@ def test_successive_halving_drops_the_worse_points(data):
         assert row["best_epoch"] <= row["epochs"]
     ranked = np.nanmin(full.histories["valid_loss"][:, :3], axis=1).reshape(2, 8).mean(0)
     assert {n % 8 for n, e in epochs.items() if e > 3} == set(np.argsort(ranked)[:4])
+
+
+def test_a_budget_of_steps_acts_on_each_member(data):
+    train = make(epochs=10, stop=nnfx.stopping.step_budget)
+    result = sweep(train, data, key=KEY, learning_rate=0.1, max_steps=[6, 13, 1000])
+    assert {row["max_steps"]: (row["epochs"], row["reason"]) for row in result.rows} == {
+        6: (1, "step_budget"),
+        13: (3, "step_budget"),
+        1000: (10, "last epoch"),
+    }
+
+
+def test_a_budget_of_time_acts_on_each_member(data):
+    train = make(epochs=10**6, stop=nnfx.stopping.time_budget)
+    result = sweep(train, data, key=KEY, learning_rate=0.1, max_seconds=[1e-3, 4.0], epochs_per_chunk=200)
+    short, long = sorted(result.rows, key=lambda row: row["max_seconds"])
+    assert short["reason"] == long["reason"] == "time_budget"
+    assert short["epochs"] <= 201
+    assert short["epochs"] <= long["epochs"] < 10**6
 
 
 WRONG = {

@@ -18,7 +18,7 @@ def table():
     points = {"learning_rate": np.linspace(0.1, 0.8, 8)}
     table = Table.of(train, data, KEY, 4, None, points, tuple(jax.devices()[:1]))
     programs = programs_of(train, table.devices, table.axis)
-    table.state = programs.start(KEY, table.seeds, table.folds, table.hyper, table.fixed)
+    table.state = programs.start(table.hyper, table.groups, (KEY, table.fixed))
     return table
 
 

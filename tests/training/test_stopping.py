@@ -46,3 +46,11 @@ def test_rules_are_pure_and_map_over_their_numbers():
         return rule.update(state, epoch(valid_loss=2.0))[1]
 
     assert jax.jit(jax.vmap(first))(jnp.array([1.0, 2.0])).tolist() == [True, False]
+
+
+def test_budgets_stop_at_what_they_allow():
+    def stop(rule, **progress):
+        return bool(rule.update(rule.init(), stopping.Epoch((), (), {}, **progress))[1])
+
+    assert [stop(stopping.step_budget(7), step=step) for step in (6, 7, 8)] == [False, True, True]
+    assert [stop(stopping.time_budget(7), seconds=seconds) for seconds in (6.9, 7.0)] == [False, True]

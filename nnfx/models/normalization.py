@@ -1,0 +1,62 @@
+"""Batch normalisation as a layer, for the models of this library and for modules of one's own."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from nnfx.ops import normalization
+from nnfx.ops.normalization import RunningStatistics
+from nnfx.types import Array, at_least_float32
+
+
+class BatchNorm(nn.Module):
+    """Normalise each channel by the statistics of the batch in training, else by the running ones; scale and shift.
+
+    Unlike Flax's own it knows the weights of the examples: padding changes nothing, an incomplete batch counts for
+    what it holds, and the running statistics forget where they were initialised. Its variables are `scale` and `bias`
+    among the parameters, and `mean`, `var` and `weight` in the collection `batch_stats`.
+
+    Attributes:
+        momentum: what remains of older weights in the running statistics at each batch.
+        epsilon: keeps the standard deviation away from zero.
+
+    Example:
+        >>> import jax, nnfx
+        >>> class Net(nn.Module):
+        ...     @nn.compact
+        ...     def __call__(self, x, *, weights=None, train=False):
+        ...         return nn.Dense(1)(BatchNorm()(x, weights=weights, train=train))
+        >>> model = nnfx.models.from_linen(Net())
+        >>> variables = model.init(jax.random.key(0), jnp.ones((1, 2)))
+        >>> sorted(variables["batch_stats"]["BatchNorm_0"])
+        ['mean', 'var', 'weight']
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, inputs: Array, *, weights: Array | None = None, train: bool = False) -> Array:
+        """Return normalised inputs, `(batch, ..., channels)`; `weights` are those of the examples, `(batch,)`.
+
+        Raises:
+            ValueError: in training, for a batch of a single value per channel, whose variance is zero.
+        """
+        channels = inputs.shape[-1:]
+        dtype = at_least_float32(inputs.dtype)
+        scale = self.param("scale", nn.initializers.ones, channels)
+        bias = self.param("bias", nn.initializers.zeros, channels)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, channels, dtype)
+        var = self.variable("batch_stats", "var", jnp.ones, channels, dtype)
+        weight = self.variable("batch_stats", "weight", jnp.zeros, (), dtype)
+
+        variables = (mean, var, weight)
+        statistics = RunningStatistics(*(variable.value.astype(dtype) for variable in variables))
+        if train:
+            if inputs.size == inputs.shape[-1]:
+                raise ValueError("inputs: expected more than one value per channel to normalise by, got a batch of 1")
+            latest = normalization.batch_statistics(inputs, weights)
+            updated = normalization.update_statistics(statistics, latest, self.momentum)
+            for variable, value in zip(variables, updated, strict=True):
+                variable.value = value.astype(variable.value.dtype)
+            statistics = latest
+        return normalization.batch_norm(inputs, statistics, scale, bias, self.epsilon)

@@ -1,0 +1,121 @@
+"""Batch normalisation whose statistics are those of the examples, however they were cut into batches."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nnfx import checks
+from nnfx.types import Array, at_least_float32
+
+
+class RunningStatistics(NamedTuple):
+    """Mean and variance of each channel over the examples seen, the later ones weighted more.
+
+    Attributes:
+        mean: `(channels,)`.
+        var: `(channels,)`, about that mean.
+        weight: the weight of all examples in them, a scalar.
+    """
+
+    mean: Array
+    var: Array
+    weight: Array
+
+
+def batch_statistics(inputs: Array, weights: Array | None = None) -> RunningStatistics:
+    """Mean and variance of each channel of a batch, over examples and places: `Σ w x / Σ w`, `Σ w (x − mean)² / Σ w`.
+
+    Args:
+        inputs: `(batch, ..., channels)`, floats.
+        weights: `(batch,)`; zero leaves an example out. One each where not given.
+
+    Returns:
+        The statistics in float32 at least; their weight is that of the examples. Zero where nothing is weighed.
+
+    Raises:
+        ValueError: for inputs without a channel axis, or other than one weight per example.
+
+    Example:
+        >>> batch_statistics(jnp.array([[1.0], [3.0], [9.0]]), jnp.array([1.0, 1.0, 0.0]))[:2]
+        (Array([2.], dtype=float32), Array([1.], dtype=float32))
+    """
+    if inputs.ndim < 2:
+        raise ValueError(f"inputs: expected (batch, ..., channels), got {checks.describe(inputs)}")
+    if weights is not None and weights.shape != inputs.shape[:1]:
+        raise ValueError(f"weights: expected one per example, {inputs.shape[:1]}, got {checks.describe(weights)}")
+    x = inputs.astype(at_least_float32(inputs.dtype))
+    axes = tuple(range(x.ndim - 1))
+    if weights is None:
+        mean = x.mean(axes)
+        return RunningStatistics(mean, _centred(x, mean, axes).mean(axes), jnp.asarray(x.shape[0], x.dtype))
+    weights = weights.astype(x.dtype)
+    total = weights.sum()
+    places = x.size // (x.shape[0] * x.shape[-1])
+    share = weights / (jnp.where(total > 0, total, 1) * places)
+    share = share.reshape(-1, *[1] * (x.ndim - 1))
+    mean = (x * share).sum(axes)
+    return RunningStatistics(mean, (_centred(x, mean, axes) * share).sum(axes), total)
+
+
+def _centred(x: Array, mean: Array, axes: tuple[int, ...]) -> Array:
+    return jnp.square(x - jnp.expand_dims(mean, axes))
+
+
+def update_statistics(running: RunningStatistics, latest: RunningStatistics, momentum: float) -> RunningStatistics:
+    """Take a batch into the running statistics, as if all examples were measured at once.
+
+    With `W = m W₀ + w` and the latest share `s = w / W` the mean moves by `s δ`, `δ = mean_batch − mean₀`, and
+    `var = (1 − s) var₀ + s var_batch + s (1 − s) δ²`: a batch counts by the weight of its examples, an incomplete one
+    less than a full one, and what they were before the first batch is forgotten.
+
+    Args:
+        running: the statistics so far; weight 0 to begin with.
+        latest: those of a batch.
+        momentum: m, what remains of older weights at each batch; 1 to weigh all examples alike.
+
+    Example:
+        >>> start = RunningStatistics(jnp.zeros(1), jnp.ones(1), jnp.zeros(()))
+        >>> once = update_statistics(start, batch_statistics(jnp.array([[1.0], [3.0]])), 1.0)
+        >>> update_statistics(once, batch_statistics(jnp.array([[5.0]])), 1.0).var  # that of 1, 3, 5
+        Array([2.6666665], dtype=float32)
+
+    References:
+        Chan, Golub and LeVeque, *Algorithms for computing the sample variance*, 1983.
+    """
+    weight = momentum * running.weight + latest.weight
+    share = latest.weight / jnp.where(weight > 0, weight, 1)
+    delta = latest.mean - running.mean
+    return RunningStatistics(
+        running.mean + share * delta,
+        (1 - share) * running.var + share * latest.var + share * (1 - share) * jnp.square(delta),
+        weight,
+    )
+
+
+def batch_norm(inputs: Array, statistics: RunningStatistics, scale: Array, bias: Array, epsilon: float = 1e-5) -> Array:
+    """Normalise each channel, then scale and shift it: `γ (x − mean) / √(var + ε) + β`.
+
+    Args:
+        inputs: `(batch, ..., channels)`.
+        statistics: those of the batch in training, the running ones else.
+        scale: γ, `(channels,)`.
+        bias: β, `(channels,)`.
+        epsilon: ε, keeps the root away from zero.
+
+    Returns:
+        An array of the shape and dtype of `inputs`.
+
+    Example:
+        >>> x = jnp.array([[1.0], [3.0]])
+        >>> batch_norm(x, batch_statistics(x), jnp.ones(1), jnp.zeros(1), epsilon=0.0).ravel()
+        Array([-1.,  1.], dtype=float32)
+
+    References:
+        Ioffe and Szegedy, *Batch normalization*, ICML 2015, algorithm 1.
+    """
+    dtype = statistics.mean.dtype
+    factor = scale.astype(dtype) * jax.lax.rsqrt(statistics.var + epsilon)
+    axes = tuple(range(inputs.ndim - 1))
+    mean, factor, shift = (jnp.expand_dims(a, axes) for a in (statistics.mean, factor, bias.astype(dtype)))
+    return ((inputs.astype(dtype) - mean) * factor + shift).astype(inputs.dtype)

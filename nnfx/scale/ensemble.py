@@ -1,0 +1,113 @@
+"""Members of a sweep that predict together."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from nnfx import calibration
+from nnfx.data.prepare import Preprocess
+from nnfx.training.fit import Fit
+from nnfx.types import Array, Hyper, Variables
+
+
+@dataclasses.dataclass(frozen=True)
+class Ensemble:
+    """Several runs, stacked, that predict together; how far they agree tells how sure they are.
+
+    Attributes:
+        fit: the function that made the runs.
+        hyper: their hyper-parameters, `(members,)` each.
+        variables: their best weights, stacked.
+        preprocess: their maps from raw features, stacked.
+        temperature: T, by which the mean prediction is softened; 1 until calibrated.
+
+    Example:
+        >>> import nnfx, optax
+        >>> data = nnfx.data.titanic("fare", "age", key=jax.random.key(1), valid_fraction=0.25)
+        >>> train = nnfx.fit(nnfx.models.mlp((8,)), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=20)
+        >>> result = nnfx.sweeps.sweep(train, data, key=jax.random.key(0), seeds=8, learning_rate=1.0)
+        >>> ensemble = result.ensemble(5)
+        >>> fares_and_ages = np.array([[7.0, 20.0], [500.0, 40.0]])
+        >>> ensemble.probabilities(fares_and_ages).shape, ensemble.spread(fares_and_ages).std.shape
+        ((2, 2), (2, 2))
+
+    References:
+        Lakshminarayanan et al., *Simple and scalable predictive uncertainty estimation using deep ensembles*, 2017.
+    """
+
+    fit: Fit
+    hyper: Hyper
+    variables: Variables
+    preprocess: Preprocess
+    temperature: float = 1.0
+
+    def predict(self, inputs: ArrayLike) -> Array:
+        """Return the outputs of every member for raw inputs, `(members, batch, outputs)`."""
+        x = np.asarray(inputs)
+        prepared = jax.vmap(lambda preprocess: preprocess(x))(self.preprocess)
+        return _apply(self.fit, self.hyper, self.variables, prepared)
+
+    def probabilities(self, inputs: ArrayLike) -> Array:
+        """Return the ensemble's probabilities, `(batch, classes)`: `softmax(log E p / T)`, E over the members."""
+        return _softened(self._mean(inputs), self.temperature)
+
+    def spread(self, inputs: ArrayLike) -> calibration.Spread:
+        """Return what the members say of raw inputs, and how far they agree; the temperature plays no part in it."""
+        return calibration.spread(calibration.probabilities(self.predict(inputs)))
+
+    def calibrate(self, inputs: ArrayLike, labels: ArrayLike) -> "Ensemble":
+        """Return the ensemble with the temperature that fits held-out data best.
+
+        Args:
+            inputs: raw inputs, `(batch, ...)`, that neither trained the members nor chose among them.
+            labels: integers `(batch,)`.
+
+        Raises:
+            ValueError: for labels out of range, or other than one for each input.
+
+        References:
+            Rahaman and Thiery, *Uncertainty quantification and deep ensembles*, NeurIPS 2021: pool, then calibrate.
+        """
+        temperature = calibration.fit_temperature(_log(self._mean(inputs)), jnp.asarray(labels))
+        return dataclasses.replace(self, temperature=float(temperature))
+
+    def score(self, inputs: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+        """Return how good the ensemble's probabilities are on raw inputs with integer labels `(batch,)`.
+
+        Returns:
+            Accuracy, negative log-likelihood (nats), Brier score and expected calibration error, by name.
+
+        Raises:
+            ValueError: for labels out of range, or other than one for each input.
+        """
+        probabilities, y = self.probabilities(inputs), jnp.asarray(labels)
+        likelihood = calibration.negative_log_likelihood(probabilities, y)
+        return {
+            "accuracy": float((probabilities.argmax(-1) == y).mean()),
+            "negative_log_likelihood": float(likelihood.mean()),
+            "brier_score": float(calibration.brier_score(probabilities, y).mean()),
+            "expected_calibration_error": float(calibration.expected_calibration_error(probabilities, y)),
+        }
+
+    def _mean(self, inputs: ArrayLike) -> Array:
+        return calibration.probabilities(self.predict(inputs)).mean(0)
+
+
+def _log(probabilities: Array) -> Array:
+    return jnp.log(jnp.maximum(probabilities, jnp.finfo(probabilities.dtype).tiny))
+
+
+def _softened(probabilities: Array, temperature: float) -> Array:
+    return jax.nn.softmax(_log(probabilities) / temperature, -1)
+
+
+@partial(jax.jit, static_argnums=0)
+def _apply(fit: Fit, hyper: Hyper, variables: Variables, inputs: Array) -> Array:
+    def member(hyper: Hyper, variables: Variables, inputs: Array) -> Array:
+        return fit.parts(hyper).model.apply(variables, inputs)
+
+    return jax.vmap(member)(hyper, variables, inputs)

@@ -1,0 +1,86 @@
+"""Averages of the weights along a run: the share that the latest weights have in them, by the number of steps.
+
+A run descends with the latest weights, and is evaluated with their average `aₜ = aₜ₋₁ + sₜ (wₜ − aₜ₋₁)`, whose
+shares `sₜ` these functions give. The first share is 1, so that no average remembers where it was initialised.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from nnfx import checks
+from nnfx.types import Array, Average, Variables
+
+__all__ = ["exponential", "uniform"]
+
+
+def exponential(count: ArrayLike, ema_decay: ArrayLike = 0.999) -> Array:
+    """Weigh past weights by powers of the decay (EMA): `sₜ = (1 − d) / (1 − dᵗ)`.
+
+    Args:
+        count: t, how many weights there have been with the latest, at least 1.
+        ema_decay: d, from 0 (the latest weights alone) to 1 (the uniform average); may be traced.
+
+    Returns:
+        The share of the latest weights, a scalar.
+
+    Raises:
+        ValueError: for a decay outside `[0, 1]`.
+
+    Example:
+        Of three weights with the decay 1/2 the latest has 4/7, those before it 2/7 and 1/7:
+
+        >>> exponential(3, 0.5)
+        Array(0.5714286, dtype=float32)
+
+    References:
+        Polyak and Juditsky, *Acceleration of stochastic approximation by averaging*, 1992; the correction is that of
+        Kingma and Ba, *Adam*, ICLR 2015, section 3.
+    """
+    checks.number("ema_decay", ema_decay, minimum=0, maximum=1)
+    decay, t = jnp.asarray(ema_decay, float), jnp.asarray(count, float)
+    is_mixed = (decay > 0) & (decay < 1)
+    safe = jnp.where(is_mixed, decay, 0.5)
+    mixed = (1 - safe) / -jnp.expm1(t * jnp.log(safe))
+    return jnp.where(is_mixed, mixed, jnp.where(decay > 0, 1 / t, 1))
+
+
+def uniform(count: ArrayLike) -> Array:
+    """Weigh all weights of the run alike: `sₜ = 1 / t`.
+
+    Args:
+        count: t, how many weights there have been with the latest, at least 1.
+
+    Returns:
+        The share of the latest weights, a scalar.
+
+    Example:
+        >>> uniform(4)
+        Array(0.25, dtype=float32)
+
+    References:
+        Polyak and Juditsky, *Acceleration of stochastic approximation by averaging*, 1992.
+    """
+    return 1 / jnp.asarray(count, float)
+
+
+def follow(average: Average, latest: Variables, share: Callable[[Array], Array]) -> Average:
+    """Take the latest variables into their average; what is not of floats, such as counts, is taken as it is."""
+    steps = average.steps + 1
+    portion = share(steps)
+
+    def mix(old: Array, new: Array) -> Array:
+        if not jnp.issubdtype(new.dtype, jnp.floating):
+            return new
+        return jnp.asarray(old + portion.astype(new.dtype) * (new - old), new.dtype)
+
+    mixed: Any = jax.tree.map(mix, dict(average.variables), dict(latest))
+    return Average(steps, mixed)
+
+
+def start(variables: Variables) -> Average:
+    """Return the average of no weights yet, which stands for those it was made of."""
+    return Average(jnp.zeros((), jnp.int32), dict(variables))
