@@ -8,11 +8,12 @@
 - `nnfx.stopping`, `nnfx.schedules`, `nnfx.regularizers`, `nnfx.averaging`: when a run ends, how its rate changes,
   what restrains it, and which average of its weights is kept.
 - `nnfx.sweeps`: many runs as one program; `nnfx.calibration`: how far their predictions can be trusted.
+- `nnfx.cpu`: one call that fits JAX to the cores and the memory of this machine.
 """
 
 import jaxlib.version
 
-from nnfx import activations, augment, calibration, compatibility, data, losses, metrics, models, ops
+from nnfx import activations, augment, calibration, compatibility, cpu, data, losses, metrics, models, ops
 from nnfx.scale import sweeps
 from nnfx.training import averaging, regularizers, schedules, stopping
 from nnfx.training.fit import fit
@@ -32,6 +33,7 @@ __all__ = [
     "augment",
     "averaging",
     "calibration",
+    "cpu",
     "data",
     "evaluate",
     "fit",

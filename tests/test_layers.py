@@ -16,7 +16,8 @@ MAY_IMPORT = {
     "training": BASE | {"data", "losses"},
     "scale": BASE | {"calibration", "data", "training"},
     "compatibility": set(),
-    "__init__": BASE | MIDDLE | {"compatibility", "models", "scale", "training"},
+    "cpu": {"checks"},
+    "__init__": BASE | MIDDLE | {"compatibility", "cpu", "models", "scale", "training"},
 }
 ONLY_WHERE_USED = {"matplotlib", "tqdm", "sklearn", "pooch", "tyro", "orbax", "torch", "keras", "tensorboard"}
 FILES = sorted((ROOT / "nnfx").rglob("*.py"))

@@ -7,7 +7,9 @@ final training loss, so that the losses over the seeds can be compared. `NNFX_DA
 Fashion-MNIST.
 """
 
+import itertools
 import os
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -59,11 +61,17 @@ def systems(problem: Problem) -> dict[str, System]:
         "JAX, a loop of steps": System(with_jax(problem, scanned=False)),
         "PyTorch, eager": System(with_torch(problem)),
         "PyTorch, fused Adam": System(with_torch(problem, fused=True)),
+        **({"PyTorch, compiled": System(with_torch(problem, fused=True, compiled=True))} if _has_compiler() else {}),
         "Keras on JAX": System(with_keras(problem)),
     }
     if len(problem.inputs) < 10_000:
         made["scikit-learn"] = System(with_scikit_learn(problem))
     return made
+
+
+def _has_compiler() -> bool:
+    """Say whether there is the C++ compiler that `torch.compile` needs on CPUs."""
+    return shutil.which("g++") is not None
 
 
 def nnfx_run(problem: Problem) -> tuple[Fit, Data]:
@@ -148,9 +156,15 @@ def with_jax(problem: Problem, scanned: bool) -> Any:
     return lambda seed: float(chosen(jax.random.key(seed)))
 
 
-def with_torch(problem: Problem, fused: bool = False) -> Any:
+def with_torch(problem: Problem, fused: bool = False, compiled: bool = False) -> Any:
     """Fit with PyTorch, indexing tensors by a permutation (no DataLoader, which is slower)."""
     import torch
+
+    def eager_loss(inputs: Any, labels: Any) -> Any:
+        logits = model(inputs)
+        return criterion(logits[:, 0] if binary else logits, labels)
+
+    mean_loss: Any = torch.compile(eager_loss) if compiled else eager_loss
 
     x, y = torch.tensor(problem.inputs), torch.tensor(problem.labels.astype(np.int64))
     widths = (x.shape[1], *problem.hidden, problem.outputs)
@@ -158,22 +172,21 @@ def with_torch(problem: Problem, fused: bool = False) -> Any:
     targets = y.float() if binary else y
     criterion = torch.nn.BCEWithLogitsLoss() if binary else torch.nn.CrossEntropyLoss()
 
+    layers = [torch.nn.Linear(*pair) for pair in itertools.pairwise(widths)]
+    activation = torch.nn.Tanh() if problem.activation == "tanh" else torch.nn.ReLU()
+    model = torch.nn.Sequential(*[module for layer in layers for module in (layer, activation)][:-1])
+
     def run(seed: int) -> float:
         torch.manual_seed(seed)
-        layers: list[torch.nn.Module] = []
-        for i in range(len(widths) - 1):
-            layer = torch.nn.Linear(widths[i], widths[i + 1])
+        for layer in layers:
             torch.nn.init.xavier_uniform_(layer.weight)
             torch.nn.init.zeros_(layer.bias)
-            layers += [layer, torch.nn.Tanh() if problem.activation == "tanh" else torch.nn.ReLU()]
-        model = torch.nn.Sequential(*layers[:-1])
         optimizer = torch.optim.Adam(model.parameters(), lr=RATE, fused=fused)
         for _ in range(problem.epochs):
             total = torch.zeros(())
             for rows in torch.randperm(len(x)).split(problem.batch_size):
                 optimizer.zero_grad(set_to_none=True)
-                logits = model(x[rows])
-                value = criterion(logits[:, 0] if binary else logits, targets[rows])
+                value = mean_loss(x[rows], targets[rows])
                 value.backward()
                 optimizer.step()
                 total += value.detach() * len(rows)

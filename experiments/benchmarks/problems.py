@@ -1,6 +1,5 @@
 """The problems that systems are timed on: the same arrays, architecture, batch, optimizer and epochs for all."""
 
-import gzip
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -52,10 +51,7 @@ def digits() -> Problem:
 
 def fashion_mnist() -> Problem | None:
     """60000 × 784, 784-512-512-10, batch 128, one epoch; None where the files are not under `NNFX_DATA`."""
-    folder = Path(os.environ.get("NNFX_DATA", "")) / "fashion-mnist"
-    images, labels = folder / "train-images-idx3-ubyte.gz", folder / "train-labels-idx1-ubyte.gz"
-    if not (images.exists() and labels.exists()):
+    if not (Path(os.environ.get("NNFX_DATA", "")) / "fashion-mnist").exists():
         return None
-    pixels = np.frombuffer(gzip.decompress(images.read_bytes()), np.uint8, offset=16).reshape(-1, 784)
-    classes = np.frombuffer(gzip.decompress(labels.read_bytes()), np.uint8, offset=8)
-    return Problem((pixels / 255).astype(np.float32), classes.astype(np.int32), (512, 512), "relu", 128, 1)
+    pixels, classes = nnfx.data.images("fashion_mnist").train
+    return Problem((pixels / 255).astype(np.float32).reshape(-1, 784), classes, (512, 512), "relu", 128, 1)

@@ -19,12 +19,19 @@ class System(NamedTuple):
     """One of the systems compared.
 
     Attributes:
-        run: `seed -> final training loss`, all its work done when it returns.
+        run: `seed -> final training loss`, all its work done when it returns; or its own time beside it.
         is_peer: whether it is someone else's.
     """
 
-    run: Callable[[int], float]
+    run: "Callable[[int], float | Timed]"
     is_peer: bool = True
+
+
+class Timed(NamedTuple):
+    """A loss, and the seconds it took, by those who take their own time."""
+
+    seconds: float
+    loss: float
 
 
 class Row(NamedTuple):
@@ -81,8 +88,9 @@ def compare(case: str, systems: Mapping[str, System], repeats: int) -> list[Row]
 
 def _timed(system: System, seed: int) -> tuple[float, float]:
     start = time.perf_counter()
-    loss = system.run(seed)
-    return time.perf_counter() - start, loss
+    result = system.run(seed)
+    seconds = time.perf_counter() - start
+    return (result.seconds, result.loss) if isinstance(result, Timed) else (seconds, result)
 
 
 def report(name: str, rows: list[Row], out: Path) -> dict[str, Any]:

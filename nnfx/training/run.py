@@ -69,8 +69,7 @@ class Run:
     @property
     def final(self) -> dict[str, Array]:
         """The metrics of the last epoch that was run."""
-        last = (self.epochs - 1)[..., None]
-        return {name: jnp.take_along_axis(values, last, -1)[..., 0] for name, values in self.history.items()}
+        return _last(self.history, self.epochs)
 
     def apply(self, inputs: ArrayLike, variables: Variables | None = None) -> Array:
         """Return the model's outputs for inputs prepared like `data.train.inputs`, `(batch, ...)`.
@@ -99,6 +98,12 @@ class Run:
             raise ValueError(
                 f"run: expected a single run, got {self.epochs.shape} of them; map over them with jax.vmap"
             )
+
+
+@jax.jit
+def _last(history: dict[str, Array], epochs: Array) -> dict[str, Array]:
+    last = (epochs - 1)[..., None]
+    return {name: jnp.take_along_axis(values, last, -1)[..., 0] for name, values in history.items()}
 
 
 @partial(jax.jit, static_argnums=0)
