@@ -12,6 +12,8 @@ import jax
 
 from nnfx import checks
 
+__all__ = ["cores", "set_up"]
+
 _MALLOPT = {-8: 1, -1: 2**31 - 1, -2: 2**29, -3: 2**25}
 """Numbers of glibc's `malloc.h`: M_ARENA_MAX, M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD, in bytes."""
 
