@@ -5,6 +5,9 @@ hyper-parameters of the run. Held-out data is never augmented. Every example dra
 are 0 none changes (`flip`, which has no number, aside).
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -63,9 +66,9 @@ def flip(key: Array, batch: Batch) -> Batch:
         ValueError: for inputs that are not images.
 
     Example:
-        >>> batch = Batch(jnp.tile(jnp.arange(3.0).reshape(1, 1, 3, 1), (4, 1, 1, 1)), jnp.zeros(4), jnp.ones(4))
-        >>> flip(jax.random.key(0), batch).inputs[:, 0, :, 0].tolist()
-        [[2.0, 1.0, 0.0], [0.0, 1.0, 2.0], [0.0, 1.0, 2.0], [2.0, 1.0, 0.0]]
+        >>> images = jnp.tile(jnp.arange(3.0)[:, None], (4, 1, 1, 1))
+        >>> flip(jax.random.key(0), Batch(images, jnp.zeros(4), jnp.ones(4))).inputs[:, 0, :, 0].tolist()
+        [[0.0, 1.0, 2.0], [0.0, 1.0, 2.0], [2.0, 1.0, 0.0], [2.0, 1.0, 0.0]]
 
     References:
         Krizhevsky, Sutskever and Hinton, *ImageNet classification with deep convolutional neural networks*,
@@ -100,8 +103,8 @@ def shift(key: Array, batch: Batch, pixels: ArrayLike, fill: ArrayLike = 0.0) ->
         >>> batch = Batch(jnp.ones((1, 3, 3, 1)), jnp.zeros(1), jnp.ones(1))
         >>> shift(jax.random.key(0), batch, pixels=1).inputs[0, :, :, 0]
         Array([[0., 0., 0.],
-               [1., 1., 1.],
-               [1., 1., 1.]], dtype=float32)
+               [0., 1., 1.],
+               [0., 1., 1.]], dtype=float32)
 
     References:
         He, Zhang, Ren and Sun, *Deep residual learning for image recognition*, CVPR 2016, section 4.2 (p = 4).
@@ -110,14 +113,14 @@ def shift(key: Array, batch: Batch, pixels: ArrayLike, fill: ArrayLike = 0.0) ->
     checks.number("pixels", pixels, minimum=0)
     checks.number("fill", fill)
     x = _images(batch)
-    limit = jnp.asarray(pixels, jnp.float32) + 0.5
-    drawn = jnp.round(limit * jax.random.uniform(key, (2, x.shape[0]), jnp.float32, -1, 1))
-    for axis in (1, 2):
+    furthest = jnp.asarray(pixels, jnp.float32)
+    drawn = jnp.round((furthest + 0.5) * jax.random.uniform(key, (2, x.shape[0]), jnp.float32, -1, 1))
+    # the very end of the range may round outwards, and out of sight is far enough
+    furthest = jnp.minimum(jnp.ceil(furthest), max(x.shape[1:3]))
+    offsets = drawn.clip(-furthest, furthest).astype(jnp.int32)
+    for axis, shape in ((1, (-1, x.shape[1], 1, 1)), (2, (-1, 1, x.shape[2], 1))):
         size = x.shape[axis]
-        # out of sight is far enough, and the very end of the range, which may round outwards, is not to count
-        offset = jnp.clip(drawn[axis - 1], -jnp.ceil(limit - 0.5), jnp.ceil(limit - 0.5)).clip(-size, size)
-        source = jnp.arange(size) - offset.astype(jnp.int32)[:, None]
-        source = jnp.expand_dims(source, 3 - axis + 0).reshape(-1, *(size if a == axis else 1 for a in (1, 2, 3)))
+        source = (jnp.arange(size, dtype=jnp.int32)[None] - offsets[axis - 1][:, None]).reshape(shape)
         moved = jnp.take_along_axis(x, source.clip(0, size - 1), axis, mode="promise_in_bounds")
         x = jnp.where((source >= 0) & (source < size), moved, jnp.asarray(fill, x.dtype))
     return batch._replace(inputs=x)
@@ -162,22 +165,21 @@ def rotation(key: Array, batch: Batch, degrees: ArrayLike, fill: ArrayLike = 0.0
     down = (jnp.arange(height, dtype=dtype) - middle[0])[None, :, None]
     right = (jnp.arange(width, dtype=dtype) - middle[1])[None, None, :]
     source = cosine * down + sine * right + middle[0], cosine * right - sine * down + middle[1]
-    corner = tuple(jnp.floor(each) for each in source)
-    beyond = tuple(each - low for each, low in zip(source, corner, strict=True))
-    first, flat = tuple(low.astype(jnp.int32) for low in corner), x.reshape(rows, height * width, channels)
-    total = jnp.zeros((rows, height, width, channels), dtype)
-    covered = jnp.zeros((rows, height, width), dtype)
-    # four gathers of single pixels are two to three times faster on CPU than one of windows
-    for i, share_down in ((0, 1 - beyond[0]), (1, beyond[0])):
-        for j, share_right in ((0, 1 - beyond[1]), (1, beyond[1])):
-            y, z = first[0] + i, first[1] + j
-            is_inside = (y >= 0) & (y < height) & (z >= 0) & (z < width)
-            share = jnp.where(is_inside, share_down * share_right, 0)
-            place = y.clip(0, height - 1) * width + z.clip(0, width - 1)
-            pixels = jax.vmap(lambda image, at: image.at[at].get(mode="promise_in_bounds"))(flat, place)
-            total = total + share[..., None] * pixels.astype(dtype)
-            covered = covered + share
-    turned = total + (1 - covered)[..., None] * jnp.asarray(fill, dtype)
+    corner = [jnp.floor(each).astype(jnp.int32) for each in source]
+    flat = x.reshape(rows, height * width, channels)
+
+    def weigh(step: tuple[Array, Array]) -> tuple[Array, Array]:
+        """Return one of the four pixels about each source, times its share, and the share, 0 outside the image."""
+        i, j = corner[0] + step[0], corner[1] + step[1]
+        is_inside = (i >= 0) & (i < height) & (j >= 0) & (j < width)
+        share = (1 - jnp.abs(source[0] - i.astype(dtype))) * (1 - jnp.abs(source[1] - j.astype(dtype)))
+        share = jnp.where(is_inside, share, 0)[..., None]
+        place = i.clip(0, height - 1) * width + j.clip(0, width - 1)
+        pixels = jax.vmap(lambda image, at: image.at[at].get(mode="promise_in_bounds"))(flat, place)
+        return share * pixels.astype(dtype), share
+
+    total, covered = _summed(weigh, tuple(jnp.array([(0, 0, 1, 1), (0, 1, 0, 1)], jnp.int32)))
+    turned = total + (1 - covered) * jnp.asarray(fill, dtype)
     return batch._replace(inputs=turned.astype(x.dtype))
 
 
@@ -201,10 +203,10 @@ def cutout(key: Array, batch: Batch, size: ArrayLike, fill: ArrayLike = 0.0) -> 
 
     Example:
         >>> batch = Batch(jnp.ones((1, 4, 4, 1)), jnp.zeros(1), jnp.ones(1))
-        >>> cutout(jax.random.key(0), batch, size=2).inputs[0, :, :, 0]
+        >>> cutout(jax.random.key(1), batch, size=2).inputs[0, :, :, 0]
         Array([[1., 1., 1., 1.],
-               [1., 1., 1., 1.],
-               [1., 1., 1., 1.],
+               [1., 0., 0., 1.],
+               [1., 0., 0., 1.],
                [1., 1., 1., 1.]], dtype=float32)
 
     References:
@@ -220,7 +222,7 @@ def cutout(key: Array, batch: Batch, size: ArrayLike, fill: ArrayLike = 0.0) -> 
     points = jax.random.uniform(key, (2, rows, 1), jnp.float32)
 
     def is_within(length: int, point: Array) -> Array:
-        distance = jnp.arange(length, dtype=jnp.float32) + 0.5 - length * point
+        distance = jnp.arange(length, dtype=jnp.float32)[None] + 0.5 - length * point
         return (distance >= -half) & (distance < half)  # half open: s pixels for every whole s
 
     is_blank = is_within(height, points[0])[:, :, None, None] & is_within(width, points[1])[:, None, :, None]
@@ -269,19 +271,29 @@ def mixup(key: Array, batch: Batch, alpha: ArrayLike, classes: int | None = None
     targets = _mixable(batch.targets, classes, dtype)
     partner_key, share_key = jax.random.split(key)
     partners = _partners(partner_key, batch.weights.astype(dtype))
-    concentration = jnp.asarray(alpha, dtype)
-    is_off = concentration == 0  # the limit, which the sampler has no answer to
-    positive = jnp.where(is_off, 1, concentration)
-    drawn = jax.random.beta(share_key, positive, positive, partners.shape, dtype)
-    shares = jnp.where(is_off, 1, jnp.maximum(drawn, 1 - drawn))
+    rows = jnp.stack([jnp.arange(len(partners), dtype=partners.dtype), partners])
+    shares = _larger_shares(share_key, jnp.asarray(alpha, dtype), len(partners))
 
     def mix(values: Array) -> Array:
-        share = shares.astype(at_least_float32(values.dtype)).reshape(-1, *(1,) * (values.ndim - 1))
-        own = values.astype(share.dtype)
-        other = own.at[partners].get(mode="promise_in_bounds")
-        return (share * own + (1 - share) * other).astype(values.dtype)
+        wide = at_least_float32(values.dtype)
+        parts = jnp.stack([shares, 1 - shares]).astype(wide).reshape(2, -1, *(1,) * (values.ndim - 1))
+
+        def weigh(part: tuple[Array, Array]) -> Array:
+            share, row = part
+            return share * jnp.asarray(values).at[row].get(mode="promise_in_bounds").astype(wide)
+
+        return _summed(weigh, (parts, rows)).astype(values.dtype)
 
     return batch._replace(inputs=jax.tree.map(mix, batch.inputs), targets=mix(targets))
+
+
+def _summed(term: Callable[[Any], Any], over: Any) -> Any:
+    """Sum terms in a loop: XLA would fuse them with what the images come from, and compute that anew in each.
+
+    On CPU, where barriers do not hold it off, five augmentations in a row took 50 ms instead of 2.
+    """
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(term, jax.tree.map(lambda each: each[0], over)))
+    return jax.lax.scan(lambda total, one: (jax.tree.map(jnp.add, total, term(one)), None), zeros, over)[0]
 
 
 def _images(batch: Batch) -> Array:
@@ -289,7 +301,7 @@ def _images(batch: Batch) -> Array:
     x = batch.inputs
     if getattr(x, "ndim", None) != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"inputs: expected floats (batch, height, width, channels), got {checks.describe(x)}")
-    return x
+    return jnp.asarray(x)
 
 
 def _mixable(targets: Array, classes: int | None, dtype: jnp.dtype) -> Array:
@@ -313,6 +325,23 @@ def _mixable(targets: Array, classes: int | None, dtype: jnp.dtype) -> Array:
     return jax.nn.one_hot(targets.astype(jnp.int32), classes, dtype=dtype)
 
 
+def _larger_shares(key: Array, alpha: Array, rows: int) -> Array:
+    """Draw `max(λ, 1 − λ)` with `λ ~ Beta(α, α)`, from two uniform numbers each.
+
+    With the polar method `T = √(2α (U^(−1/α) − 1)) cos 2πV` follows Student's distribution of 2α degrees of freedom,
+    and `λ = ½ + ½ T / √(2α + T²)`. Unlike rejection it needs no loop, which compiles seven times as long, and it is
+    smooth in α.
+
+    References:
+        Devroye, *Random variate generation in one line of code*, Winter Simulation Conference 1996.
+    """
+    u, v = jax.random.uniform(key, (2, rows), alpha.dtype, minval=jnp.finfo(alpha.dtype).tiny)
+    is_off = alpha == 0  # the limit is 1, without a slope
+    power = jnp.log(u) / jnp.where(is_off, 1, alpha)
+    squared = -jnp.expm1(power) * jnp.cos(2 * jnp.pi * v) ** 2
+    return jnp.where(is_off, 1, (1 + jnp.sqrt(squared / (jnp.exp(power) + squared))) / 2)
+
+
 def _partners(key: Array, weights: Array) -> Array:
     """Draw a row for each row, with probabilities proportional to the weights."""
     rows = weights.shape[0]
@@ -320,4 +349,4 @@ def _partners(key: Array, weights: Array) -> Array:
     levels = cumulative[-1] * jax.random.uniform(key, (rows,), weights.dtype)
     drawn = jnp.searchsorted(cumulative, levels, side="right").clip(0, rows - 1)
     # sums in another order may round to a step where there is none, and without any weight there is no step at all
-    return jnp.where(weights[drawn] > 0, drawn, jnp.arange(rows))
+    return jnp.where(weights[drawn] > 0, drawn, jnp.arange(rows, dtype=drawn.dtype))

@@ -33,7 +33,7 @@ def binary_accuracy(logits: Array, labels: Array) -> Array:
         raise ValueError(f"labels: expected {checks.describe(logits)}, got {checks.describe(labels)}")
     checks.binary_labels("labels", labels)
     logits = logits.reshape(labels.shape)
-    return _per_example((logits > 0) == (labels > 0), jnp.isnan(logits), logits.dtype)
+    return _per_example((logits > 0) == (2 * labels > 1), jnp.isnan(logits), logits.dtype)
 
 
 def accuracy(logits: Array, labels: Array) -> Array:
@@ -41,7 +41,7 @@ def accuracy(logits: Array, labels: Array) -> Array:
 
     Args:
         logits: `(batch, classes)`.
-        labels: integers `(batch,)`, or one-hot rows `(batch, classes)`.
+        labels: integers `(batch,)`, or one-hot rows or probabilities `(batch, classes)`, whose largest counts.
 
     Returns:
         `(batch,)` in the dtype of the logits; NaN for logits that are NaN.

@@ -37,12 +37,19 @@ MODELS = {
     "dropout": models.mlp(hidden=(16,), dropout=0.5, initializer="orthogonal"),
     "maxout": models.mlp(hidden=(6,), activation=functools.partial(activations.maxout, pieces=3)),
     "batch norm": models.mlp(hidden=(6,), batch_norm=True),
+    "cnn": models.cnn([models.conv(4), models.max_pool(), models.conv(3, strides=2)], outputs=2, hidden=(6,)),
+    "cnn of sequences": models.cnn([models.conv(4, 2, dilation=2), models.avg_pool(2, 1)], activation="tanh"),
+    "residual network": models.resnet(8, width=2, outputs=3),
     "linen": models.from_linen(LinenBatchNorm()),
     "nnx": models.from_nnx(lambda rngs: NnxBatchNorm(rngs=rngs)),
 }
 FLAX_LAYERS = {"linen", "nnx"}
-STATEFUL = {"batch norm", *FLAX_LAYERS}
-INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
+STATEFUL = {"batch norm", "residual network", *FLAX_LAYERS}
+SHAPES = {"cnn": (6, 6, 2), "cnn of sequences": (7, 2), "residual network": (8, 8, 2)}
+
+
+def inputs_of(name):
+    return jnp.asarray(np.random.default_rng(0).normal(size=(5, *SHAPES.get(name, (3,)))), jnp.float32)
 
 
 @pytest.fixture(params=MODELS)
@@ -56,8 +63,13 @@ def model(name):
 
 
 @pytest.fixture
-def variables(model, key):
-    return model.init(key, INPUTS)
+def inputs(name):
+    return inputs_of(name)
+
+
+@pytest.fixture
+def variables(model, inputs, key):
+    return model.init(key, inputs)
 
 
 def same(first, second):
@@ -68,48 +80,48 @@ def close(first, second, **tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), first, second)
 
 
-def train(model, variables, key, inputs=INPUTS):
+def train(model, variables, key, inputs):
     return model.apply(variables, inputs, key=key, weights=jnp.ones(len(inputs)), train=True)
 
 
-def test_same_key_same_bits_and_another_key_other_weights(model, key):
-    assert same(model.init(key, INPUTS), model.init(key, INPUTS))
-    assert not same(model.init(key, INPUTS)["params"], model.init(jax.random.key(1), INPUTS)["params"])
-    variables = model.init(key, INPUTS)
-    assert same(train(model, variables, key), train(model, variables, key))
+def test_same_key_same_bits_and_another_key_other_weights(model, key, inputs):
+    assert same(model.init(key, inputs), model.init(key, inputs))
+    assert not same(model.init(key, inputs)["params"], model.init(jax.random.key(1), inputs)["params"])
+    variables = model.init(key, inputs)
+    assert same(train(model, variables, key, inputs), train(model, variables, key, inputs))
 
 
-def test_only_the_shape_of_the_inputs_matters_to_init(model, key):
-    assert same(model.init(key, INPUTS), model.init(key, 0 * INPUTS[:1]))
+def test_only_the_shape_of_the_inputs_matters_to_init(model, key, inputs):
+    assert same(model.init(key, inputs), model.init(key, 0 * inputs[:1]))
 
 
-def test_jit_equals_eager(model, variables, key):
-    close(jax.jit(model.apply)(variables, INPUTS), model.apply(variables, INPUTS), rtol=1e-5, atol=1e-6)
-    compiled = jax.jit(lambda v, k: train(model, v, k))(variables, key)
-    close(compiled, train(model, variables, key), rtol=1e-5, atol=1e-6)
-    close(jax.jit(model.init)(key, INPUTS), model.init(key, INPUTS), rtol=1e-5, atol=1e-6)
+def test_jit_equals_eager(model, variables, key, inputs):
+    close(jax.jit(model.apply)(variables, inputs), model.apply(variables, inputs), rtol=1e-5, atol=1e-6)
+    compiled = jax.jit(lambda v, k: train(model, v, k, inputs))(variables, key)
+    close(compiled, train(model, variables, key, inputs), rtol=1e-5, atol=1e-6)
+    close(jax.jit(model.init)(key, inputs), model.init(key, inputs), rtol=1e-5, atol=1e-6)
 
 
-def test_vmap_over_weights_equals_a_loop(model):
+def test_vmap_over_weights_equals_a_loop(model, inputs):
     keys = jax.random.split(jax.random.key(3), 4)
-    stacked = jax.vmap(model.init, (0, None))(keys, INPUTS)
-    outputs = jax.vmap(model.apply, (0, None))(stacked, INPUTS)
-    trained = jax.vmap(lambda v, k: train(model, v, k))(stacked, keys)
+    stacked = jax.vmap(model.init, (0, None))(keys, inputs)
+    outputs = jax.vmap(model.apply, (0, None))(stacked, inputs)
+    trained = jax.vmap(lambda v, k: train(model, v, k, inputs))(stacked, keys)
     for i, key in enumerate(keys):
-        single = model.init(key, INPUTS)
+        single = model.init(key, inputs)
         close(jax.tree.map(lambda a, i=i: a[i], stacked), single, rtol=1e-5, atol=1e-6)
-        close(outputs[i], model.apply(single, INPUTS), rtol=1e-5, atol=1e-5)
-        close(jax.tree.map(lambda a, i=i: a[i], trained), train(model, single, key), rtol=1e-4, atol=1e-5)
+        close(outputs[i], model.apply(single, inputs), rtol=1e-5, atol=1e-5)
+        close(jax.tree.map(lambda a, i=i: a[i], trained), train(model, single, key, inputs), rtol=1e-4, atol=1e-5)
 
 
-def test_vmap_over_examples_equals_the_batch(model, variables):
-    one_by_one = jax.vmap(lambda x: model.apply(variables, x[None])[0])(INPUTS)
-    close(one_by_one, model.apply(variables, INPUTS), rtol=1e-5, atol=1e-6)
+def test_vmap_over_examples_equals_the_batch(model, variables, inputs):
+    one_by_one = jax.vmap(lambda x: model.apply(variables, x[None])[0])(inputs)
+    close(one_by_one, model.apply(variables, inputs), rtol=1e-5, atol=1e-6)
 
 
-def test_gradients_are_finite_and_reach_every_parameter(model, variables, key):
+def test_gradients_are_finite_and_reach_every_parameter(model, variables, key, inputs):
     def total(params):
-        return ((train(model, {**variables, "params": params}, key)[0] - 1) ** 2).sum()
+        return ((train(model, {**variables, "params": params}, key, inputs)[0] - 1) ** 2).sum()
 
     for leaf in jax.tree.leaves(jax.grad(total)(variables["params"])):
         assert jnp.isfinite(leaf).all()
@@ -118,14 +130,14 @@ def test_gradients_are_finite_and_reach_every_parameter(model, variables, key):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 @pytest.mark.parametrize("name", sorted(MODELS.keys() - FLAX_LAYERS))  # Flax's own layers promote unless told not to
-def test_the_dtype_is_kept(model, variables, key, dtype):
+def test_the_dtype_is_kept(model, variables, key, dtype, inputs):
     with jax.numpy_dtype_promotion("strict"):
         cast = jax.tree.map(lambda a: a.astype(dtype), variables)
-        assert model.apply(cast, INPUTS.astype(dtype)).dtype == dtype
-        assert train(model, cast, key, INPUTS.astype(dtype))[0].dtype == dtype
+        assert model.apply(cast, inputs.astype(dtype)).dtype == dtype
+        assert train(model, cast, key, inputs.astype(dtype))[0].dtype == dtype
 
 
-def test_one_trace_serves_every_call(model, variables):
+def test_one_trace_serves_every_call(model, variables, inputs):
     traces = []
 
     @jax.jit
@@ -134,27 +146,27 @@ def test_one_trace_serves_every_call(model, variables):
         return model.apply(variables, inputs)
 
     for scale in (1.0, 2.0, 3.0):
-        predict(jax.tree.map(lambda a, s=scale: s * a, variables), scale * INPUTS)
+        predict(jax.tree.map(lambda a, s=scale: s * a, variables), scale * inputs)
     assert len(traces) == 1
 
 
-def test_shapes_without_computing(model, variables, key):
-    abstract = jax.eval_shape(model.init, key, INPUTS)
+def test_shapes_without_computing(model, variables, key, inputs):
+    abstract = jax.eval_shape(model.init, key, inputs)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), abstract) == jax.tree.map(lambda a: (a.shape, a.dtype), variables)
-    assert jax.eval_shape(model.apply, variables, INPUTS).shape == model.apply(variables, INPUTS).shape
+    assert jax.eval_shape(model.apply, variables, inputs).shape == model.apply(variables, inputs).shape
 
 
-def test_state_comes_back_in_training_and_nothing_is_changed_in_place(model, name, variables, key):
+def test_state_comes_back_in_training_and_nothing_is_changed_in_place(model, name, variables, key, inputs):
     before = jax.tree.map(np.array, variables)
-    outputs, state = train(model, variables, key)
-    assert outputs.shape == model.apply(variables, INPUTS).shape
+    outputs, state = train(model, variables, key, inputs)
+    assert outputs.shape == model.apply(variables, inputs).shape
     assert same(before, variables)
     expected = {k: v for k, v in variables.items() if k != "params"}
     assert jax.tree.structure(dict(state)) == jax.tree.structure(expected)
     assert (name in STATEFUL) == (not same(state, expected) if expected else False)
 
 
-def test_an_exported_model_predicts_the_same(model, variables):
-    exported = jax.export.export(jax.jit(model.apply))(variables, INPUTS)
+def test_an_exported_model_predicts_the_same(model, variables, inputs):
+    exported = jax.export.export(jax.jit(model.apply))(variables, inputs)
     loaded = jax.export.deserialize(exported.serialize())
-    close(loaded.call(variables, INPUTS), model.apply(variables, INPUTS), rtol=1e-5, atol=1e-6)
+    close(loaded.call(variables, inputs), model.apply(variables, inputs), rtol=1e-5, atol=1e-6)

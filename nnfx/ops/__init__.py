@@ -1,6 +1,19 @@
 """The few primitives whose formulation matters, each differentiable and mappable."""
 
+from nnfx.ops.convolution import convolution
 from nnfx.ops.dropout import dropout
 from nnfx.ops.normalization import RunningStatistics, batch_norm, batch_statistics, update_statistics
+from nnfx.ops.pooling import avg_pool, global_avg_pool, global_max_pool, max_pool
 
-__all__ = ["RunningStatistics", "batch_norm", "batch_statistics", "dropout", "update_statistics"]
+__all__ = [
+    "RunningStatistics",
+    "avg_pool",
+    "batch_norm",
+    "batch_statistics",
+    "convolution",
+    "dropout",
+    "global_avg_pool",
+    "global_max_pool",
+    "max_pool",
+    "update_statistics",
+]

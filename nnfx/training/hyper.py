@@ -36,6 +36,9 @@ _BOUNDS: dict[str, dict[str, float]] = {
     "factor": {"above": 0, "below": 1},
     "peak": {"above": 0},
     "noise": {"minimum": 0},
+    "pixels": {"minimum": 0},
+    "degrees": {"minimum": 0},
+    "size": {"minimum": 0},
     "ema_decay": {"minimum": 0, "maximum": 1},
 }
 """What names that mean the same everywhere allow."""

@@ -1,0 +1,297 @@
+"""Convolutional networks: any stack of convolutions and pools, LeNet, and a residual network."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+from jax.nn.initializers import Initializer
+from jax.typing import ArrayLike
+
+from nnfx import activations, checks, ops
+from nnfx.activations import Activation
+from nnfx.models import initializers
+from nnfx.models.adapters import from_linen
+from nnfx.models.dense import MLP, Perceptron
+from nnfx.models.normalization import BatchNorm
+from nnfx.ops import windows
+from nnfx.types import Array, Model
+
+
+class Convolution(NamedTuple):
+    """What a layer of convolutions is made of; see `conv`."""
+
+    features: int
+    kernel: int | Sequence[int]
+    strides: int | Sequence[int]
+    padding: windows.Padding
+    dilation: int | Sequence[int]
+
+
+Layer = Convolution | Callable[[Array], Array]
+
+
+def conv(
+    features: int,
+    kernel: int | Sequence[int] = 3,
+    strides: int | Sequence[int] = 1,
+    padding: windows.Padding = "SAME",
+    dilation: int | Sequence[int] = 1,
+) -> Convolution:
+    """A layer of convolutions in the stack of a `cnn`: `g(x ⋆ K + b)`.
+
+    Args:
+        features: how many kernels slide over the input, each for one feature map.
+        kernel: their size, for all axes or each.
+        strides: how far they move.
+        padding: `"SAME"`, `"VALID"`, or a pair `(before, after)` for each axis.
+        dilation: the distance between the elements of a kernel.
+
+    Raises:
+        ValueError: for features that are not positive.
+
+    Example:
+        >>> conv(32, kernel=5).kernel
+        5
+    """
+    checks.positive_integer("features", features)
+    return Convolution(features, kernel, strides, padding, dilation)
+
+
+def max_pool(
+    window: int | Sequence[int] = 2,
+    strides: int | Sequence[int] | None = None,
+    padding: windows.Padding = "VALID",
+) -> Layer:
+    """A max pool in the stack of a `cnn`; see `nnfx.ops.max_pool`."""
+    return partial(ops.max_pool, window=window, strides=strides, padding=padding)
+
+
+def avg_pool(
+    window: int | Sequence[int] = 2,
+    strides: int | Sequence[int] | None = None,
+    padding: windows.Padding = "VALID",
+) -> Layer:
+    """A mean pool in the stack of a `cnn`; see `nnfx.ops.avg_pool`."""
+    return partial(ops.avg_pool, window=window, strides=strides, padding=padding)
+
+
+class ConvolutionLayer(nn.Module):
+    """Convolutions, their bias or batch norm, and a non-linearity."""
+
+    convolution: Convolution
+    activation: Activation
+    initializer: Initializer
+    bias_initializer: Initializer
+    batch_norm: bool
+
+    @nn.compact
+    def __call__(self, x: Array, *, weights: Array | None = None, train: bool = False) -> Array:
+        """Return feature maps, `(batch, ..., features)`."""
+        features, size, strides, padding, dilation = self.convolution
+        features *= activations.pieces(self.activation)
+        window = windows.per_axis("kernel", size, len(windows.sizes(x)))
+        kernel = self.param("kernel", self.initializer, (*window, x.shape[-1], features))
+        maps = ops.convolution(x, kernel, strides=strides, padding=padding, dilation=dilation)
+        if self.batch_norm:  # brings a bias of its own
+            maps = BatchNorm(name="batch_norm")(maps, weights=weights, train=train)
+        else:
+            bias = self.param("bias", self.bias_initializer, (features,))
+            maps = maps + bias.reshape(*[1] * (maps.ndim - 1), -1)
+        return self.activation(maps)
+
+
+class CNN(nn.Module):
+    """Convolutions and pools, then dense layers."""
+
+    layers: tuple[Layer, ...]
+    outputs: int | None
+    hidden: tuple[int, ...]
+    activation: Activation
+    initializer: Initializer
+    bias_initializer: Initializer
+    dropout: ArrayLike
+    batch_norm: bool
+
+    @nn.compact
+    def __call__(self, x: Array, *, weights: Array | None = None, train: bool = False) -> Array:
+        """Return `(batch, outputs)` before any output activation; without outputs the last feature maps."""
+        options = (self.activation, self.initializer, self.bias_initializer)
+        number = 0
+        for layer in self.layers:
+            if isinstance(layer, Convolution):
+                module = ConvolutionLayer(layer, *options, self.batch_norm, name=f"conv_{number}")
+                x = module(x, weights=weights, train=train)
+                number += 1
+            else:
+                x = layer(x)
+        if self.outputs is None:
+            return x
+        dense = MLP(self.hidden, self.outputs, *options, self.dropout, self.batch_norm, name="dense")
+        return dense(x, weights=weights, train=train)
+
+
+def cnn(
+    layers: Sequence[Layer],
+    outputs: int | None = 10,
+    hidden: Sequence[int] = (),
+    activation: str | Activation = "relu",
+    initializer: str | Initializer = "he_normal",
+    bias_initializer: str | Initializer = "zeros",
+    dropout: ArrayLike = 0.0,
+    batch_norm: bool = False,
+) -> Model:
+    """A convolutional network: convolutions, non-linearities and pools in any order, then dense layers.
+
+    Args:
+        layers: from the input on: `conv(...)`, `max_pool(...)`, `avg_pool(...)`, or any function of feature maps
+            without parameters, such as `nnfx.ops.global_avg_pool`.
+        outputs: how many outputs; None for the last feature maps as they are.
+        hidden: the widths of the dense layers before the outputs.
+        activation: g, behind each convolution and each hidden layer; by name or as a function.
+        initializer: of the kernels and weights, by name or as a function; see `nnfx.models.initializers`.
+        bias_initializer: of the biases.
+        dropout: the part of each hidden layer dropped in training, at least 0 and below 1; may be traced.
+        batch_norm: whether to normalise behind each convolution and each hidden layer, before the non-linearity.
+
+    Returns:
+        A model from inputs `(batch, height, width, channels)` or `(batch, width, channels)` to logits
+        `(batch, outputs)`.
+
+    Raises:
+        TypeError: for layers that are neither convolutions nor functions.
+        ValueError: for an unknown name, a width that is not positive, a dropout outside `[0, 1)`, or hidden layers
+            without outputs.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> model = cnn([conv(32), max_pool(), conv(64), max_pool()], hidden=(256,), outputs=10)
+        >>> images = jnp.zeros((5, 28, 28, 1))
+        >>> model.apply(model.init(jax.random.key(0), images), images).shape
+        (5, 10)
+
+    References:
+        LeCun et al., *Gradient-based learning applied to document recognition*, Proceedings of the IEEE 1998.
+    """
+    if not isinstance(layers, Sequence) or isinstance(layers, Convolution):
+        raise TypeError(f"layers: expected a sequence, such as [conv(32), max_pool()], got {checks.describe(layers)}")
+    for i, layer in enumerate(layers):
+        if not isinstance(layer, Convolution) and not callable(layer):
+            raise TypeError(f"layers[{i}]: expected conv(...) or a function, got {checks.describe(layer)}")
+    for i, width in enumerate(hidden):
+        checks.positive_integer(f"hidden[{i}]", width)
+    if outputs is not None:
+        checks.positive_integer("outputs", outputs)
+    elif hidden:
+        raise ValueError(f"hidden: expected none without outputs, got {tuple(hidden)}")
+    checks.number("dropout", dropout, minimum=0, below=1)
+    return from_linen(
+        CNN(
+            tuple(layers),
+            outputs,
+            tuple(hidden),
+            activations.get(activation),
+            initializers.get(initializer),
+            initializers.get(bias_initializer, "bias_initializer", axes=1),
+            dropout,
+            batch_norm,
+        )
+    )
+
+
+def lenet(outputs: int = 10, activation: str | Activation = "tanh") -> Model:
+    """LeNet-5: two convolutions of 6 and 16 features with mean pools, dense layers of 120 and 84.
+
+    As in most modern versions pools have no weights, every map of the second convolution sees all of the first, and
+    the outputs are logits. Images of 28 × 28 are padded to 32 × 32 by the first convolution.
+
+    Args:
+        outputs: how many outputs.
+        activation: by name or as a function.
+
+    Returns:
+        A model from images `(batch, height, width, channels)`, 12 × 12 or larger, to logits `(batch, outputs)`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> variables = lenet().init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(variables))
+        61706
+
+    References:
+        LeCun et al., *Gradient-based learning applied to document recognition*, Proceedings of the IEEE 1998.
+    """
+    layers = [conv(6, 5), avg_pool(), conv(16, 5, padding="VALID"), avg_pool()]
+    return cnn(layers, outputs, hidden=(120, 84), activation=activation, initializer="lecun_normal")
+
+
+class ResNet(nn.Module):
+    """A residual network for small images."""
+
+    blocks: int
+    width: int
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x: Array, *, weights: Array | None = None, train: bool = False) -> Array:
+        """Return logits, `(batch, outputs)`."""
+
+        def layer(name: str, x: Array, features: int, kernel: int, strides: int, activation: Activation) -> Array:
+            module = ConvolutionLayer(
+                Convolution(features, kernel, strides, "SAME", 1),
+                activation,
+                nn.initializers.he_normal(),
+                nn.initializers.zeros,
+                batch_norm=True,
+                name=name,
+            )
+            return module(x, weights=weights, train=train)
+
+        x = layer("stem", x, self.width, 3, 1, activations.relu)
+        for stage in range(3):
+            features = self.width * 2**stage
+            for block in range(self.blocks):
+                name, strides = f"stage_{stage}_block_{block}", 2 if stage and not block else 1
+                shortcut = x
+                if x.shape[-1] != features:
+                    shortcut = layer(f"{name}_shortcut", x, features, 1, strides, activations.identity)
+                inner = layer(f"{name}_conv_0", x, features, 3, strides, activations.relu)
+                inner = layer(f"{name}_conv_1", inner, features, 3, 1, activations.identity)
+                x = activations.relu(inner + shortcut)
+        return Perceptron(self.outputs, name="output")(ops.global_avg_pool(x))
+
+
+def resnet(depth: int = 20, width: int = 16, outputs: int = 10) -> Model:
+    """A residual network with batch norm: what a block adds to its input is learned, `x + F(x)`.
+
+    Three stages of `(depth − 2) / 6` blocks of two 3 × 3 convolutions, of w, 2w and 4w features at full, half and
+    quarter resolution, then the mean over positions and a dense layer. Where the number of features changes, the
+    shortcut is a 1 × 1 convolution.
+
+    Args:
+        depth: how many layers have weights on the way through, shortcuts apart: 6n + 2.
+        width: w, the features of the first stage.
+        outputs: how many outputs.
+
+    Returns:
+        A model from images `(batch, height, width, channels)` to logits `(batch, outputs)`; its state is that of
+        batch norm.
+
+    Raises:
+        ValueError: for a depth that is not 6n + 2, or a width or outputs that are not positive.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> variables = resnet(depth=8, width=4).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        >>> sorted(variables)
+        ['batch_stats', 'params']
+
+    References:
+        He et al., *Deep residual learning for image recognition*, CVPR 2016, section 4.2 (shortcuts of option B).
+    """
+    checks.positive_integer("depth", depth)
+    if depth < 8 or depth % 6 != 2:
+        raise ValueError(f"depth: expected 6n + 2, such as 8, 14 or 20, got {depth}")
+    checks.positive_integer("width", width)
+    checks.positive_integer("outputs", outputs)
+    return from_linen(ResNet((depth - 2) // 6, width, outputs))

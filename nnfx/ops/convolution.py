@@ -1,0 +1,274 @@
+"""Convolution whose gradients are fast on every backend, inside loops and over many members as well.
+
+A convolution is linear in its inputs and in its kernel. It and its two gradients are each other's derivatives, so
+that three functions with `jax.custom_vjp` suffice for gradients of every order:
+
+    forward(inputs, kernel)             inputs ⋆ kernel
+    to_inputs(cotangent, kernel)        what the outputs' cotangent means for the inputs
+    to_kernel(inputs, cotangent)        and for the kernel
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from nnfx import checks
+from nnfx.ops import windows
+from nnfx.types import Array, at_least_float32
+
+CHUNK_POSITIONS = 2048
+"""The most positions (image × height × width) in a piece of the kernel's gradient on a CPU: they fit its cache."""
+
+
+def convolution(
+    inputs: Array,
+    kernel: Array,
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: windows.Padding = "SAME",
+    dilation: int | Sequence[int] = 1,
+    plain: bool = False,
+) -> Array:
+    """Slide a kernel over one or two axes: `y[n, p, o] = Σ_{q, i} x[n, p · strides + q · dilation, i] k[q, i, o]`.
+
+    As is the custom of the field this is a correlation: the kernel is not turned around.
+
+    Args:
+        inputs: x, `(batch, width, channels)` or `(batch, height, width, channels)`.
+        kernel: k, `(width, channels, features)` or `(height, width, channels, features)`, of the inputs' dtype.
+        strides: how far the window moves, for all axes or each.
+        padding: `"SAME"` (`ceil(size / stride)` outputs), `"VALID"` (no padding), or a pair `(before, after)` for each
+            axis: `[(size - 1, 0)]` makes a causal convolution in one dimension.
+        dilation: the distance between the kernel's elements, for all axes or each.
+        plain: whether to use XLA's convolution as it is, which has forward-mode derivatives (`jax.jvp`,
+            `jax.hessian`) as well, but slow gradients within a loop on a CPU.
+
+    Returns:
+        `(batch, ..., features)`, of the inputs' dtype.
+
+    Raises:
+        TypeError: for arrays that are not floating, or not of one dtype, and for sizes that are not whole numbers.
+        ValueError: for arrays of the wrong rank, other channels in the kernel than in the inputs, strides or dilation
+            below 1, unknown padding, and a kernel larger than the padded inputs.
+
+    Example:
+        >>> image = jnp.arange(16.0).reshape(1, 4, 4, 1)
+        >>> difference = jnp.array([-1.0, 1.0]).reshape(1, 2, 1, 1)
+        >>> convolution(image, difference, padding="VALID")[0, :, :, 0].tolist()
+        [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+
+    References:
+        LeCun et al., *Gradient-based learning applied to document recognition*, Proceedings of the IEEE 1998.
+        Dumoulin and Visin, *A guide to convolution arithmetic for deep learning*, 2016.
+    """
+    inputs, kernel = jnp.asarray(inputs), jnp.asarray(kernel)
+    inputs, geometry = _prepare(inputs, kernel, strides, padding, dilation)
+    if plain:
+        return _forward_by_xla(geometry, inputs, kernel)
+    # Within shard_map one may vary over the mesh and the other not, and the rules below are for equals. A zero of the
+    # other's kind makes them so (XLA drops it), and its transpose is the sum over the mesh that the gradient needs.
+    alike = inputs + jnp.zeros_like(kernel, shape=()), kernel + jnp.zeros_like(inputs, shape=())
+    return _forward(geometry, *alike)
+
+
+class _Geometry(NamedTuple):
+    """All that is static about a convolution: a pair or number for each axis that the window slides over."""
+
+    inputs: tuple[int, ...]
+    kernel: tuple[int, ...]
+    outputs: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: windows.Pairs
+    dilation: tuple[int, ...]
+
+
+def _prepare(
+    inputs: Array,
+    kernel: Array,
+    strides: int | Sequence[int],
+    padding: windows.Padding,
+    dilation: int | Sequence[int],
+) -> tuple[Array, _Geometry]:
+    """Check the arguments, and return the inputs so cut or padded that the geometry's windows cover them exactly."""
+    sizes = windows.sizes(inputs)
+    checks.numeric("kernel", kernel)
+    axes = len(sizes)
+    if kernel.ndim != axes + 2:
+        layout = "(height, width, channels, features)" if axes == 2 else "(width, channels, features)"
+        raise ValueError(f"kernel: expected {layout} for inputs of rank {axes + 2}, got {checks.describe(kernel)}")
+    if kernel.shape[-2] != inputs.shape[-1]:
+        raise ValueError(
+            f"kernel: expected {inputs.shape[-1]} channels, as the inputs have, got {kernel.shape[-2]} "
+            f"in {checks.describe(kernel)}"
+        )
+    if not jnp.issubdtype(inputs.dtype, jnp.floating) or kernel.dtype != inputs.dtype:
+        raise TypeError(
+            "inputs and kernel: expected floating arrays of one dtype, "
+            f"got {checks.describe(inputs)} and {checks.describe(kernel)}"
+        )
+    if 0 in kernel.shape:
+        raise ValueError(f"kernel: expected no empty axis, got {checks.describe(kernel)}")
+    size, stride = kernel.shape[:axes], windows.per_axis("strides", strides, axes)
+    gap = windows.per_axis("dilation", dilation, axes)
+    reach = tuple((k - 1) * d for k, d in zip(size, gap, strict=True))
+    pads = windows.pairs(padding, sizes, tuple(r + 1 for r in reach), stride, name="kernel")
+    outputs = tuple(
+        (n + low + high - r - 1) // s + 1 for n, (low, high), r, s in zip(sizes, pads, reach, stride, strict=True)
+    )
+    # What no window covers is cut off, and padding beyond the kernel's reach added here: gradients would pad by
+    # negative numbers otherwise, and with those XLA returns wrong ones on a CPU (jaxlib 0.10.1, float32).
+    highs = [(o - 1) * s + r + 1 - n - p[0] for o, s, r, n, p in zip(outputs, stride, reach, sizes, pads, strict=True)]
+    kept = tuple((min(low, r), min(max(high, 0), r)) for (low, _), high, r in zip(pads, highs, reach, strict=True))
+    edges = [(low - near, high - far, 0) for (low, _), high, (near, far) in zip(pads, highs, kept, strict=True)]
+    if any(edge != (0, 0, 0) for edge in edges):
+        inputs = lax.pad(inputs, jnp.zeros((), inputs.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    return inputs, _Geometry(inputs.shape[1:-1], size, outputs, stride, kept, gap)
+
+
+def _convolve(
+    inputs: Array,
+    kernel: Array,
+    strides: tuple[int, ...],
+    padding: Sequence[tuple[int, int]],
+    dilation: tuple[int, ...],
+    spread: tuple[int, ...] | None = None,
+) -> Array:
+    """Call XLA's convolution with the channels last, the only layout that is fast on a CPU inside a loop."""
+    layouts = ("NWC", "WIO", "NWC") if inputs.ndim == 3 else ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(
+        inputs, kernel, strides, padding, lhs_dilation=spread, rhs_dilation=dilation, dimension_numbers=layouts
+    )
+
+
+def _forward_by_xla(geometry: _Geometry, inputs: Array, kernel: Array) -> Array:
+    return _convolve(inputs, kernel, geometry.strides, geometry.padding, geometry.dilation)
+
+
+def _to_inputs_by_xla(geometry: _Geometry, cotangent: Array, kernel: Array) -> Array:
+    """Convolve the cotangent, its elements a stride apart, with the kernel turned around.
+
+    The same as XLA's own, but for the kernel: turned as an array here, not by a convolution that reads it backwards
+    and is many times slower inside a loop on a CPU.
+    """
+    axes = range(len(geometry.inputs))
+    turned = jnp.swapaxes(jnp.flip(kernel, axes), -1, -2)
+    reach = [(k - 1) * d for k, d in zip(geometry.kernel, geometry.dilation, strict=True)]
+    before = [reach[i] - geometry.padding[i][0] for i in axes]
+    after = [
+        geometry.inputs[i] + reach[i] - before[i] - (geometry.outputs[i] - 1) * geometry.strides[i] - 1 for i in axes
+    ]
+    padding = list(zip(before, after, strict=True))
+    return _convolve(cotangent, turned, (1,) * len(axes), padding, geometry.dilation, spread=geometry.strides)
+
+
+def _to_kernel_by_xla(geometry: _Geometry, inputs: Array, cotangent: Array) -> Array:
+    """Convolve the inputs with the cotangent as kernel: channels take the batch's place, and the batch the channels'.
+
+    In the layout that GPUs and TPUs know as the kernel's gradient.
+    """
+    layouts = ("CWN", "IWO", "WNC") if inputs.ndim == 3 else ("CHWN", "IHWO", "HWNC")
+    return lax.conv_general_dilated(
+        inputs,
+        cotangent,
+        window_strides=geometry.dilation,
+        padding=geometry.padding,
+        rhs_dilation=geometry.strides,
+        dimension_numbers=layouts,
+    )
+
+
+def _to_kernel_in_chunks(geometry: _Geometry, inputs: Array, cotangent: Array) -> Array:
+    """Add up the same convolution over a few images at a time, each with its axes in the order that is fast.
+
+    Whole batches overflow a CPU's cache, and XLA's layout for them is 25 times slower inside a loop.
+    """
+    batch, positions = inputs.shape[0], math.prod(geometry.outputs)
+    size = 1
+    while 2 * size * positions <= CHUNK_POSITIONS and size < batch:
+        size *= 2
+    rows = (0, -batch % size, 0)
+    edge = [(low, high, 0) for low, high in geometry.padding]
+    zero = jnp.zeros((), inputs.dtype)
+    inputs = lax.pad(inputs, zero, [rows, *edge, (0, 0, 0)])
+    cotangent = lax.pad(cotangent, zero, [rows, *[(0, 0, 0)] * (cotangent.ndim - 1)])
+    chunks = [x.reshape(x.shape[0] // size, size, *x.shape[1:]) for x in (inputs, cotangent)]
+
+    def add(total: Array, chunk: list[Array]) -> tuple[Array, None]:
+        x, g = jnp.swapaxes(chunk[0], 0, -1), jnp.moveaxis(chunk[1], 0, -2)
+        part = _convolve(x, g, geometry.dilation, [(0, 0)] * len(edge), geometry.strides)
+        return total + part.astype(total.dtype), None
+
+    shape = (inputs.shape[-1], *geometry.kernel, cotangent.shape[-1])
+    start = jnp.zeros_like(cotangent, at_least_float32(inputs.dtype), shape=shape)
+    total, _ = lax.scan(add, start, chunks)
+    return jnp.moveaxis(total, 0, -2).astype(inputs.dtype)
+
+
+def _one_by_one(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    """Make `jax.vmap` over both operands a loop over members.
+
+    Together they would be a grouped convolution, for which XLA has only a naive loop on a CPU. Where one operand is
+    shared, XLA counts the other's members as further examples or features, as it should.
+    """
+    looped = jax.custom_batching.custom_vmap(function)
+
+    @looped.def_vmap
+    def rule(size: int, batched: Sequence[bool], left: Array, right: Array) -> tuple[Array, bool]:
+        del size
+        if all(batched):
+            return lax.map(lambda pair: looped(*pair), (left, right)), True
+        axes = tuple(0 if one else None for one in batched)
+        return _one_by_one(jax.vmap(function, axes))(left, right), True
+
+    return looped
+
+
+Rule = Callable[[_Geometry, Array, Array], Array]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))  # or each call outside of jit would compile anew
+def _by_backend(cpu: Rule, default: Rule, geometry: _Geometry, left: Array, right: Array) -> Array:
+    # Chosen at lowering, not by jax.default_backend() at tracing: a machine with a GPU may still compile for its CPU
+    # (jit's device, jax.export), and only at lowering is it known what for. Both branches have their own vmap.
+    return lax.platform_dependent(
+        left, right, cpu=_one_by_one(partial(cpu, geometry)), default=partial(default, geometry)
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _forward(geometry: _Geometry, inputs: Array, kernel: Array) -> Array:
+    return _by_backend(_forward_by_xla, _forward_by_xla, geometry, inputs, kernel)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _to_inputs(geometry: _Geometry, cotangent: Array, kernel: Array) -> Array:
+    return _by_backend(_to_inputs_by_xla, _to_inputs_by_xla, geometry, cotangent, kernel)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _to_kernel(geometry: _Geometry, inputs: Array, cotangent: Array) -> Array:
+    return _by_backend(_to_kernel_in_chunks, _to_kernel_by_xla, geometry, inputs, cotangent)
+
+
+def _differentiate(function: jax.custom_vjp[Array], left: Rule, right: Rule) -> None:
+    """Set the gradient of a bilinear function: each operand's is bilinear in the other and the cotangent."""
+
+    def forward(geometry: _Geometry, *operands: Array) -> tuple[Array, tuple[Array, ...]]:
+        return function(geometry, *operands), operands
+
+    def backward(geometry: _Geometry, operands: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+        return left(geometry, cotangent, operands[1]), right(geometry, operands[0], cotangent)
+
+    function.defvjp(forward, backward)
+
+
+_differentiate(_forward, left=_to_inputs, right=_to_kernel)
+# The operands (cotangent, kernel): a cotangent of the inputs, in their place.
+_differentiate(_to_inputs, left=_forward, right=lambda geometry, cotangent, h: _to_kernel(geometry, h, cotangent))
+# The operands (inputs, cotangent): a cotangent of the kernel, in its place.
+_differentiate(_to_kernel, left=lambda geometry, h, cotangent: _to_inputs(geometry, cotangent, h), right=_forward)

@@ -1,0 +1,217 @@
+"""Pooling: the largest or the mean of each window.
+
+A window's elements are as many strided views of the inputs, combined element by element. On a CPU this is 4 to 12
+times faster than XLA's windowed reduction with its gradient (`select_and_scatter`), and it needs no rule of its own:
+derivatives of every order and mode and `jax.vmap` are those of slices.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from nnfx import checks
+from nnfx.ops import windows
+from nnfx.types import Array, at_least_float32
+
+JOINT_ELEMENTS = 9
+"""The most elements of a window to combine at once; larger windows go one axis at a time, with fewer views."""
+
+
+def max_pool(
+    inputs: Array,
+    window: int | Sequence[int],
+    *,
+    strides: int | Sequence[int] | None = None,
+    padding: windows.Padding = "VALID",
+) -> Array:
+    """Take the largest of each window: `y[n, p, c] = max_q x[n, p · strides + q, c]`.
+
+    The gradient goes to one winner in each window: among equals the first in row-major order, as in Flax.
+
+    Args:
+        inputs: x, `(batch, width, channels)` or `(batch, height, width, channels)`.
+        window: its size, for all axes or each.
+        strides: how far it moves, for all axes or each; the window's own size where not given.
+        padding: `"VALID"` (what no full window covers is left out), `"SAME"` (`ceil(size / stride)` outputs), or a
+            pair `(before, after)` for each axis. What is added is never the largest.
+
+    Returns:
+        `(batch, ..., channels)`, of the inputs' dtype.
+
+    Raises:
+        TypeError: for inputs that are not floating, and sizes that are not whole numbers.
+        ValueError: for inputs of another rank, sizes below 1, unknown padding or as much of it as the window is large,
+            or a window larger than the padded inputs.
+
+    Example:
+        >>> max_pool(jnp.array([3.0, 1.0, 4.0, 1.0, 5.0]).reshape(1, 5, 1), 2, padding="SAME")[0, :, 0].tolist()
+        [3.0, 4.0, 5.0]
+    """
+    inputs = jnp.asarray(inputs)
+    geometry = _geometry(inputs, window, strides, padding)
+    return _combine(inputs, -math.inf, geometry, _largest)
+
+
+def avg_pool(
+    inputs: Array,
+    window: int | Sequence[int],
+    *,
+    strides: int | Sequence[int] | None = None,
+    padding: windows.Padding = "VALID",
+    count_include_pad: bool = True,
+) -> Array:
+    """Take the mean of each window: `y[n, p, c] = Σ_q x[n, p · strides + q, c] / count`.
+
+    Args:
+        inputs: x, `(batch, width, channels)` or `(batch, height, width, channels)`.
+        window: its size, for all axes or each.
+        strides: how far it moves, for all axes or each; the window's own size where not given.
+        padding: `"VALID"` (what no full window covers is left out), `"SAME"` (`ceil(size / stride)` outputs), or a
+            pair `(before, after)` for each axis.
+        count_include_pad: whether the zeros of the padding count as elements (as by default in Flax and PyTorch), so
+            that every window is divided by its size, or only what is in the inputs does.
+
+    Returns:
+        `(batch, ..., channels)`, of the inputs' dtype; half precision is added up in float32.
+
+    Raises:
+        TypeError: for inputs that are not floating, and sizes that are not whole numbers.
+        ValueError: for inputs of another rank, sizes below 1, unknown padding or as much of it as the window is large,
+            or a window larger than the padded inputs.
+
+    Example:
+        >>> x = jnp.array([3.0, 1.0, 4.0]).reshape(1, 3, 1)
+        >>> avg_pool(x, 2, padding="SAME")[0, :, 0].tolist()
+        [2.0, 2.0]
+        >>> avg_pool(x, 2, padding="SAME", count_include_pad=False)[0, :, 0].tolist()
+        [2.0, 4.0]
+    """
+    inputs = jnp.asarray(inputs)
+    geometry = _geometry(inputs, window, strides, padding)
+    dtype = at_least_float32(inputs.dtype)
+    total = _combine(inputs.astype(dtype), 0.0, geometry, _sum)
+    if count_include_pad:
+        return (total / math.prod(geometry.window)).astype(inputs.dtype)
+    counts = _combine(jnp.ones((1, *geometry.sizes, 1), dtype), 0.0, geometry, _sum)
+    return (total / counts).astype(inputs.dtype)
+
+
+def global_max_pool(inputs: Array) -> Array:
+    """Take the largest of each channel, over all positions; equals share the gradient.
+
+    Args:
+        inputs: `(batch, width, channels)` or `(batch, height, width, channels)`.
+
+    Returns:
+        `(batch, channels)`, of the inputs' dtype.
+
+    Raises:
+        ValueError: for inputs of another rank.
+
+    Example:
+        >>> global_max_pool(jnp.arange(8.0).reshape(1, 2, 2, 2)).tolist()
+        [[6.0, 7.0]]
+    """
+    inputs = jnp.asarray(inputs)
+    return inputs.max(range(1, 1 + len(windows.sizes(inputs))))
+
+
+def global_avg_pool(inputs: Array) -> Array:
+    """Take the mean of each channel, over all positions.
+
+    Args:
+        inputs: `(batch, width, channels)` or `(batch, height, width, channels)`.
+
+    Returns:
+        `(batch, channels)`, of the inputs' dtype; half precision is added up in float32.
+
+    Raises:
+        ValueError: for inputs of another rank.
+
+    Example:
+        >>> global_avg_pool(jnp.arange(8.0).reshape(1, 2, 2, 2)).tolist()
+        [[3.0, 4.0]]
+
+    References:
+        Lin, Chen and Yan, *Network in network*, ICLR 2014.
+    """
+    inputs = jnp.asarray(inputs)
+    return inputs.mean(range(1, 1 + len(windows.sizes(inputs))))
+
+
+class _Geometry(NamedTuple):
+    """The inputs' sizes, the window's and its strides, and the padding, for each axis that the window slides over."""
+
+    sizes: tuple[int, ...]
+    window: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: windows.Pairs
+
+
+def _geometry(
+    inputs: Array, window: int | Sequence[int], strides: int | Sequence[int] | None, padding: windows.Padding
+) -> _Geometry:
+    """Check the arguments, and work out their geometry."""
+    sizes = windows.sizes(inputs)
+    if not jnp.issubdtype(inputs.dtype, jnp.floating):
+        raise TypeError(f"inputs: expected a floating array, got {checks.describe(inputs)}")
+    covered = windows.per_axis("window", window, len(sizes))
+    steps = covered if strides is None else windows.per_axis("strides", strides, len(sizes))
+    pads = windows.pairs(padding, sizes, covered, steps)
+    if any(max(pair) >= size for pair, size in zip(pads, covered, strict=True)):
+        raise ValueError(f"padding: expected less than the window, {covered}, got {pads}; some would hold nothing else")
+    return _Geometry(sizes, covered, steps, pads)
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))  # a window is many small operations, slow one by one
+def _combine(inputs: Array, filling: float, geometry: _Geometry, combine: Callable[[Sequence[Array]], Array]) -> Array:
+    """Combine the elements of each window, in row-major order."""
+    edges = [(low, high, 0) for low, high in geometry.padding]
+    x = lax.pad(inputs, jnp.asarray(filling, inputs.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    if math.prod(geometry.window) <= JOINT_ELEMENTS:
+        return combine(_views(x, geometry.window, geometry.strides))
+    # The last axis first: the first winner of the rows' first winners is the first in row-major order.
+    for axis in reversed(range(len(geometry.window))):
+        window, strides = (
+            tuple(size if i == axis else 1 for i, size in enumerate(sizes))
+            for sizes in (geometry.window, geometry.strides)
+        )
+        x = combine(_views(x, window, strides))
+    return x
+
+
+def _views(x: Array, window: Sequence[int], strides: Sequence[int]) -> list[Array]:
+    """Return, for each element of a window in row-major order, a view of it in all windows."""
+    reach = [(size - w) // s * s + 1 for size, w, s in zip(x.shape[1:-1], window, strides, strict=True)]
+    return [
+        lax.slice(
+            x,
+            (0, *start, 0),
+            (x.shape[0], *(first + length for first, length in zip(start, reach, strict=True)), x.shape[-1]),
+            (1, *strides, 1),
+        )
+        for start in itertools.product(*map(range, window))
+    ]
+
+
+def _largest(views: Sequence[Array]) -> Array:
+    """Return the largest of the views, element by element; NaN counts as larger than any number.
+
+    The winner's number decides first, apart from the values: the gradient is then one mask for each view, and not a
+    chain of choices as long as there are views.
+    """
+    largest, winner = lax.stop_gradient(views[0]), jnp.zeros(views[0].shape, jnp.int32)
+    for number, view in enumerate(map(lax.stop_gradient, views[1:]), start=1):
+        better = (view > largest) | (jnp.isnan(view) & ~jnp.isnan(largest))
+        largest, winner = jnp.where(better, view, largest), jnp.where(better, number, winner)
+    return _sum([jnp.where(winner == number, view, 0) for number, view in enumerate(views)])
+
+
+def _sum(views: Sequence[Array]) -> Array:
+    return reduce(jnp.add, views)

@@ -1,0 +1,86 @@
+"""The geometry that convolution and pooling share: a window that slides over the axes between batch and channels."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jax import lax
+
+from nnfx import checks
+from nnfx.types import Array
+
+Pairs = tuple[tuple[int, int], ...]
+"""For each axis, what is added before and after."""
+Padding = str | Sequence[tuple[int, int]]
+"""`"SAME"`, `"VALID"`, or one pair for each axis."""
+
+
+def sizes(inputs: Array) -> tuple[int, ...]:
+    """Return the sizes of the axes that a window slides over, one or two; the inputs are checked."""
+    checks.numeric("inputs", inputs)
+    if inputs.ndim not in (3, 4):
+        raise ValueError(
+            "inputs: expected (batch, width, channels) or (batch, height, width, channels), "
+            f"got {checks.describe(inputs)}"
+        )
+    return inputs.shape[1:-1]
+
+
+def per_axis(name: str, value: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    """Return one positive integer for each axis; a single one counts for all.
+
+    >>> per_axis("strides", 2, 2), per_axis("strides", (2, 1), 2)
+    ((2, 2), (2, 1))
+    """
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        checks.positive_integer(name, value)
+        return (int(value),) * axes
+    if len(value) != axes:
+        raise ValueError(f"{name}: expected a positive integer, or {axes} of them, got {checks.describe(value)}")
+    for one in value:
+        checks.positive_integer(name, one)
+    return tuple(int(one) for one in value)
+
+
+def pairs(
+    padding: Padding, sizes: tuple[int, ...], window: tuple[int, ...], strides: tuple[int, ...], name: str = "window"
+) -> Pairs:
+    """Return the padding of each axis; under SAME there are `ceil(size / stride)` outputs, as in TensorFlow.
+
+    Args:
+        padding: what the user passed.
+        sizes: of the axes.
+        window: what it covers on each axis, its gaps included.
+        strides: of the window.
+        name: the argument that decides the window, for the error.
+
+    Raises:
+        TypeError: for padding of another type.
+        ValueError: for padding that is unknown or negative, or a window larger than the padded inputs.
+
+    Example:
+        >>> pairs("SAME", (7, 8), (2, 3), (2, 1))
+        ((0, 1), (1, 1))
+    """
+    if isinstance(padding, str):
+        checks.choice("padding", padding, ("SAME", "VALID"))
+        found = tuple((int(low), int(high)) for low, high in lax.padtype_to_pads(sizes, window, strides, padding))
+    else:
+        found = _explicit(padding, len(sizes))
+    padded = tuple(size + low + high for size, (low, high) in zip(sizes, found, strict=True))
+    if any(covered > size for covered, size in zip(window, padded, strict=True)):
+        raise ValueError(f"{name}: expected to cover at most the padded inputs, {padded}, got {window}")
+    return found
+
+
+def _explicit(padding: Sequence[tuple[int, int]], axes: int) -> Pairs:
+    """Return explicit padding, checked."""
+    wanted = f"padding: expected 'SAME', 'VALID' or {axes} pairs of whole numbers, none negative"
+    try:
+        table = np.asarray(padding)
+    except ValueError:
+        raise ValueError(f"{wanted}, got {checks.describe(padding)}") from None
+    if not np.issubdtype(table.dtype, np.integer):
+        raise TypeError(f"{wanted}, got {checks.describe(padding)}")
+    if table.shape != (axes, 2) or table.min() < 0:
+        raise ValueError(f"{wanted}, got {checks.describe(padding)}")
+    return tuple((int(low), int(high)) for low, high in table)

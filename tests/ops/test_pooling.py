@@ -1,0 +1,163 @@
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.test_util import check_grads
+
+from nnfx import ops
+
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
+GEOMETRIES = {
+    "tiles": ((2, 8, 6, 3), 2, {}),
+    "tiles that leave some out": ((2, 7, 8, 3), (2, 3), {}),
+    "same, odd": ((2, 7, 7, 3), 2, {"padding": "SAME"}),
+    "overlapping": ((2, 9, 8, 2), 3, {"strides": 2, "padding": "SAME"}),
+    "every place": ((2, 5, 6, 2), 3, {"strides": 1, "padding": "SAME"}),
+    "one axis at a time": ((2, 9, 8, 2), (5, 3), {"strides": (2, 1), "padding": "SAME"}),
+    "all": ((2, 6, 5, 2), (6, 5), {}),
+    "gaps": ((2, 8, 8, 2), 2, {"strides": 3}),
+    "pairs": ((2, 6, 6, 2), 3, {"padding": [(1, 2), (0, 1)], "strides": 2}),
+    "series": ((3, 9, 2), 2, {}),
+    "series, overlapping": ((3, 9, 2), 4, {"strides": 2, "padding": "SAME"}),
+}
+POOLS = {
+    "max": (ops.max_pool, nn.max_pool, {}),
+    "mean": (ops.avg_pool, nn.avg_pool, {}),
+    "mean of what is there": (ops.avg_pool, nn.avg_pool, {"count_include_pad": False}),
+}
+
+A_FEW = [(p, g) for p in ("max", "mean of what is there") for g in ("same, odd", "one axis at a time")]
+
+
+@pytest.fixture(params=[(p, g) for p in POOLS for g in GEOMETRIES], ids="-".join, name="case")
+def make_case(request, key):
+    """Inputs with many ties, our pooling and Flax's."""
+    pool, shape = request.param
+    ours, theirs, options = POOLS[pool]
+    inputs_shape, window, keywords = GEOMETRIES[shape]
+    axes = len(inputs_shape) - 2
+    pair = [(x,) * axes if isinstance(x, int) else x for x in (window, keywords.get("strides", window))]
+    padding = keywords.get("padding", "VALID")
+    inputs = jnp.round(jax.random.normal(key, inputs_shape))
+    return (
+        inputs,
+        lambda x: ours(x, window, **keywords, **options),
+        lambda x: theirs(x, pair[0], strides=pair[1], padding=padding, **options),
+    )
+
+
+def wave(pool):
+    """A scalar of the pool's values whose gradient tells all of them from each other."""
+
+    def value(x):
+        y = pool(x)
+        return (jnp.sin(y) * jnp.arange(1.0, 1 + y.size, dtype=y.dtype).reshape(y.shape)).sum()
+
+    return value
+
+
+def assert_close(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_numbers_and_gradients_are_those_of_flax(case):
+    inputs, ours, theirs = case
+    with jax.numpy_dtype_promotion("standard"):  # Flax's mean divides by a NumPy integer
+        value, gradient = theirs(inputs), jax.jit(jax.grad(wave(theirs)))(inputs)
+    assert_close(ours(inputs), value)
+    assert_close(jax.jit(jax.grad(wave(ours)))(inputs), gradient)
+
+
+@pytest.mark.parametrize("case", A_FEW, indirect=True)
+def test_derivatives_of_both_orders_and_modes(case):
+    inputs, ours, _ = case
+    with jax.enable_x64(True):
+        distinct = jnp.asarray(np.random.default_rng(0).permutation(inputs.size), jnp.float64).reshape(inputs.shape)
+        check_grads(jax.jit(wave(ours)), (distinct / 10,), order=2)
+
+
+@pytest.mark.parametrize("case", A_FEW, indirect=True)
+def test_mapped_and_in_a_loop_as_one_by_one(case):
+    inputs, ours, _ = case
+    gradient = jax.jit(jax.value_and_grad(wave(ours)))
+    stack = jnp.stack([inputs, -inputs, inputs + 1], 1)
+    mapped = jax.jit(jax.vmap(gradient, 1))(stack)
+    looped = jax.jit(lambda xs: lax.map(gradient, xs))(jnp.moveaxis(stack, 1, 0))
+    for i, single in enumerate(map(gradient, (inputs, -inputs, inputs + 1))):
+        for many in (mapped, looped):
+            for actual, expected in zip(many, single, strict=True):
+                assert_close(actual[i], expected)
+
+
+def winners(inputs, window):
+    return jax.grad(jax.jit(lambda x: ops.max_pool(x, window).sum()))(inputs)
+
+
+def test_one_winner_in_each_window_the_first_in_row_major_order():
+    for window in (2, 4):  # at once, and one axis at a time
+        gradient = winners(jnp.ones((1, 8, 8, 1)), window)
+        expected = np.zeros((8, 8))
+        expected[::window, ::window] = 1
+        np.testing.assert_array_equal(gradient[0, :, :, 0], expected)
+    columns = jnp.array([[0.0, 1.0, 1.0, 0.0]]).repeat(4, 0).reshape(1, 4, 4, 1)
+    assert np.argwhere(winners(columns, 4)[0, :, :, 0]).tolist() == [[0, 1]]
+
+
+def test_infinities_and_what_is_not_a_number_come_through():
+    x = jnp.array([-jnp.inf, -jnp.inf, 1.0, jnp.inf, jnp.nan, 2.0, 3.0, jnp.nan]).reshape(1, 8, 1)
+    np.testing.assert_array_equal(ops.max_pool(x, 2)[0, :, 0], [-np.inf, np.inf, np.nan, np.nan])
+    assert jnp.isnan(ops.max_pool(x, (3,), strides=1)[0, 2:, 0]).all()
+
+
+@pytest.mark.parametrize("pool", [ops.max_pool, ops.avg_pool])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_the_dtype_is_kept(key, pool, dtype):
+    x = jax.random.normal(key, (2, 16, 16, 3), dtype)
+    for window in (2, 16):
+        pooled, pull = jax.vjp(jax.jit(partial(pool, window=window)), x)
+        assert pooled.dtype == pull(pooled)[0].dtype == dtype
+        np.testing.assert_array_equal(pooled, pool(x.astype(jnp.float32), window).astype(dtype))
+
+
+def test_global_pools(key):
+    for shape in ((2, 5, 3), (2, 5, 4, 3)):
+        x = jax.random.normal(key, shape)
+        places = np.asarray(x).reshape(2, -1, 3)
+        assert_close(ops.global_max_pool(x), places.max(1))
+        assert_close(ops.global_avg_pool(x), places.mean(1))
+        assert_close(jax.grad(lambda x: ops.global_avg_pool(x).sum())(x), np.full(shape, 3 / places[0].size))
+        assert ops.global_avg_pool(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+IMAGE = jnp.ones((2, 4, 6, 3))
+
+
+@pytest.mark.parametrize("pool", [ops.max_pool, ops.avg_pool])
+@pytest.mark.parametrize(
+    ("inputs", "window", "keywords", "error", "message"),
+    [
+        (IMAGE[0, 0], 2, {}, ValueError, r"inputs: .*\(batch, height, width, channels\), got float32\[6,3\]"),
+        (IMAGE.astype(int), 2, {}, TypeError, r"inputs: expected a floating array, got int32\[2,4,6,3\]"),
+        (IMAGE, 0, {}, ValueError, "window: expected a positive integer, got 0"),
+        (IMAGE, 2.0, {}, TypeError, "window: expected a positive integer, got 2.0"),
+        (IMAGE, (2, 2, 2), {}, ValueError, "window: .*or 2 of them"),
+        (IMAGE, 5, {}, ValueError, r"window: expected to cover at most the padded inputs, \(4, 6\), got \(5, 5\)"),
+        (IMAGE, 2, {"strides": -1}, ValueError, "strides: expected a positive integer, got -1"),
+        (IMAGE, 2, {"padding": "same"}, ValueError, "padding: expected one of 'SAME', 'VALID', got 'same'"),
+        (IMAGE, 2, {"padding": [(2, 0), (0, 0)]}, ValueError, r"padding: expected less than the window, \(2, 2\)"),
+    ],
+)
+def test_what_is_wrong_is_said(pool, inputs, window, keywords, error, message):
+    with pytest.raises(error, match=message):
+        pool(inputs, window, **keywords)
+
+
+@pytest.mark.parametrize("pool", [ops.global_max_pool, ops.global_avg_pool])
+def test_global_pools_say_what_is_wrong(pool):
+    with pytest.raises(ValueError, match="inputs: expected"):
+        pool(jnp.ones((2, 3)))
