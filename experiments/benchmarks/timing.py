@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 
 from experiments.common import print_table
+
+Result = TypeVar("Result")
 
 
 class System(NamedTuple):
@@ -87,10 +89,15 @@ def compare(case: str, systems: Mapping[str, System], repeats: int) -> list[Row]
 
 
 def _timed(system: System, seed: int) -> tuple[float, float]:
-    start = time.perf_counter()
-    result = system.run(seed)
-    seconds = time.perf_counter() - start
+    seconds, result = seconds_of(lambda: system.run(seed))
     return (result.seconds, result.loss) if isinstance(result, Timed) else (seconds, result)
+
+
+def seconds_of(function: Callable[[], Result]) -> tuple[float, Result]:
+    """Return how long a call took, and what it returned."""
+    start = time.perf_counter()
+    result = function()
+    return time.perf_counter() - start, result
 
 
 def report(name: str, rows: list[Row], out: Path) -> dict[str, Any]:

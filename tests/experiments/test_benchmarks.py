@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.benchmarks import fit, problems, sweep, timing
+from experiments.benchmarks import cnn, fit, problems, sweep, timing
 from experiments.benchmarks.timing import System
 
 SMALL = problems.Problem(
@@ -55,3 +55,11 @@ def test_the_scanned_run_by_hand_and_the_loop_are_the_same_run():
 
 def test_a_sweep_is_timed():
     assert np.isfinite(sweep.with_sweep(SMALL, 2, np.array([0.1, 0.01]))(0))
+
+
+def test_steps_of_a_convolutional_network_agree_with_flax():
+    problem = cnn.Problem(size=8, channels=2, features=(3, 0, 4, 0), hidden=(5,), batch_size=6)
+    with jax.numpy_rank_promotion("allow"):
+        ours = [cnn.with_nnfx(problem, devices, scanned)().loss for devices in (1, 2) for scanned in (False, True)]
+        theirs = cnn.with_flax(problem)().loss
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)

@@ -1,0 +1,1 @@
+"""Published results made again: `python -m experiments.reproductions.NAME`; the records lie beside the scripts."""

@@ -1,0 +1,198 @@
+"""DeepOBS's `fmnist_2c2d`: a small convolutional network on Fashion-MNIST by SGD, Momentum and Adam.
+
+    NNFX_DATA=... python -m experiments.reproductions.deepobs [--seeds 0 1 2] [--optimizers sgd momentum adam]
+
+The problem is that of the paper: 5 × 5 × 32 convolution, 2 × 2 max pool (SAME), 5 × 5 × 64, the same pool, 1024 dense,
+ReLU; truncated-normal weights of scale 0.05 and biases of 0.05; batches of 128 with the incomplete one dropped, pixels
+divided by 255. The learning rates are those that its authors tuned. Expect the test accuracy after epochs 1, 2 and 5 to
+lie within two of the printed standard deviations of theirs. A run takes a few minutes on two cores;
+every finished run is kept under `runs/`, and a later call goes on where one was interrupted.
+
+Schneider, Balles and Hennig, *DeepOBS: a deep learning optimizer benchmark suite*, ICLR 2019; the accuracies are those
+of its published baselines, mean and standard deviation of ten seeds.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import tyro
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+import nnfx
+from experiments.common import BLUE, GREEN, ORANGE, Results, print_table
+from nnfx.data import batching
+from nnfx.models import conv, max_pool
+
+OPTIMIZERS: dict[str, optax.GradientTransformation] = {
+    "sgd": optax.sgd(0.1585),
+    "momentum": optax.sgd(2.512e-3, momentum=0.99),
+    "adam": optax.adam(2.512e-4),
+}
+PUBLISHED = {
+    "sgd": {1: (85.45, 1.18), 2: (87.54, 0.91), 5: (89.56, 0.68), 10: (90.24, 0.74)},
+    "momentum": {1: (85.17, 0.84), 2: (88.00, 0.55), 5: (89.88, 0.62), 10: (90.60, 0.56)},
+    "adam": {1: (85.26, 0.57), 2: (87.61, 0.33), 5: (89.67, 0.37), 10: (90.99, 0.36)},
+}
+"""Test accuracy in per cent by epoch: mean and standard deviation over ten seeds."""
+COLOURS = {"sgd": BLUE, "momentum": ORANGE, "adam": GREEN}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Options of the reproduction."""
+
+    out: Path = Path("runs/deepobs")
+    """where the results go"""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """one run of each optimizer for each"""
+    optimizers: tuple[str, ...] = tuple(OPTIMIZERS)
+    """which optimizers"""
+    epochs: int = 5
+    """how long each run is"""
+    batch_size: int = 128
+    """rows of a minibatch"""
+    rows: int | None = None
+    """train on the first so many images alone, to try it out"""
+    progress: bool = True
+    """whether to show it"""
+
+
+def model() -> nnfx.Model:
+    """Return the network of the problem."""
+    return nnfx.models.cnn(
+        [conv(32, 5), max_pool(2, padding="SAME"), conv(64, 5), max_pool(2, padding="SAME")],
+        hidden=(1024,),
+        outputs=10,
+        initializer=jax.nn.initializers.truncated_normal(0.05),
+        bias_initializer=jax.nn.initializers.constant(0.05),
+    )
+
+
+def make_epoch(
+    optimizer: optax.GradientTransformation, batch_size: int
+) -> Callable[[nnfx.TrainState, nnfx.Batch, jax.Array], tuple[nnfx.TrainState, jax.Array]]:
+    """Return the compiled epoch `(state, data, order_key) -> (state, training loss)`, its last batch dropped."""
+    step = nnfx.make_step(model(), nnfx.losses.categorical_cross_entropy, optimizer)
+
+    def epoch(state: nnfx.TrainState, data: nnfx.Batch, order_key: jax.Array) -> tuple[nnfx.TrainState, jax.Array]:
+        rows = len(data.targets)
+        order = batching.shuffled(order_key, 0, rows, batch_size)
+        full = jax.tree.map(lambda batches: batches[: rows // batch_size], order)
+        state, measured = jax.lax.scan(lambda s, chosen: step(s, batching.take(data, chosen)), state, full)
+        return state, measured["loss"].total.sum() / measured["loss"].weight.sum()
+
+    return jax.jit(epoch, donate_argnums=0)
+
+
+@jax.jit
+def accuracy(variables: nnfx.types.Variables, data: nnfx.Batch) -> jax.Array:
+    """Return the part of the test images named rightly."""
+    return nnfx.evaluate(model(), {"accuracy": nnfx.metrics.accuracy}, variables, data)["accuracy"].value
+
+
+def train(name: str, seed: int, data: nnfx.data.Data, config: Config) -> dict[str, Any]:
+    """Make one run, and return its curves."""
+    assert data.valid is not None
+    optimizer, key = OPTIMIZERS[name], jax.random.key(seed)
+    epoch = make_epoch(optimizer, config.batch_size)
+    state = nnfx.init_state(key, model(), optimizer, data.train.inputs[:1])
+    curves: dict[str, Any] = {"optimizer": name, "seed": seed, "train_loss": [], "test_accuracy": []}
+    for number in tqdm(range(config.epochs), desc=f"{name}, seed {seed}", unit="epoch", disable=not config.progress):
+        order_key = jax.random.fold_in(nnfx.split_key(key).order, number)
+        state, loss = epoch(state, data.train, order_key)
+        curves["train_loss"].append(float(loss))
+        curves["test_accuracy"].append(100 * float(accuracy(state.variables, data.valid)))
+    return curves
+
+
+def compare(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each optimizer and published epoch that all its runs reached."""
+    rows = []
+    for name, published in PUBLISHED.items():
+        curves = [run["test_accuracy"] for run in runs if run["optimizer"] == name]
+        for epoch, (mean, deviation) in published.items():
+            ours = [curve[epoch - 1] for curve in curves if len(curve) >= epoch]
+            if ours and len(ours) == len(curves):
+                difference = float(np.mean(ours)) - mean
+                rows.append(
+                    {
+                        "optimizer": name,
+                        "epoch": epoch,
+                        "ours": float(np.mean(ours)),
+                        "ours_sd": float(np.std(ours, ddof=1)) if len(ours) > 1 else float("nan"),
+                        "seeds": len(ours),
+                        "published": mean,
+                        "published_sd": deviation,
+                        "difference_in_sd": difference / deviation,
+                    }
+                )
+    return rows
+
+
+def draw(runs: list[dict[str, Any]]) -> Figure:
+    """Draw our curves over the published points."""
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for name, colour in COLOURS.items():
+        curves = [run["test_accuracy"] for run in runs if run["optimizer"] == name]
+        for i, curve in enumerate(curves):
+            label = f"{name}, {len(curves)} seeds" if i == 0 else None
+            axes.plot(range(1, len(curve) + 1), curve, color=colour, alpha=0.6, linewidth=1.2, label=label)
+        shift = {"sgd": -0.08, "momentum": 0.0, "adam": 0.08}[name]
+        longest = max((len(curve) for curve in curves), default=0)
+        epochs = [epoch for epoch in PUBLISHED[name] if epoch <= longest]
+        means, deviations = zip(*[PUBLISHED[name][epoch] for epoch in epochs], strict=True) if epochs else ((), ())
+        axes.errorbar(
+            [epoch + shift for epoch in epochs], means, yerr=[2 * sd for sd in deviations], fmt="o", color=colour,
+            capsize=3, markersize=4, label=f"{name}, published ± 2 sd",
+        )  # fmt: skip
+    axes.set(xlabel="epoch", ylabel="test accuracy (%)", title="fmnist_2c2d: ours as lines, published as points")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Make the runs that are not there yet, and set all beside the published ones."""
+    results = Results(config.out)
+    data = nnfx.data.fashion_mnist(hold_out_test=True)
+    if config.rows is not None:
+        data = dataclasses.replace(data, train=jax.tree.map(lambda array: array[: config.rows], data.train))
+    for seed in config.seeds:
+        for name in config.optimizers:
+            path = config.out / f"run_{name}_{seed}.json"
+            if not path.exists() or len(json.loads(path.read_text())["test_accuracy"]) < config.epochs:
+                aside = path.with_name(f".{path.name}.{os.getpid()}")
+                aside.write_text(json.dumps(train(name, seed, data, config), indent=2) + "\n")
+                os.replace(aside, path)
+    runs = [json.loads(path.read_text()) for path in sorted(config.out.glob("run_*.json"))]
+    rows = compare(runs)
+    print_table(
+        ["optimizer", "epoch", "seeds", "ours %", "published %", "difference / published sd"],
+        [
+            [
+                row["optimizer"],
+                row["epoch"],
+                row["seeds"],
+                f"{row['ours']:.2f} ± {row['ours_sd']:.2f}",
+                f"{row['published']:.2f} ± {row['published_sd']:.2f}",
+                f"{row['difference_in_sd']:+.2f}",
+            ]
+            for row in rows
+        ],
+    )
+    results.figure("accuracy", draw(runs))
+    return results.summary(
+        {"config": {"epochs": config.epochs, "batch_size": config.batch_size}, "rows": rows, "runs": runs}
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

@@ -1,0 +1,71 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nnfx
+from experiments.reproductions import deepobs
+from nnfx.data.formats import Examples
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Fashion-MNIST of a hundred images, in which the label is a bright row."""
+    rng = np.random.default_rng(0)
+
+    def examples(rows):
+        labels = rng.integers(0, 10, rows).astype(np.int32)
+        images = rng.integers(0, 30, (rows, 28, 28, 1)).astype(np.uint8)
+        images[np.arange(rows), 2 * labels] = 255
+        return Examples(images, labels)
+
+    images = nnfx.data.Images(examples(70), examples(30), tuple("0123456789"), 255)
+    monkeypatch.setattr(nnfx.data, "fashion_mnist", lambda hold_out_test: images.prepare(hold_out_test=hold_out_test))
+
+
+def test_the_network_is_that_of_the_paper(key):
+    params = deepobs.model().init(key, jnp.zeros((1, 28, 28, 1)))["params"]
+    shapes = jax.tree.map(jnp.shape, params)
+    assert shapes["conv_0"]["kernel"] == (5, 5, 1, 32)
+    assert shapes["conv_1"]["kernel"] == (5, 5, 32, 64)
+    assert shapes["dense"]["hidden_0"]["kernel"] == (7 * 7 * 64, 1024)
+    weights = params["dense"]["hidden_0"]["kernel"]
+    assert jnp.abs(weights).max() <= 0.1, "cut off at two deviations"
+    assert 0.043 < float(weights.std()) < 0.045, "that of a normal with deviation 0.05, cut off at two"
+    for layer in (params["conv_0"], params["dense"]["output"]):
+        np.testing.assert_allclose(layer["bias"], 0.05)
+
+
+def test_runs_are_made_kept_and_gone_on_with(small, tmp_path, monkeypatch):
+    config = deepobs.Config(tmp_path, seeds=(0,), optimizers=("sgd", "adam"), epochs=1, batch_size=32, progress=False)
+    summary = deepobs.main(config)
+    assert [(row["optimizer"], row["epoch"], row["seeds"]) for row in summary["rows"]] == [
+        ("sgd", 1, 1),
+        ("adam", 1, 1),
+    ]
+    assert (tmp_path / "accuracy.png").stat().st_size > 10_000
+    monkeypatch.setattr(deepobs, "train", lambda *_: pytest.fail("a finished run is not made again"))
+    again = deepobs.main(config)
+    assert again["runs"] == summary["runs"]
+    curve = json.loads((tmp_path / "run_sgd_0.json").read_text())["test_accuracy"]
+    assert len(curve) == 1
+    assert 0 <= curve[0] <= 100
+
+
+def test_the_incomplete_batch_is_dropped(small):
+    data = nnfx.data.fashion_mnist(hold_out_test=True).train
+    optimizer = deepobs.OPTIMIZERS["sgd"]
+    state = nnfx.init_state(jax.random.key(0), deepobs.model(), optimizer, data.inputs[:1])
+    state, loss = deepobs.make_epoch(optimizer, 32)(state, data, jax.random.key(1))
+    assert state.step == 70 // 32
+    assert jnp.isfinite(loss)
+
+
+def test_the_comparison_is_in_published_deviations():
+    runs = [{"optimizer": "adam", "test_accuracy": [85.26 + 0.57 * d, 80.0]} for d in (1, 2, 3)]
+    first, second = deepobs.compare(runs)
+    assert first["difference_in_sd"] == pytest.approx(2)
+    assert first["ours_sd"] == pytest.approx(0.57)
+    assert (second["epoch"], second["seeds"]) == (2, 3)
