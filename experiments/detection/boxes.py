@@ -1,0 +1,197 @@
+"""Boxes compared, thinned out, matched with the true ones, and scored.
+
+A box is its edges (top, left, bottom, right), a set of them an array `(boxes, 4)`.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Found(NamedTuple):
+    """What was found in a picture.
+
+    Attributes:
+        boxes: `(found, 4)`.
+        names: the class of each, `(found,)`.
+        scores: how sure the finder was, the larger the surer, `(found,)`.
+    """
+
+    boxes: np.ndarray
+    names: np.ndarray
+    scores: np.ndarray
+
+    def above(self, threshold: float) -> "Found":
+        """Keep what was scored at least as high as the threshold."""
+        kept = self.scores >= threshold
+        return Found(self.boxes[kept], self.names[kept], self.scores[kept])
+
+
+class Curve(NamedTuple):
+    """Precision and recall as the threshold falls; each is `(thresholds,)`.
+
+    Attributes:
+        thresholds: every score that there is, falling.
+        precision: the part of what was found at this threshold that is right.
+        recall: the part of what there is to find that was found.
+        f1: their harmonic mean.
+    """
+
+    thresholds: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+
+
+class Score(NamedTuple):
+    """How well something was found at one threshold.
+
+    Attributes:
+        precision: the part of what was found that is right; 0 where nothing was found.
+        recall: the part of what there is to find that was found.
+        f1: their harmonic mean.
+        found: how many were found, rightly or not.
+        true: how many there are.
+    """
+
+    precision: float
+    recall: float
+    f1: float
+    found: int
+    true: int
+
+    @classmethod
+    def of(cls, right: int, found: int, true: int) -> "Score":
+        """Score so many right ones.
+
+        >>> Score.of(right=2, found=4, true=2)
+        Score(precision=0.5, recall=1.0, f1=0.6666666666666666, found=4, true=2)
+        """
+        return cls(right / max(found, 1), right / max(true, 1), 2 * right / max(found + true, 1), found, true)
+
+
+def intersection_over_union(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Divide the area that two boxes share by the area that they cover together, `(left, right)`.
+
+    >>> intersection_over_union(np.array([[0.0, 0, 2, 2]]), np.array([[0.0, 1, 2, 3], [0, 0, 2, 2], [5, 5, 6, 6]]))
+    array([[0.33333333, 1.        , 0.        ]])
+    """
+    low = np.maximum(left[:, None, :2], right[None, :, :2])
+    high = np.minimum(left[:, None, 2:], right[None, :, 2:])
+    sides = (high - low).clip(0)
+    shared = sides[..., 0] * sides[..., 1]
+    areas = [np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (left, right)]
+    together = areas[0][:, None] + areas[1][None] - shared
+    return shared / np.where(together > 0, together, 1)
+
+
+def vote(boxes: np.ndarray, probabilities: np.ndarray, agreeing: float) -> Found:
+    """Let windows whose boxes nearly agree decide together: a name's score is the sum of its probabilities there.
+
+    A thing is seen by several neighbouring windows and clutter often by one, so that the sum tells them apart better
+    than its largest term.
+
+    Args:
+        boxes: of the windows, `(windows, 4)`.
+        probabilities: of the names, `(windows, names)`.
+        agreeing: the intersection over union from which two boxes mean the same thing.
+
+    Returns:
+        For each window its box, the name with most votes, and their sum.
+
+    Example:
+        >>> boxes = np.array([[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60]])
+        >>> found = vote(boxes, np.array([[0.5, 0.25], [0.125, 0.75], [0.0, 0.5]]), agreeing=0.7)
+        >>> found.names, found.scores
+        (array([1, 1, 1]), array([1. , 1. , 0.5]))
+    """
+    votes = (intersection_over_union(boxes, boxes) >= agreeing).astype(probabilities.dtype) @ probabilities
+    return Found(boxes, votes.argmax(1), votes.max(1))
+
+
+def suppress(boxes: np.ndarray, scores: np.ndarray, most_shared: float) -> np.ndarray:
+    """Keep the best of boxes that overlap: from the surest down, drop those that share too much with a kept one.
+
+    Args:
+        boxes: `(boxes, 4)`.
+        scores: `(boxes,)`; of equal ones the first goes before.
+        most_shared: the intersection over union above which two boxes are taken for one thing.
+
+    Returns:
+        The positions of those kept, the surest first.
+
+    Example:
+        >>> boxes = np.array([[0.0, 0, 10, 10], [1, 0, 11, 10], [20, 20, 30, 30]])
+        >>> suppress(boxes, np.array([0.8, 0.9, 0.3]), most_shared=0.5)
+        array([1, 2])
+    """
+    order = np.argsort(-scores, kind="stable")
+    is_same = intersection_over_union(boxes[order], boxes[order]) > most_shared
+    alive = np.ones(len(order), bool)
+    for i in range(len(order)):
+        if alive[i]:
+            alive[i + 1 :] &= ~is_same[i, i + 1 :]
+    return order[alive]
+
+
+def match(found: Found, boxes: np.ndarray, names: np.ndarray, least: float = 0.5) -> np.ndarray:
+    """Say which true object each find stands for: the surest first takes the free one that it overlaps most.
+
+    Args:
+        found: what was found in a picture.
+        boxes: the true boxes, `(true, 4)`.
+        names: their names, `(true,)`, which a find must have right; where all names are equal they do not count.
+        least: the intersection over union that is enough.
+
+    Returns:
+        The position of the true object, −1 for none, `(found,)`. Every true one is taken once at most, so that the
+        second find of a thing is wrong; and what is sure does not depend on what is less so.
+    """
+    matched = np.full(len(found.scores), -1)
+    if not len(names):
+        return matched
+    fits = intersection_over_union(found.boxes, boxes)
+    fits[(found.names[:, None] != names[None]) | (fits < least)] = -1
+    for i in np.argsort(-found.scores, kind="stable"):
+        best = int(fits[i].argmax())
+        if fits[i, best] >= 0:
+            matched[i] = best
+            fits[:, best] = -1
+    return matched
+
+
+def precision_recall(scores: np.ndarray, is_right: np.ndarray, true: int) -> Curve:
+    """Draw up precision and recall at every threshold.
+
+    Args:
+        scores: of all finds in all pictures, `(found,)`.
+        is_right: whether each is right, `(found,)`.
+        true: how many objects there are in all pictures.
+
+    Example:
+        >>> curve = precision_recall(np.array([0.9, 0.5, 0.7]), np.array([True, True, False]), true=4)
+        >>> curve.thresholds, curve.precision.round(2), curve.recall
+        (array([0.9, 0.7, 0.5]), array([1.  , 0.5 , 0.67]), array([0.25, 0.25, 0.5 ]))
+    """
+    order = np.argsort(-scores, kind="stable")
+    thresholds, right = scores[order], np.cumsum(is_right[order])
+    found = np.arange(1, len(order) + 1)
+    # finds of one score come and go together
+    is_last = np.append(thresholds[1:] != thresholds[:-1], True)[: len(order)]
+    thresholds, right, found = thresholds[is_last], right[is_last], found[is_last]
+    return Curve(thresholds, right / found, right / max(true, 1), 2 * right / (found + true))
+
+
+def best_threshold(curve: Curve) -> float:
+    """Return the threshold of the largest F1, the highest of equal ones; infinity where nothing was found."""
+    return float(curve.thresholds[curve.f1.argmax()]) if len(curve.f1) else float("inf")
+
+
+def average_precision(curve: Curve) -> float:
+    """Return the area under precision over recall, the precision at a recall being the best at that or more.
+
+    >>> average_precision(precision_recall(np.array([0.9, 0.7, 0.5]), np.array([True, False, True]), true=2))
+    0.8333333333333333
+    """
+    best = np.maximum.accumulate(curve.precision[::-1])[::-1]
+    return float(np.sum(np.diff(curve.recall, prepend=0) * best))

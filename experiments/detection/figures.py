@@ -1,0 +1,147 @@
+"""The figures of found digits: scenes, precision over recall, and what the network says of every window."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+
+from experiments.common import BLUE, GREY, ORANGE, Results
+from experiments.detection import detector
+from experiments.detection.boxes import Curve, Found, Score, match
+from experiments.detection.scenes import SIZE, Scene
+from nnfx.types import Variables
+
+SKY = "#56B4E9"
+SHOWN = 8
+"""How many scenes are drawn."""
+WITH_WRONG = 2
+"""How many of them are chosen for a wrong find."""
+
+
+def draw_scenes(results: Results, finds: list[Found], truth: Scene, is_right: list[np.ndarray]) -> None:
+    """Draw the first test scenes, and the first of the others with wrong finds: the true boxes and those found."""
+    first = list(range(min(SHOWN - WITH_WRONG, len(finds))))
+    wrong = [i for i in range(len(first), len(finds)) if not is_right[i].all()]
+    figure, axes = plt.subplots(2, SHOWN // 2, figsize=(13, 7.2))
+    for axis in axes.ravel():
+        axis.set_axis_off()
+    for axis, i in zip(axes.ravel(), first + wrong[:WITH_WRONG], strict=False):
+        draw_picture(axis, truth.picture[i])
+        axis.set(ylim=(SIZE, -7))  # room for the names of what is at the top
+        draw_boxes(axis, truth.boxes[i], "white", linestyle=":", linewidth=1.8)
+        matched = match(finds[i], truth.boxes[i], truth.names[i])
+        for k in np.setdiff1d(np.arange(len(truth.names[i])), matched):
+            write(axis, truth.boxes[i][k], f"{truth.names[i][k]} missed", "white", below=True)
+        for box, name, votes, is_hit in zip(*finds[i], is_right[i], strict=True):
+            draw_boxes(axis, box[None], SKY if is_hit else ORANGE, linewidth=1.4 if is_hit else 2.6)
+            write(axis, box, f"{name} ({votes:.1f})" + ("" if is_hit else " ✗"), SKY if is_hit else ORANGE)
+    handles = [
+        Line2D([], [], color="black", linestyle=":", label="true (white in the pictures)"),
+        Line2D([], [], color=SKY, linewidth=2, label="found, name and box right"),
+        Line2D([], [], color=ORANGE, linewidth=3, label="found, wrong (✗)"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    figure.suptitle(
+        f"The first {len(first)} test scenes, and the first others with wrong finds: the names found (votes)",
+        fontsize=11,
+    )
+    results.figure("scenes", figure)
+
+
+def write(axis: Axes, box: np.ndarray, text: str, colour: str, below: bool = False) -> None:
+    """Write above a box, or below it."""
+    axis.text(
+        float(np.clip(box[1], 0, SIZE - 20)),
+        min(box[2] + 1, SIZE - 5) if below else box[0] - 1,
+        text,
+        color=colour,
+        fontsize=8,
+        fontweight="bold",
+        va="top" if below else "bottom",
+        bbox={"facecolor": "black", "alpha": 0.65, "pad": 0.6, "linewidth": 0},
+    )
+
+
+def draw_picture(axis: Axes, picture: np.ndarray) -> None:
+    """Draw a picture with its pixels' edges at whole numbers, as those of boxes are."""
+    axis.imshow(picture, cmap="gray", vmin=0, vmax=1, extent=(0, SIZE, SIZE, 0))
+
+
+def draw_boxes(axis: Axes, boxes: np.ndarray, colour: str, **style: Any) -> None:
+    """Draw the outlines of boxes."""
+    for top, left, bottom, right_edge in boxes:
+        axis.add_patch(Rectangle((left, top), right_edge - left, bottom - top, fill=False, edgecolor=colour, **style))
+
+
+def draw_curves(
+    results: Results, curves: dict[str, Curve], scores: dict[str, Score], by_name: dict[str, Score]
+) -> None:
+    """Draw precision over recall with the threshold's place, and both for each digit."""
+    figure, (left, right_axis) = plt.subplots(1, 2, figsize=(11, 4.6))
+    closer = left.inset_axes((0.1, 0.36, 0.55, 0.5), xlim=(0.85, 1), ylim=(0.85, 1))
+    for axis in (left, closer):
+        for (name, each), colour, style in zip(curves.items(), (BLUE, GREY, ORANGE), ("-", ":", "--"), strict=True):
+            axis.plot(each.recall, each.precision, style, color=colour, label=name)
+            axis.plot(scores[name].recall, scores[name].precision, "o", color=colour, markeredgecolor="black")
+    left.indicate_inset_zoom(closer, edgecolor="black")
+    left.plot([], [], "o", color="white", markeredgecolor="black", label="at the threshold chosen on validation scenes")
+    left.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02), title="as the threshold falls")
+    left.legend(loc="lower left")
+    places = np.arange(len(by_name))
+    precisions, recalls = ([getattr(each, part) for each in by_name.values()] for part in ("precision", "recall"))
+    right_axis.plot(places - 0.12, precisions, "s", color=BLUE, label="precision", markersize=7)
+    right_axis.plot(places + 0.12, recalls, "o", color=ORANGE, markeredgecolor="black", label="recall", markersize=7)
+    right_axis.set_xticks(places, [f"{name}\n({each.true})" for name, each in by_name.items()])
+    lowest = min(precisions + recalls)
+    right_axis.set(
+        xlabel="digit (how many in the test scenes)",
+        ylim=(min(0.7, lowest - 0.02), 1.02),
+        title="of each digit, at the threshold",
+    )
+    right_axis.legend(loc="lower left", ncols=2)
+    figure.suptitle(
+        f"Digits found in scenes: F1 = {scores['test'].f1:.3f} on the test scenes, name and box (IoU ≥ 0.5) required",
+        fontsize=11,
+    )
+    results.figure("precision_recall", figure)
+
+
+def draw_maps(results: Results, width: int, variables: Variables, truth: Scene) -> None:
+    """Draw what the network says of every window of the fullest of the scenes shown, about its tallest digit's name."""
+    scene = int(np.argmax([len(names) for names in truth.names[:SHOWN]]))
+    boxes, names = truth.boxes[scene], truth.names[scene]
+    name = int(names[np.argmax(boxes[:, 2] - boxes[:, 0])])
+    probabilities = detector.slide(width, variables, jnp.asarray(truth.picture[scene][None])).probabilities[0, :, name]
+    figure, axes = plt.subplots(2, 4, figsize=(13, 6.6))
+    draw_picture(axes[0, 0], truth.picture[scene])
+    axes[0, 0].set(title="the scene")
+    start = 0
+    for axis, side, height in zip(axes.ravel()[1:], detector.SIDES, detector.HEIGHTS, strict=False):
+        steps = detector.windows_along(side)
+        maps = np.asarray(probabilities[start : start + steps**2]).reshape(steps, steps)
+        start += steps**2
+        ends = np.array([-0.5, steps - 0.5]) * detector.STRIDE
+        low, high = detector.middles_of_windows(ends, side / SIZE)
+        shown = axis.imshow(maps, cmap="viridis", vmin=0, vmax=1, extent=(low, high, high, low))
+        axis.set(title=f"for digits {height:.0f} pixels high", facecolor="black")
+    for axis in axes.ravel()[:-1]:
+        draw_boxes(axis, boxes[names != name], "white", linestyle=":", linewidth=1.2)
+        draw_boxes(axis, boxes[names == name], ORANGE, linewidth=2)
+        axis.set(xlim=(0, SIZE), ylim=(SIZE, 0))
+        axis.grid(visible=False)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("pixels")
+    handles = [
+        Line2D([], [], color=ORANGE, linewidth=2, label=f"a true {name}"),
+        Line2D([], [], color="black", linestyle=":", label="another digit (white here)"),
+        Patch(color="black", label="beyond the last window's middle"),
+    ]
+    axes[-1, -1].set_axis_off()
+    axes[-1, -1].legend(handles=handles, loc="center")
+    figure.colorbar(shown, ax=axes, label=f"probability of {name} in the middle of a window", shrink=0.8)
+    figure.suptitle(f"Where the network sees the digit {name} in a test scene: one pass for each scale", fontsize=11)
+    results.figure("score_maps", figure)

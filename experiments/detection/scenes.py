@@ -1,0 +1,194 @@
+"""Cluttered pictures with handwritten digits in them, drawn by a seed, and the boxes about the digits."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from scipy import ndimage
+
+import nnfx
+from nnfx.types import Array
+
+SIZE = 96
+"""Pixels along each side of a picture."""
+HEIGHTS = 14.0, 36.0
+"""The range of the heights that a digit's 8 × 8 pixels are enlarged to."""
+ROWS, COLUMNS = np.arange(SIZE)[:, None] + 0.5, np.arange(SIZE)[None] + 0.5
+"""Where the middles of the pixels are."""
+FAINTEST = 0.1
+"""Ink fainter than this is left out."""
+EDGE = 0.3
+"""Ink from this on belongs into the box about a digit; what is fainter is the soft edge of a stroke."""
+MOST_SHARED = 0.05
+"""The part of a digit's box that another's may cover."""
+ATTEMPTS = 40
+"""How often a place is looked for before a digit is given up."""
+
+
+class Digits(NamedTuple):
+    """Pictures of single digits.
+
+    Attributes:
+        images: `(digits, 8, 8)`, from 0 to 1 for ink.
+        names: 0 to 9, `(digits,)`.
+    """
+
+    images: np.ndarray
+    names: np.ndarray
+
+
+class Scene(NamedTuple):
+    """A picture and what is in it.
+
+    Attributes:
+        picture: `(SIZE, SIZE)`, float32 from 0 to 1.
+        boxes: the edges of each digit's ink, `(digits, 4)`: top, left, bottom, right, in pixels from the upper left
+            corner.
+        names: which digits, `(digits,)`.
+    """
+
+    picture: np.ndarray
+    boxes: np.ndarray
+    names: np.ndarray
+
+
+def split_digits(key: Array, held_out: float) -> dict[str, Digits]:
+    """Draw which of scikit-learn's digits are for training, for validation and for the test, none for two of them.
+
+    Args:
+        key: a typed key.
+        held_out: the part for validation and test together, half of it for each.
+    """
+    data = nnfx.data.digits(key=key, valid_fraction=held_out)
+    assert data.valid is not None
+    parts = {
+        "train": data.train,
+        "validation": jax.tree.map(lambda array: array[0::2], data.valid),
+        "test": jax.tree.map(lambda array: array[1::2], data.valid),
+    }
+    return {
+        name: Digits(np.asarray(batch.inputs)[..., 0], np.asarray(batch.targets).astype(int))
+        for name, batch in parts.items()
+    }
+
+
+def draw_scenes(seed: tuple[int, ...], digits: Digits, count: int, *, most: int = 6, clutter: bool = True) -> Scene:
+    """Draw several scenes; number i depends on `(seed, i)` alone.
+
+    Returns:
+        Their pictures `(count, SIZE, SIZE)`; of boxes and names an array of objects, one for each picture.
+    """
+    scenes = [draw_scene((*seed, i), digits, most=most, clutter=clutter) for i in range(count)]
+    boxes, names = np.empty(count, object), np.empty(count, object)
+    boxes[:], names[:] = [scene.boxes for scene in scenes], [scene.names for scene in scenes]
+    return Scene(np.stack([scene.picture for scene in scenes]), boxes, names)
+
+
+def draw_scene(seed: tuple[int, ...], digits: Digits, *, most: int = 6, clutter: bool = True) -> Scene:
+    """Draw a picture of one to several digits that hardly overlap.
+
+    Args:
+        seed: whole numbers that decide all of it.
+        digits: which ones to choose from, those that fragments are cut out of included.
+        most: the largest number of digits.
+        clutter: whether there are lines, blobs, fragments of digits, noise and uneven light behind and on the digits;
+            else they are white on black.
+    """
+    random = np.random.default_rng(seed)
+    inks: list[tuple[np.ndarray, int, int]] = []
+    boxes, names = np.zeros((0, 4)), []
+    for _ in range(random.integers(1, most, endpoint=True)):
+        chosen = int(random.integers(len(digits.names)))
+        ink = enlarge(random, digits.images[chosen])
+        for _ in range(ATTEMPTS):
+            top, left = (int(random.integers(SIZE - side, endpoint=True)) for side in ink.shape)
+            box = extent(ink >= EDGE) + np.array([top, left, top, left])
+            if not len(boxes) or shared(box, boxes).max() <= MOST_SHARED:
+                inks.append((ink, top, left))
+                boxes = np.concatenate([boxes, box[None]])
+                names.append(int(digits.names[chosen]))
+                break
+    picture = draw_clutter(random, digits, boxes) if clutter else np.zeros((SIZE, SIZE))
+    faintest = min(float(picture.mean()) + 0.45, 0.9)  # a digit as dark as the ground could not be seen
+    for ink, top, left in inks:
+        brightness = random.uniform(faintest, 1) if clutter else 1.0
+        paste(picture, brightness * ink, top, left)
+    if clutter:
+        picture += random.normal(0, random.uniform(0, 0.08), picture.shape)
+    return Scene(picture.clip(0, 1).astype(np.float32), boxes, np.array(names))
+
+
+def enlarge(random: np.random.Generator, image: np.ndarray, heights: tuple[float, float] = HEIGHTS) -> np.ndarray:
+    """Enlarge ink smoothly by a random factor, turn and stretch it a little, and cut it out at its edges."""
+    height = np.exp(random.uniform(*np.log(heights)))
+    width = height * random.uniform(0.85, 1.15)
+    angle = np.deg2rad(random.uniform(-12, 12))
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    matrix = np.diag([8 / height, 8 / width]) @ turn
+    padded = np.pad(image, 1)  # so that the ink at the edge of the image fades as elsewhere
+    side = int(np.ceil(1.5 * max(height, width))) + 4
+    offset = (np.array(padded.shape) - 1) / 2 - matrix @ np.full(2, (side - 1) / 2)
+    ink = ndimage.affine_transform(padded, matrix, offset, (side, side), order=3)
+    ink = np.where(ink < FAINTEST, 0, ink.clip(0, 1))
+    top, left, bottom, right = extent(ink > 0).astype(int)
+    return ink[top:bottom, left:right]
+
+
+def extent(mask: np.ndarray) -> np.ndarray:
+    """Return the tightest box about what is true: top, left, bottom, right.
+
+    >>> extent(np.array([[False, False, False], [False, True, True]])).tolist()
+    [1.0, 1.0, 2.0, 3.0]
+    """
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return np.array([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1], float)
+
+
+def draw_clutter(random: np.random.Generator, digits: Digits, boxes: np.ndarray) -> np.ndarray:
+    """Draw uneven light, blobs, lines, and fragments of digits beside the boxes."""
+    direction = random.uniform(0, 2 * np.pi)
+    light = np.cos(direction) * (ROWS / SIZE - 0.5) + np.sin(direction) * (COLUMNS / SIZE - 0.5)
+    picture = random.uniform(0, 0.2) + random.uniform(0, 0.2) * (0.5 + light)
+    for _ in range(random.integers(1, 6)):
+        (y, x), (a, b) = random.uniform(0, SIZE, 2), random.uniform(2, 12, 2)
+        picture += random.uniform(-0.2, 0.45) * (np.exp(-(((ROWS - y) / a) ** 2)) * np.exp(-(((COLUMNS - x) / b) ** 2)))
+    for _ in range(random.integers(1, 6)):
+        start, end = random.uniform(0, SIZE, (2, 2))
+        draw_line(picture, start, end, random.uniform(1, 3), random.uniform(0.3, 0.9))
+    for _ in range(random.integers(1, 6)):
+        image = digits.images[random.choice(np.flatnonzero(digits.names != 1))]  # a part of a 1 is a 1
+        (height, width), (top, left) = random.integers(3, 5, 2), random.integers(0, 5, 2)
+        part = image[top : top + height, left : left + width]
+        if part.max() < EDGE:
+            continue
+        whole = np.zeros_like(image)
+        whole[top : top + height, left : left + width] = part
+        ink = enlarge(random, whole)
+        top, left = (int(random.integers(SIZE - side, endpoint=True)) for side in ink.shape)
+        box = extent(ink > 0) + np.array([top, left, top, left])
+        # a digit with a part of another on top of it could be any digit
+        if not len(boxes) or shared(box, boxes).max() <= MOST_SHARED:
+            paste(picture, random.uniform(0.5, 1) * ink, top, left)
+    return picture.clip(0, 1)
+
+
+def draw_line(picture: np.ndarray, start: np.ndarray, end: np.ndarray, width: float, brightness: float) -> None:
+    """Draw a line with soft edges where it is brighter than the picture."""
+    down, right = ROWS - start[0], COLUMNS - start[1]
+    along = end - start
+    part = ((down * along[0] + right * along[1]) / (along @ along)).clip(0, 1)
+    distance = np.sqrt((down - part * along[0]) ** 2 + (right - part * along[1]) ** 2)
+    np.maximum(picture, brightness * (width / 2 + 0.5 - distance).clip(0, 1), out=picture)
+
+
+def paste(picture: np.ndarray, ink: np.ndarray, top: int, left: int) -> None:
+    """Put ink on a picture where it is the brighter of the two."""
+    place = picture[top : top + ink.shape[0], left : left + ink.shape[1]]
+    np.maximum(place, ink, out=place)
+
+
+def shared(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Return how much of the smaller of two boxes the other covers, `(boxes,)`."""
+    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    return np.prod((high - low).clip(0), axis=1) / np.minimum(areas, np.prod(box[2:] - box[:2]))
