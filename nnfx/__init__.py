@@ -8,12 +8,13 @@
 - `nnfx.stopping`, `nnfx.schedules`, `nnfx.regularizers`, `nnfx.averaging`: when a run ends, how its rate changes,
   what restrains it, and which average of its weights is kept.
 - `nnfx.sweeps`: many runs as one program; `nnfx.calibration`: how far their predictions can be trusted.
+- `nnfx.insight.features`: what a trained network sees, and where it looks.
 - `nnfx.cpu`: one call that fits JAX to the cores and the memory of this machine.
 """
 
 import jaxlib.version
 
-from nnfx import activations, augment, calibration, compatibility, cpu, data, losses, metrics, models, ops
+from nnfx import activations, augment, calibration, compatibility, cpu, data, insight, losses, metrics, models, ops
 from nnfx.scale import sweeps
 from nnfx.training import averaging, regularizers, schedules, stopping
 from nnfx.training.fit import fit
@@ -38,6 +39,7 @@ __all__ = [
     "evaluate",
     "fit",
     "init_state",
+    "insight",
     "losses",
     "make_step",
     "metrics",

@@ -1,0 +1,145 @@
+"""Where a network looks: which positions and which pixels the logit of a class hangs on."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from nnfx import checks
+from nnfx.insight.layers import require_floating, require_layer, watch
+from nnfx.types import Array, Model, Variables
+
+
+def class_activation_map(
+    model: Model,
+    variables: Variables,
+    inputs: ArrayLike,
+    layer: str,
+    classes: ArrayLike | None = None,
+    *,
+    relative: bool = False,
+) -> Array:
+    """Show where a class is seen (Grad-CAM): `ReLU(Σₖ αₖ Aₖ)`, `αₖ = meanₚ ∂z_c / ∂Aₖ(p)`, at the inputs' size.
+
+    Aₖ are the feature maps of the layer, p their positions and z_c the logit of the class. The maps are not scaled:
+    divide each by its maximum to draw it.
+
+    Args:
+        model: with Linen modules inside; its outputs are logits `(batch, classes)`.
+        variables: its variables.
+        inputs: `(batch, height, width, channels)` or `(batch, width, channels)`.
+        layer: the name of a layer of feature maps, as `layer_outputs` has it; the last one as a rule.
+        classes: c for each input, `(batch,)`, or one for all; that of the largest logit where not given.
+        relative: whether to take for z_c its lead over the mean of all logits. Softmax knows nothing of their common
+            level, which often falls in training, and then leaves maps of zero.
+
+    Returns:
+        `(batch, height, width)` or `(batch, width)`, from the maps by linear interpolation.
+
+    Raises:
+        TypeError: for classes that are not integers.
+        ValueError: for an unknown layer, one without feature maps, inputs of another rank, outputs that are not
+            `(batch, classes)`, classes out of range, or a single logit in place of several to be relative to.
+
+    Example:
+        >>> from nnfx import models
+        >>> model = models.cnn([models.conv(4), models.max_pool(), models.conv(8)], outputs=3)
+        >>> images = jnp.ones((5, 12, 12, 1))
+        >>> variables = model.init(jax.random.key(0), images)
+        >>> class_activation_map(model, variables, images, "conv_1").shape
+        (5, 12, 12)
+
+    References:
+        Selvaraju et al., *Grad-CAM: visual explanations from deep networks via gradient-based localization*,
+        ICCV 2017.
+    """
+    inputs = require_floating(inputs)
+    if inputs.ndim not in (3, 4):
+        raise ValueError(f"inputs: expected (batch, [height,] width, channels), got {checks.describe(inputs)}")
+    shape = require_layer(model, variables, inputs, layer)
+    if len(shape) != inputs.ndim:
+        raise ValueError(f"layer: expected one of feature maps, {inputs.ndim} axes, got {layer!r} of shape {shape}")
+    classes = _classes(model, variables, inputs, classes)
+    if relative and jax.eval_shape(model.apply, variables, inputs).shape[1] == 1:
+        raise ValueError("relative: expected False for a model of one logit, which has no others to lead, got True")
+    return _class_activation_map(model, layer, relative, variables, inputs, classes)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _class_activation_map(
+    model: Model, layer: str, relative: bool, variables: Variables, inputs: Array, classes: Array | None
+) -> Array:
+    def score(offset: Array) -> tuple[Array, Array]:
+        outputs, seen = watch(model, variables, inputs, {layer: offset})
+        if relative:
+            outputs = outputs - outputs.mean(-1, keepdims=True)
+        return _of_classes(outputs, classes), seen[layer]
+
+    maps = jax.eval_shape(lambda: watch(model, variables, inputs)[1][layer])
+    gradient, maps = jax.grad(score, has_aux=True)(jnp.zeros(maps.shape, maps.dtype))
+    positions = tuple(range(1, maps.ndim - 1))
+    alphas = gradient.mean(positions, keepdims=True)
+    coarse = jax.nn.relu((alphas * maps).sum(-1))
+    return jax.image.resize(coarse, inputs.shape[:-1], "bilinear")
+
+
+def saliency(model: Model, variables: Variables, inputs: ArrayLike, classes: ArrayLike | None = None) -> Array:
+    """Show which pixels a class hangs on: `maxₖ |∂z_c / ∂xₖ|`, the largest over the channels k.
+
+    Args:
+        model: its outputs are logits `(batch, classes)`; it may have anything inside.
+        variables: its variables.
+        inputs: `(batch, ..., channels)`, or `(batch, features)`.
+        classes: c for each input, `(batch,)`, or one for all; that of the largest logit where not given.
+
+    Returns:
+        `(batch, ...)`; of inputs without axes between, |∂z_c / ∂x| as it is, `(batch, features)`.
+
+    Raises:
+        TypeError: for classes that are not integers.
+        ValueError: for inputs without features, outputs that are not `(batch, classes)`, or classes out of range.
+
+    Example:
+        The saliency of a linear unit is the size of its weights:
+
+        >>> from nnfx import models
+        >>> params = {"kernel": jnp.array([[3.0], [-4.0]]), "bias": jnp.zeros(1)}
+        >>> saliency(models.perceptron(), {"params": params}, jnp.ones((1, 2))).tolist()
+        [[3.0, 4.0]]
+
+    References:
+        Simonyan, Vedaldi and Zisserman, *Deep inside convolutional networks*, ICLR workshop 2014.
+    """
+    inputs = require_floating(inputs)
+    return _saliency(model, variables, inputs, _classes(model, variables, inputs, classes))
+
+
+@partial(jax.jit, static_argnums=0)
+def _saliency(model: Model, variables: Variables, inputs: Array, classes: Array | None) -> Array:
+    gradient = jnp.abs(jax.grad(lambda x: _of_classes(model.apply(variables, x), classes))(inputs))
+    return gradient.max(-1) if inputs.ndim > 2 else gradient
+
+
+def _of_classes(outputs: Array, classes: Array | None) -> Array:
+    """Add up each example's logit of its class: the examples do not mix, so the gradient is each one's own."""
+    chosen = outputs.argmax(-1) if classes is None else classes
+    return jnp.take_along_axis(outputs, chosen[:, None], axis=-1).sum()
+
+
+def _classes(model: Model, variables: Variables, inputs: Array, classes: ArrayLike | None) -> Array | None:
+    """Require logits, and one class for each input or one for all."""
+    outputs = jax.eval_shape(model.apply, variables, inputs)
+    if not hasattr(outputs, "shape") or len(outputs.shape) != 2:
+        raise ValueError(f"model: expected outputs (batch, classes), got {checks.describe(outputs)}")
+    if classes is None:
+        return None
+    classes = jnp.asarray(classes)
+    if not jnp.issubdtype(classes.dtype, jnp.integer):
+        raise TypeError(f"classes: expected integers, got {checks.describe(classes)}")
+    rows, known = outputs.shape
+    if classes.shape not in ((), (rows,)):
+        raise ValueError(f"classes: expected one for each input, {(rows,)}, or one, got {checks.describe(classes)}")
+    if checks.is_concrete(classes) and not bool(((classes >= 0) & (classes < known)).all()):
+        raise ValueError(f"classes: expected from 0 to {known - 1}, got {int(classes.min())} to {int(classes.max())}")
+    return jnp.broadcast_to(classes, (rows,))

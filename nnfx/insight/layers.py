@@ -1,0 +1,184 @@
+"""The layers inside a model: their names, their outputs, and their filters.
+
+A `Model` has `init` and `apply` and no layers. Where Flax Linen modules work inside, `flax.linen.intercept_methods`
+around `apply` sees the call of each, so that its output can be read, and a zero added to it to differentiate by.
+"""
+
+import collections
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import tracers
+from flax.linen.module import InterceptorContext
+from jax.typing import ArrayLike
+
+from nnfx import checks
+from nnfx.types import Array, Model, Variables
+
+WHOLE = "outputs"
+"""The name of the outermost module, which has none of its own."""
+_current_trace: Callable[[], Any] = tracers.current_trace
+
+
+def layer_outputs(model: Model, variables: Variables, inputs: Any) -> dict[str, Array]:
+    """Return what each layer makes of the inputs, `hₗ = gₗ(hₗ₋₁)`, by name and from the first layer to the last.
+
+    A layer is a Flax Linen module with an output of its own: one that only passes on another's, as a stack does with
+    that of its last layer, is left out. Names are paths, `"dense/hidden_0"`; the outermost module is `"outputs"`, and
+    the second call of a layer used twice `"name[1]"`. What lies within a lifted transformation, such as `nn.remat` or
+    `nn.scan`, cannot be seen.
+
+    Args:
+        model: with Linen modules inside, as all of `nnfx.models` have but those of `from_nnx`.
+        variables: its variables.
+        inputs: `(batch, ...)`; for the feature maps of one image a batch of one.
+
+    Returns:
+        The outputs of every layer, each `(batch, ...)`, as applied outside training.
+
+    Raises:
+        TypeError: for anything but a model.
+        ValueError: for a model in which no Linen module is seen.
+
+    Example:
+        >>> from nnfx import models
+        >>> model = models.cnn([models.conv(4), models.max_pool()], hidden=(8,), outputs=3)
+        >>> images = jnp.zeros((5, 6, 6, 1))
+        >>> outputs = layer_outputs(model, model.init(jax.random.key(0), images), images)
+        >>> {name: output.shape for name, output in outputs.items()}
+        {'conv_0': (5, 6, 6, 4), 'dense/hidden_0': (5, 8), 'dense/output': (5, 3)}
+    """
+    _require_model(model)
+    return _watch_compiled(model, variables, inputs)[1]
+
+
+def watch(
+    model: Model, variables: Variables, inputs: Any, offsets: Mapping[str, Array] | None = None
+) -> tuple[Array, dict[str, Array]]:
+    """Apply a model, add the offsets to the outputs of their layers, and return its outputs and all layers'."""
+    outside = _current_trace()
+    calls: collections.Counter[str] = collections.Counter()
+    seen: dict[str, Array] = collections.OrderedDict()  # as a tree it keeps its order, where a dict is sorted
+
+    def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: InterceptorContext) -> Any:
+        output = call(*args, **kwargs)
+        # What is traced further in, as within nn.scan, must not leave its trace.
+        is_outside = _current_trace() == outside
+        if context.method_name != "__call__" or not isinstance(output, jax.Array) or not is_outside:
+            return output
+        path = "/".join(context.module.path) or WHOLE
+        name = f"{path}[{calls[path]}]" if calls[path] else path
+        calls[path] += 1
+        if offsets is not None and name in offsets:
+            output = output + offsets[name]
+        if not any(output is other for other in seen.values()):
+            seen[name] = output
+        return output
+
+    with nn.intercept_methods(intercept):
+        outputs = model.apply(variables, inputs)
+    if not seen:
+        raise ValueError(
+            "model: expected one of Flax Linen modules, such as nnfx.models makes or from_linen, whose layers can be"
+            " seen from outside; its apply called none in the open"
+        )
+    return outputs, seen
+
+
+_watch_compiled = jax.jit(watch, static_argnums=0)
+
+
+def require_layer(model: Model, variables: Variables, inputs: Any, layer: str) -> tuple[int, ...]:
+    """Require a model's layer of that name, and return the shape of its output."""
+    _require_model(model)
+    _, shapes = jax.eval_shape(partial(watch, model), variables, inputs)
+    checks.choice("layer", layer, shapes)
+    return shapes[layer].shape
+
+
+def require_floating(inputs: ArrayLike) -> Array:
+    """Require inputs that can be differentiated by, `(batch, ...)`."""
+    inputs = jnp.asarray(inputs)
+    if not jnp.issubdtype(inputs.dtype, jnp.floating):
+        raise TypeError(f"inputs: expected a floating array, (batch, ...), got {checks.describe(inputs)}")
+    if inputs.ndim < 2 or not math.prod(inputs.shape):
+        raise ValueError(f"inputs: expected (batch, ...) with at least one element, got {checks.describe(inputs)}")
+    return inputs
+
+
+def _require_model(model: Any) -> None:
+    if not isinstance(model, Model):
+        raise TypeError(f"model: expected a Model(init, apply), got {checks.describe(model)}")
+
+
+def filters(variables: Variables, layer: str, shape: Sequence[int] | None = None) -> Array:
+    """Return the filters of a layer as images: the kernel's last axis first, `(features, height, width, channels)`.
+
+    Only those of the first layer look at pixels; `drawable` brings them to [0, 1].
+
+    Args:
+        variables: the model's, with `"params"`.
+        layer: the name of a convolution (Flax's, or one of `nnfx.models`), as `layer_outputs` has it, or of a dense
+            layer.
+        shape: of a dense layer's inputs, such as `(28, 28, 1)`: its weights are images as well.
+
+    Returns:
+        `(features, height, width, channels)`, or `(features, width, channels)` in one dimension; for a dense layer
+        `(features, *shape)`.
+
+    Raises:
+        ValueError: for an unknown layer, a dense layer without a shape or of another size, or a shape for a
+            convolution.
+
+    Example:
+        >>> from nnfx import models
+        >>> variables = models.cnn([models.conv(6, kernel=5)]).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+        >>> filters(variables, "conv_0").shape
+        (6, 5, 5, 1)
+    """
+    if not isinstance(variables, Mapping) or "params" not in variables:
+        raise ValueError(f"variables: expected a model's, {{'params': ...}}, got {checks.describe(variables)}")
+    kernels = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
+        *module, name = (key.key for key in path)
+        if name == "kernel":
+            kernels["/".join(module) or WHOLE] = leaf
+    checks.choice("layer", layer, kernels)
+    kernel = jnp.asarray(kernels[layer])
+    if kernel.ndim == 2:
+        if shape is None or math.prod(shape) != kernel.shape[0]:
+            raise ValueError(
+                f"shape: expected that of the inputs of {layer!r}, a dense layer on {kernel.shape[0]}, got {shape}"
+            )
+        return jnp.moveaxis(kernel.reshape(*shape, -1), -1, 0)
+    if shape is not None:
+        raise ValueError(f"shape: expected none for a convolution, got {tuple(shape)}; its kernel has its own")
+    return jnp.moveaxis(kernel, -1, 0)
+
+
+def drawable(images: Array) -> Array:
+    """Bring each image to [0, 1] with its zero at mid-grey: `1/2 + x / (2 max|x|)`.
+
+    Args:
+        images: `(images, ...)`, such as filters.
+
+    Returns:
+        As the images; of one that is all zero, mid-grey.
+
+    Raises:
+        ValueError: for an array without a first axis for the images.
+
+    Example:
+        >>> drawable(jnp.array([[-1.0, 0.0, 4.0], [0.0, 0.0, 0.0]])).tolist()
+        [[0.375, 0.5, 1.0], [0.5, 0.5, 0.5]]
+    """
+    images = jnp.asarray(images)
+    if images.ndim < 2:
+        raise ValueError(f"images: expected (images, ...), got {checks.describe(images)}")
+    largest = jnp.abs(images).max(range(1, images.ndim), keepdims=True)
+    return 0.5 + images / (2 * jnp.where(largest == 0, 1, largest))
