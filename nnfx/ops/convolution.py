@@ -210,20 +210,22 @@ def _to_kernel_in_chunks(geometry: _Geometry, inputs: Array, cotangent: Array) -
 
 
 def _one_by_one(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
-    """Make `jax.vmap` over both operands a loop over members.
+    """Make `jax.vmap` over the right operand a loop over members.
 
-    Together they would be a grouped convolution, for which XLA has only a naive loop on a CPU. Where one operand is
-    shared, XLA counts the other's members as further examples or features, as it should.
+    Over both it would be a grouped convolution, for which XLA has only a naive loop on a CPU; over the right one alone
+    a convolution with all members' features, which is no faster than the loop. Where the right one is shared, the
+    left one's members are further examples, as they should be.
     """
     looped = jax.custom_batching.custom_vmap(function)
 
     @looped.def_vmap
     def rule(size: int, batched: Sequence[bool], left: Array, right: Array) -> tuple[Array, bool]:
         del size
-        if all(batched):
-            return lax.map(lambda pair: looped(*pair), (left, right)), True
-        axes = tuple(0 if one else None for one in batched)
-        return _one_by_one(jax.vmap(function, axes))(left, right), True
+        if not batched[1]:
+            return _one_by_one(jax.vmap(function, (0, None)))(left, right), True
+        if not batched[0]:
+            return lax.map(lambda one: looped(left, one), right), True
+        return lax.map(lambda pair: looped(*pair), (left, right)), True
 
     return looped
 
