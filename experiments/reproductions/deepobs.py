@@ -5,7 +5,7 @@
 The problem is that of the paper: 5 × 5 × 32 convolution, 2 × 2 max pool (SAME), 5 × 5 × 64, the same pool, 1024 dense,
 ReLU; truncated-normal weights of scale 0.05 and biases of 0.05; batches of 128 with the incomplete one dropped, pixels
 divided by 255. The learning rates are those that its authors tuned. Expect the test accuracy after epochs 1, 2 and 5 to
-lie within two of the printed standard deviations of theirs. Five epochs are about five minutes of processor time; every
+lie within two of the printed standard deviations of theirs. Five epochs are about five minutes of one core; every
 finished run is kept under `runs/`, and a later call goes on where one was interrupted. The record lies beside this file.
 
 Schneider, Balles and Hennig, *DeepOBS: a deep learning optimizer benchmark suite*, ICLR 2019; the accuracies are those
