@@ -27,20 +27,21 @@ def set_up(
     devices: int | None = None,
     *,
     keep_memory: bool = True,
-    cache: str | os.PathLike[str] | None = "~/.cache/nnfx/compiled",
+    cache: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Fit JAX to this machine's CPU: a device for each core, memory kept for reuse, compiled programs kept on disk.
+    """Fit JAX to this machine's CPU: a device for each core, memory kept for reuse, and compiled programs on disk.
 
     - **Devices.** Within a loop XLA hardly uses a second core. Sweeps spread their members over devices, so that a
       device for each core keeps all of them busy; a single run uses one device.
     - **Memory.** XLA asks for its temporaries at every call, and glibc maps and unmaps large ones each time. Kept, they
       cost no page faults. It acts on this whole process, on Linux with glibc, and grows it by up to 512 MiB.
-    - **Cache.** A program compiled once is read from disk by later processes.
+    - **Cache.** Given a folder, a program compiled once is read from there by later processes. XLA then prints notices
+      on the preferences of the machine it was compiled for; `TF_CPP_MIN_LOG_LEVEL=3` in the environment silences them.
 
     Args:
         devices: how many CPU devices JAX shows; one for each core unless given.
         keep_memory: whether to keep memory.
-        cache: the folder of compiled programs, or None for none; left as it is where JAX has one already
+        cache: a folder for compiled programs; none unless given, or what JAX has already
             (`JAX_COMPILATION_CACHE_DIR`).
 
     Raises:

@@ -6,7 +6,7 @@ The problem is that of the paper: 5 × 5 × 32 convolution, 2 × 2 max pool (SAM
 ReLU; truncated-normal weights of scale 0.05 and biases of 0.05; batches of 128 with the incomplete one dropped, pixels
 divided by 255. The learning rates are those that its authors tuned. Expect the test accuracy after epochs 1, 2 and 5 to
 lie within two of the printed standard deviations of theirs. Five epochs are about five minutes of one core; every
-finished run is kept under `runs/`, and a later call goes on where one was interrupted. The record lies beside this file.
+finished run is kept under `runs/`, and a later call goes on where one was interrupted. The record lies beside it.
 
 Schneider, Balles and Hennig, *DeepOBS: a deep learning optimizer benchmark suite*, ICLR 2019; the accuracies are those
 of its published baselines, mean and standard deviation of ten seeds.
