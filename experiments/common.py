@@ -121,6 +121,12 @@ def _as_json(value: Any) -> Any:
     return np.asarray(value).tolist()
 
 
+def mean_and_error(values: Any) -> dict[str, float]:
+    """Return the mean of several runs, and its standard error."""
+    several = np.asarray(values, float)
+    return {"mean": float(several.mean()), "error": float(several.std(ddof=1) / np.sqrt(len(several)))}
+
+
 def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Print a table; its first column holds words, the others numbers to four digits."""
     cells = [list(header)]

@@ -21,9 +21,8 @@ import tyro
 from matplotlib import pyplot as plt
 
 import nnfx
-from experiments.common import BLUE, ORANGE, Results, print_table
+from experiments.common import BLUE, ORANGE, Results, mean_and_error, print_table
 from experiments.images import Predictions, draw_confusion, draw_mistakes, mistakes_of
-from experiments.overfitting import mean_and_error
 from nnfx.data import Data
 from nnfx.data.batching import steps_per_epoch
 from nnfx.models import cnn, conv, max_pool, mlp

@@ -26,7 +26,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 import nnfx
-from experiments.common import BLUE, GREY, ORANGE, Results, print_table
+from experiments.common import BLUE, GREY, ORANGE, Results, mean_and_error, print_table
 from nnfx.data import Data
 from nnfx.types import Array, Batch
 
@@ -183,12 +183,6 @@ def describe(name: str, i: int, runs: nnfx.Run, scores: dict[str, dict[str, Arra
         "accuracies": np.asarray(accuracy[i]),
         "best_epochs": np.asarray(runs.best.epoch[i]),
     }
-
-
-def mean_and_error(values: Array) -> dict[str, float]:
-    """Return the mean over the splits, and its standard error."""
-    several = np.asarray(values, float)
-    return {"mean": float(several.mean()), "error": float(several.std(ddof=1) / np.sqrt(len(several)))}
 
 
 def after(last_epoch: ArrayLike) -> nnfx.stopping.StoppingRule:

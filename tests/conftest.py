@@ -1,13 +1,15 @@
 """Strict settings for every test: rank promotion is an error, keys are typed, there are eight devices."""
 
 import os
+from pathlib import Path
 
 import jax
 import pytest
 
 # Most of the suite's time is compiling, half of it LLVM's optimisation of code that runs once. What XLA does to a
-# program is not touched; the experiments and the benchmarks run as users' programs do.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+# program is not touched, and flags of the caller come after: `XLA_FLAGS=--xla_backend_optimization_level=3 pytest`
+# tests what users run.
+os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_legacy_prng_key", "error")
@@ -23,3 +25,16 @@ def strict_dtypes():
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture
+def fashion_mnist_files():
+    """Skip where the four files of Fashion-MNIST do not lie under `NNFX_DATA`: tests download nothing."""
+    if not os.environ.get("NNFX_DATA"):
+        pytest.skip("NNFX_DATA names no folder of data")
+    folder = Path(os.environ["NNFX_DATA"]) / "fashion-mnist"
+    kinds = ("images-idx3", "labels-idx1")
+    names = [f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in kinds]
+    lacking = [name for name in names if not (folder / name).exists()]
+    if lacking:
+        pytest.skip(f"NNFX_DATA has no fashion-mnist/{', '.join(lacking)}")

@@ -29,8 +29,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 import nnfx
-from experiments.benchmarks.fit import _has_compiler
-from experiments.benchmarks.timing import Row, System, Timed, compare, report, seconds_of
+from experiments.benchmarks.timing import Row, System, Timed, compare, has_compiler, report, seconds_of
 from nnfx.models import conv, max_pool
 
 RATE, STEPS = 1e-3, 20
@@ -137,7 +136,7 @@ def measure(case: str, devices: int, repeats: int, members: int) -> None:
             "Flax as documented": with_flax(problem),
             "Keras on JAX": with_keras(problem),
         }
-        if _has_compiler():
+        if has_compiler():
             peers["PyTorch, compiled"] = with_torch(problem, channels_last=True, compiled=True)
     rows = _compare(case, ours, peers, repeats)
     if members and devices == 1 and case == "lenet":
@@ -358,6 +357,7 @@ def with_keras(problem: Problem) -> Callable[[], Timed]:
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(RATE, epsilon=1e-8), loss)
     untrained = [array for weight in problem.weights() for array in (weight, np.zeros(weight.shape[-1]))]
+    model.optimizer.build(model.trainable_variables)
     fresh = [np.zeros_like(np.asarray(variable)) for variable in model.optimizer.variables]
     batches = problem.batches()
     x, y = np.asarray(batches.inputs).reshape(-1, *shape), np.asarray(batches.targets).reshape(-1)

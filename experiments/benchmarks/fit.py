@@ -9,7 +9,6 @@ Fashion-MNIST.
 
 import itertools
 import os
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import optax
 import nnfx
 from experiments.benchmarks import problems
 from experiments.benchmarks.problems import Problem
-from experiments.benchmarks.timing import Row, System, compare, report
+from experiments.benchmarks.timing import Row, System, compare, has_compiler, report
 from nnfx.data import Data
 from nnfx.training.fit import Fit
 
@@ -61,17 +60,12 @@ def systems(problem: Problem) -> dict[str, System]:
         "JAX, a loop of steps": System(with_jax(problem, scanned=False)),
         "PyTorch, eager": System(with_torch(problem)),
         "PyTorch, fused Adam": System(with_torch(problem, fused=True)),
-        **({"PyTorch, compiled": System(with_torch(problem, fused=True, compiled=True))} if _has_compiler() else {}),
+        **({"PyTorch, compiled": System(with_torch(problem, fused=True, compiled=True))} if has_compiler() else {}),
         "Keras on JAX": System(with_keras(problem)),
     }
     if len(problem.inputs) < 10_000:
         made["scikit-learn"] = System(with_scikit_learn(problem))
     return made
-
-
-def _has_compiler() -> bool:
-    """Say whether there is the C++ compiler that `torch.compile` needs on CPUs."""
-    return shutil.which("g++") is not None
 
 
 def nnfx_run(problem: Problem) -> tuple[Fit, Data]:

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -48,6 +49,11 @@ class Row(NamedTuple):
     ratio: float
     loss: float
     loss_error: float
+
+
+def has_compiler() -> bool:
+    """Say whether there is the C++ compiler that `torch.compile` needs on CPUs."""
+    return shutil.which("g++") is not None
 
 
 def compare(case: str, systems: Mapping[str, System], repeats: int) -> list[Row]:

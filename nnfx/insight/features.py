@@ -125,11 +125,11 @@ def maximize(
     example = jax.ShapeDtypeStruct((1, *shape), jnp.zeros(()).dtype)
     _require_unit(unit, require_layer(model, variables, example, layer))
     settings = (learning_rate, l2, total_variation, jitter, bounds)
-    return _maximise(model, layer, tuple(shape), steps, starts, pool, variables, unit, key, settings)
+    return _maximize(model, layer, tuple(shape), steps, starts, pool, variables, unit, key, settings)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
-def _maximise(
+def _maximize(
     model: Model,
     layer: str,
     shape: tuple[int, ...],

@@ -31,9 +31,12 @@ def _free_on_host() -> int:
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
     group = Path("/sys/fs/cgroup")
-    limit, used = group / "memory.max", group / "memory.current"
+    limit = group / "memory.max"
     if limit.exists() and limit.read_text().strip() != "max":
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
+        used = int((group / "memory.current").read_text())
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        cached = int(statistics["inactive_file"])  # counted as used, but given back where it is needed
+        free = min(free, int(limit.read_text()) - used + cached)
     return free
 
 
@@ -59,7 +62,10 @@ def fitting_shape(
         if needed <= memory:
             return height, width
         if (height, width) == spread:
-            raise MemoryError(f"memory: expected at least {needed} bytes a device for one member, got {memory}")
+            raise MemoryError(
+                f"memory: expected at least {needed} bytes a device for one member, got {memory}; `memory=` says how"
+                " many to use where more are free than were found"
+            )
         share = memory / needed
         taller = int(height * share) // spread[0] * spread[0]
         if taller:

@@ -2,12 +2,10 @@ import functools
 import gzip
 import hashlib
 import io
-import os
 import re
 import struct
 import sys
 import tarfile
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -195,15 +193,7 @@ def test_the_archive_of_cifar_becomes_data(tmp_path, monkeypatch):
 # The real Fashion-MNIST
 
 
-def missing_files():
-    folder = os.environ.get("NNFX_DATA")
-    if not folder:
-        return "NNFX_DATA names no folder of data"
-    lacking = [file.name for file in MODULE._SOURCES["fashion_mnist"].files if not (Path(folder) / file.name).exists()]
-    return f"NNFX_DATA has no {', '.join(lacking)}" if lacking else ""
-
-
-@pytest.mark.skipif(bool(missing_files()), reason=missing_files() or "all there")
+@pytest.mark.usefixtures("fashion_mnist_files")
 def test_fashion_mnist_is_as_published():
     images = nnfx.data.images("fashion_mnist")
     assert images.classes[0] == "T-shirt/top"

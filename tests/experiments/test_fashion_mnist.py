@@ -1,7 +1,6 @@
 import csv
 import dataclasses
 import json
-import os
 
 import jax
 import matplotlib.image
@@ -75,7 +74,7 @@ def test_digits_are_not_mirrored(data, is_mirrored):
     assert (nnfx.augment.flip in varied) == is_mirrored
 
 
-@pytest.mark.skipif(not os.environ.get("NNFX_DATA"), reason="NNFX_DATA names no folder with Fashion-MNIST")
+@pytest.mark.usefixtures("fashion_mnist_files")
 def test_the_images_themselves(tmp_path):
     summary = fashion_mnist.main(dataclasses.replace(QUICK, out=tmp_path, rows=512))
     assert summary["rows"] == {"train": 384, "held_out": 128, "test": 10_000}

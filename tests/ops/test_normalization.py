@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from nnfx import models, ops
+from nnfx import ops
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 X = np.random.default_rng(0).normal(2, 3, (33, 4, 5)).astype(np.float32)
@@ -93,7 +93,3 @@ def test_wrong_input():
         ops.batch_statistics(jnp.ones(3))
     with pytest.raises(ValueError, match=r"weights: expected one per example, \(3,\), got float32\[2\]"):
         ops.batch_statistics(jnp.ones((3, 1)), jnp.ones(2))
-    model = models.mlp((4,), batch_norm=True)
-    variables = model.init(jax.random.key(0), jnp.ones((1, 2)))
-    with pytest.raises(ValueError, match="inputs: expected more than one value per channel"):
-        model.apply(variables, jnp.ones((1, 2)), train=True)
