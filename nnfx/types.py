@@ -64,6 +64,18 @@ class Apply(Protocol):
         """Return the outputs, `(batch, ...)`; in training the new model state as well."""
 
 
+class Stream(NamedTuple):
+    """A recurrent model one step at a time, for data that come in one by one; the same numbers as the whole sequence.
+
+    Attributes:
+        start: `(batch_size, dtype=float32) -> state`, what it remembers before the first step: zeros.
+        step: `(variables, state, x) -> (state, outputs)`, from `(batch, features)` to `(batch, outputs)`.
+    """
+
+    start: Callable[..., Any]
+    step: Callable[[Variables, Any, Array], tuple[Any, Array]]
+
+
 class Model(NamedTuple):
     """A pair of pure functions, and the only thing that training knows of a network.
 
@@ -73,11 +85,14 @@ class Model(NamedTuple):
       dropout and other noise, `weights` (one per example; zero marks padding) those layers that mix
       the examples of a batch, and the new model state comes back beside the outputs.
 
+    Recurrent models have a `stream` as well, which applies them one step at a time.
+
     Nothing is hidden, so `jax.grad`, `jit`, `vmap`, `eval_shape` and `jax.export` apply as they are.
     """
 
     init: Init
     apply: Apply
+    stream: Stream | None = None
 
 
 class Batch(NamedTuple):

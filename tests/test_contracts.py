@@ -40,12 +40,22 @@ MODELS = {
     "cnn": models.cnn([models.conv(4), models.max_pool(), models.conv(3, strides=2)], outputs=2, hidden=(6,)),
     "cnn of sequences": models.cnn([models.conv(4, 2, dilation=2), models.avg_pool(2, 1)], activation="tanh"),
     "residual network": models.resnet(8, width=2, outputs=3),
+    "rnn": models.rnn(outputs=2, hidden=(4,), activation="relu"),
+    "lstm": models.lstm(hidden=(4, 3), dropout=0.2, returns="all"),
+    "gru in both directions": models.gru(hidden=(4,), bidirectional=True),
     "linen": models.from_linen(LinenBatchNorm()),
     "nnx": models.from_nnx(lambda rngs: NnxBatchNorm(rngs=rngs)),
 }
 FLAX_LAYERS = {"linen", "nnx"}
 STATEFUL = {"batch norm", "residual network", *FLAX_LAYERS}
-SHAPES = {"cnn": (6, 6, 2), "cnn of sequences": (7, 2), "residual network": (8, 8, 2)}
+SHAPES = {
+    "cnn": (6, 6, 2),
+    "cnn of sequences": (7, 2),
+    "residual network": (8, 8, 2),
+    "rnn": (7, 2),
+    "lstm": (7, 2),
+    "gru in both directions": (7, 2),
+}
 
 
 def inputs_of(name):

@@ -1,22 +1,28 @@
-"""Models as pure `init` / `apply` pairs: perceptrons, deep and convolutional networks, adapters for Flax modules."""
+"""Models as pure `init` / `apply` pairs: dense, convolutional and recurrent networks, adapters for Flax modules."""
 
-from nnfx.models import initializers
+from nnfx.models import initializers, layouts
 from nnfx.models.adapters import from_linen, from_nnx
 from nnfx.models.convolutional import avg_pool, cnn, conv, lenet, max_pool, resnet
 from nnfx.models.dense import mlp, perceptron
 from nnfx.models.normalization import BatchNorm
+from nnfx.models.recurrent import Sequences, gru, lstm, rnn
 
 __all__ = [
     "BatchNorm",
+    "Sequences",
     "avg_pool",
     "cnn",
     "conv",
     "from_linen",
     "from_nnx",
+    "gru",
     "initializers",
+    "layouts",
     "lenet",
+    "lstm",
     "max_pool",
     "mlp",
     "perceptron",
     "resnet",
+    "rnn",
 ]

@@ -1,11 +1,15 @@
 """The few primitives whose formulation matters, each differentiable and mappable."""
 
+from nnfx.ops.cells import Cell, RecurrentWeights, gru_cell, lstm_cell, rnn_cell
 from nnfx.ops.convolution import convolution
 from nnfx.ops.dropout import dropout
 from nnfx.ops.normalization import RunningStatistics, batch_norm, batch_statistics, update_statistics
 from nnfx.ops.pooling import avg_pool, global_avg_pool, global_max_pool, max_pool
+from nnfx.ops.recurrence import recurrence
 
 __all__ = [
+    "Cell",
+    "RecurrentWeights",
     "RunningStatistics",
     "avg_pool",
     "batch_norm",
@@ -14,6 +18,10 @@ __all__ = [
     "dropout",
     "global_avg_pool",
     "global_max_pool",
+    "gru_cell",
+    "lstm_cell",
     "max_pool",
+    "recurrence",
+    "rnn_cell",
     "update_statistics",
 ]

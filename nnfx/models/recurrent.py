@@ -1,0 +1,339 @@
+"""Recurrent networks: simple, LSTM and GRU; stacked, in both directions, or one step at a time."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import Initializer
+from jax.typing import ArrayLike
+
+from nnfx import activations, checks, ops
+from nnfx.activations import Activation
+from nnfx.models import initializers
+from nnfx.models.adapters import from_linen
+from nnfx.models.dense import Perceptron
+from nnfx.ops.cells import Cell, RecurrentWeights, State
+from nnfx.types import Array, Model, Stream, Variables
+
+
+class Sequences(NamedTuple):
+    """Sequences of unequal length, or with a state to begin with, as the inputs of a recurrent model.
+
+    Attributes:
+        values: `(batch, time, features)`.
+        lengths: integers `(batch,)`, how many steps of each are real, the rest being padding; None where all are.
+        state: what the model begins with, as its `stream` has it: for each layer a tuple of arrays
+            `(batch, hidden)`; in a network of both directions each layer is followed by that in reverse. None for
+            zeros.
+
+    Example:
+        >>> model = gru(outputs=2, hidden=(4,))
+        >>> inputs = Sequences(jnp.ones((3, 5, 1)), lengths=jnp.array([5, 2, 0]))
+        >>> model.apply(model.init(jax.random.key(0), inputs), inputs).shape
+        (3, 2)
+    """
+
+    values: Array
+    lengths: Array | None = None
+    state: tuple[State, ...] | None = None
+
+
+class RecurrentLayer(nn.Module):
+    """A cell applied along time, in one direction."""
+
+    cell: Cell
+    hidden: int
+    initializer: Initializer
+    recurrent_initializer: Initializer
+    biases: tuple[ArrayLike, ...]
+    reverse: bool
+    plain: bool
+
+    @nn.compact
+    def __call__(self, x: Array, lengths: Array | None, state: State | None) -> tuple[Array, State]:
+        """Return the outputs, `(batch, time, hidden)`, and the last state."""
+
+        def gate_by_gate(initializer: Initializer, key: Array, rows: int) -> Array:
+            keys = jax.random.split(key, self.cell.gates)
+            return jnp.concatenate([initializer(key, (rows, self.hidden), jnp.float32) for key in keys], axis=-1)
+
+        def bias(_: Array) -> Array:
+            return jnp.concatenate([jnp.full(self.hidden, start, jnp.float32) for start in self.biases])
+
+        weights = RecurrentWeights(
+            self.param("input_kernel", partial(gate_by_gate, self.initializer), x.shape[-1]),
+            self.param("recurrent_kernel", partial(gate_by_gate, self.recurrent_initializer), self.hidden),
+            self.param("bias", bias),
+        )
+        return ops.recurrence(self.cell, x, weights, state, lengths=lengths, reverse=self.reverse, plain=self.plain)
+
+
+class RecurrentNetwork(nn.Module):
+    """Recurrent layers stacked, then a layer of perceptrons."""
+
+    cell: Cell
+    outputs: int | None
+    hidden: tuple[int, ...]
+    bidirectional: bool
+    dropout: ArrayLike
+    returns: str
+    stateful: bool
+    initializer: Initializer
+    recurrent_initializer: Initializer
+    biases: tuple[ArrayLike, ...]
+    plain: bool
+
+    @nn.compact
+    def __call__(self, inputs: Array | Sequences, *, train: bool = False) -> Array:
+        """Return `(batch, outputs)`, or `(batch, time, outputs)`; the hidden state itself without outputs."""
+        x, lengths, state = inputs if isinstance(inputs, Sequences) else Sequences(inputs)
+        directions = (False, True) if self.bidirectional else (False,)
+        if state is not None and len(state) != len(self.hidden) * len(directions):
+            wanted = len(self.hidden) * len(directions)
+            raise ValueError(f"inputs.state: expected that of {wanted} recurrent layers, got {len(state)}")
+        if self.stateful:
+            start = partial(zeros, self.cell, self.hidden, x.shape[0], x.dtype)
+            carried = self.variable("carry", "state", start)
+            rows = carried.value[0][0].shape[0]
+            if rows != x.shape[0]:
+                raise ValueError(f"inputs: expected {rows} sequences, whose state is carried on, got {x.shape[0]}")
+            state = carried.value if state is None else state
+        last: list[State] = []
+        for i, width in enumerate(self.hidden):
+            if i and train and not (isinstance(self.dropout, float) and self.dropout == 0):
+                x = ops.dropout(self.make_rng("dropout"), x, self.dropout)
+            both = []
+            for reverse in directions:
+                layer = RecurrentLayer(
+                    self.cell,
+                    width,
+                    self.initializer,
+                    self.recurrent_initializer,
+                    self.biases,
+                    reverse,
+                    self.plain,
+                    name=f"layer_{i}_reverse" if reverse else f"layer_{i}",
+                )
+                outputs, end = layer(x, lengths, None if state is None else state[len(last)])
+                both.append(outputs)
+                last.append(end)
+            x = jnp.concatenate(both, axis=-1) if self.bidirectional else outputs
+        if self.stateful and train:
+            carried.value = tuple(last)
+        if self.returns == "last":
+            x = jnp.concatenate([end[0] for end in last[-len(directions) :]], axis=-1)
+        return x if self.outputs is None else Perceptron(self.outputs, name="output")(x)
+
+
+def zeros(cell: Cell, hidden: Sequence[int], batch_size: int, dtype: Any = jnp.float32) -> tuple[State, ...]:
+    """Return the state before the first step, for each layer."""
+    checks.positive_integer("batch_size", batch_size)
+    return tuple((jnp.zeros((batch_size, width), dtype),) * cell.states for width in hidden)
+
+
+def _stream(cell: Cell, hidden: tuple[int, ...], outputs: int | None) -> Stream:
+    def step(variables: Variables, state: tuple[State, ...], x: Array) -> tuple[tuple[State, ...], Array]:
+        params, after = variables["params"], []
+        for i, before in enumerate(state):
+            layer = params[f"layer_{i}"]
+            weights = RecurrentWeights(layer["input_kernel"], layer["recurrent_kernel"], layer["bias"])
+            after.append(cell.step(weights, before, x))
+            x = after[-1][0]
+        if outputs is not None:
+            x = cast(Array, Perceptron(outputs).apply({"params": params["output"]}, x))
+        return tuple(after), x
+
+    return Stream(partial(zeros, cell, hidden), step)
+
+
+def _network(
+    cell: Cell,
+    outputs: int | None,
+    hidden: Sequence[int],
+    bidirectional: bool,
+    dropout: ArrayLike,
+    returns: str,
+    stateful: bool,
+    initializer: str | Initializer,
+    recurrent_initializer: str | Initializer,
+    plain: bool,
+    biases: tuple[ArrayLike, ...],
+) -> Model:
+    if outputs is not None:
+        checks.positive_integer("outputs", outputs)
+    if not isinstance(hidden, Sequence) or not hidden:
+        raise ValueError(f"hidden: expected the widths of one layer or more, such as (64,), got {hidden!r}")
+    for i, width in enumerate(hidden):
+        checks.positive_integer(f"hidden[{i}]", width)
+    checks.number("dropout", dropout, minimum=0, below=1)
+    checks.choice("returns", returns, ("last", "all"))
+    if stateful and bidirectional:
+        raise ValueError("stateful: expected False for both directions, one of which begins at the end, got True")
+    module = RecurrentNetwork(
+        cell,
+        outputs,
+        tuple(hidden),
+        bidirectional,
+        dropout,
+        returns,
+        stateful,
+        initializers.get(initializer),
+        initializers.get(recurrent_initializer, "recurrent_initializer"),
+        biases,
+        plain,
+    )
+    model = from_linen(module)
+    return model if bidirectional else model._replace(stream=_stream(cell, tuple(hidden), outputs))
+
+
+def rnn(
+    outputs: int | None = 1,
+    hidden: Sequence[int] = (64,),
+    activation: str | Activation = "tanh",
+    bidirectional: bool = False,
+    dropout: ArrayLike = 0.0,
+    returns: Literal["last", "all"] = "last",
+    stateful: bool = False,
+    initializer: str | Initializer = "glorot_uniform",
+    recurrent_initializer: str | Initializer = "orthogonal",
+    plain: bool = False,
+) -> Model:
+    """A simple recurrent network: what a layer puts out it reads again at the next step, `h' = g(x W + h U + b)`.
+
+    Args:
+        outputs: how many perceptrons read the last layer; None for its hidden state as it is.
+        hidden: the widths of the recurrent layers.
+        activation: g, by name or as a function.
+        bidirectional: whether each layer goes through time both ways, its outputs side by side.
+        dropout: the part of each layer's outputs, but the last one's, dropped in training; at least 0 and below 1, may
+            be traced.
+        returns: `"last"` for the output behind the last step, `"all"` for that of every step.
+        stateful: whether each batch of training goes on where the one before ended, sequence by sequence. The state
+            is kept among the variables, in the collection `carry`, and gradients end there: a long sequence cut into
+            consecutive batches is trained by truncated backpropagation through time.
+        initializer: of the weights of the inputs, drawn gate by gate; by name or as a function.
+        recurrent_initializer: of the weights of the hidden state.
+        plain: whether to leave gradients to JAX: slower, but with forward mode; see `nnfx.ops.recurrence`.
+
+    Returns:
+        A model from `(batch, time, features)`, or `Sequences`, to `(batch, outputs)` or `(batch, time, outputs)`; with
+        a `stream`, where it has one direction.
+
+    Raises:
+        ValueError: for an unknown name, a width that is not positive, a dropout outside `[0, 1)`, or a state carried
+            in both directions.
+
+    Example:
+        >>> model = rnn(outputs=2, hidden=(8,), returns="all")
+        >>> variables = model.init(jax.random.key(0), jnp.ones((1, 5, 3)))
+        >>> model.apply(variables, jnp.ones((4, 5, 3))).shape
+        (4, 5, 2)
+
+    References:
+        Elman, *Finding structure in time*, Cognitive Science 1990.
+    """
+    options = (outputs, hidden, bidirectional, dropout, returns, stateful, initializer, recurrent_initializer, plain)
+    return _network(ops.rnn_cell(activations.get(activation)), *options, biases=(0.0,))
+
+
+def lstm(
+    outputs: int | None = 1,
+    hidden: Sequence[int] = (64,),
+    bidirectional: bool = False,
+    dropout: ArrayLike = 0.0,
+    returns: Literal["last", "all"] = "last",
+    stateful: bool = False,
+    forget_bias: ArrayLike = 1.0,
+    initializer: str | Initializer = "glorot_uniform",
+    recurrent_initializer: str | Initializer = "orthogonal",
+    plain: bool = False,
+) -> Model:
+    """A network of long short-term memory: gates decide what is let in, what is kept and what is shown.
+
+    `i, f, o = σ(·)` and `g = tanh(·)` of `x W + h U + b`; `c' = f c + i g`, and `h' = o tanh(c')`.
+
+    Args:
+        outputs: as in `rnn`, and so are all others but
+        hidden: the widths of the recurrent layers.
+        bidirectional: whether each layer goes through time both ways.
+        dropout: the part of each layer's outputs, but the last one's, dropped in training.
+        returns: `"last"` or `"all"`.
+        stateful: whether each batch of training goes on where the one before ended.
+        forget_bias: the bias that the forget gates begin with; 1 lets them keep what they have at first.
+        initializer: of the weights of the inputs.
+        recurrent_initializer: of the weights of the hidden state.
+        plain: whether to leave gradients to JAX.
+
+    Returns:
+        A model as `rnn` returns; its state is that of each layer, `(h, c)`.
+
+    Raises:
+        ValueError: as `rnn` does, and for a forget bias that is not finite.
+
+    Example:
+        One step at a time, as data come in:
+
+        >>> model = lstm(outputs=1, hidden=(8,))
+        >>> sequence = jax.random.normal(jax.random.key(1), (1, 5, 3))
+        >>> variables = model.init(jax.random.key(0), sequence)
+        >>> state = model.stream.start(batch_size=1)
+        >>> for x in sequence.swapaxes(0, 1):
+        ...     state, outputs = model.stream.step(variables, state, x)
+        >>> bool(jnp.allclose(outputs, model.apply(variables, sequence), atol=1e-6))
+        True
+
+    References:
+        Hochreiter and Schmidhuber, *Long short-term memory*, Neural Computation 1997.
+        Jozefowicz, Zaremba and Sutskever, *An empirical exploration of recurrent network architectures*, ICML 2015,
+        for the bias.
+    """
+    options = (outputs, hidden, bidirectional, dropout, returns, stateful, initializer, recurrent_initializer, plain)
+    checks.number("forget_bias", forget_bias)
+    return _network(ops.lstm_cell, *options, biases=(0.0, forget_bias, 0.0, 0.0))
+
+
+def gru(
+    outputs: int | None = 1,
+    hidden: Sequence[int] = (64,),
+    bidirectional: bool = False,
+    dropout: ArrayLike = 0.0,
+    returns: Literal["last", "all"] = "last",
+    stateful: bool = False,
+    initializer: str | Initializer = "glorot_uniform",
+    recurrent_initializer: str | Initializer = "orthogonal",
+    plain: bool = False,
+) -> Model:
+    """A network of gated recurrent units: one gate mixes the old state and the new, another hides the old one.
+
+    `r, z = σ(x W + h U + b)`, `n = tanh(x W + b + r (h U + b'))`, and `h' = (1 − z) n + z h`.
+
+    Args:
+        outputs: as in `rnn`, and so are all others.
+        hidden: the widths of the recurrent layers.
+        bidirectional: whether each layer goes through time both ways.
+        dropout: the part of each layer's outputs, but the last one's, dropped in training.
+        returns: `"last"` or `"all"`.
+        stateful: whether each batch of training goes on where the one before ended.
+        initializer: of the weights of the inputs.
+        recurrent_initializer: of the weights of the hidden state.
+        plain: whether to leave gradients to JAX.
+
+    Returns:
+        A model as `rnn` returns.
+
+    Raises:
+        ValueError: as `rnn` does.
+
+    Example:
+        >>> variables = gru(outputs=1, hidden=(8,)).init(jax.random.key(0), jnp.ones((1, 5, 3)))
+        >>> jax.tree.map(jnp.shape, variables["params"]["layer_0"])
+        {'bias': (32,), 'input_kernel': (3, 24), 'recurrent_kernel': (8, 24)}
+
+    References:
+        Cho et al., *Learning phrase representations using RNN encoder–decoder*, EMNLP 2014.
+    """
+    options = (outputs, hidden, bidirectional, dropout, returns, stateful, initializer, recurrent_initializer, plain)
+    return _network(ops.gru_cell, *options, biases=(0.0,) * 4)

@@ -1,0 +1,184 @@
+"""The cells of recurrent networks: what one step in time computes, and its gradient written by hand.
+
+A cell is a linear part, `project`, which has all the products of matrices, and an element-wise part, `forward`.
+Kept apart, the products of all steps' gradients can be made as one; see `nnfx.ops.recurrence`.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nnfx.types import Array
+
+State = tuple[Array, ...]
+"""What a cell remembers, arrays `(batch, hidden)`: the hidden state first, which is also its output."""
+
+
+class RecurrentWeights(NamedTuple):
+    """The weights of a cell; its gates lie side by side in the columns, in the order that the cell names.
+
+    Attributes:
+        inputs: `(features, gates × hidden)`.
+        recurrent: `(hidden, gates × hidden)`.
+        bias: `(biases × hidden,)`.
+    """
+
+    inputs: Array
+    recurrent: Array
+    bias: Array
+
+
+class Cell(NamedTuple):
+    """One step in time, as pure functions.
+
+    Attributes:
+        name: what it is called.
+        states: how many arrays it remembers.
+        gates: how many blocks of columns its kernels have.
+        biases: how many blocks its bias has.
+        pack: `weights -> packed`, the weights as `project` wants them.
+        project: `(packed, hidden, x) -> z`, linear in the packed weights and affine in the hidden state and the
+            inputs, for any number of leading axes.
+        forward: `(z, state) -> (state, saved)`, element-wise; `saved` is what its gradient needs.
+        backward: `(saved, state, cotangent) -> (cotangent of z, cotangent of the state)`, from the state before.
+    """
+
+    name: str
+    states: int
+    gates: int
+    biases: int
+    pack: Callable[[RecurrentWeights], Any]
+    project: Callable[[Any, Array, Array], Any]
+    forward: Callable[[Any, State], tuple[State, Any]]
+    backward: Callable[[Any, State, State], tuple[Any, State]]
+
+    def step(self, weights: RecurrentWeights, state: State, x: Array) -> State:
+        """Return the state behind one step on inputs `(batch, features)`.
+
+        Example:
+            >>> weights = RecurrentWeights(jnp.zeros((3, 8)), jnp.zeros((2, 8)), jnp.ones(8))
+            >>> hidden, cell = lstm_cell.step(weights, (jnp.zeros((1, 2)), jnp.zeros((1, 2))), jnp.ones((1, 3)))
+            >>> cell.round(4)  # σ(1) tanh(1)
+            Array([[0.5568, 0.5568]], dtype=float32)
+        """
+        return self.forward(self.project(self.pack(weights), state[0], x), state)[0]
+
+
+def _with_one(*parts: Array) -> Array:
+    """Put arrays side by side, and a one behind them, which the bias is multiplied by."""
+    return jnp.concatenate([*parts, jnp.ones_like(parts[0], shape=(*parts[0].shape[:-1], 1))], axis=-1)
+
+
+def _pack(weights: RecurrentWeights) -> Array:
+    return jnp.concatenate([weights.recurrent, weights.inputs, weights.bias[None]])
+
+
+def _project(packed: Array, hidden: Array, x: Array) -> Array:
+    return _with_one(hidden, x) @ packed
+
+
+# The simple cell
+
+
+@functools.cache  # the same activation has to give the same cell, which compiled programs are known by
+def rnn_cell(activation: Callable[[Array], Array] = jnp.tanh) -> Cell:
+    """The simple recurrent cell: `h' = g(x W + h U + b)`.
+
+    Args:
+        activation: g, element-wise.
+
+    Example:
+        >>> rnn_cell().gates
+        1
+
+    References:
+        Elman, *Finding structure in time*, Cognitive Science 1990.
+    """
+
+    def forward(z: Array, _: State) -> tuple[State, Array]:
+        return (activation(z),), z
+
+    def backward(z: Array, state: State, cotangent: State) -> tuple[Array, State]:
+        _, pull = jax.vjp(activation, z)
+        (dz,) = pull(cotangent[0])
+        return dz, (jnp.zeros_like(state[0]),)
+
+    return Cell("rnn", 1, 1, 1, _pack, _project, forward, backward)
+
+
+# Long short-term memory
+
+
+def _lstm_forward(z: Array, state: State) -> tuple[State, State]:
+    _, cell = state
+    i, f, g, o = jnp.split(z, 4, axis=-1)
+    i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
+    cell = f * cell + i * g
+    return (o * jnp.tanh(cell), cell), (i, f, g, o)
+
+
+def _lstm_backward(saved: State, state: State, cotangent: State) -> tuple[Array, State]:
+    i, f, g, o = saved
+    _, cell = state
+    d_hidden, d_cell = cotangent
+    bounded = jnp.tanh(f * cell + i * g)  # cheaper than to keep it
+    d_o = d_hidden * bounded
+    d_cell = d_cell + d_hidden * o * (1 - bounded * bounded)
+    d_z = (d_cell * g * i * (1 - i), d_cell * cell * f * (1 - f), d_cell * i * (1 - g * g), d_o * o * (1 - o))
+    return jnp.concatenate(d_z, axis=-1), (jnp.zeros_like(d_hidden), d_cell * f)
+
+
+lstm_cell = Cell("lstm", 2, 4, 4, _pack, _project, _lstm_forward, _lstm_backward)
+"""Long short-term memory: gates decide what is let in, what is kept, and what is shown.
+
+`i, f, o = σ(·)` and `g = tanh(·)` of `x W + h U + b`, in the order i, f, g, o; then `c' = f c + i g` and
+`h' = o tanh(c')`. Its state is `(h, c)`.
+
+References:
+    Hochreiter and Schmidhuber, *Long short-term memory*, Neural Computation 1997.
+    Gers, Schmidhuber and Cummins, *Learning to forget*, Neural Computation 2000.
+"""
+
+
+# The gated recurrent unit
+
+
+def _gru_pack(weights: RecurrentWeights) -> Array:
+    """Put the candidate's two sums into columns of their own, the one zero for the hidden state, the other for x."""
+    hidden = weights.recurrent.shape[0]
+    recurrent, inputs = (jnp.split(kernel, [2 * hidden], axis=-1) for kernel in (weights.recurrent, weights.inputs))
+    rows = (
+        [recurrent[0], jnp.zeros_like(recurrent[1]), recurrent[1]],
+        [inputs[0], inputs[1], jnp.zeros_like(inputs[1])],
+    )
+    return jnp.concatenate([*(jnp.concatenate(row, axis=-1) for row in rows), weights.bias[None]])
+
+
+def _gru_forward(z: Array, state: State) -> tuple[State, State]:
+    r, update, of_x, of_hidden = jnp.split(z, 4, axis=-1)
+    r, update = jax.nn.sigmoid(r), jax.nn.sigmoid(update)
+    candidate = jnp.tanh(of_x + r * of_hidden)
+    return (candidate + update * (state[0] - candidate),), (r, update, candidate, of_hidden)
+
+
+def _gru_backward(saved: State, state: State, cotangent: State) -> tuple[Array, State]:
+    r, update, candidate, of_hidden = saved
+    (d_hidden,) = cotangent
+    d_update = d_hidden * (state[0] - candidate) * update * (1 - update)
+    d_x = d_hidden * (1 - update) * (1 - candidate * candidate)
+    d_z = (d_x * of_hidden * r * (1 - r), d_update, d_x, d_x * r)
+    return jnp.concatenate(d_z, axis=-1), (d_hidden * update,)
+
+
+gru_cell = Cell("gru", 1, 3, 4, _gru_pack, _project, _gru_forward, _gru_backward)
+"""The gated recurrent unit, with the reset gate behind the product, as cuDNN, Flax and PyTorch have it.
+
+`r, z = σ(x W + h U + b)`, `n = tanh(x W + b + r (h U + b'))` and `h' = (1 − z) n + z h`, in the order r, z, n; the
+bias has a fourth block, b'.
+
+References:
+    Cho et al., *Learning phrase representations using RNN encoder–decoder*, EMNLP 2014.
+"""

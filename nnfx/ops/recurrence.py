@@ -1,0 +1,199 @@
+"""A cell applied along time, with a gradient that makes the products of all steps as one."""
+
+from functools import partial
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from nnfx import checks
+from nnfx.ops.cells import Cell, RecurrentWeights, State
+from nnfx.types import Array
+
+
+def recurrence(
+    cell: Cell,
+    inputs: Array,
+    weights: RecurrentWeights,
+    state: State | None = None,
+    *,
+    lengths: Array | None = None,
+    reverse: bool = False,
+    plain: bool = False,
+) -> tuple[Array, State]:
+    """Apply a cell along time: `s_t = cell(s_{t−1}, x_t)`, whose first part is the output `h_t`.
+
+    The gradient keeps what each step computed, goes back through time for the cotangents of the pre-activations alone,
+    and multiplies them with the inputs once, for all steps together. It is differentiable again by `jax.grad`.
+
+    Args:
+        cell: such as `nnfx.ops.lstm_cell`.
+        inputs: x, `(batch, time, features)`.
+        weights: of the cell, of the inputs' dtype.
+        state: what it begins with, arrays `(batch, hidden)`; zeros where none are given.
+        lengths: integers `(batch,)`, how many steps of each sequence are real; the rest is padding, which
+            changes nothing, whatever it holds.
+        reverse: whether time runs backwards, from each sequence's last step.
+        plain: whether to leave the gradient to JAX, which has forward mode (`jax.jvp`, `jax.hessian`) as well.
+
+    Returns:
+        The outputs, `(batch, time, hidden)`, zero where there is padding, and the last state.
+
+    Raises:
+        TypeError: for arrays that are not floating or not of one dtype, or lengths that are not integers.
+        ValueError: for shapes that do not fit each other, and lengths below 0 or above the time there is.
+
+    Example:
+        >>> from nnfx.ops import RecurrentWeights, rnn_cell
+        >>> adding = RecurrentWeights(jnp.ones((1, 1)), jnp.ones((1, 1)), jnp.zeros(1))
+        >>> outputs, _ = recurrence(rnn_cell(lambda z: z), jnp.arange(4.0).reshape(1, 4, 1), adding)
+        >>> outputs.ravel()
+        Array([0., 1., 3., 6.], dtype=float32)
+
+    References:
+        Werbos, *Backpropagation through time*, Proceedings of the IEEE 1990.
+    """
+    inputs, weights = jnp.asarray(inputs), RecurrentWeights(*map(jnp.asarray, weights))
+    _require_shapes(cell, inputs, weights)
+    shape = (inputs.shape[0], weights.recurrent.shape[0])
+    if state is None:
+        state = (jnp.zeros(shape, inputs.dtype),) * cell.states
+    state = _required_state(cell, state, shape, inputs.dtype)
+    is_real = None
+    if lengths is not None:
+        lengths = _required_lengths(lengths, inputs)
+        is_real = (jnp.arange(inputs.shape[1], dtype=lengths.dtype)[:, None] < lengths[None])[..., None]
+    x = jnp.swapaxes(inputs, 0, 1)
+    if is_real is not None:
+        x = jnp.where(is_real, x, 0)  # what padding holds may be NaN, and zero times that is no zero
+    # Within shard_map the inputs vary over the mesh and the weights may not, and the rules below are for equals: adding
+    # a zero of the inputs' kind makes them so (XLA drops it), and its transpose is the sum that the gradient needs.
+    zero = jnp.zeros_like(inputs, shape=())
+    packed, state = jax.tree.map(lambda leaf: leaf + zero, (cell.pack(weights), state))
+    outputs, state = (_unroll_plainly if plain else _unroll)(cell, reverse, packed, x, state, is_real)
+    if is_real is not None:
+        outputs = jnp.where(is_real, outputs, 0)
+    return jnp.swapaxes(outputs, 0, 1), state
+
+
+def _step(cell: Cell, z: Any, state: State, is_real: Array | None) -> tuple[State, Any]:
+    after, saved = cell.forward(z, state)
+    if is_real is not None:
+        after = tuple(jnp.where(is_real, new, old) for new, old in zip(after, state, strict=True))
+    return after, saved
+
+
+def _unroll_plainly(
+    cell: Cell, reverse: bool, packed: Any, x: Array, state: State, is_real: Array | None
+) -> tuple[Array, State]:
+    @partial(jax.checkpoint, prevent_cse=False, policy=jax.checkpoint_policies.dots_saveable)
+    def body(state: State, step: tuple[Array, Array | None]) -> tuple[State, Array]:
+        after, _ = _step(cell, cell.project(packed, state[0], step[0]), state, step[1])
+        return after, after[0]
+
+    state, outputs = lax.scan(body, state, (x, is_real), reverse=reverse)
+    return outputs, state
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _unroll(
+    cell: Cell, reverse: bool, packed: Any, x: Array, state: State, is_real: Array | None
+) -> tuple[Array, State]:
+    def body(state: State, step: tuple[Array, Array | None]) -> tuple[State, Array]:
+        after, _ = _step(cell, cell.project(packed, state[0], step[0]), state, step[1])
+        return after, after[0]
+
+    state, outputs = lax.scan(body, state, (x, is_real), reverse=reverse)
+    return outputs, state
+
+
+def _unroll_forward(
+    cell: Cell, reverse: bool, packed: Any, x: Array, state: State, is_real: Array | None
+) -> tuple[tuple[Array, State], Any]:
+    def body(state: State, step: tuple[Array, Array | None]) -> tuple[State, Any]:
+        after, saved = _step(cell, cell.project(packed, state[0], step[0]), state, step[1])
+        return after, (state, saved)  # the state before: what the gradient wants, and no second stack of outputs
+
+    last, (states, saved) = lax.scan(body, state, (x, is_real), reverse=reverse)
+    hidden = states[0]
+    ends = (last[0][None], hidden[:-1]) if reverse else (hidden[1:], last[0][None])
+    return (jnp.concatenate(ends), last), (packed, x, states, saved, is_real)
+
+
+def _unroll_backward(cell: Cell, reverse: bool, kept: Any, cotangent: tuple[Array, State]) -> Any:
+    packed, x, states, saved, is_real = kept
+    d_outputs, d_last = cotangent
+
+    def body(d_state: State, step: Any) -> tuple[State, Any]:
+        d_output, x_t, state, saved, is_real = step
+        d_after = (d_state[0] + d_output, *d_state[1:])
+        d_z, d_before = cell.backward(saved, state, d_after)
+        if is_real is not None:
+            d_z = jax.tree.map(lambda d: jnp.where(is_real, d, 0), d_z)
+            d_before = tuple(jnp.where(is_real, new, old) for new, old in zip(d_before, d_after, strict=True))
+        _, pull = jax.vjp(lambda hidden: cell.project(packed, hidden, x_t), state[0])
+        return (d_before[0] + pull(d_z)[0], *d_before[1:]), d_z
+
+    d_state, d_z = lax.scan(body, d_last, (d_outputs, x, states, saved, is_real), reverse=not reverse)
+    _, pull = jax.vjp(lambda packed, x: cell.project(packed, states[0], x), packed, x)
+    d_packed, d_x = pull(d_z)
+    return d_packed, d_x, d_state, None
+
+
+_unroll.defvjp(_unroll_forward, _unroll_backward)
+
+
+def _require_shapes(cell: Cell, inputs: Array, weights: RecurrentWeights) -> None:
+    if inputs.ndim != 3 or 0 in inputs.shape[1:]:
+        raise ValueError(f"inputs: expected (batch, time, features), none empty, got {checks.describe(inputs)}")
+    arrays = {"inputs": inputs, **{f"weights.{name}": value for name, value in weights._asdict().items()}}
+    for name, value in arrays.items():
+        if not jnp.issubdtype(value.dtype, jnp.floating) or value.dtype != inputs.dtype:
+            raise TypeError(
+                f"{name}: expected a floating array, of one dtype with the inputs', {inputs.dtype}, "
+                f"got {checks.describe(value)}"
+            )
+    recurrent = weights.recurrent
+    if recurrent.ndim != 2 or recurrent.shape[1] != cell.gates * recurrent.shape[0] or not recurrent.size:
+        raise ValueError(
+            f"weights.recurrent: expected (hidden, {cell.gates} × hidden) for the cell {cell.name!r}, "
+            f"got {checks.describe(recurrent)}"
+        )
+    hidden = recurrent.shape[0]
+    expected = {
+        "inputs": (inputs.shape[-1], cell.gates * hidden),
+        "bias": (cell.biases * hidden,),
+    }
+    for name, shape in expected.items():
+        if getattr(weights, name).shape != shape:
+            got = checks.describe(getattr(weights, name))
+            raise ValueError(f"weights.{name}: expected {shape} for the cell {cell.name!r}, got {got}")
+
+
+def _required_state(cell: Cell, state: State, shape: tuple[int, int], dtype: Any) -> State:
+    if not isinstance(state, tuple) or len(state) != cell.states:
+        raise ValueError(f"state: expected a tuple of {cell.states} for the cell {cell.name!r}, got {state!r:.60}")
+    arrays = tuple(jnp.asarray(part) for part in state)
+    for i, part in enumerate(arrays):
+        if part.shape != shape or part.dtype != dtype:
+            wanted = checks.describe(jax.ShapeDtypeStruct(shape, dtype))
+            raise ValueError(f"state[{i}]: expected {wanted}, got {checks.describe(part)}")
+    return arrays
+
+
+def _required_lengths(lengths: Array, inputs: Array) -> Array:
+    lengths = jnp.asarray(lengths)
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise TypeError(f"lengths: expected integers, got {checks.describe(lengths)}")
+    if lengths.shape != inputs.shape[:1]:
+        raise ValueError(f"lengths: expected one a sequence, {inputs.shape[:1]}, got {checks.describe(lengths)}")
+    if checks.is_concrete(lengths):
+        values = np.asarray(cast(Any, lengths))
+        if values.size and (values.min() < 0 or values.max() > inputs.shape[1]):
+            raise ValueError(
+                f"lengths: expected from 0 to {inputs.shape[1]}, the time there is, "
+                f"got from {values.min()} to {values.max()}"
+            )
+    return lengths

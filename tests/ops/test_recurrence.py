@@ -1,0 +1,212 @@
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+from jax.test_util import check_grads
+
+from nnfx import ops
+from nnfx.models import layouts
+from nnfx.ops import RecurrentWeights
+
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+CELLS = {
+    "rnn": ops.rnn_cell(),
+    "rnn of another kind": ops.rnn_cell(jax.nn.softplus),
+    "lstm": ops.lstm_cell,
+    "gru": ops.gru_cell,
+}
+BATCH, TIME, FEATURES, HIDDEN = 5, 7, 3, 4
+
+
+def drawn(cell, key=0, dtype=np.float32):
+    """Inputs, weights and a state, none of them zero."""
+    rng = np.random.default_rng(key)
+    shapes = [(FEATURES, cell.gates * HIDDEN), (HIDDEN, cell.gates * HIDDEN), (cell.biases * HIDDEN,)]
+    weights = RecurrentWeights(*(jnp.asarray(0.6 * rng.normal(size=shape), dtype) for shape in shapes))
+    inputs = jnp.asarray(rng.normal(size=(BATCH, TIME, FEATURES)), dtype)
+    state = tuple(jnp.asarray(rng.normal(size=(BATCH, HIDDEN)), dtype) for _ in range(cell.states))
+    return inputs, weights, state
+
+
+@pytest.fixture(params=CELLS, name="cell")
+def make_cell(request):
+    return CELLS[request.param]
+
+
+def wave(function):
+    """A scalar of a function's values whose gradient tells every output, and its derivative, from the others."""
+    return lambda *arguments: sum(
+        jnp.sin(leaf + i).sum() for i, leaf in enumerate(jax.tree.leaves(function(*arguments)))
+    )
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, e, rtol=tolerance, atol=tolerance)
+
+
+def by_flax(name, inputs, weights, state, lengths=None, reverse=False):
+    """The same by Flax's cells; they put an LSTM's memory before its hidden state."""
+    layer = {"input_kernel": weights.inputs, "recurrent_kernel": weights.recurrent, "bias": weights.bias}
+    params = layouts.to_flax({"layer_0": layer})["layer_0"]
+    cell = {"rnn": nn.SimpleCell, "lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell}[name](HIDDEN)
+    carry = state[::-1] if name == "lstm" else state[0]
+    network = nn.RNN(cell, return_carry=True, reverse=reverse, keep_order=True)
+    carry, outputs = network.apply({"params": {"cell": params}}, inputs, initial_carry=carry, seq_lengths=lengths)
+    return outputs, carry[::-1] if name == "lstm" else (carry,)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", ["rnn", "lstm", "gru"])
+def test_outputs_state_and_gradients_are_those_of_flax(name, reverse):
+    arguments = drawn(CELLS[name])
+    ours = jax.jit(lambda *a: ops.recurrence(CELLS[name], *a, reverse=reverse))
+    theirs = jax.jit(partial(by_flax, name, reverse=reverse))
+    assert_close(ours(*arguments), theirs(*arguments))
+    assert_close(jax.jit(jax.grad(wave(ours), (0, 1, 2)))(*arguments), jax.grad(wave(theirs), (0, 1, 2))(*arguments))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_gradients_of_both_orders_against_differences_in_double(cell, reverse):
+    with jax.enable_x64(True):
+        inputs, weights, state = drawn(cell, dtype=np.float64)
+        lengths = jnp.array([7, 3, 0, 5, 1], jnp.int32)
+
+        def function(inputs, weights, state):
+            return ops.recurrence(cell, inputs[:, :3], weights, state, lengths=lengths.clip(max=3), reverse=reverse)
+
+        check_grads(jax.jit(function), (inputs, weights, state), order=2, modes=["rev"], rtol=1e-6, atol=1e-6)
+
+
+def test_the_plain_formulation_has_the_same_numbers_and_forward_mode(cell):
+    arguments = drawn(cell)
+    own, plain = (jax.jit(lambda *a, plain=plain: ops.recurrence(cell, *a, plain=plain)) for plain in (False, True))
+    assert_close(own(*arguments), plain(*arguments))
+    gradient, of_plain = (jax.jit(jax.grad(wave(function), (0, 1, 2))) for function in (own, plain))
+    assert_close(gradient(*arguments), of_plain(*arguments))
+
+    along = drawn(cell, key=1)
+    _, slope = jax.jvp(wave(plain), arguments, along)
+    expected = sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (gradient(*arguments), along)), strict=True))
+    np.testing.assert_allclose(slope, expected, rtol=1e-4)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(wave(own), arguments, along)
+
+    def times_vector(function):  # Hessian-vector products go through both: the inner gradient is taken in reverse
+        return jax.jvp(jax.grad(wave(function), (0, 1, 2)), arguments, along)[1]
+
+    assert_close(times_vector(own), times_vector(plain), 1e-4)
+
+
+def test_padding_changes_nothing_whatever_it_holds(cell):
+    inputs, weights, state = drawn(cell)
+    lengths = np.array([7, 3, 0, 5, 1])
+    is_real = (np.arange(TIME) < lengths[:, None])[..., None]
+    padded = jnp.where(is_real, inputs, jnp.nan)
+    for reverse in (False, True):
+
+        def masked(inputs, weights, state, reverse=reverse):
+            return ops.recurrence(cell, inputs, weights, state, lengths=jnp.asarray(lengths), reverse=reverse)
+
+        outputs, last = masked(padded, weights, state)
+        gradient = jax.grad(wave(masked), (0, 1, 2))(padded, weights, state)
+        total = jax.tree.map(jnp.zeros_like, weights)
+        for i, length in enumerate(lengths):
+            assert (outputs[i, length:] == 0).all()
+            own = tuple(part[i : i + 1] for part in state)
+            if length == 0:
+                assert_close(tuple(part[i : i + 1] for part in last), own)
+                continue
+            alone = partial(ops.recurrence, cell, reverse=reverse)
+            expected, end = alone(inputs[i : i + 1, :length], weights, own)
+            assert_close(outputs[i, :length], expected[0])
+            assert_close(tuple(part[i : i + 1] for part in last), end)
+            d_inputs, d_weights, d_state = jax.grad(wave(alone), (0, 1, 2))(inputs[i : i + 1, :length], weights, own)
+            total = jax.tree.map(jnp.add, total, d_weights)
+            assert_close(gradient[0][i, :length], d_inputs[0])
+            assert (gradient[0][i, length:] == 0).all()
+            assert_close(tuple(part[i : i + 1] for part in gradient[2]), d_state)
+        assert_close(gradient[1], total)
+
+
+def test_one_step_after_the_other_gives_the_whole_sequence(cell):
+    inputs, weights, state = drawn(cell)
+    outputs, last = ops.recurrence(cell, inputs, weights, state)
+    for t in range(TIME):
+        state = cell.step(weights, state, inputs[:, t])
+        assert_close(outputs[:, t], state[0])
+    assert_close(last, state)
+    zeros = tuple(map(jnp.zeros_like, state))
+    assert_close(ops.recurrence(cell, inputs, weights), ops.recurrence(cell, inputs, weights, zeros), 0)
+
+
+def test_vmap_over_weights_equals_a_loop(cell):
+    inputs, _, state = drawn(cell)
+    several = [drawn(cell, key)[1] for key in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
+    function = jax.value_and_grad(wave(lambda weights: ops.recurrence(cell, inputs, weights, state)))
+    values, gradients = jax.jit(jax.vmap(function))(stacked)
+    for i, weights in enumerate(several):
+        value, gradient = function(weights)
+        np.testing.assert_allclose(values[i], value, rtol=1e-5)
+        assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], gradients), gradient)
+
+
+def test_over_a_mesh_the_gradient_is_that_of_the_whole_batch(cell):
+    inputs, weights, _ = drawn(cell)
+    inputs = jnp.concatenate([inputs, inputs[:3] + 1])  # eight sequences, two a device
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+    share = partial(ops.recurrence, cell)
+
+    @partial(jax.shard_map, mesh=mesh, in_specs=(PartitionSpec("batch"), PartitionSpec()), out_specs=PartitionSpec())
+    def spread(inputs, weights):
+        return jax.lax.psum(wave(share)(inputs, weights), "batch")
+
+    gradient = jax.jit(jax.grad(spread, 1))(inputs, weights)
+    assert_close(gradient, jax.grad(wave(share), 1)(inputs, weights))
+
+
+def test_the_dtype_is_kept(cell):
+    inputs, weights, state = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), drawn(cell))
+    outputs, last = ops.recurrence(cell, inputs, weights, state, lengths=jnp.array([7, 3, 0, 5, 1]))
+    assert {leaf.dtype for leaf in (outputs, *last)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_the_gradient_of_the_weights_is_one_product_over_all_steps(cell):
+    inputs, weights, _ = drawn(cell)
+    program = jax.jit(jax.grad(wave(lambda weights: ops.recurrence(cell, inputs, weights)))).lower(weights)
+    products = [line for line in program.as_text().splitlines() if "dot_general" in line]
+    assert len([line for line in products if f"tensor<{TIME}x{BATCH}x" in line]) == 1
+    assert len(products) == 3  # that one, and one a step in either direction
+
+
+X, W, S = drawn(ops.lstm_cell)
+LENGTHS = jnp.full(BATCH, TIME)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keywords", "error", "message"),
+    [
+        ((X[0], W), {}, ValueError, r"inputs: expected \(batch, time, features\).*float32\[7,3\]"),
+        ((X[:, :0], W), {}, ValueError, r"inputs: .*none empty, got float32\[5,0,3\]"),
+        ((X.astype(int), W), {}, TypeError, "inputs: expected a floating array"),
+        ((X, W._replace(bias=W.bias.astype(jnp.bfloat16))), {}, TypeError, "weights.bias: .*float32, got bfloat16"),
+        ((X, W._replace(inputs=W.inputs[1:])), {}, ValueError, r"weights.inputs: expected \(3, 16\).*float32\[2,16\]"),
+        ((X, W._replace(bias=W.bias[:-1])), {}, ValueError, r"weights.bias: expected \(16,\) for the cell 'lstm'"),
+        ((X, drawn(ops.gru_cell)[1]), {}, ValueError, r"weights.recurrent: expected \(hidden, 4 × hidden\).*\[4,12\]"),
+        ((X, W, S[:1]), {}, ValueError, "state: expected a tuple of 2"),
+        ((X, W, S[0]), {}, ValueError, "state: expected a tuple of 2"),
+        ((X, W, (S[0], S[1][1:])), {}, ValueError, r"state\[1\]: expected float32\[5,4\], got float32\[4,4\]"),
+        ((X, W), {"lengths": LENGTHS[1:]}, ValueError, r"lengths: expected one a sequence, \(5,\), got int32\[4\]"),
+        ((X, W), {"lengths": LENGTHS + 1}, ValueError, "lengths: expected from 0 to 7.*from 8 to 8"),
+        ((X, W), {"lengths": -LENGTHS}, ValueError, "lengths: expected from 0 to 7.*from -7 to -7"),
+        ((X, W), {"lengths": LENGTHS / 2}, TypeError, "lengths: expected integers, got float32"),
+    ],
+)
+def test_wrong_input(arguments, keywords, error, message):
+    with pytest.raises(error, match=message):
+        ops.recurrence(ops.lstm_cell, *arguments, **keywords)
