@@ -9,12 +9,26 @@
   what restrains it, and which average of its weights is kept.
 - `nnfx.sweeps`: many runs as one program; `nnfx.calibration`: how far their predictions can be trusted.
 - `nnfx.insight.features`: what a trained network sees, and where it looks.
+- `nnfx.forecasting`: every forecaster is a model from past windows of a series to future ones.
 - `nnfx.cpu`: one call that fits JAX to the cores and the memory of this machine.
 """
 
 import jaxlib.version
 
-from nnfx import activations, augment, calibration, compatibility, cpu, data, insight, losses, metrics, models, ops
+from nnfx import (
+    activations,
+    augment,
+    calibration,
+    compatibility,
+    cpu,
+    data,
+    forecasting,
+    insight,
+    losses,
+    metrics,
+    models,
+    ops,
+)
 from nnfx.scale import sweeps
 from nnfx.training import averaging, regularizers, schedules, stopping
 from nnfx.training.fit import fit
@@ -38,6 +52,7 @@ __all__ = [
     "data",
     "evaluate",
     "fit",
+    "forecasting",
     "init_state",
     "insight",
     "losses",

@@ -16,9 +16,10 @@ MAY_IMPORT = {
     "training": BASE | {"data", "losses"},
     "scale": BASE | {"calibration", "data", "training"},
     "insight": BASE | MIDDLE | {"models", "scale", "training"},
+    "forecasting": BASE | {"data", "losses", "metrics", "models", "ops", "scale", "training"},
     "compatibility": set(),
     "cpu": {"checks"},
-    "__init__": BASE | MIDDLE | {"compatibility", "cpu", "insight", "models", "scale", "training"},
+    "__init__": BASE | MIDDLE | {"compatibility", "cpu", "forecasting", "insight", "models", "scale", "training"},
 }
 ONLY_WHERE_USED = {"matplotlib", "tqdm", "sklearn", "pooch", "tyro", "orbax", "torch", "keras", "tensorboard"}
 FILES = sorted((ROOT / "nnfx").rglob("*.py"))

@@ -1,0 +1,323 @@
+"""From a series to examples: parts in the order of time, scales of the first part alone, windows of past and future.
+
+Every forecaster is a `Model` from past windows `(batch, lookback, channels)` to future ones `(batch, horizon,
+channels)`, so that training is `nnfx.fit` on windows.
+
+>>> import nnfx
+>>> values = np.sin(np.arange(200.0)[:, None])
+>>> train, valid, test = split(values, lookback=24, sizes=(0.7, 0.1, 0.2))
+>>> scaler = Scaler.of(train)
+>>> data = as_data(*(windows(scaler(part), lookback=24, horizon=6) for part in (train, valid)))
+>>> data.train.inputs.shape, data.valid.targets.shape
+((111, 24, 1), (15, 6, 1))
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from nnfx import checks
+from nnfx.data.prepare import Data, Preprocess
+from nnfx.types import Array, Batch, at_least_float32
+
+AnyArray = TypeVar("AnyArray", np.ndarray, Array)
+
+
+class Windows(NamedTuple):
+    """Past windows of a series, each with the future that follows it.
+
+    Attributes:
+        inputs: `(windows, lookback, channels)`, exogenous channels last.
+        targets: `(windows, horizon, channels)`, without exogenous channels.
+    """
+
+    inputs: Array
+    targets: Array
+
+
+def windows(
+    values: ArrayLike,
+    lookback: int,
+    horizon: int,
+    stride: int = 1,
+    *,
+    past: ArrayLike | None = None,
+    future: ArrayLike | None = None,
+) -> Windows:
+    """Cut a series into windows: for n = 0, 1, … inputs `y[sn : sn + L]` and targets `y[sn + L : sn + L + H]`.
+
+    Exogenous columns become further channels of the inputs. Those known in the past alone are cut as the series is.
+    Those known ahead, such as calendars and plans, are cut H steps later, `x[sn + H : sn + H + L]`: their last H rows
+    are those of the horizon, and pass through any model in the one array. Pass them in `past` as well for a model to
+    see them beside the values of their own time.
+
+    Args:
+        values: y, one series `(time, channels)` or a panel `(series, time, channels)`, finite.
+        lookback: L, the steps that a forecaster sees.
+        horizon: H, the steps that it forecasts.
+        stride: s, the steps from one window to the next.
+        past: columns that are known up to the present, with the shape of the values but for the channels.
+        future: x, columns that are known H steps ahead; the lookback must be at least the horizon then.
+
+    Returns:
+        The `(time − L − H) // s + 1` windows of each series, those of one series after the other, in floats.
+
+    Raises:
+        TypeError: for values that are not real numbers, and sizes that are not whole ones.
+        ValueError: for values of another rank, not finite, or fewer steps than one window covers; for exogenous columns
+            of other times or series than the values, or known ahead over more steps than a window has.
+
+    Example:
+        >>> inputs, targets = windows(jnp.arange(6.0)[:, None], lookback=3, horizon=2)
+        >>> inputs[:, :, 0].tolist(), targets[:, :, 0].tolist()
+        ([[0.0, 1.0, 2.0], [1.0, 2.0, 3.0]], [[3.0, 4.0], [4.0, 5.0]])
+    """
+    for name, size in {"lookback": lookback, "horizon": horizon, "stride": stride}.items():
+        checks.positive_integer(name, size)
+    y = _series("values", values)
+    time = y.shape[-2]
+    if time < lookback + horizon:
+        raise ValueError(
+            f"values: expected at least lookback + horizon = {lookback} + {horizon} steps, got {checks.describe(y)}"
+        )
+    if future is not None and lookback < horizon:
+        raise ValueError(
+            f"lookback: expected at least the horizon, {horizon}, where columns are known ahead, got {lookback}"
+        )
+    starts = stride * np.arange((time - lookback - horizon) // stride + 1)
+    seen = starts[:, None] + np.arange(lookback)
+    channels = [_cut(y, seen)]
+    if past is not None:
+        channels.append(_cut(_exogenous("past", past, y), seen))
+    if future is not None:
+        channels.append(_cut(_exogenous("future", future, y), seen + horizon))
+    return Windows(jnp.concatenate(channels, axis=-1), _cut(y, starts[:, None] + lookback + np.arange(horizon)))
+
+
+def _cut(values: Array, times: np.ndarray) -> Array:
+    """Take rows of times `(windows, steps)` from each series, and lay the windows of a panel one after the other."""
+    cut = jnp.take(values, times, axis=-2, mode="clip")
+    return cut.reshape(-1, *cut.shape[-2:])
+
+
+def _series(name: str, values: Any) -> Array:
+    """Return a series or a panel in floats, checked."""
+    x = values if hasattr(values, "dtype") else np.asarray(values)
+    checks.numeric(name, x)
+    if x.ndim not in (2, 3):
+        hint = f"; one series of one channel is {name}[:, None]" if x.ndim == 1 else ""
+        raise ValueError(
+            f"{name}: expected (time, channels) or (series, time, channels), got {checks.describe(x)}{hint}"
+        )
+    if x.size == 0:
+        raise ValueError(f"{name}: expected at least one series, step and channel, got {checks.describe(x)}")
+    x = jnp.asarray(x)
+    x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
+    checks.finite(name, x)
+    return x
+
+
+def _exogenous(name: str, columns: ArrayLike, values: Array) -> Array:
+    x = _series(name, columns)
+    if x.shape[:-1] != values.shape[:-1]:
+        raise ValueError(
+            f"{name}: expected the times and series of the values, {checks.describe(values)}, got {checks.describe(x)}"
+        )
+    return x.astype(values.dtype)
+
+
+def as_data(train: Windows, valid: Windows | None = None) -> Data:
+    """Make windows into the data that `nnfx.fit` takes; they go to the model as they are.
+
+    Args:
+        train: the windows to train on.
+        valid: those held out, whose targets lie in a later part; see `split`.
+
+    Returns:
+        Data whose preprocessing changes nothing.
+
+    Raises:
+        ValueError: for held-out windows of other sizes than those to train on.
+
+    Example:
+        >>> data = as_data(windows(jnp.arange(6.0)[:, None], lookback=3, horizon=2))
+        >>> data.train.inputs.shape, data.valid
+        ((2, 3, 1), None)
+    """
+    if valid is not None:
+        for name, one, other in zip(Windows._fields, train, valid, strict=True):
+            if one.shape[1:] != other.shape[1:]:
+                raise ValueError(
+                    f"valid: expected {name} of the sizes of those to train on, {checks.describe(one)},"
+                    f" got {checks.describe(other)}"
+                )
+
+    def batch(part: Windows) -> Batch:
+        return Batch(part.inputs, part.targets, jnp.ones(len(part.inputs), at_least_float32(part.inputs.dtype)))
+
+    unchanged = Preprocess(
+        median=jnp.asarray(np.nan, float),
+        mean=jnp.zeros(()),
+        scale=jnp.ones(()),
+        indicators=(),
+        shape=train.inputs.shape[1:],
+    )
+    return Data(batch(train), None if valid is None else batch(valid), unchanged)
+
+
+def split(values: AnyArray, lookback: int, sizes: Sequence[float]) -> tuple[AnyArray, ...]:
+    """Cut a series in the order of time, for windows whose targets each lie in one part alone.
+
+    The first part is `y[: n₁]`. A later one begins L steps early, `y[b − L : b + n]`: its windows look back into the
+    part before it, and all of their targets, from b on, lie in its own. So no window to train on knows of a later
+    part, and each step of a later part is a target.
+
+    Args:
+        values: y, one series `(time, channels)` or a panel `(series, time, channels)`.
+        lookback: L, of the windows that the parts will be cut into.
+        sizes: two or more, such as those of what is trained on, held out and tested: in steps, where what they leave
+            at the end is not used; or in fractions of all steps, which sum to 1. Fractions are rounded down to steps,
+            and what is left over goes to the second part.
+
+    Returns:
+        The parts, as many as sizes.
+
+    Raises:
+        TypeError: for sizes of mixed kinds, or a lookback that is not a whole number.
+        ValueError: for values of another rank, fewer than two sizes, sizes that are not positive, more steps than
+            there are, fractions that do not sum to 1 or leave a part empty, or a first part shorter than the lookback.
+
+    Example:
+        >>> [part[:, 0].tolist() for part in split(np.arange(10)[:, None], lookback=2, sizes=(5, 2, 3))]
+        [[0, 1, 2, 3, 4], [3, 4, 5, 6], [5, 6, 7, 8, 9]]
+
+    References:
+        Zhou et al., *Informer: beyond efficient transformer for long sequence time-series forecasting*, AAAI 2021,
+        whose borders these are, as are those of Zeng et al., *Are transformers effective for time series
+        forecasting?*, AAAI 2023.
+    """
+    checks.positive_integer("lookback", lookback)
+    if getattr(values, "ndim", None) not in (2, 3):
+        raise ValueError(
+            f"values: expected (time, channels) or (series, time, channels), got {checks.describe(values)}"
+        )
+    steps = _steps(sizes, values.shape[-2])
+    if steps[0] < lookback:
+        raise ValueError(f"sizes: expected a first part of at least the lookback, {lookback} steps, got {steps[0]}")
+    ends = np.cumsum(steps).tolist()
+    starts = [0, *(end - lookback for end in ends[:-1])]
+    return tuple(values[..., start:end, :] for start, end in zip(starts, ends, strict=True))
+
+
+def _steps(sizes: Sequence[float], time: int) -> list[int]:
+    """Return the size of each part in steps."""
+    if not isinstance(sizes, Sequence) or isinstance(sizes, str):
+        raise TypeError(f"sizes: expected a sequence, such as (0.7, 0.1, 0.2), got {checks.describe(sizes)}")
+    if len(sizes) < 2:
+        raise ValueError(f"sizes: expected two or more, got {checks.describe(sizes)}")
+    for i, size in enumerate(sizes):
+        checks.number(f"sizes[{i}]", size, above=0)
+    if all(isinstance(size, float) for size in sizes):
+        if not math.isclose(sum(sizes), 1, abs_tol=1e-6):
+            raise ValueError(f"sizes: expected fractions that sum to 1, got {tuple(sizes)}")
+        steps = [int(size * time) for size in sizes]
+        steps[1] += time - sum(steps)
+        if min(steps) < 1:
+            raise ValueError(f"sizes: expected fractions that leave no part of {time} steps empty, got {tuple(sizes)}")
+        return steps
+    if any(isinstance(size, float) for size in sizes):
+        raise TypeError(f"sizes: expected all in steps or all in fractions, got {checks.describe(sizes)}")
+    for i, size in enumerate(sizes):
+        checks.positive_integer(f"sizes[{i}]", size)
+    if sum(sizes) > time:
+        raise ValueError(f"sizes: expected at most the {time} steps that there are, got {' + '.join(map(str, sizes))}")
+    return [int(size) for size in sizes]
+
+
+class Scaler(NamedTuple):
+    """The scale of each channel of each series: `(y − μ) / σ`, and back.
+
+    Attributes:
+        mean: μ, `(1, channels)`, or of a panel `(series, 1, channels)`.
+        scale: σ > 0, of the same shape.
+    """
+
+    mean: Array
+    scale: Array
+
+    @classmethod
+    def of(cls, values: ArrayLike) -> "Scaler":
+        """Measure the mean and the standard deviation over time, `σ² = Σ (y − μ)² / n`; of a constant channel σ is 1.
+
+        Args:
+            values: those to train on and no others, `(time, channels)` or `(series, time, channels)`, finite.
+
+        Raises:
+            TypeError, ValueError: for values that are not real numbers, of another rank, not finite, or whose spread is
+                lost in the rounding of their dtype.
+
+        Example:
+            >>> scaler = Scaler.of(jnp.array([[1.0, 7.0], [3.0, 7.0]]))
+            >>> scaler(jnp.array([[5.0, 8.0]])), scaler.inverse(jnp.array([[3.0, 1.0]]))
+            (Array([[3., 1.]], dtype=float32), Array([[5., 8.]], dtype=float32))
+        """
+        x = _series("values", values)
+        precise = x.astype(at_least_float32(x.dtype))
+        mean = precise.mean(-2, keepdims=True)
+        mean = mean + (precise - mean).mean(-2, keepdims=True)  # what rounding left of the sum
+        scale = jnp.sqrt(jnp.square(precise - mean).mean(-2, keepdims=True))
+        is_constant = scale <= jnp.finfo(precise.dtype).eps * jnp.abs(mean)
+        _check_resolution(mean, jnp.where(is_constant, jnp.inf, scale))
+        return cls(mean, jnp.where(is_constant, 1, scale))
+
+    def __call__(self, values: ArrayLike) -> Array:
+        """Return values in units of the scale.
+
+        Args:
+            values: `(..., channels)`, such as windows `(windows, steps, channels)`; those of a panel's scaler begin
+                with an axis of its series, `(series, ..., channels)`.
+
+        Raises:
+            ValueError: for other channels or series than were measured.
+        """
+        x = jnp.asarray(values)
+        mean, scale = self._aligned(x)
+        return ((x - mean) / scale).astype(_floating(x))
+
+    def inverse(self, values: ArrayLike) -> Array:
+        """Return scaled values, such as forecasts, in their own units: `σ y + μ`; shapes are those of `__call__`.
+
+        Raises:
+            ValueError: for other channels or series than were measured.
+        """
+        x = jnp.asarray(values)
+        mean, scale = self._aligned(x)
+        return (x * scale + mean).astype(_floating(x))
+
+    def _aligned(self, x: Array) -> tuple[Array, Array]:
+        """Return mean and scale with as many axes as the values."""
+        *series, _, channels = self.mean.shape
+        if x.ndim < len(series) + 1 or x.shape[: len(series)] != tuple(series) or x.shape[-1] != channels:
+            expected = ", ".join([*map(str, series), "...", str(channels)])
+            raise ValueError(f"values: expected ({expected}), as was measured, got {checks.describe(x)}")
+        shape = (*series, *[1] * (x.ndim - len(series) - 1), channels)
+        return self.mean.reshape(shape), self.scale.reshape(shape)
+
+
+def _floating(x: Array) -> Any:
+    return x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.zeros(()).dtype
+
+
+def _check_resolution(mean: Array, scale: Array) -> None:
+    """Refuse channels whose spread is lost in the rounding of a float32."""
+    if checks.is_concrete((mean, scale)):
+        lost = np.argwhere(np.abs(np.asarray(mean)) > 1e5 * np.asarray(scale))
+        if len(lost):
+            raise ValueError(
+                f"values: expected channels that float32 can tell apart, got channel {lost[0][-1]} with a mean of over"
+                " 100,000 standard deviations; subtract an offset first"
+            )
