@@ -12,6 +12,7 @@ channels)`, so that training is `nnfx.fit` on windows.
 ((111, 24, 1), (15, 6, 1))
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -208,7 +209,7 @@ def split(values: AnyArray, lookback: int, sizes: Sequence[float]) -> tuple[AnyA
     steps = _steps(sizes, values.shape[-2])
     if steps[0] < lookback:
         raise ValueError(f"sizes: expected a first part of at least the lookback, {lookback} steps, got {steps[0]}")
-    ends = np.cumsum(steps).tolist()
+    ends: list[int] = list(itertools.accumulate(steps))
     starts = [0, *(end - lookback for end in ends[:-1])]
     return tuple(values[..., start:end, :] for start, end in zip(starts, ends, strict=True))
 
