@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from nnfx import activations, models
+from nnfx.forecasting import baselines
 
 
 class LinenBatchNorm(nn.Module):
@@ -43,6 +44,9 @@ MODELS = {
     "rnn": models.rnn(outputs=2, hidden=(4,), activation="relu"),
     "lstm": models.lstm(hidden=(4, 3), dropout=0.2, returns="all"),
     "gru in both directions": models.gru(hidden=(4,), bidirectional=True),
+    "linear forecaster": baselines.linear(3),
+    "forecaster about the last value": baselines.nlinear(3, individual=True),
+    "forecaster of trend and season": baselines.dlinear(3, kernel=5),
     "linen": models.from_linen(LinenBatchNorm()),
     "nnx": models.from_nnx(lambda rngs: NnxBatchNorm(rngs=rngs)),
 }
@@ -55,6 +59,9 @@ SHAPES = {
     "rnn": (7, 2),
     "lstm": (7, 2),
     "gru in both directions": (7, 2),
+    "linear forecaster": (7, 2),
+    "forecaster about the last value": (7, 2),
+    "forecaster of trend and season": (7, 2),
 }
 
 
