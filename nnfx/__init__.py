@@ -2,14 +2,14 @@
 
 - `nnfx.models`: perceptrons, deep networks, and Flax modules, as pure `init` / `apply` pairs.
 - `nnfx.activations`, `nnfx.losses`, `nnfx.metrics`, `nnfx.ops`: the pieces, as functions.
-- `nnfx.data`: arrays made ready, the passengers of the Titanic, and images; `nnfx.augment` varies them in training.
+- `nnfx.data`: arrays made ready, the passengers of the Titanic, images, and time series; `nnfx.augment` varies them.
 - `nnfx.make_step`: the stateless training step.
 - `nnfx.fit`: a training run as a pure function of a key, data and hyper-parameters.
 - `nnfx.stopping`, `nnfx.schedules`, `nnfx.regularizers`, `nnfx.averaging`: when a run ends, how its rate changes,
   what restrains it, and which average of its weights is kept.
 - `nnfx.sweeps`: many runs as one program; `nnfx.calibration`: how far their predictions can be trusted.
 - `nnfx.insight.features`: what a trained network sees, and where it looks.
-- `nnfx.forecasting`: every forecaster is a model from past windows of a series to future ones.
+- `nnfx.forecasting`: windows of series, scores and baselines: every forecaster is a model.
 - `nnfx.cpu`: one call that fits JAX to the cores and the memory of this machine.
 """
 
