@@ -5,7 +5,6 @@ All forecast each channel from its own past alone.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, cast
 
 import flax.linen as nn
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 
 from nnfx import checks, ops
 from nnfx.models import from_linen
-from nnfx.types import Apply, Array, Model, Variables
+from nnfx.types import Apply, Array, Model, Variables, at_least_float32
 
 __all__ = ["dlinear", "drift", "linear", "naive", "naive2", "nlinear", "seasonal_naive", "without_exogenous"]
 
@@ -290,8 +289,7 @@ def dlinear(horizon: int, kernel: int = 25, individual: bool = False) -> Model:
     """An affine map of the trend and one of what is left of it: `ŷ = Wᵀ(y − Ay) + b + Vᵀ(Ay) + c`, A a moving average.
 
     The moving average is centred, and beyond the ends of the past are its first and its last value. As it is linear, it
-    is taken of the weights in place of the past, `ŷ = (W + Aᵀ(V − W))ᵀ y + b + c`: a forecast costs what it costs
-    `linear`.
+    is taken of the weights in place of the past, `ŷ = (W + Aᵀ(V − W))ᵀ y + b + c`, once for all of a batch.
 
     Args:
         horizon: H, how many steps to forecast.
@@ -385,12 +383,16 @@ class DLinear(nn.Module):
         """Return the future, `(batch, horizon, channels)`."""
         seasonal, seasonal_bias = Weights(self.horizon, self.individual, name="seasonal")(x)
         trend, trend_bias = Weights(self.horizon, self.individual, name="trend")(x)
-        average = partial(_moving_average, kernel=self.kernel)
-        (averaged,) = jax.linear_transpose(average, trend)(trend - seasonal)
-        return _affine(x, seasonal + averaged, seasonal_bias + trend_bias)
+        average = _moving_average(x.shape[1], self.kernel, at_least_float32(x.dtype))
+        averaged = jnp.einsum("tl,cth->clh", average, (trend - seasonal).astype(average.dtype))
+        return _affine(x, seasonal + averaged.astype(seasonal.dtype), seasonal_bias + trend_bias)
 
 
-def _moving_average(x: Array, kernel: int) -> Array:
-    """Average each step with those about it, `(batch, steps, channels)`; beyond the ends are the first and the last."""
-    padded = jnp.pad(x, ((0, 0), (kernel // 2, kernel // 2), (0, 0)), mode="edge")
-    return ops.avg_pool(padded, kernel, strides=1)
+def _moving_average(length: int, kernel: int, dtype: Any) -> Array:
+    """Return A: in row t the weight of each step in the average about t, where the ends are repeated outwards."""
+    reach = kernel // 2
+    about, step = jnp.arange(length)[:, None], jnp.arange(length)[None]
+    times = (jnp.abs(about - step) <= reach).astype(int)
+    times += jnp.where(step == 0, jnp.maximum(reach - about, 0), 0)
+    times += jnp.where(step == length - 1, jnp.maximum(reach - (length - 1 - about), 0), 0)
+    return times.astype(dtype) / kernel

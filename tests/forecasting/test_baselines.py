@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +9,7 @@ import pytest
 import scipy.stats
 
 import nnfx
-from nnfx.forecasting import as_data, baselines, windows
+from nnfx.forecasting import Scaler, as_data, baselines, split, windows
 
 RNG = np.random.default_rng(0)
 PAST = RNG.normal(size=(5, 30, 3)).astype(np.float32)
@@ -191,6 +194,25 @@ def test_training_is_fit_on_windows(model):
     error = nnfx.losses.mean_square_error(outputs, data.valid.targets).mean()
     naive = nnfx.losses.mean_square_error(forecast(baselines.naive(5), data.valid.inputs), data.valid.targets).mean()
     assert error < 1e-3 if jax.tree.leaves(run.state.params) else error == pytest.approx(naive)
+
+
+def missing_file():
+    folder = os.environ.get("NNFX_DATA")
+    if not folder:
+        return "NNFX_DATA names no folder of data"
+    return "" if (Path(folder) / "ett/ETTh1.csv").exists() else "NNFX_DATA has no ett/ETTh1.csv"
+
+
+@pytest.mark.skipif(bool(missing_file()), reason=missing_file() or "all there")
+@pytest.mark.parametrize(("horizon", "square", "absolute"), [(96, 1.295, 0.713), (336, 1.323, 0.744)])
+def test_repeating_the_last_value_scores_as_published(horizon, square, absolute):
+    """Zeng et al. 2023, table 2, Repeat on ETTh1; their loader dropped what was left over after batches of 32."""
+    train, _, test = split(nnfx.data.ett("ETTh1").values, 1, (8640, 2880, 2880))
+    inputs, targets = windows(Scaler.of(train)(test), 1, horizon)
+    used = len(inputs) // 32 * 32
+    outputs, targets = forecast(baselines.naive(horizon), inputs[:used]), targets[:used]
+    assert nnfx.losses.mean_square_error(outputs, targets).mean() == pytest.approx(square, abs=6e-4)
+    assert nnfx.losses.mean_absolute_error(outputs, targets).mean() == pytest.approx(absolute, abs=6e-4)
 
 
 WITHOUT_PARAMETERS = {
