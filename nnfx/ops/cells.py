@@ -146,34 +146,40 @@ References:
 # The gated recurrent unit
 
 
-def _gru_pack(weights: RecurrentWeights) -> Array:
-    """Put the candidate's two sums into columns of their own, the one zero for the hidden state, the other for x."""
-    hidden = weights.recurrent.shape[0]
-    recurrent, inputs = (jnp.split(kernel, [2 * hidden], axis=-1) for kernel in (weights.recurrent, weights.inputs))
-    rows = (
-        [recurrent[0], jnp.zeros_like(recurrent[1]), recurrent[1]],
-        [inputs[0], inputs[1], jnp.zeros_like(inputs[1])],
+def _gru_pack(weights: RecurrentWeights) -> tuple[Array, Array, Array]:
+    """Return the weights of the gates, and for the candidate those of the hidden state and of the inputs."""
+    both = 2 * weights.recurrent.shape[0]
+    recurrent, inputs = (jnp.split(kernel, [both], axis=-1) for kernel in (weights.recurrent, weights.inputs))
+    of_gates, of_x, of_hidden = jnp.split(weights.bias[None], [both, 3 * both // 2], axis=-1)
+    return (
+        jnp.concatenate([recurrent[0], inputs[0], of_gates]),
+        jnp.concatenate([recurrent[1], of_hidden]),
+        jnp.concatenate([inputs[1], of_x]),
     )
-    return jnp.concatenate([*(jnp.concatenate(row, axis=-1) for row in rows), weights.bias[None]])
 
 
-def _gru_forward(z: Array, state: State) -> tuple[State, State]:
-    r, update, of_x, of_hidden = jnp.split(z, 4, axis=-1)
-    r, update = jax.nn.sigmoid(r), jax.nn.sigmoid(update)
+def _gru_project(packed: tuple[Array, Array, Array], hidden: Array, x: Array) -> tuple[Array, Array, Array]:
+    gates, of_hidden, of_x = packed
+    return _with_one(hidden, x) @ gates, _with_one(hidden) @ of_hidden, _with_one(x) @ of_x
+
+
+def _gru_forward(z: tuple[Array, Array, Array], state: State) -> tuple[State, State]:
+    gates, of_hidden, of_x = z
+    r, update = jnp.split(jax.nn.sigmoid(gates), 2, axis=-1)
     candidate = jnp.tanh(of_x + r * of_hidden)
     return (candidate + update * (state[0] - candidate),), (r, update, candidate, of_hidden)
 
 
-def _gru_backward(saved: State, state: State, cotangent: State) -> tuple[Array, State]:
+def _gru_backward(saved: State, state: State, cotangent: State) -> tuple[tuple[Array, Array, Array], State]:
     r, update, candidate, of_hidden = saved
     (d_hidden,) = cotangent
     d_update = d_hidden * (state[0] - candidate) * update * (1 - update)
     d_x = d_hidden * (1 - update) * (1 - candidate * candidate)
-    d_z = (d_x * of_hidden * r * (1 - r), d_update, d_x, d_x * r)
-    return jnp.concatenate(d_z, axis=-1), (d_hidden * update,)
+    d_gates = jnp.concatenate([d_x * of_hidden * r * (1 - r), d_update], axis=-1)
+    return (d_gates, d_x * r, d_x), (d_hidden * update,)
 
 
-gru_cell = Cell("gru", 1, 3, 4, _gru_pack, _project, _gru_forward, _gru_backward)
+gru_cell = Cell("gru", 1, 3, 4, _gru_pack, _gru_project, _gru_forward, _gru_backward)
 """The gated recurrent unit, with the reset gate behind the product, as cuDNN, Flax and PyTorch have it.
 
 `r, z = σ(x W + h U + b)`, `n = tanh(x W + b + r (h U + b'))` and `h' = (1 − z) n + z h`, in the order r, z, n; the
