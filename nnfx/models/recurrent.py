@@ -16,6 +16,7 @@ from nnfx.models import initializers
 from nnfx.models.adapters import from_linen
 from nnfx.models.dense import Perceptron
 from nnfx.ops.cells import Cell, RecurrentWeights, State
+from nnfx.ops.recurrence import Formulation
 from nnfx.types import Array, Model, Stream, Variables
 
 
@@ -50,7 +51,7 @@ class RecurrentLayer(nn.Module):
     recurrent_initializer: Initializer
     biases: tuple[ArrayLike, ...]
     reverse: bool
-    plain: bool
+    formulation: Formulation
 
     @nn.compact
     def __call__(self, x: Array, lengths: Array | None, state: State | None) -> tuple[Array, State]:
@@ -68,7 +69,9 @@ class RecurrentLayer(nn.Module):
             self.param("recurrent_kernel", partial(gate_by_gate, self.recurrent_initializer), self.hidden),
             self.param("bias", bias),
         )
-        return ops.recurrence(self.cell, x, weights, state, lengths=lengths, reverse=self.reverse, plain=self.plain)
+        return ops.recurrence(
+            self.cell, x, weights, state, lengths=lengths, reverse=self.reverse, formulation=self.formulation
+        )
 
 
 class RecurrentNetwork(nn.Module):
@@ -84,7 +87,7 @@ class RecurrentNetwork(nn.Module):
     initializer: Initializer
     recurrent_initializer: Initializer
     biases: tuple[ArrayLike, ...]
-    plain: bool
+    formulation: Formulation
 
     @nn.compact
     def __call__(self, inputs: Array | Sequences, *, train: bool = False) -> Array:
@@ -114,7 +117,7 @@ class RecurrentNetwork(nn.Module):
                     self.recurrent_initializer,
                     self.biases,
                     reverse,
-                    self.plain,
+                    self.formulation,
                     name=f"layer_{i}_reverse" if reverse else f"layer_{i}",
                 )
                 outputs, end = layer(x, lengths, None if state is None else state[len(last)])
@@ -159,7 +162,7 @@ def _network(
     stateful: bool,
     initializer: str | Initializer,
     recurrent_initializer: str | Initializer,
-    plain: bool,
+    formulation: Formulation,
     biases: tuple[ArrayLike, ...],
 ) -> Model:
     if outputs is not None:
@@ -183,7 +186,7 @@ def _network(
         initializers.get(initializer),
         initializers.get(recurrent_initializer, "recurrent_initializer"),
         biases,
-        plain,
+        formulation,
     )
     model = from_linen(module)
     return model if bidirectional else model._replace(stream=_stream(cell, tuple(hidden), outputs))
@@ -199,7 +202,7 @@ def rnn(
     stateful: bool = False,
     initializer: str | Initializer = "glorot_uniform",
     recurrent_initializer: str | Initializer = "orthogonal",
-    plain: bool = False,
+    formulation: Formulation = "own",
 ) -> Model:
     """A simple recurrent network: what a layer puts out it reads again at the next step, `h' = g(x W + h U + b)`.
 
@@ -216,7 +219,7 @@ def rnn(
             consecutive batches is trained by truncated backpropagation through time.
         initializer: of the weights of the inputs, drawn gate by gate; by name or as a function.
         recurrent_initializer: of the weights of the hidden state.
-        plain: whether to leave gradients to JAX: slower, but with forward mode; see `nnfx.ops.recurrence`.
+        formulation: of the recurrence, such as `"plain"` for forward mode; see `nnfx.ops.recurrence`.
 
     Returns:
         A model from `(batch, time, features)`, or `Sequences`, to `(batch, outputs)` or `(batch, time, outputs)`; with
@@ -235,7 +238,17 @@ def rnn(
     References:
         Elman, *Finding structure in time*, Cognitive Science 1990.
     """
-    options = (outputs, hidden, bidirectional, dropout, returns, stateful, initializer, recurrent_initializer, plain)
+    options = (
+        outputs,
+        hidden,
+        bidirectional,
+        dropout,
+        returns,
+        stateful,
+        initializer,
+        recurrent_initializer,
+        formulation,
+    )
     return _network(ops.rnn_cell(activations.get(activation)), *options, biases=(0.0,))
 
 
@@ -249,7 +262,7 @@ def lstm(
     forget_bias: ArrayLike = 1.0,
     initializer: str | Initializer = "glorot_uniform",
     recurrent_initializer: str | Initializer = "orthogonal",
-    plain: bool = False,
+    formulation: Formulation = "own",
 ) -> Model:
     """A network of long short-term memory: gates decide what is let in, what is kept and what is shown.
 
@@ -265,7 +278,7 @@ def lstm(
         forget_bias: the bias that the forget gates begin with; 1 lets them keep what they have at first.
         initializer: of the weights of the inputs.
         recurrent_initializer: of the weights of the hidden state.
-        plain: whether to leave gradients to JAX.
+        formulation: of the recurrence.
 
     Returns:
         A model as `rnn` returns; its state is that of each layer, `(h, c)`.
@@ -290,7 +303,17 @@ def lstm(
         Jozefowicz, Zaremba and Sutskever, *An empirical exploration of recurrent network architectures*, ICML 2015,
         for the bias.
     """
-    options = (outputs, hidden, bidirectional, dropout, returns, stateful, initializer, recurrent_initializer, plain)
+    options = (
+        outputs,
+        hidden,
+        bidirectional,
+        dropout,
+        returns,
+        stateful,
+        initializer,
+        recurrent_initializer,
+        formulation,
+    )
     checks.number("forget_bias", forget_bias)
     return _network(ops.lstm_cell, *options, biases=(0.0, forget_bias, 0.0, 0.0))
 
@@ -304,7 +327,7 @@ def gru(
     stateful: bool = False,
     initializer: str | Initializer = "glorot_uniform",
     recurrent_initializer: str | Initializer = "orthogonal",
-    plain: bool = False,
+    formulation: Formulation = "own",
 ) -> Model:
     """A network of gated recurrent units: one gate mixes the old state and the new, another hides the old one.
 
@@ -319,7 +342,7 @@ def gru(
         stateful: whether each batch of training goes on where the one before ended.
         initializer: of the weights of the inputs.
         recurrent_initializer: of the weights of the hidden state.
-        plain: whether to leave gradients to JAX.
+        formulation: of the recurrence.
 
     Returns:
         A model as `rnn` returns.
@@ -335,5 +358,15 @@ def gru(
     References:
         Cho et al., *Learning phrase representations using RNN encoder–decoder*, EMNLP 2014.
     """
-    options = (outputs, hidden, bidirectional, dropout, returns, stateful, initializer, recurrent_initializer, plain)
+    options = (
+        outputs,
+        hidden,
+        bidirectional,
+        dropout,
+        returns,
+        stateful,
+        initializer,
+        recurrent_initializer,
+        formulation,
+    )
     return _network(ops.gru_cell, *options, biases=(0.0,) * 4)

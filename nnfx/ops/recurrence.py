@@ -1,7 +1,7 @@
 """A cell applied along time, with a gradient that makes the products of all steps as one."""
 
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,11 @@ import numpy as np
 from jax import lax
 
 from nnfx import checks
-from nnfx.ops.cells import Cell, RecurrentWeights, State
+from nnfx.ops import cudnn
+from nnfx.ops.cells import Cell, RecurrentWeights, State, lstm_cell
 from nnfx.types import Array
+
+Formulation = Literal["own", "plain", "cudnn"]
 
 
 def recurrence(
@@ -21,7 +24,7 @@ def recurrence(
     *,
     lengths: Array | None = None,
     reverse: bool = False,
-    plain: bool = False,
+    formulation: Formulation = "own",
 ) -> tuple[Array, State]:
     """Apply a cell along time: `s_t = cell(s_{t−1}, x_t)`, whose first part is the output `h_t`.
 
@@ -36,14 +39,18 @@ def recurrence(
         lengths: integers `(batch,)`, how many steps of each sequence are real; the rest is padding, which
             changes nothing, whatever it holds.
         reverse: whether time runs backwards, from each sequence's last step.
-        plain: whether to leave the gradient to JAX, which has forward mode (`jax.jvp`, `jax.hessian`) as well.
+        formulation: `"own"`, with that gradient; `"plain"` leaves it to JAX, which has forward mode (`jax.jvp`) too;
+            `"cudnn"` is NVIDIA's LSTM in float32, for its GPUs alone: forwards in time, with no second derivatives,
+            no `jax.vmap`, and at least one step of each sequence.
 
     Returns:
         The outputs, `(batch, time, hidden)`, zero where there is padding, and the last state.
 
     Raises:
         TypeError: for arrays that are not floating or not of one dtype, or lengths that are not integers.
-        ValueError: for shapes that do not fit each other, and lengths below 0 or above the time there is.
+        ValueError: for shapes that do not fit each other, lengths below 0 or above the time there is, an unknown
+            formulation, or cuDNN for what it has not.
+        RuntimeError: for cuDNN where JAX has no support of NVIDIA's GPUs.
 
     Example:
         >>> from nnfx.ops import RecurrentWeights, rnn_cell
@@ -61,9 +68,15 @@ def recurrence(
     if state is None:
         state = (jnp.zeros(shape, inputs.dtype),) * cell.states
     state = _required_state(cell, state, shape, inputs.dtype)
-    is_real = None
     if lengths is not None:
         lengths = _required_lengths(lengths, inputs)
+    checks.choice("formulation", formulation, ("own", "plain", "cudnn"))
+    if formulation == "cudnn":
+        if cell != lstm_cell or reverse:
+            raise ValueError(f"formulation: expected another than 'cudnn' for {cell.name!r}, reverse={reverse}")
+        return cudnn.lstm(inputs, weights, state, lengths)
+    is_real = None
+    if lengths is not None:
         is_real = (jnp.arange(inputs.shape[1], dtype=lengths.dtype)[:, None] < lengths[None])[..., None]
     x = jnp.swapaxes(inputs, 0, 1)
     if is_real is not None:
@@ -72,7 +85,7 @@ def recurrence(
     # a zero of the inputs' kind makes them so (XLA drops it), and its transpose is the sum that the gradient needs.
     zero = jnp.zeros_like(inputs, shape=())
     packed, state = jax.tree.map(lambda leaf: leaf + zero, (cell.pack(weights), state))
-    outputs, state = (_unroll_plainly if plain else _unroll)(cell, reverse, packed, x, state, is_real)
+    outputs, state = (_unroll_plainly if formulation == "plain" else _unroll)(cell, reverse, packed, x, state, is_real)
     if is_real is not None:
         outputs = jnp.where(is_real, outputs, 0)
     return jnp.swapaxes(outputs, 0, 1), state

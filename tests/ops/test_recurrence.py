@@ -84,7 +84,7 @@ def test_gradients_of_both_orders_against_differences_in_double(cell, reverse):
 
 def test_the_plain_formulation_has_the_same_numbers_and_forward_mode(cell):
     arguments = drawn(cell)
-    own, plain = (jax.jit(lambda *a, plain=plain: ops.recurrence(cell, *a, plain=plain)) for plain in (False, True))
+    own, plain = (jax.jit(partial(ops.recurrence, cell, formulation=each)) for each in ("own", "plain"))
     assert_close(own(*arguments), plain(*arguments))
     gradient, of_plain = (jax.jit(jax.grad(wave(function), (0, 1, 2))) for function in (own, plain))
     assert_close(gradient(*arguments), of_plain(*arguments))
@@ -205,6 +205,13 @@ LENGTHS = jnp.full(BATCH, TIME)
         ((X, W), {"lengths": LENGTHS[1:]}, ValueError, r"lengths: expected one a sequence, \(5,\), got int32\[4\]"),
         ((X, W), {"lengths": LENGTHS + 1}, ValueError, "lengths: expected from 0 to 7.*from 8 to 8"),
         ((X, W), {"lengths": -LENGTHS}, ValueError, "lengths: expected from 0 to 7.*from -7 to -7"),
+        ((X, W), {"formulation": "plane"}, ValueError, "formulation: expected one of .*did you mean 'plain'"),
+        (
+            (X, W),
+            {"formulation": "cudnn", "reverse": True},
+            ValueError,
+            "formulation: .*'cudnn' for 'lstm', reverse=True",
+        ),
         ((X, W), {"lengths": LENGTHS / 2}, TypeError, "lengths: expected integers, got float32"),
     ],
 )

@@ -1,0 +1,45 @@
+"""NVIDIA's own LSTM, by way of `jax.experimental.rnn`."""
+
+import jax.numpy as jnp
+from jax import lax
+
+from nnfx import checks
+from nnfx.ops.cells import RecurrentWeights, State
+from nnfx.types import Array
+
+
+def lstm(inputs: Array, weights: RecurrentWeights, state: State, lengths: Array | None) -> tuple[Array, State]:
+    """Apply an LSTM along time by cuDNN, in float32; arguments are those of `nnfx.ops.recurrence`, checked there.
+
+    cuDNN has neither forward mode nor second derivatives nor `vmap`, and wants at least one step of each sequence.
+    """
+    from jax.experimental import rnn  # imports its GPU kernels, which few need
+
+    if inputs.dtype != jnp.float32:
+        raise TypeError(f"inputs: expected float32 for cuDNN, got {checks.describe(inputs)}")
+    if rnn.gpu_rnn is None:
+        raise RuntimeError("formulation: expected JAX with NVIDIA's GPUs for 'cudnn', got one without: nnfx[cuda13]")
+    batch, time, features = inputs.shape
+    if lengths is None:
+        lengths = jnp.full(batch, time)
+    hidden, cell = (part[None] for part in state)
+    outputs, hidden, cell = rnn.lstm(
+        inputs,
+        hidden,
+        cell,
+        flat(weights),
+        lengths.astype(jnp.int32),
+        features,
+        weights.recurrent.shape[0],
+        num_layers=1,
+        dropout=0.0,
+        bidirectional=False,
+        precision=lax.Precision.HIGHEST,
+    )
+    return outputs, (hidden[0], cell[0])
+
+
+def flat(weights: RecurrentWeights) -> Array:
+    """Return the weights in cuDNN's order, all in one: kernels row by gate, then the biases of both sums, one zero."""
+    kernels = [kernel.T.ravel() for kernel in (weights.inputs, weights.recurrent)]
+    return jnp.concatenate([*kernels, weights.bias, jnp.zeros_like(weights.bias)])
