@@ -1,5 +1,6 @@
 """NVIDIA's own LSTM, by way of `jax.experimental.rnn`."""
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -17,8 +18,8 @@ def lstm(inputs: Array, weights: RecurrentWeights, state: State, lengths: Array 
 
     if inputs.dtype != jnp.float32:
         raise TypeError(f"inputs: expected float32 for cuDNN, got {checks.describe(inputs)}")
-    if rnn.gpu_rnn is None:
-        raise RuntimeError("formulation: expected JAX with NVIDIA's GPUs for 'cudnn', got one without: nnfx[cuda13]")
+    if jax.default_backend() != "gpu":
+        raise RuntimeError(f"formulation: expected an NVIDIA GPU for 'cudnn', got the {jax.default_backend()} backend")
     batch, time, features = inputs.shape
     if lengths is None:
         lengths = jnp.full(batch, time)

@@ -50,7 +50,7 @@ def recurrence(
         TypeError: for arrays that are not floating or not of one dtype, or lengths that are not integers.
         ValueError: for shapes that do not fit each other, lengths below 0 or above the time there is, an unknown
             formulation, or cuDNN for what it has not.
-        RuntimeError: for cuDNN where JAX has no support of NVIDIA's GPUs.
+        RuntimeError: for cuDNN where JAX computes on something else than a GPU.
 
     Example:
         >>> from nnfx.ops import RecurrentWeights, rnn_cell
