@@ -251,15 +251,16 @@ class Scaler(NamedTuple):
     scale: Array
 
     @classmethod
-    def of(cls, values: ArrayLike) -> "Scaler":
+    def of(cls, values: ArrayLike, where: ArrayLike | None = None) -> "Scaler":
         """Measure the mean and the standard deviation over time, `σ² = Σ (y − μ)² / n`; of a constant channel σ is 1.
 
         Args:
             values: those to train on and no others, `(time, channels)` or `(series, time, channels)`, finite.
+            where: booleans `(time,)`, true for the steps to measure; all where not given.
 
         Raises:
             TypeError, ValueError: for values that are not real numbers, of another rank, not finite, or whose spread is
-                lost in the rounding of their dtype.
+                lost in the rounding of their dtype; for other than one boolean a step.
 
         Example:
             >>> scaler = Scaler.of(jnp.array([[1.0, 7.0], [3.0, 7.0]]))
@@ -268,9 +269,14 @@ class Scaler(NamedTuple):
         """
         x = _series("values", values)
         precise = x.astype(at_least_float32(x.dtype))
-        mean = precise.mean(-2, keepdims=True)
-        mean = mean + (precise - mean).mean(-2, keepdims=True)  # what rounding left of the sum
-        scale = jnp.sqrt(jnp.square(precise - mean).mean(-2, keepdims=True))
+        is_measured = None if where is None else _steps_where(where, x)
+
+        def average(values: Array) -> Array:
+            return values.mean(-2, keepdims=True, where=is_measured)
+
+        mean = average(precise)
+        mean = mean + average(precise - mean)  # what rounding left of the sum
+        scale = jnp.sqrt(average(jnp.square(precise - mean)))
         is_constant = scale <= jnp.finfo(precise.dtype).eps * jnp.abs(mean)
         _check_resolution(mean, jnp.where(is_constant, jnp.inf, scale))
         return cls(mean, jnp.where(is_constant, 1, scale))
@@ -307,6 +313,18 @@ class Scaler(NamedTuple):
             raise ValueError(f"values: expected ({expected}), as was measured, got {checks.describe(x)}")
         shape = (*series, *[1] * (x.ndim - len(series) - 1), channels)
         return self.mean.reshape(shape), self.scale.reshape(shape)
+
+
+def _steps_where(where: ArrayLike, values: Array) -> Array:
+    """Say of every value whether its step is to be measured."""
+    steps = jnp.asarray(where)
+    if steps.shape != values.shape[-2:-1] or steps.dtype != bool:
+        raise ValueError(
+            f"where: expected booleans [{values.shape[-2]}], one for each step, got {checks.describe(steps)}"
+        )
+    if checks.is_concrete(steps) and not steps.any():
+        raise ValueError("where: expected at least one step to measure, got none")
+    return jnp.broadcast_to(steps.reshape(*(1,) * (values.ndim - 2), -1, 1), values.shape)
 
 
 def _floating(x: Array) -> Any:

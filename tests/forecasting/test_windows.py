@@ -130,6 +130,15 @@ def test_a_constant_channel_is_only_moved(constant):
     np.testing.assert_array_equal(scaler(values)[:, 0], 0)
 
 
+@pytest.mark.parametrize("values", [Y, PANEL], ids=["series", "panel"])
+def test_the_scale_of_chosen_steps_is_that_of_a_series_of_them(values):
+    values = values + np.float32(1000)
+    where = np.arange(30) % 3 == 1
+    found = jax.jit(lambda values, where: Scaler.of(values, where))(values, where)
+    for ours, expected in zip(found, Scaler.of(values[..., where, :]), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-6)
+
+
 def test_each_series_of_a_panel_has_a_scale_of_its_own():
     scaler = Scaler.of(PANEL)
     assert scaler.mean.shape == (3, 1, 2)
@@ -182,6 +191,8 @@ NAN = np.where(np.arange(30)[:, None] == 7, np.nan, Y)
         (lambda: split(Y, 9, (8, 8)), ValueError, "sizes: expected a first part of at least the lookback, 9 .* got 8"),
         (lambda: Scaler.of(NAN), ValueError, "values: expected finite"),
         (lambda: Scaler.of(Y + 1e6), ValueError, "values: .*got channel 0 with a mean of over 100,000"),
+        (lambda: Scaler.of(Y, np.ones(30)), ValueError, r"where: expected booleans \[30\], one for each"),
+        (lambda: Scaler.of(Y, np.zeros(30, bool)), ValueError, "where: expected at least one step to measure"),
         (lambda: Scaler.of(Y)(Y[:, :1]), ValueError, r"values: expected \(\.\.\., 2\), as was measured"),
         (lambda: Scaler.of(PANEL).inverse(PANEL[:2]), ValueError, r"values: expected \(3, \.\.\., 2\)"),
         (lambda: as_data(windows(Y, 4, 3), windows(Y, 5, 3)), ValueError, "valid: expected inputs of the sizes"),
