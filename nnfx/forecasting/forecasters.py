@@ -1,0 +1,323 @@
+"""Networks made into forecasters, and forecasters into others: wrappers from `Model` to `Model`.
+
+A forecaster takes windows of the past `(batch, lookback, channels)` to the future `(batch, horizon, channels)`, with an
+axis of parameters behind where it has a head. Each wrapper keeps the variables of what it wraps, so that weights
+trained in one can be used in another, and wrappers compose:
+
+>>> import nnfx
+>>> network = direct(lambda outputs: nnfx.models.mlp((16,), outputs), horizon=12)
+>>> model = channel_independent(normalized(network))
+>>> past = jnp.ones((5, 24, 7))
+>>> model.apply(model.init(jax.random.key(0), past), past).shape
+(5, 12, 7)
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+
+from nnfx import checks
+from nnfx.forecasting.heads import POINT, Head
+from nnfx.forecasting.windows import Scaler
+from nnfx.types import Apply, Array, Model, Variables
+
+__all__ = ["channel_independent", "direct", "normalized", "recursive", "scaled"]
+
+Statistic = Literal["last", "mean_std"]
+EPSILON = 1e-5
+"""Added to the variance of a window, which may be zero, in units of the scaled series."""
+
+
+def direct(network: Model | Callable[[int], Model], horizon: int, channels: int = 1, head: Head = POINT) -> Model:
+    """A forecaster of the whole horizon at once: a network's outputs, one number for each step, channel and parameter.
+
+    Args:
+        network: a function of the number of outputs that returns a model, such as
+            `lambda outputs: nnfx.models.mlp((64,), outputs)`; or a model of `horizon × channels × parameters` outputs.
+        horizon: the steps to forecast.
+        channels: of the series.
+        head: what the outputs mean, such as `nnfx.forecasting.heads.GAUSSIAN`.
+
+    Returns:
+        A model from windows `(batch, lookback, channels)` to forecasts `(batch, horizon, channels)`, or
+        `(batch, horizon, channels, parameters)`.
+
+    Raises:
+        TypeError: for a network that is neither; sizes that are not whole numbers.
+        ValueError: for sizes that are not positive, and, once applied, another number of outputs.
+
+    Example:
+        >>> import nnfx
+        >>> model = direct(lambda outputs: nnfx.models.mlp((16,), outputs), horizon=4, channels=2)
+        >>> past = jnp.ones((3, 10, 2))
+        >>> model.apply(model.init(jax.random.key(0), past), past).shape
+        (3, 4, 2)
+    """
+    checks.positive_integer("horizon", horizon)
+    checks.positive_integer("channels", channels)
+    sizes = (horizon, channels, head.parameters) if head.parameters else (horizon, channels)
+    width = math.prod(sizes)
+    if not isinstance(network, Model) and not callable(network):
+        raise TypeError(f"network: expected a Model or a function of outputs, got {checks.describe(network)}")
+    model = network if isinstance(network, Model) else network(width)
+    _require_model("network", model)
+
+    def arranged(outputs: Array) -> Array:
+        if outputs.ndim != 2 or outputs.shape[1] != width:
+            wanted = " × ".join(map(str, sizes))
+            raise ValueError(
+                f"network: expected {wanted} = {width} outputs, (batch, {width}), got {checks.describe(outputs)}"
+            )
+        return head.constrain(outputs.reshape(-1, *sizes))
+
+    return _through(model, lambda inputs, weights: _View(_windows(inputs), weights, arranged))
+
+
+def recursive(model: Model, horizon: int) -> Model:
+    """A forecaster of few steps applied to its own forecasts until they cover the horizon.
+
+    Its window moves on by as many steps as it forecasts at once, one for a one-step model. Train it as it is, through
+    all of the horizon, or train the model by itself and use its variables here: they are the same.
+
+    Args:
+        model: point forecasts of all channels of its windows, `(batch, lookback, channels)` to `(batch, k, channels)`.
+        horizon: the steps to forecast.
+
+    Returns:
+        A model from windows `(batch, lookback, channels)` to forecasts `(batch, horizon, channels)`.
+
+    Raises:
+        ValueError: (applied) for a model that does not forecast all the channels of its windows in one number each.
+
+    Example:
+        >>> import nnfx
+        >>> one_step = direct(lambda outputs: nnfx.models.mlp((16,), outputs), horizon=1)
+        >>> past = jnp.ones((3, 10, 1))
+        >>> recursive(one_step, horizon=30).apply(one_step.init(jax.random.key(0), past), past).shape
+        (3, 30, 1)
+    """
+    _require_model("model", model)
+    checks.positive_integer("horizon", horizon)
+
+    def apply(
+        variables: Variables,
+        inputs: Any,
+        *,
+        key: Array | None = None,
+        weights: Array | None = None,
+        train: bool = False,
+    ) -> Any:
+        inputs = _windows(inputs)
+        batch, lookback, channels = inputs.shape
+        own = jax.eval_shape(model.apply, variables, inputs)
+        if own.ndim != 3 or own.shape[2] != channels:
+            raise ValueError(
+                f"model: expected point forecasts of all {channels} channels of its windows, ({batch}, steps,"
+                f" {channels}), got {checks.describe(own)}"
+            )
+
+        def advance(carry: tuple[Array, Any], step: Array) -> tuple[tuple[Array, Any], Array]:
+            window, state = carry
+            current = {"params": variables.get("params", {}), **state}
+            own_key = None if key is None else jax.random.fold_in(key, step)
+            if train:
+                outputs, state = model.apply(current, window, key=own_key, weights=weights, train=True)
+            else:
+                outputs = model.apply(current, window, key=own_key, weights=weights)
+            window = jnp.concatenate([window, outputs.astype(window.dtype)], axis=1)[:, -lookback:]
+            return (window, dict(state)), outputs
+
+        state = {name: value for name, value in variables.items() if name != "params"}
+        (_, state), blocks = jax.lax.scan(advance, (inputs, state), jnp.arange(-(-horizon // own.shape[1])))
+        forecasts = jnp.moveaxis(blocks, 0, 1).reshape(batch, -1, channels)[:, :horizon]
+        return (forecasts, state) if train else forecasts
+
+    return Model(lambda key, inputs: model.init(key, _windows(inputs)), cast(Apply, apply))
+
+
+def normalized(model: Model, by: Statistic = "last", head: Head = POINT, channels: int | None = None) -> Model:
+    """A forecaster that sees each window less its own level, and whose forecasts have it added again.
+
+    With `"last"` the last value of the window is subtracted; with `"mean_std"` the window is standardised,
+    `(x − m) / √(v + 10⁻⁵)`, by its mean m and variance v. Both keep a network from extrapolating where a series
+    drifts. Nothing is trained.
+
+    Args:
+        model: a forecaster.
+        by: `"last"` or `"mean_std"`, per window and channel.
+        head: what the model's outputs mean.
+        channels: how many of the first channels to normalise, those that are forecast; the others, exogenous, pass as
+            they are. None for all.
+
+    Returns:
+        A model of the same shapes.
+
+    Raises:
+        ValueError: for an unknown statistic, or more channels than there are.
+
+    Example:
+        A forecast of zero becomes the naive one:
+
+        >>> zero = Model(lambda key, x: {"params": {}}, lambda variables, x, **_: jnp.zeros((len(x), 2, 1)))
+        >>> normalized(zero).apply({}, jnp.array([[[5.0], [7.0]]]))
+        Array([[[7.],
+                [7.]]], dtype=float32)
+
+    References:
+        Zeng et al., *Are transformers effective for time series forecasting?*, AAAI 2023 (NLinear).
+        Kim et al., *Reversible instance normalization for accurate time-series forecasting against distribution shift*,
+        ICLR 2022, without its affine parameters.
+    """
+    _require_model("model", model)
+    checks.choice("by", by, ("last", "mean_std"))
+    if channels is not None:
+        checks.positive_integer("channels", channels)
+
+    def view(inputs: Array, weights: Array | None) -> "_View":
+        inputs = _windows(inputs)
+        count = inputs.shape[2] if channels is None else channels
+        if count > inputs.shape[2]:
+            raise ValueError(f"channels: expected at most those of the windows, {inputs.shape[2]}, got {count}")
+        own = inputs[:, :, :count]
+        if by == "last":
+            shift, scale = own[:, -1:], jnp.ones((1, 1, count), own.dtype)
+        else:
+            shift = own.mean(1, keepdims=True)
+            scale = jnp.sqrt(own.var(1, keepdims=True) + jnp.asarray(EPSILON, own.dtype))
+        seen = jnp.concatenate([(own - shift) / scale, inputs[:, :, count:]], axis=2)
+        return _View(seen, weights, _restored(head, shift, scale))
+
+    return _through(model, view)
+
+
+def scaled(model: Model, scaler: Scaler, head: Head = POINT) -> Model:
+    """A forecaster of a scaled series made one of the series itself: `σ f((x − μ) / σ) + μ`.
+
+    Args:
+        model: a forecaster, such as one trained on windows of `scaler(values)`.
+        scaler: of one series, `nnfx.forecasting.Scaler.of` the values trained on.
+        head: what the model's outputs mean.
+
+    Returns:
+        A model of the same shapes, in the unit of the series.
+
+    Example:
+        >>> zero = Model(lambda key, x: {"params": {}}, lambda variables, x, **_: jnp.zeros((len(x), 2, 1)))
+        >>> scaled(zero, Scaler.of(jnp.array([[3.0], [5.0]]))).apply({}, jnp.ones((1, 4, 1)))
+        Array([[[4.],
+                [4.]]], dtype=float32)
+    """
+    _require_model("model", model)
+    if not isinstance(scaler, Scaler) or scaler.mean.ndim != 2:
+        raise TypeError(f"scaler: expected the Scaler of one series, got {checks.describe(scaler)}")
+
+    def view(inputs: Array, weights: Array | None) -> "_View":
+        inputs = _windows(inputs)
+        seen = scaler(inputs.astype(scaler.mean.dtype)).astype(inputs.dtype)
+        return _View(seen, weights, _restored(head, scaler.mean[None], scaler.scale[None]))
+
+    return _through(model, view)
+
+
+def channel_independent(model: Model) -> Model:
+    """A forecaster of one channel applied to each channel of a series, with the same weights.
+
+    Args:
+        model: a forecaster from `(batch, lookback, 1)` to `(batch, horizon, 1)`, perhaps with parameters behind.
+
+    Returns:
+        A model from `(batch, lookback, channels)` to `(batch, horizon, channels)`, for any number of channels.
+
+    Raises:
+        ValueError: (applied) for a model that forecasts more channels than one.
+
+    Example:
+        >>> import nnfx
+        >>> model = channel_independent(direct(nnfx.models.mlp((), outputs=4), horizon=4))
+        >>> past = jnp.ones((3, 10, 7))
+        >>> variables = model.init(jax.random.key(0), past)
+        >>> variables["params"]["output"]["kernel"].shape, model.apply(variables, past).shape
+        ((10, 4), (3, 4, 7))
+
+    References:
+        Nie et al., *A time series is worth 64 words: long-term forecasting with transformers*, ICLR 2023, section 3.1.
+    """
+    _require_model("model", model)
+
+    def view(inputs: Array, weights: Array | None) -> "_View":
+        inputs = _windows(inputs)
+        batch, lookback, channels = inputs.shape
+        apart = jnp.moveaxis(inputs, 2, 1).reshape(batch * channels, lookback, 1)
+
+        def together(outputs: Array) -> Array:
+            if outputs.ndim < 3 or outputs.shape[2] != 1:
+                raise ValueError(
+                    f"model: expected forecasts of one channel, (batch, horizon, 1), got {checks.describe(outputs)}"
+                )
+            alone = outputs[:, :, 0]
+            return jnp.moveaxis(alone.reshape(batch, channels, *alone.shape[1:]), 1, 2)
+
+        return _View(apart, None if weights is None else jnp.repeat(weights, channels), together)
+
+    return _through(model, view)
+
+
+def _restored(head: Head, shift: Array, scale: Array) -> Callable[[Array], Array]:
+    """Return the function that takes outputs back to the unit that inputs had."""
+
+    def restore(outputs: Array) -> Array:
+        behind = (shift.shape[2], head.parameters) if head.parameters else (shift.shape[2],)
+        if outputs.ndim != 2 + len(behind) or outputs.shape[2:] != behind:
+            wanted = ", ".join(["batch", "horizon", *map(str, behind)])
+            raise ValueError(f"model: expected outputs ({wanted}) for this head, got {checks.describe(outputs)}")
+        return head.affine(outputs, shift.astype(outputs.dtype), scale.astype(outputs.dtype))
+
+    return restore
+
+
+class _View(NamedTuple):
+    """What a wrapper shows to the model within, and how it reads the model's outputs."""
+
+    inputs: Array
+    weights: Array | None
+    restore: Callable[[Array], Array]
+
+
+def _through(model: Model, view: Callable[[Array, Array | None], _View]) -> Model:
+    """Return a model that sees its inputs through a view; its variables are those of the model within."""
+
+    def init(key: Array, inputs: Any) -> Variables:
+        return model.init(key, view(inputs, None).inputs)
+
+    def apply(
+        variables: Variables,
+        inputs: Any,
+        *,
+        key: Array | None = None,
+        weights: Array | None = None,
+        train: bool = False,
+    ) -> Any:
+        seen = view(inputs, weights)
+        if not train:
+            return seen.restore(model.apply(variables, seen.inputs, key=key, weights=seen.weights))
+        outputs, state = model.apply(variables, seen.inputs, key=key, weights=seen.weights, train=True)
+        return seen.restore(outputs), state
+
+    return Model(init, cast(Apply, apply))
+
+
+def _require_model(name: str, model: Any) -> None:
+    if not isinstance(model, Model):
+        raise TypeError(f"{name}: expected a Model, got {checks.describe(model)}")
+
+
+def _windows(inputs: Any) -> Array:
+    """Return windows, checked."""
+    if getattr(inputs, "ndim", None) != 3 or not jnp.issubdtype(inputs.dtype, jnp.floating):
+        raise ValueError(
+            f"inputs: expected windows in floats, (batch, lookback, channels), got {checks.describe(inputs)}"
+        )
+    return jnp.asarray(inputs)
