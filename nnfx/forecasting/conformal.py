@@ -1,0 +1,197 @@
+"""Intervals that cover what they say, by split conformal calibration: widened by how far forecasts missed before.
+
+Margins are taken for each step of the horizon and each channel from windows that were not trained on. If those and
+the windows to come are exchangeable, an interval of level c covers with a probability of at least c, and below
+c + 1/(n + 1) with n calibration windows, whatever the model. Series drift, so that this holds as far as errors do not.
+
+>>> forecasts, targets = jnp.zeros((9, 1, 1)), jnp.arange(1.0, 10.0).reshape(9, 1, 1)
+>>> widened = widen(forecasts[:1], margins(forecasts, targets, level=0.9))
+>>> widened.lower.item(), widened.upper.item()
+(-9.0, 9.0)
+"""
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from nnfx import checks
+from nnfx.forecasting.heads import Interval
+from nnfx.types import Array
+
+__all__ = ["margins", "rank", "rolling", "widen"]
+
+
+def rank(windows: int, level: float) -> int:
+    """Which of n calibration scores, in ascending order, is the margin: `⌈(n + 1) level⌉`, 1 the least.
+
+    Args:
+        windows: n.
+        level: the part of the targets to cover, above 0 and below 1.
+
+    Raises:
+        ValueError: for a level out of range, or fewer windows than it needs, `level / (1 − level)`.
+
+    Example:
+        >>> rank(9, 0.9), rank(100, 0.9)
+        (9, 91)
+    """
+    checks.positive_integer("windows", windows)
+    least = _fewest(level)
+    if windows < least:
+        raise ValueError(f"windows: expected at least {least} to calibrate at a level of {level:g}, got {windows}")
+    return math.ceil((windows + 1) * _share(level))
+
+
+def margins(forecasts: Array | Interval, targets: Array, level: float) -> Array:
+    """How far to widen forecasts so that they cover, for each step and channel: a quantile of how far they missed.
+
+    The score of a window is `max(l − y, y − u)`: the absolute residual `|y − ŷ|` of point forecasts; for intervals that
+    of conformalised quantile regression, negative where a target lies within. The margin is the score of rank
+    `⌈(n + 1) level⌉`.
+
+    Args:
+        forecasts: of n calibration windows, points `(n, horizon, channels)` or intervals of them.
+        targets: what came, `(n, horizon, channels)`.
+        level: the part of the targets to cover, above 0 and below 1.
+
+    Returns:
+        `(horizon, channels)`, in the targets' unit; negative for intervals wider than they need be.
+
+    Raises:
+        ValueError: for shapes that do not fit, numbers that are not finite, or too few windows for the level.
+
+    Example:
+        >>> margins(jnp.zeros((4, 1, 1)), jnp.array([3.0, -1.0, 4.0, 2.0]).reshape(4, 1, 1), level=0.6)
+        Array([[3.]], dtype=float32)
+
+    References:
+        Vovk, Gammerman and Shafer, *Algorithmic learning in a random world*, Springer 2005.
+        Romano, Patterson and Candès, *Conformalized quantile regression*, NeurIPS 2019.
+    """
+    found = _scores(forecasts, targets)
+    return jnp.sort(found, axis=0)[rank(len(found), level) - 1]
+
+
+def widen(forecasts: Array | Interval, margins: Array) -> Interval:
+    """Widen forecasts by margins on both sides: `[l − m, u + m]`.
+
+    Args:
+        forecasts: points `(..., horizon, channels)` or intervals of them.
+        margins: m, `(horizon, channels)`.
+
+    Returns:
+        Intervals; where a negative margin would turn one over, its middle.
+
+    Raises:
+        ValueError: for shapes that do not fit.
+
+    Example:
+        >>> widen(jnp.zeros((1, 1)), jnp.ones((1, 1)))
+        Interval(lower=Array([[-1.]], dtype=float32), upper=Array([[1.]], dtype=float32))
+    """
+    lower, upper = _bounds(forecasts)
+    if lower.ndim < 2 or margins.shape not in (lower.shape, lower.shape[-2:]):
+        raise ValueError(
+            f"margins: expected one for each step and channel of the forecasts, {list(lower.shape[-2:])}, got"
+            f" {checks.describe(margins)}"
+        )
+    margins = jnp.broadcast_to(margins, lower.shape)
+    middle = (lower + upper) / 2
+    return Interval(jnp.minimum(lower - margins, middle), jnp.maximum(upper + margins, middle))
+
+
+def rolling(
+    forecasts: Array | Interval, targets: Array, origins: ArrayLike, level: float, calibration: int
+) -> Interval:
+    """Intervals of a backtest, those of each origin by what was known at it: the errors of the origins before.
+
+    Step h of the forecast from origin s has come by origin t where `s + h < t`, h from 0. The margins of t are those of
+    `margins` on all such steps.
+
+    Args:
+        forecasts: of a backtest, points `(origins, horizon, channels)` or intervals of them.
+        targets: what came, `(origins, horizon, channels)`.
+        origins: the time of the first step that each forecasts, ascending, `(origins,)`.
+        level: the part of the targets to cover, above 0 and below 1.
+        calibration: how many origins at the beginning serve to calibrate alone.
+
+    Returns:
+        Intervals of the other origins, `(origins − calibration, horizon, channels)`.
+
+    Raises:
+        TypeError: for origins that are not integers.
+        ValueError: for shapes that do not fit, origins that do not ascend, numbers that are not finite, or too few
+            origins before the first interval for the level.
+
+    Example:
+        >>> targets = jnp.array([1.0, -2.0, 0.0, 9.0]).reshape(4, 1, 1)
+        >>> rolling(jnp.zeros((4, 1, 1)), targets, np.arange(10, 14), level=0.5, calibration=2).upper.ravel()
+        Array([2., 1.], dtype=float32)
+    """
+    times = np.asarray(origins)
+    found = _scores(forecasts, targets)
+    count, horizon, _ = found.shape
+    if not jnp.issubdtype(times.dtype, np.integer):
+        raise TypeError(f"origins: expected integers, got {checks.describe(times)}")
+    if times.shape != (count,) or (np.diff(times) <= 0).any():
+        raise ValueError(
+            f"origins: expected {count} ascending times, one for each forecast, got {checks.describe(times)}"
+        )
+    checks.positive_integer("calibration", calibration)
+    if calibration >= count:
+        raise ValueError(f"calibration: expected fewer than the {count} origins, got {calibration}")
+    steps = np.arange(horizon)
+    is_known = (times[None, :, None] + steps < times[calibration:, None, None])[..., None]
+    known = is_known.sum(1)
+    if known.min() < _fewest(level):
+        raise ValueError(
+            f"calibration: expected origins enough to know {_fewest(level)} errors of each step before the first"
+            f" interval, at a level of {level:g}, got {calibration} origins and {known.min()} errors"
+        )
+    places = np.vectorize(lambda windows: rank(int(windows), level))(known)
+
+    def margins_of(is_known: Array, place: Array) -> Array:
+        ordered = jnp.sort(jnp.where(is_known, found, jnp.inf), axis=0)
+        return jnp.take_along_axis(ordered, jnp.broadcast_to(place - 1, (1, *found.shape[1:])), axis=0)[0]
+
+    margin = jax.vmap(margins_of)(jnp.asarray(is_known), jnp.asarray(places, jnp.int32))
+    lower, upper = _bounds(forecasts)
+    return widen(Interval(lower[calibration:], upper[calibration:]), margin)
+
+
+def _share(level: Any) -> Fraction:
+    """Return a level as the fraction that is meant: 0.55 in binary is a little more, and the rank would be one up."""
+    checks.number("level", level, above=0, below=1)
+    exact = Fraction(float(level))
+    near = exact.limit_denominator(1_000_000)
+    return near if 0 < near < 1 else exact
+
+
+def _fewest(level: Any) -> int:
+    """Return how many scores it takes for one of them to be the margin: `(n + 1) level ≤ n`."""
+    share = _share(level)
+    return math.ceil(share / (1 - share))
+
+
+def _bounds(forecasts: Array | Interval) -> Interval:
+    return forecasts if isinstance(forecasts, Interval) else Interval(forecasts, forecasts)
+
+
+def _scores(forecasts: Array | Interval, targets: Array) -> Array:
+    """Return how far each target lies outside its interval, negative within, `(windows, horizon, channels)`."""
+    lower, upper = _bounds(forecasts)
+    for name, value in (("forecasts", lower), ("targets", targets)):
+        if getattr(value, "ndim", None) != 3 or value.shape != lower.shape:
+            raise ValueError(
+                f"{name}: expected (windows, horizon, channels), alike for forecasts and targets, got"
+                f" {checks.describe(value)}"
+            )
+        checks.finite(name, value)
+    if upper.shape != lower.shape:
+        raise ValueError(f"forecasts: expected bounds of one shape, got {checks.describe(upper)} above")
+    return jnp.maximum(lower - targets, targets - upper)

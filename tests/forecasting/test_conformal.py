@@ -1,0 +1,140 @@
+import math
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nnfx.forecasting import conformal, heads
+
+
+@pytest.mark.parametrize(
+    ("windows", "level", "expected"),
+    [
+        (1, 0.5, 1),
+        (9, 0.9, 9),
+        (10, 0.9, 10),
+        (18, 0.9, 18),
+        (19, 0.9, 18),
+        (99, 0.55, 55),
+        (19, 0.95, 19),
+        (3, 0.1, 1),
+    ],
+)
+def test_the_rank_by_hand(windows, level, expected):
+    assert conformal.rank(windows, level) == expected
+
+
+def test_the_rank_is_the_least_that_covers():
+    """Rank k of n covers with probability k / (n + 1)."""
+    for percent in range(1, 100):
+        for windows in (1, 2, 5, 19, 20, 99, 100, 1000):
+            wanted = Fraction(percent, 100)
+            enough = [k for k in range(1, windows + 1) if Fraction(k, windows + 1) >= wanted]
+            if enough:
+                assert conformal.rank(windows, percent / 100) == enough[0]
+            else:
+                with pytest.raises(ValueError, match=f"at least {math.ceil(wanted / (1 - wanted))} to calibrate"):
+                    conformal.rank(windows, percent / 100)
+
+
+def test_margins_by_hand():
+    targets = jnp.stack([jnp.array([1.0, -5.0, 2.0]), jnp.array([10.0, 0.0, -20.0])], 1)[:, None]
+    np.testing.assert_array_equal(conformal.margins(jnp.zeros((3, 1, 2)), targets, 0.5), [[2.0, 10.0]])
+    np.testing.assert_array_equal(conformal.margins(jnp.ones((3, 1, 2)), targets, 0.75), [[6.0, 21.0]])
+    # conformalised quantile regression: how far beyond the nearer bound, less than zero within
+    interval = heads.Interval(jnp.full((3, 1, 2), -3.0), jnp.full((3, 1, 2), 4.0))
+    np.testing.assert_array_equal(conformal.margins(interval, targets, 0.25), [[-3.0, -3.0]])
+    np.testing.assert_array_equal(conformal.margins(interval, targets, 0.5), [[-2.0, 6.0]])
+    np.testing.assert_array_equal(conformal.margins(interval, targets, 0.75), [[2.0, 17.0]])
+
+
+def test_a_negative_margin_narrows_to_the_middle_at_most():
+    interval = heads.Interval(jnp.array([[0.0, 0.0]]), jnp.array([[4.0, 1.0]]))
+    narrowed = conformal.widen(interval, jnp.array([[-1.0, -1.0]]))
+    assert narrowed.lower.tolist() == [[1.0, 0.5]]
+    assert narrowed.upper.tolist() == [[3.0, 0.5]]
+
+
+@pytest.mark.parametrize("kind", ["residuals", "quantiles"])
+def test_marginal_coverage_is_what_the_rank_says(kind):
+    """With continuous exchangeable scores the coverage is k / (n + 1) exactly, however wrong the model is."""
+    repetitions, windows, level = 5000, 20, 0.8
+    noise = np.random.default_rng(0).standard_t(2, size=(repetitions, windows + 1, 2, 1))  # heavy tails
+    targets = jnp.asarray(noise * np.array([1.0, 7.0]).reshape(1, 1, 2, 1) + 3, jnp.float32)
+
+    def covered(targets):
+        forecasts = jnp.zeros_like(targets)  # biased by 3
+        if kind == "quantiles":
+            forecasts = heads.Interval(forecasts - 4, forecasts + 5)
+        known, new = (
+            jax.tree.map(lambda a, part=part: a[part], forecasts) for part in (slice(windows), slice(windows, None))
+        )
+        lower, upper = conformal.widen(new, conformal.margins(known, targets[:-1], level))
+        return (lower <= targets[-1:]) & (targets[-1:] <= upper)
+
+    share = np.asarray(jax.jit(jax.vmap(covered))(targets)).mean((0, 1, 3))
+    expected = conformal.rank(windows, level) / (windows + 1)  # 17 / 21
+    four_deviations = 4 * math.sqrt(expected * (1 - expected) / repetitions)
+    assert (np.abs(share - expected) < four_deviations).all()
+
+
+@pytest.fixture
+def backtest():
+    targets = np.random.default_rng(0).normal(size=(30, 3, 2)).astype(np.float32)
+    return jnp.zeros_like(targets), jnp.asarray(targets), 100 + 2 * np.arange(30)
+
+
+def test_rolling_margins_are_those_of_what_was_known(backtest):
+    forecasts, targets, origins = backtest
+    lower, upper = conformal.rolling(forecasts, targets, origins, 0.8, calibration=8)
+    assert lower.shape == upper.shape == (22, 3, 2)
+    for i in range(8, 30):
+        for step in range(3):
+            known = origins + step < origins[i]
+            margin = np.sort(np.abs(targets)[known, step], axis=0)[math.ceil(0.8 * (known.sum() + 1)) - 1]
+            np.testing.assert_array_equal(upper[i - 8, step], margin)
+            np.testing.assert_array_equal(lower[i - 8, step], -margin)
+
+
+def test_rolling_margins_do_not_know_the_future(backtest):
+    forecasts, targets, origins = backtest
+    before = conformal.rolling(forecasts, targets, origins, 0.8, calibration=8)
+    time = 121  # a change from this time on
+    changed = jnp.where((origins[:, None] + np.arange(3) >= time)[..., None], 1e6, targets)
+    after = conformal.rolling(forecasts, changed, origins, 0.8, calibration=8)
+    same = origins[8:] <= time
+    assert 0 < same.sum() < len(same)
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one[same], other[same])
+        assert not np.array_equal(one[~same], other[~same])
+
+
+def test_wrong_input(backtest):
+    forecasts, targets, origins = backtest
+    with pytest.raises(ValueError, match="windows: expected at least 9 to calibrate at a level of 0.9, got 8"):
+        conformal.margins(forecasts[:8], targets[:8], 0.9)
+    for level in (0.0, 1.0, 90, math.nan):
+        with pytest.raises(ValueError, match="level: expected a finite number above 0 and below 1"):
+            conformal.margins(forecasts, targets, level)
+    with pytest.raises(ValueError, match=r"targets: expected \(windows, horizon, channels\), alike .* float32\[30,2\]"):
+        conformal.margins(forecasts, targets[:, 0], 0.5)
+    with pytest.raises(ValueError, match="targets: expected finite numbers, got 1 not finite, the first at"):
+        conformal.margins(forecasts, targets.at[3, 1, 0].set(jnp.nan), 0.5)
+    with pytest.raises(ValueError, match="forecasts: expected finite numbers"):
+        conformal.margins(forecasts.at[3, 1, 0].set(jnp.nan), targets, 0.5)
+    with pytest.raises(ValueError, match="forecasts: expected bounds of one shape"):
+        conformal.margins(heads.Interval(forecasts, forecasts[:1]), targets, 0.5)
+    with pytest.raises(ValueError, match=r"margins: expected one for each step and channel of the forecasts, \[3, 2\]"):
+        conformal.widen(forecasts, jnp.ones(2))
+    with pytest.raises(ValueError, match="origins: expected 30 ascending times, one for each forecast"):
+        conformal.rolling(forecasts, targets, origins[::-1], 0.5, calibration=3)
+    with pytest.raises(TypeError, match="origins: expected integers"):
+        conformal.rolling(forecasts, targets, origins / 2, 0.5, calibration=3)
+    with pytest.raises(ValueError, match="calibration: expected fewer than the 30 origins, got 30"):
+        conformal.rolling(forecasts, targets, origins, 0.5, calibration=30)
+    with pytest.raises(
+        ValueError, match="calibration: expected origins enough to know 9 errors of each step .* 9 origins and 8"
+    ):
+        conformal.rolling(forecasts, targets, origins, 0.9, calibration=9)
