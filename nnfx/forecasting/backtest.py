@@ -1,0 +1,392 @@
+"""Rolling-origin backtests: what forecasters would have said at many times of the past, all as one compiled program.
+
+An origin is the time of the first step that is forecast from it, so that what comes before it is all that is known. A
+forecaster is either fixed, or trained anew at every origin; the numbers of `train` stay traced, and a backtest is pure,
+so that `jax.vmap` over a learning rate compares whole backtests.
+
+>>> import nnfx, optax
+>>> from nnfx.forecasting import baselines, forecasters
+>>> values, sizes = jnp.sin(jnp.arange(60.0))[:, None], {"lookback": 8, "horizon": 3, "origins": range(40, 58, 4)}
+>>> model = forecasters.direct(lambda outputs: nnfx.models.mlp((8,), outputs), horizon=3)
+>>> train = nnfx.fit(model, nnfx.losses.mean_square_error, optax.adam, epochs=40)
+>>> tests = {
+...     "network": refitted(train, values, key=jax.random.key(0), **sizes, learning_rate=0.02),
+...     "naive": fixed(baselines.naive(3), {"params": {}}, values, **sizes),
+... }
+>>> [row["forecaster"] for row in compare(tests, {"MAE": nnfx.losses.mean_absolute_error}).rows]
+['network', 'naive']
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from nnfx import checks
+from nnfx.data.prepare import Data
+from nnfx.forecasting.heads import POINT, Head
+from nnfx.forecasting.windows import Scaler, Windows, as_data
+from nnfx.training import hyper as hypers
+from nnfx.training.fit import Fit
+from nnfx.types import Array, Hyper, Model, PerExample, Variables
+
+__all__ = ["Backtest", "Comparison", "compare", "fixed", "refitted"]
+
+
+class Backtest(NamedTuple):
+    """What was forecast at each origin, and what came.
+
+    Attributes:
+        forecasts: points `(origins, horizon, channels)`, in the unit of the series.
+        targets: what came, in their shape.
+        origins: the time of the first step of each, `(origins,)`.
+        outputs: the forecasts with all parameters of the head, `(origins, horizon, channels, parameters)`; the points
+            where it has none.
+        members: the outputs of each member of the ensemble, `(members, ...)`.
+    """
+
+    forecasts: Array
+    targets: Array
+    origins: Array
+    outputs: Array
+    members: Array
+
+
+class Trained(Protocol):
+    """What has been trained, such as `nnfx.Run`."""
+
+    def apply(self, inputs: Any, /) -> Array:
+        """Return forecasts of prepared windows, `(batch, horizon, channels)`."""
+
+
+class _Sizes(NamedTuple):
+    """What decides the shapes of a backtest."""
+
+    lookback: int
+    horizon: int
+    train_windows: int = 0
+    valid_windows: int = 0
+    members: int = 1
+    at_once: int = 1
+
+
+def fixed(
+    model: Model,
+    variables: Variables,
+    values: ArrayLike,
+    *,
+    lookback: int,
+    horizon: int,
+    origins: ArrayLike,
+    head: Head = POINT,
+) -> Backtest:
+    """Forecast from every origin with one model as it is, all windows in one batch.
+
+    Args:
+        model: a forecaster of the series in its own unit, such as a baseline; one that was trained on scaled values is
+            brought to it by `nnfx.forecasting.forecasters.scaled`.
+        variables: its variables; `{"params": {}}` for baselines without.
+        values: the series, `(time, channels)`.
+        lookback: the steps that the forecaster sees.
+        horizon: the steps that it forecasts.
+        origins: ascending times, from `lookback` to `time − horizon`; static.
+        head: what the model's outputs mean.
+
+    Returns:
+        The forecasts and what came.
+
+    Raises:
+        TypeError: for something else than a model, a series of real numbers, or whole times and sizes.
+        ValueError: for origins out of range or order, values of another rank or not finite, or other forecasts than
+            `(origins, horizon, channels)`.
+
+    Example:
+        >>> from nnfx.forecasting import baselines
+        >>> values = jnp.arange(6.0)[:, None]
+        >>> test = fixed(baselines.naive(2), {"params": {}}, values, lookback=2, horizon=2, origins=[3, 4])
+        >>> test.forecasts[:, :, 0].tolist(), test.targets[:, :, 0].tolist()
+        ([[2.0, 2.0], [3.0, 3.0]], [[3.0, 4.0], [4.0, 5.0]])
+    """
+    if not isinstance(model, Model):
+        raise TypeError(f"model: expected a Model, such as baselines.naive(24), got {checks.describe(model)}")
+    y, times = _checked(values, lookback, horizon, origins, least=lookback)
+    return _fixed(model, head, _Sizes(lookback, horizon), variables, y, times)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _fixed(model: Model, head: Head, sizes: _Sizes, variables: Variables, values: Array, origins: Array) -> Backtest:
+    past = values[origins[:, None] + jnp.arange(-sizes.lookback, 0)[None]]
+    return _backtest(head, sizes, values, origins, model.apply(variables, past)[None])
+
+
+def refitted(
+    train: Fit | Callable[..., Trained],
+    values: ArrayLike,
+    *,
+    key: Array,
+    lookback: int,
+    horizon: int,
+    origins: ArrayLike,
+    head: Head = POINT,
+    members: int = 1,
+    train_windows: int | None = None,
+    valid_windows: int = 0,
+    at_once: int | None = None,
+    **hyper: ArrayLike,
+) -> Backtest:
+    """Train anew at every origin on what was known by then, and forecast from it.
+
+    The series is scaled by the mean and the standard deviation of what comes before the origin, and cut into windows
+    whose targets have come by then. Earlier origins have fewer of them: so that all are one program, what they lack
+    is filled up with copies of their first window, of weight zero. Such rows share the minibatches of the others; with
+    full batches a backtest is what fits to series cut off at each origin are.
+
+    Member m at origin t is trained with the key `fold_in(fold_in(key, t), m)`.
+
+    Args:
+        train: as `nnfx.fit` makes it, of a model from windows `(batch, lookback, channels)` to forecasts; or any pure
+            function `(key, data, **hyper)` whose result has an `apply` of windows.
+        values: the series, `(time, channels)`.
+        key: a typed key.
+        lookback: the steps that a forecaster sees.
+        horizon: the steps that it forecasts.
+        origins: ascending times, up to `time − horizon`; static.
+        head: what the model's outputs mean.
+        members: how many networks to train at each origin, that differ by their keys; their pool is the forecast.
+        train_windows: on how many windows to train at most, the latest; None for all.
+        valid_windows: how many of the latest windows to hold out, for stopping rules and for the best weights; targets
+            that are held out are in none of the windows to train on.
+        at_once: how many origins to train side by side, each batch of them after the other, to bound the memory; None
+            for all.
+        **hyper: the numbers that `train` takes; traced.
+
+    Returns:
+        The forecasts, of every member as well, and what came.
+
+    Raises:
+        TypeError: for a key that is not typed, a series that is not of real numbers, or sizes that are not whole.
+        ValueError: for origins out of range or order or too early for a single window, values of another rank or not
+            finite, or other forecasts than `(horizon, channels)`; and what the run raises.
+
+    Example:
+        >>> import nnfx, optax
+        >>> from nnfx.forecasting import baselines
+        >>> values = jnp.sin(jnp.arange(60.0))[:, None]
+        >>> train = nnfx.fit(baselines.linear(2), nnfx.losses.mean_square_error, optax.sgd, epochs=5)
+        >>> options = {"lookback": 4, "horizon": 2, "origins": [40, 50], "members": 3, "learning_rate": 0.1}
+        >>> test = refitted(train, values, key=jax.random.key(0), **options)
+        >>> test.forecasts.shape, test.members.shape
+        ((2, 2, 1), (3, 2, 2, 1))
+
+    References:
+        Tashman, *Out-of-sample tests of forecasting accuracy*, International Journal of Forecasting 2000.
+    """
+    if not callable(train):
+        raise TypeError(f"train: expected a function such as nnfx.fit makes, got {checks.describe(train)}")
+    checks.key("key", key)
+    checks.positive_integer("members", members)
+    for name, size in {"train_windows": train_windows, "at_once": at_once}.items():
+        if size is not None:
+            checks.positive_integer(name, size)
+    if valid_windows != 0:
+        checks.positive_integer("valid_windows", valid_windows)
+    if isinstance(train, Fit):
+        hypers.check(hyper, train.parts_with_numbers)
+    held_out = valid_windows + horizon - 1 if valid_windows else 0
+    y, times = _checked(values, lookback, horizon, origins, least=lookback + horizon + held_out)
+    most = int(times[-1]) - held_out - lookback - horizon + 1
+    sizes = _Sizes(
+        lookback,
+        horizon,
+        train_windows=most if train_windows is None else min(train_windows, most),
+        valid_windows=valid_windows,
+        members=members,
+        at_once=len(times) if at_once is None else min(at_once, len(times)),
+    )
+    return _refitted(train, head, sizes, key, y, times, hypers.as_arrays(hyper))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _refitted(
+    train: Callable[..., Trained],
+    head: Head,
+    sizes: _Sizes,
+    key: Array,
+    values: Array,
+    origins: Array,
+    hyper: Hyper,
+) -> Backtest:
+    def at(origin: Array) -> Array:
+        scaler = Scaler.of(values, where=jnp.arange(len(values)) < origin)
+        scaled = scaler(values)
+        data = _known_data(scaled, origin, sizes)
+        past = jax.lax.dynamic_slice_in_dim(scaled, origin - sizes.lookback, sizes.lookback)
+
+        def of_member(number: Array) -> Array:
+            run = train(jax.random.fold_in(jax.random.fold_in(key, origin), number), data, **hyper)
+            return run.apply(past[None])[0]
+
+        outputs = jax.vmap(of_member)(jnp.arange(sizes.members))
+        _check_outputs("train", outputs, head, sizes, values)
+        return head.affine(outputs, scaler.mean[None], scaler.scale[None])
+
+    outputs = _map(at, origins, sizes.at_once)
+    return _backtest(head, sizes, values, origins, jnp.moveaxis(outputs, 1, 0))
+
+
+def _known_data(scaled: Array, origin: Array, sizes: _Sizes) -> Data:
+    """Cut the windows whose targets have come by an origin; places that are left over repeat the first, weightless."""
+    lookback, horizon, count, held_out = sizes[:4]
+    steps = jnp.arange(lookback + horizon)[None]
+
+    def cut(starts: Array) -> Windows:
+        rows = scaled[starts[:, None] + steps]
+        return Windows(rows[:, :lookback], rows[:, lookback:])
+
+    known = origin - lookback - horizon + 1
+    valid = cut(known - held_out + jnp.arange(held_out)) if held_out else None
+    to_train = known - (held_out + horizon - 1 if held_out else 0)
+    first = jnp.maximum(to_train - count, 0)
+    starts = first + jnp.arange(count)
+    is_known = starts < to_train
+    data = as_data(cut(jnp.where(is_known, starts, first)), valid)
+    weights = is_known.astype(data.train.weights.dtype)
+    return dataclasses.replace(data, train=data.train._replace(weights=weights))
+
+
+def _map(function: Callable[[Array], Array], origins: Array, at_once: int) -> Array:
+    """Apply a function to every origin, so many side by side; the last origin fills the last batch up."""
+    count = len(origins)
+    if at_once == count:
+        return jax.vmap(function)(origins)
+    if at_once == 1:
+        return jax.lax.map(function, origins)
+    batches = jnp.pad(origins, (0, -count % at_once), mode="edge").reshape(-1, at_once)
+    found = jax.lax.map(jax.vmap(function), batches)
+    return found.reshape(-1, *found.shape[2:])[:count]
+
+
+def _backtest(head: Head, sizes: _Sizes, values: Array, origins: Array, members: Array) -> Backtest:
+    """Pool the members, and set what came beside what they said."""
+    _check_outputs("model", members[0], head, sizes, values)
+    outputs = head.pool(members)
+    targets = values[origins[:, None] + jnp.arange(sizes.horizon)[None]]
+    return Backtest(head.point(outputs), targets, origins, outputs, members)
+
+
+def _check_outputs(name: str, outputs: Array, head: Head, sizes: _Sizes, values: Array) -> None:
+    wanted = (sizes.horizon, values.shape[1], *([head.parameters] if head.parameters else []))
+    if outputs.shape[1:] != wanted:
+        expected = ", ".join(["batch", *map(str, wanted)])
+        raise ValueError(
+            f"{name}: expected forecasts ({expected}) of this horizon and head, got {outputs.shape[1:]} each"
+        )
+
+
+def _checked(values: ArrayLike, lookback: int, horizon: int, origins: ArrayLike, least: int) -> tuple[Array, Array]:
+    """Return the series in floats and the origins, checked."""
+    checks.positive_integer("lookback", lookback)
+    checks.positive_integer("horizon", horizon)
+    y = jnp.asarray(values)
+    checks.numeric("values", y)
+    if y.ndim != 2:
+        raise ValueError(f"values: expected one series, (time, channels), got {checks.describe(y)}; map over several")
+    y = y if jnp.issubdtype(y.dtype, jnp.floating) else y.astype(float)
+    checks.finite("values", y)
+    if not checks.is_concrete(origins):
+        raise TypeError("origins: expected times that are known when the backtest is compiled, got traced ones")
+    times = np.asarray(origins)
+    if times.dtype.kind not in "iu":
+        raise TypeError(f"origins: expected whole times, got {checks.describe(times)}")
+    if times.ndim != 1 or times.size == 0 or (np.diff(times) <= 0).any():
+        raise ValueError(f"origins: expected ascending times, (origins,), at least one, got {checks.describe(times)}")
+    latest = len(y) - horizon
+    if times[0] < least or times[-1] > latest:
+        raise ValueError(
+            f"origins: expected times from {least}, before which there is a window, to {latest}, where the horizon ends"
+            f" with the series, got {times[0]} to {times[-1]}"
+        )
+    return y, jnp.asarray(times, jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Scores of several forecasters on the same origins.
+
+    Attributes:
+        rows: one dictionary a forecaster, its name and its mean scores, the best by the first score first.
+        by_origin: the scores at each origin, `(origins,)`, by forecaster and score.
+    """
+
+    rows: list[dict[str, Any]]
+    by_origin: dict[str, dict[str, np.ndarray]]
+
+    def __str__(self) -> str:
+        """Draw the table."""
+        cells = [
+            [f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row.values()] for row in self.rows
+        ]
+        table = [list(self.rows[0]), *cells]
+        widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        return "\n".join(lines)
+
+
+def compare(backtests: Mapping[str, Backtest], scores: Mapping[str, PerExample]) -> Comparison:
+    """Score several forecasters side by side, on the same origins.
+
+    Args:
+        backtests: by the name of the forecaster.
+        scores: by name, each of point forecasts and targets `(origins, horizon, channels)`, one number an origin and
+            the lower the better, as those of `nnfx.forecasting.scores`; what else they need is fixed beforehand, as in
+            `functools.partial(scores.mase, scale=scale)`.
+
+    Returns:
+        The scores at each origin, and their means.
+
+    Raises:
+        TypeError: for something else than backtests.
+        ValueError: for no backtests or scores, backtests of other origins or targets than the first, or scores that
+            are not one per origin.
+
+    Example:
+        >>> from nnfx import losses
+        >>> from nnfx.forecasting import baselines
+        >>> values, sizes = jnp.arange(9.0)[:, None], {"lookback": 2, "horizon": 1, "origins": [5, 6, 7]}
+        >>> models = {"naive": baselines.naive(1), "drift": baselines.drift(1)}
+        >>> tests = {name: fixed(model, {"params": {}}, values, **sizes) for name, model in models.items()}
+        >>> print(compare(tests, {"MAE": losses.mean_absolute_error}))
+        forecaster  MAE
+        ----------  ---
+        drift         0
+        naive         1
+    """
+    if not backtests or not scores:
+        raise ValueError(f"backtests, scores: expected at least one, got {len(backtests)} and {len(scores)}")
+    first = next(iter(backtests))
+    by_origin: dict[str, dict[str, np.ndarray]] = {}
+    for name, test in backtests.items():
+        if not isinstance(test, Backtest):
+            raise TypeError(f"backtests[{name!r}]: expected a Backtest, got {checks.describe(test)}")
+        other = backtests[first]
+        for field in ("origins", "targets"):
+            if not np.array_equal(getattr(test, field), getattr(other, field)):
+                raise ValueError(f"backtests[{name!r}]: expected the {field} of {first!r}, got others")
+        by_origin[name] = {
+            score: np.asarray(function(test.forecasts, test.targets)) for score, function in scores.items()
+        }
+        for score, found in by_origin[name].items():
+            if found.shape != test.origins.shape:
+                raise ValueError(f"scores[{score!r}]: expected one per origin, got {checks.describe(found)}")
+    rows = [
+        {"forecaster": name, **{score: float(found.mean()) for score, found in columns.items()}}
+        for name, columns in by_origin.items()
+    ]
+    ranking = next(iter(scores))
+    return Comparison(sorted(rows, key=lambda row: (np.isnan(row[ranking]), row[ranking])), by_origin)
