@@ -1,5 +1,8 @@
-"""What a trained network has learned, and how: its features."""
+"""The researcher's microscope: what a network has learned, whether its gradient is right, and what its loss looks like.
 
-from nnfx.insight import features
+Everything takes any model, loss and data of this library.
+"""
 
-__all__ = ["features"]
+from nnfx.insight import audit, features
+
+__all__ = ["audit", "features"]

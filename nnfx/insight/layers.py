@@ -5,8 +5,9 @@ around `apply` sees the call of each, so that its output can be read, and a zero
 """
 
 import collections
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -57,31 +58,47 @@ def layer_outputs(model: Model, variables: Variables, inputs: Any) -> dict[str, 
     return _watch_compiled(model, variables, inputs)[1]
 
 
-def watch(
-    model: Model, variables: Variables, inputs: Any, offsets: Mapping[str, Array] | None = None
-) -> tuple[Array, dict[str, Array]]:
-    """Apply a model, add the offsets to the outputs of their layers, and return its outputs and all layers'."""
+@contextlib.contextmanager
+def calls_seen(see: Callable[[str, nn.Module, Callable[[], Any], tuple[Any, ...]], Any]) -> Iterator[None]:
+    """Let `see(name, module, call, args)` stand in for each call of a Linen module; it returns what the call would."""
     outside = _current_trace()
     calls: collections.Counter[str] = collections.Counter()
-    seen: dict[str, Array] = collections.OrderedDict()  # as a tree it keeps its order, where a dict is sorted
 
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: InterceptorContext) -> Any:
-        output = call(*args, **kwargs)
         # What is traced further in, as within nn.scan, must not leave its trace.
-        is_outside = _current_trace() == outside
-        if context.method_name != "__call__" or not isinstance(output, jax.Array) or not is_outside:
-            return output
+        if context.method_name != "__call__" or _current_trace() != outside:
+            return call(*args, **kwargs)
         path = "/".join(context.module.path) or WHOLE
         name = f"{path}[{calls[path]}]" if calls[path] else path
         calls[path] += 1
+        return see(name, context.module, lambda: call(*args, **kwargs), args)
+
+    with nn.intercept_methods(intercept):
+        yield
+
+
+def watch(
+    model: Model, variables: Variables, inputs: Any, offsets: Mapping[str, Array] | None = None, **training: Any
+) -> tuple[Any, dict[str, Array]]:
+    """Apply a model, the offsets added to the outputs of their layers, and return its outputs and all layers'.
+
+    With `train=True`, and a key and weights as for `apply`, the model's new state comes beside its outputs.
+    """
+    seen: dict[str, Array] = collections.OrderedDict()  # as a tree it keeps its order, where a dict is sorted
+
+    def see(name: str, module: nn.Module, call: Callable[[], Any], args: tuple[Any, ...]) -> Any:
+        del module, args
+        output = call()
+        if not isinstance(output, jax.Array):
+            return output
         if offsets is not None and name in offsets:
             output = output + offsets[name]
         if not any(output is other for other in seen.values()):
             seen[name] = output
         return output
 
-    with nn.intercept_methods(intercept):
-        outputs = model.apply(variables, inputs)
+    with calls_seen(see):
+        outputs = model.apply(variables, inputs, **training)
     if not seen:
         raise ValueError(
             "model: expected one of Flax Linen modules, such as nnfx.models makes or from_linen, whose layers can be"

@@ -67,7 +67,7 @@ def _check_shapes(fit: "Fit", train: Batch, valid: Batch | None, hyper: Hyper) -
     rows = train.weights.shape[0] if train.weights.ndim else 0
     for name, batch in (("data.train", train), ("data.valid", valid)):
         if batch is not None:
-            _check_batch(name, batch)
+            check_batch(name, batch)
     if fit.batch_size is not None and fit.batch_size > rows:
         raise ValueError(f"batch_size: expected at most the {rows} rows of data.train, got {fit.batch_size}")
     if valid is not None:
@@ -116,7 +116,8 @@ def _shapes(inputs: Any) -> Any:
     return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), inputs)
 
 
-def _check_batch(name: str, batch: Batch) -> None:
+def check_batch(name: str, batch: Batch) -> None:
+    """Require a batch of real numbers with as many rows in each part, at least one."""
     weights = batch.weights
     if weights.ndim != 1 or weights.shape[0] == 0 or not jnp.issubdtype(weights.dtype, np.floating):
         raise ValueError(f"{name}.weights: expected floats (rows,), at least one, got {checks.describe(weights)}")

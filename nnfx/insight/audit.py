@@ -1,0 +1,331 @@
+"""Is the gradient right? Every parameter's derivative against what a small change of it does to the loss."""
+
+import math
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from nnfx import checks
+from nnfx.insight import objective
+from nnfx.insight.tables import table
+from nnfx.types import Array, Batch, Model, PerExample, Variables
+
+__all__ = ["Audit", "Leaf", "gradient"]
+
+STEP = 1e-5
+"""h, how far a parameter is moved, relative to its size where that is above 1."""
+NEAR = 0.1
+"""The smaller of the two moves, as a part of the larger."""
+BESIDE = 0.01
+"""The standard deviation of the moves to places beside, where no kink is met that was met before."""
+
+Verdict = Literal["right", "wrong", "flat", "undecided"]
+"""Whether gradient and differences agree; `"flat"` where both vanish within the loss's rounding, `"undecided"` where
+the loss has a kink at every parameter."""
+
+
+class Leaf(NamedTuple):
+    """What was found of one array of parameters.
+
+    Attributes:
+        shape: its shape.
+        audited: how many of its elements were audited.
+        kinks: at how many of them the loss has a kink, where it has no derivative that differences could show.
+        scale: the largest derivative among them, by gradient or by differences.
+        error: the largest distance between the two where there is no kink, as a part of the scale.
+        worst: the position of that element.
+        gradient: what the gradient says there.
+        difference: what differences of the loss say.
+        verdict: whether the two agree.
+    """
+
+    shape: tuple[int, ...]
+    audited: int
+    kinks: int
+    scale: float
+    error: float
+    worst: tuple[int, ...]
+    gradient: float
+    difference: float
+    verdict: Verdict
+
+
+class Audit(NamedTuple):
+    """What the audit of a gradient has found; it prints as a table.
+
+    Attributes:
+        leaves: by name, such as `"hidden_0/kernel"`.
+        loss: the empirical loss at these parameters.
+    """
+
+    leaves: dict[str, Leaf]
+    loss: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether no gradient is wrong, and none undecided."""
+        return not self.failures
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """The names of those that are wrong or undecided."""
+        return tuple(name for name, leaf in self.leaves.items() if leaf.verdict in ("wrong", "undecided"))
+
+    def __str__(self) -> str:
+        """Draw the table."""
+        rows = [
+            [name, f"{leaf.audited} of {math.prod(leaf.shape)}", leaf.kinks, leaf.scale, leaf.error, leaf.verdict]
+            for name, leaf in self.leaves.items()
+        ]
+        lines = [table(["parameters", "audited", "kinks", "largest", "error", "verdict"], rows)]
+        lines += [
+            f"{name}{list(leaf.worst)}: the gradient says {leaf.gradient:.6g}, differences say {leaf.difference:.6g}"
+            for name, leaf in self.leaves.items()
+            if leaf.verdict == "wrong"
+        ]
+        return "\n".join(lines)
+
+
+def gradient(
+    model: Model,
+    loss: PerExample,
+    variables: Variables,
+    batch: Batch,
+    key: Array,
+    *,
+    share: float = 1.0,
+    train: bool = False,
+    tolerance: float = 1e-6,
+) -> Audit:
+    """Audit a gradient: `∂L/∂wᵢ` against `(L(w + h eᵢ) − L(w − h eᵢ)) / 2h`, in float64, for every parameter.
+
+    All the losses are computed in one compiled program. ReLU, a maximum and the absolute value make kinks, across
+    which differences say nothing of the slope. One shows itself by what two sizes of steps and the two sides of each
+    step have to say, whatever the gradient claims; then the audit is made again at two places beside, all parameters
+    moved at random and the opposite way, so that either side of the kink is seen. An element is wrong where it
+    disagrees at any place by more than a kink there can explain.
+
+    Args:
+        model: the model; it must compute in the dtype that it is given.
+        loss: per example.
+        variables: where the gradient is audited.
+        batch: what the loss is averaged over.
+        key: draws which parameters are audited, and the places beside; it feeds the model's noise, too.
+        share: the part of each array of parameters to audit, above 0, drawn at random; one element at least.
+        train: whether to apply the model as in training.
+        tolerance: the largest error that passes, as a part of the largest derivative of an array of parameters; what
+            the rounding of the loss can amount to is added.
+
+    Returns:
+        The error and the verdict for each array of parameters.
+
+    Raises:
+        TypeError: for a key that is not typed, or arguments of the wrong kind.
+        ValueError: for a share outside (0, 1], parameters or data that are not finite or do not fit each other, a
+            loss that is not finite, and a model that does not compute in float64.
+
+    Example:
+        >>> from nnfx import losses, models
+        >>> model = models.mlp((2,), activation="tanh")
+        >>> batch = Batch(jnp.array([[1.0, 2.0], [0.5, -1.0]]), jnp.array([0, 1]), jnp.ones(2))
+        >>> variables = model.init(jax.random.key(0), batch.inputs)
+        >>> found = gradient(model, losses.binary_cross_entropy, variables, batch, jax.random.key(1))
+        >>> found.passed, found.leaves["hidden_0/kernel"].error < 1e-6
+        (True, True)
+
+    References:
+        Griewank and Walther, *Evaluating derivatives*, SIAM 2008, section 1.1 (differences and their error).
+    """
+    checks.key("key", key)
+    checks.number("share", share, above=0, maximum=1)
+    checks.number("tolerance", tolerance, above=0)
+    objective.check(model, loss, variables, batch, key=key, train=train)
+    if not checks.is_concrete((variables, batch, key)):
+        raise TypeError(
+            "variables: expected arrays with values, got traced ones; an audit cannot be compiled or mapped"
+        )
+    choose_key, beside_key, noise_key = jax.random.split(key, 3)
+    sizes = {
+        objective.name_of(path): np.shape(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])
+    }
+    chosen = _choose(choose_key, list(sizes.values()), share)
+    with jax.enable_x64(True):
+        variables, batch = jax.tree.map(_as_float64, (dict(variables), batch))
+        program = partial(_differences, model, loss, train, objective.at_once(variables["params"], batch))
+        evidence = [_Evidence.of(program(variables, batch, noise_key, np.concatenate(chosen)), chosen, tolerance)]
+        if evidence[0].is_kink.any():
+            for params in _beside(beside_key, variables["params"]):
+                found = program({**variables, "params": params}, batch, noise_key, np.concatenate(chosen))
+                evidence.append(_Evidence.of(found, chosen, tolerance))
+    starts = np.cumsum([0, *(len(numbers) for numbers in chosen)])
+    offsets = np.cumsum([0, *(math.prod(shape) for shape in sizes.values())])
+    leaves = {
+        name: _leaf(shape, numbers - offset, [each.part(slice(start, start + len(numbers))) for each in evidence])
+        for (name, shape), numbers, start, offset in zip(sizes.items(), chosen, starts[:-1], offsets[:-1], strict=True)
+    }
+    return Audit(leaves, evidence[0].loss)
+
+
+def _choose(key: Array, shapes: list[tuple[int, ...]], share: float) -> list[np.ndarray]:
+    """Draw a share of each leaf, as positions in the vector of all parameters."""
+    chosen, offset = [], 0
+    for i, shape in enumerate(shapes):
+        size = math.prod(shape)
+        order = np.arange(size)
+        if share < 1:
+            order = np.sort(jax.random.permutation(jax.random.fold_in(key, i), size)[: math.ceil(share * size)])
+        chosen.append(offset + order)
+        offset += size
+    return chosen
+
+
+def _as_float64(leaf: Any) -> Array:
+    return jnp.asarray(leaf, jnp.float64 if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype)
+
+
+def _beside(key: Array, params: Any) -> list[Any]:
+    """Return parameters moved at random, and moved the opposite way."""
+    flat, restore = ravel_pytree(params)
+    move = BESIDE * jax.random.normal(key, flat.shape, flat.dtype)
+    return [restore(flat + move), restore(flat - move)]
+
+
+class _Found(NamedTuple):
+    """What the program returns: the loss and its rounding, and of each element its value, derivative and losses."""
+
+    loss: Array
+    rounding: Array
+    step: Array
+    gradient: Array
+    losses: Array
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _differences(
+    model: Model,
+    loss: PerExample,
+    train: bool,
+    at_once: int,
+    variables: Variables,
+    batch: Batch,
+    key: Array,
+    chosen: Array,
+) -> _Found:
+    """Compute the gradient, and the loss with each chosen element moved up and down, far and near."""
+    of_params = objective.objective(model, loss, variables, batch, key=key, train=train)
+    flat, restore = ravel_pytree(variables["params"])
+
+    def of(flat: Array) -> Array:
+        return of_params(restore(flat))
+
+    value, slope = jax.value_and_grad(of)(flat)
+    if value.dtype != jnp.float64:
+        raise ValueError(f"model: expected outputs in float64, as its inputs and parameters are, got {value.dtype}")
+    steps = STEP * jnp.maximum(1, jnp.abs(flat[chosen]))
+    moves = jnp.stack([steps, -steps, NEAR * steps, -NEAR * steps], axis=1).reshape(-1)
+
+    def moved(flat: Array, point: tuple[Array, Array, Array]) -> Array:
+        number, move, factor = point
+        return of((flat * factor).at[number].add(move))
+
+    # A factor that changes only last bits decides nothing; that the loss hangs on it all the same is its rounding.
+    bits = 1 + jnp.finfo(flat.dtype).eps * jnp.arange(-4, 4)
+    points = (
+        jnp.concatenate([jnp.repeat(chosen, 4), jnp.zeros_like(chosen, shape=bits.shape)]),
+        jnp.concatenate([moves, jnp.zeros_like(bits)]),
+        jnp.concatenate([jnp.ones_like(moves), bits]),
+    )
+    losses = objective.map_points(moved, flat, points, chunk=at_once, devices=jax.devices()[:1])
+    around, rounded = losses[: len(moves)].reshape(-1, 4), losses[len(moves) :]
+    return _Found(value, jnp.ptp(rounded), steps, slope[chosen], around)
+
+
+class _Evidence(NamedTuple):
+    """What was found of each element, on the host.
+
+    Attributes:
+        loss: the loss before anything is moved.
+        gradient: the derivative that is audited.
+        difference: the central difference that comes closest to it.
+        scale: the largest derivative within the same leaf.
+        noise: what the rounding of the loss may add to a difference.
+        is_right: whether gradient and difference agree.
+        is_kink: whether they do not, but for a kink.
+    """
+
+    loss: float
+    gradient: np.ndarray
+    difference: np.ndarray
+    scale: np.ndarray
+    noise: np.ndarray
+    is_right: np.ndarray
+    is_kink: np.ndarray
+
+    @classmethod
+    def of(cls, found: _Found, chosen: list[np.ndarray], tolerance: float) -> "_Evidence":
+        """Compare the gradient with the differences."""
+        loss, rounding, step, gradient, losses = (np.asarray(each) for each in found)
+        if not (np.isfinite(loss) and np.isfinite(gradient).all() and np.isfinite(losses).all()):
+            raise ValueError(
+                "loss: expected it and its gradient to be finite at and around these parameters, got others"
+            )
+        up, down, near_up, near_down = losses.T
+        far, near = (up - down) / (2 * step), (near_up - near_down) / (2 * NEAR * step)
+        # The slopes of the two sides differ by the curvature in proportion to the step, by a kink whatever the step.
+        bend = (up - 2 * loss + down) / step
+        near_bend = (near_up - 2 * loss + near_down) / (NEAR * step)
+        kink = np.maximum(np.abs(far - near), np.abs(near_bend - NEAR * bend))
+        off, near_off = np.abs(far - gradient), np.abs(near - gradient)
+
+        lengths = [len(numbers) for numbers in chosen]
+        largest = [
+            np.abs(part).max() for part in np.split(np.maximum(abs(gradient), abs(far)), np.cumsum(lengths)[:-1])
+        ]
+        scale = np.repeat(largest, lengths)
+        noise = 4 * (rounding + 2 * np.finfo(np.float64).eps * abs(loss)) / (NEAR * step)
+        is_right = np.minimum(off, near_off) <= tolerance * scale + noise
+        # Of a kink within the far step, h from 0 and J high, `off` sees J(1 − t)/2 at the distance th. Of the two
+        # measures one sees at least 0.28 J if th lies within the near step, so that 1/2 errs to no side; and beyond
+        # it the near difference is right.
+        is_kink = ~is_right & (kink >= off / 2)
+        return cls(float(loss), gradient, np.where(off <= near_off, far, near), scale, noise, is_right, is_kink)
+
+    def part(self, places: slice) -> "_Evidence":
+        """Return that of some elements."""
+        return _Evidence(self.loss, *(values[places] for values in self[1:]))
+
+
+def _leaf(shape: tuple[int, ...], numbers: np.ndarray, evidence: list[_Evidence]) -> Leaf:
+    """Judge one leaf by the evidence of one place, or of that and those beside."""
+    first = evidence[0]
+    is_wrong = np.stack([~each.is_right & ~each.is_kink for each in evidence])
+    errors = np.stack(
+        [abs(each.gradient - each.difference) / np.where(each.scale > 0, each.scale, 1) for each in evidence]
+    )
+    errors = np.where([each.is_kink for each in evidence], -1, errors)
+    place, worst = np.unravel_index(
+        np.where(is_wrong.any(), np.where(is_wrong, errors, -1), errors).argmax(), errors.shape
+    )
+    verdict: Verdict = "right"
+    if is_wrong.any():
+        verdict = "wrong"
+    elif np.all([each.is_kink for each in evidence], axis=0).all():
+        verdict = "undecided"
+    elif all((each.scale <= each.noise).all() for each in evidence):
+        verdict = "flat"
+    return Leaf(
+        shape,
+        len(numbers),
+        int(first.is_kink.sum()),
+        float(first.scale[0]),
+        max(0.0, float(errors[place, worst])),
+        tuple(int(i) for i in np.unravel_index(numbers[worst], shape)),
+        float(evidence[place].gradient[worst]),
+        float(evidence[place].difference[worst]),
+        verdict,
+    )

@@ -1,0 +1,163 @@
+"""What the microscope looks at: the empirical loss of a model on a batch, as a function of its parameters alone."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from nnfx import checks, losses
+from nnfx.training.step import evaluate
+from nnfx.training.validate import check_batch
+from nnfx.types import Array, Batch, Model, Params, PerExample, Variables
+
+ELEMENTS_AT_ONCE = 2**18
+"""How many parameters and inputs to hold at once, where many copies of a small network are evaluated together."""
+
+
+def check(
+    model: Model,
+    loss: PerExample,
+    variables: Variables,
+    batch: Batch,
+    *,
+    key: Array | None = None,
+    train: bool = False,
+) -> None:
+    """Raise on a model, a loss, variables and a batch that do not fit each other, before anything is traced.
+
+    Raises:
+        TypeError: for arguments of the wrong kind, or parameters that are not floats.
+        ValueError: for variables without parameters, numbers that are not finite, lengths that differ, targets that
+            the loss is not meant for, and a loss that is not per example.
+    """
+    if not isinstance(model, Model):
+        raise TypeError(f"model: expected a Model(init, apply), got {checks.describe(model)}")
+    if not callable(loss):
+        raise TypeError(f"loss: expected a function of outputs and targets, got {checks.describe(loss)}")
+    check_variables(variables)
+    if not isinstance(batch, Batch):
+        raise TypeError(f"batch: expected a Batch, such as data.train, got {type(batch).__name__}")
+    check_batch("batch", batch)
+    for leaf in jax.tree.leaves(batch.inputs):
+        checks.finite("batch.inputs", leaf)
+    checks.weights("batch.weights", batch.weights)
+    if key is not None:
+        checks.key("key", key)
+
+    outputs = jax.eval_shape(
+        lambda v, x, w, k: model.apply(v, x, key=k, weights=w, train=True)[0] if train else model.apply(v, x),
+        *(variables, batch.inputs, batch.weights, key),
+    )
+    rows = batch.weights.shape[0]
+    if not hasattr(outputs, "shape") or outputs.shape[:1] != (rows,):
+        raise ValueError(f"model: expected one output per example, {rows} of them, got {checks.describe(outputs)}")
+    losses.check(loss, outputs, batch.targets)
+    values = jax.eval_shape(loss, outputs, batch.targets)
+    if getattr(values, "shape", None) != (rows,):
+        raise ValueError(f"loss: expected one value per example, [{rows}], got {checks.describe(values)}")
+
+
+def check_variables(variables: Any) -> None:
+    """Require variables with at least one parameter, all of them finite floats."""
+    if not isinstance(variables, Mapping) or "params" not in variables:
+        raise ValueError(f"variables: expected a model's, {{'params': ...}}, got {checks.describe(variables)}")
+    leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
+    if not leaves:
+        raise ValueError("variables: expected at least one parameter, got none")
+    for path, leaf in leaves:
+        name = f"variables: {name_of(path)}"
+        if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(f"{name}: expected floats, got {checks.describe(leaf)}")
+        checks.finite(name, leaf)
+
+
+def name_of(path: Any) -> str:
+    """Return the name of a leaf, such as `hidden_0/kernel`; of a tree that is one array, `params`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/") or "params"
+
+
+def objective(
+    model: Model,
+    loss: PerExample,
+    variables: Variables,
+    batch: Batch,
+    *,
+    key: Array | None = None,
+    train: bool = False,
+) -> Callable[[Params], Array]:
+    """Return the empirical loss `Σ wᵢ ℓᵢ / Σ wᵢ` as a function of the parameters, all else fixed.
+
+    Args:
+        model: the model.
+        loss: per example.
+        variables: the model's; of them the parameters are not used, the rest is.
+        batch: what the loss is averaged over.
+        key: feeds the model's noise in training, the same at every call.
+        train: whether to apply the model as in training: with noise, and normalised by the batch.
+    """
+    state = {name: value for name, value in variables.items() if name != "params"}
+
+    def of(params: Params) -> Array:
+        applied = {"params": params, **state}
+        if not train:
+            return evaluate(model, {"loss": loss}, applied, batch)["loss"].value
+        outputs, _ = model.apply(applied, batch.inputs, key=key, weights=batch.weights, train=True)
+        return losses.empirical(loss(outputs, batch.targets), batch.weights)
+
+    return of
+
+
+def at_once(params: Params, batch: Batch) -> int:
+    """Return how many networks to evaluate together: many small ones, but of large ones one after the other.
+
+    Together a CPU's cores and its vectors are better filled; but large ones fill them alone, and then overflow caches.
+    """
+    elements = sum(leaf.size for leaf in jax.tree.leaves((params, batch.inputs)))
+    return max(1, ELEMENTS_AT_ONCE // elements)
+
+
+def map_points(
+    function: Callable[[Any, Any], Any],
+    shared: Any,
+    points: Any,
+    *,
+    chunk: int,
+    devices: Sequence[jax.Device],
+) -> Any:
+    """Map over points: each device has its share of them, and goes through it a chunk at a time.
+
+    Args:
+        function: `(shared, point) -> result`.
+        shared: what all have in common.
+        points: arrays `(points, ...)`.
+        chunk: how many to take together, under `jax.vmap`.
+        devices: among which the points are shared out; nothing crosses between them.
+
+    Returns:
+        The results, `(points, ...)`.
+    """
+    count, shares = len(jax.tree.leaves(points)[0]), len(devices)
+    chunk = min(chunk, -(-count // shares))
+
+    def through(shared: Any, points: Any) -> Any:
+        return jax.lax.map(lambda point: function(shared, point), points, batch_size=chunk if chunk > 1 else None)
+
+    # The last point again, for equal shares of whole chunks: a remainder would be compiled apart.
+    rows = np.minimum(np.arange(count + -count % (shares * chunk)), count - 1)
+    points = jax.tree.map(lambda values: jnp.asarray(values)[rows], points)
+    if shares > 1:
+        mesh = Mesh(devices, "points")
+        specs: Any = {"in_specs": (P(), P("points")), "out_specs": P("points")}
+        through = jax.shard_map(through, mesh=mesh, check_vma=False, **specs)
+    return jax.tree.map(lambda values: values[:count], through(shared, points))
+
+
+def on_devices(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """Copy to all of these devices, so that one program can read it on each."""
+    if len(devices) == 1:
+        return jax.device_put(tree, devices[0])
+    return jax.device_put(tree, NamedSharding(Mesh(devices, "points"), P()))
