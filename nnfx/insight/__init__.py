@@ -3,6 +3,6 @@
 Everything takes any model, loss and data of this library.
 """
 
-from nnfx.insight import audit, features
+from nnfx.insight import audit, features, landscape
 
-__all__ = ["audit", "features"]
+__all__ = ["audit", "features", "landscape"]

@@ -138,7 +138,8 @@ def map_points(
         devices: among which the points are shared out; nothing crosses between them.
 
     Returns:
-        The results, `(points, ...)`.
+        The results, `(points or more, ...)`: the last is repeated to make the shares equal. To leave it out within the
+        same program, devices would have to talk to each other.
     """
     count, shares = len(jax.tree.leaves(points)[0]), len(devices)
     chunk = min(chunk, -(-count // shares))
@@ -153,7 +154,7 @@ def map_points(
         mesh = Mesh(devices, "points")
         specs: Any = {"in_specs": (P(), P("points")), "out_specs": P("points")}
         through = jax.shard_map(through, mesh=mesh, check_vma=False, **specs)
-    return jax.tree.map(lambda values: values[:count], through(shared, points))
+    return through(shared, points)
 
 
 def on_devices(tree: Any, devices: Sequence[jax.Device]) -> Any:

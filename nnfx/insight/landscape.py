@@ -1,0 +1,307 @@
+"""The loss around a solution, between solutions, and along a training path: cuts through its landscape."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jax.typing import ArrayLike
+
+from nnfx import checks
+from nnfx.insight import objective
+from nnfx.types import Array, Batch, Model, Params, PerExample, Variables
+
+__all__ = ["Cut", "Landscape", "measure", "principal_cut", "random_cut", "through"]
+
+
+class Cut(NamedTuple):
+    """A line or a plane through the space of parameters, `w(a) = w₀ + Σᵢ aᵢ dᵢ`.
+
+    Attributes:
+        origin: w₀, the parameters at coordinates zero.
+        directions: dᵢ, each array with an axis of one or two in front.
+        places: the coordinates of what it was made of, such as a training path, `(places, 1 or 2)`.
+        captured: the part of the path's variance that lies along each direction; None where there is no path.
+    """
+
+    origin: Params
+    directions: Params
+    places: Array
+    captured: Array | None = None
+
+
+class Landscape(NamedTuple):
+    """The empirical loss on a line or on a grid.
+
+    Attributes:
+        x: the coordinates along the first direction, `(x,)`.
+        y: those along the second, `(y,)`, or None on a line.
+        losses: `(x,)`, or `(x, y)`.
+    """
+
+    x: Array
+    y: Array | None
+    losses: Array
+
+
+def random_cut(key: Array, params: Params, axes: int = 2) -> Cut:
+    """Cut in random directions, each filter as long as the network's own: `dᵢⱼ ← dᵢⱼ ‖wᵢⱼ‖ / ‖dᵢⱼ‖`, `d ~ N(0, 1)`.
+
+    ReLU and batch norm make a network's function indifferent to the size of its filters, and with it the unit of a
+    direction; with filters of equal size, landscapes can be compared. A filter is all that feeds one feature, on the
+    last axis. Biases and the numbers of batch norm, arrays of one axis, stay as they are.
+
+    Args:
+        key: a typed key.
+        params: where to cut.
+        axes: 1 for a line, 2 for a plane.
+
+    Returns:
+        The cut, the parameters at its origin.
+
+    Raises:
+        TypeError: for a key that is not typed, or parameters that are not floats.
+        ValueError: for other axes, parameters that are not finite, or arrays of one axis alone.
+
+    Example:
+        >>> cut = random_cut(jax.random.key(0), {"kernel": jnp.array([[3.0, 0.0], [4.0, 2.0]])})
+        >>> jnp.linalg.norm(cut.directions["kernel"], axis=1).round(4).tolist()
+        [[5.0, 2.0], [5.0, 2.0]]
+
+    References:
+        Li et al., *Visualizing the loss landscape of neural nets*, NeurIPS 2018, section 4.
+    """
+    checks.key("key", key)
+    _check_axes(axes)
+    objective.check_variables({"params": params})
+    leaves, tree = jax.tree.flatten(params)
+    if all(leaf.ndim < 2 for leaf in leaves):
+        raise ValueError("params: expected an array of filters, (..., features), got biases alone")
+
+    def draw(key: Array, leaf: Array) -> Array:
+        if leaf.ndim < 2:
+            return jnp.zeros((axes, *leaf.shape), leaf.dtype)
+        direction = jax.random.normal(key, (axes, *leaf.shape), leaf.dtype)
+        within = tuple(range(leaf.ndim - 1))
+        own = jnp.sqrt(jnp.square(leaf).sum(within, keepdims=True))
+        drawn = jnp.sqrt(jnp.square(direction).sum([axis + 1 for axis in within], keepdims=True))
+        return direction * (own[None] / drawn)
+
+    keys = jax.random.split(key, len(leaves))
+    directions = [draw(*pair) for pair in zip(keys, map(jnp.asarray, leaves), strict=True)]
+    return Cut(params, jax.tree.unflatten(tree, directions), jnp.zeros((1, axes)))
+
+
+def principal_cut(path: Params, axes: int = 2) -> Cut:
+    """Cut where a training path goes: through its last place, along the directions in which its places vary most.
+
+    They are the first principal components of the places, of length one, the first coordinate of the path's start not
+    positive. What the path does elsewhere is projected onto the plane, and `captured` says how much it is not.
+
+    Args:
+        path: the parameters along the path, each array `(places, ...)`.
+        axes: 1 for a line, 2 for a plane.
+
+    Returns:
+        The cut, the last place at its origin, with the coordinates of the path.
+
+    Raises:
+        TypeError: for parameters that are not floats.
+        ValueError: for fewer places than axes + 1, places that are all the same, or other axes.
+
+    Example:
+        >>> path = {"w": jnp.array([[-3.0, 0.0], [-2.0, 1.0], [-1.0, 0.0], [0.0, 0.0]])}
+        >>> cut = principal_cut(path)
+        >>> cut.places.shape, round(float(cut.captured.sum()), 4)
+        ((4, 2), 1.0)
+
+    References:
+        Li et al., *Visualizing the loss landscape of neural nets*, NeurIPS 2018, section 7.
+        Lorch, *Visualizing deep network training trajectories with PCA*, ICML workshop 2016.
+    """
+    _check_axes(axes)
+    objective.check_variables({"params": path})
+    lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(path)}
+    if len(lengths) != 1 or () in lengths or min(lengths)[0] <= axes:
+        raise ValueError(f"path: expected arrays (places, ...) of more than {axes} places, got {sorted(lengths)}")
+    last = jax.tree.map(lambda leaf: jnp.asarray(leaf)[-1], path)
+    flat = jax.vmap(lambda place: ravel_pytree(place)[0])(jax.tree.map(jnp.asarray, path))
+    _, restore = ravel_pytree(last)
+    moved = flat - flat[-1:]
+    _, spread, components = jnp.linalg.svd(moved - moved.mean(0, keepdims=True), full_matrices=False)
+    if checks.is_concrete(spread) and not float(spread[0]) > 0:
+        raise ValueError("path: expected places that differ, got all the same")
+    directions = components[:axes]
+    directions = directions * jnp.where(moved[:1] @ directions.T > 0, -1, 1).T
+    captured = jnp.square(spread) / jnp.square(spread).sum()
+    return Cut(last, jax.vmap(restore)(directions), moved @ directions.T, captured[:axes])
+
+
+def through(*solutions: Params) -> Cut:
+    """Cut through two solutions along the straight line between them, or through three in their plane.
+
+    On a line the first lies at 0 and the second at 1: whether two minima are one valley, and what lies between them.
+    In a plane the unit is that of the parameters, the second solution lies on the first axis, and the third on the
+    side of the second: lengths and angles are the true ones.
+
+    Args:
+        *solutions: the parameters of two or three networks of the same shapes.
+
+    Returns:
+        The cut, with the coordinates of the solutions.
+
+    Raises:
+        TypeError: for another number of solutions, or parameters that are not floats.
+        ValueError: for solutions of other shapes, two that are the same, or three on one line.
+
+    Example:
+        >>> a, b, c = ({"w": jnp.array(w)} for w in ([0.0, 0.0], [3.0, 4.0], [4.0, -3.0]))
+        >>> through(a, b).places.tolist(), through(a, b, c).places.round(4).tolist()
+        ([[0.0], [1.0]], [[0.0, 0.0], [5.0, 0.0], [0.0, 5.0]])
+
+    References:
+        Goodfellow, Vinyals and Saxe, *Qualitatively characterizing neural network optimization problems*, ICLR 2015.
+        Garipov et al., *Loss surfaces, mode connectivity, and fast ensembling of DNNs*, NeurIPS 2018, section 3.
+    """
+    if len(solutions) not in (2, 3):
+        raise TypeError(f"solutions: expected two or three, got {len(solutions)}")
+    shapes = [jax.tree.map(np.shape, each) for each in solutions]
+    for i, each in enumerate(solutions):
+        objective.check_variables({"params": each})
+        if shapes[i] != shapes[0]:
+            raise ValueError(f"solutions[{i}]: expected the shapes of the first, {shapes[0]}, got {shapes[i]}")
+    first, restore = ravel_pytree(solutions[0])
+    others = [ravel_pytree(each)[0] - first for each in solutions[1:]]
+    if len(others) == 1:
+        _require_apart("solutions: expected two that differ", others[0], others[0])
+        return Cut(solutions[0], jax.vmap(restore)(others[0][None]), jnp.array([[0.0], [1.0]], first.dtype))
+    second, third = others
+    _require_apart("solutions: expected the second to differ from the first", second, second)
+    along = second / jnp.linalg.norm(second)
+    rest = third - (third @ along) * along
+    _require_apart("solutions: expected three that are not on one line", rest, third)
+    aside = rest / jnp.linalg.norm(rest)
+    directions = jnp.stack([along, aside])
+    places = jnp.stack([jnp.zeros_like(first), second, third]) @ directions.T
+    return Cut(solutions[0], jax.vmap(restore)(directions), places)
+
+
+def _require_apart(expected: str, difference: Array, whole: Array) -> None:
+    """Require a difference that is more than rounding."""
+    if checks.is_concrete(difference):
+        small = 8 * float(jnp.finfo(whole.dtype).eps) * float(jnp.linalg.norm(whole))
+        if float(jnp.linalg.norm(difference)) <= small:
+            raise ValueError(f"{expected}, got a distance of {float(jnp.linalg.norm(difference)):g}")
+
+
+def _check_axes(axes: Any) -> None:
+    checks.positive_integer("axes", axes)
+    if axes > 2:
+        raise ValueError(f"axes: expected 1 or 2, got {axes}")
+
+
+def measure(
+    model: Model,
+    loss: PerExample,
+    variables: Variables,
+    batch: Batch,
+    cut: Cut,
+    x: ArrayLike,
+    y: ArrayLike | None = None,
+    *,
+    key: Array | None = None,
+    train: bool = False,
+    devices: Sequence[jax.Device] | None = None,
+) -> Landscape:
+    """Measure the empirical loss `L(w₀ + x d₁ + y d₂)` on a line or on a grid, as one compiled program.
+
+    The points are shared out between the devices; on each, many small networks are evaluated together, and large ones
+    one after the other.
+
+    Args:
+        model: the model.
+        loss: per example.
+        variables: the model's, of which all but the parameters are used, such as running statistics.
+        batch: what the loss is averaged over.
+        cut: the line or the plane.
+        x: coordinates along its first direction, `(x,)`.
+        y: those along its second, `(y,)`; none for a line.
+        key: feeds the model's noise in training, the same at every point.
+        train: whether to apply the model as in training: batch norm then normalises each point by its own
+            statistics.
+        devices: all there are unless given.
+
+    Returns:
+        The coordinates and the losses, which may be infinite or NaN far away.
+
+    Raises:
+        TypeError: for arguments of the wrong kind.
+        ValueError: for coordinates that are not `(x,)` finite floats, another number of them than the cut has
+            directions, a cut of another network, and as `nnfx.insight.audit.gradient` for what does not fit.
+
+    Example:
+        The loss of a linear model is a parabola:
+
+        >>> from nnfx import losses, models
+        >>> model, batch = models.perceptron(), Batch(jnp.ones((1, 1)), jnp.zeros(1), jnp.ones(1))
+        >>> params = {"bias": jnp.zeros(1), "kernel": jnp.zeros((1, 1))}
+        >>> cut = through(params, {"bias": jnp.zeros(1), "kernel": jnp.ones((1, 1))})
+        >>> found = measure(model, losses.mean_square_error, {"params": params}, batch, cut, jnp.linspace(-2, 2, 5))
+        >>> found.losses.tolist()
+        [4.0, 1.0, 0.0, 1.0, 4.0]
+
+    References:
+        Li et al., *Visualizing the loss landscape of neural nets*, NeurIPS 2018.
+    """
+    objective.check(model, loss, variables, batch, key=key, train=train)
+    if not isinstance(cut, Cut):
+        raise TypeError(f"cut: expected one, such as nnfx.insight.landscape.through makes, got {checks.describe(cut)}")
+    axes = cut.places.shape[-1]
+    names = ("x", "y")[: 1 if y is None else 2]
+    if axes != len(names):
+        raise ValueError(f"y: expected {'coordinates in a plane' if axes == 2 else 'none on a line'}, got the other")
+    coordinates = [_coordinates(name, value) for name, value in zip(names, (x, y), strict=False)]
+    if jax.tree.map(np.shape, cut.origin) != jax.tree.map(np.shape, variables["params"]):
+        raise ValueError("cut: expected one through parameters of the shapes of variables['params'], got another")
+    chosen = tuple(jax.devices() if devices is None else devices)
+    shared = objective.on_devices((dict(variables), batch, key, cut), chosen)
+    chunk = objective.at_once(variables["params"], batch)
+    grid = jnp.stack(jnp.meshgrid(*coordinates, indexing="ij"), axis=-1)
+    points = grid.reshape(-1, axes)
+    losses = _losses(model, loss, train, chunk, chosen, shared, points)[: len(points)]
+    return Landscape(coordinates[0], coordinates[1] if axes == 2 else None, losses.reshape(grid.shape[:-1]))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _losses(
+    model: Model,
+    loss: PerExample,
+    train: bool,
+    chunk: int,
+    devices: tuple[jax.Device, ...],
+    shared: tuple[Variables, Batch, Array | None, Cut],
+    points: Array,
+) -> Array:
+    def at(shared: tuple[Variables, Batch, Array | None, Cut], point: Array) -> Array:
+        variables, batch, key, cut = shared
+        of = objective.objective(model, loss, variables, batch, key=key, train=train)
+        return of(jax.tree.map(partial(_moved, point), cut.origin, cut.directions))
+
+    return objective.map_points(at, shared, points, chunk=chunk, devices=devices)
+
+
+def _moved(point: Array, origin: Array, directions: Array) -> Array:
+    return origin + jnp.tensordot(point.astype(origin.dtype), directions, 1)
+
+
+def _coordinates(name: str, value: Any) -> Array:
+    """Return coordinates as floats, checked."""
+    value = jnp.asarray(value)
+    checks.numeric(name, value)
+    if value.ndim != 1 or not len(value):
+        raise ValueError(f"{name}: expected coordinates ({name},), at least one, got {checks.describe(value)}")
+    checks.finite(name, value)
+    return value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(float)
