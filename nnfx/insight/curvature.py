@@ -1,0 +1,420 @@
+"""The curvature of the loss: products with the Hessian `H = ∂²L / ∂w²`, its eigenvalues, their density, its trace.
+
+The Hessian itself, as large as the square of the parameters, is never made. All functions take any model, loss and
+batch, and work under `jax.jit`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jax.typing import ArrayLike
+
+from nnfx import checks
+from nnfx.insight import objective
+from nnfx.insight.lanczos import tridiagonal
+from nnfx.types import Array, Batch, Model, Params, PerExample, Variables
+
+__all__ = ["Eigenpairs", "Spectrum", "Trace", "eigenpairs", "hessian_vector_product", "sharpness", "spectrum", "trace"]
+
+
+class Eigenpairs(NamedTuple):
+    """Eigenvalues of the Hessian at one end of its spectrum, and their eigenvectors.
+
+    Attributes:
+        values: `(count,)`, from the end inwards.
+        vectors: of length one, like the parameters with an axis `(count, ...)` in front.
+        residuals: `‖Hv − λv‖` of each, `(count,)`: how far it is from one at most.
+    """
+
+    values: Array
+    vectors: Params
+    residuals: Array
+
+
+class Spectrum(NamedTuple):
+    """The spectrum of the Hessian as seen by random vectors: points with weights.
+
+    Attributes:
+        values: `(draws, steps)`, the values that each random vector saw.
+        weights: `(draws, steps)`, what part of the eigenvalues lies there; those of each draw sum to 1.
+    """
+
+    values: Array
+    weights: Array
+
+    def density(self, at: ArrayLike, width: ArrayLike) -> Array:
+        """Return the density of eigenvalues, `φ(t) = mean over draws of Σᵢ wᵢ N(t; λᵢ, σ²)`, whose integral is 1.
+
+        Args:
+            at: t, eigenvalues `(points,)`.
+            width: σ, above 0, to which extent the points are smeared; may be traced.
+
+        Returns:
+            `(points,)`, per unit of the eigenvalues.
+
+        Raises:
+            ValueError: for eigenvalues that are not `(points,)`, or a width that is not positive.
+        """
+        checks.number("width", width, above=0)
+        at = jnp.asarray(at, self.values.dtype)
+        if at.ndim != 1:
+            raise ValueError(f"at: expected eigenvalues (points,), got {checks.describe(at)}")
+        bells = jax.scipy.stats.norm.pdf(at[:, None, None], self.values[None], jnp.asarray(width, at.dtype))
+        return (self.weights[None] * bells).sum(-1).mean(-1)
+
+
+class Trace(NamedTuple):
+    """The trace of the Hessian by random vectors.
+
+    Attributes:
+        value: the sum of all eigenvalues.
+        error: its standard error.
+    """
+
+    value: Array
+    error: Array
+
+
+def hessian_vector_product(
+    model: Model, loss: PerExample, variables: Variables, batch: Batch, vector: Params, *, train: bool = False
+) -> Params:
+    """Multiply the Hessian of the empirical loss by a vector: `Hv = ∂/∂t ∇L(w + t v)`, at t = 0.
+
+    Forward mode goes over the gradient, for about the price of two. Where the model has a derivative of its own that
+    knows reverse mode alone, as the convolutions here have, it is `∇ (∇L · v)` instead.
+
+    Args:
+        model: the model.
+        loss: per example.
+        variables: where; the derivative is by the parameters.
+        batch: what the loss is averaged over.
+        vector: v, like the parameters.
+        train: whether to apply the model as in training, without noise: batch norm then normalises by the batch.
+
+    Returns:
+        Hv, like the parameters.
+
+    Raises:
+        TypeError, ValueError: as `nnfx.insight.audit.gradient`, and for a vector of other shapes than the parameters.
+
+    Example:
+        The square of a linear model has the Hessian `2 Σ x xᵀ / n`:
+
+        >>> from nnfx import losses, models
+        >>> batch = Batch(jnp.array([[1.0, 2.0]]), jnp.zeros(1), jnp.ones(1))
+        >>> params = {"kernel": jnp.zeros((2, 1)), "bias": jnp.zeros(1)}
+        >>> vector = {"kernel": jnp.array([[1.0], [0.0]]), "bias": jnp.zeros(1)}
+        >>> arguments = models.perceptron(), losses.mean_square_error, {"params": params}, batch
+        >>> hessian_vector_product(*arguments, vector)["kernel"].ravel().tolist()
+        [2.0, 4.0]
+
+    References:
+        Pearlmutter, *Fast exact multiplication by the Hessian*, Neural Computation 1994.
+    """
+    objective.check(model, loss, variables, batch, train=train)
+    if jax.tree.map(np.shape, vector) != jax.tree.map(np.shape, variables["params"]):
+        raise ValueError("vector: expected the shapes of variables['params'], got others")
+    return _multiply(model, loss, train, variables, batch, vector)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _multiply(
+    model: Model, loss: PerExample, train: bool, variables: Variables, batch: Batch, vector: Params
+) -> Params:
+    _, restore = ravel_pytree(variables["params"])
+    return restore(_product(model, loss, train, variables, batch)(ravel_pytree(vector)[0]))
+
+
+def _product(
+    model: Model, loss: PerExample, train: bool, variables: Variables, batch: Batch
+) -> Callable[[Array], Array]:
+    """Return the product with the Hessian, on vectors `(parameters,)`."""
+
+    def gradient(variables: Variables, batch: Batch) -> Callable[[Array], Array]:
+        of = objective.objective(model, loss, variables, batch, train=train)
+        _, restore = ravel_pytree(variables["params"])
+        return jax.grad(lambda flat: of(restore(flat)))
+
+    def forward(variables: Variables, batch: Batch, vector: Array) -> Array:
+        flat, _ = ravel_pytree(variables["params"])
+        return jax.jvp(gradient(variables, batch), (flat,), (vector,))[1]
+
+    def reverse(variables: Variables, batch: Batch, vector: Array) -> Array:
+        flat, _ = ravel_pytree(variables["params"])
+        slope = gradient(variables, batch)
+        return jax.grad(lambda flat: jnp.vdot(slope(flat), vector))(flat)
+
+    flat, _ = ravel_pytree(variables["params"])
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), (variables, batch, flat))
+    try:  # a derivative of one's own says no more than this of the modes it has
+        jax.jit(forward).lower(*shapes)
+    except TypeError:
+        return partial(reverse, variables, batch)
+    return partial(forward, variables, batch)
+
+
+def eigenpairs(
+    model: Model,
+    loss: PerExample,
+    variables: Variables,
+    batch: Batch,
+    key: Array,
+    count: int = 1,
+    *,
+    end: Literal["largest", "smallest"] = "largest",
+    steps: int = 64,
+    train: bool = False,
+) -> Eigenpairs:
+    """Find eigenvalues at one end of the Hessian's spectrum, with their eigenvectors, by Lanczos' method.
+
+    The ends of the spectrum, far apart as they are as a rule, are found within few products with the Hessian; the
+    residuals say how well. An eigenvalue that several eigenvectors share may be found with fewer of them.
+
+    Args:
+        model: the model.
+        loss: per example.
+        variables: where.
+        batch: what the loss is averaged over.
+        key: draws the vector to start from.
+        count: how many, at most as many as steps.
+        end: whether the largest, across the valley, or the smallest: the most negative lead down from a saddle.
+        steps: how many products with the Hessian to make at most; no more than there are parameters.
+        train: whether to apply the model as in training, without noise.
+
+    Returns:
+        The eigenvalues from that end inwards, their eigenvectors, and how well they were found.
+
+    Raises:
+        TypeError, ValueError: as `hessian_vector_product`, for a key that is not typed, and a count above the steps
+            or the number of parameters.
+
+    Example:
+        >>> from nnfx import losses, models
+        >>> batch = Batch(jnp.array([[3.0, 0.0], [0.0, 1.0]]), jnp.zeros(2), jnp.ones(2))
+        >>> params = {"kernel": jnp.zeros((2, 1)), "bias": jnp.zeros(1)}
+        >>> arguments = models.perceptron(), losses.mean_square_error, {"params": params}, batch
+        >>> [round(float(value), 3) for value in eigenpairs(*arguments, jax.random.key(0), count=2).values]
+        [10.123, 1.877]
+
+    References:
+        Golub and Van Loan, *Matrix computations*, section 10.1 (Lanczos) and 10.3.1 (full reorthogonalisation).
+    """
+    checks.key("key", key)
+    checks.positive_integer("count", count)
+    checks.choice("end", end, ("largest", "smallest"))
+    steps = _steps(model, loss, variables, batch, steps, train)
+    if count > steps:
+        raise ValueError(f"count: expected at most {steps}, the steps or the number of parameters, got {count}")
+    return _eigenpairs(model, loss, train, steps, count, end == "largest", variables, batch, key)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+def _eigenpairs(
+    model: Model,
+    loss: PerExample,
+    train: bool,
+    steps: int,
+    count: int,
+    largest: bool,
+    variables: Variables,
+    batch: Batch,
+    key: Array,
+) -> Eigenpairs:
+    flat, restore = ravel_pytree(variables["params"])
+    found = tridiagonal(_product(model, loss, train, variables, batch), _normal(key, flat), steps, key)
+    values, inner = jnp.linalg.eigh(found.matrix)
+    chosen = jnp.arange(steps)[::-1][:count] if largest else jnp.arange(count)
+    vectors = inner[:, chosen].T @ found.basis
+    return Eigenpairs(values[chosen], jax.vmap(restore)(vectors), jnp.abs(found.rest * inner[-1, chosen]))
+
+
+def _normal(key: Array, flat: Array) -> Array:
+    return jax.random.normal(key, flat.shape, flat.dtype)
+
+
+def _steps(model: Model, loss: PerExample, variables: Variables, batch: Batch, steps: Any, train: bool) -> int:
+    """Check what all have in common, and return how many steps there can be."""
+    objective.check(model, loss, variables, batch, train=train)
+    checks.positive_integer("steps", steps)
+    return min(steps, sum(np.size(leaf) for leaf in jax.tree.leaves(variables["params"])))
+
+
+def sharpness(
+    model: Model,
+    loss: PerExample,
+    variables: Variables,
+    batch: Batch,
+    key: Array,
+    *,
+    steps: int = 64,
+    train: bool = False,
+) -> Array:
+    """Return the largest eigenvalue of the Hessian: gradient descent is stable for learning rates below 2 / λ.
+
+    Args:
+        model: the model.
+        loss: per example.
+        variables: where.
+        batch: what the loss is averaged over.
+        key: draws the vector to start from.
+        steps: how many products with the Hessian to make at most.
+        train: whether to apply the model as in training, without noise.
+
+    Returns:
+        λ, a scalar.
+
+    Raises:
+        TypeError, ValueError: as `eigenpairs`.
+
+    Example:
+        >>> from nnfx import losses, models
+        >>> batch = Batch(jnp.array([[2.0]]), jnp.zeros(1), jnp.ones(1))
+        >>> params = {"kernel": jnp.zeros((1, 1)), "bias": jnp.zeros(1)}
+        >>> arguments = models.perceptron(), losses.mean_square_error, {"params": params}, batch
+        >>> sharpness(*arguments, jax.random.key(0)).round(3)
+        Array(10., dtype=float32)
+
+    References:
+        Cohen et al., *Gradient descent on neural networks typically occurs at the edge of stability*, ICLR 2021.
+    """
+    return eigenpairs(model, loss, variables, batch, key, steps=steps, train=train).values[0]
+
+
+def spectrum(
+    model: Model,
+    loss: PerExample,
+    variables: Variables,
+    batch: Batch,
+    key: Array,
+    *,
+    draws: int = 8,
+    steps: int = 64,
+    train: bool = False,
+) -> Spectrum:
+    """See the whole spectrum of the Hessian, by stochastic Lanczos quadrature.
+
+    A random vector v has, on the average, an equal part of every eigenvector. Lanczos' method from v finds the few
+    points and weights that integrate polynomials of a degree up to `2 steps − 1` as v does with the true spectrum.
+
+    Args:
+        model: the model.
+        loss: per example.
+        variables: where.
+        batch: what the loss is averaged over.
+        key: draws the vectors.
+        draws: how many vectors.
+        steps: how many products with the Hessian to make for each; no more than there are parameters.
+        train: whether to apply the model as in training, without noise.
+
+    Returns:
+        The points and their weights; its `density` smears them to a curve.
+
+    Raises:
+        TypeError, ValueError: as `eigenpairs`, and for draws that are not a positive integer.
+
+    Example:
+        >>> from nnfx import losses, models
+        >>> batch = Batch(jnp.array([[2.0]]), jnp.zeros(1), jnp.ones(1))
+        >>> params = {"kernel": jnp.zeros((1, 1)), "bias": jnp.zeros(1)}
+        >>> arguments = models.perceptron(), losses.mean_square_error, {"params": params}, batch
+        >>> found = spectrum(*arguments, jax.random.key(0))
+        >>> grid = jnp.linspace(-5, 15, 2001)
+        >>> float(jnp.trapezoid(found.density(grid, 0.5), grid).round(4))
+        1.0
+
+    References:
+        Ghorbani, Krishnan and Xiao, *An investigation into neural net optimization via Hessian eigenvalue density*,
+        ICML 2019, algorithm 1.
+    """
+    checks.key("key", key)
+    checks.positive_integer("draws", draws)
+    steps = _steps(model, loss, variables, batch, steps, train)
+    return _spectrum(model, loss, train, draws, steps, variables, batch, key)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _spectrum(
+    model: Model,
+    loss: PerExample,
+    train: bool,
+    draws: int,
+    steps: int,
+    variables: Variables,
+    batch: Batch,
+    key: Array,
+) -> Spectrum:
+    flat, _ = ravel_pytree(variables["params"])
+    product = _product(model, loss, train, variables, batch)
+
+    def one(key: Array) -> tuple[Array, Array]:
+        values, inner = jnp.linalg.eigh(tridiagonal(product, _normal(key, flat), steps, key).matrix)
+        return values, jnp.square(inner[0])
+
+    return Spectrum(*jax.lax.map(one, jax.random.split(key, draws)))
+
+
+def trace(
+    model: Model,
+    loss: PerExample,
+    variables: Variables,
+    batch: Batch,
+    key: Array,
+    *,
+    draws: int = 64,
+    train: bool = False,
+) -> Trace:
+    """Estimate the trace of the Hessian by Hutchinson's method: the mean of `vᵀHv` over random signs v.
+
+    Args:
+        model: the model.
+        loss: per example.
+        variables: where.
+        batch: what the loss is averaged over.
+        key: draws the signs.
+        draws: how many vectors of signs, at least 2.
+        train: whether to apply the model as in training, without noise.
+
+    Returns:
+        The trace and its standard error.
+
+    Raises:
+        TypeError, ValueError: as `eigenpairs`, and for fewer than 2 draws.
+
+    Example:
+        >>> from nnfx import losses, models
+        >>> batch = Batch(jnp.array([[2.0, 0.0], [0.0, 4.0]]), jnp.zeros(2), jnp.ones(2))
+        >>> params = {"kernel": jnp.zeros((2, 1)), "bias": jnp.zeros(1)}
+        >>> arguments = models.perceptron(), losses.mean_square_error, {"params": params}, batch
+        >>> found = trace(*arguments, jax.random.key(0))
+        >>> bool(abs(found.value - 22) < 4 * found.error)
+        True
+
+    References:
+        Hutchinson, *A stochastic estimator of the trace of the influence matrix*, 1989.
+    """
+    checks.key("key", key)
+    checks.positive_integer("draws", draws)
+    if draws < 2:
+        raise ValueError(f"draws: expected at least 2, which a standard error needs, got {draws}")
+    objective.check(model, loss, variables, batch, train=train)
+    return _trace(model, loss, train, draws, variables, batch, key)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _trace(
+    model: Model, loss: PerExample, train: bool, draws: int, variables: Variables, batch: Batch, key: Array
+) -> Trace:
+    flat, _ = ravel_pytree(variables["params"])
+    product = _product(model, loss, train, variables, batch)
+
+    def one(key: Array) -> Array:
+        signs = jax.random.rademacher(key, flat.shape, flat.dtype)
+        return jnp.vdot(signs, product(signs))
+
+    found = jax.lax.map(one, jax.random.split(key, draws))
+    return Trace(found.mean(), found.std(ddof=1) / draws**0.5)

@@ -1,0 +1,69 @@
+"""Lanczos' method: a symmetric matrix, known by its products with vectors alone, as a small tridiagonal one."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nnfx.types import Array
+
+
+class Tridiagonal(NamedTuple):
+    """A symmetric matrix A in the basis of some vectors: `A Qᵀ = Qᵀ T + β r eₖᵀ`, with r beyond the basis.
+
+    Attributes:
+        matrix: T, `(steps, steps)`.
+        basis: Q, orthonormal rows, `(steps, size)`.
+        rest: β, a scalar.
+    """
+
+    matrix: Array
+    basis: Array
+    rest: Array
+
+
+def tridiagonal(product: Callable[[Array], Array], start: Array, steps: int, key: Array) -> Tridiagonal:
+    """Make a symmetric matrix tridiagonal, from a vector on; each vector is made orthogonal to all before.
+
+    Where the vectors so far are closed under the matrix, what is left is rounding; a random vector goes on then.
+
+    Args:
+        product: A times a vector.
+        start: `(size,)`, not zero; the first vector of the basis is along it.
+        steps: how many vectors, at most the size.
+        key: draws the random vectors.
+
+    Example:
+        >>> a = jnp.array([[2.0, 1.0], [1.0, 3.0]])
+        >>> found = tridiagonal(lambda x: a @ x, jnp.array([1.0, 0.0]), 2, jax.random.key(0))
+        >>> abs(found.matrix).round(4).tolist()
+        [[2.0, 1.0], [1.0, 3.0]]
+    """
+    tiny = jnp.finfo(start.dtype).eps * start.size**0.5
+
+    def orthogonal(vector: Array, basis: Array) -> Array:
+        for _ in range(2):  # the second removes what rounding left in the first
+            vector = vector - (basis @ vector) @ basis
+        return vector
+
+    def advance(carry: tuple[Array, Array, Array], step: Array) -> tuple[tuple[Array, Array, Array], Array]:
+        basis, vector, largest = carry
+        basis = basis.at[step].set(vector)
+        image = product(vector)
+        diagonal = jnp.vdot(vector, image)
+        rest = orthogonal(image, basis)
+        beyond = jnp.linalg.norm(rest)
+        largest = jnp.maximum(largest, jnp.linalg.norm(image))
+        is_closed = beyond <= tiny * largest
+        drawn = jax.random.normal(jax.random.fold_in(key, step), vector.shape, vector.dtype)
+        rest = jnp.where(is_closed, orthogonal(drawn, basis), rest)
+        vector = rest / jnp.maximum(jnp.linalg.norm(rest), jnp.finfo(rest.dtype).tiny)
+        return (basis, vector, largest), jnp.stack([diagonal, jnp.where(is_closed, 0, beyond)])
+
+    first = start / jnp.linalg.norm(start)
+    carry = (jnp.zeros((steps, start.size), start.dtype), first, jnp.zeros((), start.dtype))
+    (basis, _, _), found = jax.lax.scan(advance, carry, jnp.arange(steps))
+    diagonal, beside = found.T
+    matrix = jnp.diag(diagonal) + jnp.diag(beside[:-1], 1) + jnp.diag(beside[:-1], -1)
+    return Tridiagonal(matrix, basis, beside[-1])
