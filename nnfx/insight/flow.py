@@ -1,0 +1,289 @@
+"""How gradients flow: what reaches each layer over a run, and how much of it is noise."""
+
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nnfx import checks
+from nnfx.insight import objective
+from nnfx.insight.layers import WHOLE, watch
+from nnfx.training import step as steps
+from nnfx.types import Array, Batch, Mean, Metrics, Model, Params, PerExample, Step, TrainState, Variables
+
+__all__ = ["Flow", "NoiseScale", "curves", "make_step", "noise_scale", "per_example_gradients"]
+
+_QUANTITIES = ("gradient", "update", "weight", "activation")
+
+
+class Flow(NamedTuple):
+    """What flowed through each layer by epoch: means over the epoch's steps, `(epochs,)`, by the layer's name.
+
+    Attributes:
+        gradient: the length of the gradient, `‖∂L/∂W‖`, of all arrays of the layer together.
+        update: the length of what the step changed, `‖ΔW‖`.
+        weight: the length of what it changed, `‖W‖`.
+        activation: the root mean square of the layer's outputs.
+    """
+
+    gradient: dict[str, Any]
+    update: dict[str, Any]
+    weight: dict[str, Any]
+    activation: dict[str, Any]
+
+
+def make_step(
+    model: Model,
+    loss: PerExample,
+    optimizer: optax.GradientTransformation,
+    metrics: Mapping[str, PerExample] | None = None,
+    **options: Any,
+) -> Step:
+    """Make a training step that also measures what flows through each layer; otherwise that of `nnfx.make_step`.
+
+    Handed to `nnfx.fit` as `make_step`, it adds four curves a layer to the run's history, which `curves` sorts. The
+    gradient is what the optimizer is given, a penalty's included; the activations are those in training, of the batch
+    before it is augmented, and are measured where Linen modules are seen.
+
+    Args:
+        model: the model.
+        loss: as for `nnfx.make_step`, like the rest.
+        optimizer: likewise.
+        metrics: likewise.
+        **options: likewise.
+
+    Returns:
+        The step, with metrics such as `"gradient hidden_0"` among its own.
+
+    Example:
+        >>> import nnfx
+        >>> data = nnfx.data.titanic("fare", "age")
+        >>> model = nnfx.models.mlp((4,), activation="sigmoid")
+        >>> train = nnfx.fit(model, nnfx.losses.binary_cross_entropy, optax.sgd, epochs=3, make_step=make_step)
+        >>> run = train(jax.random.key(0), data, learning_rate=0.1)
+        >>> found = curves(run.history)
+        >>> list(found.gradient), found.gradient["hidden_0"].shape
+        (['hidden_0', 'output'], (3,))
+
+    References:
+        Glorot and Bengio, *Understanding the difficulty of training deep feedforward neural networks*, AISTATS 2010.
+    """
+    plain = steps.make_step(model, loss, _recording(optimizer), metrics, **options)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        after, measured = plain(state._replace(opt_state=_Recorded(state.opt_state, zeros)), batch)
+        recorded: _Recorded = after.opt_state
+        changes = jax.tree.map(jnp.subtract, after.params, state.params)
+        found = {
+            "gradient": _lengths(recorded.gradient),
+            "update": _lengths(changes),
+            "weight": _lengths(state.params),
+            "activation": _activations(model, state, batch),
+        }
+        was_taken = (after.fault.skipped == state.fault.skipped).astype(jnp.float32)
+        for quantity, by_layer in found.items():
+            for layer, value in by_layer.items():
+                value = jnp.where(was_taken > 0, value.astype(jnp.float32), 0)
+                measured = measured | {f"{quantity} {layer}": Mean(value, was_taken)}
+        return after._replace(opt_state=recorded.inner), measured
+
+    return step
+
+
+class _Recorded(NamedTuple):
+    """The state of an optimizer, and the gradient that it was given last."""
+
+    inner: Any
+    gradient: Params
+
+
+def _recording(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Let an optimizer keep the gradient that it is given."""
+    inner = optax.with_extra_args_support(optimizer)
+
+    def init(params: Params) -> _Recorded:
+        return _Recorded(inner.init(params), jax.tree.map(jnp.zeros_like, params))
+
+    def update(
+        gradient: Params, state: _Recorded, params: Params | None = None, **extra: Any
+    ) -> tuple[Params, _Recorded]:
+        updates, inner_state = inner.update(gradient, state.inner, params, **extra)
+        return updates, _Recorded(inner_state, gradient)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _lengths(params: Params) -> dict[str, Array]:
+    """Return the length of each layer's arrays together, by the layer's name."""
+    squares: dict[str, Array] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        layer = objective.name_of(path).rpartition("/")[0] or WHOLE
+        squares[layer] = squares.get(layer, jnp.zeros(())) + jnp.square(leaf.astype(jnp.float32)).sum()
+    return {layer: jnp.sqrt(square) for layer, square in squares.items()}
+
+
+def _activations(model: Model, state: TrainState, batch: Batch) -> dict[str, Array]:
+    """Return the root mean square of each layer's outputs in training; nothing where no layer is seen."""
+    key = jax.random.fold_in(state.key, state.step)
+    look = partial(watch, model, key=key, weights=batch.weights, train=True)
+    try:
+        _, seen = look(state.variables, batch.inputs)
+    except ValueError:
+        return {}
+    return {layer: jnp.sqrt(jnp.square(output.astype(jnp.float32)).mean()) for layer, output in seen.items()}
+
+
+def curves(history: Mapping[str, Any]) -> Flow:
+    """Sort the history of a run whose step is that of `make_step`: each quantity by layer, numbers in their order.
+
+    Args:
+        history: such as `run.history`.
+
+    Raises:
+        ValueError: for the history of another run.
+
+    Example:
+        >>> curves({"train_gradient hidden_10": [0.1], "train_gradient hidden_9": [0.2], "train_loss": [1]}).gradient
+        {'hidden_9': [0.2], 'hidden_10': [0.1]}
+    """
+    found: dict[str, dict[str, Any]] = {quantity: {} for quantity in _QUANTITIES}
+    for name in sorted(history, key=_in_natural_order):
+        quantity, _, layer = name.removeprefix("train_").partition(" ")
+        if layer and quantity in found:
+            found[quantity][layer] = history[name]
+    if not found["gradient"]:
+        raise ValueError(
+            "history: expected that of a run with make_step=nnfx.insight.flow.make_step, got one without gradients:"
+            f" {', '.join(history)}"
+        )
+    return Flow(**found)
+
+
+def _in_natural_order(name: str) -> list[tuple[int, str]]:
+    """Sort numbers within names by their value."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def per_example_gradients(model: Model, loss: PerExample, variables: Variables, batch: Batch) -> Params:
+    """Return the gradient of the loss of each example by itself, `∂ℓᵢ / ∂w`.
+
+    Args:
+        model: the model, applied as outside training.
+        loss: per example.
+        variables: where.
+        batch: the examples; their weights are not used.
+
+    Returns:
+        Like the parameters, with an axis `(batch, ...)` in front.
+
+    Raises:
+        TypeError, ValueError: as `nnfx.insight.audit.gradient`.
+
+    Example:
+        >>> from nnfx import losses, models
+        >>> params = {"kernel": jnp.zeros((1, 1)), "bias": jnp.zeros(1)}
+        >>> batch = Batch(jnp.array([[1.0], [2.0]]), jnp.array([1.0, 3.0]), jnp.ones(2))
+        >>> arguments = models.perceptron(), losses.mean_square_error, {"params": params}, batch
+        >>> per_example_gradients(*arguments)["kernel"].ravel().tolist()
+        [-2.0, -12.0]
+    """
+    objective.check(model, loss, variables, batch)
+    return _per_example(model, loss, variables, batch)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _per_example(model: Model, loss: PerExample, variables: Variables, batch: Batch) -> Params:
+    return jax.vmap(_gradient_of_one(model, loss, variables))(batch.inputs, batch.targets)
+
+
+def _gradient_of_one(model: Model, loss: PerExample, variables: Variables) -> Callable[[Any, Array], Params]:
+    """Return the gradient as a function of one example."""
+
+    def gradient(inputs: Any, target: Array) -> Params:
+        def of(params: Params) -> Array:
+            outputs = model.apply({**variables, "params": params}, jax.tree.map(lambda leaf: leaf[None], inputs))
+            return loss(outputs, target[None])[0]
+
+        return jax.grad(of)(variables["params"])
+
+    return gradient
+
+
+class NoiseScale(NamedTuple):
+    """The gradient noise scale, and the two things that it is the ratio of.
+
+    Attributes:
+        scale: `tr Σ / |G|²`, in examples; NaN where the noise leaves nothing of the gradient to see.
+        gradient: `|G|²`, the square of the true gradient's length, an unbiased estimate that may be negative.
+        noise: `tr Σ`, the variance of an example's gradient, added up over the parameters.
+    """
+
+    scale: Array
+    gradient: Array
+    noise: Array
+
+
+def noise_scale(model: Model, loss: PerExample, variables: Variables, batch: Batch) -> NoiseScale:
+    """Estimate the gradient noise scale `B = tr Σ / |G|²`: the batch size at which noise and gradient are equals.
+
+    Much smaller batches waste no examples, and much larger ones hardly need fewer steps. From the gradients gᵢ of n
+    examples, `tr Σ ≈ Σ |gᵢ − ḡ|² / (n − 1)` and `|G|² ≈ |ḡ|² − tr Σ / n`, both unbiased: the paper's estimates from
+    batches of 1 and of n.
+
+    Args:
+        model: the model, applied as outside training.
+        loss: per example.
+        variables: where.
+        batch: two examples or more of the same weight; those of weight zero are left out.
+
+    Returns:
+        The noise scale, the gradient and the noise.
+
+    Raises:
+        TypeError, ValueError: as `nnfx.insight.audit.gradient`, and for fewer than two examples or other weights.
+
+    Example:
+        The square of a constant's error: gradients 2 (w − yᵢ), so that `tr Σ = 4 var y` and `G = 2 (w − mean y)`:
+
+        >>> from nnfx import losses
+        >>> constant = Model(None, lambda v, x, **_: jnp.broadcast_to(v["params"]["w"], (len(x), 1)))
+        >>> batch = Batch(jnp.zeros((4, 1)), jnp.array([1.0, 2.0, 3.0, 6.0]), jnp.ones(4))
+        >>> found = noise_scale(constant, losses.mean_square_error, {"params": {"w": jnp.zeros(1)}}, batch)
+        >>> [round(float(number), 3) for number in found]
+        [0.596, 31.333, 18.667]
+
+    References:
+        McCandlish, Kaplan, Amodei et al., *An empirical model of large-batch training*, 2018, equation 2.9 and
+        appendix A.1.
+    """
+    objective.check(model, loss, variables, batch)
+    if checks.is_concrete(batch.weights):
+        used = batch.weights[batch.weights > 0]
+        if len(used) < 2 or float(used.min()) != float(used.max()):
+            raise ValueError(
+                "batch.weights: expected two or more of the same weight, the others zero,"
+                f" got {len(used)} from {float(used.min()):g} to {float(used.max()):g}"
+            )
+    return _noise_scale(model, loss, objective.at_once(variables["params"], batch), variables, batch)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _noise_scale(model: Model, loss: PerExample, chunk: int, variables: Variables, batch: Batch) -> NoiseScale:
+    gradient = _gradient_of_one(model, loss, variables)
+
+    def square(example: tuple[Any, Array]) -> Array:
+        return optax.tree.norm(gradient(*example), squared=True)
+
+    squares = jax.lax.map(square, (batch.inputs, batch.targets), batch_size=chunk)
+    is_used = batch.weights > 0
+    count = is_used.sum().astype(squares.dtype)
+    mean = jax.grad(objective.objective(model, loss, variables, batch))(variables["params"])
+    of_mean = optax.tree.norm(mean, squared=True)
+    noise = (jnp.where(is_used, squares, 0).sum() - count * of_mean) / (count - 1)
+    true = of_mean - noise / count
+    return NoiseScale(jnp.where(true > 0, noise / jnp.where(true > 0, true, 1), jnp.nan), true, noise)
