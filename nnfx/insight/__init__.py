@@ -3,6 +3,6 @@
 Everything takes any model, loss and data of this library.
 """
 
-from nnfx.insight import audit, curvature, features, flow, landscape
+from nnfx.insight import audit, backpropagation, curvature, features, flow, landscape
 
-__all__ = ["audit", "curvature", "features", "flow", "landscape"]
+__all__ = ["audit", "backpropagation", "curvature", "features", "flow", "landscape"]

@@ -1,0 +1,247 @@
+"""Backpropagation laid open: every factor of the chain rule in a small dense network, as numbers and as a drawing."""
+
+import collections
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnfx import checks, losses
+from nnfx.insight import objective
+from nnfx.insight.layers import calls_seen
+from nnfx.insight.tables import table
+from nnfx.models.dense import MLP, Perceptron
+from nnfx.types import Array, Batch, Model, Params, PerExample, Variables
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Backpropagation", "Layer", "draw", "lay_open"]
+
+
+class Layer(NamedTuple):
+    """A layer `h = g(z)`, `z = xW + b` on the way forward, and the errors on the way back; k pieces for maxout, else 1.
+
+    Attributes:
+        name: as `nnfx.insight.features.layer_outputs` has it.
+        inputs: x, `(batch, inputs)`.
+        kernel: W, `(inputs, k · units)`.
+        bias: b, `(k · units,)`.
+        pre_activations: z, `(batch, k · units)`.
+        outputs: h, `(batch, units)`.
+        local_derivatives: `g'(z) = ∂h/∂z`, `(batch, k · units)`; of maxout 1 for the piece that won and 0 for others.
+        errors: `∂L/∂h`, what comes back from the layer above, `(batch, units)`.
+        deltas: `δ = ∂L/∂z = ∂L/∂h · g'(z)`, `(batch, k · units)`.
+        kernel_gradient: `∂L/∂W = xᵀδ`, summed over the batch, `(inputs, k · units)`.
+        bias_gradient: `∂L/∂b = Σ δ`, `(k · units,)`.
+        passed_back: `∂L/∂x = δWᵀ`, the errors of the layer below, `(batch, inputs)`.
+    """
+
+    name: str
+    inputs: Array
+    kernel: Array
+    bias: Array
+    pre_activations: Array
+    outputs: Array
+    local_derivatives: Array
+    errors: Array
+    deltas: Array
+    kernel_gradient: Array
+    bias_gradient: Array
+    passed_back: Array
+
+
+class Backpropagation(NamedTuple):
+    """One pass forward and one back; it prints as a table for each layer.
+
+    Attributes:
+        layers: from the inputs to the outputs.
+        losses: of each example, `(batch,)`.
+        loss: the empirical loss L.
+    """
+
+    layers: tuple[Layer, ...]
+    losses: Array
+    loss: Array
+
+    @property
+    def gradient(self) -> Params:
+        """The gradient by all parameters, in their tree: what `jax.grad` returns in one go."""
+        found: dict[str, Any] = {}
+        for layer in self.layers:
+            place = found
+            for part in layer.name.split("/") if layer.name != "outputs" else ():
+                place = place.setdefault(part, {})
+            place |= {"kernel": layer.kernel_gradient, "bias": layer.bias_gradient}
+        return found
+
+    def __str__(self) -> str:
+        """Draw the tables: of each unit and example what went forward, what came back, and what they make."""
+        parts = [f"loss {float(self.loss):.6g}, the mean of {len(self.losses)}"]
+        for layer in self.layers:
+            width = layer.kernel.shape[1]
+            pieces = width // layer.outputs.shape[1]
+            columns = (
+                layer.pre_activations,
+                np.repeat(layer.outputs, pieces, axis=1),
+                layer.local_derivatives,
+                np.repeat(layer.errors, pieces, axis=1),
+                layer.deltas,
+            )
+            units = [f"{i // pieces}" + (f" piece {i % pieces}" if pieces > 1 else "") for i in range(width)]
+            values = np.stack([np.asarray(column, np.float64) for column in columns], axis=-1)
+            rows = [
+                [f"example {n}, unit {unit}", *map(float, values[n, i])]
+                for n in range(len(values))
+                for i, unit in enumerate(units)
+            ]
+            gradients = [[f"input {i}", *map(float, row)] for i, row in enumerate(layer.kernel_gradient)]
+            gradients.append(["bias", *map(float, layer.bias_gradient)])
+            parts += [
+                f"\n{layer.name}: z = xW + b, h = g(z)\n",
+                table(["", "z", "h", "g'(z)", "∂L/∂h", "δ = ∂L/∂z"], rows),
+                "",
+                table(["∂L/∂W = xᵀδ from", *(f"to unit {unit}" for unit in units)], gradients),
+            ]
+        return "\n".join(parts)
+
+
+def lay_open(model: Model, loss: PerExample, variables: Variables, batch: Batch) -> Backpropagation:
+    """Go forward and back through a dense network by the chain rule, one factor at a time, and keep them all.
+
+    From the outputs down: `δ = ∂L/∂h · g'(z)`, `∂L/∂W = xᵀδ`, `∂L/∂b = Σ δ`, and `∂L/∂x = δWᵀ` for the layer below.
+    Only g' and the derivative of the loss by the outputs are asked of JAX; the product of all factors is the gradient.
+
+    Args:
+        model: of perceptrons stacked, as `nnfx.models.perceptron` and `mlp` make it, without batch norm; applied as
+            outside training, so without dropout.
+        loss: per example.
+        variables: the model's.
+        batch: one example or several; L is their empirical loss.
+
+    Returns:
+        Every layer's values, local derivatives and errors.
+
+    Raises:
+        TypeError, ValueError: as `nnfx.insight.audit.gradient`, for other models, and for an activation that mixes
+            units, such as softmax, whose derivative is not one number a unit.
+
+    Example:
+        >>> from nnfx import losses, models
+        >>> params = {"kernel": jnp.array([[3.0], [-2.0]]), "bias": jnp.array([1.0])}
+        >>> batch = Batch(jnp.array([[-1.0, 2.0]]), jnp.array([1.0]), jnp.ones(1))
+        >>> model = models.perceptron(activation="sigmoid")
+        >>> layer = lay_open(model, losses.mean_square_error, {"params": params}, batch).layers[0]
+        >>> layer.pre_activations.tolist(), round(float(layer.local_derivatives[0, 0]), 5)
+        ([[-6.0]], 0.00247)
+
+    References:
+        Rumelhart, Hinton and Williams, *Learning representations by back-propagating errors*, Nature 1986.
+    """
+    objective.check(model, loss, variables, batch)
+    factors, values, mean = _lay_open(model, loss, variables, batch)
+    layers = []
+    for name, (found, mixed) in factors.items():
+        if checks.is_concrete(mixed) and mixed > 1e-3:
+            raise ValueError(f"model: expected activations of each unit by itself, got one in {name!r} that mixes them")
+        layers.append(Layer(name, *found))
+    return Backpropagation(tuple(layers), values, mean)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _lay_open(
+    model: Model, loss: PerExample, variables: Variables, batch: Batch
+) -> tuple[dict[str, tuple[list[Array], Array]], Array, Array]:
+    """Return the factors of each layer by its name, in their order, with how far its activation mixes units."""
+    seen = _forward(model, variables, batch.inputs)
+
+    def total(outputs: Array) -> tuple[Array, Array]:
+        values = loss(outputs, batch.targets)
+        return losses.empirical(values, batch.weights), values
+
+    (mean, values), errors = jax.value_and_grad(total, has_aux=True)(seen[-1].outputs)
+    factors: dict[str, tuple[list[Array], Array]] = collections.OrderedDict()
+    for name, activation, inputs, kernel, bias, z, outputs in reversed(seen):
+        local, mixed = _local_derivatives(activation, z)
+        deltas = jnp.repeat(errors, local.shape[1] // errors.shape[1], axis=1) * local
+        passed_back = deltas @ kernel.T
+        gradients = [inputs.T @ deltas, deltas.sum(0)]
+        factors[name] = ([inputs, kernel, bias, z, outputs, local, errors, deltas, *gradients, passed_back], mixed)
+        errors = passed_back
+    return collections.OrderedDict(reversed(factors.items())), values, mean
+
+
+class _Seen(NamedTuple):
+    """What is seen of a layer as the model is applied."""
+
+    name: str
+    activation: Callable[[Array], Array]
+    inputs: Array
+    kernel: Array
+    bias: Array
+    pre_activations: Array
+    outputs: Array
+
+
+def _forward(model: Model, variables: Variables, inputs: Array) -> list[_Seen]:
+    """Apply the model, and see each of its perceptrons; refuse a model that is anything else."""
+    seen: list[_Seen] = []
+    others: set[str] = set()
+
+    def see(name: str, module: nn.Module, call: Callable[[], Any], args: tuple[Any, ...]) -> Any:
+        outputs = call()
+        if isinstance(module, Perceptron) and not module.batch_norm:
+            kernel, bias = (module.variables["params"][part] for part in ("kernel", "bias"))
+            seen.append(_Seen(name, module.activation, args[0], kernel, bias, args[0] @ kernel + bias[None], outputs))
+        elif not isinstance(module, MLP):
+            others.add(type(module).__name__)
+        return outputs
+
+    with calls_seen(see):
+        outputs = model.apply(variables, inputs)
+    if not seen or others or seen[-1].outputs is not outputs:
+        raise ValueError(
+            "model: expected perceptrons stacked, as nnfx.models.mlp makes them, without batch norm, got one"
+            f" with {', '.join(sorted(others)) or 'other layers'}"
+        )
+    return seen
+
+
+def _local_derivatives(activation: Callable[[Array], Array], z: Array) -> tuple[Array, Array]:
+    """Return the derivative of each unit by its pre-activations, and by how much units mix, relative to it.
+
+    Where they do not, the derivative of their sum is that of each, and says what any change of them all does.
+    """
+    local = jax.grad(lambda z: activation(z).sum())(z)
+    trial = jnp.cos(jnp.arange(z.size, dtype=z.dtype)).reshape(z.shape)
+    _, change = jax.jvp(activation, (z,), (trial,))
+    apart = (local * trial).reshape(*change.shape, -1).sum(-1)
+    return local, jnp.abs(change - apart).max() / jnp.maximum(jnp.abs(change).max(), jnp.finfo(z.dtype).tiny)
+
+
+def draw(found: Backpropagation, example: int = 0) -> "Figure":
+    """Draw the network as a graph: values forward in the nodes, errors back below them, weights and gradients between.
+
+    The width of an edge is the size of its weight's part in the gradient by this example, `|xᵢ δⱼ|`, and its colour
+    the sign. It is legible for a few layers of a few units.
+
+    Args:
+        found: what `lay_open` returned.
+        example: which of the batch to draw.
+
+    Returns:
+        A figure of Matplotlib's, which is left to the caller to save or show.
+
+    Raises:
+        ValueError: for an example that there is not.
+        ModuleNotFoundError: without Matplotlib.
+    """
+    from nnfx.insight import graph
+
+    examples = len(found.losses)
+    checks.number("example", example, minimum=0, below=examples)
+    return graph.of_backpropagation(found, int(example))
