@@ -130,11 +130,7 @@ def _lengths(params: Params) -> dict[str, Array]:
 def _activations(model: Model, state: TrainState, batch: Batch) -> dict[str, Array]:
     """Return the root mean square of each layer's outputs in training; nothing where no layer is seen."""
     key = jax.random.fold_in(state.key, state.step)
-    look = partial(watch, model, key=key, weights=batch.weights, train=True)
-    try:
-        _, seen = look(state.variables, batch.inputs)
-    except ValueError:
-        return {}
+    _, seen = watch(model, state.variables, batch.inputs, key=key, weights=batch.weights, train=True)
     return {layer: jnp.sqrt(jnp.square(output.astype(jnp.float32)).mean()) for layer, output in seen.items()}
 
 

@@ -111,5 +111,12 @@ def _nodes(axis: "Axes", column: int, values: np.ndarray, back: list[str]) -> No
         axis.text(x, y, _short(value), ha="center", va="center", fontsize=8, zorder=4)
         if back:
             box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
-            place: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 7, "color": "#444444", "bbox": box, "zorder": 4}
+            place: dict[str, Any] = {
+                "ha": "center",
+                "va": "top",
+                "fontsize": 7,
+                "color": "#444444",
+                "bbox": box,
+                "zorder": 4,
+            }
             axis.text(x, y - RADIUS - 0.04, back[row], **place)

@@ -55,7 +55,7 @@ def layer_outputs(model: Model, variables: Variables, inputs: Any) -> dict[str, 
         {'conv_0': (5, 6, 6, 4), 'dense/hidden_0': (5, 8), 'dense/output': (5, 3)}
     """
     _require_model(model)
-    return _watch_compiled(model, variables, inputs)[1]
+    return _require_seen(_watch_compiled(model, variables, inputs)[1])
 
 
 @contextlib.contextmanager
@@ -82,7 +82,8 @@ def watch(
 ) -> tuple[Any, dict[str, Array]]:
     """Apply a model, the offsets added to the outputs of their layers, and return its outputs and all layers'.
 
-    With `train=True`, and a key and weights as for `apply`, the model's new state comes beside its outputs.
+    With `train=True`, and a key and weights as for `apply`, the model's new state comes beside its outputs. Where no
+    Linen module is called in the open there are no layers.
     """
     seen: dict[str, Array] = collections.OrderedDict()  # as a tree it keeps its order, where a dict is sorted
 
@@ -99,22 +100,27 @@ def watch(
 
     with calls_seen(see):
         outputs = model.apply(variables, inputs, **training)
-    if not seen:
-        raise ValueError(
-            "model: expected one of Flax Linen modules, such as nnfx.models makes or from_linen, whose layers can be"
-            " seen from outside; its apply called none in the open"
-        )
     return outputs, seen
 
 
 _watch_compiled = jax.jit(watch, static_argnums=0)
 
 
+def _require_seen(seen: dict[str, Any]) -> dict[str, Any]:
+    """Require that a layer was seen, and return what was."""
+    if not seen:
+        raise ValueError(
+            "model: expected one of Flax Linen modules, such as nnfx.models makes or from_linen, whose layers can be"
+            " seen from outside; its apply called none in the open"
+        )
+    return seen
+
+
 def require_layer(model: Model, variables: Variables, inputs: Any, layer: str) -> tuple[int, ...]:
     """Require a model's layer of that name, and return the shape of its output."""
     _require_model(model)
     _, shapes = jax.eval_shape(partial(watch, model), variables, inputs)
-    checks.choice("layer", layer, shapes)
+    checks.choice("layer", layer, _require_seen(shapes))
     return shapes[layer].shape
 
 

@@ -1,0 +1,258 @@
+"""A model at a glance: its layers, their shapes and parameters, and what a forward pass and a training step cost."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend import core
+from jax.interpreters import partial_eval
+
+from nnfx import checks
+from nnfx.insight.layers import WHOLE, calls_seen, watch
+from nnfx.insight.objective import name_of
+from nnfx.insight.tables import table
+from nnfx.training.step import init_state, make_step
+from nnfx.types import Array, Batch, Model, Variables
+
+__all__ = ["Cost", "Layer", "Summary", "summarize"]
+
+ENTER, LEAVE = "nnfx enters ", "nnfx leaves "
+"""Marks between the operations of a program, where the call of a layer begins and ends."""
+ELSEWHERE = "elsewhere"
+"""The name of what no layer that is seen accounts for."""
+
+
+class Layer(NamedTuple):
+    """A layer, as `nnfx.insight.features.layer_outputs` has it.
+
+    Attributes:
+        name: such as `"hidden_0"`.
+        kind: the name of its module's class.
+        shape: that of its outputs.
+        parameters: how many it has of its own, those of layers within it apart.
+        flops: those of its forward pass on the whole batch, those of layers within it apart.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    parameters: int
+    flops: int
+
+
+class Cost(NamedTuple):
+    """What a compiled program costs.
+
+    Attributes:
+        flops: additions and multiplications of matrix products and convolutions.
+        bytes: memory for its arguments, its results and all between, by the compiler's account for this device.
+    """
+
+    flops: int
+    bytes: int
+
+
+class Summary(NamedTuple):
+    """A model at a glance; it prints as a table.
+
+    Attributes:
+        layers: in the order of their calls.
+        inputs: the shape of the inputs, a batch of them.
+        parameters: how many numbers are trained.
+        parameter_bytes: the memory they take.
+        forward: what applying the model to the batch costs.
+        step: what a training step on the batch costs, its gradient and the optimizer's update included.
+    """
+
+    layers: tuple[Layer, ...]
+    inputs: Any
+    parameters: int
+    parameter_bytes: int
+    forward: Cost
+    step: Cost
+
+    def __str__(self) -> str:
+        """Draw the table."""
+        rows = [
+            [layer.name, layer.kind, "×".join(map(str, layer.shape)), f"{layer.parameters:,}", _count(layer.flops)]
+            for layer in self.layers
+        ]
+        return "\n".join(
+            [
+                table(["layer", "kind", "outputs", "parameters", "FLOPs"], rows),
+                "",
+                f"inputs {self.inputs}; {self.parameters:,} parameters, {_bytes(self.parameter_bytes)}",
+                f"forward: {_count(self.forward.flops)} FLOPs, {_bytes(self.forward.bytes)}",
+                f"training step: {_count(self.step.flops)} FLOPs, {_bytes(self.step.bytes)}",
+            ]
+        )
+
+
+def _count(number: int) -> str:
+    """Write a large number in short.
+
+    >>> _count(950), _count(1_234_000)
+    ('950', '1.23 M')
+    """
+    for size, letter in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {letter}"
+    return str(number)
+
+
+def _bytes(number: int) -> str:
+    """Write a size in short.
+
+    >>> _bytes(2048)
+    '2 KiB'
+    """
+    for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number} B"
+
+
+def summarize(model: Model, inputs: Any, optimizer: optax.GradientTransformation | None = None) -> Summary:
+    """Summarise a model: layers, shapes, parameters, and the cost of a forward pass and a training step.
+
+    Nothing is computed: the model is traced, and both programs are compiled. Of the operations, those of matrix
+    products and convolutions are counted, two for each multiplication that is added. What a convolution multiplies with
+    its padding is not counted, though many papers do. Loops whose length is not known count once.
+
+    Args:
+        model: any model; only of Flax Linen modules are the layers seen.
+        inputs: a batch, or its shape and dtype as `jax.ShapeDtypeStruct`.
+        optimizer: the training step's; Adam unless given. The loss, which costs next to nothing, is taken to be the
+            mean of the outputs.
+
+    Returns:
+        The summary.
+
+    Raises:
+        TypeError: for arguments of the wrong kind.
+        ValueError: for inputs without a batch.
+
+    Example:
+        >>> from nnfx import models
+        >>> found = summarize(models.mlp((16,), 10), jax.ShapeDtypeStruct((32, 64), jnp.float32))
+        >>> [(layer.name, layer.shape, layer.parameters, layer.flops) for layer in found.layers]
+        [('hidden_0', (32, 16), 1040, 65536), ('output', (32, 10), 170, 10240)]
+        >>> found.parameters, found.forward.flops
+        (1210, 75776)
+    """
+    if not isinstance(model, Model):
+        raise TypeError(f"model: expected a Model(init, apply), got {checks.describe(model)}")
+    optimizer = optax.adam(1e-3) if optimizer is None else optimizer
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(f"optimizer: expected an Optax optimizer, got {checks.describe(optimizer)}")
+    leaves = jax.tree.leaves(inputs)
+    if not leaves or any(not hasattr(leaf, "dtype") or not np.shape(leaf) for leaf in leaves):
+        raise ValueError(f"inputs: expected a batch, (batch, ...), or its shape, got {checks.describe(inputs)}")
+    inputs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), inputs)
+    rows = leaves[0].shape[0]
+
+    state = jax.eval_shape(lambda x: init_state(jax.random.key(0), model, optimizer, x), inputs)
+    variables = state.variables
+    ones: Any = jax.ShapeDtypeStruct((rows,), jnp.zeros(()).dtype)
+    step = make_step(model, lambda outputs, _: outputs.reshape(rows, -1).mean(-1), optimizer)
+    params = jax.tree.leaves(state.params)
+    return Summary(
+        layers=_layers(model, variables, inputs),
+        inputs=jax.tree.map(lambda leaf: leaf.shape, inputs),
+        parameters=sum(leaf.size for leaf in params),
+        parameter_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in params),
+        forward=_cost(jax.jit(model.apply), variables, inputs),
+        step=_cost(jax.jit(step, donate_argnums=0), state, Batch(inputs, ones, ones)),
+    )
+
+
+def _cost(program: Any, *arguments: Any) -> Cost:
+    traced = program.trace(*arguments)
+    memory = traced.lower().compile().memory_analysis()
+    sizes = [memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes]
+    used, _ = partial_eval.dce_jaxpr(traced.jaxpr.jaxpr, [True] * len(traced.jaxpr.jaxpr.outvars), instantiate=True)
+    return Cost(count_flops(used), int(sum(sizes) - memory.alias_size_in_bytes))
+
+
+def _layers(model: Model, variables: Variables, inputs: Any) -> tuple[Layer, ...]:
+    """Return the layers that are seen, and a last one for parameters and operations elsewhere."""
+    _, seen = jax.eval_shape(partial(watch, model), variables, inputs)
+    kinds: dict[str, str] = {}
+
+    def see(name: str, module: nn.Module, call: Callable[[], Any], args: tuple[Any, ...]) -> Any:
+        del args
+        kinds[name] = type(module).__name__
+        checkpoint_name(jnp.zeros(()), ENTER + name)
+        output = call()
+        checkpoint_name(jnp.zeros(()), LEAVE + name)
+        return output
+
+    def marked(variables: Variables, inputs: Any) -> Array:
+        with calls_seen(see):
+            return model.apply(variables, inputs)
+
+    flops = dict.fromkeys([*seen, ELSEWHERE], 0)
+    within = [ELSEWHERE]
+    for equation in jax.make_jaxpr(marked)(variables, inputs).jaxpr.eqns:
+        mark = str(equation.params.get("name", ""))
+        if mark.startswith(ENTER):
+            name = mark.removeprefix(ENTER)
+            within.append(name if name in seen else within[-1])
+        elif mark.startswith(LEAVE):
+            within.pop()
+        else:
+            flops[within[-1]] += _flops_of(equation)
+    parameters = dict.fromkeys(flops, 0)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
+        modules = name_of(path).split("/")[:-1]
+        candidates = ["/".join(modules[:depth]) or WHOLE for depth in range(len(modules), -1, -1)]
+        parameters[next((name for name in candidates if name in seen), ELSEWHERE)] += leaf.size
+    layers = [Layer(name, kinds[name], output.shape, parameters[name], flops[name]) for name, output in seen.items()]
+    if parameters[ELSEWHERE] or flops[ELSEWHERE]:
+        layers.append(Layer(ELSEWHERE, "", (), parameters[ELSEWHERE], flops[ELSEWHERE]))
+    return tuple(layers)
+
+
+def count_flops(program: core.Jaxpr) -> int:
+    """Count the additions and multiplications of the matrix products and convolutions of a traced program."""
+    return sum(map(_flops_of, program.eqns))
+
+
+def _flops_of(equation: core.JaxprEqn) -> int:
+    name, parameters = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contracted, _), _ = parameters["dimension_numbers"]
+        shared = math.prod(_shape(equation.invars[0])[axis] for axis in contracted)
+        return 2 * shared * math.prod(_shape(equation.outvars[0]))
+    if name == "conv_general_dilated":
+        return _flops_of_convolution(equation)
+    inner = [count_flops(each) for each in core.jaxprs_in_params(parameters)]
+    if name == "scan":
+        return int(parameters["length"]) * sum(inner)
+    return max(inner, default=0) if name == "cond" else sum(inner)
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
+
+
+def _flops_of_convolution(equation: core.JaxprEqn) -> int:
+    """Count what meets numbers of the inputs, and neither padding nor the zeros that strides put between gradients."""
+    dimensions, parameters = equation.params["dimension_numbers"], equation.params
+    inputs, kernel, outputs = map(_shape, (*equation.invars, *equation.outvars))
+    batch, features, *places = (outputs[axis] for axis in dimensions.out_spec)
+    _, channels, *sizes = (kernel[axis] for axis in dimensions.rhs_spec)
+    meetings = 1
+    for i, (number, size) in enumerate(zip(places, sizes, strict=True)):
+        stride, gap, spread = (parameters[key][i] for key in ("window_strides", "rhs_dilation", "lhs_dilation"))
+        at = stride * np.arange(number)[:, None] + gap * np.arange(size)[None] - parameters["padding"][i][0]
+        last = spread * (inputs[dimensions.lhs_spec[2 + i]] - 1)
+        meetings *= int(((at >= 0) & (at <= last) & (at % spread == 0)).sum())
+    return 2 * batch * features * channels * meetings
