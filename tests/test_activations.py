@@ -47,6 +47,21 @@ def test_maxout_is_the_largest_of_the_affine_pieces(strict_dtypes):
     np.testing.assert_allclose(activations.maxout(jnp.asarray(pre_activations, jnp.float32)), by_hand, rtol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [16, 201])
+def test_the_gradient_of_maxout_behind_a_product(rows):
+    """With LLVM's optimisation at level 0, jaxlib 0.10.1 returns infinities here from some fifty rows on."""
+    x = np.linspace(-1, 1, rows)[:, None].astype(np.float32)
+    kernel, bias = np.random.default_rng(0).normal(size=(2, 6)).astype(np.float32)
+
+    def loss(kernel, bias):
+        return ((activations.maxout(x @ kernel[None] + bias[None], 6) - x**2) ** 2).mean()
+
+    pieces = x.astype(np.float64) * kernel + bias
+    errors = pieces.max(1, keepdims=True) - x**2
+    by_hand = (2 * errors / rows * (pieces == pieces.max(1, keepdims=True))).sum(0)
+    np.testing.assert_allclose(jax.jit(jax.grad(loss, argnums=1))(kernel, bias), by_hand, rtol=1e-4, atol=1e-6)
+
+
 def test_maxout_can_be_relu_and_the_absolute_value():
     x = jnp.array([[-2.0], [3.0]])
     assert activations.maxout(jnp.concatenate([x, 0 * x], 1)).tolist() == jax.nn.relu(x).tolist()
