@@ -1,6 +1,6 @@
 """Neural networks on JAX where a whole training run is one pure function.
 
-- `nnfx.models`: perceptrons, deep networks, and Flax modules, as pure `init` / `apply` pairs.
+- `nnfx.models`: dense, convolutional and recurrent networks, and Flax modules, as pure `init` / `apply` pairs.
 - `nnfx.activations`, `nnfx.losses`, `nnfx.metrics`, `nnfx.ops`: the pieces, as functions.
 - `nnfx.data`: arrays made ready, the passengers of the Titanic, images, and time series; `nnfx.augment` varies them.
 - `nnfx.make_step`: the stateless training step.
@@ -8,8 +8,8 @@
 - `nnfx.stopping`, `nnfx.schedules`, `nnfx.regularizers`, `nnfx.averaging`: when a run ends, how its rate changes,
   what restrains it, and which average of its weights is kept.
 - `nnfx.sweeps`: many runs as one program; `nnfx.calibration`: how far their predictions can be trusted.
-- `nnfx.insight.features`: what a trained network sees, and where it looks.
-- `nnfx.forecasting`: windows of series, scores and baselines: every forecaster is a model.
+- `nnfx.insight`: gradients audited and followed, the loss's landscape and curvature, and what a network sees.
+- `nnfx.forecasting`: windows, forecasters, intervals, scores and backtests; every forecaster is a model.
 - `nnfx.cpu`: one call that fits JAX to the cores and the memory of this machine.
 """
 

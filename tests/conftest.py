@@ -8,8 +8,8 @@ import pytest
 
 # Most of the suite's time is compiling, half of it LLVM's optimisation of code that runs once. What XLA does to a
 # program is not touched, and flags of the caller come after: `XLA_FLAGS=--xla_backend_optimization_level=3 pytest`
-# tests what users run.
-os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
+# tests what users run. At level 0 there are wrong numbers: see test_the_gradient_of_maxout_behind_a_product.
+os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=1 {os.environ.get('XLA_FLAGS', '')}"
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_legacy_prng_key", "error")
