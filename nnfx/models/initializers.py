@@ -2,10 +2,24 @@
 
 from typing import Any
 
+from jax.custom_batching import sequential_vmap
 from jax.nn import initializers
 from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
 
 from nnfx import checks
+from nnfx.types import Array
+
+
+def _orthogonal(key: Array, shape: Any, dtype: DTypeLike | None = None, out_sharding: Any = None) -> Array:
+    """Draw orthogonal weights, under `jax.vmap` one after the other.
+
+    On CPUs jaxlib factorises a batch of matrices by tasks in the pool whose thread then waits for them: where all of
+    its threads wait, as on two devices of two cores, a program never ends.
+    """
+    draw = initializers.orthogonal()
+    return sequential_vmap(lambda key: draw(key, shape, dtype, out_sharding))(key)
+
 
 _BY_NAME: dict[str, Initializer] = {
     "zeros": initializers.zeros,
@@ -16,7 +30,7 @@ _BY_NAME: dict[str, Initializer] = {
     "he_uniform": initializers.he_uniform(),
     "lecun_normal": initializers.lecun_normal(),
     "lecun_uniform": initializers.lecun_uniform(),
-    "orthogonal": initializers.orthogonal(),
+    "orthogonal": _orthogonal,
 }
 
 
