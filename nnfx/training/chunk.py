@@ -123,6 +123,7 @@ def chunk(
     epochs: int,
     first_epoch: ArrayLike = 0,
     clock: Clock = Clock(),  # noqa: B008 -- a constant of two zeros
+    until: ArrayLike | None = None,
 ) -> tuple[RunState, dict[str, Array]]:
     """Train for some epochs, fewer where a rule stops the run.
 
@@ -135,9 +136,11 @@ def chunk(
         first_epoch: how many epochs came before, in runs that have not stopped. It decides the order of the
             rows in place of `state.epoch`, so that runs of one seed, mapped over hyper-parameters, share it.
         clock: what the host's clock says, for rules that ask.
+        until: how many epochs there shall be in all when the chunk ends; traced, so that one program serves chunks of
+            any length up to `epochs`. No gradient goes through such a chunk.
 
     Returns:
-        The state after the last epoch run, and each metric by epoch, `(epochs,)`, NaN once stopped.
+        The state after the last epoch run, and each metric by epoch, `(epochs,)`, NaN where not run.
     """
     step = parts.step()
     measures = {"loss": parts.loss, **parts.metrics}
@@ -159,18 +162,46 @@ def chunk(
         rules, stopped_by = _apply_rules(parts.rules, state, ended)
         return RunState(trained, best, rules, epoch, stopped_by, state.order_key), history
 
-    def rest(state: RunState, number: Array) -> tuple[RunState, dict[str, Array]]:
+    def nothing(state: RunState, number: Array, *epochs: int) -> dict[str, Array]:
         _, history = jax.eval_shape(advance, state, number)
-        return state, jax.tree.map(lambda value: jnp.full(value.shape, jnp.nan, value.dtype), history)
+        return jax.tree.map(lambda value: jnp.full((*epochs, *value.shape), jnp.nan, value.dtype), history)
+
+    def rest(state: RunState, number: Array) -> tuple[RunState, dict[str, Array]]:
+        return state, nothing(state, number)
 
     def one(state: RunState, number: Any) -> tuple[RunState, dict[str, Array]]:
         if not parts.rules:
             return advance(state, number)
         return jax.lax.cond(state.stopped_by == RUNNING, advance, rest, state, number)
 
+    if until is not None:
+        first = jnp.asarray(first_epoch, jnp.int32)
+        epochs_here = jnp.minimum(until - first, epochs)
+        return _loop(lambda state, i: one(state, first + i), epochs_here, state, nothing(state, first, epochs))
     # within a scan nothing can undo the checkpoint, so that XLA need not be kept from it
     body = jax.checkpoint(one, prevent_cse=False) if parts.rematerialize_epochs else one
     return jax.lax.scan(body, state, first_epoch + jnp.arange(epochs, dtype=jnp.int32))
+
+
+def _loop(
+    advance: Callable[[RunState, Array], tuple[RunState, dict[str, Array]]],
+    epochs: Array,
+    state: RunState,
+    history: dict[str, Array],
+) -> tuple[RunState, dict[str, Array]]:
+    """Train for a number of epochs that only the running program knows, and fill in the history."""
+
+    def is_going_on(carry: tuple[RunState, dict[str, Array], Array]) -> Array:
+        state, _, i = carry
+        return (i < epochs) & (state.stopped_by == RUNNING)
+
+    def one(carry: tuple[RunState, dict[str, Array], Array]) -> tuple[RunState, dict[str, Array], Array]:
+        state, history, i = carry
+        state, values = advance(state, i)
+        return state, jax.tree.map(lambda column, value: column.at[i].set(value), history, values), i + 1
+
+    state, history, _ = jax.lax.while_loop(is_going_on, one, (state, history, jnp.asarray(0, jnp.int32)))
+    return state, history
 
 
 def judged(state: RunState, train: Batch) -> RunState:

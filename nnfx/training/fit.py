@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from nnfx import checks
 from nnfx.data.prepare import Data
 from nnfx.training import hyper as hypers
-from nnfx.training import session, validate
+from nnfx.training import loop, validate
 from nnfx.training.chunk import Parts, RunState, chunk, judged, start
 from nnfx.training.hyper import Part
 from nnfx.training.run import Run
@@ -183,15 +183,25 @@ class Fit:
         Returns:
             The run: its final and best weights, and the history of every metric.
         """
+        numbers = self.check(key, data, hyper)
+        state, history = self._train(key, data.train, data.valid, numbers)
+        return self.run_of(state, history, data, numbers)
+
+    def check(self, key: Array, data: Data, hyper: Mapping[str, ArrayLike]) -> Hyper:
+        """Raise on arguments that a run cannot be meant for; else return its hyper-parameters as arrays."""
         checks.key("key", key)
         if not isinstance(data, Data):
             raise TypeError(f"data: expected nnfx.data.Data, as nnfx.data.prepare makes it, got {type(data).__name__}")
         hypers.check(hyper, self.parts_with_numbers)
         numbers = hypers.as_arrays(hyper)
         validate.check_run(self, data, numbers)
-        state, history = self._train(key, data.train, data.valid, numbers)
+        return numbers
+
+    def run_of(self, state: RunState, history: dict[str, Array], data: Data, hyper: Hyper) -> Run:
+        """Return the run that ends in this state."""
+        state = judged(state, data.train)
         assert state.best is not None
-        return Run(state.train, state.best, history, state.epoch, state.stopped_by, numbers, data.preprocess, self)
+        return Run(state.train, state.best, history, state.epoch, state.stopped_by, hyper, data.preprocess, self)
 
     @property
     def hyper_names(self) -> tuple[str, ...]:
@@ -228,15 +238,14 @@ class Fit:
     def _train(self, key: Array, train: Batch, valid: Batch | None, hyper: Hyper) -> tuple[RunState, dict[str, Array]]:
         """Run as one program, or chunk by chunk where a rule looks at the clock."""
         if self.checked.needs_clock:
-            return session.timed(self, key, train, valid, hyper)
+            return loop.timed(self, key, train, valid, hyper)
         return self._compiled(key, train, valid, hyper)
 
     @functools.cached_property
     def _compiled(self) -> Callable[..., tuple[RunState, dict[str, Array]]]:
         def run(key: Array, train: Batch, valid: Batch | None, hyper: Hyper) -> tuple[RunState, dict[str, Array]]:
             parts = self.parts(hyper)
-            state, history = chunk(start(key, parts, train, valid), parts, train, valid, self.epochs)
-            return judged(state, train), history
+            return chunk(start(key, parts, train, valid), parts, train, valid, self.epochs)
 
         return jax.jit(run)
 

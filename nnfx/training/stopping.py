@@ -186,8 +186,8 @@ def step_budget(max_steps: ArrayLike) -> StoppingRule:
 def time_budget(max_seconds: ArrayLike) -> StoppingRule:
     """Stop when so many seconds have passed since the run, or the sweep that it belongs to, began; compiling counts.
 
-    The host times the run a chunk of epochs at a time, so that it ends within a chunk (a hundredth of the epochs) of
-    its budget. A run made within `jit`, `vmap` or `grad` has no clock, and raises an error.
+    The host times the run a chunk of epochs at a time, so that it ends within a chunk (about a second, an epoch where
+    that takes longer) of its budget. A run made within `jit`, `vmap` or `grad` has no clock, and raises an error.
 
     Args:
         max_seconds: positive; may be traced.
