@@ -44,10 +44,19 @@ def key(name: str, value: Any) -> None:
 
 def positive_integer(name: str, value: Any) -> None:
     """Require a whole number of at least 1 (not a bool, not traced: it decides shapes)."""
+    _integer(name, value, 1, "a positive integer")
+
+
+def non_negative_integer(name: str, value: Any) -> None:
+    """Require a whole number of at least 0 (not a bool, not traced)."""
+    _integer(name, value, 0, "a non-negative integer")
+
+
+def _integer(name: str, value: Any, minimum: int, wanted: str) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name}: expected a positive integer, got {describe(value)}")
-    if value < 1:
-        raise ValueError(f"{name}: expected a positive integer, got {value}")
+        raise TypeError(f"{name}: expected {wanted}, got {describe(value)}")
+    if value < minimum:
+        raise ValueError(f"{name}: expected {wanted}, got {value}")
 
 
 def number(
