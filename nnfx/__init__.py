@@ -7,6 +7,8 @@
 - `nnfx.fit`: a training run as a pure function of a key, data and hyper-parameters.
 - `nnfx.stopping`, `nnfx.schedules`, `nnfx.regularizers`, `nnfx.averaging`: when a run ends, how its rate changes,
   what restrains it, and which average of its weights is kept.
+- `nnfx.session`: a long run that shows how far it has come and goes on where it was cut off, from what
+  `nnfx.checkpoint` saves.
 - `nnfx.sweeps`: many runs as one program; `nnfx.calibration`: how far their predictions can be trusted.
 - `nnfx.insight`: gradients audited and followed, the loss's landscape and curvature, and what a network sees.
 - `nnfx.forecasting`: windows, forecasters, intervals, scores and backtests; every forecaster is a model.
@@ -19,6 +21,7 @@ from nnfx import (
     activations,
     augment,
     calibration,
+    checkpoint,
     compatibility,
     cpu,
     data,
@@ -29,6 +32,7 @@ from nnfx import (
     models,
     ops,
 )
+from nnfx.host.session import session
 from nnfx.scale import sweeps
 from nnfx.training import averaging, regularizers, schedules, stopping
 from nnfx.training.fit import fit
@@ -48,6 +52,7 @@ __all__ = [
     "augment",
     "averaging",
     "calibration",
+    "checkpoint",
     "cpu",
     "data",
     "evaluate",
@@ -62,6 +67,7 @@ __all__ = [
     "ops",
     "regularizers",
     "schedules",
+    "session",
     "split_key",
     "stopping",
     "sweeps",

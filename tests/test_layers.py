@@ -14,13 +14,15 @@ MAY_IMPORT = {
     **dict.fromkeys(MIDDLE, BASE),
     "models": BASE | {"activations", "ops"},
     "training": BASE | {"data", "losses"},
+    "checkpoint": BASE | {"training"},
+    "host": BASE | {"checkpoint", "data", "training"},
     "scale": BASE | {"calibration", "data", "training"},
     "insight": BASE | MIDDLE | {"models", "scale", "training"},
     "forecasting": BASE | {"data", "losses", "metrics", "models", "ops", "scale", "training"},
     "compatibility": set(),
     "cpu": {"checks"},
-    "__init__": BASE | MIDDLE | {"compatibility", "cpu", "forecasting", "insight", "models", "scale", "training"},
 }
+MAY_IMPORT["__init__"] = set(MAY_IMPORT)
 ONLY_WHERE_USED = {"matplotlib", "tqdm", "sklearn", "pooch", "tyro", "orbax", "torch", "keras", "tensorboard"}
 FILES = sorted((ROOT / "nnfx").rglob("*.py"))
 

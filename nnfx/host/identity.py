@@ -1,0 +1,73 @@
+"""What tells a run from others beside its key and its numbers: its program, its data, and what it is computed with."""
+
+import hashlib
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.stages import Lowered
+
+from nnfx.data.prepare import Data
+
+
+class Identity(NamedTuple):
+    """What decides the bits of a run.
+
+    Attributes:
+        program: the checksum of what XLA is given to compile: layers, loss, optimizer, rules, and the numbers fixed in
+            them.
+        data: dtype, shape and checksum of the arrays of the data, by path.
+        means: the versions and the kind of device that it is computed with, by name.
+    """
+
+    program: str
+    data: Mapping[str, str]
+    means: Mapping[str, str]
+
+    @classmethod
+    def of(cls, lowered: Lowered, data: Data) -> "Identity":
+        """Read it off the program that advances a run, and what it is trained on."""
+        parts = {"train": data.train, "valid": data.valid, "preprocess": data.preprocess}
+        leaves = jax.tree_util.tree_leaves_with_path(parts)
+        versions = {name: metadata.version(name) for name in ("nnfx", "jax", "jaxlib", "flax", "optax")}
+        return cls(
+            program=hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16],
+            data={jax.tree_util.keystr(path, simple=True, separator="."): _words(leaf) for path, leaf in leaves},
+            means={**versions, "device": jax.devices()[0].device_kind},
+        )
+
+    def differences(self, other: "Identity") -> list[str]:
+        """Say in what another run differs from this one.
+
+        What is computed with other means is given to XLA in other words, so that programs are compared between the
+        same means alone.
+        """
+        lines = [
+            f"data.{name}: expected {self.data.get(name, 'nothing')}, got {other.data.get(name, 'nothing')}"
+            for name in {**self.data, **other.data}
+            if self.data.get(name) != other.data.get(name)
+        ]
+        if not lines and self.program != other.program and self.means == other.means:
+            lines.append(
+                f"program: expected {self.program}, got {other.program}: other layers, another loss, optimizer or rule,"
+                " or another number fixed in one of them"
+            )
+        return lines
+
+    def other_means(self, other: "Identity") -> list[str]:
+        """Say which means of another run are not those of this one."""
+        return [
+            f"{name} {mine}, now {other.means.get(name)}"
+            for name, mine in self.means.items()
+            if other.means.get(name) != mine
+        ]
+
+
+def _words(leaf: Any) -> str:
+    """Describe an array so that any other is described otherwise."""
+    array = np.asarray(leaf)
+    # looked at as bytes, since not every dtype has a buffer
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    return f"{array.dtype}[{','.join(map(str, array.shape))}] {hashlib.sha256(flat).hexdigest()[:16]}"

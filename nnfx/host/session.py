@@ -1,0 +1,370 @@
+"""A session: a long run that shows how far it has come, is saved on the way, and goes on where it was cut off."""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+
+from nnfx import checks
+from nnfx.checkpoint import Checkpoints
+from nnfx.data.prepare import Data
+from nnfx.host import signals
+from nnfx.host.identity import Identity
+from nnfx.host.logs import Bar, CsvLog, Log, Row, TensorBoardLog
+from nnfx.training import loop
+from nnfx.training.chunk import RunState
+from nnfx.training.fit import Fit
+from nnfx.training.loop import History
+from nnfx.training.run import Run
+from nnfx.training.stopping import Clock
+from nnfx.types import Array, Hyper
+
+Evaluate = Callable[[Run], Mapping[str, Any]]
+
+
+def session(
+    fit: Fit,
+    out: str | os.PathLike[str],
+    *,
+    save_every_epochs: int | None = None,
+    save_every_seconds: float | None = 60.0,
+    keep_last: int = 2,
+    keep_best: int = 1,
+    skip_damaged: bool = False,
+    evaluate: Evaluate | None = None,
+    evaluate_every: int = 1,
+    progress: bool = True,
+    tensorboard: bool = False,
+) -> "Session":
+    """Make a session of a run: the function `(key, data, **hyper) -> Run` itself, but one that survives.
+
+    It returns what `fit(key, data, **hyper)` returns, bit by bit, however often it was killed on the way: the same call
+    goes on from the newest checkpoint in the folder, or returns the run that has ended there. More epochs may be asked
+    for than before; whatever else decides the run (key, data, numbers, layers, loss, optimizer, rules) has to be the
+    same, and an error says what is not.
+
+    About once a second, between two epochs, the host looks after the run:
+
+    - `out/history.csv` has each metric by epoch, and `out/evaluation.csv` what `evaluate` returns.
+    - `out/checkpoints/` has the newest and the best checkpoints, written while training goes on. Each is whole, or it
+      is not there.
+    - Ctrl-C and SIGTERM are answered with a checkpoint and a word on how to go on; then `KeyboardInterrupt` or
+      `SystemExit(143)` is raised. A second one ends at once.
+
+    Args:
+        fit: the run, as `nnfx.fit` makes it.
+        out: a folder for this run alone, made where it is lacking.
+        save_every_epochs: save after every so many epochs.
+        save_every_seconds: save at the end of an epoch, once so many seconds have passed. The run's end is saved in
+            any case.
+        keep_last: how many of the newest checkpoints to keep, at least 1.
+        keep_best: how many of those of the lowest held-out loss (training loss without held-out data) to keep besides.
+        skip_damaged: whether to put checkpoints that cannot be used aside, and go on from the newest good one. Else an
+            error names it.
+        evaluate: measures more than the run's own metrics, `run -> {name: number}`: it is given the run as it stands,
+            with its best weights so far.
+        evaluate_every: after how many epochs, and at the end.
+        progress: whether to show a bar, with the examples a second and the time left, where tqdm is installed.
+        tensorboard: whether to write logs for TensorBoard, to `out/tensorboard/`.
+
+    Returns:
+        The session's function. Calling it raises what calling `fit` does; `ValueError` for a checkpoint that is damaged
+        or of another run, and within `jit`, `vmap` or `grad`; and `OSError` where the folder cannot be written, or
+        another process has it open. What had been saved is whole then.
+
+    Raises:
+        TypeError, ValueError: for arguments of the wrong kind or out of range.
+
+    Example:
+        >>> import nnfx, optax, tempfile
+        >>> data = nnfx.data.titanic("fare", "age", key=jax.random.key(1), valid_fraction=0.25)
+        >>> train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=20)
+        >>> run = session(train, tempfile.mkdtemp(), progress=False)(jax.random.key(0), data, learning_rate=0.1)
+        >>> bool(run.best.loss == train(jax.random.key(0), data, learning_rate=0.1).best.loss)
+        True
+    """
+    if not isinstance(fit, Fit):
+        raise TypeError(f"fit: expected what nnfx.fit returns, got {checks.describe(fit)}")
+    if not isinstance(out, str | os.PathLike):
+        raise TypeError(f"out: expected the path of a folder, got {checks.describe(out)}")
+    if save_every_epochs is not None:
+        checks.positive_integer("save_every_epochs", save_every_epochs)
+    if save_every_seconds is not None:
+        checks.number("save_every_seconds", save_every_seconds, minimum=0)
+    checks.positive_integer("keep_last", keep_last)
+    checks.non_negative_integer("keep_best", keep_best)
+    if evaluate is not None and not callable(evaluate):
+        raise TypeError(f"evaluate: expected a function of a run, got {checks.describe(evaluate)}")
+    checks.positive_integer("evaluate_every", evaluate_every)
+    return Session(
+        fit=fit,
+        out=Path(out),
+        save_every_epochs=save_every_epochs,
+        save_every_seconds=save_every_seconds,
+        keep_last=keep_last,
+        keep_best=keep_best,
+        skip_damaged=skip_damaged,
+        evaluate=evaluate,
+        evaluate_every=evaluate_every,
+        progress=progress,
+        tensorboard=tensorboard,
+    )
+
+
+class Snapshot(NamedTuple):
+    """All arrays that a run goes on from.
+
+    Attributes:
+        key: the run's.
+        hyper: its hyper-parameters.
+        state: where it stands.
+        history: each metric by epoch so far, `(epochs,)`.
+    """
+
+    key: Array
+    hyper: Hyper
+    state: RunState
+    history: History
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs have been run."""
+        return len(next(iter(self.history.values())))
+
+    @property
+    def loss(self) -> float:
+        """The latest held-out loss; without held-out data the training loss."""
+        return float(self.history.get("valid_loss", self.history["train_loss"])[-1])
+
+
+@dataclasses.dataclass
+class Notes:
+    """What is noted beside the arrays.
+
+    Attributes:
+        identity: what tells the run from others.
+        seconds: that it has taken.
+        evaluations: what `evaluate` has returned, with the epochs.
+    """
+
+    identity: Identity
+    seconds: float = 0.0
+    evaluations: list[Row] = dataclasses.field(default_factory=list)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The notes as checkpoints keep them."""
+        return {**self.identity._asdict(), "seconds": self.seconds, "evaluations": self.evaluations}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Session:
+    """A run that is looked after, made by `session`; see there."""
+
+    fit: Fit
+    out: Path
+    save_every_epochs: int | None
+    save_every_seconds: float | None
+    keep_last: int
+    keep_best: int
+    skip_damaged: bool
+    evaluate: Evaluate | None
+    evaluate_every: int
+    progress: bool
+    tensorboard: bool
+
+    def __call__(self, key: Array, data: Data, **hyper: ArrayLike) -> Run:
+        """Train from the newest checkpoint, or from initialisation, to the stop.
+
+        Args:
+            key: as for `fit`.
+            data: as for `fit`.
+            **hyper: as for `fit`.
+
+        Returns:
+            The run, as `fit` returns it.
+        """
+        numbers = self.fit.check(key, data, hyper)
+        if not checks.is_concrete((key, data, numbers)):
+            raise ValueError("session: expected a call outside of jit, vmap and grad, which no files are written in")
+        folder = self.out / "checkpoints"
+        with (
+            Checkpoints(folder, keep_last=self.keep_last, keep_best=self.keep_best) as checkpoints,
+            signals.caught() as asked,
+        ):
+            snapshot, notes = self._resume(checkpoints, key, data, numbers)
+            with self._logs(snapshot, notes, len(data.train.weights)) as logs:
+                snapshot = self._go_on(snapshot, notes, data, checkpoints, logs, asked)
+            checkpoints.wait()
+            newest = checkpoints.paths()[-1]
+        if asked:
+            _leave(asked[0], f"left after epoch {snapshot.epoch} of {self.fit.epochs}, saved as {newest}")
+        return self._run(snapshot, data)
+
+    def _resume(self, checkpoints: Checkpoints, key: Array, data: Data, hyper: Hyper) -> tuple[Snapshot, Notes]:
+        """Return where the run stands: in the newest checkpoint, or at its beginning."""
+        given = key, data.train, data.valid, hyper
+        state = jax.eval_shape(partial(loop.begin, self.fit), *given)
+        shapes = jax.eval_shape(lambda *arrays: arrays, *given[1:])
+        lowered = loop.advance.lower(self.fit, state, *shapes, np.int32(0), Clock(np.float32(0), np.float32(0)))
+        identity = Identity.of(lowered, data)
+        _, history = lowered.out_info
+
+        def after(epoch: int) -> Snapshot:
+            return Snapshot(key, hyper, state, {name: np.zeros(epoch, each.dtype) for name, each in history.items()})
+
+        found = checkpoints.resume(
+            lambda description: after(description.about["epoch"]), skip_damaged=self.skip_damaged
+        )
+        if found is None:
+            return after(0)._replace(state=loop.begin(self.fit, *given)), Notes(identity)
+        path, description, snapshot = found
+        saved = {name: description.about[name] for name in Identity._fields}
+        _require_same(path, snapshot, Identity(**saved), after(0), identity)
+        if snapshot.epoch > self.fit.epochs:
+            raise ValueError(f"epochs: expected at least the {snapshot.epoch} of {path}, got {self.fit.epochs}")
+        return snapshot, Notes(identity, description.about["seconds"], description.about["evaluations"])
+
+    def _go_on(
+        self,
+        snapshot: Snapshot,
+        notes: Notes,
+        data: Data,
+        checkpoints: Checkpoints,
+        logs: "_Logs",
+        asked: list[signal.Signals],
+    ) -> Snapshot:
+        """Train to the stop, or until asked to end, and look after the run between two chunks."""
+        saved_epoch, saved_at = snapshot.epoch, time.monotonic()
+        pauses = [self.save_every_epochs, self.evaluate_every if self.evaluate else None]
+        for chunk in loop.chunks(
+            self.fit,
+            snapshot.state,
+            data.train,
+            data.valid,
+            snapshot.hyper,
+            seconds=notes.seconds,
+            pause_every=[every for every in pauses if every],
+        ):
+            logs.history(_rows(chunk.history, snapshot.epoch))
+            history = loop.joined([snapshot.history, chunk.history])
+            snapshot = snapshot._replace(state=chunk.state, history=history)
+            notes.seconds = chunk.seconds
+            if snapshot.epoch % self.evaluate_every == 0:
+                self._evaluate(snapshot, notes, data, logs)
+            if asked:
+                break
+            is_due = self.save_every_epochs is not None and snapshot.epoch % self.save_every_epochs == 0
+            if self.save_every_seconds is not None:
+                is_due |= time.monotonic() - saved_at >= self.save_every_seconds
+            if is_due:
+                checkpoints.save(snapshot.epoch, snapshot, loss=snapshot.loss, about=notes.about)
+                saved_epoch, saved_at = snapshot.epoch, time.monotonic()
+        else:
+            self._evaluate(snapshot, notes, data, logs)
+        if snapshot.epoch != saved_epoch:
+            checkpoints.save(snapshot.epoch, snapshot, loss=snapshot.loss, about=notes.about)
+        return snapshot
+
+    def _evaluate(self, snapshot: Snapshot, notes: Notes, data: Data, logs: "_Logs") -> None:
+        """Measure what the user wants measured, once an epoch at most."""
+        if self.evaluate is None or (notes.evaluations and notes.evaluations[-1]["epoch"] == snapshot.epoch):
+            return
+        measured = self.evaluate(self._run(snapshot, data))
+        if (
+            not isinstance(measured, Mapping)
+            or not measured
+            or not all(np.ndim(each) == 0 for each in measured.values())
+        ):
+            raise TypeError(f"evaluate: expected it to return numbers by name, got {checks.describe(measured)}")
+        row = {"epoch": snapshot.epoch, **{name: float(value) for name, value in measured.items()}}
+        if notes.evaluations and notes.evaluations[-1].keys() != row.keys():
+            raise ValueError(f"evaluate: expected {list(notes.evaluations[-1])[1:]} as before, got {list(measured)}")
+        notes.evaluations.append(row)
+        logs.evaluation([row])
+
+    def _run(self, snapshot: Snapshot, data: Data) -> Run:
+        history = loop.padded(snapshot.history, self.fit.epochs)
+        return self.fit.run_of(snapshot.state, history, data, snapshot.hyper)
+
+    @contextlib.contextmanager
+    def _logs(self, snapshot: Snapshot, notes: Notes, examples: int) -> Iterator["_Logs"]:
+        """Open the logs, with what is known."""
+        with contextlib.ExitStack() as stack:
+
+            def opened(log: Log) -> Log:
+                stack.callback(log.close)
+                return log
+
+            both = [opened(TensorBoardLog(self.out / "tensorboard"))] if self.tensorboard else []
+            history = [*both, opened(CsvLog(self.out / "history.csv", _rows(snapshot.history, 0)))]
+            if self.progress:
+                history.append(opened(Bar(self.out.name, self.fit.epochs, snapshot.epoch, examples)))
+            evaluation = list(both)
+            if self.evaluate is not None:
+                evaluation.append(opened(CsvLog(self.out / "evaluation.csv", notes.evaluations)))
+            yield _Logs(history, evaluation)
+
+
+class _Logs(NamedTuple):
+    """Who is told of each epoch, and who of each evaluation."""
+
+    of_history: list[Log]
+    of_evaluation: list[Log]
+
+    def history(self, rows: list[Row]) -> None:
+        for log in self.of_history:
+            log.add(rows)
+
+    def evaluation(self, rows: list[Row]) -> None:
+        for log in self.of_evaluation:
+            log.add(rows)
+
+
+def _rows(history: History, before: int) -> list[Row]:
+    """Return one row an epoch."""
+    epochs = len(next(iter(history.values())))
+    return [{"epoch": before + i + 1, **{name: values[i] for name, values in history.items()}} for i in range(epochs)]
+
+
+def _require_same(path: Path, saved: Snapshot, identity: Identity, mine: Snapshot, my_identity: Identity) -> None:
+    """Raise on a checkpoint of another run, and warn of one that was computed with other means."""
+    lines = identity.differences(my_identity)
+    if not np.array_equal(jax.random.key_data(saved.key), jax.random.key_data(mine.key)):
+        lines.append("key: expected that of the checkpoint, got another")
+    lines += [
+        f"{name}: expected {saved.hyper[name]}, got {value}"
+        for name, value in mine.hyper.items()
+        if not np.array_equal(saved.hyper[name], value)
+    ]
+    if lines:
+        listed = "\n  ".join(lines)
+        raise ValueError(
+            f"{path}: expected to go on with the run saved there, got another:\n  {listed}\n"
+            "another run needs another folder"
+        )
+    others = identity.other_means(my_identity)
+    if others:
+        warnings.warn(
+            f"{path}: made with {', '.join(others)}: the run goes on, perhaps not to the bits that it would have had",
+            stacklevel=4,
+        )
+
+
+def _leave(asked: signal.Signals, words: str) -> NoReturn:
+    """End as the signal asks, with a word on how to go on."""
+    print(f"{asked.name}: {words}; the same call goes on from there", file=sys.stderr, flush=True)
+    if asked is signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + asked)

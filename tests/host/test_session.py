@@ -1,0 +1,357 @@
+import csv
+import shutil
+import signal
+import sys
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from orbax.checkpoint import v1 as orbax
+
+import nnfx
+from nnfx.host import identity
+from nnfx.training import loop
+
+HYPER = {"learning_rate": 0.3, "patience": 5}
+
+
+@pytest.fixture(scope="module")
+def data():
+    return nnfx.data.titanic("fare", "age", key=jax.random.key(9), valid_fraction=0.25)
+
+
+def fit(model=None, epochs=40, optimizer=optax.adam, **options):
+    """Adam, dropout, batch norm and patience: everything that a run has a state of."""
+    model = model or nnfx.models.mlp((6,), dropout=0.2, batch_norm=True)
+    options = {"stop": nnfx.stopping.patience, **options}
+    return nnfx.fit(model, nnfx.losses.binary_cross_entropy, optimizer, epochs=epochs, batch_size=100, **options)
+
+
+TRAIN = fit()
+TWO_EPOCHS, FOUR_EPOCHS = (
+    fit(nnfx.models.perceptron(), epochs, optax.sgd, stop=()) for epochs in (2, 4)
+)  # small and soon compiled, where only the host's part is in question
+
+
+@pytest.fixture(scope="module")
+def plain(data):
+    return TRAIN(jax.random.key(0), data, **HYPER)
+
+
+def bits(tree):
+    """Every leaf by path, as dtype, shape and bytes."""
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    plain = {
+        path: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+        for path, leaf in leaves.items()
+    }
+    return {path: (str(leaf.dtype), leaf.shape, np.asarray(leaf).tobytes()) for path, leaf in plain.items()}
+
+
+def quiet(train, out, **options):
+    return nnfx.session(train, out, progress=False, **options)
+
+
+def checkpoints(out):
+    return sorted(int(path.name.removeprefix("epoch-")) for path in (out / "checkpoints").glob("epoch-????????"))
+
+
+def rows(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+class CutError(Exception):
+    """What ends a run in the middle of a test."""
+
+
+def at_epoch(epoch, act):
+    """Return an evaluation that does something after this epoch."""
+
+    def evaluate(run):
+        if int(run.epochs) == epoch:
+            act()
+        return {"last_loss": run.final["valid_loss"]}
+
+    return evaluate
+
+
+def cut():
+    raise CutError
+
+
+@pytest.mark.parametrize("every", [1, 4, 40])
+def test_a_session_returns_the_run_itself_however_it_is_cut_into_chunks(data, plain, key, tmp_path, every):
+    run = quiet(TRAIN, tmp_path, save_every_epochs=every)(key, data, **HYPER)
+    assert bits(run) == bits(plain)
+    assert run.reason == plain.reason == "patience"
+    assert jax.tree.structure(run) == jax.tree.structure(plain)
+    epochs = int(plain.epochs)
+    assert 5 < epochs < 40
+    assert checkpoints(tmp_path)[-1] == epochs
+    assert int(plain.best.epoch) in checkpoints(tmp_path) or every > 1
+
+
+def test_a_run_that_was_cut_off_goes_on_to_the_same_bits_and_the_same_logs(data, plain, key, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    quiet(TRAIN, whole, evaluate=at_epoch(-1, cut))(key, data, **HYPER)
+    for epoch in (4, 6):
+        with pytest.raises(CutError):
+            quiet(TRAIN, parts, save_every_epochs=3, evaluate=at_epoch(epoch, cut))(key, data, **HYPER)
+        with (parts / "history.csv").open("a") as file:
+            file.write("7,0.")  # as a kill may leave it
+    assert checkpoints(parts) == [3]
+    run = quiet(TRAIN, parts, evaluate=at_epoch(-1, cut))(key, data, **HYPER)
+    assert bits(run) == bits(plain)
+    for name in ("history.csv", "evaluation.csv"):
+        assert (parts / name).read_text() == (whole / name).read_text()
+    written = rows(parts / "history.csv")
+    assert [int(row["epoch"]) for row in written] == list(range(1, int(plain.epochs) + 1))
+    for name, values in plain.history.items():
+        np.testing.assert_array_equal(np.array([row[name] for row in written], np.float32), values[: len(written)])
+    measured = [row["last_loss"] for row in rows(parts / "evaluation.csv")]
+    np.testing.assert_array_equal(np.float32(measured), plain.history["valid_loss"][: len(written)])
+
+
+def test_a_run_that_has_ended_is_returned_as_it_is(data, plain, key, tmp_path):
+    first = quiet(TRAIN, tmp_path)(key, data, **HYPER)
+    before = (tmp_path / "checkpoints").stat().st_mtime_ns
+    again = quiet(TRAIN, tmp_path)(key, data, **HYPER)
+    assert bits(again) == bits(first) == bits(plain)
+    assert (tmp_path / "checkpoints").stat().st_mtime_ns == before
+    x = np.array([[7.0, 30.0]])
+    np.testing.assert_array_equal(again.predict(x), plain.predict(x))
+
+
+def test_more_epochs_may_be_asked_for_but_not_fewer(data, key, tmp_path):
+    quiet(TWO_EPOCHS, tmp_path)(key, data, learning_rate=0.1)
+    longer = quiet(FOUR_EPOCHS, tmp_path)(key, data, learning_rate=0.1)
+    assert bits(longer) == bits(FOUR_EPOCHS(key, data, learning_rate=0.1))
+    with pytest.raises(ValueError, match=r"epochs: expected at least the 4 of .*epoch-00000004, got 2"):
+        quiet(TWO_EPOCHS, tmp_path)(key, data, learning_rate=0.1)
+
+
+@pytest.fixture(scope="module")
+def ended(data, tmp_path_factory):
+    """The folder of a run that has ended."""
+    out = tmp_path_factory.mktemp("ended")
+    quiet(TWO_EPOCHS, out)(jax.random.key(0), data, learning_rate=0.1)
+    return out
+
+
+def perceptron(loss=nnfx.losses.binary_cross_entropy, optimizer=optax.sgd, batch_size=100, **options):
+    return nnfx.fit(nnfx.models.perceptron(**options), loss, optimizer, epochs=2, batch_size=batch_size)
+
+
+def changed(data):
+    return nnfx.data.Data(data.train._replace(targets=1 - data.train.targets), data.valid, data.preprocess)
+
+
+@pytest.mark.parametrize(
+    ("train", "hyper", "change", "message"),
+    [
+        (TWO_EPOCHS, {"learning_rate": 0.2}, None, "learning_rate: expected 0.1.*, got 0.2"),
+        (TWO_EPOCHS, {"learning_rate": 0.1}, changed, r"data.train.targets: expected int32\[536\] \w+, got int32"),
+        (perceptron(activation="tanh"), {"learning_rate": 0.1}, None, "program: expected .* other layers"),
+        (perceptron(nnfx.losses.mean_square_error), {"learning_rate": 0.1}, None, "program: expected"),
+        (perceptron(batch_size=50), {"learning_rate": 0.1}, None, "program: expected"),
+        (perceptron(outputs=2, loss=nnfx.losses.categorical_cross_entropy), {"learning_rate": 0.1}, None,
+         r"\.state\.train\.params\['bias'\]: expected float32\[2\], got float32\[1\]"),
+        (perceptron(optimizer=optax.adam), {"learning_rate": 0.1}, None,
+         r"\.mu\['bias'\]: expected float32\[1\], got nothing"),
+        (TWO_EPOCHS, {"learning_rate": 0.1, "label_smoothing": 0.1}, None,
+         r"\.hyper\['label_smoothing'\]: expected float32\[\], got nothing"),
+    ],
+)  # fmt: skip
+def test_another_run_is_refused_with_what_differs(data, key, ended, train, hyper, change, message):
+    before = sorted((ended / "checkpoints").rglob("*"))
+    with pytest.raises(ValueError, match=message):
+        quiet(train, ended)(key, change(data) if change else data, **hyper)
+    assert sorted((ended / "checkpoints").rglob("*")) == before
+
+
+def test_another_key_is_refused(data, ended):
+    with pytest.raises(ValueError, match=r"key: expected that of the checkpoint, got another\nanother run needs"):
+        quiet(TWO_EPOCHS, ended)(jax.random.key(1), data, learning_rate=0.1)
+
+
+def test_the_same_run_built_anew_goes_on(data, key, ended):
+    run = quiet(perceptron(), ended)(key, data, learning_rate=np.float64(0.1))
+    assert bits(run) == bits(TWO_EPOCHS(key, data, learning_rate=0.1))
+
+
+def test_other_versions_are_warned_of(data, key, ended, monkeypatch):
+    version = identity.metadata.version
+    monkeypatch.setattr(identity.metadata, "version", lambda name: "0.9.2" if name == "jax" else version(name))
+    with pytest.warns(UserWarning, match=rf"made with jax {version('jax')}, now 0.9.2: the run goes on") as warned:
+        quiet(TWO_EPOCHS, ended)(key, data, learning_rate=0.1)
+    assert warned[0].filename == __file__
+
+
+def test_damaged_checkpoints_are_told_or_passed_over(data, plain, key, tmp_path):
+    with pytest.raises(CutError):
+        quiet(TRAIN, tmp_path, save_every_epochs=2, evaluate=at_epoch(6, cut))(key, data, **HYPER)
+    assert checkpoints(tmp_path)[-2:] == [2, 4]
+    newest = tmp_path / "checkpoints" / "epoch-00000004"
+    file = next(file for file in newest.rglob("d/*"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 16
+    file.write_bytes(content)
+    with pytest.raises(
+        nnfx.checkpoint.DamagedError, match=rf"{file.name} is altered; the newest good checkpoint is .*2: skip_damaged"
+    ):
+        quiet(TRAIN, tmp_path)(key, data, **HYPER)
+    with pytest.warns(UserWarning, match="it is kept as epoch-00000004.damaged, and .*epoch-00000002 taken"):
+        run = quiet(TRAIN, tmp_path, skip_damaged=True)(key, data, **HYPER)
+    assert bits(run) == bits(plain)
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_signals_save_and_leave_with_a_word(data, plain, key, tmp_path, capsys, number, raised):
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    evaluate = at_epoch(5, lambda: signal.raise_signal(number))
+    with pytest.raises(raised) as left:
+        quiet(TRAIN, tmp_path, evaluate=evaluate)(key, data, **HYPER)
+    assert getattr(left.value, "code", 143) == 143
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert checkpoints(tmp_path) == [5]
+    told = capsys.readouterr().err
+    assert f"{number.name}: left after epoch 5 of 40, saved as {tmp_path}/checkpoints/epoch-00000005;" in told
+    assert bits(quiet(TRAIN, tmp_path, evaluate=at_epoch(-1, cut))(key, data, **HYPER)) == bits(plain)
+    assert len(rows(tmp_path / "evaluation.csv")) == int(plain.epochs)
+
+
+def test_a_session_runs_in_any_thread(data, key, tmp_path):
+    runs = []
+    thread = threading.Thread(
+        target=lambda: runs.append(quiet(TWO_EPOCHS, tmp_path)(key, data, learning_rate=0.1)), daemon=True
+    )
+    thread.start()
+    thread.join(60)
+    assert bits(runs[0]) == bits(TWO_EPOCHS(key, data, learning_rate=0.1))
+
+
+def test_a_full_disk_ends_with_an_error_and_the_last_checkpoint_whole(data, key, tmp_path, monkeypatch):
+    write = orbax.save
+
+    def full(path, tree):
+        if ".epoch-00000003" in str(path):
+            write(path, tree)
+            raise OSError(28, "No space left on device")
+        write(path, tree)
+
+    monkeypatch.setattr(orbax, "save", full)
+    with pytest.raises(OSError, match=r"3: expected a checkpoint to be written.*No space left.*newest.*epoch-00000002"):
+        quiet(FOUR_EPOCHS, tmp_path, save_every_epochs=1)(key, data, learning_rate=0.1)
+    monkeypatch.undo()
+    assert checkpoints(tmp_path) == [1, 2]
+    run = quiet(FOUR_EPOCHS, tmp_path)(key, data, learning_rate=0.1)
+    assert bits(run) == bits(FOUR_EPOCHS(key, data, learning_rate=0.1))
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_training(data, key, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="file"):
+        quiet(TWO_EPOCHS, tmp_path / "file" / "run")(key, data, learning_rate=0.1)
+
+
+def test_two_sessions_do_not_share_a_folder(data, key, tmp_path):
+    def again():
+        with pytest.raises(BlockingIOError, match="expected no other run to be saved here"):
+            quiet(TWO_EPOCHS, tmp_path)(key, data, learning_rate=0.1)
+
+    quiet(TWO_EPOCHS, tmp_path, evaluate=at_epoch(1, again))(key, data, learning_rate=0.1)
+
+
+def test_the_seconds_before_a_cut_count_for_a_budget_of_time(data, key, tmp_path):
+    train = fit(nnfx.models.perceptron(), 1000, optax.sgd, stop=nnfx.stopping.time_budget)
+    numbers = {"learning_rate": 0.1, "max_seconds": 60.0}
+
+    with pytest.raises(SystemExit):
+        quiet(train, tmp_path, evaluate=at_epoch(2, lambda: signal.raise_signal(signal.SIGTERM)))(key, data, **numbers)
+    (path,) = (tmp_path / "checkpoints").glob("epoch-*2")
+    noted = nnfx.checkpoint.read(path).about["seconds"]
+    seconds = []
+    real = loop.chunks
+
+    def chunks(*args, **options):
+        seconds.append(options["seconds"])
+        return real(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loop, "chunks", chunks)
+        quiet(train, tmp_path)(key, data, **numbers)
+    assert seconds == [noted]
+    assert noted > 0
+
+
+def test_without_held_out_data_the_training_loss_ranks(data, key, tmp_path):
+    whole = nnfx.data.Data(data.train, None, data.preprocess)
+    run = quiet(FOUR_EPOCHS, tmp_path, save_every_epochs=1, keep_last=1)(key, whole, learning_rate=0.1)
+    assert bits(run) == bits(FOUR_EPOCHS(key, whole, learning_rate=0.1))
+    best = int(np.argmin(run.history["train_loss"])) + 1
+    assert set(checkpoints(tmp_path)) == {best, 4}
+
+
+def test_the_bar_shows_rates_and_losses(data, key, tmp_path, capsys):
+    nnfx.session(TWO_EPOCHS, tmp_path / "fares")(key, data, learning_rate=0.1)
+    shown = capsys.readouterr().err
+    assert "fares: 100%" in shown
+    assert " examples/s" in shown
+    assert "epoch 2 of 2, train_loss 0." in shown
+
+
+def test_tensorboard_is_asked_for_where_it_is_not_installed(data, key, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard.summary", None)
+    with pytest.raises(ModuleNotFoundError, match="tensorboard: needed to write logs for it; not installed"):
+        quiet(TWO_EPOCHS, tmp_path, tensorboard=True)(key, data, learning_rate=0.1)
+    shutil.rmtree(tmp_path / "checkpoints")
+
+
+def test_no_files_are_written_within_a_transformation(data, key, tmp_path):
+    run = quiet(TWO_EPOCHS, tmp_path)
+    with pytest.raises(ValueError, match="session: expected a call outside of jit, vmap and grad"):
+        jax.vmap(lambda key: run(key, data, learning_rate=0.1))(jax.random.split(key, 2))
+    with pytest.raises(ValueError, match="session: expected a call outside of jit, vmap and grad"):
+        jax.grad(lambda rate: run(key, data, learning_rate=rate).best.loss)(0.1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "error", "message"),
+    [
+        (lambda run: 1.0, TypeError, "evaluate: expected it to return numbers by name, got 1.0"),
+        (lambda run: {}, TypeError, "evaluate: expected it to return numbers by name"),
+        (lambda run: {"a": np.zeros(2)}, TypeError, "evaluate: expected it to return numbers by name"),
+        (lambda run: {str(run.epochs): 1.0}, ValueError, r"evaluate: expected \['1'\] as before, got \['2'\]"),
+    ],
+)
+def test_evaluations_that_are_no_numbers(data, key, tmp_path, evaluate, error, message):
+    with pytest.raises(error, match=message):
+        quiet(TWO_EPOCHS, tmp_path, evaluate=evaluate)(key, data, learning_rate=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"fit": lambda key, data: None}, TypeError, "fit: expected what nnfx.fit returns, got"),
+        ({"out": 3}, TypeError, "out: expected the path of a folder, got 3"),
+        ({"save_every_epochs": 0}, ValueError, "save_every_epochs: expected a positive integer, got 0"),
+        ({"save_every_epochs": 1.5}, TypeError, "save_every_epochs: expected a positive integer, got 1.5"),
+        ({"save_every_seconds": -1}, ValueError, "save_every_seconds: expected a finite number at least 0, got -1"),
+        (
+            {"save_every_seconds": np.nan},
+            ValueError,
+            "save_every_seconds: expected a finite number at least 0, got nan",
+        ),
+        ({"keep_last": 0}, ValueError, "keep_last: expected a positive integer, got 0"),
+        ({"keep_best": -1}, ValueError, "keep_best: expected a non-negative integer, got -1"),
+        ({"evaluate": {}}, TypeError, "evaluate: expected a function of a run, got {}"),
+        ({"evaluate_every": 0}, ValueError, "evaluate_every: expected a positive integer, got 0"),
+    ],
+)
+def test_arguments_out_of_range(tmp_path, options, error, message):
+    with pytest.raises(error, match=message):
+        nnfx.session(**{"fit": TWO_EPOCHS, "out": tmp_path, **options})
