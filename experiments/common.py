@@ -79,17 +79,6 @@ class Results:
                 writer.writerow([i + 1, *("" if np.isnan(cell) else f"{cell:.7g}" for cell in cells)])
         os.replace(aside, self.out / "history.csv")
 
-    def arrays(self, name: str, tree: Any) -> None:
-        """Write a tree of arrays as `.npz`, each under its path in the tree, such as `params/output/kernel`."""
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        by_path: dict[str, Any] = {
-            jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves
-        }
-        aside = self._aside(f"{name}.npz")
-        with aside.open("wb") as file:
-            np.savez(file, **by_path)
-        os.replace(aside, self.out / f"{name}.npz")
-
     def summary(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
         """Write `summary.json`: these numbers, the versions, the device, and the seconds spent.
 

@@ -6,13 +6,14 @@ It trains on 55,000 images of 28 × 28 pixels, mirrored and shifted anew in ever
 averages of the weights after each epoch it keeps that of the lowest held-out loss. The official test set of 10,000 is
 looked at once, at the end, and chooses nothing. Expect between 93.5 and 94 % of it right after about ten minutes on two
 cores; in three of five mistakes something else is taken for a shirt, or a shirt for something else. A bar shows how
-many images a second are learned from, and the time left. The images are downloaded once, into the folder that the
-environment variable NNFX_DATA names.
+many images a second are learned from, and the time left. What ends too early, by Ctrl-C or otherwise, goes on where it
+was when the same command is given again; with other options, give another `--out`. The images are downloaded once, into
+the folder that the environment variable NNFX_DATA names.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,6 @@ import optax
 import tyro
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
-from tqdm import tqdm
 
 import nnfx
 from experiments.common import BLUE, ORANGE, Results, print_table
@@ -30,7 +30,7 @@ from experiments.images import Predictions, draw_confusion, draw_mistakes
 from nnfx.data import Data, Examples, Images
 from nnfx.data.batching import steps_per_epoch
 from nnfx.models import cnn, conv, max_pool
-from nnfx.scale.sweeps import Progress, Sweep
+from nnfx.training.run import Run
 from nnfx.types import Batch, Model
 
 PREDICTED_AT_ONCE = 500
@@ -86,14 +86,14 @@ def run(images: Images, config: Config) -> dict[str, Any]:
     data = images.prepare(key=split_key, valid_fraction=config.held_out)
     assert data.valid is not None
 
-    sweep = train(key, network(config, len(images.classes)), data, config)
-    best = sweep.best
-    results.arrays("parameters", best.variables)
+    trained = train(key, network(config, len(images.classes)), data, config)
+    history = {name: np.asarray(values) for name, values in trained.history.items()}
+    best_epoch = int(trained.best.epoch)
     # the test set is read here, after everything is chosen
-    test = predict(sweep, official, images.brightest)
-    held_out = {name.removeprefix("valid_"): best.row[name] for name in ("valid_loss", "valid_accuracy")}
+    test = predict(trained, official, images.brightest)
+    held_out = {name: float(history[f"valid_{name}"][best_epoch - 1]) for name in ("loss", "accuracy")}
     error = float(np.sqrt(test.accuracy * (1 - test.accuracy) / len(test.labels)))
-    print(f"\nthe weights after epoch {best.row['best_epoch']} of {config.epochs}; ± standard error of the test\n")
+    print(f"\nthe weights after epoch {best_epoch} of {config.epochs}; ± standard error of the test\n")
     print_table(
         ["", "images", "accuracy", "±"],
         [
@@ -106,18 +106,17 @@ def run(images: Images, config: Config) -> dict[str, Any]:
     print()
     print_table(["test images of", "right"], zip(images.classes, map(float, recall), strict=True))
 
-    draw_learning_curves(results, best.history, best.row["best_epoch"], test)
+    draw_learning_curves(results, history, best_epoch, test)
     draw_test_confusion(results, test, images.classes)
     draw_mistakes(results, test, images.classes, "test images")
-    results.history(best.history)
     return results.summary(
         {
             "data": config.data,
             "model": config.model,
-            "parameters": count_parameters(best.variables["params"]),
+            "parameters": count_parameters(trained.best.params),
             "rows": {"train": len(data.train.targets), "held_out": len(data.valid.targets), "test": len(test.labels)},
-            "epochs": best.row["epochs"],
-            "best_epoch": best.row["best_epoch"],
+            "epochs": int(trained.epochs),
+            "best_epoch": best_epoch,
             "held_out": held_out,
             "test": {
                 "accuracy": test.accuracy,
@@ -142,14 +141,13 @@ def network(config: Config, classes: int) -> Model:
     return nnfx.models.mlp((512, 256), outputs=classes, initializer="he_normal", dropout=config.dropout)
 
 
-def train(key: jax.Array, model: Model, data: Data, config: Config) -> Sweep:
-    """Train one network, an epoch at a time, so that there is something to show on the way."""
+def train(key: jax.Array, model: Model, data: Data, config: Config) -> Run:
+    """Train one network, in a session that shows how far it has come and keeps it."""
     rows = len(data.train.targets)
-    total_steps = config.epochs * steps_per_epoch(rows, config.batch_size)
     fit = nnfx.fit(
         model,
         nnfx.losses.categorical_cross_entropy,
-        functools.partial(one_cycle_adamw, total_steps=total_steps),
+        functools.partial(one_cycle_adamw, total_steps=config.epochs * steps_per_epoch(rows, config.batch_size)),
         epochs=config.epochs,
         batch_size=config.batch_size,
         metrics={"accuracy": nnfx.metrics.accuracy},
@@ -158,25 +156,15 @@ def train(key: jax.Array, model: Model, data: Data, config: Config) -> Sweep:
     )
     first = jax.eval_shape(model.init, key, data.train.inputs[:1])["params"]
     print(f"{config.model}: {count_parameters(first)} weights, {rows} images, {config.epochs} epochs; compiles first")
-    with tqdm(total=config.epochs * rows, desc=config.model, unit=" images", unit_scale=True) as bar:
-
-        def show(progress: Progress) -> None:
-            bar.set_postfix_str(f"epoch {progress.epoch} of {progress.epochs}", refresh=False)
-            bar.update(progress.epoch * rows - bar.n)
-
-        return nnfx.sweeps.sweep(
-            fit,
-            data,
-            key=key,
-            epochs_per_chunk=1,
-            devices=jax.devices()[:1],
-            on_chunk=show,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            label_smoothing=config.label_smoothing,
-            ema_decay=config.ema_decay,
-            pixels=config.shift,
-        )
+    return nnfx.session(fit, config.out, keep_last=1)(
+        key,
+        data,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        label_smoothing=config.label_smoothing,
+        ema_decay=config.ema_decay,
+        pixels=config.shift,
+    )
 
 
 def augmentations(config: Config) -> list[Callable[..., Batch]]:
@@ -192,11 +180,10 @@ def one_cycle_adamw(
     return optax.adamw(nnfx.schedules.one_cycle(learning_rate, total_steps), weight_decay=weight_decay)
 
 
-def predict(sweep: Sweep, examples: Examples, brightest: int) -> Predictions:
+def predict(trained: Run, examples: Examples, brightest: int) -> Predictions:
     """Let the best weights say what raw images show."""
-    network = sweep.ensemble(1)
     starts = range(0, len(examples.targets), PREDICTED_AT_ONCE)
-    logits = [network.predict(examples.inputs[i : i + PREDICTED_AT_ONCE])[0] for i in starts]
+    logits = [trained.predict(examples.inputs[i : i + PREDICTED_AT_ONCE]) for i in starts]
     probabilities = np.concatenate([np.asarray(jax.nn.softmax(each)) for each in logits])
     return Predictions(examples.inputs / brightest, examples.targets, probabilities)
 
@@ -206,7 +193,9 @@ def count_parameters(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def draw_learning_curves(results: Results, history: dict[str, np.ndarray], best_epoch: int, test: Predictions) -> None:
+def draw_learning_curves(
+    results: Results, history: Mapping[str, np.ndarray], best_epoch: int, test: Predictions
+) -> None:
     """Draw loss and errors by epoch, and the errors on the test set at the end."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
     epochs = np.arange(1, len(history["train_loss"]) + 1)

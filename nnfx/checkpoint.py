@@ -35,8 +35,6 @@ __all__ = ["Checkpoints", "DamagedError", "Description", "load", "read", "save"]
 
 FORMAT = 1
 """The number of the layout described above; another one is refused."""
-PACKAGES = ("nnfx", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
-"""Whose versions are noted."""
 _ARRAYS, _DESCRIPTION, _SUMS, _SEAL = "arrays", "checkpoint.json", "SHA256SUMS", "SHA256SUMS.sha256"
 _SHOWN = 20
 """How many differences an error lists."""
@@ -175,7 +173,8 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """Return the checkpoints in the folder, the newest last."""
-        return sorted(path for path in self.folder.glob("epoch-*") if re.fullmatch(r"epoch-\d{8,}", path.name))
+        named = (path for path in self.folder.glob("epoch-*") if re.fullmatch(r"epoch-\d{8,}", path.name))
+        return sorted(named, key=lambda path: int(path.name.removeprefix("epoch-")))
 
     def save(self, epoch: int, tree: Any, *, loss: float, about: Mapping[str, Any] | None = None) -> None:
         """Save a tree in the background, after the save before.
@@ -254,7 +253,7 @@ class Checkpoints:
         """Write a checkpoint, and then drop those that are no longer wanted."""
         _write(path, arrays, description)
         losses = {path: _loss(path) for path in self.paths()}
-        ranked = sorted(losses, key=lambda path: (losses[path], path))
+        ranked = sorted(losses, key=losses.__getitem__)
         kept = {*list(losses)[-self.keep_last :], *ranked[: self.keep_best]}
         for path in losses.keys() - kept:
             # what has a checkpoint's name is whole, while it goes as well
@@ -286,6 +285,17 @@ def _loss(path: Path) -> float:
     return np.inf if np.isnan(loss) else loss
 
 
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that make a checkpoint, by name."""
+    found = {"python": platform.python_version()}
+    for name in ("nnfx", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # imported from where it lies
+            found[name] = "unknown"
+    return found
+
+
 def _is_key(leaf: Any) -> bool:
     return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
 
@@ -310,7 +320,7 @@ def _describe(tree: Any, about: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "leaves": {path: _words(leaf) for path, leaf in _leaves(tree).items()},
-        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
+        "versions": versions(),
         "about": json.loads(json.dumps(dict(about))),
     }
 

@@ -260,6 +260,10 @@ def test_the_last_and_the_best_are_kept(tmp_path):
         checkpoints.save(9, state(), loss=1.0)
     assert names(checkpoints) == [9]
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "epoch-00000009"]
+    (tmp_path / "epoch-00000009").rename(tmp_path / "epoch-99999999")
+    with Checkpoints(tmp_path, keep_last=1, keep_best=1) as checkpoints:
+        checkpoints.save(10**8, state(), loss=1.0)
+    assert names(checkpoints) == [99_999_999, 10**8]
 
 
 def test_a_save_takes_the_arrays_as_they_are_when_it_is_asked_for(tmp_path):
@@ -362,6 +366,14 @@ def test_where_no_folder_can_be(tmp_path):
     for name, value in (("keep_last", 0), ("keep_best", -1)):
         with pytest.raises(ValueError, match=f"{name}: expected a .*integer, got {value}"):
             Checkpoints(tmp_path, **{name: value})
+
+
+def test_a_library_that_is_not_installed_has_no_version(monkeypatch):
+    def missing(name):
+        raise checkpoint.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(checkpoint.metadata, "version", missing)
+    assert checkpoint.versions()["nnfx"] == "unknown"
 
 
 def test_importing_the_library_imports_neither_orbax_nor_tqdm():

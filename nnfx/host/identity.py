@@ -2,14 +2,17 @@
 
 import hashlib
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.stages import Lowered
 
+from nnfx import checkpoint
 from nnfx.data.prepare import Data
+
+DECIDING = ("nnfx", "jax", "jaxlib", "flax", "optax")
+"""The packages whose versions decide what is computed."""
 
 
 class Identity(NamedTuple):
@@ -31,11 +34,11 @@ class Identity(NamedTuple):
         """Read it off the program that advances a run, and what it is trained on."""
         parts = {"train": data.train, "valid": data.valid, "preprocess": data.preprocess}
         leaves = jax.tree_util.tree_leaves_with_path(parts)
-        versions = {name: metadata.version(name) for name in ("nnfx", "jax", "jaxlib", "flax", "optax")}
+        versions = checkpoint.versions()
         return cls(
             program=hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16],
             data={jax.tree_util.keystr(path, simple=True, separator="."): _words(leaf) for path, leaf in leaves},
-            means={**versions, "device": jax.devices()[0].device_kind},
+            means={**{name: versions[name] for name in DECIDING}, "device": jax.devices()[0].device_kind},
         )
 
     def differences(self, other: "Identity") -> list[str]:

@@ -48,16 +48,24 @@ def test_the_experiment_writes_what_it_says(tmp_path, stripes, capsys):
     kept = rows[written["best_epoch"] - 1]
     assert float(kept["valid_loss"]) == min(float(row["valid_loss"]) for row in rows)
     assert float(kept["valid_accuracy"]) == pytest.approx(summary["held_out"]["accuracy"], rel=1e-6)
-    with np.load(tmp_path / "parameters.npz") as arrays:
-        assert sum(arrays[name].size for name in arrays.files) == written["parameters"]
-        assert arrays["params/output/kernel"].shape == (256, 2)
+    checkpoint = tmp_path / "checkpoints" / "epoch-00000002"
+    leaves = nnfx.checkpoint.read(checkpoint).leaves
+    assert leaves[".state.best.params['output']['kernel']"] == "float32[256,2]"
+    assert leaves[".history['valid_loss']"] == "float32[2]"
     for name in ("learning_curves", "confusion", "worst_mistakes"):
         assert matplotlib.image.imread(tmp_path / f"{name}.png").std() > 0.05
     assert not list(tmp_path.glob(".*")), "nothing is left written aside"
     captured = capsys.readouterr()
-    assert "images/s" in captured.err
+    assert "examples/s" in captured.err
     assert "epoch 2 of 2" in captured.err
     assert "standing" in captured.out
+
+    again = fashion_mnist.run(stripes, config)
+    assert {name: again[name] for name in ("held_out", "test")} == {
+        name: summary[name] for name in ("held_out", "test")
+    }
+    with pytest.raises(ValueError, match="another run needs another folder"):
+        fashion_mnist.run(stripes, dataclasses.replace(config, seed=1))
 
 
 @pytest.mark.parametrize(("name", "shape"), [("cnn", (28, 28, 1)), ("lenet", (32, 32, 3)), ("resnet", (28, 28, 1))])

@@ -1,0 +1,114 @@
+"""Runs that are killed wherever they happen to be, and end with the bits of the run that never was.
+
+`python -m pytest -m slow tests/host/test_kills.py` kills a hundred.
+"""
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nnfx import checkpoint
+
+ROOT = Path(__file__).parent.parent.parent
+KILLS = 100
+
+
+def start(cache, *arguments, **options):
+    """Start the small run with XLA as it is for users, and with what was compiled before."""
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "PYTHONPATH": str(ROOT),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    command = [sys.executable, str(Path(__file__).with_name("mortal.py")), *map(str, arguments)]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out.strip()
+
+
+def is_saving(folder):
+    return any((folder / "checkpoints").glob(".epoch-*"))
+
+
+def wait_for_folder(process, folder):
+    while process.poll() is None and not (folder / "checkpoints").exists():
+        time.sleep(0.005)
+
+
+def kill(process, folder, seconds, while_saving):
+    """Kill a run so many seconds after it has opened its folder, or once the next save from then has begun."""
+    wait_for_folder(process, folder)
+    time.sleep(seconds)
+    while while_saving and process.poll() is None and not is_saving(folder):
+        time.sleep(0.0005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return is_saving(folder)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Where compiled programs are kept between the processes."""
+    return tmp_path_factory.mktemp("programs")
+
+
+@pytest.fixture(scope="module")
+def whole(cache):
+    """The checksum of the run in one piece."""
+    return finish(start(cache))
+
+
+def test_a_run_that_is_killed_three_times_ends_with_the_same_bits(cache, whole, tmp_path):
+    for seconds, while_saving in ((1.5, True), (0.3, True), (0.9, False)):
+        kill(start(cache, tmp_path), tmp_path, seconds, while_saving)
+        for path in (tmp_path / "checkpoints").glob("epoch-*"):
+            checkpoint.read(path)  # what has a checkpoint's name is whole
+    assert finish(start(cache, tmp_path)) == whole
+    assert not is_saving(tmp_path)
+
+
+def test_a_file_that_may_not_grow_ends_a_run_with_its_checkpoints_whole(cache, whole, tmp_path):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+
+    process = start(cache, tmp_path, preexec_fn=limit)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "OSError: " in err.splitlines()[-1]
+    assert "expected a checkpoint to be written, got" in err
+    assert not list((tmp_path / "checkpoints").glob("*epoch-*"))
+    assert finish(start(cache, tmp_path)) == whole
+
+
+@pytest.mark.slow
+def test_a_hundred_killed_runs_end_with_the_same_bits(cache, whole, tmp_path):
+    moments = random.Random(0)
+    first = tmp_path / "first"
+    process = start(cache, first)
+    wait_for_folder(process, first)
+    began = time.monotonic()
+    assert finish(process) == whole
+    duration = time.monotonic() - began
+    saving, going_on = 0, 0
+    for number in range(KILLS):
+        folder = tmp_path / str(number)
+        saving += kill(start(cache, folder), folder, moments.uniform(0, duration), number % 2 == 0)
+        going_on += any((folder / "checkpoints").glob("epoch-*"))
+        assert finish(start(cache, folder)) == whole, number
+    print(f"{KILLS} killed, {saving} of them while saving, {going_on} went on from a checkpoint")
+    assert saving > KILLS / 10
+    assert going_on > KILLS / 10
