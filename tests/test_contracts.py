@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from nnfx import activations, models
+from nnfx import activations, checkpoint, models
 from nnfx.forecasting import baselines
 
 
@@ -181,6 +181,13 @@ def test_state_comes_back_in_training_and_nothing_is_changed_in_place(model, nam
     expected = {k: v for k, v in variables.items() if k != "params"}
     assert jax.tree.structure(dict(state)) == jax.tree.structure(expected)
     assert (name in STATEFUL) == (not same(state, expected) if expected else False)
+
+
+def test_variables_come_back_from_a_checkpoint(model, variables, key, inputs, tmp_path):
+    checkpoint.save(tmp_path / "one", variables)
+    loaded = checkpoint.load(tmp_path / "one", jax.eval_shape(model.init, key, inputs))
+    assert jax.tree.structure(loaded) == jax.tree.structure(variables)
+    assert same(loaded, variables)
 
 
 def test_an_exported_model_predicts_the_same(model, variables, inputs):

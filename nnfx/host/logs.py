@@ -34,13 +34,21 @@ class CsvLog:
         aside.write_text(_text(rows, has_header=True) if rows else "")
         os.replace(aside, path)
         self._is_empty = not rows
-        self._file = path.open("a")
+        self._path, self._file = path, path.open("ab", buffering=0)
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Append rows."""
-        self._file.write(_text(rows, has_header=self._is_empty))
-        self._file.flush()
+        """Append rows.
+
+        Raises:
+            OSError: where they cannot be written.
+        """
+        left = _text(rows, has_header=self._is_empty).encode()
         self._is_empty = False
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            raise OSError(f"{self._path}: expected rows to be appended, got {error}") from error
 
     def close(self) -> None:
         """Close the file."""

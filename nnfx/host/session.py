@@ -49,10 +49,11 @@ def session(
 ) -> "Session":
     """Make a session of a run: the function `(key, data, **hyper) -> Run` itself, but one that survives.
 
-    It returns what `fit(key, data, **hyper)` returns, bit by bit, however often it was killed on the way: the same call
-    goes on from the newest checkpoint in the folder, or returns the run that has ended there. More epochs may be asked
-    for than before; whatever else decides the run (key, data, numbers, layers, loss, optimizer, rules) has to be the
-    same, and an error says what is not.
+    It returns what `fit(key, data, **hyper)` returns, bit by bit (of a run with more than one step), however often it
+    was killed on the way: the same call goes on from the newest checkpoint in the folder, or returns the run that has
+    ended there. More epochs may be asked for than before. Whatever else decides the run (key, data, numbers, layers,
+    loss, optimizer, rules) has to be the same, and an error says what is not; of other versions or another kind of
+    device, with which it may go on to other bits, a warning tells.
 
     About once a second, between two epochs, the host looks after the run:
 
@@ -288,6 +289,8 @@ class Session:
             or not all(np.ndim(each) == 0 for each in measured.values())
         ):
             raise TypeError(f"evaluate: expected it to return numbers by name, got {checks.describe(measured)}")
+        if "epoch" in measured:
+            raise ValueError("evaluate: expected other names than 'epoch', which is noted anyway")
         row = {"epoch": snapshot.epoch, **{name: float(value) for name, value in measured.items()}}
         if notes.evaluations and notes.evaluations[-1].keys() != row.keys():
             raise ValueError(f"evaluate: expected {list(notes.evaluations[-1])[1:]} as before, got {list(measured)}")

@@ -177,6 +177,7 @@ def chunk(
     if until is not None:
         first = jnp.asarray(first_epoch, jnp.int32)
         epochs_here = jnp.minimum(until - first, epochs)
+        # each epoch asks again whether the run goes on, as within the scan: XLA rounds otherwise without the question
         return _loop(lambda state, i: one(state, first + i), epochs_here, state, nothing(state, first, epochs))
     # within a scan nothing can undo the checkpoint, so that XLA need not be kept from it
     body = jax.checkpoint(one, prevent_cse=False) if parts.rematerialize_epochs else one

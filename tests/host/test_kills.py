@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent.parent
 KILLS = 100
 
 
-def start(cache, *arguments, **options):
+def start(cache, *arguments):
     """Start the small run with XLA as it is for users, and with what was compiled before."""
     environment = {
         **{name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
@@ -29,9 +29,7 @@ def start(cache, *arguments, **options):
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
     command = [sys.executable, str(Path(__file__).with_name("mortal.py")), *map(str, arguments)]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process):
@@ -82,15 +80,26 @@ def test_a_run_that_is_killed_three_times_ends_with_the_same_bits(cache, whole, 
 
 
 def test_a_file_that_may_not_grow_ends_a_run_with_its_checkpoints_whole(cache, whole, tmp_path):
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+    def saved():
+        return sorted(path.name for path in (tmp_path / "checkpoints").glob("*epoch-*"))
 
-    process = start(cache, tmp_path, preexec_fn=limit)
+    process = start(cache, tmp_path)
+    while process.poll() is None and len(saved()) < 2:
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    before = [name for name in saved() if name.startswith("epoch")]
+    assert before
+
+    process = start(cache, tmp_path)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2000, 2000))
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "OSError: " in err.splitlines()[-1]
     assert "expected a checkpoint to be written, got" in err
-    assert not list((tmp_path / "checkpoints").glob("*epoch-*"))
+    assert saved() == before
+    for name in before:
+        checkpoint.read(tmp_path / "checkpoints" / name)
     assert finish(start(cache, tmp_path)) == whole
 
 

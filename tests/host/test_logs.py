@@ -1,6 +1,7 @@
 import csv
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,6 +44,17 @@ def test_rows_are_whole_and_readable_at_once(tmp_path):
     log.add(ROWS)
     assert (tmp_path / "a.csv").read_text().count("\n") == 3
     log.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_is_told_with_the_path(tmp_path):
+    log = CsvLog(tmp_path / "a.csv", [])
+    log.close()
+    with (
+        Path("/dev/full").open("ab", buffering=0) as log._file,
+        pytest.raises(OSError, match=r"a.csv: expected rows to be appended, got .*No space left"),
+    ):
+        log.add(ROWS)
 
 
 class Writer:

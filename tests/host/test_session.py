@@ -324,6 +324,7 @@ def test_no_files_are_written_within_a_transformation(data, key, tmp_path):
         (lambda run: 1.0, TypeError, "evaluate: expected it to return numbers by name, got 1.0"),
         (lambda run: {}, TypeError, "evaluate: expected it to return numbers by name"),
         (lambda run: {"a": np.zeros(2)}, TypeError, "evaluate: expected it to return numbers by name"),
+        (lambda run: {"epoch": 1.0}, ValueError, "evaluate: expected other names than 'epoch'"),
         (lambda run: {str(run.epochs): 1.0}, ValueError, r"evaluate: expected \['1'\] as before, got \['2'\]"),
     ],
 )

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 import time
 
 import jax
@@ -7,6 +10,7 @@ import pytest
 
 import nnfx
 from nnfx import stopping
+from nnfx.training import loop
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +45,56 @@ def test_timed_or_not_the_same_bits(data, key):
     for name, values in second.history.items():
         np.testing.assert_array_equal(first.history[name], values)
     jax.tree.map(np.testing.assert_array_equal, first.best.variables, second.best.variables)
+
+
+def in_chunks(train, key, data, numbers, every):
+    hyper = train.check(key, data, numbers)
+    state, pieces = loop.begin(train, key, data.train, data.valid, hyper), []
+    for each in loop.chunks(train, state, data.train, data.valid, hyper, pause_every=(every,)):
+        state = each.state
+        pieces.append(each.history)
+    ends = np.cumsum([len(piece["train_loss"]) for piece in pieces])
+    assert set(range(every, train.epochs, every)) <= set(ends.tolist())
+    return train.run_of(state, loop.padded(loop.joined(pieces), train.epochs), data, hyper)
+
+
+@pytest.mark.parametrize(("batch_size", "stop"), [(None, stopping.patience), (100, ())])
+def test_wherever_chunks_end_the_same_bits(data, key, batch_size, stop):
+    train = nnfx.fit(
+        nnfx.models.mlp((12,)), nnfx.losses.binary_cross_entropy, optax.adam, epochs=9, batch_size=batch_size, stop=stop
+    )
+    numbers = {"learning_rate": 0.1, **({"patience": 8} if stop else {})}
+    whole = train(key, data, **numbers)
+    for every in (1, 4):
+        run = in_chunks(train, key, data, numbers, every)
+        jax.tree.map(np.testing.assert_array_equal, run.best.variables, whole.best.variables)
+        jax.tree.map(np.testing.assert_array_equal, run.state.opt_state, whole.state.opt_state)
+        jax.tree.map(np.testing.assert_array_equal, run.history, whole.history)
+
+
+OPTIMISED = """
+import functools, jax, numpy as np, optax, nnfx
+from tests.training.test_loop import in_chunks
+generator = np.random.default_rng(0)
+data = nnfx.data.prepare(
+    generator.normal(size=(96, 128)), generator.integers(0, 3, 96), key=jax.random.key(1), valid_fraction=0.25
+)
+train = nnfx.fit(
+    nnfx.models.mlp((32, 30), outputs=3), nnfx.losses.categorical_cross_entropy,
+    functools.partial(optax.sgd, momentum=0.9), epochs=12, stop=nnfx.stopping.patience,
+)
+numbers = {"learning_rate": 0.01, "patience": 9}
+whole = train(jax.random.key(3), data, **numbers)
+run = in_chunks(train, jax.random.key(3), data, numbers, every=5)
+jax.tree.map(np.testing.assert_array_equal, run.state.params, whole.state.params)
+jax.tree.map(np.testing.assert_array_equal, run.history, whole.history)
+"""
+
+
+def test_optimised_by_llvm_chunks_keep_the_bits_as_well():
+    """Where one program asks after each epoch whether to go on and the other does not, their roundings differ."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    subprocess.run([sys.executable, "-c", OPTIMISED], env=environment, check=True)
 
 
 def test_a_run_without_held_out_data_is_judged_by_its_last_weights(data, key):
