@@ -11,19 +11,15 @@ It is written aside and renamed when it is whole and on the disk, so that whatev
 numbers and JSON: loading it executes nothing.
 """
 
-import concurrent.futures
 import hashlib
 import json
 import os
 import platform
-import re
 import shutil
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,11 +27,13 @@ import numpy as np
 
 from nnfx import checks
 
-__all__ = ["Checkpoints", "DamagedError", "Description", "load", "read", "save"]
+__all__ = ["DamagedError", "Description", "load", "read", "save"]
 
 FORMAT = 1
 """The number of the layout described above; another one is refused."""
-_ARRAYS, _DESCRIPTION, _SUMS, _SEAL = "arrays", "checkpoint.json", "SHA256SUMS", "SHA256SUMS.sha256"
+DESCRIPTION = "checkpoint.json"
+"""The file in which a checkpoint tells of itself."""
+_ARRAYS, _SUMS, _SEAL = "arrays", "SHA256SUMS", "SHA256SUMS.sha256"
 _SHOWN = 20
 """How many differences an error lists."""
 
@@ -80,7 +78,28 @@ def save(path: str | os.PathLike[str], tree: Any, about: Mapping[str, Any] | Non
         >>> read(path).leaves, read(path).about
         ({"['key']": 'key<fry>[]', "['w']": 'float32[3]'}, {'epoch': 7})
     """
-    _write(Path(path), _on_host(tree), _describe(tree, about or {}))
+    path = Path(path)
+    arrays, description = _on_host(tree), _describe(tree, about or {})
+    if path.exists():
+        raise FileExistsError(f"{path}: expected nothing there yet, got a file or folder")
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.mkdir(parents=True)
+        if arrays:
+            from orbax.checkpoint import v1 as orbax
+
+            orbax.save(aside / _ARRAYS, arrays)
+        (aside / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+        (aside / _SUMS).write_text(_lines(_checksums(aside)))
+        (aside / _SEAL).write_text(_lines({_SUMS: _checksum(aside / _SUMS)}))
+        for file in aside.rglob("*"):
+            _sync(file)
+        _sync(aside)
+        aside.rename(path)
+        _sync(path.parent)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
 
 
 def read(path: str | os.PathLike[str]) -> Description:
@@ -95,7 +114,7 @@ def read(path: str | os.PathLike[str]) -> Description:
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: expected a checkpoint, which is a folder, got none")
     _verify(path)
-    written = json.loads((path / _DESCRIPTION).read_text())
+    written = json.loads((path / DESCRIPTION).read_text())
     if written["format"] != FORMAT:
         raise ValueError(
             f"{path}: expected a checkpoint of format {FORMAT}, got {written['format']},"
@@ -116,173 +135,28 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
         FileNotFoundError, DamagedError: as `read` does.
         ValueError: for another format, or leaves of other paths, dtypes or shapes; it lists them.
     """
-    return _load(Path(path), read(path), like)
+    path = Path(path)
+    wanted = _leaves(like)
+    expected, got = {name: _words(leaf) for name, leaf in wanted.items()}, read(path).leaves
+    differing = [name for name in {**expected, **got} if expected.get(name) != got.get(name)]
+    if differing:
+        lines = [
+            f"{name}: expected {expected.get(name, 'nothing')}, got {got.get(name, 'nothing')}" for name in differing
+        ]
+        raise ValueError(f"{path}: expected the leaves of this run, got others:\n  {_listed(lines, chr(10) + '  ')}\n")
+    plain = {
+        name: jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf for name, leaf in wanted.items()
+    }
+    numbers = {name: str(i) for i, name in enumerate(got)}
+    # only shapes and dtypes are asked of these: they take no memory
+    hosts = {name: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for name, leaf in plain.items()}
+    stored = {numbers[name]: array for name, array in hosts.items() if array.size}
+    if stored:
+        from orbax.checkpoint import v1 as orbax
 
-
-class Checkpoints:
-    """A folder of checkpoints of one run, saved in the background: the last ones and the best ones are kept.
-
-    Open it with `with`: it locks the folder, removes what a killed save has left over, and waits at the end. A
-    checkpoint is called after its epoch, such as `epoch-00000012`.
-
-    Args:
-        folder: made where it is lacking.
-        keep_last: how many of the newest to keep, at least 1.
-        keep_best: how many of those of the lowest loss to keep besides.
-
-    Raises:
-        OSError: for a folder that cannot be made or written, or that another process has open.
-
-    Example:
-        >>> import tempfile
-        >>> with Checkpoints(tempfile.mkdtemp()) as checkpoints:
-        ...     for epoch, loss in enumerate((3.0, 1.0, 2.0, 2.5), start=1):
-        ...         checkpoints.save(epoch, {"w": jnp.full(2, loss)}, loss=loss)
-        ...     checkpoints.wait()
-        ...     [path.name for path in checkpoints.paths()]
-        ['epoch-00000002', 'epoch-00000003', 'epoch-00000004']
-    """
-
-    def __init__(self, folder: str | os.PathLike[str], *, keep_last: int = 2, keep_best: int = 1) -> None:
-        checks.positive_integer("keep_last", keep_last)
-        checks.non_negative_integer("keep_best", keep_best)
-        self.folder = Path(folder)
-        self.keep_last, self.keep_best = keep_last, keep_best
-        self._pending: tuple[Path, concurrent.futures.Future[None]] | None = None
-
-    def __enter__(self) -> "Checkpoints":
-        if self.folder.exists() and not self.folder.is_dir():
-            raise NotADirectoryError(f"{self.folder}: expected a folder for checkpoints, got a file")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(self.folder)
-        for left_over in self.folder.glob(".epoch-*"):
-            shutil.rmtree(left_over)
-        self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
-        return self
-
-    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
-        try:
-            self.wait()
-        except OSError as unsaved:
-            if error is None:
-                raise
-            error.add_note(str(unsaved))
-        finally:
-            self._writer.shutdown()
-            self._lock.close()
-
-    def paths(self) -> list[Path]:
-        """Return the checkpoints in the folder, the newest last."""
-        named = (path for path in self.folder.glob("epoch-*") if re.fullmatch(r"epoch-\d{8,}", path.name))
-        return sorted(named, key=lambda path: int(path.name.removeprefix("epoch-")))
-
-    def save(self, epoch: int, tree: Any, *, loss: float, about: Mapping[str, Any] | None = None) -> None:
-        """Save a tree in the background, after the save before.
-
-        The arrays may be replaced at once, but not be donated or changed in place.
-
-        Args:
-            epoch: after how many epochs; there must be no checkpoint of it yet.
-            tree: as for `nnfx.checkpoint.save`.
-            loss: what the best are the lowest of; NaN ranks last.
-            about: as for `nnfx.checkpoint.save`; the epoch and the loss are noted besides.
-
-        Raises:
-            OSError: where the save before has failed.
-        """
-        self.wait()
-        noted = {**(about or {}), "epoch": epoch, "loss": float(loss)}
-        path = self.folder / f"epoch-{epoch:08d}"
-        self._pending = path, self._writer.submit(self._publish, path, _on_host(tree), _describe(tree, noted))
-
-    def wait(self) -> None:
-        """Wait until what was to be saved is on the disk.
-
-        Raises:
-            OSError: where it could not be; what was saved before is as it was.
-        """
-        if self._pending is None:
-            return
-        (path, pending), self._pending = self._pending, None
-        try:
-            pending.result()
-        except Exception as error:
-            left = self.paths()
-            rest = f"the newest checkpoint is {left[-1]}" if left else "there is no checkpoint"
-            raise OSError(f"{path}: expected a checkpoint to be written, got {error}; {rest}") from error
-
-    def resume(
-        self, expected: Callable[[Description], Any], *, skip_damaged: bool = False
-    ) -> tuple[Path, Description, Any] | None:
-        """Load the newest checkpoint; None where there is none.
-
-        Args:
-            expected: returns the tree that is expected of a checkpoint, as for `load`.
-            skip_damaged: whether to warn of checkpoints that cannot be used, put them aside, and take the newest good
-                one; else they raise an error that names it.
-
-        Raises:
-            ValueError: as `load` does.
-        """
-        refused: list[tuple[Path, ValueError]] = []
-        found = None
-        for path in reversed(self.paths()):
-            try:
-                description = read(path)
-                found = path, description, _load(path, description, expected(description))
-                break
-            except ValueError as error:
-                refused.append((path, error))
-        if not refused:
-            return found
-        _, first = refused[0]
-        if found is None:
-            raise type(first)(f"{first}; no checkpoint in {self.folder} can be used") from first
-        if not skip_damaged:
-            raise type(first)(
-                f"{first}; the newest good checkpoint is {found[0]}: skip_damaged=True goes on from there"
-            ) from first
-        for path, reason in refused:
-            aside = path.with_name(f"{path.name}.damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
-            warnings.warn(f"{reason}; it is kept as {aside.name}, and {found[0]} taken", stacklevel=2)
-        return found
-
-    def _publish(self, path: Path, arrays: dict[str, np.ndarray], description: dict[str, Any]) -> None:
-        """Write a checkpoint, and then drop those that are no longer wanted."""
-        _write(path, arrays, description)
-        losses = {path: _loss(path) for path in self.paths()}
-        ranked = sorted(losses, key=losses.__getitem__)
-        kept = {*list(losses)[-self.keep_last :], *ranked[: self.keep_best]}
-        for path in losses.keys() - kept:
-            # what has a checkpoint's name is whole, while it goes as well
-            aside = path.rename(path.with_name(f".{path.name}.dropped"))
-            shutil.rmtree(aside)
-
-
-def _locked(folder: Path) -> IO[str]:
-    """Keep other processes out of a folder for as long as a file is open, also where this one is killed."""
-    file = (folder / ".lock").open("w")
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ModuleNotFoundError:  # on Windows
-        pass
-    except BlockingIOError as error:
-        file.close()
-        raise BlockingIOError(f"{folder}: expected no other run to be saved here, got one that is going on") from error
-    return file
-
-
-def _loss(path: Path) -> float:
-    """Return the loss noted in a checkpoint; infinity for none, one that is not a number, or that cannot be read."""
-    try:
-        loss = float(json.loads((path / _DESCRIPTION).read_bytes())["about"]["loss"])
-    except (OSError, ValueError, KeyError):
-        loss = np.nan
-    return np.inf if np.isnan(loss) else loss
+        stored = orbax.load(path / _ARRAYS, stored)
+    leaves = [_placed(stored.get(numbers[name], hosts[name]), leaf) for name, leaf in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def versions() -> dict[str, str]:
@@ -338,30 +212,6 @@ def _on_host(tree: Any) -> dict[str, np.ndarray]:
     return {str(i): array for i, array in enumerate(arrays) if array.size}
 
 
-def _write(path: Path, arrays: dict[str, np.ndarray], description: dict[str, Any]) -> None:
-    """Write a checkpoint aside, and give it its name."""
-    if path.exists():
-        raise FileExistsError(f"{path}: expected nothing there yet, got a file or folder")
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.mkdir(parents=True)
-        if arrays:
-            from orbax.checkpoint import v1 as orbax
-
-            orbax.save(aside / _ARRAYS, arrays)
-        (aside / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
-        (aside / _SUMS).write_text(_lines(_checksums(aside)))
-        (aside / _SEAL).write_text(_lines({_SUMS: _checksum(aside / _SUMS)}))
-        for file in aside.rglob("*"):
-            _sync(file)
-        _sync(aside)
-        aside.rename(path)
-        _sync(path.parent)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-
-
 def _sync(path: Path) -> None:
     """Have a file or folder on the disk before what comes next."""
     opened = os.open(path, os.O_RDONLY)
@@ -409,31 +259,6 @@ def _verify(path: Path) -> None:
 def _listed(lines: list[str], separator: str) -> str:
     more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
     return separator.join([*lines[:_SHOWN], *more])
-
-
-def _load(path: Path, description: Description, like: Any) -> Any:
-    """Load a checkpoint whose files are as they were written."""
-    wanted = _leaves(like)
-    expected, got = {name: _words(leaf) for name, leaf in wanted.items()}, description.leaves
-    differing = [name for name in {**expected, **got} if expected.get(name) != got.get(name)]
-    if differing:
-        lines = [
-            f"{name}: expected {expected.get(name, 'nothing')}, got {got.get(name, 'nothing')}" for name in differing
-        ]
-        raise ValueError(f"{path}: expected the leaves of this run, got others:\n  {_listed(lines, chr(10) + '  ')}\n")
-    plain = {
-        name: jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf for name, leaf in wanted.items()
-    }
-    numbers = {name: str(i) for i, name in enumerate(got)}
-    # only shapes and dtypes are asked of these: they take no memory
-    hosts = {name: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for name, leaf in plain.items()}
-    stored = {numbers[name]: array for name, array in hosts.items() if array.size}
-    if stored:
-        from orbax.checkpoint import v1 as orbax
-
-        stored = orbax.load(path / _ARRAYS, stored)
-    leaves = [_placed(stored.get(numbers[name], hosts[name]), leaf) for name, leaf in wanted.items()]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def _placed(array: np.ndarray, like: Any) -> Any:

@@ -14,7 +14,7 @@ MAY_IMPORT = {
     **dict.fromkeys(MIDDLE, BASE),
     "models": BASE | {"activations", "ops"},
     "training": BASE | {"data", "losses"},
-    "checkpoint": BASE | {"training"},
+    "checkpoint": BASE,
     "host": BASE | {"checkpoint", "data", "training"},
     "scale": BASE | {"calibration", "data", "training"},
     "insight": BASE | MIDDLE | {"models", "scale", "training"},

@@ -17,9 +17,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from nnfx import checks
-from nnfx.checkpoint import Checkpoints
 from nnfx.data.prepare import Data
 from nnfx.host import signals
+from nnfx.host.checkpoints import Checkpoints
 from nnfx.host.identity import Identity
 from nnfx.host.logs import Bar, CsvLog, Log, Row, TensorBoardLog
 from nnfx.training import loop
