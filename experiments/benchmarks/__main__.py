@@ -2,9 +2,9 @@
 
 import tyro
 
-from experiments.benchmarks import cnn, first_call, fit, sweep
+from experiments.benchmarks import cnn, first_call, fit, recurrent, sweep
 
 if __name__ == "__main__":
     chosen = tyro.extras.subcommand_cli_from_dict(
-        {"cnn": cnn.main, "fit": fit.main, "first_call": first_call.main, "sweep": sweep.main}
+        {module.__name__.rpartition(".")[2]: module.main for module in (cnn, first_call, fit, recurrent, sweep)}
     )

@@ -10,36 +10,22 @@ two devices, each takes half of the batch.
 
 import functools
 import itertools
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
-
-os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 import nnfx
-from experiments.benchmarks.timing import Row, System, Timed, compare, has_compiler, report, seconds_of
+from experiments.benchmarks import steps
+from experiments.benchmarks.steps import Run, Task, with_members, with_nnfx
+from experiments.benchmarks.timing import Row, has_compiler
 from nnfx.models import conv, max_pool
 
-RATE, STEPS = 1e-3, 20
-TUNED = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
-    "MALLOC_TOP_PAD_": str(2**29),
-    "MALLOC_MMAP_THRESHOLD_": str(2**25),
-}
-"""What glibc reads when a process begins; the same numbers as those of `nnfx.cpu.set_up`."""
+STEPS = 20
 
 
 class Problem(NamedTuple):
@@ -102,32 +88,16 @@ def main(
         members: how many networks the sweep under vmap has; 0 for none.
         out: where the results go.
     """
-    rows = []
-    for allocator, count in itertools.product(allocators, devices):
-        environment = os.environ | (TUNED if allocator == "tuned" else {})
-        code = (
-            "import sys; from experiments.benchmarks.cnn import measure; measure(sys.argv[1], *map(int, sys.argv[2:]))"
-        )
-        for case in cases:
-            printed = subprocess.run(
-                [sys.executable, "-c", code, case, str(count), str(repeats), str(members)],
-                check=True,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=environment,
-            ).stdout
-            found = [Row(*row) for row in json.loads(printed.splitlines()[-1])]
-            rows += [row._replace(case=f"{case}, {allocator}, {count} devices") for row in found]
-    return report("cnn", rows, out)
+    return steps.in_processes("cnn", cases, repeats, allocators, devices, members, out)
 
 
-def measure(case: str, devices: int, repeats: int, members: int) -> None:
-    """Time every system in this process, and print the rows as JSON."""
-    jax.config.update("jax_num_cpu_devices", devices)
+def measure(case: str, devices: int, repeats: int, members: int) -> list[Row]:
+    """Time every system in this process."""
     problem = CASES[case]
+    task = task_of(problem)
     ours = {
-        "nnfx, a step": with_nnfx(problem, devices, scanned=False),
-        "nnfx, in a run": with_nnfx(problem, devices, scanned=True),
+        "nnfx, a step": with_nnfx(task, devices, scanned=False),
+        "nnfx, in a run": with_nnfx(task, devices, scanned=True),
     }
     peers = {"PyTorch, channels last": with_torch(problem, channels_last=True)}
     if devices == 1:
@@ -138,104 +108,27 @@ def measure(case: str, devices: int, repeats: int, members: int) -> None:
         }
         if has_compiler():
             peers["PyTorch, compiled"] = with_torch(problem, channels_last=True, compiled=True)
-    rows = _compare(case, ours, peers, repeats)
+    rows = steps.compare_steps(case, ours, peers, repeats)
     if members and devices == 1 and case == "lenet":
-        small = problem._replace(batch_size=32)
+        small = task_of(problem._replace(batch_size=32))
         many = {f"{members} under vmap, batch 32": with_members(small, members)}
-        rows += _compare(case, many, {"one, batch 32": with_nnfx(small, 1, scanned=True)}, repeats)
-    print(json.dumps(rows))
+        rows += steps.compare_steps(case, many, {"one, batch 32": with_nnfx(small, 1, scanned=True)}, repeats)
+    return rows
 
 
-def _compare(
-    case: str, ours: dict[str, Callable[[], Timed]], peers: dict[str, Callable[[], Timed]], repeats: int
-) -> list[Row]:
-    """Time systems in turns; all have the weights and the batches of the problem, whatever the seed."""
-
-    def system(name: str) -> System:
-        run = (ours | peers)[name]
-        return System(lambda _: run(), is_peer=name in peers)
-
-    return compare(case, {name: system(name) for name in ours | peers}, repeats)
-
-
-def _model(problem: Problem) -> nnfx.Model:
+def task_of(problem: Problem) -> Task:
+    """Return what this library trains: the common weights are in the layout of Flax, and so in its own."""
     layers = [conv(features) if features else max_pool() for features in problem.features]
-    return nnfx.models.cnn(layers, 10, hidden=problem.hidden)
-
-
-def _variables(problem: Problem) -> dict[str, Any]:
-    """Return the common weights in the layout of this library."""
+    model = nnfx.models.cnn(layers, 10, hidden=problem.hidden)
     weights = [jnp.asarray(weight) for weight in problem.weights()]
-    layers = [{"kernel": weight, "bias": jnp.zeros(weight.shape[-1])} for weight in weights]
+    every = [{"kernel": weight, "bias": jnp.zeros(weight.shape[-1])} for weight in weights]
     convolutions = sum(1 for features in problem.features if features)
-    dense = {f"hidden_{i}": layer for i, layer in enumerate(layers[convolutions:-1])} | {"output": layers[-1]}
-    return {f"conv_{i}": layer for i, layer in enumerate(layers[:convolutions])} | {"dense": dense}
+    dense = {f"hidden_{i}": layer for i, layer in enumerate(every[convolutions:-1])} | {"output": every[-1]}
+    params = {f"conv_{i}": layer for i, layer in enumerate(every[:convolutions])} | {"dense": dense}
+    return Task(model, nnfx.losses.categorical_cross_entropy, params, problem.batches())
 
 
-def _steps_of(problem: Problem, devices: int) -> tuple[Callable[..., Any], nnfx.TrainState]:
-    """Return this library's step, on as many devices, and the state it starts from."""
-    model, optimizer = _model(problem), optax.adam(RATE)
-    if devices > 1:  # equal shares of a batch, so that the mean of their gradients is the gradient of the batch
-        mean = optax.stateless(lambda updates, _: jax.lax.pmean(updates, "batch"))
-        optimizer = optax.chain(mean, optimizer)
-    state = nnfx.init_state(
-        jax.random.key(0), model, optimizer, jnp.zeros((1, problem.size, problem.size, problem.channels))
-    )
-    params = _variables(problem)
-    step = nnfx.make_step(model, nnfx.losses.categorical_cross_entropy, optimizer)
-    return step, state._replace(params=params, opt_state=optimizer.init(params))
-
-
-def with_nnfx(problem: Problem, devices: int, scanned: bool) -> Callable[[], Timed]:
-    """Step with this library: a compiled step after the other, or all of them within one scan, as in a run."""
-    step, start = _steps_of(problem, devices)
-    batches = problem.batches()
-
-    def one(state: nnfx.TrainState, batch: nnfx.Batch) -> tuple[nnfx.TrainState, jax.Array]:
-        state, measured = step(state, batch)
-        loss = measured["loss"].value
-        return state, loss if devices == 1 else jax.lax.pmean(loss, "batch")
-
-    def many(state: nnfx.TrainState, batches: nnfx.Batch) -> tuple[nnfx.TrainState, jax.Array]:
-        return jax.lax.scan(one, state, batches)
-
-    over = P(None, "batch") if scanned else P("batch")
-    chosen: Any = many if scanned else one
-    if devices > 1:
-        mesh = Mesh(jax.devices()[:devices], "batch")
-        chosen = jax.shard_map(chosen, mesh=mesh, in_specs=(P(), over), out_specs=P(), check_vma=False)
-    compiled = jax.jit(chosen, donate_argnums=0)
-    parts = [jax.tree.map(lambda array, i=i: array[i], batches) for i in range(STEPS)]
-
-    def run() -> Timed:
-        def go(state: nnfx.TrainState) -> float:
-            if scanned:
-                return float(compiled(state, batches)[1].mean())
-            losses = []
-            for part in parts:
-                state, loss = compiled(state, part)
-                losses.append(loss)
-            return float(np.mean([float(loss) for loss in losses]))
-
-        return _per_step(go, jax.tree.map(jnp.copy, start))
-
-    return run
-
-
-def with_members(problem: Problem, members: int) -> Callable[[], Timed]:
-    """Step with many networks under vmap, all within one scan: the time of them all."""
-    step, start = _steps_of(problem, 1)
-    batches = problem.batches()
-
-    def many(state: nnfx.TrainState) -> jax.Array:
-        return jax.lax.scan(step, state, batches)[1]["loss"].value.mean()
-
-    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * members), start)
-    compiled = jax.jit(jax.vmap(many))
-    return lambda: _per_step(lambda state: float(compiled(state).mean()), stacked)
-
-
-def with_flax(problem: Problem) -> Callable[[], Timed]:
+def with_flax(problem: Problem) -> Run:
     """Step with Flax and Optax as their documentation writes it."""
     pool: Any = functools.partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2))
 
@@ -249,36 +142,21 @@ def with_flax(problem: Problem) -> Callable[[], Timed]:
                 x = nn.relu(nn.Dense(width)(x))
             return nn.Dense(10)(x)
 
-    net, optimizer, batches = Net(), optax.adam(RATE), problem.batches()
+    net, batches = Net(), problem.batches()
     shapes = jax.eval_shape(net.init, jax.random.key(0), batches.inputs[0])["params"]
     convolutions = [name for name in shapes if name.startswith("Conv")]
     ordered = sorted(convolutions) + sorted(shapes.keys() - set(convolutions))
     layers = zip(ordered, problem.weights(), strict=True)
     params = {name: {"kernel": jnp.asarray(w), "bias": jnp.zeros(w.shape[-1])} for name, w in layers}
 
-    @jax.jit
-    def step(params: Any, opt_state: Any, x: jax.Array, y: jax.Array) -> Any:
-        def loss_of(params: Any) -> jax.Array:
-            logits = net.apply({"params": params}, x)
-            return optax.losses.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+    def loss_of(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        logits = net.apply({"params": params}, x)
+        return optax.losses.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
-        loss, gradient = jax.value_and_grad(loss_of)(params)
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, loss
-
-    parts = [(batches.inputs[i], batches.targets[i]) for i in range(STEPS)]
-
-    def go(state: Any) -> float:
-        losses = []
-        for x, y in parts:
-            *state, loss = step(*state, x, y)
-            losses.append(loss)
-        return float(np.mean([float(loss) for loss in losses]))
-
-    return lambda: _per_step(go, [params, optimizer.init(params)])
+    return steps.with_optax(loss_of, params, batches)
 
 
-def with_torch(problem: Problem, channels_last: bool = False, compiled: bool = False) -> Callable[[], Timed]:
+def with_torch(problem: Problem, channels_last: bool = False, compiled: bool = False) -> Run:
     """Step with PyTorch and its fused Adam."""
     import torch
 
@@ -321,25 +199,11 @@ def with_torch(problem: Problem, channels_last: bool = False, compiled: bool = F
     batches = problem.batches()
     images = [torch.tensor(np.asarray(x)).permute(0, 3, 1, 2).contiguous(memory_format=form) for x in batches.inputs]
     labels = [torch.tensor(np.asarray(y).astype(np.int64)) for y in batches.targets]
-
-    def go(optimizer: Any) -> float:
-        losses = []
-        for x, y in zip(images, labels, strict=True):
-            optimizer.zero_grad(set_to_none=True)
-            loss = loss_of(x, y)
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.detach())
-        return float(torch.stack(losses).mean())
-
-    def run() -> Timed:
-        start()
-        return _per_step(go, torch.optim.Adam(model.parameters(), lr=RATE, fused=True))
-
-    return run
+    pairs = list(zip(images, labels, strict=True))
+    return steps.with_torch(loss_of, list(model.parameters()), start, pairs)
 
 
-def with_keras(problem: Problem) -> Callable[[], Timed]:
+def with_keras(problem: Problem) -> Run:
     """Step with Keras 3 on JAX, an epoch of twenty batches."""
     import keras
 
@@ -355,29 +219,5 @@ def with_keras(problem: Problem) -> Callable[[], Timed]:
         [keras.layers.Input(shape), *layers, keras.layers.Flatten(), *hidden, keras.layers.Dense(10)]
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(RATE, epsilon=1e-8), loss)
     untrained = [array for weight in problem.weights() for array in (weight, np.zeros(weight.shape[-1]))]
-    model.optimizer.build(model.trainable_variables)
-    fresh = [np.zeros_like(np.asarray(variable)) for variable in model.optimizer.variables]
-    batches = problem.batches()
-    x, y = np.asarray(batches.inputs).reshape(-1, *shape), np.asarray(batches.targets).reshape(-1)
-
-    def go(_: None) -> float:
-        fitted = model.fit(x, y, problem.batch_size, epochs=1, shuffle=False, verbose=0)
-        return float(fitted.history["loss"][0])
-
-    def run() -> Timed:
-        model.set_weights(untrained)
-        for variable, value in zip(model.optimizer.variables, fresh, strict=True):
-            if "learning_rate" not in variable.path:
-                variable.assign(value)
-        return _per_step(go, None)
-
-    return run
-
-
-def _per_step(go: Callable[[Any], float], start: Any) -> Timed:
-    """Time twenty steps, and return the time of one with the mean loss of all."""
-    jax.block_until_ready(start)
-    seconds, loss = seconds_of(lambda: go(start))
-    return Timed(seconds / STEPS, loss)
+    return steps.with_keras(model, loss, untrained, problem.batches())

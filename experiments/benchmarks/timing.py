@@ -38,7 +38,10 @@ class Timed(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What was measured of one system in one case; seconds, compilation apart."""
+    """What was measured of one system in one case; seconds, compilation apart.
+
+    A gradient's error is by how much it differs from this library's, where that is compared.
+    """
 
     case: str
     system: str
@@ -49,6 +52,7 @@ class Row(NamedTuple):
     ratio: float
     loss: float
     loss_error: float
+    gradient_error: float | None = None
 
 
 def has_compiler() -> bool:
@@ -108,8 +112,10 @@ def seconds_of(function: Callable[[], Result]) -> tuple[float, Result]:
 
 def report(name: str, rows: list[Row], out: Path) -> dict[str, Any]:
     """Print the rows as a table, and write them to `NAME.json`, aside first and then in place."""
+    compared = any(row.gradient_error is not None for row in rows)
     print_table(
-        ["case", "system", "median ms", "min ms", "× best peer", "compile s", "final loss"],
+        ["case", "system", "median ms", "min ms", "× best peer", "compile s", "final loss"]
+        + ["gradient's error"] * compared,
         [
             [
                 row.case,
@@ -119,6 +125,7 @@ def report(name: str, rows: list[Row], out: Path) -> dict[str, Any]:
                 row.ratio,
                 row.compile_s,
                 f"{row.loss:.4f} ± {row.loss_error:.4f}",
+                *(["" if row.gradient_error is None else f"{row.gradient_error:.1e}"] * compared),
             ]
             for row in rows
         ],

@@ -1,10 +1,11 @@
+import functools
 import json
 
 import jax
 import numpy as np
 import pytest
 
-from experiments.benchmarks import cnn, fit, problems, sweep, timing
+from experiments.benchmarks import cnn, fit, problems, recurrent, steps, sweep, timing
 from experiments.benchmarks.timing import System
 
 SMALL = problems.Problem(
@@ -37,7 +38,12 @@ def test_the_report_is_written(tmp_path, capsys):
     row = timing.Row("case", "ours", 0.001, 0.001, 7, 1.0, 0.5, 0.6, 0.01)
     timing.report("fit", [row], tmp_path)
     assert json.loads((tmp_path / "fit.json").read_text())["rows"][0]["system"] == "ours"
-    assert "0.6000 ± 0.0100" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "0.6000 ± 0.0100" in printed
+    assert "gradient" not in printed
+    timing.report("fit", [row, row._replace(gradient_error=1.5e-6)], tmp_path)
+    assert json.loads((tmp_path / "fit.json").read_text())["rows"][1]["gradient_error"] == 1.5e-6
+    assert "1.5e-06" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("make", [fit.with_nnfx, fit.with_scikit_learn])
@@ -60,6 +66,71 @@ def test_a_sweep_is_timed():
 def test_steps_of_a_convolutional_network_agree_with_flax():
     problem = cnn.Problem(size=8, channels=2, features=(3, 0, 4, 0), hidden=(5,), batch_size=6)
     with jax.numpy_rank_promotion("allow"):
-        ours = [cnn.with_nnfx(problem, devices, scanned)().loss for devices in (1, 2) for scanned in (False, True)]
+        task = cnn.task_of(problem)
+        ours = [steps.with_nnfx(task, devices, scanned)().loss for devices in (1, 2) for scanned in (False, True)]
         theirs = cnn.with_flax(problem)().loss
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+
+
+PROBLEMS = {
+    "lstm": recurrent.Problem("lstm", 4, 6, 3, 5, steps=3),
+    "gru": recurrent.Problem("gru", 4, 6, 3, 5, layers=2, steps=3),
+}
+
+
+@functools.cache
+def loss_of(cell):
+    return steps.with_nnfx(PROBLEMS[cell].task(), 1, scanned=True)().loss
+
+
+@pytest.mark.parametrize("cell", PROBLEMS)
+@pytest.mark.parametrize(
+    ("make", "package"),
+    [(recurrent.with_flax, "flax"), (recurrent.with_torch, "torch"), (recurrent.with_keras, "keras")],
+)
+def test_recurrent_networks_of_others_have_the_same_gradient_and_losses(cell, make, package):
+    pytest.importorskip(package, reason="in the benchmarks' extra alone")
+    problem = PROBLEMS[cell]
+    task = problem.task()
+    with jax.numpy_rank_promotion("allow"), jax.legacy_prng_key("allow"):
+        peer = make(problem, task)
+        gradient, loss = peer.gradient(), peer.run().loss
+    assert recurrent.gradient_errors(task, {package: gradient})[package] < 1e-5
+    np.testing.assert_allclose(loss, loss_of(cell), rtol=1e-5)
+    wrong = jax.tree.map(lambda leaf: 1.001 * leaf, gradient)
+    with pytest.raises(ValueError, match=f"{package}: expected the gradient of nnfx"):
+        recurrent.gradient_errors(task, {package: wrong})
+
+
+def test_steps_one_by_one_split_or_of_several_networks_have_the_same_losses():
+    task = PROBLEMS["lstm"].task()
+    systems = (
+        steps.with_nnfx(task, 1, scanned=False),
+        steps.with_nnfx(task, 2, scanned=True),
+        steps.with_members(task, 2, devices=1, in_a_loop=True),
+        steps.with_members(task, 4, devices=2),
+    )
+    np.testing.assert_allclose([run().loss for run in systems], loss_of("lstm"), rtol=1e-5)
+    row = timing.Row("case", "ours", 0.001, 0.001, 7, 1.0, 0.5, 0.6, 0.01)
+    recurrent.require_one_loss([row, row._replace(loss=0.600001)])
+    with pytest.raises(ValueError, match=r"theirs: expected the loss of ours, 0\.6, got 0\.61"):
+        recurrent.require_one_loss([row, row._replace(system="theirs", loss=0.61)])
+
+
+@pytest.mark.parametrize("cell", PROBLEMS)
+def test_weights_to_the_layout_of_keras_and_back(cell):
+    params = PROBLEMS[cell].task().params
+    jax.tree.map(np.testing.assert_array_equal, recurrent.from_keras(recurrent.to_keras(params)), dict(params))
+
+
+def test_networks_in_turn_add_up():
+    times = iter([1.0, 2.0, 3.0])
+    timed = recurrent.in_turn(lambda: timing.Timed(next(times), 0.5), 3)()
+    assert timed == timing.Timed(6.0, 0.5)
+
+
+def test_wrong_options_are_named():
+    with pytest.raises(ValueError, match="cases: expected one of 'lstm-32x96x7x64', .*got 'lstm-64'"):
+        recurrent.main(cases=("lstm-64",))
+    with pytest.raises(ValueError, match=r"members: expected a multiple of each of the devices, \(1, 2\), got 3"):
+        recurrent.main(members=3)

@@ -1,0 +1,320 @@
+"""Steps of recurrent networks (gradient and Adam): this library, PyTorch, Flax and Keras, from the same weights.
+
+    python -m experiments.benchmarks recurrent [--cases lstm-32x96x7x64 gru-64x96x7x128-two-layers] [--repeats 7]
+        [--allocators default tuned] [--devices 1 2] [--members 16]
+
+A case is named after its cell, batch, time, inputs and hidden width. The output behind the last step goes through a
+dense layer to one number, and the loss is the mean square error. Before anything is timed, all systems compute the
+gradient of the first batch; it ends here where they differ by more than rounding, and the difference stands in the
+report. Each time is that of a step, the mean of several on as many batches; the mean of their losses stands beside it,
+and agrees as well. An allocator and a number of devices are a process of their own; see `cnn`.
+
+Sixteen networks of the first case are also trained at once, under `jax.vmap` and in a loop (`jax.lax.map`), against
+sixteen one after the other: the times are those of a step of all sixteen.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import nnfx
+from experiments.benchmarks import steps
+from experiments.benchmarks.steps import Run, Task, with_members, with_nnfx
+from experiments.benchmarks.timing import Row, Timed
+from nnfx.models import layouts
+from nnfx.types import Array, Params
+
+TOLERANCE = 1e-4
+"""How far gradients may lie apart, relative to the largest element of each array, and losses relative to each other."""
+
+
+class Problem(NamedTuple):
+    """A recurrent network, and batches of noise for it.
+
+    Attributes:
+        cell: "lstm" or "gru".
+        batch_size: sequences in a batch.
+        time: steps in time of a sequence.
+        inputs: features of each.
+        hidden: width of every layer.
+        layers: how many there are.
+        steps: how many steps are taken; few where each is long.
+    """
+
+    cell: str
+    batch_size: int
+    time: int
+    inputs: int
+    hidden: int
+    layers: int = 1
+    steps: int = 20
+
+    @property
+    def name(self) -> str:
+        """Such as "gru-64x96x7x128-two-layers"."""
+        shape = "x".join(map(str, (self.batch_size, self.time, self.inputs, self.hidden)))
+        return f"{self.cell}-{shape}" + ("-two-layers" if self.layers == 2 else "")
+
+    def task(self) -> Task:
+        """Return what this library trains; no weight or bias is zero, so that each must be in its place."""
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(self.steps, self.batch_size, self.time, self.inputs))
+        y = rng.normal(size=x.shape[:2])
+        batches = nnfx.Batch(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32), jnp.ones(y.shape, jnp.float32))
+        model = getattr(nnfx.models, self.cell)(outputs=1, hidden=(self.hidden,) * self.layers)
+        leaves, tree = jax.tree.flatten(model.init(jax.random.key(0), batches.inputs[0])["params"])
+        params = jax.tree.unflatten(tree, [leaf + 0.1 * rng.normal(size=leaf.shape).astype("f") for leaf in leaves])
+        return Task(model, nnfx.losses.mean_square_error, params, batches)
+
+
+SHAPES = ((32, 96, 7, 64), (64, 96, 7, 128), (64, 96, 7, 512), (32, 28, 28, 128))
+CASES = {
+    problem.name: problem
+    for cell, shape, layers in itertools.product(("lstm", "gru"), SHAPES, (1, 2))
+    for problem in [Problem(cell, *shape, layers=layers, steps=5 if shape[-1] == 512 else 20)]
+}
+ENSEMBLE = "lstm-32x96x7x64"
+
+
+class Peer(NamedTuple):
+    """Someone else's network: its steps, and its gradient of the first batch in the layout of this library."""
+
+    run: Run
+    gradient: Callable[[], Params]
+
+
+def main(
+    cases: tuple[str, ...] = tuple(CASES),
+    repeats: int = 7,
+    allocators: tuple[str, ...] = ("default", "tuned"),
+    devices: tuple[int, ...] = (1, 2),
+    members: int = 16,
+    out: Path = Path("runs/benchmarks"),
+) -> dict[str, Any]:
+    """Time steps.
+
+    Args:
+        cases: which networks.
+        repeats: how often each system, in turns.
+        allocators: "default" and "tuned".
+        devices: over how many CPU devices this library splits a batch, or the networks trained at once.
+        members: how many networks are trained at once; 0 for none.
+        out: where the results go.
+    """
+    for case in cases:
+        nnfx.checks.choice("cases", case, CASES)
+    if any(members % count for count in devices):
+        raise ValueError(f"members: expected a multiple of each of the devices, {devices}, got {members}")
+    return steps.in_processes("recurrent", cases, repeats, allocators, devices, members, out)
+
+
+def measure(case: str, devices: int, repeats: int, members: int) -> list[Row]:
+    """Compare gradients, and time every system, in this process."""
+    return measure_problem(CASES[case], devices, repeats, members if case == ENSEMBLE else 0)
+
+
+def measure_problem(problem: Problem, devices: int, repeats: int, members: int) -> list[Row]:
+    """Compare gradients, and time every system and so many networks at once."""
+    task = problem.task()
+    ours = {
+        "nnfx, a step": with_nnfx(task, devices, scanned=False),
+        "nnfx, in a run": with_nnfx(task, devices, scanned=True),
+    }
+    peers = {"PyTorch": with_torch(problem, task)}
+    if devices == 1:
+        peers |= {"Flax as documented": with_flax(problem, task), "Keras on JAX": with_keras(problem, task)}
+    errors = gradient_errors(task, {name: peer.gradient() for name, peer in peers.items()})
+    timed = {name: peer.run for name, peer in peers.items()}
+    rows = steps.compare_steps(problem.name, ours, timed, repeats)
+    if members:
+        many = {
+            f"{members} under vmap": with_members(task, members, devices),
+            f"{members} in a loop": with_members(task, members, devices, in_a_loop=True),
+            f"{members} in turn": in_turn(ours["nnfx, in a run"], members),
+        }
+        others = {f"{members} of PyTorch in turn": in_turn(timed["PyTorch"], members)}
+        rows += steps.compare_steps(f"{problem.name}, {members} networks", many, others, repeats)
+    require_one_loss(rows)
+    return [row._replace(gradient_error=errors.get(row.system)) for row in rows]
+
+
+def in_turn(run: Run, members: int) -> Run:
+    """Run so many times: the time of a step of all of them."""
+
+    def all_of_them() -> Timed:
+        several = [run() for _ in range(members)]
+        return Timed(sum(one.seconds for one in several), float(np.mean([one.loss for one in several])))
+
+    return all_of_them
+
+
+def gradient_errors(task: Task, gradients: Mapping[str, Params]) -> dict[str, float]:
+    """Return by how much gradients of the first batch differ from this library's.
+
+    Raises:
+        ValueError: for a difference that is not rounding: then the systems compute different things.
+    """
+    batch = task.parts()[0]
+
+    def loss_of(params: Params) -> Array:
+        outputs, _ = task.model.apply({"params": params}, batch.inputs, train=True)
+        return task.loss(outputs, batch.targets).mean()
+
+    ours = jax.jit(jax.grad(loss_of))(task.params)
+    errors = {}
+    for name, theirs in gradients.items():
+        apart = jax.tree.map(lambda a, b: np.abs(a - b).max() / np.abs(a).max(), jax.device_get(ours), dict(theirs))
+        errors[name] = float(max(jax.tree.leaves(apart)))
+        if not errors[name] <= TOLERANCE:
+            raise ValueError(f"{name}: expected the gradient of nnfx, got one that differs: {apart}")
+    return errors
+
+
+def require_one_loss(rows: list[Row]) -> None:
+    """Require that all systems had the same mean loss, but for rounding."""
+    for row in rows:
+        if not abs(row.loss / rows[0].loss - 1) <= TOLERANCE:
+            raise ValueError(f"{row.system}: expected the loss of {rows[0].system}, {rows[0].loss}, got {row.loss}")
+
+
+def with_flax(problem: Problem, task: Task) -> Peer:
+    """Step with Flax and Optax as their documentation writes it."""
+    cell_of: Any = nn.OptimizedLSTMCell if problem.cell == "lstm" else nn.GRUCell
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            for i in range(problem.layers):
+                x = nn.RNN(cell_of(problem.hidden, name=f"layer_{i}"))(x)
+            return nn.Dense(1, name="output")(x[:, -1])
+
+    net: Any = Net()
+    batch = task.parts()[0]
+    params = {**layouts.to_flax(task.params), "output": task.params["output"]}
+
+    def loss_of(params: Params, x: Array, y: Array) -> Array:
+        return jnp.square(net.apply({"params": params}, x)[:, 0] - y).mean()
+
+    def gradient() -> Params:
+        found = jax.jit(jax.grad(loss_of))(params, batch.inputs, batch.targets)
+        layers = {name: layer for name, layer in found.items() if name != "output"}
+        return {**layouts.from_flax(layers), "output": found["output"]}
+
+    return Peer(steps.with_optax(loss_of, params, task.batches), gradient)
+
+
+def with_torch(problem: Problem, task: Task) -> Peer:
+    """Step with PyTorch's own layers and its fused Adam.
+
+    PyTorch adds two biases where one would do. Both trained, their sum would go twice as far as others' in a step of
+    Adam: the gradient of the second is set to zero.
+    """
+    import torch
+
+    layer: Any = torch.nn.LSTM if problem.cell == "lstm" else torch.nn.GRU
+    recurrent = layer(problem.inputs, problem.hidden, num_layers=problem.layers, batch_first=True)
+    dense = torch.nn.Linear(problem.hidden, 1)
+    recurrent_weights = {name: torch.tensor(array) for name, array in layouts.to_torch(task.params).items()}
+    output = {name: torch.tensor(np.asarray(array)) for name, array in task.params["output"].items()}
+    for i in range(problem.layers):
+        bias = getattr(recurrent, f"bias_hh_l{i}")
+        is_own = torch.zeros_like(bias)
+        if problem.cell == "gru":
+            is_own[2 * problem.hidden :] = 1
+        bias.register_hook(lambda gradient, is_own=is_own: gradient * is_own)
+    criterion = torch.nn.MSELoss()
+
+    def loss_of(x: Any, y: Any) -> Any:
+        return criterion(dense(recurrent(x)[0][:, -1])[:, 0], y)
+
+    def start() -> None:
+        recurrent.load_state_dict(recurrent_weights)
+        dense.load_state_dict({"weight": output["kernel"].T, "bias": output["bias"]})
+
+    pairs = [
+        tuple(torch.tensor(np.asarray(array)) for array in (batch.inputs, batch.targets)) for batch in task.parts()
+    ]
+    parameters = [*recurrent.parameters(), *dense.parameters()]
+
+    def gradient() -> Params:
+        start()
+        recurrent.zero_grad()
+        dense.zero_grad()
+        loss_of(*pairs[0]).backward()
+        layers = layouts.from_torch({name: value.grad.numpy() for name, value in recurrent.named_parameters()})
+        return {**layers, "output": {"kernel": dense.weight.grad.numpy().T, "bias": dense.bias.grad.numpy()}}
+
+    return Peer(steps.with_torch(loss_of, parameters, start, pairs), gradient)
+
+
+def with_keras(problem: Problem, task: Task) -> Peer:
+    """Step with Keras 3 on JAX, an epoch of all batches; a GRU has two biases there too, see `with_torch`."""
+    import keras
+
+    options: dict[str, Any] = {}
+    if problem.cell == "gru":
+        is_own = np.ones((2, 3 * problem.hidden), np.float32)
+        is_own[1, : 2 * problem.hidden] = 0
+        options = {"reset_after": True, "bias_constraint": lambda bias: bias * is_own}
+    layer: Any = keras.layers.LSTM if problem.cell == "lstm" else keras.layers.GRU
+    layers = [layer(problem.hidden, return_sequences=i < problem.layers - 1, **options) for i in range(problem.layers)]
+    model = keras.Sequential(
+        [keras.layers.Input((problem.time, problem.inputs)), *layers, keras.layers.Dense(1), keras.layers.Reshape(())]
+    )
+    batch = task.parts()[0]
+
+    def loss_of(weights: list[Array]) -> Array:
+        others = [variable.value for variable in model.non_trainable_variables]
+        outputs, _ = model.stateless_call(weights, others, batch.inputs)
+        return jnp.square(outputs - batch.targets).mean()
+
+    def gradient() -> Params:
+        return from_keras(jax.jit(jax.grad(loss_of))(list(map(jnp.asarray, weights))))
+
+    weights = to_keras(task.params)
+    return Peer(steps.with_keras(model, "mean_squared_error", weights, task.batches), gradient)
+
+
+def to_keras(params: Params) -> list[np.ndarray]:
+    """Return the weights in the order in which Keras has them.
+
+    The gates of its LSTM are in the order here (i, f, c, o), those of its GRU are z, r, h; that one's bias is that of
+    the inputs above that of the hidden state, of which the candidate's block alone is not one too many.
+    """
+    arrays = []
+    for name in sorted(params.keys() - {"output"}):
+        kernels = [np.asarray(params[name][part]) for part in ("input_kernel", "recurrent_kernel")]
+        bias, hidden = np.asarray(params[name]["bias"]), kernels[1].shape[0]
+        if kernels[1].shape[1] == 3 * hidden:
+            kernels = [_other_gate_first(kernel) for kernel in kernels]
+            of_hidden = np.concatenate([np.zeros_like(bias[: 2 * hidden]), bias[3 * hidden :]])
+            bias = np.stack([_other_gate_first(bias[: 3 * hidden]), of_hidden])
+        arrays += [*kernels, bias]
+    return [*arrays, *(np.asarray(params["output"][part]) for part in ("kernel", "bias"))]
+
+
+def from_keras(arrays: list[Array]) -> Params:
+    """Return weights, or a gradient, in the layout of this library; the biases too many are left out."""
+    params: dict[str, Any] = {}
+    *recurrent, kernel, bias = map(np.asarray, arrays)
+    for i in range(len(recurrent) // 3):
+        inputs, of_hidden, biases = recurrent[3 * i : 3 * i + 3]
+        layer = {"input_kernel": inputs, "recurrent_kernel": of_hidden, "bias": biases}
+        if biases.ndim == 2:
+            hidden = len(of_hidden)
+            layer = {part: _other_gate_first(array) for part, array in layer.items()}
+            layer["bias"] = np.concatenate([layer["bias"][0], biases[1, 2 * hidden :]])
+        params[f"layer_{i}"] = layer
+    return {**params, "output": {"kernel": kernel, "bias": bias}}
+
+
+def _other_gate_first(array: np.ndarray) -> np.ndarray:
+    """Exchange the first two of three gates, in the last axis."""
+    first, second, third = np.split(array, 3, axis=-1)
+    return np.concatenate([second, first, third], axis=-1)

@@ -1,0 +1,273 @@
+"""What benchmarks of training steps share: a process for each setting, and systems that step from the same weights."""
+
+import functools
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+import nnfx
+from experiments.benchmarks.timing import Row, System, Timed, compare, report, seconds_of
+from nnfx.types import Array, Params, PerExample, Step
+
+RATE = 1e-3
+TUNED = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+    "MALLOC_TOP_PAD_": str(2**29),
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+}
+"""What glibc reads when a process begins; the same numbers as those of `nnfx.cpu.set_up`."""
+
+Run = Callable[[], Timed]
+"""Takes all steps, and returns the time of one with the mean loss of all."""
+
+
+class Task(NamedTuple):
+    """What the steps are to train, for this library; other systems are given the same in their own layout.
+
+    Attributes:
+        model: the model.
+        loss: per example.
+        params: the weights to start from.
+        batches: one for each step, `(steps, batch, ...)`.
+    """
+
+    model: nnfx.Model
+    loss: PerExample
+    params: Params
+    batches: nnfx.Batch
+
+    @property
+    def steps(self) -> int:
+        """How many steps there are."""
+        return len(self.batches.weights)
+
+    def parts(self) -> list[nnfx.Batch]:
+        """Return the batches one by one."""
+        return [jax.tree.map(lambda array, i=i: array[i], self.batches) for i in range(self.steps)]
+
+
+# A process for each setting
+
+
+def in_processes(
+    name: str,
+    cases: Sequence[str],
+    repeats: int,
+    allocators: Sequence[str],
+    devices: Sequence[int],
+    members: int,
+    out: Path,
+) -> dict[str, Any]:
+    """Time every case with every allocator and number of devices in a process of its own, and report.
+
+    Args:
+        name: of the benchmark; its module has `measure(case, devices, repeats, members) -> rows`.
+        cases: by name.
+        repeats: how often each system, in turns.
+        allocators: "default" and "tuned".
+        devices: over how many CPU devices this library splits a batch.
+        members: how many networks are trained at once, where the case has such a row.
+        out: where the results go.
+    """
+    code = (
+        f"import sys; from experiments.benchmarks import {name}, steps; steps.print_rows({name}.measure, *sys.argv[1:])"
+    )
+    rows = []
+    for allocator, count in itertools.product(allocators, devices):
+        environment = os.environ | (TUNED if allocator == "tuned" else {})
+        for case in cases:
+            printed = subprocess.run(
+                [sys.executable, "-c", code, case, str(count), str(repeats), str(members)],
+                check=True,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=environment,
+            ).stdout
+            found = [Row(*row) for row in json.loads(printed.splitlines()[-1])]
+            rows += [row._replace(case=f"{row.case}, {allocator}, {count} devices") for row in found]
+    return report(name, rows, out)
+
+
+def print_rows(measure: Callable[..., list[Row]], case: str, devices: str, repeats: str, members: str) -> None:
+    """Measure in this process, which has as many CPU devices, and print the rows as JSON."""
+    jax.config.update("jax_num_cpu_devices", int(devices))
+    print(json.dumps(measure(case, int(devices), int(repeats), int(members))))
+
+
+def compare_steps(case: str, ours: dict[str, Run], peers: dict[str, Run], repeats: int) -> list[Row]:
+    """Time systems in turns; all have the same weights and batches, whatever the seed."""
+
+    def system(name: str) -> System:
+        run = (ours | peers)[name]
+        return System(lambda _: run(), is_peer=name in peers)
+
+    return compare(case, {name: system(name) for name in ours | peers}, repeats)
+
+
+def per_step(go: Callable[[Any], float], start: Any, steps: int) -> Timed:
+    """Time all steps, and return the time of one with the mean loss of all."""
+    jax.block_until_ready(start)
+    seconds, loss = seconds_of(lambda: go(start))
+    return Timed(seconds / steps, loss)
+
+
+# This library
+
+
+def _step_and_start(task: Task, devices: int) -> tuple[Step, nnfx.TrainState]:
+    """Return the step, on as many devices, and the state it starts from."""
+    optimizer = optax.adam(RATE)
+    if devices > 1:  # equal shares of a batch, so that the mean of their gradients is the gradient of the batch
+        mean = optax.stateless(lambda updates, _: jax.lax.pmean(updates, "batch"))
+        optimizer = optax.chain(mean, optimizer)
+    state = nnfx.init_state(jax.random.key(0), task.model, optimizer, task.batches.inputs[0])
+    step = nnfx.make_step(task.model, task.loss, optimizer)
+    return step, state._replace(params=task.params, opt_state=optimizer.init(task.params))
+
+
+def with_nnfx(task: Task, devices: int, scanned: bool) -> Run:
+    """Step with this library: a compiled step after the other, or all of them within one scan, as in a run."""
+    step, start = _step_and_start(task, devices)
+
+    def one(state: nnfx.TrainState, batch: nnfx.Batch) -> tuple[nnfx.TrainState, Array]:
+        state, measured = step(state, batch)
+        loss = measured["loss"].value
+        return state, loss if devices == 1 else jax.lax.pmean(loss, "batch")
+
+    def many(state: nnfx.TrainState, batches: nnfx.Batch) -> tuple[nnfx.TrainState, Array]:
+        return jax.lax.scan(one, state, batches)
+
+    over = P(None, "batch") if scanned else P("batch")
+    chosen: Any = many if scanned else one
+    if devices > 1:
+        mesh = Mesh(jax.devices()[:devices], "batch")
+        chosen = jax.shard_map(chosen, mesh=mesh, in_specs=(P(), over), out_specs=P(), check_vma=False)
+    compiled = jax.jit(chosen, donate_argnums=0)
+    parts = task.parts()
+
+    def go(state: nnfx.TrainState) -> float:
+        if scanned:
+            return float(compiled(state, task.batches)[1].mean())
+        losses = []
+        for part in parts:
+            state, loss = compiled(state, part)
+            losses.append(loss)
+        return float(np.mean([float(loss) for loss in losses]))
+
+    return lambda: per_step(go, jax.tree.map(jnp.copy, start), task.steps)
+
+
+def with_members(task: Task, members: int, devices: int = 1, in_a_loop: bool = False) -> Run:
+    """Step with many networks, all steps within one scan: the time of a step of them all.
+
+    Args:
+        task: what each of them trains.
+        members: how many there are.
+        devices: over how many they are split.
+        in_a_loop: whether they follow each other in a loop (`jax.lax.map`) in place of `jax.vmap`, which widens every
+            operation.
+    """
+    step, start = _step_and_start(task, devices=1)
+
+    def many(state: nnfx.TrainState) -> Array:
+        return jax.lax.scan(step, state, task.batches)[1]["loss"].value.mean()
+
+    mapped = functools.partial(jax.lax.map, many) if in_a_loop else jax.vmap(many)
+    mesh, over = Mesh(jax.devices()[:devices], "members"), P("members")
+    compiled = jax.jit(jax.shard_map(mapped, mesh=mesh, in_specs=over, out_specs=over, check_vma=False))
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * members), start)
+    return lambda: per_step(lambda state: float(compiled(state).mean()), stacked, task.steps)
+
+
+# Others
+
+
+def with_optax(loss_of: Callable[[Any, Array, Array], Array], params: Any, batches: nnfx.Batch) -> Run:
+    """Step with Optax as its documentation writes it, on a loss of `(params, inputs, targets)`."""
+    optimizer = optax.adam(RATE)
+
+    @jax.jit
+    def step(params: Any, opt_state: Any, x: Array, y: Array) -> Any:
+        loss, gradient = jax.value_and_grad(loss_of)(params, x, y)
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss
+
+    pairs = list(zip(batches.inputs, batches.targets, strict=True))
+
+    def go(state: Any) -> float:
+        losses = []
+        for x, y in pairs:
+            *state, loss = step(*state, x, y)
+            losses.append(loss)
+        return float(np.mean([float(loss) for loss in losses]))
+
+    return lambda: per_step(go, [params, optimizer.init(params)], len(pairs))
+
+
+def with_torch(
+    loss_of: Callable[[Any, Any], Any], parameters: Sequence[Any], start: Callable[[], None], pairs: Sequence[Any]
+) -> Run:
+    """Step with PyTorch and its fused Adam.
+
+    Args:
+        loss_of: the loss of inputs and targets.
+        parameters: what it trains.
+        start: puts the common weights in their place.
+        pairs: tensors of inputs and targets, for each step.
+    """
+    import torch
+
+    def go(optimizer: Any) -> float:
+        losses = []
+        for x, y in pairs:
+            optimizer.zero_grad(set_to_none=True)
+            loss = loss_of(x, y)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        return float(torch.stack(losses).mean())
+
+    def run() -> Timed:
+        start()
+        return per_step(go, torch.optim.Adam(parameters, lr=RATE, fused=True), len(pairs))
+
+    return run
+
+
+def with_keras(model: Any, loss: Any, weights: Sequence[np.ndarray], batches: nnfx.Batch) -> Run:
+    """Step with Keras 3 on JAX: an epoch of all batches, from these weights."""
+    import keras
+
+    model.compile(keras.optimizers.Adam(RATE, epsilon=1e-8), loss)
+    model.optimizer.build(model.trainable_variables)
+    fresh = [np.zeros_like(np.asarray(variable)) for variable in model.optimizer.variables]
+    steps, rows = batches.weights.shape
+    x, y = (np.asarray(array).reshape(steps * rows, *array.shape[2:]) for array in (batches.inputs, batches.targets))
+
+    def go(_: None) -> float:
+        fitted = model.fit(x, y, rows, epochs=1, shuffle=False, verbose=0)
+        return float(fitted.history["loss"][0])
+
+    def run() -> Timed:
+        model.set_weights(weights)
+        for variable, value in zip(model.optimizer.variables, fresh, strict=True):
+            if "learning_rate" not in variable.path:
+                variable.assign(value)
+        return per_step(go, None, steps)
+
+    return run
