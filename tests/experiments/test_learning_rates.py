@@ -9,6 +9,7 @@ import pytest
 from experiments import learning_rates
 
 
+@pytest.mark.slow
 def test_the_experiment_writes_what_it_says(tmp_path, capsys, monkeypatch):
     few = {"fixed": ("SGD",), "adaptive": ("Adam",), "by the size of the weights": ("LAMB",)}
     all_optimizers = learning_rates.optimizers

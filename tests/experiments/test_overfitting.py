@@ -5,12 +5,14 @@ import jax
 import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
+import pytest
 
 from experiments import overfitting
 
 TINY = {"rows": 60, "pool": 120, "splits": 2, "epochs": 12, "hidden": 8, "widths": (1, 8), "resamples": 3}
 
 
+@pytest.mark.slow
 def test_the_experiment_writes_what_it_says(tmp_path, capsys):
     summary = overfitting.main(overfitting.Config(out=tmp_path, learning_rate=0.03, patience=2, **TINY))
     written = json.loads((tmp_path / "summary.json").read_text())

@@ -9,6 +9,7 @@ import pytest
 from experiments import successive_halving
 
 
+@pytest.mark.slow
 def test_the_experiment_writes_what_it_says(tmp_path, capsys):
     config = successive_halving.Config(
         out=tmp_path, repetitions=2, points=16, seeds=2, epochs=8, rungs=(2, 4), keep=0.5

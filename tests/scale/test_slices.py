@@ -63,8 +63,7 @@ def test_slices_together_are_the_table(shape):
     assert set(program.shapes) == {shape}, "slices of one shape need one program"
 
 
-@pytest.mark.parametrize("devices", [jax.devices()[:1], jax.devices()[:2]])
-@pytest.mark.parametrize("memory", [90_000, 200_000])
+@pytest.mark.parametrize(("devices", "memory"), [(jax.devices()[:1], 90_000), (jax.devices()[:2], 200_000)])
 def test_a_sweep_in_slices_has_the_members_of_the_whole(data, devices, memory):
     train = make(stop=nnfx.stopping.small_change)
     given = {"key": KEY, "seeds": 3, "learning_rate": RATES, "tolerance": 0.01, "devices": devices}
