@@ -15,6 +15,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_legacy_prng_key", "error")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Unload the programs that a module's tests have compiled: Linux maps 65,530 pieces of memory a process at most."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def strict_dtypes():
     """Make an implicit change of dtype an error: for models, losses and ops (Optax's Adam needs promotion)."""
