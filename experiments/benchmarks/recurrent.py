@@ -7,7 +7,7 @@ A case is named after its cell, batch, time, inputs and hidden width. The output
 dense layer to one number, and the loss is the mean square error. Before anything is timed, all systems compute the
 gradient of the first batch; it ends here where they differ by more than rounding, and the difference stands in the
 report. Each time is that of a step, the mean of several on as many batches; the mean of their losses stands beside it,
-and agrees as well. An allocator and a number of devices are a process of their own; see `cnn`.
+and has to agree as well. An allocator and a number of devices are a process of their own; see `cnn`.
 
 Sixteen networks of the first case are also trained at once, under `jax.vmap` and in a loop (`jax.lax.map`), against
 sixteen one after the other: the times are those of a step of all sixteen.
@@ -30,8 +30,10 @@ from experiments.benchmarks.timing import Row, Timed
 from nnfx.models import layouts
 from nnfx.types import Array, Params
 
-TOLERANCE = 1e-4
-"""How far gradients may lie apart, relative to the largest element of each array, and losses relative to each other."""
+GRADIENTS_APART = 1e-4
+"""How far gradients may lie apart, relative to the largest element of each array."""
+LOSSES_APART = 1e-3
+"""How far mean losses may lie apart: steps of Adam amplify rounding, and Keras adds its ε in another place."""
 
 
 class Problem(NamedTuple):
@@ -62,14 +64,14 @@ class Problem(NamedTuple):
         return f"{self.cell}-{shape}" + ("-two-layers" if self.layers == 2 else "")
 
     def task(self) -> Task:
-        """Return what this library trains; no weight or bias is zero, so that each must be in its place."""
+        """Return what this library trains; no bias is zero, so that each has to be in its place."""
         rng = np.random.default_rng(0)
         x = rng.normal(size=(self.steps, self.batch_size, self.time, self.inputs))
         y = rng.normal(size=x.shape[:2])
         batches = nnfx.Batch(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32), jnp.ones(y.shape, jnp.float32))
         model = getattr(nnfx.models, self.cell)(outputs=1, hidden=(self.hidden,) * self.layers)
-        leaves, tree = jax.tree.flatten(model.init(jax.random.key(0), batches.inputs[0])["params"])
-        params = jax.tree.unflatten(tree, [leaf + 0.1 * rng.normal(size=leaf.shape).astype("f") for leaf in leaves])
+        drawn = model.init(jax.random.key(0), batches.inputs[0])["params"]
+        params = jax.tree.map(lambda leaf: leaf + (leaf.ndim == 1) * rng.normal(size=leaf.shape).astype("f") / 8, drawn)
         return Task(model, nnfx.losses.mean_square_error, params, batches)
 
 
@@ -171,15 +173,15 @@ def gradient_errors(task: Task, gradients: Mapping[str, Params]) -> dict[str, fl
     for name, theirs in gradients.items():
         apart = jax.tree.map(lambda a, b: np.abs(a - b).max() / np.abs(a).max(), jax.device_get(ours), dict(theirs))
         errors[name] = float(max(jax.tree.leaves(apart)))
-        if not errors[name] <= TOLERANCE:
+        if not errors[name] <= GRADIENTS_APART:
             raise ValueError(f"{name}: expected the gradient of nnfx, got one that differs: {apart}")
     return errors
 
 
 def require_one_loss(rows: list[Row]) -> None:
-    """Require that all systems had the same mean loss, but for rounding."""
+    """Require that all systems had nearly the same mean loss."""
     for row in rows:
-        if not abs(row.loss / rows[0].loss - 1) <= TOLERANCE:
+        if not abs(row.loss / rows[0].loss - 1) <= LOSSES_APART:
             raise ValueError(f"{row.system}: expected the loss of {rows[0].system}, {rows[0].loss}, got {row.loss}")
 
 

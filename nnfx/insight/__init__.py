@@ -2,9 +2,10 @@
 
 - `audit`: is the gradient right? `backpropagation`: which factors is it made of? `flow`: where does it reach?
 - `landscape`, `curvature`: what the loss looks like around a solution, between solutions and along a path.
-- `features`: what a network has learned to see. `summary`: what it is made of, and what it costs.
+- `features`: what a network has learned to see. `lags`: how far back a recurrent one learns.
+- `summary`: what a model is made of, and what it costs.
 """
 
-from nnfx.insight import audit, backpropagation, curvature, features, flow, landscape, summary
+from nnfx.insight import audit, backpropagation, curvature, features, flow, lags, landscape, summary
 
-__all__ = ["audit", "backpropagation", "curvature", "features", "flow", "landscape", "summary"]
+__all__ = ["audit", "backpropagation", "curvature", "features", "flow", "lags", "landscape", "summary"]

@@ -48,7 +48,7 @@ def of_backpropagation(found: "Backpropagation", example: int) -> "Figure":
         _nodes(axis, number, column, [f"∂L/∂h {_short(error)}\nδ {_short(delta)}" for error, delta in back])
     axis.set_title(
         f"example {example}, whose loss is {float(found.losses[example]):.4g}: h forward within the nodes, and back"
-        " below them\n∂L/∂h and δ = ∂L/∂z; on the edges W : xδ, its part of ∂L/∂W, blue where positive, red where"
+        " below them\n∂L/∂h and δ = ∂L/∂z; on the edges W : xδ, its part of ∂L/∂W, blue where positive, orange where"
         " negative",
         fontsize=9,
     )

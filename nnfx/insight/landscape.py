@@ -77,9 +77,15 @@ def random_cut(key: Array, params: Params, axes: int = 2) -> Cut:
     checks.key("key", key)
     _check_axes(axes)
     objective.check_variables({"params": params})
-    leaves, tree = jax.tree.flatten(params)
-    if all(leaf.ndim < 2 for leaf in leaves):
+    if all(leaf.ndim < 2 for leaf in jax.tree.leaves(params)):
         raise ValueError("params: expected an array of filters, (..., features), got biases alone")
+    return Cut(params, _filter_normalised(key, params, axes), jnp.zeros((1, axes)))
+
+
+@partial(jax.jit, static_argnums=2)
+def _filter_normalised(key: Array, params: Params, axes: int) -> Params:
+    """Draw directions, each filter as long as the network's own."""
+    leaves, tree = jax.tree.flatten(params)
 
     def draw(key: Array, leaf: Array) -> Array:
         if leaf.ndim < 2:
@@ -91,8 +97,7 @@ def random_cut(key: Array, params: Params, axes: int = 2) -> Cut:
         return direction * (own[None] / drawn)
 
     keys = jax.random.split(key, len(leaves))
-    directions = [draw(*pair) for pair in zip(keys, map(jnp.asarray, leaves), strict=True)]
-    return Cut(params, jax.tree.unflatten(tree, directions), jnp.zeros((1, axes)))
+    return jax.tree.unflatten(tree, [draw(*pair) for pair in zip(keys, leaves, strict=True)])
 
 
 def principal_cut(path: Params, axes: int = 2) -> Cut:

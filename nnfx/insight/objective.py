@@ -14,8 +14,9 @@ from nnfx.training.step import evaluate
 from nnfx.training.validate import check_batch
 from nnfx.types import Array, Batch, Model, Params, PerExample, Variables
 
-ELEMENTS_AT_ONCE = 2**18
-"""How many parameters and inputs to hold at once, where many copies of a small network are evaluated together."""
+ELEMENTS_AT_ONCE = 2**15
+"""How many parameters and inputs to hold at once, where many copies of a small network are evaluated together: with
+their activations they fit the cache of a core."""
 
 
 def check(
@@ -114,7 +115,7 @@ def objective(
 def at_once(params: Params, batch: Batch) -> int:
     """Return how many networks to evaluate together: many small ones, but of large ones one after the other.
 
-    Together a CPU's cores and its vectors are better filled; but large ones fill them alone, and then overflow caches.
+    Together they fill a CPU's vectors better; large ones fill them alone, and together overflow its caches.
     """
     elements = sum(leaf.size for leaf in jax.tree.leaves((params, batch.inputs)))
     return max(1, ELEMENTS_AT_ONCE // elements)

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.benchmarks import cnn, fit, problems, recurrent, steps, sweep, timing
+from experiments.benchmarks import cnn, fit, landscape, problems, recurrent, steps, sweep, timing
 from experiments.benchmarks.timing import System
 
 SMALL = problems.Problem(
@@ -134,3 +134,18 @@ def test_wrong_options_are_named():
         recurrent.main(cases=("lstm-64",))
     with pytest.raises(ValueError, match=r"members: expected a multiple of each of the devices, \(1, 2\), got 3"):
         recurrent.main(members=3)
+
+
+@pytest.mark.parametrize("case", ["titanic", "fashion"])
+def test_a_landscape_in_one_program_is_that_of_the_loop(case, monkeypatch):
+    monkeypatch.delenv("NNFX_DATA", raising=False)
+    problem = landscape.CASES[case](6)
+    if case == "fashion":  # the same layers on a quarter of the pixels, and narrower
+        layers = [landscape.nnfx.models.conv(2), landscape.nnfx.models.max_pool()]
+        batch = problem.batch._replace(inputs=problem.batch.inputs[:, ::4, ::4])
+        problem = problem._replace(model=landscape.nnfx.models.cnn(layers, 10), batch=batch)
+    by_loop = landscape.with_loop(problem, 3)(1).loss
+    for devices in (1, 2):
+        np.testing.assert_allclose(landscape.with_nnfx(problem, 3, devices)(1).loss, by_loop, rtol=1e-5)
+    rows = landscape.measure(case, problem, 2, 1, 1)
+    assert [row.system for row in rows] == ["one program", "a Python loop"]

@@ -15,6 +15,7 @@ from nnfx.types import Batch
 TINY = {"rows": 160, "size": 8, "field": 14, "copies": 1, "splits": 2, "widths": (2, 3, 4), "epochs": 2, "units": 2}
 
 
+@pytest.mark.slow
 def test_the_experiment_writes_what_it_says(tmp_path, capsys):
     config = learned_features.Config(out=tmp_path, probe_epochs=3, **TINY)
     summary = learned_features.main(config)

@@ -137,6 +137,7 @@ def test_wrong_finds_are_told_apart():
     assert object_identification.score_at(0.85, finds, truth) == (1, 0.5, 2 / 3, 1, 2)
 
 
+@pytest.mark.slow
 def test_the_experiment_writes_what_it_says(tmp_path, capsys):
     small = {"train_scenes": 60, "validation_scenes": 6, "test_scenes": 6, "epochs": 2, "width": 4, "batch_size": 32}
     summary = object_identification.main(object_identification.Config(out=tmp_path, **small))

@@ -161,11 +161,23 @@ def test_the_density_s_width_may_be_traced():
     np.testing.assert_allclose(peak, np.array([0.25, 0.75]) / (0.01 * np.sqrt(2 * np.pi)), rtol=1e-5)
 
 
-# errors
-
 MODEL, LOSS, DATA, _ = CASES["mlp"]
 ARGUMENTS = (MODEL, LOSS, MODEL.init(KEY, DATA.inputs), DATA)
 SPECTRUM = curvature.Spectrum(jnp.ones((1, 2)), jnp.ones((1, 2)) / 2)
+
+
+def test_all_work_under_jit():
+    variables = ARGUMENTS[2]
+    calls = {
+        "sharpness": lambda v: curvature.sharpness(MODEL, LOSS, v, DATA, KEY, steps=8),
+        "trace": lambda v: curvature.trace(MODEL, LOSS, v, DATA, KEY, draws=4).value,
+        "product": lambda v: curvature.hessian_vector_product(MODEL, LOSS, v, DATA, v["params"])["output"]["bias"],
+    }
+    for name, call in calls.items():
+        np.testing.assert_allclose(jax.jit(call)(variables), call(variables), rtol=1e-4, err_msg=name)
+
+
+# errors
 
 
 @pytest.mark.parametrize(

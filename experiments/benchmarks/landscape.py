@@ -1,0 +1,156 @@
+"""Loss landscapes: a grid of losses in one program, against the same grid as a Python loop of compiled losses.
+
+    python -m experiments.benchmarks landscape [--cases fashion titanic] [--points 51] [--images 1000] [--repeats 7]
+
+The grid is a plane of filter-normalised random directions about the untrained weights, of the convolutional network of
+`experiments.fashion_mnist` on its first images (drawn at random where its files are not at hand), and of a network with
+16 hidden units on the passengers of the Titanic. A number of devices is a process of its own; the loop, which knows one
+device, is timed beside each. The mean of all losses stands beside the times, and agrees to rounding.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import nnfx
+from experiments import fashion_mnist
+from experiments.benchmarks import problems
+from experiments.benchmarks.timing import Row, System, Timed, compare, report, seconds_of
+from nnfx.insight import landscape
+from nnfx.types import Array, Batch, Model, Params, PerExample
+
+
+class Problem(NamedTuple):
+    """A network and the data that its loss is averaged over."""
+
+    model: Model
+    loss: PerExample
+    batch: Batch
+
+
+def titanic(images: int) -> Problem:
+    """A network of 2-16-1 on all passengers."""
+    del images
+    data = nnfx.data.titanic("fare", "age")
+    return Problem(nnfx.models.mlp((16,), activation="tanh"), nnfx.losses.binary_cross_entropy, data.train)
+
+
+def fashion(images: int) -> Problem:
+    """The network of four convolutions and two dense layers on the first images, or on noise."""
+    model = fashion_mnist.network(fashion_mnist.Config(), 10)
+    files = problems.fashion_mnist()
+    if files is None:
+        rng = np.random.default_rng(0)
+        pixels, labels = rng.uniform(size=(images, 784)), rng.integers(0, 10, images)
+    else:
+        pixels, labels = files.inputs[:images], files.labels[:images]
+    inputs = jnp.asarray(pixels, jnp.float32).reshape(-1, 28, 28, 1)
+    batch = Batch(inputs, jnp.asarray(labels, jnp.int32), jnp.ones(len(inputs)))
+    return Problem(model, nnfx.losses.categorical_cross_entropy, batch)
+
+
+CASES: dict[str, Callable[[int], Problem]] = {"fashion": fashion, "titanic": titanic}
+
+
+def main(
+    cases: tuple[str, ...] = ("fashion", "titanic"),
+    points: int = 51,
+    images: int = 1000,
+    devices: tuple[int, ...] = (1, 2),
+    repeats: int = 7,
+    out: Path = Path("runs/benchmarks"),
+) -> dict[str, Any]:
+    """Time landscapes.
+
+    Args:
+        cases: "fashion" and "titanic".
+        points: along each of the two axes.
+        images: that the loss of "fashion" is averaged over.
+        devices: over how many CPU devices the points are shared out.
+        repeats: how often each, in turns.
+        out: where the results go.
+    """
+    rows = []
+    code = "import sys; from experiments.benchmarks.landscape import run; run(sys.argv[1], *map(int, sys.argv[2:]))"
+    for case in cases:
+        for count in devices:
+            arguments = map(str, (points, images, count, repeats))
+            printed = subprocess.run(
+                [sys.executable, "-c", code, case, *arguments],
+                check=True,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=os.environ,
+            ).stdout
+            rows += [Row(*row) for row in json.loads(printed.splitlines()[-1])]
+    summary = report("landscape", rows, out)
+    for row in rows:
+        print(f"{row.case}, {row.system}: {row.median_s / points**2 * 1e3:.2f} ms a point")
+    return summary
+
+
+def run(case: str, points: int, images: int, devices: int, repeats: int) -> None:
+    """Time both systems in this process, and print the rows as JSON."""
+    jax.config.update("jax_num_cpu_devices", devices)
+    print(json.dumps(measure(case, CASES[case](images), points, devices, repeats)))
+
+
+def measure(case: str, problem: Problem, points: int, devices: int, repeats: int) -> list[Row]:
+    """Time both systems in turns, each repeat on another plane."""
+    systems = {
+        "one program": System(with_nnfx(problem, points, devices), is_peer=False),
+        "a Python loop": System(with_loop(problem, points)),
+    }
+    return compare(f"{case}, {points} × {points}, {devices} devices", systems, repeats)
+
+
+def _plane(problem: Problem, seed: int) -> tuple[dict[str, Any], landscape.Cut]:
+    """Draw a plane, outside of what is timed."""
+    variables = dict(jax.jit(problem.model.init)(jax.random.key(0), problem.batch.inputs[:1]))
+    return jax.block_until_ready((variables, landscape.random_cut(jax.random.key(seed), variables["params"])))
+
+
+def with_nnfx(problem: Problem, points: int, devices: int) -> Callable[[int], Timed]:
+    """Measure the grid with this library; the mean of its losses is returned."""
+    axis = np.linspace(-1, 1, points)
+
+    def grid(seed: int) -> Timed:
+        variables, cut = _plane(problem, seed)
+
+        def measured() -> float:
+            chosen = jax.devices()[:devices]
+            found = landscape.measure(*problem[:2], variables, problem.batch, cut, axis, axis, devices=chosen)
+            return float(np.asarray(found.losses, np.float64).mean())
+
+        return Timed(*seconds_of(measured))
+
+    return grid
+
+
+def with_loop(problem: Problem, points: int) -> Callable[[int], Timed]:
+    """Measure the grid as one does by hand: a compiled loss, called at each point."""
+    axis = np.linspace(-1, 1, points).astype(np.float32)
+
+    @jax.jit
+    def loss_at(origin: Params, directions: Params, x: Array, y: Array) -> Array:
+        params = jax.tree.map(lambda w, d: w + x * d[0] + y * d[1], origin, directions)
+        outputs = problem.model.apply({"params": params}, problem.batch.inputs)
+        return problem.loss(outputs, problem.batch.targets).mean()
+
+    def grid(seed: int) -> Timed:
+        _, cut = _plane(problem, seed)
+
+        def measured() -> float:
+            return float(np.mean([float(loss_at(cut.origin, cut.directions, x, y)) for x in axis for y in axis]))
+
+        return Timed(*seconds_of(measured))
+
+    return grid

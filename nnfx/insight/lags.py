@@ -1,0 +1,120 @@
+"""How far back a recurrent network's gradient reaches: what of it arrives at each lag."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from nnfx import checks, losses
+from nnfx.types import Array, Batch, Mean, Model, PerExample, Variables
+
+__all__ = ["gradient_by_lag"]
+
+
+def gradient_by_lag(model: Model, loss: PerExample, variables: Variables, batch: Batch) -> Array:
+    """Return what arrives of the gradient k steps before the end: `E ‖∂ℓ / ∂s_{T−k}‖` for k = 1 … T.
+
+    s is the whole state, that of all layers side by side (for an LSTM hidden states and cells), T the length of the
+    sequences, and the mean is weighted, over the examples. Where the curve falls like a geometric series the gradient
+    vanishes, and what lies far back is not learned from; where it rises it explodes. In a model with outputs at every
+    step, the loss looks at all of them.
+
+    Args:
+        model: recurrent, with a stream: of `nnfx.models.rnn`, `lstm` or `gru` those in one direction. It is applied
+            outside training, from a state of zeros.
+        loss: per example, `(outputs, targets) -> (batch,)`.
+        variables: the model's.
+        batch: inputs `(batch, time, features)`, targets and weights.
+
+    Returns:
+        `(time,)`, in the unit of the loss; the first is for lag 1, the last for the state of zeros itself.
+
+    Raises:
+        TypeError: for anything but a model or a batch, or for a loss that is not a function.
+        ValueError: for a model without a stream, inputs of another shape or not finite, lengths that differ, and
+            targets that the loss is not meant for, or a loss that is not per example.
+
+    Example:
+        A linear network forgets by its recurrent weights alone, here by half a step:
+
+        >>> from nnfx import models
+        >>> model = models.rnn(hidden=(2,), activation="identity")
+        >>> layer = {"input_kernel": jnp.ones((1, 2)), "recurrent_kernel": 0.5 * jnp.eye(2), "bias": jnp.zeros(2)}
+        >>> output = {"kernel": jnp.array([[3.0], [4.0]]), "bias": jnp.zeros(1)}
+        >>> batch = Batch(jnp.zeros((1, 4, 1)), jnp.ones(1), jnp.ones(1))
+        >>> gradient_by_lag(model, losses.mean_square_error, {"params": {"layer_0": layer, "output": output}}, batch)
+        Array([5.   , 2.5  , 1.25 , 0.625], dtype=float32)
+
+    References:
+        Bengio, Simard and Frasconi, *Learning long-term dependencies with gradient descent is difficult*, IEEE
+        Transactions on Neural Networks 1994.
+        Pascanu, Mikolov and Bengio, *On the difficulty of training recurrent neural networks*, ICML 2013.
+    """
+    _check(model, loss, variables, batch)
+    return _gradient_by_lag(model, loss, variables, batch)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _gradient_by_lag(model: Model, loss: PerExample, variables: Variables, batch: Batch) -> Array:
+    stream = model.stream
+    assert stream is not None
+    rows, time, _ = batch.inputs.shape
+    start = stream.start(rows, batch.inputs.dtype)
+    has_all = jax.eval_shape(model.apply, variables, batch.inputs).ndim == 3
+
+    def total(offsets: Any) -> Array:
+        def step(state: Any, at: tuple[Array, Any]) -> tuple[Any, Array]:
+            x, offset = at
+            return stream.step(variables, jax.tree.map(jnp.add, state, offset), x)
+
+        _, outputs = lax.scan(step, start, (jnp.swapaxes(batch.inputs, 0, 1), offsets))
+        # The examples do not mix, so the gradient of the sum is each one's own.
+        return loss(jnp.swapaxes(outputs, 0, 1) if has_all else outputs[-1], batch.targets).sum()
+
+    offsets = jax.tree.map(lambda part: jnp.zeros((time, *part.shape), part.dtype), start)
+    gradient = jax.tree.leaves(jax.grad(total)(offsets))
+    norms = _norms(jnp.concatenate([part.reshape(time, rows, -1) for part in gradient], axis=-1))
+    return jax.vmap(lambda values: Mean.of(values, batch.weights).value)(norms)[::-1]
+
+
+def _norms(vectors: Array) -> Array:
+    """Return the lengths along the last axis, of vectors so short that their squares are zero as well."""
+    largest = jnp.abs(vectors).max(-1, keepdims=True)
+    scaled = vectors / jnp.where(largest > 0, largest, 1)
+    return largest[..., 0] * jnp.sqrt(jnp.square(scaled).sum(-1))
+
+
+def _check(model: Any, loss: Any, variables: Any, batch: Any) -> None:
+    if not isinstance(model, Model):
+        raise TypeError(f"model: expected a Model(init, apply), got {checks.describe(model)}")
+    if model.stream is None:
+        raise ValueError(
+            "model: expected one with a stream, such as nnfx.models.lstm in one direction, got one without"
+        )
+    if not callable(loss):
+        raise TypeError(f"loss: expected a function of outputs and targets, got {checks.describe(loss)}")
+    if not isinstance(variables, Mapping) or "params" not in variables:
+        raise ValueError(f"variables: expected a model's, {{'params': ...}}, got {checks.describe(variables)}")
+    if not isinstance(batch, Batch):
+        raise TypeError(f"batch: expected a Batch, such as data.train, got {type(batch).__name__}")
+    inputs = batch.inputs
+    if not hasattr(inputs, "dtype") or not jnp.issubdtype(inputs.dtype, jnp.floating):
+        raise TypeError(f"batch.inputs: expected floats (batch, time, features), got {checks.describe(inputs)}")
+    if inputs.ndim != 3 or 0 in inputs.shape:
+        raise ValueError(f"batch.inputs: expected (batch, time, features), none empty, got {checks.describe(inputs)}")
+    for name in ("targets", "weights"):
+        values = getattr(batch, name)
+        if values.shape[:1] != inputs.shape[:1]:
+            raise ValueError(f"batch.{name}: expected {len(inputs)} rows, as inputs, got {checks.describe(values)}")
+    checks.finite("batch.inputs", inputs)
+    checks.weights("batch.weights", batch.weights)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
+        checks.finite(f"variables: {jax.tree_util.keystr(path, simple=True, separator='/')}", leaf)
+    outputs = jax.eval_shape(model.apply, variables, inputs)
+    losses.check(loss, outputs, batch.targets)
+    values = jax.eval_shape(loss, outputs, batch.targets)
+    if getattr(values, "shape", None) != batch.weights.shape:
+        raise ValueError(f"loss: expected one value per example, {batch.weights.shape}, got {checks.describe(values)}")
