@@ -89,7 +89,7 @@ def sweep(
         **values: numbers for each hyper-parameter, of which every combination is a point.
         epochs_per_chunk: after how many epochs the host looks at who has stopped; a tenth of the run where it
             has stopping rules, else the whole.
-        devices: over which the members are spread; all there are unless given.
+        devices: over which the members are spread; all of this process unless given.
         memory: bytes that each device may use; most of those free unless given. A sweep that needs more, by the
             compiler's account, runs in slices: chunk after chunk of some members and then of others.
         on_chunk: called with a `Progress` after each chunk.
@@ -229,7 +229,7 @@ def _table(
     first = hypers.as_arrays({name: column[0] for name, column in points.items()})
     checked = data if folds is None else Data(data.train, data.train, data.preprocess)
     validate.check_run(fit, checked, first)
-    return Table.of(fit, data, key, seeds, folds, points, tuple(devices or jax.devices()))
+    return Table.of(fit, data, key, seeds, folds, points, tuple(devices or jax.local_devices()))
 
 
 def _advance(
