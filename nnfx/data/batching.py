@@ -144,7 +144,7 @@ class Orders:
 
     def batch(self, epoch: int, number: int) -> Order:
         """Return one batch of an epoch, of NumPy's arrays."""
-        places = number * self._batch_size + np.arange(self._batch_size)
+        places: Any = number * self._batch_size + np.arange(self._batch_size)
         numbers, drawn = (places % self._rows).astype(np.uint32), self._drawn[epoch]
         if self._rows < _SMALLEST_CIPHER:
             rows = drawn[numbers]

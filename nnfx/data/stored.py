@@ -45,9 +45,9 @@ class Stored:
     """
 
     folder: Path
-    inputs: np.ndarray
-    targets: np.ndarray
-    weights: np.ndarray
+    inputs: Any
+    targets: Any
+    weights: Any
     words: dict[str, str]
 
     def __len__(self) -> int:
@@ -57,7 +57,7 @@ class Stored:
     def take(self, order: Order) -> Batch:
         """Read the batch of these rows, of NumPy's arrays; a place that is not real gives an example of weight zero."""
         rows = np.asarray(order.rows)
-        weights = np.where(order.is_real, self.weights[rows], np.zeros((), self.weights.dtype))
+        weights: Any = np.where(order.is_real, self.weights[rows], np.zeros((), self.weights.dtype))
         return Batch(self.inputs[rows], self.targets[rows], weights)
 
     def load(self) -> Batch:

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 # the public functions that tell a process from others make JAX's devices, after which nothing can be set up any more
@@ -167,9 +168,10 @@ def local(tree: Any) -> Any:
             raise ValueError(f"tree: expected arrays that every process has whole, got a part of {leaf.aval}")
         mine = leaf.addressable_data(0)
         # by way of the host, since what is bound to a device cannot be computed with on others any more
-        if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(np.asarray(jax.random.key_data(mine)), impl=jax.random.key_impl(mine))
-        return jax.numpy.asarray(np.asarray(mine))
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            bits = jnp.asarray(np.asarray(jax.random.key_data(mine)))
+            return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(mine))
+        return jnp.asarray(np.asarray(mine))
 
     return jax.tree.map(here, tree)
 
@@ -203,9 +205,9 @@ def agree(value: Any) -> Any:
         return value
     name = f"nnfx/agreement/{next(_agreements)}"
     if is_first():
-        _engine.client.key_value_set(name, json.dumps(value))
+        _client().key_value_set(name, json.dumps(value))
         return value
-    return json.loads(_engine.client.blocking_key_value_get(name, _WEEK_MS))
+    return json.loads(_client().blocking_key_value_get(name, _WEEK_MS))
 
 
 def wait() -> None:
@@ -214,11 +216,15 @@ def wait() -> None:
     >>> wait()
     """
     if _count() > 1:
-        _engine.client.wait_at_barrier(f"nnfx/meeting/{next(_meetings)}", _WEEK_MS)
+        _client().wait_at_barrier(f"nnfx/meeting/{next(_meetings)}", _WEEK_MS)
 
 
 def _count() -> int:
     return int(_engine.num_processes)
+
+
+def _client() -> Any:
+    return _engine.client
 
 
 def _ending_with(shown: Any, seconds: float) -> Any:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import jax
 import numpy as np
@@ -348,7 +348,19 @@ def rows_of(history: History, before: int) -> list[Row]:
     return [{"epoch": before + i + 1, **{name: values[i] for name, values in history.items()}} for i in range(epochs)]
 
 
-def require_same(path: Path, saved: Snapshot, identity: Identity, mine: Snapshot, my_identity: Identity) -> None:
+class Given(Protocol):
+    """What a run is called with, as snapshots have it."""
+
+    @property
+    def key(self) -> Array:
+        """Return the run's key."""
+
+    @property
+    def hyper(self) -> Hyper:
+        """Return its hyper-parameters."""
+
+
+def require_same(path: Path, saved: Given, identity: Identity, mine: Given, my_identity: Identity) -> None:
     """Raise on a checkpoint of another run, and warn of one that was computed with other means."""
     lines = identity.differences(my_identity)
     if not np.array_equal(jax.random.key_data(saved.key), jax.random.key_data(mine.key)):

@@ -202,8 +202,8 @@ class Streaming:
                 f" got {self._batch_size}"
             )
         rows = min(self._batch_size, len(examples))
-        inputs, targets = (np.array(array[:rows]) for array in (examples.inputs, examples.targets))
-        first = streaming.in_floats(Batch(inputs, targets, np.ones(rows, examples.weights.dtype)))
+        inputs, targets = (jnp.asarray(np.asarray(array[:rows])) for array in (examples.inputs, examples.targets))
+        first = streaming.in_floats(Batch(inputs, targets, jnp.ones(rows, examples.weights.dtype)))
         if valid is not None:
             valid = jax.tree.map(jnp.asarray, streaming.in_floats(valid))
         nothing, none, one = (jnp.asarray(number, float) for number in (jnp.nan, 0, 1))

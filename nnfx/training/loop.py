@@ -75,7 +75,7 @@ def chunks(
         pauses = [every * (done // every + 1) for every in pause_every]
         until = min(done + epochs, fit.epochs, *pauses)
         # what is spread over several processes stands still unless all of them go equally far
-        until, *ticks = distributed.agree([until, *map(float, clock)])
+        until, *ticks = distributed.agree([until, *(float(np.asarray(tick)) for tick in clock)])
         clock = Clock(*map(np.float32, ticks))
         chunk_began = time.monotonic()
         state, history = distributed.local(advance(fit, state, train, valid, hyper, np.int32(until), clock))

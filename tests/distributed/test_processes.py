@@ -67,7 +67,7 @@ def start(cache, cluster, *command, devices=2):
 
 
 def finish(process):
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     return out, err
 
@@ -119,7 +119,7 @@ def kill_one(cache, folder, lost):
     both[lost].kill()
     began = time.monotonic()
     both[lost].communicate()
-    _, err = both[1 - lost].communicate(timeout=120)
+    _, err = both[1 - lost].communicate(timeout=300)
     return both[1 - lost].returncode, err, time.monotonic() - began
 
 
@@ -148,7 +148,7 @@ def test_an_exception_in_one_process_ends_both(cache, tmp_path):
     port = free_port()
     (tmp_path / "checkpoints").write_text("no folder")
     both = [start(cache, slurm(port, i), "tests.distributed.together", tmp_path) for i in range(2)]
-    (_, err), _ = (process.communicate(timeout=120) for process in both)
+    (_, err), _ = (process.communicate(timeout=300) for process in both)
     assert "expected a folder for checkpoints, got a file" in err
     assert all(process.returncode != 0 for process in both)
 
@@ -199,3 +199,35 @@ def test_what_is_alike_everywhere_stays_as_it_is_alone():
     tree = {"w": jnp.arange(3.0), "key": jax.random.key(1)}
     assert distributed.local(tree)["w"] is tree["w"]
     assert distributed.everywhere(tree) is tree
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_first_ends_all_with_a_checkpoint(cache, alone, tmp_path):
+    port = free_port()
+    both = [start(cache, slurm(port, i), "tests.distributed.together", tmp_path, 0.4) for i in range(2)]
+    while not (tmp_path / "checkpoints/epoch-00000002").exists() and both[0].poll() is None:
+        time.sleep(0.02)
+    both[0].terminate()
+    errors = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [143, 143], errors
+    assert ["SIGTERM: left after epoch" in error for error in errors] == [True, False]
+    out, _ = finish(start(cache, {}, "tests.distributed.together", tmp_path))
+    assert_equal(printed(out)["run"], alone["run"])
+
+
+@pytest.mark.slow
+def test_an_experiment_runs_unchanged(cache, tmp_path):
+    port = free_port()
+    arguments = ("experiments.titanic", "--out", tmp_path / "two")
+    by_hand = ("nnfx.distributed", "--coordinator", f"localhost:{port}", "--processes", 2, "--process")
+    (out, _), (nothing, _) = map(finish, [start(cache, {}, *by_hand, i, *arguments) for i in range(2)])
+    finish(start(cache, {}, *arguments[:2], tmp_path / "one"))
+    assert not nothing
+    assert "wrote" in out
+    one, two = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two"))
+    for summary in (one, two):
+        del summary["wall_s"], summary["compile_s"]
+    assert one == two
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == sorted(
+        path.name for path in (tmp_path / "two").iterdir()
+    )

@@ -31,7 +31,7 @@ def problem(rows=90):
 
 def train(**changed):
     options = {
-        "epochs": 6,
+        "epochs": 20,
         "batch_size": 16,
         "stop": nnfx.stopping.patience,
         "metrics": {"accuracy": nnfx.metrics.binary_accuracy},
@@ -199,6 +199,7 @@ def test_killed_in_the_middle_of_epochs_it_sees_every_example_once_an_epoch(tmp_
         wait_for(process, tmp_path, step)
         process.kill()
         process.communicate()
+        assert process.returncode == -signal.SIGKILL
     process = start(tmp_path, tmp_path / "programs", 0.05)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
