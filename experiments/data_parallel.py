@@ -86,7 +86,7 @@ def main(config: Config) -> dict[str, Any]:
     data = nnfx.data.digits(key=jax.random.key(config.seed), valid_fraction=0.25)
     alone = run(config, data, "mesh", 1)
     outcomes = [
-        alone if count == 1 else run(config, data, strategy, count)
+        alone._replace(strategy=strategy) if count == 1 else run(config, data, strategy, count)
         for strategy in STRATEGIES
         for count in config.devices
     ]

@@ -88,9 +88,8 @@ def _by_mesh(
     """Let XLA split the step over the mesh that it is traced under, where that has our axis, or over one of its own."""
     ambient = jax.sharding.get_abstract_mesh()
     if AXIS in ambient.axis_names:
-        whole, rows = P(), P(AXIS)
-        stepped = step(_placed(whole, state), _placed(rows, batch))
-        return _placed(whole, stepped)
+        stepped = step(_placed(P(), state), _placed(P(AXIS), batch))
+        return _placed(P(), stepped)
     mesh = Mesh(np.array(devices), AXIS)
     whole, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -165,7 +164,7 @@ def collectives(compiled: Compiled) -> list[Collective]:
         []
     """
     found = []
-    for line in compiled.as_text().splitlines():
+    for line in (compiled.as_text() or "").splitlines():
         if exchange := _EXCHANGE.search(line):
             arrays = [
                 math.prod(map(int, filter(None, shape["sizes"].split(",")))) * _bits(shape["dtype"]) // 8
