@@ -16,6 +16,8 @@ import jax.numpy as jnp
 
 from nnfx.types import Array
 
+__all__ = ["Split", "draw", "gathered", "is_left_to_xla", "own", "split", "total", "weights"]
+
 Tree = TypeVar("Tree")
 
 
