@@ -9,6 +9,7 @@
   what restrains it, and which average of its weights is kept.
 - `nnfx.session`: a long run that shows how far it has come and goes on where it was cut off, from what
   `nnfx.checkpoint` saves; `nnfx.stream`: the same for data larger than memory.
+- `nnfx.data_parallel`: the step, its batch split over devices.
 - `nnfx.sweeps`: many runs as one program; `nnfx.calibration`: how far their predictions can be trusted.
 - `nnfx.insight`: gradients audited and followed, the loss's landscape and curvature, and what a network sees.
 - `nnfx.forecasting`: windows, forecasters, intervals, scores and backtests; every forecaster is a model.
@@ -33,10 +34,12 @@ from nnfx import (
     metrics,
     models,
     ops,
+    shards,
 )
 from nnfx.host.session import session
 from nnfx.host.streaming import stream
 from nnfx.scale import sweeps
+from nnfx.scale.parallel import data_parallel
 from nnfx.training import averaging, regularizers, schedules, stopping
 from nnfx.training.fit import fit
 from nnfx.training.run import Run
@@ -58,6 +61,7 @@ __all__ = [
     "checkpoint",
     "cpu",
     "data",
+    "data_parallel",
     "distributed",
     "evaluate",
     "fit",
@@ -72,6 +76,7 @@ __all__ = [
     "regularizers",
     "schedules",
     "session",
+    "shards",
     "split_key",
     "stopping",
     "stream",

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from nnfx import checks
+from nnfx import checks, shards
 from nnfx.types import Array, Batch, at_least_float32
 
 __all__ = ["cutout", "flip", "gaussian_noise", "mixup", "rotation", "shift"]
@@ -46,7 +46,8 @@ def gaussian_noise(key: Array, batch: Batch, noise: ArrayLike) -> Batch:
     checks.number("noise", noise, minimum=0)
 
     def disturb(x: Array) -> Array:
-        return x + jnp.asarray(noise, x.dtype) * jax.random.normal(key, x.shape, x.dtype)
+        drawn = shards.draw(lambda shape: jax.random.normal(key, shape, x.dtype), x.shape)
+        return x + jnp.asarray(noise, x.dtype) * drawn
 
     return batch._replace(inputs=jax.tree.map(disturb, batch.inputs))
 
@@ -76,7 +77,7 @@ def flip(key: Array, batch: Batch) -> Batch:
     """
     checks.key("key", key)
     x = _images(batch)
-    is_mirrored = jax.random.bernoulli(key, 0.5, (x.shape[0], 1, 1, 1))
+    is_mirrored = shards.draw(lambda shape: jax.random.bernoulli(key, 0.5, shape), (x.shape[0], 1, 1, 1))
     return batch._replace(inputs=jnp.where(is_mirrored, x[:, :, ::-1], x))
 
 
@@ -114,7 +115,8 @@ def shift(key: Array, batch: Batch, pixels: ArrayLike, fill: ArrayLike = 0.0) ->
     checks.number("fill", fill)
     x = _images(batch)
     furthest = jnp.asarray(pixels, jnp.float32)
-    drawn = jnp.round((furthest + 0.5) * jax.random.uniform(key, (2, x.shape[0]), jnp.float32, -1, 1))
+    uniform = shards.draw(lambda shape: jax.random.uniform(key, shape, jnp.float32, -1, 1), (2, x.shape[0]), axis=1)
+    drawn = jnp.round((furthest + 0.5) * uniform)
     # the very end of the range may round outwards, and out of sight is far enough
     furthest = jnp.minimum(jnp.ceil(furthest), max(x.shape[1:3]))
     offsets = drawn.clip(-furthest, furthest).astype(jnp.int32)
@@ -159,7 +161,8 @@ def rotation(key: Array, batch: Batch, degrees: ArrayLike, fill: ArrayLike = 0.0
     x = _images(batch)
     rows, height, width, channels = x.shape
     dtype = at_least_float32(x.dtype)
-    angle = jnp.deg2rad(jnp.asarray(degrees, dtype) * jax.random.uniform(key, (rows, 1, 1), dtype, -1, 1))
+    uniform = shards.draw(lambda shape: jax.random.uniform(key, shape, dtype, -1, 1), (rows, 1, 1))
+    angle = jnp.deg2rad(jnp.asarray(degrees, dtype) * uniform)
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
     middle = (height - 1) / 2, (width - 1) / 2
     down = (jnp.arange(height, dtype=dtype) - middle[0])[None, :, None]
@@ -219,7 +222,7 @@ def cutout(key: Array, batch: Batch, size: ArrayLike, fill: ArrayLike = 0.0) -> 
     x = _images(batch)
     rows, height, width, _ = x.shape
     half = jnp.asarray(size, jnp.float32) / 2
-    points = jax.random.uniform(key, (2, rows, 1), jnp.float32)
+    points = shards.draw(lambda shape: jax.random.uniform(key, shape, jnp.float32), (2, rows, 1), axis=1)
 
     def is_within(length: int, point: Array) -> Array:
         distance = jnp.arange(length, dtype=jnp.float32)[None] + 0.5 - length * point
@@ -270,17 +273,18 @@ def mixup(key: Array, batch: Batch, alpha: ArrayLike, classes: int | None = None
     dtype = at_least_float32(batch.weights.dtype)
     targets = _mixable(batch.targets, classes, dtype)
     partner_key, share_key = jax.random.split(key)
-    partners = _partners(partner_key, batch.weights.astype(dtype))
-    rows = jnp.stack([jnp.arange(len(partners), dtype=partners.dtype), partners])
-    shares = _larger_shares(share_key, jnp.asarray(alpha, dtype), len(partners))
+    partners = _partners(partner_key, shards.gathered(batch.weights).astype(dtype))
+    rows = shards.own(jnp.stack([jnp.arange(len(partners), dtype=partners.dtype), partners], axis=1)).T
+    shares = shards.own(_larger_shares(share_key, jnp.asarray(alpha, dtype), len(partners)))
 
     def mix(values: Array) -> Array:
         wide = at_least_float32(values.dtype)
+        whole = shards.gathered(jnp.asarray(values))
         parts = jnp.stack([shares, 1 - shares]).astype(wide).reshape(2, -1, *(1,) * (values.ndim - 1))
 
         def weigh(part: tuple[Array, Array]) -> Array:
             share, row = part
-            return share * jnp.asarray(values).at[row].get(mode="promise_in_bounds").astype(wide)
+            return share * whole.at[row].get(mode="promise_in_bounds").astype(wide)
 
         return _summed(weigh, (parts, rows)).astype(values.dtype)
 

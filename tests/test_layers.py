@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BASE = {"checks", "types"}
+BASE = {"checks", "shards", "types"}
 MIDDLE = {"activations", "augment", "calibration", "data", "losses", "metrics", "ops"}
 MAY_IMPORT = {
     "checks": set(),
     "types": {"checks"},
+    "shards": {"types"},
     **dict.fromkeys(MIDDLE, BASE),
     "models": BASE | {"activations", "ops"},
     "distributed": {"checks"},

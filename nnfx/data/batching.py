@@ -46,10 +46,10 @@ def shuffled(key: Array, epoch: Array | int, rows: int, batch_size: int) -> Orde
 def permutation(key: Array, rows: int) -> Array:
     """Draw an order of `rows` rows; several times faster than the sort behind `jax.random.permutation`.
 
-    A number i < rows is written as (l, r) in Z_a × Z_b with a ≈ b ≈ √rows, and both digits are moved in turn
+    A number i < rows is written as (l, r) in Z_a × Z_b with a and b near √rows, and both digits are moved in turn
     by a keyed hash of the other: `l ← l + F(r) mod a`, `r ← r + G(l) mod b`. Every round can be undone, so the
-    whole is a bijection, and each place is computed by itself. The few numbers that land between rows and a·b go
-    through once more, which ends as they are on a cycle that leaves that range.
+    whole is a bijection, and each place is computed by itself. Where no such a · b is rows, the few numbers that land
+    between them go through once more, which ends as they are on a cycle that leaves that range.
 
     Args:
         key: a typed key.
@@ -67,7 +67,7 @@ def permutation(key: Array, rows: int) -> Array:
     """
     if rows < _SMALLEST_CIPHER:
         return jax.random.permutation(key, rows)
-    a, b = _digits(rows)
+    a, b = _sides(rows)
     round_keys = jax.random.bits(key, (_ROUNDS,), jnp.uint32)
     numbers = _encrypt(jnp.arange(rows, dtype=jnp.uint32), round_keys, rows)
     if a * b > rows:
@@ -79,19 +79,27 @@ def permutation(key: Array, rows: int) -> Array:
     return numbers.astype(jnp.int32)
 
 
-_SMALLEST_CIPHER = 16
-_ROUNDS = 8
+def _sides(rows: int) -> tuple[int, int]:
+    """Return two numbers within a factor of two whose product is rows, where there are such, or just above.
 
-
-def _digits(rows: int) -> tuple[int, int]:
-    """Return a and b, both about the root of the rows."""
-    a = math.isqrt(rows - 1) + 1
+    >>> _sides(714), _sides(719)
+    ((21, 34), (27, 27))
+    """
+    root = math.isqrt(rows - 1) + 1
+    # a cipher on 3 × 6 is visibly less uniform than one on 5 × 4, so that small sides are as equal as can be
+    divisors = (a for a in range(root, _SMALLEST_SIDE - 1, -1) if rows % a == 0 and 2 * a * a >= rows)
+    a = next(divisors, root)
     return a, -(-rows // a)
+
+
+_SMALLEST_CIPHER = 16
+_SMALLEST_SIDE = 8
+_ROUNDS = 8
 
 
 def _encrypt(numbers: Any, round_keys: Any, rows: int) -> Any:
     """Send every number below a·b to another, with arrays of NumPy as with those of JAX."""
-    a, b = _digits(rows)
+    a, b = _sides(rows)
     left, right = numbers // np.uint32(b), numbers % np.uint32(b)
     for i in range(0, _ROUNDS, 2):
         left = _add_below(left, _hash(right ^ round_keys[i]), a)

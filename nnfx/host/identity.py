@@ -1,7 +1,6 @@
 """What tells a run from others beside its key and its numbers: its program, its data, and what it is computed with."""
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ class Identity(NamedTuple):
         program: the checksum of what XLA is given to compile: layers, loss, optimizer, rules, and the numbers fixed in
             them.
         data: dtype, shape and checksum of the arrays of the data, by path.
-        means: the versions, and the number and kind of devices, that it is computed with, by name.
+        means: the versions and the kind of device that it is computed with, by name.
     """
 
     program: str
@@ -34,15 +33,10 @@ class Identity(NamedTuple):
         """Read it off the programs that advance a run, and the words on what it is trained on."""
         versions = checkpoint.versions()
         program = "".join(each.as_text() for each in ([lowered] if isinstance(lowered, Lowered) else lowered))
-        devices = re.search(r"mhlo.num_partitions = (\d+)", program)
         return cls(
             program=hashlib.sha256(program.encode()).hexdigest()[:16],
             data=data,
-            means={
-                **{name: versions[name] for name in DECIDING},
-                "device": jax.local_devices()[0].device_kind,
-                "devices": devices[1] if devices else "1",
-            },
+            means={**{name: versions[name] for name in DECIDING}, "device": jax.local_devices()[0].device_kind},
         )
 
     def differences(self, other: "Identity") -> list[str]:

@@ -221,9 +221,13 @@ class Streaming:
         first, valid = data.train, data.valid
         standing = streaming.begin(self.fit, key, first, valid, hyper)
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (standing, first, hyper))
-        lowered = streaming.step.lower(self.fit, shapes[0].run.train, shapes[0].measured, *shapes[1:])
-        ending = streaming.end_epoch.lower(
-            self.fit, shapes[0].run, shapes[0].before, shapes[0].measured, valid, hyper, np.float32(0)
+        # over how many devices a batch is split is not what tells runs apart
+        alone = dataclasses.replace(self.fit, parallel=None)
+        lowered = jax.jit(streaming.step, static_argnums=0).lower(
+            alone, shapes[0].run.train, shapes[0].measured, *shapes[1:]
+        )
+        ending = jax.jit(streaming.end_epoch, static_argnums=0).lower(
+            alone, shapes[0].run, shapes[0].before, shapes[0].measured, valid, hyper, np.float32(0)
         )
         described = {f"train.{name}": text for name, text in examples.words.items()}
         described |= words({"valid": data.valid, "preprocess": data.preprocess})
@@ -242,8 +246,6 @@ class Streaming:
         path, description, snapshot = found
         about = description.about
         require_same(path, snapshot, Identity(**{name: about[name] for name in Identity._fields}), after(0), identity)
-        if about["batch_size"] != self._batch_size:
-            raise ValueError(f"batch_size: expected {about['batch_size']}, as in {path}, got {self._batch_size}")
         if snapshot.epoch > self.fit.epochs:
             raise ValueError(f"epochs: expected at least the {snapshot.epoch} of {path}, got {self.fit.epochs}")
         return snapshot, Notes(identity, about["seconds"]), about["position"]
@@ -263,7 +265,7 @@ class Streaming:
         saved_at = time.monotonic()
 
         def save() -> None:
-            about = {"epochs": snapshot.epoch, "batch_size": self._batch_size, "position": reader.get_state()}
+            about = {"epochs": snapshot.epoch, "position": reader.get_state()}
             # the next step uses up what it is given
             mine = distributed.local(snapshot)
             copied = jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, jax.Array) else leaf, mine)

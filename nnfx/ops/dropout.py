@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from nnfx import checks
+from nnfx import checks, shards
 from nnfx.types import Array
 
 
@@ -13,7 +13,7 @@ def dropout(key: Array, x: Array, rate: ArrayLike) -> Array:
 
     Args:
         key: a typed random key.
-        x: activations of any shape.
+        x: activations of any shape, whose first axis is that of the examples.
         rate: p, at least 0 and below 1, the part to drop; may be traced.
 
     Returns:
@@ -34,5 +34,5 @@ def dropout(key: Array, x: Array, rate: ArrayLike) -> Array:
     checks.key("key", key)
     checks.number("rate", rate, minimum=0, below=1)
     keep = 1 - jnp.asarray(rate, x.dtype)
-    mask = jax.random.bernoulli(key, keep.astype(jnp.float32), x.shape)
+    mask = shards.draw(lambda shape: jax.random.bernoulli(key, keep.astype(jnp.float32), shape), x.shape)
     return jnp.where(mask, x / keep, jnp.zeros_like(x))

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nnfx import checks
+from nnfx import checks, shards
 from nnfx.types import Array, at_least_float32
 
 
@@ -46,16 +46,17 @@ def batch_statistics(inputs: Array, weights: Array | None = None) -> RunningStat
         raise ValueError(f"weights: expected one per example, {inputs.shape[:1]}, got {checks.describe(weights)}")
     x = inputs.astype(at_least_float32(inputs.dtype))
     axes = tuple(range(x.ndim - 1))
+    weights = shards.weights(weights, x)
     if weights is None:
         mean = x.mean(axes)
         return RunningStatistics(mean, _centred(x, mean, axes).mean(axes), jnp.asarray(x.shape[0], x.dtype))
     weights = weights.astype(x.dtype)
-    total = weights.sum()
+    total = shards.total(weights.sum())
     places = x.size // (x.shape[0] * x.shape[-1])
     share = weights / (jnp.where(total > 0, total, 1) * places)
     share = share.reshape(-1, *[1] * (x.ndim - 1))
-    mean = (x * share).sum(axes)
-    return RunningStatistics(mean, (_centred(x, mean, axes) * share).sum(axes), total)
+    mean = shards.total((x * share).sum(axes))
+    return RunningStatistics(mean, shards.total((_centred(x, mean, axes) * share).sum(axes)), total)
 
 
 def _centred(x: Array, mean: Array, axes: tuple[int, ...]) -> Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nnfx import checks
+from nnfx import checks, shards
 from nnfx.ops import cudnn
 from nnfx.ops.cells import Cell, RecurrentWeights, State, lstm_cell
 from nnfx.types import Array
@@ -150,8 +150,11 @@ def _unroll_backward(cell: Cell, reverse: bool, kept: Any, cotangent: tuple[Arra
         return (d_before[0] + pull(d_z)[0], *d_before[1:]), d_z
 
     d_state, d_z = lax.scan(body, d_last, (d_outputs, x, states, saved, is_real), reverse=not reverse)
-    # one axis for all steps of all examples: XLA's product over two is several times slower on a CPU
-    rows = jax.tree.map(lambda stack: stack.reshape(-1, stack.shape[-1]), (states[0], x, d_z))
+    # one axis for all steps of all examples: XLA's product over two is several times slower on a CPU; but where a mesh
+    # splits the examples, an axis of its own for them keeps them where they are
+    rows = (states[0], x, d_z)
+    if not shards.is_left_to_xla():
+        rows = jax.tree.map(lambda stack: stack.reshape(-1, stack.shape[-1]), rows)
     _, pull = jax.vjp(lambda packed, x: cell.project(packed, rows[0], x), packed, rows[1])
     d_packed, d_x = pull(rows[2])
     return d_packed, d_x.reshape(x.shape), d_state, None

@@ -18,14 +18,15 @@ from jax.sharding import PartitionSpec as P
 from jax.stages import Compiled
 
 from nnfx.data.prepare import Preprocess
+from nnfx.scale.parallel import AXIS, data_parallel
 from nnfx.training.chunk import RUNNING, Parts, RunState, chunk, start
 from nnfx.training.fit import Fit
 from nnfx.training.step import split_key
 from nnfx.training.stopping import Clock
-from nnfx.types import Array, Batch, Hyper, TrainState
+from nnfx.types import Array, Batch, Hyper
 
-_MEMBERS = RunState(TrainState(0, 0, 0, 0, None, 0, 0), 0, 0, 0, 0, None)  # type: ignore[arg-type]
-"""Which axes of a run's state are those of the members of a group: all but its keys'."""
+MEMBERS = "members"
+"""The axis of a mesh over which members are spread."""
 
 
 class Fixed(NamedTuple):
@@ -95,15 +96,18 @@ class Program:
 
     Args:
         function: of `(members, groups, shared)`, mapped over the table.
-        mesh: the devices over which the members are spread.
+        mesh: its axis `MEMBERS` is that over which the members are spread; where it has another, XLA splits the batches
+            of a member over it.
         axis: 0 to spread the groups, 1 to spread the points.
     """
 
     def __init__(self, function: Callable[..., Any], mesh: Mesh, axis: int) -> None:
-        over_table = P("members") if axis == 0 else P(None, "members")
-        specs = (over_table, P("members") if axis == 0 else P(), P())
+        over_table = P(MEMBERS) if axis == 0 else P(None, MEMBERS)
+        specs = (over_table, P(MEMBERS) if axis == 0 else P(), P())
         # each device has its share of the members: nothing crosses between them
-        spread: Any = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=over_table, check_vma=False)
+        spread: Any = jax.shard_map(
+            function, mesh=mesh, in_specs=specs, out_specs=over_table, axis_names={MEMBERS}, check_vma=False
+        )
         self._jitted = jax.jit(spread, in_shardings=tuple(NamedSharding(mesh, spec) for spec in specs))
         self._compiled: dict[Any, Compiled] = {}
 
@@ -136,14 +140,15 @@ class Programs:
 
     Args:
         fit: the run's function.
-        devices: over which the members are spread.
+        mesh: over which the members are spread, and their batches where it has an axis for them.
         axis: 0 to spread the groups, 1 to spread the points.
+        at_once: how many members a device trains side by side, the others following in a loop; None for all.
     """
 
-    def __init__(self, fit: Fit, devices: tuple[jax.Device, ...], axis: int) -> None:
+    def __init__(self, fit: Fit, mesh: Mesh, axis: int, at_once: int | None) -> None:
         self._fit = weakref.ref(fit)  # whoever sweeps holds it; its programs must not keep it alive
-        self._mesh = Mesh(devices, "members")
-        self._axis = axis
+        self._mesh = mesh
+        self._axis, self._at_once = axis, at_once
         self._chunks: dict[int, Program] = {}
         self.start = self._program(self._start_group)
 
@@ -155,12 +160,18 @@ class Programs:
         return self._chunks[epochs]
 
     def _program(self, of_group: Callable[..., Any]) -> Program:
-        return Program(jax.vmap(of_group, (0, 0, None)), self._mesh, self._axis)
+        def of_table(members: Any, groups: Groups, shared: Any) -> Any:
+            width = jax.tree.leaves(members)[0].shape[1]
+            at_once = None if self._at_once is None else max(1, self._at_once // width)
+            return _mapped(lambda of: of_group(*of, shared), (members, groups), at_once)
+
+        return Program(of_table, self._mesh, self._axis)
 
     def _parts(self, hyper: Hyper) -> Parts:
         fit = self._fit()
         assert fit is not None
-        return fit.parts(hyper)
+        # what is a run's own way to use devices is the sweep's to decide
+        return fit.parts(hyper)._replace(parallel=data_parallel if AXIS in self._mesh.axis_names else None)
 
     def _start_group(self, hyper: Hyper, group: Groups, shared: tuple[Array, Fixed]) -> RunState:
         key, fixed = shared
@@ -170,7 +181,7 @@ class Programs:
         def member(hyper: Hyper) -> RunState:
             return _without_keys(start(group_key, self._parts(hyper), train, valid))
 
-        return jax.vmap(member, out_axes=_MEMBERS)(hyper)
+        return _mapped(member, hyper, self._at_once)
 
     def _advance_group(
         self,
@@ -179,28 +190,29 @@ class Programs:
         group: Groups,
         shared: tuple[Array, Fixed, Array, Clock],
     ) -> tuple[RunState, dict[str, Array]]:
-        state, hyper = members
         key, fixed, first_epoch, clock = shared
         train, valid, _ = fold_data(fixed, group.folds)
         keys = split_key(jax.random.fold_in(key, group.seeds))
-        state = state._replace(train=state.train._replace(key=keys.step), order_key=keys.order)
 
-        def member(state: RunState, hyper: Hyper) -> tuple[RunState, dict[str, Array]]:
+        def member(of: tuple[RunState, Hyper]) -> tuple[RunState, dict[str, Array]]:
+            state, hyper = of
+            state = state._replace(train=state.train._replace(key=keys.step), order_key=keys.order)
             advanced, history = chunk(state, self._parts(hyper), train, valid, epochs, first_epoch, clock)
             is_running = state.stopped_by == RUNNING  # who was dropped by the host stays as it is
             return (
-                _where(is_running, advanced, state),
+                optax.tree.where(is_running, _without_keys(advanced), _without_keys(state)),
                 {name: jnp.where(is_running, values, jnp.nan) for name, values in history.items()},
             )
 
-        state, history = jax.vmap(member, (_MEMBERS, 0), (_MEMBERS, 0))(state, hyper)
-        return _without_keys(state), history
+        return _mapped(member, members, self._at_once)
 
 
-def _where(condition: Array, chosen: RunState, other: RunState) -> RunState:
-    """Choose between two states of one run, whose keys are the same."""
-    picked: RunState = optax.tree.where(condition, _without_keys(chosen), _without_keys(other))
-    return picked._replace(train=picked.train._replace(key=chosen.train.key), order_key=chosen.order_key)
+def _mapped(function: Callable[[Any], Any], over: Any, at_once: int | None) -> Any:
+    """Map a function over the first axis of all arrays: so many elements side by side, then the next."""
+    size = jax.tree.leaves(over)[0].shape[0]
+    if at_once is None or at_once >= size:
+        return jax.vmap(function)(over)
+    return jax.lax.map(function, over, batch_size=at_once if at_once > 1 else None)
 
 
 def _without_keys(state: RunState) -> RunState:
@@ -211,9 +223,10 @@ def _without_keys(state: RunState) -> RunState:
 _PROGRAMS: weakref.WeakKeyDictionary[Fit, dict[Any, Programs]] = weakref.WeakKeyDictionary()
 
 
-def programs_of(fit: Fit, devices: tuple[jax.Device, ...], axis: int) -> Programs:
+def programs_of(fit: Fit, mesh: Mesh, axis: int, at_once: int | None) -> Programs:
     """Return the programs of a run's function, made once for all its sweeps."""
     made = _PROGRAMS.setdefault(fit, {})
-    if (devices, axis) not in made:
-        made[devices, axis] = Programs(fit, devices, axis)
-    return made[devices, axis]
+    key = mesh, axis, at_once
+    if key not in made:
+        made[key] = Programs(fit, *key)
+    return made[key]

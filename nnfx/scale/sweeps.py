@@ -8,7 +8,6 @@ larger part has ended.
 
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -18,8 +17,10 @@ from jax.typing import ArrayLike
 from nnfx import checks
 from nnfx.data.prepare import Data
 from nnfx.scale.ensemble import Ensemble
+from nnfx.scale.parallel import AXIS
 from nnfx.scale.points import LogUniform, Points, Uniform, check_points, draw, grid
-from nnfx.scale.programs import programs_of
+from nnfx.scale.programs import MEMBERS, programs_of
+from nnfx.scale.progress import Progress, bar
 from nnfx.scale.result import Sweep, collect
 from nnfx.scale.slices import fitting_shape, free_memory, in_slices
 from nnfx.scale.table import Table
@@ -36,6 +37,7 @@ __all__ = [
     "Progress",
     "Sweep",
     "Uniform",
+    "bar",
     "draw",
     "grid",
     "successive_halving",
@@ -44,22 +46,6 @@ __all__ = [
 
 DROPPED = -2
 """The value of `RunState.stopped_by` for members that successive halving has dropped."""
-
-
-class Progress(NamedTuple):
-    """How far a sweep has come, for whoever shows it.
-
-    Attributes:
-        epoch: epochs behind it.
-        epochs: epochs at most.
-        running: members still running.
-        members: members in all.
-    """
-
-    epoch: int
-    epochs: int
-    running: int
-    members: int
 
 
 def sweep(
@@ -72,6 +58,8 @@ def sweep(
     points: Points | None = None,
     epochs_per_chunk: int | None = None,
     devices: Sequence[jax.Device] | None = None,
+    devices_per_member: int = 1,
+    at_once: int | None = None,
     memory: int | None = None,
     on_chunk: Callable[[Progress], None] | None = None,
     **values: ArrayLike,
@@ -90,9 +78,14 @@ def sweep(
         epochs_per_chunk: after how many epochs the host looks at who has stopped; a tenth of the run where it
             has stopping rules, else the whole.
         devices: over which the members are spread; all of this process unless given.
+        devices_per_member: over how many of them the batches of each member are split, as by `nnfx.data_parallel`: for
+            models too large to train many at once.
+        at_once: how many members a device trains side by side, the others following in a loop of the same program;
+            None for all. Side by side many small networks are far faster; large ones, such as convolutional networks on
+            CPUs, are faster one at a time.
         memory: bytes that each device may use; most of those free unless given. A sweep that needs more, by the
             compiler's account, runs in slices: chunk after chunk of some members and then of others.
-        on_chunk: called with a `Progress` after each chunk.
+        on_chunk: called with a `Progress` after each chunk, such as `nnfx.sweeps.bar()`, which shows it.
 
     Returns:
         A table of the members, with their best weights.
@@ -113,8 +106,8 @@ def sweep(
     if epochs_per_chunk is None:
         epochs_per_chunk = max(1, fit.epochs // 10) if fit.rules else fit.epochs
     checks.positive_integer("epochs_per_chunk", epochs_per_chunk)
-    table = _table(fit, data, key, seeds, folds, chosen, devices, memory)
-    return _advance(fit, table, epochs_per_chunk, {}, on_chunk, memory)
+    table = _table(fit, data, key, seeds, folds, chosen, _mesh(devices, devices_per_member), memory)
+    return _advance(fit, table, epochs_per_chunk, {}, on_chunk, memory, at_once)
 
 
 def successive_halving(
@@ -128,6 +121,8 @@ def successive_halving(
     folds: int | None = None,
     points: Points | None = None,
     devices: Sequence[jax.Device] | None = None,
+    devices_per_member: int = 1,
+    at_once: int | None = None,
     memory: int | None = None,
     on_chunk: Callable[[Progress], None] | None = None,
     **values: ArrayLike,
@@ -147,6 +142,8 @@ def successive_halving(
         folds: as for `sweep`.
         points: as for `sweep`.
         devices: as for `sweep`.
+        devices_per_member: as for `sweep`.
+        at_once: as for `sweep`.
         memory: as for `sweep`.
         on_chunk: as for `sweep`.
         **values: as for `sweep`.
@@ -178,13 +175,22 @@ def successive_halving(
     checks.number("keep", keep, above=0, below=1)
     if data.valid is None and folds is None:
         raise ValueError("data.valid: expected held-out data to rank points by, got none")
-    table = _table(fit, data, key, seeds, folds, chosen, devices, memory)
+    table = _table(fit, data, key, seeds, folds, chosen, _mesh(devices, devices_per_member), memory)
     left = len(table.points[next(iter(table.points))])
     quotas = {}
     for rung in rungs:
         left = max(1, round(left * keep))
         quotas[rung] = left
-    return _advance(fit, table, int(np.gcd.reduce([*rungs, fit.epochs])), quotas, on_chunk, memory)
+    return _advance(fit, table, int(np.gcd.reduce([*rungs, fit.epochs])), quotas, on_chunk, memory, at_once)
+
+
+def _mesh(devices: Sequence[jax.Device] | None, per_member: int) -> Mesh:
+    """Return the mesh over which members are spread, and their batches where several devices share one."""
+    checks.positive_integer("devices_per_member", per_member)
+    chosen = np.array(devices or jax.local_devices())
+    if len(chosen) % per_member:
+        raise ValueError(f"devices_per_member: expected a divisor of the {len(chosen)} devices, got {per_member}")
+    return Mesh(chosen, MEMBERS) if per_member == 1 else Mesh(chosen.reshape(-1, per_member), (MEMBERS, AXIS))
 
 
 def _points(points: Points | None, values: dict[str, ArrayLike]) -> Points:
@@ -204,7 +210,7 @@ def _table(
     seeds: int,
     folds: int | None,
     points: Points,
-    devices: Sequence[jax.Device] | None,
+    mesh: Mesh,
     memory: int | None,
 ) -> Table:
     """Check everything that can be, and lay out the members."""
@@ -229,7 +235,7 @@ def _table(
     first = hypers.as_arrays({name: column[0] for name, column in points.items()})
     checked = data if folds is None else Data(data.train, data.train, data.preprocess)
     validate.check_run(fit, checked, first)
-    return Table.of(fit, data, key, seeds, folds, points, tuple(devices or jax.local_devices()))
+    return Table.of(fit, data, key, seeds, folds, points, mesh)
 
 
 def _advance(
@@ -239,16 +245,19 @@ def _advance(
     quotas: dict[int, int],
     on_chunk: Callable[[Progress], None] | None,
     memory: int | None,
+    at_once: int | None,
 ) -> Sweep:
     """Run chunk after chunk, dropping points at the rungs and packing who is left."""
+    if at_once is not None:
+        checks.positive_integer("at_once", at_once)
     began, clock, done = time.monotonic(), Clock(np.float32(0), np.float32(0)), 0
     members, size, slice_shape = table.member.size, None, (0, 0)
-    memory = free_memory(table.devices) if memory is None else memory
-    shared = jax.device_put((table.key, table.fixed), NamedSharding(Mesh(table.devices, "members"), PartitionSpec()))
+    memory = free_memory(tuple(table.mesh.devices.flat)) if memory is None else memory
+    shared = jax.device_put((table.key, table.fixed), NamedSharding(table.mesh, PartitionSpec()))
     while done < fit.epochs and (table.state is None or table.running()):
         chunk_began = time.monotonic()
         epochs = min(epochs_per_chunk, fit.epochs - done)
-        programs = programs_of(fit, table.devices, table.axis)
+        programs = programs_of(fit, table.mesh, table.axis, at_once)
         advance, arguments = programs.chunk(epochs), (*shared, np.int32(done), clock)
         if size != table.member.shape:
             size = table.member.shape

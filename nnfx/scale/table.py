@@ -5,11 +5,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from nnfx.data import batching
 from nnfx.data.prepare import Data
 from nnfx.scale.points import Points
-from nnfx.scale.programs import Fixed, Groups
+from nnfx.scale.programs import MEMBERS, Fixed, Groups
 from nnfx.training.chunk import RUNNING, RunState
 from nnfx.training.fit import Fit
 from nnfx.training.hyper import as_arrays
@@ -38,7 +39,7 @@ class Table:
         all_seeds: the seed of each group as it began.
         all_folds: the fold of each group as it began.
         fixed: what all members share.
-        devices: over which the members are spread.
+        mesh: its axis `members` is that over which the members are spread.
         epochs: how many epochs at most.
         member: `(groups, width)`, the number of the member at each place.
         seeds: `(groups,)`.
@@ -54,7 +55,7 @@ class Table:
     all_seeds: np.ndarray
     all_folds: np.ndarray
     fixed: Fixed
-    devices: tuple[jax.Device, ...]
+    mesh: Mesh
     epochs: int
     member: np.ndarray
     seeds: np.ndarray
@@ -73,7 +74,7 @@ class Table:
         seeds: int,
         folds: int | None,
         points: Points,
-        devices: tuple[jax.Device, ...],
+        mesh: Mesh,
     ) -> "Table":
         """Lay out every seed and fold by every point."""
         rows = data.train.weights.shape[0]
@@ -87,7 +88,7 @@ class Table:
         member = np.arange(len(group_seeds) * width).reshape(len(group_seeds), width)
         columns = as_arrays({name: column[member % width] for name, column in points.items()})
         table = cls(
-            key, points, group_seeds, group_folds, fixed, devices, fit.epochs, member, group_seeds, group_folds, columns
+            key, points, group_seeds, group_folds, fixed, mesh, fit.epochs, member, group_seeds, group_folds, columns
         )
         table._place(np.arange(len(group_seeds)), np.tile(np.arange(width), (len(group_seeds), 1)))
         return table
@@ -100,12 +101,17 @@ class Table:
     @property
     def axis(self) -> int:
         """Which axis is spread over the devices: the points where they are enough, else the groups."""
-        return 1 if self.member.shape[1] >= len(self.devices) else 0
+        return 1 if self.member.shape[1] >= self._places_at_once else 0
 
     @property
     def spread(self) -> tuple[int, int]:
         """Over how many devices each axis is spread."""
-        return (1, len(self.devices)) if self.axis else (len(self.devices), 1)
+        return (1, self._places_at_once) if self.axis else (self._places_at_once, 1)
+
+    @property
+    def _places_at_once(self) -> int:
+        """Over how many devices, or rows of devices, members are spread."""
+        return self.mesh.shape[MEMBERS]
 
     @property
     def groups(self) -> Groups:
@@ -114,7 +120,7 @@ class Table:
 
     def _place(self, groups: np.ndarray, places: np.ndarray) -> None:
         """Keep these groups, and within each these places; those below zero become empty."""
-        devices = len(self.devices)
+        devices = self._places_at_once
         spare = [0, -places.shape[1] % devices] if places.shape[1] >= devices else [-places.shape[0] % devices, 0]
         groups = np.pad(groups, (0, spare[0]), mode="edge")
         places = np.pad(places, ((0, spare[0]), (0, spare[1])), constant_values=-1)

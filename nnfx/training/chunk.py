@@ -33,6 +33,7 @@ class Parts(NamedTuple):
         augment: changes a batch before the model sees it, `(key, batch) -> batch`; or None.
         average: the share of the latest variables in their average, `count -> share`; or None.
         make_step: makes the step, as `nnfx.make_step` does.
+        parallel: turns the step into one for several devices; or None.
         batch_size: rows of a minibatch; None for the full batch.
         rematerialize_epochs: whether a gradient through the run trains each epoch anew.
     """
@@ -46,6 +47,7 @@ class Parts(NamedTuple):
     augment: Callable[[Array, Batch], Batch] | None
     average: Callable[[Array], Array] | None
     make_step: Callable[..., Step]
+    parallel: Callable[[Step], Step] | None
     batch_size: int | None
     rematerialize_epochs: bool
 
@@ -53,7 +55,8 @@ class Parts(NamedTuple):
         """Make the step, of those parts that there are."""
         optional = {"penalty": self.penalty, "augment": self.augment, "average": self.average}
         given = {name: part for name, part in optional.items() if part is not None}
-        return self.make_step(self.model, self.loss, self.optimizer, self.metrics, **given)
+        step = self.make_step(self.model, self.loss, self.optimizer, self.metrics, **given)
+        return step if self.parallel is None else self.parallel(step)
 
 
 class Best(NamedTuple):

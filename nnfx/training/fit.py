@@ -37,6 +37,7 @@ def fit(
     augment: Augment | Sequence[Augment] = (),
     average: Callable[..., Array] | None = None,
     make_step: Callable[..., Step] = make_step,
+    parallel: Callable[[Step], Step] | None = None,
     rematerialize_epochs: bool = False,
 ) -> "Fit":
     """Make a training run: a pure function `(key, data, **hyper) -> Run`, compiled at its first call.
@@ -64,6 +65,7 @@ def fit(
             `nnfx.averaging.exponential`; the run is then evaluated with the average, and predicts with it.
         make_step: makes the step; its choices are fixed with `functools.partial(nnfx.make_step, ...)`, such as
             micro-batches, mixed precision, or skipping steps that are not finite.
+        parallel: turns the step into one for several devices, such as `nnfx.data_parallel`: the same run, split.
         rematerialize_epochs: whether a gradient through the run keeps the state of each epoch's beginning alone,
             and trains the epoch anew: memory for one epoch's steps in place of all, for about twice the time.
 
@@ -108,6 +110,8 @@ def fit(
         raise TypeError(f"average: expected a function such as nnfx.averaging.exponential, got {average!r}")
     if not callable(make_step):
         raise TypeError(f"make_step: expected a function such as nnfx.make_step, got {checks.describe(make_step)}")
+    if parallel is not None and not callable(parallel):
+        raise TypeError(f"parallel: expected a function such as nnfx.data_parallel, got {checks.describe(parallel)}")
     checks.positive_integer("epochs", epochs)
     if batch_size is not None:
         checks.positive_integer("batch_size", batch_size)
@@ -125,6 +129,7 @@ def fit(
         average=None if average is None else hypers.part(average, leading=1),
         metrics=tuple((metrics or {}).items()),
         make_step=make_step,
+        parallel=parallel,
         epochs=epochs,
         batch_size=batch_size,
         rematerialize_epochs=rematerialize_epochs,
@@ -154,6 +159,7 @@ class Fit:
         average: the share of the latest weights in their average, or None.
         metrics: names and functions of further metrics.
         make_step: makes the step.
+        parallel: turns the step into one for several devices, or None.
         epochs: how many epochs at most.
         batch_size: rows of a minibatch; None for the full batch.
         rematerialize_epochs: whether a gradient through the run trains each epoch anew.
@@ -168,6 +174,7 @@ class Fit:
     average: Part | None
     metrics: tuple[tuple[str, PerExample], ...]
     make_step: Callable[..., Step]
+    parallel: Callable[[Step], Step] | None
     epochs: int
     batch_size: int | None
     rematerialize_epochs: bool
@@ -220,6 +227,7 @@ class Fit:
             augment=_in_turn([part.bind(hyper) for part in self.augments]),
             average=None if self.average is None else self.average.bind(hyper),
             make_step=self.make_step,
+            parallel=self.parallel,
             batch_size=self.batch_size,
             rematerialize_epochs=self.rematerialize_epochs,
         )

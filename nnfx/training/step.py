@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nnfx import checks
+from nnfx import checks, shards
 from nnfx.data import batching
 from nnfx.training import averaging
 from nnfx.types import (
@@ -161,7 +161,7 @@ def make_step(
     def objective(
         params: Params, state: TrainState, batch: Batch, key: Array
     ) -> tuple[Array, tuple[ModelState, Metrics]]:
-        return share(params, state.model_state, batch, key, batch.weights.sum())
+        return share(params, state.model_state, batch, key, shards.total(batch.weights.sum()))
 
     def accumulated(
         state: TrainState, batch: Batch, key: Array
@@ -170,7 +170,7 @@ def make_step(
         rows = batch.weights.shape[0]
         if rows % micro_batches:
             raise ValueError(f"micro_batches: expected a divisor of the batch of {rows}, got {micro_batches}")
-        weight = batch.weights.sum()
+        weight = shards.total(batch.weights.sum())
         parts = jax.tree.map(lambda a: a.reshape(micro_batches, -1, *a.shape[1:]), batch)
 
         def add(model_state: ModelState, part: tuple[Batch, Array]) -> tuple[ModelState, Any]:
@@ -185,7 +185,7 @@ def make_step(
         return (value, (model_state, measured)), gradient
 
     def penalised(params: Params, state: TrainState, batch: Batch, key: Array) -> Array:
-        value = objective(params, state, batch, key)[0]
+        value = shards.total(objective(params, state, batch, key)[0])
         return value if penalty is None else value + penalty(params)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -201,6 +201,7 @@ def make_step(
         else:
             found = accumulated(state, batch, key)
         (value, (model_state, measured)), gradient = found
+        value, measured, gradient = shards.total((value, measured, gradient))
         if penalty is not None:
             extra, slope = jax.value_and_grad(penalty)(state.params)
             value, gradient = value + extra, optax.tree.add(gradient, slope)

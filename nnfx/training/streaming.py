@@ -4,10 +4,11 @@ It takes the same steps, in the same order, and ends its epochs as a run in memo
 """
 
 import collections
+import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +98,7 @@ def strides(
     while int(run.epoch) < fit.epochs and int(run.stopped_by) == RUNNING:
         made = 0
         while steps < look_at:
-            train, measured = step(fit, run.train, measured, next(batches), hyper)
+            train, measured = _step(fit, run.train, measured, next(batches), hyper)
             run = run._replace(train=train)
             steps, made = steps + 1, made + 1
             queued.append(measured)
@@ -108,7 +109,7 @@ def strides(
         history: History = {}
         if steps % steps_per_epoch == 0:
             passed = np.float32(distributed.agree(now - began))
-            run, row = end_epoch(fit, run, before, measured, valid, hyper, passed)
+            run, row = _end_epoch(fit, run, before, measured, valid, hyper, passed)
             history = {name: np.asarray(value)[None] for name, value in row.items()}
             before = _copy(run.train.params) if fit.rules else None
             measured = jax.tree.map(jnp.zeros_like, measured)
@@ -132,14 +133,12 @@ def _begin(fit: "Fit", key: Array, first: Batch, valid: Batch | None, hyper: Hyp
     return run, jax.tree.map(lambda sums: jnp.zeros(sums.shape, sums.dtype), measured)
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=1)
 def step(fit: "Fit", train: TrainState, measured: Metrics, batch: Batch, hyper: Hyper) -> tuple[TrainState, Metrics]:
     """Take a step, and add what it measures to what was measured before."""
     train, more = fit.parts(hyper).step()(train, in_floats(batch))
-    return distributed.everywhere((train, optax.tree.add(measured, more)))
+    return train, optax.tree.add(measured, more)
 
 
-@partial(jax.jit, static_argnums=0)
 def end_epoch(
     fit: "Fit",
     run: RunState,
@@ -151,10 +150,18 @@ def end_epoch(
 ) -> tuple[RunState, dict[str, Array]]:
     """End an epoch, as runs in memory do."""
     began = run.train if before is None else run.train._replace(params=before)
-    ended = chunk.end_epoch(
+    return chunk.end_epoch(
         run._replace(train=began), fit.parts(hyper), run.train, measured, valid, jnp.asarray(seconds)
     )
-    return distributed.everywhere(ended)
+
+
+def _over_all(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep what a function returns whole on the devices of all processes."""
+    return functools.wraps(function)(lambda *arguments: distributed.everywhere(function(*arguments)))
+
+
+_step = jax.jit(_over_all(step), static_argnums=0, donate_argnums=1)
+_end_epoch = jax.jit(_over_all(end_epoch), static_argnums=0)
 
 
 def in_floats(batch: Batch) -> Batch:

@@ -35,7 +35,7 @@ def deviation(counts, expected, freedom):
     return (((counts - expected) ** 2 / expected).sum() - freedom) / np.sqrt(2 * freedom)
 
 
-@pytest.mark.parametrize("rows", [2, 3, 15, 16, 17, 33, 101, 257])
+@pytest.mark.parametrize("rows", [2, 3, 15, 16, 17, 18, 33, 101, 128, 257, 714])
 def test_orders_are_uniform(key, rows):
     drawn = orders(key, rows)
     assert (np.sort(drawn, axis=1) == np.arange(rows)).all()

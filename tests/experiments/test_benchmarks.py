@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.benchmarks import cnn, fit, landscape, problems, recurrent, steps, sweep, timing
+from experiments.benchmarks import cnn, fit, landscape, problems, recurrent, session, steps, sweep, timing
 from experiments.benchmarks.timing import System
 
 SMALL = problems.Problem(
@@ -149,3 +149,14 @@ def test_a_landscape_in_one_program_is_that_of_the_loop(case, monkeypatch):
         np.testing.assert_allclose(landscape.with_nnfx(problem, 3, devices)(1).loss, by_loop, rtol=1e-5)
     rows = landscape.measure(case, problem, 2, 1, 1)
     assert [row.system for row in rows] == ["one program", "a Python loop"]
+
+
+def test_a_session_and_a_split_over_one_device_are_the_run_itself():
+    data, fit = session.problem(1), session.train(1)
+    on_one = functools.partial(session.nnfx.data_parallel, devices=jax.devices()[:1])
+    losses = [
+        session.with_run(fit, data)(0),
+        session.with_session(fit, data)(0),
+        session.with_run(session.train(1, parallel=on_one), data)(0),
+    ]
+    assert losses == [losses[0]] * 3

@@ -1,4 +1,5 @@
 import csv
+import functools
 import shutil
 import signal
 import sys
@@ -79,6 +80,20 @@ def at_epoch(epoch, act):
 
 def cut():
     raise CutError
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_run_on_eight_devices_goes_on_with_fewer(data, plain, key, tmp_path, devices):
+    def on(count):
+        return fit(parallel=functools.partial(nnfx.data_parallel, devices=jax.devices()[:count]))
+
+    with pytest.raises(CutError):
+        quiet(on(8), tmp_path, save_every_epochs=2, evaluate=at_epoch(5, cut))(key, data, **HYPER)
+    assert checkpoints(tmp_path)[-1] == 4
+    run = quiet(on(devices), tmp_path, evaluate=at_epoch(-1, cut))(key, data, **HYPER)
+    assert int(run.epochs) == int(plain.epochs)
+    for name, values in plain.history.items():
+        np.testing.assert_allclose(run.history[name], values, rtol=1e-4)
 
 
 @pytest.mark.parametrize("every", [1, 4, 40])

@@ -1,6 +1,7 @@
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 import nnfx
 from nnfx.scale.programs import programs_of
@@ -13,8 +14,10 @@ KEY = jax.random.key(0)
 def test_nothing_crosses_between_devices():
     data = nnfx.data.titanic("fare", "age", key=KEY, valid_fraction=0.25)
     train = nnfx.fit(nnfx.models.mlp((8,)), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=2, batch_size=100)
-    table = Table.of(train, data, KEY, 2, None, {"learning_rate": np.linspace(0.1, 1, 8)}, tuple(jax.devices()))
-    programs = programs_of(train, table.devices, table.axis)
+    table = Table.of(
+        train, data, KEY, 2, None, {"learning_rate": np.linspace(0.1, 1, 8)}, Mesh(jax.devices(), "members")
+    )
+    programs = programs_of(train, table.mesh, table.axis, None)
     shared = (KEY, table.fixed)
     state = programs.start(table.hyper, table.groups, shared)
     arguments = (*shared, np.int32(0), Clock(np.float32(0), np.float32(0)))

@@ -43,6 +43,20 @@ def test_members_equal_the_runs_made_one_at_a_time(data, optimizer, epochs):
         close(variables, run.best.variables, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("at_once", "seeds"), [(1, 2), (2, 2), (6, 3)])
+def test_members_trained_a_few_at_a_time_are_the_same(data, at_once, seeds):
+    train = make(model=lambda dropout: nnfx.models.mlp((8,), dropout=dropout), epochs=3)
+    options = {"key": KEY, "seeds": seeds, "learning_rate": [0.01, 0.1, 1.0], "dropout": 0.2, "devices": ONE}
+    together, few = sweep(train, data, **options), sweep(train, data, **options, at_once=at_once)
+    close(few.histories, together.histories, rtol=1e-5, atol=1e-6)
+    close(few.variables, together.variables, rtol=1e-5, atol=1e-6)
+
+
+def test_how_many_at_once_is_checked(data):
+    with pytest.raises(ValueError, match="at_once: expected .*, got 0"):
+        sweep(make(), data, key=KEY, learning_rate=0.1, at_once=0)
+
+
 def test_members_that_stop_are_packed_away_and_end_as_they_would_alone(data):
     train = make(optax.sgd, 60, stop=nnfx.stopping.small_change)
     rates = np.array([3e-4, 0.3, 0.01, 0.1, 1.0, 0.6, 0.2, 0.5])

@@ -2,6 +2,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh
 
 import nnfx
 from nnfx.scale.programs import programs_of
@@ -16,8 +17,8 @@ def table():
     data = nnfx.data.titanic("fare", "age", key=KEY, valid_fraction=0.25)
     train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=2)
     points = {"learning_rate": np.linspace(0.1, 0.8, 8)}
-    table = Table.of(train, data, KEY, 4, None, points, tuple(jax.devices()[:1]))
-    programs = programs_of(train, table.devices, table.axis)
+    table = Table.of(train, data, KEY, 4, None, points, Mesh(jax.devices()[:1], "members"))
+    programs = programs_of(train, table.mesh, table.axis, None)
     table.state = programs.start(table.hyper, table.groups, (KEY, table.fixed))
     return table
 

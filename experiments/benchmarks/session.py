@@ -1,0 +1,79 @@
+"""What looking after a run costs: a session with a checkpoint every epoch, and a step split over one device.
+
+    python -m experiments.benchmarks session [--epochs 6] [--repeats 30]
+
+The run is a dense network on the embedded digits, each twenty times over, so that an epoch takes about a second. A
+session takes care of the same run: it identifies it, shows nothing, logs to CSV, and saves after every epoch, into a
+fresh folder each time. All of that is within its time, and so is waiting for the last checkpoint. The final losses are
+the same to the bit.
+"""
+
+import functools
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+import nnfx
+from experiments.benchmarks.timing import System, compare, report
+from nnfx.data import Data
+from nnfx.training.fit import Fit
+
+NUMBERS = {"learning_rate": 0.05}
+
+
+def main(epochs: int = 6, copies: int = 20, repeats: int = 30, out: Path = Path("runs/benchmarks")) -> dict[str, Any]:
+    """Time the run bare, in a session, and split over one device.
+
+    Args:
+        epochs: of each run.
+        copies: how many times over the digits are learned in an epoch.
+        repeats: how often each, in turns.
+        out: where the results go.
+    """
+    nnfx.cpu.set_up(devices=1)
+    data = problem(copies)
+    on_one = functools.partial(nnfx.data_parallel, devices=jax.devices()[:1])
+    systems = {
+        "the run, bare": System(with_run(train(epochs), data)),
+        "in a session": System(with_session(train(epochs), data), is_peer=False),
+        "split over one device": System(with_run(train(epochs, parallel=on_one), data), is_peer=False),
+    }
+    rows = compare(f"{epochs} epochs of {len(data.train.weights):,} digits", systems, repeats)
+    print(f"an epoch takes {rows[0].median_s / epochs:.2f} s\n")
+    return report("session", rows, out)
+
+
+def problem(copies: int) -> Data:
+    """Return the digits, so many times over."""
+    digits = nnfx.data.images("digits").train
+    inputs = digits.inputs.reshape(len(digits.inputs), -1).astype(np.float32)
+    inputs, labels = np.tile(inputs / 16, (copies, 1)), np.tile(digits.targets, copies)
+    return nnfx.data.prepare(inputs, labels, standardize=False)
+
+
+def train(epochs: int, **options: Any) -> Fit:
+    """Return the run."""
+    model = nnfx.models.mlp((512, 512), outputs=10)
+    loss = nnfx.losses.categorical_cross_entropy
+    return nnfx.fit(model, loss, optax.sgd, epochs=epochs, batch_size=128, **options)
+
+
+def with_run(fit: Fit, data: Data) -> Callable[[int], float]:
+    """Run the compiled program."""
+    return lambda seed: float(fit(jax.random.key(seed), data, **NUMBERS).final["train_loss"])
+
+
+def with_session(fit: Fit, data: Data) -> Callable[[int], float]:
+    """Run it in a session."""
+
+    def looked_after(seed: int) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            session = nnfx.session(fit, folder, save_every_epochs=1, progress=False)
+            return float(session(jax.random.key(seed), data, **NUMBERS).final["train_loss"])
+
+    return looked_after

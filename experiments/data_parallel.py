@@ -1,0 +1,222 @@
+"""Data parallelism: one run on 1, 2, 4 and 8 devices, batches split by XLA (a mesh) and by hand (`pmap`).
+
+    python -m experiments.data_parallel [--out DIR] [--seed N] [--devices 1 2 4 8]
+
+A network with dropout learns the embedded digits by plain SGD, its batches of 100 split over devices that they do not
+divide. Expect the losses to lie on top of each other, apart by rounding alone, and one exchange of the whole gradient a
+step, however many devices there are. On a CPU the devices are virtual and share its cores: the examples a second then
+tell what splitting costs and whether it brings idle cores to use, not how well real devices scale; for that see
+`experiments.scaling_model`. It works offline and takes about a minute.
+"""
+
+import dataclasses
+import functools
+import statistics
+import time
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import optax
+import tyro
+from matplotlib import pyplot as plt
+
+import nnfx
+from experiments.common import BLUE, GREEN, GREY, ORANGE, Results, print_table
+from nnfx.data import Data
+from nnfx.scale.parallel import Collective, collectives, data_parallel
+from nnfx.training import loop
+from nnfx.training.stopping import Clock
+
+STRATEGIES: tuple[Literal["mesh", "pmap"], ...] = ("mesh", "pmap")
+MARKERS = {"mesh": "o", "pmap": "s"}
+COLOURS = (GREY, BLUE, ORANGE, GREEN)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Options of the data parallelism experiment."""
+
+    out: Path = Path("runs/data_parallel")
+    """where the results go"""
+    seed: int = 0
+    """the seed of everything random"""
+    devices: tuple[int, ...] = (1, 2, 4, 8)
+    """over how many devices batches are split"""
+    hidden: tuple[int, ...] = (256, 256)
+    """widths of the hidden layers"""
+    dropout: float = 0.3
+    """the part of each hidden layer dropped"""
+    batch_size: int = 100
+    """digits in a batch"""
+    epochs: int = 5
+    """epochs of the runs whose losses are compared"""
+    timed_epochs: int = 5
+    """epochs that are timed, one by one"""
+    learning_rate: float = 0.1
+    """learning rate of plain SGD"""
+
+
+class Outcome(NamedTuple):
+    """What a run on some devices was like.
+
+    Attributes:
+        strategy: "mesh" or "pmap".
+        devices: how many.
+        losses: the training loss of each epoch, and then the held-out ones.
+        crossing: what crosses between devices in a step.
+        examples_per_second: the median of the timed epochs.
+    """
+
+    strategy: str
+    devices: int
+    losses: np.ndarray
+    crossing: list[Collective]
+    examples_per_second: float
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Run the experiment, and return its summary."""
+    for count in config.devices:
+        nnfx.checks.positive_integer("devices", count)
+        if count > len(jax.devices()):
+            raise ValueError(f"devices: expected at most the {len(jax.devices())} there are, got {count}")
+    results = Results(config.out)
+    data = nnfx.data.digits(key=jax.random.key(config.seed), valid_fraction=0.25)
+    alone = run(config, data, "mesh", 1)
+    outcomes = [
+        alone._replace(strategy=strategy) if count == 1 else run(config, data, strategy, count)
+        for strategy in STRATEGIES
+        for count in config.devices
+    ]
+    apart = [float(np.abs(outcome.losses / alone.losses - 1).max()) for outcome in outcomes]
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parameters(config, data)))
+    print(f"the gradient has {size:,} bytes\n")
+    print_table(
+        ["strategy", "devices", "loss apart", "exchanges a step", "their bytes", "examples a second"],
+        [
+            [
+                outcome.strategy,
+                outcome.devices,
+                f"{error:.1e}",
+                len(outcome.crossing),
+                sum(each.bytes for each in outcome.crossing),
+                round(outcome.examples_per_second),
+            ]
+            for outcome, error in zip(outcomes, apart, strict=True)
+        ],
+    )
+    draw(results, outcomes, alone)
+    results.history(
+        {
+            f"{outcome.strategy} on {outcome.devices} {part}_loss": losses
+            for outcome in outcomes
+            for part, losses in zip(("train", "valid"), np.split(outcome.losses, 2), strict=True)
+        }
+    )
+    return results.summary(
+        {
+            "gradient_bytes": size,
+            "runs": [
+                {
+                    "strategy": outcome.strategy,
+                    "devices": outcome.devices,
+                    "loss_apart": error,
+                    "exchanges": [each._asdict() for each in outcome.crossing],
+                    "examples_per_second": outcome.examples_per_second,
+                }
+                for outcome, error in zip(outcomes, apart, strict=True)
+            ],
+            "batch_size": config.batch_size,
+            "seed": config.seed,
+        }
+    )
+
+
+def network(config: Config) -> nnfx.Model:
+    """Return the network."""
+    return nnfx.models.mlp(config.hidden, outputs=10, dropout=config.dropout)
+
+
+def parameters(config: Config, data: Data) -> Any:
+    """Return the shapes of its parameters."""
+    return jax.eval_shape(network(config).init, jax.random.key(0), data.train.inputs[:1])["params"]
+
+
+def run(config: Config, data: Data, strategy: Literal["mesh", "pmap"], count: int) -> Outcome:
+    """Train on so many devices, look at what crosses between them, and time single epochs."""
+    split = functools.partial(data_parallel, strategy=strategy, devices=jax.devices()[:count])
+    train = nnfx.fit(
+        network(config),
+        nnfx.losses.categorical_cross_entropy,
+        optax.sgd,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        parallel=split,
+    )
+    key, numbers = jax.random.key(config.seed), {"learning_rate": config.learning_rate}
+    history = train(key, data, **numbers).history
+    losses = np.concatenate([history["train_loss"], history["valid_loss"]])
+
+    optimizer = optax.sgd(config.learning_rate)
+    step = nnfx.make_step(network(config), nnfx.losses.categorical_cross_entropy, optimizer)
+    state = nnfx.init_state(key, network(config), optimizer, data.train.inputs[:1])
+    batch = jax.tree.map(lambda rows: rows[: config.batch_size], data.train)
+    crossing = collectives(jax.jit(split(step)).lower(state, batch).compile())
+
+    rows = len(data.train.weights)
+    state_of_run = loop.begin(train, key, data.train, data.valid, numbers)
+    seconds = []
+    for epoch in range(config.timed_epochs + 1):
+        began = time.perf_counter()
+        until, clock = np.int32(epoch + 1), Clock(np.float32(0), np.float32(0))
+        state_of_run, _ = jax.block_until_ready(
+            loop.advance(train, state_of_run, data.train, data.valid, numbers, until, clock)
+        )
+        seconds.append(time.perf_counter() - began)
+    return Outcome(strategy, count, losses, crossing, rows / statistics.median(seconds[1:]))  # the first compiles
+
+
+def draw(results: Results, outcomes: list[Outcome], alone: Outcome) -> None:
+    """Draw the losses, how far they are apart, and the examples a second."""
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4.2))
+    colours = {count: COLOURS[i % len(COLOURS)] for i, count in enumerate(sorted({each.devices for each in outcomes}))}
+    epochs = np.arange(1, len(alone.losses) // 2 + 1)
+    for outcome in outcomes:
+        losses = np.split(outcome.losses, 2)[1]
+        name = f"{outcome.strategy}, {outcome.devices}"
+        style: dict[str, Any] = {"color": colours[outcome.devices], "marker": MARKERS[outcome.strategy]}
+        axes[0].plot(epochs, losses, markersize=3 + 1.2 * outcome.devices, fillstyle="none", label=name, **style)
+        if outcome.devices > 1:
+            apart = np.abs(losses / np.split(alone.losses, 2)[1] - 1)
+            axes[1].plot(epochs, np.maximum(apart, 1e-9), linewidth=1, markersize=4, label=name, **style)
+    axes[0].set(xlabel="epoch", ylabel="held-out cross-entropy (nats)", title="losses: one curve for all")
+    axes[0].legend(title="strategy, devices", fontsize=8)
+    axes[1].axhline(2.0**-23, color="black", linewidth=0.8, linestyle="--", label="spacing of float32 at 1")
+    axes[1].set(xlabel="epoch", ylabel="relative difference from one device", yscale="log", ylim=(5e-10, 1e-3))
+    axes[1].set_title("how far apart they are (0 drawn at 1e-9)")
+    axes[1].legend(fontsize=8)
+    for strategy in STRATEGIES:
+        some = [outcome for outcome in outcomes if outcome.strategy == strategy]
+        axes[2].plot(
+            [outcome.devices for outcome in some],
+            [outcome.examples_per_second for outcome in some],
+            marker=MARKERS[strategy],
+            color=BLUE if strategy == "mesh" else ORANGE,
+            label=strategy,
+        )
+    counts = sorted(colours)
+    axes[2].set(xscale="log", xlabel=f"devices ({jax.devices()[0].device_kind})", ylabel="examples a second")
+    axes[2].set_xticks(counts, map(str, counts))
+    axes[2].set_xticks([], minor=True)
+    axes[2].set_ylim(0)
+    axes[2].set_title("throughput; virtual devices share the cores")
+    axes[2].legend()
+    results.figure("data_parallel", figure)
+
+
+if __name__ == "__main__":
+    chosen = tyro.cli(Config, description=__doc__)
+    nnfx.cpu.set_up(devices=max(chosen.devices))
+    main(chosen)

@@ -1,0 +1,178 @@
+"""Data parallelism: one step, its batch split over devices."""
+
+import math
+import re
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.stages import Compiled
+
+from nnfx import checks, shards
+from nnfx.shards import Split
+from nnfx.types import Batch, Metrics, Step, TrainState
+
+__all__ = ["Collective", "collectives", "data_parallel"]
+
+Tree = TypeVar("Tree")
+
+AXIS = "batch"
+"""The axis of a mesh over which batches are split."""
+
+
+def data_parallel(
+    step: Step,
+    *,
+    strategy: Literal["mesh", "pmap"] = "mesh",
+    devices: Sequence[jax.Device] | None = None,
+) -> Step:
+    """Turn the step of a single device into one whose batches are split over several: the same function.
+
+    Each device computes the gradient of its rows, `Σ_i w_i ∇ℓ_i / Σ w` with the weight of the whole batch; their sum
+    crosses between the devices, and all make the same update. Batch sizes need not divide; dropout, augmentation and
+    the statistics of batch norm are those of the whole batch, so that what comes out depends on the number of devices
+    by rounding alone.
+
+    - **"mesh"** leaves the splitting to XLA (`jit` and shardings), which keeps the meaning of any model and any loss.
+      It is the one to choose.
+    - **"pmap"** has each device run the step on its own rows (`jax.pmap`), so that what is exchanged is what this
+      library says: one sum of the gradient a step, also with micro-batches. Layers, losses and augmentations of one's
+      own that mix the examples of a batch, or draw random numbers for them, only see a device's share: `nnfx.shards`
+      has what they need.
+
+    Args:
+        step: as `nnfx.make_step` makes it.
+        strategy: "mesh" or "pmap".
+        devices: over which batches are split; all there are unless given.
+
+    Returns:
+        A step to compile with `jax.jit`, to scan, or to hand to a run: `nnfx.fit(..., parallel=data_parallel)`.
+
+    Raises:
+        TypeError, ValueError: for a step that is no function, an unknown strategy, or no devices.
+
+    Example:
+        >>> import nnfx, optax
+        >>> model, optimizer = nnfx.models.perceptron(), optax.sgd(0.1)
+        >>> step = nnfx.make_step(model, nnfx.losses.mean_square_error, optimizer)
+        >>> batch = Batch(jnp.ones((5, 2)), jnp.ones(5), jnp.ones(5))
+        >>> state = nnfx.init_state(jax.random.key(0), model, optimizer, batch.inputs)
+        >>> state, measured = jax.jit(data_parallel(step))(state, batch)
+        >>> int(state.step), float(measured["loss"].weight)
+        (1, 5.0)
+
+    References:
+        Xu et al., *GSPMD: general and scalable parallelization for ML computation graphs*, arXiv:2105.04663, 2021.
+    """
+    if not callable(step):
+        raise TypeError(f"step: expected a function of a state and a batch, got {checks.describe(step)}")
+    checks.choice("strategy", strategy, ("mesh", "pmap"))
+    devices = tuple(jax.devices() if devices is None else devices)
+    if not devices or not all(isinstance(device, jax.Device) for device in devices):
+        raise ValueError(f"devices: expected one of jax.devices() or more, got {devices!r:.80}")
+    if len(set(devices)) < len(devices):
+        raise ValueError(f"devices: expected each of them once, got {devices!r:.80}")
+    if len(devices) == 1 and devices[0] == jax.devices()[0]:
+        return step
+    return partial(_by_mesh, step, devices) if strategy == "mesh" else _ByPmap(step, devices)
+
+
+def _by_mesh(
+    step: Step, devices: tuple[jax.Device, ...], state: TrainState, batch: Batch
+) -> tuple[TrainState, Metrics]:
+    """Let XLA split the step over the mesh that it is traced under, where that has our axis, or over one of its own."""
+    ambient = jax.sharding.get_abstract_mesh()
+    if AXIS in ambient.axis_names:
+        stepped = step(_placed(P(), state), _placed(P(AXIS), batch))
+        return _placed(P(), stepped)
+    mesh = Mesh(np.array(devices), AXIS)
+    whole, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        stepped = step(_placed(whole, state), _placed(rows, batch))
+    return _placed(whole, stepped)
+
+
+def _placed(sharding: Any, tree: Tree) -> Tree:
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding), tree)
+
+
+class _ByPmap:
+    """Each device runs the step on its own rows.
+
+    Args:
+        step: of a single device.
+        devices: over which batches are split.
+    """
+
+    def __init__(self, step: Step, devices: tuple[jax.Device, ...]) -> None:
+        self._step, self._devices = step, devices
+        self._mapped: dict[Split, Step] = {}  # compiled programs are kept with what `pmap` returns
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        how = Split(batch.weights.shape[0], len(self._devices))
+        if how not in self._mapped:
+            self._mapped[how] = self._map(how)
+        # places left over hold rows of the batch, which every model and loss is known to bear, without weight
+        places = jnp.arange(how.share * how.devices)
+        dealt = jax.tree.map(lambda rows: rows.at[places % how.rows].get(mode="promise_in_bounds"), batch)
+        dealt = dealt._replace(weights=jnp.where(places < how.rows, dealt.weights, 0))
+        return self._mapped[how](
+            state, jax.tree.map(lambda rows: rows.reshape(how.share, how.devices, *rows.shape[1:]), dealt)
+        )
+
+    def _map(self, how: Split) -> Step:
+        def on_one(state: TrainState, share: Batch) -> tuple[TrainState, Metrics]:
+            with shards.split(how):
+                return self._step(state, share)
+
+        return jax.pmap(on_one, axis_name=how.axis, in_axes=(None, 1), out_axes=None, devices=self._devices)
+
+
+class Collective(NamedTuple):
+    """An exchange between devices in a compiled program.
+
+    Attributes:
+        kind: such as "all-reduce".
+        bytes: how large what each device receives is.
+        arrays: of how many arrays.
+    """
+
+    kind: str
+    bytes: int
+    arrays: int
+
+
+_KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|ragged-all-to-all|collective-broadcast"
+_EXCHANGE = re.compile(rf"= (?P<shapes>.*?) (?P<kind>{_KINDS})(?:-start)?\(")
+_SHAPE = re.compile(r"(?P<dtype>[a-z]+\d*)\[(?P<sizes>[\d,]*)\]")
+_BITS = {"pred": 8}
+
+
+def collectives(compiled: Compiled) -> list[Collective]:
+    """List what crosses between devices in a compiled program, read off its text; what is in a loop counts once.
+
+    Args:
+        compiled: such as `jax.jit(step).lower(state, batch).compile()`.
+
+    Example:
+        >>> collectives(jax.jit(jnp.sum).lower(jnp.ones(3)).compile())
+        []
+    """
+    found = []
+    for line in (compiled.as_text() or "").splitlines():
+        if exchange := _EXCHANGE.search(line):
+            arrays = [
+                math.prod(map(int, filter(None, shape["sizes"].split(",")))) * _bits(shape["dtype"]) // 8
+                for shape in _SHAPE.finditer(exchange["shapes"])
+            ]
+            found.append(Collective(exchange["kind"], sum(arrays), len(arrays)))
+    return found
+
+
+def _bits(dtype: str) -> int:
+    return _BITS.get(dtype) or int(re.search(r"\d+", dtype)[0])  # type: ignore[index]
