@@ -1,4 +1,4 @@
-"""What every experiment shares: where its results go, and how they are written, printed and drawn."""
+"""What every experiment shares: where its results go, how they are written and printed, and how figures look."""
 
 import csv
 import io
@@ -14,26 +14,34 @@ from typing import Any
 import jax
 import matplotlib as mpl
 import numpy as np
+from cycler import cycler
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from nnfx import distributed
 
-# Okabe and Ito's colours stay apart for colour-blind eyes, and these two also in grey print.
+# Okabe and Ito's colours stay apart for colour-blind eyes, and the first two also in grey print.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#666666"
+PURPLE, SKY = "#CC79A7", "#56B4E9"
+SHADES = LinearSegmentedColormap.from_list("shades", ["#FDE3B5", "#BCD0D8", "#4B9CD3"])
+"""From light orange to blue, and in grey print from light to dark: what a probability from 0 to 1 is drawn in."""
 
 STYLE: dict[Any, Any] = {
     "figure.dpi": 110,
     "figure.constrained_layout.use": True,
+    "font.family": "DejaVu Sans",  # comes with Matplotlib: the same on every machine
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.25,
+    "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, PURPLE, SKY, GREY]),
     "legend.frameon": False,
+    "svg.hashsalt": "nnfx",  # else the names within a file are drawn anew each time
 }
 plt.rcParams.update(STYLE)
 
@@ -63,8 +71,9 @@ class Results:
         out.mkdir(parents=True, exist_ok=True)
 
     def figure(self, name: str, figure: Figure) -> None:
-        """Write a figure as PNG, and close it."""
-        self._put(f"{name}.png", lambda aside: figure.savefig(aside, format="png"))
+        """Write a figure as PNG and as SVG, without the date, and close it."""
+        for kind, about in (("png", {}), ("svg", {"Date": None})):
+            self._put(f"{name}.{kind}", lambda aside, kind=kind, about=about: figure.savefig(aside, format=kind, metadata=about))
         plt.close(figure)
 
     def history(self, curves: Mapping[str, Any]) -> None:
@@ -118,13 +127,16 @@ def mean_and_error(values: Any) -> dict[str, float]:
     return {"mean": float(several.mean()), "error": float(several.std(ddof=1) / np.sqrt(len(several)))}
 
 
-def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table; its first column holds words, the others numbers to four digits."""
+def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]], words: int = 1) -> None:
+    """Print a table; its first column holds words, or so many of them, and the others numbers to four digits."""
     cells = [list(header)]
     cells += [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     for i, row in enumerate(cells):
-        first, *rest = row
-        print("  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]))
+        padded = [
+            cell.ljust(width) if place < words else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(padded))
         if i == 0:
             print("  ".join("-" * width for width in widths))

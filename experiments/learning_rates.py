@@ -32,10 +32,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 import nnfx
-from experiments.common import BLUE, GREEN, GREY, ORANGE, Results, print_table
+from experiments.common import BLUE, GREEN, GREY, ORANGE, PURPLE, Results, print_table
 from nnfx.data import Data, batching
 
-PURPLE = "#CC79A7"
 KINDS = {"fixed": BLUE, "scheduled": GREEN, "adaptive": ORANGE, "by the size of the weights": PURPLE}
 """The kinds of optimizers, and their colours."""
 

@@ -14,7 +14,7 @@ takes about a minute, most of it to compile.
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +23,9 @@ import optax
 import tyro
 from jax.typing import ArrayLike
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 
 import nnfx
-from experiments.common import BLUE, GREY, ORANGE, Results, mean_and_error, print_table
+from experiments.common import BLUE, GREY, ORANGE, PURPLE, Results, mean_and_error, print_table
 from nnfx.data import Data
 from nnfx.types import Array, Batch
 
@@ -34,7 +33,6 @@ COLUMNS = ("class", "sex", "age", "siblings_spouses", "parents_children", "fare"
 """All columns but the port: few training parts hold one of the two passengers whose port is unknown, and those
 that do would have a feature more."""
 PASSENGERS = 891
-PURPLE = "#CC79A7"
 UNREGULARISED, STOPPED = "no regularisation", "early stopping"
 
 
@@ -108,7 +106,8 @@ def main(config: Config) -> dict[str, Any]:
         )
         print()
 
-    draw_variants(results, found, runs)
+    draw_learning_curves(results, runs, list(found))
+    draw_scores(results, found)
     draw_bias_and_variance(results, by_width, by_epoch, config)
     results.history(
         {f"{name} {metric}": values[i, 0] for i, name in enumerate(variants) for metric, values in runs.history.items()}
@@ -255,14 +254,11 @@ def decompose(probabilities: Array, targets: Array) -> dict[str, Array]:
     }
 
 
-def draw_variants(results: Results, found: dict[str, dict[str, Any]], runs: nnfx.Run) -> None:
-    """Draw the learning curves of the variants on the first split, and their scores on all."""
-    names = list(found)
-    figure = plt.figure(figsize=(13, 7.4))
-    above, below = cast(Any, figure.subfigures(2, 1, height_ratios=(1.2, 1)))
+def draw_learning_curves(results: Results, runs: nnfx.Run, names: list[str]) -> None:
+    """Draw the learning curves of the variants on the first split."""
+    figure, axes = plt.subplots(1, len(names), figsize=(13, 4.2), sharey=True)
     train, held_out = (np.asarray(runs.history[f"{part}_loss"])[:, 0] for part in ("train", "valid"))
     epochs = np.arange(1, train.shape[1] + 1)
-    axes = above.subplots(1, len(names), sharey=True)
     for i, (axis, name) in enumerate(zip(axes, names, strict=True)):
         if name == STOPPED:
             axis.plot(epochs, np.stack([train[0], held_out[0]], axis=1), color=GREY, alpha=0.5, linewidth=1)
@@ -276,23 +272,26 @@ def draw_variants(results: Results, found: dict[str, dict[str, Any]], runs: nnfx
         axis.set(title=name, xlabel="epoch", ylim=(0, 1.2 * float(np.nanmax(held_out))))
         axis.legend(loc="upper left")
     axes[0].set_ylabel("binary cross-entropy (nats)")
-    above.suptitle("the loss by epoch, on the first split", fontsize=11)
-    left, right = below.subplots(1, 2)
-    draw_scores(left, {name: found[name]["losses"] for name in names}, "held-out loss (nats)")
-    draw_scores(right, {name: found[name]["accuracies"] for name in names}, "held-out accuracy")
-    below.suptitle("scored on further passengers: every split (grey), and the mean ± its standard error", fontsize=11)
-    results.figure("variants", figure)
+    figure.suptitle("the loss by epoch, on the first split", fontsize=11)
+    results.figure("learning_curves", figure)
 
 
-def draw_scores(axis: Axes, scores: dict[str, np.ndarray], label: str) -> None:
+def draw_scores(results: Results, found: dict[str, dict[str, Any]]) -> None:
     """Draw the scores of every variant on every split, with mean and standard error."""
-    for place, values in enumerate(scores.values()):
-        axis.plot(np.linspace(-0.12, 0.12, len(values)) + place, values, "o", color=GREY, alpha=0.45, markersize=4)
-        error = values.std(ddof=1) / np.sqrt(len(values))
-        axis.errorbar(place, values.mean(), error, fmt="D", color=BLUE, capsize=6, markersize=6)
-    axis.set_xticks(range(len(scores)), list(scores))
-    axis.set(ylabel=label, xlim=(-0.5, len(scores) - 0.5))
-    axis.grid(visible=False, axis="x")
+    figure, axes = plt.subplots(1, 2, figsize=(13, 3.6))
+    labels = {"losses": "held-out loss (nats)", "accuracies": "held-out accuracy"}
+    for axis, (part, label) in zip(axes, labels.items(), strict=True):
+        for place, numbers in enumerate(found.values()):
+            values = numbers[part]
+            beside = np.linspace(-0.12, 0.12, len(values)) + place
+            axis.plot(beside, values, "o", color=GREY, alpha=0.45, markersize=4)
+            error = values.std(ddof=1) / np.sqrt(len(values))
+            axis.errorbar(place, values.mean(), error, fmt="D", color=BLUE, capsize=6, markersize=6)
+        axis.set_xticks(range(len(found)), list(found))
+        axis.set(ylabel=label, xlim=(-0.5, len(found) - 0.5))
+        axis.grid(visible=False, axis="x")
+    figure.suptitle("scored on further passengers: every split (grey), and the mean ± its standard error", fontsize=11)
+    results.figure("scores", figure)
 
 
 def draw_bias_and_variance(

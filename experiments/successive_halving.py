@@ -29,10 +29,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 import nnfx
-from experiments.common import BLUE, GREY, ORANGE, Results, print_table
+from experiments.common import BLUE, GREY, ORANGE, SKY, Results, print_table
 from nnfx import sweeps
-
-SKY = "#56B4E9"
 
 
 @dataclasses.dataclass(frozen=True)

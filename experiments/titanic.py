@@ -18,10 +18,9 @@ import numpy as np
 import optax
 import tyro
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 
 import nnfx
-from experiments.common import BLUE, GREY, ORANGE, Results, print_table
+from experiments.common import BLUE, ORANGE, SHADES, Results, print_table
 from nnfx.data import Data
 
 FARE_SHOWN = 300.0
@@ -89,7 +88,6 @@ def main(config: Config) -> dict[str, Any]:
     runs = {"perceptron": perceptron, "linear network": linear, "network (tanh)": network}
     draw_decision_regions(results, runs, passengers)
     draw_learning_curves(results, runs)
-    draw_the_line_of_the_course(results)
     results.history(
         {
             f"{name} {metric}": values
@@ -197,7 +195,7 @@ def draw_decision_regions(results: Results, runs: dict[str, nnfx.Run], data: Dat
     for axis, (name, run) in zip(axes, runs.items(), strict=True):
         logits = run.predict(plane, run.state.variables)
         probability = np.asarray(jax.nn.sigmoid(logits)).reshape(fares.shape)
-        regions = axis.contourf(fares, ages, probability, np.linspace(0, 1, 11), cmap="RdBu", alpha=0.7)
+        regions = axis.contourf(fares, ages, probability, np.linspace(0, 1, 11), cmap=SHADES)
         axis.contour(fares, ages, probability, [0.5], colors="black", linewidths=1.5)
         axis.scatter(*raw[~survived].T, s=12, c="black", marker="x", linewidths=0.8, label="died")
         axis.scatter(*raw[survived].T, s=14, c="white", edgecolors="black", linewidths=0.7, label="survived")
@@ -228,34 +226,6 @@ def draw_learning_curves(results: Results, runs: dict[str, nnfx.Run]) -> None:
         axis.legend()
     axes[0].set_ylabel("binary cross-entropy (nats)")
     results.figure("learning_curves", figure)
-
-
-def draw_the_line_of_the_course(results: Results) -> None:
-    """Draw the perceptron g(1 + 3x₁ − 2x₂): a line, with the plane on its two sides."""
-    model = nnfx.models.perceptron(activation="sigmoid")
-    params = {"kernel": jnp.array([[3.0], [-2.0]]), "bias": jnp.array([1.0])}
-    grid = np.linspace(-4, 4, 201)
-    x1, x2 = np.meshgrid(grid, grid)
-    points = jnp.asarray(np.stack([x1.ravel(), x2.ravel()], axis=1), float)
-    outputs = np.asarray(model.apply({"params": params}, points)).reshape(x1.shape)
-    example = jnp.array([[-1.0, 2.0]])
-    at_example = float(model.apply({"params": params}, example)[0, 0])
-
-    figure, axis = plt.subplots(figsize=(5.6, 4.6))
-    assert isinstance(axis, Axes)
-    plane = axis.contourf(x1, x2, outputs, np.linspace(0, 1, 11), cmap="RdBu", alpha=0.7)
-    line = grid[(1 + 3 * grid) / 2 < 4]
-    axis.plot(line, (1 + 3 * line) / 2, color="black", label="1 + 3x₁ − 2x₂ = 0")
-    axis.plot(*np.asarray(example[0]), "o", color=GREY, markeredgecolor="black")
-    axis.annotate(f"(−1, 2): g(−6) = {at_example:.3f}", (-1, 2), (-3.8, 2.8), arrowprops={"arrowstyle": "-"})
-    axis.text(-3.6, 0.6, "g < 0.5", fontsize=12)
-    axis.text(1.6, -1.5, "g > 0.5", fontsize=12)
-    axis.set(title="the perceptron g(1 + 3x₁ − 2x₂)", xlabel="x₁", ylabel="x₂", xlim=(-4, 4), ylim=(-4, 4))
-    axis.set_aspect("equal")
-    axis.grid(visible=False)
-    axis.legend(loc="lower right", frameon=True)
-    figure.colorbar(plane, label="output g, the sigmoid")
-    results.figure("line_of_the_course", figure)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from experiments.common import BLUE, GREY, ORANGE, Results
+from experiments.common import BLUE, GREY, ORANGE, SKY, Results
 from experiments.detection import detector
 from experiments.detection.boxes import Curve, Found, Score, match
 from experiments.detection.scenes import SIZE, Scene
 from nnfx.types import Variables
 
-SKY = "#56B4E9"
 SHOWN = 8
 """How many scenes are drawn."""
 WITH_WRONG = 2

@@ -34,7 +34,7 @@ def test_the_experiment_writes_what_it_says(tmp_path, capsys):
     widest_last = [summary["by_width"]["brier"][-1], summary["by_epoch"]["brier"][-1]]
     np.testing.assert_allclose(*widest_last, rtol=1e-4, err_msg="the same runs")
 
-    for name in ("variants", "bias_and_variance"):
+    for name in ("learning_curves", "scores", "bias_and_variance"):
         assert matplotlib.image.imread(tmp_path / f"{name}.png").std() > 0.05
     rows = list(csv.DictReader((tmp_path / "history.csv").read_text().splitlines()))
     assert len(rows) == TINY["epochs"]

@@ -22,7 +22,7 @@ def test_the_experiment_writes_what_it_says(tmp_path, capsys):
         assert set(summary["mlp"][part]) == {"loss", "accuracy", "auc"}
     assert {"seed", "versions", "device", "wall_s", "compile_s"} <= set(summary)
     assert summary["wall_s"] > summary["compile_s"] > 0
-    for name in ("decision_regions", "learning_curves", "line_of_the_course"):
+    for name in ("decision_regions", "learning_curves"):
         assert matplotlib.image.imread(tmp_path / f"{name}.png").std() > 0.05
     rows = list(csv.DictReader((tmp_path / "history.csv").read_text().splitlines()))
     assert len(rows) == perceptron["epochs"]

@@ -1,0 +1,166 @@
+"""Make the gallery of the course: every experiment in a process of its own, and a table of results at the end.
+
+    python -m experiments [--out DIR] [--seed N] [--rows titanic ...] [--quick] [--write-readme]
+
+It runs the experiments of `experiments/gallery.py` one after the other, offline. Each one's figures, tables and printed
+output go to a folder of its own; what fails is told in the table, harms no other, and makes the exit status 1.
+"""
+
+import dataclasses
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tyro
+from PIL import Image
+from tqdm import tqdm
+
+from experiments import gallery
+from experiments.common import print_table
+
+HERE = Path(__file__).parent
+COPY_SIZE, COPY_BYTES = (900, 660), 60_000
+"""The most pixels and bytes of a figure's small copy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Options of the gallery."""
+
+    out: Path = Path("runs/gallery")
+    """where the results go, a folder for each experiment"""
+    seed: int = 0
+    """the seed of everything random, in every experiment"""
+    rows: tuple[str, ...] = ()
+    """only the rows that these experiments show, such as titanic; all unless given"""
+    quick: bool = False
+    """small settings: whether everything runs, in figures that show little"""
+    write_readme: bool = False
+    """write experiments/README.md, and the small copies of the figures made"""
+
+
+class Made(NamedTuple):
+    """What came of an experiment.
+
+    Attributes:
+        seconds: how long it took.
+        summary: what it summed up; empty where it failed.
+        fault: the last that it said where it failed; empty where it did not.
+    """
+
+    seconds: float
+    summary: dict[str, Any]
+    fault: str
+
+
+def main(config: Config) -> int:
+    """Make the gallery, and return the exit status."""
+    chosen = choose(config)
+    made = {}
+    with tqdm(chosen, unit="experiment", dynamic_ncols=True) as bar:
+        for name in bar:
+            bar.set_description(name)
+            made[name] = make(name, config)
+    show(made, config)
+    if config.write_readme:
+        write_readme([name for name, each in made.items() if not each.fault], config.out)
+    return int(any(each.fault for each in made.values()))
+
+
+def choose(config: Config) -> list[str]:
+    """Return the experiments to run, in the order of the course.
+
+    Raises:
+        ValueError: for experiments that the gallery does not have, and for small copies of quick figures.
+    """
+    known = gallery.experiments()
+    if unknown := sorted(set(config.rows) - set(known)):
+        raise ValueError(f"rows: expected some of {', '.join(known)}, got {', '.join(unknown)}")
+    if config.quick and config.write_readme:
+        raise ValueError("write_readme: expected figures of full settings, got quick ones")
+    return [name for name in known if not config.rows or name in config.rows]
+
+
+def command_of(name: str, config: Config) -> list[str]:
+    """Return the command that runs an experiment."""
+    options = shlex.split(gallery.QUICK[name]) if config.quick else []
+    common = ["--out", str(config.out / name), "--seed", str(config.seed)]
+    return [sys.executable, "-m", f"experiments.{name}", *common, *options]
+
+
+def make(name: str, config: Config) -> Made:
+    """Run an experiment in a process of its own, its output kept in `output.txt`."""
+    folder = config.out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    summary, printed = folder / "summary.json", folder / "output.txt"
+    summary.unlink(missing_ok=True)
+    started = time.perf_counter()
+    with printed.open("wb") as output:
+        environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+        ended = subprocess.run(command_of(name, config), stdout=output, stderr=subprocess.STDOUT, env=environment)
+    seconds = time.perf_counter() - started
+    if ended.returncode == 0 and summary.exists():
+        return Made(seconds, json.loads(summary.read_text()), fault="")
+    lines = printed.read_text(encoding="utf-8", errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    return Made(seconds, {}, fault=f"exit status {ended.returncode}: {last}")
+
+
+def show(made: dict[str, Made], config: Config) -> None:
+    """Print a line for each row: its figure, its numbers or what went wrong, and the seconds of its experiment."""
+    lines = []
+    for number, row in enumerate(gallery.ROWS, start=1):
+        if row.experiment in made:
+            each = made[row.experiment]
+            told = [
+                f"{label} {number_at(each.summary, path):.4g}" for label, path in row.numbers.items() if each.summary
+            ]
+            figure = config.out / row.experiment / f"{row.figure}.png"
+            lines.append([f"{number}. {row.title}", figure, each.fault or ", ".join(told), round(each.seconds)])
+    print()
+    print_table(["", "figure", "results", "seconds"], lines, words=3)
+    failed = [name for name, each in made.items() if each.fault]
+    print(f"\n{len(made) - len(failed)} of {len(made)} experiments made")
+    for name in failed:
+        print(f"{name} failed; what it said is in {config.out / name / 'output.txt'}")
+
+
+def number_at(summary: dict[str, Any], path: str) -> float:
+    """Return the number at a path into a summary: names, or places in a list, apart by a slash.
+
+    Example:
+        >>> number_at({"solved": {"full batch": [0.25, 0.5]}}, "solved/full batch/-1")
+        0.5
+    """
+    found: Any = summary
+    for name in path.split("/"):
+        found = found[int(name)] if isinstance(found, list) else found[name]
+    return float(found)
+
+
+def write_readme(made: list[str], out: Path) -> None:
+    """Write the page of the gallery, and small copies of the figures that were made."""
+    for row in gallery.ROWS:
+        if row.experiment in made:
+            shrink(out / row.experiment / f"{row.figure}.png", HERE / "figures" / row.copy)
+    (HERE / "README.md").write_text(gallery.readme(), encoding="utf-8")
+
+
+def shrink(figure: Path, copy: Path) -> None:
+    """Keep a small copy of a figure, of as many colours as its bytes allow."""
+    with Image.open(figure) as picture:
+        small = picture.convert("RGB")
+    small.thumbnail(COPY_SIZE, Image.Resampling.LANCZOS)
+    for colours in range(128, 8, -8):
+        small.quantize(colours, Image.Quantize.FASTOCTREE).save(copy, optimize=True)
+        if copy.stat().st_size <= COPY_BYTES:
+            break
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Config, description=__doc__)))

@@ -1,0 +1,290 @@
+"""The course in its own order, an idea a row: `python -m experiments` makes every figure of it."""
+
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    """An idea of the course.
+
+    Attributes:
+        title: what it is called.
+        says: what it says.
+        experiment: the module of `experiments` that shows it.
+        figure: the figure to look at, of those that the experiment draws.
+        see: what to see in it.
+        numbers: the numbers to tell, each by the path to it in `summary.json`, names apart by a slash.
+    """
+
+    title: str
+    says: str
+    experiment: str
+    figure: str
+    see: str
+    numbers: dict[str, str]
+
+    @property
+    def command(self) -> str:
+        """The command that draws the figure."""
+        return f"python -m experiments.{self.experiment}"
+
+    @property
+    def copy(self) -> str:
+        """The name of the small copy of the figure that is kept in `experiments/figures`."""
+        return f"{self.experiment}_{self.figure}.png"
+
+
+ROWS = (
+    Row(
+        "Why deep?",
+        "Features made by hand describe what their maker thought of; layers learn theirs from the data, each from those"
+        " of the layer below: edges, then parts, then objects.",
+        "learned_features",
+        "probes",
+        "The same linear classifier reads digits off raw pixels, off histograms of gradients made by hand, and off each"
+        " layer. It climbs layer by layer; features made by hand lie with the first, and layers before training fall"
+        " behind.",
+        {"HOG": "probes/HOG/mean", "layer 3": "probes/conv_2, trained/mean"},
+    ),
+    Row(
+        "The perceptron's three steps",
+        "A perceptron multiplies its inputs by weights and adds them up, adds a bias, and bends the sum by a"
+        " non-linearity: g(w·x + b).",
+        "perceptron",
+        "three_steps",
+        "Left, where each number comes from; right, the same steps along the sigmoid: the dot product, moved by the"
+        " bias, lifted onto the curve.",
+        {"w·x": "steps/dot product", "z": "steps/with bias", "g(z)": "steps/sigmoid"},
+    ),
+    Row(
+        "Activation functions and their derivatives",
+        "The non-linearity decides what passes forward, and its derivative what passes back. Maxout learns its shape"
+        " from straight pieces.",
+        "activations",
+        "activations",
+        "The sigmoid's derivative is nowhere above a quarter, so that little comes through many layers; ReLU's is zero"
+        " or one. Differences of the values (dots) lie on what JAX differentiates.",
+        {"through ten sigmoids": "activations/sigmoid/left", "ten ReLUs": "activations/relu/left"},
+    ),
+    Row(
+        "Linear decisions",
+        "Without a non-linearity, layers multiply into one matrix: however deep, the network is one perceptron, and"
+        " parts the plane by one straight line.",
+        "perceptron",
+        "linear_decisions",
+        "Two hidden layers without a non-linearity part two clouds well. Where classes lie across each other or around"
+        " each other, no line will do.",
+        {"exclusive or": "right/identity/exclusive or", "a ring": "right/identity/a ring"},
+    ),
+    Row(
+        "Why non-linearity?",
+        "With a non-linearity between them, layers no longer collapse into one: boundaries bend, and enough units come"
+        " as near to any function as is wanted.",
+        "perceptron",
+        "nonlinearity",
+        "The networks of the figure above, with tanh in their hidden layers and nothing else changed: the line becomes"
+        " curves that fit the classes.",
+        {"exclusive or": "right/tanh/exclusive or", "a ring": "right/tanh/a ring"},
+    ),
+    Row(
+        "One line in two dimensions",
+        "With two inputs, w·x + b = 0 is a line. The sign of the sum says on which side of it a point lies, its size"
+        " how far from it, and the sigmoid makes a probability of both.",
+        "perceptron",
+        "line",
+        "The perceptron g(1 + 3x₁ − 2x₂): one half on the line, and towards 0 and 1 on its sides.",
+        {"g at (1, 1)": "steps/sigmoid"},
+    ),
+    Row(
+        "Several outputs, and deep networks",
+        "Perceptrons beside each other give several outputs; perceptrons behind each other make layers, each reading"
+        " what the one before has made.",
+        "perceptron",
+        "deep_networks",
+        "Three spirals: a perceptron with three outputs has straight borders, one hidden layer of eight units bends"
+        " them, and two wind them along the spirals.",
+        {"no hidden layer": "spirals/perceptron/accuracy", "two": "spirals/2 hidden/accuracy"},
+    ),
+    Row(
+        "Who survives the Titanic?",
+        "The whole course in one problem: a table of passengers, a network, a loss, training, and a score on passengers"
+        " it has not seen.",
+        "titanic",
+        "decision_regions",
+        "By fare and age alone: a perceptron draws one line, so does a network without non-linearity, and tanh bends"
+        " it. Those who paid more survived more often; much stays unexplained.",
+        {"accuracy": "perceptron/accuracy", "ROC AUC": "perceptron/auc"},
+    ),
+    Row(
+        "Empirical loss, cross-entropy, mean square error",
+        "A loss says how wrong one prediction is: cross-entropy for probabilities, the square error for numbers. The"
+        " empirical loss is its mean over the examples, and what training makes small.",
+        "losses",
+        "losses",
+        "Above, both losses and their derivatives: where a network is confidently wrong, cross-entropy pulls hardest"
+        " and the square error hardly. Below, what is averaged: each passenger's loss, each year's square.",
+        {"empirical loss": "empirical/all", "mean square": "line/mean square"},
+    ),
+    Row(
+        "Gradient descent on a surface",
+        "The loss is a surface over the weights. Its gradient points uphill; steps against it go down.",
+        "gradient_descent",
+        "paths",
+        "Three ways down the true loss of two weights, from one start: all passengers at each step go straight, one at"
+        " a time restlessly.",
+        {"lowest": "minimum/loss", "full batch": "paths/full batch/loss"},
+    ),
+    Row(
+        "Backpropagation",
+        "The chain rule, from the loss back to every weight: each layer multiplies the error it is handed by its own"
+        " derivative, and hands it on.",
+        "backpropagation",
+        "graph_trained",
+        "One passenger, forward in the nodes and back below them. On each edge stands its weight, and the gradient of"
+        " it: what comes in, times the error that comes back.",
+        {"from jax.grad, float32": "differences/float32", "float64": "differences/float64"},
+    ),
+    Row(
+        "The landscape of the loss, and its many minima",
+        "A network's loss is no bowl. From different starts training ends in different valleys, which lie equally low,"
+        " with walls between.",
+        "loss_landscape",
+        "three_minima",
+        "The plane through three solutions of one network, with the paths that led to them: three valleys, and higher"
+        " ground on every straight line between.",
+        {"wall, 1 to 2": "walls/1 to 2", "1 to 3": "walls/1 to 3", "2 to 3": "walls/2 to 3"},
+    ),
+    Row(
+        "Learning rates: too small, too large, just right, adaptive",
+        "Too small a step learns nothing in the time there is, too large a one leaps out of every valley. Adaptive"
+        " optimizers choose a step for every weight by its gradients so far.",
+        "learning_rates",
+        "loss_by_rate",
+        "Eleven optimizers over seven decades of rates: a trough that is just right between too small and too large."
+        " Adam's is about as wide as that of plain gradient descent, at rates some twenty times lower.",
+        {"best, SGD": "optimizers/SGD/training/best_rate", "Adam": "optimizers/Adam/training/best_rate"},
+    ),
+    Row(
+        "Batch, stochastic, minibatch",
+        "The gradient of a few examples is a noisy estimate of that of all, and much cheaper: many rough steps for the"
+        " price of an exact one.",
+        "gradient_descent",
+        "cost",
+        "By passengers visited and by time alike: single passengers come near the minimum first, and then stray about"
+        " it; the full batch is steady and last; minibatches have the best of both. Right, what a step costs.",
+        {"steps, B = 1": "paths/stochastic/steps", "B = 32": "paths/minibatch/steps"},
+    ),
+    Row(
+        "Overfitting",
+        "A network with room enough learns its examples by heart, noise included, and does worse on others.",
+        "overfitting",
+        "bias_and_variance",
+        "The error on held-out passengers, taken apart: as networks widen, or train for longer, bias falls at first;"
+        " then variance rises, and the whole with it.",
+        {
+            "train loss": "variants/no regularisation/train_loss/mean",
+            "held out": "variants/no regularisation/loss/mean",
+        },
+    ),
+    Row(
+        "Dropout",
+        "Units left out at random in every step cannot rely on each other, and learn what holds without the others.",
+        "overfitting",
+        "scores",
+        "Held-out loss on every split, with no regularisation and with three kinds of it: dropout undoes part of what"
+        " overfitting costs.",
+        {"held-out loss, none": "variants/no regularisation/loss/mean", "dropout": "variants/dropout 50%/loss/mean"},
+    ),
+    Row(
+        "Early stopping",
+        "The held-out loss falls, then rises, while the training loss falls on. Stop where it is lowest.",
+        "overfitting",
+        "learning_curves",
+        "Each variant's loss in training and on held-out passengers: without regularisation they part after a few"
+        " epochs. The last panel stops soon after, and keeps the weights of the lowest point.",
+        {"lowest at epoch": "variants/early stopping/best_epoch/mean", "loss": "variants/early stopping/loss/mean"},
+    ),
+    Row(
+        "Convolution and pooling by hand",
+        "A small kernel slides over the image and answers where it finds its pattern, with the same few weights"
+        " everywhere; pooling keeps the strongest answer of each neighbourhood.",
+        "convolution",
+        "by_hand",
+        "Every number from the pixels to the pooled map; framed, the nine products of one place and the largest of four"
+        " sums.",
+        {"convolution off by": "differences/convolution", "max pool": "differences/max pool"},
+    ),
+    Row(
+        "What a convolutional network learns",
+        "Nobody gives the network its kernels. The first layer comes to answer to edges, the next to combinations of"
+        " them, the last to what tells the classes apart.",
+        "learned_features",
+        "units",
+        "For units of each layer, framed, the input that excites them most, found by gradient ascent, and beside it the"
+        " digits that do: edges, bends, and most of a digit.",
+        {"accuracy of the network": "network/accuracy/mean"},
+    ),
+    Row(
+        "Object identification",
+        "Slide a classifier over a whole picture at several sizes, let windows that agree vote, and keep the best of"
+        " those that overlap: what is where.",
+        "object_identification",
+        "scenes",
+        "Digits found and named among clutter: dotted the true boxes, blue what was found and is right, orange what is"
+        " wrong.",
+        {"F1": "f1", "precision": "precision", "recall": "recall"},
+    ),
+)
+
+QUICK = {
+    "activations": "--epochs 200",
+    "backpropagation": "--epochs 20",
+    "convolution": "",
+    "gradient_descent": "--full-batch-epochs 20 --minibatch-epochs 2 --stochastic-epochs 1 --repeats 1",
+    "learned_features": "--rows 160 --size 8 --field 14 --copies 1 --splits 2 --widths 2 3 4 --epochs 2"
+    " --probe-epochs 3 --units 2",
+    "learning_rates": "--epochs 4 --lowest 1e-3 --highest 1e3 --rates 7 --seeds 3",
+    "loss_landscape": "--hidden 3 --epochs 3 --points 5",
+    "losses": "",
+    "object_identification": "--train-scenes 60 --validation-scenes 6 --test-scenes 6 --epochs 2 --width 4"
+    " --batch-size 32",
+    "overfitting": "--rows 60 --pool 120 --splits 2 --epochs 12 --hidden 8 --widths 1 8 --resamples 3"
+    " --learning-rate 0.03 --patience 2",
+    "perceptron": "--rows 60 --epochs 5",
+    "titanic": "--epochs 3",
+}
+"""Each experiment's options for a quick look at whether it runs; its figures show little then."""
+
+
+def experiments() -> list[str]:
+    """Return the experiments of the gallery, each once, in the order of the course."""
+    return list(dict.fromkeys(row.experiment for row in ROWS))
+
+
+def readme() -> str:
+    """Write the gallery as Markdown, with the small copies of its figures."""
+    lines = [
+        "# The course in figures",
+        "",
+        "An introduction to deep learning in its own order, one idea a section: what it says, the command that shows"
+        " it, and what to see in the figure.",
+        "Everything runs offline, on embedded data. One command makes the whole gallery, each figure as PNG and as SVG,"
+        " and a table of results:",
+        "",
+        "```bash",
+        "python -m experiments",
+        "```",
+        "",
+        "`python -m experiments --write-readme` writes this page as well, with the small copies of the figures on it.",
+    ]
+    for number, row in enumerate(ROWS, start=1):
+        lines += [
+            "",
+            f"## {number}. {row.title}",
+            "",
+            row.says,
+            "",
+            f"![{row.title}](figures/{row.copy})",
+            "",
+            f"*{row.see}* (`{row.figure}` of `{row.command}`)",
+        ]
+    return "\n".join(lines) + "\n"
