@@ -303,7 +303,7 @@ def _checked(values: ArrayLike, lookback: int, horizon: int, origins: ArrayLike,
     times = np.asarray(origins)
     if times.dtype.kind not in "iu":
         raise TypeError(f"origins: expected whole times, got {checks.describe(times)}")
-    if times.ndim != 1 or times.size == 0 or (np.diff(times) <= 0).any():
+    if times.ndim != 1 or times.size == 0 or (times[1:] <= times[:-1]).any():
         raise ValueError(f"origins: expected ascending times, (origins,), at least one, got {checks.describe(times)}")
     latest = len(y) - horizon
     if times[0] < least or times[-1] > latest:

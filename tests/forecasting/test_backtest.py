@@ -217,6 +217,7 @@ def test_forecasters_side_by_side():
         ({"origins": [8], "valid_windows": 2}, ValueError, "origins: expected times from 9"),
         ({"origins": [20, 39]}, ValueError, "to 38, where the horizon ends with the series, got 20 to 39"),
         ({"origins": [23, 20]}, ValueError, "origins: expected ascending times, (origins,), at least one, got"),
+        ({"origins": np.array([23, 20], np.uint8)}, ValueError, "origins: expected ascending times"),
         ({"origins": []}, TypeError, "origins: expected whole times, got float64[0]"),
         ({"origins": np.arange(0)}, ValueError, "origins: expected ascending times, (origins,), at least one"),
         ({"origins": [20.5]}, TypeError, "origins: expected whole times, got float64[1]"),
