@@ -47,7 +47,7 @@ SCORED_FROM = 1948
 LEVEL = 0.9
 NOISES = (0.0, 0.1, 0.2, 0.4)
 """The grid to choose from, in standard deviations of the series."""
-COLORS = {"LSTM": BLUE, "GRU": GREEN}
+COLOURS = {"LSTM": BLUE, "GRU": GREEN}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,8 +211,8 @@ def draw_fan(
     origin = ORIGINS[-1]
     past, future = np.arange(origin - 60, origin), np.arange(origin, origin + HORIZON)
     figure, axes = plt.subplots(1, 2, figsize=(12, 4), sharey=True)
-    for axis, name in zip(axes, COLORS, strict=True):
-        color, test, bounds = COLORS[name], tests[name], intervals[name]
+    for axis, name in zip(axes, COLOURS, strict=True):
+        color, test, bounds = COLOURS[name], tests[name], intervals[name]
         axis.plot(past, values[past - first_year, 0], color="black", linewidth=1, label="seen")
         axis.plot(future, values[future - first_year, 0], "o", color="black", markersize=3.5, label="what came")
         axis.fill_between(
@@ -241,7 +241,7 @@ def draw_scores(results: Results, errors: dict[str, np.ndarray], years: Any) -> 
     figure, axis = plt.subplots(figsize=(8, 4))
     names = list(errors)[::-1]
     for place, name in enumerate(names):
-        axis.barh(place, errors[name].mean(), color=COLORS.get(name, GREY), alpha=0.75, height=0.65)
+        axis.barh(place, errors[name].mean(), color=COLOURS.get(name, GREY), alpha=0.75, height=0.65)
         axis.plot(errors[name], np.full(len(years), place), "|", color="black", markersize=9, alpha=0.45)
         axis.annotate(
             f"{errors[name].mean():.2f}", (0.02, place), va="center", color="white", fontweight="bold", fontsize=9

@@ -233,18 +233,40 @@ ROWS = (
         " wrong.",
         {"F1": "f1", "precision": "precision", "recall": "recall"},
     ),
+    Row(
+        "Forecasting",
+        "What came before says what comes next. A recurrent network reads the past step by step and forecasts the years"
+        " ahead; it has to beat what costs nothing, such as saying that the last season comes again.",
+        "forecast_sunspots",
+        "fan",
+        "Sunspots eleven years ahead, from an origin that no network has seen beyond: thin the networks, thick their"
+        " mean, shaded the interval that should hold nine years in ten, dashed the last cycle again.",
+        {"MASE, GRU": "scores/GRU/MASE", "LSTM": "scores/LSTM/MASE", "seasonal naive": "scores/seasonal naive/MASE"},
+    ),
+    Row(
+        "Why gates?",
+        "In a simple recurrent network what is remembered is multiplied at every step, and fades or explodes, as does"
+        " its gradient. Gates of an LSTM or a GRU decide what is kept, and keep it.",
+        "memory",
+        "success",
+        "Left, two numbers have to be added at the end of ever longer sequences: the simple network soon knows nothing,"
+        " the gated ones know. Right, the counterexample: copied through silence, symbols need no gates.",
+        {"of five, LSTM": "solved/adding/LSTM/-1", "GRU": "solved/adding/GRU/-1", "simple": "solved/adding/RNN/-1"},
+    ),
 )
 
 QUICK = {
     "activations": "--epochs 200",
     "backpropagation": "--epochs 20",
     "convolution": "",
+    "forecast_sunspots": "--hidden 2 --members 2 --epochs 2 --linear-epochs 2",
     "gradient_descent": "--full-batch-epochs 20 --minibatch-epochs 2 --stochastic-epochs 1 --repeats 1",
     "learned_features": "--rows 160 --size 8 --field 14 --copies 1 --splits 2 --widths 2 3 4 --epochs 2"
     " --probe-epochs 3 --units 2",
     "learning_rates": "--epochs 4 --lowest 1e-3 --highest 1e3 --rates 7 --seeds 3",
     "loss_landscape": "--hidden 3 --epochs 3 --points 5",
     "losses": "",
+    "memory": "--gaps 6 --seeds 2 --batch-size 4",
     "object_identification": "--train-scenes 60 --validation-scenes 6 --test-scenes 6 --epochs 2 --width 4"
     " --batch-size 32",
     "overfitting": "--rows 60 --pool 120 --splits 2 --epochs 12 --hidden 8 --widths 1 8 --resamples 3"

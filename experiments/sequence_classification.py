@@ -26,14 +26,14 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 import nnfx
-from experiments.common import BLUE, GREEN, GREY, ORANGE, Results, mean_and_error, print_table
+from experiments.common import BLUE, GREEN, GREY, ORANGE, PURPLE, Results, mean_and_error, print_table
 from nnfx.data import Data, Images
 from nnfx.data.batching import steps_per_epoch
 from nnfx.models import gru, lstm, rnn
 from nnfx.types import Array, Model
 
 STREAMED = "GRU, asked at every row"
-COLOURS = {"RNN": GREY, "GRU": BLUE, "LSTM": ORANGE, "GRU, both directions": GREEN, STREAMED: "#CC79A7"}
+COLOURS = {"RNN": GREY, "GRU": BLUE, "LSTM": ORANGE, "GRU, both directions": GREEN, STREAMED: PURPLE}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,14 +42,12 @@ from matplotlib.ticker import FixedLocator, ScalarFormatter
 from tqdm import tqdm
 
 import nnfx
-from experiments.common import BLUE, GREEN, GREY, ORANGE, Results, print_table
+from experiments.common import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, Results, print_table
 from nnfx import checks
 from nnfx.forecasting import Scaler, Windows, as_data, baselines, split, windows
 from nnfx.scale.sweeps import Progress, Sweep
 from nnfx.types import Apply, Variables
 
-PURPLE, SKY = "#CC79A7", "#56B4E9"
-BATCH_SIZE = 32
 MEASURES = {"mse": nnfx.losses.mean_square_error, "mae": nnfx.losses.mean_absolute_error}
 CLOSE = 0.015
 """How far the mean square error of a linear map may be from the published one."""

@@ -21,7 +21,7 @@ def test_the_experiment_writes_what_it_says(tmp_path, monkeypatch, capsys):
         "trained",
         lambda config: {name: run for name, run in trained(config).items() if name in kept},
     )
-    monkeypatch.setattr(forecast_sunspots, "COLORS", {"LSTM": "black"})
+    monkeypatch.setattr(forecast_sunspots, "COLOURS", {"LSTM": "black"})
     forecast_sunspots.main(forecast_sunspots.Config(out=tmp_path, **TINY))
     written = json.loads((tmp_path / "summary.json").read_text())
     assert set(written["scores"]) == {"naive", "seasonal naive", "drift", *kept}
