@@ -73,7 +73,10 @@ class Results:
     def figure(self, name: str, figure: Figure) -> None:
         """Write a figure as PNG and as SVG, without the date, and close it."""
         for kind, about in (("png", {}), ("svg", {"Date": None})):
-            self._put(f"{name}.{kind}", lambda aside, kind=kind, about=about: figure.savefig(aside, format=kind, metadata=about))
+            self._put(
+                f"{name}.{kind}",
+                lambda aside, kind=kind, about=about: figure.savefig(aside, format=kind, metadata=about),
+            )
         plt.close(figure)
 
     def history(self, curves: Mapping[str, Any]) -> None:

@@ -10,11 +10,14 @@ The origins before 1948 serve to calibrate alone; the scores are those of the 26
 The spread of the numbers grows with their level, and that of their square roots does not: all that is trained sees and
 forecasts roots, whose squares are scored.
 
-Nothing is chosen by what is scored. The noise of every trained forecaster, what regularises it, is chosen here: the best
-of four on the origins from 1870 to 1906, whose forecasts end with 1916, before the first origin of the backtest.
+Nothing is chosen by what is scored. The noise of every trained forecaster, what regularises it, is chosen here: the
+best of four on the origins from 1870 to 1906, whose forecasts end with 1916, before the first origin of the backtest;
+for ensembles by networks alone.
 Lookbacks, sizes, epochs and learning rates were settled beforehand on forecasts that end with 1930.
 
-SAY WHAT TO EXPECT
+Expect the LSTM and the GRU, with a mean absolute scaled error of about 1.4, ahead of NLinear (1.45), of the other
+linear maps (1.5) and of the last cycle again (1.8), and intervals that hold about 94 % of what came. It works offline
+and takes about two minutes on two cores.
 """
 
 import dataclasses
@@ -62,7 +65,7 @@ class Config:
     """the years that a forecaster sees"""
     hidden: int = 16
     """width of the recurrent layer"""
-    members: int = 5
+    members: int = 3
     """networks in an ensemble"""
     epochs: int = 150
     """epochs of the recurrent networks (full batch, Adam)"""
@@ -91,9 +94,10 @@ def main(config: Config) -> dict[str, Any]:
     }
     chosen = {}
     for name, (train, members) in trained(config).items():
-        options: dict[str, Any] = {**sizes, "members": members, "at_once": 1}
+        options: dict[str, Any] = {**sizes, "at_once": 1}
         noise = choose(train, roots, origins=choice_origins, key=choice_key, **options)
-        of_roots[name] = backtest.refitted(train, roots, origins=origins, key=key, noise=noise, **options)
+        options |= {"members": members, "noise": noise}
+        of_roots[name] = backtest.refitted(train, roots, origins=origins, key=key, **options)
         chosen[name] = noise
         print(f"{name}: trained at {len(origins)} origins, with noise of {noise:g}, chosen on earlier ones")
 
@@ -210,7 +214,7 @@ def draw_fan(
     """Draw the last forecast of both ensembles, with the years before it."""
     origin = ORIGINS[-1]
     past, future = np.arange(origin - 60, origin), np.arange(origin, origin + HORIZON)
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4), sharey=True)
+    figure, (axes,) = plt.subplots(1, len(COLOURS), figsize=(6 * len(COLOURS), 4), sharey=True, squeeze=False)
     for axis, name in zip(axes, COLOURS, strict=True):
         color, test, bounds = COLOURS[name], tests[name], intervals[name]
         axis.plot(past, values[past - first_year, 0], color="black", linewidth=1, label="seen")
@@ -232,7 +236,8 @@ def draw_fan(
         axis.plot(future, repeated, color=ORANGE, linewidth=1, linestyle="--", label="seasonal naive")
         axis.set(title=f"{name}, trained on 1700 to {origin - 1}", xlabel="year")
     axes[0].set_ylabel("sunspots (yearly mean number)")
-    axes[1].legend(loc="upper left", fontsize=8)
+    axes[-1].set_ylim(0, 1.35 * values[past - first_year].max())
+    axes[-1].legend(loc="upper left", fontsize=8, ncols=2)
     results.figure("fan", figure)
 
 

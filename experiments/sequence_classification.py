@@ -286,10 +286,12 @@ def draw_probabilities(axis: Axes, probabilities: np.ndarray, classes: tuple[str
     """Draw the probability of each class by rows read, of those that are ever likely."""
     rows = np.arange(1, len(probabilities) + 1)
     colours = mpl.colormaps["tab10"].colors  # type: ignore[attr-defined]
-    for k in np.flatnonzero(probabilities.max(0) >= 0.25):
+    likely = np.flatnonzero(probabilities.max(0) >= 0.25)
+    for k in likely:
         axis.plot(rows, probabilities[:, k], "o-", markersize=3, color=colours[k], label=classes[k])
     axis.set(xlabel="rows read", ylim=(0, 1.02))
-    axis.legend(fontsize=8)
+    if len(likely):
+        axis.legend(fontsize=8)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ from nnfx.forecasting import Scaler, Windows, as_data, baselines, split, windows
 from nnfx.scale.sweeps import Progress, Sweep
 from nnfx.types import Apply, Variables
 
+BATCH_SIZE = 32
 MEASURES = {"mse": nnfx.losses.mean_square_error, "mae": nnfx.losses.mean_absolute_error}
 CLOSE = 0.015
 """How far the mean square error of a linear map may be from the published one."""

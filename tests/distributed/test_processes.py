@@ -101,7 +101,7 @@ def test_two_processes_of_two_devices_compute_what_one_of_four_does(cache, alone
     found = printed(out)
     assert found["devices"] == 4
     data = nnfx.data.prepare(*together.examples())
-    four = together.run_of(together.over(jax.devices()[:4]))(jax.random.key(0), data, learning_rate=together.RATE)
+    four = together.run_of(jax.devices()[:4])(jax.random.key(0), data, learning_rate=together.RATE)
     assert_equal(found["run"], together.numbers(four.state.params))
     assert_equal(found["run"], alone["run"])
     assert_equal(found["outputs"], alone["outputs"])
@@ -129,8 +129,7 @@ def test_a_lost_process_ends_the_other_and_one_goes_on_with_the_run(cache, alone
     assert seconds < 60
     assert re.search(r"stopped sending heartbeats\):\s+1\s", err), err
     assert 2 <= epochs_logged(tmp_path)[-1] < together.EPOCHS
-    out, err = finish(start(cache, {}, "tests.distributed.together", tmp_path))
-    assert "made with devices 4, now 2" in err
+    out, _ = finish(start(cache, {}, "tests.distributed.together", tmp_path))
     assert_equal(printed(out)["run"], alone["run"])
     assert epochs_logged(tmp_path) == list(range(1, together.EPOCHS + 1))
 

@@ -3,6 +3,7 @@
 Every epoch takes so many seconds longer, so that there is time to kill it.
 """
 
+import functools
 import json
 import sys
 import time
@@ -10,8 +11,6 @@ import time
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 import nnfx
 
@@ -25,24 +24,9 @@ def examples():
     return inputs, np.sin(inputs.sum(1))
 
 
-def run_of(make_step=nnfx.make_step):
-    return nnfx.fit(MODEL, LOSS, optax.sgd, epochs=EPOCHS, batch_size=BATCH_SIZE, make_step=make_step)
-
-
-def over(devices):
-    """Return a maker of steps that spread their batch over devices."""
-    mesh = Mesh(devices, "batch")
-
-    def make_step(*args, **kwargs):
-        step = nnfx.make_step(*args, **kwargs)
-
-        def spread(state, batch):
-            stepped = step(state, jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, P("batch"))))
-            return jax.lax.with_sharding_constraint(stepped, NamedSharding(mesh, P()))
-
-        return spread
-
-    return make_step
+def run_of(devices=None):
+    parallel = None if devices is None else functools.partial(nnfx.data_parallel, devices=devices)
+    return nnfx.fit(MODEL, LOSS, optax.sgd, epochs=EPOCHS, batch_size=BATCH_SIZE, parallel=parallel)
 
 
 def steps_on_shares():
@@ -65,7 +49,7 @@ def numbers(tree):
 
 def main(folder, seconds=0.0):
     nnfx.distributed.start(heartbeat_seconds=4)
-    train = run_of(over(jax.devices()))
+    train = run_of(jax.devices())
 
     def evaluate(run):
         time.sleep(float(seconds))

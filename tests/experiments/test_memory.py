@@ -3,6 +3,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def test_symbols_are_shown_then_silence_then_cues(key):
     assert memory.recalled(answers, symbols).mean() == 1
     wrong = np.concatenate([np.zeros((500, 7, 8)), np.eye(8)[(symbols + 1) % 8]], axis=1)
     assert memory.recalled(wrong, symbols).mean() == 0
-    assert memory.recall_loss(20 * answers, symbols).max() < 1e-5
+    assert memory.recall_loss(jnp.asarray(20 * answers, float), symbols).max() < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["GRU", "LSTM"])
