@@ -7,6 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -73,10 +74,7 @@ class Results:
     def figure(self, name: str, figure: Figure) -> None:
         """Write a figure as PNG and as SVG, without the date, and close it."""
         for kind, about in (("png", {}), ("svg", {"Date": None})):
-            self._put(
-                f"{name}.{kind}",
-                lambda aside, kind=kind, about=about: figure.savefig(aside, format=kind, metadata=about),
-            )
+            self._put(f"{name}.{kind}", partial(figure.savefig, format=kind, metadata=about))
         plt.close(figure)
 
     def history(self, curves: Mapping[str, Any]) -> None:

@@ -200,8 +200,8 @@ def interval(test: Backtest, calibration: int) -> Interval:
 
 def without_first(test: Backtest, count: int) -> Backtest:
     """Leave out the first origins."""
-    *of_origins, members = test
-    return Backtest(*(array[count:] for array in of_origins), members[:, count:])
+    later: Backtest = jax.tree.map(lambda array: array[count:], test)
+    return later._replace(members=test.members[:, count:])
 
 
 def draw_fan(

@@ -269,7 +269,8 @@ def train(task: Task, kind: str, gap: int, config: Config) -> Outcome:
         seeds=config.seeds,
         learning_rate=task.rates[kind],
     )
-    tested = Batch(*jax.jit(lambda key: task.draw(key, TESTED, gap))(test_key), jnp.ones(TESTED))
+    inputs, targets = jax.jit(lambda key: task.draw(key, TESTED, gap))(test_key)
+    tested = Batch(inputs, targets, jnp.ones(TESTED))
 
     @jax.jit
     def scores_of(variables: Variables) -> Array:

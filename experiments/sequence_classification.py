@@ -14,7 +14,7 @@ while it reads on. Expect about 98 % of held-out digits right. It works offline 
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from experiments.common import BLUE, GREEN, GREY, ORANGE, PURPLE, Results, mean_
 from nnfx.data import Data, Images
 from nnfx.data.batching import steps_per_epoch
 from nnfx.models import gru, lstm, rnn
-from nnfx.types import Array, Model
+from nnfx.types import Apply, Array, Model, Variables
 
 STREAMED = "GRU, asked at every row"
 COLOURS = {"RNN": GREY, "GRU": BLUE, "LSTM": ORANGE, "GRU, both directions": GREEN, STREAMED: PURPLE}
@@ -163,13 +163,13 @@ def networks(classes: int, hidden: int) -> dict[str, Model]:
 def row_by_row(model: Model) -> Model:
     """Let a recurrent model take images `(batch, height, width, channels)`, each row being a step in time."""
 
-    def init(key: Array, images: Array) -> Any:
-        return model.init(key, rows_of(images))
+    def init(key: Array, inputs: Any) -> Variables:
+        return model.init(key, rows_of(inputs))
 
-    def apply(variables: Any, images: Array, **options: Any) -> Any:
-        return model.apply(variables, rows_of(images), **options)
+    def apply(variables: Variables, inputs: Any, **options: Any) -> Any:
+        return model.apply(variables, rows_of(inputs), **options)
 
-    return Model(init, apply, model.stream)
+    return Model(init, cast(Apply, apply), model.stream)
 
 
 def rows_of(images: Array) -> Array:
