@@ -88,7 +88,7 @@ def choose(config: Config) -> list[str]:
 
 def command_of(name: str, config: Config) -> list[str]:
     """Return the command that runs an experiment."""
-    options = shlex.split(gallery.QUICK[name]) if config.quick else []
+    options = shlex.split(gallery.QUICK[name] if config.quick else gallery.PART.get(name, ""))
     common = ["--out", str(config.out / name), "--seed", str(config.seed)]
     return [sys.executable, "-m", f"experiments.{name}", *common, *options]
 

@@ -1,11 +1,13 @@
 """What every experiment shares: where its results go, how they are written and printed, and how figures look."""
 
 import csv
+import io
 import json
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+
+from nnfx import distributed
 
 # Okabe and Ito's colours stay apart for colour-blind eyes, and the first two also in grey print.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#666666"
@@ -55,7 +59,7 @@ jax.monitoring.register_event_duration_secs_listener(_count_compilation)
 
 
 class Results:
-    """The folder of one experiment's results; each file is written aside, then put in place.
+    """The folder of one experiment's results; each file is written aside, then put in place, by the first process.
 
     Args:
         out: the folder, made where it is lacking.
@@ -70,23 +74,20 @@ class Results:
     def figure(self, name: str, figure: Figure) -> None:
         """Write a figure as PNG and as SVG, without the date, and close it."""
         for kind, about in (("png", {}), ("svg", {"Date": None})):
-            aside = self._aside(f"{name}.{kind}")
-            figure.savefig(aside, format=kind, metadata=about)
-            os.replace(aside, self.out / f"{name}.{kind}")
+            self._put(f"{name}.{kind}", partial(figure.savefig, format=kind, metadata=about))
         plt.close(figure)
 
     def history(self, curves: Mapping[str, Any]) -> None:
         """Write `history.csv`, one row an epoch and one column a curve; what was not run is left empty."""
         columns = {name: np.asarray(values) for name, values in curves.items()}
         epochs = max(int(np.isfinite(values).sum()) for values in columns.values())
-        aside = self._aside("history.csv")
-        with aside.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["epoch", *columns])
-            for i in range(epochs):
-                cells = [values[i] if i < len(values) else np.nan for values in columns.values()]
-                writer.writerow([i + 1, *("" if np.isnan(cell) else f"{cell:.7g}" for cell in cells)])
-        os.replace(aside, self.out / "history.csv")
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["epoch", *columns])
+        for i in range(epochs):
+            cells = [values[i] if i < len(values) else np.nan for values in columns.values()]
+            writer.writerow([i + 1, *("" if np.isnan(cell) else f"{cell:.7g}" for cell in cells)])
+        self._put("history.csv", lambda aside: aside.write_text(text.getvalue()))
 
     def summary(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
         """Write `summary.json`: these numbers, the versions, the device, and the seconds spent.
@@ -100,18 +101,20 @@ class Results:
                 "python": platform.python_version(),
                 **{name: metadata.version(name) for name in ("nnfx", "jax", "jaxlib", "flax", "optax")},
             },
-            "device": str(jax.devices()[0].device_kind),
+            "device": str(jax.local_devices()[0].device_kind),
             "wall_s": round(time.perf_counter() - self._started, 3),
             "compile_s": round(_compile_seconds - self._compiled, 3),
         }
-        aside = self._aside("summary.json")
-        aside.write_text(json.dumps(summary, indent=2, default=_as_json) + "\n")
-        os.replace(aside, self.out / "summary.json")
+        text = json.dumps(summary, indent=2, default=_as_json) + "\n"
+        self._put("summary.json", lambda aside: aside.write_text(text))
         print(f"\nwrote {', '.join(sorted(path.name for path in self.out.iterdir()))} to {self.out}/")
         return summary
 
-    def _aside(self, name: str) -> Path:
-        return self.out / f".{name}.{os.getpid()}"
+    def _put(self, name: str, write: Callable[[Path], Any]) -> None:
+        if distributed.is_first():
+            aside = self.out / f".{name}.{os.getpid()}"
+            write(aside)
+            os.replace(aside, self.out / name)
 
 
 def _as_json(value: Any) -> Any:

@@ -6,12 +6,18 @@ A network with dropout learns the embedded digits by plain SGD, its batches of 1
 divide. Expect the losses to lie on top of each other, apart by rounding alone, and one exchange of the whole gradient a
 step, however many devices there are. On a CPU the devices are virtual and share its cores: the examples a second then
 tell what splitting costs and whether it brings idle cores to use, not how well real devices scale; for that see
-`experiments.scaling_model`. It works offline and takes about a minute.
+`experiments.scaling_model`. The same run is made by two processes with a device each, which talk over the loopback
+interface. It works offline and takes about a minute.
 """
 
 import dataclasses
 import functools
+import json
+import os
+import socket
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,6 +30,7 @@ from matplotlib import pyplot as plt
 
 import nnfx
 from experiments.common import BLUE, GREEN, GREY, ORANGE, Results, print_table
+from nnfx import distributed
 from nnfx.data import Data
 from nnfx.scale.parallel import Collective, collectives, data_parallel
 from nnfx.training import loop
@@ -44,6 +51,8 @@ class Config:
     """the seed of everything random"""
     devices: tuple[int, ...] = (1, 2, 4, 8)
     """over how many devices batches are split"""
+    processes: int = 2
+    """in how many processes with a device each to train as well; 1 for none"""
     hidden: tuple[int, ...] = (256, 256)
     """widths of the hidden layers"""
     dropout: float = 0.3
@@ -64,6 +73,7 @@ class Outcome(NamedTuple):
     Attributes:
         strategy: "mesh" or "pmap".
         devices: how many.
+        processes: over how many processes they are spread.
         losses: the training loss of each epoch, and then the held-out ones.
         crossing: what crosses between devices in a step.
         examples_per_second: the median of the timed epochs.
@@ -71,6 +81,7 @@ class Outcome(NamedTuple):
 
     strategy: str
     devices: int
+    processes: int
     losses: np.ndarray
     crossing: list[Collective]
     examples_per_second: float
@@ -80,25 +91,30 @@ def main(config: Config) -> dict[str, Any]:
     """Run the experiment, and return its summary."""
     for count in config.devices:
         nnfx.checks.positive_integer("devices", count)
-        if count > len(jax.devices()):
-            raise ValueError(f"devices: expected at most the {len(jax.devices())} there are, got {count}")
+        if count > jax.local_device_count():
+            raise ValueError(f"devices: expected at most the {jax.local_device_count()} there are, got {count}")
+    nnfx.checks.positive_integer("processes", config.processes)
     results = Results(config.out)
     data = nnfx.data.digits(key=jax.random.key(config.seed), valid_fraction=0.25)
     alone = run(config, data, "mesh", 1)
+    counts = config.devices if jax.process_count() == 1 else (jax.device_count(),)
     outcomes = [
         alone._replace(strategy=strategy) if count == 1 else run(config, data, strategy, count)
         for strategy in STRATEGIES
-        for count in config.devices
+        for count in counts
     ]
+    if config.processes > 1:
+        outcomes += in_processes(config)
     apart = [float(np.abs(outcome.losses / alone.losses - 1).max()) for outcome in outcomes]
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parameters(config, data)))
     print(f"the gradient has {size:,} bytes\n")
     print_table(
-        ["strategy", "devices", "loss apart", "exchanges a step", "their bytes", "examples a second"],
+        ["strategy", "devices", "processes", "loss apart", "exchanges a step", "their bytes", "examples a second"],
         [
             [
                 outcome.strategy,
                 outcome.devices,
+                outcome.processes,
                 f"{error:.1e}",
                 len(outcome.crossing),
                 sum(each.bytes for each in outcome.crossing),
@@ -112,6 +128,7 @@ def main(config: Config) -> dict[str, Any]:
         {
             f"{outcome.strategy} on {outcome.devices} {part}_loss": losses
             for outcome in outcomes
+            if outcome.processes == jax.process_count()
             for part, losses in zip(("train", "valid"), np.split(outcome.losses, 2), strict=True)
         }
     )
@@ -122,6 +139,8 @@ def main(config: Config) -> dict[str, Any]:
                 {
                     "strategy": outcome.strategy,
                     "devices": outcome.devices,
+                    "processes": outcome.processes,
+                    "losses": outcome.losses,
                     "loss_apart": error,
                     "exchanges": [each._asdict() for each in outcome.crossing],
                     "examples_per_second": outcome.examples_per_second,
@@ -132,6 +151,44 @@ def main(config: Config) -> dict[str, Any]:
             "seed": config.seed,
         }
     )
+
+
+def in_processes(config: Config) -> list[Outcome]:
+    """Make the same runs in several processes on this machine, and return what they write."""
+    with socket.socket() as opened:
+        opened.bind(("localhost", 0))
+        port = opened.getsockname()[1]
+    out = config.out / "processes"
+    options = {**dataclasses.asdict(config), "devices": (1,), "processes": 1, "out": out}
+    arguments = [
+        text
+        for name, value in options.items()
+        for text in (f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,)))
+    ]
+    together = ["--coordinator", f"localhost:{port}", "--processes", str(config.processes)]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "nnfx.distributed", *together, "--process", str(i), __spec__.name, *arguments],
+            env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+            stdout=subprocess.DEVNULL,
+        )
+        for i in range(config.processes)
+    ]
+    ends = [process.wait() for process in started]
+    if any(ends):
+        raise RuntimeError(f"processes: expected all {config.processes} to end well; what they say is above")
+    runs = json.loads((out / "summary.json").read_text())["runs"]
+    return [
+        Outcome(
+            each["strategy"],
+            each["devices"],
+            each["processes"],
+            np.array(each["losses"]),
+            [Collective(**one) for one in each["exchanges"]],
+            each["examples_per_second"],
+        )
+        for each in runs
+    ]
 
 
 def network(config: Config) -> nnfx.Model:
@@ -146,7 +203,8 @@ def parameters(config: Config, data: Data) -> Any:
 
 def run(config: Config, data: Data, strategy: Literal["mesh", "pmap"], count: int) -> Outcome:
     """Train on so many devices, look at what crosses between them, and time single epochs."""
-    split = functools.partial(data_parallel, strategy=strategy, devices=jax.devices()[:count])
+    devices = jax.local_devices()[:1] if count == 1 else jax.devices()[:count]
+    split = functools.partial(data_parallel, strategy=strategy, devices=devices)
     train = nnfx.fit(
         network(config),
         nnfx.losses.categorical_cross_entropy,
@@ -171,11 +229,11 @@ def run(config: Config, data: Data, strategy: Literal["mesh", "pmap"], count: in
     for epoch in range(config.timed_epochs + 1):
         began = time.perf_counter()
         until, clock = np.int32(epoch + 1), Clock(np.float32(0), np.float32(0))
-        state_of_run, _ = jax.block_until_ready(
-            loop.advance(train, state_of_run, data.train, data.valid, numbers, until, clock)
-        )
+        advanced = loop.advance(train, state_of_run, data.train, data.valid, numbers, until, clock)
+        state_of_run, _ = jax.block_until_ready(distributed.local(advanced))
         seconds.append(time.perf_counter() - began)
-    return Outcome(strategy, count, losses, crossing, rows / statistics.median(seconds[1:]))  # the first compiles
+    per_second = rows / statistics.median(seconds[1:])  # the first compiles
+    return Outcome(strategy, count, 1 if count == 1 else jax.process_count(), losses, crossing, per_second)
 
 
 def draw(results: Results, outcomes: list[Outcome], alone: Outcome) -> None:
@@ -185,8 +243,10 @@ def draw(results: Results, outcomes: list[Outcome], alone: Outcome) -> None:
     epochs = np.arange(1, len(alone.losses) // 2 + 1)
     for outcome in outcomes:
         losses = np.split(outcome.losses, 2)[1]
-        name = f"{outcome.strategy}, {outcome.devices}"
+        apart_in = f" in {outcome.processes} processes" if outcome.processes > 1 else ""
+        name = f"{outcome.strategy}, {outcome.devices}{apart_in}"
         style: dict[str, Any] = {"color": colours[outcome.devices], "marker": MARKERS[outcome.strategy]}
+        style["linestyle"] = ":" if outcome.processes > 1 else "-"
         axes[0].plot(epochs, losses, markersize=3 + 1.2 * outcome.devices, fillstyle="none", label=name, **style)
         if outcome.devices > 1:
             apart = np.abs(losses / np.split(alone.losses, 2)[1] - 1)
@@ -198,14 +258,17 @@ def draw(results: Results, outcomes: list[Outcome], alone: Outcome) -> None:
     axes[1].set_title("how far apart they are (0 drawn at 1e-9)")
     axes[1].legend(fontsize=8)
     for strategy in STRATEGIES:
-        some = [outcome for outcome in outcomes if outcome.strategy == strategy]
-        axes[2].plot(
-            [outcome.devices for outcome in some],
-            [outcome.examples_per_second for outcome in some],
-            marker=MARKERS[strategy],
-            color=BLUE if strategy == "mesh" else ORANGE,
-            label=strategy,
-        )
+        for processes in sorted({outcome.processes for outcome in outcomes}):
+            some = [each for each in outcomes if (each.strategy, each.processes) == (strategy, processes)]
+            axes[2].plot(
+                [outcome.devices for outcome in some],
+                [outcome.examples_per_second for outcome in some],
+                marker=MARKERS[strategy],
+                fillstyle="full" if processes == 1 else "none",
+                linestyle="-" if processes == 1 else "",
+                color=BLUE if strategy == "mesh" else ORANGE,
+                label=strategy if processes == 1 else f"{strategy}, {processes} processes",
+            )
     counts = sorted(colours)
     axes[2].set(xscale="log", xlabel=f"devices ({jax.devices()[0].device_kind})", ylabel="examples a second")
     axes[2].set_xticks(counts, map(str, counts))

@@ -8,11 +8,12 @@
 - `nnfx.stopping`, `nnfx.schedules`, `nnfx.regularizers`, `nnfx.averaging`: when a run ends, how its rate changes,
   what restrains it, and which average of its weights is kept.
 - `nnfx.session`: a long run that shows how far it has come and goes on where it was cut off, from what
-  `nnfx.checkpoint` saves.
+  `nnfx.checkpoint` saves; `nnfx.stream`: the same for data larger than memory.
 - `nnfx.data_parallel`: the step, its batch split over devices.
 - `nnfx.sweeps`: many runs as one program; `nnfx.calibration`: how far their predictions can be trusted.
 - `nnfx.insight`: gradients audited and followed, the loss's landscape and curvature, and what a network sees.
 - `nnfx.forecasting`: windows, forecasters, intervals, scores and backtests; every forecaster is a model.
+- `nnfx.distributed`: several processes, on one machine or many, as one.
 - `nnfx.cpu`: one call that fits JAX to the cores and the memory of this machine.
 """
 
@@ -26,6 +27,7 @@ from nnfx import (
     compatibility,
     cpu,
     data,
+    distributed,
     forecasting,
     insight,
     losses,
@@ -35,6 +37,7 @@ from nnfx import (
     shards,
 )
 from nnfx.host.session import session
+from nnfx.host.streaming import stream
 from nnfx.scale import sweeps
 from nnfx.scale.parallel import data_parallel
 from nnfx.training import averaging, regularizers, schedules, stopping
@@ -59,6 +62,7 @@ __all__ = [
     "cpu",
     "data",
     "data_parallel",
+    "distributed",
     "evaluate",
     "fit",
     "forecasting",
@@ -75,6 +79,7 @@ __all__ = [
     "shards",
     "split_key",
     "stopping",
+    "stream",
     "sweeps",
 ]
 

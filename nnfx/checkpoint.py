@@ -11,12 +11,13 @@ It is written aside and renamed when it is whole and on the disk, so that whatev
 numbers and JSON: loading it executes nothing.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnfx import checks
+from nnfx import checks, distributed
 
 __all__ = ["DamagedError", "Description", "load", "read", "save"]
 
@@ -59,6 +60,8 @@ class Description(NamedTuple):
 def save(path: str | os.PathLike[str], tree: Any, about: Mapping[str, Any] | None = None) -> None:
     """Write a tree of arrays as a checkpoint.
 
+    Of several processes the first writes; `nnfx.distributed.wait` lets the others load what it has written.
+
     Args:
         path: a folder that is not there yet.
         tree: arrays of any shape and dtype, typed keys included.
@@ -66,6 +69,7 @@ def save(path: str | os.PathLike[str], tree: Any, about: Mapping[str, Any] | Non
 
     Raises:
         TypeError: for leaves that are not arrays, or notes that JSON does not know.
+        ValueError: for arrays of which this process has only a part.
         FileExistsError: for a path that is there.
         OSError: where it cannot be written; nothing is left behind then.
 
@@ -80,6 +84,8 @@ def save(path: str | os.PathLike[str], tree: Any, about: Mapping[str, Any] | Non
     """
     path = Path(path)
     arrays, description = _on_host(tree), _describe(tree, about or {})
+    if not distributed.is_first():
+        return
     if path.exists():
         raise FileExistsError(f"{path}: expected nothing there yet, got a file or folder")
     aside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -88,7 +94,8 @@ def save(path: str | os.PathLike[str], tree: Any, about: Mapping[str, Any] | Non
         if arrays:
             from orbax.checkpoint import v1 as orbax
 
-            orbax.save(aside / _ARRAYS, arrays)
+            with _alone():
+                orbax.save(aside / _ARRAYS, arrays)
         (aside / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
         (aside / _SUMS).write_text(_lines(_checksums(aside)))
         (aside / _SEAL).write_text(_lines({_SUMS: _checksum(aside / _SUMS)}))
@@ -154,7 +161,8 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
     if stored:
         from orbax.checkpoint import v1 as orbax
 
-        stored = orbax.load(path / _ARRAYS, stored)
+        with _alone():
+            stored = orbax.load(path / _ARRAYS, stored)
     leaves = [_placed(stored.get(numbers[name], hosts[name]), leaf) for name, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
@@ -201,15 +209,31 @@ def _describe(tree: Any, about: Mapping[str, Any]) -> dict[str, Any]:
 
 def _on_host(tree: Any) -> dict[str, np.ndarray]:
     """Return every leaf on the host, by its number; empty ones are known by their shape alone."""
-    if jax.process_count() > 1:
-        raise RuntimeError(f"tree: expected the arrays of one process, got {jax.process_count()} processes")
-    leaves = _leaves(tree).values()
     if not checks.is_concrete(tree):
         raise TypeError("tree: expected arrays with values, got shapes or traced arrays")
+    leaves = _leaves(distributed.local(tree)).values()
     plain = [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in leaves]
     # JAX's arrays never change; NumPy's may, while they are written
     arrays = [np.asarray(leaf) if isinstance(leaf, jax.Array) else np.array(leaf) for leaf in plain]
     return {str(i): array for i, array in enumerate(arrays) if array.size}
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Let Orbax read or write in this process alone, without waiting for others."""
+    if jax.process_count() == 1:
+        yield
+        return
+    from orbax.checkpoint import v1 as orbax
+    from orbax.checkpoint.experimental.v1._src.saving import execution
+
+    # the one place where Orbax asks all processes, also those that are not to take part
+    execution._check_directory_consistency = lambda _: None
+    context = orbax.Context()
+    context.multiprocessing.primary_host = jax.process_index()
+    context.multiprocessing.active_processes = {jax.process_index()}
+    with context:
+        yield
 
 
 def _sync(path: Path) -> None:

@@ -14,17 +14,18 @@ MAY_IMPORT = {
     "shards": {"types"},
     **dict.fromkeys(MIDDLE, BASE),
     "models": BASE | {"activations", "ops"},
-    "training": BASE | {"data", "losses"},
-    "checkpoint": BASE,
-    "host": BASE | {"checkpoint", "data", "training"},
-    "scale": BASE | {"calibration", "data", "training"},
+    "distributed": {"checks"},
+    "training": BASE | {"data", "distributed", "losses"},
+    "checkpoint": BASE | {"distributed"},
+    "host": BASE | {"checkpoint", "data", "distributed", "training"},
+    "scale": BASE | {"calibration", "data", "distributed", "training"},
     "insight": BASE | MIDDLE | {"models", "scale", "training"},
     "forecasting": BASE | {"data", "losses", "metrics", "models", "ops", "scale", "training"},
     "compatibility": set(),
     "cpu": {"checks"},
 }
 MAY_IMPORT["__init__"] = set(MAY_IMPORT)
-ONLY_WHERE_USED = {"matplotlib", "tqdm", "sklearn", "pooch", "tyro", "orbax", "torch", "keras", "tensorboard"}
+ONLY_WHERE_USED = {"grain", "matplotlib", "tqdm", "sklearn", "pooch", "tyro", "orbax", "torch", "keras", "tensorboard"}
 FILES = sorted((ROOT / "nnfx").rglob("*.py"))
 
 

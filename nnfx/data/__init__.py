@@ -13,6 +13,7 @@ from nnfx.data.series import (
     read_series_rows,
     sunspots,
 )
+from nnfx.data.stored import Stored, store, stored
 from nnfx.data.titanic import titanic
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Preprocess",
     "Report",
     "Series",
+    "Stored",
     "airline_passengers",
     "cifar10",
     "digits",
@@ -36,6 +38,8 @@ __all__ = [
     "read_series",
     "read_series_rows",
     "shuffled",
+    "store",
+    "stored",
     "sunspots",
     "take",
     "titanic",

@@ -1,10 +1,11 @@
 """Seeded minibatches: which rows make up which batch, as a pure function of a key and an epoch."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nnfx.types import Array, Batch
 
@@ -22,7 +23,7 @@ class Order(NamedTuple):
     """Which rows make up which batch.
 
     Attributes:
-        rows: int32 `(steps, batch)`.
+        rows: int32 `(steps, batch)`, or `(batch,)` of one batch.
         is_real: boolean, of the same shape; false for the places that an incomplete last batch leaves over,
             which hold rows that come earlier in the order, to be given no weight.
     """
@@ -68,19 +69,11 @@ def permutation(key: Array, rows: int) -> Array:
         return jax.random.permutation(key, rows)
     a, b = _sides(rows)
     round_keys = jax.random.bits(key, (_ROUNDS,), jnp.uint32)
-
-    def encrypt(numbers: Array) -> Array:
-        left, right = numbers // jnp.uint32(b), numbers % jnp.uint32(b)
-        for i in range(0, _ROUNDS, 2):
-            left = _add_below(left, _hash(right ^ round_keys[i]), a)
-            right = _add_below(right, _hash(left ^ round_keys[i + 1]), b)
-        return left * jnp.uint32(b) + right
-
-    numbers = encrypt(jnp.arange(rows, dtype=jnp.uint32))
+    numbers = _encrypt(jnp.arange(rows, dtype=jnp.uint32), round_keys, rows)
     if a * b > rows:
         numbers = jax.lax.while_loop(
             lambda numbers: (numbers >= rows).any(),
-            lambda numbers: jnp.where(numbers >= rows, encrypt(numbers), numbers),
+            lambda numbers: jnp.where(numbers >= rows, _encrypt(numbers, round_keys, rows), numbers),
             numbers,
         )
     return numbers.astype(jnp.int32)
@@ -104,19 +97,70 @@ _SMALLEST_SIDE = 8
 _ROUNDS = 8
 
 
-def _hash(x: Array) -> Array:
+def _encrypt(numbers: Any, round_keys: Any, rows: int) -> Any:
+    """Send every number below a·b to another, with arrays of NumPy as with those of JAX."""
+    a, b = _sides(rows)
+    left, right = numbers // np.uint32(b), numbers % np.uint32(b)
+    for i in range(0, _ROUNDS, 2):
+        left = _add_below(left, _hash(right ^ round_keys[i]), a)
+        right = _add_below(right, _hash(left ^ round_keys[i + 1]), b)
+    return left * np.uint32(b) + right
+
+
+def _hash(x: Any) -> Any:
     """Mix the bits of 32-bit numbers: a finaliser of multiplications and shifts."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
     return x ^ (x >> 16)
 
 
-def _add_below(digit: Array, hashed: Array, base: int) -> Array:
+def _add_below(digit: Any, hashed: Any, base: int) -> Any:
     """Add a hash, brought below the base, to a digit, modulo the base."""
     # without a division where 16 bits are many against the base
-    scaled = ((hashed >> 16) * jnp.uint32(base)) >> 16 if base <= 256 else hashed % jnp.uint32(base)
+    scaled = ((hashed >> 16) * np.uint32(base)) >> 16 if base <= 256 else hashed % np.uint32(base)
     total = digit + scaled
-    return jnp.where(total >= base, total - jnp.uint32(base), total)
+    library = np if isinstance(total, np.ndarray) else jnp
+    return library.where(total >= base, total - np.uint32(base), total)
+
+
+class Orders:
+    """The batches of `shuffled`, one at a time and on the host: for data that are read as they are needed.
+
+    Args:
+        key: that of the order.
+        rows: how many there are.
+        batch_size: rows of a batch.
+        epochs: for how many epochs.
+
+    Example:
+        >>> whole = shuffled(jax.random.key(0), epoch=1, rows=50, batch_size=20)
+        >>> last = Orders(jax.random.key(0), rows=50, batch_size=20, epochs=2).batch(epoch=1, number=2)
+        >>> bool((whole.rows[2] == last.rows).all()), int(last.is_real.sum())
+        (True, 10)
+    """
+
+    def __init__(self, key: Array, rows: int, batch_size: int, epochs: int) -> None:
+        self._rows, self._batch_size = rows, batch_size
+
+        def drawn(epoch: Array) -> Array:
+            epoch_key = jax.random.fold_in(key, epoch)
+            if rows < _SMALLEST_CIPHER:
+                return permutation(epoch_key, rows)
+            return jax.random.bits(epoch_key, (_ROUNDS,), jnp.uint32)
+
+        self._drawn = np.asarray(jax.vmap(drawn)(jnp.arange(epochs)))
+
+    def batch(self, epoch: int, number: int) -> Order:
+        """Return one batch of an epoch, of NumPy's arrays."""
+        places: Any = number * self._batch_size + np.arange(self._batch_size)
+        numbers, drawn = (places % self._rows).astype(np.uint32), self._drawn[epoch]
+        if self._rows < _SMALLEST_CIPHER:
+            rows = drawn[numbers]
+        else:
+            rows = _encrypt(numbers, drawn, self._rows)
+            while (is_beyond := rows >= self._rows).any():
+                rows[is_beyond] = _encrypt(rows[is_beyond], drawn, self._rows)
+        return Order(rows.astype(np.int32), places < self._rows)
 
 
 def in_order(rows: int, batch_size: int) -> Order:

@@ -18,13 +18,15 @@ so that `jax.vmap` over a learning rate compares whole backtests.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from nnfx import checks
@@ -72,7 +74,7 @@ class _Sizes(NamedTuple):
     train_windows: int = 0
     valid_windows: int = 0
     members: int = 1
-    at_once: int = 1
+    at_once: int | None = None
 
 
 def fixed(
@@ -137,6 +139,7 @@ def refitted(
     train_windows: int | None = None,
     valid_windows: int = 0,
     at_once: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
     **hyper: ArrayLike,
 ) -> Backtest:
     """Train anew at every origin on what was known by then, and forecast from it.
@@ -161,8 +164,9 @@ def refitted(
         train_windows: on how many windows to train at most, the latest; None for all.
         valid_windows: how many of the latest windows to hold out, for stopping rules and for the best weights; targets
             that are held out are in none of the windows to train on.
-        at_once: how many origins to train side by side, each batch of them after the other, to bound the memory; None
-            for all.
+        at_once: how many origins a device trains side by side, one batch of them after the other, to bound the memory;
+            None for all.
+        devices: over which the origins are spread; all there are unless given.
         **hyper: the numbers that `train` takes; traced.
 
     Returns:
@@ -206,22 +210,24 @@ def refitted(
         train_windows=most if train_windows is None else min(train_windows, most),
         valid_windows=valid_windows,
         members=members,
-        at_once=len(times) if at_once is None else min(at_once, len(times)),
+        at_once=at_once,
     )
-    return _refitted(train, head, sizes, key, y, times, hypers.as_arrays(hyper))
+    over = tuple(devices or jax.devices())[: len(times)]
+    return _refitted(train, head, sizes, over, key, y, times, hypers.as_arrays(hyper))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _refitted(
     train: Callable[..., Trained],
     head: Head,
     sizes: _Sizes,
+    devices: tuple[jax.Device, ...],
     key: Array,
     values: Array,
     origins: Array,
     hyper: Hyper,
 ) -> Backtest:
-    def at(origin: Array) -> Array:
+    def at(origin: Array, key: Array, values: Array, hyper: Hyper) -> Array:
         scaler = Scaler.of(values, where=jnp.arange(len(values)) < origin)
         scaled = scaler(values)
         data = _known_data(scaled, origin, sizes)
@@ -235,7 +241,19 @@ def _refitted(
         _check_outputs("train", outputs, head, sizes, values)
         return head.affine(outputs, scaler.mean[None], scaler.scale[None])
 
-    outputs = _map(at, origins, sizes.at_once)
+    def share(origins: Array, *known_to_all: Any) -> Array:
+        return _map(lambda origin: at(origin, *known_to_all), origins, sizes.at_once)
+
+    # each device has its share of the origins: nothing crosses between them
+    spread: Any = jax.shard_map(
+        share,
+        mesh=Mesh(devices, "origins"),
+        in_specs=(P("origins"), P(), P(), P()),
+        out_specs=P("origins"),
+        check_vma=False,
+    )
+    padded = jnp.pad(origins, (0, -len(origins) % len(devices)), mode="edge")
+    outputs = spread(padded, key, values, hyper)[: len(origins)]
     return _backtest(head, sizes, values, origins, jnp.moveaxis(outputs, 1, 0))
 
 
@@ -259,10 +277,10 @@ def _known_data(scaled: Array, origin: Array, sizes: _Sizes) -> Data:
     return dataclasses.replace(data, train=data.train._replace(weights=weights))
 
 
-def _map(function: Callable[[Array], Array], origins: Array, at_once: int) -> Array:
+def _map(function: Callable[[Array], Array], origins: Array, at_once: int | None) -> Array:
     """Apply a function to every origin, so many side by side; the last origin fills the last batch up."""
     count = len(origins)
-    if at_once == count:
+    if at_once is None or at_once >= count:
         return jax.vmap(function)(origins)
     if at_once == 1:
         return jax.lax.map(function, origins)
@@ -288,7 +306,9 @@ def _check_outputs(name: str, outputs: Array, head: Head, sizes: _Sizes, values:
         )
 
 
-def _checked(values: ArrayLike, lookback: int, horizon: int, origins: ArrayLike, least: int) -> tuple[Array, Array]:
+def _checked(
+    values: ArrayLike, lookback: int, horizon: int, origins: ArrayLike, least: int
+) -> tuple[Array, np.ndarray]:
     """Return the series in floats and the origins, checked."""
     checks.positive_integer("lookback", lookback)
     checks.positive_integer("horizon", horizon)
@@ -303,7 +323,7 @@ def _checked(values: ArrayLike, lookback: int, horizon: int, origins: ArrayLike,
     times = np.asarray(origins)
     if times.dtype.kind not in "iu":
         raise TypeError(f"origins: expected whole times, got {checks.describe(times)}")
-    if times.ndim != 1 or times.size == 0 or (np.diff(times) <= 0).any():
+    if times.ndim != 1 or times.size == 0 or (times[1:] <= times[:-1]).any():
         raise ValueError(f"origins: expected ascending times, (origins,), at least one, got {checks.describe(times)}")
     latest = len(y) - horizon
     if times[0] < least or times[-1] > latest:
@@ -311,7 +331,7 @@ def _checked(values: ArrayLike, lookback: int, horizon: int, origins: ArrayLike,
             f"origins: expected times from {least}, before which there is a window, to {latest}, where the horizon ends"
             f" with the series, got {times[0]} to {times[-1]}"
         )
-    return y, jnp.asarray(times, jnp.int32)
+    return y, times.astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -138,7 +138,7 @@ def rolling(
     count, horizon, _ = found.shape
     if not jnp.issubdtype(times.dtype, np.integer):
         raise TypeError(f"origins: expected integers, got {checks.describe(times)}")
-    if times.shape != (count,) or (np.diff(times) <= 0).any():
+    if times.shape != (count,) or (times[1:] <= times[:-1]).any():
         raise ValueError(
             f"origins: expected {count} ascending times, one for each forecast, got {checks.describe(times)}"
         )

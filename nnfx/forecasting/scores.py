@@ -103,6 +103,7 @@ def seasonal_naive_error(history: ArrayLike, period: int = 1) -> Array:
         raise ValueError(f"history: expected (time, channels) or (batch, time, channels), got {checks.describe(y)}")
     if y.shape[-2] <= period:
         raise ValueError(f"history: expected more steps than one season of {period}, got {checks.describe(y)}")
+    y = y if jnp.issubdtype(y.dtype, jnp.floating) else y.astype(float)  # differences of unsigned numbers wrap around
     checks.finite("history", y)
     error = jnp.abs(y[..., period:, :] - y[..., :-period, :]).mean(-2)
     if checks.is_concrete(error) and not bool((error > 0).all()):
@@ -190,6 +191,7 @@ def pinball(forecasts: Array, targets: Array, levels: ArrayLike) -> Array:
     References:
         Koenker and Bassett, *Regression quantiles*, Econometrica 1978.
     """
+    _require_floats(forecasts)
     q = jnp.asarray(levels, forecasts.dtype)
     if q.ndim != 1 or forecasts.ndim < 2 or forecasts.shape[-1:] != q.shape:
         raise ValueError(
@@ -310,6 +312,7 @@ def _interval_scores(lower: Array, upper: Array, targets: Array, level: ArrayLik
 
 def _targets(forecasts: Any, targets: Any, axes: int | None = None) -> Array:
     """Return the targets in the dtype of the forecasts, once they are found to fit."""
+    _require_floats(forecasts)
     checks.numeric("targets", targets)
     if forecasts.ndim < 1 or forecasts.ndim != (axes or forecasts.ndim):
         wanted = "(batch, ...)" if axes is None else "(batch, horizon, channels)"
@@ -321,6 +324,12 @@ def _targets(forecasts: Any, targets: Any, axes: int | None = None) -> Array:
         )
     checks.finite("targets", targets)
     return targets.astype(forecasts.dtype)
+
+
+def _require_floats(forecasts: Any) -> None:
+    """Refuse whole numbers: targets brought to their dtype would lose what is behind the point."""
+    if not hasattr(forecasts, "dtype") or not jnp.issubdtype(forecasts.dtype, jnp.floating):
+        raise TypeError(f"forecasts: expected an array of floats, got {checks.describe(forecasts)}")
 
 
 def _upper(lower: Array, upper: Array) -> Array:

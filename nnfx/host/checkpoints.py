@@ -1,6 +1,7 @@
 """The checkpoints of a run: a folder of them, of which the last and the best are kept, saved in the background."""
 
 import concurrent.futures
+import contextlib
 import json
 import re
 import shutil
@@ -13,7 +14,7 @@ from typing import IO, Any
 import jax
 import numpy as np
 
-from nnfx import checkpoint
+from nnfx import checkpoint, distributed
 from nnfx.checkpoint import Description
 
 
@@ -21,12 +22,14 @@ class Checkpoints:
     """A folder of checkpoints of one run.
 
     Open it with `with`: it locks the folder, removes what a killed save has left over, and waits at the end. A
-    checkpoint is called after its epoch, such as `epoch-00000012`.
+    checkpoint is called after its number, such as `epoch-00000012`. Of several processes the first locks, removes and
+    saves; all of them load.
 
     Args:
         folder: made where it is lacking.
         keep_last: how many of the newest to keep, at least 1.
         keep_best: how many of those of the lowest loss to keep besides.
+        unit: what the numbers count.
 
     Raises:
         OSError: for a folder that cannot be made or written, or that another process has open.
@@ -41,20 +44,26 @@ class Checkpoints:
         ['epoch-00000002', 'epoch-00000003', 'epoch-00000004']
     """
 
-    def __init__(self, folder: Path, *, keep_last: int = 2, keep_best: int = 1) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Path, *, keep_last: int = 2, keep_best: int = 1, unit: str = "epoch") -> None:
+        self.folder, self.unit = Path(folder), unit
         self.keep_last, self.keep_best = keep_last, keep_best
         self._pending: tuple[Path, concurrent.futures.Future[None]] | None = None
+        self._closing = contextlib.ExitStack()
 
     def __enter__(self) -> "Checkpoints":
+        if distributed.is_first():
+            self._open()
+        return self
+
+    def _open(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():
             raise NotADirectoryError(f"{self.folder}: expected a folder for checkpoints, got a file")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(self.folder)
-        for left_over in self.folder.glob(".epoch-*"):
+        self._closing.enter_context(_locked(self.folder))
+        for left_over in self.folder.glob(f".{self.unit}-*"):
             shutil.rmtree(left_over)
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
-        return self
+        self._closing.enter_context(self._writer)
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
         try:
@@ -64,31 +73,32 @@ class Checkpoints:
                 raise
             error.add_note(str(unsaved))
         finally:
-            self._writer.shutdown()
-            self._lock.close()
+            self._closing.close()
 
     def paths(self) -> list[Path]:
         """Return the checkpoints in the folder, the newest last."""
-        named = (path for path in self.folder.glob("epoch-*") if re.fullmatch(r"epoch-\d{8,}", path.name))
-        return sorted(named, key=lambda path: int(path.name.removeprefix("epoch-")))
+        named = (path for path in self.folder.glob(f"{self.unit}-*") if re.fullmatch(r"\w+-\d{8,}", path.name))
+        return sorted(named, key=lambda path: int(path.name.removeprefix(f"{self.unit}-")))
 
-    def save(self, epoch: int, tree: Any, *, loss: float, about: Mapping[str, Any] | None = None) -> None:
+    def save(self, number: int, tree: Any, *, loss: float, about: Mapping[str, Any] | None = None) -> None:
         """Save a tree in the background, after the save before.
 
         JAX's arrays may be replaced at once, but not be donated; NumPy's may be changed as well.
 
         Args:
-            epoch: after how many epochs; there must be no checkpoint of it yet.
+            number: after how many epochs, or what else is counted; there must be no checkpoint of it yet.
             tree: as for `nnfx.checkpoint.save`.
             loss: what the best are the lowest of; NaN ranks last.
-            about: as for `nnfx.checkpoint.save`; the epoch and the loss are noted besides.
+            about: as for `nnfx.checkpoint.save`; the number, as `epoch`, and the loss are noted besides.
 
         Raises:
             OSError: where the save before has failed.
         """
+        if not distributed.is_first():
+            return
         self.wait()
-        noted = {**(about or {}), "epoch": epoch, "loss": float(loss)}
-        path = self.folder / f"epoch-{epoch:08d}"
+        noted = {**(about or {}), self.unit: number, "loss": float(loss)}
+        path = self.folder / f"{self.unit}-{number:08d}"
         copied = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.array(leaf), tree)
         self._pending = path, self._writer.submit(self._publish, path, copied, noted)
 
@@ -111,7 +121,7 @@ class Checkpoints:
     def resume(
         self, expected: Callable[[Description], Any], *, skip_damaged: bool = False
     ) -> tuple[Path, Description, Any] | None:
-        """Load the newest checkpoint; None where there is none.
+        """Load the newest checkpoint; None where there is none. Every process has to call it.
 
         Args:
             expected: returns the tree that is expected of a checkpoint, as for `load`.
@@ -121,6 +131,17 @@ class Checkpoints:
         Raises:
             ValueError: as `load` does.
         """
+        if not distributed.is_first():
+            distributed.wait()
+        found = self._newest(expected, skip_damaged)
+        if distributed.is_first():
+            distributed.wait()  # the others look once what cannot be used is put aside
+        distributed.wait()
+        return found
+
+    def _newest(
+        self, expected: Callable[[Description], Any], skip_damaged: bool
+    ) -> tuple[Path, Description, Any] | None:
         refused: list[tuple[Path, ValueError]] = []
         found = None
         for path in reversed(self.paths()):
@@ -143,7 +164,7 @@ class Checkpoints:
             aside = path.with_name(f"{path.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
-            warnings.warn(f"{reason}; it is kept as {aside.name}, and {found[0]} taken", stacklevel=2)
+            warnings.warn(f"{reason}; it is kept as {aside.name}, and {found[0]} taken", stacklevel=3)
         return found
 
     def _publish(self, path: Path, tree: Any, about: Mapping[str, Any]) -> None:

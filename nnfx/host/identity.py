@@ -1,7 +1,7 @@
 """What tells a run from others beside its key and its numbers: its program, its data, and what it is computed with."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +9,6 @@ import numpy as np
 from jax.stages import Lowered
 
 from nnfx import checkpoint
-from nnfx.data.prepare import Data
 
 DECIDING = ("nnfx", "jax", "jaxlib", "flax", "optax")
 """The packages whose versions decide what is computed."""
@@ -30,15 +29,14 @@ class Identity(NamedTuple):
     means: Mapping[str, str]
 
     @classmethod
-    def of(cls, lowered: Lowered, data: Data) -> "Identity":
-        """Read it off the program that advances a run, and what it is trained on."""
-        parts = {"train": data.train, "valid": data.valid, "preprocess": data.preprocess}
-        leaves = jax.tree_util.tree_leaves_with_path(parts)
+    def of(cls, lowered: Lowered | Sequence[Lowered], data: Mapping[str, str]) -> "Identity":
+        """Read it off the programs that advance a run, and the words on what it is trained on."""
         versions = checkpoint.versions()
+        program = "".join(each.as_text() for each in ([lowered] if isinstance(lowered, Lowered) else lowered))
         return cls(
-            program=hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16],
-            data={jax.tree_util.keystr(path, simple=True, separator="."): _words(leaf) for path, leaf in leaves},
-            means={**{name: versions[name] for name in DECIDING}, "device": jax.devices()[0].device_kind},
+            program=hashlib.sha256(program.encode()).hexdigest()[:16],
+            data=data,
+            means={**{name: versions[name] for name in DECIDING}, "device": jax.local_devices()[0].device_kind},
         )
 
     def differences(self, other: "Identity") -> list[str]:
@@ -68,8 +66,13 @@ class Identity(NamedTuple):
         ]
 
 
+def words(tree: Any) -> dict[str, str]:
+    """Describe arrays, such as those of data, by path, so that any others are described otherwise."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): _words(leaf) for path, leaf in leaves}
+
+
 def _words(leaf: Any) -> str:
-    """Describe an array so that any other is described otherwise."""
     array = np.asarray(leaf)
     # looked at as bytes, since not every dtype has a buffer
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

@@ -123,7 +123,12 @@ class Bar:
             last = rows[-1]
             losses = [f"{name} {last[name]:.4g}" for name in ("train_loss", "valid_loss") if name in last]
             self._bar.set_postfix_str(", ".join([f"epoch {last['epoch']} of {self._epochs}", *losses]), refresh=False)
-            self._bar.update(last["epoch"] * self._examples - self._bar.n)
+            self.reach(last["epoch"] * self._examples)
+
+    def reach(self, examples: int) -> None:
+        """Show how many examples there have been in all."""
+        if self._bar is not None:
+            self._bar.update(examples - self._bar.n)
 
     def close(self) -> None:
         """Leave the bar as it is."""

@@ -10,17 +10,17 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from nnfx import checks
+from nnfx import checks, distributed
 from nnfx.data.prepare import Data
 from nnfx.host import signals
 from nnfx.host.checkpoints import Checkpoints
-from nnfx.host.identity import Identity
+from nnfx.host.identity import Identity, words
 from nnfx.host.logs import Bar, CsvLog, Log, Row, TensorBoardLog
 from nnfx.training import loop
 from nnfx.training.chunk import RunState
@@ -62,6 +62,9 @@ def session(
       is not there.
     - Ctrl-C and SIGTERM are answered with a checkpoint and a word on how to go on; then `KeyboardInterrupt` or
       `SystemExit(143)` is raised. A second one ends at once.
+
+    Several processes make one session: all of them call it, with one folder that all can read. The first writes, and
+    answers signals for all; every process returns the run.
 
     Args:
         fit: the run, as `nnfx.fit` makes it.
@@ -208,9 +211,10 @@ class Session:
             with self._logs(snapshot, notes, len(data.train.weights)) as logs:
                 snapshot = self._go_on(snapshot, notes, data, checkpoints, logs, asked)
             checkpoints.wait()
+            distributed.wait()
             newest = checkpoints.paths()[-1]
-        if asked:
-            _leave(asked[0], f"left after epoch {snapshot.epoch} of {self.fit.epochs}, saved as {newest}")
+        if ending := distributed.agree([*asked]):
+            leave(ending[0], f"left after epoch {snapshot.epoch} of {self.fit.epochs}, saved as {newest}")
         return self._run(snapshot, data)
 
     def _resume(self, checkpoints: Checkpoints, key: Array, data: Data, hyper: Hyper) -> tuple[Snapshot, Notes]:
@@ -221,7 +225,7 @@ class Session:
         # over how many devices a batch is split is not what tells runs apart
         alone = dataclasses.replace(self.fit, parallel=None)
         lowered = loop.advance.lower(alone, state, *shapes, np.int32(0), Clock(np.float32(0), np.float32(0)))
-        identity = Identity.of(lowered, data)
+        identity = Identity.of(lowered, words(data))
         _, history = lowered.out_info
 
         def after(epoch: int) -> Snapshot:
@@ -234,7 +238,7 @@ class Session:
             return after(0)._replace(state=loop.begin(self.fit, *given)), Notes(identity)
         path, description, snapshot = found
         saved = {name: description.about[name] for name in Identity._fields}
-        _require_same(path, snapshot, Identity(**saved), after(0), identity)
+        require_same(path, snapshot, Identity(**saved), after(0), identity)
         if snapshot.epoch > self.fit.epochs:
             raise ValueError(f"epochs: expected at least the {snapshot.epoch} of {path}, got {self.fit.epochs}")
         return snapshot, Notes(identity, description.about["seconds"], description.about["evaluations"])
@@ -260,13 +264,13 @@ class Session:
             seconds=notes.seconds,
             pause_every=[every for every in pauses if every],
         ):
-            logs.history(_rows(chunk.history, snapshot.epoch))
+            logs.history(rows_of(chunk.history, snapshot.epoch))
             history = loop.joined([snapshot.history, chunk.history])
             snapshot = snapshot._replace(state=chunk.state, history=history)
             notes.seconds = chunk.seconds
             if snapshot.epoch % self.evaluate_every == 0:
                 self._evaluate(snapshot, notes, data, logs)
-            if asked:
+            if distributed.agree([*asked]):
                 break
             is_due = self.save_every_epochs is not None and snapshot.epoch % self.save_every_epochs == 0
             if self.save_every_seconds is not None:
@@ -305,7 +309,10 @@ class Session:
 
     @contextlib.contextmanager
     def _logs(self, snapshot: Snapshot, notes: Notes, examples: int) -> Iterator["_Logs"]:
-        """Open the logs, with what is known."""
+        """Open the logs, with what is known; of several processes the first does."""
+        if not distributed.is_first():
+            yield _Logs([], [])
+            return
         with contextlib.ExitStack() as stack:
 
             def opened(log: Log) -> Log:
@@ -313,7 +320,7 @@ class Session:
                 return log
 
             both = [opened(TensorBoardLog(self.out / "tensorboard"))] if self.tensorboard else []
-            history = [*both, opened(CsvLog(self.out / "history.csv", _rows(snapshot.history, 0)))]
+            history = [*both, opened(CsvLog(self.out / "history.csv", rows_of(snapshot.history, 0)))]
             if self.progress:
                 history.append(opened(Bar(self.out.name, self.fit.epochs, snapshot.epoch, examples)))
             evaluation = list(both)
@@ -337,13 +344,25 @@ class _Logs(NamedTuple):
             log.add(rows)
 
 
-def _rows(history: History, before: int) -> list[Row]:
+def rows_of(history: History, before: int) -> list[Row]:
     """Return one row an epoch."""
     epochs = len(next(iter(history.values())))
     return [{"epoch": before + i + 1, **{name: values[i] for name, values in history.items()}} for i in range(epochs)]
 
 
-def _require_same(path: Path, saved: Snapshot, identity: Identity, mine: Snapshot, my_identity: Identity) -> None:
+class Given(Protocol):
+    """What a run is called with, as snapshots have it."""
+
+    @property
+    def key(self) -> Array:
+        """Return the run's key."""
+
+    @property
+    def hyper(self) -> Hyper:
+        """Return its hyper-parameters."""
+
+
+def require_same(path: Path, saved: Given, identity: Identity, mine: Given, my_identity: Identity) -> None:
     """Raise on a checkpoint of another run, and warn of one that was computed with other means."""
     lines = identity.differences(my_identity)
     if not np.array_equal(jax.random.key_data(saved.key), jax.random.key_data(mine.key)):
@@ -367,9 +386,10 @@ def _require_same(path: Path, saved: Snapshot, identity: Identity, mine: Snapsho
         )
 
 
-def _leave(asked: signal.Signals, words: str) -> NoReturn:
+def leave(asked: int, where: str) -> NoReturn:
     """End as the signal asks, with a word on how to go on."""
-    print(f"{asked.name}: {words}; the same call goes on from there", file=sys.stderr, flush=True)
-    if asked is signal.SIGINT:
+    if distributed.is_first():
+        print(f"{signal.Signals(asked).name}: {where}; the same call goes on from there", file=sys.stderr, flush=True)
+    if asked == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + asked)

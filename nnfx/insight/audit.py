@@ -240,7 +240,7 @@ def _differences(
         jnp.concatenate([moves, jnp.zeros_like(bits)]),
         jnp.concatenate([jnp.ones_like(moves), bits]),
     )
-    losses = objective.map_points(moved, flat, points, chunk=at_once, devices=jax.devices()[:1])
+    losses = objective.map_points(moved, flat, points, chunk=at_once, devices=jax.local_devices()[:1])
     around, rounded = losses[: len(moves)].reshape(-1, 4), losses[len(moves) : len(moves) + len(bits)]
     return _Found(value, jnp.ptp(rounded), steps, slope[chosen], around)
 

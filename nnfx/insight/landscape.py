@@ -237,7 +237,7 @@ def measure(
         key: feeds the model's noise in training, the same at every point.
         train: whether to apply the model as in training: batch norm then normalises each point by its own
             statistics.
-        devices: all there are unless given.
+        devices: all of this process unless given.
 
     Returns:
         The coordinates and the losses, which may be infinite or NaN far away.
@@ -271,7 +271,7 @@ def measure(
     coordinates = [_coordinates(name, value) for name, value in zip(names, (x, y), strict=False)]
     if jax.tree.map(np.shape, cut.origin) != jax.tree.map(np.shape, variables["params"]):
         raise ValueError("cut: expected one through parameters of the shapes of variables['params'], got another")
-    chosen = tuple(jax.devices() if devices is None else devices)
+    chosen = tuple(jax.local_devices() if devices is None else devices)
     shared = objective.on_devices((dict(variables), batch, key, cut), chosen)
     chunk = objective.at_once(variables["params"], batch)
     grid = jnp.stack(jnp.meshgrid(*coordinates, indexing="ij"), axis=-1)

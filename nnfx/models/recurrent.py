@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import flax.linen as nn
 import jax
@@ -103,7 +103,8 @@ class RecurrentNetwork(nn.Module):
             rows = carried.value[0][0].shape[0]
             if rows != x.shape[0]:
                 raise ValueError(f"inputs: expected {rows} sequences, whose state is carried on, got {x.shape[0]}")
-            state = carried.value if state is None else state
+            if state is None:  # in the dtype of the computation, which may be lower
+                state = jax.tree.map(lambda part: part.astype(x.dtype), carried.value)
         last: list[State] = []
         for i, width in enumerate(self.hidden):
             if i and train and not (isinstance(self.dropout, float) and self.dropout == 0):
@@ -125,7 +126,7 @@ class RecurrentNetwork(nn.Module):
                 last.append(end)
             x = jnp.concatenate(both, axis=-1) if self.bidirectional else outputs
         if self.stateful and train:
-            carried.value = tuple(last)
+            carried.value = jax.tree.map(lambda part, old: part.astype(old.dtype), tuple(last), carried.value)
         if self.returns == "last":
             x = jnp.concatenate([end[0] for end in last[-len(directions) :]], axis=-1)
         return x if self.outputs is None else Perceptron(self.outputs, name="output")(x)
@@ -139,6 +140,8 @@ def zeros(cell: Cell, hidden: Sequence[int], batch_size: int, dtype: Any = jnp.f
 
 def _stream(cell: Cell, hidden: tuple[int, ...], outputs: int | None) -> Stream:
     def step(variables: Variables, state: tuple[State, ...], x: Array) -> tuple[tuple[State, ...], Array]:
+        if len(state) != len(hidden):
+            raise ValueError(f"state: expected that of {len(hidden)} recurrent layers, got {len(state)}")
         params, after = variables["params"], []
         for i, before in enumerate(state):
             layer = params[f"layer_{i}"]
@@ -173,6 +176,7 @@ def _network(
         checks.positive_integer(f"hidden[{i}]", width)
     checks.number("dropout", dropout, minimum=0, below=1)
     checks.choice("returns", returns, ("last", "all"))
+    checks.choice("formulation", formulation, get_args(Formulation))
     if stateful and bidirectional:
         raise ValueError("stateful: expected False for both directions, one of which begins at the end, got True")
     module = RecurrentNetwork(
@@ -216,7 +220,8 @@ def rnn(
         returns: `"last"` for the output behind the last step, `"all"` for that of every step.
         stateful: whether each batch of training goes on where the one before ended, sequence by sequence. The state
             is kept among the variables, in the collection `carry`, and gradients end there: a long sequence cut into
-            consecutive batches is trained by truncated backpropagation through time.
+            consecutive batches is trained by truncated backpropagation through time. Such batches come in order, from
+            `nnfx.make_step`; `nnfx.fit` would shuffle them.
         initializer: of the weights of the inputs, drawn gate by gate; by name or as a function.
         recurrent_initializer: of the weights of the hidden state.
         formulation: of the recurrence, such as `"plain"` for forward mode; see `nnfx.ops.recurrence`.

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nnfx import checks
 from nnfx.types import Array
 
 State = tuple[Array, ...]
@@ -58,13 +59,60 @@ class Cell(NamedTuple):
     def step(self, weights: RecurrentWeights, state: State, x: Array) -> State:
         """Return the state behind one step on inputs `(batch, features)`.
 
+        Raises:
+            TypeError: for inputs or weights that are not floating, and of one dtype.
+            ValueError: for shapes that do not fit each other, or a state of another shape or dtype.
+
         Example:
             >>> weights = RecurrentWeights(jnp.zeros((3, 8)), jnp.zeros((2, 8)), jnp.ones(8))
             >>> hidden, cell = lstm_cell.step(weights, (jnp.zeros((1, 2)), jnp.zeros((1, 2))), jnp.ones((1, 3)))
             >>> cell.round(4)  # σ(1) tanh(1)
             Array([[0.5568, 0.5568]], dtype=float32)
         """
+        x, weights = jnp.asarray(x), RecurrentWeights(*map(jnp.asarray, weights))
+        if x.ndim != 2:
+            raise ValueError(f"x: expected one step, (batch, features), got {checks.describe(x)}")
+        require_weights(self, x, weights)
+        state = required_state(self, state, (len(x), len(weights.recurrent)), x.dtype)
         return self.forward(self.project(self.pack(weights), state[0], x), state)[0]
+
+
+def require_weights(cell: Cell, inputs: Array, weights: RecurrentWeights) -> None:
+    """Require weights of the shapes that a cell has on inputs `(..., features)`, all floating and of one dtype."""
+    arrays = {"inputs": inputs, **{f"weights.{name}": value for name, value in weights._asdict().items()}}
+    for name, value in arrays.items():
+        if not jnp.issubdtype(value.dtype, jnp.floating) or value.dtype != inputs.dtype:
+            raise TypeError(
+                f"{name}: expected a floating array, of one dtype with the inputs', {inputs.dtype}, "
+                f"got {checks.describe(value)}"
+            )
+    recurrent = weights.recurrent
+    if recurrent.ndim != 2 or recurrent.shape[1] != cell.gates * recurrent.shape[0] or not recurrent.size:
+        raise ValueError(
+            f"weights.recurrent: expected (hidden, {cell.gates} × hidden) for the cell {cell.name!r}, "
+            f"got {checks.describe(recurrent)}"
+        )
+    hidden = recurrent.shape[0]
+    expected = {
+        "inputs": (inputs.shape[-1], cell.gates * hidden),
+        "bias": (cell.biases * hidden,),
+    }
+    for name, shape in expected.items():
+        if getattr(weights, name).shape != shape:
+            got = checks.describe(getattr(weights, name))
+            raise ValueError(f"weights.{name}: expected {shape} for the cell {cell.name!r}, got {got}")
+
+
+def required_state(cell: Cell, state: State, shape: tuple[int, int], dtype: Any) -> State:
+    """Return a cell's state as arrays, once they are found to be of this shape and dtype."""
+    if not isinstance(state, tuple) or len(state) != cell.states:
+        raise ValueError(f"state: expected a tuple of {cell.states} for the cell {cell.name!r}, got {state!r:.60}")
+    arrays = tuple(jnp.asarray(part) for part in state)
+    for i, part in enumerate(arrays):
+        if part.shape != shape or part.dtype != dtype:
+            wanted = checks.describe(jax.ShapeDtypeStruct(shape, dtype))
+            raise ValueError(f"state[{i}]: expected {wanted}, got {checks.describe(part)}")
+    return arrays
 
 
 def _with_one(*parts: Array) -> Array:

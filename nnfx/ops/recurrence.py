@@ -1,7 +1,7 @@
 """A cell applied along time, with a gradient that makes the products of all steps as one."""
 
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jax import lax
 
 from nnfx import checks, shards
 from nnfx.ops import cudnn
-from nnfx.ops.cells import Cell, RecurrentWeights, State, lstm_cell
+from nnfx.ops.cells import Cell, RecurrentWeights, State, lstm_cell, require_weights, required_state
 from nnfx.types import Array
 
 Formulation = Literal["own", "plain", "cudnn"]
@@ -63,14 +63,16 @@ def recurrence(
         Werbos, *Backpropagation through time*, Proceedings of the IEEE 1990.
     """
     inputs, weights = jnp.asarray(inputs), RecurrentWeights(*map(jnp.asarray, weights))
-    _require_shapes(cell, inputs, weights)
+    if inputs.ndim != 3 or 0 in inputs.shape[1:]:
+        raise ValueError(f"inputs: expected (batch, time, features), none empty, got {checks.describe(inputs)}")
+    require_weights(cell, inputs, weights)
     shape = (inputs.shape[0], weights.recurrent.shape[0])
     if state is None:
         state = (jnp.zeros(shape, inputs.dtype),) * cell.states
-    state = _required_state(cell, state, shape, inputs.dtype)
+    state = required_state(cell, state, shape, inputs.dtype)
     if lengths is not None:
         lengths = _required_lengths(lengths, inputs)
-    checks.choice("formulation", formulation, ("own", "plain", "cudnn"))
+    checks.choice("formulation", formulation, get_args(Formulation))
     if formulation == "cudnn":
         if cell != lstm_cell or reverse:
             raise ValueError(f"formulation: expected another than 'cudnn' for {cell.name!r}, reverse={reverse}")
@@ -163,44 +165,6 @@ def _unroll_backward(cell: Cell, reverse: bool, kept: Any, cotangent: tuple[Arra
 _unroll.defvjp(_unroll_forward, _unroll_backward)
 
 
-def _require_shapes(cell: Cell, inputs: Array, weights: RecurrentWeights) -> None:
-    if inputs.ndim != 3 or 0 in inputs.shape[1:]:
-        raise ValueError(f"inputs: expected (batch, time, features), none empty, got {checks.describe(inputs)}")
-    arrays = {"inputs": inputs, **{f"weights.{name}": value for name, value in weights._asdict().items()}}
-    for name, value in arrays.items():
-        if not jnp.issubdtype(value.dtype, jnp.floating) or value.dtype != inputs.dtype:
-            raise TypeError(
-                f"{name}: expected a floating array, of one dtype with the inputs', {inputs.dtype}, "
-                f"got {checks.describe(value)}"
-            )
-    recurrent = weights.recurrent
-    if recurrent.ndim != 2 or recurrent.shape[1] != cell.gates * recurrent.shape[0] or not recurrent.size:
-        raise ValueError(
-            f"weights.recurrent: expected (hidden, {cell.gates} × hidden) for the cell {cell.name!r}, "
-            f"got {checks.describe(recurrent)}"
-        )
-    hidden = recurrent.shape[0]
-    expected = {
-        "inputs": (inputs.shape[-1], cell.gates * hidden),
-        "bias": (cell.biases * hidden,),
-    }
-    for name, shape in expected.items():
-        if getattr(weights, name).shape != shape:
-            got = checks.describe(getattr(weights, name))
-            raise ValueError(f"weights.{name}: expected {shape} for the cell {cell.name!r}, got {got}")
-
-
-def _required_state(cell: Cell, state: State, shape: tuple[int, int], dtype: Any) -> State:
-    if not isinstance(state, tuple) or len(state) != cell.states:
-        raise ValueError(f"state: expected a tuple of {cell.states} for the cell {cell.name!r}, got {state!r:.60}")
-    arrays = tuple(jnp.asarray(part) for part in state)
-    for i, part in enumerate(arrays):
-        if part.shape != shape or part.dtype != dtype:
-            wanted = checks.describe(jax.ShapeDtypeStruct(shape, dtype))
-            raise ValueError(f"state[{i}]: expected {wanted}, got {checks.describe(part)}")
-    return arrays
-
-
 def _required_lengths(lengths: Array, inputs: Array) -> Array:
     lengths = jnp.asarray(lengths)
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
@@ -214,4 +178,4 @@ def _required_lengths(lengths: Array, inputs: Array) -> Array:
                 f"lengths: expected from 0 to {inputs.shape[1]}, the time there is, "
                 f"got from {values.min()} to {values.max()}"
             )
-    return lengths
+    return lengths.astype(jnp.int32)  # in which the steps are counted: eight bits would wrap around

@@ -77,7 +77,7 @@ def data_parallel(
         raise ValueError(f"devices: expected one of jax.devices() or more, got {devices!r:.80}")
     if len(set(devices)) < len(devices):
         raise ValueError(f"devices: expected each of them once, got {devices!r:.80}")
-    if len(devices) == 1 and devices[0] == jax.devices()[0]:
+    if len(devices) == 1 and devices[0] == jax.local_devices()[0]:
         return step
     return partial(_by_mesh, step, devices) if strategy == "mesh" else _ByPmap(step, devices)
 
@@ -130,6 +130,14 @@ class _ByPmap:
             with shards.split(how):
                 return self._step(state, share)
 
+        if jax.process_count() > 1:  # where `jax.pmap` takes the rows of its own process alone
+
+            def on_one_of_all(state: TrainState, share: Batch) -> tuple[TrainState, Metrics]:
+                return on_one(state, jax.tree.map(lambda rows: rows.squeeze(1), share))
+
+            mesh = Mesh(np.array(self._devices), how.axis)
+            specs: Any = {"in_specs": (P(), P(None, how.axis)), "out_specs": P()}
+            return jax.shard_map(on_one_of_all, mesh=mesh, check_vma=False, **specs)
         return jax.pmap(on_one, axis_name=how.axis, in_axes=(None, 1), out_axes=None, devices=self._devices)
 
 

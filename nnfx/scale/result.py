@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from nnfx import checks
+from nnfx import checks, distributed
 from nnfx.data.prepare import Preprocess
 from nnfx.scale.ensemble import Ensemble
 from nnfx.scale.programs import fold_data
@@ -97,7 +97,9 @@ class Sweep:
         return Ensemble(self.fit, stack(self.hyper), stack(self.variables), stack(self.preprocess))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the table as CSV, aside first and then in place."""
+        """Write the table as CSV, aside first and then in place; of several processes the first does."""
+        if not distributed.is_first():
+            return
         path = Path(path)
         text = io.StringIO()
         writer = csv.DictWriter(text, list(self.rows[0]))

@@ -77,7 +77,7 @@ def sweep(
         **values: numbers for each hyper-parameter, of which every combination is a point.
         epochs_per_chunk: after how many epochs the host looks at who has stopped; a tenth of the run where it
             has stopping rules, else the whole.
-        devices: over which the members are spread; all there are unless given.
+        devices: over which the members are spread; all of this process unless given.
         devices_per_member: over how many of them the batches of each member are split, as by `nnfx.data_parallel`: for
             models too large to train many at once.
         at_once: how many members a device trains side by side, the others following in a loop of the same program;
@@ -187,7 +187,7 @@ def successive_halving(
 def _mesh(devices: Sequence[jax.Device] | None, per_member: int) -> Mesh:
     """Return the mesh over which members are spread, and their batches where several devices share one."""
     checks.positive_integer("devices_per_member", per_member)
-    chosen = np.array(devices or jax.devices())
+    chosen = np.array(devices or jax.local_devices())
     if len(chosen) % per_member:
         raise ValueError(f"devices_per_member: expected a divisor of the {len(chosen)} devices, got {per_member}")
     return Mesh(chosen, MEMBERS) if per_member == 1 else Mesh(chosen.reshape(-1, per_member), (MEMBERS, AXIS))

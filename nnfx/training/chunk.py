@@ -146,24 +146,12 @@ def chunk(
         The state after the last epoch run, and each metric by epoch, `(epochs,)`, NaN where not run.
     """
     step = parts.step()
-    measures = {"loss": parts.loss, **parts.metrics}
 
     def advance(state: RunState, number: Array) -> tuple[RunState, dict[str, Array]]:
         trained, measured = _train_epoch(step, state, number, train, parts.batch_size)
-        history = {f"train_{name}": mean.value for name, mean in measured.items()}
-        epoch = state.epoch + 1
-        best = state.best
-        if valid is not None and best is not None:
-            held_out = evaluate(parts.model, measures, trained.evaluated, valid)
-            history |= {f"valid_{name}": mean.value for name, mean in held_out.items()}
-            latest = Best.of(epoch, history["valid_loss"].astype(best.loss.dtype), trained)
-            is_better = (latest.loss < best.loss) | jnp.isnan(best.loss)
-            best = optax.tree.where(is_better, latest, best)
         epochs_here = jnp.asarray(number + 1 - first_epoch, float)
         seconds = jnp.asarray(clock.seconds, float) + jnp.asarray(clock.seconds_per_epoch, float) * epochs_here
-        ended = Epoch(state.train.params, trained.params, history, trained.fault.skipped, trained.step, seconds)
-        rules, stopped_by = _apply_rules(parts.rules, state, ended)
-        return RunState(trained, best, rules, epoch, stopped_by, state.order_key), history
+        return end_epoch(state, parts, trained, measured, valid, seconds)
 
     def nothing(state: RunState, number: Array, *epochs: int) -> dict[str, Array]:
         _, history = jax.eval_shape(advance, state, number)
@@ -185,6 +173,36 @@ def chunk(
     # within a scan nothing can undo the checkpoint, so that XLA need not be kept from it
     body = jax.checkpoint(one, prevent_cse=False) if parts.rematerialize_epochs else one
     return jax.lax.scan(body, state, first_epoch + jnp.arange(epochs, dtype=jnp.int32))
+
+
+def end_epoch(
+    state: RunState, parts: Parts, trained: TrainState, measured: Metrics, valid: Batch | None, seconds: Array
+) -> tuple[RunState, dict[str, Array]]:
+    """Evaluate what an epoch has made, keep the best, and ask the stopping rules.
+
+    Args:
+        state: where the run stood when the epoch began.
+        parts: what it is made of.
+        trained: the training state now.
+        measured: what the steps of the epoch have measured.
+        valid: what is held out, or None.
+        seconds: that have passed since the run began.
+
+    Returns:
+        The state of the run, and each metric of the epoch.
+    """
+    history = {f"train_{name}": mean.value for name, mean in measured.items()}
+    epoch = state.epoch + 1
+    best = state.best
+    if valid is not None and best is not None:
+        held_out = evaluate(parts.model, {"loss": parts.loss, **parts.metrics}, trained.evaluated, valid)
+        history |= {f"valid_{name}": mean.value for name, mean in held_out.items()}
+        latest = Best.of(epoch, history["valid_loss"].astype(best.loss.dtype), trained)
+        is_better = (latest.loss < best.loss) | jnp.isnan(best.loss)
+        best = optax.tree.where(is_better, latest, best)
+    ended = Epoch(state.train.params, trained.params, history, trained.fault.skipped, trained.step, seconds)
+    rules, stopped_by = _apply_rules(parts.rules, state, ended)
+    return RunState(trained, best, rules, epoch, stopped_by, state.order_key), history
 
 
 def _loop(

@@ -9,7 +9,7 @@ import jax
 import optax
 from jax.typing import ArrayLike
 
-from nnfx import checks
+from nnfx import checks, distributed
 from nnfx.data.prepare import Data
 from nnfx.training import hyper as hypers
 from nnfx.training import loop, validate
@@ -247,7 +247,7 @@ class Fit:
         """Run as one program, or chunk by chunk where a rule looks at the clock."""
         if self.checked.needs_clock:
             return loop.timed(self, key, train, valid, hyper)
-        return self._compiled(key, train, valid, hyper)
+        return distributed.local(self._compiled(key, train, valid, hyper))
 
     @functools.cached_property
     def _compiled(self) -> Callable[..., tuple[RunState, dict[str, Array]]]:

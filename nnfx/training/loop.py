@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnfx import checks
+from nnfx import checks, distributed
 from nnfx.training.chunk import RUNNING, RunState, chunk, start
 from nnfx.training.stopping import Clock
 from nnfx.types import Array, Batch, Hyper
@@ -74,8 +74,11 @@ def chunks(
     while done < fit.epochs and int(state.stopped_by) == RUNNING:
         pauses = [every * (done // every + 1) for every in pause_every]
         until = min(done + epochs, fit.epochs, *pauses)
+        # what is spread over several processes stands still unless all of them go equally far
+        until, *ticks = distributed.agree([until, *(float(np.asarray(tick)) for tick in clock)])
+        clock = Clock(*map(np.float32, ticks))
         chunk_began = time.monotonic()
-        state, history = advance(fit, state, train, valid, hyper, np.int32(until), clock)
+        state, history = distributed.local(advance(fit, state, train, valid, hyper, np.int32(until), clock))
         before, done = done, int(state.epoch)
         now = time.monotonic()
         # the first chunk is compiled while it is timed, so that it says little of those to come; and what a chunk costs

@@ -140,7 +140,7 @@ def make_step(
     def forward(params: Params, model_state: ModelState, batch: Batch, key: Array) -> tuple[Array, ModelState]:
         inputs = batch.inputs
         if compute_dtype is not None:
-            params, inputs = optax.tree.cast(params, compute_dtype), optax.tree.cast(inputs, compute_dtype)
+            params, inputs = _cast(params, compute_dtype), _cast(inputs, compute_dtype)
         with jax.default_matmul_precision(precision):
             outputs, model_state = model.apply(
                 {"params": params, **model_state}, inputs, key=key, weights=batch.weights, train=True
@@ -221,6 +221,11 @@ def make_step(
         return (after, measured) if not skip_non_finite else _skip(state, after, measured, value, gradient)
 
     return step
+
+
+def _cast(tree: Any, dtype: Any) -> Any:
+    """Bring arrays of floats to a dtype; whole numbers, such as lengths and tokens, stay what they are."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
 
 
 def _skip(

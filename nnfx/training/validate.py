@@ -112,6 +112,34 @@ def _check_shapes(fit: "Fit", train: Batch, valid: Batch | None, hyper: Hyper) -
     return outputs
 
 
+def check_stored(fit: "Fit", data: Data, hyper: Hyper, targets: np.ndarray, weights: np.ndarray) -> None:
+    """Raise on targets and weights, however many, that a run cannot be meant for.
+
+    Args:
+        fit: the run's function.
+        data: a part of the data, which has been checked.
+        hyper: its hyper-parameters, as arrays.
+        targets: `(rows, ...)`, looked at in parts.
+        weights: `(rows,)`.
+
+    Raises:
+        ValueError: for values that do not fit.
+    """
+    used = weights[weights > 0]
+    if fit.batch_size == 1 and used.min() != used.max():
+        raise ValueError("batch_size: expected more than 1, since weights act within a batch, got 1")
+    model = fit.parts(hyper).model
+    inputs = jax.ShapeDtypeStruct(data.train.inputs.shape, data.train.inputs.dtype)
+    outputs = jax.eval_shape(lambda key, x: model.apply(model.init(key, x), x), jax.random.key(0), inputs)
+    for i in range(0, len(targets), _ROWS_AT_ONCE):
+        part = np.asarray(targets[i : i + _ROWS_AT_ONCE])
+        shape = jax.ShapeDtypeStruct((len(part), *outputs.shape[1:]), outputs.dtype)
+        losses.check(fit.loss.function, shape, part)
+
+
+_ROWS_AT_ONCE = 2**18
+
+
 def _shapes(inputs: Any) -> Any:
     return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), inputs)
 

@@ -13,8 +13,10 @@ def test_the_experiment_writes_what_it_says(tmp_path, capsys):
     data_parallel.main(config)
     written = json.loads((tmp_path / "summary.json").read_text())
     assert written["gradient_bytes"] == 4 * (64 * 16 + 16 + 16 * 10 + 10)
-    assert [(run["strategy"], run["devices"]) for run in written["runs"]] == [
-        (strategy, devices) for strategy in ("mesh", "pmap") for devices in (1, 2, 8)
+    assert [(run["strategy"], run["devices"], run["processes"]) for run in written["runs"]] == [
+        *((strategy, devices, 1) for strategy in ("mesh", "pmap") for devices in (1, 2, 8)),
+        ("mesh", 2, 2),
+        ("pmap", 2, 2),
     ]
     for run in written["runs"]:
         assert run["loss_apart"] < 1e-5

@@ -25,14 +25,14 @@ def refitted(train=FULL, values=VALUES, origins=ORIGINS, key=ZERO, **options):
     return backtest.refitted(train, values, key=key, origins=origins, **SIZES, **RATE, **options)
 
 
-def by_hand(train, make_data, head=heads.POINT, member=0, **hyper):
+def by_hand(train, make_data, head=heads.POINT, member=0):
     """Fit in a Python loop, each time to a series that ends at the origin."""
     found = []
     for origin in ORIGINS:
         past = VALUES[:origin]
         scaler = Scaler.of(past)
         key = jax.random.fold_in(jax.random.fold_in(ZERO, origin), member)
-        run = train(key, make_data(scaler(past)), **(hyper or RATE))
+        run = train(key, make_data(scaler(past)), **RATE)
         outputs = run.apply(scaler(past[None, -LOOKBACK:]))
         found.append(head.affine(outputs, scaler.mean[None], scaler.scale[None])[0])
     return np.stack(found)
@@ -48,8 +48,8 @@ def test_full_batches_are_a_loop_of_fits_to_series_cut_off():
     np.testing.assert_array_equal(found.targets, [VALUES[t : t + 2] for t in ORIGINS])
     np.testing.assert_array_equal(found.origins, ORIGINS)
     assert found.members.shape == (1, 3, 2, 2)
-    untrained = by_hand(SGD(epochs=1), cut, learning_rate=1e-9)
-    assert np.abs(found.forecasts - untrained).max() > 0.1, "training matters here"
+    untrained = backtest.refitted(FULL, VALUES, key=ZERO, origins=ORIGINS, **SIZES, learning_rate=1e-9)
+    assert np.abs(found.forecasts - untrained.forecasts).max() > 0.1, "training matters here"
 
 
 def test_minibatches_are_a_loop_of_fits_to_the_same_rows():
@@ -104,8 +104,28 @@ def test_members_differ_by_their_keys_and_are_pooled():
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 5])
-def test_origins_side_by_side_or_one_after_the_other(at_once):
-    np.testing.assert_allclose(refitted(at_once=at_once).forecasts, refitted().forecasts, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("devices", [1, 2])
+def test_origins_side_by_side_or_one_after_the_other_on_any_devices(at_once, devices):
+    found = refitted(at_once=at_once, devices=jax.devices()[:devices])
+    np.testing.assert_allclose(found.forecasts, refitted().forecasts, rtol=1e-5, atol=1e-5)
+
+
+def test_within_a_compiled_function():
+    found = jax.jit(
+        lambda rate: backtest.refitted(FULL, VALUES, key=ZERO, origins=ORIGINS, **SIZES, learning_rate=rate)
+    )
+    np.testing.assert_allclose(found(0.1).forecasts, refitted().forecasts, rtol=1e-5, atol=1e-5)
+
+
+def test_a_gradient_goes_through_all_origins():
+    def error(rate, devices):
+        test = backtest.refitted(FULL, VALUES, key=ZERO, origins=ORIGINS, **SIZES, learning_rate=rate, devices=devices)
+        return losses.mean_square_error(test.forecasts, test.targets).mean()
+
+    slope = jax.grad(error)(0.1, jax.devices()[:3])
+    step = 0.01
+    difference = (error(0.1 + step, jax.devices()[:1]) - error(0.1 - step, jax.devices()[:1])) / (2 * step)
+    np.testing.assert_allclose(slope, difference, rtol=0.02)
 
 
 @pytest.mark.parametrize("options", [{}, {"train_windows": 10}, {"valid_windows": 4}])
@@ -217,6 +237,7 @@ def test_forecasters_side_by_side():
         ({"origins": [8], "valid_windows": 2}, ValueError, "origins: expected times from 9"),
         ({"origins": [20, 39]}, ValueError, "to 38, where the horizon ends with the series, got 20 to 39"),
         ({"origins": [23, 20]}, ValueError, "origins: expected ascending times, (origins,), at least one, got"),
+        ({"origins": np.array([23, 20], np.uint8)}, ValueError, "origins: expected ascending times"),
         ({"origins": []}, TypeError, "origins: expected whole times, got float64[0]"),
         ({"origins": np.arange(0)}, ValueError, "origins: expected ascending times, (origins,), at least one"),
         ({"origins": [20.5]}, TypeError, "origins: expected whole times, got float64[1]"),

@@ -130,6 +130,8 @@ def test_wrong_input(backtest):
         conformal.widen(forecasts, jnp.ones(2))
     with pytest.raises(ValueError, match="origins: expected 30 ascending times, one for each forecast"):
         conformal.rolling(forecasts, targets, origins[::-1], 0.5, calibration=3)
+    with pytest.raises(ValueError, match="origins: expected 30 ascending times, one for each forecast"):
+        conformal.rolling(forecasts, targets, origins[::-1].astype(np.uint8), 0.5, calibration=3)
     with pytest.raises(TypeError, match="origins: expected integers"):
         conformal.rolling(forecasts, targets, origins / 2, 0.5, calibration=3)
     with pytest.raises(ValueError, match="calibration: expected fewer than the 30 origins, got 30"):

@@ -92,6 +92,11 @@ def test_the_benchmark_s_own_owa_is_one():
     assert float(scores.owa(benchmark, targets, jnp.ones(2), benchmark)) == pytest.approx(1)
 
 
+def test_the_scale_of_a_history_in_unsigned_numbers():
+    counts = np.array([[5], [1], [4], [1]], np.uint8)
+    assert scores.seasonal_naive_error(counts).tolist() == pytest.approx([10 / 3])
+
+
 def test_pinball_is_least_at_the_quantile():
     sample = np.sort(RNG.normal(size=201))
     candidates, levels = f32(sample, [0.1, 0.5, 0.85])
@@ -194,6 +199,10 @@ Q = jnp.stack([F, F], axis=-1)
         (lambda: scores.interval_score(F, F, T, 95), ValueError, "level: .*below 1, got 95"),
         (lambda: scores.msis(F, F, T, jnp.ones((4, 1))), ValueError, "scale: expected"),
         (lambda: scores.owa(F, T, jnp.ones(2), F[1:]), ValueError, "targets: expected the shape"),
+        (lambda: scores.smape(F.astype(int), T), TypeError, "forecasts: expected an array of floats, got int"),
+        (lambda: scores.pinball(Q.astype(int), T, [0.1, 0.9]), TypeError, "forecasts: expected an array of floats"),
+        (lambda: scores.coverage(F.astype(int), F, T), TypeError, "forecasts: expected an array of floats"),
+        (lambda: scores.mase([1.0], [1.0], 1.0), TypeError, r"forecasts: expected an array of floats, got \[1.0\]"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(call, error, message):

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import nnfx
-from nnfx.host.identity import Identity
+from nnfx.host.identity import Identity, words
 
 MEANS = {"jax": "0.10.1", "device": "cpu"}
 
@@ -17,7 +17,7 @@ def prepared(inputs):
 
 
 def test_the_same_program_and_data_are_the_same():
-    first, second = (Identity.of(lowered(jnp.sin), prepared([[1.0], [2.0], [3.0]])) for _ in range(2))
+    first, second = (Identity.of(lowered(jnp.sin), words(prepared([[1.0], [2.0], [3.0]]))) for _ in range(2))
     assert first == second
     assert not first.differences(second)
     assert not first.other_means(second)
@@ -25,8 +25,8 @@ def test_the_same_program_and_data_are_the_same():
 
 
 def test_a_bit_of_the_data_and_an_operation_of_the_program_count():
-    first = Identity.of(lowered(jnp.sin), prepared([[1.0], [2.0], [3.0]]))
-    other = Identity.of(lowered(jnp.cos), prepared([[1.0], [2.0], [np.nextafter(np.float32(3), 4)]]))
+    first = Identity.of(lowered(jnp.sin), words(prepared([[1.0], [2.0], [3.0]])))
+    other = Identity.of(lowered(jnp.cos), words(prepared([[1.0], [2.0], [np.nextafter(np.float32(3), 4)]])))
     (data,) = first.differences(other)
     assert data.startswith("data.train.inputs: expected float32[3,1] ")
     (program,) = first._replace(data=other.data).differences(other)
@@ -48,4 +48,4 @@ def test_numbers_of_any_dtype_are_told_apart():
         for value in (1, 2)
     )  # fmt: skip
     program = lowered(jnp.sin)
-    assert len(Identity.of(program, first).differences(Identity.of(program, second))) == 1
+    assert len(Identity.of(program, words(first)).differences(Identity.of(program, words(second)))) == 1

@@ -139,6 +139,18 @@ def test_a_carried_state_is_used_but_not_moved_by_evaluation(key):
         model.apply(moved, INPUTS[:3])
 
 
+def test_lengths_and_a_carried_state_keep_their_dtypes_in_mixed_precision(kind, key):
+    model, optimizer = kind(outputs=1, hidden=(5,), stateful=True), optax.sgd(0.1)
+    batch = nnfx.Batch(Sequences(INPUTS, LENGTHS), INPUTS[:, 0, 0], jnp.ones(4))
+    start = nnfx.init_state(key, model, optimizer, batch.inputs)
+    low, full = (
+        jax.jit(nnfx.make_step(model, nnfx.losses.mean_square_error, optimizer, compute_dtype=dtype))(start, batch)[0]
+        for dtype in (jnp.bfloat16, None)
+    )
+    assert [leaf.dtype for leaf in jax.tree.leaves(low)] == [leaf.dtype for leaf in jax.tree.leaves(start)]
+    assert_close(low.model_state, full.model_state, 0.02)
+
+
 def test_a_run_learns_what_came_first(key):
     """The sign of the first of ten numbers, which a network without memory cannot know."""
     rng = np.random.default_rng(0)
@@ -169,6 +181,12 @@ def test_a_run_learns_what_came_first(key):
             "inputs.state: expected that of 1 recurrent layers, got 2",
         ),
         (lambda: models.gru().stream.start(0), ValueError, "batch_size: expected a positive integer, got 0"),
+        (lambda: models.lstm(formulation="plane"), ValueError, "formulation: expected .*did you mean 'plain'"),
+        (
+            lambda: models.gru(hidden=(4, 4)).stream.step({}, models.gru(hidden=(4,)).stream.start(1), INPUTS[:1, 0]),
+            ValueError,
+            "state: expected that of 2 recurrent layers, got 1",
+        ),
     ],
 )
 def test_wrong_input(call, error, message):

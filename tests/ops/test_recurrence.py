@@ -131,6 +131,14 @@ def test_padding_changes_nothing_whatever_it_holds(cell, reverse):
     assert_close(tuple(part[2] for part in last), tuple(part[2] for part in state), 0)
 
 
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int8])
+def test_lengths_of_eight_bits_are_for_long_sequences_too(dtype):
+    inputs, weights, _ = drawn(ops.gru_cell)
+    long, lengths = jnp.tile(inputs, (1, 40, 1)), np.array([7, 100, 0, 5, 1])
+    narrow, wide = (ops.recurrence(ops.gru_cell, long, weights, lengths=jnp.asarray(lengths, d)) for d in (dtype, int))
+    assert_close(narrow, wide, 0)
+
+
 def test_one_step_after_the_other_gives_the_whole_sequence(cell):
     inputs, weights, state = drawn(cell)
     outputs, last = ops.recurrence(cell, inputs, weights, state)
@@ -216,3 +224,19 @@ LENGTHS = jnp.full(BATCH, TIME)
 def test_wrong_input(arguments, keywords, error, message):
     with pytest.raises(error, match=message):
         ops.recurrence(ops.lstm_cell, *arguments, **keywords)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((W, S, X[0, 0]), ValueError, r"x: expected one step, \(batch, features\), got float32\[3\]"),
+        ((W, S, X), ValueError, r"x: expected one step, \(batch, features\), got float32\[5,7,3\]"),
+        ((W, S, X[:, 0, :2]), ValueError, r"weights.inputs: expected \(2, 16\) .*got float32\[3,16\]"),
+        ((W, S, X[:, 0].astype(jnp.bfloat16)), TypeError, "weights.inputs: expected .*bfloat16, got float32"),
+        ((W, S, X[:1, 0]), ValueError, r"state\[0\]: expected float32\[1,4\], got float32\[5,4\]"),
+        ((W, S[:1], X[:, 0]), ValueError, "state: expected a tuple of 2 for the cell 'lstm'"),
+    ],
+)
+def test_wrong_input_of_one_step(arguments, error, message):
+    with pytest.raises(error, match=message):
+        ops.lstm_cell.step(*arguments)

@@ -1,0 +1,266 @@
+"""Sunspots a cycle ahead: ensembles of LSTMs and GRUs against simple forecasters, at many times of the past.
+
+    python -m experiments.forecast_sunspots [--out DIR] [--seed N]
+
+Every second year from 1918 to 1998 is an origin: each forecaster sees the yearly numbers of sunspots before it, is
+trained anew on them, and forecasts the next 11 years. All origins and all members of an ensemble are one compiled
+program. Intervals of 90 % are conformal: their widths are the errors of earlier origins whose years had come by then.
+The origins before 1948 serve to calibrate alone; the scores are those of the 26 from 1948 on.
+
+The spread of the numbers grows with their level, and that of their square roots does not: all that is trained sees and
+forecasts roots, whose squares are scored.
+
+Nothing is chosen by what is scored. The noise of every trained forecaster, what regularises it, is chosen here: the
+best of four on the origins from 1870 to 1906, whose forecasts end with 1916, before the first origin of the backtest;
+for ensembles by networks alone.
+Lookbacks, sizes, epochs and learning rates were settled beforehand on forecasts that end with 1930.
+
+Expect the LSTM and the GRU, with a mean absolute scaled error of about 1.4, ahead of NLinear (1.45), of the other
+linear maps (1.5) and of the last cycle again (1.8), and intervals that hold about 94 % of what came. It works offline
+and takes about two minutes on two cores.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from matplotlib import pyplot as plt
+
+import nnfx
+from experiments.common import BLUE, GREEN, GREY, ORANGE, Results, print_table
+from nnfx.forecasting import backtest, baselines, conformal, forecasters, scores
+from nnfx.forecasting.backtest import Backtest
+from nnfx.forecasting.heads import Interval
+from nnfx.training.fit import Fit
+
+HORIZON, PERIOD = 11, 11
+"""How far to forecast, and the length of a season, both in years."""
+CHOICE_ORIGINS = range(1870, 1907, 4)
+"""The years to choose by."""
+ORIGINS = range(1918, 1999, 2)
+"""The years of the backtest."""
+SCORED_FROM = 1948
+LEVEL = 0.9
+NOISES = (0.0, 0.1, 0.2, 0.4)
+"""The grid to choose from, in standard deviations of the series."""
+COLOURS = {"LSTM": BLUE, "GRU": GREEN}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Options of the sunspots experiment."""
+
+    out: Path = Path("runs/forecast_sunspots")
+    """where the results go"""
+    seed: int = 0
+    """the seed of everything random"""
+    lookback: int = 22
+    """the years that a forecaster sees"""
+    hidden: int = 16
+    """width of the recurrent layer"""
+    members: int = 3
+    """networks in an ensemble"""
+    epochs: int = 150
+    """epochs of the recurrent networks (full batch, Adam)"""
+    learning_rate: float = 0.01
+    """learning rate of the recurrent networks"""
+    linear_epochs: int = 300
+    """epochs of the linear forecasters"""
+    linear_learning_rate: float = 0.01
+    """learning rate of the linear forecasters"""
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Run the experiment, and return its summary."""
+    results = Results(config.out)
+    series = nnfx.data.sunspots()
+    assert series.times is not None
+    values, first_year = series.values, int(str(series.times[0]))
+    roots = np.sqrt(values)
+    origins, choice_origins = (np.array(years) - first_year for years in (ORIGINS, CHOICE_ORIGINS))
+    key, choice_key = jax.random.split(jax.random.key(config.seed))
+
+    sizes: dict[str, Any] = {"lookback": config.lookback, "horizon": HORIZON}
+    of_roots = {
+        name: backtest.fixed(model, {"params": {}}, roots, **sizes, origins=origins)
+        for name, model in without_parameters().items()
+    }
+    chosen = {}
+    for name, (train, members) in trained(config).items():
+        options: dict[str, Any] = {**sizes, "at_once": 1}
+        noise = choose(train, roots, origins=choice_origins, key=choice_key, **options)
+        options |= {"members": members, "noise": noise}
+        of_roots[name] = backtest.refitted(train, roots, origins=origins, key=key, **options)
+        chosen[name] = noise
+        print(f"{name}: trained at {len(origins)} origins, with noise of {noise:g}, chosen on earlier ones")
+
+    calibration = int((np.array(ORIGINS) < SCORED_FROM).sum())
+    tests = {name: squared(test) for name, test in of_roots.items()}
+    scored = {name: without_first(test, calibration) for name, test in tests.items()}
+    intervals = {name: interval(test, calibration) for name, test in of_roots.items()}
+    measures: dict[str, Callable[..., jax.Array]] = {
+        "MASE": partial(scores.mase, scale=scores.seasonal_naive_error(values[: origins[0]])),
+        "RMSE": scores.root_mean_square_error,
+        "sMAPE": scores.smape,
+    }
+    comparison = backtest.compare(scored, measures)
+    table = {row["forecaster"]: {name: row[name] for name in measures} for row in comparison.rows}
+    for name, row in table.items():
+        row["coverage"] = float(scores.coverage(*intervals[name], scored[name].targets).mean())
+        row["width"] = float(scores.interval_width(*intervals[name]).mean())
+    print(f"\nmeans over {len(ORIGINS) - calibration} origins from {SCORED_FROM} on, of {HORIZON} years each:")
+    columns = ["MASE", "RMSE", "sMAPE (%)", f"coverage of {LEVEL:.0%}", "its width"]
+    print_table(["", *columns], [[name, *row.values()] for name, row in table.items()])
+
+    draw_fan(results, values, first_year, tests, intervals)
+    errors = {name: comparison.by_origin[name]["MASE"] for name in table}
+    draw_scores(results, errors, [year for year in ORIGINS if year >= SCORED_FROM])
+    return results.summary(
+        {
+            "origins": len(ORIGINS) - calibration,
+            "noise": chosen,
+            "scores": table,
+            "by_origin": errors,
+            "members": config.members,
+            "seed": config.seed,
+        }
+    )
+
+
+def without_parameters() -> dict[str, nnfx.Model]:
+    """Return the forecasters with nothing to train."""
+    return {
+        "naive": baselines.naive(HORIZON),
+        "seasonal naive": baselines.seasonal_naive(HORIZON, PERIOD),
+        "drift": baselines.drift(HORIZON),
+    }
+
+
+def trained(config: Config) -> dict[str, tuple[Fit, int]]:
+    """Return the runs of the forecasters to train, each with the members of its ensemble.
+
+    All descend the absolute error, whose least forecast is the median, which stays one when it is squared; and see the
+    past with noise, which keeps them from learning it by heart.
+    """
+
+    def run(model: nnfx.Model, epochs: int, learning_rate: float) -> Fit:
+        loss, noise = nnfx.losses.mean_absolute_error, nnfx.augment.gaussian_noise
+        return nnfx.fit(model, loss, optax.adam(learning_rate), epochs=epochs, augment=noise)
+
+    def linear(model: nnfx.Model) -> tuple[Fit, int]:
+        return run(model, config.linear_epochs, config.linear_learning_rate), 1
+
+    def ensemble(network: Callable[..., nnfx.Model]) -> tuple[Fit, int]:
+        of_outputs = partial(network, hidden=(config.hidden,))
+        model = forecasters.normalized(forecasters.direct(of_outputs, HORIZON), by="last")
+        return run(model, config.epochs, config.learning_rate), config.members
+
+    return {
+        "linear": linear(baselines.linear(HORIZON)),
+        "NLinear": linear(baselines.nlinear(HORIZON)),
+        "DLinear": linear(baselines.dlinear(HORIZON)),
+        "LSTM": ensemble(nnfx.models.lstm),
+        "GRU": ensemble(nnfx.models.gru),
+    }
+
+
+def choose(train: Fit, values: np.ndarray, **options: Any) -> float:
+    """Return the noise of the least mean absolute error, from backtests with each, all of them one program."""
+
+    def error(noise: jax.Array) -> jax.Array:
+        test = squared(backtest.refitted(train, values, **options, noise=noise))
+        return scores.mean_absolute_error(test.forecasts, test.targets).mean()
+
+    return NOISES[int(jax.vmap(error)(jnp.array(NOISES)).argmin())]
+
+
+def squared(test: Backtest) -> Backtest:
+    """Take a backtest of roots to one of numbers; forecasts of roots below zero mean none."""
+
+    def square(roots: jax.Array) -> jax.Array:
+        return jnp.square(jnp.maximum(roots, 0))
+
+    return Backtest(
+        square(test.forecasts), square(test.targets), test.origins, square(test.outputs), square(test.members)
+    )
+
+
+def interval(test: Backtest, calibration: int) -> Interval:
+    """Return the conformal intervals of the origins to score, in numbers, from a backtest of roots."""
+    bounds = conformal.rolling(test.forecasts, test.targets, test.origins, LEVEL, calibration)
+    return Interval(*(jnp.square(jnp.maximum(bound, 0)) for bound in bounds))
+
+
+def without_first(test: Backtest, count: int) -> Backtest:
+    """Leave out the first origins."""
+    later: Backtest = jax.tree.map(lambda array: array[count:], test)
+    return later._replace(members=test.members[:, count:])
+
+
+def draw_fan(
+    results: Results,
+    values: np.ndarray,
+    first_year: int,
+    tests: dict[str, Backtest],
+    intervals: dict[str, Interval],
+) -> None:
+    """Draw the last forecast of both ensembles, with the years before it."""
+    origin = ORIGINS[-1]
+    past, future = np.arange(origin - 60, origin), np.arange(origin, origin + HORIZON)
+    figure, (axes,) = plt.subplots(1, len(COLOURS), figsize=(6 * len(COLOURS), 4), sharey=True, squeeze=False)
+    for axis, name in zip(axes, COLOURS, strict=True):
+        color, test, bounds = COLOURS[name], tests[name], intervals[name]
+        axis.plot(past, values[past - first_year, 0], color="black", linewidth=1, label="seen")
+        axis.plot(future, values[future - first_year, 0], "o", color="black", markersize=3.5, label="what came")
+        axis.fill_between(
+            future,
+            bounds.lower[-1, :, 0],
+            bounds.upper[-1, :, 0],
+            color=color,
+            alpha=0.18,
+            lw=0,
+            label=f"{LEVEL:.0%} interval",
+        )
+        axis.plot(future, test.members[:, -1, :, 0].T, color=color, linewidth=0.6, alpha=0.6)
+        axis.plot(
+            future, test.forecasts[-1, :, 0], color=color, linewidth=2, label=f"mean of {len(test.members)} networks"
+        )
+        repeated = tests["seasonal naive"].forecasts[-1, :, 0]
+        axis.plot(future, repeated, color=ORANGE, linewidth=1, linestyle="--", label="seasonal naive")
+        axis.set(title=f"{name}, trained on 1700 to {origin - 1}", xlabel="year")
+    axes[0].set_ylabel("sunspots (yearly mean number)")
+    axes[-1].set_ylim(0, 1.35 * values[past - first_year].max())
+    axes[-1].legend(loc="upper left", fontsize=8, ncols=2)
+    results.figure("fan", figure)
+
+
+def draw_scores(results: Results, errors: dict[str, np.ndarray], years: Any) -> None:
+    """Draw the MASE of each forecaster: a bar for the mean, a dot for each origin."""
+    figure, axis = plt.subplots(figsize=(8, 4))
+    names = list(errors)[::-1]
+    for place, name in enumerate(names):
+        axis.barh(place, errors[name].mean(), color=COLOURS.get(name, GREY), alpha=0.75, height=0.65)
+        axis.plot(errors[name], np.full(len(years), place), "|", color="black", markersize=9, alpha=0.45)
+        axis.annotate(
+            f"{errors[name].mean():.2f}", (0.02, place), va="center", color="white", fontweight="bold", fontsize=9
+        )
+    axis.set_yticks(range(len(names)), names)
+    axis.set(
+        xlabel="mean absolute scaled error (bar: mean, ticks: one a forecast; lower is better)",
+        title=f"Sunspots, {HORIZON} years ahead from {len(years)} origins, {int(years[0])} to {int(years[-1])}",
+        xlim=(0, None),
+    )
+    axis.grid(visible=False, axis="y")
+    results.figure("scores", figure)
+
+
+if __name__ == "__main__":
+    nnfx.cpu.set_up()
+    main(tyro.cli(Config, description=__doc__))

@@ -1,0 +1,365 @@
+"""Long-horizon forecasts of ETTh1: linear maps beside the published ones, and LSTMs beside the LSTMa of Informer.
+
+    NNFX_DATA=... python -m experiments.reproductions.ltsf [--methods repeat nlinear] [--horizons 96 192] [--seeds 5]
+
+The protocol is that of Zeng et al.: 12, 4 and 4 months of 30 days to train on, hold out and test, standardised by the
+first; all seven channels from windows of all seven, mean square error, Adam with a rate of 0.005 that is halved after
+every epoch but the first, batches of 32, at most 10 epochs, and the weights of the epoch with the least held-out error,
+once 3 epochs have not improved on it. All scores are in units of the standardised series. Their loader leaves out the
+windows that do not fill a last batch: those that it draws last in training, here always the last in time. Linear maps
+look back 336 hours.
+
+The LSTMs are trained alike but look back 96 hours: one layer of 64 cells, whose last state goes through one affine map
+to all channels and hours ahead. The plain one sees and forecasts the values as they are, the normalized one what they
+differ by from the last of the window. They stand beside the rows that Zhou et al. print for an LSTM with attention.
+
+Expect Repeat to agree to every printed digit; the mean square errors of the linear maps at 96 and 192 hours to lie
+within 0.015 of theirs, the means of five seeds beside one run; and the normalized LSTM to have lower errors than LSTMa
+at 24, 48 and 168 hours. All do in the record but DLinear at 192 hours, 0.422 for 0.405: at this rate the held-out error
+is so noisy that one run in five stops early, and far off; the median of the five is 0.407. Where nothing is said, the
+numbers are only set side by side. Allow half an hour on two cores; what is finished is kept under `runs/`,
+and a later call goes on where one was interrupted. The record lies beside it.
+
+Zeng, Chen, Zhang and Xu, *Are transformers effective for time series forecasting?*, AAAI 2023, table 2, and its code.
+Zhou et al., *Informer: beyond efficient transformer for long sequence time-series forecasting*, AAAI 2021, table 2.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import jax
+import numpy as np
+import optax
+import tyro
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, ScalarFormatter
+from tqdm import tqdm
+
+import nnfx
+from experiments.common import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, Results, print_table
+from nnfx import checks
+from nnfx.forecasting import Scaler, Windows, as_data, baselines, split, windows
+from nnfx.scale.sweeps import Progress, Sweep
+from nnfx.types import Apply, Variables
+
+BATCH_SIZE = 32
+MEASURES = {"mse": nnfx.losses.mean_square_error, "mae": nnfx.losses.mean_absolute_error}
+CLOSE = 0.015
+"""How far the mean square error of a linear map may be from the published one."""
+
+
+def lstm(horizon: int, normalized: bool = False, channels: int = 7) -> nnfx.Model:
+    """A network of 64 LSTM cells that forecasts all channels and steps at once.
+
+    Args:
+        horizon: how many steps to forecast.
+        normalized: whether it sees and forecasts differences from the last value of each window.
+        channels: how many the series has.
+
+    Returns:
+        A model from `(batch, lookback, channels)` to `(batch, horizon, channels)`.
+    """
+    network = nnfx.models.lstm(outputs=horizon * channels, hidden=(64,))
+
+    def apply(variables: Variables, inputs: Any, **options: Any) -> Any:
+        level = inputs[:, -1:] if normalized else 0
+        applied: Any = network.apply(variables, inputs - level, **options)
+        outputs, *state = applied if options.get("train") else (applied,)
+        forecasts = outputs.reshape(-1, horizon, channels) + level
+        return (forecasts, *state) if state else forecasts
+
+    return nnfx.Model(network.init, cast(Apply, apply))
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A forecaster, and what was published of it.
+
+    Attributes:
+        name: in words.
+        colour: in figures.
+        model: of a horizon.
+        published: mean square and mean absolute error by horizon.
+        lookback: how many hours it sees.
+        learning_rate: of the first two epochs; None where nothing is trained.
+        beside: whose errors those are, where not the method's own.
+    """
+
+    name: str
+    colour: str
+    model: Callable[[int], nnfx.Model]
+    published: dict[int, tuple[float, float]]
+    lookback: int = 336
+    learning_rate: float | None = 0.005
+    beside: str = ""
+
+
+LSTMA = {24: (0.650, 0.624), 48: (0.702, 0.675), 168: (1.212, 0.867), 336: (1.424, 0.994), 720: (1.960, 1.322)}
+METHODS = {
+    "repeat": Method(
+        "Repeat", GREY, baselines.naive,
+        {96: (1.295, 0.713), 192: (1.325, 0.733), 336: (1.323, 0.744), 720: (1.339, 0.756)},
+        lookback=1, learning_rate=None,
+    ),
+    "linear": Method(
+        "Linear", ORANGE, baselines.linear,
+        {96: (0.375, 0.397), 192: (0.418, 0.429), 336: (0.479, 0.476), 720: (0.624, 0.592)},
+    ),
+    "nlinear": Method(
+        "NLinear", BLUE, baselines.nlinear,
+        {96: (0.374, 0.394), 192: (0.408, 0.415), 336: (0.429, 0.427), 720: (0.440, 0.453)},
+    ),
+    "dlinear": Method(
+        "DLinear", GREEN, baselines.dlinear,
+        {96: (0.375, 0.399), 192: (0.405, 0.416), 336: (0.439, 0.443), 720: (0.472, 0.490)},
+    ),
+    "lstm": Method("LSTM", PURPLE, lstm, LSTMA, lookback=96, beside="LSTMa"),
+    "normalized_lstm": Method(
+        "normalized LSTM", SKY, functools.partial(lstm, normalized=True), LSTMA, lookback=96, beside="LSTMa"
+    ),
+}  # fmt: skip
+HORIZONS = tuple(sorted({horizon for method in METHODS.values() for horizon in method.published}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Options of the reproduction."""
+
+    out: Path = Path("runs/ltsf")
+    """where the results go"""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """which methods"""
+    horizons: tuple[int, ...] = HORIZONS
+    """how many hours to forecast; each method is run at those that something was published of"""
+    seeds: int = 5
+    """runs of each method at each horizon"""
+    epochs: int = 10
+    """how long each run is at most"""
+    hours: tuple[int, int, int] = (8640, 2880, 2880)
+    """to train on, to hold out and to test; fewer to try it out"""
+    progress: bool = True
+    """whether to show it"""
+
+
+class Parts(NamedTuple):
+    """The windows of each part of the series, in whole batches, and their scale."""
+
+    train: Windows
+    valid: Windows
+    test: Windows
+    scaler: Scaler
+
+
+def cut(values: np.ndarray, lookback: int, horizon: int, hours: tuple[int, int, int]) -> Parts:
+    """Cut a series into windows of its three parts, all in units of the first."""
+    parts = split(values, lookback, hours)
+    scaler = Scaler.of(parts[0])
+
+    def whole_batches(part: np.ndarray) -> Windows:
+        inputs, targets = windows(scaler(part), lookback, horizon)
+        used = len(inputs) // BATCH_SIZE * BATCH_SIZE
+        return Windows(inputs[:used], targets[:used])
+
+    train, valid, test = map(whole_batches, parts)
+    return Parts(train, valid, test, scaler)
+
+
+def halved(learning_rate: jax.Array, steps_per_epoch: int) -> optax.Schedule:
+    """Return the rate by step: the same for two epochs, then half of it in each than in the one before."""
+    halving = nnfx.schedules.exponential_decay(learning_rate, steps_per_epoch, 0.5, staircase=True)
+    return optax.join_schedules([optax.constant_schedule(learning_rate), halving], [steps_per_epoch])
+
+
+def train(model: nnfx.Model, learning_rate: float, parts: Parts, config: Config, description: str) -> Sweep:
+    """Train all seeds as one program."""
+    steps = len(parts.train.inputs) // BATCH_SIZE
+    fit = nnfx.fit(
+        model,
+        MEASURES["mse"],
+        lambda learning_rate: optax.adam(halved(learning_rate, steps)),
+        epochs=config.epochs,
+        batch_size=BATCH_SIZE,
+        stop=nnfx.stopping.patience(3),
+    )
+    with tqdm(total=config.epochs, desc=description, unit="epoch", disable=not config.progress) as bar:
+
+        def show(progress: Progress) -> None:
+            bar.update(progress.epoch - bar.n)
+
+        return nnfx.sweeps.sweep(
+            fit,
+            as_data(parts.train, parts.valid),
+            key=jax.random.key(0),
+            seeds=config.seeds,
+            epochs_per_chunk=1,
+            on_chunk=show,
+            learning_rate=learning_rate,
+        )
+
+
+def forecast_and_score(name: str, horizon: int, values: np.ndarray, config: Config) -> dict[str, Any]:
+    """Train a method for a horizon, and return the scores of its runs on the test part, and one forecast to draw."""
+    method = METHODS[name]
+    model, parts = method.model(horizon), cut(values, method.lookback, horizon, config.hours)
+    runs: list[dict[str, Any]] = [{}]
+    if method.learning_rate is None:
+        variables = [model.init(jax.random.key(0), parts.test.inputs[:1])]
+    else:
+        sweep = train(model, method.learning_rate, parts, config, f"{method.name}, {horizon} hours")
+        kept = ("seed", "epochs", "best_epoch", "train_loss", "valid_loss")
+        runs = [{column: row[column] for column in kept} for row in sweep.sort("member").rows]
+        variables = [jax.tree.map(lambda stack, i=i: stack[i], sweep.variables) for i in range(len(runs))]
+    score = jax.jit(functools.partial(nnfx.evaluate, model, MEASURES))
+    test = as_data(parts.test).train
+    for run, learned in zip(runs, variables, strict=True):
+        scores = score(learned, test)
+        run |= {measure: float(scores[measure].value) for measure in MEASURES}
+    shown = shown_window(config)
+    drawn = parts.scaler.inverse(model.apply(variables[0], parts.test.inputs[shown : shown + 1]))
+    return {"method": name, "horizon": horizon, "runs": runs, "forecast": np.asarray(drawn)[0, :, -1].tolist()}
+
+
+def shown_window(config: Config) -> int:
+    """Return which window of the test part is drawn: that of its middle."""
+    return config.hours[2] // 2
+
+
+def compare(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each method and horizon: our means over the seeds, and the published errors."""
+    rows = []
+    for cell in cells:
+        row = {"method": cell["method"], "horizon": cell["horizon"], "seeds": len(cell["runs"])}
+        for measure, published in zip(MEASURES, METHODS[cell["method"]].published[cell["horizon"]], strict=True):
+            scores = [run[measure] for run in cell["runs"]]
+            row |= {
+                measure: float(np.mean(scores)),
+                f"{measure}_sd": float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
+                f"{measure}_published": published,
+            }
+        rows.append(row | {"as_expected": as_expected(row)})
+    return rows
+
+
+def as_expected(row: dict[str, Any]) -> bool | None:
+    """Say whether a row is what the head of this file expects; None where it expects nothing."""
+    name, horizon = row["method"], row["horizon"]
+    differences = {measure: row[measure] - row[f"{measure}_published"] for measure in MEASURES}
+    if name == "repeat":
+        return all(round(row[measure], 3) == row[f"{measure}_published"] for measure in MEASURES)
+    if name in ("linear", "nlinear", "dlinear") and horizon in (96, 192):
+        return abs(differences["mse"]) <= CLOSE
+    if name == "normalized_lstm" and horizon in (24, 48, 168):
+        return max(differences.values()) < 0
+    return None
+
+
+def draw_errors(rows: list[dict[str, Any]]) -> Figure:
+    """Draw our errors as lines over the horizon, and the published ones as crosses."""
+    sides = {
+        "linear maps, looking back 336 hours": ("linear", "nlinear", "dlinear"),
+        "Repeat, and LSTMs looking back 96 hours": ("repeat", "lstm", "normalized_lstm"),
+    }
+    sides = {title: names for title, names in sides.items() if any(row["method"] in names for row in rows)}
+    figure, axes = plt.subplots(1, len(sides), figsize=(5 * len(sides), 4.2), squeeze=False)
+    for axis, (title, names) in zip(axes[0], sides.items(), strict=True):
+        for name in names:
+            method, ours = METHODS[name], [row for row in rows if row["method"] == name]
+            if not ours:
+                continue
+            horizons, errors = [row["horizon"] for row in ours], [row["mse"] for row in ours]
+            deviations = [row["mse_sd"] or 0.0 for row in ours]
+            style: dict[str, Any] = {"color": method.colour, "marker": "o", "markersize": 4, "capsize": 3}
+            axis.errorbar(horizons, errors, deviations, label=method.name, **style)
+            published = f"{method.beside or method.name}, published"
+            if published not in axis.get_legend_handles_labels()[1]:
+                colour = "black" if method.beside else method.colour
+                errors = [row["mse_published"] for row in ours]
+                axis.scatter(horizons, errors, 50, colour, marker="x", label=published)
+        axis.set(xscale="log", xlabel="hours ahead", ylabel="test mean square error (standardised)", title=title)
+        axis.xaxis.set_major_locator(FixedLocator([24, 48, 96, 192, 336, 720]))
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.minorticks_off()
+        axis.legend(fontsize=8)
+    return figure
+
+
+def draw_forecasts(cells: list[dict[str, Any]], values: np.ndarray, config: Config) -> Figure:
+    """Draw the oil's temperature in the middle of the test part, and what each method forecasts of it."""
+    longest = {cell["method"]: cell["forecast"] for cell in cells if cell["horizon"] <= 192}  # they come by horizon
+    before, after = 96, max(map(len, longest.values()), default=24)
+    present = sum(config.hours[:2]) + shown_window(config)
+    figure, axis = plt.subplots(figsize=(10, 4.2))
+    observed = values[present - before : present + after, -1]
+    axis.plot(np.arange(1 - before, after + 1), observed, color="black", linewidth=1.2, label="observed")
+    for name, forecast in longest.items():
+        axis.plot(np.arange(1, len(forecast) + 1), forecast, color=METHODS[name].colour, label=METHODS[name].name)
+    axis.axvline(0, color=GREY, linewidth=0.8, linestyle="--")
+    axis.set(
+        xlabel="hours ahead",
+        ylabel="oil temperature (°C)",
+        title="one forecast of seed 0 for each method, in the middle of the test part",
+    )
+    axis.legend(fontsize=8, ncols=2)
+    return figure
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Make the runs that are not there yet, and set all beside the published ones."""
+    for name in config.methods:
+        checks.choice("methods", name, METHODS)
+    for horizon in config.horizons:
+        if horizon not in HORIZONS:
+            raise ValueError(f"horizons: expected some of {HORIZONS}, for which errors were published, got {horizon}")
+    results = Results(config.out)
+    values = nnfx.data.ett("ETTh1").values
+    settings = {"seeds": config.seeds, "epochs": config.epochs, "hours": list(config.hours)}
+    cells = []
+    for horizon in sorted(config.horizons):
+        for name in config.methods:
+            if horizon not in METHODS[name].published:
+                continue
+            path = config.out / f"run_{name}_{horizon}.json"
+            if not path.exists() or json.loads(path.read_text())["settings"] != settings:
+                cell = forecast_and_score(name, horizon, values, config)
+                aside = path.with_name(f".{path.name}.{os.getpid()}")
+                aside.write_text(json.dumps(cell | {"settings": settings}) + "\n")
+                os.replace(aside, path)
+            cells.append(json.loads(path.read_text()))
+    rows = sorted(compare(cells), key=lambda row: config.methods.index(row["method"]))
+    print_table(
+        ["method", "hours", "seeds", "MSE", "published", "MAE", "published", "as expected"],
+        [
+            [
+                METHODS[row["method"]].name,
+                row["horizon"],
+                row["seeds"],
+                *(
+                    text
+                    for measure in MEASURES
+                    for text in (_mean_and_sd(row, measure), f"{row[f'{measure}_published']:.3f}")
+                ),
+                {True: "yes", False: "NO", None: ""}[row["as_expected"]],
+            ]
+            for row in rows
+        ],
+    )
+    results.figure("errors", draw_errors(rows))
+    results.figure("forecasts", draw_forecasts(cells, values, config))
+    runs = [{"method": cell["method"], "horizon": cell["horizon"], **run} for cell in cells for run in cell["runs"]]
+    return results.summary({"config": settings | {"batch_size": BATCH_SIZE}, "rows": rows, "runs": runs})
+
+
+def _mean_and_sd(row: dict[str, Any], measure: str) -> str:
+    deviation = row[f"{measure}_sd"]
+    return f"{row[measure]:.3f}" + ("" if deviation is None else f" ± {deviation:.3f}")
+
+
+if __name__ == "__main__":
+    nnfx.cpu.set_up()
+    main(tyro.cli(Config, description=__doc__))

@@ -1,0 +1,32 @@
+"""Run a module in several processes as one program; what it prints comes from the first of them alone.
+
+Under Slurm, Open MPI, Cloud TPU or Kubernetes: `srun python -m nnfx.distributed MODULE ...`; by hand, once for each I:
+`python -m nnfx.distributed --coordinator HOST:PORT --processes N --process I MODULE ...`.
+"""
+
+import argparse
+import os
+import runpy
+import sys
+
+from nnfx import distributed
+
+
+def main() -> None:
+    """Join the other processes, and run the module."""
+    parser = argparse.ArgumentParser(prog="python -m nnfx.distributed", description=__doc__)
+    parser.add_argument("--coordinator", help="host:port of the first process")
+    parser.add_argument("--processes", type=int, help="how many there are")
+    parser.add_argument("--process", type=int, help="which of them this one is, from 0")
+    parser.add_argument("module", help="what to run, as with python -m")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="what to hand to it")
+    given = parser.parse_args()
+    distributed.start(given.coordinator, given.processes, given.process)
+    if not distributed.is_first():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print by themselves as well
+    sys.argv = [given.module, *given.arguments]
+    runpy.run_module(given.module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

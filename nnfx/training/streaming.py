@@ -1,0 +1,175 @@
+"""The host's loop over batches: a run whose data are handed in batch by batch, as they are read.
+
+It takes the same steps, in the same order, and ends its epochs as a run in memory does.
+"""
+
+import collections
+import functools
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from nnfx import distributed
+from nnfx.training import chunk
+from nnfx.training.chunk import RUNNING, RunState
+from nnfx.training.loop import SECONDS, History
+from nnfx.types import Array, Batch, Hyper, Metrics, Params, TrainState
+
+if TYPE_CHECKING:
+    from nnfx.training.fit import Fit
+
+QUEUED = 2
+"""How many steps the host is ahead of the devices at most: each holds a batch in their memory."""
+
+
+class Standing(NamedTuple):
+    """All that a run goes on from, between two steps.
+
+    Attributes:
+        run: the run's state when its last epoch ended, but for the training state, which is that of now.
+        before: the parameters when this epoch began, for stopping rules; None without.
+        measured: what the steps of this epoch have measured so far.
+    """
+
+    run: RunState
+    before: Params | None
+    measured: Metrics
+
+
+class Stride(NamedTuple):
+    """What the host sees after some steps.
+
+    Attributes:
+        standing: where the run stands.
+        steps: how many steps it has made in all.
+        history: each metric, `(1,)`, where an epoch has ended with the last step; else nothing.
+        seconds: since the run began.
+    """
+
+    standing: Standing
+    steps: int
+    history: History
+    seconds: float
+
+
+def begin(fit: "Fit", key: Array, first: Batch, valid: Batch | None, hyper: Hyper) -> Standing:
+    """Return where a run starts from, given a batch for its shapes."""
+    run, measured = _begin(fit, key, first, valid, hyper)
+    return Standing(run, _copy(run.train.params) if fit.rules else None, measured)
+
+
+def strides(
+    fit: "Fit",
+    standing: Standing,
+    batches: Iterator[Batch],
+    valid: Batch | None,
+    hyper: Hyper,
+    *,
+    steps: int,
+    steps_per_epoch: int,
+    seconds: float = 0.0,
+    pause_every: int | None = None,
+) -> Iterator[Stride]:
+    """Run to the stop, for about a second or to the end of an epoch at a time.
+
+    Args:
+        fit: the run's function.
+        standing: where the run stands; its arrays are used up.
+        batches: those that follow.
+        valid: what is held out, or None.
+        hyper: the hyper-parameters, as arrays.
+        steps: how many steps the run has made.
+        steps_per_epoch: how many batches an epoch has.
+        seconds: that the run has taken before.
+        pause_every: a stride ends at every multiple of so many steps.
+
+    Yields:
+        What the host sees after each stride; its arrays are used up by the next.
+    """
+    run, before, measured = distributed.everywhere(standing)
+    began, looked, length, is_compiled = time.monotonic() - seconds, time.monotonic(), 1, False
+    look_at, queued = steps + 1, collections.deque[Metrics]()
+    while int(run.epoch) < fit.epochs and int(run.stopped_by) == RUNNING:
+        made = 0
+        while steps < look_at:
+            train, measured = _step(fit, run.train, measured, next(batches), hyper)
+            run = run._replace(train=train)
+            steps, made = steps + 1, made + 1
+            queued.append(measured)
+            if len(queued) > QUEUED:
+                jax.block_until_ready(queued.popleft())
+        jax.block_until_ready(measured)
+        now = time.monotonic()
+        history: History = {}
+        if steps % steps_per_epoch == 0:
+            passed = np.float32(distributed.agree(now - began))
+            run, row = _end_epoch(fit, run, before, measured, valid, hyper, passed)
+            history = {name: np.asarray(value)[None] for name, value in row.items()}
+            before = _copy(run.train.params) if fit.rules else None
+            measured = jax.tree.map(jnp.zeros_like, measured)
+        yield Stride(Standing(run, before, measured), steps, history, now - began)
+        # the first steps are compiled while they are timed; and short strides look slow, so that their length doubles
+        if is_compiled:
+            length = min(max(1, int(SECONDS * made / (now - looked))), 2 * length)
+        is_compiled, looked = True, time.monotonic()
+        ends = [steps + length, steps_per_epoch * (steps // steps_per_epoch + 1)]
+        if pause_every is not None:
+            ends.append(pause_every * (steps // pause_every + 1))
+        look_at = distributed.agree(min(ends))
+
+
+@partial(jax.jit, static_argnums=0)
+def _begin(fit: "Fit", key: Array, first: Batch, valid: Batch | None, hyper: Hyper) -> tuple[RunState, Metrics]:
+    parts = fit.parts(hyper)
+    first = in_floats(first)
+    run = chunk.start(key, parts, first, valid)
+    _, measured = jax.eval_shape(parts.step(), run.train, first)
+    return run, jax.tree.map(lambda sums: jnp.zeros(sums.shape, sums.dtype), measured)
+
+
+def step(fit: "Fit", train: TrainState, measured: Metrics, batch: Batch, hyper: Hyper) -> tuple[TrainState, Metrics]:
+    """Take a step, and add what it measures to what was measured before."""
+    train, more = fit.parts(hyper).step()(train, in_floats(batch))
+    return train, optax.tree.add(measured, more)
+
+
+def end_epoch(
+    fit: "Fit",
+    run: RunState,
+    before: Params | None,
+    measured: Metrics,
+    valid: Batch | None,
+    hyper: Hyper,
+    seconds: np.float32,
+) -> tuple[RunState, dict[str, Array]]:
+    """End an epoch, as runs in memory do."""
+    began = run.train if before is None else run.train._replace(params=before)
+    return chunk.end_epoch(
+        run._replace(train=began), fit.parts(hyper), run.train, measured, valid, jnp.asarray(seconds)
+    )
+
+
+def _over_all(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep what a function returns whole on the devices of all processes."""
+    return functools.wraps(function)(lambda *arguments: distributed.everywhere(function(*arguments)))
+
+
+_step = jax.jit(_over_all(step), static_argnums=0, donate_argnums=1)
+_end_epoch = jax.jit(_over_all(end_epoch), static_argnums=0)
+
+
+def in_floats(batch: Batch) -> Batch:
+    """Return a batch whose inputs are floats, as `nnfx.data.prepare` makes them; bytes are read faster."""
+    inputs = jnp.asarray(batch.inputs)
+    return batch if jnp.issubdtype(inputs.dtype, np.floating) else batch._replace(inputs=inputs.astype(float))
+
+
+def _copy(tree: Params) -> Params:
+    """Return arrays of their own: steps use up those that they are given."""
+    return jax.tree.map(jnp.copy, tree)
