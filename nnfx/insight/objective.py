@@ -1,6 +1,7 @@
 """What the microscope looks at: the empirical loss of a model on a batch, as a function of its parameters alone."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,6 +18,8 @@ from nnfx.types import Array, Batch, Model, Params, PerExample, Variables
 ELEMENTS_AT_ONCE = 2**15
 """How many parameters and inputs to hold at once, where many copies of a small network are evaluated together: with
 their activations they fit the cache of a core."""
+EXAMPLES_ALONE = 256
+"""From so many examples on a network is evaluated alone."""
 
 
 def check(
@@ -49,10 +52,7 @@ def check(
     if key is not None:
         checks.key("key", key)
 
-    outputs = jax.eval_shape(
-        lambda v, x, w, k: model.apply(v, x, key=k, weights=w, train=True)[0] if train else model.apply(v, x),
-        *(variables, batch.inputs, batch.weights, key),
-    )
+    outputs = _applied.eval_shape(model, train, variables, batch, key)
     rows = batch.weights.shape[0]
     if not hasattr(outputs, "shape") or outputs.shape[:1] != (rows,):
         raise ValueError(f"model: expected one output per example, {rows} of them, got {checks.describe(outputs)}")
@@ -60,6 +60,14 @@ def check(
     values = jax.eval_shape(loss, outputs, batch.targets)
     if getattr(values, "shape", None) != (rows,):
         raise ValueError(f"loss: expected one value per example, [{rows}], got {checks.describe(values)}")
+
+
+@partial(jax.jit, static_argnums=(0, 1))  # so that models are traced once for many looks at them
+def _applied(model: Model, train: bool, variables: Variables, batch: Batch, key: Array | None) -> Any:
+    """Return a model's outputs for a batch."""
+    if not train:
+        return model.apply(variables, batch.inputs)
+    return model.apply(variables, batch.inputs, key=key, weights=batch.weights, train=True)[0]
 
 
 def check_variables(variables: Any) -> None:
@@ -115,8 +123,11 @@ def objective(
 def at_once(params: Params, batch: Batch) -> int:
     """Return how many networks to evaluate together: many small ones, but of large ones one after the other.
 
-    Together they fill a CPU's vectors better; large ones fill them alone, and together overflow its caches.
+    Together they fill a CPU's vectors better; on many examples they fill them alone, and large ones overflow its caches
+    together.
     """
+    if batch.weights.shape[0] >= EXAMPLES_ALONE:
+        return 1
     elements = sum(leaf.size for leaf in jax.tree.leaves((params, batch.inputs)))
     return max(1, ELEMENTS_AT_ONCE // elements)
 

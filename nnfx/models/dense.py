@@ -30,7 +30,7 @@ class Perceptron(nn.Module):
         width = self.outputs * activations.pieces(self.activation)
         kernel = self.param("kernel", self.initializer, (x.shape[-1], width))
 
-        dot_product = x @ kernel
+        dot_product = ops.dot_product(x, kernel)
         if self.batch_norm:  # brings a bias of its own
             pre_activation = BatchNorm(name="batch_norm")(dot_product, weights=weights, train=train)
         else:

@@ -5,6 +5,7 @@ from nnfx.ops.convolution import convolution
 from nnfx.ops.dropout import dropout
 from nnfx.ops.normalization import RunningStatistics, batch_norm, batch_statistics, update_statistics
 from nnfx.ops.pooling import avg_pool, global_avg_pool, global_max_pool, max_pool
+from nnfx.ops.product import dot_product
 from nnfx.ops.recurrence import recurrence
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "batch_norm",
     "batch_statistics",
     "convolution",
+    "dot_product",
     "dropout",
     "global_avg_pool",
     "global_max_pool",

@@ -1,0 +1,65 @@
+"""The perceptron's product of inputs and weights, in the formulation that fits how many inputs there are."""
+
+from functools import reduce
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from nnfx import checks
+from nnfx.types import Array
+
+FEW = 4
+"""For so many inputs or fewer a CPU is faster with sums of scaled columns than with a product of matrices."""
+
+
+def dot_product(inputs: Array, kernel: Array) -> Array:
+    """Multiply inputs by weights and add them up: `yₙⱼ = Σᵢ xₙᵢ wᵢⱼ`.
+
+    Of few inputs, such as fare and age, a product of matrices makes little use of a CPU. There it is written as a sum
+    of columns, each times its weights, which XLA fuses with the bias and the non-linearity that follow. Gradients are
+    products of matrices as ever. Derivatives of every order and mode, and `jax.vmap`, go through it.
+
+    Args:
+        inputs: x, `(..., features)`.
+        kernel: w, `(features, outputs)`, of the same dtype.
+
+    Returns:
+        `(..., outputs)`, of that dtype.
+
+    Raises:
+        ValueError: for shapes that do not fit.
+
+    Example:
+        >>> dot_product(jnp.array([[1.0, 2.0]]), jnp.array([[3.0, 0.0, 1.0], [4.0, 1.0, 1.0]]))
+        Array([[11.,  2.,  3.]], dtype=float32)
+
+    References:
+        Rosenblatt, *The perceptron*, Psychological Review 1958.
+    """
+    if inputs.ndim < 1 or kernel.ndim != 2 or inputs.shape[-1] != kernel.shape[0]:
+        raise ValueError(
+            f"kernel: expected ({inputs.shape[-1] if inputs.ndim else 'features'}, outputs) for inputs "
+            f"{checks.describe(inputs)}, got {checks.describe(kernel)}"
+        )
+    # in half precision a product of matrices adds up in float32, and sums of columns would not
+    is_thin = 0 < len(kernel) <= FEW and inputs.dtype == kernel.dtype and inputs.dtype.itemsize >= 4
+    return _thin(inputs, kernel) if is_thin else inputs @ kernel
+
+
+@jax.custom_jvp
+def _thin(inputs: Array, kernel: Array) -> Array:
+    """Multiply few inputs by weights, as a sum of columns on CPUs."""
+    return lax.platform_dependent(inputs, kernel, cpu=_columns, default=jnp.matmul)
+
+
+def _columns(inputs: Array, kernel: Array) -> Array:
+    shape = (*inputs.shape[:-1], kernel.shape[1])
+    scaled = [inputs[..., i, None] * jnp.broadcast_to(row, shape) for i, row in enumerate(kernel)]
+    return reduce(jnp.add, scaled)
+
+
+@_thin.defjvp
+def _thin_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (inputs, kernel), (inputs_tangent, kernel_tangent) = primals, tangents
+    return _thin(inputs, kernel), inputs_tangent @ kernel + inputs @ kernel_tangent
