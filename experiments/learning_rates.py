@@ -241,7 +241,15 @@ def measure(
         batch_size=config.batch_size,
     )
     started = time.perf_counter()
-    sweep = nnfx.sweeps.sweep(train, data, key=key, seeds=config.seeds, learning_rate=rates)
+    sweep = nnfx.sweeps.sweep(
+        train,
+        data,
+        key=key,
+        seeds=config.seeds,
+        epochs_per_chunk=max(1, config.epochs // 10),
+        on_chunk=nnfx.sweeps.bar(name),
+        learning_rate=rates,
+    )
     seconds = time.perf_counter() - started
 
     shape = config.seeds, len(rates)

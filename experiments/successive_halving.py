@@ -166,10 +166,21 @@ def search_both_ways(train: Any, key: jax.Array, config: Config) -> dict[str, Se
     )
     common: dict[str, Any] = {"key": sweep_key, "seeds": config.seeds, "points": points}
     return {
-        "full": timed(config, lambda: sweeps.sweep(train, data, **common)),
+        "full": timed(
+            config,
+            lambda: sweeps.sweep(
+                train,
+                data,
+                epochs_per_chunk=max(1, config.epochs // 8),
+                on_chunk=sweeps.bar("full training"),
+                **common,
+            ),
+        ),
         "halving": timed(
             config,
-            lambda: sweeps.successive_halving(train, data, rungs=config.rungs, keep=config.keep, **common),
+            lambda: sweeps.successive_halving(
+                train, data, rungs=config.rungs, keep=config.keep, on_chunk=sweeps.bar("halving"), **common
+            ),
         ),
     }
 
