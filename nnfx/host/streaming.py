@@ -221,8 +221,7 @@ class Streaming:
         first, valid = data.train, data.valid
         standing = streaming.begin(self.fit, key, first, valid, hyper)
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (standing, first, hyper))
-        # over how many devices a batch is split is not what tells runs apart
-        alone = dataclasses.replace(self.fit, parallel=None)
+        alone = self.fit.alone
         lowered = jax.jit(streaming.step, static_argnums=0).lower(
             alone, shapes[0].run.train, shapes[0].measured, *shapes[1:]
         )

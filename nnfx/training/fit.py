@@ -237,6 +237,11 @@ class Fit:
         """What has been checked before, so that calling again costs nothing."""
         return validate.Checked()
 
+    @functools.cached_property
+    def alone(self) -> "Fit":
+        """The same run on one device: over how many a batch is split is not what tells runs apart."""
+        return self if self.parallel is None else dataclasses.replace(self, parallel=None)
+
     @property
     def parts_with_numbers(self) -> tuple[Part, ...]:
         """The parts that take hyper-parameters."""

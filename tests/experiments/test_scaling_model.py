@@ -48,7 +48,7 @@ def test_the_experiment_writes_what_it_says(tmp_path, capsys):
     assert [of["width"] for of in written["measured"]] == [4, 8]
     assert written["measured"][0]["size"] == 4 * (784 * 4 + 4 + 4 * 4 + 4 + 4 * 10 + 10)
     for of in written["measured"]:
-        assert of["predicted"] == pytest.approx(of["one"] + of["exchange"])
+        assert of["predicted"] == pytest.approx(of["both"] + of["exchange"])
     assert written["devices"][0] == 1
     assert written["devices"][-1] == 100_000
     for values in written["efficiency"].values():
