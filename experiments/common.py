@@ -22,7 +22,8 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from nnfx import distributed
+from nnfx import Run, distributed
+from nnfx.tables import table
 
 # Okabe and Ito's colours stay apart for colour-blind eyes, and the first two also in grey print.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#666666"
@@ -122,6 +123,16 @@ def _as_json(value: Any) -> Any:
     return np.asarray(value).tolist()
 
 
+def curves_of(runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
+    """Return the history of each run by epoch, for `Results.history`, named by its number among those of its kind."""
+    return {
+        f"{name} {i} {metric}": values
+        for name, some in runs.items()
+        for i, run in enumerate(some)
+        for metric, values in run.history.items()
+    }
+
+
 def mean_and_error(values: Any) -> dict[str, float]:
     """Return the mean of several runs, and its standard error."""
     several = np.asarray(values, float)
@@ -130,14 +141,4 @@ def mean_and_error(values: Any) -> dict[str, float]:
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]], words: int = 1) -> None:
     """Print a table; its first column holds words, or so many of them, and the others numbers to four digits."""
-    cells = [list(header)]
-    cells += [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    for i, row in enumerate(cells):
-        padded = [
-            cell.ljust(width) if place < words else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("  ".join(padded))
-        if i == 0:
-            print("  ".join("-" * width for width in widths))
+    print(table(header, rows, words))

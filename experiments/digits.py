@@ -21,7 +21,7 @@ import tyro
 from matplotlib import pyplot as plt
 
 import nnfx
-from experiments.common import BLUE, ORANGE, Results, mean_and_error, print_table
+from experiments.common import BLUE, ORANGE, Results, curves_of, mean_and_error, print_table
 from experiments.images import Predictions, draw_confusion, draw_mistakes, mistakes_of
 from nnfx.data import Data
 from nnfx.data.batching import steps_per_epoch
@@ -95,14 +95,7 @@ def main(config: Config) -> dict[str, Any]:
     draw_confusions(results, every, digits.classes, config)
     among = f"held-out digits of {config.splits} splits taken together (CNN)"
     draw_mistakes(results, every["CNN"], digits.classes, among, shown=16)
-    results.history(
-        {
-            f"{name} {i} {metric}": values
-            for name, some in runs.items()
-            for i, run in enumerate(some)
-            for metric, values in run.history.items()
-        }
-    )
+    results.history(curves_of(runs))
     return results.summary(
         {
             "rows": {"train": len(splits[0].train.targets), "held_out": len(predictions["CNN"][0].labels)},

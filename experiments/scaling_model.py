@@ -164,8 +164,10 @@ class Measured(NamedTuple):
 def main(config: Config) -> dict[str, Any]:
     """Run the experiment, and return its summary."""
     results = Results(config.out)
-    if len(jax.devices()) < 2:
-        raise RuntimeError(f"devices: expected two, got {len(jax.devices())}; nnfx.cpu.set_up(devices=2) makes them")
+    if jax.local_device_count() < 2:
+        raise RuntimeError(
+            f"devices: expected two, got {jax.local_device_count()}; nnfx.cpu.set_up(devices=2) makes them"
+        )
     measured = [measure(width, config) for width in config.widths]
     print_table(
         [
@@ -225,7 +227,7 @@ def measure(width: int, config: Config) -> Measured:
         inputs = jax.random.normal(key, (rows, 784))
         return nnfx.Batch(inputs, jnp.arange(rows) % 10, jnp.ones(rows))
 
-    pair = jax.devices()[:2]
+    pair = jax.local_devices()[:2]
     alone, together = jax.jit(step), jax.jit(data_parallel(step, devices=pair))
     mesh = Mesh(pair, "batch")
     gradient = jax.tree.map(lambda leaf: jnp.zeros((2, *leaf.shape), leaf.dtype), state.params)

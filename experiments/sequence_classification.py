@@ -26,7 +26,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 import nnfx
-from experiments.common import BLUE, GREEN, GREY, ORANGE, PURPLE, Results, mean_and_error, print_table
+from experiments.common import BLUE, GREEN, GREY, ORANGE, PURPLE, Results, curves_of, mean_and_error, print_table
 from nnfx.data import Data, Images
 from nnfx.data.batching import steps_per_epoch
 from nnfx.models import gru, lstm, rnn
@@ -121,14 +121,7 @@ def main(config: Config) -> dict[str, Any]:
     draw_learning_curves(results, runs)
     draw_accuracy_by_row(results, readings)
     draw_readings(results, readings[STREAMED][0], images.classes)
-    results.history(
-        {
-            f"{name} {i} {metric}": values
-            for name, some in runs.items()
-            for i, run in enumerate(some)
-            for metric, values in run.history.items()
-        }
-    )
+    results.history(curves_of(runs))
     return results.summary(
         {
             "data": config.data,

@@ -45,3 +45,12 @@ def fashion_mnist_files():
     lacking = [name for name in names if not (folder / name).exists()]
     if lacking:
         pytest.skip(f"NNFX_DATA has no fashion-mnist/{', '.join(lacking)}")
+
+
+@pytest.fixture
+def etth1_file():
+    """Skip where ETTh1 does not lie under `NNFX_DATA`: tests download nothing."""
+    if not os.environ.get("NNFX_DATA"):
+        pytest.skip("NNFX_DATA names no folder of data")
+    if not (Path(os.environ["NNFX_DATA"]) / "ett/ETTh1.csv").exists():
+        pytest.skip("NNFX_DATA has no ett/ETTh1.csv")

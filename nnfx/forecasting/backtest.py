@@ -25,14 +25,14 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from nnfx import checks
 from nnfx.data.prepare import Data
 from nnfx.forecasting.heads import POINT, Head
 from nnfx.forecasting.windows import Scaler, Windows, as_data
+from nnfx.scale.mapping import map_points
+from nnfx.tables import table
 from nnfx.training import hyper as hypers
 from nnfx.training.fit import Fit
 from nnfx.types import Array, Hyper, Model, PerExample, Variables
@@ -166,7 +166,7 @@ def refitted(
             that are held out are in none of the windows to train on.
         at_once: how many origins a device trains side by side, one batch of them after the other, to bound the memory;
             None for all.
-        devices: over which the origins are spread; all there are unless given.
+        devices: over which the origins are spread; all of this process unless given.
         **hyper: the numbers that `train` takes; traced.
 
     Returns:
@@ -212,7 +212,7 @@ def refitted(
         members=members,
         at_once=at_once,
     )
-    over = tuple(devices or jax.devices())[: len(times)]
+    over = tuple(devices or jax.local_devices())[: len(times)]
     return _refitted(train, head, sizes, over, key, y, times, hypers.as_arrays(hyper))
 
 
@@ -227,7 +227,8 @@ def _refitted(
     origins: Array,
     hyper: Hyper,
 ) -> Backtest:
-    def at(origin: Array, key: Array, values: Array, hyper: Hyper) -> Array:
+    def at(known_to_all: tuple[Array, Array, Hyper], origin: Array) -> Array:
+        key, values, hyper = known_to_all
         scaler = Scaler.of(values, where=jnp.arange(len(values)) < origin)
         scaled = scaler(values)
         data = _known_data(scaled, origin, sizes)
@@ -241,19 +242,7 @@ def _refitted(
         _check_outputs("train", outputs, head, sizes, values)
         return head.affine(outputs, scaler.mean[None], scaler.scale[None])
 
-    def share(origins: Array, *known_to_all: Any) -> Array:
-        return _map(lambda origin: at(origin, *known_to_all), origins, sizes.at_once)
-
-    # each device has its share of the origins: nothing crosses between them
-    spread: Any = jax.shard_map(
-        share,
-        mesh=Mesh(devices, "origins"),
-        in_specs=(P("origins"), P(), P(), P()),
-        out_specs=P("origins"),
-        check_vma=False,
-    )
-    padded = jnp.pad(origins, (0, -len(origins) % len(devices)), mode="edge")
-    outputs = spread(padded, key, values, hyper)[: len(origins)]
+    outputs = map_points(at, (key, values, hyper), origins, at_once=sizes.at_once, devices=devices)[: len(origins)]
     return _backtest(head, sizes, values, origins, jnp.moveaxis(outputs, 1, 0))
 
 
@@ -275,18 +264,6 @@ def _known_data(scaled: Array, origin: Array, sizes: _Sizes) -> Data:
     data = as_data(cut(jnp.where(is_known, starts, first)), valid)
     weights = is_known.astype(data.train.weights.dtype)
     return dataclasses.replace(data, train=data.train._replace(weights=weights))
-
-
-def _map(function: Callable[[Array], Array], origins: Array, at_once: int | None) -> Array:
-    """Apply a function to every origin, so many side by side; the last origin fills the last batch up."""
-    count = len(origins)
-    if at_once is None or at_once >= count:
-        return jax.vmap(function)(origins)
-    if at_once == 1:
-        return jax.lax.map(function, origins)
-    batches = jnp.pad(origins, (0, -count % at_once), mode="edge").reshape(-1, at_once)
-    found = jax.lax.map(jax.vmap(function), batches)
-    return found.reshape(-1, *found.shape[2:])[:count]
 
 
 def _backtest(head: Head, sizes: _Sizes, values: Array, origins: Array, members: Array) -> Backtest:
@@ -348,14 +325,7 @@ class Comparison:
 
     def __str__(self) -> str:
         """Draw the table."""
-        cells = [
-            [f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row.values()] for row in self.rows
-        ]
-        table = [list(self.rows[0]), *cells]
-        widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table]
-        lines.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join(lines)
+        return table(list(self.rows[0]), [list(row.values()) for row in self.rows])
 
 
 def compare(backtests: Mapping[str, Backtest], scores: Mapping[str, PerExample]) -> Comparison:

@@ -11,7 +11,8 @@ from jax.flatten_util import ravel_pytree
 
 from nnfx import checks
 from nnfx.insight import objective
-from nnfx.insight.tables import table
+from nnfx.scale import mapping
+from nnfx.tables import table
 from nnfx.types import Array, Batch, Model, PerExample, Variables
 
 __all__ = ["Audit", "Leaf", "gradient"]
@@ -240,7 +241,7 @@ def _differences(
         jnp.concatenate([moves, jnp.zeros_like(bits)]),
         jnp.concatenate([jnp.ones_like(moves), bits]),
     )
-    losses = objective.map_points(moved, flat, points, chunk=at_once, devices=jax.local_devices()[:1])
+    losses = mapping.map_points(moved, flat, points, at_once=at_once, devices=jax.local_devices()[:1])
     around, rounded = losses[: len(moves)].reshape(-1, 4), losses[len(moves) : len(moves) + len(bits)]
     return _Found(value, jnp.ptp(rounded), steps, slope[chosen], around)
 

@@ -13,8 +13,8 @@ import numpy as np
 from nnfx import checks, losses
 from nnfx.insight import objective
 from nnfx.insight.layers import calls_seen
-from nnfx.insight.tables import table
 from nnfx.models.dense import MLP, Perceptron
+from nnfx.tables import table
 from nnfx.types import Array, Batch, Model, Params, PerExample, Variables
 
 if TYPE_CHECKING:

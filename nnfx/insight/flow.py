@@ -265,7 +265,8 @@ def noise_scale(model: Model, loss: PerExample, variables: Variables, batch: Bat
                 "batch.weights: expected two or more of the same weight, the others zero,"
                 f" got {len(used)} from {float(used.min()):g} to {float(used.max()):g}"
             )
-    return _noise_scale(model, loss, objective.at_once(variables["params"], batch), variables, batch)
+    one = jax.tree.map(lambda rows: rows[:1], batch)
+    return _noise_scale(model, loss, objective.at_once(variables["params"], one), variables, batch)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from nnfx import checks
 from nnfx.insight import objective
+from nnfx.scale import mapping
 from nnfx.types import Array, Batch, Model, Params, PerExample, Variables
 
 __all__ = ["Cut", "Landscape", "measure", "principal_cut", "random_cut", "through"]
@@ -272,11 +273,11 @@ def measure(
     if jax.tree.map(np.shape, cut.origin) != jax.tree.map(np.shape, variables["params"]):
         raise ValueError("cut: expected one through parameters of the shapes of variables['params'], got another")
     chosen = tuple(jax.local_devices() if devices is None else devices)
-    shared = objective.on_devices((dict(variables), batch, key, cut), chosen)
-    chunk = objective.at_once(variables["params"], batch)
+    shared = mapping.on_devices((dict(variables), batch, key, cut), chosen)
+    at_once = objective.at_once(variables["params"], batch)
     grid = jnp.stack(jnp.meshgrid(*coordinates, indexing="ij"), axis=-1)
     points = grid.reshape(-1, axes)
-    losses = _losses(model, loss, train, chunk, chosen, shared, points)[: len(points)]
+    losses = _losses(model, loss, train, at_once, chosen, shared, points)[: len(points)]
     return Landscape(coordinates[0], coordinates[1] if axes == 2 else None, losses.reshape(grid.shape[:-1]))
 
 
@@ -285,7 +286,7 @@ def _losses(
     model: Model,
     loss: PerExample,
     train: bool,
-    chunk: int,
+    at_once: int,
     devices: tuple[jax.Device, ...],
     shared: tuple[Variables, Batch, Array | None, Cut],
     points: Array,
@@ -295,7 +296,7 @@ def _losses(
         of = objective.objective(model, loss, variables, batch, key=key, train=train)
         return of(jax.tree.map(partial(_moved, point), cut.origin, cut.directions))
 
-    return objective.map_points(at, shared, points, chunk=chunk, devices=devices)
+    return mapping.map_points(at, shared, points, at_once=at_once, devices=devices)
 
 
 def _moved(point: Array, origin: Array, directions: Array) -> Array:

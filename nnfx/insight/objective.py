@@ -1,14 +1,11 @@
 """What the microscope looks at: the empirical loss of a model on a batch, as a function of its parameters alone."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from nnfx import checks, losses
 from nnfx.training.step import evaluate
@@ -130,47 +127,3 @@ def at_once(params: Params, batch: Batch) -> int:
         return 1
     elements = sum(leaf.size for leaf in jax.tree.leaves((params, batch.inputs)))
     return max(1, ELEMENTS_AT_ONCE // elements)
-
-
-def map_points(
-    function: Callable[[Any, Any], Any],
-    shared: Any,
-    points: Any,
-    *,
-    chunk: int,
-    devices: Sequence[jax.Device],
-) -> Any:
-    """Map over points: each device has its share of them, and goes through it a chunk at a time.
-
-    Args:
-        function: `(shared, point) -> result`.
-        shared: what all have in common.
-        points: arrays `(points, ...)`.
-        chunk: how many to take together, under `jax.vmap`.
-        devices: among which the points are shared out; nothing crosses between them.
-
-    Returns:
-        The results, `(points or more, ...)`: the last is repeated to make the shares equal. To leave it out within the
-        same program, devices would have to talk to each other.
-    """
-    count, shares = len(jax.tree.leaves(points)[0]), len(devices)
-    chunk = min(chunk, -(-count // shares))
-
-    def through(shared: Any, points: Any) -> Any:
-        return jax.lax.map(lambda point: function(shared, point), points, batch_size=chunk if chunk > 1 else None)
-
-    # The last point again, for equal shares of whole chunks: a remainder would be compiled apart.
-    rows = np.minimum(np.arange(count + -count % (shares * chunk)), count - 1)
-    points = jax.tree.map(lambda values: jnp.asarray(values)[rows], points)
-    if shares > 1:
-        mesh = Mesh(devices, "points")
-        specs: Any = {"in_specs": (P(), P("points")), "out_specs": P("points")}
-        through = jax.shard_map(through, mesh=mesh, check_vma=False, **specs)
-    return through(shared, points)
-
-
-def on_devices(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """Copy to all of these devices, so that one program can read it on each."""
-    if len(devices) == 1:
-        return jax.device_put(tree, devices[0])
-    return jax.device_put(tree, NamedSharding(Mesh(devices, "points"), P()))

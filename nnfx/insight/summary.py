@@ -17,7 +17,7 @@ from jax.interpreters import partial_eval
 from nnfx import checks
 from nnfx.insight.layers import WHOLE, calls_seen, watch
 from nnfx.insight.objective import name_of
-from nnfx.insight.tables import table
+from nnfx.tables import table
 from nnfx.training.step import init_state, make_step
 from nnfx.types import Array, Batch, Model, Variables
 

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jax.stages import Compiled
 
 from nnfx.data.prepare import Preprocess
+from nnfx.scale.mapping import side_by_side
 from nnfx.scale.parallel import AXIS, data_parallel
 from nnfx.training.chunk import RUNNING, Parts, RunState, chunk, start
 from nnfx.training.fit import Fit
@@ -163,7 +164,7 @@ class Programs:
         def of_table(members: Any, groups: Groups, shared: Any) -> Any:
             width = jax.tree.leaves(members)[0].shape[1]
             at_once = None if self._at_once is None else max(1, self._at_once // width)
-            return _mapped(lambda of: of_group(*of, shared), (members, groups), at_once)
+            return side_by_side(lambda of: of_group(*of, shared), (members, groups), at_once)
 
         return Program(of_table, self._mesh, self._axis)
 
@@ -181,7 +182,7 @@ class Programs:
         def member(hyper: Hyper) -> RunState:
             return _without_keys(start(group_key, self._parts(hyper), train, valid))
 
-        return _mapped(member, hyper, self._at_once)
+        return side_by_side(member, hyper, self._at_once)
 
     def _advance_group(
         self,
@@ -204,15 +205,7 @@ class Programs:
                 {name: jnp.where(is_running, values, jnp.nan) for name, values in history.items()},
             )
 
-        return _mapped(member, members, self._at_once)
-
-
-def _mapped(function: Callable[[Any], Any], over: Any, at_once: int | None) -> Any:
-    """Map a function over the first axis of all arrays: so many elements side by side, then the next."""
-    size = jax.tree.leaves(over)[0].shape[0]
-    if at_once is None or at_once >= size:
-        return jax.vmap(function)(over)
-    return jax.lax.map(function, over, batch_size=at_once if at_once > 1 else None)
+        return side_by_side(member, members, self._at_once)
 
 
 def _without_keys(state: RunState) -> RunState:

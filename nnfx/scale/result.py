@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from nnfx import checks, distributed
+from nnfx import checks, distributed, tables
 from nnfx.data.prepare import Preprocess
 from nnfx.scale.ensemble import Ensemble
 from nnfx.scale.programs import fold_data
@@ -111,14 +111,9 @@ class Sweep:
 
     def __str__(self) -> str:
         """Draw the table, its first twenty rows."""
-        shown = [[_cell(value) for value in row.values()] for row in self.rows[:20]]
-        table = [list(self.rows[0]), *shown]
-        widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-        lines = ["  ".join(map(str.rjust, row, widths)) for row in table]
-        lines.insert(1, "  ".join("-" * width for width in widths))
-        if len(self.rows) > len(shown):
-            lines.append(f"… and {len(self.rows) - len(shown)} more")
-        return "\n".join(lines)
+        shown = self.rows[:20]
+        drawn = tables.table(list(self.rows[0]), [list(row.values()) for row in shown], words=0)
+        return drawn if len(self.rows) == len(shown) else f"{drawn}\n… and {len(self.rows) - len(shown)} more"
 
 
 def collect(fit: Fit, table: "Table", dropped: int) -> Sweep:
@@ -155,7 +150,3 @@ def _reason(fit: Fit, stopped_by: int, dropped: int) -> str:
     if stopped_by == dropped:
         return "dropped"
     return "last epoch" if stopped_by == RUNNING else fit.rules[stopped_by].name
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

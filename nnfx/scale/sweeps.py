@@ -81,8 +81,8 @@ def sweep(
         devices_per_member: over how many of them the batches of each member are split, as by `nnfx.data_parallel`: for
             models too large to train many at once.
         at_once: how many members a device trains side by side, the others following in a loop of the same program;
-            None for all. Side by side many small networks are far faster; large ones, such as convolutional networks on
-            CPUs, are faster one at a time.
+            None for all. Side by side many small networks are far faster; on CPUs, networks that read long sequences or
+            make many maps of images may be faster one or a few at a time.
         memory: bytes that each device may use; most of those free unless given. A sweep that needs more, by the
             compiler's account, runs in slices: chunk after chunk of some members and then of others.
         on_chunk: called with a `Progress` after each chunk, such as `nnfx.sweeps.bar()`, which shows it.

@@ -1,8 +1,6 @@
 import gzip
 import hashlib
-import os
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -180,14 +178,7 @@ def test_another_file_than_the_known_one_is_refused(tmp_path, monkeypatch):
         nnfx.data.ett("ETTm1")
 
 
-def missing_file():
-    folder = os.environ.get("NNFX_DATA")
-    if not folder:
-        return "NNFX_DATA names no folder of data"
-    return "" if (Path(folder) / "ett/ETTh1.csv").exists() else "NNFX_DATA has no ett/ETTh1.csv"
-
-
-@pytest.mark.skipif(bool(missing_file()), reason=missing_file() or "all there")
+@pytest.mark.usefixtures("etth1_file")
 def test_the_transformer_is_as_published():
     series = nnfx.data.ett("ETTh1")
     assert series.values.shape == (17420, 7)

@@ -1,6 +1,3 @@
-import os
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -196,14 +193,7 @@ def test_training_is_fit_on_windows(model):
     assert error < 1e-3 if jax.tree.leaves(run.state.params) else error == pytest.approx(naive)
 
 
-def missing_file():
-    folder = os.environ.get("NNFX_DATA")
-    if not folder:
-        return "NNFX_DATA names no folder of data"
-    return "" if (Path(folder) / "ett/ETTh1.csv").exists() else "NNFX_DATA has no ett/ETTh1.csv"
-
-
-@pytest.mark.skipif(bool(missing_file()), reason=missing_file() or "all there")
+@pytest.mark.usefixtures("etth1_file")
 @pytest.mark.parametrize(("horizon", "square", "absolute"), [(96, 1.295, 0.713), (336, 1.323, 0.744)])
 def test_repeating_the_last_value_scores_as_published(horizon, square, absolute):
     """Zeng et al. 2023, table 2, Repeat on ETTh1; their loader dropped what was left over after batches of 32."""

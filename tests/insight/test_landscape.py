@@ -8,7 +8,8 @@ import sklearn.decomposition
 
 import nnfx
 from nnfx import losses, models
-from nnfx.insight import landscape, objective
+from nnfx.insight import landscape
+from nnfx.scale import mapping
 from nnfx.types import Batch
 
 KEY = jax.random.key(2)
@@ -114,7 +115,7 @@ def test_one_trace_serves_all_points_and_other_cuts():
 def test_devices_have_nothing_to_say_to_each_other():
     params = DEEP.init(KEY, X)["params"]
     devices = tuple(jax.devices()[:4])
-    shared = objective.on_devices(({"params": params}, BATCH, None, landscape.random_cut(KEY, params)), devices)
+    shared = mapping.on_devices(({"params": params}, BATCH, None, landscape.random_cut(KEY, params)), devices)
     program = landscape._losses.lower(DEEP, MSE, False, 2, devices, shared, jnp.ones((15, 2))).compile()
     assert not re.findall(r"all-\w+|collective-\w+|reduce-scatter", program.as_text())
     assert "partition" in program.as_text(), "it is one program for several devices"

@@ -1,5 +1,4 @@
 import json
-import os
 from pathlib import Path
 
 import jax
@@ -22,13 +21,6 @@ def waves(monkeypatch):
     series = Series(values.astype(np.float32), tuple("ABCDEFG"), None, 24)
     monkeypatch.setattr(nnfx.data, "ett", lambda name: series)
     return series.values
-
-
-def missing_file():
-    folder = os.environ.get("NNFX_DATA")
-    if not folder:
-        return "NNFX_DATA names no folder of data"
-    return "" if (Path(folder) / "ett/ETTh1.csv").exists() else "NNFX_DATA has no ett/ETTh1.csv"
 
 
 def test_runs_are_made_kept_and_gone_on_with(waves, tmp_path, monkeypatch):
@@ -127,7 +119,7 @@ def test_what_is_wrong_is_said(tmp_path):
         ltsf.main(ltsf.Config(tmp_path, horizons=(95,)))
 
 
-@pytest.mark.skipif(bool(missing_file()), reason=missing_file() or "all there")
+@pytest.mark.usefixtures("etth1_file")
 def test_repeat_scores_as_published():
     values = nnfx.data.ett("ETTh1").values
     cells = [
