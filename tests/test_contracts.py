@@ -65,6 +65,9 @@ SHAPES = {
 }
 
 
+KEY = jax.random.key(0)
+
+
 def inputs_of(name):
     return jnp.asarray(np.random.default_rng(0).normal(size=(5, *SHAPES.get(name, (3,)))), jnp.float32)
 
@@ -85,8 +88,23 @@ def inputs(name):
 
 
 @pytest.fixture
-def variables(model, inputs, key):
-    return model.init(key, inputs)
+def variables(name):
+    return variables_of(name)
+
+
+@functools.cache
+def variables_of(name):
+    return MODELS[name].init(KEY, inputs_of(name))
+
+
+def train(model, variables, key, inputs):
+    return model.apply(variables, inputs, key=key, weights=jnp.ones(len(inputs)), train=True)
+
+
+@functools.cache
+def compiled(model):
+    """A model's init, its apply and its apply in training, each compiled once for all tests."""
+    return jax.jit(model.init), jax.jit(model.apply), jax.jit(functools.partial(train, model))
 
 
 def same(first, second):
@@ -97,48 +115,49 @@ def close(first, second, **tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), first, second)
 
 
-def train(model, variables, key, inputs):
-    return model.apply(variables, inputs, key=key, weights=jnp.ones(len(inputs)), train=True)
+def test_same_key_same_bits_and_another_key_other_weights(model, variables, inputs):
+    init, _, trained = compiled(model)
+    assert same(init(KEY, inputs), init(KEY, inputs))
+    assert not same(init(KEY, inputs)["params"], init(jax.random.key(1), inputs)["params"])
+    assert same(trained(variables, KEY, inputs), trained(variables, KEY, inputs))
 
 
-def test_same_key_same_bits_and_another_key_other_weights(model, key, inputs):
-    assert same(model.init(key, inputs), model.init(key, inputs))
-    assert not same(model.init(key, inputs)["params"], model.init(jax.random.key(1), inputs)["params"])
-    variables = model.init(key, inputs)
-    assert same(train(model, variables, key, inputs), train(model, variables, key, inputs))
+def test_only_the_shape_of_the_inputs_matters_to_init(model, inputs):
+    assert same(model.init(KEY, inputs), model.init(KEY, 0 * inputs[:1]))
 
 
-def test_only_the_shape_of_the_inputs_matters_to_init(model, key, inputs):
-    assert same(model.init(key, inputs), model.init(key, 0 * inputs[:1]))
-
-
-def test_jit_equals_eager(model, variables, key, inputs):
-    close(jax.jit(model.apply)(variables, inputs), model.apply(variables, inputs), rtol=1e-5, atol=1e-6)
-    compiled = jax.jit(lambda v, k: train(model, v, k, inputs))(variables, key)
-    close(compiled, train(model, variables, key, inputs), rtol=1e-5, atol=1e-6)
-    close(jax.jit(model.init)(key, inputs), model.init(key, inputs), rtol=1e-5, atol=1e-6)
+def test_jit_equals_eager(model, variables, inputs):
+    init, predict, trained = compiled(model)
+    close(predict(variables, inputs), model.apply(variables, inputs), rtol=1e-5, atol=1e-6)
+    close(trained(variables, KEY, inputs), train(model, variables, KEY, inputs), rtol=1e-5, atol=1e-6)
+    with jax.disable_jit():
+        eager = model.init(KEY, inputs)
+    close(init(KEY, inputs), eager, rtol=1e-5, atol=1e-6)
 
 
 def test_vmap_over_weights_equals_a_loop(model, inputs):
+    init, predict, trained = compiled(model)
     keys = jax.random.split(jax.random.key(3), 4)
-    stacked = jax.vmap(model.init, (0, None))(keys, inputs)
-    outputs = jax.vmap(model.apply, (0, None))(stacked, inputs)
-    trained = jax.vmap(lambda v, k: train(model, v, k, inputs))(stacked, keys)
+    stacked = jax.vmap(init, (0, None))(keys, inputs)
+    outputs = jax.vmap(predict, (0, None))(stacked, inputs)
+    after_training = jax.vmap(trained, (0, 0, None))(stacked, keys, inputs)
     for i, key in enumerate(keys):
-        single = model.init(key, inputs)
+        single = init(key, inputs)
         close(jax.tree.map(lambda a, i=i: a[i], stacked), single, rtol=1e-5, atol=1e-6)
-        close(outputs[i], model.apply(single, inputs), rtol=1e-5, atol=1e-5)
-        close(jax.tree.map(lambda a, i=i: a[i], trained), train(model, single, key, inputs), rtol=1e-4, atol=1e-5)
+        close(outputs[i], predict(single, inputs), rtol=1e-5, atol=1e-5)
+        close(jax.tree.map(lambda a, i=i: a[i], after_training), trained(single, key, inputs), rtol=1e-4, atol=1e-5)
 
 
 def test_vmap_over_examples_equals_the_batch(model, variables, inputs):
-    one_by_one = jax.vmap(lambda x: model.apply(variables, x[None])[0])(inputs)
-    close(one_by_one, model.apply(variables, inputs), rtol=1e-5, atol=1e-6)
+    _, predict, _ = compiled(model)
+    one_by_one = jax.vmap(lambda x: predict(variables, x[None])[0])(inputs)
+    close(one_by_one, predict(variables, inputs), rtol=1e-5, atol=1e-6)
 
 
-def test_gradients_are_finite_and_reach_every_parameter(model, variables, key, inputs):
+def test_gradients_are_finite_and_reach_every_parameter(model, variables, inputs):
+    @jax.jit
     def total(params):
-        return ((train(model, {**variables, "params": params}, key, inputs)[0] - 1) ** 2).sum()
+        return ((train(model, {**variables, "params": params}, KEY, inputs)[0] - 1) ** 2).sum()
 
     for leaf in jax.tree.leaves(jax.grad(total)(variables["params"])):
         assert jnp.isfinite(leaf).all()
@@ -147,11 +166,12 @@ def test_gradients_are_finite_and_reach_every_parameter(model, variables, key, i
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 @pytest.mark.parametrize("name", sorted(MODELS.keys() - FLAX_LAYERS))  # Flax's own layers promote unless told not to
-def test_the_dtype_is_kept(model, variables, key, dtype, inputs):
+def test_the_dtype_is_kept(model, variables, dtype, inputs):
     with jax.numpy_dtype_promotion("strict"):
         cast = jax.tree.map(lambda a: a.astype(dtype), variables)
-        assert model.apply(cast, inputs.astype(dtype)).dtype == dtype
-        assert train(model, cast, key, inputs.astype(dtype))[0].dtype == dtype
+        outputs, state = jax.eval_shape(functools.partial(train, model), cast, KEY, inputs.astype(dtype))
+        assert outputs.dtype == jax.eval_shape(model.apply, cast, inputs.astype(dtype)).dtype == dtype
+        assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(state))
 
 
 def test_one_trace_serves_every_call(model, variables, inputs):
@@ -167,30 +187,33 @@ def test_one_trace_serves_every_call(model, variables, inputs):
     assert len(traces) == 1
 
 
-def test_shapes_without_computing(model, variables, key, inputs):
-    abstract = jax.eval_shape(model.init, key, inputs)
+def test_shapes_without_computing(model, variables, inputs):
+    abstract = jax.eval_shape(model.init, KEY, inputs)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), abstract) == jax.tree.map(lambda a: (a.shape, a.dtype), variables)
-    assert jax.eval_shape(model.apply, variables, inputs).shape == model.apply(variables, inputs).shape
+    _, predict, _ = compiled(model)
+    assert jax.eval_shape(model.apply, variables, inputs).shape == predict(variables, inputs).shape
 
 
-def test_state_comes_back_in_training_and_nothing_is_changed_in_place(model, name, variables, key, inputs):
+def test_state_comes_back_in_training_and_nothing_is_changed_in_place(model, name, variables, inputs):
     before = jax.tree.map(np.array, variables)
-    outputs, state = train(model, variables, key, inputs)
-    assert outputs.shape == model.apply(variables, inputs).shape
+    _, predict, trained = compiled(model)
+    outputs, state = trained(variables, KEY, inputs)
+    assert outputs.shape == predict(variables, inputs).shape
     assert same(before, variables)
     expected = {k: v for k, v in variables.items() if k != "params"}
     assert jax.tree.structure(dict(state)) == jax.tree.structure(expected)
     assert (name in STATEFUL) == (not same(state, expected) if expected else False)
 
 
-def test_variables_come_back_from_a_checkpoint(model, variables, key, inputs, tmp_path):
+def test_variables_come_back_from_a_checkpoint(model, variables, inputs, tmp_path):
     checkpoint.save(tmp_path / "one", variables)
-    loaded = checkpoint.load(tmp_path / "one", jax.eval_shape(model.init, key, inputs))
+    loaded = checkpoint.load(tmp_path / "one", jax.eval_shape(model.init, KEY, inputs))
     assert jax.tree.structure(loaded) == jax.tree.structure(variables)
     assert same(loaded, variables)
 
 
 def test_an_exported_model_predicts_the_same(model, variables, inputs):
-    exported = jax.export.export(jax.jit(model.apply))(variables, inputs)
+    _, predict, _ = compiled(model)
+    exported = jax.export.export(predict)(variables, inputs)
     loaded = jax.export.deserialize(exported.serialize())
-    close(loaded.call(variables, inputs), model.apply(variables, inputs), rtol=1e-5, atol=1e-6)
+    close(loaded.call(variables, inputs), predict(variables, inputs), rtol=1e-5, atol=1e-6)

@@ -48,9 +48,13 @@ def from_linen(module: nn.Module) -> Model:
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected an instance of flax.linen.Module, got {checks.describe(module)}")
 
+    @jax.jit  # one small program: op by op, the whole forward pass would be run for the shapes alone
+    def variables_of(key: Array, inputs: Any) -> Variables:
+        return cast(Variables, module.init(key, inputs, **_switches(type(module).__call__, False, None)))
+
     def init(key: Array, inputs: Any) -> Variables:
         checks.key("key", key)
-        return cast(Variables, module.init(key, inputs, **_switches(type(module).__call__, False, None)))
+        return variables_of(key, inputs)
 
     def apply(
         variables: Variables,
