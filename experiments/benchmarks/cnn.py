@@ -111,7 +111,10 @@ def measure(case: str, devices: int, repeats: int, members: int) -> list[Row]:
     rows = steps.compare_steps(case, ours, peers, repeats)
     if members and devices == 1 and case == "lenet":
         small = task_of(problem._replace(batch_size=32))
-        many = {f"{members} under vmap, batch 32": with_members(small, members)}
+        many = {
+            f"{members} under vmap, batch 32": with_members(small, members),
+            f"{members} in turn, as sweeps train them": with_members(small, members, in_a_loop=True),
+        }
         rows += steps.compare_steps(case, many, {"one, batch 32": with_nnfx(small, 1, scanned=True)}, repeats)
     return rows
 

@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 
 from nnfx import checks
 from nnfx.data.prepare import Data
+from nnfx.scale.caches import is_large
 from nnfx.scale.ensemble import Ensemble
 from nnfx.scale.parallel import AXIS
 from nnfx.scale.points import LogUniform, Points, Uniform, check_points, draw, grid
@@ -80,9 +81,9 @@ def sweep(
         devices: over which the members are spread; all of this process unless given.
         devices_per_member: over how many of them the batches of each member are split, as by `nnfx.data_parallel`: for
             models too large to train many at once.
-        at_once: how many members a device trains side by side, the others following in a loop of the same program;
-            None for all. Side by side many small networks are far faster; on CPUs, networks that read long sequences or
-            make many maps of images may be faster one or a few at a time.
+        at_once: how many members a device trains side by side, the others following in a loop of the same program.
+            Unless given, all of them; but one on CPUs, where those that read long sequences or make many maps of images
+            push each other out of the caches.
         memory: bytes that each device may use; most of those free unless given. A sweep that needs more, by the
             compiler's account, runs in slices: chunk after chunk of some members and then of others.
         on_chunk: called with a `Progress` after each chunk, such as `nnfx.sweeps.bar()`, which shows it.
@@ -250,6 +251,9 @@ def _advance(
     """Run chunk after chunk, dropping points at the rungs and packing who is left."""
     if at_once is not None:
         checks.positive_integer("at_once", at_once)
+    elif table.mesh.devices.flat[0].platform == "cpu":
+        first = jax.tree.map(lambda column: column[0, 0], table.hyper)
+        at_once = 1 if is_large(fit, table.fixed.train, first) else None
     began, clock, done = time.monotonic(), Clock(np.float32(0), np.float32(0)), 0
     members, size, slice_shape = table.member.size, None, (0, 0)
     memory = free_memory(tuple(table.mesh.devices.flat)) if memory is None else memory

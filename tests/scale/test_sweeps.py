@@ -5,6 +5,7 @@ import optax
 import pytest
 
 import nnfx
+from nnfx.scale import programs, sweeps
 from nnfx.scale.sweeps import successive_halving, sweep
 
 KEY = jax.random.key(0)
@@ -50,6 +51,19 @@ def test_members_trained_a_few_at_a_time_are_the_same(data, at_once, seeds):
     together, few = sweep(train, data, **options), sweep(train, data, **options, at_once=at_once)
     close(few.histories, together.histories, rtol=1e-5, atol=1e-6)
     close(few.variables, together.variables, rtol=1e-5, atol=1e-6)
+
+
+def test_large_members_are_trained_in_turn_unless_more_are_asked_for(data, monkeypatch):
+    asked = []
+    monkeypatch.setattr(sweeps, "is_large", lambda *asked_of: asked.append(asked_of) or True)
+    train, options = make(epochs=2), {"key": KEY, "learning_rate": [0.01, 0.1], "devices": ONE}
+    sweep(train, data, **options)
+    sweep(train, data, **options, at_once=2)
+    assert [at_once for _, _, at_once in programs._PROGRAMS[train]] == [1, 2]
+    [(fit, rows, hyper)] = asked
+    assert fit is train
+    assert rows.weights.shape == data.train.weights.shape
+    assert jax.tree.map(jnp.shape, hyper) == {"learning_rate": ()}
 
 
 def test_how_many_at_once_is_checked(data):
