@@ -6,10 +6,13 @@ from pathlib import Path
 import jax
 import pytest
 
-# Most of the suite's time is compiling, half of it LLVM's optimisation of code that runs once. What XLA does to a
-# program is not touched, and flags of the caller come after: `XLA_FLAGS=--xla_backend_optimization_level=3 pytest`
-# tests what users run. At level 0 there are wrong numbers: see test_the_gradient_of_maxout_behind_a_product.
-os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=1 {os.environ.get('XLA_FLAGS', '')}"
+# Most of the suite's time is compiling, most of that code generation for programs that run once: LLVM optimises less
+# here, and one loop is written for each fusion by the older and quicker of XLA's two ways. What XLA does to a program
+# is not touched, and flags of the caller come after, so that this tests what users run, in twice the time:
+# `XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true" pytest`.
+# At level 0 there are wrong numbers: see test_the_gradient_of_maxout_behind_a_product.
+QUICK_TO_COMPILE = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = f"{QUICK_TO_COMPILE} {os.environ.get('XLA_FLAGS', '')}"
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_legacy_prng_key", "error")
