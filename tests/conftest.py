@@ -7,11 +7,13 @@ import jax
 import pytest
 
 # Most of the suite's time is compiling, most of that code generation for programs that run once: LLVM optimises less
-# here, and one loop is written for each fusion by the older and quicker of XLA's two ways. What XLA does to a program
-# is not touched, and flags of the caller come after, so that this tests what users run, in twice the time:
+# here, in one piece, and loops are written by the older and quicker of XLA's two ways. What XLA does to a program is
+# not touched, and flags of the caller come after, so that this tests what users run, in twice the time:
 # `XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true" pytest`.
 # At level 0 there are wrong numbers: see test_the_gradient_of_maxout_behind_a_product.
-QUICK_TO_COMPILE = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
+QUICK_TO_COMPILE = (
+    "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
 os.environ["XLA_FLAGS"] = f"{QUICK_TO_COMPILE} {os.environ.get('XLA_FLAGS', '')}"
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
