@@ -109,7 +109,8 @@ class Program:
         spread: Any = jax.shard_map(
             function, mesh=mesh, in_specs=specs, out_specs=over_table, axis_names={MEMBERS}, check_vma=False
         )
-        self._jitted = jax.jit(spread, in_shardings=tuple(NamedSharding(mesh, spec) for spec in specs))
+        self._shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
+        self._jitted = jax.jit(spread, in_shardings=self._shardings)
         self._compiled: dict[Any, Compiled] = {}
 
     def compiled(self, members: Any, groups: Groups, shared: Any) -> Compiled:
@@ -133,6 +134,8 @@ class Program:
 
     def __call__(self, members: Any, groups: Groups, shared: Any) -> Any:
         """Run it."""
+        # arrays of the host are put in their places first: one of several processes may not leave it to the program
+        members, groups, shared = jax.device_put((members, groups, shared), self._shardings)
         return self.compiled(members, groups, shared)(members, groups, shared)
 
 

@@ -106,6 +106,7 @@ def test_two_processes_of_two_devices_compute_what_one_of_four_does(cache, alone
     assert_equal(found["run"], alone["run"])
     assert_equal(found["outputs"], alone["outputs"])
     assert_equal(found["shares"], together.numbers(together.steps_on_shares().params))
+    assert_equal(found["seeds"], together.numbers(together.seeds_spread_over_devices()))
     assert epochs_logged(tmp_path) == list(range(1, together.EPOCHS + 1))
     assert [path.name for path in tmp_path.glob("checkpoints/epoch-*8")] == ["epoch-00000008"]
 

@@ -43,6 +43,12 @@ def steps_on_shares():
     return nnfx.distributed.local(state)
 
 
+def seeds_spread_over_devices():
+    """Train two seeds on this process's devices, and return the weights of both."""
+    data = nnfx.data.prepare(*examples())
+    return nnfx.sweeps.sweep(run_of(), data, key=jax.random.key(2), seeds=2, learning_rate=RATE).variables
+
+
 def numbers(tree):
     return {jax.tree_util.keystr(path): np.asarray(leaf).tolist() for path, leaf in jax.tree.leaves_with_path(tree)}
 
@@ -62,7 +68,8 @@ def main(folder, seconds=0.0):
         "devices": jax.device_count(),
         "outputs": numbers(run.predict([[0, 1, 2]])),
     }
-    print(json.dumps({**found, "shares": numbers(steps_on_shares().params)}))
+    found |= {"shares": numbers(steps_on_shares().params), "seeds": numbers(seeds_spread_over_devices())}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
