@@ -8,7 +8,7 @@ import pytest
 
 # Most of the suite's time is compiling, most of that code generation for programs that run once: LLVM optimises less
 # here, in one piece, and loops are written by the older and quicker of XLA's two ways. What XLA does to a program is
-# not touched, and flags of the caller come after, so that this tests what users run, in twice the time:
+# not touched, and flags of the caller come after, so that this tests what users run, in more time:
 # `XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true" pytest`.
 # At level 0 there are wrong numbers: see test_the_gradient_of_maxout_behind_a_product.
 QUICK_TO_COMPILE = (

@@ -45,3 +45,18 @@ def test_weights_are_not_counted():
 )
 def test_what_reads_long_sequences_or_makes_many_maps_is_large(model, shape, expected):
     assert caches.is_large(run_of(model, batch_size=32), rows_of(*shape), HYPER) == expected
+
+
+def test_a_model_is_traced_once_for_all_sweeps_over_inputs_of_one_shape():
+    model, traces = nnfx.models.perceptron(), []
+
+    def apply(*arguments, **options):
+        traces.append(1)
+        return model.apply(*arguments, **options)
+
+    fit = run_of(nnfx.Model(model.init, apply), batch_size=5)
+    for rows in (rows_of(20, 3), rows_of(20, 3)):
+        caches.is_large(fit, rows, HYPER)
+    assert len(traces) == 1
+    caches.is_large(fit, rows_of(20, 4), HYPER)
+    assert len(traces) == 2
