@@ -299,7 +299,7 @@ def draw(
         f"{config.slow_bandwidth / 1e9:g} GB/s and {config.slow_latency * 1e6:g} µs between",
         fontsize=10,
     )
-    left.legend(fontsize=8, loc="center right", bbox_to_anchor=(1, 0.47))
+    left.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)  # where no curve can be
     predicted = [1e3 * each.predicted for each in measured]
     found = [1e3 * each.two for each in measured]
     right.plot(predicted, found, "o", color=BLUE, label="two devices of this machine")
