@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from nnfx import checks
+from nnfx import checks, ops
 from nnfx.types import Array, Mean, PerExample
 
 __all__ = [
@@ -146,7 +146,7 @@ def binary_cross_entropy(logits: Array, labels: Array, label_smoothing: ArrayLik
     """
     logits, labels = _aligned(logits, labels)
     labels = _smoothed(labels, label_smoothing, classes=2)
-    return _per_example(optax.losses.sigmoid_binary_cross_entropy(logits, labels))
+    return _per_example(ops.logistic_loss(logits, labels))
 
 
 @_with_check(_check_binary)

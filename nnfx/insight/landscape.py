@@ -1,5 +1,6 @@
 """The loss around a solution, between solutions, and along a training path: cuts through its landscape."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -269,34 +270,36 @@ def measure(
     names = ("x", "y")[: 1 if y is None else 2]
     if axes != len(names):
         raise ValueError(f"y: expected {'coordinates in a plane' if axes == 2 else 'none on a line'}, got the other")
-    coordinates = [_coordinates(name, value) for name, value in zip(names, (x, y), strict=False)]
+    coordinates = tuple(_coordinates(name, value) for name, value in zip(names, (x, y), strict=False))
     if jax.tree.map(np.shape, cut.origin) != jax.tree.map(np.shape, variables["params"]):
         raise ValueError("cut: expected one through parameters of the shapes of variables['params'], got another")
     chosen = tuple(jax.local_devices() if devices is None else devices)
     shared = mapping.on_devices((dict(variables), batch, key, cut), chosen)
-    at_once = objective.at_once(variables["params"], batch)
-    grid = jnp.stack(jnp.meshgrid(*coordinates, indexing="ij"), axis=-1)
-    points = grid.reshape(-1, axes)
-    losses = _losses(model, loss, train, at_once, chosen, shared, points)[: len(points)]
-    return Landscape(coordinates[0], coordinates[1] if axes == 2 else None, losses.reshape(grid.shape[:-1]))
+    at_once, unroll = objective.at_once(variables["params"], batch), objective.unroll(variables["params"], batch)
+    sizes = [len(along) for along in coordinates]
+    losses = _losses(model, loss, train, at_once, unroll, chosen, shared, coordinates)[: math.prod(sizes)]
+    return Landscape(coordinates[0], coordinates[1] if axes == 2 else None, losses.reshape(sizes))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
 def _losses(
     model: Model,
     loss: PerExample,
     train: bool,
     at_once: int,
+    unroll: int,
     devices: tuple[jax.Device, ...],
     shared: tuple[Variables, Batch, Array | None, Cut],
-    points: Array,
+    coordinates: tuple[Array, ...],
 ) -> Array:
+    points = jnp.stack(jnp.meshgrid(*coordinates, indexing="ij"), axis=-1).reshape(-1, len(coordinates))
+
     def at(shared: tuple[Variables, Batch, Array | None, Cut], point: Array) -> Array:
         variables, batch, key, cut = shared
         of = objective.objective(model, loss, variables, batch, key=key, train=train)
         return of(jax.tree.map(partial(_moved, point), cut.origin, cut.directions))
 
-    return mapping.map_points(at, shared, points, at_once=at_once, devices=devices)
+    return mapping.map_points(at, shared, points, at_once=at_once, devices=devices, unroll=unroll)
 
 
 def _moved(point: Array, origin: Array, directions: Array) -> Array:

@@ -17,6 +17,8 @@ ELEMENTS_AT_ONCE = 2**15
 their activations they fit the cache of a core."""
 EXAMPLES_ALONE = 256
 """From so many examples on a network is evaluated alone."""
+LARGE = 2**25
+"""From so many parameters times examples on, one evaluation keeps all cores busy by itself."""
 
 
 def check(
@@ -54,7 +56,7 @@ def check(
     if not hasattr(outputs, "shape") or outputs.shape[:1] != (rows,):
         raise ValueError(f"model: expected one output per example, {rows} of them, got {checks.describe(outputs)}")
     losses.check(loss, outputs, batch.targets)
-    values = jax.eval_shape(loss, outputs, batch.targets)
+    values = _per_example.eval_shape(loss, outputs, batch.targets)
     if getattr(values, "shape", None) != (rows,):
         raise ValueError(f"loss: expected one value per example, [{rows}], got {checks.describe(values)}")
 
@@ -65,6 +67,12 @@ def _applied(model: Model, train: bool, variables: Variables, batch: Batch, key:
     if not train:
         return model.apply(variables, batch.inputs)
     return model.apply(variables, batch.inputs, key=key, weights=batch.weights, train=True)[0]
+
+
+@partial(jax.jit, static_argnums=0)
+def _per_example(loss: PerExample, outputs: Any, targets: Any) -> Array:
+    """Return the loss of each example."""
+    return loss(outputs, targets)
 
 
 def check_variables(variables: Any) -> None:
@@ -127,3 +135,13 @@ def at_once(params: Params, batch: Batch) -> int:
         return 1
     elements = sum(leaf.size for leaf in jax.tree.leaves((params, batch.inputs)))
     return max(1, ELEMENTS_AT_ONCE // elements)
+
+
+def unroll(params: Params, batch: Batch) -> int:
+    """Return how many networks to evaluate in a turn of a loop, of those evaluated alone.
+
+    XLA spreads what does not depend on each other over a CPU's cores. Convolutions are spread as they are, and gain
+    nothing.
+    """
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return 3 if size * batch.weights.shape[0] < LARGE else 1

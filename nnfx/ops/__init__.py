@@ -3,6 +3,7 @@
 from nnfx.ops.cells import Cell, RecurrentWeights, gru_cell, lstm_cell, rnn_cell
 from nnfx.ops.convolution import convolution
 from nnfx.ops.dropout import dropout
+from nnfx.ops.logistic import logistic_loss
 from nnfx.ops.normalization import RunningStatistics, batch_norm, batch_statistics, update_statistics
 from nnfx.ops.pooling import avg_pool, global_avg_pool, global_max_pool, max_pool
 from nnfx.ops.product import dot_product
@@ -21,6 +22,7 @@ __all__ = [
     "global_avg_pool",
     "global_max_pool",
     "gru_cell",
+    "logistic_loss",
     "lstm_cell",
     "max_pool",
     "recurrence",

@@ -13,8 +13,11 @@ POINTS = "points"
 """The axis of a mesh between whose devices points are shared out."""
 
 
-def side_by_side(function: Callable[[Any], Any], over: Any, at_once: int | None) -> Any:
+def side_by_side(function: Callable[[Any], Any], over: Any, at_once: int | None, unroll: int = 1) -> Any:
     """Map a function over the first axis of all arrays: so many elements side by side, then the next; None for all.
+
+    Elements that are taken one by one may be unrolled, so many to a turn of the loop: XLA then finds work for a second
+    core among them.
 
     >>> side_by_side(lambda x: x**2, jnp.arange(5.0), at_once=2).tolist()
     [0.0, 1.0, 4.0, 9.0, 16.0]
@@ -22,7 +25,9 @@ def side_by_side(function: Callable[[Any], Any], over: Any, at_once: int | None)
     size = jax.tree.leaves(over)[0].shape[0]
     if at_once is None or at_once >= size:
         return jax.vmap(function)(over)
-    return jax.lax.map(function, over, batch_size=at_once if at_once > 1 else None)
+    if at_once > 1:
+        return jax.lax.map(function, over, batch_size=at_once)
+    return jax.lax.scan(lambda _, element: (None, function(element)), None, over, unroll=unroll)[1]
 
 
 def map_points(
@@ -32,6 +37,7 @@ def map_points(
     *,
     at_once: int | None,
     devices: Sequence[jax.Device],
+    unroll: int = 1,
 ) -> Any:
     """Map over points: each device has its share of them, and goes through it, so many at a time.
 
@@ -41,6 +47,7 @@ def map_points(
         points: arrays `(points, ...)`.
         at_once: how many to take side by side, under `jax.vmap`; None for all of a device's.
         devices: among which the points are shared out; nothing crosses between them.
+        unroll: of points that are taken one by one, how many to a turn of the loop.
 
     Returns:
         The results, `(points or more, ...)`: the last is repeated to make the shares equal. To leave it out within the
@@ -53,12 +60,13 @@ def map_points(
     count, shares = len(jax.tree.leaves(points)[0]), len(devices)
     each = -(-count // shares)
     size = each if at_once is None else min(at_once, each)
+    turn = min(unroll, each) if size == 1 else size
 
     def through(shared: Any, points: Any) -> Any:
-        return side_by_side(lambda point: function(shared, point), points, size)
+        return side_by_side(lambda point: function(shared, point), points, size, turn)
 
-    # The last point again, for equal shares of whole batches: a remainder would be compiled apart.
-    rows = np.minimum(np.arange(count + -count % (shares * size)), count - 1)
+    # The last point again, for equal shares of whole turns: a remainder would be compiled apart.
+    rows = np.minimum(np.arange(count + -count % (shares * turn)), count - 1)
     points = jax.tree.map(lambda values: jnp.asarray(values)[rows], points)
     if list(devices) != jax.local_devices()[:1]:
         mesh = Mesh(devices, POINTS)

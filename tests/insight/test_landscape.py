@@ -8,7 +8,7 @@ import sklearn.decomposition
 
 import nnfx
 from nnfx import losses, models
-from nnfx.insight import landscape
+from nnfx.insight import landscape, objective
 from nnfx.scale import mapping
 from nnfx.types import Batch
 
@@ -50,6 +50,19 @@ def test_a_grid_is_a_loop_over_its_points(devices):
             outputs = DEEP.apply({"params": moved(cut, (a, b))}, BATCH.inputs)
             expected = np.average((np.asarray(outputs)[:, 0] - Y) ** 2, weights=BATCH.weights)
             np.testing.assert_allclose(found.losses[i, j], expected, rtol=2e-5)
+
+
+def test_many_examples_are_unrolled_and_a_loop_all_the_same():
+    data = nnfx.data.titanic("fare", "age")
+    loss, model = losses.binary_cross_entropy, nnfx.models.mlp((3,), activation="tanh")
+    variables = model.init(KEY, data.train.inputs[:1])
+    assert objective.at_once(variables["params"], data.train) == 1 < objective.unroll(variables["params"], data.train)
+    cut = landscape.random_cut(KEY, variables["params"], axes=1)
+    x = np.linspace(-1, 1, 5)
+    found = landscape.measure(model, loss, variables, data.train, cut, x, devices=jax.devices()[:2])
+    for a, each in zip(x, found.losses, strict=True):
+        logits = model.apply({"params": moved(cut, (a,))}, data.train.inputs)
+        np.testing.assert_allclose(each, loss(logits, data.train.targets).mean(), rtol=1e-5)
 
 
 def test_the_landscape_of_a_linear_model_is_the_closed_form_s_parabola():
@@ -116,7 +129,8 @@ def test_devices_have_nothing_to_say_to_each_other():
     params = DEEP.init(KEY, X)["params"]
     devices = tuple(jax.devices()[:4])
     shared = mapping.on_devices(({"params": params}, BATCH, None, landscape.random_cut(KEY, params)), devices)
-    program = landscape._losses.lower(DEEP, MSE, False, 2, devices, shared, jnp.ones((15, 2))).compile()
+    coordinates = jnp.ones(5), jnp.ones(3)
+    program = landscape._losses.lower(DEEP, MSE, False, 2, 1, devices, shared, coordinates).compile()
     assert not re.findall(r"all-\w+|collective-\w+|reduce-scatter", program.as_text())
     assert "partition" in program.as_text(), "it is one program for several devices"
 

@@ -11,10 +11,10 @@ def line(shared, point):
 
 
 @pytest.mark.parametrize("devices", [1, 3, 8])
-@pytest.mark.parametrize("at_once", [None, 1, 2, 100])
-def test_points_are_a_loop(devices, at_once):
+@pytest.mark.parametrize(("at_once", "unroll"), [(None, 1), (1, 1), (1, 3), (1, 100), (2, 1), (2, 3), (100, 1)])
+def test_points_are_a_loop(devices, at_once, unroll):
     shared, x = {"slope": jnp.float32(2), "offset": jnp.float32(1)}, jnp.arange(7.0)
-    options = {"at_once": at_once, "devices": tuple(jax.devices()[:devices])}
+    options = {"at_once": at_once, "devices": tuple(jax.devices()[:devices]), "unroll": unroll}
     found = jax.jit(lambda shared, x: mapping.map_points(line, shared, {"x": x}, **options))(shared, x)["y"]
     np.testing.assert_array_equal(found[:7], 2 * np.arange(7) + 1)
     np.testing.assert_array_equal(found[7:], 13, err_msg="what is left over repeats the last")
@@ -34,7 +34,7 @@ def test_a_gradient_goes_through_all_points():
     assert jax.grad(total)(jnp.float32(1)) == 6
 
 
-@pytest.mark.parametrize("at_once", [None, 1, 2, 3, 9])
-def test_side_by_side_is_a_loop(at_once):
+@pytest.mark.parametrize(("at_once", "unroll"), [(None, 1), (1, 1), (1, 2), (1, 9), (2, 1), (3, 1), (9, 1)])
+def test_side_by_side_is_a_loop(at_once, unroll):
     x = jnp.arange(5.0)
-    np.testing.assert_array_equal(mapping.side_by_side(lambda x: x**2, x, at_once), np.arange(5.0) ** 2)
+    np.testing.assert_array_equal(mapping.side_by_side(lambda x: x**2, x, at_once, unroll), np.arange(5.0) ** 2)

@@ -1,0 +1,68 @@
+"""The binary cross-entropy of each logit, with one exponential and no logarithm."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from nnfx import checks
+from nnfx.types import Array
+
+TERMS = 7
+"""Of the series of artanh: what is left out is below `9⁻⁷ / 15`, a fifth of float32's rounding."""
+
+
+def logistic_loss(logits: Array, labels: Array) -> Array:
+    """Return the binary cross-entropy `−y log σ(z) − (1 − y) log(1 − σ(z))` of each logit z.
+
+    It is `log(1 + e⁻ᶻ) = log(1 + e^−|z|) + max(z, 0) − y z`, of which nothing overflows or cancels. A CPU spends most
+    of its time on the logarithm; as `log(1 + e) = 2 artanh(e / (2 + e))`, and the argument is at most ⅓, a few terms
+    of a series take its place in float32 and below. The gradient is `(1 − y) σ(z) − y σ(−z)`, which does not cancel
+    either. Derivatives of every order and mode, and `jax.vmap`, go through it.
+
+    Args:
+        logits: z, of any shape.
+        labels: y, of that shape and dtype: 0 or 1, or between.
+
+    Returns:
+        In nats, of that shape and dtype.
+
+    Raises:
+        ValueError: for another shape.
+
+    Example:
+        >>> logistic_loss(jnp.array([0.0, 2.0, -100.0]), jnp.array([1.0, 0.0, 1.0]))
+        Array([  0.6931472,   2.126928 , 100.       ], dtype=float32)
+
+    References:
+        Abramowitz and Stegun, *Handbook of mathematical functions*, 4.6.22 and 4.6.33.
+    """
+    if logits.shape != labels.shape:
+        raise ValueError(f"labels: expected the shape of the logits, {logits.shape}, got {checks.describe(labels)}")
+    return _logistic_loss(logits, labels)
+
+
+@jax.custom_jvp
+def _logistic_loss(logits: Array, labels: Array) -> Array:
+    exponential = jnp.exp(-jnp.abs(logits))
+    if jnp.finfo(logits.dtype).bits > 32:
+        logarithm = jnp.log1p(exponential)
+    else:
+        logarithm = lax.platform_dependent(exponential, cpu=_log1p, default=jnp.log1p)
+    return logarithm + (jnp.maximum(logits, 0) - labels * logits)
+
+
+@_logistic_loss.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    logits, labels = primals
+    slope = (1 - labels) * jax.nn.sigmoid(logits) - labels * jax.nn.sigmoid(-logits)
+    return _logistic_loss(logits, labels), slope * tangents[0] - logits * tangents[1]
+
+
+def _log1p(x: Array) -> Array:
+    """Return log(1 + x) of numbers between 0 and 1."""
+    ratio = x / (2 + x)
+    square = ratio * ratio
+    series = jnp.full_like(x, 1 / (2 * TERMS - 1))
+    for odd in range(2 * TERMS - 3, 0, -2):
+        series = series * square + 1 / odd
+    return 2 * ratio * series
