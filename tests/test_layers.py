@@ -14,6 +14,7 @@ MAY_IMPORT = {
     "shards": {"types"},
     "tables": set(),
     **dict.fromkeys(MIDDLE, BASE),
+    "losses": BASE | {"ops"},
     "models": BASE | {"activations", "ops"},
     "distributed": {"checks"},
     "training": BASE | {"data", "distributed", "losses"},
