@@ -1,6 +1,5 @@
 """What benchmarks of training steps share: a process for each setting, and systems that step from the same weights."""
 
-import functools
 import itertools
 import json
 import os
@@ -21,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 import nnfx
 from experiments.benchmarks.timing import Row, System, Timed, compare, report, seconds_of
+from nnfx.scale.mapping import in_turn
 from nnfx.types import Array, Params, PerExample, Step
 
 RATE = 1e-3
@@ -179,19 +179,28 @@ def with_members(task: Task, members: int, devices: int = 1, in_a_loop: bool = F
         task: what each of them trains.
         members: how many there are.
         devices: over how many they are split.
-        in_a_loop: whether they follow each other in a loop (`jax.lax.map`) in place of `jax.vmap`, which widens every
-            operation.
+        in_a_loop: whether they follow each other in a loop, as sweeps train large ones, in place of `jax.vmap`, which
+            widens every operation.
     """
     step, start = _step_and_start(task, devices=1)
 
-    def many(state: nnfx.TrainState) -> Array:
-        return jax.lax.scan(step, state, task.batches)[1]["loss"].value.mean()
+    def many(state: nnfx.TrainState) -> tuple[nnfx.TrainState, Array]:
+        state, measured = jax.lax.scan(step, state, task.batches)
+        return state, measured["loss"].value.mean()
 
-    mapped = functools.partial(jax.lax.map, many) if in_a_loop else jax.vmap(many)
+    def in_loop(states: nnfx.TrainState) -> tuple[Array, Any]:
+        room = jax.tree.map(lambda leaf: leaf[0], states), jnp.zeros(())
+        (_, losses), room = in_turn(many, states, room)
+        return losses, jax.tree.map(lambda leaf: leaf[None], room)
+
+    def wide(states: nnfx.TrainState) -> tuple[Array, Any]:
+        return jax.vmap(many)(states)[1], ()
+
     mesh, over = Mesh(jax.devices()[:devices], "members"), P("members")
+    mapped = in_loop if in_a_loop else wide
     compiled = jax.jit(jax.shard_map(mapped, mesh=mesh, in_specs=over, out_specs=over, check_vma=False))
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * members), start)
-    return lambda: per_step(lambda state: float(compiled(state).mean()), stacked, task.steps)
+    return lambda: per_step(lambda state: float(compiled(state)[0].mean()), stacked, task.steps)
 
 
 # Others

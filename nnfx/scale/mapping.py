@@ -30,6 +30,35 @@ def side_by_side(function: Callable[[Any], Any], over: Any, at_once: int | None,
     return jax.lax.scan(lambda _, element: (None, function(element)), None, over, unroll=unroll)[1]
 
 
+def in_turn(function: Callable[[Any], Any], over: Any, room: Any) -> tuple[Any, Any]:
+    """Map a function that is a long loop itself over the first axis of all arrays, one element after the other.
+
+    Its own loop keeps its state where the last result stood: in `room`. Where the program returns that too, XLA gives
+    it buffers of its own; among its temporary memory, operations wait for each other that need not, and a step of a
+    network of convolutions takes a sixth longer on two cores.
+
+    Args:
+        function: of an element.
+        over: arrays `(elements, ...)`.
+        room: arrays like a result, of any numbers, such as an outer loop's room.
+
+    Returns:
+        The results, `(elements, ...)`, and the last one once more: the room, to be returned from the program.
+
+    Example:
+        >>> squares, room = in_turn(lambda x: x**2, jnp.arange(3.0), room=jnp.zeros(()))
+        >>> squares.tolist(), room.item()
+        ([0.0, 1.0, 4.0], 4.0)
+    """
+
+    def turn(_: Any, element: Any) -> tuple[Any, Any]:
+        result = function(element)
+        return result, result
+
+    room, results = jax.lax.scan(turn, room, over)
+    return results, room
+
+
 def map_points(
     function: Callable[[Any, Any], Any],
     shared: Any,

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jax.stages import Compiled
 
 from nnfx.data.prepare import Preprocess
-from nnfx.scale.mapping import side_by_side
+from nnfx.scale.mapping import in_turn, side_by_side
 from nnfx.scale.parallel import AXIS, data_parallel
 from nnfx.training.chunk import RUNNING, Parts, RunState, chunk, start
 from nnfx.training.fit import Fit
@@ -96,7 +96,8 @@ class Program:
     """A compiled program, that tells how much memory it takes.
 
     Args:
-        function: of `(members, groups, shared)`, mapped over the table.
+        function: of `(members, groups, shared)`, mapped over the table; it returns the results, and what it needs room
+            for on each device, `(1, ...)`.
         mesh: its axis `MEMBERS` is that over which the members are spread; where it has another, XLA splits the batches
             of a member over it.
         axis: 0 to spread the groups, 1 to spread the points.
@@ -107,7 +108,12 @@ class Program:
         specs = (over_table, P(MEMBERS) if axis == 0 else P(), P())
         # each device has its share of the members: nothing crosses between them
         spread: Any = jax.shard_map(
-            function, mesh=mesh, in_specs=specs, out_specs=over_table, axis_names={MEMBERS}, check_vma=False
+            function,
+            mesh=mesh,
+            in_specs=specs,
+            out_specs=(over_table, P(MEMBERS)),
+            axis_names={MEMBERS},
+            check_vma=False,
         )
         self._shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
         self._jitted = jax.jit(spread, in_shardings=self._shardings)
@@ -122,8 +128,8 @@ class Program:
         return self._compiled[signature]
 
     def shapes(self, members: Any, groups: Groups, shared: Any) -> Any:
-        """Return the shapes of what it returns."""
-        return jax.eval_shape(self._jitted, members, groups, shared)
+        """Return the shapes of the results."""
+        return jax.eval_shape(self._jitted, members, groups, shared)[0]
 
     def bytes_needed(self, members: Any, groups: Groups, shared: Any) -> int:
         """Return how much memory a device needs for such a table, as far as the compiler tells."""
@@ -136,7 +142,8 @@ class Program:
         """Run it."""
         # arrays of the host are put in their places first: one of several processes may not leave it to the program
         members, groups, shared = jax.device_put((members, groups, shared), self._shardings)
-        return self.compiled(members, groups, shared)(members, groups, shared)
+        results, _ = self.compiled(members, groups, shared)(members, groups, shared)
+        return results
 
 
 class Programs:
@@ -154,20 +161,37 @@ class Programs:
         self._mesh = mesh
         self._axis, self._at_once = axis, at_once
         self._chunks: dict[int, Program] = {}
-        self.start = self._program(self._start_group)
+        self.start = self._program(self._start)
 
     def chunk(self, epochs: int) -> Program:
         """Return the program that advances the members by so many epochs."""
         if epochs not in self._chunks:
-            advance = functools.partial(self._advance_group, epochs)
+            advance = functools.partial(self._advance, epochs)
             self._chunks[epochs] = self._program(advance)
         return self._chunks[epochs]
 
-    def _program(self, of_group: Callable[..., Any]) -> Program:
-        def of_table(members: Any, groups: Groups, shared: Any) -> Any:
+    def _program(self, in_group: Callable[..., Callable[[Any], Any]]) -> Program:
+        def of_table(members: Any, groups: Groups, shared: Any) -> tuple[Any, Any]:
+            if self._at_once == 1:
+                return one_by_one(members, groups, shared)
             width = jax.tree.leaves(members)[0].shape[1]
             at_once = None if self._at_once is None else max(1, self._at_once // width)
-            return side_by_side(lambda of: of_group(*of, shared), (members, groups), at_once)
+
+            def of_group(of: tuple[Any, Groups]) -> Any:
+                return side_by_side(in_group(of[1], shared), of[0], self._at_once)
+
+            return side_by_side(of_group, (members, groups), at_once), ()
+
+        def one_by_one(members: Any, groups: Groups, shared: Any) -> tuple[Any, Any]:
+            def of_group(room: Any, of: tuple[Any, Groups]) -> tuple[Any, Any]:
+                results, room = in_turn(in_group(of[1], shared), of[0], room)
+                return room, results
+
+            first = jax.tree.map(lambda values: values[0, 0], members)
+            result = jax.eval_shape(lambda: in_group(jax.tree.map(lambda values: values[0], groups), shared)(first))
+            room = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), result)
+            room, results = jax.lax.scan(of_group, room, (members, groups))
+            return results, jax.tree.map(lambda leaf: leaf[None], room)
 
         return Program(of_table, self._mesh, self._axis)
 
@@ -177,7 +201,7 @@ class Programs:
         # what is a run's own way to use devices is the sweep's to decide
         return fit.parts(hyper)._replace(parallel=data_parallel if AXIS in self._mesh.axis_names else None)
 
-    def _start_group(self, hyper: Hyper, group: Groups, shared: tuple[Array, Fixed]) -> RunState:
+    def _start(self, group: Groups, shared: tuple[Array, Fixed]) -> Callable[[Hyper], RunState]:
         key, fixed = shared
         train, valid, _ = fold_data(fixed, group.folds)
         group_key = jax.random.fold_in(key, group.seeds)
@@ -185,15 +209,11 @@ class Programs:
         def member(hyper: Hyper) -> RunState:
             return _without_keys(start(group_key, self._parts(hyper), train, valid))
 
-        return side_by_side(member, hyper, self._at_once)
+        return member
 
-    def _advance_group(
-        self,
-        epochs: int,
-        members: tuple[RunState, Hyper],
-        group: Groups,
-        shared: tuple[Array, Fixed, Array, Clock],
-    ) -> tuple[RunState, dict[str, Array]]:
+    def _advance(
+        self, epochs: int, group: Groups, shared: tuple[Array, Fixed, Array, Clock]
+    ) -> Callable[[tuple[RunState, Hyper]], tuple[RunState, dict[str, Array]]]:
         key, fixed, first_epoch, clock = shared
         train, valid, _ = fold_data(fixed, group.folds)
         keys = split_key(jax.random.fold_in(key, group.seeds))
@@ -208,7 +228,7 @@ class Programs:
                 {name: jnp.where(is_running, values, jnp.nan) for name, values in history.items()},
             )
 
-        return side_by_side(member, members, self._at_once)
+        return member
 
 
 def _without_keys(state: RunState) -> RunState:
