@@ -84,8 +84,8 @@ def main(
         cases: which networks.
         repeats: how often each system, in turns.
         allocators: "default" and "tuned".
-        devices: over how many CPU devices this library splits a batch.
-        members: how many networks the sweep under vmap has; 0 for none.
+        devices: over how many CPU devices this library splits a batch, or the networks of a sweep.
+        members: how many networks the sweep has; 0 for none.
         out: where the results go.
     """
     return steps.in_processes("cnn", cases, repeats, allocators, devices, members, out)
@@ -109,11 +109,11 @@ def measure(case: str, devices: int, repeats: int, members: int) -> list[Row]:
         if has_compiler():
             peers["PyTorch, compiled"] = with_torch(problem, channels_last=True, compiled=True)
     rows = steps.compare_steps(case, ours, peers, repeats)
-    if members and devices == 1 and case == "lenet":
+    if members and case == "lenet":
         small = task_of(problem._replace(batch_size=32))
         many = {
-            f"{members} under vmap, batch 32": with_members(small, members),
-            f"{members} in turn, as sweeps train them": with_members(small, members, in_a_loop=True),
+            f"{members} under vmap, batch 32": with_members(small, members, devices),
+            f"{members} in turn, as sweeps train them": with_members(small, members, devices, in_a_loop=True),
         }
         rows += steps.compare_steps(case, many, {"one, batch 32": with_nnfx(small, 1, scanned=True)}, repeats)
     return rows
