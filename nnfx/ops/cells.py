@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from nnfx import checks
 from nnfx.types import Array
@@ -124,8 +125,35 @@ def _pack(weights: RecurrentWeights) -> Array:
     return jnp.concatenate([weights.recurrent, weights.inputs, weights.bias[None]])
 
 
+@jax.custom_jvp
+def _affine(packed: Array, parts: tuple[Array, ...]) -> Array:
+    """Multiply arrays that stand side by side, and a one behind them, by weights: one product for all.
+
+    Its gradient by each of them is a product of its own, with their rows of the weights. JAX would multiply by all rows
+    whichever of the gradients is wanted, and take a part of what comes out.
+    """
+    return _with_one(*parts) @ packed
+
+
+def _affine_jvp(primals: tuple[Array, tuple[Array, ...]], tangents: tuple[Any, tuple[Any, ...]]) -> tuple[Array, Any]:
+    (packed, parts), (d_packed, d_parts) = primals, tangents
+    z, start = _affine(packed, parts), 0
+    tangent = jnp.zeros_like(z)
+    if not isinstance(d_packed, SymbolicZero):
+        tangent += _with_one(*parts) @ d_packed
+    for part, d_part in zip(parts, d_parts, strict=True):
+        rows = packed[start : start + part.shape[-1]]
+        if not isinstance(d_part, SymbolicZero):
+            tangent += d_part @ rows
+        start += part.shape[-1]
+    return z, tangent
+
+
+_affine.defjvp(_affine_jvp, symbolic_zeros=True)
+
+
 def _project(packed: Array, hidden: Array, x: Array) -> Array:
-    return _with_one(hidden, x) @ packed
+    return _affine(packed, (hidden, x))
 
 
 # The simple cell
@@ -194,37 +222,39 @@ References:
 # The gated recurrent unit
 
 
-def _gru_pack(weights: RecurrentWeights) -> tuple[Array, Array, Array]:
-    """Return the weights of the gates, and for the candidate those of the hidden state and of the inputs."""
-    both = 2 * weights.recurrent.shape[0]
-    recurrent, inputs = (jnp.split(kernel, [both], axis=-1) for kernel in (weights.recurrent, weights.inputs))
-    of_gates, of_x, of_hidden = jnp.split(weights.bias[None], [both, 3 * both // 2], axis=-1)
+def _gru_pack(weights: RecurrentWeights) -> tuple[Array, Array]:
+    """Return the weights of the hidden state and those of the inputs, each with its bias."""
+    of_inputs, of_hidden = jnp.split(weights.bias, [3 * weights.recurrent.shape[0]])
+    of_hidden = jnp.pad(of_hidden, (2 * len(of_hidden), 0))
     return (
-        jnp.concatenate([recurrent[0], inputs[0], of_gates]),
-        jnp.concatenate([recurrent[1], of_hidden]),
-        jnp.concatenate([inputs[1], of_x]),
+        jnp.concatenate([weights.recurrent, of_hidden[None]]),
+        jnp.concatenate([weights.inputs, of_inputs[None]]),
     )
 
 
-def _gru_project(packed: tuple[Array, Array, Array], hidden: Array, x: Array) -> tuple[Array, Array, Array]:
-    gates, of_hidden, of_x = packed
-    return _with_one(hidden, x) @ gates, _with_one(hidden) @ of_hidden, _with_one(x) @ of_x
+def _gru_project(packed: tuple[Array, Array], hidden: Array, x: Array) -> tuple[Array, Array]:
+    return _affine(packed[0], (hidden,)), _affine(packed[1], (x,))
 
 
-def _gru_forward(z: tuple[Array, Array, Array], state: State) -> tuple[State, State]:
-    gates, of_hidden, of_x = z
-    r, update = jnp.split(jax.nn.sigmoid(gates), 2, axis=-1)
+def _gru_forward(z: tuple[Array, Array], state: State) -> tuple[State, State]:
+    (gates_h, of_hidden), (gates_x, of_x) = (jnp.split(part, [2 * state[0].shape[-1]], axis=-1) for part in z)
+    gates = jax.nn.sigmoid(gates_h + gates_x)
+    r, update = jnp.split(gates, 2, axis=-1)
     candidate = jnp.tanh(of_x + r * of_hidden)
-    return (candidate + update * (state[0] - candidate),), (r, update, candidate, of_hidden)
+    return (candidate + update * (state[0] - candidate),), (gates, candidate, of_hidden)
 
 
-def _gru_backward(saved: State, state: State, cotangent: State) -> tuple[tuple[Array, Array, Array], State]:
-    r, update, candidate, of_hidden = saved
+def _gru_backward(saved: State, state: State, cotangent: State) -> tuple[tuple[Array, Array], State]:
+    gates, candidate, of_hidden = saved
+    r, update = jnp.split(gates, 2, axis=-1)
     (d_hidden,) = cotangent
     d_update = d_hidden * (state[0] - candidate) * update * (1 - update)
     d_x = d_hidden * (1 - update) * (1 - candidate * candidate)
-    d_gates = jnp.concatenate([d_x * of_hidden * r * (1 - r), d_update], axis=-1)
-    return (d_gates, d_x * r, d_x), (d_hidden * update,)
+    d_r = d_x * of_hidden * r * (1 - r)
+    return (
+        (jnp.concatenate([d_r, d_update, d_x * r], axis=-1), jnp.concatenate([d_r, d_update, d_x], axis=-1)),
+        (d_hidden * update,),
+    )
 
 
 gru_cell = Cell("gru", 1, 3, 4, _gru_pack, _gru_project, _gru_forward, _gru_backward)

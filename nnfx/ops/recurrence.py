@@ -140,18 +140,19 @@ def _unroll_forward(
 def _unroll_backward(cell: Cell, reverse: bool, kept: Any, cotangent: tuple[Array, State]) -> Any:
     packed, x, states, saved, is_real = kept
     d_outputs, d_last = cotangent
+    # affine in the hidden state, so that every step has the same pull-back; made here, no step copies weights for it
+    _, pull_hidden = jax.vjp(lambda hidden: cell.project(packed, hidden, x[0]), states[0][0])
 
     def body(d_state: State, step: Any) -> tuple[State, Any]:
-        d_output, x_t, state, saved, is_real = step
+        d_output, state, saved, is_real = step
         d_after = (d_state[0] + d_output, *d_state[1:])
         d_z, d_before = cell.backward(saved, state, d_after)
         if is_real is not None:
             d_z = jax.tree.map(lambda d: jnp.where(is_real, d, 0), d_z)
             d_before = tuple(jnp.where(is_real, new, old) for new, old in zip(d_before, d_after, strict=True))
-        _, pull = jax.vjp(lambda hidden: cell.project(packed, hidden, x_t), state[0])
-        return (d_before[0] + pull(d_z)[0], *d_before[1:]), d_z
+        return (d_before[0] + pull_hidden(d_z)[0], *d_before[1:]), d_z
 
-    d_state, d_z = lax.scan(body, d_last, (d_outputs, x, states, saved, is_real), reverse=not reverse)
+    d_state, d_z = lax.scan(body, d_last, (d_outputs, states, saved, is_real), reverse=not reverse)
     # one axis for all steps of all examples: XLA's product over two is several times slower on a CPU; but where a mesh
     # splits the examples, an axis of its own for them keeps them where they are
     rows = (states[0], x, d_z)
