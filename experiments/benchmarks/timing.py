@@ -7,6 +7,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -69,15 +70,19 @@ def compare(case: str, systems: Mapping[str, System], repeats: int) -> list[Row]
         repeats: how often each; repeat i runs seed i.
 
     Returns:
-        A row a system. `compile_s` is how much longer than the median its first call took, `ratio` its median
-        over that of the fastest peer, `loss` the mean final loss over the seeds, with its standard error.
+        A row a system. `compile_s` is how much longer than the median its first call took, the whole call of those too
+            who time a step of many; `ratio` is its median over that of the fastest peer, `loss` the mean final loss
+            over the seeds, with its standard error.
     """
-    first = {name: _timed(system, 0)[0] for name, system in systems.items()}
+    first = {name: seconds_of(partial(system.run, 0))[0] for name, system in systems.items()}
+    calls: dict[str, list[float]] = {name: [] for name in systems}
     times: dict[str, list[float]] = {name: [] for name in systems}
     losses: dict[str, list[float]] = {name: [] for name in systems}
     for seed in range(repeats):
         for name, system in systems.items():
-            seconds, loss = _timed(system, seed)
+            whole, result = seconds_of(partial(system.run, seed))
+            seconds, loss = result if isinstance(result, Timed) else (whole, result)
+            calls[name].append(whole)
             times[name].append(seconds)
             losses[name].append(loss)
     medians = {name: statistics.median(values) for name, values in times.items()}
@@ -89,18 +94,13 @@ def compare(case: str, systems: Mapping[str, System], repeats: int) -> list[Row]
             medians[name],
             min(times[name]),
             repeats,
-            max(0.0, first[name] - medians[name]),
+            max(0.0, first[name] - statistics.median(calls[name])),
             medians[name] / min(peers) if peers else float("nan"),
             statistics.mean(losses[name]),
             statistics.stdev(losses[name]) / repeats**0.5 if repeats > 1 else float("nan"),
         )
         for name in systems
     ]
-
-
-def _timed(system: System, seed: int) -> tuple[float, float]:
-    seconds, result = seconds_of(lambda: system.run(seed))
-    return (result.seconds, result.loss) if isinstance(result, Timed) else (seconds, result)
 
 
 def seconds_of(function: Callable[[], Result]) -> tuple[float, Result]:

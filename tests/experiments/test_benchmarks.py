@@ -1,5 +1,6 @@
 import functools
 import json
+import time
 
 import jax
 import numpy as np
@@ -32,6 +33,18 @@ def test_systems_take_turns_and_ratios_are_to_the_best_peer():
     assert ours.ratio == pytest.approx(ours.median_s / theirs.median_s)
     assert (ours.loss, theirs.loss) == (1.0, 2.0)
     assert ours.loss_error == pytest.approx(1 / np.sqrt(3))
+
+
+def test_compilation_is_that_of_the_whole_call_where_a_step_of_many_is_timed():
+    waits = iter([0.2, 0.0, 0.0, 0.0])
+
+    def run(_):
+        time.sleep(next(waits))
+        return timing.Timed(0.001, 1.0)
+
+    (row,) = timing.compare("case", {"ours": System(run)}, 3)
+    assert row.median_s == 0.001
+    assert row.compile_s > 0.1
 
 
 def test_the_report_is_written(tmp_path, capsys):
