@@ -113,7 +113,7 @@ def measure(case: str, devices: int, repeats: int, members: int) -> list[Row]:
         small = task_of(problem._replace(batch_size=32))
         many = {
             f"{members} under vmap, batch 32": with_members(small, members, devices),
-            f"{members} in turn, as sweeps train them": with_members(small, members, devices, in_a_loop=True),
+            f"{members} in a loop, as sweeps train them": with_members(small, members, devices, in_a_loop=True),
         }
         rows += steps.compare_steps(case, many, {"one, batch 32": with_nnfx(small, 1, scanned=True)}, repeats)
     return rows

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 import nnfx
 from experiments.benchmarks.timing import Row, System, Timed, compare, report, seconds_of
-from nnfx.scale.mapping import in_turn
+from nnfx.scale.mapping import one_by_one
 from nnfx.types import Array, Params, PerExample, Step
 
 RATE = 1e-3
@@ -190,7 +190,7 @@ def with_members(task: Task, members: int, devices: int = 1, in_a_loop: bool = F
 
     def in_loop(states: nnfx.TrainState) -> tuple[Array, Any]:
         room = jax.tree.map(lambda leaf: leaf[0], states), jnp.zeros(())
-        (_, losses), room = in_turn(many, states, room)
+        (_, losses), room = one_by_one(many, states, room)
         return losses, jax.tree.map(lambda leaf: leaf[None], room)
 
     def wide(states: nnfx.TrainState) -> tuple[Array, Any]:

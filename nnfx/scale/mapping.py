@@ -30,7 +30,7 @@ def side_by_side(function: Callable[[Any], Any], over: Any, at_once: int | None,
     return jax.lax.scan(lambda _, element: (None, function(element)), None, over, unroll=unroll)[1]
 
 
-def in_turn(function: Callable[[Any], Any], over: Any, room: Any) -> tuple[Any, Any]:
+def one_by_one(function: Callable[[Any], Any], over: Any, room: Any) -> tuple[Any, Any]:
     """Map a function that is a long loop itself over the first axis of all arrays, one element after the other.
 
     Its own loop keeps its state where the last result stood: in `room`. Where the program returns that too, XLA gives
@@ -46,7 +46,7 @@ def in_turn(function: Callable[[Any], Any], over: Any, room: Any) -> tuple[Any, 
         The results, `(elements, ...)`, and the last one once more: the room, to be returned from the program.
 
     Example:
-        >>> squares, room = in_turn(lambda x: x**2, jnp.arange(3.0), room=jnp.zeros(()))
+        >>> squares, room = one_by_one(lambda x: x**2, jnp.arange(3.0), room=jnp.zeros(()))
         >>> squares.tolist(), room.item()
         ([0.0, 1.0, 4.0], 4.0)
     """

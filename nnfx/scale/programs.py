@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jax.stages import Compiled
 
 from nnfx.data.prepare import Preprocess
-from nnfx.scale.mapping import in_turn, side_by_side
+from nnfx.scale.mapping import one_by_one, side_by_side
 from nnfx.scale.parallel import AXIS, data_parallel
 from nnfx.training.chunk import RUNNING, Parts, RunState, chunk, start
 from nnfx.training.fit import Fit
@@ -90,6 +90,10 @@ class Groups(NamedTuple):
 
     seeds: Any
     folds: Any
+
+
+InGroup = Callable[[Groups, Any], Callable[[Any], Any]]
+"""`(group, shared) -> (member -> result)`: what all members of a group need is made once."""
 
 
 class Program:
@@ -170,30 +174,32 @@ class Programs:
             self._chunks[epochs] = self._program(advance)
         return self._chunks[epochs]
 
-    def _program(self, in_group: Callable[..., Callable[[Any], Any]]) -> Program:
-        def of_table(members: Any, groups: Groups, shared: Any) -> tuple[Any, Any]:
-            if self._at_once == 1:
-                return one_by_one(members, groups, shared)
-            width = jax.tree.leaves(members)[0].shape[1]
-            at_once = None if self._at_once is None else max(1, self._at_once // width)
+    def _program(self, in_group: InGroup) -> Program:
+        map_table = self._one_by_one if self._at_once == 1 else self._side_by_side
+        return Program(functools.partial(map_table, in_group), self._mesh, self._axis)
 
-            def of_group(of: tuple[Any, Groups]) -> Any:
-                return side_by_side(in_group(of[1], shared), of[0], self._at_once)
+    def _side_by_side(self, in_group: InGroup, members: Any, groups: Groups, shared: Any) -> tuple[Any, Any]:
+        width = jax.tree.leaves(members)[0].shape[1]
+        at_once = None if self._at_once is None else max(1, self._at_once // width)
 
-            return side_by_side(of_group, (members, groups), at_once), ()
+        def of_group(of: tuple[Any, Groups]) -> Any:
+            return side_by_side(in_group(of[1], shared), of[0], self._at_once)
 
-        def one_by_one(members: Any, groups: Groups, shared: Any) -> tuple[Any, Any]:
-            def of_group(room: Any, of: tuple[Any, Groups]) -> tuple[Any, Any]:
-                results, room = in_turn(in_group(of[1], shared), of[0], room)
-                return room, results
+        return side_by_side(of_group, (members, groups), at_once), ()
 
-            first = jax.tree.map(lambda values: values[0, 0], members)
-            result = jax.eval_shape(lambda: in_group(jax.tree.map(lambda values: values[0], groups), shared)(first))
-            room = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), result)
-            room, results = jax.lax.scan(of_group, room, (members, groups))
-            return results, jax.tree.map(lambda leaf: leaf[None], room)
+    def _one_by_one(self, in_group: InGroup, members: Any, groups: Groups, shared: Any) -> tuple[Any, Any]:
+        def of_group(room: Any, of: tuple[Any, Groups]) -> tuple[Any, Any]:
+            results, room = one_by_one(in_group(of[1], shared), of[0], room)
+            return room, results
 
-        return Program(of_table, self._mesh, self._axis)
+        first, group = (
+            jax.tree.map(lambda values: values[0, 0], members),
+            jax.tree.map(lambda values: values[0], groups),
+        )
+        result = jax.eval_shape(lambda: in_group(group, shared)(first))
+        room = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), result)
+        room, results = jax.lax.scan(of_group, room, (members, groups))
+        return results, jax.tree.map(lambda leaf: leaf[None], room)
 
     def _parts(self, hyper: Hyper) -> Parts:
         fit = self._fit()

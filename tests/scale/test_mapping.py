@@ -48,7 +48,7 @@ def test_a_long_loop_keeps_its_state_in_the_room_that_its_program_returns():
         compiled = jax.jit(program).lower(jnp.arange(3.0)).compile()
         return compiled(jnp.arange(3.0))[0], compiled.memory_analysis().temp_size_in_bytes
 
-    results, beside = temporary(lambda over: mapping.in_turn(train, over, jnp.zeros(10_000)))
+    results, beside = temporary(lambda over: mapping.one_by_one(train, over, jnp.zeros(10_000)))
     same, within = temporary(lambda over: (jax.lax.map(train, over),))
     np.testing.assert_array_equal(results, same)
     assert beside < 40_000 <= within
