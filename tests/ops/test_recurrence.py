@@ -240,3 +240,13 @@ def test_wrong_input(arguments, keywords, error, message):
 def test_wrong_input_of_one_step(arguments, error, message):
     with pytest.raises(error, match=message):
         ops.lstm_cell.step(*arguments)
+
+
+def test_a_step_back_multiplies_by_the_weights_of_the_hidden_state_alone(cell):
+    inputs, weights, state = drawn(cell)
+    packed = cell.pack(weights)
+    z, pull = jax.vjp(lambda hidden: cell.project(packed, hidden, inputs[:, 0]), state[0])
+    products = [eqn for eqn in jax.make_jaxpr(pull)(z).eqns if eqn.primitive.name == "dot_general"]
+    assert [product.outvars[0].aval.shape for product in products] == [(BATCH, HIDDEN)]
+    expected = jnp.concatenate(jax.tree.leaves(z), axis=-1)[:, : cell.gates * HIDDEN] @ weights.recurrent.T
+    np.testing.assert_allclose(pull(z)[0], expected, rtol=1e-5, atol=1e-5)
