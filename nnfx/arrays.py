@@ -1,0 +1,146 @@
+"""From what users hold to NumPy arrays: lists, frames, tensors and masked arrays, without losing a digit on the way.
+
+Every function that takes data from users converts them here first. JAX narrows 64-bit numbers when it takes them, and
+whole numbers above 2³¹ wrap around in silence; so values are looked at on the host, in the precision they came in, and
+`to_device` refuses those that the device cannot hold.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnfx import checks
+
+__all__ = ["as_numpy", "column_names", "to_device"]
+
+
+def as_numpy(name: str, value: Any, *, masked_as_nan: bool = False) -> Any:
+    """Return a value as an array of real numbers or booleans on the host, in its own precision.
+
+    Traced arrays pass through: what they hold is not known yet.
+
+    Args:
+        name: of the argument, for errors.
+        value: an array, a list, a pandas or polars frame or Series, a PyTorch tensor, or a NumPy masked array.
+        masked_as_nan: whether masked and missing values become NaN, in floats; they are an error otherwise.
+
+    Raises:
+        TypeError: for text, objects, complex numbers and sparse matrices.
+        ValueError: for ragged lists, and masked or missing values where they are not allowed.
+
+    Example:
+        >>> as_numpy("inputs", np.ma.masked_values([1.0, 1e20], 1e20), masked_as_nan=True)
+        array([ 1., nan])
+        >>> as_numpy("targets", np.ma.masked_values([1.0, 1e20], 1e20))
+        Traceback (most recent call last):
+          ...
+        ValueError: targets: expected known values, got 1 masked or missing
+    """
+    if isinstance(value, jax.core.Tracer | jax.ShapeDtypeStruct):
+        return value
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        raise TypeError(f"{name}: expected an array of real numbers, got {checks.describe(value)}")
+    array, missing = _converted(name, value)
+    if missing is not None and missing.any():
+        if not masked_as_nan:
+            raise ValueError(f"{name}: expected known values, got {int(missing.sum())} masked or missing")
+        array = np.where(missing, np.nan, array.astype(np.result_type(array.dtype, np.float16)))
+    checks.numeric(name, array)
+    return array
+
+
+def _converted(name: str, value: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return an array, and where its values are not known, or None."""
+    if isinstance(value, np.ma.MaskedArray):
+        return value.data, np.ma.getmaskarray(value)
+    if hasattr(value, "tocsr"):
+        raise TypeError(
+            f"{name}: expected a dense array, got a sparse {type(value).__name__} {list(value.shape)};"
+            " its method toarray() makes one"
+        )
+    if hasattr(value, "detach") and hasattr(value, "cpu"):  # a PyTorch tensor
+        value = value.detach().cpu()
+        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+    if hasattr(value, "isna") and hasattr(value, "to_numpy"):  # pandas, whose nullable columns NumPy takes as objects
+        missing = np.asarray(value.isna())
+        if missing.any():
+            known = value.fillna(0) if all(_is_number(dtype) for dtype in _dtypes(value)) else value
+            return _numbers(name, known), missing
+        return _numbers(name, value), None
+    if hasattr(value, "null_count") and hasattr(value, "to_numpy"):  # polars, which knows null beside NaN
+        return _numbers(name, value), None
+    return _numbers(name, value), None
+
+
+def _dtypes(frame: Any) -> list[Any]:
+    return [frame.dtype] if frame.ndim == 1 else list(frame.dtypes)
+
+
+def _is_number(dtype: Any) -> bool:
+    return getattr(dtype, "kind", "O") in "iufb"
+
+
+def _numbers(name: str, value: Any) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        problem = "rows of different lengths" if "inhomogeneous" in str(error) else checks.describe(value)
+        raise type(error)(f"{name}: expected an array of real numbers, got {problem}: {error}") from error
+    if array.dtype == object and array.size:  # such as nullable columns, or frames of several dtypes
+        kinds = {type(item) for item in array.ravel().tolist()}
+        if all(issubclass(kind, bool | np.bool_) for kind in kinds):
+            return array.astype(bool)
+        if all(issubclass(kind, int | float | bool | np.number | np.bool_) for kind in kinds):
+            whole = all(issubclass(kind, int | bool | np.integer | np.bool_) for kind in kinds)
+            try:
+                return array.astype(np.int64 if whole else np.float64)
+            except OverflowError as error:
+                raise ValueError(f"{name}: expected integers that 64 bits can hold, got larger ones") from error
+    return array
+
+
+def column_names(value: Any) -> tuple[str, ...] | None:
+    """Return the names of the columns of a pandas or polars frame; None for anything else.
+
+    >>> column_names(np.zeros((2, 3))) is None
+    True
+    """
+    if getattr(value, "ndim", 2) != 2 or not hasattr(value, "columns") or not hasattr(value, "to_numpy"):
+        return None
+    return tuple(str(name) for name in value.columns)
+
+
+def to_device(name: str, array: Any, dtype: Any = None) -> Any:
+    """Return an array on the default device, in its own dtype or another, with every value kept to rounding.
+
+    Args:
+        name: of the argument, for errors.
+        array: on the host, as `as_numpy` returns it; traced arrays and those of JAX pass through.
+        dtype: to convert to; unless given, the dtype that JAX has for the array's.
+
+    Raises:
+        ValueError: for integers that wrap around and floats that become infinite in that dtype.
+
+    Example:
+        >>> to_device("targets", np.array([1, 2]))
+        Array([1, 2], dtype=int32)
+        >>> to_device("targets", np.array([2**40]))
+        Traceback (most recent call last):
+          ...
+        ValueError: targets: expected integers that int32 can hold, got 1099511627776
+    """
+    if isinstance(array, jax.core.Tracer | jax.Array):
+        return array if dtype is None else array.astype(dtype)
+    wanted = jax.dtypes.canonicalize_dtype(array.dtype if dtype is None else dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        converted = array.astype(wanted)
+    if jnp.issubdtype(wanted, np.integer) and array.size and not (converted == array).all():
+        kind = "integers" if jnp.issubdtype(array.dtype, np.integer) else "whole numbers"
+        raise ValueError(f"{name}: expected {kind} that {wanted} can hold, got {array[converted != array].flat[0]}")
+    if jnp.issubdtype(wanted, np.floating):
+        lost = np.isinf(converted) & np.isfinite(array)
+        if lost.any():
+            raise ValueError(f"{name}: expected numbers that {wanted} can hold, got {array[lost].flat[0]:g}")
+    return jnp.asarray(converted)

@@ -1,0 +1,104 @@
+"""What users hold becomes arrays on the host, with every digit, or an error that names the argument."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nnfx import arrays
+
+
+class Sparse:
+    shape = (3, 4)
+
+    def tocsr(self):
+        return self
+
+
+def test_whole_numbers_above_32_bits_keep_their_digits():
+    given = [2**40 + 1, -(2**40)]
+    np.testing.assert_array_equal(arrays.as_numpy("x", given), np.array(given))
+    np.testing.assert_array_equal(arrays.as_numpy("x", np.array(given, object)), np.array(given))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int8, np.uint64, bool])
+def test_an_array_keeps_its_dtype(dtype):
+    assert arrays.as_numpy("x", np.ones(3, dtype)).dtype == dtype
+
+
+def test_masked_values_are_missing_and_not_what_fills_them():
+    masked = np.ma.array([1, 2, 999], mask=[False, False, True])
+    np.testing.assert_array_equal(arrays.as_numpy("x", masked, masked_as_nan=True), [1.0, 2.0, np.nan])
+    with pytest.raises(ValueError, match="x: expected known values, got 1 masked or missing"):
+        arrays.as_numpy("x", masked)
+    unmasked = np.ma.array([1, 2, 3], mask=[False, False, False])
+    np.testing.assert_array_equal(arrays.as_numpy("x", unmasked), [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (Sparse(), TypeError, r"x: expected a dense array, got a sparse Sparse \[3, 4\]"),
+        ([[1.0, 2.0], [3.0]], ValueError, "x: expected an array of real numbers, got rows of different lengths"),
+        (["a", "b"], TypeError, "x: expected an array of real numbers"),
+        ([1.0, None], TypeError, "x: expected an array of real numbers"),
+        ([1j], TypeError, "x: expected an array of real numbers"),
+        ([2**70], ValueError, "x: expected integers that 64 bits can hold"),
+        (jax.random.key(0), TypeError, "x: expected an array of real numbers"),
+    ],
+)
+def test_what_is_no_array_of_numbers_is_named(value, error, message):
+    with pytest.raises(error, match=message):
+        arrays.as_numpy("x", value)
+
+
+def test_traced_arrays_pass():
+    assert jax.jit(lambda x: arrays.to_device("x", arrays.as_numpy("x", x)) + 1)(1.0) == 2.0
+
+
+def test_pandas_columns_with_missing_values():
+    pandas = pytest.importorskip("pandas")
+    series = pandas.Series([1, None, 3], dtype="Int64")
+    np.testing.assert_array_equal(arrays.as_numpy("x", series, masked_as_nan=True), [1.0, np.nan, 3.0])
+    with pytest.raises(ValueError, match="x: expected known values, got 1 masked or missing"):
+        arrays.as_numpy("x", series)
+    frame = pandas.DataFrame({"a": [1, 2], "b": [0.5, 1.5], "c": [True, False]})
+    np.testing.assert_array_equal(arrays.as_numpy("x", frame), [[1, 0.5, 1], [2, 1.5, 0]])
+    assert arrays.column_names(frame) == ("a", "b", "c")
+    assert arrays.column_names(series) is None
+    with pytest.raises(TypeError, match="x: expected an array of real numbers"):
+        arrays.as_numpy("x", pandas.Series(["a", "b"]))
+
+
+def test_polars_frames_with_missing_values():
+    polars = pytest.importorskip("polars")
+    frame = polars.DataFrame({"a": [1, None], "b": [0.5, 1.5]})
+    np.testing.assert_array_equal(arrays.as_numpy("x", frame, masked_as_nan=True), [[1.0, 0.5], [np.nan, 1.5]])
+    assert arrays.column_names(frame) == ("a", "b")
+
+
+def test_tensors_that_require_gradients_and_half_precision():
+    torch = pytest.importorskip("torch")
+    np.testing.assert_array_equal(arrays.as_numpy("x", torch.ones(2, requires_grad=True)), [1, 1])
+    np.testing.assert_array_equal(arrays.as_numpy("x", torch.ones(2, dtype=torch.bfloat16)), [1, 1])
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "message"),
+    [
+        (np.array([2**31]), None, "x: expected integers that int32 can hold, got 2147483648"),
+        (np.array([-(2**40), 3]), None, "x: expected integers that int32 can hold, got -1099511627776"),
+        (np.array([2**31], np.uint64), np.int32, "x: expected integers that int32 can hold"),
+        (np.array([1e39]), None, "x: expected numbers that float32 can hold, got 1e\\+39"),
+        (np.array([1.0, 1e30]), np.float16, "x: expected numbers that float16 can hold, got 1e\\+30"),
+        (np.array([0.5]), np.int32, "x: expected whole numbers that int32 can hold, got 0.5"),
+    ],
+)
+def test_what_the_device_cannot_hold_is_refused(value, dtype, message):
+    with pytest.raises(ValueError, match=message):
+        arrays.to_device("x", value, dtype)
+
+
+def test_what_the_device_can_hold_arrives():
+    assert arrays.to_device("x", np.array([1.5, np.nan, np.inf])).dtype == jnp.float32
+    np.testing.assert_array_equal(arrays.to_device("x", np.array([2**31 - 1])), [2**31 - 1])
