@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BASE = {"arrays", "checks", "paths", "shards", "types"}
+BASE = {"arrays", "bounds", "checks", "paths", "shards", "types"}
 MIDDLE = {"activations", "augment", "calibration", "data", "losses", "metrics", "ops"}
 MAY_IMPORT = {
     "checks": set(),
+    "bounds": {"checks"},
     "arrays": {"checks"},
     "paths": {"checks"},
     "types": {"checks"},
