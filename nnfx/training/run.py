@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from nnfx import memo
 from nnfx.data.prepare import Preprocess
 from nnfx.training.chunk import RUNNING, Best
 from nnfx.training.step import evaluate
@@ -106,12 +107,12 @@ def _last(history: dict[str, Array], epochs: Array) -> dict[str, Array]:
     return {name: jnp.take_along_axis(values, last, -1)[..., 0] for name, values in history.items()}
 
 
-@partial(jax.jit, static_argnums=0)
+@memo.compiled()
 def _apply(fit: "Fit", hyper: Hyper, variables: Variables, inputs: ArrayLike) -> Array:
     return fit.parts(hyper).model.apply(variables, inputs)
 
 
-@partial(jax.jit, static_argnums=0)
+@memo.compiled()
 def _evaluate(fit: "Fit", hyper: Hyper, variables: Variables, data: Batch) -> dict[str, Array]:
     parts = fit.parts(hyper)
     measures = {"loss": parts.loss, **parts.metrics}
