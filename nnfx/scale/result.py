@@ -239,7 +239,8 @@ def _sorted(rows: list[Row], column: str, largest_first: bool, is_measured: bool
 
 
 def collect(fit: Fit, table: Table) -> Sweep:
-    """Make the result of a finished sweep."""
+    """Make the result of a sweep that has finished, or of what it has come to."""
+    table.harvest()
     kept = table.harvested
     width = table.width
     members = len(kept["epochs"])
@@ -261,7 +262,7 @@ def collect(fit: Fit, table: Table) -> Sweep:
         row |= {name: float(column[point]) for name, column in table.points.items()}
         row |= {"epochs": int(kept["epochs"][number]), "best_epoch": int(kept["best_epoch"][number])}
         row |= {name: float(values[number]) for name, values in measured.items()}
-        row["reason"] = _reason(fit, int(kept["stopped_by"][number]), bool(is_finite[number]))
+        row["reason"] = _reason(fit, int(kept["stopped_by"][number]), row["epochs"], bool(is_finite[number]))
         rows.append(row)
 
     def of_fold(fold: int) -> Preprocess:
@@ -274,9 +275,9 @@ def collect(fit: Fit, table: Table) -> Sweep:
     return result.sort(judged_by)
 
 
-def _reason(fit: Fit, stopped_by: int, is_finite: bool) -> str:
+def _reason(fit: Fit, stopped_by: int, epochs: int, is_finite: bool) -> str:
     if not is_finite:
         return NOT_FINITE
-    if stopped_by == DROPPED:
-        return "dropped"
-    return "last epoch" if stopped_by == RUNNING else fit.rules[stopped_by].name
+    if stopped_by == RUNNING:
+        return "last epoch" if epochs == fit.epochs else "running"
+    return "dropped" if stopped_by == DROPPED else fit.rules[stopped_by].name
