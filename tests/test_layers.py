@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BASE = {"arrays", "checks", "paths", "shards", "types"}
+BASE = {"arrays", "bounds", "checks", "memo", "paths", "shards", "types"}
 MIDDLE = {"activations", "augment", "calibration", "data", "losses", "metrics", "ops"}
 MAY_IMPORT = {
     "checks": set(),
+    "bounds": {"checks"},
+    "memo": set(),
     "arrays": {"checks"},
     "paths": {"checks"},
     "types": {"checks"},

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from nnfx import checks, distributed
+from nnfx import checks, distributed, memo
 from nnfx.data.batching import steps_per_epoch
 from nnfx.data.prepare import Data, Preprocess
 from nnfx.data.stored import Batches, Stored, prefetched
@@ -222,10 +222,8 @@ class Streaming:
         standing = streaming.begin(self.fit, key, first, valid, hyper)
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (standing, first, hyper))
         alone = self.fit.alone
-        lowered = jax.jit(streaming.step, static_argnums=0).lower(
-            alone, shapes[0].run.train, shapes[0].measured, *shapes[1:]
-        )
-        ending = jax.jit(streaming.end_epoch, static_argnums=0).lower(
+        lowered = memo.compiled()(streaming.step).lower(alone, shapes[0].run.train, shapes[0].measured, *shapes[1:])
+        ending = memo.compiled()(streaming.end_epoch).lower(
             alone, shapes[0].run, shapes[0].before, shapes[0].measured, valid, hyper, np.float32(0)
         )
         described = {f"train.{name}": text for name, text in examples.words.items()}

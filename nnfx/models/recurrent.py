@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from nnfx import activations, checks, ops
 from nnfx.activations import Activation
+from nnfx.bounds import BelowOne
 from nnfx.models import initializers
 from nnfx.models.adapters import from_linen
 from nnfx.models.dense import Perceptron
@@ -201,7 +202,7 @@ def rnn(
     hidden: Sequence[int] = (64,),
     activation: str | Activation = "tanh",
     bidirectional: bool = False,
-    dropout: ArrayLike = 0.0,
+    dropout: BelowOne = 0.0,
     returns: Literal["last", "all"] = "last",
     stateful: bool = False,
     initializer: str | Initializer = "glorot_uniform",
@@ -261,7 +262,7 @@ def lstm(
     outputs: int | None = 1,
     hidden: Sequence[int] = (64,),
     bidirectional: bool = False,
-    dropout: ArrayLike = 0.0,
+    dropout: BelowOne = 0.0,
     returns: Literal["last", "all"] = "last",
     stateful: bool = False,
     forget_bias: ArrayLike = 1.0,
@@ -327,7 +328,7 @@ def gru(
     outputs: int | None = 1,
     hidden: Sequence[int] = (64,),
     bidirectional: bool = False,
-    dropout: ArrayLike = 0.0,
+    dropout: BelowOne = 0.0,
     returns: Literal["last", "all"] = "last",
     stateful: bool = False,
     initializer: str | Initializer = "glorot_uniform",
