@@ -10,6 +10,7 @@ import optax
 from nnfx import checks, shards
 from nnfx.data import batching
 from nnfx.training import averaging
+from nnfx.training import updates as optimizer_updates
 from nnfx.types import (
     Array,
     Batch,
@@ -205,13 +206,13 @@ def make_step(
         if penalty is not None:
             extra, slope = jax.value_and_grad(penalty)(state.params)
             value, gradient = value + extra, optax.tree.add(gradient, slope)
-        updates, opt_state = optax.with_extra_args_support(optimizer).update(
+        updates, opt_state = optimizer_updates.update(
+            optimizer,
             gradient,
             state.opt_state,
             state.params,
             # for those that look at the loss, such as line searches and reduction on plateaus
             value=value,
-            grad=gradient,
             value_fn=lambda params: penalised(params, state, batch, key),
         )
         params = optax.apply_updates(state.params, updates)
