@@ -13,7 +13,7 @@ import numpy as np
 
 from nnfx import checks
 
-__all__ = ["as_numpy", "column_names", "to_device"]
+__all__ = ["as_numpy", "column_names", "narrowed", "to_device"]
 
 
 def as_numpy(name: str, value: Any, *, masked_as_nan: bool = False) -> Any:
@@ -48,7 +48,7 @@ def as_numpy(name: str, value: Any, *, masked_as_nan: bool = False) -> Any:
             raise ValueError(f"{name}: expected known values, got {int(missing.sum())} masked or missing")
         array = np.where(missing, np.nan, array.astype(np.result_type(array.dtype, np.float16)))
     checks.numeric(name, array)
-    return array
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _converted(name: str, value: Any) -> tuple[np.ndarray, np.ndarray | None]:
@@ -133,6 +133,15 @@ def to_device(name: str, array: Any, dtype: Any = None) -> Any:
     """
     if isinstance(array, jax.core.Tracer | jax.Array):
         return array if dtype is None else array.astype(dtype)
+    return jnp.asarray(narrowed(name, array, dtype))
+
+
+def narrowed(name: str, array: np.ndarray, dtype: Any = None) -> np.ndarray:
+    """Return an array on the host in the dtype that JAX has for it, or in that for another; see `to_device`.
+
+    Raises:
+        ValueError: for integers that wrap around and floats that become infinite in that dtype.
+    """
     wanted = jax.dtypes.canonicalize_dtype(array.dtype if dtype is None else dtype)
     with np.errstate(over="ignore", invalid="ignore"):
         converted = array.astype(wanted)
@@ -143,4 +152,4 @@ def to_device(name: str, array: Any, dtype: Any = None) -> Any:
         lost = np.isinf(converted) & np.isfinite(array)
         if lost.any():
             raise ValueError(f"{name}: expected numbers that {wanted} can hold, got {array[lost].flat[0]:g}")
-    return jnp.asarray(converted)
+    return converted
