@@ -13,7 +13,7 @@ import numpy as np
 
 from nnfx import checks
 
-__all__ = ["as_numpy", "check_range", "check_spread", "column_names", "is_exact", "to_device"]
+__all__ = ["as_numpy", "check_range", "check_spread", "column_names", "is_exact", "narrowed", "to_device"]
 
 WORST_ROUNDING = 1e-3
 """How much of its standard deviation a number may lose when it is rounded to the dtype of the device."""
@@ -54,7 +54,7 @@ def as_numpy(name: str, value: Any, *, masked_as_nan: bool = False) -> Any:
     if text:
         raise TypeError(f"{name}: expected numbers in every column, got {text[0][1]} in column {text[0][0]!r}")
     checks.numeric(name, array)
-    return array
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _columns_of_text(value: Any) -> list[tuple[str, Any]]:
@@ -235,6 +235,15 @@ def to_device(name: str, array: Any, dtype: Any = None) -> Any:
     """
     if isinstance(array, jax.core.Tracer | jax.Array):
         return array if dtype is None else array.astype(dtype)
+    return jnp.asarray(narrowed(name, array, dtype))
+
+
+def narrowed(name: str, array: np.ndarray, dtype: Any = None) -> np.ndarray:
+    """Return an array on the host in the dtype that JAX has for it, or in that for another; see `to_device`.
+
+    Raises:
+        ValueError: for integers that wrap around and floats that become infinite in that dtype.
+    """
     wanted = jax.dtypes.canonicalize_dtype(array.dtype if dtype is None else dtype)
     with np.errstate(over="ignore", invalid="ignore"):
         converted = array.astype(wanted)
@@ -245,4 +254,4 @@ def to_device(name: str, array: Any, dtype: Any = None) -> Any:
         lost = np.isinf(converted) & np.isfinite(array)
         if lost.any():
             raise ValueError(f"{name}: expected numbers that {wanted} can hold, got {array[lost].flat[0]:g}")
-    return jnp.asarray(converted)
+    return converted
