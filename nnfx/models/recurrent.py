@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import flax.linen as nn
 import jax
@@ -18,29 +18,7 @@ from nnfx.models.adapters import from_linen
 from nnfx.models.dense import Perceptron
 from nnfx.ops.cells import Cell, RecurrentWeights, State
 from nnfx.ops.recurrence import Formulation
-from nnfx.types import Array, Model, Stream, Variables
-
-
-class Sequences(NamedTuple):
-    """Sequences of unequal length, or with a state to begin with, as the inputs of a recurrent model.
-
-    Attributes:
-        values: `(batch, time, features)`.
-        lengths: integers `(batch,)`, how many steps of each are real, the rest being padding; None where all are.
-        state: what the model begins with, as its `stream` has it: for each layer a tuple of arrays
-            `(batch, hidden)`; in a network of both directions each layer is followed by that in reverse. None for
-            zeros.
-
-    Example:
-        >>> model = gru(outputs=2, hidden=(4,))
-        >>> inputs = Sequences(jnp.ones((3, 5, 1)), lengths=jnp.array([5, 2, 0]))
-        >>> model.apply(model.init(jax.random.key(0), inputs), inputs).shape
-        (3, 2)
-    """
-
-    values: Array
-    lengths: Array | None = None
-    state: tuple[State, ...] | None = None
+from nnfx.types import Array, Model, Sequences, Stream, Variables
 
 
 class RecurrentLayer(nn.Module):
