@@ -1,14 +1,13 @@
 """Members of a sweep that predict together."""
 
 import dataclasses
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from nnfx import calibration
+from nnfx import calibration, memo
 from nnfx.data.prepare import Preprocess
 from nnfx.training.fit import Fit
 from nnfx.types import Array, Hyper, Variables
@@ -105,7 +104,7 @@ def _softened(probabilities: Array, temperature: float) -> Array:
     return jax.nn.softmax(_log(probabilities) / temperature, -1)
 
 
-@partial(jax.jit, static_argnums=0)
+@memo.compiled()
 def _apply(fit: Fit, hyper: Hyper, variables: Variables, inputs: Array) -> Array:
     def member(hyper: Hyper, variables: Variables, inputs: Array) -> Array:
         return fit.parts(hyper).model.apply(variables, inputs)

@@ -147,7 +147,7 @@ def test_what_cannot_be_meant_is_refused(fit, data, examples, tmp_path):
         nnfx.stream(fit.loss, tmp_path)
     with pytest.raises(ValueError, match="fit: expected a batch_size, for batches that are read as they are needed"):
         nnfx.stream(train(batch_size=None), tmp_path)
-    with pytest.raises(TypeError, match="out: expected the path of a folder, got 3"):
+    with pytest.raises(TypeError, match="out: expected a path, got 3"):
         nnfx.stream(fit, 3)
     with pytest.raises(ValueError, match="save_every_steps: expected a positive integer, got 0"):
         nnfx.stream(fit, tmp_path, save_every_steps=0)

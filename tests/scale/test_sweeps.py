@@ -5,7 +5,7 @@ import optax
 import pytest
 
 import nnfx
-from nnfx.scale import programs, sweeps
+from nnfx.scale import sweeps
 from nnfx.scale.sweeps import successive_halving, sweep
 
 KEY = jax.random.key(0)
@@ -56,10 +56,12 @@ def test_members_trained_a_few_at_a_time_are_the_same(data, at_once, seeds):
 def test_large_members_are_trained_in_turn_unless_more_are_asked_for(data, monkeypatch):
     asked = []
     monkeypatch.setattr(sweeps, "is_large", lambda *asked_of: asked.append(asked_of) or True)
+    chosen, programs_of = [], sweeps.programs_of
+    monkeypatch.setattr(sweeps, "programs_of", lambda *of: chosen.append(of[-1]) or programs_of(*of))
     train, options = make(epochs=2), {"key": KEY, "learning_rate": [0.01, 0.1], "devices": ONE}
     sweep(train, data, **options)
     sweep(train, data, **options, at_once=2)
-    assert [at_once for _, _, at_once in programs._PROGRAMS[train]] == [1, 2]
+    assert chosen == [1, 2]
     [(fit, rows, hyper)] = asked
     assert fit is train
     assert rows.weights.shape == data.train.weights.shape
