@@ -6,7 +6,6 @@ import sys
 
 import jax
 import numpy as np
-import pandas as pd
 import pytest
 
 import nnfx
@@ -342,7 +341,7 @@ def test_relative_folders_stay_what_they_are(tmp_path, monkeypatch):
 
 
 def test_lists_frames_and_the_byte_order_of_others_are_taken(tmp_path):
-    frame = pd.DataFrame({"a": [1.5, 2.5], "b": [3, 4]})
+    frame = pytest.importorskip("pandas").DataFrame({"a": [1.5, 2.5], "b": [3, 4]})
     parts = [(frame, frame["b"]), ([[5.5, 6], [7, 8]], [9, 10]), (np.ones((1, 2), ">f8"), np.ones(1, ">i8"))]
     examples = nnfx.data.store(tmp_path / "examples", parts)
     np.testing.assert_array_equal(examples.load().inputs, [[1.5, 3], [2.5, 4], [5.5, 6], [7, 8], [1, 1]])
