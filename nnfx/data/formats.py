@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple, TextIO, cast
 
 import numpy as np
 
-from nnfx import checks
+from nnfx import checks, paths
 
 Source = str | Path | bytes
 """A file, by its path or as its bytes, plain or packed by gzip."""
@@ -252,9 +252,8 @@ def _reading(source: Source) -> Iterator[_Reader]:
     """Open a file, unpacked where it is gzip, and name it in the errors of unpacking."""
     name = _name(source)
     with contextlib.ExitStack() as stack:
-        file = cast(
-            BinaryIO, io.BytesIO(source) if isinstance(source, bytes) else stack.enter_context(open(source, "rb"))
-        )
+        opened = io.BytesIO(source) if isinstance(source, bytes) else paths.absolute("source", source).open("rb")
+        file = cast(BinaryIO, stack.enter_context(opened))
         is_gzip = file.read(2) == b"\x1f\x8b"
         size = file.seek(0, io.SEEK_END)
         file.seek(0)

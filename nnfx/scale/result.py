@@ -4,13 +4,12 @@ import csv
 import dataclasses
 import io
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 
-from nnfx import checks, distributed, tables
+from nnfx import checks, distributed, paths, tables
 from nnfx.data.prepare import Preprocess
 from nnfx.scale.ensemble import Ensemble
 from nnfx.scale.programs import fold_data
@@ -97,17 +96,23 @@ class Sweep:
         return Ensemble(self.fit, stack(self.hyper), stack(self.variables), stack(self.preprocess))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the table as CSV, aside first and then in place; of several processes the first does."""
+        """Write the table as CSV, aside first and then in place; of several processes the first does.
+
+        Args:
+            path: of the file; one that is there is replaced.
+
+        Raises:
+            TypeError: for something else than a path.
+        """
+        path = paths.absolute("path", path)
         if not distributed.is_first():
             return
-        path = Path(path)
         text = io.StringIO()
         writer = csv.DictWriter(text, list(self.rows[0]))
         writer.writeheader()
         writer.writerows(self.rows)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_text(text.getvalue())
-        os.replace(aside, path)
+        with paths.replace(path) as aside:
+            aside.write_text(text.getvalue(), encoding="utf-8", newline="")
 
     def __str__(self) -> str:
         """Draw the table, its first twenty rows."""
