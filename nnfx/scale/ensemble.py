@@ -5,11 +5,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 from nnfx import calibration
 from nnfx.data.prepare import Preprocess
+from nnfx.data.preprocess import each
 from nnfx.training.fit import Fit
 from nnfx.types import Array, Hyper, Variables
 
@@ -47,9 +47,7 @@ class Ensemble:
 
     def predict(self, inputs: ArrayLike) -> Array:
         """Return the outputs of every member for raw inputs, `(members, batch, outputs)`."""
-        x = np.asarray(inputs)
-        prepared = jax.vmap(lambda preprocess: preprocess(x))(self.preprocess)
-        return _apply(self.fit, self.hyper, self.variables, prepared)
+        return _apply(self.fit, self.hyper, self.variables, each(self.preprocess, inputs))
 
     def probabilities(self, inputs: ArrayLike) -> Array:
         """Return the ensemble's probabilities, `(batch, classes)`: `softmax(log E p / T)`, E over the members."""

@@ -128,7 +128,7 @@ def collect(fit: Fit, table: "Table", dropped: int) -> Sweep:
         group, point = divmod(number, width)
         best_epoch = int(kept["best_epoch"][number])
         row: Row = {"member": number, "seed": int(table.all_seeds[group])}
-        if table.fixed.fold_of_row is not None:
+        if table.fixed.folds is not None:
             row["fold"] = int(table.all_folds[group])
         row |= {name: float(column[point]) for name, column in table.points.items()}
         row |= {"epochs": int(kept["epochs"][number]), "best_epoch": best_epoch}
