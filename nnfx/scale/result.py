@@ -262,7 +262,7 @@ def collect(fit: Fit, table: Table) -> Sweep:
     for number in range(members):
         group, point = divmod(number, width)
         row: Row = {"member": number, "seed": int(table.all_seeds[group])}
-        if table.fixed.fold_of_row is not None:
+        if table.fixed.folds is not None:
             row["fold"] = int(table.all_folds[group])
         row |= {name: float(column[point]) for name, column in table.points.items()}
         row |= {"epochs": int(kept["epochs"][number]), "best_epoch": int(kept["best_epoch"][number])}
