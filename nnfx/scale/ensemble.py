@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from nnfx import calibration, checks, memo
+from nnfx import calibration, memo
 from nnfx.arrays import as_numpy, to_device
 from nnfx.data.prepare import Preprocess
+from nnfx.data.preprocess import each
 from nnfx.training.fit import Fit
 from nnfx.training.padding import apply_padded
 from nnfx.types import Array, Hyper, Variables
@@ -49,18 +50,12 @@ class Ensemble:
 
     def predict(self, inputs: ArrayLike) -> Array:
         """Return the outputs of every member for raw inputs, `(members, batch, outputs)`."""
-        if not checks.is_concrete((inputs, self.hyper, self.variables, self.preprocess)):
-            traced = jax.vmap(lambda preprocess: preprocess(inputs))(self.preprocess)
-            return _apply(self.fit, traced.shape, self.hyper, self.variables, traced)
-        members = len(jax.tree.leaves(self.variables)[0])
-        maps = [jax.tree.map(lambda stack, i=i: np.asarray(stack[i]), self.preprocess) for i in range(members)]
-        prepared = [each(inputs) for each in (maps if _differ(maps) else maps[:1])]
-        stacked = np.broadcast_to(np.stack([np.asarray(each) for each in prepared]), (members, *prepared[0].shape))
+        prepared = each(self.preprocess, inputs)
 
         def apply(rows: Any) -> Array:
             return _apply(self.fit, np.shape(rows), self.hyper, self.variables, rows)
 
-        return apply_padded(self.fit, apply, stacked, (self.hyper, self.variables), axis=1)
+        return apply_padded(self.fit, apply, prepared, (self.hyper, self.variables), axis=1)
 
     def probabilities(self, inputs: ArrayLike) -> Array:
         """Return the ensemble's probabilities, `(batch, classes)`: `softmax(log E p / T)`, E over the members."""
@@ -118,12 +113,6 @@ def _log(probabilities: Array) -> Array:
 
 def _softened(probabilities: Array, temperature: float) -> Array:
     return jax.nn.softmax(_log(probabilities) / temperature, -1)
-
-
-def _differ(maps: list[Preprocess]) -> bool:
-    """Say whether any of these maps is not as the first, as those of folds."""
-    first, *others = (jax.tree.leaves(each) for each in maps)
-    return any(not np.array_equal(*pair, equal_nan=True) for other in others for pair in zip(first, other, strict=True))
 
 
 @memo.compiled(static=2)

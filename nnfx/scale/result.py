@@ -39,7 +39,14 @@ class Rows:
     rows: list[Row]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the table as CSV, aside first and then in place; of several processes the first does."""
+        """Write the table as CSV, aside first and then in place; of several processes the first does.
+
+        Args:
+            path: of the file; one that is there is replaced.
+
+        Raises:
+            TypeError: for something else than a path.
+        """
         path = paths.absolute("path", path)
         if not distributed.is_first():
             return
@@ -47,9 +54,8 @@ class Rows:
         writer = csv.DictWriter(text, list(self.rows[0]))
         writer.writeheader()
         writer.writerows(self.rows)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_text(text.getvalue())
-        os.replace(aside, path)
+        with paths.replace(path) as aside:
+            aside.write_text(text.getvalue(), encoding="utf-8", newline="")
 
     def __str__(self) -> str:
         """Draw the table, its first twenty rows."""
@@ -257,7 +263,7 @@ def collect(fit: Fit, table: Table) -> Sweep:
     for number in range(members):
         group, point = divmod(number, width)
         row: Row = {"member": number, "seed": int(table.all_seeds[group])}
-        if table.fixed.fold_of_row is not None:
+        if table.fixed.folds is not None:
             row["fold"] = int(table.all_folds[group])
         row |= {name: float(column[point]) for name, column in table.points.items()}
         row |= {"epochs": int(kept["epochs"][number]), "best_epoch": int(kept["best_epoch"][number])}

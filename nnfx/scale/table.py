@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from nnfx.data import batching
+from nnfx.data.folds import Folds
 from nnfx.data.prepare import Data
 from nnfx.scale.points import Points, number_of
 from nnfx.scale.programs import MEMBERS, Fixed, Groups
@@ -80,10 +81,11 @@ class Table:
     ) -> "Table":
         """Lay out every seed and fold by every point."""
         rows = data.train.weights.shape[0]
-        fold_of_row = None
+        parted = None
         if folds is not None:
-            fold_of_row = batching.permutation(jax.random.fold_in(key, seeds), rows) % folds
-        fixed = Fixed(data.train, data.valid, data.preprocess, fold_of_row)
+            of_row = batching.permutation(jax.random.fold_in(key, seeds), rows) % folds
+            parted = Folds.of(data.train, data.preprocess, of_row, folds)
+        fixed = Fixed(data.train, data.valid, data.preprocess, parted)
         group_seeds = np.repeat(np.arange(seeds, dtype=np.int32), folds or 1)
         group_folds = np.tile(np.arange(folds or 1, dtype=np.int32), seeds)
         width = number_of(points)
