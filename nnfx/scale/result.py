@@ -165,7 +165,7 @@ class Sweep(Rows):
         width = self._width
         values = np.array([np.nan if row["reason"] == NOT_FINITE else row[name] for row in by_number], np.float64)
         values = values.reshape(-1, width)
-        dropped = np.array([row["reason"] == "dropped" for row in by_number]).reshape(-1, width).any(0)
+        dropped: Any = np.array([row["reason"] == "dropped" for row in by_number]).reshape(-1, width).any(0)
         order = ranked(-values if largest_first else values)
         numbers = tuple(int(point) for point in (*order[~dropped[order]], *order[dropped[order]]))
         hyper = {column: np.asarray(each) for column, each in self.hyper.items()}
