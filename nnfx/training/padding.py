@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nnfx import checks, memo
@@ -43,14 +42,18 @@ def apply_padded(owner: Any, apply: Callable[[Any], Any], inputs: Any, others: A
         owner: whose function it is, such as a run's; it remembers whether rows depend on each other.
         apply: `inputs -> outputs`, compiled.
         inputs: an array or a tree of them, the rows along `axis`.
-        others: what else the function is made of; where anything is traced, nothing is padded.
+        others: what else the function is made of; where anything is traced, or spread over devices, nothing is padded.
         axis: that of the rows, of inputs and outputs.
 
     Returns:
         The outputs for these rows.
     """
     leaves = jax.tree.leaves(inputs)
-    if not leaves or not checks.is_concrete((inputs, others)) or not all(map(_is_local, leaves)):
+    if (
+        not leaves
+        or not checks.is_concrete((inputs, others))
+        or not all(map(_is_local, jax.tree.leaves((inputs, others))))
+    ):
         return apply(inputs)
     counts = {np.shape(leaf)[axis] if np.ndim(leaf) > axis else 0 for leaf in leaves}
     rows = counts.pop()
@@ -60,19 +63,19 @@ def apply_padded(owner: Any, apply: Callable[[Any], Any], inputs: Any, others: A
 
     on_host = jax.tree.map(np.asarray, inputs)
 
-    def padded(source: int) -> Any:
+    def padded(source: int) -> tuple[Any, Any]:
         places = np.minimum(np.arange(size), rows - 1)
         places[rows:] = source
         outputs = apply(jax.tree.map(lambda leaf: leaf.take(places, axis), on_host))
-        return jax.tree.map(lambda leaf: np.asarray(leaf).take(np.arange(rows), axis), outputs)
+        return outputs, jax.tree.map(lambda leaf: np.asarray(leaf).take(np.arange(rows), axis), outputs)
 
-    outputs = padded(rows - 1)
+    whole, outputs = padded(rows - 1)
     if not known.is_checked and _ends_differ(on_host, axis):
         known.is_checked = True
-        known.is_apart = all(jax.tree.leaves(jax.tree.map(_are_close, outputs, padded(0))))
+        known.is_apart = all(jax.tree.leaves(jax.tree.map(_are_close, outputs, padded(0)[1])))
         if not known.is_apart:
             return apply(inputs)
-    return jax.tree.map(jnp.asarray, outputs)
+    return jax.tree.map(lambda leaf, of: jax.device_put(leaf, of.sharding), outputs, whole)
 
 
 class _Known:
@@ -83,7 +86,8 @@ class _Known:
 
 
 def _is_local(leaf: Any) -> bool:
-    return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+    """Say whether all of an array is on one device of this process, or on the host."""
+    return not isinstance(leaf, jax.Array) or (leaf.is_fully_addressable and len(leaf.sharding.device_set) == 1)
 
 
 def _ends_differ(inputs: Any, axis: int) -> bool:

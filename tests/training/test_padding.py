@@ -102,7 +102,7 @@ def test_rows_may_lie_along_another_axis_and_none_or_many_stay_as_they_are():
 
     def apply(x):
         sizes.append(x.shape)
-        return 2 * x
+        return jnp.asarray(2 * x)
 
     x = np.arange(2 * 5 * 3.0, dtype=np.float32).reshape(2, 5, 3)
     np.testing.assert_array_equal(apply_padded(apply, apply, x, axis=1), 2 * x)
@@ -110,6 +110,17 @@ def test_rows_may_lie_along_another_axis_and_none_or_many_stay_as_they_are():
     for rows in (0, LARGEST + 1):
         assert apply_padded(apply, apply, np.zeros((rows, 1), np.float32)).shape == (rows, 1)
         assert sizes[-1] == (rows, 1)
+
+
+def test_outputs_are_where_the_variables_are_and_what_is_spread_over_devices_stays_as_it_is():
+    double, device = jax.jit(lambda x, by: x * by), jax.devices()[3]
+    by, x = jax.device_put(np.float32(2), device), np.ones((3, 1), np.float32)
+    found = apply_padded(double, lambda rows: double(rows, by), x, by)
+    assert found.devices() == {device}
+    assert found.tolist() == [[2.0]] * 3
+    mesh = jax.sharding.Mesh(jax.devices()[:3], "rows")
+    spread = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows")))
+    assert len(apply_padded(double, lambda rows: double(rows, 2.0), spread).devices()) == 3
 
 
 def test_what_is_added_brings_in_nothing_that_is_not_finite():
