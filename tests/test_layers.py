@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BASE = {"arrays", "checks", "paths", "shards", "types"}
+BASE = {"arrays", "bounds", "checks", "memo", "optimizers", "paths", "shards", "types"}
 MIDDLE = {"activations", "augment", "calibration", "data", "losses", "metrics", "ops"}
 MAY_IMPORT = {
     "checks": set(),
+    "bounds": {"checks"},
+    "memo": set(),
     "arrays": {"checks"},
     "paths": {"checks"},
-    "types": {"checks"},
+    "optimizers": {"checks"},
+    "types": {"checks", "optimizers"},
     "shards": {"types"},
     "tables": set(),
     **dict.fromkeys(MIDDLE, BASE),

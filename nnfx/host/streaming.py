@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from nnfx import checks, distributed, paths
+from nnfx import checks, distributed, memo, paths
 from nnfx.checkpoint import Description
-from nnfx.data.batching import steps_per_epoch
+from nnfx.data.batching import Order, in_order, steps_per_epoch
 from nnfx.data.prepare import Data, Preprocess
 from nnfx.data.stored import Batches, Stored, prefetched
 from nnfx.host import folder, signals
@@ -168,6 +168,7 @@ class Streaming:
         numbers = self.fit.check(key, data, hyper)
         if not checks.is_concrete((key, numbers)):
             raise ValueError("stream: expected a call outside of jit, vmap and grad, which no files are written in")
+        examples.verify(("targets", "weights"))
         validate.check_stored(self.fit, data, numbers, examples.targets, examples.weights)
         beginning, owner = self._begin(key, data, numbers, examples)
         if distributed.is_first():
@@ -212,8 +213,9 @@ class Streaming:
                 f" got {self._batch_size}"
             )
         rows = min(self._batch_size, len(examples))
-        inputs, targets = (jnp.asarray(np.asarray(array[:rows])) for array in (examples.inputs, examples.targets))
-        first = streaming.in_floats(Batch(inputs, targets, jnp.ones(rows, examples.weights.dtype)))
+        read = examples.take(Order(*(each[0] for each in in_order(rows, rows))))
+        read = jax.tree.map(jnp.asarray, read)  # later ones may have weights where these have none
+        first = streaming.in_floats(read._replace(weights=jnp.ones_like(read.weights)))
         if valid is not None:
             valid = jax.tree.map(jnp.asarray, streaming.in_floats(valid))
         nothing, none, one = (jnp.asarray(number, float) for number in (jnp.nan, 0, 1))
@@ -231,10 +233,8 @@ class Streaming:
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (standing, first, hyper))
         alone = self.fit.alone
         starting = jax.jit(partial(streaming.begin, alone)).lower(key, first, valid, hyper)
-        lowered = jax.jit(streaming.step, static_argnums=0).lower(
-            alone, shapes[0].run.train, shapes[0].measured, *shapes[1:]
-        )
-        ending = jax.jit(streaming.end_epoch, static_argnums=0).lower(
+        lowered = memo.compiled()(streaming.step).lower(alone, shapes[0].run.train, shapes[0].measured, *shapes[1:])
+        ending = memo.compiled()(streaming.end_epoch).lower(
             alone, shapes[0].run, shapes[0].before, shapes[0].measured, valid, hyper, np.float32(0)
         )
         described = {f"train.{name}": text for name, text in examples.words.items()}
