@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # With XLA_FLAGS=--xla_backend_optimization_level=0 (a way to compile faster, in test suites for instance) XLA on CPUs
-# computes an infinite gradient of a maximum over a group behind a small matrix product. At levels 1 to 3 it is right.
+# computes an infinite gradient of a maximum over a group behind a small matrix product. At level 1 it is right.
 #
 # Versions: jax 0.10.1 (CPU); also 0.9.2 and 0.12.0.1.
 # Seen: level 0: [inf 0. 0. 0. 0. 0.]; level 1: [1.934667 0. 0. 0. 0. 0.]

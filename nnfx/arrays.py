@@ -13,7 +13,17 @@ import numpy as np
 
 from nnfx import checks
 
-__all__ = ["as_numpy", "check_range", "check_spread", "column_names", "is_exact", "narrowed", "to_device"]
+__all__ = [
+    "as_array",
+    "as_numpy",
+    "check_range",
+    "check_spread",
+    "column_names",
+    "is_exact",
+    "narrowed",
+    "promoted",
+    "to_device",
+]
 
 WORST_ROUNDING = 1e-3
 """How much of its standard deviation a number may lose when it is rounded to the dtype of the device."""
@@ -255,3 +265,46 @@ def narrowed(name: str, array: np.ndarray, dtype: Any = None) -> np.ndarray:
         if lost.any():
             raise ValueError(f"{name}: expected numbers that {wanted} can hold, got {array[lost].flat[0]:g}")
     return converted
+
+
+def as_array(name: str, value: Any, *, floats: bool = False) -> Any:
+    """Return what users hold as an array on the device; traced arrays and those of JAX pass through.
+
+    Args:
+        name: of the argument, for errors.
+        value: as `as_numpy` takes it.
+        floats: whether booleans and integers become floats of the default dtype, so that nothing is truncated and no
+            unsigned difference wraps around.
+
+    Raises:
+        TypeError: as `as_numpy` does.
+        ValueError: as `as_numpy` does, and for numbers that the device cannot hold.
+
+    Example:
+        >>> as_array("labels", [0, 1])
+        Array([0, 1], dtype=int32)
+        >>> as_array("targets", np.array([2**40]), floats=True)
+        Array([1.0995116e+12], dtype=float32)
+    """
+    if not isinstance(value, jax.Array | jax.ShapeDtypeStruct):
+        value = as_numpy(name, value)
+        value = to_device(name, value.astype(np.float64) if floats and value.dtype.kind in "iub" else value)
+    checks.numeric(name, value)
+    if floats and not jnp.issubdtype(value.dtype, jnp.floating):
+        value = value.astype(jax.dtypes.canonicalize_dtype(float))
+    return value
+
+
+def promoted(*values: Any) -> list[Any]:
+    """Return arrays of JAX in the one dtype that holds them all, as JAX promotes them.
+
+    So a model takes inputs of another dtype than its parameters: half precision is computed in that of the parameters,
+    and integers become floats.
+
+    Example:
+        >>> [value.dtype.name for value in promoted(jnp.ones(2, jnp.float16), jnp.ones(2, jnp.float32))]
+        ['float32', 'float32']
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(*values)
+    return [jnp.asarray(value).astype(dtype) for value in values]

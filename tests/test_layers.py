@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "insight": BASE | MIDDLE | {"models", "scale", "tables", "training"},
     "forecasting": BASE | {"data", "losses", "metrics", "models", "ops", "scale", "tables", "training"},
     "compatibility": set(),
-    "cpu": {"checks"},
+    "cpu": {"checks", "paths"},
 }
 MAY_IMPORT["__init__"] = set(MAY_IMPORT)
 ONLY_WHERE_USED = {"grain", "matplotlib", "tqdm", "sklearn", "pooch", "tyro", "orbax", "torch", "keras", "tensorboard"}

@@ -88,7 +88,8 @@ def prepare(
 
     Args:
         inputs: `(rows, ...)`, numbers or booleans, as an array, a list, a tensor, or a frame or Series of pandas or
-            polars. Masked values of NumPy, and those that a frame lacks, are missing as NaN is.
+            polars; integers, booleans and half precision become the default float. Masked values of NumPy, and those
+            that a frame lacks, are missing as NaN is.
         targets: `(rows, ...)`, numbers or booleans, all of them known.
         key: a typed key that draws which rows are held out.
         valid_fraction: the part of the rows to hold out, at least 0 and below 1, to the nearest whole number of rows.
@@ -130,8 +131,8 @@ def prepare(
     is_kept = _keeps_integers(keep_integers, x, standardize, missing)
     standardize = not is_kept if standardize is None else standardize
     floats = jax.dtypes.canonicalize_dtype(x.dtype if jnp.issubdtype(x.dtype, np.floating) else float)
-    dtype = jax.dtypes.canonicalize_dtype(int) if is_kept else floats
-    shape, precise = x.shape[1:], at_least_float32(floats)
+    precise = at_least_float32(floats)  # in which models compute, whatever files hold
+    shape, dtype = x.shape[1:], jax.dtypes.canonicalize_dtype(int) if is_kept else precise
     x = x.astype(np.float64) if standardize or missing == "median" else x
 
     lost = np.isnan(x)
@@ -165,8 +166,8 @@ def prepare(
     if standardize:
         mean, scale = preprocess.moments
         x = (x - mean) / scale
-    elif not is_kept and not arrays.is_exact(given_dtype, floats):
-        arrays.check_spread("inputs", x[train], dtype=floats)
+    elif not is_kept and not arrays.is_exact(given_dtype, precise):
+        arrays.check_spread("inputs", x[train], dtype=precise)
 
     def batch(name: str, rows: np.ndarray) -> Batch:
         return Batch(

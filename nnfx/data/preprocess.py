@@ -79,6 +79,11 @@ class Preprocess:
         )
 
     @property
+    def fills(self) -> bool:
+        """Whether missing values are filled."""
+        return self.median is not None and np.ndim(self.median) > 0
+
+    @property
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """The mean and the scale in float64, on the host."""
         mean, scale = np.asarray(self.mean, np.float64), np.asarray(self.scale, np.float64)
@@ -120,9 +125,9 @@ class Preprocess:
 
     def _on_host(self, x: np.ndarray) -> np.ndarray:
         """Compute in float64, some rows at a time, and round once."""
-        dtype = jax.dtypes.canonicalize_dtype(x.dtype if jnp.issubdtype(x.dtype, np.floating) else self.mean.dtype)
+        dtype = self._dtype(x.dtype)
         mean, scale = self.moments
-        median = None if self.median is None else np.asarray(self.median, np.float64)
+        median = None if not self.fills else np.asarray(self.median, np.float64)
         features = x.shape[1:] if not self.indicators else (x.shape[1] + len(self.indicators),)
         prepared = np.empty((len(x), *features), dtype)
         may_miss = jnp.issubdtype(x.dtype, np.floating)
@@ -148,18 +153,24 @@ class Preprocess:
         """Compute in the precision of the device, for what is traced or spread over devices."""
         if isinstance(x, np.ndarray) and not jnp.issubdtype(x.dtype, np.floating):
             x = x.astype(self.mean.dtype)  # before JAX narrows whole numbers to 32 bits
-        x = jnp.asarray(x)
-        x = x if jnp.issubdtype(x.dtype, np.floating) else x.astype(self.mean.dtype)
+        x = jnp.asarray(x).astype(self._dtype(x.dtype))
         missing = jnp.isnan(x)
-        if self.median is not None:
-            x = jnp.where(missing, self.median.astype(x.dtype), x)
+        if self.fills:
+            x = jnp.where(missing, jnp.asarray(self.median, x.dtype), x)
         checks.finite("inputs", x)
         if self.indicators:
             x = jnp.concatenate([x, missing[:, jnp.array(self.indicators)].astype(x.dtype)], axis=1)
-        centred = x.astype(self.mean.dtype) - self.mean
+        centred = x - self.mean.astype(x.dtype)
         if self.remainder is not None:
-            centred = centred - self.remainder[0]
-        return (centred / self.scale).astype(x.dtype)
+            centred = centred - self.remainder[0].astype(x.dtype)
+        return centred / self.scale.astype(x.dtype)
+
+    def _dtype(self, given: Any) -> Any:
+        """Return the dtype of prepared inputs: that of the map, or a higher one that inputs have."""
+        own = self.mean.dtype
+        return (
+            jnp.promote_types(jax.dtypes.canonicalize_dtype(given), own) if jnp.issubdtype(given, np.floating) else own
+        )
 
     def raw_units(self, kernel: Array, bias: Array) -> tuple[Array, Array]:
         """Return the weights and bias of the same affine map, but on raw features.

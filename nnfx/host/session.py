@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
-from jax.stages import Lowered
 from jax.typing import ArrayLike
 
 from nnfx import checks, distributed, paths
@@ -208,7 +207,7 @@ class Session:
         numbers = self.fit.check(key, data, hyper)
         if not checks.is_concrete((key, data, numbers)):
             raise ValueError("session: expected a call outside of jit, vmap and grad, which no files are written in")
-        owner = Owner("session", key, numbers, self._identity(key, data, numbers))
+        beginning, owner = self._begin(key, data, numbers)
         if distributed.is_first():
             folder.require_usable(self.out, owner)
         saved = partial(folder.note_saved, self.out, owner)
@@ -218,7 +217,7 @@ class Session:
             ) as checkpoints,
             signals.caught() as asked,
         ):
-            snapshot, notes = self._resume(checkpoints, owner, data)
+            snapshot, notes = self._resume(checkpoints, beginning, owner, data)
             if not is_read_only(checkpoints, self._has_ended(snapshot)):
                 if distributed.is_first():
                     folder.note(self.out, notes.owner, saved=bool(snapshot.epoch))
@@ -231,38 +230,37 @@ class Session:
             leave(ending[0], f"left after epoch {snapshot.epoch} of {self.fit.epochs}, saved as {newest}")
         return self._run(snapshot, data)
 
-    def _identity(self, key: Array, data: Data, hyper: Hyper) -> Identity:
-        """Return what tells the run from others."""
+    def _begin(self, key: Array, data: Data, hyper: Hyper) -> tuple[Snapshot, Owner]:
+        """Return the shapes of where the run begins, and what tells it from others."""
         starting = loop.begin.lower(self.fit.alone, key, data.train, data.valid, hyper)
-        return Identity.of(self.fit, [starting, self._advancing(starting.out_info, data, hyper)], words(data))
-
-    def _advancing(self, state: Any, data: Data, hyper: Hyper) -> Lowered:
         shapes = jax.eval_shape(lambda *arrays: arrays, data.train, data.valid, hyper)
+        state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), starting.out_info)
         clock = Clock(np.float32(0), np.float32(0))
-        return loop.advance.lower(self.fit.alone, _shapes(state), *shapes, np.int32(0), clock)
+        advancing = loop.advance.lower(self.fit.alone, state, *shapes, np.int32(0), clock)
+        _, history = advancing.out_info
+        owner = Owner("session", key, hyper, Identity.of(self.fit, [starting, advancing], words(data)))
+        return Snapshot(key, hyper, state, {name: np.zeros(0, each.dtype) for name, each in history.items()}), owner
 
     def _has_ended(self, snapshot: Snapshot) -> bool:
         return snapshot.epoch >= self.fit.epochs or int(snapshot.state.stopped_by) != RUNNING
 
-    def _resume(self, checkpoints: Checkpoints, owner: Owner, data: Data) -> tuple[Snapshot, Notes]:
+    def _resume(
+        self, checkpoints: Checkpoints, beginning: Snapshot, owner: Owner, data: Data
+    ) -> tuple[Snapshot, Notes]:
         """Return where the run stands: in the newest checkpoint, or at its beginning."""
-        given = owner.key, data.train, data.valid, owner.hyper
-        state = jax.eval_shape(partial(loop.begin, self.fit), *given)
-        _, history = self._advancing(state, data, owner.hyper).out_info
-        start = functools.cache(lambda: loop.begin(self.fit, *given))
-
-        def after(epoch: int) -> Snapshot:
-            columns = {name: np.zeros(epoch, each.dtype) for name, each in history.items()}
-            return Snapshot(owner.key, owner.hyper, state, columns)
+        start = functools.cache(lambda: loop.begin(self.fit, owner.key, data.train, data.valid, owner.hyper))
 
         def expected(description: Description) -> Snapshot:
             folder.require_same(self.out, description.about, owner, lambda: moments(start()))
-            return after(description.about["epoch"])
+            epoch = description.about["epoch"]
+            return beginning._replace(
+                history={name: np.zeros(epoch, none.dtype) for name, none in beginning.history.items()}
+            )
 
         found = checkpoints.resume(expected, skip_damaged=self.skip_damaged)
         if found is None:
             owner = owner.starting_from(moments(start()))
-            return after(0)._replace(state=start()), Notes(owner)
+            return beginning._replace(state=start()), Notes(owner)
         path, description, snapshot = found
         about = description.about
         warn_of_other_means(path, about, owner)
@@ -414,10 +412,6 @@ def warn_of_other_means(path: Path, saved: Mapping[str, Any], owner: Owner) -> N
             f"{path}: made with {', '.join(others)}: the run goes on, perhaps not to the bits that it would have had",
             stacklevel=4,
         )
-
-
-def _shapes(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
 def _name(name: Any) -> str:

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jax.stages import Compiled
 
 from nnfx import memo
+from nnfx.data.folds import Folds
 from nnfx.data.prepare import Preprocess
 from nnfx.scale.mapping import one_by_one, side_by_side
 from nnfx.scale.parallel import AXIS, data_parallel
@@ -37,44 +38,26 @@ class Fixed(NamedTuple):
         train: what is trained on.
         valid: what is held out, or None.
         preprocess: the map from raw features.
-        fold_of_row: which fold holds out each row, `(rows,)`, or None without folds.
+        folds: how the rows are parted, or None.
     """
 
     train: Batch
     valid: Batch | None
     preprocess: Preprocess
-    fold_of_row: Array | None
+    folds: Folds | None
 
 
 def fold_data(fixed: Fixed, fold: Array) -> tuple[Batch, Batch | None, Preprocess]:
     """Return the training and the held-out part of one fold: the same rows with other weights.
 
-    Features that were standardised are standardised anew, from the rows that this fold trains on.
+    Features that were standardised or filled are so anew, by the rows that this fold trains on.
     """
-    if fixed.fold_of_row is None:
+    if fixed.folds is None:
         return fixed.train, fixed.valid, fixed.preprocess
     inputs, targets, weights = fixed.train
-    is_held_out = fixed.fold_of_row == fold
-    preprocess = fixed.preprocess
-    if preprocess.mean.ndim:
-        mine = jnp.where(is_held_out, 0.0, 1.0).astype(inputs.dtype)
-        share = (mine / mine.sum()).reshape(-1, *[1] * (inputs.ndim - 1))
-        pooled = tuple(i for i in range(1, inputs.ndim) if preprocess.mean.shape[i] == 1 != inputs.shape[i])
-
-        def average(values: Array) -> Array:
-            return (values * share).sum(0, keepdims=True).mean(pooled, keepdims=True)
-
-        mean = average(inputs)
-        scale = jnp.sqrt(average(jnp.square(inputs - mean)))
-        scale = jnp.where(scale > 1e-6, scale, 1)
-        inputs = (inputs - mean) / scale
-        preprocess = Preprocess(
-            preprocess.median,
-            preprocess.mean + preprocess.scale * mean,
-            preprocess.scale * scale,
-            preprocess.indicators,
-            preprocess.shape,
-        )
+    inputs = fixed.folds.inputs(inputs, fixed.preprocess, fold)
+    preprocess = jax.tree.map(lambda stack: stack[fold], fixed.folds.preprocess)
+    is_held_out = fixed.folds.of_row == fold
     train = Batch(inputs, targets, jnp.where(is_held_out, 0, weights))
     valid = Batch(inputs, targets, jnp.where(is_held_out, weights, 0))
     return train, valid, preprocess

@@ -42,8 +42,24 @@ def _number(value: ArrayLike) -> Array:
 def _progress(step: ArrayLike, begin: ArrayLike, end: ArrayLike) -> Array:
     """Say how much of the way from one step to another is done, from 0 to 1."""
     done, length = _number(step) - begin, _number(end) - begin
-    some = length > 0
-    return jnp.where(some, jnp.clip(done / jnp.where(some, length, 1), 0, 1), _number(done >= 0))
+    # A compiler may multiply by the reciprocal, which can make the end of the way a little less than 1.
+    is_over, some = (done >= length) & (done >= 0), length > 0
+    return jnp.where(is_over, 1, jnp.clip(done / jnp.where(some, length, 1), 0, 1))
+
+
+def _whole_times(step: ArrayLike, length: ArrayLike) -> Array:
+    """Say how often a length fits into the steps made: exactly where both are whole numbers, as a quotient is not."""
+    made, length = jnp.asarray(step), _number(length)
+    if jnp.issubdtype(made.dtype, jnp.integer):
+        made = made.astype(jnp.result_type(int))
+    times = jnp.floor(_number(made) / length)
+    times += jnp.where((times + 1) * length <= made, 1, 0)
+    times -= jnp.where(times * length > made, 1, 0)
+    if not jnp.issubdtype(made.dtype, jnp.integer):
+        return times
+    is_whole = (length == jnp.round(length)) & (length >= 1) & (length < 2**30)
+    whole = jnp.where(is_whole, length, 1).astype(made.dtype)
+    return jnp.where(is_whole, _number(made // whole), times)
 
 
 def _cosine(start: ArrayLike, end: ArrayLike, progress: Array) -> Array:
@@ -79,7 +95,7 @@ def polynomial(start: NonNegative, end: NonNegative, total_steps: Positive, powe
     checks.number("power", power, above=0)
 
     def rate(step: ArrayLike) -> Array:
-        left = 1 - _progress(step, 0, total_steps)
+        left = _progress(_number(total_steps) - step, 0, total_steps)
         some = left > 0
         # A power below 1 has an infinite slope at zero, which would make the gradient NaN.
         factor = jnp.where(some, jnp.where(some, left, 1) ** power, 0)
@@ -117,8 +133,8 @@ def exponential_decay(
     checks.number("decay_rate", decay_rate, above=0)
 
     def rate(step: ArrayLike) -> Array:
-        times = _number(step) / transition_steps
-        return _number(decay_rate) ** (jnp.floor(times) if staircase else times) * start
+        times = _whole_times(step, transition_steps) if staircase else _number(step) / transition_steps
+        return _number(decay_rate) ** times * start
 
     return rate
 
@@ -131,7 +147,8 @@ def warmup_cosine(peak: Positive, warmup_steps: NonNegative, total_steps: Positi
 
     Args:
         peak: the highest rate, positive; may be traced, as may all others.
-        warmup_steps: W, in steps, from 0 to T.
+        warmup_steps: W, in steps, at least 0 and below T. Where a traced one is T, the rate is `peak` at T and `end`
+            from there on.
         total_steps: T, in steps, positive, those of the warm-up among them.
         end: the last rate, not negative.
 
@@ -152,11 +169,13 @@ def warmup_cosine(peak: Positive, warmup_steps: NonNegative, total_steps: Positi
     checks.number("peak", peak, above=0)
     checks.number("total_steps", total_steps, above=0)
     longest = np.asarray(total_steps).item() if checks.is_concrete(total_steps) else None
-    checks.number("warmup_steps", warmup_steps, minimum=0, maximum=longest)
+    checks.number("warmup_steps", warmup_steps, minimum=0, below=longest)
     checks.number("end", end, minimum=0)
 
     def rate(step: ArrayLike) -> Array:
-        return _progress(step, 0, warmup_steps) * _cosine(peak, end, _progress(step, warmup_steps, total_steps))
+        is_up = _number(step) <= warmup_steps  # at W the second part may be over, where there is none
+        down = _cosine(peak, end, jnp.where(is_up, 0, _progress(step, warmup_steps, total_steps)))
+        return jnp.where(is_up, peak * _progress(step, 0, warmup_steps), down)
 
     return rate
 
@@ -223,11 +242,12 @@ def reduce_on_plateau(
     """Multiply the updates by a scale that shrinks by `factor` where the loss has stopped improving.
 
     The losses handed to `update(..., value=loss)` are averaged, `accumulation_size` at a time. An average below
-    `(1 − rtol) · best − atol` is an improvement; `patience` averages without one on end shrink the scale, and after
-    that `cooldown` averages are not counted. Chain it behind the optimizer.
+    `best − rtol · |best| − atol` is an improvement, whatever the sign of the losses; `patience` averages in a row
+    without one shrink the scale, and after that `cooldown` averages are not counted. Chain it behind the optimizer.
 
-    As `optax.contrib.reduce_on_plateau`, with the same numbers and the same state; there factor, rtol and atol cannot
-    be traced.
+    As `optax.contrib.reduce_on_plateau`, with the same numbers and the same kind of state; there factor, rtol and atol
+    cannot be traced, a negative loss that grows counts as an improvement, and the best value begins with infinity. Here
+    it begins with the largest finite number.
 
     Args:
         factor: between 0 and 1, by how much to shrink; may be traced, as may all others.
@@ -267,7 +287,7 @@ def reduce_on_plateau(
         zero, none = _number(0), jnp.asarray(0, jnp.int32)
         return ReduceLROnPlateauState(
             scale=jnp.ones_like(zero),
-            best_value=jnp.full_like(zero, jnp.inf),
+            best_value=jnp.full_like(zero, jnp.finfo(zero.dtype).max),
             plateau_count=none,
             cooldown_count=none,
             count=none,
@@ -275,7 +295,7 @@ def reduce_on_plateau(
         )
 
     def judge(state: ReduceLROnPlateauState) -> ReduceLROnPlateauState:
-        improved = state.avg_value < (1 - rtol) * state.best_value - atol
+        improved = state.avg_value < (1 - rtol * jnp.sign(state.best_value)) * state.best_value - atol
         cooling = state.cooldown_count > 0
         waited = jnp.where(improved | cooling, 0, state.plateau_count + 1)
         shrink = waited >= patience

@@ -142,6 +142,8 @@ def make_step(
         memory cost*, 2016.
     """
     checks.positive_integer("micro_batches", micro_batches)
+    if compute_dtype is not None and not jnp.issubdtype(compute_dtype, jnp.floating):
+        raise TypeError(f"compute_dtype: expected floats, such as jnp.bfloat16, got {jnp.dtype(compute_dtype).name}")
     checks.choice("precision", precision, ("float32", "tensorfloat32", "bfloat16"))
     optimizer = as_optimizer("optimizer", optimizer)
     measures = {"loss": loss, **(metrics or {})}

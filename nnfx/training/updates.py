@@ -30,8 +30,8 @@ def update(
 ) -> tuple[Params, Any]:
     """Return the updates and the new state of an optimizer; the derivative of both is finite.
 
-    The values are those of `optimizer.update`, to the bit. Where a slope is infinite, the derivative is taken beside that
-    point: zeros of the optimizer's state count as a tiny positive number. A mean of squares that is zero is at its
+    The values are those of `optimizer.update`, to the bit. Where a slope is infinite, the derivative is taken beside
+    that point: zeros of the optimizer's state count as a tiny positive number. A mean of squares that is zero is at its
     minimum and does not change to first order, so that what its slope is multiplied by is zero.
 
     Args:
