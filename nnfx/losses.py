@@ -16,6 +16,7 @@ import optax
 from jax.typing import ArrayLike
 
 from nnfx import arrays, checks, ops
+from nnfx.bounds import Positive, Share
 from nnfx.types import Array, Mean, PerExample, at_least_float32
 
 __all__ = [
@@ -140,7 +141,7 @@ def _smoothed(labels: Array, label_smoothing: ArrayLike, classes: int) -> Array:
 
 
 @_with_check(_check_binary)
-def binary_cross_entropy(logits: Array, labels: Array, label_smoothing: ArrayLike = 0.0) -> Array:
+def binary_cross_entropy(logits: Array, labels: Array, label_smoothing: Share = 0.0) -> Array:
     """Binary cross-entropy from logits z: `−y log σ(z) − (1 − y) log(1 − σ(z))`.
 
     With label smoothing s the labels become `y (1 − s) + s / 2`. An infinite logit has no loss and no gradient where it
@@ -171,9 +172,7 @@ def binary_cross_entropy(logits: Array, labels: Array, label_smoothing: ArrayLik
 
 
 @_with_check(_check_binary)
-def binary_cross_entropy_from_probabilities(
-    probabilities: Array, labels: Array, label_smoothing: ArrayLike = 0.0
-) -> Array:
+def binary_cross_entropy_from_probabilities(probabilities: Array, labels: Array, label_smoothing: Share = 0.0) -> Array:
     """Binary cross-entropy from probabilities p: `−y log p − (1 − y) log(1 − p)`, finite at 0 and 1.
 
     The logarithms are cut off at the smallest positive number, and at the largest below 1, of the dtype; beyond, the
@@ -210,7 +209,7 @@ def binary_cross_entropy_from_probabilities(
 
 
 @_with_check(_check_categorical)
-def categorical_cross_entropy(logits: Array, labels: Array, label_smoothing: ArrayLike = 0.0) -> Array:
+def categorical_cross_entropy(logits: Array, labels: Array, label_smoothing: Share = 0.0) -> Array:
     """Categorical cross-entropy from logits z: `−Σₖ yₖ log softmax(z)ₖ`.
 
     With label smoothing s, over K classes, the labels become `y (1 − s) + s / K`.
@@ -305,7 +304,7 @@ def mean_absolute_error(outputs: Array, targets: Array) -> Array:
 
 
 @_with_check(_check_real)
-def huber(outputs: Array, targets: Array, delta: ArrayLike = 1.0) -> Array:
+def huber(outputs: Array, targets: Array, delta: Positive = 1.0) -> Array:
     """Huber loss: `e²/2` for errors `|e| ≤ δ` and `δ (|e| − δ/2)` beyond, the mean over the outputs.
 
     Args:

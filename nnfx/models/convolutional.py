@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from nnfx import activations, arrays, checks, ops
 from nnfx.activations import Activation
+from nnfx.bounds import BelowOne
 from nnfx.models import initializers
 from nnfx.models.adapters import from_linen
 from nnfx.models.dense import MLP, Perceptron
@@ -143,7 +144,7 @@ def cnn(
     activation: str | Activation = "relu",
     initializer: str | Initializer = "he_normal",
     bias_initializer: str | Initializer = "zeros",
-    dropout: ArrayLike = 0.0,
+    dropout: BelowOne = 0.0,
     batch_norm: bool = False,
     axes: int | None = None,
 ) -> Model:

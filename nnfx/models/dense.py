@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 
 from nnfx import activations, arrays, checks, ops
 from nnfx.activations import Activation
+from nnfx.bounds import BelowOne
 from nnfx.models import initializers
 from nnfx.models.adapters import from_linen
 from nnfx.models.normalization import BatchNorm
@@ -119,7 +120,7 @@ def mlp(
     activation: str | Activation = "relu",
     initializer: str | Initializer = "lecun_normal",
     bias_initializer: str | Initializer = "zeros",
-    dropout: ArrayLike = 0.0,
+    dropout: BelowOne = 0.0,
     batch_norm: bool = False,
 ) -> Model:
     """A deep network: `hₗ = g(hₗ₋₁Wₗ + bₗ)` for each hidden layer, then logits `h W + b`.

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import flax.linen as nn
 import jax
@@ -12,34 +12,13 @@ from jax.typing import ArrayLike
 
 from nnfx import activations, arrays, checks, ops
 from nnfx.activations import Activation
+from nnfx.bounds import BelowOne
 from nnfx.models import initializers
 from nnfx.models.adapters import from_linen
 from nnfx.models.dense import Perceptron
 from nnfx.ops.cells import Cell, RecurrentWeights, State
 from nnfx.ops.recurrence import Formulation
-from nnfx.types import Array, Model, Stream, Variables
-
-
-class Sequences(NamedTuple):
-    """Sequences of unequal length, or with a state to begin with, as the inputs of a recurrent model.
-
-    Attributes:
-        values: `(batch, time, features)`.
-        lengths: integers `(batch,)`, how many steps of each are real, the rest being padding; None where all are.
-        state: what the model begins with, as its `stream` has it: for each layer a tuple of arrays
-            `(batch, hidden)`; in a network of both directions each layer is followed by that in reverse. None for
-            zeros.
-
-    Example:
-        >>> model = gru(outputs=2, hidden=(4,))
-        >>> inputs = Sequences(jnp.ones((3, 5, 1)), lengths=jnp.array([5, 2, 0]))
-        >>> model.apply(model.init(jax.random.key(0), inputs), inputs).shape
-        (3, 2)
-    """
-
-    values: Array
-    lengths: Array | None = None
-    state: tuple[State, ...] | None = None
+from nnfx.types import Array, Model, Sequences, Stream, Variables
 
 
 class RecurrentLayer(nn.Module):
@@ -215,7 +194,7 @@ def rnn(
     hidden: Sequence[int] = (64,),
     activation: str | Activation = "tanh",
     bidirectional: bool = False,
-    dropout: ArrayLike = 0.0,
+    dropout: BelowOne = 0.0,
     returns: Literal["last", "all"] = "last",
     stateful: bool = False,
     initializer: str | Initializer = "glorot_uniform",
@@ -275,7 +254,7 @@ def lstm(
     outputs: int | None = 1,
     hidden: Sequence[int] = (64,),
     bidirectional: bool = False,
-    dropout: ArrayLike = 0.0,
+    dropout: BelowOne = 0.0,
     returns: Literal["last", "all"] = "last",
     stateful: bool = False,
     forget_bias: ArrayLike = 1.0,
@@ -341,7 +320,7 @@ def gru(
     outputs: int | None = 1,
     hidden: Sequence[int] = (64,),
     bidirectional: bool = False,
-    dropout: ArrayLike = 0.0,
+    dropout: BelowOne = 0.0,
     returns: Literal["last", "all"] = "last",
     stateful: bool = False,
     initializer: str | Initializer = "glorot_uniform",

@@ -26,6 +26,7 @@ from jax.typing import ArrayLike
 from optax.contrib import ReduceLROnPlateauState
 
 from nnfx import checks
+from nnfx.bounds import AtLeastOne, BelowOne, Inside, NonNegative, Positive, Share
 from nnfx.types import Array, Params
 
 __all__ = ["exponential_decay", "one_cycle", "polynomial", "reduce_on_plateau", "warmup_cosine"]
@@ -66,7 +67,7 @@ def _cosine(start: ArrayLike, end: ArrayLike, progress: Array) -> Array:
     return (_number(start) - end) * (1 + jnp.cos(jnp.pi * progress)) / 2 + end
 
 
-def polynomial(start: ArrayLike, end: ArrayLike, total_steps: ArrayLike, power: ArrayLike = 1.0) -> Schedule:
+def polynomial(start: NonNegative, end: NonNegative, total_steps: Positive, power: Positive = 1.0) -> Schedule:
     """From `start` to `end` along `end + (start − end) (1 − t/T)ᵖ`, a line unless told otherwise.
 
     As `optax.polynomial_schedule`, whose T cannot be traced.
@@ -104,7 +105,7 @@ def polynomial(start: ArrayLike, end: ArrayLike, total_steps: ArrayLike, power: 
 
 
 def exponential_decay(
-    start: ArrayLike, transition_steps: ArrayLike, decay_rate: ArrayLike, staircase: bool = False
+    start: NonNegative, transition_steps: Positive, decay_rate: Positive, staircase: bool = False
 ) -> Schedule:
     """Multiply the rate by γ every T steps: `start · γ^(t/T)`, and in a staircase `start · γ^⌊t/T⌋`.
 
@@ -138,7 +139,7 @@ def exponential_decay(
     return rate
 
 
-def warmup_cosine(peak: ArrayLike, warmup_steps: ArrayLike, total_steps: ArrayLike, end: ArrayLike = 0.0) -> Schedule:
+def warmup_cosine(peak: Positive, warmup_steps: NonNegative, total_steps: Positive, end: NonNegative = 0.0) -> Schedule:
     """From zero in a line to `peak` at step W, then along half a cosine to `end` at step T.
 
     `peak · t/W` up to W, then `end + (peak − end) (1 + cos(π (t − W)/(T − W))) / 2`, and `end` from T on. As
@@ -180,11 +181,11 @@ def warmup_cosine(peak: ArrayLike, warmup_steps: ArrayLike, total_steps: ArrayLi
 
 
 def one_cycle(
-    peak: ArrayLike,
-    total_steps: ArrayLike,
-    pct_start: ArrayLike = 0.3,
-    div_factor: ArrayLike = 25.0,
-    final_div_factor: ArrayLike = 1e4,
+    peak: Positive,
+    total_steps: Positive,
+    pct_start: Share = 0.3,
+    div_factor: Positive = 25.0,
+    final_div_factor: Positive = 1e4,
 ) -> Schedule:
     """Along half a cosine from `peak / d` up to `peak` at step `s T`, and along another to `peak / (d f)` at T.
 
@@ -230,13 +231,13 @@ def one_cycle(
 
 
 def reduce_on_plateau(
-    factor: ArrayLike = 0.1,
-    patience: ArrayLike = 10,
-    rtol: ArrayLike = 1e-4,
-    atol: ArrayLike = 0.0,
-    cooldown: ArrayLike = 0,
-    accumulation_size: ArrayLike = 1,
-    min_scale: ArrayLike = 0.0,
+    factor: Inside = 0.1,
+    patience: AtLeastOne = 10,
+    rtol: BelowOne = 1e-4,
+    atol: NonNegative = 0.0,
+    cooldown: NonNegative = 0,
+    accumulation_size: AtLeastOne = 1,
+    min_scale: Share = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Multiply the updates by a scale that shrinks by `factor` where the loss has stopped improving.
 
