@@ -54,7 +54,7 @@ class Folds(NamedTuple):
             return cls(of_row, stacked, None)
         inputs, fold_of_row = np.asarray(data.inputs), np.asarray(of_row)
         measured = np.asarray(data.weights) > 0
-        mean, scale = (np.broadcast_to(each, _shape(preprocess, inputs)) for each in preprocess.moments)
+        mean, scale = (np.broadcast_to(each, _shape(preprocess, inputs)) for each in preprocess.exact[:2])
         missing = _missing(inputs, preprocess)
         changes, maps = [], []
         for fold in range(count):
