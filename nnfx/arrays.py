@@ -13,7 +13,17 @@ import numpy as np
 
 from nnfx import checks
 
-__all__ = ["as_numpy", "check_range", "check_spread", "column_names", "is_exact", "to_device"]
+__all__ = [
+    "as_array",
+    "as_numpy",
+    "check_range",
+    "check_spread",
+    "column_names",
+    "is_exact",
+    "narrowed",
+    "promoted",
+    "to_device",
+]
 
 WORST_ROUNDING = 1e-3
 """How much of its standard deviation a number may lose when it is rounded to the dtype of the device."""
@@ -54,7 +64,7 @@ def as_numpy(name: str, value: Any, *, masked_as_nan: bool = False) -> Any:
     if text:
         raise TypeError(f"{name}: expected numbers in every column, got {text[0][1]} in column {text[0][0]!r}")
     checks.numeric(name, array)
-    return array
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _columns_of_text(value: Any) -> list[tuple[str, Any]]:
@@ -235,6 +245,15 @@ def to_device(name: str, array: Any, dtype: Any = None) -> Any:
     """
     if isinstance(array, jax.core.Tracer | jax.Array):
         return array if dtype is None else array.astype(dtype)
+    return jnp.asarray(narrowed(name, array, dtype))
+
+
+def narrowed(name: str, array: np.ndarray, dtype: Any = None) -> np.ndarray:
+    """Return an array on the host in the dtype that JAX has for it, or in that for another; see `to_device`.
+
+    Raises:
+        ValueError: for integers that wrap around and floats that become infinite in that dtype.
+    """
     wanted = jax.dtypes.canonicalize_dtype(array.dtype if dtype is None else dtype)
     with np.errstate(over="ignore", invalid="ignore"):
         converted = array.astype(wanted)
@@ -245,4 +264,47 @@ def to_device(name: str, array: Any, dtype: Any = None) -> Any:
         lost = np.isinf(converted) & np.isfinite(array)
         if lost.any():
             raise ValueError(f"{name}: expected numbers that {wanted} can hold, got {array[lost].flat[0]:g}")
-    return jnp.asarray(converted)
+    return converted
+
+
+def as_array(name: str, value: Any, *, floats: bool = False) -> Any:
+    """Return what users hold as an array on the device; traced arrays and those of JAX pass through.
+
+    Args:
+        name: of the argument, for errors.
+        value: as `as_numpy` takes it.
+        floats: whether booleans and integers become floats of the default dtype, so that nothing is truncated and no
+            unsigned difference wraps around.
+
+    Raises:
+        TypeError: as `as_numpy` does.
+        ValueError: as `as_numpy` does, and for numbers that the device cannot hold.
+
+    Example:
+        >>> as_array("labels", [0, 1])
+        Array([0, 1], dtype=int32)
+        >>> as_array("targets", np.array([2**40]), floats=True)
+        Array([1.0995116e+12], dtype=float32)
+    """
+    if not isinstance(value, jax.Array | jax.ShapeDtypeStruct):
+        value = as_numpy(name, value)
+        value = to_device(name, value.astype(np.float64) if floats and value.dtype.kind in "iub" else value)
+    checks.numeric(name, value)
+    if floats and not jnp.issubdtype(value.dtype, jnp.floating):
+        value = value.astype(jax.dtypes.canonicalize_dtype(float))
+    return value
+
+
+def promoted(*values: Any) -> list[Any]:
+    """Return arrays of JAX in the one dtype that holds them all, as JAX promotes them.
+
+    So a model takes inputs of another dtype than its parameters: half precision is computed in that of the parameters,
+    and integers become floats.
+
+    Example:
+        >>> [value.dtype.name for value in promoted(jnp.ones(2, jnp.float16), jnp.ones(2, jnp.float32))]
+        ['float32', 'float32']
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(*values)
+    return [jnp.asarray(value).astype(dtype) for value in values]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from nnfx.types import Array
 
-__all__ = ["Split", "draw", "gathered", "is_left_to_xla", "own", "split", "total", "weights"]
+__all__ = ["Split", "draw", "gathered", "is_left_to_xla", "is_split", "own", "split", "total", "weights"]
 
 Tree = TypeVar("Tree")
 
@@ -66,6 +66,15 @@ def is_left_to_xla() -> bool:
     False
     """
     return jax.sharding.AxisType.Auto in jax.sharding.get_abstract_mesh().axis_types
+
+
+def is_split() -> bool:
+    """Say whether what is traced here sees one device's share of a batch.
+
+    >>> is_split()
+    False
+    """
+    return _SPLIT.get() is not None
 
 
 def total(tree: Tree) -> Tree:

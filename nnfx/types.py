@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from nnfx import checks
+from nnfx import checks, optimizers
 
 Array = jax.Array
 Params = Any
@@ -68,7 +68,7 @@ class Stream(NamedTuple):
     """A recurrent model one step at a time, for data that come in one by one; the same numbers as the whole sequence.
 
     Attributes:
-        start: `(batch_size, dtype=float32) -> state`, what it remembers before the first step: zeros.
+        start: `(batch_size, dtype=None) -> state`, what it remembers before the first step: zeros.
         step: `(variables, state, x) -> (state, outputs)`, from `(batch, features)` to `(batch, outputs)`.
     """
 
@@ -99,14 +99,40 @@ class Batch(NamedTuple):
     """Examples with their targets and weights; a data set is one large batch.
 
     Attributes:
-        inputs: `(batch, ...)`.
+        inputs: `(batch, ...)`, an array or a tree of them, such as `Sequences`.
         targets: `(batch, ...)`.
-        weights: `(batch,)`, the weight of each example in the loss; zero marks padding.
+        weights: `(batch,)`, the weight of each example in the loss; zero marks padding. Or `(batch, time)`, the weight
+            of each step, for a model with outputs `(batch, time, ...)`: losses and metrics are then taken of each step.
     """
 
     inputs: Any
     targets: Array
     weights: Array
+
+
+class Sequences(NamedTuple):
+    """Sequences of unequal length, or with a state to begin with, as the inputs of a recurrent model.
+
+    Where a model has outputs at every step, `(batch, time, ...)`, losses and metrics are taken of the real steps alone.
+
+    Attributes:
+        values: `(batch, time, features)`.
+        lengths: integers `(batch,)`, how many steps of each are real, the rest being padding; None where all are.
+        state: what the model begins with, as its `stream` has it: for each layer a tuple of arrays
+            `(batch, hidden)`; in a network of both directions each layer is followed by that in reverse. None for
+            zeros.
+
+    Example:
+        >>> from nnfx.models import gru
+        >>> model = gru(outputs=2, hidden=(4,))
+        >>> inputs = Sequences(jnp.ones((3, 5, 1)), lengths=jnp.array([5, 2, 0]))
+        >>> model.apply(model.init(jax.random.key(0), inputs), inputs).shape
+        (3, 2)
+    """
+
+    values: Array
+    lengths: Array | None = None
+    state: tuple[tuple[Array, ...], ...] | None = None
 
 
 class Fault(NamedTuple):
@@ -163,16 +189,24 @@ class TrainState(NamedTuple):
 
     @property
     def evaluated(self) -> Variables:
-        """What the run is judged by: the average of its variables where it keeps one, else the latest."""
-        return self.variables if self.average is None else self.average.variables
+        """What the run is judged by: the average of its variables where it keeps one, else the latest.
+
+        Of optimizers that are evaluated with other weights than they step, such as `optax.contrib.schedule_free` and
+        `optax.lookahead`, those.
+        """
+        if self.average is not None:
+            return self.average.variables
+        return {"params": optimizers.evaluation_params(self.opt_state, self.params), **self.model_state}
 
 
 def at_least_float32(dtype: Any) -> Any:
     """Return the floating dtype to count and average in: half precision cannot count to 3,000.
 
-    >>> at_least_float32(jnp.bfloat16), at_least_float32(jnp.float64)
-    (<class 'jax.numpy.float32'>, <class 'jax.numpy.float64'>)
+    >>> at_least_float32(jnp.bfloat16), at_least_float32(jnp.float64), at_least_float32(bool)
+    (<class 'jax.numpy.float32'>, <class 'jax.numpy.float64'>, dtype('float32'))
     """
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return jax.dtypes.canonicalize_dtype(float)
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
 
 
@@ -191,15 +225,21 @@ class Mean(NamedTuple):
     def of(cls, values: Array, weights: Array | None = None) -> "Mean":
         """Weigh one value per example, `(batch,)`, in float32 at least; every weight is 1 where none are given.
 
+        A value of weight zero does not count, whatever it is. Negative weights make the mean NaN.
+
         Raises:
+            TypeError: for values that are not real numbers or booleans.
             ValueError: for values that are not one per example, or other than one weight per value.
 
         Example:
-            >>> Mean.of(jnp.array([1.0, 3.0, 9.0]), jnp.array([1.0, 1.0, 0.0])).value
+            >>> Mean.of(jnp.array([1.0, 3.0, jnp.inf]), jnp.array([1.0, 1.0, 0.0])).value
             Array(2., dtype=float32)
+            >>> Mean.of(jnp.array([True, False])).value
+            Array(0.5, dtype=float32)
         """
         if values.ndim != 1:
             raise ValueError(f"values: expected one per example, (batch,), got {checks.describe(values)}")
+        checks.numeric("values", values)
         dtype = at_least_float32(values.dtype)
         values = values.astype(dtype)
         if weights is None:
@@ -207,13 +247,14 @@ class Mean(NamedTuple):
         if weights.shape != values.shape:
             raise ValueError(f"weights: expected one per example, {values.shape}, got {checks.describe(weights)}")
         weights = weights.astype(dtype)
-        return cls(jnp.vdot(weights, values), weights.sum())
+        weights = jnp.where(weights >= 0, weights, jnp.nan)
+        return cls(jnp.vdot(weights, jnp.where(weights != 0, values, 0)), weights.sum())
 
     @property
     def value(self) -> Array:
-        """`total / weight`, and zero where nothing was weighed."""
-        some = self.weight > 0
-        return jnp.where(some, self.total / jnp.where(some, self.weight, 1), 0)
+        """`total / weight`, and NaN where nothing was weighed."""
+        is_some = self.weight > 0
+        return jnp.where(is_some, self.total / jnp.where(is_some, self.weight, 1), jnp.nan)
 
 
 PerExample = Callable[..., Array]

@@ -183,4 +183,5 @@ def take(data: Batch, order: Order) -> Batch:
         Array([1., 0.], dtype=float32)
     """
     batch = jax.tree.map(lambda array: jnp.asarray(array).at[order.rows].get(mode="promise_in_bounds"), data)
-    return batch._replace(weights=jnp.where(order.is_real, batch.weights, 0))
+    is_real = order.is_real.reshape(order.is_real.shape + (1,) * (data.weights.ndim - 1))
+    return batch._replace(weights=jnp.where(is_real, batch.weights, 0))

@@ -5,7 +5,8 @@ from nnfx.models.adapters import from_linen, from_nnx
 from nnfx.models.convolutional import avg_pool, cnn, conv, lenet, max_pool, resnet
 from nnfx.models.dense import mlp, perceptron
 from nnfx.models.normalization import BatchNorm
-from nnfx.models.recurrent import Sequences, gru, lstm, rnn
+from nnfx.models.recurrent import gru, lstm, rnn
+from nnfx.types import Sequences
 
 __all__ = [
     "BatchNorm",

@@ -5,7 +5,6 @@ and the fold of each group; and what all share.
 """
 
 import functools
-import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.stages import Compiled
 
+from nnfx import memo
 from nnfx.data.folds import Folds
 from nnfx.data.prepare import Preprocess
 from nnfx.scale.mapping import one_by_one, side_by_side
@@ -144,7 +144,7 @@ class Programs:
     """
 
     def __init__(self, fit: Fit, mesh: Mesh, axis: int, at_once: int | None) -> None:
-        self._fit = weakref.ref(fit)  # whoever sweeps holds it; its programs must not keep it alive
+        self._fit = fit
         self._mesh = mesh
         self._axis, self._at_once = axis, at_once
         self._chunks: dict[int, Program] = {}
@@ -185,10 +185,8 @@ class Programs:
         return results, jax.tree.map(lambda leaf: leaf[None], room)
 
     def _parts(self, hyper: Hyper) -> Parts:
-        fit = self._fit()
-        assert fit is not None
         # what is a run's own way to use devices is the sweep's to decide
-        return fit.parts(hyper)._replace(parallel=data_parallel if AXIS in self._mesh.axis_names else None)
+        return self._fit.parts(hyper)._replace(parallel=data_parallel if AXIS in self._mesh.axis_names else None)
 
     def _start(self, group: Groups, shared: tuple[Array, Fixed]) -> Callable[[Hyper], RunState]:
         key, fixed = shared
@@ -225,13 +223,7 @@ def _without_keys(state: RunState) -> RunState:
     return state._replace(train=state.train._replace(key=None), order_key=None)  # type: ignore[arg-type]
 
 
-_PROGRAMS: weakref.WeakKeyDictionary[Fit, dict[Any, Programs]] = weakref.WeakKeyDictionary()
-
-
 def programs_of(fit: Fit, mesh: Mesh, axis: int, at_once: int | None) -> Programs:
     """Return the programs of a run's function, made once for all its sweeps."""
-    made = _PROGRAMS.setdefault(fit, {})
     key = mesh, axis, at_once
-    if key not in made:
-        made[key] = Programs(fit, *key)
-    return made[key]
+    return memo.held(fit, (Programs, *key), lambda: Programs(fit, *key))

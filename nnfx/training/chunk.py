@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
 from nnfx.data import batching
-from nnfx.training.step import evaluate, init_state, split_key
+from nnfx.training import rows
+from nnfx.training.step import EVALUATION_ROWS, evaluate, init_state, split_key
 from nnfx.training.stopping import Clock, Epoch, StoppingRule
 from nnfx.types import Array, Batch, Metrics, Model, ModelState, Params, PerExample, Step, TrainState, Variables
 
@@ -63,22 +65,35 @@ class Best(NamedTuple):
     """The weights evaluated best so far; where no held-out loss was ever a number, the latest.
 
     Attributes:
-        epoch: how many epochs had made them.
-        loss: their held-out loss; NaN where there is none.
+        epoch: how many epochs had made them; 0 as long as none were evaluated.
+        held_out_loss: their held-out loss, and zero as long as none were evaluated; None without held-out data.
         params: the parameters.
         model_state: the model's other variables.
     """
 
     epoch: Array
-    loss: Array
+    held_out_loss: Array | None
     params: Params
     model_state: ModelState
 
     @classmethod
-    def of(cls, epoch: Array, loss: Array, state: TrainState) -> "Best":
+    def of(cls, epoch: Array, held_out_loss: Array | None, state: TrainState) -> "Best":
         """Take what a training state is judged by: its average where it keeps one, else the latest."""
         model_state = dict(state.evaluated)
-        return cls(epoch, loss, model_state.pop("params"), model_state)
+        return cls(epoch, held_out_loss, model_state.pop("params"), model_state)
+
+    def or_better(self, latest: "Best") -> "Best":
+        """Return the better of the two: a number before what is none, the earlier of equals."""
+        assert self.held_out_loss is not None and latest.held_out_loss is not None
+        is_better = (latest.held_out_loss < self.held_out_loss) | jnp.isnan(self.held_out_loss) | (self.epoch == 0)
+        return optax.tree.where(is_better, latest, self)
+
+    @property
+    def loss(self) -> Array:
+        """Their held-out loss; NaN where there is none."""
+        if self.held_out_loss is None:
+            return jax.device_put(np.full(np.shape(self.epoch), np.nan, np.float32))
+        return self.held_out_loss
 
     @property
     def variables(self) -> Variables:
@@ -113,7 +128,7 @@ def start(key: Array, parts: Parts, train: Batch, valid: Batch | None) -> RunSta
     zero = jnp.asarray(0, jnp.int32)
     best = None
     if valid is not None:
-        best = Best.of(zero, jnp.asarray(jnp.nan, valid.weights.dtype), state)
+        best = Best.of(zero, jnp.zeros((), valid.weights.dtype), state)
     rules = tuple(rule.init() for rule in parts.rules)
     return RunState(state, best, rules, zero, jnp.asarray(RUNNING, jnp.int32), split_key(key).order)
 
@@ -143,9 +158,13 @@ def chunk(
             any length up to `epochs`. No gradient goes through such a chunk.
 
     Returns:
-        The state after the last epoch run, and each metric by epoch, `(epochs,)`, NaN where not run.
+        The state after the last epoch run, and each metric by epoch, `(epochs,)`, zero where not run.
     """
     step = parts.step()
+    is_whole = parts.batch_size in (None, train.weights.shape[0])
+    train = rows.filled(train) if is_whole else rows.without_padding(train)
+    if valid is not None and valid.weights.shape[0] <= EVALUATION_ROWS:
+        valid = rows.filled(valid)  # once, and not in each epoch
 
     def advance(state: RunState, number: Array) -> tuple[RunState, dict[str, Array]]:
         trained, measured = _train_epoch(step, state, number, train, parts.batch_size)
@@ -155,7 +174,7 @@ def chunk(
 
     def nothing(state: RunState, number: Array, *epochs: int) -> dict[str, Array]:
         _, history = jax.eval_shape(advance, state, number)
-        return jax.tree.map(lambda value: jnp.full((*epochs, *value.shape), jnp.nan, value.dtype), history)
+        return jax.tree.map(lambda value: jnp.zeros((*epochs, *value.shape), value.dtype), history)
 
     def rest(state: RunState, number: Array) -> tuple[RunState, dict[str, Array]]:
         return state, nothing(state, number)
@@ -197,9 +216,7 @@ def end_epoch(
     if valid is not None and best is not None:
         held_out = evaluate(parts.model, {"loss": parts.loss, **parts.metrics}, trained.evaluated, valid)
         history |= {f"valid_{name}": mean.value for name, mean in held_out.items()}
-        latest = Best.of(epoch, history["valid_loss"].astype(best.loss.dtype), trained)
-        is_better = (latest.loss < best.loss) | jnp.isnan(best.loss)
-        best = optax.tree.where(is_better, latest, best)
+        best = best.or_better(Best.of(epoch, history["valid_loss"].astype(best.loss.dtype), trained))
     ended = Epoch(state.train.params, trained.params, history, trained.fault.skipped, trained.step, seconds)
     rules, stopped_by = _apply_rules(parts.rules, state, ended)
     return RunState(trained, best, rules, epoch, stopped_by, state.order_key), history
@@ -226,25 +243,24 @@ def _loop(
     return state, history
 
 
-def judged(state: RunState, train: Batch) -> RunState:
+def judged(state: RunState) -> RunState:
     """Let a run without held-out data be judged by what its last epoch left."""
     if state.best is not None:
         return state
-    nothing = jnp.asarray(jnp.nan, train.weights.dtype)
-    return state._replace(best=Best.of(state.epoch, nothing, state.train))
+    return state._replace(best=Best.of(state.epoch, None, state.train))
 
 
 def _train_epoch(
     step: Any, state: RunState, number: Array, train: Batch, batch_size: int | None
 ) -> tuple[TrainState, Metrics]:
     """Visit every row once."""
-    rows = train.weights.shape[0]
-    if batch_size is None or batch_size == rows:
+    size = train.weights.shape[0]
+    if batch_size is None or batch_size == size:
         trained, measured = step(state.train, train)
         return trained, measured
-    order = batching.shuffled(state.order_key, number, rows, batch_size)
+    order = rows.weighted(batching.shuffled(state.order_key, number, size, batch_size), train.weights)
     trained, measured = jax.lax.scan(
-        lambda train_state, chosen: step(train_state, batching.take(train, chosen)), state.train, order
+        lambda train_state, chosen: step(train_state, rows.Filled(*batching.take(train, chosen))), state.train, order
     )
     return trained, jax.tree.map(lambda sums: sums.sum(0), measured)
 

@@ -206,7 +206,7 @@ class Fit:
 
     def run_of(self, state: RunState, history: dict[str, Array], data: Data, hyper: Hyper) -> Run:
         """Return the run that ends in this state."""
-        state = judged(state, data.train)
+        state = judged(state)
         assert state.best is not None
         return Run(state.train, state.best, history, state.epoch, state.stopped_by, hyper, data.preprocess, self)
 

@@ -2,15 +2,17 @@
 
 import dataclasses
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from nnfx import memo
 from nnfx.data.prepare import Preprocess
 from nnfx.training.chunk import RUNNING, Best
+from nnfx.training.padding import apply_padded
 from nnfx.training.step import evaluate
 from nnfx.types import Array, Batch, Hyper, TrainState, Variables
 
@@ -79,7 +81,13 @@ class Run:
             variables: which weights; the best unless given, such as `run.state.variables`, the last.
         """
         self._require_single()
-        return _apply(self.fit, self.hyper, self.best.variables if variables is None else variables, inputs)
+        chosen = self.best.variables if variables is None else variables
+        return apply_padded(
+            self.fit,
+            lambda rows: _apply(self.fit, _shapes(rows), self.hyper, chosen, rows),
+            inputs,
+            (self.hyper, chosen),
+        )
 
     def predict(self, inputs: ArrayLike, variables: Variables | None = None) -> Array:
         """Return the model's outputs for raw inputs, `(batch, features)`; otherwise as `apply`."""
@@ -91,7 +99,8 @@ class Run:
         self._require_single()
         if not isinstance(data, Batch):
             raise TypeError(f"data: expected a Batch, such as data.valid, got {type(data).__name__}")
-        return _evaluate(self.fit, self.hyper, self.best.variables if variables is None else variables, data)
+        chosen = self.best.variables if variables is None else variables
+        return _evaluate(self.fit, _shapes(data), self.hyper, chosen, data)
 
     def _require_single(self) -> None:
         if np.ndim(self.epochs):
@@ -100,19 +109,29 @@ class Run:
             )
 
 
+def _shapes(inputs: Any) -> tuple[tuple[int, ...], ...]:
+    return tuple(np.shape(leaf) for leaf in jax.tree.leaves(inputs))
+
+
 @jax.jit
 def _last(history: dict[str, Array], epochs: Array) -> dict[str, Array]:
     last = (epochs - 1)[..., None]
     return {name: jnp.take_along_axis(values, last, -1)[..., 0] for name, values in history.items()}
 
 
-@partial(jax.jit, static_argnums=0)
-def _apply(fit: "Fit", hyper: Hyper, variables: Variables, inputs: ArrayLike) -> Array:
+@memo.compiled(static=2)
+def _apply(
+    fit: "Fit", shapes: tuple[tuple[int, ...], ...], hyper: Hyper, variables: Variables, inputs: ArrayLike
+) -> Array:
+    del shapes  # a program for each number of rows, so that it is let go where too many are held
     return fit.parts(hyper).model.apply(variables, inputs)
 
 
-@partial(jax.jit, static_argnums=0)
-def _evaluate(fit: "Fit", hyper: Hyper, variables: Variables, data: Batch) -> dict[str, Array]:
+@memo.compiled(static=2)
+def _evaluate(
+    fit: "Fit", shapes: tuple[tuple[int, ...], ...], hyper: Hyper, variables: Variables, data: Batch
+) -> dict[str, Array]:
+    del shapes  # as for `_apply`
     parts = fit.parts(hyper)
     measures = {"loss": parts.loss, **parts.metrics}
     return {name: mean.value for name, mean in evaluate(parts.model, measures, variables, data).items()}

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nnfx import checks, shards
+from nnfx import checks, losses, shards
 from nnfx.data import batching
-from nnfx.training import averaging
+from nnfx.optimizers import as_optimizer, has_evaluation_params
+from nnfx.training import averaging, rows
+from nnfx.training import updates as optimizer_updates
 from nnfx.types import (
     Array,
     Batch,
@@ -65,10 +67,16 @@ def init_state(
     """
     checks.key("key", key)
     keys = split_key(key)
+    optimizer = as_optimizer("optimizer", optimizer)
     variables = dict(model.init(keys.init, inputs))
     params = variables.pop("params", {})
     step, *fault = (jnp.full((), value, jnp.int32) for value in (0, 0, -1, -1))
     state = TrainState(step, params, variables, optimizer.init(params), keys.step, Fault(*fault))
+    if average and has_evaluation_params(state.opt_state):
+        raise ValueError(
+            "average: expected none beside an optimizer that is evaluated with weights of its own, such as"
+            " optax.contrib.schedule_free and optax.lookahead, got one"
+        )
     return state._replace(average=averaging.start(state.variables)) if average else state
 
 
@@ -134,7 +142,10 @@ def make_step(
         memory cost*, 2016.
     """
     checks.positive_integer("micro_batches", micro_batches)
+    if compute_dtype is not None and not jnp.issubdtype(compute_dtype, jnp.floating):
+        raise TypeError(f"compute_dtype: expected floats, such as jnp.bfloat16, got {jnp.dtype(compute_dtype).name}")
     checks.choice("precision", precision, ("float32", "tensorfloat32", "bfloat16"))
+    optimizer = as_optimizer("optimizer", optimizer)
     measures = {"loss": loss, **(metrics or {})}
 
     def forward(params: Params, model_state: ModelState, batch: Batch, key: Array) -> tuple[Array, ModelState]:
@@ -151,41 +162,53 @@ def make_step(
         forward = jax.checkpoint(forward)
 
     def share(
-        params: Params, model_state: ModelState, batch: Batch, key: Array, weight: Array
+        params: Params, model_state: ModelState, batch: Batch, key: Array, weight: Array | None = None
     ) -> tuple[Array, tuple[ModelState, Metrics]]:
         """Return the part of the empirical loss that these rows make up, of a batch of this weight."""
         outputs, model_state = forward(params, model_state, batch, key)
-        measured = _measure(measures, outputs, batch)
-        return Mean(measured["loss"].total, weight).value, (model_state, measured)
+        measured = rows.measure(measures, outputs, batch)
+        if weight is None:
+            weight = shards.total(measured["loss"].weight)
+        return measured["loss"].total / jnp.where(weight > 0, weight, 1), (model_state, measured)
 
-    def objective(
-        params: Params, state: TrainState, batch: Batch, key: Array
-    ) -> tuple[Array, tuple[ModelState, Metrics]]:
-        return share(params, state.model_state, batch, key, shards.total(batch.weights.sum()))
+    def gradient_of_share(
+        state: TrainState, batch: Batch, key: Array, weight: Array | None = None
+    ) -> tuple[tuple[Array, tuple[ModelState, Metrics]], Params]:
+        """Return the share of the loss and its gradient, which is zero of a part without any weight."""
+        found, gradient = jax.value_and_grad(share, has_aux=True)(state.params, state.model_state, batch, key, weight)
+        if micro_batches > 1 or shards.is_split():
+            has_weight = found[1][1]["loss"].weight != 0
+            gradient = jax.tree.map(lambda leaf: jnp.where(has_weight, leaf, 0), gradient)
+        return found, gradient
 
     def accumulated(
         state: TrainState, batch: Batch, key: Array
     ) -> tuple[tuple[Array, tuple[ModelState, Metrics]], Params]:
         """Add up the shares of the micro-batches, and their gradients."""
-        rows = batch.weights.shape[0]
-        if rows % micro_batches:
-            raise ValueError(f"micro_batches: expected a divisor of the batch of {rows}, got {micro_batches}")
-        weight = shards.total(batch.weights.sum())
+        size = batch.weights.shape[0]
+        if size % micro_batches:
+            raise ValueError(f"micro_batches: expected a divisor of the batch of {size}, got {micro_batches}")
         parts = jax.tree.map(lambda a: a.reshape(micro_batches, -1, *a.shape[1:]), batch)
+        weights = batch.weights
+        if rows.has_lengths(batch):  # then the outputs tell what has a weight
+            outputs, _ = jax.eval_shape(forward, state.params, state.model_state, batch, key)
+            weights = rows.measured_weights(outputs, batch)
+        weight = shards.total(weights.sum())
 
         def add(model_state: ModelState, part: tuple[Batch, Array]) -> tuple[ModelState, Any]:
             rows, i = part
-            (value, (model_state, measured)), gradient = jax.value_and_grad(share, has_aux=True)(
-                state.params, model_state, rows, jax.random.fold_in(key, i), weight
-            )
-            return model_state, (value, measured, gradient)
+            before = state._replace(model_state=model_state)
+            found, gradient = gradient_of_share(before, rows, jax.random.fold_in(key, i), weight)
+            value, (after, measured) = found
+            has_weight = shards.total(measured["loss"].weight) != 0
+            return optax.tree.where(has_weight, after, model_state), (value, measured, gradient)
 
         model_state, shares = jax.lax.scan(add, state.model_state, (parts, jnp.arange(micro_batches)))
         value, measured, gradient = jax.tree.map(lambda each: each.sum(0), shares)
         return (value, (model_state, measured)), gradient
 
     def penalised(params: Params, state: TrainState, batch: Batch, key: Array) -> Array:
-        value = shards.total(objective(params, state, batch, key)[0])
+        value = shards.total(share(params, state.model_state, batch, key)[0])
         return value if penalty is None else value + penalty(params)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -193,32 +216,34 @@ def make_step(
             wanted, got = ("one with", "none") if state.average is None else ("one without", "one")
             raise ValueError(f"state: expected {wanted} an average of the variables, as the step makes it, got {got}")
         key = jax.random.fold_in(state.key, state.step)
+        batch = rows.filled(batch)
         if augment is not None:
             key, augment_key = jax.random.split(key)
-            batch = augment(augment_key, batch)
-        if micro_batches == 1:
-            found = jax.value_and_grad(objective, has_aux=True)(state.params, state, batch, key)
-        else:
-            found = accumulated(state, batch, key)
+            batch = rows.filled(augment(augment_key, Batch(*batch)))
+        found = (gradient_of_share if micro_batches == 1 else accumulated)(state, batch, key)
         (value, (model_state, measured)), gradient = found
         value, measured, gradient = shards.total((value, measured, gradient))
         if penalty is not None:
             extra, slope = jax.value_and_grad(penalty)(state.params)
             value, gradient = value + extra, optax.tree.add(gradient, slope)
-        updates, opt_state = optax.with_extra_args_support(optimizer).update(
+        updates, opt_state = optimizer_updates.update(
+            optimizer,
             gradient,
             state.opt_state,
             state.params,
             # for those that look at the loss, such as line searches and reduction on plateaus
             value=value,
-            grad=gradient,
             value_fn=lambda params: penalised(params, state, batch, key),
         )
         params = optax.apply_updates(state.params, updates)
         after = state._replace(step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state)
         if average is not None and state.average is not None:
             after = after._replace(average=averaging.follow(state.average, after.variables, average))
-        return (after, measured) if not skip_non_finite else _skip(state, after, measured, value, gradient)
+        is_taken = measured["loss"].weight != 0
+        if skip_non_finite:
+            after, measured, is_finite = _without_faults(state, after, measured, value, gradient)
+            is_taken &= is_finite
+        return _taken(is_taken, state, after), measured
 
     return step
 
@@ -228,10 +253,10 @@ def _cast(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
 
 
-def _skip(
+def _without_faults(
     before: TrainState, after: TrainState, measured: Metrics, value: Array, gradient: Params
-) -> tuple[TrainState, Metrics]:
-    """Return the step as taken, or not taken where the loss or a gradient is not finite."""
+) -> tuple[TrainState, Metrics, Array]:
+    """Note a loss or a gradient that is not finite, measure nothing then, and say whether all are finite."""
     is_bad = jnp.stack([~jnp.isfinite(leaf).all() for leaf in (value, *jax.tree.leaves(gradient))])
     skip, fault = is_bad.any(), before.fault
     first = skip & (fault.skipped == 0)
@@ -240,10 +265,15 @@ def _skip(
         jnp.where(first, before.step, fault.step),
         jnp.where(first, is_bad.argmax().astype(jnp.int32), fault.where),
     )
-    changed = ("params", "model_state", "opt_state", "average")
-    kept, taken = ({name: getattr(state, name) for name in changed} for state in (before, after))
     measured = jax.tree.map(lambda sums: jnp.where(skip, 0, sums), measured)
-    return after._replace(fault=fault, **optax.tree.where(skip, kept, taken)), measured
+    return after._replace(fault=fault), measured, ~skip
+
+
+def _taken(is_taken: Array, before: TrainState, after: TrainState) -> TrainState:
+    """Return the state after a step, which is but counted where it is not taken."""
+    changed = ("params", "model_state", "opt_state", "average")
+    kept, moved = ({name: getattr(state, name) for name in changed} for state in (before, after))
+    return after._replace(**optax.tree.where(is_taken, moved, kept))
 
 
 def evaluate(model: Model, measures: Mapping[str, PerExample], variables: Variables, data: Batch) -> dict[str, Mean]:
@@ -268,14 +298,11 @@ def evaluate(model: Model, measures: Mapping[str, PerExample], variables: Variab
     """
 
     def measure(batch: Batch) -> dict[str, Mean]:
-        return _measure(measures, model.apply(variables, batch.inputs), batch)
+        return rows.measure(measures, model.apply(variables, batch.inputs), batch)
 
-    rows = data.weights.shape[0]
-    if rows <= EVALUATION_ROWS:
-        return measure(data)
-    parts = jax.lax.map(lambda chosen: measure(batching.take(data, chosen)), batching.in_order(rows, EVALUATION_ROWS))
+    size = data.weights.shape[0]
+    if size <= EVALUATION_ROWS:
+        return measure(rows.filled(data))
+    data, order = rows.without_padding(data), batching.in_order(size, EVALUATION_ROWS)
+    parts = jax.lax.map(lambda chosen: measure(batching.take(data, chosen)), rows.weighted(order, data.weights))
     return jax.tree.map(lambda sums: sums.sum(0), parts)
-
-
-def _measure(measures: Mapping[str, PerExample], outputs: Array, batch: Batch) -> dict[str, Mean]:
-    return {name: Mean.of(f(outputs, batch.targets), batch.weights) for name, f in measures.items()}

@@ -1,0 +1,158 @@
+"""Optax's optimizers as a training step takes them, and the weights that they are evaluated with.
+
+Most optimizers step the weights that a model is evaluated with. Some step others: a schedule-free optimizer the point
+where the gradient is taken, lookahead the fast weights, sharpness-aware minimisation (SAM) at times a point uphill.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nnfx import checks
+
+__all__ = ["as_optimizer", "evaluation_params", "has_evaluation_params"]
+
+
+class Slow(NamedTuple):
+    """The state of `optax.lookahead`, with the slow weights, which it keeps beside the fast ones.
+
+    Attributes:
+        params: the slow weights.
+        inner: the optimizer's state.
+    """
+
+    params: Any
+    inner: Any
+
+
+def as_optimizer(name: str, given: Any) -> optax.GradientTransformationExtraArgs:
+    """Return an optimizer that steps one tree of parameters: `optax.MultiSteps` and `optax.lookahead` as any other.
+
+    Args:
+        name: of the argument, for errors.
+        given: an optimizer already made.
+
+    Raises:
+        TypeError: for anything else, such as an optimizer's factory.
+
+    Example:
+        >>> optimizer = as_optimizer("optimizer", optax.lookahead(optax.sgd(1.0), sync_period=2, slow_step_size=0.5))
+        >>> params = jnp.zeros(1)
+        >>> state = optimizer.init(params)
+        >>> for _ in range(2):
+        ...     updates, state = optimizer.update(-jnp.ones(1), state, params)
+        ...     params = optax.apply_updates(params, updates)
+        >>> params, evaluation_params(state, params)
+        (Array([1.], dtype=float32), Array([1.], dtype=float32))
+    """
+    if isinstance(given, optax.MultiSteps):
+        given = given.gradient_transformation()
+    if not isinstance(given, optax.GradientTransformation):
+        hint = "; call the factory, such as optax.adam(0.001)" if callable(given) else ""
+        raise TypeError(f"{name}: expected an Optax optimizer already made, got {checks.describe(given)}{hint}")
+    inner = optax.with_extra_args_support(given)
+
+    def init(params: Any) -> Any:
+        with _without_warning():
+            state = inner.init(params)
+        return Slow(jax.tree.map(jnp.copy, params), state) if _nodes(state, optax.LookaheadState) else state
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        if not isinstance(state, Slow):
+            return inner.update(updates, state, params, **extra)
+        both, after = inner.update(updates, state.inner, optax.LookaheadParams(params, state.params), **extra)
+        if not isinstance(both, optax.LookaheadParams):
+            raise ValueError(f"{name}: expected optax.lookahead outermost, or within optax.chain, got it elsewhere")
+        return both.fast, Slow(optax.apply_updates(state.params, both.slow), after)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+@contextlib.contextmanager
+def _without_warning() -> Iterator[None]:
+    """Keep lookahead from warning of parameters that are not both fast and slow, which it assumes rightly."""
+    logger = logging.getLogger("absl")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "has no attribute `fast`" not in record.getMessage()
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
+
+
+def evaluation_params(opt_state: Any, params: Any) -> Any:
+    """Return the weights that an optimizer is evaluated with, wherever in a chain or a partition it is.
+
+    - `optax.contrib.schedule_free`: `x = (y − (1 − β₁) z) / β₁` of the weights y that it steps.
+    - `optax.lookahead`: the slow weights.
+    - `optax.contrib.sam`, where it is not opaque: the weights before the steps uphill.
+
+    Args:
+        opt_state: the optimizer's state.
+        params: the weights that it steps, which all others are evaluated with.
+
+    Example:
+        >>> optimizer = optax.contrib.schedule_free_sgd(1.0, b1=0.5)
+        >>> params = jnp.ones(1)
+        >>> bool((evaluation_params(optimizer.init(params), params) == params).all())
+        True
+
+    References:
+        Defazio et al., *The road less scheduled*, NeurIPS 2024; Zhang et al., *Lookahead optimizer: k steps forward, 1
+        step back*, NeurIPS 2019; Foret et al., *Sharpness-aware minimization*, ICLR 2021.
+    """
+    for node in _nodes(opt_state, _OWN):
+        if isinstance(node, Slow):
+            params = node.params
+        elif isinstance(node, optax.contrib.ScheduleFreeState):
+            params = _where_held(_averaged(node.b1), params, node.z)
+        elif node.cache is not None:
+            is_synced = node.steps_since_sync == 0
+            params = _where_held(
+                lambda at, before, is_synced=is_synced: jnp.where(is_synced, at, before), params, node.cache
+            )
+    return params
+
+
+def has_evaluation_params(opt_state: Any) -> bool:
+    """Say whether an optimizer is evaluated with other weights than those it steps.
+
+    >>> has_evaluation_params(optax.adam(0.1).init(jnp.ones(1)))
+    False
+    """
+    return bool(_nodes(opt_state, _OWN))
+
+
+_OWN = Slow, optax.contrib.ScheduleFreeState, optax.contrib.SAMState
+
+
+def _averaged(b1: Any) -> Any:
+    def average(y: jax.Array, z: jax.Array) -> jax.Array:
+        return ((y - (1.0 - b1) * z) / b1).astype(y.dtype)
+
+    return average
+
+
+def _where_held(function: Any, params: Any, held: Any) -> Any:
+    """Map over the parameters that an optimizer holds; those that a mask keeps from it stay as they are."""
+
+    def of(param: Any, mine: Any) -> Any:
+        return param if isinstance(mine, optax.MaskedNode) else function(param, mine)
+
+    leaves, tree = jax.tree.flatten(params)
+    mine = jax.tree.leaves(held, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
+    return jax.tree.unflatten(tree, map(of, leaves, mine)) if len(mine) == len(leaves) else params
+
+
+def _nodes(opt_state: Any, kinds: Any) -> list[Any]:
+    """Return the states of these kinds within an optimizer's state, none within another."""
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds))
+    return [leaf for leaf in leaves if isinstance(leaf, kinds)]

@@ -1,0 +1,149 @@
+"""Rows and steps without weight: kept from the model, the loss and the gradient, whatever they hold.
+
+A weight of zero times something that is not finite is NaN, in the forward pass and in the gradient. So rows that count
+for nothing are replaced before anything is computed of them, by a copy of one that counts.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnfx import checks
+from nnfx.data.batching import Order
+from nnfx.types import Array, Batch, Mean, PerExample, Sequences
+
+
+class Filled(Batch):
+    """A batch that `filled` has returned, or rows of one: its type says so while a step is traced."""
+
+    __slots__ = ()
+
+
+def filled(batch: Batch) -> Filled:
+    """Return a batch whose rows without weight are copies of the first that has weight, and whose padding is zero.
+
+    Padding are the steps of `Sequences` beyond their lengths. Weights stay what they are, and so do all rows of a batch
+    without any weight. Arrays of NumPy are filled with NumPy.
+
+    Example:
+        >>> filled(Batch(jnp.array([[jnp.nan], [1.0]]), jnp.array([7, 1]), jnp.array([0.0, 1.0]))).inputs.tolist()
+        [[1.0], [1.0]]
+    """
+    if isinstance(batch, Filled):
+        return batch
+    on_host = not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(batch))
+    library: Any = np if on_host else jnp
+    weights = library.asarray(batch.weights)
+    has_weight = (weights != 0).reshape(weights.shape[0], -1).any(1)
+    first = has_weight.argmax()
+
+    def fill(leaf: Any) -> Any:
+        if leaf.shape[:1] != has_weight.shape:
+            return leaf
+        return library.where(has_weight.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, leaf[first])
+
+    inputs = jax.tree.map(fill, without_padding(batch).inputs)
+    return Filled(inputs, fill(batch.targets), batch.weights)
+
+
+def weighted(order: Order, weights: Array) -> Order:
+    """Return an order of rows in which those without weight are replaced by the first that has weight, as not real.
+
+    This fills the rows of all batches of an epoch at once, and copies nothing.
+
+    Args:
+        order: the rows of each batch.
+        weights: of all rows, `(rows,)` or `(rows, time)`.
+
+    Example:
+        >>> weighted(Order(jnp.array([1, 0]), jnp.array([True, True])), jnp.array([0.0, 1.0])).rows.tolist()
+        [1, 1]
+    """
+    has_weight = (weights != 0).reshape(weights.shape[0], -1).any(1)
+    is_real = order.is_real & has_weight[order.rows]
+    return Order(jnp.where(has_weight[order.rows], order.rows, has_weight.argmax()), is_real)
+
+
+def without_padding(batch: Batch) -> Batch:
+    """Return a batch whose sequences are zero beyond their lengths."""
+    return batch._replace(inputs=jax.tree.map(_without_padding, batch.inputs, is_leaf=_is_sequences))
+
+
+def _is_sequences(node: Any) -> bool:
+    return isinstance(node, Sequences)
+
+
+def _without_padding(node: Any) -> Any:
+    """Return sequences whose steps beyond their lengths are zero; any other array as it is."""
+    if not _is_sequences(node) or node.lengths is None:
+        return node
+    library = jnp if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(node)) else np
+    is_real = _is_real(node)
+    return node._replace(values=library.where(is_real.reshape(*is_real.shape, 1), node.values, 0))
+
+
+def _is_real(sequences: Sequences) -> Any:
+    """Say of each step whether it lies within the length, `(batch, time)`."""
+    time = np.arange(sequences.values.shape[1], dtype=np.int32)
+    return time[None] < sequences.lengths[:, None]  # type: ignore[index]
+
+
+def has_lengths(batch: Batch) -> bool:
+    """Say whether the inputs are sequences that tell their lengths."""
+    return isinstance(batch.inputs, Sequences) and batch.inputs.lengths is not None
+
+
+def measured_weights(outputs: Any, batch: Batch) -> Array:
+    """Return the weights of what losses and metrics are taken of: `(batch,)`, or `(batch, time)` for each step.
+
+    Steps are told apart where the weights do, and where sequences of unequal length have outputs at every step.
+
+    Args:
+        outputs: the model's, or their shape.
+        batch: what they are of.
+
+    Raises:
+        ValueError: for weights of steps without outputs or targets at every step.
+    """
+    weights = batch.weights
+    if weights.ndim == 2:
+        for name, array in (("outputs", outputs), ("targets", batch.targets)):
+            if array.shape[:2] != weights.shape:
+                raise ValueError(
+                    f"{name}: expected (batch, time, ...) for the weights of each step, {checks.describe(weights)},"
+                    f" got {checks.describe(array)}"
+                )
+    if not has_lengths(batch):
+        return weights
+    is_real = _is_real(batch.inputs)
+    if weights.ndim == 1:
+        steps = is_real.shape
+        if outputs.ndim < 3 or outputs.shape[:2] != steps or batch.targets.shape[:2] != steps:
+            return weights
+        weights = weights[:, None]
+    return jnp.where(is_real, weights, 0)
+
+
+def examples(outputs: Any, batch: Batch) -> tuple[Any, Any, Any]:
+    """Return outputs, targets and weights of what losses and metrics are taken of, one row each: examples, or steps.
+
+    Targets of steps without weight are replaced by those of one with weight.
+    """
+    weights = measured_weights(outputs, batch)
+    if weights.ndim == 1:
+        return outputs, batch.targets, weights
+
+    def flat(array: Any) -> Any:
+        return array.reshape(-1, *array.shape[2:])
+
+    steps = filled(Batch((), flat(batch.targets), flat(weights)))
+    return flat(outputs), steps.targets, steps.weights
+
+
+def measure(measures: Mapping[str, PerExample], outputs: Array, batch: Batch) -> dict[str, Mean]:
+    """Return the weighted means of losses and metrics, given the outputs for a batch."""
+    outputs, targets, weights = examples(outputs, batch)
+    return {name: Mean.of(function(outputs, targets), weights) for name, function in measures.items()}
