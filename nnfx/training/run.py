@@ -2,14 +2,16 @@
 
 import dataclasses
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from nnfx import checks
 from nnfx.data.prepare import Preprocess
+from nnfx.training import validate
 from nnfx.training.chunk import RUNNING, Best
 from nnfx.training.step import evaluate
 from nnfx.types import Array, Batch, Hyper, TrainState, Variables
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["state", "best", "history", "epochs", "stopped_by", "hyper", "preprocess"],
+    data_fields=["state", "best", "columns", "epochs", "stopped_by", "hyper", "preprocess"],
     meta_fields=["fit"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,8 +32,7 @@ class Run:
     Attributes:
         state: the training state after the last epoch.
         best: the weights that were evaluated best on held-out data; without any, the last.
-        history: each metric by epoch, `(epochs,)`, such as `train_loss` (averaged while the epoch trained)
-            and `valid_loss` (measured when it had ended); NaN after the run had stopped.
+        columns: what `history` is made of, zero after the run had stopped.
         epochs: how many epochs were run.
         stopped_by: the position of the stopping rule that ended the run, −1 for the last epoch.
         hyper: the hyper-parameters given.
@@ -41,12 +42,23 @@ class Run:
 
     state: TrainState
     best: Best
-    history: dict[str, Array]
+    columns: dict[str, Array]
     epochs: Array
     stopped_by: Array
     hyper: Hyper
     preprocess: Preprocess
     fit: "Fit"
+
+    @property
+    def history(self) -> dict[str, Array]:
+        """Each metric by epoch, `(epochs,)`; NaN after the run had stopped.
+
+        Such as `train_loss`, averaged while the epoch trained, and `valid_loss`, measured when it had ended. Where
+        nothing was averaged, as in an epoch whose steps were all skipped, it is NaN as well.
+        """
+        if not self.fit.rules:
+            return dict(self.columns)
+        return {name: padded(values, self.epochs) for name, values in self.columns.items()}
 
     @property
     def reason(self) -> str:
@@ -68,8 +80,13 @@ class Run:
 
     @property
     def final(self) -> dict[str, Array]:
-        """The metrics of the last epoch that was run."""
-        return _last(self.history, self.epochs)
+        """The metrics of the last epoch that was run: of its weights, where `predict` takes the best ones."""
+        return _at(self.columns, self.epochs)
+
+    @property
+    def best_metrics(self) -> dict[str, Array]:
+        """The metrics of the epoch whose weights are the best, which `apply`, `predict` and `evaluate` take."""
+        return _at(self.columns, self.best.epoch)
 
     def apply(self, inputs: ArrayLike, variables: Variables | None = None) -> Array:
         """Return the model's outputs for inputs prepared like `data.train.inputs`, `(batch, ...)`.
@@ -79,6 +96,7 @@ class Run:
             variables: which weights; the best unless given, such as `run.state.variables`, the last.
         """
         self._require_single()
+        inputs = validate.inputs_as_arrays("inputs", inputs)
         return _apply(self.fit, self.hyper, self.best.variables if variables is None else variables, inputs)
 
     def predict(self, inputs: ArrayLike, variables: Variables | None = None) -> Array:
@@ -91,6 +109,8 @@ class Run:
         self._require_single()
         if not isinstance(data, Batch):
             raise TypeError(f"data: expected a Batch, such as data.valid, got {type(data).__name__}")
+        data = validate.as_arrays("data", data)
+        validate.check_evaluation(self.fit, data, self.hyper)
         return _evaluate(self.fit, self.hyper, self.best.variables if variables is None else variables, data)
 
     def _require_single(self) -> None:
@@ -101,9 +121,25 @@ class Run:
 
 
 @jax.jit
-def _last(history: dict[str, Array], epochs: Array) -> dict[str, Array]:
-    last = (epochs - 1)[..., None]
-    return {name: jnp.take_along_axis(values, last, -1)[..., 0] for name, values in history.items()}
+def _at(columns: dict[str, Array], epoch: Array) -> dict[str, Array]:
+    place = (epoch - 1)[..., None]
+    return {name: jnp.take_along_axis(values, place, -1)[..., 0] for name, values in columns.items()}
+
+
+def padded(values: Any, epochs: Any) -> Any:
+    """Return columns of a history, `(..., epochs)`, NaN after the epochs that were run, `(...)`.
+
+    On the host where values are known, so that under `jax_debug_nans` only what is wrong raises.
+
+    >>> padded(np.array([2.0, 1.0, 0.0]), np.array(2))
+    array([ 2.,  1., nan])
+    """
+    numbers = np.arange(values.shape[-1])
+    if checks.is_concrete((values, epochs)):
+        is_run = numbers < np.asarray(epochs)[..., None]
+        columns = np.where(is_run, np.asarray(values), np.asarray(np.nan, values.dtype))
+        return jax.device_put(columns) if isinstance(values, jax.Array) else columns
+    return jnp.where(numbers < epochs[..., None], values, jnp.nan)
 
 
 @partial(jax.jit, static_argnums=0)

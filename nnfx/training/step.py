@@ -223,24 +223,28 @@ def make_step(
         if penalty is not None:
             extra, slope = jax.value_and_grad(penalty)(state.params)
             value, gradient = value + extra, optax.tree.add(gradient, slope)
-        updates, opt_state = optimizer.update(
-            gradient,
-            state.opt_state,
-            state.params,
-            # for those that look at the loss, such as line searches and reduction on plateaus
-            value=value,
-            grad=gradient,
-            value_fn=lambda params: penalised(params, state, batch, key),
-        )
-        params = optax.apply_updates(state.params, updates)
-        after = state._replace(step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state)
-        if average is not None and state.average is not None:
-            after = after._replace(average=averaging.follow(state.average, after.variables, average))
-        is_taken = measured["loss"].weight != 0
+        is_taken, fault = measured["loss"].weight != 0, state.fault
         if skip_non_finite:
-            after, measured, is_finite = _without_faults(state, after, measured, value, gradient)
-            is_taken &= is_finite
-        return _taken(is_taken, state, after), measured
+            fault, is_finite = _looked_at(state, value, gradient)
+            is_taken, measured = is_taken & is_finite, optax.tree.where(is_finite, measured, optax.tree.zeros_like(measured))
+
+        def take() -> TrainState:
+            updates, opt_state = optimizer.update(
+                gradient,
+                state.opt_state,
+                state.params,
+                # for those that look at the loss, such as line searches and reduction on plateaus
+                value=value,
+                grad=gradient,
+                value_fn=lambda params: penalised(params, state, batch, key),
+            )
+            params = optax.apply_updates(state.params, updates)
+            after = state._replace(params=params, model_state=model_state, opt_state=opt_state)
+            if average is None or state.average is None:
+                return after
+            return after._replace(average=averaging.follow(state.average, after.variables, average))
+
+        return _if(is_taken, take, state)._replace(step=state.step + 1, fault=fault), measured
 
     return step
 
@@ -250,27 +254,28 @@ def _cast(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
 
 
-def _without_faults(
-    before: TrainState, after: TrainState, measured: Metrics, value: Array, gradient: Params
-) -> tuple[TrainState, Metrics, Array]:
-    """Note a loss or a gradient that is not finite, measure nothing then, and say whether all are finite."""
+def _looked_at(state: TrainState, value: Array, gradient: Params) -> tuple[Fault, Array]:
+    """Note a loss or a gradient that is not finite, and say whether all are."""
     is_bad = jnp.stack([~jnp.isfinite(leaf).all() for leaf in (value, *jax.tree.leaves(gradient))])
-    skip, fault = is_bad.any(), before.fault
+    skip, fault = is_bad.any(), state.fault
     first = skip & (fault.skipped == 0)
     fault = Fault(
         fault.skipped + skip,
-        jnp.where(first, before.step, fault.step),
+        jnp.where(first, state.step, fault.step),
         jnp.where(first, is_bad.argmax().astype(jnp.int32), fault.where),
     )
-    measured = jax.tree.map(lambda sums: jnp.where(skip, 0, sums), measured)
-    return after._replace(fault=fault), measured, ~skip
+    return fault, ~skip
 
 
-def _taken(is_taken: Array, before: TrainState, after: TrainState) -> TrainState:
-    """Return the state after a step, which is but counted where it is not taken."""
-    changed = ("params", "model_state", "opt_state", "average")
-    kept, moved = ({name: getattr(state, name) for name in changed} for state in (before, after))
-    return after._replace(**optax.tree.where(is_taken, moved, kept))
+def _if(is_taken: Array, take: Callable[[], TrainState], state: TrainState) -> TrainState:
+    """Return the state after a step, or the one before where it is not taken.
+
+    On CPUs a branch costs nothing, and choosing between two states half a small step; on others a branch waits for the
+    host.
+    """
+    if jax.default_backend() == "cpu":
+        return jax.lax.cond(is_taken, take, lambda: state)
+    return optax.tree.where(is_taken, take(), state)
 
 
 def evaluate(model: Model, measures: Mapping[str, PerExample], variables: Variables, data: Batch) -> dict[str, Mean]:
