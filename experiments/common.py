@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +21,7 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from nnfx import Run, distributed
+from nnfx import Run, distributed, paths
 from nnfx.tables import table
 
 # Okabe and Ito's colours stay apart for colour-blind eyes, and the first two also in grey print.
@@ -67,7 +66,7 @@ class Results:
     """
 
     def __init__(self, out: Path) -> None:
-        self.out = out
+        self.out = out = paths.absolute("out", out)
         self._started = time.perf_counter()
         self._compiled = _compile_seconds
         out.mkdir(parents=True, exist_ok=True)
@@ -113,9 +112,8 @@ class Results:
 
     def _put(self, name: str, write: Callable[[Path], Any]) -> None:
         if distributed.is_first():
-            aside = self.out / f".{name}.{os.getpid()}"
-            write(aside)
-            os.replace(aside, self.out / name)
+            with paths.replace(self.out / name) as aside:
+                write(aside)
 
 
 def _as_json(value: Any) -> Any:

@@ -13,7 +13,20 @@ import numpy as np
 
 from nnfx import checks
 
-__all__ = ["as_numpy", "column_names", "to_device"]
+__all__ = [
+    "as_array",
+    "as_numpy",
+    "check_range",
+    "check_spread",
+    "column_names",
+    "is_exact",
+    "narrowed",
+    "promoted",
+    "to_device",
+]
+
+WORST_ROUNDING = 1e-3
+"""How much of its standard deviation a number may lose when it is rounded to the dtype of the device."""
 
 
 def as_numpy(name: str, value: Any, *, masked_as_nan: bool = False) -> Any:
@@ -47,8 +60,24 @@ def as_numpy(name: str, value: Any, *, masked_as_nan: bool = False) -> Any:
         if not masked_as_nan:
             raise ValueError(f"{name}: expected known values, got {int(missing.sum())} masked or missing")
         array = np.where(missing, np.nan, array.astype(np.result_type(array.dtype, np.float16)))
+    text = _columns_of_text(value) if array.dtype.kind in "OSUMm" else []
+    if text:
+        raise TypeError(f"{name}: expected numbers in every column, got {text[0][1]} in column {text[0][0]!r}")
     checks.numeric(name, array)
-    return array
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def _columns_of_text(value: Any) -> list[tuple[str, Any]]:
+    """Return the columns of a frame that hold no numbers, and what they hold."""
+    names = column_names(value)
+    if names is None:
+        return []
+    kinds = [(name, dtype) for name, dtype in zip(names, value.dtypes, strict=True)]
+    return [(name, dtype) for name, dtype in kinds if not (_is_number(dtype) or _is_polars_number(dtype))]
+
+
+def _is_polars_number(dtype: Any) -> bool:
+    return bool(hasattr(dtype, "is_numeric") and (dtype.is_numeric() or str(dtype) == "Boolean"))
 
 
 def _converted(name: str, value: Any) -> tuple[np.ndarray, np.ndarray | None]:
@@ -112,6 +141,89 @@ def column_names(value: Any) -> tuple[str, ...] | None:
     return tuple(str(name) for name in value.columns)
 
 
+def check_range(name: str, array: Any, dtype: Any = None) -> None:
+    """Require that no number becomes infinite or zero in the dtype that JAX has for an array's, or in another.
+
+    Args:
+        name: of the argument, for errors.
+        array: on the host; NaN and infinities are not looked at.
+        dtype: that it will be converted to.
+
+    Raises:
+        ValueError: for numbers beyond the dtype, and for arrays whose largest number is too small for it.
+
+    Example:
+        >>> check_range("targets", np.array([1.0, 1e39]))
+        Traceback (most recent call last):
+          ...
+        ValueError: targets: expected numbers that float32 can hold, got 1e+39; divide them by their scale first
+    """
+    wanted = jax.dtypes.canonicalize_dtype(array.dtype if dtype is None else dtype)
+    if not jnp.issubdtype(wanted, np.floating) or array.size == 0 or is_exact(array.dtype, wanted):
+        return
+    limits = jnp.finfo(wanted)
+    size = np.abs(array.astype(np.float64))
+    largest = float(np.max(size, initial=0.0, where=np.isfinite(size)))
+    if largest > float(limits.max) or 0 < largest < float(limits.tiny):
+        raise ValueError(
+            f"{name}: expected numbers that {wanted} can hold, got {largest:g}; divide them by their scale first"
+        )
+
+
+def check_spread(name: str, array: Any, axis: int | tuple[int, ...] = 0, dtype: Any = None) -> None:
+    """Require that numbers far from zero stay apart in the dtype that JAX has for an array's, or in another.
+
+    Rounding may move a number by a thousandth of the standard deviation along the axis. Dates in seconds since 1970 lie
+    128 apart in float32: minutes of one day are no longer told apart.
+
+    Args:
+        name: of the argument, for errors.
+        array: finite, on the host; those of JAX in floats have been rounded, and pass.
+        axis: of the rows.
+        dtype: that it will be converted to.
+
+    Raises:
+        ValueError: for numbers that rounding moves further.
+
+    Example:
+        >>> check_spread("targets", 1.7e9 + 60 * np.arange(200))
+        Traceback (most recent call last):
+          ...
+        ValueError: targets: expected numbers that float32 can tell apart, got 1.70001e+09 ± 3464.06; subtract an offset
+    """
+    if isinstance(array, jax.core.Tracer | jax.ShapeDtypeStruct) or array.size == 0 or array.dtype == np.bool_:
+        return
+    wanted = _float_for(array.dtype) if dtype is None else jax.dtypes.canonicalize_dtype(dtype)
+    if is_exact(array.dtype, wanted):
+        return
+    exact = array.astype(np.float64)
+    largest, mean, spread = np.abs(exact).max(axis), exact.mean(axis), exact.std(axis)
+    is_lost = (largest * 0.5 * float(jnp.finfo(wanted).eps) > WORST_ROUNDING * spread) & (spread > 1e-12 * largest)
+    if jnp.issubdtype(array.dtype, np.integer):
+        is_lost &= largest > 2.0 ** (jnp.finfo(wanted).nmant + 1)  # up to which every whole number has a float
+    if is_lost.any():
+        first = np.unravel_index(int(is_lost.argmax()), is_lost.shape)
+        raise ValueError(
+            f"{name}: expected numbers that {wanted} can tell apart, got {mean[first]:g} ± {spread[first]:g};"
+            " subtract an offset"
+        )
+
+
+def _float_for(dtype: Any) -> Any:
+    return jax.dtypes.canonicalize_dtype(dtype if jnp.issubdtype(dtype, np.floating) else float)
+
+
+def is_exact(dtype: Any, wanted: Any) -> bool:
+    """Say whether every number of a dtype is one of another, of floats.
+
+    >>> is_exact(np.dtype(np.int32), np.dtype(np.float32)), is_exact(np.dtype(np.uint8), np.dtype(np.float32))
+    (False, True)
+    """
+    if jnp.issubdtype(dtype, np.floating):
+        return bool(jnp.finfo(dtype).bits <= jnp.finfo(wanted).bits)
+    return bool(np.can_cast(dtype, np.float32))  # of integers those of 16 bits
+
+
 def to_device(name: str, array: Any, dtype: Any = None) -> Any:
     """Return an array on the default device, in its own dtype or another, with every value kept to rounding.
 
@@ -133,6 +245,15 @@ def to_device(name: str, array: Any, dtype: Any = None) -> Any:
     """
     if isinstance(array, jax.core.Tracer | jax.Array):
         return array if dtype is None else array.astype(dtype)
+    return jnp.asarray(narrowed(name, array, dtype))
+
+
+def narrowed(name: str, array: np.ndarray, dtype: Any = None) -> np.ndarray:
+    """Return an array on the host in the dtype that JAX has for it, or in that for another; see `to_device`.
+
+    Raises:
+        ValueError: for integers that wrap around and floats that become infinite in that dtype.
+    """
     wanted = jax.dtypes.canonicalize_dtype(array.dtype if dtype is None else dtype)
     with np.errstate(over="ignore", invalid="ignore"):
         converted = array.astype(wanted)
@@ -143,4 +264,47 @@ def to_device(name: str, array: Any, dtype: Any = None) -> Any:
         lost = np.isinf(converted) & np.isfinite(array)
         if lost.any():
             raise ValueError(f"{name}: expected numbers that {wanted} can hold, got {array[lost].flat[0]:g}")
-    return jnp.asarray(converted)
+    return converted
+
+
+def as_array(name: str, value: Any, *, floats: bool = False) -> Any:
+    """Return what users hold as an array on the device; traced arrays and those of JAX pass through.
+
+    Args:
+        name: of the argument, for errors.
+        value: as `as_numpy` takes it.
+        floats: whether booleans and integers become floats of the default dtype, so that nothing is truncated and no
+            unsigned difference wraps around.
+
+    Raises:
+        TypeError: as `as_numpy` does.
+        ValueError: as `as_numpy` does, and for numbers that the device cannot hold.
+
+    Example:
+        >>> as_array("labels", [0, 1])
+        Array([0, 1], dtype=int32)
+        >>> as_array("targets", np.array([2**40]), floats=True)
+        Array([1.0995116e+12], dtype=float32)
+    """
+    if not isinstance(value, jax.Array | jax.ShapeDtypeStruct):
+        value = as_numpy(name, value)
+        value = to_device(name, value.astype(np.float64) if floats and value.dtype.kind in "iub" else value)
+    checks.numeric(name, value)
+    if floats and not jnp.issubdtype(value.dtype, jnp.floating):
+        value = value.astype(jax.dtypes.canonicalize_dtype(float))
+    return value
+
+
+def promoted(*values: Any) -> list[Any]:
+    """Return arrays of JAX in the one dtype that holds them all, as JAX promotes them.
+
+    So a model takes inputs of another dtype than its parameters: half precision is computed in that of the parameters,
+    and integers become floats.
+
+    Example:
+        >>> [value.dtype.name for value in promoted(jnp.ones(2, jnp.float16), jnp.ones(2, jnp.float32))]
+        ['float32', 'float32']
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(*values)
+    return [jnp.asarray(value).astype(dtype) for value in values]

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from nnfx import checks, shards
+from nnfx.bounds import NonNegative
 from nnfx.types import Array, Batch, at_least_float32
 
 __all__ = ["cutout", "flip", "gaussian_noise", "mixup", "rotation", "shift"]
 
 
-def gaussian_noise(key: Array, batch: Batch, noise: ArrayLike) -> Batch:
+def gaussian_noise(key: Array, batch: Batch, noise: NonNegative) -> Batch:
     """Add noise to the inputs, `x + σ ε` with `ε ~ N(0, 1)`: to first order a penalty on the slope of the model.
 
     Args:
@@ -81,7 +82,7 @@ def flip(key: Array, batch: Batch) -> Batch:
     return batch._replace(inputs=jnp.where(is_mirrored, x[:, :, ::-1], x))
 
 
-def shift(key: Array, batch: Batch, pixels: ArrayLike, fill: ArrayLike = 0.0) -> Batch:
+def shift(key: Array, batch: Batch, pixels: NonNegative, fill: ArrayLike = 0.0) -> Batch:
     """Move images by whole pixels, `x[i, j] ← x[i − a, j − b]` with `a, b ~ U{−p, …, p}`.
 
     This is the crop at random of images padded by p pixels on each side. Between whole p, the offsets are
@@ -128,7 +129,7 @@ def shift(key: Array, batch: Batch, pixels: ArrayLike, fill: ArrayLike = 0.0) ->
     return batch._replace(inputs=x)
 
 
-def rotation(key: Array, batch: Batch, degrees: ArrayLike, fill: ArrayLike = 0.0) -> Batch:
+def rotation(key: Array, batch: Batch, degrees: NonNegative, fill: ArrayLike = 0.0) -> Batch:
     """Turn images about their centre c: `x(r) ← x(c + R(φ) (r − c))` with `φ ~ U(−degrees, degrees)`, bilinear.
 
     Args:
@@ -186,7 +187,7 @@ def rotation(key: Array, batch: Batch, degrees: ArrayLike, fill: ArrayLike = 0.0
     return batch._replace(inputs=turned.astype(x.dtype))
 
 
-def cutout(key: Array, batch: Batch, size: ArrayLike, fill: ArrayLike = 0.0) -> Batch:
+def cutout(key: Array, batch: Batch, size: NonNegative, fill: ArrayLike = 0.0) -> Batch:
     """Blank a square of side s about a random point of each image, `x[i, j] ← fill` where `|(i, j) − c|∞ < s/2`.
 
     The point is uniform over the image, so that part of the square may lie outside.
@@ -232,7 +233,7 @@ def cutout(key: Array, batch: Batch, size: ArrayLike, fill: ArrayLike = 0.0) -> 
     return batch._replace(inputs=jnp.where(is_blank, jnp.asarray(fill, x.dtype), x))
 
 
-def mixup(key: Array, batch: Batch, alpha: ArrayLike, classes: int | None = None) -> Batch:
+def mixup(key: Array, batch: Batch, alpha: NonNegative, classes: int | None = None) -> Batch:
     """Mix each example with another, `x ← λ x + (1 − λ) x′` and `y ← λ y + (1 − λ) y′`, `λ ~ Beta(α, α)`.
 
     Partners are drawn from the batch with probabilities proportional to their weights, so that padding is mixed into

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnfx import checks
+from nnfx import arrays, checks, ops
 from nnfx.types import Array, at_least_float32
 
 __all__ = [
@@ -29,6 +29,9 @@ TEMPERATURES = (1e-4, 1e4)
 """The range within which `fit_temperature` looks."""
 HALVINGS = 45
 """How often it halves the range of log T: to below the resolution of float32, and to 1e-12 in float64."""
+
+SUM_TOLERANCE = 1e-2
+"""How far the probabilities of a row may be from 1 in sum: that of a softmax in bfloat16."""
 
 
 def _wide(array: Array) -> Array:
@@ -50,8 +53,7 @@ def _check_probabilities(probabilities: Any, axes: str = "(batch, classes)") -> 
         )
     if checks.is_concrete(probabilities):
         values = np.asarray(probabilities, np.float64)
-        # The loose tolerance is that of a softmax in bfloat16.
-        if not (((values >= 0) & (values <= 1)).all() and np.allclose(values.sum(-1), 1, atol=1e-2)):
+        if not (((values >= 0) & (values <= 1)).all() and np.allclose(values.sum(-1), 1, atol=SUM_TOLERANCE)):
             raise ValueError(
                 "probabilities: expected numbers from 0 to 1 whose rows sum to 1, got others; are they logits?"
             )
@@ -63,22 +65,43 @@ def _check_labels(labels: Any, shape: tuple[int, ...], classes: int) -> None:
     checks.class_labels("labels", labels, classes)
 
 
-def _check(probabilities: Any, labels: Any) -> None:
-    _check_probabilities(probabilities)
-    _check_labels(labels, probabilities.shape[:1], probabilities.shape[1])
+def _known_probabilities(probabilities: Any, axes: str = "(batch, classes)") -> Array:
+    """Return probabilities on the device, checked; traced rows that are none become NaN."""
+    p: Array = arrays.as_array("probabilities", probabilities)
+    _check_probabilities(p, axes)
+    if checks.is_concrete(p):
+        return p
+    is_known = (p >= 0).all(-1, keepdims=True) & (jnp.abs(_wide(p).sum(-1, keepdims=True) - 1) < SUM_TOLERANCE)
+    return jnp.where(is_known, p, jnp.nan)
 
 
-def _class_logits(logits: Array) -> Array:
+def _known(probabilities: Any, labels: Any) -> tuple[Array, Array]:
+    """Return probabilities and labels on the device, checked; traced rows become NaN where one of them is none."""
+    p, y = _known_probabilities(probabilities), arrays.as_array("labels", labels)
+    _check_labels(y, p.shape[:1], p.shape[1])
+    if checks.is_concrete(y):
+        return p, y
+    return jnp.where(((y >= 0) & (y < p.shape[1]))[:, None], p, jnp.nan), y
+
+
+def _class_logits(logits: Any) -> Array:
     """Give a single output z the two logits 0 and z, of which softmax makes 1 − σ(z) and σ(z)."""
+    logits = arrays.as_array("logits", logits)
     _check_floats("logits", logits)
     if logits.ndim < 1:
         raise ValueError(f"logits: expected a batch, (batch, ...), got {checks.describe(logits)}")
     single = logits[..., None] if logits.ndim == 1 else logits
-    return jnp.concatenate([jnp.zeros_like(single), single], -1) if single.shape[-1] == 1 else single
+    if single.shape[-1] > 1:
+        return single
+    is_certain = single == jnp.inf
+    pair = jnp.where(is_certain, -jnp.inf, 0).astype(single.dtype), jnp.where(is_certain, 0, single)
+    return jnp.concatenate(pair, -1)
 
 
 def probabilities(logits: Array) -> Array:
     """The probability of every class: `softmax(z)`, and for a single output `(1 − σ(z), σ(z))`.
+
+    A logit of −∞ rules a class out, and one of +∞ all others.
 
     Args:
         logits: `(batch,)`, `(batch, 1)` or `(batch, classes)`; axes such as `(members, ...)` may stand before the
@@ -95,7 +118,7 @@ def probabilities(logits: Array) -> Array:
         Array([[0.5, 0.5],
                [0. , 1. ]], dtype=float32)
     """
-    return jax.nn.softmax(_class_logits(logits), -1)
+    return ops.softmax(_class_logits(logits))
 
 
 def negative_log_likelihood(probabilities: Array, labels: Array) -> Array:
@@ -117,7 +140,7 @@ def negative_log_likelihood(probabilities: Array, labels: Array) -> Array:
         >>> negative_log_likelihood(jnp.array([[0.5, 0.5], [0.25, 0.75]]), jnp.array([1, 0]))
         Array([0.6931472, 1.3862944], dtype=float32)
     """
-    _check(probabilities, labels)
+    probabilities, labels = _known(probabilities, labels)
     chosen = jnp.take_along_axis(probabilities, labels[:, None], -1)[:, 0]
     return -jnp.log(jnp.maximum(chosen, jnp.finfo(chosen.dtype).tiny))
 
@@ -145,7 +168,7 @@ def brier_score(probabilities: Array, labels: Array) -> Array:
     References:
         Brier, *Verification of forecasts expressed in terms of probability*, Monthly Weather Review, 1950.
     """
-    _check(probabilities, labels)
+    probabilities, labels = _known(probabilities, labels)
     truth = jax.nn.one_hot(labels, probabilities.shape[-1], dtype=probabilities.dtype)
     return jnp.square(probabilities - truth).sum(-1)
 
@@ -166,10 +189,11 @@ class Reliability(NamedTuple):
 
 def _sums(probabilities: Array, labels: Array, bins: int) -> tuple[Array, Array, Array]:
     """Sum by bin: the confidences, the right predictions, the examples."""
-    _check(probabilities, labels)
     checks.positive_integer("bins", bins)
+    probabilities, labels = _known(probabilities, labels)
     confidence = _wide(probabilities.max(-1))
     right = (probabilities.argmax(-1) == labels).astype(confidence.dtype)
+    right = jnp.where(jnp.isnan(confidence), jnp.nan, right)
     inner_edges = jnp.linspace(0, 1, bins + 1, dtype=confidence.dtype)[1:-1]
     position = jnp.searchsorted(inner_edges, confidence, side="left")
     columns = jnp.stack([confidence, right, jnp.ones_like(confidence)], -1)
@@ -241,7 +265,9 @@ def fit_temperature(logits: Array, labels: Array, weights: Array | None = None) 
 
     Divide logits by it before `probabilities`: the predicted classes stay, and their confidence fits. The sum is convex
     in β = 1/T, and its slope `Σᵢ wᵢ (E_p[zᵢ] − zᵢ at the label)` grows with β, so that halving an interval of
-    log T finds where it is zero. Differentiable in logits and weights; NaN where a traced logit is not finite.
+    log T finds where it is zero. Differentiable in logits and weights. Logits of −∞ rule classes out at every T. It is
+    NaN where traced numbers are none: logits that are NaN or rule out the label, labels out of range, weights that are
+    negative or all zero.
 
     Where the data do not bound T it comes out at an end of its range: at 1e-4 where every prediction is right, at
     1e4 where they are no better than chance.
@@ -249,14 +275,16 @@ def fit_temperature(logits: Array, labels: Array, weights: Array | None = None) 
     Args:
         logits: `(batch,)`, `(batch, 1)` or `(batch, classes)`.
         labels: integers `(batch,)`.
-        weights: `(batch,)`, not negative, zero for padding; one each where they are not given.
+        weights: `(batch,)`, not negative, some positive; zero leaves an example out, whatever it holds. One each where
+            they are not given.
 
     Returns:
         T, a scalar without unit, between 1e-4 and 1e4: above 1 where the model is too sure, below where too unsure.
 
     Raises:
         TypeError: for logits that are not floating-point numbers.
-        ValueError: for labels out of range, logits that are not finite, or shapes that do not fit.
+        ValueError: for labels out of range or ruled out, logits that are NaN or +∞, weights that are negative, not
+            finite or all zero, or shapes that do not fit.
 
     Example:
         >>> logits = jnp.array([3.0, 3.0, 3.0, -3.0])  # so sure, and right in 3 of 4
@@ -266,17 +294,32 @@ def fit_temperature(logits: Array, labels: Array, weights: Array | None = None) 
     References:
         Guo et al., *On calibration of modern neural networks*, ICML 2017, section 4.2.
     """
-    checks.finite("logits", logits)
     logits = _wide(_class_logits(logits))
     if logits.ndim != 2:
         raise ValueError(f"logits: expected (batch, classes), got {checks.describe(logits)}; map over more by jax.vmap")
+    if not len(logits):
+        raise ValueError(f"logits: expected at least one example, got {checks.describe(logits)}")
+    labels = arrays.as_array("labels", labels)
     _check_labels(labels, logits.shape[:1], logits.shape[1])
     if weights is None:
         weights = jnp.ones_like(logits[:, 0])
+    weights = arrays.as_array("weights", weights, floats=True).astype(logits.dtype)
     if weights.shape != labels.shape:
         raise ValueError(f"weights: expected one per example, {labels.shape}, got {checks.describe(weights)}")
-    margins = logits - jnp.take_along_axis(logits, labels[:, None], -1)
-    return _temperature(margins, weights.astype(logits.dtype))
+    checks.weights("weights", weights)
+    own = jnp.take_along_axis(logits, jnp.where(labels < 0, logits.shape[1], labels)[:, None], -1)
+    counts = (weights != 0)[:, None]
+    if checks.is_concrete((logits, labels, weights)):
+        checks.finite("logits", jnp.where(counts & ~jnp.isneginf(logits), logits, 0))
+        is_ruled_out = (jnp.isneginf(own) & counts)[:, 0]
+        if is_ruled_out.any():
+            first = int(is_ruled_out.argmax())
+            raise ValueError(f"labels: expected classes that no logit of −∞ rules out, got one ruled out at {first}")
+    margins = logits - jnp.where(jnp.isneginf(own), jnp.nan, own)
+    # What an example without weight holds does not count; where it is finite, its gradient does.
+    margins = jnp.where(counts | (margins < jnp.inf).all(-1, keepdims=True), margins, 0)
+    are_weights = (weights >= 0).all() & (weights > 0).any()
+    return _temperature(margins, jnp.where(are_weights, weights, jnp.nan))
 
 
 @jax.jit
@@ -285,6 +328,7 @@ def _temperature(margins: Array, weights: Array) -> Array:
 
     def slope_and_curvature(inverse: Array, margins: Array, weights: Array) -> tuple[Array, Array]:
         p = jax.nn.softmax(inverse * margins, -1)
+        margins = jnp.where(jnp.isneginf(margins), 0, margins)  # of a class without probability
         mean = (p * margins).sum(-1)
         variance = (p * jnp.square(margins - mean[:, None])).sum(-1)
         return jnp.vdot(weights, mean), jnp.vdot(weights, variance)
@@ -347,10 +391,9 @@ def spread(probabilities: Array) -> Spread:
         Lakshminarayanan et al., *Simple and scalable predictive uncertainty estimation using deep ensembles*, 2017.
         Houlsby et al., *Bayesian active learning for classification and preference learning*, 2011.
     """
-    _check_probabilities(probabilities, "(members, batch, classes)")
+    probabilities = _known_probabilities(probabilities, "(members, batch, classes)")
     mean, variance = probabilities.mean(0), probabilities.var(0)
-    some = variance > 0  # where members agree, the root has no gradient
-    std = jnp.where(some, jnp.sqrt(jnp.where(some, variance, 1)), 0)
+    std = ops.square_root(variance)
     entropy = _entropy(mean)
     # Rounding may leave a difference below zero, which no mutual information is.
     return Spread(mean, std, entropy, jnp.maximum(entropy - _entropy(probabilities).mean(0), 0))

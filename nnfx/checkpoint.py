@@ -14,10 +14,10 @@ numbers and JSON: loading it executes nothing.
 import contextlib
 import hashlib
 import json
+import math
 import os
 import platform
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,17 +26,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnfx import checks, distributed
+from nnfx import checks, distributed, paths
 
 __all__ = ["DamagedError", "Description", "load", "read", "save"]
 
-FORMAT = 1
+FORMAT = 2
 """The number of the layout described above; another one is refused."""
 DESCRIPTION = "checkpoint.json"
 """The file in which a checkpoint tells of itself."""
 _ARRAYS, _SUMS, _SEAL = "arrays", "SHA256SUMS", "SHA256SUMS.sha256"
 _SHOWN = 20
 """How many differences an error lists."""
+_PATIENCE_SECONDS = 30 * 24 * 3600
+"""How long Orbax may wait for itself: it looks at the clock of the day, which may be set while it writes."""
+_NUMBER = "__float__"
+"""What stands in JSON, which has no infinities and no NaN, for a number that is one of them."""
 
 
 class DamagedError(ValueError):
@@ -65,10 +69,10 @@ def save(path: str | os.PathLike[str], tree: Any, about: Mapping[str, Any] | Non
     Args:
         path: a folder that is not there yet.
         tree: arrays of any shape and dtype, typed keys included.
-        about: what else to note, of what JSON knows.
+        about: what else to note, of what JSON knows; numbers that are not finite come back as they were.
 
     Raises:
-        TypeError: for leaves that are not arrays, or notes that JSON does not know.
+        TypeError: for leaves that are not arrays, notes that JSON does not know, or something else than a path.
         ValueError: for arrays of which this process has only a part.
         FileExistsError: for a path that is there.
         OSError: where it cannot be written; nothing is left behind then.
@@ -82,30 +86,28 @@ def save(path: str | os.PathLike[str], tree: Any, about: Mapping[str, Any] | Non
         >>> read(path).leaves, read(path).about
         ({"['key']": 'key<fry>[]', "['w']": 'float32[3]'}, {'epoch': 7})
     """
-    path = Path(path)
+    path = paths.absolute("path", path)
     arrays, description = _on_host(tree), _describe(tree, about or {})
     if not distributed.is_first():
         return
-    if path.exists():
-        raise FileExistsError(f"{path}: expected nothing there yet, got a file or folder")
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path}: expected nothing there yet, got a file, folder or link")
+    aside = paths.aside(path)
     try:
         aside.mkdir(parents=True)
         if arrays:
-            from orbax.checkpoint import v1 as orbax
-
-            with _alone():
-                orbax.save(aside / _ARRAYS, arrays)
-        (aside / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+            _write(aside / _ARRAYS, arrays)
+        (aside / DESCRIPTION).write_text(as_json(description))
         (aside / _SUMS).write_text(_lines(_checksums(aside)))
         (aside / _SEAL).write_text(_lines({_SUMS: _checksum(aside / _SUMS)}))
         for file in aside.rglob("*"):
-            _sync(file)
-        _sync(aside)
+            paths.sync(file)
+        paths.sync(aside)
         aside.rename(path)
-        _sync(path.parent)
+        paths.sync(path.parent)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            paths.remove(aside)
         raise
 
 
@@ -115,13 +117,28 @@ def read(path: str | os.PathLike[str]) -> Description:
     Raises:
         FileNotFoundError: for a path where nothing is.
         DamagedError: for a file that is missing, additional, or not as it was written.
+        TypeError: for something else than a path.
         ValueError: for a checkpoint of another format than this version knows.
     """
-    path = Path(path)
+    path = paths.absolute("path", path)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: expected a checkpoint, which is a folder, got none")
     _verify(path)
-    written = json.loads((path / DESCRIPTION).read_text())
+    try:
+        return described(path)
+    except (AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DamagedError(
+            f"{path}: expected {DESCRIPTION} as nnfx writes it, got {type(error).__name__}: {error}"
+        ) from error
+
+
+def described(path: Path) -> Description:
+    """Return what a checkpoint says of itself, without looking at its other files.
+
+    Raises:
+        Exception: of some kind, where it is not as it was written.
+    """
+    written = from_json((path / DESCRIPTION).read_text())
     if written["format"] != FORMAT:
         raise ValueError(
             f"{path}: expected a checkpoint of format {FORMAT}, got {written['format']},"
@@ -142,13 +159,28 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
         FileNotFoundError, DamagedError: as `read` does.
         ValueError: for another format, or leaves of other paths, dtypes or shapes; it lists them.
     """
-    path = Path(path)
-    wanted = _leaves(like)
-    expected, got = {name: _words(leaf) for name, leaf in wanted.items()}, read(path).leaves
-    differing = [name for name in {**expected, **got} if expected.get(name) != got.get(name)]
+    return load_as(path, lambda _: like)[1]
+
+
+def load_as(path: str | os.PathLike[str], expected: Callable[[Description], Any]) -> tuple[Description, Any]:
+    """Load a checkpoint into a tree whose structure depends on what it says of itself; its files are verified once.
+
+    Args:
+        path: a checkpoint.
+        expected: returns the tree that is expected, as for `load`.
+
+    Raises:
+        FileNotFoundError, DamagedError, ValueError: as `load` does, and whatever `expected` raises.
+    """
+    path = paths.absolute("path", path)
+    description = read(path)
+    like = expected(description)
+    wanted, got = _leaves(like), description.leaves
+    wished = {name: _words(leaf) for name, leaf in wanted.items()}
+    differing = [name for name in {**wished, **got} if wished.get(name) != got.get(name)]
     if differing:
         lines = [
-            f"{name}: expected {expected.get(name, 'nothing')}, got {got.get(name, 'nothing')}" for name in differing
+            f"{name}: expected {wished.get(name, 'nothing')}, got {got.get(name, 'nothing')}" for name in differing
         ]
         raise ValueError(f"{path}: expected the leaves of this run, got others:\n  {_listed(lines, chr(10) + '  ')}\n")
     plain = {
@@ -164,7 +196,7 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
         with _alone():
             stored = orbax.load(path / _ARRAYS, stored)
     leaves = [_placed(stored.get(numbers[name], hosts[name]), leaf) for name, leaf in wanted.items()]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return description, jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def versions() -> dict[str, str]:
@@ -203,8 +235,51 @@ def _describe(tree: Any, about: Mapping[str, Any]) -> dict[str, Any]:
         "format": FORMAT,
         "leaves": {path: _words(leaf) for path, leaf in _leaves(tree).items()},
         "versions": versions(),
-        "about": json.loads(json.dumps(dict(about))),
+        "about": from_json(as_json(dict(about))),
     }
+
+
+def as_json(notes: Any) -> str:
+    """Write notes as JSON that every reader knows, with words in place of NaN and infinities.
+
+    >>> from_json(as_json({"losses": [0.5, float("inf")]}))
+    {'losses': [0.5, inf]}
+    """
+    return json.dumps(_strict(notes), indent=2, allow_nan=False) + "\n"
+
+
+def from_json(text: str) -> Any:
+    """Read what `as_json` has written."""
+    return json.loads(text, object_hook=_as_number)
+
+
+def _strict(notes: Any) -> Any:
+    """Return notes with words in place of the numbers that JSON does not know."""
+    if isinstance(notes, Mapping):
+        return {name: _strict(value) for name, value in notes.items()}
+    if isinstance(notes, list | tuple):
+        return [_strict(value) for value in notes]
+    if isinstance(notes, float) and not math.isfinite(notes):
+        return {_NUMBER: str(float(notes))}
+    return notes
+
+
+def _as_number(read: dict[str, Any]) -> Any:
+    """Undo `_strict` on an object that was read."""
+    return float(read[_NUMBER]) if read.keys() == {_NUMBER} else read
+
+
+def _write(folder: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Have Orbax write arrays, again where it took a clock that was set in the meantime for a time too long."""
+    from orbax.checkpoint import v1 as orbax
+
+    with _alone():
+        try:
+            orbax.save(folder, arrays)
+        except TimeoutError:
+            for left_over in folder.parent.glob(f"{folder.name}*"):
+                paths.remove(left_over)
+            orbax.save(folder, arrays)
 
 
 def _on_host(tree: Any) -> dict[str, np.ndarray]:
@@ -221,28 +296,19 @@ def _on_host(tree: Any) -> dict[str, np.ndarray]:
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
     """Let Orbax read or write in this process alone, without waiting for others."""
-    if jax.process_count() == 1:
-        yield
-        return
     from orbax.checkpoint import v1 as orbax
-    from orbax.checkpoint.experimental.v1._src.saving import execution
 
-    # the one place where Orbax asks all processes, also those that are not to take part
-    execution._check_directory_consistency = lambda _: None
     context = orbax.Context()
-    context.multiprocessing.primary_host = jax.process_index()
-    context.multiprocessing.active_processes = {jax.process_index()}
+    context.asynchronous.timeout_secs = _PATIENCE_SECONDS
+    if jax.process_count() > 1:
+        from orbax.checkpoint.experimental.v1._src.saving import execution
+
+        # the one place where Orbax asks all processes, also those that are not to take part
+        execution._check_directory_consistency = lambda _: None
+        context.multiprocessing.primary_host = jax.process_index()
+        context.multiprocessing.active_processes = {jax.process_index()}
     with context:
         yield
-
-
-def _sync(path: Path) -> None:
-    """Have a file or folder on the disk before what comes next."""
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 def _checksum(path: Path) -> str:

@@ -6,11 +6,10 @@ Nothing here is needed for right results: it is what a run on a CPU gains in spe
 import ctypes
 import os
 import platform
-from pathlib import Path
 
 import jax
 
-from nnfx import checks
+from nnfx import checks, paths
 
 __all__ = ["cores", "set_up"]
 
@@ -53,14 +52,15 @@ def set_up(
     """
     devices = cores() if devices is None else devices
     checks.positive_integer("devices", devices)
+    folder = None if cache is None else paths.absolute("cache", cache)
     try:
         jax.config.update("jax_num_cpu_devices", devices)
     except RuntimeError as error:
         raise RuntimeError(
             "devices: expected set_up to be called before JAX computes anything, got it later"
         ) from error
-    if cache is not None and jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(Path(cache).expanduser()))
+    if folder is not None and jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
         # most programs here compile in less than the second below which JAX would not keep them
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

@@ -15,8 +15,9 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from nnfx import checks, ops
-from nnfx.types import Array, Mean, PerExample
+from nnfx import arrays, checks, ops
+from nnfx.bounds import Positive, Share
+from nnfx.types import Array, Mean, PerExample, at_least_float32
 
 __all__ = [
     "binary_cross_entropy",
@@ -30,17 +31,21 @@ __all__ = [
 ]
 
 
+SUM_TOLERANCE = 0.01
+"""How far the probabilities of a row may be from 1 in sum: rounding in half precision."""
+
+
 def _with_check(check: Callable[[Any, Any], None]) -> Callable[[PerExample], PerExample]:
-    """Attach the check of a loss's targets, and run it before each call."""
+    """Attach the check of a loss's targets, which takes them as users hold them."""
 
     def decorate(loss: PerExample) -> PerExample:
-        @functools.wraps(loss)
-        def checked(outputs: Array, targets: Array, *args: Any, **kwargs: Any) -> Array:
-            check(outputs, targets)
-            return loss(outputs, targets, *args, **kwargs)
+        def converted(outputs: Any, targets: Any) -> None:
+            held = isinstance(targets, jax.Array | jax.ShapeDtypeStruct)
+            targets = targets if held else arrays.as_numpy("targets", targets)
+            check(arrays.as_array("outputs", outputs), targets)
 
-        checked.check = check  # type: ignore[attr-defined]
-        return checked
+        loss.check = converted  # type: ignore[attr-defined]
+        return loss
 
     return decorate
 
@@ -60,7 +65,6 @@ def check(loss: PerExample, outputs: Any, targets: Any) -> None:
 
 
 def _check_shapes(outputs: Any, targets: Any) -> None:
-    checks.numeric("targets", targets)
     if outputs.ndim < 1:
         raise ValueError(f"outputs: expected a batch, (batch, ...), got {checks.describe(outputs)}")
     if outputs.shape not in (targets.shape, (*targets.shape, 1)):
@@ -81,7 +85,6 @@ def _check_binary(outputs: Any, targets: Any) -> None:
 
 
 def _check_categorical(outputs: Any, targets: Any) -> None:
-    checks.numeric("targets", targets)
     if outputs.ndim < 2 or outputs.shape[-1] < 2:
         raise ValueError(
             f"outputs: expected logits of two classes or more, (batch, classes), got {checks.describe(outputs)}"
@@ -97,13 +100,21 @@ def _check_categorical(outputs: Any, targets: Any) -> None:
         checks.class_labels("targets", targets, classes)
     elif checks.is_concrete(targets) and targets.size:
         with jax.ensure_compile_time_eval():
-            if not (targets.min() >= 0 and abs(targets.sum(-1) - 1).max() < 0.01):
+            if not (targets.min() >= 0 and abs(targets.sum(-1) - 1).max() < SUM_TOLERANCE):
                 raise ValueError("targets: expected one-hot rows or probabilities that sum to 1, got other rows")
 
 
-def _aligned(outputs: Array, targets: Array) -> tuple[Array, Array]:
-    """Drop the axis of a single output, and bring the targets to the dtype of the outputs."""
+def _aligned(check: Callable[[Any, Any], None], outputs: Any, targets: Any) -> tuple[Array, Array]:
+    """Return outputs and targets as floats of one shape and dtype, once they are found to fit."""
+    outputs = arrays.as_array("outputs", outputs, floats=True)
+    targets = arrays.as_array("targets", targets, floats=check is _check_real)
+    check(outputs, targets)
     return outputs.reshape(targets.shape), targets.astype(outputs.dtype)
+
+
+def _known(labels: Array) -> Array:
+    """Return labels, NaN where a traced one is no probability: the loss and its gradient are too."""
+    return jnp.where((labels >= 0) & (labels <= 1), labels, jnp.nan)
 
 
 def _per_example(values: Array) -> Array:
@@ -121,14 +132,16 @@ def _smoothed(labels: Array, label_smoothing: ArrayLike, classes: int) -> Array:
 
 
 @_with_check(_check_binary)
-def binary_cross_entropy(logits: Array, labels: Array, label_smoothing: ArrayLike = 0.0) -> Array:
+def binary_cross_entropy(logits: Array, labels: Array, label_smoothing: Share = 0.0) -> Array:
     """Binary cross-entropy from logits z: `−y log σ(z) − (1 − y) log(1 − σ(z))`.
 
-    With label smoothing s the labels become `y (1 − s) + s / 2`.
+    With label smoothing s the labels become `y (1 − s) + s / 2`. An infinite logit has no loss and no gradient where it
+    is right, and an infinite loss where it is wrong.
 
     Args:
         logits: `(batch,)`, `(batch, 1)` or `(batch, outputs)`, before the sigmoid.
-        labels: 0 or 1, in the shape of the logits or `(batch,)`.
+        labels: 0 or 1, in the shape of the logits or `(batch,)`. Traced labels may lie between, as `nnfx.augment.mixup`
+            makes them; the loss of others is NaN.
         label_smoothing: s, between 0 and 1; may be traced.
 
     Returns:
@@ -144,22 +157,21 @@ def binary_cross_entropy(logits: Array, labels: Array, label_smoothing: ArrayLik
     References:
         Goodfellow, Bengio and Courville, *Deep learning*, section 6.2.2.2.
     """
-    logits, labels = _aligned(logits, labels)
-    labels = _smoothed(labels, label_smoothing, classes=2)
+    logits, labels = _aligned(_check_binary, logits, labels)
+    labels = _smoothed(_known(labels), label_smoothing, classes=2)
     return _per_example(ops.logistic_loss(logits, labels))
 
 
 @_with_check(_check_binary)
-def binary_cross_entropy_from_probabilities(
-    probabilities: Array, labels: Array, label_smoothing: ArrayLike = 0.0
-) -> Array:
+def binary_cross_entropy_from_probabilities(probabilities: Array, labels: Array, label_smoothing: Share = 0.0) -> Array:
     """Binary cross-entropy from probabilities p: `−y log p − (1 − y) log(1 − p)`, finite at 0 and 1.
 
-    The logarithms are cut off at the smallest positive number, and at the largest below 1, of the dtype.
-    Where there is a choice, `binary_cross_entropy` from logits is more accurate.
+    The logarithms are cut off at the smallest positive number, and at the largest below 1, of the dtype; beyond, the
+    gradient is zero. Where there is a choice, `binary_cross_entropy` from logits is more accurate.
 
     Args:
-        probabilities: `(batch,)`, `(batch, 1)` or `(batch, outputs)`, between 0 and 1.
+        probabilities: `(batch,)`, `(batch, 1)` or `(batch, outputs)`, between 0 and 1; the loss of traced ones outside,
+            such as logits, is NaN, and so is its gradient.
         labels: 0 or 1, in the shape of the probabilities or `(batch,)`.
         label_smoothing: as for `binary_cross_entropy`.
 
@@ -173,12 +185,14 @@ def binary_cross_entropy_from_probabilities(
         >>> binary_cross_entropy_from_probabilities(jnp.array([0.5, 0.0]), jnp.array([1, 0]))
         Array([0.6931472, 0.       ], dtype=float32)
     """
+    probabilities, labels = _aligned(_check_binary, probabilities, labels)
+    is_known = (probabilities >= 0) & (probabilities <= 1)
     if checks.is_concrete(probabilities):
         with jax.ensure_compile_time_eval():
-            if not ((probabilities >= 0) & (probabilities <= 1)).all():
+            if not is_known.all():
                 raise ValueError("probabilities: expected numbers from 0 to 1, got others; are they logits?")
-    probabilities, labels = _aligned(probabilities, labels)
-    labels = _smoothed(labels, label_smoothing, classes=2)
+    probabilities = probabilities * jnp.where(is_known, 1, jnp.nan)  # the gradient is NaN as well
+    labels = _smoothed(_known(labels), label_smoothing, classes=2)
     limits = jnp.finfo(probabilities.dtype)
     log_p = jnp.log(jnp.maximum(probabilities, limits.tiny))
     log_not_p = jnp.log1p(-jnp.minimum(probabilities, 1 - limits.epsneg))
@@ -186,14 +200,19 @@ def binary_cross_entropy_from_probabilities(
 
 
 @_with_check(_check_categorical)
-def categorical_cross_entropy(logits: Array, labels: Array, label_smoothing: ArrayLike = 0.0) -> Array:
+def categorical_cross_entropy(logits: Array, labels: Array, label_smoothing: Share = 0.0) -> Array:
     """Categorical cross-entropy from logits z: `−Σₖ yₖ log softmax(z)ₖ`.
 
     With label smoothing s, over K classes, the labels become `y (1 − s) + s / K`.
 
+    A logit of −∞ rules a class out: it counts for nothing where its label is zero, and the loss is infinite where it is
+    not. Label smoothing gives every class a share, so that the two do not go together: the loss is infinite there, as
+    it is in PyTorch and Optax.
+
     Args:
         logits: `(batch, classes)`, before the softmax; further axes may stand between the two.
-        labels: integers `(batch,)`, or one-hot rows or probabilities `(batch, classes)`.
+        labels: integers `(batch,)`, or one-hot rows or probabilities `(batch, classes)`. Where they are traced, the
+            loss of labels out of range, and of rows that are no probabilities, is NaN, and so is its gradient.
         label_smoothing: s, between 0 and 1; may be traced.
 
     Returns:
@@ -210,10 +229,25 @@ def categorical_cross_entropy(logits: Array, labels: Array, label_smoothing: Arr
     References:
         Szegedy et al., *Rethinking the Inception architecture*, CVPR 2016, section 7 (label smoothing).
     """
-    if labels.shape != logits.shape:
+    logits = arrays.as_array("outputs", logits, floats=True)
+    labels = arrays.as_array("targets", labels)
+    _check_categorical(logits, labels)
+    labels = _smoothed(_shares(labels, logits), label_smoothing, logits.shape[-1])
+    log_p = ops.log_softmax(logits)
+    log_p = jnp.where((labels == 0) & jnp.isneginf(log_p), 0, log_p)
+    return _per_example(-(labels * log_p).sum(-1))
+
+
+def _shares(labels: Array, logits: Array) -> Array:
+    """Return labels as rows of probabilities, NaN where traced ones are none: the loss and its gradient are too."""
+    if labels.shape == logits.shape:
+        total = labels.astype(at_least_float32(logits.dtype)).sum(-1)
+        is_known = (labels >= 0).all(-1) & (jnp.abs(total - 1) < SUM_TOLERANCE)
+        labels = labels.astype(logits.dtype)
+    else:
+        is_known = (labels >= 0) & (labels < logits.shape[-1])
         labels = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    labels = _smoothed(labels.astype(logits.dtype), label_smoothing, logits.shape[-1])
-    return _per_example(optax.losses.softmax_cross_entropy(logits, labels))
+    return jnp.where(is_known[..., None], labels, jnp.nan)
 
 
 @_with_check(_check_real)
@@ -234,7 +268,7 @@ def mean_square_error(outputs: Array, targets: Array) -> Array:
         >>> mean_square_error(jnp.array([[1.0, 2.0]]), jnp.array([[0.0, 4.0]]))
         Array([2.5], dtype=float32)
     """
-    outputs, targets = _aligned(outputs, targets)
+    outputs, targets = _aligned(_check_real, outputs, targets)
     return _per_example(optax.losses.squared_error(outputs, targets))
 
 
@@ -256,12 +290,12 @@ def mean_absolute_error(outputs: Array, targets: Array) -> Array:
         >>> mean_absolute_error(jnp.array([[1.0, 2.0]]), jnp.array([[0.0, 4.0]]))
         Array([1.5], dtype=float32)
     """
-    outputs, targets = _aligned(outputs, targets)
-    return _per_example(jnp.abs(outputs - targets))
+    outputs, targets = _aligned(_check_real, outputs, targets)
+    return _per_example(ops.absolute(outputs - targets))
 
 
 @_with_check(_check_real)
-def huber(outputs: Array, targets: Array, delta: ArrayLike = 1.0) -> Array:
+def huber(outputs: Array, targets: Array, delta: Positive = 1.0) -> Array:
     """Huber loss: `e²/2` for errors `|e| ≤ δ` and `δ (|e| − δ/2)` beyond, the mean over the outputs.
 
     Args:
@@ -283,7 +317,7 @@ def huber(outputs: Array, targets: Array, delta: ArrayLike = 1.0) -> Array:
         Huber, *Robust estimation of a location parameter*, Annals of Mathematical Statistics, 1964.
     """
     checks.number("delta", delta, above=0)
-    outputs, targets = _aligned(outputs, targets)
+    outputs, targets = _aligned(_check_real, outputs, targets)
     return _per_example(optax.losses.huber_loss(outputs, targets, delta=delta))
 
 
@@ -295,13 +329,24 @@ def empirical(losses: Array, weights: Array | None = None) -> Array:
         weights: `(batch,)`, non-negative; one each where they are not given.
 
     Returns:
-        A scalar; zero where all weights are.
+        A scalar.
 
     Raises:
-        ValueError: for losses that are not one per example, or as many weights as examples.
+        ValueError: for losses that are not one per example, other than one weight each, and weights that are negative
+            or not finite.
 
     Example:
         >>> empirical(jnp.array([1.0, 3.0, 9.0]), jnp.array([1.0, 1.0, 0.0]))
         Array(2., dtype=float32)
     """
-    return Mean.of(losses, weights).value
+    losses = arrays.as_array("losses", losses, floats=True)
+    if weights is None:
+        return Mean.of(losses).value
+    weights = arrays.as_array("weights", weights, floats=True)
+    checks.finite("weights", weights)
+    if checks.is_concrete(weights) and weights.size:
+        with jax.ensure_compile_time_eval():
+            if (weights < 0).any():
+                raise ValueError(f"weights: expected none negative, got {float(weights.min()):g}")
+    mean = Mean.of(losses, weights).value
+    return jnp.where((weights >= 0).all(), mean, jnp.nan)

@@ -4,9 +4,13 @@ What is averaged over batches is a metric per example; the area under the ROC cu
 the predictions of the whole data.
 """
 
-import jax.numpy as jnp
+from typing import Any
 
-from nnfx import checks
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnfx import arrays, checks
 from nnfx.types import Array
 
 __all__ = ["accuracy", "binary_accuracy", "roc_auc"]
@@ -20,7 +24,8 @@ def binary_accuracy(logits: Array, labels: Array) -> Array:
         labels: 0 or 1, in the shape of the logits or `(batch,)`.
 
     Returns:
-        `(batch,)` in the dtype of the logits, the mean over several outputs; NaN for logits that are NaN.
+        `(batch,)` in the dtype of the logits, the mean over several outputs; NaN for logits that are NaN, and for
+        traced labels outside [0, 1].
 
     Raises:
         ValueError: for labels other than 0 and 1, or shapes that do not fit.
@@ -29,11 +34,13 @@ def binary_accuracy(logits: Array, labels: Array) -> Array:
         >>> binary_accuracy(jnp.array([2.0, 3.0]), jnp.array([1, 0]))
         Array([1., 0.], dtype=float32)
     """
-    if logits.shape not in (labels.shape, (*labels.shape, 1)):
+    logits, labels = _converted(logits, labels)
+    if logits.ndim < 1 or logits.shape not in (labels.shape, (*labels.shape, 1)):
         raise ValueError(f"labels: expected {checks.describe(logits)}, got {checks.describe(labels)}")
     checks.binary_labels("labels", labels)
     logits = logits.reshape(labels.shape)
-    return _per_example((logits > 0) == (2 * labels > 1), jnp.isnan(logits), logits.dtype)
+    is_known = (labels >= 0) & (labels <= 1) & ~jnp.isnan(logits)
+    return _per_example((logits > 0) == (labels > 0.5), is_known, logits.dtype)
 
 
 def accuracy(logits: Array, labels: Array) -> Array:
@@ -44,15 +51,17 @@ def accuracy(logits: Array, labels: Array) -> Array:
         labels: integers `(batch,)`, or one-hot rows or probabilities `(batch, classes)`, whose largest counts.
 
     Returns:
-        `(batch,)` in the dtype of the logits; NaN for logits that are NaN.
+        `(batch,)` in the dtype of the logits; NaN for logits that are NaN, and for traced labels out of range.
 
     Raises:
-        ValueError: for shapes that do not fit.
+        ValueError: for integer labels outside `[0, classes)`, rows with negative numbers or none positive, or shapes
+            that do not fit.
 
     Example:
         >>> accuracy(jnp.array([[0.0, 1.0], [0.0, 1.0]]), jnp.array([1, 0]))
         Array([1., 0.], dtype=float32)
     """
+    logits, labels = _converted(logits, labels)
     if logits.ndim < 2 or logits.shape[-1] < 2:
         raise ValueError(
             f"logits: expected two classes or more, (batch, classes), got {checks.describe(logits)};"
@@ -64,8 +73,30 @@ def accuracy(logits: Array, labels: Array) -> Array:
             f" got {checks.describe(labels)}"
         )
     if labels.shape == logits.shape:
+        is_known = _are_shares(labels)
         labels = labels.argmax(-1)
-    return _per_example(logits.argmax(-1) == labels, jnp.isnan(logits).any(-1), logits.dtype)
+    else:
+        classes = logits.shape[-1]
+        checks.class_labels("labels", labels, classes)
+        is_known = (labels >= 0) & (labels < classes)
+    is_known &= ~jnp.isnan(logits).any(-1)
+    return _per_example(logits.argmax(-1) == labels, is_known, logits.dtype)
+
+
+def _converted(logits: Any, labels: Any) -> tuple[Array, Array]:
+    return arrays.as_array("logits", logits, floats=True), arrays.as_array("labels", labels)
+
+
+def _are_shares(rows: Array) -> Array:
+    """Say which rows hold no negative number and some positive; raise where one is concrete and does not."""
+    are_shares = (rows >= 0).all(-1) & (rows > 0).any(-1)
+    if checks.is_concrete(rows):
+        with jax.ensure_compile_time_eval():
+            if not are_shares.all():
+                raise ValueError(
+                    "labels: expected one-hot rows or probabilities, got negative numbers or none positive"
+                )
+    return are_shares
 
 
 def roc_auc(scores: Array, labels: Array) -> Array:
@@ -76,7 +107,8 @@ def roc_auc(scores: Array, labels: Array) -> Array:
         labels: 0 or 1, `(batch,)`.
 
     Returns:
-        A float32 scalar between 0 and 1; NaN where a score is, or where one of the two classes is absent.
+        A float32 scalar between 0 and 1; NaN where a score is, where one of the two classes is absent, or where traced
+        labels are others.
 
     Raises:
         ValueError: for labels other than 0 and 1, or shapes that do not fit.
@@ -88,6 +120,11 @@ def roc_auc(scores: Array, labels: Array) -> Array:
     References:
         Hanley and McNeil, *The meaning and use of the area under a ROC curve*, Radiology, 1982.
     """
+    if not isinstance(scores, jax.Array):  # ranks tell apart what the precision of the device may not
+        exact = arrays.as_numpy("scores", scores)
+        ranks = np.unique(exact, return_inverse=True)[1].reshape(exact.shape)
+        scores = jnp.asarray(np.where(np.isnan(exact), np.nan, ranks) if np.isnan(exact).any() else ranks)
+    labels = arrays.as_array("labels", labels)
     if labels.ndim != 1 or scores.shape not in (labels.shape, (*labels.shape, 1)):
         raise ValueError(
             f"scores: expected one score for each of the labels {checks.describe(labels)},"
@@ -104,10 +141,11 @@ def roc_auc(scores: Array, labels: Array) -> Array:
     not_above = negatives_up_to[jnp.searchsorted(ordered, scores, side="right")]
     beaten = (below / 2 + not_above / 2) / is_negative.sum()
     area = jnp.where(is_negative, 0, beaten).sum() / (~is_negative).sum()
-    return jnp.where(jnp.isnan(scores).any(), jnp.nan, area)
+    is_known = ((labels == 0) | (labels == 1)).all() & ~jnp.isnan(scores).any()
+    return jnp.where(is_known, area, jnp.nan)
 
 
-def _per_example(right: Array, unknown: Array, dtype: jnp.dtype) -> Array:
-    """Average what is right over all but the first axis; what is unknown stays so."""
-    scored = jnp.where(unknown, jnp.nan, right.astype(dtype))
+def _per_example(right: Array, is_known: Array, dtype: jnp.dtype) -> Array:
+    """Average what is right over all but the first axis; what is unknown is NaN."""
+    scored = jnp.where(is_known, right.astype(dtype), jnp.nan)
     return scored.reshape(scored.shape[0], -1).mean(-1)

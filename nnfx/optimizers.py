@@ -116,7 +116,9 @@ def evaluation_params(opt_state: Any, params: Any) -> Any:
             params = _where_held(_averaged(node.b1), params, node.z)
         elif node.cache is not None:
             is_synced = node.steps_since_sync == 0
-            params = _where_held(lambda at, before, is_synced=is_synced: jnp.where(is_synced, at, before), params, node.cache)
+            params = _where_held(
+                lambda at, before, is_synced=is_synced: jnp.where(is_synced, at, before), params, node.cache
+            )
     return params
 
 

@@ -68,7 +68,7 @@ class Stream(NamedTuple):
     """A recurrent model one step at a time, for data that come in one by one; the same numbers as the whole sequence.
 
     Attributes:
-        start: `(batch_size, dtype=float32) -> state`, what it remembers before the first step: zeros.
+        start: `(batch_size, dtype=None) -> state`, what it remembers before the first step: zeros.
         step: `(variables, state, x) -> (state, outputs)`, from `(batch, features)` to `(batch, outputs)`.
     """
 

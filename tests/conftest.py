@@ -2,6 +2,8 @@
 
 import gc
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -9,13 +11,27 @@ import pytest
 
 # Most of the suite's time is compiling, most of that code generation for programs that run once: LLVM optimises less
 # here, in one piece, and loops are written by the older and quicker of XLA's two ways. What XLA does to a program is
-# not touched, and flags of the caller come after, so that this tests what users run, in more time:
-# `XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true" pytest`.
-# At level 0 there are wrong numbers: see test_the_gradient_of_maxout_behind_a_product.
+# not touched. At level 0 there are wrong numbers: see test_the_gradient_of_maxout_behind_a_product.
 QUICK_TO_COMPILE = (
-    "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    "--xla_backend_optimization_level=1",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
 )
-os.environ["XLA_FLAGS"] = f"{QUICK_TO_COMPILE} {os.environ.get('XLA_FLAGS', '')}"
+AS_USERS_COMPILE = "NNFX_TEST_AS_USERS_COMPILE"
+"""Set this variable to 1 to test without these flags: what users run, in more time."""
+
+
+def takes(flags):
+    """Whether XLA takes these flags: one that it does not know ends the process, so another one is asked."""
+    environment = {**os.environ, "XLA_FLAGS": " ".join(flags)}
+    command = [sys.executable, "-c", "import jax; jax.devices('cpu')"]
+    return subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
+
+
+# Workers inherit what the process that starts them has found.
+if os.environ.get(AS_USERS_COMPILE) != "1" and QUICK_TO_COMPILE[0] not in os.environ.get("XLA_FLAGS", "").split():
+    known = QUICK_TO_COMPILE if takes(QUICK_TO_COMPILE) else [flag for flag in QUICK_TO_COMPILE if takes([flag])]
+    os.environ["XLA_FLAGS"] = " ".join([*known, os.environ.get("XLA_FLAGS", "")])
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_legacy_prng_key", "error")

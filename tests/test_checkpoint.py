@@ -190,10 +190,10 @@ def test_another_tree_is_refused_leaf_by_leaf(saved):
 
 
 def test_another_format_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    monkeypatch.setattr(checkpoint, "FORMAT", 3)
     checkpoint.save(tmp_path / "later", state())
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"later: expected a checkpoint of format 1, got 2, made by nnfx \d"):
+    with pytest.raises(ValueError, match=r"later: expected a checkpoint of format 2, got 3, made by nnfx \d"):
         checkpoint.load(tmp_path / "later", state())
 
 

@@ -1,14 +1,22 @@
+import hashlib
 import os
+import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import jaxlib.version
 import numpy as np
 import pytest
 
+import nnfx
 from nnfx import compatibility
+from nnfx.data import batching
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_this_release_of_jaxlib_computes_what_the_affected_ones_get_wrong():
@@ -42,3 +50,97 @@ def test_importing_nnfx_warns():
         [sys.executable, "-c", pretend], capture_output=True, text=True, env=environment, check=True
     )
     assert "RuntimeWarning: jaxlib 0.10.2" in result.stderr
+
+
+# What differs between releases: the table in README.md, a row a test.
+
+
+def in_a_process(script, flags=""):
+    """Run a script with XLA as it is for users, or with some flags."""
+    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_table_of_the_readme_has_a_test_for_each_row():
+    section = (ROOT / "README.md").read_text().split("## Releases of JAX")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ")][1:]
+    named = [re.findall(r"`(test_\w+)`", row) for row in rows]
+    assert rows
+    for row, tests in zip(rows, named, strict=True):
+        assert len(tests) == 1, row
+        assert tests[0] in globals(), row
+
+
+def test_gradients_of_padding_beyond_the_kernel():
+    """XLA on CPUs, float32, padding beyond the kernel on one side of an axis only: wrong up to jaxlib 0.10.1."""
+    inputs, kernel = np.random.default_rng(0).normal(size=(2, 3, 5, 6, 2))[0], np.ones((3, 2, 2, 3))
+
+    def value(x):
+        layouts = ("NHWC", "HWIO", "NHWC")
+        out = jax.lax.conv_general_dilated(
+            x, kernel.astype(x.dtype), (1, 1), [(3, 3), (4, 0)], dimension_numbers=layouts
+        )
+        return jnp.sin(out).sum()
+
+    single = jax.grad(value)(jnp.asarray(inputs, jnp.float32))
+    with jax.enable_x64(True):
+        double = jax.grad(value)(jnp.asarray(inputs, jnp.float64))
+    is_right = np.allclose(single, double, rtol=1e-3, atol=1e-3)
+    assert is_right == (jaxlib.version.__version_info__ >= (0, 11))
+
+
+MAXOUT = """
+import jax, numpy as np
+x = np.linspace(-1, 1, 201)[:, None].astype(np.float32)
+kernel, bias = np.random.default_rng(0).normal(size=(2, 6)).astype(np.float32)
+def loss(kernel, bias):
+    pieces = x @ kernel[None] + bias[None]
+    return ((pieces.reshape(-1, 1, 6).max(-1) - x**2) ** 2).mean()
+print(np.isfinite(jax.jit(jax.grad(loss, argnums=1))(kernel, bias)).all())
+"""
+
+
+def test_the_lowest_level_of_optimisation_computes_infinities():
+    """Gradients of a maximum over a group are infinite with `--xla_backend_optimization_level=0`, in every release."""
+    assert in_a_process(MAXOUT).stdout.split() == ["True"]
+    assert in_a_process(MAXOUT, "--xla_backend_optimization_level=0").stdout.split() == ["False"]
+
+
+def test_an_unknown_flag_ends_the_process():
+    """`--xla_cpu_use_fusion_emitters` is known up to jaxlib 0.10; tests therefore ask another process first."""
+    ended = in_a_process("import jax; jax.devices()", "--xla_cpu_use_fusion_emitters=false")
+    assert (ended.returncode == 0) == (jaxlib.version.__version_info__ < (0, 11))
+
+
+SAME_BITS = {
+    "order": "b8a0663a95ce",
+    "draws": "8fd4d579ee0c",
+    "data": "3f6fd105fcc3",
+    "mlp": "759ec14c727d",
+    "lenet": "d745fc92ef87",
+    "lstm": "4197a579226f",
+}
+"""What a key decides, written down by jaxlib 0.9.2, 0.10.1 and 0.12.0.1 alike: one of them cannot see the others."""
+
+
+def test_a_key_decides_the_same_bits_in_every_release():
+    key = jax.random.key(0)
+    data = nnfx.data.titanic("fare", "age", key=jax.random.key(1), valid_fraction=0.25)
+    models = {"mlp": nnfx.models.mlp((16,)), "lenet": nnfx.models.lenet(), "lstm": nnfx.models.lstm(1, (8,))}
+    shapes = {"mlp": (1, 2), "lenet": (1, 28, 28, 1), "lstm": (1, 5, 2)}
+    drawn = {
+        "order": batching.permutation(key, 1000),
+        "draws": jax.random.normal(key, (1000,)),
+        "data": (data.train, data.valid),
+        **{name: model.init(key, jnp.zeros(shapes[name])) for name, model in models.items()},
+    }
+    assert {name: digest(tree) for name, tree in drawn.items()} == SAME_BITS
+
+
+def digest(tree):
+    """The first digits of the checksum of all bytes of a tree."""
+    whole = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        whole.update(np.ascontiguousarray(np.asarray(leaf)).tobytes())
+    return whole.hexdigest()[:12]

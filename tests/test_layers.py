@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BASE = {"arrays", "checks", "optimizers", "paths", "shards", "types"}
+BASE = {"arrays", "bounds", "checks", "memo", "optimizers", "paths", "shards", "types"}
 MIDDLE = {"activations", "augment", "calibration", "data", "losses", "metrics", "ops"}
 MAY_IMPORT = {
     "checks": set(),
+    "bounds": {"checks"},
+    "memo": set(),
     "arrays": {"checks"},
     "paths": {"checks"},
     "optimizers": {"checks"},
@@ -27,7 +29,7 @@ MAY_IMPORT = {
     "insight": BASE | MIDDLE | {"models", "scale", "tables", "training"},
     "forecasting": BASE | {"data", "losses", "metrics", "models", "ops", "scale", "tables", "training"},
     "compatibility": set(),
-    "cpu": {"checks"},
+    "cpu": {"checks", "paths"},
 }
 MAY_IMPORT["__init__"] = set(MAY_IMPORT)
 ONLY_WHERE_USED = {"grain", "matplotlib", "tqdm", "sklearn", "pooch", "tyro", "orbax", "torch", "keras", "tensorboard"}

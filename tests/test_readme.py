@@ -1,8 +1,14 @@
+import contextlib
+import io
 import re
 import tomllib
 from pathlib import Path
 
+import jax
 import numpy as np
+import pytest
+
+import nnfx
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -12,11 +18,19 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_example_runs_as_printed(capsys):
-    (example,) = blocks("python")
-    names = {}
-    exec(compile(example, "README.md", "exec"), names)
-    assert capsys.readouterr().out.count("\n") == 3
+@pytest.fixture(scope="module")
+def example():
+    """What the first example prints, and the names that it leaves."""
+    (code,) = blocks("python")
+    names, printed = {}, io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "README.md", "exec"), names)
+    return printed.getvalue(), names
+
+
+def test_the_example_runs_as_printed(example):
+    printed, names = example
+    assert printed.count("\n") == 3
     assert names["runs"].best.loss.shape == (16,)
     assert 0 < float(names["run"].final["valid_loss"]) < 1
     assert np.isfinite(names["slope"])
@@ -51,3 +65,26 @@ def test_the_releases_left_out_are_those_that_are_warned_about():
         assert "!=0.10.2" in wanted
         assert "!=0.11.*" in wanted
         assert "<" not in wanted
+
+
+def test_its_lines_run_as_printed_from_a_relative_folder(example, tmp_path, monkeypatch, capsys):
+    """Every call in its text and its blocks that leaves nothing out, with the names of the first example."""
+    monkeypatch.chdir(tmp_path)
+    _, names = example
+    names = {
+        **names,
+        "key": jax.random.key(0),
+        "batch": names["data"].train,
+        "loss": nnfx.losses.binary_cross_entropy,
+        "variables": names["run"].best.variables,
+        "parts": [(np.asarray(names["data"].train.inputs), np.asarray(names["data"].train.targets))],
+    }
+    calls = re.findall(r"`((?:print\()?nnfx\.[^`\n]+\))`", README)
+    only_first = "nnfx.distributed.start()"  # before JAX computes anything
+    whole = [line for line in calls if "..." not in line and line != only_first]
+    assert any(line.startswith("nnfx.session(") for line in whole)
+    assert any(line.startswith("nnfx.sweeps.sweep(") for line in whole)
+    for line in [*whole, *blocks("py")]:
+        exec(compile(line, "README.md", "exec"), names)
+    assert (tmp_path / "runs/mine/history.csv").exists()
+    assert "kernel" in capsys.readouterr().out

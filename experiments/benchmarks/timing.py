@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 
 from experiments.common import print_table
+from nnfx import paths
 
 Result = TypeVar("Result")
 
@@ -140,9 +141,9 @@ def report(name: str, rows: list[Row], out: Path) -> dict[str, Any]:
         "allocator": os.environ.get("MALLOC_TOP_PAD_", "default"),
         "versions": {package: metadata.version(package) for package in packages if package in installed},
     }
+    out = paths.absolute("out", out)
     out.mkdir(parents=True, exist_ok=True)
-    aside = out / f".{name}.json.{os.getpid()}"
-    aside.write_text(json.dumps(summary, indent=2) + "\n")
-    os.replace(aside, out / f"{name}.json")
+    with paths.replace(out / f"{name}.json") as aside:
+        aside.write_text(json.dumps(summary, indent=2) + "\n")
     print(f"\nwrote {out / name}.json")
     return summary

@@ -14,7 +14,6 @@ of its published baselines, mean and standard deviation of ten seeds.
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from tqdm import tqdm
 
 import nnfx
 from experiments.common import BLUE, GREEN, ORANGE, Results, print_table
+from nnfx import paths
 from nnfx.data import batching
 from nnfx.models import conv, max_pool
 
@@ -169,9 +169,9 @@ def main(config: Config) -> dict[str, Any]:
         for name in config.optimizers:
             path = config.out / f"run_{name}_{seed}.json"
             if not path.exists() or len(json.loads(path.read_text())["test_accuracy"]) < config.epochs:
-                aside = path.with_name(f".{path.name}.{os.getpid()}")
-                aside.write_text(json.dumps(train(name, seed, data, config), indent=2) + "\n")
-                os.replace(aside, path)
+                text = json.dumps(train(name, seed, data, config), indent=2) + "\n"
+                with paths.replace(path) as aside:
+                    aside.write_text(text)
     runs = [json.loads(path.read_text()) for path in sorted(config.out.glob("run_*.json"))]
     rows = compare(runs)
     print_table(

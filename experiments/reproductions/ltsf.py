@@ -26,7 +26,6 @@ Zhou et al., *Informer: beyond efficient transformer for long sequence time-seri
 import dataclasses
 import functools
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -42,7 +41,7 @@ from tqdm import tqdm
 
 import nnfx
 from experiments.common import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, Results, print_table
-from nnfx import checks
+from nnfx import checks, paths
 from nnfx.forecasting import Scaler, Windows, as_data, baselines, split, windows
 from nnfx.scale.sweeps import Progress, Sweep
 from nnfx.types import Apply, Variables
@@ -325,9 +324,8 @@ def main(config: Config) -> dict[str, Any]:
             path = config.out / f"run_{name}_{horizon}.json"
             if not path.exists() or json.loads(path.read_text())["settings"] != settings:
                 cell = forecast_and_score(name, horizon, values, config)
-                aside = path.with_name(f".{path.name}.{os.getpid()}")
-                aside.write_text(json.dumps(cell | {"settings": settings}) + "\n")
-                os.replace(aside, path)
+                with paths.replace(path) as aside:
+                    aside.write_text(json.dumps(cell | {"settings": settings}) + "\n")
             cells.append(json.loads(path.read_text()))
     rows = sorted(compare(cells), key=lambda row: config.methods.index(row["method"]))
     print_table(

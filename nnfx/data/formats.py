@@ -4,6 +4,7 @@ What a file declares is believed only as far as its bytes go: memory grows with 
 reading stops at the first byte too many, so that neither a false header nor a gzip bomb fills the memory.
 """
 
+import codecs
 import contextlib
 import gzip
 import io
@@ -13,11 +14,11 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import BinaryIO, NamedTuple, TextIO, cast
 
 import numpy as np
 
-from nnfx import checks
+from nnfx import checks, paths
 
 Source = str | Path | bytes
 """A file, by its path or as its bytes, plain or packed by gzip."""
@@ -28,25 +29,30 @@ class Examples(NamedTuple):
 
     Attributes:
         inputs: uint8 `(rows, height, width, channels)`.
-        targets: int32 `(rows,)`, from 0 to 9.
+        targets: int32 `(rows,)`, from 0 on.
     """
 
     inputs: np.ndarray
     targets: np.ndarray
 
 
-def read_idx(source: Source, ndim: int) -> np.ndarray:
-    """Read an array of unsigned bytes from an IDX file.
+_IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_MOST_AXES = 32
 
-    The file is two zero bytes, the code 0x08 of unsigned bytes, the number of axes, their sizes as big-endian
-    32-bit numbers, and the values, the last axis fastest.
+
+def read_idx(source: Source, ndim: int | None = None) -> np.ndarray:
+    """Read an array from an IDX file.
+
+    The file is two zero bytes, a code for the type of the values, the number of axes, their sizes as big-endian 32-bit
+    numbers, and the values, big-endian too, the last axis fastest. The codes are 0x08 for unsigned bytes, 0x09 for
+    signed ones, 0x0B for 16-bit and 0x0C for 32-bit integers, 0x0D for 32-bit and 0x0E for 64-bit floats.
 
     Args:
         source: the file.
-        ndim: how many axes to expect: 3 for images, 1 for labels.
+        ndim: how many axes to expect, such as 3 for images and 1 for labels; any number unless given.
 
     Returns:
-        The array, uint8.
+        The array, in the type of the file and the byte order of the machine.
 
     Raises:
         OSError: for a file that cannot be read.
@@ -55,41 +61,63 @@ def read_idx(source: Source, ndim: int) -> np.ndarray:
     Example:
         >>> read_idx(bytes([0, 0, 0x08, 1, 0, 0, 0, 3]) + bytes([7, 8, 9]), ndim=1)
         array([7, 8, 9], dtype=uint8)
+        >>> read_idx(bytes([0, 0, 0x0B, 1, 0, 0, 0, 2]) + bytes([1, 0, 255, 254]))
+        array([256,  -2], dtype=int16)
 
     References:
         LeCun, Cortes and Burges, *The MNIST database of handwritten digits*, section on the file formats.
     """
-    checks.positive_integer("ndim", ndim)
+    if ndim is not None:
+        checks.positive_integer("ndim", ndim)
     with _reading(source) as reader:
         zeros, code, axes = struct.unpack(">HBB", reader.take(4, "the start of an IDX file"))
         if zeros:
             raise ValueError(f"{reader.name}: expected an IDX file, beginning with two zero bytes, got 0x{zeros:04x}")
-        if code != 0x08:
-            raise ValueError(f"{reader.name}: expected unsigned bytes, of code 0x08, got values of code 0x{code:02x}")
-        if axes != ndim:
-            raise ValueError(f"{reader.name}: expected {ndim} axes, got {axes}")
-        shape = struct.unpack(f">{ndim}I", reader.take(4 * ndim, "the sizes of the axes"))
+        if code not in _IDX_TYPES:
+            known = ", ".join(f"0x{each:02x}" for each in _IDX_TYPES)
+            raise ValueError(f"{reader.name}: expected values of a code among {known}, got 0x{code:02x}")
+        if axes != (axes if ndim is None else ndim) or axes == 0:
+            raise ValueError(f"{reader.name}: expected {'some' if ndim is None else ndim} axes, got {axes}")
+        if axes > _MOST_AXES:
+            raise ValueError(f"{reader.name}: expected at most {_MOST_AXES} axes, got {axes}")
+        shape = struct.unpack(f">{axes}I", reader.take(4 * axes, "the sizes of the axes"))
         if 0 in shape:
             raise ValueError(f"{reader.name}: expected at least one value, got an array of shape {shape}")
-        values = reader.take(math.prod(shape), f"an array of shape {shape}")
+        dtype = np.dtype(_IDX_TYPES[code])
+        values = reader.take(dtype.itemsize * math.prod(shape), f"an array of shape {shape}")
         if reader.some():
             raise ValueError(f"{reader.name}: expected nothing after an array of shape {shape}, got further bytes")
-    return np.frombuffer(values, np.uint8).reshape(shape)
+    array = np.frombuffer(values, dtype).reshape(shape)
+    return array.astype(dtype.newbyteorder("="), copy=False)
 
 
-def read_idx_examples(images: Source, labels: Source) -> Examples:
-    """Read grey images and their labels from a pair of IDX files.
+_QMNIST_COLUMNS = 8
+
+
+def read_idx_examples(
+    images: Source, labels: Source, *, classes: int = 10, first: int = 0, transposed: bool = False
+) -> Examples:
+    """Read grey images and their labels from a pair of IDX files, as those of MNIST and its kin are.
+
+    - MNIST, Fashion-MNIST, KMNIST, and EMNIST's `digits` and `mnist`: 10 classes.
+    - EMNIST's others: `classes=26, first=1` for `letters`, `classes=47` for `balanced` and `bymerge`, `classes=62` for
+      `byclass`. Its images are transposed, those of its digits as well: `transposed=True` puts them upright.
+    - QMNIST: its table of labels is taken as it is; the class is the first of its eight columns.
 
     Args:
-        images: the file of the images, `(rows, height, width)`.
-        labels: the file of their labels, `(rows,)`, from 0 to 9.
+        images: the file of the images, unsigned bytes `(rows, height, width)`.
+        labels: the file of their labels: unsigned bytes `(rows,)`, or QMNIST's 32-bit integers `(rows, 8)`.
+        classes: how many classes there are.
+        first: the label of the first class in the file; the targets begin at 0 whatever it is.
+        transposed: whether the images are, so that their axes are swapped.
 
     Returns:
-        Images of one channel, `(rows, height, width, 1)`, and labels.
+        Images of one channel, `(rows, height, width, 1)`, and targets from 0 to `classes` − 1.
 
     Raises:
         OSError: for a file that cannot be read.
-        ValueError: for a file that is not whole, labels out of range, or not one per image; see `read_idx`.
+        ValueError: for a file that is not whole or of another type, labels out of range, or not one per image; see
+            `read_idx`.
 
     Example:
         >>> images = bytes([0, 0, 0x08, 3, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 1]) + bytes([0, 255])
@@ -97,14 +125,36 @@ def read_idx_examples(images: Source, labels: Source) -> Examples:
         >>> examples = read_idx_examples(images, labels)
         >>> examples.inputs.shape, examples.targets
         ((1, 2, 1, 1), array([9], dtype=int32))
+
+    References:
+        Cohen, Afshar, Tapson and van Schaik, *EMNIST: extending MNIST to handwritten letters*, IJCNN 2017.
+        Yadav and Bottou, *Cold case: the lost MNIST digits*, NeurIPS 2019.
     """
-    inputs, targets = read_idx(images, ndim=3), read_idx(labels, ndim=1)
+    checks.positive_integer("classes", classes)
+    checks.non_negative_integer("first", first)
+    inputs, targets = read_idx(images, ndim=3), read_idx(labels)
+    if inputs.dtype != np.uint8:
+        raise ValueError(f"{_name(images)}: expected images of unsigned bytes, got {checks.describe(inputs)}")
+    if targets.dtype == np.int32 and targets.shape[1:] == (_QMNIST_COLUMNS,):
+        targets = targets[:, 0]
+    if targets.ndim != 1:
+        raise ValueError(f"{_name(labels)}: expected 1 axes, got {targets.ndim}")
+    if not np.issubdtype(targets.dtype, np.integer):
+        raise ValueError(f"{_name(labels)}: expected labels in integers, got {checks.describe(targets)}")
     if len(inputs) != len(targets):
         raise ValueError(
             f"{_name(labels)}: expected one label for each of the {len(inputs)} images of {_name(images)},"
             f" got {len(targets)}"
         )
-    return Examples(inputs[..., None], _checked_labels(_name(labels), targets))
+    if transposed:
+        inputs = np.ascontiguousarray(inputs.swapaxes(1, 2))
+    low, high = int(targets.min()), int(targets.max())
+    if low < first or high >= first + classes:
+        raise ValueError(
+            f"{_name(labels)}: expected labels from {first} to {first + classes - 1}, got labels from {low} to {high};"
+            " classes= says how many there are, and first= which is the lowest"
+        )
+    return Examples(inputs[..., None], targets.astype(np.int32) - np.int32(first))
 
 
 _CIFAR_FOLDER = "cifar-10-batches-bin"
@@ -154,7 +204,8 @@ def _checked_labels(name: str, labels: np.ndarray) -> np.ndarray:
     return labels.astype(np.int32)
 
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
+"""How many bytes are read at a time: readers may take memory for all of them before they know how many there are."""
 _GZIP_RATIO = 1032
 """Deflate spends at least two bits on 258 bytes, so that no file unpacks to more than this many times its size."""
 
@@ -165,12 +216,19 @@ class _Reader(NamedTuple):
     Attributes:
         name: what errors call the file.
         stream: the bytes.
-        most: more of them than this there cannot be.
+        size: of the file.
+        is_packed: whether the file is gzip.
     """
 
     name: str
     stream: BinaryIO
-    most: int
+    size: int
+    is_packed: bool
+
+    @property
+    def most(self) -> int:
+        """More bytes than this there cannot be."""
+        return self.size * _GZIP_RATIO if self.is_packed else self.size
 
     def take(self, count: int, what: str) -> bytearray:
         """Return the next bytes, exactly that many; memory is taken for those alone that are there."""
@@ -194,19 +252,70 @@ def _reading(source: Source) -> Iterator[_Reader]:
     """Open a file, unpacked where it is gzip, and name it in the errors of unpacking."""
     name = _name(source)
     with contextlib.ExitStack() as stack:
-        file = cast(
-            BinaryIO, io.BytesIO(source) if isinstance(source, bytes) else stack.enter_context(open(source, "rb"))
-        )
+        opened = io.BytesIO(source) if isinstance(source, bytes) else paths.absolute("source", source).open("rb")
+        file = cast(BinaryIO, stack.enter_context(opened))
         is_gzip = file.read(2) == b"\x1f\x8b"
-        most = file.seek(0, io.SEEK_END)
+        size = file.seek(0, io.SEEK_END)
         file.seek(0)
         if not is_gzip:
-            yield _Reader(name, file, most)
+            yield _Reader(name, file, size, is_packed=False)
             return
         try:
-            yield _Reader(name, cast(BinaryIO, gzip.GzipFile(fileobj=file)), most * _GZIP_RATIO)
+            yield _Reader(name, cast(BinaryIO, gzip.GzipFile(fileobj=file)), size, is_packed=True)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(f"{name}: expected a whole gzip file, got a damaged one: {error}") from error
+
+
+_TEXT_RATIO = 100
+_SMALL_TEXT = 1 << 24
+
+
+@contextlib.contextmanager
+def reading_text(source: Source, encoding: str = "utf-8") -> Iterator[tuple[str, TextIO]]:
+    """Open a file of text, unpacked where it is gzip, after one look at all of it for what is wrong.
+
+    Only a part of the text is in memory at a time, so that neither a gzip bomb nor a large file fills it.
+
+    Args:
+        source: the file.
+        encoding: of its text; the byte-order mark of UTF-8 is passed over.
+
+    Yields:
+        What errors call the file, and its text.
+
+    Raises:
+        OSError: for a file that cannot be read.
+        ValueError: for a damaged file, text in another encoding, and text of more than 16 MiB that unpacks to more than
+            100 times its size, where tables of numbers unpack to ten times theirs. The error names the file.
+    """
+    try:
+        codec = codecs.lookup(encoding).name
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"encoding: expected one that Python knows, such as 'latin-1', got {encoding!r}") from error
+    codec = "utf-8-sig" if codec == "utf-8" else codec
+    with _reading(source) as reader:
+        most = max(_SMALL_TEXT, _TEXT_RATIO * reader.size) if reader.is_packed else reader.size
+        decoder, size = codecs.getincrementaldecoder(codec)(), 0
+        while True:
+            chunk = reader.some()
+            if size + len(chunk) > most:
+                raise ValueError(
+                    f"{reader.name}: expected text that unpacks to at most {most} bytes ({_TEXT_RATIO} times its size),"
+                    " got more; unpack it first where so much is meant"
+                )
+            pending = len(decoder.getstate()[0])
+            try:
+                decoder.decode(chunk, final=not chunk)
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{reader.name}: expected text in {encoding.upper()}, got other bytes from"
+                    f" {size - pending + error.start} on; encoding='latin-1' or 'utf-16' reads what is meant so"
+                ) from error
+            size += len(chunk)
+            if not chunk:
+                break
+        reader.stream.seek(0)
+        yield reader.name, io.TextIOWrapper(reader.stream, codec, newline="")
 
 
 def _name(source: Source) -> str:

@@ -62,7 +62,7 @@ class Images(NamedTuple):
         train, valid = self._parts(key, valid_fraction, hold_out_test)
         mean, scale = _channel_moments(train.inputs) if standardize else (np.zeros(()), np.array(self.brightest))
         preprocess = Preprocess(
-            median=jnp.asarray(np.nan, float),
+            median=None,
             mean=jnp.asarray(mean, float),
             scale=jnp.asarray(scale, float),
             indicators=(),

@@ -2,79 +2,21 @@
 
 import dataclasses
 from collections.abc import Sequence
+from fractions import Fraction
 from functools import partial
 from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
-from nnfx import checks
+from nnfx import arrays, checks
+from nnfx.data.preprocess import Preprocess, as_columns, frame_names, repeated
 from nnfx.types import Array, Batch, at_least_float32
 
+__all__ = ["Data", "Missing", "Preprocess", "Report", "prepare", "split"]
+
 Missing = Literal["error", "drop", "median"]
-
-
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["median", "mean", "scale"],
-    meta_fields=["indicators", "shape"],
-)
-@dataclasses.dataclass(frozen=True, eq=False)
-class Preprocess:
-    """The map from raw features to those a model is trained on, fixed by the training part alone.
-
-    Missing values (NaN) become the median, an indicator is appended for each feature in `indicators`, and
-    the result is standardised: `(x − mean) / scale`.
-
-    Attributes:
-        median: `(1, features)`; a scalar NaN where nothing is filled.
-        mean: `(1, features + indicators)`, or a scalar zero where nothing is standardised.
-        scale: like `mean`; the standard deviation, and 1 for a constant feature.
-        indicators: the positions of the features with an indicator of being missing.
-        shape: that of a raw example.
-    """
-
-    median: Array
-    mean: Array
-    scale: Array
-    indicators: tuple[int, ...]
-    shape: tuple[int, ...]
-
-    def __call__(self, inputs: ArrayLike) -> Array:
-        """Return raw inputs `(batch, features)` as the model wants them, `(batch, features + indicators)`.
-
-        Raises:
-            ValueError: for another number of features, or concrete values that are infinite, or missing where
-                nothing is filled.
-        """
-        x = jnp.asarray(inputs)
-        checks.numeric("inputs", x)
-        if x.shape[1:] != self.shape or x.ndim == 0:
-            expected = ", ".join(["batch", *map(str, self.shape)])
-            raise ValueError(f"inputs: expected raw features ({expected}), got {checks.describe(x)}")
-        if not jnp.issubdtype(x.dtype, np.floating):
-            x = x.astype(self.mean.dtype)
-        missing = jnp.isnan(x)
-        x = jnp.where(missing, self.median.astype(x.dtype), x)
-        checks.finite("inputs", x)
-        if self.indicators:
-            x = jnp.concatenate([x, missing[:, jnp.array(self.indicators)].astype(x.dtype)], axis=1)
-        return ((x - self.mean) / self.scale).astype(x.dtype)
-
-    def raw_units(self, kernel: Array, bias: Array) -> tuple[Array, Array]:
-        """Return the weights and bias of the same affine map, but on raw features.
-
-        `W (x − mean) / scale + b = W' x + b'` with `W' = W / scale` and `b' = b − W' mean`.
-
-        Args:
-            kernel: W, `(features, outputs)`.
-            bias: b, `(outputs,)`.
-        """
-        raw = kernel / jnp.broadcast_to(self.scale.reshape(-1, 1), kernel.shape)
-        mean = jnp.broadcast_to(self.mean.reshape(-1, 1), kernel.shape)
-        return raw, bias - (raw * mean).sum(0)
 
 
 class Report(NamedTuple):
@@ -134,35 +76,43 @@ def prepare(
     key: Array | None = None,
     valid_fraction: float = 0.0,
     missing: Missing = "error",
-    standardize: bool = True,
+    standardize: bool | None = None,
     weights: Any = None,
     features: Sequence[str] | None = None,
+    keep_integers: bool | None = None,
 ) -> Data:
     """Make data ready for training: check, split by key, fill what is missing, standardise, move to the device.
 
-    Medians, means and standard deviations are those of the training part alone, and are kept in
-    `data.preprocess`, so that predictions take raw features.
+    Medians, means and standard deviations are those of the training rows of positive weight alone, computed in float64,
+    and are kept in `data.preprocess`, so that predictions take raw features.
 
     Args:
-        inputs: `(rows, ...)`, numbers or booleans; integers and booleans become the default float.
-        targets: `(rows, ...)`, numbers or booleans.
+        inputs: `(rows, ...)`, numbers or booleans, as an array, a list, a tensor, or a frame or Series of pandas or
+            polars; integers, booleans and half precision become the default float. Masked values of NumPy, and those
+            that a frame lacks, are missing as NaN is.
+        targets: `(rows, ...)`, numbers or booleans, all of them known.
         key: a typed key that draws which rows are held out.
-        valid_fraction: the part of the rows to hold out, at least 0 and below 1.
-        missing: what to do about NaN in the inputs: `"error"`; `"drop"` the row; or fill in the training
+        valid_fraction: the part of the rows to hold out, at least 0 and below 1, to the nearest whole number of rows.
+        missing: what to do about missing inputs: `"error"`; `"drop"` the row; or fill in the training
             `"median"` and append an indicator column for each feature that misses values there, for inputs
             `(rows, features)`.
-        standardize: whether to bring every feature to mean 0 and standard deviation 1.
+        standardize: whether to bring every feature to mean 0 and standard deviation 1: yes unless integers are to be
+            kept.
         weights: `(rows,)`, none negative and some positive in each part; one each where not given. They do not
-            enter the statistics.
-        features: the names of the features.
+            enter the statistics, but that rows of weight zero have no part in them.
+        features: the names of the features; those of a frame's columns unless given. Predictions from frames go by
+            them.
+        keep_integers: whether integers stay integers, such as tokens for an embedding, and go to the model as int32;
+            all other numbers become floats. None keeps those `(rows, n)` that are not to be standardised or filled.
 
     Returns:
         The training part, the held-out part, and the map between raw and prepared features.
 
     Raises:
         TypeError: for arrays that are not of real numbers, or a key that is not typed.
-        ValueError: for empty data, lengths that differ, infinite or (see `missing`) NaN features, targets
-            that are not finite, negative weights, or a fraction that leaves either part empty.
+        ValueError: for empty data, lengths that differ, infinite or (see `missing`) missing features, targets
+            that are not finite, negative weights, a fraction that leaves either part empty, features without names of
+            their own, and numbers that the device cannot hold or tell apart: the error says what to do.
 
     Example:
         >>> data = prepare(np.array([[1.0], [3.0], [5.0]]), np.array([0, 1, 1]))
@@ -170,16 +120,20 @@ def prepare(
         Array([-1.2247449,  0.       ,  1.2247449], dtype=float32)
         >>> data.preprocess(np.array([[3.0]]))
         Array([[0.]], dtype=float32)
+        >>> prepare([[17, 4], [4, 2]], [0, 1], keep_integers=True).train.inputs.dtype
+        dtype('int32')
     """
+    inputs = as_columns(inputs)
     x, y, w = _checked_arrays(inputs, targets, weights)
     checks.choice("missing", missing, ("error", "drop", "median"))
-    if isinstance(features, str):
-        raise TypeError(f"features: expected a sequence of names, got {features!r}")
-    if features is not None and len(features) != x.shape[1]:
-        raise ValueError(f"features: expected {x.shape[1]} names, got {len(features)}")
-    names = tuple(features) if features is not None else tuple(f"x{i}" for i in range(x.shape[1]))
-    shape, dtype = x.shape[1:], _device_dtype(x.dtype, at_least=float)
-    x = x.astype(np.float64 if standardize or missing == "median" else dtype)
+    given_dtype = x.dtype
+    given, names = _names(features, frame_names(inputs), x.shape[1])
+    is_kept = _keeps_integers(keep_integers, x, standardize, missing)
+    standardize = not is_kept if standardize is None else standardize
+    floats = jax.dtypes.canonicalize_dtype(x.dtype if jnp.issubdtype(x.dtype, np.floating) else float)
+    precise = at_least_float32(floats)  # in which models compute, whatever files hold
+    shape, dtype = x.shape[1:], jax.dtypes.canonicalize_dtype(int) if is_kept else precise
+    x = x.astype(np.float64) if standardize or missing == "median" else x
 
     lost = np.isnan(x)
     kept = np.ones(len(x), bool)
@@ -187,82 +141,160 @@ def prepare(
         kept = ~lost.reshape(len(x), -1).any(1)
     checks.finite("inputs", x if missing == "error" else np.where(lost, 0, x))
     train, valid = split(key, np.flatnonzero(kept), valid_fraction)
+    for part, rows in (("data.train", train), ("data.valid", valid)):
+        if len(rows):
+            checks.weights(f"weights of {part}", w[rows])
+    measured = train[w[train] > 0]
 
-    median = np.full((), np.nan)
+    median = None
     indicators: tuple[int, ...] = ()
     filled: dict[str, int] = {}
     if missing == "median":
-        median, indicators = _medians(x, lost, train, names)
-        filled = {names[i]: int(lost[:, i].sum()) for i in range(x.shape[1]) if lost[:, i].any()}
+        median, indicators = _medians(x, lost, measured, names)
+        counts = lost.sum(0)
+        filled = {names[i]: int(counts[i]) for i in np.flatnonzero(counts)}
         x = np.concatenate([np.where(lost, median, x), lost[:, indicators]], axis=1)
         names += tuple(f"{names[i]} missing" for i in indicators)
     mean, scale = np.zeros(()), np.ones(())
+    _check_range(x, names, precise)
     if standardize:
-        mean, scale = x[train].mean(0, keepdims=True), x[train].std(0, keepdims=True)
+        mean, scale = x[measured].mean(0, keepdims=True), x[measured].std(0, keepdims=True)
         scale[scale <= 1e-12 * np.abs(mean)] = 1
-        _check_resolution(mean, scale, names)
+        _check_resolution(mean, scale, names, precise)
+    options = {"features": given, "keep_integers": is_kept}
+    preprocess = Preprocess.of(median, mean, scale, indicators, shape, precise, **options)
+    if standardize:
+        mean, scale = preprocess.moments
         x = (x - mean) / scale
-
-    precise = at_least_float32(dtype)
+    elif not is_kept and not arrays.is_exact(given_dtype, precise):
+        arrays.check_spread("inputs", x[train], dtype=precise)
 
     def batch(name: str, rows: np.ndarray) -> Batch:
-        checks.weights(f"weights of {name}", w[rows])
-        return Batch(jnp.asarray(x[rows], dtype), jnp.asarray(y[rows]), jnp.asarray(w[rows], precise))
+        return Batch(
+            arrays.to_device(f"inputs of {name}", x[rows], dtype),
+            jnp.asarray(y[rows]),
+            jnp.asarray(w[rows], precise),
+        )
 
     return Data(
         train=batch("data.train", train),
         valid=batch("data.valid", valid) if len(valid) else None,
-        preprocess=Preprocess(
-            jnp.asarray(median, precise), jnp.asarray(mean, precise), jnp.asarray(scale, precise), indicators, shape
-        ),
+        preprocess=preprocess,
         features=names,
         report=Report(len(kept), int((~kept).sum()), filled, len(train), len(valid)),
     )
 
 
 def _checked_arrays(inputs: Any, targets: Any, weights: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the arrays on the host, after checking all but the inputs' values."""
-    x, y = np.asarray(inputs), np.asarray(targets)
+    """Return the arrays on the host, targets in the dtype of the device, after checking all but the inputs' values."""
+    for name, value in {"inputs": inputs, "targets": targets, "weights": weights}.items():
+        if not checks.is_concrete(value):
+            raise TypeError(f"{name}: expected values that are known, got traced ones; prepare data outside of jit")
+    x, y = arrays.as_numpy("inputs", inputs, masked_as_nan=True), arrays.as_numpy("targets", targets)
     for name, value in (("inputs", x), ("targets", y)):
         if value.ndim == 0 or value.size == 0:
             raise ValueError(f"{name}: expected at least one row, got {checks.describe(value)}")
-        checks.numeric(name, value)
     if x.ndim < 2:
         raise ValueError(f"inputs: expected (rows, features, ...), got {checks.describe(x)}")
     if len(x) != len(y):
         raise ValueError(f"targets: expected as many rows as inputs, {len(x)}, got {len(y)}")
-    w = np.ones(len(x)) if weights is None else np.asarray(weights)
-    checks.numeric("weights", w)
+    w = np.ones(len(x)) if weights is None else arrays.as_numpy("weights", weights).astype(np.float64)
     if w.shape != (len(x),):
         raise ValueError(f"weights: expected one per row, ({len(x)},), got {checks.describe(w)}")
     checks.finite("targets", y)
     checks.weights("weights", w)
-    on_device = y.astype(_device_dtype(y.dtype, at_least=int))
+    _check_weights(w)
+    dtype = _device_dtype(y.dtype, at_least=int)
+    arrays.check_range("targets", y, dtype)
+    arrays.check_spread("targets", y)
+    with np.errstate(over="ignore", invalid="ignore"):
+        on_device = y.astype(dtype)
     if jnp.issubdtype(y.dtype, np.integer) and (on_device != y).any():
-        raise ValueError(f"targets: expected integers that {on_device.dtype} can hold, got {np.abs(y).max()}")
+        raise ValueError(f"targets: expected integers that {on_device.dtype} can hold, got {y[on_device != y].flat[0]}")
     return x, on_device, w
 
 
+def _check_weights(weights: np.ndarray) -> None:
+    """Refuse weights that vanish on the device, or whose sum is infinite there."""
+    limits = jnp.finfo(_device_dtype(weights.dtype, at_least=float))
+    lowest, total = float(weights[weights > 0].min()), float(weights.sum())
+    if lowest < float(limits.tiny) or total > float(limits.max):
+        raise ValueError(
+            f"weights: expected from {float(limits.tiny):g} on and a sum of at most {float(limits.max):g}, got"
+            f" {lowest:g} and a sum of {total:g}; divide them by their mean first"
+        )
+
+
+def _names(
+    features: Sequence[str] | None, columns: tuple[str, ...] | None, count: int
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names that the features were given, none or one each, and what to call them."""
+    if isinstance(features, str):
+        raise TypeError(f"features: expected a sequence of names, got {features!r}")
+    if features is not None and len(features) != count:
+        raise ValueError(f"features: expected {count} names, got {len(features)}")
+    given = columns or () if features is None else tuple(map(str, features))
+    for name in repeated(given):
+        which = "features" if features is not None else "inputs"
+        raise ValueError(f"{which}: expected a name of its own for each feature, got {name!r} twice")
+    return given, given or tuple(f"x{i}" for i in range(count))
+
+
+def _keeps_integers(asked: bool | None, x: np.ndarray, standardize: bool | None, missing: Missing) -> bool:
+    """Say whether the inputs stay integers."""
+    are_integers = bool(jnp.issubdtype(x.dtype, np.integer))
+    if asked is None:
+        return are_integers and x.ndim == 2 and standardize is False and missing != "median"
+    if asked and not are_integers:
+        raise ValueError(f"keep_integers: expected inputs of integers, none missing, got {checks.describe(x)}")
+    if asked and standardize:
+        raise ValueError("keep_integers: expected integers that are not to be standardised, got standardize=True")
+    return asked
+
+
 def _medians(
-    x: np.ndarray, lost: np.ndarray, train: np.ndarray, names: tuple[str, ...]
+    x: np.ndarray, lost: np.ndarray, measured: np.ndarray, names: tuple[str, ...]
 ) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Return the medians of the training part, and which features miss values there."""
+    """Return the medians of the rows measured, and which features miss values there."""
     if x.ndim != 2:
         raise ValueError(f"inputs: expected (rows, features) to fill in medians, got {checks.describe(x)}")
-    unknown = lost[train].all(0)
+    unknown = lost[measured].all(0)
     if unknown.any():
         raise ValueError(f"inputs: expected known values of {names[int(unknown.argmax())]!r}, got only NaN")
-    indicators = tuple(int(i) for i in np.flatnonzero(lost[train].any(0)))
-    return np.nanmedian(x[train], axis=0, keepdims=True), indicators
+    indicators = tuple(int(i) for i in np.flatnonzero(lost[measured].any(0)))
+    return np.nanmedian(x[measured], axis=0, keepdims=True), indicators
 
 
-def _check_resolution(mean: np.ndarray, scale: np.ndarray, names: tuple[str, ...]) -> None:
-    """Refuse features whose spread is lost in the rounding of a float32, in which predictions get them."""
-    lost = (np.abs(mean) > 1e5 * scale).reshape(mean.shape[1], -1).any(1)
+def _check_range(x: np.ndarray, names: tuple[str, ...], dtype: Any) -> None:
+    """Refuse features that are infinite or zero in the dtype in which predictions may get them."""
+    if x.dtype != np.float64:
+        return
+    limits = jnp.finfo(dtype)
+    largest = np.maximum(np.fmax.reduce(x), -np.fmin.reduce(x)).reshape(x.shape[1], -1).max(1)
+    is_lost = (largest > float(limits.max)) | ((largest > 0) & (largest < float(limits.tiny)))
+    if is_lost.any():
+        first = int(is_lost.argmax())
+        raise ValueError(
+            f"inputs: expected features that {jnp.dtype(dtype)} can hold, got {names[first]!r} with values up to"
+            f" {largest[first]:g}; divide it by its scale first"
+        )
+
+
+def _check_resolution(mean: np.ndarray, scale: np.ndarray, names: tuple[str, ...], dtype: Any) -> None:
+    """Refuse features whose spread is lost in the dtype in which predictions may get them."""
+    limits = jnp.finfo(dtype)
+    most = 1e5 * float(np.finfo(np.float32).eps) / float(limits.eps)
+    lost = (np.abs(mean) > most * scale).reshape(mean.shape[1], -1).any(1)
     if lost.any():
         raise ValueError(
-            f"inputs: expected features that float32 can tell apart, got {names[int(lost.argmax())]!r} with a mean"
-            " of over 100,000 standard deviations; subtract an offset first"
+            f"inputs: expected features that {jnp.dtype(dtype)} can tell apart, got {names[int(lost.argmax())]!r} with"
+            f" a mean of over {most:,.0f} standard deviations; subtract an offset first"
+        )
+    vanishing = (scale < float(limits.tiny)).reshape(scale.shape[1], -1).any(1)
+    if vanishing.any():
+        raise ValueError(
+            f"inputs: expected features that {jnp.dtype(dtype)} can hold, got {names[int(vanishing.argmax())]!r} with a"
+            f" standard deviation of {scale.min():g}; divide it by its scale first"
         )
 
 
@@ -280,7 +312,7 @@ def split(key: Array | None, rows: np.ndarray, valid_fraction: float) -> tuple[n
     if valid_fraction == 0:
         return rows, rows[:0]
     checks.key("key", key)
-    count = round(valid_fraction * len(rows))
+    count = round(Fraction(str(valid_fraction)) * len(rows))  # of the fraction as it is written, not as it is stored
     if not 0 < count < len(rows):
         raise ValueError(
             f"valid_fraction: expected to leave rows in both parts, got {valid_fraction:g} of {len(rows)} rows"

@@ -3,9 +3,12 @@
 A folder of
 
 - `inputs.npy`, `targets.npy` and `weights.npy`: NumPy's own files, one row an example;
-- `stored.json`: the dtype, shape and checksum of each.
+- `checksums.npy`: uint64, one row an example, with a checksum for its bytes in each of these files;
+- `stored.json`: the dtype, shape and checksum of each file, and one of what it says itself.
 
-It is written aside and renamed when it is whole, so that whatever has its name is.
+It is written aside and renamed when it is whole, so that whatever has its name is. Rows are compared with their
+checksums each time that they are read, so that nothing altered is trained on, however late it was altered; and opening
+a folder takes no longer for more examples.
 """
 
 import contextlib
@@ -14,33 +17,39 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from nnfx import checks
+from nnfx.arrays import as_numpy, narrowed, to_device
 from nnfx.data.batching import Order, Orders, steps_per_epoch
+from nnfx.data.columns import NAMES, Column, Moments, checksums, mapped, spans
+from nnfx.paths import absolute
 from nnfx.types import Array, Batch
 
-FORMAT = 1
+FORMAT = 2
 """The number of the layout described above; another one is refused."""
 _ABOUT = "stored.json"
+_LARGEST_ABOUT = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stored:
     """Examples in a folder, as `nnfx.data.stored` opens them.
 
+    The methods compare what they read with its checksums; the arrays, read directly, are what the files hold.
+
     Attributes:
         folder: where they are.
         inputs: `(rows, ...)`, mapped into memory.
         targets: `(rows, ...)`, mapped into memory.
         weights: `(rows,)`, mapped into memory.
+        checksums: uint64 `(rows, 3)`, of each row of these arrays, mapped into memory.
         words: the dtype, shape and checksum of each array by its name, as they were written.
     """
 
@@ -48,6 +57,7 @@ class Stored:
     inputs: Any
     targets: Any
     weights: Any
+    checksums: Any
     words: dict[str, str]
 
     def __len__(self) -> int:
@@ -55,17 +65,72 @@ class Stored:
         return len(self.weights)
 
     def take(self, order: Order) -> Batch:
-        """Read the batch of these rows, of NumPy's arrays; a place that is not real gives an example of weight zero."""
+        """Read the batch of these rows, of NumPy's arrays; a place that is not real gives an example of weight zero.
+
+        Raises:
+            ValueError: for rows that are not as they were written; the error names the file.
+        """
         rows = np.asarray(order.rows)
-        weights: Any = np.where(order.is_real, self.weights[rows], np.zeros((), self.weights.dtype))
-        return Batch(self.inputs[rows], self.targets[rows], weights)
+        read = Batch(*(self._read(name, rows) for name in NAMES))
+        weights: Any = np.where(order.is_real, read.weights, np.zeros((), read.weights.dtype))
+        return read._replace(weights=weights)
 
     def load(self) -> Batch:
-        """Read all of them into memory, such as a held-out part that is small enough."""
-        return Batch(*(jnp.array(np.asarray(array)) for array in (self.inputs, self.targets, self.weights)))
+        """Read all of them into memory, such as a held-out part that is small enough.
+
+        Raises:
+            ValueError: for rows that are not as they were written; the error names the file.
+        """
+        whole = {name: np.array(getattr(self, name)) for name in NAMES}
+        for name, array in whole.items():
+            for span in spans(array):
+                self._require(name, span, array[span])
+        return Batch(**{name: to_device(name, array) for name, array in whole.items()})
+
+    def verify(self, names: Sequence[str] = NAMES) -> None:
+        """Read all rows once, and compare them with their checksums.
+
+        Args:
+            names: of the arrays, all three unless given.
+
+        Raises:
+            ValueError: for rows that are not as they were written; the error names the file and the first of them.
+        """
+        for name in names:
+            checks.choice("names", name, NAMES)
+            for span in spans(getattr(self, name)):
+                self._read(name, span)
+
+    def _read(self, name: str, rows: Any) -> Any:
+        mapped_file = getattr(self, name)
+        path = self.folder / f"{name}.npy"
+        try:
+            size = os.stat(path).st_size
+        except FileNotFoundError:
+            size = 0
+        # a mapped file that has been cut off would end the process where it is read
+        if size < mapped_file.offset + mapped_file.nbytes:
+            raise ValueError(
+                f"{path}: expected {self.words[name].split()[0]} as when it was opened, got a shorter file"
+            )
+        array = np.asarray(mapped_file)  # NumPy's own class is indexed several times faster
+        read = array[rows].copy() if isinstance(rows, slice) else array[rows]
+        self._require(name, rows, read)
+        return read
+
+    def _require(self, name: str, rows: Any, read: np.ndarray) -> None:
+        """Raise on rows that were read and are not as they were written."""
+        is_wrong = checksums(read) != np.asarray(self.checksums)[rows, NAMES.index(name)]
+        if is_wrong.any():
+            first = int(np.argmax(is_wrong))
+            at = rows.start + first if isinstance(rows, slice) else int(rows[first])
+            raise ValueError(
+                f"{self.folder / name}.npy: expected examples as they were written, got other bytes in row {at}"
+                f" ({int(is_wrong.sum())} of the {len(read)} read): write them anew with nnfx.data.store"
+            )
 
 
-def store(folder: str | os.PathLike[str], parts: Iterable[Sequence[ArrayLike]]) -> Stored:
+def store(folder: str | os.PathLike[str], parts: Iterable[Sequence[Any]]) -> Stored:
     """Write examples to a folder, part after part, so that never more than a part is in memory.
 
     Args:
@@ -79,8 +144,9 @@ def store(folder: str | os.PathLike[str], parts: Iterable[Sequence[ArrayLike]]) 
 
     Raises:
         TypeError: for arrays that are not of real numbers.
-        ValueError: for no rows, numbers that are not finite or that 32 bits cannot hold, or parts that do not match.
-        FileExistsError: for a folder that is there.
+        ValueError: for no rows, no positive weight, numbers that are not finite or that 32 bits cannot hold or tell
+            apart, or parts that do not match.
+        FileExistsError: for something that is there.
         OSError: where it cannot be written; nothing is left behind then, nor after any other error.
 
     Example:
@@ -90,57 +156,95 @@ def store(folder: str | os.PathLike[str], parts: Iterable[Sequence[ArrayLike]]) 
         >>> len(squares), squares.targets
         (4, memmap([0., 1., 4., 9.], dtype=float32))
     """
-    folder = Path(folder)
-    if folder.exists():
+    folder = absolute("folder", folder)
+    if os.path.lexists(folder):
         raise FileExistsError(f"{folder}: expected nothing there yet, got a file or folder")
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        aside.mkdir(parents=True)
-        with contextlib.ExitStack() as files:
-            columns = [
-                _Column(name, files.enter_context((aside / f"{name}.npy").open("wb")))
-                for name in ("inputs", "targets", "weights")
-            ]
-            weight = 0.0
-            for number, part in enumerate(parts):
-                arrays = _checked(number, part)
-                weight += float(arrays[2].sum(dtype=np.float64))
-                for column, array in zip(columns, arrays, strict=True):
-                    column.append(number, array)
-            if weight == 0:
-                raise ValueError("parts: expected rows, some of positive weight, got none")
-            about = {"format": FORMAT, "arrays": {column.name: column.finish() for column in columns}}
-        (aside / _ABOUT).write_text(json.dumps(about, indent=2) + "\n")
+    if not isinstance(parts, Iterable):
+        raise TypeError(f"parts: expected an iterable of (inputs, targets), got {checks.describe(parts)}")
+    with contextlib.ExitStack() as made:
+        lacking = [parent for parent in folder.parents if not parent.exists()]
+        for parent in reversed(lacking):
+            made.callback(_remove_empty, parent)  # the innermost first, where nothing is stored in the end
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+        aside.mkdir()
+        made.callback(shutil.rmtree, aside, ignore_errors=True)
+        about = _write(aside, parts)
+        with (aside / _ABOUT).open("wb") as file:
+            file.write(about)
+            file.flush()
+            os.fsync(file.fileno())
+        if os.path.lexists(folder):
+            raise FileExistsError(f"{folder}: expected nothing there yet, got what another process has written")
         aside.rename(folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+        made.pop_all()
     return stored(folder)
 
 
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _write(folder: Path, parts: Iterable[Sequence[Any]]) -> bytes:
+    """Write all files but the last, and return what that is to hold."""
+    weight, label = 0.0, ""
+    moments = [Moments(name) for name in NAMES]
+    with contextlib.ExitStack() as files:
+        columns = [Column(n, files.enter_context((folder / f"{n}.npy").open("wb"))) for n in (*NAMES, "checksums")]
+        for number, part in enumerate(parts):
+            label = f"parts[{number}]"
+            given, kept = _checked(label, part)
+            weight += float(kept[2].sum(dtype=np.float64))
+            for measured, before, after in zip(moments, given, kept, strict=True):
+                measured.add(before, after)
+            for column, array in zip(columns, [*kept, np.stack([*map(checksums, kept)], axis=1)], strict=True):
+                column.append(f"{label}.{column.name}", array)
+        if not weight:
+            raise ValueError("parts: expected rows, some of positive weight, got none")
+        for measured in moments:
+            measured.require_resolution("parts")
+        return _sealed({"format": FORMAT, "files": {column.name: column.finish() for column in columns}})
+
+
+def _sealed(about: dict[str, Any]) -> bytes:
+    """Return the text of a description, with its own checksum at the end."""
+    seal = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+    return (json.dumps({**about, "seal": seal}, indent=2) + "\n").encode()
+
+
 def stored(folder: str | os.PathLike[str]) -> Stored:
-    """Open examples that `nnfx.data.store` has written; they are read as they are needed.
+    """Open examples that `nnfx.data.store` has written; they are read, and checked, as they are needed.
+
+    What is looked at now are headers and sizes. Each row is compared with its checksum whenever it is read, which takes
+    about as long as copying it; `Stored.verify` looks at all rows at once.
+
+    Args:
+        folder: where they are.
 
     Raises:
         FileNotFoundError: for a folder without such examples.
+        OSError: for files that cannot be read.
         ValueError: for another format, or files that are not as they were written, by dtype, shape and length.
     """
-    folder = Path(folder)
-    if not (folder / _ABOUT).is_file():
+    folder = absolute("folder", folder)
+    path = folder / _ABOUT
+    if not path.is_file():
         raise FileNotFoundError(f"{folder}: expected a folder written by nnfx.data.store, got none")
-    about = json.loads((folder / _ABOUT).read_text())
-    if about["format"] != FORMAT:
-        raise ValueError(f"{folder}: expected examples of format {FORMAT}, got {about['format']}")
-    arrays = {}
-    for name, words in about["arrays"].items():
-        path = folder / f"{name}.npy"
-        try:
-            arrays[name] = np.load(path, mmap_mode="r")
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path}: expected {words.split()[0]} as written, got {error}") from error
-        if checks.describe(arrays[name]) != words.split()[0]:
-            raise ValueError(f"{path}: expected {words.split()[0]} as written, got {checks.describe(arrays[name])}")
-    return Stored(folder, **arrays, words=about["arrays"])
+    with path.open("rb") as file:
+        content = file.read(_LARGEST_ABOUT)
+    try:
+        about = json.loads(content)
+        version = about["format"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: expected what nnfx.data.store has written, got other text: {error!r}") from error
+    if version != FORMAT:
+        raise ValueError(f"{folder}: expected examples of format {FORMAT}, got {version!r}")
+    if content != _sealed({name: value for name, value in about.items() if name != "seal"}):
+        raise ValueError(f"{path}: expected what nnfx.data.store has written, got text that has been altered")
+    files = about["files"]
+    arrays = {name: mapped(folder / f"{name}.npy", files[name]) for name in (*NAMES, "checksums")}
+    return Stored(folder, **arrays, words={name: files[name]["array"] for name in NAMES})
 
 
 class Batches:
@@ -191,75 +295,30 @@ def prefetched(batches: Batches, ahead: int = 8, threads: int = 4) -> Any:
     return iter(grain.MapDataset.source(batches).to_iter_dataset(reading))
 
 
-def _checked(number: int, part: Sequence[ArrayLike]) -> list[np.ndarray]:
-    """Return the arrays of a part in the dtypes that JAX has for them."""
-    if not isinstance(part, Sequence) or len(part) not in (2, 3):
+def _checked(label: str, part: Sequence[Any]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return the arrays of a part as they were given, and in the dtypes that JAX has for them."""
+    if not isinstance(part, Sequence) or isinstance(part, str) or len(part) not in (2, 3):
         raise ValueError(
-            f"parts[{number}]: expected (inputs, targets) or (inputs, targets, weights), got {checks.describe(part)}"
+            f"{label}: expected (inputs, targets) or (inputs, targets, weights), got {checks.describe(part)}"
         )
-    named = dict(zip(("inputs", "targets", "weights"), map(np.asarray, part), strict=False))
+    named = {name: as_numpy(f"{label}.{name}", value) for name, value in zip(NAMES, part, strict=False)}
     rows = len(named["inputs"]) if named["inputs"].ndim else 0
     named.setdefault("weights", np.ones(rows, np.float32))
+    if not jnp.issubdtype(named["weights"].dtype, np.floating):
+        named["weights"] = named["weights"].astype(np.float32)
     kept = []
     for name, array in named.items():
-        label = f"parts[{number}].{name}"
-        checks.numeric(label, array)
-        if array.ndim == 0 or len(array) != rows or rows == 0:
-            raise ValueError(f"{label}: expected rows, as many as inputs ({rows}), got {checks.describe(array)}")
+        if array.ndim == 0 or len(array) != rows or array.size == 0:
+            raise ValueError(f"{label}.{name}: expected rows, as many as inputs ({rows}), got {checks.describe(array)}")
         if array.dtype.kind == "V":
-            raise TypeError(f"{label}: expected a dtype of NumPy's own, got {checks.describe(array)}")
-        with np.errstate(over="ignore"):  # what overflows is found below
-            held = array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
-        if jnp.issubdtype(array.dtype, np.integer) and (held != array).any():
-            raise ValueError(f"{label}: expected integers that {held.dtype} can hold, got {array[held != array][0]}")
-        checks.finite(label, held)
-        kept.append(held)
-    inputs, targets, weights = kept
+            raise TypeError(f"{label}.{name}: expected a dtype of NumPy's own, got {checks.describe(array)}")
+        checks.finite(f"{label}.{name}", array)
+        kept.append(narrowed(f"{label}.{name}", array))
+    inputs, _, weights = kept
     if inputs.ndim < 2:
-        raise ValueError(f"parts[{number}].inputs: expected (rows, features, ...), got {checks.describe(inputs)}")
+        raise ValueError(f"{label}.inputs: expected (rows, features, ...), got {checks.describe(inputs)}")
     if weights.ndim != 1:
-        raise ValueError(f"parts[{number}].weights: expected one per row, ({rows},), got {checks.describe(weights)}")
-    if not jnp.issubdtype(weights.dtype, np.floating):
-        weights = weights.astype(np.float32)
+        raise ValueError(f"{label}.weights: expected one per row, ({rows},), got {checks.describe(weights)}")
     if weights.min() < 0:
-        raise ValueError(f"parts[{number}].weights: expected none negative, got {weights.min():g}")
-    return [inputs, targets, weights]
-
-
-class _Column:
-    """One of the files, to which rows are appended."""
-
-    def __init__(self, name: str, file: BinaryIO) -> None:
-        self.name, self._file = name, file
-        self._hash = hashlib.sha256()
-        self._rows = 0
-        self._like = np.zeros(0)
-
-    def append(self, number: int, array: np.ndarray) -> None:
-        """Write further rows, like those before."""
-        if not self._rows:
-            self._like = array[:0]
-            self._write_header()
-        if (array.dtype, array.shape[1:]) != (self._like.dtype, self._like.shape[1:]):
-            wanted = f"{self._like.dtype}{list(self._like.shape[1:])}"
-            got = f"{array.dtype}{list(array.shape[1:])}"
-            raise ValueError(f"parts[{number}].{self.name}: expected rows of {wanted} as before, got {got}")
-        content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-        self._file.write(content)
-        self._hash.update(content)
-        self._rows += len(array)
-
-    def finish(self) -> str:
-        """Have the file on the disk, and return its dtype, shape and checksum."""
-        self._file.seek(0)
-        self._write_header()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        shape = ",".join(map(str, (self._rows, *self._like.shape[1:])))
-        return f"{self._like.dtype}[{shape}] {self._hash.hexdigest()[:16]}"
-
-    def _write_header(self) -> None:
-        """Write what NumPy writes before an array; it leaves room for more rows."""
-        header = np.lib.format.header_data_from_array_1_0(self._like)
-        header["shape"] = (self._rows, *self._like.shape[1:])
-        np.lib.format.write_array_header_1_0(self._file, header)
+        raise ValueError(f"{label}.weights: expected none negative, got {weights.min():g}")
+    return list(named.values()), kept

@@ -19,7 +19,6 @@ so that `jax.vmap` over a learning rate compares whole backtests.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -27,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from nnfx import checks
+from nnfx import checks, memo
 from nnfx.data.prepare import Data
 from nnfx.forecasting.heads import POINT, Head
 from nnfx.forecasting.windows import Scaler, Windows, as_data
@@ -120,7 +119,7 @@ def fixed(
     return _fixed(model, head, _Sizes(lookback, horizon), variables, y, times)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@memo.compiled(static=3)
 def _fixed(model: Model, head: Head, sizes: _Sizes, variables: Variables, values: Array, origins: Array) -> Backtest:
     past = values[origins[:, None] + jnp.arange(-sizes.lookback, 0)[None]]
     return _backtest(head, sizes, values, origins, model.apply(variables, past)[None])
@@ -216,7 +215,7 @@ def refitted(
     return _refitted(train, head, sizes, over, key, y, times, hypers.as_arrays(hyper))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@memo.compiled(static=4)
 def _refitted(
     train: Callable[..., Trained],
     head: Head,

@@ -2,20 +2,24 @@
 
 import concurrent.futures
 import contextlib
-import json
+import errno
+import os
 import re
-import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import jax
 import numpy as np
 
-from nnfx import checkpoint, distributed
-from nnfx.checkpoint import Description
+from nnfx import checkpoint, distributed, paths
+from nnfx.checkpoint import DamagedError, Description
+
+
+class AnotherRunError(ValueError):
+    """A checkpoint of another run, which may be as good as new."""
 
 
 class Checkpoints:
@@ -30,9 +34,14 @@ class Checkpoints:
         keep_last: how many of the newest to keep, at least 1.
         keep_best: how many of those of the lowest loss to keep besides.
         unit: what the numbers count.
+        on_saved: called when a checkpoint is on the disk, in another thread.
+
+    Attributes:
+        unwritable: why nothing can be saved in the folder, where there are checkpoints to be read; else None.
 
     Raises:
-        OSError: for a folder that cannot be made or written, or that another process has open.
+        OSError: for a folder that cannot be made, or that another process has open; and for one that cannot be written,
+            unless there are checkpoints in it.
 
     Example:
         >>> import jax.numpy as jnp, tempfile
@@ -44,9 +53,19 @@ class Checkpoints:
         ['epoch-00000002', 'epoch-00000003', 'epoch-00000004']
     """
 
-    def __init__(self, folder: Path, *, keep_last: int = 2, keep_best: int = 1, unit: str = "epoch") -> None:
-        self.folder, self.unit = Path(folder), unit
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        keep_last: int = 2,
+        keep_best: int = 1,
+        unit: str = "epoch",
+        on_saved: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.folder, self.unit = paths.absolute("folder", folder), unit
         self.keep_last, self.keep_best = keep_last, keep_best
+        self.unwritable: OSError | None = None
+        self._on_saved = on_saved
         self._pending: tuple[Path, concurrent.futures.Future[None]] | None = None
         self._closing = contextlib.ExitStack()
 
@@ -58,10 +77,17 @@ class Checkpoints:
     def _open(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():
             raise NotADirectoryError(f"{self.folder}: expected a folder for checkpoints, got a file")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._closing.enter_context(_locked(self.folder))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._closing.callback(os.close, _lock(self.folder))
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS) or not self.paths():
+                raise
+            self.unwritable = error
+            return
         for left_over in self.folder.glob(f".{self.unit}-*"):
-            shutil.rmtree(left_over)
+            if re.fullmatch(rf"\.{self.unit}-\d{{8,}}\.\w+", left_over.name):
+                paths.remove(left_over)
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
         self._closing.enter_context(self._writer)
 
@@ -77,7 +103,11 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """Return the checkpoints in the folder, the newest last."""
-        named = (path for path in self.folder.glob(f"{self.unit}-*") if re.fullmatch(r"\w+-\d{8,}", path.name))
+        named = (
+            path
+            for path in self.folder.glob(f"{self.unit}-*")
+            if re.fullmatch(r"\w+-\d{8,}", path.name) and path.is_dir()
+        )
         return sorted(named, key=lambda path: int(path.name.removeprefix(f"{self.unit}-")))
 
     def save(self, number: int, tree: Any, *, loss: float, about: Mapping[str, Any] | None = None) -> None:
@@ -92,10 +122,12 @@ class Checkpoints:
             about: as for `nnfx.checkpoint.save`; the number, as `epoch`, and the loss are noted besides.
 
         Raises:
-            OSError: where the save before has failed.
+            OSError: where the save before has failed, or nothing can be saved.
         """
         if not distributed.is_first():
             return
+        if self.unwritable is not None:
+            raise self.unwritable
         self.wait()
         noted = {**(about or {}), self.unit: number, "loss": float(loss)}
         path = self.folder / f"{self.unit}-{number:08d}"
@@ -124,12 +156,13 @@ class Checkpoints:
         """Load the newest checkpoint; None where there is none. Every process has to call it.
 
         Args:
-            expected: returns the tree that is expected of a checkpoint, as for `load`.
+            expected: returns the tree that is expected of a checkpoint, as for `load`; raises `AnotherRunError` for one
+                of another run.
             skip_damaged: whether to warn of checkpoints that cannot be used, put them aside, and take the newest good
                 one; else they raise an error that names it.
 
         Raises:
-            ValueError: as `load` does.
+            ValueError: as `load` does, and as `expected` does.
         """
         if not distributed.is_first():
             distributed.wait()
@@ -146,58 +179,78 @@ class Checkpoints:
         found = None
         for path in reversed(self.paths()):
             try:
-                description = checkpoint.read(path)
-                found = path, description, checkpoint.load(path, expected(description))
+                found = (path, *checkpoint.load_as(path, expected))
                 break
-            except ValueError as error:
+            except (MemoryError, AnotherRunError):
+                raise
+            except (ValueError, DamagedError) as error:
                 refused.append((path, error))
+            except Exception as error:  # of the disk, of Orbax, or notes of something else
+                words = f"{path}: expected a checkpoint that can be read, got {type(error).__name__}: {error}"
+                refused.append((path, DamagedError(words)))
         if not refused:
             return found
         _, first = refused[0]
+        kind = DamagedError if isinstance(first, DamagedError) else ValueError
         if found is None:
-            raise type(first)(f"{first}; no checkpoint in {self.folder} can be used") from first
+            raise kind(f"{first}; no checkpoint in {self.folder} can be used") from first
         if not skip_damaged:
-            raise type(first)(
+            raise kind(
                 f"{first}; the newest good checkpoint is {found[0]}: skip_damaged=True goes on from there"
             ) from first
+        if self.unwritable is not None:
+            return found
         for path, reason in refused:
             aside = path.with_name(f"{path.name}.damaged")
-            shutil.rmtree(aside, ignore_errors=True)
+            paths.remove(aside)
             path.rename(aside)
             warnings.warn(f"{reason}; it is kept as {aside.name}, and {found[0]} taken", stacklevel=3)
         return found
 
     def _publish(self, path: Path, tree: Any, about: Mapping[str, Any]) -> None:
         """Write a checkpoint, and then drop those that are no longer wanted."""
+        if os.path.lexists(path):  # a stray file or link: what is no checkpoint may stay, under another name
+            path.rename(paths.aside(path).with_name(f"{path.name}.stray{paths.aside(path).suffix}"))
         checkpoint.save(path, tree, about)
+        self._on_saved()
         losses = {path: _loss(path) for path in self.paths()}
         ranked = sorted(losses, key=losses.__getitem__)
         kept = {*list(losses)[-self.keep_last :], *ranked[: self.keep_best]}
         for path in losses.keys() - kept:
             # what has a checkpoint's name is whole, while it goes as well
-            aside = path.rename(path.with_name(f".{path.name}.dropped"))
-            shutil.rmtree(aside)
+            paths.remove(path.rename(path.with_name(f".{path.name}.dropped")))
 
 
-def _locked(folder: Path) -> IO[str]:
-    """Keep other processes out of a folder for as long as a file is open, also where this one is killed."""
-    file = (folder / ".lock").open("w")
+def _lock(folder: Path) -> int:
+    """Keep other processes out of a folder for as long as a file is open, also where this one is killed.
+
+    The file is neither emptied nor followed where it is a link: it may be one to a file elsewhere.
+    """
+    path = folder / ".lock"
+    try:
+        opened = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(
+                error.errno, f"{path}: expected a file, got a link, which nothing is written through"
+            ) from error
+        raise
     try:
         import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except ModuleNotFoundError:  # on Windows
         pass
     except BlockingIOError as error:
-        file.close()
+        os.close(opened)
         raise BlockingIOError(f"{folder}: expected no other run to be saved here, got one that is going on") from error
-    return file
+    return opened
 
 
 def _loss(path: Path) -> float:
     """Return the loss noted in a checkpoint; infinity for none, one that is not a number, or that cannot be read."""
     try:
-        loss = float(json.loads((path / checkpoint.DESCRIPTION).read_bytes())["about"]["loss"])
-    except (OSError, ValueError, KeyError):
+        loss = float(checkpoint.described(path).about["loss"])
+    except Exception:  # whatever is wrong with it, others are saved
         loss = np.nan
     return np.inf if np.isnan(loss) else loss

@@ -1,11 +1,18 @@
 """Where the numbers of a run go while it goes on: a CSV file, TensorBoard, and a bar on the screen."""
 
+import collections
 import csv
 import io
+import itertools
 import os
+import re
+import socket
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+from nnfx import paths
 
 Row = Mapping[str, Any]
 """Numbers by name, the epoch that they were measured after among them."""
@@ -30,11 +37,12 @@ class CsvLog:
     """
 
     def __init__(self, path: Path, rows: Sequence[Row]) -> None:
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_text(_text(rows, has_header=True) if rows else "")
-        os.replace(aside, path)
+        text = (_text(rows, has_header=True) if rows else "").encode()
+        if path.is_symlink() or not path.is_file() or path.read_bytes() != text:
+            with paths.replace(path) as aside:
+                aside.write_bytes(text)
         self._is_empty = not rows
-        self._path, self._file = path, path.open("ab", buffering=0)
+        self._path, self._file = path, paths.append(path)
 
     def add(self, rows: Sequence[Row]) -> None:
         """Append rows.
@@ -55,6 +63,16 @@ class CsvLog:
         self._file.close()
 
 
+def rows_in(path: Path) -> list[Row]:
+    """Return the rows of a CSV file as numbers, as far as they are whole; none where there is no such file."""
+    try:
+        lines = path.read_text().rpartition("\n")[0].splitlines()
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines, strict=True)]
+        return [{**row, "epoch": int(row["epoch"])} for row in rows]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, csv.Error):
+        return []
+
+
 def _text(rows: Sequence[Row], has_header: bool) -> str:
     """Write rows as CSV, with as many digits as tell every number from its neighbours."""
     text = io.StringIO()
@@ -66,35 +84,87 @@ def _text(rows: Sequence[Row], has_header: bool) -> str:
 
 
 class TensorBoardLog:
-    """Files for TensorBoard.
+    """A file for TensorBoard, beside those that were written before.
+
+    Each number is written once an epoch, however often a run goes on, so that every reader finds it once.
 
     Args:
-        folder: where they go.
+        folder: where it goes.
+        rows: those known when a run goes on; what is lacking of them is written.
 
     Raises:
         ModuleNotFoundError: where TensorBoard is not installed.
     """
 
-    def __init__(self, folder: Path) -> None:
+    _numbers = itertools.count()
+
+    def __init__(self, folder: Path, rows: Sequence[Row] = ()) -> None:
         try:
-            from tensorboard.summary import Writer
+            from tensorboard.summary.writer.record_writer import RecordWriter
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
                 "tensorboard: needed to write logs for it; not installed: pip install tensorboard"
             ) from error
-        self._writer = Writer(str(folder))
+        self._folder, self._writer_of = folder, RecordWriter
+        self._file: Any = None
+        self._written = _scalars_in(folder)
+        self.add(rows)
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Write rows."""
+        """Write rows.
+
+        Raises:
+            OSError: where they cannot be written.
+        """
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+
+        events = []
         for row in rows:
-            for name, value in row.items():
-                if name != "epoch":
-                    self._writer.add_scalar(name, float(value), row["epoch"])
-        self._writer.flush()
+            epoch = row["epoch"]
+            new = [name for name in row if name != "epoch" and epoch not in self._written[name]]
+            values = [summary_pb2.Summary.Value(tag=name, simple_value=float(row[name])) for name in new]
+            if values:
+                summary = summary_pb2.Summary(value=values)
+                events.append(event_pb2.Event(wall_time=time.time(), step=epoch, summary=summary))
+            for name in new:
+                self._written[name].add(epoch)
+        if not events:
+            return
+        try:
+            if self._file is None:
+                self._open()
+                events.insert(0, event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
+            for event in events:
+                self._file.write(event.SerializeToString())
+            self._file.flush()
+        except OSError as error:
+            raise OSError(f"{self._folder}: expected logs to be written, got {error}") from error
+
+    def _open(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        host = re.sub(r"[^\w.-]", "_", socket.gethostname())
+        name = f"events.out.tfevents.{int(time.time()):010d}.{host}.{os.getpid()}.{next(self._numbers)}"
+        self._file = self._writer_of(io.BufferedWriter(paths.append(self._folder / name, is_new=True)))  # type: ignore[arg-type]
 
     def close(self) -> None:
-        """Close the files."""
-        self._writer.close()
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+def _scalars_in(folder: Path) -> dict[str, set[int]]:
+    """Return the steps that a folder has of each name, as far as its files can be read."""
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto import event_pb2
+
+    steps: dict[str, set[int]] = collections.defaultdict(set)
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        if path.is_file():
+            for record in RawEventFileLoader(str(path)).Load():
+                event = event_pb2.Event.FromString(record)
+                for value in event.summary.value:
+                    steps[value.tag].add(event.step)
+    return steps
 
 
 class Bar:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import signal
 import sys
@@ -10,20 +11,22 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from nnfx import checks, distributed
+from nnfx import checks, distributed, paths
+from nnfx.checkpoint import Description
 from nnfx.data.prepare import Data
-from nnfx.host import signals
+from nnfx.host import folder, signals
 from nnfx.host.checkpoints import Checkpoints
-from nnfx.host.identity import Identity, words
-from nnfx.host.logs import Bar, CsvLog, Log, Row, TensorBoardLog
+from nnfx.host.folder import Owner
+from nnfx.host.identity import Identity, moments, words
+from nnfx.host.logs import Bar, CsvLog, Log, Row, TensorBoardLog, rows_in
 from nnfx.training import loop
-from nnfx.training.chunk import RunState
+from nnfx.training.chunk import RUNNING, RunState
 from nnfx.training.fit import Fit
 from nnfx.training.loop import History
 from nnfx.training.run import Run
@@ -52,14 +55,17 @@ def session(
     It returns what `fit(key, data, **hyper)` returns, bit by bit (of a run with more than one step), however often it
     was killed on the way: the same call goes on from the newest checkpoint in the folder, or returns the run that has
     ended there. More epochs may be asked for than before. Whatever else decides the run (key, data, numbers, layers,
-    loss, optimizer, rules) has to be the same, and an error says what is not; of other versions or another kind of
-    device, with which it may go on to other bits, a warning tells.
+    initial weights, loss, optimizer, rules) has to be the same, and an error says what is not; of other versions or
+    another kind of device, with which it may go on to other bits, a warning tells. A run that has ended is returned
+    from a folder that cannot be written, too.
 
     About once a second, between two epochs, the host looks after the run:
 
     - `out/history.csv` has each metric by epoch, and `out/evaluation.csv` what `evaluate` returns.
     - `out/checkpoints/` has the newest and the best checkpoints, written while training goes on. Each is whole, or it
-      is not there.
+      is not there. Where something else fails, such as `evaluate` or a log, the run is saved as it stands, and then the
+      error is raised: the same call goes on from there.
+    - `out/run.json` notes whose folder it is. Another run's folder is refused before anything is written.
     - Ctrl-C and SIGTERM are answered with a checkpoint and a word on how to go on; then `KeyboardInterrupt` or
       `SystemExit(143)` is raised. A second one ends at once.
 
@@ -77,15 +83,15 @@ def session(
         skip_damaged: whether to put checkpoints that cannot be used aside, and go on from the newest good one. Else an
             error names it.
         evaluate: measures more than the run's own metrics, `run -> {name: number}`: it is given the run as it stands,
-            with its best weights so far.
+            with its best weights so far. When the run has ended, it is saved first.
         evaluate_every: after how many epochs, and at the end.
         progress: whether to show a bar, with the examples a second and the time left, where tqdm is installed.
         tensorboard: whether to write logs for TensorBoard, to `out/tensorboard/`.
 
     Returns:
-        The session's function. Calling it raises what calling `fit` does; `ValueError` for a checkpoint that is damaged
-        or of another run, and within `jit`, `vmap` or `grad`; and `OSError` where the folder cannot be written, or
-        another process has it open. What had been saved is whole then.
+        The session's function. Calling it raises what calling `fit` does; `ValueError` for a checkpoint that is
+        damaged, a folder of another run, and within `jit`, `vmap` or `grad`; and `OSError` where the folder cannot be
+        written, or another process has it open. What had been saved is whole then.
 
     Raises:
         TypeError, ValueError: for arguments of the wrong kind or out of range.
@@ -100,8 +106,7 @@ def session(
     """
     if not isinstance(fit, Fit):
         raise TypeError(f"fit: expected what nnfx.fit returns, got {checks.describe(fit)}")
-    if not isinstance(out, str | os.PathLike):
-        raise TypeError(f"out: expected the path of a folder, got {checks.describe(out)}")
+    folder_of_the_run = paths.absolute("out", out)
     if save_every_epochs is not None:
         checks.positive_integer("save_every_epochs", save_every_epochs)
     if save_every_seconds is not None:
@@ -113,7 +118,7 @@ def session(
     checks.positive_integer("evaluate_every", evaluate_every)
     return Session(
         fit=fit,
-        out=Path(out),
+        out=folder_of_the_run,
         save_every_epochs=save_every_epochs,
         save_every_seconds=save_every_seconds,
         keep_last=keep_last,
@@ -157,19 +162,19 @@ class Notes:
     """What is noted beside the arrays.
 
     Attributes:
-        identity: what tells the run from others.
+        owner: the run.
         seconds: that it has taken.
         evaluations: what `evaluate` has returned, with the epochs.
     """
 
-    identity: Identity
+    owner: Owner
     seconds: float = 0.0
     evaluations: list[Row] = dataclasses.field(default_factory=list)
 
     @property
     def about(self) -> dict[str, Any]:
         """The notes as checkpoints keep them."""
-        return {**self.identity._asdict(), "seconds": self.seconds, "evaluations": self.evaluations}
+        return {**self.owner.notes, "seconds": self.seconds, "evaluations": [*self.evaluations]}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -202,14 +207,22 @@ class Session:
         numbers = self.fit.check(key, data, hyper)
         if not checks.is_concrete((key, data, numbers)):
             raise ValueError("session: expected a call outside of jit, vmap and grad, which no files are written in")
-        folder = self.out / "checkpoints"
+        beginning, owner = self._begin(key, data, numbers)
+        if distributed.is_first():
+            folder.require_usable(self.out, owner)
+        saved = partial(folder.note_saved, self.out, owner)
         with (
-            Checkpoints(folder, keep_last=self.keep_last, keep_best=self.keep_best) as checkpoints,
+            Checkpoints(
+                self.out / "checkpoints", keep_last=self.keep_last, keep_best=self.keep_best, on_saved=saved
+            ) as checkpoints,
             signals.caught() as asked,
         ):
-            snapshot, notes = self._resume(checkpoints, key, data, numbers)
-            with self._logs(snapshot, notes, len(data.train.weights)) as logs:
-                snapshot = self._go_on(snapshot, notes, data, checkpoints, logs, asked)
+            snapshot, notes = self._resume(checkpoints, beginning, owner, data)
+            if not is_read_only(checkpoints, self._has_ended(snapshot)):
+                if distributed.is_first():
+                    folder.note(self.out, notes.owner, saved=bool(snapshot.epoch))
+                with self._logs(snapshot, notes, len(data.train.weights)) as logs:
+                    snapshot = self._go_on(snapshot, notes, data, checkpoints, logs, asked)
             checkpoints.wait()
             distributed.wait()
             newest = checkpoints.paths()[-1]
@@ -217,30 +230,46 @@ class Session:
             leave(ending[0], f"left after epoch {snapshot.epoch} of {self.fit.epochs}, saved as {newest}")
         return self._run(snapshot, data)
 
-    def _resume(self, checkpoints: Checkpoints, key: Array, data: Data, hyper: Hyper) -> tuple[Snapshot, Notes]:
-        """Return where the run stands: in the newest checkpoint, or at its beginning."""
-        given = key, data.train, data.valid, hyper
-        state = jax.eval_shape(partial(loop.begin, self.fit), *given)
-        shapes = jax.eval_shape(lambda *arrays: arrays, *given[1:])
+    def _begin(self, key: Array, data: Data, hyper: Hyper) -> tuple[Snapshot, Owner]:
+        """Return the shapes of where the run begins, and what tells it from others."""
+        starting = loop.begin.lower(self.fit.alone, key, data.train, data.valid, hyper)
+        shapes = jax.eval_shape(lambda *arrays: arrays, data.train, data.valid, hyper)
+        state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), starting.out_info)
         clock = Clock(np.float32(0), np.float32(0))
-        lowered = loop.advance.lower(self.fit.alone, state, *shapes, np.int32(0), clock)
-        identity = Identity.of(lowered, words(data))
-        _, history = lowered.out_info
+        advancing = loop.advance.lower(self.fit.alone, state, *shapes, np.int32(0), clock)
+        _, history = advancing.out_info
+        owner = Owner("session", key, hyper, Identity.of(self.fit, [starting, advancing], words(data)))
+        return Snapshot(key, hyper, state, {name: np.zeros(0, each.dtype) for name, each in history.items()}), owner
 
-        def after(epoch: int) -> Snapshot:
-            return Snapshot(key, hyper, state, {name: np.zeros(epoch, each.dtype) for name, each in history.items()})
+    def _has_ended(self, snapshot: Snapshot) -> bool:
+        return snapshot.epoch >= self.fit.epochs or int(snapshot.state.stopped_by) != RUNNING
 
-        found = checkpoints.resume(
-            lambda description: after(description.about["epoch"]), skip_damaged=self.skip_damaged
-        )
+    def _resume(
+        self, checkpoints: Checkpoints, beginning: Snapshot, owner: Owner, data: Data
+    ) -> tuple[Snapshot, Notes]:
+        """Return where the run stands: in the newest checkpoint, or at its beginning."""
+        start = functools.cache(lambda: loop.begin(self.fit, owner.key, data.train, data.valid, owner.hyper))
+
+        def expected(description: Description) -> Snapshot:
+            folder.require_same(self.out, description.about, owner, lambda: moments(start()))
+            epoch = description.about["epoch"]
+            return beginning._replace(
+                history={name: np.zeros(epoch, none.dtype) for name, none in beginning.history.items()}
+            )
+
+        found = checkpoints.resume(expected, skip_damaged=self.skip_damaged)
         if found is None:
-            return after(0)._replace(state=loop.begin(self.fit, *given)), Notes(identity)
+            owner = owner.starting_from(moments(start()))
+            return beginning._replace(state=start()), Notes(owner)
         path, description, snapshot = found
-        saved = {name: description.about[name] for name in Identity._fields}
-        require_same(path, snapshot, Identity(**saved), after(0), identity)
+        about = description.about
+        warn_of_other_means(path, about, owner)
         if snapshot.epoch > self.fit.epochs:
             raise ValueError(f"epochs: expected at least the {snapshot.epoch} of {path}, got {self.fit.epochs}")
-        return snapshot, Notes(identity, description.about["seconds"], description.about["evaluations"])
+        logged = rows_in(self.out / "evaluation.csv") if distributed.is_first() else []
+        evaluations = {row["epoch"]: row for row in [*about["evaluations"], *logged] if row["epoch"] <= snapshot.epoch}
+        rows = distributed.agree([evaluations[epoch] for epoch in sorted(evaluations)])
+        return snapshot, Notes(owner.starting_from(about["start"]), about["seconds"], rows)
 
     def _go_on(
         self,
@@ -254,51 +283,61 @@ class Session:
         """Train to the stop, or until asked to end, and look after the run between two chunks."""
         saved_epoch, saved_at = snapshot.epoch, time.monotonic()
         pauses = [self.save_every_epochs, self.evaluate_every if self.evaluate else None]
-        for chunk in loop.chunks(
-            self.fit,
-            snapshot.state,
-            data.train,
-            data.valid,
-            snapshot.hyper,
-            seconds=notes.seconds,
-            pause_every=[every for every in pauses if every],
-        ):
-            logs.history(rows_of(chunk.history, snapshot.epoch))
-            history = loop.joined([snapshot.history, chunk.history])
-            snapshot = snapshot._replace(state=chunk.state, history=history)
-            notes.seconds = chunk.seconds
-            if snapshot.epoch % self.evaluate_every == 0:
-                self._evaluate(snapshot, notes, data, logs)
-            if distributed.agree([*asked]):
-                break
-            is_due = self.save_every_epochs is not None and snapshot.epoch % self.save_every_epochs == 0
-            if self.save_every_seconds is not None:
-                is_due |= time.monotonic() - saved_at >= self.save_every_seconds
-            if is_due:
+
+        def save() -> None:
+            nonlocal saved_epoch, saved_at
+            if snapshot.epoch != saved_epoch:
                 checkpoints.save(snapshot.epoch, snapshot, loss=snapshot.loss, about=notes.about)
                 saved_epoch, saved_at = snapshot.epoch, time.monotonic()
-        else:
-            self._evaluate(snapshot, notes, data, logs)
-        if snapshot.epoch != saved_epoch:
-            checkpoints.save(snapshot.epoch, snapshot, loss=snapshot.loss, about=notes.about)
+
+        try:
+            self._evaluate(snapshot, notes, data, logs)  # where that failed, or was cut off
+            for chunk in loop.chunks(
+                self.fit,
+                snapshot.state,
+                data.train,
+                data.valid,
+                snapshot.hyper,
+                seconds=notes.seconds,
+                pause_every=[every for every in pauses if every],
+            ):
+                rows = rows_of(chunk.history, snapshot.epoch)
+                history = loop.joined([snapshot.history, chunk.history])
+                snapshot = snapshot._replace(state=chunk.state, history=history)
+                notes.seconds = chunk.seconds
+                logs.history(rows)
+                is_due = self.save_every_epochs is not None and snapshot.epoch % self.save_every_epochs == 0
+                if self.save_every_seconds is not None:
+                    is_due |= time.monotonic() - saved_at >= self.save_every_seconds
+                if is_due or self._has_ended(snapshot):
+                    save()
+                self._evaluate(snapshot, notes, data, logs)
+                if distributed.agree([*asked]):
+                    break
+        except Exception as error:
+            # whatever it is, what was trained is kept
+            try:
+                save()
+            except OSError as unsaved:
+                error.add_note(str(unsaved))
+            raise
+        save()
         return snapshot
 
     def _evaluate(self, snapshot: Snapshot, notes: Notes, data: Data, logs: "_Logs") -> None:
         """Measure what the user wants measured, once an epoch at most."""
-        if self.evaluate is None or (notes.evaluations and notes.evaluations[-1]["epoch"] == snapshot.epoch):
+        is_due = snapshot.epoch and (snapshot.epoch % self.evaluate_every == 0 or self._has_ended(snapshot))
+        before = notes.evaluations[-1] if notes.evaluations else {}
+        if self.evaluate is None or not is_due or before.get("epoch") == snapshot.epoch:
             return
         measured = self.evaluate(self._run(snapshot, data))
-        if (
-            not isinstance(measured, Mapping)
-            or not measured
-            or not all(np.ndim(each) == 0 for each in measured.values())
-        ):
+        if not isinstance(measured, Mapping) or not measured:
             raise TypeError(f"evaluate: expected it to return numbers by name, got {checks.describe(measured)}")
         if "epoch" in measured:
             raise ValueError("evaluate: expected other names than 'epoch', which is noted anyway")
-        row = {"epoch": snapshot.epoch, **{name: float(value) for name, value in measured.items()}}
-        if notes.evaluations and notes.evaluations[-1].keys() != row.keys():
-            raise ValueError(f"evaluate: expected {list(notes.evaluations[-1])[1:]} as before, got {list(measured)}")
+        row: Row = {"epoch": snapshot.epoch, **{_name(name): _number(name, value) for name, value in measured.items()}}
+        if before and before.keys() != row.keys():
+            raise ValueError(f"evaluate: expected {list(before)[1:]} as before, got {list(measured)}")
         notes.evaluations.append(row)
         logs.evaluation([row])
 
@@ -318,11 +357,14 @@ class Session:
                 stack.callback(log.close)
                 return log
 
-            both = [opened(TensorBoardLog(self.out / "tensorboard"))] if self.tensorboard else []
-            history = [*both, opened(CsvLog(self.out / "history.csv", rows_of(snapshot.history, 0)))]
+            known = rows_of(snapshot.history, 0)
+            both = [opened(TensorBoardLog(self.out / "tensorboard", known))] if self.tensorboard else []
+            history = [*both, opened(CsvLog(self.out / "history.csv", known))]
             if self.progress:
                 history.append(opened(Bar(self.out.name, self.fit.epochs, snapshot.epoch, examples)))
             evaluation = list(both)
+            for log in both:
+                log.add(notes.evaluations)
             if self.evaluate is not None:
                 evaluation.append(opened(CsvLog(self.out / "evaluation.csv", notes.evaluations)))
             yield _Logs(history, evaluation)
@@ -349,40 +391,45 @@ def rows_of(history: History, before: int) -> list[Row]:
     return [{"epoch": before + i + 1, **{name: values[i] for name, values in history.items()}} for i in range(epochs)]
 
 
-class Given(Protocol):
-    """What a run is called with, as snapshots have it."""
+def is_read_only(checkpoints: Checkpoints, has_ended: bool) -> bool:
+    """Say whether nothing can be written, which is enough for a run that has ended; every process has to ask.
 
-    @property
-    def key(self) -> Array:
-        """Return the run's key."""
+    Raises:
+        OSError: where it has not.
+    """
+    if not distributed.agree(checkpoints.unwritable is not None):
+        return False
+    if not has_ended:
+        raise checkpoints.unwritable or PermissionError(f"{checkpoints.folder}: expected a folder that can be written")
+    return True
 
-    @property
-    def hyper(self) -> Hyper:
-        """Return its hyper-parameters."""
 
-
-def require_same(path: Path, saved: Given, identity: Identity, mine: Given, my_identity: Identity) -> None:
-    """Raise on a checkpoint of another run, and warn of one that was computed with other means."""
-    lines = identity.differences(my_identity)
-    if not np.array_equal(jax.random.key_data(saved.key), jax.random.key_data(mine.key)):
-        lines.append("key: expected that of the checkpoint, got another")
-    lines += [
-        f"{name}: expected {saved.hyper[name]}, got {value}"
-        for name, value in mine.hyper.items()
-        if not np.array_equal(saved.hyper[name], value)
-    ]
-    if lines:
-        listed = "\n  ".join(lines)
-        raise ValueError(
-            f"{path}: expected to go on with the run saved there, got another:\n  {listed}\n"
-            "another run needs another folder"
-        )
-    others = identity.other_means(my_identity)
-    if others:
+def warn_of_other_means(path: Path, saved: Mapping[str, Any], owner: Owner) -> None:
+    """Warn of a checkpoint that was computed with other versions or on another kind of device."""
+    identity = Identity(**{name: saved[name] for name in Identity._fields})
+    if others := identity.other_means(owner.identity):
         warnings.warn(
             f"{path}: made with {', '.join(others)}: the run goes on, perhaps not to the bits that it would have had",
             stacklevel=4,
         )
+
+
+def _name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"evaluate: expected names that are text, got {checks.describe(name)}")
+    return name
+
+
+def _number(name: str, value: Any) -> float:
+    """Return a number that `evaluate` has measured; one that is not finite is one as well."""
+    array = np.asarray(value)
+    if (
+        array.ndim
+        or not (jax.numpy.issubdtype(array.dtype, np.number) or array.dtype == bool)
+        or np.iscomplexobj(array)
+    ):
+        raise TypeError(f"evaluate: expected it to return numbers by name, got {checks.describe(value)} as {name!r}")
+    return float(array)
 
 
 def leave(asked: int, where: str) -> NoReturn:

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,16 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from nnfx import checks, distributed
-from nnfx.data.batching import steps_per_epoch
+from nnfx import checks, distributed, memo, paths
+from nnfx.checkpoint import Description
+from nnfx.data.batching import Order, in_order, steps_per_epoch
 from nnfx.data.prepare import Data, Preprocess
 from nnfx.data.stored import Batches, Stored, prefetched
-from nnfx.host import signals
+from nnfx.host import folder, signals
 from nnfx.host.checkpoints import Checkpoints
-from nnfx.host.identity import Identity, words
+from nnfx.host.folder import Owner
+from nnfx.host.identity import Identity, moments, words
 from nnfx.host.logs import Bar, CsvLog, Log, TensorBoardLog
-from nnfx.host.session import Notes, leave, require_same, rows_of
+from nnfx.host.session import Notes, is_read_only, leave, rows_of, warn_of_other_means
 from nnfx.training import loop, streaming, validate
+from nnfx.training.chunk import RUNNING
 from nnfx.training.fit import Fit
 from nnfx.training.loop import History
 from nnfx.training.run import Run
@@ -87,8 +91,7 @@ def stream(
         raise TypeError(f"fit: expected what nnfx.fit returns, got {checks.describe(fit)}")
     if fit.batch_size is None:
         raise ValueError("fit: expected a batch_size, for batches that are read as they are needed, got None")
-    if not isinstance(out, str | os.PathLike):
-        raise TypeError(f"out: expected the path of a folder, got {checks.describe(out)}")
+    folder_of_the_run = paths.absolute("out", out)
     if save_every_steps is not None:
         checks.positive_integer("save_every_steps", save_every_steps)
     if save_every_seconds is not None:
@@ -97,7 +100,7 @@ def stream(
     checks.non_negative_integer("keep_best", keep_best)
     return Streaming(
         fit=fit,
-        out=Path(out),
+        out=folder_of_the_run,
         save_every_steps=save_every_steps,
         save_every_seconds=save_every_seconds,
         keep_last=keep_last,
@@ -165,17 +168,25 @@ class Streaming:
         numbers = self.fit.check(key, data, hyper)
         if not checks.is_concrete((key, numbers)):
             raise ValueError("stream: expected a call outside of jit, vmap and grad, which no files are written in")
+        examples.verify(("targets", "weights"))
         validate.check_stored(self.fit, data, numbers, examples.targets, examples.weights)
-        folder = self.out / "checkpoints"
+        beginning, owner = self._begin(key, data, numbers, examples)
+        if distributed.is_first():
+            folder.require_usable(self.out, owner)
+        saved = partial(folder.note_saved, self.out, owner)
+        kept = {"keep_last": self.keep_last, "keep_best": self.keep_best}
         with (
-            Checkpoints(folder, keep_last=self.keep_last, keep_best=self.keep_best, unit="step") as checkpoints,
+            Checkpoints(self.out / "checkpoints", **kept, unit=owner.unit, on_saved=saved) as checkpoints,
             signals.caught() as asked,
             contextlib.closing(self._reader(key, examples)) as reader,
         ):
-            snapshot, notes, position = self._resume(checkpoints, key, data, numbers, examples)
-            if position is not None:
-                reader.set_state(position)
-            snapshot = self._go_on(snapshot, notes, data.valid, examples, reader, checkpoints, asked)
+            snapshot, notes, position = self._resume(checkpoints, beginning, owner)
+            if not is_read_only(checkpoints, self._has_ended(snapshot)):
+                if distributed.is_first():
+                    folder.note(self.out, owner, saved=position is not None)
+                if position is not None:
+                    reader.set_state(position)
+                snapshot = self._go_on(snapshot, notes, data.valid, examples, reader, checkpoints, asked)
             checkpoints.wait()
             distributed.wait()
             newest = checkpoints.paths()[-1]
@@ -202,8 +213,9 @@ class Streaming:
                 f" got {self._batch_size}"
             )
         rows = min(self._batch_size, len(examples))
-        inputs, targets = (jnp.asarray(np.asarray(array[:rows])) for array in (examples.inputs, examples.targets))
-        first = streaming.in_floats(Batch(inputs, targets, jnp.ones(rows, examples.weights.dtype)))
+        read = examples.take(Order(*(each[0] for each in in_order(rows, rows))))
+        read = jax.tree.map(jnp.asarray, read)  # later ones may have weights where these have none
+        first = streaming.in_floats(read._replace(weights=jnp.ones_like(read.weights)))
         if valid is not None:
             valid = jax.tree.map(jnp.asarray, streaming.in_floats(valid))
         nothing, none, one = (jnp.asarray(number, float) for number in (jnp.nan, 0, 1))
@@ -214,40 +226,45 @@ class Streaming:
         share = distributed.share(self._batch_size)
         return prefetched(Batches(examples, split_key(key).order, self._batch_size, self.fit.epochs, share))
 
-    def _resume(
-        self, checkpoints: Checkpoints, key: Array, data: Data, hyper: Hyper, examples: Stored
-    ) -> tuple[Snapshot, Notes, Any]:
-        """Return where the run stands, in the newest checkpoint or at its beginning, and the reader's position."""
+    def _begin(self, key: Array, data: Data, hyper: Hyper, examples: Stored) -> tuple[Snapshot, Owner]:
+        """Return where the run begins, and what tells it from others."""
         first, valid = data.train, data.valid
         standing = streaming.begin(self.fit, key, first, valid, hyper)
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (standing, first, hyper))
         alone = self.fit.alone
-        lowered = jax.jit(streaming.step, static_argnums=0).lower(
-            alone, shapes[0].run.train, shapes[0].measured, *shapes[1:]
-        )
-        ending = jax.jit(streaming.end_epoch, static_argnums=0).lower(
+        starting = jax.jit(partial(streaming.begin, alone)).lower(key, first, valid, hyper)
+        lowered = memo.compiled()(streaming.step).lower(alone, shapes[0].run.train, shapes[0].measured, *shapes[1:])
+        ending = memo.compiled()(streaming.end_epoch).lower(
             alone, shapes[0].run, shapes[0].before, shapes[0].measured, valid, hyper, np.float32(0)
         )
         described = {f"train.{name}": text for name, text in examples.words.items()}
         described |= words({"valid": data.valid, "preprocess": data.preprocess})
-        identity = Identity.of([lowered, ending], described)
+        identity = Identity.of(self.fit, [starting, lowered, ending], described)
+        owner = Owner("stream", key, hyper, identity).starting_from(moments(distributed.local(standing.run)))
         _, history = ending.out_info
+        return Snapshot(key, hyper, standing, {name: np.zeros(0, each.dtype) for name, each in history.items()}), owner
 
-        def after(epochs: int) -> Snapshot:
-            columns = {name: np.zeros(epochs, each.dtype) for name, each in history.items()}
-            return Snapshot(key, hyper, standing, columns)
+    def _resume(self, checkpoints: Checkpoints, beginning: Snapshot, owner: Owner) -> tuple[Snapshot, Notes, Any]:
+        """Return where the run stands, in the newest checkpoint or at its beginning, and the reader's position."""
 
-        found = checkpoints.resume(
-            lambda description: after(description.about["epochs"]), skip_damaged=self.skip_damaged
-        )
+        def expected(description: Description) -> Snapshot:
+            folder.require_same(self.out, description.about, owner)
+            epochs = description.about["epochs"]
+            columns = {name: np.zeros(epochs, none.dtype) for name, none in beginning.history.items()}
+            return beginning._replace(history=columns)
+
+        found = checkpoints.resume(expected, skip_damaged=self.skip_damaged)
         if found is None:
-            return after(0), Notes(identity), None
+            return beginning, Notes(owner), None
         path, description, snapshot = found
         about = description.about
-        require_same(path, snapshot, Identity(**{name: about[name] for name in Identity._fields}), after(0), identity)
+        warn_of_other_means(path, about, owner)
         if snapshot.epoch > self.fit.epochs:
             raise ValueError(f"epochs: expected at least the {snapshot.epoch} of {path}, got {self.fit.epochs}")
-        return snapshot, Notes(identity, about["seconds"]), about["position"]
+        return snapshot, Notes(owner, about["seconds"]), about["position"]
+
+    def _has_ended(self, snapshot: Snapshot) -> bool:
+        return snapshot.epoch >= self.fit.epochs or int(snapshot.standing.run.stopped_by) != RUNNING
 
     def _go_on(
         self,
@@ -284,17 +301,26 @@ class Streaming:
                 pause_every=self.save_every_steps,
             ):
                 steps, notes.seconds = stride.steps, stride.seconds
-                if stride.history:
-                    for log in logs:
-                        log.add(rows_of(stride.history, snapshot.epoch))
+                rows = rows_of(stride.history, snapshot.epoch) if stride.history else []
+                if rows:
                     snapshot = snapshot._replace(history=loop.joined([snapshot.history, stride.history]))
-                elif bar is not None:
+                snapshot = snapshot._replace(standing=stride.standing)
+                try:
+                    for log in logs if rows else ():
+                        log.add(rows)
+                except Exception as error:
+                    # what was trained is kept
+                    try:
+                        save()
+                    except OSError as unsaved:
+                        error.add_note(str(unsaved))
+                    raise
+                if bar is not None and not rows:
                     bar.reach(steps * self._batch_size)
                 is_due = self.save_every_steps is not None and steps % self.save_every_steps == 0
                 if self.save_every_seconds is not None:
                     is_due |= time.monotonic() - saved_at >= self.save_every_seconds
                 is_asked, is_due = distributed.agree([bool(asked), is_due])
-                snapshot = snapshot._replace(standing=stride.standing)
                 if is_asked:
                     break
                 if is_due:
@@ -311,11 +337,12 @@ class Streaming:
             yield [], None
             return
         with contextlib.ExitStack() as stack:
-            logs: list[Log] = [CsvLog(self.out / "history.csv", rows_of(snapshot.history, 0))]
+            known = rows_of(snapshot.history, 0)
+            logs: list[Log] = [CsvLog(self.out / "history.csv", known)]
             stack.callback(logs[0].close)
             bar = None
             if self.tensorboard:
-                logs.append(TensorBoardLog(self.out / "tensorboard"))
+                logs.append(TensorBoardLog(self.out / "tensorboard", known))
                 stack.callback(logs[-1].close)
             if self.progress:
                 bar = Bar(self.out.name, self.fit.epochs, snapshot.epoch, examples)

@@ -1,12 +1,10 @@
 """Where a network looks: which positions and which pixels the logit of a class hangs on."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from nnfx import checks
+from nnfx import checks, memo
 from nnfx.insight.layers import require_floating, require_layer, watch
 from nnfx.types import Array, Model, Variables
 
@@ -66,7 +64,7 @@ def class_activation_map(
     return _class_activation_map(model, layer, relative, variables, inputs, classes)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@memo.compiled(static=3)
 def _class_activation_map(
     model: Model, layer: str, relative: bool, variables: Variables, inputs: Array, classes: Array | None
 ) -> Array:
@@ -115,7 +113,7 @@ def saliency(model: Model, variables: Variables, inputs: ArrayLike, classes: Arr
     return _saliency(model, variables, inputs, _classes(model, variables, inputs, classes))
 
 
-@partial(jax.jit, static_argnums=0)
+@memo.compiled()
 def _saliency(model: Model, variables: Variables, inputs: Array, classes: Array | None) -> Array:
     gradient = jnp.abs(jax.grad(lambda x: _of_classes(model.apply(variables, x), classes))(inputs))
     return gradient.max(-1) if inputs.ndim > 2 else gradient

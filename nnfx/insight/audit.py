@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from nnfx import checks
+from nnfx import checks, memo
 from nnfx.insight import objective
 from nnfx.scale import mapping
 from nnfx.tables import table
@@ -206,7 +206,7 @@ class _Found(NamedTuple):
     losses: Array
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@memo.compiled(static=4)
 def _differences(
     model: Model,
     loss: PerExample,

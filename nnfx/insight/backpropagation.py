@@ -2,7 +2,6 @@
 
 import collections
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnfx import checks, losses
+from nnfx import checks, losses, memo
 from nnfx.insight import objective
 from nnfx.insight.layers import calls_seen
 from nnfx.models.dense import MLP, Perceptron
@@ -152,7 +151,7 @@ def lay_open(model: Model, loss: PerExample, variables: Variables, batch: Batch)
     return Backpropagation(tuple(layers), values, mean)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@memo.compiled(static=2)
 def _lay_open(
     model: Model, loss: PerExample, variables: Variables, batch: Batch
 ) -> tuple[dict[str, tuple[list[Array], Array]], Array, Array]:

@@ -14,7 +14,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
-from nnfx import checks
+from nnfx import checks, memo
 from nnfx.insight import objective
 from nnfx.insight.lanczos import tridiagonal
 from nnfx.types import Array, Batch, Model, Params, PerExample, Variables
@@ -122,7 +122,7 @@ def hessian_vector_product(
     return _multiply(model, loss, train, variables, batch, vector)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@memo.compiled(static=3)
 def _multiply(
     model: Model, loss: PerExample, train: bool, variables: Variables, batch: Batch, vector: Params
 ) -> Params:
@@ -213,7 +213,7 @@ def eigenpairs(
     return _eigenpairs(model, loss, train, steps, count, end == "largest", variables, batch, key)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+@memo.compiled(static=6)
 def _eigenpairs(
     model: Model,
     loss: PerExample,
@@ -337,7 +337,7 @@ def spectrum(
     return _spectrum(model, loss, train, draws, steps, variables, batch, key)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@memo.compiled(static=5)
 def _spectrum(
     model: Model,
     loss: PerExample,
@@ -405,7 +405,7 @@ def trace(
     return _trace(model, loss, train, draws, variables, batch, key)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@memo.compiled(static=4)
 def _trace(
     model: Model, loss: PerExample, train: bool, draws: int, variables: Variables, batch: Batch, key: Array
 ) -> Trace:

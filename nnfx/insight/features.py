@@ -4,7 +4,6 @@ All functions take any `Model` with Flax Linen modules inside, applied outside t
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -13,7 +12,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from nnfx import checks
+from nnfx import checks, memo
 from nnfx.insight.attribution import class_activation_map, saliency
 from nnfx.insight.layers import drawable, filters, layer_outputs, require_floating, require_layer, watch
 from nnfx.types import Array, Model, Variables
@@ -128,7 +127,7 @@ def maximize(
     return _maximize(model, layer, tuple(shape), steps, starts, pool, variables, unit, key, settings)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+@memo.compiled(static=6)
 def _maximize(
     model: Model,
     layer: str,
@@ -231,7 +230,7 @@ def top_inputs(
     return _top_inputs(model, layer, count, min(chunk, len(inputs)), pool, variables, inputs, unit)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@memo.compiled(static=5)
 def _top_inputs(
     model: Model, layer: str, count: int, chunk: int, pool: Pool, variables: Variables, inputs: Array, unit: Array
 ) -> Top:

@@ -2,14 +2,13 @@
 
 import re
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from nnfx import checks
+from nnfx import checks, memo
 from nnfx.insight import objective
 from nnfx.insight.layers import WHOLE, watch
 from nnfx.training import step as steps
@@ -192,7 +191,7 @@ def per_example_gradients(model: Model, loss: PerExample, variables: Variables, 
     return _per_example(model, loss, variables, batch)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@memo.compiled(static=2)
 def _per_example(model: Model, loss: PerExample, variables: Variables, batch: Batch) -> Params:
     return jax.vmap(_gradient_of_one(model, loss, variables))(batch.inputs, batch.targets)
 
@@ -269,7 +268,7 @@ def noise_scale(model: Model, loss: PerExample, variables: Variables, batch: Bat
     return _noise_scale(model, loss, objective.at_once(variables["params"], one), variables, batch)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@memo.compiled(static=3)
 def _noise_scale(model: Model, loss: PerExample, chunk: int, variables: Variables, batch: Batch) -> NoiseScale:
     gradient = _gradient_of_one(model, loss, variables)
 

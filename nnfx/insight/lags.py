@@ -1,14 +1,13 @@
 """How far back a recurrent network's gradient reaches: what of it arrives at each lag."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nnfx import checks, losses
+from nnfx import checks, losses, memo
 from nnfx.types import Array, Batch, Mean, Model, PerExample, Variables
 
 __all__ = ["gradient_by_lag"]
@@ -57,7 +56,7 @@ def gradient_by_lag(model: Model, loss: PerExample, variables: Variables, batch:
     return _gradient_by_lag(model, loss, variables, batch)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@memo.compiled(static=2)
 def _gradient_by_lag(model: Model, loss: PerExample, variables: Variables, batch: Batch) -> Array:
     stream = model.stream
     assert stream is not None

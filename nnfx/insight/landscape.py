@@ -11,7 +11,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
-from nnfx import checks
+from nnfx import checks, memo
 from nnfx.insight import objective
 from nnfx.scale import mapping
 from nnfx.types import Array, Batch, Model, Params, PerExample, Variables
@@ -281,7 +281,7 @@ def measure(
     return Landscape(coordinates[0], coordinates[1] if axes == 2 else None, losses.reshape(sizes))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+@memo.compiled(static=6)
 def _losses(
     model: Model,
     loss: PerExample,

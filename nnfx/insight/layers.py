@@ -18,7 +18,7 @@ from flax.core import tracers
 from flax.linen.module import InterceptorContext
 from jax.typing import ArrayLike
 
-from nnfx import checks
+from nnfx import checks, memo
 from nnfx.types import Array, Model, Variables
 
 WHOLE = "outputs"
@@ -103,7 +103,7 @@ def watch(
     return outputs, seen
 
 
-_watch_compiled = jax.jit(watch, static_argnums=0)
+_watch_compiled = memo.compiled()(watch)
 
 
 def _require_seen(seen: dict[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,12 @@
 """What the microscope looks at: the empirical loss of a model on a batch, as a function of its parameters alone."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from nnfx import checks, losses
+from nnfx import checks, losses, memo
 from nnfx.training.step import evaluate
 from nnfx.training.validate import check_batch
 from nnfx.types import Array, Batch, Model, Params, PerExample, Variables
@@ -61,7 +60,7 @@ def check(
         raise ValueError(f"loss: expected one value per example, [{rows}], got {checks.describe(values)}")
 
 
-@partial(jax.jit, static_argnums=(0, 1))  # so that models are traced once for many looks at them
+@memo.compiled(static=2)  # so that models are traced once for many looks at them
 def _applied(model: Model, train: bool, variables: Variables, batch: Batch, key: Array | None) -> Any:
     """Return a model's outputs for a batch."""
     if not train:
@@ -69,7 +68,7 @@ def _applied(model: Model, train: bool, variables: Variables, batch: Batch, key:
     return model.apply(variables, batch.inputs, key=key, weights=batch.weights, train=True)[0]
 
 
-@partial(jax.jit, static_argnums=0)
+@memo.compiled()
 def _per_example(loss: PerExample, outputs: Any, targets: Any) -> Array:
     """Return the loss of each example."""
     return loss(outputs, targets)

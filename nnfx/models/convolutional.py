@@ -5,11 +5,13 @@ from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike
 
-from nnfx import activations, checks, ops
+from nnfx import activations, arrays, checks, ops
 from nnfx.activations import Activation
+from nnfx.bounds import BelowOne
 from nnfx.models import initializers
 from nnfx.models.adapters import from_linen
 from nnfx.models.dense import MLP, Perceptron
@@ -91,12 +93,12 @@ class ConvolutionLayer(nn.Module):
         features, size, strides, padding, dilation = self.convolution
         features *= activations.pieces(self.activation)
         window = windows.per_axis("kernel", size, len(windows.sizes(x)))
-        kernel = self.param("kernel", self.initializer, (*window, x.shape[-1], features))
+        x, kernel = arrays.promoted(x, self.param("kernel", self.initializer, (*window, x.shape[-1], features)))
         maps = ops.convolution(x, kernel, strides=strides, padding=padding, dilation=dilation)
         if self.batch_norm:  # brings a bias of its own
             maps = BatchNorm(name="batch_norm")(maps, weights=weights, train=train)
         else:
-            bias = self.param("bias", self.bias_initializer, (features,))
+            maps, bias = arrays.promoted(maps, self.param("bias", self.bias_initializer, (features,)))
             maps = maps + bias.reshape(*[1] * (maps.ndim - 1), -1)
         return self.activation(maps)
 
@@ -112,10 +114,14 @@ class CNN(nn.Module):
     bias_initializer: Initializer
     dropout: ArrayLike
     batch_norm: bool
+    axes: int | None
 
     @nn.compact
     def __call__(self, x: Array, *, weights: Array | None = None, train: bool = False) -> Array:
         """Return `(batch, outputs)` before any output activation; without outputs the last feature maps."""
+        _check_inputs(x, self.axes)
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            x = x.astype(jnp.result_type(float))  # a pool may come first
         options = (self.activation, self.initializer, self.bias_initializer)
         number = 0
         for layer in self.layers:
@@ -138,8 +144,9 @@ def cnn(
     activation: str | Activation = "relu",
     initializer: str | Initializer = "he_normal",
     bias_initializer: str | Initializer = "zeros",
-    dropout: ArrayLike = 0.0,
+    dropout: BelowOne = 0.0,
     batch_norm: bool = False,
+    axes: int | None = None,
 ) -> Model:
     """A convolutional network: convolutions, non-linearities and pools in any order, then dense layers.
 
@@ -153,6 +160,8 @@ def cnn(
         bias_initializer: of the biases.
         dropout: the part of each hidden layer dropped in training, at least 0 and below 1; may be traced.
         batch_norm: whether to normalise behind each convolution and each hidden layer, before the non-linearity.
+        axes: how many axes the windows slide over: 2 for images, 1 for sequences. Where not given, that is told from
+            the inputs; `(batch, size, size)` is refused then, for it may be images without a channel.
 
     Returns:
         A model from inputs `(batch, height, width, channels)` or `(batch, width, channels)` to logits
@@ -185,6 +194,8 @@ def cnn(
     elif hidden:
         raise ValueError(f"hidden: expected none without outputs, got {tuple(hidden)}")
     checks.number("dropout", dropout, minimum=0, below=1)
+    if axes not in (None, 1, 2):
+        raise ValueError(f"axes: expected 1, 2 or None, got {axes!r}")
     return from_linen(
         CNN(
             tuple(layers),
@@ -195,8 +206,24 @@ def cnn(
             initializers.get(bias_initializer, "bias_initializer", axes=1),
             dropout,
             batch_norm,
+            axes,
         )
     )
+
+
+def _check_inputs(x: Array, axes: int | None) -> None:
+    """Require images or sequences with their channels, as many axes as a model was meant for."""
+    layouts = {1: "(batch, width, channels)", 2: "(batch, height, width, channels)"}
+    if axes is None and x.ndim == 3 and x.shape[1] == x.shape[2] > 1:
+        raise ValueError(
+            f"inputs: expected {layouts[2]}, got {checks.describe(x)}; add a channel to images by inputs[..., None],"
+            " and say axes=1 where these are sequences of as many steps as channels"
+        )
+    if axes is None and x.ndim not in (3, 4):
+        raise ValueError(f"inputs: expected {layouts[1]} or {layouts[2]}, got {checks.describe(x)}")
+    if axes is not None and x.ndim != axes + 2:
+        hint = "; add a channel by inputs[..., None]" if x.ndim == axes + 1 else ""
+        raise ValueError(f"inputs: expected {layouts[axes]}, got {checks.describe(x)}{hint}")
 
 
 def lenet(outputs: int = 10, activation: str | Activation = "tanh") -> Model:
@@ -222,7 +249,7 @@ def lenet(outputs: int = 10, activation: str | Activation = "tanh") -> Model:
         LeCun et al., *Gradient-based learning applied to document recognition*, Proceedings of the IEEE 1998.
     """
     layers = [conv(6, 5), avg_pool(), conv(16, 5, padding="VALID"), avg_pool()]
-    return cnn(layers, outputs, hidden=(120, 84), activation=activation, initializer="lecun_normal")
+    return cnn(layers, outputs, hidden=(120, 84), activation=activation, initializer="lecun_normal", axes=2)
 
 
 class ResNet(nn.Module):
@@ -235,6 +262,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, weights: Array | None = None, train: bool = False) -> Array:
         """Return logits, `(batch, outputs)`."""
+        _check_inputs(x, 2)
 
         def layer(name: str, x: Array, features: int, kernel: int, strides: int, activation: Activation) -> Array:
             module = ConvolutionLayer(

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike
 
-from nnfx import activations, checks, ops
+from nnfx import activations, arrays, checks, ops
 from nnfx.activations import Activation
+from nnfx.bounds import BelowOne
 from nnfx.models import initializers
 from nnfx.models.adapters import from_linen
 from nnfx.models.normalization import BatchNorm
@@ -23,18 +24,21 @@ class Perceptron(nn.Module):
     initializer: Initializer = nn.initializers.lecun_normal()
     bias_initializer: Initializer = nn.initializers.zeros
     batch_norm: bool = False
+    axes: int | None = None  # of its inputs, where it is a model by itself
 
     @nn.compact
     def __call__(self, x: Array, *, weights: Array | None = None, train: bool = False) -> Array:
         """Return `(batch, outputs)`."""
+        if self.axes is not None and x.ndim != self.axes:
+            raise ValueError(f"inputs: expected (batch, features), got {checks.describe(x)}; nnfx.models.mlp flattens")
         width = self.outputs * activations.pieces(self.activation)
-        kernel = self.param("kernel", self.initializer, (x.shape[-1], width))
+        x, kernel = arrays.promoted(x, self.param("kernel", self.initializer, (x.shape[-1], width)))
 
         dot_product = ops.dot_product(x, kernel)
         if self.batch_norm:  # brings a bias of its own
             pre_activation = BatchNorm(name="batch_norm")(dot_product, weights=weights, train=train)
         else:
-            bias = self.param("bias", self.bias_initializer, (width,))
+            dot_product, bias = arrays.promoted(dot_product, self.param("bias", self.bias_initializer, (width,)))
             pre_activation = dot_product + jnp.broadcast_to(bias, dot_product.shape)
         return self.activation(pre_activation)
 
@@ -53,6 +57,8 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, weights: Array | None = None, train: bool = False) -> Array:
         """Return `(batch, outputs)` before any output activation."""
+        if x.ndim < 2:
+            raise ValueError(f"inputs: expected (batch, features) or more axes, got {checks.describe(x)}")
         x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.hidden):
             options = (self.activation, self.initializer, self.bias_initializer, self.batch_norm)
@@ -103,6 +109,7 @@ def perceptron(
             activations.get(activation),
             initializers.get(initializer),
             initializers.get(bias_initializer, "bias_initializer", axes=1),
+            axes=2,
         )
     )
 
@@ -113,7 +120,7 @@ def mlp(
     activation: str | Activation = "relu",
     initializer: str | Initializer = "lecun_normal",
     bias_initializer: str | Initializer = "zeros",
-    dropout: ArrayLike = 0.0,
+    dropout: BelowOne = 0.0,
     batch_norm: bool = False,
 ) -> Model:
     """A deep network: `hₗ = g(hₗ₋₁Wₗ + bₗ)` for each hidden layer, then logits `h W + b`.

@@ -4,15 +4,15 @@ The parameters here are those of the recurrent layers alone: `{"layer_0": {"inpu
 "layer_0_reverse": ..., "layer_1": ...}`; an `output` layer beside them is left out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from nnfx import checks
+from nnfx import arrays, checks
 from nnfx.ops import gru_cell, lstm_cell, rnn_cell
-from nnfx.types import Array
+from nnfx.types import Array, at_least_float32
 
 Layers = dict[str, dict[str, Array]]
 CELLS = {cell.gates: cell for cell in (rnn_cell(), gru_cell, lstm_cell)}
@@ -41,7 +41,7 @@ def to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """
     weights: dict[str, np.ndarray] = {}
     for name, on_device in _layers(params).items():
-        layer = {part: np.asarray(array) for part, array in on_device.items()}
+        layer = {part: np.asarray(array.astype(at_least_float32(array.dtype))) for part, array in on_device.items()}
         suffix = "_l" + name.removeprefix("layer_")
         columns = layer["recurrent_kernel"].shape[1]
         of_hidden = np.zeros(columns, layer["bias"].dtype)
@@ -56,16 +56,21 @@ def to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return weights
 
 
-def from_torch(weights: Mapping[str, Any]) -> Layers:
+def from_torch(weights: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> Layers:
     """Return the parameters of recurrent layers from the `state_dict` of a PyTorch network.
 
+    Names and shapes tell the cells apart, but not the activation of an `nn.RNN`: one of `nonlinearity="relu"` needs
+    `nnfx.models.rnn(activation="relu")`.
+
     Args:
-        weights: arrays, or tensors on the CPU, by PyTorch's names.
+        weights: arrays or tensors by PyTorch's names, such as a `state_dict`, or pairs of them, such as
+            `named_parameters()`. Half precision becomes float32.
 
     Returns:
         The parameters of the layers, as a recurrent model of this library has them beside its `output`.
 
     Raises:
+        TypeError: for something else than names and arrays.
         ValueError: for weights that are not those of `nn.RNN`, `nn.LSTM` or `nn.GRU`, with biases.
 
     Example:
@@ -75,6 +80,7 @@ def from_torch(weights: Mapping[str, Any]) -> Layers:
         >>> bool((layers["layer_0"]["input_kernel"] == params["layer_0"]["input_kernel"]).all())
         True
     """
+    weights = _by_name(weights)
     suffixes = [name.removeprefix("weight_hh") for name in weights if name.startswith("weight_hh_l")]
     expected = {f"{kind}{suffix}" for suffix in suffixes for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
     if not suffixes or expected != set(weights):
@@ -85,8 +91,8 @@ def from_torch(weights: Mapping[str, Any]) -> Layers:
         )
     layers = {}
     for suffix in suffixes:
-        of_inputs, of_hidden = np.asarray(weights[f"bias_ih{suffix}"]), np.asarray(weights[f"bias_hh{suffix}"])
-        recurrent = np.asarray(weights[f"weight_hh{suffix}"]).T
+        of_inputs, of_hidden = weights[f"bias_ih{suffix}"], weights[f"bias_hh{suffix}"]
+        recurrent = weights[f"weight_hh{suffix}"].T
         hidden, columns = recurrent.shape
         if columns == 3 * hidden:  # a GRU's reset gate multiplies the bias of its candidate's hidden state
             gates = 2 * hidden
@@ -94,11 +100,32 @@ def from_torch(weights: Mapping[str, Any]) -> Layers:
         else:
             bias = of_inputs + of_hidden
         layers["layer_" + suffix.removeprefix("_l")] = {
-            "input_kernel": np.asarray(weights[f"weight_ih{suffix}"]).T,
+            "input_kernel": weights[f"weight_ih{suffix}"].T,
             "recurrent_kernel": recurrent,
             "bias": bias,
         }
     return _layers(layers)
+
+
+def _by_name(weights: Any) -> dict[str, np.ndarray]:
+    """Return arrays by name, in float32 at least."""
+    pairs = weights.items() if isinstance(weights, Mapping) else weights
+    try:
+        named = dict(pairs)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            "weights: expected a state_dict, or pairs of names and arrays such as named_parameters(), got"
+            f" {checks.describe(weights)}"
+        ) from error
+    found = {}
+    for name, value in named.items():
+        if not isinstance(name, str):
+            raise TypeError(f"weights: expected PyTorch's names, such as 'weight_ih_l0', got {checks.describe(name)}")
+        array = arrays.as_numpy(f"weights[{name!r}]", value)
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise TypeError(f"weights[{name!r}]: expected floats, got {checks.describe(array)}")
+        found[name] = array.astype(at_least_float32(array.dtype))
+    return found
 
 
 def to_flax(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ class BatchNorm(nn.Module):
 
     Unlike Flax's own it knows the weights of the examples: padding changes nothing, an incomplete batch counts for
     what it holds, and the running statistics forget where they were initialised. A batch with no more than one value
-    per channel that has a weight has no variance: it is normalised by the running statistics, which stay as they are. Its variables are `scale` and `bias`
+    per channel that has a weight has no variance: it is normalised by the running statistics, which stay as they are.
+    Its variables are `scale` and `bias`
     among the parameters, and `mean`, `var` and `weight` in the collection `batch_stats`.
 
     Attributes:
@@ -38,8 +39,12 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array, *, weights: Array | None = None, train: bool = False) -> Array:
-        """Return normalised inputs, `(batch, ..., channels)`; `weights` are those of the examples, `(batch,)`,
-        or of their steps, `(batch, time)`.
+        """Return normalised inputs, `(batch, ..., channels)`.
+
+        Args:
+            inputs: `(batch, ..., channels)`.
+            weights: those of the examples, `(batch,)`, or of their steps, `(batch, time)`; one each unless given.
+            train: whether to normalise by the batch.
 
         Raises:
             ValueError: in training, for a batch of a single value per channel, whose variance is zero.

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike
 
-from nnfx import activations, checks, ops
+from nnfx import activations, arrays, checks, ops
 from nnfx.activations import Activation
+from nnfx.bounds import BelowOne
 from nnfx.models import initializers
 from nnfx.models.adapters import from_linen
 from nnfx.models.dense import Perceptron
@@ -37,16 +38,21 @@ class RecurrentLayer(nn.Module):
 
         def gate_by_gate(initializer: Initializer, key: Array, rows: int) -> Array:
             keys = jax.random.split(key, self.cell.gates)
-            return jnp.concatenate([initializer(key, (rows, self.hidden), jnp.float32) for key in keys], axis=-1)
+            return jnp.concatenate([initializer(key, (rows, self.hidden), dtype) for key in keys], axis=-1)
 
         def bias(_: Array) -> Array:
-            return jnp.concatenate([jnp.full(self.hidden, start, jnp.float32) for start in self.biases])
+            return jnp.concatenate([jnp.full(self.hidden, start, dtype) for start in self.biases])
 
-        weights = RecurrentWeights(
+        if x.ndim != 3:
+            raise ValueError(f"inputs: expected (batch, time, features), got {checks.describe(x)}")
+        dtype = jnp.result_type(float)
+        x, *parts = arrays.promoted(
+            x,
             self.param("input_kernel", partial(gate_by_gate, self.initializer), x.shape[-1]),
             self.param("recurrent_kernel", partial(gate_by_gate, self.recurrent_initializer), self.hidden),
             self.param("bias", bias),
         )
+        weights, state = RecurrentWeights(*parts), _in_dtype(state, x.dtype)
         return ops.recurrence(
             self.cell, x, weights, state, lengths=lengths, reverse=self.reverse, formulation=self.formulation
         )
@@ -76,13 +82,16 @@ class RecurrentNetwork(nn.Module):
             wanted = len(self.hidden) * len(directions)
             raise ValueError(f"inputs.state: expected that of {wanted} recurrent layers, got {len(state)}")
         if self.stateful:
-            start = partial(zeros, self.cell, self.hidden, x.shape[0], x.dtype)
+            start = partial(zeros, self.cell, self.hidden, x.shape[0], jnp.promote_types(x.dtype, float))
             carried = self.variable("carry", "state", start)
             rows = carried.value[0][0].shape[0]
             if rows != x.shape[0]:
-                raise ValueError(f"inputs: expected {rows} sequences, whose state is carried on, got {x.shape[0]}")
-            if state is None:  # in the dtype of the computation, which may be lower
-                state = jax.tree.map(lambda part: part.astype(x.dtype), carried.value)
+                raise ValueError(
+                    f"inputs: expected {rows} sequences, whose state is carried on, got {x.shape[0]}; a stateful model is"
+                    " trained by nnfx.make_step, on batches of the size that it was initialised with"
+                )
+            if state is None:
+                state = carried.value
         last: list[State] = []
         for i, width in enumerate(self.hidden):
             if i and train and not (isinstance(self.dropout, float) and self.dropout == 0):
@@ -110,9 +119,15 @@ class RecurrentNetwork(nn.Module):
         return x if self.outputs is None else Perceptron(self.outputs, name="output")(x)
 
 
-def zeros(cell: Cell, hidden: Sequence[int], batch_size: int, dtype: Any = jnp.float32) -> tuple[State, ...]:
-    """Return the state before the first step, for each layer."""
+def _in_dtype(state: State | None, dtype: Any) -> State | None:
+    """Return a state in the dtype of the computation, which may be another than that it was kept in."""
+    return jax.tree.map(lambda part: jnp.asarray(part).astype(dtype), state)  # type: ignore[no-any-return]
+
+
+def zeros(cell: Cell, hidden: Sequence[int], batch_size: int, dtype: Any = None) -> tuple[State, ...]:
+    """Return the state before the first step, for each layer; in the default float, where no dtype is given."""
     checks.positive_integer("batch_size", batch_size)
+    dtype = jnp.result_type(float) if dtype is None else dtype
     return tuple((jnp.zeros((batch_size, width), dtype),) * cell.states for width in hidden)
 
 
@@ -123,8 +138,8 @@ def _stream(cell: Cell, hidden: tuple[int, ...], outputs: int | None) -> Stream:
         params, after = variables["params"], []
         for i, before in enumerate(state):
             layer = params[f"layer_{i}"]
-            weights = RecurrentWeights(layer["input_kernel"], layer["recurrent_kernel"], layer["bias"])
-            after.append(cell.step(weights, before, x))
+            x, *parts = arrays.promoted(x, layer["input_kernel"], layer["recurrent_kernel"], layer["bias"])
+            after.append(cell.step(RecurrentWeights(*parts), cast(State, _in_dtype(before, x.dtype)), x))
             x = after[-1][0]
         if outputs is not None:
             x = cast(Array, Perceptron(outputs).apply({"params": params["output"]}, x))
@@ -179,7 +194,7 @@ def rnn(
     hidden: Sequence[int] = (64,),
     activation: str | Activation = "tanh",
     bidirectional: bool = False,
-    dropout: ArrayLike = 0.0,
+    dropout: BelowOne = 0.0,
     returns: Literal["last", "all"] = "last",
     stateful: bool = False,
     initializer: str | Initializer = "glorot_uniform",
@@ -239,7 +254,7 @@ def lstm(
     outputs: int | None = 1,
     hidden: Sequence[int] = (64,),
     bidirectional: bool = False,
-    dropout: ArrayLike = 0.0,
+    dropout: BelowOne = 0.0,
     returns: Literal["last", "all"] = "last",
     stateful: bool = False,
     forget_bias: ArrayLike = 1.0,
@@ -305,7 +320,7 @@ def gru(
     outputs: int | None = 1,
     hidden: Sequence[int] = (64,),
     bidirectional: bool = False,
-    dropout: ArrayLike = 0.0,
+    dropout: BelowOne = 0.0,
     returns: Literal["last", "all"] = "last",
     stateful: bool = False,
     initializer: str | Initializer = "glorot_uniform",

@@ -3,6 +3,7 @@
 from nnfx.ops.cells import Cell, RecurrentWeights, gru_cell, lstm_cell, rnn_cell
 from nnfx.ops.convolution import convolution
 from nnfx.ops.dropout import dropout
+from nnfx.ops.elementary import absolute, log_softmax, softmax, square_root
 from nnfx.ops.logistic import logistic_loss
 from nnfx.ops.normalization import RunningStatistics, batch_norm, batch_statistics, update_statistics
 from nnfx.ops.pooling import avg_pool, global_avg_pool, global_max_pool, max_pool
@@ -13,6 +14,7 @@ __all__ = [
     "Cell",
     "RecurrentWeights",
     "RunningStatistics",
+    "absolute",
     "avg_pool",
     "batch_norm",
     "batch_statistics",
@@ -22,10 +24,13 @@ __all__ = [
     "global_avg_pool",
     "global_max_pool",
     "gru_cell",
+    "log_softmax",
     "logistic_loss",
     "lstm_cell",
     "max_pool",
     "recurrence",
     "rnn_cell",
+    "softmax",
+    "square_root",
     "update_statistics",
 ]

@@ -4,7 +4,6 @@ A cell is a linear part, `project`, which has all the products of matrices, and 
 Kept apart, the products of all steps' gradients can be made as one; see `nnfx.ops.recurrence`.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from nnfx import checks
+from nnfx import checks, memo
 from nnfx.types import Array
 
 State = tuple[Array, ...]
@@ -159,7 +158,6 @@ def _project(packed: Array, hidden: Array, x: Array) -> Array:
 # The simple cell
 
 
-@functools.cache  # the same activation has to give the same cell, which compiled programs are known by
 def rnn_cell(activation: Callable[[Array], Array] = jnp.tanh) -> Cell:
     """The simple recurrent cell: `h' = g(x W + h U + b)`.
 
@@ -173,7 +171,11 @@ def rnn_cell(activation: Callable[[Array], Array] = jnp.tanh) -> Cell:
     References:
         Elman, *Finding structure in time*, Cognitive Science 1990.
     """
+    # the same activation has to give the same cell, which compiled programs are known by
+    return memo.held(activation, rnn_cell, lambda: _rnn_cell(activation))
 
+
+def _rnn_cell(activation: Callable[[Array], Array]) -> Cell:
     def forward(z: Array, _: State) -> tuple[State, Array]:
         return (activation(z),), z
 

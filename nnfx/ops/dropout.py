@@ -2,13 +2,13 @@
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from nnfx import checks, shards
+from nnfx.bounds import BelowOne
 from nnfx.types import Array
 
 
-def dropout(key: Array, x: Array, rate: ArrayLike) -> Array:
+def dropout(key: Array, x: Array, rate: BelowOne) -> Array:
     """Set a random part of the activations to zero and scale up the rest: `m x / (1 − p)`, `m ~ B(1 − p)`.
 
     Args:

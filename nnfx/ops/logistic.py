@@ -1,8 +1,11 @@
 """The binary cross-entropy of each logit, with one exponential and no logarithm."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from nnfx import checks
 from nnfx.types import Array
@@ -14,7 +17,8 @@ TERMS = 7
 def logistic_loss(logits: Array, labels: Array) -> Array:
     """Return the binary cross-entropy `−y log σ(z) − (1 − y) log(1 − σ(z))` of each logit z.
 
-    It is `log(1 + e⁻ᶻ) = log(1 + e^−|z|) + max(z, 0) − y z`, of which nothing overflows or cancels. A CPU spends most
+    It is `log(1 + e^−|z|) + (1 − y) max(z, 0) + y max(−z, 0)`, of which nothing overflows or cancels; an infinite logit
+    that is right has no loss and no gradient, and one that is wrong an infinite loss. A CPU spends most
     of its time on the logarithm; as `log(1 + e) = 2 artanh(e / (2 + e))`, and the argument is at most ⅓, a few terms
     of a series take its place in float32 and below. The gradient is `(1 − y) σ(z) − y σ(−z)`, which does not cancel
     either. Derivatives of every order and mode, and `jax.vmap`, go through it.
@@ -48,14 +52,25 @@ def _logistic_loss(logits: Array, labels: Array) -> Array:
         logarithm = jnp.log1p(exponential)
     else:
         logarithm = lax.platform_dependent(exponential, cpu=_log1p, default=jnp.log1p)
-    return logarithm + (jnp.maximum(logits, 0) - labels * logits)
+    return logarithm + (_share(1 - labels, logits) + _share(labels, -logits))
 
 
-@_logistic_loss.defjvp
-def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+def _share(weight: Array, logits: Array) -> Array:
+    """Return `w max(z, 0)`, where nothing of infinity is nothing."""
+    return jnp.where(weight == 0, 0, weight * jnp.maximum(logits, 0))
+
+
+def _logistic_loss_jvp(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tuple[Array, Array]:
     logits, labels = primals
-    slope = (1 - labels) * jax.nn.sigmoid(logits) - labels * jax.nn.sigmoid(-logits)
-    return _logistic_loss(logits, labels), slope * tangents[0] - logits * tangents[1]
+    tangent = jnp.zeros_like(logits)
+    if not isinstance(tangents[0], SymbolicZero):
+        tangent += ((1 - labels) * jax.nn.sigmoid(logits) - labels * jax.nn.sigmoid(-logits)) * tangents[0]
+    if not isinstance(tangents[1], SymbolicZero):  # of fixed labels: zero times an infinite logit
+        tangent -= logits * tangents[1]
+    return _logistic_loss(logits, labels), tangent
+
+
+_logistic_loss.defjvp(_logistic_loss_jvp, symbolic_zeros=True)
 
 
 def _log1p(x: Array) -> Array:

@@ -1,10 +1,10 @@
 """Whether what the members of a sweep hold stays in a CPU's caches."""
 
-import weakref
 from typing import Any
 
 import jax
 
+from nnfx import memo
 from nnfx.training.fit import Fit
 from nnfx.types import Array, Batch, Hyper
 
@@ -13,8 +13,6 @@ LARGE = 2**20
 
 `python -m experiments.benchmarks cnn` and `recurrent` time members above it, side by side and in turn.
 """
-_BYTES: weakref.WeakKeyDictionary[Fit, dict[Any, int]] = weakref.WeakKeyDictionary()
-"""What has been found before, by run and by the shapes of its inputs: to find it is to trace the model."""
 
 
 def is_large(fit: Fit, train: Batch, hyper: Hyper) -> bool:
@@ -30,10 +28,9 @@ def is_large(fit: Fit, train: Batch, hyper: Hyper) -> bool:
     """
     leaves, tree = jax.tree.flatten(train.inputs)
     shapes = tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-    known = _BYTES.setdefault(fit, {})
-    if shapes not in known:
-        known[shapes] = activation_bytes(fit, train, hyper)
-    return known[shapes] >= LARGE
+    # to find it is to trace the model
+    found = memo.held(fit, (activation_bytes, shapes), lambda: activation_bytes(fit, train, hyper))
+    return found >= LARGE
 
 
 def activation_bytes(fit: Fit, train: Batch, hyper: Hyper) -> int:

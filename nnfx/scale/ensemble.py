@@ -1,16 +1,19 @@
 """Members of a sweep that predict together."""
 
 import dataclasses
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from nnfx import calibration
+from nnfx import calibration, memo
+from nnfx.arrays import as_numpy, to_device
 from nnfx.data.prepare import Preprocess
+from nnfx.data.preprocess import each
 from nnfx.training.fit import Fit
+from nnfx.training.padding import apply_padded
 from nnfx.types import Array, Hyper, Variables
 
 
@@ -47,9 +50,12 @@ class Ensemble:
 
     def predict(self, inputs: ArrayLike) -> Array:
         """Return the outputs of every member for raw inputs, `(members, batch, outputs)`."""
-        x = np.asarray(inputs)
-        prepared = jax.vmap(lambda preprocess: preprocess(x))(self.preprocess)
-        return _apply(self.fit, self.hyper, self.variables, prepared)
+        prepared = each(self.preprocess, inputs)
+
+        def apply(rows: Any) -> Array:
+            return _apply(self.fit, np.shape(rows), self.hyper, self.variables, rows)
+
+        return apply_padded(self.fit, apply, prepared, (self.hyper, self.variables), axis=1)
 
     def probabilities(self, inputs: ArrayLike) -> Array:
         """Return the ensemble's probabilities, `(batch, classes)`: `softmax(log E p / T)`, E over the members."""
@@ -72,7 +78,7 @@ class Ensemble:
         References:
             Rahaman and Thiery, *Uncertainty quantification and deep ensembles*, NeurIPS 2021: pool, then calibrate.
         """
-        temperature = calibration.fit_temperature(_log(self._mean(inputs)), jnp.asarray(labels))
+        temperature = calibration.fit_temperature(_log(self._mean(inputs)), _labels(labels))
         return dataclasses.replace(self, temperature=float(temperature))
 
     def score(self, inputs: ArrayLike, labels: ArrayLike) -> dict[str, float]:
@@ -84,7 +90,7 @@ class Ensemble:
         Raises:
             ValueError: for labels out of range, or other than one for each input.
         """
-        probabilities, y = self.probabilities(inputs), jnp.asarray(labels)
+        probabilities, y = self.probabilities(inputs), _labels(labels)
         likelihood = calibration.negative_log_likelihood(probabilities, y)
         return {
             "accuracy": float((probabilities.argmax(-1) == y).mean()),
@@ -97,6 +103,10 @@ class Ensemble:
         return calibration.probabilities(self.predict(inputs)).mean(0)
 
 
+def _labels(labels: Any) -> Array:
+    return to_device("labels", as_numpy("labels", labels))
+
+
 def _log(probabilities: Array) -> Array:
     return jnp.log(jnp.maximum(probabilities, jnp.finfo(probabilities.dtype).tiny))
 
@@ -105,8 +115,10 @@ def _softened(probabilities: Array, temperature: float) -> Array:
     return jax.nn.softmax(_log(probabilities) / temperature, -1)
 
 
-@partial(jax.jit, static_argnums=0)
-def _apply(fit: Fit, hyper: Hyper, variables: Variables, inputs: Array) -> Array:
+@memo.compiled(static=2)
+def _apply(fit: Fit, shape: tuple[int, ...], hyper: Hyper, variables: Variables, inputs: Array) -> Array:
+    del shape  # a program for each number of rows, so that it is let go where too many are held
+
     def member(hyper: Hyper, variables: Variables, inputs: Array) -> Array:
         return fit.parts(hyper).model.apply(variables, inputs)
 

@@ -1,6 +1,6 @@
 """Which hyper-parameters a sweep tries: a grid, or random draws."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from nnfx import checks
+from nnfx.arrays import as_numpy, column_names
 from nnfx.types import Array
 
 Points = dict[str, np.ndarray]
@@ -28,6 +29,10 @@ class LogUniform(NamedTuple):
     high: float
 
 
+DRAWS = 2**32 - 1
+"""What the key of a sweep is folded with to draw points: a number that no seed has."""
+
+
 def grid(**values: ArrayLike) -> Points:
     """Return every combination of these values; the last name runs fastest.
 
@@ -41,7 +46,7 @@ def grid(**values: ArrayLike) -> Points:
         >>> grid(learning_rate=[0.1, 1.0], momentum=[0.0, 0.9])["learning_rate"].tolist()
         [0.1, 0.1, 1.0, 1.0]
     """
-    columns = {name: np.atleast_1d(np.asarray(value)) for name, value in values.items()}
+    columns = {name: np.atleast_1d(_column(name, value)) for name, value in values.items()}
     check_points(columns, same_length=False)
     combined = np.meshgrid(*columns.values(), indexing="ij")
     return {name: mesh.ravel() for name, mesh in zip(columns, combined, strict=True)}
@@ -79,6 +84,78 @@ def draw(key: Array, count: int, **ranges: Uniform | LogUniform) -> Points:
         drawn = jax.random.uniform(jax.random.fold_in(key, i), (count,), minval=low, maxval=high)
         points[name] = np.asarray(np.exp(drawn) if isinstance(bounds, LogUniform) else drawn)
     return points
+
+
+def chosen(key: Array, points: Any, values: Mapping[str, Any]) -> Points:
+    """Return the points of a sweep, given as such, as a grid, or as ranges to draw them from.
+
+    Args:
+        key: the sweep's key, by which points are drawn.
+        points: a mapping or a frame of columns, a sequence of mappings, or how many points to draw; None for a grid.
+        values: numbers for each hyper-parameter; beside a number of points ranges, and single numbers.
+
+    Raises:
+        TypeError: for both points and values, ranges without a number of points, and points of another kind.
+        ValueError: for points that are not finite numbers, or not as many for each hyper-parameter.
+    """
+    ranges = {name: value for name, value in values.items() if isinstance(value, Uniform | LogUniform)}
+    if isinstance(points, int | np.integer) and not isinstance(points, bool):
+        checks.positive_integer("points", points)
+        if not ranges:
+            raise TypeError(f"points: expected ranges among the values to draw {points} points from, got none")
+        drawn = draw(jax.random.fold_in(key, np.uint32(DRAWS)), int(points), **ranges)
+        fixed = {name: _column(name, value) for name, value in values.items() if name not in ranges}
+        for name, value in fixed.items():
+            if value.ndim:
+                raise ValueError(
+                    f"{name}: expected a range or one number beside {points} points that are drawn,"
+                    f" got {checks.describe(value)}"
+                )
+        return {name: drawn[name] if name in ranges else np.full(int(points), fixed[name]) for name in values}
+    if ranges:
+        name, value = next(iter(ranges.items()))
+        raise TypeError(
+            f"{name}: expected numbers, got {value}; points=20 beside it draws 20 points from such ranges, and"
+            " nnfx.sweeps.draw returns them"
+        )
+    if points is None:
+        return grid(**values) if values else {}
+    if values:
+        raise TypeError(f"points: expected either points or values, got both, {', '.join(values)} as values")
+    columns = {name: _column(name, column) for name, column in _columns(points).items()}
+    check_points(columns)
+    return columns
+
+
+def _columns(points: Any) -> Mapping[str, Any]:
+    """Return columns by name, of a mapping, a frame, or a sequence of mappings."""
+    names = column_names(points)
+    if names is not None:
+        return {name: points[column] for name, column in zip(names, points.columns, strict=True)}
+    if isinstance(points, Mapping):
+        return points
+    if isinstance(points, Sequence) and points and all(isinstance(point, Mapping) for point in points):
+        for i, point in enumerate(points):
+            if set(point) != set(points[0]):
+                wanted, got = (", ".join(map(str, each)) for each in (points[0], point))
+                raise ValueError(f"points[{i}]: expected a number for each of {wanted}, got {got or 'none'}")
+        return {name: [point[name] for point in points] for name in points[0]}
+    raise TypeError(
+        "points: expected numbers by hyper-parameter, such as {'learning_rate': [0.01, 0.1]}, a frame of them, or a"
+        f" list of points, got {checks.describe(points)}"
+    )
+
+
+def _column(name: str, values: Any) -> np.ndarray:
+    if isinstance(values, Uniform | LogUniform):
+        raise TypeError(f"{name}: expected numbers, got {values}, from which nnfx.sweeps.draw draws them")
+    column: np.ndarray = as_numpy(name, values)
+    return column
+
+
+def number_of(points: Points) -> int:
+    """Return how many points there are: one, where nothing but seeds and folds differs."""
+    return len(next(iter(points.values()))) if points else 1
 
 
 def check_points(points: Mapping[str, Any], same_length: bool = True) -> None:

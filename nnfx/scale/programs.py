@@ -5,7 +5,6 @@ and the fold of each group; and what all share.
 """
 
 import functools
-import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +16,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.stages import Compiled
 
+from nnfx import memo
+from nnfx.data.folds import Folds
 from nnfx.data.prepare import Preprocess
 from nnfx.scale.mapping import one_by_one, side_by_side
 from nnfx.scale.parallel import AXIS, data_parallel
@@ -38,44 +39,26 @@ class Fixed(NamedTuple):
         train: what is trained on.
         valid: what is held out, or None.
         preprocess: the map from raw features.
-        fold_of_row: which fold holds out each row, `(rows,)`, or None without folds.
+        folds: how the rows are parted, or None.
     """
 
     train: Batch
     valid: Batch | None
     preprocess: Preprocess
-    fold_of_row: Array | None
+    folds: Folds | None
 
 
 def fold_data(fixed: Fixed, fold: Array) -> tuple[Batch, Batch | None, Preprocess]:
     """Return the training and the held-out part of one fold: the same rows with other weights.
 
-    Features that were standardised are standardised anew, from the rows that this fold trains on.
+    Features that were standardised or filled are so anew, by the rows that this fold trains on.
     """
-    if fixed.fold_of_row is None:
+    if fixed.folds is None:
         return fixed.train, fixed.valid, fixed.preprocess
     inputs, targets, weights = fixed.train
-    is_held_out = fixed.fold_of_row == fold
-    preprocess = fixed.preprocess
-    if preprocess.mean.ndim:
-        mine = jnp.where(is_held_out, 0.0, 1.0).astype(inputs.dtype)
-        share = (mine / mine.sum()).reshape(-1, *[1] * (inputs.ndim - 1))
-        pooled = tuple(i for i in range(1, inputs.ndim) if preprocess.mean.shape[i] == 1 != inputs.shape[i])
-
-        def average(values: Array) -> Array:
-            return (values * share).sum(0, keepdims=True).mean(pooled, keepdims=True)
-
-        mean = average(inputs)
-        scale = jnp.sqrt(average(jnp.square(inputs - mean)))
-        scale = jnp.where(scale > 1e-6, scale, 1)
-        inputs = (inputs - mean) / scale
-        preprocess = Preprocess(
-            preprocess.median,
-            preprocess.mean + preprocess.scale * mean,
-            preprocess.scale * scale,
-            preprocess.indicators,
-            preprocess.shape,
-        )
+    inputs = fixed.folds.inputs(inputs, fixed.preprocess, fold)
+    preprocess = jax.tree.map(lambda stack: stack[fold], fixed.folds.preprocess)
+    is_held_out = fixed.folds.of_row == fold
     train = Batch(inputs, targets, jnp.where(is_held_out, 0, weights))
     valid = Batch(inputs, targets, jnp.where(is_held_out, weights, 0))
     return train, valid, preprocess
@@ -166,7 +149,7 @@ class Programs:
     """
 
     def __init__(self, fit: Fit, mesh: Mesh, axis: int, at_once: int | None) -> None:
-        self._fit = weakref.ref(fit)  # whoever sweeps holds it; its programs must not keep it alive
+        self._fit = fit
         self._mesh = mesh
         self._axis, self._at_once = axis, at_once
         self._chunks: dict[int, Program] = {}
@@ -207,10 +190,8 @@ class Programs:
         return results, jax.tree.map(lambda leaf: leaf[None], room)
 
     def _parts(self, hyper: Hyper) -> Parts:
-        fit = self._fit()
-        assert fit is not None
         # what is a run's own way to use devices is the sweep's to decide
-        return fit.parts(hyper)._replace(parallel=data_parallel if AXIS in self._mesh.axis_names else None)
+        return self._fit.parts(hyper)._replace(parallel=data_parallel if AXIS in self._mesh.axis_names else None)
 
     def _start(self, group: Groups, shared: tuple[Array, Fixed]) -> Callable[[Hyper], RunState]:
         key, fixed = shared
@@ -257,13 +238,7 @@ def _without_keys(state: RunState) -> RunState:
     return state._replace(train=state.train._replace(key=None), order_key=None)  # type: ignore[arg-type]
 
 
-_PROGRAMS: weakref.WeakKeyDictionary[Fit, dict[Any, Programs]] = weakref.WeakKeyDictionary()
-
-
 def programs_of(fit: Fit, mesh: Mesh, axis: int, at_once: int | None) -> Programs:
     """Return the programs of a run's function, made once for all its sweeps."""
-    made = _PROGRAMS.setdefault(fit, {})
     key = mesh, axis, at_once
-    if key not in made:
-        made[key] = Programs(fit, *key)
-    return made[key]
+    return memo.held(fit, (Programs, *key), lambda: Programs(fit, *key))

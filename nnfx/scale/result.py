@@ -1,28 +1,82 @@
-"""What a sweep returns: a table of its members, and their weights."""
+"""What a sweep returns: a table of its members, a table of its points, and the members' weights."""
 
 import csv
 import dataclasses
 import io
 import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from nnfx import checks, distributed, tables
+from nnfx import checks, distributed, paths, tables
 from nnfx.data.prepare import Preprocess
 from nnfx.scale.ensemble import Ensemble
 from nnfx.scale.programs import fold_data
+from nnfx.scale.table import DROPPED, Table, ranked
 from nnfx.training.chunk import RUNNING
 from nnfx.training.fit import Fit
 from nnfx.training.hyper import as_arrays
 from nnfx.types import Hyper, Variables
 
-if TYPE_CHECKING:
-    from nnfx.scale.table import Table
-
 Row = dict[str, Any]
+SHOWN = 20
+"""How many rows of a table are drawn."""
+NOT_FINITE = "not finite"
+"""The reason of members without a loss or weights that are finite numbers."""
+LAST = (NOT_FINITE, "dropped")
+"""The reasons of members that lead no table of what was measured."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """A table that prints itself and saves itself.
+
+    Attributes:
+        rows: one dictionary a row, by column.
+    """
+
+    rows: list[Row]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the table as CSV, aside first and then in place; of several processes the first does.
+
+        Args:
+            path: of the file; one that is there is replaced.
+
+        Raises:
+            TypeError: for something else than a path.
+        """
+        path = paths.absolute("path", path)
+        if not distributed.is_first():
+            return
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(self.rows[0]))
+        writer.writeheader()
+        writer.writerows(self.rows)
+        with paths.replace(path) as aside:
+            aside.write_text(text.getvalue(), encoding="utf-8", newline="")
+
+    def __str__(self) -> str:
+        """Draw the table, its first twenty rows."""
+        shown = self.rows[:SHOWN]
+        drawn = tables.table(list(self.rows[0]), [list(row.values()) for row in shown], words=0)
+        return drawn if len(self.rows) == len(shown) else f"{drawn}\n… and {len(self.rows) - len(shown)} more"
+
+
+@dataclasses.dataclass(frozen=True)
+class ByPoint(Rows):
+    """The points of a sweep, best first: each by its mean over seeds and folds, and how far these differ.
+
+    Attributes:
+        rows: one dictionary a point: its hyper-parameters, how many runs it has and how many of them failed, having
+            no finite number; of the others the mean, its standard error (NaN for one run) and the worst.
+        numbers: the position of each row's point among the points as they were given.
+    """
+
+    numbers: tuple[int, ...]
+
+    __str__ = Rows.__str__
 
 
 class Member(NamedTuple):
@@ -40,8 +94,11 @@ class Member(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Sweep:
-    """The members of a sweep, best first.
+class Sweep(Rows):
+    """The members of a sweep, those of the lowest loss first.
+
+    Members without a loss and weights that are finite numbers come last, whatever they are sorted by of what was
+    measured; before them those that were dropped.
 
     Attributes:
         rows: one dictionary a member: its number, seed, fold (where there are folds), hyper-parameters, epochs run,
@@ -51,44 +108,107 @@ class Sweep:
         histories: each metric by member and epoch, `(members, epochs)`, NaN where not run.
         hyper: the hyper-parameters, `(members,)` each, by member's number.
         preprocess: the maps from raw features, `(members, ...)`, by member's number.
+        judged_by: the metric that members and points are ranked by, and whether the largest is best.
     """
 
-    rows: list[Row]
     fit: Fit
     variables: Variables
     histories: dict[str, np.ndarray]
     hyper: Hyper
     preprocess: Preprocess
+    judged_by: tuple[str, bool]
 
     @property
     def best(self) -> Member:
-        """The member in the first row: of the lowest loss, unless sorted otherwise."""
-        row = self.rows[0]
-        number = row["member"]
+        """The best member of the best point, as `by_point` ranks them: the luckiest seed of all may be another's.
+
+        Raises:
+            ValueError: where no member has ended with a loss and weights that are finite numbers.
+        """
+        points = self.by_point()
+        for point in points.numbers:
+            of_point = [row for row in self._by_metric() if self._point(row) == point]
+            if of_point[0]["reason"] not in LAST:
+                return self.member(of_point[0]["member"])
+        raise ValueError(
+            f"best: expected a member that ended with finite numbers, got none: all {len(self.rows)} have diverged or"
+            f" were dropped; `rows` and `histories` tell how"
+        )
+
+    def member(self, number: int) -> Member:
+        """Return a member by its number."""
+        rows = [row for row in self.rows if row["member"] == number]
+        if not rows:
+            raise ValueError(f"number: expected that of a member, from 0 to {len(self.rows) - 1}, got {number}")
         return Member(
-            row,
+            rows[0],
             jax.tree.map(lambda stack: stack[number], self.variables),
             {name: values[number] for name, values in self.histories.items()},
         )
 
+    def by_point(self) -> ByPoint:
+        """Return the points, ranked by the mean of their members over seeds and folds.
+
+        The loss is what is averaged, or the metric that the members were last sorted by. Points of which members were
+        dropped come behind the others, and of either kind those behind of which more runs have no finite number.
+
+        Example:
+            >>> import nnfx, optax
+            >>> data = nnfx.data.titanic("fare", "age", key=jax.random.key(1), valid_fraction=0.25)
+            >>> train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=20)
+            >>> result = nnfx.sweeps.sweep(train, data, key=jax.random.key(0), seeds=3, learning_rate=[0.01, 1.0])
+            >>> [(row["learning_rate"], row["runs"], row["failed"]) for row in result.by_point().rows]
+            [(1.0, 3, 0), (0.01, 3, 0)]
+        """
+        name, largest_first = self.judged_by
+        by_number = sorted(self.rows, key=lambda row: int(row["member"]))
+        width = self._width
+        values = np.array([np.nan if row["reason"] == NOT_FINITE else row[name] for row in by_number], np.float64)
+        values = values.reshape(-1, width)
+        dropped = np.array([row["reason"] == "dropped" for row in by_number]).reshape(-1, width).any(0)
+        order = ranked(-values if largest_first else values)
+        numbers = tuple(int(point) for point in (*order[~dropped[order]], *order[dropped[order]]))
+        hyper = {column: np.asarray(each) for column, each in self.hyper.items()}
+        rows = []
+        for point in numbers:
+            finite = values[np.isfinite(values[:, point]), point]
+            runs, many = len(values), len(finite) > 1
+            worst = finite.min if largest_first else finite.max
+            rows.append(
+                {column: float(by_number[point][column]) for column in hyper}
+                | {"runs": runs, "failed": runs - len(finite), name: float(finite.mean()) if len(finite) else np.nan}
+                | {"standard_error": float(finite.std(ddof=1) / len(finite) ** 0.5) if many else np.nan}
+                | {"worst": float(worst()) if len(finite) else np.nan}
+            )
+        return ByPoint(rows, numbers)
+
     def sort(self, column: str, largest_first: bool = False) -> "Sweep":
-        """Return the same members in the order of a column; what is not a number comes last."""
+        """Return the same members in the order of a column; what is not a number comes last.
+
+        Sorted by something that was measured, that is what points are ranked by as well.
+        """
         checks.choice("column", column, self.rows[0])
-
-        def place(row: Row) -> Any:
-            value = row[column]
-            if isinstance(value, str):
-                return (0, value)
-            is_nan = bool(np.isnan(value))
-            return (is_nan, 0 if is_nan else (-value if largest_first else value))
-
-        return dataclasses.replace(self, rows=sorted(self.rows, key=place))
+        is_measured = column in self.histories
+        judged_by = (column, largest_first) if is_measured else self.judged_by
+        rows = _sorted(self.rows, column, largest_first, is_measured)
+        return dataclasses.replace(self, rows=rows, judged_by=judged_by)
 
     def ensemble(self, count: int) -> Ensemble:
-        """Return the members of the first `count` rows, stacked."""
+        """Return the members of the first `count` rows, stacked.
+
+        Raises:
+            ValueError: for more members than there are, or one among them without finite numbers.
+        """
         checks.positive_integer("count", count)
         if count > len(self.rows):
             raise ValueError(f"count: expected at most the {len(self.rows)} members, got {count}")
+        failed = [row["member"] for row in self.rows[:count] if row["reason"] == NOT_FINITE]
+        if failed:
+            fine = sum(row["reason"] != NOT_FINITE for row in self.rows)
+            raise ValueError(
+                f"count: expected members with finite losses and weights, of which there are {fine}, got {count}, among"
+                f" them those of number {', '.join(map(str, failed))}"
+            )
         numbers = np.array([row["member"] for row in self.rows[:count]])
 
         def stack(tree: Any) -> Any:
@@ -96,44 +216,58 @@ class Sweep:
 
         return Ensemble(self.fit, stack(self.hyper), stack(self.variables), stack(self.preprocess))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the table as CSV, aside first and then in place; of several processes the first does."""
-        if not distributed.is_first():
-            return
-        path = Path(path)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(self.rows[0]))
-        writer.writeheader()
-        writer.writerows(self.rows)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_text(text.getvalue())
-        os.replace(aside, path)
-
     def __str__(self) -> str:
-        """Draw the table, its first twenty rows."""
-        shown = self.rows[:20]
-        drawn = tables.table(list(self.rows[0]), [list(row.values()) for row in shown], words=0)
-        return drawn if len(self.rows) == len(shown) else f"{drawn}\n… and {len(self.rows) - len(shown)} more"
+        """Draw the table of the members, its first twenty rows; of several seeds or folds that of the points, too."""
+        drawn = super().__str__()
+        return drawn if self._width == len(self.rows) else f"{drawn}\n\n{self.by_point()}"
+
+    @property
+    def _width(self) -> int:
+        return len(self.rows) // len({(row["seed"], row.get("fold")) for row in self.rows})
+
+    def _point(self, row: Row) -> int:
+        return int(row["member"]) % self._width
+
+    def _by_metric(self) -> list[Row]:
+        return _sorted(self.rows, *self.judged_by, True)
 
 
-def collect(fit: Fit, table: "Table", dropped: int) -> Sweep:
+def _sorted(rows: list[Row], column: str, largest_first: bool, is_measured: bool) -> list[Row]:
+    def place(row: Row) -> Any:
+        value = row[column]
+        behind = LAST[::-1].index(row["reason"]) + 1 if is_measured and row["reason"] in LAST else 0
+        if isinstance(value, str):
+            return (behind, 0, value)
+        is_nan = bool(np.isnan(value))
+        return (behind, is_nan, 0 if is_nan else (-value if largest_first else value))
+
+    return sorted(rows, key=place)
+
+
+def collect(fit: Fit, table: Table) -> Sweep:
     """Make the result of a finished sweep."""
     kept = table.harvested
-    width = len(next(iter(table.points.values())))
+    width = table.width
     members = len(kept["epochs"])
     hyper = as_arrays({name: np.tile(column, members // width) for name, column in table.points.items()})
+    judged_by = "valid_loss" if "valid_loss" in table.history else "train_loss"
+    at_best = np.maximum(np.asarray(kept["best_epoch"]), 1) - 1
+    measured = {name: values[np.arange(members), at_best] for name, values in table.history.items()}
+    is_finite = np.isfinite(measured[judged_by])
+    for leaf in jax.tree.leaves(kept["variables"]):
+        if np.issubdtype(leaf.dtype, np.inexact):
+            is_finite &= np.isfinite(leaf.reshape(members, -1)).all(1)
 
     rows = []
     for number in range(members):
         group, point = divmod(number, width)
-        best_epoch = int(kept["best_epoch"][number])
         row: Row = {"member": number, "seed": int(table.all_seeds[group])}
-        if table.fixed.fold_of_row is not None:
+        if table.fixed.folds is not None:
             row["fold"] = int(table.all_folds[group])
         row |= {name: float(column[point]) for name, column in table.points.items()}
-        row |= {"epochs": int(kept["epochs"][number]), "best_epoch": best_epoch}
-        row |= {name: float(values[number, best_epoch - 1]) for name, values in table.history.items()}
-        row["reason"] = _reason(fit, int(kept["stopped_by"][number]), dropped)
+        row |= {"epochs": int(kept["epochs"][number]), "best_epoch": int(kept["best_epoch"][number])}
+        row |= {name: float(values[number]) for name, values in measured.items()}
+        row["reason"] = _reason(fit, int(kept["stopped_by"][number]), bool(is_finite[number]))
         rows.append(row)
 
     def of_fold(fold: int) -> Preprocess:
@@ -142,11 +276,13 @@ def collect(fit: Fit, table: "Table", dropped: int) -> Sweep:
     by_fold = [jax.tree.map(np.asarray, of_fold(fold)) for fold in range(int(table.all_folds.max()) + 1)]
     folds = np.repeat(table.all_folds, width)
     preprocess = jax.tree.map(lambda *stack: np.stack(stack)[folds], *by_fold)
-    result = Sweep(rows, fit, kept["variables"], table.history, hyper, preprocess)
-    return result.sort("valid_loss" if "valid_loss" in table.history else "train_loss")
+    result = Sweep(rows, fit, kept["variables"], table.history, hyper, preprocess, (judged_by, False))
+    return result.sort(judged_by)
 
 
-def _reason(fit: Fit, stopped_by: int, dropped: int) -> str:
-    if stopped_by == dropped:
+def _reason(fit: Fit, stopped_by: int, is_finite: bool) -> str:
+    if not is_finite:
+        return NOT_FINITE
+    if stopped_by == DROPPED:
         return "dropped"
     return "last epoch" if stopped_by == RUNNING else fit.rules[stopped_by].name

@@ -8,6 +8,7 @@ larger part has ended.
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,15 +20,16 @@ from nnfx.data.prepare import Data
 from nnfx.scale.caches import is_large
 from nnfx.scale.ensemble import Ensemble
 from nnfx.scale.parallel import AXIS
-from nnfx.scale.points import LogUniform, Points, Uniform, check_points, draw, grid
+from nnfx.scale.points import LogUniform, Points, Uniform, chosen, draw, grid, number_of
 from nnfx.scale.programs import MEMBERS, programs_of
 from nnfx.scale.progress import Progress, bar
 from nnfx.scale.result import Sweep, collect
 from nnfx.scale.slices import fitting_shape, free_memory, in_slices
-from nnfx.scale.table import Table
+from nnfx.scale.table import DROPPED, Table
 from nnfx.training import hyper as hypers
 from nnfx.training import validate
 from nnfx.training.fit import Fit
+from nnfx.training.run import Run
 from nnfx.training.stopping import Clock
 from nnfx.types import Array
 
@@ -45,9 +47,6 @@ __all__ = [
     "sweep",
 ]
 
-DROPPED = -2
-"""The value of `RunState.stopped_by` for members that successive halving has dropped."""
-
 
 def sweep(
     fit: Fit,
@@ -56,14 +55,14 @@ def sweep(
     key: Array,
     seeds: int = 1,
     folds: int | None = None,
-    points: Points | None = None,
+    points: Any = None,
     epochs_per_chunk: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     devices_per_member: int = 1,
     at_once: int | None = None,
     memory: int | None = None,
     on_chunk: Callable[[Progress], None] | None = None,
-    **values: ArrayLike,
+    **values: ArrayLike | Uniform | LogUniform,
 ) -> Sweep:
     """Train one run for each seed, fold and point of hyper-parameters.
 
@@ -74,8 +73,10 @@ def sweep(
         seeds: how many seeds.
         folds: K, to hold out each of K parts of `data.train` in turn; standardised features are standardised
             anew from what is left. None to use `data.valid`.
-        points: hyper-parameters of each point, such as `nnfx.sweeps.draw` returns; or else
-        **values: numbers for each hyper-parameter, of which every combination is a point.
+        points: hyper-parameters of each point: columns by name, such as `nnfx.sweeps.draw` returns, a frame, or a list
+            of dictionaries; or else
+        **values: numbers for each hyper-parameter, of which every combination is a point; or, where `points` says how
+            many to draw, `Uniform` and `LogUniform` ranges. Without either, seeds and folds alone differ.
         epochs_per_chunk: after how many epochs the host looks at who has stopped; a tenth of the run where it
             has stopping rules, else the whole.
         devices: over which the members are spread; all of this process unless given.
@@ -89,10 +90,11 @@ def sweep(
         on_chunk: called with a `Progress` after each chunk, such as `nnfx.sweeps.bar()`, which shows it.
 
     Returns:
-        A table of the members, with their best weights.
+        A table of the members, with their best weights; its `by_point` is that of the points.
 
     Raises:
-        TypeError, ValueError: as calling `fit` does, and for points of unequal lengths or folds that do not fit.
+        TypeError, ValueError: as calling `fit` does, for ranges without a number of points, and for points of unequal
+            lengths or folds that do not fit.
         MemoryError: where not even one member fits into memory.
 
     Example:
@@ -103,11 +105,12 @@ def sweep(
         >>> len(result.rows), result.best.row["learning_rate"]
         (9, 1.0)
     """
-    chosen = _points(points, values)
+    _check(fit, data, key, on_chunk)
     if epochs_per_chunk is None:
         epochs_per_chunk = max(1, fit.epochs // 10) if fit.rules else fit.epochs
     checks.positive_integer("epochs_per_chunk", epochs_per_chunk)
-    table = _table(fit, data, key, seeds, folds, chosen, _mesh(devices, devices_per_member), memory)
+    mesh, tried = _mesh(devices, devices_per_member), chosen(key, points, values)
+    table = _table(fit, data, key, seeds, folds, tried, mesh, memory)
     return _advance(fit, table, epochs_per_chunk, {}, on_chunk, memory, at_once)
 
 
@@ -120,18 +123,18 @@ def successive_halving(
     keep: float = 1 / 3,
     seeds: int = 1,
     folds: int | None = None,
-    points: Points | None = None,
+    points: Any = None,
     devices: Sequence[jax.Device] | None = None,
     devices_per_member: int = 1,
     at_once: int | None = None,
     memory: int | None = None,
     on_chunk: Callable[[Progress], None] | None = None,
-    **values: ArrayLike,
+    **values: ArrayLike | Uniform | LogUniform,
 ) -> Sweep:
     """Train all points a little, keep the better part at each rung, and train only the best to the end.
 
-    Points are ranked by their best held-out loss so far, averaged over seeds and folds; what is not a number
-    ranks last.
+    Points are ranked by their best held-out loss so far, averaged over seeds and folds; the more of their members have
+    none that is a finite number, the further behind.
 
     Args:
         fit: the run, as `nnfx.fit` makes it.
@@ -168,16 +171,20 @@ def successive_halving(
     References:
         Jamieson and Talwalkar, *Non-stochastic best arm identification and hyperparameter optimization*, 2016.
     """
-    chosen = _points(points, values)
+    _check(fit, data, key, on_chunk)
+    if isinstance(rungs, str) or not isinstance(rungs, Sequence | np.ndarray):
+        raise TypeError(f"rungs: expected a sequence of epochs, such as (5, 10), got {checks.describe(rungs)}")
     for i, rung in enumerate(rungs):
         checks.positive_integer(f"rungs[{i}]", rung)
-    if not rungs or list(rungs) != sorted(set(rungs)) or rungs[-1] >= fit.epochs:
+    rungs = [int(rung) for rung in rungs]
+    if not rungs or rungs != sorted(set(rungs)) or rungs[-1] >= fit.epochs:
         raise ValueError(f"rungs: expected epochs that increase and stay below {fit.epochs}, got {tuple(rungs)}")
     checks.number("keep", keep, above=0, below=1)
     if data.valid is None and folds is None:
         raise ValueError("data.valid: expected held-out data to rank points by, got none")
-    table = _table(fit, data, key, seeds, folds, chosen, _mesh(devices, devices_per_member), memory)
-    left = len(table.points[next(iter(table.points))])
+    mesh, tried = _mesh(devices, devices_per_member), chosen(key, points, values)
+    table = _table(fit, data, key, seeds, folds, tried, mesh, memory)
+    left = table.width
     quotas = {}
     for rung in rungs:
         left = max(1, round(left * keep))
@@ -188,20 +195,26 @@ def successive_halving(
 def _mesh(devices: Sequence[jax.Device] | None, per_member: int) -> Mesh:
     """Return the mesh over which members are spread, and their batches where several devices share one."""
     checks.positive_integer("devices_per_member", per_member)
-    chosen = np.array(devices or jax.local_devices())
-    if len(chosen) % per_member:
-        raise ValueError(f"devices_per_member: expected a divisor of the {len(chosen)} devices, got {per_member}")
-    return Mesh(chosen, MEMBERS) if per_member == 1 else Mesh(chosen.reshape(-1, per_member), (MEMBERS, AXIS))
+    if devices is not None and not (
+        isinstance(devices, Sequence | np.ndarray) and all(isinstance(device, jax.Device) for device in devices)
+    ):
+        raise TypeError(f"devices: expected a sequence of devices, as jax.devices(), got {checks.describe(devices)}")
+    used = np.array(jax.local_devices() if devices is None or len(devices) == 0 else devices)
+    if len(used) % per_member:
+        raise ValueError(f"devices_per_member: expected a divisor of the {len(used)} devices, got {per_member}")
+    return Mesh(used, MEMBERS) if per_member == 1 else Mesh(used.reshape(-1, per_member), (MEMBERS, AXIS))
 
 
-def _points(points: Points | None, values: dict[str, ArrayLike]) -> Points:
-    """Return the points, given as such or as a grid."""
-    if points is None:
-        return grid(**values)
-    if values:
-        raise TypeError(f"points: expected either points or values, got both, {', '.join(values)} as values")
-    check_points(points)
-    return {name: np.asarray(column) for name, column in points.items()}
+def _check(fit: Fit, data: Data, key: Array, on_chunk: Callable[[Progress], None] | None) -> None:
+    """Require what is needed to look at anything else."""
+    if not isinstance(fit, Fit):
+        hint = "; its attribute `fit` made it" if isinstance(fit, Run) else ""
+        raise TypeError(f"fit: expected what nnfx.fit returns, got {checks.describe(fit)}{hint}")
+    if not isinstance(data, Data):
+        raise TypeError(f"data: expected nnfx.data.Data, as nnfx.data.prepare makes it, got {type(data).__name__}")
+    checks.key("key", key)
+    if on_chunk is not None and not callable(on_chunk):
+        raise TypeError(f"on_chunk: expected a function such as nnfx.sweeps.bar(), got {checks.describe(on_chunk)}")
 
 
 def _table(
@@ -215,16 +228,13 @@ def _table(
     memory: int | None,
 ) -> Table:
     """Check everything that can be, and lay out the members."""
-    if not isinstance(fit, Fit):
-        raise TypeError(f"fit: expected what nnfx.fit returns, got {checks.describe(fit)}")
-    if not isinstance(data, Data):
-        raise TypeError(f"data: expected nnfx.data.Data, as nnfx.data.prepare makes it, got {type(data).__name__}")
-    checks.key("key", key)
     checks.positive_integer("seeds", seeds)
     if memory is not None:
         checks.positive_integer("memory", memory)
-    length = len(next(iter(points.values())))
-    for i in range(length):
+    if not points and any(part.required for part in fit.parts_with_numbers):
+        lacking = sorted({name for part in fit.parts_with_numbers for name in part.required})
+        raise ValueError(f"points: expected at least one hyper-parameter, got none, not even {', '.join(lacking)}")
+    for i in range(number_of(points)):
         hypers.check({name: column[i] for name, column in points.items()}, fit.parts_with_numbers)
     if folds is not None:
         rows = data.train.weights.shape[0]
@@ -283,4 +293,4 @@ def _advance(
         if done < fit.epochs:
             table.pack()
     table.harvest()
-    return collect(fit, table, DROPPED)
+    return collect(fit, table)

@@ -8,8 +8,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from nnfx.data import batching
+from nnfx.data.folds import Folds
 from nnfx.data.prepare import Data
-from nnfx.scale.points import Points
+from nnfx.scale.points import Points, number_of
 from nnfx.scale.programs import MEMBERS, Fixed, Groups
 from nnfx.training.chunk import RUNNING, RunState
 from nnfx.training.fit import Fit
@@ -22,6 +23,8 @@ PACK_BELOW = 1 / 2
 A packing compiles a program for the smaller table, so the smallest is `SMALLEST` of the first."""
 SMALLEST = 1 / 32
 """The smallest table, as a part of the first."""
+DROPPED = -2
+"""The value of `RunState.stopped_by` for members that successive halving has dropped."""
 EMPTY = -3
 """The value of `RunState.stopped_by` for places that hold no member."""
 
@@ -78,15 +81,18 @@ class Table:
     ) -> "Table":
         """Lay out every seed and fold by every point."""
         rows = data.train.weights.shape[0]
-        fold_of_row = None
+        parted = None
         if folds is not None:
-            fold_of_row = batching.permutation(jax.random.fold_in(key, seeds), rows) % folds
-        fixed = Fixed(data.train, data.valid, data.preprocess, fold_of_row)
+            of_row = batching.permutation(jax.random.fold_in(key, seeds), rows) % folds
+            parted = Folds.of(data.train, data.preprocess, of_row, folds)
+        fixed = Fixed(data.train, data.valid, data.preprocess, parted)
         group_seeds = np.repeat(np.arange(seeds, dtype=np.int32), folds or 1)
         group_folds = np.tile(np.arange(folds or 1, dtype=np.int32), seeds)
-        width = len(next(iter(points.values())))
+        width = number_of(points)
         member = np.arange(len(group_seeds) * width).reshape(len(group_seeds), width)
-        columns = as_arrays({name: column[member % width] for name, column in points.items()})
+        columns = dict(as_arrays({name: column[member % width] for name, column in points.items()}))
+        if not columns:  # the programs tell the size of the table by its numbers; no part takes one without a name
+            columns[""] = np.zeros(member.shape, np.float32)
         table = cls(
             key, points, group_seeds, group_folds, fixed, mesh, fit.epochs, member, group_seeds, group_folds, columns
         )
@@ -96,7 +102,7 @@ class Table:
     @property
     def width(self) -> int:
         """How many points there were to begin with."""
-        return len(next(iter(self.points.values())))
+        return number_of(self.points)
 
     @property
     def axis(self) -> int:
@@ -158,9 +164,9 @@ class Table:
 
     def drop_all_but(self, count: int, code: int) -> None:
         """Stop the points that rank behind the best `count`, averaged over all groups."""
-        best = np.fmin.reduce(self.history["valid_loss"], axis=1)
-        losses = np.where(np.isnan(best), np.inf, best).reshape(-1, self.width)
-        ranking = np.argsort(losses.mean(0), kind="stable")
+        losses = self.history["valid_loss"]
+        best = np.fmin.reduce(np.where(np.isfinite(losses), losses, np.nan), axis=1)
+        ranking = ranked(best.reshape(-1, self.width))
         kept = np.isin(self.member % self.width, ranking[:count])
         self._stop(~kept & self._is_running(), code, self.state)
 
@@ -202,6 +208,19 @@ class Table:
             store[self.member[held]] = np.asarray(values)[held]
 
         jax.tree.map(copy, self.harvested, kept)
+
+
+def ranked(losses: np.ndarray) -> np.ndarray:
+    """Return the positions of points, best first, of losses `(groups, points)`.
+
+    Points are ranked by how many of their losses are no finite numbers, and then by the mean of the others.
+
+    >>> ranked(np.array([[1.0, np.nan, 2.0, np.nan], [4.0, np.nan, 2.0, 0.0]])).tolist()
+    [2, 0, 3, 1]
+    """
+    failed = ~np.isfinite(losses)
+    kept = np.where(failed, 0, losses).astype(np.float64).sum(0) / np.maximum((~failed).sum(0), 1)
+    return np.lexsort((kept, failed.sum(0)))
 
 
 def _bucket(count: int) -> int:

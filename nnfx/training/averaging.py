@@ -12,12 +12,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from nnfx import checks
+from nnfx.bounds import Share
 from nnfx.types import Array, Average, Variables
 
 __all__ = ["exponential", "uniform"]
 
 
-def exponential(count: ArrayLike, ema_decay: ArrayLike = 0.999) -> Array:
+def exponential(count: ArrayLike, ema_decay: Share = 0.999) -> Array:
     """Weigh past weights by powers of the decay (EMA): `sₜ = (1 − d) / (1 − dᵗ)`.
 
     Args:

@@ -8,6 +8,7 @@ to the parts that name it. The numbers are traced, so that changing one compiles
 import difflib
 import functools
 import inspect
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,32 +17,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from nnfx import checks
+from nnfx.bounds import FREE, Bounds, bounds_of
 from nnfx.types import Hyper
-
-_BOUNDS: dict[str, dict[str, float]] = {
-    "learning_rate": {"above": 0},
-    "tolerance": {"above": 0},
-    "patience": {"minimum": 1},
-    "min_improvement": {"minimum": 0},
-    "max_steps": {"minimum": 1},
-    "max_seconds": {"above": 0},
-    "dropout": {"minimum": 0, "below": 1},
-    "label_smoothing": {"minimum": 0, "maximum": 1},
-    "momentum": {"minimum": 0, "below": 1},
-    "weight_decay": {"minimum": 0},
-    "delta": {"above": 0},
-    "l1": {"minimum": 0},
-    "l2": {"minimum": 0},
-    "limit": {"above": 0},
-    "factor": {"above": 0, "below": 1},
-    "peak": {"above": 0},
-    "noise": {"minimum": 0},
-    "pixels": {"minimum": 0},
-    "degrees": {"minimum": 0},
-    "size": {"minimum": 0},
-    "ema_decay": {"minimum": 0, "maximum": 1},
-}
-"""What names that mean the same everywhere allow."""
 
 
 class Part(NamedTuple):
@@ -52,12 +29,14 @@ class Part(NamedTuple):
         function: the function, perhaps a `functools.partial`.
         names: the keywords it may be given as hyper-parameters.
         required: those of them without a default.
+        bounds: the ranges of those that have one.
     """
 
     name: str
     function: Callable[..., Any]
     names: tuple[str, ...]
     required: tuple[str, ...]
+    bounds: Mapping[str, Bounds] = types.MappingProxyType({})
 
     def build(self, hyper: Mapping[str, Any]) -> Any:
         """Call the function with those of the hyper-parameters that it names."""
@@ -92,21 +71,24 @@ def part(function: Callable[..., Any], leading: int = 0) -> Part:
     ]
     _check_fixed(function)
     numbers = [p for p in named if not isinstance(p.default, bool | str) and not p.name.endswith("dtype")]
+    bounds = {parameter.name: bounds_of(function, parameter.name) for parameter in numbers}
     return Part(
         name=name_of(function),
         function=function,
         names=tuple(parameter.name for parameter in numbers),
         required=tuple(parameter.name for parameter in named if parameter.default is parameter.empty),
+        bounds=types.MappingProxyType({name: each for name, each in bounds.items() if each != FREE}),
     )
 
 
 def _check_fixed(function: Callable[..., Any]) -> None:
-    """Hold the numbers that `functools.partial` fixed to the bounds of their names."""
+    """Hold the numbers that `functools.partial` fixed to the bounds of their parameters."""
     if isinstance(function, functools.partial):
         fixed = inspect.signature(function.func).bind_partial(*function.args, **function.keywords).arguments
         for name, value in fixed.items():
-            if name in _BOUNDS and isinstance(value, int | float | np.generic | jax.Array):
-                checks.number(name, value, **_BOUNDS[name])
+            bounds = bounds_of(function.func, name)
+            if bounds != FREE and isinstance(value, int | float | np.generic | jax.Array):
+                bounds.check(name, value)
         _check_fixed(function.func)
 
 
@@ -132,7 +114,7 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def check(hyper: Mapping[str, Any], parts: Sequence[Part]) -> None:
-    """Require known names, all that are needed, and one finite number each, within the bounds of its name.
+    """Require known names, all that are needed, and one finite number each, within the bounds of its parameter.
 
     Raises:
         TypeError: for an unknown or lacking name, or something else than a number.
@@ -149,10 +131,11 @@ def check(hyper: Mapping[str, Any], parts: Sequence[Part]) -> None:
                 f"{name}: expected a number, got {checks.describe(value)}; fix a choice beforehand"
                 " with functools.partial"
             )
-        checks.number(name, value, **_BOUNDS.get(name, {}))
-        takers = [part.name for part in parts if name in part.names]
+        takers = [part for part in parts if name in part.names]
         if len(takers) > 1:
-            raise TypeError(f"{name}: expected one part to take it, got {' and '.join(takers)}; rename it in one")
+            names = " and ".join(part.name for part in takers)
+            raise TypeError(f"{name}: expected one part to take it, got {names}; rename it in one")
+        takers[0].bounds.get(name, FREE).check(name, value)
     for part in parts:
         for name in part.required:
             if name not in hyper:

@@ -6,13 +6,12 @@ chunk ends changes no bit of a run, except of one that has but a single step, wh
 
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
 
-from nnfx import checks, distributed
+from nnfx import checks, distributed, memo
 from nnfx.training.chunk import RUNNING, RunState, chunk, start
 from nnfx.training.stopping import Clock
 from nnfx.types import Array, Batch, Hyper
@@ -107,13 +106,13 @@ def timed(fit: "Fit", key: Array, train: Batch, valid: Batch | None, hyper: Hype
     return state, padded(joined(pieces), fit.epochs)
 
 
-@partial(jax.jit, static_argnums=0)
+@memo.compiled()
 def begin(fit: "Fit", key: Array, train: Batch, valid: Batch | None, hyper: Hyper) -> RunState:
     """Return the state that a run starts from."""
     return start(key, fit.parts(hyper), train, valid)
 
 
-@partial(jax.jit, static_argnums=0)
+@memo.compiled()
 def advance(
     fit: "Fit", state: RunState, train: Batch, valid: Batch | None, hyper: Hyper, until: int | np.int32, clock: Clock
 ) -> tuple[RunState, dict[str, Array]]:

@@ -13,6 +13,7 @@ import optax
 from jax.typing import ArrayLike
 
 from nnfx import checks
+from nnfx.bounds import NonNegative, Positive
 from nnfx.types import Array, Params, at_least_float32
 
 __all__ = ["elastic_net", "l1", "l2", "max_norm"]
@@ -34,7 +35,7 @@ def _half_square(weights: Array) -> Array:
     return jnp.square(weights) / 2
 
 
-def l1(params: Params, l1: ArrayLike) -> Array:
+def l1(params: Params, l1: NonNegative) -> Array:
     """The lasso's penalty `λ₁ Σ |w|`, which drives weights to zero; its gradient at zero is taken as zero.
 
     Args:
@@ -57,7 +58,7 @@ def l1(params: Params, l1: ArrayLike) -> Array:
     return _penalty("l1", l1, _absolute, params)
 
 
-def l2(params: Params, l2: ArrayLike) -> Array:
+def l2(params: Params, l2: NonNegative) -> Array:
     """The ridge penalty, or weight decay: `λ₂/2 Σ w²`, whose gradient is `λ₂ w`.
 
     Args:
@@ -80,7 +81,7 @@ def l2(params: Params, l2: ArrayLike) -> Array:
     return _penalty("l2", l2, _half_square, params)
 
 
-def elastic_net(params: Params, l1: ArrayLike, l2: ArrayLike) -> Array:
+def elastic_net(params: Params, l1: NonNegative, l2: NonNegative) -> Array:
     """Both penalties, `λ₁ Σ |w| + λ₂/2 Σ w²`.
 
     Args:
@@ -104,7 +105,7 @@ def elastic_net(params: Params, l1: ArrayLike, l2: ArrayLike) -> Array:
     return _penalty("l1", l1, _absolute, params) + _penalty("l2", l2, _half_square, params)
 
 
-def max_norm(limit: ArrayLike = 3.0) -> optax.GradientTransformation:
+def max_norm(limit: Positive = 3.0) -> optax.GradientTransformation:
     """Keep the incoming weights of every unit within a ball: where `‖w‖ > c` after the update, `w ← c w / ‖w‖`.
 
     Chain it last, for it corrects what the parameters will be. The incoming weights of a unit are a column of a

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from nnfx import checks
+from nnfx import checks, memo
 from nnfx.data.prepare import Preprocess
 from nnfx.training import validate
 from nnfx.training.chunk import RUNNING, Best
+from nnfx.training.padding import apply_padded
 from nnfx.training.step import evaluate
 from nnfx.types import Array, Batch, Hyper, TrainState, Variables
 
@@ -97,7 +98,13 @@ class Run:
         """
         self._require_single()
         inputs = validate.inputs_as_arrays("inputs", inputs)
-        return _apply(self.fit, self.hyper, self.best.variables if variables is None else variables, inputs)
+        chosen = self.best.variables if variables is None else variables
+        return apply_padded(
+            self.fit,
+            lambda rows: _apply(self.fit, _shapes(rows), self.hyper, chosen, rows),
+            inputs,
+            (self.hyper, chosen),
+        )
 
     def predict(self, inputs: ArrayLike, variables: Variables | None = None) -> Array:
         """Return the model's outputs for raw inputs, `(batch, features)`; otherwise as `apply`."""
@@ -110,14 +117,20 @@ class Run:
         if not isinstance(data, Batch):
             raise TypeError(f"data: expected a Batch, such as data.valid, got {type(data).__name__}")
         data = validate.as_arrays("data", data)
-        validate.check_evaluation(self.fit, data, self.hyper)
-        return _evaluate(self.fit, self.hyper, self.best.variables if variables is None else variables, data)
+        chosen = self.best.variables if variables is None else variables
+        outputs = _apply.eval_shape(self.fit, _shapes(data.inputs), self.hyper, chosen, data.inputs)
+        validate.check_evaluation(data, {"loss": self.fit.loss.function, **dict(self.fit.metrics)}, outputs)
+        return _evaluate(self.fit, _shapes(data), self.hyper, chosen, data)
 
     def _require_single(self) -> None:
         if np.ndim(self.epochs):
             raise ValueError(
                 f"run: expected a single run, got {self.epochs.shape} of them; map over them with jax.vmap"
             )
+
+
+def _shapes(inputs: Any) -> tuple[tuple[int, ...], ...]:
+    return tuple(np.shape(leaf) for leaf in jax.tree.leaves(inputs))
 
 
 @jax.jit
@@ -142,13 +155,19 @@ def padded(values: Any, epochs: Any) -> Any:
     return jnp.where(numbers < epochs[..., None], values, jnp.nan)
 
 
-@partial(jax.jit, static_argnums=0)
-def _apply(fit: "Fit", hyper: Hyper, variables: Variables, inputs: ArrayLike) -> Array:
+@memo.compiled(static=2)
+def _apply(
+    fit: "Fit", shapes: tuple[tuple[int, ...], ...], hyper: Hyper, variables: Variables, inputs: ArrayLike
+) -> Array:
+    del shapes  # a program for each number of rows, so that it is let go where too many are held
     return fit.parts(hyper).model.apply(variables, inputs)
 
 
-@partial(jax.jit, static_argnums=0)
-def _evaluate(fit: "Fit", hyper: Hyper, variables: Variables, data: Batch) -> dict[str, Array]:
+@memo.compiled(static=2)
+def _evaluate(
+    fit: "Fit", shapes: tuple[tuple[int, ...], ...], hyper: Hyper, variables: Variables, data: Batch
+) -> dict[str, Array]:
+    del shapes  # as for `_apply`
     parts = fit.parts(hyper)
     measures = {"loss": parts.loss, **parts.metrics}
     return {name: mean.value for name, mean in evaluate(parts.model, measures, variables, data).items()}

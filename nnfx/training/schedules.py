@@ -26,6 +26,7 @@ from jax.typing import ArrayLike
 from optax.contrib import ReduceLROnPlateauState
 
 from nnfx import checks
+from nnfx.bounds import AtLeastOne, BelowOne, Inside, NonNegative, Positive, Share
 from nnfx.types import Array, Params
 
 __all__ = ["exponential_decay", "one_cycle", "polynomial", "reduce_on_plateau", "warmup_cosine"]
@@ -41,8 +42,24 @@ def _number(value: ArrayLike) -> Array:
 def _progress(step: ArrayLike, begin: ArrayLike, end: ArrayLike) -> Array:
     """Say how much of the way from one step to another is done, from 0 to 1."""
     done, length = _number(step) - begin, _number(end) - begin
-    some = length > 0
-    return jnp.where(some, jnp.clip(done / jnp.where(some, length, 1), 0, 1), _number(done >= 0))
+    # A compiler may multiply by the reciprocal, which can make the end of the way a little less than 1.
+    is_over, some = (done >= length) & (done >= 0), length > 0
+    return jnp.where(is_over, 1, jnp.clip(done / jnp.where(some, length, 1), 0, 1))
+
+
+def _whole_times(step: ArrayLike, length: ArrayLike) -> Array:
+    """Say how often a length fits into the steps made: exactly where both are whole numbers, as a quotient is not."""
+    made, length = jnp.asarray(step), _number(length)
+    if jnp.issubdtype(made.dtype, jnp.integer):
+        made = made.astype(jnp.result_type(int))
+    times = jnp.floor(_number(made) / length)
+    times += jnp.where((times + 1) * length <= made, 1, 0)
+    times -= jnp.where(times * length > made, 1, 0)
+    if not jnp.issubdtype(made.dtype, jnp.integer):
+        return times
+    is_whole = (length == jnp.round(length)) & (length >= 1) & (length < 2**30)
+    whole = jnp.where(is_whole, length, 1).astype(made.dtype)
+    return jnp.where(is_whole, _number(made // whole), times)
 
 
 def _cosine(start: ArrayLike, end: ArrayLike, progress: Array) -> Array:
@@ -50,7 +67,7 @@ def _cosine(start: ArrayLike, end: ArrayLike, progress: Array) -> Array:
     return (_number(start) - end) * (1 + jnp.cos(jnp.pi * progress)) / 2 + end
 
 
-def polynomial(start: ArrayLike, end: ArrayLike, total_steps: ArrayLike, power: ArrayLike = 1.0) -> Schedule:
+def polynomial(start: NonNegative, end: NonNegative, total_steps: Positive, power: Positive = 1.0) -> Schedule:
     """From `start` to `end` along `end + (start − end) (1 − t/T)ᵖ`, a line unless told otherwise.
 
     As `optax.polynomial_schedule`, whose T cannot be traced.
@@ -78,7 +95,7 @@ def polynomial(start: ArrayLike, end: ArrayLike, total_steps: ArrayLike, power: 
     checks.number("power", power, above=0)
 
     def rate(step: ArrayLike) -> Array:
-        left = 1 - _progress(step, 0, total_steps)
+        left = _progress(_number(total_steps) - step, 0, total_steps)
         some = left > 0
         # A power below 1 has an infinite slope at zero, which would make the gradient NaN.
         factor = jnp.where(some, jnp.where(some, left, 1) ** power, 0)
@@ -88,7 +105,7 @@ def polynomial(start: ArrayLike, end: ArrayLike, total_steps: ArrayLike, power: 
 
 
 def exponential_decay(
-    start: ArrayLike, transition_steps: ArrayLike, decay_rate: ArrayLike, staircase: bool = False
+    start: NonNegative, transition_steps: Positive, decay_rate: Positive, staircase: bool = False
 ) -> Schedule:
     """Multiply the rate by γ every T steps: `start · γ^(t/T)`, and in a staircase `start · γ^⌊t/T⌋`.
 
@@ -116,13 +133,13 @@ def exponential_decay(
     checks.number("decay_rate", decay_rate, above=0)
 
     def rate(step: ArrayLike) -> Array:
-        times = _number(step) / transition_steps
-        return _number(decay_rate) ** (jnp.floor(times) if staircase else times) * start
+        times = _whole_times(step, transition_steps) if staircase else _number(step) / transition_steps
+        return _number(decay_rate) ** times * start
 
     return rate
 
 
-def warmup_cosine(peak: ArrayLike, warmup_steps: ArrayLike, total_steps: ArrayLike, end: ArrayLike = 0.0) -> Schedule:
+def warmup_cosine(peak: Positive, warmup_steps: NonNegative, total_steps: Positive, end: NonNegative = 0.0) -> Schedule:
     """From zero in a line to `peak` at step W, then along half a cosine to `end` at step T.
 
     `peak · t/W` up to W, then `end + (peak − end) (1 + cos(π (t − W)/(T − W))) / 2`, and `end` from T on. As
@@ -130,7 +147,8 @@ def warmup_cosine(peak: ArrayLike, warmup_steps: ArrayLike, total_steps: ArrayLi
 
     Args:
         peak: the highest rate, positive; may be traced, as may all others.
-        warmup_steps: W, in steps, from 0 to T.
+        warmup_steps: W, in steps, at least 0 and below T. Where a traced one is T, the rate is `peak` at T and `end`
+            from there on.
         total_steps: T, in steps, positive, those of the warm-up among them.
         end: the last rate, not negative.
 
@@ -151,21 +169,23 @@ def warmup_cosine(peak: ArrayLike, warmup_steps: ArrayLike, total_steps: ArrayLi
     checks.number("peak", peak, above=0)
     checks.number("total_steps", total_steps, above=0)
     longest = np.asarray(total_steps).item() if checks.is_concrete(total_steps) else None
-    checks.number("warmup_steps", warmup_steps, minimum=0, maximum=longest)
+    checks.number("warmup_steps", warmup_steps, minimum=0, below=longest)
     checks.number("end", end, minimum=0)
 
     def rate(step: ArrayLike) -> Array:
-        return _progress(step, 0, warmup_steps) * _cosine(peak, end, _progress(step, warmup_steps, total_steps))
+        is_up = _number(step) <= warmup_steps  # at W the second part may be over, where there is none
+        down = _cosine(peak, end, jnp.where(is_up, 0, _progress(step, warmup_steps, total_steps)))
+        return jnp.where(is_up, peak * _progress(step, 0, warmup_steps), down)
 
     return rate
 
 
 def one_cycle(
-    peak: ArrayLike,
-    total_steps: ArrayLike,
-    pct_start: ArrayLike = 0.3,
-    div_factor: ArrayLike = 25.0,
-    final_div_factor: ArrayLike = 1e4,
+    peak: Positive,
+    total_steps: Positive,
+    pct_start: Share = 0.3,
+    div_factor: Positive = 25.0,
+    final_div_factor: Positive = 1e4,
 ) -> Schedule:
     """Along half a cosine from `peak / d` up to `peak` at step `s T`, and along another to `peak / (d f)` at T.
 
@@ -211,22 +231,23 @@ def one_cycle(
 
 
 def reduce_on_plateau(
-    factor: ArrayLike = 0.1,
-    patience: ArrayLike = 10,
-    rtol: ArrayLike = 1e-4,
-    atol: ArrayLike = 0.0,
-    cooldown: ArrayLike = 0,
-    accumulation_size: ArrayLike = 1,
-    min_scale: ArrayLike = 0.0,
+    factor: Inside = 0.1,
+    patience: AtLeastOne = 10,
+    rtol: BelowOne = 1e-4,
+    atol: NonNegative = 0.0,
+    cooldown: NonNegative = 0,
+    accumulation_size: AtLeastOne = 1,
+    min_scale: Share = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Multiply the updates by a scale that shrinks by `factor` where the loss has stopped improving.
 
     The losses handed to `update(..., value=loss)` are averaged, `accumulation_size` at a time. An average below
-    `(1 − rtol) · best − atol` is an improvement; `patience` averages without one on end shrink the scale, and after
-    that `cooldown` averages are not counted. Chain it behind the optimizer.
+    `best − rtol · |best| − atol` is an improvement, whatever the sign of the losses; `patience` averages in a row
+    without one shrink the scale, and after that `cooldown` averages are not counted. Chain it behind the optimizer.
 
-    As `optax.contrib.reduce_on_plateau`, with the same numbers and the same state; there factor, rtol and atol cannot
-    be traced.
+    As `optax.contrib.reduce_on_plateau`, with the same numbers and the same kind of state; there factor, rtol and atol
+    cannot be traced, a negative loss that grows counts as an improvement, and the best value begins with infinity. Here
+    it begins with the largest finite number.
 
     Args:
         factor: between 0 and 1, by how much to shrink; may be traced, as may all others.
@@ -266,7 +287,7 @@ def reduce_on_plateau(
         zero, none = _number(0), jnp.asarray(0, jnp.int32)
         return ReduceLROnPlateauState(
             scale=jnp.ones_like(zero),
-            best_value=jnp.full_like(zero, jnp.inf),
+            best_value=jnp.full_like(zero, jnp.finfo(zero.dtype).max),
             plateau_count=none,
             cooldown_count=none,
             count=none,
@@ -274,7 +295,7 @@ def reduce_on_plateau(
         )
 
     def judge(state: ReduceLROnPlateauState) -> ReduceLROnPlateauState:
-        improved = state.avg_value < (1 - rtol) * state.best_value - atol
+        improved = state.avg_value < (1 - rtol * jnp.sign(state.best_value)) * state.best_value - atol
         cooling = state.cooldown_count > 0
         waited = jnp.where(improved | cooling, 0, state.plateau_count + 1)
         shrink = waited >= patience

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nnfx import checks, losses, shards
+from nnfx import checks, shards
 from nnfx.data import batching
 from nnfx.optimizers import as_optimizer, has_evaluation_params
-from nnfx.training import averaging, rows
+from nnfx.training import averaging, rows, validate
+from nnfx.training import updates as optimizer_updates
 from nnfx.types import (
     Array,
     Batch,
@@ -109,7 +110,8 @@ def make_step(
         augment: changes the batch before the model sees it, `(key, batch) -> batch`; see `nnfx.augment`.
         average: the share of the latest variables in their average, `count -> share`; see `nnfx.averaging`. The
             state is then made with `average=True`, and `state.evaluated` is what to predict with.
-        micro_batches: into how many parts to cut a batch, one after the other: the same gradient in less memory.
+        micro_batches: into how many parts to cut a batch, one after the other: the same gradient in less memory. Each
+            part weighs as much as its rows; layers that mix rows, such as batch norm, see one part at a time.
         compute_dtype: the dtype to compute in, such as `jnp.bfloat16`; parameters, gradients and the optimizer
             keep theirs. None to compute in that of the parameters.
         precision: of matrix products on GPUs and TPUs: "float32" so that backends agree, "tensorfloat32" or
@@ -141,6 +143,8 @@ def make_step(
         memory cost*, 2016.
     """
     checks.positive_integer("micro_batches", micro_batches)
+    if compute_dtype is not None and not jnp.issubdtype(compute_dtype, jnp.floating):
+        raise TypeError(f"compute_dtype: expected floats, such as jnp.bfloat16, got {jnp.dtype(compute_dtype).name}")
     checks.choice("precision", precision, ("float32", "tensorfloat32", "bfloat16"))
     optimizer = as_optimizer("optimizer", optimizer)
     measures = {"loss": loss, **(metrics or {})}
@@ -226,16 +230,19 @@ def make_step(
         is_taken, fault = measured["loss"].weight != 0, state.fault
         if skip_non_finite:
             fault, is_finite = _looked_at(state, value, gradient)
-            is_taken, measured = is_taken & is_finite, optax.tree.where(is_finite, measured, optax.tree.zeros_like(measured))
+            is_taken, measured = (
+                is_taken & is_finite,
+                optax.tree.where(is_finite, measured, optax.tree.zeros_like(measured)),
+            )
 
         def take() -> TrainState:
-            updates, opt_state = optimizer.update(
+            updates, opt_state = optimizer_updates.update(
+                optimizer,
                 gradient,
                 state.opt_state,
                 state.params,
                 # for those that look at the loss, such as line searches and reduction on plateaus
                 value=value,
-                grad=gradient,
                 value_fn=lambda params: penalised(params, state, batch, key),
             )
             params = optax.apply_updates(state.params, updates)
@@ -288,7 +295,12 @@ def evaluate(model: Model, measures: Mapping[str, PerExample], variables: Variab
         data: any number of examples.
 
     Returns:
-        Sums that merge, by name.
+        Sums that merge, by name; the mean of data without weight is NaN.
+
+    Raises:
+        TypeError: for arrays that are not of real numbers.
+        ValueError: for inputs that are not finite, negative weights, targets that a loss is not meant for, and sizes
+            that do not fit.
 
     Example:
         >>> from nnfx.losses import mean_square_error
@@ -298,6 +310,11 @@ def evaluate(model: Model, measures: Mapping[str, PerExample], variables: Variab
         >>> evaluate(perceptron(), {"error": mean_square_error}, variables, data)["error"].value
         Array(4., dtype=float32)
     """
+    if not isinstance(data, rows.Filled):
+        data = validate.as_arrays("data", data)
+        if checks.is_concrete((variables, data)):
+            outputs = jax.eval_shape(model.apply, variables, data.inputs)
+            validate.check_evaluation(data, measures, outputs)
 
     def measure(batch: Batch) -> dict[str, Mean]:
         return rows.measure(measures, model.apply(variables, batch.inputs), batch)

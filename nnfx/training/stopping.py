@@ -13,6 +13,7 @@ import optax
 from jax.typing import ArrayLike
 
 from nnfx import checks
+from nnfx.bounds import AtLeastOne, NonNegative, Positive
 from nnfx.types import Array, Params
 
 __all__ = [
@@ -75,7 +76,7 @@ class StoppingRule(NamedTuple):
     needs_clock: bool = False
 
 
-def small_change(tolerance: ArrayLike = 1e-5) -> StoppingRule:
+def small_change(tolerance: Positive = 1e-5) -> StoppingRule:
     """Stop when no large change in W is seen: `‖W_after − W_before‖ ≤ tolerance · ‖W_before‖` over an epoch.
 
     The norms are over all parameters together. An epoch whose steps were all skipped is none of little change.
@@ -104,7 +105,7 @@ def small_change(tolerance: ArrayLike = 1e-5) -> StoppingRule:
     return StoppingRule(lambda: (), update)
 
 
-def patience(patience: ArrayLike = 10, min_improvement: ArrayLike = 0.0) -> StoppingRule:
+def patience(patience: AtLeastOne = 10, min_improvement: NonNegative = 0.0) -> StoppingRule:
     """Stop when the held-out loss has not improved for so many epochs on end.
 
     An improvement is a held-out loss below the best so far by more than `min_improvement`. The run returns
@@ -164,7 +165,7 @@ def non_finite() -> StoppingRule:
     return StoppingRule(lambda: (), update)
 
 
-def step_budget(max_steps: ArrayLike) -> StoppingRule:
+def step_budget(max_steps: AtLeastOne) -> StoppingRule:
     """Stop at the end of the epoch in which so many steps have been made.
 
     Args:
@@ -186,7 +187,7 @@ def step_budget(max_steps: ArrayLike) -> StoppingRule:
     return StoppingRule(lambda: (), update)
 
 
-def time_budget(max_seconds: ArrayLike) -> StoppingRule:
+def time_budget(max_seconds: Positive) -> StoppingRule:
     """Stop when so many seconds have passed since the run, or the sweep that it belongs to, began; compiling counts.
 
     The host times the run a chunk of epochs at a time, so that it ends within a chunk (about a second, an epoch where

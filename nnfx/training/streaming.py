@@ -7,7 +7,6 @@ import collections
 import functools
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nnfx import distributed
+from nnfx import distributed, memo
 from nnfx.training import chunk
 from nnfx.training.chunk import RUNNING, RunState
 from nnfx.training.loop import SECONDS, History
@@ -124,7 +123,7 @@ def strides(
         look_at = distributed.agree(min(ends))
 
 
-@partial(jax.jit, static_argnums=0)
+@memo.compiled()
 def _begin(fit: "Fit", key: Array, first: Batch, valid: Batch | None, hyper: Hyper) -> tuple[RunState, Metrics]:
     parts = fit.parts(hyper)
     first = in_floats(first)
@@ -160,8 +159,8 @@ def _over_all(function: Callable[..., Any]) -> Callable[..., Any]:
     return functools.wraps(function)(lambda *arguments: distributed.everywhere(function(*arguments)))
 
 
-_step = jax.jit(_over_all(step), static_argnums=0, donate_argnums=1)
-_end_epoch = jax.jit(_over_all(end_epoch), static_argnums=0)
+_step = memo.compiled(donate=(1,))(_over_all(step))
+_end_epoch = memo.compiled()(_over_all(end_epoch))
 
 
 def in_floats(batch: Batch) -> Batch:

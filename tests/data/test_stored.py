@@ -1,6 +1,7 @@
 import hashlib
 import json
 import re
+import shutil
 import sys
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 
 import nnfx
 from nnfx.data import batching
+from nnfx.data.columns import checksums
 from nnfx.data.stored import Batches, prefetched
 
 KEY = jax.random.key(0)
@@ -59,7 +61,13 @@ def test_as_many_rows_as_one_likes_and_images(tmp_path):
         ([(np.ones((0, 1)), np.ones(0))], "parts[0].inputs: expected rows, as many as inputs (0), got float64[0,1]"),
         ([(np.ones(2), np.ones(2))], "parts[0].inputs: expected (rows, features, ...), got float32[2]"),
         ([(np.array([[1.0], [np.nan]]), np.ones(2))], "parts[0].inputs: expected finite numbers, got 1 not finite"),
-        ([(np.array([[1e300]]), np.ones(1))], "parts[0].inputs: expected finite numbers, got 1 not finite"),
+        ([(np.array([[1e300]]), np.ones(1))], "parts[0].inputs: expected numbers that float32 can hold, got 1e+300"),
+        ([(np.ones((2, 0)), np.ones(2))], "parts[0].inputs: expected rows, as many as inputs (2), got float64[2,0]"),
+        ([(np.ones((1, 1)), np.array([np.inf]))], "parts[0].targets: expected finite numbers, got 1 not finite"),
+        ([(np.ones((1, 1)), np.ones(1), np.array([np.nan]))], "parts[0].weights: expected finite numbers, got 1 not"),
+        ([(np.ma.masked_equal([[1, 2]], 2), np.ones(1))], "parts[0].inputs: expected known values, got 1 masked"),
+        ([([[1.0], [1.0, 2.0]], np.ones(2))], "parts[0].inputs: expected an array of real numbers, got rows of differ"),
+        (["ab"], "parts[0]: expected (inputs, targets) or (inputs, targets, weights), got 'ab'"),
         ([(np.ones((1, 1)), np.array([2**40]))], "parts[0].targets: expected integers that int32 can hold, got 109"),
         ([(np.ones((1, 1)), np.ones(1), -np.ones(1))], "parts[0].weights: expected none negative, got -1"),
         ([(np.ones((1, 1)), np.ones(1), np.ones((1, 1)))], "parts[0].weights: expected one per row, (1,), got"),
@@ -90,12 +98,14 @@ def test_files_that_are_not_as_written_are_refused(examples):
     with pytest.raises(ValueError, match=r"inputs.npy: expected float32\[50,1\] as written, got"):
         nnfx.data.stored(examples.folder)
     np.save(path, np.ones((50, 2), np.float32))
-    with pytest.raises(ValueError, match=r"inputs.npy: expected float32\[50,1\] as written, got float32\[50,2\]"):
+    with pytest.raises(
+        ValueError, match=r"inputs.npy: expected float32\[50,1\] as written, got 528 bytes in place of 328"
+    ):
         nnfx.data.stored(examples.folder)
     path.write_bytes(content)
     about = json.loads((examples.folder / "stored.json").read_text())
-    (examples.folder / "stored.json").write_text(json.dumps({**about, "format": 2}))
-    with pytest.raises(ValueError, match="expected examples of format 1, got 2"):
+    (examples.folder / "stored.json").write_text(json.dumps({**about, "format": 3}))
+    with pytest.raises(ValueError, match="expected examples of format 2, got 3"):
         nnfx.data.stored(examples.folder)
 
 
@@ -154,3 +164,210 @@ def test_without_grain_it_says_what_is_lacking(examples, monkeypatch):
         ModuleNotFoundError, match=r"grain: needed to read data; not installed: pip install 'nnfx\[grain\]'"
     ):
         prefetched(Batches(examples, KEY, 16, 1))
+
+
+# What is altered once it is written
+
+
+@pytest.mark.parametrize(
+    ("name", "alter", "row"),
+    [
+        ("inputs", lambda array: array.__imul__(100), 1),  # row 0 is 0
+        ("inputs", lambda array: array.__setitem__(37, np.nan), 37),
+        ("inputs", lambda array: array.__setitem__(slice(None), array[::-1].copy()), 0),
+        ("targets", lambda array: array.__setitem__(49, 7), 49),
+        ("weights", lambda array: array.__setitem__(3, -5), 3),
+        ("weights", lambda array: array.__imul__(0), 0),
+        ("checksums", lambda array: array.__setitem__((12, 1), array[12, 1] ^ np.uint64(1)), 12),
+    ],
+)
+def test_rows_altered_in_place_are_refused_when_they_are_read(examples, name, alter, row):
+    opened = nnfx.data.stored(examples.folder)
+    order = batching.Order(np.arange(50), np.ones(50, bool))
+    assert seen([opened.take(order)]).tolist() == list(range(50))
+    array = np.load(examples.folder / f"{name}.npy", mmap_mode="r+")
+    alter(array)
+    array.flush()
+    shown = "targets" if name == "checksums" else name
+    message = rf"{shown}.npy: expected examples as they were written, got other bytes in row {row} "
+    for read in (opened.verify, opened.load, lambda: opened.take(order), nnfx.data.stored(examples.folder).verify):
+        with pytest.raises(ValueError, match=message):
+            read()
+    if row > 2:  # the others are read as they were
+        others = np.delete(np.arange(50), row)
+        taken = opened.take(batching.Order(others, np.ones(len(others), bool)))
+        np.testing.assert_array_equal(taken.targets, others)
+
+
+def test_a_file_cut_off_while_it_is_open_is_an_error_and_not_the_end_of_the_process(examples):
+    path = examples.folder / "targets.npy"
+    with path.open("r+b") as file:
+        file.truncate(130)
+    with pytest.raises(ValueError, match=r"targets.npy: expected int32\[50\] as when it was opened, got a shorter"):
+        examples.take(batching.Order(np.arange(50), np.ones(50, bool)))
+
+
+def test_checksums_are_the_sums_that_they_are_said_to_be():
+    rows = np.random.default_rng(0).integers(0, 256, (5, 3, 7), np.uint8)
+    multipliers, state = [], 0
+    for _ in range(6):  # SplitMix64, as published
+        state = (state + 0x9E3779B97F4A7C15) % 2**64
+        z = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        multipliers.append((z ^ (z >> 31)) | 1)
+    for row, found in zip(rows, checksums(rows), strict=True):
+        content = row.tobytes() + bytes(3)
+        words = [int.from_bytes(content[i : i + 4], "little") for i in range(0, 24, 4)]
+        assert int(found) == sum(m * b for m, b in zip(multipliers, words, strict=True)) % 2**64
+
+
+def test_every_flipped_bit_changes_a_checksum():
+    row = np.random.default_rng(1).integers(0, 256, 14, np.uint8)
+    flipped = np.tile(row, (8 * 14, 1))
+    flipped[np.arange(8 * 14), np.arange(8 * 14) // 8] ^= np.uint8(1) << np.arange(8 * 14, dtype=np.uint8) % np.uint8(8)
+    assert len({*checksums(flipped).tolist(), *checksums(row[None]).tolist()}) == 8 * 14 + 1
+
+
+def mutated(rng, folder):
+    """Truncate, flip, delete, extend, blank or swap among the files of a folder."""
+    paths = sorted(folder.iterdir())
+    path = paths[rng.integers(len(paths))]
+    content = bytearray(path.read_bytes())
+    at = int(rng.integers(len(content)))
+    kind = rng.integers(8)
+    if kind == 0:
+        del content[at:]
+    elif kind == 1:
+        content[at] ^= 1 << int(rng.integers(8))
+    elif kind == 2:
+        content[at] = int(rng.integers(256))
+    elif kind == 3:
+        del content[at : at + int(rng.integers(1, 9))]
+    elif kind == 4:
+        content += content[at:]
+    elif kind == 5:
+        content[at : at + 8] = bytes(len(content[at : at + 8]))
+    elif kind == 6:
+        other = paths[rng.integers(len(paths))]
+        content, swapped = other.read_bytes(), bytes(content)
+        other.write_bytes(swapped)
+    else:
+        content = content if rng.random() < 0.5 else bytearray()
+        path.unlink()
+        if content:
+            path.mkdir()
+        return
+    path.write_bytes(content)
+
+
+def test_mutated_folders_are_refused_or_read_right(tmp_path):
+    rng = np.random.default_rng(0)
+    inputs, targets = rng.normal(size=(6, 3)).astype(np.float32), rng.integers(0, 3, 6)
+    whole = nnfx.data.store(tmp_path / "whole", [(inputs, targets, rng.uniform(0.5, 1, 6))])
+    wanted = whole.load()
+    accepted, refused = 0, []
+    for trial in range(600):
+        folder = tmp_path / str(trial)
+        shutil.copytree(whole.folder, folder)
+        mutated(rng, folder)
+        try:
+            opened = nnfx.data.stored(folder)
+            found = opened.load()
+        except (ValueError, FileNotFoundError) as error:
+            refused.append(str(error))
+        else:
+            accepted += 1
+            assert opened.words == whole.words
+            for ours, theirs in zip(found, wanted, strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+        shutil.rmtree(folder)
+    assert accepted < 60  # such as those where the same bytes were written
+    assert all(re.search(r"\d+(/\w+.\w+)?: expected ", message) for message in refused)
+
+
+@pytest.mark.parametrize("name", ["stored.json", "inputs.npy", "targets.npy", "weights.npy", "checksums.npy"])
+@pytest.mark.parametrize("content", [b"", b"{}", b"[" * 50_000, b"null", b'{"format": 2}', b"\x93NUMPY\x01\x00"])
+def test_files_of_other_content_are_refused_by_name(examples, name, content):
+    (examples.folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{re.escape(str(examples.folder / name))}: expected "):
+        nnfx.data.stored(examples.folder)
+
+
+# Writing
+
+
+def test_a_writer_that_fails_leaves_nothing_not_even_new_parents(tmp_path):
+    def parts():
+        yield numbered(3)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        nnfx.data.store(tmp_path / "a" / "b" / "examples", parts())
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(TypeError, match="parts: expected an iterable of .*, got 3"):
+        nnfx.data.store(tmp_path / "examples", 3)
+    with pytest.raises(TypeError, match="folder: expected a path, got 3"):
+        nnfx.data.store(3, [numbered(3)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_there_is_never_replaced(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for name in ("empty", "dangling"):
+        with pytest.raises(FileExistsError, match=f"{name}: expected nothing there yet"):
+            nnfx.data.store(tmp_path / name, [numbered(3)])
+
+    def slowly():
+        yield numbered(3)
+        nnfx.data.store(tmp_path / "both", [numbered(4)])  # by somebody else, meanwhile
+
+    with pytest.raises(FileExistsError, match="both: expected nothing there yet, got what another process"):
+        nnfx.data.store(tmp_path / "both", slowly())
+    assert len(nnfx.data.stored(tmp_path / "both")) == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["both", "dangling", "empty"]
+
+
+def test_relative_folders_stay_what_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    relative = nnfx.data.store("data/examples", [numbered(3)])
+    at_home = nnfx.data.store("~/examples", [numbered(4)])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(relative.load().weights) == 3
+    assert len(nnfx.data.stored("../data/examples")) == 3
+    assert at_home.folder == tmp_path / "home" / "examples"
+
+
+def test_lists_frames_and_the_byte_order_of_others_are_taken(tmp_path):
+    frame = pytest.importorskip("pandas").DataFrame({"a": [1.5, 2.5], "b": [3, 4]})
+    parts = [(frame, frame["b"]), ([[5.5, 6], [7, 8]], [9, 10]), (np.ones((1, 2), ">f8"), np.ones(1, ">i8"))]
+    examples = nnfx.data.store(tmp_path / "examples", parts)
+    np.testing.assert_array_equal(examples.load().inputs, [[1.5, 3], [2.5, 4], [5.5, 6], [7, 8], [1, 1]])
+    np.testing.assert_array_equal(examples.load().targets, [3, 4, 9, 10, 1])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "message"),
+    [
+        (np.zeros((200, 1)), 1.7e9 + 60 * np.arange(200.0), "parts.targets: .* tell apart, got a spread of 3.46e.03 "),
+        (np.stack([np.arange(200.0), 1e9 + np.arange(200)], 1), np.zeros(200), "parts.inputs: .* of feature 1 of 57.7"),
+        (1e-50 * np.arange(200.0)[:, None], np.zeros(200), "parts.inputs: .* float32 can tell apart, got"),
+    ],
+)  # fmt: skip
+def test_numbers_that_float32_cannot_tell_apart_are_refused(tmp_path, inputs, targets, message):
+    parts = [(inputs[i : i + 40], targets[i : i + 40]) for i in range(0, 200, 40)]
+    with pytest.raises(ValueError, match=message):
+        nnfx.data.store(tmp_path / "examples", parts)
+    assert not list(tmp_path.iterdir())
+    with jax.enable_x64(True):
+        examples = nnfx.data.store(tmp_path / "examples", parts)
+        np.testing.assert_array_equal(examples.load().targets, targets)
+        np.testing.assert_array_equal(examples.load().inputs, inputs)
+
+
+def test_a_constant_and_a_large_offset_that_float32_holds_are_taken(tmp_path):
+    inputs = np.stack([np.full(50, 0.1), 1e5 + np.arange(50.0)], 1)
+    examples = nnfx.data.store(tmp_path / "examples", [(inputs[i : i + 1], np.ones(1)) for i in range(50)])
+    np.testing.assert_array_equal(examples.inputs, inputs.astype(np.float32))

@@ -147,7 +147,7 @@ def test_what_cannot_be_meant_is_refused(fit, data, examples, tmp_path):
         nnfx.stream(fit.loss, tmp_path)
     with pytest.raises(ValueError, match="fit: expected a batch_size, for batches that are read as they are needed"):
         nnfx.stream(train(batch_size=None), tmp_path)
-    with pytest.raises(TypeError, match="out: expected the path of a folder, got 3"):
+    with pytest.raises(TypeError, match="out: expected a path, got 3"):
         nnfx.stream(fit, 3)
     with pytest.raises(ValueError, match="save_every_steps: expected a positive integer, got 0"):
         nnfx.stream(fit, tmp_path, save_every_steps=0)
@@ -166,6 +166,63 @@ def test_what_cannot_be_meant_is_refused(fit, data, examples, tmp_path):
     with pytest.raises(ValueError, match="targets: expected binary labels, 0 or 1, got 2"):
         session(KEY, wrong, data.valid, **HYPER)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_altered_between_two_calls_is_not_trained_on(tmp_path, monkeypatch):
+    inputs, targets = problem(64)
+    examples = nnfx.data.store(tmp_path / "examples", [(inputs, targets)])
+    fit = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=3, batch_size=8)
+    session = nnfx.stream(fit, tmp_path / "run", save_every_steps=4, progress=False)
+    monkeypatch.setattr(signals, "caught", lambda: contextlib.nullcontext(AskedLater(2)))
+    with pytest.raises(SystemExit):
+        session(KEY, examples, learning_rate=0.1)
+    monkeypatch.undo()
+    saved = {path: path.read_bytes() for path in tmp_path.rglob("run/**/*") if path.is_file()}
+    altered = np.load(examples.folder / "inputs.npy", mmap_mode="r+")
+    altered *= 100
+    altered.flush()
+    opened = nnfx.data.stored(examples.folder)
+    with pytest.raises(ValueError, match=r"inputs.npy: expected examples as they were written, got other bytes in row"):
+        session(KEY, opened, learning_rate=0.1)
+    assert {path for path in saved if "step-" in str(path)} <= {*tmp_path.rglob("run/**/*")}
+    altered[...] = inputs
+    altered.flush()
+    run = session(KEY, opened, learning_rate=0.1)
+    whole = nnfx.stream(fit, tmp_path / "whole", progress=False)(KEY, examples, learning_rate=0.1)
+    assert same_bits(run, whole)
+    for name, value in (("targets", 1 - targets[-1]), ("weights", 0)):
+        path = tmp_path / "examples" / f"{name}.npy"
+        content = path.read_bytes()
+        np.load(path, mmap_mode="r+")[-1] = value
+        with pytest.raises(ValueError, match=f"{name}.npy: expected examples as they were written, .* in row 63 "):
+            nnfx.stream(fit, tmp_path / "another", progress=False)(KEY, examples, learning_rate=0.1)
+        assert not (tmp_path / "another").exists()
+        path.write_bytes(content)
+
+
+def test_a_label_out_of_range_anywhere_is_refused_before_anything_is_written(tmp_path):
+    inputs, _ = problem(60)
+    fit = nnfx.fit(
+        nnfx.models.mlp((4,), outputs=3), nnfx.losses.categorical_cross_entropy, optax.sgd, epochs=2, batch_size=8
+    )
+    for wrong in (3, 7, -1):
+        targets = np.arange(60) % 3
+        targets[41] = wrong
+        examples = nnfx.data.store(
+            tmp_path / f"examples {wrong}", [(inputs[:30], targets[:30]), (inputs[30:], targets[30:])]
+        )
+        with pytest.raises(ValueError, match="targets: expected labels from 0 to 2, got labels from"):
+            nnfx.stream(fit, tmp_path / "run", progress=False)(KEY, examples, learning_rate=0.1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_first_batch_may_be_without_weight(tmp_path):
+    inputs, targets = problem(32)
+    weights = np.repeat([0.0, 1.0], 16)
+    examples = nnfx.data.store(tmp_path / "examples", [(inputs, targets, weights)])
+    fit = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=1, batch_size=16)
+    run = nnfx.stream(fit, tmp_path / "run", progress=False)(KEY, examples, learning_rate=0.1)
+    assert np.isfinite(run.history["train_loss"]).all()
 
 
 def start(folder, cache, *arguments, **environment):

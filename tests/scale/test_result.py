@@ -6,6 +6,7 @@ import optax
 import pytest
 
 import nnfx
+from nnfx.scale.result import Sweep
 
 KEY = jax.random.key(0)
 
@@ -56,3 +57,96 @@ def test_wrong_counts_and_columns_raise_a_clear_error(train, data):
         result.ensemble(3)
     with pytest.raises(ValueError, match="column: .*'valid_loss'"):
         result.sort("valid_los")
+
+
+def made(train, losses, reasons, seeds):
+    """Return a result by hand: as many points as losses a seed, their rates 0, 1, 2 …"""
+    width = len(losses) // seeds
+    rows = [
+        {
+            "member": number, "seed": number // width, "learning_rate": float(number % width), "epochs": 5,
+            "best_epoch": 5, "valid_loss": loss, "reason": reason,
+        }
+        for number, (loss, reason) in enumerate(zip(losses, reasons, strict=True))
+    ]  # fmt: skip
+    hyper = {"learning_rate": np.array([row["learning_rate"] for row in rows], np.float32)}
+    histories = {"valid_loss": np.array(losses)[:, None]}
+    preprocess = nnfx.data.Preprocess(np.full(len(rows), np.nan), np.zeros(len(rows)), np.ones(len(rows)), (), (2,))
+    variables = {"params": np.arange(len(rows))}
+    return Sweep(rows, train, variables, histories, hyper, preprocess, ("valid_loss", False)).sort("valid_loss")
+
+
+FINE, NAN = "last epoch", float("nan")
+
+
+def test_the_best_is_of_the_best_point_and_not_the_luckiest_seed(train):
+    #                     seed 0: points 0, 1, 2; seed 1
+    result = made(train, [1.0, 3.0, 0.1, 2.0, 2.0, 9.9], [FINE] * 6, seeds=2)
+    table = result.by_point()
+    assert [row["learning_rate"] for row in table.rows] == [0, 1, 2]
+    np.testing.assert_allclose([row["valid_loss"] for row in table.rows], [1.5, 2.5, 5.0])
+    np.testing.assert_allclose([row["standard_error"] for row in table.rows], [0.5, 0.5, 4.9])
+    assert [row["worst"] for row in table.rows] == [2.0, 3.0, 9.9]
+    assert [(row["runs"], row["failed"]) for row in table.rows] == [(2, 0)] * 3
+    assert result.rows[0]["member"] == 2, "the luckiest"
+    assert (result.best.row["member"], result.best.variables["params"]) == (0, 0)
+    assert str(table) in str(result)
+
+
+def test_the_largest_of_a_metric_may_be_the_best(train):
+    result = made(train, [1.0, 3.0, 0.1, 2.0, 2.0, 9.9], [FINE] * 6, seeds=2).sort("valid_loss", largest_first=True)
+    assert [row["learning_rate"] for row in result.by_point().rows] == [2, 1, 0]
+    assert [row["worst"] for row in result.by_point().rows] == [0.1, 2.0, 1.0]
+    assert result.best.row["member"] == 5
+    assert result.sort("learning_rate").best.row["member"] == 5, "sorted by what was given, points rank as before"
+
+
+@pytest.mark.parametrize("largest_first", [False, True])
+def test_what_failed_or_was_dropped_never_leads(train, largest_first):
+    losses = [NAN, 5.0, 0.0, -np.inf, np.inf, 4.0]
+    reasons = ["not finite", FINE, "dropped", "not finite", "not finite", FINE]
+    result = made(train, losses, reasons, seeds=1).sort("valid_loss", largest_first)
+    expected = [1, 5] if largest_first else [5, 1]
+    assert [row["member"] for row in result.rows][:3] == [*expected, 2]
+    assert result.best.row["member"] == expected[0]
+    assert [int(row["learning_rate"]) for row in result.by_point().rows][:2] == expected
+    assert result.by_point().rows[-1]["learning_rate"] == 2, "dropped"
+    with pytest.raises(ValueError, match="count: expected members with finite losses .* of which there are 3"):
+        result.ensemble(4)
+
+
+def test_points_of_which_more_runs_failed_rank_behind(train):
+    losses = [0.1, 3.0, NAN, NAN, 4.0, NAN]
+    reasons = [FINE, FINE, "not finite", "not finite", FINE, "not finite"]
+    table = made(train, losses, reasons, seeds=2).by_point()
+    assert [(row["learning_rate"], row["failed"]) for row in table.rows] == [(1, 0), (0, 1), (2, 2)]
+    assert table.rows[1]["valid_loss"] == 0.1
+    assert np.isnan([table.rows[1]["standard_error"], table.rows[2]["valid_loss"], table.rows[2]["worst"]]).all()
+
+
+def test_a_sweep_that_has_diverged_altogether_says_so(train, data):
+    result = nnfx.sweeps.sweep(train, data, key=KEY, seeds=2, learning_rate=[1e38, 3e38])
+    assert {row["reason"] for row in result.rows} == {"not finite"}
+    assert [row["failed"] for row in result.by_point().rows] == [2, 2]
+    with pytest.raises(ValueError, match="best: expected a member that ended with finite numbers, got none: all 4"):
+        result.best  # noqa: B018
+    with pytest.raises(ValueError, match="count: .*of which there are 0, got 1, among them those of number 0"):
+        result.ensemble(1)
+    assert "not finite" in str(result)
+
+
+def test_weights_that_are_not_finite_are_a_failure_as_well(data):
+    """The loss of an epoch is measured before its last update, which may be the one that ends in NaN."""
+
+    def late(learning_rate):
+        def update(updates, count, params=None):
+            factor = jax.numpy.where(count == 2, learning_rate * jax.numpy.inf, 0.0)
+            return jax.tree.map(lambda g: factor * g, updates), count + 1
+
+        return optax.GradientTransformation(lambda params: jax.numpy.zeros((), int), update)
+
+    whole = nnfx.data.Data(data.train, None, data.preprocess)
+    train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.binary_cross_entropy, late, epochs=3)
+    [row] = nnfx.sweeps.sweep(train, whole, key=KEY, learning_rate=1.0).rows
+    assert np.isfinite(row["train_loss"])
+    assert row["reason"] == "not finite"

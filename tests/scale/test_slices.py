@@ -63,19 +63,48 @@ def test_slices_together_are_the_table(shape):
     assert set(program.shapes) == {shape}, "slices of one shape need one program"
 
 
-@pytest.mark.parametrize(("devices", "memory"), [(jax.devices()[:1], 90_000), (jax.devices()[:2], 200_000)])
-def test_a_sweep_in_slices_has_the_members_of_the_whole(data, devices, memory):
+@pytest.fixture
+def asked(monkeypatch):
+    """What programs were asked to run, by shape, and the bytes that each needs."""
+    bytes_needed, asked = slices.Program.bytes_needed, []
+
+    def noted(program, members, groups, shared):
+        asked.append((jax.tree.leaves(members)[0].shape[:2], bytes_needed(program, members, groups, shared)))
+        return asked[-1][1]
+
+    monkeypatch.setattr(slices.Program, "bytes_needed", noted)
+    return asked
+
+
+def whole_and_sliced(asked, run):
+    """Run with as much memory as there is, and with what lies between that and what the smallest slice needs."""
+    whole = run(memory=None)
+    shape, most = asked[0]
+    with pytest.raises(MemoryError, match="memory: expected at least"):
+        run(memory=1)
+    least = asked[-1][1]
+    assert least < most
+    asked.clear()
+    sliced = run(memory=(least + most) // 2)
+    first = next(shape for shape, needed in asked if needed <= (least + most) // 2)
+    assert np.prod(first) < np.prod(shape), "it ran in slices"
+    return whole, sliced
+
+
+@pytest.mark.parametrize("devices", [jax.devices()[:1], jax.devices()[:2]], ids=len)
+def test_a_sweep_in_slices_has_the_members_of_the_whole(data, devices, asked):
     train = make(stop=nnfx.stopping.small_change)
     given = {"key": KEY, "seeds": 3, "learning_rate": RATES, "tolerance": 0.01, "devices": devices}
-    whole, sliced = sweep(train, data, **given), sweep(train, data, memory=memory, **given)
+    whole, sliced = whole_and_sliced(asked, lambda memory: sweep(train, data, memory=memory, **given))
     for name, values in whole.histories.items():
         np.testing.assert_allclose(sliced.histories[name], values, rtol=1e-4)
     assert [row["epochs"] for row in sliced.rows] == [row["epochs"] for row in whole.rows]
 
 
-def test_halving_in_slices_ranks_over_all_of_them(data):
+def test_halving_in_slices_ranks_over_all_of_them(data, asked):
+    train = make()
     given = {"key": KEY, "rungs": (2, 4), "seeds": 2, "learning_rate": RATES, "devices": jax.devices()[:1]}
-    whole, sliced = (successive_halving(make(), data, memory=memory, **given) for memory in (None, 90_000))
+    whole, sliced = whole_and_sliced(asked, lambda memory: successive_halving(train, data, memory=memory, **given))
     assert {r["member"]: r["epochs"] for r in whole.rows} == {r["member"]: r["epochs"] for r in sliced.rows}
 
 

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,7 @@ import optax
 import pytest
 
 import nnfx
-from nnfx.scale import programs, sweeps
+from nnfx.scale import sweeps
 from nnfx.scale.sweeps import successive_halving, sweep
 
 KEY = jax.random.key(0)
@@ -56,10 +58,12 @@ def test_members_trained_a_few_at_a_time_are_the_same(data, at_once, seeds):
 def test_large_members_are_trained_in_turn_unless_more_are_asked_for(data, monkeypatch):
     asked = []
     monkeypatch.setattr(sweeps, "is_large", lambda *asked_of: asked.append(asked_of) or True)
+    chosen, programs_of = [], sweeps.programs_of
+    monkeypatch.setattr(sweeps, "programs_of", lambda *of: chosen.append(of[-1]) or programs_of(*of))
     train, options = make(epochs=2), {"key": KEY, "learning_rate": [0.01, 0.1], "devices": ONE}
     sweep(train, data, **options)
     sweep(train, data, **options, at_once=2)
-    assert [at_once for _, _, at_once in programs._PROGRAMS[train]] == [1, 2]
+    assert chosen == [1, 2]
     [(fit, rows, hyper)] = asked
     assert fit is train
     assert rows.weights.shape == data.train.weights.shape
@@ -204,6 +208,52 @@ def test_a_budget_of_time_acts_on_each_member(data):
     assert short["epochs"] <= long["epochs"] < 10**6
 
 
+def test_seeds_alone_differ_where_no_number_is_swept(data):
+    train = make(functools.partial(optax.sgd, learning_rate=0.1), epochs=2)
+    result = sweep(train, data, key=KEY, seeds=3)
+    columns = ["member", "seed", "epochs", "best_epoch", "train_loss", "valid_loss", "reason"]
+    assert [list(row) for row in result.rows] == [columns] * 3
+    for row in result.rows:
+        history = result.histories["valid_loss"][row["member"]]
+        np.testing.assert_allclose(history, single(train, data, row).history["valid_loss"], rtol=1e-5)
+    [point] = result.by_point().rows
+    losses = [row["valid_loss"] for row in result.rows]
+    np.testing.assert_allclose(point["valid_loss"], np.mean(losses))
+    np.testing.assert_allclose(point["standard_error"], np.std(losses, ddof=1) / 3**0.5)
+    assert result.ensemble(3).predict(np.zeros((2, 2))).shape == (3, 2, 1)
+
+
+def test_points_may_come_in_any_form(data):
+    pandas, polars = pytest.importorskip("pandas"), pytest.importorskip("polars")
+    train, columns = make(epochs=1), {"learning_rate": [0.1, 0.3], "momentum": [0.0, 0.9]}
+    expected = sweep(train, data, key=KEY, points=columns)
+    forms = {
+        "pandas": {"points": pandas.DataFrame(columns)},
+        "polars": {"points": polars.DataFrame(columns)},
+        "dictionaries": {"points": [{"learning_rate": 0.1, "momentum": 0.0}, {"momentum": 0.9, "learning_rate": 0.3}]},
+        "arrays of JAX": {"points": {name: jnp.asarray(column) for name, column in columns.items()}},
+        "Series": {"points": {name: pandas.Series(column) for name, column in columns.items()}},
+    }
+    for options in forms.values():
+        assert sweep(train, data, key=KEY, **options).histories["valid_loss"].tobytes() == (
+            expected.histories["valid_loss"].tobytes()
+        )
+
+
+def test_ranges_are_drawn_from_as_many_times_as_points_are_asked_for(data):
+    ranges = {"learning_rate": sweeps.LogUniform(1e-3, 1.0), "momentum": sweeps.Uniform(0.1, 0.9)}
+    result = sweep(make(epochs=1), data, key=KEY, points=8, **ranges)
+    for name, (low, high) in ranges.items():
+        drawn = [row[name] for row in result.rows]
+        assert len(set(drawn)) == 8
+        assert low < min(drawn) < max(drawn) < high
+    again = sweep(make(epochs=1), data, key=KEY, points=8, learning_rate=ranges["learning_rate"], momentum=0.5)
+    assert {row["learning_rate"] for row in again.rows} == {row["learning_rate"] for row in result.rows}
+    assert {row["momentum"] for row in again.rows} == {0.5}
+    other = sweep(make(epochs=1), data, key=jax.random.key(7), points=8, **ranges)
+    assert not {row["momentum"] for row in other.rows} & {row["momentum"] for row in result.rows}
+
+
 WRONG = {
     "points of unequal lengths": (
         {"points": {"learning_rate": [1, 2], "momentum": [0.1]}},
@@ -211,7 +261,33 @@ WRONG = {
         "points: .*'momentum': 1",
     ),
     "points and values": ({"points": {"learning_rate": [1]}, "momentum": 0.1}, TypeError, "points: expected either"),
-    "nothing to sweep": ({}, ValueError, "points: expected at least one"),
+    "nothing to sweep": ({}, ValueError, "points: expected at least one hyper-parameter, got none, .* learning_rate"),
+    "a range without a number of points": (
+        {"learning_rate": sweeps.LogUniform(1e-3, 1)},
+        TypeError,
+        "learning_rate: expected numbers, .*points=20",
+    ),
+    "a range among points": (
+        {"points": {"learning_rate": sweeps.Uniform(0, 1)}},
+        TypeError,
+        "learning_rate: expected numbers, .*draw",
+    ),
+    "a number of points without a range": ({"points": 3, "learning_rate": 0.1}, TypeError, "points: expected ranges"),
+    "a range beside several numbers": (
+        {"points": 3, "learning_rate": sweeps.LogUniform(1e-3, 1), "momentum": [0.0, 0.9]},
+        ValueError,
+        r"momentum: expected a range or one number beside 3 points",
+    ),
+    "points that are a list of numbers": ({"points": [0.1, 0.2]}, TypeError, "points: expected numbers by hyper-"),
+    "points that are text": ({"points": "learning_rate"}, TypeError, "points: expected numbers by hyper-"),
+    "points of other names": (
+        {"points": [{"learning_rate": 1}, {"momentum": 1}]},
+        ValueError,
+        r"points\[1\]: .*learning_rate, got momentum",
+    ),
+    "numbers as text": ({"learning_rate": ["fast"]}, TypeError, "learning_rate: expected an array of real numbers"),
+    "devices that are a number": ({"learning_rate": 1, "devices": 2}, TypeError, "devices: expected a sequence.*got 2"),
+    "what is called is no function": ({"learning_rate": 1, "on_chunk": 3}, TypeError, "on_chunk: .*got 3"),
     "unknown number": ({"learning_rte": [1, 2]}, TypeError, r"learning_rte: .*'learning_rate'\?"),
     "a rate of zero among others": ({"learning_rate": [0.1, 0.0]}, ValueError, "learning_rate: .*above 0, got 0"),
     "a rate that is not a number": ({"learning_rate": [np.nan]}, ValueError, "learning_rate: expected finite"),
@@ -230,7 +306,20 @@ def test_wrong_input_raises_a_clear_error(data, name):
         sweep(make(), data, **{"key": KEY, **options})
 
 
+def test_what_is_swept_is_what_fit_returns(data):
+    train = make(epochs=1)
+    for each in (train(KEY, data, learning_rate=0.1), train.model, "train"):
+        with pytest.raises(TypeError, match="fit: expected what nnfx.fit returns, got"):
+            sweep(each, data, key=KEY, learning_rate=0.1)
+        with pytest.raises(TypeError, match="fit: expected what nnfx.fit returns, got"):
+            successive_halving(each, data, key=KEY, rungs=(1,), learning_rate=0.1)
+    with pytest.raises(TypeError, match="data: expected nnfx.data.Data"):
+        sweep(train, data.train, key=KEY, learning_rate=0.1)
+
+
 def test_wrong_folds_and_rungs(data):
+    with pytest.raises(TypeError, match="rungs: expected a sequence of epochs, such as .*, got 2"):
+        successive_halving(make(), data, key=KEY, rungs=2, learning_rate=[1, 2])
     whole = nnfx.data.Data(data.train, None, data.preprocess)
     with pytest.raises(ValueError, match="folds: expected 2 to 536"):
         sweep(make(), whole, key=KEY, folds=1000, learning_rate=1)

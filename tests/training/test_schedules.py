@@ -183,8 +183,61 @@ def test_reduce_on_plateau_equals_optax(numbers):
     theirs, their_states = scales(optax.contrib.reduce_on_plateau(**numbers))
     assert len(np.unique(theirs)) > 1  # the losses bring it to shrink
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    none_yet = their_states.best_value == jnp.inf  # ours is finite, so that `jax_debug_infs` finds nothing in it
+    assert (our_states.best_value[none_yet] == jnp.finfo(jnp.float32).max).all()
+    their_states = their_states._replace(best_value=jnp.where(none_yet, our_states.best_value, their_states.best_value))
     for mine, other in zip(our_states, their_states, strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-7)
+
+
+def torch_scales(losses, **numbers):
+    """What PyTorch's scheduler, whose patience is one less, makes of the losses."""
+    torch = pytest.importorskip("torch")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **numbers)
+    found = []
+    for loss in losses:
+        scheduler.step(loss)
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
+
+
+def by_rule(losses, factor, patience, rtol=0.0, atol=0.0):
+    """What the rule `best − rtol |best| − atol` makes of the losses, in float64."""
+    best, waited, scale, found = np.inf, 0, 1.0, []
+    for loss in losses:
+        improved = loss < (best if best == np.inf else best - rtol * abs(best) - atol)
+        best, waited = (loss, 0) if improved else (best, waited + 1)
+        if waited >= patience:
+            scale, waited = scale * factor, 0
+        found.append(scale)
+    return found
+
+
+SIGNS = {
+    "constant and negative": -np.ones(12),
+    "constant and zero": np.zeros(12),
+    "rising from below": -10 * (1 - 0.9e-2) ** np.arange(30),
+    "falling through zero": np.linspace(1, -1, 30) + 0.4 * np.sin(np.arange(30)),
+    "falling below zero": -1 - np.linspace(0, 1, 30) ** 0.3,
+}
+
+
+@pytest.mark.parametrize("name", SIGNS)
+def test_reduce_on_plateau_knows_the_sign_of_the_losses(name):
+    losses = SIGNS[name]
+    for options in ({"rtol": 0.01}, {"atol": 0.02}, {"rtol": 0.01, "atol": 0.02}):
+        transformation = schedules.reduce_on_plateau(factor=0.5, patience=3, **{"rtol": 0.0, **options})
+        state, found = transformation.init(jnp.zeros(1)), []
+        update = jax.jit(lambda state, loss, apply=transformation.update: apply(jnp.ones(1), state, value=loss)[1])
+        for loss in losses:
+            state = update(state, jnp.float32(loss))
+            found.append(float(state.scale))
+        np.testing.assert_allclose(found, by_rule(losses, 0.5, 3, **options))
+        if list(options) == ["atol"] or (list(options) == ["rtol"] and (losses > 0).all()):
+            kind = {"threshold": 0.02, "threshold_mode": "abs"}
+            np.testing.assert_allclose(found, torch_scales(losses, factor=0.5, patience=2, **kind))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
 def test_reduce_on_plateau_maps_over_every_number():
@@ -257,3 +310,65 @@ def test_reduce_on_plateau_asks_for_the_loss():
         transformation.update(jnp.ones(2), state)
     with pytest.raises(ValueError, match=r"^value: expected one number"):
         transformation.update(jnp.ones(2), state, value=jnp.ones(2))
+
+
+def test_a_staircase_goes_down_at_whole_multiples_exactly():
+    """All lengths up to 20,000, and all their multiples up to 100, by whole numbers on the host."""
+
+    @jax.jit
+    def stairs(length, step):
+        def one(length, step):
+            return -jnp.log2(schedules.exponential_decay(1.0, length, 0.5, staircase=True)(step))
+
+        return jax.vmap(one)(length, step)
+
+    for first in (1, 10_001):
+        length, times = (a.ravel() for a in np.meshgrid(np.arange(first, first + 10_000), np.arange(1, 101)))
+        for before in (0, 1):
+            step = length * times - before
+            expected = np.where((step == 0) | (length == 1), times - before, times - (before > 0))
+            np.testing.assert_array_equal(stairs(jnp.asarray(length), jnp.asarray(step)).round(), expected)
+            if first == 1:
+                as_floats = stairs(jnp.asarray(length, jnp.float32), jnp.asarray(step, jnp.float32))
+                np.testing.assert_array_equal(as_floats.round(), expected)
+
+
+@pytest.mark.parametrize("length", [41, np.int64(235), 391.0, np.float32(1563)])
+def test_a_staircase_of_fixed_length_compiled_and_not(length):
+    rate = schedules.exponential_decay(1.0, length, 0.5, staircase=True)
+    steps = (np.arange(1, 20) * int(length))[:, None] - np.array([[1, 0]])
+    expected = 0.5 ** (steps // int(length))
+    np.testing.assert_allclose(jax.jit(jax.vmap(jax.vmap(rate)))(jnp.asarray(steps)), expected, rtol=1e-6)
+    np.testing.assert_allclose([rate(step) for step in steps[0].tolist()], expected[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("total", [41, 83, 1563, 20_000])
+def test_schedules_meet_their_closed_forms_at_their_boundaries(total):
+    """The same in float64, at the first and the last step and beside them."""
+    steps = np.array([0, 1, total - 1, total, total + 1])
+    done = np.clip(steps / total, 0, 1)
+
+    def compiled(rate):
+        return np.asarray(jax.jit(jax.vmap(rate))(jnp.asarray(steps)))
+
+    for power in (0.5, 1.0, 3.0):
+        expected = 0.3 * np.clip((total - steps) / total, 0, 1) ** power
+        np.testing.assert_allclose(compiled(schedules.polynomial(0.3, 0.0, total, power)), expected, rtol=1e-6)
+    expected = np.where(steps <= total, 0.3 * done, 0.3)
+    np.testing.assert_allclose(
+        compiled(schedules.warmup_cosine(0.3, total, 2 * total, 0.1))[:4], expected[:4], rtol=1e-6
+    )
+    np.testing.assert_array_equal(compiled(schedules.warmup_cosine(0.3, 0, total, 0.1))[3:], np.float32(0.1))
+    cycle = compiled(schedules.one_cycle(0.3, 2 * total, 0.5))
+    assert cycle[3] == cycle.max() == np.float32(0.3)
+
+
+def test_a_warm_up_as_long_as_the_schedule():
+    with pytest.raises(ValueError, match="warmup_steps: expected a finite number at least 0 and below 5, got 5"):
+        schedules.warmup_cosine(1.0, warmup_steps=5, total_steps=5)
+
+    @jax.jit
+    def rates(warmup_steps):
+        return jax.vmap(schedules.warmup_cosine(1.0, warmup_steps, 5, 0.25))(jnp.arange(8))
+
+    np.testing.assert_allclose(rates(5.0), [0, 0.2, 0.4, 0.6, 0.8, 1, 0.25, 0.25], rtol=1e-6)

@@ -1,0 +1,97 @@
+"""What numbers a parameter takes, said at the parameter: `delta: Positive`.
+
+A function's own checks see concrete numbers alone. Within a run all numbers are traced, so that a run reads the bounds
+off the signatures of its parts and holds the numbers to them when it is called.
+"""
+
+import functools
+import inspect
+import types
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
+
+from jax.typing import ArrayLike
+
+from nnfx import checks
+
+__all__ = ["FREE", "AtLeastOne", "BelowOne", "Bounds", "Inside", "NonNegative", "Positive", "Share", "bounds_of"]
+
+
+class Bounds(NamedTuple):
+    """The range of a number, for `Annotated`; None leaves a side open.
+
+    >>> Bounds(above=0).check("delta", 0.0)
+    Traceback (most recent call last):
+      ...
+    ValueError: delta: expected a finite number above 0, got 0
+    """
+
+    above: float | None = None
+    minimum: float | None = None
+    below: float | None = None
+    maximum: float | None = None
+
+    def check(self, name: str, value: Any) -> None:
+        """Require one finite number within the bounds, where it is concrete."""
+        checks.number(name, value, **self._asdict())
+
+
+Positive = Annotated[ArrayLike, Bounds(above=0)]
+"""A number above 0."""
+NonNegative = Annotated[ArrayLike, Bounds(minimum=0)]
+"""A number of at least 0."""
+AtLeastOne = Annotated[ArrayLike, Bounds(minimum=1)]
+"""A number of at least 1."""
+Share = Annotated[ArrayLike, Bounds(minimum=0, maximum=1)]
+"""A number from 0 to 1."""
+BelowOne = Annotated[ArrayLike, Bounds(minimum=0, below=1)]
+"""A number from 0 to below 1."""
+Inside = Annotated[ArrayLike, Bounds(above=0, below=1)]
+"""A number between 0 and 1, neither of them."""
+
+FREE = Bounds()
+"""Any finite number."""
+_OF_OPTAX = {
+    "learning_rate": Bounds(above=0),
+    "momentum": Bounds(minimum=0, below=1),
+    "weight_decay": Bounds(minimum=0),
+    "delta": Bounds(above=0),
+}
+"""The bounds of parameters of Optax's functions, whose signatures do not say them."""
+
+
+def bounds_of(function: Callable[..., Any], name: str) -> Bounds:
+    """Return the bounds of a parameter: those of its annotation, or of Optax's functions those known by name.
+
+    What wraps a function and names the parameter itself has a parameter of its own, and no bounds; what hands
+    everything on has those of the function within.
+
+    Args:
+        function: perhaps a `functools.partial`, or decorated.
+        name: of the parameter.
+
+    Example:
+        >>> def loss(outputs, targets, delta: Positive): ...
+        >>> bounds_of(functools.partial(loss, targets=None), "delta")
+        Bounds(above=0, minimum=None, below=None, maximum=None)
+    """
+    while True:
+        if isinstance(function, functools.partial):
+            function = function.func
+        elif hasattr(function, "__wrapped__"):
+            # decorators copy annotations as well, so that they tell nothing of the wrapper's own parameters
+            if isinstance(function, types.FunctionType) and name in _own_names(function):
+                return FREE
+            function = function.__wrapped__
+        else:
+            break
+    if str(getattr(function, "__module__", "")).partition(".")[0] == "optax":
+        return _OF_OPTAX.get(name, FREE)
+    parameter = inspect.signature(function).parameters.get(name)
+    metadata = getattr(None if parameter is None else parameter.annotation, "__metadata__", ())
+    return next((each for each in metadata if isinstance(each, Bounds)), FREE)
+
+
+def _own_names(function: types.FunctionType) -> tuple[str, ...]:
+    code = function.__code__
+    return code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]

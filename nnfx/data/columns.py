@@ -1,0 +1,195 @@
+"""The files of stored examples: one of NumPy's own for each array, with a checksum for the bytes of every row."""
+
+import functools
+import hashlib
+import io
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+__all__ = ["NAMES", "Column", "Moments", "checksums", "mapped", "spans"]
+
+NAMES = ("inputs", "targets", "weights")
+"""The arrays of examples; checksums have a column for each."""
+
+_BLOCK = 1 << 24
+"""About how many bytes are read at a time, where all rows are."""
+
+
+def checksums(rows: np.ndarray) -> np.ndarray:
+    """Return a checksum of the bytes of each row.
+
+    The bytes of a row are 32-bit numbers `b_i` (filled up with zeros), and its checksum is `Σ m_i b_i` modulo 2⁶⁴ with
+    fixed odd multipliers `m_i` that look random. Any change within one of the numbers changes the checksum, since odd
+    multipliers can be divided by; other changes are missed with a chance of 2⁻³² at most.
+
+    Args:
+        rows: `(rows, ...)`.
+
+    Returns:
+        uint64 `(rows,)`.
+
+    Example:
+        >>> first, second = checksums(np.array([[1.0, 2.0], [1.0, 2.0]]))
+        >>> bool(first == second), bool(first == checksums(np.array([[2.0, 1.0]]))[0])
+        (True, False)
+
+    References:
+        Lemire and Kaser, *Strongly universal string hashing is fast*, The Computer Journal 2014, the multilinear hash.
+    """
+    content = np.ascontiguousarray(rows).reshape(len(rows), -1).view(np.uint8)
+    if spare := -content.shape[1] % 4:
+        content = np.pad(content, ((0, 0), (0, spare)))
+    words = content.view("<u4")
+    return np.einsum("ij,j->i", words, _multipliers(words.shape[1]), dtype=np.uint64)
+
+
+@functools.lru_cache(maxsize=8)
+def _multipliers(count: int) -> np.ndarray:
+    """Return odd 64-bit numbers: those of the generator SplitMix64, the same on every machine and release."""
+    mixed = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (mixed ^ (mixed >> np.uint64(31))) | np.uint64(1)
+
+
+def spans(array: np.ndarray) -> Iterator[slice]:
+    """Cover the rows of an array by slices of some megabytes each."""
+    size = max(1, array.dtype.itemsize * math.prod(array.shape[1:]))
+    rows = max(1, _BLOCK // size)
+    return (slice(start, start + rows) for start in range(0, len(array), rows))
+
+
+class Column:
+    """One of the files while it is written: rows are appended.
+
+    Args:
+        name: of the array.
+        file: open for writing.
+    """
+
+    def __init__(self, name: str, file: BinaryIO) -> None:
+        self.name, self._file = name, file
+        self._hash = hashlib.sha256()
+        self._rows = 0
+        self._like = np.zeros(0)
+
+    def append(self, label: str, array: np.ndarray) -> None:
+        """Write further rows, like those before.
+
+        Raises:
+            ValueError: for rows of another dtype or shape.
+        """
+        if not self._rows:
+            self._like = array[:0]
+            self._file.write(self._header())
+        if (array.dtype, array.shape[1:]) != (self._like.dtype, self._like.shape[1:]):
+            wanted = f"{self._like.dtype}{list(self._like.shape[1:])}"
+            got = f"{array.dtype}{list(array.shape[1:])}"
+            raise ValueError(f"{label}: expected rows of {wanted} as before, got {got}")
+        content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        self._file.write(content)
+        self._hash.update(content)
+        self._rows += len(array)
+
+    def finish(self) -> dict[str, str]:
+        """Have the file on the disk, and return what tells it from others, for `mapped`."""
+        header = self._header()
+        self._file.seek(0)
+        self._file.write(header)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        shape = ",".join(map(str, (self._rows, *self._like.shape[1:])))
+        return {
+            "array": f"{self._like.dtype}[{shape}] {self._hash.hexdigest()[:16]}",
+            "header": f"{len(header)} bytes {_checksum(header)}",
+        }
+
+    def _header(self) -> bytes:
+        """Return what NumPy writes before an array; it leaves room for more rows."""
+        described = np.lib.format.header_data_from_array_1_0(self._like)
+        described["shape"] = (self._rows, *self._like.shape[1:])
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, described)
+        return header.getvalue()
+
+
+def mapped(path: Path, written: dict[str, str]) -> Any:
+    """Map a file into memory, once its header and its size are found as they were written.
+
+    Args:
+        path: of the file.
+        written: what `Column.finish` has returned.
+
+    Raises:
+        OSError: for a file that cannot be read.
+        ValueError: for another file; the error names it.
+    """
+    wanted = written["array"].split()[0]
+    dtype, _, sizes = wanted.removesuffix("]").partition("[")
+    shape = tuple(map(int, sizes.split(",")))
+    length, _, header = written["header"].partition(" bytes ")
+    offset = int(length)
+    size = offset + np.dtype(dtype).itemsize * math.prod(shape)
+    if not path.is_file():
+        raise ValueError(f"{path}: expected {wanted} as written, got no file")
+    if (found := path.stat().st_size) != size:
+        raise ValueError(f"{path}: expected {wanted} as written, got {found} bytes in place of {size}")
+    with path.open("rb") as file:
+        if _checksum(file.read(offset)) != header:
+            raise ValueError(f"{path}: expected {wanted} as written, got a file with another header")
+    return np.memmap(path, dtype, "r", offset, shape)
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+class Moments:
+    """The mean and spread of each feature over parts, and the most that rounding has taken from it.
+
+    Args:
+        name: of the array.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._rows = 0
+        self._mean: Any = 0.0
+        self._squares: Any = 0.0
+        self._lost: Any = 0.0
+
+    def add(self, given: np.ndarray, kept: np.ndarray) -> None:
+        """Take further rows as they were given, and as they are kept."""
+        if given.dtype != np.float64 or kept.dtype == np.float64:
+            return  # nothing is lost
+        rows = self._rows + len(given)
+        mean = given.mean(0)
+        shift = mean - self._mean
+        self._squares = self._squares + ((given - mean) ** 2).sum(0) + shift**2 * (self._rows * len(given) / rows)
+        self._mean = self._mean + shift * (len(given) / rows)
+        self._lost = np.maximum(self._lost, np.abs(given - kept).max(0))
+        self._rows = rows
+
+    def require_resolution(self, label: str) -> None:
+        """Raise on features whose spread is lost in rounding: more than a hundredth of their standard deviation.
+
+        Raises:
+            ValueError: for such features; the error names the first.
+        """
+        if not self._rows:
+            return
+        spread = np.sqrt(self._squares / self._rows)
+        # a constant is as good as it was
+        is_lost = (self._lost > spread / 100) & (spread > 1e-12 * np.abs(self._mean))
+        if is_lost.any():
+            first = np.unravel_index(int(np.argmax(is_lost)), is_lost.shape)
+            place = f" of feature {', '.join(map(str, first))}" if first else ""
+            raise ValueError(
+                f"{label}.{self._name}: expected numbers that float32 can tell apart, got a spread{place} of"
+                f" {spread[first]:.3g} around {np.asarray(self._mean)[first]:.6g}; subtract an offset first"
+            )

@@ -1,0 +1,142 @@
+"""Folds: the same rows standardised and filled anew, as each of several parts is held out in turn.
+
+Data that are ready for training have been standardised and filled by all of their rows. What a fold trains on may know
+of its own rows alone, so that its medians, means and scales are measured again, in float64 on the host.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnfx.data.preprocess import Preprocess
+from nnfx.types import Array, Batch
+
+__all__ = ["Folds"]
+
+_ABSENT = 2.0**127
+"""A scale that leaves nothing of a column that its fold's own rows say nothing of."""
+
+
+class Folds(NamedTuple):
+    """How the rows of data are parted, and what brings prepared inputs to those of each fold.
+
+    Attributes:
+        of_row: which fold holds out each row, `(rows,)`.
+        preprocess: the map from raw features of each fold, `(folds, ...)`.
+        change: what is subtracted from prepared inputs, what they are divided by then, and what takes the place of
+            missing values before, `(folds, 1, ...)` each; None where nothing was standardised or filled.
+    """
+
+    of_row: Array
+    preprocess: Preprocess
+    change: tuple[Array, Array, Array | None] | None
+
+    @classmethod
+    def of(cls, data: Batch, preprocess: Preprocess, of_row: Array, count: int) -> "Folds":
+        """Measure what each fold trains on.
+
+        Rows without weight are not measured. A feature that a fold does not know, and an indicator that its rows never
+        set, are zero in all of it.
+
+        Args:
+            data: prepared, none of it held out.
+            preprocess: that prepared it.
+            of_row: which fold holds out each row, `(rows,)`.
+            count: of folds.
+
+        Raises:
+            ValueError: for features whose spread in a fold is lost in the rounding of the prepared inputs.
+        """
+        if not preprocess.mean.ndim and not preprocess.fills:
+            stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * count), preprocess)
+            return cls(of_row, stacked, None)
+        inputs, fold_of_row = np.asarray(data.inputs), np.asarray(of_row)
+        measured = np.asarray(data.weights) > 0
+        mean, scale = (np.broadcast_to(each, _shape(preprocess, inputs)) for each in preprocess.moments)
+        missing = _missing(inputs, preprocess)
+        changes, maps = [], []
+        for fold in range(count):
+            rows = measured & (fold_of_row != fold)
+            shift, ratio, fill = _measure(inputs, rows, missing, preprocess, scale)
+            changes.append((shift, ratio, fill))
+            features = None if fill is None else fill.shape[1]
+            maps.append(
+                Preprocess.of(
+                    None if fill is None else mean[:, :features] + scale[:, :features] * fill,
+                    mean + scale * shift,
+                    np.where(ratio == _ABSENT, _ABSENT, scale * ratio),
+                    preprocess.indicators,
+                    preprocess.shape,
+                    preprocess.mean.dtype,
+                    features=preprocess.features,
+                    keep_integers=preprocess.keep_integers,
+                )
+            )
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *maps)
+        shift, ratio, fill = (
+            None if parts[0] is None else jnp.asarray(np.stack(parts), inputs.dtype)
+            for parts in zip(*changes, strict=True)
+        )
+        return cls(of_row, stacked, (shift, ratio, fill))
+
+    def inputs(self, inputs: Array, preprocess: Preprocess, fold: Array) -> Array:
+        """Return prepared inputs as a fold has them; pure, and the fold may be traced."""
+        if self.change is None:
+            return inputs
+        shift, ratio, fill = self.change
+        if fill is not None and preprocess.indicators:
+            at = jnp.array(preprocess.indicators)
+            is_missing = inputs[:, fill.shape[2] :] > 0
+            inputs = inputs.at[:, at].set(jnp.where(is_missing, fill[fold][:, at], inputs[:, at]))
+        return (inputs - shift[fold]) / ratio[fold]
+
+
+def _shape(preprocess: Preprocess, inputs: np.ndarray) -> tuple[int, ...]:
+    """Return the shape of the statistics, scalars being those of every feature."""
+    return preprocess.mean.shape if preprocess.mean.ndim else (1, *inputs.shape[1:])
+
+
+def _missing(inputs: np.ndarray, preprocess: Preprocess) -> np.ndarray:
+    """Return where values were filled in, `(rows, indicators)`, as the indicators tell."""
+    if not preprocess.indicators:
+        return np.zeros((len(inputs), 0), bool)
+    return inputs[:, -len(preprocess.indicators) :] > 0  # 0 and 1, moved by a mean in between
+
+
+def _measure(
+    inputs: np.ndarray, rows: np.ndarray, missing: np.ndarray, preprocess: Preprocess, scale_of_all: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return the mean, the scale and the medians of some rows, in units of the prepared inputs."""
+    shape = _shape(preprocess, inputs)
+    x = inputs[rows].astype(np.float64)
+    unknown = np.zeros(shape, bool)
+    fill = None
+    if preprocess.fills:
+        at = list(preprocess.indicators)
+        count = inputs.shape[1] - len(at)
+        fill = np.median(x[:, :count], axis=0, keepdims=True) if len(x) else np.zeros((1, count))
+        for column, lost in zip(at, missing[rows].T, strict=True):
+            known = x[~lost, column]
+            fill[0, column] = np.median(known) if len(known) else 0.0
+            unknown[0, column] = not len(known)
+            x[lost, column] = fill[0, column]
+        unknown[0, count:] = ~missing[rows].any(0)
+    if not preprocess.mean.ndim:
+        return np.zeros(shape), np.where(unknown, _ABSENT, 1.0), fill
+    if not len(x):
+        return np.zeros(shape), np.ones(shape), fill
+    pooled = (0, *(i for i in range(1, x.ndim) if shape[i] == 1 != inputs.shape[i]))
+    mean, scale = x.mean(pooled, keepdims=True), x.std(pooled, keepdims=True)
+    step = np.abs(x).max(pooled, keepdims=True) * float(np.finfo(inputs.dtype).eps)  # in which the inputs were rounded
+    is_constant = scale <= 1e-12 * np.abs(mean)
+    is_lost = ~is_constant & (step > 1e-2 * scale)
+    if is_lost.any():
+        at = int(is_lost.reshape(shape[1], -1).any(1).argmax())
+        name = preprocess.features[at] if at < len(preprocess.features) else f"x{at}"
+        raise ValueError(
+            f"folds: expected features that {inputs.dtype} can tell apart in the rows of each fold, got {name!r}, whose"
+            " largest values lie in one fold; take its logarithm, or clip it, first"
+        )
+    return mean, np.where(unknown, _ABSENT, np.where(is_constant, 1 / scale_of_all, scale)), fill

@@ -1,0 +1,81 @@
+"""Gaps in time series, and what to put there."""
+
+from typing import Any
+
+import numpy as np
+
+__all__ = ["carried", "filled"]
+
+_AT_MOST = 10
+"""How many times as many rows there may be afterwards: more are rather a wrong date than a gap."""
+
+
+def filled(name: str, times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Insert the times that are missing, with values of NaN.
+
+    The usual step is the median of all. Of days with the same date in their month, such as the first, months are
+    counted; and of more than two weeks without a Saturday or Sunday, the days from Monday to Friday.
+
+    Args:
+        name: what errors call the times.
+        times: datetime64 `(time,)`, ascending.
+        values: float64 `(time, channels)`.
+
+    Returns:
+        All times, their values, and which of them were inserted, `(time,)`.
+
+    Raises:
+        ValueError: for times that are not whole steps from the first, or gaps of more than ten times as many rows.
+
+    Example:
+        >>> times = np.array(["2026-01", "2026-02", "2026-04", "2026-05"], "datetime64")
+        >>> times, values, is_inserted = filled("times", times, np.arange(4.0)[:, None])
+        >>> values.ravel(), is_inserted.tolist()
+        (array([ 0.,  1., nan,  2.,  3.]), [False, False, True, False, False])
+    """
+    counts, of_counts = _counted(times)
+    steps = np.diff(counts)
+    usual = int(np.sort(steps)[(len(steps) - 1) // 2])
+    places, rest = np.divmod(counts - counts[0], usual)
+    if rest.any():
+        first = int(np.argmax(rest != 0))
+        raise ValueError(f"{name}: expected whole steps to fill gaps with, got {times[first]} between two of them")
+    rows = int(places[-1]) + 1
+    if rows > _AT_MOST * len(times):
+        raise ValueError(f"{name}: expected gaps of at most {_AT_MOST} times as many rows, got {rows} for {len(times)}")
+    whole = np.full((rows, *values.shape[1:]), np.nan)
+    whole[places] = values
+    is_inserted = np.ones(rows, bool)
+    is_inserted[places] = False
+    return of_counts(counts[0] + usual * np.arange(rows)), whole, is_inserted
+
+
+def _counted(times: np.ndarray) -> tuple[np.ndarray, Any]:
+    """Return times as whole numbers that regular times have the same steps between, and the way back."""
+    unit = np.datetime_data(times.dtype)[0]
+    if unit not in ("Y", "M", "W"):
+        months, days = times.astype("datetime64[M]"), times.astype("datetime64[D]")
+        within = times - months
+        if (np.diff(months.astype(int)) > 0).all() and (within == within[0]).all():
+            return months.astype(
+                np.int64
+            ), lambda counts: counts.astype("datetime64[M]").astype(times.dtype) + within[0]
+        of_day = times - days
+        span = (days[-1] - days[0]).astype(int)
+        if (of_day == of_day[0]).all() and np.is_busday(days).all() and span > 14:
+            return np.busday_count("1970-01-01", days), lambda counts: _weekdays(counts, times.dtype) + of_day[0]
+    return times.astype(np.int64), lambda counts: counts.astype(times.dtype)
+
+
+def _weekdays(counts: np.ndarray, dtype: Any) -> np.ndarray:
+    return np.busday_offset("1970-01-01", counts, roll="forward").astype(dtype)
+
+
+def carried(values: np.ndarray, is_missing: np.ndarray) -> np.ndarray:
+    """Carry values forward in time to where they are missing; those before the first stay as they are.
+
+    >>> carried(np.array([[1.0], [0.0], [3.0]]), np.array([[False], [True], [False]])).ravel()
+    array([1., 1., 3.])
+    """
+    rows = np.where(is_missing, 0, np.arange(len(values))[:, None])
+    return np.take_along_axis(values, np.maximum.accumulate(rows), axis=0)

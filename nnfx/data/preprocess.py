@@ -1,0 +1,279 @@
+"""The map from raw features to those that a model is trained on."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnfx import checks
+from nnfx.arrays import as_numpy, column_names, is_exact, to_device
+from nnfx.types import Array
+
+__all__ = ["Preprocess", "each"]
+
+_NUMBERS_AT_ONCE = 2**17
+"""Few enough to stay in a cache."""
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["median", "mean", "scale", "remainder"],
+    meta_fields=["indicators", "shape", "features", "keep_integers"],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Preprocess:
+    """The map from raw features to those a model is trained on, fixed by the training part alone.
+
+    Missing values (NaN) become the median, an indicator is appended for each feature in `indicators`, and
+    the result is standardised: `(x − mean) / scale`. Of concrete inputs this is computed as it was of the training
+    data, in float64 on the host where it was there, so that raw training rows become the prepared ones to the last bit.
+
+    Attributes:
+        median: `(1, features)`; None where nothing is filled, for which a scalar NaN stands as well.
+        mean: `(1, features + indicators)`, or a scalar zero where nothing is standardised.
+        scale: like `mean`; the standard deviation, and 1 for a constant feature.
+        indicators: the positions of the features with an indicator of being missing.
+        shape: that of a raw example.
+        features: the names of the raw features, by which the columns of a frame are found; none where they have none.
+        keep_integers: whether integers stay integers, as tokens do; None for those `(batch, n)` that are left as they
+            are.
+        remainder: what rounding left of the mean and the scale, to be added to them; None for nothing.
+    """
+
+    median: Array | None
+    mean: Array
+    scale: Array
+    indicators: tuple[int, ...]
+    shape: tuple[int, ...]
+    features: tuple[str, ...] = ()
+    keep_integers: bool | None = None
+    remainder: tuple[Array, Array] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        median: np.ndarray | None,
+        mean: np.ndarray,
+        scale: np.ndarray,
+        indicators: tuple[int, ...],
+        shape: tuple[int, ...],
+        dtype: Any,
+        **names: Any,
+    ) -> "Preprocess":
+        """Make the map of numbers in float64, each held as two numbers of a dtype whose sum it is."""
+        (mean, mean_rest), (scale, scale_rest) = _halves(mean, dtype), _halves(scale, dtype)
+        is_exact = not (mean_rest.any() or scale_rest.any())
+        return cls(
+            None if median is None else jnp.asarray(median, dtype),
+            jnp.asarray(mean),
+            jnp.asarray(scale),
+            indicators,
+            shape,
+            remainder=None if is_exact and not mean.ndim else (jnp.asarray(mean_rest), jnp.asarray(scale_rest)),
+            **names,
+        )
+
+    @property
+    def fills(self) -> bool:
+        """Whether missing values are filled."""
+        return self.median is not None and np.ndim(self.median) > 0
+
+    @property
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """The mean and the scale in float64, on the host."""
+        mean, scale = np.asarray(self.mean, np.float64), np.asarray(self.scale, np.float64)
+        if self.remainder is None:
+            return mean, scale
+        return mean + np.asarray(self.remainder[0], np.float64), scale + np.asarray(self.remainder[1], np.float64)
+
+    def __call__(self, inputs: Any) -> Array:
+        """Return raw inputs `(batch, features)` as the model wants them, `(batch, features + indicators)`.
+
+        Args:
+            inputs: an array, a list, a tensor, or a frame whose columns are put in the order of `features`.
+
+        Raises:
+            TypeError: for inputs that are not of real numbers.
+            ValueError: for another number of features, columns of other names, or concrete values that are infinite,
+                missing where nothing is filled, or no integers where integers are kept.
+        """
+        x = _looked_up(inputs, self.features)
+        if not _stays(x):
+            x = as_numpy("inputs", x, masked_as_nan=True)
+        checks.numeric("inputs", x)
+        if x.shape[1:] != self.shape or x.ndim == 0:
+            expected = ", ".join(["batch", *map(str, self.shape)])
+            raise ValueError(f"inputs: expected raw features ({expected}), got {checks.describe(x)}")
+        if self._keeps(x.dtype):
+            return _as_integers(x)
+        loses_nothing = self.remainder is None and is_exact(x.dtype, self.mean.dtype)  # on the device, as images
+        on_host = isinstance(x, np.ndarray) and _is_local(self) and not loses_nothing
+        return jnp.asarray(self._on_host(x)) if on_host else self._on_device(x)
+
+    def _keeps(self, dtype: Any) -> bool:
+        """Say whether inputs of a dtype go to the model as integers."""
+        if self.keep_integers is not None:
+            return self.keep_integers
+        if not jnp.issubdtype(dtype, np.integer) or len(self.shape) != 1 or np.ndim(self.mean) or np.ndim(self.scale):
+            return False
+        return _is_local(self) and float(self.mean) == 0 and float(self.scale) == 1
+
+    def _on_host(self, x: np.ndarray) -> np.ndarray:
+        """Compute in float64, some rows at a time, and round once."""
+        dtype = self._dtype(x.dtype)
+        mean, scale = self.moments
+        median = None if not self.fills else np.asarray(self.median, np.float64)
+        features = x.shape[1:] if not self.indicators else (x.shape[1] + len(self.indicators),)
+        prepared = np.empty((len(x), *features), dtype)
+        may_miss = jnp.issubdtype(x.dtype, np.floating)
+        at_once = max(1, _NUMBERS_AT_ONCE // max(1, prepared[:1].size))
+        for i in range(0, len(x), at_once):
+            raw = x[i : i + at_once].astype(np.float64)
+            if may_miss and (missing := np.isnan(raw)).any() and median is not None:
+                raw = np.where(missing, median, raw)
+            if may_miss and not np.isfinite(raw).all():
+                checks.finite("inputs", x if median is None else np.where(np.isnan(x), median, x))
+            if self.indicators:
+                flags = missing[:, self.indicators] if may_miss else np.zeros((len(raw), len(self.indicators)))
+                raw = np.concatenate([raw, flags], axis=1)
+            raw -= mean
+            raw /= scale
+            with np.errstate(over="ignore"):
+                prepared[i : i + at_once] = raw
+        if not np.isfinite(prepared).all():
+            raise ValueError(f"inputs: expected numbers that {dtype} can hold once they are prepared, got larger ones")
+        return prepared
+
+    def _on_device(self, x: Any) -> Array:
+        """Compute in the precision of the device, for what is traced or spread over devices."""
+        if isinstance(x, np.ndarray) and not jnp.issubdtype(x.dtype, np.floating):
+            x = x.astype(self.mean.dtype)  # before JAX narrows whole numbers to 32 bits
+        x = jnp.asarray(x).astype(self._dtype(x.dtype))
+        missing = jnp.isnan(x)
+        if self.fills:
+            x = jnp.where(missing, jnp.asarray(self.median, x.dtype), x)
+        checks.finite("inputs", x)
+        if self.indicators:
+            x = jnp.concatenate([x, missing[:, jnp.array(self.indicators)].astype(x.dtype)], axis=1)
+        centred = x - self.mean.astype(x.dtype)
+        if self.remainder is not None:
+            centred = centred - self.remainder[0].astype(x.dtype)
+        return centred / self.scale.astype(x.dtype)
+
+    def _dtype(self, given: Any) -> Any:
+        """Return the dtype of prepared inputs: that of the map, or a higher one that inputs have."""
+        own = self.mean.dtype
+        return (
+            jnp.promote_types(jax.dtypes.canonicalize_dtype(given), own) if jnp.issubdtype(given, np.floating) else own
+        )
+
+    def raw_units(self, kernel: Array, bias: Array) -> tuple[Array, Array]:
+        """Return the weights and bias of the same affine map, but on raw features.
+
+        `W (x − mean) / scale + b = W' x + b'` with `W' = W / scale` and `b' = b − W' mean`.
+
+        Args:
+            kernel: W, `(features, outputs)`.
+            bias: b, `(outputs,)`.
+        """
+        raw = kernel / jnp.broadcast_to(self.scale.reshape(-1, 1), kernel.shape)
+        mean = jnp.broadcast_to(self.mean.reshape(-1, 1), kernel.shape)
+        return raw, bias - (raw * mean).sum(0)
+
+
+def each(stacked: Preprocess, inputs: Any) -> Array:
+    """Return raw inputs as each of several maps prepares them, `(maps, batch, ...)`.
+
+    Args:
+        stacked: the maps, with a first axis in every array.
+        inputs: raw, as for one map.
+    """
+    leaves, tree = jax.tree.flatten(stacked)
+    if not _is_local(stacked):
+        return jax.vmap(lambda preprocess: preprocess(inputs))(stacked)
+    leaves = [np.asarray(leaf) for leaf in leaves]
+    prepared: dict[bytes, Array] = {}
+    maps = []
+    for i in range(len(leaves[0])):
+        own = b"".join(leaf[i].tobytes() for leaf in leaves)
+        if own not in prepared:
+            prepared[own] = jax.tree.unflatten(tree, [leaf[i] for leaf in leaves])(inputs)
+        maps.append(prepared[own])
+    return jnp.stack(maps)
+
+
+def _halves(numbers: np.ndarray, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return numbers rounded to a dtype, and what is left of them in the same dtype."""
+    rounded = numbers.astype(dtype)
+    return rounded, (numbers - rounded.astype(np.float64)).astype(dtype)
+
+
+def _stays(inputs: Any) -> bool:
+    """Say whether inputs are an array that lies on devices and had better be left there."""
+    if not isinstance(inputs, jax.Array) or isinstance(inputs, jax.core.Tracer):
+        return False
+    is_key = jnp.issubdtype(inputs.dtype, jax.dtypes.prng_key)
+    return not is_key and not (inputs.is_fully_addressable and _is_on_cpu(inputs))
+
+
+def _is_on_cpu(array: jax.Array) -> bool:
+    return {device.platform for device in array.devices()} == {"cpu"}
+
+
+def _is_local(tree: Any) -> bool:
+    """Say whether every array of a tree can be looked at by this process."""
+    return checks.is_concrete(tree) and all(
+        getattr(leaf, "is_fully_addressable", True) for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _as_integers(x: Any) -> Array:
+    """Return tokens in the integers of the device."""
+    if isinstance(x, np.ndarray):
+        return to_device("inputs", x, int)
+    return x if jnp.issubdtype(x.dtype, np.integer) else x.astype(int)
+
+
+def _looked_up(inputs: Any, features: tuple[str, ...]) -> Any:
+    """Return a frame's columns in the order of the features; anything without names as it is."""
+    inputs = as_columns(inputs)
+    names = frame_names(inputs)
+    if names is None or not features or names == features:
+        return inputs
+    ours, theirs = set(features), set(names)
+    problems = {
+        "without": [name for name in features if name not in theirs],
+        "with": [name for name in names if name not in ours],
+        "twice": repeated(names),
+    }
+    if any(problems.values()):
+        got = " and ".join(
+            f"{problem} {', '.join(map(repr, which[:5]))}{', …' if len(which) > 5 else ''}"
+            for problem, which in problems.items()
+            if which
+        )
+        raise ValueError(f"inputs: expected the {len(features)} columns trained on, got columns {got}")
+    places = {name: i for i, name in enumerate(names)}
+    order = [places[name] for name in features]
+    return inputs.iloc[:, order] if hasattr(inputs, "iloc") else inputs[:, order]
+
+
+def as_columns(inputs: Any) -> Any:
+    """Return a Series of pandas or polars as a frame of one column; anything else as it is."""
+    return inputs.to_frame() if getattr(inputs, "ndim", 1) == 1 and hasattr(inputs, "to_frame") else inputs
+
+
+def frame_names(inputs: Any) -> tuple[str, ...] | None:
+    """Return the names of a frame's columns; None for those that are only numbered, and for anything but a frame."""
+    names = column_names(inputs)
+    return None if names is None or names in (tuple(map(str, range(len(names)))), ("",)) else names
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """Return the names that come again."""
+    return [name for name, count in Counter(names).items() if count > 1]

@@ -1,0 +1,317 @@
+"""Files of time series: tables of text with one series a column, or one a line."""
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from nnfx import checks
+from nnfx.data.formats import Source, reading_text
+from nnfx.data.gaps import carried, filled
+from nnfx.data.tables import Dialect, Lines, is_no_name, numbers, times
+from nnfx.data.times import irregularity
+
+__all__ = ["Series", "read_series", "read_series_rows"]
+
+Missing = Literal["error", "nan", "previous"]
+Gaps = Literal["error", "keep", "nan", "previous"]
+
+
+class Series(NamedTuple):
+    """Series at common times, on the host; `nnfx.forecasting.windows` cuts their values into examples.
+
+    Attributes:
+        values: float64 `(time, channels)`, in the order of time.
+        names: of the channels.
+        times: datetime64 `(time,)`, ascending; None where they are not known.
+        period: how many steps make a season; 1 where none is known.
+    """
+
+    values: np.ndarray
+    names: tuple[str, ...]
+    times: np.ndarray | None
+    period: int
+
+
+def read_series(
+    source: Source,
+    *,
+    time: str | None = None,
+    names: Sequence[str] | None = None,
+    period: int = 1,
+    heading: bool | None = None,
+    delimiter: str | None = None,
+    decimal: str = ".",
+    comment: str | None = None,
+    encoding: str = "utf-8",
+    missing: Missing = "error",
+    gaps: Gaps = "error",
+) -> Series:
+    r"""Read a table of text with one series a column and one time a line, such as a CSV file.
+
+    A first column without a name that counts the lines, as pandas writes it, is left out, and so is a last one without
+    a name that has nothing in it.
+
+    Args:
+        source: the file, by its path or as its bytes, plain or packed by gzip.
+        time: the name of the column of times, in ISO 8601, such as 1949-01 or 2016-07-01 13:00:00; `""` for a first
+            column without a name; None for no such. Times with `Z` or an offset from UTC become UTC.
+        names: of all columns, for a file whose first line does not name them.
+        period: how many steps make a season, to be kept with the values.
+        heading: whether the first line names the columns; unless given, it does where no `names` are given, and has to
+            look so.
+        delimiter: what stands between fields; unless given, a comma, a semicolon, a tab or a bar, as the file has it.
+        decimal: the decimal point, or `","`.
+        comment: what lines begin with that are passed over; None for `#`, and only before the first other line.
+        encoding: of the text.
+        missing: what to do about fields that are empty, `NA`, `NaN` and the like: `"error"`; `"nan"` for NaN; or
+            `"previous"` for the value of the line before.
+        gaps: what to do about times that are not regular, each the usual step after the one before: `"error"`, which
+            names the first; `"keep"` them; or insert what is missing, of NaN (`"nan"`) or of the values before
+            (`"previous"`). Months, quarters, years and the days from Monday to Friday are regular.
+
+    Returns:
+        The other columns, in their order.
+
+    Raises:
+        OSError: for a file that cannot be read.
+        TypeError: for a period that is not a whole number, or names in one string.
+        ValueError: for a file that is empty, damaged, too large once unpacked, or not text; columns without a name or
+            with one that is taken; lines of more or fewer fields than there are columns; fields that are not finite
+            numbers within float32's range; and times that cannot be read, do not ascend, or have gaps. The error names
+            the file, the line and the column.
+
+    Example:
+        >>> series = read_series(b"year,lynx,hare\n1900,4,30\n1901,6,47.2\n", time="year")
+        >>> series.names, series.values.tolist(), str(series.times[0])
+        (('lynx', 'hare'), [[4.0, 30.0], [6.0, 47.2]], '1900')
+        >>> read_series(b"day;load\n2016-07-01;1,5\n2016-07-02;\n", time="day", decimal=",", missing="nan").values
+        array([[1.5],
+               [nan]])
+    """
+    checks.positive_integer("period", period)
+    checks.choice("missing", missing, ("error", "nan", "previous"))
+    checks.choice("gaps", gaps, ("error", "keep", "nan", "previous"))
+    dialect = Dialect(delimiter, decimal, comment)
+    dialect.check()
+    if isinstance(names, str):
+        raise TypeError(f"names: expected a sequence of names, got {names!r}")
+    values: list[np.ndarray] = []
+    at: list[int] = []
+    stamps: list[str] = []
+    with reading_text(source, encoding) as (file, text):
+        lines = Lines(file, text, dialect)
+        rows = iter(lines)
+        place, columns = _columns(file, rows, names, heading)
+        kept = _kept(place, columns, time)
+        for block in _blocks(rows, max(1, _FIELDS_AT_ONCE // len(columns))):
+            at += (of_block := [number for number, _ in block])
+            for number, row in block:
+                kept.check(file, number, row)
+            values.append(
+                numbers(lines, of_block, kept.names, [kept.of(row) for _, row in block], missing=missing != "error")
+            )
+            if kept.time is not None:
+                stamps += [row[kept.time].strip() for _, row in block]
+    if not values:
+        raise ValueError(f"{file}: expected at least one line of numbers, got none")
+    whole = np.concatenate(values)
+    if missing == "previous":
+        if (is_missing := np.isnan(whole[0])).any():
+            first = kept.names[int(is_missing.argmax())]
+            raise ValueError(f"{file}: line {at[0]}, column {first!r}: expected a number to begin with, got none")
+        whole = carried(whole, np.isnan(whole))
+    if kept.time is None:
+        return Series(whole, kept.names, None, int(period))
+    found = times(file, at, columns[kept.time], stamps)
+    if gaps != "keep" and (wrong := irregularity(found)):
+        label = f"{file}: column {columns[kept.time]!r}"
+        if gaps == "error":
+            raise ValueError(
+                f"{label}: expected regular times, got {wrong}; gaps='previous' or 'nan' inserts what is missing, and"
+                " gaps='keep' takes them so"
+            )
+        found, whole, is_inserted = filled(label, found, whole)
+        if gaps == "previous":
+            whole = carried(whole, np.broadcast_to(is_inserted[:, None], whole.shape))
+    return Series(whole, kept.names, found, int(period))
+
+
+_FIELDS_AT_ONCE = 1 << 16
+
+
+def _blocks(rows: Iterator[tuple[int, list[str]]], size: int) -> Iterator[list[tuple[int, list[str]]]]:
+    while block := list(itertools.islice(rows, size)):
+        yield block
+
+
+def _columns(
+    file: str, rows: Iterator[tuple[int, list[str]]], names: Sequence[str] | None, heading: bool | None
+) -> tuple[str, list[str]]:
+    """Return where the names of the columns are from, and the names."""
+    if names is not None:
+        if heading:
+            next(rows, None)
+        return "names", list(names)
+    if heading is False:
+        raise ValueError("names: expected those of the columns, for a file without a heading, got None")
+    line, columns = next(rows)
+    columns = [column.strip() for column in columns]
+    if heading is None and not _are_names(columns):
+        raise ValueError(
+            f"{file}: line {line}: expected the names of the columns, got numbers; pass names for a file without, or"
+            " heading=True where these are names"
+        )
+    return f"{file}: line {line}", columns
+
+
+def _are_names(columns: Sequence[str]) -> bool:
+    """Say whether a line names columns: none of its fields is a number or missing, but for a rising count of some."""
+    given = [column for column in columns if column]
+    others = [column for column in given if is_no_name(column)]
+    if len(others) == len(given):
+        return not any(columns)  # what is wrong with a blank line is said elsewhere
+    are_whole = all(re.fullmatch(r"\d{1,9}", column, re.ASCII) for column in others)
+    return are_whole and all(int(a) < int(b) for a, b in itertools.pairwise(others))
+
+
+class _Kept(NamedTuple):
+    """Which columns are kept, by their places.
+
+    Attributes:
+        columns: how many there are.
+        time: that of the times; None without.
+        places: those of the channels.
+        names: of the channels.
+        counter: one without a name that counts the lines; None without.
+        empty: one without a name that has nothing in it; None without.
+        counted: the last number in it.
+    """
+
+    columns: int
+    time: int | None
+    places: list[int]
+    names: tuple[str, ...]
+    counter: int | None
+    empty: int | None
+    counted: list[int]
+
+    def of(self, row: list[str]) -> list[str]:
+        """Return the fields of the channels in a row."""
+        return row if len(self.places) == self.columns else [row[i] for i in self.places]
+
+    def check(self, file: str, line: int, row: list[str]) -> None:
+        """Raise on a row of another length, and on columns without a name that have something in them."""
+        if len(row) != self.columns:
+            raise ValueError(f"{file}: line {line}: expected {self.columns} fields, one a column, got {len(row)}")
+        if self.empty is not None and row[self.empty].strip():
+            raise ValueError(
+                f"{file}: line {line}: expected nothing in column {self.columns}, which has no name, got"
+                f" {row[self.empty].strip()!r}"
+            )
+        if self.counter is not None:
+            field = row[self.counter].strip()
+            if field not in ([str(self.counted[0] + 1)] if self.counted else ["0", "1"]):
+                raise ValueError(
+                    f"{file}: line {line}: expected a count of the lines in column 1, which has no name, got {field!r};"
+                    " time='' reads times"
+                )
+            self.counted[:] = [int(field)]
+
+
+def _kept(place: str, columns: Sequence[str], time: str | None) -> _Kept:
+    """Choose among the columns, once their names are found good."""
+    last = len(columns) - 1
+    index = 0 if last > 0 and not columns[0] and time != "" else None
+    empty = last if last > 0 and not columns[last] else None
+    taken = set()
+    for i, name in enumerate(columns):
+        is_unnamed = not name and not (i in (index, empty) or (i == 0 and time == ""))
+        if is_unnamed or name in taken:
+            raise ValueError(f"{place}: expected a name of its own for each column, got {name!r} for column {i + 1}")
+        if name:
+            taken.add(name)
+    if time is not None:
+        checks.choice("time", time, [name for i, name in enumerate(columns) if i not in (index, empty)])
+    at = None if time is None else columns.index(time)
+    places = [i for i in range(len(columns)) if i not in (at, index, empty)]
+    if not places:
+        raise ValueError(f"{place}: expected at least one column beside {time!r}, got none")
+    return _Kept(len(columns), at, places, tuple(columns[i] for i in places), index, empty, [])
+
+
+def read_series_rows(
+    source: Source,
+    *,
+    period: int = 1,
+    delimiter: str | None = None,
+    decimal: str = ".",
+    comment: str | None = None,
+    encoding: str = "utf-8",
+) -> tuple[Series, ...]:
+    r"""Read a file of comma-separated text with one series a line, of any lengths, as those of the M4 competition are.
+
+    The first line is a heading. In each of the others the first field names the series, its values follow in the order
+    of time, and the fields that its length leaves over are empty or missing.
+
+    Args:
+        source: the file, by its path or as its bytes, plain or packed by gzip.
+        period: how many steps make a season, to be kept with the values.
+        delimiter: what stands between fields; see `read_series`, as for the next three.
+        decimal: the decimal point, or `","`.
+        comment: what lines begin with that are passed over.
+        encoding: of the text.
+
+    Returns:
+        The series in their order, each of one channel.
+
+    Raises:
+        OSError: for a file that cannot be read.
+        TypeError: for a period that is not a whole number.
+        ValueError: for a file that is empty, damaged, too large once unpacked, or not text; series without a name, with
+            one that is taken, or without values; lines longer than the heading; gaps; and fields that are not finite
+            numbers within float32's range. The error names the file, the line and the column.
+
+    Example:
+        >>> series = read_series_rows(b'"V1","V2","V3","V4"\n"Y1","5.5","7","6"\n"Y2","1",,\n')
+        >>> [(one.names[0], one.values[:, 0].tolist()) for one in series]
+        [('Y1', [5.5, 7.0, 6.0]), ('Y2', [1.0])]
+
+    References:
+        Makridakis, Spiliotis and Assimakopoulos, *The M4 competition: 100,000 time series and 61 forecasting methods*,
+        International Journal of Forecasting 2020.
+    """
+    checks.positive_integer("period", period)
+    dialect = Dialect(delimiter, decimal, comment)
+    dialect.check()
+    found: dict[str, Series] = {}
+    with reading_text(source, encoding) as (file, text):
+        lines = Lines(file, text, dialect, same_length=False)
+        rows = iter(lines)
+        line, heading = next(rows)
+        heading = [column.strip() for column in heading]
+        if len(heading) < 2 or all(map(is_no_name, heading[1:])):
+            raise ValueError(
+                f"{file}: line {line}: expected a heading of two columns or more, got {_described(heading)}"
+            )
+        for line, (name, *fields) in rows:
+            name = name.strip()
+            if not name or name in found:
+                raise ValueError(f"{file}: line {line}: expected a name of its own for each series, got {name!r}")
+            while fields and not fields[-1].strip():
+                fields.pop()
+            if not 0 < len(fields) < len(heading):
+                raise ValueError(
+                    f"{file}: line {line}: expected 1 to {len(heading) - 1} values of {name!r}, got {len(fields)}"
+                )
+            values = numbers(lines, [line], heading[1 : len(fields) + 1], [fields], missing=False)
+            found[name] = Series(values[0][:, None], (name,), None, int(period))
+    if not found:
+        raise ValueError(f"{file}: expected at least one series, got none")
+    return tuple(found.values())
+
+
+def _described(fields: Sequence[str]) -> str:
+    return ",".join(fields[:4]) + (",…" if len(fields) > 4 else "")

@@ -1,0 +1,301 @@
+"""Tables of numbers in text: fields between delimiters, one row a line, read in bounded memory and named in errors."""
+
+import csv
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TextIO
+
+import numpy as np
+
+from nnfx import checks
+
+__all__ = ["MISSING", "Dialect", "Lines", "is_no_name", "numbers", "times"]
+
+MISSING = frozenset({"", "-", "?", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null", "None", "<NA>"})
+"""What stands for a number that is missing."""
+
+_LARGEST = float(np.finfo(np.float32).max)
+_DELIMITERS = (",", ";", "\t", "|")
+
+
+class Dialect(NamedTuple):
+    """How numbers are written in a file.
+
+    Attributes:
+        delimiter: what stands between fields; None for a comma, a semicolon, a tab or a bar, as the file has it.
+        decimal: the decimal point, or comma.
+        comment: what lines begin with that are passed over; None for `#`, and only before the first other line.
+    """
+
+    delimiter: str | None = None
+    decimal: str = "."
+    comment: str | None = None
+
+    def check(self) -> None:
+        """Raise on what cannot be meant.
+
+        Raises:
+            TypeError, ValueError: for something else than one character each, or the same for both.
+        """
+        checks.choice("decimal", self.decimal, (".", ","))
+        for name, value in (("delimiter", self.delimiter), ("comment", self.comment)):
+            if value is not None and not isinstance(value, str):
+                raise TypeError(f"{name}: expected text or None, got {checks.describe(value)}")
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
+            raise ValueError(f"delimiter: expected one character, got {self.delimiter!r}")
+        if self.delimiter == self.decimal:
+            raise ValueError(f"delimiter: expected another character than the decimal one, got {self.delimiter!r}")
+        if self.comment == "":
+            raise ValueError("comment: expected the beginning of lines to pass over, or None, got ''")
+
+
+class Lines:
+    """The lines of a text, split into fields.
+
+    Args:
+        file: what errors call it.
+        text: open for reading.
+        dialect: how it is written.
+        same_length: whether all lines are to have as many fields, for telling the delimiter.
+
+    Attributes:
+        file: what errors call it.
+        decimal: the decimal point, or comma.
+    """
+
+    def __init__(self, file: str, text: TextIO, dialect: Dialect, same_length: bool = True) -> None:
+        self.file, self.decimal = file, dialect.decimal
+        self._number = 0
+        plain = self._plain(text, dialect.comment)
+        first = next(plain, None)
+        if first is None:
+            raise ValueError(f"{file}: expected lines of text, got an empty file")
+        second = next(plain, None)
+        known = [line for _, line in (first, second) if line.strip()] if second else [first[1]]
+        self.delimiter = dialect.delimiter or _delimiter(file, known, dialect.decimal, same_length)
+        given = itertools.chain([first] if second is None else [first, second], plain)
+        self._reader = csv.reader(self._counted(given), delimiter=self.delimiter, skipinitialspace=True, strict=True)
+
+    def __iter__(self) -> Iterator[tuple[int, list[str]]]:
+        """Yield the number and the fields of each line, one empty field of a blank one.
+
+        Raises:
+            ValueError: for quotes that do not end, and fields without end.
+        """
+        try:
+            for fields in self._reader:
+                yield self._number, fields or [""]
+        except csv.Error as error:
+            raise ValueError(
+                f"{self.file}: line {self._number}: expected fields between commas, in quotes or plain, got {error}"
+                if self.delimiter == ","
+                else f"{self.file}: line {self._number}: expected fields between {self.delimiter!r}, got {error}"
+            ) from error
+
+    def _plain(self, text: TextIO, comment: str | None) -> Iterator[tuple[int, str]]:
+        """Yield all lines by their numbers, but comments and the blank lines at the end."""
+        waiting: list[tuple[int, str]] = []
+        has_begun = False
+        for number, line in enumerate(text, start=1):
+            # further down, # may begin a field such as #N/A
+            if line.startswith(comment) if comment is not None else not has_begun and line.startswith("#"):
+                continue
+            waiting.append((number, line))
+            if line.strip():
+                yield from waiting
+                waiting.clear()
+                has_begun = True
+
+    def _counted(self, lines: Iterator[tuple[int, str]]) -> Iterator[str]:
+        for self._number, line in lines:
+            yield line
+
+
+def _delimiter(file: str, known: Sequence[str], decimal: str, same_length: bool) -> str:
+    """Tell the delimiter from the first line or two: one that splits both into as many fields."""
+    counts = {each: [_count(line, each) for line in known] for each in _DELIMITERS if each != decimal}
+    splitting = [delimiter for delimiter, found in counts.items() if found and found[0] > 1]
+    if same_length and len(splitting) > 1:
+        splitting = [delimiter for delimiter in splitting if len(set(counts[delimiter])) == 1] or splitting
+    if len(splitting) > 1:
+        raise ValueError(
+            f"{file}: expected fields between {' or '.join(map(repr, splitting))}, got both; delimiter= says which"
+        )
+    return splitting[0] if splitting else next(iter(counts))
+
+
+def _count(line: str, delimiter: str) -> int:
+    if delimiter not in line:
+        return 1
+    try:
+        return len(next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [""]))
+    except csv.Error:  # such as a field without end, where the delimiter is another
+        return 1
+
+
+def is_no_name(field: str) -> bool:
+    """Say whether a field is rather a value than the name of a column: a number, a time, or missing.
+
+    Example:
+        >>> [is_no_name(field) for field in ("load", "1.5", "-inf", "NA", "2016-07-01")]
+        [False, True, True, True, True]
+    """
+    field = field.strip()
+    try:
+        float(field.replace(",", "."))
+    except ValueError:
+        return field in MISSING or _ISO.fullmatch(field) is not None
+    return True
+
+
+def numbers(
+    lines: Lines, at: Sequence[int], names: Sequence[str], rows: Sequence[Sequence[str]], *, missing: bool
+) -> np.ndarray:
+    """Convert the fields of some rows, as many in each.
+
+    Args:
+        lines: where they are from.
+        at: the numbers of their lines.
+        names: of their columns.
+        rows: the fields.
+        missing: whether numbers may be missing.
+
+    Returns:
+        float64 `(rows, columns)`, NaN where a number is missing.
+
+    Raises:
+        ValueError: for fields that are neither missing nor a finite number; the error names line and column.
+    """
+    fields = list(itertools.chain.from_iterable(rows))
+    try:
+        if lines.decimal == "." and not any("_" in field for field in fields):
+            values = np.fromiter(map(float, fields), np.float64, len(fields))
+            if (np.abs(values) <= _LARGEST).all():
+                return values.reshape(len(rows), len(names))
+    except ValueError:
+        pass
+    values = np.array([_number(field.strip(), lines.decimal) for field in fields])
+    values = values.reshape(len(rows), len(names))
+    is_wrong = np.isinf(values) if missing else ~np.isfinite(values)
+    if is_wrong.any():
+        row, column = np.argwhere(is_wrong)[0].tolist()
+        field = rows[row][column].strip()
+        raise ValueError(
+            f"{lines.file}: line {at[row]}, column {names[column]!r}: expected a finite number, got {field!r}"
+            f"{_hint(field, lines.decimal)}"
+        )
+    return values
+
+
+_PLAIN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+def _number(field: str, decimal: str) -> float:
+    """Return the number of a field, NaN where it is missing, and infinity for anything else."""
+    if field in MISSING:
+        return np.nan
+    if decimal == ",":
+        field = "." if "." in field else field.replace(",", ".")
+    if not _PLAIN.fullmatch(field):
+        return np.inf
+    number = float(field)
+    return number if abs(number) <= _LARGEST else np.inf
+
+
+def _hint(field: str, decimal: str) -> str:
+    """Say what may be meant by a field that is no number."""
+    if field in MISSING:
+        return "; missing='nan' or 'previous' takes missing numbers"
+    if re.fullmatch(r"[+-]?\d+,\d+", field) and decimal == ".":
+        return "; decimal=',' reads a decimal comma, and thousands are written without"
+    if re.fullmatch(r"[+-]?\d{1,3}([,._' ]\d{3})+([.,]\d*)?", field):
+        return "; thousands are written without separators"
+    return ""
+
+
+_ISO = re.compile(
+    r"(\d{4})(-\d\d(?:(-\d\d)(?:[T ](\d\d)(?:(:\d\d)(?:(:\d\d)(\.\d{1,9})?)?)?\s?(Z|z|[+-]\d\d(?::?\d\d)?)?)?)?)?",
+    re.ASCII,
+)
+_PARTS = (("Y", "year"), ("M", "month"), ("D", "day"), ("h", "hour"), ("m", "minute"), ("s", "second"))
+_FRACTIONS = ("s", "ms", "ms", "ms", "us", "us", "us", "ns", "ns", "ns")
+
+
+def times(file: str, at: Sequence[int], name: str, fields: Sequence[str]) -> np.ndarray:
+    """Convert the fields of a column of times, in ISO 8601.
+
+    Times with a zone, `Z` or an offset from UTC, are converted to UTC.
+
+    Args:
+        file: what errors call the file.
+        at: the numbers of the lines.
+        name: of the column.
+        fields: all of them.
+
+    Returns:
+        datetime64 `(time,)`, ascending, in the unit in which they are written.
+
+    Raises:
+        ValueError: for fields that are no times, are written in different units, with a zone and without, or do not
+            ascend; the error names the line and the column.
+    """
+
+    def place(row: int) -> str:
+        return f"{file}: line {at[row]}, column {name!r}"
+
+    bare, offsets, digits, first = [], [], 0, None
+    for row, given in enumerate(fields):
+        field = given.strip()
+        match = _ISO.fullmatch(field)
+        if not match:
+            raise ValueError(f"{place(row)}: expected a time in ISO 8601, such as 2016-07-01 13:00:00, got {field!r}")
+        *parts, fraction, zone = match.groups()
+        kind = sum(part is not None for part in parts), zone is not None
+        first = first or kind
+        if kind != first:
+            unit = _PARTS[first[0] - 1][1]
+            zoned = " with a zone" if first[1] else " without a zone" if kind[1] else ""
+            raise ValueError(f"{place(row)}: expected a time to the {unit}{zoned} as before, got {field!r}")
+        digits = max(digits, len(fraction or ".") - 1)
+        bare.append(field if zone is None else field[: match.start(8)].rstrip())
+        if zone is not None:
+            offsets.append(_minutes(zone))
+    assert first is not None
+    unit = _FRACTIONS[digits] if digits else _PARTS[first[0] - 1][0]
+    try:
+        found = np.array(bare, f"datetime64[{unit}]")
+    except ValueError:  # such as the 32nd of a month
+        row = next(row for row, field in enumerate(bare) if not _is_time(field))
+        raise ValueError(
+            f"{place(row)}: expected a time in ISO 8601, such as 2016-07-01 13:00:00, got {fields[row].strip()!r}"
+        ) from None
+    if any(offsets):
+        found = found - np.array(offsets, "timedelta64[m]")
+    wrong = np.flatnonzero(found[1:] <= found[:-1])
+    if len(wrong):
+        row = int(wrong[0]) + 1
+        raise ValueError(
+            f"{place(row)}: expected a later time than {found[row - 1]} on the line before, got {fields[row].strip()!r}"
+        )
+    return found
+
+
+def _is_time(field: str) -> bool:
+    try:
+        np.datetime64(field)
+    except ValueError:
+        return False
+    return True
+
+
+def _minutes(zone: str) -> int:
+    """Return the offset of a zone from UTC.
+
+    >>> _minutes("Z"), _minutes("-03:30"), _minutes("+01")
+    (0, -210, 60)
+    """
+    if zone in "Zz":
+        return 0
+    minutes = 60 * int(zone[1:3]) + int(zone[3:].lstrip(":") or 0)
+    return -minutes if zone[0] == "-" else minutes

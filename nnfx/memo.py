@@ -1,0 +1,133 @@
+"""What is made once for an object, such as a compiled program, and dies with it.
+
+`jax.jit` with static arguments keeps a strong reference to every argument that it has seen, and with it the program:
+a process that makes many models, one after the other, would hold the programs of all of them. Here a program hangs on
+the object that it was compiled for, so that both go together. Objects that nothing can be hung on share one place.
+"""
+
+import collections
+import functools
+import types
+from collections.abc import Callable
+from typing import Any, Generic, ParamSpec, TypeVar
+
+import jax
+
+__all__ = ["LIMIT", "Compiled", "compiled", "held"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+LIMIT = 64
+"""How many things an object holds; of more, the one not used for longest goes."""
+_ATTRIBUTE = "_nnfx_memo"
+
+
+class _Memo:
+    """What an object holds, by what it was made from; no part of a copy of the object, nor of its pickle."""
+
+    def __init__(self) -> None:
+        self.made = collections.OrderedDict[Any, Any]()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Memo, ()
+
+    def __deepcopy__(self, _: Any) -> "_Memo":
+        return _Memo()
+
+
+_ELSEWHERE = _Memo()
+
+
+def held(owner: Any, key: Any, make: Callable[[], T]) -> T:
+    """Return what `make` returns, made at the first call with this owner and key, and held by the owner.
+
+    Args:
+        owner: whose lifetime it shares: a model, a function, or any object with attributes.
+        key: hashable; what it is made from beside the owner.
+        make: makes it.
+
+    Example:
+        >>> def owner(): ...
+        >>> held(owner, "answer", lambda: 42), held(owner, "answer", lambda: 43)
+        (42, 42)
+    """
+    made = _memo_of(owner).made
+    key = (owner, key)  # decorators copy what hangs on the functions within
+    if key not in made:
+        made[key] = make()
+        while len(made) > LIMIT:
+            made.popitem(last=False)
+    made.move_to_end(key)
+    return made[key]
+
+
+def _memo_of(owner: Any) -> _Memo:
+    owner = getattr(owner, "apply", owner)  # a model is a tuple of functions
+    attributes = getattr(owner, "__dict__", None)
+    if isinstance(owner, types.MethodType | type) or not isinstance(attributes, dict):
+        return _ELSEWHERE
+    memo: _Memo = attributes.setdefault(_ATTRIBUTE, _Memo())
+    return memo
+
+
+class Compiled(Generic[P, R]):
+    """A function compiled for values of its first arguments, which are static, and held by the first of them.
+
+    Args:
+        function: the function.
+        static: how many of its first arguments are static, at least one.
+        donate: which of its arguments are used up.
+    """
+
+    def __init__(self, function: Callable[P, R], static: int, donate: tuple[int, ...]) -> None:
+        self._function, self._static = function, static
+        self._options = {"donate_argnums": tuple(number - static for number in donate)}
+        functools.update_wrapper(self, function)
+
+    def program(self, *static: Any) -> Any:
+        """Return the function of the remaining arguments, as `jax.jit` makes it."""
+        if len(static) != self._static:
+            raise TypeError(f"static: expected {self._static} arguments, got {len(static)}")
+        owner, *others = static
+
+        def make() -> Any:
+            def fixed(*arguments: Any) -> Any:
+                return self._function(*static, *arguments)  # type: ignore[call-arg]
+
+            fixed.__name__ = fixed.__qualname__ = self._function.__name__
+            return jax.jit(fixed, **self._options)
+
+        return held(owner, (self._function, tuple(others)), make)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run it."""
+        return self.program(*args[: self._static])(*args[self._static :], **kwargs)
+
+    def lower(self, *args: P.args, **kwargs: P.kwargs) -> jax.stages.Lowered:
+        """Lower it, as `jax.jit(...).lower` does."""
+        return self.program(*args[: self._static]).lower(*args[self._static :], **kwargs)
+
+    def eval_shape(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Return the shapes of its results."""
+        return self.program(*args[: self._static]).eval_shape(*args[self._static :], **kwargs)
+
+
+def compiled(static: int = 1, donate: tuple[int, ...] = ()) -> Callable[[Callable[P, R]], Compiled[P, R]]:
+    """Compile a function for values of its first arguments: `jax.jit` with static arguments, held by the first.
+
+    Args:
+        static: how many of its first arguments are static; the first is a model, a run's function, or any function.
+        donate: which of its arguments, traced ones, are used up.
+
+    Example:
+        >>> @compiled()
+        ... def power(exponent, x):
+        ...     return x ** exponent()
+        >>> def two():
+        ...     return 2
+        >>> power(two, 3.0)
+        Array(9., dtype=float32, weak_type=True)
+    """
+    return lambda function: Compiled(function, static, donate)

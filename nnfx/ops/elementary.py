@@ -1,0 +1,64 @@
+"""Elementary functions with a value and a gradient where those of JAX have none: at zero and at infinity."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from nnfx.types import Array
+
+
+def absolute(x: Array) -> Array:
+    """Return `|x|`, whose gradient at zero is zero, the middle of the slopes there; that of `jnp.abs` is one.
+
+    Args:
+        x: of any shape, floats.
+
+    Example:
+        >>> absolute(jnp.array([-2.0, 0.0])), jax.grad(absolute)(0.0).item()
+        (Array([2., 0.], dtype=float32), 0.0)
+    """
+    return x * jnp.sign(x)
+
+
+def square_root(x: Array) -> Array:
+    """Return `√x`, whose gradient at zero is zero; that of `jnp.sqrt` is infinite, and NaN behind a square.
+
+    Args:
+        x: of any shape, floats.
+
+    Example:
+        >>> square_root(jnp.array([4.0, 0.0])), jax.grad(square_root)(0.0).item()
+        (Array([2., 0.], dtype=float32), 0.0)
+    """
+    is_zero = x == 0
+    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, x)))
+
+
+def log_softmax(logits: Array) -> Array:
+    """Return the logarithm of the softmax over the last axis, `z − log Σ exp z`.
+
+    A logit of −∞ rules a class out, and one of +∞ rules out all others. Rows that rule out every class are NaN.
+
+    Args:
+        logits: `(..., classes)`.
+
+    Example:
+        >>> log_softmax(jnp.array([[0.0, 0.0, -jnp.inf], [1.0, jnp.inf, 1.0]])).round(3).tolist()
+        [[-0.693..., -0.693..., -inf], [-inf, 0.0, -inf]]
+    """
+    largest = lax.stop_gradient(logits.max(-1, keepdims=True))
+    is_certain = (logits == largest) & (largest == jnp.inf)
+    shifted = jnp.where(is_certain, 0, logits - largest)
+    return shifted - jnp.log(jnp.exp(shifted).sum(-1, keepdims=True))
+
+
+def softmax(logits: Array) -> Array:
+    """Return the softmax over the last axis, of logits as in `log_softmax`.
+
+    Example:
+        >>> softmax(jnp.array([0.0, jnp.inf])).tolist()
+        [0.0, 1.0]
+    """
+    is_certain = logits == jnp.inf
+    others = jnp.where(is_certain.any(-1, keepdims=True), -jnp.inf, logits)
+    return jax.nn.softmax(jnp.where(is_certain, 0, others), -1)

@@ -1,0 +1,108 @@
+"""The optimizer's update, with a derivative where parameters have never had a gradient.
+
+Many optimizers divide by the square root of a mean of squared gradients. Where every gradient so far was exactly zero
+(a pixel that is black in every image, a unit that is never active) that root is at zero, where its slope is infinite,
+and the derivative of a whole run by its hyper-parameters becomes `0 · ∞`, which is NaN.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nnfx.types import Array, Params
+
+EXPONENT = 0.79
+"""The state is moved by this power of the smallest number of its dtype, in float32 to 1e-30: its root, 1e-15, is
+negligible beside the epsilon of any optimizer, and one over it times their squares is far from infinite."""
+
+
+def update(
+    optimizer: optax.GradientTransformation,
+    gradient: Params,
+    opt_state: Any,
+    params: Params,
+    *,
+    value: Array,
+    value_fn: Callable[[Params], Array],
+) -> tuple[Params, Any]:
+    """Return the updates and the new state of an optimizer; the derivative of both is finite.
+
+    The values are those of `optimizer.update`, to the bit. Where a slope is infinite, the derivative is taken beside
+    that point: zeros of the optimizer's state count as a tiny positive number. A mean of squares that is zero is at its
+    minimum and does not change to first order, so that what its slope is multiplied by is zero.
+
+    Args:
+        optimizer: an Optax optimizer, which may hold traced numbers such as its learning rate.
+        gradient: that of the loss.
+        opt_state: the optimizer's state.
+        params: the parameters.
+        value: the loss, for optimizers that look at it, such as reduction on plateaus.
+        value_fn: the loss as a function of the parameters, for line searches.
+
+    Example:
+        >>> def change(rate, gradient):
+        ...     optimizer = optax.adam(rate)
+        ...     state = optimizer.init(jnp.zeros(()))
+        ...     one = update(optimizer, gradient, state, jnp.zeros(()), value=jnp.zeros(()), value_fn=jnp.sum)
+        ...     return one[0]
+        >>> [round(jax.grad(change)(0.1, gradient).item(), 3) for gradient in (2.0, 0.0)]
+        [-1.0, -0.0]
+    """
+    transform = optax.with_extra_args_support(optimizer)
+
+    def plain(gradient: Params, opt_state: Any, params: Params, value: Array) -> tuple[Params, Any]:
+        return transform.update(gradient, opt_state, params, value=value, grad=gradient, value_fn=value_fn)
+
+    # Numbers that the optimizer holds are differentiated too, and a rule of one's own sees arguments alone.
+    converted, held = jax.closure_convert(plain, gradient, opt_state, params, value)
+
+    @jax.custom_jvp
+    def updated(gradient: Params, opt_state: Any, others: Any) -> tuple[Params, Any]:
+        return converted(gradient, opt_state, *others)  # type: ignore[no-any-return]
+
+    @updated.defjvp
+    def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+        gradient, opt_state, others = primals
+
+        def function(*arguments: Any) -> Any:
+            return converted(*arguments[:2], *arguments[2])
+
+        shift = jnp.where(_has_slopes(function, primals), 0, 1)
+        beside = (gradient, jax.tree.map(lambda leaf: _off_zero(leaf, shift), opt_state), others)
+        return updated(*primals), jax.jvp(function, beside, tangents)[1]
+
+    return updated(gradient, opt_state, (params, value, *held))
+
+
+def _has_slopes(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Array:
+    """Return whether all slopes of a function are finite, as reverse mode has them."""
+    leaves, tree = jax.tree.flatten(jax.lax.stop_gradient(arguments))
+    places = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
+
+    def of_floats(floats: list[Array]) -> list[Array]:
+        filled = list(leaves)
+        for i, leaf in zip(places, floats, strict=True):
+            filled[i] = leaf
+        return [leaf for leaf in jax.tree.leaves(function(*jax.tree.unflatten(tree, filled))) if _is_float(leaf)]
+
+    try:
+        outputs, pull = jax.vjp(of_floats, [leaves[i] for i in places])
+        (slopes,) = pull([jnp.ones_like(leaf) for leaf in outputs])
+    except ValueError:  # from a line search: it has no reverse mode, and forward mode is what was asked for
+        return jnp.asarray(False)
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in slopes]).all()
+
+
+def _off_zero(leaf: Any, shift: Array) -> Any:
+    """Return floats with a tiny number in place of zero where the shift is 1, and the derivative of the identity."""
+    if not _is_float(leaf):
+        return leaf
+    tiny = jnp.asarray(float(jnp.finfo(leaf.dtype).tiny) ** EXPONENT, leaf.dtype) * shift.astype(leaf.dtype)
+    return leaf + jax.lax.stop_gradient(jnp.where(leaf == 0, tiny, 0))
+
+
+def _is_float(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating))

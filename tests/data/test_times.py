@@ -1,0 +1,95 @@
+"""Which times are regular, and what is said of those that are not."""
+
+import numpy as np
+import pytest
+
+from nnfx.data.times import irregularity, times_of
+
+START = np.datetime64("2024-01-29")
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        np.arange(1700, 1720),
+        np.arange(20) / 12,
+        np.arange("1949-01", "1960-12", dtype="datetime64[M]"),
+        np.arange("1949-01", "1960-12", dtype="datetime64[M]").astype("datetime64[ns]"),
+        np.arange("2000", "2030", dtype="datetime64[Y]").astype("datetime64[s]"),
+        START + np.arange(50),
+        START + np.array([0, 1, 2, 3, 4, 7, 8, 9, 10, 11, 14]),
+        np.datetime64("2024-03-30T22") + np.arange(48),
+        ["2024-02-28", "2024-02-29", "2024-03-01"],
+        [START],
+        [],
+        np.arange(5).astype("timedelta64[h]"),
+    ],
+    ids=str,
+)
+def test_regular_times_are(times):
+    assert irregularity(times) is None
+
+
+@pytest.mark.parametrize(
+    ("times", "what"),
+    [
+        ([1700, 1701, 1703, 1704], "a gap of 2 after 1701 (row 1) in steps of 1"),
+        (np.array([0, 0.5, 1, 2, 2.5]), "a gap of 1 after 1.0 (row 2) in steps of 0.5"),
+        (START + np.array([0, 1, 2, 4, 5]), "a gap of 2 days after 2024-01-31 (row 2) in steps of 1 day"),
+        (np.datetime64("2024-01-01T00", "s") + 3600 * np.array([0, 1, 2, 26, 27]), "a gap of 1 day after"),
+        (np.datetime64("2024-01-01T00:00", "ms") + 1800000 * np.array([0, 2, 4, 5, 6, 8]), "a step of 30 minutes"),
+        (START + np.array([0, 1, 1, 2]), "2024-01-30 twice (rows 1 and 2)"),
+        (START + np.array([0, 1, 3, 2]), "2024-01-31 after 2024-02-01 (row 3)"),
+        (np.array(["2024-01", "NaT", "2024-03"], "datetime64[M]"), "no time in row 1"),
+        (np.array([0, np.nan]), "no time in row 1"),
+        # a holiday on a Wednesday
+        (START + np.array([0, 1, 3, 4, 7, 8]), "a gap of 2 days after 2024-01-30 (row 1)"),
+    ],
+)
+def test_the_first_irregular_time_is_described(times, what):
+    found = irregularity(times)
+    assert found is not None
+    assert found.startswith(what)
+
+
+@pytest.mark.parametrize("missing", range(1, 23))
+def test_a_step_left_out_anywhere_is_a_gap(missing):
+    for unit in ("h", "D", "M", "Y"):
+        times = np.delete(np.datetime64("2023-06-30" if unit in "hD" else "2023-06", unit) + np.arange(24), missing)
+        for dtype in (f"datetime64[{unit}]", "datetime64[s]"):
+            assert "gap" in str(irregularity(times.astype(dtype)))
+
+
+def test_indices_of_pandas():
+    pandas = pytest.importorskip("pandas")
+    for frequency in ("h", "D", "B", "W", "MS", "ME", "QE", "YE", "15min"):
+        index = pandas.date_range("2024-01-31", periods=40, freq=frequency)
+        assert irregularity(index) is None
+        assert irregularity(index._with_freq(None)) is None
+        assert "gap" in str(irregularity(index.delete(20)))
+    summer = pandas.date_range("2024-03-30", periods=72, freq="h", tz="Europe/Berlin")
+    assert irregularity(summer._with_freq(None)) is None
+    twice = str(irregularity(summer[[0, 1, 1, 2]]))  # in UTC, an hour behind
+    assert twice.startswith("2024-03-30T00:00:00")
+    assert twice.endswith(" twice (rows 1 and 2)")
+    months = pandas.period_range("2024-01", periods=9, freq="M")
+    assert irregularity(months) is None
+    assert "gap" in str(irregularity(months.delete(3)))
+
+
+def test_times_that_cannot_be_read():
+    for times in (["yesterday"], np.zeros((2, 2)), [object()]):
+        with pytest.raises(ValueError, match="times: expected"):
+            irregularity(times)
+
+
+def test_what_has_times():
+    pandas = pytest.importorskip("pandas")
+    from nnfx.data.series import sunspots
+
+    assert len(times_of(sunspots())) == 309
+    dates = pandas.date_range("2024-01-01", periods=3)
+    assert times_of(pandas.DataFrame({"x": [1, 2, 3]}, index=dates)) is not None
+    assert times_of(pandas.Series([1, 2, 3], index=dates)) is not None
+    assert times_of(pandas.DataFrame({"x": [1, 2, 3]}, index=[0, 2, 5])) is None
+    assert times_of(np.zeros(3)) is None
