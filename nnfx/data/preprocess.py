@@ -66,12 +66,13 @@ class Preprocess:
         **names: Any,
     ) -> "Preprocess":
         """Make the map of numbers in float64, each held as two numbers of a dtype whose sum it is."""
-        halves = [None if each is None else _halves(each, dtype) for each in (mean, scale, median)]
-        (mean, scale, median), rest = (
-            tuple(None if half is None else jnp.asarray(half[i]) for half in halves) for i in range(2)
+        (mean, mean_rest), (scale, scale_rest) = _halves(mean, dtype), _halves(scale, dtype)
+        median, median_rest = (None, None) if median is None else _halves(median, dtype)
+        changes_nothing = median is None and not mean.ndim and not (mean_rest.any() or scale_rest.any())
+        numbers, rest = (
+            jax.tree.map(jnp.asarray, tree) for tree in ((median, mean, scale), (mean_rest, scale_rest, median_rest))
         )
-        changes_nothing = median is None and not mean.ndim and not (np.any(rest[0]) or np.any(rest[1]))
-        return cls(median, mean, scale, indicators, shape, remainder=None if changes_nothing else rest, **names)
+        return cls(*numbers, indicators, shape, remainder=None if changes_nothing else rest, **names)
 
     @property
     def fills(self) -> bool:

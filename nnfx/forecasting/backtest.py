@@ -29,7 +29,7 @@ from jax.typing import ArrayLike
 from nnfx import checks, memo
 from nnfx.data.prepare import Data
 from nnfx.forecasting.heads import POINT, Head
-from nnfx.forecasting.values import in_floats
+from nnfx.forecasting.values import in_floats, on_hand
 from nnfx.forecasting.windows import Scaler, Windows, as_data
 from nnfx.scale.mapping import map_points
 from nnfx.tables import table
@@ -287,9 +287,10 @@ def _checked(values: Any, lookback: int, horizon: int, origins: ArrayLike, least
     """Return the series in floats and the origins, checked."""
     checks.positive_integer("lookback", lookback)
     checks.positive_integer("horizon", horizon)
+    x = on_hand("values", values)
+    if x.ndim != 2:
+        raise ValueError(f"values: expected one series, (time, channels), got {checks.describe(x)}; map over several")
     y = in_floats("values", values)
-    if y.ndim != 2:
-        raise ValueError(f"values: expected one series, (time, channels), got {checks.describe(y)}; map over several")
     if not checks.is_concrete(origins):
         raise TypeError("origins: expected times that are known when the backtest is compiled, got traced ones")
     times = np.asarray(origins)

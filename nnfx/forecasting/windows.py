@@ -159,7 +159,7 @@ def _as_windows(name: str, given: Any) -> Windows:
     """Return windows in floats on the device, checked."""
     if not isinstance(given, tuple) or len(given) != len(Windows._fields):
         raise TypeError(f"{name}: expected Windows, as windows(...) makes them, got {checks.describe(given)}")
-    parts = []
+    parts: list[Array] = []
     for field, each in zip(Windows._fields, given, strict=True):
         where = f"{name}.{field}"
         x = on_hand(where, each)
@@ -316,8 +316,8 @@ class Scaler(NamedTuple):
     def _measured(cls, values: np.ndarray, is_measured: np.ndarray | None, dtype: Any) -> "Scaler":
         """Measure values in float64, which the device does not have."""
         arrays.check_range("values", values, dtype)
-        exact, options = values.astype(np.float64), {} if is_measured is None else {"where": is_measured}
-        mean, scale = exact.mean(-2, keepdims=True, **options), exact.std(-2, keepdims=True, **options)
+        exact, where = values.astype(np.float64), True if is_measured is None else is_measured
+        mean, scale = exact.mean(-2, keepdims=True, where=where), exact.std(-2, keepdims=True, where=where)
         is_constant = scale <= 1e-12 * np.abs(mean)
         _check_resolution(mean, np.where(is_constant, np.inf, scale), dtype)
         scale = np.where(is_constant, 1, scale)

@@ -138,9 +138,9 @@ MINUTES = 60 * np.arange(200)
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (1.7e9 + MINUTES, "targets: expected numbers that float32 can tell apart, got 1.70001e.09 ± 3464.06; subtract"),
-        (1_700_000_000 + MINUTES, "targets: expected numbers that float32 can tell apart"),
-        (np.stack([MINUTES, 1e9 + MINUTES], axis=1), "targets: expected numbers that float32 can tell apart, got 1.00001e"),
+        (1.7e9 + MINUTES, "targets: .* float32 can tell apart, got 1.7.* ± 3464.06; subtract"),
+        (1_700_000_000 + MINUTES, "targets: .* float32 can tell apart"),
+        (np.stack([MINUTES, 1e9 + MINUTES], axis=1), "targets: .* float32 can tell apart, got 1.0"),
         (1e39 * np.ones(200), r"targets: expected numbers that float32 can hold, got 1e\+39; divide"),
         (1e-42 * np.arange(200), "targets: expected numbers that float32 can hold, got 1.99e-40; divide"),
         (np.where(MINUTES == 60, 2**40, 0), "targets: expected integers that int32 can hold, got 1099511627776"),
