@@ -230,6 +230,20 @@ def test_what_there_is_so_far_can_be_kept_on_the_way(data, tmp_path):
     assert len((tmp_path / "so_far.csv").read_text().splitlines()) == 3
 
 
+def test_nothing_is_marked_by_nan_or_infinities_on_devices(data):
+    """As `jax_debug_nans` and `jax_debug_infs` would report, which are there to find those that are not meant."""
+    train = make(epochs=4, stop=nnfx.stopping.step_budget)
+    given = {"key": KEY, "seeds": 2, "devices": ONE, "learning_rate": [0.05, 0.1, 0.2, 0.3], "max_steps": 7}
+    with jax.debug_nans(True), jax.debug_infs(True):
+        result = sweep(train, data, **given, epochs_per_chunk=2)
+        halved = successive_halving(train, data, **given, rungs=(1,), keep=0.5)
+        found = result.ensemble(3).predict(np.zeros((3, 2)))
+        assert "step_budget" in str(result)
+    assert [row["epochs"] for row in result.rows] == [2] * 8
+    assert sorted(row["epochs"] for row in halved.rows) == [1] * 4 + [2] * 4
+    assert np.isfinite(found).all()
+
+
 def test_seeds_alone_differ_where_no_number_is_swept(data):
     train = make(functools.partial(optax.sgd, learning_rate=0.1), epochs=2)
     result = sweep(train, data, key=KEY, seeds=3)
