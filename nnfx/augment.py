@@ -274,7 +274,7 @@ def mixup(key: Array, batch: Batch, alpha: NonNegative, classes: int | None = No
     dtype = at_least_float32(batch.weights.dtype)
     targets = _mixable(batch.targets, classes, dtype)
     partner_key, share_key = jax.random.split(key)
-    partners = _partners(partner_key, shards.gathered(batch.weights).astype(dtype))
+    partners = _partners(partner_key, shards.gathered(_of_rows(batch.weights)).astype(dtype))
     rows = shards.own(jnp.stack([jnp.arange(len(partners), dtype=partners.dtype), partners], axis=1)).T
     shares = shards.own(_larger_shares(share_key, jnp.asarray(alpha, dtype), len(partners)))
 
@@ -345,6 +345,11 @@ def _larger_shares(key: Array, alpha: Array, rows: int) -> Array:
     power = jnp.log(u) / jnp.where(is_off, 1, alpha)
     squared = -jnp.expm1(power) * jnp.cos(2 * jnp.pi * v) ** 2
     return jnp.where(is_off, 1, (1 + jnp.sqrt(squared / (jnp.exp(power) + squared))) / 2)
+
+
+def _of_rows(weights: Array) -> Array:
+    """Return one weight per row, the mean where each of its steps has one."""
+    return weights if weights.ndim == 1 else weights.mean(1)
 
 
 def _partners(key: Array, weights: Array) -> Array:

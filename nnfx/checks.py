@@ -107,7 +107,7 @@ def numeric(name: str, value: Any) -> None:
         raise TypeError(f"{name}: expected an array of real numbers, got {describe(value)}")
 
 
-def _near(value: Any) -> tuple[Any, Any]:
+def near(value: Any) -> tuple[Any, Any]:
     """Return an array where it can be looked at soonest, and the library that does: on CPUs NumPy compiles nothing."""
     on_cpu = isinstance(value, jax.Array) and {device.platform for device in value.devices()} == {"cpu"}
     if (on_cpu and value.is_fully_addressable) or isinstance(value, np.ndarray):
@@ -120,7 +120,7 @@ def finite(name: str, value: Any) -> None:
     if not is_concrete(value) or not jnp.issubdtype(value.dtype, np.inexact):
         return
     with jax.ensure_compile_time_eval():  # so that constants within a jit are looked at as well
-        value, library = _near(value)
+        value, library = near(value)
         if not bool(library.isfinite(value).all()):
             bad = np.argwhere(~np.isfinite(np.asarray(value, np.float64)))
             first = tuple(int(i) for i in bad[0])
@@ -132,7 +132,7 @@ def weights(name: str, value: Any) -> None:
     finite(name, value)
     if is_concrete(value):
         with jax.ensure_compile_time_eval():
-            value, _ = _near(value)
+            value, _ = near(value)
             lowest, highest = float(value.min()), float(value.max())
         if lowest < 0 or highest <= 0:
             raise ValueError(f"{name}: expected none negative and some positive, got {lowest:g} to {highest:g}")
@@ -143,7 +143,7 @@ def binary_labels(name: str, value: Any) -> None:
     numeric(name, value)
     if is_concrete(value):
         with jax.ensure_compile_time_eval():
-            value, _ = _near(value)
+            value, _ = near(value)
             is_wrong = (value != 0) & (value != 1)
             if is_wrong.any():
                 raise ValueError(f"{name}: expected binary labels, 0 or 1, got {value[is_wrong][0]:g}")
@@ -154,7 +154,7 @@ def class_labels(name: str, value: Any, classes: int) -> None:
     if not is_concrete(value) or value.size == 0:
         return
     with jax.ensure_compile_time_eval():
-        value, _ = _near(value)
+        value, _ = near(value)
         low, high = int(value.min()), int(value.max())
     if low < 0 or high >= classes:
         raise ValueError(f"{name}: expected labels from 0 to {classes - 1}, got labels from {low} to {high}")

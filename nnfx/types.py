@@ -5,9 +5,10 @@ from typing import Any, Literal, NamedTuple, Protocol, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
-from nnfx import checks, optimizers
+from nnfx import arrays, checks, optimizers
 
 Array = jax.Array
 Params = Any
@@ -110,17 +111,28 @@ class Batch(NamedTuple):
     weights: Array
 
 
-class Sequences(NamedTuple):
+class _Sequences(NamedTuple):
+    values: Array
+    lengths: Array | None = None
+    state: tuple[tuple[Array, ...], ...] | None = None
+
+
+class Sequences(_Sequences):
     """Sequences of unequal length, or with a state to begin with, as the inputs of a recurrent model.
 
     Where a model has outputs at every step, `(batch, time, ...)`, losses and metrics are taken of the real steps alone.
 
-    Attributes:
-        values: `(batch, time, features)`.
+    Args:
+        values: `(batch, time, features)`; an array, or a list or tensor that becomes one.
         lengths: integers `(batch,)`, how many steps of each are real, the rest being padding; None where all are.
         state: what the model begins with, as its `stream` has it: for each layer a tuple of arrays
             `(batch, hidden)`; in a network of both directions each layer is followed by that in reverse. None for
             zeros.
+
+    Raises:
+        TypeError: for values that are not of real numbers, or lengths that are not integers.
+        ValueError: for rows of different lengths, which are to be padded first; for other than one length a sequence;
+            and for concrete lengths below 0 or above the time.
 
     Example:
         >>> from nnfx.models import gru
@@ -130,9 +142,48 @@ class Sequences(NamedTuple):
         (3, 2)
     """
 
-    values: Array
-    lengths: Array | None = None
-    state: tuple[tuple[Array, ...], ...] | None = None
+    __slots__ = ()
+
+    def __new__(cls, values: Any, lengths: Any = None, state: Any = None) -> "Sequences":
+        """Convert and check what users give; transformations of JAX make theirs by `_make`."""
+        values, lengths = _as_array("values", values), _as_array("lengths", lengths)
+        if hasattr(values, "shape") and getattr(lengths, "ndim", 0):
+            _check_lengths(values, lengths)
+        return super().__new__(cls, values, lengths, state)
+
+
+jax.tree_util.register_pytree_with_keys(
+    Sequences,
+    lambda sequences: (
+        [(jax.tree_util.GetAttrKey(name), getattr(sequences, name)) for name in _Sequences._fields],
+        None,
+    ),
+    lambda _, children: Sequences._make(children),
+)
+
+
+def _as_array(name: str, value: Any) -> Any:
+    """Return lists and tensors as arrays on the device; arrays, and what stands in for them in a tree, as they are."""
+    is_array = isinstance(value, jax.Array | jax.ShapeDtypeStruct) or type(value) is np.ndarray
+    if is_array or not (isinstance(value, list) or hasattr(value, "shape")):
+        return value
+    return arrays.to_device(name, arrays.as_numpy(name, value))
+
+
+def _check_lengths(values: Any, lengths: Any) -> None:
+    """Require an integer for each sequence, from 0 to the time where they are concrete."""
+    if not jnp.issubdtype(lengths.dtype, np.integer):
+        raise TypeError(f"lengths: expected integers, (batch,), got {checks.describe(lengths)}")
+    batch = lengths.ndim
+    if values.shape[:batch] != lengths.shape or len(values.shape) <= batch:
+        raise ValueError(
+            f"lengths: expected one for each sequence of values, {checks.describe(values)},"
+            f" got {checks.describe(lengths)}"
+        )
+    if checks.is_concrete(lengths) and getattr(lengths, "is_fully_addressable", True) and lengths.size:
+        low, high, time = int(np.min(lengths)), int(np.max(lengths)), values.shape[batch]
+        if low < 0 or high > time:
+            raise ValueError(f"lengths: expected from 0 to the time, {time}, got {low} to {high}")
 
 
 class Fault(NamedTuple):

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "arrays": {"checks"},
     "paths": {"checks"},
     "optimizers": {"checks"},
-    "types": {"checks", "optimizers"},
+    "types": {"arrays", "checks", "optimizers"},
     "shards": {"types"},
     "tables": set(),
     **dict.fromkeys(MIDDLE, BASE),

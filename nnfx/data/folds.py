@@ -54,7 +54,7 @@ class Folds(NamedTuple):
             return cls(of_row, stacked, None)
         inputs, fold_of_row = np.asarray(data.inputs), np.asarray(of_row)
         measured = np.asarray(data.weights) > 0
-        mean, scale = (np.broadcast_to(each, _shape(preprocess, inputs)) for each in preprocess.moments)
+        mean, scale = (np.broadcast_to(each, _shape(preprocess, inputs)) for each in preprocess.exact[:2])
         missing = _missing(inputs, preprocess)
         changes, maps = [], []
         for fold in range(count):
@@ -75,11 +75,8 @@ class Folds(NamedTuple):
                 )
             )
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *maps)
-        shift, ratio, fill = (
-            None if parts[0] is None else jnp.asarray(np.stack(parts), inputs.dtype)
-            for parts in zip(*changes, strict=True)
-        )
-        return cls(of_row, stacked, (shift, ratio, fill))
+        change = jax.tree.map(lambda *parts: jnp.asarray(np.stack(parts), inputs.dtype), *changes)
+        return cls(of_row, stacked, change)
 
     def inputs(self, inputs: Array, preprocess: Preprocess, fold: Array) -> Array:
         """Return prepared inputs as a fold has them; pure, and the fold may be traced."""
@@ -133,8 +130,8 @@ def _measure(
     is_constant = scale <= 1e-12 * np.abs(mean)
     is_lost = ~is_constant & (step > 1e-2 * scale)
     if is_lost.any():
-        at = int(is_lost.reshape(shape[1], -1).any(1).argmax())
-        name = preprocess.features[at] if at < len(preprocess.features) else f"x{at}"
+        worst = int(is_lost.reshape(shape[1], -1).any(1).argmax())
+        name = preprocess.features[worst] if worst < len(preprocess.features) else f"x{worst}"
         raise ValueError(
             f"folds: expected features that {inputs.dtype} can tell apart in the rows of each fold, got {name!r}, whose"
             " largest values lie in one fold; take its logarithm, or clip it, first"

@@ -164,7 +164,7 @@ def prepare(
     options = {"features": given, "keep_integers": is_kept}
     preprocess = Preprocess.of(median, mean, scale, indicators, shape, precise, **options)
     if standardize:
-        mean, scale = preprocess.moments
+        mean, scale, _ = preprocess.exact
         x = (x - mean) / scale
     elif not is_kept and not arrays.is_exact(given_dtype, precise):
         arrays.check_spread("inputs", x[train], dtype=precise)

@@ -42,7 +42,7 @@ class Preprocess:
         features: the names of the raw features, by which the columns of a frame are found; none where they have none.
         keep_integers: whether integers stay integers, as tokens do; None for those `(batch, n)` that are left as they
             are.
-        remainder: what rounding left of the mean and the scale, to be added to them; None for nothing.
+        remainder: what rounding left of the mean, the scale and the median, to be added to them; None for nothing.
     """
 
     median: Array | None
@@ -52,7 +52,7 @@ class Preprocess:
     shape: tuple[int, ...]
     features: tuple[str, ...] = ()
     keep_integers: bool | None = None
-    remainder: tuple[Array, Array] | None = None
+    remainder: tuple[Array, Array, Array | None] | None = None
 
     @classmethod
     def of(
@@ -67,16 +67,12 @@ class Preprocess:
     ) -> "Preprocess":
         """Make the map of numbers in float64, each held as two numbers of a dtype whose sum it is."""
         (mean, mean_rest), (scale, scale_rest) = _halves(mean, dtype), _halves(scale, dtype)
-        is_exact = not (mean_rest.any() or scale_rest.any())
-        return cls(
-            None if median is None else jnp.asarray(median, dtype),
-            jnp.asarray(mean),
-            jnp.asarray(scale),
-            indicators,
-            shape,
-            remainder=None if is_exact and not mean.ndim else (jnp.asarray(mean_rest), jnp.asarray(scale_rest)),
-            **names,
+        median, median_rest = (None, None) if median is None else _halves(median, dtype)
+        changes_nothing = median is None and not mean.ndim and not (mean_rest.any() or scale_rest.any())
+        numbers, rest = (
+            jax.tree.map(jnp.asarray, tree) for tree in ((median, mean, scale), (mean_rest, scale_rest, median_rest))
         )
+        return cls(*numbers, indicators, shape, remainder=None if changes_nothing else rest, **names)
 
     @property
     def fills(self) -> bool:
@@ -84,12 +80,14 @@ class Preprocess:
         return self.median is not None and np.ndim(self.median) > 0
 
     @property
-    def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """The mean and the scale in float64, on the host."""
-        mean, scale = np.asarray(self.mean, np.float64), np.asarray(self.scale, np.float64)
-        if self.remainder is None:
-            return mean, scale
-        return mean + np.asarray(self.remainder[0], np.float64), scale + np.asarray(self.remainder[1], np.float64)
+    def exact(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """The mean, the scale and the median in float64, on the host; no median where nothing is filled."""
+        rest = self.remainder or (None, None, None)
+        numbers = (self.mean, self.scale, self.median if self.fills else None)
+        mean, scale, median = (_sum(number, left) for number, left in zip(numbers, rest, strict=True))
+        assert mean is not None
+        assert scale is not None
+        return mean, scale, median
 
     def __call__(self, inputs: Any) -> Array:
         """Return raw inputs `(batch, features)` as the model wants them, `(batch, features + indicators)`.
@@ -126,8 +124,7 @@ class Preprocess:
     def _on_host(self, x: np.ndarray) -> np.ndarray:
         """Compute in float64, some rows at a time, and round once."""
         dtype = self._dtype(x.dtype)
-        mean, scale = self.moments
-        median = None if not self.fills else np.asarray(self.median, np.float64)
+        mean, scale, median = self.exact
         features = x.shape[1:] if not self.indicators else (x.shape[1] + len(self.indicators),)
         prepared = np.empty((len(x), *features), dtype)
         may_miss = jnp.issubdtype(x.dtype, np.floating)
@@ -211,6 +208,12 @@ def _halves(numbers: np.ndarray, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return numbers rounded to a dtype, and what is left of them in the same dtype."""
     rounded = numbers.astype(dtype)
     return rounded, (numbers - rounded.astype(np.float64)).astype(dtype)
+
+
+def _sum(number: Any, remainder: Any) -> np.ndarray | None:
+    if number is None:
+        return None
+    return np.asarray(number, np.float64) + (0 if remainder is None else np.asarray(remainder, np.float64))
 
 
 def _stays(inputs: Any) -> bool:

@@ -29,6 +29,7 @@ from jax.typing import ArrayLike
 from nnfx import checks, memo
 from nnfx.data.prepare import Data
 from nnfx.forecasting.heads import POINT, Head
+from nnfx.forecasting.values import in_floats, on_hand
 from nnfx.forecasting.windows import Scaler, Windows, as_data
 from nnfx.scale.mapping import map_points
 from nnfx.tables import table
@@ -79,7 +80,7 @@ class _Sizes(NamedTuple):
 def fixed(
     model: Model,
     variables: Variables,
-    values: ArrayLike,
+    values: Any,
     *,
     lookback: int,
     horizon: int,
@@ -92,7 +93,7 @@ def fixed(
         model: a forecaster of the series in its own unit, such as a baseline; one that was trained on scaled values is
             brought to it by `nnfx.forecasting.forecasters.scaled`.
         variables: its variables; `{"params": {}}` for baselines without.
-        values: the series, `(time, channels)`.
+        values: the series, `(time, channels)`, as for `nnfx.forecasting.windows`.
         lookback: the steps that the forecaster sees.
         horizon: the steps that it forecasts.
         origins: ascending times, from `lookback` to `time − horizon`; static.
@@ -127,7 +128,7 @@ def _fixed(model: Model, head: Head, sizes: _Sizes, variables: Variables, values
 
 def refitted(
     train: Fit | Callable[..., Trained],
-    values: ArrayLike,
+    values: Any,
     *,
     key: Array,
     lookback: int,
@@ -153,7 +154,7 @@ def refitted(
     Args:
         train: as `nnfx.fit` makes it, of a model from windows `(batch, lookback, channels)` to forecasts; or any pure
             function `(key, data, **hyper)` whose result has an `apply` of windows.
-        values: the series, `(time, channels)`.
+        values: the series, `(time, channels)`, as for `nnfx.forecasting.windows`.
         key: a typed key.
         lookback: the steps that a forecaster sees.
         horizon: the steps that it forecasts.
@@ -282,18 +283,14 @@ def _check_outputs(name: str, outputs: Array, head: Head, sizes: _Sizes, values:
         )
 
 
-def _checked(
-    values: ArrayLike, lookback: int, horizon: int, origins: ArrayLike, least: int
-) -> tuple[Array, np.ndarray]:
+def _checked(values: Any, lookback: int, horizon: int, origins: ArrayLike, least: int) -> tuple[Array, np.ndarray]:
     """Return the series in floats and the origins, checked."""
     checks.positive_integer("lookback", lookback)
     checks.positive_integer("horizon", horizon)
-    y = jnp.asarray(values)
-    checks.numeric("values", y)
-    if y.ndim != 2:
-        raise ValueError(f"values: expected one series, (time, channels), got {checks.describe(y)}; map over several")
-    y = y if jnp.issubdtype(y.dtype, jnp.floating) else y.astype(float)
-    checks.finite("values", y)
+    x = on_hand("values", values)
+    if x.ndim != 2:
+        raise ValueError(f"values: expected one series, (time, channels), got {checks.describe(x)}; map over several")
+    y = in_floats("values", values)
     if not checks.is_concrete(origins):
         raise TypeError("origins: expected times that are known when the backtest is compiled, got traced ones")
     times = np.asarray(origins)
@@ -368,7 +365,7 @@ def compare(backtests: Mapping[str, Backtest], scores: Mapping[str, PerExample])
             if not np.array_equal(getattr(test, field), getattr(other, field)):
                 raise ValueError(f"backtests[{name!r}]: expected the {field} of {first!r}, got others")
         by_origin[name] = {
-            score: np.asarray(function(test.forecasts, test.targets)) for score, function in scores.items()
+            score: np.asarray(function(test.forecasts, test.targets), np.float64) for score, function in scores.items()
         }
         for score, found in by_origin[name].items():
             if found.shape != test.origins.shape:

@@ -15,17 +15,17 @@ channels)`, so that training is `nnfx.fit` on windows.
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
-from nnfx import checks
-from nnfx.data.prepare import Data, Preprocess
+from nnfx import arrays, checks
+from nnfx.data.prepare import Data
+from nnfx.data.preprocess import Preprocess
+from nnfx.forecasting.values import as_series, floating, in_floats, on_hand
 from nnfx.types import Array, Batch, at_least_float32
-
-AnyArray = TypeVar("AnyArray", np.ndarray, Array)
 
 
 class Windows(NamedTuple):
@@ -41,13 +41,13 @@ class Windows(NamedTuple):
 
 
 def windows(
-    values: ArrayLike,
+    values: Any,
     lookback: int,
     horizon: int,
     stride: int = 1,
     *,
-    past: ArrayLike | None = None,
-    future: ArrayLike | None = None,
+    past: Any = None,
+    future: Any = None,
 ) -> Windows:
     """Cut a series into windows: for n = 0, 1, … inputs `y[sn : sn + L]` and targets `y[sn + L : sn + L + H]`.
 
@@ -57,7 +57,8 @@ def windows(
     see them beside the values of their own time.
 
     Args:
-        values: y, one series `(time, channels)` or a panel `(series, time, channels)`, finite.
+        values: y, one series `(time, channels)` or a panel `(series, time, channels)`, finite; an array, a list, an
+            `nnfx.data.Series`, or a frame or Series of pandas or polars; times that it has are regular.
         lookback: L, the steps that a forecaster sees.
         horizon: H, the steps that it forecasts.
         stride: s, the steps from one window to the next.
@@ -69,8 +70,10 @@ def windows(
 
     Raises:
         TypeError: for values that are not real numbers, and sizes that are not whole ones.
-        ValueError: for values of another rank, not finite, or fewer steps than one window covers; for exogenous columns
-            of other times or series than the values, or known ahead over more steps than a window has.
+        ValueError: for values of another rank, not finite, missing, or that rounding to the dtype of the windows would
+            no longer tell apart; for times with a gap, repeated or out of order; for fewer steps than one window
+            covers; for exogenous columns of other times or series than the values, or known ahead over more steps than
+            a window has.
 
     Example:
         >>> inputs, targets = windows(jnp.arange(6.0)[:, None], lookback=3, horizon=2)
@@ -79,7 +82,7 @@ def windows(
     """
     for name, size in {"lookback": lookback, "horizon": horizon, "stride": stride}.items():
         checks.positive_integer(name, size)
-    y = _series("values", values)
+    y = in_floats("values", values)
     time = y.shape[-2]
     if time < lookback + horizon:
         raise ValueError(
@@ -105,25 +108,8 @@ def _cut(values: Array, times: np.ndarray) -> Array:
     return cut.reshape(-1, *cut.shape[-2:])
 
 
-def _series(name: str, values: Any) -> Array:
-    """Return a series or a panel in floats, checked."""
-    x = values if hasattr(values, "dtype") else np.asarray(values)
-    checks.numeric(name, x)
-    if x.ndim not in (2, 3):
-        hint = f"; one series of one channel is {name}[:, None]" if x.ndim == 1 else ""
-        raise ValueError(
-            f"{name}: expected (time, channels) or (series, time, channels), got {checks.describe(x)}{hint}"
-        )
-    if x.size == 0:
-        raise ValueError(f"{name}: expected at least one series, step and channel, got {checks.describe(x)}")
-    x = jnp.asarray(x)
-    x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
-    checks.finite(name, x)
-    return x
-
-
-def _exogenous(name: str, columns: ArrayLike, values: Array) -> Array:
-    x = _series(name, columns)
+def _exogenous(name: str, columns: Any, values: Array) -> Array:
+    x = in_floats(name, columns)
     if x.shape[:-1] != values.shape[:-1]:
         raise ValueError(
             f"{name}: expected the times and series of the values, {checks.describe(values)}, got {checks.describe(x)}"
@@ -149,7 +135,9 @@ def as_data(train: Windows, valid: Windows | None = None) -> Data:
         >>> data.train.inputs.shape, data.valid
         ((2, 3, 1), None)
     """
+    train = _as_windows("train", train)
     if valid is not None:
+        valid = _as_windows("valid", valid)
         for name, one, other in zip(Windows._fields, train, valid, strict=True):
             if one.shape[1:] != other.shape[1:]:
                 raise ValueError(
@@ -160,17 +148,33 @@ def as_data(train: Windows, valid: Windows | None = None) -> Data:
     def batch(part: Windows) -> Batch:
         return Batch(part.inputs, part.targets, jnp.ones(len(part.inputs), at_least_float32(part.inputs.dtype)))
 
+    dtype = train.inputs.dtype
     unchanged = Preprocess(
-        median=jnp.asarray(np.nan, float),
-        mean=jnp.zeros(()),
-        scale=jnp.ones(()),
-        indicators=(),
-        shape=train.inputs.shape[1:],
+        None, jnp.zeros((), dtype), jnp.ones((), dtype), (), train.inputs.shape[1:], keep_integers=False
     )
     return Data(batch(train), None if valid is None else batch(valid), unchanged)
 
 
-def split(values: AnyArray, lookback: int, sizes: Sequence[float]) -> tuple[AnyArray, ...]:
+def _as_windows(name: str, given: Any) -> Windows:
+    """Return windows in floats on the device, checked."""
+    if not isinstance(given, tuple) or len(given) != len(Windows._fields):
+        raise TypeError(f"{name}: expected Windows, as windows(...) makes them, got {checks.describe(given)}")
+    parts: list[Array] = []
+    for field, each in zip(Windows._fields, given, strict=True):
+        where = f"{name}.{field}"
+        x = on_hand(where, each)
+        checks.numeric(where, x)
+        if x.ndim < 2 or x.shape[0] != len(parts[0] if parts else x):
+            rows = len(parts[0]) if parts else "windows"
+            raise ValueError(f"{where}: expected ({rows}, steps, channels), got {checks.describe(x)}")
+        checks.finite(where, x)
+        if isinstance(x, np.ndarray):
+            arrays.check_spread(where, x, axis=(0, 1))
+        parts.append(arrays.to_device(where, x, floating(x)))
+    return Windows(*parts)
+
+
+def split(values: Any, lookback: int, sizes: Sequence[float]) -> tuple[Any, ...]:
     """Cut a series in the order of time, for windows whose targets each lie in one part alone.
 
     The first part is `y[: n₁]`. A later one begins L steps early, `y[b − L : b + n]`: its windows look back into the
@@ -178,19 +182,20 @@ def split(values: AnyArray, lookback: int, sizes: Sequence[float]) -> tuple[AnyA
     part, and each step of a later part is a target.
 
     Args:
-        values: y, one series `(time, channels)` or a panel `(series, time, channels)`.
+        values: y, one series `(time, channels)` or a panel `(series, time, channels)`, as for `windows`.
         lookback: L, of the windows that the parts will be cut into.
         sizes: two or more, such as those of what is trained on, held out and tested: in steps, where what they leave
             at the end is not used; or in fractions of all steps, which sum to 1. Fractions are rounded down to steps,
             and what is left over goes to the second part.
 
     Returns:
-        The parts, as many as sizes.
+        The parts, as many as sizes: arrays; of a frame or an `nnfx.data.Series` such ones.
 
     Raises:
         TypeError: for sizes of mixed kinds, or a lookback that is not a whole number.
-        ValueError: for values of another rank, fewer than two sizes, sizes that are not positive, more steps than
-            there are, fractions that do not sum to 1 or leave a part empty, or a first part shorter than the lookback.
+        ValueError: for values that `windows` refuses, fewer than two sizes, sizes that are not positive, more steps
+            than there are, fractions that do not sum to 1 or leave a part empty, or a first part shorter than the
+            lookback.
 
     Example:
         >>> [part[:, 0].tolist() for part in split(np.arange(10)[:, None], lookback=2, sizes=(5, 2, 3))]
@@ -202,41 +207,61 @@ def split(values: AnyArray, lookback: int, sizes: Sequence[float]) -> tuple[AnyA
         forecasting?*, AAAI 2023.
     """
     checks.positive_integer("lookback", lookback)
-    if getattr(values, "ndim", None) not in (2, 3):
-        raise ValueError(
-            f"values: expected (time, channels) or (series, time, channels), got {checks.describe(values)}"
-        )
-    steps = _steps(sizes, values.shape[-2])
+    checked = as_series("values", values)
+    steps = _steps(sizes, checked.shape[-2])
     if steps[0] < lookback:
         raise ValueError(f"sizes: expected a first part of at least the lookback, {lookback} steps, got {steps[0]}")
     ends: list[int] = list(itertools.accumulate(steps))
     starts = [0, *(end - lookback for end in ends[:-1])]
-    return tuple(values[..., start:end, :] for start, end in zip(starts, ends, strict=True))
+    return tuple(_between(values, checked, start, end) for start, end in zip(starts, ends, strict=True))
+
+
+def _between(values: Any, checked: Any, start: int, end: int) -> Any:
+    """Return some steps of what holds a series: with their times and names, where it has them, else as an array."""
+    if hasattr(values, "times") and hasattr(values, "_replace"):
+        times = None if values.times is None else values.times[start:end]
+        return values._replace(values=values.values[start:end], times=times)
+    if hasattr(values, "iloc"):
+        return values.iloc[start:end]
+    if hasattr(values, "null_count"):  # of polars
+        return values[start:end]
+    return checked[..., start:end, :]
 
 
 def _steps(sizes: Sequence[float], time: int) -> list[int]:
     """Return the size of each part in steps."""
+    sizes = sizes.tolist() if isinstance(sizes, np.ndarray | jax.Array) and sizes.ndim == 1 else sizes
     if not isinstance(sizes, Sequence) or isinstance(sizes, str):
         raise TypeError(f"sizes: expected a sequence, such as (0.7, 0.1, 0.2), got {checks.describe(sizes)}")
     if len(sizes) < 2:
         raise ValueError(f"sizes: expected two or more, got {checks.describe(sizes)}")
     for i, size in enumerate(sizes):
         checks.number(f"sizes[{i}]", size, above=0)
-    if all(isinstance(size, float) for size in sizes):
+    if all(isinstance(size, float | np.floating) for size in sizes):
         if not math.isclose(sum(sizes), 1, abs_tol=1e-6):
             raise ValueError(f"sizes: expected fractions that sum to 1, got {tuple(sizes)}")
-        steps = [int(size * time) for size in sizes]
+        steps = [_whole_part(size, time) for size in sizes]
         steps[1] += time - sum(steps)
         if min(steps) < 1:
             raise ValueError(f"sizes: expected fractions that leave no part of {time} steps empty, got {tuple(sizes)}")
         return steps
-    if any(isinstance(size, float) for size in sizes):
+    if any(isinstance(size, float | np.floating) for size in sizes):
         raise TypeError(f"sizes: expected all in steps or all in fractions, got {checks.describe(sizes)}")
     for i, size in enumerate(sizes):
         checks.positive_integer(f"sizes[{i}]", size)
     if sum(sizes) > time:
         raise ValueError(f"sizes: expected at most the {time} steps that there are, got {' + '.join(map(str, sizes))}")
     return [int(size) for size in sizes]
+
+
+def _whole_part(fraction: Any, time: int) -> int:
+    """Return the whole steps of a fraction, which falls short of what was meant by the rounding of its own dtype.
+
+    >>> _whole_part(0.29, 100), int(0.29 * 100)
+    (29, 28)
+    """
+    rounding = 4 * float(np.finfo(type(fraction)).eps)
+    return math.floor(float(fraction) * time * (1 + rounding))
 
 
 class Scaler(NamedTuple):
@@ -251,11 +276,12 @@ class Scaler(NamedTuple):
     scale: Array
 
     @classmethod
-    def of(cls, values: ArrayLike, where: ArrayLike | None = None) -> "Scaler":
+    def of(cls, values: Any, where: Any = None) -> "Scaler":
         """Measure the mean and the standard deviation over time, `σ² = Σ (y − μ)² / n`; of a constant channel σ is 1.
 
         Args:
-            values: those to train on and no others, `(time, channels)` or `(series, time, channels)`, finite.
+            values: those to train on and no others, `(time, channels)` or `(series, time, channels)`, finite, as for
+                `windows`; concrete ones are measured in float64.
             where: booleans `(time,)`, true for the steps to measure; all where not given.
 
         Raises:
@@ -267,9 +293,13 @@ class Scaler(NamedTuple):
             >>> scaler(jnp.array([[5.0, 8.0]])), scaler.inverse(jnp.array([[3.0, 1.0]]))
             (Array([[3., 1.]], dtype=float32), Array([[5., 8.]], dtype=float32))
         """
-        x = _series("values", values)
-        precise = x.astype(at_least_float32(x.dtype))
+        x = as_series("values", values)
+        dtype = at_least_float32(floating(x))
+        if isinstance(x, np.ndarray) and checks.is_concrete(where) and not arrays.is_exact(x.dtype, dtype):
+            return cls._measured(x, None if where is None else _steps_where(where, x), dtype)
+        x = jnp.asarray(x)
         is_measured = None if where is None else _steps_where(where, x)
+        precise = x.astype(dtype)
 
         def average(values: Array) -> Array:
             return values.mean(-2, keepdims=True, where=is_measured)
@@ -278,34 +308,52 @@ class Scaler(NamedTuple):
         mean = mean + average(precise - mean)  # what rounding left of the sum
         scale = jnp.sqrt(average(jnp.square(precise - mean)))
         is_constant = scale <= jnp.finfo(precise.dtype).eps * jnp.abs(mean)
-        _check_resolution(mean, jnp.where(is_constant, jnp.inf, scale))
+        if checks.is_concrete((mean, scale)):
+            _check_resolution(np.asarray(mean), np.where(is_constant, np.inf, scale), dtype)
         return cls(mean, jnp.where(is_constant, 1, scale))
 
-    def __call__(self, values: ArrayLike) -> Array:
-        """Return values in units of the scale.
+    @classmethod
+    def _measured(cls, values: np.ndarray, is_measured: np.ndarray | None, dtype: Any) -> "Scaler":
+        """Measure values in float64, which the device does not have."""
+        arrays.check_range("values", values, dtype)
+        exact, where = values.astype(np.float64), True if is_measured is None else is_measured
+        mean, scale = exact.mean(-2, keepdims=True, where=where), exact.std(-2, keepdims=True, where=where)
+        is_constant = scale <= 1e-12 * np.abs(mean)
+        _check_resolution(mean, np.where(is_constant, np.inf, scale), dtype)
+        scale = np.where(is_constant, 1, scale)
+        arrays.check_range("values", scale, dtype)
+        return cls(jnp.asarray(mean, dtype), jnp.asarray(scale, dtype))
+
+    def __call__(self, values: Any) -> Array:
+        """Return values in units of the scale; what the device cannot hold is scaled on the host.
 
         Args:
             values: `(..., channels)`, such as windows `(windows, steps, channels)`; those of a panel's scaler begin
-                with an axis of its series, `(series, ..., channels)`.
+                with an axis of its series, `(series, ..., channels)`. Lists and frames as for `windows`.
 
         Raises:
-            ValueError: for other channels or series than were measured.
+            ValueError: for other channels or series than were measured, and values that are missing.
         """
-        x = jnp.asarray(values)
+        x = on_hand("values", values)
         mean, scale = self._aligned(x)
-        return ((x - mean) / scale).astype(_floating(x))
+        if not isinstance(x, np.ndarray) or not checks.is_concrete(self) or arrays.is_exact(x.dtype, mean.dtype):
+            x = arrays.to_device("values", x, floating(x))
+            return ((x - mean) / scale).astype(x.dtype)
+        scaled = (x.astype(np.float64) - np.asarray(mean, np.float64)) / np.asarray(scale, np.float64)
+        return arrays.to_device("values", scaled, floating(x))
 
-    def inverse(self, values: ArrayLike) -> Array:
+    def inverse(self, values: Any) -> Array:
         """Return scaled values, such as forecasts, in their own units: `σ y + μ`; shapes are those of `__call__`.
 
         Raises:
             ValueError: for other channels or series than were measured.
         """
-        x = jnp.asarray(values)
+        x = on_hand("values", values)
         mean, scale = self._aligned(x)
-        return (x * scale + mean).astype(_floating(x))
+        x = arrays.to_device("values", x, floating(x))
+        return (x * scale + mean).astype(x.dtype)
 
-    def _aligned(self, x: Array) -> tuple[Array, Array]:
+    def _aligned(self, x: Any) -> tuple[Array, Array]:
         """Return mean and scale with as many axes as the values."""
         *series, _, channels = self.mean.shape
         if x.ndim < len(series) + 1 or x.shape[: len(series)] != tuple(series) or x.shape[-1] != channels:
@@ -315,28 +363,25 @@ class Scaler(NamedTuple):
         return self.mean.reshape(shape), self.scale.reshape(shape)
 
 
-def _steps_where(where: ArrayLike, values: Array) -> Array:
+def _steps_where(where: Any, values: Any) -> Any:
     """Say of every value whether its step is to be measured."""
-    steps = jnp.asarray(where)
+    steps = where if isinstance(where, jax.Array) else arrays.as_numpy("where", where)
     if steps.shape != values.shape[-2:-1] or steps.dtype != bool:
         raise ValueError(
             f"where: expected booleans [{values.shape[-2]}], one for each step, got {checks.describe(steps)}"
         )
-    if checks.is_concrete(steps) and not steps.any():
+    if checks.is_concrete(steps) and not np.asarray(steps).any():
         raise ValueError("where: expected at least one step to measure, got none")
-    return jnp.broadcast_to(steps.reshape(*(1,) * (values.ndim - 2), -1, 1), values.shape)
+    library = np if isinstance(values, np.ndarray) else jnp
+    return library.broadcast_to(steps.reshape(*(1,) * (values.ndim - 2), -1, 1), values.shape)
 
 
-def _floating(x: Array) -> Any:
-    return x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.zeros(()).dtype
-
-
-def _check_resolution(mean: Array, scale: Array) -> None:
-    """Refuse channels whose spread is lost in the rounding of a float32."""
-    if checks.is_concrete((mean, scale)):
-        lost = np.argwhere(np.abs(np.asarray(mean)) > 1e5 * np.asarray(scale))
-        if len(lost):
-            raise ValueError(
-                f"values: expected channels that float32 can tell apart, got channel {lost[0][-1]} with a mean of over"
-                " 100,000 standard deviations; subtract an offset first"
-            )
+def _check_resolution(mean: np.ndarray, scale: np.ndarray, dtype: Any) -> None:
+    """Refuse channels whose spread is lost in the rounding of the dtype of the device."""
+    most = 1e5 * float(np.finfo(np.float32).eps) / float(jnp.finfo(dtype).eps)
+    lost = np.argwhere(np.abs(mean) > most * scale)
+    if len(lost):
+        raise ValueError(
+            f"values: expected channels that {jnp.dtype(dtype)} can tell apart, got channel {lost[0][-1]} with a mean"
+            f" of over {most:,.0f} standard deviations; subtract an offset first"
+        )

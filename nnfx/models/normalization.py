@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+import optax
 
 from nnfx.ops import normalization
 from nnfx.ops.normalization import RunningStatistics
@@ -12,7 +13,9 @@ class BatchNorm(nn.Module):
     """Normalise each channel by the statistics of the batch in training, else by the running ones; scale and shift.
 
     Unlike Flax's own it knows the weights of the examples: padding changes nothing, an incomplete batch counts for
-    what it holds, and the running statistics forget where they were initialised. Its variables are `scale` and `bias`
+    what it holds, and the running statistics forget where they were initialised. A batch with no more than one value
+    per channel that has a weight has no variance: it is normalised by the running statistics, which stay as they are.
+    Its variables are `scale` and `bias`
     among the parameters, and `mean`, `var` and `weight` in the collection `batch_stats`.
 
     Attributes:
@@ -36,7 +39,12 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array, *, weights: Array | None = None, train: bool = False) -> Array:
-        """Return normalised inputs, `(batch, ..., channels)`; `weights` are those of the examples, `(batch,)`.
+        """Return normalised inputs, `(batch, ..., channels)`.
+
+        Args:
+            inputs: `(batch, ..., channels)`.
+            weights: those of the examples, `(batch,)`, or of their steps, `(batch, time)`; one each unless given.
+            train: whether to normalise by the batch.
 
         Raises:
             ValueError: in training, for a batch of a single value per channel, whose variance is zero.
@@ -54,9 +62,20 @@ class BatchNorm(nn.Module):
         if train:
             if inputs.size == inputs.shape[-1]:
                 raise ValueError("inputs: expected more than one value per channel to normalise by, got a batch of 1")
+            weights = _of(inputs, weights)
             latest = normalization.batch_statistics(inputs, weights)
             updated = normalization.update_statistics(statistics, latest, self.momentum)
+            if weights is not None:
+                is_enough = normalization.values_per_channel(inputs, weights) > 1
+                latest, updated = optax.tree.where(is_enough, (latest, updated), (statistics, statistics))
             for variable, value in zip(variables, updated, strict=True):
                 variable.value = value.astype(variable.value.dtype)
             statistics = latest
         return normalization.batch_norm(inputs, statistics, scale, bias, self.epsilon)
+
+
+def _of(inputs: Array, weights: Array | None) -> Array | None:
+    """Return the weights of steps where the inputs still have them, else those of the examples."""
+    if weights is None or weights.ndim == 1 or (inputs.ndim > 2 and inputs.shape[:2] == weights.shape):
+        return weights
+    return weights.mean(1)

@@ -28,7 +28,8 @@ def batch_statistics(inputs: Array, weights: Array | None = None) -> RunningStat
 
     Args:
         inputs: `(batch, ..., channels)`, floats.
-        weights: `(batch,)`; zero leaves an example out. One each where not given.
+        weights: `(batch,)`, or `(batch, time)` for inputs `(batch, time, ..., channels)`; zero leaves an example, or a
+            step, out, whatever it holds. One each where not given.
 
     Returns:
         The statistics in float32 at least; their weight is that of the examples. Zero where nothing is weighed.
@@ -42,7 +43,7 @@ def batch_statistics(inputs: Array, weights: Array | None = None) -> RunningStat
     """
     if inputs.ndim < 2:
         raise ValueError(f"inputs: expected (batch, ..., channels), got {checks.describe(inputs)}")
-    if weights is not None and weights.shape != inputs.shape[:1]:
+    if weights is not None and weights.shape not in (inputs.shape[:1], inputs.shape[:-1][:2]):
         raise ValueError(f"weights: expected one per example, {inputs.shape[:1]}, got {checks.describe(weights)}")
     x = inputs.astype(at_least_float32(inputs.dtype))
     axes = tuple(range(x.ndim - 1))
@@ -52,9 +53,10 @@ def batch_statistics(inputs: Array, weights: Array | None = None) -> RunningStat
         return RunningStatistics(mean, _centred(x, mean, axes).mean(axes), jnp.asarray(x.shape[0], x.dtype))
     weights = weights.astype(x.dtype)
     total = shards.total(weights.sum())
-    places = x.size // (x.shape[0] * x.shape[-1])
+    places = x.size // (weights.size * x.shape[-1])
     share = weights / (jnp.where(total > 0, total, 1) * places)
-    share = share.reshape(-1, *[1] * (x.ndim - 1))
+    share = share.reshape(*share.shape, *[1] * (x.ndim - share.ndim))
+    x = jnp.where(share != 0, x, 0)
     mean = shards.total((x * share).sum(axes))
     return RunningStatistics(mean, shards.total((_centred(x, mean, axes) * share).sum(axes)), total)
 
@@ -84,7 +86,7 @@ def update_statistics(running: RunningStatistics, latest: RunningStatistics, mom
     References:
         Chan, Golub and LeVeque, *Algorithms for computing the sample variance*, 1983.
     """
-    weight = momentum * running.weight + latest.weight
+    weight = jnp.where(latest.weight > 0, momentum * running.weight + latest.weight, running.weight)
     share = latest.weight / jnp.where(weight > 0, weight, 1)
     delta = latest.mean - running.mean
     return RunningStatistics(
@@ -92,6 +94,24 @@ def update_statistics(running: RunningStatistics, latest: RunningStatistics, mom
         (1 - share) * running.var + share * latest.var + share * (1 - share) * jnp.square(delta),
         weight,
     )
+
+
+def values_per_channel(inputs: Array, weights: Array | None = None) -> Array | int:
+    """Count the values of each channel that have a weight, of which it takes two for a variance.
+
+    Args:
+        inputs: `(batch, ..., channels)`.
+        weights: as for `batch_statistics`.
+
+    Example:
+        >>> int(values_per_channel(jnp.ones((3, 2)), jnp.array([1.0, 0.0, 0.0])))
+        1
+    """
+    weights = shards.weights(weights, inputs)
+    if weights is None:
+        return inputs.size // inputs.shape[-1]
+    places = inputs.size // (weights.size * inputs.shape[-1])
+    return places * shards.total((weights != 0).sum())
 
 
 def batch_norm(inputs: Array, statistics: RunningStatistics, scale: Array, bias: Array, epsilon: float = 1e-5) -> Array:

@@ -23,6 +23,7 @@ from nnfx.scale.mapping import one_by_one, side_by_side
 from nnfx.scale.parallel import AXIS, data_parallel
 from nnfx.training.chunk import RUNNING, Parts, RunState, chunk, start
 from nnfx.training.fit import Fit
+from nnfx.training.run import padded
 from nnfx.training.step import split_key
 from nnfx.training.stopping import Clock
 from nnfx.types import Array, Batch, Hyper
@@ -88,9 +89,13 @@ class Program:
         mesh: its axis `MEMBERS` is that over which the members are spread; where it has another, XLA splits the batches
             of a member over it.
         axis: 0 to spread the groups, 1 to spread the points.
+        finish: changes the results on the host, `(members, results) -> results`; or None.
     """
 
-    def __init__(self, function: Callable[..., Any], mesh: Mesh, axis: int) -> None:
+    def __init__(
+        self, function: Callable[..., Any], mesh: Mesh, axis: int, finish: Callable[[Any, Any], Any] | None = None
+    ) -> None:
+        self._finish = finish
         over_table = P(MEMBERS) if axis == 0 else P(None, MEMBERS)
         specs = (over_table, P(MEMBERS) if axis == 0 else P(), P())
         # each device has its share of the members: nothing crosses between them
@@ -130,7 +135,7 @@ class Program:
         # arrays of the host are put in their places first: one of several processes may not leave it to the program
         members, groups, shared = jax.device_put((members, groups, shared), self._shardings)
         results, _ = self.compiled(members, groups, shared)(members, groups, shared)
-        return results
+        return results if self._finish is None else self._finish(members, results)
 
 
 class Programs:
@@ -154,12 +159,12 @@ class Programs:
         """Return the program that advances the members by so many epochs."""
         if epochs not in self._chunks:
             advance = functools.partial(self._advance, epochs)
-            self._chunks[epochs] = self._program(advance)
+            self._chunks[epochs] = self._program(advance, _with_nan)
         return self._chunks[epochs]
 
-    def _program(self, in_group: InGroup) -> Program:
+    def _program(self, in_group: InGroup, finish: Callable[[Any, Any], Any] | None = None) -> Program:
         map_table = self._one_by_one if self._at_once == 1 else self._side_by_side
-        return Program(functools.partial(map_table, in_group), self._mesh, self._axis)
+        return Program(functools.partial(map_table, in_group), self._mesh, self._axis, finish)
 
     def _side_by_side(self, in_group: InGroup, members: Any, groups: Groups, shared: Any) -> tuple[Any, Any]:
         width = jax.tree.leaves(members)[0].shape[1]
@@ -212,10 +217,20 @@ class Programs:
             is_running = state.stopped_by == RUNNING  # who was dropped by the host stays as it is
             return (
                 optax.tree.where(is_running, _without_keys(advanced), _without_keys(state)),
-                {name: jnp.where(is_running, values, jnp.nan) for name, values in history.items()},
+                {name: jnp.where(is_running, values, 0) for name, values in history.items()},
             )
 
         return member
+
+
+def _with_nan(
+    members: tuple[RunState, Hyper], results: tuple[RunState, dict[str, Array]]
+) -> tuple[RunState, dict[str, np.ndarray]]:
+    """Mark the epochs that were not run with NaN, on the host: no program returns one that is not meant."""
+    (before, _), (after, history) = members, results
+    columns = {name: np.asarray(values) for name, values in history.items()}
+    epochs = np.asarray(after.epoch) - np.asarray(before.epoch)
+    return after, {name: padded(values, epochs) for name, values in columns.items()}
 
 
 def _without_keys(state: RunState) -> RunState:

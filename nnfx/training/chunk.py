@@ -84,7 +84,8 @@ class Best(NamedTuple):
 
     def or_better(self, latest: "Best") -> "Best":
         """Return the better of the two: a number before what is none, the earlier of equals."""
-        assert self.held_out_loss is not None and latest.held_out_loss is not None
+        assert self.held_out_loss is not None
+        assert latest.held_out_loss is not None
         is_better = (latest.held_out_loss < self.held_out_loss) | jnp.isnan(self.held_out_loss) | (self.epoch == 0)
         return optax.tree.where(is_better, latest, self)
 

@@ -31,10 +31,10 @@ def fit(
     *,
     epochs: int,
     batch_size: int | None = None,
-    stop: Rule | Sequence[Rule] = (),
+    stop: Rule | Sequence[Rule] | None = None,
     metrics: Mapping[str, PerExample] | None = None,
     penalty: Callable[..., Array] | None = None,
-    augment: Augment | Sequence[Augment] = (),
+    augment: Augment | Sequence[Augment] | None = None,
     average: Callable[..., Array] | None = None,
     make_step: Callable[..., Step] = make_step,
     parallel: Callable[[Step], Step] | None = None,
@@ -53,7 +53,10 @@ def fit(
     Args:
         model: a model, or a function of hyper-parameters that returns one.
         loss: per example, `(outputs, targets, **numbers) -> (batch,)`.
-        optimizer: an Optax factory such as `optax.adam`, or an optimizer already made.
+        optimizer: an Optax factory such as `optax.adam`, or an optimizer already made. Those that are evaluated with
+            other weights than they step (`optax.contrib.schedule_free`, `optax.lookahead`, `optax.contrib.sam`) are,
+            here as well. `optax.MultiSteps` moves the weights once in so many steps, by the plain mean of their
+            gradients; those left over at the end of the run move nothing.
         epochs: how many epochs at most.
         batch_size: rows of a minibatch: 1 is stochastic gradient descent, None the full batch.
         stop: a stopping rule's factory, such as `nnfx.stopping.patience`, or a rule already made, or several.
@@ -93,8 +96,15 @@ def fit(
             f"model: expected a Model or a function that returns one, got {checks.describe(model)}; of a Flax"
             " module nnfx.models.from_linen or from_nnx makes one"
         )
+    if isinstance(optimizer, optax.MultiSteps):
+        optimizer = optimizer.gradient_transformation()
     if not isinstance(optimizer, optax.GradientTransformation) and not callable(optimizer):
         raise TypeError(f"optimizer: expected an Optax factory or optimizer, got {checks.describe(optimizer)}")
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise TypeError(
+            'metrics: expected functions by name, such as {"accuracy": nnfx.metrics.accuracy}, got'
+            f" {checks.describe(metrics)}"
+        )
     for name, function in {"loss": loss, **(metrics or {})}.items():
         if not callable(function):
             raise TypeError(f"{name}: expected a function of outputs and targets, got {checks.describe(function)}")
@@ -102,7 +112,7 @@ def fit(
         raise ValueError("metrics: expected other names than 'loss', which is the loss itself")
     if penalty is not None and not callable(penalty):
         raise TypeError(f"penalty: expected a function of the parameters, got {checks.describe(penalty)}")
-    augments = (augment,) if callable(augment) else tuple(augment)
+    augments = _several("augment", augment)
     for each in augments:
         if not callable(each):
             raise TypeError(f"augment: expected functions of a key and a batch, got {checks.describe(each)}")
@@ -115,7 +125,7 @@ def fit(
     checks.positive_integer("epochs", epochs)
     if batch_size is not None:
         checks.positive_integer("batch_size", batch_size)
-    rules = (stop,) if callable(stop) or isinstance(stop, StoppingRule) else tuple(stop)
+    rules = (stop,) if isinstance(stop, StoppingRule) else _several("stop", stop)
     for rule in rules:
         if not callable(rule) and not isinstance(rule, StoppingRule):
             raise TypeError(f"stop: expected factories, such as nnfx.stopping.patience, got {checks.describe(rule)}")
@@ -134,6 +144,15 @@ def fit(
         batch_size=batch_size,
         rematerialize_epochs=rematerialize_epochs,
     )
+
+
+def _several(name: str, given: Any) -> tuple[Any, ...]:
+    """Take none, one or several as several."""
+    if given is None or callable(given):
+        return () if given is None else (given,)
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise TypeError(f"{name}: expected a function or a sequence of them, got {checks.describe(given)}")
+    return tuple(given)
 
 
 def _factory(given: Any, made: type) -> Part:
@@ -199,10 +218,22 @@ class Fit:
         checks.key("key", key)
         if not isinstance(data, Data):
             raise TypeError(f"data: expected nnfx.data.Data, as nnfx.data.prepare makes it, got {type(data).__name__}")
+        self._check_names(hyper)
         hypers.check(hyper, self.parts_with_numbers)
         numbers = hypers.as_arrays(hyper)
         validate.check_run(self, data, numbers)
         return numbers
+
+    def _check_names(self, hyper: Mapping[str, ArrayLike]) -> None:
+        """Raise on a number beside an optimizer already made, which nothing else takes."""
+        if self.optimizer.name != optax.GradientTransformation.__name__:
+            return
+        for name in hyper:
+            if name not in self.hyper_names:
+                raise TypeError(
+                    f"{name}: expected {'one of ' + ', '.join(self.hyper_names) if self.hyper_names else 'none'}, since"
+                    f" the optimizer is already made; for its numbers pass its factory, such as optax.adam, got {name}"
+                )
 
     def run_of(self, state: RunState, history: dict[str, Array], data: Data, hyper: Hyper) -> Run:
         """Return the run that ends in this state."""
@@ -278,6 +309,8 @@ def _in_turn(augments: Sequence[Augment]) -> Augment | None:
 
 def _made(part: Part, hyper: Hyper, wanted: type) -> Any:
     made = part.build(hyper)
+    if isinstance(made, optax.MultiSteps):
+        made = made.gradient_transformation()
     if not isinstance(made, wanted):
         raise TypeError(f"{part.name}: expected it to return a {wanted.__name__}, got {checks.describe(made)}")
     return made

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from nnfx import checks, distributed, memo
@@ -130,12 +130,9 @@ def joined(pieces: Sequence[History]) -> History:
 
 
 def padded(history: History, epochs: int) -> dict[str, Array]:
-    """Return a history as runs do, `(epochs,)`, NaN where not run.
+    """Return a history as chunks do, `(epochs,)`, zero where not run.
 
     >>> padded({"train_loss": np.array([2.0, 1.0], np.float32)}, 3)
-    {'train_loss': Array([ 2.,  1., nan], dtype=float32)}
+    {'train_loss': Array([2., 1., 0.], dtype=float32)}
     """
-    return {
-        name: jnp.asarray(np.pad(values, (0, epochs - len(values)), constant_values=np.nan))
-        for name, values in history.items()
-    }
+    return {name: jax.device_put(np.pad(values, (0, epochs - len(values)))) for name, values in history.items()}

@@ -96,10 +96,11 @@ def has_lengths(batch: Batch) -> bool:
     return isinstance(batch.inputs, Sequences) and batch.inputs.lengths is not None
 
 
-def measured_weights(outputs: Any, batch: Batch) -> Array:
-    """Return the weights of what losses and metrics are taken of: `(batch,)`, or `(batch, time)` for each step.
+def is_by_step(outputs: Any, batch: Batch) -> bool:
+    """Say whether losses and metrics are taken of each step, and not of each example.
 
-    Steps are told apart where the weights do, and where sequences of unequal length have outputs at every step.
+    So they are where the weights tell steps apart, and where sequences of unequal length have outputs and targets at
+    every step.
 
     Args:
         outputs: the model's, or their shape.
@@ -108,23 +109,30 @@ def measured_weights(outputs: Any, batch: Batch) -> Array:
     Raises:
         ValueError: for weights of steps without outputs or targets at every step.
     """
-    weights = batch.weights
-    if weights.ndim == 2:
-        for name, array in (("outputs", outputs), ("targets", batch.targets)):
-            if array.shape[:2] != weights.shape:
+    if batch.weights.ndim == 2:
+        for name, array in (("model", outputs), ("targets", batch.targets)):
+            if array.shape[:2] != batch.weights.shape:
                 raise ValueError(
-                    f"{name}: expected (batch, time, ...) for the weights of each step, {checks.describe(weights)},"
-                    f" got {checks.describe(array)}"
+                    f"{name}: expected {'outputs ' if name == 'model' else ''}(batch, time, ...) for the weights of"
+                    f" each step, {checks.describe(batch.weights)}, got {checks.describe(array)}"
                 )
+        return True
+    if not has_lengths(batch) or outputs.ndim < 3:
+        return False
+    steps = batch.inputs.values.shape[:2]
+    return bool(outputs.shape[:2] == steps and batch.targets.shape[:2] == steps)
+
+
+def measured_weights(outputs: Any, batch: Batch) -> Any:
+    """Return the weights of what losses and metrics are taken of: `(batch,)`, or `(batch, time)` for each step."""
+    if not is_by_step(outputs, batch):
+        return batch.weights
+    weights = batch.weights if batch.weights.ndim == 2 else batch.weights[:, None]
     if not has_lengths(batch):
         return weights
     is_real = _is_real(batch.inputs)
-    if weights.ndim == 1:
-        steps = is_real.shape
-        if outputs.ndim < 3 or outputs.shape[:2] != steps or batch.targets.shape[:2] != steps:
-            return weights
-        weights = weights[:, None]
-    return jnp.where(is_real, weights, 0)
+    library: Any = jnp if any(isinstance(leaf, jax.Array) for leaf in (weights, is_real)) else np
+    return library.where(is_real, weights, library.zeros((), weights.dtype))
 
 
 def examples(outputs: Any, batch: Batch) -> tuple[Any, Any, Any]:

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from nnfx import memo
+from nnfx import checks, memo
 from nnfx.data.prepare import Preprocess
+from nnfx.training import validate
 from nnfx.training.chunk import RUNNING, Best
 from nnfx.training.padding import apply_padded
 from nnfx.training.step import evaluate
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["state", "best", "history", "epochs", "stopped_by", "hyper", "preprocess"],
+    data_fields=["state", "best", "columns", "epochs", "stopped_by", "hyper", "preprocess"],
     meta_fields=["fit"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,8 +33,7 @@ class Run:
     Attributes:
         state: the training state after the last epoch.
         best: the weights that were evaluated best on held-out data; without any, the last.
-        history: each metric by epoch, `(epochs,)`, such as `train_loss` (averaged while the epoch trained)
-            and `valid_loss` (measured when it had ended); NaN after the run had stopped.
+        columns: what `history` is made of, zero after the run had stopped.
         epochs: how many epochs were run.
         stopped_by: the position of the stopping rule that ended the run, −1 for the last epoch.
         hyper: the hyper-parameters given.
@@ -43,12 +43,23 @@ class Run:
 
     state: TrainState
     best: Best
-    history: dict[str, Array]
+    columns: dict[str, Array]
     epochs: Array
     stopped_by: Array
     hyper: Hyper
     preprocess: Preprocess
     fit: "Fit"
+
+    @property
+    def history(self) -> dict[str, Array]:
+        """Each metric by epoch, `(epochs,)`; NaN after the run had stopped.
+
+        Such as `train_loss`, averaged while the epoch trained, and `valid_loss`, measured when it had ended. Where
+        nothing was averaged, as in an epoch whose steps were all skipped, it is NaN as well.
+        """
+        if not self.fit.rules:
+            return dict(self.columns)
+        return {name: padded(values, self.epochs) for name, values in self.columns.items()}
 
     @property
     def reason(self) -> str:
@@ -70,8 +81,13 @@ class Run:
 
     @property
     def final(self) -> dict[str, Array]:
-        """The metrics of the last epoch that was run."""
-        return _last(self.history, self.epochs)
+        """The metrics of the last epoch that was run: of its weights, where `predict` takes the best ones."""
+        return _at(self.columns, self.epochs)
+
+    @property
+    def best_metrics(self) -> dict[str, Array]:
+        """The metrics of the epoch whose weights are the best, which `apply`, `predict` and `evaluate` take."""
+        return _at(self.columns, self.best.epoch)
 
     def apply(self, inputs: ArrayLike, variables: Variables | None = None) -> Array:
         """Return the model's outputs for inputs prepared like `data.train.inputs`, `(batch, ...)`.
@@ -81,6 +97,7 @@ class Run:
             variables: which weights; the best unless given, such as `run.state.variables`, the last.
         """
         self._require_single()
+        inputs = validate.inputs_as_arrays("inputs", inputs)
         chosen = self.best.variables if variables is None else variables
         return apply_padded(
             self.fit,
@@ -99,7 +116,10 @@ class Run:
         self._require_single()
         if not isinstance(data, Batch):
             raise TypeError(f"data: expected a Batch, such as data.valid, got {type(data).__name__}")
+        data = validate.as_arrays("data", data)
         chosen = self.best.variables if variables is None else variables
+        outputs = _apply.eval_shape(self.fit, _shapes(data.inputs), self.hyper, chosen, data.inputs)
+        validate.check_evaluation(data, {"loss": self.fit.loss.function, **dict(self.fit.metrics)}, outputs)
         return _evaluate(self.fit, _shapes(data), self.hyper, chosen, data)
 
     def _require_single(self) -> None:
@@ -114,9 +134,25 @@ def _shapes(inputs: Any) -> tuple[tuple[int, ...], ...]:
 
 
 @jax.jit
-def _last(history: dict[str, Array], epochs: Array) -> dict[str, Array]:
-    last = (epochs - 1)[..., None]
-    return {name: jnp.take_along_axis(values, last, -1)[..., 0] for name, values in history.items()}
+def _at(columns: dict[str, Array], epoch: Array) -> dict[str, Array]:
+    place = (epoch - 1)[..., None]
+    return {name: jnp.take_along_axis(values, place, -1)[..., 0] for name, values in columns.items()}
+
+
+def padded(values: Any, epochs: Any) -> Any:
+    """Return columns of a history, `(..., epochs)`, NaN after the epochs that were run, `(...)`.
+
+    On the host where values are known, so that under `jax_debug_nans` only what is wrong raises.
+
+    >>> padded(np.array([2.0, 1.0, 0.0]), np.array(2))
+    array([ 2.,  1., nan])
+    """
+    numbers = np.arange(values.shape[-1])
+    if checks.is_concrete((values, epochs)):
+        is_run = numbers < np.asarray(epochs)[..., None]
+        columns = np.where(is_run, np.asarray(values), np.asarray(np.nan, values.dtype))
+        return jax.device_put(columns) if isinstance(values, jax.Array) else columns
+    return jnp.where(numbers < epochs[..., None], values, jnp.nan)
 
 
 @memo.compiled(static=2)

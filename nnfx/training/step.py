@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nnfx import checks, losses, shards
+from nnfx import checks, shards
 from nnfx.data import batching
 from nnfx.optimizers import as_optimizer, has_evaluation_params
-from nnfx.training import averaging, rows
+from nnfx.training import averaging, rows, validate
 from nnfx.training import updates as optimizer_updates
 from nnfx.types import (
     Array,
@@ -110,7 +110,8 @@ def make_step(
         augment: changes the batch before the model sees it, `(key, batch) -> batch`; see `nnfx.augment`.
         average: the share of the latest variables in their average, `count -> share`; see `nnfx.averaging`. The
             state is then made with `average=True`, and `state.evaluated` is what to predict with.
-        micro_batches: into how many parts to cut a batch, one after the other: the same gradient in less memory.
+        micro_batches: into how many parts to cut a batch, one after the other: the same gradient in less memory. Each
+            part weighs as much as its rows; layers that mix rows, such as batch norm, see one part at a time.
         compute_dtype: the dtype to compute in, such as `jnp.bfloat16`; parameters, gradients and the optimizer
             keep theirs. None to compute in that of the parameters.
         precision: of matrix products on GPUs and TPUs: "float32" so that backends agree, "tensorfloat32" or
@@ -226,24 +227,31 @@ def make_step(
         if penalty is not None:
             extra, slope = jax.value_and_grad(penalty)(state.params)
             value, gradient = value + extra, optax.tree.add(gradient, slope)
-        updates, opt_state = optimizer_updates.update(
-            optimizer,
-            gradient,
-            state.opt_state,
-            state.params,
-            # for those that look at the loss, such as line searches and reduction on plateaus
-            value=value,
-            value_fn=lambda params: penalised(params, state, batch, key),
-        )
-        params = optax.apply_updates(state.params, updates)
-        after = state._replace(step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state)
-        if average is not None and state.average is not None:
-            after = after._replace(average=averaging.follow(state.average, after.variables, average))
-        is_taken = measured["loss"].weight != 0
+        is_taken, fault = measured["loss"].weight != 0, state.fault
         if skip_non_finite:
-            after, measured, is_finite = _without_faults(state, after, measured, value, gradient)
-            is_taken &= is_finite
-        return _taken(is_taken, state, after), measured
+            fault, is_finite = _looked_at(state, value, gradient)
+            is_taken, measured = (
+                is_taken & is_finite,
+                optax.tree.where(is_finite, measured, optax.tree.zeros_like(measured)),
+            )
+
+        def take() -> TrainState:
+            updates, opt_state = optimizer_updates.update(
+                optimizer,
+                gradient,
+                state.opt_state,
+                state.params,
+                # for those that look at the loss, such as line searches and reduction on plateaus
+                value=value,
+                value_fn=lambda params: penalised(params, state, batch, key),
+            )
+            params = optax.apply_updates(state.params, updates)
+            after = state._replace(params=params, model_state=model_state, opt_state=opt_state)
+            if average is None or state.average is None:
+                return after
+            return after._replace(average=averaging.follow(state.average, after.variables, average))
+
+        return _if(is_taken, take, state)._replace(step=state.step + 1, fault=fault), measured
 
     return step
 
@@ -253,27 +261,28 @@ def _cast(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
 
 
-def _without_faults(
-    before: TrainState, after: TrainState, measured: Metrics, value: Array, gradient: Params
-) -> tuple[TrainState, Metrics, Array]:
-    """Note a loss or a gradient that is not finite, measure nothing then, and say whether all are finite."""
+def _looked_at(state: TrainState, value: Array, gradient: Params) -> tuple[Fault, Array]:
+    """Note a loss or a gradient that is not finite, and say whether all are."""
     is_bad = jnp.stack([~jnp.isfinite(leaf).all() for leaf in (value, *jax.tree.leaves(gradient))])
-    skip, fault = is_bad.any(), before.fault
+    skip, fault = is_bad.any(), state.fault
     first = skip & (fault.skipped == 0)
     fault = Fault(
         fault.skipped + skip,
-        jnp.where(first, before.step, fault.step),
+        jnp.where(first, state.step, fault.step),
         jnp.where(first, is_bad.argmax().astype(jnp.int32), fault.where),
     )
-    measured = jax.tree.map(lambda sums: jnp.where(skip, 0, sums), measured)
-    return after._replace(fault=fault), measured, ~skip
+    return fault, ~skip
 
 
-def _taken(is_taken: Array, before: TrainState, after: TrainState) -> TrainState:
-    """Return the state after a step, which is but counted where it is not taken."""
-    changed = ("params", "model_state", "opt_state", "average")
-    kept, moved = ({name: getattr(state, name) for name in changed} for state in (before, after))
-    return after._replace(**optax.tree.where(is_taken, moved, kept))
+def _if(is_taken: Array, take: Callable[[], TrainState], state: TrainState) -> TrainState:
+    """Return the state after a step, or the one before where it is not taken.
+
+    On CPUs a branch costs nothing, and choosing between two states half a small step; on others a branch waits for the
+    host.
+    """
+    if jax.default_backend() == "cpu":
+        return jax.lax.cond(is_taken, take, lambda: state)
+    return optax.tree.where(is_taken, take(), state)
 
 
 def evaluate(model: Model, measures: Mapping[str, PerExample], variables: Variables, data: Batch) -> dict[str, Mean]:
@@ -286,7 +295,12 @@ def evaluate(model: Model, measures: Mapping[str, PerExample], variables: Variab
         data: any number of examples.
 
     Returns:
-        Sums that merge, by name.
+        Sums that merge, by name; the mean of data without weight is NaN.
+
+    Raises:
+        TypeError: for arrays that are not of real numbers.
+        ValueError: for inputs that are not finite, negative weights, targets that a loss is not meant for, and sizes
+            that do not fit.
 
     Example:
         >>> from nnfx.losses import mean_square_error
@@ -296,6 +310,11 @@ def evaluate(model: Model, measures: Mapping[str, PerExample], variables: Variab
         >>> evaluate(perceptron(), {"error": mean_square_error}, variables, data)["error"].value
         Array(4., dtype=float32)
     """
+    if not isinstance(data, rows.Filled):
+        data = validate.as_arrays("data", data)
+        if checks.is_concrete((variables, data)):
+            outputs = jax.eval_shape(model.apply, variables, data.inputs)
+            validate.check_evaluation(data, measures, outputs)
 
     def measure(batch: Batch) -> dict[str, Mean]:
         return rows.measure(measures, model.apply(variables, batch.inputs), batch)

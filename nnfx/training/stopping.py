@@ -79,7 +79,7 @@ class StoppingRule(NamedTuple):
 def small_change(tolerance: Positive = 1e-5) -> StoppingRule:
     """Stop when no large change in W is seen: `‖W_after − W_before‖ ≤ tolerance · ‖W_before‖` over an epoch.
 
-    The norms are over all parameters together.
+    The norms are over all parameters together. An epoch whose steps were all skipped is none of little change.
 
     Args:
         tolerance: the relative change that counts as small, positive; may be traced.
@@ -98,7 +98,9 @@ def small_change(tolerance: Positive = 1e-5) -> StoppingRule:
 
     def update(state: tuple[()], epoch: Epoch) -> tuple[tuple[()], Array]:
         change = optax.tree.norm(optax.tree.sub(epoch.after, epoch.before))
-        return state, jnp.isfinite(change) & (change <= tolerance * optax.tree.norm(epoch.before))
+        was_trained = ~jnp.isnan(jnp.asarray(epoch.metrics.get("train_loss", 0.0)))
+        is_small = change <= tolerance * optax.tree.norm(epoch.before)
+        return state, jnp.isfinite(change) & was_trained & is_small
 
     return StoppingRule(lambda: (), update)
 
@@ -132,7 +134,8 @@ def patience(patience: AtLeastOne = 10, min_improvement: NonNegative = 0.0) -> S
     checks.number("min_improvement", min_improvement, minimum=0)
 
     def init() -> tuple[Array, Array]:
-        return jnp.asarray(jnp.inf, float), jnp.asarray(0, jnp.int32)
+        dtype = jax.dtypes.canonicalize_dtype(float)
+        return jnp.asarray(jnp.finfo(dtype).max, dtype), jnp.asarray(0, jnp.int32)  # no loss so far
 
     def update(state: tuple[Array, Array], epoch: Epoch) -> tuple[tuple[Array, Array], Array]:
         best, waited = state

@@ -5,14 +5,16 @@ Arrays cannot change, so what has been checked is remembered, and calling a run 
 
 import dataclasses
 import weakref
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnfx import checks, losses
+from nnfx import arrays, checks, losses
 from nnfx.data.prepare import Data
+from nnfx.training import rows
 from nnfx.training.hyper import innermost
 from nnfx.types import Array, Batch, Hyper, PerExample
 
@@ -57,19 +59,19 @@ def check_run(fit: "Fit", data: Data, hyper: Hyper) -> None:
     outputs = fit.checked.outputs[signature]
     for name, batch in (("data.train", data.train), ("data.valid", data.valid)):
         if batch is not None:
-            _check_values(fit, name, batch, hyper, outputs)
+            _check_data(fit, name, batch, hyper, outputs)
     if all(isinstance(leaf, jax.Array) and checks.is_concrete(leaf) for leaf in jax.tree.leaves(data)):
         fit.checked.data.add(data)
 
 
 def _check_shapes(fit: "Fit", train: Batch, valid: Batch | None, hyper: Hyper) -> jax.ShapeDtypeStruct:
     """Check every shape on the way through the model and the loss, and return that of the training outputs."""
-    rows = train.weights.shape[0] if train.weights.ndim else 0
+    size = train.weights.shape[0] if train.weights.ndim else 0
     for name, batch in (("data.train", train), ("data.valid", valid)):
         if batch is not None:
             check_batch(name, batch)
-    if fit.batch_size is not None and fit.batch_size > rows:
-        raise ValueError(f"batch_size: expected at most the {rows} rows of data.train, got {fit.batch_size}")
+    if fit.batch_size is not None and fit.batch_size > size:
+        raise ValueError(f"batch_size: expected at most the {size} rows of data.train, got {fit.batch_size}")
     if valid is not None:
         for part in ("inputs", "targets"):
             ours, theirs = (jax.tree.map(lambda leaf: leaf.shape[1:], getattr(batch, part)) for batch in (train, valid))
@@ -98,17 +100,23 @@ def _check_shapes(fit: "Fit", train: Batch, valid: Batch | None, hyper: Hyper) -
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     outputs, _ = jax.eval_shape(forward, hyper, key, train)
-    if not hasattr(outputs, "shape") or outputs.shape[:1] != (rows,):
-        raise ValueError(f"model: expected one output per example, {rows} of them, got {checks.describe(outputs)}")
-    losses.check(fit.loss.function, outputs, train.targets)
-    for name, function in {"loss": fit.loss.function, **dict(fit.metrics)}.items():
-        numbers = fit.loss.pick(hyper) if name == "loss" else {}
-        values = jax.eval_shape(function, outputs, train.targets, **numbers)
-        if getattr(values, "shape", None) != (rows,):
-            raise ValueError(
-                f"{name}: expected one value per example, [{rows}], got {checks.describe(values)};"
-                " leave the mean to the step"
-            )
+    if not hasattr(outputs, "shape") or outputs.shape[:1] != (size,):
+        raise ValueError(f"model: expected one output per example, {size} of them, got {checks.describe(outputs)}")
+    for batch in (train, valid) if valid is not None else (train,):
+        of_batch = jax.ShapeDtypeStruct((batch.weights.shape[0], *outputs.shape[1:]), outputs.dtype)
+        if batch.weights.ndim == 2 or rows.has_lengths(batch):  # whose outputs may have a length of their own
+            of_batch = jax.eval_shape(forward, hyper, key, batch)[0]
+        seen, targets, weights = jax.eval_shape(rows.examples, of_batch, batch)
+        losses.check(fit.loss.function, seen, targets)
+        for name, function in {"loss": fit.loss.function, **dict(fit.metrics)}.items():
+            numbers = fit.loss.pick(hyper) if name == "loss" else {}
+            values = jax.eval_shape(function, seen, targets, **numbers)
+            if getattr(values, "shape", None) != weights.shape:
+                raise ValueError(
+                    f"{name}: expected one value per example, [{weights.shape[0]}], got {checks.describe(values)};"
+                    " leave the mean to the step"
+                )
+            checks.numeric(name, values)
     return outputs
 
 
@@ -147,10 +155,12 @@ def _shapes(inputs: Any) -> Any:
 def check_batch(name: str, batch: Batch) -> None:
     """Require a batch of real numbers with as many rows in each part, at least one."""
     weights = batch.weights
-    if weights.ndim != 1 or weights.shape[0] == 0 or not jnp.issubdtype(weights.dtype, np.floating):
-        raise ValueError(f"{name}.weights: expected floats (rows,), at least one, got {checks.describe(weights)}")
+    if weights.ndim not in (1, 2) or weights.size == 0 or not jnp.issubdtype(weights.dtype, np.floating):
+        raise ValueError(
+            f"{name}.weights: expected floats (rows,), at least one, or (rows, time), got {checks.describe(weights)}"
+        )
     for leaf in jax.tree.leaves(batch):
-        if leaf.shape[:1] != weights.shape:
+        if leaf.shape[:1] != weights.shape[:1]:
             raise ValueError(
                 f"{name}: expected {weights.shape[0]} rows, as many as weights, got {checks.describe(leaf)}"
             )
@@ -158,28 +168,109 @@ def check_batch(name: str, batch: Batch) -> None:
         checks.numeric(f"{name}.inputs", leaf)
 
 
-def _check_values(fit: "Fit", name: str, batch: Batch, hyper: Hyper, outputs: jax.ShapeDtypeStruct) -> None:
-    """Look at the values of a part of the data, where they are concrete."""
+def as_arrays(name: str, batch: Batch) -> Batch:
+    """Return a batch of arrays of JAX; those of the host are converted there.
+
+    Raises:
+        TypeError: for anything else than a batch, and arrays that are not of real numbers.
+        ValueError: for numbers that the device cannot hold.
+    """
+    if not isinstance(batch, Batch):
+        raise TypeError(f"{name}: expected a Batch, such as data.valid, got {type(batch).__name__}")
+    targets, weights = (_as_array(f"{name}.{part}", getattr(batch, part)) for part in ("targets", "weights"))
+    if not jnp.issubdtype(weights.dtype, np.floating) and not jnp.issubdtype(weights.dtype, np.complexfloating):
+        weights = weights.astype(float)
+    return batch._replace(inputs=inputs_as_arrays(f"{name}.inputs", batch.inputs), targets=targets, weights=weights)
+
+
+def inputs_as_arrays(name: str, inputs: Any) -> Any:
+    """Return inputs, an array or a tree of them, as arrays of JAX; lists of numbers are one array."""
+    leaves = jax.tree.leaves(inputs)
+    if isinstance(inputs, list) and all(np.ndim(leaf) == 0 for leaf in leaves):
+        return _as_array(name, inputs)
+    return jax.tree.map(lambda leaf: _as_array(name, leaf), inputs)
+
+
+def _as_array(name: str, value: Any) -> Any:
+    if isinstance(value, jax.Array | jax.ShapeDtypeStruct):
+        return value
+    return arrays.to_device(name, arrays.as_numpy(name, value))
+
+
+def check_evaluation(data: Batch, measures: Mapping[str, PerExample], outputs: Any) -> None:
+    """Raise on data that a model cannot be evaluated on; what is traced passes.
+
+    Args:
+        data: the examples.
+        measures: losses and metrics by name.
+        outputs: the shape of the model's outputs for them.
+
+    Raises:
+        TypeError: for inputs that are not real numbers.
+        ValueError: for sizes that do not fit, numbers that are not finite, negative weights, and targets that a loss
+            is not meant for.
+    """
+    check_batch("data", data)
+    size = data.weights.shape[0]
+    if not hasattr(outputs, "shape") or outputs.shape[:1] != (size,):
+        raise ValueError(f"model: expected one output per example, {size} of them, got {checks.describe(outputs)}")
+    checks.finite("data.weights", data.weights)
+    if checks.is_concrete(data.weights) and bool((data.weights < 0).any()):
+        raise ValueError(f"data.weights: expected none negative, got {float(data.weights.min()):g}")
+    seen, targets = _check_values("data", data, outputs)
+    for measure in measures.values():
+        losses.check(measure, seen, targets)
+
+
+def _check_values(name: str, batch: Batch, outputs: Any) -> tuple[Any, Any]:
+    """Look at the inputs that have a weight, where they are concrete, and return what losses are taken of.
+
+    Returns:
+        The shape of the outputs, and the targets.
+    """
+    for leaf in jax.tree.leaves((batch.inputs, batch.targets)):
+        if isinstance(leaf, np.ndarray):
+            arrays.to_device(name, leaf)  # raises where numbers are lost on the way
+    if checks.is_concrete(batch):
+        with jax.ensure_compile_time_eval():
+            batch = jax.tree.map(lambda leaf: checks.near(leaf)[0], batch)
+            if rows.has_lengths(batch) or batch.weights.ndim == 2 or bool((batch.weights == 0).any()):
+                batch = rows.filled(batch)
     for leaf in jax.tree.leaves(batch.inputs):
         checks.finite(f"{name}.inputs", leaf)
+    if not rows.is_by_step(outputs, batch):
+        return outputs, batch.targets
+    shape = jax.ShapeDtypeStruct((outputs.shape[0] * outputs.shape[1], *outputs.shape[2:]), outputs.dtype)
+    with jax.ensure_compile_time_eval():
+        return shape, rows.examples(np.empty(outputs.shape[:2], bool), batch)[1]
+
+
+def _check_data(fit: "Fit", name: str, batch: Batch, hyper: Hyper, outputs: jax.ShapeDtypeStruct) -> None:
+    """Look at the values of a part of the data, where they are concrete."""
     checks.weights(f"{name}.weights", batch.weights)
     if fit.batch_size == 1 and checks.is_concrete(batch.weights) and name == "data.train":
         with jax.ensure_compile_time_eval():
             used = batch.weights[batch.weights > 0]
             if used.min() != used.max():
                 raise ValueError("batch_size: expected more than 1, since weights act within a batch, got 1")
-    rows = batch.weights.shape[0]
-    losses.check(fit.loss.function, jax.ShapeDtypeStruct((rows, *outputs.shape[1:]), outputs.dtype), batch.targets)
+    size = batch.weights.shape[0]
+    shape = (size, *outputs.shape[1:])
+    if batch.weights.ndim == 2 or rows.has_lengths(batch):
+        time = jax.tree.leaves(batch.inputs)[0].shape[1:2] if rows.has_lengths(batch) else batch.weights.shape[1:]
+        shape = (size, *time, *outputs.shape[2:]) if outputs.ndim > 2 or batch.weights.ndim == 2 else shape
+    seen, targets = _check_values(name, batch, jax.ShapeDtypeStruct(shape, outputs.dtype))
+    losses.check(fit.loss.function, seen, targets)
     users_own = {
         label: function
         for label, function in {"loss": fit.loss.bind(hyper), **dict(fit.metrics)}.items()
         if not str(getattr(innermost(function), "__module__", "")).startswith("nnfx.")
     }
-    if users_own and checks.is_concrete((batch.targets, hyper)):
-        with jax.ensure_compile_time_eval():
-            trial = jax.random.uniform(jax.random.key(0), (rows, *outputs.shape[1:]), jnp.float32, 0.1, 0.9)
+    if users_own and checks.is_concrete((targets, hyper)):
+        # the numbers are made up, so that what they give need not be finite
+        with jax.ensure_compile_time_eval(), jax.debug_nans(False), jax.debug_infs(False):
+            trial = jax.random.uniform(jax.random.key(0), seen.shape, jnp.float32, 0.1, 0.9)
             for label, function in users_own.items():
-                _check_rows_apart(label, function, trial.astype(outputs.dtype), jnp.asarray(batch.targets))
+                _check_rows_apart(label, function, trial.astype(seen.dtype), jnp.asarray(targets))
 
 
 def _check_rows_apart(label: str, function: PerExample, outputs: Array, targets: Array) -> None:

@@ -126,3 +126,135 @@ def test_data_are_a_tree_of_arrays():
     twice = jax.tree.map(lambda a: jnp.stack([a, a]), data)
     means = jax.vmap(lambda data: data.train.inputs.mean())(twice)
     assert means.shape == (2,)
+
+
+# What the device can hold
+
+
+NOTHING = np.zeros((200, 1))
+MINUTES = 60 * np.arange(200)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (1.7e9 + MINUTES, "targets: .* float32 can tell apart, got 1.7.* ± 3464.06; subtract"),
+        (1_700_000_000 + MINUTES, "targets: .* float32 can tell apart"),
+        (np.stack([MINUTES, 1e9 + MINUTES], axis=1), "targets: .* float32 can tell apart, got 1.0"),
+        (1e39 * np.ones(200), r"targets: expected numbers that float32 can hold, got 1e\+39; divide"),
+        (1e-42 * np.arange(200), "targets: expected numbers that float32 can hold, got 1.99e-40; divide"),
+        (np.where(MINUTES == 60, 2**40, 0), "targets: expected integers that int32 can hold, got 1099511627776"),
+        (np.where(MINUTES == 60, np.inf, 0), "targets: expected finite"),
+        (np.ma.array(MINUTES, mask=MINUTES == 60), "targets: expected known values, got 1 masked or missing"),
+    ],
+)
+def test_targets_that_float32_cannot_hold_or_tell_apart_are_refused(targets, message):
+    with pytest.raises(ValueError, match=message):
+        nnfx.data.prepare(NOTHING, targets)
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        1e9 * np.arange(200.0),
+        1e30 + np.zeros(200),
+        1.7e9 + MINUTES - 1.7e9,
+        300 + RNG.normal(size=200),
+        2**24 + np.arange(-200, 0),
+        (1.7e9 + MINUTES).astype(np.float32),
+        np.arange(200) * 2**23,
+    ],
+)
+def test_targets_that_only_round_are_taken(targets):
+    found = nnfx.data.prepare(NOTHING, targets).train.targets
+    np.testing.assert_allclose(found, targets, rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (1.7e9 + 60 * np.arange(40), "'b' with a mean of over 100,000 standard deviations; subtract an offset first"),
+        (1e-39 * RNG.normal(size=40), "float32 can hold, got 'b' with values up to .*e-39; divide it by its scale"),
+        (1e-300 * RNG.normal(size=40), "float32 can hold, got 'b' with values up to .*e-300"),
+        (1e39 * RNG.normal(size=40), r"float32 can hold, got 'b' with values up to .*e\+39"),
+        (np.where(np.arange(40) == 3, 2e-38, 0), "float32 can hold, got 'b' with a standard deviation of 3.1.*e-39"),
+    ],
+)
+def test_features_that_float32_cannot_hold_or_tell_apart_are_refused(column, message):
+    x = np.stack([X[:, 0], column], axis=1)
+    with pytest.raises(ValueError, match=f"inputs: expected features that .*{message}"):
+        nnfx.data.prepare(x, Y, features=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (1.7e9 + MINUTES, "inputs: expected numbers that float32 can tell apart"),
+        (1e39 + MINUTES, "inputs: expected features that float32 can hold, got 'x0'"),
+        (1_700_000_000 + MINUTES.reshape(-1, 1), "inputs: expected numbers that float32 can tell apart"),
+    ],
+)
+def test_raw_features_are_looked_at_as_well(x, message):
+    with pytest.raises(ValueError, match=message):
+        nnfx.data.prepare(x.reshape(200, 1), NOTHING[:, 0], standardize=False, keep_integers=False)
+
+
+@pytest.mark.parametrize("factor", [1e39, 1e-45, 1e37])
+def test_weights_that_vanish_or_sum_to_infinity_are_refused(factor):
+    with pytest.raises(ValueError, match="weights: expected from 1.17549e-38 on and a sum of at most .*; divide them"):
+        nnfx.data.prepare(X, Y, weights=factor * np.arange(1, 41))
+    with pytest.raises(ValueError, match="weights: expected known values, got 1 masked"):
+        nnfx.data.prepare(X, Y, weights=np.ma.array(np.ones(40), mask=np.arange(40) == 1))
+
+
+@pytest.mark.parametrize(
+    ("fraction", "rows", "count"), [(0.29, 100, 29), (0.3, 10, 3), (0.58, 50, 29), (0.07, 300, 21)]
+)
+def test_a_fraction_is_of_whole_rows(fraction, rows, count, key):
+    for given in (fraction, np.float32(fraction), np.float64(fraction)):
+        data = nnfx.data.prepare(np.ones((rows, 1)), np.zeros(rows), key=key, valid_fraction=given)
+        assert (len(data.valid.targets), data.report.valid) == (count, count)
+
+
+# What users hold
+
+
+def test_masked_inputs_are_missing_ones():
+    masked = np.ma.masked_values(np.array([[1.0, 2.0], [1e20, 3.0], [4.0, 5.0], [2.0, 1e20], [0.0, 1.0]]), 1e20)
+    by_nan = np.where(masked.mask, np.nan, masked.data)
+    for missing in ("drop", "median"):
+        found, expected = (nnfx.data.prepare(x, np.arange(5), missing=missing) for x in (masked, by_nan))
+        np.testing.assert_array_equal(found.train.inputs, expected.train.inputs)
+        assert found.report == expected.report
+    np.testing.assert_allclose(
+        nnfx.data.prepare(masked, np.arange(5), missing="drop").preprocess.mean, [[5 / 3, 8 / 3]]
+    )
+    with pytest.raises(ValueError, match="inputs: expected finite numbers, got 2 not finite"):
+        nnfx.data.prepare(masked, np.arange(5))
+
+
+def test_lists_frames_and_tensors_are_the_arrays_that_they_hold():
+    pandas, polars, torch = (pytest.importorskip(name) for name in ("pandas", "polars", "torch"))
+    expected = nnfx.data.prepare(X, Y, weights=np.ones(40))
+    for kind in (np.ndarray.tolist, pandas.DataFrame, polars.DataFrame, torch.tensor, jnp.asarray):
+        series = {pandas.DataFrame: pandas.Series, polars.DataFrame: polars.Series}.get(kind, kind)
+        data = nnfx.data.prepare(kind(X), series(Y), weights=series(np.ones(40)))
+        tolerance = 1e-4 if kind is jnp.asarray else 0
+        np.testing.assert_allclose(data.train.inputs, expected.train.inputs, rtol=tolerance, atol=tolerance)
+        np.testing.assert_array_equal(data.train.targets, Y)
+        assert data.preprocess(kind(X)).shape == X.shape
+
+
+def test_what_holds_no_rows_of_numbers_is_named():
+    sparse = pytest.importorskip("scipy.sparse")
+    for inputs, error, message in [
+        (sparse.csr_matrix(X), TypeError, r"inputs: expected a dense array, got a sparse csr_matrix .*toarray\(\)"),
+        ([[1.0, 2.0], [3.0]], ValueError, "inputs: .* got rows of different lengths"),
+        ([["a"], ["b"]], TypeError, "inputs: expected an array of real numbers"),
+    ]:
+        with pytest.raises(error, match=message):
+            nnfx.data.prepare(inputs, [0, 1])
+        with pytest.raises(error, match=message):
+            nnfx.data.prepare(X, Y).preprocess(inputs)
+    with pytest.raises(TypeError, match="inputs: expected values that are known, got traced ones"):
+        jax.jit(lambda x: nnfx.data.prepare(x, Y))(X)

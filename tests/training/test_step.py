@@ -82,7 +82,7 @@ def test_model_state_is_carried(key):
 
     model, optimizer = nnfx.models.from_linen(Net()), optax.sgd(0.1)
     state = nnfx.init_state(key, model, optimizer, X)
-    after, _ = nnfx.make_step(model, nnfx.losses.binary_cross_entropy, optimizer)(state, batch())
+    after, _ = nnfx.make_step(model, nnfx.losses.binary_cross_entropy, optimizer)(state, batch(np.ones(6, np.float32)))
     np.testing.assert_allclose(after.model_state["batch_stats"]["BatchNorm_0"]["mean"], X.mean(0) / 2, rtol=1e-4)
 
 
