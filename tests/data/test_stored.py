@@ -352,7 +352,7 @@ def test_lists_frames_and_the_byte_order_of_others_are_taken(tmp_path):
     ("inputs", "targets", "message"),
     [
         (np.zeros((200, 1)), 1.7e9 + 60 * np.arange(200.0), "parts.targets: .* got 1.70001e.09 ± 3464.06; subtract"),
-        (1e9 * np.eye(2)[1] + np.arange(200.0)[:, None], np.zeros(200), "parts.inputs: .* 1e.09 ± 57.7343 in feature 1"),
+        (1e9 * np.eye(2)[1] + np.arange(200.0)[:, None], np.zeros(200), "parts.inputs: .* 1e.09 ± 57.7343 in feature"),
         (1e-50 * np.arange(200.0)[:, None], np.zeros(200), "parts.inputs: .* float32 can tell apart, got"),
     ],
 )  # fmt: skip
