@@ -123,7 +123,7 @@ class RecurrentNetwork(nn.Module):
 
 def _in_dtype(state: State | None, dtype: Any) -> State | None:
     """Return a state in the dtype of the computation, which may be another than that it was kept in."""
-    return jax.tree.map(lambda part: jnp.asarray(part).astype(dtype), state)  # type: ignore[no-any-return]
+    return jax.tree.map(lambda part: jnp.asarray(part).astype(dtype), state)
 
 
 def zeros(cell: Cell, hidden: Sequence[int], batch_size: int, dtype: Any = None) -> tuple[State, ...]:
