@@ -1,14 +1,16 @@
 """Non-linearities, by function and by name.
 
-Those that JAX has are JAX's own; maxout is added. An activation acts on pre-activations of shape
-`(..., units)`; see `get` for look-up by name and `pieces` for how many affine pieces a unit needs.
+Those that JAX has are JAX's own, gelu and silu with gradients for large numbers as well; maxout is added. An activation
+acts on pre-activations of shape `(..., units)`; see `get` for look-up by name and `pieces` for how many affine pieces a
+unit needs.
 """
 
 import functools
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
-from jax.nn import elu, gelu, identity, leaky_relu, relu, sigmoid, silu, softplus, tanh
+from jax.nn import elu, identity, leaky_relu, relu, sigmoid, softplus, tanh
 
 from nnfx import checks
 from nnfx.types import Array
@@ -30,6 +32,48 @@ __all__ = [
 ]
 
 Activation = Callable[..., Array]
+
+
+LARGE = 30.0
+"""From here on gelu is the ramp, to the last bit of float64."""
+
+
+def gelu(x: Array, approximate: bool = True) -> Array:
+    """The Gaussian error linear unit `x Φ(x)`, as JAX has it, and the ramp where squares of x may be infinite.
+
+    There the gradient of JAX's own is NaN, in float16 from 256 on.
+
+    Args:
+        x: pre-activations.
+        approximate: whether to take `½ x (1 + tanh(√(2/π) (x + 0.044715 x³)))`, which is faster.
+
+    Example:
+        >>> x = jnp.array([-500.0, 0.0, 500.0], jnp.float16)
+        >>> gelu(x).tolist(), jax.vmap(jax.grad(gelu))(x).tolist()
+        ([0.0, 0.0, 500.0], [0.0, 0.5, 1.0])
+
+    References:
+        Hendrycks and Gimpel, *Gaussian error linear units*, 2016.
+    """
+    is_large = jnp.abs(x) > LARGE
+    return jnp.where(is_large, relu(x), jax.nn.gelu(jnp.where(is_large, 0, x), approximate))
+
+
+def silu(x: Array) -> Array:
+    """The sigmoid linear unit `x σ(x)`, as JAX has it, and the ramp at infinity.
+
+    Args:
+        x: pre-activations.
+
+    Example:
+        >>> silu(jnp.array([-jnp.inf, 0.0, jnp.inf])).tolist()
+        [0.0, 0.0, inf]
+
+    References:
+        Elfwing, Uchibe and Doya, *Sigmoid-weighted linear units for neural network function approximation*, 2018.
+    """
+    is_infinite = jnp.isinf(x)
+    return jnp.where(is_infinite, relu(x), jax.nn.silu(jnp.where(is_infinite, 0, x)))
 
 
 def maxout(x: Array, pieces: int = 2) -> Array:

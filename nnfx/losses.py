@@ -105,7 +105,16 @@ def _check_categorical(outputs: Any, targets: Any) -> None:
 
 
 def _aligned(check: Callable[[Any, Any], None], outputs: Any, targets: Any) -> tuple[Array, Array]:
-    """Return outputs and targets as floats of one shape and dtype, once they are found to fit."""
+    """Return outputs and targets as floats of one shape and dtype, once they are found to fit.
+
+    Real numbers on the host are subtracted there, in float64, so that no digits are lost of those far from zero; what
+    comes back is their difference and zero.
+    """
+    if check is _check_real and not isinstance(outputs, jax.Array) and not isinstance(targets, jax.Array):
+        exact = [arrays.as_numpy(*pair).astype(np.float64) for pair in (("outputs", outputs), ("targets", targets))]
+        check(*exact)
+        outputs = exact[0].reshape(exact[1].shape) - exact[1]
+        targets = np.zeros_like(outputs)
     outputs = arrays.as_array("outputs", outputs, floats=True)
     targets = arrays.as_array("targets", targets, floats=check is _check_real)
     check(outputs, targets)

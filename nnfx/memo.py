@@ -9,13 +9,12 @@ import collections
 import functools
 import types
 from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, TypeVar
 
 import jax
 
 __all__ = ["LIMIT", "Compiled", "compiled", "held"]
 
-P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
@@ -72,7 +71,7 @@ def _memo_of(owner: Any) -> _Memo:
     return memo
 
 
-class Compiled(Generic[P, R]):
+class Compiled(Generic[R]):
     """A function compiled for values of its first arguments, which are static, and held by the first of them.
 
     Args:
@@ -81,9 +80,9 @@ class Compiled(Generic[P, R]):
         donate: which of its arguments are used up.
     """
 
-    def __init__(self, function: Callable[P, R], static: int, donate: tuple[int, ...]) -> None:
+    def __init__(self, function: Callable[..., R], static: int, donate: tuple[int, ...]) -> None:
         self._function, self._static = function, static
-        self._options = {"donate_argnums": tuple(number - static for number in donate)}
+        self._donate = tuple(number - static for number in donate)
         functools.update_wrapper(self, function)
 
     def program(self, *static: Any) -> Any:
@@ -94,27 +93,27 @@ class Compiled(Generic[P, R]):
 
         def make() -> Any:
             def fixed(*arguments: Any) -> Any:
-                return self._function(*static, *arguments)  # type: ignore[call-arg]
+                return self._function(*static, *arguments)
 
             fixed.__name__ = fixed.__qualname__ = self._function.__name__
-            return jax.jit(fixed, **self._options)
+            return jax.jit(fixed, donate_argnums=self._donate)
 
         return held(owner, (self._function, tuple(others)), make)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, *args: Any, **kwargs: Any) -> R:
         """Run it."""
         return self.program(*args[: self._static])(*args[self._static :], **kwargs)
 
-    def lower(self, *args: P.args, **kwargs: P.kwargs) -> jax.stages.Lowered:
+    def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
         """Lower it, as `jax.jit(...).lower` does."""
         return self.program(*args[: self._static]).lower(*args[self._static :], **kwargs)
 
-    def eval_shape(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+    def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
         """Return the shapes of its results."""
         return self.program(*args[: self._static]).eval_shape(*args[self._static :], **kwargs)
 
 
-def compiled(static: int = 1, donate: tuple[int, ...] = ()) -> Callable[[Callable[P, R]], Compiled[P, R]]:
+def compiled(static: int = 1, donate: tuple[int, ...] = ()) -> Callable[[Callable[..., R]], Compiled[R]]:
     """Compile a function for values of its first arguments: `jax.jit` with static arguments, held by the first.
 
     Args:

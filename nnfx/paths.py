@@ -73,8 +73,10 @@ def replace(path: Path) -> Iterator[Path]:
         yield beside
         sync(beside)
         os.replace(beside, path)
-    except BaseException:
+    except BaseException as error:
         beside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # which its text tells then
         raise
 
 

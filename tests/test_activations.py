@@ -76,3 +76,26 @@ def test_a_slope_is_chosen_with_partial():
 def test_functions_pass_through():
     assert activations.get(jnp.sin) is jnp.sin
     assert activations.pieces(jnp.sin) == 1
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+def test_values_and_slopes_far_out_are_those_of_the_asymptotes(name, dtype):
+    """Every one of them is affine or constant there."""
+    largest = float(jnp.finfo(dtype).max)
+    x = jnp.array([-jnp.inf, -largest, -1e3, 1e3, largest, jnp.inf], dtype)
+    left = {"identity": (1, 0), "tanh": (0, -1), "elu": (0, -1), "leaky_relu": (0.01, 0)}.get(name, (0, 0))
+    right = {"sigmoid": (0, 1), "tanh": (0, 1)}.get(name, (1, 0))
+    values, slopes = activations.get(name)(x), jax.vmap(jax.grad(activations.get(name)))(x)
+    for side, (slope, height) in ((slice(3), left), (slice(3, None), right)):
+        expected = np.asarray(x[side], np.float64) * slope + height if slope else np.full(3, height)
+        np.testing.assert_allclose(np.asarray(values[side], np.float64), expected, rtol=1e-2)
+        np.testing.assert_allclose(np.asarray(slopes[side], np.float64), slope, rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["gelu", "silu"])
+def test_the_bits_are_those_of_jax_where_it_has_slopes(name):
+    x = jnp.linspace(-200, 200, 4001)
+    np.testing.assert_array_equal(activations.get(name)(x), getattr(jax.nn, name)(x))
+    ours, theirs = (jax.vmap(jax.grad(f))(x) for f in (activations.get(name), getattr(jax.nn, name)))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-37)

@@ -265,3 +265,76 @@ def test_other_wrong_input_is_named():
 def test_low_precision_softmax_passes_the_check():
     p = calibration.probabilities(jnp.asarray(np.random.default_rng(1).normal(size=(50, 100)), jnp.bfloat16))
     assert jnp.isfinite(calibration.brier_score(p, ints(np.arange(50)))).all()
+
+
+MASK = np.arange(4) == 1
+ALLOWED = LABELS != 1
+
+
+def masked(logits):
+    return np.where(MASK, -np.inf, logits)
+
+
+def test_classes_ruled_out_have_no_probability():
+    p = calibration.probabilities(f32(masked(LOGITS)))
+    np.testing.assert_allclose(p, scipy.special.softmax(masked(LOGITS), 1), rtol=1e-5)
+    assert (p[:, 1] == 0).all()
+    np.testing.assert_array_equal(calibration.probabilities(f32([-np.inf, np.inf])), [[1, 0], [0, 1]])
+    for score in (calibration.negative_log_likelihood, calibration.brier_score):
+        kept = score(p[ALLOWED], ints(LABELS[ALLOWED]))
+        others = np.flatnonzero(~MASK)
+        three = scipy.special.softmax(LOGITS[ALLOWED][:, others], 1)
+        labels = np.searchsorted(others, LABELS[ALLOWED])
+        np.testing.assert_allclose(kept, score(f32(three), ints(labels)), rtol=1e-4, atol=1e-6)
+    error = calibration.expected_calibration_error(p[ALLOWED], ints(LABELS[ALLOWED]))
+    np.testing.assert_allclose(error, by_bin(np.asarray(p[ALLOWED]), LABELS[ALLOWED], 15)[3], rtol=1e-4)
+
+
+def test_the_temperature_with_classes_ruled_out():
+    logits, labels = masked(LOGITS)[ALLOWED], LABELS[ALLOWED]
+    kept = best_temperature(LOGITS[ALLOWED][:, ~MASK], np.searchsorted(np.flatnonzero(~MASK), labels))
+    assert calibration.fit_temperature(f32(logits), ints(labels)) == pytest.approx(kept, rel=1e-4)
+    gradient = jax.grad(lambda z: calibration.fit_temperature(z, ints(labels)))(f32(logits))
+    assert jnp.isfinite(gradient).all()
+    assert (gradient[:, 1] == 0).all()
+    with pytest.raises(
+        ValueError, match="labels: expected classes that no logit of −∞ rules out, got one ruled out at"
+    ):
+        calibration.fit_temperature(f32(masked(LOGITS)), ints(LABELS))
+    assert jnp.isnan(jax.jit(calibration.fit_temperature)(f32(masked(LOGITS)), ints(LABELS)))
+    weights = f32(ALLOWED)  # an example without weight may hold anything
+    weighted = calibration.fit_temperature(f32(masked(LOGITS)), ints(LABELS), weights)
+    assert weighted == pytest.approx(kept, rel=1e-4)
+
+
+@pytest.mark.parametrize("weights", [[1.0, -1.0], [0.0, 0.0], [1.0, np.nan]])
+def test_weights_that_cannot_be_meant(weights):
+    logits, labels = f32([[2.0, 0.0], [1.0, 0.0]]), ints([0, 1])
+    with pytest.raises(ValueError, match="weights: expected"):
+        calibration.fit_temperature(logits, labels, weights)
+    assert jnp.isnan(jax.jit(calibration.fit_temperature)(logits, labels, f32(weights)))
+
+
+def test_no_examples_have_no_temperature():
+    with pytest.raises(ValueError, match="logits: expected at least one example"):
+        calibration.fit_temperature(jnp.zeros((0, 3)), jnp.zeros(0, int))
+
+
+@pytest.mark.parametrize("labels", [[0, 2], [-1, 0]])
+@pytest.mark.parametrize("name", ["negative_log_likelihood", "brier_score", "expected_calibration_error"])
+def test_traced_labels_out_of_range_are_no_numbers(name, labels):
+    score = jax.jit(SCORES[name])
+    assert jnp.isnan(score(f32([[0.25, 0.75], [0.5, 0.5]]), ints(labels))).any()
+    assert jnp.isnan(score(f32([[0.25, 3.75], [0.5, 0.5]]), ints([0, 1]))).any()
+
+
+def test_calibration_takes_what_users_hold():
+    pandas, polars, torch = map(pytest.importorskip, ("pandas", "polars", "torch"))
+    p, labels = [[0.25, 0.75], [0.75, 0.25]], [1, 1]
+    frames = (np.array, pandas.DataFrame, lambda rows: polars.DataFrame(rows, orient="row"), torch.tensor)
+    for door in (list, *frames):
+        series = door if door in (list, np.array, torch.tensor) else pandas.Series
+        np.testing.assert_allclose(calibration.brier_score(door(p), series(labels)), [0.125, 1.125])
+        assert calibration.expected_calibration_error(door(p), series(labels)) == pytest.approx(0.25)
+    temperature = calibration.fit_temperature([3.0, 3.0, 3.0, -3.0], [1, 1, 0, 0], [1, 1, 1, 1])
+    assert temperature == pytest.approx(3 / np.log(3), rel=1e-4)

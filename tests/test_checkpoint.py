@@ -3,6 +3,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import time
 from typing import Any, NamedTuple
 
 import hypothesis.extra.numpy as hnp
@@ -241,6 +242,60 @@ def test_paths_that_are_there_or_not(saved, tmp_path):
     with pytest.raises(TypeError):
         checkpoint.save(tmp_path / "one", state(), {"about": object()})
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+def test_notes_are_json_that_every_reader_knows(tmp_path):
+    about = {
+        "loss": float("nan"),
+        "all": [float("inf"), -float("inf"), 1.5, None, "NaN"],
+        "in": {"a": np.float64("nan")},
+    }
+    checkpoint.save(tmp_path / "one", state(), about)
+    text = (tmp_path / "one" / "checkpoint.json").read_text()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    np.testing.assert_equal(checkpoint.read(tmp_path / "one").about, about)
+
+
+def test_the_clock_may_be_set_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    real, calls = time.time, []
+
+    def clock(jump_at):
+        calls.clear()
+
+        def now():
+            calls.append(None)
+            return real() + (7200 if len(calls) >= jump_at else 0)
+
+        return now
+
+    monkeypatch.setattr(time, "time", clock(10**9))
+    checkpoint.save(tmp_path / "0", state())
+    for i, jump_at in enumerate(np.linspace(1, len(calls), 12).astype(int), start=1):
+        monkeypatch.setattr(time, "time", clock(jump_at))
+        checkpoint.save(tmp_path / str(i), state())
+        same_bits(checkpoint.load(tmp_path / str(i), state()), state())
+
+
+def test_a_write_that_takes_too_long_is_tried_again(tmp_path, monkeypatch):
+    write, calls = orbax.save, []
+
+    def once(path, arrays):
+        calls.append(path)
+        write(path, arrays)
+        if len(calls) == 1:
+            raise TimeoutError
+
+    monkeypatch.setattr(orbax, "save", once)
+    checkpoint.save(tmp_path / "one", state())
+    assert len(calls) == 2
+    same_bits(checkpoint.load(tmp_path / "one", state()), state())
+
+
+def test_a_link_is_there_as_well(tmp_path):
+    (tmp_path / "one").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError, match="one: expected nothing there yet"):
+        checkpoint.save(tmp_path / "one", state())
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_library_that_is_not_installed_has_no_version(monkeypatch):

@@ -3,6 +3,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import sklearn.metrics
 
@@ -160,3 +161,147 @@ def test_no_weight_at_all_gives_zero_with_a_finite_gradient():
     value, gradient = jax.value_and_grad(losses.empirical)(jnp.ones(3), jnp.zeros(3))
     assert value == 0
     assert jnp.isfinite(gradient).all()
+
+
+MASKED = np.array([[-np.inf, 1.0, 2.0], [0.5, -np.inf, 2.0], [3.0, -np.inf, -np.inf]])
+ALLOWED = np.array([2, 0, 0])
+
+
+def masked_reference(smoothing=0.0):
+    """The loss and its gradient in float64, with `0 log 0 = 0`."""
+    p = np.exp(MASKED) / np.exp(MASKED).sum(1, keepdims=True)
+    y = np.eye(3)[ALLOWED] * (1 - smoothing) + smoothing / 3
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return -np.where(y == 0, 0, y * np.log(p)).sum(1), p - y
+
+
+@pytest.mark.parametrize("form", ["integers", "one-hot", "jit", "jit one-hot", "traced smoothing"])
+def test_classes_ruled_out(form):
+    logits, labels = f32(MASKED), jnp.asarray(ALLOWED)
+    if "one-hot" in form:
+        labels = jax.nn.one_hot(labels, 3)
+    options = (jnp.float32(0),) if form == "traced smoothing" else ()
+
+    def loss(z, y, *options):
+        each = losses.categorical_cross_entropy(z, y, *options)
+        return each.sum(), each
+
+    run = jax.value_and_grad(loss, has_aux=True)
+    (_, values), gradient = (run if form in ("integers", "one-hot") else jax.jit(run))(logits, labels, *options)
+    expected, slope = masked_reference()
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-5, atol=1e-7)
+    theirs = optax.losses.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(ALLOWED))
+    np.testing.assert_allclose(values, theirs, rtol=1e-6)
+
+
+def test_a_share_for_a_class_ruled_out_costs_everything_as_in_pytorch():
+    torch = pytest.importorskip("torch")
+    logits = f32(MASKED)
+    for labels, smoothing in ((ALLOWED, 0.1), (np.array([0, 1, 2]), 0.0)):
+        theirs = torch.nn.functional.cross_entropy(
+            torch.tensor(MASKED), torch.tensor(labels), label_smoothing=smoothing, reduction="none"
+        )
+        ours = losses.categorical_cross_entropy(logits, jnp.asarray(labels), smoothing)
+        np.testing.assert_array_equal(ours, theirs.numpy())
+        assert (ours == jnp.inf).all()
+
+
+def test_a_certain_class():
+    logits, labels = f32([[0.0, np.inf, 1.0]] * 2), jnp.array([1, 0])
+    values, pull = jax.vjp(lambda z: losses.categorical_cross_entropy(z, labels), logits)
+    assert values.tolist() == [0, np.inf]
+    np.testing.assert_array_equal(pull(jnp.array([1.0, 0.0]))[0], 0)
+    assert jnp.isnan(losses.categorical_cross_entropy(f32([[-np.inf] * 3]), jnp.array([0]))).all()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.5])
+def test_infinite_logits_that_are_right_and_wrong(smoothing):
+    logits, labels = f32([-np.inf, np.inf, np.inf, -np.inf]), jnp.array([0, 1, 0, 1])
+    values, pull = jax.vjp(lambda z: losses.binary_cross_entropy(z, labels, smoothing), logits)
+    soft = np.asarray(labels) * (1 - smoothing) + smoothing / 2
+    np.testing.assert_array_equal(values, [0, 0, np.inf, np.inf] if smoothing == 0 else [np.inf] * 4)
+    np.testing.assert_allclose(pull(jnp.ones(4))[0], sigmoid(np.array([-1e3, 1e3, 1e3, -1e3])) - soft, atol=1e-7)
+    tangent = jax.jvp(lambda z: losses.binary_cross_entropy(z, labels), (logits,), (jnp.ones(4),))[1]
+    np.testing.assert_allclose(tangent, [0, 0, 1, -1], atol=1e-7)
+
+
+OUT_OF_RANGE = {
+    "class 7 of 3": (losses.categorical_cross_entropy, [[1.0, 2.0, 3.0]], [7]),
+    "class −1": (losses.categorical_cross_entropy, [[1.0, 2.0, 3.0]], [-1]),
+    "no class": (losses.categorical_cross_entropy, [[1.0, 2.0, 3.0]], [[0.0, 0.0, 0.0]]),
+    "negative share": (losses.categorical_cross_entropy, [[1.0, 2.0, 3.0]], [[2.0, -1.0, 0.0]]),
+    "label 2": (losses.binary_cross_entropy, [0.5], [2]),
+    "label −1": (losses.binary_cross_entropy, [0.5], [-1]),
+    "label 2 of a probability": (losses.binary_cross_entropy_from_probabilities, [0.5], [2]),
+    "logit as probability": (losses.binary_cross_entropy_from_probabilities, [1.5], [1]),
+    "negative probability": (losses.binary_cross_entropy_from_probabilities, [-0.5], [0]),
+}
+
+
+@pytest.mark.parametrize("name", OUT_OF_RANGE)
+def test_what_cannot_be_meant_is_an_error_or_traced_not_a_number(name):
+    loss, outputs, targets = OUT_OF_RANGE[name]
+    with pytest.raises(ValueError, match=r"targets: |probabilities: "):
+        loss(f32(outputs), jnp.asarray(targets))
+    value, gradient = jax.jit(jax.value_and_grad(lambda o, t: loss(o, t).sum()))(f32(outputs), jnp.asarray(targets))
+    assert jnp.isnan(value)
+    assert jnp.isnan(gradient).all()
+
+
+def test_soft_binary_labels_of_mixup_are_probabilities():
+    value = jax.jit(losses.binary_cross_entropy)(f32([2.0]), f32([0.25]))
+    p = sigmoid(2.0)
+    np.testing.assert_allclose(value, -0.25 * np.log(p) - 0.75 * np.log(1 - p), rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [losses.mean_square_error, losses.mean_absolute_error, losses.huber])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64, bool])
+def test_whole_outputs_lose_nothing_of_the_targets(loss, dtype):
+    outputs, targets = np.array([1, 0, 1], dtype), np.array([0.5, 0.25, 3.75])
+    error = np.abs(outputs.astype(float) - targets)
+    expected = {
+        "mean_square_error": error**2,
+        "mean_absolute_error": error,
+        "huber": np.where(error <= 1, error**2 / 2, error - 0.5),
+    }[loss.__name__]
+    for ours in (loss(jnp.asarray(outputs), f32(targets)), loss(outputs, targets), loss(outputs, f32(targets))):
+        np.testing.assert_allclose(ours, expected, rtol=1e-6)
+    small, large = np.array([2], np.uint8), np.array([5], np.uint8)
+    assert loss(jnp.asarray(small), jnp.asarray(large)).tolist() == loss(f32([2.0]), f32([5.0])).tolist()
+
+
+def test_losses_take_what_users_hold():
+    pandas, polars, torch = map(pytest.importorskip, ("pandas", "polars", "torch"))
+    expected = losses.binary_cross_entropy(f32([0.5, -2.0]), jnp.array([1, 0])).tolist()
+    for door in (list, np.array, pandas.Series, polars.Series, torch.tensor):
+        assert losses.binary_cross_entropy(door([0.5, -2.0]), door([1, 0])).tolist() == expected
+        assert losses.binary_cross_entropy(logits=f32([0.5, -2.0]), labels=door([1, 0])).tolist() == expected
+        rows = [[0.0, 0.5], [-2.0, 0.0]]
+        held = torch.tensor(rows) if door is torch.tensor else np.array(rows)
+        np.testing.assert_allclose(
+            losses.categorical_cross_entropy(held, door([1, 1])), [0.474077, 0.126928], rtol=1e-5
+        )
+        losses.check(losses.huber, jax.ShapeDtypeStruct((2,), jnp.float32), door([1.0, 2.0]))
+    with pytest.raises(ValueError, match="targets: expected known values, got 1 masked"):
+        losses.mean_square_error([1.0, 2.0], np.ma.masked_equal([1.0, 9.0], 9.0))
+    with pytest.raises(TypeError, match="outputs: expected an array of real numbers"):
+        losses.mean_square_error(["a", "b"], [1.0, 2.0])
+
+
+def test_an_exact_fit_has_no_absolute_gradient_as_in_pytorch():
+    torch = pytest.importorskip("torch")
+    outputs = np.array([1.0, 2.0, -3.0], np.float32)
+    targets = np.array([1.0, 1.0, 1.0], np.float32)
+    theirs = torch.tensor(outputs, requires_grad=True)
+    torch.nn.functional.l1_loss(theirs, torch.tensor(targets), reduction="sum").backward()
+    ours = jax.grad(lambda o: losses.mean_absolute_error(o, targets).sum())(jnp.asarray(outputs))
+    np.testing.assert_array_equal(ours, theirs.grad.numpy())
+
+
+def test_weights_of_the_empirical_loss_are_checked():
+    for wrong in ([1.0, -1.0], [1.0, np.nan]):
+        with pytest.raises(ValueError, match="weights: expected"):
+            losses.empirical([1.0, 2.0], wrong)
+    assert jnp.isnan(jax.jit(losses.empirical)(f32([1.0, 2.0]), f32([2.0, -1.0])))
+    assert losses.empirical([1, 2], [1, 3]) == 1.75

@@ -52,3 +52,40 @@ def test_roc_auc_of_many_rows_in_few_bits(dtype):
     scores = jnp.asarray(rng.normal(size=20_000) + labels, dtype)
     expected = sklearn.metrics.roc_auc_score(labels, np.asarray(scores, np.float64))
     np.testing.assert_allclose(metrics.roc_auc(scores, jnp.asarray(labels)), expected, rtol=1e-6)
+
+
+def test_classes_ruled_out_are_never_chosen():
+    logits = jnp.array([[-jnp.inf, -5.0, -4.0], [-jnp.inf, -jnp.inf, 0.0]])
+    assert metrics.accuracy(logits, jnp.array([2, 2])).tolist() == [1, 1]
+    assert metrics.binary_accuracy(jnp.array([-jnp.inf, jnp.inf]), jnp.array([0, 0])).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("labels", [[0, 3], [-1, 0], [[0.0, 0.0, 0.0]] * 2, [[1.0, -1.0, 1.0]] * 2])
+def test_labels_that_cannot_be_meant(labels):
+    logits, labels = jnp.array([[1.0, 2.0, 0.0]] * 2), jnp.asarray(labels)
+    with pytest.raises(ValueError, match="labels: expected"):
+        metrics.accuracy(logits, labels)
+    found = jax.jit(metrics.accuracy)(logits, labels)
+    assert jnp.isnan(found).any()
+    for name in ("binary_accuracy", "roc_auc"):
+        wrong = jnp.array([0, 1, 2])
+        assert jnp.isnan(jax.jit(getattr(metrics, name))(jnp.arange(3.0), wrong)).any()
+
+
+def test_metrics_take_what_users_hold():
+    pandas, polars, torch = map(pytest.importorskip, ("pandas", "polars", "torch"))
+    scores, labels = [0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1]
+    for door in (list, np.array, pandas.Series, polars.Series, torch.tensor):
+        assert metrics.roc_auc(door(scores), door(labels)) == 0.75
+        assert metrics.binary_accuracy(door(scores), door(labels)).tolist() == [0, 0, 1, 1]
+        rows = np.stack([-np.array(scores), scores], 1)
+        assert metrics.accuracy(rows, door(labels)).tolist() == [0, 0, 1, 1]
+    assert metrics.accuracy(jnp.array([[1, 2], [3, 0]]), jnp.array([1, 1])).tolist() == [1, 0]  # integer outputs
+    assert metrics.binary_accuracy(jnp.array([True, False]), jnp.array([True, True])).tolist() == [1, 0]
+
+
+def test_the_ranks_of_scores_that_single_precision_cannot_tell_apart():
+    labels = np.array([0, 1, 0, 1, 1])
+    scores = 1.7e9 + np.array([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert metrics.roc_auc(scores, labels) == pytest.approx(sklearn.metrics.roc_auc_score(labels, scores))
+    assert metrics.roc_auc(scores.astype(np.int64), labels) == pytest.approx(5 / 6)

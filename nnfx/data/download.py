@@ -6,6 +6,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+from nnfx.paths import absolute
+
 VARIABLE = "NNFX_DATA"
 """The environment variable that names the folder of data."""
 
@@ -32,7 +34,7 @@ def folder() -> Path:
         True
     """
     given = os.environ.get(VARIABLE)
-    return Path(given).expanduser().absolute() if given else Path(_pooch().os_cache("nnfx"))
+    return absolute(VARIABLE, given) if given else Path(_pooch().os_cache("nnfx"))
 
 
 def fetch(file: File) -> Path:

@@ -9,18 +9,19 @@ import contextlib
 import gzip
 import io
 import math
+import os
 import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import BinaryIO, NamedTuple, TextIO, cast
 
 import numpy as np
 
-from nnfx import checks, paths
+from nnfx import checks
+from nnfx.paths import absolute
 
-Source = str | Path | bytes
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview
 """A file, by its path or as its bytes, plain or packed by gzip."""
 
 
@@ -252,8 +253,10 @@ def _reading(source: Source) -> Iterator[_Reader]:
     """Open a file, unpacked where it is gzip, and name it in the errors of unpacking."""
     name = _name(source)
     with contextlib.ExitStack() as stack:
-        opened = io.BytesIO(source) if isinstance(source, bytes) else paths.absolute("source", source).open("rb")
-        file = cast(BinaryIO, stack.enter_context(opened))
+        if isinstance(source, bytes | bytearray | memoryview):
+            file: BinaryIO = io.BytesIO(source)
+        else:
+            file = stack.enter_context(absolute("source", source).open("rb"))
         is_gzip = file.read(2) == b"\x1f\x8b"
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
@@ -319,7 +322,7 @@ def reading_text(source: Source, encoding: str = "utf-8") -> Iterator[tuple[str,
 
 
 def _name(source: Source) -> str:
-    return "the bytes given" if isinstance(source, bytes) else str(source)
+    return "the bytes given" if isinstance(source, bytes | bytearray | memoryview) else str(source)
 
 
 _BLOCK = 512

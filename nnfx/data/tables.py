@@ -101,11 +101,14 @@ class Lines:
             # further down, # may begin a field such as #N/A
             if line.startswith(comment) if comment is not None else not has_begun and line.startswith("#"):
                 continue
-            waiting.append((number, line))
-            if line.strip():
+            if line.isspace():
+                waiting.append((number, line))
+                continue
+            if waiting:
                 yield from waiting
                 waiting.clear()
-                has_begun = True
+            has_begun = True
+            yield number, line
 
     def _counted(self, lines: Iterator[tuple[int, str]]) -> Iterator[str]:
         for self._number, line in lines:
@@ -169,7 +172,7 @@ def numbers(
     """
     fields = list(itertools.chain.from_iterable(rows))
     try:
-        if lines.decimal == "." and not any("_" in field for field in fields):
+        if lines.decimal == "." and "_" not in "".join(fields):
             values = np.fromiter(map(float, fields), np.float64, len(fields))
             if (np.abs(values) <= _LARGEST).all():
                 return values.reshape(len(rows), len(names))
@@ -214,9 +217,9 @@ def _hint(field: str, decimal: str) -> str:
     return ""
 
 
+_ZONE = r"(Z|z|[+-](?:[01]\d|2[0-3])(?::?[0-5]\d)?)"
 _ISO = re.compile(
-    r"(\d{4})(-\d\d(?:(-\d\d)(?:[T ](\d\d)(?:(:\d\d)(?:(:\d\d)(\.\d{1,9})?)?)?\s?(Z|z|[+-]\d\d(?::?\d\d)?)?)?)?)?",
-    re.ASCII,
+    rf"(\d{{4}})(-\d\d(?:(-\d\d)(?:[T ](\d\d)(?:(:\d\d)(?:(:\d\d)(\.\d{{1,9}})?)?)?\s?{_ZONE}?)?)?)?", re.ASCII
 )
 _PARTS = (("Y", "year"), ("M", "month"), ("D", "day"), ("h", "hour"), ("m", "minute"), ("s", "second"))
 _FRACTIONS = ("s", "ms", "ms", "ms", "us", "us", "us", "ns", "ns", "ns")
@@ -250,8 +253,9 @@ def times(file: str, at: Sequence[int], name: str, fields: Sequence[str]) -> np.
         match = _ISO.fullmatch(field)
         if not match:
             raise ValueError(f"{place(row)}: expected a time in ISO 8601, such as 2016-07-01 13:00:00, got {field!r}")
-        *parts, fraction, zone = match.groups()
-        kind = sum(part is not None for part in parts), zone is not None
+        groups = match.groups()
+        fraction, zone = groups[-2:]
+        kind = len(_PARTS) - groups[: len(_PARTS)].count(None), zone is not None
         first = first or kind
         if kind != first:
             unit = _PARTS[first[0] - 1][1]

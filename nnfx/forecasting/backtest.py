@@ -365,7 +365,7 @@ def compare(backtests: Mapping[str, Backtest], scores: Mapping[str, PerExample])
             if not np.array_equal(getattr(test, field), getattr(other, field)):
                 raise ValueError(f"backtests[{name!r}]: expected the {field} of {first!r}, got others")
         by_origin[name] = {
-            score: np.asarray(function(test.forecasts, test.targets)) for score, function in scores.items()
+            score: np.asarray(function(test.forecasts, test.targets), np.float64) for score, function in scores.items()
         }
         for score, found in by_origin[name].items():
             if found.shape != test.origins.shape:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from nnfx import checks
+from nnfx import arrays, checks
 from nnfx.forecasting.heads import Interval
 from nnfx.types import Array
 
@@ -95,6 +95,7 @@ def widen(forecasts: Array | Interval, margins: Array) -> Interval:
         Interval(lower=Array([[-1.]], dtype=float32), upper=Array([[1.]], dtype=float32))
     """
     lower, upper = _bounds(forecasts)
+    margins = arrays.as_array("margins", margins, floats=True)
     if lower.ndim < 2 or margins.shape not in (lower.shape, lower.shape[-2:]):
         raise ValueError(
             f"margins: expected one for each step and channel of the forecasts, {list(lower.shape[-2:])}, got"
@@ -133,7 +134,7 @@ def rolling(
         >>> rolling(jnp.zeros((4, 1, 1)), targets, np.arange(10, 14), level=0.5, calibration=2).upper.ravel()
         Array([2., 1.], dtype=float32)
     """
-    times = np.asarray(origins)
+    times = arrays.as_numpy("origins", origins)
     found = _scores(forecasts, targets)
     count, horizon, _ = found.shape
     if not jnp.issubdtype(times.dtype, np.integer):
@@ -156,7 +157,7 @@ def rolling(
     places = np.vectorize(lambda windows: rank(int(windows), level))(known)
 
     def margins_of(is_known: Array, place: Array) -> Array:
-        ordered = jnp.sort(jnp.where(is_known, found, jnp.inf), axis=0)
+        ordered = jnp.sort(jnp.where(is_known, found, jnp.finfo(found.dtype).max), axis=0)
         return jnp.take_along_axis(ordered, jnp.broadcast_to(place - 1, (1, *found.shape[1:])), axis=0)[0]
 
     margin = jax.vmap(margins_of)(jnp.asarray(is_known), jnp.asarray(places, jnp.int32))
@@ -178,13 +179,26 @@ def _fewest(level: Any) -> int:
     return math.ceil(share / (1 - share))
 
 
-def _bounds(forecasts: Array | Interval) -> Interval:
+def _bounds(forecasts: Any) -> Interval:
+    """Return forecasts as intervals, those of points being points."""
+    return Interval(*(arrays.as_array("forecasts", bound, floats=True) for bound in _pair(forecasts)))
+
+
+def _pair(forecasts: Any) -> Interval:
     return forecasts if isinstance(forecasts, Interval) else Interval(forecasts, forecasts)
+
+
+def _held(name: str, value: Any) -> Any:
+    """Return floats: an array of JAX as it is, anything else in float64 on the host."""
+    if isinstance(value, jax.Array):
+        return arrays.as_array(name, value, floats=True)
+    return arrays.as_numpy(name, value).astype(np.float64)
 
 
 def _scores(forecasts: Array | Interval, targets: Array) -> Array:
     """Return how far each target lies outside its interval, negative within, `(windows, horizon, channels)`."""
-    lower, upper = _bounds(forecasts)
+    lower, upper = (_held("forecasts", bound) for bound in _pair(forecasts))
+    targets = _held("targets", targets)
     for name, value in (("forecasts", lower), ("targets", targets)):
         if getattr(value, "ndim", None) != 3 or value.shape != lower.shape:
             raise ValueError(
@@ -194,4 +208,7 @@ def _scores(forecasts: Array | Interval, targets: Array) -> Array:
         checks.finite(name, value)
     if upper.shape != lower.shape:
         raise ValueError(f"forecasts: expected bounds of one shape, got {checks.describe(upper)} above")
+    if any(isinstance(part, np.ndarray) for part in (lower, upper, targets)) and checks.is_concrete((lower, targets)):
+        lower, upper, targets = (np.asarray(part, np.float64) for part in (lower, upper, targets))
+        return arrays.to_device("forecasts", np.maximum(lower - targets, targets - upper))  # type: ignore[no-any-return]
     return jnp.maximum(lower - targets, targets - upper)

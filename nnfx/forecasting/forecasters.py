@@ -119,6 +119,8 @@ def recursive(model: Model, horizon: int) -> Model:
                 f" {channels}), got {checks.describe(own)}"
             )
 
+        inputs = inputs.astype(jnp.promote_types(inputs.dtype, own.dtype))  # or each forecast would be rounded on
+
         def advance(carry: tuple[Array, Any], step: Array) -> tuple[tuple[Array, Any], Array]:
             window, state = carry
             current = {"params": variables.get("params", {}), **state}

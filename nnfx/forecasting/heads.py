@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnfx import checks, losses
+from nnfx import arrays, checks, losses, ops
 from nnfx.forecasting import scores
 from nnfx.types import Array, PerExample
 
@@ -125,7 +125,7 @@ def quantiles(levels: Sequence[float]) -> Head:
         raise ValueError(f"levels: expected the median, 0.5, within their range, got {known[0]:g} to {known[-1]:g}")
 
     def interpolated(outputs: Array, levels: Sequence[float]) -> Array:
-        _require_parameters(outputs, len(known))
+        outputs = _require_parameters(outputs, len(known))
         wanted = _levels("levels", levels)
         if wanted[0] < known[0] - _ROUNDING or wanted[-1] > known[-1] + _ROUNDING:
             raise ValueError(
@@ -169,17 +169,22 @@ def _levels(name: str, levels: Sequence[float]) -> np.ndarray:
     return np.asarray(levels, np.float64)
 
 
-def _require_parameters(outputs: Any, parameters: int) -> None:
+def _require_parameters(outputs: Any, parameters: int) -> Array:
+    """Return outputs as an array, once they are found to have so many parameters each."""
+    outputs = arrays.as_array("outputs", outputs, floats=True)
     if outputs.ndim < 1 or outputs.shape[-1] != parameters:
         raise ValueError(
             f"outputs: expected (..., {parameters}), the parameters of the head last, got {checks.describe(outputs)}"
         )
+    return outputs  # type: ignore[no-any-return]
 
 
 def _checked(loss: PerExample, parameters: int) -> PerExample:
     """Attach the check of targets that `nnfx.fit` makes before anything is trained."""
 
     def check(outputs: Any, targets: Any) -> None:
+        outputs = arrays.as_array("outputs", outputs, floats=True)
+        targets = targets if isinstance(targets, jax.Array) else arrays.as_numpy("targets", targets)
         checks.numeric("targets", targets)
         if outputs.shape != (*targets.shape, parameters):
             raise ValueError(
@@ -188,8 +193,11 @@ def _checked(loss: PerExample, parameters: int) -> PerExample:
             )
         checks.finite("targets", targets)
 
-    def checked(outputs: Array, targets: Array) -> Array:
+    def checked(outputs: Any, targets: Any) -> Array:
         check(outputs, targets)
+        outputs, targets = (
+            arrays.as_array(name, value, floats=True) for name, value in (("outputs", outputs), ("targets", targets))
+        )
         return loss(outputs, targets)
 
     checked.check = check  # type: ignore[attr-defined]
@@ -218,19 +226,26 @@ POINT = Head(
 
 def _deviation(raw: Array) -> Array:
     """Return parameters from what a network puts out: the mean as it is, the deviation by softplus."""
-    _require_parameters(raw, 2)
+    raw = _require_parameters(raw, 2)
     return jnp.stack([raw[..., 0], jax.nn.softplus(raw[..., 1]) + SMALLEST_DEVIATION], -1)
 
 
 def _gaussian_negative_log_likelihood(outputs: Array, targets: Array) -> Array:
     mean, deviation = outputs[..., 0], outputs[..., 1]
+    if checks.is_concrete(deviation):
+        with jax.ensure_compile_time_eval():
+            if (deviation <= 0).any():
+                raise ValueError(
+                    "outputs: expected positive standard deviations, got others; head.constrain makes them"
+                )
+    deviation = jnp.where(deviation > 0, deviation, jnp.nan)
     standardised = (targets.astype(mean.dtype) - mean) / deviation
     terms = jnp.square(standardised) / 2 + jnp.log(deviation) + math.log(2 * math.pi) / 2
     return terms.reshape(len(terms), -1).mean(-1)
 
 
 def _gaussian_quantiles(outputs: Array, levels: Sequence[float]) -> Array:
-    _require_parameters(outputs, 2)
+    outputs = _require_parameters(outputs, 2)
     standard = [NormalDist().inv_cdf(level) for level in _levels("levels", levels)]
     shape = (1,) * (outputs.ndim - 1)
     return outputs[..., :1] + outputs[..., 1:] * jnp.asarray(standard, outputs.dtype).reshape(*shape, -1)
@@ -242,7 +257,7 @@ def _gaussian_affine(outputs: Array, shift: Array, scale: Array) -> Array:
 
 def _gaussian_pool(members: Array) -> Array:
     mean, deviation = members[..., 0], members[..., 1]
-    return jnp.stack([mean.mean(0), jnp.sqrt(jnp.square(deviation).mean(0) + mean.var(0))], -1)
+    return jnp.stack([mean.mean(0), ops.square_root(jnp.square(deviation).mean(0) + mean.var(0))], -1)
 
 
 GAUSSIAN = Head(

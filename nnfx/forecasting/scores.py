@@ -3,14 +3,19 @@
 As losses and metrics do, each takes forecasts and targets `(batch, horizon, channels)` and returns `(batch,)`, in units
 of the values it is given: forecasts of scaled series are scaled back first. The score of many series is the mean over
 the batch.
+
+Arrays of JAX are scored where they are, in their dtype. What lies on the host, such as lists, frames and arrays of
+NumPy, is subtracted in float64 there, so that no digits are lost of series far from zero.
 """
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
-from nnfx import checks
+from nnfx import arrays, checks, ops
 from nnfx.losses import mean_absolute_error, mean_square_error
 from nnfx.types import Array
 
@@ -47,7 +52,9 @@ def root_mean_square_error(forecasts: Array, targets: Array) -> Array:
         >>> root_mean_square_error(jnp.array([[1.0, 7.0]]), jnp.array([[0.0, 0.0]]))
         Array([5.], dtype=float32)
     """
-    return jnp.sqrt(mean_square_error(forecasts, targets))
+    forecast, y = _held("forecasts", forecasts), _held("targets", targets)
+    forecast = forecast.reshape(y.shape) if forecast.shape == (*y.shape, 1) else forecast
+    return ops.square_root(_per_example(jnp.square(_errors(forecast, y))))
 
 
 def smape(forecasts: Array, targets: Array) -> Array:
@@ -71,10 +78,11 @@ def smape(forecasts: Array, targets: Array) -> Array:
         Makridakis, Spiliotis and Assimakopoulos, *The M4 competition: 100,000 time series and 61 forecasting methods*,
         International Journal of Forecasting 2020, section 2.3.
     """
-    y = _targets(forecasts, targets)
-    size = jnp.abs(forecasts) + jnp.abs(y)
+    forecast, y = _pair(forecasts, targets)
+    # Halves, that no sum overflows in half precision.
+    error, size = _difference(forecast / 2, y / 2), ops.absolute(_device(forecast) / 2) + ops.absolute(_device(y) / 2)
     is_zero = size == 0
-    return _per_example(jnp.where(is_zero, 0, 200 * jnp.abs(forecasts - y) / jnp.where(is_zero, 1, size)))
+    return _per_example(jnp.where(is_zero, 0, 200 * (ops.absolute(error) / jnp.where(is_zero, 1, size))))
 
 
 def seasonal_naive_error(history: ArrayLike, period: int = 1) -> Array:
@@ -97,15 +105,13 @@ def seasonal_naive_error(history: ArrayLike, period: int = 1) -> Array:
         Array([2.], dtype=float32)
     """
     checks.positive_integer("period", period)
-    y = jnp.asarray(history)
-    checks.numeric("history", y)
+    y = _held("history", history)
     if y.ndim not in (2, 3):
         raise ValueError(f"history: expected (time, channels) or (batch, time, channels), got {checks.describe(y)}")
     if y.shape[-2] <= period:
         raise ValueError(f"history: expected more steps than one season of {period}, got {checks.describe(y)}")
-    y = y if jnp.issubdtype(y.dtype, jnp.floating) else y.astype(float)  # differences of unsigned numbers wrap around
     checks.finite("history", y)
-    error = jnp.abs(y[..., period:, :] - y[..., :-period, :]).mean(-2)
+    error = ops.absolute(_difference(y[..., period:, :], y[..., :-period, :])).mean(-2)
     if checks.is_concrete(error) and not bool((error > 0).all()):
         raise ValueError(
             f"history: expected series that change within a season of {period}, got one that repeats itself"
@@ -135,8 +141,8 @@ def mase(forecasts: Array, targets: Array, scale: ArrayLike) -> Array:
     References:
         Hyndman and Koehler, *Another look at measures of forecast accuracy*, International Journal of Forecasting 2006.
     """
-    y = _targets(forecasts, targets, axes=3)
-    return (jnp.abs(forecasts - y).mean(1) / _scale(scale, forecasts)).mean(-1)
+    error = _errors(forecasts, targets, axes=3)
+    return (ops.absolute(error).mean(1) / _scale(scale, error)).mean(-1)
 
 
 def owa(forecasts: Array, targets: Array, scale: ArrayLike, benchmark: Array) -> Array:
@@ -191,17 +197,19 @@ def pinball(forecasts: Array, targets: Array, levels: ArrayLike) -> Array:
     References:
         Koenker and Bassett, *Regression quantiles*, Econometrica 1978.
     """
-    _require_floats(forecasts)
-    q = jnp.asarray(levels, forecasts.dtype)
-    if q.ndim != 1 or forecasts.ndim < 2 or forecasts.shape[-1:] != q.shape:
+    forecast = _held("forecasts", forecasts)
+    _require_floats(forecast)
+    q = arrays.as_array("levels", levels, floats=True).astype(_device(forecast[..., :0]).dtype)
+    if q.ndim != 1 or forecast.ndim < 2 or forecast.shape[-1:] != q.shape:
         raise ValueError(
-            f"levels: expected one for each of the last axis of the forecasts, {checks.describe(forecasts)}, got"
+            f"levels: expected one for each of the last axis of the forecasts, {checks.describe(forecast)}, got"
             f" {checks.describe(q)}"
         )
     if checks.is_concrete(q) and not bool(((q > 0) & (q < 1)).all()):
         raise ValueError(f"levels: expected numbers above 0 and below 1, got {q.tolist()}")
-    error = _targets(forecasts[..., 0], targets)[..., None] - forecasts
-    q = q.reshape(*[1] * targets.ndim, -1)
+    _, y = _pair(forecast[..., 0], targets)
+    error = _difference(y[..., None], forecast)
+    q = jnp.where((q > 0) & (q < 1), q, jnp.nan).reshape(*[1] * y.ndim, -1)
     return _per_example(jnp.maximum(q * error, (q - 1) * error))
 
 
@@ -223,9 +231,10 @@ def coverage(lower: Array, upper: Array, targets: Array) -> Array:
         >>> coverage(jnp.zeros((1, 4)), jnp.ones((1, 4)), jnp.array([[-1.0, 0.0, 0.5, 2.0]]))
         Array([0.5], dtype=float32)
     """
-    y = _targets(lower, targets)
-    inside = (lower <= y) & (y <= _upper(lower, upper))
-    return _per_example(jnp.where(jnp.isnan(lower + upper), jnp.nan, inside.astype(lower.dtype)))
+    low, high, y = _bounds(lower, upper, targets)
+    inside = (_difference(low, y) <= 0) & (_difference(y, high) <= 0)
+    unknown = jnp.isnan(_device(low)) | jnp.isnan(_device(high))
+    return _per_example(jnp.where(unknown, jnp.nan, inside.astype(_device(low[..., :0]).dtype)))
 
 
 def interval_width(lower: Array, upper: Array) -> Array:
@@ -245,7 +254,8 @@ def interval_width(lower: Array, upper: Array) -> Array:
         >>> interval_width(jnp.zeros((1, 2)), jnp.array([[1.0, 3.0]]))
         Array([2.], dtype=float32)
     """
-    return _per_example(_upper(lower, upper) - lower)
+    low = _held("lower", lower)
+    return _per_example(_difference(_upper(low, upper), low))
 
 
 def interval_score(lower: Array, upper: Array, targets: Array, level: ArrayLike) -> Array:
@@ -299,21 +309,61 @@ def msis(lower: Array, upper: Array, targets: Array, scale: ArrayLike, level: Ar
         Makridakis, Spiliotis and Assimakopoulos, *The M4 competition: 100,000 time series and 61 forecasting methods*,
         International Journal of Forecasting 2020, section 2.3.
     """
-    _targets(lower, targets, axes=3)
-    return (_interval_scores(lower, upper, targets, level).mean(1) / _scale(scale, lower)).mean(-1)
+    found = _interval_scores(lower, upper, targets, level, axes=3)
+    return (found.mean(1) / _scale(scale, found)).mean(-1)
 
 
-def _interval_scores(lower: Array, upper: Array, targets: Array, level: ArrayLike) -> Array:
+def _interval_scores(lower: Any, upper: Any, targets: Any, level: ArrayLike, axes: int | None = None) -> Array:
     checks.number("level", level, above=0, below=1)
-    y, upper = _targets(lower, targets), _upper(lower, upper)
-    outside = jnp.maximum(lower - y, 0) + jnp.maximum(y - upper, 0)
-    return upper - lower + 2 / (1 - jnp.asarray(level, lower.dtype)) * outside
+    low, high, y = _bounds(lower, upper, targets, axes)
+    outside = jnp.maximum(_difference(low, y), 0) + jnp.maximum(_difference(y, high), 0)
+    share = jnp.asarray(level, outside.dtype)
+    factor = 2 / (1 - jnp.where((share > 0) & (share < 1), share, jnp.nan))
+    return _difference(high, low) + factor * outside
 
 
-def _targets(forecasts: Any, targets: Any, axes: int | None = None) -> Array:
-    """Return the targets in the dtype of the forecasts, once they are found to fit."""
+def _held(name: str, value: Any) -> Any:
+    """Return an array of JAX as it is, in floats; anything else in float64 on the host."""
+    if isinstance(value, jax.Array):
+        checks.numeric(name, value)
+        return value
+    return arrays.as_numpy(name, value).astype(np.float64)
+
+
+def _device(value: Any) -> Array:
+    """Return what is held as an array of JAX."""
+    return arrays.as_array("values", value, floats=True)  # type: ignore[no-any-return]
+
+
+def _difference(a: Any, b: Any) -> Array:
+    """Subtract: in float64 on the host where one of the two lies there, else in their dtype."""
+    on_host = isinstance(a, np.ndarray) or isinstance(b, np.ndarray)
+    if on_host and checks.is_concrete((a, b)):
+        return _device(np.asarray(a, np.float64) - np.asarray(b, np.float64))
+    a, b = _device(a), _device(b)
+    dtype = jnp.promote_types(a.dtype, b.dtype) if on_host else a.dtype
+    return a.astype(dtype) - b.astype(dtype)
+
+
+def _pair(forecasts: Any, targets: Any, axes: int | None = None) -> tuple[Any, Any]:
+    """Return forecasts and targets, once they are found to fit."""
+    forecast, y = _held("forecasts", forecasts), _held("targets", targets)
+    _check(forecast, y, axes)
+    return forecast, y if isinstance(forecast, np.ndarray) or isinstance(y, np.ndarray) else y.astype(forecast.dtype)
+
+
+def _errors(forecasts: Any, targets: Any, axes: int | None = None) -> Array:
+    return _difference(*_pair(forecasts, targets, axes))
+
+
+def _bounds(lower: Any, upper: Any, targets: Any, axes: int | None = None) -> tuple[Any, Any, Any]:
+    low, y = _pair(lower, targets, axes)
+    return low, _upper(low, upper), y
+
+
+def _check(forecasts: Any, targets: Any, axes: int | None) -> None:
+    """Require forecasts in floats, and targets of their shape that are finite."""
     _require_floats(forecasts)
-    checks.numeric("targets", targets)
     if forecasts.ndim < 1 or forecasts.ndim != (axes or forecasts.ndim):
         wanted = "(batch, ...)" if axes is None else "(batch, horizon, channels)"
         raise ValueError(f"forecasts: expected {wanted}, got {checks.describe(forecasts)}")
@@ -323,16 +373,16 @@ def _targets(forecasts: Any, targets: Any, axes: int | None = None) -> Array:
             f" {checks.describe(targets)}"
         )
     checks.finite("targets", targets)
-    return targets.astype(forecasts.dtype)
 
 
 def _require_floats(forecasts: Any) -> None:
-    """Refuse whole numbers: targets brought to their dtype would lose what is behind the point."""
-    if not hasattr(forecasts, "dtype") or not jnp.issubdtype(forecasts.dtype, jnp.floating):
+    """Refuse integers of JAX: targets brought to their dtype would lose what is behind the point."""
+    if not jnp.issubdtype(forecasts.dtype, jnp.floating):
         raise TypeError(f"forecasts: expected an array of floats, got {checks.describe(forecasts)}")
 
 
-def _upper(lower: Array, upper: Array) -> Array:
+def _upper(lower: Any, upper: Any) -> Any:
+    upper = _held("upper", upper)
     if upper.shape != lower.shape:
         raise ValueError(
             f"upper: expected the shape of the lower bounds, {checks.describe(lower)}, got {checks.describe(upper)}"
@@ -340,15 +390,15 @@ def _upper(lower: Array, upper: Array) -> Array:
     return upper
 
 
-def _scale(scale: ArrayLike, forecasts: Array) -> Array:
-    """Return the scale of each example and channel."""
-    s = jnp.asarray(scale, forecasts.dtype)
+def _scale(scale: Any, forecasts: Array) -> Array:
+    """Return the scale of each example and channel, NaN where a traced one is not positive."""
+    s = arrays.as_array("scale", scale, floats=True).astype(forecasts.dtype)
     batch, _, channels = forecasts.shape
     if s.shape not in ((channels,), (batch, channels)):
         raise ValueError(f"scale: expected ({channels},) or ({batch}, {channels}), got {checks.describe(s)}")
     if checks.is_concrete(s) and not bool((s > 0).all()):
         raise ValueError("scale: expected positive numbers, got some that are not")
-    return jnp.broadcast_to(s, (batch, channels))
+    return jnp.broadcast_to(jnp.where(s > 0, s, jnp.nan), (batch, channels))
 
 
 def _per_example(values: Array) -> Array:

@@ -94,7 +94,7 @@ def require_usable(out: Path, owner: Owner) -> None:
 
 def note(out: Path, owner: Owner, *, saved: bool) -> None:
     """Note which run has begun in a folder, and whether it was saved."""
-    text = checkpoint.as_json({**owner.notes, "saved": saved})
+    text = checkpoint.as_json({**owner.starting_from({}).notes, "saved": saved})
     path = out / NOTES
     if path.is_symlink() or not path.is_file() or path.read_text() != text:
         with paths.replace(path) as aside:

@@ -68,7 +68,8 @@ class Identity(NamedTuple):
             # what is written otherwise and comes to the same program is the same
             return lines if self.program == other.program else [*lines, *parts.differences(self.parts, other.parts)]
         changed = [name for name, mine in self.means.items() if other.means.get(name) != mine]
-        return [*lines, *parts.differences(self.parts, other.parts, [*changed, "python"]), *self._starts(other)]
+        lines += parts.differences(self.parts, other.parts, [*changed, "python"])
+        return lines or self._starts(other)
 
     def other_program(self, other: "Identity") -> list[str]:
         """Say that another run differs, where no part tells in what; it cannot be told between other means."""

@@ -8,9 +8,9 @@ import os
 import re
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from nnfx import paths
 
@@ -50,11 +50,10 @@ class CsvLog:
         Raises:
             OSError: where they cannot be written.
         """
-        left = _text(rows, has_header=self._is_empty).encode()
+        text = _text(rows, has_header=self._is_empty).encode()
         self._is_empty = False
         try:
-            while left:
-                left = left[self._file.write(left) :]
+            _write(self._file, text)
         except OSError as error:
             raise OSError(f"{self._path}: expected rows to be appended, got {error}") from error
 
@@ -71,6 +70,12 @@ def rows_in(path: Path) -> list[Row]:
         return [{**row, "epoch": int(row["epoch"])} for row in rows]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, csv.Error):
         return []
+
+
+def _write(file: IO[bytes], content: bytes) -> None:
+    """Write all of it to a file without a buffer, which may take a part at a time."""
+    while content:
+        content = content[file.write(content) :]
 
 
 def _text(rows: Sequence[Row], has_header: bool) -> str:
@@ -106,7 +111,7 @@ class TensorBoardLog:
                 "tensorboard: needed to write logs for it; not installed: pip install tensorboard"
             ) from error
         self._folder, self._writer_of = folder, RecordWriter
-        self._file: Any = None
+        self._file: IO[bytes] | None = None
         self._written = _scalars_in(folder)
         self.add(rows)
 
@@ -134,9 +139,11 @@ class TensorBoardLog:
             if self._file is None:
                 self._open()
                 events.insert(0, event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
+            records = io.BytesIO()
+            writer = self._writer_of(records)
             for event in events:
-                self._file.write(event.SerializeToString())
-            self._file.flush()
+                writer.write(event.SerializeToString())
+            _write(self._file, records.getvalue())
         except OSError as error:
             raise OSError(f"{self._folder}: expected logs to be written, got {error}") from error
 
@@ -144,12 +151,36 @@ class TensorBoardLog:
         self._folder.mkdir(parents=True, exist_ok=True)
         host = re.sub(r"[^\w.-]", "_", socket.gethostname())
         name = f"events.out.tfevents.{int(time.time()):010d}.{host}.{os.getpid()}.{next(self._numbers)}"
-        self._file = self._writer_of(io.BufferedWriter(paths.append(self._folder / name, is_new=True)))  # type: ignore[arg-type]
+        self._file = paths.append(self._folder / name, is_new=True)
 
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
             self._file.close()
+
+
+class Apart:
+    """A log that is given rows under names of their own, where these are the names of other rows as well.
+
+    Args:
+        log: the log.
+        names: those of the other rows.
+    """
+
+    def __init__(self, log: Log, names: Container[str]) -> None:
+        self._log, self._names = log, names
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Hand on rows."""
+        self._log.add(
+            [
+                {f"evaluation/{name}" if name in self._names else name: value for name, value in row.items()}
+                for row in rows
+            ]
+        )
+
+    def close(self) -> None:
+        """Leave the log open, for the other rows."""
 
 
 def _scalars_in(folder: Path) -> dict[str, set[int]]:

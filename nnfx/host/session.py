@@ -24,7 +24,7 @@ from nnfx.host import folder, signals
 from nnfx.host.checkpoints import Checkpoints
 from nnfx.host.folder import Owner
 from nnfx.host.identity import Identity, moments, words
-from nnfx.host.logs import Bar, CsvLog, Log, Row, TensorBoardLog, rows_in
+from nnfx.host.logs import Apart, Bar, CsvLog, Log, Row, TensorBoardLog, rows_in
 from nnfx.training import loop
 from nnfx.training.chunk import RUNNING, RunState
 from nnfx.training.fit import Fit
@@ -220,7 +220,7 @@ class Session:
             snapshot, notes = self._resume(checkpoints, beginning, owner, data)
             if not is_read_only(checkpoints, self._has_ended(snapshot)):
                 if distributed.is_first():
-                    folder.note(self.out, notes.owner, saved=bool(snapshot.epoch))
+                    (saved if snapshot.epoch else partial(folder.note, self.out, owner, saved=False))()
                 with self._logs(snapshot, notes, len(data.train.weights)) as logs:
                     snapshot = self._go_on(snapshot, notes, data, checkpoints, logs, asked)
             checkpoints.wait()
@@ -362,8 +362,8 @@ class Session:
             history = [*both, opened(CsvLog(self.out / "history.csv", known))]
             if self.progress:
                 history.append(opened(Bar(self.out.name, self.fit.epochs, snapshot.epoch, examples)))
-            evaluation = list(both)
-            for log in both:
+            evaluation: list[Log] = [Apart(log, snapshot.history) for log in both]
+            for log in evaluation:
                 log.add(notes.evaluations)
             if self.evaluate is not None:
                 evaluation.append(opened(CsvLog(self.out / "evaluation.csv", notes.evaluations)))

@@ -183,7 +183,7 @@ class Streaming:
             snapshot, notes, position = self._resume(checkpoints, beginning, owner)
             if not is_read_only(checkpoints, self._has_ended(snapshot)):
                 if distributed.is_first():
-                    folder.note(self.out, owner, saved=position is not None)
+                    (saved if position is not None else partial(folder.note, self.out, owner, saved=False))()
                 if position is not None:
                     reader.set_state(position)
                 snapshot = self._go_on(snapshot, notes, data.valid, examples, reader, checkpoints, asked)

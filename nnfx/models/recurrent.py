@@ -87,8 +87,8 @@ class RecurrentNetwork(nn.Module):
             rows = carried.value[0][0].shape[0]
             if rows != x.shape[0]:
                 raise ValueError(
-                    f"inputs: expected {rows} sequences, whose state is carried on, got {x.shape[0]}; a stateful model is"
-                    " trained by nnfx.make_step, on batches of the size that it was initialised with"
+                    f"inputs: expected {rows} sequences, whose state is carried on, got {x.shape[0]}; a stateful model"
+                    " is trained by nnfx.make_step, on batches of the size that it was initialised with"
                 )
             if state is None:
                 state = carried.value

@@ -21,7 +21,7 @@ def dropout(key: Array, x: Array, rate: BelowOne) -> Array:
 
     Raises:
         TypeError: for a key that is not typed.
-        ValueError: for a rate outside `[0, 1)`.
+        ValueError: for a rate outside `[0, 1)`; of a traced one the result is NaN.
 
     Example:
         >>> dropped = dropout(jax.random.key(0), jnp.ones(1000), 0.5)
@@ -35,4 +35,8 @@ def dropout(key: Array, x: Array, rate: BelowOne) -> Array:
     checks.number("rate", rate, minimum=0, below=1)
     keep = 1 - jnp.asarray(rate, x.dtype)
     mask = shards.draw(lambda shape: jax.random.bernoulli(key, keep.astype(jnp.float32), shape), x.shape)
-    return jnp.where(mask, x / keep, jnp.zeros_like(x))
+    kept = jnp.where(mask, x / keep, jnp.zeros_like(x))
+    if checks.is_concrete(rate):
+        return kept
+    is_rate = (jnp.asarray(rate, jnp.float32) >= 0) & (jnp.asarray(rate, jnp.float32) < 1)
+    return kept * jnp.where(is_rate, 1.0, jnp.nan).astype(x.dtype)

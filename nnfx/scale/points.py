@@ -113,9 +113,9 @@ def chosen(key: Array, points: Any, values: Mapping[str, Any]) -> Points:
                 )
         return {name: drawn[name] if name in ranges else np.full(int(points), fixed[name]) for name in values}
     if ranges:
-        name, value = next(iter(ranges.items()))
+        name, bounds = next(iter(ranges.items()))
         raise TypeError(
-            f"{name}: expected numbers, got {value}; points=20 beside it draws 20 points from such ranges, and"
+            f"{name}: expected numbers, got {bounds}; points=20 beside it draws 20 points from such ranges, and"
             " nnfx.sweeps.draw returns them"
         )
     if points is None:

@@ -1,7 +1,10 @@
 """How far a sweep has come, and a bar that shows it."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from nnfx.scale.result import Sweep
 
 
 class Progress(NamedTuple):
@@ -12,12 +15,15 @@ class Progress(NamedTuple):
         epochs: epochs at most.
         running: members still running.
         members: members in all.
+        result: returns what there is by now, as the sweep will return it in the end: so `progress.result().save(path)`
+            keeps what a sweep has found, should it be cut off. Members still running say so.
     """
 
     epoch: int
     epochs: int
     running: int
     members: int
+    result: "Callable[[], Sweep] | None" = None
 
 
 def bar(title: str = "sweep") -> Callable[[Progress], None]:

@@ -165,7 +165,7 @@ class Sweep(Rows):
         width = self._width
         values = np.array([np.nan if row["reason"] == NOT_FINITE else row[name] for row in by_number], np.float64)
         values = values.reshape(-1, width)
-        dropped = np.array([row["reason"] == "dropped" for row in by_number]).reshape(-1, width).any(0)
+        dropped: Any = np.array([row["reason"] == "dropped" for row in by_number]).reshape(-1, width).any(0)
         order = ranked(-values if largest_first else values)
         numbers = tuple(int(point) for point in (*order[~dropped[order]], *order[dropped[order]]))
         hyper = {column: np.asarray(each) for column, each in self.hyper.items()}
@@ -245,7 +245,8 @@ def _sorted(rows: list[Row], column: str, largest_first: bool, is_measured: bool
 
 
 def collect(fit: Fit, table: Table) -> Sweep:
-    """Make the result of a finished sweep."""
+    """Make the result of a sweep that has finished, or of what it has come to."""
+    table.harvest()
     kept = table.harvested
     width = table.width
     members = len(kept["epochs"])
@@ -267,7 +268,7 @@ def collect(fit: Fit, table: Table) -> Sweep:
         row |= {name: float(column[point]) for name, column in table.points.items()}
         row |= {"epochs": int(kept["epochs"][number]), "best_epoch": int(kept["best_epoch"][number])}
         row |= {name: float(values[number]) for name, values in measured.items()}
-        row["reason"] = _reason(fit, int(kept["stopped_by"][number]), bool(is_finite[number]))
+        row["reason"] = _reason(fit, int(kept["stopped_by"][number]), row["epochs"], bool(is_finite[number]))
         rows.append(row)
 
     def of_fold(fold: int) -> Preprocess:
@@ -280,9 +281,9 @@ def collect(fit: Fit, table: Table) -> Sweep:
     return result.sort(judged_by)
 
 
-def _reason(fit: Fit, stopped_by: int, is_finite: bool) -> str:
+def _reason(fit: Fit, stopped_by: int, epochs: int, is_finite: bool) -> str:
     if not is_finite:
         return NOT_FINITE
-    if stopped_by == DROPPED:
-        return "dropped"
-    return "last epoch" if stopped_by == RUNNING else fit.rules[stopped_by].name
+    if stopped_by == RUNNING:
+        return "last epoch" if epochs == fit.epochs else "running"
+    return "dropped" if stopped_by == DROPPED else fit.rules[stopped_by].name

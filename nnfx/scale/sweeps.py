@@ -289,8 +289,7 @@ def _advance(
         if done in quotas:
             table.drop_all_but(quotas[done], DROPPED)
         if on_chunk is not None:
-            on_chunk(Progress(done, fit.epochs, table.running(), members))
+            on_chunk(Progress(done, fit.epochs, table.running(), members, lambda: collect(fit, table)))
         if done < fit.epochs:
             table.pack()
-    table.harvest()
     return collect(fit, table)

@@ -152,6 +152,16 @@ def test_a_file_that_is_not_there_is_an_error_of_the_system(tmp_path):
         read_idx(tmp_path / "nowhere", ndim=3)
 
 
+def test_sources_may_be_relative_at_home_or_any_bytes(tmp_path, monkeypatch):
+    (tmp_path / "images").write_bytes(idx(IMAGES))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for source in ("images", "./images", "~/images", bytearray(idx(IMAGES)), memoryview(packed(idx(IMAGES)))):
+        np.testing.assert_array_equal(read_idx(source), IMAGES)
+    with pytest.raises(TypeError, match="source: expected a path, got 3"):
+        read_idx(3)
+
+
 @pytest.mark.parametrize("wrong", [0, -1, 1.0, True])
 def test_counts_are_positive_integers(wrong):
     with pytest.raises((TypeError, ValueError), match="ndim: expected a positive integer"):

@@ -361,19 +361,25 @@ def test_text_that_two_delimiters_split_alike_is_refused():
 # Gaps in time
 
 
+def steps(start, count, step=1):
+    """Times from a start on, in steps of its own unit."""
+    start = np.datetime64(start)
+    return (start.astype(int) + step * np.arange(count)).astype(start.dtype)
+
+
 def weekdays(start, count):
-    days = np.arange(np.datetime64(start), np.datetime64(start) + 2 * count)
+    days = steps(start, 2 * count)
     return days[(days.astype(int) + 3) % 7 < 5][:count]  # day 0 was a Thursday
 
 
 GAPS = {
-    "hours": np.datetime64("2020-02-28T22:00") + np.timedelta64(60, "m") * np.arange(30),
-    "days": np.datetime64("2020-02-20") + np.arange(30),
-    "weeks": np.datetime64("2020-02-20") + 7 * np.arange(30),
-    "months": np.datetime64("2019-01") + np.arange(30),
-    "firsts of months": (np.datetime64("2019-01") + np.arange(30)).astype("datetime64[D]"),
-    "mid-quarters": (np.datetime64("2000-02") + 3 * np.arange(30)).astype("datetime64[D]") + 14,
-    "years": np.datetime64("1950") + np.arange(30),
+    "hours": steps("2020-02-28T22:00", 30, 60),
+    "days": steps("2020-02-20", 30),
+    "weeks": steps("2020-02-20", 30, 7),
+    "months": steps("2019-01", 30),
+    "firsts of months": steps("2019-01", 30).astype("datetime64[D]"),
+    "mid-quarters": steps("2000-02", 30, 3).astype("datetime64[D]") + np.timedelta64(14, "D"),
+    "years": steps("1950", 30),
     "business days": weekdays("2020-02-20", 30),
 }
 

@@ -140,3 +140,18 @@ def test_wrong_input(backtest):
         ValueError, match="calibration: expected origins enough to know 9 errors of each step .* 9 origins and 8"
     ):
         conformal.rolling(forecasts, targets, origins, 0.9, calibration=9)
+
+
+def test_margins_of_large_integers_and_of_lists():
+    targets = 3_000_000_000 + np.array([3, -1, 4, 2]).reshape(4, 1, 1)
+    forecasts = np.full((4, 1, 1), 3_000_000_000)
+    assert conformal.margins(forecasts, targets, level=0.6).tolist() == [[3.0]]
+    assert conformal.margins([[[0.0]]] * 4, [[[3]], [[-1]], [[4]], [[2]]], level=0.6).tolist() == [[3.0]]
+    assert conformal.widen([[1.0]], [[2.0]]).upper.tolist() == [[3.0]]
+
+
+def test_rolling_intervals_under_the_search_for_infinities():
+    targets = np.array([1.0, -2.0, 0.0, 9.0]).reshape(4, 1, 1)
+    with jax.debug_infs(True):
+        found = conformal.rolling(np.zeros((4, 1, 1)), targets, [10, 11, 12, 13], level=0.5, calibration=2)
+    assert found.upper.ravel().tolist() == [2.0, 1.0]

@@ -156,3 +156,24 @@ def test_dtypes_are_kept(strict_dtypes):
         gaussian = heads.GAUSSIAN.constrain(raw[..., :2])
         assert heads.GAUSSIAN.quantiles(gaussian, [0.3]).dtype == dtype
         assert heads.GAUSSIAN.loss(gaussian, jnp.zeros((2, 3, 1), dtype)).dtype == dtype
+
+
+def test_a_deviation_of_zero_has_no_likelihood():
+    outputs, targets = jnp.array([[[[1.0, 0.0]]]]), jnp.ones((1, 1, 1))
+    with pytest.raises(ValueError, match="outputs: expected positive standard deviations"):
+        heads.GAUSSIAN.loss(outputs, targets)
+    assert jnp.isnan(jax.jit(heads.GAUSSIAN.loss)(outputs, targets)).all()
+
+
+def test_the_pool_of_members_that_agree_has_a_gradient():
+    members = jnp.zeros((3, 1, 2))
+    assert heads.GAUSSIAN.pool(members).tolist() == [[0.0, 0.0]]
+    assert (jax.grad(lambda members: heads.GAUSSIAN.pool(members).sum())(members)[..., 1] == 0).all()
+
+
+def test_heads_take_lists_and_arrays_of_numpy():
+    outputs, targets = [[[[0.0, 1.0]]]], [[[2]]]
+    expected = -stats.norm.logpdf(2.0)
+    np.testing.assert_allclose(heads.GAUSSIAN.loss(outputs, targets), expected, rtol=1e-6)
+    np.testing.assert_allclose(heads.GAUSSIAN.loss(np.array(outputs), jnp.array(targets)), expected, rtol=1e-6)
+    assert heads.interval(heads.quantiles([0.1, 0.9]), [[1.0, 3.0]], 0.8).upper.tolist() == [3.0]

@@ -153,6 +153,92 @@ def test_each_score_is_one_per_example_compiled_mapped_and_in_half_precision(nam
     assert score(*(a.astype(jnp.bfloat16) for a in arrays)).dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("shape", [(3, 4, 2)])
+def test_what_lies_on_the_host_is_scored_in_float64(shape):
+    """Integers of 64 bits and numbers far from zero, against NumPy."""
+    rng = np.random.default_rng(3)
+    targets = 3_000_000_000 + rng.integers(0, 50, size=shape)
+    forecasts = targets + rng.integers(-9, 10, size=shape)
+    error = (forecasts - targets).astype(np.float64)
+    np.testing.assert_allclose(
+        scores.root_mean_square_error(forecasts, targets), np.sqrt((error**2).mean((1, 2))), rtol=1e-6
+    )
+    np.testing.assert_allclose(scores.mean_absolute_error(forecasts, targets), np.abs(error).mean((1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(scores.mean_square_error(forecasts, targets), (error**2).mean((1, 2)), rtol=1e-6)
+    history = 3_000_000_000 + rng.integers(0, 50, size=(9, 2))
+    scale = np.abs(np.diff(history, axis=0)).mean(0)
+    np.testing.assert_allclose(scores.seasonal_naive_error(history), scale, rtol=1e-6)
+    expected = (np.abs(error).mean(1) / scale).mean(1)
+    np.testing.assert_allclose(scores.mase(forecasts, targets, scale), expected, rtol=1e-6)
+    level = 0.8
+    lower, upper = forecasts - 2.0, forecasts + 2.0
+    outside = np.maximum(lower - targets, 0) + np.maximum(targets - upper, 0)
+    interval = 4 + 2 / (1 - level) * outside
+    np.testing.assert_allclose(scores.interval_score(lower, upper, targets, level), interval.mean((1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(
+        scores.msis(lower, upper, targets, scale, level), (interval.mean(1) / scale).mean(1), rtol=1e-5
+    )
+    np.testing.assert_allclose(scores.coverage(lower, upper, targets), (np.abs(error) <= 2).mean((1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(scores.interval_width(lower, upper), 4)
+    quantiles = np.stack([lower, upper], -1)
+    e = targets[..., None] - quantiles
+    q = np.array([0.1, 0.9])
+    np.testing.assert_allclose(
+        scores.pinball(quantiles, targets, [0.1, 0.9]), np.maximum(q * e, (q - 1) * e).mean((1, 2, 3)), rtol=1e-5
+    )
+
+
+def test_scores_take_lists_frames_and_tensors():
+    forecasts, targets = [[1.0, 3.0]], [[3, 3]]
+    pandas, polars, torch = map(pytest.importorskip, ("pandas", "polars", "torch"))
+    for door in (list, np.array, pandas.DataFrame, lambda rows: polars.DataFrame(rows, orient="row"), torch.tensor):
+        assert scores.smape(door(forecasts), door(targets)).tolist() == [50.0]
+        assert scores.root_mean_square_error(door(forecasts), jnp.array(targets)).tolist() == pytest.approx([2**0.5])
+
+
+EXACT = {
+    "root_mean_square_error": (lambda f, t: scores.root_mean_square_error(f, t), 0),
+    "mean_absolute_error": (lambda f, t: scores.mean_absolute_error(f, t), 0),
+    "smape": (lambda f, t: scores.smape(f, t), 0),
+    "mase": (lambda f, t: scores.mase(f, t, jnp.ones(1)), 0),
+    "pinball": (lambda f, t: scores.pinball(f[..., None], t, jnp.array([0.5])), 0),
+    "interval_score": (lambda f, t: scores.interval_score(f, f, t, 0.8), 0),
+}
+
+
+@pytest.mark.parametrize("level", [0.0, 7.0])
+@pytest.mark.parametrize("name", EXACT)
+def test_an_exact_forecast_has_no_error_and_no_gradient(name, level):
+    """As the middle of the slopes there, which PyTorch has for the absolute error."""
+    score, expected = EXACT[name]
+    y = jnp.full((1, 2, 1), level)
+    value, gradient = jax.jit(jax.value_and_grad(lambda f: score(f, y).sum()))(y)
+    assert value == expected
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_the_gradient_of_the_root_beside_an_exact_fit():
+    targets = jnp.array([[1.0, 2.0], [0.0, 0.0]])
+    forecasts = targets + jnp.array([[3.0, 4.0], [0.0, 0.0]])
+    gradient = jax.grad(lambda f: scores.root_mean_square_error(f, targets).sum())(forecasts)
+    np.testing.assert_allclose(gradient, [[3 / 50**0.5, 4 / 50**0.5], [0, 0]], rtol=1e-6)
+
+
+def test_traced_scales_and_levels_out_of_range_are_no_numbers():
+    f, t = jnp.ones((1, 2, 1)), jnp.zeros((1, 2, 1))
+    for scale in (0.0, -1.0):
+        assert jnp.isnan(jax.jit(scores.mase)(f, t, jnp.full(1, scale))).all()
+        assert jnp.isnan(jax.jit(scores.msis)(f, f, t, jnp.full(1, scale))).all()
+    for level in (0.0, 1.0, 1.5):
+        assert jnp.isnan(jax.jit(scores.interval_score)(f, f, t, level)).all()
+        assert jnp.isnan(jax.jit(scores.pinball)(f[..., None], t, jnp.full(1, level))).all()
+
+
+def test_percentages_of_half_precision_do_not_overflow():
+    f, t = jnp.full((1, 1), 60_000, jnp.float16), jnp.full((1, 1), 30_000, jnp.float16)
+    assert scores.smape(f, t).tolist() == pytest.approx([200 * 30 / 90], rel=1e-3)
+
+
 def test_gradients_are_finite_where_forecast_and_target_are_zero():
     zero = jnp.zeros((1, 2, 1))
     assert scores.smape(zero, zero).tolist() == [0]
@@ -202,7 +288,9 @@ Q = jnp.stack([F, F], axis=-1)
         (lambda: scores.smape(F.astype(int), T), TypeError, "forecasts: expected an array of floats, got int"),
         (lambda: scores.pinball(Q.astype(int), T, [0.1, 0.9]), TypeError, "forecasts: expected an array of floats"),
         (lambda: scores.coverage(F.astype(int), F, T), TypeError, "forecasts: expected an array of floats"),
-        (lambda: scores.mase([1.0], [1.0], 1.0), TypeError, r"forecasts: expected an array of floats, got \[1.0\]"),
+        (lambda: scores.mase([1.0], [1.0], 1.0), ValueError, r"forecasts: expected \(batch, horizon, channels\), got"),
+        (lambda: scores.smape([[1.0], [2.0, 3.0]], T), ValueError, "forecasts: .*rows of different lengths"),
+        (lambda: scores.smape(F, np.ma.masked_less(TARGETS, 50)), ValueError, "targets: expected known values"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(call, error, message):

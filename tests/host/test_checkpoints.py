@@ -1,3 +1,5 @@
+import errno
+import json
 import shutil
 
 import jax
@@ -8,6 +10,7 @@ from orbax.checkpoint import v1 as orbax
 
 from nnfx import checkpoint
 from nnfx.checkpoint import DamagedError
+from nnfx.host import checkpoints as host_checkpoints
 from nnfx.host.checkpoints import Checkpoints
 
 
@@ -135,6 +138,114 @@ def test_a_save_that_fails_is_told_and_what_was_saved_stays(tmp_path, monkeypatc
     with pytest.raises(ZeroDivisionError) as error:
         fail()
     assert "expected a checkpoint to be written" in error.value.__notes__[0]
+
+
+def test_stray_files_and_links_are_no_checkpoints(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state(), loss=0.0)
+    (tmp_path / "epoch-00000002").write_text("stray")
+    (tmp_path / "epoch-notes").write_text("stray")
+    (tmp_path / "epoch-00000003").symlink_to(tmp_path / "nowhere")
+    (tmp_path / ".epoch-00000004.1a").symlink_to(tmp_path / "epoch-00000001")
+    (tmp_path / ".epoch-00000005.1a").write_text("left over")
+    with Checkpoints(tmp_path) as checkpoints:
+        assert names(checkpoints) == [1]
+        assert checkpoints.resume(lambda _: state()) is not None
+        for number in (2, 3):
+            checkpoints.save(number, state(), loss=0.0)
+    assert names(checkpoints) == [1, 2, 3]
+    kept = {path.name.partition(".stray")[0]: path for path in tmp_path.glob("*.stray*")}
+    assert kept["epoch-00000002"].read_text() == "stray"
+    assert kept["epoch-00000003"].is_symlink()
+    assert not list(tmp_path.glob(".epoch-*"))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda path: path.joinpath("checkpoint.json").chmod(0) or path.joinpath("SHA256SUMS").unlink(),
+        lambda path: reseal(path, {"format": checkpoint.FORMAT}),
+        lambda path: reseal(path, []),
+        lambda path: reseal(path, {"format": checkpoint.FORMAT, "leaves": 1, "versions": {}, "about": {}}),
+    ],
+)
+def test_whatever_is_wrong_with_a_checkpoint_it_can_be_passed_over(tmp_path, fault):
+    with Checkpoints(tmp_path, keep_last=3) as checkpoints:
+        for number in (1, 2):
+            checkpoints.save(number, state(), loss=0.0)
+    fault(tmp_path / "epoch-00000002")
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(DamagedError, match="2: expected .*; the newest good checkpoint is .*1: skip_damaged=True"):
+            checkpoints.resume(lambda _: state())
+        with pytest.warns(UserWarning, match="it is kept as epoch-00000002.damaged"):
+            path, _, _ = checkpoints.resume(lambda _: state(), skip_damaged=True)
+    assert path.name == "epoch-00000001"
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyError("x"), RuntimeError("Orbax says no")])
+def test_whatever_loading_raises_an_older_one_may_do(tmp_path, monkeypatch, error):
+    with Checkpoints(tmp_path, keep_last=3) as checkpoints:
+        for number in (1, 2):
+            checkpoints.save(number, state(), loss=0.0)
+    load = orbax.load
+
+    def fail(path, like):
+        if "00000002" in str(path):
+            raise error
+        return load(path, like)
+
+    monkeypatch.setattr(orbax, "load", fail)
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(
+            DamagedError, match=f"2: expected a checkpoint that can be read, got {type(error).__name__}"
+        ):
+            checkpoints.resume(lambda _: state())
+        with pytest.warns(UserWarning, match="damaged"):
+            path, _, _ = checkpoints.resume(lambda _: state(), skip_damaged=True)
+    assert path.name == "epoch-00000001"
+
+
+def reseal(path, content):
+    """Write other notes, with the checksums that belong to them."""
+    (path / "checkpoint.json").write_text(json.dumps(content))
+    lines = [f"{checkpoint._checksum(path / name)}  {name}" for name in sorted(checkpoint._checksums(path))]
+    (path / "SHA256SUMS").write_text("\n".join(lines) + "\n")
+    (path / "SHA256SUMS.sha256").write_text(f"{checkpoint._checksum(path / 'SHA256SUMS')}  SHA256SUMS\n")
+
+
+def test_a_checkpoint_is_verified_once(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state(), loss=0.0)
+    verified, verify = [], checkpoint._verify
+    monkeypatch.setattr(checkpoint, "_verify", lambda path: verified.append(path) or verify(path))
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.resume(lambda _: state()) is not None
+    assert len(verified) == 1
+
+
+def test_a_lock_is_neither_emptied_nor_followed(tmp_path):
+    (tmp_path / "outside").write_text("kept")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / ".lock").hardlink_to(tmp_path / "outside")
+    with Checkpoints(tmp_path / "folder"):
+        pass
+    assert (tmp_path / "outside").read_text() == "kept"
+
+
+def test_a_folder_that_cannot_be_written_can_be_read(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state(), loss=0.0)
+
+    def refused(folder):
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    monkeypatch.setattr(host_checkpoints, "_lock", refused)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.resume(lambda _: state()) is not None
+        with pytest.raises(PermissionError, match="Permission denied"):
+            checkpoints.save(2, state(), loss=0.0)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        Checkpoints(tmp_path / "empty").__enter__()
 
 
 def test_where_no_folder_can_be(tmp_path):

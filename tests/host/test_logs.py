@@ -1,12 +1,12 @@
 import csv
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from nnfx.host.logs import Bar, CsvLog, TensorBoardLog
+from nnfx import paths
+from nnfx.host.logs import Apart, Bar, CsvLog, TensorBoardLog, rows_in
 
 ROWS = [
     {"epoch": 1, "train_loss": np.float32(0.1), "valid_loss": np.float32(np.nan)},
@@ -57,54 +57,111 @@ def test_a_full_disk_is_told_with_the_path(tmp_path):
         log.add(ROWS)
 
 
-class Writer:
-    """Stands in for TensorBoard's."""
-
-    def __init__(self, folder):
-        self.folder, self.scalars, self.done = folder, [], []
-        Writer.latest = self
-
-    def add_scalar(self, tag, data, step):
-        self.scalars.append((tag, data, step))
-
-    def flush(self):
-        self.done.append("flush")
-
-    def close(self):
-        self.done.append("close")
+def scalars(folder, **options):
+    """What TensorBoard's own reader finds: steps and numbers by name."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    read = accumulator.EventAccumulator(str(folder), **options).Reload()
+    return {tag: [(event.step, event.value) for event in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
 
 
-def test_tensorboard_gets_every_number_by_epoch(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboard", types.ModuleType("tensorboard"))
-    monkeypatch.setitem(sys.modules, "tensorboard.summary", types.SimpleNamespace(Writer=Writer))
+def tensorboard_log(folder, known, rows):
+    log = TensorBoardLog(folder, known)
+    log.add(rows)
+    log.close()
+
+
+def test_tensorboard_itself_reads_scalars(tmp_path):
+    pytest.importorskip("tensorboard")
+    for rows in (ROWS[:1], ROWS[1:]):  # as a run that went on
+        tensorboard_log(tmp_path, [], rows)
+    read = scalars(tmp_path)
+    assert read["train_loss"] == [(row["epoch"], float(row["train_loss"])) for row in ROWS]
+    assert np.isnan(read["valid_loss"][0][1])
+    assert read["valid_loss"][1] == (2, float(ROWS[1]["valid_loss"]))
+
+
+def test_every_epoch_is_there_once_however_often_a_run_goes_on(tmp_path):
+    pytest.importorskip("tensorboard")
+    rows = [{"epoch": epoch, "loss": 1 / epoch} for epoch in range(1, 1201)]
+    tensorboard_log(tmp_path, [], rows[:700])
+    tensorboard_log(tmp_path, rows[:600], rows[600:900])  # what is made anew since the last checkpoint is there already
+    tensorboard_log(tmp_path, rows, [])  # and what was lost is written
+    read = scalars(tmp_path)["loss"]
+    assert [step for step, _ in read] == list(range(1, 1201))
+    np.testing.assert_array_equal([value for _, value in read], np.float32([row["loss"] for row in rows]))
+    files = len(list(tmp_path.iterdir()))
+    tensorboard_log(tmp_path, rows, [])
+    assert len(list(tmp_path.iterdir())) == files
+
+
+def test_a_file_for_tensorboard_that_was_cut_off_is_gone_on_from(tmp_path):
+    pytest.importorskip("tensorboard")
+    rows = [{"epoch": epoch, "loss": float(epoch)} for epoch in range(1, 7)]
+    tensorboard_log(tmp_path, [], rows[:4])
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-5])
+    tensorboard_log(tmp_path, rows[:2], rows[2:])
+    steps = [step for each in sorted(tmp_path.iterdir()) for step, _ in scalars(each)["loss"]]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_numbers_of_an_evaluation_keep_apart_from_those_of_the_run(tmp_path):
+    pytest.importorskip("tensorboard")
     log = TensorBoardLog(tmp_path)
+    log.add([{"epoch": 1, "loss": 1.0}])
+    Apart(log, {"loss"}).add([{"epoch": 1, "loss": 2.0, "error": 3.0}])
+    log.close()
+    assert scalars(tmp_path) == {"loss": [(1, 1.0)], "evaluation/loss": [(1, 2.0)], "error": [(1, 3.0)]}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_is_told_by_tensorboard_s_log_as_well(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    log = TensorBoardLog(tmp_path)
+    full = Path("/dev/full").open("ab", buffering=0)  # noqa: SIM115 -- the log closes it
+    monkeypatch.setattr(paths, "append", lambda path, is_new: full)
+    with pytest.raises(OSError, match="expected logs to be written, got .*No space left"):
+        log.add(ROWS)
+    log.close()
+    assert full.closed
+
+
+def test_files_are_not_written_through_links(tmp_path):
+    outside = tmp_path / "outside.csv"
+    outside.write_text("kept")
+    (tmp_path / "a.csv").symlink_to(outside)
+    log = CsvLog(tmp_path / "a.csv", ROWS[:1])
     log.add(ROWS[1:])
     log.close()
-    assert Writer.latest.folder == str(tmp_path)
-    assert Writer.latest.scalars == [
-        ("train_loss", float(np.float32(1 / 3)), 2),
-        ("valid_loss", float(np.float32(2e-30)), 2),
-    ]
-    assert Writer.latest.done == ["flush", "close"]
+    assert outside.read_text() == "kept"
+    assert (tmp_path / "a.csv").read_text().count("\n") == 3
 
 
-def test_tensorboard_itself_reads_what_is_written(tmp_path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.util.tensor_util import make_ndarray
+def test_rows_come_back_as_far_as_they_are_whole(tmp_path):
+    path = tmp_path / "a.csv"
+    assert rows_in(path) == []
+    log = CsvLog(path, [])
+    log.add(ROWS)
+    log.close()
+    whole = rows_in(path)
+    np.testing.assert_equal(whole, [{name: float(str(value)) for name, value in row.items()} for row in ROWS])
+    path.write_text(path.read_text() + "3,0.5")
+    np.testing.assert_equal(rows_in(path), whole)
+    for text in ("epoch,loss\n1,x\n", "loss\n1\n", "epoch,loss\n1\n", "\0\n"):
+        path.write_text(text)
+        assert rows_in(path) == []
 
-    for rows in (ROWS[:1], ROWS[1:]):  # as a run that went on
-        log = TensorBoardLog(tmp_path)
-        log.add(rows)
-        log.close()
-    read = EventAccumulator(str(tmp_path)).Reload().Tensors("train_loss")
-    assert [(event.step, float(make_ndarray(event.tensor_proto))) for event in read] == [
-        (row["epoch"], float(row["train_loss"])) for row in ROWS
-    ]
+
+def test_a_file_that_is_right_already_is_left_alone(tmp_path):
+    log = CsvLog(tmp_path / "a.csv", ROWS)
+    log.close()
+    before = (tmp_path / "a.csv").stat().st_ino
+    CsvLog(tmp_path / "a.csv", ROWS).close()
+    assert (tmp_path / "a.csv").stat().st_ino == before
 
 
 def test_tensorboard_that_is_not_installed(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboard.summary", None)
+    monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.record_writer", None)
     with pytest.raises(ModuleNotFoundError, match="tensorboard: needed to write logs for it; not installed: pip"):
         TensorBoardLog(tmp_path)
 

@@ -279,7 +279,7 @@ def test_comments_layout_types_and_what_is_not_used_do_not_count(tmp_path):
 def test_without_source_constants_and_instructions_count():
     def made(text):
         names = {}
-        exec(text, names)  # noqa: S102 -- as what is typed into an interpreter
+        exec(text, names)
         return names["loss"]
 
     first, same, constant, sign = (

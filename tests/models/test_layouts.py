@@ -109,3 +109,24 @@ TORCH = layouts.to_torch(LSTM)
 def test_wrong_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_pytorch_s_parameters_in_half_precision_and_as_pairs():
+    torch = pytest.importorskip("torch")
+    theirs = torch.nn.GRU(3, 4)
+    expected = layouts.from_torch(theirs.state_dict())
+    for given in (theirs.named_parameters(), dict(theirs.named_parameters()), theirs.state_dict().items()):
+        jax.tree.map(np.testing.assert_array_equal, layouts.from_torch(given), expected)
+    half = layouts.from_torch(theirs.to(torch.bfloat16).state_dict())
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(half)} == {"float32"}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.01), half, expected)
+    back = layouts.to_torch(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), half))
+    assert all(torch.tensor(array).dtype == torch.float32 for array in back.values())
+
+
+@pytest.mark.parametrize(
+    "given", [7, [1, 2], "weights", {"weight_ih_l0": [1, 2]}, {"weight_ih_l0": "text"}, {3: [0.5]}]
+)
+def test_what_is_no_state_dict(given):
+    with pytest.raises(TypeError, match=r"^weights"):
+        layouts.from_torch(given)

@@ -31,6 +31,11 @@ def test_the_rate_may_be_traced_and_mapped(key):
         np.testing.assert_array_equal(row, ops.dropout(key, x, rate))
 
 
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5])
+def test_a_traced_rate_out_of_range_gives_nan(key, rate):
+    assert np.isnan(jax.jit(lambda rate: ops.dropout(key, jnp.ones(20), rate))(rate)).all()
+
+
 def test_the_gradient_is_the_mask(key):
     x = jnp.arange(1.0, 9.0)
     gradient = jax.grad(lambda x: ops.dropout(key, x, 0.5).sum())(x)

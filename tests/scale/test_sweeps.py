@@ -208,6 +208,28 @@ def test_a_budget_of_time_acts_on_each_member(data):
     assert short["epochs"] <= long["epochs"] < 10**6
 
 
+def test_what_there_is_so_far_can_be_kept_on_the_way(data, tmp_path):
+    train, seen = make(epochs=6, stop=nnfx.stopping.step_budget), []
+
+    def look(progress):
+        seen.append(progress.result())
+        progress.result().save(tmp_path / "so_far.csv")
+        if progress.epoch == 4:
+            raise KeyboardInterrupt
+
+    given = {"key": KEY, "learning_rate": 0.1, "max_steps": [6, 1000], "epochs_per_chunk": 2}
+    with pytest.raises(KeyboardInterrupt):
+        sweep(train, data, **given, on_chunk=look)
+    whole = sweep(train, data, **given)
+    assert [{row["reason"] for row in result.rows} for result in seen] == [{"step_budget", "running"}] * 2
+    for result, epochs in zip(seen, (2, 4), strict=True):
+        assert [result.member(number).row["epochs"] for number in (0, 1)] == [1, epochs]
+        np.testing.assert_array_equal(
+            result.histories["valid_loss"][:, :epochs], whole.histories["valid_loss"][:, :epochs]
+        )
+    assert len((tmp_path / "so_far.csv").read_text().splitlines()) == 3
+
+
 def test_seeds_alone_differ_where_no_number_is_swept(data):
     train = make(functools.partial(optax.sgd, learning_rate=0.1), epochs=2)
     result = sweep(train, data, key=KEY, seeds=3)
