@@ -242,7 +242,7 @@ def _check_values(name: str, batch: Batch, outputs: Any) -> tuple[Any, Any]:
         return outputs, batch.targets
     shape = jax.ShapeDtypeStruct((outputs.shape[0] * outputs.shape[1], *outputs.shape[2:]), outputs.dtype)
     with jax.ensure_compile_time_eval():
-        return shape, rows.examples(np.empty(outputs.shape[:2], bool), batch)[1]
+        return shape, rows.examples(np.empty((*outputs.shape[:2], 1), bool), batch)[1]
 
 
 def _check_data(fit: "Fit", name: str, batch: Batch, hyper: Hyper, outputs: jax.ShapeDtypeStruct) -> None:
