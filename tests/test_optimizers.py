@@ -109,3 +109,13 @@ def test_a_factory_in_place_of_an_optimizer(key, made):
     arguments = (MODEL, MSE, optax.adam) if made is nnfx.make_step else (key, MODEL, optax.adam, X)
     with pytest.raises(TypeError, match="optimizer: expected an Optax optimizer already made.*call the factory"):
         made(*arguments)
+
+
+def test_members_of_a_sweep_are_judged_by_their_evaluation_weights(key):
+    data = nnfx.data.Data(DATA.train, None, DATA.preprocess)
+    train = nnfx.fit(MODEL, MSE, schedule_free, epochs=2)
+    result = nnfx.sweeps.sweep(train, data, key=key, learning_rate=[0.1, 0.3])
+    for number, rate in enumerate((0.1, 0.3)):
+        alone = train(jax.random.fold_in(key, 0), data, learning_rate=rate)
+        mine = jax.tree.map(lambda stack, number=number: stack[number], result.variables)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), mine, alone.state.evaluated)
