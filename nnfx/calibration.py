@@ -19,6 +19,7 @@ __all__ = [
     "brier_score",
     "expected_calibration_error",
     "fit_temperature",
+    "log_probabilities",
     "negative_log_likelihood",
     "probabilities",
     "reliability",
@@ -119,6 +120,25 @@ def probabilities(logits: Array) -> Array:
                [0. , 1. ]], dtype=float32)
     """
     return ops.softmax(_class_logits(logits))
+
+
+def log_probabilities(logits: Array) -> Array:
+    """The logarithm of `probabilities`, which does not underflow: −∞ is what a class has that is ruled out.
+
+    Args:
+        logits: as for `probabilities`.
+
+    Returns:
+        `(batch, classes)` in nats.
+
+    Raises:
+        ValueError: for logits without a batch.
+
+    Example:
+        >>> log_probabilities(jnp.array([[0.0, 200.0, -jnp.inf]]))
+        Array([[-200.,    0.,  -inf]], dtype=float32)
+    """
+    return ops.log_softmax(_class_logits(logits))
 
 
 def negative_log_likelihood(probabilities: Array, labels: Array) -> Array:

@@ -113,12 +113,9 @@ def evaluation_params(opt_state: Any, params: Any) -> Any:
         if isinstance(node, Slow):
             params = node.params
         elif isinstance(node, optax.contrib.ScheduleFreeState):
-            params = _where_held(_averaged(node.b1), params, node.z)
+            params = _where_held(_average, node.b1, params, node.z)
         elif node.cache is not None:
-            is_synced = node.steps_since_sync == 0
-            params = _where_held(
-                lambda at, before, is_synced=is_synced: jnp.where(is_synced, at, before), params, node.cache
-            )
+            params = _where_held(_before_uphill, node.steps_since_sync, params, node.cache)
     return params
 
 
@@ -134,18 +131,25 @@ def has_evaluation_params(opt_state: Any) -> bool:
 _OWN = Slow, optax.contrib.ScheduleFreeState, optax.contrib.SAMState
 
 
-def _averaged(b1: Any) -> Any:
-    def average(y: jax.Array, z: jax.Array) -> jax.Array:
-        return ((y - (1.0 - b1) * z) / b1).astype(y.dtype)
-
-    return average
+def _average(b1: Any, y: Any, z: Any) -> Any:
+    return ((y - (1.0 - b1) * z) / b1).astype(y.dtype)
 
 
-def _where_held(function: Any, params: Any, held: Any) -> Any:
-    """Map over the parameters that an optimizer holds; those that a mask keeps from it stay as they are."""
+def _before_uphill(steps: Any, params: Any, cache: Any) -> Any:
+    return jnp.where(steps == 0, params, cache)
+
+
+def _where_held(function: Any, number: Any, params: Any, held: Any) -> Any:
+    """Map over the parameters that an optimizer holds; those that a mask keeps from it stay as they are.
+
+    The states of several runs may be stacked: then there is one number for each.
+    """
+    number = jnp.asarray(number)
 
     def of(param: Any, mine: Any) -> Any:
-        return param if isinstance(mine, optax.MaskedNode) else function(param, mine)
+        if isinstance(mine, optax.MaskedNode):
+            return param
+        return function(number.reshape(number.shape + (1,) * (param.ndim - number.ndim)), param, mine)
 
     leaves, tree = jax.tree.flatten(params)
     mine = jax.tree.leaves(held, is_leaf=lambda node: isinstance(node, optax.MaskedNode))

@@ -147,7 +147,7 @@ class Sequences(_Sequences):
     def __new__(cls, values: Any, lengths: Any = None, state: Any = None) -> "Sequences":
         """Convert and check what users give; transformations of JAX make theirs by `_make`."""
         values, lengths = _as_array("values", values), _as_array("lengths", lengths)
-        if hasattr(values, "shape") and getattr(lengths, "ndim", 0):
+        if hasattr(values, "shape") and hasattr(lengths, "shape") and lengths.shape:
             _check_lengths(values, lengths)
         return super().__new__(cls, values, lengths, state)
 

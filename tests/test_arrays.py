@@ -102,3 +102,60 @@ def test_what_the_device_cannot_hold_is_refused(value, dtype, message):
 def test_what_the_device_can_hold_arrives():
     assert arrays.to_device("x", np.array([1.5, np.nan, np.inf])).dtype == jnp.float32
     np.testing.assert_array_equal(arrays.to_device("x", np.array([2**31 - 1])), [2**31 - 1])
+
+
+HOURS = 1.7e9 + 3600 * np.arange(24.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "axis", "is_lost"),
+    [
+        (HOURS, 0, True),
+        (HOURS.astype(np.int64), 0, True),
+        (HOURS.reshape(2, 12).T, 0, True),
+        (np.stack([HOURS, np.arange(24.0)], axis=1), 0, True),
+        (np.stack([HOURS, 2 * HOURS]), 1, True),
+        (np.stack([HOURS, 2 * HOURS]), 0, False),
+        (HOURS - HOURS.mean(), 0, False),
+        (HOURS.astype(np.float32), 0, False),
+        (np.full(9, 0.1), 0, False),
+        (np.array([1e300]), 0, False),
+        (np.arange(2**24 - 9, 2**24), 0, False),
+        (np.arange(2**24, 2**24 + 9), 0, True),
+        (np.array([True, False]), 0, False),
+        (np.zeros((0, 2)), 0, False),
+    ],
+)
+def test_a_spread_that_rounding_loses_is_refused(values, axis, is_lost):
+    if is_lost:
+        with pytest.raises(
+            ValueError, match="x: expected numbers that float32 can tell apart, got .*; subtract an offset"
+        ):
+            arrays.check_spread("x", values, axis)
+    else:
+        arrays.check_spread("x", values, axis)
+    with jax.enable_x64(True):  # in which all of them are themselves
+        arrays.check_spread("x", values, axis)
+
+
+@pytest.mark.parametrize(("numbers", "is_lost"), [
+    ([1e39, 0.0], True), ([-1e39], True), ([1e-39, 0.0], True), ([1e38, 1e-39], False), ([0.0], False),
+    ([np.inf, 1.0], False), ([np.nan], False),
+])  # fmt: skip
+def test_numbers_beyond_a_dtype_are_refused(numbers, is_lost):
+    if is_lost:
+        with pytest.raises(ValueError, match="x: expected numbers that float32 can hold, got .*; divide them by their"):
+            arrays.check_range("x", np.array(numbers))
+    else:
+        arrays.check_range("x", np.array(numbers))
+
+
+def test_a_column_of_text_is_named():
+    pandas, polars = pytest.importorskip("pandas"), pytest.importorskip("polars")
+    columns = {"age": [1, 2], "port": ["Cherbourg", "Queenstown"]}
+    for frame in (pandas.DataFrame(columns), polars.DataFrame(columns)):
+        with pytest.raises(TypeError, match="x: expected numbers in every column, got .* in column 'port'"):
+            arrays.as_numpy("x", frame)
+    dates = pandas.DataFrame({"day": pandas.date_range("2026-01-01", periods=2)})
+    with pytest.raises(TypeError, match=r"x: expected numbers in every column, got datetime64\[.*\] in column 'day'"):
+        arrays.as_numpy("x", dates)

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "shards": {"types"},
     "tables": set(),
     **dict.fromkeys(MIDDLE, BASE),
+    "calibration": BASE | {"ops"},
     "losses": BASE | {"ops"},
     "models": BASE | {"activations", "ops"},
     "distributed": {"checks"},

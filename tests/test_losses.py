@@ -221,7 +221,7 @@ def test_infinite_logits_that_are_right_and_wrong(smoothing):
     values, pull = jax.vjp(lambda z: losses.binary_cross_entropy(z, labels, smoothing), logits)
     soft = np.asarray(labels) * (1 - smoothing) + smoothing / 2
     np.testing.assert_array_equal(values, [0, 0, np.inf, np.inf] if smoothing == 0 else [np.inf] * 4)
-    np.testing.assert_allclose(pull(jnp.ones(4))[0], sigmoid(np.array([-1e3, 1e3, 1e3, -1e3])) - soft, atol=1e-7)
+    np.testing.assert_allclose(pull(jnp.ones(4))[0], [0, 1, 1, 0] - soft, atol=1e-7)
     tangent = jax.jvp(lambda z: losses.binary_cross_entropy(z, labels), (logits,), (jnp.ones(4),))[1]
     np.testing.assert_allclose(tangent, [0, 0, 1, -1], atol=1e-7)
 

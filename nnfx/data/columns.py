@@ -9,7 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from nnfx.arrays import WORST_ROUNDING, is_exact
 
 __all__ = ["NAMES", "Column", "Moments", "checksums", "mapped", "spans"]
 
@@ -150,33 +154,39 @@ def _checksum(content: bytes) -> str:
 
 
 class Moments:
-    """The mean and spread of each feature over parts, and the most that rounding has taken from it.
+    """The mean and spread of each feature over parts, and the most that rounding takes from it.
 
     Args:
         name: of the array.
+        in_floats: whether whole numbers become floats as well, as inputs may.
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, name: str, *, in_floats: bool) -> None:
+        self._name, self._in_floats = name, in_floats
         self._rows = 0
         self._mean: Any = 0.0
         self._squares: Any = 0.0
         self._lost: Any = 0.0
+        self._dtype: Any = None
 
-    def add(self, given: np.ndarray, kept: np.ndarray) -> None:
-        """Take further rows as they were given, and as they are kept."""
-        if given.dtype != np.float64 or kept.dtype == np.float64:
-            return  # nothing is lost
-        rows = self._rows + len(given)
-        mean = given.mean(0)
+    def add(self, given: np.ndarray) -> None:
+        """Take further rows as they were given."""
+        is_float = jnp.issubdtype(given.dtype, np.floating)
+        self._dtype = jax.dtypes.canonicalize_dtype(given.dtype if is_float else float)
+        if is_exact(given.dtype, self._dtype) or not (is_float or self._in_floats):
+            return
+        exact = given.astype(np.float64)
+        with np.errstate(over="ignore"):
+            lost = np.abs(exact - exact.astype(self._dtype)).max(0)
+        rows, mean = self._rows + len(exact), exact.mean(0)
         shift = mean - self._mean
-        self._squares = self._squares + ((given - mean) ** 2).sum(0) + shift**2 * (self._rows * len(given) / rows)
-        self._mean = self._mean + shift * (len(given) / rows)
-        self._lost = np.maximum(self._lost, np.abs(given - kept).max(0))
+        self._squares = self._squares + ((exact - mean) ** 2).sum(0) + shift**2 * (self._rows * len(exact) / rows)
+        self._mean = self._mean + shift * (len(exact) / rows)
+        self._lost = np.maximum(self._lost, lost)
         self._rows = rows
 
     def require_resolution(self, label: str) -> None:
-        """Raise on features whose spread is lost in rounding: more than a hundredth of their standard deviation.
+        """Raise on features whose spread is lost in rounding.
 
         Raises:
             ValueError: for such features; the error names the first.
@@ -185,11 +195,11 @@ class Moments:
             return
         spread = np.sqrt(self._squares / self._rows)
         # a constant is as good as it was
-        is_lost = (self._lost > spread / 100) & (spread > 1e-12 * np.abs(self._mean))
+        is_lost = (self._lost > WORST_ROUNDING * spread) & (spread > 1e-12 * np.abs(self._mean))
         if is_lost.any():
             first = np.unravel_index(int(np.argmax(is_lost)), is_lost.shape)
-            place = f" of feature {', '.join(map(str, first))}" if first else ""
+            place = f" in feature {', '.join(map(str, first))}" if first else ""
             raise ValueError(
-                f"{label}.{self._name}: expected numbers that float32 can tell apart, got a spread{place} of"
-                f" {spread[first]:.3g} around {np.asarray(self._mean)[first]:.6g}; subtract an offset first"
+                f"{label}.{self._name}: expected numbers that {self._dtype} can tell apart, got"
+                f" {np.asarray(self._mean)[first]:g} ± {spread[first]:g}{place}; subtract an offset"
             )

@@ -69,10 +69,9 @@ class Preprocess:
         (mean, mean_rest), (scale, scale_rest) = _halves(mean, dtype), _halves(scale, dtype)
         median, median_rest = (None, None) if median is None else _halves(median, dtype)
         changes_nothing = median is None and not mean.ndim and not (mean_rest.any() or scale_rest.any())
-        numbers, rest = (
-            jax.tree.map(jnp.asarray, tree) for tree in ((median, mean, scale), (mean_rest, scale_rest, median_rest))
-        )
-        return cls(*numbers, indicators, shape, remainder=None if changes_nothing else rest, **names)
+        rest = None if changes_nothing else (mean_rest, scale_rest, median_rest)
+        numbers: Any = jax.tree.map(jnp.asarray, (median, mean, scale, rest))
+        return cls(numbers[0], numbers[1], numbers[2], indicators, shape, remainder=numbers[3], **names)
 
     @property
     def fills(self) -> bool:

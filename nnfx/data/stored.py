@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -189,15 +190,15 @@ def _remove_empty(folder: Path) -> None:
 def _write(folder: Path, parts: Iterable[Sequence[Any]]) -> bytes:
     """Write all files but the last, and return what that is to hold."""
     weight, label = 0.0, ""
-    moments = [Moments(name) for name in NAMES]
+    moments = [Moments("inputs", in_floats=True), Moments("targets", in_floats=False)]
     with contextlib.ExitStack() as files:
         columns = [Column(n, files.enter_context((folder / f"{n}.npy").open("wb"))) for n in (*NAMES, "checksums")]
         for number, part in enumerate(parts):
             label = f"parts[{number}]"
             given, kept = _checked(label, part)
             weight += float(kept[2].sum(dtype=np.float64))
-            for measured, before, after in zip(moments, given, kept, strict=True):
-                measured.add(before, after)
+            for measured, array in zip(moments, given, strict=False):
+                measured.add(array)
             for column, array in zip(columns, [*kept, np.stack([*map(checksums, kept)], axis=1)], strict=True):
                 column.append(f"{label}.{column.name}", array)
         if not weight:
@@ -225,7 +226,8 @@ def stored(folder: str | os.PathLike[str]) -> Stored:
     Raises:
         FileNotFoundError: for a folder without such examples.
         OSError: for files that cannot be read.
-        ValueError: for another format, or files that are not as they were written, by dtype, shape and length.
+        ValueError: for another format, files that are not as they were written, by dtype, shape and length, or numbers
+            in 64 bits where JAX computes in 32.
     """
     folder = absolute("folder", folder)
     path = folder / _ABOUT
@@ -244,6 +246,12 @@ def stored(folder: str | os.PathLike[str]) -> Stored:
         raise ValueError(f"{path}: expected what nnfx.data.store has written, got text that has been altered")
     files = about["files"]
     arrays = {name: mapped(folder / f"{name}.npy", files[name]) for name in (*NAMES, "checksums")}
+    for name in NAMES:
+        if jax.dtypes.canonicalize_dtype(dtype := arrays[name].dtype) != dtype:
+            raise ValueError(
+                f"{folder / name}.npy: expected what JAX takes as it is now, in 32 bits, got {dtype};"
+                " jax_enable_x64 has it read as it was written"
+            )
     return Stored(folder, **arrays, words={name: files[name]["array"] for name in NAMES})
 
 

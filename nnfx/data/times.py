@@ -96,7 +96,7 @@ def _duration(step: Any, dtype: np.dtype[Any]) -> str:
     unit, multiple = np.datetime_data(dtype)
     amount, name = int(step) * multiple, _UNITS.get(unit, unit)
     if unit not in ("Y", "M", "W"):
-        duration = np.timedelta64(amount, unit)
+        duration = np.array(amount).astype(f"timedelta64[{unit}]")[()]
         for larger, seconds in _SECONDS.items():
             if duration % np.timedelta64(seconds, "s") == np.timedelta64(0, "s"):
                 amount, name = int(duration / np.timedelta64(seconds, "s")), larger

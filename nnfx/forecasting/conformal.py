@@ -209,6 +209,6 @@ def _scores(forecasts: Array | Interval, targets: Array) -> Array:
     if upper.shape != lower.shape:
         raise ValueError(f"forecasts: expected bounds of one shape, got {checks.describe(upper)} above")
     if any(isinstance(part, np.ndarray) for part in (lower, upper, targets)) and checks.is_concrete((lower, targets)):
-        lower, upper, targets = (np.asarray(part, np.float64) for part in (lower, upper, targets))
-        return arrays.to_device("forecasts", np.maximum(lower - targets, targets - upper))  # type: ignore[no-any-return]
+        low, high, exact = (np.asarray(part, np.float64) for part in (lower, upper, targets))
+        return arrays.as_array("forecasts", np.maximum(low - exact, exact - high))
     return jnp.maximum(lower - targets, targets - upper)

@@ -176,7 +176,7 @@ def _require_parameters(outputs: Any, parameters: int) -> Array:
         raise ValueError(
             f"outputs: expected (..., {parameters}), the parameters of the head last, got {checks.describe(outputs)}"
         )
-    return outputs  # type: ignore[no-any-return]
+    return outputs
 
 
 def _checked(loss: PerExample, parameters: int) -> PerExample:

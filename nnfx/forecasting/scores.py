@@ -332,7 +332,7 @@ def _held(name: str, value: Any) -> Any:
 
 def _device(value: Any) -> Array:
     """Return what is held as an array of JAX."""
-    return arrays.as_array("values", value, floats=True)  # type: ignore[no-any-return]
+    return arrays.as_array("values", value, floats=True)
 
 
 def _difference(a: Any, b: Any) -> Array:

@@ -137,7 +137,7 @@ class TensorBoardLog:
             return
         try:
             if self._file is None:
-                self._open()
+                self._file = self._opened()
                 events.insert(0, event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
             records = io.BytesIO()
             writer = self._writer_of(records)
@@ -147,11 +147,11 @@ class TensorBoardLog:
         except OSError as error:
             raise OSError(f"{self._folder}: expected logs to be written, got {error}") from error
 
-    def _open(self) -> None:
+    def _opened(self) -> IO[bytes]:
         self._folder.mkdir(parents=True, exist_ok=True)
         host = re.sub(r"[^\w.-]", "_", socket.gethostname())
         name = f"events.out.tfevents.{int(time.time()):010d}.{host}.{os.getpid()}.{next(self._numbers)}"
-        self._file = paths.append(self._folder / name, is_new=True)
+        return paths.append(self._folder / name, is_new=True)
 
     def close(self) -> None:
         """Close the file."""

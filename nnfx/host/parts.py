@@ -33,6 +33,8 @@ _UNTOLD = ("None", "dtype ", "the same as ")
 _DEPTH = 60
 _HIDDEN = {"name", "parent", "scope"}
 """What Flax adds to the fields of a module."""
+_PASSING = ("__", "_nnfx")
+"""How names begin of what an object carries besides what it is, such as programs compiled for it."""
 _CONFIGURED = ("jax_default_matmul_precision", "jax_threefry_partitionable")
 """What is set for all of JAX and decides numbers."""
 
@@ -291,7 +293,7 @@ class _Walk:
             return
         held = vars(value) if hasattr(value, "__dict__") else {}
         slots = [name for base in type(value).__mro__ for name in getattr(base, "__slots__", ())]
-        self._fields(value, path, sorted(name for name in {*held, *slots} if not name.startswith("__")))
+        self._fields(value, path, sorted(name for name in {*held, *slots} if not name.startswith(_PASSING)))
 
     def _is_known(self, value: Any, path: str) -> bool:
         """Whether a function or class has been described, which is noted then."""

@@ -233,10 +233,10 @@ class Session:
     def _begin(self, key: Array, data: Data, hyper: Hyper) -> tuple[Snapshot, Owner]:
         """Return the shapes of where the run begins, and what tells it from others."""
         starting = loop.begin.lower(self.fit.alone, key, data.train, data.valid, hyper)
-        shapes = jax.eval_shape(lambda *arrays: arrays, data.train, data.valid, hyper)
+        train, valid, numbers = jax.eval_shape(lambda *arrays: arrays, data.train, data.valid, hyper)
         state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), starting.out_info)
         clock = Clock(np.float32(0), np.float32(0))
-        advancing = loop.advance.lower(self.fit.alone, state, *shapes, np.int32(0), clock)
+        advancing = loop.advance.lower(self.fit.alone, state, train, valid, numbers, np.int32(0), clock)
         _, history = advancing.out_info
         owner = Owner("session", key, hyper, Identity.of(self.fit, [starting, advancing], words(data)))
         return Snapshot(key, hyper, state, {name: np.zeros(0, each.dtype) for name, each in history.items()}), owner

@@ -218,8 +218,9 @@ class Streaming:
         first = streaming.in_floats(read._replace(weights=jnp.ones_like(read.weights)))
         if valid is not None:
             valid = jax.tree.map(jnp.asarray, streaming.in_floats(valid))
-        nothing, none, one = (jnp.asarray(number, float) for number in (jnp.nan, 0, 1))
-        return Data(first, valid, Preprocess(nothing, none, one, (), examples.inputs.shape[1:]))
+        none, one = (jnp.asarray(number, float) for number in (0, 1))
+        shape = examples.inputs.shape[1:]
+        return Data(first, valid, Preprocess(None, none, one, (), shape, keep_integers=False))
 
     def _reader(self, key: Array, examples: Stored) -> Any:
         """Return what reads this process's share of each batch."""

@@ -89,6 +89,7 @@ def from_torch(weights: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> Layers
             "weights: expected weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0 and so on for each layer;"
             f" lacking or unknown: {wrong}"
         )
+    weights = {name: _floats(name, value) for name, value in weights.items()}
     layers = {}
     for suffix in suffixes:
         of_inputs, of_hidden = weights[f"bias_ih{suffix}"], weights[f"bias_hh{suffix}"]
@@ -107,25 +108,28 @@ def from_torch(weights: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> Layers
     return _layers(layers)
 
 
-def _by_name(weights: Any) -> dict[str, np.ndarray]:
-    """Return arrays by name, in float32 at least."""
+def _by_name(weights: Any) -> dict[str, Any]:
+    """Return a mapping from PyTorch's names."""
     pairs = weights.items() if isinstance(weights, Mapping) else weights
     try:
-        named = dict(pairs)
+        named: dict[str, Any] = dict(pairs)
     except (TypeError, ValueError) as error:
         raise TypeError(
             "weights: expected a state_dict, or pairs of names and arrays such as named_parameters(), got"
             f" {checks.describe(weights)}"
         ) from error
-    found = {}
-    for name, value in named.items():
+    for name in named:
         if not isinstance(name, str):
             raise TypeError(f"weights: expected PyTorch's names, such as 'weight_ih_l0', got {checks.describe(name)}")
-        array = arrays.as_numpy(f"weights[{name!r}]", value)
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise TypeError(f"weights[{name!r}]: expected floats, got {checks.describe(array)}")
-        found[name] = array.astype(at_least_float32(array.dtype))
-    return found
+    return named
+
+
+def _floats(name: str, value: Any) -> np.ndarray:
+    """Return weights on the host, in float32 at least."""
+    array: np.ndarray = arrays.as_numpy(f"weights[{name!r}]", value)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"weights[{name!r}]: expected floats, got {checks.describe(array)}")
+    return array.astype(at_least_float32(array.dtype))
 
 
 def to_flax(params: Mapping[str, Any]) -> dict[str, Any]:

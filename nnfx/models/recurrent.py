@@ -82,7 +82,9 @@ class RecurrentNetwork(nn.Module):
             wanted = len(self.hidden) * len(directions)
             raise ValueError(f"inputs.state: expected that of {wanted} recurrent layers, got {len(state)}")
         if self.stateful:
-            start = partial(zeros, self.cell, self.hidden, x.shape[0], jnp.promote_types(x.dtype, float))
+            start = partial(
+                zeros, self.cell, self.hidden, x.shape[0], jnp.promote_types(x.dtype, jnp.result_type(float))
+            )
             carried = self.variable("carry", "state", start)
             rows = carried.value[0][0].shape[0]
             if rows != x.shape[0]:
@@ -121,7 +123,7 @@ class RecurrentNetwork(nn.Module):
 
 def _in_dtype(state: State | None, dtype: Any) -> State | None:
     """Return a state in the dtype of the computation, which may be another than that it was kept in."""
-    return jax.tree.map(lambda part: jnp.asarray(part).astype(dtype), state)  # type: ignore[no-any-return]
+    return jax.tree.map(lambda part: jnp.asarray(part).astype(dtype), state)
 
 
 def zeros(cell: Cell, hidden: Sequence[int], batch_size: int, dtype: Any = None) -> tuple[State, ...]:

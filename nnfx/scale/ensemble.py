@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -59,7 +58,7 @@ class Ensemble:
 
     def probabilities(self, inputs: ArrayLike) -> Array:
         """Return the ensemble's probabilities, `(batch, classes)`: `softmax(log E p / T)`, E over the members."""
-        return _softened(self._mean(inputs), self.temperature)
+        return calibration.probabilities(self._log_mean(inputs) / self.temperature)
 
     def spread(self, inputs: ArrayLike) -> calibration.Spread:
         """Return what the members say of raw inputs, and how far they agree; the temperature plays no part in it."""
@@ -73,12 +72,12 @@ class Ensemble:
             labels: integers `(batch,)`.
 
         Raises:
-            ValueError: for labels out of range, or other than one for each input.
+            ValueError: for labels out of range or ruled out by all members, or other than one for each input.
 
         References:
             Rahaman and Thiery, *Uncertainty quantification and deep ensembles*, NeurIPS 2021: pool, then calibrate.
         """
-        temperature = calibration.fit_temperature(_log(self._mean(inputs)), _labels(labels))
+        temperature = calibration.fit_temperature(self._log_mean(inputs), _labels(labels))
         return dataclasses.replace(self, temperature=float(temperature))
 
     def score(self, inputs: ArrayLike, labels: ArrayLike) -> dict[str, float]:
@@ -99,20 +98,14 @@ class Ensemble:
             "expected_calibration_error": float(calibration.expected_calibration_error(probabilities, y)),
         }
 
-    def _mean(self, inputs: ArrayLike) -> Array:
-        return calibration.probabilities(self.predict(inputs)).mean(0)
+    def _log_mean(self, inputs: ArrayLike) -> Array:
+        """Return the logarithm of the mean of the members' probabilities, −∞ for classes that all of them rule out."""
+        of_members = calibration.log_probabilities(self.predict(inputs))
+        return jax.nn.logsumexp(of_members, axis=0) - np.log(len(of_members))
 
 
 def _labels(labels: Any) -> Array:
     return to_device("labels", as_numpy("labels", labels))
-
-
-def _log(probabilities: Array) -> Array:
-    return jnp.log(jnp.maximum(probabilities, jnp.finfo(probabilities.dtype).tiny))
-
-
-def _softened(probabilities: Array, temperature: float) -> Array:
-    return jax.nn.softmax(_log(probabilities) / temperature, -1)
 
 
 @memo.compiled(static=2)

@@ -61,7 +61,7 @@ def update(
 
     @jax.custom_jvp
     def updated(gradient: Params, opt_state: Any, others: Any) -> tuple[Params, Any]:
-        return converted(gradient, opt_state, *others)  # type: ignore[no-any-return]
+        return converted(gradient, opt_state, *others)
 
     @updated.defjvp
     def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:

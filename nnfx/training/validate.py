@@ -218,6 +218,8 @@ def check_evaluation(data: Batch, measures: Mapping[str, PerExample], outputs: A
     if checks.is_concrete(data.weights) and bool((data.weights < 0).any()):
         raise ValueError(f"data.weights: expected none negative, got {float(data.weights.min()):g}")
     seen, targets = _check_values("data", data, outputs)
+    if checks.is_concrete(data.weights) and not bool((data.weights != 0).any()):
+        return  # nothing is measured, so that its mean is NaN
     for measure in measures.values():
         losses.check(measure, seen, targets)
 
@@ -231,18 +233,20 @@ def _check_values(name: str, batch: Batch, outputs: Any) -> tuple[Any, Any]:
     for leaf in jax.tree.leaves((batch.inputs, batch.targets)):
         if isinstance(leaf, np.ndarray):
             arrays.to_device(name, leaf)  # raises where numbers are lost on the way
+    has_weight = True
     if checks.is_concrete(batch):
         with jax.ensure_compile_time_eval():
             batch = jax.tree.map(lambda leaf: checks.near(leaf)[0], batch)
+            has_weight = bool((batch.weights != 0).any())
             if rows.has_lengths(batch) or batch.weights.ndim == 2 or bool((batch.weights == 0).any()):
                 batch = rows.filled(batch)
-    for leaf in jax.tree.leaves(batch.inputs):
+    for leaf in jax.tree.leaves(batch.inputs) if has_weight else ():
         checks.finite(f"{name}.inputs", leaf)
     if not rows.is_by_step(outputs, batch):
         return outputs, batch.targets
     shape = jax.ShapeDtypeStruct((outputs.shape[0] * outputs.shape[1], *outputs.shape[2:]), outputs.dtype)
     with jax.ensure_compile_time_eval():
-        return shape, rows.examples(np.empty(outputs.shape[:2], bool), batch)[1]
+        return shape, rows.examples(np.empty((*outputs.shape[:2], 1), bool), batch)[1]
 
 
 def _check_data(fit: "Fit", name: str, batch: Batch, hyper: Hyper, outputs: jax.ShapeDtypeStruct) -> None:

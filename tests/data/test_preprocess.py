@@ -232,3 +232,30 @@ def test_nothing_that_is_prepared_is_nan(flag):
         assert np.isfinite(nnfx.forecasting.as_data(series).preprocess(series.inputs)).all()
     finally:
         jax.config.update(flag, False)
+
+
+def test_tokens_reach_an_embedding_by_every_way(key, tmp_path):
+    import flax.linen as nn
+    import optax
+
+    class Embedding(nn.Module):
+        @nn.compact
+        def __call__(self, tokens):
+            assert tokens.dtype == jnp.int32
+            return nn.Dense(2)(nn.Embed(50, 4)(tokens).mean(1))
+
+    train = nnfx.fit(
+        nnfx.models.from_linen(Embedding()), nnfx.losses.categorical_cross_entropy, optax.sgd, epochs=2, batch_size=10
+    )
+    whole = nnfx.data.prepare(TOKENS, Y, keep_integers=True)
+    run = train(key, whole, learning_rate=0.1)
+    expected = run.apply(whole.train.inputs)
+    np.testing.assert_array_equal(run.predict(TOKENS), expected)
+    np.testing.assert_array_equal(run.predict(TOKENS.tolist()), expected)
+    assert np.isfinite(run.evaluate(whole.train)["loss"])
+    result = nnfx.sweeps.sweep(train, whole, key=key, folds=2, learning_rate=[0.1])
+    assert result.ensemble(2).predict(TOKENS).shape == (2, 40, 2)
+    long = nnfx.session(train, tmp_path / "run", progress=False)(key, whole, learning_rate=0.1)
+    np.testing.assert_array_equal(long.predict(TOKENS), expected)
+    by_hand = nnfx.data.Data(whole.train, None, Preprocess(None, jnp.zeros(()), jnp.ones(()), (), (6,)))
+    np.testing.assert_array_equal(train(key, by_hand, learning_rate=0.1).predict(TOKENS), expected)

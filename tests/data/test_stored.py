@@ -351,8 +351,8 @@ def test_lists_frames_and_the_byte_order_of_others_are_taken(tmp_path):
 @pytest.mark.parametrize(
     ("inputs", "targets", "message"),
     [
-        (np.zeros((200, 1)), 1.7e9 + 60 * np.arange(200.0), "parts.targets: .* tell apart, got a spread of 3.46e.03 "),
-        (np.stack([np.arange(200.0), 1e9 + np.arange(200)], 1), np.zeros(200), "parts.inputs: .* of feature 1 of 57.7"),
+        (np.zeros((200, 1)), 1.7e9 + 60 * np.arange(200.0), "parts.targets: .* got 1.70001e.09 ± 3464.06; subtract"),
+        (1e9 * np.eye(2)[1] + np.arange(200.0)[:, None], np.zeros(200), "parts.inputs: .* 1e.09 ± 57.7343 in feature"),
         (1e-50 * np.arange(200.0)[:, None], np.zeros(200), "parts.inputs: .* float32 can tell apart, got"),
     ],
 )  # fmt: skip
@@ -365,6 +365,18 @@ def test_numbers_that_float32_cannot_tell_apart_are_refused(tmp_path, inputs, ta
         examples = nnfx.data.store(tmp_path / "examples", parts)
         np.testing.assert_array_equal(examples.load().targets, targets)
         np.testing.assert_array_equal(examples.load().inputs, inputs)
+    with pytest.raises(ValueError, match=r"inputs.npy: expected what JAX takes as it is now, in 32 bits, got float64"):
+        nnfx.data.stored(tmp_path / "examples")
+
+
+def test_whole_numbers_are_looked_at_as_what_they_become(tmp_path):
+    large = 2**30 + np.arange(40)
+    with pytest.raises(
+        ValueError, match=r"parts.inputs: expected numbers that float32 can tell apart, got 1.07374e.09"
+    ):
+        nnfx.data.store(tmp_path / "inputs", [(large[:, None], np.ones(40))])
+    examples = nnfx.data.store(tmp_path / "targets", [(np.ones((40, 1)), large)])  # labels stay what they are
+    np.testing.assert_array_equal(examples.load().targets, large)
 
 
 def test_a_constant_and_a_large_offset_that_float32_holds_are_taken(tmp_path):

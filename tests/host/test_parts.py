@@ -15,6 +15,7 @@ import pytest
 from flax import nnx
 
 import nnfx
+from nnfx import memo
 from nnfx.host.parts import array_words, differences, parts_of
 
 SCALE = 0.5
@@ -307,6 +308,14 @@ def test_the_inside_of_another_release_may_look_otherwise():
     assert differences({"loss~jax.dtype": "None"}, {"loss~jax.dtype": "dtype float32"}, ["jax"]) == []
 
 
+class Sloped:
+    def __init__(self, slope):
+        self.slope = slope
+
+    def __call__(self, outputs, targets):
+        return self.slope * (outputs[:, 0] - targets)
+
+
 def test_odd_things_are_described_without_an_error():
     class Callable:
         __slots__ = ("other", "power")
@@ -317,6 +326,10 @@ def test_odd_things_are_described_without_an_error():
         def __call__(self, outputs, targets):
             return (outputs[:, 0] - targets) ** self.power
 
+    loss = Sloped(3)
+    before = parts_of(fit(loss=loss))
+    memo.held(loss, "program", object)  # as whatever is compiled for it
+    assert parts_of(fit(loss=loss)) == before
     first, second = (parts_of(fit(loss=Callable(power))) for power in (2, 4))
     assert differences(first, second) == ["loss.power: expected 2, got 4"]
     for odd in (operator.itemgetter(0), {"a", "b"}, {(1, "b"): 2.0}, object(), np.float32, jnp.float32, jnp.exp, print):

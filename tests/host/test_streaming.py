@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -140,6 +141,24 @@ def test_bytes_are_trained_on_as_floats(tmp_path):
     )
     assert same_bits(first, second)
     assert first.state.params["kernel"].dtype == jnp.float32
+
+
+def test_tokens_stay_integers(tmp_path):
+    class Embedded(flax.linen.Module):
+        @flax.linen.compact
+        def __call__(self, tokens):
+            return flax.linen.Dense(1)(flax.linen.Embed(7, 4)(tokens).mean(1))[:, 0]
+
+    tokens = np.random.default_rng(0).integers(0, 7, (48, 5))
+    targets = (tokens == 3).sum(1).astype(np.float32)
+    fit = nnfx.fit(
+        nnfx.models.from_linen(Embedded()), nnfx.losses.mean_square_error, optax.sgd, epochs=2, batch_size=16
+    )
+    examples = nnfx.data.store(tmp_path / "examples", [(tokens[:20], targets[:20]), (tokens[20:], targets[20:])])
+    run = nnfx.stream(fit, tmp_path / "run", progress=False)(KEY, examples, learning_rate=0.1)
+    wanted = fit(KEY, nnfx.data.prepare(tokens, targets, standardize=False), learning_rate=0.1)
+    np.testing.assert_allclose(run.history["train_loss"], wanted.history["train_loss"], rtol=1e-5)
+    np.testing.assert_allclose(run.predict(tokens), wanted.predict(tokens), rtol=1e-4, atol=1e-5)
 
 
 def test_what_cannot_be_meant_is_refused(fit, data, examples, tmp_path):

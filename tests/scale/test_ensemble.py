@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -65,3 +66,24 @@ def test_wrong_labels(ensemble, passengers):
         ensemble.score(passengers[0], passengers[1] + 1)
     with pytest.raises(ValueError, match="labels: "):
         ensemble.calibrate(passengers[0], passengers[1][:-1])
+
+
+def test_a_class_that_every_member_rules_out_stays_so_at_every_temperature():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 2))
+    y = np.where(x[:, 0] + rng.normal(size=40) > 0, 2, 0)
+
+    def apply(variables, inputs, *, key=None, weights=None, train=False):
+        logits = jnp.where(jnp.arange(3) == 1, -jnp.inf, inputs @ variables["params"]["kernel"])
+        return (logits, {}) if train else logits
+
+    model = nnfx.Model(lambda key, inputs: {"params": {"kernel": jax.random.normal(key, (2, 3))}}, apply)
+    train = nnfx.fit(model, nnfx.losses.categorical_cross_entropy, optax.sgd, epochs=9, batch_size=15)
+    data = nnfx.data.prepare(x, y, key=KEY, valid_fraction=0.25)
+    ensemble = nnfx.sweeps.sweep(train, data, key=KEY, seeds=3, learning_rate=[1.0]).ensemble(3)
+    assert np.isfinite(ensemble.score(x, y)["negative_log_likelihood"])
+    calibrated = ensemble.calibrate(x, y)
+    assert 0 < calibrated.temperature < 1e4
+    for probabilities in (ensemble.probabilities(x), calibrated.probabilities(x)):
+        assert (probabilities[:, 1] == 0).all()
+        np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
