@@ -22,6 +22,7 @@ from nnfx.checkpoint import Description
 from nnfx.data.prepare import Data
 from nnfx.host import folder, signals
 from nnfx.host.checkpoints import Checkpoints
+from nnfx.host.evaluations import row_of
 from nnfx.host.folder import Owner
 from nnfx.host.identity import Identity, moments, words
 from nnfx.host.logs import Apart, Bar, CsvLog, Log, Row, TensorBoardLog, rows_in
@@ -331,13 +332,7 @@ class Session:
         if self.evaluate is None or not is_due or before.get("epoch") == snapshot.epoch:
             return
         measured = self.evaluate(self._run(snapshot, data))
-        if not isinstance(measured, Mapping) or not measured:
-            raise TypeError(f"evaluate: expected it to return numbers by name, got {checks.describe(measured)}")
-        if "epoch" in measured:
-            raise ValueError("evaluate: expected other names than 'epoch', which is noted anyway")
-        row: Row = {"epoch": snapshot.epoch, **{_name(name): _number(name, value) for name, value in measured.items()}}
-        if before and before.keys() != row.keys():
-            raise ValueError(f"evaluate: expected {list(before)[1:]} as before, got {list(measured)}")
+        row = row_of(measured, snapshot.epoch, before)
         notes.evaluations.append(row)
         logs.evaluation([row])
 
@@ -412,24 +407,6 @@ def warn_of_other_means(path: Path, saved: Mapping[str, Any], owner: Owner) -> N
             f"{path}: made with {', '.join(others)}: the run goes on, perhaps not to the bits that it would have had",
             stacklevel=4,
         )
-
-
-def _name(name: Any) -> str:
-    if not isinstance(name, str):
-        raise TypeError(f"evaluate: expected names that are text, got {checks.describe(name)}")
-    return name
-
-
-def _number(name: str, value: Any) -> float:
-    """Return a number that `evaluate` has measured; one that is not finite is one as well."""
-    array = np.asarray(value)
-    if (
-        array.ndim
-        or not (jax.numpy.issubdtype(array.dtype, np.number) or array.dtype == bool)
-        or np.iscomplexobj(array)
-    ):
-        raise TypeError(f"evaluate: expected it to return numbers by name, got {checks.describe(value)} as {name!r}")
-    return float(array)
 
 
 def leave(asked: int, where: str) -> NoReturn:

@@ -1,0 +1,51 @@
+"""What a user's `evaluate` returns, as a row of numbers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from nnfx import checks
+from nnfx.host.logs import Row
+
+
+def row_of(measured: Any, epoch: int, before: Row) -> Row:
+    """Return the numbers that were measured after an epoch.
+
+    Args:
+        measured: what `evaluate` has returned: numbers by name, finite or not.
+        epoch: the epoch.
+        before: the row of the last evaluation, with the same names; empty for none.
+
+    Raises:
+        TypeError: for something else than numbers by name.
+        ValueError: for other names than before, or one that is taken.
+
+    Example:
+        >>> row_of({"loss": np.float32(0.5), "right": True}, 3, {})
+        {'epoch': 3, 'loss': 0.5, 'right': 1.0}
+    """
+    if not isinstance(measured, Mapping) or not measured:
+        raise TypeError(f"evaluate: expected it to return numbers by name, got {checks.describe(measured)}")
+    if "epoch" in measured:
+        raise ValueError("evaluate: expected other names than 'epoch', which is noted anyway")
+    row = {"epoch": epoch, **{_name(name): _number(name, value) for name, value in measured.items()}}
+    if before and before.keys() != row.keys():
+        raise ValueError(f"evaluate: expected {list(before)[1:]} as before, got {list(measured)}")
+    return row
+
+
+def _name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"evaluate: expected names that are text, got {checks.describe(name)}")
+    return name
+
+
+def _number(name: str, value: Any) -> float:
+    """Return a number that was measured; one that is not finite is one as well."""
+    array = np.asarray(value)
+    is_real = jnp.issubdtype(array.dtype, np.number) or array.dtype == bool
+    if array.ndim or not is_real or np.iscomplexobj(array):
+        raise TypeError(f"evaluate: expected it to return numbers by name, got {checks.describe(value)} as {name!r}")
+    return float(array)
