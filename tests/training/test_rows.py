@@ -42,7 +42,7 @@ def close(first, second, **tolerance):
 
 def halves(key, batch):
     """Mix each example with the mean of all of them, weighted."""
-    mean = (batch.inputs * batch.weights[:, None]).sum(0) / batch.weights.sum()
+    mean = (batch.inputs * batch.weights[:, None]).sum(0, keepdims=True) / batch.weights.sum()
     return batch._replace(inputs=(batch.inputs + mean) / 2)
 
 
@@ -205,3 +205,48 @@ def test_weights_of_steps_without_outputs_at_every_step(key):
         ValueError, match=r"model: expected outputs \(batch, time, \.\.\.\) for the weights of each step"
     ):
         nnfx.make_step(last, CCE, SGD)(state, of)
+
+
+def test_one_row_leaves_the_running_statistics(key):
+    norm = nnfx.models.from_linen(nnfx.models.BatchNorm())
+    x = jnp.asarray(X)
+    _, state = norm.apply(norm.init(key, x), x, train=True)
+    variables = {**norm.init(key, x), **state}
+    for weights in ([1.0] + [0.0] * 7, [0.0] * 8):
+        outputs, after = norm.apply(variables, x, weights=jnp.array(weights), train=True)
+        jax.tree.map(np.testing.assert_array_equal, dict(after), dict(state))
+        np.testing.assert_allclose(outputs, norm.apply(variables, x), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": -W}, "data.weights: expected none negative, got -2"),
+        ({"weights": W + np.nan}, "data.weights: expected finite numbers"),
+        ({"targets": Y + np.inf}, "targets: expected finite numbers"),
+        ({"inputs": X + np.inf}, "data.inputs: expected finite numbers"),
+        ({"inputs": np.full((8, 3), 2**40)}, "data.inputs: expected integers that int32 can hold"),
+        ({"targets": Y[:7]}, "data: expected 8 rows"),
+    ],
+)
+def test_evaluation_looks_at_values(key, changes, message):
+    run = nnfx.fit(MODEL, MSE, optax.sgd, epochs=1)(key, data_of(batch()), learning_rate=0.1)
+    wrong = nnfx.Batch(X, Y, W)._replace(**changes)
+    for evaluate in (run.evaluate, lambda data: nnfx.evaluate(MODEL, {"loss": MSE}, run.best.variables, data)):
+        with pytest.raises(ValueError, match=message):
+            evaluate(wrong)
+
+
+def test_none_means_none_and_a_list_of_metrics_is_refused():
+    nnfx.fit(MODEL, MSE, optax.sgd, epochs=1, stop=None, augment=None, metrics=None, penalty=None, average=None)
+    with pytest.raises(TypeError, match="metrics: expected functions by name"):
+        nnfx.fit(MODEL, MSE, optax.sgd, epochs=1, metrics=[nnfx.metrics.accuracy])
+    for name in ("stop", "augment"):
+        with pytest.raises(TypeError, match=f"{name}: expected a function or a sequence of them, got 3"):
+            nnfx.fit(MODEL, MSE, optax.sgd, epochs=1, **{name: 3})
+
+
+def test_a_number_for_an_optimizer_already_made(key):
+    train = nnfx.fit(MODEL, MSE, SGD, epochs=1)
+    with pytest.raises(TypeError, match="learning_rate: expected none, since the optimizer is already made"):
+        train(key, data_of(batch()), learning_rate=0.1)

@@ -54,3 +54,10 @@ def test_budgets_stop_at_what_they_allow():
 
     assert [stop(stopping.step_budget(7), step=step) for step in (6, 7, 8)] == [False, True, True]
     assert [stop(stopping.time_budget(7), seconds=seconds) for seconds in (6.9, 7.0)] == [False, True]
+
+
+def test_an_epoch_whose_steps_were_all_skipped_is_no_small_change():
+    rule, weights = stopping.small_change(0.1), jnp.ones(3)
+    for loss, stop in ((jnp.nan, False), (1.0, True)):
+        epoch = stopping.Epoch(weights, weights, {"train_loss": jnp.float32(loss)})
+        assert bool(rule.update(rule.init(), epoch)[1]) is stop
