@@ -338,7 +338,7 @@ def empirical(losses: Array, weights: Array | None = None) -> Array:
         weights: `(batch,)`, non-negative; one each where they are not given.
 
     Returns:
-        A scalar.
+        A scalar; NaN where all weights are zero.
 
     Raises:
         ValueError: for losses that are not one per example, other than one weight each, and weights that are negative

@@ -120,7 +120,8 @@ class _ByPmap:
         # places left over hold rows of the batch, which every model and loss is known to bear, without weight
         places = jnp.arange(how.share * how.devices)
         dealt = jax.tree.map(lambda rows: rows.at[places % how.rows].get(mode="promise_in_bounds"), batch)
-        dealt = dealt._replace(weights=jnp.where(places < how.rows, dealt.weights, 0))
+        is_real = (places < how.rows).reshape(-1, *[1] * (batch.weights.ndim - 1))
+        dealt = dealt._replace(weights=jnp.where(is_real, dealt.weights, 0))
         return self._mapped[how](
             state, jax.tree.map(lambda rows: rows.reshape(how.share, how.devices, *rows.shape[1:]), dealt)
         )
