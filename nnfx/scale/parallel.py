@@ -15,6 +15,7 @@ from jax.stages import Compiled
 
 from nnfx import checks, shards
 from nnfx.shards import Split
+from nnfx.training.rows import zeroed
 from nnfx.types import Batch, Metrics, Step, TrainState
 
 __all__ = ["Collective", "collectives", "data_parallel"]
@@ -86,6 +87,7 @@ def _by_mesh(
     step: Step, devices: tuple[jax.Device, ...], state: TrainState, batch: Batch
 ) -> tuple[TrainState, Metrics]:
     """Let XLA split the step over the mesh that it is traced under, where that has our axis, or over one of its own."""
+    batch = zeroed(batch)  # a row to stand for those without weight might lie on another device
     ambient = jax.sharding.get_abstract_mesh()
     if AXIS in ambient.axis_names:
         stepped = step(_placed(P(), state), _placed(P(AXIS), batch))

@@ -49,6 +49,25 @@ def filled(batch: Batch) -> Filled:
     return Filled(inputs, fill(batch.targets), batch.weights)
 
 
+def zeroed(batch: Batch) -> Filled:
+    """Return a batch whose rows without weight are zero, as is its padding; no row is asked for another one.
+
+    Example:
+        >>> zeroed(Batch(jnp.array([[jnp.nan], [1.0]]), jnp.array([7, 1]), jnp.array([0.0, 1.0]))).inputs.tolist()
+        [[0.0], [1.0]]
+    """
+    if isinstance(batch, Filled):
+        return batch
+    has_weight = (batch.weights != 0).reshape(batch.weights.shape[0], -1).any(1)
+
+    def fill(leaf: Any) -> Any:
+        if leaf.shape[:1] != has_weight.shape:
+            return leaf
+        return jnp.where(has_weight.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0)
+
+    return Filled(jax.tree.map(fill, without_padding(batch).inputs), fill(batch.targets), batch.weights)
+
+
 def weighted(order: Order, weights: Array) -> Order:
     """Return an order of rows in which those without weight are replaced by the first that has weight, as not real.
 
