@@ -206,11 +206,8 @@ def _checked_arrays(inputs: Any, targets: Any, weights: Any) -> tuple[np.ndarray
     _check_weights(w)
     dtype = _device_dtype(y.dtype, at_least=int)
     arrays.check_range("targets", y, dtype)
+    on_device = arrays.narrowed("targets", y, dtype)
     arrays.check_spread("targets", y)
-    with np.errstate(over="ignore", invalid="ignore"):
-        on_device = y.astype(dtype)
-    if jnp.issubdtype(y.dtype, np.integer) and (on_device != y).any():
-        raise ValueError(f"targets: expected integers that {on_device.dtype} can hold, got {y[on_device != y].flat[0]}")
     return x, on_device, w
 
 
