@@ -58,6 +58,7 @@ def test_a_step_averages_the_variables_it_makes(data):
     assert state.average.steps == 5
 
 
+@pytest.mark.usefixtures("nan_is_meant")
 def test_skipped_steps_are_not_averaged(data):
     batch = data.train._replace(inputs=data.train.inputs.at[0, 0].set(jnp.nan))
     _, state = trajectory(averaging.uniform, batch, skip_non_finite=True)

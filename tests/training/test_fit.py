@@ -147,7 +147,7 @@ def test_patience_ends_a_run_and_the_rest_of_the_history_is_empty(key, data):
     epochs = int(run.epochs)
     assert run.reason == "patience"
     assert epochs == int(run.best.epoch) + 5 < 200
-    for values in run.history.values():
+    for values in map(np.asarray, run.history.values()):
         assert np.isfinite(values[:epochs]).all()
         assert np.isnan(values[epochs:]).all()
     assert run.final["valid_loss"] == run.history["valid_loss"][epochs - 1]
@@ -169,7 +169,7 @@ def test_a_vmapped_run_equals_the_runs_made_one_at_a_time(data):
         single = train(keys[i], data, learning_rate=rates[i], tolerance=0.02)
         assert int(runs.epochs[i]) == int(single.epochs)
         close(jax.tree.map(lambda a, i=i: a[i], runs.state.params), single.state.params, rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(runs.history["valid_loss"][i], single.history["valid_loss"], rtol=1e-5)
+        np.testing.assert_allclose(np.asarray(runs.history["valid_loss"])[i], single.history["valid_loss"], rtol=1e-5)
     assert len(set(runs.epochs.tolist())) > 1
     assert runs.best.params["output"]["kernel"].shape == (3, 8, 1)
     for i in range(3):
@@ -266,6 +266,7 @@ def test_checking_again_costs_nothing(key, data, monkeypatch):
     train(key, data, learning_rate=0.2)
 
 
+@pytest.mark.usefixtures("nan_is_meant")
 @pytest.mark.parametrize("stop", [nnfx.stopping.non_finite, nnfx.stopping.non_finite()])
 def test_divergence_is_not_taken_for_convergence(key, data, stop):
     train = nnfx.fit(
@@ -277,6 +278,7 @@ def test_divergence_is_not_taken_for_convergence(key, data, stop):
     assert int(run.epochs) < 300
 
 
+@pytest.mark.usefixtures("nan_is_meant")
 def test_without_a_held_out_loss_that_is_a_number_the_best_weights_are_the_last(key, data):
     train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.mean_square_error, optax.sgd, epochs=300)
     run = train(key, data, learning_rate=50.0)
@@ -334,6 +336,7 @@ def test_inputs_may_be_a_tree(key):
     np.testing.assert_allclose(run.best.params["w"], [2, -1], atol=1e-2)
 
 
+@pytest.mark.usefixtures("nan_is_meant")
 @pytest.mark.parametrize(("rule", "epochs"), [((), 4), (nnfx.stopping.non_finite, 1)])
 def test_a_run_skips_or_stops_at_a_bad_step_and_says_which(key, data, rule, epochs):
     def penalty(params, poison=0.0):
