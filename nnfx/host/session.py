@@ -30,6 +30,7 @@ from nnfx.training import loop
 from nnfx.training.chunk import RUNNING, RunState
 from nnfx.training.fit import Fit
 from nnfx.training.loop import History
+from nnfx.training.rows import known
 from nnfx.training.run import Run
 from nnfx.training.stopping import Clock
 from nnfx.types import Array, Hyper
@@ -208,6 +209,7 @@ class Session:
         numbers = self.fit.check(key, data, hyper)
         if not checks.is_concrete((key, data, numbers)):
             raise ValueError("session: expected a call outside of jit, vmap and grad, which no files are written in")
+        data = dataclasses.replace(data, train=known(data.train), valid=known(data.valid))
         beginning, owner = self._begin(key, data, numbers)
         if distributed.is_first():
             folder.require_usable(self.out, owner)
