@@ -247,7 +247,11 @@ def reliability(probabilities: Array, labels: Array, bins: int = 15) -> Reliabil
     some = counts > 0
 
     def mean(total: Array) -> Array:
-        return jnp.where(some, total / jnp.where(some, counts, 1), jnp.nan)
+        of_some = total / jnp.where(some, counts, 1)
+        if checks.is_concrete(of_some):  # on the host, so that under `jax_debug_nans` only what is wrong raises
+            known = np.asarray(of_some)
+            return jax.device_put(np.where(np.asarray(some), known, np.asarray(np.nan, known.dtype)))
+        return jnp.where(some, of_some, jnp.nan)
 
     return Reliability(mean(confidence), mean(right), counts)
 

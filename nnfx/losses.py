@@ -6,6 +6,7 @@ carries `loss.check(outputs, targets)`, which raises on targets that it cannot b
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -127,8 +128,8 @@ def _known(labels: Array) -> Array:
 
 
 def _per_example(values: Array) -> Array:
-    """Average all but the first axis."""
-    return values.reshape(values.shape[0], -1).mean(-1)
+    """Average all but the first axis; there may be no row."""
+    return values.reshape(values.shape[0], math.prod(values.shape[1:])).mean(-1)
 
 
 def _smoothed(labels: Array, label_smoothing: ArrayLike, classes: int) -> Array:

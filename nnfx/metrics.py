@@ -4,6 +4,7 @@ What is averaged over batches is a metric per example; the area under the ROC cu
 the predictions of the whole data.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -148,4 +149,4 @@ def roc_auc(scores: Array, labels: Array) -> Array:
 def _per_example(right: Array, is_known: Array, dtype: jnp.dtype) -> Array:
     """Average what is right over all but the first axis; what is unknown is NaN."""
     scored = jnp.where(is_known, right.astype(dtype), jnp.nan)
-    return scored.reshape(scored.shape[0], -1).mean(-1)
+    return scored.reshape(scored.shape[0], math.prod(scored.shape[1:])).mean(-1)

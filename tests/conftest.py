@@ -59,6 +59,13 @@ def strict_dtypes():
 
 
 @pytest.fixture
+def nan_is_meant():
+    """Switch the flags off that make NaN and infinities errors, for tests that are about them."""
+    with jax.debug_nans(False), jax.debug_infs(False):
+        yield
+
+
+@pytest.fixture
 def key():
     return jax.random.key(0)
 

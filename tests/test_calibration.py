@@ -93,6 +93,13 @@ def test_calibration_error_and_reliability_against_a_loop(bins):
     np.testing.assert_allclose(compiled, error, rtol=1e-4)
 
 
+def test_an_empty_bin_raises_nothing_under_the_flags_that_look_for_nan():
+    with jax.debug_nans(True), jax.debug_infs(True):
+        diagram = calibration.reliability(f32([[0.25, 0.75]]), ints([1]), 4)
+    np.testing.assert_array_equal(diagram.confidence, [np.nan, np.nan, 0.75, np.nan])
+    np.testing.assert_array_equal(diagram.accuracy, [np.nan, np.nan, 1, np.nan])
+
+
 def test_a_confidence_on_an_edge_belongs_to_the_bin_below():
     p = f32([[0.5, 0.5], [0.75, 0.25], [1.0, 0.0]])
     assert calibration.reliability(p, ints([0, 0, 0]), 4).counts.tolist() == [0, 1, 1, 1]

@@ -132,6 +132,13 @@ def test_contracts_of_a_loss(name):
             np.testing.assert_allclose(gradient[i], central, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", PER_EXAMPLE)
+def test_no_examples_have_no_losses(name):
+    loss, outputs, targets = PER_EXAMPLE[name]
+    assert loss(outputs[:0], targets[:0]).shape == (0,)
+    assert jnp.isnan(losses.empirical(loss(outputs[:0], targets[:0])))
+
+
 def test_smoothing_and_delta_may_be_traced():
     traced = jax.jit(losses.binary_cross_entropy)(f32(LOGITS), jnp.asarray(LABELS), jnp.float32(0.2))
     np.testing.assert_allclose(traced, losses.binary_cross_entropy(f32(LOGITS), jnp.asarray(LABELS), 0.2), rtol=1e-6)

@@ -89,3 +89,10 @@ def test_the_ranks_of_scores_that_single_precision_cannot_tell_apart():
     scores = 1.7e9 + np.array([1.0, 2.0, 3.0, 4.0, 5.0])
     assert metrics.roc_auc(scores, labels) == pytest.approx(sklearn.metrics.roc_auc_score(labels, scores))
     assert metrics.roc_auc(scores.astype(np.int64), labels) == pytest.approx(5 / 6)
+
+
+def test_no_examples_are_neither_right_nor_wrong():
+    assert metrics.accuracy(jnp.zeros((0, 3)), jnp.zeros(0, int)).shape == (0,)
+    assert metrics.accuracy(jnp.zeros((0, 3)), jnp.zeros((0, 3))).shape == (0,)
+    assert metrics.binary_accuracy(jnp.zeros((0, 2)), jnp.zeros((0, 2), int)).shape == (0,)
+    assert jnp.isnan(metrics.roc_auc(jnp.zeros(0), jnp.zeros(0, int)))

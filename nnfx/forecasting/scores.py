@@ -8,6 +8,7 @@ Arrays of JAX are scored where they are, in their dtype. What lies on the host, 
 NumPy, is subtracted in float64 there, so that no digits are lost of series far from zero.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -402,5 +403,5 @@ def _scale(scale: Any, forecasts: Array) -> Array:
 
 
 def _per_example(values: Array) -> Array:
-    """Average all but the first axis."""
-    return values.reshape(values.shape[0], -1).mean(-1)
+    """Average all but the first axis; there may be no row."""
+    return values.reshape(values.shape[0], math.prod(values.shape[1:])).mean(-1)

@@ -101,16 +101,7 @@ def fit(
         optimizer = optimizer.gradient_transformation()
     if not isinstance(optimizer, optax.GradientTransformation) and not callable(optimizer):
         raise TypeError(f"optimizer: expected an Optax factory or optimizer, got {checks.describe(optimizer)}")
-    if metrics is not None and not isinstance(metrics, Mapping):
-        raise TypeError(
-            'metrics: expected functions by name, such as {"accuracy": nnfx.metrics.accuracy}, got'
-            f" {checks.describe(metrics)}"
-        )
-    for name, function in {"loss": loss, **(metrics or {})}.items():
-        if not callable(function):
-            raise TypeError(f"{name}: expected a function of outputs and targets, got {checks.describe(function)}")
-    if metrics and "loss" in metrics:
-        raise ValueError("metrics: expected other names than 'loss', which is the loss itself")
+    validate.check_functions(loss, metrics)
     if penalty is not None and not callable(penalty):
         raise TypeError(f"penalty: expected a function of the parameters, got {checks.describe(penalty)}")
     augments = _several("augment", augment)

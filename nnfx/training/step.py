@@ -66,6 +66,7 @@ def init_state(
         (2, 1)
     """
     checks.key("key", key)
+    validate.check_model(model)
     keys = split_key(key)
     optimizer = as_optimizer("optimizer", optimizer)
     variables = dict(model.init(keys.init, inputs))
@@ -143,9 +144,14 @@ def make_step(
         memory cost*, 2016.
     """
     checks.positive_integer("micro_batches", micro_batches)
-    if compute_dtype is not None and not jnp.issubdtype(compute_dtype, jnp.floating):
-        raise TypeError(f"compute_dtype: expected floats, such as jnp.bfloat16, got {jnp.dtype(compute_dtype).name}")
+    if compute_dtype is not None and not _is_float(compute_dtype):
+        raise TypeError(f"compute_dtype: expected floats, such as jnp.bfloat16, got {checks.describe(compute_dtype)}")
     checks.choice("precision", precision, ("float32", "tensorfloat32", "bfloat16"))
+    validate.check_model(model)
+    validate.check_functions(loss, metrics)
+    for name, part in {"penalty": penalty, "augment": augment, "average": average}.items():
+        if part is not None and not callable(part):
+            raise TypeError(f"{name}: expected a function or None, got {checks.describe(part)}")
     optimizer = as_optimizer("optimizer", optimizer)
     measures = {"loss": loss, **(metrics or {})}
 
@@ -260,6 +266,13 @@ def make_step(
     return step
 
 
+def _is_float(dtype: Any) -> bool:
+    try:
+        return bool(jnp.issubdtype(jnp.dtype(dtype), jnp.floating))
+    except TypeError:  # of NumPy, for what is no dtype
+        return False
+
+
 def _cast(tree: Any, dtype: Any) -> Any:
     """Bring arrays of floats to a dtype; whole numbers, such as lengths and tokens, stay what they are."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
@@ -314,6 +327,8 @@ def evaluate(model: Model, measures: Mapping[str, PerExample], variables: Variab
         >>> evaluate(perceptron(), {"error": mean_square_error}, variables, data)["error"].value
         Array(4., dtype=float32)
     """
+    validate.check_model(model)
+    validate.check_functions(None, measures, name="measures")
     if not isinstance(data, rows.Filled):
         data = validate.as_arrays("data", data)
         if checks.is_concrete((variables, data)):

@@ -16,7 +16,7 @@ from nnfx import arrays, checks, losses
 from nnfx.data.prepare import Data
 from nnfx.training import rows
 from nnfx.training.hyper import innermost
-from nnfx.types import Array, Batch, Hyper, PerExample
+from nnfx.types import Array, Batch, Hyper, Model, PerExample
 
 if TYPE_CHECKING:
     from nnfx.training.fit import Fit
@@ -35,6 +35,32 @@ class Checked:
     outputs: dict[Any, jax.ShapeDtypeStruct] = dataclasses.field(default_factory=dict)
     data: weakref.WeakSet[Data] = dataclasses.field(default_factory=weakref.WeakSet)
     needs_clock: bool = False
+
+
+def check_model(model: Any) -> None:
+    """Require a model, and no factory of one or module of another library."""
+    if not isinstance(model, Model):
+        raise TypeError(f"model: expected a Model, such as nnfx.models.mlp((16,)), got {checks.describe(model)}")
+
+
+def check_functions(loss: Any, metrics: Any, name: str = "metrics") -> None:
+    """Require a loss, where it is not None, and metrics by name, none of which takes the loss's.
+
+    Raises:
+        TypeError: for what is no function.
+        ValueError: for a metric named as the loss, which it would stand in for.
+    """
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise TypeError(
+            f'{name}: expected functions by name, such as {{"accuracy": nnfx.metrics.accuracy}}, got'
+            f" {checks.describe(metrics)}"
+        )
+    if loss is not None and "loss" in (metrics or {}):
+        raise ValueError(f"{name}: expected other names than 'loss', which is the loss itself")
+    functions = dict(metrics or {}) if loss is None else {"loss": loss, **(metrics or {})}
+    for each, function in functions.items():
+        if not callable(function):
+            raise TypeError(f"{each}: expected a function of outputs and targets, got {checks.describe(function)}")
 
 
 def check_run(fit: "Fit", data: Data, hyper: Hyper) -> None:

@@ -157,3 +157,35 @@ def test_the_leaf_whose_gradient_is_not_finite_is_named(key):
     after, _ = one_step(key, penalty=penalty, skip_non_finite=True)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(after.params)]
     assert paths[int(after.fault.where) - 1] == "['output']['bias']"
+
+
+MODEL, MSE, SGD = nnfx.models.perceptron(), nnfx.losses.mean_square_error, optax.sgd(0.1)
+WRONG_PARTS = {
+    "model": (TypeError, "model: expected a Model", (nnfx.models.perceptron, MSE, SGD), {}),
+    "loss": (TypeError, "loss: expected a function", (MODEL, "mse", SGD), {}),
+    "metrics": (TypeError, "metrics: expected functions by name", (MODEL, MSE, SGD, [MSE]), {}),
+    "metric": (TypeError, "mae: expected a function", (MODEL, MSE, SGD, {"mae": 1}), {}),
+    "name": (ValueError, "metrics: expected other names than 'loss'", (MODEL, MSE, SGD, {"loss": MSE}), {}),
+    "penalty": (TypeError, "penalty: expected a function", (MODEL, MSE, SGD), {"penalty": 0.1}),
+    "augment": (TypeError, "augment: expected a function", (MODEL, MSE, SGD), {"augment": [nnfx.augment.mixup]}),
+    "average": (TypeError, "average: expected a function", (MODEL, MSE, SGD), {"average": 0.9}),
+    "dtype": (TypeError, "compute_dtype: expected floats", (MODEL, MSE, SGD), {"compute_dtype": "float7"}),
+    "integers": (TypeError, "compute_dtype: expected floats", (MODEL, MSE, SGD), {"compute_dtype": jnp.int8}),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_PARTS)
+def test_parts_that_make_no_step(name):
+    error, message, parts, others = WRONG_PARTS[name]
+    with pytest.raises(error, match=f"^{message}"):
+        nnfx.make_step(*parts, **others)
+
+
+def test_what_is_no_model_is_named(key):
+    with pytest.raises(TypeError, match="^model: expected a Model"):
+        nnfx.init_state(key, nnfx.models.perceptron, SGD, X)
+    state = nnfx.init_state(key, MODEL, SGD, X)
+    with pytest.raises(TypeError, match="^model: expected a Model"):
+        nnfx.evaluate(nnfx.models.perceptron, {"loss": MSE}, state.variables, batch())
+    with pytest.raises(TypeError, match="^measures: expected functions by name"):
+        nnfx.evaluate(MODEL, [MSE], state.variables, batch())
