@@ -60,7 +60,8 @@ def as_numpy(name: str, value: Any, *, masked_as_nan: bool = False) -> Any:
         if not masked_as_nan:
             raise ValueError(f"{name}: expected known values, got {int(missing.sum())} masked or missing")
         array = np.where(missing, np.nan, array.astype(np.result_type(array.dtype, np.float16)))
-    text = _columns_of_text(value) if array.dtype.kind in "OSUMm" else []
+    is_polars = hasattr(value, "null_count")  # of whose frames NumPy takes dates for numbers
+    text = _columns_of_text(value) if is_polars or array.dtype.kind in "OSUMm" else []
     if text:
         raise TypeError(f"{name}: expected numbers in every column, got {text[0][1]} in column {text[0][0]!r}")
     checks.numeric(name, array)
