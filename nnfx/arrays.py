@@ -65,6 +65,8 @@ def as_numpy(name: str, value: Any, *, masked_as_nan: bool = False) -> Any:
     if text:
         raise TypeError(f"{name}: expected numbers in every column, got {text[0][1]} in column {text[0][0]!r}")
     checks.numeric(name, array)
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:  # long double, which JAX does not know
+        return array.astype(np.float64)
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
@@ -100,6 +102,11 @@ def _converted(name: str, value: Any) -> tuple[np.ndarray, np.ndarray | None]:
             return _numbers(name, known), missing
         return _numbers(name, value), None
     if hasattr(value, "null_count") and hasattr(value, "to_numpy"):  # polars, which knows null beside NaN
+        columns = value.get_columns() if hasattr(value, "get_columns") else [value]
+        if any(column.null_count() for column in columns):
+            missing = np.stack([column.is_null().to_numpy() for column in columns], -1)
+            known = _numbers(name, value.fill_null(strategy="zero"))
+            return known, missing.reshape(known.shape)
         return _numbers(name, value), None
     return _numbers(name, value), None
 
