@@ -317,8 +317,8 @@ class Session:
                 self._evaluate(snapshot, notes, data, logs)
                 if distributed.agree([*asked]):
                     break
-        except Exception as error:
-            # whatever it is, what was trained is kept
+        except (Exception, SystemExit) as error:
+            # whatever it is, what was trained is kept; Ctrl-C alone ends at once, when it comes a second time
             try:
                 save()
             except OSError as unsaved:
