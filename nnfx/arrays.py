@@ -60,10 +60,13 @@ def as_numpy(name: str, value: Any, *, masked_as_nan: bool = False) -> Any:
         if not masked_as_nan:
             raise ValueError(f"{name}: expected known values, got {int(missing.sum())} masked or missing")
         array = np.where(missing, np.nan, array.astype(np.result_type(array.dtype, np.float16)))
-    text = _columns_of_text(value) if array.dtype.kind in "OSUMm" else []
+    is_polars = hasattr(value, "null_count")  # of whose frames NumPy takes dates for numbers
+    text = _columns_of_text(value) if is_polars or array.dtype.kind in "OSUMm" else []
     if text:
         raise TypeError(f"{name}: expected numbers in every column, got {text[0][1]} in column {text[0][0]!r}")
     checks.numeric(name, array)
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:  # long double, which JAX does not know
+        return array.astype(np.float64)
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
@@ -99,6 +102,11 @@ def _converted(name: str, value: Any) -> tuple[np.ndarray, np.ndarray | None]:
             return _numbers(name, known), missing
         return _numbers(name, value), None
     if hasattr(value, "null_count") and hasattr(value, "to_numpy"):  # polars, which knows null beside NaN
+        columns = value.get_columns() if hasattr(value, "get_columns") else [value]
+        if any(column.null_count() for column in columns):
+            missing = np.stack([column.is_null().to_numpy() for column in columns], -1)
+            known = _numbers(name, value.fill_null(strategy="zero"))
+            return known, missing.reshape(known.shape)
         return _numbers(name, value), None
     return _numbers(name, value), None
 

@@ -150,11 +150,16 @@ def binary_labels(name: str, value: Any) -> None:
 
 
 def class_labels(name: str, value: Any, classes: int) -> None:
-    """Require concrete integer labels to be from 0 to classes − 1."""
+    """Require concrete labels to be whole numbers from 0 to classes − 1."""
     if not is_concrete(value) or value.size == 0:
         return
+    finite(name, value)
     with jax.ensure_compile_time_eval():
         value, _ = near(value)
+        if jnp.issubdtype(value.dtype, np.floating) and (is_part := value % 1 != 0).any():
+            raise ValueError(
+                f"{name}: expected whole numbers from 0 to {classes - 1}, got {float(value[is_part][0]):g}"
+            )
         low, high = int(value.min()), int(value.max())
     if low < 0 or high >= classes:
         raise ValueError(f"{name}: expected labels from 0 to {classes - 1}, got labels from {low} to {high}")

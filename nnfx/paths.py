@@ -28,6 +28,7 @@ def absolute(name: str, path: str | os.PathLike[str]) -> Path:
 
     Raises:
         TypeError: for something else than text or a path.
+        ValueError: for empty text.
 
     Example:
         >>> absolute("out", "runs/mine") == Path.cwd() / "runs" / "mine"
@@ -35,6 +36,8 @@ def absolute(name: str, path: str | os.PathLike[str]) -> Path:
     """
     if not isinstance(path, str | os.PathLike) or isinstance(os.fspath(path), bytes):
         raise TypeError(f"{name}: expected a path, got {checks.describe(path)}")
+    if not os.fspath(path):  # such as a variable that is not set, and not the present folder
+        raise ValueError(f"{name}: expected a path, got {path!r}")
     return Path(path).expanduser().absolute()
 
 

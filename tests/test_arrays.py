@@ -1,5 +1,7 @@
 """What users hold becomes arrays on the host, with every digit, or an error that names the argument."""
 
+import datetime
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,6 +77,28 @@ def test_polars_frames_with_missing_values():
     frame = polars.DataFrame({"a": [1, None], "b": [0.5, 1.5]})
     np.testing.assert_array_equal(arrays.as_numpy("x", frame, masked_as_nan=True), [[1.0, 0.5], [np.nan, 1.5]])
     assert arrays.column_names(frame) == ("a", "b")
+    large = polars.Series("a", [2**53 + 1, None])
+    assert int(arrays.as_numpy("x", polars.Series("a", [2**53 + 1]))[0]) == 2**53 + 1
+    for values, count in ((large, 1), (polars.Series("a", [True, None, None]), 2), (frame, 1)):
+        with pytest.raises(ValueError, match=f"x: expected known values, got {count} masked or missing"):
+            arrays.as_numpy("x", values)
+        assert int(np.isnan(arrays.as_numpy("x", values, masked_as_nan=True)).sum()) == count
+
+
+def test_long_doubles_become_doubles():
+    for array in (np.arange(3, dtype=np.longdouble), np.ma.masked_less(np.arange(3, dtype=np.longdouble), -1)):
+        assert arrays.as_numpy("x", array).dtype == np.float64
+        np.testing.assert_array_equal(arrays.as_array("x", array), [0, 1, 2])
+
+
+def test_dates_and_text_in_polars_frames_are_no_numbers():
+    polars = pytest.importorskip("polars")
+    day, hour = datetime.datetime(2024, 1, 1), datetime.timedelta(hours=1)
+    for column in ([day, day + hour], [day.date()] * 2, [hour, 2 * hour], ["1", "2"]):
+        with pytest.raises(TypeError, match="x: expected numbers in every column, got .* in column 't'"):
+            arrays.as_numpy("x", polars.DataFrame({"a": [0.5, 1.5], "t": column}))
+    frame = polars.DataFrame({"a": [0.5, 1.5], "b": [True, False], "c": [1, 2]})
+    np.testing.assert_array_equal(arrays.as_numpy("x", frame), [[0.5, 1, 1], [1.5, 0, 2]])
 
 
 def test_tensors_that_require_gradients_and_half_precision():

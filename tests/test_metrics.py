@@ -72,6 +72,13 @@ def test_labels_that_cannot_be_meant(labels):
         assert jnp.isnan(jax.jit(getattr(metrics, name))(jnp.arange(3.0), wrong)).any()
 
 
+@pytest.mark.parametrize("labels", [[0, 1.5], [0, np.nan], [np.inf, 0]])
+def test_classes_are_whole_numbers(labels):
+    with pytest.raises(ValueError, match="labels: expected (whole|finite) numbers"):
+        metrics.accuracy([[1.0, 2.0, 0.0]] * 2, labels)
+    assert metrics.accuracy([[1.0, 2.0, 0.0]] * 2, [0.0, 1.0]).tolist() == [0, 1]
+
+
 def test_metrics_take_what_users_hold():
     pandas, polars, torch = map(pytest.importorskip, ("pandas", "polars", "torch"))
     scores, labels = [0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1]

@@ -29,6 +29,8 @@ def test_home_is_found(monkeypatch, tmp_path):
 def test_what_is_no_path_is_named(value):
     with pytest.raises(TypeError, match="out: expected a path, got"):
         paths.absolute("out", value)
+    with pytest.raises(ValueError, match="out: expected a path, got ''"):
+        paths.absolute("out", "")
 
 
 def tree():

@@ -259,6 +259,16 @@ CASES = {
         ValueError,
         "targets: .*0 or 1, got 2",
     ),
+    "evaluate other variables": (
+        lambda: RUN.evaluate(DATA.train, {"mse": losses.mean_square_error}),
+        TypeError,
+        r"variables: expected {'params': ...}.*got \['mse'\]",
+    ),
+    "predict with parameters alone": (
+        lambda: RUN.predict(X[:1], [1.0]),
+        TypeError,
+        "variables: expected .*got list",
+    ),
     "evaluate not a batch": (lambda: RUN.evaluate(DATA), TypeError, "data: expected a Batch.*got Data"),
     "predict with stacked runs": (lambda: RUNS.predict(X), ValueError, "run: expected a single run.*jax.vmap"),
     "reason of stacked runs": (lambda: RUNS.reason, ValueError, "run: expected a single run"),

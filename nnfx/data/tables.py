@@ -138,17 +138,17 @@ def _count(line: str, delimiter: str) -> int:
 
 
 def is_no_name(field: str) -> bool:
-    """Say whether a field is rather a value than the name of a column: a number, a time, or missing.
+    """Say whether a field is rather a value than the name of a column: a number, a time, missing, or signs alone.
 
     Example:
-        >>> [is_no_name(field) for field in ("load", "1.5", "-inf", "NA", "2016-07-01")]
-        [False, True, True, True, True]
+        >>> [is_no_name(field) for field in ("load", "1.5", "-inf", "NA", "--", "2016-07-01")]
+        [False, True, True, True, True, True]
     """
     field = field.strip()
     try:
         float(field.replace(",", "."))
     except ValueError:
-        return field in MISSING or _ISO.fullmatch(field) is not None
+        return field in MISSING or _ISO.fullmatch(field) is not None or not any(map(str.isalnum, field))
     return True
 
 

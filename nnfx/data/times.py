@@ -1,10 +1,12 @@
 """Times of a series: whether they are regular, and where they are not."""
 
+import datetime
+import re
 from typing import Any
 
 import numpy as np
 
-__all__ = ["irregularity", "times_of"]
+__all__ = ["difference", "irregularity", "times_of"]
 
 _TOLERANCE = 0.1
 """How far a step may be from the usual one, in parts of it: months have 28 to 31 days."""
@@ -31,8 +33,9 @@ def irregularity(times: Any) -> str | None:
         >>> irregularity([1900, 1901, 1901])
         '1901 twice (rows 1 and 2)'
     """
-    if getattr(times, "freq", None) is not None and not hasattr(times, "to_timestamp"):
-        return None  # an index of pandas with a frequency, such as that of business days
+    frequency = None if hasattr(times, "to_timestamp") else getattr(times, "freq", None)
+    if getattr(frequency, "n", 0) > 0:
+        return None  # an index of pandas with a frequency, such as that of business days; negative where reversed
     shown = _as_array(times)
     if shown.ndim != 1:
         raise ValueError(f"times: expected (time,), got {shown.dtype}[{','.join(map(str, shown.shape))}]")
@@ -49,7 +52,9 @@ def irregularity(times: Any) -> str | None:
         return f"{shown[wrong + 1]} after {shown[wrong]} (row {wrong + 1})"
     usual = np.sort(steps)[(len(steps) - 1) // 2]  # one of them: the lower of two in the middle
     is_wrong = np.abs(steps - usual) > _TOLERANCE * usual
-    if not is_wrong.any() or _are_weekdays(shown):
+    if (weekdays := _weekdays_between(shown)) is not None and np.median(weekdays) == 1:
+        is_wrong = weekdays != 1
+    if not is_wrong.any():
         return None
     first = int(is_wrong.argmax())
     kind = "a gap" if steps[first] > usual else "a step"
@@ -74,15 +79,15 @@ def _as_array(times: Any) -> np.ndarray:
         raise ValueError(f"times: expected dates, numbers or text in ISO 8601, got {error}") from error
 
 
-def _are_weekdays(times: np.ndarray) -> bool:
-    """Say whether days follow each other from Monday to Friday."""
+def _weekdays_between(times: np.ndarray) -> np.ndarray | None:
+    """Return the steps from Monday to Friday between days that all are such; None for other times."""
     if times.dtype.kind != "M" or np.datetime_data(times.dtype)[0] in ("Y", "M", "W"):
-        return False
+        return None
     days = times.astype("datetime64[D]")
     of_day = times - days
     if (of_day != of_day[0]).any() or not np.is_busday(days).all():
-        return False
-    return bool((np.busday_count(days[:-1], days[1:]) == 1).all())
+        return None
+    return np.busday_count(days[:-1], days[1:])
 
 
 _UNITS = {"Y": "year", "M": "month", "W": "week", "D": "day", "h": "hour", "m": "minute", "s": "second"}
@@ -104,6 +109,20 @@ def _duration(step: Any, dtype: np.dtype[Any]) -> str:
     return f"{amount} {name}{'s' if amount != 1 and len(name) > 2 else ''}"
 
 
+def difference(times: Any, others: Any) -> str | None:
+    """Describe the first of other times that is not the same; None for the same, and for those of another kind.
+
+    >>> difference(np.array(["2026-01", "2026-02"], "datetime64"), np.array(["2026-01", "2026-03"], "datetime64"))
+    '2026-03 for 2026-02 (row 1)'
+    """
+    ours, theirs = _as_array(times), _as_array(others)
+    is_comparable = (ours.dtype.kind in "mM") == (theirs.dtype.kind in "mM") and ours.shape == theirs.shape
+    if not is_comparable or not (is_other := ours != theirs).any():
+        return None
+    row = int(is_other.argmax())
+    return f"{theirs[row]} for {ours[row]} (row {row})"
+
+
 def times_of(values: Any) -> Any:
     """Return the times that a series has: those of an `nnfx.data.Series`, or the index of a frame of pandas by date.
 
@@ -113,5 +132,25 @@ def times_of(values: Any) -> Any:
     if hasattr(values, "values") and hasattr(values, "times"):
         return values.times
     index = getattr(values, "index", None)
-    is_of_dates = hasattr(index, "freq") or hasattr(index, "to_timestamp")
-    return index if is_of_dates else None
+    levels = [index]
+    if getattr(index, "nlevels", 1) > 1:
+        levels = [index.get_level_values(level) for level in range(index.nlevels)]
+    return next((found for level in levels if (found := _dates(level)) is not None), None)
+
+
+_BEGINS_AS_DATE = re.compile(r"\d{4}-\d\d")
+
+
+def _dates(index: Any) -> Any:
+    """Return an index of pandas if it is one of dates, of which files leave text; else None."""
+    if hasattr(index, "freq") or hasattr(index, "to_timestamp"):
+        return index
+    if not hasattr(index, "to_numpy") or getattr(index.dtype, "kind", "O") not in "OU":
+        return None
+    items = index.tolist()
+    if not all(isinstance(item, datetime.date) or _BEGINS_AS_DATE.match(str(item)) for item in items):
+        return None
+    import pandas
+
+    found = pandas.to_datetime(items, format="ISO8601", utc=True, errors="coerce")
+    return None if found.isna().any() else found

@@ -17,6 +17,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from nnfx import arrays, checks, ops
+from nnfx.forecasting.values import check_times, on_hand
 from nnfx.losses import mean_absolute_error, mean_square_error
 from nnfx.types import Array
 
@@ -106,7 +107,8 @@ def seasonal_naive_error(history: ArrayLike, period: int = 1) -> Array:
         Array([2.], dtype=float32)
     """
     checks.positive_integer("period", period)
-    y = _held("history", history)
+    check_times("history", history)
+    y = _held("history", on_hand("history", history))
     if y.ndim not in (2, 3):
         raise ValueError(f"history: expected (time, channels) or (batch, time, channels), got {checks.describe(y)}")
     if y.shape[-2] <= period:

@@ -11,7 +11,7 @@ from nnfx.data.preprocess import as_columns
 from nnfx.data.times import irregularity, times_of
 from nnfx.types import Array
 
-__all__ = ["as_series", "floating", "in_floats", "on_hand"]
+__all__ = ["as_series", "check_times", "floating", "in_floats", "on_hand"]
 
 
 def as_series(name: str, values: Any) -> Any:
@@ -21,11 +21,7 @@ def as_series(name: str, values: Any) -> Any:
         name: of the argument, for errors.
         values: what users hold; one column, as of a Series of pandas, is one channel.
     """
-    irregular = None if (times := times_of(values)) is None else irregularity(times)
-    if irregular is not None:
-        raise ValueError(
-            f"{name}: expected regular times, got {irregular}; fill gaps, sort, and keep one row a time, first"
-        )
+    check_times(name, values)
     x = on_hand(name, values)
     checks.numeric(name, x)
     if x.ndim not in (2, 3):
@@ -37,6 +33,15 @@ def as_series(name: str, values: Any) -> Any:
         raise ValueError(f"{name}: expected at least one series, step and channel, got {checks.describe(x)}")
     checks.finite(name, x)
     return x
+
+
+def check_times(name: str, values: Any) -> None:
+    """Require that the times that values have, if any, are regular."""
+    irregular = None if (times := times_of(values)) is None else irregularity(times)
+    if irregular is not None:
+        raise ValueError(
+            f"{name}: expected regular times, got {irregular}; fill gaps, sort, and keep one row a time, first"
+        )
 
 
 def on_hand(name: str, values: Any) -> Any:

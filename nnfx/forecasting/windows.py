@@ -24,6 +24,7 @@ import numpy as np
 from nnfx import arrays, checks
 from nnfx.data.prepare import Data
 from nnfx.data.preprocess import Preprocess
+from nnfx.data.times import difference, times_of
 from nnfx.forecasting.values import as_series, floating, in_floats, on_hand
 from nnfx.types import Array, Batch, at_least_float32
 
@@ -96,9 +97,9 @@ def windows(
     seen = starts[:, None] + np.arange(lookback)
     channels = [_cut(y, seen)]
     if past is not None:
-        channels.append(_cut(_exogenous("past", past, y), seen))
+        channels.append(_cut(_exogenous("past", past, values, y), seen))
     if future is not None:
-        channels.append(_cut(_exogenous("future", future, y), seen + horizon))
+        channels.append(_cut(_exogenous("future", future, values, y), seen + horizon))
     return Windows(jnp.concatenate(channels, axis=-1), _cut(y, starts[:, None] + lookback + np.arange(horizon)))
 
 
@@ -108,13 +109,16 @@ def _cut(values: Array, times: np.ndarray) -> Array:
     return cut.reshape(-1, *cut.shape[-2:])
 
 
-def _exogenous(name: str, columns: Any, values: Array) -> Array:
+def _exogenous(name: str, columns: Any, values: Any, y: Array) -> Array:
     x = in_floats(name, columns)
-    if x.shape[:-1] != values.shape[:-1]:
+    if x.shape[:-1] != y.shape[:-1]:
         raise ValueError(
-            f"{name}: expected the times and series of the values, {checks.describe(values)}, got {checks.describe(x)}"
+            f"{name}: expected the times and series of the values, {checks.describe(y)}, got {checks.describe(x)}"
         )
-    return x.astype(values.dtype)
+    ours, theirs = times_of(values), times_of(columns)
+    if ours is not None and theirs is not None and (other := difference(ours, theirs)):
+        raise ValueError(f"{name}: expected the times of the values, got {other}")
+    return x.astype(y.dtype)
 
 
 def as_data(train: Windows, valid: Windows | None = None) -> Data:

@@ -30,6 +30,7 @@ from nnfx.training import loop
 from nnfx.training.chunk import RUNNING, RunState
 from nnfx.training.fit import Fit
 from nnfx.training.loop import History
+from nnfx.training.rows import known
 from nnfx.training.run import Run
 from nnfx.training.stopping import Clock
 from nnfx.types import Array, Hyper
@@ -208,6 +209,7 @@ class Session:
         numbers = self.fit.check(key, data, hyper)
         if not checks.is_concrete((key, data, numbers)):
             raise ValueError("session: expected a call outside of jit, vmap and grad, which no files are written in")
+        data = dataclasses.replace(data, train=known(data.train), valid=known(data.valid))
         beginning, owner = self._begin(key, data, numbers)
         if distributed.is_first():
             folder.require_usable(self.out, owner)
@@ -315,8 +317,8 @@ class Session:
                 self._evaluate(snapshot, notes, data, logs)
                 if distributed.agree([*asked]):
                     break
-        except Exception as error:
-            # whatever it is, what was trained is kept
+        except (Exception, SystemExit) as error:
+            # whatever it is, what was trained is kept; Ctrl-C alone ends at once, when it comes a second time
             try:
                 save()
             except OSError as unsaved:

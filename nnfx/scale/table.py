@@ -15,6 +15,7 @@ from nnfx.scale.programs import MEMBERS, Fixed, Groups
 from nnfx.training.chunk import RUNNING, RunState
 from nnfx.training.fit import Fit
 from nnfx.training.hyper import as_arrays
+from nnfx.training.rows import known
 from nnfx.types import Array, Hyper
 
 PACK_BELOW = 1 / 2
@@ -85,7 +86,7 @@ class Table:
         if folds is not None:
             of_row = batching.permutation(jax.random.fold_in(key, seeds), rows) % folds
             parted = Folds.of(data.train, data.preprocess, of_row, folds)
-        fixed = Fixed(data.train, data.valid, data.preprocess, parted)
+        fixed = Fixed(known(data.train), known(data.valid), data.preprocess, parted)
         group_seeds = np.repeat(np.arange(seeds, dtype=np.int32), folds or 1)
         group_folds = np.tile(np.arange(folds or 1, dtype=np.int32), seeds)
         width = number_of(points)

@@ -259,9 +259,12 @@ def _train_epoch(
     if batch_size is None or batch_size == size:
         trained, measured = step(state.train, train)
         return trained, measured
-    order = rows.weighted(batching.shuffled(state.order_key, number, size, batch_size), train.weights)
+    order = batching.shuffled(state.order_key, number, size, batch_size)
+    kind: type[rows.Filled] = rows.Weighted
+    if not isinstance(train, rows.Weighted):
+        order, kind = rows.weighted(order, train.weights), rows.Filled
     trained, measured = jax.lax.scan(
-        lambda train_state, chosen: step(train_state, rows.Filled(*batching.take(train, chosen))), state.train, order
+        lambda train_state, chosen: step(train_state, kind(*batching.take(train, chosen))), state.train, order
     )
     return trained, jax.tree.map(lambda sums: sums.sum(0), measured)
 

@@ -15,6 +15,7 @@ from nnfx.training import hyper as hypers
 from nnfx.training import loop, validate
 from nnfx.training.chunk import Parts, RunState, chunk, judged, start
 from nnfx.training.hyper import Part
+from nnfx.training.rows import known
 from nnfx.training.run import Run
 from nnfx.training.step import make_step
 from nnfx.training.stopping import StoppingRule
@@ -201,7 +202,7 @@ class Fit:
             The run: its final and best weights, and the history of every metric.
         """
         numbers = self.check(key, data, hyper)
-        state, history = self._train(key, data.train, data.valid, numbers)
+        state, history = self._train(key, known(data.train), known(data.valid), numbers)
         return self.run_of(state, history, data, numbers)
 
     def check(self, key: Array, data: Data, hyper: Mapping[str, ArrayLike]) -> Hyper:

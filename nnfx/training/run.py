@@ -1,6 +1,7 @@
 """What a run returns."""
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,7 @@ class Run:
         """
         self._require_single()
         inputs = validate.inputs_as_arrays("inputs", inputs)
-        chosen = self.best.variables if variables is None else variables
+        chosen = self._chosen(variables)
         return apply_padded(
             self.fit,
             lambda rows: _apply(self.fit, _shapes(rows), self.hyper, chosen, rows),
@@ -117,10 +118,20 @@ class Run:
         if not isinstance(data, Batch):
             raise TypeError(f"data: expected a Batch, such as data.valid, got {type(data).__name__}")
         data = validate.as_arrays("data", data)
-        chosen = self.best.variables if variables is None else variables
+        chosen = self._chosen(variables)
         outputs = _apply.eval_shape(self.fit, _shapes(data.inputs), self.hyper, chosen, data.inputs)
         validate.check_evaluation(data, {"loss": self.fit.loss.function, **dict(self.fit.metrics)}, outputs)
         return _evaluate(self.fit, _shapes(data), self.hyper, chosen, data)
+
+    def _chosen(self, variables: Variables | None) -> Variables:
+        if variables is None:
+            return self.best.variables
+        if not isinstance(variables, Mapping) or "params" not in variables:
+            raise TypeError(
+                "variables: expected {'params': ...}, such as run.state.variables, got"
+                f" {list(variables) if isinstance(variables, Mapping) else type(variables).__name__}"
+            )
+        return variables
 
     def _require_single(self) -> None:
         if np.ndim(self.epochs):

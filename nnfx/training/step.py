@@ -226,7 +226,9 @@ def make_step(
         batch = rows.filled(batch)
         if augment is not None:
             key, augment_key = jax.random.split(key)
-            batch = rows.filled(augment(augment_key, Batch(*batch)))
+            augmented = augment(augment_key, Batch(*batch))
+            is_weighted = isinstance(batch, rows.Weighted) and augmented.weights is batch.weights
+            batch = rows.Weighted(*augmented) if is_weighted else rows.filled(augmented)
         found = (gradient_of_share if micro_batches == 1 else accumulated)(state, batch, key)
         (value, (model_state, measured)), gradient = found
         value, measured, gradient = shards.total((value, measured, gradient))
@@ -257,7 +259,9 @@ def make_step(
                 return after
             return after._replace(average=averaging.follow(state.average, after.variables, average))
 
-        return _if(is_taken, take, state)._replace(step=state.step + 1, fault=fault), measured
+        is_always_taken = isinstance(batch, rows.Weighted) and not skip_non_finite
+        after = take() if is_always_taken else _if(is_taken, take, state)
+        return after._replace(step=state.step + 1, fault=fault), measured
 
     return step
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nnfx.data.times import irregularity, times_of
+from nnfx.data.times import difference, irregularity, times_of
 
 START = np.datetime64("2024-01-29")
 
@@ -93,3 +93,43 @@ def test_what_has_times():
     assert times_of(pandas.Series([1, 2, 3], index=dates)) is not None
     assert times_of(pandas.DataFrame({"x": [1, 2, 3]}, index=[0, 2, 5])) is None
     assert times_of(np.zeros(3)) is None
+
+
+def test_a_reversed_index_is_out_of_order():
+    pandas = pytest.importorskip("pandas")
+    for frequency in ("h", "D", "B", "MS"):
+        index = pandas.date_range("2024-01-01", periods=9, freq=frequency)[::-1]  # whose frequency is negative
+        assert " after " in str(irregularity(index))
+
+
+def test_a_gap_between_weekdays_is_no_weekend():
+    days = np.busday_offset("2024-01-01", np.delete(np.arange(20), 12))  # the Wednesday of the third week
+    assert str(irregularity(days)).startswith("a gap of 2 days after 2024-01-16 (row 11)")
+
+
+def test_dates_as_text_and_as_objects_are_times():
+    pandas = pytest.importorskip("pandas")
+    dates = pandas.date_range("2024-01-01", periods=9)
+    texts, stamps = dates.strftime("%Y-%m-%d"), dates.strftime("%Y-%m-%d 00:00:00+01:00")
+    for index in (texts, stamps, pandas.Index(list(dates.date), dtype=object)):
+        times = times_of(pandas.DataFrame({"x": range(9)}, index=index))
+        assert irregularity(times) is None
+        assert "gap" in str(irregularity(times_of(pandas.Series(range(8), index=index.delete(4)))))
+        assert "after" in str(irregularity(times_of(pandas.Series(range(9), index=index[::-1]))))
+    for names in (["a", "b"], ["2024-01-01", "total"], ["1", "3"], [1, 3]):
+        assert times_of(pandas.Series([1, 2], index=names)) is None
+
+
+def test_several_series_below_each_other_are_out_of_order():
+    pandas = pytest.importorskip("pandas")
+    dates = pandas.date_range("2024-01-01", periods=3)
+    stacked = pandas.MultiIndex.from_product([["a", "b"], dates])
+    assert "after" in str(irregularity(times_of(pandas.Series(range(6), index=stacked))))
+    assert times_of(pandas.Series(range(2), index=pandas.MultiIndex.from_product([["a"], [1, 3]]))) is None
+
+
+def test_other_times_are_described():
+    days = START + np.arange(4)
+    assert difference(days, days.astype("datetime64[s]")) is None
+    assert str(difference(days, days + 1)).startswith("2024-01-30 for 2024-01-29 (row 0)")
+    assert difference(days, np.arange(4)) is None

@@ -8,6 +8,7 @@ import pytest
 import nnfx
 from nnfx.data import Series
 from nnfx.forecasting import Scaler, as_data, backtest, baselines, split, windows
+from nnfx.forecasting.scores import seasonal_naive_error
 
 WHOLE = (2_000_000_000 + 50_000_000 * np.arange(40)).astype(np.int64)[:, None]
 SECONDS = 1e9 + np.arange(40.0)[:, None]
@@ -174,3 +175,27 @@ def test_what_is_no_series_is_named():
 def test_windows_of_a_sequence_within_jit_are_the_same():
     assert jax.jit(lambda y: as_data(windows(y, 4, 2)).train.inputs)(jnp.asarray(Y)).shape == (35, 4, 2)
     assert nnfx.forecasting.values.floating(jnp.ones(1, jnp.bfloat16)) == jnp.bfloat16
+
+
+def test_covariates_of_other_times_are_named():
+    frame, series = of_kinds()
+    later = frame.set_axis(frame.index + np.timedelta64(1, "D"))
+    for columns in (later, later["a"], series._replace(times=series.times + np.timedelta64(1, "D"))):
+        for name in ("past", "future"):
+            for values in (frame, series):
+                with pytest.raises(
+                    ValueError, match=rf"{name}: expected the times of the values, got 2026-01-02.* \(row 0\)"
+                ):
+                    windows(values, 4, 2, **{name: columns})
+    assert windows(frame, 4, 2, past=series, future=Y).inputs.shape[-1] == 6
+
+
+def test_the_scale_of_a_history_takes_what_windows_take():
+    polars = pytest.importorskip("polars")
+    frame, series = of_kinds()
+    expected = np.abs(np.diff(Y.astype(np.float64), axis=0)).mean(0)
+    for history in (frame, series, polars.DataFrame(Y)):
+        np.testing.assert_allclose(seasonal_naive_error(history), expected, rtol=1e-6)
+    np.testing.assert_allclose(seasonal_naive_error(frame["a"]), expected[:1], rtol=1e-6)
+    with pytest.raises(ValueError, match="history: expected regular times, got a gap of 2 days"):
+        seasonal_naive_error(frame.drop(frame.index[7]))

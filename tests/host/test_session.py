@@ -500,6 +500,17 @@ def test_an_evaluation_that_fails_at_the_end_costs_nothing(data, key, tmp_path, 
     assert (row["nan"], row["infinity"], np.float32(row["loss"])) == ("nan", "-inf", run.final["train_loss"])
 
 
+def test_an_evaluation_that_leaves_the_process_costs_nothing(data, key, tmp_path):
+    def leave(run):
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit, match="3"):
+        quiet(FOUR_EPOCHS, tmp_path, save_every_seconds=None, evaluate=leave, evaluate_every=2)(
+            key, data, learning_rate=0.1
+        )
+    assert checkpoints(tmp_path) == [2]
+
+
 class StandIn:
     """A program that is asked for its text alone."""
 
