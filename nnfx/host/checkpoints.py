@@ -248,9 +248,9 @@ def _lock(folder: Path) -> int:
 
 
 def _loss(path: Path) -> float:
-    """Return the loss noted in a checkpoint; infinity for none, one that is not a number, or that cannot be read."""
+    """Return the loss noted in a checkpoint; infinity for none, one that is not finite, or that cannot be read."""
     try:
         loss = float(checkpoint.described(path).about["loss"])
     except Exception:  # whatever is wrong with it, others are saved
         loss = np.nan
-    return np.inf if np.isnan(loss) else loss
+    return loss if np.isfinite(loss) else np.inf

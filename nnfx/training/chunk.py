@@ -62,7 +62,7 @@ class Parts(NamedTuple):
 
 
 class Best(NamedTuple):
-    """The weights evaluated best so far; where no held-out loss was ever a number, the latest.
+    """The weights evaluated best so far; where no held-out loss was ever a finite number, the latest.
 
     Attributes:
         epoch: how many epochs had made them; 0 as long as none were evaluated.
@@ -83,10 +83,11 @@ class Best(NamedTuple):
         return cls(epoch, held_out_loss, model_state.pop("params"), model_state)
 
     def or_better(self, latest: "Best") -> "Best":
-        """Return the better of the two: a number before what is none, the earlier of equals."""
+        """Return the better of the two: finite losses first, the earlier of equals; where none is finite, the later."""
         assert self.held_out_loss is not None
         assert latest.held_out_loss is not None
-        is_better = (latest.held_out_loss < self.held_out_loss) | jnp.isnan(self.held_out_loss) | (self.epoch == 0)
+        is_lower = (latest.held_out_loss < self.held_out_loss) & jnp.isfinite(latest.held_out_loss)
+        is_better = is_lower | ~jnp.isfinite(self.held_out_loss) | (self.epoch == 0)
         return optax.tree.where(is_better, latest, self)
 
     @property

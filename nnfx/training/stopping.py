@@ -140,7 +140,7 @@ def patience(patience: AtLeastOne = 10, min_improvement: NonNegative = 0.0) -> S
     def update(state: tuple[Array, Array], epoch: Epoch) -> tuple[tuple[Array, Array], Array]:
         best, waited = state
         loss = epoch.metrics["valid_loss"].astype(best.dtype)
-        improved = loss < best - min_improvement
+        improved = jnp.isfinite(loss) & (loss < best - min_improvement)
         waited = jnp.where(improved, 0, waited + 1)
         return (jnp.where(improved, loss, best), waited), waited >= patience
 

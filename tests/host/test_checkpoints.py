@@ -29,7 +29,7 @@ def names(checkpoints):
 
 
 def test_the_last_and_the_best_are_kept(tmp_path):
-    losses = [5.0, 1.0, np.nan, 0.5, 4.0, 3.0, 6.0]
+    losses = [5.0, 1.0, np.nan, 0.5, -np.inf, 3.0, 6.0]
     with Checkpoints(tmp_path, keep_last=2, keep_best=2) as checkpoints:
         for epoch, loss in enumerate(losses, start=1):
             checkpoints.save(epoch, state(), loss=loss)

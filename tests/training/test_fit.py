@@ -10,7 +10,7 @@ from sklearn.metrics import log_loss
 
 import nnfx
 from nnfx.data import batching
-from nnfx.training import validate
+from nnfx.training import chunk, validate
 
 ACCURACY = {"accuracy": nnfx.metrics.binary_accuracy}
 
@@ -290,6 +290,17 @@ def test_without_a_held_out_loss_that_is_a_number_the_best_weights_are_the_last(
         key, nan, learning_rate=0.1
     )
     assert int(run.best.epoch) == 2
+
+
+def test_the_best_held_out_loss_is_finite():
+    def best_of(*values):
+        epochs = [chunk.Best(jnp.asarray(i + 1), jnp.float32(value), {}, {}) for i, value in enumerate(values)]
+        start = chunk.Best(jnp.asarray(0), jnp.zeros(()), {}, {})
+        return int(functools.reduce(chunk.Best.or_better, epochs, start).epoch)
+
+    assert best_of(3.0, 2.0, 2.0, jnp.nan, jnp.inf, -jnp.inf) == 2
+    assert best_of(-jnp.inf, jnp.nan, jnp.inf, 5.0, -jnp.inf) == 4
+    assert best_of(jnp.inf, jnp.nan) == best_of(-jnp.inf, jnp.inf) == 2
 
 
 def test_padding_leaves_batch_statistics_alone(key):

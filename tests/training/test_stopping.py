@@ -29,6 +29,7 @@ def test_an_improvement_below_the_minimum_does_not_count():
 
 def test_a_loss_that_is_not_a_number_is_no_improvement():
     assert stops(stopping.patience(2), [5, jnp.nan, jnp.nan]) == [False, False, True]
+    assert stops(stopping.patience(2), [5, -jnp.inf, 4, 4, 4]) == [False, False, False, False, True]
 
 
 @pytest.mark.parametrize(("change", "stop"), [(0.04, True), (0.06, False)])
