@@ -26,7 +26,8 @@ def describe(value: Any) -> str:
     ('float32[3,2]', "'tanh'")
     """
     if hasattr(value, "shape") and hasattr(value, "dtype"):
-        if value.shape == () and is_concrete(value) and jnp.issubdtype(value.dtype, np.number):
+        is_ours = isinstance(value, np.ndarray | np.generic | jax.Array)  # the dtypes of others mean nothing to JAX
+        if is_ours and value.shape == () and is_concrete(value) and jnp.issubdtype(value.dtype, np.number):
             return f"{value}"
         return f"{value.dtype}[{','.join(map(str, value.shape))}]"
     text = repr(value)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nnfx import arrays
+from nnfx import arrays, checks
 
 
 class Sparse:
@@ -105,6 +105,8 @@ def test_tensors_that_require_gradients_and_half_precision():
     torch = pytest.importorskip("torch")
     np.testing.assert_array_equal(arrays.as_numpy("x", torch.ones(2, requires_grad=True)), [1, 1])
     np.testing.assert_array_equal(arrays.as_numpy("x", torch.ones(2, dtype=torch.bfloat16)), [1, 1])
+    assert checks.describe(torch.tensor(0.5)) == "torch.float32[]"  # as errors of numbers do
+    assert checks.describe(jnp.float32(0.5)) == checks.describe(np.float64(0.5)) == "0.5"
 
 
 @pytest.mark.parametrize(

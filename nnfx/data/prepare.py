@@ -126,6 +126,9 @@ def prepare(
     inputs = as_columns(inputs)
     x, y, w = _checked_arrays(inputs, targets, weights)
     checks.choice("missing", missing, ("error", "drop", "median"))
+    for name, flag in (("standardize", standardize), ("keep_integers", keep_integers)):
+        if flag is not None and not isinstance(flag, bool | np.bool_):  # text such as "no" is true
+            raise TypeError(f"{name}: expected True, False or None, got {checks.describe(flag)}")
     given_dtype = x.dtype
     given, names = _names(features, frame_names(inputs), x.shape[1])
     is_kept = _keeps_integers(keep_integers, x, standardize, missing)
@@ -136,10 +139,15 @@ def prepare(
     x = x.astype(np.float64) if standardize or missing == "median" else x
 
     lost = np.isnan(x)
+    if missing == "error" and lost.any():
+        raise ValueError(
+            f"inputs: expected finite numbers, got {int(lost.sum())} not finite, the first at"
+            f" {tuple(np.argwhere(lost)[0].tolist())}; missing='drop' or 'median' takes those that are missing"
+        )
     kept = np.ones(len(x), bool)
     if missing == "drop":
         kept = ~lost.reshape(len(x), -1).any(1)
-    checks.finite("inputs", x if missing == "error" else np.where(lost, 0, x))
+    checks.finite("inputs", np.where(lost, 0, x) if lost.any() else x)
     train, valid = split(key, np.flatnonzero(kept), valid_fraction)
     for part, rows in (("data.train", train), ("data.valid", valid)):
         if len(rows):

@@ -82,6 +82,8 @@ class Stored:
         Raises:
             ValueError: for rows that are not as they were written; the error names the file.
         """
+        for name in NAMES:
+            self._require_length(name)
         whole = {name: np.array(getattr(self, name)) for name in NAMES}
         for name, array in whole.items():
             for span in spans(array):
@@ -103,24 +105,27 @@ class Stored:
                 self._read(name, span)
 
     def _read(self, name: str, rows: Any) -> Any:
+        self._require_length(name)
+        array = np.asarray(getattr(self, name))  # NumPy's own class is indexed several times faster
+        read = array[rows].copy() if isinstance(rows, slice) else array[rows]
+        self._require(name, rows, read)
+        return read
+
+    def _require_length(self, name: str) -> None:
+        """Raise on a file that has been cut off since, which would end the process where it is read."""
         mapped_file = getattr(self, name)
         path = self.folder / f"{name}.npy"
         try:
             size = os.stat(path).st_size
         except FileNotFoundError:
             size = 0
-        # a mapped file that has been cut off would end the process where it is read
         if size < mapped_file.offset + mapped_file.nbytes:
-            raise ValueError(
-                f"{path}: expected {self.words[name].split()[0]} as when it was opened, got a shorter file"
-            )
-        array = np.asarray(mapped_file)  # NumPy's own class is indexed several times faster
-        read = array[rows].copy() if isinstance(rows, slice) else array[rows]
-        self._require(name, rows, read)
-        return read
+            wanted = f"{mapped_file.dtype}[{','.join(map(str, mapped_file.shape))}]"
+            raise ValueError(f"{path}: expected {wanted} as when it was opened, got a shorter file")
 
     def _require(self, name: str, rows: Any, read: np.ndarray) -> None:
         """Raise on rows that were read and are not as they were written."""
+        self._require_length("checksums")
         is_wrong = checksums(read) != np.asarray(self.checksums)[rows, NAMES.index(name)]
         if is_wrong.any():
             first = int(np.argmax(is_wrong))
@@ -197,10 +202,10 @@ def _write(folder: Path, parts: Iterable[Sequence[Any]]) -> bytes:
             label = f"parts[{number}]"
             given, kept = _checked(label, part)
             weight += float(kept[2].sum(dtype=np.float64))
-            for measured, array in zip(moments, given, strict=False):
-                measured.add(array)
             for column, array in zip(columns, [*kept, np.stack([*map(checksums, kept)], axis=1)], strict=True):
                 column.append(f"{label}.{column.name}", array)
+            for measured, array in zip(moments, given, strict=False):
+                measured.add(array)
         if not weight:
             raise ValueError("parts: expected rows, some of positive weight, got none")
         for measured in moments:

@@ -2,6 +2,7 @@
 
 import datetime
 import re
+import sys
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,7 @@ def times_of(values: Any) -> Any:
     """
     if hasattr(values, "values") and hasattr(values, "times"):
         return values.times
-    index = getattr(values, "index", None)
+    index: Any = getattr(values, "index", None)
     levels = [index]
     if getattr(index, "nlevels", 1) > 1:
         levels = [index.get_level_values(level) for level in range(index.nlevels)]
@@ -150,7 +151,5 @@ def _dates(index: Any) -> Any:
     items = index.tolist()
     if not all(isinstance(item, datetime.date) or _BEGINS_AS_DATE.match(str(item)) for item in items):
         return None
-    import pandas
-
-    found = pandas.to_datetime(items, format="ISO8601", utc=True, errors="coerce")
+    found = sys.modules["pandas"].to_datetime(items, format="ISO8601", utc=True, errors="coerce")
     return None if found.isna().any() else found

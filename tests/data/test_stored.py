@@ -72,6 +72,7 @@ def test_as_many_rows_as_one_likes_and_images(tmp_path):
         ([(np.ones((1, 1)), np.ones(1), -np.ones(1))], "parts[0].weights: expected none negative, got -1"),
         ([(np.ones((1, 1)), np.ones(1), np.ones((1, 1)))], "parts[0].weights: expected one per row, (1,), got"),
         ([(np.ones((1, 1)), np.ones(1)), (np.ones((1, 2)), np.ones(1))], "parts[1].inputs: expected rows of float32"),
+        ([(np.ones((1, 3)), np.ones(1)), (np.ones((1, 2)), np.ones(1))], "parts[1].inputs: expected rows of f"),
         ([(np.ones((1, 1)), np.ones(1)), (np.ones((1, 1)), np.ones(1, int))], "parts[1].targets: expected rows of "),
     ],
 )  # fmt: skip
@@ -205,6 +206,14 @@ def test_a_file_cut_off_while_it_is_open_is_an_error_and_not_the_end_of_the_proc
         file.truncate(130)
     with pytest.raises(ValueError, match=r"targets.npy: expected int32\[50\] as when it was opened, got a shorter"):
         examples.take(batching.Order(np.arange(50), np.ones(50, bool)))
+    with pytest.raises(ValueError, match=r"targets.npy: expected int32\[50\] as when it was opened, got a shorter"):
+        examples.load()
+    with (examples.folder / "checksums.npy").open("r+b") as file:
+        file.truncate(130)
+    with pytest.raises(
+        ValueError, match=r"checksums.npy: expected uint64\[50,3\] as when it was opened, got a shorter"
+    ):
+        examples.verify(["inputs"])
 
 
 def test_checksums_are_the_sums_that_they_are_said_to_be():
