@@ -188,3 +188,13 @@ def test_programs_of_runs_that_are_gone_take_no_memory():
     for width in range(3, 7):
         use(width)
     assert mapped() - before < 4 * 4, "no more than some that serve all, where each run has three programs"
+
+
+def test_a_model_dies_with_the_step_that_was_made_of_it():
+    model, optimizer = nnfx.models.mlp((2,), activation=lambda x: own(x)), optax.adam(0.01)
+    step = nnfx.make_step(model, LOSS, optimizer)
+    jax.jit(step)(nnfx.init_state(KEY, model, optimizer, BATCH.inputs), BATCH)
+    apply = weakref.ref(model.apply)
+    del model, step
+    gc.collect()
+    assert apply() is None

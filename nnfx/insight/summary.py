@@ -168,7 +168,7 @@ def summarize(model: Model, inputs: Any, optimizer: optax.GradientTransformation
         inputs=jax.tree.map(lambda leaf: leaf.shape, inputs),
         parameters=sum(leaf.size for leaf in params),
         parameter_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in params),
-        forward=_cost(jax.jit(model.apply), variables, inputs),
+        forward=_cost(jax.jit(lambda variables, inputs: model.apply(variables, inputs)), variables, inputs),
         step=_cost(jax.jit(step, donate_argnums=0), state, Batch(inputs, ones, ones)),
     )
 

@@ -51,13 +51,15 @@ def update(
         >>> [round(jax.grad(change)(0.1, gradient).item(), 3) for gradient in (2.0, 0.0)]
         [-1.0, -0.0]
     """
-    transform = optax.with_extra_args_support(optimizer)
+    parts: list[Any] = [optax.with_extra_args_support(optimizer), value_fn]
 
     def plain(gradient: Params, opt_state: Any, params: Params, value: Array) -> tuple[Params, Any]:
+        transform, value_fn = parts
         return transform.update(gradient, opt_state, params, value=value, grad=gradient, value_fn=value_fn)
 
     # Numbers that the optimizer holds are differentiated too, and a rule of one's own sees arguments alone.
     converted, held = jax.closure_convert(plain, gradient, opt_state, params, value)
+    parts.clear()  # JAX keeps the function for good, and with it would keep the model
 
     @jax.custom_jvp
     def updated(gradient: Params, opt_state: Any, others: Any) -> tuple[Params, Any]:

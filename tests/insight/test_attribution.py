@@ -114,7 +114,13 @@ def test_saliency_needs_no_linen_modules():
         (lambda: features.saliency(MODEL, VARIABLES, IMAGES, -1), ValueError, "classes: expected from 0 to 2, got -1"),
         (lambda: features.saliency(MODEL, VARIABLES, IMAGES.astype(int)), TypeError, "inputs: expected a floating"),
         (lambda: features.saliency(LINEAR, linear(), jnp.ones(5)), ValueError, r"inputs: .*float32\[5\]"),
-        (lambda: features.saliency(LINEAR, linear(), jnp.ones((2, 4, 5))), ValueError, r"outputs \(batch, classes\)"),
+        (
+            lambda: features.saliency(
+                LINEAR._replace(apply=lambda variables, x, **options: x), linear(), jnp.ones((2, 4, 5))
+            ),
+            ValueError,
+            r"outputs \(batch, classes\)",
+        ),
     ],
 )
 def test_errors_name_the_argument(call, kind, message):

@@ -128,15 +128,19 @@ def test_derivatives_are_those_of_the_closed_form():
 
 
 def test_at_the_kink_of_the_absolute_error_the_place_beside_decides(monkeypatch):
+    def absolute_error(outputs, targets):  # with the slope of one side at its kink, where the library's has none
+        error = outputs[:, 0] - targets.astype(outputs.dtype)
+        return jnp.where(error >= 0, error, -error)
+
     exact = BATCH._replace(targets=PERCEPTRON.apply(START, X)[:, 0])
     with jax.enable_x64(True):
         start = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), START)
         exact = exact._replace(targets=PERCEPTRON.apply(start, jnp.asarray(X, float))[:, 0])
-    found = audit.gradient(PERCEPTRON, losses.mean_absolute_error, START, exact, KEY)
+    found = audit.gradient(PERCEPTRON, absolute_error, START, exact, KEY)
     assert {leaf.verdict for leaf in found.leaves.values()} == {"right"}
     assert found.leaves["kernel"].kinks == 4
     monkeypatch.setattr(audit, "BESIDE", 0.0)
-    found = audit.gradient(PERCEPTRON, losses.mean_absolute_error, START, exact, KEY)
+    found = audit.gradient(PERCEPTRON, absolute_error, START, exact, KEY)
     assert {leaf.verdict for leaf in found.leaves.values()} == {"undecided"}
     assert not found.passed
 
