@@ -220,7 +220,7 @@ class Streaming:
             valid = jax.tree.map(jnp.asarray, streaming.in_floats(valid))
         none, one = (jnp.asarray(number, float) for number in (0, 1))
         shape = examples.inputs.shape[1:]
-        return Data(first, valid, Preprocess(None, none, one, (), shape, keep_integers=False))
+        return Data(first, valid, Preprocess(None, none, one, (), shape))
 
     def _reader(self, key: Array, examples: Stored) -> Any:
         """Return what reads this process's share of each batch."""
