@@ -12,7 +12,7 @@ import numpy as np
 
 from nnfx import checks
 from nnfx.arrays import as_numpy, column_names, is_exact, to_device
-from nnfx.types import Array
+from nnfx.types import Array, Sequences
 
 __all__ = ["Preprocess", "each"]
 
@@ -95,10 +95,14 @@ class Preprocess:
             inputs: an array, a list, a tensor, or a frame whose columns are put in the order of `features`.
 
         Raises:
-            TypeError: for inputs that are not of real numbers.
+            TypeError: for inputs that are not of real numbers, and for `Sequences`, which are prepared already.
             ValueError: for another number of features, columns of other names, or concrete values that are infinite,
                 missing where nothing is filled, or no integers where integers are kept.
         """
+        if isinstance(inputs, Sequences):
+            raise TypeError(
+                "inputs: expected raw features as one array or frame, got Sequences; run.apply takes those, prepared"
+            )
         x = _looked_up(inputs, self.features)
         if not _stays(x):
             x = as_numpy("inputs", x, masked_as_nan=True)

@@ -259,3 +259,10 @@ def test_tokens_reach_an_embedding_by_every_way(key, tmp_path):
     np.testing.assert_array_equal(long.predict(TOKENS), expected)
     by_hand = nnfx.data.Data(whole.train, None, Preprocess(None, jnp.zeros(()), jnp.ones(()), (), (6,)))
     np.testing.assert_array_equal(train(key, by_hand, learning_rate=0.1).predict(TOKENS), expected)
+
+
+def test_sequences_of_unequal_length_are_said_to_be_prepared():
+    data = nnfx.data.prepare(RNG.normal(size=(40, 5, 1)), Y)
+    sequences = nnfx.models.Sequences(jnp.zeros((2, 5, 1)), jnp.array([5, 2]))
+    with pytest.raises(TypeError, match=r"inputs: expected raw features .*, got Sequences; run\.apply takes those"):
+        data.preprocess(sequences)
