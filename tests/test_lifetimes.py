@@ -40,7 +40,7 @@ def own(x):
 
 
 def made(model=None, loss=LOSS, epochs=1, **options):
-    model = model or nnfx.models.mlp((3,), activation=lambda x: own(x))
+    model = model or nnfx.models.perceptron(activation=lambda x: own(x))
     return nnfx.fit(model, lambda outputs, targets: loss(outputs, targets), optax.sgd, epochs=epochs, **options)
 
 

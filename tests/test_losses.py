@@ -109,22 +109,26 @@ def test_contracts_of_a_loss(name):
     loss, outputs, targets = PER_EXAMPLE[name]
     targets = jnp.asarray(targets) if targets.dtype.kind == "i" else f32(targets)
     for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
-        values = loss(jnp.asarray(outputs, dtype), targets)
+        values = jax.eval_shape(loss, jax.ShapeDtypeStruct(outputs.shape, dtype), targets)
         assert values.shape == (7,)
         assert values.dtype == dtype
     single = f32(outputs)
     np.testing.assert_allclose(jax.jit(loss)(single, targets), loss(single, targets), rtol=1e-6)
-    mapped = jax.vmap(lambda o, t: loss(o[None], t[None])[0])(single, targets)
+    mapped = jax.jit(jax.vmap(lambda o, t: loss(o[None], t[None])[0]))(single, targets)
     np.testing.assert_allclose(mapped, loss(single, targets), rtol=1e-6)
     if outputs.ndim == 1:
         np.testing.assert_array_equal(loss(single[:, None], targets), loss(single, targets))
     with jax.enable_x64(True):
 
-        def total(o):
-            return loss(o, jnp.asarray(targets)).sum()
+        @jax.jit
+        def total_and_gradient(o):
+            return jax.value_and_grad(lambda o: loss(o, jnp.asarray(targets)).sum())(o)
 
-        x = jnp.asarray(outputs)
-        gradient = np.asarray(jax.grad(total)(x)).ravel()
+        def total(o):
+            return np.asarray(total_and_gradient(o)[0])
+
+        x = outputs
+        gradient = np.asarray(total_and_gradient(x)[1]).ravel()
         for i in range(x.size):
             h = np.zeros(x.size)
             h[i] = 1e-6

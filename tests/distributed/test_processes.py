@@ -50,10 +50,12 @@ def cache(tmp_path_factory):
 
 def start(cache, cluster, *command, devices=2):
     """Start a Python process with some CPU devices, as a cluster does."""
-    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS" and "proxy" not in name.lower()}
+    kept = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in flag]
     environment = {
         **kept,
         **cluster,
+        "XLA_FLAGS": " ".join(flags),
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_COMPILATION_CACHE_DIR": str(cache),

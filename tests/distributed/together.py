@@ -68,7 +68,8 @@ def main(folder, seconds=0.0):
         "devices": jax.device_count(),
         "outputs": numbers(run.predict([[0, 1, 2]])),
     }
-    found |= {"shares": numbers(steps_on_shares().params), "seeds": numbers(seeds_spread_over_devices())}
+    if jax.process_count() > 1:
+        found |= {"shares": numbers(steps_on_shares().params), "seeds": numbers(seeds_spread_over_devices())}
     print(json.dumps(found))
 
 

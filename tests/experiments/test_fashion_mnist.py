@@ -78,6 +78,7 @@ def test_digits_are_not_mirrored(data, is_mirrored):
     assert (nnfx.augment.flip in varied) == is_mirrored
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fashion_mnist_files")
 def test_the_images_themselves(tmp_path):
     summary = fashion_mnist.main(dataclasses.replace(QUICK, out=tmp_path, rows=512))

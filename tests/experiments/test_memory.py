@@ -15,7 +15,7 @@ TINY = {name: task._replace(epochs=2) for name, task in memory.TASKS.items()}
 
 def test_the_experiment_writes_what_it_says(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(memory, "TASKS", TINY)
-    monkeypatch.setattr(memory, "COLOURS", {kind: memory.COLOURS[kind] for kind in ("RNN", "GRU")})
+    monkeypatch.setattr(memory, "COLOURS", {"GRU": memory.COLOURS["GRU"]})
     monkeypatch.setattr(memory, "STEPS_PER_EPOCH", 3)
     config = memory.Config(out=tmp_path, tasks=("copy",), gaps=(6,), seeds=2, batch_size=4)
     summary = memory.main(config)
@@ -23,7 +23,7 @@ def test_the_experiment_writes_what_it_says(tmp_path, capsys, monkeypatch):
     assert {"gaps", "seeds", "scores", "solved", "gradient_that_is_left", "seed", "wall_s"} <= set(written)
     assert list(written["scores"]) == ["copy"]
     for name, by_kind in summary["scores"].items():
-        assert list(by_kind) == ["RNN", "GRU"]
+        assert list(by_kind) == ["GRU"]
         for kind, scores in by_kind.items():
             assert scores[0].shape == (2,)
             assert np.isfinite(scores[0]).all()
