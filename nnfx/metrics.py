@@ -132,7 +132,12 @@ def roc_auc(scores: Array, labels: Array) -> Array:
             f" got {checks.describe(scores)}"
         )
     checks.binary_labels("labels", labels)
-    scores = scores.reshape(-1)
+    return _area(scores.reshape(-1), labels)
+
+
+@jax.jit
+def _area(scores: Array, labels: Array) -> Array:
+    """Count the negatives below each positive, by ranks; compiled whole, since each operation alone costs as much."""
     is_negative = labels == 0
     ordered = jnp.sort(scores)
     negatives_up_to = jnp.concatenate(
