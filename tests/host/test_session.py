@@ -88,15 +88,23 @@ def cut():
     raise CutError
 
 
-@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_a_run_on_eight_devices_goes_on_with_fewer(data, plain, key, tmp_path, devices):
+@pytest.mark.parametrize(
+    ("model", "devices"),
+    [
+        (nnfx.models.perceptron(), 2),
+        pytest.param(None, 2, marks=pytest.mark.slow),
+        pytest.param(None, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_on_eight_devices_goes_on_with_fewer(data, key, tmp_path, model, devices):
     def on(count):
-        return fit(parallel=functools.partial(nnfx.data_parallel, devices=jax.devices()[:count]))
+        return fit(model, parallel=functools.partial(nnfx.data_parallel, devices=jax.devices()[:count]))
 
     with pytest.raises(CutError):
         quiet(on(8), tmp_path, save_every_epochs=2, evaluate=at_epoch(5, cut))(key, data, **HYPER)
     assert checkpoints(tmp_path)[-1] == 4
     run = quiet(on(devices), tmp_path, evaluate=at_epoch(-1, cut))(key, data, **HYPER)
+    plain = fit(model)(key, data, **HYPER)
     assert int(run.epochs) == int(plain.epochs)
     for name, values in plain.history.items():
         np.testing.assert_allclose(run.history[name], values, rtol=1e-4)
