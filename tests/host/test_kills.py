@@ -6,6 +6,7 @@
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,28 +71,37 @@ def whole(cache):
     return finish(start(cache))
 
 
-def test_a_run_that_is_killed_three_times_ends_with_the_same_bits(cache, whole, tmp_path):
-    for seconds, while_saving in ((1.5, True), (0.3, True), (0.9, False)):
-        kill(start(cache, tmp_path), tmp_path, seconds, while_saving)
-        for path in (tmp_path / "checkpoints").glob("epoch-*"):
-            checkpoint.read(path)  # what has a checkpoint's name is whole
-    assert finish(start(cache, tmp_path)) == whole
-    assert not is_saving(tmp_path)
+def saved(folder):
+    return sorted(path.name for path in (folder / "checkpoints").glob("*epoch-*"))
 
 
-def test_a_file_that_may_not_grow_ends_a_run_with_its_checkpoints_whole(cache, whole, tmp_path):
-    def saved():
-        return sorted(path.name for path in (tmp_path / "checkpoints").glob("*epoch-*"))
-
-    process = start(cache, tmp_path)
-    while process.poll() is None and len(saved()) < 2:
+@pytest.fixture(scope="module")
+def killed(cache, whole, tmp_path_factory):
+    """The folder of a run that was killed while saving, to be copied."""
+    folder = tmp_path_factory.mktemp("killed") / "run"
+    process = start(cache, folder)
+    while process.poll() is None and len(saved(folder)) < 2:
         time.sleep(0.005)
-    process.kill()
-    process.communicate()
-    before = [name for name in saved() if name.startswith("epoch")]
+    kill(process, folder, 0, while_saving=True)
+    return folder
+
+
+def test_a_run_that_is_killed_three_times_ends_with_the_same_bits(cache, whole, killed, tmp_path):
+    folder = shutil.copytree(killed, tmp_path / "run")
+    for seconds, while_saving in ((0.3, True), (0.9, False)):
+        kill(start(cache, folder), folder, seconds, while_saving)
+        for path in (folder / "checkpoints").glob("epoch-*"):
+            checkpoint.read(path)  # what has a checkpoint's name is whole
+    assert finish(start(cache, folder)) == whole
+    assert not is_saving(folder)
+
+
+def test_a_file_that_may_not_grow_ends_a_run_with_its_checkpoints_whole(cache, whole, killed, tmp_path):
+    folder = shutil.copytree(killed, tmp_path / "run")
+    before = [name for name in saved(folder) if name.startswith("epoch")]
     assert before
 
-    process = start(cache, tmp_path)
+    process = start(cache, folder)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2000, 2000))
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
@@ -99,10 +109,10 @@ def test_a_file_that_may_not_grow_ends_a_run_with_its_checkpoints_whole(cache, w
     assert "OSError: " in last
     assert "expected a checkpoint to be written, got" in last
     assert "expected a checkpoint to be written, got" in note
-    assert saved() == before
+    assert saved(folder) == before
     for name in before:
-        checkpoint.read(tmp_path / "checkpoints" / name)
-    assert finish(start(cache, tmp_path)) == whole
+        checkpoint.read(folder / "checkpoints" / name)
+    assert finish(start(cache, folder)) == whole
 
 
 @pytest.mark.slow

@@ -88,15 +88,23 @@ def cut():
     raise CutError
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_a_run_on_eight_devices_goes_on_with_fewer(data, plain, key, tmp_path, devices):
+@pytest.mark.parametrize(
+    ("model", "devices"),
+    [
+        (nnfx.models.perceptron(), 2),
+        pytest.param(None, 2, marks=pytest.mark.slow),
+        pytest.param(None, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_on_eight_devices_goes_on_with_fewer(data, key, tmp_path, model, devices):
     def on(count):
-        return fit(parallel=functools.partial(nnfx.data_parallel, devices=jax.devices()[:count]))
+        return fit(model, parallel=functools.partial(nnfx.data_parallel, devices=jax.devices()[:count]))
 
     with pytest.raises(CutError):
         quiet(on(8), tmp_path, save_every_epochs=2, evaluate=at_epoch(5, cut))(key, data, **HYPER)
     assert checkpoints(tmp_path)[-1] == 4
     run = quiet(on(devices), tmp_path, evaluate=at_epoch(-1, cut))(key, data, **HYPER)
+    plain = fit(model)(key, data, **HYPER)
     assert int(run.epochs) == int(plain.epochs)
     for name, values in plain.history.items():
         np.testing.assert_allclose(run.history[name], values, rtol=1e-4)
@@ -276,14 +284,21 @@ def test_under_another_release_another_run_is_refused_all_the_same(data, key, be
     assert sorted(begun.rglob("*")) == before
 
 
+@pytest.fixture(scope="module")
+def longer(data):
+    """The run that was begun, of two epochs, and what it ends with."""
+    train = everything(epochs=2)
+    return train, bits(train(jax.random.key(0), data, learning_rate=0.01))
+
+
 @pytest.mark.parametrize("package", ["jax", "flax", "optax", "nnfx"])
-def test_under_another_release_the_same_run_goes_on(data, key, begun, tmp_path, monkeypatch, package):
+def test_under_another_release_the_same_run_goes_on(data, key, begun, longer, tmp_path, monkeypatch, package):
     shutil.copytree(begun, tmp_path / "copy")
     pretend(monkeypatch, **{package: "99.0"})
-    longer = everything(epochs=2)
+    train, expected = longer
     with pytest.warns(UserWarning, match=f"made with {package} .*, now 99.0"):
-        run = quiet(longer, tmp_path / "copy")(key, data, learning_rate=0.01)
-    assert bits(run) == bits(longer(key, data, learning_rate=0.01))
+        run = quiet(train, tmp_path / "copy")(key, data, learning_rate=0.01)
+    assert bits(run) == expected
 
 
 def starting_from(weights):

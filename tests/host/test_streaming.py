@@ -268,9 +268,10 @@ def wait_for(process, folder, step):
         time.sleep(0.01)
 
 
-def test_killed_in_the_middle_of_epochs_it_sees_every_example_once_an_epoch(tmp_path):
+@pytest.mark.parametrize("steps", [(16,), pytest.param((4, 22), marks=pytest.mark.slow)], ids=str)
+def test_killed_in_the_middle_of_epochs_it_sees_every_example_once_an_epoch(tmp_path, steps):
     nnfx.data.store(tmp_path / "examples", [(np.eye(streamed.ROWS), np.zeros(streamed.ROWS))])
-    for step in (4, 22):  # epochs have twelve
+    for step in steps:  # epochs have twelve
         process = start(tmp_path, tmp_path / "programs", 0.05)
         wait_for(process, tmp_path, step)
         process.kill()

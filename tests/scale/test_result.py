@@ -18,12 +18,16 @@ def data():
 
 @pytest.fixture(scope="module")
 def train():
-    model = nnfx.models.mlp((8,), activation="tanh")
-    return nnfx.fit(model, nnfx.losses.binary_cross_entropy, optax.sgd, epochs=5, batch_size=100)
+    return nnfx.fit(nnfx.models.perceptron(), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=5)
+
+
+def swept(train, data, rates):
+    """Two seeds by three rates: tables of one shape share a program."""
+    return nnfx.sweeps.sweep(train, data, key=KEY, seeds=2, learning_rate=rates, devices=jax.devices()[:1])
 
 
 def test_the_table_sorts_prints_and_saves(train, data, tmp_path):
-    result = nnfx.sweeps.sweep(train, data, key=KEY, seeds=2, learning_rate=[1e-4, 0.1, 1e30])
+    result = swept(train, data, [1e-4, 0.1, 1e30])
     losses = [row["valid_loss"] for row in result.rows]
     finite = [loss for loss in losses if np.isfinite(loss)]
     assert losses[: len(finite)] == sorted(finite)
@@ -41,7 +45,7 @@ def test_the_table_sorts_prints_and_saves(train, data, tmp_path):
 
 
 def test_an_ensemble_predicts_what_its_members_do(train, data):
-    result = nnfx.sweeps.sweep(train, data, key=KEY, seeds=3, learning_rate=[0.1, 0.3])
+    result = swept(train, data, [0.1, 0.3, 0.5])
     ensemble = result.ensemble(4)
     raw = np.array([[7.0, 30.0], [80.0, 20.0]])
     predictions = ensemble.predict(raw)
@@ -52,9 +56,9 @@ def test_an_ensemble_predicts_what_its_members_do(train, data):
 
 
 def test_wrong_counts_and_columns_raise_a_clear_error(train, data):
-    result = nnfx.sweeps.sweep(train, data, key=KEY, seeds=2, learning_rate=1)
-    with pytest.raises(ValueError, match="count: expected at most the 2 members, got 3"):
-        result.ensemble(3)
+    result = swept(train, data, [1, 2, 3])
+    with pytest.raises(ValueError, match="count: expected at most the 6 members, got 7"):
+        result.ensemble(7)
     with pytest.raises(ValueError, match="column: .*'valid_loss'"):
         result.sort("valid_los")
 
@@ -125,10 +129,10 @@ def test_points_of_which_more_runs_failed_rank_behind(train):
 
 
 def test_a_sweep_that_has_diverged_altogether_says_so(train, data):
-    result = nnfx.sweeps.sweep(train, data, key=KEY, seeds=2, learning_rate=[1e38, 3e38])
+    result = swept(train, data, [1e38, 2e38, 3e38])
     assert {row["reason"] for row in result.rows} == {"not finite"}
-    assert [row["failed"] for row in result.by_point().rows] == [2, 2]
-    with pytest.raises(ValueError, match="best: expected a member that ended with finite numbers, got none: all 4"):
+    assert [row["failed"] for row in result.by_point().rows] == [2, 2, 2]
+    with pytest.raises(ValueError, match="best: expected a member that ended with finite numbers, got none: all 6"):
         result.best  # noqa: B018
     with pytest.raises(ValueError, match="count: .*of which there are 0, got 1, among them those of number 0"):
         result.ensemble(1)
@@ -147,6 +151,6 @@ def test_weights_that_are_not_finite_are_a_failure_as_well(data):
 
     whole = nnfx.data.Data(data.train, None, data.preprocess)
     train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.binary_cross_entropy, late, epochs=3)
-    [row] = nnfx.sweeps.sweep(train, whole, key=KEY, learning_rate=1.0).rows
+    [row] = nnfx.sweeps.sweep(train, whole, key=KEY, learning_rate=1.0, devices=jax.devices()[:1]).rows
     assert np.isfinite(row["train_loss"])
     assert row["reason"] == "not finite"

@@ -17,9 +17,7 @@ def data():
 
 
 def make(**options):
-    return nnfx.fit(
-        nnfx.models.mlp((64,)), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=8, batch_size=100, **options
-    )
+    return nnfx.fit(nnfx.models.perceptron(), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=8, **options)
 
 
 class Asked(slices.Program):
@@ -91,10 +89,14 @@ def whole_and_sliced(asked, run):
     return whole, sliced
 
 
-@pytest.mark.parametrize("devices", [jax.devices()[:1], jax.devices()[:2]], ids=len)
+@pytest.mark.parametrize(
+    "devices", [pytest.param(jax.devices()[:1], marks=pytest.mark.slow), jax.devices()[:2]], ids=len
+)
 def test_a_sweep_in_slices_has_the_members_of_the_whole(data, devices, asked):
     train = make(stop=nnfx.stopping.small_change)
-    given = {"key": KEY, "seeds": 3, "learning_rate": RATES, "tolerance": 0.01, "devices": devices}
+    given = {
+        "key": KEY, "seeds": 3, "learning_rate": RATES, "tolerance": 0.01, "epochs_per_chunk": 4, "devices": devices
+    }  # fmt: skip
     whole, sliced = whole_and_sliced(asked, lambda memory: sweep(train, data, memory=memory, **given))
     for name, values in whole.histories.items():
         np.testing.assert_allclose(sliced.histories[name], values, rtol=1e-4)
@@ -103,7 +105,7 @@ def test_a_sweep_in_slices_has_the_members_of_the_whole(data, devices, asked):
 
 def test_halving_in_slices_ranks_over_all_of_them(data, asked):
     train = make()
-    given = {"key": KEY, "rungs": (2, 4), "seeds": 2, "learning_rate": RATES, "devices": jax.devices()[:1]}
+    given = {"key": KEY, "rungs": (4,), "seeds": 2, "learning_rate": RATES, "devices": jax.devices()[:1]}
     whole, sliced = whole_and_sliced(asked, lambda memory: successive_halving(train, data, memory=memory, **given))
     assert {r["member"]: r["epochs"] for r in whole.rows} == {r["member"]: r["epochs"] for r in sliced.rows}
 
@@ -115,7 +117,8 @@ def test_free_memory_is_what_the_machine_has():
 
 
 def test_wrong_input(data):
+    train, given = make(), {"key": KEY, "learning_rate": RATES[:2], "devices": jax.devices()[:1]}
     with pytest.raises(MemoryError, match=r"memory: expected at least \d+ bytes a device for one member, got 10"):
-        sweep(make(), data, key=KEY, learning_rate=RATES, memory=10)
+        sweep(train, data, **given, memory=10)
     with pytest.raises(ValueError, match="memory: expected a positive integer, got 0"):
-        sweep(make(), data, key=KEY, learning_rate=RATES, memory=0)
+        sweep(train, data, **given, memory=0)

@@ -22,7 +22,7 @@ def data():
 
 def fit(**options):
     return nnfx.fit(
-        nnfx.models.mlp((4,)), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=5, batch_size=10, **options
+        nnfx.models.perceptron(), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=5, batch_size=10, **options
     )
 
 

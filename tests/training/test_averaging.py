@@ -69,14 +69,23 @@ def test_skipped_steps_are_not_averaged(data):
 
 def fit(**options):
     return nnfx.fit(
-        nnfx.models.mlp((8,)), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=6, batch_size=50, **options
+        nnfx.models.perceptron(), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=6, batch_size=50, **options
     )
 
 
-def test_a_run_is_evaluated_with_the_average_and_keeps_it_as_the_best(data):
-    run = fit(average=averaging.exponential)(jax.random.key(0), data, learning_rate=0.5, ema_decay=0.9)
-    plain = fit()(jax.random.key(0), data, learning_rate=0.5)
-    np.testing.assert_array_equal(run.state.params["output"]["kernel"], plain.state.params["output"]["kernel"])
+@pytest.fixture(scope="module")
+def averaged():
+    return fit(average=averaging.exponential)
+
+
+@pytest.fixture(scope="module")
+def plain(data):
+    return fit()(jax.random.key(0), data, learning_rate=0.5)
+
+
+def test_a_run_is_evaluated_with_the_average_and_keeps_it_as_the_best(data, averaged, plain):
+    run = averaged(jax.random.key(0), data, learning_rate=0.5, ema_decay=0.9)
+    np.testing.assert_array_equal(run.state.params["kernel"], plain.state.params["kernel"])
     np.testing.assert_array_equal(run.history["train_loss"], plain.history["train_loss"])
     best = int(run.best.epoch)
     np.testing.assert_allclose(run.evaluate(data.valid)["loss"], run.history["valid_loss"][best - 1], rtol=1e-5)
@@ -85,37 +94,33 @@ def test_a_run_is_evaluated_with_the_average_and_keeps_it_as_the_best(data):
     assert abs(run.evaluate(data.valid, run.state.variables)["loss"] - last) > 1e-5
 
 
-def test_a_decay_of_zero_is_no_average(data):
-    run = fit(average=averaging.exponential)(jax.random.key(0), data, learning_rate=0.5, ema_decay=0.0)
-    np.testing.assert_array_equal(
-        run.history["valid_loss"], fit()(jax.random.key(0), data, learning_rate=0.5).history["valid_loss"]
-    )
+def test_a_decay_of_zero_is_no_average(data, averaged, plain):
+    run = averaged(jax.random.key(0), data, learning_rate=0.5, ema_decay=0.0)
+    np.testing.assert_array_equal(run.history["valid_loss"], plain.history["valid_loss"])
 
 
 def test_without_held_out_data_the_average_is_what_predicts(data):
     whole = nnfx.data.Data(data.train, None, data.preprocess)
     run = fit(average=averaging.uniform)(jax.random.key(0), whole, learning_rate=0.5)
-    np.testing.assert_array_equal(
-        run.best.params["output"]["kernel"], run.state.evaluated["params"]["output"]["kernel"]
-    )
-    assert (run.state.params["output"]["kernel"] != run.best.params["output"]["kernel"]).any()
+    np.testing.assert_array_equal(run.best.params["kernel"], run.state.evaluated["params"]["kernel"])
+    assert (run.state.params["kernel"] != run.best.params["kernel"]).any()
 
 
-def test_decays_are_swept_in_one_program(data):
-    train = fit(average=averaging.exponential)
-    result = nnfx.sweeps.sweep(train, data, key=jax.random.key(3), learning_rate=0.5, ema_decay=[0.0, 0.5, 0.9])
+def test_decays_are_swept_in_one_program(data, averaged):
+    given = {"key": jax.random.key(3), "learning_rate": 0.5, "devices": jax.devices()[:1]}
+    result = nnfx.sweeps.sweep(averaged, data, **given, ema_decay=[0.0, 0.5, 0.9])
     for row in result.rows:
-        run = train(jax.random.fold_in(jax.random.key(3), 0), data, learning_rate=0.5, ema_decay=row["ema_decay"])
+        run = averaged(jax.random.fold_in(jax.random.key(3), 0), data, learning_rate=0.5, ema_decay=row["ema_decay"])
         np.testing.assert_allclose(
             result.histories["valid_loss"][row["member"]], run.history["valid_loss"], rtol=1e-5, atol=1e-6
         )
 
 
-def test_wrong_input(data):
+def test_wrong_input(data, averaged):
     with pytest.raises(ValueError, match="ema_decay: expected a finite number at least 0 and at most 1, got 1.5"):
         averaging.exponential(1, 1.5)
     with pytest.raises(ValueError, match="ema_decay: .*at most 1, got 2"):
-        fit(average=averaging.exponential)(jax.random.key(0), data, learning_rate=0.5, ema_decay=2.0)
+        averaged(jax.random.key(0), data, learning_rate=0.5, ema_decay=2.0)
     with pytest.raises(TypeError, match="average: expected a function such as nnfx.averaging.exponential, got 0.9"):
         fit(average=0.9)
     model, optimizer = nnfx.models.perceptron(), optax.sgd(0.1)

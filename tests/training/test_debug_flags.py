@@ -46,8 +46,9 @@ def test_a_run_without_held_out_data(key):
 
 def test_a_sweep_whose_members_stop_apart(key):
     result = nnfx.sweeps.sweep(
-        PATIENT, held_out(), key=key, epochs_per_chunk=4, learning_rate=[1e-3, 0.1], patience=2, min_improvement=0.01
-    )
+        PATIENT, held_out(), key=key, epochs_per_chunk=4, learning_rate=[1e-3, 0.1], patience=2, min_improvement=0.01,
+        devices=jax.devices()[:1],
+    )  # fmt: skip
     for row in result.rows:
         history = result.histories["valid_loss"][row["member"]]
         assert np.isfinite(history[: row["epochs"]]).all()

@@ -18,10 +18,11 @@ def data():
     return nnfx.data.titanic("fare", "age", key=jax.random.key(9), valid_fraction=0.25)
 
 
-def make(epochs, stop):
+def make(epochs, stop, batch_size=None):
     return nnfx.fit(
-        nnfx.models.mlp((4,)), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=epochs, batch_size=100, stop=stop
-    )
+        nnfx.models.perceptron(), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=epochs, batch_size=batch_size,
+        stop=stop,
+    )  # fmt: skip
 
 
 def test_a_run_ends_within_its_budget_of_time(data, key):
@@ -36,8 +37,8 @@ def test_a_run_ends_within_its_budget_of_time(data, key):
 
 
 def test_timed_or_not_the_same_bits(data, key):
-    timed = make(250, (stopping.patience, stopping.time_budget))
-    plain = make(250, stopping.patience)
+    timed = make(250, (stopping.patience, stopping.time_budget), batch_size=100)
+    plain = make(250, stopping.patience, batch_size=100)
     numbers = {"learning_rate": 0.5, "patience": 20}
     first, second = timed(key, data, max_seconds=1e6, **numbers), plain(key, data, **numbers)
     assert first.reason == second.reason == "patience"

@@ -80,7 +80,7 @@ def test_devices_without_any_weight_add_nothing(key, strategy):
     state = nnfx.init_state(key, MODEL, SGD, X)
     step = nnfx.make_step(MODEL, MSE, SGD)
     split = jax.jit(nnfx.data_parallel(step, strategy=strategy, devices=jax.devices()[:4]))
-    (found, measured), (expected, of_one) = split(state, batch(np.nan)), step(state, batch())
+    (found, measured), (expected, of_one) = split(state, batch(np.nan)), jax.jit(step)(state, batch())
     close((found.params, measured), (expected.params, of_one))
 
 
@@ -137,6 +137,10 @@ GRU = nnfx.models.gru(3, (4,), returns="all")
 CCE = nnfx.losses.categorical_cross_entropy
 
 
+gru = jax.jit(GRU.apply)
+evaluate_gru = jax.jit(lambda variables, data: nnfx.evaluate(GRU, {"loss": CCE}, variables, data))
+
+
 def sequences(fill):
     values = np.where(STEPS[..., None], SEQUENCES, fill).astype(np.float32)
     return Sequences(jnp.asarray(values), jnp.asarray(LENGTHS, jnp.int32))
@@ -149,14 +153,23 @@ def by_hand(logits, labels, weights):
     return np.average(losses, weights=weights)
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
-@pytest.mark.parametrize("told_by", ["lengths", "weights", "both"])
+@pytest.mark.parametrize(
+    ("told_by", "micro_batches"),
+    [
+        ("lengths", 1),
+        ("weights", 1),
+        ("both", 1),
+        pytest.param("lengths", 2, marks=pytest.mark.slow),
+        pytest.param("weights", 2, marks=pytest.mark.slow),
+        ("both", 2),
+    ],
+)
 def test_padding_of_sequences_never_counts(key, told_by, micro_batches):
     state = nnfx.init_state(key, GRU, SGD, sequences(0.0))
     step = jax.jit(nnfx.make_step(GRU, CCE, SGD, {"right": nnfx.metrics.accuracy}, micro_batches=micro_batches))
     of_rows = np.array([1.0, 2.0, 1.0, 0.5], np.float32)
     weights = of_rows if told_by == "lengths" else np.where(STEPS, of_rows[:, None], 0).astype(np.float32)
-    expected = by_hand(GRU.apply(state.variables, sequences(0.0)), LABELS, np.where(STEPS, of_rows[:, None], 0))
+    expected = by_hand(gru(state.variables, sequences(0.0)), LABELS, np.where(STEPS, of_rows[:, None], 0))
     seen = []
     for fill, label in ((0.0, 0), (np.nan, 2)):
         inputs = sequences(fill) if told_by != "weights" else sequences(0.0)
@@ -164,7 +177,7 @@ def test_padding_of_sequences_never_counts(key, told_by, micro_batches):
         of = nnfx.Batch(inputs, labels, jnp.asarray(weights))
         after, measured = step(state, of)
         np.testing.assert_allclose(measured["loss"].value, expected, rtol=1e-6)
-        found = nnfx.evaluate(GRU, {"loss": CCE}, state.variables, of)
+        found = evaluate_gru(state.variables, of)
         np.testing.assert_allclose(found["loss"].value, expected, rtol=1e-6)
         seen.append((after.params, measured))
     close(*seen)
@@ -175,8 +188,8 @@ def test_weights_of_steps_equal_pytorch_s_ignore_index(key):
     state = nnfx.init_state(key, GRU, SGD, jnp.asarray(SEQUENCES))
     is_known = RNG.random((4, TIME)) < 0.6
     of = nnfx.Batch(jnp.asarray(SEQUENCES), jnp.asarray(LABELS, jnp.int32), jnp.asarray(is_known, jnp.float32))
-    _, measured = nnfx.make_step(GRU, CCE, SGD)(state, of)
-    logits = torch.tensor(np.asarray(GRU.apply(state.variables, of.inputs)).reshape(-1, 3))
+    _, measured = jax.jit(nnfx.make_step(GRU, CCE, SGD))(state, of)
+    logits = torch.tensor(np.asarray(gru(state.variables, of.inputs)).reshape(-1, 3))
     labels = torch.tensor(np.where(is_known, LABELS, -100).ravel())
     expected = torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100)
     np.testing.assert_allclose(measured["loss"].value, expected.item(), rtol=1e-6)
@@ -190,7 +203,7 @@ def test_a_run_on_sequences_and_weights_of_steps(key):
         of = nnfx.Batch(sequences(fill), labels, jnp.asarray(STEPS, jnp.float32))
         pre = nnfx.data.Preprocess(jnp.zeros(()), jnp.zeros(()), jnp.ones(()), (), (TIME, 2))
         run = train(key, nnfx.data.Data(of, of, pre), learning_rate=0.1)
-        expected = by_hand(GRU.apply(run.state.variables, sequences(0.0)), LABELS, STEPS)
+        expected = by_hand(gru(run.state.variables, sequences(0.0)), LABELS, STEPS)
         np.testing.assert_allclose(run.final["valid_loss"], expected, rtol=1e-5)
         np.testing.assert_allclose(run.evaluate(of, run.state.variables)["loss"], expected, rtol=1e-5)
         both.append(run.history)
@@ -204,7 +217,7 @@ def test_weights_of_steps_without_outputs_at_every_step(key):
     with pytest.raises(
         ValueError, match=r"model: expected outputs \(batch, time, \.\.\.\) for the weights of each step"
     ):
-        nnfx.make_step(last, CCE, SGD)(state, of)
+        jax.jit(nnfx.make_step(last, CCE, SGD))(state, of)
 
 
 def test_one_row_leaves_the_running_statistics(key):
@@ -218,6 +231,11 @@ def test_one_row_leaves_the_running_statistics(key):
         np.testing.assert_allclose(outputs, norm.apply(variables, x), rtol=1e-6)
 
 
+@pytest.fixture(scope="module")
+def run():
+    return nnfx.fit(MODEL, MSE, optax.sgd, epochs=1)(jax.random.key(0), data_of(batch()), learning_rate=0.1)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -229,8 +247,7 @@ def test_one_row_leaves_the_running_statistics(key):
         ({"targets": Y[:7]}, "data: expected 8 rows"),
     ],
 )
-def test_evaluation_looks_at_values(key, changes, message):
-    run = nnfx.fit(MODEL, MSE, optax.sgd, epochs=1)(key, data_of(batch()), learning_rate=0.1)
+def test_evaluation_looks_at_values(run, changes, message):
     wrong = nnfx.Batch(X, Y, W)._replace(**changes)
     for evaluate in (run.evaluate, lambda data: nnfx.evaluate(MODEL, {"loss": MSE}, run.best.variables, data)):
         with pytest.raises(ValueError, match=message):

@@ -34,7 +34,7 @@ def test_one_step_of_a_perceptron_by_hand(key):
 def test_a_row_of_weight_zero_changes_nothing(key):
     model, optimizer = nnfx.models.mlp((4,)), optax.sgd(0.5)
     state = nnfx.init_state(key, model, optimizer, X)
-    step = nnfx.make_step(model, nnfx.losses.binary_cross_entropy, optimizer)
+    step = jax.jit(nnfx.make_step(model, nnfx.losses.binary_cross_entropy, optimizer))
     full, _ = step(state, batch())
     short, _ = step(state, jax.tree.map(lambda a: a[:5], batch()))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), full.params, short.params)
@@ -53,7 +53,7 @@ def test_the_step_keeps_its_arguments_and_donation_is_the_caller_s(key):
 
 def test_what_a_step_draws_depends_on_the_key_and_the_step_alone(key):
     model, optimizer = nnfx.models.mlp((20,), dropout=0.5), optax.sgd(0.1)
-    step = nnfx.make_step(model, nnfx.losses.binary_cross_entropy, optimizer)
+    step = jax.jit(nnfx.make_step(model, nnfx.losses.binary_cross_entropy, optimizer))
     state = nnfx.init_state(key, model, optimizer, X)
     losses = [float(step(state._replace(step=jnp.int32(t)), batch())[1]["loss"].value) for t in (0, 1, 0)]
     assert losses[0] == losses[2] != losses[1]
@@ -82,7 +82,8 @@ def test_model_state_is_carried(key):
 
     model, optimizer = nnfx.models.from_linen(Net()), optax.sgd(0.1)
     state = nnfx.init_state(key, model, optimizer, X)
-    after, _ = nnfx.make_step(model, nnfx.losses.binary_cross_entropy, optimizer)(state, batch(np.ones(6, np.float32)))
+    step = jax.jit(nnfx.make_step(model, nnfx.losses.binary_cross_entropy, optimizer))
+    after, _ = step(state, batch(np.ones(6, np.float32)))
     np.testing.assert_allclose(after.model_state["batch_stats"]["BatchNorm_0"]["mean"], X.mean(0) / 2, rtol=1e-4)
 
 
@@ -96,9 +97,14 @@ def close(first, second, **tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), first, second)
 
 
-@pytest.mark.parametrize("micro_batches", [2, 3, 6])
-def test_micro_batches_give_the_step_of_the_whole_batch(key, micro_batches):
-    (whole, expected), (parts, measured) = one_step(key), one_step(key, micro_batches=micro_batches)
+@pytest.fixture(scope="module")
+def plain():
+    return one_step(jax.random.key(0))
+
+
+@pytest.mark.parametrize("micro_batches", [2, pytest.param(3, marks=pytest.mark.slow), 6])
+def test_micro_batches_give_the_step_of_the_whole_batch(key, plain, micro_batches):
+    (whole, expected), (parts, measured) = plain, one_step(key, micro_batches=micro_batches)
     close(parts.params, whole.params, rtol=1e-5, atol=1e-6)
     close(measured, expected, rtol=1e-5)
 
@@ -108,28 +114,28 @@ def test_micro_batches_that_do_not_divide_the_batch(key):
         one_step(key, micro_batches=4)
 
 
-def test_rematerialising_changes_nothing_but_memory(key):
-    close(one_step(key, rematerialize=True)[0].params, one_step(key)[0].params, rtol=1e-6)
+def test_rematerialising_changes_nothing_but_memory(key, plain):
+    close(one_step(key, rematerialize=True)[0].params, plain[0].params, rtol=1e-6)
 
 
-def test_bfloat16_computes_in_few_bits_and_keeps_float32_weights(key):
+def test_bfloat16_computes_in_few_bits_and_keeps_float32_weights(key, plain):
     seen = []
 
     def spy(outputs, targets):
         seen.append(outputs.dtype)
         return nnfx.losses.binary_cross_entropy(outputs, targets)
 
-    low, full = one_step(key, loss=spy, compute_dtype=jnp.bfloat16)[0], one_step(key)[0]
+    low, full = one_step(key, loss=spy, compute_dtype=jnp.bfloat16)[0], plain[0]
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((low.params, low.opt_state)))
     assert set(seen) == {jnp.dtype(jnp.float32)}, "the loss is taken in float32"
     close(low.params, full.params, rtol=0.05, atol=0.02)
     assert not np.array_equal(low.params["output"]["kernel"], full.params["output"]["kernel"])
 
 
-def test_the_penalty_adds_its_gradient(key):
+def test_the_penalty_adds_its_gradient(key, plain):
     state = nnfx.init_state(key, nnfx.models.mlp((4,), activation="tanh"), optax.sgd(0.5), X)
     after = one_step(key, penalty=lambda params: 0.05 * optax.tree.norm(params, squared=True))[0]
-    expected = jax.tree.map(lambda p, w: p - 0.5 * 0.1 * w, one_step(key)[0].params, state.params)
+    expected = jax.tree.map(lambda p, w: p - 0.5 * 0.1 * w, plain[0].params, state.params)
     close(after.params, expected, rtol=1e-5, atol=1e-6)
 
 
