@@ -17,7 +17,7 @@ SIZES = {"lookback": LOOKBACK, "horizon": HORIZON}
 MODEL = forecasters.direct(partial(models.mlp, (5,), activation="tanh"), HORIZON, channels=2)
 SGD = partial(nnfx.fit, MODEL, losses.mean_square_error, optax.sgd, epochs=5)
 RATE = {"learning_rate": 0.1}
-FULL = SGD()
+FULL, MINIBATCHES = SGD(), SGD(batch_size=4)
 ZERO = jax.random.key(0)
 
 
@@ -62,14 +62,13 @@ def test_minibatches_are_a_loop_of_fits_to_the_same_rows():
         weights = jnp.concatenate([data.train.weights, jnp.zeros(lacking)])
         return dataclasses.replace(data, train=nnfx.Batch(inputs, targets, weights))
 
-    train = SGD(batch_size=8)
-    np.testing.assert_allclose(refitted(train).forecasts, by_hand(train, padded), rtol=1e-5, atol=1e-5)
+    expected = by_hand(MINIBATCHES, padded)
+    np.testing.assert_allclose(refitted(MINIBATCHES).forecasts, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_latest_windows_alone_are_a_loop_with_minibatches_too():
-    train = SGD(batch_size=4)
-    expected = by_hand(train, lambda past: cut(past[-(10 + LOOKBACK + HORIZON - 1) :]))
-    np.testing.assert_allclose(refitted(train, train_windows=10).forecasts, expected, rtol=1e-5, atol=1e-5)
+    expected = by_hand(MINIBATCHES, lambda past: cut(past[-(10 + LOOKBACK + HORIZON - 1) :]))
+    np.testing.assert_allclose(refitted(MINIBATCHES, train_windows=10).forecasts, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_windows_held_out_stop_the_runs_and_share_no_target_with_the_others():
@@ -130,7 +129,7 @@ def test_a_gradient_goes_through_all_origins():
 
 @pytest.mark.parametrize("options", [{}, {"train_windows": 10}, {"valid_windows": 4}])
 def test_no_forecast_knows_what_comes_after_its_origin(options):
-    train = SGD(batch_size=8)
+    train = MINIBATCHES
     before = refitted(train, **options)
     changed = VALUES.copy()
     changed[ORIGINS[1] :] = 1e4 * np.random.default_rng(1).normal(size=changed[ORIGINS[1] :].shape)
