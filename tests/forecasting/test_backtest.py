@@ -19,7 +19,7 @@ SGD = partial(nnfx.fit, MODEL, losses.mean_square_error, optax.sgd, epochs=5)
 RATE = {"learning_rate": 0.1}
 FULL, MINIBATCHES, STOPPED = SGD(), SGD(batch_size=4), SGD(stop=partial(nnfx.stopping.patience, patience=1), epochs=30)
 TWO_CHANNELS = nnfx.fit(
-    forecasters.direct(models.perceptron, HORIZON, channels=2), losses.mean_square_error, optax.sgd, epochs=5
+    forecasters.direct(partial(models.mlp, (5,)), HORIZON, channels=2), losses.mean_square_error, optax.sgd, epochs=5
 )
 ZERO = jax.random.key(0)
 
