@@ -14,10 +14,13 @@ from nnfx.forecasting import Scaler, as_data, backtest, baselines, forecasters, 
 LOOKBACK, HORIZON, ORIGINS = 4, 2, (20, 23, 30)
 VALUES = np.random.default_rng(0).normal(size=(40, 2)).cumsum(0).astype(np.float32) + 5
 SIZES = {"lookback": LOOKBACK, "horizon": HORIZON}
-MODEL = forecasters.direct(partial(models.mlp, (5,), activation="tanh"), HORIZON, channels=2)
+MODEL = baselines.linear(HORIZON)
 SGD = partial(nnfx.fit, MODEL, losses.mean_square_error, optax.sgd, epochs=5)
 RATE = {"learning_rate": 0.1}
-FULL = SGD()
+FULL, MINIBATCHES, STOPPED = SGD(), SGD(batch_size=4), SGD(stop=partial(nnfx.stopping.patience, patience=1), epochs=30)
+TWO_CHANNELS = nnfx.fit(
+    forecasters.direct(partial(models.mlp, (5,)), HORIZON, channels=2), losses.mean_square_error, optax.sgd, epochs=5
+)
 ZERO = jax.random.key(0)
 
 
@@ -42,6 +45,14 @@ def cut(past):
     return as_data(windows(past, LOOKBACK, HORIZON))
 
 
+def padded(data):
+    """The same data with as many rows at every origin, so that their fits are one program."""
+    lacking = ORIGINS[-1] - LOOKBACK - HORIZON + 1 - len(data.train.weights)
+    inputs, targets = (np.concatenate([a, np.repeat(a[:1], lacking, 0)]) for a in map(np.asarray, data.train[:2]))
+    weights = np.concatenate([data.train.weights, np.zeros(lacking, np.float32)])
+    return dataclasses.replace(data, train=nnfx.Batch(*map(jnp.asarray, (inputs, targets, weights))))
+
+
 def test_full_batches_are_a_loop_of_fits_to_series_cut_off():
     found = refitted()
     np.testing.assert_allclose(found.forecasts, by_hand(FULL, cut), rtol=1e-5, atol=1e-5)
@@ -53,36 +64,23 @@ def test_full_batches_are_a_loop_of_fits_to_series_cut_off():
 
 
 def test_minibatches_are_a_loop_of_fits_to_the_same_rows():
-    rows = ORIGINS[-1] - LOOKBACK - HORIZON + 1
-
-    def padded(past):
-        data = cut(past)
-        lacking = rows - len(data.train.weights)
-        inputs, targets = (jnp.concatenate([a, jnp.repeat(a[:1], lacking, 0)]) for a in data.train[:2])
-        weights = jnp.concatenate([data.train.weights, jnp.zeros(lacking)])
-        return dataclasses.replace(data, train=nnfx.Batch(inputs, targets, weights))
-
-    train = SGD(batch_size=8)
-    np.testing.assert_allclose(refitted(train).forecasts, by_hand(train, padded), rtol=1e-5, atol=1e-5)
+    expected = by_hand(MINIBATCHES, lambda past: padded(cut(past)))
+    np.testing.assert_allclose(refitted(MINIBATCHES).forecasts, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_latest_windows_alone_are_a_loop_with_minibatches_too():
-    train = SGD(batch_size=4)
-    expected = by_hand(train, lambda past: cut(past[-(10 + LOOKBACK + HORIZON - 1) :]))
-    np.testing.assert_allclose(refitted(train, train_windows=10).forecasts, expected, rtol=1e-5, atol=1e-5)
+    expected = by_hand(MINIBATCHES, lambda past: cut(past[-(10 + LOOKBACK + HORIZON - 1) :]))
+    np.testing.assert_allclose(refitted(MINIBATCHES, train_windows=10).forecasts, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_windows_held_out_stop_the_runs_and_share_no_target_with_the_others():
-    train = nnfx.fit(
-        MODEL, losses.mean_square_error, optax.sgd, epochs=30, stop=partial(nnfx.stopping.patience, patience=1)
-    )
-
     def parted(past):
         first = past[: len(past) - 5]  # four windows of two steps each have five targets
-        return as_data(windows(first, LOOKBACK, HORIZON), windows(past[-(LOOKBACK + 5) :], LOOKBACK, HORIZON))
+        held_out = windows(past[-(LOOKBACK + 5) :], LOOKBACK, HORIZON)
+        return padded(as_data(windows(first, LOOKBACK, HORIZON), held_out))
 
-    expected = by_hand(train, parted)
-    np.testing.assert_allclose(refitted(train, valid_windows=4).forecasts, expected, rtol=1e-4, atol=1e-4)
+    expected = by_hand(STOPPED, parted)
+    np.testing.assert_allclose(refitted(STOPPED, valid_windows=4).forecasts, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_members_differ_by_their_keys_and_are_pooled():
@@ -95,7 +93,7 @@ def test_members_differ_by_their_keys_and_are_pooled():
     found = refitted(train, members=3, head=heads.GAUSSIAN)
     assert found.members.shape == (3, 3, 2, 2, 2)
     for member in range(3):
-        expected = by_hand(train, cut, heads.GAUSSIAN, member)
+        expected = by_hand(train, lambda past: padded(cut(past)), heads.GAUSSIAN, member)
         np.testing.assert_allclose(found.members[member], expected, rtol=1e-4, atol=1e-4)
     mean, deviation = np.moveaxis(np.asarray(found.members, float), -1, 0)
     np.testing.assert_allclose(found.forecasts, mean.mean(0), rtol=1e-5)
@@ -103,8 +101,10 @@ def test_members_differ_by_their_keys_and_are_pooled():
     np.testing.assert_allclose(found.outputs[..., 1], mixture, rtol=1e-3)
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 5])
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize(
+    ("devices", "at_once"),
+    [(2, 1), (1, 2), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((1, 1), (1, 5), (2, 2), (2, 5)))],
+)
 def test_origins_side_by_side_or_one_after_the_other_on_any_devices(at_once, devices):
     found = refitted(at_once=at_once, devices=jax.devices()[:devices])
     np.testing.assert_allclose(found.forecasts, refitted().forecasts, rtol=1e-5, atol=1e-5)
@@ -118,19 +118,19 @@ def test_within_a_compiled_function():
 
 
 def test_a_gradient_goes_through_all_origins():
-    def error(rate, devices):
-        test = backtest.refitted(FULL, VALUES, key=ZERO, origins=ORIGINS, **SIZES, learning_rate=rate, devices=devices)
+    def error(rate):
+        test = backtest.refitted(FULL, VALUES, key=ZERO, origins=ORIGINS, **SIZES, learning_rate=rate)
         return losses.mean_square_error(test.forecasts, test.targets).mean()
 
-    slope = jax.grad(error)(0.1, jax.devices()[:3])
+    slope = jax.grad(error)(0.1)
     step = 0.01
-    difference = (error(0.1 + step, jax.devices()[:1]) - error(0.1 - step, jax.devices()[:1])) / (2 * step)
+    difference = (error(0.1 + step) - error(0.1 - step)) / (2 * step)
     np.testing.assert_allclose(slope, difference, rtol=0.02)
 
 
 @pytest.mark.parametrize("options", [{}, {"train_windows": 10}, {"valid_windows": 4}])
 def test_no_forecast_knows_what_comes_after_its_origin(options):
-    train = SGD(batch_size=8)
+    train = STOPPED if "valid_windows" in options else MINIBATCHES
     before = refitted(train, **options)
     changed = VALUES.copy()
     changed[ORIGINS[1] :] = 1e4 * np.random.default_rng(1).normal(size=changed[ORIGINS[1] :].shape)
@@ -183,10 +183,11 @@ def test_other_numbers_compile_nothing_and_map():
 
 def test_one_model_at_every_origin_is_a_loop(key):
     model = forecasters.scaled(MODEL, Scaler.of(VALUES[:20]))
-    variables = model.init(key, jnp.zeros((1, LOOKBACK, 2)))
+    variables = jax.jit(model.init)(key, jnp.zeros((1, LOOKBACK, 2)))
+    apply = jax.jit(model.apply)
     found = backtest.fixed(model, variables, VALUES, origins=range(4, 39), **SIZES)
     for i, origin in enumerate(range(4, 39)):
-        expected = model.apply(variables, jnp.asarray(VALUES[None, origin - 4 : origin]))[0]
+        expected = apply(variables, VALUES[None, origin - 4 : origin])[0]
         np.testing.assert_allclose(found.forecasts[i], expected, rtol=1e-4, atol=1e-5)
     last = backtest.fixed(baselines.naive(HORIZON), {"params": {}}, VALUES, origins=ORIGINS, **SIZES)
     np.testing.assert_array_equal(last.forecasts[:, 1], [VALUES[t - 1] for t in ORIGINS])
@@ -242,7 +243,7 @@ def test_forecasters_side_by_side():
         ({"origins": np.arange(0)}, ValueError, "origins: expected ascending times, (origins,), at least one"),
         ({"origins": [20.5]}, TypeError, "origins: expected whole times, got float64[1]"),
         ({"head": heads.GAUSSIAN}, ValueError, "train: expected forecasts (batch, 2, 2, 2) of this horizon and head"),
-        ({"values": VALUES[:, :1]}, ValueError, "targets: expected the shape of the outputs"),
+        ({"train": TWO_CHANNELS, "values": VALUES[:, :1]}, ValueError, "targets: expected the shape of the outputs"),
     ],
 )
 def test_wrong_input(options, error, words):

@@ -47,7 +47,11 @@ def check(model, loss, params, batch, tolerance):
     return found
 
 
-@pytest.mark.parametrize("name", MODELS)
+# With kinks and without, of pieces, and without hidden layers; the others among the slow tests.
+A_FEW = {"relu", "tanh", "gelu", "three pieces", "perceptron"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in A_FEW else pytest.mark.slow) for n in MODELS])
 def test_the_product_of_the_factors_is_the_gradient_to_twelve_digits(name):
     model = MODELS[name]
     params = model.init(KEY, X)["params"]

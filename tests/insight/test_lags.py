@@ -13,13 +13,13 @@ INPUTS = jnp.asarray(RNG.normal(size=(3, 7, 2)), jnp.float32)
 BATCH = Batch(INPUTS, jnp.asarray(RNG.normal(size=3), jnp.float32), jnp.ones(3))
 SQUARE = losses.mean_square_error
 MODEL = models.gru(hidden=(4,))
-VARIABLES = MODEL.init(jax.random.key(0), INPUTS)
+VARIABLES = jax.jit(MODEL.init)(jax.random.key(0), INPUTS)
 
 
 def linear(recurrent, width=4):
     """A linear recurrent network with these weights of its hidden state, and its variables."""
     model = models.rnn(hidden=(width,), activation="identity")
-    variables = model.init(jax.random.key(1), INPUTS)
+    variables = jax.jit(model.init)(jax.random.key(1), INPUTS)
     layer = {**variables["params"]["layer_0"], "recurrent_kernel": jnp.asarray(recurrent, jnp.float32)}
     return model, {"params": {**variables["params"], "layer_0": layer}}
 
@@ -52,7 +52,15 @@ def test_what_is_too_small_to_be_squared_is_measured():
     np.testing.assert_array_equal(gradient_by_lag(model, SQUARE, variables, BATCH), np.zeros(7))
 
 
-@pytest.mark.parametrize(("kind", "returns"), [("rnn", "last"), ("lstm", "last"), ("lstm", "all"), ("gru", "all")])
+@pytest.mark.parametrize(
+    ("kind", "returns"),
+    [
+        ("rnn", "last"),
+        pytest.param("lstm", "last", marks=pytest.mark.slow),
+        ("lstm", "all"),
+        pytest.param("gru", "all", marks=pytest.mark.slow),
+    ],
+)
 def test_differences_of_the_loss_agree(kind, returns):
     """The state at each lag nudged in every coordinate, in float64, through the whole sequence's own recurrence."""
     with jax.enable_x64(True):

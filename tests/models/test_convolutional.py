@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,11 +11,17 @@ import nnfx
 from nnfx import models, ops
 from nnfx.models import avg_pool, cnn, conv, max_pool
 
-IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(3, 12, 12, 2)), jnp.float32)
+IMAGES = np.random.default_rng(0).normal(size=(3, 12, 12, 2)).astype(np.float32)
 
 
 def init(model, inputs=IMAGES):
-    return model.init(jax.random.key(0), inputs)
+    return jax.jit(model.init)(jax.random.key(0), inputs)
+
+
+def shapes_of(model, inputs=IMAGES):
+    """Those of its variables, and of what it puts out: nothing is computed."""
+    variables = jax.eval_shape(model.init, jax.random.key(0), inputs)
+    return variables, jax.eval_shape(model.apply, variables, inputs).shape
 
 
 class FlaxCNN(nn.Module):
@@ -35,14 +43,17 @@ def test_a_stack_equals_the_same_layers_of_flax():
     params = init(model)["params"]
     theirs = {"conv_0": params["conv_0"], "conv_1": params["conv_1"], **params["dense"]}
 
-    def loss(params):
-        return (model.apply({"params": params}, IMAGES) ** 2).sum()
+    def outputs_and_gradient(apply, params):
+        def loss(params):
+            outputs = apply({"params": params}, IMAGES)
+            return (outputs**2).sum(), outputs
 
-    np.testing.assert_allclose(
-        model.apply({"params": params}, IMAGES), FlaxCNN().apply({"params": theirs}, IMAGES), rtol=1e-4, atol=1e-5
-    )
-    ours = jax.grad(loss)(params)
-    expected = jax.grad(lambda params: (FlaxCNN().apply({"params": params}, IMAGES) ** 2).sum())(theirs)
+        gradient, outputs = jax.jit(jax.grad(loss, has_aux=True))(params)
+        return outputs, gradient
+
+    outputs, ours = outputs_and_gradient(model.apply, params)
+    expected_outputs, expected = outputs_and_gradient(FlaxCNN().apply, theirs)
+    np.testing.assert_allclose(outputs, expected_outputs, rtol=1e-4, atol=1e-5)
     for name in ("conv_0", "conv_1"):
         np.testing.assert_allclose(ours[name]["kernel"], expected[name]["kernel"], rtol=1e-4, atol=1e-4)
 
@@ -50,28 +61,28 @@ def test_a_stack_equals_the_same_layers_of_flax():
 def test_sequences_pass_through_the_same_stack():
     series = IMAGES[:, :, 0, :]
     model = cnn([conv(4, 3, padding=[(2, 0)]), max_pool(3)], outputs=2)
-    variables = init(model, series)
-    assert variables["params"]["conv_0"]["kernel"].shape == (3, 2, 4)
-    later = series.at[:, 7:].add(1.0)
+    assert shapes_of(model, series)[0]["params"]["conv_0"]["kernel"].shape == (3, 2, 4)
+    later = series + (np.arange(12) >= 7).astype(np.float32)[None, :, None]
     causal = cnn([conv(4, 3, padding=[(2, 0)])], outputs=None)
     variables = init(causal, series)
-    before, after = (causal.apply(variables, x) for x in (series, later))
+    apply = jax.jit(causal.apply)
+    before, after = (np.asarray(apply(variables, x)) for x in (series, later))
     np.testing.assert_array_equal(before[:, :7], after[:, :7])
     assert (before[:, 7:] != after[:, 7:]).any()
 
 
 def test_without_outputs_the_feature_maps_come_back():
     model = cnn([conv(4), max_pool(), conv(7, 1)], outputs=None)
-    assert model.apply(init(model), IMAGES).shape == (3, 6, 6, 7)
+    assert shapes_of(model)[1] == (3, 6, 6, 7)
 
 
 def test_dilated_kernels_see_farther():
     model = cnn([conv(1, 3, dilation=4, padding="VALID")], outputs=None)
-    assert model.apply(init(model), IMAGES).shape == (3, 4, 4, 1)
+    assert shapes_of(model)[1] == (3, 4, 4, 1)
 
 
 def test_lenet_has_the_parameters_of_the_paper_without_weights_in_its_pools():
-    variables = init(models.lenet(), jnp.zeros((1, 28, 28, 1)))
+    variables, _ = shapes_of(models.lenet(), np.zeros((1, 28, 28, 1), np.float32))
     sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in variables["params"].items()}
     assert sizes["conv_0"] == 6 * 26
     assert sizes["conv_1"] == 16 * (6 * 25 + 1)
@@ -86,21 +97,30 @@ def test_a_residual_network_has_as_many_parameters_as_the_paper_says(depth, mill
     assert kernels == pytest.approx(millions, abs=0.02)
 
 
-def test_a_residual_network_halves_its_maps_twice():
+@functools.cache
+def residual_network():
+    """Its variables as they are before training, but weights from NumPy; and a step forward in training."""
     model = models.resnet(8, width=2, outputs=5)
-    variables = init(model)
-    outputs, state = model.apply(variables, IMAGES, weights=jnp.ones(3), train=True)
+    apply = jax.jit(lambda variables, x, weights: model.apply(variables, x, weights=weights, train=True))
+    rng, shapes = np.random.default_rng(0), shapes_of(model)[0]
+    params = jax.tree.map(lambda leaf: 0.5 * rng.normal(size=leaf.shape).astype(np.float32), shapes["params"])
+    statistics = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes["batch_stats"])
+    return {"params": params, "batch_stats": statistics}, apply
+
+
+def test_a_residual_network_halves_its_maps_twice():
+    variables, apply = residual_network()
+    outputs, state = apply(variables, IMAGES, np.ones(3, np.float32))
     assert outputs.shape == (3, 5)
     assert state["batch_stats"]["stem"]["batch_norm"]["weight"] == 3
 
 
 def test_padding_rows_change_nothing_of_what_a_residual_network_learns():
-    model = models.resnet(8, width=2)
-    variables = init(model)
-    padded = jnp.concatenate([IMAGES, jnp.full((2, 12, 12, 2), 7.0)])
-    weights = jnp.array([1.0, 1, 1, 0, 0])
-    alone, state = model.apply(variables, IMAGES, weights=jnp.ones(3), train=True)
-    among, padded_state = model.apply(variables, padded, weights=weights, train=True)
+    variables, apply = residual_network()
+    padded = np.concatenate([IMAGES, np.full((2, 12, 12, 2), 7, np.float32)])
+    weights = np.array([1, 1, 1, 0, 0], np.float32)
+    alone, state = apply(variables, IMAGES, np.ones(3, np.float32))
+    among, padded_state = apply(variables, padded, weights)
     np.testing.assert_allclose(among[:3], alone, rtol=1e-3, atol=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), dict(state), dict(padded_state))
 
@@ -131,8 +151,8 @@ WRONG = {
     "dropout of one": (lambda: cnn([], dropout=1.0), ValueError, "dropout: .*below 1, got 1"),
     "unknown activation": (lambda: cnn([], activation="rellu"), ValueError, "'relu'"),
     "depth": (lambda: models.resnet(18), ValueError, r"depth: expected 6n \+ 2, such as 8, 14 or 20, got 18"),
-    "flat inputs": (lambda: init(cnn([conv(3)]), jnp.ones((4, 9))), ValueError, r"inputs: expected \(batch, width"),
-    "kernel per axis": (lambda: init(cnn([conv(3, (3, 3, 3))])), ValueError, "kernel: expected"),
+    "flat inputs": (lambda: shapes_of(cnn([conv(3)]), np.ones((4, 9))), ValueError, r"inputs: expected \(batch, width"),
+    "kernel per axis": (lambda: shapes_of(cnn([conv(3, (3, 3, 3))])), ValueError, "kernel: expected"),
 }
 
 

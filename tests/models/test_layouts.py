@@ -7,7 +7,7 @@ from nnfx import models
 from nnfx.models import layouts
 
 KINDS = {"rnn": models.rnn, "lstm": models.lstm, "gru": models.gru}
-INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6, 3)), jnp.float32)
+INPUTS = np.random.default_rng(0).normal(size=(4, 6, 3)).astype(np.float32)
 
 
 @pytest.fixture(params=KINDS, name="kind")
@@ -15,14 +15,15 @@ def make_kind(request):
     return request.param
 
 
+def shapes_of(model):
+    return jax.eval_shape(model.init, jax.random.key(0), INPUTS)
+
+
 def made(kind, **options):
     """A model of hidden states, with weights and biases that are none of them zero."""
-    model = KINDS[kind](outputs=None, hidden=(5, 4), returns="all", **options)
-    variables = model.init(jax.random.key(0), INPUTS)
-    leaves, tree = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    drawn = [0.5 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-    return model, jax.tree.unflatten(tree, drawn)
+    model, rng = KINDS[kind](outputs=None, hidden=(5, 4), returns="all", **options), np.random.default_rng(1)
+    drawn = jax.tree.map(lambda leaf: 0.5 * rng.normal(size=leaf.shape).astype(leaf.dtype), shapes_of(model))
+    return model, drawn
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -32,10 +33,11 @@ def test_pytorch_computes_the_same_from_the_same_weights(kind, bidirectional):
     theirs = getattr(torch.nn, kind.upper())(**size)
     layers = layouts.from_torch({name: value.detach() for name, value in theirs.state_dict().items()})
     model = KINDS[kind](outputs=None, hidden=(5, 5), returns="all", bidirectional=bidirectional)
-    assert jax.tree.map(jnp.shape, model.init(jax.random.key(0), INPUTS)["params"]) == jax.tree.map(np.shape, layers)
+    assert jax.tree.map(np.shape, shapes_of(model)["params"]) == jax.tree.map(np.shape, layers)
     with torch.no_grad():
         expected = theirs(torch.tensor(np.asarray(INPUTS)))[0].numpy()
-        np.testing.assert_allclose(model.apply({"params": layers}, INPUTS), expected, rtol=1e-5, atol=1e-5)
+        ours = jax.jit(model.apply)({"params": layers}, INPUTS)
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
         back = {name: torch.tensor(value) for name, value in layouts.to_torch(layers).items()}
         theirs.load_state_dict(back)  # refuses other names and shapes
         np.testing.assert_allclose(theirs(torch.tensor(np.asarray(INPUTS)))[0].numpy(), expected, rtol=1e-5, atol=1e-5)
@@ -71,7 +73,7 @@ def test_the_formulas_that_pytorch_documents_hold_for_its_layout(kind):
             h, c = by_the_formulas(kind, weights, layer, x[:, t], h, c)
             outputs.append(h)
         x = np.stack(outputs, axis=1)
-    np.testing.assert_allclose(model.apply(variables, INPUTS), x, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(model.apply)(variables, INPUTS), x, rtol=1e-4, atol=1e-5)
 
 
 def test_there_and_back_nothing_changes(kind):
@@ -132,6 +134,6 @@ def test_what_is_no_state_dict(given):
 
 @pytest.mark.parametrize("wrong", [[[1, 2]], "text", None])
 def test_weights_that_are_no_floats_are_named(wrong):
-    params = models.rnn(hidden=(2,)).init(jax.random.key(0), jnp.ones((1, 3, 2)))["params"]
+    params = made("rnn")[1]["params"]
     with pytest.raises(TypeError, match=r"^weights\['bias_hh_l0'\]: expected"):
         layouts.from_torch({**layouts.to_torch(params), "bias_hh_l0": wrong})

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +11,12 @@ from nnfx import models
 from nnfx.models import Sequences
 
 KINDS = {"rnn": models.rnn, "lstm": models.lstm, "gru": models.gru}
-INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(4, 9, 3)), jnp.float32)
-LENGTHS = jnp.array([9, 4, 4, 9])
+# For what is the same whatever the cell is: the one whose state has two parts.
+ONE_KIND = pytest.mark.parametrize(
+    "kind", ["lstm", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("rnn", "gru"))], indirect=True
+)
+INPUTS = np.random.default_rng(0).normal(size=(4, 9, 3)).astype(np.float32)
+LENGTHS = np.array([9, 4, 4, 9])
 
 
 @pytest.fixture(params=KINDS, name="kind")
@@ -18,67 +24,88 @@ def make_kind(request):
     return KINDS[request.param]
 
 
+def drawn(model):
+    """Variables of a model, none of them zero; from NumPy, for which nothing is compiled."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), INPUTS)
+    return jax.tree.map(lambda leaf: 0.5 * rng.normal(size=leaf.shape).astype(leaf.dtype), shapes)
+
+
 def assert_close(actual, expected, tolerance=1e-5):
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, e, rtol=tolerance, atol=tolerance)
 
 
-def test_a_stream_gives_the_outputs_of_the_whole_sequence(kind, key):
-    model = kind(outputs=2, hidden=(5, 4), returns="all", dropout=0.3)
-    variables = model.init(key, INPUTS)
+def test_a_stream_gives_the_outputs_of_the_whole_sequence(kind):
+    model, last = kind(outputs=2, hidden=(5, 4), returns="all", dropout=0.3), kind(outputs=2, hidden=(5, 4))
+    variables = drawn(model)
     step = jax.jit(model.stream.step)
     state = model.stream.start(4)
     outputs = []
     for t in range(9):
         state, output = step(variables, state, INPUTS[:, t])
         outputs.append(output)
-    assert_close(jnp.stack(outputs, 1), model.apply(variables, INPUTS))
-    last = kind(outputs=2, hidden=(5, 4))
-    assert_close(outputs[-1], last.apply(variables, INPUTS))
+    whole, end = jax.jit(lambda v: (model.apply(v, INPUTS), last.apply(v, INPUTS)))(variables)
+    assert_close(np.stack(outputs, 1), whole)
+    assert_close(outputs[-1], end)
 
 
-def test_an_initial_state_goes_on_where_another_sequence_ended(kind, key):
+@ONE_KIND
+def test_an_initial_state_goes_on_where_another_sequence_ended(kind):
     model = kind(outputs=2, hidden=(5, 4))
-    variables = model.init(key, INPUTS)
-    state = model.stream.start(4)
-    for t in range(3):
-        state, _ = model.stream.step(variables, state, INPUTS[:, t])
-    assert_close(model.apply(variables, Sequences(INPUTS[:, 3:], state=state)), model.apply(variables, INPUTS))
+
+    @jax.jit
+    def in_parts_and_whole(variables):
+        state = model.stream.start(4)
+        for t in range(3):
+            state, _ = model.stream.step(variables, state, INPUTS[:, t])
+        return model.apply(variables, Sequences(INPUTS[:, 3:], state=state)), model.apply(variables, INPUTS)
+
+    assert_close(*in_parts_and_whole(drawn(model)))
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_padding_changes_no_output(kind, key, bidirectional):
-    values = INPUTS.at[jnp.arange(9)[None] >= LENGTHS[:, None]].set(jnp.nan)
-    for returns in ("last", "all"):
-        model = kind(outputs=2, hidden=(5, 4), bidirectional=bidirectional, returns=returns)
-        variables = model.init(key, INPUTS)
-        outputs = jax.jit(model.apply)(variables, Sequences(values, LENGTHS))
-        for rows, length in (([0, 3], 9), ([1, 2], 4)):
-            rows = jnp.array(rows)
-            alone = jax.jit(model.apply)(variables, INPUTS[rows, :length])
-            assert_close(outputs[rows] if returns == "last" else outputs[rows, :length], alone)
+@ONE_KIND
+def test_padding_changes_no_output(kind, bidirectional):
+    values = np.where((np.arange(9) < LENGTHS[:, None])[..., None], INPUTS, np.nan)
+    last, every = (
+        kind(outputs=2, hidden=(5, 4), bidirectional=bidirectional, returns=returns) for returns in ("last", "all")
+    )
+    variables = drawn(last)
+    both = jax.jit(lambda inputs: (last.apply(variables, inputs), every.apply(variables, inputs)))
+    end, outputs = both(Sequences(values, LENGTHS))
+    for rows, length in (([0, 3], 9), ([1, 2], 4)):
+        assert_close((end[np.array(rows)], outputs[np.array(rows), :length]), both(INPUTS[np.array(rows), :length]))
 
 
-def test_both_directions_are_two_networks_side_by_side(kind, key):
-    both = kind(outputs=None, hidden=(5,), bidirectional=True, returns="all")
-    variables = both.init(key, INPUTS)
+def test_both_directions_are_two_networks_side_by_side(kind):
+    both, last = (kind(outputs=None, hidden=(5,), bidirectional=True, returns=returns) for returns in ("all", "last"))
     one = kind(outputs=None, hidden=(5,), returns="all")
-    layers = variables["params"]
-    forward = one.apply({"params": {"layer_0": layers["layer_0"]}}, INPUTS)
-    backward = one.apply({"params": {"layer_0": layers["layer_0_reverse"]}}, INPUTS[:, ::-1])[:, ::-1]
-    assert_close(both.apply(variables, INPUTS), jnp.concatenate([forward, backward], -1))
-    last = kind(outputs=None, hidden=(5,), bidirectional=True).apply(variables, INPUTS)
-    assert_close(last, jnp.concatenate([forward[:, -1], backward[:, 0]], -1))
+
+    @jax.jit
+    def each(variables):
+        layers = variables["params"]
+        forward = one.apply({"params": {"layer_0": layers["layer_0"]}}, INPUTS)
+        backward = one.apply({"params": {"layer_0": layers["layer_0_reverse"]}}, INPUTS[:, ::-1])
+        return forward, backward, both.apply(variables, INPUTS), last.apply(variables, INPUTS)
+
+    forward, backward, outputs, end = each(drawn(both))
+    backward = backward[:, ::-1]
+    assert_close(outputs, np.concatenate([forward, backward], -1))
+    assert_close(end, np.concatenate([forward[:, -1], backward[:, 0]], -1))
 
 
+@ONE_KIND
 def test_dropout_is_between_layers_alone(kind, key):
-    single = kind(hidden=(6,), dropout=0.5)
-    variables = single.init(key, INPUTS)
-    assert_close(single.apply(variables, INPUTS, key=key, train=True)[0], single.apply(variables, INPUTS), 0)
-    stacked = kind(outputs=None, hidden=(6, 400), dropout=0.5, returns="all")
-    variables = stacked.init(key, INPUTS)
-    dropped, _ = stacked.apply(variables, INPUTS, key=key, train=True)
-    assert (dropped != stacked.apply(variables, INPUTS)).any()
+    def trained_and_not(model):
+        def outputs(variables):
+            return model.apply(variables, INPUTS, key=key, train=True)[0], model.apply(variables, INPUTS)
+
+        return map(np.asarray, jax.jit(outputs)(drawn(model)))
+
+    assert_close(*trained_and_not(kind(hidden=(6,), dropout=0.5)), 0)
+    dropped, whole = trained_and_not(kind(outputs=None, hidden=(6, 400), dropout=0.5, returns="all"))
+    assert (dropped != whole).any()
     assert (dropped != 0).all()
 
 
@@ -102,51 +129,63 @@ def test_the_forget_bias_is_a_hyper_parameter(key):
     np.testing.assert_array_equal(jax.jit(bias)(3.0), [0, 0, 3, 3, 0, 0, 0, 0])
 
 
+@ONE_KIND
 def test_batches_that_go_on_are_truncated_backpropagation_through_time(kind, key):
     """Updates by hand: three parts of a sequence, the gradient of each ending where the part began."""
     model = kind(outputs=1, hidden=(5,), returns="all", stateful=True)
     targets = INPUTS.sum(-1, keepdims=True)
     optimizer = optax.sgd(0.1)
-    state = nnfx.init_state(key, model, optimizer, INPUTS[:, :3])
+    state = jax.jit(lambda key: nnfx.init_state(key, model, optimizer, INPUTS[:, :3]))(key)
     assert not any(leaf.any() for leaf in jax.tree.leaves(state.model_state["carry"]))
     step = jax.jit(nnfx.make_step(model, nnfx.losses.mean_square_error, optimizer))
 
     plain = kind(outputs=1, hidden=(5,), returns="all")
+
+    @jax.jit
+    def by_hand(params, carried, x, y):
+        def loss(params):
+            return jnp.square(plain.apply({"params": params}, Sequences(x, state=carried)) - y).mean()
+
+        after = jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(loss)(params))
+        for t in range(3):
+            carried, _ = plain.stream.step({"params": params}, carried, x[:, t])
+        return after, carried
+
     params, carried = state.params, plain.stream.start(4)
-
-    def loss(params, carried, part):
-        outputs = plain.apply({"params": params}, Sequences(INPUTS[:, part], state=carried))
-        return jnp.square(outputs - targets[:, part]).mean()
-
     for part in (slice(0, 3), slice(3, 6), slice(6, 9)):
         state, _ = step(state, nnfx.Batch(INPUTS[:, part], targets[:, part], jnp.ones(4)))
-        before = params
-        params = jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(loss)(params, carried, part))
-        for t in range(part.start, part.stop):
-            carried, _ = plain.stream.step({"params": before}, carried, INPUTS[:, t])
+        params, carried = by_hand(params, carried, INPUTS[:, part], targets[:, part])
         assert_close(state.params, params)
         assert_close(state.model_state["carry"]["state"], carried)
 
 
-def test_a_carried_state_is_used_but_not_moved_by_evaluation(key):
+def test_a_carried_state_is_used_but_not_moved_by_evaluation():
     model = models.gru(hidden=(5,), stateful=True)
-    variables = model.init(key, INPUTS)
-    _, state = model.apply(variables, INPUTS, train=True)
+    variables = drawn(model)
+    apply = jax.jit(model.apply)
+    _, state = jax.jit(partial(model.apply, train=True))(variables, INPUTS)
     moved = variables | state
-    assert_close(model.apply(moved, INPUTS), model.apply(moved, INPUTS), 0)
-    assert not np.allclose(model.apply(moved, INPUTS), model.apply(variables, INPUTS))
+    assert_close(apply(moved, INPUTS), apply(moved, INPUTS), 0)
+    assert not np.allclose(apply(moved, INPUTS), apply(variables, INPUTS))
     with pytest.raises(ValueError, match="inputs: expected 4 sequences, whose state is carried on, got 3"):
         model.apply(moved, INPUTS[:3])
 
 
+@ONE_KIND
 def test_lengths_and_a_carried_state_keep_their_dtypes_in_mixed_precision(kind, key):
     model, optimizer = kind(outputs=1, hidden=(5,), stateful=True), optax.sgd(0.1)
     batch = nnfx.Batch(Sequences(INPUTS, LENGTHS), INPUTS[:, 0, 0], jnp.ones(4))
-    start = nnfx.init_state(key, model, optimizer, batch.inputs)
-    low, full = (
-        jax.jit(nnfx.make_step(model, nnfx.losses.mean_square_error, optimizer, compute_dtype=dtype))(start, batch)[0]
-        for dtype in (jnp.bfloat16, None)
-    )
+
+    @jax.jit
+    def stepped(key, batch):
+        start = nnfx.init_state(key, model, optimizer, batch.inputs)
+        steps = (
+            nnfx.make_step(model, nnfx.losses.mean_square_error, optimizer, compute_dtype=dtype)
+            for dtype in (jnp.bfloat16, None)
+        )
+        return start, *(step(start, batch)[0] for step in steps)
+
+    start, low, full = stepped(key, batch)
     assert [leaf.dtype for leaf in jax.tree.leaves(low)] == [leaf.dtype for leaf in jax.tree.leaves(start)]
     assert_close(low.model_state, full.model_state, 0.02)
 

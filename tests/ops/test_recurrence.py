@@ -37,11 +37,30 @@ def make_cell(request):
     return CELLS[request.param]
 
 
+def by_default(**ways):
+    """Cells, and whether they go in reverse, as cases: those named here by default, all others among the slow ones."""
+    cases = [(name, reverse) for name in CELLS for reverse in (False, True)]
+    marks = {case: () if ways.get(case[0].replace(" ", "_")) is case[1] else pytest.mark.slow for case in cases}
+    given = [pytest.param(*case, id=f"{case[0]}-{case[1]}", marks=marks[case]) for case in cases]
+    return pytest.mark.parametrize(("cell", "reverse"), given, indirect=["cell"])
+
+
+def only(*names):
+    """Only these cells by default: for what does not depend on the cell."""
+    given = [pytest.param(name, marks=() if name in names else pytest.mark.slow) for name in CELLS]
+    return pytest.mark.parametrize("cell", given, indirect=True)
+
+
 def wave(function):
     """A scalar of a function's values whose gradient tells every output, and its derivative, from the others."""
     return lambda *arguments: sum(
         jnp.sin(leaf + i).sum() for i, leaf in enumerate(jax.tree.leaves(function(*arguments)))
     )
+
+
+def with_gradient(function):
+    """A function's values and the gradient of their wave, compiled."""
+    return jax.jit(lambda *arguments: (function(*arguments), jax.grad(wave(function), (0, 1, 2))(*arguments)))
 
 
 def assert_close(actual, expected, tolerance=1e-5):
@@ -60,17 +79,25 @@ def by_flax(name, inputs, weights, state, lengths=None, reverse=False):
     return outputs, carry[::-1] if name == "lstm" else (carry,)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("name", ["rnn", "lstm", "gru"])
+@pytest.mark.parametrize(
+    ("name", "reverse"),
+    [
+        ("rnn", False),
+        pytest.param("rnn", True, marks=pytest.mark.slow),
+        pytest.param("lstm", False, marks=pytest.mark.slow),
+        ("lstm", True),
+        ("gru", False),
+        pytest.param("gru", True, marks=pytest.mark.slow),
+    ],
+)
 def test_outputs_state_and_gradients_are_those_of_flax(name, reverse):
     arguments = drawn(CELLS[name])
-    ours = jax.jit(lambda *a: ops.recurrence(CELLS[name], *a, reverse=reverse))
-    theirs = jax.jit(partial(by_flax, name, reverse=reverse))
+    ours = with_gradient(lambda *a: ops.recurrence(CELLS[name], *a, reverse=reverse))
+    theirs = with_gradient(partial(by_flax, name, reverse=reverse))
     assert_close(ours(*arguments), theirs(*arguments))
-    assert_close(jax.jit(jax.grad(wave(ours), (0, 1, 2)))(*arguments), jax.grad(wave(theirs), (0, 1, 2))(*arguments))
 
 
-@pytest.mark.parametrize("reverse", [False, True])
+@by_default(rnn_of_another_kind=True, lstm=True, gru=False)
 def test_gradients_of_both_orders_against_differences_in_double(cell, reverse):
     with jax.enable_x64(True):
         inputs, weights, state = drawn(cell, dtype=np.float64)
@@ -82,42 +109,45 @@ def test_gradients_of_both_orders_against_differences_in_double(cell, reverse):
         check_grads(jax.jit(function), (inputs, weights, state), order=2, modes=["rev"], rtol=1e-5, atol=1e-5)
 
 
+@only("rnn", "lstm", "gru")
 def test_the_plain_formulation_has_the_same_numbers_and_forward_mode(cell):
-    arguments = drawn(cell)
-    own, plain = (jax.jit(partial(ops.recurrence, cell, formulation=each)) for each in ("own", "plain"))
-    assert_close(own(*arguments), plain(*arguments))
-    gradient, of_plain = (jax.jit(jax.grad(wave(function), (0, 1, 2))) for function in (own, plain))
-    assert_close(gradient(*arguments), of_plain(*arguments))
+    arguments, along = drawn(cell), drawn(cell, key=1)
+    own, plain = (partial(ops.recurrence, cell, formulation=each) for each in ("own", "plain"))
 
-    along = drawn(cell, key=1)
-    _, slope = jax.jvp(wave(plain), arguments, along)
-    expected = sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (gradient(*arguments), along)), strict=True))
+    def numbers(function):
+        """Values, gradient, and the Hessian's product with a vector: the inner gradient is taken in reverse."""
+        gradient = jax.grad(wave(function), (0, 1, 2))
+        return jax.jit(lambda a, v: (function(*a), jax.jvp(gradient, a, v)))(arguments, along)
+
+    values, (gradient, product) = numbers(own)
+    expected, (of_plain, product_of_plain) = numbers(plain)
+    assert_close(values, expected)
+    assert_close(gradient, of_plain)
+    assert_close(product, product_of_plain, 1e-4)
+
+    _, slope = jax.jit(partial(jax.jvp, wave(plain)))(arguments, along)
+    expected = sum(np.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (gradient, along)), strict=True))
     np.testing.assert_allclose(slope, expected, rtol=1e-4)
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(wave(own), arguments, along)
 
-    def times_vector(function):  # Hessian-vector products go through both: the inner gradient is taken in reverse
-        return jax.jvp(jax.grad(wave(function), (0, 1, 2)), arguments, along)[1]
 
-    assert_close(times_vector(own), times_vector(plain), 1e-4)
-
-
-@pytest.mark.parametrize("reverse", [False, True])
+@by_default(lstm=True, gru=False)
 def test_padding_changes_nothing_whatever_it_holds(cell, reverse):
     inputs, weights, state = drawn(cell)
     lengths = np.array([7, 3, 0, 3, 7])
-    padded = jnp.where((np.arange(TIME) < lengths[:, None])[..., None], inputs, jnp.nan)
+    padded = np.where((np.arange(TIME) < lengths[:, None])[..., None], inputs, np.float32(np.nan))
 
     @jax.jit
     def both(inputs, weights, state, lengths):
         def function(*arguments):
             return ops.recurrence(cell, *arguments, lengths=lengths, reverse=reverse)
 
-        arguments = inputs, weights, state
-        return function(*arguments), jax.grad(wave(function), (0, 1, 2))(*arguments)
+        return with_gradient(function)(inputs, weights, state)
 
-    (outputs, last), (d_inputs, d_weights, d_state) = both(padded, weights, state, lengths)
-    total = jax.tree.map(jnp.zeros_like, weights)
+    inputs, state = np.asarray(inputs), tuple(map(np.asarray, state))
+    (outputs, last), (d_inputs, d_weights, d_state) = jax.device_get(both(padded, weights, state, lengths))
+    total = jax.tree.map(np.zeros_like, weights)
     for length in (7, 3):
         rows = np.flatnonzero(lengths == length)
         own = tuple(part[rows] for part in state)
@@ -126,7 +156,7 @@ def test_padding_changes_nothing_whatever_it_holds(cell, reverse):
         assert_close(gradient[::2], (d_inputs[rows, :length], tuple(part[rows] for part in d_state)))
         assert (outputs[rows, length:] == 0).all()
         assert (d_inputs[rows, length:] == 0).all()
-        total = jax.tree.map(jnp.add, total, gradient[1])
+        total = jax.tree.map(np.add, total, gradient[1])
     assert_close(d_weights, total)
     assert_close(tuple(part[2] for part in last), tuple(part[2] for part in state), 0)
 
@@ -135,33 +165,39 @@ def test_padding_changes_nothing_whatever_it_holds(cell, reverse):
 def test_lengths_of_eight_bits_are_for_long_sequences_too(dtype):
     inputs, weights, _ = drawn(ops.gru_cell)
     long, lengths = jnp.tile(inputs, (1, 40, 1)), np.array([7, 100, 0, 5, 1])
-    narrow, wide = (ops.recurrence(ops.gru_cell, long, weights, lengths=jnp.asarray(lengths, d)) for d in (dtype, int))
+    run = jax.jit(lambda *each: [ops.recurrence(ops.gru_cell, long, weights, lengths=one) for one in each])
+    narrow, wide = run(lengths.astype(dtype), lengths.astype(np.int32))
     assert_close(narrow, wide, 0)
 
 
 def test_one_step_after_the_other_gives_the_whole_sequence(cell):
     inputs, weights, state = drawn(cell)
-    outputs, last = ops.recurrence(cell, inputs, weights, state)
+    zeros = tuple(map(jnp.zeros_like, state))
+    starts = {"given": (state,), "none": (), "zeros": (zeros,)}
+    run = jax.jit(lambda: {name: ops.recurrence(cell, inputs, weights, *start) for name, start in starts.items()})
+    found, step = jax.device_get(run()), jax.jit(cell.step)
+    outputs, last = found["given"]
     for t in range(TIME):
-        state = cell.step(weights, state, inputs[:, t])
+        state = step(weights, state, inputs[:, t])
         assert_close(outputs[:, t], state[0])
     assert_close(last, state)
-    zeros = tuple(map(jnp.zeros_like, state))
-    assert_close(ops.recurrence(cell, inputs, weights), ops.recurrence(cell, inputs, weights, zeros), 0)
+    assert_close(found["none"], found["zeros"], 0)
 
 
+@only("lstm")
 def test_vmap_over_weights_equals_a_loop(cell):
     inputs, _, state = drawn(cell)
     several = [drawn(cell, key)[1] for key in range(3)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
-    function = jax.value_and_grad(wave(lambda weights: ops.recurrence(cell, inputs, weights, state)))
+    function = jax.jit(jax.value_and_grad(wave(lambda weights: ops.recurrence(cell, inputs, weights, state))))
     values, gradients = jax.jit(jax.vmap(function))(stacked)
     for i, weights in enumerate(several):
         value, gradient = function(weights)
         np.testing.assert_allclose(values[i], value, rtol=1e-5)
-        assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], gradients), gradient)
+        assert_close([np.asarray(leaf)[i] for leaf in jax.tree.leaves(gradients)], gradient)
 
 
+@only("lstm")
 def test_over_a_mesh_the_gradient_is_that_of_the_whole_batch(cell):
     inputs, weights, _ = drawn(cell)
     inputs = jnp.concatenate([inputs, inputs[:3] + 1])  # eight sequences, two a device
@@ -173,12 +209,13 @@ def test_over_a_mesh_the_gradient_is_that_of_the_whole_batch(cell):
         return jax.lax.psum(wave(share)(inputs, weights), "batch")
 
     gradient = jax.jit(jax.grad(spread, 1))(inputs, weights)
-    assert_close(gradient, jax.grad(wave(share), 1)(inputs, weights))
+    assert_close(gradient, jax.jit(jax.grad(wave(share), 1))(inputs, weights))
 
 
 def test_the_dtype_is_kept(cell):
-    inputs, weights, state = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), drawn(cell))
-    outputs, last = ops.recurrence(cell, inputs, weights, state, lengths=jnp.array([7, 3, 0, 5, 1]))
+    arguments = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), drawn(cell))
+    lengths = jnp.array([7, 3, 0, 5, 1])
+    outputs, last = jax.eval_shape(partial(ops.recurrence, cell, lengths=lengths), *arguments)
     assert {leaf.dtype for leaf in (outputs, *last)} == {jnp.dtype(jnp.bfloat16)}
 
 
