@@ -71,7 +71,7 @@ def filled(batch: Batch) -> Filled:
     def fill(leaf: Any) -> Any:
         if leaf.shape[:1] != has_weight.shape:
             return leaf
-        return library.where(has_weight.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, leaf[first])
+        return library.where(has_weight.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, library.asarray(leaf)[first])
 
     inputs = jax.tree.map(fill, without_padding(batch).inputs)
     return Filled(inputs, fill(batch.targets), batch.weights)

@@ -139,6 +139,7 @@ def test_a_sweep_that_has_diverged_altogether_says_so(train, data):
     assert "not finite" in str(result)
 
 
+@pytest.mark.usefixtures("nan_is_meant")
 def test_weights_that_are_not_finite_are_a_failure_as_well(data):
     """The loss of an epoch is measured before its last update, which may be the one that ends in NaN."""
 

@@ -75,6 +75,7 @@ def test_a_step_sees_no_row_without_weight(key, option):
         close((after._replace(key=None), found), (expected._replace(key=None), measured))
 
 
+@pytest.mark.usefixtures("nan_is_meant")
 @pytest.mark.parametrize("strategy", ["mesh", "pmap"])
 def test_devices_without_any_weight_add_nothing(key, strategy):
     state = nnfx.init_state(key, MODEL, SGD, X)
@@ -84,6 +85,7 @@ def test_devices_without_any_weight_add_nothing(key, strategy):
     close((found.params, measured), (expected.params, of_one))
 
 
+@pytest.mark.usefixtures("nan_is_meant")
 def test_a_batch_without_weight_moves_nothing(key):
     adam = optax.adam(0.1)
     step = jax.jit(nnfx.make_step(MODEL, MSE, adam, penalty=functools.partial(nnfx.regularizers.l2, l2=0.1)))
@@ -107,6 +109,7 @@ def test_a_run_sees_no_row_without_weight(key, batch_size):
         close(slope(0.1), plain(0.1))
 
 
+@pytest.mark.usefixtures("nan_is_meant")
 def test_evaluation_sees_no_row_without_weight(key, monkeypatch):
     variables = MODEL.init(key, X)
     outputs = X.astype(np.float64) @ np.asarray(variables["params"]["kernel"], np.float64)
@@ -125,6 +128,11 @@ def test_tokens_and_labels_without_weight_stay_valid():
     assert filled.inputs.tolist() == [3, 3, 2]
     assert filled.targets.tolist() == [1, 1, 0]
     assert filled.inputs.dtype == tokens.inputs.dtype
+
+
+def test_a_batch_of_numpy_and_jax_that_is_closed_over_is_filled():
+    mixed = nnfx.Batch(np.array([[np.nan], [2.0]]), np.array([7, 1]), jnp.array([0.0, 1.0]))
+    assert jax.jit(lambda: rows.filled(mixed).inputs)().tolist() == [[2.0], [2.0]]
 
 
 # --- steps of sequences

@@ -177,6 +177,7 @@ def scales(transformation):
     return jax.lax.scan(step, state, jnp.asarray(LOSSES, jnp.float32))[1]
 
 
+@pytest.mark.usefixtures("nan_is_meant")  # Optax begins with infinity
 @pytest.mark.parametrize("numbers", PLATEAU)
 def test_reduce_on_plateau_equals_optax(numbers):
     ours, our_states = scales(schedules.reduce_on_plateau(**numbers))
@@ -240,6 +241,7 @@ def test_reduce_on_plateau_knows_the_sign_of_the_losses(name):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
+@pytest.mark.usefixtures("nan_is_meant")  # Optax begins with infinity
 def test_reduce_on_plateau_maps_over_every_number():
     defaults = {
         "factor": 0.1,

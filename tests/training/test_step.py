@@ -40,6 +40,7 @@ def test_a_row_of_weight_zero_changes_nothing(key):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), full.params, short.params)
 
 
+@pytest.mark.usefixtures("nan_is_meant")  # JAX donates nothing while it looks for NaN
 def test_the_step_keeps_its_arguments_and_donation_is_the_caller_s(key):
     model, optimizer = nnfx.models.mlp((4,)), optax.adam(0.1)
     state = nnfx.init_state(key, model, optimizer, X)
@@ -139,6 +140,7 @@ def test_the_penalty_adds_its_gradient(key, plain):
     close(after.params, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.usefixtures("nan_is_meant")
 def test_a_bad_step_is_not_taken_and_is_reported(key):
     model, optimizer = nnfx.models.mlp((4,)), optax.adam(0.1)
     step = jax.jit(nnfx.make_step(model, nnfx.losses.binary_cross_entropy, optimizer, skip_non_finite=True))

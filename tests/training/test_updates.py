@@ -113,6 +113,7 @@ def test_the_values_are_the_optimizer_s_to_the_bit(name):
         jax.tree.map(np.testing.assert_array_equal, (changes, ours), (expected, theirs))
 
 
+@pytest.mark.usefixtures("nan_is_meant")  # Optax begins with infinity
 def test_a_line_search_sees_the_loss():
     """A loss that is a parabola is met by the first step of L-BFGS."""
     optimizer, params = optax.lbfgs(), jnp.array([3.0, -1.0])
