@@ -10,6 +10,7 @@ from experiments import activations as experiment
 from nnfx import activations
 
 
+@pytest.mark.slow
 def test_the_experiment_writes_what_it_says(tmp_path, capsys):
     summary = experiment.main(experiment.Config(out=tmp_path, epochs=200))
     written = json.loads((tmp_path / "summary.json").read_text())

@@ -2,10 +2,12 @@ import json
 
 import matplotlib.image
 import numpy as np
+import pytest
 
 from experiments import backpropagation
 
 
+@pytest.mark.slow
 def test_the_experiment_writes_what_it_says(tmp_path, capsys):
     summary = backpropagation.main(backpropagation.Config(out=tmp_path, epochs=20))
     written = json.loads((tmp_path / "summary.json").read_text())

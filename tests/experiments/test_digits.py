@@ -9,6 +9,7 @@ from experiments import digits
 from experiments.images import Predictions
 
 
+@pytest.mark.slow
 def test_the_experiment_writes_what_it_says(tmp_path, capsys):
     summary = digits.main(digits.Config(out=tmp_path, splits=2, epochs=2, held_out=0.8))
     written = json.loads((tmp_path / "summary.json").read_text())

@@ -31,6 +31,7 @@ def stripes():
     return Images(draw(128), draw(64), ("lying", "standing"), brightest=255)
 
 
+@pytest.mark.slow
 def test_the_experiment_writes_what_it_says(tmp_path, stripes, capsys):
     config = dataclasses.replace(QUICK, out=tmp_path, epochs=2)
     summary = fashion_mnist.run(stripes, config)

@@ -13,6 +13,7 @@ TINY = {"hidden": 2, "members": 2, "epochs": 2, "linear_epochs": 2}
 YEARS = 1700 + np.arange(309)
 
 
+@pytest.mark.slow
 def test_the_experiment_writes_what_it_says(tmp_path, monkeypatch, capsys):
     trained = forecast_sunspots.trained
     kept = ("linear", "LSTM")

@@ -4,6 +4,7 @@ import json
 import jax
 import matplotlib.image
 import numpy as np
+import pytest
 
 import nnfx
 from experiments import gradient_flow
@@ -11,6 +12,7 @@ from experiments import gradient_flow
 TINY = {"layers": 3, "width": 4, "epochs": 2, "starts": 2, "batch_size": 128}
 
 
+@pytest.mark.slow
 def test_the_experiment_writes_what_it_says(tmp_path, capsys, monkeypatch):
     kept = ("sigmoid", "tanh")
     monkeypatch.setattr(gradient_flow, "NETWORKS", {name: gradient_flow.NETWORKS[name] for name in kept})

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
 import optax
+import pytest
 
 import nnfx
 from experiments import loss_landscape
@@ -13,6 +14,7 @@ from nnfx.insight import landscape
 TINY = loss_landscape.Config(hidden=3, epochs=3, points=5)
 
 
+@pytest.mark.slow
 def test_the_experiment_writes_what_it_says(tmp_path, capsys):
     summary = loss_landscape.main(loss_landscape.Config(out=tmp_path, hidden=3, epochs=3, points=5))
     written = json.loads((tmp_path / "summary.json").read_text())

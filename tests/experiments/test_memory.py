@@ -13,6 +13,7 @@ from experiments import memory
 TINY = {name: task._replace(epochs=2) for name, task in memory.TASKS.items()}
 
 
+@pytest.mark.slow
 def test_the_experiment_writes_what_it_says(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(memory, "TASKS", TINY)
     monkeypatch.setattr(memory, "COLOURS", {"GRU": memory.COLOURS["GRU"]})

@@ -42,6 +42,7 @@ def test_efficiencies():
     assert sweep_efficiency(1000, 999) == pytest.approx(1000 / 1998)
 
 
+@pytest.mark.slow
 def test_the_experiment_writes_what_it_says(tmp_path, capsys):
     scaling_model.main(scaling_model.Config(out=tmp_path, widths=(4, 8), batch_size=4, repeats=2))
     written = json.loads((tmp_path / "summary.json").read_text())

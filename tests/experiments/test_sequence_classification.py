@@ -11,6 +11,7 @@ from experiments import sequence_classification
 from experiments.sequence_classification import STREAMED, Reading
 
 
+@pytest.mark.slow
 def test_the_experiment_writes_what_it_says(tmp_path, capsys, monkeypatch):
     networks, kept = sequence_classification.networks, ("GRU", STREAMED)
     monkeypatch.setattr(
