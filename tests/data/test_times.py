@@ -131,5 +131,5 @@ def test_several_series_below_each_other_are_out_of_order():
 def test_other_times_are_described():
     days = START + np.arange(4)
     assert difference(days, days.astype("datetime64[s]")) is None
-    assert str(difference(days, days + 1)).startswith("2024-01-30 for 2024-01-29 (row 0)")
+    assert str(difference(days, days + np.timedelta64(1, "D"))).startswith("2024-01-30 for 2024-01-29 (row 0)")
     assert difference(days, np.arange(4)) is None
