@@ -32,6 +32,8 @@ def takes(flags):
 if os.environ.get(AS_USERS_COMPILE) != "1" and QUICK_TO_COMPILE[0] not in os.environ.get("XLA_FLAGS", "").split():
     known = QUICK_TO_COMPILE if takes(QUICK_TO_COMPILE) else [flag for flag in QUICK_TO_COMPILE if takes([flag])]
     os.environ["XLA_FLAGS"] = " ".join([*known, os.environ.get("XLA_FLAGS", "")])
+jax.config.update("jax_include_full_tracebacks_in_locations", False)  # a twentieth of the time goes into writing them
+jax.config.update("jax_traceback_in_locations_limit", 0)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_legacy_prng_key", "error")
@@ -42,13 +44,15 @@ def forget_programs():
     """Unload the programs that a module's tests have compiled: Linux maps 65,530 pieces of memory a process at most.
 
     Garbage is collected then, too, and not on the way: tracing makes many objects, and looking through them all again
-    and again takes a twentieth of the time.
+    and again takes a twentieth of the time. What is left after a module, such as imported packages, is there to stay
+    and need not be looked through again.
     """
     gc.disable()
     yield
     gc.enable()
     jax.clear_caches()
     gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -78,7 +78,9 @@ def test_functions_pass_through():
     assert activations.pieces(jnp.sin) == 1
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize(
+    "dtype", [*(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (jnp.float16, jnp.bfloat16)), jnp.float32]
+)
 @pytest.mark.parametrize("name", CLOSED_FORMS)
 def test_values_and_slopes_far_out_are_those_of_the_asymptotes(name, dtype):
     """Every one of them is affine or constant there."""
@@ -93,7 +95,7 @@ def test_values_and_slopes_far_out_are_those_of_the_asymptotes(name, dtype):
         np.testing.assert_allclose(np.asarray(slopes[side], np.float64), slope, rtol=1e-2)
 
 
-@pytest.mark.parametrize("name", ["gelu", "silu"])
+@pytest.mark.parametrize("name", ["gelu", pytest.param("silu", marks=pytest.mark.slow)])
 def test_the_bits_are_those_of_jax_where_it_has_slopes(name):
     x = jnp.linspace(-200, 200, 4001)
     np.testing.assert_array_equal(activations.get(name)(x), getattr(jax.nn, name)(x))

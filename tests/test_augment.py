@@ -66,7 +66,12 @@ def assert_unrelated(*draws):
 
 @pytest.mark.parametrize("name", AUGMENTS)
 @pytest.mark.parametrize(
-    "dtype", [jnp.float32, jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow), jnp.float64]
+    "dtype",
+    [
+        jnp.float32,
+        *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (jnp.bfloat16, jnp.float16)),
+        jnp.float64,
+    ],
 )
 def test_shapes_and_dtypes_stay_and_what_is_drawn_depends_on_the_key_alone(name, dtype, key):
     with jax.enable_x64(dtype == jnp.float64):
@@ -84,7 +89,14 @@ def test_shapes_and_dtypes_stay_and_what_is_drawn_depends_on_the_key_alone(name,
         np.testing.assert_array_equal(once.targets, batch.targets)
 
 
-@pytest.mark.parametrize("name", AUGMENTS)
+# not compiled, the others are many programs of one operation each
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("shift", "rotation", "mixup") else [])
+        for name in AUGMENTS
+    ],
+)
 def test_compiled_it_does_the_same(name, key):
     np.testing.assert_allclose(compiled(name, key, images()).inputs, act(name, key, images()).inputs, atol=1e-5)
 
@@ -179,7 +191,9 @@ def test_what_comes_from_outside_is_filled(key):
 
 
 @pytest.mark.parametrize("shape", [(9, 9), (8, 11)])
-@pytest.mark.parametrize("degrees", [0.0, 17.0, 90.0, 133.0])
+@pytest.mark.parametrize(
+    "degrees", [pytest.param(0.0, marks=pytest.mark.slow), 17.0, 90.0, pytest.param(133.0, marks=pytest.mark.slow)]
+)
 def test_a_rotation_is_that_of_scipy(degrees, shape, key, monkeypatch):
     monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype, low, high: jnp.full(shape, high, dtype))
     x = np.random.default_rng(0).normal(size=(2, *shape, 3)).astype(np.float32)

@@ -79,7 +79,7 @@ def by_bin(p, labels, bins):
     return confidence, accuracy, counts, np.nansum(counts / len(p) * np.abs(accuracy - confidence))
 
 
-@pytest.mark.parametrize("bins", [1, 4, 15])
+@pytest.mark.parametrize("bins", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(15, marks=pytest.mark.slow)])
 def test_calibration_error_and_reliability_against_a_loop(bins):
     confidence, accuracy, counts, error = by_bin(P, LABELS, bins)
     diagram = calibration.reliability(f32(P), ints(LABELS), bins)
@@ -130,7 +130,11 @@ SETS = {
 }
 
 
-@pytest.mark.parametrize("name", SETS)
+# those of one shape share a program
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if SETS[name][0].shape == LOGITS.shape else [pytest.mark.slow]) for name in SETS],
+)
 def test_temperature_against_scipy(name):
     logits, labels = SETS[name]
     expected = best_temperature(logits, labels)
@@ -217,7 +221,7 @@ def test_members_that_agree_have_no_spread_and_finite_gradients():
     assert (ours.mutual_information >= 0).all()
     single = f32([[[0.0, 1.0], [0.25, 0.75]]])
     for field in range(4):
-        gradient = jax.grad(lambda p, field=field: calibration.spread(p)[field].sum())(single)
+        gradient = jax.jit(jax.grad(lambda p, field=field: calibration.spread(p)[field].sum()))(single)
         assert jnp.isfinite(gradient).all()
 
 

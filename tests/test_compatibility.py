@@ -101,6 +101,7 @@ print(np.isfinite(jax.jit(jax.grad(loss, argnums=1))(kernel, bias)).all())
 """
 
 
+@pytest.mark.slow
 def test_the_lowest_level_of_optimisation_computes_infinities():
     """Gradients of a maximum over a group are infinite with `--xla_backend_optimization_level=0`, in every release."""
     assert in_a_process(MAXOUT).stdout.split() == ["True"]

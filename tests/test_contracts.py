@@ -77,7 +77,8 @@ def all_but(costly):
     return [pytest.param(name, marks=pytest.mark.slow) if name in costly else name for name in MODELS]
 
 
-@pytest.fixture(params=MODELS)
+# those that take longest have tests of their own, and their kinds have cheaper members
+@pytest.fixture(params=all_but({"residual network", "gru", "cnn of sequences", "single hidden layer"}))
 def name(request):
     return request.param
 

@@ -113,7 +113,16 @@ def backtested(_):
 FITS = [predicted, evaluated, budgeted, in_session, streamed, together, halved, transformed, backtested]
 
 
-@pytest.mark.parametrize("use", FITS, ids=lambda use: use.__name__)
+def by_default(names, cases):
+    """Cases, those that are not named here among the slow ones."""
+    return [
+        pytest.param(each, marks=() if name in names else pytest.mark.slow, id=name) for name, each in cases.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    "use", by_default({"predicted", "in_session", "together"}, {use.__name__: use for use in FITS})
+)
 def test_a_runs_function_dies_with_the_last_reference_to_it(use, tmp_path):
     fit = weakref.ref(use(tmp_path))
     gc.collect()
@@ -142,7 +151,7 @@ LOOKS = {
 }
 
 
-@pytest.mark.parametrize("name", LOOKS)
+@pytest.mark.parametrize("name", by_default({"landscape", "gradients", "layers"}, dict(zip(LOOKS, LOOKS, strict=True))))
 def test_a_model_that_was_looked_into_dies_with_the_last_reference_to_it(name):
     model = nnfx.models.mlp((2,), activation=lambda x: own(x))
     LOOKS[name](model, model.init(KEY, BATCH.inputs))
@@ -152,6 +161,7 @@ def test_a_model_that_was_looked_into_dies_with_the_last_reference_to_it(name):
     assert apply() is None
 
 
+@pytest.mark.slow
 def test_recurrent_models_and_forecasters_die_with_the_last_reference_to_them():
     def seen_through_time():
         model, x = nnfx.models.rnn(hidden=(2,), activation=lambda x: own(x)), jnp.ones((2, 3, 1))
@@ -170,6 +180,7 @@ def test_recurrent_models_and_forecasters_die_with_the_last_reference_to_them():
     assert [each() for each in gone] == [None, None]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="counts what Linux has mapped")
 def test_programs_of_runs_that_are_gone_take_no_memory():
     """Linux ends a process at 65,530 mappings; each compiled program takes some."""
@@ -190,6 +201,7 @@ def test_programs_of_runs_that_are_gone_take_no_memory():
     assert mapped() - before < 4 * 4, "no more than some that serve all, where each run has three programs"
 
 
+@pytest.mark.slow
 def test_a_model_dies_with_the_step_that_was_made_of_it():
     model, optimizer = nnfx.models.mlp((2,), activation=lambda x: own(x)), optax.adam(0.01)
     step = nnfx.make_step(model, LOSS, optimizer)

@@ -186,7 +186,15 @@ def masked_reference(smoothing=0.0):
         return -np.where(y == 0, 0, y * np.log(p)).sum(1), p - y
 
 
-@pytest.mark.parametrize("form", ["integers", "one-hot", "jit", "jit one-hot", "traced smoothing"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        *(pytest.param(form, marks=pytest.mark.slow) for form in ("integers", "one-hot")),
+        "jit",
+        "jit one-hot",
+        "traced smoothing",
+    ],
+)
 def test_classes_ruled_out(form):
     logits, labels = f32(MASKED), jnp.asarray(ALLOWED)
     if "one-hot" in form:

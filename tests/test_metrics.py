@@ -45,7 +45,9 @@ def test_what_is_not_a_number_is_not_right():
     assert jnp.isnan(metrics.binary_accuracy(jnp.array([jnp.nan]), jnp.array([0]))).all()
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize(
+    "dtype", [jnp.float16, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (jnp.bfloat16, jnp.float32))]
+)
 def test_roc_auc_of_many_rows_in_few_bits(dtype):
     rng = np.random.default_rng(0)
     labels = (rng.uniform(size=20_000) < 0.01).astype(int)

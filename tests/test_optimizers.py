@@ -51,6 +51,7 @@ def test_a_run_is_judged_by_the_schedule_free_average(key, name):
     np.testing.assert_allclose(run.evaluate(DATA.valid)["loss"], run.history["valid_loss"][best - 1], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_lookahead_is_evaluated_with_its_slow_weights(key):
     optimizer = optax.lookahead(optax.sgd(0.1), sync_period=3, slow_step_size=0.5)
     batch, step = DATA.train, nnfx.make_step(MODEL, MSE, optimizer)
@@ -111,6 +112,7 @@ def test_a_factory_in_place_of_an_optimizer(key, made):
         made(*arguments)
 
 
+@pytest.mark.slow
 def test_members_of_a_sweep_are_judged_by_their_evaluation_weights(key):
     data = nnfx.data.Data(DATA.train, None, DATA.preprocess)
     train = nnfx.fit(MODEL, MSE, schedule_free, epochs=2)

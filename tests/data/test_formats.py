@@ -411,6 +411,7 @@ def cifar_contents(data, name):
     return np.frombuffer(data, np.uint8, count=6146, offset=data.index(name.encode()) + 512).reshape(2, 3073)
 
 
+@pytest.mark.slow
 def test_mutated_cifar_archives_are_refused_or_read_right():
     rng = np.random.default_rng(2)
     plain = archive(batches())

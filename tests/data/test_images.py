@@ -36,6 +36,7 @@ def test_digits_are_scikit_learn_s():
     assert data.valid is None
 
 
+@pytest.mark.slow
 def test_digits_train_a_network_and_predictions_take_raw_images(key):
     data = nnfx.data.digits(key=key, valid_fraction=0.2, standardize=True)
     train = nnfx.fit(

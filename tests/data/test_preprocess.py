@@ -234,6 +234,7 @@ def test_nothing_that_is_prepared_is_nan(flag):
         jax.config.update(flag, False)
 
 
+@pytest.mark.slow
 def test_tokens_reach_an_embedding_by_every_way(key, tmp_path):
     import flax.linen as nn
     import optax

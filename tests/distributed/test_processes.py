@@ -126,6 +126,7 @@ def kill_one(cache, folder, lost):
     return both[1 - lost].returncode, err, time.monotonic() - began
 
 
+@pytest.mark.slow
 def test_a_lost_process_ends_the_other_and_one_goes_on_with_the_run(cache, alone, tmp_path):
     code, err, seconds = kill_one(cache, tmp_path, lost=1)
     assert code != 0

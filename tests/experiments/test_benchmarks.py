@@ -76,6 +76,7 @@ def test_a_sweep_is_timed():
     assert np.isfinite(sweep.with_sweep(SMALL, 2, np.array([0.1, 0.01]))(0))
 
 
+@pytest.mark.slow
 def test_steps_of_a_convolutional_network_agree_with_flax():
     problem = cnn.Problem(size=8, channels=2, features=(3, 0, 4, 0), hidden=(5,), batch_size=6)
     with jax.numpy_rank_promotion("allow"):
@@ -96,6 +97,7 @@ def loss_of(cell):
     return steps.with_nnfx(PROBLEMS[cell].task(), 1, scanned=True)().loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", PROBLEMS)
 @pytest.mark.parametrize(
     ("make", "package"),
@@ -115,6 +117,7 @@ def test_recurrent_networks_of_others_have_the_same_gradient_and_losses(cell, ma
         recurrent.gradient_errors(task, {package: wrong})
 
 
+@pytest.mark.slow
 def test_steps_one_by_one_split_or_of_several_networks_have_the_same_losses():
     task = PROBLEMS["lstm"].task()
     systems = (
@@ -149,6 +152,7 @@ def test_wrong_options_are_named():
         recurrent.main(members=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["titanic", "fashion"])
 def test_a_landscape_in_one_program_is_that_of_the_loop(case, monkeypatch):
     monkeypatch.delenv("NNFX_DATA", raising=False)
@@ -164,6 +168,7 @@ def test_a_landscape_in_one_program_is_that_of_the_loop(case, monkeypatch):
     assert [row.system for row in rows] == ["one program", "a Python loop"]
 
 
+@pytest.mark.slow
 def test_a_session_and_a_split_over_one_device_are_the_run_itself():
     data, fit = session.problem(1), session.train(1)
     on_one = functools.partial(session.nnfx.data_parallel, devices=jax.devices()[:1])

@@ -19,6 +19,7 @@ QUICK_ENOUGH = {"convolution", "losses", "perceptron"}
 """The others are run small by their own tests."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name if name in QUICK_ENOUGH else pytest.param(name, marks=pytest.mark.slow) for name in gallery.QUICK]
 )
@@ -126,6 +127,7 @@ def test_the_command_of_an_experiment():
     ]
 
 
+@pytest.mark.slow
 def test_a_small_copy_keeps_the_shape_and_gives_up_colours(tmp_path):
     even = np.zeros((700, 1400, 3), np.uint8)
     even[:, 700:] = (0, 114, 178)

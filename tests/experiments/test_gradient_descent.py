@@ -10,6 +10,7 @@ import nnfx
 from experiments import gradient_descent
 
 
+@pytest.mark.slow
 def test_the_experiment_writes_what_it_says(tmp_path, capsys):
     config = gradient_descent.Config(
         out=tmp_path, full_batch_epochs=20, minibatch_epochs=2, stochastic_epochs=1, repeats=1

@@ -31,6 +31,7 @@ def test_the_experiment_writes_what_it_says(tmp_path, capsys, monkeypatch):
     assert "noise scale" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_first_step_s_gradient_is_that_of_its_batch(key):
     config = gradient_flow.Config(**TINY | {"batch_size": 1797, "epochs": 1})
     data = nnfx.data.digits()

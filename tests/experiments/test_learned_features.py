@@ -43,6 +43,7 @@ def test_the_experiment_writes_what_it_says(tmp_path, capsys):
     assert "conv_2, untrained" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_probe_tells_apart_what_can_be_told_apart(key):
     config = learned_features.Config(probe_epochs=8)
     labels = jnp.arange(300) % 10

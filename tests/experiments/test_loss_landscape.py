@@ -31,6 +31,7 @@ def test_the_experiment_writes_what_it_says(tmp_path, capsys):
     assert "highest train loss" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_path_is_that_of_a_run(key):
     data = nnfx.data.digits()
     model = nnfx.models.mlp((3,), 10)

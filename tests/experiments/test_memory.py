@@ -67,6 +67,7 @@ def test_symbols_are_shown_then_silence_then_cues(key):
     assert memory.recall_loss(jnp.asarray(20 * answers, float), symbols).max() < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["GRU", "LSTM"])
 def test_gates_keep_for_times_up_to_the_gap(key, kind):
     inputs, _ = memory.draw_adding(key, 1, 50)
@@ -78,6 +79,7 @@ def test_gates_keep_for_times_up_to_the_gap(key, kind):
     assert not np.any(others)
 
 
+@pytest.mark.slow
 def test_networks_have_about_as_many_weights(key):
     inputs, _ = memory.draw_adding(key, 1, 50)
     sizes = [

@@ -26,6 +26,7 @@ def variables():
     return detector.classifier(WIDTH).init(jax.random.key(1), jnp.zeros((1, detector.WINDOW, detector.WINDOW, 1)))
 
 
+@pytest.mark.slow
 def test_the_slid_network_is_the_classifier_of_every_window(pictures, variables):
     levels = [np.asarray(detector.scaled(jnp.asarray(pictures.picture[:1]), side)) for side in detector.SIDES]
     windows, middles, scales = [], [], []

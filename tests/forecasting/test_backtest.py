@@ -63,11 +63,13 @@ def test_full_batches_are_a_loop_of_fits_to_series_cut_off():
     assert np.abs(found.forecasts - untrained.forecasts).max() > 0.1, "training matters here"
 
 
+@pytest.mark.slow
 def test_minibatches_are_a_loop_of_fits_to_the_same_rows():
     expected = by_hand(MINIBATCHES, lambda past: padded(cut(past)))
     np.testing.assert_allclose(refitted(MINIBATCHES).forecasts, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_latest_windows_alone_are_a_loop_with_minibatches_too():
     expected = by_hand(MINIBATCHES, lambda past: cut(past[-(10 + LOOKBACK + HORIZON - 1) :]))
     np.testing.assert_allclose(refitted(MINIBATCHES, train_windows=10).forecasts, expected, rtol=1e-5, atol=1e-5)
@@ -83,6 +85,7 @@ def test_windows_held_out_stop_the_runs_and_share_no_target_with_the_others():
     np.testing.assert_allclose(refitted(STOPPED, valid_windows=4).forecasts, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_members_differ_by_their_keys_and_are_pooled():
     train = nnfx.fit(
         forecasters.direct(partial(models.mlp, (5,)), HORIZON, 2, heads.GAUSSIAN),

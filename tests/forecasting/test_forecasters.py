@@ -199,6 +199,7 @@ def test_channels_are_forecast_one_by_one_with_the_same_weights(key):
     np.testing.assert_allclose(outputs[:, :, 2], expected[8:, :, 0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_forecaster_trains_with_a_traced_dropout_and_a_head(key):
     values = jnp.sin(jnp.arange(60.0) / 3)[:, None]
     data = as_data(windows(values, lookback=6, horizon=3))

@@ -96,6 +96,7 @@ def test_a_run_that_is_killed_three_times_ends_with_the_same_bits(cache, whole, 
     assert not is_saving(folder)
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_grow_ends_a_run_with_its_checkpoints_whole(cache, whole, killed, tmp_path):
     folder = shutil.copytree(killed, tmp_path / "run")
     before = [name for name in saved(folder) if name.startswith("epoch")]

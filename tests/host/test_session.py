@@ -88,6 +88,7 @@ def cut():
     raise CutError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "devices"),
     [
@@ -273,7 +274,10 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("part", OTHERS)
+BY_DEFAULT = {"activation", "loss", "b1", "noise"}
+
+
+@pytest.mark.parametrize("part", [pytest.param(p, marks=() if p in BY_DEFAULT else pytest.mark.slow) for p in OTHERS])
 def test_under_another_release_another_run_is_refused_all_the_same(data, key, begun, monkeypatch, part):
     pretend(monkeypatch, jax="99.0", jaxlib="99.0")
     before = sorted(begun.rglob("*"))
@@ -428,6 +432,7 @@ def test_the_seconds_before_a_cut_count_for_a_budget_of_time(data, key, tmp_path
     assert noted > 0
 
 
+@pytest.mark.slow
 def test_without_held_out_data_the_training_loss_ranks(data, key, tmp_path):
     whole = nnfx.data.Data(data.train, None, data.preprocess)
     run = quiet(FOUR_EPOCHS, tmp_path, save_every_epochs=1, keep_last=1)(key, whole, learning_rate=0.1)

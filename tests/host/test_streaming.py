@@ -101,6 +101,7 @@ class AskedLater(list):
         return self.looks < 0
 
 
+@pytest.mark.slow
 def test_asked_to_end_in_the_middle_of_epochs_it_goes_on_to_the_same_bits(
     fit, data, examples, whole, tmp_path, monkeypatch, capsys
 ):
@@ -143,6 +144,7 @@ def test_bytes_are_trained_on_as_floats(tmp_path):
     assert first.state.params["kernel"].dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_tokens_stay_integers(tmp_path):
     class Embedded(flax.linen.Module):
         @flax.linen.compact

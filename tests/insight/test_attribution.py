@@ -21,6 +21,7 @@ class Pooled(nn.Module):
         return nn.Dense(3)(nn.relu(nn.Conv(4, (3, 3))(x)).mean((1, 2)))
 
 
+@pytest.mark.slow
 def test_with_global_average_pooling_the_map_is_weights_times_maps():
     model = models.from_linen(Pooled())
     variables = model.init(jax.random.key(0), IMAGES)

@@ -75,8 +75,7 @@ MODELS = {
 }
 
 
-# Their parts are audited in other models, most in less time; the blocks of a residual network are not.
-SLOW = {"lenet", "batch norm after training"}
+SLOW = {"lenet", "batch norm after training", "residual network", "every activation", "pools", "cnn"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in MODELS])

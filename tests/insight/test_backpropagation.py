@@ -48,7 +48,7 @@ def check(model, loss, params, batch, tolerance):
 
 
 # With kinks and without, of pieces, and without hidden layers; the others among the slow tests.
-A_FEW = {"relu", "tanh", "gelu", "three pieces", "perceptron"}
+A_FEW = {"relu", "three pieces", "perceptron"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in A_FEW else pytest.mark.slow) for n in MODELS])
@@ -60,7 +60,7 @@ def test_the_product_of_the_factors_is_the_gradient_to_twelve_digits(name):
         check(model, MSE, params, batch(jnp.float64), 1e-12)
 
 
-@pytest.mark.parametrize("name", ["tanh", "three pieces"])
+@pytest.mark.parametrize("name", [pytest.param("tanh", marks=pytest.mark.slow), "three pieces"])
 def test_and_in_single_precision_for_one_example_and_for_several(name):
     params = MODELS[name].init(KEY, X)["params"]
     check(MODELS[name], MSE, params, batch(jnp.float32), 1e-6)

@@ -89,7 +89,7 @@ def test_products_with_a_vector_are_those_of_the_whole_hessian(case):
     np.testing.assert_allclose(ravel_pytree(product)[0], expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
-@by_default("mlp", "convolutions")
+@by_default("mlp")
 def test_eigenpairs_are_those_of_the_whole_hessian(case):
     arguments, options, hessian = case
     values, vectors = np.linalg.eigh(hessian)

@@ -28,6 +28,7 @@ def length(*leaves):
 # make_step
 
 
+@pytest.mark.slow
 def test_what_flows_is_what_a_loop_by_hand_sees():
     train = nnfx.fit(MODEL, MSE, optax.adam, epochs=4, make_step=flow.make_step)
     found = flow.curves(train(KEY, DATA, learning_rate=0.05).history)

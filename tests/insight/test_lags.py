@@ -43,6 +43,7 @@ def test_weights_are_those_of_the_mean():
     np.testing.assert_allclose(found, np.full(7, (errors[0] + 3 * errors[2]) / 4 * kernel), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_too_small_to_be_squared_is_measured():
     model, variables = linear(1e-5 * np.eye(4))
     found = gradient_by_lag(model, SQUARE, variables, BATCH)
@@ -57,7 +58,7 @@ def test_what_is_too_small_to_be_squared_is_measured():
     [
         ("rnn", "last"),
         pytest.param("lstm", "last", marks=pytest.mark.slow),
-        ("lstm", "all"),
+        pytest.param("lstm", "all", marks=pytest.mark.slow),
         pytest.param("gru", "all", marks=pytest.mark.slow),
     ],
 )

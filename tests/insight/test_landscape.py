@@ -37,7 +37,7 @@ def moved(cut, point):
 # measure
 
 
-@pytest.mark.parametrize("devices", [1, 3])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_grid_is_a_loop_over_its_points(devices):
     params = DEEP.init(KEY, X)["params"]
     cut = landscape.random_cut(KEY, params)
@@ -81,6 +81,7 @@ def test_the_landscape_of_a_linear_model_is_the_closed_form_s_parabola():
     np.testing.assert_allclose(found.losses, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_line_leads_from_one_solution_to_the_other():
     ends = solutions(CNN, IMAGES, 2)
     variables = {**CNN.init(KEY, IMAGES.inputs), "params": ends[0]}

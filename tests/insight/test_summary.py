@@ -108,6 +108,7 @@ def test_memory_grows_with_the_batch_and_with_the_optimizer():
     assert large.step.bytes - small.step.bytes >= 4 * 1008 * (32 + 64 + 64)
 
 
+@pytest.mark.slow
 def test_layers_within_layers_count_for_themselves():
     found = summary.summarize(models.resnet(8, 2, 3), floats(2, 8, 8, 1))
     by_name = {layer.name: layer for layer in found.layers}

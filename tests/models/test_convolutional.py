@@ -125,6 +125,7 @@ def test_padding_rows_change_nothing_of_what_a_residual_network_learns():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), dict(state), dict(padded_state))
 
 
+@pytest.mark.slow
 def test_a_network_learns_where_a_bar_lies():
     rng = np.random.default_rng(1)
     labels = rng.integers(0, 2, 200)

@@ -129,6 +129,7 @@ def test_the_forget_bias_is_a_hyper_parameter(key):
     np.testing.assert_array_equal(jax.jit(bias)(3.0), [0, 0, 3, 3, 0, 0, 0, 0])
 
 
+@pytest.mark.slow
 @ONE_KIND
 def test_batches_that_go_on_are_truncated_backpropagation_through_time(kind, key):
     """Updates by hand: three parts of a sequence, the gradient of each ending where the part began."""
@@ -171,6 +172,7 @@ def test_a_carried_state_is_used_but_not_moved_by_evaluation():
         model.apply(moved, INPUTS[:3])
 
 
+@pytest.mark.slow
 @ONE_KIND
 def test_lengths_and_a_carried_state_keep_their_dtypes_in_mixed_precision(kind, key):
     model, optimizer = kind(outputs=1, hidden=(5,), stateful=True), optax.sgd(0.1)
@@ -190,6 +192,7 @@ def test_lengths_and_a_carried_state_keep_their_dtypes_in_mixed_precision(kind, 
     assert_close(low.model_state, full.model_state, 0.02)
 
 
+@pytest.mark.slow
 def test_a_run_learns_what_came_first(key):
     """The sign of the first of ten numbers, which a network without memory cannot know."""
     rng = np.random.default_rng(0)

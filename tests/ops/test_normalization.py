@@ -71,6 +71,7 @@ def test_a_batch_of_weight_zero_leaves_them():
     close(ops.update_statistics(start(), empty, 0.9), start())
 
 
+@pytest.mark.slow
 def test_gradients_in_double_precision():
     with jax.enable_x64(True):
         x, weights = jnp.asarray(X[:6, 0], jnp.float64), jnp.asarray([1.0, 0, 2, 1, 1, 0.5])

@@ -97,7 +97,7 @@ def test_outputs_state_and_gradients_are_those_of_flax(name, reverse):
     assert_close(ours(*arguments), theirs(*arguments))
 
 
-@by_default(rnn_of_another_kind=True, lstm=True, gru=False)
+@by_default(rnn_of_another_kind=True, gru=False)
 def test_gradients_of_both_orders_against_differences_in_double(cell, reverse):
     with jax.enable_x64(True):
         inputs, weights, state = drawn(cell, dtype=np.float64)
@@ -109,7 +109,7 @@ def test_gradients_of_both_orders_against_differences_in_double(cell, reverse):
         check_grads(jax.jit(function), (inputs, weights, state), order=2, modes=["rev"], rtol=1e-5, atol=1e-5)
 
 
-@only("rnn", "lstm", "gru")
+@only("lstm")
 def test_the_plain_formulation_has_the_same_numbers_and_forward_mode(cell):
     arguments, along = drawn(cell), drawn(cell, key=1)
     own, plain = (partial(ops.recurrence, cell, formulation=each) for each in ("own", "plain"))
@@ -132,7 +132,7 @@ def test_the_plain_formulation_has_the_same_numbers_and_forward_mode(cell):
         jax.jvp(wave(own), arguments, along)
 
 
-@by_default(lstm=True, gru=False)
+@by_default(gru=False)
 def test_padding_changes_nothing_whatever_it_holds(cell, reverse):
     inputs, weights, state = drawn(cell)
     lengths = np.array([7, 3, 0, 3, 7])

@@ -69,6 +69,7 @@ def test_wrong_labels(ensemble, passengers):
         ensemble.calibrate(passengers[0], passengers[1][:-1])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("nan_is_meant")
 def test_a_class_that_every_member_rules_out_stays_so_at_every_temperature():
     rng = np.random.default_rng(0)

@@ -49,7 +49,10 @@ def trained_by_one(name):
     return trained(step, state, batches(shape, rows=13, count=50))
 
 
-@pytest.fixture(params=SPLITTING)
+# a cheap one that draws stands for them; statistics of the batch are looked at with foreign layers as well
+@pytest.fixture(
+    params=[pytest.param(name, marks=[] if name == "mlp with dropout" else [pytest.mark.slow]) for name in SPLITTING]
+)
 def name(request):
     return request.param
 
@@ -117,14 +120,14 @@ def augmented(kind):
     return step, state, batch, jax.jit(step)(state, batch)[0].params
 
 
-# how a batch is shared out is not the kind's to decide: one that acts on rows alone and one that mixes them
-BY_PMAP = ("noise", "mixup")
+# how a batch is shared out is not the kind's to decide: one that acts on each row and mixes them stands for them
+DEFAULT = "mixup"
 
 
 @pytest.mark.parametrize(
     ("kind", "strategy"),
     [
-        pytest.param(kind, strategy, marks=[pytest.mark.slow] if strategy == "pmap" and kind not in BY_PMAP else [])
+        pytest.param(kind, strategy, marks=[] if kind == DEFAULT else [pytest.mark.slow])
         for kind in AUGMENTS
         for strategy in STRATEGIES
     ],
@@ -135,7 +138,7 @@ def test_augmentation_does_not_depend_on_the_number_of_devices(kind, strategy):
     close(got.params, expected)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", [pytest.param("mesh", marks=pytest.mark.slow), "pmap"])
 def test_micro_batches_are_split_as_well(strategy):
     model, shape = SPLITTING["mlp with dropout"]
     step, state = step_and_state(model, shape, micro_batches=2)
@@ -172,16 +175,24 @@ def whole_run(strategy):
     return train(jax.random.key(0), data, learning_rate=0.1, patience=2, min_improvement=0.0)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ["mesh", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_a_whole_run_is_split(strategy):
     alone, together = whole_run(None), whole_run(strategy)
     close(together.history, alone.history)
     close(together.best.params, alone.best.params)
 
 
-def test_members_and_their_batches_are_spread_at_once():
+@pytest.mark.parametrize(
+    "model",
+    [
+        nnfx.models.perceptron(),
+        pytest.param(nnfx.models.mlp((8,), dropout=0.2), marks=pytest.mark.slow),
+    ],
+    ids=["perceptron", "mlp with dropout"],
+)
+def test_members_and_their_batches_are_spread_at_once(model):
     data = nnfx.data.titanic("fare", "age")
-    train = nnfx.fit(nnfx.models.mlp((8,), dropout=0.2), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=2)
+    train = nnfx.fit(model, nnfx.losses.binary_cross_entropy, optax.sgd, epochs=2)
     options = {"key": jax.random.key(0), "seeds": 2, "learning_rate": [0.01, 0.1]}
     alone = nnfx.sweeps.sweep(train, data, **options, devices=jax.devices()[:1])
     spread = nnfx.sweeps.sweep(train, data, **options, devices_per_member=4)

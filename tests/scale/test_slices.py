@@ -103,6 +103,7 @@ def test_a_sweep_in_slices_has_the_members_of_the_whole(data, devices, asked):
     assert [row["epochs"] for row in sliced.rows] == [row["epochs"] for row in whole.rows]
 
 
+@pytest.mark.slow
 def test_halving_in_slices_ranks_over_all_of_them(data, asked):
     train = make()
     given = {"key": KEY, "rungs": (4,), "seeds": 2, "learning_rate": RATES, "devices": jax.devices()[:1]}

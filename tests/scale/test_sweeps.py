@@ -65,7 +65,7 @@ def test_members_equal_the_runs_made_one_at_a_time(data, optimizer, epochs):
         close(variables, run.best.variables, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 6])
+@pytest.mark.parametrize("at_once", [1, *(pytest.param(count, marks=pytest.mark.slow) for count in (2, 6))])
 def test_members_trained_a_few_at_a_time_are_the_same(data, with_dropout, at_once):
     options = {"key": KEY, "seeds": 3, "learning_rate": [0.01, 0.1, 1.0], "dropout": 0.2, "devices": ONE}
     together, few = sweep(with_dropout, data, **options), sweep(with_dropout, data, **options, at_once=at_once)
@@ -76,12 +76,15 @@ def test_members_trained_a_few_at_a_time_are_the_same(data, with_dropout, at_onc
 def test_large_members_are_trained_in_turn_unless_more_are_asked_for(data, plain, monkeypatch):
     asked = []
     monkeypatch.setattr(sweeps, "is_large", lambda *asked_of: asked.append(asked_of) or True)
-    chosen, programs_of = [], sweeps.programs_of
-    monkeypatch.setattr(sweeps, "programs_of", lambda *of: chosen.append(of[-1]) or programs_of(*of))
+
+    def choose(*of):
+        raise InterruptedError(of[-1])
+
+    monkeypatch.setattr(sweeps, "programs_of", choose)
     options = {"key": KEY, "learning_rate": [0.01, 0.1], "devices": ONE}
-    sweep(plain, data, **options)
-    sweep(plain, data, **options, at_once=2)
-    assert chosen == [1, 2]
+    for given, chosen in (({}, 1), ({"at_once": 2}, 2)):
+        with pytest.raises(InterruptedError, match=f"^{chosen}$"):
+            sweep(plain, data, **options, **given)
     [(fit, rows, hyper)] = asked
     assert fit is plain
     assert rows.weights.shape == data.train.weights.shape
@@ -154,7 +157,7 @@ def test_another_grid_of_the_same_size_compiles_nothing_and_a_sweep_few_programs
     assert run(1.0) <= 8
 
 
-@pytest.mark.parametrize(("seeds", "rates"), [(16, 1), (3, 5)])
+@pytest.mark.parametrize(("seeds", "rates"), [pytest.param(16, 1, marks=pytest.mark.slow), (3, 5)])
 def test_members_spread_over_devices_are_the_same(data, plain, seeds, rates):
     options = {"key": KEY, "seeds": seeds, "learning_rate": np.logspace(-3, -1, rates)}
     alone, spread = sweep(plain, data, devices=ONE, **options), sweep(plain, data, **options)
@@ -215,6 +218,7 @@ def test_a_budget_of_steps_acts_on_each_member(data, budgeted):
     }
 
 
+@pytest.mark.slow
 def test_a_budget_of_time_acts_on_each_member(data):
     train = make(epochs=10**6, stop=nnfx.stopping.time_budget)
     given = {"key": KEY, "learning_rate": 0.1, "epochs_per_chunk": 200, "devices": ONE}
@@ -247,6 +251,7 @@ def test_what_there_is_so_far_can_be_kept_on_the_way(data, budgeted, tmp_path):
     assert len((tmp_path / "so_far.csv").read_text().splitlines()) == 4
 
 
+@pytest.mark.slow
 def test_nothing_is_marked_by_nan_or_infinities_on_devices(data):
     """As `jax_debug_nans` and `jax_debug_infs` would report, which are there to find those that are not meant."""
     train = make(epochs=4, batch_size=100, stop=nnfx.stopping.step_budget)
@@ -261,6 +266,7 @@ def test_nothing_is_marked_by_nan_or_infinities_on_devices(data):
     assert np.isfinite(found).all()
 
 
+@pytest.mark.slow
 def test_seeds_alone_differ_where_no_number_is_swept(data):
     train = make(functools.partial(optax.sgd, learning_rate=0.1), epochs=2)
     result = sweep(train, data, key=KEY, seeds=3, devices=ONE)

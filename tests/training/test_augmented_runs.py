@@ -38,6 +38,7 @@ def test_each_step_draws_anew_and_held_out_data_is_left_alone(key):
     assert len(seen) == len(set(seen)) == 5 * 5
 
 
+@pytest.mark.slow
 def test_without_noise_nothing_but_the_stream_changes(key):
     run = fit(augment=augment.gaussian_noise)(key, data(), learning_rate=0.1, noise=0.0)
     plain = fit()(key, data(), learning_rate=0.1)

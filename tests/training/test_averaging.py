@@ -106,6 +106,7 @@ def test_without_held_out_data_the_average_is_what_predicts(data):
     assert (run.state.params["kernel"] != run.best.params["kernel"]).any()
 
 
+@pytest.mark.slow
 def test_decays_are_swept_in_one_program(data, averaged):
     given = {"key": jax.random.key(3), "learning_rate": 0.5, "devices": jax.devices()[:1]}
     result = nnfx.sweeps.sweep(averaged, data, **given, ema_decay=[0.0, 0.5, 0.9])

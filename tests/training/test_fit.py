@@ -58,7 +58,9 @@ def test_the_perceptron_equals_logistic_regression_on_raw_features(key):
     assert int(run.epochs) < 10_000
 
 
-@pytest.mark.parametrize("batch_size", [None, 100, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "batch_size", [pytest.param(None, marks=pytest.mark.slow), 100, pytest.param(1, marks=pytest.mark.slow)]
+)
 def test_twice_from_one_key_gives_the_same_bits(key, data, batch_size):
     model = nnfx.models.mlp((4,), dropout=0.3)
     train = make(model, batch_size=batch_size, metrics=ACCURACY)
@@ -67,7 +69,7 @@ def test_twice_from_one_key_gives_the_same_bits(key, data, batch_size):
     assert bits(first.state.params) != bits(other.state.params)
 
 
-@pytest.mark.parametrize("batch_size", [None, 100, pytest.param(7, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize("batch_size", [100, *(pytest.param(size, marks=pytest.mark.slow) for size in (None, 7, 1))])
 def test_an_epoch_equals_a_python_loop_over_the_step(key, data, batch_size):
     model, optimizer = nnfx.models.mlp((4,), activation="tanh", dropout=0.3), optax.sgd(0.1)
     data = nnfx.data.Data(jax.tree.map(lambda a: np.asarray(a)[:110], data.train), data.valid, data.preprocess)
@@ -146,9 +148,9 @@ def epochs_of(stopped, key, data, epochs):
 
 
 def test_the_best_weights_are_exactly_those_that_were_evaluated_best(key, data, stopped):
-    run = make(nnfx.models.mlp((32,)), optax.adam, epochs=40, batch_size=100)(key, data, learning_rate=0.1)
+    run = epochs_of(stopped, key, data, 40)
     best = int(run.best.epoch)
-    assert best == int(np.argmin(run.history["valid_loss"])) + 1 < 40
+    assert best == int(np.argmin(run.history["valid_loss"][:40])) + 1 < int(run.epochs) == 40
     assert run.best.loss == run.history["valid_loss"][best - 1]
     np.testing.assert_allclose(run.evaluate(data.valid)["loss"], run.best.loss, rtol=1e-6)
     shorter = epochs_of(stopped, key, data, best)
@@ -193,7 +195,7 @@ def test_a_vmapped_run_equals_the_runs_made_one_at_a_time(data):
     assert predictions.shape == (3, 1, 1)
 
 
-@pytest.mark.parametrize("rematerialize_epochs", [False, True])
+@pytest.mark.parametrize("rematerialize_epochs", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_gradient_through_a_run_equals_central_differences(key, rematerialize_epochs):
     """With respect to the rate, the weight decay, and the weight of a part of the loss."""
     with jax.enable_x64(True):
@@ -241,6 +243,7 @@ def test_a_model_of_hyper_parameters_predicts_after_training(key, data):
     np.testing.assert_allclose(run.predict([[7.0, 30.0]]), plain, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_smoothing_and_momentum_reach_their_parts(key, data):
     train = make()
 
@@ -259,7 +262,12 @@ def test_float64_data_are_trained_in_float64(key):
 
 
 @pytest.mark.parametrize(
-    "transform", [jax.jit, lambda f: jax.jit(jax.grad(f)), lambda f: lambda r: jax.lax.map(f, r[None])]
+    "transform",
+    [
+        pytest.param(jax.jit, marks=pytest.mark.slow),
+        lambda f: jax.jit(jax.grad(f)),
+        pytest.param(lambda f: lambda r: jax.lax.map(f, r[None]), marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_on_data_closed_over_can_be_transformed(key, data, transform):
     train = make(stop=nnfx.stopping.patience)
@@ -286,7 +294,9 @@ def test_checking_again_costs_nothing(key, data, monkeypatch):
 
 
 @pytest.mark.usefixtures("nan_is_meant")
-@pytest.mark.parametrize("stop", [nnfx.stopping.non_finite, nnfx.stopping.non_finite()])
+@pytest.mark.parametrize(
+    "stop", [nnfx.stopping.non_finite, pytest.param(nnfx.stopping.non_finite(), marks=pytest.mark.slow)]
+)
 def test_divergence_is_not_taken_for_convergence(key, data, stop):
     train = nnfx.fit(
         nnfx.models.perceptron(), nnfx.losses.mean_square_error, optax.sgd, epochs=300,
@@ -342,6 +352,7 @@ def test_padding_leaves_batch_statistics_alone(key):
     assert max(means) <= 2 * 30 / 50 + 1e-5, "the last row may come twice in a batch of 50, not 50 times"
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_searches_along_a_line(key, data):
     train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.binary_cross_entropy, optax.lbfgs(), epochs=20)
     run = train(key, data)
@@ -384,6 +395,7 @@ def test_a_run_skips_or_stops_at_a_bad_step_and_says_which(key, data, rule, epoc
     close(run.state.params, start.params, rtol=0)
 
 
+@pytest.mark.slow
 def test_penalties_are_swept_like_any_number(key, data):
     def l2(params, decay=0.0):
         return decay / 2 * optax.tree.norm(params, squared=True)

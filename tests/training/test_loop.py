@@ -30,10 +30,10 @@ def test_a_run_ends_within_its_budget_of_time(data, key):
     train = make(10**6, stopping.time_budget)
     train(key, data, learning_rate=0.1, max_seconds=0.01)
     began = time.monotonic()
-    run = train(key, data, learning_rate=0.1, max_seconds=1.0)
+    run = train(key, data, learning_rate=0.1, max_seconds=0.4)
     took = time.monotonic() - began
     assert run.reason == "time_budget"
-    assert 0.9 < took < 20, "it would take minutes to its last epoch"
+    assert 0.36 < took < 20, "it would take minutes to its last epoch"
     assert 0 < int(run.epochs) < 10**6
 
 
@@ -61,7 +61,9 @@ def in_chunks(train, key, data, numbers, every):
     return train.run_of(state, loop.padded(loop.joined(pieces), train.epochs), data, hyper)
 
 
-@pytest.mark.parametrize(("batch_size", "stop"), [(None, stopping.patience), (100, ())])
+@pytest.mark.parametrize(
+    ("batch_size", "stop"), [pytest.param(None, stopping.patience, marks=pytest.mark.slow), (100, ())]
+)
 def test_wherever_chunks_end_the_same_bits(data, key, batch_size, stop):
     train = nnfx.fit(
         nnfx.models.mlp((12,)), nnfx.losses.binary_cross_entropy, optax.adam, epochs=9, batch_size=batch_size, stop=stop
@@ -94,6 +96,7 @@ jax.tree.map(np.testing.assert_array_equal, run.history, whole.history)
 """
 
 
+@pytest.mark.slow
 def test_optimised_by_llvm_chunks_keep_the_bits_as_well():
     """Where one program asks after each epoch whether to go on and the other does not, their roundings differ."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}

@@ -97,7 +97,7 @@ def test_a_batch_without_weight_moves_nothing(key):
     assert measured["loss"].weight == measured["loss"].total == 0
 
 
-@pytest.mark.parametrize("batch_size", [None, 2, 3])
+@pytest.mark.parametrize("batch_size", [None, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_a_run_sees_no_row_without_weight(key, batch_size):
     train = nnfx.fit(MODEL, MSE, optax.sgd, epochs=3, batch_size=batch_size)
     expected = train(key, data_of(batch(), batch()), learning_rate=0.1)
@@ -165,8 +165,8 @@ def by_hand(logits, labels, weights):
     ("told_by", "micro_batches"),
     [
         ("lengths", 1),
-        ("weights", 1),
-        ("both", 1),
+        pytest.param("weights", 1, marks=pytest.mark.slow),
+        pytest.param("both", 1, marks=pytest.mark.slow),
         pytest.param("lengths", 2, marks=pytest.mark.slow),
         pytest.param("weights", 2, marks=pytest.mark.slow),
         ("both", 2),
@@ -203,6 +203,7 @@ def test_weights_of_steps_equal_pytorch_s_ignore_index(key):
     np.testing.assert_allclose(measured["loss"].value, expected.item(), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_on_sequences_and_weights_of_steps(key):
     train = nnfx.fit(GRU, CCE, optax.sgd, epochs=2, batch_size=3)
     both = []

@@ -51,6 +51,12 @@ def columns(rows):
     return tuple(jnp.asarray(column, jnp.float32) for column in zip(*rows, strict=True))
 
 
+# compiled and mapped over, all of them are held against Optax below
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(name, marks=[] if name == "exponential_decay" else [pytest.mark.slow]) for name in SCHEDULES],
+    indirect=True,
+)
 def test_equal_to_optax(case):
     ours, theirs, rows = case
     for numbers in rows:
@@ -109,6 +115,7 @@ def test_optax_still_fails_where_ours_are_for():
             jax.vmap(lambda x, theirs=theirs: theirs(x)(jnp.asarray(3)))(traced)
 
 
+@pytest.mark.slow
 def test_those_of_optax_that_the_docstring_names_may_be_traced():
     traced = jnp.array([0.1, 0.2])
     for theirs in (
@@ -178,7 +185,9 @@ def scales(transformation):
 
 
 @pytest.mark.usefixtures("nan_is_meant")  # Optax begins with infinity
-@pytest.mark.parametrize("numbers", PLATEAU)
+@pytest.mark.parametrize(
+    "numbers", [*(pytest.param(numbers, marks=pytest.mark.slow) for numbers in PLATEAU[:-1]), PLATEAU[-1]]
+)
 def test_reduce_on_plateau_equals_optax(numbers):
     ours, our_states = scales(schedules.reduce_on_plateau(**numbers))
     theirs, their_states = scales(optax.contrib.reduce_on_plateau(**numbers))
@@ -344,7 +353,7 @@ def test_a_staircase_of_fixed_length_compiled_and_not(length):
     np.testing.assert_allclose([rate(step) for step in steps[0].tolist()], expected[0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("total", [41, 83, 1563, 20_000])
+@pytest.mark.parametrize("total", [41, *(pytest.param(total, marks=pytest.mark.slow) for total in (83, 1563)), 20_000])
 def test_schedules_meet_their_closed_forms_at_their_boundaries(total):
     """The same in float64, at the first and the last step and beside them."""
     steps = np.array([0, 1, total - 1, total, total + 1])

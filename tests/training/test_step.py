@@ -19,7 +19,7 @@ def batch(weights=W):
 def test_one_step_of_a_perceptron_by_hand(key):
     model, optimizer = nnfx.models.perceptron(), optax.sgd(0.5)
     state = nnfx.init_state(key, model, optimizer, X)
-    step = nnfx.make_step(model, nnfx.losses.binary_cross_entropy, optimizer)
+    step = jax.jit(nnfx.make_step(model, nnfx.losses.binary_cross_entropy, optimizer))
     after, measured = step(state, batch())
     w = np.asarray(state.params["kernel"], np.float64)
     p = 1 / (1 + np.exp(-(X.astype(np.float64) @ w)))[:, 0]
@@ -31,6 +31,7 @@ def test_one_step_of_a_perceptron_by_hand(key):
     assert int(after.step) == 1
 
 
+@pytest.mark.slow
 def test_a_row_of_weight_zero_changes_nothing(key):
     model, optimizer = nnfx.models.mlp((4,)), optax.sgd(0.5)
     state = nnfx.init_state(key, model, optimizer, X)
@@ -103,7 +104,7 @@ def plain():
     return one_step(jax.random.key(0))
 
 
-@pytest.mark.parametrize("micro_batches", [2, pytest.param(3, marks=pytest.mark.slow), 6])
+@pytest.mark.parametrize("micro_batches", [*(pytest.param(parts, marks=pytest.mark.slow) for parts in (2, 3)), 6])
 def test_micro_batches_give_the_step_of_the_whole_batch(key, plain, micro_batches):
     (whole, expected), (parts, measured) = plain, one_step(key, micro_batches=micro_batches)
     close(parts.params, whole.params, rtol=1e-5, atol=1e-6)

@@ -50,7 +50,13 @@ def loss_after_training(optimizer, steps=2):
     return final
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+# of roots, of a norm, of signs
+DEFAULT = ("adam", "clipped adam", "rprop")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in DEFAULT else [pytest.mark.slow]) for name in OPTIMIZERS]
+)
 def test_the_slope_of_a_run_is_that_of_finite_differences(name):
     with jax.enable_x64(True):
         final = jax.jit(jax.value_and_grad(loss_after_training(OPTIMIZERS[name])))
@@ -60,7 +66,7 @@ def test_the_slope_of_a_run_is_that_of_finite_differences(name):
         assert central != 0
 
 
-@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("activation", [pytest.param("tanh", marks=pytest.mark.slow), "relu"])
 def test_the_slope_of_a_run_on_images_with_black_borders(activation):
     data = nnfx.data.digits()
     x, y = np.asarray(data.train.inputs, np.float64)[:200], np.asarray(data.train.targets)[:200]

@@ -38,6 +38,7 @@ def test_the_network_is_that_of_the_paper(key):
         np.testing.assert_allclose(layer["bias"], 0.05)
 
 
+@pytest.mark.slow
 def test_runs_are_made_kept_and_gone_on_with(small, tmp_path, monkeypatch):
     config = deepobs.Config(tmp_path, seeds=(0,), optimizers=("sgd", "adam"), epochs=1, batch_size=32, progress=False)
     summary = deepobs.main(config)

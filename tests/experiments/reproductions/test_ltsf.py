@@ -22,6 +22,7 @@ def waves(monkeypatch):
     return series.values
 
 
+@pytest.mark.slow
 def test_runs_are_made_kept_and_gone_on_with(waves, tmp_path, monkeypatch):
     config = ltsf.Config(tmp_path, ("repeat", "nlinear"), (24, 96), seeds=2, epochs=2, hours=HOURS, progress=False)
     summary = ltsf.main(config)
@@ -68,6 +69,7 @@ def test_the_rate_is_halved_after_every_epoch(steps):
             assert float(rate(jnp.int32(step))) == pytest.approx(expected), (epoch, step)
 
 
+@pytest.mark.slow
 def test_the_normalized_lstm_passes_a_level_on(key):
     past = jax.random.normal(key, (3, 10, 2))
     for normalized in (False, True):
@@ -118,6 +120,7 @@ def test_what_is_wrong_is_said(tmp_path):
         ltsf.main(ltsf.Config(tmp_path, horizons=(95,)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("etth1_file")
 def test_repeat_scores_as_published():
     values = nnfx.data.ett("ETTh1").values
