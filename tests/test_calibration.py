@@ -173,6 +173,7 @@ def test_temperature_under_jit_and_vmap():
     np.testing.assert_allclose(mapped, single, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_the_temperature_is_that_of_the_minimum():
     with jax.enable_x64(True):
         logits, labels, weights = jnp.asarray(LOGITS[:9]), jnp.asarray(LABELS[:9]), jnp.arange(1.0, 10.0)

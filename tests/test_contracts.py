@@ -72,13 +72,16 @@ def inputs_of(name):
     return jnp.asarray(np.random.default_rng(0).normal(size=(5, *SHAPES.get(name, (3,)))), jnp.float32)
 
 
-def all_but(costly):
-    """Every model's name, these ones among the slow tests."""
-    return [pytest.param(name, marks=pytest.mark.slow) if name in costly else name for name in MODELS]
+# They take longest, have tests of their own, and are of a kind with cheaper ones.
+COSTLY = {"residual network", "gru", "cnn of sequences", "single hidden layer"}
 
 
-# those that take longest have tests of their own, and their kinds have cheaper members
-@pytest.fixture(params=all_but({"residual network", "gru", "cnn of sequences", "single hidden layer"}))
+def all_but(costly, names=MODELS):
+    """The names of models, the costly ones among the slow tests."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in costly else name for name in names]
+
+
+@pytest.fixture(params=all_but(COSTLY))
 def name(request):
     return request.param
 
@@ -133,7 +136,7 @@ def test_only_the_shape_of_the_inputs_matters_to_init(model, variables, inputs):
     assert same(variables, model.init(KEY, 0 * inputs[:1]))
 
 
-@pytest.mark.parametrize("name", all_but({"residual network"}))
+@pytest.mark.parametrize("name", all_but(COSTLY))
 def test_jit_equals_eager(model, variables, inputs):
     _, predict, trained = compiled(model)
     close(predict(variables, inputs), model.apply(variables, inputs), rtol=1e-5, atol=1e-6)
@@ -181,7 +184,8 @@ def test_gradients_are_finite_and_reach_every_parameter(model, variables, inputs
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
-@pytest.mark.parametrize("name", sorted(MODELS.keys() - FLAX_LAYERS))  # Flax's own layers promote unless told not to
+# Flax's own layers promote unless told not to
+@pytest.mark.parametrize("name", all_but(COSTLY, sorted(MODELS.keys() - FLAX_LAYERS)))
 def test_the_dtype_is_kept(model, variables, dtype, inputs):
     with jax.numpy_dtype_promotion("strict"):
         cast = jax.tree.map(lambda a: a.astype(dtype), variables)

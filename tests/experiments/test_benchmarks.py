@@ -59,12 +59,14 @@ def test_the_report_is_written(tmp_path, capsys):
     assert "1.5e-06" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [fit.with_nnfx, fit.with_scikit_learn])
 def test_systems_learn(make):
     losses = [make(problem)(0) for problem in (SMALL._replace(epochs=1), SMALL._replace(epochs=60))]
     assert losses[1] < losses[0]
 
 
+@pytest.mark.slow
 def test_the_scanned_run_by_hand_and_the_loop_are_the_same_run():
     problem = SMALL._replace(labels=np.arange(60) % 3)
     with jax.numpy_rank_promotion("allow"):
@@ -72,6 +74,7 @@ def test_the_scanned_run_by_hand_and_the_loop_are_the_same_run():
     np.testing.assert_allclose(scanned, looped, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_sweep_is_timed():
     assert np.isfinite(sweep.with_sweep(SMALL, 2, np.array([0.1, 0.01]))(0))
 
@@ -133,6 +136,7 @@ def test_steps_one_by_one_split_or_of_several_networks_have_the_same_losses():
         recurrent.require_one_loss([row, row._replace(system="theirs", loss=0.61)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", PROBLEMS)
 def test_weights_to_the_layout_of_keras_and_back(cell):
     params = PROBLEMS[cell].task().params

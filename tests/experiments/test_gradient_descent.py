@@ -32,6 +32,7 @@ def test_the_experiment_writes_what_it_says(tmp_path, capsys):
     assert "stochastic" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_minimum_is_that_of_newtons_method():
     weights, bias = gradient_descent.find_minimum()
     passengers = nnfx.data.titanic("fare", "age")

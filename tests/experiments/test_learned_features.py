@@ -70,6 +70,7 @@ def test_a_placed_digit_is_the_digit_enlarged_and_moved(key):
     assert len({tuple(np.argwhere(image[..., 0] > 0)[0]) for image in np.asarray(placed.inputs)}) > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", learned_features.LAYERS)
 def test_a_unit_sees_the_part_of_the_image_that_is_cut_out(layer, key):
     config = learned_features.Config(epochs=1, widths=(1, 1, 1))

@@ -1,5 +1,6 @@
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments import losses
 
@@ -25,6 +26,7 @@ def test_the_line_is_that_of_numpy():
     np.testing.assert_allclose(line.predictions, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_every_passenger_s_loss_is_on_one_of_two_curves():
     scored = losses.score_passengers()
     z, survived = np.asarray(scored.logits, float), np.asarray(scored.survived)

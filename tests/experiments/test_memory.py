@@ -52,6 +52,7 @@ def test_two_numbers_are_marked_one_in_each_half(key):
     assert np.var(targets) == pytest.approx(1 / 6, rel=0.2), "what knowing nothing costs"
 
 
+@pytest.mark.slow
 def test_symbols_are_shown_then_silence_then_cues(key):
     inputs, symbols = map(np.asarray, memory.draw_copy(key, 500, 4))
     shown, silence, cues = np.split(inputs, [3, 7], axis=1)

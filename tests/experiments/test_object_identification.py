@@ -81,6 +81,7 @@ def test_windows_are_labelled_by_what_is_in_their_middle():
     assert detector.label(boxes, np.array([7, 2]), large.astype(int), scales[4:])[0, 0] == 2
 
 
+@pytest.mark.slow
 def test_crops_are_cut_as_the_network_is_slid(pictures):
     crops = detector.cut_crops((0,), pictures, per_digit=3, elsewhere=4)
     again = detector.cut_crops((0,), pictures, per_digit=3, elsewhere=4)

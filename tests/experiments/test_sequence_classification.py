@@ -57,6 +57,7 @@ def test_a_row_is_a_step_in_time():
     np.testing.assert_array_equal(sequence_classification.rows_of(images), images[..., 0])
 
 
+@pytest.mark.slow
 def test_the_loss_of_every_row_is_their_mean(key):
     logits, labels = jax.random.normal(key, (5, 3, 4)), jnp.array([0, 1, 2, 3, 0])
     each = [sequence_classification.cross_entropy(logits[:, t], labels) for t in range(3)]

@@ -75,6 +75,7 @@ def test_the_latest_windows_alone_are_a_loop_with_minibatches_too():
     np.testing.assert_allclose(refitted(MINIBATCHES, train_windows=10).forecasts, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_windows_held_out_stop_the_runs_and_share_no_target_with_the_others():
     def parted(past):
         first = past[: len(past) - 5]  # four windows of two steps each have five targets

@@ -41,7 +41,7 @@ WRAPPED = {
 
 
 # Two parts, each of which is in another one by default.
-SLOW = {"direct, Gaussian", "recursive", "recursive, standardised", "convolutions by channel"}
+SLOW = {"recursive LSTM", "direct, Gaussian", "recursive", "recursive, standardised", "convolutions by channel"}
 
 
 def drawn(model, inputs=PAST):

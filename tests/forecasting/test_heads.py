@@ -146,6 +146,7 @@ def test_targets_are_checked_before_training(key):
         heads.GAUSSIAN.loss(jnp.zeros((1, 1, 1, 2)), jnp.zeros((1, 1, 1), complex))
 
 
+@pytest.mark.slow
 def test_dtypes_are_kept(strict_dtypes):
     for dtype in (jnp.bfloat16, jnp.float32):
         raw = jnp.zeros((2, 3, 1, 9), dtype)

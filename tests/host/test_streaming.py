@@ -131,6 +131,7 @@ def test_another_run_is_refused(fit, data, examples, tmp_path):
         session(KEY, part, data.valid, **HYPER)
 
 
+@pytest.mark.slow
 def test_bytes_are_trained_on_as_floats(tmp_path):
     inputs = np.arange(32, dtype=np.uint8)[:, None]
     bytes_ = nnfx.data.store(tmp_path / "bytes", [(inputs, inputs[:, 0] / 8)])

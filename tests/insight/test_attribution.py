@@ -58,6 +58,7 @@ def test_a_common_level_of_the_logits_silences_all_maps_but_relative_ones():
     close(*maps, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_map_has_the_size_of_the_image_and_each_example_its_own():
     found = features.class_activation_map(MODEL, VARIABLES, IMAGES, "conv_1")
     assert found.shape == (6, 8, 8)

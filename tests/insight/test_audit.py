@@ -156,6 +156,7 @@ def test_where_nothing_reaches_a_layer_its_gradient_is_flat():
     assert found.passed
 
 
+@pytest.mark.slow
 def test_a_share_is_drawn_by_the_key_and_reaches_every_leaf():
     model = models.mlp((11,), activation="tanh")
     variables = model.init(KEY, X)

@@ -39,6 +39,7 @@ def test_the_input_that_excites_a_linear_unit_is_its_weights(key):
     np.testing.assert_array_equal(bounded.inputs, np.where(variables["params"]["kernel"][:, 0] > 0, 2.0, -1.0))
 
 
+@pytest.mark.slow
 def test_maximising_beats_real_inputs_and_is_mapped_over_units(key):
     options = {"steps": 60, "bounds": (-1.0, 1.0), "l2": 0.0, "pool": "max"}
     inputs = IMAGES.clip(-1, 1)

@@ -61,6 +61,7 @@ def test_what_flows_is_what_a_loop_by_hand_sees():
         params = optax.apply_updates(params, updates)
 
 
+@pytest.mark.slow
 def test_the_run_is_otherwise_the_same():
     options = {"epochs": 3, "batch_size": 8, "penalty": nnfx.regularizers.l2, "average": nnfx.averaging.exponential}
     hyper = {"learning_rate": 0.1, "l2": 0.01, "ema_decay": 0.9}
@@ -78,6 +79,7 @@ def test_the_run_is_otherwise_the_same():
     assert jax.tree.structure(plain.state) == jax.tree.structure(measured.state)
 
 
+@pytest.mark.slow
 def test_minibatches_are_averaged_and_runs_are_mapped():
     train = nnfx.fit(MODEL, MSE, optax.sgd, epochs=2, batch_size=8, make_step=flow.make_step)
     runs = jax.vmap(lambda rate: train(KEY, DATA, learning_rate=rate))(jnp.array([0.1, 0.2]))

@@ -52,6 +52,7 @@ def test_a_grid_is_a_loop_over_its_points(devices):
             np.testing.assert_allclose(found.losses[i, j], expected, rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_many_examples_are_unrolled_and_a_loop_all_the_same():
     data = nnfx.data.titanic("fare", "age")
     loss, model = losses.binary_cross_entropy, nnfx.models.mlp((3,), activation="tanh")
@@ -94,6 +95,7 @@ def test_a_line_leads_from_one_solution_to_the_other():
         np.testing.assert_allclose(found.losses[i], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_in_training_each_point_is_normalised_by_its_own_batch():
     variables = CNN.init(KEY, IMAGES.inputs)
     cut = landscape.through(variables["params"], *solutions(CNN, IMAGES, 1, first=7))

@@ -95,6 +95,7 @@ def test_loops_count_as_often_as_they_go():
     assert summary.count_flops(jax.make_jaxpr(loop)(jnp.ones((3, 4)), jnp.ones((4, 4))).jaxpr) == 7 * 2 * 3 * 4 * 4
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_batch_and_with_the_optimizer():
     model = models.mlp((64, 64), 4)
     small, large = (summary.summarize(model, floats(rows, 32)) for rows in (16, 1024))

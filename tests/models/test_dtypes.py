@@ -90,6 +90,7 @@ def test_everything_is_float64_where_jax_has_it(name):
         assert single.dtype == jnp.float64
 
 
+@pytest.mark.slow
 def test_a_recurrent_network_trains_in_float64():
     with jax.enable_x64(True):
         data = nnfx.data.prepare(RNG.normal(size=(6, 4, 2)), RNG.normal(size=6))

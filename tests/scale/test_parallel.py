@@ -150,6 +150,7 @@ def test_micro_batches_are_split_as_well(strategy):
         assert [each.kind for each in collectives(split)] == ["all-reduce"] * 2  # the batch's weight, and the gradient
 
 
+@pytest.mark.slow
 def test_a_mesh_keeps_the_meaning_of_layers_that_know_nothing_of_it():
     class Foreign(nn.Module):
         @nn.compact
@@ -182,6 +183,7 @@ def test_a_whole_run_is_split(strategy):
     close(together.best.params, alone.best.params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [

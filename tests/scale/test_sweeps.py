@@ -65,6 +65,7 @@ def test_members_equal_the_runs_made_one_at_a_time(data, optimizer, epochs):
         close(variables, run.best.variables, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [1, *(pytest.param(count, marks=pytest.mark.slow) for count in (2, 6))])
 def test_members_trained_a_few_at_a_time_are_the_same(data, with_dropout, at_once):
     options = {"key": KEY, "seeds": 3, "learning_rate": [0.01, 0.1, 1.0], "dropout": 0.2, "devices": ONE}
@@ -209,6 +210,7 @@ def test_successive_halving_drops_the_worse_points(data):
     assert {n % 8 for n, e in epochs.items() if e > 3} == set(np.argsort(ranked)[:4])
 
 
+@pytest.mark.slow
 def test_a_budget_of_steps_acts_on_each_member(data, budgeted):
     result = sweep(budgeted, data, key=KEY, learning_rate=0.1, max_steps=[6, 13, 1000], devices=ONE)
     assert {row["max_steps"]: (row["epochs"], row["reason"]) for row in result.rows} == {

@@ -45,6 +45,7 @@ def test_without_noise_nothing_but_the_stream_changes(key):
     np.testing.assert_array_equal(run.history["valid_loss"], plain.history["valid_loss"])
 
 
+@pytest.mark.slow
 def test_several_act_one_after_the_other(key):
     def double(key, batch):
         return batch._replace(inputs=2 * batch.inputs)
@@ -57,6 +58,7 @@ def test_several_act_one_after_the_other(key):
     np.testing.assert_array_equal(run.history["train_loss"], both(key, data(), learning_rate=0.1).history["train_loss"])
 
 
+@pytest.mark.slow
 def test_micro_batches_see_what_the_whole_batch_would(key):
     model, optimizer, batch = nnfx.models.mlp((4,)), optax.sgd(0.1), data().train._replace()
     batch = jax.tree.map(lambda a: a[:40], batch)
@@ -92,6 +94,7 @@ def image_data():
     return nnfx.data.prepare(x, np.arange(60) % 3, key=jax.random.key(1), valid_fraction=0.25)
 
 
+@pytest.mark.slow
 def test_all_their_numbers_are_swept_in_one_run(key):
     mixing = functools.partial(augment.mixup, classes=3)
     train = fit_images((augment.flip, augment.shift, augment.rotation, augment.cutout, mixing))

@@ -49,6 +49,7 @@ def trajectory(share, data, **options):
     return seen, state
 
 
+@pytest.mark.slow
 def test_a_step_averages_the_variables_it_makes(data):
     seen, state = trajectory(averaging.uniform, data.train)
     expected = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *seen)

@@ -58,6 +58,7 @@ def test_the_perceptron_equals_logistic_regression_on_raw_features(key):
     assert int(run.epochs) < 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "batch_size", [pytest.param(None, marks=pytest.mark.slow), 100, pytest.param(1, marks=pytest.mark.slow)]
 )

@@ -66,6 +66,7 @@ def test_the_slope_of_a_run_is_that_of_finite_differences(name):
         assert central != 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", [pytest.param("tanh", marks=pytest.mark.slow), "relu"])
 def test_the_slope_of_a_run_on_images_with_black_borders(activation):
     data = nnfx.data.digits()
@@ -86,6 +87,7 @@ def test_the_slope_of_a_run_on_images_with_black_borders(activation):
         assert float(slope) == pytest.approx(float(central), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_slopes_forwards_in_single_precision_and_over_members():
     final = loss_after_training(optax.adam)
     rates = jnp.array([0.01, 0.02])

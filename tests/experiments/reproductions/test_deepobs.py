@@ -55,6 +55,7 @@ def test_runs_are_made_kept_and_gone_on_with(small, tmp_path, monkeypatch):
     assert 0 <= curve[0] <= 100
 
 
+@pytest.mark.slow
 def test_the_incomplete_batch_is_dropped(small):
     data = nnfx.data.fashion_mnist(hold_out_test=True).train
     optimizer = deepobs.OPTIMIZERS["sgd"]
