@@ -189,7 +189,7 @@ Parts = tuple[Array, Array, Array]
 
 def represent(run: nnfx.Run, key: Array, data: Data, score_by: Batch) -> dict[str, Parts]:
     """Turn the images into what the probes read: pixels, HOG, and layers of the trained and the untrained network."""
-    model = run.fit.parts(run.hyper).model
+    model = run.model
     assert data.valid is not None
     inputs = (data.train.inputs, data.valid.inputs, score_by.inputs)
     sets = {RAW: inputs, HOG: tuple(map(histograms_of_gradients, inputs))}
@@ -286,7 +286,7 @@ def picture(axis: Axes, image: ArrayLike, title: str = "", **options: Any) -> No
 
 def draw_filters_and_maps(results: Results, run: nnfx.Run, score_by: Batch, classes: tuple[str, ...]) -> None:
     """Draw the filters of the first layer, and what each layer makes of one image."""
-    model, image = run.fit.parts(run.hyper).model, score_by.inputs[:1]
+    model, image = run.model, score_by.inputs[:1]
     outputs = features.layer_outputs(model, run.best.variables, image)
     filters = features.drawable(features.filters(run.best.variables, "conv_0"))
     shown = len(filters)
@@ -311,7 +311,7 @@ def draw_filters_and_maps(results: Results, run: nnfx.Run, score_by: Batch, clas
 
 def draw_units(results: Results, run: nnfx.Run, score_by: Batch, config: Config) -> None:
     """Draw, for units of each layer, the input that excites them most and the real images that do."""
-    model, variables = run.fit.parts(run.hyper).model, run.best.variables
+    model, variables = run.model, run.best.variables
     figure = plt.figure(figsize=(14, 1.0 + 0.85 * config.units))
     panels = cast(Any, figure.subfigures(1, 3, wspace=0.04))
     for panel, (layer, level) in zip(panels, LAYERS.items(), strict=True):
@@ -376,7 +376,7 @@ def seen(image: Array, layer: str, row: int, column: int) -> np.ndarray:
 
 def draw_class_activation_maps(results: Results, run: nnfx.Run, score_by: Batch, classes: tuple[str, ...]) -> None:
     """Draw where the network sees the class that it predicts, and the pixels that the class hangs on."""
-    model, variables = run.fit.parts(run.hyper).model, run.best.variables
+    model, variables = run.model, run.best.variables
     images, targets = score_by.inputs[:8], score_by.targets[:8]
     predicted = run.apply(images).argmax(-1)
     maps = np.asarray(features.class_activation_map(model, variables, images, "conv_2", relative=True))

@@ -143,7 +143,7 @@ def train_network(key: jax.Array, data: Data, config: Config, activation: str) -
 def show_one_passenger(key: jax.Array, run: nnfx.Run) -> None:
     """Print what the network says of one survivor before and after training."""
     fare, age = PASSENGER[0]
-    model = run.fit.parts(run.hyper).model
+    model = run.model
     untrained = nnfx.init_state(key, model, optax.identity(), run.preprocess(PASSENGER)).variables
     print(f"one passenger, {age:.0f} years old, who paid {fare:.2f} pounds and survived:")
     for name, variables in (("untrained", untrained), ("trained", run.state.variables)):

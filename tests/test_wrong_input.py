@@ -311,7 +311,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_wrong_input_raises_a_clear_error(name, monkeypatch):
-    monkeypatch.setattr(nnfx.training.fit, "chunk", lambda *_: pytest.fail("training was reached"))
+    monkeypatch.setattr(nnfx.training.fit, "scan_epochs", lambda *_: pytest.fail("training was reached"))
     call, error, message = CASES[name]
     with pytest.raises(error, match=message):
         call()

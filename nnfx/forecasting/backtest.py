@@ -33,7 +33,7 @@ from nnfx.forecasting.values import in_floats, on_hand
 from nnfx.forecasting.windows import Scaler, Windows, as_data
 from nnfx.scale.mapping import map_points
 from nnfx.tables import table
-from nnfx.training import hyper as hypers
+from nnfx.training import hyperparameters
 from nnfx.training.fit import Fit
 from nnfx.types import Array, Hyper, Model, PerExample, Variables
 
@@ -200,7 +200,7 @@ def refitted(
     if valid_windows != 0:
         checks.positive_integer("valid_windows", valid_windows)
     if isinstance(train, Fit):
-        hypers.check(hyper, train.parts_with_numbers)
+        hyperparameters.check(hyper, train.all_factories)
     held_out = valid_windows + horizon - 1 if valid_windows else 0
     y, times = _checked(values, lookback, horizon, origins, least=lookback + horizon + held_out)
     most = int(times[-1]) - held_out - lookback - horizon + 1
@@ -213,7 +213,7 @@ def refitted(
         at_once=at_once,
     )
     over = tuple(devices or jax.local_devices())[: len(times)]
-    return _refitted(train, head, sizes, over, key, y, times, hypers.as_arrays(hyper))
+    return _refitted(train, head, sizes, over, key, y, times, hyperparameters.as_arrays(hyper))
 
 
 @memo.compiled(static=4)

@@ -48,13 +48,8 @@ def parts_of(fit: Fit) -> dict[str, str]:
     ('nnfx.mean_square_error', 'optax.sgd', 'None')
     """
     walk = _Walk()
-    walk.into(_given(fit.model.function), "model")
-    walk.into(fit.loss.function, "loss")
-    walk.into(_given(fit.optimizer.function), "optimizer")
-    walk.into([_given(rule.function) for rule in fit.rules], "stop")
-    walk.into(None if fit.penalty is None else fit.penalty.function, "penalty")
-    walk.into([each.function for each in fit.augments], "augment")
-    walk.into(None if fit.average is None else fit.average.function, "average")
+    for name, given in fit.given.items():
+        walk.into(given, name)
     walk.into(dict(fit.metrics), "metrics")
     walk.into(fit.make_step, "make_step")
     walk.into(fit.batch_size, "batch_size")
@@ -110,15 +105,6 @@ def array_words(array: Any) -> str:
     # looked at as bytes, since not every dtype has a buffer
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     return f"{array.dtype}[{','.join(map(str, array.shape))}] {hashlib.sha256(flat).hexdigest()[:16]}"
-
-
-def _given(function: Callable[..., Any]) -> Any:
-    """Return what the user gave: a factory, or what is made already, which `fit` wraps into one."""
-    if isinstance(function, types.FunctionType) and function.__globals__["__name__"].startswith("nnfx.training."):
-        cells = inspect.getclosurevars(function).nonlocals
-        if list(cells) == ["given"]:
-            return cells["given"]
-    return function
 
 
 class _Walk:

@@ -27,7 +27,7 @@ from nnfx.host.folder import Owner
 from nnfx.host.identity import Identity, moments, words
 from nnfx.host.logs import Apart, Bar, CsvLog, Log, Row, TensorBoardLog, rows_in
 from nnfx.training import loop
-from nnfx.training.chunk import RUNNING, RunState
+from nnfx.training.epochs import RUNNING, RunState
 from nnfx.training.fit import Fit
 from nnfx.training.loop import History
 from nnfx.training.rows import known

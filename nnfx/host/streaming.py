@@ -27,7 +27,7 @@ from nnfx.host.identity import Identity, moments, words
 from nnfx.host.logs import Bar, CsvLog, Log, TensorBoardLog
 from nnfx.host.session import Notes, is_read_only, leave, rows_of, warn_of_other_means
 from nnfx.training import loop, streaming, validate
-from nnfx.training.chunk import RUNNING
+from nnfx.training.epochs import RUNNING
 from nnfx.training.fit import Fit
 from nnfx.training.loop import History
 from nnfx.training.run import Run

@@ -39,7 +39,7 @@ def activation_bytes(fit: Fit, train: Batch, hyper: Hyper) -> int:
     inputs: Any = jax.tree.map(lambda array: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype), train.inputs)
 
     def pullback(key: Array, inputs: Any, weights: Array, hyper: Hyper) -> list[Array]:
-        model = fit.parts(hyper).model
+        model = fit.bind(hyper).model
         variables = model.init(key, inputs)
 
         def outputs(params: Any) -> Any:

@@ -113,6 +113,6 @@ def _apply(fit: Fit, shape: tuple[int, ...], hyper: Hyper, variables: Variables,
     del shape  # a program for each number of rows, so that it is let go where too many are held
 
     def member(hyper: Hyper, variables: Variables, inputs: Array) -> Array:
-        return fit.parts(hyper).model.apply(variables, inputs)
+        return fit.bind(hyper).model.apply(variables, inputs)
 
     return jax.vmap(member)(hyper, variables, inputs)

@@ -4,6 +4,7 @@ Each is a function of `(members, groups, shared)`: what every member has of its 
 and the fold of each group; and what all share.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from nnfx.data.folds import Folds
 from nnfx.data.prepare import Preprocess
 from nnfx.scale.mapping import one_by_one, side_by_side
 from nnfx.scale.parallel import AXIS, data_parallel
-from nnfx.training.chunk import RUNNING, Parts, RunState, chunk, start
+from nnfx.training.epochs import RUNNING, RunState, scan_epochs, start
 from nnfx.training.fit import Fit
 from nnfx.training.run import padded
 from nnfx.training.step import split_key
@@ -149,7 +150,8 @@ class Programs:
     """
 
     def __init__(self, fit: Fit, mesh: Mesh, axis: int, at_once: int | None) -> None:
-        self._fit = fit
+        # what is a run's own way to use devices is the sweep's to decide
+        self._recipe = dataclasses.replace(fit, parallel=data_parallel if AXIS in mesh.axis_names else None)
         self._mesh = mesh
         self._axis, self._at_once = axis, at_once
         self._chunks: dict[int, Program] = {}
@@ -189,17 +191,13 @@ class Programs:
         room, results = jax.lax.scan(of_group, room, (members, groups))
         return results, jax.tree.map(lambda leaf: leaf[None], room)
 
-    def _parts(self, hyper: Hyper) -> Parts:
-        # what is a run's own way to use devices is the sweep's to decide
-        return self._fit.parts(hyper)._replace(parallel=data_parallel if AXIS in self._mesh.axis_names else None)
-
     def _start(self, group: Groups, shared: tuple[Array, Fixed]) -> Callable[[Hyper], RunState]:
         key, fixed = shared
         train, valid, _ = fold_data(fixed, group.folds)
         group_key = jax.random.fold_in(key, group.seeds)
 
         def member(hyper: Hyper) -> RunState:
-            return _without_keys(start(group_key, self._parts(hyper), train, valid))
+            return _without_keys(start(group_key, self._recipe.bind(hyper), train, valid))
 
         return member
 
@@ -213,7 +211,7 @@ class Programs:
         def member(of: tuple[RunState, Hyper]) -> tuple[RunState, dict[str, Array]]:
             state, hyper = of
             state = state._replace(train=state.train._replace(key=keys.step), order_key=keys.order)
-            advanced, history = chunk(state, self._parts(hyper), train, valid, epochs, first_epoch, clock)
+            advanced, history = scan_epochs(self._recipe, hyper, state, train, valid, epochs, first_epoch, clock)
             is_running = state.stopped_by == RUNNING  # who was dropped by the host stays as it is
             return (
                 optax.tree.where(is_running, _without_keys(advanced), _without_keys(state)),

@@ -14,9 +14,9 @@ from nnfx.data.prepare import Preprocess
 from nnfx.scale.ensemble import Ensemble
 from nnfx.scale.programs import fold_data
 from nnfx.scale.table import DROPPED, Table, ranked
-from nnfx.training.chunk import RUNNING
+from nnfx.training.epochs import RUNNING
 from nnfx.training.fit import Fit
-from nnfx.training.hyper import as_arrays
+from nnfx.training.hyperparameters import as_arrays
 from nnfx.types import Hyper, Variables
 
 Row = dict[str, Any]
@@ -286,4 +286,4 @@ def _reason(fit: Fit, stopped_by: int, epochs: int, is_finite: bool) -> str:
         return NOT_FINITE
     if stopped_by == RUNNING:
         return "last epoch" if epochs == fit.epochs else "running"
-    return "dropped" if stopped_by == DROPPED else fit.rules[stopped_by].name
+    return "dropped" if stopped_by == DROPPED else fit.rules[stopped_by]

@@ -26,8 +26,7 @@ from nnfx.scale.progress import Progress, bar
 from nnfx.scale.result import Sweep, collect
 from nnfx.scale.slices import fitting_shape, free_memory, in_slices
 from nnfx.scale.table import DROPPED, Table
-from nnfx.training import hyper as hypers
-from nnfx.training import validate
+from nnfx.training import hyperparameters, validate
 from nnfx.training.fit import Fit
 from nnfx.training.run import Run
 from nnfx.training.stopping import Clock
@@ -231,11 +230,12 @@ def _table(
     checks.positive_integer("seeds", seeds)
     if memory is not None:
         checks.positive_integer("memory", memory)
-    if not points and any(part.required for part in fit.parts_with_numbers):
-        lacking = sorted({name for part in fit.parts_with_numbers for name in part.required})
-        raise ValueError(f"points: expected at least one hyper-parameter, got none, not even {', '.join(lacking)}")
+    if not points and fit.required_names:
+        raise ValueError(
+            f"points: expected at least one hyper-parameter, got none, not even {', '.join(fit.required_names)}"
+        )
     for i in range(number_of(points)):
-        hypers.check({name: column[i] for name, column in points.items()}, fit.parts_with_numbers)
+        hyperparameters.check({name: column[i] for name, column in points.items()}, fit.all_factories)
     if folds is not None:
         rows = data.train.weights.shape[0]
         checks.positive_integer("folds", folds)
@@ -243,7 +243,7 @@ def _table(
             raise ValueError(f"folds: expected 2 to {rows}, the rows of data.train, got {folds}")
         if data.valid is not None:
             raise ValueError("folds: expected data without a held-out part, got data.valid as well")
-    first = hypers.as_arrays({name: column[0] for name, column in points.items()})
+    first = hyperparameters.as_arrays({name: column[0] for name, column in points.items()})
     checked = data if folds is None else Data(data.train, data.train, data.preprocess)
     validate.check_run(fit, checked, first)
     return Table.of(fit, data, key, seeds, folds, points, mesh)

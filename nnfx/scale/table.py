@@ -12,9 +12,9 @@ from nnfx.data.folds import Folds
 from nnfx.data.prepare import Data
 from nnfx.scale.points import Points, number_of
 from nnfx.scale.programs import MEMBERS, Fixed, Groups
-from nnfx.training.chunk import RUNNING, RunState
+from nnfx.training.epochs import RUNNING, RunState
 from nnfx.training.fit import Fit
-from nnfx.training.hyper import as_arrays
+from nnfx.training.hyperparameters import as_arrays
 from nnfx.training.rows import known
 from nnfx.types import Array, Hyper
 

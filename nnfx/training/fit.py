@@ -1,20 +1,16 @@
 """A whole training run as one pure function of a key, data and hyper-parameters."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-import jax
 import optax
 from jax.typing import ArrayLike
 
-from nnfx import checks, distributed
+from nnfx import checks, distributed, memo
 from nnfx.data.prepare import Data
-from nnfx.training import hyper as hypers
-from nnfx.training import loop, validate
-from nnfx.training.chunk import Parts, RunState, chunk, judged, start
-from nnfx.training.hyper import Part
+from nnfx.training import hyperparameters, loop, validate
+from nnfx.training.epochs import RunState, scan_epochs, start, with_final_as_best
+from nnfx.training.parts import Made, Recipe, factories_of
 from nnfx.training.rows import known
 from nnfx.training.run import Run
 from nnfx.training.step import make_step
@@ -82,7 +78,7 @@ def fit(
         TypeError, ValueError: for arguments of the wrong kind or out of range.
 
     Example:
-        >>> import nnfx
+        >>> import jax, nnfx
         >>> data = nnfx.data.titanic("fare", "age")
         >>> train = fit(
         ...     nnfx.models.perceptron(), nnfx.losses.binary_cross_entropy, optax.sgd,
@@ -92,24 +88,10 @@ def fit(
         >>> run.reason, round(float(run.final["train_loss"]), 3)
         ('small_change', 0.624)
     """
-    if not isinstance(model, Model) and (not callable(model) or hasattr(model, "apply")):
-        raise TypeError(
-            f"model: expected a Model or a function that returns one, got {checks.describe(model)}; of a Flax"
-            " module nnfx.models.from_linen or from_nnx makes one"
-        )
-    if isinstance(optimizer, optax.MultiSteps):
-        optimizer = optimizer.gradient_transformation()
-    if not isinstance(optimizer, optax.GradientTransformation) and not callable(optimizer):
-        raise TypeError(f"optimizer: expected an Optax factory or optimizer, got {checks.describe(optimizer)}")
+    factories = factories_of(
+        model=model, loss=loss, optimizer=optimizer, penalty=penalty, augment=augment, average=average, stop=stop
+    )
     validate.check_functions(loss, metrics)
-    if penalty is not None and not callable(penalty):
-        raise TypeError(f"penalty: expected a function of the parameters, got {checks.describe(penalty)}")
-    augments = _several("augment", augment)
-    for each in augments:
-        if not callable(each):
-            raise TypeError(f"augment: expected functions of a key and a batch, got {checks.describe(each)}")
-    if average is not None and not callable(average):
-        raise TypeError(f"average: expected a function such as nnfx.averaging.exponential, got {average!r}")
     if not callable(make_step):
         raise TypeError(f"make_step: expected a function such as nnfx.make_step, got {checks.describe(make_step)}")
     if parallel is not None and not callable(parallel):
@@ -117,78 +99,12 @@ def fit(
     checks.positive_integer("epochs", epochs)
     if batch_size is not None:
         checks.positive_integer("batch_size", batch_size)
-    rules = (stop,) if isinstance(stop, StoppingRule) else _several("stop", stop)
-    for rule in rules:
-        if not callable(rule) and not isinstance(rule, StoppingRule):
-            raise TypeError(f"stop: expected factories, such as nnfx.stopping.patience, got {checks.describe(rule)}")
-    return Fit(
-        model=_factory(model, Model),
-        loss=hypers.part(loss, leading=2),
-        optimizer=_factory(optimizer, optax.GradientTransformation),
-        rules=tuple(_factory(rule, StoppingRule) for rule in rules),
-        penalty=None if penalty is None else hypers.part(penalty, leading=1),
-        augments=tuple(hypers.part(each, leading=2) for each in augments),
-        average=None if average is None else hypers.part(average, leading=1),
-        metrics=tuple((metrics or {}).items()),
-        make_step=make_step,
-        parallel=parallel,
-        epochs=epochs,
-        batch_size=batch_size,
-        rematerialize_epochs=rematerialize_epochs,
-    )
-
-
-def _several(name: str, given: Any) -> tuple[Any, ...]:
-    """Take none, one or several as several."""
-    if given is None or callable(given):
-        return () if given is None else (given,)
-    if not isinstance(given, Sequence) or isinstance(given, str):
-        raise TypeError(f"{name}: expected a function or a sequence of them, got {checks.describe(given)}")
-    return tuple(given)
-
-
-def _factory(given: Any, made: type) -> Part:
-    """Take a factory, or what such a factory makes, as a part that makes it."""
-    if not isinstance(given, made):
-        return hypers.part(given)
-    # a rule is called after the function that made it
-    name = given.update.__qualname__.split(".")[0] if isinstance(given, StoppingRule) else made.__name__
-    return Part(name, lambda: given, (), ())
+    return Fit(factories, dict(metrics or {}), make_step, parallel, epochs, batch_size, rematerialize_epochs)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Fit:
-    """A training run as a pure function, made by `fit`; see there.
-
-    Attributes:
-        model: returns the model.
-        loss: the loss per example.
-        optimizer: returns the optimizer.
-        rules: return the stopping rules.
-        penalty: the penalty on the parameters, or None.
-        augments: change each batch before the model sees it.
-        average: the share of the latest weights in their average, or None.
-        metrics: names and functions of further metrics.
-        make_step: makes the step.
-        parallel: turns the step into one for several devices, or None.
-        epochs: how many epochs at most.
-        batch_size: rows of a minibatch; None for the full batch.
-        rematerialize_epochs: whether a gradient through the run trains each epoch anew.
-    """
-
-    model: Part
-    loss: Part
-    optimizer: Part
-    rules: tuple[Part, ...]
-    penalty: Part | None
-    augments: tuple[Part, ...]
-    average: Part | None
-    metrics: tuple[tuple[str, PerExample], ...]
-    make_step: Callable[..., Step]
-    parallel: Callable[[Step], Step] | None
-    epochs: int
-    batch_size: int | None
-    rematerialize_epochs: bool
+class Fit(Recipe):
+    """A training run as a pure function, made by `fit`; see there."""
 
     def __call__(self, key: Array, data: Data, **hyper: ArrayLike) -> Run:
         """Train from initialisation to the stop.
@@ -202,7 +118,11 @@ class Fit:
             The run: its final and best weights, and the history of every metric.
         """
         numbers = self.check(key, data, hyper)
-        state, history = self._train(key, known(data.train), known(data.valid), numbers)
+        train, valid = known(data.train), known(data.valid)
+        if self.needs_clock(numbers):
+            state, history = loop.timed(self, key, train, valid, numbers)
+        else:
+            state, history = distributed.local(_compiled(self, key, train, valid, numbers))
         return self.run_of(state, history, data, numbers)
 
     def check(self, key: Array, data: Data, hyper: Mapping[str, ArrayLike]) -> Hyper:
@@ -211,14 +131,14 @@ class Fit:
         if not isinstance(data, Data):
             raise TypeError(f"data: expected nnfx.data.Data, as nnfx.data.prepare makes it, got {type(data).__name__}")
         self._check_names(hyper)
-        hypers.check(hyper, self.parts_with_numbers)
-        numbers = hypers.as_arrays(hyper)
+        hyperparameters.check(hyper, self.all_factories)
+        numbers = hyperparameters.as_arrays(hyper)
         validate.check_run(self, data, numbers)
         return numbers
 
     def _check_names(self, hyper: Mapping[str, ArrayLike]) -> None:
         """Raise on a number beside an optimizer already made, which nothing else takes."""
-        if self.optimizer.name != optax.GradientTransformation.__name__:
+        if not isinstance(self.factories["optimizer"][0].function, Made):
             return
         for name in hyper:
             if name not in self.hyper_names:
@@ -227,82 +147,16 @@ class Fit:
                     f" the optimizer is already made; for its numbers pass its factory, such as optax.adam, got {name}"
                 )
 
-    def run_of(self, state: RunState, history: dict[str, Array], data: Data, hyper: Hyper) -> Run:
+    def run_of(self, state: RunState, history: Mapping[str, Array], data: Data, hyper: Hyper) -> Run:
         """Return the run that ends in this state."""
-        state = judged(state)
+        state = with_final_as_best(state)
         assert state.best is not None
-        return Run(state.train, state.best, history, state.epoch, state.stopped_by, hyper, data.preprocess, self)
-
-    @property
-    def hyper_names(self) -> tuple[str, ...]:
-        """The names of the hyper-parameters that a run takes."""
-        return tuple(sorted({name for part in self.parts_with_numbers for name in part.names}))
-
-    def parts(self, hyper: Hyper) -> Parts:
-        """Return what the run is made of, with these hyper-parameters filled in."""
-        return Parts(
-            model=_made(self.model, hyper, Model),
-            loss=self.loss.bind(hyper),
-            optimizer=_made(self.optimizer, hyper, optax.GradientTransformation),
-            rules=tuple(_made(rule, hyper, StoppingRule) for rule in self.rules),
-            metrics=dict(self.metrics),
-            penalty=None if self.penalty is None else self.penalty.bind(hyper),
-            augment=_in_turn([part.bind(hyper) for part in self.augments]),
-            average=None if self.average is None else self.average.bind(hyper),
-            make_step=self.make_step,
-            parallel=self.parallel,
-            batch_size=self.batch_size,
-            rematerialize_epochs=self.rematerialize_epochs,
-        )
-
-    @functools.cached_property
-    def checked(self) -> validate.Checked:
-        """What has been checked before, so that calling again costs nothing."""
-        return validate.Checked()
-
-    @functools.cached_property
-    def alone(self) -> "Fit":
-        """The same run on one device: over how many a batch is split is not what tells runs apart."""
-        return self if self.parallel is None else dataclasses.replace(self, parallel=None)
-
-    @property
-    def parts_with_numbers(self) -> tuple[Part, ...]:
-        """The parts that take hyper-parameters."""
-        optional = (part for part in (self.penalty, self.average) if part is not None)
-        return (self.model, self.loss, self.optimizer, *self.rules, *self.augments, *optional)
-
-    def _train(self, key: Array, train: Batch, valid: Batch | None, hyper: Hyper) -> tuple[RunState, dict[str, Array]]:
-        """Run as one program, or chunk by chunk where a rule looks at the clock."""
-        if self.checked.needs_clock:
-            return loop.timed(self, key, train, valid, hyper)
-        return distributed.local(self._compiled(key, train, valid, hyper))
-
-    @functools.cached_property
-    def _compiled(self) -> Callable[..., tuple[RunState, dict[str, Array]]]:
-        def run(key: Array, train: Batch, valid: Batch | None, hyper: Hyper) -> tuple[RunState, dict[str, Array]]:
-            parts = self.parts(hyper)
-            return chunk(start(key, parts, train, valid), parts, train, valid, self.epochs)
-
-        return jax.jit(run)
+        return Run(state.train, state.best, dict(history), state.epoch, state.stopped_by, hyper, data.preprocess, self)
 
 
-def _in_turn(augments: Sequence[Augment]) -> Augment | None:
-    """Return one function that augments with all of them, each with randomness of its own."""
-    if not augments:
-        return None
-
-    def augment(key: Array, batch: Batch) -> Batch:
-        for i, each in enumerate(augments):
-            batch = each(jax.random.fold_in(key, i), batch)
-        return batch
-
-    return augment
-
-
-def _made(part: Part, hyper: Hyper, wanted: type) -> Any:
-    made = part.build(hyper)
-    if isinstance(made, optax.MultiSteps):
-        made = made.gradient_transformation()
-    if not isinstance(made, wanted):
-        raise TypeError(f"{part.name}: expected it to return a {wanted.__name__}, got {checks.describe(made)}")
-    return made
+@memo.compiled()
+def _compiled(
+    fit: Fit, key: Array, train: Batch, valid: Batch | None, hyper: Hyper
+) -> tuple[RunState, dict[str, Array]]:
+    """Run as one program."""
+    return scan_epochs(fit, hyper, start(key, fit.bind(hyper), train, valid), train, valid, fit.epochs)

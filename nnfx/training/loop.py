@@ -6,18 +6,16 @@ chunk ends changes no bit of a run, except of one that has but a single step, wh
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from nnfx import checks, distributed, memo
-from nnfx.training.chunk import RUNNING, RunState, chunk, start
+from nnfx.training.epochs import RUNNING, RunState, run_epochs_until, start
+from nnfx.training.parts import Recipe
 from nnfx.training.stopping import Clock
 from nnfx.types import Array, Batch, Hyper
-
-if TYPE_CHECKING:
-    from nnfx.training.fit import Fit
 
 SECONDS = 1.0
 """How long a chunk should take, as far as epochs can be cut: so soon a signal is heard, and a budget of time kept."""
@@ -43,7 +41,7 @@ class Chunk(NamedTuple):
 
 
 def chunks(
-    fit: "Fit",
+    recipe: Recipe,
     state: RunState,
     train: Batch,
     valid: Batch | None,
@@ -55,7 +53,7 @@ def chunks(
     """Run to the stop, chunk after chunk.
 
     Args:
-        fit: the run's function.
+        recipe: how the run is made.
         state: where the run stands, such as `begin` returns.
         train: what to train on.
         valid: what is held out, or None.
@@ -69,14 +67,14 @@ def chunks(
     began = time.monotonic() - seconds
     epochs, clock, is_compiled = 1, Clock(np.float32(seconds), np.float32(0)), False
     done = int(state.epoch)
-    while done < fit.epochs and int(state.stopped_by) == RUNNING:
+    while done < recipe.epochs and int(state.stopped_by) == RUNNING:
         pauses = [every * (done // every + 1) for every in pause_every]
-        until = min(done + epochs, fit.epochs, *pauses)
+        until = min(done + epochs, recipe.epochs, *pauses)
         # what is spread over several processes stands still unless all of them go equally far
         until, *ticks = distributed.agree([until, *(float(np.asarray(tick)) for tick in clock)])
         clock = Clock(*map(np.float32, ticks))
         chunk_began = time.monotonic()
-        state, history = distributed.local(advance(fit, state, train, valid, hyper, np.int32(until), clock))
+        state, history = distributed.local(advance(recipe, state, train, valid, hyper, np.int32(until), clock))
         before, done = done, int(state.epoch)
         now = time.monotonic()
         # the first chunk is compiled while it is timed, so that it says little of those to come; and what a chunk costs
@@ -88,7 +86,9 @@ def chunks(
         yield Chunk(state, {name: np.asarray(values)[: done - before] for name, values in history.items()}, now - began)
 
 
-def timed(fit: "Fit", key: Array, train: Batch, valid: Batch | None, hyper: Hyper) -> tuple[RunState, dict[str, Array]]:
+def timed(
+    recipe: Recipe, key: Array, train: Batch, valid: Batch | None, hyper: Hyper
+) -> tuple[RunState, dict[str, Array]]:
     """Run to the stop with an eye on the clock: the same steps as the run in one piece.
 
     Raises:
@@ -99,25 +99,31 @@ def timed(fit: "Fit", key: Array, train: Batch, valid: Batch | None, hyper: Hype
             "stop: expected rules without a clock for a run within jit, vmap or grad, got one with;"
             " nnfx.sweeps.sweep maps runs with a clock"
         )
-    state, pieces = begin(fit, key, train, valid, hyper), []
-    for each in chunks(fit, state, train, valid, hyper):
+    state, pieces = begin(recipe, key, train, valid, hyper), []
+    for each in chunks(recipe, state, train, valid, hyper):
         state = each.state
         pieces.append(each.history)
-    return state, padded(joined(pieces), fit.epochs)
+    return state, padded(joined(pieces), recipe.epochs)
 
 
 @memo.compiled()
-def begin(fit: "Fit", key: Array, train: Batch, valid: Batch | None, hyper: Hyper) -> RunState:
+def begin(recipe: Recipe, key: Array, train: Batch, valid: Batch | None, hyper: Hyper) -> RunState:
     """Return the state that a run starts from."""
-    return start(key, fit.parts(hyper), train, valid)
+    return start(key, recipe.bind(hyper), train, valid)
 
 
 @memo.compiled()
 def advance(
-    fit: "Fit", state: RunState, train: Batch, valid: Batch | None, hyper: Hyper, until: int | np.int32, clock: Clock
+    recipe: Recipe,
+    state: RunState,
+    train: Batch,
+    valid: Batch | None,
+    hyper: Hyper,
+    until: int | np.int32,
+    clock: Clock,
 ) -> tuple[RunState, dict[str, Array]]:
     """Train until so many epochs have been run in all, `LONGEST` of them at most."""
-    return chunk(state, fit.parts(hyper), train, valid, LONGEST, state.epoch, clock, until)
+    return run_epochs_until(recipe, hyper, state, train, valid, until, LONGEST, clock)
 
 
 def joined(pieces: Sequence[History]) -> History:

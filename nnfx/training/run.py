@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,11 @@ from jax.typing import ArrayLike
 from nnfx import checks, memo
 from nnfx.data.prepare import Preprocess
 from nnfx.training import validate
-from nnfx.training.chunk import RUNNING, Best
+from nnfx.training.epochs import RUNNING, Best
 from nnfx.training.padding import apply_padded
+from nnfx.training.parts import Recipe
 from nnfx.training.step import evaluate
-from nnfx.types import Array, Batch, Hyper, TrainState, Variables
-
-if TYPE_CHECKING:
-    from nnfx.training.fit import Fit
+from nnfx.types import Array, Batch, Hyper, Model, TrainState, Variables
 
 
 @partial(
@@ -39,7 +37,7 @@ class Run:
         stopped_by: the position of the stopping rule that ended the run, −1 for the last epoch.
         hyper: the hyper-parameters given.
         preprocess: the map from raw features to those trained on.
-        fit: the function that made the run.
+        fit: the function that made it.
     """
 
     state: TrainState
@@ -49,7 +47,7 @@ class Run:
     stopped_by: Array
     hyper: Hyper
     preprocess: Preprocess
-    fit: "Fit"
+    fit: Recipe
 
     @property
     def history(self) -> dict[str, Array]:
@@ -67,7 +65,7 @@ class Run:
         """Why the run ended: the name of the stopping rule, or `"last epoch"`."""
         self._require_single()
         position = int(self.stopped_by)
-        return "last epoch" if position == RUNNING else self.fit.rules[position].name
+        return "last epoch" if position == RUNNING else self.fit.rules[position]
 
     @property
     def fault(self) -> str:
@@ -89,6 +87,11 @@ class Run:
     def best_metrics(self) -> dict[str, Array]:
         """The metrics of the epoch whose weights are the best, which `apply`, `predict` and `evaluate` take."""
         return _at(self.columns, self.best.epoch)
+
+    @property
+    def model(self) -> Model:
+        """The model, with the run's hyper-parameters filled in."""
+        return self.fit.bind(self.hyper).model
 
     def apply(self, inputs: ArrayLike, variables: Variables | None = None) -> Array:
         """Return the model's outputs for inputs prepared like `data.train.inputs`, `(batch, ...)`.
@@ -120,7 +123,7 @@ class Run:
         data = validate.as_arrays("data", data)
         chosen = self._chosen(variables)
         outputs = _apply.eval_shape(self.fit, _shapes(data.inputs), self.hyper, chosen, data.inputs)
-        validate.check_evaluation(data, {"loss": self.fit.loss.function, **dict(self.fit.metrics)}, outputs)
+        validate.check_evaluation(data, self.fit.measures, outputs)
         return _evaluate(self.fit, _shapes(data), self.hyper, chosen, data)
 
     def _chosen(self, variables: Variables | None) -> Variables:
@@ -168,17 +171,16 @@ def padded(values: Any, epochs: Any) -> Any:
 
 @memo.compiled(static=2)
 def _apply(
-    fit: "Fit", shapes: tuple[tuple[int, ...], ...], hyper: Hyper, variables: Variables, inputs: ArrayLike
+    recipe: Recipe, shapes: tuple[tuple[int, ...], ...], hyper: Hyper, variables: Variables, inputs: ArrayLike
 ) -> Array:
     del shapes  # a program for each number of rows, so that it is let go where too many are held
-    return fit.parts(hyper).model.apply(variables, inputs)
+    return recipe.bind(hyper).model.apply(variables, inputs)
 
 
 @memo.compiled(static=2)
 def _evaluate(
-    fit: "Fit", shapes: tuple[tuple[int, ...], ...], hyper: Hyper, variables: Variables, data: Batch
+    recipe: Recipe, shapes: tuple[tuple[int, ...], ...], hyper: Hyper, variables: Variables, data: Batch
 ) -> dict[str, Array]:
     del shapes  # as for `_apply`
-    parts = fit.parts(hyper)
-    measures = {"loss": parts.loss, **parts.metrics}
-    return {name: mean.value for name, mean in evaluate(parts.model, measures, variables, data).items()}
+    parts = recipe.bind(hyper)
+    return {name: mean.value for name, mean in evaluate(parts.model, parts.measures, variables, data).items()}

@@ -12,6 +12,7 @@ from nnfx.data import batching
 from nnfx.optimizers import as_optimizer, has_evaluation_params
 from nnfx.training import averaging, rows, validate
 from nnfx.training import updates as optimizer_updates
+from nnfx.training.parts import OPTIONAL, Parts
 from nnfx.types import (
     Array,
     Batch,
@@ -86,15 +87,13 @@ def make_step(
     loss: PerExample,
     optimizer: optax.GradientTransformation,
     metrics: Mapping[str, PerExample] | None = None,
-    penalty: Callable[[Params], Array] | None = None,
-    augment: Callable[[Array, Batch], Batch] | None = None,
-    average: Callable[[Array], Array] | None = None,
     *,
     micro_batches: int = 1,
     compute_dtype: Any = None,
     precision: str = "float32",
     rematerialize: bool = False,
     skip_non_finite: bool = False,
+    **others: Any,
 ) -> Step:
     """Make the training step `(state, batch) -> (state, metrics)`, a pure function.
 
@@ -106,11 +105,7 @@ def make_step(
         model: the model.
         loss: per example, `(outputs, targets) -> (batch,)`.
         optimizer: an Optax optimizer.
-        metrics: further quantities per example, by name, taken on the outputs of the same forward pass.
-        penalty: a scalar function of the parameters, such as a multiple of their squares, added to the loss.
-        augment: changes the batch before the model sees it, `(key, batch) -> batch`; see `nnfx.augment`.
-        average: the share of the latest variables in their average, `count -> share`; see `nnfx.averaging`. The
-            state is then made with `average=True`, and `state.evaluated` is what to predict with.
+        metrics: further quantities per example, by name, computed from the outputs of the same forward pass.
         micro_batches: into how many parts to cut a batch, one after the other: the same gradient in less memory. Each
             part weighs as much as its rows; layers that mix rows, such as batch norm, see one part at a time.
         compute_dtype: the dtype to compute in, such as `jnp.bfloat16`; parameters, gradients and the optimizer
@@ -120,6 +115,9 @@ def make_step(
         rematerialize: whether to compute activations anew for the gradient in place of keeping them.
         skip_non_finite: whether to leave out a step whose loss or gradient is not finite; `state.fault` tells
             how many there were, and what it was the first time.
+        **others: further parts by the names that `nnfx.fit` has for them, with their hyper-parameters filled in:
+            `penalty`, a scalar function of the parameters; `augment`, `(key, batch) -> batch`; and `average`,
+            `count -> share`, for which the state is made with `average=True` and predicts with `state.evaluated`.
 
     Returns:
         The step; its metrics are sums that merge, `"loss"` among them.
@@ -149,18 +147,21 @@ def make_step(
     checks.choice("precision", precision, ("float32", "tensorfloat32", "bfloat16"))
     validate.check_model(model)
     validate.check_functions(loss, metrics)
-    for name, part in {"penalty": penalty, "augment": augment, "average": average}.items():
+    for name, part in others.items():
+        if name not in OPTIONAL:
+            raise TypeError(
+                f"{name}: expected an option of make_step or one of {', '.join(OPTIONAL)}, got {part!r:.80}"
+            )
         if part is not None and not callable(part):
             raise TypeError(f"{name}: expected a function or None, got {checks.describe(part)}")
-    optimizer = as_optimizer("optimizer", optimizer)
-    measures = {"loss": loss, **(metrics or {})}
+    parts = Parts(model, loss, as_optimizer("optimizer", optimizer), metrics or {}, **others)
 
     def forward(params: Params, model_state: ModelState, batch: Batch, key: Array) -> tuple[Array, ModelState]:
         inputs = batch.inputs
         if compute_dtype is not None:
             params, inputs = _cast(params, compute_dtype), _cast(inputs, compute_dtype)
         with jax.default_matmul_precision(precision):
-            outputs, model_state = model.apply(
+            outputs, model_state = parts.model.apply(
                 {"params": params, **model_state}, inputs, key=key, weights=batch.weights, train=True
             )
         return outputs if compute_dtype is None else outputs.astype(batch.weights.dtype), model_state
@@ -173,7 +174,7 @@ def make_step(
     ) -> tuple[Array, tuple[ModelState, Metrics]]:
         """Return the part of the empirical loss that these rows make up, of a batch of this weight."""
         outputs, model_state = forward(params, model_state, batch, key)
-        measured = rows.measure(measures, outputs, batch)
+        measured = rows.measure(parts.measures, outputs, batch)
         if weight is None:
             weight = shards.total(measured["loss"].weight)
         return measured["loss"].total / jnp.where(weight > 0, weight, 1), (model_state, measured)
@@ -195,45 +196,45 @@ def make_step(
         size = batch.weights.shape[0]
         if size % micro_batches:
             raise ValueError(f"micro_batches: expected a divisor of the batch of {size}, got {micro_batches}")
-        parts = jax.tree.map(lambda a: a.reshape(micro_batches, -1, *a.shape[1:]), batch)
+        pieces = jax.tree.map(lambda a: a.reshape(micro_batches, -1, *a.shape[1:]), batch)
         weights = batch.weights
         if rows.has_lengths(batch):  # then the outputs tell what has a weight
             outputs, _ = jax.eval_shape(forward, state.params, state.model_state, batch, key)
             weights = rows.measured_weights(outputs, batch)
         weight = shards.total(weights.sum())
 
-        def add(model_state: ModelState, part: tuple[Batch, Array]) -> tuple[ModelState, Any]:
-            rows, i = part
+        def add(model_state: ModelState, piece: tuple[Batch, Array]) -> tuple[ModelState, Any]:
+            rows, i = piece
             before = state._replace(model_state=model_state)
             found, gradient = gradient_of_share(before, rows, jax.random.fold_in(key, i), weight)
             value, (after, measured) = found
             has_weight = shards.total(measured["loss"].weight) != 0
             return optax.tree.where(has_weight, after, model_state), (value, measured, gradient)
 
-        model_state, shares = jax.lax.scan(add, state.model_state, (parts, jnp.arange(micro_batches)))
+        model_state, shares = jax.lax.scan(add, state.model_state, (pieces, jnp.arange(micro_batches)))
         value, measured, gradient = jax.tree.map(lambda each: each.sum(0), shares)
         return (value, (model_state, measured)), gradient
 
     def penalised(params: Params, state: TrainState, batch: Batch, key: Array) -> Array:
         value = shards.total(share(params, state.model_state, batch, key)[0])
-        return value if penalty is None else value + penalty(params)
+        return value if parts.penalty is None else value + parts.penalty(params)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        if (average is None) != (state.average is None):
+        if (parts.average is None) != (state.average is None):
             wanted, got = ("one with", "none") if state.average is None else ("one without", "one")
             raise ValueError(f"state: expected {wanted} an average of the variables, as the step makes it, got {got}")
         key = jax.random.fold_in(state.key, state.step)
         batch = rows.filled(batch)
-        if augment is not None:
+        if parts.augment is not None:
             key, augment_key = jax.random.split(key)
-            augmented = augment(augment_key, Batch(*batch))
+            augmented = parts.augment(augment_key, Batch(*batch))
             is_weighted = isinstance(batch, rows.Weighted) and augmented.weights is batch.weights
             batch = rows.Weighted(*augmented) if is_weighted else rows.filled(augmented)
         found = (gradient_of_share if micro_batches == 1 else accumulated)(state, batch, key)
         (value, (model_state, measured)), gradient = found
         value, measured, gradient = shards.total((value, measured, gradient))
-        if penalty is not None:
-            extra, slope = jax.value_and_grad(penalty)(state.params)
+        if parts.penalty is not None:
+            extra, slope = jax.value_and_grad(parts.penalty)(state.params)
             value, gradient = value + extra, optax.tree.add(gradient, slope)
         is_taken, fault = measured["loss"].weight != 0, state.fault
         if skip_non_finite:
@@ -245,7 +246,7 @@ def make_step(
 
         def take() -> TrainState:
             updates, opt_state = optimizer_updates.update(
-                optimizer,
+                parts.optimizer,
                 gradient,
                 state.opt_state,
                 state.params,
@@ -255,9 +256,9 @@ def make_step(
             )
             params = optax.apply_updates(state.params, updates)
             after = state._replace(params=params, model_state=model_state, opt_state=opt_state)
-            if average is None or state.average is None:
+            if parts.average is None or state.average is None:
                 return after
-            return after._replace(average=averaging.follow(state.average, after.variables, average))
+            return after._replace(average=averaging.follow(state.average, after.variables, parts.average))
 
         is_always_taken = isinstance(batch, rows.Weighted) and not skip_non_finite
         after = take() if is_always_taken else _if(is_taken, take, state)

@@ -7,7 +7,7 @@ import collections
 import functools
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,11 @@ import numpy as np
 import optax
 
 from nnfx import distributed, memo
-from nnfx.training import chunk
-from nnfx.training.chunk import RUNNING, RunState
+from nnfx.training import epochs
+from nnfx.training.epochs import RUNNING, RunState
 from nnfx.training.loop import SECONDS, History
+from nnfx.training.parts import Recipe
 from nnfx.types import Array, Batch, Hyper, Metrics, Params, TrainState
-
-if TYPE_CHECKING:
-    from nnfx.training.fit import Fit
 
 QUEUED = 2
 """How many steps the host is ahead of the devices at most: each holds a batch in their memory."""
@@ -57,14 +55,14 @@ class Stride(NamedTuple):
     seconds: float
 
 
-def begin(fit: "Fit", key: Array, first: Batch, valid: Batch | None, hyper: Hyper) -> Standing:
+def begin(recipe: Recipe, key: Array, first: Batch, valid: Batch | None, hyper: Hyper) -> Standing:
     """Return where a run starts from, given a batch for its shapes."""
-    run, measured = _begin(fit, key, first, valid, hyper)
-    return Standing(run, _copy(run.train.params) if fit.rules else None, measured)
+    run, measured = _begin(recipe, key, first, valid, hyper)
+    return Standing(run, _copy(run.train.params) if recipe.rules else None, measured)
 
 
 def strides(
-    fit: "Fit",
+    recipe: Recipe,
     standing: Standing,
     batches: Iterator[Batch],
     valid: Batch | None,
@@ -78,7 +76,7 @@ def strides(
     """Run to the stop, for about a second or to the end of an epoch at a time.
 
     Args:
-        fit: the run's function.
+        recipe: how the run is made.
         standing: where the run stands; its arrays are used up.
         batches: those that follow.
         valid: what is held out, or None.
@@ -94,10 +92,10 @@ def strides(
     run, before, measured = distributed.everywhere(standing)
     began, looked, length, is_compiled = time.monotonic() - seconds, time.monotonic(), 1, False
     look_at, queued = steps + 1, collections.deque[Metrics]()
-    while int(run.epoch) < fit.epochs and int(run.stopped_by) == RUNNING:
+    while int(run.epoch) < recipe.epochs and int(run.stopped_by) == RUNNING:
         made = 0
         while steps < look_at:
-            train, measured = _step(fit, run.train, measured, next(batches), hyper)
+            train, measured = _step(recipe, run.train, measured, next(batches), hyper)
             run = run._replace(train=train)
             steps, made = steps + 1, made + 1
             queued.append(measured)
@@ -108,9 +106,9 @@ def strides(
         history: History = {}
         if steps % steps_per_epoch == 0:
             passed = np.float32(distributed.agree(now - began))
-            run, row = _end_epoch(fit, run, before, measured, valid, hyper, passed)
+            run, row = _end_epoch(recipe, run, before, measured, valid, hyper, passed)
             history = {name: np.asarray(value)[None] for name, value in row.items()}
-            before = _copy(run.train.params) if fit.rules else None
+            before = _copy(run.train.params) if recipe.rules else None
             measured = jax.tree.map(jnp.zeros_like, measured)
         yield Stride(Standing(run, before, measured), steps, history, now - began)
         # the first steps are compiled while they are timed; and short strides look slow, so that their length doubles
@@ -124,22 +122,24 @@ def strides(
 
 
 @memo.compiled()
-def _begin(fit: "Fit", key: Array, first: Batch, valid: Batch | None, hyper: Hyper) -> tuple[RunState, Metrics]:
-    parts = fit.parts(hyper)
+def _begin(recipe: Recipe, key: Array, first: Batch, valid: Batch | None, hyper: Hyper) -> tuple[RunState, Metrics]:
+    parts = recipe.bind(hyper)
     first = in_floats(first)
-    run = chunk.start(key, parts, first, valid)
-    _, measured = jax.eval_shape(parts.step(), run.train, first)
+    run = epochs.start(key, parts, first, valid)
+    _, measured = jax.eval_shape(recipe.step(parts), run.train, first)
     return run, jax.tree.map(lambda sums: jnp.zeros(sums.shape, sums.dtype), measured)
 
 
-def step(fit: "Fit", train: TrainState, measured: Metrics, batch: Batch, hyper: Hyper) -> tuple[TrainState, Metrics]:
+def step(
+    recipe: Recipe, train: TrainState, measured: Metrics, batch: Batch, hyper: Hyper
+) -> tuple[TrainState, Metrics]:
     """Take a step, and add what it measures to what was measured before."""
-    train, more = fit.parts(hyper).step()(train, in_floats(batch))
+    train, more = recipe.step(recipe.bind(hyper))(train, in_floats(batch))
     return train, optax.tree.add(measured, more)
 
 
 def end_epoch(
-    fit: "Fit",
+    recipe: Recipe,
     run: RunState,
     before: Params | None,
     measured: Metrics,
@@ -149,8 +149,8 @@ def end_epoch(
 ) -> tuple[RunState, dict[str, Array]]:
     """End an epoch, as runs in memory do."""
     began = run.train if before is None else run.train._replace(params=before)
-    return chunk.end_epoch(
-        run._replace(train=began), fit.parts(hyper), run.train, measured, valid, jnp.asarray(seconds)
+    return epochs.end_epoch(
+        run._replace(train=began), recipe.bind(hyper), run.train, measured, valid, jnp.asarray(seconds)
     )
 
 

@@ -6,20 +6,18 @@ Arrays cannot change, so what has been checked is remembered, and calling a run 
 import dataclasses
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnfx import arrays, checks, losses
+from nnfx import arrays, checks, losses, memo
 from nnfx.data.prepare import Data
 from nnfx.training import rows
-from nnfx.training.hyper import innermost
+from nnfx.training.hyperparameters import innermost
+from nnfx.training.parts import Recipe
 from nnfx.types import Array, Batch, Hyper, Model, PerExample
-
-if TYPE_CHECKING:
-    from nnfx.training.fit import Fit
 
 
 @dataclasses.dataclass
@@ -29,12 +27,10 @@ class Checked:
     Attributes:
         outputs: the shape of the outputs by the signature checked.
         data: data whose values were checked.
-        needs_clock: whether a rule looks at the clock.
     """
 
     outputs: dict[Any, jax.ShapeDtypeStruct] = dataclasses.field(default_factory=dict)
     data: weakref.WeakSet[Data] = dataclasses.field(default_factory=weakref.WeakSet)
-    needs_clock: bool = False
 
 
 def check_model(model: Any) -> None:
@@ -63,11 +59,11 @@ def check_functions(loss: Any, metrics: Any, name: str = "metrics") -> None:
             raise TypeError(f"{each}: expected a function of outputs and targets, got {checks.describe(function)}")
 
 
-def check_run(fit: "Fit", data: Data, hyper: Hyper) -> None:
+def check_run(recipe: Recipe, data: Data, hyper: Hyper) -> None:
     """Raise on data that a run cannot be meant for.
 
     Args:
-        fit: the run's function.
+        recipe: how the run is made.
         data: what it was given.
         hyper: its hyper-parameters, as arrays.
 
@@ -78,26 +74,27 @@ def check_run(fit: "Fit", data: Data, hyper: Hyper) -> None:
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (data.train, data.valid, hyper))
     leaves, tree = jax.tree.flatten(shapes)
     signature = (tree, tuple(leaves))
-    if signature not in fit.checked.outputs:
-        fit.checked.outputs[signature] = _check_shapes(fit, *shapes)
-    if data in fit.checked.data:
+    checked = memo.held(recipe, Checked, Checked)
+    if signature not in checked.outputs:
+        checked.outputs[signature] = _check_shapes(recipe, *shapes)
+    if data in checked.data:
         return
-    outputs = fit.checked.outputs[signature]
+    outputs = checked.outputs[signature]
     for name, batch in (("data.train", data.train), ("data.valid", data.valid)):
         if batch is not None:
-            _check_data(fit, name, batch, hyper, outputs)
+            _check_data(recipe, name, batch, hyper, outputs)
     if all(isinstance(leaf, jax.Array) and checks.is_concrete(leaf) for leaf in jax.tree.leaves(data)):
-        fit.checked.data.add(data)
+        checked.data.add(data)
 
 
-def _check_shapes(fit: "Fit", train: Batch, valid: Batch | None, hyper: Hyper) -> jax.ShapeDtypeStruct:
+def _check_shapes(recipe: Recipe, train: Batch, valid: Batch | None, hyper: Hyper) -> jax.ShapeDtypeStruct:
     """Check every shape on the way through the model and the loss, and return that of the training outputs."""
     size = train.weights.shape[0] if train.weights.ndim else 0
     for name, batch in (("data.train", train), ("data.valid", valid)):
         if batch is not None:
             check_batch(name, batch)
-    if fit.batch_size is not None and fit.batch_size > size:
-        raise ValueError(f"batch_size: expected at most the {size} rows of data.train, got {fit.batch_size}")
+    if recipe.batch_size is not None and recipe.batch_size > size:
+        raise ValueError(f"batch_size: expected at most the {size} rows of data.train, got {recipe.batch_size}")
     if valid is not None:
         for part in ("inputs", "targets"):
             ours, theirs = (jax.tree.map(lambda leaf: leaf.shape[1:], getattr(batch, part)) for batch in (train, valid))
@@ -105,11 +102,10 @@ def _check_shapes(fit: "Fit", train: Batch, valid: Batch | None, hyper: Hyper) -
                 raise ValueError(f"data.valid.{part}: expected examples of shape {ours}, got {theirs}")
 
     def forward(hyper: Hyper, key: Array, batch: Batch) -> tuple[Array, Any]:
-        parts = fit.parts(hyper)
-        for part, rule in zip(fit.rules, parts.rules, strict=True):
+        parts = recipe.bind(hyper)
+        for name, rule in zip(recipe.rules, parts.stop, strict=True):
             if rule.needs_valid and valid is None:
-                raise ValueError(f"data.valid: expected held-out data for {part.name}, got none")
-        fit.checked.needs_clock = any(rule.needs_clock for rule in parts.rules)
+                raise ValueError(f"data.valid: expected held-out data for {name}, got none")
         variables = parts.model.init(key, batch.inputs)
         if "params" not in variables:
             raise ValueError(f"model: expected init to return {{'params': ...}}, got {list(variables)}")
@@ -133,9 +129,9 @@ def _check_shapes(fit: "Fit", train: Batch, valid: Batch | None, hyper: Hyper) -
         if batch.weights.ndim == 2 or rows.has_lengths(batch):  # whose outputs may have a length of their own
             of_batch = jax.eval_shape(forward, hyper, key, batch)[0]
         seen, targets, weights = jax.eval_shape(rows.examples, of_batch, batch)
-        losses.check(fit.loss.function, seen, targets)
-        for name, function in {"loss": fit.loss.function, **dict(fit.metrics)}.items():
-            numbers = fit.loss.pick(hyper) if name == "loss" else {}
+        losses.check(recipe.measures["loss"], seen, targets)
+        for name, function in recipe.measures.items():
+            numbers = recipe.factories["loss"][0].pick(hyper) if name == "loss" else {}
             values = jax.eval_shape(function, seen, targets, **numbers)
             if getattr(values, "shape", None) != weights.shape:
                 raise ValueError(
@@ -146,11 +142,11 @@ def _check_shapes(fit: "Fit", train: Batch, valid: Batch | None, hyper: Hyper) -
     return outputs
 
 
-def check_stored(fit: "Fit", data: Data, hyper: Hyper, targets: np.ndarray, weights: np.ndarray) -> None:
+def check_stored(recipe: Recipe, data: Data, hyper: Hyper, targets: np.ndarray, weights: np.ndarray) -> None:
     """Raise on targets and weights, however many, that a run cannot be meant for.
 
     Args:
-        fit: the run's function.
+        recipe: how the run is made.
         data: a part of the data, which has been checked.
         hyper: its hyper-parameters, as arrays.
         targets: `(rows, ...)`, looked at in parts.
@@ -160,15 +156,15 @@ def check_stored(fit: "Fit", data: Data, hyper: Hyper, targets: np.ndarray, weig
         ValueError: for values that do not fit.
     """
     used = weights[weights > 0]
-    if fit.batch_size == 1 and used.min() != used.max():
+    if recipe.batch_size == 1 and used.min() != used.max():
         raise ValueError("batch_size: expected more than 1, since weights act within a batch, got 1")
-    model = fit.parts(hyper).model
+    model = recipe.bind(hyper).model
     inputs = jax.ShapeDtypeStruct(data.train.inputs.shape, data.train.inputs.dtype)
     outputs = jax.eval_shape(lambda key, x: model.apply(model.init(key, x), x), jax.random.key(0), inputs)
     for i in range(0, len(targets), _ROWS_AT_ONCE):
         part = np.asarray(targets[i : i + _ROWS_AT_ONCE])
         shape = jax.ShapeDtypeStruct((len(part), *outputs.shape[1:]), outputs.dtype)
-        losses.check(fit.loss.function, shape, part)
+        losses.check(recipe.measures["loss"], shape, part)
 
 
 _ROWS_AT_ONCE = 2**18
@@ -275,10 +271,10 @@ def _check_values(name: str, batch: Batch, outputs: Any) -> tuple[Any, Any]:
         return shape, rows.examples(np.empty((*outputs.shape[:2], 1), bool), batch)[1]
 
 
-def _check_data(fit: "Fit", name: str, batch: Batch, hyper: Hyper, outputs: jax.ShapeDtypeStruct) -> None:
+def _check_data(recipe: Recipe, name: str, batch: Batch, hyper: Hyper, outputs: jax.ShapeDtypeStruct) -> None:
     """Look at the values of a part of the data, where they are concrete."""
     checks.weights(f"{name}.weights", batch.weights)
-    if fit.batch_size == 1 and checks.is_concrete(batch.weights) and name == "data.train":
+    if recipe.batch_size == 1 and checks.is_concrete(batch.weights) and name == "data.train":
         with jax.ensure_compile_time_eval():
             used = batch.weights[batch.weights > 0]
             if used.min() != used.max():
@@ -289,10 +285,10 @@ def _check_data(fit: "Fit", name: str, batch: Batch, hyper: Hyper, outputs: jax.
         time = jax.tree.leaves(batch.inputs)[0].shape[1:2] if rows.has_lengths(batch) else batch.weights.shape[1:]
         shape = (size, *time, *outputs.shape[2:]) if outputs.ndim > 2 or batch.weights.ndim == 2 else shape
     seen, targets = _check_values(name, batch, jax.ShapeDtypeStruct(shape, outputs.dtype))
-    losses.check(fit.loss.function, seen, targets)
+    losses.check(recipe.measures["loss"], seen, targets)
     users_own = {
         label: function
-        for label, function in {"loss": fit.loss.bind(hyper), **dict(fit.metrics)}.items()
+        for label, function in recipe.bind(hyper).measures.items()
         if not str(getattr(innermost(function), "__module__", "")).startswith("nnfx.")
     }
     if users_own and checks.is_concrete((targets, hyper)):

@@ -166,7 +166,7 @@ def test_tokens_stay_integers(tmp_path):
 
 def test_what_cannot_be_meant_is_refused(fit, data, examples, tmp_path):
     with pytest.raises(TypeError, match="fit: expected what nnfx.fit returns"):
-        nnfx.stream(fit.loss, tmp_path)
+        nnfx.stream(fit.factories["loss"], tmp_path)
     with pytest.raises(ValueError, match="fit: expected a batch_size, for batches that are read as they are needed"):
         nnfx.stream(train(batch_size=None), tmp_path)
     with pytest.raises(TypeError, match="out: expected a path, got 3"):

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 import nnfx
 from nnfx.scale.programs import programs_of
 from nnfx.scale.table import EMPTY, Table
-from nnfx.training.chunk import RUNNING
+from nnfx.training.epochs import RUNNING
 
 KEY = jax.random.key(0)
 

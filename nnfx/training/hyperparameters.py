@@ -21,7 +21,7 @@ from nnfx.bounds import FREE, Bounds, bounds_of
 from nnfx.types import Hyper
 
 
-class Part(NamedTuple):
+class Factory(NamedTuple):
     """One function that takes hyper-parameters.
 
     Attributes:
@@ -34,8 +34,8 @@ class Part(NamedTuple):
 
     name: str
     function: Callable[..., Any]
-    names: tuple[str, ...]
-    required: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
     bounds: Mapping[str, Bounds] = types.MappingProxyType({})
 
     def build(self, hyper: Mapping[str, Any]) -> Any:
@@ -52,7 +52,7 @@ class Part(NamedTuple):
         return {name: value for name, value in hyper.items() if name in self.names}
 
 
-def part(function: Callable[..., Any], leading: int = 0) -> Part:
+def factory(function: Callable[..., Any], leading: int = 0) -> Factory:
     """Read off a function's signature which hyper-parameters it takes.
 
     Args:
@@ -61,7 +61,7 @@ def part(function: Callable[..., Any], leading: int = 0) -> Part:
 
     Example:
         >>> import optax
-        >>> part(optax.sgd).names, part(optax.sgd).required
+        >>> factory(optax.sgd).names, factory(optax.sgd).required
         (('learning_rate', 'momentum'), ('learning_rate',))
     """
     named = [
@@ -72,7 +72,7 @@ def part(function: Callable[..., Any], leading: int = 0) -> Part:
     _check_fixed(function)
     numbers = [p for p in named if not isinstance(p.default, bool | str) and not p.name.endswith("dtype")]
     bounds = {parameter.name: bounds_of(function, parameter.name) for parameter in numbers}
-    return Part(
+    return Factory(
         name=name_of(function),
         function=function,
         names=tuple(parameter.name for parameter in numbers),
@@ -113,14 +113,14 @@ def name_of(function: Callable[..., Any]) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def check(hyper: Mapping[str, Any], parts: Sequence[Part]) -> None:
+def check(hyper: Mapping[str, Any], factories: Sequence[Factory]) -> None:
     """Require known names, all that are needed, and one finite number each, within the bounds of its parameter.
 
     Raises:
         TypeError: for an unknown or lacking name, or something else than a number.
         ValueError: for a number out of bounds, or an array of several.
     """
-    known = sorted({name for part in parts for name in part.names})
+    known = sorted({name for each in factories for name in each.names})
     for name, value in hyper.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -131,16 +131,16 @@ def check(hyper: Mapping[str, Any], parts: Sequence[Part]) -> None:
                 f"{name}: expected a number, got {checks.describe(value)}; fix a choice beforehand"
                 " with functools.partial"
             )
-        takers = [part for part in parts if name in part.names]
+        takers = [each for each in factories if name in each.names]
         if len(takers) > 1:
-            names = " and ".join(part.name for part in takers)
+            names = " and ".join(each.name for each in takers)
             raise TypeError(f"{name}: expected one part to take it, got {names}; rename it in one")
         takers[0].bounds.get(name, FREE).check(name, value)
-    for part in parts:
-        for name in part.required:
+    for each in factories:
+        for name in each.required:
             if name not in hyper:
                 raise TypeError(
-                    f"{name}: expected a number for {part.name}, got nothing; pass it to the run, or fix it"
+                    f"{name}: expected a number for {each.name}, got nothing; pass it to the run, or fix it"
                     " beforehand with functools.partial"
                 )
 

@@ -1,9 +1,6 @@
-"""The one loop of the library: a chunk of epochs, `(state, data) -> (state, history)`, pure.
+"""The loop over epochs that every run is made of: pure functions `(state, data) -> (state, history)`."""
 
-A run is chunks from initialisation to its stop; everything longer or wider is made of the same chunk.
-"""
-
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,51 +11,15 @@ from jax.typing import ArrayLike
 
 from nnfx.data import batching
 from nnfx.training import rows
+from nnfx.training.parts import Parts, Recipe
 from nnfx.training.step import EVALUATION_ROWS, evaluate, init_state, split_key
 from nnfx.training.stopping import Clock, Epoch, StoppingRule
-from nnfx.types import Array, Batch, Metrics, Model, ModelState, Params, PerExample, Step, TrainState, Variables
+from nnfx.types import Array, Batch, Hyper, Metrics, ModelState, Params, TrainState, Variables
 
+History = dict[str, Array]
+"""Each metric by epoch, `(epochs,)`."""
 RUNNING = -1
 """The value of `RunState.stopped_by` while no rule has stopped the run."""
-
-
-class Parts(NamedTuple):
-    """What a run is made of, once its hyper-parameters are filled in.
-
-    Attributes:
-        model: the model.
-        loss: per example.
-        optimizer: an Optax optimizer.
-        rules: when to stop.
-        metrics: further quantities per example, by name.
-        penalty: a scalar function of the parameters, added to the loss; or None.
-        augment: changes a batch before the model sees it, `(key, batch) -> batch`; or None.
-        average: the share of the latest variables in their average, `count -> share`; or None.
-        make_step: makes the step, as `nnfx.make_step` does.
-        parallel: turns the step into one for several devices; or None.
-        batch_size: rows of a minibatch; None for the full batch.
-        rematerialize_epochs: whether a gradient through the run trains each epoch anew.
-    """
-
-    model: Model
-    loss: PerExample
-    optimizer: optax.GradientTransformation
-    rules: tuple[StoppingRule, ...]
-    metrics: Mapping[str, PerExample]
-    penalty: Callable[[Params], Array] | None
-    augment: Callable[[Array, Batch], Batch] | None
-    average: Callable[[Array], Array] | None
-    make_step: Callable[..., Step]
-    parallel: Callable[[Step], Step] | None
-    batch_size: int | None
-    rematerialize_epochs: bool
-
-    def step(self) -> Step:
-        """Make the step, of those parts that there are."""
-        optional = {"penalty": self.penalty, "augment": self.augment, "average": self.average}
-        given = {name: part for name, part in optional.items() if part is not None}
-        step = self.make_step(self.model, self.loss, self.optimizer, self.metrics, **given)
-        return step if self.parallel is None else self.parallel(step)
 
 
 class Best(NamedTuple):
@@ -131,69 +92,101 @@ def start(key: Array, parts: Parts, train: Batch, valid: Batch | None) -> RunSta
     best = None
     if valid is not None:
         best = Best.of(zero, jnp.zeros((), valid.weights.dtype), state)
-    rules = tuple(rule.init() for rule in parts.rules)
+    rules = tuple(rule.init() for rule in parts.stop)
     return RunState(state, best, rules, zero, jnp.asarray(RUNNING, jnp.int32), split_key(key).order)
 
 
-def chunk(
+def scan_epochs(
+    recipe: Recipe,
+    hyper: Hyper,
     state: RunState,
-    parts: Parts,
     train: Batch,
     valid: Batch | None,
     epochs: int,
     first_epoch: ArrayLike = 0,
     clock: Clock = Clock(),  # noqa: B008 -- a constant of two zeros
-    until: ArrayLike | None = None,
-) -> tuple[RunState, dict[str, Array]]:
-    """Train for some epochs, fewer where a rule stops the run.
+) -> tuple[RunState, History]:
+    """Train for a number of epochs, fewer where a rule stops the run. Gradients go through it.
 
     Args:
+        recipe: how the run is made.
+        hyper: its hyper-parameters.
         state: where the run stands.
-        parts: what it is made of.
         train: what to train on.
         valid: what is held out, or None.
         epochs: how many epochs at most; static.
         first_epoch: how many epochs came before, in runs that have not stopped. It decides the order of the
             rows in place of `state.epoch`, so that runs of one seed, mapped over hyper-parameters, share it.
         clock: what the host's clock says, for rules that ask.
-        until: how many epochs there shall be in all when the chunk ends; traced, so that one program serves chunks of
-            any length up to `epochs`. No gradient goes through such a chunk.
 
     Returns:
         The state after the last epoch run, and each metric by epoch, `(epochs,)`, zero where not run.
     """
-    step = parts.step()
-    is_whole = parts.batch_size in (None, train.weights.shape[0])
+    one = _epoch(recipe, hyper, train, valid, first_epoch, clock)
+    # within a scan nothing can undo the checkpoint, so that XLA need not be kept from it
+    body = jax.checkpoint(one, prevent_cse=False) if recipe.rematerialize_epochs else one
+    return jax.lax.scan(body, state, first_epoch + jnp.arange(epochs, dtype=jnp.int32))
+
+
+def run_epochs_until(
+    recipe: Recipe,
+    hyper: Hyper,
+    state: RunState,
+    train: Batch,
+    valid: Batch | None,
+    until: ArrayLike,
+    at_most: int,
+    clock: Clock,
+) -> tuple[RunState, History]:
+    """Train until a number of epochs have been run in all, at most `at_most` now. No gradient goes through it.
+
+    The number is traced, so that one program serves any; otherwise as `scan_epochs`.
+    """
+    first = jnp.asarray(state.epoch, jnp.int32)
+    # each epoch asks again whether the run goes on, as within the scan: XLA rounds otherwise without the question
+    one = _epoch(recipe, hyper, train, valid, first, clock)
+    epochs = jnp.minimum(until - first, at_most)
+
+    def is_going_on(carry: tuple[RunState, History, Array]) -> Array:
+        state, _, i = carry
+        return (i < epochs) & (state.stopped_by == RUNNING)
+
+    def advance(carry: tuple[RunState, History, Array]) -> tuple[RunState, History, Array]:
+        state, history, i = carry
+        state, row = one(state, first + i)
+        return state, jax.tree.map(lambda column, value: column.at[i].set(value), history, row), i + 1
+
+    _, row = jax.eval_shape(one, state, first)
+    history = jax.tree.map(lambda value: jnp.zeros((at_most, *value.shape), value.dtype), row)
+    state, history, _ = jax.lax.while_loop(is_going_on, advance, (state, history, jnp.asarray(0, jnp.int32)))
+    return state, history
+
+
+def _epoch(
+    recipe: Recipe, hyper: Hyper, train: Batch, valid: Batch | None, first_epoch: ArrayLike, clock: Clock
+) -> Callable[[RunState, Any], tuple[RunState, dict[str, Array]]]:
+    """Return the function of a state and an epoch's number that runs the epoch, unless the run has stopped."""
+    parts = recipe.bind(hyper)
+    step = recipe.step(parts)
+    is_whole = recipe.batch_size in (None, train.weights.shape[0])
     train = rows.filled(train) if is_whole else rows.without_padding(train)
     if valid is not None and valid.weights.shape[0] <= EVALUATION_ROWS:
         valid = rows.filled(valid)  # once, and not in each epoch
 
-    def advance(state: RunState, number: Array) -> tuple[RunState, dict[str, Array]]:
-        trained, measured = _train_epoch(step, state, number, train, parts.batch_size)
+    def run(state: RunState, number: Array) -> tuple[RunState, dict[str, Array]]:
+        trained, measured = _train_epoch(step, state, number, train, recipe.batch_size)
         epochs_here = jnp.asarray(number + 1 - first_epoch, float)
         seconds = jnp.asarray(clock.seconds, float) + jnp.asarray(clock.seconds_per_epoch, float) * epochs_here
         return end_epoch(state, parts, trained, measured, valid, seconds)
 
-    def nothing(state: RunState, number: Array, *epochs: int) -> dict[str, Array]:
-        _, history = jax.eval_shape(advance, state, number)
-        return jax.tree.map(lambda value: jnp.zeros((*epochs, *value.shape), value.dtype), history)
-
     def rest(state: RunState, number: Array) -> tuple[RunState, dict[str, Array]]:
-        return state, nothing(state, number)
+        _, row = jax.eval_shape(run, state, number)
+        return state, jax.tree.map(lambda value: jnp.zeros(value.shape, value.dtype), row)
 
-    def one(state: RunState, number: Any) -> tuple[RunState, dict[str, Array]]:
-        if not parts.rules:
-            return advance(state, number)
-        return jax.lax.cond(state.stopped_by == RUNNING, advance, rest, state, number)
+    def run_or_rest(state: RunState, number: Any) -> tuple[RunState, dict[str, Array]]:
+        return jax.lax.cond(state.stopped_by == RUNNING, run, rest, state, number)
 
-    if until is not None:
-        first = jnp.asarray(first_epoch, jnp.int32)
-        epochs_here = jnp.minimum(until - first, epochs)
-        # each epoch asks again whether the run goes on, as within the scan: XLA rounds otherwise without the question
-        return _loop(lambda state, i: one(state, first + i), epochs_here, state, nothing(state, first, epochs))
-    # within a scan nothing can undo the checkpoint, so that XLA need not be kept from it
-    body = jax.checkpoint(one, prevent_cse=False) if parts.rematerialize_epochs else one
-    return jax.lax.scan(body, state, first_epoch + jnp.arange(epochs, dtype=jnp.int32))
+    return run_or_rest if parts.stop else run
 
 
 def end_epoch(
@@ -216,37 +209,16 @@ def end_epoch(
     epoch = state.epoch + 1
     best = state.best
     if valid is not None and best is not None:
-        held_out = evaluate(parts.model, {"loss": parts.loss, **parts.metrics}, trained.evaluated, valid)
+        held_out = evaluate(parts.model, parts.measures, trained.evaluated, valid)
         history |= {f"valid_{name}": mean.value for name, mean in held_out.items()}
         best = best.or_better(Best.of(epoch, history["valid_loss"].astype(best.loss.dtype), trained))
     ended = Epoch(state.train.params, trained.params, history, trained.fault.skipped, trained.step, seconds)
-    rules, stopped_by = _apply_rules(parts.rules, state, ended)
+    rules, stopped_by = _apply_rules(parts.stop, state, ended)
     return RunState(trained, best, rules, epoch, stopped_by, state.order_key), history
 
 
-def _loop(
-    advance: Callable[[RunState, Array], tuple[RunState, dict[str, Array]]],
-    epochs: Array,
-    state: RunState,
-    history: dict[str, Array],
-) -> tuple[RunState, dict[str, Array]]:
-    """Train for a number of epochs that only the running program knows, and fill in the history."""
-
-    def is_going_on(carry: tuple[RunState, dict[str, Array], Array]) -> Array:
-        state, _, i = carry
-        return (i < epochs) & (state.stopped_by == RUNNING)
-
-    def one(carry: tuple[RunState, dict[str, Array], Array]) -> tuple[RunState, dict[str, Array], Array]:
-        state, history, i = carry
-        state, values = advance(state, i)
-        return state, jax.tree.map(lambda column, value: column.at[i].set(value), history, values), i + 1
-
-    state, history, _ = jax.lax.while_loop(is_going_on, one, (state, history, jnp.asarray(0, jnp.int32)))
-    return state, history
-
-
-def judged(state: RunState) -> RunState:
-    """Let a run without held-out data be judged by what its last epoch left."""
+def with_final_as_best(state: RunState) -> RunState:
+    """Take the weights after the last epoch as the best of a run without held-out data."""
     if state.best is not None:
         return state
     return state._replace(best=Best.of(state.epoch, None, state.train))

@@ -1,0 +1,271 @@
+"""The parts of a run, each declared once.
+
+To add a part, add it to the arguments of `nnfx.fit`, add a field to `Parts`, and use the field in the step.
+"""
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import optax
+
+from nnfx import checks
+from nnfx.training import hyperparameters
+from nnfx.training.hyperparameters import Factory
+from nnfx.training.stopping import StoppingRule
+from nnfx.types import Array, Batch, Hyper, Model, Params, PerExample, Step
+
+
+class Takes(NamedTuple):
+    """A part that is a function, which takes hyper-parameters behind its other arguments.
+
+    Attributes:
+        arguments: how many other arguments it has.
+        expected: what is expected of it, for errors.
+        several: whether there may be several of it.
+    """
+
+    arguments: int
+    expected: str
+    several: bool = False
+
+    def factory(self, name: str, given: Any) -> Factory:
+        """Return the factory that binds hyper-parameters to it."""
+        if not callable(given):
+            raise TypeError(f"{name}: expected {self.expected}, got {checks.describe(given)}")
+        return hyperparameters.factory(given, self.arguments)
+
+    def bind(self, factories: Sequence[Factory], hyper: Hyper) -> Any:
+        """Bind hyper-parameters; several functions become one, in turn."""
+        bound = [factory.bind(hyper) for factory in factories]
+        if not self.several or not bound:
+            return bound[0] if bound else None
+        return _in_turn(bound)
+
+
+class Makes(NamedTuple):
+    """A part that a factory makes of hyper-parameters, or that is made already.
+
+    Attributes:
+        kind: the type of what is made.
+        expected: what is expected of it, for errors.
+        several: whether there may be several of it.
+    """
+
+    kind: type
+    expected: str
+    several: bool = False
+
+    def factory(self, name: str, given: Any) -> Factory:
+        """Return the factory that makes it."""
+        if isinstance(given := _plain(given), self.kind):
+            # a rule is called after the function that made it
+            label = given.update.__qualname__.split(".")[0] if isinstance(given, StoppingRule) else self.kind.__name__
+            return Factory(label, Made(given))
+        if not callable(given) or (self.kind is Model and hasattr(given, "apply")):
+            hint = "; of a Flax module nnfx.models.from_linen or from_nnx makes one" if self.kind is Model else ""
+            raise TypeError(f"{name}: expected {self.expected}, got {checks.describe(given)}{hint}")
+        return hyperparameters.factory(given)
+
+    def bind(self, factories: Sequence[Factory], hyper: Hyper) -> Any:
+        """Make it with hyper-parameters; of several a tuple."""
+        made = tuple(_plain(factory.build(hyper)) for factory in factories)
+        for factory, each in zip(factories, made, strict=True):
+            if not isinstance(each, self.kind):
+                raise TypeError(
+                    f"{factory.name}: expected it to return a {self.kind.__name__}, got {checks.describe(each)}"
+                )
+        return made if self.several else made[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """What stands in for a factory of something that is made already.
+
+    Attributes:
+        value: what it returns.
+    """
+
+    value: Any
+
+    def __call__(self) -> Any:
+        """Return it."""
+        return self.value
+
+
+class Parts(NamedTuple):
+    """What a run and its step are made of, with every hyper-parameter filled in.
+
+    Attributes:
+        model: the model.
+        loss: per example, `(outputs, targets) -> (batch,)`.
+        optimizer: an Optax optimizer.
+        metrics: further quantities per example by name, computed from the outputs of the same forward pass.
+        penalty: a scalar function of the parameters, such as a multiple of their squares, added to the loss; or None.
+        augment: changes the batch before the model sees it, `(key, batch) -> batch`, see `nnfx.augment`; or None.
+        average: the share of the latest variables in their average, `count -> share`, see `nnfx.averaging`; or None.
+        stop: the stopping rules, which runs ask after each epoch.
+
+    Example:
+        >>> import nnfx
+        >>> parts = Parts(nnfx.models.perceptron(), nnfx.losses.mean_square_error, optax.sgd(0.1))
+        >>> parts.penalty is None, parts.stop
+        (True, ())
+    """
+
+    model: Annotated[Model, Makes(Model, "a Model or a function that returns one")]
+    loss: Annotated[PerExample, Takes(2, "a function of outputs and targets")]
+    optimizer: Annotated[
+        optax.GradientTransformation, Makes(optax.GradientTransformation, "an Optax factory or optimizer")
+    ]
+    metrics: Mapping[str, PerExample] = types.MappingProxyType({})
+    penalty: Annotated[Callable[[Params], Array] | None, Takes(1, "a function of the parameters")] = None
+    augment: Annotated[
+        Callable[[Array, Batch], Batch] | None, Takes(2, "functions of a key and a batch", several=True)
+    ] = None
+    average: Annotated[Callable[[Array], Array] | None, Takes(1, "a function such as nnfx.averaging.exponential")] = (
+        None
+    )
+    stop: Annotated[
+        tuple[StoppingRule, ...], Makes(StoppingRule, "factories, such as nnfx.stopping.patience", several=True)
+    ] = ()
+
+    @property
+    def measures(self) -> dict[str, PerExample]:
+        """The loss and the metrics by name."""
+        return {"loss": self.loss, **self.metrics}
+
+
+OPTIONAL = tuple(name for name in Parts._field_defaults if name not in ("metrics", "stop"))
+"""The further parts of a step, by name."""
+_HOW: dict[str, Takes | Makes] = {
+    name: hint.__metadata__[0]
+    for name, hint in typing.get_type_hints(Parts, include_extras=True).items()
+    if hasattr(hint, "__metadata__")
+}
+"""How each part is given that takes hyper-parameters."""
+
+
+def factories_of(**given: Any) -> dict[str, tuple[Factory, ...]]:
+    """Return the factories of every part, none of those that are lacking.
+
+    Args:
+        **given: each part that takes hyper-parameters, as `nnfx.fit` is given it.
+
+    Raises:
+        TypeError: for something else than what is expected of a part.
+    """
+    found = {}
+    for name, how in _HOW.items():
+        value = given[name]
+        is_lacking = value is None and name in Parts._field_defaults
+        values = () if is_lacking else _several(name, value, how) if how.several else (value,)
+        found[name] = tuple(how.factory(name, each) for each in values)
+    return found
+
+
+def _several(name: str, given: Any, how: Takes | Makes) -> Sequence[Any]:
+    """Return one or several parts as several."""
+    if callable(given) or (isinstance(how, Makes) and isinstance(given, how.kind)):
+        return (given,)
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise TypeError(f"{name}: expected a function or a sequence of them, got {checks.describe(given)}")
+    return given
+
+
+def _plain(given: Any) -> Any:
+    """Return the optimizer that accumulates gradients as an optimizer like any other."""
+    return given.gradient_transformation() if isinstance(given, optax.MultiSteps) else given
+
+
+def _in_turn(augments: Sequence[Callable[[Array, Batch], Batch]]) -> Callable[[Array, Batch], Batch]:
+    """Return one function that augments with all of them, each with randomness of its own."""
+
+    def augment(key: Array, batch: Batch) -> Batch:
+        for i, each in enumerate(augments):
+            batch = each(jax.random.fold_in(key, i), batch)
+        return batch
+
+    return augment
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recipe:
+    """How a run is made, its hyper-parameters still open.
+
+    Attributes:
+        factories: those of each part that takes hyper-parameters, by the name of the part.
+        metrics: further metrics by name.
+        make_step: makes the step of the parts.
+        parallel: turns the step into one for several devices, or None.
+        epochs: how many epochs at most.
+        batch_size: rows of a minibatch; None for the full batch.
+        rematerialize_epochs: whether a gradient through the run trains each epoch anew.
+    """
+
+    factories: Mapping[str, tuple[Factory, ...]]
+    metrics: Mapping[str, PerExample]
+    make_step: Callable[..., Step]
+    parallel: Callable[[Step], Step] | None
+    epochs: int
+    batch_size: int | None
+    rematerialize_epochs: bool
+
+    def bind(self, hyper: Hyper) -> Parts:
+        """Return the parts with these hyper-parameters filled in."""
+        bound = {name: how.bind(self.factories[name], hyper) for name, how in _HOW.items()}
+        return Parts(**bound, metrics=self.metrics)
+
+    def step(self, parts: Parts) -> Step:
+        """Return the step of these parts, for one device or several."""
+        others = {name: part for name in OPTIONAL if (part := getattr(parts, name)) is not None}
+        step = self.make_step(parts.model, parts.loss, parts.optimizer, parts.metrics, **others)
+        return step if self.parallel is None else self.parallel(step)
+
+    def needs_clock(self, hyper: Hyper) -> bool:
+        """Whether a stopping rule looks at the clock."""
+        rules = _HOW["stop"].bind(self.factories["stop"], hyper)
+        return any(rule.needs_clock for rule in rules)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What was given as each part that takes hyper-parameters: a list where there may be several, else one."""
+        functions = {
+            name: [each.function.value if isinstance(each.function, Made) else each.function for each in factories]
+            for name, factories in self.factories.items()
+        }
+        return {name: each if _HOW[name].several else each[0] if each else None for name, each in functions.items()}
+
+    @property
+    def measures(self) -> dict[str, PerExample]:
+        """The loss and the metrics by name, as they were given, with hyper-parameters still open."""
+        return {"loss": self.factories["loss"][0].function, **self.metrics}
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The names of the stopping rules."""
+        return tuple(factory.name for factory in self.factories["stop"])
+
+    @property
+    def all_factories(self) -> tuple[Factory, ...]:
+        """The factories of all parts."""
+        return tuple(factory for of_part in self.factories.values() for factory in of_part)
+
+    @property
+    def hyper_names(self) -> tuple[str, ...]:
+        """The names of the hyper-parameters that a run takes."""
+        return tuple(sorted({name for factory in self.all_factories for name in factory.names}))
+
+    @property
+    def required_names(self) -> tuple[str, ...]:
+        """The names of those without a default."""
+        return tuple(sorted({name for factory in self.all_factories for name in factory.required}))
+
+    @functools.cached_property
+    def alone(self) -> "Recipe":
+        """The same run on one device: over how many a batch is split is not what tells runs apart."""
+        return self if self.parallel is None else dataclasses.replace(self, parallel=None)
