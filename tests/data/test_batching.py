@@ -7,7 +7,9 @@ from nnfx.data import batching
 from nnfx.types import Batch
 
 
-@pytest.mark.parametrize(("rows", "batch_size"), [(7, 3), (6, 3), (5, 1), (4, 4), (1, 1), (100, 32)])
+@pytest.mark.parametrize(
+    ("rows", "batch_size"), [(7, 3), (6, 3), (5, 1), (4, 4), (1, 1), pytest.param(100, 32, marks=pytest.mark.slow)]
+)
 def test_every_row_is_visited_once_an_epoch(key, rows, batch_size):
     order = batching.shuffled(key, jnp.int32(3), rows, batch_size)
     assert order.rows.shape == order.is_real.shape == (-(-rows // batch_size), batch_size)
@@ -36,7 +38,7 @@ def deviation(counts, expected, freedom):
 
 
 @pytest.mark.parametrize(
-    "rows", [2, 3, 16, 17, 101, 714, *(pytest.param(rows, marks=pytest.mark.slow) for rows in (15, 18, 33, 128, 257))]
+    "rows", [2, 3, 16, 17, *(pytest.param(rows, marks=pytest.mark.slow) for rows in (15, 18, 33, 101, 128, 257, 714))]
 )
 def test_orders_are_uniform(key, rows):
     drawn = orders(key, rows)

@@ -129,7 +129,7 @@ def test_wrong_bytes_are_refused(web, folder):
     assert not all_files(folder)
 
 
-@pytest.mark.parametrize("behaviour", ["breaks-off", "absent"])
+@pytest.mark.parametrize("behaviour", ["breaks-off", pytest.param("absent", marks=pytest.mark.slow)])
 def test_a_download_that_fails_leaves_nothing_and_says_what_to_do(web, folder, behaviour):
     file = web.file(behaviour)
     with pytest.raises(OSError, match="expected the file there or on the web, got neither") as error:
@@ -153,6 +153,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
         fetch(File("kind/images.gz", NOWHERE, SHA256))
 
 
+@pytest.mark.slow
 def test_a_download_killed_midway_is_never_taken_for_a_whole_one(web, folder):
     file = web.file("stalls")
     script = f"from nnfx.data.download import File, fetch; fetch({file!r})"

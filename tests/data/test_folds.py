@@ -34,7 +34,7 @@ def fold_of(data, fold, of_row=OF_ROW):
 
 
 @pytest.mark.parametrize("fold", range(COUNT))
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "skewed" else ()) for n in KINDS])
 @pytest.mark.parametrize("missing", ["error", "median"])
 def test_folds_are_the_pipelines_of_scikit_learn(name, missing, fold):
     x = KINDS[name] if missing == "error" else with_gaps(KINDS[name])

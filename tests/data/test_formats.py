@@ -316,6 +316,7 @@ def test_memory_of_reading_idx(tmp_path):
     assert peak_memory(lambda: read_idx(tmp_path / "images.gz", ndim=3)) <= 2 * array.size + 16 * MEBIBYTE
 
 
+@pytest.mark.slow
 def test_memory_of_reading_cifar_in_full(tmp_path):
     with gzip.open(tmp_path / "cifar.tar.gz", "wb", 1) as file:
         file.write(archive(dict.fromkeys(MEMBERS, bytes(30_730_000))))

@@ -194,6 +194,7 @@ def test_the_archive_of_cifar_becomes_data(tmp_path, monkeypatch):
 # The real Fashion-MNIST
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fashion_mnist_files")
 def test_fashion_mnist_is_as_published():
     images = nnfx.data.images("fashion_mnist")

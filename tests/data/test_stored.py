@@ -126,7 +126,9 @@ def test_the_order_is_that_of_data_in_memory(examples):
             np.testing.assert_array_equal(batch.weights, order.is_real[i])
 
 
-@pytest.mark.parametrize("rows", [1, 7, 15, 16, 17, 300, 70_000])
+@pytest.mark.parametrize(
+    "rows", [1, 16, 17, 70_000, *(pytest.param(rows, marks=pytest.mark.slow) for rows in (7, 15, 300))]
+)
 def test_orders_on_the_host_are_those_on_the_device(rows):
     orders = batching.Orders(KEY, rows, batch_size=5, epochs=2)
     whole = batching.shuffled(KEY, 1, rows, 5)

@@ -24,6 +24,7 @@ def test_the_experiment_writes_what_it_says(tmp_path, capsys):
     assert "left after 10" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_is_left_of_a_gradient_is_what_ten_random_layers_leave():
     """Ten layers with weights that keep variances, their pre-activations drawn anew: what is passed is g' alone."""
     found = experiment.describe(jax.nn.sigmoid, 10)

@@ -22,6 +22,7 @@ def test_the_experiment_writes_what_it_says(tmp_path, capsys):
     assert "largest difference" in printed
 
 
+@pytest.mark.slow
 def test_what_the_gradient_promises_is_kept_by_small_steps(tmp_path):
     from experiments.backpropagation import LOSS, Batch, follow, jax, jnp, nnfx
 

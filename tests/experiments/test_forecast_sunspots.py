@@ -62,6 +62,7 @@ def test_roots_are_squared_back():
     assert later.origins.tolist() == [2]
 
 
+@pytest.mark.slow
 def test_intervals_are_of_numbers():
     origins = np.arange(10, 22)
     targets = jnp.full((12, 1, 1), 3.0)

@@ -41,7 +41,9 @@ def test_the_minimum_is_that_of_newtons_method():
     np.testing.assert_allclose([*raw[:, 0], *raw_bias], [0.0172584, -0.0175784, -0.417055], rtol=5e-4)
 
 
-@pytest.mark.parametrize(("batch_size", "epochs"), [(714, 3), (32, 2), pytest.param(1, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("batch_size", "epochs"), [(714, 3), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((32, 2), (1, 1)))]
+)
 def test_a_path_ends_where_a_run_does(key, batch_size, epochs):
     data = nnfx.data.titanic("fare", "age")
     model = gradient_descent.two_weights(jax.numpy.float32(-0.3))

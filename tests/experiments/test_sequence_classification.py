@@ -73,6 +73,7 @@ def test_accuracy_by_row():
     assert reading.accuracy.tolist() == [0.5, 1.0]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fashion_mnist_files")
 def test_the_test_set_of_fashion_mnist_is_held_out(key):
     images = sequence_classification.nnfx.data.images("fashion_mnist")

@@ -107,7 +107,7 @@ def test_members_differ_by_their_keys_and_are_pooled():
 
 @pytest.mark.parametrize(
     ("devices", "at_once"),
-    [(2, 1), (1, 2), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((1, 1), (1, 5), (2, 2), (2, 5)))],
+    [(2, 1), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((1, 1), (1, 2), (1, 5), (2, 2), (2, 5)))],
 )
 def test_origins_side_by_side_or_one_after_the_other_on_any_devices(at_once, devices):
     found = refitted(at_once=at_once, devices=jax.devices()[:devices])
@@ -121,6 +121,7 @@ def test_within_a_compiled_function():
     np.testing.assert_allclose(found(0.1).forecasts, refitted().forecasts, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_gradient_goes_through_all_origins():
     def error(rate):
         test = backtest.refitted(FULL, VALUES, key=ZERO, origins=ORIGINS, **SIZES, learning_rate=rate)
@@ -132,7 +133,9 @@ def test_a_gradient_goes_through_all_origins():
     np.testing.assert_allclose(slope, difference, rtol=0.02)
 
 
-@pytest.mark.parametrize("options", [{}, {"train_windows": 10}, {"valid_windows": 4}])
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"train_windows": 10}, marks=pytest.mark.slow), {"valid_windows": 4}]
+)
 def test_no_forecast_knows_what_comes_after_its_origin(options):
     train = STOPPED if "valid_windows" in options else MINIBATCHES
     before = refitted(train, **options)
@@ -148,6 +151,7 @@ def test_no_forecast_knows_what_comes_after_its_origin(options):
     assert (before.forecasts[1] != after.forecasts[1]).all()
 
 
+@pytest.mark.slow
 def test_an_origin_is_forecast_alike_among_others():
     alone = refitted(origins=[30])
     np.testing.assert_allclose(alone.forecasts[0], refitted().forecasts[2], rtol=1e-5, atol=1e-5)

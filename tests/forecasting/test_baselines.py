@@ -13,6 +13,12 @@ PAST = RNG.normal(size=(5, 30, 3)).astype(np.float32)
 LINEAR = {"linear": baselines.linear, "nlinear": baselines.nlinear, "dlinear": baselines.dlinear}
 
 
+def by_default(name):
+    """Only this linear forecaster by default: the others are made of the same parts."""
+    names = [pytest.param(each, marks=() if each == name else pytest.mark.slow) for each in LINEAR]
+    return pytest.mark.parametrize("name", names)
+
+
 def forecast(model, past, key=None):
     past = jnp.asarray(past, jnp.float32)
     return model.apply(model.init(jax.random.key(0) if key is None else key, past), past)
@@ -67,7 +73,11 @@ def seasonal(length, period, strength):
 
 
 @pytest.mark.parametrize(
-    ("length", "period"), [(36, 12), (53, 12), (40, 4), (41, 7), (23, 7), (20, 7), (30, 1), (9, 2)]
+    ("length", "period"),
+    [
+        *[(36, 12), (41, 7), (20, 7), (30, 1), (9, 2)],
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((53, 12), (40, 4), (23, 7))),
+    ],
 )
 @pytest.mark.parametrize("strength", [0.4, 0.02])
 def test_naive2_is_that_of_the_competition(length, period, strength):
@@ -124,18 +134,30 @@ def test_against_pytorch():
     for name, make in LINEAR.items():
         model = make(6)
         params = model.init(jax.random.key(1), PAST)["params"]
-        outputs, pull_back = jax.vjp(lambda p, model=model: model.apply({"params": p}, PAST), params)
+
+        @jax.jit
+        def ours(params, model=model):
+            outputs, pull_back = jax.vjp(lambda p: model.apply({"params": p}, PAST), params)
+            return outputs, *pull_back(2 * outputs)
+
+        outputs, gradients = ours(params)
         layers = [affine(params[part]) for part in sorted(params)]  # dlinear's seasonal part, then its trend
         expected = theirs(name, layers)
         np.testing.assert_allclose(outputs, expected.detach().numpy(), rtol=1e-5, atol=2e-6)
         expected.square().sum().backward()
-        (gradients,) = pull_back(2 * outputs)
         for part, layer in zip(sorted(params), layers, strict=True):
             np.testing.assert_allclose(gradients[part]["kernel"], layer.weight.grad.numpy().T, rtol=1e-4, atol=1e-4)
             np.testing.assert_allclose(gradients[part]["bias"], layer.bias.grad.numpy(), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("lookback", "kernel"), [(30, 25), (30, 1), (8, 25), (1, 3), (30, 59), (12, 5)])
+@pytest.mark.parametrize(
+    ("lookback", "kernel"),
+    [
+        (30, 25),
+        (30, 59),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((30, 1), (8, 25), (1, 3), (12, 5))),
+    ],
+)
 def test_the_trend_is_a_moving_average_between_repeated_ends(lookback, kernel):
     past = PAST[:, :lookback]
     model = baselines.dlinear(4, kernel)
@@ -150,7 +172,7 @@ def test_the_trend_is_a_moving_average_between_repeated_ends(lookback, kernel):
     np.testing.assert_allclose(forecast(model, past, jax.random.key(2)), expected, rtol=1e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", LINEAR)
+@by_default("dlinear")
 def test_weights_are_drawn_as_pytorch_draws_them(name):
     params = LINEAR[name](200).init(jax.random.key(0), jnp.zeros((1, 100, 2)))["params"]
     for part in params.values():
@@ -163,7 +185,7 @@ def test_weights_are_drawn_as_pytorch_draws_them(name):
     assert len(np.unique(np.stack(draws), axis=0)) == len(draws)
 
 
-@pytest.mark.parametrize("name", LINEAR)
+@by_default("nlinear")
 def test_channels_share_their_weights_or_have_their_own(name):
     shared, individual = LINEAR[name](4), LINEAR[name](4, individual=True)
     variables = shared.init(jax.random.key(0), PAST)
@@ -180,6 +202,7 @@ def test_channels_share_their_weights_or_have_their_own(name):
 # As models
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [baselines.linear(5), baselines.naive(5)], ids=["linear", "naive"])
 def test_training_is_fit_on_windows(model):
     waves = np.sin(np.arange(300)[:, None] * [0.3, 0.2])
@@ -194,7 +217,9 @@ def test_training_is_fit_on_windows(model):
 
 
 @pytest.mark.usefixtures("etth1_file")
-@pytest.mark.parametrize(("horizon", "square", "absolute"), [(96, 1.295, 0.713), (336, 1.323, 0.744)])
+@pytest.mark.parametrize(
+    ("horizon", "square", "absolute"), [(96, 1.295, 0.713), pytest.param(336, 1.323, 0.744, marks=pytest.mark.slow)]
+)
 def test_repeating_the_last_value_scores_as_published(horizon, square, absolute):
     """Zeng et al. 2023, table 2, Repeat on ETTh1; their loader dropped what was left over after batches of 32."""
     train, _, test = split(nnfx.data.ett("ETTh1").values, 1, (8640, 2880, 2880))
@@ -213,7 +238,7 @@ WITHOUT_PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("name", WITHOUT_PARAMETERS)
+@pytest.mark.parametrize("name", ["naive", "seasonal naive", "drift", pytest.param("naive2", marks=pytest.mark.slow)])
 def test_models_without_parameters_keep_the_contracts_that_apply(name):
     model = WITHOUT_PARAMETERS[name]
     past = jnp.asarray(abs(PAST))

@@ -150,6 +150,7 @@ def test_margins_of_large_integers_and_of_lists():
     assert conformal.widen([[1.0]], [[2.0]]).upper.tolist() == [[3.0]]
 
 
+@pytest.mark.slow
 def test_rolling_intervals_under_the_search_for_infinities():
     targets = np.array([1.0, -2.0, 0.0, 9.0]).reshape(4, 1, 1)
     with jax.debug_infs(True):

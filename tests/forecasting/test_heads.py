@@ -84,7 +84,7 @@ def constant(head):
     return nnfx.Model(lambda key, inputs: {"params": {"raw": jnp.zeros((1, 1, head.parameters))}}, apply)
 
 
-@pytest.mark.parametrize("name", ["Gaussian", "quantiles"])
+@pytest.mark.parametrize("name", ["Gaussian", pytest.param("quantiles", marks=pytest.mark.slow)])
 def test_training_finds_the_parameters_of_a_sample(name, key):
     sample = np.random.default_rng(1).gamma(2.0, size=(400, 1, 1)).astype(np.float32)
     data = nnfx.data.prepare(np.zeros((400, 1, 1)), sample, standardize=False)

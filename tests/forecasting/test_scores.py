@@ -141,7 +141,11 @@ SCORES = {
 }
 
 
-@pytest.mark.parametrize("name", SCORES)
+# Of two sizes of errors, a score with levels and one with bounds; the others among the slow tests.
+A_FEW = {"smape", "pinball", "coverage"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in A_FEW else pytest.mark.slow) for n in SCORES])
 def test_each_score_is_one_per_example_compiled_mapped_and_in_half_precision(name):
     score, arrays = SCORES[name]
     arrays = f32(*arrays)

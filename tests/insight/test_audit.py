@@ -77,7 +77,11 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+# Faults of a whole leaf, as is a wrong sign.
+SLOW = {"a missing factor", "a stopped gradient"}
+
+
+@pytest.mark.parametrize("fault", [pytest.param(f, marks=pytest.mark.slow if f in SLOW else ()) for f in FAULTS])
 def test_a_planted_fault_is_found_and_its_leaf_named(fault):
     model = network(fault)
     batch = Batch(X.at[:3].set(0), X[::-1], jnp.ones(9))

@@ -75,7 +75,15 @@ MODELS = {
 }
 
 
-SLOW = {"lenet", "batch norm after training", "residual network", "every activation", "pools", "cnn"}
+SLOW = {
+    "lenet",
+    "batch norm after training",
+    "residual network",
+    "every activation",
+    "pools",
+    "cnn",
+    "cnn of sequences",
+}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in MODELS])
@@ -106,7 +114,11 @@ def test_every_loss_is_audited():
     assert LOSSES.keys() == set(losses.__all__) - {"check", "empirical"}
 
 
-@pytest.mark.parametrize("name", LOSSES)
+# What every model above is audited with, and two whose gradients have tests in tests/ops/test_logistic.py.
+SLOW_LOSSES = {"mean_square_error", "binary_cross_entropy", "binary_cross_entropy_from_probabilities"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW_LOSSES else ()) for n in LOSSES])
 def test_the_gradient_of_every_loss_is_right(name):
     outputs, targets = LOSSES[name]
     activation = "sigmoid" if "probabilities" in name else "identity"

@@ -47,8 +47,8 @@ def check(model, loss, params, batch, tolerance):
     return found
 
 
-# With kinks and without, of pieces, and without hidden layers; the others among the slow tests.
-A_FEW = {"relu", "three pieces", "perceptron"}
+# Of pieces, and without hidden layers; the others among the slow tests.
+A_FEW = {"three pieces", "perceptron"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in A_FEW else pytest.mark.slow) for n in MODELS])
@@ -60,14 +60,22 @@ def test_the_product_of_the_factors_is_the_gradient_to_twelve_digits(name):
         check(model, MSE, params, batch(jnp.float64), 1e-12)
 
 
-@pytest.mark.parametrize("name", [pytest.param("tanh", marks=pytest.mark.slow), "three pieces"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tanh", "three pieces"])
 def test_and_in_single_precision_for_one_example_and_for_several(name):
     params = MODELS[name].init(KEY, X)["params"]
     check(MODELS[name], MSE, params, batch(jnp.float32), 1e-6)
     check(MODELS[name], MSE, params, batch(jnp.float32, slice(0, 1)), 1e-6)
 
 
-@pytest.mark.parametrize("loss", [losses.categorical_cross_entropy, losses.huber, losses.mean_absolute_error])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        losses.categorical_cross_entropy,
+        pytest.param(losses.huber, marks=pytest.mark.slow),
+        losses.mean_absolute_error,
+    ],
+)
 def test_any_loss_begins_the_way_back(loss):
     model = MODELS["tanh"]
     data = batch(jnp.float32)
@@ -125,7 +133,7 @@ def test_it_prints_every_factor():
     assert "unit 3 piece 2" in str(backpropagation.lay_open(maxout, MSE, maxout.init(KEY, X), batch(jnp.float32)))
 
 
-@pytest.mark.parametrize("name", ["relu", "three pieces", "perceptron"])
+@pytest.mark.parametrize("name", [pytest.param("relu", marks=pytest.mark.slow), "three pieces", "perceptron"])
 def test_the_graph_has_a_node_a_unit_and_an_edge_a_weight(name):
     model = MODELS[name]
     found = backpropagation.lay_open(model, MSE, model.init(KEY, X), batch(jnp.float32))

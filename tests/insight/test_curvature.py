@@ -80,6 +80,7 @@ def by_default(*names):
     return pytest.mark.parametrize("case", cases, indirect=True)
 
 
+@by_default("mlp", "convolutions")
 def test_products_with_a_vector_are_those_of_the_whole_hessian(case):
     arguments, options, hessian = case
     flat, restore = ravel_pytree(arguments[2]["params"])
@@ -104,6 +105,7 @@ def test_eigenpairs_are_those_of_the_whole_hessian(case):
             np.testing.assert_allclose(curvature.sharpness(*arguments, KEY, **options), values[-1], rtol=1e-4)
 
 
+@pytest.mark.slow
 @by_default("mlp")
 def test_a_few_steps_say_how_well_they_found(case):
     arguments, options, hessian = case
@@ -115,7 +117,7 @@ def test_a_few_steps_say_how_well_they_found(case):
         assert np.abs(np.linalg.eigvalsh(hessian) - value).min() <= off + 1e-6
 
 
-@by_default("mlp", "convolutions")
+@by_default("mlp")
 def test_the_trace_is_the_sum_of_the_diagonal_within_its_error(case):
     arguments, options, hessian = case
     found = curvature.trace(*arguments, KEY, draws=256, **options)

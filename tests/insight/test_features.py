@@ -59,6 +59,7 @@ def test_maximising_beats_real_inputs_and_is_mapped_over_units(key):
     close(one(2).inputs, found.inputs[2], atol=1e-2)
 
 
+@pytest.mark.slow
 def test_jitter_and_total_variation_make_smoother_inputs(key):
     def roughness(**options):
         found = features.maximize(

@@ -111,7 +111,9 @@ def test_other_modules_have_gradients_and_no_activations():
 # per_example_gradients
 
 
-@pytest.mark.parametrize("model", [MODEL, models.cnn([models.conv(2), models.max_pool()], 1)])
+@pytest.mark.parametrize(
+    "model", [MODEL, pytest.param(models.cnn([models.conv(2), models.max_pool()], 1), marks=pytest.mark.slow)]
+)
 def test_gradients_per_example_are_those_of_a_loop(model):
     inputs = BATCH.inputs if model is MODEL else jnp.asarray(RNG.normal(size=(6, 4, 4, 1)), jnp.float32)
     batch = Batch(inputs[:6], BATCH.targets[:6], jnp.ones(6))

@@ -68,7 +68,7 @@ def test_differences_of_the_loss_agree(kind, returns):
         model = getattr(models, kind)(outputs=2, hidden=(3, 2), returns=returns)
         inputs = jnp.asarray(RNG.normal(size=(2, 4, 2)))
         targets = jnp.asarray(RNG.normal(size=(2, 4, 2) if returns == "all" else (2, 2)))
-        variables = jax.tree.map(lambda leaf: leaf.astype(float), model.init(jax.random.key(2), INPUTS))
+        variables = jax.tree.map(lambda leaf: leaf.astype(float), jax.jit(model.init)(jax.random.key(2), INPUTS))
         found = gradient_by_lag(model, SQUARE, variables, Batch(inputs, targets, jnp.ones(2)))
 
         @jax.jit

@@ -34,7 +34,13 @@ GEOMETRIES = {
 CONVOLUTIONS = {name: partial(ops.convolution, **keywords) for name, (_, _, keywords) in GEOMETRIES.items()}
 
 
-@pytest.fixture(params=GEOMETRIES, name="case")
+# Each of a kind that those before it leave out; the others among the slow tests.
+A_FEW = {"same", "strides that leave some out", "dilation", "padding beyond the kernel", "everything", "causal series"}
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=() if name in A_FEW else pytest.mark.slow) for name in GEOMETRIES], name="case"
+)
 def make_case(request):
     """Inputs, a kernel, the keywords and a function from the two to the outputs, the same for every test."""
     inputs_shape, kernel_shape, keywords = GEOMETRIES[request.param]
@@ -88,7 +94,11 @@ def test_numbers_and_gradients_are_those_of_flax(case):
     assert_close(jax.jit(jax.grad(wave(plain), (0, 1)))(inputs, kernel), gradient)
 
 
-@pytest.mark.parametrize("case", ["same", "everything", "causal series"], indirect=True)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param("same", marks=pytest.mark.slow), "everything", pytest.param("causal series", marks=pytest.mark.slow)],
+    indirect=True,
+)
 def test_first_and_second_derivatives_against_finite_differences(case):
     inputs, kernel, _, convolve = case
     with jax.enable_x64(True):
@@ -96,7 +106,15 @@ def test_first_and_second_derivatives_against_finite_differences(case):
         check_grads(jax.jit(wave(convolve)), arguments, order=2, modes=["rev"])
 
 
-@pytest.mark.parametrize("case", ["strides that leave some out", "everything", "causal series"], indirect=True)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param("strides that leave some out", marks=pytest.mark.slow),
+        "everything",
+        pytest.param("causal series", marks=pytest.mark.slow),
+    ],
+    indirect=True,
+)
 def test_a_hessian_vector_product_is_reverse_over_reverse(case):
     inputs, kernel, keywords, convolve = case
 
@@ -112,7 +130,11 @@ def test_a_hessian_vector_product_is_reverse_over_reverse(case):
 
 
 @pytest.mark.parametrize("axes", [(0, None), (None, 0), pytest.param((0, 0), marks=pytest.mark.slow), (1, 3)])
-@pytest.mark.parametrize("case", ["same", "everything", "causal series"], indirect=True)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param("same", marks=pytest.mark.slow), "everything", pytest.param("causal series", marks=pytest.mark.slow)],
+    indirect=True,
+)
 def test_mapped_is_one_by_one(case, axes):
     inputs, kernel, _, convolve = case
 
@@ -167,7 +189,11 @@ def test_members_are_not_a_grouped_convolution(key):
     assert "batch_group_count" not in program
 
 
-@pytest.mark.parametrize("case", ["same", "everything", "causal series"], indirect=True)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param("same", marks=pytest.mark.slow), "everything", pytest.param("causal series", marks=pytest.mark.slow)],
+    indirect=True,
+)
 def test_in_a_loop_as_outside(case):
     inputs, kernel, _, convolve = case
     step = jax.value_and_grad(wave(convolve), (0, 1))
@@ -201,7 +227,7 @@ def test_what_the_first_layer_does_not_need_is_not_computed():
     assert convolutions((1, 0)) == 3
 
 
-@pytest.mark.parametrize("batch", [0, 1, 7, 37])
+@pytest.mark.parametrize("batch", [0, *(pytest.param(batch, marks=pytest.mark.slow) for batch in (1, 7)), 37])
 def test_any_batch(batch):
     # Images of 16 × 16 go eight at a time through the kernel's gradient.
     inputs, kernel = normal(batch, 16, 16, 2), normal(3, 3, 2, 4)

@@ -39,10 +39,15 @@ A_FEW = [
 ]
 
 
+# Strides, paddings and gaps of every kind; the other shapes, of the same kinds, among the slow tests.
+SHAPES = {"tiles that leave some out", "same, odd", "one axis at a time", "gaps", "pairs", "series, overlapping"}
+
+
 def case_of(pool, shape):
     """Without padding all is there."""
     repeats = pool == "mean of what is there" and "padding" not in GEOMETRIES[shape][2]
-    return pytest.param((pool, shape), id=f"{pool}-{shape}", marks=pytest.mark.slow if repeats else ())
+    is_slow = repeats or shape not in SHAPES
+    return pytest.param((pool, shape), id=f"{pool}-{shape}", marks=pytest.mark.slow if is_slow else ())
 
 
 @pytest.fixture(params=[case_of(p, g) for p in POOLS for g in GEOMETRIES], name="case")
@@ -99,7 +104,7 @@ def test_derivatives_of_both_orders_and_modes(case):
         check_grads(jax.jit(wave(ours)), (distinct / 10,), order=2)
 
 
-@pytest.mark.parametrize("case", A_FEW, indirect=True)
+@pytest.mark.parametrize("case", [A_FEW[0], pytest.param(A_FEW[1], marks=pytest.mark.slow), *A_FEW[2:]], indirect=True)
 def test_mapped_and_in_a_loop_as_one_by_one(case):
     inputs, ours, _ = case
     gradient = jax.jit(jax.value_and_grad(wave(ours)))
@@ -132,7 +137,7 @@ def test_infinities_and_what_is_not_a_number_come_through():
     assert jnp.isnan(ops.max_pool(x, (3,), strides=1)[0, 2:, 0]).all()
 
 
-@pytest.mark.parametrize("pool", [ops.max_pool, ops.avg_pool])
+@pytest.mark.parametrize("pool", [pytest.param(ops.max_pool, marks=pytest.mark.slow), ops.avg_pool])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16])
 def test_the_dtype_is_kept(key, pool, dtype):
     x = jax.random.normal(key, (2, 16, 16, 3), dtype)

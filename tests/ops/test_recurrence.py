@@ -82,7 +82,7 @@ def by_flax(name, inputs, weights, state, lengths=None, reverse=False):
 @pytest.mark.parametrize(
     ("name", "reverse"),
     [
-        ("rnn", False),
+        pytest.param("rnn", False, marks=pytest.mark.slow),
         pytest.param("rnn", True, marks=pytest.mark.slow),
         pytest.param("lstm", False, marks=pytest.mark.slow),
         ("lstm", True),
@@ -97,7 +97,7 @@ def test_outputs_state_and_gradients_are_those_of_flax(name, reverse):
     assert_close(ours(*arguments), theirs(*arguments))
 
 
-@by_default(rnn_of_another_kind=True, gru=False)
+@by_default(gru=False)
 def test_gradients_of_both_orders_against_differences_in_double(cell, reverse):
     with jax.enable_x64(True):
         inputs, weights, state = drawn(cell, dtype=np.float64)
@@ -197,6 +197,7 @@ def test_vmap_over_weights_equals_a_loop(cell):
         assert_close([np.asarray(leaf)[i] for leaf in jax.tree.leaves(gradients)], gradient)
 
 
+@pytest.mark.slow
 @only("lstm")
 def test_over_a_mesh_the_gradient_is_that_of_the_whole_batch(cell):
     inputs, weights, _ = drawn(cell)
