@@ -33,8 +33,8 @@ from experiments.common import BLUE, GREEN, GREY, ORANGE, Results, print_table
 from nnfx import distributed
 from nnfx.data import Data
 from nnfx.scale.parallel import Collective, collectives, data_parallel
+from nnfx.stopping import Clock
 from nnfx.training import loop
-from nnfx.training.stopping import Clock
 
 STRATEGIES: tuple[Literal["mesh", "pmap"], ...] = ("mesh", "pmap")
 MARKERS = {"mesh": "o", "pmap": "s"}

@@ -22,6 +22,7 @@ import jaxlib.version
 from nnfx import (
     activations,
     augment,
+    averaging,
     calibration,
     checkpoint,
     compatibility,
@@ -34,13 +35,15 @@ from nnfx import (
     metrics,
     models,
     ops,
+    regularizers,
+    schedules,
     shards,
+    stopping,
+    sweeps,
 )
 from nnfx.host.session import session
 from nnfx.host.streaming import stream
-from nnfx.scale import sweeps
 from nnfx.scale.parallel import data_parallel
-from nnfx.training import averaging, regularizers, schedules, stopping
 from nnfx.training.fit import fit
 from nnfx.training.run import Run
 from nnfx.training.step import evaluate, init_state, make_step, split_key

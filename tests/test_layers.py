@@ -7,7 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 BASE = {"arrays", "bounds", "checks", "memo", "optimizers", "paths", "shards", "types"}
-MIDDLE = {"activations", "augment", "calibration", "data", "losses", "metrics", "ops"}
+RULES = {"averaging", "regularizers", "schedules", "stopping"}
+MIDDLE = {"activations", "augment", "calibration", "data", "losses", "metrics", "ops", *RULES}
 MAY_IMPORT = {
     "checks": set(),
     "bounds": {"checks"},
@@ -23,10 +24,11 @@ MAY_IMPORT = {
     "losses": BASE | {"ops"},
     "models": BASE | {"activations", "ops"},
     "distributed": {"checks"},
-    "training": BASE | {"data", "distributed", "losses"},
+    "training": BASE | {"averaging", "data", "distributed", "losses", "stopping"},
     "checkpoint": BASE | {"distributed"},
-    "host": BASE | {"checkpoint", "data", "distributed", "training"},
-    "scale": BASE | {"calibration", "data", "distributed", "tables", "training"},
+    "host": BASE | {"checkpoint", "data", "distributed", "stopping", "training"},
+    "scale": BASE | {"calibration", "data", "distributed", "stopping", "tables", "training"},
+    "sweeps": BASE | {"data", "scale", "stopping", "training"},
     "insight": BASE | MIDDLE | {"models", "scale", "tables", "training"},
     "forecasting": BASE | {"data", "losses", "metrics", "models", "ops", "scale", "tables", "training"},
     "compatibility": set(),

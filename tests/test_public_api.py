@@ -24,6 +24,13 @@ def test_the_public_api_is_the_one_written_down():
     assert public_names() == SNAPSHOT.read_text().splitlines()
 
 
+def test_a_public_module_is_imported_by_the_name_that_it_is_known_by():
+    modules = [name for name in nnfx.__all__ if inspect.ismodule(getattr(nnfx, name))]
+    assert len(modules) > 15
+    for name in modules:
+        assert importlib.import_module(f"nnfx.{name}") is getattr(nnfx, name)
+
+
 def test_all_that_is_exported_exists_and_is_documented():
     for line in public_names():
         value = nnfx

@@ -43,7 +43,7 @@ import nnfx
 from experiments.common import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, Results, print_table
 from nnfx import checks, paths
 from nnfx.forecasting import Scaler, Windows, as_data, baselines, split, windows
-from nnfx.scale.sweeps import Progress, Sweep
+from nnfx.sweeps import Progress, Sweep
 from nnfx.types import Apply, Variables
 
 BATCH_SIZE = 32

@@ -26,13 +26,13 @@ from nnfx.host.evaluations import row_of
 from nnfx.host.folder import Owner
 from nnfx.host.identity import Identity, moments, words
 from nnfx.host.logs import Apart, Bar, CsvLog, Log, Row, TensorBoardLog, rows_in
+from nnfx.stopping import Clock
 from nnfx.training import loop
 from nnfx.training.epochs import RUNNING, RunState
 from nnfx.training.fit import Fit
 from nnfx.training.loop import History
 from nnfx.training.rows import known
 from nnfx.training.run import Run
-from nnfx.training.stopping import Clock
 from nnfx.types import Array, Hyper
 
 Evaluate = Callable[[Run], Mapping[str, Any]]

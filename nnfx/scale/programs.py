@@ -22,11 +22,11 @@ from nnfx.data.folds import Folds
 from nnfx.data.prepare import Preprocess
 from nnfx.scale.mapping import one_by_one, side_by_side
 from nnfx.scale.parallel import AXIS, data_parallel
+from nnfx.stopping import Clock
 from nnfx.training.epochs import RUNNING, RunState, scan_epochs, start
 from nnfx.training.fit import Fit
 from nnfx.training.run import padded
 from nnfx.training.step import split_key
-from nnfx.training.stopping import Clock
 from nnfx.types import Array, Batch, Hyper
 
 MEMBERS = "members"

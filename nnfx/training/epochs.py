@@ -10,10 +10,10 @@ import optax
 from jax.typing import ArrayLike
 
 from nnfx.data import batching
+from nnfx.stopping import Clock, Epoch, StoppingRule
 from nnfx.training import rows
 from nnfx.training.parts import Parts, Recipe
 from nnfx.training.step import EVALUATION_ROWS, evaluate, init_state, split_key
-from nnfx.training.stopping import Clock, Epoch, StoppingRule
 from nnfx.types import Array, Batch, Hyper, Metrics, ModelState, Params, TrainState, Variables
 
 History = dict[str, Array]

@@ -8,13 +8,13 @@ from jax.typing import ArrayLike
 
 from nnfx import checks, distributed, memo
 from nnfx.data.prepare import Data
+from nnfx.stopping import StoppingRule
 from nnfx.training import hyperparameters, loop, validate
 from nnfx.training.epochs import RunState, scan_epochs, start, with_final_as_best
 from nnfx.training.parts import Made, Recipe, factories_of
 from nnfx.training.rows import known
 from nnfx.training.run import Run
 from nnfx.training.step import make_step
-from nnfx.training.stopping import StoppingRule
 from nnfx.types import Array, Batch, Hyper, Model, PerExample, Step
 
 Rule = StoppingRule | Callable[..., StoppingRule]

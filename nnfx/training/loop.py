@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 from nnfx import checks, distributed, memo
+from nnfx.stopping import Clock
 from nnfx.training.epochs import RUNNING, RunState, run_epochs_until, start
 from nnfx.training.parts import Recipe
-from nnfx.training.stopping import Clock
 from nnfx.types import Array, Batch, Hyper
 
 SECONDS = 1.0

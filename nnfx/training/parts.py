@@ -14,9 +14,9 @@ import jax
 import optax
 
 from nnfx import checks
+from nnfx.stopping import StoppingRule
 from nnfx.training import hyperparameters
 from nnfx.training.hyperparameters import Factory
-from nnfx.training.stopping import StoppingRule
 from nnfx.types import Array, Batch, Hyper, Model, Params, PerExample, Step
 
 

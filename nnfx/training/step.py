@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nnfx import checks, shards
+from nnfx import averaging, checks, shards
 from nnfx.data import batching
 from nnfx.optimizers import as_optimizer, has_evaluation_params
-from nnfx.training import averaging, rows, validate
+from nnfx.training import rows, validate
 from nnfx.training import updates as optimizer_updates
 from nnfx.training.parts import OPTIONAL, Parts
 from nnfx.types import (

@@ -6,7 +6,7 @@ from jax.sharding import Mesh
 import nnfx
 from nnfx.scale.programs import programs_of
 from nnfx.scale.table import Table
-from nnfx.training.stopping import Clock
+from nnfx.stopping import Clock
 
 KEY = jax.random.key(0)
 

@@ -5,7 +5,7 @@ import pytest
 
 import nnfx
 from nnfx.scale import slices
-from nnfx.scale.sweeps import successive_halving, sweep
+from nnfx.sweeps import successive_halving, sweep
 
 KEY = jax.random.key(0)
 RATES = np.linspace(0.05, 0.5, 7)

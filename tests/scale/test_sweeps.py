@@ -7,8 +7,8 @@ import optax
 import pytest
 
 import nnfx
-from nnfx.scale import sweeps
-from nnfx.scale.sweeps import successive_halving, sweep
+from nnfx import sweeps
+from nnfx.sweeps import successive_halving, sweep
 
 KEY = jax.random.key(0)
 ONE = jax.devices()[:1]

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from nnfx.training import regularizers
+from nnfx import regularizers
 
 RNG = np.random.default_rng(0)
 KERNEL, FILTERS = RNG.normal(size=(4, 3)), RNG.normal(size=(3, 3, 2, 5))

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from nnfx.training import schedules
+from nnfx import schedules
 
 STEPS = np.arange(40)
 SCHEDULES = {

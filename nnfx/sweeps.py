@@ -26,10 +26,10 @@ from nnfx.scale.progress import Progress, bar
 from nnfx.scale.result import Sweep, collect
 from nnfx.scale.slices import fitting_shape, free_memory, in_slices
 from nnfx.scale.table import DROPPED, Table
+from nnfx.stopping import Clock
 from nnfx.training import hyperparameters, validate
 from nnfx.training.fit import Fit
 from nnfx.training.run import Run
-from nnfx.training.stopping import Clock
 from nnfx.types import Array
 
 __all__ = [
