@@ -23,7 +23,7 @@ from matplotlib import pyplot as plt
 import nnfx
 from experiments.common import BLUE, ORANGE, Results, print_table
 from experiments.titanic import PASSENGER
-from nnfx.insight import backpropagation
+from nnfx.insight import backpropagation, graph
 from nnfx.insight.backpropagation import Backpropagation
 from nnfx.types import Batch, Params
 
@@ -68,7 +68,7 @@ def main(config: Config) -> dict[str, Any]:
     for name, each in found.items():
         survival = float(jax.nn.sigmoid(each.layers[-1].outputs[0, 0]))
         print(f"\n=== {name}: survival predicted with {survival:.3f} ===\n{each}")
-        results.figure(f"graph_{name}", backpropagation.draw(each))
+        results.figure(f"graph_{name}", graph.draw(each))
 
     differences = {
         precision: difference_from_grad(model, untrained, data.train, dtype)

@@ -1,6 +1,7 @@
 """Who may import whom, read off the source."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,17 @@ def test_heavy_packages_are_imported_late(path):
         if isinstance(node, ast.Import | ast.ImportFrom):
             assert not {module.split(".")[0] for module in imports(node)} & ONLY_WHERE_USED
             assert "flax.nnx" not in imports(node)
+
+
+def test_no_imports_go_in_circles():
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+    graph = {}
+    for name, path in modules.items():
+        taken = imports(ast.parse(path.read_text()))
+        graph[name] = {each if each in modules else each.rpartition(".")[0] for each in taken} & modules.keys() - {name}
+    assert len(graph) > 100
+    del graph["nnfx"]  # which offers what all the others define
+    graphlib.TopologicalSorter({name: others - {"nnfx"} for name, others in graph.items()}).prepare()
 
 
 def test_the_walk_finds_a_forbidden_import():

@@ -1,11 +1,11 @@
 """The researcher's microscope, for any model, loss and data of this library.
 
-- `audit`: is the gradient right? `backpropagation`: which factors is it made of? `flow`: where does it reach?
+- `audit`: is the gradient right? `backpropagation`, `graph`: of which factors is it made? `flow`: where does it go?
 - `landscape`, `curvature`: what the loss looks like around a solution, between solutions and along a path.
 - `features`: what a network has learned to see. `lags`: how far back a recurrent one learns.
 - `summary`: what a model is made of, and what it costs.
 """
 
-from nnfx.insight import audit, backpropagation, curvature, features, flow, lags, landscape, summary
+from nnfx.insight import audit, backpropagation, curvature, features, flow, graph, lags, landscape, summary
 
-__all__ = ["audit", "backpropagation", "curvature", "features", "flow", "lags", "landscape", "summary"]
+__all__ = ["audit", "backpropagation", "curvature", "features", "flow", "graph", "lags", "landscape", "summary"]

@@ -2,7 +2,7 @@
 
 import collections
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,10 +16,7 @@ from nnfx.models.dense import MLP, Perceptron
 from nnfx.tables import table
 from nnfx.types import Array, Batch, Model, Params, PerExample, Variables
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = ["Backpropagation", "Layer", "draw", "lay_open"]
+__all__ = ["Backpropagation", "Layer", "lay_open"]
 
 
 class Layer(NamedTuple):
@@ -220,27 +217,3 @@ def _local_derivatives(activation: Callable[[Array], Array], z: Array) -> tuple[
     _, change = jax.jvp(activation, (z,), (trial,))
     apart = (local * trial).reshape(*change.shape, -1).sum(-1)
     return local, jnp.abs(change - apart).max() / jnp.maximum(jnp.abs(change).max(), jnp.finfo(z.dtype).tiny)
-
-
-def draw(found: Backpropagation, example: int = 0) -> "Figure":
-    """Draw the network as a graph: values forward in the nodes, errors back below them, weights and gradients between.
-
-    The width of an edge is the size of its weight's part in the gradient by this example, `|xᵢ δⱼ|`, and its colour
-    the sign. It is legible for a few layers of a few units.
-
-    Args:
-        found: what `lay_open` returned.
-        example: which of the batch to draw.
-
-    Returns:
-        A figure of Matplotlib's, which is left to the caller to save or show.
-
-    Raises:
-        ValueError: for an example that there is not.
-        ModuleNotFoundError: without Matplotlib.
-    """
-    from nnfx.insight import graph
-
-    examples = len(found.losses)
-    checks.number("example", example, minimum=0, below=examples)
-    return graph.of_backpropagation(found, int(example))

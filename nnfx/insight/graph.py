@@ -4,11 +4,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nnfx import checks
+from nnfx.insight.backpropagation import Backpropagation
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from nnfx.insight.backpropagation import Backpropagation
+__all__ = ["draw"]
 
 POSITIVE, NEGATIVE, QUIET = "#0072B2", "#D55E00", "#BBBBBB"
 """Okabe and Ito's blue and vermilion, which stay apart for colour-blind eyes."""
@@ -18,8 +21,25 @@ RADIUS, APART = 0.23, 2.6
 """The size of a node, and the distance between columns, in units of the distance between rows."""
 
 
-def of_backpropagation(found: "Backpropagation", example: int) -> "Figure":
-    """Draw the graph of one example; see `nnfx.insight.backpropagation.draw`."""
+def draw(found: Backpropagation, example: int = 0) -> "Figure":
+    """Draw a network as a graph: values forward in the nodes, errors back below them, weights and gradients between.
+
+    The width of an edge is the size of its weight's part in the gradient by this example, `|xᵢ δⱼ|`, and its colour
+    the sign. It is legible for a few layers of a few units.
+
+    Args:
+        found: what `nnfx.insight.backpropagation.lay_open` returned.
+        example: which of the batch to draw.
+
+    Returns:
+        A figure of Matplotlib's, which is left to the caller to save or show.
+
+    Raises:
+        ValueError: for an example that there is not.
+        ModuleNotFoundError: without Matplotlib.
+    """
+    checks.number("example", example, minimum=0, below=len(found.losses))
+    example = int(example)
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
@@ -64,7 +84,7 @@ def _by_unit(deltas: np.ndarray, units: int) -> np.ndarray:
     return deltas.reshape(units, -1).sum(1)
 
 
-def _contributions(found: "Backpropagation", number: int, example: int) -> np.ndarray:
+def _contributions(found: Backpropagation, number: int, example: int) -> np.ndarray:
     """Return what one example adds to the gradient of each edge, `xᵢ δⱼ`, `(inputs, units)`."""
     layer = found.layers[number]
     deltas = _by_unit(np.asarray(layer.deltas[example]), layer.outputs.shape[1])

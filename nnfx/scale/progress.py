@@ -1,10 +1,9 @@
 """How far a sweep has come, and a bar that shows it."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from nnfx.scale.result import Sweep
+from nnfx.scale.result import Sweep
 
 
 class Progress(NamedTuple):
@@ -23,7 +22,7 @@ class Progress(NamedTuple):
     epochs: int
     running: int
     members: int
-    result: "Callable[[], Sweep] | None" = None
+    result: Callable[[], Sweep] | None = None
 
 
 def bar(title: str = "sweep") -> Callable[[Progress], None]:

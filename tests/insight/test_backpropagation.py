@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from nnfx import activations, losses, models
-from nnfx.insight import backpropagation
+from nnfx.insight import backpropagation, graph
 from nnfx.models.dense import Perceptron
 from nnfx.types import Batch
 
@@ -137,7 +137,7 @@ def test_it_prints_every_factor():
 def test_the_graph_has_a_node_a_unit_and_an_edge_a_weight(name):
     model = MODELS[name]
     found = backpropagation.lay_open(model, MSE, model.init(KEY, X), batch(jnp.float32))
-    figure = backpropagation.draw(found, example=4)
+    figure = graph.draw(found, example=4)
     assert isinstance(figure, Figure)
     (axis,) = figure.axes
     units = [layer.outputs.shape[1] for layer in found.layers]
@@ -182,7 +182,7 @@ FOUND = lay_open(MODELS["perceptron"])
             "model: .*activations of each unit by itself.*'outputs'",
         ),
         (lambda: lay_open(MODELS["tanh"], DATA._replace(weights=jnp.ones(5))), "batch: expected 5 rows"),
-        (lambda: backpropagation.draw(FOUND, 6), "example: .*below 6, got 6"),
+        (lambda: graph.draw(FOUND, 6), "example: .*below 6, got 6"),
     ],
 )
 def test_errors_name_the_argument(call, message):
