@@ -131,7 +131,6 @@ def test_another_run_is_refused(fit, data, examples, tmp_path):
         session(KEY, part, data.valid, **HYPER)
 
 
-@pytest.mark.slow
 def test_bytes_are_trained_on_as_floats(tmp_path):
     inputs = np.arange(32, dtype=np.uint8)[:, None]
     bytes_ = nnfx.data.store(tmp_path / "bytes", [(inputs, inputs[:, 0] / 8)])
@@ -145,7 +144,6 @@ def test_bytes_are_trained_on_as_floats(tmp_path):
     assert first.state.params["kernel"].dtype == jnp.float32
 
 
-@pytest.mark.slow
 def test_tokens_stay_integers(tmp_path):
     class Embedded(flax.linen.Module):
         @flax.linen.compact
