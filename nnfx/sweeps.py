@@ -106,7 +106,7 @@ def sweep(
     """
     _check(fit, data, key, on_chunk)
     if epochs_per_chunk is None:
-        epochs_per_chunk = max(1, fit.epochs // 10) if fit.rules else fit.epochs
+        epochs_per_chunk = max(1, fit.epochs // 10) if fit.rule_names else fit.epochs
     checks.positive_integer("epochs_per_chunk", epochs_per_chunk)
     mesh, tried = _mesh(devices, devices_per_member), chosen(key, points, values)
     table = _table(fit, data, key, seeds, folds, tried, mesh, memory)

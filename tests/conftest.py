@@ -69,6 +69,23 @@ def nan_is_meant():
         yield
 
 
+_compiled = []
+
+
+def _note_compilation(event, duration_secs, **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+        _compiled.append(duration_secs)
+
+
+jax.monitoring.register_event_duration_secs_listener(_note_compilation)
+
+
+@pytest.fixture
+def compilations():
+    """Return how many programs XLA has compiled so far, when it is called."""
+    return lambda: len(_compiled)
+
+
 @pytest.fixture
 def key():
     return jax.random.key(0)

@@ -286,4 +286,4 @@ def _reason(fit: Fit, stopped_by: int, epochs: int, is_finite: bool) -> str:
         return NOT_FINITE
     if stopped_by == RUNNING:
         return "last epoch" if epochs == fit.epochs else "running"
-    return "dropped" if stopped_by == DROPPED else fit.rules[stopped_by]
+    return "dropped" if stopped_by == DROPPED else fit.rule_names[stopped_by]

@@ -16,8 +16,6 @@ from nnfx.training.parts import Parts, Recipe
 from nnfx.training.step import EVALUATION_ROWS, evaluate, init_state, split_key
 from nnfx.types import Array, Batch, Hyper, Metrics, ModelState, Params, TrainState, Variables
 
-History = dict[str, Array]
-"""Each metric by epoch, `(epochs,)`."""
 RUNNING = -1
 """The value of `RunState.stopped_by` while no rule has stopped the run."""
 
@@ -105,7 +103,7 @@ def scan_epochs(
     epochs: int,
     first_epoch: ArrayLike = 0,
     clock: Clock = Clock(),  # noqa: B008 -- a constant of two zeros
-) -> tuple[RunState, History]:
+) -> tuple[RunState, dict[str, Array]]:
     """Train for a number of epochs, fewer where a rule stops the run. Gradients go through it.
 
     Args:
@@ -137,7 +135,7 @@ def run_epochs_until(
     until: ArrayLike,
     at_most: int,
     clock: Clock,
-) -> tuple[RunState, History]:
+) -> tuple[RunState, dict[str, Array]]:
     """Train until a number of epochs have been run in all, at most `at_most` now. No gradient goes through it.
 
     The number is traced, so that one program serves any; otherwise as `scan_epochs`.
@@ -147,11 +145,11 @@ def run_epochs_until(
     one = _epoch(recipe, hyper, train, valid, first, clock)
     epochs = jnp.minimum(until - first, at_most)
 
-    def is_going_on(carry: tuple[RunState, History, Array]) -> Array:
+    def is_going_on(carry: tuple[RunState, dict[str, Array], Array]) -> Array:
         state, _, i = carry
         return (i < epochs) & (state.stopped_by == RUNNING)
 
-    def advance(carry: tuple[RunState, History, Array]) -> tuple[RunState, History, Array]:
+    def advance(carry: tuple[RunState, dict[str, Array], Array]) -> tuple[RunState, dict[str, Array], Array]:
         state, history, i = carry
         state, row = one(state, first + i)
         return state, jax.tree.map(lambda column, value: column.at[i].set(value), history, row), i + 1

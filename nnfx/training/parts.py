@@ -246,7 +246,7 @@ class Recipe:
         return {"loss": self.factories["loss"][0].function, **self.metrics}
 
     @property
-    def rules(self) -> tuple[str, ...]:
+    def rule_names(self) -> tuple[str, ...]:
         """The names of the stopping rules."""
         return tuple(factory.name for factory in self.factories["stop"])
 

@@ -56,7 +56,7 @@ class Run:
         Such as `train_loss`, averaged while the epoch trained, and `valid_loss`, measured when it had ended. Where
         nothing was averaged, as in an epoch whose steps were all skipped, it is NaN as well.
         """
-        if not self.fit.rules:
+        if not self.fit.rule_names:
             return dict(self.columns)
         return {name: padded(values, self.epochs) for name, values in self.columns.items()}
 
@@ -65,7 +65,7 @@ class Run:
         """Why the run ended: the name of the stopping rule, or `"last epoch"`."""
         self._require_single()
         position = int(self.stopped_by)
-        return "last epoch" if position == RUNNING else self.fit.rules[position]
+        return "last epoch" if position == RUNNING else self.fit.rule_names[position]
 
     @property
     def fault(self) -> str:

@@ -58,7 +58,7 @@ class Stride(NamedTuple):
 def begin(recipe: Recipe, key: Array, first: Batch, valid: Batch | None, hyper: Hyper) -> Standing:
     """Return where a run starts from, given a batch for its shapes."""
     run, measured = _begin(recipe, key, first, valid, hyper)
-    return Standing(run, _copy(run.train.params) if recipe.rules else None, measured)
+    return Standing(run, _copy(run.train.params) if recipe.rule_names else None, measured)
 
 
 def strides(
@@ -108,7 +108,7 @@ def strides(
             passed = np.float32(distributed.agree(now - began))
             run, row = _end_epoch(recipe, run, before, measured, valid, hyper, passed)
             history = {name: np.asarray(value)[None] for name, value in row.items()}
-            before = _copy(run.train.params) if recipe.rules else None
+            before = _copy(run.train.params) if recipe.rule_names else None
             measured = jax.tree.map(jnp.zeros_like, measured)
         yield Stride(Standing(run, before, measured), steps, history, now - began)
         # the first steps are compiled while they are timed; and short strides look slow, so that their length doubles

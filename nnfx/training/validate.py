@@ -103,7 +103,7 @@ def _check_shapes(recipe: Recipe, train: Batch, valid: Batch | None, hyper: Hype
 
     def forward(hyper: Hyper, key: Array, batch: Batch) -> tuple[Array, Any]:
         parts = recipe.bind(hyper)
-        for name, rule in zip(recipe.rules, parts.stop, strict=True):
+        for name, rule in zip(recipe.rule_names, parts.stop, strict=True):
             if rule.needs_valid and valid is None:
                 raise ValueError(f"data.valid: expected held-out data for {name}, got none")
         variables = parts.model.init(key, batch.inputs)

@@ -7,7 +7,7 @@ from experiments import data_parallel
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("devices", "processes"), [((1, 3), 1), pytest.param((1, 2, 8), 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("devices", "processes"), [((1, 3), 1), ((1, 2, 8), 2)])
 def test_the_experiment_writes_what_it_says(tmp_path, capsys, devices, processes):
     config = data_parallel.Config(
         out=tmp_path,

@@ -15,14 +15,10 @@ from experiments import __main__ as command
 from experiments import gallery
 
 ROOT = Path(__file__).parent.parent.parent
-QUICK_ENOUGH = {"convolution", "losses", "perceptron"}
-"""The others are run small by their own tests."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK_ENOUGH else pytest.param(name, marks=pytest.mark.slow) for name in gallery.QUICK]
-)
+@pytest.mark.parametrize("name", gallery.QUICK)
 def test_every_row_runs_small(name, tmp_path, capsys):
     module = importlib.import_module(f"experiments.{name}")
     options = [*shlex.split(gallery.QUICK[name]), "--out", str(tmp_path), "--seed", "1"]

@@ -150,7 +150,6 @@ def test_micro_batches_are_split_as_well(strategy):
         assert [each.kind for each in collectives(split)] == ["all-reduce"] * 2  # the batch's weight, and the gradient
 
 
-@pytest.mark.slow
 def test_a_mesh_keeps_the_meaning_of_layers_that_know_nothing_of_it():
     class Foreign(nn.Module):
         @nn.compact
@@ -184,17 +183,9 @@ def test_a_whole_run_is_split(strategy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "model",
-    [
-        nnfx.models.perceptron(),
-        pytest.param(nnfx.models.mlp((8,), dropout=0.2), marks=pytest.mark.slow),
-    ],
-    ids=["perceptron", "mlp with dropout"],
-)
-def test_members_and_their_batches_are_spread_at_once(model):
+def test_members_and_their_batches_are_spread_at_once():
     data = nnfx.data.titanic("fare", "age")
-    train = nnfx.fit(model, nnfx.losses.binary_cross_entropy, optax.sgd, epochs=2)
+    train = nnfx.fit(nnfx.models.mlp((8,), dropout=0.2), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=2)
     options = {"key": jax.random.key(0), "seeds": 2, "learning_rate": [0.01, 0.1]}
     alone = nnfx.sweeps.sweep(train, data, **options, devices=jax.devices()[:1])
     spread = nnfx.sweeps.sweep(train, data, **options, devices_per_member=4)

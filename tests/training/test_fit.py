@@ -58,10 +58,7 @@ def test_the_perceptron_equals_logistic_regression_on_raw_features(key):
     assert int(run.epochs) < 10_000
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "batch_size", [pytest.param(None, marks=pytest.mark.slow), 100, pytest.param(1, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("batch_size", [100, *(pytest.param(size, marks=pytest.mark.slow) for size in (None, 1))])
 def test_twice_from_one_key_gives_the_same_bits(key, data, batch_size):
     model = nnfx.models.mlp((4,), dropout=0.3)
     train = make(model, batch_size=batch_size, metrics=ACCURACY)
@@ -112,7 +109,7 @@ def test_an_incomplete_batch_is_weighted_and_not_dropped(key):
     np.testing.assert_allclose(run.state.params["kernel"][0] + run.state.params["bias"], 1 - 0.5**3, rtol=1e-6)
 
 
-def test_changing_a_number_compiles_nothing(data):
+def test_changing_a_number_compiles_nothing(data, compilations):
     traces = []
 
     def counting(logits, labels, label_smoothing=0.0):
@@ -125,14 +122,15 @@ def test_changing_a_number_compiles_nothing(data):
     )  # fmt: skip
     numbers = {"learning_rate": 0.1, "label_smoothing": 0.1, "dropout": 0.2, "patience": 3, "tolerance": 1e-6}
     first = train(jax.random.key(0), data, **numbers)
-    count = len(traces)
-    assert count > 0
-    for name, value in {
+    key, others = jax.random.key(3), {
         "learning_rate": 1, "label_smoothing": np.float64(0.3), "dropout": jnp.float32(0.5), "patience": 7.0,
         "tolerance": 1e-3,
-    }.items():  # fmt: skip
-        train(jax.random.key(3), data, **{**numbers, name: value})
-    assert len(traces) == count
+    }  # fmt: skip
+    count, compiled = len(traces), compilations()
+    assert count > 0
+    for name, value in others.items():
+        train(key, data, **{**numbers, name: value})
+    assert (len(traces), compilations()) == (count, compiled)
     assert np.isfinite(first.final["valid_loss"])
 
 

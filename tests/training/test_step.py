@@ -19,7 +19,7 @@ def batch(weights=W):
 def test_one_step_of_a_perceptron_by_hand(key):
     model, optimizer = nnfx.models.perceptron(), optax.sgd(0.5)
     state = nnfx.init_state(key, model, optimizer, X)
-    step = jax.jit(nnfx.make_step(model, nnfx.losses.binary_cross_entropy, optimizer))
+    step = nnfx.make_step(model, nnfx.losses.binary_cross_entropy, optimizer)
     after, measured = step(state, batch())
     w = np.asarray(state.params["kernel"], np.float64)
     p = 1 / (1 + np.exp(-(X.astype(np.float64) @ w)))[:, 0]
@@ -177,6 +177,12 @@ WRONG_PARTS = {
     "name": (ValueError, "metrics: expected other names than 'loss'", (MODEL, MSE, SGD, {"loss": MSE}), {}),
     "penalty": (TypeError, "penalty: expected a function", (MODEL, MSE, SGD), {"penalty": 0.1}),
     "augment": (TypeError, "augment: expected a function", (MODEL, MSE, SGD), {"augment": [nnfx.augment.mixup]}),
+    "unknown": (
+        TypeError,
+        "penalise: expected an option of make_step or one of penalty, augment, average",
+        (MODEL, MSE, SGD),
+        {"penalise": abs},
+    ),
     "average": (TypeError, "average: expected a function", (MODEL, MSE, SGD), {"average": 0.9}),
     "dtype": (TypeError, "compute_dtype: expected floats", (MODEL, MSE, SGD), {"compute_dtype": "float7"}),
     "integers": (TypeError, "compute_dtype: expected floats", (MODEL, MSE, SGD), {"compute_dtype": jnp.int8}),
