@@ -1,7 +1,7 @@
 """A model at a glance: its layers, their shapes and parameters, and what a forward pass and a training step cost."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -233,10 +233,20 @@ def _flops_of(equation: core.JaxprEqn) -> int:
         return 2 * shared * math.prod(_shape(equation.outvars[0]))
     if name == "conv_general_dilated":
         return _flops_of_convolution(equation)
-    inner = [count_flops(each) for each in core.jaxprs_in_params(parameters)]
+    inner = [count_flops(each) for each in _programs_in(parameters)]
     if name == "scan":
         return int(parameters["length"]) * sum(inner)
     return max(inner, default=0) if name == "cond" else sum(inner)
+
+
+def _programs_in(parameters: Mapping[str, Any]) -> Iterator[core.Jaxpr]:
+    """Give the programs among an equation's parameters, such as the body of a loop; JAX 0.9 has no public function."""
+    for value in parameters.values():
+        for each in value if isinstance(value, tuple) else (value,):
+            if isinstance(each, core.ClosedJaxpr):
+                yield each.jaxpr
+            elif isinstance(each, core.Jaxpr):
+                yield each
 
 
 def _shape(variable: Any) -> tuple[int, ...]:
