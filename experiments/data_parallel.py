@@ -34,7 +34,7 @@ from nnfx import distributed
 from nnfx.data import Data
 from nnfx.scale.parallel import Collective, collectives, data_parallel
 from nnfx.stopping import Clock
-from nnfx.training import loop
+from nnfx.training import in_memory
 
 STRATEGIES: tuple[Literal["mesh", "pmap"], ...] = ("mesh", "pmap")
 MARKERS = {"mesh": "o", "pmap": "s"}
@@ -224,12 +224,12 @@ def run(config: Config, data: Data, strategy: Literal["mesh", "pmap"], count: in
     crossing = collectives(jax.jit(split(step)).lower(state, batch).compile())
 
     rows = len(data.train.weights)
-    state_of_run = loop.begin(train, key, data.train, data.valid, numbers)
+    state_of_run = in_memory.begin(train, key, data.train, data.valid, numbers)
     seconds = []
     for epoch in range(config.timed_epochs + 1):
         began = time.perf_counter()
         until, clock = np.int32(epoch + 1), Clock(np.float32(0), np.float32(0))
-        advanced = loop.advance(train, state_of_run, data.train, data.valid, numbers, until, clock)
+        advanced = in_memory.advance(train, state_of_run, data.train, data.valid, numbers, until, clock)
         state_of_run, _ = jax.block_until_ready(distributed.local(advanced))
         seconds.append(time.perf_counter() - began)
     per_second = rows / statistics.median(seconds[1:])  # the first compiles

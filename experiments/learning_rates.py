@@ -247,7 +247,7 @@ def measure(
         key=key,
         seeds=config.seeds,
         epochs_per_chunk=max(1, config.epochs // 10),
-        on_chunk=nnfx.sweeps.bar(name),
+        progress=name,
         learning_rate=rates,
     )
     seconds = time.perf_counter() - started

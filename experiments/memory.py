@@ -268,7 +268,7 @@ def train(task: Task, kind: str, gap: int, config: Config) -> Outcome:
         key=key,
         seeds=config.seeds,
         epochs_per_chunk=max(1, task.epochs // 4),
-        on_chunk=nnfx.sweeps.bar(f"{kind}, gap {gap}"),
+        progress=f"{kind}, gap {gap}",
         learning_rate=task.rates[kind],
     )
     inputs, targets = jax.jit(lambda key: task.draw(key, TESTED, gap))(test_key)

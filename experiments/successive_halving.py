@@ -172,14 +172,14 @@ def search_both_ways(train: Any, key: jax.Array, config: Config) -> dict[str, Se
                 train,
                 data,
                 epochs_per_chunk=max(1, config.epochs // 8),
-                on_chunk=sweeps.bar("full training"),
+                progress="full training",
                 **common,
             ),
         ),
         "halving": timed(
             config,
             lambda: sweeps.successive_halving(
-                train, data, rungs=config.rungs, keep=config.keep, on_chunk=sweeps.bar("halving"), **common
+                train, data, rungs=config.rungs, keep=config.keep, progress="halving", **common
             ),
         ),
     }

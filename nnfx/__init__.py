@@ -8,7 +8,7 @@
 - `nnfx.stopping`, `nnfx.schedules`, `nnfx.regularizers`, `nnfx.averaging`: when a run ends, how its rate changes,
   what restrains it, and which average of its weights is kept.
 - `nnfx.session`: a long run that shows how far it has come and goes on where it was cut off, from what
-  `nnfx.checkpoint` saves; `nnfx.stream`: the same for data larger than memory.
+  `nnfx.checkpoint` saves, with data in memory or larger than that.
 - `nnfx.data_parallel`: the step, its batch split over devices.
 - `nnfx.sweeps`: many runs as one program; `nnfx.calibration`: how far their predictions can be trusted.
 - `nnfx.insight`: gradients audited and followed, the loss's landscape and curvature, and what a network sees.
@@ -42,12 +42,13 @@ from nnfx import (
     sweeps,
 )
 from nnfx.host.session import session
-from nnfx.host.streaming import stream
 from nnfx.scale.parallel import data_parallel
 from nnfx.training.fit import fit
 from nnfx.training.run import Run
 from nnfx.training.step import evaluate, init_state, make_step, split_key
 from nnfx.types import Batch, Mean, Model, TrainState
+
+stream = session  # its name for data larger than memory, in scripts written before both were one
 
 __version__ = "0.1.0"
 
@@ -82,7 +83,6 @@ __all__ = [
     "shards",
     "split_key",
     "stopping",
-    "stream",
     "sweeps",
 ]
 

@@ -32,12 +32,12 @@ class Clock(NamedTuple):
     """What a host's clock says of a run, handed in as numbers: a pure function cannot look at one.
 
     Attributes:
-        seconds: that had passed when the chunk began.
-        seconds_per_epoch: that an epoch took lately; 0 as long as none has been timed.
+        seconds: that had passed when the host last looked.
+        pace: seconds that an epoch, or a step of a run on stored data, took lately; 0 as long as none has been timed.
     """
 
     seconds: ArrayLike = 0.0
-    seconds_per_epoch: ArrayLike = 0.0
+    pace: ArrayLike = 0.0
 
 
 class Epoch(NamedTuple):

@@ -6,27 +6,27 @@ advances all of them by a chunk of epochs at a time, and packs those still runni
 larger part has ended.
 """
 
-import time
+import contextlib
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from nnfx import checks
+from nnfx import checks, paths
 from nnfx.data.prepare import Data
-from nnfx.scale.caches import is_large
+from nnfx.host.keep import Keeper, run
 from nnfx.scale.ensemble import Ensemble
+from nnfx.scale.members import Members
 from nnfx.scale.parallel import AXIS
 from nnfx.scale.points import LogUniform, Points, Uniform, chosen, draw, grid, number_of
-from nnfx.scale.programs import MEMBERS, programs_of
-from nnfx.scale.progress import Progress, bar
+from nnfx.scale.programs import MEMBERS
+from nnfx.scale.progress import Progress
 from nnfx.scale.result import Sweep, collect
-from nnfx.scale.slices import fitting_shape, free_memory, in_slices
-from nnfx.scale.table import DROPPED, Table
-from nnfx.stopping import Clock
+from nnfx.scale.table import Table
 from nnfx.training import hyperparameters, validate
 from nnfx.training.fit import Fit
 from nnfx.training.run import Run
@@ -39,7 +39,6 @@ __all__ = [
     "Progress",
     "Sweep",
     "Uniform",
-    "bar",
     "draw",
     "grid",
     "successive_halving",
@@ -61,6 +60,11 @@ def sweep(
     at_once: int | None = None,
     memory: int | None = None,
     on_chunk: Callable[[Progress], None] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    save_every_seconds: float | None = 60.0,
+    skip_damaged: bool = False,
+    progress: bool | str | None = None,
+    tensorboard: bool = False,
     **values: ArrayLike | Uniform | LogUniform,
 ) -> Sweep:
     """Train one run for each seed, fold and point of hyper-parameters.
@@ -86,7 +90,17 @@ def sweep(
             push each other out of the caches.
         memory: bytes that each device may use; most of those free unless given. A sweep that needs more, by the
             compiler's account, runs in slices: chunk after chunk of some members and then of others.
-        on_chunk: called with a `Progress` after each chunk, such as `nnfx.sweeps.bar()`, which shows it.
+        on_chunk: called with a `Progress` each time that the host has looked at who has stopped.
+        out: a folder for this sweep alone, made where it is lacking, in which it is looked after as a run is by
+            `nnfx.session`: killed at any moment, the same call goes on from the newest checkpoint to the same bits, or,
+            with other devices than before, to the same members up to rounding. Ctrl-C and SIGTERM are answered with a
+            checkpoint. `history.csv` has how many members ran in each epoch, and the lowest and the median of their
+            losses; `members.csv` is the table that is returned. More epochs may be asked for than before, where
+            `epochs_per_chunk` says how often the host looks.
+        save_every_seconds: save into `out` once so many seconds have passed; the end is saved in any case.
+        skip_damaged: whether to put checkpoints that cannot be used aside, and go on from the newest good one.
+        progress: whether to show a bar, where tqdm is installed, or its title; unless given, where there is an `out`.
+        tensorboard: whether to write logs for TensorBoard into `out`.
 
     Returns:
         A table of the members, with their best weights; its `by_point` is that of the points.
@@ -110,7 +124,8 @@ def sweep(
     checks.positive_integer("epochs_per_chunk", epochs_per_chunk)
     mesh, tried = _mesh(devices, devices_per_member), chosen(key, points, values)
     table = _table(fit, data, key, seeds, folds, tried, mesh, memory)
-    return _advance(fit, table, epochs_per_chunk, {}, on_chunk, memory, at_once)
+    keeper, title = _keeper(out, save_every_seconds, skip_damaged, progress, tensorboard)
+    return _run(fit, table, epochs_per_chunk, {}, at_once, memory, keeper, title, on_chunk)
 
 
 def successive_halving(
@@ -128,6 +143,11 @@ def successive_halving(
     at_once: int | None = None,
     memory: int | None = None,
     on_chunk: Callable[[Progress], None] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    save_every_seconds: float | None = 60.0,
+    skip_damaged: bool = False,
+    progress: bool | str | None = None,
+    tensorboard: bool = False,
     **values: ArrayLike | Uniform | LogUniform,
 ) -> Sweep:
     """Train all points a little, keep the better part at each rung, and train only the best to the end.
@@ -149,6 +169,11 @@ def successive_halving(
         at_once: as for `sweep`.
         memory: as for `sweep`.
         on_chunk: as for `sweep`.
+        out: as for `sweep`.
+        save_every_seconds: as for `sweep`.
+        skip_damaged: as for `sweep`.
+        progress: as for `sweep`.
+        tensorboard: as for `sweep`.
         **values: as for `sweep`.
 
     Returns:
@@ -188,7 +213,36 @@ def successive_halving(
     for rung in rungs:
         left = max(1, round(left * keep))
         quotas[rung] = left
-    return _advance(fit, table, int(np.gcd.reduce([*rungs, fit.epochs])), quotas, on_chunk, memory, at_once)
+    look_every = int(np.gcd.reduce([*rungs, fit.epochs]))
+    keeper, title = _keeper(out, save_every_seconds, skip_damaged, progress, tensorboard)
+    return _run(fit, table, look_every, quotas, at_once, memory, keeper, title, on_chunk)
+
+
+def _keeper(
+    out: str | os.PathLike[str] | None,
+    save_every_seconds: float | None,
+    skip_damaged: bool,
+    progress: bool | str | None,
+    tensorboard: bool,
+) -> tuple[Keeper | None, str | None]:
+    """Return how a sweep is looked after, and the title of the bar that is shown where it is not."""
+    title = progress if isinstance(progress, str) else "sweep"
+    if save_every_seconds is not None:
+        checks.number("save_every_seconds", save_every_seconds, minimum=0)
+    if out is None:
+        for name, given in {"skip_damaged": skip_damaged, "tensorboard": tensorboard}.items():
+            if given:
+                raise ValueError(f"{name}: expected a folder `out` beside it, got none")
+        return None, title if progress else None
+    keeper = Keeper(
+        out=paths.absolute("out", out),
+        save_every_seconds=save_every_seconds,
+        keep_best=0,
+        skip_damaged=skip_damaged,
+        progress=progress is None or bool(progress),
+        tensorboard=tensorboard,
+    )
+    return keeper, None
 
 
 def _mesh(devices: Sequence[jax.Device] | None, per_member: int) -> Mesh:
@@ -213,7 +267,7 @@ def _check(fit: Fit, data: Data, key: Array, on_chunk: Callable[[Progress], None
         raise TypeError(f"data: expected nnfx.data.Data, as nnfx.data.prepare makes it, got {type(data).__name__}")
     checks.key("key", key)
     if on_chunk is not None and not callable(on_chunk):
-        raise TypeError(f"on_chunk: expected a function such as nnfx.sweeps.bar(), got {checks.describe(on_chunk)}")
+        raise TypeError(f"on_chunk: expected a function of a Progress, got {checks.describe(on_chunk)}")
 
 
 def _table(
@@ -249,47 +303,30 @@ def _table(
     return Table.of(fit, data, key, seeds, folds, points, mesh)
 
 
-def _advance(
+def _run(
     fit: Fit,
     table: Table,
-    epochs_per_chunk: int,
+    look_every: int,
     quotas: dict[int, int],
-    on_chunk: Callable[[Progress], None] | None,
-    memory: int | None,
     at_once: int | None,
+    memory: int | None,
+    keeper: Keeper | None,
+    title: str | None,
+    on_chunk: Callable[[Progress], None] | None,
 ) -> Sweep:
-    """Run chunk after chunk, dropping points at the rungs and packing who is left."""
+    """Train all members, and look after them where there is a folder to keep them in."""
     if at_once is not None:
         checks.positive_integer("at_once", at_once)
-    elif table.mesh.devices.flat[0].platform == "cpu":
-        first = jax.tree.map(lambda column: column[0, 0], table.hyper)
-        at_once = 1 if is_large(fit, table.fixed.train, first) else None
-    began, clock, done = time.monotonic(), Clock(np.float32(0), np.float32(0)), 0
-    members, size, slice_shape = table.member.size, None, (0, 0)
-    memory = free_memory(tuple(table.mesh.devices.flat)) if memory is None else memory
-    shared = jax.device_put((table.key, table.fixed), NamedSharding(table.mesh, PartitionSpec()))
-    while done < fit.epochs and (table.state is None or table.running()):
-        chunk_began = time.monotonic()
-        epochs = min(epochs_per_chunk, fit.epochs - done)
-        programs = programs_of(fit, table.mesh, table.axis, at_once)
-        advance, arguments = programs.chunk(epochs), (*shared, np.int32(done), clock)
-        if size != table.member.shape:
-            size = table.member.shape
-            state = programs.start.shapes(table.hyper, table.groups, shared) if table.state is None else table.state
-            slice_shape = fitting_shape(advance, (state, table.hyper), table.groups, arguments, table.spread, memory)
-        if table.state is None:
-            table.state = in_slices(programs.start, slice_shape, table.hyper, table.groups, shared)
-            members = table.running()
-        table.state, history = in_slices(advance, slice_shape, (table.state, table.hyper), table.groups, arguments)
-        table.record(jax.tree.map(np.asarray, history), done)
-        now = time.monotonic()
-        # the first chunk is compiled while it is timed, so that it says little of those to come
-        clock = Clock(np.float32(now - began), np.float32((now - chunk_began) / epochs if done else 0))
-        done += epochs
-        if done in quotas:
-            table.drop_all_but(quotas[done], DROPPED)
-        if on_chunk is not None:
-            on_chunk(Progress(done, fit.epochs, table.running(), members, lambda: collect(fit, table)))
-        if done < fit.epochs:
-            table.pack()
-    return collect(fit, table)
+    members = Members(fit, table, look_every, quotas, at_once, memory)
+    running = table.running()
+
+    def look(table: Table) -> None:
+        if on_chunk is not None and (table.done % look_every == 0 or members.has_ended(table)):
+            on_chunk(Progress(table.done, fit.epochs, table.running(), running, lambda: collect(fit, table)))
+
+    if keeper is None:
+        return collect(fit, run(members, look, title))
+    result = collect(fit, keeper(members, look=look))
+    with contextlib.suppress(OSError):  # a sweep that has ended is returned from a folder that cannot be written, too
+        result.save(keeper.out / "members.csv")
+    return result

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "checkpoint": BASE | {"distributed"},
     "host": BASE | {"checkpoint", "data", "distributed", "stopping", "training"},
     "scale": BASE | {"calibration", "data", "distributed", "stopping", "tables", "training"},
-    "sweeps": BASE | {"data", "scale", "stopping", "training"},
+    "sweeps": BASE | {"data", "host", "scale", "training"},
     "insight": BASE | MIDDLE | {"models", "scale", "tables", "training"},
     "forecasting": BASE | {"data", "losses", "metrics", "models", "ops", "scale", "tables", "training"},
     "compatibility": set(),

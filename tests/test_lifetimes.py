@@ -77,7 +77,7 @@ def in_session(folder):
 def streamed(folder):
     fit = made(batch_size=5)
     examples = nnfx.data.store(folder / "examples", [(np.zeros((10, 3), np.float32), np.zeros(10, np.float32))])
-    nnfx.stream(fit, folder / "run", progress=False)(KEY, examples, **RATE)
+    nnfx.session(fit, folder / "run", progress=False)(KEY, examples, **RATE)
     return fit
 
 

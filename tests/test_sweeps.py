@@ -8,6 +8,7 @@ import pytest
 
 import nnfx
 from nnfx import sweeps
+from nnfx.scale import members
 from nnfx.sweeps import successive_halving, sweep
 
 KEY = jax.random.key(0)
@@ -76,12 +77,12 @@ def test_members_trained_a_few_at_a_time_are_the_same(data, with_dropout, at_onc
 
 def test_large_members_are_trained_in_turn_unless_more_are_asked_for(data, plain, monkeypatch):
     asked = []
-    monkeypatch.setattr(sweeps, "is_large", lambda *asked_of: asked.append(asked_of) or True)
+    monkeypatch.setattr(members, "is_large", lambda *asked_of: asked.append(asked_of) or True)
 
     def choose(*of):
         raise InterruptedError(of[-1])
 
-    monkeypatch.setattr(sweeps, "programs_of", choose)
+    monkeypatch.setattr(members, "programs_of", choose)
     options = {"key": KEY, "learning_rate": [0.01, 0.1], "devices": ONE}
     for given, chosen in (({}, 1), ({"at_once": 2}, 2)):
         with pytest.raises(InterruptedError, match=f"^{chosen}$"):

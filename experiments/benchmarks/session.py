@@ -23,7 +23,7 @@ from experiments.benchmarks.timing import System, compare, report
 from nnfx.data import Data
 from nnfx.training.fit import Fit
 
-NUMBERS = {"learning_rate": 0.05}
+NUMBERS: dict[str, Any] = {"learning_rate": 0.05}
 
 
 def main(epochs: int = 6, copies: int = 50, repeats: int = 30, out: Path = Path("runs/benchmarks")) -> dict[str, Any]:

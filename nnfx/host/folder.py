@@ -20,8 +20,8 @@ from nnfx.host.identity import Identity, Moments
 from nnfx.types import Array, Hyper
 
 NOTES = "run.json"
-_UNITS = {"session": "epoch", "stream": "step"}
-"""What the checkpoints of each kind of run are counted in."""
+_KINDS = {"run": "epoch", "run on stored data": "step", "sweep": "epoch"}
+"""The kinds of programs, and what the checkpoints of each are counted in."""
 _ANOTHER = "another run needs another folder"
 
 
@@ -29,7 +29,7 @@ class Owner(NamedTuple):
     """The run that a folder is for.
 
     Attributes:
-        kind: `session` or `stream`.
+        kind: that of its program.
         key: its key.
         hyper: its hyper-parameters.
         identity: what else decides it.
@@ -47,7 +47,7 @@ class Owner(NamedTuple):
     @property
     def unit(self) -> str:
         """What its checkpoints are counted in."""
-        return _UNITS[self.kind]
+        return _KINDS[self.kind]
 
     @property
     def notes(self) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def require_usable(out: Path, owner: Owner) -> None:
         if (out / name).is_symlink():
             raise NotADirectoryError(f"{out / name}: expected a folder, got a link, which nothing is written through")
     noted = _noted(out)
-    others = [kind for kind, unit in _UNITS.items() if kind != owner.kind and _is_saved(out, unit)]
+    others = [kind for kind, unit in _KINDS.items() if unit != owner.unit and _is_saved(out, unit)]
     kind = others[0] if others else owner.kind if noted is None else noted["kind"]
     if kind != owner.kind:
         raise ValueError(f"{out}: expected the folder of a {owner.kind}, got that of a {kind}; {_ANOTHER}")
@@ -130,6 +130,8 @@ def require_same(out: Path, saved: Mapping[str, Any], owner: Owner, start: Calla
 def differences(noted: Mapping[str, Any], owner: Owner) -> list[str]:
     """Say in what a run differs from the one that was noted."""
     mine, identity = owner.notes, Identity(**{name: noted[name] for name in Identity._fields})
+    if noted["kind"] != owner.kind:
+        return [f"kind: expected a {noted['kind']}, got a {owner.kind}"]
     lines = identity.differences(owner.identity)
     if noted["key"] != mine["key"]:
         lines.append("key: expected that of the checkpoint, got another")
@@ -165,7 +167,7 @@ def _noted(out: Path) -> dict[str, Any] | None:
         noted = checkpoint.from_json(path.read_text())
         Identity(**{name: noted[name] for name in Identity._fields})
         known = {name: noted[name] for name in ("kind", "key", "hyper", "saved")}
-        if known["kind"] not in _UNITS:
+        if known["kind"] not in _KINDS:
             raise KeyError(known["kind"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: expected what a session notes of its run, got something else; {_ANOTHER}") from error

@@ -11,7 +11,7 @@ from jax.stages import Lowered
 
 from nnfx import checkpoint
 from nnfx.host import parts
-from nnfx.training.fit import Fit
+from nnfx.training.parts import Recipe
 
 DECIDING = ("nnfx", "jax", "jaxlib", "flax", "optax")
 """The packages whose versions decide what is computed."""
@@ -45,13 +45,13 @@ class Identity(NamedTuple):
     means: Mapping[str, str]
 
     @classmethod
-    def of(cls, fit: Fit, lowered: Sequence[Lowered], data: Mapping[str, str]) -> "Identity":
+    def of(cls, recipe: Recipe, lowered: Sequence[Lowered], data: Mapping[str, str]) -> "Identity":
         """Read it off a run, the programs that start and advance it, and the words on what it is trained on."""
         versions = checkpoint.versions()
         program = "".join(each.as_text() for each in lowered)
         return cls(
             program=hashlib.sha256(program.encode()).hexdigest()[:16],
-            parts=parts.parts_of(fit),
+            parts=parts.parts_of(recipe),
             start={},
             data=data,
             means={**{name: versions[name] for name in DECIDING}, "device": jax.local_devices()[0].device_kind},
@@ -101,11 +101,12 @@ class Identity(NamedTuple):
 
 
 def words(tree: Any) -> dict[str, str]:
-    """Describe arrays, such as those of data, by path, so that any others are described otherwise."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    """Describe arrays, such as those of data, by path, so that any others are described otherwise; words stay."""
     return {
-        jax.tree_util.keystr(path, simple=True, separator="."): parts.array_words(np.asarray(leaf))
-        for path, leaf in leaves
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        if isinstance(leaf, str)
+        else parts.array_words(np.asarray(leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
 

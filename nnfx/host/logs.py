@@ -198,38 +198,40 @@ def _scalars_in(folder: Path) -> dict[str, set[int]]:
     return steps
 
 
+_IN_BAR = ("train_loss", "valid_loss", "valid_loss_lowest")
+
+
 class Bar:
-    """A bar that shows the examples learned from a second, and the time left; nothing without tqdm.
+    """A bar that shows how fast a program goes, and the time left; nothing without tqdm.
 
     Args:
         title: what stands before it.
         epochs: how many there are at most.
-        done: how many there have been.
-        examples: in an epoch.
+        done: how much lies behind it.
+        total: how much there is at most.
+        unit: of what.
     """
 
-    def __init__(self, title: str, epochs: int, done: int, examples: int) -> None:
-        self._epochs, self._examples = epochs, examples
+    def __init__(self, title: str, epochs: int, done: int, total: int, unit: str) -> None:
+        self._epochs = epochs
         self._bar: Any = None
         try:
             from tqdm.auto import tqdm
         except ModuleNotFoundError:
             return
-        total, initial = epochs * examples, done * examples
-        self._bar = tqdm(total=total, initial=initial, desc=title, unit=" examples", unit_scale=True)
+        self._bar = tqdm(total=total, initial=done, desc=title, unit=f" {unit}", unit_scale=unit != "epochs")
 
-    def add(self, rows: Sequence[Row]) -> None:
-        """Show the last of some rows."""
-        if self._bar is not None:
-            last = rows[-1]
-            losses = [f"{name} {last[name]:.4g}" for name in ("train_loss", "valid_loss") if name in last]
-            self._bar.set_postfix_str(", ".join([f"epoch {last['epoch']} of {self._epochs}", *losses]), refresh=False)
-            self.reach(last["epoch"] * self._examples)
-
-    def reach(self, examples: int) -> None:
-        """Show how many examples there have been in all."""
-        if self._bar is not None:
-            self._bar.update(examples - self._bar.n)
+    def show(self, done: int, rows: Sequence[Row]) -> None:
+        """Show how much lies behind, and the last of the rows of epochs that have ended since."""
+        if self._bar is None:
+            return
+        if rows:
+            row = rows[-1]
+            words = [f"epoch {row['epoch']} of {self._epochs}"]
+            words += [f"{row['running']} running"] if "running" in row else []
+            words += [f"{name} {row[name]:.4g}" for name in _IN_BAR if name in row]
+            self._bar.set_postfix_str(", ".join(words), refresh=False)
+        self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
         """Leave the bar as it is."""

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from nnfx.host import source
-from nnfx.training.fit import Fit
+from nnfx.training.parts import Recipe
 
 _NUMBERS = int | float | complex | str | bytes | None
 _OWN = ("function ", "class ", "array ")
@@ -39,7 +39,7 @@ _CONFIGURED = ("jax_default_matmul_precision", "jax_threefry_partitionable")
 """What is set for all of JAX and decides numbers."""
 
 
-def parts_of(fit: Fit) -> dict[str, str]:
+def parts_of(recipe: Recipe) -> dict[str, str]:
     """Describe a run's parts by path: all but the number of epochs, and what changes no number.
 
     >>> import nnfx, optax
@@ -48,11 +48,11 @@ def parts_of(fit: Fit) -> dict[str, str]:
     ('nnfx.mean_square_error', 'optax.sgd', 'None')
     """
     walk = _Walk()
-    for name, given in fit.given.items():
+    for name, given in recipe.given.items():
         walk.into(given, name)
-    walk.into(dict(fit.metrics), "metrics")
-    walk.into(fit.make_step, "make_step")
-    walk.into(fit.batch_size, "batch_size")
+    walk.into(dict(recipe.metrics), "metrics")
+    walk.into(recipe.make_step, "make_step")
+    walk.into(recipe.batch_size, "batch_size")
     for name in _CONFIGURED:
         walk.into(getattr(jax.config, name, None), name)
     return walk.facts

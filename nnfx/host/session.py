@@ -2,38 +2,27 @@
 
 import contextlib
 import dataclasses
-import functools
 import os
-import signal
-import sys
-import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from nnfx import checks, distributed, paths
-from nnfx.checkpoint import Description
-from nnfx.data.prepare import Data
-from nnfx.host import folder, signals
-from nnfx.host.checkpoints import Checkpoints
-from nnfx.host.evaluations import row_of
-from nnfx.host.folder import Owner
-from nnfx.host.identity import Identity, moments, words
-from nnfx.host.logs import Apart, Bar, CsvLog, Log, Row, TensorBoardLog, rows_in
-from nnfx.stopping import Clock
-from nnfx.training import loop
-from nnfx.training.epochs import RUNNING, RunState
+from nnfx.data.batching import Order, in_order, steps_per_epoch
+from nnfx.data.prepare import Data, Preprocess
+from nnfx.data.stored import Batches, Stored, prefetched
+from nnfx.host.keep import Keeper, Kept
+from nnfx.training import streamed, validate
 from nnfx.training.fit import Fit
-from nnfx.training.loop import History
+from nnfx.training.in_memory import InMemory, padded
 from nnfx.training.rows import known
 from nnfx.training.run import Run
-from nnfx.types import Array, Hyper
+from nnfx.training.step import split_key
+from nnfx.training.streamed import Streamed
+from nnfx.types import Array, Batch
 
 Evaluate = Callable[[Run], Mapping[str, Any]]
 
@@ -43,6 +32,7 @@ def session(
     out: str | os.PathLike[str],
     *,
     save_every_epochs: int | None = None,
+    save_every_steps: int | None = None,
     save_every_seconds: float | None = 60.0,
     keep_last: int = 2,
     keep_best: int = 1,
@@ -61,7 +51,11 @@ def session(
     another kind of device, with which it may go on to other bits, a warning tells. A run that has ended is returned
     from a folder that cannot be written, too.
 
-    About once a second, between two epochs, the host looks after the run:
+    Data larger than memory lie in a folder (see `nnfx.data.store`), from which Grain reads batches ahead of the step:
+    `(key, examples, valid, **hyper) -> Run`, with the rows in the order that they would have in memory. Such a run is
+    saved within epochs as well, and sees every example of an epoch exactly once however often it was killed.
+
+    About once a second the host looks after the run:
 
     - `out/history.csv` has each metric by epoch, and `out/evaluation.csv` what `evaluate` returns.
     - `out/checkpoints/` has the newest and the best checkpoints, written while training goes on. Each is whole, or it
@@ -72,14 +66,16 @@ def session(
       `SystemExit(143)` is raised. A second one ends at once.
 
     Several processes make one session: all of them call it, with one folder that all can read. The first writes, and
-    answers signals for all; every process returns the run.
+    answers signals for all; every process returns the run. Of each stored batch each process reads its share, and their
+    devices compute together; a run may go on with another number of processes.
 
     Args:
-        fit: the run, as `nnfx.fit` makes it.
+        fit: the run, as `nnfx.fit` makes it, with a batch size for data that are stored.
         out: a folder for this run alone, made where it is lacking.
         save_every_epochs: save after every so many epochs.
-        save_every_seconds: save at the end of an epoch, once so many seconds have passed. The run's end is saved in
-            any case.
+        save_every_steps: save after every so many steps, of a run on stored data.
+        save_every_seconds: save once so many seconds have passed, at the end of an epoch where the data are in memory.
+            The run's end is saved in any case.
         keep_last: how many of the newest checkpoints to keep, at least 1.
         keep_best: how many of those of the lowest held-out loss (training loss without held-out data) to keep besides.
         skip_damaged: whether to put checkpoints that cannot be used aside, and go on from the newest good one. Else an
@@ -105,12 +101,24 @@ def session(
         >>> run = session(train, tempfile.mkdtemp(), progress=False)(jax.random.key(0), data, learning_rate=0.1)
         >>> bool(run.best.loss == train(jax.random.key(0), data, learning_rate=0.1).best.loss)
         True
+
+        Data that are stored:
+
+        >>> folder, x = tempfile.mkdtemp(), jnp.linspace(-1, 1, 64)[:, None]
+        >>> examples = nnfx.data.store(f"{folder}/line", [(x[:32], 3 * x[:32]), (x[32:], 3 * x[32:])])
+        >>> train = nnfx.fit(
+        ...     nnfx.models.perceptron(), nnfx.losses.mean_square_error, optax.sgd, epochs=8, batch_size=8
+        ... )
+        >>> run = session(train, f"{folder}/run", progress=False)(jax.random.key(0), examples, learning_rate=0.2)
+        >>> round(float(run.state.params["kernel"][0, 0]))
+        3
     """
     if not isinstance(fit, Fit):
         raise TypeError(f"fit: expected what nnfx.fit returns, got {checks.describe(fit)}")
-    folder_of_the_run = paths.absolute("out", out)
-    if save_every_epochs is not None:
-        checks.positive_integer("save_every_epochs", save_every_epochs)
+    folder = paths.absolute("out", out)
+    for name, each in {"save_every_epochs": save_every_epochs, "save_every_steps": save_every_steps}.items():
+        if each is not None:
+            checks.positive_integer(name, each)
     if save_every_seconds is not None:
         checks.number("save_every_seconds", save_every_seconds, minimum=0)
     checks.positive_integer("keep_last", keep_last)
@@ -118,65 +126,17 @@ def session(
     if evaluate is not None and not callable(evaluate):
         raise TypeError(f"evaluate: expected a function of a run, got {checks.describe(evaluate)}")
     checks.positive_integer("evaluate_every", evaluate_every)
-    return Session(
-        fit=fit,
-        out=folder_of_the_run,
-        save_every_epochs=save_every_epochs,
+    keeper = Keeper(
+        out=folder,
         save_every_seconds=save_every_seconds,
         keep_last=keep_last,
         keep_best=keep_best,
         skip_damaged=skip_damaged,
-        evaluate=evaluate,
-        evaluate_every=evaluate_every,
         progress=progress,
         tensorboard=tensorboard,
+        evaluate_every=evaluate_every,
     )
-
-
-class Snapshot(NamedTuple):
-    """All arrays that a run goes on from.
-
-    Attributes:
-        key: the run's.
-        hyper: its hyper-parameters.
-        state: where it stands.
-        history: each metric by epoch so far, `(epochs,)`.
-    """
-
-    key: Array
-    hyper: Hyper
-    state: RunState
-    history: History
-
-    @property
-    def epoch(self) -> int:
-        """How many epochs have been run."""
-        return len(next(iter(self.history.values())))
-
-    @property
-    def loss(self) -> float:
-        """The latest held-out loss; without held-out data the training loss."""
-        return float(self.history.get("valid_loss", self.history["train_loss"])[-1])
-
-
-@dataclasses.dataclass
-class Notes:
-    """What is noted beside the arrays.
-
-    Attributes:
-        owner: the run.
-        seconds: that it has taken.
-        evaluations: what `evaluate` has returned, with the epochs.
-    """
-
-    owner: Owner
-    seconds: float = 0.0
-    evaluations: list[Row] = dataclasses.field(default_factory=list)
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """The notes as checkpoints keep them."""
-        return {**self.owner.notes, "seconds": self.seconds, "evaluations": [*self.evaluations]}
+    return Session(fit, keeper, save_every_epochs, save_every_steps, evaluate)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -184,237 +144,90 @@ class Session:
     """A run that is looked after, made by `session`; see there."""
 
     fit: Fit
-    out: Path
+    keeper: Keeper
     save_every_epochs: int | None
-    save_every_seconds: float | None
-    keep_last: int
-    keep_best: int
-    skip_damaged: bool
+    save_every_steps: int | None
     evaluate: Evaluate | None
-    evaluate_every: int
-    progress: bool
-    tensorboard: bool
 
-    def __call__(self, key: Array, data: Data, **hyper: ArrayLike) -> Run:
+    def __call__(self, key: Array, data: Data | Stored, valid: Batch | None = None, **hyper: ArrayLike) -> Run:
         """Train from the newest checkpoint, or from initialisation, to the stop.
 
         Args:
             key: as for `fit`.
-            data: as for `fit`.
+            data: as for `fit`; or the examples to train on, as `nnfx.data.stored` opens them.
+            valid: beside stored examples what is held out, in memory, such as `nnfx.data.stored(...).load()`; or None.
             **hyper: as for `fit`.
 
         Returns:
             The run, as `fit` returns it.
         """
-        numbers = self.fit.check(key, data, hyper)
-        if not checks.is_concrete((key, data, numbers)):
-            raise ValueError("session: expected a call outside of jit, vmap and grad, which no files are written in")
-        data = dataclasses.replace(data, train=known(data.train), valid=known(data.valid))
-        beginning, owner = self._begin(key, data, numbers)
-        if distributed.is_first():
-            folder.require_usable(self.out, owner)
-        saved = partial(folder.note_saved, self.out, owner)
-        with (
-            Checkpoints(
-                self.out / "checkpoints", keep_last=self.keep_last, keep_best=self.keep_best, on_saved=saved
-            ) as checkpoints,
-            signals.caught() as asked,
-        ):
-            snapshot, notes = self._resume(checkpoints, beginning, owner, data)
-            if not is_read_only(checkpoints, self._has_ended(snapshot)):
-                if distributed.is_first():
-                    (saved if snapshot.epoch else partial(folder.note, self.out, owner, saved=False))()
-                with self._logs(snapshot, notes, len(data.train.weights)) as logs:
-                    snapshot = self._go_on(snapshot, notes, data, checkpoints, logs, asked)
-            checkpoints.wait()
-            distributed.wait()
-            newest = checkpoints.paths()[-1]
-        if ending := distributed.agree([*asked]):
-            leave(ending[0], f"left after epoch {snapshot.epoch} of {self.fit.epochs}, saved as {newest}")
-        return self._run(snapshot, data)
-
-    def _begin(self, key: Array, data: Data, hyper: Hyper) -> tuple[Snapshot, Owner]:
-        """Return the shapes of where the run begins, and what tells it from others."""
-        starting = loop.begin.lower(self.fit.alone, key, data.train, data.valid, hyper)
-        train, valid, numbers = jax.eval_shape(lambda *arrays: arrays, data.train, data.valid, hyper)
-        state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), starting.out_info)
-        clock = Clock(np.float32(0), np.float32(0))
-        advancing = loop.advance.lower(self.fit.alone, state, train, valid, numbers, np.int32(0), clock)
-        _, history = advancing.out_info
-        owner = Owner("session", key, hyper, Identity.of(self.fit, [starting, advancing], words(data)))
-        return Snapshot(key, hyper, state, {name: np.zeros(0, each.dtype) for name, each in history.items()}), owner
-
-    def _has_ended(self, snapshot: Snapshot) -> bool:
-        return snapshot.epoch >= self.fit.epochs or int(snapshot.state.stopped_by) != RUNNING
-
-    def _resume(
-        self, checkpoints: Checkpoints, beginning: Snapshot, owner: Owner, data: Data
-    ) -> tuple[Snapshot, Notes]:
-        """Return where the run stands: in the newest checkpoint, or at its beginning."""
-        start = functools.cache(lambda: loop.begin(self.fit, owner.key, data.train, data.valid, owner.hyper))
-
-        def expected(description: Description) -> Snapshot:
-            folder.require_same(self.out, description.about, owner, lambda: moments(start()))
-            epoch = description.about["epoch"]
-            return beginning._replace(
-                history={name: np.zeros(epoch, none.dtype) for name, none in beginning.history.items()}
+        if isinstance(data, Stored):
+            return self._on_stored(key, data, valid, hyper)
+        if valid is not None:
+            raise TypeError(f"valid: expected None beside data in memory, which hold it, got {checks.describe(valid)}")
+        if self.save_every_steps is not None:
+            raise ValueError(
+                f"save_every_steps: expected None for data in memory, which are saved between epochs, got"
+                f" {self.save_every_steps}"
             )
+        numbers = self.fit.check(key, data, hyper)
+        _require_no_tracers(key, data, numbers)
+        data = dataclasses.replace(data, train=known(data.train), valid=known(data.valid))
+        program = InMemory(self.fit, key, data.train, data.valid, numbers, data)
+        return self._kept(program, data, [self.save_every_epochs])
 
-        found = checkpoints.resume(expected, skip_damaged=self.skip_damaged)
-        if found is None:
-            owner = owner.starting_from(moments(start()))
-            return beginning._replace(state=start()), Notes(owner)
-        path, description, snapshot = found
-        about = description.about
-        warn_of_other_means(path, about, owner)
-        if snapshot.epoch > self.fit.epochs:
-            raise ValueError(f"epochs: expected at least the {snapshot.epoch} of {path}, got {self.fit.epochs}")
-        logged = rows_in(self.out / "evaluation.csv") if distributed.is_first() else []
-        evaluations = {row["epoch"]: row for row in [*about["evaluations"], *logged] if row["epoch"] <= snapshot.epoch}
-        rows = distributed.agree([evaluations[epoch] for epoch in sorted(evaluations)])
-        return snapshot, Notes(owner.starting_from(about["start"]), about["seconds"], rows)
+    def _on_stored(self, key: Array, examples: Stored, valid: Batch | None, hyper: Mapping[str, ArrayLike]) -> Run:
+        """Train on batches that are read as they are needed."""
+        data, size = _sample(self.fit, examples, valid)
+        numbers = self.fit.check(key, data, hyper)
+        _require_no_tracers(key, numbers)
+        examples.verify(("targets", "weights"))
+        validate.check_stored(self.fit, data, numbers, examples.targets, examples.weights)
+        described: dict[str, Any] = {f"train.{name}": text for name, text in examples.words.items()}
+        described |= {"valid": data.valid, "preprocess": data.preprocess}
+        steps = steps_per_epoch(len(examples), size)
+        save_every = [self.save_every_steps, self.save_every_epochs and self.save_every_epochs * steps]
+        batches = Batches(examples, split_key(key).order, size, self.fit.epochs, distributed.share(size))
+        with contextlib.closing(prefetched(batches)) as reader:
+            program = Streamed(self.fit, key, data.train, data.valid, numbers, reader, steps, described)
+            return self._kept(program, data, save_every)
 
-    def _go_on(
-        self,
-        snapshot: Snapshot,
-        notes: Notes,
-        data: Data,
-        checkpoints: Checkpoints,
-        logs: "_Logs",
-        asked: list[signal.Signals],
-    ) -> Snapshot:
-        """Train to the stop, or until asked to end, and look after the run between two chunks."""
-        saved_epoch, saved_at = snapshot.epoch, time.monotonic()
-        pauses = [self.save_every_epochs, self.evaluate_every if self.evaluate else None]
+    def _kept(self, program: Kept[Any], data: Data, save_every: Sequence[int | None]) -> Run:
+        """Look after a run, and return it."""
 
-        def save() -> None:
-            nonlocal saved_epoch, saved_at
-            if snapshot.epoch != saved_epoch:
-                checkpoints.save(snapshot.epoch, snapshot, loss=snapshot.loss, about=notes.about)
-                saved_epoch, saved_at = snapshot.epoch, time.monotonic()
+        def run_of(standing: Any) -> Run:
+            history = padded(standing.history, self.fit.epochs)
+            return self.fit.run_of(standing.run, history, data, program.hyper)
 
-        try:
-            self._evaluate(snapshot, notes, data, logs)  # where that failed, or was cut off
-            for chunk in loop.chunks(
-                self.fit,
-                snapshot.state,
-                data.train,
-                data.valid,
-                snapshot.hyper,
-                seconds=notes.seconds,
-                pause_every=[every for every in pauses if every],
-            ):
-                rows = rows_of(chunk.history, snapshot.epoch)
-                history = loop.joined([snapshot.history, chunk.history])
-                snapshot = snapshot._replace(state=chunk.state, history=history)
-                notes.seconds = chunk.seconds
-                logs.history(rows)
-                is_due = self.save_every_epochs is not None and snapshot.epoch % self.save_every_epochs == 0
-                if self.save_every_seconds is not None:
-                    is_due |= time.monotonic() - saved_at >= self.save_every_seconds
-                if is_due or self._has_ended(snapshot):
-                    save()
-                self._evaluate(snapshot, notes, data, logs)
-                if distributed.agree([*asked]):
-                    break
-        except (Exception, SystemExit) as error:
-            # whatever it is, what was trained is kept; Ctrl-C alone ends at once, when it comes a second time
-            try:
-                save()
-            except OSError as unsaved:
-                error.add_note(str(unsaved))
-            raise
-        save()
-        return snapshot
+        def measured(standing: Any) -> Any:
+            assert self.evaluate is not None
+            return self.evaluate(run_of(standing))
 
-    def _evaluate(self, snapshot: Snapshot, notes: Notes, data: Data, logs: "_Logs") -> None:
-        """Measure what the user wants measured, once an epoch at most."""
-        is_due = snapshot.epoch and (snapshot.epoch % self.evaluate_every == 0 or self._has_ended(snapshot))
-        before = notes.evaluations[-1] if notes.evaluations else {}
-        if self.evaluate is None or not is_due or before.get("epoch") == snapshot.epoch:
-            return
-        measured = self.evaluate(self._run(snapshot, data))
-        row = row_of(measured, snapshot.epoch, before)
-        notes.evaluations.append(row)
-        logs.evaluation([row])
-
-    def _run(self, snapshot: Snapshot, data: Data) -> Run:
-        history = loop.padded(snapshot.history, self.fit.epochs)
-        return self.fit.run_of(snapshot.state, history, data, snapshot.hyper)
-
-    @contextlib.contextmanager
-    def _logs(self, snapshot: Snapshot, notes: Notes, examples: int) -> Iterator["_Logs"]:
-        """Open the logs, with what is known; of several processes the first does."""
-        if not distributed.is_first():
-            yield _Logs([], [])
-            return
-        with contextlib.ExitStack() as stack:
-
-            def opened(log: Log) -> Log:
-                stack.callback(log.close)
-                return log
-
-            known = rows_of(snapshot.history, 0)
-            both = [opened(TensorBoardLog(self.out / "tensorboard", known))] if self.tensorboard else []
-            history = [*both, opened(CsvLog(self.out / "history.csv", known))]
-            if self.progress:
-                history.append(opened(Bar(self.out.name, self.fit.epochs, snapshot.epoch, examples)))
-            evaluation: list[Log] = [Apart(log, snapshot.history) for log in both]
-            for log in evaluation:
-                log.add(notes.evaluations)
-            if self.evaluate is not None:
-                evaluation.append(opened(CsvLog(self.out / "evaluation.csv", notes.evaluations)))
-            yield _Logs(history, evaluation)
+        keeper = dataclasses.replace(self.keeper, save_every=tuple(every for every in save_every if every))
+        return run_of(keeper(program, evaluate=None if self.evaluate is None else measured))
 
 
-class _Logs(NamedTuple):
-    """Who is told of each epoch, and who of each evaluation."""
-
-    of_history: list[Log]
-    of_evaluation: list[Log]
-
-    def history(self, rows: list[Row]) -> None:
-        for log in self.of_history:
-            log.add(rows)
-
-    def evaluation(self, rows: list[Row]) -> None:
-        for log in self.of_evaluation:
-            log.add(rows)
-
-
-def rows_of(history: History, before: int) -> list[Row]:
-    """Return one row an epoch."""
-    epochs = len(next(iter(history.values())))
-    return [{"epoch": before + i + 1, **{name: values[i] for name, values in history.items()}} for i in range(epochs)]
-
-
-def is_read_only(checkpoints: Checkpoints, has_ended: bool) -> bool:
-    """Say whether nothing can be written, which is enough for a run that has ended; every process has to ask.
-
-    Raises:
-        OSError: where it has not.
-    """
-    if not distributed.agree(checkpoints.unwritable is not None):
-        return False
-    if not has_ended:
-        raise checkpoints.unwritable or PermissionError(f"{checkpoints.folder}: expected a folder that can be written")
-    return True
-
-
-def warn_of_other_means(path: Path, saved: Mapping[str, Any], owner: Owner) -> None:
-    """Warn of a checkpoint that was computed with other versions or on another kind of device."""
-    identity = Identity(**{name: saved[name] for name in Identity._fields})
-    if others := identity.other_means(owner.identity):
-        warnings.warn(
-            f"{path}: made with {', '.join(others)}: the run goes on, perhaps not to the bits that it would have had",
-            stacklevel=4,
+def _sample(fit: Fit, examples: Stored, valid: Batch | None) -> tuple[Data, int]:
+    """Return the first batch as data, for what is asked of all data, and the size of batches."""
+    if fit.batch_size is None:
+        raise ValueError("fit: expected a batch_size, for batches that are read as they are needed, got None")
+    if valid is not None and not isinstance(valid, Batch):
+        raise TypeError(f"valid: expected a Batch, such as nnfx.data.stored(...).load(), got {type(valid).__name__}")
+    if fit.batch_size % jax.device_count() and jax.process_count() > 1:
+        raise ValueError(
+            f"batch_size: expected a multiple of the {jax.device_count()} devices of all processes,"
+            f" got {fit.batch_size}"
         )
+    rows = min(fit.batch_size, len(examples))
+    read = examples.take(Order(*(each[0] for each in in_order(rows, rows))))
+    read = jax.tree.map(jnp.asarray, read)  # later ones may have weights where these have none
+    first = streamed.in_floats(read._replace(weights=jnp.ones_like(read.weights)))
+    if valid is not None:
+        valid = jax.tree.map(jnp.asarray, streamed.in_floats(valid))
+    none, one = (jnp.asarray(number, float) for number in (0, 1))
+    return Data(first, valid, Preprocess(None, none, one, (), examples.inputs.shape[1:])), fit.batch_size
 
 
-def leave(asked: int, where: str) -> NoReturn:
-    """End as the signal asks, with a word on how to go on."""
-    if distributed.is_first():
-        print(f"{signal.Signals(asked).name}: {where}; the same call goes on from there", file=sys.stderr, flush=True)
-    if asked == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise SystemExit(128 + asked)
+def _require_no_tracers(*given: Any) -> None:
+    if not checks.is_concrete(given):
+        raise ValueError("session: expected a call outside of jit, vmap and grad, which no files are written in")

@@ -1,4 +1,4 @@
-"""The two compiled programs of a sweep: start all members, and advance them by a chunk of epochs.
+"""The two compiled programs of a sweep: start all members, and advance them by any number of epochs.
 
 Each is a function of `(members, groups, shared)`: what every member has of its own, `(groups, points, ...)`; the seed
 and the fold of each group; and what all share.
@@ -23,8 +23,9 @@ from nnfx.data.prepare import Preprocess
 from nnfx.scale.mapping import one_by_one, side_by_side
 from nnfx.scale.parallel import AXIS, data_parallel
 from nnfx.stopping import Clock
-from nnfx.training.epochs import RUNNING, RunState, scan_epochs, start
+from nnfx.training.epochs import RUNNING, RunState, run_epochs_until, start
 from nnfx.training.fit import Fit
+from nnfx.training.in_memory import LONGEST
 from nnfx.training.run import padded
 from nnfx.training.step import split_key
 from nnfx.types import Array, Batch, Hyper
@@ -154,15 +155,8 @@ class Programs:
         self._recipe = dataclasses.replace(fit, parallel=data_parallel if AXIS in mesh.axis_names else None)
         self._mesh = mesh
         self._axis, self._at_once = axis, at_once
-        self._chunks: dict[int, Program] = {}
         self.start = self._program(self._start)
-
-    def chunk(self, epochs: int) -> Program:
-        """Return the program that advances the members by so many epochs."""
-        if epochs not in self._chunks:
-            advance = functools.partial(self._advance, epochs)
-            self._chunks[epochs] = self._program(advance, _with_nan)
-        return self._chunks[epochs]
+        self.advance = self._program(self._advance, _with_nan)
 
     def _program(self, in_group: InGroup, finish: Callable[[Any, Any], Any] | None = None) -> Program:
         map_table = self._one_by_one if self._at_once == 1 else self._side_by_side
@@ -202,16 +196,19 @@ class Programs:
         return member
 
     def _advance(
-        self, epochs: int, group: Groups, shared: tuple[Array, Fixed, Array, Clock]
+        self, group: Groups, shared: tuple[Array, Fixed, Array, Array, Clock]
     ) -> Callable[[tuple[RunState, Hyper]], tuple[RunState, dict[str, Array]]]:
-        key, fixed, first_epoch, clock = shared
+        key, fixed, first_epoch, until, clock = shared
+        at_most = min(self._recipe.epochs, LONGEST)
         train, valid, _ = fold_data(fixed, group.folds)
         keys = split_key(jax.random.fold_in(key, group.seeds))
 
         def member(of: tuple[RunState, Hyper]) -> tuple[RunState, dict[str, Array]]:
             state, hyper = of
             state = state._replace(train=state.train._replace(key=keys.step), order_key=keys.order)
-            advanced, history = scan_epochs(self._recipe, hyper, state, train, valid, epochs, first_epoch, clock)
+            advanced, history = run_epochs_until(
+                self._recipe, hyper, state, train, valid, until, at_most, clock, first_epoch
+            )
             is_running = state.stopped_by == RUNNING  # who was dropped by the host stays as it is
             return (
                 optax.tree.where(is_running, _without_keys(advanced), _without_keys(state)),

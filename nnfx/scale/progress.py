@@ -1,7 +1,7 @@
-"""How far a sweep has come, and a bar that shows it."""
+"""How far a sweep has come."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from nnfx.scale.result import Sweep
 
@@ -23,34 +23,3 @@ class Progress(NamedTuple):
     running: int
     members: int
     result: Callable[[], Sweep] | None = None
-
-
-def bar(title: str = "sweep") -> Callable[[Progress], None]:
-    """Return what shows a sweep's progress as a bar, for `on_chunk`: epochs, members that run, and the time left.
-
-    Without tqdm nothing is shown. The bar moves after each chunk: a sweep without stopping rules is one chunk unless
-    `epochs_per_chunk` says otherwise.
-
-    Args:
-        title: what stands before it.
-
-    Example:
-        >>> show = bar("rates")
-        >>> show(Progress(epoch=10, epochs=10, running=2, members=64))
-    """
-    shown: Any = None
-
-    def show(progress: Progress) -> None:
-        nonlocal shown
-        if shown is None:
-            try:
-                from tqdm.auto import tqdm
-            except ModuleNotFoundError:
-                return
-            shown = tqdm(total=progress.epochs, desc=title, unit=" epochs")
-        shown.set_postfix_str(f"{progress.running} of {progress.members} members running", refresh=False)
-        shown.update(progress.epoch - shown.n)
-        if progress.epoch == progress.epochs or not progress.running:
-            shown.close()
-
-    return show

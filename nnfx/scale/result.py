@@ -13,8 +13,8 @@ from nnfx import checks, distributed, paths, tables
 from nnfx.data.prepare import Preprocess
 from nnfx.scale.ensemble import Ensemble
 from nnfx.scale.programs import fold_data
-from nnfx.scale.table import DROPPED, Table, ranked
-from nnfx.training.epochs import RUNNING
+from nnfx.scale.table import Table, ranked
+from nnfx.training.epochs import DROPPED, RUNNING
 from nnfx.training.fit import Fit
 from nnfx.training.hyperparameters import as_arrays
 from nnfx.types import Hyper, Variables

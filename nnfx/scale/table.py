@@ -12,7 +12,7 @@ from nnfx.data.folds import Folds
 from nnfx.data.prepare import Data
 from nnfx.scale.points import Points, number_of
 from nnfx.scale.programs import MEMBERS, Fixed, Groups
-from nnfx.training.epochs import RUNNING, RunState
+from nnfx.training.epochs import DROPPED, EMPTY, RUNNING, RunState
 from nnfx.training.fit import Fit
 from nnfx.training.hyperparameters import as_arrays
 from nnfx.training.rows import known
@@ -24,10 +24,6 @@ PACK_BELOW = 1 / 2
 A packing compiles a program for the smaller table, so the smallest is `SMALLEST` of the first."""
 SMALLEST = 1 / 32
 """The smallest table, as a part of the first."""
-DROPPED = -2
-"""The value of `RunState.stopped_by` for members that successive halving has dropped."""
-EMPTY = -3
-"""The value of `RunState.stopped_by` for places that hold no member."""
 
 
 @dataclasses.dataclass
@@ -51,6 +47,7 @@ class Table:
         hyper: `(groups, width)` numbers by name.
         state: of every place, on the device.
         history: `(members, epochs)` by metric, NaN where not run.
+        done: how many epochs lie behind it.
         harvested: each leaf of what is kept of a member, `(members, ...)`.
     """
 
@@ -67,6 +64,7 @@ class Table:
     hyper: Hyper
     state: Any = None
     history: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    done: int = 0
     harvested: Any = None
 
     @classmethod
@@ -143,6 +141,16 @@ class Table:
             state: RunState = jax.tree.map(pick, self.state)
             self._stop(~filled, EMPTY, state)
 
+    def lay_out(self) -> None:
+        """Lay out those that are there anew, where the devices cannot share the table as it is."""
+        if self.member.shape[self.axis] % self._places_at_once == 0:
+            return
+        groups = np.flatnonzero((self.member >= 0).any(1))
+        held = [np.flatnonzero(self.member[group] >= 0) for group in groups]
+        width = max(map(len, held))
+        places = np.stack([np.pad(each, (0, width - len(each)), constant_values=-1) for each in held])
+        self._place(groups, places)
+
     def _is_running(self) -> np.ndarray:
         stopped_by = RUNNING if self.state is None else np.asarray(self.state.stopped_by)
         return (self.member >= 0) & (stopped_by == RUNNING)
@@ -155,21 +163,33 @@ class Table:
         """Return how many members are still running."""
         return int(self._is_running().sum())
 
-    def record(self, history: dict[str, np.ndarray], first_epoch: int) -> None:
-        """Note what a chunk has measured."""
-        members = len(self.all_seeds) * self.width
+    @property
+    def members(self) -> int:
+        """How many members there were to begin with."""
+        return len(self.all_seeds) * self.width
+
+    def record(self, history: dict[str, np.ndarray], until: int) -> None:
+        """Note what was measured until so many epochs were behind it."""
         held = self.member >= 0
         for name, values in history.items():
-            column = self.history.setdefault(name, np.full((members, self.epochs), np.nan, values.dtype))
-            column[self.member[held], first_epoch : first_epoch + values.shape[-1]] = values[held]
+            column = self.history.setdefault(name, np.full((self.members, self.epochs), np.nan, values.dtype))
+            column[self.member[held], self.done : until] = values[held][:, : until - self.done]
+        self.done = until
 
-    def drop_all_but(self, count: int, code: int) -> None:
+    def epochs_run(self) -> np.ndarray:
+        """Return how many epochs each member has run, `(members,)`."""
+        epochs = np.zeros(self.members, int) if self.harvested is None else np.array(self.harvested["epochs"])
+        held = self.member >= 0
+        epochs[self.member[held]] = np.asarray(self.state.epoch)[held]
+        return epochs
+
+    def drop_all_but(self, count: int) -> None:
         """Stop the points that rank behind the best `count`, averaged over all groups."""
         losses = self.history["valid_loss"]
         best = np.fmin.reduce(np.where(np.isfinite(losses), losses, np.nan), axis=1)
         ranking = ranked(best.reshape(-1, self.width))
         kept = np.isin(self.member % self.width, ranking[:count])
-        self._stop(~kept & self._is_running(), code, self.state)
+        self._stop(~kept & self._is_running(), DROPPED, self.state)
 
     def pack(self) -> None:
         """Move those still running into a smaller table, where it is smaller by far."""
@@ -179,8 +199,7 @@ class Table:
             return
         width = _bucket(int(running.sum(1).max()))
         height = min(_bucket(len(groups)), len(self.seeds))
-        members = len(self.all_seeds) * self.width
-        if height * width > PACK_BELOW * self.member.size or self.member.size <= 2 * SMALLEST * members:
+        if height * width > PACK_BELOW * self.member.size or self.member.size <= 2 * SMALLEST * self.members:
             return
         self.harvest()
         groups = np.pad(groups, (0, height - len(groups)), mode="edge")
@@ -191,19 +210,22 @@ class Table:
                 places[i, : len(live)] = live
         self._place(groups, places)
 
-    def harvest(self) -> None:
-        """Copy what is kept of every member to the host."""
-        state: RunState = self.state
-        kept = {
+    @staticmethod
+    def kept_of(state: RunState) -> dict[str, Any]:
+        """Return what is kept of members once they have ended."""
+        return {
             "variables": state.train.evaluated if state.best is None else state.best.variables,
             "best_epoch": state.epoch if state.best is None else state.best.epoch,
             "epochs": state.epoch,
             "stopped_by": state.stopped_by,
         }
-        members = len(self.all_seeds) * self.width
+
+    def harvest(self) -> None:
+        """Copy what is kept of every member to the host."""
+        kept = self.kept_of(self.state)
         held = self.member >= 0
         if self.harvested is None:
-            self.harvested = jax.tree.map(lambda a: np.zeros((members, *a.shape[2:]), a.dtype), kept)
+            self.harvested = jax.tree.map(lambda a: np.zeros((self.members, *a.shape[2:]), a.dtype), kept)
 
         def copy(store: np.ndarray, values: Any) -> None:
             store[self.member[held]] = np.asarray(values)[held]

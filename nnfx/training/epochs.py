@@ -17,7 +17,11 @@ from nnfx.training.step import EVALUATION_ROWS, evaluate, init_state, split_key
 from nnfx.types import Array, Batch, Hyper, Metrics, ModelState, Params, TrainState, Variables
 
 RUNNING = -1
-"""The value of `RunState.stopped_by` while no rule has stopped the run."""
+"""The value of `RunState.stopped_by` while nothing has stopped the run."""
+DROPPED = -2
+"""Its value for members of a sweep that successive halving has dropped."""
+EMPTY = -3
+"""Its value for places in a sweep's table that hold no member."""
 
 
 class Best(NamedTuple):
@@ -135,24 +139,31 @@ def run_epochs_until(
     until: ArrayLike,
     at_most: int,
     clock: Clock,
+    first_epoch: Array | None = None,
 ) -> tuple[RunState, dict[str, Array]]:
     """Train until a number of epochs have been run in all, at most `at_most` now. No gradient goes through it.
 
-    The number is traced, so that one program serves any; otherwise as `scan_epochs`.
+    The number is traced, so that one program serves any; otherwise as `scan_epochs`. Runs that are mapped are given the
+    `first_epoch` that they have in common, and go on together: they rest once they have stopped.
     """
-    first = jnp.asarray(state.epoch, jnp.int32)
+    first = jnp.asarray(state.epoch if first_epoch is None else first_epoch, jnp.int32)
     # each epoch asks again whether the run goes on, as within the scan: XLA rounds otherwise without the question
     one = _epoch(recipe, hyper, train, valid, first, clock)
     epochs = jnp.minimum(until - first, at_most)
 
     def is_going_on(carry: tuple[RunState, dict[str, Array], Array]) -> Array:
         state, _, i = carry
-        return (i < epochs) & (state.stopped_by == RUNNING)
+        # asked of each run alone: under vmap an answer that differs between runs copies the state of all
+        return i < epochs if first_epoch is not None else (i < epochs) & (state.stopped_by == RUNNING)
 
     def advance(carry: tuple[RunState, dict[str, Array], Array]) -> tuple[RunState, dict[str, Array], Array]:
         state, history, i = carry
         state, row = one(state, first + i)
-        return state, jax.tree.map(lambda column, value: column.at[i].set(value), history, row), i + 1
+        return (
+            state,
+            jax.tree.map(lambda column, value: jax.lax.dynamic_update_index_in_dim(column, value, i, 0), history, row),
+            i + 1,
+        )
 
     _, row = jax.eval_shape(one, state, first)
     history = jax.tree.map(lambda value: jnp.zeros((at_most, *value.shape), value.dtype), row)
@@ -174,7 +185,7 @@ def _epoch(
     def run(state: RunState, number: Array) -> tuple[RunState, dict[str, Array]]:
         trained, measured = _train_epoch(step, state, number, train, recipe.batch_size)
         epochs_here = jnp.asarray(number + 1 - first_epoch, float)
-        seconds = jnp.asarray(clock.seconds, float) + jnp.asarray(clock.seconds_per_epoch, float) * epochs_here
+        seconds = jnp.asarray(clock.seconds, float) + jnp.asarray(clock.pace, float) * epochs_here
         return end_epoch(state, parts, trained, measured, valid, seconds)
 
     def rest(state: RunState, number: Array) -> tuple[RunState, dict[str, Array]]:

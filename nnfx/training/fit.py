@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from nnfx import checks, distributed, memo
 from nnfx.data.prepare import Data
 from nnfx.stopping import StoppingRule
-from nnfx.training import hyperparameters, loop, validate
+from nnfx.training import hyperparameters, in_memory, validate
 from nnfx.training.epochs import RunState, scan_epochs, start, with_final_as_best
 from nnfx.training.parts import Made, Recipe, factories_of
 from nnfx.training.rows import known
@@ -120,7 +120,7 @@ class Fit(Recipe):
         numbers = self.check(key, data, hyper)
         train, valid = known(data.train), known(data.valid)
         if self.needs_clock(numbers):
-            state, history = loop.timed(self, key, train, valid, numbers)
+            state, history = in_memory.timed(self, key, train, valid, numbers)
         else:
             state, history = distributed.local(_compiled(self, key, train, valid, numbers))
         return self.run_of(state, history, data, numbers)

@@ -1,11 +1,13 @@
-"""A small run in a process of its own, to be killed: `python mortal.py FOLDER` prints the checksum of its bits.
+"""A small program in a process of its own, to be killed: `mortal.py KIND FOLDER` prints the checksum of its bits.
 
-Without a folder it is the run in one piece.
+The kind is `run`, `sweep` or `halving`. Without a folder it is the one that nobody kills.
 """
 
+import functools
 import hashlib
 import os
 import sys
+import time
 
 import jax
 import numpy as np
@@ -16,15 +18,15 @@ import nnfx
 EPOCHS = 12
 
 
-def checksum(run):
+def checksum(tree):
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(run):
-        is_key = jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    for leaf in jax.tree.leaves(tree):
+        is_key = isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         digest.update(np.asarray(jax.random.key_data(leaf) if is_key else leaf).tobytes())
     return digest.hexdigest()
 
 
-def main(folder=None):
+def main(kind, folder=None):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     generator = np.random.default_rng(0)
     inputs = generator.normal(size=(120, 5))
@@ -32,17 +34,27 @@ def main(folder=None):
         inputs, (inputs.sum(1) > generator.normal(size=120)) * 1, key=jax.random.key(1), valid_fraction=0.25
     )
     train = nnfx.fit(
-        nnfx.models.mlp((8,), dropout=0.2, batch_norm=True),
+        nnfx.models.mlp((8,), dropout=0.2, batch_norm=True) if kind == "run" else nnfx.models.perceptron(),
         nnfx.losses.binary_cross_entropy,
         optax.adam,
         epochs=EPOCHS,
-        batch_size=16,
+        batch_size=16 if kind == "run" else 45,
         stop=nnfx.stopping.patience,
         metrics={"accuracy": nnfx.metrics.binary_accuracy},
     )
-    if folder is not None:
-        train = nnfx.session(train, folder, save_every_epochs=1, evaluate=lambda run: run.evaluate(data.train))
-    print(checksum(train(jax.random.key(3), data, learning_rate=0.02, patience=10)))
+    if kind == "run":
+        if folder is not None:
+            train = nnfx.session(train, folder, save_every_epochs=1, evaluate=lambda run: run.evaluate(data.train))
+        print(checksum(train(jax.random.key(3), data, learning_rate=0.02, patience=10)))
+        return
+    search = functools.partial(nnfx.sweeps.sweep, epochs_per_chunk=1)
+    if kind == "halving":
+        search = functools.partial(nnfx.sweeps.successive_halving, rungs=(3, 5, 8), keep=0.5)
+    kept = {} if folder is None else {"out": folder, "save_every_seconds": 0.0, "on_chunk": lambda _: time.sleep(0.05)}
+    result = search(
+        train, data, key=jax.random.key(3), seeds=2, learning_rate=np.logspace(-3, 0, 8), patience=2, **kept
+    )
+    print(checksum((result.variables, result.histories, [row["epochs"] for row in result.rows])))
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def main(folder, seconds=0.0):
         batch_size=BATCH_SIZE,
         augment=slowly if float(seconds) else (),
     )
-    session = nnfx.stream(train, folder / "run", save_every_steps=2, progress=False)
+    session = nnfx.session(train, folder / "run", save_every_steps=2, progress=False)
     run = session(jax.random.key(0), nnfx.data.stored(folder / "examples"), learning_rate=float(BATCH_SIZE))
     print(json.dumps(np.asarray(run.state.params["w"]).tolist()))
 

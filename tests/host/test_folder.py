@@ -94,15 +94,19 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(data, key
     assert bits(run) == bits(FOUR_EPOCHS(key, data, learning_rate=0.1))
 
 
-def test_the_folder_of_a_stream_is_not_that_of_a_session(data, key, ended, tmp_path):
+def test_a_run_on_stored_data_and_one_in_memory_do_not_share_a_folder(data, key, ended, tmp_path):
     examples = nnfx.data.store(tmp_path / "examples", [tuple(map(np.asarray, data.train[:2]))])
     before = contents(ended)
-    with pytest.raises(ValueError, match="expected the folder of a stream, got that of a session; another run needs"):
-        nnfx.stream(TWO_EPOCHS, ended, progress=False)(key, examples, learning_rate=0.1)
+    with pytest.raises(
+        ValueError, match="expected the folder of a run on stored data, got that of a run; another run needs"
+    ):
+        nnfx.session(TWO_EPOCHS, ended, progress=False)(key, examples, learning_rate=0.1)
     assert contents(ended) == before
-    nnfx.stream(TWO_EPOCHS, tmp_path / "stream", progress=False)(key, examples, learning_rate=0.1)
+    nnfx.session(TWO_EPOCHS, tmp_path / "stream", progress=False)(key, examples, learning_rate=0.1)
     before = contents(tmp_path / "stream")
-    with pytest.raises(ValueError, match="expected the folder of a session, got that of a stream; another run needs"):
+    with pytest.raises(
+        ValueError, match="expected the folder of a run, got that of a run on stored data; another run needs"
+    ):
         quiet(TWO_EPOCHS, tmp_path / "stream")(key, data, learning_rate=0.1)
     assert contents(tmp_path / "stream") == before
 

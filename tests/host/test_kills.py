@@ -1,8 +1,9 @@
-"""Runs that are killed wherever they happen to be, and end with the bits of the run that never was.
+"""Runs and sweeps that are killed wherever they happen to be, and end with the bits of those that never were.
 
-`python -m pytest -m slow tests/host/test_kills.py` kills a hundred.
+`python -m pytest -m slow tests/host/test_kills.py` kills a hundred runs, thirty sweeps and thirty successive halvings.
 """
 
+import functools
 import os
 import random
 import resource
@@ -18,18 +19,18 @@ import pytest
 from nnfx import checkpoint
 
 ROOT = Path(__file__).parent.parent.parent
-KILLS = 100
+KILLS = {"run": 100, "sweep": 30, "halving": 30}
 
 
-def start(cache, *arguments):
-    """Start the small run with XLA as it is for users, and with what was compiled before."""
+def start(cache, kind, *arguments):
+    """Start a small program with XLA as it is for users, and with what was compiled before."""
     environment = {
         **{name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "PYTHONPATH": str(ROOT),
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
-    command = [sys.executable, str(Path(__file__).with_name("mortal.py")), *map(str, arguments)]
+    command = [sys.executable, str(Path(__file__).with_name("mortal.py")), kind, *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -67,8 +68,8 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(cache):
-    """The checksum of the run in one piece."""
-    return finish(start(cache))
+    """Return the checksum of a program in one piece, by its kind."""
+    return functools.cache(lambda kind: finish(start(cache, kind)))
 
 
 def saved(folder):
@@ -76,10 +77,10 @@ def saved(folder):
 
 
 @pytest.fixture(scope="module")
-def killed(cache, whole, tmp_path_factory):
+def killed(cache, tmp_path_factory):
     """The folder of a run that was killed while saving, to be copied."""
     folder = tmp_path_factory.mktemp("killed") / "run"
-    process = start(cache, folder)
+    process = start(cache, "run", folder)
     while process.poll() is None and len(saved(folder)) < 2:
         time.sleep(0.005)
     kill(process, folder, 0, while_saving=True)
@@ -89,11 +90,23 @@ def killed(cache, whole, tmp_path_factory):
 def test_a_run_that_is_killed_three_times_ends_with_the_same_bits(cache, whole, killed, tmp_path):
     folder = shutil.copytree(killed, tmp_path / "run")
     for seconds, while_saving in ((0.3, True), (0.9, False)):
-        kill(start(cache, folder), folder, seconds, while_saving)
+        kill(start(cache, "run", folder), folder, seconds, while_saving)
         for path in (folder / "checkpoints").glob("epoch-*"):
             checkpoint.read(path)  # what has a checkpoint's name is whole
-    assert finish(start(cache, folder)) == whole
+    assert finish(start(cache, "run", folder)) == whole("run")
     assert not is_saving(folder)
+
+
+@pytest.mark.parametrize("kind", ["sweep", "halving"])
+def test_a_sweep_that_is_killed_three_times_ends_with_the_same_bits(cache, whole, tmp_path, kind):
+    for seconds, while_saving in ((0.1, True), (0.0, False), (0.4, True)):
+        kill(start(cache, kind, tmp_path), tmp_path, seconds, while_saving)
+        for path in (tmp_path / "checkpoints").glob("epoch-*"):
+            checkpoint.read(path)
+    assert list((tmp_path / "checkpoints").glob("epoch-*"))
+    assert not (tmp_path / "members.csv").exists()
+    assert finish(start(cache, kind, tmp_path)) == whole(kind)
+    assert (tmp_path / "members.csv").read_text().count("\n") == 1 + 16
 
 
 @pytest.mark.slow
@@ -102,7 +115,7 @@ def test_a_file_that_may_not_grow_ends_a_run_with_its_checkpoints_whole(cache, w
     before = [name for name in saved(folder) if name.startswith("epoch")]
     assert before
 
-    process = start(cache, folder)
+    process = start(cache, "run", folder)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2000, 2000))
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
@@ -113,24 +126,26 @@ def test_a_file_that_may_not_grow_ends_a_run_with_its_checkpoints_whole(cache, w
     assert saved(folder) == before
     for name in before:
         checkpoint.read(folder / "checkpoints" / name)
-    assert finish(start(cache, folder)) == whole
+    assert finish(start(cache, "run", folder)) == whole("run")
 
 
 @pytest.mark.slow
-def test_a_hundred_killed_runs_end_with_the_same_bits(cache, whole, tmp_path):
+@pytest.mark.parametrize("kind", KILLS)
+def test_however_many_are_killed_they_end_with_the_same_bits(cache, whole, tmp_path, kind):
     moments = random.Random(0)
     first = tmp_path / "first"
-    process = start(cache, first)
+    process = start(cache, kind, first)
     wait_for_folder(process, first)
     began = time.monotonic()
-    assert finish(process) == whole
+    assert finish(process) == whole(kind)
     duration = time.monotonic() - began
     saving, going_on = 0, 0
-    for number in range(KILLS):
+    kills = KILLS[kind]
+    for number in range(kills):
         folder = tmp_path / str(number)
-        saving += kill(start(cache, folder), folder, moments.uniform(0, duration), number % 2 == 0)
+        saving += kill(start(cache, kind, folder), folder, moments.uniform(0, duration), number % 2 == 0)
         going_on += any((folder / "checkpoints").glob("epoch-*"))
-        assert finish(start(cache, folder)) == whole, number
-    print(f"{KILLS} killed, {saving} of them while saving, {going_on} went on from a checkpoint")
-    assert saving > KILLS / 10
-    assert going_on > KILLS / 10
+        assert finish(start(cache, kind, folder)) == whole(kind), number
+    print(f"{kills} killed, {saving} of them while saving, {going_on} went on from a checkpoint")
+    assert saving > kills / 10
+    assert going_on > kills / 10

@@ -167,8 +167,8 @@ def test_tensorboard_that_is_not_installed(tmp_path, monkeypatch):
 
 
 def test_the_bar_goes_on_where_a_run_goes_on(capsys):
-    bar = Bar("images", epochs=4, done=1, examples=500)
-    bar.add([{"epoch": 2, "train_loss": 0.5}, {"epoch": 3, "train_loss": 0.25, "valid_loss": 1 / 3}])
+    bar = Bar("images", epochs=4, done=500, total=2000, unit="examples")
+    bar.show(1500, [{"epoch": 2, "train_loss": 0.5}, {"epoch": 3, "train_loss": 0.25, "valid_loss": 1 / 3}])
     bar.close()
     shown = capsys.readouterr().err
     assert "images:  25%" in shown
@@ -179,7 +179,7 @@ def test_the_bar_goes_on_where_a_run_goes_on(capsys):
 
 def test_without_tqdm_there_is_no_bar(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
-    bar = Bar("images", epochs=4, done=1, examples=500)
-    bar.add([{"epoch": 2, "train_loss": 0.5}])
+    bar = Bar("images", epochs=4, done=500, total=2000, unit="examples")
+    bar.show(1000, [{"epoch": 2, "train_loss": 0.5}])
     bar.close()
     assert capsys.readouterr().err == ""

@@ -12,8 +12,8 @@ import pytest
 from orbax.checkpoint import v1 as orbax
 
 import nnfx
-from nnfx.host import logs
-from nnfx.training import loop
+from nnfx.host import keep, logs
+from nnfx.training import in_memory
 from tests.host.sessions import (
     FOUR_EPOCHS,
     HYPER,
@@ -189,14 +189,14 @@ def test_the_seconds_before_a_cut_count_for_a_budget_of_time(data, key, tmp_path
     (path,) = (tmp_path / "checkpoints").glob("epoch-*2")
     noted = nnfx.checkpoint.read(path).about["seconds"]
     seconds = []
-    real = loop.chunks
+    real = keep.drive
 
-    def chunks(*args, **options):
+    def drive(*args, **options):
         seconds.append(options["seconds"])
         return real(*args, **options)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(loop, "chunks", chunks)
+        patched.setattr(keep, "drive", drive)
         quiet(train, tmp_path)(key, data, **numbers)
     assert seconds == [noted]
     assert noted > 0
@@ -274,7 +274,7 @@ def test_an_evaluation_that_fails_at_the_end_costs_nothing(data, key, tmp_path, 
     with pytest.raises(ZeroDivisionError):
         quiet(TWO_EPOCHS, tmp_path, evaluate=fail, **options)(key, data, learning_rate=0.1)
     assert checkpoints(tmp_path) == [2]
-    monkeypatch.setattr(loop, "advance", StandIn(loop.advance))  # nothing is trained anew
+    monkeypatch.setattr(in_memory, "advance", StandIn(in_memory.advance))  # nothing is trained anew
     calls = []
 
     def evaluate(run):

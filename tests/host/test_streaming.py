@@ -65,7 +65,7 @@ def fit():
 
 @pytest.fixture(scope="module")
 def whole(fit, data, examples, tmp_path_factory):
-    return nnfx.stream(fit, tmp_path_factory.mktemp("whole"), progress=False)(KEY, examples, data.valid, **HYPER)
+    return nnfx.session(fit, tmp_path_factory.mktemp("whole"), progress=False)(KEY, examples, data.valid, **HYPER)
 
 
 def same_bits(first, second):
@@ -105,7 +105,7 @@ class AskedLater(list):
 def test_asked_to_end_in_the_middle_of_epochs_it_goes_on_to_the_same_bits(
     fit, data, examples, whole, tmp_path, monkeypatch, capsys
 ):
-    session = nnfx.stream(fit, tmp_path, save_every_steps=3, keep_last=1, keep_best=0, progress=False)
+    session = nnfx.session(fit, tmp_path, save_every_steps=3, keep_last=1, keep_best=0, progress=False)
     for looks in (1, 3, 2):
         asked = AskedLater(looks)
         monkeypatch.setattr(signals, "caught", lambda asked=asked: contextlib.nullcontext(asked))
@@ -113,14 +113,14 @@ def test_asked_to_end_in_the_middle_of_epochs_it_goes_on_to_the_same_bits(
             session(KEY, examples, data.valid, **HYPER)
         assert ended.value.code == 143
     monkeypatch.undo()
-    assert "SIGTERM: left with" in capsys.readouterr().err
+    assert "SIGTERM: left after epoch" in capsys.readouterr().err
     assert same_bits(session(KEY, examples, data.valid, **HYPER), whole)
     assert same_bits(session(KEY, examples, data.valid, **HYPER), whole)
     assert (tmp_path / "history.csv").read_text().count("\n") == int(whole.epochs) + 1
 
 
 def test_another_run_is_refused(fit, data, examples, tmp_path):
-    session = nnfx.stream(fit, tmp_path, progress=False)
+    session = nnfx.session(fit, tmp_path, progress=False)
     session(KEY, examples, data.valid, **HYPER)
     with pytest.raises(ValueError, match=r"learning_rate: expected 0.05\d*, got 0.1"):
         session(KEY, examples, data.valid, **{**HYPER, "learning_rate": 0.1})
@@ -137,7 +137,7 @@ def test_bytes_are_trained_on_as_floats(tmp_path):
     floats = nnfx.data.store(tmp_path / "floats", [(inputs.astype(np.float32), inputs[:, 0] / 8)])
     fit = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.mean_square_error, optax.sgd, epochs=2, batch_size=8)
     first, second = (
-        nnfx.stream(fit, tmp_path / f"run {i}", progress=i == 0)(KEY, each, learning_rate=1e-3)
+        nnfx.session(fit, tmp_path / f"run {i}", progress=i == 0)(KEY, each, learning_rate=1e-3)
         for i, each in enumerate((bytes_, floats))
     )
     assert same_bits(first, second)
@@ -156,7 +156,7 @@ def test_tokens_stay_integers(tmp_path):
         nnfx.models.from_linen(Embedded()), nnfx.losses.mean_square_error, optax.sgd, epochs=2, batch_size=16
     )
     examples = nnfx.data.store(tmp_path / "examples", [(tokens[:20], targets[:20]), (tokens[20:], targets[20:])])
-    run = nnfx.stream(fit, tmp_path / "run", progress=False)(KEY, examples, learning_rate=0.1)
+    run = nnfx.session(fit, tmp_path / "run", progress=False)(KEY, examples, learning_rate=0.1)
     wanted = fit(KEY, nnfx.data.prepare(tokens, targets, standardize=False), learning_rate=0.1)
     np.testing.assert_allclose(run.history["train_loss"], wanted.history["train_loss"], rtol=1e-5)
     np.testing.assert_allclose(run.predict(tokens), wanted.predict(tokens), rtol=1e-4, atol=1e-5)
@@ -164,16 +164,18 @@ def test_tokens_stay_integers(tmp_path):
 
 def test_what_cannot_be_meant_is_refused(fit, data, examples, tmp_path):
     with pytest.raises(TypeError, match="fit: expected what nnfx.fit returns"):
-        nnfx.stream(fit.factories["loss"], tmp_path)
+        nnfx.session(fit.factories["loss"], tmp_path)
     with pytest.raises(ValueError, match="fit: expected a batch_size, for batches that are read as they are needed"):
-        nnfx.stream(train(batch_size=None), tmp_path)
+        nnfx.session(train(batch_size=None), tmp_path / "run")(KEY, examples, data.valid, **HYPER)
     with pytest.raises(TypeError, match="out: expected a path, got 3"):
-        nnfx.stream(fit, 3)
+        nnfx.session(fit, 3)
     with pytest.raises(ValueError, match="save_every_steps: expected a positive integer, got 0"):
-        nnfx.stream(fit, tmp_path, save_every_steps=0)
-    session = nnfx.stream(fit, tmp_path / "run", progress=False)
-    with pytest.raises(TypeError, match="examples: expected what nnfx.data.stored opens, got a Data"):
-        session(KEY, data, **HYPER)
+        nnfx.session(fit, tmp_path, save_every_steps=0)
+    session = nnfx.session(fit, tmp_path / "run", progress=False)
+    with pytest.raises(TypeError, match="valid: expected None beside data in memory, .* got a Batch"):
+        session(KEY, data, data.valid, **HYPER)
+    with pytest.raises(ValueError, match="save_every_steps: expected None for data in memory, .* got 3"):
+        nnfx.session(fit, tmp_path / "run", save_every_steps=3)(KEY, data, **HYPER)
     with pytest.raises(TypeError, match="valid: expected a Batch, such as .*, got Stored"):
         session(KEY, examples, examples, **HYPER)
     with pytest.raises(ValueError, match="data.valid: expected held-out data for patience, got none"):
@@ -192,7 +194,7 @@ def test_what_is_altered_between_two_calls_is_not_trained_on(tmp_path, monkeypat
     inputs, targets = problem(64)
     examples = nnfx.data.store(tmp_path / "examples", [(inputs, targets)])
     fit = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=3, batch_size=8)
-    session = nnfx.stream(fit, tmp_path / "run", save_every_steps=4, progress=False)
+    session = nnfx.session(fit, tmp_path / "run", save_every_steps=4, progress=False)
     monkeypatch.setattr(signals, "caught", lambda: contextlib.nullcontext(AskedLater(2)))
     with pytest.raises(SystemExit):
         session(KEY, examples, learning_rate=0.1)
@@ -208,14 +210,14 @@ def test_what_is_altered_between_two_calls_is_not_trained_on(tmp_path, monkeypat
     altered[...] = inputs
     altered.flush()
     run = session(KEY, opened, learning_rate=0.1)
-    whole = nnfx.stream(fit, tmp_path / "whole", progress=False)(KEY, examples, learning_rate=0.1)
+    whole = nnfx.session(fit, tmp_path / "whole", progress=False)(KEY, examples, learning_rate=0.1)
     assert same_bits(run, whole)
     for name, value in (("targets", 1 - targets[-1]), ("weights", 0)):
         path = tmp_path / "examples" / f"{name}.npy"
         content = path.read_bytes()
         np.load(path, mmap_mode="r+")[-1] = value
         with pytest.raises(ValueError, match=f"{name}.npy: expected examples as they were written, .* in row 63 "):
-            nnfx.stream(fit, tmp_path / "another", progress=False)(KEY, examples, learning_rate=0.1)
+            nnfx.session(fit, tmp_path / "another", progress=False)(KEY, examples, learning_rate=0.1)
         assert not (tmp_path / "another").exists()
         path.write_bytes(content)
 
@@ -232,7 +234,7 @@ def test_a_label_out_of_range_anywhere_is_refused_before_anything_is_written(tmp
             tmp_path / f"examples {wrong}", [(inputs[:30], targets[:30]), (inputs[30:], targets[30:])]
         )
         with pytest.raises(ValueError, match="targets: expected labels from 0 to 2, got labels from"):
-            nnfx.stream(fit, tmp_path / "run", progress=False)(KEY, examples, learning_rate=0.1)
+            nnfx.session(fit, tmp_path / "run", progress=False)(KEY, examples, learning_rate=0.1)
     assert not (tmp_path / "run").exists()
 
 
@@ -241,7 +243,7 @@ def test_the_first_batch_may_be_without_weight(tmp_path):
     weights = np.repeat([0.0, 1.0], 16)
     examples = nnfx.data.store(tmp_path / "examples", [(inputs, targets, weights)])
     fit = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=1, batch_size=16)
-    run = nnfx.stream(fit, tmp_path / "run", progress=False)(KEY, examples, learning_rate=0.1)
+    run = nnfx.session(fit, tmp_path / "run", progress=False)(KEY, examples, learning_rate=0.1)
     assert np.isfinite(run.history["train_loss"]).all()
 
 

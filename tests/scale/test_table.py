@@ -6,8 +6,8 @@ from jax.sharding import Mesh
 
 import nnfx
 from nnfx.scale.programs import programs_of
-from nnfx.scale.table import EMPTY, Table
-from nnfx.training.epochs import RUNNING
+from nnfx.scale.table import Table
+from nnfx.training.epochs import EMPTY, RUNNING
 
 KEY = jax.random.key(0)
 

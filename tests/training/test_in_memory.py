@@ -10,7 +10,8 @@ import pytest
 
 import nnfx
 from nnfx import stopping
-from nnfx.training import loop
+from nnfx.training.in_memory import InMemory, padded
+from nnfx.training.program import drive
 from nnfx.training.rows import known
 
 
@@ -49,29 +50,26 @@ def test_timed_or_not_the_same_bits(data, key):
     jax.tree.map(np.testing.assert_array_equal, first.best.variables, second.best.variables)
 
 
-def in_chunks(train, key, data, numbers, every):
+def in_pieces(train, key, data, numbers, every):
     hyper = train.check(key, data, numbers)
-    rows, held_out = known(data.train), known(data.valid)  # as the run itself takes them
-    state, pieces = loop.begin(train, key, rows, held_out, hyper), []
-    for each in loop.chunks(train, state, rows, held_out, hyper, pause_every=(every,)):
-        state = each.state
-        pieces.append(each.history)
-    ends = np.cumsum([len(piece["train_loss"]) for piece in pieces])
-    assert set(range(every, train.epochs, every)) <= set(ends.tolist())
-    return train.run_of(state, loop.padded(loop.joined(pieces), train.epochs), data, hyper)
+    run = InMemory(train, key, known(data.train), known(data.valid), hyper)  # as the run itself takes them
+    seen = list(drive(run, run.start(), pause_every=(every,)))
+    assert set(range(every, train.epochs, every)) <= {each.done for each in seen}
+    state, history = seen[-1].state
+    return train.run_of(state, padded(history, train.epochs), data, hyper)
 
 
 @pytest.mark.parametrize(
     ("batch_size", "stop"), [pytest.param(None, stopping.patience, marks=pytest.mark.slow), (100, ())]
 )
-def test_wherever_chunks_end_the_same_bits(data, key, batch_size, stop):
+def test_wherever_pieces_end_the_same_bits(data, key, batch_size, stop):
     train = nnfx.fit(
         nnfx.models.mlp((12,)), nnfx.losses.binary_cross_entropy, optax.adam, epochs=9, batch_size=batch_size, stop=stop
     )
     numbers = {"learning_rate": 0.1, **({"patience": 8} if stop else {})}
     whole = train(key, data, **numbers)
     for every in (1, 4):
-        run = in_chunks(train, key, data, numbers, every)
+        run = in_pieces(train, key, data, numbers, every)
         jax.tree.map(np.testing.assert_array_equal, run.best.variables, whole.best.variables)
         jax.tree.map(np.testing.assert_array_equal, run.state.opt_state, whole.state.opt_state)
         jax.tree.map(np.testing.assert_array_equal, run.history, whole.history)
@@ -79,7 +77,7 @@ def test_wherever_chunks_end_the_same_bits(data, key, batch_size, stop):
 
 OPTIMISED = """
 import functools, jax, numpy as np, optax, nnfx
-from tests.training.test_loop import in_chunks
+from tests.training.test_in_memory import in_pieces
 generator = np.random.default_rng(0)
 data = nnfx.data.prepare(
     generator.normal(size=(96, 128)), generator.integers(0, 3, 96), key=jax.random.key(1), valid_fraction=0.25
@@ -90,14 +88,14 @@ train = nnfx.fit(
 )
 numbers = {"learning_rate": 0.01, "patience": 9}
 whole = train(jax.random.key(3), data, **numbers)
-run = in_chunks(train, jax.random.key(3), data, numbers, every=5)
+run = in_pieces(train, jax.random.key(3), data, numbers, every=5)
 jax.tree.map(np.testing.assert_array_equal, run.state.params, whole.state.params)
 jax.tree.map(np.testing.assert_array_equal, run.history, whole.history)
 """
 
 
 @pytest.mark.slow
-def test_optimised_by_llvm_chunks_keep_the_bits_as_well():
+def test_optimised_by_llvm_pieces_keep_the_bits_as_well():
     """Where one program asks after each epoch whether to go on and the other does not, their roundings differ."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     subprocess.run([sys.executable, "-c", OPTIMISED], env=environment, check=True)

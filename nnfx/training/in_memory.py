@@ -1,0 +1,176 @@
+"""A run whose data are in memory, as a program for the host's loop: one compiled program advances it by any epochs."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.stages import Lowered
+
+from nnfx import checks, distributed, memo
+from nnfx.stopping import Clock
+from nnfx.training.epochs import RUNNING, RunState, run_epochs_until, start
+from nnfx.training.parts import Recipe
+from nnfx.training.program import History, drive, joined
+from nnfx.types import Array, Batch, Hyper
+
+LONGEST = 1000
+"""How many epochs one call makes at most: its history has room for them."""
+
+
+class Standing(NamedTuple):
+    """Where a run stands between two epochs.
+
+    Attributes:
+        run: the state of the run.
+        history: each metric by epoch so far, `(epochs,)`.
+    """
+
+    run: RunState
+    history: History
+
+
+@dataclasses.dataclass(frozen=True)
+class InMemory:
+    """A run on data in memory, counted in epochs.
+
+    Attributes:
+        recipe: how the run is made.
+        key: a typed key.
+        train: what to train on.
+        valid: what is held out, or None.
+        hyper: the hyper-parameters, as arrays.
+        data: all that tells the data from others, for sessions.
+    """
+
+    recipe: Recipe
+    key: Array
+    train: Batch
+    valid: Batch | None
+    hyper: Hyper
+
+    data: Any = None
+
+    kind = "run"
+    units_per_epoch = 1
+    longest = LONGEST
+    pause_every = None
+
+    @property
+    def total(self) -> int:
+        """How many epochs at most."""
+        return self.recipe.epochs
+
+    def start(self) -> Standing:
+        """Return where the run starts from."""
+        return Standing(begin(self.recipe, self.key, self.train, self.valid, self.hyper), {})
+
+    def advance(self, standing: Standing, until: int, clock: Clock) -> Standing:
+        """Train until so many epochs have been run in all, fewer where a rule stops the run."""
+        before = self.done(standing)
+        run, history = distributed.local(
+            advance(self.recipe, standing.run, self.train, self.valid, self.hyper, np.int32(until), clock)
+        )
+        made = int(run.epoch) - before
+        new = {name: np.asarray(values)[:made] for name, values in history.items()}
+        return Standing(run, joined([standing.history, new]))
+
+    def done(self, standing: Standing) -> int:
+        """Return how many epochs have been run."""
+        return int(standing.run.epoch)
+
+    def has_ended(self, standing: Standing) -> bool:
+        """Say whether the run has stopped or come to its last epoch."""
+        return self.done(standing) >= self.total or int(standing.run.stopped_by) != RUNNING
+
+    def epochs(self, standing: Standing) -> int:
+        """Return how many epochs have ended."""
+        return self.done(standing)
+
+    def history(self, standing: Standing, since: int) -> History:
+        """Return each metric of the epochs after these."""
+        return {name: values[since:] for name, values in standing.history.items()}
+
+    @property
+    def shown(self) -> tuple[str, int]:
+        """What a bar counts, and how many of that an epoch has."""
+        return "examples", len(self.train.weights)
+
+    def saved(self, standing: Standing) -> tuple[Standing, dict[str, Any]]:
+        """Return what a checkpoint holds."""
+        return standing, {}
+
+    def expected(self, noted: Mapping[str, Any]) -> Standing:
+        """Return arrays like those of a checkpoint."""
+        starting, advancing = (each.out_info for each in self.lowered)
+        columns = {name: np.zeros(noted["epoch"], column.dtype) for name, column in advancing[1].items()}
+        return Standing(jax.tree.map(_shape, starting), columns)
+
+    def restored(self, arrays: Standing, _: Mapping[str, Any]) -> Standing:
+        """Return the state that a checkpoint holds."""
+        return arrays
+
+    @functools.cached_property
+    def lowered(self) -> list[Lowered]:
+        """The programs that start and advance the run, on one device, not compiled yet."""
+        recipe = self.recipe.alone
+        starting = begin.lower(recipe, self.key, self.train, self.valid, self.hyper)
+        train, valid, hyper = jax.eval_shape(lambda *arrays: arrays, self.train, self.valid, self.hyper)
+        state = jax.tree.map(_shape, starting.out_info)
+        clock = Clock(np.float32(0), np.float32(0))
+        return [starting, advance.lower(recipe, state, train, valid, hyper, np.int32(0), clock)]
+
+
+def timed(
+    recipe: Recipe, key: Array, train: Batch, valid: Batch | None, hyper: Hyper
+) -> tuple[RunState, dict[str, Array]]:
+    """Run to the stop with an eye on the clock: the same steps as the run in one piece.
+
+    Raises:
+        ValueError: within `jit`, `vmap` or `grad`, where no clock ticks.
+    """
+    if not checks.is_concrete((key, train, valid, hyper)):
+        raise ValueError(
+            "stop: expected rules without a clock for a run within jit, vmap or grad, got one with;"
+            " nnfx.sweeps.sweep maps runs with a clock"
+        )
+    run = InMemory(recipe, key, train, valid, hyper)
+    standing = run.start()
+    for progress in drive(run, standing):
+        standing = progress.state
+    return standing.run, padded(standing.history, recipe.epochs)
+
+
+@memo.compiled()
+def begin(recipe: Recipe, key: Array, train: Batch, valid: Batch | None, hyper: Hyper) -> RunState:
+    """Return the state that a run starts from."""
+    return start(key, recipe.bind(hyper), train, valid)
+
+
+@memo.compiled()
+def advance(
+    recipe: Recipe,
+    state: RunState,
+    train: Batch,
+    valid: Batch | None,
+    hyper: Hyper,
+    until: int | np.int32,
+    clock: Clock,
+) -> tuple[RunState, dict[str, Array]]:
+    """Train until so many epochs have been run in all, `LONGEST` of them at most."""
+    return run_epochs_until(recipe, hyper, state, train, valid, until, LONGEST, clock)
+
+
+def padded(history: History, epochs: int) -> dict[str, Any]:
+    """Return a history as runs in one piece do, `(epochs,)`, zero where not run.
+
+    >>> padded({"train_loss": np.array([2.0, 1.0], np.float32)}, 3)
+    {'train_loss': Array([2., 1., 0.], dtype=float32)}
+    """
+    return {name: jax.device_put(np.pad(values, (0, epochs - len(values)))) for name, values in history.items()}
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)

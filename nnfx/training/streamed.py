@@ -1,0 +1,242 @@
+"""A run whose data are read batch by batch, as a program for the host's loop.
+
+It takes the same steps, in the same order, and ends its epochs as a run in memory does.
+"""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.stages import Lowered
+
+from nnfx import distributed, memo
+from nnfx.stopping import Clock
+from nnfx.training import epochs
+from nnfx.training.epochs import RUNNING, RunState
+from nnfx.training.parts import Recipe
+from nnfx.training.program import History, joined
+from nnfx.types import Array, Batch, Hyper, Metrics, Params, TrainState
+
+QUEUED = 2
+"""How many steps the host is ahead of the devices at most: each holds a batch in their memory."""
+
+
+class Reader(Protocol):
+    """An iterator over the batches of a run that knows its position, such as `nnfx.data.stored.prefetched` returns."""
+
+    def __next__(self) -> Batch:
+        """Return the next batch."""
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the position, `next_index` among it."""
+
+    def set_state(self, position: dict[str, Any]) -> None:
+        """Go on from a position."""
+
+
+class Standing(NamedTuple):
+    """Where a run stands between two steps.
+
+    Attributes:
+        run: the run's state when its last epoch ended, but for the training state, which is that of now.
+        before: the parameters when this epoch began, for stopping rules; None without.
+        measured: what the steps of this epoch have measured so far.
+        history: each metric by epoch so far, `(epochs,)`.
+        steps: how many steps were made in all.
+    """
+
+    run: RunState
+    before: Params | None
+    measured: Metrics
+    history: History
+    steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Streamed:
+    """A run on data that are read batch by batch, counted in steps.
+
+    Attributes:
+        recipe: how the run is made.
+        key: a typed key.
+        first: a batch, for its shapes.
+        valid: what is held out, or None.
+        hyper: the hyper-parameters, as arrays.
+        reader: reads this process's share of each batch.
+        units_per_epoch: how many batches an epoch has.
+        data: what tells the data from others, by path.
+    """
+
+    recipe: Recipe
+    key: Array
+    first: Batch
+    valid: Batch | None
+    hyper: Hyper
+    reader: Reader
+    units_per_epoch: int
+    data: Mapping[str, Any]
+
+    kind = "run on stored data"
+    pause_every = None
+
+    @property
+    def total(self) -> int:
+        """How many steps at most."""
+        return self.recipe.epochs * self.units_per_epoch
+
+    @property
+    def longest(self) -> int:
+        """How many steps one call makes at most."""
+        return self.total
+
+    def start(self) -> Standing:
+        """Return where the run starts from."""
+        run, measured = _begin(self.recipe, self.key, self.first, self.valid, self.hyper)
+        run, before, measured = distributed.local((run, self._before(run), measured))
+        return Standing(run, before, measured, {}, 0)
+
+    def advance(self, standing: Standing, until: int, clock: Clock) -> Standing:
+        """Make steps until there are so many in all, fewer where a rule stops the run."""
+        (run, before, measured), history, steps = distributed.everywhere(standing[:3]), [standing.history], standing[4]
+        if self.reader.get_state()["next_index"] != steps:
+            self.reader.set_state({**self.reader.get_state(), "next_index": steps})
+        run = run._replace(train=_copy(run.train))  # a step uses up what it is given
+        queued = collections.deque[Metrics]()
+        while steps < until:
+            batch = next(self.reader)
+            batch = distributed.from_shares(batch) if jax.process_count() > 1 else batch
+            train, measured = _step(self.recipe, run.train, measured, batch, self.hyper)
+            run, steps = run._replace(train=train), steps + 1
+            queued.append(measured)
+            if len(queued) > QUEUED:
+                jax.block_until_ready(queued.popleft())
+            if steps % self.units_per_epoch == 0:
+                seconds = np.float32(np.asarray(clock.seconds) + np.asarray(clock.pace) * (steps - standing.steps))
+                run, row = _end_epoch(self.recipe, run, before, measured, self.valid, self.hyper, seconds)
+                history.append({name: np.asarray(value)[None] for name, value in row.items()})
+                before, measured = _copy(self._before(run)), jax.tree.map(jnp.zeros_like, measured)
+                queued.clear()
+                if int(run.stopped_by) != RUNNING:
+                    break
+        jax.block_until_ready(measured)
+        run, before, measured = distributed.local((run, before, measured))
+        return Standing(run, before, measured, joined(history), steps)
+
+    def done(self, standing: Standing) -> int:
+        """Return how many steps were made."""
+        return standing.steps
+
+    def has_ended(self, standing: Standing) -> bool:
+        """Say whether the run has stopped or come to the end of its last epoch."""
+        return standing.steps >= self.total or int(standing.run.stopped_by) != RUNNING
+
+    def epochs(self, standing: Standing) -> int:
+        """Return how many epochs have ended."""
+        return standing.steps // self.units_per_epoch
+
+    def history(self, standing: Standing, since: int) -> History:
+        """Return each metric of the epochs after these."""
+        return {name: values[since:] for name, values in standing.history.items()}
+
+    @property
+    def shown(self) -> tuple[str, int]:
+        """What a bar counts, and how many of that a step has."""
+        return "examples", len(self.first.weights)
+
+    def saved(self, standing: Standing) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return what a checkpoint holds."""
+        return standing[:-1], {}
+
+    def expected(self, noted: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return arrays like those of a checkpoint."""
+        starting, _, ending = (each.out_info for each in self.lowered)
+        epochs = noted["step"] // self.units_per_epoch
+        columns = {name: np.zeros(epochs, value.dtype) for name, value in (ending[1] if epochs else {}).items()}
+        run, measured = jax.tree.map(_shape, starting)
+        return run, self._before(run), measured, columns
+
+    def restored(self, arrays: tuple[Any, ...], noted: Mapping[str, Any]) -> Standing:
+        """Return the state that a checkpoint holds."""
+        run, before, measured, history = arrays
+        return Standing(run, before, measured, history, noted["step"])
+
+    @functools.cached_property
+    def lowered(self) -> list[Lowered]:
+        """The programs that start the run, make a step and end an epoch, on one device, not compiled yet."""
+        recipe, first, valid, hyper = self.recipe.alone, self.first, self.valid, self.hyper
+        starting = _begin.lower(recipe, self.key, first, valid, hyper)
+        run, measured, first, hyper = jax.tree.map(_shape, (*starting.out_info, first, hyper))
+        stepping = memo.compiled()(step).lower(recipe, run.train, measured, first, hyper)
+        before = run.train.params if recipe.rule_names else None
+        ending = memo.compiled()(end_epoch).lower(recipe, run, before, measured, valid, hyper, np.float32(0))
+        return [starting, stepping, ending]
+
+    def _before(self, run: RunState) -> Params | None:
+        """Return what stopping rules are told of the beginning of an epoch."""
+        return run.train.params if self.recipe.rule_names else None
+
+
+@memo.compiled()
+def _begin(recipe: Recipe, key: Array, first: Batch, valid: Batch | None, hyper: Hyper) -> tuple[RunState, Metrics]:
+    parts = recipe.bind(hyper)
+    first = in_floats(first)
+    run = epochs.start(key, parts, first, valid)
+    _, measured = jax.eval_shape(recipe.step(parts), run.train, first)
+    return run, jax.tree.map(lambda sums: jnp.zeros(sums.shape, sums.dtype), measured)
+
+
+def step(
+    recipe: Recipe, train: TrainState, measured: Metrics, batch: Batch, hyper: Hyper
+) -> tuple[TrainState, Metrics]:
+    """Take a step, and add what it measures to what was measured before."""
+    train, more = recipe.step(recipe.bind(hyper))(train, in_floats(batch))
+    return train, optax.tree.add(measured, more)
+
+
+def end_epoch(
+    recipe: Recipe,
+    run: RunState,
+    before: Params | None,
+    measured: Metrics,
+    valid: Batch | None,
+    hyper: Hyper,
+    seconds: np.float32,
+) -> tuple[RunState, dict[str, Array]]:
+    """End an epoch, as runs in memory do."""
+    began = run.train if before is None else run.train._replace(params=before)
+    return epochs.end_epoch(
+        run._replace(train=began), recipe.bind(hyper), run.train, measured, valid, jnp.asarray(seconds)
+    )
+
+
+def _over_all(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep what a function returns whole on the devices of all processes."""
+    return functools.wraps(function)(lambda *arguments: distributed.everywhere(function(*arguments)))
+
+
+_step = memo.compiled(donate=(1,))(_over_all(step))
+_end_epoch = memo.compiled()(_over_all(end_epoch))
+
+
+def in_floats(batch: Batch) -> Batch:
+    """Return a batch whose inputs are as `nnfx.data.prepare` leaves them: floats, but for integers `(rows, n)`."""
+    inputs = jnp.asarray(batch.inputs)
+    if jnp.issubdtype(inputs.dtype, np.floating):
+        return batch
+    is_kept = inputs.ndim == 2 and jnp.issubdtype(inputs.dtype, np.integer)
+    return batch._replace(inputs=inputs.astype(int if is_kept else float))
+
+
+def _copy(tree: Any) -> Any:
+    """Return arrays of their own."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
