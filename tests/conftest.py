@@ -40,7 +40,7 @@ jax.config.update("jax_legacy_prng_key", "error")
 
 
 MAPS = 30_000
-"""How many pieces of memory a process may map before programs are unloaded: Linux allows 65,530, and a run takes 300."""
+"""How many pieces of memory a process may map before programs are unloaded: Linux allows 65,530."""
 
 
 def maps():
@@ -53,7 +53,7 @@ def maps():
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
-    """Unload what a module's tests have compiled, once it is much: the small programs of array code come again and again.
+    """Unload what tests have compiled, once it is much: the small programs of array code come again and again.
 
     Garbage is collected then, too, and not on the way: tracing makes many objects, and looking through them all again
     and again takes a twentieth of the time. What is left after a module, such as imported packages, is there to stay
