@@ -25,7 +25,7 @@ from nnfx.scale.parallel import AXIS
 from nnfx.scale.points import LogUniform, Points, Uniform, chosen, draw, grid, number_of
 from nnfx.scale.programs import MEMBERS
 from nnfx.scale.progress import Progress
-from nnfx.scale.result import Sweep, collect
+from nnfx.scale.result import Member, Sweep, collect
 from nnfx.scale.table import Table
 from nnfx.training import hyperparameters, validate
 from nnfx.training.fit import Fit
@@ -35,6 +35,7 @@ from nnfx.types import Array
 __all__ = [
     "Ensemble",
     "LogUniform",
+    "Member",
     "Points",
     "Progress",
     "Sweep",

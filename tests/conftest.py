@@ -39,21 +39,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_legacy_prng_key", "error")
 
 
-MAPS = 30_000
-"""How many pieces of memory a process may map before programs are unloaded: Linux allows 65,530."""
-
-
-def maps():
-    """How many pieces of memory this process maps; more than enough where the system does not tell."""
-    try:
-        return Path("/proc/self/maps").read_bytes().count(b"\n")
-    except OSError:
-        return MAPS + 1
-
-
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
-    """Unload what tests have compiled, once it is much: the small programs of array code come again and again.
+    """Unload the programs that a module's tests have compiled: Linux maps 65,530 pieces of memory a process at most.
 
     Garbage is collected then, too, and not on the way: tracing makes many objects, and looking through them all again
     and again takes a twentieth of the time. What is left after a module, such as imported packages, is there to stay
@@ -62,8 +50,7 @@ def forget_programs():
     gc.disable()
     yield
     gc.enable()
-    if maps() > MAPS:
-        jax.clear_caches()
+    jax.clear_caches()
     gc.collect()
     gc.freeze()
 

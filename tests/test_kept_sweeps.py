@@ -97,6 +97,7 @@ def test_its_history_tells_who_ran_and_how_well(data, whole, tmp_path):
     assert len(written) == max(ended)
 
 
+@pytest.mark.slow
 def test_a_halving_goes_on_between_its_rungs(data, tmp_path):
     options = given(rungs=(2, 4), keep=0.5)
     whole = successive_halving(PLAIN, data, **options)
@@ -110,7 +111,7 @@ def test_a_halving_goes_on_between_its_rungs(data, tmp_path):
     assert sorted(row["epochs"] for row in kept.rows) == [2] * 4 + [4] * 2 + [8] * 2
 
 
-@pytest.mark.parametrize("count", [1, 3, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(8, marks=pytest.mark.slow)])
 def test_on_other_devices_it_has_the_same_members_up_to_rounding(data, whole, tmp_path, count):
     cut_off(data, tmp_path, 3, devices=jax.devices()[:2])
     other = sweep(PATIENT, data, **stopping(devices=jax.devices()[:count]), out=tmp_path, progress=False)
@@ -121,6 +122,7 @@ def test_on_other_devices_it_has_the_same_members_up_to_rounding(data, whole, tm
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), other.variables, whole.variables)
 
 
+@pytest.mark.slow
 def test_folds_and_slices_go_on_as_well(data, tmp_path):
     train = nnfx.data.Data(data.train, None, data.preprocess)
     options = given(seeds=1, folds=3, memory=60_000)

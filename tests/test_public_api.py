@@ -1,43 +1,99 @@
-"""What `nnfx` exports changes only on purpose: run this file to write the list anew."""
+"""What `nnfx` exports, at all levels and with signatures, changes only on purpose: run this file to write it anew."""
 
 import importlib
 import inspect
 from pathlib import Path
+
+import pytest
 
 import nnfx
 
 SNAPSHOT = Path(__file__).with_name("public_api.txt")
 
 
-def public_names() -> list[str]:
-    lines = []
-    for name in sorted(nnfx.__all__):
-        value = getattr(nnfx, name)
-        lines.append(f"nnfx.{name}")
+def modules(module=nnfx):
+    """Give a module and all public modules below it by the name that they are known by."""
+    yield module.__name__, module
+    for name in exported(module):
+        value = getattr(module, name)
         if inspect.ismodule(value):
-            module = importlib.import_module(value.__name__)
-            lines += [f"nnfx.{name}.{inner}" for inner in sorted(module.__all__)]
-    return lines
+            yield from modules(value)
+
+
+def exported(module):
+    """The public names of a module: those in `__all__`, or else what it defines without an underscore."""
+    if hasattr(module, "__all__"):
+        return sorted(module.__all__)
+    return sorted(
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and (inspect.isclass(value) or inspect.isfunction(value))
+        and value.__module__ == module.__name__
+    )
+
+
+def public_values():
+    """Give every public value by name, methods and properties of public classes among them."""
+    for path, module in modules():
+        for name in exported(module):
+            value = getattr(module, name)
+            yield f"{path}.{name}", value
+            if inspect.isclass(value):
+                of_class = {n: v for each in reversed(value.__mro__) if _is_ours(each) for n, v in vars(each).items()}
+                for inner in sorted(of_class):
+                    if not inner.startswith("_") and _is_told(of_class[inner]):
+                        yield f"{path}.{name}.{inner}", of_class[inner]
+
+
+def _is_ours(kind):
+    return kind.__module__.split(".")[0] == "nnfx"
+
+
+def _is_told(value):
+    return inspect.isfunction(value) or isinstance(value, property | classmethod | staticmethod)
+
+
+def signature(value):
+    """Say which arguments a function or a class takes, and which of them have a default."""
+    value = value.__func__ if isinstance(value, classmethod | staticmethod) else value
+    if not callable(value):
+        return ""
+    try:
+        parameters = inspect.signature(value).parameters.values()
+    except ValueError:
+        return ""
+    words, is_named = [], False
+    for each in parameters:
+        if each.kind is each.KEYWORD_ONLY and not is_named:
+            words.append("*")
+        is_named |= each.kind in (each.KEYWORD_ONLY, each.VAR_POSITIONAL)
+        stars = {each.VAR_POSITIONAL: "*", each.VAR_KEYWORD: "**"}.get(each.kind, "")
+        words.append(f"{stars}{each.name}{'=' if each.default is not each.empty else ''}")
+    return f"({', '.join(words)})"
+
+
+def public_api():
+    return [f"{name}{signature(value)}" for name, value in public_values()]
 
 
 def test_the_public_api_is_the_one_written_down():
-    assert public_names() == SNAPSHOT.read_text().splitlines()
+    assert public_api() == SNAPSHOT.read_text().splitlines()
 
 
-def test_a_public_module_is_imported_by_the_name_that_it_is_known_by():
-    modules = [name for name in nnfx.__all__ if inspect.ismodule(getattr(nnfx, name))]
-    assert len(modules) > 15
-    for name in modules:
-        assert importlib.import_module(f"nnfx.{name}") is getattr(nnfx, name)
+@pytest.mark.parametrize("name", [name for name, _ in modules()])
+def test_a_public_module_is_imported_by_the_name_that_it_is_known_by(name):
+    module = importlib.import_module(name)
+    if "." in name:
+        parent, _, last = name.rpartition(".")
+        assert getattr(importlib.import_module(parent), last) is module
+    assert module.__doc__
 
 
-def test_all_that_is_exported_exists_and_is_documented():
-    for line in public_names():
-        value = nnfx
-        for part in line.split(".")[1:]:
-            value = getattr(value, part)
-        assert value.__doc__
+def test_all_that_is_exported_is_documented():
+    lacking = [name for name, value in public_values() if not inspect.getdoc(value)]
+    assert lacking == []
 
 
 if __name__ == "__main__":
-    SNAPSHOT.write_text("\n".join(public_names()) + "\n")
+    SNAPSHOT.write_text("\n".join(public_api()) + "\n")

@@ -50,7 +50,7 @@ class Report(NamedTuple):
     data_fields=["train", "valid", "preprocess"],
     meta_fields=["features", "report"],
 )
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Data:
     """Data ready for training, on the device.
 
@@ -67,6 +67,32 @@ class Data:
     preprocess: Preprocess
     features: tuple[str, ...] = ()
     report: Report | None = None
+
+    def __repr__(self) -> str:
+        """Say what there is in a few lines.
+
+        >>> print(prepare(np.ones((4, 2)), np.zeros(4), features=("fare", "age"), standardize=False))
+        Data: 4 rows to train on, none held out
+          inputs: float32[4,2] (fare, age)
+          targets: float32[4]
+        """
+        sizes = [batch.weights.shape[0] if batch is not None else "none" for batch in (self.train, self.valid)]
+        inputs = ", ".join(map(checks.describe, jax.tree.leaves(self.train.inputs)))
+        names = (
+            f" ({', '.join(self.features[:_SHOWN])}{', …' * (len(self.features) > _SHOWN)})" if self.features else ""
+        )
+        lines = [
+            f"Data: {sizes[0]} rows to train on, {sizes[1]} held out",
+            f"  inputs: {inputs}{names}",
+            f"  targets: {', '.join(map(checks.describe, jax.tree.leaves(self.train.targets)))}",
+        ]
+        if self.report is not None and (self.report.dropped or self.report.filled):
+            lines.append(f"  {self.report}")
+        return "\n".join(lines)
+
+
+_SHOWN = 8
+"""How many names of features are shown."""
 
 
 def prepare(

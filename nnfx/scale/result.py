@@ -7,6 +7,7 @@ import os
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nnfx import checks, distributed, paths, tables
@@ -14,10 +15,11 @@ from nnfx.data.prepare import Preprocess
 from nnfx.scale.ensemble import Ensemble
 from nnfx.scale.programs import fold_data
 from nnfx.scale.table import Table, ranked
-from nnfx.training.epochs import DROPPED, RUNNING
+from nnfx.training.epochs import RUNNING, Best, reason
 from nnfx.training.fit import Fit
 from nnfx.training.hyperparameters import as_arrays
-from nnfx.types import Hyper, Variables
+from nnfx.training.run import Run
+from nnfx.types import Fault, Hyper, TrainState, Variables
 
 Row = dict[str, Any]
 SHOWN = 20
@@ -28,7 +30,7 @@ LAST = (NOT_FINITE, "dropped")
 """The reasons of members that lead no table of what was measured."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Rows:
     """A table that prints itself and saves itself.
 
@@ -63,8 +65,12 @@ class Rows:
         drawn = tables.table(list(self.rows[0]), [list(row.values()) for row in shown], words=0)
         return drawn if len(self.rows) == len(shown) else f"{drawn}\n… and {len(self.rows) - len(shown)} more"
 
+    def __repr__(self) -> str:
+        """Draw the table."""
+        return str(self)
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class ByPoint(Rows):
     """The points of a sweep, best first: each by its mean over seeds and folds, and how far these differ.
 
@@ -79,21 +85,43 @@ class ByPoint(Rows):
     __str__ = Rows.__str__
 
 
-class Member(NamedTuple):
-    """One member of a sweep.
+class Ends(NamedTuple):
+    """How the members of a sweep ended, `(members,)` each.
+
+    Attributes:
+        epochs: how many they ran.
+        best_epoch: how many had made their best weights.
+        stopped_by: as `Run.stopped_by`.
+        step: how many updates they made.
+        fault: which of them were skipped.
+    """
+
+    epochs: Any
+    best_epoch: Any
+    stopped_by: Any
+    step: Any
+    fault: Fault
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Member(Run):
+    """One member of a sweep: a run, which predicts, evaluates and tells its history as any other.
+
+    Of its training state the sweep has kept the best weights alone, and neither the optimizer's state nor the key.
 
     Attributes:
         row: its row of the table.
-        variables: its best weights.
-        history: each metric by epoch, `(epochs,)`, NaN where not run.
     """
 
     row: Row
-    variables: Variables
-    history: dict[str, np.ndarray]
+
+    @property
+    def variables(self) -> Variables:
+        """Its best weights."""
+        return self.best.variables
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Sweep(Rows):
     """The members of a sweep, those of the lowest loss first.
 
@@ -108,6 +136,7 @@ class Sweep(Rows):
         histories: each metric by member and epoch, `(members, epochs)`, NaN where not run.
         hyper: the hyper-parameters, `(members,)` each, by member's number.
         preprocess: the maps from raw features, `(members, ...)`, by member's number.
+        ends: how the members ended, by member's number.
         judged_by: the metric that members and points are ranked by, and whether the largest is best.
     """
 
@@ -116,6 +145,7 @@ class Sweep(Rows):
     histories: dict[str, np.ndarray]
     hyper: Hyper
     preprocess: Preprocess
+    ends: Ends
     judged_by: tuple[str, bool]
 
     @property
@@ -140,11 +170,16 @@ class Sweep(Rows):
         rows = [row for row in self.rows if row["member"] == number]
         if not rows:
             raise ValueError(f"number: expected that of a member, from 0 to {len(self.rows) - 1}, got {number}")
-        return Member(
-            rows[0],
-            jax.tree.map(lambda stack: stack[number], self.variables),
-            {name: values[number] for name, values in self.histories.items()},
+        variables, columns, hyper, preprocess, ends = jax.tree.map(
+            lambda stack: jnp.asarray(stack[number]),
+            (self.variables, self.histories, self.hyper, self.preprocess, self.ends),
         )
+        others = dict(variables)
+        params = others.pop("params")
+        loss = columns["valid_loss"][jnp.maximum(ends.best_epoch, 1) - 1] if "valid_loss" in columns else None
+        state = TrainState(ends.step, params, others, (), None, ends.fault)  # type: ignore[arg-type]
+        best = Best(ends.best_epoch, loss, params, others)
+        return Member(state, best, columns, ends.epochs, ends.stopped_by, hyper, preprocess, self.fit, rows[0])
 
     def by_point(self) -> ByPoint:
         """Return the points, ranked by the mean of their members over seeds and folds.
@@ -277,13 +312,12 @@ def collect(fit: Fit, table: Table) -> Sweep:
     by_fold = [jax.tree.map(np.asarray, of_fold(fold)) for fold in range(int(table.all_folds.max()) + 1)]
     folds = np.repeat(table.all_folds, width)
     preprocess = jax.tree.map(lambda *stack: np.stack(stack)[folds], *by_fold)
-    result = Sweep(rows, fit, kept["variables"], table.history, hyper, preprocess, (judged_by, False))
+    ends = Ends(**{name: kept[name] for name in Ends._fields})
+    result = Sweep(rows, fit, kept["variables"], table.history, hyper, preprocess, ends, (judged_by, False))
     return result.sort(judged_by)
 
 
 def _reason(fit: Fit, stopped_by: int, epochs: int, is_finite: bool) -> str:
     if not is_finite:
         return NOT_FINITE
-    if stopped_by == RUNNING:
-        return "last epoch" if epochs == fit.epochs else "running"
-    return "dropped" if stopped_by == DROPPED else fit.rule_names[stopped_by]
+    return "running" if stopped_by == RUNNING and epochs < fit.epochs else reason(stopped_by, fit.rule_names)

@@ -218,6 +218,8 @@ class Table:
             "best_epoch": state.epoch if state.best is None else state.best.epoch,
             "epochs": state.epoch,
             "stopped_by": state.stopped_by,
+            "step": state.train.step,
+            "fault": state.train.fault,
         }
 
     def harvest(self) -> None:

@@ -1,6 +1,6 @@
 """The loop over epochs that every run is made of: pure functions `(state, data) -> (state, history)`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,15 @@ DROPPED = -2
 """Its value for members of a sweep that successive halving has dropped."""
 EMPTY = -3
 """Its value for places in a sweep's table that hold no member."""
+
+
+def reason(stopped_by: int, rule_names: Sequence[str]) -> str:
+    """Say why a run ended.
+
+    >>> [reason(code, ("patience", "time_budget")) for code in (RUNNING, DROPPED, 1)]
+    ['last epoch', 'dropped', 'time_budget']
+    """
+    return {RUNNING: "last epoch", DROPPED: "dropped"}.get(stopped_by) or rule_names[stopped_by]
 
 
 class Best(NamedTuple):

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from nnfx import checks, memo
 from nnfx.data.prepare import Preprocess
 from nnfx.training import validate
-from nnfx.training.epochs import RUNNING, Best
+from nnfx.training.epochs import Best, reason
 from nnfx.training.padding import apply_padded
 from nnfx.training.parts import Recipe
 from nnfx.training.step import evaluate
@@ -25,7 +25,7 @@ from nnfx.types import Array, Batch, Hyper, Model, TrainState, Variables
     data_fields=["state", "best", "columns", "epochs", "stopped_by", "hyper", "preprocess"],
     meta_fields=["fit"],
 )
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Run:
     """A training run that has ended: a tree of arrays, so `vmap` stacks runs and `grad` goes through them.
 
@@ -60,12 +60,34 @@ class Run:
             return dict(self.columns)
         return {name: padded(values, self.epochs) for name, values in self.columns.items()}
 
+    def __repr__(self) -> str:
+        """Say in a few lines how far it came, and how good it was; of several runs, how many they are.
+
+        >>> import nnfx, optax
+        >>> train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.mean_square_error, optax.sgd, epochs=2)
+        >>> data = nnfx.data.prepare(np.ones((4, 2)), np.zeros(4), standardize=False)
+        >>> train(jax.random.key(0), data, learning_rate=0.5)  # doctest: +ELLIPSIS
+        Run: 2 of 2 epochs, last epoch; learning_rate 0.5
+          epoch 2, the best: train_loss ...
+          3 parameters
+        """
+        numbers = "".join(f"; {name} {checks.describe(value)}" for name, value in self.hyper.items())
+        if np.ndim(self.epochs) or not checks.is_concrete(self.epochs):
+            return f"Run: {checks.describe(self.epochs)} of {self.fit.epochs} epochs{numbers}"
+        last, best = int(self.epochs), int(self.best.epoch)
+        lines = [f"Run: {last} of {self.fit.epochs} epochs, {self.reason}{numbers}"]
+        told = {last: self.final} | ({best: self.best_metrics} if best else {})
+        for epoch, metrics in sorted(told.items()):
+            measured = ", ".join(f"{name} {float(value):.4g}" for name, value in metrics.items())
+            lines.append(f"  epoch {epoch}{', the best' if epoch == best else ''}: {measured}")
+        lines.append(f"  {sum(leaf.size for leaf in jax.tree.leaves(self.best.params))} parameters")
+        return "\n".join([*lines, *([f"  {self.fault}"] if self.fault else [])])
+
     @property
     def reason(self) -> str:
         """Why the run ended: the name of the stopping rule, or `"last epoch"`."""
         self._require_single()
-        position = int(self.stopped_by)
-        return "last epoch" if position == RUNNING else self.fit.rule_names[position]
+        return reason(int(self.stopped_by), self.fit.rule_names)
 
     @property
     def fault(self) -> str:

@@ -15,7 +15,7 @@ import optax
 
 import nnfx
 
-EPOCHS = 12
+EPOCHS = {"run": 12, "sweep": 8, "halving": 8}
 
 
 def checksum(tree):
@@ -37,7 +37,7 @@ def main(kind, folder=None):
         nnfx.models.mlp((8,), dropout=0.2, batch_norm=True) if kind == "run" else nnfx.models.perceptron(),
         nnfx.losses.binary_cross_entropy,
         optax.adam,
-        epochs=EPOCHS,
+        epochs=EPOCHS[kind],
         batch_size=16 if kind == "run" else 45,
         stop=nnfx.stopping.patience,
         metrics={"accuracy": nnfx.metrics.binary_accuracy},
@@ -49,10 +49,10 @@ def main(kind, folder=None):
         return
     search = functools.partial(nnfx.sweeps.sweep, epochs_per_chunk=1)
     if kind == "halving":
-        search = functools.partial(nnfx.sweeps.successive_halving, rungs=(3, 5, 8), keep=0.5)
-    kept = {} if folder is None else {"out": folder, "save_every_seconds": 0.0, "on_chunk": lambda _: time.sleep(0.05)}
+        search = functools.partial(nnfx.sweeps.successive_halving, rungs=(2, 4), keep=0.5)
+    kept = {} if folder is None else {"out": folder, "save_every_seconds": 0.0, "on_chunk": lambda _: time.sleep(0.1)}
     result = search(
-        train, data, key=jax.random.key(3), seeds=2, learning_rate=np.logspace(-3, 0, 8), patience=2, **kept
+        train, data, key=jax.random.key(3), seeds=2, learning_rate=np.logspace(-3, 0, 4), patience=2, **kept
     )
     print(checksum((result.variables, result.histories, [row["epochs"] for row in result.rows])))
 

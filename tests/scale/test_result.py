@@ -6,7 +6,8 @@ import optax
 import pytest
 
 import nnfx
-from nnfx.scale.result import Sweep
+from nnfx.scale.result import Ends, Sweep
+from nnfx.types import Fault
 
 KEY = jax.random.key(0)
 
@@ -55,6 +56,38 @@ def test_an_ensemble_predicts_what_its_members_do(train, data):
         np.testing.assert_allclose(prediction, run.predict(raw), rtol=1e-4, atol=1e-5)
 
 
+def test_a_member_is_a_run(train, data):
+    result = swept(train, data, [0.1, 0.3, 0.5])
+    raw = np.array([[7.0, 30.0], [80.0, 20.0]])
+    for member in (result.best, result.member(4)):
+        key = jax.random.fold_in(KEY, member.row["seed"])
+        run = train(key, data, learning_rate=member.row["learning_rate"])
+        assert isinstance(member, nnfx.Run)
+        assert (member.reason, member.fault) == (run.reason, run.fault) == ("last epoch", "")
+        assert int(member.state.step) == int(run.state.step)
+        assert int(member.best.epoch) == int(run.best.epoch)
+        np.testing.assert_allclose(member.predict(raw), run.predict(raw), rtol=1e-4, atol=1e-5)
+        for measured, expected in (
+            (member.evaluate(data.valid), run.evaluate(data.valid)),
+            (member.final, run.final),
+            (member.best_metrics, run.best_metrics),
+        ):
+            assert measured.keys() == expected.keys()
+            for name, value in expected.items():
+                np.testing.assert_allclose(measured[name], value, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(member.best.loss, run.best.loss, rtol=1e-5)
+
+
+def test_a_member_that_was_dropped_says_so(train, data):
+    result = nnfx.sweeps.successive_halving(
+        train, data, key=KEY, rungs=(2,), keep=0.5, learning_rate=[0.1, 1e-6], devices=jax.devices()[:1]
+    )
+    member = result.member(1)
+    assert (member.reason, int(member.epochs)) == ("dropped", 2)
+    assert np.isnan(member.history["valid_loss"][2:]).all()
+    np.testing.assert_array_equal(member.final["valid_loss"], member.history["valid_loss"][1])
+
+
 def test_wrong_counts_and_columns_raise_a_clear_error(train, data):
     result = swept(train, data, [1, 2, 3])
     with pytest.raises(ValueError, match="count: expected at most the 6 members, got 7"):
@@ -77,7 +110,9 @@ def made(train, losses, reasons, seeds):
     histories = {"valid_loss": np.array(losses)[:, None]}
     preprocess = nnfx.data.Preprocess(np.full(len(rows), np.nan), np.zeros(len(rows)), np.ones(len(rows)), (), (2,))
     variables = {"params": np.arange(len(rows))}
-    return Sweep(rows, train, variables, histories, hyper, preprocess, ("valid_loss", False)).sort("valid_loss")
+    last, none = np.full(len(rows), 5), np.zeros(len(rows), int)
+    ends = Ends(last, last, none - 1, last, Fault(none, none, none))
+    return Sweep(rows, train, variables, histories, hyper, preprocess, ends, ("valid_loss", False)).sort("valid_loss")
 
 
 FINE, NAN = "last epoch", float("nan")

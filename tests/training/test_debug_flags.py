@@ -44,6 +44,7 @@ def test_a_run_without_held_out_data(key):
     assert runs.best.loss.shape == (2,)
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_members_stop_apart(key):
     result = nnfx.sweeps.sweep(
         PATIENT, held_out(), key=key, epochs_per_chunk=4, learning_rate=[1e-3, 0.1], patience=2, min_improvement=0.01,
