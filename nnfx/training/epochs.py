@@ -157,7 +157,7 @@ def run_epochs_until(
     """
     first = jnp.asarray(state.epoch if first_epoch is None else first_epoch, jnp.int32)
     # each epoch asks again whether the run goes on, as within the scan: XLA rounds otherwise without the question
-    one = _epoch(recipe, hyper, train, valid, first, clock)
+    one = _traced_once(_epoch(recipe, hyper, train, valid, first, clock))
     epochs = jnp.minimum(until - first, at_most)
 
     def is_going_on(carry: tuple[RunState, dict[str, Array], Array]) -> Array:
@@ -197,6 +197,8 @@ def _epoch(
         seconds = jnp.asarray(clock.seconds, float) + jnp.asarray(clock.pace, float) * epochs_here
         return end_epoch(state, parts, trained, measured, valid, seconds)
 
+    run = _traced_once(run)
+
     def rest(state: RunState, number: Array) -> tuple[RunState, dict[str, Array]]:
         _, row = jax.eval_shape(run, state, number)
         return state, jax.tree.map(lambda value: jnp.zeros(value.shape, value.dtype), row)
@@ -205,6 +207,11 @@ def _epoch(
         return jax.lax.cond(state.stopped_by == RUNNING, run, rest, state, number)
 
     return run_or_rest if parts.stop else run
+
+
+def _traced_once(function: Callable[..., Any]) -> Any:
+    """Trace a function once, however often it is asked for its shapes and called: tracing is most of a first call."""
+    return jax.jit(function, inline=True)
 
 
 def end_epoch(
