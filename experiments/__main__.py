@@ -1,9 +1,10 @@
-"""Make the gallery of the course: every experiment in a process of its own, and a table of results at the end.
+"""Make the gallery of the course: run each experiment in its own process, and print a table of results at the end.
 
     python -m experiments [--out DIR] [--seed N] [--rows titanic ...] [--quick] [--write-readme]
 
-It runs the experiments of `experiments/gallery.py` one after the other, offline. Each one's figures, tables and printed
-output go to a folder of its own; what fails is told in the table, harms no other, and makes the exit status 1.
+It runs the experiments of `experiments/gallery.py` one after the other, offline. The figures, tables and printed output
+of each go to its own folder. An experiment that fails is reported in the table, does not affect the others, and makes
+the exit status 1.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from experiments.common import print_table
 
 HERE = Path(__file__).parent
 COPY_SIZE, COPY_BYTES = (900, 660), 60_000
-"""The most pixels and bytes of a figure's small copy."""
+"""The maximum size of the small copy of a figure, in pixels and in bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,24 +34,24 @@ class Config:
     """Options of the gallery."""
 
     out: Path = Path("runs/gallery")
-    """where the results go, a folder for each experiment"""
+    """where the results go, in a folder for each experiment"""
     seed: int = 0
-    """the seed of everything random, in every experiment"""
+    """the random seed of every experiment"""
     rows: tuple[str, ...] = ()
-    """only the rows that these experiments show, such as titanic; all unless given"""
+    """only the rows of these experiments, such as titanic; all by default"""
     quick: bool = False
-    """small settings: whether everything runs, in figures that show little"""
+    """small settings, to check that everything runs; the figures show little"""
     write_readme: bool = False
-    """write experiments/README.md, and the small copies of the figures made"""
+    """write experiments/README.md and the small copies of its figures"""
 
 
 class Made(NamedTuple):
-    """What came of an experiment.
+    """The outcome of an experiment.
 
     Attributes:
         seconds: how long it took.
-        summary: what it summed up; empty where it failed.
-        fault: the last that it said where it failed; empty where it did not.
+        summary: its summary; empty if it failed.
+        fault: its exit status and last line of output if it failed; empty if it did not.
     """
 
     seconds: float
@@ -76,7 +77,7 @@ def choose(config: Config) -> list[str]:
     """Return the experiments to run, in the order of the course.
 
     Raises:
-        ValueError: for experiments that the gallery does not have, and for small copies of quick figures.
+        ValueError: if the gallery does not have an experiment, or if small copies of quick figures are asked for.
     """
     known = gallery.experiments()
     if unknown := sorted(set(config.rows) - set(known)):
@@ -94,7 +95,7 @@ def command_of(name: str, config: Config) -> list[str]:
 
 
 def make(name: str, config: Config) -> Made:
-    """Run an experiment in a process of its own, its output kept in `output.txt`."""
+    """Run an experiment in its own process, and keep its output in `output.txt`."""
     folder = config.out / name
     folder.mkdir(parents=True, exist_ok=True)
     summary, printed = folder / "summary.json", folder / "output.txt"
@@ -112,7 +113,7 @@ def make(name: str, config: Config) -> Made:
 
 
 def show(made: dict[str, Made], config: Config) -> None:
-    """Print a line for each row: its figure, its numbers or what went wrong, and the seconds of its experiment."""
+    """Print a line for each row: its figure, its numbers or what went wrong, and how long its experiment took."""
     lines = []
     for number, row in enumerate(gallery.ROWS, start=1):
         if row.experiment in made:
@@ -131,7 +132,7 @@ def show(made: dict[str, Made], config: Config) -> None:
 
 
 def number_at(summary: dict[str, Any], path: str) -> float:
-    """Return the number at a path into a summary: names, or places in a list, apart by a slash.
+    """Return the number at a path in a summary: names, or indices into lists, separated by slashes.
 
     Example:
         >>> number_at({"solved": {"full batch": [0.25, 0.5]}}, "solved/full batch/-1")
@@ -152,7 +153,7 @@ def write_readme(made: list[str], out: Path) -> None:
 
 
 def shrink(figure: Path, copy: Path) -> None:
-    """Keep a small copy of a figure, of as many colours as its bytes allow."""
+    """Save a small copy of a figure, with as many colours as fit into `COPY_BYTES`."""
     with Image.open(figure) as picture:
         small = picture.convert("RGB")
     small.thumbnail(COPY_SIZE, Image.Resampling.LANCZOS)

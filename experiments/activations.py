@@ -1,13 +1,13 @@
-"""Non-linearities and their derivatives: what each lets through on the way forward, and on the way back.
+"""Non-linearities and their derivatives: what each lets through on the way forward and on the way back.
 
     python -m experiments.activations [--out DIR] [--seed N]
 
-It draws every activation of the library with its derivative, as JAX differentiates it, and lays differences of its
-values over it. Maxout, which is learned, is drawn three times: with two pieces that make ReLU, two that make the
-absolute value, and six fitted to a parabola. A table says which values and derivatives each activation has, and how
-much of a gradient is left after ten layers where pre-activations are normally distributed. Expect the sigmoid to pass a
-fifth at each layer and two ten-millionths through ten, and ReLU, which passes all or nothing, three hundredths. It
-works offline and takes about ten seconds.
+It draws every activation of the library with its derivative as computed by JAX, overlaid with finite differences.
+Maxout, which is learned, is drawn three times: with two pieces that make ReLU, two that make the absolute value, and
+six fitted to a parabola. A table lists the range of values and derivatives of each activation, and how much of a
+gradient is left after ten layers if pre-activations are normally distributed. Expect the sigmoid to pass a fifth at
+each layer and two ten-millionths through ten, and ReLU, which passes all or nothing, to pass three hundredths through
+ten. It works offline and takes about ten seconds.
 """
 
 import dataclasses
@@ -30,9 +30,9 @@ from nnfx.types import Array
 REACH = 4.0
 """Pre-activations are drawn from −REACH to REACH."""
 NORMAL = 2001
-"""Points of the average over normally distributed pre-activations."""
+"""The number of points in the average over normally distributed pre-activations."""
 STARTS = 16
-"""Random starts of maxout's fit."""
+"""The number of random starts of the maxout fit."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +42,13 @@ class Config:
     out: Path = Path("runs/activations")
     """where the results go"""
     seed: int = 0
-    """the seed of maxout's fit"""
+    """the random seed of the maxout fit"""
     pieces: int = 6
-    """pieces of maxout that follow the parabola"""
+    """number of maxout pieces fitted to the parabola"""
     epochs: int = 2000
-    """steps of its fit"""
+    """steps of the maxout fit"""
     layers: int = 10
-    """over how many layers what is left of a gradient is said"""
+    """number of layers after which what is left of a gradient is reported"""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -74,15 +74,15 @@ def slope(activation: activations.Activation, x: Array) -> Array:
 
 
 def describe(activation: activations.Activation, layers: int) -> dict[str, float]:
-    """Say which values and derivatives an activation has, and what it leaves of a gradient.
+    """Return the range of an activation's values and derivatives, and how much of a gradient it passes on.
 
-    The mean square of g' over normal pre-activations is the part of a gradient's variance that a layer passes, weights
-    apart; its root to the power of the layers is what is left of its size. Saturated are pre-activations with
-    `|g'| < 0.01`.
+    The mean square of g' over normal pre-activations is the fraction of a gradient's variance that a layer passes on,
+    apart from the weights; its square root to the power of the number of layers is the fraction of its size that is
+    left. Pre-activations with `|g'| < 0.01` count as saturated.
     """
     x = jnp.linspace(-REACH, REACH, NORMAL)
     y, g = activation(x), slope(activation, x)
-    # the middle of equal parts of the normal distribution
+    # the midpoints of equally probable parts of the normal distribution
     normal = jax.scipy.stats.norm.ppf((jnp.arange(NORMAL) + 0.5) / NORMAL)
     passed = slope(activation, normal)
     square = jnp.square(passed).mean()
@@ -92,9 +92,9 @@ def describe(activation: activations.Activation, layers: int) -> dict[str, float
 
 
 def fit_maxout(config: Config) -> dict[str, Array]:
-    """Fit a maxout unit to a parabola, and return its pieces and what they make.
+    """Fit a maxout unit to a parabola, and return its pieces and their maximum.
 
-    A piece that is nowhere the largest is never trained; of several starts the best is kept.
+    A piece that is nowhere the largest is never trained, so the best of several starts is kept.
     """
     activation = functools.partial(activations.maxout, pieces=config.pieces)
     model = nnfx.models.perceptron(activation=activation, initializer="normal", bias_initializer="normal")
@@ -110,11 +110,11 @@ def fit_maxout(config: Config) -> dict[str, Array]:
 
 
 def draw_functions(results: Results, names: list[str]) -> None:
-    """Draw each activation and its derivative, with differences of its values laid over it."""
+    """Draw each activation and its derivative, overlaid with finite differences."""
     columns = 3
     figure, axes = plt.subplots(-(-len(names) // columns), columns, figsize=(11, 9), sharex=True, sharey=True)
     x = jnp.linspace(-REACH, REACH, 801)
-    few = jnp.linspace(-REACH, REACH, 26)  # an even number: none at the kink
+    few = jnp.linspace(-REACH, REACH, 26)  # an even number, so that no point is at the kink
     for name, axis in zip(names, axes.flat, strict=True):
         activation, h = activations.get(name), 1e-2
         differences = (activation(few + h) - activation(few - h)) / (2 * h)
@@ -133,7 +133,7 @@ def draw_functions(results: Results, names: list[str]) -> None:
 
 
 def draw_maxout(results: Results, fit: dict[str, Array], config: Config) -> None:
-    """Draw maxout as ReLU, as the absolute value, and as a parabola's tangents, each with its derivative."""
+    """Draw maxout as ReLU, as the absolute value, and as tangents of a parabola, each with its derivative."""
     x = jnp.linspace(-1, 1, 401)
     by_hand = {
         "two pieces, 0 and z: ReLU": jnp.stack([0 * x, x], axis=1),

@@ -1,12 +1,12 @@
-"""Backpropagation laid open: one passenger of the Titanic goes forward through a network, and the error comes back.
+"""Backpropagation step by step: one passenger of the Titanic goes forward through a network, and the error comes back.
 
     python -m experiments.backpropagation [--out DIR] [--seed N]
 
-A network of two inputs (fare and age), three hidden units and one output is asked whether a survivor survives, before
-and after it was trained on all 714 passengers. The tables give every factor of the chain rule: inputs, pre-activations,
+A network of two inputs (fare and age), three hidden units and one output predicts whether a survivor survives, before
+and after it is trained on all 714 passengers. The tables list every factor of the chain rule: inputs, pre-activations,
 local derivatives, and the error that flows back; the graphs draw them. The product of the factors is compared with
 `jax.grad`, in both precisions, and one step along the gradient with what the gradient promises. Expect a difference of
-some 10⁻⁷ in single precision and 10⁻¹⁶ in double. It works offline and takes about ten seconds.
+about 10⁻⁷ in single precision and 10⁻¹⁶ in double. It works offline and takes about ten seconds.
 """
 
 import dataclasses
@@ -37,11 +37,11 @@ class Config:
     out: Path = Path("runs/backpropagation")
     """where the results go"""
     seed: int = 0
-    """the seed of the weights"""
+    """the random seed of the weights"""
     hidden: tuple[int, ...] = (3,)
     """widths of the hidden layers"""
     activation: str = "tanh"
-    """their activation"""
+    """activation of the hidden layers"""
     epochs: int = 300
     """full-batch steps of training (Adam)"""
     learning_rate: float = 0.02
@@ -90,7 +90,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def difference_from_grad(model: nnfx.Model, params: Params, passengers: Batch, dtype: Any) -> float:
-    """Return how far the product of the factors is from what JAX differentiates in one go."""
+    """Return how far the product of the factors is from `jax.grad`, relative to the largest derivative."""
     with jax.enable_x64(dtype == jnp.float64):
         params, passengers = jax.tree.map(
             lambda leaf: jnp.asarray(np.asarray(leaf), dtype if leaf.dtype == jnp.float32 else None),
@@ -112,7 +112,7 @@ def difference_from_grad(model: nnfx.Model, params: Params, passengers: Batch, d
 
 
 def follow(model: nnfx.Model, params: Params, passenger: Batch, found: Backpropagation) -> dict[str, Any]:
-    """Walk along the gradient, and return the loss on the way beside what the gradient promised."""
+    """Step along the gradient at many rates, and return the losses with those that the gradient promises."""
     gradient = found.gradient
     square = optax.tree.norm(gradient, squared=True)
     rates = np.linspace(0, 4, 81)
@@ -128,7 +128,7 @@ def follow(model: nnfx.Model, params: Params, passenger: Batch, found: Backpropa
 
 
 def draw_step(results: Results, steps: dict[str, Any]) -> None:
-    """Draw the loss of the passenger along the gradient, and the line of its slope."""
+    """Draw the loss of the passenger along the gradient, and its tangent at the start."""
     figure, axis = plt.subplots(figsize=(6.2, 4))
     axis.plot(steps["rates"], steps["losses"], color=BLUE, linewidth=2, label="the loss after one step")
     axis.plot(steps["rates"], steps["line"], "--", color=ORANGE, label="L − η |∇L|², what the gradient promises")

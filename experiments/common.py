@@ -1,4 +1,4 @@
-"""What every experiment shares: where its results go, how they are written and printed, and how figures look."""
+"""What all experiments share: where results go, how they are written and printed, and how figures look."""
 
 import csv
 import io
@@ -24,16 +24,16 @@ from matplotlib.figure import Figure
 from nnfx import Run, distributed, paths
 from nnfx.tables import table
 
-# Okabe and Ito's colours stay apart for colour-blind eyes, and the first two also in grey print.
+# Okabe and Ito's colours remain distinct for colour-blind readers, and the first two also in greyscale.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#666666"
 PURPLE, SKY = "#CC79A7", "#56B4E9"
 SHADES = LinearSegmentedColormap.from_list("shades", ["#FDE3B5", "#BCD0D8", "#4B9CD3"])
-"""From light orange to blue, and in grey print from light to dark: what a probability from 0 to 1 is drawn in."""
+"""The colours of a probability from 0 to 1: from light orange to blue, and from light to dark in greyscale."""
 
 STYLE: dict[Any, Any] = {
     "figure.dpi": 110,
     "figure.constrained_layout.use": True,
-    "font.family": "DejaVu Sans",  # comes with Matplotlib: the same on every machine
+    "font.family": "DejaVu Sans",  # comes with Matplotlib, so it is the same on every machine
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.spines.top": False,
@@ -42,7 +42,7 @@ STYLE: dict[Any, Any] = {
     "grid.alpha": 0.25,
     "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, PURPLE, SKY, GREY]),
     "legend.frameon": False,
-    "svg.hashsalt": "nnfx",  # else the names within a file are drawn anew each time
+    "svg.hashsalt": "nnfx",  # otherwise the ids in a file differ each time
 }
 plt.rcParams.update(STYLE)
 
@@ -59,10 +59,10 @@ jax.monitoring.register_event_duration_secs_listener(_count_compilation)
 
 
 class Results:
-    """The folder of one experiment's results; each file is written aside, then put in place, by the first process.
+    """The folder of an experiment's results; the first process writes each file aside, then moves it into place.
 
     Args:
-        out: the folder, made where it is lacking.
+        out: the folder, created if missing.
     """
 
     def __init__(self, out: Path) -> None:
@@ -72,13 +72,13 @@ class Results:
         out.mkdir(parents=True, exist_ok=True)
 
     def figure(self, name: str, figure: Figure) -> None:
-        """Write a figure as PNG and as SVG, without the date, and close it."""
+        """Write a figure as PNG and as SVG without a date, and close it."""
         for kind, about in (("png", {}), ("svg", {"Date": None})):
             self._put(f"{name}.{kind}", partial(figure.savefig, format=kind, metadata=about))
         plt.close(figure)
 
     def history(self, curves: Mapping[str, Any]) -> None:
-        """Write `history.csv`, one row an epoch and one column a curve; what was not run is left empty."""
+        """Write `history.csv`, with a row per epoch and a column per curve; epochs that did not run are left empty."""
         columns = {name: np.asarray(values) for name, values in curves.items()}
         epochs = max(int(np.isfinite(values).sum()) for values in columns.values())
         text = io.StringIO()
@@ -90,10 +90,10 @@ class Results:
         self._put("history.csv", lambda aside: aside.write_text(text.getvalue()))
 
     def summary(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
-        """Write `summary.json`: these numbers, the versions, the device, and the seconds spent.
+        """Write `summary.json`: these numbers, the versions of packages, the device, and the seconds spent.
 
         Returns:
-            What was written; `compile_s` counts XLA's compiler, `wall_s` everything since the start.
+            What was written; `compile_s` is the time spent in XLA's compiler, `wall_s` all time since the start.
         """
         summary = {
             **numbers,
@@ -117,12 +117,12 @@ class Results:
 
 
 def _as_json(value: Any) -> Any:
-    """Turn arrays and their scalars into what JSON knows."""
+    """Convert arrays and their scalars to types that JSON supports."""
     return np.asarray(value).tolist()
 
 
 def curves_of(runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
-    """Return the history of each run by epoch, for `Results.history`, named by its number among those of its kind."""
+    """Return the history of each run for `Results.history`, named after its group and its number in the group."""
     return {
         f"{name} {i} {metric}": values
         for name, some in runs.items()
@@ -132,11 +132,11 @@ def curves_of(runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
 
 
 def mean_and_error(values: Any) -> dict[str, float]:
-    """Return the mean of several runs, and its standard error."""
+    """Return the mean over several runs and its standard error."""
     several = np.asarray(values, float)
     return {"mean": float(several.mean()), "error": float(several.std(ddof=1) / np.sqrt(len(several)))}
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]], words: int = 1) -> None:
-    """Print a table; its first column holds words, or so many of them, and the others numbers to four digits."""
+    """Print a table whose first `words` columns hold text, and the others numbers to four digits."""
     print(table(header, rows, words))

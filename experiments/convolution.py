@@ -2,9 +2,9 @@
 
     python -m experiments.convolution [--out DIR] [--seed N]
 
-A kernel of 3 × 3 numbers that answers to vertical edges is laid over one of scikit-learn's digits, 8 × 8 pixels from 0
-to 16, and slid; at each place nine products are added. What is left of the sums after ReLU is pooled: of each 2 × 2 the
-largest is kept. All is done by loops over whole numbers first and by `nnfx.ops` then, and the two compared. Then four
+A kernel of 3 × 3 numbers that responds to vertical edges is slid over one of scikit-learn's digits, 8 × 8 pixels from 0
+to 16; at each place nine products are added. The sums go through ReLU and are pooled: the largest of each 2 × 2 is
+kept. All of this is done first by loops over whole numbers and then by `nnfx.ops`, and the two are compared. Then four
 kernels (blur, sharpen, and edges in either direction) are slid over a larger picture. Expect no difference at all: sums
 of whole numbers this small are exact. It works offline and takes about five seconds.
 """
@@ -26,7 +26,7 @@ from experiments.common import GREEN, ORANGE, Results, print_table
 from experiments.detection import scenes
 
 EDGE = np.array([[-1, 0, 1], [-1, 0, 1], [-1, 0, 1]])
-"""Positive where it is brighter to the right."""
+"""Responds with positive numbers where the image gets brighter to the right."""
 KERNELS = {
     "blur: the mean": np.full((3, 3), 1 / 9),
     "sharpen": np.array([[0, -1, 0], [-1, 5, -1], [0, -1, 0]]),
@@ -34,9 +34,9 @@ KERNELS = {
     "horizontal edges": EDGE.T,
 }
 POOL = 2
-"""The side of the windows of which the largest number is kept."""
+"""The side of the windows that are pooled."""
 PLACE = (2, 4)
-"""The row and the column of the window whose sum is written out."""
+"""The row and column of the window whose sum is written out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Config:
     out: Path = Path("runs/convolution")
     """where the results go"""
     seed: int = 0
-    """draws the larger picture"""
+    """the random seed of the larger picture"""
     digit: int = 0
-    """which of the 1,797 digits is taken by hand"""
+    """which of the 1,797 digits is convolved by hand"""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def slide(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Add up the products of a kernel and every window of an image, without padding.
+    """Return the sums of products of a kernel and every window of an image, without padding.
 
     Args:
         image: whole numbers, `(height, width)`.
@@ -106,7 +106,7 @@ def slide(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 def pool(sums: np.ndarray) -> np.ndarray:
-    """Keep the largest of each window of 2 × 2; a last row or column that fills none is left out.
+    """Keep the largest number of each 2 × 2 window; a last row or column that does not fill a window is left out.
 
     Example:
         >>> pool(np.array([[1, 2, 0, 0], [3, 0, 0, 7]])).tolist()
@@ -118,7 +118,7 @@ def pool(sums: np.ndarray) -> np.ndarray:
 
 
 def products(image: np.ndarray) -> str:
-    """Write out the sum of products at one place."""
+    """Return the sum of products at `PLACE`, written out."""
     row, column = PLACE
     window = image[row : row + len(EDGE), column : column + len(EDGE)]
     pairs = zip(window.ravel(), EDGE.ravel(), strict=True)
@@ -126,22 +126,22 @@ def products(image: np.ndarray) -> str:
 
 
 def as_batch(image: np.ndarray) -> jax.Array:
-    """Return one image of one channel as the operations take it, `(1, height, width, 1)`."""
+    """Return an image of one channel as a batch for `nnfx.ops`, `(1, height, width, 1)`."""
     return jnp.asarray(image[None, :, :, None], jnp.float32)
 
 
 def convolve(image: np.ndarray, kernel: np.ndarray) -> jax.Array:
-    """Slide a kernel over an image without padding, by nnfx."""
+    """Slide a kernel over an image without padding, with nnfx."""
     return nnfx.ops.convolution(as_batch(image), jnp.asarray(kernel[:, :, None, None], jnp.float32), padding="VALID")
 
 
 def compare(by_hand: np.ndarray, found: jax.Array) -> float:
-    """Return the largest difference."""
+    """Return the largest absolute difference."""
     return float(np.abs(by_hand - np.asarray(found)[0, ..., 0]).max())
 
 
 def draw_by_hand(results: Results, digit: np.ndarray, sums: np.ndarray, pooled: np.ndarray) -> None:
-    """Draw every number, with one window and what becomes of it framed."""
+    """Draw all numbers, and frame one window and its result at each stage."""
     row, column = PLACE
     size, kept = len(EDGE), (row // POOL, column // POOL)
     brightest, largest = digit.max(), np.abs(sums).max()
@@ -162,7 +162,7 @@ def draw_by_hand(results: Results, digit: np.ndarray, sums: np.ndarray, pooled: 
 
 
 def draw_numbers(axis: Axes, numbers: np.ndarray, title: str, darkest: float, brightest: float) -> None:
-    """Draw a table of numbers as an image, with each number on its pixel."""
+    """Draw an array of numbers as an image, with each number on its pixel."""
     axis.imshow(numbers, cmap="gray", vmin=darkest, vmax=brightest)
     for (row, column), number in np.ndenumerate(numbers):
         is_dark = number < (darkest + brightest) / 2
@@ -173,14 +173,14 @@ def draw_numbers(axis: Axes, numbers: np.ndarray, title: str, darkest: float, br
 
 
 def frame(axis: Axes, row: int, column: int, size: int, colour: str) -> None:
-    """Frame a window of so many pixels a side."""
+    """Frame a window of `size` × `size` pixels."""
     axis.add_patch(
         Rectangle((column - 0.5, row - 0.5), size, size, fill=False, edgecolor=colour, linewidth=3, clip_on=False)
     )
 
 
 def draw_kernels(results: Results, picture: np.ndarray, maps: dict[str, np.ndarray]) -> None:
-    """Draw a picture, and what each kernel makes of it."""
+    """Draw a picture and the result of each kernel."""
     figure, axes = plt.subplots(1, 1 + len(maps), figsize=(14, 3.3))
     axes[0].imshow(picture, cmap="gray", vmin=0, vmax=1)
     axes[0].set_title("a picture, 96 × 96")

@@ -1,13 +1,13 @@
-"""Data parallelism: one run on 1, 2, 4 and 8 devices, batches split by XLA (a mesh) and by hand (`pmap`).
+"""Data parallelism: one run on 1, 2, 4 and 8 devices, with batches split by XLA (a mesh) and by hand (`pmap`).
 
     python -m experiments.data_parallel [--out DIR] [--seed N] [--devices 1 2 4 8]
 
-A network with dropout learns the embedded digits by plain SGD, its batches of 100 split over devices that they do not
-divide. Expect the losses to lie on top of each other, apart by rounding alone, and one exchange of the whole gradient a
-step, however many devices there are. On a CPU the devices are virtual and share its cores: the examples a second then
-tell what splitting costs and whether it brings idle cores to use, not how well real devices scale; for that see
-`experiments.scaling_model`. The same run is made by two processes with a device each, which talk over the loopback
-interface. It works offline and takes about a minute.
+A network with dropout learns the embedded digits by plain SGD, in batches of 100 that do not always divide evenly among
+the devices. Expect the losses to differ by rounding alone, and one exchange of the whole gradient per step, however
+many devices there are. On a CPU the devices are virtual and share its cores: the examples per second then show what
+splitting costs and whether it puts idle cores to use, not how well real devices scale; for that see
+`experiments.scaling_model`. The same run is also made by two processes with one device each, which communicate over the
+loopback interface. It works offline and takes about a minute.
 """
 
 import dataclasses
@@ -48,35 +48,35 @@ class Config:
     out: Path = Path("runs/data_parallel")
     """where the results go"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     devices: tuple[int, ...] = (1, 2, 4, 8)
-    """over how many devices batches are split"""
+    """numbers of devices to split batches over"""
     processes: int = 2
-    """in how many processes with a device each to train as well; 1 for none"""
+    """also train in this many processes with one device each; 1 to skip"""
     hidden: tuple[int, ...] = (256, 256)
     """widths of the hidden layers"""
     dropout: float = 0.3
-    """the part of each hidden layer dropped"""
+    """dropout rate of the hidden layers"""
     batch_size: int = 100
     """digits in a batch"""
     epochs: int = 5
     """epochs of the runs whose losses are compared"""
     timed_epochs: int = 5
-    """epochs that are timed, one by one"""
+    """number of epochs to time, one by one"""
     learning_rate: float = 0.1
     """learning rate of plain SGD"""
 
 
 class Outcome(NamedTuple):
-    """What a run on some devices was like.
+    """The outcome of a run on some number of devices.
 
     Attributes:
         strategy: "mesh" or "pmap".
-        devices: how many.
-        processes: over how many processes they are spread.
-        losses: the training loss of each epoch, and then the held-out ones.
+        devices: the number of devices.
+        processes: the number of processes that they are spread over.
+        losses: the training loss of each epoch, followed by the held-out losses.
         crossing: what crosses between devices in a step.
-        examples_per_second: the median of the timed epochs.
+        examples_per_second: the median over the timed epochs.
     """
 
     strategy: str
@@ -154,7 +154,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def in_processes(config: Config) -> list[Outcome]:
-    """Make the same runs in several processes on this machine, and return what they write."""
+    """Make the same runs in several processes on this machine, and return their outcomes."""
     with socket.socket() as opened:
         opened.bind(("localhost", 0))
         port = opened.getsockname()[1]
@@ -197,12 +197,12 @@ def network(config: Config) -> nnfx.Model:
 
 
 def parameters(config: Config, data: Data) -> Any:
-    """Return the shapes of its parameters."""
+    """Return the shapes of the network's parameters."""
     return jax.eval_shape(network(config).init, jax.random.key(0), data.train.inputs[:1])["params"]
 
 
 def run(config: Config, data: Data, strategy: Literal["mesh", "pmap"], count: int) -> Outcome:
-    """Train on so many devices, look at what crosses between them, and time single epochs."""
+    """Train on `count` devices, list what crosses between them, and time single epochs."""
     devices = jax.local_devices()[:1] if count == 1 else jax.devices()[:count]
     split = functools.partial(data_parallel, strategy=strategy, devices=devices)
     train = nnfx.fit(
@@ -232,12 +232,12 @@ def run(config: Config, data: Data, strategy: Literal["mesh", "pmap"], count: in
         advanced = in_memory.advance(train, state_of_run, data.train, data.valid, numbers, until, clock)
         state_of_run, _ = jax.block_until_ready(distributed.local(advanced))
         seconds.append(time.perf_counter() - began)
-    per_second = rows / statistics.median(seconds[1:])  # the first compiles
+    per_second = rows / statistics.median(seconds[1:])  # the first one includes compilation
     return Outcome(strategy, count, 1 if count == 1 else jax.process_count(), losses, crossing, per_second)
 
 
 def draw(results: Results, outcomes: list[Outcome], alone: Outcome) -> None:
-    """Draw the losses, how far they are apart, and the examples a second."""
+    """Draw the losses, how far they are apart, and the examples per second."""
     figure, axes = plt.subplots(1, 3, figsize=(14, 4.2))
     colours = {count: COLOURS[i % len(COLOURS)] for i, count in enumerate(sorted({each.devices for each in outcomes}))}
     epochs = np.arange(1, len(alone.losses) // 2 + 1)

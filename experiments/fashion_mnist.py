@@ -1,14 +1,14 @@
-"""Which article of clothing is it? A convolutional network on Fashion-MNIST, or another network or other images.
+"""Which article of clothing is it? A convolutional network on Fashion-MNIST, or another network or data set.
 
     python -m experiments.fashion_mnist [--model cnn|lenet|resnet|mlp] [--data fashion_mnist|mnist|cifar10] [--seed N]
 
-It trains on 55,000 images of 28 × 28 pixels, mirrored and shifted anew in every step, and holds out 5,000: of the
-averages of the weights after each epoch it keeps that of the lowest held-out loss. The official test set of 10,000 is
-looked at once, at the end, and chooses nothing. Expect between 93.5 and 94 % of it right after about ten minutes on two
-cores; in three of five mistakes something else is taken for a shirt, or a shirt for something else. A bar shows how
-many images a second are learned from, and the time left. What ends too early, by Ctrl-C or otherwise, goes on where it
-was when the same command is given again; with other options, give another `--out`. The images are downloaded once, into
-the folder that the environment variable NNFX_DATA names.
+It trains on 55,000 images of 28 × 28 pixels, randomly mirrored and shifted in every step, and holds out 5,000: of the
+averaged weights after each epoch it keeps those with the lowest held-out loss. The official test set of 10,000 images
+is used once, at the end, and nothing is chosen by it. Expect a test accuracy between 93.5 and 94 % after about ten
+minutes on two cores; in three out of five mistakes, something else is taken for a shirt or a shirt for something else.
+A bar shows how many images are processed per second and the time left. If a run is interrupted, by Ctrl-C or otherwise,
+the same command resumes it; with other options, give another `--out`. The images are downloaded once, into the folder
+named by the environment variable NNFX_DATA.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from nnfx.training.run import Run
 from nnfx.types import Batch, Model
 
 PREDICTED_AT_ONCE = 500
-"""How many images to predict at once: the feature maps of more would fill the memory, and not the caches."""
+"""How many images to predict at once: the feature maps of more would take much memory and not fit into the caches."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +44,13 @@ class Config:
     out: Path = Path("runs/fashion_mnist")
     """where the results go"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     data: Literal["fashion_mnist", "mnist", "cifar10"] = "fashion_mnist"
     """which images"""
     model: Literal["cnn", "lenet", "resnet", "mlp"] = "cnn"
     """which network"""
     epochs: int = 13
-    """epochs"""
+    """number of epochs"""
     batch_size: int = 64
     """images in a minibatch"""
     learning_rate: float = 0.002
@@ -58,17 +58,17 @@ class Config:
     weight_decay: float = 0.02
     """decoupled weight decay"""
     label_smoothing: float = 0.05
-    """the part of each label that goes to all classes alike"""
+    """fraction of each label that is spread evenly over all classes"""
     dropout: float = 0.3
-    """the part of the dense hidden layers dropped (cnn, mlp)"""
+    """dropout rate of the dense hidden layers (cnn, mlp)"""
     ema_decay: float = 0.998
-    """what remains of the average of the weights at each step"""
+    """decay of the moving average of the weights, per step"""
     shift: float = 2
     """how far images are shifted, in pixels"""
     held_out: float = 1 / 12
-    """the part of the training images held out to choose the epoch by"""
+    """fraction of the training images held out to choose the epoch"""
     rows: int | None = None
-    """train on the first so many images alone, for a quick look; all unless given"""
+    """train on only the first images, up to this number, for a quick look; all by default"""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def run(images: Images, config: Config) -> dict[str, Any]:
-    """Train on these images, score on their test set, and return the summary."""
+    """Train on these images, evaluate on their test set, and return the summary."""
     results = Results(config.out)
     assert images.test is not None
     official = images.test
@@ -89,7 +89,7 @@ def run(images: Images, config: Config) -> dict[str, Any]:
     trained = train(key, network(config, len(images.classes)), data, config)
     history = {name: np.asarray(values) for name, values in trained.history.items()}
     best_epoch = int(trained.best.epoch)
-    # the test set is read here, after everything is chosen
+    # the test set is used only here, after everything has been chosen
     test = predict(trained, official, images.brightest)
     held_out = {name: float(history[f"valid_{name}"][best_epoch - 1]) for name in ("loss", "accuracy")}
     error = float(np.sqrt(test.accuracy * (1 - test.accuracy) / len(test.labels)))
@@ -131,7 +131,7 @@ def run(images: Images, config: Config) -> dict[str, Any]:
 
 def network(config: Config, classes: int) -> Model:
     """Return the network asked for."""
-    if config.model == "cnn":  # batch norm would take half of the time that there is for epochs
+    if config.model == "cnn":  # batch norm would take half of the time available for epochs
         layers = [conv(32), conv(32), max_pool(), conv(64), conv(64), max_pool()]
         return cnn(layers, outputs=classes, hidden=(256,), dropout=config.dropout)
     if config.model == "lenet":
@@ -142,7 +142,7 @@ def network(config: Config, classes: int) -> Model:
 
 
 def train(key: jax.Array, model: Model, data: Data, config: Config) -> Run:
-    """Train one network, in a session that shows how far it has come and keeps it."""
+    """Train one network, in a session that shows its progress and saves it."""
     rows = len(data.train.targets)
     fit = nnfx.fit(
         model,
@@ -168,7 +168,7 @@ def train(key: jax.Array, model: Model, data: Data, config: Config) -> Run:
 
 
 def augmentations(config: Config) -> list[Callable[..., Batch]]:
-    """Return what varies the images: a shift, and where a mirrored one could be as real, a flip."""
+    """Return the augmentations: a shift, and a flip if mirrored images are realistic."""
     shift = functools.partial(nnfx.augment.shift, fill=0.0)
     return [shift] if config.data == "mnist" else [nnfx.augment.flip, shift]
 
@@ -176,12 +176,12 @@ def augmentations(config: Config) -> list[Callable[..., Batch]]:
 def one_cycle_adamw(
     learning_rate: jax.Array, weight_decay: jax.Array, total_steps: int
 ) -> optax.GradientTransformation:
-    """AdamW whose rate rises to `learning_rate` and falls to zero, once."""
+    """Return AdamW with a learning rate that rises to `learning_rate` and falls to zero, once."""
     return optax.adamw(nnfx.schedules.one_cycle(learning_rate, total_steps), weight_decay=weight_decay)
 
 
 def predict(trained: Run, examples: Examples, brightest: int) -> Predictions:
-    """Let the best weights say what raw images show."""
+    """Predict the classes of raw images with the best weights."""
     starts = range(0, len(examples.targets), PREDICTED_AT_ONCE)
     logits = [trained.predict(examples.inputs[i : i + PREDICTED_AT_ONCE]) for i in starts]
     probabilities = np.concatenate([np.asarray(jax.nn.softmax(each)) for each in logits])
@@ -189,14 +189,14 @@ def predict(trained: Run, examples: Examples, brightest: int) -> Predictions:
 
 
 def count_parameters(params: Any) -> int:
-    """Count the numbers in a tree."""
+    """Return the number of elements in a tree of arrays."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def draw_learning_curves(
     results: Results, history: Mapping[str, np.ndarray], best_epoch: int, test: Predictions
 ) -> None:
-    """Draw loss and errors by epoch, and the errors on the test set at the end."""
+    """Draw the loss and the errors by epoch, and the errors on the test set at the end."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
     epochs = np.arange(1, len(history["train_loss"]) + 1)
     for part, name, colour, line in (
@@ -218,7 +218,7 @@ def draw_learning_curves(
 
 
 def draw_test_confusion(results: Results, test: Predictions, classes: Sequence[str]) -> None:
-    """Draw which classes of the test set are taken for which."""
+    """Draw which classes of the test set are mistaken for which."""
     figure, axis = plt.subplots(figsize=(8.4, 7))
     drawn = draw_confusion(axis, test.confusion(), classes)
     axis.set_title(f"test images counted: {test.accuracy:.2%} right")

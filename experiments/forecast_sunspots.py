@@ -1,23 +1,23 @@
-"""Sunspots a cycle ahead: ensembles of LSTMs and GRUs against simple forecasters, at many times of the past.
+"""Sunspots a cycle ahead: ensembles of LSTMs and GRUs against simple forecasters, from many origins in the past.
 
     python -m experiments.forecast_sunspots [--out DIR] [--seed N]
 
-Every second year from 1918 to 1998 is an origin: each forecaster sees the yearly numbers of sunspots before it, is
-trained anew on them, and forecasts the next 11 years. All origins and all members of an ensemble are one compiled
-program. Intervals of 90 % are conformal: their widths are the errors of earlier origins whose years had come by then.
-The origins before 1948 serve to calibrate alone; the scores are those of the 26 from 1948 on.
+Every second year from 1918 to 1998 is an origin: each forecaster sees the yearly sunspot numbers before it, is trained
+from scratch on them, and forecasts the next 11 years. All origins and all members of an ensemble are one compiled
+program. Intervals of 90 % are conformal: their widths come from the errors of earlier origins whose outcomes were known
+by then. The origins before 1948 are used only for calibration; the scores are those of the 26 origins from 1948 on.
 
-The spread of the numbers grows with their level, and that of their square roots does not: all that is trained sees and
-forecasts roots, whose squares are scored.
+The spread of the numbers grows with their level, but the spread of their square roots does not: everything trained sees
+and forecasts roots, and the squares of its forecasts are scored.
 
-Nothing is chosen by what is scored. The noise of every trained forecaster, what regularises it, is chosen here: the
-best of four on the origins from 1870 to 1906, whose forecasts end with 1916, before the first origin of the backtest;
-for ensembles by networks alone.
-Lookbacks, sizes, epochs and learning rates were settled beforehand on forecasts that end with 1930.
+Nothing is chosen by what is scored. The noise that regularises each trained forecaster is chosen here: the best of four
+on the origins from 1870 to 1906, whose forecasts end with 1916, before the first origin of the backtest; for ensembles
+it is chosen with single networks.
+Lookbacks, sizes, epochs and learning rates were chosen beforehand on forecasts that end with 1930.
 
-Expect the LSTM and the GRU, with a mean absolute scaled error of about 1.4, ahead of NLinear (1.45), of the other
-linear maps (1.5) and of the last cycle again (1.8), and intervals that hold about 94 % of what came. It works offline
-and takes about 105 s on two cores.
+Expect the LSTM and the GRU, with a mean absolute scaled error of about 1.4, to be ahead of NLinear (1.45), the other
+linear maps (1.5) and the repeated last cycle (1.8), and intervals that contain about 94 % of the outcomes. It works
+offline and takes about 105 s on two cores.
 """
 
 import dataclasses
@@ -41,15 +41,15 @@ from nnfx.forecasting.heads import Interval
 from nnfx.training.fit import Fit
 
 HORIZON, PERIOD = 11, 11
-"""How far to forecast, and the length of a season, both in years."""
+"""The forecast horizon and the length of a season, both in years."""
 CHOICE_ORIGINS = range(1870, 1907, 4)
-"""The years to choose by."""
+"""The origins used to choose the noise, as years."""
 ORIGINS = range(1918, 1999, 2)
-"""The years of the backtest."""
+"""The origins of the backtest, as years."""
 SCORED_FROM = 1948
 LEVEL = 0.9
 NOISES = (0.0, 0.1, 0.2, 0.4)
-"""The grid to choose from, in standard deviations of the series."""
+"""The noise levels to choose from, in standard deviations of the series."""
 COLOURS = {"LSTM": BLUE, "GRU": GREEN}
 
 
@@ -60,9 +60,9 @@ class Config:
     out: Path = Path("runs/forecast_sunspots")
     """where the results go"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     lookback: int = 22
-    """the years that a forecaster sees"""
+    """number of years that a forecaster sees"""
     hidden: int = 16
     """width of the recurrent layer"""
     members: int = 2
@@ -135,7 +135,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def without_parameters() -> dict[str, nnfx.Model]:
-    """Return the forecasters with nothing to train."""
+    """Return the forecasters without trainable parameters."""
     return {
         "naive": baselines.naive(HORIZON),
         "seasonal naive": baselines.seasonal_naive(HORIZON, PERIOD),
@@ -144,10 +144,10 @@ def without_parameters() -> dict[str, nnfx.Model]:
 
 
 def trained(config: Config) -> dict[str, tuple[Fit, int]]:
-    """Return the runs of the forecasters to train, each with the members of its ensemble.
+    """Return the runs of the forecasters to train, each with the number of members in its ensemble.
 
-    All descend the absolute error, whose least forecast is the median, which stays one when it is squared; and see the
-    past with noise, which keeps them from learning it by heart.
+    All minimise the absolute error, whose optimal forecast is the median, and a median remains one when squared.
+    They see the past with noise, which keeps them from memorising it.
     """
 
     def run(model: nnfx.Model, epochs: int, learning_rate: float) -> Fit:
@@ -172,7 +172,7 @@ def trained(config: Config) -> dict[str, tuple[Fit, int]]:
 
 
 def choose(train: Fit, values: np.ndarray, **options: Any) -> float:
-    """Return the noise of the least mean absolute error, from backtests with each, all of them one program."""
+    """Return the noise with the lowest mean absolute error, from a backtest with each, all in one program."""
 
     def error(noise: jax.Array) -> jax.Array:
         test = squared(backtest.refitted(train, values, **options, noise=noise))
@@ -183,7 +183,7 @@ def choose(train: Fit, values: np.ndarray, **options: Any) -> float:
 
 @jax.jit
 def squared(test: Backtest) -> Backtest:
-    """Take a backtest of roots to one of numbers; forecasts of roots below zero mean none."""
+    """Convert a backtest of roots to one of sunspot numbers; negative forecasts of roots count as zero."""
 
     def square(roots: jax.Array) -> jax.Array:
         return jnp.square(jnp.maximum(roots, 0))
@@ -194,13 +194,13 @@ def squared(test: Backtest) -> Backtest:
 
 
 def interval(test: Backtest, calibration: int) -> Interval:
-    """Return the conformal intervals of the origins to score, in numbers, from a backtest of roots."""
+    """Return the conformal intervals of the origins to score, in sunspot numbers, from a backtest of roots."""
     bounds = conformal.rolling(test.forecasts, test.targets, test.origins, LEVEL, calibration)
     return Interval(*(jnp.square(jnp.maximum(bound, 0)) for bound in bounds))
 
 
 def without_first(test: Backtest, count: int) -> Backtest:
-    """Leave out the first origins."""
+    """Return a backtest without its first `count` origins."""
     later: Backtest = jax.tree.map(lambda array: array[count:], test)
     return later._replace(members=test.members[:, count:])
 
@@ -212,7 +212,7 @@ def draw_fan(
     tests: dict[str, Backtest],
     intervals: dict[str, Interval],
 ) -> None:
-    """Draw the last forecast of both ensembles, with the years before it."""
+    """Draw the last forecast of both ensembles, and the years before it."""
     origin = ORIGINS[-1]
     past, future = np.arange(origin - 60, origin), np.arange(origin, origin + HORIZON)
     figure, (axes,) = plt.subplots(1, len(COLOURS), figsize=(6 * len(COLOURS), 4), sharey=True, squeeze=False)

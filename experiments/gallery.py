@@ -1,10 +1,10 @@
-"""The course in its own order, an idea a row: `python -m experiments` makes every figure of it."""
+"""The course in order, one idea per row: `python -m experiments` makes all of its figures."""
 
 import shlex
 from typing import NamedTuple
 
 PART = {"memory": "--tasks adding"}
-"""Options for the part of an experiment that is shown, of those that take long."""
+"""Options that select the part shown of experiments that take long."""
 
 
 class Row(NamedTuple):
@@ -14,9 +14,9 @@ class Row(NamedTuple):
         title: what it is called.
         says: what it says.
         experiment: the module of `experiments` that shows it.
-        figure: the figure to look at, of those that the experiment draws.
+        figure: which of the experiment's figures to look at.
         see: what to see in it.
-        numbers: the numbers to tell, each by the path to it in `summary.json`, names apart by a slash.
+        numbers: the numbers to report, each with its path in `summary.json`, names separated by slashes.
     """
 
     title: str
@@ -278,7 +278,7 @@ QUICK = {
     "perceptron": "--rows 60 --epochs 5",
     "titanic": "--epochs 3",
 }
-"""Each experiment's options for a quick look at whether it runs; its figures show little then."""
+"""The options of each experiment for a quick check that it runs; its figures then show little."""
 
 
 def experiments() -> list[str]:
@@ -287,7 +287,7 @@ def experiments() -> list[str]:
 
 
 def readme() -> str:
-    """Write the gallery as Markdown, with the small copies of its figures."""
+    """Return the gallery as Markdown, with the small copies of its figures."""
     lines = [
         "# The course in figures",
         "",

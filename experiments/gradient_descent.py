@@ -2,11 +2,11 @@
 
     python -m experiments.gradient_descent [--out DIR] [--seed N]
 
-The model predicts survival on the Titanic from fare and age; its bias is held at its best value, so that two weights
-are left, and the empirical loss of all 714 passengers is a surface over a plane. From one bad start, and with one
-learning rate, three paths lead down it: by steps on all passengers, on 32 at a time, and on one at a time. Expect the
-full batch to go straight and never up, but to visit hundreds of times as many passengers; and the single passengers
-to arrive within an epoch, and then to stray about the minimum without end. It takes about five seconds.
+The model predicts survival on the Titanic from fare and age; its bias is fixed at its best value, so that two weights
+are left, and the empirical loss of all 714 passengers is a surface over a plane. From the same bad start, and with the
+same learning rate, three paths lead down it: with steps on all passengers, on 32 at a time, and on one at a time.
+Expect full-batch descent to go straight and never up, but to visit hundreds of times as many passengers, and stochastic
+descent to arrive within an epoch and then to wander around the minimum forever. It takes about five seconds.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from experiments.common import BLUE, GREEN, ORANGE, Results, print_table
 from nnfx.types import Apply, Array, Batch, Variables
 
 START = (-2.0, 1.6)
-"""The weights of fare and age that every path sets out from: both of the wrong sign."""
+"""The weights of fare and age that every path starts from, both with the wrong sign."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,30 +37,30 @@ class Config:
     out: Path = Path("runs/gradient_descent")
     """where the results go"""
     seed: int = 0
-    """the seed of the order of the passengers"""
+    """the random seed of the order of the passengers"""
     learning_rate: float = 0.1
-    """the learning rate of all three"""
+    """learning rate of all three paths"""
     batch_size: int = 32
     """passengers in a minibatch"""
     full_batch_epochs: int = 400
-    """epochs of full-batch descent, of one step each"""
+    """epochs of full-batch descent, one step each"""
     minibatch_epochs: int = 20
     """epochs of minibatch descent"""
     stochastic_epochs: int = 2
-    """epochs of descent by single passengers"""
+    """epochs of stochastic descent, on single passengers"""
     repeats: int = 15
-    """how often each is run again to be timed"""
+    """how many times each path is repeated for timing"""
 
 
 class Descent(NamedTuple):
-    """One way down.
+    """One path down the surface.
 
     Attributes:
-        batch_size: how many passengers a step looks at.
-        weights: the two weights, `(steps + 1, 2)`, the start first.
-        loss: the empirical loss of all passengers there, `(steps + 1,)`.
-        visited: how many passengers were visited by then, `(steps + 1,)`.
-        seconds_per_step: the median over repeats, everything compiled before.
+        batch_size: the number of passengers in a step.
+        weights: the two weights after each step, starting with the initial ones, `(steps + 1, 2)`.
+        loss: the empirical loss of all passengers at these weights, `(steps + 1,)`.
+        visited: how many passengers have been visited by then, `(steps + 1,)`.
+        seconds_per_step: the median over repeats, without compilation.
     """
 
     batch_size: int
@@ -116,16 +116,16 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def find_minimum() -> tuple[Array, Array]:
-    """Return the weights and the bias of least loss, from a perceptron and a quasi-Newton method."""
+    """Return the weights and the bias with the lowest loss, found by a quasi-Newton method on a perceptron."""
     train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.binary_cross_entropy, optax.lbfgs, epochs=30)
     params = train(jax.random.key(0), nnfx.data.titanic("fare", "age")).state.params
     return params["kernel"][:, 0], params["bias"][0]
 
 
 def two_weights(bias: Array) -> nnfx.Model:
-    """Make a model by hand: `x·w + b` with two weights to train and a bias that stays as it is.
+    """Return a hand-written model: `x·w + b` with two weights to train and a fixed bias.
 
-    Two pure functions are all that a model is.
+    A model is nothing but two pure functions.
     """
 
     def init(key: Array, inputs: Array) -> Variables:  # noqa: ARG001 -- every path starts at the same place
@@ -148,7 +148,7 @@ def descend(
     epochs: int,
     batch_size: int,
 ) -> Array:
-    """Train as a run with this key does, and return the weights after every step, `(steps + 1, 2)`."""
+    """Train like a run with this key, and return the weights at the start and after every step, `(steps + 1, 2)`."""
     rows = len(passengers.targets)
     step = nnfx.make_step(model, nnfx.losses.binary_cross_entropy, optimizer)
     start = nnfx.init_state(key, model, optimizer, passengers.inputs)
@@ -169,7 +169,7 @@ def descend(
 
 
 def walk(key: Array, model: nnfx.Model, passengers: Batch, batch_size: int, epochs: int, config: Config) -> Descent:
-    """Follow one way down, and time it."""
+    """Follow one path down, and time it."""
     optimizer = optax.sgd(config.learning_rate)
     go = functools.partial(
         descend, key, passengers, model=model, optimizer=optimizer, epochs=epochs, batch_size=batch_size
@@ -194,7 +194,7 @@ def walk(key: Array, model: nnfx.Model, passengers: Batch, batch_size: int, epoc
 
 @functools.partial(jax.jit, static_argnames="model")
 def losses_at(model: nnfx.Model, passengers: Batch, weights: Array) -> Array:
-    """Return the empirical loss at many weights, `(places, 2)`, as `(places,)`."""
+    """Return the empirical loss at each of many weights: `(places, 2)` to `(places,)`."""
 
     def loss_at(place: Array) -> Array:
         logits = model.apply({"params": {"weights": place}}, passengers.inputs)
@@ -204,7 +204,7 @@ def losses_at(model: nnfx.Model, passengers: Batch, weights: Array) -> Array:
 
 
 def describe(path: Descent, minimum: Array, least: float) -> dict[str, Any]:
-    """Say where a path ended, and what it cost."""
+    """Return where a path ended and what it cost."""
     return {
         "batch_size": path.batch_size,
         "steps": len(path.loss) - 1,
@@ -223,11 +223,11 @@ LOOKS: dict[str, dict[str, Any]] = {
     "minibatch": {"color": GREEN, "linewidth": 1.1},
     "full batch": {"color": BLUE, "linewidth": 2.2},
 }
-"""How each path is drawn, the restless below the calm."""
+"""How each path is drawn, with the noisiest one first, at the bottom."""
 
 
 def label_of(name: str, path: Descent) -> str:
-    """Name a path with the size of its batches."""
+    """Return the label of a path, with its batch size."""
     return f"{name}, B = {path.batch_size}"
 
 
@@ -265,7 +265,7 @@ def draw_paths(
 
 
 def draw_cost(results: Results, paths: dict[str, Descent], least: float) -> None:
-    """Draw the loss by passengers visited and by time, and what a step costs."""
+    """Draw the loss by passengers visited and by time, and the cost of a step."""
     figure, (by_visits, by_time, costs) = plt.subplots(1, 3, figsize=(13, 4), width_ratios=(1, 1, 0.7))
     for name, look in LOOKS.items():
         path = paths[name]

@@ -1,12 +1,12 @@
-"""Why deep networks of sigmoids did not learn: the gradient by layer, with sigmoid, tanh and ReLU.
+"""Why deep sigmoid networks did not learn: the gradient by layer, with sigmoid, tanh and ReLU.
 
     python -m experiments.gradient_flow [--out DIR] [--seed N]
 
-Three networks of eight hidden layers, alike but for their activation, learn handwritten digits by gradient descent,
-each from five random starts. At every step the length of the gradient is measured that reaches each layer, and of what
-the step changes. Expect it to fall by a factor of twenty thousand from the last hidden layer to the first with the
-sigmoid, which has learned nothing after 40 epochs, and to stay within a factor of two with tanh and ReLU, which come to
-94 % of held-out digits right. It works offline and takes less than a minute.
+Three networks of eight hidden layers that differ only in their activation and its initializer learn handwritten digits
+by gradient descent, each from five random starts. At every step, the norms of the gradient that reaches each layer and
+of the change to its weights are measured. Expect the gradient to fall by a factor of twenty thousand from the last
+hidden layer to the first with the sigmoid, which has learned nothing after 40 epochs, and to stay within a factor of
+two with tanh and ReLU, which reach 94 % accuracy on held-out digits. It works offline and takes less than a minute.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from nnfx.insight import flow
 from nnfx.insight.flow import Flow
 
 NETWORKS = {"sigmoid": "glorot_normal", "tanh": "lecun_normal", "relu": "he_normal"}
-"""Each activation, and the initial weights made for it."""
+"""Each activation and the initializer designed for it."""
 LOOKS = {"sigmoid": (ORANGE, "s"), "tanh": (GREEN, "^"), "relu": (BLUE, "o")}
 
 
@@ -38,19 +38,19 @@ class Config:
     out: Path = Path("runs/gradient_flow")
     """where the results go"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     layers: int = 8
-    """hidden layers"""
+    """number of hidden layers"""
     width: int = 32
-    """units of each"""
+    """units in each hidden layer"""
     epochs: int = 40
     """epochs of every run"""
     batch_size: int = 32
     """digits in a minibatch"""
     learning_rate: float = 0.05
-    """learning rate at the start (plain gradient descent, falling to zero along a cosine)"""
+    """initial learning rate (plain gradient descent), which falls to zero along a cosine"""
     starts: int = 5
-    """random starts of each network"""
+    """number of random starts of each network"""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def network(name: str, config: Config) -> nnfx.Model:
 
 
 def train(name: str, keys: jax.Array, data: Data, config: Config) -> nnfx.Run:
-    """Train a network from several random starts, as one program, and measure what flows."""
+    """Train a network from several random starts, in one program, and measure its gradient flow."""
     steps = config.epochs * steps_per_epoch(len(data.train.targets), config.batch_size)
 
     def descent(learning_rate: jax.Array) -> optax.GradientTransformation:
@@ -109,7 +109,7 @@ def hidden(found: Flow, quantity: str) -> np.ndarray:
 
 
 def describe(model: nnfx.Model, run: nnfx.Run, found: Flow, data: Data) -> dict[str, float]:
-    """Say how much of the gradient reaches the first layer in the first epoch, and what is learned."""
+    """Return how much of the gradient reaches the first layer in the first epoch, and how much is learned."""
     gradient = hidden(found, "gradient")[:, :, 0]
     first, last = (float(np.median(gradient[i])) for i in (0, -1))
     start = model.init(jax.random.key(0), data.train.inputs[:1])
@@ -124,7 +124,7 @@ def describe(model: nnfx.Model, run: nnfx.Run, found: Flow, data: Data) -> dict[
 
 
 def draw_layers(results: Results, flows: dict[str, Flow], config: Config) -> None:
-    """Draw by layer the gradient, the activations, and the steps relative to the weights, in the first epoch."""
+    """Draw the gradient, the activations, and the steps relative to the weights, by layer, in the first epoch."""
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.2))
     layers = np.arange(1, config.layers + 1)
     for name, found in flows.items():
@@ -146,7 +146,7 @@ def draw_layers(results: Results, flows: dict[str, Flow], config: Config) -> Non
 
 
 def draw_epochs(results: Results, runs: dict[str, nnfx.Run], flows: dict[str, Flow]) -> None:
-    """Draw by epoch the gradient of the first and the last hidden layer, and what is learned."""
+    """Draw the gradient of the first and last hidden layers, and the held-out accuracy, by epoch."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
     for name, found in flows.items():
         colour, _ = LOOKS[name]

@@ -1,4 +1,4 @@
-"""What experiments on images share: their predictions, which classes were taken for which, and the worst mistakes."""
+"""Shared by experiments on images: predictions, confusion matrices, and the worst mistakes."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from experiments.common import Results
 
 
 class Predictions(NamedTuple):
-    """What a classifier says of images that it was not trained on.
+    """A classifier's predictions for images that it was not trained on.
 
     Attributes:
         images: `(rows, height, width, channels)`, from 0 to 1.
@@ -31,7 +31,7 @@ class Predictions(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        """The part of the images whose most probable class is the true one."""
+        """The fraction of images whose most probable class is the true one."""
         return float((self.predicted == self.labels).mean())
 
     def confusion(self) -> np.ndarray:
@@ -41,13 +41,13 @@ class Predictions(NamedTuple):
         return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
     def worst(self) -> np.ndarray:
-        """Return the rows of all mistakes, that with the least probability for the true class first."""
+        """Return the rows of all mistakes, in ascending order of the true class's probability."""
         wrong = np.flatnonzero(self.predicted != self.labels)
         return wrong[np.argsort(self.probabilities[wrong, self.labels[wrong]], kind="stable")]
 
 
 def mistakes_of(counts: np.ndarray) -> np.ndarray:
-    """Return what part of each true class (row) was taken for each other (column), in per cent; zero on the diagonal.
+    """Return the percentage of each true class (row) taken for each other class (column); zero on the diagonal.
 
     >>> mistakes_of(np.array([[3, 1], [0, 5]])).tolist()
     [[0.0, 25.0], [0.0, 0.0]]
@@ -58,16 +58,16 @@ def mistakes_of(counts: np.ndarray) -> np.ndarray:
 
 
 def draw_confusion(axis: Axes, counts: np.ndarray, classes: Sequence[str], largest: float | None = None) -> Any:
-    """Draw how many of each class were taken for which; colour is for the mistakes, which what is right would outshine.
+    """Draw a confusion matrix; only mistakes are coloured, since correct predictions would outshine them.
 
     Args:
         axis: where to draw.
         counts: images by true class (rows) and predicted class (columns).
-        classes: their names.
-        largest: the part of a class, in per cent, that has the darkest colour; the largest drawn unless given.
+        classes: the names of the classes.
+        largest: the percentage of a class that gets the darkest colour; by default the largest one drawn.
 
     Returns:
-        What a colour bar is made of; its values are per cent of the true class.
+        The image to make a colour bar from; its values are percentages of the true class.
     """
     mistakes = mistakes_of(counts)
     is_right = np.eye(len(counts), dtype=bool)
@@ -89,15 +89,15 @@ def draw_confusion(axis: Axes, counts: np.ndarray, classes: Sequence[str], large
 def draw_mistakes(
     results: Results, predictions: Predictions, classes: Sequence[str], among: str, shown: int = 24, columns: int = 8
 ) -> None:
-    """Draw the worst mistakes, each with what was predicted, what is true, and both probabilities.
+    """Draw the worst mistakes, each with the predicted and the true class and the probabilities of both.
 
     Args:
-        results: where the figure goes, as `worst_mistakes.png`.
-        predictions: of which the mistakes are drawn.
-        classes: their names.
+        results: where the figure is saved, as `worst_mistakes.png`.
+        predictions: the predictions whose mistakes are drawn.
+        classes: the names of the classes.
         among: what the images are, such as "test images".
-        shown: how many mistakes at most.
-        columns: how many beside each other.
+        shown: the largest number of mistakes to draw.
+        columns: how many to draw side by side.
     """
     mistakes = predictions.worst()
     rows = max(1, -(-min(shown, len(mistakes)) // columns))

@@ -1,17 +1,17 @@
-"""Low-, mid- and high-level features: what three layers of convolutions learn, and what can be read off each of them.
+"""Low-, mid- and high-level features: what three convolutional layers learn, and what can be read off each of them.
 
     python -m experiments.learned_features [--out DIR] [--seed N] [--data fashion_mnist]
 
 By default the data are digits placed at random on a larger field, so that no pixel means the same thing twice; with
-`--data fashion_mnist` they are articles of clothing as they come. A network of three layers of convolutions is trained
-on several splits. A linear classifier, the probe, then reads the class off the raw pixels, off features made by hand
-(histograms of oriented gradients, HOG), and off all outputs of each layer, trained and untrained: one part of the
-images trains it, a second chooses its epoch and its learning rate, and a third scores it. Expect the probe to climb
-on digits from 0.26 on pixels over 0.74, 0.90 and 0.96 on the layers, HOG lying with the first at 0.76. On clothing,
-where position tells much already and 3,600 images train, it climbs from 0.84 over 0.865 to 0.874 and no further: the
-third layer is no better than the second, and HOG, 0.863, close behind. On digits a unit of the first layer sees an
-edge, of the second a bend or the end of a stroke, and of the third much of a digit. It takes one to two minutes, on
-clothing three.
+`--data fashion_mnist` they are unaltered images of clothing. A network of three convolutional layers is trained on
+several splits. A linear classifier, the probe, then predicts the class from the raw pixels, from hand-crafted features
+(histograms of oriented gradients, HOG), and from all outputs of each layer, trained and untrained: one part of the
+images trains it, a second is used to choose its epoch and learning rate, and a third scores it. On digits, expect the
+accuracy of the probe to climb from 0.26 on pixels to 0.74, 0.90 and 0.96 on the layers, with HOG close to the first
+layer at 0.76. On clothing, where position already tells a lot and 3,600 images are used for training, it climbs from
+0.84 to 0.865 and 0.874 but no further: the third layer is no better than the second, and HOG is close behind at 0.863.
+On digits, a unit of the first layer sees an edge, one of the second a bend or the end of a stroke, and one of the third
+much of a digit. It takes one to two minutes, or three on clothing.
 """
 
 import dataclasses
@@ -38,14 +38,14 @@ from nnfx.types import Array, Batch, Variables
 
 LAYERS = {"conv_0": "low", "conv_1": "mid", "conv_2": "high"}
 SEEN = {"conv_0": (1, 2, 5), "conv_1": (2, 4, 10), "conv_2": (4, 8, 20)}
-"""The part of an image that a unit sees: at position p of its map, `width` pixels from `p · step − before`."""
+"""The receptive field of a unit: at position p of its map, `width` pixels from `p · step − before`."""
 RAW, HOG = "raw pixels", "HOG"
 L2, TOTAL_VARIATION = 0.002, 0.02
-"""Penalties on an input of our making, in units of the activation by the most exciting real image."""
+"""Penalties on a synthetic input, in units of the activation that the most exciting real image gives."""
 REAL = 5
 """How many real images to draw for each unit."""
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
-"""Learning rates of the probe, of which that with the lowest loss on the choosing part is kept."""
+"""Learning rates tried for the probe; the one with the lowest loss on the part to choose by is kept."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,23 +57,23 @@ class Config:
     seed: int = 0
     """the seed of everything random"""
     data: Literal["digits", "fashion_mnist"] = "digits"
-    """digits placed at random, or clothing as it is"""
+    """digits placed at random, or unaltered clothing"""
     rows: int = 6000
-    """images at most: 60 % train, 15 % choose, 25 % score"""
+    """the most images to use: 60 % train, 15 % choose, 25 % score"""
     size: int = 12
-    """pixels to which the digits are enlarged, from 8"""
+    """size of the enlarged digits in pixels, originally 8"""
     field: int = 20
-    """pixels of the field on which they are placed"""
+    """size in pixels of the field that they are placed on"""
     copies: int = 2
-    """places that each digit to train on is put at"""
+    """how many places each training digit is put at"""
     splits: int = 5
-    """random splits, each with its own network, at least 2 for a standard deviation"""
+    """random splits, each with its own network; at least 2 for a standard deviation"""
     widths: tuple[int, int, int] = (8, 16, 32)
-    """features of the three layers of convolutions"""
+    """features of the three convolutional layers"""
     epochs: int = 20
-    """epochs of the network, of which the best by the choosing part's loss is kept"""
+    """epochs of the network; the one with the lowest loss on the part to choose by is kept"""
     probe_epochs: int = 30
-    """epochs of each probe, of which the best is kept likewise"""
+    """epochs of each probe; the best is kept in the same way"""
     batch_size: int = 64
     """images in a minibatch"""
     learning_rate: float = 0.003
@@ -132,7 +132,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def split(key: Array, images: nnfx.data.Images, config: Config) -> tuple[Data, Batch]:
-    """Draw images to train on; of the others, most score and the rest is held out to choose by."""
+    """Draw images to train on; most of the others are for scoring, and the rest are held out to choose by."""
     key, rows_key, *place_keys = jax.random.split(key, 5)
     rows = np.asarray(jax.random.permutation(rows_key, len(images.train.targets)))[: config.rows]
     chosen = images._replace(train=type(images.train)(*(array[rows] for array in images.train)))
@@ -149,7 +149,7 @@ def split(key: Array, images: nnfx.data.Images, config: Config) -> tuple[Data, B
 
 
 def place(key: Array, batch: Batch, copies: int, config: Config) -> Batch:
-    """Enlarge each image, and put so many copies of it at random places of an empty field."""
+    """Enlarge each image, and make `copies` of it, each at a random place on its own empty field."""
     rows = len(batch.targets)
     enlarged = jax.image.resize(batch.inputs, (rows, config.size, config.size, 1), "bilinear")
     batch = jax.tree.map(lambda array: jnp.repeat(array, copies, axis=0), batch._replace(inputs=enlarged))
@@ -163,7 +163,7 @@ def place(key: Array, batch: Batch, copies: int, config: Config) -> Batch:
 
 
 def network(config: Config) -> nnfx.Model:
-    """Return three layers of convolutions and a dense layer, which sees their mean where position tells nothing."""
+    """Return three convolutional layers and a dense one, which sees the mean over positions if they tell nothing."""
     conv, pool = nnfx.models.conv, nnfx.models.max_pool()
     low, mid, high = config.widths
     layers = [conv(low, 5), pool, conv(mid), pool, conv(high)]
@@ -172,7 +172,7 @@ def network(config: Config) -> nnfx.Model:
 
 
 def training(model: nnfx.Model, epochs: int, config: Config) -> Any:
-    """Return a training run by minibatches that keeps the best epoch by the loss on what is held out."""
+    """Return a function that trains by minibatches and keeps the epoch with the lowest held-out loss."""
     return nnfx.fit(
         model,
         nnfx.losses.categorical_cross_entropy,
@@ -184,11 +184,11 @@ def training(model: nnfx.Model, epochs: int, config: Config) -> Any:
 
 
 Parts = tuple[Array, Array, Array]
-"""What the images to train on, to choose by and to score by are turned into."""
+"""Representations of the images to train on, to choose by and to score by."""
 
 
 def represent(run: nnfx.Run, key: Array, data: Data, score_by: Batch) -> dict[str, Parts]:
-    """Turn the images into what the probes read: pixels, HOG, and layers of the trained and the untrained network."""
+    """Return what the probes read: pixels, HOG, and the outputs of layers in the trained and the untrained network."""
     model = run.model
     assert data.valid is not None
     inputs = (data.train.inputs, data.valid.inputs, score_by.inputs)
@@ -208,7 +208,7 @@ def histograms_of_gradients(images: Array) -> Array:
 
 
 def standardised(parts: Parts) -> Parts:
-    """Flatten, and bring each feature to mean 0 and standard deviation 1 by the part to train on."""
+    """Flatten, and scale each feature to mean 0 and standard deviation 1 on the part to train on."""
     train, *others = (np.asarray(part).reshape(len(part), -1) for part in parts)
     mean, scale = train.mean(0), train.std(0)
     scale[scale < 1e-6] = 1  # never active: stays zero
@@ -237,7 +237,7 @@ def make_probe(config: Config) -> Any:
 
 
 def mean_and_spread(values: Sequence[float] | np.ndarray) -> dict[str, float]:
-    """Return the mean over the splits, and the standard deviation."""
+    """Return the mean and the standard deviation over the splits."""
     several = np.asarray(values, float)
     return {"mean": float(several.mean()), "deviation": float(several.std(ddof=1))}
 
@@ -274,7 +274,7 @@ def draw_probes(results: Results, accuracies: dict[str, list[float]], own: list[
 
 
 def picture(axis: Axes, image: ArrayLike, title: str = "", **options: Any) -> None:
-    """Draw an image without ticks; what it shows is said in words, not by its axes."""
+    """Draw an image without ticks; its title says what it shows, not its axes."""
     axis.imshow(np.asarray(image), **{"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest", **options})
     axis.set_xticks([])
     axis.set_yticks([])
@@ -285,7 +285,7 @@ def picture(axis: Axes, image: ArrayLike, title: str = "", **options: Any) -> No
 
 
 def draw_filters_and_maps(results: Results, run: nnfx.Run, score_by: Batch, classes: tuple[str, ...]) -> None:
-    """Draw the filters of the first layer, and what each layer makes of one image."""
+    """Draw the filters of the first layer, and each layer's strongest feature maps for one image."""
     model, image = run.model, score_by.inputs[:1]
     outputs = features.layer_outputs(model, run.best.variables, image)
     filters = features.drawable(features.filters(run.best.variables, "conv_0"))
@@ -310,13 +310,13 @@ def draw_filters_and_maps(results: Results, run: nnfx.Run, score_by: Batch, clas
 
 
 def draw_units(results: Results, run: nnfx.Run, score_by: Batch, config: Config) -> None:
-    """Draw, for units of each layer, the input that excites them most and the real images that do."""
+    """Draw, for units of each layer, the synthetic input and the real images that excite them most."""
     model, variables = run.model, run.best.variables
     figure = plt.figure(figsize=(14, 1.0 + 0.85 * config.units))
     panels = cast(Any, figure.subfigures(1, 3, wspace=0.04))
     for panel, (layer, level) in zip(panels, LAYERS.items(), strict=True):
         strengths = features.layer_outputs(model, variables, score_by.inputs)[layer].max((1, 2))
-        units = jnp.argsort(-strengths.std(0))[: config.units]  # those that tell images apart, and no dead ones
+        units = jnp.argsort(-strengths.std(0))[: config.units]  # those that tell images apart, not dead ones
         found, top = exciting(model, variables, layer, units, score_by.inputs, jax.random.key(config.seed))
         axes = panel.subplots(config.units, 1 + REAL, squeeze=False)
         for row, unit in enumerate(units):
@@ -343,7 +343,7 @@ def draw_units(results: Results, run: nnfx.Run, score_by: Batch, config: Config)
 def exciting(
     model: nnfx.Model, variables: Variables, layer: str, units: Array, images: Array, key: Array
 ) -> tuple[features.Maximum, features.Top]:
-    """Find what excites each unit most: an input of our making, and real images."""
+    """Find what excites each unit most: a synthetic input, and real images."""
 
     def one(unit: Array) -> tuple[features.Maximum, features.Top]:
         top = features.top_inputs(model, variables, images, layer, unit, REAL, pool="max")
@@ -368,14 +368,14 @@ def exciting(
 
 
 def seen(image: Array, layer: str, row: int, column: int) -> np.ndarray:
-    """Cut out the part of an image that a unit at this position of its map sees; beyond the edge it is black."""
+    """Cut out the part of an image that the unit at this position of its map sees; black beyond the edge."""
     step, before, width = SEEN[layer]
     top, left = (position * step - before + width for position in (row, column))
     return np.pad(np.asarray(image[..., 0]), width)[top : top + width, left : left + width]
 
 
 def draw_class_activation_maps(results: Results, run: nnfx.Run, score_by: Batch, classes: tuple[str, ...]) -> None:
-    """Draw where the network sees the class that it predicts, and the pixels that the class hangs on."""
+    """Draw where the network sees the class that it predicts, and the pixels that the prediction depends on."""
     model, variables = run.model, run.best.variables
     images, targets = score_by.inputs[:8], score_by.targets[:8]
     predicted = run.apply(images).argmax(-1)

@@ -1,19 +1,19 @@
-"""How large a learning rate: too small, just right and too large, for eleven optimizers.
+"""How to choose a learning rate: too small, just right and too large, for eleven optimizers.
 
     python -m experiments.learning_rates [--out DIR] [--seed N]
 
-It trains one small network on the Titanic (fare and age, a quarter of the passengers held out) with every rate of a
-logarithmic grid, every seed and every optimizer: 3,135 runs, one sweep for each optimizer. An optimizer's rate is just
-right where the loss is within 5 % of the best that it reaches, and the width of that range in decades tells how much
-care the rate needs. A run has diverged where its last training loss is no number, or more than 5 % above that of
-the untrained network.
+It trains one small network on the Titanic data (fare and age, a quarter of the passengers held out) with every rate of
+a logarithmic grid, every seed and every optimizer: 3,135 runs, one sweep for each optimizer. A rate is just right for
+an optimizer if the loss is within 5 % of the best that the optimizer reaches, and the width of that range in decades
+tells how much care the rate needs. A run has diverged if its last training loss is not a number, or more than 5 % above
+that of the untrained network.
 
-Expect about three decades for SGD as for Adam, whose rates are some twenty times lower. LAMB overflows once its rate
-is near a tenth: the hidden weights grow by nearly that part in each step. Rates that fall allow larger ones, whose runs
-fit the training passengers better than all others: measured by their own best such schedules look narrow, so that the
-rates are drawn as well that come within 5 % of the best of SGD. The held-out loss is that of a run's best epoch, which
-is chosen on the same passengers: it compares rates, and is no estimate of the loss on others. It takes about a minute
-on two cores.
+Expect about three decades for both SGD and Adam, whose rates are some twenty times lower. LAMB overflows once its rate
+is near a tenth: the hidden weights grow by nearly that fraction in each step. Schedules that decay allow larger rates,
+whose runs fit the training passengers better than all others. Measured by their own best such schedules look narrow, so
+the rates that come within 5 % of SGD's best are drawn too. The held-out loss is that of a run's best epoch, which is
+chosen on the same passengers: it serves to compare rates, and is no estimate of the loss on other passengers. It takes
+about a minute on two cores.
 """
 
 import dataclasses
@@ -39,10 +39,10 @@ KINDS = {"fixed": BLUE, "scheduled": GREEN, "adaptive": ORANGE, "by the size of 
 """The kinds of optimizers, and their colours."""
 
 WORSE = 1.05
-"""A run whose last training loss is above the untrained network's by more than this factor has diverged."""
+"""A run has diverged if its last training loss is more than this factor times the untrained network's."""
 
 SHOWN = (0.53, 0.80)
-"""The losses in the figure; what is above is marked at its upper edge."""
+"""The range of losses in the figure; higher ones are marked at its upper edge."""
 
 Factory = Callable[..., optax.GradientTransformation]
 
@@ -66,15 +66,15 @@ class Config:
     highest: float = 1e2
     """the highest learning rate"""
     rates: int = 57
-    """how many rates, evenly spaced in their logarithm"""
+    """number of rates, evenly spaced on a logarithmic scale"""
     seeds: int = 5
     """runs of each optimizer at each rate"""
     within: float = 0.05
-    """how far above its best an optimizer's loss may be, relatively, where a rate is just right"""
+    """how far above an optimizer's best, relatively, the loss may be for a rate to be just right"""
 
 
 class JustRight(NamedTuple):
-    """The rates around the best for which the median loss stays near it, or near another optimizer's.
+    """The rates around the best one for which the median loss stays near the best, or near another optimizer's.
 
     Attributes:
         best_rate: the rate of the lowest median loss.
@@ -82,7 +82,7 @@ class JustRight(NamedTuple):
         lowest: the lowest rate that is just right.
         highest: the highest.
         width_decades: the width of the range between them.
-        is_cut: whether the range reaches an end of the grid, and may be wider than it looks.
+        is_cut: whether the range reaches an end of the grid, and so may be wider than it looks.
     """
 
     best_rate: float
@@ -95,15 +95,15 @@ class JustRight(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What the runs of one optimizer have come to.
+    """The results of one optimizer's runs.
 
     Attributes:
         kind: one of `KINDS`.
-        losses: by `"training"` (in the last epoch) and `"held_out"` (in the best one), `(seeds, rates)`.
-        just_right: the rates that are just right, for either.
-        diverged: which runs have, `(seeds, rates)`.
+        losses: those for `"training"` (of the last epoch) and `"held_out"` (of the best one), `(seeds, rates)`.
+        just_right: the rates that are just right, for each of the two losses.
+        diverged: which runs have diverged, `(seeds, rates)`.
         curves: median losses by epoch at the best rate for the training loss.
-        seconds: the wall time of the sweep, with its compilation.
+        seconds: the wall time of the sweep, including compilation.
     """
 
     kind: str
@@ -179,7 +179,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def optimizers(steps: int) -> dict[str, dict[str, Factory]]:
-    """Return factories of a learning rate, by kind and name, for runs of so many steps."""
+    """Return factories that take a learning rate, by kind and name, for runs of this many steps."""
     warm_up = max(1, steps // 10)
 
     def warmed_up(learning_rate: float) -> optax.GradientTransformation:
@@ -232,7 +232,7 @@ def measure(
     untrained: np.ndarray,
     config: Config,
 ) -> Measured:
-    """Train with one optimizer at every rate and from every seed, as one sweep, and write its table."""
+    """Train with one optimizer at every rate and with every seed, as one sweep, and save its table."""
     train = nnfx.fit(
         nnfx.models.mlp(hidden=(config.hidden,), activation="tanh"),
         nnfx.losses.binary_cross_entropy,
@@ -272,13 +272,13 @@ def measure(
 
 
 def quantile(values: np.ndarray, share: float = 0.5) -> np.ndarray:
-    """Return the median, or another quantile, over the seeds: the nearest of those measured; NaN counts as infinite."""
+    """Return the median, or another quantile, over the seeds: the nearest measured value; NaN counts as infinite."""
     ordered = np.sort(np.where(np.isnan(values), np.inf, values), axis=0)
     return ordered[round(share * (len(ordered) - 1))]
 
 
 def find_just_right(rates: np.ndarray, losses: np.ndarray, within: float, near: float | None = None) -> JustRight:
-    """Go from the best rate to both sides, as long as the median loss is near the best, or near another loss."""
+    """Extend the range from the best rate to both sides while the median loss is near the best, or near `near`."""
     middle = quantile(losses)
     best = int(middle.argmin())
     too_bad = np.flatnonzero(~(middle <= (1 + within) * (middle[best] if near is None else near)))
@@ -303,7 +303,7 @@ def find_near_sgd(measured: Measured, sgd: Measured, rates: np.ndarray, config: 
 
 
 def in_decades(found: JustRight) -> str:
-    """Say how wide it is."""
+    """Return the width of the range as text."""
     return f"{'≥ ' if found.is_cut else ''}{found.width_decades:.1f}"
 
 
@@ -347,7 +347,7 @@ def draw_losses(
 
 
 def draw_loss(axis: Axes, rates: np.ndarray, losses: np.ndarray, colour: str, name: str, place: int) -> None:
-    """Draw median and quartiles, and a mark at the upper edge where the median is beyond it."""
+    """Draw the median and the quartiles, and marks at the upper edge where the median is above it."""
     middle = quantile(losses)
     axis.plot(rates, np.where(np.isfinite(middle), middle, np.nan), color=colour, linewidth=1.6, label=name)
     low, high = (np.minimum(quantile(losses, share), 10 * SHOWN[1]) for share in (0.25, 0.75))
@@ -358,7 +358,7 @@ def draw_loss(axis: Axes, rates: np.ndarray, losses: np.ndarray, colour: str, na
 
 
 def name_ranges(axis: Axes, rates: np.ndarray, found: JustRight) -> None:
-    """Shade the rates that are just right, and name those on either side."""
+    """Shade the rates that are just right, and label them and those on either side."""
     axis.axvspan(found.lowest, found.highest, color=GREY, alpha=0.12, linewidth=0)
     height = SHOWN[0] + 0.86 * (SHOWN[1] - SHOWN[0])
     ends = {

@@ -1,12 +1,13 @@
-"""The landscape that training goes down: three minima of one network, what lies between them, and the way to one.
+"""The loss landscape: three minima of one network, what lies between them, and the path to one of them.
 
     python -m experiments.loss_landscape [--out DIR] [--seed N]
 
 A network with one hidden layer learns handwritten digits from three random starts. Three cuts through the space of its
-1,210 weights then show the training loss: the plane through all three solutions, the plane in which the first one's
-path varies most, with the path drawn, and a random plane about it, filters normalised. Expect three valleys, in which
-the loss, about 0.01 nats, falls on beyond where training ended; walls of 0.3 to 0.5 nats on the straight lines between
-them; and a path of which two directions hold 98 % of the variance. It works offline and takes about half a minute.
+1,210 weights then show the training loss: the plane through all three solutions; the plane in which the path to the
+first one varies most, with the path drawn; and a random plane around it, with normalised filters. Expect three valleys,
+in which the loss, about 0.01 nats, keeps falling beyond the point where training ended; walls of 0.3 to 0.5 nats on the
+straight lines between them; and a path with 98 % of its variance in two directions. It works offline and takes about
+half a minute.
 """
 
 import dataclasses
@@ -114,7 +115,7 @@ def main(config: Config) -> dict[str, Any]:
 
 @partial(jax.jit, static_argnums=(2, 3))
 def descend(key: Array, digits: Batch, model: nnfx.Model, config: Config) -> Params:
-    """Train as a run with this key does, and return the parameters at the start and after every epoch."""
+    """Train like a run with this key, and return the parameters at the start and after every epoch."""
     optimizer = optax.adam(config.learning_rate)
     step = nnfx.make_step(model, LOSS, optimizer)
     start = nnfx.init_state(key, model, optimizer, digits.inputs[:1])
@@ -130,7 +131,7 @@ def descend(key: Array, digits: Batch, model: nnfx.Model, config: Config) -> Par
 
 
 def describe(model: nnfx.Model, params: Params, train: Batch, valid: Batch, key: Array) -> dict[str, float]:
-    """Measure a solution, and how the loss curves there."""
+    """Measure a solution and the curvature of the loss there."""
     variables = {"params": params}
     measures = {"loss": LOSS, "accuracy": nnfx.metrics.accuracy}
     held_out = nnfx.evaluate(model, measures, variables, valid)
@@ -144,7 +145,7 @@ def describe(model: nnfx.Model, params: Params, train: Batch, valid: Batch, key:
 
 
 def project(cut: Cut, path: Params) -> np.ndarray:
-    """Return the coordinates of a path's places, projected onto a plane with orthonormal directions."""
+    """Return the coordinates of a path's points, projected onto a plane with orthonormal directions."""
 
     def dot(directions: Array, places: Array, origin: Array) -> Array:
         moved = (places - origin[None]).reshape(len(places), -1)
@@ -155,7 +156,7 @@ def project(cut: Cut, path: Params) -> np.ndarray:
 
 
 def on_grid(measure: Any, cut: Cut, places: Array, points: int, margin: float = 0.35) -> Landscape:
-    """Measure a plane about these places, with a margin on all sides, a part of the longer side."""
+    """Measure the loss on a plane around these places, with a margin on all sides, as a fraction of the longer side."""
     low, high = np.asarray(places).min(0), np.asarray(places).max(0)
     edge = margin * float((high - low).max())
     found: Landscape = measure(cut, *(np.linspace(a - edge, b + edge, points) for a, b in zip(low, high, strict=True)))
@@ -176,7 +177,7 @@ def contours(axis: Axes, found: Landscape) -> Any:
 
 
 def label(figure: Any, drawn: Any, axis: Any) -> None:
-    """Put a scale of losses beside contours, with ticks that can be read."""
+    """Add a colour bar for the losses beside contours, with readable ticks."""
     low, high = drawn.levels[0], drawn.levels[-1]
     ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20) if low <= tick <= high]
     bar = figure.colorbar(drawn, ax=axis, label="training loss (nats)", ticks=ticks, shrink=0.9)
@@ -185,7 +186,7 @@ def label(figure: Any, drawn: Any, axis: Any) -> None:
 
 
 def draw_minima(results: Results, plane: Cut, shown: list[np.ndarray], found: Landscape) -> None:
-    """Draw the plane through the three solutions, with the end of each one's path."""
+    """Draw the plane through the three solutions, with the end of the path to each."""
     figure, axis = plt.subplots(figsize=(7.6, 6))
     drawn = contours(axis, found)
     assert found.y is not None
@@ -241,7 +242,7 @@ def draw_path(results: Results, cut: Cut, found: Landscape) -> None:
 
 
 def draw_surface(results: Results, found: Landscape) -> None:
-    """Draw a random plane about a solution as a surface."""
+    """Draw the loss on a random plane around a solution as a surface."""
     figure = plt.figure(figsize=(7.4, 5.6))
     axis: Any = figure.add_subplot(projection="3d")
     assert found.y is not None

@@ -2,13 +2,14 @@
 
     python -m experiments.losses [--out DIR] [--seed N]
 
-Cross-entropy and square error are drawn by the predicted probability, and their derivatives by the logit. A perceptron
-is then fitted to the fares and ages of 714 passengers of the Titanic, and every passenger's loss is drawn: all lie on
-two curves, and their mean is the empirical loss. Last, a line is fitted to the passengers of airlines by year, whose
-mean square error is drawn as squares, and compared with what least squares give in closed form. Expect an empirical
-loss of 0.624 nats, against 0.675 for the share of survivors as everyone's probability; a derivative of cross-entropy
-that is largest where the network is confidently wrong, and one of the square error that vanishes there; and a line
-that agrees with the closed form to single precision. It works offline and takes about ten seconds.
+Cross-entropy and square error are drawn against the predicted probability, and their derivatives against the logit. A
+perceptron is then fitted to the fares and ages of 714 passengers of the Titanic, and every passenger's loss is drawn:
+all lie on two curves, and their mean is the empirical loss. Finally, a line is fitted to the numbers of airline
+passengers by year; its mean square error is drawn as squares, and it is compared with the closed-form solution of least
+squares. Expect an empirical loss of 0.624 nats, against 0.675 if everyone's probability is the share of survivors; a
+derivative of cross-entropy that is largest where the network is confidently wrong, and one of the square error that
+vanishes there; and a line that agrees with the closed form to single precision. It works offline and takes about ten
+seconds.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ from nnfx.losses import binary_cross_entropy, mean_square_error
 from nnfx.types import Array
 
 PER_YEAR = 30.0
-"""How many thousand passengers are drawn as long as a year, so that squares look square."""
+"""How many thousand passengers are drawn at the same length as a year, so that squares look square."""
 STEPS = 30
 """Steps of the quasi-Newton method that fits the line."""
 
@@ -44,16 +45,16 @@ class Config:
     out: Path = Path("runs/losses")
     """where the results go"""
     seed: int = 0
-    """kept with the results: nothing here is random but a start that is forgotten"""
+    """saved with the results; only a starting point is random, and the fit does not depend on it"""
 
 
 class Scored(NamedTuple):
-    """What a perceptron says of the passengers.
+    """A perceptron's predictions for the passengers.
 
     Attributes:
         logits: `(passengers,)`.
         survived: 0 or 1, `(passengers,)`.
-        losses: each one's cross-entropy in nats, `(passengers,)`.
+        losses: the cross-entropy of each in nats, `(passengers,)`.
     """
 
     logits: Array
@@ -62,11 +63,11 @@ class Scored(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A line fitted to numbers by year.
+    """A line fitted to values by year.
 
     Attributes:
         years: `(years,)`.
-        values: what is to be predicted, `(years,)`.
+        values: the values to predict, `(years,)`.
         predictions: `(years,)`.
     """
 
@@ -101,7 +102,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def score_passengers() -> Scored:
-    """Score the passengers by the perceptron of least empirical loss."""
+    """Score the passengers with the perceptron of least empirical loss."""
     passengers = nnfx.data.titanic("fare", "age").train
     weights, bias = find_minimum()
     logits = passengers.inputs @ weights + bias
@@ -119,14 +120,14 @@ def fit_line(key: Array) -> Line:
 
 
 def least_squares(line: Line) -> np.ndarray:
-    """Return the predictions of the line of least squares, in closed form and double precision."""
+    """Return the predictions of the least-squares line, in closed form and double precision."""
     centred = line.years - line.years.mean()
     slope = centred @ line.values.astype(float) / (centred @ centred)
     return line.values.mean(dtype=float) + slope * centred
 
 
 def by_logit(logits: Array, label: int) -> dict[str, dict[str, Array]]:
-    """Return cross-entropy and square error of a sigmoid's probability, and their derivatives by the logit."""
+    """Return cross-entropy and square error of a sigmoid's probability, with derivatives with respect to the logit."""
     labels = jnp.full(logits.shape, label)
     losses: dict[str, Callable[[Array], Array]] = {
         "cross-entropy": lambda z: binary_cross_entropy(z, labels),
@@ -154,7 +155,7 @@ LOOKS = {"cross-entropy": BLUE, "square error": ORANGE}
 
 
 def draw_by_probability(axis: Axes) -> None:
-    """Draw both losses by the predicted probability, for either label."""
+    """Draw both losses against the predicted probability, for each label."""
     logits = jnp.linspace(-5, 5, 401)
     probability = jax.nn.sigmoid(logits)
     for label, style in ((1, "-"), (0, "--")):
@@ -170,7 +171,7 @@ def draw_by_probability(axis: Axes) -> None:
 
 
 def draw_derivatives(axis: Axes) -> None:
-    """Draw the derivatives of both losses by the logit, with differences of the losses laid over them."""
+    """Draw the derivatives of both losses with respect to the logit, with finite differences laid over them."""
     logits, few, h = jnp.linspace(-8, 8, 401), jnp.linspace(-8, 8, 33), 0.02
     above, below = by_logit(few + h, 1), by_logit(few - h, 1)
     for name, found in by_logit(logits, 1).items():
@@ -187,7 +188,7 @@ def draw_derivatives(axis: Axes) -> None:
 
 
 def draw_passengers(axis: Axes, scored: Scored, empirical: float) -> None:
-    """Draw the loss of every passenger, and their mean."""
+    """Draw the loss of every passenger, and the mean."""
     for label, name, colour, marker in ((1, "survived", BLUE, "o"), (0, "died", ORANGE, "x")):
         chosen = np.asarray(scored.survived) == label
         logits, losses = np.asarray(scored.logits)[chosen], np.asarray(scored.losses)[chosen]
@@ -204,7 +205,7 @@ def draw_passengers(axis: Axes, scored: Scored, empirical: float) -> None:
 
 
 def draw_squares(axis: Axes, line: Line, square: float) -> None:
-    """Draw a line through points, and the squares of what is left."""
+    """Draw a line through points, and the squares of its errors."""
     for year, value, prediction in zip(line.years, line.values, line.predictions, strict=True):
         side = abs(float(value - prediction))
         corner = (year, float(min(value, prediction)))

@@ -1,16 +1,16 @@
-"""Why gates: what a simple recurrent network, a GRU and an LSTM still know after growing gaps.
+"""Why gates: what a simple recurrent network, a GRU and an LSTM still remember after longer and longer gaps.
 
     python -m experiments.memory [--out DIR] [--seed N] [--gaps 25 100 200] [--tasks adding copy]
 
-In the adding problem two of a sequence's random numbers are marked, one in each half, and at the end their sum is asked
-for; all others have to be ignored. Knowing nothing gives a mean square error of 1/6. In the copy task three symbols
-are shown, nothing happens for a while, and then they are asked for in order. Every batch is drawn anew within the
-compiled run, five seeds train together, and the networks have about as many weights. Expect GRU and LSTM to solve the
-adding problem at all gaps, with errors below 0.02 in at least four of five seeds, where the simple network knows
-nothing: that is what the defaults show. The copy task is the counterexample: through silence the orthogonal weights
-that the simple network begins with keep everything by themselves, and it needs no gates. The norm of the gradient by
-lag, before and after training, shows why. The adding problem takes less than two minutes on two cores, both tasks
-between six and seven.
+In the adding problem, two of a sequence's random numbers are marked, one in each half, and their sum is asked for at
+the end; all others must be ignored. Knowing nothing gives a mean square error of 1/6. In the copy task, three symbols
+are shown, nothing happens for a while, and then they are asked for in order. Every batch is freshly drawn within the
+compiled run, five seeds train together, and the networks have about equally many weights. Expect GRU and LSTM to solve
+the adding problem at all gaps, with errors below 0.02 for at least four of five seeds, while the simple network learns
+nothing: this is what the defaults show. The copy task is the counterexample: the orthogonal weights that the simple
+network starts with preserve everything through the silence by themselves, and it needs no gates. The norm of the
+gradient by lag, before and after training, shows why. The adding problem takes less than two minutes on two cores, both
+tasks between six and seven.
 """
 
 import dataclasses
@@ -34,10 +34,10 @@ SYMBOLS, SHOWN = 8, 3
 """How many symbols there are in the copy task, and how many of them are shown."""
 STEPS_PER_EPOCH = 20
 TESTED = 1000
-"""Fresh sequences that a network is tested on."""
+"""The number of fresh sequences that a network is tested on."""
 COLOURS = {"RNN": BLUE, "GRU": ORANGE, "LSTM": GREEN}
 WIDTHS = {"RNN": 64, "GRU": 36, "LSTM": 32}
-"""So that each has about 4,500 weights."""
+"""The hidden units of each network, chosen so that each has about 4,500 weights."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,32 +49,32 @@ class Config:
     seed: int = 0
     """the seed of everything random"""
     tasks: tuple[str, ...] = ("adding", "copy")
-    """which tasks"""
+    """tasks to run"""
     gaps: tuple[int, ...] = (25, 100, 200)
     """lengths of the sequences of the adding problem; steps of silence in the copy task"""
     seeds: int = 5
-    """how many networks of each kind are trained, each with weights and data of its own"""
+    """networks of each kind to train, each with its own weights and data"""
     batch_size: int = 32
     """sequences in a batch"""
     clip: float = 1.0
-    """the largest norm of a gradient; longer ones are cut"""
+    """the largest norm of a gradient; larger ones are clipped"""
 
 
 class Task(NamedTuple):
-    """Something to remember.
+    """A memory task.
 
     Attributes:
-        title: what figures call it.
+        title: its name in figures.
         draw: `(key, rows, gap) -> (inputs, targets)`.
         returns: at which steps the model answers, `"last"` or `"all"`.
-        outputs: of the model.
-        loss: per example.
-        score: per example, what success is measured by.
-        unit: what the score is called.
-        baseline: the score of those who know nothing.
-        is_solved: whether a score is that of someone who remembers.
-        epochs: epochs of `STEPS_PER_EPOCH` batches.
-        rates: the highest learning rate (Adam, one cycle) for each network, the best of 0.001 to 0.1 tried.
+        outputs: the number of the model's outputs.
+        loss: the loss per example.
+        score: the measure of success, per example.
+        unit: the name of the score.
+        baseline: the score of a model that knows nothing.
+        is_solved: whether a score shows that the model remembers.
+        epochs: the number of epochs, each of `STEPS_PER_EPOCH` batches.
+        rates: the peak learning rate (Adam, one cycle) for each network, the best of those tried from 0.001 to 0.1.
     """
 
     title: str
@@ -91,7 +91,7 @@ class Task(NamedTuple):
 
 
 def draw_adding(key: Array, rows: int, gap: int) -> tuple[Array, Array]:
-    """Draw sequences of numbers from 0 to 1, two of them marked, one in each half: their sum is the target.
+    """Draw sequences of numbers from 0 to 1, two of them marked, one in each half; their sum is the target.
 
     Args:
         key: a typed key.
@@ -113,7 +113,7 @@ def draw_adding(key: Array, rows: int, gap: int) -> tuple[Array, Array]:
 
 
 def draw_copy(key: Array, rows: int, gap: int) -> tuple[Array, Array]:
-    """Draw symbols that are shown, followed by silence and by a cue for each: the symbols are the targets.
+    """Draw symbols to show, followed by silence and by a cue for each; the symbols are the targets.
 
     Args:
         key: a typed key.
@@ -121,8 +121,7 @@ def draw_copy(key: Array, rows: int, gap: int) -> tuple[Array, Array]:
         gap: steps of silence.
 
     Returns:
-        Inputs `(rows, gap + 2 × shown, symbols + 1)`, one-hot, of which the last is the cue, and int32 targets
-        `(rows, shown)`.
+        Inputs `(rows, gap + 2 × shown, symbols + 1)`, one-hot with the cue last, and int32 targets `(rows, shown)`.
 
     References:
         Arjovsky, Shah and Bengio, *Unitary evolution recurrent neural networks*, ICML 2016, section 5.1.
@@ -134,12 +133,12 @@ def draw_copy(key: Array, rows: int, gap: int) -> tuple[Array, Array]:
 
 
 def recall_loss(outputs: Array, symbols: Array) -> Array:
-    """Categorical cross-entropy of the answers, the last outputs."""
+    """Return the categorical cross-entropy of the answers, which are the last outputs."""
     return nnfx.losses.categorical_cross_entropy(outputs[:, -SHOWN:], symbols)
 
 
 def recalled(outputs: Array, symbols: Array) -> Array:
-    """What part of the symbols the last outputs name."""
+    """Return the fraction of the symbols that the last outputs name correctly."""
     return nnfx.metrics.accuracy(outputs[:, -SHOWN:], symbols)
 
 
@@ -174,12 +173,12 @@ TASKS = {
 
 
 class Outcome(NamedTuple):
-    """What one kind of network made of a task at a gap, seed by seed.
+    """The results of one kind of network on a task at one gap, seed by seed.
 
     Attributes:
         scores: on fresh sequences, `(seeds,)`.
         losses: the mean training loss of each epoch, `(seeds, epochs)`.
-        gradients: norms of the gradient by lag, `(seeds, time)`, before and after training, at the longest gap.
+        gradients: norms of the gradient by lag, `(seeds, time)`, before and after training; only at the last gap.
     """
 
     scores: np.ndarray
@@ -247,7 +246,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def train(task: Task, kind: str, gap: int, config: Config) -> Outcome:
-    """Train one kind of network from several seeds, all as one program, and test it."""
+    """Train one kind of network with several seeds, all in one program, and test it."""
     key, test_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), gap))
     model = network(task, kind, gap)
 
@@ -258,7 +257,7 @@ def train(task: Task, kind: str, gap: int, config: Config) -> Outcome:
         rate = nnfx.schedules.one_cycle(learning_rate, task.epochs * STEPS_PER_EPOCH)
         return optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(rate))
 
-    # What a run is given decides the shapes of its batches; fresh ones take their place.
+    # The data given to a run only fix the shapes of its batches; freshly drawn ones take their place.
     rows = config.batch_size * STEPS_PER_EPOCH
     shapes = jax.eval_shape(lambda key: task.draw(key, rows, gap), test_key)
     fit = nnfx.fit(model, task.loss, adam, epochs=task.epochs, batch_size=config.batch_size, augment=fresh)
@@ -286,7 +285,7 @@ def train(task: Task, kind: str, gap: int, config: Config) -> Outcome:
         return jax.lax.map(lambda of_seed: nnfx.insight.lags.gradient_by_lag(model, task.loss, of_seed, few), variables)
 
     gradients = {}
-    if gap == config.gaps[-1]:  # those that are drawn
+    if gap == config.gaps[-1]:  # only these are drawn
         begin = jax.jit(jax.vmap(model.init, (0, None)))
         untrained = begin(jax.random.split(key, config.seeds), tested.inputs[:1])
         gradients = {
@@ -297,17 +296,18 @@ def train(task: Task, kind: str, gap: int, config: Config) -> Outcome:
 
 
 def network(task: Task, kind: str, gap: int) -> Model:
-    """Return a network for sequences of this gap, of `WIDTHS` hidden units."""
+    """Return a network for sequences with this gap, with as many hidden units as `WIDTHS` says."""
     make = getattr(nnfx.models, kind.lower())
     model = make(task.outputs, (WIDTHS[kind],), returns=task.returns)
     return model if kind == "RNN" else with_time_scales(model, kind, gap)
 
 
 def with_time_scales(model: Model, kind: str, longest: int) -> Model:
-    """Let the units of a GRU or an LSTM begin with memories of all lengths up to the longest.
+    """Initialise the units of a GRU or an LSTM with memories of all lengths up to the longest.
 
-    A gate that keeps `σ(b)` at each step remembers for about `1 + eᵇ` steps: its bias is drawn as `b = log u`, with u
-    uniform from 1 to the longest − 1, and an LSTM's input gate, which lets in what is forgotten, has −b.
+    A gate that keeps a fraction `σ(b)` at each step remembers for about `1 + eᵇ` steps. Its bias is drawn as
+    `b = log u`, with u uniform from 1 to the longest − 1; the input gate of an LSTM, which replaces what is forgotten,
+    gets the bias −b.
 
     References:
         Tallec and Ollivier, *Can recurrent neural networks warp time?*, ICLR 2018.
@@ -326,7 +326,7 @@ def with_time_scales(model: Model, kind: str, longest: int) -> Model:
 
 
 def left_over(norms: np.ndarray) -> np.ndarray:
-    """Return what part of the gradient at lag 1 is left at each lag, `(time,)`: the median over the seeds."""
+    """Return the fraction of the gradient at lag 1 that is left at each lag, `(time,)`: the median over the seeds."""
     return np.median(norms / norms[:, :1], axis=0)
 
 
@@ -353,7 +353,7 @@ def draw_success(results: Results, outcomes: dict[str, dict[str, list[Outcome]]]
 
 
 def x_label(name: str) -> str:
-    """Return what a gap is in a task."""
+    """Return the axis label for the gaps of a task."""
     return "length of the sequence (steps)" if name == "adding" else "steps of silence before recall"
 
 

@@ -1,17 +1,18 @@
-"""Finding and naming digits in larger, cluttered pictures: a classifier of windows, slid over the whole picture.
+"""Finding and naming digits in larger, cluttered pictures: a window classifier, slid over the whole picture.
 
     python -m experiments.object_identification [--out DIR] [--seed N]
 
 Pictures of 96 × 96 pixels hold one to six of scikit-learn's digits, 14 to about 40 pixels high, among lines, blobs,
-fragments of other digits, noise and uneven light. Digits are split by key: those in training scenes, in validation
-scenes and in test scenes are never the same, though the same people wrote them. A small convolutional network learns
-windows of 24 × 24 pixels, which show one of ten digits or none, and where its box is. Then it is slid over whole
-pictures at six scales, one pass each; windows that agree vote, and of boxes that overlap the best is kept. The number
-of votes that makes a find is chosen on validation scenes alone.
+fragments of other digits, noise and uneven light. Digits are split by key: training, validation and test scenes never
+share a digit, though the same people wrote them. A small convolutional network learns from windows of 24 × 24 pixels
+which of the ten digits each shows, if any, and where its box is. It is then slid over whole pictures at six scales, one
+pass each; windows that agree vote, and the best of overlapping boxes is kept. The number of votes needed for a find is
+chosen on validation scenes alone.
 
-A find is right if its name is, and its box and the true one share half of what they cover together; of two finds of
-one digit one is wrong. Expect an F1 of about 0.95 on the test scenes. Nearly all finds of no digit are fragments and
-ends of lines that look like a 1. It takes one to two minutes, most of it training.
+A find is right if its name is right and its box and the true one share at least half of the area that they cover
+together; of two finds of the same digit, one is wrong. Expect an F1 of about 0.95 on the test scenes. Nearly all finds
+where there is no digit are fragments and ends of lines that look like a 1. It takes one to two minutes, most of it
+training.
 """
 
 import dataclasses
@@ -39,7 +40,7 @@ from nnfx.types import Array, Variables
 
 PARTS = ("train", "validation", "test")
 LEAST = 0.5
-"""The intersection over union from which on a box is right."""
+"""The least intersection over union at which a box counts as right."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,15 +52,15 @@ class Config:
     seed: int = 0
     """the seed of everything random"""
     held_out: float = 0.3
-    """the part of the digits for validation and test scenes, half of it for each"""
+    """the fraction of the digits for validation and test scenes, half of it for each"""
     train_scenes: int = 3000
-    """scenes that windows to train on are cut out of"""
+    """scenes to cut training windows out of"""
     validation_scenes: int = 200
-    """scenes that the threshold is chosen on"""
+    """scenes to choose the threshold on"""
     test_scenes: int = 200
-    """scenes that are scored"""
+    """scenes to score"""
     per_digit: int = 2
-    """windows cut out about each digit"""
+    """windows cut out around each digit"""
     elsewhere: int = 8
     """windows without a digit cut out of each scene"""
     width: int = 24
@@ -69,7 +70,7 @@ class Config:
     batch_size: int = 64
     """windows in a minibatch"""
     learning_rate: float = 0.003
-    """the highest learning rate (AdamW, after a warm-up and along a cosine)"""
+    """the peak learning rate (AdamW, with a warm-up and cosine decay)"""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -149,7 +150,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def seed_of(part: str, config: Config) -> tuple[int, int]:
-    """Return the seed of a part's scenes; scene number i of it has i appended."""
+    """Return the seed of a part's scenes; for scene number i, i is appended to it."""
     return config.seed, PARTS.index(part)
 
 
@@ -159,7 +160,7 @@ def total(truth: Scene) -> int:
 
 
 def cut(drawn: dict[str, Scene], config: Config) -> Data:
-    """Cut windows out of training scenes, and out of validation scenes to judge the weights by."""
+    """Cut windows out of training scenes to train on, and out of validation scenes to evaluate the weights."""
     train = detector.cut_crops((config.seed, 3), drawn["train"], config.per_digit, config.elsewhere)
     valid = detector.cut_crops((config.seed, 4), drawn["validation"], config.per_digit, config.elsewhere)
     data = nnfx.data.prepare(*train, standardize=False)
@@ -197,7 +198,7 @@ def train(key: Array, data: Data, config: Config) -> nnfx.Run:
 
 
 def right(found: list[Found], truth: Scene, least: float = LEAST, with_names: bool = True) -> list[np.ndarray]:
-    """Say of every find in every scene whether it is right, perhaps by its box alone."""
+    """Return whether each find in each scene is right, optionally by its box alone."""
     matched = []
     for each, boxes, names in zip(found, truth.boxes, truth.names, strict=True):
         counted = each if with_names else each._replace(names=np.zeros_like(each.names))
@@ -206,7 +207,7 @@ def right(found: list[Found], truth: Scene, least: float = LEAST, with_names: bo
 
 
 def curve(found: list[Found], truth: Scene, with_names: bool = True) -> Curve:
-    """Draw up precision and recall over all scenes."""
+    """Compute precision and recall over all scenes."""
     is_right = np.concatenate(right(found, truth, with_names=with_names))
     return of_boxes.precision_recall(np.concatenate([each.scores for each in found]), is_right, total(truth))
 
@@ -217,7 +218,7 @@ def score(finds: list[Found], truth: Scene, is_right: list[np.ndarray]) -> Score
 
 
 def score_at(threshold: float, found: list[Found], truth: Scene) -> Score:
-    """Score the finds from this threshold on."""
+    """Score the finds at or above this threshold."""
     finds = [each.above(threshold) for each in found]
     return score(finds, truth, right(finds, truth))
 
@@ -230,7 +231,7 @@ def score_name(name: int, finds: list[Found], truth: Scene, is_right: list[np.nd
 
 
 def standard_error(seed: int, finds: list[Found], truth: Scene, is_right: list[np.ndarray]) -> float:
-    """Return the standard error of F1, by drawing the scenes anew with replacement."""
+    """Return the standard error of F1, by resampling the scenes with replacement."""
     random = np.random.default_rng((seed, 5))
     rights = np.array([each.sum() for each in is_right])
     counted = np.array([len(each.names) for each in finds]) + np.array([len(names) for names in truth.names])
@@ -254,10 +255,10 @@ def faults(finds: list[Found], truth: Scene, is_right: list[np.ndarray]) -> dict
 
 
 def time_scenes(width: int, variables: Variables, pictures: np.ndarray, repeats: int = 20) -> dict[str, float]:
-    """Time, in one picture after the other, the network slid, the whole of finding, and the network on each window.
+    """Time, picture by picture, the sliding network, the whole search, and the network on each window by itself.
 
     Returns:
-        Medians in seconds, everything compiled before.
+        Medians in seconds, excluding compilation.
     """
     everywhere = detector.slide(width, variables, jnp.asarray(pictures[:1])).boxes.shape[1]
     windows = jnp.zeros((everywhere, detector.WINDOW, detector.WINDOW, 1))
@@ -270,7 +271,7 @@ def time_scenes(width: int, variables: Variables, pictures: np.ndarray, repeats:
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for i in range(
         -1, min(repeats, len(pictures))
-    ):  # the first to compile, and in turns so that all meet the same load
+    ):  # the first call compiles; taken in turn, so that all meet the same load
         for name, work in works.items():
             began = time.perf_counter()
             work(pictures[max(i, 0)][None])

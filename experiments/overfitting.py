@@ -3,12 +3,12 @@
     python -m experiments.overfitting [--out DIR] [--seed N]
 
 A wide network learns 150 passengers nearly by heart. Four variants of its training, on several random splits of the
-passengers, are one program: no regularisation, 50 % dropout, decoupled weight decay, and early stopping. Half of the
-held-out passengers draws the curves and says when to stop, the other half scores. Then networks of growing width are
-trained on training parts drawn with replacement, and the Brier score of held-out passengers is taken apart into
-variance and the rest. Expect the held-out loss to fall for ten epochs and then to rise without end; dropout to undo
-about half of that, weight decay and early stopping nearly all; and variance to grow with width and with time. It
-takes about a minute, most of it to compile.
+passengers, run as one program: no regularisation, 50 % dropout, decoupled weight decay, and early stopping. Half of the
+held-out passengers are used for the learning curves and to decide when to stop, the other half for scoring. Then
+networks of growing width are trained on training sets drawn with replacement, and the Brier score of held-out
+passengers is split into variance and the rest. Expect the held-out loss to fall for ten epochs and then to rise without
+end; dropout to undo about half of that rise, weight decay and early stopping nearly all of it; and variance to grow
+with width and with time. It takes about a minute, most of it compilation.
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ from nnfx.data import Data
 from nnfx.types import Array, Batch
 
 COLUMNS = ("class", "sex", "age", "siblings_spouses", "parents_children", "fare")
-"""All columns but the port: few training parts hold one of the two passengers whose port is unknown, and those
-that do would have a feature more."""
+"""All columns but the port: few training sets contain one of the two passengers whose port is unknown, and those
+that do would have an additional feature."""
 PASSENGERS = 891
 UNREGULARISED, STOPPED = "no regularisation", "early stopping"
 
@@ -47,7 +47,7 @@ class Config:
     rows: int = 150
     """passengers to train on"""
     splits: int = 8
-    """how many random splits the variants are compared on, at least 2 for a standard error"""
+    """random splits to compare the variants on; at least 2 for a standard error"""
     hidden: int = 256
     """width of the hidden layer"""
     epochs: int = 256
@@ -57,17 +57,17 @@ class Config:
     learning_rate: float = 0.003
     """learning rate (Adam)"""
     dropout: float = 0.5
-    """the part of the hidden layer dropped by the variant with dropout"""
+    """the fraction of the hidden layer dropped by the variant with dropout"""
     weight_decay: float = 3.0
-    """decoupled weight decay of the variant with it, chosen among 0.1, 1 and 3 with these passengers in sight"""
+    """decoupled weight decay of the variant with it, chosen from 0.1, 1 and 3 by looking at these passengers"""
     patience: int = 20
     """epochs without improvement after which the variant with early stopping ends"""
     widths: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-    """widths at which bias and variance are told apart"""
+    """widths for which bias and variance are separated"""
     pool: int = 520
-    """passengers that training parts are drawn from to tell bias and variance apart; the rest is held out"""
+    """passengers to draw training sets from to separate bias and variance; the rest are held out"""
     resamples: int = 48
-    """training parts drawn from them, with replacement"""
+    """training sets drawn from them, with replacement"""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -126,12 +126,12 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def titanic(key: Array, rows: int) -> Data:
-    """Draw so many passengers to train on, and hold out the others."""
+    """Draw this many passengers to train on, and hold out the others."""
     return nnfx.data.titanic(*COLUMNS, key=key, valid_fraction=1 - rows / PASSENGERS, missing="median")
 
 
 def split(key: Array, config: Config) -> tuple[Data, Batch]:
-    """Draw passengers to train on; of the others, every second is held out to stop by, and the rest to score."""
+    """Draw passengers to train on; hold out every second of the others for early stopping and the rest for scoring."""
     data = titanic(key, config.rows)
     stop_by, score_by = (jax.tree.map(lambda array, i=i: array[i::2], data.valid) for i in (0, 1))
     return dataclasses.replace(data, valid=stop_by), score_by
@@ -140,11 +140,11 @@ def split(key: Array, config: Config) -> tuple[Data, Batch]:
 def compare(
     key: Array, splits: list[tuple[Data, Batch]], variants: list[dict[str, float]], config: Config
 ) -> tuple[nnfx.Run, dict[str, dict[str, Array]]]:
-    """Train every variant on every split, all as one program.
+    """Train every variant on every split, all in one program.
 
     Returns:
-        The runs, `(variants, splits)`, and the scores of their last weights and of those of the lowest loss on
-        the passengers to stop by.
+        The runs, `(variants, splits)`, and the scores of their last weights and of those with the lowest loss on
+        the passengers held out for early stopping.
     """
     train = nnfx.fit(
         functools.partial(nnfx.models.mlp, (config.hidden,)),
@@ -169,7 +169,7 @@ def compare(
 
 
 def describe(name: str, i: int, runs: nnfx.Run, scores: dict[str, dict[str, Array]]) -> dict[str, Any]:
-    """Say how variant number i did; only early stopping may keep the weights that were best on the way."""
+    """Summarise the results of variant number i; only early stopping may keep the best weights of a run."""
     loss, accuracy = (scores["best" if name == STOPPED else "last"][metric] for metric in ("loss", "accuracy"))
     return {
         "loss": mean_and_error(loss[i]),
@@ -185,7 +185,7 @@ def describe(name: str, i: int, runs: nnfx.Run, scores: dict[str, dict[str, Arra
 
 
 def after(last_epoch: ArrayLike) -> nnfx.stopping.StoppingRule:
-    """Stop after so many epochs: a rule of our own, which makes the length of a run a hyper-parameter."""
+    """Stop after this many epochs: a custom rule that makes the length of a run a hyper-parameter."""
 
     def update(epochs: Array, _: nnfx.stopping.Epoch) -> tuple[Array, Array]:
         return epochs + 1, epochs + 1 >= last_epoch
@@ -194,15 +194,15 @@ def after(last_epoch: ArrayLike) -> nnfx.stopping.StoppingRule:
 
 
 def by_widths(key: Array, pool: Data, config: Config) -> dict[str, np.ndarray]:
-    """Take the Brier score apart for networks of every width, trained to the end."""
+    """Decompose the Brier score of networks of every width, trained to the end."""
     found = [take_apart(key, pool, width, [config.epochs], config) for width in config.widths]
     return {part: np.concatenate([parts[part] for parts in found]) for part in found[0]}
 
 
 def take_apart(key: Array, pool: Data, width: int, epochs: list[int], config: Config) -> dict[str, np.ndarray]:
-    """Take the Brier score apart after each of these numbers of epochs.
+    """Decompose the Brier score after each of these numbers of epochs.
 
-    Every run has its own training part, drawn from the pool, and its own initial weights: the variance is that of
+    Every run has its own training set, drawn from the pool, and its own initial weights: the variance is due to
     both. All runs, for all numbers of epochs, are one program.
     """
     train = nnfx.fit(
@@ -232,10 +232,10 @@ def take_apart(key: Array, pool: Data, width: int, epochs: list[int], config: Co
 
 
 def decompose(probabilities: Array, targets: Array) -> dict[str, Array]:
-    """Take the mean Brier score apart: `E(p − y)² = (p̄ − y)² + E(p − p̄)²`, averaged over passengers.
+    """Decompose the mean Brier score: `E(p − y)² = (p̄ − y)² + E(p − p̄)²`, averaged over passengers.
 
-    The targets are 0 or 1 and no true probabilities are known, so that the noise in them cannot be told from
-    the square of the bias: the first part is both.
+    The targets are 0 or 1 and the true probabilities are unknown, so the noise in the targets cannot be separated
+    from the square of the bias: the first term contains both.
 
     Args:
         probabilities: p, `(resamples, passengers)`.
@@ -277,7 +277,7 @@ def draw_learning_curves(results: Results, runs: nnfx.Run, names: list[str]) -> 
 
 
 def draw_scores(results: Results, found: dict[str, dict[str, Any]]) -> None:
-    """Draw the scores of every variant on every split, with mean and standard error."""
+    """Draw the scores of every variant on every split, with their mean and its standard error."""
     figure, axes = plt.subplots(1, 2, figsize=(13, 3.6))
     labels = {"losses": "held-out loss (nats)", "accuracies": "held-out accuracy"}
     for axis, (part, label) in zip(axes, labels.items(), strict=True):

@@ -3,12 +3,12 @@
     python -m experiments.perceptron [--out DIR] [--seed N]
 
 The perceptron g(1 + 3x₁ − 2x₂) is followed step by step for one point, and its line is drawn. Then networks with two
-hidden layers part two classes of points, arranged in three ways, without a non-linearity and with tanh; without one
-their layers multiply into a single perceptron, which is compared with the network. Last, a perceptron with three
-outputs and networks of one to three hidden layers part three spirals. Half of the points are held out to score. Expect
-every network without a non-linearity to draw one line, right on clouds and no better than three quarters on the other
-two; tanh to be right on nearly all points; and the spirals to be parted better with every layer up to the second. It
-works offline and takes about twenty seconds.
+hidden layers separate two classes of points, arranged in three ways, without a non-linearity and with tanh; without
+one, their layers multiply into a single perceptron, which is compared with the network. Finally, a perceptron with
+three outputs and networks with one to three hidden layers separate three spirals. Half of the points are held out for
+scoring. Expect every network without a non-linearity to draw one line, which is right on the clouds but on no more than
+three quarters of the points in the other two; tanh to be right on nearly all points; and the spirals to be separated
+better with every layer up to the second. It works offline and takes about twenty seconds.
 """
 
 import dataclasses
@@ -110,12 +110,12 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def course_params(bias: float = BIAS) -> Params:
-    """Return the weights of the perceptron that is followed."""
+    """Return the parameters of the perceptron that is followed."""
     return {"kernel": jnp.array(WEIGHTS)[:, None], "bias": jnp.array([bias])}
 
 
 def follow(point: tuple[float, float]) -> dict[str, float]:
-    """Return what each of the perceptron's three steps makes of a point."""
+    """Return the result of each of the perceptron's three steps for a point."""
     linear, whole = (nnfx.models.perceptron(activation=name) for name in ("identity", "sigmoid"))
     inputs = jnp.array([point])
     outputs = {
@@ -127,7 +127,7 @@ def follow(point: tuple[float, float]) -> dict[str, float]:
 
 
 def draw_points(seed: int, rows: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Draw points of two classes, arranged in three ways, and spirals of three; `(rows, 2)` with labels `(rows,)`."""
+    """Draw points of two classes, arranged in three ways, and of three in spirals; `(rows, 2)`, labels `(rows,)`."""
     random = np.random.default_rng(seed)
     labels, arm = np.arange(rows) % 2, np.arange(rows) % 3
     noise = random.normal(size=(rows, 2))
@@ -144,17 +144,17 @@ def draw_points(seed: int, rows: int) -> dict[str, tuple[np.ndarray, np.ndarray]
 
 
 def around(angle: np.ndarray) -> np.ndarray:
-    """Return places on the unit circle, `(rows, 2)`."""
+    """Return the points on the unit circle at these angles, `(rows, 2)`."""
     return np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
 def split(key: Array, points: np.ndarray, labels: np.ndarray) -> Data:
-    """Hold half of the points out."""
+    """Hold out half of the points."""
     return nnfx.data.prepare(points, labels, key=key, valid_fraction=0.5, standardize=False)
 
 
 def training(model: nnfx.Model, config: Config, outputs: int = 1) -> Any:
-    """Return a training run by full-batch steps, for two classes or for more."""
+    """Return a function that trains by full-batch steps, for two classes or for more."""
     is_binary = outputs == 1
     return nnfx.fit(
         model,
@@ -166,12 +166,12 @@ def training(model: nnfx.Model, config: Config, outputs: int = 1) -> Any:
 
 
 def right(run: nnfx.Run) -> float:
-    """Return the part of the held-out points that the last weights have right."""
+    """Return the fraction of held-out points that the last weights classify correctly."""
     return float(run.final["valid_accuracy"])
 
 
 def count(run: nnfx.Run) -> int:
-    """Count the weights, biases among them."""
+    """Count the weights, including biases."""
     return sum(leaf.size for leaf in jax.tree.leaves(run.state.params))
 
 
@@ -179,10 +179,10 @@ def collapse_layers(params: Params) -> tuple[Array, Array]:
     """Multiply layers without non-linearities into one: `(x W₁ + b₁) W₂ + b₂ = x (W₁ W₂) + (b₁ W₂ + b₂)`.
 
     Args:
-        params: a kernel and a bias for each layer, whose names sort in the order of the layers.
+        params: a kernel and a bias for each layer, under names that sort in the order of the layers.
 
     Returns:
-        The kernel and the bias of the one perceptron that all of them are.
+        The kernel and the bias of the one perceptron that is equivalent to all of them.
     """
     first, *others = (params[name] for name in sorted(params))
     kernel, bias = first["kernel"], first["bias"]
@@ -192,7 +192,7 @@ def collapse_layers(params: Params) -> tuple[Array, Array]:
 
 
 def difference(run: nnfx.Run, data: Data) -> float:
-    """Return how far a network is from the perceptron that its layers multiply into, a part of its largest output."""
+    """Return how far a network is from the perceptron that its layers multiply into, relative to its largest output."""
     kernel, bias = collapse_layers(run.state.params)
     outputs = run.apply(data.train.inputs, run.state.variables)
     return float(jnp.abs(data.train.inputs @ kernel + bias[None] - outputs).max() / jnp.abs(outputs).max())
@@ -280,7 +280,7 @@ def draw_line(results: Results) -> None:
 def draw_two_classes(
     results: Results, name: str, title: str, runs: dict[str, nnfx.Run], arranged: dict[str, Data]
 ) -> None:
-    """Draw the probability that each network gives to one class, and the held-out points of both."""
+    """Draw the probability that each network assigns to class 1, and the held-out points of both classes."""
     figure, axes = plt.subplots(1, len(runs), figsize=(12, 4.2))
     for axis, (kind, run) in zip(axes, runs.items(), strict=True):
         held_out = held_out_of(arranged[kind])
@@ -319,13 +319,13 @@ def draw_deep_networks(results: Results, runs: dict[str, nnfx.Run], data: Data) 
 
 
 def held_out_of(data: Data) -> Batch:
-    """Return the points that are held out."""
+    """Return the held-out points."""
     assert data.valid is not None
     return data.valid
 
 
 def finish(axis: Axes, title: str) -> None:
-    """Name the axes of a plane of points, which have one scale."""
+    """Label the axes of a plane of points, and give both the same scale."""
     axis.set(title=title, xlabel="x₁", ylabel="x₂")
     axis.set_aspect("equal")
     axis.grid(visible=False)

@@ -1,20 +1,20 @@
-"""From one device to 100,000: how efficient data parallelism and sweeps can be, from what can be measured here.
+"""From one device to 100,000: how efficient data parallelism and sweeps can be, predicted from measurements.
 
     python -m experiments.scaling_model [--out DIR] [--seed N]
 
-The time of a step and the bytes of its gradient are measured on this machine, bandwidths and latencies are stated (the
-options below). Data parallelism then costs a ring or a tree of exchanges a step; a sweep exchanges nothing, and loses
-only what cannot be dealt out evenly. Drawn is the efficiency, the part of the ideal throughput, with the batch of each
-device kept and with the batch of all kept; between exchanges that wait for the whole gradient and those that hide
-behind the computation as far as they can.
+The time of a step and the bytes of its gradient are measured on this machine; bandwidths and latencies are given (the
+options below). Data parallelism then costs a ring or a tree of exchanges per step; a sweep exchanges nothing, and loses
+only what cannot be distributed evenly. The figure shows the efficiency, which is the fraction of the ideal throughput,
+for a fixed batch per device and for a fixed total batch; it ranges from exchanges that wait for the whole gradient to
+those that hide behind the computation as far as they can.
 
-What the model says is checked where it can be: on two devices of this CPU, a step is predicted for gradients of several
-sizes. They share its cores, so that they compute as long as one device does for the examples of both; to that the time
-of an exchange alone is added. Expect predictions within a third or so: the devices share caches and memory as well,
-which the model does not know. It takes less than a minute.
+The model is checked where it can be: the time of a step on two devices of this CPU is predicted for gradients of
+several sizes. They share its cores, so they compute for as long as one device does for the examples of both; the time
+of an exchange alone is added to that. Expect predictions to be right within a third or so: the devices also share
+caches and memory, which the model ignores. It takes less than a minute.
 
-Assumed besides: all devices are alike and none is late, nothing fails, links are not shared with others, data are read
-as fast as they are needed, and the update itself is the same on every device.
+Further assumptions: all devices are alike and none is late, nothing fails, links are not shared with others, data are
+read as fast as they are needed, and the update itself is the same on every device.
 """
 
 import dataclasses
@@ -48,42 +48,42 @@ class Config:
     seed: int = 0
     """the seed of everything random"""
     widths: tuple[int, ...] = (128, 512, 1024)
-    """widths of the networks measured (two hidden layers of it)"""
+    """widths of the networks measured (two hidden layers each)"""
     batch_size: int = 1024
-    """examples of a device in a step"""
+    """examples per device in a step"""
     node: int = 8
-    """devices of a node"""
+    """devices per node"""
     fast_bandwidth: float = 450e9
-    """bytes a second and direction between devices of a node"""
+    """bytes per second and direction between devices of a node"""
     fast_latency: float = 3e-6
-    """seconds that an exchange within a node takes, however small"""
+    """seconds that even the smallest exchange within a node takes"""
     slow_bandwidth: float = 50e9
-    """bytes a second and direction between nodes, for each device"""
+    """bytes per second and direction between nodes, for each device"""
     slow_latency: float = 10e-6
-    """seconds that an exchange between nodes takes, however small"""
+    """seconds that even the smallest exchange between nodes takes"""
     speed: float = 500.0
     """how many times faster than this machine a device computes"""
     members: int = 131_072
-    """runs of the sweep that is dealt out"""
+    """runs of the sweep to distribute"""
     repeats: int = 30
-    """steps timed"""
+    """steps to time"""
 
 
 class Link(NamedTuple):
-    """How fast two devices exchange: bytes a second, and seconds however small."""
+    """The speed of a link between two devices: bytes per second, and the seconds of the smallest exchange."""
 
     bandwidth: float
     latency: float
 
 
 def ring(devices: int, size: float, link: Link) -> float:
-    """Seconds of an all-reduce around a ring: `2 (n − 1) (S / (n B) + α)`.
+    """Return the seconds that an all-reduce around a ring takes: `2 (n − 1) (S / (n B) + α)`.
 
-    Every byte passes the links twice, in n parts that follow each other: optimal in bandwidth, linear in latency.
+    Every byte passes the links twice, in n parts one after another: optimal in bandwidth, linear in latency.
 
     Args:
         devices: n.
-        size: S, bytes.
+        size: S, in bytes.
         link: B and α.
 
     References:
@@ -96,7 +96,7 @@ def ring(devices: int, size: float, link: Link) -> float:
 
 
 def tree(devices: int, size: float, link: Link) -> float:
-    """Seconds of an all-reduce up a tree and down again, in parts that follow each other: `2 S / B + 2 ⌈log₂ n⌉ α`.
+    """Return the seconds that a pipelined all-reduce up and down a tree takes: `2 S / B + 2 ⌈log₂ n⌉ α`.
 
     >>> tree(1, 100.0, Link(1.0, 1.0)), tree(8, 100.0, Link(bandwidth=100.0, latency=1.0))
     (0.0, 8.0)
@@ -105,9 +105,9 @@ def tree(devices: int, size: float, link: Link) -> float:
 
 
 def all_reduce(devices: int, size: float, node: int, fast: Link, slow: Link) -> float:
-    """Seconds of an all-reduce: within each node, then between nodes, by the better of ring and tree.
+    """Return the seconds that an all-reduce takes within nodes and then between them, by the faster of ring and tree.
 
-    Each device carries its n-th part of the sum of its node between the nodes.
+    Between the nodes, each of a node's n devices carries one n-th of the node's sum.
 
     >>> all_reduce(1, 100.0, 8, Link(1.0, 1.0), Link(1.0, 1.0))
     0.0
@@ -119,7 +119,7 @@ def all_reduce(devices: int, size: float, node: int, fast: Link, slow: Link) -> 
 
 
 def efficiency(computing: float, exchanging: float, hidden: float = 0.0) -> float:
-    """The part of the ideal throughput, where so many seconds of the exchange hide behind the computation.
+    """Return the fraction of the ideal throughput if `hidden` seconds of the exchange hide behind the computation.
 
     >>> efficiency(1.0, 1.0), efficiency(1.0, 1.0, hidden=0.6)
     (0.5, 0.7142857142857143)
@@ -128,7 +128,7 @@ def efficiency(computing: float, exchanging: float, hidden: float = 0.0) -> floa
 
 
 def sweep_efficiency(members: int, devices: int) -> float:
-    """The part of the devices that is busy, of runs dealt out as evenly as they can be: `m / (n ⌈m / n⌉)`.
+    """Return the fraction of devices that are busy if runs are distributed as evenly as possible: `m / (n ⌈m / n⌉)`.
 
     >>> sweep_efficiency(8, 3)
     0.8888888888888888
@@ -137,15 +137,15 @@ def sweep_efficiency(members: int, devices: int) -> float:
 
 
 class Measured(NamedTuple):
-    """A network's step on this machine; seconds and bytes.
+    """Measurements of a network's step on this machine, in seconds and bytes.
 
     Attributes:
-        width: of its hidden layers.
-        size: of its gradient.
-        one: of the step on one device.
-        both: of the step on one device, on the batches of two.
-        two: of the step on two devices, each with a batch as large.
-        exchange: of an all-reduce of the gradient between two devices, alone.
+        width: the width of its hidden layers.
+        size: the size of its gradient.
+        one: the step on one device.
+        both: the step on one device, with the batches of two.
+        two: the step on two devices, each with a batch of the same size.
+        exchange: an all-reduce of the gradient between two devices, by itself.
     """
 
     width: int
@@ -157,7 +157,7 @@ class Measured(NamedTuple):
 
     @property
     def predicted(self) -> float:
-        """What the model says of two devices that share their cores."""
+        """The model's prediction for two devices that share their cores."""
         return self.both + self.exchange
 
 
@@ -251,7 +251,7 @@ def measure(width: int, config: Config) -> Measured:
 
 
 def medians(functions: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...], repeats: int) -> list[float]:
-    """Return the median seconds of compiled functions, called in turns."""
+    """Return the median seconds that compiled functions take, called in turn."""
     seconds: list[list[float]] = [[] for _ in functions]
     for repeat in range(repeats + 1):
         for each, (function, arguments) in zip(seconds, functions, strict=True):
@@ -263,10 +263,10 @@ def medians(functions: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...], r
 
 
 def predict(of: Measured, devices: np.ndarray, config: Config) -> dict[str, np.ndarray]:
-    """Return the efficiency by the number of devices, for each way to use them."""
+    """Return the efficiency by number of devices, for each way to use them."""
     fast, slow = Link(config.fast_bandwidth, config.fast_latency), Link(config.slow_bandwidth, config.slow_latency)
     computing = of.one / config.speed
-    backward = 2 / 3 * computing  # of forward, gradient by the inputs and gradient by the weights, three products alike
+    backward = 2 / 3 * computing  # of three equal products: forward, gradients of inputs and of weights
 
     def parallel(n: int, seconds: float, hidden: float) -> float:
         return efficiency(seconds, all_reduce(n, of.size, config.node, fast, slow), hidden)
@@ -299,7 +299,7 @@ def draw(
         f"{config.slow_bandwidth / 1e9:g} GB/s and {config.slow_latency * 1e6:g} µs between",
         fontsize=10,
     )
-    left.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)  # where no curve can be
+    left.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)  # clear of all curves
     predicted = [1e3 * each.predicted for each in measured]
     found = [1e3 * each.two for each in measured]
     right.plot(predicted, found, "o", color=BLUE, label="two devices of this machine")

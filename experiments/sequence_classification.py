@@ -1,14 +1,14 @@
-"""Images read row by row: simple recurrent networks, GRUs and LSTMs, from above, both ways, or asked at every row.
+"""Images read row by row by simple recurrent networks, GRUs and LSTMs: downwards, both ways, or answering at every row.
 
     python -m experiments.sequence_classification [--out DIR] [--seed N]
     python -m experiments.sequence_classification --data fashion_mnist --repeats 2 --epochs 12 --hidden 128
 
-A digit of 8 × 8 pixels is a sequence of eight rows, read from above; the networks have about as many weights. They
-learn scikit-learn's 1,797 digits on five random splits with a quarter held out; of Fashion-MNIST they learn the 60,000
-training images, and the test set of 10,000 is held out. Nothing is chosen on what is held out: the number of epochs is
-fixed, and the average of the weights along the run is scored. The last network is trained to name the digit behind
+A digit of 8 × 8 pixels is a sequence of eight rows, read from the top; the networks have about equally many weights.
+They learn scikit-learn's 1,797 digits on five random splits with a quarter held out; from Fashion-MNIST they learn the
+60,000 training images, and the test set of 10,000 is held out. Nothing is chosen on held-out data: the number of epochs
+is fixed, and the average of the weights along the run is scored. The last network is trained to name the digit after
 every row, and is then applied one row at a time, as a scanner would feed it: its figure shows what it takes a digit for
-while it reads on. Expect about 98 % of held-out digits right. It works offline and takes less than two minutes.
+as it reads on. Expect about 98 % of held-out digits to be right. It works offline and takes less than two minutes.
 """
 
 import dataclasses
@@ -45,34 +45,34 @@ class Config:
     seed: int = 0
     """the seed of everything random"""
     data: Literal["digits", "fashion_mnist"] = "digits"
-    """which images"""
+    """images to classify"""
     repeats: int = 5
-    """how many runs of each network, on random splits of the digits; at least 2 for a standard error"""
+    """runs of each network, on random splits of the digits; at least 2 for a standard error"""
     held_out: float = 0.25
-    """the part of the digits held out"""
+    """the fraction of the digits held out"""
     hidden: int = 64
-    """width of a GRU; others are made as large as it"""
+    """width of the GRU; the others get about as many weights"""
     epochs: int = 40
     """epochs of every run"""
     batch_size: int = 32
     """images in a minibatch"""
     learning_rate: float = 0.005
-    """the highest learning rate (Adam, one cycle)"""
+    """the peak learning rate (Adam, one cycle)"""
     clip: float = 1.0
-    """the largest norm of a gradient; longer ones are cut"""
+    """the largest norm of a gradient; larger ones are clipped"""
     ema_decay: float = 0.99
-    """what remains of the average of the weights at each step"""
+    """the fraction of the average of the weights kept at each step"""
     shift: float = 0.5
     """how far images are shifted, in pixels"""
 
 
 class Reading(NamedTuple):
-    """What a network says of images while it reads them.
+    """A network's predictions for images while it reads them.
 
     Attributes:
         images: `(images, rows, columns)`, from 0 to 1.
         labels: the true classes, `(images,)`.
-        probabilities: behind each row, `(images, rows, classes)`.
+        probabilities: after each row, `(images, rows, classes)`.
     """
 
     images: np.ndarray
@@ -81,7 +81,7 @@ class Reading(NamedTuple):
 
     @property
     def accuracy(self) -> np.ndarray:
-        """The part of the images named rightly behind each row, `(rows,)`."""
+        """The fraction of images named correctly after each row, `(rows,)`."""
         return (self.probabilities.argmax(-1) == self.labels[:, None]).mean(0)
 
 
@@ -135,7 +135,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def held_out(images: Images, key: Array, config: Config) -> Data:
-    """Hold out a random part of the images, or their test set where there is one."""
+    """Hold out a random part of the images, or their test set if there is one."""
     if images.test is not None:
         return images.prepare(hold_out_test=True)
     return images.prepare(key=key, valid_fraction=config.held_out)
@@ -154,7 +154,7 @@ def networks(classes: int, hidden: int) -> dict[str, Model]:
 
 
 def row_by_row(model: Model) -> Model:
-    """Let a recurrent model take images `(batch, height, width, channels)`, each row being a step in time."""
+    """Make a recurrent model take images `(batch, height, width, channels)`, with each row as a step in time."""
 
     def init(key: Array, inputs: Any) -> Variables:
         return model.init(key, rows_of(inputs))
@@ -171,19 +171,19 @@ def rows_of(images: Array) -> Array:
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Categorical cross-entropy, the mean over all rows where there are logits behind each."""
+    """Return the categorical cross-entropy, averaged over all rows if there are logits for each."""
     if logits.ndim == 3:
         labels = jnp.broadcast_to(labels[:, None], logits.shape[:2])
     return nnfx.losses.categorical_cross_entropy(logits, labels)
 
 
 def last_accuracy(logits: Array, labels: Array) -> Array:
-    """Whether the class is right behind the last row."""
+    """Return whether the class is right after the last row."""
     return nnfx.metrics.accuracy(logits[:, -1] if logits.ndim == 3 else logits, labels)
 
 
 def train_on_all(model: Model, keys: list[Array], parts: list[Data], config: Config) -> list[nnfx.Run]:
-    """Train a network again and again; all data are of one shape, so that it is compiled once."""
+    """Train a network once for each key; all data have the same shape, so it is compiled only once."""
     total_steps = config.epochs * steps_per_epoch(len(parts[0].train.targets), config.batch_size)
 
     def clipped_adam(learning_rate: Array) -> optax.GradientTransformation:
@@ -240,7 +240,7 @@ def draw_learning_curves(results: Results, runs: dict[str, list[nnfx.Run]]) -> N
 
 
 def draw_accuracy_by_row(results: Results, readings: dict[str, list[Reading]]) -> None:
-    """Draw how many images are named rightly after so many rows: every run thin, and their mean."""
+    """Draw how many images are named correctly against the number of rows read: every run thin, and their mean."""
     figure, axis = plt.subplots(figsize=(6.4, 4.2))
     for name, some in readings.items():
         accuracies = 100 * np.stack([each.accuracy for each in some])
@@ -256,9 +256,9 @@ def draw_accuracy_by_row(results: Results, readings: dict[str, list[Reading]]) -
 
 
 def draw_readings(results: Results, reading: Reading, classes: tuple[str, ...], shown: int = 6) -> None:
-    """Draw images beside what they are taken for while they are read: those over which the network wavers most.
+    """Draw images and what they are taken for while they are read: those over which the network wavers most.
 
-    It wavers over an image whose most probable class changes often, and which is named rightly in the end.
+    It wavers over an image if the most probable class changes often, and the image is named correctly in the end.
     """
     guesses = reading.probabilities.argmax(-1)
     changes = (guesses[:, 1:] != guesses[:, :-1]).sum(1) - 100 * (guesses[:, -1] != reading.labels)
@@ -276,7 +276,7 @@ def draw_readings(results: Results, reading: Reading, classes: tuple[str, ...], 
 
 
 def draw_probabilities(axis: Axes, probabilities: np.ndarray, classes: tuple[str, ...]) -> None:
-    """Draw the probability of each class by rows read, of those that are ever likely."""
+    """Draw the probability of each class that is ever likely, by rows read."""
     rows = np.arange(1, len(probabilities) + 1)
     colours = mpl.colormaps["tab10"].colors  # type: ignore[attr-defined]
     likely = np.flatnonzero(probabilities.max(0) >= 0.25)

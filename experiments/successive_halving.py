@@ -2,16 +2,17 @@
 
     python -m experiments.successive_halving [--out DIR] [--seed N]
 
-It draws 128 points at random (learning rate, momentum, weight decay, dropout) for a network on the Titanic, and trains
-all of them to the end; and again by successive halving, which keeps the better half at epochs 4, 8, 16 and 32 of 64.
-The whole is repeated five times, each with its own points, seeds and held-out quarter. A point's loss is its best
-held-out loss, averaged over seeds: the very number that both searches choose by, and no estimate of the loss on others.
+It draws 128 points at random (learning rate, momentum, weight decay, dropout) for a network on the Titanic data, and
+trains all of them to the end; then again by successive halving, which keeps the better half at epochs 4, 8, 16 and 32
+of 64. All of this is repeated five times, each time with different points, seeds and held-out quarter. A point's loss
+is its best held-out loss, averaged over seeds: the very number that both searches choose by, and no estimate of the
+loss on other passengers.
 
-Expect halving to find the same best point or one less than 1 % worse, for 19 % of the member-epochs and about a
-quarter of the time. Two things speak against it here. A search of as many member-epochs that trains fewer points to
-the end, drawn as well, comes within 1 % too, since good points are common on this data. And the first call of halving
-takes longer than that of the full search, since each smaller table is a program to compile. It takes about a minute on
-two cores.
+Expect halving to find the same best point or one less than 1 % worse, with 19 % of the member-epochs and in about a
+quarter of the time. Two things speak against it here. A search with as many member-epochs that trains fewer points to
+the end, also drawn, comes within 1 % too, since good points are common on this data. And the first call of halving
+takes longer than that of the full search, since each smaller table is another program to compile. It takes about a
+minute on two cores.
 """
 
 import dataclasses
@@ -42,7 +43,7 @@ class Config:
     seed: int = 0
     """the seed of everything random"""
     repetitions: int = 5
-    """how often the whole is repeated"""
+    """how many times everything is repeated"""
     points: int = 128
     """points of hyper-parameters drawn"""
     seeds: int = 2
@@ -52,7 +53,7 @@ class Config:
     rungs: tuple[int, ...] = (4, 8, 16, 32)
     """the epochs after which points are dropped"""
     keep: float = 0.5
-    """the part of the points kept at each rung"""
+    """the fraction of the points kept at each rung"""
     hidden: int = 16
     """width of the hidden layer"""
     batch_size: int = 32
@@ -61,14 +62,14 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """One search and what it took.
+    """A search and what it cost.
 
     Attributes:
         best: the best held-out loss of each point up to each epoch, averaged over seeds, `(points, epochs)`.
-        lengths: after how many epochs each point was dropped or ended, `(points,)`.
-        spent: member-epochs behind the search by epoch, `(epochs,)`.
+        lengths: the number of epochs after which each point was dropped or ended, `(points,)`.
+        spent: member-epochs spent up to each epoch, `(epochs,)`.
         seconds: its wall time.
-        sweep: its members.
+        sweep: the sweep itself.
     """
 
     best: np.ndarray
@@ -84,7 +85,7 @@ class Search:
 
     @property
     def winner(self) -> int:
-        """The number of the best point."""
+        """The index of the best point."""
         return int(self.best[:, -1].argmin())
 
 
@@ -153,7 +154,7 @@ def decayed_sgd(learning_rate: float, momentum: float, weight_decay: float) -> o
 
 
 def search_both_ways(train: Any, key: jax.Array, config: Config) -> dict[str, Search]:
-    """Draw points, and search them by full training and by successive halving, from the same seeds."""
+    """Draw points, and search them by full training and by successive halving, with the same seeds."""
     data_key, points_key, sweep_key = jax.random.split(key, 3)
     data = nnfx.data.titanic("fare", "age", key=data_key, valid_fraction=0.25)
     points = sweeps.draw(
@@ -186,7 +187,7 @@ def search_both_ways(train: Any, key: jax.Array, config: Config) -> dict[str, Se
 
 
 def timed(config: Config, search: Callable[[], sweeps.Sweep]) -> Search:
-    """Search, and measure the time and the member-epochs."""
+    """Run a search, and measure its time and member-epochs."""
     started = time.perf_counter()
     sweep = search()
     seconds = time.perf_counter() - started
@@ -211,7 +212,7 @@ def compare(full: Search, halving: Search) -> dict[str, float]:
 
     Returns:
         The losses of the best points and their ratio; the rank of halving's choice in the full search, from 1; the
-        ratio for a search that trains fewer points to the end for as many member-epochs; and what was spent.
+        ratio for a search that trains fewer points to the end with as many member-epochs; and what was spent.
     """
     losses = full.best[:, -1]
     fraction = float(halving.spent[-1] / full.spent[-1])
@@ -231,7 +232,7 @@ def compare(full: Search, halving: Search) -> dict[str, float]:
 
 
 def best_of_some(losses: np.ndarray) -> np.ndarray:
-    """Return the expected lowest of n of these losses, drawn without replacement, for each n from 1 on.
+    """Return the expected lowest of n of these losses, drawn without replacement, for each n from 1 upwards.
 
     >>> best_of_some(np.array([3.0, 1.0, 2.0])).round(3).tolist()
     [2.0, 1.333, 1.0]
@@ -245,7 +246,7 @@ def best_of_some(losses: np.ndarray) -> np.ndarray:
 
 
 def draw(results: Results, pairs: list[dict[str, Search]], config: Config) -> None:
-    """Draw the losses of all points of the first repetition, and how the best loss falls with what is spent."""
+    """Draw the losses of all points of the first repetition, and how the best loss falls with member-epochs spent."""
     figure, axes = plt.subplots(1, 2, figsize=(13, 5))
     draw_points(axes[0], pairs[0]["halving"], config)
     draw_spending(axes[1], pairs, config)
@@ -253,7 +254,7 @@ def draw(results: Results, pairs: list[dict[str, Search]], config: Config) -> No
 
 
 def draw_points(axis: Axes, halving: Search, config: Config) -> None:
-    """Draw the loss that each point is ranked by, to the rung where it was dropped."""
+    """Draw the loss that each point is ranked by, up to the rung at which it was dropped."""
     lengths = halving.lengths
     order = sorted(range(config.points), key=lambda point: (lengths[point], point == halving.winner))
     for point in order:
@@ -291,7 +292,7 @@ def draw_points(axis: Axes, halving: Search, config: Config) -> None:
 
 
 def draw_spending(axis: Axes, pairs: list[dict[str, Search]], config: Config) -> None:
-    """Draw the best loss so far, above that of the full search, against member-epochs."""
+    """Draw the best loss so far, relative to that of the full search, against member-epochs."""
     some = [100 * (best_of_some(pair["full"].best[:, -1]) / pair["full"].best[:, -1].min() - 1) for pair in pairs]
     one_by_one = np.arange(1, config.points + 1) * config.seeds * config.epochs
     axis.plot(

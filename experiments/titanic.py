@@ -1,11 +1,11 @@
-"""Who survived the Titanic, from fare and age: a line, a line again, and curves.
+"""Who survived the Titanic, predicted from fare and age: by a line, by another line, and by curves.
 
     python -m experiments.titanic [--out DIR] [--seed N]
 
-It trains a perceptron on all 714 passengers of known age until no large change in its weights is seen, and two
-networks by minibatches with a quarter of the passengers held out. Expect an accuracy of about 0.65 (0.59 is what
-betting on the majority gives) and an area under the ROC curve of about 0.70: fare and age tell something, and
-not much. It takes about ten seconds.
+It trains a perceptron on all 714 passengers of known age until its weights no longer change much, and two networks by
+minibatches with a quarter of the passengers held out. Expect an accuracy of about 0.65 (always predicting the majority
+gives 0.59) and an area under the ROC curve of about 0.70: fare and age tell something, but not much. It takes about ten
+seconds.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from nnfx.data import Data
 
 FARE_SHOWN = 300.0
 PASSENGER = np.array([[71.2833, 38.0]])
-"""Fare and age of a passenger of one who survived."""
+"""Fare and age of a passenger who survived."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +115,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def train_perceptron(key: jax.Array, data: Data) -> nnfx.Run:
-    """Descend the full gradient until no large change in W is seen."""
+    """Train by full-batch gradient descent until the weights no longer change much."""
     train = nnfx.fit(
         nnfx.models.perceptron(),
         nnfx.losses.binary_cross_entropy,
@@ -141,7 +141,7 @@ def train_network(key: jax.Array, data: Data, config: Config, activation: str) -
 
 
 def show_one_passenger(key: jax.Array, run: nnfx.Run) -> None:
-    """Print what the network says of one survivor before and after training."""
+    """Print the network's prediction for one survivor before and after training."""
     fare, age = PASSENGER[0]
     model = run.model
     untrained = nnfx.init_state(key, model, optax.identity(), run.preprocess(PASSENGER)).variables
@@ -153,7 +153,7 @@ def show_one_passenger(key: jax.Array, run: nnfx.Run) -> None:
 
 
 def score(run: nnfx.Run, batch: nnfx.Batch | None) -> dict[str, Any]:
-    """Score the weights of the last epoch: none was chosen by looking at held-out passengers."""
+    """Score the weights of the last epoch, which were not chosen by looking at held-out passengers."""
     assert batch is not None
     logits = run.apply(batch.inputs, run.state.variables)
     measured = run.evaluate(batch, run.state.variables)
@@ -166,7 +166,7 @@ def score(run: nnfx.Run, batch: nnfx.Batch | None) -> dict[str, Any]:
 
 
 def score_majority(train: nnfx.Batch, batch: nnfx.Batch | None) -> dict[str, Any]:
-    """Score the constant prediction: everyone has the training passengers' share of survivors."""
+    """Score the constant prediction: for everyone, the share of survivors among the training passengers."""
     assert batch is not None
     share = train.targets.mean()
     logits = jnp.full(batch.targets.shape, jnp.log(share / (1 - share)))
@@ -214,7 +214,7 @@ def draw_decision_regions(results: Results, runs: dict[str, nnfx.Run], data: Dat
 
 
 def draw_learning_curves(results: Results, runs: dict[str, nnfx.Run]) -> None:
-    """Draw the loss of each model by epoch, on the training part and on the held-out one."""
+    """Draw the loss of each model by epoch, on training and on held-out passengers."""
     figure, axes = plt.subplots(1, len(runs), figsize=(12, 3.4), sharey=True)
     for axis, (name, run) in zip(axes, runs.items(), strict=True):
         epochs = np.arange(1, int(run.epochs) + 1)

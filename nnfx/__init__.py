@@ -2,19 +2,19 @@
 
 - `nnfx.models`: dense, convolutional and recurrent networks, and Flax modules, as pure `init` / `apply` pairs.
 - `nnfx.activations`, `nnfx.losses`, `nnfx.metrics`, `nnfx.ops`: the pieces, as functions.
-- `nnfx.data`: arrays made ready, the passengers of the Titanic, images, and time series; `nnfx.augment` varies them.
+- `nnfx.data`: prepared arrays, the passengers of the Titanic, images and time series; `nnfx.augment` varies them.
 - `nnfx.make_step`: the stateless training step.
 - `nnfx.fit`: a training run as a pure function of a key, data and hyper-parameters.
-- `nnfx.stopping`, `nnfx.schedules`, `nnfx.regularizers`, `nnfx.averaging`: when a run ends, how its rate changes,
-  what restrains it, and which average of its weights is kept.
-- `nnfx.session`: a long run that shows how far it has come and goes on where it was cut off, from what
-  `nnfx.checkpoint` saves, with data in memory or larger than that.
-- `nnfx.data_parallel`: the step, its batch split over devices.
+- `nnfx.stopping`, `nnfx.schedules`, `nnfx.regularizers`, `nnfx.averaging`: when a run ends, how its learning
+  rate changes, how its weights are penalised, and which average of them is kept.
+- `nnfx.session`: a long run that shows its progress and resumes where it was interrupted, from what
+  `nnfx.checkpoint` saves, with data in memory or larger than memory.
+- `nnfx.data_parallel`: the training step with its batch split over devices.
 - `nnfx.sweeps`: many runs as one program; `nnfx.calibration`: how far their predictions can be trusted.
-- `nnfx.insight`: gradients audited and followed, the loss's landscape and curvature, and what a network sees.
+- `nnfx.insight`: gradients audited and traced, the landscape and curvature of the loss, and what a network sees.
 - `nnfx.forecasting`: windows, forecasters, intervals, scores and backtests; every forecaster is a model.
 - `nnfx.distributed`: several processes, on one machine or many, as one.
-- `nnfx.cpu`: one call that fits JAX to the cores and the memory of this machine.
+- `nnfx.cpu`: one call that configures JAX for the cores and the memory of this machine.
 """
 
 import jaxlib.version
@@ -48,7 +48,7 @@ from nnfx.training.run import Run
 from nnfx.training.step import evaluate, init_state, make_step, split_key
 from nnfx.types import Batch, Mean, Model, TrainState
 
-stream = session  # its name for data larger than memory, in scripts written before both were one
+stream = session  # the name for data larger than memory in scripts from before the two were merged
 
 __version__ = "0.1.0"
 

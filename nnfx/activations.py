@@ -1,8 +1,8 @@
 """Non-linearities, by function and by name.
 
-Those that JAX has are JAX's own, gelu and silu with gradients for large numbers as well; maxout is added. An activation
-acts on pre-activations of shape `(..., units)`; see `get` for look-up by name and `pieces` for how many affine pieces a
-unit needs.
+Most are JAX's own. `gelu` and `silu` are wrapped so that their gradients stay finite for large inputs, and `maxout` is
+added. An activation acts on pre-activations of shape `(..., units)`; see `get` for look-up by name and `pieces` for the
+number of affine pieces per unit.
 """
 
 import functools
@@ -35,17 +35,17 @@ Activation = Callable[..., Array]
 
 
 LARGE = 30.0
-"""From here on gelu is the ramp, to the last bit of float64."""
+"""The magnitude beyond which gelu equals relu to the last bit of float64."""
 
 
 def gelu(x: Array, approximate: bool = True) -> Array:
-    """The Gaussian error linear unit `x Φ(x)`, as JAX has it, and the ramp where squares of x may be infinite.
+    """The Gaussian error linear unit `x Φ(x)`: JAX's own, but exactly `relu` for large |x|.
 
-    There the gradient of JAX's own is NaN, in float16 from 256 on.
+    If the square of x is infinite, the gradient of JAX's own is NaN: in float16 from 256 on.
 
     Args:
         x: pre-activations.
-        approximate: whether to take `½ x (1 + tanh(√(2/π) (x + 0.044715 x³)))`, which is faster.
+        approximate: whether to use `½ x (1 + tanh(√(2/π) (x + 0.044715 x³)))`, which is faster.
 
     Example:
         >>> x = jnp.array([-500.0, 0.0, 500.0], jnp.float16)
@@ -60,7 +60,7 @@ def gelu(x: Array, approximate: bool = True) -> Array:
 
 
 def silu(x: Array) -> Array:
-    """The sigmoid linear unit `x σ(x)`, as JAX has it, and the ramp at infinity.
+    """The sigmoid linear unit `x σ(x)`: JAX's own, but exactly `relu` at ±∞.
 
     Args:
         x: pre-activations.
@@ -79,17 +79,17 @@ def silu(x: Array) -> Array:
 def maxout(x: Array, pieces: int = 2) -> Array:
     """The largest of several affine pieces: `max(w₁ᵀx + b₁, …, w_kᵀx + b_k)` for each unit.
 
-    The pieces of one unit lie side by side, so one dense layer of `pieces · units` outputs feeds it.
+    The pieces of one unit are adjacent, so a single dense layer of `pieces · units` outputs feeds it.
 
     Args:
         x: pre-activations, `(..., units · pieces)`.
-        pieces: k, the affine pieces of a unit.
+        pieces: k, the number of affine pieces of a unit.
 
     Returns:
         `(..., units)`, in the dtype of `x`.
 
     Raises:
-        ValueError: where `pieces` does not divide the last axis.
+        ValueError: if `pieces` does not divide the last axis.
 
     Example:
         >>> maxout(jnp.array([[1.0, 5.0, -2.0, -3.0]]))
@@ -128,15 +128,15 @@ def names() -> tuple[str, ...]:
 
 
 def get(activation: str | Activation) -> Activation:
-    """Return an activation from its name; a function passes through.
+    """Return an activation by name; a function is returned unchanged.
 
-    Fix a number with `functools.partial`, such as `partial(leaky_relu, negative_slope=0.2)`.
+    Fix a hyper-parameter with `functools.partial`, as in `partial(leaky_relu, negative_slope=0.2)`.
 
     Args:
-        activation: a name out of `names()`, or a function of pre-activations.
+        activation: a name from `names()`, or a function of pre-activations.
 
     Raises:
-        ValueError: for an unknown name; it lists the right ones.
+        ValueError: for an unknown name; the message lists the known ones.
 
     Example:
         >>> get("relu")(jnp.array([-1.0, 2.0]))

@@ -1,8 +1,8 @@
-"""From what users hold to NumPy arrays: lists, frames, tensors and masked arrays, without losing a digit on the way.
+"""Conversion of user data to NumPy arrays: lists, frames, tensors and masked arrays, without losing a digit.
 
-Every function that takes data from users converts them here first. JAX narrows 64-bit numbers when it takes them, and
-whole numbers above 2³¹ wrap around in silence; so values are looked at on the host, in the precision they came in, and
-`to_device` refuses those that the device cannot hold.
+Every function that takes user data converts it here first. JAX narrows 64-bit numbers on conversion, and integers above
+2³¹ silently wrap around; so values are inspected on the host, in their original precision, and `to_device` rejects
+those that the device cannot hold.
 """
 
 from typing import Any
@@ -26,22 +26,22 @@ __all__ = [
 ]
 
 WORST_ROUNDING = 1e-3
-"""How much of its standard deviation a number may lose when it is rounded to the dtype of the device."""
+"""The largest error, in standard deviations, that rounding to the dtype of the device may cause."""
 
 
 def as_numpy(name: str, value: Any, *, masked_as_nan: bool = False) -> Any:
     """Return a value as an array of real numbers or booleans on the host, in its own precision.
 
-    Traced arrays pass through: what they hold is not known yet.
+    Traced arrays pass through: their values are not known yet.
 
     Args:
-        name: of the argument, for errors.
+        name: the name of the argument, for error messages.
         value: an array, a list, a pandas or polars frame or Series, a PyTorch tensor, or a NumPy masked array.
-        masked_as_nan: whether masked and missing values become NaN, in floats; they are an error otherwise.
+        masked_as_nan: whether masked and missing values become NaN, in a float array; otherwise they are an error.
 
     Raises:
         TypeError: for text, objects, complex numbers and sparse matrices.
-        ValueError: for ragged lists, and masked or missing values where they are not allowed.
+        ValueError: for ragged lists, and masked or missing values if they are not allowed.
 
     Example:
         >>> as_numpy("inputs", np.ma.masked_values([1.0, 1e20], 1e20), masked_as_nan=True)
@@ -60,18 +60,18 @@ def as_numpy(name: str, value: Any, *, masked_as_nan: bool = False) -> Any:
         if not masked_as_nan:
             raise ValueError(f"{name}: expected known values, got {int(missing.sum())} masked or missing")
         array = np.where(missing, np.nan, array.astype(np.result_type(array.dtype, np.float16)))
-    is_polars = hasattr(value, "null_count")  # of whose frames NumPy takes dates for numbers
+    is_polars = hasattr(value, "null_count")  # NumPy converts the dates of its frames to numbers
     text = _columns_of_text(value) if is_polars or array.dtype.kind in "OSUMm" else []
     if text:
         raise TypeError(f"{name}: expected numbers in every column, got {text[0][1]} in column {text[0][0]!r}")
     checks.numeric(name, array)
-    if array.dtype.kind == "f" and array.dtype.itemsize > 8:  # long double, which JAX does not know
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:  # long double, which JAX does not support
         return array.astype(np.float64)
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _columns_of_text(value: Any) -> list[tuple[str, Any]]:
-    """Return the columns of a frame that hold no numbers, and what they hold."""
+    """Return the names and dtypes of a frame's columns that do not hold numbers."""
     names = column_names(value)
     if names is None:
         return []
@@ -84,7 +84,7 @@ def _is_polars_number(dtype: Any) -> bool:
 
 
 def _converted(name: str, value: Any) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return an array, and where its values are not known, or None."""
+    """Return an array, and the mask of its missing values or None."""
     if isinstance(value, np.ma.MaskedArray):
         return value.data, np.ma.getmaskarray(value)
     if hasattr(value, "tocsr"):
@@ -95,13 +95,13 @@ def _converted(name: str, value: Any) -> tuple[np.ndarray, np.ndarray | None]:
     if hasattr(value, "detach") and hasattr(value, "cpu"):  # a PyTorch tensor
         value = value.detach().cpu()
         value = value.float() if str(value.dtype) == "torch.bfloat16" else value
-    if hasattr(value, "isna") and hasattr(value, "to_numpy"):  # pandas, whose nullable columns NumPy takes as objects
+    if hasattr(value, "isna") and hasattr(value, "to_numpy"):  # pandas, whose nullable columns NumPy reads as objects
         missing = np.asarray(value.isna())
         if missing.any():
             known = value.fillna(0) if all(_is_number(dtype) for dtype in _dtypes(value)) else value
             return _numbers(name, known), missing
         return _numbers(name, value), None
-    if hasattr(value, "null_count") and hasattr(value, "to_numpy"):  # polars, which knows null beside NaN
+    if hasattr(value, "null_count") and hasattr(value, "to_numpy"):  # polars, which has null besides NaN
         columns = value.get_columns() if hasattr(value, "get_columns") else [value]
         if any(column.null_count() for column in columns):
             missing = np.stack([column.is_null().to_numpy() for column in columns], -1)
@@ -150,15 +150,15 @@ def column_names(value: Any) -> tuple[str, ...] | None:
 
 
 def check_range(name: str, array: Any, dtype: Any = None) -> None:
-    """Require that no number becomes infinite or zero in the dtype that JAX has for an array's, or in another.
+    """Require that an array fits the range of a dtype, by default the one that JAX converts it to.
 
     Args:
-        name: of the argument, for errors.
-        array: on the host; NaN and infinities are not looked at.
-        dtype: that it will be converted to.
+        name: the name of the argument, for error messages.
+        array: an array on the host; NaN and infinities are ignored.
+        dtype: the dtype it will be converted to.
 
     Raises:
-        ValueError: for numbers beyond the dtype, and for arrays whose largest number is too small for it.
+        ValueError: for numbers too large for the dtype, and for arrays whose largest number is too small for it.
 
     Example:
         >>> check_range("targets", np.array([1.0, 1e39]))
@@ -179,19 +179,19 @@ def check_range(name: str, array: Any, dtype: Any = None) -> None:
 
 
 def check_spread(name: str, array: Any, axis: int | tuple[int, ...] = 0, dtype: Any = None) -> None:
-    """Require that numbers far from zero stay apart in the dtype that JAX has for an array's, or in another.
+    """Require that numbers far from zero stay distinct in a dtype, by default the one that JAX converts them to.
 
-    Rounding may move a number by a thousandth of the standard deviation along the axis. Dates in seconds since 1970 lie
-    128 apart in float32: minutes of one day are no longer told apart.
+    Rounding may move a number by a thousandth of the standard deviation along the axis. Dates in seconds since 1970 are
+    128 apart in float32: the minutes of a day are no longer distinct.
 
     Args:
-        name: of the argument, for errors.
-        array: finite, on the host; those of JAX in floats have been rounded, and pass.
-        axis: of the rows.
-        dtype: that it will be converted to.
+        name: the name of the argument, for error messages.
+        array: finite numbers on the host; JAX arrays of floats have already been rounded, and pass.
+        axis: the axis of the rows.
+        dtype: the dtype it will be converted to.
 
     Raises:
-        ValueError: for numbers that rounding moves further.
+        ValueError: for numbers that rounding moves further than that.
 
     Example:
         >>> check_spread("targets", 1.7e9 + 60 * np.arange(200))
@@ -208,7 +208,7 @@ def check_spread(name: str, array: Any, axis: int | tuple[int, ...] = 0, dtype: 
     largest, mean, spread = np.abs(exact).max(axis), exact.mean(axis), exact.std(axis)
     is_lost = (largest * 0.5 * float(jnp.finfo(wanted).eps) > WORST_ROUNDING * spread) & (spread > 1e-12 * largest)
     if jnp.issubdtype(array.dtype, np.integer):
-        is_lost &= largest > 2.0 ** (jnp.finfo(wanted).nmant + 1)  # up to which every whole number has a float
+        is_lost &= largest > 2.0 ** (jnp.finfo(wanted).nmant + 1)  # up to there every whole number is exact
     if is_lost.any():
         first = np.unravel_index(int(is_lost.argmax()), is_lost.shape)
         raise ValueError(
@@ -222,26 +222,26 @@ def _float_for(dtype: Any) -> Any:
 
 
 def is_exact(dtype: Any, wanted: Any) -> bool:
-    """Say whether every number of a dtype is one of another, of floats.
+    """Return whether every number of a dtype can be represented exactly in a floating-point dtype.
 
     >>> is_exact(np.dtype(np.int32), np.dtype(np.float32)), is_exact(np.dtype(np.uint8), np.dtype(np.float32))
     (False, True)
     """
     if jnp.issubdtype(dtype, np.floating):
         return bool(jnp.finfo(dtype).bits <= jnp.finfo(wanted).bits)
-    return bool(np.can_cast(dtype, np.float32))  # of integers those of 16 bits
+    return bool(np.can_cast(dtype, np.float32))  # among integers, those of up to 16 bits
 
 
 def to_device(name: str, array: Any, dtype: Any = None) -> Any:
-    """Return an array on the default device, in its own dtype or another, with every value kept to rounding.
+    """Return an array on the default device, in its own dtype or another, with no value changed beyond rounding.
 
     Args:
-        name: of the argument, for errors.
-        array: on the host, as `as_numpy` returns it; traced arrays and those of JAX pass through.
-        dtype: to convert to; unless given, the dtype that JAX has for the array's.
+        name: the name of the argument, for error messages.
+        array: an array on the host, as returned by `as_numpy`; traced arrays and JAX arrays pass through.
+        dtype: the dtype to convert to, by default the one that JAX uses for the array's.
 
     Raises:
-        ValueError: for integers that wrap around and floats that become infinite in that dtype.
+        ValueError: for integers that would wrap around and floats that would become infinite in that dtype.
 
     Example:
         >>> to_device("targets", np.array([1, 2]))
@@ -257,10 +257,10 @@ def to_device(name: str, array: Any, dtype: Any = None) -> Any:
 
 
 def narrowed(name: str, array: np.ndarray, dtype: Any = None) -> np.ndarray:
-    """Return an array on the host in the dtype that JAX has for it, or in that for another; see `to_device`.
+    """Return an array on the host in the dtype that JAX uses for it, or for `dtype`; see `to_device`.
 
     Raises:
-        ValueError: for integers that wrap around and floats that become infinite in that dtype.
+        ValueError: for integers that would wrap around and floats that would become infinite in that dtype.
     """
     wanted = jax.dtypes.canonicalize_dtype(array.dtype if dtype is None else dtype)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -276,13 +276,13 @@ def narrowed(name: str, array: np.ndarray, dtype: Any = None) -> np.ndarray:
 
 
 def as_array(name: str, value: Any, *, floats: bool = False) -> Any:
-    """Return what users hold as an array on the device; traced arrays and those of JAX pass through.
+    """Return user data as an array on the device; traced arrays and JAX arrays pass through.
 
     Args:
-        name: of the argument, for errors.
-        value: as `as_numpy` takes it.
-        floats: whether booleans and integers become floats of the default dtype, so that nothing is truncated and no
-            unsigned difference wraps around.
+        name: the name of the argument, for error messages.
+        value: anything that `as_numpy` accepts.
+        floats: whether to convert booleans and integers to floats of the default dtype, so that nothing is truncated
+            and no unsigned difference wraps around.
 
     Raises:
         TypeError: as `as_numpy` does.
@@ -304,10 +304,10 @@ def as_array(name: str, value: Any, *, floats: bool = False) -> Any:
 
 
 def promoted(*values: Any) -> list[Any]:
-    """Return arrays of JAX in the one dtype that holds them all, as JAX promotes them.
+    """Return JAX arrays in one common dtype, according to JAX's promotion rules.
 
-    So a model takes inputs of another dtype than its parameters: half precision is computed in that of the parameters,
-    and integers become floats.
+    This lets a model take inputs of a different dtype than its parameters: half-precision inputs are computed in the
+    parameters' dtype, and integers become floats.
 
     Example:
         >>> [value.dtype.name for value in promoted(jnp.ones(2, jnp.float16), jnp.ones(2, jnp.float32))]

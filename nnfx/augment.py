@@ -1,8 +1,8 @@
-"""Augmentation: pure functions `(key, batch, **numbers) -> batch` that vary the training data, on the device.
+"""Augmentation: pure functions `(key, batch, **numbers) -> batch` that vary the training data on the device.
 
-Passed to `nnfx.fit`, they run inside the compiled step, each step with randomness of its own, and their numbers are
-hyper-parameters of the run. Held-out data is never augmented. Every example draws for itself, and where all numbers
-are 0 none changes (`flip`, which has no number, aside).
+Passed to `nnfx.fit`, they run inside the compiled step, with new random draws at each step, and the numbers they take
+are hyper-parameters of the run. Held-out data is never augmented. Each example is varied independently, and if all
+these numbers are 0, no example changes (except in `flip`, which takes none).
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def gaussian_noise(key: Array, batch: Batch, noise: NonNegative) -> Batch:
         noise: σ, not negative, in units of the prepared inputs; may be traced.
 
     Returns:
-        The batch with other inputs, of the same shape and dtype.
+        The batch with new inputs of the same shape and dtype.
 
     Raises:
         TypeError: for a key that is not typed.
@@ -61,7 +61,7 @@ def flip(key: Array, batch: Batch) -> Batch:
         batch: images `(batch, height, width, channels)`, floats.
 
     Returns:
-        The batch with other inputs, of the same shape and dtype.
+        The batch with new inputs of the same shape and dtype.
 
     Raises:
         TypeError: for a key that is not typed.
@@ -85,8 +85,8 @@ def flip(key: Array, batch: Batch) -> Batch:
 def shift(key: Array, batch: Batch, pixels: NonNegative, fill: ArrayLike = 0.0) -> Batch:
     """Move images by whole pixels, `x[i, j] ← x[i − a, j − b]` with `a, b ~ U{−p, …, p}`.
 
-    This is the crop at random of images padded by p pixels on each side. Between whole p, the offsets are
-    `U(−p − ½, p + ½)` rounded.
+    This is a random crop of the images after padding them by p pixels on each side. If p is not whole, the offsets are
+    drawn from `U(−p − ½, p + ½)` and rounded.
 
     Args:
         key: a typed key.
@@ -95,7 +95,7 @@ def shift(key: Array, batch: Batch, pixels: NonNegative, fill: ArrayLike = 0.0) 
         fill: the value of pixels from outside the image; may be traced.
 
     Returns:
-        The batch with other inputs, of the same shape and dtype.
+        The batch with new inputs of the same shape and dtype.
 
     Raises:
         TypeError: for a key that is not typed.
@@ -118,7 +118,7 @@ def shift(key: Array, batch: Batch, pixels: NonNegative, fill: ArrayLike = 0.0) 
     furthest = jnp.asarray(pixels, jnp.float32)
     uniform = shards.draw(lambda shape: jax.random.uniform(key, shape, jnp.float32, -1, 1), (2, x.shape[0]), axis=1)
     drawn = jnp.round((furthest + 0.5) * uniform)
-    # the very end of the range may round outwards, and out of sight is far enough
+    # the very end of the range may round outwards, and no offset need exceed the image
     furthest = jnp.minimum(jnp.ceil(furthest), max(x.shape[1:3]))
     offsets = drawn.clip(-furthest, furthest).astype(jnp.int32)
     for axis, shape in ((1, (-1, x.shape[1], 1, 1)), (2, (-1, 1, x.shape[2], 1))):
@@ -130,17 +130,17 @@ def shift(key: Array, batch: Batch, pixels: NonNegative, fill: ArrayLike = 0.0) 
 
 
 def rotation(key: Array, batch: Batch, degrees: NonNegative, fill: ArrayLike = 0.0) -> Batch:
-    """Turn images about their centre c: `x(r) ← x(c + R(φ) (r − c))` with `φ ~ U(−degrees, degrees)`, bilinear.
+    """Rotate images about their centre c: `x(r) ← x(c + R(φ) (r − c))` with `φ ~ U(−degrees, degrees)`, bilinear.
 
     Args:
         key: a typed key.
         batch: images `(batch, height, width, channels)`, floats.
         degrees: the largest angle, not negative; may be traced.
-        fill: the value outside the image, also between its outermost pixels and one pixel further, where the two
-            are interpolated; may be traced.
+        fill: the value outside the image; between its outermost pixels and one pixel further out, the two are
+            interpolated; may be traced.
 
     Returns:
-        The batch with other inputs, of the same shape and dtype.
+        The batch with new inputs of the same shape and dtype.
 
     Raises:
         TypeError: for a key that is not typed.
@@ -173,7 +173,7 @@ def rotation(key: Array, batch: Batch, degrees: NonNegative, fill: ArrayLike = 0
     flat = x.reshape(rows, height * width, channels)
 
     def weigh(step: tuple[Array, Array]) -> tuple[Array, Array]:
-        """Return one of the four pixels about each source, times its share, and the share, 0 outside the image."""
+        """Return one of the four pixels around each source times its share, and the share, which is 0 outside."""
         i, j = corner[0] + step[0], corner[1] + step[1]
         is_inside = (i >= 0) & (i < height) & (j >= 0) & (j < width)
         share = (1 - jnp.abs(source[0] - i.astype(dtype))) * (1 - jnp.abs(source[1] - j.astype(dtype)))
@@ -188,18 +188,18 @@ def rotation(key: Array, batch: Batch, degrees: NonNegative, fill: ArrayLike = 0
 
 
 def cutout(key: Array, batch: Batch, size: NonNegative, fill: ArrayLike = 0.0) -> Batch:
-    """Blank a square of side s about a random point of each image, `x[i, j] ← fill` where `|(i, j) − c|∞ < s/2`.
+    """Blank a square of side s around a random point of each image, `x[i, j] ← fill` if `|(i, j) − c|∞ < s/2`.
 
-    The point is uniform over the image, so that part of the square may lie outside.
+    The point is uniform over the image, so part of the square may lie outside.
 
     Args:
         key: a typed key.
         batch: images `(batch, height, width, channels)`, floats.
         size: s in pixels, not negative; may be traced.
-        fill: the value of the square, 0 the mean of standardised images; may be traced.
+        fill: the value inside the square; 0 is the mean of standardised images; may be traced.
 
     Returns:
-        The batch with other inputs, of the same shape and dtype.
+        The batch with new inputs of the same shape and dtype.
 
     Raises:
         TypeError: for a key that is not typed.
@@ -227,7 +227,7 @@ def cutout(key: Array, batch: Batch, size: NonNegative, fill: ArrayLike = 0.0) -
 
     def is_within(length: int, point: Array) -> Array:
         distance = jnp.arange(length, dtype=jnp.float32)[None] + 0.5 - length * point
-        return (distance >= -half) & (distance < half)  # half open: s pixels for every whole s
+        return (distance >= -half) & (distance < half)  # half-open: s pixels for every whole s
 
     is_blank = is_within(height, points[0])[:, :, None, None] & is_within(width, points[1])[:, None, :, None]
     return batch._replace(inputs=jnp.where(is_blank, jnp.asarray(fill, x.dtype), x))
@@ -236,26 +236,26 @@ def cutout(key: Array, batch: Batch, size: NonNegative, fill: ArrayLike = 0.0) -
 def mixup(key: Array, batch: Batch, alpha: NonNegative, classes: int | None = None) -> Batch:
     """Mix each example with another, `x ← λ x + (1 − λ) x′` and `y ← λ y + (1 − λ) y′`, `λ ~ Beta(α, α)`.
 
-    Partners are drawn from the batch with probabilities proportional to their weights, so that padding is mixed into
-    none, and an example keeps its weight; together this is the vicinal distribution of the weighted examples. Of λ and
-    1 − λ the larger is taken: with both examples drawn alike the distribution is the same, and its noise less.
+    Partners are drawn from the batch with probabilities proportional to their weights, so padding is never mixed in,
+    and each example keeps its own weight; together this is the vicinal distribution of the weighted examples. The
+    larger of λ and 1 − λ is used: as both examples are drawn alike, the distribution stays the same, with less noise.
 
     Args:
         key: a typed key.
-        batch: inputs of any shape, floats; targets of any shape that are floats, or integer labels.
+        batch: inputs of any shape, floats; targets that are floats of any shape, or integer labels.
         alpha: α, not negative: 0 mixes nothing, 1 draws λ uniformly; may be traced.
-        classes: how many there are, for integer labels: the targets then become rows of probabilities
-            `(batch, classes)`, as `nnfx.losses.categorical_cross_entropy` takes them and `nnfx.metrics.accuracy`,
-            which counts the larger part. It decides shapes: fix it with `functools.partial(mixup, classes=10)`.
+        classes: the number of classes, for integer labels: the targets then become rows of probabilities
+            `(batch, classes)`, as accepted by `nnfx.losses.categorical_cross_entropy` and by `nnfx.metrics.accuracy`,
+            which uses the larger part. It determines shapes: fix it with `functools.partial(mixup, classes=10)`.
 
     Returns:
-        The batch with other inputs and targets; both keep shape and dtype, but integer labels become rows in the
-        dtype of the weights, float32 at least.
+        The batch with new inputs and targets; both keep their shape and dtype, except that integer labels become rows
+        in the dtype of the weights, at least float32.
 
     Raises:
-        TypeError: for a key that is not typed, inputs that are not floats, or classes that are no integer.
-        ValueError: for a negative alpha, fewer classes than 2 or than labels, integer labels without a number of
-            classes, or floats with one.
+        TypeError: for a key that is not typed, inputs that are not floats, or `classes` that is not an integer.
+        ValueError: for a negative alpha, fewer than 2 classes, labels out of range, integer labels without `classes`,
+            or float targets with it.
 
     Example:
         >>> batch = Batch(jnp.eye(3), jnp.arange(3), jnp.ones(3))
@@ -293,9 +293,9 @@ def mixup(key: Array, batch: Batch, alpha: NonNegative, classes: int | None = No
 
 
 def _summed(term: Callable[[Any], Any], over: Any) -> Any:
-    """Sum terms in a loop: XLA would fuse them with what the images come from, and compute that anew in each.
+    """Sum terms in a loop: XLA would otherwise fuse what produces the images into each term, and recompute it there.
 
-    On CPU, where barriers do not hold it off, five augmentations in a row took 50 ms instead of 2.
+    On CPU, where barriers do not prevent this, five augmentations in a row took 50 ms instead of 2 ms.
     """
     zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(term, jax.tree.map(lambda each: each[0], over)))
     return jax.lax.scan(lambda total, one: (jax.tree.map(jnp.add, total, term(one)), None), zeros, over)[0]
@@ -310,7 +310,7 @@ def _images(batch: Batch) -> Array:
 
 
 def _mixable(targets: Array, classes: int | None, dtype: jnp.dtype) -> Array:
-    """Return targets that can be averaged: floats as they are, integer labels as rows of probabilities."""
+    """Return targets that can be averaged: floats unchanged, integer labels as rows of probabilities."""
     if jnp.issubdtype(targets.dtype, jnp.floating):
         if classes is not None:
             raise ValueError(f"classes: expected none beside targets that are floats already, got {classes!r}")
@@ -331,24 +331,24 @@ def _mixable(targets: Array, classes: int | None, dtype: jnp.dtype) -> Array:
 
 
 def _larger_shares(key: Array, alpha: Array, rows: int) -> Array:
-    """Draw `max(λ, 1 − λ)` with `λ ~ Beta(α, α)`, from two uniform numbers each.
+    """Draw `max(λ, 1 − λ)` with `λ ~ Beta(α, α)`, each from two uniform numbers.
 
-    With the polar method `T = √(2α (U^(−1/α) − 1)) cos 2πV` follows Student's distribution of 2α degrees of freedom,
-    and `λ = ½ + ½ T / √(2α + T²)`. Unlike rejection it needs no loop, which compiles seven times as long, and it is
-    smooth in α.
+    By the polar method, `T = √(2α (U^(−1/α) − 1)) cos 2πV` follows Student's t-distribution with 2α degrees of
+    freedom, and `λ = ½ + ½ T / √(2α + T²)`. Unlike rejection sampling it needs no loop, which would take seven times as
+    long to compile, and it is smooth in α.
 
     References:
         Devroye, *Random variate generation in one line of code*, Winter Simulation Conference 1996.
     """
     u, v = jax.random.uniform(key, (2, rows), alpha.dtype, minval=jnp.finfo(alpha.dtype).tiny)
-    is_off = alpha == 0  # the limit is 1, without a slope
+    is_off = alpha == 0  # the limit is 1, with slope 0
     power = jnp.log(u) / jnp.where(is_off, 1, alpha)
     squared = -jnp.expm1(power) * jnp.cos(2 * jnp.pi * v) ** 2
     return jnp.where(is_off, 1, (1 + jnp.sqrt(squared / (jnp.exp(power) + squared))) / 2)
 
 
 def _of_rows(weights: Array) -> Array:
-    """Return one weight per row, the mean where each of its steps has one."""
+    """Return one weight per row: the mean over its steps if each step has one."""
     return weights if weights.ndim == 1 else weights.mean(1)
 
 
@@ -358,5 +358,5 @@ def _partners(key: Array, weights: Array) -> Array:
     cumulative = jnp.cumsum(weights)
     levels = cumulative[-1] * jax.random.uniform(key, (rows,), weights.dtype)
     drawn = jnp.searchsorted(cumulative, levels, side="right").clip(0, rows - 1)
-    # sums in another order may round to a step where there is none, and without any weight there is no step at all
+    # a different order of summation may round to a step at a row of weight 0, and if all weights are 0 there is none
     return jnp.where(weights[drawn] > 0, drawn, jnp.arange(rows, dtype=drawn.dtype))

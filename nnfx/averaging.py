@@ -1,7 +1,7 @@
-"""Averages of the weights along a run: the share that the latest weights have in them, by the number of steps.
+"""Averages of the weights over a run, each defined by the share of the latest weights after each step.
 
-A run descends with the latest weights, and is evaluated with their average `aₜ = aₜ₋₁ + sₜ (wₜ − aₜ₋₁)`, whose
-shares `sₜ` these functions give. The first share is 1, so that no average remembers where it was initialised.
+A run trains the latest weights and is evaluated with their average `aₜ = aₜ₋₁ + sₜ (wₜ − aₜ₋₁)`; these functions
+return the shares `sₜ`. The first share is 1, so no average depends on its initial value.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def exponential(count: ArrayLike, ema_decay: Share = 0.999) -> Array:
     """Weigh past weights by powers of the decay (EMA): `sₜ = (1 − d) / (1 − dᵗ)`.
 
     Args:
-        count: t, how many weights there have been with the latest, at least 1.
+        count: t, the number of weights averaged, including the latest; at least 1.
         ema_decay: d, from 0 (the latest weights alone) to 1 (the uniform average); may be traced.
 
     Returns:
@@ -32,13 +32,13 @@ def exponential(count: ArrayLike, ema_decay: Share = 0.999) -> Array:
         ValueError: for a decay outside `[0, 1]`.
 
     Example:
-        Of three weights with the decay 1/2 the latest has 4/7, those before it 2/7 and 1/7:
+        Of three weights with a decay of 1/2, the latest has a share of 4/7, those before it 2/7 and 1/7:
 
         >>> exponential(3, 0.5)
         Array(0.5714286, dtype=float32)
 
     References:
-        Polyak and Juditsky, *Acceleration of stochastic approximation by averaging*, 1992; the correction is that of
+        Polyak and Juditsky, *Acceleration of stochastic approximation by averaging*, 1992; the bias correction is from
         Kingma and Ba, *Adam*, ICLR 2015, section 3.
     """
     checks.number("ema_decay", ema_decay, minimum=0, maximum=1)
@@ -50,10 +50,10 @@ def exponential(count: ArrayLike, ema_decay: Share = 0.999) -> Array:
 
 
 def uniform(count: ArrayLike) -> Array:
-    """Weigh all weights of the run alike: `sₜ = 1 / t`.
+    """Weigh all weights of the run equally: `sₜ = 1 / t`.
 
     Args:
-        count: t, how many weights there have been with the latest, at least 1.
+        count: t, the number of weights averaged, including the latest; at least 1.
 
     Returns:
         The share of the latest weights, a scalar.
@@ -69,7 +69,7 @@ def uniform(count: ArrayLike) -> Array:
 
 
 def follow(average: Average, latest: Variables, share: Callable[[Array], Array]) -> Average:
-    """Take the latest variables into their average; what is not of floats, such as counts, is taken as it is."""
+    """Update an average with the latest variables; those that are not floats, such as counts, are copied."""
     steps = average.steps + 1
     portion = share(steps)
 
@@ -83,5 +83,5 @@ def follow(average: Average, latest: Variables, share: Callable[[Array], Array])
 
 
 def start(variables: Variables) -> Average:
-    """Return the average of no weights yet, which stands for those it was made of."""
+    """Return the average before any step, which holds the variables it is made from."""
     return Average(jnp.zeros((), jnp.int32), dict(variables))

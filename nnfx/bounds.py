@@ -1,7 +1,7 @@
-"""What numbers a parameter takes, said at the parameter: `delta: Positive`.
+"""Bounds of a numeric parameter, declared in the signature: `delta: Positive`.
 
-A function's own checks see concrete numbers alone. Within a run all numbers are traced, so that a run reads the bounds
-off the signatures of its parts and holds the numbers to them when it is called.
+A function's own checks see only concrete numbers. Inside a run all hyper-parameters are traced, so a run reads the
+bounds from the signatures of its parts and checks the hyper-parameters against them when it is called.
 """
 
 import functools
@@ -32,7 +32,7 @@ class Bounds(NamedTuple):
     maximum: float | None = None
 
     def check(self, name: str, value: Any) -> None:
-        """Require one finite number within the bounds, where it is concrete."""
+        """Require one number; if it is concrete, it must be finite and within the bounds."""
         checks.number(name, value, **self._asdict())
 
 
@@ -45,9 +45,9 @@ AtLeastOne = Annotated[ArrayLike, Bounds(minimum=1)]
 Share = Annotated[ArrayLike, Bounds(minimum=0, maximum=1)]
 """A number from 0 to 1."""
 BelowOne = Annotated[ArrayLike, Bounds(minimum=0, below=1)]
-"""A number from 0 to below 1."""
+"""A number from 0 (inclusive) to 1 (exclusive)."""
 Inside = Annotated[ArrayLike, Bounds(above=0, below=1)]
-"""A number between 0 and 1, neither of them."""
+"""A number between 0 and 1, both exclusive."""
 
 FREE = Bounds()
 """Any finite number."""
@@ -57,18 +57,18 @@ _OF_OPTAX = {
     "weight_decay": Bounds(minimum=0),
     "delta": Bounds(above=0),
 }
-"""The bounds of parameters of Optax's functions, whose signatures do not say them."""
+"""The bounds of parameters of Optax's functions, whose signatures do not declare them."""
 
 
 def bounds_of(function: Callable[..., Any], name: str) -> Bounds:
-    """Return the bounds of a parameter: those of its annotation, or of Optax's functions those known by name.
+    """Return the bounds of a parameter: those of its annotation, or for Optax's functions those known by name.
 
-    What wraps a function and names the parameter itself has a parameter of its own, and no bounds; what hands
-    everything on has those of the function within.
+    A wrapper that names the parameter in its own signature has a parameter of its own, without bounds; one that only
+    passes it on has the bounds of the wrapped function.
 
     Args:
-        function: perhaps a `functools.partial`, or decorated.
-        name: of the parameter.
+        function: any callable, possibly decorated or a `functools.partial`.
+        name: the name of the parameter.
 
     Example:
         >>> def loss(outputs, targets, delta: Positive): ...
@@ -79,7 +79,7 @@ def bounds_of(function: Callable[..., Any], name: str) -> Bounds:
         if isinstance(function, functools.partial):
             function = function.func
         elif hasattr(function, "__wrapped__"):
-            # decorators copy annotations as well, so that they tell nothing of the wrapper's own parameters
+            # decorators copy annotations too, so they say nothing about the wrapper's own parameters
             if isinstance(function, types.FunctionType) and name in _own_names(function):
                 return FREE
             function = function.__wrapped__

@@ -1,7 +1,7 @@
 """How far predicted probabilities can be trusted, for single models and for ensembles.
 
-Scores per example average to proper scores of the whole; the calibration error, the reliability diagram and the
-temperature look at all examples together. A held-out set is what they are meant for.
+Scores are per example, and their averages are proper scores; the calibration error, the reliability diagram and the
+temperature are computed from all examples together. All of them are meant for held-out data.
 """
 
 from typing import Any, NamedTuple
@@ -27,16 +27,16 @@ __all__ = [
 ]
 
 TEMPERATURES = (1e-4, 1e4)
-"""The range within which `fit_temperature` looks."""
+"""The range that `fit_temperature` searches."""
 HALVINGS = 45
-"""How often it halves the range of log T: to below the resolution of float32, and to 1e-12 in float64."""
+"""The number of times it halves the range of log T: to below the resolution of float32, and to 1e-12 in float64."""
 
 SUM_TOLERANCE = 1e-2
-"""How far the probabilities of a row may be from 1 in sum: that of a softmax in bfloat16."""
+"""How far the sum of a row of probabilities may be from 1, to allow for a softmax in bfloat16."""
 
 
 def _wide(array: Array) -> Array:
-    """Bring an array to a dtype in which many numbers can be summed."""
+    """Convert an array to a dtype in which many numbers can be summed."""
     return array.astype(at_least_float32(array.dtype))
 
 
@@ -67,7 +67,7 @@ def _check_labels(labels: Any, shape: tuple[int, ...], classes: int) -> None:
 
 
 def _known_probabilities(probabilities: Any, axes: str = "(batch, classes)") -> Array:
-    """Return probabilities on the device, checked; traced rows that are none become NaN."""
+    """Return checked probabilities on the device; traced rows that are not probabilities become NaN."""
     p: Array = arrays.as_array("probabilities", probabilities)
     _check_probabilities(p, axes)
     if checks.is_concrete(p):
@@ -77,7 +77,7 @@ def _known_probabilities(probabilities: Any, axes: str = "(batch, classes)") -> 
 
 
 def _known(probabilities: Any, labels: Any) -> tuple[Array, Array]:
-    """Return probabilities and labels on the device, checked; traced rows become NaN where one of them is none."""
+    """Return checked probabilities and labels on the device; traced rows become NaN if either is invalid."""
     p, y = _known_probabilities(probabilities), arrays.as_array("labels", labels)
     _check_labels(y, p.shape[:1], p.shape[1])
     if checks.is_concrete(y):
@@ -86,7 +86,7 @@ def _known(probabilities: Any, labels: Any) -> tuple[Array, Array]:
 
 
 def _class_logits(logits: Any) -> Array:
-    """Give a single output z the two logits 0 and z, of which softmax makes 1 − σ(z) and σ(z)."""
+    """Turn a single output z into the two logits 0 and z, whose softmax is 1 − σ(z) and σ(z)."""
     logits = arrays.as_array("logits", logits)
     _check_floats("logits", logits)
     if logits.ndim < 1:
@@ -102,17 +102,17 @@ def _class_logits(logits: Any) -> Array:
 def probabilities(logits: Array) -> Array:
     """The probability of every class: `softmax(z)`, and for a single output `(1 − σ(z), σ(z))`.
 
-    A logit of −∞ rules a class out, and one of +∞ all others.
+    A logit of −∞ rules out its class, and one of +∞ all others.
 
     Args:
-        logits: `(batch,)`, `(batch, 1)` or `(batch, classes)`; axes such as `(members, ...)` may stand before the
-            last two, where a single output has to be `(members, batch, 1)`.
+        logits: `(batch,)`, `(batch, 1)` or `(batch, classes)`; axes such as `(members, ...)` may precede the
+            last two, but then a single output has to be `(members, batch, 1)`.
 
     Returns:
         `(batch, classes)`, two columns for a single output; the rows sum to 1.
 
     Raises:
-        ValueError: for logits without a batch.
+        ValueError: for logits without a batch axis.
 
     Example:
         >>> probabilities(jnp.array([0.0, 100.0]))
@@ -123,7 +123,7 @@ def probabilities(logits: Array) -> Array:
 
 
 def log_probabilities(logits: Array) -> Array:
-    """The logarithm of `probabilities`, which does not underflow: −∞ is what a class has that is ruled out.
+    """The logarithm of `probabilities`, without underflow: −∞ for a class that is ruled out.
 
     Args:
         logits: as for `probabilities`.
@@ -132,7 +132,7 @@ def log_probabilities(logits: Array) -> Array:
         `(batch, classes)` in nats.
 
     Raises:
-        ValueError: for logits without a batch.
+        ValueError: for logits without a batch axis.
 
     Example:
         >>> log_probabilities(jnp.array([[0.0, 200.0, -jnp.inf]]))
@@ -144,7 +144,7 @@ def log_probabilities(logits: Array) -> Array:
 def negative_log_likelihood(probabilities: Array, labels: Array) -> Array:
     """Negative log-likelihood of the true class: `−log p_y`, finite at 0, a proper score.
 
-    The logarithm is cut off at the smallest positive number of the dtype.
+    The logarithm is clipped at the smallest positive normal number of the dtype.
 
     Args:
         probabilities: `(batch, classes)`, rows that sum to 1.
@@ -154,7 +154,7 @@ def negative_log_likelihood(probabilities: Array, labels: Array) -> Array:
         `(batch,)` in nats.
 
     Raises:
-        ValueError: for labels out of range, numbers that are no probabilities, or shapes that do not fit.
+        ValueError: for labels out of range, numbers that are not probabilities, or shapes that do not match.
 
     Example:
         >>> negative_log_likelihood(jnp.array([[0.5, 0.5], [0.25, 0.75]]), jnp.array([1, 0]))
@@ -179,7 +179,7 @@ def brier_score(probabilities: Array, labels: Array) -> Array:
         `(batch,)`.
 
     Raises:
-        ValueError: for labels out of range, numbers that are no probabilities, or shapes that do not fit.
+        ValueError: for labels out of range, numbers that are not probabilities, or shapes that do not match.
 
     Example:
         >>> brier_score(jnp.array([[0.5, 0.5], [1.0, 0.0]]), jnp.array([1, 1]))
@@ -194,12 +194,12 @@ def brier_score(probabilities: Array, labels: Array) -> Array:
 
 
 class Reliability(NamedTuple):
-    """A reliability diagram: by bin of confidence, `(bins,)` each.
+    """A reliability diagram: three arrays `(bins,)`, over bins of confidence.
 
     Attributes:
-        confidence: the mean probability of the predicted class; NaN where the bin is empty.
-        accuracy: the part of the predictions that are right; NaN where the bin is empty.
-        counts: how many examples fell into the bin.
+        confidence: the mean probability of the predicted class; NaN if the bin is empty.
+        accuracy: the fraction of predictions that are correct; NaN if the bin is empty.
+        counts: the number of examples in the bin.
     """
 
     confidence: Array
@@ -208,7 +208,7 @@ class Reliability(NamedTuple):
 
 
 def _sums(probabilities: Array, labels: Array, bins: int) -> tuple[Array, Array, Array]:
-    """Sum by bin: the confidences, the right predictions, the examples."""
+    """Return the sum of confidences, the number of correct predictions and the number of examples, by bin."""
     checks.positive_integer("bins", bins)
     probabilities, labels = _known(probabilities, labels)
     confidence = _wide(probabilities.max(-1))
@@ -227,13 +227,13 @@ def reliability(probabilities: Array, labels: Array, bins: int = 15) -> Reliabil
     Args:
         probabilities: `(batch, classes)`, rows that sum to 1.
         labels: integers `(batch,)`.
-        bins: M, how many of equal width; static.
+        bins: M, the number of bins, of equal width; static.
 
     Returns:
         Three arrays `(bins,)`; a calibrated model has confidence = accuracy.
 
     Raises:
-        ValueError: for labels out of range, numbers that are no probabilities, or shapes that do not fit.
+        ValueError: for labels out of range, numbers that are not probabilities, or shapes that do not match.
 
     Example:
         >>> diagram = reliability(jnp.array([[0.25, 0.75], [0.75, 0.25], [0.0, 1.0]]), jnp.array([1, 1, 1]), bins=4)
@@ -248,7 +248,7 @@ def reliability(probabilities: Array, labels: Array, bins: int = 15) -> Reliabil
 
     def mean(total: Array) -> Array:
         of_some = total / jnp.where(some, counts, 1)
-        if checks.is_concrete(of_some):  # on the host, so that under `jax_debug_nans` only what is wrong raises
+        if checks.is_concrete(of_some):  # on the host, so that `jax_debug_nans` does not raise for empty bins
             known = np.asarray(of_some)
             return jax.device_put(np.where(np.asarray(some), known, np.asarray(np.nan, known.dtype)))
         return jnp.where(some, of_some, jnp.nan)
@@ -259,19 +259,19 @@ def reliability(probabilities: Array, labels: Array, bins: int = 15) -> Reliabil
 def expected_calibration_error(probabilities: Array, labels: Array, bins: int = 15) -> Array:
     """Expected calibration error `Σₘ |Bₘ|/n · |accuracy(Bₘ) − confidence(Bₘ)|` over bins of equal width.
 
-    The confidence is the probability of the predicted class. The estimate is biased upwards where bins hold few
-    examples, so compare only numbers from as many examples and bins.
+    The confidence is the probability of the predicted class. The estimate is biased upwards if bins hold few
+    examples, so compare only values from equally many examples and bins.
 
     Args:
         probabilities: `(batch, classes)`, rows that sum to 1.
         labels: integers `(batch,)`.
-        bins: how many; static.
+        bins: the number of bins; static.
 
     Returns:
         A scalar from 0 to 1.
 
     Raises:
-        ValueError: for labels out of range, numbers that are no probabilities, or shapes that do not fit.
+        ValueError: for labels out of range, numbers that are not probabilities, or shapes that do not match.
 
     Example:
         >>> expected_calibration_error(jnp.array([[0.25, 0.75], [0.75, 0.25]]), jnp.array([1, 1]))
@@ -287,28 +287,28 @@ def expected_calibration_error(probabilities: Array, labels: Array, bins: int = 
 def fit_temperature(logits: Array, labels: Array, weights: Array | None = None) -> Array:
     """The temperature T > 0 that minimises `−Σᵢ wᵢ log softmax(zᵢ / T)` at the labels of held-out data.
 
-    Divide logits by it before `probabilities`: the predicted classes stay, and their confidence fits. The sum is convex
-    in β = 1/T, and its slope `Σᵢ wᵢ (E_p[zᵢ] − zᵢ at the label)` grows with β, so that halving an interval of
-    log T finds where it is zero. Differentiable in logits and weights. Logits of −∞ rule classes out at every T. It is
-    NaN where traced numbers are none: logits that are NaN or rule out the label, labels out of range, weights that are
-    negative or all zero.
+    Divide logits by it before calling `probabilities`: the predicted classes stay the same, and their confidence is
+    calibrated. The sum is convex in β = 1/T, and its slope `Σᵢ wᵢ (E_p[zᵢ] − zᵢ at the label)` grows with β, so
+    bisection over log T finds where it is zero. T is differentiable in logits and weights. Logits of −∞ rule classes
+    out at every T. T is NaN if traced arguments are invalid: logits that are NaN or rule out the label, labels out of
+    range, weights that are negative or all zero.
 
-    Where the data do not bound T it comes out at an end of its range: at 1e-4 where every prediction is right, at
-    1e4 where they are no better than chance.
+    If the data do not bound T, it is at an end of its range: at 1e-4 if every prediction is right, at 1e4 if they are
+    no better than chance.
 
     Args:
         logits: `(batch,)`, `(batch, 1)` or `(batch, classes)`.
         labels: integers `(batch,)`.
-        weights: `(batch,)`, not negative, some positive; zero leaves an example out, whatever it holds. One each where
-            they are not given.
+        weights: `(batch,)`, not negative, some positive; a weight of zero leaves an example out, whatever it holds. By
+            default all are 1.
 
     Returns:
-        T, a scalar without unit, between 1e-4 and 1e4: above 1 where the model is too sure, below where too unsure.
+        T, a dimensionless scalar from 1e-4 to 1e4: above 1 if the model is overconfident, below 1 if underconfident.
 
     Raises:
         TypeError: for logits that are not floating-point numbers.
         ValueError: for labels out of range or ruled out, logits that are NaN or +∞, weights that are negative, not
-            finite or all zero, or shapes that do not fit.
+            finite or all zero, or shapes that do not match.
 
     Example:
         >>> logits = jnp.array([3.0, 3.0, 3.0, -3.0])  # so sure, and right in 3 of 4
@@ -340,7 +340,7 @@ def fit_temperature(logits: Array, labels: Array, weights: Array | None = None) 
             first = int(is_ruled_out.argmax())
             raise ValueError(f"labels: expected classes that no logit of −∞ rules out, got one ruled out at {first}")
     margins = logits - jnp.where(jnp.isneginf(own), jnp.nan, own)
-    # What an example without weight holds does not count; where it is finite, its gradient does.
+    # What an example of weight zero holds does not count, but if it is finite, its gradient does.
     margins = jnp.where(counts | (margins < jnp.inf).all(-1, keepdims=True), margins, 0)
     are_weights = (weights >= 0).all() & (weights > 0).any()
     return _temperature(margins, jnp.where(are_weights, weights, jnp.nan))
@@ -348,11 +348,11 @@ def fit_temperature(logits: Array, labels: Array, weights: Array | None = None) 
 
 @jax.jit
 def _temperature(margins: Array, weights: Array) -> Array:
-    """Find the temperature from the logits less that of the label, `(batch, classes)`."""
+    """Find the temperature from the logits minus that of the label, `(batch, classes)`."""
 
     def slope_and_curvature(inverse: Array, margins: Array, weights: Array) -> tuple[Array, Array]:
         p = jax.nn.softmax(inverse * margins, -1)
-        margins = jnp.where(jnp.isneginf(margins), 0, margins)  # of a class without probability
+        margins = jnp.where(jnp.isneginf(margins), 0, margins)  # for a class without probability
         mean = (p * margins).sum(-1)
         variance = (p * jnp.square(margins - mean[:, None])).sum(-1)
         return jnp.vdot(weights, mean), jnp.vdot(weights, variance)
@@ -367,7 +367,7 @@ def _temperature(margins: Array, weights: Array) -> Array:
     least, most = (jnp.asarray(-np.log(temperature), margins.dtype) for temperature in reversed(TEMPERATURES))
     low, high = jax.lax.fori_loop(0, HALVINGS, halve, (least, most))
     inverse = jnp.exp((low + high) / 2)
-    # A term that is zero, and whose derivative is that of the minimum by the implicit function theorem.
+    # The term subtracted is zero, and its derivative is that of the minimum by the implicit function theorem.
     slope, curvature = slope_and_curvature(inverse, margins, weights)
     curvature = jax.lax.stop_gradient(curvature)
     found = (low > least) & (high < most) & (curvature > 0)
@@ -376,13 +376,13 @@ def _temperature(margins: Array, weights: Array) -> Array:
 
 
 class Spread(NamedTuple):
-    """What the members of an ensemble say, and how far they agree.
+    """What the members of an ensemble predict, and how far they agree.
 
     Attributes:
         mean: `(batch, classes)`, the ensemble's prediction.
-        std: `(batch, classes)`, the members' standard deviation about it.
-        entropy: `(batch,)` in nats, that of the mean: all uncertainty.
-        mutual_information: `(batch,)` in nats, the part of it that is the members' disagreement.
+        std: `(batch, classes)`, the standard deviation of the members around it.
+        entropy: `(batch,)` in nats, the entropy of the mean: the total uncertainty.
+        mutual_information: `(batch,)` in nats, the part of it that is due to the members' disagreement.
     """
 
     mean: Array
@@ -394,8 +394,8 @@ class Spread(NamedTuple):
 def spread(probabilities: Array) -> Spread:
     """The mean of an ensemble's predictions, and its uncertainty: `H[E p] = E H[p] + mutual information`.
 
-    The first part is noise in the data, which more members or data do not take away; the second is what members
-    disagree on (BALD), which more data do.
+    The first term is noise in the data, which more members or more data do not reduce; the second is the members'
+    disagreement (BALD), which more data do reduce.
 
     Args:
         probabilities: `(members, batch, classes)`, rows that sum to 1.
@@ -404,7 +404,7 @@ def spread(probabilities: Array) -> Spread:
         Mean, standard deviation (over the members, without correction), entropy and mutual information.
 
     Raises:
-        ValueError: for numbers that are no probabilities or another number of axes.
+        ValueError: for numbers that are not probabilities, or the wrong number of axes.
 
     Example:
         >>> disagree = spread(jnp.array([[[1.0, 0.0]], [[0.0, 1.0]]]))
@@ -419,10 +419,10 @@ def spread(probabilities: Array) -> Spread:
     mean, variance = probabilities.mean(0), probabilities.var(0)
     std = ops.square_root(variance)
     entropy = _entropy(mean)
-    # Rounding may leave a difference below zero, which no mutual information is.
+    # Rounding may make the difference negative, which mutual information never is.
     return Spread(mean, std, entropy, jnp.maximum(entropy - _entropy(probabilities).mean(0), 0))
 
 
 def _entropy(p: Array) -> Array:
-    """Entropy over the last axis; the logarithm is cut off, so that its gradient is finite at 0."""
+    """Entropy over the last axis; the logarithm is clipped, so that its gradient is finite at 0."""
     return -(p * jnp.log(jnp.maximum(p, jnp.finfo(p.dtype).tiny))).sum(-1)

@@ -1,14 +1,14 @@
-"""Checkpoints: trees of arrays on disk, whole or not there at all. The only file that knows Orbax.
+"""Checkpoints: trees of arrays on disk, complete or absent. This is the only module that uses Orbax.
 
 A checkpoint is a folder of
 
 - `arrays/`: the leaves by number, as Orbax writes them;
-- `checkpoint.json`: the leaves' paths, dtypes and shapes, the versions it was made with, and what its maker notes;
-- `SHA256SUMS` and `SHA256SUMS.sha256`: the checksum of every file, and that of the checksums, as `sha256sum -c` reads
-  them; without, most altered bits of arrays are loaded without a word.
+- `checkpoint.json`: the leaves' paths, dtypes and shapes, the versions it was made with, and the caller's notes;
+- `SHA256SUMS` and `SHA256SUMS.sha256`: the checksum of every file, and that of the checksums, in the format of
+  `sha256sum -c`; without them, most altered bits of arrays would be loaded silently.
 
-It is written aside and renamed when it is whole and on the disk, so that whatever has a checkpoint's name is one. It is
-numbers and JSON: loading it executes nothing.
+It is written under a temporary name and renamed once it is complete and on disk, so that a folder with a checkpoint's
+name is always a complete one. It contains only numbers and JSON: loading it executes nothing.
 """
 
 import contextlib
@@ -31,29 +31,29 @@ from nnfx import checks, distributed, paths
 __all__ = ["DamagedError", "Description", "load", "read", "save"]
 
 FORMAT = 2
-"""The number of the layout described above; another one is refused."""
+"""The version of the layout described above; any other is rejected."""
 DESCRIPTION = "checkpoint.json"
-"""The file in which a checkpoint tells of itself."""
+"""The file in which a checkpoint describes itself."""
 _ARRAYS, _SUMS, _SEAL = "arrays", "SHA256SUMS", "SHA256SUMS.sha256"
 _SHOWN = 20
-"""How many differences an error lists."""
+"""The largest number of differences that an error lists."""
 _PATIENCE_SECONDS = 30 * 24 * 3600
-"""How long Orbax may wait for itself: it looks at the clock of the day, which may be set while it writes."""
+"""How long Orbax may wait for itself: it reads the wall clock, which may be changed while it writes."""
 _NUMBER = "__float__"
-"""What stands in JSON, which has no infinities and no NaN, for a number that is one of them."""
+"""The JSON key that marks an infinity or NaN, neither of which JSON has."""
 
 
 class DamagedError(ValueError):
-    """A checkpoint whose files are not those that were written."""
+    """Raised for a checkpoint whose files are not those that were written."""
 
 
 class Description(NamedTuple):
-    """What a checkpoint says of itself.
+    """What a checkpoint says about itself.
 
     Attributes:
-        leaves: dtype and shape of each leaf by its path, such as `{".params['kernel']": "float32[2,1]"}`.
-        versions: of the packages and of Python that made it, by name.
-        about: what its maker noted.
+        leaves: the dtype and shape of each leaf by its path, such as `{".params['kernel']": "float32[2,1]"}`.
+        versions: the versions of Python and of the packages that made it, by name.
+        about: the caller's notes.
     """
 
     leaves: dict[str, str]
@@ -64,18 +64,18 @@ class Description(NamedTuple):
 def save(path: str | os.PathLike[str], tree: Any, about: Mapping[str, Any] | None = None) -> None:
     """Write a tree of arrays as a checkpoint.
 
-    Of several processes the first writes; `nnfx.distributed.wait` lets the others load what it has written.
+    With several processes, the first one writes; call `nnfx.distributed.wait` before the others load the checkpoint.
 
     Args:
-        path: a folder that is not there yet.
+        path: a folder that does not exist yet.
         tree: arrays of any shape and dtype, typed keys included.
-        about: what else to note, of what JSON knows; numbers that are not finite come back as they were.
+        about: notes to store with it, of types that JSON has; numbers that are not finite are restored as such.
 
     Raises:
-        TypeError: for leaves that are not arrays, notes that JSON does not know, or something else than a path.
-        ValueError: for arrays of which this process has only a part.
-        FileExistsError: for a path that is there.
-        OSError: where it cannot be written; nothing is left behind then.
+        TypeError: for leaves that are not arrays, notes that JSON cannot represent, or a `path` that is not one.
+        ValueError: for arrays of which this process holds only a part.
+        FileExistsError: if the path already exists.
+        OSError: if it cannot be written; nothing is left behind then.
 
     Example:
         >>> import tempfile
@@ -112,13 +112,13 @@ def save(path: str | os.PathLike[str], tree: Any, about: Mapping[str, Any] | Non
 
 
 def read(path: str | os.PathLike[str]) -> Description:
-    """Return what a checkpoint says of itself, once every file has the checksum it was written with.
+    """Return what a checkpoint says about itself, after verifying the checksum of every file.
 
     Raises:
-        FileNotFoundError: for a path where nothing is.
-        DamagedError: for a file that is missing, additional, or not as it was written.
-        TypeError: for something else than a path.
-        ValueError: for a checkpoint of another format than this version knows.
+        FileNotFoundError: if there is no folder at the path.
+        DamagedError: for a file that is missing, additional or altered.
+        TypeError: for a `path` that is not one.
+        ValueError: for a checkpoint in a format that this version does not support.
     """
     path = paths.absolute("path", path)
     if not path.is_dir():
@@ -133,10 +133,10 @@ def read(path: str | os.PathLike[str]) -> Description:
 
 
 def described(path: Path) -> Description:
-    """Return what a checkpoint says of itself, without looking at its other files.
+    """Return what a checkpoint says about itself, without looking at its other files.
 
     Raises:
-        Exception: of some kind, where it is not as it was written.
+        Exception: of some type, if the description is not as it was written.
     """
     written = from_json((path / DESCRIPTION).read_text())
     if written["format"] != FORMAT:
@@ -148,26 +148,26 @@ def described(path: Path) -> Description:
 
 
 def load(path: str | os.PathLike[str], like: Any) -> Any:
-    """Load a checkpoint into a tree of this structure.
+    """Load a checkpoint into a tree of a given structure.
 
     Args:
         path: a checkpoint.
-        like: a tree of arrays, or of their shapes (`jax.ShapeDtypeStruct`). Arrays come back as NumPy's where they are
-            NumPy's in it, on the devices that it names where it does, and on the default device elsewhere.
+        like: a tree of arrays, or of their shapes (`jax.ShapeDtypeStruct`). Leaves that are NumPy arrays in it
+            are loaded as such; others go to the devices it specifies, or else to the default one.
 
     Raises:
         FileNotFoundError, DamagedError: as `read` does.
-        ValueError: for another format, or leaves of other paths, dtypes or shapes; it lists them.
+        ValueError: for another format, or leaves with other paths, dtypes or shapes; the message lists them.
     """
     return load_as(path, lambda _: like)[1]
 
 
 def load_as(path: str | os.PathLike[str], expected: Callable[[Description], Any]) -> tuple[Description, Any]:
-    """Load a checkpoint into a tree whose structure depends on what it says of itself; its files are verified once.
+    """Load a checkpoint into a tree whose structure depends on its description; its files are verified once.
 
     Args:
         path: a checkpoint.
-        expected: returns the tree that is expected, as for `load`.
+        expected: returns the expected tree for a description, like the argument `like` of `load`.
 
     Raises:
         FileNotFoundError, DamagedError, ValueError: as `load` does, and whatever `expected` raises.
@@ -187,7 +187,7 @@ def load_as(path: str | os.PathLike[str], expected: Callable[[Description], Any]
         name: jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf for name, leaf in wanted.items()
     }
     numbers = {name: str(i) for i, name in enumerate(got)}
-    # only shapes and dtypes are asked of these: they take no memory
+    # only the shapes and dtypes of these are used: they take no memory
     hosts = {name: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for name, leaf in plain.items()}
     stored = {numbers[name]: array for name, array in hosts.items() if array.size}
     if stored:
@@ -200,12 +200,12 @@ def load_as(path: str | os.PathLike[str], expected: Callable[[Description], Any]
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that make a checkpoint, by name."""
+    """Return the versions of Python and of the packages that checkpoints are written with, by name."""
     found = {"python": platform.python_version()}
     for name in ("nnfx", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"):
         try:
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # imported from where it lies
+        except metadata.PackageNotFoundError:  # imported without being installed
             found[name] = "unknown"
     return found
 
@@ -215,7 +215,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
-    """Return the leaves by path, all of them arrays or their shapes."""
+    """Return the leaves by path, checked to be arrays or their shapes."""
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     for path, leaf in leaves.items():
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct):
@@ -230,7 +230,7 @@ def _words(leaf: Any) -> str:
 
 
 def _describe(tree: Any, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of `checkpoint.json`."""
+    """Return the contents of `checkpoint.json`."""
     return {
         "format": FORMAT,
         "leaves": {path: _words(leaf) for path, leaf in _leaves(tree).items()},
@@ -240,7 +240,7 @@ def _describe(tree: Any, about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_json(notes: Any) -> str:
-    """Write notes as JSON that every reader knows, with words in place of NaN and infinities.
+    """Return notes as JSON that every reader understands, with NaN and infinities as strings.
 
     >>> from_json(as_json({"losses": [0.5, float("inf")]}))
     {'losses': [0.5, inf]}
@@ -249,12 +249,12 @@ def as_json(notes: Any) -> str:
 
 
 def from_json(text: str) -> Any:
-    """Read what `as_json` has written."""
+    """Return the notes that `as_json` has written."""
     return json.loads(text, object_hook=_as_number)
 
 
 def _strict(notes: Any) -> Any:
-    """Return notes with words in place of the numbers that JSON does not know."""
+    """Return notes with NaN and infinities, which JSON does not have, as marked strings."""
     if isinstance(notes, Mapping):
         return {name: _strict(value) for name, value in notes.items()}
     if isinstance(notes, list | tuple):
@@ -265,12 +265,12 @@ def _strict(notes: Any) -> Any:
 
 
 def _as_number(read: dict[str, Any]) -> Any:
-    """Undo `_strict` on an object that was read."""
+    """Undo `_strict` for one object that was read."""
     return float(read[_NUMBER]) if read.keys() == {_NUMBER} else read
 
 
 def _write(folder: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Have Orbax write arrays, again where it took a clock that was set in the meantime for a time too long."""
+    """Write arrays with Orbax, and retry once if it timed out because the clock was changed in the meantime."""
     from orbax.checkpoint import v1 as orbax
 
     with _alone():
@@ -283,12 +283,12 @@ def _write(folder: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _on_host(tree: Any) -> dict[str, np.ndarray]:
-    """Return every leaf on the host, by its number; empty ones are known by their shape alone."""
+    """Return the leaves on the host, by number, without empty ones, which their shape describes fully."""
     if not checks.is_concrete(tree):
         raise TypeError("tree: expected arrays with values, got shapes or traced arrays")
     leaves = _leaves(distributed.local(tree)).values()
     plain = [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in leaves]
-    # JAX's arrays never change; NumPy's may, while they are written
+    # JAX arrays never change; NumPy arrays may while they are written, so they are copied
     arrays = [np.asarray(leaf) if isinstance(leaf, jax.Array) else np.array(leaf) for leaf in plain]
     return {str(i): array for i, array in enumerate(arrays) if array.size}
 
@@ -303,7 +303,7 @@ def _alone() -> Iterator[None]:
     if jax.process_count() > 1:
         from orbax.checkpoint.experimental.v1._src.saving import execution
 
-        # the one place where Orbax asks all processes, also those that are not to take part
+        # the only place where Orbax involves all processes, even those that do not take part
         execution._check_directory_consistency = lambda _: None
         context.multiprocessing.primary_host = jax.process_index()
         context.multiprocessing.active_processes = {jax.process_index()}
@@ -323,12 +323,12 @@ def _checksums(path: Path) -> dict[str, str]:
 
 
 def _lines(checksums: Mapping[str, str]) -> str:
-    """Write checksums as `sha256sum` does."""
+    """Return checksums in the format of `sha256sum`."""
     return "".join(f"{checksum}  {name}\n" for name, checksum in checksums.items())
 
 
 def _verify(path: Path) -> None:
-    """Raise unless every file is there, none besides, and all with the bytes that were written."""
+    """Raise if a file is missing, additional or altered."""
     for name in (_SUMS, _SEAL):
         if not (path / name).is_file():
             raise DamagedError(f"{path}: expected a whole checkpoint, got one without {name}")
@@ -352,7 +352,7 @@ def _listed(lines: list[str], separator: str) -> str:
 
 
 def _placed(array: np.ndarray, like: Any) -> Any:
-    """Return an array of the kind, and on the devices, of another."""
+    """Return an array as the type of another, and on its devices."""
     if isinstance(like, np.ndarray | np.generic):
         return array
     if _is_key(like):

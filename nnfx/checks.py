@@ -1,6 +1,6 @@
-"""Checks of what the user passes in: each error names the argument, what it expected and what it got.
+"""Checks of user input: each error names the argument, what was expected and what was passed.
 
-Values are looked at only where they are concrete; under `jit`, `grad` and `vmap` what is traced passes.
+Values are checked only if they are concrete; traced ones, under `jit`, `grad` and `vmap`, pass.
 """
 
 import difflib
@@ -15,7 +15,7 @@ import numpy as np
 
 
 def is_concrete(tree: Any) -> bool:
-    """Say whether every leaf of a tree has a value that can be looked at, none being traced."""
+    """Return whether every leaf of a tree has a value that can be inspected, none being traced."""
     return not any(isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
 
 
@@ -26,7 +26,7 @@ def describe(value: Any) -> str:
     ('float32[3,2]', "'tanh'")
     """
     if hasattr(value, "shape") and hasattr(value, "dtype"):
-        is_ours = isinstance(value, np.ndarray | np.generic | jax.Array)  # the dtypes of others mean nothing to JAX
+        is_ours = isinstance(value, np.ndarray | np.generic | jax.Array)  # JAX does not understand the dtypes of others
         if is_ours and value.shape == () and is_concrete(value) and jnp.issubdtype(value.dtype, np.number):
             return f"{value}"
         return f"{value.dtype}[{','.join(map(str, value.shape))}]"
@@ -35,7 +35,7 @@ def describe(value: Any) -> str:
 
 
 def key(name: str, value: Any) -> None:
-    """Require one typed random key, as `jax.random.key` makes it."""
+    """Require one typed random key, as returned by `jax.random.key`."""
     typed = hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
     if not typed:
         raise TypeError(f"{name}: expected a typed key, such as jax.random.key(0), got {describe(value)}")
@@ -44,7 +44,7 @@ def key(name: str, value: Any) -> None:
 
 
 def positive_integer(name: str, value: Any) -> None:
-    """Require a whole number of at least 1 (not a bool, not traced: it decides shapes)."""
+    """Require a whole number of at least 1 (not a bool, not traced: it determines shapes)."""
     _integer(name, value, 1, "a positive integer")
 
 
@@ -69,7 +69,7 @@ def number(
     below: float | None = None,
     maximum: float | None = None,
 ) -> None:
-    """Require one finite real number, within bounds where they are given."""
+    """Require one finite real number, within the bounds if any are given."""
     shape = getattr(value, "shape", ())
     dtype = getattr(value, "dtype", None)
     real = isinstance(value, numbers.Real) if dtype is None else jnp.issubdtype(dtype, np.number)
@@ -92,7 +92,7 @@ def number(
 
 
 def choice(name: str, value: Any, known: Iterable[str]) -> None:
-    """Require one of the known names; the error lists them, and the near miss first."""
+    """Require one of the known names; the error lists them, and suggests the closest one."""
     names = list(known)
     if value in names:
         return
@@ -109,7 +109,7 @@ def numeric(name: str, value: Any) -> None:
 
 
 def near(value: Any) -> tuple[Any, Any]:
-    """Return an array where it can be looked at soonest, and the library that does: on CPUs NumPy compiles nothing."""
+    """Return an array and the library that inspects it fastest: on CPUs that is NumPy, which compiles nothing."""
     on_cpu = isinstance(value, jax.Array) and {device.platform for device in value.devices()} == {"cpu"}
     if (on_cpu and value.is_fully_addressable) or isinstance(value, np.ndarray):
         return np.asarray(value), np
@@ -120,7 +120,7 @@ def finite(name: str, value: Any) -> None:
     """Require that an array of concrete values holds neither NaN nor an infinity."""
     if not is_concrete(value) or not jnp.issubdtype(value.dtype, np.inexact):
         return
-    with jax.ensure_compile_time_eval():  # so that constants within a jit are looked at as well
+    with jax.ensure_compile_time_eval():  # so that constants inside a jit are checked too
         value, library = near(value)
         if not bool(library.isfinite(value).all()):
             bad = np.argwhere(~np.isfinite(np.asarray(value, np.float64)))

@@ -1,7 +1,7 @@
 """A warning about releases of jaxlib that return wrong numbers on the CPU.
 
-jaxlib 0.10.2 and 0.11.x miscompile some fusions there without a word (jax issues 39103 and 39257). The
-installer leaves them out; this speaks up where one is installed all the same.
+jaxlib 0.10.2 and 0.11.x silently miscompile some fusions there (jax issues 39103 and 39257). The package's
+requirements exclude them; this module warns if one is installed anyway.
 """
 
 import os
@@ -12,7 +12,7 @@ CURE = "--xla_cpu_experimental_ynn_fusion_type="
 
 
 def is_affected(version: str) -> bool:
-    """Say whether this release of jaxlib is known to miscompile on the CPU.
+    """Return whether this release of jaxlib is known to miscompile on the CPU.
 
     >>> [is_affected(version) for version in ("0.10.1", "0.10.2", "0.11.0", "0.12.0")]
     [False, True, True, False]
@@ -21,7 +21,7 @@ def is_affected(version: str) -> bool:
 
 
 def warn_if_affected(version: str) -> None:
-    """Warn, in one line, unless the flag that cures it is set."""
+    """Warn, in one line, about an affected release, unless the flag that avoids the bug is set."""
     if is_affected(version) and CURE not in os.environ.get("XLA_FLAGS", "").split():
         warnings.warn(
             f"jaxlib {version} returns wrong numbers on the CPU (jax issue 39103): install another release,"

@@ -1,6 +1,6 @@
-"""One call that fits JAX to the CPU it runs on, made before anything is computed.
+"""One call that configures JAX for the CPU it runs on, made before anything is computed.
 
-Nothing here is needed for right results: it is what a run on a CPU gains in speed by.
+Results are correct without it; it only makes runs on a CPU faster.
 """
 
 import ctypes
@@ -14,11 +14,11 @@ from nnfx import checks, paths
 __all__ = ["cores", "set_up"]
 
 _MALLOPT = {-8: 1, -1: 2**31 - 1, -2: 2**29, -3: 2**25}
-"""Numbers of glibc's `malloc.h`: M_ARENA_MAX, M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD, in bytes."""
+"""Settings from glibc's `malloc.h`: M_ARENA_MAX, and M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD in bytes."""
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -28,24 +28,25 @@ def set_up(
     keep_memory: bool = True,
     cache: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Fit JAX to this machine's CPU: a device for each core, memory kept for reuse, and compiled programs on disk.
+    """Configure JAX for this machine's CPU: one device per core, memory kept for reuse, and compiled programs on disk.
 
-    - **Devices.** Within a loop XLA hardly uses a second core. Sweeps spread their members over devices, so that a
-      device for each core keeps all of them busy; a single run uses one device.
-    - **Memory.** XLA asks for its temporaries at every call, and glibc maps and unmaps large ones each time. Kept, they
-      cost no page faults. It acts on this whole process, on Linux with glibc, and grows it by up to 512 MiB.
-    - **Cache.** Given a folder, a program compiled once is read from there by later processes. XLA then prints notices
-      on the preferences of the machine it was compiled for; `TF_CPP_MIN_LOG_LEVEL=3` in the environment silences them.
+    - **Devices.** Inside a loop XLA hardly uses a second core. Sweeps spread their members over devices, so one
+      device per core keeps all cores busy; a single run uses one device.
+    - **Memory.** XLA allocates its temporaries at every call, and glibc maps and unmaps large ones each time. Memory
+      that is kept causes no page faults. This affects the whole process, on Linux with glibc, and grows it by up to
+      512 MiB.
+    - **Cache.** Given a folder, later processes read already compiled programs from it. XLA then prints notices about
+      the preferences of the machine they were compiled for; `TF_CPP_MIN_LOG_LEVEL=3` in the environment silences them.
 
     Args:
-        devices: how many CPU devices JAX shows; one for each core unless given.
-        keep_memory: whether to keep memory.
-        cache: a folder for compiled programs; none unless given, or what JAX has already
-            (`JAX_COMPILATION_CACHE_DIR`).
+        devices: the number of CPU devices that JAX shows; by default one per core.
+        keep_memory: whether to keep memory for reuse.
+        cache: a folder for compiled programs, by default none; one that JAX already has (`JAX_COMPILATION_CACHE_DIR`)
+            takes precedence.
 
     Raises:
         TypeError, ValueError: for a number of devices that is not a positive integer.
-        RuntimeError: after JAX has computed something, and has made its devices.
+        RuntimeError: if JAX has already computed something, and thereby created its devices.
 
     Example:
         >>> set_up()  # doctest: +SKIP
@@ -61,7 +62,7 @@ def set_up(
         ) from error
     if folder is not None and jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        # most programs here compile in less than the second below which JAX would not keep them
+        # by default JAX keeps no program that compiles in less than a second, as most do here
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     if keep_memory and platform.libc_ver()[0] == "glibc":

@@ -1,8 +1,8 @@
 """Losses per example, `(outputs, targets) -> (batch,)`, and the empirical loss that averages them.
 
 Reduction and weights are kept out of the losses, so that padding, class weights and masks need no new
-one: `empirical` is the weighted mean. Each loss accepts a single output as `(batch,)` or `(batch, 1)`, and
-carries `loss.check(outputs, targets)`, which raises on targets that it cannot be meant for.
+loss: `empirical` is the weighted mean. Each loss accepts a single output as `(batch,)` or `(batch, 1)`, and
+has a `loss.check(outputs, targets)`, which raises an error for targets that do not suit it.
 """
 
 import functools
@@ -33,11 +33,11 @@ __all__ = [
 
 
 SUM_TOLERANCE = 0.01
-"""How far the probabilities of a row may be from 1 in sum: rounding in half precision."""
+"""How far the sum of a row of probabilities may be from 1, to allow for rounding in half precision."""
 
 
 def _with_check(check: Callable[[Any, Any], None]) -> Callable[[PerExample], PerExample]:
-    """Attach the check of a loss's targets, which takes them as users hold them."""
+    """Attach a check to a loss; the check takes outputs and targets in any form that users hold them in."""
 
     def decorate(loss: PerExample) -> PerExample:
         def converted(outputs: Any, targets: Any) -> None:
@@ -52,12 +52,12 @@ def _with_check(check: Callable[[Any, Any], None]) -> Callable[[PerExample], Per
 
 
 def check(loss: PerExample, outputs: Any, targets: Any) -> None:
-    """Raise where a loss cannot be meant for these targets; a loss of the user's own passes.
+    """Raise an error if a loss does not suit these targets; user-defined losses pass.
 
     Args:
         loss: a loss of this module, perhaps within `functools.partial`, or any other function.
         outputs: the model's outputs or their `jax.ShapeDtypeStruct`.
-        targets: the targets; their values are looked at where they are concrete.
+        targets: the targets; their values are checked if they are concrete.
     """
     while isinstance(loss, functools.partial):
         loss = loss.func
@@ -106,10 +106,10 @@ def _check_categorical(outputs: Any, targets: Any) -> None:
 
 
 def _aligned(check: Callable[[Any, Any], None], outputs: Any, targets: Any) -> tuple[Array, Array]:
-    """Return outputs and targets as floats of one shape and dtype, once they are found to fit.
+    """Check outputs and targets, and return them as floats of one shape and dtype.
 
-    Real numbers on the host are subtracted there, in float64, so that no digits are lost of those far from zero; what
-    comes back is their difference and zero.
+    Real numbers on the host are subtracted there, in float64, so that numbers far from zero lose no digits; the pair
+    returned is then their difference and zero.
     """
     if check is _check_real and not isinstance(outputs, jax.Array) and not isinstance(targets, jax.Array):
         exact = [arrays.as_numpy(*pair).astype(np.float64) for pair in (("outputs", outputs), ("targets", targets))]
@@ -123,12 +123,12 @@ def _aligned(check: Callable[[Any, Any], None], outputs: Any, targets: Any) -> t
 
 
 def _known(labels: Array) -> Array:
-    """Return labels, NaN where a traced one is no probability: the loss and its gradient are too."""
+    """Replace traced labels that are not probabilities by NaN, so that the loss and its gradient are NaN."""
     return jnp.where((labels >= 0) & (labels <= 1), labels, jnp.nan)
 
 
 def _per_example(values: Array) -> Array:
-    """Average all but the first axis; there may be no row."""
+    """Average over all axes but the first; there may be no rows."""
     return values.reshape(values.shape[0], math.prod(values.shape[1:])).mean(-1)
 
 
@@ -145,20 +145,20 @@ def _smoothed(labels: Array, label_smoothing: ArrayLike, classes: int) -> Array:
 def binary_cross_entropy(logits: Array, labels: Array, label_smoothing: Share = 0.0) -> Array:
     """Binary cross-entropy from logits z: `−y log σ(z) − (1 − y) log(1 − σ(z))`.
 
-    With label smoothing s the labels become `y (1 − s) + s / 2`. An infinite logit has no loss and no gradient where it
-    is right, and an infinite loss where it is wrong.
+    With label smoothing s the labels become `y (1 − s) + s / 2`. The loss and gradient of an infinite logit are zero if
+    it is right; if it is wrong, the loss is infinite.
 
     Args:
         logits: `(batch,)`, `(batch, 1)` or `(batch, outputs)`, before the sigmoid.
-        labels: 0 or 1, in the shape of the logits or `(batch,)`. Traced labels may lie between, as `nnfx.augment.mixup`
-            makes them; the loss of others is NaN.
+        labels: 0 or 1, in the shape of the logits or `(batch,)`. Traced labels may lie in between, such as those made
+            by `nnfx.augment.mixup`; the loss of any others is NaN.
         label_smoothing: s, between 0 and 1; may be traced.
 
     Returns:
         `(batch,)` in nats, the mean over several outputs.
 
     Raises:
-        ValueError: for labels other than 0 and 1, or shapes that do not fit.
+        ValueError: for labels other than 0 and 1, or shapes that do not match.
 
     Example:
         >>> binary_cross_entropy(jnp.array([0.0, 2.0]), jnp.array([1, 0]))
@@ -176,12 +176,12 @@ def binary_cross_entropy(logits: Array, labels: Array, label_smoothing: Share = 
 def binary_cross_entropy_from_probabilities(probabilities: Array, labels: Array, label_smoothing: Share = 0.0) -> Array:
     """Binary cross-entropy from probabilities p: `−y log p − (1 − y) log(1 − p)`, finite at 0 and 1.
 
-    The logarithms are cut off at the smallest positive number, and at the largest below 1, of the dtype; beyond, the
-    gradient is zero. Where there is a choice, `binary_cross_entropy` from logits is more accurate.
+    The logarithms are cut off at the dtype's smallest positive number and its largest number below 1; beyond these, the
+    gradient is zero. If there is a choice, `binary_cross_entropy` from logits is more accurate.
 
     Args:
-        probabilities: `(batch,)`, `(batch, 1)` or `(batch, outputs)`, between 0 and 1; the loss of traced ones outside,
-            such as logits, is NaN, and so is its gradient.
+        probabilities: `(batch,)`, `(batch, 1)` or `(batch, outputs)`, between 0 and 1; the loss of traced values
+            outside this range, such as logits, is NaN, and so is its gradient.
         labels: 0 or 1, in the shape of the probabilities or `(batch,)`.
         label_smoothing: as for `binary_cross_entropy`.
 
@@ -189,7 +189,7 @@ def binary_cross_entropy_from_probabilities(probabilities: Array, labels: Array,
         `(batch,)` in nats, the mean over several outputs.
 
     Raises:
-        ValueError: for labels other than 0 and 1, probabilities outside [0, 1], or shapes that do not fit.
+        ValueError: for labels other than 0 and 1, probabilities outside [0, 1], or shapes that do not match.
 
     Example:
         >>> binary_cross_entropy_from_probabilities(jnp.array([0.5, 0.0]), jnp.array([1, 0]))
@@ -201,7 +201,7 @@ def binary_cross_entropy_from_probabilities(probabilities: Array, labels: Array,
         with jax.ensure_compile_time_eval():
             if not is_known.all():
                 raise ValueError("probabilities: expected numbers from 0 to 1, got others; are they logits?")
-    probabilities = probabilities * jnp.where(is_known, 1, jnp.nan)  # the gradient is NaN as well
+    probabilities = probabilities * jnp.where(is_known, 1, jnp.nan)  # the gradient is NaN too
     labels = _smoothed(_known(labels), label_smoothing, classes=2)
     limits = jnp.finfo(probabilities.dtype)
     log_p = jnp.log(jnp.maximum(probabilities, limits.tiny))
@@ -215,14 +215,14 @@ def categorical_cross_entropy(logits: Array, labels: Array, label_smoothing: Sha
 
     With label smoothing s, over K classes, the labels become `y (1 − s) + s / K`.
 
-    A logit of −∞ rules a class out: it counts for nothing where its label is zero, and the loss is infinite where it is
-    not. Label smoothing gives every class a share, so that the two do not go together: the loss is infinite there, as
-    it is in PyTorch and Optax.
+    A logit of −∞ rules a class out: it contributes nothing if the class's label is zero, and makes the loss infinite
+    otherwise. Label smoothing gives every class a share, so the two cannot be combined: the loss is then infinite, as
+    in PyTorch and Optax.
 
     Args:
-        logits: `(batch, classes)`, before the softmax; further axes may stand between the two.
-        labels: integers `(batch,)`, or one-hot rows or probabilities `(batch, classes)`. Where they are traced, the
-            loss of labels out of range, and of rows that are no probabilities, is NaN, and so is its gradient.
+        logits: `(batch, classes)`, before the softmax; further axes may lie between the two.
+        labels: integers `(batch,)`, or one-hot rows or probabilities `(batch, classes)`. If they are traced, the loss
+            and its gradient are NaN for labels out of range and for rows that are not probabilities.
         label_smoothing: s, between 0 and 1; may be traced.
 
     Returns:
@@ -230,7 +230,7 @@ def categorical_cross_entropy(logits: Array, labels: Array, label_smoothing: Sha
 
     Raises:
         ValueError: for integer labels outside `[0, classes)`, rows that do not sum to 1, or shapes that do
-            not fit.
+            not match.
 
     Example:
         >>> categorical_cross_entropy(jnp.array([[0.0, 0.0], [9.0, 0.0]]), jnp.array([1, 0]))
@@ -249,7 +249,7 @@ def categorical_cross_entropy(logits: Array, labels: Array, label_smoothing: Sha
 
 
 def _shares(labels: Array, logits: Array) -> Array:
-    """Return labels as rows of probabilities, NaN where traced ones are none: the loss and its gradient are too."""
+    """Return labels as rows of probabilities; invalid traced ones are NaN, so that the loss and gradient are too."""
     if labels.shape == logits.shape:
         total = labels.astype(at_least_float32(logits.dtype)).sum(-1)
         is_known = (labels >= 0).all(-1) & (jnp.abs(total - 1) < SUM_TOLERANCE)
@@ -272,7 +272,7 @@ def mean_square_error(outputs: Array, targets: Array) -> Array:
         `(batch,)`, in the square of the targets' unit.
 
     Raises:
-        ValueError: for targets that are not finite, or shapes that do not fit.
+        ValueError: for targets that are not finite, or shapes that do not match.
 
     Example:
         >>> mean_square_error(jnp.array([[1.0, 2.0]]), jnp.array([[0.0, 4.0]]))
@@ -294,7 +294,7 @@ def mean_absolute_error(outputs: Array, targets: Array) -> Array:
         `(batch,)`, in the targets' unit.
 
     Raises:
-        ValueError: for targets that are not finite, or shapes that do not fit.
+        ValueError: for targets that are not finite, or shapes that do not match.
 
     Example:
         >>> mean_absolute_error(jnp.array([[1.0, 2.0]]), jnp.array([[0.0, 4.0]]))
@@ -317,7 +317,7 @@ def huber(outputs: Array, targets: Array, delta: Positive = 1.0) -> Array:
         `(batch,)`, in the square of the targets' unit.
 
     Raises:
-        ValueError: for targets that are not finite, a delta that is not positive, or shapes that do not fit.
+        ValueError: for targets that are not finite, a delta that is not positive, or shapes that do not match.
 
     Example:
         >>> huber(jnp.array([0.5, 3.0]), jnp.array([0.0, 0.0]))
@@ -336,14 +336,14 @@ def empirical(losses: Array, weights: Array | None = None) -> Array:
 
     Args:
         losses: `(batch,)`.
-        weights: `(batch,)`, non-negative; one each where they are not given.
+        weights: `(batch,)`, non-negative; all 1 if not given.
 
     Returns:
-        A scalar; NaN where all weights are zero.
+        A scalar; NaN if all weights are zero.
 
     Raises:
-        ValueError: for losses that are not one per example, other than one weight each, and weights that are negative
-            or not finite.
+        ValueError: if there is not one loss per example and one weight per loss, or if a weight is negative or not
+            finite.
 
     Example:
         >>> empirical(jnp.array([1.0, 3.0, 9.0]), jnp.array([1.0, 1.0, 0.0]))

@@ -1,8 +1,9 @@
-"""What is made once for an object, such as a compiled program, and dies with it.
+"""Things that are made once for an object, such as compiled programs, and freed with it.
 
 `jax.jit` with static arguments keeps a strong reference to every argument that it has seen, and with it the program:
-a process that makes many models, one after the other, would hold the programs of all of them. Here a program hangs on
-the object that it was compiled for, so that both go together. Objects that nothing can be hung on share one place.
+a process that makes many models, one after the other, would hold the programs of all of them. Here a program is
+attached to the object that it was compiled for, so that both are freed together. Objects that nothing can be attached
+to share one place.
 """
 
 import collections
@@ -19,12 +20,12 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 LIMIT = 64
-"""How many things an object holds; of more, the one not used for longest goes."""
+"""How many things an object holds; beyond that, the least recently used is dropped."""
 _ATTRIBUTE = "_nnfx_memo"
 
 
 class _Memo:
-    """What an object holds, by what it was made from; no part of a copy of the object, nor of its pickle."""
+    """What an object holds, keyed by what it was made from; left out of copies and pickles of the object."""
 
     def __init__(self) -> None:
         self.made = collections.OrderedDict[Any, Any]()
@@ -40,12 +41,12 @@ _ELSEWHERE = _Memo()
 
 
 def held(owner: Any, key: Any, make: Callable[[], T]) -> T:
-    """Return what `make` returns, made at the first call with this owner and key, and held by the owner.
+    """Return the result of `make`, made at the first call with this owner and key, and held by the owner.
 
     Args:
-        owner: whose lifetime it shares: a model, a function, or any object with attributes.
-        key: hashable; what it is made from beside the owner.
-        make: makes it.
+        owner: the object whose lifetime the result shares: a model, a function, or any object with attributes.
+        key: hashable; what the result is made from besides the owner.
+        make: makes the result.
 
     Example:
         >>> def owner(): ...
@@ -53,7 +54,7 @@ def held(owner: Any, key: Any, make: Callable[[], T]) -> T:
         (42, 42)
     """
     made = _memo_of(owner).made
-    key = (owner, key)  # decorators copy what hangs on the functions within
+    key = (owner, key)  # decorators copy the attributes of the functions they wrap
     if key not in made:
         made[key] = make()
         while len(made) > LIMIT:
@@ -72,12 +73,12 @@ def _memo_of(owner: Any) -> _Memo:
 
 
 class Compiled(Generic[R]):
-    """A function compiled for values of its first arguments, which are static, and held by the first of them.
+    """A function compiled for given values of its first arguments, which are static, and held by the first of them.
 
     Args:
         function: the function.
         static: how many of its first arguments are static, at least one.
-        donate: which of its arguments are used up.
+        donate: the positions of the arguments that are donated, and thus used up.
     """
 
     def __init__(self, function: Callable[..., R], static: int, donate: tuple[int, ...]) -> None:
@@ -86,7 +87,7 @@ class Compiled(Generic[R]):
         functools.update_wrapper(self, function)
 
     def program(self, *static: Any) -> Any:
-        """Return the function of the remaining arguments, as `jax.jit` makes it."""
+        """Return the function of the remaining arguments, as returned by `jax.jit`."""
         if len(static) != self._static:
             raise TypeError(f"static: expected {self._static} arguments, got {len(static)}")
         owner, *others = static
@@ -101,24 +102,24 @@ class Compiled(Generic[R]):
         return held(owner, (self._function, tuple(others)), make)
 
     def __call__(self, *args: Any, **kwargs: Any) -> R:
-        """Run it."""
+        """Run the function."""
         return self.program(*args[: self._static])(*args[self._static :], **kwargs)
 
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
-        """Lower it, as `jax.jit(...).lower` does."""
+        """Lower the function, as `jax.jit(...).lower` does."""
         return self.program(*args[: self._static]).lower(*args[self._static :], **kwargs)
 
     def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the shapes of its results."""
+        """Return the shapes and dtypes of the function's results."""
         return self.program(*args[: self._static]).eval_shape(*args[self._static :], **kwargs)
 
 
 def compiled(static: int = 1, donate: tuple[int, ...] = ()) -> Callable[[Callable[..., R]], Compiled[R]]:
-    """Compile a function for values of its first arguments: `jax.jit` with static arguments, held by the first.
+    """Compile a function for given values of its first arguments: `jax.jit` with static arguments, held by the first.
 
     Args:
         static: how many of its first arguments are static; the first is a model, a run's function, or any function.
-        donate: which of its arguments, traced ones, are used up.
+        donate: the positions of the arguments that are donated, and thus used up; they must be traced ones.
 
     Example:
         >>> @compiled()

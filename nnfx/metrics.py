@@ -1,7 +1,7 @@
-"""Metrics per example, `(outputs, targets) -> (batch,)`, which merge as sums, and rank statistics, which don't.
+"""Metrics per example, `(outputs, targets) -> (batch,)`, which merge as sums, and rank statistics, which do not.
 
-What is averaged over batches is a metric per example; the area under the ROC curve is computed once, on
-the predictions of the whole data.
+Metrics per example are averaged over batches; the area under the ROC curve is computed once, from the
+predictions for all of the data.
 """
 
 import math
@@ -18,7 +18,7 @@ __all__ = ["accuracy", "binary_accuracy", "roc_auc"]
 
 
 def binary_accuracy(logits: Array, labels: Array) -> Array:
-    """One where the sign of the logit agrees with the binary label, else zero: `[z > 0] = y`.
+    """One if the sign of the logit agrees with the binary label, else zero: `[z > 0] = y`.
 
     Args:
         logits: `(batch,)`, `(batch, 1)` or `(batch, outputs)`, before the sigmoid.
@@ -29,7 +29,7 @@ def binary_accuracy(logits: Array, labels: Array) -> Array:
         traced labels outside [0, 1].
 
     Raises:
-        ValueError: for labels other than 0 and 1, or shapes that do not fit.
+        ValueError: for labels other than 0 and 1, or shapes that do not match.
 
     Example:
         >>> binary_accuracy(jnp.array([2.0, 3.0]), jnp.array([1, 0]))
@@ -45,18 +45,19 @@ def binary_accuracy(logits: Array, labels: Array) -> Array:
 
 
 def accuracy(logits: Array, labels: Array) -> Array:
-    """One where the largest logit is that of the label, else zero: `[argmaxₖ zₖ = y]`.
+    """One if the largest logit is that of the label, else zero: `[argmaxₖ zₖ = y]`.
 
     Args:
         logits: `(batch, classes)`.
-        labels: integers `(batch,)`, or one-hot rows or probabilities `(batch, classes)`, whose largest counts.
+        labels: integers `(batch,)`, or one-hot rows or probabilities `(batch, classes)`, whose largest entry
+            counts.
 
     Returns:
         `(batch,)` in the dtype of the logits; NaN for logits that are NaN, and for traced labels out of range.
 
     Raises:
-        ValueError: for integer labels outside `[0, classes)`, rows with negative numbers or none positive, or shapes
-            that do not fit.
+        ValueError: for integer labels outside `[0, classes)`, rows with negative numbers or no positive ones, or
+            shapes that do not match.
 
     Example:
         >>> accuracy(jnp.array([[0.0, 1.0], [0.0, 1.0]]), jnp.array([1, 0]))
@@ -89,7 +90,7 @@ def _converted(logits: Any, labels: Any) -> tuple[Array, Array]:
 
 
 def _are_shares(rows: Array) -> Array:
-    """Say which rows hold no negative number and some positive; raise where one is concrete and does not."""
+    """Return which rows have a positive number and no negative one; raise an error if a concrete row does not."""
     are_shares = (rows >= 0).all(-1) & (rows > 0).any(-1)
     if checks.is_concrete(rows):
         with jax.ensure_compile_time_eval():
@@ -104,15 +105,15 @@ def roc_auc(scores: Array, labels: Array) -> Array:
     """The area under the ROC curve: `P(score of a positive > of a negative) + ½ P(equal)`.
 
     Args:
-        scores: `(batch,)` or `(batch, 1)`; the larger, the likelier the label 1. Logits will do.
+        scores: `(batch,)` or `(batch, 1)`; larger scores mean that label 1 is likelier. Logits will do.
         labels: 0 or 1, `(batch,)`.
 
     Returns:
-        A float32 scalar between 0 and 1; NaN where a score is, where one of the two classes is absent, or where traced
-        labels are others.
+        A float32 scalar between 0 and 1; NaN if a score is NaN, if one of the two classes is absent, or if traced
+        labels are neither 0 nor 1.
 
     Raises:
-        ValueError: for labels other than 0 and 1, or shapes that do not fit.
+        ValueError: for labels other than 0 and 1, or shapes that do not match.
 
     Example:
         >>> roc_auc(jnp.array([0.1, 0.4, 0.35, 0.8]), jnp.array([0, 0, 1, 1]))
@@ -121,7 +122,7 @@ def roc_auc(scores: Array, labels: Array) -> Array:
     References:
         Hanley and McNeil, *The meaning and use of the area under a ROC curve*, Radiology, 1982.
     """
-    if not isinstance(scores, jax.Array):  # ranks tell apart what the precision of the device may not
+    if not isinstance(scores, jax.Array):  # ranks keep apart scores that are equal in the device's precision
         exact = arrays.as_numpy("scores", scores)
         ranks = np.unique(exact, return_inverse=True)[1].reshape(exact.shape)
         scores = jnp.asarray(np.where(np.isnan(exact), np.nan, ranks) if np.isnan(exact).any() else ranks)
@@ -152,6 +153,6 @@ def _area(scores: Array, labels: Array) -> Array:
 
 
 def _per_example(right: Array, is_known: Array, dtype: jnp.dtype) -> Array:
-    """Average what is right over all but the first axis; what is unknown is NaN."""
+    """Average what is right over all axes but the first; what is unknown is NaN."""
     scored = jnp.where(is_known, right.astype(dtype), jnp.nan)
     return scored.reshape(scored.shape[0], math.prod(scored.shape[1:])).mean(-1)

@@ -1,7 +1,8 @@
-"""Optax's optimizers as a training step takes them, and the weights that they are evaluated with.
+"""Optax optimizers in the form that a training step takes, and the weights that they are evaluated with.
 
-Most optimizers step the weights that a model is evaluated with. Some step others: a schedule-free optimizer the point
-where the gradient is taken, lookahead the fast weights, sharpness-aware minimisation (SAM) at times a point uphill.
+Most optimizers update the weights that a model is evaluated with. Some update others: a schedule-free optimizer the
+point where the gradient is taken, lookahead the fast weights, sharpness-aware minimisation (SAM) at times a point
+uphill.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ __all__ = ["as_optimizer", "evaluation_params", "has_evaluation_params"]
 
 
 class Slow(NamedTuple):
-    """The state of `optax.lookahead`, with the slow weights, which it keeps beside the fast ones.
+    """The state of `optax.lookahead`, with the slow weights that it keeps beside the fast ones.
 
     Attributes:
         params: the slow weights.
@@ -31,11 +32,11 @@ class Slow(NamedTuple):
 
 
 def as_optimizer(name: str, given: Any) -> optax.GradientTransformationExtraArgs:
-    """Return an optimizer that steps one tree of parameters: `optax.MultiSteps` and `optax.lookahead` as any other.
+    """Return an optimizer that updates one tree of parameters, also for `optax.MultiSteps` and `optax.lookahead`.
 
     Args:
-        name: of the argument, for errors.
-        given: an optimizer already made.
+        name: the argument's name, for error messages.
+        given: an Optax optimizer, already made.
 
     Raises:
         TypeError: for anything else, such as an optimizer's factory.
@@ -75,7 +76,7 @@ def as_optimizer(name: str, given: Any) -> optax.GradientTransformationExtraArgs
 
 @contextlib.contextmanager
 def _without_warning() -> Iterator[None]:
-    """Keep lookahead from warning of parameters that are not both fast and slow, which it assumes rightly."""
+    """Silence lookahead's warning that it assumes it was given only the fast parameters, which is true."""
     logger = logging.getLogger("absl")
 
     def is_other(record: logging.LogRecord) -> bool:
@@ -89,15 +90,15 @@ def _without_warning() -> Iterator[None]:
 
 
 def evaluation_params(opt_state: Any, params: Any) -> Any:
-    """Return the weights that an optimizer is evaluated with, wherever in a chain or a partition it is.
+    """Return the weights that an optimizer is evaluated with, wherever it is in a chain or a partition.
 
-    - `optax.contrib.schedule_free`: `x = (y − (1 − β₁) z) / β₁` of the weights y that it steps.
+    - `optax.contrib.schedule_free`: `x = (y − (1 − β₁) z) / β₁` for the weights y that it updates.
     - `optax.lookahead`: the slow weights.
-    - `optax.contrib.sam`, where it is not opaque: the weights before the steps uphill.
+    - `optax.contrib.sam`, if it is not opaque: the weights before the steps uphill.
 
     Args:
         opt_state: the optimizer's state.
-        params: the weights that it steps, which all others are evaluated with.
+        params: the weights that it updates; all other optimizers are evaluated with these.
 
     Example:
         >>> optimizer = optax.contrib.schedule_free_sgd(1.0, b1=0.5)
@@ -120,7 +121,7 @@ def evaluation_params(opt_state: Any, params: Any) -> Any:
 
 
 def has_evaluation_params(opt_state: Any) -> bool:
-    """Say whether an optimizer is evaluated with other weights than those it steps.
+    """Return whether an optimizer is evaluated with weights other than those it updates.
 
     >>> has_evaluation_params(optax.adam(0.1).init(jnp.ones(1)))
     False
@@ -140,9 +141,9 @@ def _before_uphill(steps: Any, params: Any, cache: Any) -> Any:
 
 
 def _where_held(function: Any, number: Any, params: Any, held: Any) -> Any:
-    """Map over the parameters that an optimizer holds; those that a mask keeps from it stay as they are.
+    """Map over the parameters that an optimizer holds; those masked out are left unchanged.
 
-    The states of several runs may be stacked: then there is one number for each.
+    The states of several runs may be stacked; then `number` has one entry for each run.
     """
     number = jnp.asarray(number)
 
@@ -157,6 +158,6 @@ def _where_held(function: Any, number: Any, params: Any, held: Any) -> Any:
 
 
 def _nodes(opt_state: Any, kinds: Any) -> list[Any]:
-    """Return the states of these kinds within an optimizer's state, none within another."""
+    """Return the states of these types within an optimizer's state, but none nested within another."""
     leaves = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds))
     return [leaf for leaf in leaves if isinstance(leaf, kinds)]

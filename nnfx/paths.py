@@ -1,4 +1,4 @@
-"""Paths that users give, made absolute once; and files that are whole or not there, written through no link."""
+"""Paths given by users, made absolute once, and files that are either whole or absent, never written through links."""
 
 import contextlib
 import os
@@ -14,20 +14,20 @@ __all__ = ["absolute", "append", "aside", "remove", "replace"]
 
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(
     os, "O_BINARY", 0
-)  # the first is not on Windows, the second only there
+)  # Windows lacks the first, and only Windows has the second
 
 
 def absolute(name: str, path: str | os.PathLike[str]) -> Path:
-    """Return an absolute path, so that it names the same file when the process changes its folder later.
+    """Return an absolute path, which names the same file even if the process changes its folder later.
 
     Links are not followed: they may be replaced before the path is used.
 
     Args:
-        name: of the argument, for errors.
-        path: absolute, relative to the present folder, or beginning with `~`.
+        name: the argument's name, for error messages.
+        path: absolute, relative to the current folder, or beginning with `~`.
 
     Raises:
-        TypeError: for something else than text or a path.
+        TypeError: for anything other than text or a path.
         ValueError: for empty text.
 
     Example:
@@ -36,13 +36,13 @@ def absolute(name: str, path: str | os.PathLike[str]) -> Path:
     """
     if not isinstance(path, str | os.PathLike) or isinstance(os.fspath(path), bytes):
         raise TypeError(f"{name}: expected a path, got {checks.describe(path)}")
-    if not os.fspath(path):  # such as a variable that is not set, and not the present folder
+    if not os.fspath(path):  # an unset variable, say, rather than the current folder
         raise ValueError(f"{name}: expected a path, got {path!r}")
     return Path(path).expanduser().absolute()
 
 
 def aside(path: Path) -> Path:
-    """Return a path beside another, hidden and not used by anything, under which to write what is not whole yet.
+    """Return a hidden, unused path beside another, to write to until the result is complete.
 
     >>> aside(Path("/runs/table.csv")).parent, aside(Path("/runs/table.csv")).name.startswith(".table.csv.")
     (PosixPath('/runs'), True)
@@ -52,15 +52,16 @@ def aside(path: Path) -> Path:
 
 @contextlib.contextmanager
 def replace(path: Path) -> Iterator[Path]:
-    """Write a file aside, and put it in place once it is whole and on the disk.
+    """Write a file under a temporary name, and move it into place once it is complete and on disk.
 
-    A link of that name is replaced, and what it points to stays as it is.
+    A link of that name is replaced, and its target is left unchanged.
 
     Args:
-        path: of the file.
+        path: the file's path.
 
     Yields:
-        The path to write to: an empty file. If the block raises, it is removed, and what was in place stays.
+        The path to write to: an empty file. If the block raises an error, this file is removed, and what was in place
+        stays.
 
     Example:
         >>> import tempfile
@@ -79,26 +80,26 @@ def replace(path: Path) -> Iterator[Path]:
     except BaseException as error:
         beside.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # which its text tells then
+            error.filename = str(path)  # so that its message names the file
         raise
 
 
 def append(path: Path, *, is_new: bool = False) -> IO[bytes]:
-    """Open a file to write at its end, unbuffered, and never through a link.
+    """Open a file for appending, unbuffered, and never through a link.
 
     Args:
-        path: of the file, made where it is lacking.
-        is_new: whether it must not be there yet.
+        path: the file's path; the file is created if missing.
+        is_new: whether the file must not exist yet.
 
     Raises:
-        OSError: for a link, or where the file cannot be opened.
+        OSError: for a link, or if the file cannot be opened.
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_LINK | (os.O_EXCL if is_new else 0)
     return os.fdopen(os.open(path, flags, 0o666), "ab", buffering=0)
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a folder with all that is in it, or a link without what it points to."""
+    """Remove a file, a folder with everything in it, or a link but not its target."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -106,7 +107,7 @@ def remove(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have a file or folder on the disk before what comes next."""
+    """Flush a file or folder to disk before going on."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)

@@ -1,7 +1,7 @@
 """Penalties on the parameters, to be added to a loss, and a limit on their size, to be chained to an optimizer.
 
-A leaf counts as weights when it has two axes or more; what has fewer, biases and the scales of normalisation, is left
-alone. Map over stacked parameters with `jax.vmap`: there a stack of biases has two axes.
+A leaf counts as weights if it has two axes or more; leaves with fewer, biases and the scales of normalisation, are left
+alone. Map over stacked parameters with `jax.vmap`, since a stack of biases has two axes.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ __all__ = ["elastic_net", "l1", "l2", "max_norm"]
 
 
 def _penalty(name: str, strength: ArrayLike, measure: Callable[[Array], Array], params: Params) -> Array:
-    """Sum a function of every single weight, times a strength."""
+    """Return a strength times the sum of a function of every single weight."""
     checks.number(name, strength, minimum=0)
     weights = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim >= 2]
     total = jnp.asarray(sum((measure(w.astype(at_least_float32(w.dtype))).sum() for w in weights), start=0.0))
@@ -36,11 +36,11 @@ def _half_square(weights: Array) -> Array:
 
 
 def l1(params: Params, l1: NonNegative) -> Array:
-    """The lasso's penalty `λ₁ Σ |w|`, which drives weights to zero; its gradient at zero is taken as zero.
+    """The lasso penalty `λ₁ Σ |w|`, which drives weights to zero; its gradient at zero is taken as zero.
 
     Args:
         params: a tree of arrays; those with two axes or more are weights.
-        l1: λ₁, not negative, in the unit of the loss per unit of weight; may be traced.
+        l1: λ₁, non-negative, in the unit of the loss per unit of weight; may be traced.
 
     Returns:
         A scalar.
@@ -63,7 +63,7 @@ def l2(params: Params, l2: NonNegative) -> Array:
 
     Args:
         params: a tree of arrays; those with two axes or more are weights.
-        l2: λ₂, not negative, in the unit of the loss per squared unit of weight; may be traced.
+        l2: λ₂, non-negative, in the unit of the loss per squared unit of weight; may be traced.
 
     Returns:
         A scalar.
@@ -106,20 +106,20 @@ def elastic_net(params: Params, l1: NonNegative, l2: NonNegative) -> Array:
 
 
 def max_norm(limit: Positive = 3.0) -> optax.GradientTransformation:
-    """Keep the incoming weights of every unit within a ball: where `‖w‖ > c` after the update, `w ← c w / ‖w‖`.
+    """Keep the incoming weights of every unit within a ball: if `‖w‖ > c` after the update, `w ← c w / ‖w‖`.
 
-    Chain it last, for it corrects what the parameters will be. The incoming weights of a unit are a column of a
-    kernel as Flax lays out those of dense and convolutional layers: all axes but the last. A column within the
-    limit gets the update it would have got, bit for bit; the others keep to it up to rounding.
+    Chain it last, since it corrects what the parameters will be. The incoming weights of a unit are a column of a
+    kernel as laid out by Flax for dense and convolutional layers: all axes but the last. A column within the
+    limit gets its update unchanged, bit for bit; the others meet the limit up to rounding.
 
     Args:
         limit: c, positive, in the unit of the weights; may be traced.
 
     Returns:
-        An Optax transformation without state.
+        A stateless Optax transformation.
 
     Raises:
-        ValueError: for a limit that is not positive, and from `update` without the parameters.
+        ValueError: for a limit that is not positive, and from `update` if it is not given the parameters.
 
     Example:
         >>> optimizer = optax.chain(optax.sgd(1.0), max_norm(1.0))
@@ -145,7 +145,7 @@ def max_norm(limit: Positive = 3.0) -> optax.GradientTransformation:
         new = old + change.astype(dtype)
         norm_squared = jnp.square(new).sum(tuple(range(new.ndim - 1)), keepdims=True)
         over = norm_squared > bound**2
-        # The root of a column of zeros has no gradient.
+        # The square root has no gradient for a column of zeros.
         shrunk = new * (bound / jnp.sqrt(jnp.where(over, norm_squared, 1)))
         return jnp.where(over, (shrunk - old).astype(change.dtype), change)
 

@@ -1,17 +1,18 @@
-"""Learning-rate schedules whose every number may be traced: `step -> rate` functions for Optax.
+"""Learning-rate schedules in which every number may be traced: `step -> rate` functions for Optax.
 
-Optax's own schedules decide in Python on the counts of steps, and some on their rates too, so that those cannot be
-swept under `jax.vmap`. Only what fails there is here. Use Optax's where its counts are fixed, and
+Optax's own schedules branch in Python on the counts of steps, and some on their rates too, so that these cannot be
+swept under `jax.vmap`. Only schedules that fail there are provided here. Use Optax's if their counts are fixed; what
+may be traced in them is:
 
 - `optax.linear_schedule`, `warmup_constant_schedule`, `polynomial_schedule`, `cosine_decay_schedule`: every rate,
-  the power, `alpha` and the exponent may be traced;
+  the power, `alpha` and the exponent;
 - `optax.exponential_decay`, `warmup_exponential_decay_schedule`: all but the decay rate;
 - `optax.piecewise_constant_schedule`: the initial rate; `optax.cosine_onecycle_schedule` and
   `linear_onecycle_schedule`: the peak;
-- `optax.constant_schedule`, `optax.join_schedules`: everything, the boundaries as well. Piecewise constants, warm
-  restarts and what else follows a warm-up are joined of the functions here.
+- `optax.constant_schedule`, `optax.join_schedules`: everything, including the boundaries. Join the functions here for
+  piecewise constants, warm restarts and whatever else follows a warm-up.
 
-Hand a schedule to an optimizer in a factory, and its numbers become hyper-parameters of the run:
+Pass a schedule to an optimizer in a factory, and its numbers become hyper-parameters of the run:
 `lambda peak, warmup_steps: optax.adam(warmup_cosine(peak, warmup_steps, total_steps=1000))`.
 """
 
@@ -32,7 +33,7 @@ from nnfx.types import Array, Params
 __all__ = ["exponential_decay", "one_cycle", "polynomial", "reduce_on_plateau", "warmup_cosine"]
 
 Schedule = Callable[[ArrayLike], Array]
-"""A learning rate by step, counted from zero."""
+"""The learning rate as a function of the step, counted from zero."""
 
 
 def _number(value: ArrayLike) -> Array:
@@ -40,15 +41,15 @@ def _number(value: ArrayLike) -> Array:
 
 
 def _progress(step: ArrayLike, begin: ArrayLike, end: ArrayLike) -> Array:
-    """Say how much of the way from one step to another is done, from 0 to 1."""
+    """Return how much of the way from one step to another is done, from 0 to 1."""
     done, length = _number(step) - begin, _number(end) - begin
-    # A compiler may multiply by the reciprocal, which can make the end of the way a little less than 1.
+    # A compiler may multiply by the reciprocal, which can make the end a little less than 1.
     is_over, some = (done >= length) & (done >= 0), length > 0
     return jnp.where(is_over, 1, jnp.clip(done / jnp.where(some, length, 1), 0, 1))
 
 
 def _whole_times(step: ArrayLike, length: ArrayLike) -> Array:
-    """Say how often a length fits into the steps made: exactly where both are whole numbers, as a quotient is not."""
+    """Return how often a length fits into the steps made; exact for whole numbers, unlike a quotient."""
     made, length = jnp.asarray(step), _number(length)
     if jnp.issubdtype(made.dtype, jnp.integer):
         made = made.astype(jnp.result_type(int))
@@ -68,13 +69,13 @@ def _cosine(start: ArrayLike, end: ArrayLike, progress: Array) -> Array:
 
 
 def polynomial(start: NonNegative, end: NonNegative, total_steps: Positive, power: Positive = 1.0) -> Schedule:
-    """From `start` to `end` along `end + (start − end) (1 − t/T)ᵖ`, a line unless told otherwise.
+    """Go from `start` to `end` along `end + (start − end) (1 − t/T)ᵖ`, by default a straight line.
 
-    As `optax.polynomial_schedule`, whose T cannot be traced.
+    Like `optax.polynomial_schedule`, whose T cannot be traced.
 
     Args:
-        start: the rate at step 0, not negative; may be traced, as may all others.
-        end: the rate from step T on, not negative.
+        start: the rate at step 0, non-negative; may be traced, as may all others.
+        end: the rate from step T on, non-negative.
         total_steps: T, in steps, positive.
         power: p, positive.
 
@@ -82,7 +83,7 @@ def polynomial(start: NonNegative, end: NonNegative, total_steps: Positive, powe
         The rate as a function of the step t.
 
     Raises:
-        ValueError: for a number out of its range.
+        ValueError: for a number out of range.
 
     Example:
         >>> rate = polynomial(1.0, 0.0, total_steps=4)
@@ -107,21 +108,21 @@ def polynomial(start: NonNegative, end: NonNegative, total_steps: Positive, powe
 def exponential_decay(
     start: NonNegative, transition_steps: Positive, decay_rate: Positive, staircase: bool = False
 ) -> Schedule:
-    """Multiply the rate by γ every T steps: `start · γ^(t/T)`, and in a staircase `start · γ^⌊t/T⌋`.
+    """Multiply the rate by γ every T steps: `start · γ^(t/T)`, or as a staircase `start · γ^⌊t/T⌋`.
 
-    As `optax.exponential_decay`, whose γ and T cannot be traced.
+    Like `optax.exponential_decay`, whose γ and T cannot be traced.
 
     Args:
-        start: the rate at step 0, not negative; may be traced, as may the next two.
+        start: the rate at step 0, non-negative; may be traced, as may the next two.
         transition_steps: T, in steps, positive.
-        decay_rate: γ, positive; above 1 the rate grows.
+        decay_rate: γ, positive; if above 1, the rate grows.
         staircase: whether to go down in jumps.
 
     Returns:
         The rate as a function of the step t.
 
     Raises:
-        ValueError: for a number out of its range.
+        ValueError: for a number out of range.
 
     Example:
         >>> rate = exponential_decay(1.0, transition_steps=2, decay_rate=0.25)
@@ -140,23 +141,23 @@ def exponential_decay(
 
 
 def warmup_cosine(peak: Positive, warmup_steps: NonNegative, total_steps: Positive, end: NonNegative = 0.0) -> Schedule:
-    """From zero in a line to `peak` at step W, then along half a cosine to `end` at step T.
+    """Go from zero to `peak` at step W in a straight line, then along half a cosine to `end` at step T.
 
-    `peak · t/W` up to W, then `end + (peak − end) (1 + cos(π (t − W)/(T − W))) / 2`, and `end` from T on. As
-    `optax.warmup_cosine_decay_schedule(0, peak, W, T, end)`, of which only `end` can be traced.
+    `peak · t/W` up to W, then `end + (peak − end) (1 + cos(π (t − W)/(T − W))) / 2`, and `end` from T on. Like
+    `optax.warmup_cosine_decay_schedule(0, peak, W, T, end)`, in which only `end` can be traced.
 
     Args:
         peak: the highest rate, positive; may be traced, as may all others.
-        warmup_steps: W, in steps, at least 0 and below T. Where a traced one is T, the rate is `peak` at T and `end`
-            from there on.
-        total_steps: T, in steps, positive, those of the warm-up among them.
-        end: the last rate, not negative.
+        warmup_steps: W, in steps, at least 0 and below T. If it is traced and equals T, the rate is `peak` at T and
+            `end` after it.
+        total_steps: T, in steps, positive, including those of the warm-up.
+        end: the last rate, non-negative.
 
     Returns:
         The rate as a function of the step t.
 
     Raises:
-        ValueError: for a number out of its range.
+        ValueError: for a number out of range.
 
     Example:
         >>> rate = warmup_cosine(1.0, warmup_steps=2, total_steps=6)
@@ -173,7 +174,7 @@ def warmup_cosine(peak: Positive, warmup_steps: NonNegative, total_steps: Positi
     checks.number("end", end, minimum=0)
 
     def rate(step: ArrayLike) -> Array:
-        is_up = _number(step) <= warmup_steps  # at W the second part may be over, where there is none
+        is_up = _number(step) <= warmup_steps  # at W the second part may be over already, if it is empty
         down = _cosine(peak, end, jnp.where(is_up, 0, _progress(step, warmup_steps, total_steps)))
         return jnp.where(is_up, peak * _progress(step, 0, warmup_steps), down)
 
@@ -187,23 +188,23 @@ def one_cycle(
     div_factor: Positive = 25.0,
     final_div_factor: Positive = 1e4,
 ) -> Schedule:
-    """Along half a cosine from `peak / d` up to `peak` at step `s T`, and along another to `peak / (d f)` at T.
+    """Go along half a cosine from `peak / d` to `peak` at step `s T`, and along another to `peak / (d f)` at T.
 
-    As `optax.cosine_onecycle_schedule`, of which only the peak can be traced; that one rounds `s T` down to a whole
-    step, and this one does not, so that the rate is differentiable in s.
+    Like `optax.cosine_onecycle_schedule`, in which only the peak can be traced; that one rounds `s T` down to a whole
+    step, whereas this one does not, so that the rate is differentiable in s.
 
     Args:
         peak: the highest rate, positive; may be traced, as may all others.
         total_steps: T, in steps, positive.
-        pct_start: s, from 0 to 1, the part of the steps in which the rate grows.
-        div_factor: d, positive, how far the first rate is below the peak.
-        final_div_factor: f, positive, how far the last rate is below the first.
+        pct_start: s, from 0 to 1, the fraction of the steps in which the rate grows.
+        div_factor: d, positive, the ratio of the peak to the first rate.
+        final_div_factor: f, positive, the ratio of the first rate to the last.
 
     Returns:
         The rate as a function of the step t.
 
     Raises:
-        ValueError: for a number out of its range.
+        ValueError: for a number out of range.
 
     Example:
         >>> rate = one_cycle(1.0, total_steps=8, pct_start=0.25, div_factor=10.0, final_div_factor=10.0)
@@ -239,31 +240,32 @@ def reduce_on_plateau(
     accumulation_size: AtLeastOne = 1,
     min_scale: Share = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Multiply the updates by a scale that shrinks by `factor` where the loss has stopped improving.
+    """Multiply the updates by a scale that shrinks by `factor` when the loss has stopped improving.
 
-    The losses handed to `update(..., value=loss)` are averaged, `accumulation_size` at a time. An average below
+    The losses passed to `update(..., value=loss)` are averaged, `accumulation_size` at a time. An average below
     `best − rtol · |best| − atol` is an improvement, whatever the sign of the losses; `patience` averages in a row
-    without one shrink the scale, and after that `cooldown` averages are not counted. Chain it behind the optimizer.
+    without an improvement shrink the scale, and the next `cooldown` averages are not counted. Chain it after the
+    optimizer.
 
-    As `optax.contrib.reduce_on_plateau`, with the same numbers and the same kind of state; there factor, rtol and atol
-    cannot be traced, a negative loss that grows counts as an improvement, and the best value begins with infinity. Here
-    it begins with the largest finite number.
+    Like `optax.contrib.reduce_on_plateau`, with the same arguments and the same type of state; there, factor, rtol and
+    atol cannot be traced, a negative loss that grows counts as an improvement, and the best value starts at infinity.
+    Here it starts at the largest finite number.
 
     Args:
-        factor: between 0 and 1, by how much to shrink; may be traced, as may all others.
+        factor: between 0 and 1, what to multiply the scale by; may be traced, as may all others.
         patience: how many averages to wait, at least 1.
         rtol: the relative improvement that counts, at least 0 and below 1.
-        atol: the absolute improvement that counts, in the unit of the loss, not negative.
-        cooldown: how many averages to leave out after the scale has shrunk, not negative.
+        atol: the absolute improvement that counts, in the unit of the loss, non-negative.
+        cooldown: how many averages to skip after the scale has shrunk, non-negative.
         accumulation_size: how many losses make an average, at least 1.
-        min_scale: the least scale, from 0 to 1.
+        min_scale: the smallest scale, from 0 to 1.
 
     Returns:
         An Optax transformation, whose state holds the `scale`.
 
     Raises:
-        TypeError: from `update` without `value`.
-        ValueError: for a number out of its range, and from `update` for a `value` that is not one number.
+        TypeError: from `update` if it is not given a `value`.
+        ValueError: for a number out of range, and from `update` for a `value` that is not one number.
 
     Example:
         >>> optimizer = optax.chain(optax.sgd(1.0), reduce_on_plateau(factor=0.5, patience=2))

@@ -1,9 +1,9 @@
-"""One device's share of a batch, for those few operations that have to be the same as over the whole batch.
+"""One device's share of a batch, for the few operations that must give the same result as over the whole batch.
 
-Where XLA splits a program over devices (`nnfx.data_parallel`'s strategy "mesh") nothing has to be known of it. Where
-each device runs the program on its own rows ("pmap"), sums cross between them, and what is drawn for examples is drawn
-for all of them, so that nothing depends on how many devices there are. Without a split every function here leaves
-things as they are.
+If XLA splits a program over devices (strategy "mesh" of `nnfx.data_parallel`), the program need not know about it. If
+each device runs the program on its own rows ("pmap"), sums are taken across devices, and random draws are made for all
+examples of the batch, so that nothing depends on the number of devices. Without a split, every function here leaves its
+input unchanged.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,12 +24,12 @@ Tree = TypeVar("Tree")
 class Split(NamedTuple):
     """How a batch is dealt out to devices: row i goes to device i mod n, as its row i div n.
 
-    Dealt out like cards, consecutive rows of all devices together are consecutive rows of the batch, and so are
-    micro-batches.
+    Since rows are dealt out like cards, consecutive rows of all devices together are consecutive rows of the batch, and
+    so are micro-batches.
 
     Attributes:
-        rows: of the whole batch, without the padding that makes the shares equal.
-        devices: how many there are.
+        rows: the number of rows of the whole batch, without the padding that makes the shares equal.
+        devices: the number of devices.
     """
 
     rows: int
@@ -37,12 +37,12 @@ class Split(NamedTuple):
 
     @property
     def axis(self) -> str:
-        """The name of the mapped axis; compiled functions that are kept for one split are not used for another."""
+        """The name of the mapped axis; functions compiled and kept for one split are not used for another."""
         return f"{self.rows} rows on {self.devices} devices"
 
     @property
     def share(self) -> int:
-        """Rows of each device, padding included."""
+        """The number of rows of each device, including padding."""
         return -(-self.rows // self.devices)
 
 
@@ -51,7 +51,7 @@ _SPLIT: ContextVar[Split | None] = ContextVar("split", default=None)
 
 @contextmanager
 def split(how: Split) -> Iterator[None]:
-    """Say, while a function is traced over the axis `how.axis`, that it sees one device's share."""
+    """Mark what is traced in this context, over the axis `how.axis`, as seeing one device's share."""
     token = _SPLIT.set(how)
     try:
         yield
@@ -60,7 +60,7 @@ def split(how: Split) -> Iterator[None]:
 
 
 def is_left_to_xla() -> bool:
-    """Say whether XLA splits over a mesh what is traced here.
+    """Return whether XLA splits what is traced here over a mesh.
 
     >>> is_left_to_xla()
     False
@@ -69,7 +69,7 @@ def is_left_to_xla() -> bool:
 
 
 def is_split() -> bool:
-    """Say whether what is traced here sees one device's share of a batch.
+    """Return whether what is traced here sees one device's share of a batch.
 
     >>> is_split()
     False
@@ -88,12 +88,12 @@ def total(tree: Tree) -> Tree:
 
 
 def draw(sample: Callable[[tuple[int, ...]], Array], shape: tuple[int, ...], axis: int = 0) -> Array:
-    """Draw something for each example: this device's share of what is drawn for the whole batch.
+    """Draw values for each example: this device's share of those drawn for the whole batch.
 
     Args:
-        sample: `shape -> array`, what draws.
-        shape: of the share.
-        axis: which of its axes is that of the examples.
+        sample: `shape -> array`, the function that draws.
+        shape: the shape of the share.
+        axis: the axis of the examples.
 
     >>> draw(lambda shape: jax.random.normal(jax.random.key(0), shape), (3, 2)).shape
     (3, 2)
@@ -101,13 +101,13 @@ def draw(sample: Callable[[tuple[int, ...]], Array], shape: tuple[int, ...], axi
     how = _SPLIT.get()
     if how is None:
         return sample(shape)
-    # a micro-batch is dealt out as the batch is, and has no padding
+    # a micro-batch is dealt out like the batch, and has no padding
     rows = how.rows if shape[axis] == how.share else shape[axis] * how.devices
     return _own(sample((*shape[:axis], rows, *shape[axis + 1 :])), how, axis)
 
 
 def gathered(tree: Tree) -> Tree:
-    """Return the rows of the whole batch, `(batch, ...)`, of which each device has its share."""
+    """Return the rows of the whole batch, `(batch, ...)`, gathered from the shares of all devices."""
     how = _SPLIT.get()
     if how is None:
         return tree
@@ -120,13 +120,13 @@ def gathered(tree: Tree) -> Tree:
 
 
 def own(tree: Tree) -> Tree:
-    """Return this device's share of the rows of a whole batch: the other way round than `gathered`; padding is zero."""
+    """Return this device's share of the rows of a whole batch, the inverse of `gathered`; padding is zero."""
     how = _SPLIT.get()
     return tree if how is None else jax.tree.map(lambda rows: _own(rows, how, axis=0), tree)
 
 
 def weights(given: Array | None, inputs: Array) -> Array | None:
-    """Return the weights of the examples, `(batch,)`, where some are padding also if none are given."""
+    """Return the weights of the examples, `(batch,)`; if a share has none, ones, and zeros for its padding."""
     how = _SPLIT.get()
     if given is not None or how is None or inputs.shape[0] != how.share:
         return given

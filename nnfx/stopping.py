@@ -1,7 +1,7 @@
-"""Stopping rules: pure pairs of `init` and `update`, looked at after each epoch.
+"""Stopping rules: pairs of pure functions `init` and `update`, consulted after each epoch.
 
-A rule is passed to `nnfx.fit` as its factory, and the factory's numbers become hyper-parameters of the run.
-Rules compose by being listed: the first that says stop, stops.
+A rule's factory is passed to `nnfx.fit`, and the factory's numbers become hyper-parameters of the run.
+Rules are combined by listing them: the run stops as soon as one of them says so.
 """
 
 from collections.abc import Callable
@@ -29,11 +29,11 @@ __all__ = [
 
 
 class Clock(NamedTuple):
-    """What a host's clock says of a run, handed in as numbers: a pure function cannot look at one.
+    """What the host's clock says about a run, passed in as numbers, since a pure function cannot read a clock.
 
     Attributes:
-        seconds: that had passed when the host last looked.
-        pace: seconds that an epoch, or a step of a run on stored data, took lately; 0 as long as none has been timed.
+        seconds: the seconds that had passed when the host last looked.
+        pace: the seconds that an epoch, or a step of a run on stored data, took lately; 0 until one has been timed.
     """
 
     seconds: ArrayLike = 0.0
@@ -41,15 +41,15 @@ class Clock(NamedTuple):
 
 
 class Epoch(NamedTuple):
-    """What a rule may look at when an epoch has ended.
+    """What a rule may look at after an epoch.
 
     Attributes:
         before: the parameters when the epoch began.
         after: the parameters now.
         metrics: the epoch's metrics, such as `train_loss` and, with held-out data, `valid_loss`.
-        faults: how many steps were skipped so far; see `skip_non_finite` of `nnfx.make_step`.
-        step: how many steps were made so far.
-        seconds: that have passed since the run began, as far as the host's clock tells; see `Clock`.
+        faults: how many steps have been skipped so far; see `skip_non_finite` of `nnfx.make_step`.
+        step: how many steps have been made so far.
+        seconds: the seconds since the run began, as far as the host's clock tells; see `Clock`.
     """
 
     before: Params
@@ -64,10 +64,10 @@ class StoppingRule(NamedTuple):
     """When to stop: `init() -> state` and `update(state, epoch) -> (state, stop)`.
 
     Attributes:
-        init: returns the state a run starts with.
+        init: returns the state that a run starts with.
         update: takes the state and an `Epoch`, and returns the next state and a boolean scalar.
         needs_valid: whether it looks at held-out data.
-        needs_clock: whether it looks at the clock, for which the host has to run the epochs in chunks.
+        needs_clock: whether it looks at the clock, which makes the host run the epochs in chunks.
     """
 
     init: Callable[[], Any]
@@ -79,7 +79,7 @@ class StoppingRule(NamedTuple):
 def small_change(tolerance: Positive = 1e-5) -> StoppingRule:
     """Stop when no large change in W is seen: `‖W_after − W_before‖ ≤ tolerance · ‖W_before‖` over an epoch.
 
-    The norms are over all parameters together. An epoch whose steps were all skipped is none of little change.
+    The norms are over all parameters together. An epoch whose steps were all skipped does not count as a small change.
 
     Args:
         tolerance: the relative change that counts as small, positive; may be traced.
@@ -106,14 +106,14 @@ def small_change(tolerance: Positive = 1e-5) -> StoppingRule:
 
 
 def patience(patience: AtLeastOne = 10, min_improvement: NonNegative = 0.0) -> StoppingRule:
-    """Stop when the held-out loss has not improved for so many epochs on end.
+    """Stop when the held-out loss has not improved for `patience` epochs in a row.
 
     An improvement is a held-out loss below the best so far by more than `min_improvement`. The run returns
-    the weights that were evaluated best in `run.best`.
+    the weights with the best evaluation in `run.best`.
 
     Args:
         patience: how many epochs to wait, at least 1; may be traced.
-        min_improvement: in the unit of the loss, not negative; may be traced.
+        min_improvement: in the unit of the loss, non-negative; may be traced.
 
     Raises:
         ValueError: for a patience below 1 or a negative improvement.
@@ -148,7 +148,7 @@ def patience(patience: AtLeastOne = 10, min_improvement: NonNegative = 0.0) -> S
 
 
 def non_finite() -> StoppingRule:
-    """Stop when the training loss or a parameter is no longer a finite number, or a step had to be skipped.
+    """Stop when the training loss or a parameter is no longer finite, or a step had to be skipped.
 
     Example:
         >>> rule = non_finite()
@@ -166,7 +166,7 @@ def non_finite() -> StoppingRule:
 
 
 def step_budget(max_steps: AtLeastOne) -> StoppingRule:
-    """Stop at the end of the epoch in which so many steps have been made.
+    """Stop at the end of the epoch in which the number of steps reaches `max_steps`.
 
     Args:
         max_steps: at least 1; may be traced.
@@ -188,10 +188,10 @@ def step_budget(max_steps: AtLeastOne) -> StoppingRule:
 
 
 def time_budget(max_seconds: Positive) -> StoppingRule:
-    """Stop when so many seconds have passed since the run, or the sweep that it belongs to, began; compiling counts.
+    """Stop when `max_seconds` have passed since the run, or its sweep, began; compilation counts.
 
-    The host times the run a chunk of epochs at a time, so that it ends within a chunk (about a second, an epoch where
-    that takes longer) of its budget. A run made within `jit`, `vmap` or `grad` has no clock, and raises an error.
+    The host times the run a chunk of epochs at a time, so that it ends within a chunk (about a second, or an epoch if
+    that takes longer) of its budget. A run inside `jit`, `vmap` or `grad` has no clock, and raises an error.
 
     Args:
         max_seconds: positive; may be traced.

@@ -1,9 +1,9 @@
 """Many runs as one program: seeds × folds × hyper-parameters, and successive halving.
 
-The runs lie in a table of groups (one for each seed and fold) by points (of hyper-parameters). The members of a group
-share its initial weights and the order of its data, so that only hyper-parameters differ between them. The host
-advances all of them by a chunk of epochs at a time, and packs those still running into a smaller table once the
-larger part has ended.
+The runs, called members, form a table of groups (one for each seed and fold) by points (of hyper-parameters). The
+members of a group share its initial weights and the order of its data, so that only hyper-parameters differ between
+them. The host advances all of them by a chunk of epochs at a time, and packs those still running into a smaller table
+once most have ended.
 """
 
 import contextlib
@@ -71,45 +71,46 @@ def sweep(
     """Train one run for each seed, fold and point of hyper-parameters.
 
     Args:
-        fit: the run, as `nnfx.fit` makes it.
+        fit: the run, made by `nnfx.fit`.
         data: what every member is trained on.
         key: a typed key; seed i is `fold_in(key, i)`.
         seeds: how many seeds.
         folds: K, to hold out each of K parts of `data.train` in turn; standardised features are standardised
-            anew from what is left. None to use `data.valid`.
-        points: hyper-parameters of each point: columns by name, such as `nnfx.sweeps.draw` returns, a frame, or a list
-            of dictionaries; or else
-        **values: numbers for each hyper-parameter, of which every combination is a point; or, where `points` says how
-            many to draw, `Uniform` and `LogUniform` ranges. Without either, seeds and folds alone differ.
-        epochs_per_chunk: after how many epochs the host looks at who has stopped; a tenth of the run where it
-            has stopping rules, else the whole.
-        devices: over which the members are spread; all of this process unless given.
+            again from the remaining parts. None to use `data.valid`.
+        points: the hyper-parameters of each point: columns by name, such as those returned by `nnfx.sweeps.draw`, a
+            data frame, or a list of dictionaries; or else
+        **values: values for each hyper-parameter, every combination of which is a point; or, if `points` is the number
+            of points to draw, `Uniform` and `LogUniform` ranges. Without either, members differ only in seed and fold.
+        epochs_per_chunk: after how many epochs the host checks which members have stopped. By default a tenth of the
+            run if it has stopping rules, else the whole run.
+        devices: the devices over which the members are spread; by default all devices of this process.
         devices_per_member: over how many of them the batches of each member are split, as by `nnfx.data_parallel`: for
             models too large to train many at once.
-        at_once: how many members a device trains side by side, the others following in a loop of the same program.
-            Unless given, all of them; but one on CPUs, where those that read long sequences or make many maps of images
-            push each other out of the caches.
-        memory: bytes that each device may use; most of those free unless given. A sweep that needs more, by the
-            compiler's account, runs in slices: chunk after chunk of some members and then of others.
-        on_chunk: called with a `Progress` each time that the host has looked at who has stopped.
-        out: a folder for this sweep alone, made where it is lacking, in which it is looked after as a run is by
-            `nnfx.session`: killed at any moment, the same call goes on from the newest checkpoint to the same bits, or,
-            with other devices than before, to the same members up to rounding. Ctrl-C and SIGTERM are answered with a
-            checkpoint. `history.csv` has how many members ran in each epoch, and the lowest and the median of their
-            losses; `members.csv` is the table that is returned. More epochs may be asked for than before, where
-            `epochs_per_chunk` says how often the host looks.
-        save_every_seconds: save into `out` once so many seconds have passed; the end is saved in any case.
+        at_once: how many members a device trains side by side; the others follow in a loop of the same program. By
+            default all of them, but only one on CPUs if members that read long sequences or make many feature maps
+            would push each other out of the caches.
+        memory: the bytes that each device may use; by default most of its free memory. A sweep that needs more, as
+            estimated by the compiler, runs in slices: each chunk for some members first and then for others.
+        on_chunk: called with a `Progress` each time the host has checked which members have stopped.
+        out: a folder for this sweep alone, created if missing, in which the sweep is saved and logged as a run is by
+            `nnfx.session`. If it is killed at any moment, the same call goes on from the newest checkpoint to the same
+            result, bit for bit, or, on different devices, to the same members up to rounding. On Ctrl-C and SIGTERM a
+            checkpoint is saved. `history.csv` has how many members ran in each epoch, and the lowest and the median of
+            their losses; `members.csv` is the table that is returned. The call may ask for more epochs than before if
+            `epochs_per_chunk` is given.
+        save_every_seconds: save into `out` once this many seconds have passed; the end is saved in any case.
         skip_damaged: whether to put checkpoints that cannot be used aside, and go on from the newest good one.
-        progress: whether to show a bar, where tqdm is installed, or its title; unless given, where there is an `out`.
+        progress: whether to show a progress bar, if tqdm is installed, or the bar's title. By default a bar is shown if
+            `out` is given.
         tensorboard: whether to write logs for TensorBoard into `out`.
 
     Returns:
-        A table of the members, with their best weights; its `by_point` is that of the points.
+        A table of the members, with their best weights; its `by_point` is the table of the points.
 
     Raises:
         TypeError, ValueError: as calling `fit` does, for ranges without a number of points, and for points of unequal
-            lengths or folds that do not fit.
-        MemoryError: where not even one member fits into memory.
+            lengths or folds that do not suit the data.
+        MemoryError: if not even one member fits into memory.
 
     Example:
         >>> import nnfx, optax
@@ -153,15 +154,15 @@ def successive_halving(
 ) -> Sweep:
     """Train all points a little, keep the better part at each rung, and train only the best to the end.
 
-    Points are ranked by their best held-out loss so far, averaged over seeds and folds; the more of their members have
-    none that is a finite number, the further behind.
+    Points are ranked by their best held-out loss so far, averaged over seeds and folds; points with more members
+    without any finite loss rank behind those with fewer.
 
     Args:
-        fit: the run, as `nnfx.fit` makes it.
-        data: what every member is trained on, with held-out data unless folds are asked for.
+        fit: the run, made by `nnfx.fit`.
+        data: what every member is trained on, with held-out data unless `folds` is given.
         key: a typed key.
-        rungs: after how many epochs to drop, increasing and below the epochs of the run.
-        keep: the part of the points kept at each rung, above 0 and below 1.
+        rungs: after how many epochs to drop points, increasing and below the epochs of the run.
+        keep: the fraction of the points kept at each rung, above 0 and below 1.
         seeds: as for `sweep`.
         folds: as for `sweep`.
         points: as for `sweep`.
@@ -178,10 +179,10 @@ def successive_halving(
         **values: as for `sweep`.
 
     Returns:
-        A table of the members; those dropped say so in the column `reason`.
+        A table of the members; the column `reason` tells which were dropped.
 
     Raises:
-        TypeError, ValueError: as `sweep`, and for rungs that do not increase, or without held-out data.
+        TypeError, ValueError: as for `sweep`, for rungs that do not increase, or if there are no held-out data.
 
     Example:
         >>> import nnfx, optax
@@ -226,7 +227,7 @@ def _keeper(
     progress: bool | str | None,
     tensorboard: bool,
 ) -> tuple[Keeper | None, str | None]:
-    """Return how a sweep is looked after, and the title of the bar that is shown where it is not."""
+    """Return the keeper of a sweep, or, without a folder, None and the title of its progress bar."""
     title = progress if isinstance(progress, str) else "sweep"
     if save_every_seconds is not None:
         checks.number("save_every_seconds", save_every_seconds, minimum=0)
@@ -247,7 +248,7 @@ def _keeper(
 
 
 def _mesh(devices: Sequence[jax.Device] | None, per_member: int) -> Mesh:
-    """Return the mesh over which members are spread, and their batches where several devices share one."""
+    """Return the mesh over which members are spread, and also their batches if several devices share a member."""
     checks.positive_integer("devices_per_member", per_member)
     if devices is not None and not (
         isinstance(devices, Sequence | np.ndarray) and all(isinstance(device, jax.Device) for device in devices)
@@ -260,7 +261,7 @@ def _mesh(devices: Sequence[jax.Device] | None, per_member: int) -> Mesh:
 
 
 def _check(fit: Fit, data: Data, key: Array, on_chunk: Callable[[Progress], None] | None) -> None:
-    """Require what is needed to look at anything else."""
+    """Check what is needed before anything else can be checked."""
     if not isinstance(fit, Fit):
         hint = "; its attribute `fit` made it" if isinstance(fit, Run) else ""
         raise TypeError(f"fit: expected what nnfx.fit returns, got {checks.describe(fit)}{hint}")
@@ -281,7 +282,7 @@ def _table(
     mesh: Mesh,
     memory: int | None,
 ) -> Table:
-    """Check everything that can be, and lay out the members."""
+    """Check everything that can be checked, and lay out the members."""
     checks.positive_integer("seeds", seeds)
     if memory is not None:
         checks.positive_integer("memory", memory)
@@ -315,7 +316,7 @@ def _run(
     title: str | None,
     on_chunk: Callable[[Progress], None] | None,
 ) -> Sweep:
-    """Train all members, and look after them where there is a folder to keep them in."""
+    """Train all members, saving and logging them if there is a folder for it."""
     if at_once is not None:
         checks.positive_integer("at_once", at_once)
     members = Members(fit, table, look_every, quotas, at_once, memory)
@@ -328,6 +329,6 @@ def _run(
     if keeper is None:
         return collect(fit, run(members, look, title))
     result = collect(fit, keeper(members, look=look))
-    with contextlib.suppress(OSError):  # a sweep that has ended is returned from a folder that cannot be written, too
+    with contextlib.suppress(OSError):  # a finished sweep is returned even if its folder is read-only
         result.save(keeper.out / "members.csv")
     return result

@@ -1,4 +1,4 @@
-"""The vocabulary that every part of the library shares: models, batches, training states, losses."""
+"""The vocabulary shared by every part of the library: models, batches, training states, losses."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol, overload
@@ -14,11 +14,11 @@ Array = jax.Array
 Params = Any
 """A tree of trainable arrays."""
 ModelState = Mapping[str, Any]
-"""What a model carries besides its parameters, by collection, such as batch statistics; often empty."""
+"""What a model holds besides its parameters, by collection, such as batch statistics; often empty."""
 Variables = Mapping[str, Any]
-"""All that a model needs to be applied: `{"params": params, **model_state}`, as in Flax."""
+"""Everything that a model needs to be applied: `{"params": params, **model_state}`, as in Flax."""
 Hyper = Mapping[str, ArrayLike]
-"""Hyper-parameters by name; every value is a number, traced, so that changing it compiles nothing."""
+"""Hyper-parameters by name; every value is a traced number, so that changing it causes no recompilation."""
 
 
 class Init(Protocol):
@@ -62,14 +62,14 @@ class Apply(Protocol):
         weights: Array | None = None,
         train: bool = False,
     ) -> Array | tuple[Array, ModelState]:
-        """Return the outputs, `(batch, ...)`; in training the new model state as well."""
+        """Return the outputs, `(batch, ...)`, and in training also the new model state."""
 
 
 class Stream(NamedTuple):
-    """A recurrent model one step at a time, for data that come in one by one; the same numbers as the whole sequence.
+    """A recurrent model one step at a time, for data that arrive one by one; same outputs as for the whole sequence.
 
     Attributes:
-        start: `(batch_size, dtype=None) -> state`, what it remembers before the first step: zeros.
+        start: `(batch_size, dtype=None) -> state`, the state before the first step: zeros.
         step: `(variables, state, x) -> (state, outputs)`, from `(batch, features)` to `(batch, outputs)`.
     """
 
@@ -78,17 +78,17 @@ class Stream(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A pair of pure functions, and the only thing that training knows of a network.
+    """A pair of pure functions, and all that training knows about a network.
 
     - `init(key, inputs) -> variables` draws `{"params": ..., **model_state}`.
     - `apply(variables, inputs) -> outputs` predicts.
-    - `apply(variables, inputs, key=key, train=True) -> (outputs, model_state)` trains: `key` feeds
-      dropout and other noise, `weights` (one per example; zero marks padding) those layers that mix
-      the examples of a batch, and the new model state comes back beside the outputs.
+    - `apply(variables, inputs, key=key, train=True) -> (outputs, model_state)` trains: `key` is for dropout
+      and other noise, `weights` (one per example; zero marks padding) for layers that mix the examples
+      of a batch, and the new model state is returned along with the outputs.
 
-    Recurrent models have a `stream` as well, which applies them one step at a time.
+    Recurrent models also have a `stream`, which applies them one step at a time.
 
-    Nothing is hidden, so `jax.grad`, `jit`, `vmap`, `eval_shape` and `jax.export` apply as they are.
+    Nothing is hidden, so `jax.grad`, `jit`, `vmap`, `eval_shape` and `jax.export` work as usual.
     """
 
     init: Init
@@ -103,7 +103,7 @@ class Batch(NamedTuple):
         inputs: `(batch, ...)`, an array or a tree of them, such as `Sequences`.
         targets: `(batch, ...)`.
         weights: `(batch,)`, the weight of each example in the loss; zero marks padding. Or `(batch, time)`, the weight
-            of each step, for a model with outputs `(batch, time, ...)`: losses and metrics are then taken of each step.
+            of each step, for a model with outputs `(batch, time, ...)`: losses and metrics are then computed per step.
     """
 
     inputs: Any
@@ -118,21 +118,21 @@ class _Sequences(NamedTuple):
 
 
 class Sequences(_Sequences):
-    """Sequences of unequal length, or with a state to begin with, as the inputs of a recurrent model.
+    """Sequences of unequal length, or with an initial state, as the inputs of a recurrent model.
 
-    Where a model has outputs at every step, `(batch, time, ...)`, losses and metrics are taken of the real steps alone.
+    If a model has outputs at every step, `(batch, time, ...)`, losses and metrics are computed on the real steps only.
 
     Args:
         values: `(batch, time, features)`; an array, or a list or tensor that becomes one.
-        lengths: integers `(batch,)`, how many steps of each are real, the rest being padding; None where all are.
-        state: what the model begins with, as its `stream` has it: for each layer a tuple of arrays
-            `(batch, hidden)`; in a network of both directions each layer is followed by that in reverse. None for
+        lengths: integers `(batch,)`, how many steps of each sequence are real, the rest being padding; None if all are.
+        state: the model's initial state, in the form of its `stream`: for each layer a tuple of arrays
+            `(batch, hidden)`; in a bidirectional network each layer is followed by its reverse. None for
             zeros.
 
     Raises:
-        TypeError: for values that are not of real numbers, or lengths that are not integers.
-        ValueError: for rows of different lengths, which are to be padded first; for other than one length a sequence;
-            and for concrete lengths below 0 or above the time.
+        TypeError: for values that are not real numbers, or lengths that are not integers.
+        ValueError: for rows of different lengths, which must be padded first; if there is not one length per sequence;
+            and for concrete lengths below 0 or above the number of steps.
 
     Example:
         >>> from nnfx.models import gru
@@ -145,7 +145,7 @@ class Sequences(_Sequences):
     __slots__ = ()
 
     def __new__(cls, values: Any, lengths: Any = None, state: Any = None) -> "Sequences":
-        """Convert and check what users give; transformations of JAX make theirs by `_make`."""
+        """Convert and check what users give; JAX transformations use `_make` instead."""
         values, lengths = _as_array("values", values), _as_array("lengths", lengths)
         if hasattr(values, "shape") and hasattr(lengths, "shape") and lengths.shape:
             _check_lengths(values, lengths)
@@ -163,7 +163,7 @@ jax.tree_util.register_pytree_with_keys(
 
 
 def _as_array(name: str, value: Any) -> Any:
-    """Return lists and tensors as arrays on the device; arrays, and what stands in for them in a tree, as they are."""
+    """Return lists and tensors as arrays on the device; arrays, and their stand-ins in a tree, unchanged."""
     is_array = isinstance(value, jax.Array | jax.ShapeDtypeStruct) or type(value) is np.ndarray
     if is_array or not (isinstance(value, list) or hasattr(value, "shape")):
         return value
@@ -171,7 +171,7 @@ def _as_array(name: str, value: Any) -> Any:
 
 
 def _check_lengths(values: Any, lengths: Any) -> None:
-    """Require an integer for each sequence, from 0 to the time where they are concrete."""
+    """Require an integer for each sequence, from 0 to the number of steps if they are concrete."""
     if not jnp.issubdtype(lengths.dtype, np.integer):
         raise TypeError(f"lengths: expected integers, (batch,), got {checks.describe(lengths)}")
     batch = lengths.ndim
@@ -187,11 +187,11 @@ def _check_lengths(values: Any, lengths: Any) -> None:
 
 
 class Fault(NamedTuple):
-    """Steps that were not taken because something was not a finite number.
+    """Steps that were skipped because something was not finite.
 
     Attributes:
         skipped: how many, an int32 scalar.
-        step: the first of them, −1 for none.
+        step: the first of them, −1 if there are none.
         where: what was not finite there: 0 for the loss, i + 1 for the gradient of the i-th leaf of the parameters.
     """
 
@@ -201,11 +201,11 @@ class Fault(NamedTuple):
 
 
 class Average(NamedTuple):
-    """An average of a model's variables along a run.
+    """An average of a model's variables over a run.
 
     Attributes:
-        steps: how many were averaged, an int32 scalar.
-        variables: their average; what the run started from while there were none.
+        steps: how many steps were averaged, an int32 scalar.
+        variables: their average; before the first of them, what the run started from.
     """
 
     steps: Array
@@ -213,16 +213,16 @@ class Average(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """Everything that decides the next training step.
+    """Everything that determines the next training step.
 
     Attributes:
         step: the number of updates made, an int32 scalar.
         params: the trainable arrays.
         model_state: the model's other variables, such as batch statistics.
-        opt_state: the optimizer's.
+        opt_state: the optimizer's state.
         key: a typed random key; what step *t* draws depends on `(key, t)` alone.
-        fault: what was skipped, by steps that skip.
-        average: of the variables so far, by steps that average; else None.
+        fault: the steps that were skipped, if the step function skips any.
+        average: the average of the variables so far, if the step function keeps one; else None.
     """
 
     step: Array
@@ -235,15 +235,15 @@ class TrainState(NamedTuple):
 
     @property
     def variables(self) -> Variables:
-        """What `model.apply` takes, as the latest step left it."""
+        """The latest variables, as `model.apply` takes them."""
         return {"params": self.params, **self.model_state}
 
     @property
     def evaluated(self) -> Variables:
-        """What the run is judged by: the average of its variables where it keeps one, else the latest.
+        """The variables that the run is judged by: their average if the run keeps one, else the latest.
 
-        Of optimizers that are evaluated with other weights than they step, such as `optax.contrib.schedule_free` and
-        `optax.lookahead`, those.
+        Optimizers such as `optax.contrib.schedule_free` and `optax.lookahead` are evaluated with weights other than
+        those they update; for them, the latest variables have those weights.
         """
         if self.average is not None:
             return self.average.variables
@@ -274,13 +274,13 @@ class Mean(NamedTuple):
 
     @classmethod
     def of(cls, values: Array, weights: Array | None = None) -> "Mean":
-        """Weigh one value per example, `(batch,)`, in float32 at least; every weight is 1 where none are given.
+        """Weigh one value per example, `(batch,)`, in float32 at least; every weight is 1 if none are given.
 
         A value of weight zero does not count, whatever it is. Negative weights make the mean NaN.
 
         Raises:
             TypeError: for values that are not real numbers or booleans.
-            ValueError: for values that are not one per example, or other than one weight per value.
+            ValueError: if there is not one value per example, or not one weight per value.
 
         Example:
             >>> Mean.of(jnp.array([1.0, 3.0, jnp.inf]), jnp.array([1.0, 1.0, 0.0])).value
@@ -303,12 +303,12 @@ class Mean(NamedTuple):
 
     @property
     def value(self) -> Array:
-        """`total / weight`, and NaN where nothing was weighed."""
+        """`total / weight`, or NaN if the weights sum to zero."""
         is_some = self.weight > 0
         return jnp.where(is_some, self.total / jnp.where(is_some, self.weight, 1), jnp.nan)
 
 
 PerExample = Callable[..., Array]
-"""A loss or a metric: `(outputs, targets) -> (batch,)`, with further numbers by keyword."""
+"""A loss or a metric: `(outputs, targets) -> (batch,)`, with further numbers as keyword arguments."""
 Metrics = dict[str, Mean]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]

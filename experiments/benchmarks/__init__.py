@@ -1,1 +1,1 @@
-"""Speed against peers, measured in one process: `python -m experiments.benchmarks NAME`."""
+"""Speed compared with other libraries, in the same process: `python -m experiments.benchmarks NAME`."""

@@ -2,10 +2,10 @@
 
     python -m experiments.benchmarks cnn [--cases lenet vgg] [--repeats 7] [--allocators default tuned] [--devices 1 2]
 
-Each time is that of a step, the mean of twenty on twenty batches; the mean of their losses stands beside it, and agrees
-between systems to rounding. An allocator and a number of devices are a process of their own, the same for all systems
-in it: "tuned" keeps memory instead of giving it back to the system after each step, as `nnfx.cpu.set_up` does. With
-two devices, each takes half of the batch.
+Each time is that of one step, the mean of twenty on twenty batches; their mean loss is printed next to it, and agrees
+between systems to rounding. Each combination of an allocator and a number of devices has its own process, the same for
+all systems: "tuned" keeps memory instead of returning it to the operating system after each step, as
+`nnfx.cpu.set_up` does. With two devices, each takes half of the batch.
 """
 
 import functools
@@ -33,8 +33,8 @@ class Problem(NamedTuple):
 
     Attributes:
         size: pixels along a side.
-        channels: of an image.
-        features: of each convolution of 3 × 3, with 0 for a max pool of 2 × 2.
+        channels: channels of an image.
+        features: features of each 3 × 3 convolution, with 0 for a 2 × 2 max pool.
         hidden: widths of the dense layers before the ten outputs.
         batch_size: images in a batch.
     """
@@ -55,7 +55,7 @@ class Problem(NamedTuple):
         )
 
     def weights(self) -> list[np.ndarray]:
-        """Return the kernels of convolutions (HWIO), then those of dense layers, of positions by channels."""
+        """Return the kernels of the convolutions (HWIO), then of the dense layers, for inputs flattened as HWC."""
         rng = np.random.default_rng(1)
         maps = [self.channels, *(f for f in self.features if f)]
         side = self.size // 2 ** self.features.count(0)
@@ -82,10 +82,10 @@ def main(
 
     Args:
         cases: which networks.
-        repeats: how often each system, in turns.
+        repeats: how many times to time each system, in turns.
         allocators: "default" and "tuned".
-        devices: over how many CPU devices this library splits a batch, or the networks of a sweep.
-        members: how many networks the sweep has; 0 for none.
+        devices: numbers of CPU devices over which this library splits a batch, or the networks of a sweep.
+        members: number of networks in the sweep; 0 for no sweep.
         out: where the results go.
     """
     return steps.in_processes("cnn", cases, repeats, allocators, devices, members, out)
@@ -120,7 +120,7 @@ def measure(case: str, devices: int, repeats: int, members: int) -> list[Row]:
 
 
 def task_of(problem: Problem) -> Task:
-    """Return what this library trains: the common weights are in the layout of Flax, and so in its own."""
+    """Return the task for this library; the common weights are in the layout of Flax, which is also its own."""
     layers = [conv(features) if features else max_pool() for features in problem.features]
     model = nnfx.models.cnn(layers, 10, hidden=problem.hidden)
     weights = [jnp.asarray(weight) for weight in problem.weights()]
@@ -132,7 +132,7 @@ def task_of(problem: Problem) -> Task:
 
 
 def with_flax(problem: Problem) -> Run:
-    """Step with Flax and Optax as their documentation writes it."""
+    """Step with Flax and Optax as in their documentation."""
     pool: Any = functools.partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2))
 
     class Net(nn.Module):
@@ -207,7 +207,7 @@ def with_torch(problem: Problem, channels_last: bool = False, compiled: bool = F
 
 
 def with_keras(problem: Problem) -> Run:
-    """Step with Keras 3 on JAX, an epoch of twenty batches."""
+    """Step with Keras 3 on JAX, in an epoch of twenty batches."""
     import keras
 
     layers: list[Any] = []

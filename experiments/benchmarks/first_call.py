@@ -1,9 +1,9 @@
-"""The first run of a process, compiling included: this library without and with a warm cache, and scikit-learn.
+"""The first run in a process, including compilation: this library without and with a warm cache, and scikit-learn.
 
     python -m experiments.benchmarks first_call [--repeats 7]
 
-Each time is that of a process of its own, imports excluded, in strict turns. What this library compiles lies in a
-cache of the benchmark's own, which is empty for the cold runs and filled for the warm ones.
+Each time is measured in a separate process, excluding imports, with the systems strictly in turns. The warm runs of
+this library use a compilation cache of the benchmark's own; the cold runs use none.
 """
 
 import subprocess
@@ -37,8 +37,8 @@ def main(
     """Time first calls.
 
     Args:
-        cases: which problems; see `experiments.benchmarks.problems`.
-        repeats: how many processes for each system.
+        cases: which problems to run; see `experiments.benchmarks.problems`.
+        repeats: number of processes for each system.
         out: where the results go.
     """
     rows = []

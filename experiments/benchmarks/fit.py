@@ -1,10 +1,10 @@
-"""One run: this library, hand-written JAX, PyTorch, Keras and scikit-learn, fitting the same network.
+"""One run: this library, hand-written JAX, PyTorch, Keras and scikit-learn fit the same network.
 
     python -m experiments.benchmarks fit [--cases titanic digits fashion_mnist] [--repeats 7]
 
-Every system starts from Glorot-uniform weights, runs Adam for the same epochs of shuffled minibatches, and returns its
-final training loss, so that the losses over the seeds can be compared. `NNFX_DATA` names the folder that holds
-Fashion-MNIST.
+Every system starts from Glorot-uniform weights, runs Adam for the same number of epochs of shuffled minibatches, and
+returns its final training loss, so that the losses over the seeds can be compared. `NNFX_DATA` names the folder that
+contains Fashion-MNIST.
 """
 
 import itertools
@@ -38,8 +38,8 @@ def main(
     """Time a run of each system.
 
     Args:
-        cases: which problems.
-        repeats: how often each, in turns; repeat i runs seed i.
+        cases: which problems to run.
+        repeats: how many times to run each system, in turns; repeat i runs seed i.
         out: where the results go.
     """
     rows: list[Row] = []
@@ -69,7 +69,7 @@ def systems(problem: Problem) -> dict[str, System]:
 
 
 def nnfx_run(problem: Problem) -> tuple[Fit, Data]:
-    """Return the problem as this library's run and data."""
+    """Return the run and the data of a problem for this library."""
     data = nnfx.data.prepare(problem.inputs, problem.labels, standardize=False)
     model = nnfx.models.mlp(problem.hidden, problem.outputs, problem.activation, initializer="glorot_uniform")
     binary = problem.outputs == 1
@@ -151,7 +151,7 @@ def with_jax(problem: Problem, scanned: bool) -> Any:
 
 
 def with_torch(problem: Problem, fused: bool = False, compiled: bool = False) -> Any:
-    """Fit with PyTorch, indexing tensors by a permutation (no DataLoader, which is slower)."""
+    """Fit with PyTorch, indexing tensors with a permutation (a DataLoader is slower)."""
     import torch
 
     def eager_loss(inputs: Any, labels: Any) -> Any:
@@ -214,7 +214,7 @@ def with_keras(problem: Problem) -> Any:
 
 
 def with_scikit_learn(problem: Problem) -> Any:
-    """Fit with scikit-learn's MLPClassifier, without its penalty or its early stop."""
+    """Fit with scikit-learn's MLPClassifier, without its penalty and its early stopping."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
 

@@ -1,11 +1,12 @@
-"""Loss landscapes: a grid of losses in one program, against the same grid as a Python loop of compiled losses.
+"""Loss landscapes: a grid of losses in one program, against the same grid in a Python loop over a compiled loss.
 
     python -m experiments.benchmarks landscape [--cases fashion titanic] [--points N] [--images 1000] [--repeats 7]
 
-The grid is a plane of filter-normalised random directions about the untrained weights, of the convolutional network of
-`experiments.fashion_mnist` on its first images (drawn at random where its files are not at hand), and of a network with
-16 hidden units on the passengers of the Titanic. A number of devices is a process of its own; the loop, which knows one
-device, is timed beside each. The mean of all losses stands beside the times, and agrees to rounding.
+The grid is in a plane of filter-normalised random directions around the untrained weights: those of the convolutional
+network of `experiments.fashion_mnist` on its first images (random ones if its files are missing), and those of a
+network with 16 hidden units on the passengers of the Titanic. Each number of devices has its own process; the loop,
+which uses one device, is timed in each of them. The mean of all losses is printed next to the times, and agrees to
+rounding.
 """
 
 import json
@@ -29,7 +30,7 @@ from nnfx.types import Array, Batch, Model, Params, PerExample
 
 
 class Problem(NamedTuple):
-    """A network and the data that its loss is averaged over."""
+    """A network and the data over which its loss is averaged."""
 
     model: Model
     loss: PerExample
@@ -37,14 +38,14 @@ class Problem(NamedTuple):
 
 
 def titanic(images: int) -> Problem:
-    """A network of 2-16-1 on all passengers."""
+    """Return a 2-16-1 network on all passengers."""
     del images
     data = nnfx.data.titanic("fare", "age")
     return Problem(nnfx.models.mlp((16,), activation="tanh"), nnfx.losses.binary_cross_entropy, data.train)
 
 
 def fashion(images: int) -> Problem:
-    """The network of four convolutions and two dense layers on the first images, or on noise."""
+    """Return the network of four convolutions and two dense layers on the first images, or on noise."""
     model = fashion_mnist.network(fashion_mnist.Config(), 10)
     files = problems.fashion_mnist()
     if files is None:
@@ -73,11 +74,11 @@ def main(
 
     Args:
         cases: "fashion" and "titanic".
-        points: along each of the two axes; unless given 51 for "titanic", and 8 for "fashion", whose 51 × 51 points
-            take about ten minutes a time.
-        images: that the loss of "fashion" is averaged over.
-        devices: over how many CPU devices the points are shared out.
-        repeats: how often each, in turns.
+        points: number of points along each of the two axes; by default 51 for "titanic" and 8 for "fashion", for which
+            51 × 51 points take about ten minutes each time.
+        images: number of images over which the loss of "fashion" is averaged.
+        devices: numbers of CPU devices over which the points are split.
+        repeats: how many times to time each system, in turns.
         out: where the results go.
     """
     rows, lines = [], []
@@ -108,7 +109,7 @@ def run(case: str, points: int, images: int, devices: int, repeats: int) -> None
 
 
 def measure(case: str, problem: Problem, points: int, devices: int, repeats: int) -> list[Row]:
-    """Time both systems in turns, each repeat on another plane."""
+    """Time both systems in turns, with a new plane for each repeat."""
     systems = {
         "one program": System(with_nnfx(problem, points, devices), is_peer=False),
         "a Python loop": System(with_loop(problem, points)),
@@ -117,13 +118,13 @@ def measure(case: str, problem: Problem, points: int, devices: int, repeats: int
 
 
 def _plane(problem: Problem, seed: int) -> tuple[dict[str, Any], landscape.Cut]:
-    """Draw a plane, outside of what is timed."""
+    """Draw a plane, outside the timed part."""
     variables = dict(jax.jit(problem.model.init)(jax.random.key(0), problem.batch.inputs[:1]))
     return jax.block_until_ready((variables, landscape.random_cut(jax.random.key(seed), variables["params"])))
 
 
 def with_nnfx(problem: Problem, points: int, devices: int) -> Callable[[int], Timed]:
-    """Measure the grid with this library; the mean of its losses is returned."""
+    """Measure the grid with this library, and return the mean of its losses."""
     axis = np.linspace(-1, 1, points)
 
     def grid(seed: int) -> Timed:
@@ -140,7 +141,7 @@ def with_nnfx(problem: Problem, points: int, devices: int) -> Callable[[int], Ti
 
 
 def with_loop(problem: Problem, points: int) -> Callable[[int], Timed]:
-    """Measure the grid as one does by hand: a compiled loss, called at each point."""
+    """Measure the grid as one would by hand, calling a compiled loss at each point."""
     axis = np.linspace(-1, 1, points).astype(np.float32)
 
     @jax.jit

@@ -1,4 +1,4 @@
-"""The problems that systems are timed on: the same arrays, architecture, batch, optimizer and epochs for all."""
+"""The problems on which systems are timed: the same arrays, architecture, batch size, optimizer and epochs for all."""
 
 import os
 from pathlib import Path
@@ -10,15 +10,15 @@ import nnfx
 
 
 class Problem(NamedTuple):
-    """Classification by a network with dense layers, trained with Adam at rate 0.001.
+    """Classification by a network of dense layers, trained by Adam with a learning rate of 0.001.
 
     Attributes:
         inputs: float32 `(rows, features)`.
         labels: integers `(rows,)`.
         hidden: widths of the hidden layers.
         activation: "tanh" or "relu".
-        batch_size: rows of a minibatch.
-        epochs: how often each row is seen.
+        batch_size: rows in a minibatch.
+        epochs: how many times each row is seen.
     """
 
     inputs: np.ndarray
@@ -30,7 +30,7 @@ class Problem(NamedTuple):
 
     @property
     def outputs(self) -> int:
-        """One logit for two classes, else one a class."""
+        """One logit for two classes, otherwise one per class."""
         classes = int(self.labels.max()) + 1
         return 1 if classes == 2 else classes
 
@@ -50,7 +50,7 @@ def digits() -> Problem:
 
 
 def fashion_mnist() -> Problem | None:
-    """60000 × 784, 784-512-512-10, batch 128, one epoch; None where the files are not under `NNFX_DATA`."""
+    """60000 × 784, 784-512-512-10, batch 128, one epoch; None if the files are not under `NNFX_DATA`."""
     if not (Path(os.environ.get("NNFX_DATA", "")) / "fashion-mnist").exists():
         return None
     pixels, classes = nnfx.data.images("fashion_mnist").train

@@ -3,14 +3,14 @@
     python -m experiments.benchmarks recurrent [--cases lstm-32x96x7x64 gru-64x96x7x128-two-layers] [--repeats 7]
         [--allocators default tuned] [--devices 1 2] [--members 16]
 
-A case is named after its cell, batch, time, inputs and hidden width. The output behind the last step goes through a
-dense layer to one number, and the loss is the mean square error. Before anything is timed, all systems compute the
-gradient of the first batch; it ends here where they differ by more than rounding, and the difference stands in the
-report. Each time is that of a step, the mean of several on as many batches; the mean of their losses stands beside it,
-and has to agree as well. An allocator and a number of devices are a process of their own; see `cnn`.
+A case is named after its cell, batch size, time steps, inputs and hidden width. A dense layer turns the output after
+the last step into one number, and the loss is the mean square error. Before anything is timed, all systems compute the
+gradient of the first batch: the benchmark fails if they differ by more than rounding, and reports the differences
+otherwise. Each time is that of one step, the mean of several on as many batches; their mean loss is printed next to it,
+and must agree as well. Each combination of an allocator and a number of devices has its own process; see `cnn`.
 
-Sixteen networks of the first case are also trained at once, under `jax.vmap` and in a loop (`jax.lax.map`), against
-sixteen one after the other: the times are those of a step of all sixteen.
+Sixteen networks of the first case are also trained together, under `jax.vmap` and in a loop (`jax.lax.map`), against
+sixteen trained one after the other: these times are those of one step of all sixteen.
 """
 
 import itertools
@@ -31,9 +31,9 @@ from nnfx.models import layouts
 from nnfx.types import Array, Params
 
 GRADIENTS_APART = 1e-4
-"""How far gradients may lie apart, relative to the largest element of each array."""
+"""How far gradients may differ, relative to the largest element of each array."""
 LOSSES_APART = 1e-3
-"""How far mean losses may lie apart: steps of Adam amplify rounding, and Keras adds its ε in another place."""
+"""How far mean losses may differ: Adam amplifies rounding, and Keras adds its ε in a different place."""
 
 
 class Problem(NamedTuple):
@@ -42,11 +42,11 @@ class Problem(NamedTuple):
     Attributes:
         cell: "lstm" or "gru".
         batch_size: sequences in a batch.
-        time: steps in time of a sequence.
-        inputs: features of each.
+        time: time steps in a sequence.
+        inputs: features of each time step.
         hidden: width of every layer.
-        layers: how many there are.
-        steps: how many steps are taken; few where each is long.
+        layers: number of recurrent layers.
+        steps: number of training steps; few if each takes long.
     """
 
     cell: str
@@ -59,12 +59,12 @@ class Problem(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Such as "gru-64x96x7x128-two-layers"."""
+        """The name of the case, such as "gru-64x96x7x128-two-layers"."""
         shape = "x".join(map(str, (self.batch_size, self.time, self.inputs, self.hidden)))
         return f"{self.cell}-{shape}" + ("-two-layers" if self.layers == 2 else "")
 
     def task(self) -> Task:
-        """Return what this library trains; no bias is zero, so that each has to be in its place."""
+        """Return the task for this library; no bias is zero, so that each must be in the right place."""
         rng = np.random.default_rng(0)
         x = rng.normal(size=(self.steps, self.batch_size, self.time, self.inputs))
         y = rng.normal(size=x.shape[:2])
@@ -85,7 +85,7 @@ ENSEMBLE = "lstm-32x96x7x64"
 
 
 class Peer(NamedTuple):
-    """Someone else's network: its steps, and its gradient of the first batch in the layout of this library."""
+    """The network of another library: its steps, and its gradient on the first batch in the layout of this library."""
 
     run: Run
     gradient: Callable[[], Params]
@@ -103,10 +103,10 @@ def main(
 
     Args:
         cases: which networks.
-        repeats: how often each system, in turns.
+        repeats: how many times to time each system, in turns.
         allocators: "default" and "tuned".
-        devices: over how many CPU devices this library splits a batch, or the networks trained at once.
-        members: how many networks are trained at once; 0 for none.
+        devices: numbers of CPU devices over which this library splits a batch, or the networks trained together.
+        members: number of networks trained together; 0 for none.
         out: where the results go.
     """
     for case in cases:
@@ -122,7 +122,7 @@ def measure(case: str, devices: int, repeats: int, members: int) -> list[Row]:
 
 
 def measure_problem(problem: Problem, devices: int, repeats: int, members: int) -> list[Row]:
-    """Compare gradients, and time every system and so many networks at once."""
+    """Compare gradients, and time every system and `members` networks trained together."""
     task = problem.task()
     ours = {
         "nnfx, a step": with_nnfx(task, devices, scanned=False),
@@ -147,7 +147,7 @@ def measure_problem(problem: Problem, devices: int, repeats: int, members: int) 
 
 
 def in_turn(run: Run, members: int) -> Run:
-    """Run so many times: the time of a step of all of them."""
+    """Run `members` times, and return the time of one step of all of them."""
 
     def all_of_them() -> Timed:
         several = [run() for _ in range(members)]
@@ -157,10 +157,10 @@ def in_turn(run: Run, members: int) -> Run:
 
 
 def gradient_errors(task: Task, gradients: Mapping[str, Params]) -> dict[str, float]:
-    """Return by how much gradients of the first batch differ from this library's.
+    """Return how far gradients of the first batch differ from those of this library.
 
     Raises:
-        ValueError: for a difference that is not rounding: then the systems compute different things.
+        ValueError: if a difference is larger than rounding: then the systems compute different things.
     """
     batch = task.parts()[0]
 
@@ -179,14 +179,14 @@ def gradient_errors(task: Task, gradients: Mapping[str, Params]) -> dict[str, fl
 
 
 def require_one_loss(rows: list[Row]) -> None:
-    """Require that all systems had nearly the same mean loss."""
+    """Raise if the mean losses of the systems are not nearly the same."""
     for row in rows:
         if not abs(row.loss / rows[0].loss - 1) <= LOSSES_APART:
             raise ValueError(f"{row.system}: expected the loss of {rows[0].system}, {rows[0].loss}, got {row.loss}")
 
 
 def with_flax(problem: Problem, task: Task) -> Peer:
-    """Step with Flax and Optax as their documentation writes it."""
+    """Step with Flax and Optax as in their documentation."""
     cell_of: Any = nn.OptimizedLSTMCell if problem.cell == "lstm" else nn.GRUCell
 
     class Net(nn.Module):
@@ -214,8 +214,8 @@ def with_flax(problem: Problem, task: Task) -> Peer:
 def with_torch(problem: Problem, task: Task) -> Peer:
     """Step with PyTorch's own layers and its fused Adam.
 
-    PyTorch adds two biases where one would do. Both trained, their sum would go twice as far as others' in a step of
-    Adam: the gradient of the second is set to zero.
+    PyTorch adds two biases where one would do. If both were trained, their sum would move twice as far in a step of
+    Adam as the single bias of the others, so the gradient of the redundant one is set to zero.
     """
     import torch
 
@@ -256,7 +256,7 @@ def with_torch(problem: Problem, task: Task) -> Peer:
 
 
 def with_keras(problem: Problem, task: Task) -> Peer:
-    """Step with Keras 3 on JAX, an epoch of all batches; a GRU has two biases there too, see `with_torch`."""
+    """Step with Keras 3 on JAX, in an epoch of all batches; its GRU has two biases as well, see `with_torch`."""
     import keras
 
     options: dict[str, Any] = {}
@@ -284,10 +284,11 @@ def with_keras(problem: Problem, task: Task) -> Peer:
 
 
 def to_keras(params: Params) -> list[np.ndarray]:
-    """Return the weights in the order in which Keras has them.
+    """Return the weights in the order of Keras.
 
-    The gates of its LSTM are in the order here (i, f, c, o), those of its GRU are z, r, h; that one's bias is that of
-    the inputs above that of the hidden state, of which the candidate's block alone is not one too many.
+    The gates of its LSTM are in the same order as here (i, f, c, o); those of its GRU are in the order z, r, h. The
+    bias of its GRU has two rows, one for the inputs and one for the hidden state; only the candidate's block of the
+    second row is not redundant.
     """
     arrays = []
     for name in sorted(params.keys() - {"output"}):
@@ -302,7 +303,7 @@ def to_keras(params: Params) -> list[np.ndarray]:
 
 
 def from_keras(arrays: list[Array]) -> Params:
-    """Return weights, or a gradient, in the layout of this library; the biases too many are left out."""
+    """Return weights, or a gradient, in the layout of this library, without the redundant biases."""
     params: dict[str, Any] = {}
     *recurrent, kernel, bias = map(np.asarray, arrays)
     for i in range(len(recurrent) // 3):
@@ -317,6 +318,6 @@ def from_keras(arrays: list[Array]) -> Params:
 
 
 def _other_gate_first(array: np.ndarray) -> np.ndarray:
-    """Exchange the first two of three gates, in the last axis."""
+    """Swap the first two of three gates along the last axis."""
     first, second, third = np.split(array, 3, axis=-1)
     return np.concatenate([second, first, third], axis=-1)

@@ -1,11 +1,11 @@
-"""What looking after a run costs: a session with a checkpoint every epoch, and a step split over one device.
+"""The overhead of a session with a checkpoint every epoch, and of a step split over one device.
 
     python -m experiments.benchmarks session [--epochs 6] [--repeats 30]
 
-The run is a dense network on the embedded digits, each fifty times over, so that an epoch takes about a second. A
-session takes care of the same run: it identifies it, shows nothing, logs to CSV, and saves after every epoch, into a
-fresh folder each time. All of that is within its time, and so is waiting for the last checkpoint. The final losses are
-the same to the bit.
+The run trains a dense network on the embedded digits, each repeated fifty times, so that an epoch takes about a second.
+A session wraps the same run: it identifies it, shows nothing, logs to CSV, and saves after every epoch, into a fresh
+folder each time. Its time includes all of that, and waiting for the last checkpoint. The final losses are identical to
+the bit.
 """
 
 import functools
@@ -30,9 +30,9 @@ def main(epochs: int = 6, copies: int = 50, repeats: int = 30, out: Path = Path(
     """Time the run bare, in a session, and split over one device.
 
     Args:
-        epochs: of each run.
-        copies: how many times over the digits are learned in an epoch.
-        repeats: how often each, in turns.
+        epochs: number of epochs in each run.
+        copies: how many times the digits are repeated in an epoch.
+        repeats: how many times to time each, in turns.
         out: where the results go.
     """
     nnfx.cpu.set_up(devices=1)
@@ -49,7 +49,7 @@ def main(epochs: int = 6, copies: int = 50, repeats: int = 30, out: Path = Path(
 
 
 def problem(copies: int) -> Data:
-    """Return the digits, so many times over."""
+    """Return the digits, repeated `copies` times."""
     digits = nnfx.data.images("digits").train
     inputs = digits.inputs.reshape(len(digits.inputs), -1).astype(np.float32)
     inputs, labels = np.tile(inputs / 16, (copies, 1)), np.tile(digits.targets, copies)

@@ -1,4 +1,4 @@
-"""What benchmarks of training steps share: a process for each setting, and systems that step from the same weights."""
+"""What benchmarks of training steps share: a process for each setting, and systems that start from the same weights."""
 
 import itertools
 import json
@@ -30,20 +30,20 @@ TUNED = {
     "MALLOC_TOP_PAD_": str(2**29),
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
 }
-"""What glibc reads when a process begins; the same numbers as those of `nnfx.cpu.set_up`."""
+"""The variables that glibc reads when a process starts, with the same values as in `nnfx.cpu.set_up`."""
 
 Run = Callable[[], Timed]
-"""Takes all steps, and returns the time of one with the mean loss of all."""
+"""Takes all steps, and returns the time of one step and the mean loss of all."""
 
 
 class Task(NamedTuple):
-    """What the steps are to train, for this library; other systems are given the same in their own layout.
+    """What this library trains; other systems are given the same in their own layout.
 
     Attributes:
         model: the model.
-        loss: per example.
-        params: the weights to start from.
-        batches: one for each step, `(steps, batch, ...)`.
+        loss: the loss per example.
+        params: the initial weights.
+        batches: a batch for each step, `(steps, batch, ...)`.
     """
 
     model: nnfx.Model
@@ -53,7 +53,7 @@ class Task(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """How many steps there are."""
+        """The number of steps."""
         return len(self.batches.weights)
 
     def parts(self) -> list[nnfx.Batch]:
@@ -73,15 +73,15 @@ def in_processes(
     members: int,
     out: Path,
 ) -> dict[str, Any]:
-    """Time every case with every allocator and number of devices in a process of its own, and report.
+    """Time every case with every allocator and number of devices, each in its own process, and report.
 
     Args:
-        name: of the benchmark; its module has `measure(case, devices, repeats, members) -> rows`.
-        cases: by name.
-        repeats: how often each system, in turns.
+        name: the name of the benchmark; its module has `measure(case, devices, repeats, members) -> rows`.
+        cases: the names of the cases.
+        repeats: how many times to time each system, in turns.
         allocators: "default" and "tuned".
-        devices: over how many CPU devices this library splits a batch.
-        members: how many networks are trained at once, where the case has such a row.
+        devices: numbers of CPU devices over which this library splits a batch.
+        members: number of networks trained together, if the case has such a row.
         out: where the results go.
     """
     code = (
@@ -104,13 +104,13 @@ def in_processes(
 
 
 def print_rows(measure: Callable[..., list[Row]], case: str, devices: str, repeats: str, members: str) -> None:
-    """Measure in this process, which has as many CPU devices, and print the rows as JSON."""
+    """Measure in this process, with this many CPU devices, and print the rows as JSON."""
     jax.config.update("jax_num_cpu_devices", int(devices))
     print(json.dumps(measure(case, int(devices), int(repeats), int(members))))
 
 
 def compare_steps(case: str, ours: dict[str, Run], peers: dict[str, Run], repeats: int) -> list[Row]:
-    """Time systems in turns; all have the same weights and batches, whatever the seed."""
+    """Time systems in turns, with the same weights and batches for all, whatever the seed."""
 
     def system(name: str) -> System:
         run = (ours | peers)[name]
@@ -120,7 +120,7 @@ def compare_steps(case: str, ours: dict[str, Run], peers: dict[str, Run], repeat
 
 
 def per_step(go: Callable[[Any], float], start: Any, steps: int) -> Timed:
-    """Time all steps, and return the time of one with the mean loss of all."""
+    """Time all steps, and return the time of one step and the mean loss of all."""
     jax.block_until_ready(start)
     seconds, loss = seconds_of(lambda: go(start))
     return Timed(seconds / steps, loss)
@@ -130,9 +130,9 @@ def per_step(go: Callable[[Any], float], start: Any, steps: int) -> Timed:
 
 
 def _step_and_start(task: Task, devices: int) -> tuple[Step, nnfx.TrainState]:
-    """Return the step, on as many devices, and the state it starts from."""
+    """Return the step for this many devices, and the state that it starts from."""
     optimizer = optax.adam(RATE)
-    if devices > 1:  # equal shares of a batch, so that the mean of their gradients is the gradient of the batch
+    if devices > 1:  # the shares of a batch are equal, so the mean of their gradients is the gradient of the batch
         mean = optax.stateless(lambda updates, _: jax.lax.pmean(updates, "batch"))
         optimizer = optax.chain(mean, optimizer)
     state = nnfx.init_state(jax.random.key(0), task.model, optimizer, task.batches.inputs[0])
@@ -141,7 +141,7 @@ def _step_and_start(task: Task, devices: int) -> tuple[Step, nnfx.TrainState]:
 
 
 def with_nnfx(task: Task, devices: int, scanned: bool) -> Run:
-    """Step with this library: a compiled step after the other, or all of them within one scan, as in a run."""
+    """Step with this library: one compiled step after the other, or all steps in one scan, as in a run."""
     step, start = _step_and_start(task, devices)
 
     def one(state: nnfx.TrainState, batch: nnfx.Batch) -> tuple[nnfx.TrainState, Array]:
@@ -173,14 +173,14 @@ def with_nnfx(task: Task, devices: int, scanned: bool) -> Run:
 
 
 def with_members(task: Task, members: int, devices: int = 1, in_a_loop: bool = False) -> Run:
-    """Step with many networks, all steps within one scan: the time of a step of them all.
+    """Step with many networks, all steps in one scan; the time is that of one step of all networks.
 
     Args:
-        task: what each of them trains.
-        members: how many there are.
-        devices: over how many they are split.
-        in_a_loop: whether they follow each other in a loop, as sweeps train large ones, in place of `jax.vmap`, which
-            widens every operation.
+        task: what each network trains.
+        members: the number of networks.
+        devices: the number of devices that they are split over.
+        in_a_loop: whether they are trained in a loop, as sweeps train large networks, instead of under `jax.vmap`,
+            which widens every operation.
     """
     step, start = _step_and_start(task, devices=1)
 
@@ -203,11 +203,11 @@ def with_members(task: Task, members: int, devices: int = 1, in_a_loop: bool = F
     return lambda: per_step(lambda state: float(compiled(state)[0].mean()), stacked, task.steps)
 
 
-# Others
+# Other systems
 
 
 def with_optax(loss_of: Callable[[Any, Array, Array], Array], params: Any, batches: nnfx.Batch) -> Run:
-    """Step with Optax as its documentation writes it, on a loss of `(params, inputs, targets)`."""
+    """Step with Optax as in its documentation, on a loss of `(params, inputs, targets)`."""
     optimizer = optax.adam(RATE)
 
     @jax.jit
@@ -234,10 +234,10 @@ def with_torch(
     """Step with PyTorch and its fused Adam.
 
     Args:
-        loss_of: the loss of inputs and targets.
-        parameters: what it trains.
-        start: puts the common weights in their place.
-        pairs: tensors of inputs and targets, for each step.
+        loss_of: the loss as a function of inputs and targets.
+        parameters: the parameters to train.
+        start: a function that loads the common weights.
+        pairs: tensors of inputs and targets for each step.
     """
     import torch
 
@@ -259,7 +259,7 @@ def with_torch(
 
 
 def with_keras(model: Any, loss: Any, weights: Sequence[np.ndarray], batches: nnfx.Batch) -> Run:
-    """Step with Keras 3 on JAX: an epoch of all batches, from these weights."""
+    """Step with Keras 3 on JAX, in an epoch of all batches from these weights."""
     import keras
 
     model.compile(keras.optimizers.Adam(RATE, epsilon=1e-8), loss)

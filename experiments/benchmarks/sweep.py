@@ -1,8 +1,8 @@
-"""A thousand runs: the time of one member of a sweep against one fit of scikit-learn.
+"""A thousand runs: the time per member of a sweep against one fit of scikit-learn.
 
     python -m experiments.benchmarks sweep [--devices 2] [--repeats 7]
 
-On CPUs, `--devices 2` splits the members over as many virtual devices, one for each core.
+On CPUs, `--devices 2` splits the members over two virtual devices, one for each core.
 """
 
 from pathlib import Path
@@ -25,13 +25,13 @@ def main(
     repeats: int = 7,
     out: Path = Path("runs/benchmarks"),
 ) -> dict[str, Any]:
-    """Time sweeps; the rows of sweeps give the whole sweep, the summary also the time of a member.
+    """Time sweeps; their rows give the time of the whole sweep, and the lines below the table that of a member.
 
     Args:
-        devices: how many CPU devices to split the members over.
-        members: of the Titanic sweeps.
-        digits_members: of the digits sweep.
-        repeats: how often each, in turns.
+        devices: number of CPU devices to split the members over.
+        members: number of members in the Titanic sweeps.
+        digits_members: number of members in the digits sweep.
+        repeats: how many times to time each, in turns.
         out: where the results go.
     """
     jax.config.update("jax_num_cpu_devices", devices)
@@ -69,7 +69,7 @@ def main(
 
 
 def with_sweep(problem: Problem, seeds: int, rates: np.ndarray) -> Any:
-    """Sweep seeds × rates; the loss returned is the mean over the members."""
+    """Sweep seeds × rates, and return the mean loss over the members."""
     train, data = nnfx_run(problem)
 
     def run(seed: int) -> float:

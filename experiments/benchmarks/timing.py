@@ -1,4 +1,4 @@
-"""Timing systems against each other: in turns, so that what else the machine does falls on all alike."""
+"""Timing systems against each other, in turns, so that other load on the machine affects all of them equally."""
 
 import json
 import os
@@ -24,8 +24,8 @@ class System(NamedTuple):
     """One of the systems compared.
 
     Attributes:
-        run: `seed -> final training loss`, all its work done when it returns; or its own time beside it.
-        is_peer: whether it is someone else's.
+        run: `seed -> final training loss`, with all work done when it returns; or a `Timed` with its own time.
+        is_peer: whether it is a peer to compare this library with.
     """
 
     run: "Callable[[int], float | Timed]"
@@ -33,16 +33,16 @@ class System(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """A loss, and the seconds it took, by those who take their own time."""
+    """A loss and the seconds it took, from a system that measures its own time."""
 
     seconds: float
     loss: float
 
 
 class Row(NamedTuple):
-    """What was measured of one system in one case; seconds, compilation apart.
+    """The measurements of one system in one case, in seconds; the time of compilation is separate.
 
-    A gradient's error is by how much it differs from this library's, where that is compared.
+    The gradient error is how far its gradient differs from that of this library, if that is compared.
     """
 
     case: str
@@ -58,7 +58,7 @@ class Row(NamedTuple):
 
 
 def has_compiler() -> bool:
-    """Say whether there is the C++ compiler that `torch.compile` needs on CPUs."""
+    """Return whether the C++ compiler that `torch.compile` needs on CPUs is installed."""
     return shutil.which("g++") is not None
 
 
@@ -67,13 +67,13 @@ def compare(case: str, systems: Mapping[str, System], repeats: int) -> list[Row]
 
     Args:
         case: what is timed.
-        systems: by name.
-        repeats: how often each; repeat i runs seed i.
+        systems: the systems by name.
+        repeats: how many times to time each; repeat i runs seed i.
 
     Returns:
-        A row a system. `compile_s` is how much longer than the median its first call took, the whole call of those too
-            who time a step of many; `ratio` is its median over that of the fastest peer, `loss` the mean final loss
-            over the seeds, with its standard error.
+        A row for each system. `compile_s` is how much longer its first call took than the median call, in whole calls
+            even if the system times only one step of many; `ratio` is its median divided by that of the fastest peer;
+            `loss` is the mean final loss over the seeds, and `loss_error` its standard error.
     """
     first = {name: seconds_of(partial(system.run, 0))[0] for name, system in systems.items()}
     calls: dict[str, list[float]] = {name: [] for name in systems}
@@ -105,14 +105,14 @@ def compare(case: str, systems: Mapping[str, System], repeats: int) -> list[Row]
 
 
 def seconds_of(function: Callable[[], Result]) -> tuple[float, Result]:
-    """Return how long a call took, and what it returned."""
+    """Return how many seconds a call took, and what it returned."""
     start = time.perf_counter()
     result = function()
     return time.perf_counter() - start, result
 
 
 def report(name: str, rows: list[Row], out: Path) -> dict[str, Any]:
-    """Print the rows as a table, and write them to `NAME.json`, aside first and then in place."""
+    """Print the rows as a table, and write them to `NAME.json`, first aside and then moved into place."""
     compared = any(row.gradient_error is not None for row in rows)
     print_table(
         ["case", "system", "median ms", "min ms", "× best peer", "compile s", "final loss"]

@@ -1,1 +1,1 @@
-"""Objects found in pictures: the scenes, the boxes and their scores, and the network that is slid over a picture."""
+"""Object detection: the scenes, the boxes and their scores, and the network that is slid over a picture."""

@@ -1,6 +1,6 @@
-"""Boxes compared, thinned out, matched with the true ones, and scored.
+"""Compare boxes, thin them out, match them with the true ones, and score them.
 
-A box is its edges (top, left, bottom, right), a set of them an array `(boxes, 4)`.
+A box is given by its edges (top, left, bottom, right), a set of boxes by an array `(boxes, 4)`.
 """
 
 from typing import NamedTuple
@@ -9,12 +9,12 @@ import numpy as np
 
 
 class Found(NamedTuple):
-    """What was found in a picture.
+    """The finds in a picture.
 
     Attributes:
         boxes: `(found, 4)`.
         names: the class of each, `(found,)`.
-        scores: how sure the finder was, the larger the surer, `(found,)`.
+        scores: how certain each find is, the larger the more certain, `(found,)`.
     """
 
     boxes: np.ndarray
@@ -22,7 +22,7 @@ class Found(NamedTuple):
     scores: np.ndarray
 
     def above(self, threshold: float) -> "Found":
-        """Keep what was scored at least as high as the threshold."""
+        """Keep the finds with scores at or above the threshold."""
         kept = self.scores >= threshold
         return Found(self.boxes[kept], self.names[kept], self.scores[kept])
 
@@ -31,9 +31,9 @@ class Curve(NamedTuple):
     """Precision and recall as the threshold falls; each is `(thresholds,)`.
 
     Attributes:
-        thresholds: every score that there is, falling.
-        precision: the part of what was found at this threshold that is right.
-        recall: the part of what there is to find that was found.
+        thresholds: all distinct scores, in descending order.
+        precision: the fraction of finds at this threshold that are right.
+        recall: the fraction of true objects that were found.
         f1: their harmonic mean.
     """
 
@@ -44,14 +44,14 @@ class Curve(NamedTuple):
 
 
 class Score(NamedTuple):
-    """How well something was found at one threshold.
+    """The quality of the finds at one threshold.
 
     Attributes:
-        precision: the part of what was found that is right; 0 where nothing was found.
-        recall: the part of what there is to find that was found.
+        precision: the fraction of finds that are right; 0 if nothing was found.
+        recall: the fraction of true objects that were found.
         f1: their harmonic mean.
-        found: how many were found, rightly or not.
-        true: how many there are.
+        found: how many finds there are, right or wrong.
+        true: how many true objects there are.
     """
 
     precision: float
@@ -62,7 +62,7 @@ class Score(NamedTuple):
 
     @classmethod
     def of(cls, right: int, found: int, true: int) -> "Score":
-        """Score so many right ones.
+        """Compute the score from the numbers of right finds, of all finds and of true objects.
 
         >>> Score.of(right=2, found=4, true=2)
         Score(precision=0.5, recall=1.0, f1=0.6666666666666666, found=4, true=2)
@@ -86,18 +86,18 @@ def intersection_over_union(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def vote(boxes: np.ndarray, probabilities: np.ndarray, agreeing: float) -> Found:
-    """Let windows whose boxes nearly agree decide together: a name's score is the sum of its probabilities there.
+    """Let windows whose boxes nearly agree vote: a name's score is the sum of its probabilities over them.
 
-    A thing is seen by several neighbouring windows and clutter often by one, so that the sum tells them apart better
+    An object is seen by several neighbouring windows but clutter often by only one, so the sum tells them apart better
     than its largest term.
 
     Args:
-        boxes: of the windows, `(windows, 4)`.
-        probabilities: of the names, `(windows, names)`.
-        agreeing: the intersection over union from which two boxes mean the same thing.
+        boxes: the boxes of the windows, `(windows, 4)`.
+        probabilities: the probabilities of the names, `(windows, names)`.
+        agreeing: the least intersection over union at which two boxes are taken for the same object.
 
     Returns:
-        For each window its box, the name with most votes, and their sum.
+        For each window its box, the name with the most votes, and their sum.
 
     Example:
         >>> boxes = np.array([[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60]])
@@ -110,15 +110,15 @@ def vote(boxes: np.ndarray, probabilities: np.ndarray, agreeing: float) -> Found
 
 
 def suppress(boxes: np.ndarray, scores: np.ndarray, most_shared: float) -> np.ndarray:
-    """Keep the best of boxes that overlap: from the surest down, drop those that share too much with a kept one.
+    """Keep the best of overlapping boxes: from the highest score down, drop those that share too much with a kept one.
 
     Args:
         boxes: `(boxes, 4)`.
-        scores: `(boxes,)`; of equal ones the first goes before.
-        most_shared: the intersection over union above which two boxes are taken for one thing.
+        scores: `(boxes,)`; if some are equal, the first goes first.
+        most_shared: the intersection over union above which two boxes are taken for one object.
 
     Returns:
-        The positions of those kept, the surest first.
+        The positions of the boxes kept, in descending order of score.
 
     Example:
         >>> boxes = np.array([[0.0, 0, 10, 10], [1, 0, 11, 10], [20, 20, 30, 30]])
@@ -135,17 +135,17 @@ def suppress(boxes: np.ndarray, scores: np.ndarray, most_shared: float) -> np.nd
 
 
 def match(found: Found, boxes: np.ndarray, names: np.ndarray, least: float = 0.5) -> np.ndarray:
-    """Say which true object each find stands for: the surest first takes the free one that it overlaps most.
+    """Match finds with true objects: in descending order of score, each takes the free one that it overlaps most.
 
     Args:
         found: what was found in a picture.
         boxes: the true boxes, `(true, 4)`.
-        names: their names, `(true,)`, which a find must have right; where all names are equal they do not count.
-        least: the intersection over union that is enough.
+        names: their names, `(true,)`, which a find must share; set all names equal to ignore them.
+        least: the least intersection over union for a match.
 
     Returns:
-        The position of the true object, −1 for none, `(found,)`. Every true one is taken once at most, so that the
-        second find of a thing is wrong; and what is sure does not depend on what is less so.
+        The position of each find's true object, −1 for none, `(found,)`. Every true object is taken at most once, so
+        the second find of an object is wrong; and no find's match depends on finds with lower scores.
     """
     matched = np.full(len(found.scores), -1)
     if not len(names):
@@ -161,10 +161,10 @@ def match(found: Found, boxes: np.ndarray, names: np.ndarray, least: float = 0.5
 
 
 def precision_recall(scores: np.ndarray, is_right: np.ndarray, true: int) -> Curve:
-    """Draw up precision and recall at every threshold.
+    """Compute precision and recall at every threshold.
 
     Args:
-        scores: of all finds in all pictures, `(found,)`.
+        scores: the scores of all finds in all pictures, `(found,)`.
         is_right: whether each is right, `(found,)`.
         true: how many objects there are in all pictures.
 
@@ -176,19 +176,19 @@ def precision_recall(scores: np.ndarray, is_right: np.ndarray, true: int) -> Cur
     order = np.argsort(-scores, kind="stable")
     thresholds, right = scores[order], np.cumsum(is_right[order])
     found = np.arange(1, len(order) + 1)
-    # finds of one score come and go together
+    # finds with equal scores pass a threshold together
     is_last = np.append(thresholds[1:] != thresholds[:-1], True)[: len(order)]
     thresholds, right, found = thresholds[is_last], right[is_last], found[is_last]
     return Curve(thresholds, right / found, right / max(true, 1), 2 * right / (found + true))
 
 
 def best_threshold(curve: Curve) -> float:
-    """Return the threshold of the largest F1, the highest of equal ones; infinity where nothing was found."""
+    """Return the threshold with the largest F1, the highest if several are equal; infinity if nothing was found."""
     return float(curve.thresholds[curve.f1.argmax()]) if len(curve.f1) else float("inf")
 
 
 def average_precision(curve: Curve) -> float:
-    """Return the area under precision over recall, the precision at a recall being the best at that or more.
+    """Return the area under precision over recall, with the best precision at each recall or above.
 
     >>> average_precision(precision_recall(np.array([0.9, 0.7, 0.5]), np.array([True, False, True]), true=2))
     0.8333333333333333

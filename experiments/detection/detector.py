@@ -1,7 +1,7 @@
 """A network that names what a small window shows, and the same network slid over a whole picture at several scales.
 
-Convolutions without padding and pools alone make a network that does not care how large its input is: for a window it
-has one output, for a picture one for every window in it, `STRIDE` pixels apart, in a single pass.
+A network of nothing but unpadded convolutions and pools accepts inputs of any size: for a window it has one output, for
+a picture one for every window in it, `STRIDE` pixels apart, in a single pass.
 """
 
 from functools import partial
@@ -19,26 +19,27 @@ from nnfx.models.convolutional import Layer, conv, max_pool
 from nnfx.types import Array, Batch, Model, Variables
 
 NAMES = 10
-"""How many names there are: the digits."""
+"""The number of names: the digits."""
 BACKGROUND = NAMES
-"""The class of windows that show no digit in their middle, at the size that fits."""
+"""The class of windows that show no digit of the right size in their middle."""
 WINDOW, STRIDE = 24, 4
-"""The side of a window, and how far one is from the next in a picture, in pixels."""
+"""The side of a window, and the distance from one to the next in a picture, in pixels."""
 OBJECT = 16.0
-"""The height of a digit that fills its window as it should, with something of its surroundings."""
+"""The height of a digit that fits its window, with some of its surroundings."""
 MARGIN = 8
-"""Pixels repeated about a scaled picture, so that a digit at its edge has a window too."""
+"""Pixels repeated around a scaled picture, so that a digit at its edge has a window too."""
 HEIGHTS = tuple(13.0 * 1.25**i for i in range(6))
-"""The heights of digits, in pixels of the picture, that the scales are made for: each brings its own to `OBJECT`."""
+"""The heights of digits, in pixels of the picture, that the scales are made for: each scales its own to `OBJECT`."""
 SIDES = tuple(round(SIZE * OBJECT / height) for height in HEIGHTS)
 """The sides of the picture at these scales."""
 NEAR, FAR = 3.0, 4.5
-"""Up to so many pixels off its middle a digit is what a window shows, and from so many on it is not. Windows in between
-are not trained on."""
+"""A window shows a digit at most `NEAR` pixels off its middle, and does not show one at least `FAR` pixels off. Windows
+in between are not trained on."""
 SAME, OTHER = np.log(1.18), np.log(1.35)
-"""The same for the logarithm of its height against `OBJECT`."""
+"""The same for the logarithm of the digit's height relative to `OBJECT`."""
 CHOICE = 3
-"""Of how many empty windows the one with most contrast is trained on: nearly all others show plain background."""
+"""How many empty windows are drawn for each one to train on; those with the most contrast are kept, since nearly all
+others show plain background."""
 
 
 class Crops(NamedTuple):
@@ -46,7 +47,7 @@ class Crops(NamedTuple):
 
     Attributes:
         windows: `(crops, WINDOW, WINDOW, 1)`.
-        targets: the class, and the digit's box as `encode` gives it, `(crops, 5)`.
+        targets: the class, and the digit's box as returned by `encode`, `(crops, 5)`.
     """
 
     windows: np.ndarray
@@ -54,11 +55,11 @@ class Crops(NamedTuple):
 
 
 class Slid(NamedTuple):
-    """What the network says of every window of some pictures, all scales one after the other.
+    """The network's predictions for every window of some pictures, one scale after another.
 
     Attributes:
-        probabilities: of the classes, `(batch, windows, NAMES + 1)`.
-        boxes: in pixels of the picture, `(batch, windows, 4)`.
+        probabilities: the probabilities of the classes, `(batch, windows, NAMES + 1)`.
+        boxes: the boxes, in pixels of the picture, `(batch, windows, 4)`.
     """
 
     probabilities: Array
@@ -83,22 +84,22 @@ def layers(width: int) -> list[Layer]:
 
 
 def slid(width: int) -> Model:
-    """Return the network as it is slid: pictures `(batch, height, width, 1)` to a map of outputs for each."""
+    """Return the network as slid, from pictures `(batch, height, width, 1)` to a map of outputs for each."""
     return nnfx.models.cnn(layers(width), outputs=None, activation="identity")
 
 
 def classifier(width: int) -> Model:
-    """Return the network as it is trained, with the same variables: windows to outputs, `(batch, NAMES + 1 + 4)`."""
+    """Return the network as trained, with the same variables, from windows to outputs `(batch, NAMES + 1 + 4)`."""
     return nnfx.models.cnn([*layers(width), flattened], outputs=None, activation="identity")
 
 
 def flattened(maps: Array) -> Array:
-    """Take maps of one pixel for vectors."""
+    """Turn maps of one pixel into vectors."""
     return maps.reshape(maps.shape[0], -1)
 
 
 def loss(outputs: Array, targets: Array, box_weight: ArrayLike) -> Array:
-    """Take the cross-entropy of the class, and where there is a digit Huber's loss of its box."""
+    """Return the cross-entropy of the class, plus the weighted Huber loss of the box if there is a digit."""
     names = targets[:, 0].astype(jnp.int32)
     naming = nnfx.losses.categorical_cross_entropy(outputs[:, : NAMES + 1], names)
     boxing = nnfx.losses.huber(outputs[:, NAMES + 1 :], targets[:, 1:], 0.1)
@@ -106,18 +107,18 @@ def loss(outputs: Array, targets: Array, box_weight: ArrayLike) -> Array:
 
 
 def accuracy(outputs: Array, targets: Array) -> Array:
-    """Say whether the class is right."""
+    """Return whether the class is right."""
     return nnfx.metrics.accuracy(outputs[:, : NAMES + 1], targets[:, 0].astype(jnp.int32))
 
 
 def light(key: Array, batch: Batch, contrast: ArrayLike) -> Batch:
-    """Change the contrast of each window by up to this part, and its brightness by up to a third of it."""
+    """Change the contrast of each window by up to this fraction, and its brightness by up to a third of it."""
     gain, offset = contrast * jax.random.uniform(key, (2, batch.inputs.shape[0], 1, 1, 1), minval=-1, maxval=1)
     return batch._replace(inputs=batch.inputs * (1 + gain) + offset / 3)
 
 
 def overlay(key: Array, batch: Batch, overlaid: ArrayLike) -> Batch:
-    """Lay an empty window of the same batch, fainter by a random factor, over this part of the windows at most."""
+    """Lay an empty window of the same batch, dimmed by a random factor, over at most this fraction of the windows."""
     chance_key, factor_key = jax.random.split(key)
     is_empty = jnp.roll(batch.targets[:, 0], 1) == BACKGROUND
     is_overlaid = is_empty & jax.random.bernoulli(chance_key, overlaid, is_empty.shape)
@@ -127,22 +128,22 @@ def overlay(key: Array, batch: Batch, overlaid: ArrayLike) -> Batch:
 
 @partial(jax.jit, static_argnums=1)
 def scaled(pictures: Array, side: int) -> Array:
-    """Bring pictures `(batch, SIZE, SIZE)` to another size, and repeat their edges: `(batch, ..., ..., 1)`."""
+    """Resize pictures `(batch, SIZE, SIZE)`, and repeat their edges: `(batch, ..., ..., 1)`."""
     resized = jax.image.resize(pictures, (pictures.shape[0], side, side), "linear")
     return jnp.pad(resized, [(0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN)], mode="edge")[..., None]
 
 
 def encode(boxes: np.ndarray, middles: np.ndarray, scales: ArrayLike) -> np.ndarray:
-    """Say where boxes are from windows about these points.
+    """Return the positions and sizes of boxes relative to windows around these points.
 
     Args:
-        boxes: in pixels of the picture, `(..., 4)`.
-        middles: of the windows, likewise, `(..., 2)`.
-        scales: those at which the windows were cut out, `(..., 1)`.
+        boxes: the boxes, in pixels of the picture, `(..., 4)`.
+        middles: the middles of the windows, likewise, `(..., 2)`.
+        scales: the scales at which the windows were cut out, `(..., 1)`.
 
     Returns:
-        How far the middle of the box is below and to the right of the window's, in heights of an object, then the
-        logarithms of its height and width against those of an object: `(..., 4)`.
+        How far the middle of the box is below and to the right of the window's, in units of `OBJECT`, then the
+        logarithms of its height and width relative to `OBJECT`: `(..., 4)`.
     """
     offsets = (middles_of(boxes) - middles) * scales / OBJECT
     sizes = np.log((boxes[..., 2:] - boxes[..., :2]) * scales / OBJECT)
@@ -162,7 +163,7 @@ def middles_of(boxes: np.ndarray) -> np.ndarray:
 
 
 def middles_of_windows(corners: np.ndarray, scales: float | np.ndarray) -> np.ndarray:
-    """Return the middles of windows, in pixels of the picture, by their corners in the scaled picture, `(..., 2)`."""
+    """Return the middles of windows, in pixels of the picture, from their corners in the scaled picture, `(..., 2)`."""
     return (corners - MARGIN + WINDOW / 2) / scales
 
 
@@ -172,13 +173,13 @@ def windows_along(side: int) -> int:
 
 
 def cut_crops(seed: tuple[int, ...], scenes: Scene, per_digit: int, elsewhere: int) -> Crops:
-    """Cut windows to train on out of scenes, at all scales and exactly as they are slid over.
+    """Cut training windows out of scenes, at all scales and exactly as the network is slid over them.
 
     Args:
-        seed: decides which windows.
-        scenes: many of them, as `draw_scenes` returns them.
-        per_digit: windows about each digit.
-        elsewhere: windows of each scene that show none.
+        seed: determines which windows.
+        scenes: the scenes, as returned by `draw_scenes`.
+        per_digit: how many windows around each digit.
+        elsewhere: how many windows of each scene that show none.
     """
     random = np.random.default_rng(seed)
     levels = [np.asarray(scaled(jnp.asarray(scenes.picture), side)) for side in SIDES]
@@ -204,7 +205,7 @@ def cut_crops(seed: tuple[int, ...], scenes: Scene, per_digit: int, elsewhere: i
 def draw_windows(
     random: np.random.Generator, boxes: np.ndarray, per_digit: int, elsewhere: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw windows about digits at the scale that fits, then a third of the rest near digits, and the others anywhere.
+    """Draw windows around digits at the scale that fits, then a third of the rest near digits and the others anywhere.
 
     Returns:
         Their scales, as positions in `SIDES`, and their corners in the scaled picture: `(windows,)` and `(windows, 2)`.
@@ -224,16 +225,16 @@ def draw_windows(
 
 
 def label(boxes: np.ndarray, names: np.ndarray, corners: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Say what each window of a scene shows.
+    """Return what each window of a scene shows.
 
     Args:
-        boxes: of the digits in the scene, `(digits, 4)`.
-        names: theirs, `(digits,)`.
-        corners: of the windows in the scaled picture, `(windows, 2)`.
-        scales: of the windows, `(windows, 1)`.
+        boxes: the boxes of the digits in the scene, `(digits, 4)`.
+        names: the names of the digits, `(digits,)`.
+        corners: the corners of the windows in the scaled picture, `(windows, 2)`.
+        scales: the scales of the windows, `(windows, 1)`.
 
     Returns:
-        The class of each, −1 where it is hard to tell, and the code of the box that is nearest, `(windows, 5)`.
+        The class of each window, −1 if it is hard to tell, and the code of the nearest box, `(windows, 5)`.
     """
     codes = encode(boxes[None], middles_of_windows(corners, scales)[:, None], scales[:, None])
     off = np.abs(codes[..., :2]).max(-1) * OBJECT
@@ -271,15 +272,15 @@ def find(
     """Find the digits in pictures `(batch, SIZE, SIZE)`, with their scores: how many windows agree on each.
 
     Args:
-        width: of the network.
-        variables: of the network, as trained on windows.
+        width: the width of the network.
+        variables: the variables of the network, as trained on windows.
         pictures: the pictures.
-        floor: the least probability of a name with which a window has a voice.
-        agreeing: the intersection over union from which two windows mean the same.
-        most_shared: that above which two finds are taken for one digit.
+        floor: the least probability of a name for a window to have a vote.
+        agreeing: the least intersection over union at which two windows agree.
+        most_shared: the intersection over union above which two finds are taken for one digit.
     """
     found = []
-    for picture in pictures:  # one by one: one program for any number of them
+    for picture in pictures:  # one at a time: one program for any number of them
         said = slide(width, variables, jnp.asarray(picture[None]))
         of_names, boxes = np.asarray(said.probabilities[0, :, :NAMES]), np.asarray(said.boxes[0])
         likely = of_names.max(1) >= floor

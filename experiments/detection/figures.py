@@ -1,4 +1,4 @@
-"""The figures of found digits: scenes, precision over recall, and what the network says of every window."""
+"""Figures of the digits found: scenes, precision over recall, and the network's output for every window."""
 
 from typing import Any
 
@@ -18,11 +18,11 @@ from nnfx.types import Variables
 SHOWN = 8
 """How many scenes are drawn."""
 WITH_WRONG = 2
-"""How many of them are chosen for a wrong find."""
+"""How many of them are chosen because of a wrong find."""
 
 
 def draw_scenes(results: Results, finds: list[Found], truth: Scene, is_right: list[np.ndarray]) -> None:
-    """Draw the first test scenes, and the first of the others with wrong finds: the true boxes and those found."""
+    """Draw the first test scenes, and the first others with wrong finds, with the true boxes and those found."""
     first = list(range(min(SHOWN - WITH_WRONG, len(finds))))
     wrong = [i for i in range(len(first), len(finds)) if not is_right[i].all()]
     figure, axes = plt.subplots(2, SHOWN // 2, figsize=(13, 7.2))
@@ -30,7 +30,7 @@ def draw_scenes(results: Results, finds: list[Found], truth: Scene, is_right: li
         axis.set_axis_off()
     for axis, i in zip(axes.ravel(), first + wrong[:WITH_WRONG], strict=False):
         draw_picture(axis, truth.picture[i])
-        axis.set(ylim=(SIZE, -7))  # room for the names of what is at the top
+        axis.set(ylim=(SIZE, -7))  # room for names above boxes at the top
         draw_boxes(axis, truth.boxes[i], "white", linestyle=":", linewidth=1.8)
         matched = match(finds[i], truth.boxes[i], truth.names[i])
         for k in np.setdiff1d(np.arange(len(truth.names[i])), matched):
@@ -52,7 +52,7 @@ def draw_scenes(results: Results, finds: list[Found], truth: Scene, is_right: li
 
 
 def write(axis: Axes, box: np.ndarray, text: str, colour: str, below: bool = False) -> None:
-    """Write above a box, or below it."""
+    """Write text above a box, or below it."""
     axis.text(
         float(np.clip(box[1], 0, SIZE - 20)),
         min(box[2] + 1, SIZE - 5) if below else box[0] - 1,
@@ -66,7 +66,7 @@ def write(axis: Axes, box: np.ndarray, text: str, colour: str, below: bool = Fal
 
 
 def draw_picture(axis: Axes, picture: np.ndarray) -> None:
-    """Draw a picture with its pixels' edges at whole numbers, as those of boxes are."""
+    """Draw a picture with the edges of its pixels at whole numbers, like those of boxes."""
     axis.imshow(picture, cmap="gray", vmin=0, vmax=1, extent=(0, SIZE, SIZE, 0))
 
 
@@ -79,7 +79,7 @@ def draw_boxes(axis: Axes, boxes: np.ndarray, colour: str, **style: Any) -> None
 def draw_curves(
     results: Results, curves: dict[str, Curve], scores: dict[str, Score], by_name: dict[str, Score]
 ) -> None:
-    """Draw precision over recall with the threshold's place, and both for each digit."""
+    """Draw precision over recall with the threshold marked, and both for each digit."""
     figure, (left, right_axis) = plt.subplots(1, 2, figsize=(11, 4.6))
     closer = left.inset_axes((0.1, 0.36, 0.55, 0.5), xlim=(0.85, 1), ylim=(0.85, 1))
     for axis in (left, closer):
@@ -110,7 +110,7 @@ def draw_curves(
 
 
 def draw_maps(results: Results, width: int, variables: Variables, truth: Scene) -> None:
-    """Draw what the network says of every window of the fullest of the scenes shown, about its tallest digit's name."""
+    """Draw the probability of the tallest digit's name in every window of the fullest scene among those shown."""
     scene = int(np.argmax([len(names) for names in truth.names[:SHOWN]]))
     boxes, names = truth.boxes[scene], truth.names[scene]
     name = int(names[np.argmax(boxes[:, 2] - boxes[:, 0])])

@@ -1,4 +1,4 @@
-"""Cluttered pictures with handwritten digits in them, drawn by a seed, and the boxes about the digits."""
+"""Cluttered pictures with handwritten digits in them, drawn from a seed, and the boxes around the digits."""
 
 from typing import NamedTuple
 
@@ -12,17 +12,17 @@ from nnfx.types import Array
 SIZE = 96
 """Pixels along each side of a picture."""
 HEIGHTS = 14.0, 36.0
-"""The range of the heights that a digit's 8 × 8 pixels are enlarged to."""
+"""The range of heights to which a digit's 8 × 8 pixels are enlarged."""
 ROWS, COLUMNS = np.arange(SIZE)[:, None] + 0.5, np.arange(SIZE)[None] + 0.5
-"""Where the middles of the pixels are."""
+"""The coordinates of the middles of the pixels."""
 FAINTEST = 0.1
 """Ink fainter than this is left out."""
 EDGE = 0.3
-"""Ink from this on belongs into the box about a digit; what is fainter is the soft edge of a stroke."""
+"""Ink at least this strong belongs in the box around a digit; fainter ink is the soft edge of a stroke."""
 MOST_SHARED = 0.05
-"""The part of a digit's box that another's may cover."""
+"""The largest fraction of a digit's box that another's may cover."""
 ATTEMPTS = 40
-"""How often a place is looked for before a digit is given up."""
+"""How many places are tried before a digit is given up."""
 
 
 class Digits(NamedTuple):
@@ -53,11 +53,11 @@ class Scene(NamedTuple):
 
 
 def split_digits(key: Array, held_out: float) -> dict[str, Digits]:
-    """Draw which of scikit-learn's digits are for training, for validation and for the test, none for two of them.
+    """Split scikit-learn's digits at random into disjoint sets for training, validation and test.
 
     Args:
         key: a typed key.
-        held_out: the part for validation and test together, half of it for each.
+        held_out: the fraction for validation and test together, half of it for each.
     """
     data = nnfx.data.digits(key=key, valid_fraction=held_out)
     assert data.valid is not None
@@ -76,7 +76,7 @@ def draw_scenes(seed: tuple[int, ...], digits: Digits, count: int, *, most: int 
     """Draw several scenes; number i depends on `(seed, i)` alone.
 
     Returns:
-        Their pictures `(count, SIZE, SIZE)`; of boxes and names an array of objects, one for each picture.
+        Their pictures `(count, SIZE, SIZE)`; boxes and names as arrays of objects, one for each picture.
     """
     scenes = [draw_scene((*seed, i), digits, most=most, clutter=clutter) for i in range(count)]
     boxes, names = np.empty(count, object), np.empty(count, object)
@@ -85,14 +85,14 @@ def draw_scenes(seed: tuple[int, ...], digits: Digits, count: int, *, most: int 
 
 
 def draw_scene(seed: tuple[int, ...], digits: Digits, *, most: int = 6, clutter: bool = True) -> Scene:
-    """Draw a picture of one to several digits that hardly overlap.
+    """Draw a picture of one or more digits that hardly overlap.
 
     Args:
-        seed: whole numbers that decide all of it.
-        digits: which ones to choose from, those that fragments are cut out of included.
+        seed: whole numbers that determine everything.
+        digits: the digits to choose from, including those to cut fragments out of.
         most: the largest number of digits.
         clutter: whether there are lines, blobs, fragments of digits, noise and uneven light behind and on the digits;
-            else they are white on black.
+            otherwise they are white on black.
     """
     random = np.random.default_rng(seed)
     inks: list[tuple[np.ndarray, int, int]] = []
@@ -109,7 +109,7 @@ def draw_scene(seed: tuple[int, ...], digits: Digits, *, most: int = 6, clutter:
                 names.append(int(digits.names[chosen]))
                 break
     picture = draw_clutter(random, digits, boxes) if clutter else np.zeros((SIZE, SIZE))
-    faintest = min(float(picture.mean()) + 0.45, 0.9)  # a digit as dark as the ground could not be seen
+    faintest = min(float(picture.mean()) + 0.45, 0.9)  # a digit as dark as the background could not be seen
     for ink, top, left in inks:
         brightness = random.uniform(faintest, 1) if clutter else 1.0
         paste(picture, brightness * ink, top, left)
@@ -119,13 +119,13 @@ def draw_scene(seed: tuple[int, ...], digits: Digits, *, most: int = 6, clutter:
 
 
 def enlarge(random: np.random.Generator, image: np.ndarray, heights: tuple[float, float] = HEIGHTS) -> np.ndarray:
-    """Enlarge ink smoothly by a random factor, turn and stretch it a little, and cut it out at its edges."""
+    """Enlarge ink smoothly by a random factor, rotate and stretch it a little, and crop it to its edges."""
     height = np.exp(random.uniform(*np.log(heights)))
     width = height * random.uniform(0.85, 1.15)
     angle = np.deg2rad(random.uniform(-12, 12))
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     matrix = np.diag([8 / height, 8 / width]) @ turn
-    padded = np.pad(image, 1)  # so that the ink at the edge of the image fades as elsewhere
+    padded = np.pad(image, 1)  # so that ink at the edge of the image fades as it does elsewhere
     side = int(np.ceil(1.5 * max(height, width))) + 4
     offset = (np.array(padded.shape) - 1) / 2 - matrix @ np.full(2, (side - 1) / 2)
     ink = ndimage.affine_transform(padded, matrix, offset, (side, side), order=3)
@@ -135,7 +135,7 @@ def enlarge(random: np.random.Generator, image: np.ndarray, heights: tuple[float
 
 
 def extent(mask: np.ndarray) -> np.ndarray:
-    """Return the tightest box about what is true: top, left, bottom, right.
+    """Return the tightest box around the true entries: top, left, bottom, right.
 
     >>> extent(np.array([[False, False, False], [False, True, True]])).tolist()
     [1.0, 1.0, 2.0, 3.0]
@@ -156,7 +156,7 @@ def draw_clutter(random: np.random.Generator, digits: Digits, boxes: np.ndarray)
         start, end = random.uniform(0, SIZE, (2, 2))
         draw_line(picture, start, end, random.uniform(1, 3), random.uniform(0.3, 0.9))
     for _ in range(random.integers(1, 6)):
-        image = digits.images[random.choice(np.flatnonzero(digits.names != 1))]  # a part of a 1 is a 1
+        image = digits.images[random.choice(np.flatnonzero(digits.names != 1))]  # a part of a 1 looks like a 1
         (height, width), (top, left) = random.integers(3, 5, 2), random.integers(0, 5, 2)
         part = image[top : top + height, left : left + width]
         if part.max() < EDGE:
@@ -173,7 +173,7 @@ def draw_clutter(random: np.random.Generator, digits: Digits, boxes: np.ndarray)
 
 
 def draw_line(picture: np.ndarray, start: np.ndarray, end: np.ndarray, width: float, brightness: float) -> None:
-    """Draw a line with soft edges where it is brighter than the picture."""
+    """Draw a line with soft edges wherever it is brighter than the picture."""
     down, right = ROWS - start[0], COLUMNS - start[1]
     along = end - start
     part = ((down * along[0] + right * along[1]) / (along @ along)).clip(0, 1)
@@ -182,13 +182,13 @@ def draw_line(picture: np.ndarray, start: np.ndarray, end: np.ndarray, width: fl
 
 
 def paste(picture: np.ndarray, ink: np.ndarray, top: int, left: int) -> None:
-    """Put ink on a picture where it is the brighter of the two."""
+    """Put ink on a picture wherever it is the brighter of the two."""
     place = picture[top : top + ink.shape[0], left : left + ink.shape[1]]
     np.maximum(place, ink, out=place)
 
 
 def shared(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Return how much of the smaller of two boxes the other covers, `(boxes,)`."""
+    """Return the fraction of the smaller of two boxes that the other covers, `(boxes,)`."""
     low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     return np.prod((high - low).clip(0), axis=1) / np.minimum(areas, np.prod(box[2:] - box[:2]))

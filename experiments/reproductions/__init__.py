@@ -1,1 +1,1 @@
-"""Published results made again: `python -m experiments.reproductions.NAME`; the records lie beside the scripts."""
+"""Reproductions of published results: `python -m experiments.reproductions.NAME`; records are next to the scripts."""

@@ -4,9 +4,9 @@
 
 The problem is that of the paper: 5 × 5 × 32 convolution, 2 × 2 max pool (SAME), 5 × 5 × 64, the same pool, 1024 dense,
 ReLU; truncated-normal weights of scale 0.05 and biases of 0.05; batches of 128 with the incomplete one dropped, pixels
-divided by 255. The learning rates are those that its authors tuned. Expect the test accuracy after epochs 1, 2 and 5 to
-lie within two of the printed standard deviations of theirs. Five epochs are about five minutes of one core; every
-finished run is kept under `runs/`, and a later call goes on where one was interrupted. The record lies beside it.
+divided by 255. The learning rates are those tuned by its authors. Expect the test accuracy after epochs 1, 2 and 5 to
+lie within two of the published standard deviations of theirs. Five epochs take about five minutes on one core; every
+finished run is kept under `runs/`, and a later call continues after an interruption. The record is next to this script.
 
 Schneider, Balles and Hennig, *DeepOBS: a deep learning optimizer benchmark suite*, ICLR 2019; the accuracies are those
 of its published baselines, mean and standard deviation of ten seeds.
@@ -53,17 +53,17 @@ class Config:
     out: Path = Path("runs/deepobs")
     """where the results go"""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """one run of each optimizer for each"""
+    """one run of each optimizer for each seed"""
     optimizers: tuple[str, ...] = tuple(OPTIMIZERS)
-    """which optimizers"""
+    """optimizers to run"""
     epochs: int = 5
-    """how long each run is"""
+    """epochs of each run"""
     batch_size: int = 128
-    """rows of a minibatch"""
+    """rows in a minibatch"""
     rows: int | None = None
-    """train on the first so many images alone, to try it out"""
+    """how many images to train on, to try it out; all by default"""
     progress: bool = True
-    """whether to show it"""
+    """whether to show progress"""
 
 
 def model() -> nnfx.Model:
@@ -80,7 +80,7 @@ def model() -> nnfx.Model:
 def make_epoch(
     optimizer: optax.GradientTransformation, batch_size: int
 ) -> Callable[[nnfx.TrainState, nnfx.Batch, jax.Array], tuple[nnfx.TrainState, jax.Array]]:
-    """Return the compiled epoch `(state, data, order_key) -> (state, training loss)`, its last batch dropped."""
+    """Return a compiled epoch `(state, data, order_key) -> (state, training loss)` without the incomplete batch."""
     step = nnfx.make_step(model(), nnfx.losses.categorical_cross_entropy, optimizer)
 
     def epoch(state: nnfx.TrainState, data: nnfx.Batch, order_key: jax.Array) -> tuple[nnfx.TrainState, jax.Array]:
@@ -95,12 +95,12 @@ def make_epoch(
 
 @jax.jit
 def accuracy(variables: nnfx.types.Variables, data: nnfx.Batch) -> jax.Array:
-    """Return the part of the test images named rightly."""
+    """Return the fraction of test images named correctly."""
     return nnfx.evaluate(model(), {"accuracy": nnfx.metrics.accuracy}, variables, data)["accuracy"].value
 
 
 def train(name: str, seed: int, data: nnfx.data.Data, config: Config) -> dict[str, Any]:
-    """Make one run, and return its curves."""
+    """Run the training once, and return its curves."""
     assert data.valid is not None
     optimizer, key = OPTIMIZERS[name], jax.random.key(seed)
     epoch = make_epoch(optimizer, config.batch_size)
@@ -160,7 +160,7 @@ def draw(runs: list[dict[str, Any]]) -> Figure:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Make the runs that are not there yet, and set all beside the published ones."""
+    """Run what has not been run yet, and compare everything with the published results."""
     results = Results(config.out)
     data = nnfx.data.fashion_mnist(hold_out_test=True)
     if config.rows is not None:

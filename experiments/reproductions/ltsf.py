@@ -1,23 +1,24 @@
-"""Long-horizon forecasts of ETTh1: linear maps beside the published ones, and LSTMs beside the LSTMa of Informer.
+"""Long-horizon forecasts of ETTh1: linear maps against the published ones, and LSTMs against the LSTMa of Informer.
 
     NNFX_DATA=... python -m experiments.reproductions.ltsf [--methods repeat nlinear] [--horizons 96 192] [--seeds 5]
 
-The protocol is that of Zeng et al.: 12, 4 and 4 months of 30 days to train on, hold out and test, standardised by the
-first; all seven channels from windows of all seven, mean square error, Adam with a rate of 0.005 that is halved after
-every epoch, batches of 32, at most 10 epochs, and the weights of the epoch with the least held-out error,
-once 3 epochs have not improved on it. All scores are in units of the standardised series. Their loader leaves out the
-windows that do not fill a last batch: those that it draws last in training, here always the last in time. Linear maps
-look back 336 hours.
+The protocol is that of Zeng et al.: 12, 4 and 4 months of 30 days to train on, hold out and test on, standardised by
+the first; all seven channels forecast from windows of all seven, mean square error, Adam with a rate of 0.005 that is
+halved after every epoch, batches of 32, at most 10 epochs, stopping once 3 epochs have not improved the held-out error,
+and the weights of the epoch with the lowest. All scores are in units of the standardised series. Their loader leaves
+out the windows that do not fill the last batch: in training those that it happens to draw last, here always the last
+in time. Linear maps look back 336 hours.
 
-The LSTMs are trained alike but look back 96 hours: one layer of 64 cells, whose last state goes through one affine map
-to all channels and hours ahead. The plain one sees and forecasts the values as they are, the normalized one what they
-differ by from the last of the window. They stand beside the rows that Zhou et al. print for an LSTM with attention.
+The LSTMs are trained in the same way but look back 96 hours: one layer of 64 cells, whose last state goes through one
+affine map to all channels and hours ahead. The plain one sees and forecasts the values themselves, the normalized one
+their differences from the last value of the window. They are compared with the rows that Zhou et al. print for an LSTM
+with attention.
 
 Expect Repeat to agree to every printed digit; the mean square errors of the linear maps at 96 and 192 hours to lie
-within 0.015 of theirs, the means of five seeds beside one run; and the normalized LSTM to have lower errors than LSTMa
-at 24, 48 and 168 hours: all do in the record, which lies beside this script. Where nothing is said, the numbers are
-only set side by side. Allow half an hour on two cores; what is finished is kept under `runs/`, and a later call goes on
-where one was interrupted.
+within 0.015 of theirs, means of five seeds against one run; and the normalized LSTM to have lower errors than LSTMa at
+24, 48 and 168 hours. All of this holds in the record, which is next to this script. All other results are only shown
+side by side. Allow half an hour on two cores; finished results are kept under `runs/`, and a later call continues after
+an interruption.
 
 Zeng, Chen, Zhang and Xu, *Are transformers effective for time series forecasting?*, AAAI 2023, table 2, and its code.
 Zhou et al., *Informer: beyond efficient transformer for long sequence time-series forecasting*, AAAI 2021, table 2.
@@ -53,12 +54,12 @@ CLOSE = 0.015
 
 
 def lstm(horizon: int, normalized: bool = False, channels: int = 7) -> nnfx.Model:
-    """A network of 64 LSTM cells that forecasts all channels and steps at once.
+    """Return a network of 64 LSTM cells that forecasts all channels and steps at once.
 
     Args:
         horizon: how many steps to forecast.
         normalized: whether it sees and forecasts differences from the last value of each window.
-        channels: how many the series has.
+        channels: how many channels the series has.
 
     Returns:
         A model from `(batch, lookback, channels)` to `(batch, horizon, channels)`.
@@ -77,16 +78,16 @@ def lstm(horizon: int, normalized: bool = False, channels: int = 7) -> nnfx.Mode
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A forecaster, and what was published of it.
+    """A forecaster and its published errors.
 
     Attributes:
-        name: in words.
-        colour: in figures.
-        model: of a horizon.
+        name: its name in words.
+        colour: its colour in figures.
+        model: makes the model for a horizon.
         published: mean square and mean absolute error by horizon.
         lookback: how many hours it sees.
-        learning_rate: of the first epoch; None where nothing is trained.
-        beside: whose errors those are, where not the method's own.
+        learning_rate: the learning rate of the first epoch; None if nothing is trained.
+        beside: the method that the published errors belong to, if a different one.
     """
 
     name: str
@@ -132,17 +133,17 @@ class Config:
     out: Path = Path("runs/ltsf")
     """where the results go"""
     methods: tuple[str, ...] = tuple(METHODS)
-    """which methods"""
+    """methods to run"""
     horizons: tuple[int, ...] = HORIZONS
-    """how many hours to forecast; each method is run at those that something was published of"""
+    """how many hours to forecast; each method is run at those with published errors"""
     seeds: int = 5
     """runs of each method at each horizon"""
     epochs: int = 10
-    """how long each run is at most"""
+    """the most epochs of each run"""
     hours: tuple[int, int, int] = (8640, 2880, 2880)
-    """to train on, to hold out and to test; fewer to try it out"""
+    """hours to train on, to hold out and to test on; fewer to try it out"""
     progress: bool = True
-    """whether to show it"""
+    """whether to show progress"""
 
 
 class Parts(NamedTuple):
@@ -155,7 +156,7 @@ class Parts(NamedTuple):
 
 
 def cut(values: np.ndarray, lookback: int, horizon: int, hours: tuple[int, int, int]) -> Parts:
-    """Cut a series into windows of its three parts, all in units of the first."""
+    """Cut a series into windows of its three parts, all standardised by the first."""
     parts = split(values, lookback, hours)
     scaler = Scaler.of(parts[0])
 
@@ -169,12 +170,12 @@ def cut(values: np.ndarray, lookback: int, horizon: int, hours: tuple[int, int, 
 
 
 def halved(learning_rate: jax.Array, steps_per_epoch: int) -> optax.Schedule:
-    """Return the rate by step: in each epoch half of that in the one before."""
+    """Return the learning rate by step: each epoch has half the rate of the one before."""
     return nnfx.schedules.exponential_decay(learning_rate, steps_per_epoch, 0.5, staircase=True)
 
 
 def train(model: nnfx.Model, learning_rate: float, parts: Parts, config: Config, description: str) -> Sweep:
-    """Train all seeds as one program."""
+    """Train all seeds in one program."""
     steps = len(parts.train.inputs) // BATCH_SIZE
     fit = nnfx.fit(
         model,
@@ -201,7 +202,7 @@ def train(model: nnfx.Model, learning_rate: float, parts: Parts, config: Config,
 
 
 def forecast_and_score(name: str, horizon: int, values: np.ndarray, config: Config) -> dict[str, Any]:
-    """Train a method for a horizon, and return the scores of its runs on the test part, and one forecast to draw."""
+    """Train a method for a horizon, and return its runs' scores on the test part and one forecast to draw."""
     method = METHODS[name]
     model, parts = method.model(horizon), cut(values, method.lookback, horizon, config.hours)
     runs: list[dict[str, Any]] = [{}]
@@ -223,7 +224,7 @@ def forecast_and_score(name: str, horizon: int, values: np.ndarray, config: Conf
 
 
 def shown_window(config: Config) -> int:
-    """Return which window of the test part is drawn: that of its middle."""
+    """Return the index of the test window that is drawn: the one in the middle."""
     return config.hours[2] // 2
 
 
@@ -244,7 +245,7 @@ def compare(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def as_expected(row: dict[str, Any]) -> bool | None:
-    """Say whether a row is what the head of this file expects; None where it expects nothing."""
+    """Return whether a row is as expected at the top of this file; None if nothing is expected of it."""
     name, horizon = row["method"], row["horizon"]
     differences = {measure: row[measure] - row[f"{measure}_published"] for measure in MEASURES}
     if name == "repeat":
@@ -287,8 +288,8 @@ def draw_errors(rows: list[dict[str, Any]]) -> Figure:
 
 
 def draw_forecasts(cells: list[dict[str, Any]], values: np.ndarray, config: Config) -> Figure:
-    """Draw the oil's temperature in the middle of the test part, and what each method forecasts of it."""
-    longest = {cell["method"]: cell["forecast"] for cell in cells if cell["horizon"] <= 192}  # they come by horizon
+    """Draw the oil temperature in the middle of the test part, and each method's forecast of it."""
+    longest = {cell["method"]: cell["forecast"] for cell in cells if cell["horizon"] <= 192}  # sorted by horizon
     before, after = 96, max(map(len, longest.values()), default=24)
     present = sum(config.hours[:2]) + shown_window(config)
     figure, axis = plt.subplots(figsize=(10, 4.2))
@@ -307,7 +308,7 @@ def draw_forecasts(cells: list[dict[str, Any]], values: np.ndarray, config: Conf
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Make the runs that are not there yet, and set all beside the published ones."""
+    """Run what has not been run yet, and compare everything with the published results."""
     for name in config.methods:
         checks.choice("methods", name, METHODS)
     for horizon in config.horizons:

@@ -1,4 +1,4 @@
-"""Data: arrays made ready on the host, then kept on the device; sources; seeded batching."""
+"""Data: arrays prepared on the host and kept on the device, data sources, and seeded batching."""
 
 from nnfx.data.batching import Order, in_order, shuffled, take
 from nnfx.data.formats import Examples

@@ -11,7 +11,7 @@ from nnfx.types import Array, Batch
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:
-    """Return how many batches cover the rows once, the last one perhaps incomplete.
+    """Return how many batches cover all rows once; the last one may be incomplete.
 
     >>> steps_per_epoch(714, 32)
     23
@@ -23,9 +23,9 @@ class Order(NamedTuple):
     """Which rows make up which batch.
 
     Attributes:
-        rows: int32 `(steps, batch)`, or `(batch,)` of one batch.
-        is_real: boolean, of the same shape; false for the places that an incomplete last batch leaves over,
-            which hold rows that come earlier in the order, to be given no weight.
+        rows: int32 `(steps, batch)`, or `(batch,)` for one batch.
+        is_real: boolean, of the same shape; false for the unused places of an incomplete last batch, which repeat
+            earlier rows of the order and must be given no weight.
     """
 
     rows: Array
@@ -33,7 +33,7 @@ class Order(NamedTuple):
 
 
 def shuffled(key: Array, epoch: Array | int, rows: int, batch_size: int) -> Order:
-    """Return the batches of one epoch, every row once, in an order that depends on `(key, epoch)` alone.
+    """Return the batches of one epoch, each row once, in an order that depends only on `(key, epoch)`.
 
     Example:
         >>> order = shuffled(jax.random.key(0), epoch=0, rows=5, batch_size=2)
@@ -44,16 +44,16 @@ def shuffled(key: Array, epoch: Array | int, rows: int, batch_size: int) -> Orde
 
 
 def permutation(key: Array, rows: int) -> Array:
-    """Draw an order of `rows` rows; several times faster than the sort behind `jax.random.permutation`.
+    """Draw a random order of `rows` rows, several times faster than `jax.random.permutation`, which sorts.
 
-    A number i < rows is written as (l, r) in Z_a × Z_b with a and b near √rows, and both digits are moved in turn
-    by a keyed hash of the other: `l ← l + F(r) mod a`, `r ← r + G(l) mod b`. Every round can be undone, so the
-    whole is a bijection, and each place is computed by itself. Where no such a · b is rows, the few numbers that land
-    between them go through once more, which ends as they are on a cycle that leaves that range.
+    A number i < rows is written as (l, r) in Z_a × Z_b with a and b near √rows, and each digit in turn is shifted by a
+    keyed hash of the other: `l ← l + F(r) mod a`, `r ← r + G(l) mod b`. Every round is invertible, so the whole is a
+    bijection, and each place is computed independently. If no such a · b equals rows, the few numbers that land between
+    the two are encrypted again until none does; this ends because each is on a cycle that leaves that range.
 
     Args:
         key: a typed key.
-        rows: how many; orders of fewer than 16 are sorted, since so small a cipher is not uniform.
+        rows: how many; fewer than 16 are ordered by sorting, since so small a cipher is not uniform.
 
     Returns:
         Every number from 0 to rows − 1 once, int32 `(rows,)`.
@@ -80,13 +80,13 @@ def permutation(key: Array, rows: int) -> Array:
 
 
 def _sides(rows: int) -> tuple[int, int]:
-    """Return two numbers within a factor of two whose product is rows, where there are such, or just above.
+    """Return two numbers within a factor of two of each other whose product is rows if possible, else just above.
 
     >>> _sides(714), _sides(719)
     ((21, 34), (27, 27))
     """
     root = math.isqrt(rows - 1) + 1
-    # a cipher on 3 × 6 is visibly less uniform than one on 5 × 4, so that small sides are as equal as can be
+    # a cipher on 3 × 6 is visibly less uniform than one on 5 × 4, so small sides are as equal as possible
     divisors = (a for a in range(root, _SMALLEST_SIDE - 1, -1) if rows % a == 0 and 2 * a * a >= rows)
     a = next(divisors, root)
     return a, -(-rows // a)
@@ -98,7 +98,7 @@ _ROUNDS = 8
 
 
 def _encrypt(numbers: Any, round_keys: Any, rows: int) -> Any:
-    """Send every number below a·b to another, with arrays of NumPy as with those of JAX."""
+    """Map each number below a·b to another; the arrays may be NumPy's or JAX's."""
     a, b = _sides(rows)
     left, right = numbers // np.uint32(b), numbers % np.uint32(b)
     for i in range(0, _ROUNDS, 2):
@@ -115,8 +115,8 @@ def _hash(x: Any) -> Any:
 
 
 def _add_below(digit: Any, hashed: Any, base: int) -> Any:
-    """Add a hash, brought below the base, to a digit, modulo the base."""
-    # without a division where 16 bits are many against the base
+    """Add a hash, reduced below the base, to a digit, modulo the base."""
+    # no division if 16 bits are plenty for the base
     scaled = ((hashed >> 16) * np.uint32(base)) >> 16 if base <= 256 else hashed % np.uint32(base)
     total = digit + scaled
     library = np if isinstance(total, np.ndarray) else jnp
@@ -124,13 +124,13 @@ def _add_below(digit: Any, hashed: Any, base: int) -> Any:
 
 
 class Orders:
-    """The batches of `shuffled`, one at a time and on the host: for data that are read as they are needed.
+    """The batches of `shuffled`, one at a time and on the host, for data that are read on demand.
 
     Args:
-        key: that of the order.
-        rows: how many there are.
-        batch_size: rows of a batch.
-        epochs: for how many epochs.
+        key: the key of the order.
+        rows: how many rows there are.
+        batch_size: rows per batch.
+        epochs: how many epochs there are.
 
     Example:
         >>> whole = shuffled(jax.random.key(0), epoch=1, rows=50, batch_size=20)
@@ -151,7 +151,7 @@ class Orders:
         self._drawn = np.asarray(jax.vmap(drawn)(jnp.arange(epochs)))
 
     def batch(self, epoch: int, number: int) -> Order:
-        """Return one batch of an epoch, of NumPy's arrays."""
+        """Return one batch of an epoch, as NumPy arrays."""
         places: Any = number * self._batch_size + np.arange(self._batch_size)
         numbers, drawn = (places % self._rows).astype(np.uint32), self._drawn[epoch]
         if self._rows < _SMALLEST_CIPHER:
@@ -164,7 +164,7 @@ class Orders:
 
 
 def in_order(rows: int, batch_size: int) -> Order:
-    """Return the batches of all rows in their own order."""
+    """Return the batches of all rows in their original order."""
     return _in_batches(jnp.arange(rows, dtype=jnp.int32), rows, batch_size)
 
 
@@ -175,7 +175,7 @@ def _in_batches(order: Array, rows: int, batch_size: int) -> Order:
 
 
 def take(data: Batch, order: Order) -> Batch:
-    """Return the batch of these rows; a place that is not real gives an example of weight zero.
+    """Return the batch of these rows; places that are not real become examples of weight zero.
 
     Example:
         >>> data = Batch(jnp.ones((3, 2)), jnp.arange(3), jnp.ones(3))

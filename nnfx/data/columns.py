@@ -1,4 +1,4 @@
-"""The files of stored examples: one of NumPy's own for each array, with a checksum for the bytes of every row."""
+"""The files of stored examples: one NumPy file for each array, with a checksum for the bytes of each row."""
 
 import functools
 import hashlib
@@ -18,18 +18,18 @@ from nnfx.arrays import WORST_ROUNDING, is_exact
 __all__ = ["NAMES", "Column", "Moments", "checksums", "mapped", "spans"]
 
 NAMES = ("inputs", "targets", "weights")
-"""The arrays of examples; checksums have a column for each."""
+"""The arrays of stored examples; the checksums have a column for each."""
 
 _BLOCK = 1 << 24
-"""About how many bytes are read at a time, where all rows are."""
+"""About how many bytes to read at a time when reading all rows."""
 
 
 def checksums(rows: np.ndarray) -> np.ndarray:
     """Return a checksum of the bytes of each row.
 
-    The bytes of a row are 32-bit numbers `b_i` (filled up with zeros), and its checksum is `Σ m_i b_i` modulo 2⁶⁴ with
-    fixed odd multipliers `m_i` that look random. Any change within one of the numbers changes the checksum, since odd
-    multipliers can be divided by; other changes are missed with a chance of 2⁻³² at most.
+    The bytes of a row are read as 32-bit numbers `b_i` (padded with zeros), and its checksum is `Σ m_i b_i` modulo 2⁶⁴
+    with fixed odd multipliers `m_i` that look random. Any change within one of the numbers changes the checksum, since
+    odd multipliers are invertible; other changes are missed with a probability of at most 2⁻³².
 
     Args:
         rows: `(rows, ...)`.
@@ -54,7 +54,7 @@ def checksums(rows: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def _multipliers(count: int) -> np.ndarray:
-    """Return odd 64-bit numbers: those of the generator SplitMix64, the same on every machine and release."""
+    """Return odd 64-bit numbers from the SplitMix64 generator, the same on every machine and in every release."""
     mixed = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -62,18 +62,18 @@ def _multipliers(count: int) -> np.ndarray:
 
 
 def spans(array: np.ndarray) -> Iterator[slice]:
-    """Cover the rows of an array by slices of some megabytes each."""
+    """Cover the rows of an array with slices of a few megabytes each."""
     size = max(1, array.dtype.itemsize * math.prod(array.shape[1:]))
     rows = max(1, _BLOCK // size)
     return (slice(start, start + rows) for start in range(0, len(array), rows))
 
 
 class Column:
-    """One of the files while it is written: rows are appended.
+    """One of the files while it is being written; rows are appended.
 
     Args:
-        name: of the array.
-        file: open for writing.
+        name: the name of the array.
+        file: the file, open for writing.
     """
 
     def __init__(self, name: str, file: BinaryIO) -> None:
@@ -83,7 +83,7 @@ class Column:
         self._like = np.zeros(0)
 
     def append(self, label: str, array: np.ndarray) -> None:
-        """Write further rows, like those before.
+        """Append rows of the same dtype and shape as those before.
 
         Raises:
             ValueError: for rows of another dtype or shape.
@@ -101,7 +101,7 @@ class Column:
         self._rows += len(array)
 
     def finish(self) -> dict[str, str]:
-        """Have the file on the disk, and return what tells it from others, for `mapped`."""
+        """Complete the file on disk, and return the description by which `mapped` recognises it."""
         header = self._header()
         self._file.seek(0)
         self._file.write(header)
@@ -114,7 +114,7 @@ class Column:
         }
 
     def _header(self) -> bytes:
-        """Return what NumPy writes before an array; it leaves room for more rows."""
+        """Return the header that NumPy writes before an array; it leaves room for more rows."""
         described = np.lib.format.header_data_from_array_1_0(self._like)
         described["shape"] = (self._rows, *self._like.shape[1:])
         header = io.BytesIO()
@@ -123,15 +123,15 @@ class Column:
 
 
 def mapped(path: Path, written: dict[str, str]) -> Any:
-    """Map a file into memory, once its header and its size are found as they were written.
+    """Map a file into memory, after checking that its header and size are as written.
 
     Args:
-        path: of the file.
-        written: what `Column.finish` has returned.
+        path: the path of the file.
+        written: what `Column.finish` returned.
 
     Raises:
         OSError: for a file that cannot be read.
-        ValueError: for another file; the error names it.
+        ValueError: for a file that differs from what was written; the error names it.
     """
     wanted = written["array"].split()[0]
     dtype, _, sizes = wanted.removesuffix("]").partition("[")
@@ -154,11 +154,11 @@ def _checksum(content: bytes) -> str:
 
 
 class Moments:
-    """The mean and spread of each feature over parts, and the most that rounding takes from it.
+    """The mean and spread of each feature over several parts, and its largest rounding error.
 
     Args:
-        name: of the array.
-        in_floats: whether whole numbers become floats as well, as inputs may.
+        name: the name of the array.
+        in_floats: whether whole numbers may become floats too, as those of inputs may.
     """
 
     def __init__(self, name: str, *, in_floats: bool) -> None:
@@ -170,7 +170,7 @@ class Moments:
         self._dtype: Any = None
 
     def add(self, given: np.ndarray) -> None:
-        """Take further rows as they were given."""
+        """Include more rows, as they were given."""
         is_float = jnp.issubdtype(given.dtype, np.floating)
         self._dtype = jax.dtypes.canonicalize_dtype(given.dtype if is_float else float)
         if is_exact(given.dtype, self._dtype) or not (is_float or self._in_floats):
@@ -186,7 +186,7 @@ class Moments:
         self._rows = rows
 
     def require_resolution(self, label: str) -> None:
-        """Raise on features whose spread is lost in rounding.
+        """Raise an error for features whose spread is lost in rounding.
 
         Raises:
             ValueError: for such features; the error names the first.
@@ -194,7 +194,7 @@ class Moments:
         if not self._rows:
             return
         spread = np.sqrt(self._squares / self._rows)
-        # a constant is as good as it was
+        # a constant feature loses nothing
         is_lost = (self._lost > WORST_ROUNDING * spread) & (spread > 1e-12 * np.abs(self._mean))
         if is_lost.any():
             first = np.unravel_index(int(np.argmax(is_lost)), is_lost.shape)

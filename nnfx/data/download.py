@@ -1,4 +1,4 @@
-"""Files of data: a folder that keeps them, and the web that they come from, each file known by its checksum."""
+"""Data files: downloaded from the web, kept in a folder, and identified by their checksums."""
 
 import hashlib
 import os
@@ -9,15 +9,15 @@ from typing import NamedTuple
 from nnfx.paths import absolute
 
 VARIABLE = "NNFX_DATA"
-"""The environment variable that names the folder of data."""
+"""The environment variable that names the data folder."""
 
 
 class File(NamedTuple):
-    """A file of data.
+    """A data file.
 
     Attributes:
-        name: where it is in the folder of data, such as `mnist/train-images-idx3-ubyte.gz`.
-        url: where it is on the web.
+        name: its path within the data folder, such as `mnist/train-images-idx3-ubyte.gz`.
+        url: its address on the web.
         sha256: its SHA-256 checksum, in hexadecimal.
     """
 
@@ -27,7 +27,7 @@ class File(NamedTuple):
 
 
 def folder() -> Path:
-    """Return the folder of data: what `NNFX_DATA` says, or else the platform's place for caches.
+    """Return the data folder: the one that `NNFX_DATA` names, or else one in the platform's cache.
 
     Example:
         >>> folder().is_absolute()
@@ -38,21 +38,21 @@ def folder() -> Path:
 
 
 def fetch(file: File) -> Path:
-    """Return the path of a file in the folder of data, after downloading it where it is not there yet.
+    """Return the path of a file in the data folder, downloading it first if it is missing.
 
-    A download gets its name only once it is whole and its checksum right. A file that is there is never
+    A download gets its name only once it is complete and its checksum is right. An existing file is never
     changed, and needs no network.
 
     Args:
-        file: which.
+        file: the file to look for.
 
     Returns:
         The path of a file with the right checksum.
 
     Raises:
-        ValueError: for another checksum than that of the file, here or on the web.
-        OSError: for a file that is not there and cannot be downloaded either.
-        ModuleNotFoundError: for a download without pooch.
+        ValueError: for a file with the wrong checksum, in the folder or on the web.
+        OSError: for a file that is missing and cannot be downloaded.
+        ModuleNotFoundError: for a download if pooch is not installed.
     """
     path = folder() / file.name
     if path.exists():
@@ -69,7 +69,7 @@ def fetch(file: File) -> Path:
         pooch.retrieve(file.url, known_hash=f"sha256:{file.sha256}", fname=path.name, path=path.parent)
     except ValueError as error:
         raise ValueError(f"{file.url}: expected {path.name} as it is known, got other bytes: {error}") from error
-    except OSError as error:  # as are all that requests raises
+    except OSError as error:  # which includes all errors of requests
         raise OSError(
             f"{path}: expected the file there or on the web, got neither: {error}; download {file.url} by other means"
             f" (SHA-256 {file.sha256}) and put it there, or as {file.name} in a folder that {VARIABLE} names"

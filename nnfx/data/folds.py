@@ -1,7 +1,7 @@
-"""Folds: the same rows standardised and filled anew, as each of several parts is held out in turn.
+"""Folds: the same rows, standardised and filled again as each of several parts is held out in turn.
 
-Data that are ready for training have been standardised and filled by all of their rows. What a fold trains on may know
-of its own rows alone, so that its medians, means and scales are measured again, in float64 on the host.
+Prepared data have been standardised and filled with the statistics of all their rows. What a fold trains on may depend
+on its own rows only, so its medians, means and scales are measured again, in float64 on the host.
 """
 
 from typing import NamedTuple
@@ -16,17 +16,17 @@ from nnfx.types import Array, Batch
 __all__ = ["Folds"]
 
 _ABSENT = 2.0**127
-"""A scale that leaves nothing of a column that its fold's own rows say nothing of."""
+"""A scale so large that it erases a column about which the fold's own rows say nothing."""
 
 
 class Folds(NamedTuple):
-    """How the rows of data are parted, and what brings prepared inputs to those of each fold.
+    """How the rows are divided into folds, and how prepared inputs become those of each fold.
 
     Attributes:
-        of_row: which fold holds out each row, `(rows,)`.
-        preprocess: the map from raw features of each fold, `(folds, ...)`.
-        change: what is subtracted from prepared inputs, what they are divided by then, and what takes the place of
-            missing values before, `(folds, 1, ...)` each; None where nothing was standardised or filled.
+        of_row: the fold that holds out each row, `(rows,)`.
+        preprocess: the map from raw features for each fold, `(folds, ...)`.
+        change: what to subtract from prepared inputs, what to divide them by afterwards, and what to replace missing
+            values with beforehand, `(folds, 1, ...)` each; None if nothing was standardised or filled.
     """
 
     of_row: Array
@@ -37,17 +37,17 @@ class Folds(NamedTuple):
     def of(cls, data: Batch, preprocess: Preprocess, of_row: Array, count: int) -> "Folds":
         """Measure what each fold trains on.
 
-        Rows without weight are not measured. A feature that a fold does not know, and an indicator that its rows never
-        set, are zero in all of it.
+        Rows of weight zero are not measured. A feature that is missing from all rows that a fold trains on, and an
+        indicator that they never set, are zero throughout the fold.
 
         Args:
-            data: prepared, none of it held out.
-            preprocess: that prepared it.
-            of_row: which fold holds out each row, `(rows,)`.
-            count: of folds.
+            data: prepared data, none of them held out.
+            preprocess: the map that prepared them.
+            of_row: the fold that holds out each row, `(rows,)`.
+            count: the number of folds.
 
         Raises:
-            ValueError: for features whose spread in a fold is lost in the rounding of the prepared inputs.
+            ValueError: for features whose spread within a fold is lost in the rounding of the prepared inputs.
         """
         if not preprocess.mean.ndim and not preprocess.fills:
             stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * count), preprocess)
@@ -79,7 +79,7 @@ class Folds(NamedTuple):
         return cls(of_row, stacked, change)
 
     def inputs(self, inputs: Array, preprocess: Preprocess, fold: Array) -> Array:
-        """Return prepared inputs as a fold has them; pure, and the fold may be traced."""
+        """Return prepared inputs as the preprocessing of a fold would give them; the fold may be traced."""
         if self.change is None:
             return inputs
         shift, ratio, fill = self.change
@@ -91,15 +91,15 @@ class Folds(NamedTuple):
 
 
 def _shape(preprocess: Preprocess, inputs: np.ndarray) -> tuple[int, ...]:
-    """Return the shape of the statistics, scalars being those of every feature."""
+    """Return the shape of the statistics, with scalars expanded to all features."""
     return preprocess.mean.shape if preprocess.mean.ndim else (1, *inputs.shape[1:])
 
 
 def _missing(inputs: np.ndarray, preprocess: Preprocess) -> np.ndarray:
-    """Return where values were filled in, `(rows, indicators)`, as the indicators tell."""
+    """Return where values were filled in, `(rows, indicators)`, according to the indicators."""
     if not preprocess.indicators:
         return np.zeros((len(inputs), 0), bool)
-    return inputs[:, -len(preprocess.indicators) :] > 0  # 0 and 1, moved by a mean in between
+    return inputs[:, -len(preprocess.indicators) :] > 0  # 0 and 1, shifted by a mean in between
 
 
 def _measure(
@@ -126,7 +126,7 @@ def _measure(
         return np.zeros(shape), np.ones(shape), fill
     pooled = (0, *(i for i in range(1, x.ndim) if shape[i] == 1 != inputs.shape[i]))
     mean, scale = x.mean(pooled, keepdims=True), x.std(pooled, keepdims=True)
-    step = np.abs(x).max(pooled, keepdims=True) * float(np.finfo(inputs.dtype).eps)  # in which the inputs were rounded
+    step = np.abs(x).max(pooled, keepdims=True) * float(np.finfo(inputs.dtype).eps)  # to which the inputs were rounded
     is_constant = scale <= 1e-12 * np.abs(mean)
     is_lost = ~is_constant & (step > 1e-2 * scale)
     if is_lost.any():

@@ -1,7 +1,7 @@
-"""Files of images, read with bounds: IDX, as of MNIST and its kin, and the binary archive of CIFAR-10.
+"""Image files, read within bounds: IDX, the format of MNIST and its relatives, and the binary archive of CIFAR-10.
 
-What a file declares is believed only as far as its bytes go: memory grows with the bytes that are there, and
-reading stops at the first byte too many, so that neither a false header nor a gzip bomb fills the memory.
+What a file declares is trusted only as far as its bytes go: memory grows with the bytes actually there, and reading
+stops at the first surplus byte, so neither a false header nor a gzip bomb can exhaust the memory.
 """
 
 import codecs
@@ -22,7 +22,7 @@ from nnfx import checks
 from nnfx.paths import absolute
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview
-"""A file, by its path or as its bytes, plain or packed by gzip."""
+"""A file, given as its path or its bytes, plain or compressed with gzip."""
 
 
 class Examples(NamedTuple):
@@ -30,7 +30,7 @@ class Examples(NamedTuple):
 
     Attributes:
         inputs: uint8 `(rows, height, width, channels)`.
-        targets: int32 `(rows,)`, from 0 on.
+        targets: int32 `(rows,)`, counted from 0.
     """
 
     inputs: np.ndarray
@@ -44,20 +44,21 @@ _MOST_AXES = 32
 def read_idx(source: Source, ndim: int | None = None) -> np.ndarray:
     """Read an array from an IDX file.
 
-    The file is two zero bytes, a code for the type of the values, the number of axes, their sizes as big-endian 32-bit
-    numbers, and the values, big-endian too, the last axis fastest. The codes are 0x08 for unsigned bytes, 0x09 for
-    signed ones, 0x0B for 16-bit and 0x0C for 32-bit integers, 0x0D for 32-bit and 0x0E for 64-bit floats.
+    The file consists of two zero bytes, a code for the type of the values, the number of axes, their sizes as
+    big-endian 32-bit numbers, and the values, also big-endian, with the last axis varying fastest. The codes are 0x08
+    for unsigned and 0x09 for signed bytes, 0x0B for 16-bit and 0x0C for 32-bit integers, and 0x0D for 32-bit and 0x0E
+    for 64-bit floats.
 
     Args:
         source: the file.
-        ndim: how many axes to expect, such as 3 for images and 1 for labels; any number unless given.
+        ndim: how many axes to expect, such as 3 for images and 1 for labels; any number by default.
 
     Returns:
         The array, in the type of the file and the byte order of the machine.
 
     Raises:
         OSError: for a file that cannot be read.
-        ValueError: for anything but one whole array of that many axes, none empty; the error names the file.
+        ValueError: for anything but one complete, non-empty array with that many axes; the error names the file.
 
     Example:
         >>> read_idx(bytes([0, 0, 0x08, 1, 0, 0, 0, 3]) + bytes([7, 8, 9]), ndim=1)
@@ -98,27 +99,28 @@ _QMNIST_COLUMNS = 8
 def read_idx_examples(
     images: Source, labels: Source, *, classes: int = 10, first: int = 0, transposed: bool = False
 ) -> Examples:
-    """Read grey images and their labels from a pair of IDX files, as those of MNIST and its kin are.
+    """Read greyscale images and their labels from a pair of IDX files, such as those of MNIST and its relatives.
 
     - MNIST, Fashion-MNIST, KMNIST, and EMNIST's `digits` and `mnist`: 10 classes.
-    - EMNIST's others: `classes=26, first=1` for `letters`, `classes=47` for `balanced` and `bymerge`, `classes=62` for
-      `byclass`. Its images are transposed, those of its digits as well: `transposed=True` puts them upright.
-    - QMNIST: its table of labels is taken as it is; the class is the first of its eight columns.
+    - The other sets of EMNIST: `classes=26, first=1` for `letters`, `classes=47` for `balanced` and `bymerge`,
+      `classes=62` for `byclass`. All images of EMNIST, digits included, are transposed: `transposed=True` puts them
+      upright.
+    - QMNIST: pass its table of labels unchanged; the class is the first of its eight columns.
 
     Args:
         images: the file of the images, unsigned bytes `(rows, height, width)`.
         labels: the file of their labels: unsigned bytes `(rows,)`, or QMNIST's 32-bit integers `(rows, 8)`.
         classes: how many classes there are.
-        first: the label of the first class in the file; the targets begin at 0 whatever it is.
-        transposed: whether the images are, so that their axes are swapped.
+        first: the label of the first class in the file; the targets begin at 0 in any case.
+        transposed: whether the images are transposed; if so, their axes are swapped.
 
     Returns:
         Images of one channel, `(rows, height, width, 1)`, and targets from 0 to `classes` − 1.
 
     Raises:
         OSError: for a file that cannot be read.
-        ValueError: for a file that is not whole or of another type, labels out of range, or not one per image; see
-            `read_idx`.
+        ValueError: for a file that is incomplete or of another type, or labels that are out of range or not one per
+            image; see `read_idx`.
 
     Example:
         >>> images = bytes([0, 0, 0x08, 3, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 1]) + bytes([0, 255])
@@ -167,20 +169,20 @@ _CIFAR_RECORD = 1 + 3 * 32 * 32
 def read_cifar10(source: Source, records: int = 10_000) -> tuple[Examples, Examples]:
     """Read the binary archive of CIFAR-10, a tar file.
 
-    Its six members of use are found by their exact names, and nothing is unpacked to the disk. Each holds records
-    of a label and 32 × 32 pixels, first all of red, then of green, then of blue.
+    The six members needed are found by their exact names, and nothing is unpacked to disk. Each holds records
+    of a label and 32 × 32 pixels: first all red values, then all green, then all blue.
 
     Args:
         source: the archive.
         records: how many records each member holds.
 
     Returns:
-        The images and labels to train on, `(5 × records, 32, 32, 3)`, and those of the test set.
+        The training images and labels, `(5 × records, 32, 32, 3)`, and those of the test set.
 
     Raises:
         OSError: for a file that cannot be read.
-        ValueError: for a file that is no tar archive or not a whole one, members that lack, come twice, are of
-            another size or kind, and labels out of range; the error names the file.
+        ValueError: for a file that is not a complete tar archive, members that are missing, duplicated, or of another
+            size or kind, and labels out of range; the error names the file.
 
     References:
         Krizhevsky, *Learning multiple layers of features from tiny images*, technical report, Toronto 2009.
@@ -206,19 +208,19 @@ def _checked_labels(name: str, labels: np.ndarray) -> np.ndarray:
 
 
 _CHUNK = 1 << 18
-"""How many bytes are read at a time: readers may take memory for all of them before they know how many there are."""
+"""How many bytes to read at a time: readers may allocate memory for all of them before they know how many there are."""
 _GZIP_RATIO = 1032
-"""Deflate spends at least two bits on 258 bytes, so that no file unpacks to more than this many times its size."""
+"""Deflate spends at least two bits on 258 bytes, so no file unpacks to more than this many times its size."""
 
 
 class _Reader(NamedTuple):
     """The bytes of a file, unpacked.
 
     Attributes:
-        name: what errors call the file.
-        stream: the bytes.
-        size: of the file.
-        is_packed: whether the file is gzip.
+        name: the name of the file in errors.
+        stream: the unpacked bytes.
+        size: the size of the file.
+        is_packed: whether the file is compressed with gzip.
     """
 
     name: str
@@ -228,11 +230,11 @@ class _Reader(NamedTuple):
 
     @property
     def most(self) -> int:
-        """More bytes than this there cannot be."""
+        """The largest possible number of bytes once unpacked."""
         return self.size * _GZIP_RATIO if self.is_packed else self.size
 
     def take(self, count: int, what: str) -> bytearray:
-        """Return the next bytes, exactly that many; memory is taken for those alone that are there."""
+        """Return exactly the next `count` bytes; memory is allocated only for those that are there."""
         if count > self.most:
             raise ValueError(f"{self.name}: expected {count} bytes for {what}, got a file of at most {self.most}")
         values = bytearray()
@@ -244,13 +246,13 @@ class _Reader(NamedTuple):
         return values
 
     def some(self) -> bytes:
-        """Return some of the bytes left, none where there are none."""
+        """Return some of the remaining bytes, or none at the end."""
         return self.stream.read(_CHUNK)
 
 
 @contextlib.contextmanager
 def _reading(source: Source) -> Iterator[_Reader]:
-    """Open a file, unpacked where it is gzip, and name it in the errors of unpacking."""
+    """Open a file, unpack it if it is gzip, and name it in any errors from unpacking."""
     name = _name(source)
     with contextlib.ExitStack() as stack:
         if isinstance(source, bytes | bytearray | memoryview):
@@ -275,21 +277,21 @@ _SMALL_TEXT = 1 << 24
 
 @contextlib.contextmanager
 def reading_text(source: Source, encoding: str = "utf-8") -> Iterator[tuple[str, TextIO]]:
-    """Open a file of text, unpacked where it is gzip, after one look at all of it for what is wrong.
+    """Open a text file, unpacked if it is gzip, after one pass over all of it to check for errors.
 
-    Only a part of the text is in memory at a time, so that neither a gzip bomb nor a large file fills it.
+    Only part of the text is in memory at a time, so neither a gzip bomb nor a large file can exhaust it.
 
     Args:
         source: the file.
-        encoding: of its text; the byte-order mark of UTF-8 is passed over.
+        encoding: the encoding of its text; a UTF-8 byte-order mark is skipped.
 
     Yields:
-        What errors call the file, and its text.
+        The name of the file in errors, and its text.
 
     Raises:
         OSError: for a file that cannot be read.
         ValueError: for a damaged file, text in another encoding, and text of more than 16 MiB that unpacks to more than
-            100 times its size, where tables of numbers unpack to ten times theirs. The error names the file.
+            100 times the size of its file (tables of numbers unpack to ten times). The error names the file.
     """
     try:
         codec = codecs.lookup(encoding).name
@@ -327,14 +329,14 @@ def _name(source: Source) -> str:
 
 _BLOCK = 512
 _BESIDE = 1 << 20
-"""How many bytes of a tar archive may be other than the members asked for: descriptions, padding."""
+"""How many bytes of a tar archive may belong to anything but the members asked for, such as headers and padding."""
 
 
 def _members(reader: _Reader, sizes: Mapping[str, int]) -> Iterator[tuple[str, bytearray]]:
     """Yield members of a tar archive with their contents, in the archive's order, each exactly once.
 
-    Members are plain files with exactly these names and sizes. All else is passed over, extended headers as well:
-    names that need none are short.
+    Members are regular files with exactly these names and sizes. Everything else is skipped, including extended
+    headers, which names as short as these do not need.
     """
     missing, beside = set(sizes), _BESIDE
     while any(header := reader.take(_BLOCK, "the header of a tar member")):
@@ -359,14 +361,14 @@ def _members(reader: _Reader, sizes: Mapping[str, int]) -> Iterator[tuple[str, b
         yield name, values
     if missing:
         raise ValueError(f"{reader.name}: expected to find {', '.join(sorted(missing))}, got an archive without")
-    while rest := reader.some():  # to the end, where gzip has its checksum
+    while rest := reader.some():  # to the end, where gzip keeps its checksum
         beside -= len(rest)
         if beside < 0 or rest.strip(b"\0"):
             raise ValueError(f"{reader.name}: expected nothing after the end of the archive, got further bytes")
 
 
 def _tar_header(file: str, header: bytearray) -> tuple[str, int]:
-    """Return a member's name and size from its header, once the header's checksum is found right."""
+    """Return a member's name and size from its header, after verifying the header's checksum."""
     blank = header[:148] + b" " * 8 + header[156:]
     if _octal(header[148:156]) != sum(blank):
         raise ValueError(f"{file}: expected a tar archive, got a header whose checksum is wrong")

@@ -1,4 +1,4 @@
-"""Gaps in time series, and what to put there."""
+"""Gaps in time series, and how to fill them."""
 
 from typing import Any
 
@@ -7,25 +7,27 @@ import numpy as np
 __all__ = ["carried", "filled"]
 
 _AT_MOST = 10
-"""How many times as many rows there may be afterwards: more are rather a wrong date than a gap."""
+"""By what factor filling may increase the rows: more suggests a wrong date rather than a gap."""
 
 
 def filled(name: str, times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Insert the times that are missing, with values of NaN.
+    """Insert the missing times, with NaN as their values.
 
-    The usual step is the median of all. Of days with the same date in their month, such as the first, months are
-    counted; and of more than two weeks without a Saturday or Sunday, the days from Monday to Friday.
+    The usual step is the median of all steps. Steps are counted in months if all times are on the same day of the
+    month, such as the first, and in weekdays from Monday to Friday if the times cover more than two weeks without a
+    Saturday or Sunday.
 
     Args:
-        name: what errors call the times.
+        name: the name of the times in errors.
         times: datetime64 `(time,)`, ascending.
         values: float64 `(time, channels)`.
 
     Returns:
-        All times, their values, and which of them were inserted, `(time,)`.
+        All times, their values, and whether each was inserted, `(time,)`.
 
     Raises:
-        ValueError: for times that are not whole steps from the first, or gaps of more than ten times as many rows.
+        ValueError: for times that are not a whole number of steps after the first, or if filling the gaps would give
+            more than ten times as many rows.
 
     Example:
         >>> times = np.array(["2026-01", "2026-02", "2026-04", "2026-05"], "datetime64")
@@ -51,7 +53,7 @@ def filled(name: str, times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray
 
 
 def _counted(times: np.ndarray) -> tuple[np.ndarray, Any]:
-    """Return times as whole numbers that regular times have the same steps between, and the way back."""
+    """Return times as integers, evenly spaced if the times are regular, and the function that converts them back."""
     unit = np.datetime_data(times.dtype)[0]
     if unit not in ("Y", "M", "W"):
         months, days = times.astype("datetime64[M]"), times.astype("datetime64[D]")
@@ -72,7 +74,7 @@ def _weekdays(counts: np.ndarray, dtype: Any) -> np.ndarray:
 
 
 def carried(values: np.ndarray, is_missing: np.ndarray) -> np.ndarray:
-    """Carry values forward in time to where they are missing; those before the first stay as they are.
+    """Carry values forward in time to fill missing ones; those before the first known value stay unchanged.
 
     >>> carried(np.array([[1.0], [0.0], [3.0]]), np.array([[False], [True], [False]])).ravel()
     array([1., 1., 3.])

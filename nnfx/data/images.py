@@ -14,13 +14,13 @@ from nnfx.types import Array, Batch
 
 
 class Images(NamedTuple):
-    """Raw images with labels, on the host; `prepare` makes them ready for training.
+    """Raw images with labels, on the host; `prepare` prepares them for training.
 
     Attributes:
-        train: those to train on.
-        test: those of the official test set, or None where there is none.
+        train: the images to train on.
+        test: the official test set, or None if there is none.
         classes: the names of the classes, by label.
-        brightest: the value of a pixel at its brightest.
+        brightest: the value of the brightest possible pixel.
     """
 
     train: Examples
@@ -36,23 +36,23 @@ class Images(NamedTuple):
         hold_out_test: bool = False,
         standardize: bool = False,
     ) -> Data:
-        """Make the images ready for training: split, scale to [0, 1] or standardise, move to the device.
+        """Prepare the images for training: split, scale to [0, 1] or standardise, and move to the device.
 
         Args:
-            key: a typed key that draws which of the images to train on are held out.
-            valid_fraction: the part of them to hold out, at least 0 and below 1.
+            key: a typed key that determines which training images are held out.
+            valid_fraction: the fraction of them to hold out, at least 0 and below 1.
             hold_out_test: whether to hold out the official test set instead.
-            standardize: whether to bring every channel to mean 0 and standard deviation 1, as measured over all
-                pixels of the training part, instead of dividing by the brightest.
+            standardize: whether to standardise each channel to mean 0 and standard deviation 1, as measured over all
+                pixels of the training part, instead of dividing by `brightest`.
 
         Returns:
             Inputs `(rows, height, width, channels)` in the default float, and int32 targets `(rows,)`. The
-            preprocessing takes raw images, so `run.predict(images.test.inputs)` works as it is.
+            preprocessing takes raw images, so `run.predict(images.test.inputs)` works directly.
 
         Raises:
             TypeError: for a key that is not typed.
-            ValueError: for a fraction that leaves either part empty, or that is given beside `hold_out_test`,
-                and for images without a test set to hold out.
+            ValueError: for a fraction that leaves either part empty or is given together with `hold_out_test`, and
+                for images without a test set to hold out.
 
         Example:
             >>> data = images("digits").prepare(key=jax.random.key(0), valid_fraction=0.2, standardize=True)
@@ -82,7 +82,7 @@ class Images(NamedTuple):
         )
 
     def _parts(self, key: Array | None, valid_fraction: float, hold_out_test: bool) -> tuple[Examples, Examples]:
-        """Return what is trained on and what is held out, which may be empty."""
+        """Return the training part and the held-out part, which may be empty."""
         if hold_out_test:
             if self.test is None:
                 raise ValueError("hold_out_test: expected images that have an official test set, got some without")
@@ -94,15 +94,15 @@ class Images(NamedTuple):
         return Examples(inputs[train], targets[train]), Examples(inputs[valid], targets[valid])
 
 
-# one program from bytes to floats, so that nothing larger than the result is ever held
+# one program from bytes to floats, so that nothing larger than the result is ever in memory
 _preprocessed = jax.jit(Preprocess.__call__)
 
 
 def _channel_moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean and the standard deviation of each channel, `(1, 1, 1, channels)`; of a constant one 1."""
+    """Return each channel's mean and standard deviation (1 if it is constant), `(1, 1, 1, channels)` each."""
     pixels = images[..., 0].size
     mean = images.sum((0, 1, 2), keepdims=True, dtype=np.int64) / pixels
-    square = np.einsum("nhwc,nhwc->c", images, images, dtype=np.int64) / pixels  # exact, and without a copy in floats
+    square = np.einsum("nhwc,nhwc->c", images, images, dtype=np.int64) / pixels  # exact, and without a float copy
     scale = np.sqrt(square - mean**2)
     scale[scale == 0] = 1
     return mean, scale
@@ -171,20 +171,20 @@ _SOURCES = {
 
 
 def images(name: str) -> Images:
-    """Return raw images with their labels and the names of their classes, the official test set apart.
+    """Return raw images with their labels and class names, with the official test set kept separate.
 
-    What is not offline, all but `"digits"`, is downloaded once into the folder that the environment variable
-    `NNFX_DATA` names, else the platform's cache, and known there by its checksum.
+    All but `"digits"`, which works offline, are downloaded once into the folder that the environment variable
+    `NNFX_DATA` names, or else the platform's cache, and verified by their checksums.
 
     Args:
         name: `"digits"`, `"mnist"`, `"fashion_mnist"` or `"cifar10"`; see the function of that name.
 
     Returns:
-        The images, of which `prepare` makes data for training.
+        The images; their `prepare` returns data for training.
 
     Raises:
-        ValueError: for an unknown name, or a file with another checksum than it should have.
-        OSError: for a file that is not there and cannot be downloaded either.
+        ValueError: for an unknown name, or a file with the wrong checksum.
+        OSError: for a file that is missing and cannot be downloaded.
 
     Example:
         >>> digits = images("digits")
@@ -216,19 +216,19 @@ def _digits() -> Images:
 
 
 def digits(*, key: Array | None = None, valid_fraction: float = 0.0, standardize: bool = False) -> Data:
-    """The 1,797 handwritten digits of scikit-learn, 8 × 8 pixels in grey; they come with it, so it works offline.
+    """The 1,797 handwritten digits that come with scikit-learn, 8 × 8 greyscale pixels, available offline.
 
     Args:
-        key: draws which are held out, as the other arguments do; see `Images.prepare`.
-        valid_fraction: the part to hold out.
+        key: a typed key that determines which images are held out; see `Images.prepare` for all arguments.
+        valid_fraction: the fraction of them to hold out.
         standardize: whether to standardise the pixels instead of dividing them by 16.
 
     Returns:
         Inputs `(rows, 8, 8, 1)` and int32 targets `(rows,)`, the digits.
 
     Raises:
-        ModuleNotFoundError: without scikit-learn.
-        TypeError, ValueError: as `Images.prepare`.
+        ModuleNotFoundError: if scikit-learn is not installed.
+        TypeError, ValueError: as for `Images.prepare`.
 
     Example:
         >>> data = digits(key=jax.random.key(0), valid_fraction=0.2)
@@ -250,11 +250,11 @@ def mnist(
     hold_out_test: bool = False,
     standardize: bool = False,
 ) -> Data:
-    """MNIST: handwritten digits, 28 × 28 pixels in grey, 60,000 to train on and 10,000 of a test set.
+    """MNIST: handwritten digits, 28 × 28 greyscale pixels, 60,000 to train on and a test set of 10,000.
 
     Args:
-        key: draws which of the 60,000 are held out; see `Images.prepare`.
-        valid_fraction: the part of them to hold out.
+        key: a typed key that determines which of the 60,000 are held out; see `Images.prepare`.
+        valid_fraction: the fraction of them to hold out.
         hold_out_test: whether to hold out the test set instead.
         standardize: whether to standardise the pixels instead of dividing them by 255.
 
@@ -262,7 +262,7 @@ def mnist(
         Inputs `(rows, 28, 28, 1)` and int32 targets `(rows,)`, the digits.
 
     Raises:
-        OSError, TypeError, ValueError: as `images` and `Images.prepare`.
+        OSError, TypeError, ValueError: as for `images` and `Images.prepare`.
 
     References:
         LeCun, Bottou, Bengio and Haffner, *Gradient-based learning applied to document recognition*,
@@ -280,11 +280,11 @@ def fashion_mnist(
     hold_out_test: bool = False,
     standardize: bool = False,
 ) -> Data:
-    """Fashion-MNIST: articles of clothing, in size and number as MNIST, and harder to tell apart.
+    """Fashion-MNIST: articles of clothing, in the same size and number as MNIST, but harder to tell apart.
 
     Args:
-        key: draws which of the 60,000 are held out; see `Images.prepare`.
-        valid_fraction: the part of them to hold out.
+        key: a typed key that determines which of the 60,000 are held out; see `Images.prepare`.
+        valid_fraction: the fraction of them to hold out.
         hold_out_test: whether to hold out the test set instead.
         standardize: whether to standardise the pixels instead of dividing them by 255.
 
@@ -292,7 +292,7 @@ def fashion_mnist(
         Inputs `(rows, 28, 28, 1)` and int32 targets `(rows,)`, named by `images("fashion_mnist").classes`.
 
     Raises:
-        OSError, TypeError, ValueError: as `images` and `Images.prepare`.
+        OSError, TypeError, ValueError: as for `images` and `Images.prepare`.
 
     References:
         Xiao, Rasul and Vollgraf, *Fashion-MNIST: a novel image dataset for benchmarking machine learning
@@ -310,11 +310,11 @@ def cifar10(
     hold_out_test: bool = False,
     standardize: bool = False,
 ) -> Data:
-    """CIFAR-10: animals and vehicles, 32 × 32 pixels in colour, 50,000 to train on and 10,000 of a test set.
+    """CIFAR-10: animals and vehicles, 32 × 32 pixels in colour, 50,000 to train on and a test set of 10,000.
 
     Args:
-        key: draws which of the 50,000 are held out; see `Images.prepare`.
-        valid_fraction: the part of them to hold out.
+        key: a typed key that determines which of the 50,000 are held out; see `Images.prepare`.
+        valid_fraction: the fraction of them to hold out.
         hold_out_test: whether to hold out the test set instead.
         standardize: whether to standardise each channel instead of dividing by 255.
 
@@ -322,7 +322,7 @@ def cifar10(
         Inputs `(rows, 32, 32, 3)` and int32 targets `(rows,)`, named by `images("cifar10").classes`.
 
     Raises:
-        OSError, TypeError, ValueError: as `images` and `Images.prepare`.
+        OSError, TypeError, ValueError: as for `images` and `Images.prepare`.
 
     References:
         Krizhevsky, *Learning multiple layers of features from tiny images*, technical report, Toronto 2009.

@@ -24,7 +24,7 @@ class Report(NamedTuple):
 
     Attributes:
         rows: rows given.
-        dropped: rows left out for a missing value.
+        dropped: rows left out because of a missing value.
         filled: the number of missing values filled, by feature.
         train: rows to train on.
         valid: rows held out.
@@ -37,7 +37,7 @@ class Report(NamedTuple):
     valid: int
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Return the report on one line."""
         filled = ", ".join(f"{count} of {name}" for name, count in self.filled.items()) or "none"
         return (
             f"{self.rows} rows: {self.train} to train on, {self.valid} held out,"
@@ -55,11 +55,11 @@ class Data:
     """Data ready for training, on the device.
 
     Attributes:
-        train: what is trained on.
-        valid: what is held out, or None.
-        preprocess: from raw features to those of `train` and `valid`.
+        train: the training part.
+        valid: the held-out part, or None.
+        preprocess: the map from raw features to those of `train` and `valid`.
         features: the names of the features of `train`, indicators included.
-        report: what preparing did to the rows.
+        report: what preparing the data did to the rows.
     """
 
     train: Batch
@@ -69,7 +69,7 @@ class Data:
     report: Report | None = None
 
     def __repr__(self) -> str:
-        """Say what there is in a few lines.
+        """Describe the data in a few lines.
 
         >>> print(prepare(np.ones((4, 2)), np.zeros(4), features=("fare", "age"), standardize=False))
         Data: 4 rows to train on, none held out
@@ -92,7 +92,7 @@ class Data:
 
 
 _SHOWN = 8
-"""How many names of features are shown."""
+"""How many feature names are shown."""
 
 
 def prepare(
@@ -107,38 +107,39 @@ def prepare(
     features: Sequence[str] | None = None,
     keep_integers: bool | None = None,
 ) -> Data:
-    """Make data ready for training: check, split by key, fill what is missing, standardise, move to the device.
+    """Prepare data for training: check, split by key, fill missing values, standardise, and move to the device.
 
-    Medians, means and standard deviations are those of the training rows of positive weight alone, computed in float64,
-    and are kept in `data.preprocess`, so that predictions take raw features.
+    Medians, means and standard deviations are computed in float64 from the training rows of positive weight alone, and
+    kept in `data.preprocess`, so that predictions take raw features.
 
     Args:
         inputs: `(rows, ...)`, numbers or booleans, as an array, a list, a tensor, or a frame or Series of pandas or
-            polars; integers, booleans and half precision become the default float. Masked values of NumPy, and those
-            that a frame lacks, are missing as NaN is.
-        targets: `(rows, ...)`, numbers or booleans, all of them known.
-        key: a typed key that draws which rows are held out.
-        valid_fraction: the part of the rows to hold out, at least 0 and below 1, to the nearest whole number of rows.
-        missing: what to do about missing inputs: `"error"`; `"drop"` the row; or fill in the training
-            `"median"` and append an indicator column for each feature that misses values there, for inputs
-            `(rows, features)`.
-        standardize: whether to bring every feature to mean 0 and standard deviation 1: yes unless integers are to be
-            kept.
-        weights: `(rows,)`, none negative and some positive in each part; one each where not given. They do not
-            enter the statistics, but that rows of weight zero have no part in them.
-        features: the names of the features; those of a frame's columns unless given. Predictions from frames go by
-            them.
-        keep_integers: whether integers stay integers, such as tokens for an embedding, and go to the model as int32;
-            all other numbers become floats. None keeps those `(rows, n)` that are not to be standardised or filled.
+            polars; integers, booleans and half precision become the default float. Masked values of a NumPy
+            array and nulls of a frame count as missing, like NaN.
+        targets: `(rows, ...)`, numbers or booleans, none missing.
+        key: a typed key that determines which rows are held out.
+        valid_fraction: the fraction of rows to hold out, at least 0 and below 1, to the nearest whole number of rows.
+        missing: what to do about missing inputs: raise an `"error"`; `"drop"` the row; or, for inputs
+            `(rows, features)`, fill in the training `"median"` and append an indicator column for each feature with
+            missing values in the training part.
+        standardize: whether to standardise every feature to mean 0 and standard deviation 1; by default, yes unless
+            integers are to be kept.
+        weights: `(rows,)`, none negative and some positive in each part; 1 by default. The statistics are not
+            weighted, but leave out rows of weight zero.
+        features: the names of the features; by default, those of a frame's columns. Predictions from frames find
+            their columns by these names.
+        keep_integers: whether integers, such as tokens for an embedding, stay integers and go to the model as int32;
+            all other numbers become floats. None keeps integers `(rows, n)` that are neither to be standardised
+            (`standardize=False`) nor filled.
 
     Returns:
         The training part, the held-out part, and the map between raw and prepared features.
 
     Raises:
-        TypeError: for arrays that are not of real numbers, or a key that is not typed.
+        TypeError: for arrays that do not hold real numbers, or a key that is not typed.
         ValueError: for empty data, lengths that differ, infinite or (see `missing`) missing features, targets
-            that are not finite, negative weights, a fraction that leaves either part empty, features without names of
-            their own, and numbers that the device cannot hold or tell apart: the error says what to do.
+            that are not finite, negative weights, a fraction that leaves either part empty, feature names that are not
+            unique, and numbers that the device cannot hold or tell apart; the error says what to do.
 
     Example:
         >>> data = prepare(np.array([[1.0], [3.0], [5.0]]), np.array([0, 1, 1]))
@@ -153,14 +154,14 @@ def prepare(
     x, y, w = _checked_arrays(inputs, targets, weights)
     checks.choice("missing", missing, ("error", "drop", "median"))
     for name, flag in (("standardize", standardize), ("keep_integers", keep_integers)):
-        if flag is not None and not isinstance(flag, bool | np.bool_):  # text such as "no" is true
+        if flag is not None and not isinstance(flag, bool | np.bool_):  # text such as "no" is truthy
             raise TypeError(f"{name}: expected True, False or None, got {checks.describe(flag)}")
     given_dtype = x.dtype
     given, names = _names(features, frame_names(inputs), x.shape[1])
     is_kept = _keeps_integers(keep_integers, x, standardize, missing)
     standardize = not is_kept if standardize is None else standardize
     floats = jax.dtypes.canonicalize_dtype(x.dtype if jnp.issubdtype(x.dtype, np.floating) else float)
-    precise = at_least_float32(floats)  # in which models compute, whatever files hold
+    precise = at_least_float32(floats)  # the precision of models, whatever that of the data
     shape, dtype = x.shape[1:], jax.dtypes.canonicalize_dtype(int) if is_kept else precise
     x = x.astype(np.float64) if standardize or missing == "median" else x
 
@@ -220,7 +221,7 @@ def prepare(
 
 
 def _checked_arrays(inputs: Any, targets: Any, weights: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the arrays on the host, targets in the dtype of the device, after checking all but the inputs' values."""
+    """Return the arrays on the host, targets in their device dtype, after checking all but the inputs' values."""
     for name, value in {"inputs": inputs, "targets": targets, "weights": weights}.items():
         if not checks.is_concrete(value):
             raise TypeError(f"{name}: expected values that are known, got traced ones; prepare data outside of jit")
@@ -246,7 +247,7 @@ def _checked_arrays(inputs: Any, targets: Any, weights: Any) -> tuple[np.ndarray
 
 
 def _check_weights(weights: np.ndarray) -> None:
-    """Refuse weights that vanish on the device, or whose sum is infinite there."""
+    """Raise an error for weights that vanish on the device, or whose sum is infinite there."""
     limits = jnp.finfo(_device_dtype(weights.dtype, at_least=float))
     lowest, total = float(weights[weights > 0].min()), float(weights.sum())
     if lowest < float(limits.tiny) or total > float(limits.max):
@@ -259,7 +260,7 @@ def _check_weights(weights: np.ndarray) -> None:
 def _names(
     features: Sequence[str] | None, columns: tuple[str, ...] | None, count: int
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the names that the features were given, none or one each, and what to call them."""
+    """Return the names given to the features, if any, and the names to call them by."""
     if isinstance(features, str):
         raise TypeError(f"features: expected a sequence of names, got {features!r}")
     if features is not None and len(features) != count:
@@ -272,7 +273,7 @@ def _names(
 
 
 def _keeps_integers(asked: bool | None, x: np.ndarray, standardize: bool | None, missing: Missing) -> bool:
-    """Say whether the inputs stay integers."""
+    """Return whether the inputs stay integers."""
     are_integers = bool(jnp.issubdtype(x.dtype, np.integer))
     if asked is None:
         return are_integers and x.ndim == 2 and standardize is False and missing != "median"
@@ -286,7 +287,7 @@ def _keeps_integers(asked: bool | None, x: np.ndarray, standardize: bool | None,
 def _medians(
     x: np.ndarray, lost: np.ndarray, measured: np.ndarray, names: tuple[str, ...]
 ) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Return the medians of the rows measured, and which features miss values there."""
+    """Return the medians of the measured rows, and the features with missing values among them."""
     if x.ndim != 2:
         raise ValueError(f"inputs: expected (rows, features) to fill in medians, got {checks.describe(x)}")
     unknown = lost[measured].all(0)
@@ -297,7 +298,7 @@ def _medians(
 
 
 def _check_range(x: np.ndarray, names: tuple[str, ...], dtype: Any) -> None:
-    """Refuse features that are infinite or zero in the dtype in which predictions may get them."""
+    """Raise an error for features that become infinite or zero in the dtype in which predictions may receive them."""
     if x.dtype != np.float64:
         return
     limits = jnp.finfo(dtype)
@@ -312,7 +313,7 @@ def _check_range(x: np.ndarray, names: tuple[str, ...], dtype: Any) -> None:
 
 
 def _check_resolution(mean: np.ndarray, scale: np.ndarray, names: tuple[str, ...], dtype: Any) -> None:
-    """Refuse features whose spread is lost in the dtype in which predictions may get them."""
+    """Raise an error for features whose spread is lost in the dtype in which predictions may receive them."""
     limits = jnp.finfo(dtype)
     most = 1e5 * float(np.finfo(np.float32).eps) / float(limits.eps)
     lost = (np.abs(mean) > most * scale).reshape(mean.shape[1], -1).any(1)
@@ -330,20 +331,20 @@ def _check_resolution(mean: np.ndarray, scale: np.ndarray, names: tuple[str, ...
 
 
 def _device_dtype(dtype: Any, at_least: type) -> Any:
-    """Return the dtype that the device has for these values, booleans and integers being numbers of a kind."""
+    """Return the device's dtype for these values, or for `at_least` if theirs is of a lesser kind."""
     kind = np.floating if at_least is float else np.number
     return jax.dtypes.canonicalize_dtype(dtype if jnp.issubdtype(dtype, kind) else at_least)
 
 
 def split(key: Array | None, rows: np.ndarray, valid_fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Draw which rows are held out; both parts keep the order of the data."""
+    """Draw the rows to hold out, and return both parts in the order of the data."""
     if len(rows) == 0:
         raise ValueError("inputs: expected at least one row without a missing value, got none")
     checks.number("valid_fraction", valid_fraction, minimum=0, below=1)
     if valid_fraction == 0:
         return rows, rows[:0]
     checks.key("key", key)
-    count = round(Fraction(str(valid_fraction)) * len(rows))  # of the fraction as it is written, not as it is stored
+    count = round(Fraction(str(valid_fraction)) * len(rows))  # of the fraction as written, not as stored
     if not 0 < count < len(rows):
         raise ValueError(
             f"valid_fraction: expected to leave rows in both parts, got {valid_fraction:g} of {len(rows)} rows"

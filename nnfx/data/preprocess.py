@@ -17,7 +17,7 @@ from nnfx.types import Array, Sequences
 __all__ = ["Preprocess", "each"]
 
 _NUMBERS_AT_ONCE = 2**17
-"""Few enough to stay in a cache."""
+"""How many numbers to process at a time: few enough to stay in a cache."""
 
 
 @partial(
@@ -27,22 +27,22 @@ _NUMBERS_AT_ONCE = 2**17
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Preprocess:
-    """The map from raw features to those a model is trained on, fixed by the training part alone.
+    """The map from raw features to those a model is trained on, determined by the training part alone.
 
     Missing values (NaN) become the median, an indicator is appended for each feature in `indicators`, and
-    the result is standardised: `(x − mean) / scale`. Of concrete inputs this is computed as it was of the training
-    data, in float64 on the host where it was there, so that raw training rows become the prepared ones to the last bit.
+    the result is standardised: `(x − mean) / scale`. Concrete inputs are computed as the training data were, in
+    float64 on the host if those were, so that raw training rows become the prepared ones to the last bit.
 
     Attributes:
-        median: `(1, features)`; None where nothing is filled, for which a scalar NaN stands as well.
-        mean: `(1, features + indicators)`, or a scalar zero where nothing is standardised.
-        scale: like `mean`; the standard deviation, and 1 for a constant feature.
-        indicators: the positions of the features with an indicator of being missing.
-        shape: that of a raw example.
-        features: the names of the raw features, by which the columns of a frame are found; none where they have none.
-        keep_integers: whether integers stay integers, as tokens do; None for those `(batch, n)` that are left as they
-            are.
-        remainder: what rounding left of the mean, the scale and the median, to be added to them; None for nothing.
+        median: `(1, features)`; None, or a scalar NaN, if nothing is filled.
+        mean: `(1, features + indicators)`, or a scalar zero if nothing is standardised.
+        scale: like `mean`; the standard deviation, or 1 for a constant feature.
+        indicators: the positions of the features that have an indicator for missing values.
+        shape: the shape of a raw example.
+        features: the names of the raw features, by which the columns of a frame are found; empty if they have none.
+        keep_integers: whether integers stay integers, as tokens do; None keeps those `(batch, n)` that are left
+            unchanged.
+        remainder: what rounding cut off from the mean, the scale and the median, to be added back; None if nothing.
     """
 
     median: Array | None
@@ -65,7 +65,7 @@ class Preprocess:
         dtype: Any,
         **names: Any,
     ) -> "Preprocess":
-        """Make the map of numbers in float64, each held as two numbers of a dtype whose sum it is."""
+        """Create the map from numbers in float64, each stored as the sum of two numbers of a dtype."""
         (mean, mean_rest), (scale, scale_rest) = _halves(mean, dtype), _halves(scale, dtype)
         median, median_rest = (None, None) if median is None else _halves(median, dtype)
         changes_nothing = median is None and not mean.ndim and not (mean_rest.any() or scale_rest.any())
@@ -80,7 +80,7 @@ class Preprocess:
 
     @property
     def exact(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """The mean, the scale and the median in float64, on the host; no median where nothing is filled."""
+        """The mean, the scale and the median in float64, on the host; the median is None if nothing is filled."""
         rest = self.remainder or (None, None, None)
         numbers = (self.mean, self.scale, self.median if self.fills else None)
         mean, scale, median = (_sum(number, left) for number, left in zip(numbers, rest, strict=True))
@@ -89,15 +89,15 @@ class Preprocess:
         return mean, scale, median
 
     def __call__(self, inputs: Any) -> Array:
-        """Return raw inputs `(batch, features)` as the model wants them, `(batch, features + indicators)`.
+        """Return raw inputs `(batch, features)` prepared for the model, `(batch, features + indicators)`.
 
         Args:
-            inputs: an array, a list, a tensor, or a frame whose columns are put in the order of `features`.
+            inputs: an array, a list, a tensor, or a frame, whose columns are put in the order of `features`.
 
         Raises:
-            TypeError: for inputs that are not of real numbers, and for `Sequences`, which are prepared already.
-            ValueError: for another number of features, columns of other names, or concrete values that are infinite,
-                missing where nothing is filled, or no integers where integers are kept.
+            TypeError: for inputs that do not hold real numbers, and for `Sequences`, which are already prepared.
+            ValueError: for a wrong number of features, columns with other names, or concrete values that are infinite,
+                missing if nothing is filled, or not integers if integers are kept.
         """
         if isinstance(inputs, Sequences):
             raise TypeError(
@@ -112,12 +112,12 @@ class Preprocess:
             raise ValueError(f"inputs: expected raw features ({expected}), got {checks.describe(x)}")
         if self._keeps(x.dtype):
             return _as_integers(x)
-        loses_nothing = self.remainder is None and is_exact(x.dtype, self.mean.dtype)  # on the device, as images
+        loses_nothing = self.remainder is None and is_exact(x.dtype, self.mean.dtype)  # then on the device, like images
         on_host = isinstance(x, np.ndarray) and _is_local(self) and not loses_nothing
         return jnp.asarray(self._on_host(x)) if on_host else self._on_device(x)
 
     def _keeps(self, dtype: Any) -> bool:
-        """Say whether inputs of a dtype go to the model as integers."""
+        """Return whether inputs of a dtype go to the model as integers."""
         if self.keep_integers is not None:
             return self.keep_integers
         if not jnp.issubdtype(dtype, np.integer) or len(self.shape) != 1 or np.ndim(self.mean) or np.ndim(self.scale):
@@ -125,7 +125,7 @@ class Preprocess:
         return _is_local(self) and float(self.mean) == 0 and float(self.scale) == 1
 
     def _on_host(self, x: np.ndarray) -> np.ndarray:
-        """Compute in float64, some rows at a time, and round once."""
+        """Compute in float64, a block of rows at a time, and round once."""
         dtype = self._dtype(x.dtype)
         mean, scale, median = self.exact
         features = x.shape[1:] if not self.indicators else (x.shape[1] + len(self.indicators),)
@@ -150,7 +150,7 @@ class Preprocess:
         return prepared
 
     def _on_device(self, x: Any) -> Array:
-        """Compute in the precision of the device, for what is traced or spread over devices."""
+        """Compute in the precision of the device, for inputs that are traced or spread over devices."""
         if isinstance(x, np.ndarray) and not jnp.issubdtype(x.dtype, np.floating):
             x = x.astype(self.mean.dtype)  # before JAX narrows whole numbers to 32 bits
         x = jnp.asarray(x).astype(self._dtype(x.dtype))
@@ -166,14 +166,14 @@ class Preprocess:
         return centred / self.scale.astype(x.dtype)
 
     def _dtype(self, given: Any) -> Any:
-        """Return the dtype of prepared inputs: that of the map, or a higher one that inputs have."""
+        """Return the dtype of prepared inputs: that of the map, or of the inputs if theirs is higher."""
         own = self.mean.dtype
         return (
             jnp.promote_types(jax.dtypes.canonicalize_dtype(given), own) if jnp.issubdtype(given, np.floating) else own
         )
 
     def raw_units(self, kernel: Array, bias: Array) -> tuple[Array, Array]:
-        """Return the weights and bias of the same affine map, but on raw features.
+        """Return the weights and bias of the same affine map on raw features.
 
         `W (x − mean) / scale + b = W' x + b'` with `W' = W / scale` and `b' = b − W' mean`.
 
@@ -187,11 +187,11 @@ class Preprocess:
 
 
 def each(stacked: Preprocess, inputs: Any) -> Array:
-    """Return raw inputs as each of several maps prepares them, `(maps, batch, ...)`.
+    """Return raw inputs as prepared by each of several maps, `(maps, batch, ...)`.
 
     Args:
-        stacked: the maps, with a first axis in every array.
-        inputs: raw, as for one map.
+        stacked: the maps, stacked along the first axis of every array.
+        inputs: raw inputs, as for one map.
     """
     leaves, tree = jax.tree.flatten(stacked)
     if not _is_local(stacked):
@@ -208,7 +208,7 @@ def each(stacked: Preprocess, inputs: Any) -> Array:
 
 
 def _halves(numbers: np.ndarray, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return numbers rounded to a dtype, and what is left of them in the same dtype."""
+    """Return numbers rounded to a dtype, and the remainders in the same dtype."""
     rounded = numbers.astype(dtype)
     return rounded, (numbers - rounded.astype(np.float64)).astype(dtype)
 
@@ -220,7 +220,7 @@ def _sum(number: Any, remainder: Any) -> np.ndarray | None:
 
 
 def _stays(inputs: Any) -> bool:
-    """Say whether inputs are an array that lies on devices and had better be left there."""
+    """Return whether inputs are an array on devices that is better left there."""
     if not isinstance(inputs, jax.Array) or isinstance(inputs, jax.core.Tracer):
         return False
     is_key = jnp.issubdtype(inputs.dtype, jax.dtypes.prng_key)
@@ -232,21 +232,21 @@ def _is_on_cpu(array: jax.Array) -> bool:
 
 
 def _is_local(tree: Any) -> bool:
-    """Say whether every array of a tree can be looked at by this process."""
+    """Return whether this process can read every array of a tree."""
     return checks.is_concrete(tree) and all(
         getattr(leaf, "is_fully_addressable", True) for leaf in jax.tree.leaves(tree)
     )
 
 
 def _as_integers(x: Any) -> Array:
-    """Return tokens in the integers of the device."""
+    """Return tokens in the integer dtype of the device."""
     if isinstance(x, np.ndarray):
         return to_device("inputs", x, int)
     return x if jnp.issubdtype(x.dtype, np.integer) else x.astype(int)
 
 
 def _looked_up(inputs: Any, features: tuple[str, ...]) -> Any:
-    """Return a frame's columns in the order of the features; anything without names as it is."""
+    """Return a frame's columns in the order of the features, and anything without names unchanged."""
     inputs = as_columns(inputs)
     names = frame_names(inputs)
     if names is None or not features or names == features:
@@ -270,16 +270,16 @@ def _looked_up(inputs: Any, features: tuple[str, ...]) -> Any:
 
 
 def as_columns(inputs: Any) -> Any:
-    """Return a Series of pandas or polars as a frame of one column; anything else as it is."""
+    """Return a pandas or polars Series as a frame of one column, and anything else unchanged."""
     return inputs.to_frame() if getattr(inputs, "ndim", 1) == 1 and hasattr(inputs, "to_frame") else inputs
 
 
 def frame_names(inputs: Any) -> tuple[str, ...] | None:
-    """Return the names of a frame's columns; None for those that are only numbered, and for anything but a frame."""
+    """Return the names of a frame's columns; None if they are only numbered, and for anything but a frame."""
     names = column_names(inputs)
     return None if names is None or names in (tuple(map(str, range(len(names)))), ("",)) else names
 
 
 def repeated(names: Iterable[str]) -> list[str]:
-    """Return the names that come again."""
+    """Return the names that occur more than once."""
     return [name for name, count in Counter(names).items() if count > 1]

@@ -1,4 +1,4 @@
-"""Time series: sunspots and airline passengers, transformers and exchange rates from the web."""
+"""Time series: sunspots and airline passengers; electricity transformers and exchange rates from the web."""
 
 from importlib import resources
 
@@ -18,7 +18,7 @@ __all__ = [
 
 
 def sunspots() -> Series:
-    """The yearly mean number of sunspots from 1700 to 2008; their cycle takes about 11 years, but no fixed number.
+    """The yearly mean number of sunspots from 1700 to 2008; their cycle lasts about 11 years, but varies in length.
 
     Example:
         >>> series = sunspots()
@@ -26,13 +26,13 @@ def sunspots() -> Series:
         ((309, 1), '2008', 257)
 
     References:
-        `sunspots.md` beside the table tells where it comes from.
+        See `sunspots.md` beside the table for its source.
     """
     return _packaged("sunspots.csv", "year", period=1)
 
 
 def airline_passengers() -> Series:
-    """The passengers of international airlines in thousands, each month from 1949 to 1960; the period is 12.
+    """The monthly passengers of international airlines from 1949 to 1960, in thousands; the period is 12.
 
     Example:
         >>> series = airline_passengers()
@@ -40,7 +40,7 @@ def airline_passengers() -> Series:
         ((144, 1), '1960-12', 432.0)
 
     References:
-        `airline_passengers.md` beside the table tells where it comes from.
+        See `airline_passengers.md` beside the table for its source.
     """
     return _packaged("airline_passengers.csv", "month", period=12)
 
@@ -66,10 +66,10 @@ _EXCHANGE_RATE = File(
 
 
 def ett(name: str) -> Series:
-    """An electricity transformer, each hour from July 2016 to June 2018: six loads, and the oil's temperature, `OT`.
+    """An electricity transformer, hourly from July 2016 to June 2018: six loads and the oil temperature, `OT`.
 
-    The file is downloaded once into the folder that the environment variable `NNFX_DATA` names, else the platform's
-    cache, and known there by its checksum.
+    The file is downloaded once into the folder that the environment variable `NNFX_DATA` names, or else the platform's
+    cache, and verified by its checksum.
 
     Args:
         name: `"ETTh1"` or `"ETTh2"`, one transformer each.
@@ -78,8 +78,8 @@ def ett(name: str) -> Series:
         17,420 hours of 7 channels; the period is 24.
 
     Raises:
-        ValueError: for an unknown name, or a file with another checksum than it should have.
-        OSError: for a file that is not there and cannot be downloaded either.
+        ValueError: for an unknown name, or a file with the wrong checksum.
+        OSError: for a file that is missing and cannot be downloaded.
 
     References:
         Zhou et al., *Informer: beyond efficient transformer for long sequence time-series forecasting*, AAAI 2021.
@@ -89,15 +89,15 @@ def ett(name: str) -> Series:
 
 
 def exchange_rate() -> Series:
-    """The exchange rates of eight countries, each day from 1990 to 2016.
+    """The exchange rates of eight countries, daily from 1990 to 2016.
 
-    The file is downloaded once, as those of `ett` are.
+    The file is downloaded once, like those of `ett`.
 
     Returns:
         7,588 days of 8 channels, without times; no period is known.
 
     Raises:
-        ValueError, OSError: as `ett`.
+        ValueError, OSError: as for `ett`.
 
     References:
         Lai, Chang, Yang and Liu, *Modeling long- and short-term temporal patterns with deep neural networks*,

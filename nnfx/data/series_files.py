@@ -1,4 +1,4 @@
-"""Files of time series: tables of text with one series a column, or one a line."""
+"""Time series files: text tables with one series per column, or one per line."""
 
 import itertools
 import re
@@ -24,9 +24,9 @@ class Series(NamedTuple):
 
     Attributes:
         values: float64 `(time, channels)`, in the order of time.
-        names: of the channels.
-        times: datetime64 `(time,)`, ascending; None where they are not known.
-        period: how many steps make a season; 1 where none is known.
+        names: the names of the channels.
+        times: datetime64 `(time,)`, ascending; None if they are not known.
+        period: how many steps make a season; 1 if none is known.
     """
 
     values: np.ndarray
@@ -49,38 +49,38 @@ def read_series(
     missing: Missing = "error",
     gaps: Gaps = "error",
 ) -> Series:
-    r"""Read a table of text with one series a column and one time a line, such as a CSV file.
+    r"""Read a text table with one series per column and one time per line, such as a CSV file.
 
-    A first column without a name that counts the lines, as pandas writes it, is left out, and so is a last one without
-    a name that has nothing in it.
+    An unnamed first column that counts the lines, as written by pandas, is left out, and so is an unnamed last column
+    that is empty.
 
     Args:
-        source: the file, by its path or as its bytes, plain or packed by gzip.
-        time: the name of the column of times, in ISO 8601, such as 1949-01 or 2016-07-01 13:00:00; `""` for a first
-            column without a name; None for no such. Times with `Z` or an offset from UTC become UTC.
-        names: of all columns, for a file whose first line does not name them.
-        period: how many steps make a season, to be kept with the values.
-        heading: whether the first line names the columns; unless given, it does where no `names` are given, and has to
-            look so.
-        delimiter: what stands between fields; unless given, a comma, a semicolon, a tab or a bar, as the file has it.
-        decimal: the decimal point, or `","`.
-        comment: what lines begin with that are passed over; None for `#`, and only before the first other line.
-        encoding: of the text.
-        missing: what to do about fields that are empty, `NA`, `NaN` and the like: `"error"`; `"nan"` for NaN; or
-            `"previous"` for the value of the line before.
-        gaps: what to do about times that are not regular, each the usual step after the one before: `"error"`, which
-            names the first; `"keep"` them; or insert what is missing, of NaN (`"nan"`) or of the values before
-            (`"previous"`). Months, quarters, years and the days from Monday to Friday are regular.
+        source: the file, given as its path or its bytes, plain or compressed with gzip.
+        time: the name of the column of times, in ISO 8601, such as 1949-01 or 2016-07-01 13:00:00; `""` for an unnamed
+            first column; None if there is none. Times with `Z` or an offset from UTC are converted to UTC.
+        names: the names of all columns, for a file whose first line does not name them.
+        period: how many steps make a season, kept with the values.
+        heading: whether the first line names the columns; by default, it does if `names` is not given, and must then
+            look like names.
+        delimiter: the character between fields; by default, a comma, a semicolon, a tab or a bar, detected in the file.
+        decimal: the decimal separator, `"."` or `","`.
+        comment: what the lines to skip begin with; None for `#`, but only before the first other line.
+        encoding: the encoding of the text.
+        missing: what to do about fields that are empty, `NA`, `NaN` and the like: raise an `"error"`; `"nan"` for NaN;
+            or `"previous"` for the value on the line before.
+        gaps: what to do about irregular times, those that are not the usual step after the one before: raise an
+            `"error"` that names the first; `"keep"` them; or insert the missing times, with NaN (`"nan"`) or with the
+            values before (`"previous"`). Months, quarters, years and the days from Monday to Friday are regular.
 
     Returns:
-        The other columns, in their order.
+        The other columns, in the order of the file.
 
     Raises:
         OSError: for a file that cannot be read.
-        TypeError: for a period that is not a whole number, or names in one string.
-        ValueError: for a file that is empty, damaged, too large once unpacked, or not text; columns without a name or
-            with one that is taken; lines of more or fewer fields than there are columns; fields that are not finite
-            numbers within float32's range; and times that cannot be read, do not ascend, or have gaps. The error names
+        TypeError: for a period that is not a whole number, or names given as a single string.
+        ValueError: for a file that is empty, damaged, too large once unpacked, or not text; columns that have no name
+            or share one; lines with more or fewer fields than there are columns; fields that are not finite numbers
+            within the range of float32; and times that cannot be read, do not ascend, or have gaps. The error names
             the file, the line and the column.
 
     Example:
@@ -150,7 +150,7 @@ def _blocks(rows: Iterator[tuple[int, list[str]]], size: int) -> Iterator[list[t
 def _columns(
     file: str, rows: Iterator[tuple[int, list[str]]], names: Sequence[str] | None, heading: bool | None
 ) -> tuple[str, list[str]]:
-    """Return where the names of the columns are from, and the names."""
+    """Return where the names of the columns come from, and the names."""
     if names is not None:
         if heading:
             next(rows, None)
@@ -168,26 +168,26 @@ def _columns(
 
 
 def _are_names(columns: Sequence[str]) -> bool:
-    """Say whether a line names columns: none of its fields is a number or missing, but for a rising count of some."""
+    """Return whether a line names columns: none of its fields is a value, though some may be ascending integers."""
     given = [column for column in columns if column]
     others = [column for column in given if is_no_name(column)]
     if len(others) == len(given):
-        return not any(columns)  # what is wrong with a blank line is said elsewhere
+        return not any(columns)  # the error for a blank line is raised elsewhere
     are_whole = all(re.fullmatch(r"\d{1,9}", column, re.ASCII) for column in others)
     return are_whole and all(int(a) < int(b) for a, b in itertools.pairwise(others))
 
 
 class _Kept(NamedTuple):
-    """Which columns are kept, by their places.
+    """The columns to keep, by position.
 
     Attributes:
-        columns: how many there are.
-        time: that of the times; None without.
-        places: those of the channels.
-        names: of the channels.
-        counter: one without a name that counts the lines; None without.
-        empty: one without a name that has nothing in it; None without.
-        counted: the last number in it.
+        columns: how many columns there are.
+        time: the column of times; None if there is none.
+        places: the columns of the channels.
+        names: the names of the channels.
+        counter: an unnamed column that counts the lines; None if there is none.
+        empty: an unnamed column that is empty; None if there is none.
+        counted: a list of the last number in `counter`, empty at first.
     """
 
     columns: int
@@ -203,7 +203,7 @@ class _Kept(NamedTuple):
         return row if len(self.places) == self.columns else [row[i] for i in self.places]
 
     def check(self, file: str, line: int, row: list[str]) -> None:
-        """Raise on a row of another length, and on columns without a name that have something in them."""
+        """Raise an error for a row of another length, or unexpected content in an unnamed column."""
         if len(row) != self.columns:
             raise ValueError(f"{file}: line {line}: expected {self.columns} fields, one a column, got {len(row)}")
         if self.empty is not None and row[self.empty].strip():
@@ -222,7 +222,7 @@ class _Kept(NamedTuple):
 
 
 def _kept(place: str, columns: Sequence[str], time: str | None) -> _Kept:
-    """Choose among the columns, once their names are found good."""
+    """Choose the columns to keep, after checking their names."""
     last = len(columns) - 1
     index = 0 if last > 0 and not columns[0] and time != "" else None
     empty = last if last > 0 and not columns[last] else None
@@ -251,28 +251,28 @@ def read_series_rows(
     comment: str | None = None,
     encoding: str = "utf-8",
 ) -> tuple[Series, ...]:
-    r"""Read a file of comma-separated text with one series a line, of any lengths, as those of the M4 competition are.
+    r"""Read a file of comma-separated text with one series per line, of any length, as in the M4 competition.
 
-    The first line is a heading. In each of the others the first field names the series, its values follow in the order
-    of time, and the fields that its length leaves over are empty or missing.
+    The first line is a heading. On each of the others, the first field names the series, its values follow in the order
+    of time, and any remaining fields are empty or missing.
 
     Args:
-        source: the file, by its path or as its bytes, plain or packed by gzip.
-        period: how many steps make a season, to be kept with the values.
-        delimiter: what stands between fields; see `read_series`, as for the next three.
-        decimal: the decimal point, or `","`.
-        comment: what lines begin with that are passed over.
-        encoding: of the text.
+        source: the file, given as its path or its bytes, plain or compressed with gzip.
+        period: how many steps make a season, kept with the values.
+        delimiter: the character between fields; see `read_series` for this and the next three.
+        decimal: the decimal separator, `"."` or `","`.
+        comment: what the lines to skip begin with.
+        encoding: the encoding of the text.
 
     Returns:
-        The series in their order, each of one channel.
+        The series in the order of the file, each with one channel.
 
     Raises:
         OSError: for a file that cannot be read.
         TypeError: for a period that is not a whole number.
-        ValueError: for a file that is empty, damaged, too large once unpacked, or not text; series without a name, with
-            one that is taken, or without values; lines longer than the heading; gaps; and fields that are not finite
-            numbers within float32's range. The error names the file, the line and the column.
+        ValueError: for a file that is empty, damaged, too large once unpacked, or not text; series that have no name,
+            share one, or have no values; lines longer than the heading; gaps; and fields that are not finite numbers
+            within the range of float32. The error names the file, the line and the column.
 
     Example:
         >>> series = read_series_rows(b'"V1","V2","V3","V4"\n"Y1","5.5","7","6"\n"Y2","1",,\n')

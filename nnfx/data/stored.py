@@ -1,14 +1,14 @@
-"""Examples in a folder, mapped into memory and read as they are needed: data sets larger than memory.
+"""Examples in a folder, mapped into memory and read on demand, for data sets larger than memory.
 
-A folder of
+The folder holds
 
-- `inputs.npy`, `targets.npy` and `weights.npy`: NumPy's own files, one row an example;
-- `checksums.npy`: uint64, one row an example, with a checksum for its bytes in each of these files;
-- `stored.json`: the dtype, shape and checksum of each file, and one of what it says itself.
+- `inputs.npy`, `targets.npy` and `weights.npy`: NumPy files with one row per example;
+- `checksums.npy`: uint64, one row per example, with a checksum for its bytes in each of these files;
+- `stored.json`: the dtype, shape and checksum of each file, and a checksum of its own content.
 
-It is written aside and renamed when it is whole, so that whatever has its name is. Rows are compared with their
-checksums each time that they are read, so that nothing altered is trained on, however late it was altered; and opening
-a folder takes no longer for more examples.
+It is written under a temporary name and renamed once complete, so a folder with the final name is complete. Rows are
+compared with their checksums each time they are read, so altered rows are never trained on, however late they were
+altered; and opening a folder takes no longer for more examples.
 """
 
 import contextlib
@@ -34,24 +34,24 @@ from nnfx.paths import absolute
 from nnfx.types import Array, Batch
 
 FORMAT = 2
-"""The number of the layout described above; another one is refused."""
+"""The version of the layout described above; others are rejected."""
 _ABOUT = "stored.json"
 _LARGEST_ABOUT = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stored:
-    """Examples in a folder, as `nnfx.data.stored` opens them.
+    """Examples in a folder, opened by `nnfx.data.stored`.
 
-    The methods compare what they read with its checksums; the arrays, read directly, are what the files hold.
+    The methods compare what they read with its checksums; the arrays give the contents of the files, unchecked.
 
     Attributes:
-        folder: where they are.
+        folder: the folder that holds them.
         inputs: `(rows, ...)`, mapped into memory.
         targets: `(rows, ...)`, mapped into memory.
         weights: `(rows,)`, mapped into memory.
-        checksums: uint64 `(rows, 3)`, of each row of these arrays, mapped into memory.
-        words: the dtype, shape and checksum of each array by its name, as they were written.
+        checksums: uint64 `(rows, 3)`, one for each row of each of these arrays, mapped into memory.
+        words: the dtype, shape and checksum of each array as written, by its name.
     """
 
     folder: Path
@@ -62,14 +62,14 @@ class Stored:
     words: dict[str, str]
 
     def __len__(self) -> int:
-        """Return how many examples there are."""
+        """Return the number of examples."""
         return len(self.weights)
 
     def take(self, order: Order) -> Batch:
-        """Read the batch of these rows, of NumPy's arrays; a place that is not real gives an example of weight zero.
+        """Read the batch of these rows as NumPy arrays; places that are not real become examples of weight zero.
 
         Raises:
-            ValueError: for rows that are not as they were written; the error names the file.
+            ValueError: for rows that differ from what was written; the error names the file.
         """
         rows = np.asarray(order.rows)
         read = Batch(*(self._read(name, rows) for name in NAMES))
@@ -77,10 +77,10 @@ class Stored:
         return read._replace(weights=weights)
 
     def load(self) -> Batch:
-        """Read all of them into memory, such as a held-out part that is small enough.
+        """Read all examples into memory, such as those of a held-out part that is small enough.
 
         Raises:
-            ValueError: for rows that are not as they were written; the error names the file.
+            ValueError: for rows that differ from what was written; the error names the file.
         """
         for name in NAMES:
             self._require_length(name)
@@ -94,10 +94,10 @@ class Stored:
         """Read all rows once, and compare them with their checksums.
 
         Args:
-            names: of the arrays, all three unless given.
+            names: the names of the arrays; all three by default.
 
         Raises:
-            ValueError: for rows that are not as they were written; the error names the file and the first of them.
+            ValueError: for rows that differ from what was written; the error names the file and the first such row.
         """
         for name in names:
             checks.choice("names", name, NAMES)
@@ -106,13 +106,13 @@ class Stored:
 
     def _read(self, name: str, rows: Any) -> Any:
         self._require_length(name)
-        array = np.asarray(getattr(self, name))  # NumPy's own class is indexed several times faster
+        array = np.asarray(getattr(self, name))  # plain NumPy arrays are indexed several times faster
         read = array[rows].copy() if isinstance(rows, slice) else array[rows]
         self._require(name, rows, read)
         return read
 
     def _require_length(self, name: str) -> None:
-        """Raise on a file that has been cut off since, which would end the process where it is read."""
+        """Raise an error for a file that was truncated after it was opened; reading it would crash the process."""
         mapped_file = getattr(self, name)
         path = self.folder / f"{name}.npy"
         try:
@@ -124,7 +124,7 @@ class Stored:
             raise ValueError(f"{path}: expected {wanted} as when it was opened, got a shorter file")
 
     def _require(self, name: str, rows: Any, read: np.ndarray) -> None:
-        """Raise on rows that were read and are not as they were written."""
+        """Raise an error if the rows read differ from what was written."""
         self._require_length("checksums")
         is_wrong = checksums(read) != np.asarray(self.checksums)[rows, NAMES.index(name)]
         if is_wrong.any():
@@ -137,23 +137,24 @@ class Stored:
 
 
 def store(folder: str | os.PathLike[str], parts: Iterable[Sequence[Any]]) -> Stored:
-    """Write examples to a folder, part after part, so that never more than a part is in memory.
+    """Write examples to a folder part by part, so that no more than one part is in memory at a time.
 
     Args:
-        folder: a folder that is not there yet.
-        parts: `(inputs, targets)` or `(inputs, targets, weights)` of some rows each, such as a generator makes them:
-            numbers or booleans, finite, all parts of one dtype and shape but for the rows; weights that are not
-            negative, 1 unless given. Integers and floats are kept in 32 bits, unless JAX computes in 64.
+        folder: a folder that does not exist yet.
+        parts: `(inputs, targets)` or `(inputs, targets, weights)` of some rows each, such as those from a generator:
+            finite numbers or booleans, with the same dtype and shape in all parts except for the number of rows, and
+            weights that are not negative, 1 by default. Integers and floats are stored in 32 bits, unless JAX computes
+            in 64.
 
     Returns:
         The examples, opened.
 
     Raises:
-        TypeError: for arrays that are not of real numbers.
-        ValueError: for no rows, no positive weight, numbers that are not finite or that 32 bits cannot hold or tell
-            apart, or parts that do not match.
-        FileExistsError: for something that is there.
-        OSError: where it cannot be written; nothing is left behind then, nor after any other error.
+        TypeError: for arrays that do not hold real numbers.
+        ValueError: if there are no rows or no positive weight, for numbers that are not finite or that 32 bits cannot
+            hold or tell apart, and for parts that do not match.
+        FileExistsError: if a folder or file of that name already exists.
+        OSError: if it cannot be written. Nothing is left behind after this or any other error.
 
     Example:
         >>> import tempfile
@@ -170,7 +171,7 @@ def store(folder: str | os.PathLike[str], parts: Iterable[Sequence[Any]]) -> Sto
     with contextlib.ExitStack() as made:
         lacking = [parent for parent in folder.parents if not parent.exists()]
         for parent in reversed(lacking):
-            made.callback(_remove_empty, parent)  # the innermost first, where nothing is stored in the end
+            made.callback(_remove_empty, parent)  # the innermost first, if nothing is stored in the end
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
         aside.mkdir()
@@ -193,7 +194,7 @@ def _remove_empty(folder: Path) -> None:
 
 
 def _write(folder: Path, parts: Iterable[Sequence[Any]]) -> bytes:
-    """Write all files but the last, and return what that is to hold."""
+    """Write all files but `stored.json`, and return the content of that one."""
     weight, label = 0.0, ""
     moments = [Moments("inputs", in_floats=True), Moments("targets", in_floats=False)]
     with contextlib.ExitStack() as files:
@@ -220,19 +221,19 @@ def _sealed(about: dict[str, Any]) -> bytes:
 
 
 def stored(folder: str | os.PathLike[str]) -> Stored:
-    """Open examples that `nnfx.data.store` has written; they are read, and checked, as they are needed.
+    """Open examples written by `nnfx.data.store`; they are read and checked on demand.
 
-    What is looked at now are headers and sizes. Each row is compared with its checksum whenever it is read, which takes
-    about as long as copying it; `Stored.verify` looks at all rows at once.
+    Opening them checks only headers and sizes. Each row is compared with its checksum whenever it is read, which takes
+    about as long as copying it; `Stored.verify` checks all rows at once.
 
     Args:
-        folder: where they are.
+        folder: the folder that holds them.
 
     Raises:
         FileNotFoundError: for a folder without such examples.
         OSError: for files that cannot be read.
-        ValueError: for another format, files that are not as they were written, by dtype, shape and length, or numbers
-            in 64 bits where JAX computes in 32.
+        ValueError: for another format, files whose dtype, shape or length differs from what was written, or numbers
+            in 64 bits if JAX computes in 32.
     """
     folder = absolute("folder", folder)
     path = folder / _ABOUT
@@ -264,10 +265,10 @@ class Batches:
     """All batches of a run by number, epoch after epoch; a source for Grain.
 
     Args:
-        examples: what they are made of.
-        key: a typed key; it decides the order of each epoch, as it does for data in memory.
-        batch_size: rows of a batch. The last one of an epoch has places left over, of weight zero.
-        epochs: for how many epochs.
+        examples: the examples to read.
+        key: a typed key that determines the order of each epoch, as for data in memory.
+        batch_size: rows per batch. Unused places in the last batch of an epoch have weight zero.
+        epochs: how many epochs there are.
         share: which rows of each batch to read, such as those of this process.
     """
 
@@ -277,7 +278,7 @@ class Batches:
         self._orders = Orders(key, len(examples), batch_size, epochs)
 
     def __len__(self) -> int:
-        """Return how many there are in all epochs."""
+        """Return the number of batches in all epochs."""
         return self._epochs * self.steps
 
     def __getitem__(self, number: int) -> Batch:
@@ -287,18 +288,18 @@ class Batches:
 
 
 def prefetched(batches: Batches, ahead: int = 8, threads: int = 4) -> Any:
-    """Return an iterator of Grain over batches, that reads ahead in threads and knows its position.
+    """Return a Grain iterator over batches that reads ahead in threads and knows its position.
 
     Args:
         batches: what to read.
-        ahead: how many batches at most are read before they are asked for.
-        threads: how many of them at once.
+        ahead: the maximum number of batches to read ahead.
+        threads: how many of them to read at once.
 
     Returns:
-        An iterator with `get_state`, its position, and `set_state`, which goes on from one.
+        An iterator with `get_state`, which returns its position, and `set_state`, which continues from one.
 
     Raises:
-        ModuleNotFoundError: where Grain is not installed.
+        ModuleNotFoundError: if Grain is not installed.
     """
     try:
         import grain
@@ -309,7 +310,7 @@ def prefetched(batches: Batches, ahead: int = 8, threads: int = 4) -> Any:
 
 
 def _checked(label: str, part: Sequence[Any]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return the arrays of a part as they were given, and in the dtypes that JAX has for them."""
+    """Return the arrays of a part as given, and in the dtypes that JAX uses for them."""
     if not isinstance(part, Sequence) or isinstance(part, str) or len(part) not in (2, 3):
         raise ValueError(
             f"{label}: expected (inputs, targets) or (inputs, targets, weights), got {checks.describe(part)}"

@@ -1,4 +1,4 @@
-"""Tables of numbers in text: fields between delimiters, one row a line, read in bounded memory and named in errors."""
+"""Tables of numbers in delimited text, one row per line, read in bounded memory; errors name the line and column."""
 
 import csv
 import itertools
@@ -13,7 +13,7 @@ from nnfx import checks
 __all__ = ["MISSING", "Dialect", "Lines", "is_no_name", "numbers", "times"]
 
 MISSING = frozenset({"", "-", "?", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null", "None", "<NA>"})
-"""What stands for a number that is missing."""
+"""The fields that stand for a missing number."""
 
 _LARGEST = float(np.finfo(np.float32).max)
 _DELIMITERS = (",", ";", "\t", "|")
@@ -23,9 +23,9 @@ class Dialect(NamedTuple):
     """How numbers are written in a file.
 
     Attributes:
-        delimiter: what stands between fields; None for a comma, a semicolon, a tab or a bar, as the file has it.
-        decimal: the decimal point, or comma.
-        comment: what lines begin with that are passed over; None for `#`, and only before the first other line.
+        delimiter: the character between fields; None for a comma, a semicolon, a tab or a bar, detected in the file.
+        decimal: the decimal point or comma.
+        comment: what the lines to skip begin with; None for `#`, but only before the first other line.
     """
 
     delimiter: str | None = None
@@ -33,10 +33,10 @@ class Dialect(NamedTuple):
     comment: str | None = None
 
     def check(self) -> None:
-        """Raise on what cannot be meant.
+        """Raise an error for a dialect that cannot be what the caller intended.
 
         Raises:
-            TypeError, ValueError: for something else than one character each, or the same for both.
+            TypeError, ValueError: for separators that are not one character each, or the same for both.
         """
         checks.choice("decimal", self.decimal, (".", ","))
         for name, value in (("delimiter", self.delimiter), ("comment", self.comment)):
@@ -54,14 +54,14 @@ class Lines:
     """The lines of a text, split into fields.
 
     Args:
-        file: what errors call it.
-        text: open for reading.
-        dialect: how it is written.
-        same_length: whether all lines are to have as many fields, for telling the delimiter.
+        file: the name of the file, for error messages.
+        text: the text, open for reading.
+        dialect: how its numbers are written.
+        same_length: whether all lines should have the same number of fields, which helps to detect the delimiter.
 
     Attributes:
-        file: what errors call it.
-        decimal: the decimal point, or comma.
+        file: the name of the file, for error messages.
+        decimal: the decimal point or comma.
     """
 
     def __init__(self, file: str, text: TextIO, dialect: Dialect, same_length: bool = True) -> None:
@@ -78,10 +78,10 @@ class Lines:
         self._reader = csv.reader(self._counted(given), delimiter=self.delimiter, skipinitialspace=True, strict=True)
 
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
-        """Yield the number and the fields of each line, one empty field of a blank one.
+        """Yield the number and the fields of each line; a blank line has one empty field.
 
         Raises:
-            ValueError: for quotes that do not end, and fields without end.
+            ValueError: for quotes that are not closed, and fields that are too long.
         """
         try:
             for fields in self._reader:
@@ -94,7 +94,7 @@ class Lines:
             ) from error
 
     def _plain(self, text: TextIO, comment: str | None) -> Iterator[tuple[int, str]]:
-        """Yield all lines by their numbers, but comments and the blank lines at the end."""
+        """Yield all lines with their numbers, except comments and the blank lines at the end."""
         waiting: list[tuple[int, str]] = []
         has_begun = False
         for number, line in enumerate(text, start=1):
@@ -116,7 +116,7 @@ class Lines:
 
 
 def _delimiter(file: str, known: Sequence[str], decimal: str, same_length: bool) -> str:
-    """Tell the delimiter from the first line or two: one that splits both into as many fields."""
+    """Detect the delimiter from the first line or two: one that splits both into the same number of fields."""
     counts = {each: [_count(line, each) for line in known] for each in _DELIMITERS if each != decimal}
     splitting = [delimiter for delimiter, found in counts.items() if found and found[0] > 1]
     if same_length and len(splitting) > 1:
@@ -133,12 +133,12 @@ def _count(line: str, delimiter: str) -> int:
         return 1
     try:
         return len(next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [""]))
-    except csv.Error:  # such as a field without end, where the delimiter is another
+    except csv.Error:  # such as a field that is too long, if the delimiter is another
         return 1
 
 
 def is_no_name(field: str) -> bool:
-    """Say whether a field is rather a value than the name of a column: a number, a time, missing, or signs alone.
+    """Return whether a field is a value rather than a column name: a number, a time, missing, or only punctuation.
 
     Example:
         >>> [is_no_name(field) for field in ("load", "1.5", "-inf", "NA", "--", "2016-07-01")]
@@ -155,13 +155,13 @@ def is_no_name(field: str) -> bool:
 def numbers(
     lines: Lines, at: Sequence[int], names: Sequence[str], rows: Sequence[Sequence[str]], *, missing: bool
 ) -> np.ndarray:
-    """Convert the fields of some rows, as many in each.
+    """Convert the fields of some rows, all of the same length, to numbers.
 
     Args:
-        lines: where they are from.
-        at: the numbers of their lines.
-        names: of their columns.
-        rows: the fields.
+        lines: the lines that the rows come from.
+        at: the line number of each row.
+        names: the names of the columns.
+        rows: the fields of each row.
         missing: whether numbers may be missing.
 
     Returns:
@@ -195,7 +195,7 @@ _PLAIN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 def _number(field: str, decimal: str) -> float:
-    """Return the number of a field, NaN where it is missing, and infinity for anything else."""
+    """Return the number in a field, NaN if it is missing, and infinity for anything else."""
     if field in MISSING:
         return np.nan
     if decimal == ",":
@@ -207,7 +207,7 @@ def _number(field: str, decimal: str) -> float:
 
 
 def _hint(field: str, decimal: str) -> str:
-    """Say what may be meant by a field that is no number."""
+    """Return a hint at what a field that is not a number may mean, or an empty string."""
     if field in MISSING:
         return "; missing='nan' or 'previous' takes missing numbers"
     if re.fullmatch(r"[+-]?\d+,\d+", field) and decimal == ".":
@@ -226,21 +226,21 @@ _FRACTIONS = ("s", "ms", "ms", "ms", "us", "us", "us", "ns", "ns", "ns")
 
 
 def times(file: str, at: Sequence[int], name: str, fields: Sequence[str]) -> np.ndarray:
-    """Convert the fields of a column of times, in ISO 8601.
+    """Convert the fields of a column of times in ISO 8601.
 
     Times with a zone, `Z` or an offset from UTC, are converted to UTC.
 
     Args:
-        file: what errors call the file.
-        at: the numbers of the lines.
-        name: of the column.
-        fields: all of them.
+        file: the name of the file, for error messages.
+        at: the line number of each field.
+        name: the name of the column.
+        fields: all fields of the column.
 
     Returns:
         datetime64 `(time,)`, ascending, in the unit in which they are written.
 
     Raises:
-        ValueError: for fields that are no times, are written in different units, with a zone and without, or do not
+        ValueError: for fields that are not times, that mix units or times with and without a zone, or that do not
             ascend; the error names the line and the column.
     """
 

@@ -10,23 +10,23 @@ import numpy as np
 __all__ = ["difference", "irregularity", "times_of"]
 
 _TOLERANCE = 0.1
-"""How far a step may be from the usual one, in parts of it: months have 28 to 31 days."""
+"""How far a step may deviate from the usual one, as a fraction of it: months have 28 to 31 days."""
 
 
 def irregularity(times: Any) -> str | None:
     """Describe the first time that is missing, repeated or out of order; None for regular times.
 
-    Times are regular if each step is the usual one, their median, to a tenth of it; so months, quarters and years are,
-    and so are the weekdays from Monday to Friday.
+    Times are regular if each step is within a tenth of the usual one, which is their median. Months, quarters and years
+    are therefore regular; the days from Monday to Friday count as regular too.
 
     Args:
-        times: `(time,)` of dates, numbers or text in ISO 8601; or a pandas index, whose own frequency counts.
+        times: `(time,)`, dates, numbers or text in ISO 8601; or a pandas index, whose own frequency takes precedence.
 
     Returns:
         What to say after "got" in an error.
 
     Raises:
-        ValueError: for times of another rank, or that cannot be read.
+        ValueError: for times that have another rank or cannot be read.
 
     Example:
         >>> irregularity(np.array(["2026-01", "2026-02", "2026-04", "2026-05"], "datetime64"))
@@ -36,7 +36,7 @@ def irregularity(times: Any) -> str | None:
     """
     frequency = None if hasattr(times, "to_timestamp") else getattr(times, "freq", None)
     if getattr(frequency, "n", 0) > 0:
-        return None  # an index of pandas with a frequency, such as that of business days; negative where reversed
+        return None  # a pandas index with a frequency, such as business days; negative if reversed
     shown = _as_array(times)
     if shown.ndim != 1:
         raise ValueError(f"times: expected (time,), got {shown.dtype}[{','.join(map(str, shown.shape))}]")
@@ -51,7 +51,7 @@ def irregularity(times: Any) -> str | None:
         if numbers[wrong + 1] == numbers[wrong]:
             return f"{shown[wrong]} twice (rows {wrong} and {wrong + 1})"
         return f"{shown[wrong + 1]} after {shown[wrong]} (row {wrong + 1})"
-    usual = np.sort(steps)[(len(steps) - 1) // 2]  # one of them: the lower of two in the middle
+    usual = np.sort(steps)[(len(steps) - 1) // 2]  # an actual step: the lower of two in the middle
     is_wrong = np.abs(steps - usual) > _TOLERANCE * usual
     if (weekdays := _weekdays_between(shown)) is not None and np.median(weekdays) == 1:
         is_wrong = weekdays != 1
@@ -67,9 +67,9 @@ def irregularity(times: Any) -> str | None:
 
 def _as_array(times: Any) -> np.ndarray:
     """Return times as datetime64, timedelta64 or numbers."""
-    if hasattr(times, "to_timestamp"):  # periods of pandas
+    if hasattr(times, "to_timestamp"):  # pandas periods
         times = times.to_timestamp()
-    if getattr(times, "tz", None) is not None:  # in UTC, where no hour is left out or comes twice
+    if getattr(times, "tz", None) is not None:  # in UTC, where no hour is skipped or repeated
         times = times.tz_convert(None)
     array = np.asarray(times)
     if array.dtype.kind in "iufmM":
@@ -81,7 +81,7 @@ def _as_array(times: Any) -> np.ndarray:
 
 
 def _weekdays_between(times: np.ndarray) -> np.ndarray | None:
-    """Return the steps from Monday to Friday between days that all are such; None for other times."""
+    """Return the steps, in weekdays, between times that are all on Monday to Friday; None for other times."""
     if times.dtype.kind != "M" or np.datetime_data(times.dtype)[0] in ("Y", "M", "W"):
         return None
     days = times.astype("datetime64[D]")
@@ -96,7 +96,7 @@ _SECONDS = {"day": 86400, "hour": 3600, "minute": 60, "second": 1}
 
 
 def _duration(step: Any, dtype: np.dtype[Any]) -> str:
-    """Say a number of steps of a dtype in the largest unit that divides it."""
+    """Describe a step between times of a dtype in the largest unit that divides it."""
     if dtype.kind not in "mM":
         return f"{step:g}" if dtype.kind == "f" else str(step)
     unit, multiple = np.datetime_data(dtype)
@@ -111,7 +111,7 @@ def _duration(step: Any, dtype: np.dtype[Any]) -> str:
 
 
 def difference(times: Any, others: Any) -> str | None:
-    """Describe the first of other times that is not the same; None for the same, and for those of another kind.
+    """Describe the first of the other times that differs; None if none does, or if they cannot be compared.
 
     >>> difference(np.array(["2026-01", "2026-02"], "datetime64"), np.array(["2026-01", "2026-03"], "datetime64"))
     '2026-03 for 2026-02 (row 1)'
@@ -125,10 +125,10 @@ def difference(times: Any, others: Any) -> str | None:
 
 
 def times_of(values: Any) -> Any:
-    """Return the times that a series has: those of an `nnfx.data.Series`, or the index of a frame of pandas by date.
+    """Return the times of a series: those of an `nnfx.data.Series`, or the date index of a pandas frame.
 
     Returns:
-        What `irregularity` takes; None where values have no times, as arrays have none.
+        Times that `irregularity` accepts; None for values without times, such as arrays.
     """
     if hasattr(values, "values") and hasattr(values, "times"):
         return values.times
@@ -143,7 +143,7 @@ _BEGINS_AS_DATE = re.compile(r"\d{4}-\d\d")
 
 
 def _dates(index: Any) -> Any:
-    """Return an index of pandas if it is one of dates, of which files leave text; else None."""
+    """Return a pandas index if it holds dates, which are text when read from a file; else None."""
     if hasattr(index, "freq") or hasattr(index, "to_timestamp"):
         return index
     if not hasattr(index, "to_numpy") or getattr(index.dtype, "kind", "O") not in "OU":

@@ -22,7 +22,7 @@ def _table() -> dict[str, list[str]]:
 
 
 def _encode(name: str, values: list[str]) -> dict[str, np.ndarray]:
-    """Turn one column into numbers: a category becomes an indicator of each value but the first."""
+    """Turn one column into numbers: a category becomes an indicator for each value but the first."""
     if name not in _CATEGORIES:
         return {name: np.array([float(value) if value else np.nan for value in values])}
     missing = np.array([not value for value in values])
@@ -47,17 +47,17 @@ def titanic(
 
     Args:
         columns: which columns to use as inputs, in this order.
-        key: a typed key that draws which passengers are held out.
-        valid_fraction: the part of the passengers to hold out.
+        key: a typed key that determines which passengers are held out.
+        valid_fraction: the fraction of passengers to hold out.
         missing: `"drop"` the passengers with an unknown value, or fill in the training `"median"` and
-            append an indicator; see `prepare`. What was done is told by `data.report`.
-        standardize: whether to bring every feature to mean 0 and standard deviation 1.
+            append an indicator; see `prepare`. `data.report` says what was done.
+        standardize: whether to standardise every feature to mean 0 and standard deviation 1.
 
     Returns:
         Inputs `(rows, features)` and integer targets `(rows,)`.
 
     Raises:
-        ValueError: for no columns, an unknown column, or one asked for twice.
+        ValueError: if no columns are given, a column is unknown, or one is given twice.
 
     Example:
         >>> data = titanic("fare", "age")
@@ -67,7 +67,7 @@ def titanic(
         891 rows: 714 to train on, 0 held out, 177 dropped for missing values; values filled: none
 
     References:
-        `titanic.md` beside the table tells where it comes from.
+        See `titanic.md` beside the table for its source.
     """
     table = _table()
     known = [name for name in table if name != "survived"]

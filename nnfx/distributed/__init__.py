@@ -1,10 +1,10 @@
-"""Several processes, on one machine or many, that run one program together: `jax.distributed`, with what a run needs.
+"""One program run by several processes, on one machine or many: `jax.distributed`, with what a run needs.
 
-Every process runs the same program on the same numbers. What is spread over the devices of all is computed together,
-and whatever else is computed by each alike; files are written by the first. Sessions, checkpoints, sweeps and the
-experiments keep to that by themselves.
+Every process runs the same program on the same values. What is spread over the devices of all processes is computed
+jointly, everything else is computed identically by each, and files are written by the first. Sessions, checkpoints,
+sweeps and the experiments follow these rules by themselves.
 
-`python -m nnfx.distributed MODULE` runs any module so, such as an experiment.
+`python -m nnfx.distributed MODULE` runs any module in this way, such as an experiment.
 """
 
 from nnfx.distributed.processes import agree, everywhere, from_shares, is_first, local, share, start, wait

@@ -1,4 +1,4 @@
-"""The processes of one program: how they start, what each has of the data, and how they agree."""
+"""The processes of one program: how they start, which share of the data each has, and how they agree."""
 
 import itertools
 import json
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# the public functions that tell a process from others make JAX's devices, after which nothing can be set up any more
+# the public functions that identify a process initialise JAX's devices, after which nothing can be set up any more
 from jax._src.distributed import global_state as _engine
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from nnfx import checks
 
 _WEEK_MS = 7 * 24 * 3600 * 1000
-"""How long to wait for another process: as long as it lives, which its heartbeat tells."""
+"""How long to wait for another process: in effect as long as it lives, which its heartbeat shows."""
 _agreements, _meetings = itertools.count(), itertools.count()
 
 
@@ -34,26 +34,28 @@ def start(
 ) -> bool:
     """Join the other processes of this program, before JAX computes anything.
 
-    What is not given is read from the environment that Slurm (`srun`), Open MPI (`mpirun`), Cloud TPU or Kubernetes
-    sets. Where there is none of them, and nothing is given, this process runs alone: nothing is started then, so that
-    every program may call it.
+    Missing arguments are read from the environment that Slurm (`srun`), Open MPI (`mpirun`), Cloud TPU or Kubernetes
+    sets. Outside all of these and without arguments, this process runs alone and nothing is started, so every program
+    may call this function.
 
-    A process whose peers die cannot go on: within about twice the heartbeat JAX ends it, with a message on its standard
-    error that names the lost one. So does an exception in any of them: it is printed, and that process ends at once.
+    A process cannot continue if one of the others dies: within about twice the heartbeat, JAX ends it with a message on
+    its standard error that names the lost one. An exception in any process has the same effect: it is printed, and that
+    process ends at once.
 
     Args:
         coordinator: `host:port` of the first process, reachable from all, with a port that is free there.
-        processes: how many there are.
-        process: which of them this one is, from 0.
-        heartbeat_seconds: after how many seconds without a sign of life a process counts as dead.
-        join_seconds: how many seconds to wait for all to come.
+        processes: the number of processes.
+        process: the index of this process, from 0.
+        heartbeat_seconds: the time without a sign of life after which a process counts as dead.
+        join_seconds: the time to wait for all processes to join.
 
     Returns:
         Whether there is more than one process.
 
     Raises:
-        TypeError, ValueError: for arguments of the wrong kind or out of range, or only a part of those needed.
-        RuntimeError: after JAX has computed something, or where not all processes come in time.
+        TypeError, ValueError: for arguments of the wrong type or out of range, or if only some of those needed are
+            given.
+        RuntimeError: if JAX has already computed something, or if not all processes join in time.
 
     Example:
         >>> start()  # doctest: +SKIP
@@ -72,7 +74,7 @@ def start(
     if jax.distributed.is_initialized():
         return _count() > 1
     given = {"coordinator": coordinator, "processes": processes, "process": process}
-    # signals that ask to end are answered by sessions, as they are without other processes
+    # sessions handle the signals that ask a process to end, just as they do in a single process
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -100,7 +102,7 @@ def start(
 
 
 def is_first() -> bool:
-    """Say whether this process is the one that writes files; alone it is.
+    """Return whether this process is the one that writes files; a process that runs alone is.
 
     >>> is_first()
     True
@@ -109,7 +111,7 @@ def is_first() -> bool:
 
 
 def share(rows: int) -> slice:
-    """Return which of so many rows are this process's to read; shares differ by one row at most.
+    """Return the share of this many rows that this process is to read; shares differ by at most one row.
 
     Example:
         >>> share(1000)
@@ -121,16 +123,16 @@ def share(rows: int) -> slice:
 
 
 def from_shares(tree: Any) -> Any:
-    """Return the arrays of all processes as one, its rows spread over the devices of all.
+    """Return the arrays of all processes joined into one, with its rows spread over all devices.
 
     Args:
-        tree: this process's rows, as many as in every other, a multiple of its devices.
+        tree: the rows of this process; as many as in every other, and a multiple of the number of its devices.
 
     Returns:
-        Arrays of the rows of the first process, then of the second, and so on.
+        Arrays with the rows of the first process, then those of the second, and so on.
 
     Raises:
-        ValueError: for rows that the devices cannot share.
+        ValueError: for rows that cannot be divided equally among the devices.
 
     Example:
         >>> from_shares(np.arange(8.0, dtype=np.float32)).shape
@@ -148,13 +150,13 @@ def from_shares(tree: Any) -> Any:
 
 
 def local(tree: Any) -> Any:
-    """Return arrays that every process has whole as this process has them, on its own default device.
+    """Return this process's own copy, on its default device, of arrays that every process holds in full.
 
-    What JAX computes with the devices of several processes is an array of all of them, with which one process alone can
-    compute nothing. Other leaves are left as they are.
+    An array that JAX computes on the devices of several processes belongs to all of them, and no process can compute
+    with it alone. Other leaves are returned unchanged.
 
     Raises:
-        ValueError: for arrays of which this process has only a part.
+        ValueError: for arrays of which this process holds only a part.
 
     Example:
         >>> local({"w": np.ones(2)})
@@ -167,7 +169,7 @@ def local(tree: Any) -> Any:
         if not leaf.is_fully_replicated:
             raise ValueError(f"tree: expected arrays that every process has whole, got a part of {leaf.aval}")
         mine = leaf.addressable_data(0)
-        # by way of the host, since what is bound to a device cannot be computed with on others any more
+        # via the host, since an array that is committed to a device can no longer be used on others
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             bits = jnp.asarray(np.asarray(jax.random.key_data(mine)))
             return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(mine))
@@ -177,9 +179,9 @@ def local(tree: Any) -> Any:
 
 
 def everywhere(tree: Any) -> Any:
-    """Return arrays that are the same in every process as arrays of the devices of all, each of which has them whole.
+    """Return arrays that are the same in every process as arrays replicated over the devices of all processes.
 
-    Alone it changes nothing. Within `jit` it keeps what is computed whole on every device.
+    In a single process it changes nothing. Within `jit` it keeps results replicated on every device.
 
     Example:
         >>> everywhere({"w": np.ones(2)})
@@ -192,10 +194,10 @@ def everywhere(tree: Any) -> Any:
 
 
 def agree(value: Any) -> Any:
-    """Return the first process's value in all, such as what its clock says; every process has to call it alike.
+    """Return the first process's value in every process, such as the time on its clock; all must make the same calls.
 
     Args:
-        value: of what JSON knows.
+        value: anything that JSON can represent.
 
     Example:
         >>> agree([1.5, True])
@@ -211,7 +213,7 @@ def agree(value: Any) -> Any:
 
 
 def wait() -> None:
-    """Wait until every process has come here, such as for a file that the first writes.
+    """Wait until every process has reached this point, such as for a file that the first writes.
 
     >>> wait()
     """
@@ -228,17 +230,17 @@ def _client() -> Any:
 
 
 def _ending_with(shown: Any, seconds: float) -> Any:
-    """Return what is done with an exception that nobody catches: it is shown, and the process ends at once."""
+    """Return a handler for uncaught exceptions, which shows the exception and ends the process at once."""
 
     def end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         shown(kind, error, trace)
         if isinstance(error, KeyboardInterrupt):
-            return  # which they get as well
+            return  # which the other processes get too
         sys.stdout.flush()
         if isinstance(error, jax.errors.JaxRuntimeError):
             print("waiting for word of a lost process, which would have ended this one", file=sys.stderr, flush=True)
             time.sleep(seconds)
-        # JAX's own end waits for the other processes, which wait for this one
+        # JAX's own shutdown waits for the other processes, which wait for this one
         os._exit(1)
 
     return end

@@ -1,8 +1,8 @@
-"""Rolling-origin backtests: what forecasters would have said at many times of the past, all as one compiled program.
+"""Rolling-origin backtests: what forecasters would have predicted at many past times, in one compiled program.
 
-An origin is the time of the first step that is forecast from it, so that what comes before it is all that is known. A
-forecaster is either fixed, or trained anew at every origin; the numbers of `train` stay traced, and a backtest is pure,
-so that `jax.vmap` over a learning rate compares whole backtests.
+An origin is the time of the first step that is forecast; only what comes before it is known. A forecaster is either
+fixed or retrained at every origin. The hyper-parameters of `train` stay traced and a backtest is pure, so `jax.vmap`
+over a learning rate compares whole backtests.
 
 >>> import nnfx, optax
 >>> from nnfx.forecasting import baselines, forecasters
@@ -41,14 +41,14 @@ __all__ = ["Backtest", "Comparison", "compare", "fixed", "refitted"]
 
 
 class Backtest(NamedTuple):
-    """What was forecast at each origin, and what came.
+    """The forecasts made at each origin, and the values that followed.
 
     Attributes:
-        forecasts: points `(origins, horizon, channels)`, in the unit of the series.
-        targets: what came, in their shape.
-        origins: the time of the first step of each, `(origins,)`.
-        outputs: the forecasts with all parameters of the head, `(origins, horizon, channels, parameters)`; the points
-            where it has none.
+        forecasts: point forecasts, `(origins, horizon, channels)`, in the unit of the series.
+        targets: the actual values, in the same shape.
+        origins: the time of the first step of each forecast, `(origins,)`.
+        outputs: the forecasts with all parameters of the head, `(origins, horizon, channels, parameters)`; the
+            points if it has none.
         members: the outputs of each member of the ensemble, `(members, ...)`.
     """
 
@@ -60,14 +60,14 @@ class Backtest(NamedTuple):
 
 
 class Trained(Protocol):
-    """What has been trained, such as `nnfx.Run`."""
+    """A trained forecaster, such as an `nnfx.Run`."""
 
     def apply(self, inputs: Any, /) -> Array:
         """Return forecasts of prepared windows, `(batch, horizon, channels)`."""
 
 
 class _Sizes(NamedTuple):
-    """What decides the shapes of a backtest."""
+    """The sizes that determine the shapes of a backtest."""
 
     lookback: int
     horizon: int
@@ -87,25 +87,25 @@ def fixed(
     origins: ArrayLike,
     head: Head = POINT,
 ) -> Backtest:
-    """Forecast from every origin with one model as it is, all windows in one batch.
+    """Forecast from every origin with the same model, all windows in one batch.
 
     Args:
-        model: a forecaster of the series in its own unit, such as a baseline; one that was trained on scaled values is
-            brought to it by `nnfx.forecasting.forecasters.scaled`.
-        variables: its variables; `{"params": {}}` for baselines without.
+        model: a forecaster of the series in its own unit, such as a baseline; wrap one that was trained on scaled
+            values in `nnfx.forecasting.forecasters.scaled`.
+        variables: its variables; `{"params": {}}` for baselines without parameters.
         values: the series, `(time, channels)`, as for `nnfx.forecasting.windows`.
-        lookback: the steps that the forecaster sees.
-        horizon: the steps that it forecasts.
+        lookback: the number of steps that the forecaster sees.
+        horizon: the number of steps that it forecasts.
         origins: ascending times, from `lookback` to `time − horizon`; static.
         head: what the model's outputs mean.
 
     Returns:
-        The forecasts and what came.
+        The forecasts and the actual values.
 
     Raises:
-        TypeError: for something else than a model, a series of real numbers, or whole times and sizes.
-        ValueError: for origins out of range or order, values of another rank or not finite, or other forecasts than
-            `(origins, horizon, channels)`.
+        TypeError: for anything but a model, a series that is not of real numbers, or times or sizes that are not whole.
+        ValueError: for origins that are out of range or not ascending, values of the wrong rank or not finite, or
+            forecasts that are not `(origins, horizon, channels)`.
 
     Example:
         >>> from nnfx.forecasting import baselines
@@ -142,40 +142,40 @@ def refitted(
     devices: Sequence[jax.Device] | None = None,
     **hyper: ArrayLike,
 ) -> Backtest:
-    """Train anew at every origin on what was known by then, and forecast from it.
+    """Retrain at every origin on what was known by then, and forecast from there.
 
     The series is scaled by the mean and the standard deviation of what comes before the origin, and cut into windows
-    whose targets have come by then. Earlier origins have fewer of them: so that all are one program, what they lack
-    is filled up with copies of their first window, of weight zero. Such rows share the minibatches of the others; with
-    full batches a backtest is what fits to series cut off at each origin are.
+    whose targets are known by then. Earlier origins have fewer windows. So that one program serves all of them, the
+    missing windows are copies of the first one, with weight zero. Such rows share the minibatches of the others; with
+    full batches, a backtest equals separate fits to the series cut off at each origin.
 
     Member m at origin t is trained with the key `fold_in(fold_in(key, t), m)`.
 
     Args:
-        train: as `nnfx.fit` makes it, of a model from windows `(batch, lookback, channels)` to forecasts; or any pure
-            function `(key, data, **hyper)` whose result has an `apply` of windows.
+        train: made by `nnfx.fit` for a model from windows `(batch, lookback, channels)` to forecasts; or any pure
+            function `(key, data, **hyper)` whose result has an `apply` that takes windows.
         values: the series, `(time, channels)`, as for `nnfx.forecasting.windows`.
         key: a typed key.
-        lookback: the steps that a forecaster sees.
-        horizon: the steps that it forecasts.
+        lookback: the number of steps that a forecaster sees.
+        horizon: the number of steps that it forecasts.
         origins: ascending times, up to `time − horizon`; static.
         head: what the model's outputs mean.
-        members: how many networks to train at each origin, that differ by their keys; their pool is the forecast.
-        train_windows: on how many windows to train at most, the latest; None for all.
-        valid_windows: how many of the latest windows to hold out, for stopping rules and for the best weights; targets
-            that are held out are in none of the windows to train on.
-        at_once: how many origins a device trains side by side, one batch of them after the other, to bound the memory;
+        members: how many networks to train at each origin, each with its own key; the forecast pools them.
+        train_windows: train on at most this many windows, the latest ones; None for all.
+        valid_windows: how many of the latest windows to hold out, for stopping rules and for choosing the best weights;
+            no held-out target appears in a training window.
+        at_once: how many origins a device trains side by side, one batch of them after another, to bound memory use;
             None for all.
-        devices: over which the origins are spread; all of this process unless given.
-        **hyper: the numbers that `train` takes; traced.
+        devices: the devices over which the origins are spread; by default all devices of this process.
+        **hyper: the hyper-parameters that `train` takes; traced.
 
     Returns:
-        The forecasts, of every member as well, and what came.
+        The forecasts, including those of every member, and the actual values.
 
     Raises:
         TypeError: for a key that is not typed, a series that is not of real numbers, or sizes that are not whole.
-        ValueError: for origins out of range or order or too early for a single window, values of another rank or not
-            finite, or other forecasts than `(horizon, channels)`; and what the run raises.
+        ValueError: for origins that are out of range, not ascending, or too early for a single window, values of the
+            wrong rank or not finite, or forecasts that are not `(horizon, channels)`; and whatever the run raises.
 
     Example:
         >>> import nnfx, optax
@@ -247,7 +247,7 @@ def _refitted(
 
 
 def _known_data(scaled: Array, origin: Array, sizes: _Sizes) -> Data:
-    """Cut the windows whose targets have come by an origin; places that are left over repeat the first, weightless."""
+    """Cut the windows whose targets are known at an origin; spare rows repeat the first window, with weight zero."""
     lookback, horizon, count, held_out = sizes[:4]
     steps = jnp.arange(lookback + horizon)[None]
 
@@ -267,7 +267,7 @@ def _known_data(scaled: Array, origin: Array, sizes: _Sizes) -> Data:
 
 
 def _backtest(head: Head, sizes: _Sizes, values: Array, origins: Array, members: Array) -> Backtest:
-    """Pool the members, and set what came beside what they said."""
+    """Pool the members and pair their forecasts with the actual values."""
     _check_outputs("model", members[0], head, sizes, values)
     outputs = head.pool(members)
     targets = values[origins[:, None] + jnp.arange(sizes.horizon)[None]]
@@ -284,7 +284,7 @@ def _check_outputs(name: str, outputs: Array, head: Head, sizes: _Sizes, values:
 
 
 def _checked(values: Any, lookback: int, horizon: int, origins: ArrayLike, least: int) -> tuple[Array, np.ndarray]:
-    """Return the series in floats and the origins, checked."""
+    """Check the series and the origins, and return them, the series in floats."""
     checks.positive_integer("lookback", lookback)
     checks.positive_integer("horizon", horizon)
     x = on_hand("values", values)
@@ -312,7 +312,7 @@ class Comparison:
     """Scores of several forecasters on the same origins.
 
     Attributes:
-        rows: one dictionary a forecaster, its name and its mean scores, the best by the first score first.
+        rows: one dictionary per forecaster, with its name and its mean scores; the best by the first score is first.
         by_origin: the scores at each origin, `(origins,)`, by forecaster and score.
     """
 
@@ -320,7 +320,7 @@ class Comparison:
     by_origin: dict[str, dict[str, np.ndarray]]
 
     def __str__(self) -> str:
-        """Draw the table."""
+        """Return the rows as a table."""
         return table(list(self.rows[0]), [list(row.values()) for row in self.rows])
 
 
@@ -328,18 +328,18 @@ def compare(backtests: Mapping[str, Backtest], scores: Mapping[str, PerExample])
     """Score several forecasters side by side, on the same origins.
 
     Args:
-        backtests: by the name of the forecaster.
-        scores: by name, each of point forecasts and targets `(origins, horizon, channels)`, one number an origin and
-            the lower the better, as those of `nnfx.forecasting.scores`; what else they need is fixed beforehand, as in
-            `functools.partial(scores.mase, scale=scale)`.
+        backtests: keyed by the name of the forecaster.
+        scores: keyed by name, each a function of point forecasts and targets `(origins, horizon, channels)` with one
+            number per origin, the lower the better, such as those of `nnfx.forecasting.scores`; bind their other
+            arguments beforehand, as in `functools.partial(scores.mase, scale=scale)`.
 
     Returns:
         The scores at each origin, and their means.
 
     Raises:
-        TypeError: for something else than backtests.
-        ValueError: for no backtests or scores, backtests of other origins or targets than the first, or scores that
-            are not one per origin.
+        TypeError: for anything but backtests.
+        ValueError: if there are no backtests or no scores, if origins or targets differ from those of the first
+            backtest, or if a score is not one number per origin.
 
     Example:
         >>> from nnfx import losses

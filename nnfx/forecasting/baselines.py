@@ -1,7 +1,7 @@
-"""Forecasters to measure others against, as models from `(batch, lookback, channels)` to `(batch, horizon, channels)`.
+"""Baselines to compare forecasters with, as models from `(batch, lookback, channels)` to `(batch, horizon, channels)`.
 
-Those without parameters repeat or extend what they see; those with are linear in it, and are trained as any model is.
-All forecast each channel from its own past alone.
+Those without parameters repeat or extend what they see; those with parameters are linear in it and are trained
+like any model. All forecast each channel from its own past alone.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def naive(horizon: int) -> Model:
 
 
 def seasonal_naive(horizon: int, period: int) -> Model:
-    """The last season, repeated: `ŷₜ₊ₕ = yₜ₋ₘ₊ₕ` up to h = m, and from there on again.
+    """The last season, repeated: `ŷₜ₊ₕ = yₜ₋ₘ₊ₕ` for h up to m, and periodically beyond.
 
     Args:
         horizon: how many steps to forecast.
@@ -92,19 +92,19 @@ def drift(horizon: int) -> Model:
 
 
 def naive2(horizon: int, period: int) -> Model:
-    """Naive2 of the M4 competition: the naive of a series without its season, and the season put back on.
+    """Naive2 of the M4 competition: the naive forecast of a series without its season, which is then restored.
 
-    A series is seasonal where its autocorrelation after a period m exceeds its 90 % bound, `|rₘ| > 1.645 √((1 + 2 Σ
-    rₖ²) / n)` with the sum over k < m. Its season is then that of a classical multiplicative decomposition: the mean,
-    over all seasons, of the ratio of each step to its centred moving average, brought to a mean of 1. Series that are
-    not seasonal, shorter than three seasons, or with values that are not positive are forecast as `naive` does.
+    A series is seasonal if its autocorrelation at a lag of one period, m, exceeds its 90 % bound, `|rₘ| > 1.645 √((1 +
+    2 Σ rₖ²) / n)`, where the sum is over k < m. Its season is that of a classical multiplicative decomposition: the
+    mean, over all seasons, of the ratio of each step to its centred moving average, normalised to a mean of 1. Series
+    that are not seasonal, are shorter than three seasons, or have values that are not positive are forecast by `naive`.
 
     Args:
         horizon: how many steps to forecast.
-        period: m, how many steps make a season; 1 where there is none.
+        period: m, how many steps make a season; 1 if there is none.
 
     Returns:
-        A model without parameters, whose inputs are the whole history of a series.
+        A model without parameters, whose input is the whole history of a series.
 
     Raises:
         TypeError, ValueError: for a horizon or a period that is not a positive integer.
@@ -133,7 +133,7 @@ def naive2(horizon: int, period: int) -> Model:
 
 
 def _is_seasonal(y: Array, period: int) -> Array:
-    """Say of each series whether its autocorrelation after a period exceeds its 90 % bound, `(batch, channels)`."""
+    """Return whether the autocorrelation of each series after a period exceeds its 90 % bound, `(batch, channels)`."""
     centred = y - y.mean(1, keepdims=True)
 
     def covariance(lag: Array) -> Array:
@@ -142,17 +142,17 @@ def _is_seasonal(y: Array, period: int) -> Array:
 
     correlations = jax.lax.map(covariance, jnp.arange(1, period + 1)) / jnp.square(centred).sum(1)[None]
     bound = 1.645 * jnp.sqrt((1 + 2 * jnp.square(correlations[:-1]).sum(0)) / y.shape[1])
-    return jnp.abs(correlations[-1]) > bound  # no where the series is constant and both are NaN
+    return jnp.abs(correlations[-1]) > bound  # False for a constant series, for which both are NaN
 
 
 def _season(y: Array, period: int) -> Array:
     """Return the multiplicative season that ends with each series, `(batch, period, channels)`."""
     length, edge = y.shape[1], period // 2
     trend = ops.avg_pool(y, period, strides=1)
-    if period % 2 == 0:  # two means about a step, half a step off on either side
+    if period % 2 == 0:  # average the two means that are half a step off on either side
         trend = (trend[:, 1:] + trend[:, :-1]) / 2
     ratios = y[:, edge : length - edge] / trend
-    around = ((0, 0), (-(length - edge) % period, edge), (0, 0))  # to whole seasons that end with the series
+    around = ((0, 0), (-(length - edge) % period, edge), (0, 0))  # pad to whole seasons that end with the series
     seasons = jnp.pad(ratios, around).reshape(len(y), -1, period, y.shape[-1])
     counts = jnp.pad(jnp.ones((1, ratios.shape[1], 1), y.dtype), around).reshape(1, -1, period, 1)
     season = seasons.sum(1) / counts.sum(1)
@@ -160,12 +160,12 @@ def _season(y: Array, period: int) -> Array:
 
 
 def _repeated(y: Array, horizon: int) -> Array:
-    """Repeat steps `(batch, steps, channels)` until there are `horizon`."""
+    """Repeat steps `(batch, steps, channels)` until there are `horizon` of them."""
     return jnp.tile(y, (1, -(-horizon // y.shape[1]), 1))[:, :horizon]
 
 
 def _without_parameters(forecast: Callable[[Array], Array], lookback: int) -> Model:
-    """Make a model of a function of the past, which needs so many steps of it."""
+    """Make a model from a function of the past that needs at least `lookback` steps."""
     compiled = jax.jit(forecast)
 
     def init(key: Array, inputs: Any) -> Variables:
@@ -198,18 +198,18 @@ def _check_past(inputs: Any, lookback: int = 1) -> None:
 
 
 def without_exogenous(model: Model, channels: int) -> Model:
-    """Show a model only the first channels of its inputs, those of the targets, on data that has exogenous ones too.
+    """Show a model only the first channels of its inputs, those of the targets, and hide the exogenous ones.
 
     Args:
-        model: forecasts the channels that it sees.
-        channels: how many the targets have.
+        model: a forecaster of the channels that it sees.
+        channels: how many channels the targets have.
 
     Returns:
-        A model with the parameters of that model.
+        A model with the same parameters as `model`.
 
     Raises:
         TypeError: for anything but a model.
-        ValueError: for channels that are not a positive integer; and on inputs with fewer.
+        ValueError: for a number of channels that is not a positive integer; and, when used, for inputs with fewer.
 
     Example:
         >>> model, past = without_exogenous(naive(horizon=2), channels=1), jnp.ones((5, 3, 4))
@@ -240,11 +240,11 @@ def linear(horizon: int, individual: bool = False) -> Model:
 
     Args:
         horizon: H, how many steps to forecast.
-        individual: whether each channel has weights of its own, or all share the same.
+        individual: whether each channel has its own weights, rather than all sharing the same ones.
 
     Returns:
-        A model with the parameters `linear`: a kernel `(lookback, H)` and a bias `(H,)`, with a first axis of channels
-        where they are individual; both are drawn from `U(−1/√L, 1/√L)` for a lookback of L.
+        A model with the parameters `linear`: a kernel `(lookback, H)` and a bias `(H,)`, with a leading axis of
+        channels if they are individual; both are drawn from `U(−1/√L, 1/√L)` for a lookback of L.
 
     Raises:
         TypeError, ValueError: for a horizon that is not a positive integer.
@@ -262,11 +262,11 @@ def linear(horizon: int, individual: bool = False) -> Model:
 
 
 def nlinear(horizon: int, individual: bool = False) -> Model:
-    """An affine map of the past about its last value: `ŷ = Wᵀ(y − yₜ) + b + yₜ`, so that a shift of level is passed on.
+    """An affine map of the past relative to its last value: `ŷ = Wᵀ(y − yₜ) + b + yₜ`; a shift in level carries over.
 
     Args:
         horizon: H, how many steps to forecast.
-        individual: whether each channel has weights of its own, or all share the same.
+        individual: whether each channel has its own weights, rather than all sharing the same ones.
 
     Returns:
         A model with the parameters of `linear`.
@@ -288,15 +288,15 @@ def nlinear(horizon: int, individual: bool = False) -> Model:
 
 
 def dlinear(horizon: int, kernel: int = 25, individual: bool = False) -> Model:
-    """An affine map of the trend and one of what is left of it: `ŷ = Wᵀ(y − Ay) + b + Vᵀ(Ay) + c`, A a moving average.
+    """Affine maps of the trend and the remainder: `ŷ = Wᵀ(y − Ay) + b + Vᵀ(Ay) + c`, where A is a moving average.
 
-    The moving average is centred, and beyond the ends of the past are its first and its last value. As it is linear, it
-    is taken of the weights in place of the past, `ŷ = (W + Aᵀ(V − W))ᵀ y + b + c`, once for all of a batch.
+    The moving average is centred, and the past is padded by repeating its first and last values. As the average is
+    linear, it is applied to the weights instead of the past, `ŷ = (W + Aᵀ(V − W))ᵀ y + b + c`, once for a whole batch.
 
     Args:
         horizon: H, how many steps to forecast.
         kernel: how many steps the moving average covers, odd.
-        individual: whether each channel has weights of its own, or all share the same.
+        individual: whether each channel has its own weights, rather than all sharing the same ones.
 
     Returns:
         A model with the parameters of two `linear` models, `seasonal` and `trend`.
@@ -320,7 +320,7 @@ def dlinear(horizon: int, kernel: int = 25, individual: bool = False) -> Model:
 
 
 class Weights(nn.Module):
-    """The weights of an affine map from past to future, as PyTorch draws them."""
+    """The weights of an affine map from past to future, initialised as in PyTorch."""
 
     horizon: int
     individual: bool
@@ -342,7 +342,7 @@ class Weights(nn.Module):
 
 
 def _affine(x: Array, kernel: Array, bias: Array) -> Array:
-    """Map each channel's past to its future, in one product where they share their weights."""
+    """Map each channel's past to its future, in one product if they share their weights."""
     y = jnp.einsum("blc,lh->bhc", x, kernel[0]) if len(kernel) == 1 else jnp.einsum("blc,clh->bhc", x, kernel)
     return y + bias.T[None]
 
@@ -360,7 +360,7 @@ class Linear(nn.Module):
 
 
 class NLinear(nn.Module):
-    """An affine map of the past about its last value."""
+    """An affine map of the past relative to its last value."""
 
     horizon: int
     individual: bool
@@ -374,7 +374,7 @@ class NLinear(nn.Module):
 
 
 class DLinear(nn.Module):
-    """An affine map of the trend and one of what is left of it."""
+    """Affine maps of the trend and the remainder."""
 
     horizon: int
     kernel: int
@@ -391,7 +391,7 @@ class DLinear(nn.Module):
 
 
 def _moving_average(length: int, kernel: int, dtype: Any) -> Array:
-    """Return A: in row t the weight of each step in the average about t, where the ends are repeated outwards."""
+    """Return A: row t has the weight of each step in the average around t, with the ends repeated outwards."""
     reach = kernel // 2
     about, step = jnp.arange(length)[:, None], jnp.arange(length)[None]
     times = (jnp.abs(about - step) <= reach).astype(int)

@@ -1,8 +1,9 @@
-"""Intervals that cover what they say, by split conformal calibration: widened by how far forecasts missed before.
+"""Intervals with their stated coverage, by split conformal calibration: forecasts are widened by their past errors.
 
-Margins are taken for each step of the horizon and each channel from windows that were not trained on. If those and
-the windows to come are exchangeable, an interval of level c covers with a probability of at least c, and below
-c + 1/(n + 1) with n calibration windows, whatever the model. Series drift, so that this holds as far as errors do not.
+Margins are computed for each step of the horizon and each channel from windows that were not trained on. If those and
+the windows to come are exchangeable, an interval of level c covers its target with a probability of at least c, and
+below c + 1/(n + 1) with n calibration windows, whatever the model. Series drift, so this holds only as far as errors
+do not.
 
 >>> forecasts, targets = jnp.zeros((9, 1, 1)), jnp.arange(1.0, 10.0).reshape(9, 1, 1)
 >>> widened = widen(forecasts[:1], margins(forecasts, targets, level=0.9))
@@ -27,14 +28,14 @@ __all__ = ["margins", "rank", "rolling", "widen"]
 
 
 def rank(windows: int, level: float) -> int:
-    """Which of n calibration scores, in ascending order, is the margin: `⌈(n + 1) level⌉`, 1 the least.
+    """Return which of n calibration scores is the margin, counting from 1 for the smallest: `⌈(n + 1) level⌉`.
 
     Args:
         windows: n.
-        level: the part of the targets to cover, above 0 and below 1.
+        level: the share of the targets to cover, above 0 and below 1.
 
     Raises:
-        ValueError: for a level out of range, or fewer windows than it needs, `level / (1 − level)`.
+        ValueError: for a level out of range, or fewer windows than the level needs, `level / (1 − level)`.
 
     Example:
         >>> rank(9, 0.9), rank(100, 0.9)
@@ -48,22 +49,22 @@ def rank(windows: int, level: float) -> int:
 
 
 def margins(forecasts: Array | Interval, targets: Array, level: float) -> Array:
-    """How far to widen forecasts so that they cover, for each step and channel: a quantile of how far they missed.
+    """Return how far to widen forecasts, for each step and channel, to cover targets: a quantile of past errors.
 
-    The score of a window is `max(l − y, y − u)`: the absolute residual `|y − ŷ|` of point forecasts; for intervals that
-    of conformalised quantile regression, negative where a target lies within. The margin is the score of rank
-    `⌈(n + 1) level⌉`.
+    The score of a window is `max(l − y, y − u)`. For point forecasts, this is the absolute residual `|y − ŷ|`; for
+    intervals, it is the score of conformalised quantile regression, negative if a target lies inside. The margin is the
+    score of rank `⌈(n + 1) level⌉`.
 
     Args:
-        forecasts: of n calibration windows, points `(n, horizon, channels)` or intervals of them.
-        targets: what came, `(n, horizon, channels)`.
-        level: the part of the targets to cover, above 0 and below 1.
+        forecasts: those of n calibration windows, points `(n, horizon, channels)` or intervals of that shape.
+        targets: the actual values, `(n, horizon, channels)`.
+        level: the share of the targets to cover, above 0 and below 1.
 
     Returns:
-        `(horizon, channels)`, in the targets' unit; negative for intervals wider than they need be.
+        `(horizon, channels)`, in the targets' unit; negative for intervals wider than necessary.
 
     Raises:
-        ValueError: for shapes that do not fit, numbers that are not finite, or too few windows for the level.
+        ValueError: for shapes that do not match, values that are not finite, or too few windows for the level.
 
     Example:
         >>> margins(jnp.zeros((4, 1, 1)), jnp.array([3.0, -1.0, 4.0, 2.0]).reshape(4, 1, 1), level=0.6)
@@ -81,14 +82,14 @@ def widen(forecasts: Array | Interval, margins: Array) -> Interval:
     """Widen forecasts by margins on both sides: `[l − m, u + m]`.
 
     Args:
-        forecasts: points `(..., horizon, channels)` or intervals of them.
+        forecasts: points `(..., horizon, channels)` or intervals of that shape.
         margins: m, `(horizon, channels)`.
 
     Returns:
-        Intervals; where a negative margin would turn one over, its middle.
+        The intervals; if a negative margin would invert one, it shrinks to its midpoint.
 
     Raises:
-        ValueError: for shapes that do not fit.
+        ValueError: for shapes that do not match.
 
     Example:
         >>> widen(jnp.zeros((1, 1)), jnp.ones((1, 1)))
@@ -109,24 +110,24 @@ def widen(forecasts: Array | Interval, margins: Array) -> Interval:
 def rolling(
     forecasts: Array | Interval, targets: Array, origins: ArrayLike, level: float, calibration: int
 ) -> Interval:
-    """Intervals of a backtest, those of each origin by what was known at it: the errors of the origins before.
+    """Return intervals for a backtest, those of each origin calibrated on the errors known at that time.
 
-    Step h of the forecast from origin s has come by origin t where `s + h < t`, h from 0. The margins of t are those of
-    `margins` on all such steps.
+    Step h of the forecast from origin s is known at origin t if `s + h < t`, counting h from 0. The margins at t are
+    those of `margins` for all such steps.
 
     Args:
-        forecasts: of a backtest, points `(origins, horizon, channels)` or intervals of them.
-        targets: what came, `(origins, horizon, channels)`.
-        origins: the time of the first step that each forecasts, ascending, `(origins,)`.
-        level: the part of the targets to cover, above 0 and below 1.
-        calibration: how many origins at the beginning serve to calibrate alone.
+        forecasts: those of a backtest, points `(origins, horizon, channels)` or intervals of that shape.
+        targets: the actual values, `(origins, horizon, channels)`.
+        origins: the time of the first step of each forecast, ascending, `(origins,)`.
+        level: the share of the targets to cover, above 0 and below 1.
+        calibration: how many of the first origins are used for calibration only.
 
     Returns:
-        Intervals of the other origins, `(origins − calibration, horizon, channels)`.
+        Intervals for the other origins, `(origins − calibration, horizon, channels)`.
 
     Raises:
         TypeError: for origins that are not integers.
-        ValueError: for shapes that do not fit, origins that do not ascend, numbers that are not finite, or too few
+        ValueError: for shapes that do not match, origins that do not ascend, values that are not finite, or too few
             origins before the first interval for the level.
 
     Example:
@@ -166,7 +167,7 @@ def rolling(
 
 
 def _share(level: Any) -> Fraction:
-    """Return a level as the fraction that is meant: 0.55 in binary is a little more, and the rank would be one up."""
+    """Return the fraction that a level stands for: 0.55 in binary is slightly more and could raise the rank by one."""
     checks.number("level", level, above=0, below=1)
     exact = Fraction(float(level))
     near = exact.limit_denominator(1_000_000)
@@ -174,13 +175,13 @@ def _share(level: Any) -> Fraction:
 
 
 def _fewest(level: Any) -> int:
-    """Return how many scores it takes for one of them to be the margin: `(n + 1) level ≤ n`."""
+    """Return how many scores are needed for one of them to be the margin: `(n + 1) level ≤ n`."""
     share = _share(level)
     return math.ceil(share / (1 - share))
 
 
 def _bounds(forecasts: Any) -> Interval:
-    """Return forecasts as intervals, those of points being points."""
+    """Return forecasts as intervals; those of points have no width."""
     return Interval(*(arrays.as_array("forecasts", bound, floats=True) for bound in _pair(forecasts)))
 
 
@@ -189,14 +190,14 @@ def _pair(forecasts: Any) -> Interval:
 
 
 def _held(name: str, value: Any) -> Any:
-    """Return floats: an array of JAX as it is, anything else in float64 on the host."""
+    """Return floats: JAX arrays on the device, anything else in float64 on the host."""
     if isinstance(value, jax.Array):
         return arrays.as_array(name, value, floats=True)
     return arrays.as_numpy(name, value).astype(np.float64)
 
 
 def _scores(forecasts: Array | Interval, targets: Array) -> Array:
-    """Return how far each target lies outside its interval, negative within, `(windows, horizon, channels)`."""
+    """Return how far each target lies outside its interval, negative inside, `(windows, horizon, channels)`."""
     lower, upper = (_held("forecasts", bound) for bound in _pair(forecasts))
     targets = _held("targets", targets)
     for name, value in (("forecasts", lower), ("targets", targets)):

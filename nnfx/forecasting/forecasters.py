@@ -1,8 +1,8 @@
-"""Networks made into forecasters, and forecasters into others: wrappers from `Model` to `Model`.
+"""Wrappers from `Model` to `Model` that turn networks into forecasters, and forecasters into other forecasters.
 
-A forecaster takes windows of the past `(batch, lookback, channels)` to the future `(batch, horizon, channels)`, with an
-axis of parameters behind where it has a head. Each wrapper keeps the variables of what it wraps, so that weights
-trained in one can be used in another, and wrappers compose:
+A forecaster maps windows of the past `(batch, lookback, channels)` to the future `(batch, horizon, channels)`, with a
+trailing axis of parameters if it has a head. Each wrapper keeps the variables of the model it wraps, so weights trained
+in one can be used in another, and wrappers compose:
 
 >>> import nnfx
 >>> network = direct(lambda outputs: nnfx.models.mlp((16,), outputs), horizon=12)
@@ -32,13 +32,14 @@ EPSILON = 1e-5
 
 
 def direct(network: Model | Callable[[int], Model], horizon: int, channels: int = 1, head: Head = POINT) -> Model:
-    """A forecaster of the whole horizon at once: a network's outputs, one number for each step, channel and parameter.
+    """A forecaster of the whole horizon at once: a network with one output for each step, channel and parameter.
 
     Args:
-        network: a function of the number of outputs that returns a model, such as
-            `lambda outputs: nnfx.models.mlp((64,), outputs)`; or a model of `horizon × channels × parameters` outputs.
-        horizon: the steps to forecast.
-        channels: of the series.
+        network: a function from the number of outputs to a model, such as
+            `lambda outputs: nnfx.models.mlp((64,), outputs)`; or a model with
+            `horizon × channels × parameters` outputs.
+        horizon: the number of steps to forecast.
+        channels: the number of channels of the series.
         head: what the outputs mean, such as `nnfx.forecasting.heads.GAUSSIAN`.
 
     Returns:
@@ -46,8 +47,8 @@ def direct(network: Model | Callable[[int], Model], horizon: int, channels: int 
         `(batch, horizon, channels, parameters)`.
 
     Raises:
-        TypeError: for a network that is neither; sizes that are not whole numbers.
-        ValueError: for sizes that are not positive, and, once applied, another number of outputs.
+        TypeError: for a network that is neither, or sizes that are not whole numbers.
+        ValueError: for sizes that are not positive and, when applied, for a different number of outputs.
 
     Example:
         >>> import nnfx
@@ -77,20 +78,20 @@ def direct(network: Model | Callable[[int], Model], horizon: int, channels: int 
 
 
 def recursive(model: Model, horizon: int) -> Model:
-    """A forecaster of few steps applied to its own forecasts until they cover the horizon.
+    """A forecaster of a few steps, applied to its own forecasts until they cover the horizon.
 
-    Its window moves on by as many steps as it forecasts at once, one for a one-step model. Train it as it is, through
-    all of the horizon, or train the model by itself and use its variables here: they are the same.
+    Its window advances by as many steps as it forecasts at once, one for a one-step model. Train it directly, through
+    the whole horizon, or train `model` by itself and use its variables here: they are the same.
 
     Args:
-        model: point forecasts of all channels of its windows, `(batch, lookback, channels)` to `(batch, k, channels)`.
-        horizon: the steps to forecast.
+        model: a point forecaster of all its channels, from `(batch, lookback, channels)` to `(batch, k, channels)`.
+        horizon: the number of steps to forecast.
 
     Returns:
         A model from windows `(batch, lookback, channels)` to forecasts `(batch, horizon, channels)`.
 
     Raises:
-        ValueError: (applied) for a model that does not forecast all the channels of its windows in one number each.
+        ValueError: when applied, if the model does not forecast one number for each channel of its windows.
 
     Example:
         >>> import nnfx
@@ -119,7 +120,7 @@ def recursive(model: Model, horizon: int) -> Model:
                 f" {channels}), got {checks.describe(own)}"
             )
 
-        inputs = inputs.astype(jnp.promote_types(inputs.dtype, own.dtype))  # or each forecast would be rounded on
+        inputs = inputs.astype(jnp.promote_types(inputs.dtype, own.dtype))  # else forecasts fed back would be rounded
 
         def advance(carry: tuple[Array, Any], step: Array) -> tuple[tuple[Array, Any], Array]:
             window, state = carry
@@ -141,27 +142,27 @@ def recursive(model: Model, horizon: int) -> Model:
 
 
 def normalized(model: Model, by: Statistic = "last", head: Head = POINT, channels: int | None = None) -> Model:
-    """A forecaster that sees each window less its own level, and whose forecasts have it added again.
+    """A forecaster that sees each window relative to its own level, which is then restored in the forecasts.
 
     With `"last"` the last value of the window is subtracted; with `"mean_std"` the window is standardised,
-    `(x − m) / √(v + 10⁻⁵)`, by its mean m and variance v. Both keep a network from extrapolating where a series
-    drifts. Nothing is trained.
+    `(x − m) / √(v + 10⁻⁵)`, by its mean m and variance v. With either, a network need not extrapolate when a
+    series drifts. Neither has anything to train.
 
     Args:
         model: a forecaster.
         by: `"last"` or `"mean_std"`, per window and channel.
         head: what the model's outputs mean.
-        channels: how many of the first channels to normalise, those that are forecast; the others, exogenous, pass as
-            they are. None for all.
+        channels: how many of the first channels to normalise, those that are forecast; the others, exogenous, are
+            passed on unchanged. None for all.
 
     Returns:
-        A model of the same shapes.
+        A model with the same shapes.
 
     Raises:
         ValueError: for an unknown statistic, or more channels than there are.
 
     Example:
-        A forecast of zero becomes the naive one:
+        A forecast of zero becomes the naive forecast:
 
         >>> zero = Model(lambda key, x: {"params": {}}, lambda variables, x, **_: jnp.zeros((len(x), 2, 1)))
         >>> normalized(zero).apply({}, jnp.array([[[5.0], [7.0]]]))
@@ -196,15 +197,15 @@ def normalized(model: Model, by: Statistic = "last", head: Head = POINT, channel
 
 
 def scaled(model: Model, scaler: Scaler, head: Head = POINT) -> Model:
-    """A forecaster of a scaled series made one of the series itself: `σ f((x − μ) / σ) + μ`.
+    """A forecaster of a scaled series, turned into one of the series itself: `σ f((x − μ) / σ) + μ`.
 
     Args:
         model: a forecaster, such as one trained on windows of `scaler(values)`.
-        scaler: of one series, `nnfx.forecasting.Scaler.of` the values trained on.
+        scaler: the scaler of one series, made by `nnfx.forecasting.Scaler.of` from the training values.
         head: what the model's outputs mean.
 
     Returns:
-        A model of the same shapes, in the unit of the series.
+        A model with the same shapes, in the unit of the series.
 
     Example:
         >>> zero = Model(lambda key, x: {"params": {}}, lambda variables, x, **_: jnp.zeros((len(x), 2, 1)))
@@ -228,13 +229,14 @@ def channel_independent(model: Model) -> Model:
     """A forecaster of one channel applied to each channel of a series, with the same weights.
 
     Args:
-        model: a forecaster from `(batch, lookback, 1)` to `(batch, horizon, 1)`, perhaps with parameters behind.
+        model: a forecaster from `(batch, lookback, 1)` to `(batch, horizon, 1)`, perhaps with a trailing axis of
+            parameters.
 
     Returns:
         A model from `(batch, lookback, channels)` to `(batch, horizon, channels)`, for any number of channels.
 
     Raises:
-        ValueError: (applied) for a model that forecasts more channels than one.
+        ValueError: when applied, if the model forecasts more than one channel.
 
     Example:
         >>> import nnfx
@@ -268,7 +270,7 @@ def channel_independent(model: Model) -> Model:
 
 
 def _restored(head: Head, shift: Array, scale: Array) -> Callable[[Array], Array]:
-    """Return the function that takes outputs back to the unit that inputs had."""
+    """Return the function that maps outputs back to the original unit of the inputs."""
 
     def restore(outputs: Array) -> Array:
         behind = (shift.shape[2], head.parameters) if head.parameters else (shift.shape[2],)
@@ -281,7 +283,7 @@ def _restored(head: Head, shift: Array, scale: Array) -> Callable[[Array], Array
 
 
 class _View(NamedTuple):
-    """What a wrapper shows to the model within, and how it reads the model's outputs."""
+    """What a wrapper shows to the wrapped model, and how it reads that model's outputs."""
 
     inputs: Array
     weights: Array | None
@@ -289,7 +291,7 @@ class _View(NamedTuple):
 
 
 def _through(model: Model, view: Callable[[Array, Array | None], _View]) -> Model:
-    """Return a model that sees its inputs through a view; its variables are those of the model within."""
+    """Return a model that sees its inputs through a view; its variables are those of the wrapped model."""
 
     def init(key: Array, inputs: Any) -> Variables:
         return model.init(key, view(inputs, None).inputs)
@@ -317,7 +319,7 @@ def _require_model(name: str, model: Any) -> None:
 
 
 def _windows(inputs: Any) -> Array:
-    """Return windows, checked."""
+    """Check windows and return them."""
     if getattr(inputs, "ndim", None) != 3 or not jnp.issubdtype(inputs.dtype, jnp.floating):
         raise ValueError(
             f"inputs: expected windows in floats, (batch, lookback, channels), got {checks.describe(inputs)}"

@@ -1,7 +1,7 @@
 """What the outputs of a forecaster mean: points, normal distributions, or quantiles.
 
-A forecaster with a head gives each target an axis of parameters, `(batch, horizon, channels, parameters)`; point
-forecasts have none. Its loss is for `nnfx.fit`, its quantiles make intervals.
+The outputs of a forecaster with a head have a trailing axis of parameters, `(batch, horizon, channels, parameters)`;
+point forecasts have none. The loss of a head is for `nnfx.fit`, and its quantiles give intervals.
 
 >>> import optax, nnfx
 >>> from nnfx.forecasting import as_data, forecasters, windows
@@ -31,22 +31,22 @@ from nnfx.types import Array, PerExample
 __all__ = ["GAUSSIAN", "POINT", "Head", "Interval", "interval", "quantiles"]
 
 SMALLEST_DEVIATION = 1e-4
-"""The least standard deviation that a Gaussian head gives, in units of the scaled series: a likelihood has no bound
-where a target is met exactly."""
+"""The smallest standard deviation of a Gaussian head, in units of the scaled series: without it, the likelihood has no
+bound if a target is met exactly."""
 
 
 class Head(NamedTuple):
-    """What the outputs of a forecaster mean, as functions of them.
+    """What the outputs of a forecaster mean, as functions of those outputs.
 
     Attributes:
-        parameters: how many numbers each target has; 0 for point forecasts, which have no axis for them.
-        constrain: turns what a network puts out into parameters, both `(..., parameters)`.
-        loss: of outputs `(batch, horizon, channels, parameters)` and targets, `(batch,)`.
-        point: the forecast in one number, `(...)`.
-        quantiles: outputs and levels, such as `(0.05, 0.95)`, to quantiles `(..., levels)`.
-        affine: the outputs for `scale · y + shift` from those for y, given outputs, shift and scale > 0; the latter two
-            as far as `(..., horizon, channels)`, of sizes that broadcast.
-        pool: the outputs of an ensemble from those of its members, `(members, ...)`.
+        parameters: how many numbers describe each target; 0 for point forecasts, which have no axis for them.
+        constrain: from the raw outputs of a network to parameters, both `(..., parameters)`.
+        loss: from outputs `(batch, horizon, channels, parameters)` and targets to losses, `(batch,)`.
+        point: from outputs to forecasts of one number each, `(...)`.
+        quantiles: from outputs and levels, such as `(0.05, 0.95)`, to quantiles `(..., levels)`.
+        affine: from outputs for y, shift and scale > 0 to outputs for `scale · y + shift`; shift and scale broadcast to
+            `(..., horizon, channels)`.
+        pool: from the outputs of the members of an ensemble, `(members, ...)`, to those of the ensemble.
     """
 
     parameters: int
@@ -59,11 +59,11 @@ class Head(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """Where targets are expected, from lower to upper.
+    """The range in which targets are expected.
 
     Attributes:
         lower: `(..., horizon, channels)`, in the unit of the series.
-        upper: in its shape, nowhere below it.
+        upper: in the same shape, nowhere below `lower`.
     """
 
     lower: Array
@@ -71,14 +71,14 @@ class Interval(NamedTuple):
 
 
 def interval(head: Head, outputs: Array, level: float) -> Interval:
-    """The central interval of a forecast: from its quantile `(1 − level) / 2` to `(1 + level) / 2`.
+    """Return the central interval of a forecast, from its quantile `(1 − level) / 2` to `(1 + level) / 2`.
 
-    Whether it covers what it says depends on the model; `nnfx.forecasting.conformal` makes sure of it.
+    Whether its coverage reaches the level depends on the model; `nnfx.forecasting.conformal` makes sure that it does.
 
     Args:
         head: what the outputs mean.
         outputs: `(..., parameters)`.
-        level: the probability that the interval is to hold, above 0 and below 1.
+        level: the probability that the interval should cover, above 0 and below 1.
 
     Returns:
         Lower and upper bounds, `(...)`.
@@ -97,18 +97,17 @@ def interval(head: Head, outputs: Array, level: float) -> Interval:
 
 
 def quantiles(levels: Sequence[float]) -> Head:
-    """A head of quantiles, learned with the pinball loss; they are sorted, so that none cross.
+    """A head of quantiles, trained with the pinball loss and sorted so that they never cross.
 
-    Sorting is a rearrangement that never raises the pinball loss. Between the levels quantiles are interpolated
-    linearly, beyond them there are none. The point forecast is the median; the pool of an ensemble averages each
-    quantile.
+    Sorting never raises the pinball loss. Quantiles between the levels are interpolated linearly; there are none beyond
+    them. The point forecast is the median. An ensemble is pooled by averaging each quantile.
 
     Args:
-        levels: in ascending order, above 0 and below 1, the median within their range.
+        levels: in ascending order, above 0 and below 1, with the median within their range.
 
     Raises:
-        TypeError: for something else than a sequence of numbers.
-        ValueError: for levels out of range or order, or all on one side of the median.
+        TypeError: for anything but a sequence of numbers.
+        ValueError: for levels that are out of range, not ascending, or all on one side of the median.
 
     Example:
         >>> head = quantiles([0.25, 0.5, 0.75])
@@ -151,11 +150,11 @@ def quantiles(levels: Sequence[float]) -> Head:
 
 
 _ROUNDING = 1e-9
-"""What a level may be off by: (1 − 0.9) / 2 is a little less than 0.05."""
+"""The rounding error that a level may have: (1 − 0.9) / 2 is a little less than 0.05."""
 
 
 def _levels(name: str, levels: Sequence[float]) -> np.ndarray:
-    """Return levels as an array, checked."""
+    """Check levels and return them as an array."""
     if isinstance(levels, str) or not isinstance(levels, Sequence | np.ndarray):
         raise TypeError(
             f"{name}: expected a sequence of levels, such as (0.1, 0.5, 0.9), got {checks.describe(levels)}"
@@ -170,7 +169,7 @@ def _levels(name: str, levels: Sequence[float]) -> np.ndarray:
 
 
 def _require_parameters(outputs: Any, parameters: int) -> Array:
-    """Return outputs as an array, once they are found to have so many parameters each."""
+    """Return outputs as an array, after checking that each has this many parameters."""
     outputs = arrays.as_array("outputs", outputs, floats=True)
     if outputs.ndim < 1 or outputs.shape[-1] != parameters:
         raise ValueError(
@@ -180,7 +179,7 @@ def _require_parameters(outputs: Any, parameters: int) -> Array:
 
 
 def _checked(loss: PerExample, parameters: int) -> PerExample:
-    """Attach the check of targets that `nnfx.fit` makes before anything is trained."""
+    """Attach the check of outputs and targets that `nnfx.fit` makes before training."""
 
     def check(outputs: Any, targets: Any) -> None:
         outputs = arrays.as_array("outputs", outputs, floats=True)
@@ -221,11 +220,11 @@ POINT = Head(
     affine=lambda outputs, shift, scale: outputs * scale + shift,
     pool=lambda members: members.mean(0),
 )
-"""Point forecasts, one number a target; any loss of `nnfx.losses` does, the mean square error here."""
+"""Point forecasts, one number per target. The loss here is the mean square error, but any of `nnfx.losses` works."""
 
 
 def _deviation(raw: Array) -> Array:
-    """Return parameters from what a network puts out: the mean as it is, the deviation by softplus."""
+    """Return parameters from the raw outputs of a network: the mean unchanged, the deviation by softplus."""
     raw = _require_parameters(raw, 2)
     return jnp.stack([raw[..., 0], jax.nn.softplus(raw[..., 1]) + SMALLEST_DEVIATION], -1)
 
@@ -271,8 +270,8 @@ GAUSSIAN = Head(
 )
 """Normal distributions with a mean μ and a standard deviation σ for each target.
 
-The loss is the negative log-likelihood `½ ((y − μ) / σ)² + log σ + ½ log 2π` in nats, the mean over the targets of an
-example. The pool of an ensemble has the mean and the variance of the mixture of its members.
+The loss is the negative log-likelihood `½ ((y − μ) / σ)² + log σ + ½ log 2π` in nats, averaged over the targets of an
+example. A pooled ensemble has the mean and the variance of the mixture of its members.
 
 References:
     Nix and Weigend, *Estimating the mean and variance of the target probability distribution*, ICNN 1994.

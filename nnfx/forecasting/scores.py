@@ -1,11 +1,11 @@
-"""Scores of forecasts, one number per example, those of the M4 competition as it defines them.
+"""Scores of forecasts, one number per example; those of the M4 competition follow its definitions.
 
-As losses and metrics do, each takes forecasts and targets `(batch, horizon, channels)` and returns `(batch,)`, in units
-of the values it is given: forecasts of scaled series are scaled back first. The score of many series is the mean over
-the batch.
+Like losses and metrics, each takes forecasts and targets `(batch, horizon, channels)` and returns `(batch,)`, in the
+units of the values it is given: scale forecasts of a scaled series back first. The score of many series is the mean
+over the batch.
 
-Arrays of JAX are scored where they are, in their dtype. What lies on the host, such as lists, frames and arrays of
-NumPy, is subtracted in float64 there, so that no digits are lost of series far from zero.
+JAX arrays are scored where they are, in their dtype. Values on the host, such as lists, frames and NumPy arrays, are
+subtracted there in float64, so that no digits are lost for series far from zero.
 """
 
 import math
@@ -38,17 +38,17 @@ __all__ = [
 
 
 def root_mean_square_error(forecasts: Array, targets: Array) -> Array:
-    """Root mean square error of each example: `√mean (ŷ − y)²`; that of all is the root of `mean_square_error`'s mean.
+    """Root mean square error per example, `√mean (ŷ − y)²`; overall, it is the root of the mean of `mean_square_error`.
 
     Args:
         forecasts: ŷ, `(batch, ...)`.
-        targets: y, in their shape.
+        targets: y, in the same shape.
 
     Returns:
         `(batch,)`, in the targets' unit.
 
     Raises:
-        ValueError: for targets that are not finite, or shapes that do not fit.
+        ValueError: for targets that are not finite, or shapes that do not match.
 
     Example:
         >>> root_mean_square_error(jnp.array([[1.0, 7.0]]), jnp.array([[0.0, 0.0]]))
@@ -64,13 +64,13 @@ def smape(forecasts: Array, targets: Array) -> Array:
 
     Args:
         forecasts: ŷ, `(batch, ...)`.
-        targets: y, in their shape.
+        targets: y, in the same shape.
 
     Returns:
-        `(batch,)` in percent; where forecast and target are both zero the error is.
+        `(batch,)`, in percent; the error is zero where forecast and target are both zero.
 
     Raises:
-        ValueError: for targets that are not finite, or shapes that do not fit.
+        ValueError: for targets that are not finite, or shapes that do not match.
 
     Example:
         >>> smape(jnp.array([[1.0, 3.0]]), jnp.array([[3.0, 3.0]]))
@@ -81,26 +81,26 @@ def smape(forecasts: Array, targets: Array) -> Array:
         International Journal of Forecasting 2020, section 2.3.
     """
     forecast, y = _pair(forecasts, targets)
-    # Halves, that no sum overflows in half precision.
+    # Halve both, so that no sum overflows in half precision.
     error, size = _difference(forecast / 2, y / 2), ops.absolute(_device(forecast) / 2) + ops.absolute(_device(y) / 2)
     is_zero = size == 0
     return _per_example(jnp.where(is_zero, 0, 200 * (ops.absolute(error) / jnp.where(is_zero, 1, size))))
 
 
 def seasonal_naive_error(history: ArrayLike, period: int = 1) -> Array:
-    """The mean of `|yₜ − yₜ₋ₘ|` over a history: the error of the seasonal naive there, and the scale of `mase`.
+    """Return the mean of `|yₜ − yₜ₋ₘ|` over a history: the error of a seasonal naive forecast, and the scale of `mase`.
 
     Args:
-        history: y, what was known before the forecasts, such as the training part, `(time, channels)` of one series or
+        history: y, what was known before the forecasts, such as the training part, `(time, channels)` for one series or
             `(batch, time, channels)`.
-        period: m, how many steps make a season; 1 where there is none.
+        period: m, how many steps make a season; 1 if there is none.
 
     Returns:
         `(channels,)` or `(batch, channels)`, in the unit of the history.
 
     Raises:
         TypeError: for a period that is not a whole number, or a history that is not of real numbers.
-        ValueError: for a history of another rank, not finite, no longer than a season, or that repeats itself exactly.
+        ValueError: for a history of the wrong rank, not finite, no longer than a season, or that repeats exactly.
 
     Example:
         >>> seasonal_naive_error(jnp.array([[1.0], [5.0], [2.0], [8.0]]), period=2)
@@ -123,18 +123,18 @@ def seasonal_naive_error(history: ArrayLike, period: int = 1) -> Array:
 
 
 def mase(forecasts: Array, targets: Array, scale: ArrayLike) -> Array:
-    """Mean absolute scaled error: the mean of `|ŷ − y| / s`, 1 where as large as the seasonal naive's in the history.
+    """Mean absolute scaled error, the mean of `|ŷ − y| / s`; 1 equals the seasonal naive forecast's in the history.
 
     Args:
         forecasts: ŷ, `(batch, horizon, channels)`.
-        targets: y, in their shape.
-        scale: s > 0, what `seasonal_naive_error` makes of the history, `(channels,)` or `(batch, channels)`.
+        targets: y, in the same shape.
+        scale: s > 0, the `seasonal_naive_error` of the history, `(channels,)` or `(batch, channels)`.
 
     Returns:
         `(batch,)`, without a unit.
 
     Raises:
-        ValueError: for targets that are not finite, shapes that do not fit, or a scale that is not positive.
+        ValueError: for targets that are not finite, shapes that do not match, or a scale that is not positive.
 
     Example:
         >>> scale = seasonal_naive_error(jnp.array([[1.0], [3.0], [5.0]]))
@@ -151,19 +151,19 @@ def mase(forecasts: Array, targets: Array, scale: ArrayLike) -> Array:
 def owa(forecasts: Array, targets: Array, scale: ArrayLike, benchmark: Array) -> Array:
     """Overall weighted average of M4: `½ (sMAPE / sMAPE of the benchmark + MASE / MASE of the benchmark)`.
 
-    The errors are means over all series, before they are divided.
+    The errors are averaged over all series before they are divided.
 
     Args:
         forecasts: `(batch, horizon, channels)`.
-        targets: in their shape.
-        scale: of `mase`, `(channels,)` or `(batch, channels)`.
-        benchmark: the forecasts of `baselines.naive2`, in their shape.
+        targets: in the same shape.
+        scale: as for `mase`, `(channels,)` or `(batch, channels)`.
+        benchmark: the forecasts of `baselines.naive2`, in the same shape.
 
     Returns:
-        A scalar; below 1 where better than the benchmark.
+        A scalar; below 1 if better than the benchmark.
 
     Raises:
-        ValueError: for targets that are not finite, shapes that do not fit, or a scale that is not positive.
+        ValueError: for targets that are not finite, shapes that do not match, or a scale that is not positive.
 
     Example:
         >>> targets, benchmark = jnp.full((1, 2, 1), 2.0), jnp.full((1, 2, 1), 4.0)
@@ -180,10 +180,10 @@ def owa(forecasts: Array, targets: Array, scale: ArrayLike, benchmark: Array) ->
 
 
 def pinball(forecasts: Array, targets: Array, levels: ArrayLike) -> Array:
-    """Pinball loss: the mean of `max(q e, (q − 1) e)` with `e = y − ŷ`, least where ŷ is the q-quantile of y.
+    """Pinball loss: the mean of `max(q e, (q − 1) e)` with `e = y − ŷ`, lowest if ŷ is the q-quantile of y.
 
     Args:
-        forecasts: ŷ, `(batch, ..., levels)`, for each target one forecast a level.
+        forecasts: ŷ, `(batch, ..., levels)`, one forecast per level for each target.
         targets: y, `(batch, ...)`.
         levels: q, `(levels,)`, above 0 and below 1.
 
@@ -191,7 +191,7 @@ def pinball(forecasts: Array, targets: Array, levels: ArrayLike) -> Array:
         `(batch,)`, in the targets' unit.
 
     Raises:
-        ValueError: for targets that are not finite, shapes that do not fit, or levels that are not above 0 and below 1.
+        ValueError: for targets that are not finite, shapes that do not match, or levels not above 0 and below 1.
 
     Example:
         >>> pinball(jnp.array([[[1.0, 1.0]]]), jnp.array([[3.0]]), jnp.array([0.1, 0.9]))
@@ -221,14 +221,14 @@ def coverage(lower: Array, upper: Array, targets: Array) -> Array:
 
     Args:
         lower: l, `(batch, ...)`.
-        upper: u, in its shape.
-        targets: y, in its shape.
+        upper: u, in the same shape.
+        targets: y, in the same shape.
 
     Returns:
-        `(batch,)` from 0 to 1, in the dtype of the bounds; NaN where a bound is.
+        `(batch,)` from 0 to 1, in the dtype of the bounds; NaN if a bound is NaN.
 
     Raises:
-        ValueError: for targets that are not finite, or shapes that do not fit.
+        ValueError: for targets that are not finite, or shapes that do not match.
 
     Example:
         >>> coverage(jnp.zeros((1, 4)), jnp.ones((1, 4)), jnp.array([[-1.0, 0.0, 0.5, 2.0]]))
@@ -241,17 +241,17 @@ def coverage(lower: Array, upper: Array, targets: Array) -> Array:
 
 
 def interval_width(lower: Array, upper: Array) -> Array:
-    """The mean width of intervals, `u − l`: of two that cover alike, the narrower tell more.
+    """The mean width of intervals, `u − l`; at equal coverage, narrower intervals are more informative.
 
     Args:
         lower: l, `(batch, ...)`.
-        upper: u, in its shape.
+        upper: u, in the same shape.
 
     Returns:
         `(batch,)`, in the unit of the bounds.
 
     Raises:
-        ValueError: for shapes that do not fit.
+        ValueError: for shapes that do not match.
 
     Example:
         >>> interval_width(jnp.zeros((1, 2)), jnp.array([[1.0, 3.0]]))
@@ -262,19 +262,19 @@ def interval_width(lower: Array, upper: Array) -> Array:
 
 
 def interval_score(lower: Array, upper: Array, targets: Array, level: ArrayLike) -> Array:
-    """Interval score: the mean of `(u − l) + 2/α (l − y)⁺ + 2/α (y − u)⁺`, α = 1 − level; least for the true quantiles.
+    """Interval score: the mean of `(u − l) + 2/α (l − y)⁺ + 2/α (y − u)⁺`, α = 1 − level; best at the true quantiles.
 
     Args:
         lower: l, `(batch, ...)`, the quantile α/2.
-        upper: u, in its shape, the quantile 1 − α/2.
-        targets: y, in its shape.
-        level: the part of the targets that the intervals are to cover, above 0 and below 1; may be traced.
+        upper: u, in the same shape, the quantile 1 − α/2.
+        targets: y, in the same shape.
+        level: the share of the targets that the intervals should cover, above 0 and below 1; may be traced.
 
     Returns:
         `(batch,)`, in the targets' unit.
 
     Raises:
-        ValueError: for targets that are not finite, shapes that do not fit, or a level that is not above 0 and below 1.
+        ValueError: for targets that are not finite, shapes that do not match, or a level not above 0 and below 1.
 
     Example:
         >>> interval_score(jnp.zeros((1, 2)), jnp.ones((1, 2)), jnp.array([[0.5, 2.0]]), level=0.5)
@@ -292,16 +292,16 @@ def msis(lower: Array, upper: Array, targets: Array, scale: ArrayLike, level: Ar
 
     Args:
         lower: l, `(batch, horizon, channels)`.
-        upper: u, in its shape.
-        targets: y, in its shape.
-        scale: s > 0, what `seasonal_naive_error` makes of the history, `(channels,)` or `(batch, channels)`.
-        level: the part of the targets that the intervals are to cover, above 0 and below 1; may be traced.
+        upper: u, in the same shape.
+        targets: y, in the same shape.
+        scale: s > 0, the `seasonal_naive_error` of the history, `(channels,)` or `(batch, channels)`.
+        level: the share of the targets that the intervals should cover, above 0 and below 1; may be traced.
 
     Returns:
         `(batch,)`, without a unit.
 
     Raises:
-        ValueError: for targets that are not finite, shapes that do not fit, a scale that is not positive, or a level
+        ValueError: for targets that are not finite, shapes that do not match, a scale that is not positive, or a level
             that is not above 0 and below 1.
 
     Example:
@@ -326,7 +326,7 @@ def _interval_scores(lower: Any, upper: Any, targets: Any, level: ArrayLike, axe
 
 
 def _held(name: str, value: Any) -> Any:
-    """Return an array of JAX as it is, in floats; anything else in float64 on the host."""
+    """Return a JAX array unchanged, and anything else in float64 on the host."""
     if isinstance(value, jax.Array):
         checks.numeric(name, value)
         return value
@@ -334,12 +334,12 @@ def _held(name: str, value: Any) -> Any:
 
 
 def _device(value: Any) -> Array:
-    """Return what is held as an array of JAX."""
+    """Return a held value as a JAX array, in floats."""
     return arrays.as_array("values", value, floats=True)
 
 
 def _difference(a: Any, b: Any) -> Array:
-    """Subtract: in float64 on the host where one of the two lies there, else in their dtype."""
+    """Subtract, in float64 on the host if either value lies there, else in their dtype."""
     on_host = isinstance(a, np.ndarray) or isinstance(b, np.ndarray)
     if on_host and checks.is_concrete((a, b)):
         return _device(np.asarray(a, np.float64) - np.asarray(b, np.float64))
@@ -349,7 +349,7 @@ def _difference(a: Any, b: Any) -> Array:
 
 
 def _pair(forecasts: Any, targets: Any, axes: int | None = None) -> tuple[Any, Any]:
-    """Return forecasts and targets, once they are found to fit."""
+    """Return forecasts and targets, after checking that they match."""
     forecast, y = _held("forecasts", forecasts), _held("targets", targets)
     _check(forecast, y, axes)
     return forecast, y if isinstance(forecast, np.ndarray) or isinstance(y, np.ndarray) else y.astype(forecast.dtype)
@@ -365,7 +365,7 @@ def _bounds(lower: Any, upper: Any, targets: Any, axes: int | None = None) -> tu
 
 
 def _check(forecasts: Any, targets: Any, axes: int | None) -> None:
-    """Require forecasts in floats, and targets of their shape that are finite."""
+    """Require forecasts in floats, and finite targets of the same shape."""
     _require_floats(forecasts)
     if forecasts.ndim < 1 or forecasts.ndim != (axes or forecasts.ndim):
         wanted = "(batch, ...)" if axes is None else "(batch, horizon, channels)"
@@ -379,7 +379,7 @@ def _check(forecasts: Any, targets: Any, axes: int | None) -> None:
 
 
 def _require_floats(forecasts: Any) -> None:
-    """Refuse integers of JAX: targets brought to their dtype would lose what is behind the point."""
+    """Refuse JAX integers: targets cast to their dtype would lose their fractional part."""
     if not jnp.issubdtype(forecasts.dtype, jnp.floating):
         raise TypeError(f"forecasts: expected an array of floats, got {checks.describe(forecasts)}")
 
@@ -394,7 +394,7 @@ def _upper(lower: Any, upper: Any) -> Any:
 
 
 def _scale(scale: Any, forecasts: Array) -> Array:
-    """Return the scale of each example and channel, NaN where a traced one is not positive."""
+    """Return the scale of each example and channel, NaN where a traced scale is not positive."""
     s = arrays.as_array("scale", scale, floats=True).astype(forecasts.dtype)
     batch, _, channels = forecasts.shape
     if s.shape not in ((channels,), (batch, channels)):
@@ -405,5 +405,5 @@ def _scale(scale: Any, forecasts: Array) -> Array:
 
 
 def _per_example(values: Array) -> Array:
-    """Average all but the first axis; there may be no row."""
+    """Average over all axes but the first, which may be empty."""
     return values.reshape(values.shape[0], math.prod(values.shape[1:])).mean(-1)

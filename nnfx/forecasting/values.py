@@ -1,4 +1,4 @@
-"""The values of a series as users hold them: with their times, in frames or arrays, of any precision."""
+"""The values of a series as users have them: with their times, in frames or arrays, of any precision."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ __all__ = ["as_series", "check_times", "floating", "in_floats", "on_hand"]
 
 
 def as_series(name: str, values: Any) -> Any:
-    """Return a series or a panel in its own precision, on the host unless it is on the device, checked.
+    """Check a series or a panel and return it in its own precision, on the host unless it is on the device.
 
     Args:
-        name: of the argument, for errors.
-        values: what users hold; one column, as of a Series of pandas, is one channel.
+        name: the name of the argument, for error messages.
+        values: what the user passed; a single column, such as a pandas Series, is one channel.
     """
     check_times(name, values)
     x = on_hand(name, values)
@@ -36,7 +36,7 @@ def as_series(name: str, values: Any) -> Any:
 
 
 def check_times(name: str, values: Any) -> None:
-    """Require that the times that values have, if any, are regular."""
+    """Require that the times of the values, if they have any, are regular."""
     irregular = None if (times := times_of(values)) is None else irregularity(times)
     if irregular is not None:
         raise ValueError(
@@ -45,7 +45,7 @@ def check_times(name: str, values: Any) -> None:
 
 
 def on_hand(name: str, values: Any) -> Any:
-    """Return values on the host in their own precision; those of JAX, which it has rounded already, as they are."""
+    """Return values on the host in their own precision; JAX arrays, which are already rounded, are unchanged."""
     if hasattr(values, "values") and hasattr(values, "times"):  # an nnfx.data.Series
         values = values.values
     if isinstance(values, jax.Array | jax.ShapeDtypeStruct):
@@ -55,7 +55,7 @@ def on_hand(name: str, values: Any) -> Any:
 
 
 def in_floats(name: str, values: Any) -> Array:
-    """Return a series or a panel in floats on the device, whose dtype tells its values apart."""
+    """Return a series or a panel in floats on the device, after checking that their dtype tells its values apart."""
     x = as_series(name, values)
     dtype = floating(x)
     if isinstance(x, jax.Array) and (x.dtype == dtype or not checks.is_concrete(x)):
@@ -67,7 +67,7 @@ def in_floats(name: str, values: Any) -> Array:
 
 
 def floating(x: Any) -> Any:
-    """Return the dtype of floats that the device has for an array's.
+    """Return the dtype of floats that the device uses for an array.
 
     >>> floating(np.ones(1)), floating(np.ones(1, np.float16)), floating(np.ones(1, int))
     (dtype('float32'), dtype('float16'), dtype('float32'))

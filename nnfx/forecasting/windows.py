@@ -1,7 +1,7 @@
-"""From a series to examples: parts in the order of time, scales of the first part alone, windows of past and future.
+"""From a series to examples: parts in time order, scales of the first part only, and windows of past and future.
 
 Every forecaster is a `Model` from past windows `(batch, lookback, channels)` to future ones `(batch, horizon,
-channels)`, so that training is `nnfx.fit` on windows.
+channels)`, so training is `nnfx.fit` on windows.
 
 >>> import nnfx
 >>> values = np.sin(np.arange(200.0)[:, None])
@@ -52,29 +52,29 @@ def windows(
 ) -> Windows:
     """Cut a series into windows: for n = 0, 1, … inputs `y[sn : sn + L]` and targets `y[sn + L : sn + L + H]`.
 
-    Exogenous columns become further channels of the inputs. Those known in the past alone are cut as the series is.
+    Exogenous columns become additional channels of the inputs. Those known only in the past are cut like the series.
     Those known ahead, such as calendars and plans, are cut H steps later, `x[sn + H : sn + H + L]`: their last H rows
-    are those of the horizon, and pass through any model in the one array. Pass them in `past` as well for a model to
-    see them beside the values of their own time.
+    are those of the horizon, and pass through any model in the same array. Pass them in `past` as well to let a model
+    see them alongside the values of the same time.
 
     Args:
         values: y, one series `(time, channels)` or a panel `(series, time, channels)`, finite; an array, a list, an
-            `nnfx.data.Series`, or a frame or Series of pandas or polars; times that it has are regular.
-        lookback: L, the steps that a forecaster sees.
-        horizon: H, the steps that it forecasts.
-        stride: s, the steps from one window to the next.
-        past: columns that are known up to the present, with the shape of the values but for the channels.
-        future: x, columns that are known H steps ahead; the lookback must be at least the horizon then.
+            `nnfx.data.Series`, or a pandas or polars frame or Series; if it has times, they must be regular.
+        lookback: L, the number of steps that a forecaster sees.
+        horizon: H, the number of steps that it forecasts.
+        stride: s, the number of steps from one window to the next.
+        past: columns that are known up to the present, in the shape of the values except for the channels.
+        future: x, columns that are known H steps ahead; the lookback must then be at least the horizon.
 
     Returns:
-        The `(time − L − H) // s + 1` windows of each series, those of one series after the other, in floats.
+        The `(time − L − H) // s + 1` windows of each series, one series after another, in floats.
 
     Raises:
-        TypeError: for values that are not real numbers, and sizes that are not whole ones.
-        ValueError: for values of another rank, not finite, missing, or that rounding to the dtype of the windows would
-            no longer tell apart; for times with a gap, repeated or out of order; for fewer steps than one window
-            covers; for exogenous columns of other times or series than the values, or known ahead over more steps than
-            a window has.
+        TypeError: for values that are not real numbers, or sizes that are not whole numbers.
+        ValueError: for values that are of the wrong rank, not finite, missing, or no longer distinct once rounded to
+            the dtype of the windows; for times with a gap, repeated or out of order; for fewer steps than one window
+            covers; for exogenous columns with other times or series than the values, or known ahead over more steps
+            than a window has.
 
     Example:
         >>> inputs, targets = windows(jnp.arange(6.0)[:, None], lookback=3, horizon=2)
@@ -104,7 +104,7 @@ def windows(
 
 
 def _cut(values: Array, times: np.ndarray) -> Array:
-    """Take rows of times `(windows, steps)` from each series, and lay the windows of a panel one after the other."""
+    """Take the rows at times `(windows, steps)` from each series, and line up the windows of a panel on one axis."""
     cut = jnp.take(values, times, axis=-2, mode="clip")
     return cut.reshape(-1, *cut.shape[-2:])
 
@@ -122,17 +122,17 @@ def _exogenous(name: str, columns: Any, values: Any, y: Array) -> Array:
 
 
 def as_data(train: Windows, valid: Windows | None = None) -> Data:
-    """Make windows into the data that `nnfx.fit` takes; they go to the model as they are.
+    """Turn windows into the data that `nnfx.fit` takes; they reach the model unchanged.
 
     Args:
         train: the windows to train on.
-        valid: those held out, whose targets lie in a later part; see `split`.
+        valid: the held-out windows, whose targets lie in a later part; see `split`.
 
     Returns:
         Data whose preprocessing changes nothing.
 
     Raises:
-        ValueError: for held-out windows of other sizes than those to train on.
+        ValueError: for held-out windows whose sizes differ from those of the training windows.
 
     Example:
         >>> data = as_data(windows(jnp.arange(6.0)[:, None], lookback=3, horizon=2))
@@ -160,7 +160,7 @@ def as_data(train: Windows, valid: Windows | None = None) -> Data:
 
 
 def _as_windows(name: str, given: Any) -> Windows:
-    """Return windows in floats on the device, checked."""
+    """Check windows and return them in floats on the device."""
     if not isinstance(given, tuple) or len(given) != len(Windows._fields):
         raise TypeError(f"{name}: expected Windows, as windows(...) makes them, got {checks.describe(given)}")
     parts: list[Array] = []
@@ -179,24 +179,24 @@ def _as_windows(name: str, given: Any) -> Windows:
 
 
 def split(values: Any, lookback: int, sizes: Sequence[float]) -> tuple[Any, ...]:
-    """Cut a series in the order of time, for windows whose targets each lie in one part alone.
+    """Split a series in time order, so that the targets of each window lie in a single part.
 
     The first part is `y[: n₁]`. A later one begins L steps early, `y[b − L : b + n]`: its windows look back into the
-    part before it, and all of their targets, from b on, lie in its own. So no window to train on knows of a later
+    part before it, but all of their targets, from b on, are its own. So no training window contains values of a later
     part, and each step of a later part is a target.
 
     Args:
         values: y, one series `(time, channels)` or a panel `(series, time, channels)`, as for `windows`.
-        lookback: L, of the windows that the parts will be cut into.
-        sizes: two or more, such as those of what is trained on, held out and tested: in steps, where what they leave
-            at the end is not used; or in fractions of all steps, which sum to 1. Fractions are rounded down to steps,
-            and what is left over goes to the second part.
+        lookback: L, that of the windows that the parts will be cut into.
+        sizes: two or more, such as those of the training, held-out and test parts. Either in steps, with any left at
+            the end unused; or in fractions of all steps, which sum to 1. Fractions are rounded down to whole steps, and
+            the steps left over go to the second part.
 
     Returns:
-        The parts, as many as sizes: arrays; of a frame or an `nnfx.data.Series` such ones.
+        The parts, one per size: frames or `nnfx.data.Series` if the values are, arrays otherwise.
 
     Raises:
-        TypeError: for sizes of mixed kinds, or a lookback that is not a whole number.
+        TypeError: for sizes that mix steps and fractions, or a lookback that is not a whole number.
         ValueError: for values that `windows` refuses, fewer than two sizes, sizes that are not positive, more steps
             than there are, fractions that do not sum to 1 or leave a part empty, or a first part shorter than the
             lookback.
@@ -207,8 +207,8 @@ def split(values: Any, lookback: int, sizes: Sequence[float]) -> tuple[Any, ...]
 
     References:
         Zhou et al., *Informer: beyond efficient transformer for long sequence time-series forecasting*, AAAI 2021,
-        whose borders these are, as are those of Zeng et al., *Are transformers effective for time series
-        forecasting?*, AAAI 2023.
+        which uses the same borders, as do Zeng et al., *Are transformers effective for time series forecasting?*,
+        AAAI 2023.
     """
     checks.positive_integer("lookback", lookback)
     checked = as_series("values", values)
@@ -221,13 +221,13 @@ def split(values: Any, lookback: int, sizes: Sequence[float]) -> tuple[Any, ...]
 
 
 def _between(values: Any, checked: Any, start: int, end: int) -> Any:
-    """Return some steps of what holds a series: with their times and names, where it has them, else as an array."""
+    """Return a range of steps of a series, with their times and names if it has them, else as an array."""
     if hasattr(values, "times") and hasattr(values, "_replace"):
         times = None if values.times is None else values.times[start:end]
         return values._replace(values=values.values[start:end], times=times)
     if hasattr(values, "iloc"):
         return values.iloc[start:end]
-    if hasattr(values, "null_count"):  # of polars
+    if hasattr(values, "null_count"):  # a polars frame or Series
         return values[start:end]
     return checked[..., start:end, :]
 
@@ -259,7 +259,7 @@ def _steps(sizes: Sequence[float], time: int) -> list[int]:
 
 
 def _whole_part(fraction: Any, time: int) -> int:
-    """Return the whole steps of a fraction, which falls short of what was meant by the rounding of its own dtype.
+    """Return a fraction of the steps, rounded down, allowing for the rounding error of the fraction's own dtype.
 
     >>> _whole_part(0.29, 100), int(0.29 * 100)
     (29, 28)
@@ -269,10 +269,10 @@ def _whole_part(fraction: Any, time: int) -> int:
 
 
 class Scaler(NamedTuple):
-    """The scale of each channel of each series: `(y − μ) / σ`, and back.
+    """The mean and scale of each channel of each series, for `(y − μ) / σ` and its inverse.
 
     Attributes:
-        mean: μ, `(1, channels)`, or of a panel `(series, 1, channels)`.
+        mean: μ, `(1, channels)`, or `(series, 1, channels)` for a panel.
         scale: σ > 0, of the same shape.
     """
 
@@ -281,16 +281,16 @@ class Scaler(NamedTuple):
 
     @classmethod
     def of(cls, values: Any, where: Any = None) -> "Scaler":
-        """Measure the mean and the standard deviation over time, `σ² = Σ (y − μ)² / n`; of a constant channel σ is 1.
+        """Measure the mean and the standard deviation over time, `σ² = Σ (y − μ)² / n`; σ is 1 for a constant channel.
 
         Args:
-            values: those to train on and no others, `(time, channels)` or `(series, time, channels)`, finite, as for
+            values: the training values and no others, `(time, channels)` or `(series, time, channels)`, finite, as for
                 `windows`; concrete ones are measured in float64.
-            where: booleans `(time,)`, true for the steps to measure; all where not given.
+            where: booleans `(time,)`, true for the steps to measure; all steps if not given.
 
         Raises:
-            TypeError, ValueError: for values that are not real numbers, of another rank, not finite, or whose spread is
-                lost in the rounding of their dtype; for other than one boolean a step.
+            TypeError, ValueError: for values that are not real numbers, of the wrong rank, not finite, or whose spread
+                is lost in the rounding of their dtype; for anything but one boolean per step.
 
         Example:
             >>> scaler = Scaler.of(jnp.array([[1.0, 7.0], [3.0, 7.0]]))
@@ -309,7 +309,7 @@ class Scaler(NamedTuple):
             return values.mean(-2, keepdims=True, where=is_measured)
 
         mean = average(precise)
-        mean = mean + average(precise - mean)  # what rounding left of the sum
+        mean = mean + average(precise - mean)  # correct the rounding error of the sum
         scale = jnp.sqrt(average(jnp.square(precise - mean)))
         is_constant = scale <= jnp.finfo(precise.dtype).eps * jnp.abs(mean)
         if checks.is_concrete((mean, scale)):
@@ -318,7 +318,7 @@ class Scaler(NamedTuple):
 
     @classmethod
     def _measured(cls, values: np.ndarray, is_measured: np.ndarray | None, dtype: Any) -> "Scaler":
-        """Measure values in float64, which the device does not have."""
+        """Measure values in float64, which the device lacks."""
         arrays.check_range("values", values, dtype)
         exact, where = values.astype(np.float64), True if is_measured is None else is_measured
         mean, scale = exact.mean(-2, keepdims=True, where=where), exact.std(-2, keepdims=True, where=where)
@@ -329,14 +329,14 @@ class Scaler(NamedTuple):
         return cls(jnp.asarray(mean, dtype), jnp.asarray(scale, dtype))
 
     def __call__(self, values: Any) -> Array:
-        """Return values in units of the scale; what the device cannot hold is scaled on the host.
+        """Return scaled values; those that the device cannot hold exactly are scaled on the host.
 
         Args:
-            values: `(..., channels)`, such as windows `(windows, steps, channels)`; those of a panel's scaler begin
-                with an axis of its series, `(series, ..., channels)`. Lists and frames as for `windows`.
+            values: `(..., channels)`, such as windows `(windows, steps, channels)`; for the scaler of a panel, they
+                begin with an axis of its series, `(series, ..., channels)`. Lists and frames as for `windows`.
 
         Raises:
-            ValueError: for other channels or series than were measured, and values that are missing.
+            ValueError: for other channels or series than were measured, or values that are missing.
         """
         x = on_hand("values", values)
         mean, scale = self._aligned(x)
@@ -347,7 +347,7 @@ class Scaler(NamedTuple):
         return arrays.to_device("values", scaled, floating(x))
 
     def inverse(self, values: Any) -> Array:
-        """Return scaled values, such as forecasts, in their own units: `σ y + μ`; shapes are those of `__call__`.
+        """Return scaled values, such as forecasts, in their original units, `σ y + μ`; shapes are as in `__call__`.
 
         Raises:
             ValueError: for other channels or series than were measured.
@@ -358,7 +358,7 @@ class Scaler(NamedTuple):
         return (x * scale + mean).astype(x.dtype)
 
     def _aligned(self, x: Any) -> tuple[Array, Array]:
-        """Return mean and scale with as many axes as the values."""
+        """Return the mean and the scale with as many axes as the values."""
         *series, _, channels = self.mean.shape
         if x.ndim < len(series) + 1 or x.shape[: len(series)] != tuple(series) or x.shape[-1] != channels:
             expected = ", ".join([*map(str, series), "...", str(channels)])
@@ -368,7 +368,7 @@ class Scaler(NamedTuple):
 
 
 def _steps_where(where: Any, values: Any) -> Any:
-    """Say of every value whether its step is to be measured."""
+    """Return whether the step of each value is to be measured."""
     steps = where if isinstance(where, jax.Array) else arrays.as_numpy("where", where)
     if steps.shape != values.shape[-2:-1] or steps.dtype != bool:
         raise ValueError(
@@ -381,7 +381,7 @@ def _steps_where(where: Any, values: Any) -> Any:
 
 
 def _check_resolution(mean: np.ndarray, scale: np.ndarray, dtype: Any) -> None:
-    """Refuse channels whose spread is lost in the rounding of the dtype of the device."""
+    """Refuse channels whose spread is lost when rounded to the dtype of the device."""
     most = 1e5 * float(np.finfo(np.float32).eps) / float(jnp.finfo(dtype).eps)
     lost = np.argwhere(np.abs(mean) > most * scale)
     if len(lost):

@@ -1,1 +1,1 @@
-"""What the host does while a run goes on: sessions, with their logs, progress, signals and checkpoints."""
+"""What the host does during a run: sessions, with their logs, progress, signals and checkpoints."""

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: a folder of them, of which the last and the best are kept, saved in the background."""
+"""The checkpoints of a run: saved to a folder in the background, of which the latest and the best are kept."""
 
 import concurrent.futures
 import contextlib
@@ -19,29 +19,29 @@ from nnfx.checkpoint import DamagedError, Description
 
 
 class AnotherRunError(ValueError):
-    """A checkpoint of another run, which may be as good as new."""
+    """A checkpoint that belongs to another run, and may be perfectly intact."""
 
 
 class Checkpoints:
     """A folder of checkpoints of one run.
 
-    Open it with `with`: it locks the folder, removes what a killed save has left over, and waits at the end. A
-    checkpoint is called after its number, such as `epoch-00000012`. Of several processes the first locks, removes and
-    saves; all of them load.
+    Open it using `with`: it locks the folder, removes what a killed save has left behind, and waits for the last save
+    at the end. A checkpoint is named after its number, such as `epoch-00000012`. With several processes, the first
+    locks, removes and saves; all of them load.
 
     Args:
-        folder: made where it is lacking.
-        keep_last: how many of the newest to keep, at least 1.
-        keep_best: how many of those of the lowest loss to keep besides.
+        folder: the folder, created if missing.
+        keep_last: how many of the newest checkpoints to keep, at least 1.
+        keep_best: how many of those with the lowest loss to keep in addition.
         unit: what the numbers count.
-        on_saved: called when a checkpoint is on the disk, in another thread.
+        on_saved: called in another thread when a checkpoint is on disk.
 
     Attributes:
-        unwritable: why nothing can be saved in the folder, where there are checkpoints to be read; else None.
+        unwritable: the reason why nothing can be saved in a folder whose checkpoints can be read; else None.
 
     Raises:
-        OSError: for a folder that cannot be made, or that another process has open; and for one that cannot be written,
-            unless there are checkpoints in it.
+        OSError: for a folder that cannot be created, or that another process has open; and for one that cannot be
+            written to, unless it holds checkpoints.
 
     Example:
         >>> import jax.numpy as jnp, tempfile
@@ -102,7 +102,7 @@ class Checkpoints:
             self._closing.close()
 
     def paths(self) -> list[Path]:
-        """Return the checkpoints in the folder, the newest last."""
+        """Return the paths of the checkpoints in the folder, the newest last."""
         named = (
             path
             for path in self.folder.glob(f"{self.unit}-*")
@@ -111,18 +111,18 @@ class Checkpoints:
         return sorted(named, key=lambda path: int(path.name.removeprefix(f"{self.unit}-")))
 
     def save(self, number: int, tree: Any, *, loss: float, about: Mapping[str, Any] | None = None) -> None:
-        """Save a tree in the background, after the save before.
+        """Save a tree in the background, once the previous save has finished.
 
-        JAX's arrays may be replaced at once, but not be donated; NumPy's may be changed as well.
+        JAX arrays may be replaced right away, but not donated; NumPy arrays may even be modified.
 
         Args:
-            number: after how many epochs, or what else is counted; there must be no checkpoint of it yet.
+            number: the number of epochs, or of whatever else is counted; it must not have a checkpoint yet.
             tree: as for `nnfx.checkpoint.save`.
-            loss: what the best are the lowest of; NaN ranks last.
-            about: as for `nnfx.checkpoint.save`; the number, as `epoch`, and the loss are noted besides.
+            loss: the loss by which checkpoints are ranked, lowest first; NaN ranks last.
+            about: as for `nnfx.checkpoint.save`; the number, as `epoch`, and the loss are recorded in addition.
 
         Raises:
-            OSError: where the save before has failed, or nothing can be saved.
+            OSError: if the previous save has failed, or nothing can be saved.
         """
         if not distributed.is_first():
             return
@@ -135,10 +135,10 @@ class Checkpoints:
         self._pending = path, self._writer.submit(self._publish, path, copied, noted)
 
     def wait(self) -> None:
-        """Wait until what was to be saved is on the disk.
+        """Wait until the pending checkpoint is on disk.
 
         Raises:
-            OSError: where it could not be; what was saved before is as it was.
+            OSError: if it could not be saved; earlier checkpoints are unchanged.
         """
         if self._pending is None:
             return
@@ -153,22 +153,22 @@ class Checkpoints:
     def resume(
         self, expected: Callable[[Description], Any], *, skip_damaged: bool = False
     ) -> tuple[Path, Description, Any] | None:
-        """Load the newest checkpoint; None where there is none. Every process has to call it.
+        """Load the newest checkpoint; return None if there is none. Every process has to call it.
 
         Args:
-            expected: returns the tree that is expected of a checkpoint, as for `load`; raises `AnotherRunError` for one
-                of another run.
-            skip_damaged: whether to warn of checkpoints that cannot be used, put them aside, and take the newest good
-                one; else they raise an error that names it.
+            expected: returns the tree that is expected in a checkpoint, as for `load`; raises `AnotherRunError` for
+                one of another run.
+            skip_damaged: whether to set unusable checkpoints aside with a warning, and load the newest good one. Else
+                they raise an error that names it.
 
         Raises:
-            ValueError: as `load` does, and as `expected` does.
+            ValueError: as `load` and `expected` do.
         """
         if not distributed.is_first():
             distributed.wait()
         found = self._newest(expected, skip_damaged)
         if distributed.is_first():
-            distributed.wait()  # the others look once what cannot be used is put aside
+            distributed.wait()  # the others look once unusable checkpoints are set aside
         distributed.wait()
         return found
 
@@ -185,7 +185,7 @@ class Checkpoints:
                 raise
             except (ValueError, DamagedError) as error:
                 refused.append((path, error))
-            except Exception as error:  # of the disk, of Orbax, or notes of something else
+            except Exception as error:  # from the disk, from Orbax, or for unexpected notes
                 words = f"{path}: expected a checkpoint that can be read, got {type(error).__name__}: {error}"
                 refused.append((path, DamagedError(words)))
         if not refused:
@@ -208,8 +208,8 @@ class Checkpoints:
         return found
 
     def _publish(self, path: Path, tree: Any, about: Mapping[str, Any]) -> None:
-        """Write a checkpoint, and then drop those that are no longer wanted."""
-        if os.path.lexists(path):  # a stray file or link: what is no checkpoint may stay, under another name
+        """Write a checkpoint, and then remove those that are no longer wanted."""
+        if os.path.lexists(path):  # a stray file or link: it is not a checkpoint, and is kept under another name
             path.rename(paths.aside(path).with_name(f"{path.name}.stray{paths.aside(path).suffix}"))
         checkpoint.save(path, tree, about)
         self._on_saved()
@@ -217,14 +217,14 @@ class Checkpoints:
         ranked = sorted(losses, key=losses.__getitem__)
         kept = {*list(losses)[-self.keep_last :], *ranked[: self.keep_best]}
         for path in losses.keys() - kept:
-            # what has a checkpoint's name is whole, while it goes as well
+            # whatever has a checkpoint's name is complete, even while it is being removed
             paths.remove(path.rename(path.with_name(f".{path.name}.dropped")))
 
 
 def _lock(folder: Path) -> int:
-    """Keep other processes out of a folder for as long as a file is open, also where this one is killed.
+    """Keep other processes out of a folder for as long as a file is open; the lock ends if this process is killed.
 
-    The file is neither emptied nor followed where it is a link: it may be one to a file elsewhere.
+    The file is not truncated, and a link is not followed: it may point to a file elsewhere.
     """
     path = folder / ".lock"
     try:
@@ -248,9 +248,9 @@ def _lock(folder: Path) -> int:
 
 
 def _loss(path: Path) -> float:
-    """Return the loss noted in a checkpoint; infinity for none, one that is not finite, or that cannot be read."""
+    """Return the loss recorded in a checkpoint; infinity if it is missing, not finite, or cannot be read."""
     try:
         loss = float(checkpoint.described(path).about["loss"])
-    except Exception:  # whatever is wrong with it, others are saved
+    except Exception:  # whatever is wrong with it, other checkpoints can be saved
         loss = np.nan
     return loss if np.isfinite(loss) else np.inf

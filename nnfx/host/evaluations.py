@@ -14,13 +14,13 @@ def row_of(measured: Any, epoch: int, before: Row) -> Row:
     """Return the numbers that were measured after an epoch.
 
     Args:
-        measured: what `evaluate` has returned: numbers by name, finite or not.
+        measured: what `evaluate` returned: numbers by name, finite or not.
         epoch: the epoch.
-        before: the row of the last evaluation, with the same names; empty for none.
+        before: the row of the previous evaluation, with the same names; empty if there is none.
 
     Raises:
-        TypeError: for something else than numbers by name.
-        ValueError: for other names than before, or one that is taken.
+        TypeError: for anything other than numbers by name.
+        ValueError: for names that differ from those before, or the reserved name `epoch`.
 
     Example:
         >>> row_of({"loss": np.float32(0.5), "right": True}, 3, {})
@@ -43,7 +43,7 @@ def _name(name: Any) -> str:
 
 
 def _number(name: str, value: Any) -> float:
-    """Return a number that was measured; one that is not finite is one as well."""
+    """Return a measured value as a number, which need not be finite."""
     array = np.asarray(value)
     is_real = jnp.issubdtype(array.dtype, np.number) or array.dtype == bool
     if array.ndim or not is_real or np.iscomplexobj(array):

@@ -1,7 +1,7 @@
-"""The folder of a run: whose it is, so that nothing written in it is ever replaced by less.
+"""The folder of a run: which run it belongs to, so that nothing in it is ever overwritten by something less complete.
 
-Beside the checkpoints, which tell of themselves, `run.json` notes which run has begun in a folder, until and after the
-first checkpoint is there.
+Checkpoints describe the run that they belong to. In addition, `run.json` records which run has begun in the folder,
+before the first checkpoint exists and after.
 """
 
 import contextlib
@@ -21,18 +21,18 @@ from nnfx.types import Array, Hyper
 
 NOTES = "run.json"
 _KINDS = {"run": "epoch", "run on stored data": "step", "sweep": "epoch"}
-"""The kinds of programs, and what the checkpoints of each are counted in."""
+"""The kinds of programs, and the unit in which the checkpoints of each are counted."""
 _ANOTHER = "another run needs another folder"
 
 
 class Owner(NamedTuple):
-    """The run that a folder is for.
+    """The run that a folder belongs to.
 
     Attributes:
-        kind: that of its program.
+        kind: the kind of its program.
         key: its key.
         hyper: its hyper-parameters.
-        identity: what else decides it.
+        identity: what else determines it.
     """
 
     kind: str
@@ -41,24 +41,24 @@ class Owner(NamedTuple):
     identity: Identity
 
     def starting_from(self, start: Moments) -> "Owner":
-        """Return the same, with what is known of the arrays that the run starts from."""
+        """Return the same owner with a description of the arrays that the run starts from."""
         return self._replace(identity=self.identity._replace(start=start))
 
     @property
     def unit(self) -> str:
-        """What its checkpoints are counted in."""
+        """The unit in which its checkpoints are counted."""
         return _KINDS[self.kind]
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What is noted of it."""
+        """What is recorded about it."""
         hyper = {name: np.asarray(value).tolist() for name, value in self.hyper.items()}
         key = f"{self.key.dtype} {parts.array_words(self.key)}"
         return {"kind": self.kind, "key": key, "hyper": hyper, **self.identity._asdict()}
 
 
 def require_usable(out: Path, owner: Owner) -> None:
-    """Raise on a folder that holds something else than this run, before anything is written.
+    """Raise if a folder holds anything other than this run, before anything is written.
 
     Raises:
         NotADirectoryError: for a link or a file in place of a folder.
@@ -93,7 +93,7 @@ def require_usable(out: Path, owner: Owner) -> None:
 
 
 def note(out: Path, owner: Owner, *, saved: bool) -> None:
-    """Note which run has begun in a folder, and whether it was saved."""
+    """Record which run has begun in a folder, and whether it has been saved."""
     text = checkpoint.as_json({**owner.starting_from({}).notes, "saved": saved})
     path = out / NOTES
     if path.is_symlink() or not path.is_file() or path.read_text() != text:
@@ -102,23 +102,23 @@ def note(out: Path, owner: Owner, *, saved: bool) -> None:
 
 
 def note_saved(out: Path, owner: Owner) -> None:
-    """Note that a run was saved, where that can be written: it is saved in any case."""
+    """Record that a run has been saved; failing to write this is ignored, since the run is saved in any case."""
     with contextlib.suppress(OSError):
         note(out, owner, saved=True)
 
 
 def require_same(out: Path, saved: Mapping[str, Any], owner: Owner, start: Callable[[], Moments] | None = None) -> None:
-    """Raise on what a checkpoint notes of another run than this one.
+    """Raise if a checkpoint belongs to another run.
 
     Args:
         out: the folder.
-        saved: what the checkpoint notes.
+        saved: what the checkpoint records.
         owner: this run.
-        start: returns what the arrays are that it starts from, where that is not known yet; it is only asked where
-            versions differ.
+        start: describes the arrays that this run starts from, if that is not known yet; it is only called if versions
+            or devices differ.
 
     Raises:
-        AnotherRunError: which says in what it differs.
+        AnotherRunError: if so; the error lists the differences.
     """
     if start is not None and saved["means"] != owner.identity.means:
         owner = owner.starting_from(start())
@@ -128,7 +128,7 @@ def require_same(out: Path, saved: Mapping[str, Any], owner: Owner, start: Calla
 
 
 def differences(noted: Mapping[str, Any], owner: Owner) -> list[str]:
-    """Say in what a run differs from the one that was noted."""
+    """Return the ways in which a run differs from the recorded one."""
     mine, identity = owner.notes, Identity(**{name: noted[name] for name in Identity._fields})
     if noted["kind"] != owner.kind:
         return [f"kind: expected a {noted['kind']}, got a {owner.kind}"]
@@ -159,7 +159,7 @@ def _is_saved(out: Path, unit: str) -> bool:
 
 
 def _noted(out: Path) -> dict[str, Any] | None:
-    """Return what is noted in a folder; None where nothing is."""
+    """Return what is recorded in a folder; None if nothing is."""
     path = out / NOTES
     if not os.path.lexists(path):
         return None

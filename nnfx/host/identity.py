@@ -1,4 +1,4 @@
-"""What tells a run from others beside its key and its numbers: its parts, its start, its data, and its means."""
+"""What identifies a run besides its key and hyper-parameters: its parts, its start, its data, and its means."""
 
 import hashlib
 import math
@@ -14,26 +14,26 @@ from nnfx.host import parts
 from nnfx.training.parts import Recipe
 
 DECIDING = ("nnfx", "jax", "jaxlib", "flax", "optax")
-"""The packages whose versions decide what is computed."""
+"""The packages whose versions determine what is computed."""
 _TOLERANCE = 1e-4
-"""How far apart, relative to their size, initial values may be that two releases draw with the same key."""
+"""How far apart, relative to their size, the initial values that two releases draw with the same key may be."""
 _PERIOD, _AT_ONCE = 4099, 2**20
 
 Moments = Mapping[str, Sequence[float]]
-"""Of arrays by path: the mean, the root mean square, and a sum with weights that depend on the place."""
+"""For arrays by path: the mean, the root mean square, and a sum with weights that depend on the position."""
 
 
 class Identity(NamedTuple):
-    """What decides the bits of a run.
+    """What determines a run bit for bit.
 
-    Between the same means it is the program that counts, to the bit. Other means are given the same run in other words,
-    so that there its parts and its start are compared.
+    If the means are the same, the programs are compared, and have to be identical. With other means the same run gives
+    a different program, so its parts and its start are compared instead.
 
     Attributes:
         program: the checksum of what XLA is given to compile: start, layers, loss, optimizer, rules, and the numbers
             fixed in them.
         parts: what the run is made of, by path; see `nnfx.host.parts`.
-        start: what the arrays are that it starts from; nothing as long as that was not computed.
+        start: a description of the arrays that it starts from; empty until these have been computed.
         data: dtype, shape and checksum of the arrays of the data, by path.
         means: the versions and the kind of device that it is computed with, by name.
     """
@@ -46,7 +46,7 @@ class Identity(NamedTuple):
 
     @classmethod
     def of(cls, recipe: Recipe, lowered: Sequence[Lowered], data: Mapping[str, str]) -> "Identity":
-        """Read it off a run, the programs that start and advance it, and the words on what it is trained on."""
+        """Return the identity of a run, from the programs that start and advance it and a description of its data."""
         versions = checkpoint.versions()
         program = "".join(each.as_text() for each in lowered)
         return cls(
@@ -58,21 +58,21 @@ class Identity(NamedTuple):
         )
 
     def differences(self, other: "Identity") -> list[str]:
-        """Say in which of its data, parts and start another run differs from this one."""
+        """Return the ways in which another run differs from this one in its data, parts and start."""
         lines = [
             f"data.{name}: expected {self.data.get(name, 'nothing')}, got {other.data.get(name, 'nothing')}"
             for name in {**self.data, **other.data}
             if self.data.get(name) != other.data.get(name)
         ]
         if self.means == other.means:
-            # what is written otherwise and comes to the same program is the same
+            # parts that are written differently but give the same program are the same
             return lines if self.program == other.program else [*lines, *parts.differences(self.parts, other.parts)]
         changed = [name for name, mine in self.means.items() if other.means.get(name) != mine]
         lines += parts.differences(self.parts, other.parts, [*changed, "python"])
         return lines or self._starts(other)
 
     def other_program(self, other: "Identity") -> list[str]:
-        """Say that another run differs, where no part tells in what; it cannot be told between other means."""
+        """Return a line for programs that differ although no part does; with different means, return nothing."""
         if self.means != other.means or self.program == other.program:
             return []
         return [
@@ -81,7 +81,7 @@ class Identity(NamedTuple):
         ]
 
     def _starts(self, other: "Identity") -> list[str]:
-        """Say where the runs start from other arrays."""
+        """Return the arrays in which the starts of the runs differ."""
         if not self.start or not other.start:
             return []
         return [
@@ -92,7 +92,7 @@ class Identity(NamedTuple):
         ]
 
     def other_means(self, other: "Identity") -> list[str]:
-        """Say which means of another run are not those of this one."""
+        """Return the means in which another run differs from this one."""
         return [
             f"{name} {mine}, now {other.means.get(name)}"
             for name, mine in self.means.items()
@@ -101,7 +101,7 @@ class Identity(NamedTuple):
 
 
 def words(tree: Any) -> dict[str, str]:
-    """Describe arrays, such as those of data, by path, so that any others are described otherwise; words stay."""
+    """Describe arrays, such as those of data, by path, so that different arrays differ; strings are left unchanged."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
         if isinstance(leaf, str)
@@ -111,7 +111,7 @@ def words(tree: Any) -> dict[str, str]:
 
 
 def moments(tree: Any) -> dict[str, list[float]]:
-    """Describe arrays of numbers by path, so that any others are described otherwise, unless they are very near.
+    """Describe arrays of numbers by path; different arrays get different descriptions, unless they are very close.
 
     >>> moments({"w": np.array([3.0, -4.0])})["['w']"][:2]
     [-0.5, 3.5355339059327378]
@@ -125,7 +125,7 @@ def moments(tree: Any) -> dict[str, list[float]]:
 
 
 def _moments(values: np.ndarray) -> list[float]:
-    """Return the mean, the root mean square, and a weighted sum over the root of the number of values."""
+    """Return the mean, the root mean square, and a weighted sum divided by the root of the number of values."""
     weights = np.cos(np.arange(1, _PERIOD + 1))
     sums = np.zeros(3)
     with np.errstate(all="ignore"):

@@ -1,4 +1,4 @@
-"""Looking after a program: it goes on where it was cut off, is saved and logged on the way, and answers signals."""
+"""Look after a program: resume it where it was interrupted, save and log it on the way, and respond to signals."""
 
 import contextlib
 import dataclasses
@@ -31,19 +31,19 @@ L = TypeVar("L", bound=Log | Bar)
 
 
 class Kept(Program[State], Protocol[State]):
-    """A program that can be saved, and told from others."""
+    """A program that can be saved and identified."""
 
     @property
     def kind(self) -> str:
-        """What it is called."""
+        """The kind of program."""
 
     @property
     def units_per_epoch(self) -> int:
-        """How many of what it is counted in an epoch has."""
+        """The number of units that an epoch has."""
 
     @property
     def shown(self) -> tuple[str, int]:
-        """What a bar counts, and how many of it a unit has."""
+        """What the progress bar counts, and how many of these a unit has."""
 
     @property
     def recipe(self) -> Recipe:
@@ -59,26 +59,26 @@ class Kept(Program[State], Protocol[State]):
 
     @property
     def data(self) -> Any:
-        """What its runs are trained on: arrays, and words on arrays."""
+        """What its runs are trained on: arrays, and descriptions of arrays."""
 
     @property
     def lowered(self) -> list[Lowered]:
         """What is compiled for it, on one device."""
 
     def saved(self, state: State) -> tuple[Any, dict[str, Any]]:
-        """Return the arrays of a state, and what is noted beside them."""
+        """Return the arrays of a state, and the notes saved with them."""
 
     def expected(self, noted: Mapping[str, Any]) -> Any:
         """Return arrays like those that were saved with these notes."""
 
     def restored(self, arrays: Any, noted: Mapping[str, Any]) -> State:
-        """Return the state that was saved."""
+        """Return the saved state."""
 
     def epochs(self, state: State) -> int:
         """Return how many epochs have ended."""
 
     def history(self, state: State, since: int) -> History:
-        """Return each metric of the epochs that have ended after this many."""
+        """Return each metric for the epochs that have ended after the first `since`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,13 +87,13 @@ class Keeper:
 
     Attributes:
         out: the folder.
-        save_every_seconds: save once so many seconds have passed.
+        save_every_seconds: save once this many seconds have passed.
         keep_last: how many of the newest checkpoints to keep.
-        keep_best: how many of those of the lowest loss to keep besides.
-        skip_damaged: whether to put checkpoints that cannot be used aside.
-        progress: whether to show a bar.
+        keep_best: how many of those with the lowest loss to keep in addition.
+        skip_damaged: whether to set aside checkpoints that cannot be used.
+        progress: whether to show a progress bar.
         tensorboard: whether to write logs for TensorBoard.
-        evaluate_every: after how many epochs to evaluate.
+        evaluate_every: the number of epochs from one evaluation to the next.
         save_every: save at the multiples of each of these numbers of units.
     """
 
@@ -114,7 +114,7 @@ class Keeper:
         evaluate: Callable[[State], Any] | None = None,
         look: Callable[[State], None] | None = None,
     ) -> State:
-        """Run a program to its end, from where it was cut off.
+        """Run a program to its end, from where it was interrupted.
 
         Args:
             program: what to run.
@@ -133,7 +133,7 @@ def run(program: Kept[State], look: Callable[[State], None], title: str | None =
     Args:
         program: what to run.
         look: called with the state after each piece.
-        title: of the bar that is shown; None for none.
+        title: the title of the progress bar; None to show no bar.
 
     Returns:
         The state at the end.
@@ -160,7 +160,7 @@ class Snapshot(NamedTuple):
     """The arrays of a checkpoint.
 
     Attributes:
-        key: the program's.
+        key: the program's key.
         hyper: its hyper-parameters.
         state: the arrays of its state.
     """
@@ -171,7 +171,7 @@ class Snapshot(NamedTuple):
 
 
 class _Keeping(Generic[State]):
-    """One program while it is looked after."""
+    """A program while it is being looked after."""
 
     state: State
 
@@ -189,7 +189,7 @@ class _Keeping(Generic[State]):
         self.evaluations: list[Row] = []
 
     def run(self) -> State:
-        """Go on from the newest checkpoint, or from the start, to the end or until asked to leave."""
+        """Run from the newest checkpoint, or from the start, to the end or until asked to leave."""
         keeper, program, out = self.keeper, self.program, self.keeper.out
         if distributed.is_first():
             folder.require_usable(out, self.owner)
@@ -214,7 +214,7 @@ class _Keeping(Generic[State]):
         return self.state
 
     def _resume(self, checkpoints: Checkpoints) -> None:
-        """Take the state of the newest checkpoint, or the first."""
+        """Take the state of the newest checkpoint, or the initial state if there is none."""
         program, out = self.program, self.keeper.out
         start = functools.cache(program.start)
 
@@ -243,10 +243,10 @@ class _Keeping(Generic[State]):
         self.evaluations = distributed.agree([rows[epoch] for epoch in sorted(rows)])
 
     def _is_read_only(self, checkpoints: Checkpoints) -> bool:
-        """Say whether nothing can be written, which is enough where the end was saved; every process has to ask.
+        """Return whether nothing can be written, which is fine if the run's end is saved; every process has to call it.
 
         Raises:
-            OSError: where it was not.
+            OSError: if nothing can be written and the run has not ended.
         """
         if not distributed.agree(checkpoints.unwritable is not None):
             return False
@@ -257,7 +257,7 @@ class _Keeping(Generic[State]):
         return True
 
     def _go_on(self, checkpoints: Checkpoints, logs: "_Logs", asked: list[signal.Signals]) -> None:
-        """Drive the program to its end, or until asked to leave, and look after it between two pieces."""
+        """Drive the program to its end, or until asked to leave, and look after it between pieces."""
         keeper, program = self.keeper, self.program
         saved, saved_at, logged = program.done(self.state), time.monotonic(), program.epochs(self.state)
         pauses = [*keeper.save_every, *([self._evaluate_every] if self.evaluate else [])]
@@ -270,7 +270,7 @@ class _Keeping(Generic[State]):
                 saved, saved_at = done, time.monotonic()
 
         try:
-            self._evaluate(logs)  # where that failed, or was cut off
+            self._evaluate(logs)  # in case that failed, or was interrupted
             for progress in drive(program, self.state, seconds=self.seconds, pause_every=pauses):
                 self.state, self.seconds = progress.state, progress.seconds
                 rows = rows_of(program.history(self.state, logged), logged)
@@ -287,7 +287,7 @@ class _Keeping(Generic[State]):
                 if distributed.agree(bool(asked)):
                     break
         except (Exception, SystemExit) as error:
-            # whatever it is, what was done is kept; Ctrl-C alone ends at once, when it comes a second time
+            # keep what has been done, whatever the error; only a second Ctrl-C ends at once
             try:
                 save()
             except OSError as unsaved:
@@ -309,7 +309,7 @@ class _Keeping(Generic[State]):
         return self.keeper.evaluate_every * self.program.units_per_epoch
 
     def _evaluate(self, logs: "_Logs") -> None:
-        """Measure what the user wants measured, once an epoch at most."""
+        """Measure what the user wants measured, at most once per epoch."""
         done, epoch = self.program.done(self.state), self.program.epochs(self.state)
         is_due = done and (done % self._evaluate_every == 0 or self.program.has_ended(self.state))
         before = self.evaluations[-1] if self.evaluations else {}
@@ -321,7 +321,7 @@ class _Keeping(Generic[State]):
 
     @contextlib.contextmanager
     def _logs(self) -> Iterator["_Logs"]:
-        """Open the logs, with what is known; of several processes the first does."""
+        """Open the logs, with what is known so far; only the first process does."""
         keeper, program = self.keeper, self.program
         if not distributed.is_first():
             yield _Logs([], [], None, 1)
@@ -346,7 +346,7 @@ class _Keeping(Generic[State]):
 
 
 class _Logs(NamedTuple):
-    """What is told of each epoch, and what of each evaluation."""
+    """The logs of the epochs, and those of the evaluations."""
 
     of_history: list[Log]
     of_evaluation: list[Log]
@@ -365,7 +365,7 @@ class _Logs(NamedTuple):
 
 
 def rows_of(history: Mapping[str, Any], before: int) -> list[Row]:
-    """Return one row an epoch.
+    """Return one row per epoch.
 
     >>> rows_of({"train_loss": [2.0, 1.0]}, 3)
     [{'epoch': 4, 'train_loss': 2.0}, {'epoch': 5, 'train_loss': 1.0}]
@@ -375,7 +375,7 @@ def rows_of(history: Mapping[str, Any], before: int) -> list[Row]:
 
 
 def warn_of_other_means(path: Path, saved: Mapping[str, Any], owner: Owner) -> None:
-    """Warn of a checkpoint that was computed with other versions or on another kind of device."""
+    """Warn about a checkpoint that was computed with other versions or on another kind of device."""
     identity = Identity(**{name: saved[name] for name in Identity._fields})
     if others := identity.other_means(owner.identity):
         warnings.warn(
@@ -385,7 +385,7 @@ def warn_of_other_means(path: Path, saved: Mapping[str, Any], owner: Owner) -> N
 
 
 def leave(asked: int, where: str) -> NoReturn:
-    """End as the signal asks, with a word on how to go on."""
+    """End as the signal asks, and print how to continue."""
     if distributed.is_first():
         print(f"{signal.Signals(asked).name}: {where}; the same call goes on from there", file=sys.stderr, flush=True)
     if asked == signal.SIGINT:

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go while it goes on: a CSV file, TensorBoard, and a bar on the screen."""
+"""Where the numbers of a run go while it is running: a CSV file, TensorBoard, and a bar on the screen."""
 
 import collections
 import csv
@@ -15,25 +15,25 @@ from typing import IO, Any, Protocol
 from nnfx import paths
 
 Row = Mapping[str, Any]
-"""Numbers by name, the epoch that they were measured after among them."""
+"""Numbers by name, including the epoch after which they were measured."""
 
 
 class Log(Protocol):
     """Takes rows as they come."""
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Take further rows, of which there is at least one, all with the same names."""
+        """Take at least one more row; all rows have the same names."""
 
     def close(self) -> None:
-        """Let go of files and screen."""
+        """Release files and the screen."""
 
 
 class CsvLog:
-    """A CSV file to which whole rows are appended, so that a kill costs no row that was there.
+    """A CSV file to which whole rows are appended, so that no earlier row is lost if the process is killed.
 
     Args:
-        path: of the file. What it held gives way to the rows known.
-        rows: those known when a run goes on.
+        path: the path of the file. Its contents are replaced by the known rows.
+        rows: the rows known when a run resumes.
     """
 
     def __init__(self, path: Path, rows: Sequence[Row]) -> None:
@@ -48,7 +48,7 @@ class CsvLog:
         """Append rows.
 
         Raises:
-            OSError: where they cannot be written.
+            OSError: if they cannot be written.
         """
         text = _text(rows, has_header=self._is_empty).encode()
         self._is_empty = False
@@ -63,7 +63,7 @@ class CsvLog:
 
 
 def rows_in(path: Path) -> list[Row]:
-    """Return the rows of a CSV file as numbers, as far as they are whole; none where there is no such file."""
+    """Return the complete rows of a CSV file as numbers; none if the file is missing or cannot be read."""
     try:
         lines = path.read_text().rpartition("\n")[0].splitlines()
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines, strict=True)]
@@ -73,13 +73,13 @@ def rows_in(path: Path) -> list[Row]:
 
 
 def _write(file: IO[bytes], content: bytes) -> None:
-    """Write all of it to a file without a buffer, which may take a part at a time."""
+    """Write all of the content to an unbuffered file, which may take only part of it at a time."""
     while content:
         content = content[file.write(content) :]
 
 
 def _text(rows: Sequence[Row], has_header: bool) -> str:
-    """Write rows as CSV, with as many digits as tell every number from its neighbours."""
+    """Return rows as CSV, with enough digits to tell every number from its neighbours."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     if has_header:
@@ -89,16 +89,16 @@ def _text(rows: Sequence[Row], has_header: bool) -> str:
 
 
 class TensorBoardLog:
-    """A file for TensorBoard, beside those that were written before.
+    """A file for TensorBoard, next to those written before.
 
-    Each number is written once an epoch, however often a run goes on, so that every reader finds it once.
+    Each number is written once per epoch, however often a run resumes, so that every reader finds it once.
 
     Args:
-        folder: where it goes.
-        rows: those known when a run goes on; what is lacking of them is written.
+        folder: the folder of the file.
+        rows: the rows known when a run resumes; the missing ones are written.
 
     Raises:
-        ModuleNotFoundError: where TensorBoard is not installed.
+        ModuleNotFoundError: if TensorBoard is not installed.
     """
 
     _numbers = itertools.count()
@@ -119,7 +119,7 @@ class TensorBoardLog:
         """Write rows.
 
         Raises:
-            OSError: where they cannot be written.
+            OSError: if they cannot be written.
         """
         from tensorboard.compat.proto import event_pb2, summary_pb2
 
@@ -160,18 +160,18 @@ class TensorBoardLog:
 
 
 class Apart:
-    """A log that is given rows under names of their own, where these are the names of other rows as well.
+    """A log that receives rows under names of their own if other rows have the same names.
 
     Args:
         log: the log.
-        names: those of the other rows.
+        names: the names of the other rows.
     """
 
     def __init__(self, log: Log, names: Container[str]) -> None:
         self._log, self._names = log, names
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Hand on rows."""
+        """Pass rows on."""
         self._log.add(
             [
                 {f"evaluation/{name}" if name in self._names else name: value for name, value in row.items()}
@@ -184,7 +184,7 @@ class Apart:
 
 
 def _scalars_in(folder: Path) -> dict[str, set[int]]:
-    """Return the steps that a folder has of each name, as far as its files can be read."""
+    """Return the steps that a folder has for each name, as far as its files can be read."""
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto import event_pb2
 
@@ -202,14 +202,14 @@ _IN_BAR = ("train_loss", "valid_loss", "valid_loss_lowest")
 
 
 class Bar:
-    """A bar that shows how fast a program goes, and the time left; nothing without tqdm.
+    """A bar that shows the speed of a program and the time left; without tqdm, nothing is shown.
 
     Args:
-        title: what stands before it.
-        epochs: how many there are at most.
-        done: how much lies behind it.
-        total: how much there is at most.
-        unit: of what.
+        title: the text in front of the bar.
+        epochs: the maximum number of epochs.
+        done: how much is done.
+        total: how much there is to do at most.
+        unit: the unit of `done` and `total`.
     """
 
     def __init__(self, title: str, epochs: int, done: int, total: int, unit: str) -> None:
@@ -222,7 +222,7 @@ class Bar:
         self._bar = tqdm(total=total, initial=done, desc=title, unit=f" {unit}", unit_scale=unit != "epochs")
 
     def show(self, done: int, rows: Sequence[Row]) -> None:
-        """Show how much lies behind, and the last of the rows of epochs that have ended since."""
+        """Show how much is done, and the last of the rows of epochs that have ended since."""
         if self._bar is None:
             return
         if rows:
@@ -234,6 +234,6 @@ class Bar:
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Close the bar as it stands."""
         if self._bar is not None:
             self._bar.close()

@@ -1,9 +1,10 @@
-"""What a run is made of, in words that survive a new release of Python, of JAX, or of this library.
+"""What a run is made of, described so that it survives a new release of Python, of JAX, or of this library.
 
-Each part is followed down to what decides it. Functions and classes of installed packages are known by name, and what
-they were made with, such as the numbers that an optimizer holds, by value; functions of the user's own by their source
-and by the values that they use. Every fact stands under a path, such as `optimizer.learning_rate`; where that leads
-through the inside of a package, `~` and the package's name say so, since it may look otherwise in another release.
+Each part is followed down to what determines it. Functions and classes of installed packages are identified by name,
+and what they were made with, such as the numbers that an optimizer holds, by value; the user's own functions are
+identified by their source and by the values that they use. Every fact is stored under a path, such as
+`optimizer.learning_rate`. If the path leads through the internals of a package, it contains `~` and the package's name,
+since these may differ in another release.
 """
 
 import collections
@@ -27,20 +28,20 @@ from nnfx.training.parts import Recipe
 
 _NUMBERS = int | float | complex | str | bytes | None
 _OWN = ("function ", "class ", "array ")
-"""How words begin on what does not depend on any package."""
+"""How descriptions begin of things that do not depend on any package."""
 _UNTOLD = ("None", "dtype ", "the same as ")
-"""How words begin that may be others in another release of the package, and mean the same."""
+"""How descriptions begin that may differ in another release of the package, with the same meaning."""
 _DEPTH = 60
 _HIDDEN = {"name", "parent", "scope"}
 """What Flax adds to the fields of a module."""
 _PASSING = ("__", "_nnfx")
-"""How names begin of what an object carries besides what it is, such as programs compiled for it."""
+"""How the names of attributes begin that are not part of what an object is, such as programs compiled for it."""
 _CONFIGURED = ("jax_default_matmul_precision", "jax_threefry_partitionable")
-"""What is set for all of JAX and decides numbers."""
+"""Global settings of JAX that affect the numbers."""
 
 
 def parts_of(recipe: Recipe) -> dict[str, str]:
-    """Describe a run's parts by path: all but the number of epochs, and what changes no number.
+    """Describe a run's parts by path: all but the number of epochs, and whatever does not affect the numbers.
 
     >>> import nnfx, optax
     >>> found = parts_of(nnfx.fit(nnfx.models.perceptron(), nnfx.losses.mean_square_error, optax.sgd, epochs=2))
@@ -59,13 +60,13 @@ def parts_of(recipe: Recipe) -> dict[str, str]:
 
 
 def differences(expected: Mapping[str, str], got: Mapping[str, str], changed: Iterable[str] = ()) -> list[str]:
-    """Say in which parts two runs differ.
+    """Return the parts in which two runs differ.
 
     Args:
         expected: the parts of one run.
-        got: those of the other.
-        changed: packages that come in another release: of their inside, what both have counts, and the user's own
-            functions and arrays that are found there.
+        got: the parts of the other.
+        changed: packages whose release differs. Of their internals, only facts that both runs have are compared, and
+            the user's own functions and arrays that are found there.
 
     Example:
         >>> differences({"optimizer": "optax.adam", "optimizer.b1": "0.9"}, {"optimizer": "optax.sgd"})
@@ -85,7 +86,7 @@ def differences(expected: Mapping[str, str], got: Mapping[str, str], changed: It
                         side.append(word)
                 continue
         if not any(path.startswith((f"{above}.", f"{above}[", f"{above}~")) for above, _ in found):
-            # the way through the inside of packages tells nobody anything
+            # the path through the internals of packages means nothing to the reader
             shown = ".".join(dict.fromkeys([path.partition("~")[0], re.split(r"~\w+\.", path)[-1]]))
             found.append((path, f"{shown}: expected {first or 'nothing'}, got {second or 'nothing'}"))
     lines = list(dict.fromkeys(line for _, line in found))
@@ -102,7 +103,7 @@ def array_words(array: Any) -> str:
     array = np.asarray(array)
     if array.dtype == object:
         return f"object[{','.join(map(str, array.shape))}]"
-    # looked at as bytes, since not every dtype has a buffer
+    # viewed as bytes, since not every dtype supports the buffer protocol
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     return f"{array.dtype}[{','.join(map(str, array.shape))}] {hashlib.sha256(flat).hexdigest()[:16]}"
 
@@ -113,11 +114,11 @@ class _Walk:
     def __init__(self) -> None:
         self.facts: dict[str, str] = {}
         self._seen: dict[int, str] = {}
-        self._kept: list[Any] = []  # whose numbers are not to be given to others meanwhile
+        self._kept: list[Any] = []  # keeps them alive, so that their ids are not reused
         self._above: list[int] = []
 
     def into(self, value: Any, path: str) -> None:
-        """Describe a value, and what it is made of."""
+        """Describe a value and what it is made of."""
         if isinstance(value, bool | np.bool_ | _NUMBERS) and not isinstance(value, enum.Enum):
             self.facts[path] = repr(value.item() if isinstance(value, np.generic) else value)
         elif id(value) in self._above or len(self._above) > _DEPTH:
@@ -195,12 +196,12 @@ class _Walk:
         }
         if not _is_own(value):
             package, name = _package(value), value.__qualname__
-            if getattr(sys.modules.get(_module(value)), name, None) is value:  # known to everybody by its name
+            if getattr(sys.modules.get(_module(value)), name, None) is value:  # its name in its module identifies it
                 self.facts[path] = f"{package}.{name}"
                 return
             if (getattr(value, "__module__", None) or "").partition(".")[0] != package:  # the name of what it wraps
                 name = value.__code__.co_qualname
-            # what made it, such as a factory; not what it is called within
+            # what made it, such as a factory; not the name of the inner function
             self.facts[path] = f"{package}.{name.partition('.<locals>')[0]}"
             for name, each in cells.items():
                 self.into(each, f"{path}~{package}.{name}")
@@ -222,7 +223,7 @@ class _Walk:
                 self._used(names[used.name], used, path)
 
     def _used(self, value: Any, used: source.Used, path: str) -> None:
-        """Describe what a function takes from outside, as far as it is looked into."""
+        """Describe a value that a function takes from outside, or the attribute of it that the function uses."""
         name = used.name
         for attribute in used.attributes:
             is_open = isinstance(value, types.ModuleType | types.SimpleNamespace) or (
@@ -231,7 +232,7 @@ class _Walk:
             if not is_open or not hasattr(value, attribute):
                 break
             value, name = getattr(value, attribute), f"{name}.{attribute}"
-        # modules are known by what is taken of them, and the functions of packages by the names in the source
+        # modules are identified by what is taken from them, and the functions of packages by the names in the source
         if not isinstance(value, types.ModuleType):
             self.into(value, f"{path}.{name}")
 
@@ -253,13 +254,13 @@ class _Walk:
             each = each.fget if isinstance(each, property) else each
             inner = inspect.unwrap(each) if callable(each) else each
             if isinstance(inner, types.FunctionType) and _is_own(inner):
-                if not inner.__code__.co_filename.startswith("<"):  # those that dataclasses make
+                if not inner.__code__.co_filename.startswith("<"):  # those generated by dataclasses
                     self.into(inner, f"{path}.{name}")
             elif not name.startswith("_") and isinstance(inner, bool | _NUMBERS | np.ndarray | jax.Array | tuple):
                 self.into(inner, f"{path}.{name}")
 
     def _wrapper(self, value: Any, path: str) -> None:
-        """Describe what `jax.jit` and the like make of a function, by the function."""
+        """Describe what `jax.jit` and the like return by the function that it was made from."""
         self.into(value.__wrapped__, path)
         for name in ("jvp", "fwd", "bwd"):  # derivatives that the user has written
             if isinstance(each := getattr(value, name, None), types.FunctionType) and _is_own(each):
@@ -282,7 +283,7 @@ class _Walk:
         self._fields(value, path, sorted(name for name in {*held, *slots} if not name.startswith(_PASSING)))
 
     def _is_known(self, value: Any, path: str) -> bool:
-        """Whether a function or class has been described, which is noted then."""
+        """Return whether a function or class has been described already; if so, refer to that, else remember it."""
         if id(value) in self._seen:
             self.facts[path] = f"the same as {self._seen[id(value)]}"
             return True
@@ -292,7 +293,7 @@ class _Walk:
 
 
 def _plain(value: Any) -> str:
-    """Return a name for what stands in a set or names something in a mapping, without its place in memory."""
+    """Return a name for an element of a set or a key of a mapping, without its address in memory."""
     if isinstance(value, tuple):
         return f"({', '.join(map(_plain, value))})"
     if isinstance(value, bool | _NUMBERS) and not isinstance(value, enum.Enum):
@@ -320,7 +321,7 @@ def _package(value: Any) -> str:
 
 
 def _is_own(value: Any) -> bool:
-    """Whether a function or class is the user's own, and not of an installed package."""
+    """Return whether a function or class is the user's own, rather than from an installed package."""
     return _package(value) != "python" and not _is_installed(_package(value))
 
 

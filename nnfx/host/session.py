@@ -1,4 +1,4 @@
-"""A session: a long run that shows how far it has come, is saved on the way, and goes on where it was cut off."""
+"""A session: a long run that shows its progress, is saved on the way, and resumes where it was interrupted."""
 
 import contextlib
 import dataclasses
@@ -42,54 +42,56 @@ def session(
     progress: bool = True,
     tensorboard: bool = False,
 ) -> "Session":
-    """Make a session of a run: the function `(key, data, **hyper) -> Run` itself, but one that survives.
+    """Turn a run into a session: the same function `(key, data, **hyper) -> Run`, but one that survives interruptions.
 
-    It returns what `fit(key, data, **hyper)` returns, bit by bit (of a run with more than one step), however often it
-    was killed on the way: the same call goes on from the newest checkpoint in the folder, or returns the run that has
-    ended there. More epochs may be asked for than before. Whatever else decides the run (key, data, numbers, layers,
-    initial weights, loss, optimizer, rules) has to be the same, and an error says what is not; of other versions or
-    another kind of device, with which it may go on to other bits, a warning tells. A run that has ended is returned
-    from a folder that cannot be written, too.
+    It returns what `fit(key, data, **hyper)` returns, bit for bit (for a run of more than one step), however often it
+    was killed on the way: the same call resumes from the newest checkpoint in the folder, or returns the run that has
+    ended there. More epochs may be requested than before. Everything else that determines the run (key, data,
+    hyper-parameters, layers, initial weights, loss, optimizer, rules) has to be the same, or an error says what
+    differs. Other versions or another kind of device, with which the bits may differ from there on, cause a warning. A
+    run that has ended is returned even if its folder cannot be written to.
 
-    Data larger than memory lie in a folder (see `nnfx.data.store`), from which Grain reads batches ahead of the step:
-    `(key, examples, valid, **hyper) -> Run`, with the rows in the order that they would have in memory. Such a run is
-    saved within epochs as well, and sees every example of an epoch exactly once however often it was killed.
+    Data larger than memory are kept in a folder (see `nnfx.data.store`), from which Grain reads batches ahead of the
+    step: `(key, examples, valid, **hyper) -> Run`, with the rows in the same order as in memory. Such a run is saved
+    within epochs too, and sees every example of an epoch exactly once, however often it was killed.
 
     About once a second the host looks after the run:
 
     - `out/history.csv` has each metric by epoch, and `out/evaluation.csv` what `evaluate` returns.
-    - `out/checkpoints/` has the newest and the best checkpoints, written while training goes on. Each is whole, or it
-      is not there. Where something else fails, such as `evaluate` or a log, the run is saved as it stands, and then the
-      error is raised: the same call goes on from there.
-    - `out/run.json` notes whose folder it is. Another run's folder is refused before anything is written.
-    - Ctrl-C and SIGTERM are answered with a checkpoint and a word on how to go on; then `KeyboardInterrupt` or
-      `SystemExit(143)` is raised. A second one ends at once.
+    - `out/checkpoints/` has the newest and the best checkpoints, written while training continues. A checkpoint is
+      either complete or absent. If something else fails, such as `evaluate` or a log, the current state is saved before
+      the error is raised: the same call continues from there.
+    - `out/run.json` records which run the folder belongs to. Another run's folder is refused before anything is
+      written.
+    - On Ctrl-C or SIGTERM, a checkpoint is saved and a message says how to continue; then `KeyboardInterrupt` or
+      `SystemExit(143)` is raised. A second signal ends at once.
 
-    Several processes make one session: all of them call it, with one folder that all can read. The first writes, and
-    answers signals for all; every process returns the run. Of each stored batch each process reads its share, and their
-    devices compute together; a run may go on with another number of processes.
+    Several processes form one session: all of them call it, with one folder that all can read. The first writes, and
+    responds to signals for all; every process returns the run. Each process reads its share of each stored batch, and
+    their devices compute together; a run may continue with another number of processes.
 
     Args:
-        fit: the run, as `nnfx.fit` makes it, with a batch size for data that are stored.
-        out: a folder for this run alone, made where it is lacking.
-        save_every_epochs: save after every so many epochs.
-        save_every_steps: save after every so many steps, of a run on stored data.
-        save_every_seconds: save once so many seconds have passed, at the end of an epoch where the data are in memory.
-            The run's end is saved in any case.
+        fit: the run, made by `nnfx.fit`, with a batch size if the data are stored.
+        out: a folder for this run alone, created if missing.
+        save_every_epochs: the number of epochs from one save to the next.
+        save_every_steps: the number of steps from one save to the next, for a run on stored data.
+        save_every_seconds: save once this many seconds have passed; with data in memory, at the end of an epoch. The
+            run's end is saved in any case.
         keep_last: how many of the newest checkpoints to keep, at least 1.
-        keep_best: how many of those of the lowest held-out loss (training loss without held-out data) to keep besides.
-        skip_damaged: whether to put checkpoints that cannot be used aside, and go on from the newest good one. Else an
-            error names it.
-        evaluate: measures more than the run's own metrics, `run -> {name: number}`: it is given the run as it stands,
-            with its best weights so far. When the run has ended, it is saved first.
-        evaluate_every: after how many epochs, and at the end.
-        progress: whether to show a bar, with the examples a second and the time left, where tqdm is installed.
+        keep_best: how many of those with the lowest held-out loss (training loss without held-out data) to keep in
+            addition.
+        skip_damaged: whether to set aside checkpoints that cannot be used, and continue from the newest good one. Else
+            an error names the checkpoint.
+        evaluate: measures more than the run's own metrics, `run -> {name: number}`: it receives the current run, with
+            its best weights so far. A run that has ended is saved first.
+        evaluate_every: the number of epochs from one evaluation to the next; the end is always evaluated.
+        progress: whether to show a bar, with the examples per second and the time left, if tqdm is installed.
         tensorboard: whether to write logs for TensorBoard, to `out/tensorboard/`.
 
     Returns:
-        The session's function. Calling it raises what calling `fit` does; `ValueError` for a checkpoint that is
-        damaged, a folder of another run, and within `jit`, `vmap` or `grad`; and `OSError` where the folder cannot be
-        written, or another process has it open. What had been saved is whole then.
+        The session's function. Calling it raises what calling `fit` does; `ValueError` for a damaged checkpoint, a
+        folder of another run, and within `jit`, `vmap` or `grad`; and `OSError` if the folder cannot be written to, or
+        another process has it open. What was saved before stays intact.
 
     Raises:
         TypeError, ValueError: for arguments of the wrong kind or out of range.
@@ -102,7 +104,7 @@ def session(
         >>> bool(run.best.loss == train(jax.random.key(0), data, learning_rate=0.1).best.loss)
         True
 
-        Data that are stored:
+        Stored data:
 
         >>> folder, x = tempfile.mkdtemp(), jnp.linspace(-1, 1, 64)[:, None]
         >>> examples = nnfx.data.store(f"{folder}/line", [(x[:32], 3 * x[:32]), (x[32:], 3 * x[32:])])
@@ -141,7 +143,7 @@ def session(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Session:
-    """A run that is looked after, made by `session`; see there."""
+    """A run that is looked after; see `session`, which makes it."""
 
     fit: Fit
     keeper: Keeper
@@ -150,16 +152,16 @@ class Session:
     evaluate: Evaluate | None
 
     def __call__(self, key: Array, data: Data | Stored, valid: Batch | None = None, **hyper: ArrayLike) -> Run:
-        """Train from the newest checkpoint, or from initialisation, to the stop.
+        """Train from the newest checkpoint, or from initialisation, until the run ends.
 
         Args:
             key: as for `fit`.
-            data: as for `fit`; or the examples to train on, as `nnfx.data.stored` opens them.
-            valid: beside stored examples what is held out, in memory, such as `nnfx.data.stored(...).load()`; or None.
+            data: as for `fit`; or the examples to train on, opened by `nnfx.data.stored`.
+            valid: for stored examples, the held-out data in memory, such as `nnfx.data.stored(...).load()`; or None.
             **hyper: as for `fit`.
 
         Returns:
-            The run, as `fit` returns it.
+            The run, as returned by `fit`.
         """
         if isinstance(data, Stored):
             return self._on_stored(key, data, valid, hyper)
@@ -208,7 +210,7 @@ class Session:
 
 
 def _sample(fit: Fit, examples: Stored, valid: Batch | None) -> tuple[Data, int]:
-    """Return the first batch as data, for what is asked of all data, and the size of batches."""
+    """Return the first batch as data, for the checks that all data must pass, and the batch size."""
     if fit.batch_size is None:
         raise ValueError("fit: expected a batch_size, for batches that are read as they are needed, got None")
     if valid is not None and not isinstance(valid, Batch):
@@ -220,7 +222,7 @@ def _sample(fit: Fit, examples: Stored, valid: Batch | None) -> tuple[Data, int]
         )
     rows = min(fit.batch_size, len(examples))
     read = examples.take(Order(*(each[0] for each in in_order(rows, rows))))
-    read = jax.tree.map(jnp.asarray, read)  # later ones may have weights where these have none
+    read = jax.tree.map(jnp.asarray, read)  # later rows may have weights even if these have none
     first = streamed.in_floats(read._replace(weights=jnp.ones_like(read.weights)))
     if valid is not None:
         valid = jax.tree.map(jnp.asarray, streamed.in_floats(valid))

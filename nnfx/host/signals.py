@@ -1,4 +1,4 @@
-"""Signals that ask a process to end, kept until a good moment to do so."""
+"""Signals that ask a process to end, held back until a good moment to do so."""
 
 import contextlib
 import signal
@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from types import FrameType
 
 ASKING = (signal.SIGINT, signal.SIGTERM)
-"""Ctrl-C, and what schedulers send before they kill."""
+"""Ctrl-C, and what schedulers send before they kill a process."""
 
 
 @contextlib.contextmanager
 def caught() -> Iterator[list[signal.Signals]]:
-    """Note the first signal that asks to end, and leave the next to whoever had them before.
+    """Record the first signal that asks to end, and leave later ones to the previous handlers.
 
-    Outside the main thread, where Python hears no signals, nothing is noted.
+    Outside the main thread, where Python receives no signals, nothing is recorded.
 
     Yields:
-        A list that a signal is added to when it comes.
+        A list that a signal is added to when it arrives.
 
     Example:
         >>> with caught() as signals:
@@ -26,7 +26,7 @@ def caught() -> Iterator[list[signal.Signals]]:
         [<Signals.SIGTERM: 15>]
     """
     received: list[signal.Signals] = []
-    # one whose handler is not Python's could not be put back
+    # a handler that was not installed from Python could not be restored
     asking = [number for number in ASKING if signal.getsignal(number) is not None]
     if threading.current_thread() is not threading.main_thread() or not asking:
         yield received

@@ -1,4 +1,4 @@
-"""The source of functions, as text that no release of Python, comment or layout changes; and the names they use."""
+"""The source of functions, independent of Python version, comments and formatting, and the names they use."""
 
 import ast
 import dis
@@ -11,18 +11,18 @@ from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
 _LEFT_OUT = {"annotation", "ctx", "decorator_list", "kind", "name", "returns", "type_comment", "type_params"}
-"""Fields of the syntax tree that change nothing of what a function computes, or are described elsewhere."""
+"""Fields of the syntax tree that do not affect what a function computes, or are described elsewhere."""
 
 
 class Used(NamedTuple):
-    """A name that a function takes from outside, with the attributes taken of it at once, as in `np.linalg.norm`."""
+    """A name that a function takes from outside, with the attributes accessed on it, as in `np.linalg.norm`."""
 
     name: str
     attributes: tuple[str, ...]
 
 
 def text_of(function: FunctionType) -> str | None:
-    """Return the source of a function, normalised; None where it is not known.
+    """Return the source of a function, normalised; None if it is not known.
 
     >>> text_of(eval("lambda x: x")) is None  # as for whatever was not read from a file
     True
@@ -33,7 +33,7 @@ def text_of(function: FunctionType) -> str | None:
     if node is None:
         return None
     body = [node.body] if isinstance(node, ast.Lambda) else node.body
-    # what parameters are by default is described by its value
+    # the defaults of parameters are described by their values
     arguments = [
         [each.arg for each in group] for group in (node.args.posonlyargs, node.args.args, node.args.kwonlyargs)
     ]
@@ -42,20 +42,20 @@ def text_of(function: FunctionType) -> str | None:
 
 
 def constants_of(code: CodeType) -> str:
-    """Return what is left of a function without source in every release of Python: its constants and names."""
+    """Return what is the same in every release of Python for a function without source: its constants and names."""
     inner = sorted(constants_of(each) for each in code.co_consts if isinstance(each, CodeType))
     values = sorted({repr(each) for each in code.co_consts if isinstance(each, int | float | complex | str | bytes)})
     return f"{code.co_varnames[: code.co_argcount]}{sorted(code.co_names)}{values}{inner}"
 
 
 def bytecode_of(code: CodeType) -> str:
-    """Return the instructions of a function, which are the same within one release of Python alone."""
+    """Return the instructions of a function, which are the same only within one release of Python."""
     inner = [bytecode_of(each) for each in code.co_consts if isinstance(each, CodeType)]
     return f"{code.co_code.hex()}{inner}"
 
 
 def used_in(code: CodeType) -> Iterator[Used]:
-    """List the names that a function takes from outside, those of functions within it included."""
+    """List the names that a function takes from outside, including those of the functions within it."""
     name, attributes = "", list[str]()
     for instruction in dis.get_instructions(code):
         if name and instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
@@ -94,7 +94,7 @@ def _functions_in(text: str) -> list[Any]:
 
 
 def _node_of(code: CodeType, text: str) -> Any:
-    """Find a function in the file that it was read from: of those on its first line, the innermost around its body."""
+    """Find a function in its file: among those that start on its first line, the innermost that contains its body."""
     found = []
     for node in _functions_in(text):
         decorators = getattr(node, "decorator_list", [])
@@ -108,7 +108,7 @@ def _node_of(code: CodeType, text: str) -> Any:
             if (place := instruction.positions) is not None
             and place.lineno is not None
             and place.col_offset is not None
-            and place.end_col_offset  # none or zero for instructions without a place of their own
+            and place.end_col_offset  # None or zero for instructions without a position of their own
         ]
         around = [node for node in found if all(_begin(node) <= place < _end(node) for place in places)]
         found = [max(around, key=_begin)] if around and places else []
@@ -117,7 +117,7 @@ def _node_of(code: CodeType, text: str) -> Any:
     arguments = inspect.getargs(code)
     given = found[0].args
     names = [each.arg for each in (*given.posonlyargs, *given.args)]
-    # a file that was changed since it was read may have something else there
+    # if the file has changed since it was read, something else may be there
     return found[0] if arguments.args[: len(names)] == names else None
 
 
@@ -137,7 +137,7 @@ def _without_docstring(body: list[Any]) -> list[Any]:
 
 
 def _text(node: Any) -> str:
-    """Write a syntax tree without places, and without what differs between releases of Python."""
+    """Return a syntax tree as text, without positions, and without what differs between releases of Python."""
     if isinstance(node, list):
         return f"[{','.join(map(_text, node))}]"
     if not isinstance(node, ast.AST):

@@ -1,6 +1,6 @@
-"""The researcher's microscope, for any model, loss and data of this library.
+"""A researcher's microscope for any model, loss and data of this library.
 
-- `audit`: is the gradient right? `backpropagation`, `graph`: of which factors is it made? `flow`: where does it go?
+- `audit`: is the gradient right? `backpropagation`, `graph`: which factors is it made of? `flow`: where does it go?
 - `landscape`, `curvature`: what the loss looks like around a solution, between solutions and along a path.
 - `features`: what a network has learned to see. `lags`: how far back a recurrent one learns.
 - `summary`: what a model is made of, and what it costs.

@@ -1,4 +1,4 @@
-"""Where a network looks: which positions and which pixels the logit of a class hangs on."""
+"""Where a network looks: the positions and pixels that the logit of a class depends on."""
 
 import jax
 import jax.numpy as jnp
@@ -18,27 +18,27 @@ def class_activation_map(
     *,
     relative: bool = False,
 ) -> Array:
-    """Show where a class is seen (Grad-CAM): `ReLU(Σₖ αₖ Aₖ)`, `αₖ = meanₚ ∂z_c / ∂Aₖ(p)`, at the inputs' size.
+    """Return where a class is seen (Grad-CAM): `ReLU(Σₖ αₖ Aₖ)`, `αₖ = meanₚ ∂z_c / ∂Aₖ(p)`, at the inputs' size.
 
     Aₖ are the feature maps of the layer, p their positions and z_c the logit of the class. The maps are not scaled:
     divide each by its maximum to draw it.
 
     Args:
-        model: with Linen modules inside; its outputs are logits `(batch, classes)`.
+        model: a model with Linen modules inside, whose outputs are logits `(batch, classes)`.
         variables: its variables.
         inputs: `(batch, height, width, channels)` or `(batch, width, channels)`.
-        layer: the name of a layer of feature maps, as `layer_outputs` has it; the last one as a rule.
-        classes: c for each input, `(batch,)`, or one for all; that of the largest logit where not given.
-        relative: whether to take for z_c its lead over the mean of all logits. Softmax knows nothing of their common
-            level, which often falls in training, and then leaves maps of zero.
+        layer: the name of a layer of feature maps, as given by `layer_outputs`; usually the last one.
+        classes: the class c of each input, `(batch,)`, or one for all; by default that of the largest logit.
+        relative: whether z_c is the logit's lead over the mean of all logits. Softmax ignores their common level, which
+            often falls in training and then leaves maps of zeros.
 
     Returns:
-        `(batch, height, width)` or `(batch, width)`, from the maps by linear interpolation.
+        `(batch, height, width)` or `(batch, width)`, interpolated linearly from the layer's maps.
 
     Raises:
         TypeError: for classes that are not integers.
-        ValueError: for an unknown layer, one without feature maps, inputs of another rank, outputs that are not
-            `(batch, classes)`, classes out of range, or a single logit in place of several to be relative to.
+        ValueError: for an unknown layer, one without feature maps, inputs of the wrong rank, outputs that are not
+            `(batch, classes)`, classes out of range, or `relative` for a model with a single logit.
 
     Example:
         >>> from nnfx import models
@@ -83,23 +83,23 @@ def _class_activation_map(
 
 
 def saliency(model: Model, variables: Variables, inputs: ArrayLike, classes: ArrayLike | None = None) -> Array:
-    """Show which pixels a class hangs on: `maxₖ |∂z_c / ∂xₖ|`, the largest over the channels k.
+    """Return how much a class depends on each pixel: `maxₖ |∂z_c / ∂xₖ|`, the largest over the channels k.
 
     Args:
-        model: its outputs are logits `(batch, classes)`; it may have anything inside.
+        model: any model whose outputs are logits `(batch, classes)`.
         variables: its variables.
         inputs: `(batch, ..., channels)`, or `(batch, features)`.
-        classes: c for each input, `(batch,)`, or one for all; that of the largest logit where not given.
+        classes: the class c of each input, `(batch,)`, or one for all; by default that of the largest logit.
 
     Returns:
-        `(batch, ...)`; of inputs without axes between, |∂z_c / ∂x| as it is, `(batch, features)`.
+        `(batch, ...)`; for inputs `(batch, features)`, |∂z_c / ∂x| of the same shape.
 
     Raises:
         TypeError: for classes that are not integers.
         ValueError: for inputs without features, outputs that are not `(batch, classes)`, or classes out of range.
 
     Example:
-        The saliency of a linear unit is the size of its weights:
+        The saliency of a linear unit is the magnitude of its weights:
 
         >>> from nnfx import models
         >>> params = {"kernel": jnp.array([[3.0], [-4.0]]), "bias": jnp.zeros(1)}
@@ -120,13 +120,13 @@ def _saliency(model: Model, variables: Variables, inputs: Array, classes: Array 
 
 
 def _of_classes(outputs: Array, classes: Array | None) -> Array:
-    """Add up each example's logit of its class: the examples do not mix, so the gradient is each one's own."""
+    """Sum the logits of each example's class: examples do not mix, so each keeps its own gradient."""
     chosen = outputs.argmax(-1) if classes is None else classes
     return jnp.take_along_axis(outputs, chosen[:, None], axis=-1).sum()
 
 
 def _classes(model: Model, variables: Variables, inputs: Array, classes: ArrayLike | None) -> Array | None:
-    """Require logits, and one class for each input or one for all."""
+    """Require logits, and one class for each input or one for all of them."""
     outputs = jax.eval_shape(model.apply, variables, inputs)
     if not hasattr(outputs, "shape") or len(outputs.shape) != 2:
         raise ValueError(f"model: expected outputs (batch, classes), got {checks.describe(outputs)}")

@@ -1,4 +1,4 @@
-"""Is the gradient right? Every parameter's derivative against what a small change of it does to the loss."""
+"""Is the gradient right? Every parameter's derivative against the effect of a small change on the loss."""
 
 import math
 from functools import partial
@@ -18,29 +18,29 @@ from nnfx.types import Array, Batch, Model, PerExample, Variables
 __all__ = ["Audit", "Leaf", "gradient"]
 
 STEP = 1e-5
-"""h, how far a parameter is moved, relative to its size where that is above 1."""
+"""h, how far a parameter is moved, relative to its magnitude if that is above 1."""
 NEAR = 0.1
-"""The smaller of the two moves, as a part of the larger."""
+"""The smaller of the two moves, as a fraction of the larger."""
 BESIDE = 0.01
-"""The standard deviation of the moves to places beside, where no kink is met that was met before."""
+"""The standard deviation of the moves to nearby points, away from the kinks of the original one."""
 
 Verdict = Literal["right", "wrong", "flat", "undecided"]
-"""Whether gradient and differences agree; `"flat"` where both vanish within the loss's rounding, `"undecided"` where
-the loss has a kink at every parameter."""
+"""Whether the gradient and the differences agree; `"flat"` if both vanish within the loss's rounding, `"undecided"` if
+the loss has a kink at every audited parameter."""
 
 
 class Leaf(NamedTuple):
-    """What was found of one array of parameters.
+    """What was found for one array of parameters.
 
     Attributes:
         shape: its shape.
         audited: how many of its elements were audited.
-        kinks: at how many of them the loss has a kink, where it has no derivative that differences could show.
-        scale: the largest derivative among them, by gradient or by differences.
-        error: the largest distance between the two where there is no kink, as a part of the scale.
+        kinks: at how many of them the loss has a kink, and so no derivative that differences could show.
+        scale: the largest derivative among them, by the gradient or by differences.
+        error: the largest deviation between the two where there is no kink, as a fraction of the scale.
         worst: the position of that element.
         gradient: what the gradient says there.
-        difference: what differences of the loss say.
+        difference: what differences of the loss say there.
         verdict: whether the two agree.
     """
 
@@ -56,10 +56,10 @@ class Leaf(NamedTuple):
 
 
 class Audit(NamedTuple):
-    """What the audit of a gradient has found; it prints as a table.
+    """The result of auditing a gradient; it prints as a table.
 
     Attributes:
-        leaves: by name, such as `"hidden_0/kernel"`.
+        leaves: what was found for each array of parameters, by name, such as `"hidden_0/kernel"`.
         loss: the empirical loss at these parameters.
     """
 
@@ -68,16 +68,16 @@ class Audit(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether no gradient is wrong, and none undecided."""
+        """Whether no gradient is wrong or undecided."""
         return not self.failures
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """The names of those that are wrong or undecided."""
+        """The names of the arrays whose gradient is wrong or undecided."""
         return tuple(name for name, leaf in self.leaves.items() if leaf.verdict in ("wrong", "undecided"))
 
     def __str__(self) -> str:
-        """Draw the table."""
+        """Return the table."""
         rows = [
             [name, f"{leaf.audited} of {math.prod(leaf.shape)}", leaf.kinks, leaf.scale, leaf.error, leaf.verdict]
             for name, leaf in self.leaves.items()
@@ -104,28 +104,28 @@ def gradient(
 ) -> Audit:
     """Audit a gradient: `∂L/∂wᵢ` against `(L(w + h eᵢ) − L(w − h eᵢ)) / 2h`, in float64, for every parameter.
 
-    All the losses are computed in one compiled program. ReLU, a maximum and the absolute value make kinks, across
-    which differences say nothing of the slope. One shows itself by what two sizes of steps and the two sides of each
-    step have to say, whatever the gradient claims; then the audit is made again at two places beside, all parameters
-    moved at random and the opposite way, so that either side of the kink is seen. An element is wrong where it
-    disagrees at any place by more than a kink there can explain.
+    All losses are computed in one compiled program. ReLU, a maximum and the absolute value make kinks, across which
+    differences say nothing about the slope. A kink is detected by comparing two step sizes and the two sides of each
+    step, whatever the gradient claims. The audit is then repeated at two nearby points, with all parameters moved at
+    random and in the opposite direction, so that either side of the kink is seen. An element is wrong if it disagrees
+    at any of these points by more than a kink there can explain.
 
     Args:
         model: the model; it must compute in the dtype that it is given.
         loss: per example.
-        variables: where the gradient is audited.
+        variables: the model's, at whose parameters the gradient is audited.
         batch: what the loss is averaged over.
-        key: draws which parameters are audited, and the places beside; it feeds the model's noise, too.
-        share: the part of each array of parameters to audit, above 0, drawn at random; one element at least.
+        key: draws the parameters to audit and the nearby points, and feeds the model's noise.
+        share: the fraction of each array of parameters to audit, above 0, drawn at random; at least one element.
         train: whether to apply the model as in training.
-        tolerance: the largest error that passes, as a part of the largest derivative of an array of parameters; what
-            the rounding of the loss can amount to is added.
+        tolerance: the largest error that passes, as a fraction of the largest derivative in an array of parameters; an
+            allowance for the rounding of the loss is added.
 
     Returns:
         The error and the verdict for each array of parameters.
 
     Raises:
-        TypeError: for a key that is not typed, or arguments of the wrong kind.
+        TypeError: for a key that is not typed, or arguments of the wrong type.
         ValueError: for a share outside (0, 1], parameters or data that are not finite or do not fit each other, a
             loss that is not finite, and a model that does not compute in float64.
 
@@ -190,14 +190,14 @@ def _as_float64(leaf: Any) -> Array:
 
 
 def _beside(key: Array, params: Any) -> list[Any]:
-    """Return parameters moved at random, and moved the opposite way."""
+    """Return the parameters moved at random, and moved in the opposite direction."""
     flat, restore = ravel_pytree(params)
     move = BESIDE * jax.random.normal(key, flat.shape, flat.dtype)
     return [restore(flat + move), restore(flat - move)]
 
 
 class _Found(NamedTuple):
-    """What the program returns: the loss and its rounding, and of each element its value, derivative and losses."""
+    """What the program returns: the loss and its rounding, and each element's step, derivative and losses."""
 
     loss: Array
     rounding: Array
@@ -234,7 +234,7 @@ def _differences(
         number, move, factor = point
         return of((flat * factor).at[number].add(move))
 
-    # A factor that changes only last bits decides nothing; that the loss hangs on it all the same is its rounding.
+    # A factor that changes only the last bits should not matter; how much the loss changes with it is its rounding.
     bits = 1 + jnp.finfo(flat.dtype).eps * jnp.arange(-4, 4)
     points = (
         jnp.concatenate([jnp.repeat(chosen, 4), jnp.zeros_like(chosen, shape=bits.shape)]),
@@ -247,7 +247,7 @@ def _differences(
 
 
 class _Evidence(NamedTuple):
-    """What was found of each element, on the host.
+    """What was found for each element, on the host.
 
     Attributes:
         loss: the loss before anything is moved.
@@ -255,8 +255,8 @@ class _Evidence(NamedTuple):
         difference: the central difference that comes closest to it.
         scale: the largest derivative within the same leaf.
         noise: what the rounding of the loss may add to a difference.
-        is_right: whether gradient and difference agree.
-        is_kink: whether they do not, but for a kink.
+        is_right: whether the gradient and the difference agree.
+        is_kink: whether they disagree because of a kink.
     """
 
     loss: float
@@ -277,7 +277,7 @@ class _Evidence(NamedTuple):
             )
         up, down, near_up, near_down = losses.T
         far, near = (up - down) / (2 * step), (near_up - near_down) / (2 * NEAR * step)
-        # The slopes of the two sides differ by the curvature in proportion to the step, by a kink whatever the step.
+        # Curvature makes the slopes of the two sides differ in proportion to the step, a kink whatever the step.
         bend = (up - 2 * loss + down) / step
         near_bend = (near_up - 2 * loss + near_down) / (NEAR * step)
         kink = np.maximum(np.abs(far - near), np.abs(near_bend - NEAR * bend))
@@ -290,19 +290,19 @@ class _Evidence(NamedTuple):
         scale = np.repeat(largest, lengths)
         noise = 4 * (rounding + 2 * np.finfo(np.float64).eps * abs(loss)) / (NEAR * step)
         is_right = np.minimum(off, near_off) <= tolerance * scale + noise
-        # Of a kink within the far step, h from 0 and J high, `off` sees J(1 − t)/2 at the distance th. Of the two
-        # measures one sees at least 0.28 J if th lies within the near step, so that 1/2 errs to no side; and beyond
-        # it the near difference is right.
+        # If the slope jumps by J at a kink within the far step h, at the distance th, `off` sees J(1 − t)/2. If th
+        # lies within the near step, one of the two measures sees at least 0.28 J, so that 1/2 errs on neither side;
+        # beyond it the near difference is right.
         is_kink = ~is_right & (kink >= off / 2)
         return cls(float(loss), gradient, np.where(off <= near_off, far, near), scale, noise, is_right, is_kink)
 
     def part(self, places: slice) -> "_Evidence":
-        """Return that of some elements."""
+        """Return the evidence for some elements."""
         return _Evidence(self.loss, *(values[places] for values in self[1:]))
 
 
 def _leaf(shape: tuple[int, ...], numbers: np.ndarray, evidence: list[_Evidence]) -> Leaf:
-    """Judge one leaf by the evidence of one place, or of that and those beside."""
+    """Judge one leaf by the evidence at one point, or at that point and those nearby."""
     first = evidence[0]
     is_wrong = np.stack([~each.is_right & ~each.is_kink for each in evidence])
     errors = np.stack(

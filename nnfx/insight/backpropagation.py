@@ -23,13 +23,13 @@ class Layer(NamedTuple):
     """A layer `h = g(z)`, `z = xW + b` on the way forward, and the errors on the way back; k pieces for maxout, else 1.
 
     Attributes:
-        name: as `nnfx.insight.features.layer_outputs` has it.
+        name: as given by `nnfx.insight.features.layer_outputs`.
         inputs: x, `(batch, inputs)`.
         kernel: W, `(inputs, k · units)`.
         bias: b, `(k · units,)`.
         pre_activations: z, `(batch, k · units)`.
         outputs: h, `(batch, units)`.
-        local_derivatives: `g'(z) = ∂h/∂z`, `(batch, k · units)`; of maxout 1 for the piece that won and 0 for others.
+        local_derivatives: `g'(z) = ∂h/∂z`, `(batch, k · units)`; for maxout 1 for the winning piece, else 0.
         errors: `∂L/∂h`, what comes back from the layer above, `(batch, units)`.
         deltas: `δ = ∂L/∂z = ∂L/∂h · g'(z)`, `(batch, k · units)`.
         kernel_gradient: `∂L/∂W = xᵀδ`, summed over the batch, `(inputs, k · units)`.
@@ -56,7 +56,7 @@ class Backpropagation(NamedTuple):
 
     Attributes:
         layers: from the inputs to the outputs.
-        losses: of each example, `(batch,)`.
+        losses: the loss of each example, `(batch,)`.
         loss: the empirical loss L.
     """
 
@@ -66,7 +66,7 @@ class Backpropagation(NamedTuple):
 
     @property
     def gradient(self) -> Params:
-        """The gradient by all parameters, in their tree: what `jax.grad` returns in one go."""
+        """The gradient with respect to all parameters, in their tree: what `jax.grad` returns in one go."""
         found: dict[str, Any] = {}
         for layer in self.layers:
             place = found
@@ -76,7 +76,7 @@ class Backpropagation(NamedTuple):
         return found
 
     def __str__(self) -> str:
-        """Draw the tables: of each unit and example what went forward, what came back, and what they make."""
+        """Return the tables: what went forward and what came back for each unit and example, and the gradients."""
         parts = [f"loss {float(self.loss):.6g}, the mean of {len(self.losses)}"]
         for layer in self.layers:
             width = layer.kernel.shape[1]
@@ -107,24 +107,25 @@ class Backpropagation(NamedTuple):
 
 
 def lay_open(model: Model, loss: PerExample, variables: Variables, batch: Batch) -> Backpropagation:
-    """Go forward and back through a dense network by the chain rule, one factor at a time, and keep them all.
+    """Go forward and back through a dense network by the chain rule, one factor at a time, and return them all.
 
     From the outputs down: `δ = ∂L/∂h · g'(z)`, `∂L/∂W = xᵀδ`, `∂L/∂b = Σ δ`, and `∂L/∂x = δWᵀ` for the layer below.
-    Only g' and the derivative of the loss by the outputs are asked of JAX; the product of all factors is the gradient.
+    Only g' and the derivative of the loss with respect to the outputs come from JAX; the product of all factors is the
+    gradient.
 
     Args:
-        model: of perceptrons stacked, as `nnfx.models.perceptron` and `mlp` make it, without batch norm; applied as
+        model: a stack of perceptrons, made by `nnfx.models.perceptron` or `mlp` without batch norm; it is applied
             outside training, so without dropout.
         loss: per example.
         variables: the model's.
-        batch: one example or several; L is their empirical loss.
+        batch: one or more examples; L is their empirical loss.
 
     Returns:
         Every layer's values, local derivatives and errors.
 
     Raises:
-        TypeError, ValueError: as `nnfx.insight.audit.gradient`, for other models, and for an activation that mixes
-            units, such as softmax, whose derivative is not one number a unit.
+        TypeError, ValueError: as for `nnfx.insight.audit.gradient`, and for other models or an activation that mixes
+            units, such as softmax, whose derivative is not one number per unit.
 
     Example:
         >>> from nnfx import losses, models
@@ -152,7 +153,7 @@ def lay_open(model: Model, loss: PerExample, variables: Variables, batch: Batch)
 def _lay_open(
     model: Model, loss: PerExample, variables: Variables, batch: Batch
 ) -> tuple[dict[str, tuple[list[Array], Array]], Array, Array]:
-    """Return the factors of each layer by its name, in their order, with how far its activation mixes units."""
+    """Return each layer's factors by name, in order, with how much its activation mixes units."""
     seen = _forward(model, variables, batch.inputs)
 
     def total(outputs: Array) -> tuple[Array, Array]:
@@ -172,7 +173,7 @@ def _lay_open(
 
 
 class _Seen(NamedTuple):
-    """What is seen of a layer as the model is applied."""
+    """What is recorded about a layer while the model is applied."""
 
     name: str
     activation: Callable[[Array], Array]
@@ -184,7 +185,7 @@ class _Seen(NamedTuple):
 
 
 def _forward(model: Model, variables: Variables, inputs: Array) -> list[_Seen]:
-    """Apply the model, and see each of its perceptrons; refuse a model that is anything else."""
+    """Apply the model and record each of its perceptrons; raise if it contains anything else."""
     seen: list[_Seen] = []
     others: set[str] = set()
 
@@ -208,9 +209,9 @@ def _forward(model: Model, variables: Variables, inputs: Array) -> list[_Seen]:
 
 
 def _local_derivatives(activation: Callable[[Array], Array], z: Array) -> tuple[Array, Array]:
-    """Return the derivative of each unit by its pre-activations, and by how much units mix, relative to it.
+    """Return the derivative of each unit with respect to its pre-activations, and how much units mix, relative to it.
 
-    Where they do not, the derivative of their sum is that of each, and says what any change of them all does.
+    If they do not mix, the derivative of their sum is that of each, and predicts the effect of any joint change.
     """
     local = jax.grad(lambda z: activation(z).sum())(z)
     trial = jnp.cos(jnp.arange(z.size, dtype=z.dtype)).reshape(z.shape)

@@ -1,7 +1,7 @@
 """The curvature of the loss: products with the Hessian `H = ∂²L / ∂w²`, its eigenvalues, their density, its trace.
 
-The Hessian itself, as large as the square of the parameters, is never made. All functions take any model, loss and
-batch, and work under `jax.jit`.
+The Hessian itself, whose size is the square of the number of parameters, is never formed. All functions take any
+model, loss and batch, and work under `jax.jit`.
 """
 
 from collections.abc import Callable
@@ -27,8 +27,8 @@ class Eigenpairs(NamedTuple):
 
     Attributes:
         values: `(count,)`, from the end inwards.
-        vectors: of length one, like the parameters with an axis `(count, ...)` in front.
-        residuals: `‖Hv − λv‖` of each, `(count,)`: how far it is from one at most.
+        vectors: of length one, like the parameters with a leading axis, `(count, ...)`.
+        residuals: `‖Hv − λv‖` of each, `(count,)`: an upper bound on its distance from an eigenvalue.
     """
 
     values: Array
@@ -41,7 +41,7 @@ class Spectrum(NamedTuple):
 
     Attributes:
         values: `(draws, steps)`, the values that each random vector saw.
-        weights: `(draws, steps)`, what part of the eigenvalues lies there; those of each draw sum to 1.
+        weights: `(draws, steps)`, the fraction of the eigenvalues that lies there; those of each draw sum to 1.
     """
 
     values: Array
@@ -52,7 +52,7 @@ class Spectrum(NamedTuple):
 
         Args:
             at: t, eigenvalues `(points,)`.
-            width: σ, above 0, to which extent the points are smeared; may be traced.
+            width: σ, above 0, by how much the points are smeared; may be traced.
 
         Returns:
             `(points,)`, per unit of the eigenvalues.
@@ -69,7 +69,7 @@ class Spectrum(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """The trace of the Hessian by random vectors.
+    """The trace of the Hessian, estimated with random vectors.
 
     Attributes:
         value: the sum of all eigenvalues.
@@ -85,13 +85,13 @@ def hessian_vector_product(
 ) -> Params:
     """Multiply the Hessian of the empirical loss by a vector: `Hv = ∂/∂t ∇L(w + t v)`, at t = 0.
 
-    Forward mode goes over the gradient, for about the price of two. Where the model has a derivative of its own that
-    knows reverse mode alone, as the convolutions here have, it is `∇ (∇L · v)` instead.
+    Forward mode is applied to the gradient, at about the cost of two gradients. If the model has a custom derivative
+    that supports reverse mode only, as the convolutions here have, it is `∇ (∇L · v)` instead.
 
     Args:
         model: the model.
         loss: per example.
-        variables: where; the derivative is by the parameters.
+        variables: the model's; the derivative is with respect to the parameters, at their values.
         batch: what the loss is averaged over.
         vector: v, like the parameters.
         train: whether to apply the model as in training, without noise: batch norm then normalises by the batch.
@@ -100,10 +100,10 @@ def hessian_vector_product(
         Hv, like the parameters.
 
     Raises:
-        TypeError, ValueError: as `nnfx.insight.audit.gradient`, and for a vector of other shapes than the parameters.
+        TypeError, ValueError: as for `nnfx.insight.audit.gradient`, and for a vector of shapes unlike the parameters'.
 
     Example:
-        The square of a linear model has the Hessian `2 Σ x xᵀ / n`:
+        The squared error of a linear model has the Hessian `2 Σ x xᵀ / n`:
 
         >>> from nnfx import losses, models
         >>> batch = Batch(jnp.array([[1.0, 2.0]]), jnp.zeros(1), jnp.ones(1))
@@ -151,7 +151,7 @@ def _product(
 
     flat, _ = ravel_pytree(variables["params"])
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), (variables, batch, flat))
-    try:  # a derivative of one's own says no more than this of the modes it has
+    try:  # there is no other way to ask a custom derivative which modes it supports
         jax.jit(forward).lower(*shapes)
     except TypeError:
         return partial(reverse, variables, batch)
@@ -172,26 +172,26 @@ def eigenpairs(
 ) -> Eigenpairs:
     """Find eigenvalues at one end of the Hessian's spectrum, with their eigenvectors, by Lanczos' method.
 
-    The ends of the spectrum, far apart as they are as a rule, are found within few products with the Hessian; the
-    residuals say how well. An eigenvalue that several eigenvectors share may be found with fewer of them.
+    The eigenvalues at the ends of the spectrum, which usually lie far apart, are found with few products with the
+    Hessian; the residuals say how well. An eigenvalue that several eigenvectors share may come with fewer of them.
 
     Args:
         model: the model.
         loss: per example.
-        variables: where.
+        variables: the model's, at whose parameters the Hessian is taken.
         batch: what the loss is averaged over.
-        key: draws the vector to start from.
-        count: how many, at most as many as steps.
-        end: whether the largest, across the valley, or the smallest: the most negative lead down from a saddle.
-        steps: how many products with the Hessian to make at most; no more than there are parameters.
+        key: draws the starting vector.
+        count: how many, at most `steps`.
+        end: whether the largest, across the valley, or the smallest: the most negative ones lead down from a saddle.
+        steps: the most products with the Hessian to make, limited to the number of parameters.
         train: whether to apply the model as in training, without noise.
 
     Returns:
         The eigenvalues from that end inwards, their eigenvectors, and how well they were found.
 
     Raises:
-        TypeError, ValueError: as `hessian_vector_product`, for a key that is not typed, and a count above the steps
-            or the number of parameters.
+        TypeError, ValueError: as for `hessian_vector_product`, and for a key that is not typed or a count above the
+            steps or the number of parameters.
 
     Example:
         >>> from nnfx import losses, models
@@ -238,7 +238,7 @@ def _normal(key: Array, flat: Array) -> Array:
 
 
 def _steps(model: Model, loss: PerExample, variables: Variables, batch: Batch, steps: Any, train: bool) -> int:
-    """Check what all have in common, and return how many steps there can be."""
+    """Check the arguments that all functions share, and return how many steps there can be."""
     objective.check(model, loss, variables, batch, train=train)
     checks.positive_integer("steps", steps)
     return min(steps, sum(np.size(leaf) for leaf in jax.tree.leaves(variables["params"])))
@@ -259,17 +259,17 @@ def sharpness(
     Args:
         model: the model.
         loss: per example.
-        variables: where.
+        variables: the model's, at whose parameters the Hessian is taken.
         batch: what the loss is averaged over.
-        key: draws the vector to start from.
-        steps: how many products with the Hessian to make at most.
+        key: draws the starting vector.
+        steps: the most products with the Hessian to make, limited to the number of parameters.
         train: whether to apply the model as in training, without noise.
 
     Returns:
         λ, a scalar.
 
     Raises:
-        TypeError, ValueError: as `eigenpairs`.
+        TypeError, ValueError: as for `eigenpairs`.
 
     Example:
         >>> from nnfx import losses, models
@@ -296,26 +296,26 @@ def spectrum(
     steps: int = 64,
     train: bool = False,
 ) -> Spectrum:
-    """See the whole spectrum of the Hessian, by stochastic Lanczos quadrature.
+    """Estimate the whole spectrum of the Hessian by stochastic Lanczos quadrature.
 
-    A random vector v has, on the average, an equal part of every eigenvector. Lanczos' method from v finds the few
-    points and weights that integrate polynomials of a degree up to `2 steps − 1` as v does with the true spectrum.
+    A random vector v contains, on average, an equal part of every eigenvector. Lanczos' method from v finds the few
+    points and weights that integrate polynomials of degree up to `2 steps − 1` as v does with the true spectrum.
 
     Args:
         model: the model.
         loss: per example.
-        variables: where.
+        variables: the model's, at whose parameters the Hessian is taken.
         batch: what the loss is averaged over.
         key: draws the vectors.
-        draws: how many vectors.
-        steps: how many products with the Hessian to make for each; no more than there are parameters.
+        draws: how many random vectors.
+        steps: how many products with the Hessian to make for each, limited to the number of parameters.
         train: whether to apply the model as in training, without noise.
 
     Returns:
-        The points and their weights; its `density` smears them to a curve.
+        The points and their weights; its `density` smears them into a curve.
 
     Raises:
-        TypeError, ValueError: as `eigenpairs`, and for draws that are not a positive integer.
+        TypeError, ValueError: as for `eigenpairs`, and for draws that are not a positive integer.
 
     Example:
         >>> from nnfx import losses, models
@@ -373,7 +373,7 @@ def trace(
     Args:
         model: the model.
         loss: per example.
-        variables: where.
+        variables: the model's, at whose parameters the Hessian is taken.
         batch: what the loss is averaged over.
         key: draws the signs.
         draws: how many vectors of signs, at least 2.
@@ -383,7 +383,7 @@ def trace(
         The trace and its standard error.
 
     Raises:
-        TypeError, ValueError: as `eigenpairs`, and for fewer than 2 draws.
+        TypeError, ValueError: as for `eigenpairs`, and for fewer than 2 draws.
 
     Example:
         >>> from nnfx import losses, models

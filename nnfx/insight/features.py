@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 Pool = Literal["mean", "max", "center"]
-"""How a unit's feature map becomes one number: its mean, its largest element, or the element in its centre."""
+"""How a unit's feature map becomes one number: its mean, its largest element, or the element at its centre."""
 
 
 class Maximum(NamedTuple):
@@ -38,7 +38,7 @@ class Maximum(NamedTuple):
 
     Attributes:
         inputs: the input.
-        activation: the unit's activation by it.
+        activation: the unit's activation for it.
     """
 
     inputs: Array
@@ -62,34 +62,34 @@ def maximize(
     starts: int = 4,
     pool: Pool = "mean",
 ) -> Maximum:
-    """Look for the input that excites a unit most: `argmax_x a(x) − λ Σᵢ xᵢ² − τ Σ (xᵢ − xⱼ)²`, j next to i.
+    """Search for the input that excites a unit most: `argmax_x a(x) − λ Σᵢ xᵢ² − τ Σ (xᵢ − xⱼ)²`, j next to i.
 
-    Adam ascends from several random inputs, within one compiled scan; the best of them is returned. A unit that ReLU
-    silences where it starts has no gradient there: more starts help, and so does the largest element of its map. To
-    see several units, map over them: `jax.vmap` over `unit`.
+    Adam ascends from several random inputs, within one compiled scan; the best result is returned. A unit that ReLU
+    silences at a starting point has no gradient there: more starts help, and so does pooling by `"max"`. For several
+    units, use `jax.vmap` over `unit`.
 
     Args:
-        model: with Linen modules inside.
+        model: a model with Linen modules inside.
         variables: its variables.
-        layer: the name of a layer, as `layer_outputs` has it.
-        unit: which of its features, on the last axis.
-        shape: of one input, such as `(28, 28, 1)`.
-        key: draws where to start, uniform within bounds, else normal; and the jitter.
+        layer: the name of a layer, as given by `layer_outputs`.
+        unit: the index of one of its features, on the last axis.
+        shape: the shape of one input, such as `(28, 28, 1)`.
+        key: draws the starting points, uniform within the bounds if given, else normal, and the jitter.
         steps: how many steps to take.
-        learning_rate: of Adam.
+        learning_rate: Adam's learning rate.
         l2: λ, at least 0.
         total_variation: τ, at least 0, on the squared differences of neighbours along all axes but the last.
-        jitter: before each step the input is rolled by up to so many pixels along all axes but the last.
-        bounds: the least and the largest value that an input may have, such as `(0, 1)`.
+        jitter: before each step the input is rolled by up to this many pixels along all axes but the last.
+        bounds: the smallest and the largest value that an input may have, such as `(0, 1)`.
         starts: how many random inputs to start from.
         pool: how a feature map becomes one activation, a: `"mean"`, `"max"` or `"center"`.
 
     Returns:
-        The input, of that shape, and its activation a.
+        The input, of the given shape, and its activation a.
 
     Raises:
         TypeError: for a key that is not typed, or a unit or jitter that is not an integer.
-        ValueError: for an unknown layer, a unit out of range, a shape without elements, or numbers out of range.
+        ValueError: for an unknown layer, a unit out of range, a shape without elements, or other values out of range.
 
     Example:
         The input that excites a linear unit most is w / 2λ, in the direction of its weights:
@@ -170,11 +170,11 @@ def _maximize(
 
 
 class Top(NamedTuple):
-    """Those of many inputs that excite a unit most, the most exciting first.
+    """The inputs that excite a unit most, in descending order of activation.
 
     Attributes:
-        rows: which they are, `(count,)`.
-        activations: the unit's activations by them, `(count,)`.
+        rows: their rows among all inputs, `(count,)`.
+        activations: the unit's activations for them, `(count,)`.
     """
 
     rows: Array
@@ -194,14 +194,14 @@ def top_inputs(
 ) -> Top:
     """Find the real inputs that excite a unit most: those with the `count` largest a(x).
 
-    To see several units, map over them, `jax.vmap` over `unit`: the network is still applied once.
+    For several units, use `jax.vmap` over `unit`: the network is still applied only once.
 
     Args:
-        model: with Linen modules inside.
+        model: a model with Linen modules inside.
         variables: its variables.
-        inputs: to choose from, `(rows, ...)`.
-        layer: the name of a layer, as `layer_outputs` has it.
-        unit: which of its features, on the last axis.
+        inputs: the inputs to choose from, `(rows, ...)`.
+        layer: the name of a layer, as given by `layer_outputs`.
+        unit: the index of one of its features, on the last axis.
         count: how many to find.
         chunk: how many inputs to send through the network at once.
         pool: how a feature map becomes one activation, a: `"mean"`, `"max"` or `"center"`.
@@ -211,7 +211,7 @@ def top_inputs(
 
     Raises:
         TypeError: for a unit that is not an integer.
-        ValueError: for an unknown layer, a unit out of range, or a larger count than there are inputs.
+        ValueError: for an unknown layer, a unit out of range, or a count above the number of inputs.
 
     Example:
         >>> from nnfx import models
@@ -244,7 +244,7 @@ def _top_inputs(
 
 
 def _pooled(maps: Array, unit: Array, pool: Pool) -> Array:
-    """Return the activation of a unit by each example, `(batch,)`."""
+    """Return the activation of a unit for each example, `(batch,)`."""
     of_unit = jnp.take(maps, unit, axis=-1)
     if pool == "center":
         return of_unit[:, *(size // 2 for size in of_unit.shape[1:])]
@@ -253,7 +253,7 @@ def _pooled(maps: Array, unit: Array, pool: Pool) -> Array:
 
 
 def _require_unit(unit: Any, shape: tuple[int, ...]) -> None:
-    """Require one whole number within the last axis; a traced one passes."""
+    """Require an integer within the last axis; a traced one passes."""
     checks.number("unit", unit, minimum=0, below=shape[-1])
     _require_integer("unit", unit)
 

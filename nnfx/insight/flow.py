@@ -20,12 +20,12 @@ _QUANTITIES = ("gradient", "update", "weight", "activation")
 
 
 class Flow(NamedTuple):
-    """What flowed through each layer by epoch: means over the epoch's steps, `(epochs,)`, by the layer's name.
+    """What flowed through each layer per epoch: means over the epoch's steps, `(epochs,)`, by layer name.
 
     Attributes:
-        gradient: the length of the gradient, `‖∂L/∂W‖`, of all arrays of the layer together.
-        update: the length of what the step changed, `‖ΔW‖`.
-        weight: the length of what it changed, `‖W‖`.
+        gradient: the norm of the gradient, `‖∂L/∂W‖`, over all arrays of the layer together.
+        update: the norm of the change that the step makes, `‖ΔW‖`.
+        weight: the norm of the parameters before the step, `‖W‖`.
         activation: the root mean square of the layer's outputs.
     """
 
@@ -42,11 +42,11 @@ def make_step(
     metrics: Mapping[str, PerExample] | None = None,
     **options: Any,
 ) -> Step:
-    """Make a training step that also measures what flows through each layer; otherwise that of `nnfx.make_step`.
+    """Make a training step as `nnfx.make_step` does, which also measures what flows through each layer.
 
-    Handed to `nnfx.fit` as `make_step`, it adds four curves a layer to the run's history, which `curves` sorts. The
-    gradient is what the optimizer is given, a penalty's included; the activations are those in training, of the batch
-    before it is augmented, and are measured where Linen modules are seen.
+    Passed to `nnfx.fit` as `make_step`, it adds four curves per layer to the run's history, which `curves` sorts. The
+    gradient is what the optimizer is given, including that of a penalty; the activations are those in training, on the
+    batch before it is augmented, and are measured wherever Linen modules are seen.
 
     Args:
         model: the model.
@@ -56,7 +56,7 @@ def make_step(
         **options: likewise.
 
     Returns:
-        The step, with metrics such as `"gradient hidden_0"` among its own.
+        The step, whose metrics include ones such as `"gradient hidden_0"`.
 
     Example:
         >>> import nnfx
@@ -95,14 +95,14 @@ def make_step(
 
 
 class _Recorded(NamedTuple):
-    """The state of an optimizer, and the gradient that it was given last."""
+    """The state of an optimizer, and the last gradient that it was given."""
 
     inner: Any
     gradient: Params
 
 
 def _recording(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Let an optimizer keep the gradient that it is given."""
+    """Wrap an optimizer so that its state keeps the gradient that it is given."""
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: Params) -> _Recorded:
@@ -118,7 +118,7 @@ def _recording(optimizer: optax.GradientTransformation) -> optax.GradientTransfo
 
 
 def _lengths(params: Params) -> dict[str, Array]:
-    """Return the length of each layer's arrays together, by the layer's name."""
+    """Return the norm of each layer's arrays together, by layer name."""
     squares: dict[str, Array] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         layer = objective.name_of(path).rpartition("/")[0] or WHOLE
@@ -127,20 +127,20 @@ def _lengths(params: Params) -> dict[str, Array]:
 
 
 def _activations(model: Model, state: TrainState, batch: Batch) -> dict[str, Array]:
-    """Return the root mean square of each layer's outputs in training; nothing where no layer is seen."""
+    """Return the root mean square of each layer's outputs in training; empty if no layer is seen."""
     key = jax.random.fold_in(state.key, state.step)
     _, seen = watch(model, state.variables, batch.inputs, key=key, weights=batch.weights, train=True)
     return {layer: jnp.sqrt(jnp.square(output.astype(jnp.float32)).mean()) for layer, output in seen.items()}
 
 
 def curves(history: Mapping[str, Any]) -> Flow:
-    """Sort the history of a run whose step is that of `make_step`: each quantity by layer, numbers in their order.
+    """Sort the history of a run with the step of `make_step`: each quantity by layer, in natural order.
 
     Args:
         history: such as `run.history`.
 
     Raises:
-        ValueError: for the history of another run.
+        ValueError: for the history of a run with another step.
 
     Example:
         >>> curves({"train_gradient hidden_10": [0.1], "train_gradient hidden_9": [0.2], "train_loss": [1]}).gradient
@@ -160,24 +160,24 @@ def curves(history: Mapping[str, Any]) -> Flow:
 
 
 def _in_natural_order(name: str) -> list[tuple[int, str]]:
-    """Sort numbers within names by their value."""
+    """Return a sort key that orders numbers within names by value."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def per_example_gradients(model: Model, loss: PerExample, variables: Variables, batch: Batch) -> Params:
-    """Return the gradient of the loss of each example by itself, `∂ℓᵢ / ∂w`.
+    """Return the gradient of each example's own loss, `∂ℓᵢ / ∂w`.
 
     Args:
-        model: the model, applied as outside training.
+        model: the model, applied outside training.
         loss: per example.
-        variables: where.
+        variables: the model's, at whose parameters the gradients are taken.
         batch: the examples; their weights are not used.
 
     Returns:
-        Like the parameters, with an axis `(batch, ...)` in front.
+        Like the parameters, with a leading axis, `(batch, ...)`.
 
     Raises:
-        TypeError, ValueError: as `nnfx.insight.audit.gradient`.
+        TypeError, ValueError: as for `nnfx.insight.audit.gradient`.
 
     Example:
         >>> from nnfx import losses, models
@@ -210,12 +210,12 @@ def _gradient_of_one(model: Model, loss: PerExample, variables: Variables) -> Ca
 
 
 class NoiseScale(NamedTuple):
-    """The gradient noise scale, and the two things that it is the ratio of.
+    """The gradient noise scale, and the two quantities whose ratio it is.
 
     Attributes:
-        scale: `tr Σ / |G|²`, in examples; NaN where the noise leaves nothing of the gradient to see.
-        gradient: `|G|²`, the square of the true gradient's length, an unbiased estimate that may be negative.
-        noise: `tr Σ`, the variance of an example's gradient, added up over the parameters.
+        scale: `tr Σ / |G|²`, in examples; NaN if the estimate of `|G|²` is not positive.
+        gradient: `|G|²`, the squared norm of the true gradient; an unbiased estimate, which may be negative.
+        noise: `tr Σ`, the variance of an example's gradient, summed over the parameters.
     """
 
     scale: Array
@@ -224,26 +224,26 @@ class NoiseScale(NamedTuple):
 
 
 def noise_scale(model: Model, loss: PerExample, variables: Variables, batch: Batch) -> NoiseScale:
-    """Estimate the gradient noise scale `B = tr Σ / |G|²`: the batch size at which noise and gradient are equals.
+    """Estimate the gradient noise scale `B = tr Σ / |G|²`: the batch size at which noise and gradient are equal.
 
-    Much smaller batches waste no examples, and much larger ones hardly need fewer steps. From the gradients gᵢ of n
+    Much smaller batches waste no examples, and much larger ones save hardly any steps. From the gradients gᵢ of n
     examples, `tr Σ ≈ Σ |gᵢ − ḡ|² / (n − 1)` and `|G|² ≈ |ḡ|² − tr Σ / n`, both unbiased: the paper's estimates from
     batches of 1 and of n.
 
     Args:
-        model: the model, applied as outside training.
+        model: the model, applied outside training.
         loss: per example.
-        variables: where.
-        batch: two examples or more of the same weight; those of weight zero are left out.
+        variables: the model's, at whose parameters the gradients are taken.
+        batch: two or more examples of equal weight; those of weight zero are left out.
 
     Returns:
         The noise scale, the gradient and the noise.
 
     Raises:
-        TypeError, ValueError: as `nnfx.insight.audit.gradient`, and for fewer than two examples or other weights.
+        TypeError, ValueError: as for `nnfx.insight.audit.gradient`, and for fewer than two examples or unequal weights.
 
     Example:
-        The square of a constant's error: gradients 2 (w − yᵢ), so that `tr Σ = 4 var y` and `G = 2 (w − mean y)`:
+        The squared error of a constant has the gradients 2 (w − yᵢ), so `tr Σ = 4 var y` and `G = 2 (w − mean y)`:
 
         >>> from nnfx import losses
         >>> constant = Model(None, lambda v, x, **_: jnp.broadcast_to(v["params"]["w"], (len(x), 1)))

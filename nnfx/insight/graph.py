@@ -1,4 +1,4 @@
-"""The drawing of a dense network: what went forward through it for one example, and what came back."""
+"""A drawing of a dense network: what went forward through it for one example, and what came back."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,29 +14,29 @@ if TYPE_CHECKING:
 __all__ = ["draw"]
 
 POSITIVE, NEGATIVE, QUIET = "#0072B2", "#D55E00", "#BBBBBB"
-"""Okabe and Ito's blue and vermilion, which stay apart for colour-blind eyes."""
+"""Okabe and Ito's blue and vermilion, which colour-blind readers can tell apart."""
 LABELLED = 40
-"""The most edges between two layers whose numbers are written beside them."""
+"""The largest number of edges between two layers that are still labelled with their numbers."""
 RADIUS, APART = 0.23, 2.6
 """The size of a node, and the distance between columns, in units of the distance between rows."""
 
 
 def draw(found: Backpropagation, example: int = 0) -> "Figure":
-    """Draw a network as a graph: values forward in the nodes, errors back below them, weights and gradients between.
+    """Draw a network as a graph: values in the nodes, errors below them, weights and gradients on the edges.
 
-    The width of an edge is the size of its weight's part in the gradient by this example, `|xᵢ δⱼ|`, and its colour
-    the sign. It is legible for a few layers of a few units.
+    The width of an edge shows how much this example contributes to the gradient of its weight, `|xᵢ δⱼ|`, and its
+    colour shows the sign. The drawing is legible for a few layers of a few units.
 
     Args:
-        found: what `nnfx.insight.backpropagation.lay_open` returned.
-        example: which of the batch to draw.
+        found: as returned by `nnfx.insight.backpropagation.lay_open`.
+        example: the index of the example to draw, within the batch.
 
     Returns:
-        A figure of Matplotlib's, which is left to the caller to save or show.
+        A Matplotlib figure, for the caller to save or show.
 
     Raises:
-        ValueError: for an example that there is not.
-        ModuleNotFoundError: without Matplotlib.
+        ValueError: for an example out of range.
+        ModuleNotFoundError: if Matplotlib is not installed.
     """
     checks.number("example", example, minimum=0, below=len(found.losses))
     example = int(example)
@@ -80,12 +80,12 @@ def _short(number: float) -> str:
 
 
 def _by_unit(deltas: np.ndarray, units: int) -> np.ndarray:
-    """Add up the pieces of each unit, of which all but the winner's are zero."""
+    """Sum the pieces of each unit; all but the winning one are zero."""
     return deltas.reshape(units, -1).sum(1)
 
 
 def _contributions(found: Backpropagation, number: int, example: int) -> np.ndarray:
-    """Return what one example adds to the gradient of each edge, `xᵢ δⱼ`, `(inputs, units)`."""
+    """Return what one example contributes to the gradient of each edge, `xᵢ δⱼ`, `(inputs, units)`."""
     layer = found.layers[number]
     deltas = _by_unit(np.asarray(layer.deltas[example]), layer.outputs.shape[1])
     return np.outer(np.asarray(layer.inputs[example]), deltas)
@@ -96,7 +96,7 @@ def _place(column: int, row: int, rows: int) -> tuple[float, float]:
 
 
 def _edges(axis: "Axes", number: int, kernel: np.ndarray, contributions: np.ndarray, largest: float) -> None:
-    """Draw the edges from one layer to the next; with numbers where they are few."""
+    """Draw the edges from one layer to the next, with numbers if they are few."""
     rows, units = contributions.shape
     for i in range(rows):
         for j in range(units):
@@ -106,7 +106,7 @@ def _edges(axis: "Axes", number: int, kernel: np.ndarray, contributions: np.ndar
             width = 0.5 + 4.5 * abs(part) / largest
             axis.plot([x0, x1], [y0, y1], color=colour, linewidth=width, alpha=0.75, zorder=1, solid_capstyle="round")
             if rows * units <= LABELLED and kernel.shape[1] == units:
-                near = 0.3 + 0.16 * (i % 3)  # in turns, so that labels of crossing edges stay apart
+                near = 0.3 + 0.16 * (i % 3)  # staggered, so that labels of crossing edges stay apart
                 axis.text(
                     x0 + near * (x1 - x0),
                     y0 + near * (y1 - y0),
@@ -122,7 +122,7 @@ def _edges(axis: "Axes", number: int, kernel: np.ndarray, contributions: np.ndar
 
 
 def _nodes(axis: "Axes", column: int, values: np.ndarray, back: list[str]) -> None:
-    """Draw the units of a layer: the value within, and below what came back."""
+    """Draw the units of a layer: the value inside, and what came back below."""
     from matplotlib.patches import Circle
 
     for row, value in enumerate(values):

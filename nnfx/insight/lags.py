@@ -1,4 +1,4 @@
-"""How far back a recurrent network's gradient reaches: what of it arrives at each lag."""
+"""How far back a recurrent network's gradient reaches: how much of it arrives at each lag."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,16 +14,16 @@ __all__ = ["gradient_by_lag"]
 
 
 def gradient_by_lag(model: Model, loss: PerExample, variables: Variables, batch: Batch) -> Array:
-    """Return what arrives of the gradient k steps before the end: `E ‖∂ℓ / ∂s_{T−k}‖` for k = 1 … T.
+    """Return how much of the gradient arrives k steps before the end: `E ‖∂ℓ / ∂s_{T−k}‖` for k = 1 … T.
 
-    s is the whole state, that of all layers side by side (for an LSTM hidden states and cells), T the length of the
-    sequences, and the mean is weighted, over the examples. Where the curve falls like a geometric series the gradient
-    vanishes, and what lies far back is not learned from; where it rises it explodes. In a model with outputs at every
-    step, the loss looks at all of them.
+    s is the whole state, that of all layers side by side (for an LSTM, hidden states and cells), T the length of the
+    sequences, and E the weighted mean over the examples. If the curve falls like a geometric series, the gradient
+    vanishes, and nothing is learned from the distant past; if it rises, the gradient explodes. If the model has outputs
+    at every step, the loss covers all of them.
 
     Args:
-        model: recurrent, with a stream: of `nnfx.models.rnn`, `lstm` or `gru` those in one direction. It is applied
-            outside training, from a state of zeros.
+        model: a recurrent model with a stream, such as `nnfx.models.rnn`, `lstm` or `gru` in one direction. It is
+            applied outside training, from a state of zeros.
         loss: per example, `(outputs, targets) -> (batch,)`.
         variables: the model's.
         batch: inputs `(batch, time, features)`, targets and weights.
@@ -33,11 +33,11 @@ def gradient_by_lag(model: Model, loss: PerExample, variables: Variables, batch:
 
     Raises:
         TypeError: for anything but a model or a batch, or for a loss that is not a function.
-        ValueError: for a model without a stream, inputs of another shape or not finite, lengths that differ, and
-            targets that the loss is not meant for, or a loss that is not per example.
+        ValueError: for a model without a stream, inputs of the wrong shape or not finite, lengths that differ,
+            targets that do not suit the loss, or a loss that is not per example.
 
     Example:
-        A linear network forgets by its recurrent weights alone, here by half a step:
+        A linear network forgets through its recurrent weights alone, here by one half per step:
 
         >>> from nnfx import models
         >>> model = models.rnn(hidden=(2,), activation="identity")
@@ -70,7 +70,7 @@ def _gradient_by_lag(model: Model, loss: PerExample, variables: Variables, batch
             return stream.step(variables, jax.tree.map(jnp.add, state, offset), x)
 
         _, outputs = lax.scan(step, start, (jnp.swapaxes(batch.inputs, 0, 1), offsets))
-        # The examples do not mix, so the gradient of the sum is each one's own.
+        # Examples do not mix, so the gradient of the sum keeps each one's own.
         return loss(jnp.swapaxes(outputs, 0, 1) if has_all else outputs[-1], batch.targets).sum()
 
     offsets = jax.tree.map(lambda part: jnp.zeros((time, *part.shape), part.dtype), start)
@@ -80,7 +80,7 @@ def _gradient_by_lag(model: Model, loss: PerExample, variables: Variables, batch
 
 
 def _norms(vectors: Array) -> Array:
-    """Return the lengths along the last axis, of vectors so short that their squares are zero as well."""
+    """Return the norms along the last axis, even of vectors so short that their squares are zero."""
     largest = jnp.abs(vectors).max(-1, keepdims=True)
     scaled = vectors / jnp.where(largest > 0, largest, 1)
     return largest[..., 0] * jnp.sqrt(jnp.square(scaled).sum(-1))

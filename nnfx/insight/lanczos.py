@@ -1,4 +1,4 @@
-"""Lanczos' method: a symmetric matrix, known by its products with vectors alone, as a small tridiagonal one."""
+"""Lanczos' method: a symmetric matrix, known only by its products with vectors, as a small tridiagonal one."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from nnfx.types import Array
 
 
 class Tridiagonal(NamedTuple):
-    """A symmetric matrix A in the basis of some vectors: `A Qᵀ = Qᵀ T + β r eₖᵀ`, with r beyond the basis.
+    """A symmetric matrix A in the basis of some vectors: `A Qᵀ = Qᵀ T + β r eₖᵀ`, with r orthogonal to the basis.
 
     Attributes:
         matrix: T, `(steps, steps)`.
@@ -24,14 +24,14 @@ class Tridiagonal(NamedTuple):
 
 
 def tridiagonal(product: Callable[[Array], Array], start: Array, steps: int, key: Array) -> Tridiagonal:
-    """Make a symmetric matrix tridiagonal, from a vector on; each vector is made orthogonal to all before.
+    """Make a symmetric matrix tridiagonal, starting from a vector; each new vector is orthogonal to all before it.
 
-    Where the vectors so far are closed under the matrix, what is left is rounding; a random vector goes on then.
+    If the vectors so far span an invariant subspace, only rounding is left; a random vector is used then.
 
     Args:
         product: A times a vector.
-        start: `(size,)`, not zero; the first vector of the basis is along it.
-        steps: how many vectors, at most the size.
+        start: `(size,)`, not zero; the first vector of the basis points along it.
+        steps: how many vectors, at most `size`.
         key: draws the random vectors.
 
     Example:
@@ -43,7 +43,7 @@ def tridiagonal(product: Callable[[Array], Array], start: Array, steps: int, key
     tiny = jnp.finfo(start.dtype).eps * start.size**0.5
 
     def orthogonal(vector: Array, basis: Array) -> Array:
-        for _ in range(2):  # the second removes what rounding left in the first
+        for _ in range(2):  # the second pass removes what rounding left after the first
             vector = vector - (basis @ vector) @ basis
         return vector
 

@@ -24,9 +24,9 @@ class Cut(NamedTuple):
 
     Attributes:
         origin: w₀, the parameters at coordinates zero.
-        directions: dᵢ, each array with an axis of one or two in front.
-        places: the coordinates of what it was made of, such as a training path, `(places, 1 or 2)`.
-        captured: the part of the path's variance that lies along each direction; None where there is no path.
+        directions: dᵢ, each array with a leading axis of size one or two.
+        places: the coordinates of the points it was made from, such as a training path, `(places, 1 or 2)`.
+        captured: the fraction of the path's variance that lies along each direction; None if there is no path.
     """
 
     origin: Params
@@ -52,9 +52,9 @@ class Landscape(NamedTuple):
 def random_cut(key: Array, params: Params, axes: int = 2) -> Cut:
     """Cut in random directions, each filter as long as the network's own: `dᵢⱼ ← dᵢⱼ ‖wᵢⱼ‖ / ‖dᵢⱼ‖`, `d ~ N(0, 1)`.
 
-    ReLU and batch norm make a network's function indifferent to the size of its filters, and with it the unit of a
-    direction; with filters of equal size, landscapes can be compared. A filter is all that feeds one feature, on the
-    last axis. Biases and the numbers of batch norm, arrays of one axis, stay as they are.
+    With ReLU and batch norm, a network's function does not depend on the scale of its filters, so the length of a
+    direction means nothing by itself; with filters of equal size, landscapes can be compared. A filter is all that
+    feeds one feature, on the last axis. Biases and the parameters of batch norm, arrays of one axis, are not moved.
 
     Args:
         key: a typed key.
@@ -62,11 +62,11 @@ def random_cut(key: Array, params: Params, axes: int = 2) -> Cut:
         axes: 1 for a line, 2 for a plane.
 
     Returns:
-        The cut, the parameters at its origin.
+        The cut, with the parameters at its origin.
 
     Raises:
         TypeError: for a key that is not typed, or parameters that are not floats.
-        ValueError: for other axes, parameters that are not finite, or arrays of one axis alone.
+        ValueError: for another number of axes, parameters that are not finite, or only arrays of one axis.
 
     Example:
         >>> cut = random_cut(jax.random.key(0), {"kernel": jnp.array([[3.0, 0.0], [4.0, 2.0]])})
@@ -103,21 +103,22 @@ def _filter_normalised(key: Array, params: Params, axes: int) -> Params:
 
 
 def principal_cut(path: Params, axes: int = 2) -> Cut:
-    """Cut where a training path goes: through its last place, along the directions in which its places vary most.
+    """Cut along a training path: through its last point, in the directions in which its points vary most.
 
-    They are the first principal components of the places, of length one, the first coordinate of the path's start not
-    positive. What the path does elsewhere is projected onto the plane, and `captured` says how much it is not.
+    The directions are the first principal components of the points, of length one, with signs such that no coordinate
+    of the path's start is positive. What the path does in other directions is projected away, and `captured` says how
+    much remains.
 
     Args:
         path: the parameters along the path, each array `(places, ...)`.
         axes: 1 for a line, 2 for a plane.
 
     Returns:
-        The cut, the last place at its origin, with the coordinates of the path.
+        The cut, with the last point at its origin, and the coordinates of the path.
 
     Raises:
         TypeError: for parameters that are not floats.
-        ValueError: for fewer places than axes + 1, places that are all the same, or other axes.
+        ValueError: for fewer than axes + 1 points, points that are all the same, or another number of axes.
 
     Example:
         >>> path = {"w": jnp.array([[-3.0, 0.0], [-2.0, 1.0], [-1.0, 0.0], [0.0, 0.0]])}
@@ -150,9 +151,9 @@ def principal_cut(path: Params, axes: int = 2) -> Cut:
 def through(*solutions: Params) -> Cut:
     """Cut through two solutions along the straight line between them, or through three in their plane.
 
-    On a line the first lies at 0 and the second at 1: whether two minima are one valley, and what lies between them.
-    In a plane the unit is that of the parameters, the second solution lies on the first axis, and the third on the
-    side of the second: lengths and angles are the true ones.
+    On a line the first lies at 0 and the second at 1: the cut shows whether two minima share a valley, and what lies
+    between them. In a plane the unit is that of the parameters, the second solution lies on the first axis, and the
+    third on the positive side of the second axis: lengths and angles are the true ones.
 
     Args:
         *solutions: the parameters of two or three networks of the same shapes.
@@ -162,7 +163,7 @@ def through(*solutions: Params) -> Cut:
 
     Raises:
         TypeError: for another number of solutions, or parameters that are not floats.
-        ValueError: for solutions of other shapes, two that are the same, or three on one line.
+        ValueError: for solutions of different shapes, two that are the same, or three on one line.
 
     Example:
         >>> a, b, c = ({"w": jnp.array(w)} for w in ([0.0, 0.0], [3.0, 4.0], [4.0, -3.0]))
@@ -197,7 +198,7 @@ def through(*solutions: Params) -> Cut:
 
 
 def _require_apart(expected: str, difference: Array, whole: Array) -> None:
-    """Require a difference that is more than rounding."""
+    """Require a difference that is larger than rounding."""
     if checks.is_concrete(difference):
         small = 8 * float(jnp.finfo(whole.dtype).eps) * float(jnp.linalg.norm(whole))
         if float(jnp.linalg.norm(difference)) <= small:
@@ -225,29 +226,29 @@ def measure(
 ) -> Landscape:
     """Measure the empirical loss `L(w₀ + x d₁ + y d₂)` on a line or on a grid, as one compiled program.
 
-    The points are shared out between the devices; on each, many small networks are evaluated together, and large ones
-    one after the other.
+    The points are divided among the devices; on each, small networks are evaluated many at a time, and large ones one
+    at a time.
 
     Args:
         model: the model.
         loss: per example.
-        variables: the model's, of which all but the parameters are used, such as running statistics.
+        variables: the model's; all but the parameters are used, such as running statistics.
         batch: what the loss is averaged over.
         cut: the line or the plane.
         x: coordinates along its first direction, `(x,)`.
-        y: those along its second, `(y,)`; none for a line.
+        y: those along its second, `(y,)`; None for a line.
         key: feeds the model's noise in training, the same at every point.
         train: whether to apply the model as in training: batch norm then normalises each point by its own
             statistics.
-        devices: all of this process unless given.
+        devices: by default, all of this process.
 
     Returns:
         The coordinates and the losses, which may be infinite or NaN far away.
 
     Raises:
-        TypeError: for arguments of the wrong kind.
-        ValueError: for coordinates that are not `(x,)` finite floats, another number of them than the cut has
-            directions, a cut of another network, and as `nnfx.insight.audit.gradient` for what does not fit.
+        TypeError: for arguments of the wrong type.
+        ValueError: for coordinates that are not finite numbers `(x,)`, coordinates along more or fewer directions than
+            the cut has, a cut of another network, and as for `nnfx.insight.audit.gradient`.
 
     Example:
         The loss of a linear model is a parabola:
@@ -307,7 +308,7 @@ def _moved(point: Array, origin: Array, directions: Array) -> Array:
 
 
 def _coordinates(name: str, value: Any) -> Array:
-    """Return coordinates as floats, checked."""
+    """Check coordinates, and return them as floats."""
     value = jnp.asarray(value)
     checks.numeric(name, value)
     if value.ndim != 1 or not len(value):

@@ -1,7 +1,7 @@
 """The layers inside a model: their names, their outputs, and their filters.
 
-A `Model` has `init` and `apply` and no layers. Where Flax Linen modules work inside, `flax.linen.intercept_methods`
-around `apply` sees the call of each, so that its output can be read, and a zero added to it to differentiate by.
+A `Model` has `init` and `apply` but no layers. If it uses Flax Linen modules inside, `flax.linen.intercept_methods`
+around `apply` sees the call of each, so that its output can be read, and a zero added to it to take derivatives.
 """
 
 import collections
@@ -27,17 +27,17 @@ _current_trace: Callable[[], Any] = tracers.current_trace
 
 
 def layer_outputs(model: Model, variables: Variables, inputs: Any) -> dict[str, Array]:
-    """Return what each layer makes of the inputs, `hₗ = gₗ(hₗ₋₁)`, by name and from the first layer to the last.
+    """Return the outputs of each layer, `hₗ = gₗ(hₗ₋₁)`, by name, from the first layer to the last.
 
     A layer is a Flax Linen module with an output of its own: one that only passes on another's, as a stack does with
-    that of its last layer, is left out. Names are paths, `"dense/hidden_0"`; the outermost module is `"outputs"`, and
-    the second call of a layer used twice `"name[1]"`. What lies within a lifted transformation, such as `nn.remat` or
-    `nn.scan`, cannot be seen.
+    that of its last layer, is left out. Names are paths such as `"dense/hidden_0"`; the outermost module is
+    `"outputs"`, and the second call of a layer is `"name[1]"`. What lies within a lifted transformation, such as
+    `nn.remat` or `nn.scan`, cannot be seen.
 
     Args:
-        model: with Linen modules inside, as all of `nnfx.models` have but those of `from_nnx`.
+        model: a model with Linen modules inside, as all of `nnfx.models` have, except those of `from_nnx`.
         variables: its variables.
-        inputs: `(batch, ...)`; for the feature maps of one image a batch of one.
+        inputs: `(batch, ...)`; for the feature maps of a single image, a batch of one.
 
     Returns:
         The outputs of every layer, each `(batch, ...)`, as applied outside training.
@@ -60,12 +60,12 @@ def layer_outputs(model: Model, variables: Variables, inputs: Any) -> dict[str, 
 
 @contextlib.contextmanager
 def calls_seen(see: Callable[[str, nn.Module, Callable[[], Any], tuple[Any, ...]], Any]) -> Iterator[None]:
-    """Let `see(name, module, call, args)` stand in for each call of a Linen module; it returns what the call would."""
+    """Replace each call of a Linen module with `see(name, module, call, args)`, which returns what the call would."""
     outside = _current_trace()
     calls: collections.Counter[str] = collections.Counter()
 
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: InterceptorContext) -> Any:
-        # What is traced further in, as within nn.scan, must not leave its trace.
+        # What is traced at an inner level, such as within nn.scan, must not leak out of its trace.
         if context.method_name != "__call__" or _current_trace() != outside:
             return call(*args, **kwargs)
         path = "/".join(context.module.path) or WHOLE
@@ -80,12 +80,12 @@ def calls_seen(see: Callable[[str, nn.Module, Callable[[], Any], tuple[Any, ...]
 def watch(
     model: Model, variables: Variables, inputs: Any, offsets: Mapping[str, Array] | None = None, **training: Any
 ) -> tuple[Any, dict[str, Array]]:
-    """Apply a model, the offsets added to the outputs of their layers, and return its outputs and all layers'.
+    """Apply a model with offsets added to the outputs of layers, and return its outputs and those of all layers.
 
-    With `train=True`, and a key and weights as for `apply`, the model's new state comes beside its outputs. Where no
-    Linen module is called in the open there are no layers.
+    With `train=True`, and a key and weights as for `apply`, the model's new state comes with its outputs. If no call
+    of a Linen module can be seen, there are no layers.
     """
-    seen: dict[str, Array] = collections.OrderedDict()  # as a tree it keeps its order, where a dict is sorted
+    seen: dict[str, Array] = collections.OrderedDict()  # as a tree it keeps its order, whereas a dict is sorted
 
     def see(name: str, module: nn.Module, call: Callable[[], Any], args: tuple[Any, ...]) -> Any:
         del module, args
@@ -107,7 +107,7 @@ _watch_compiled = memo.compiled()(watch)
 
 
 def _require_seen(seen: dict[str, Any]) -> dict[str, Any]:
-    """Require that a layer was seen, and return what was."""
+    """Raise if no layer was seen, and return those that were."""
     if not seen:
         raise ValueError(
             "model: expected one of Flax Linen modules, such as nnfx.models makes or from_linen, whose layers can be"
@@ -117,7 +117,7 @@ def _require_seen(seen: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_layer(model: Model, variables: Variables, inputs: Any, layer: str) -> tuple[int, ...]:
-    """Require a model's layer of that name, and return the shape of its output."""
+    """Require that a model has a layer of this name, and return the shape of its output."""
     _require_model(model)
     _, shapes = jax.eval_shape(partial(watch, model), variables, inputs)
     checks.choice("layer", layer, _require_seen(shapes))
@@ -125,7 +125,7 @@ def require_layer(model: Model, variables: Variables, inputs: Any, layer: str) -
 
 
 def require_floating(inputs: ArrayLike) -> Array:
-    """Require inputs that can be differentiated by, `(batch, ...)`."""
+    """Require inputs `(batch, ...)` that one can take derivatives with respect to."""
     inputs = jnp.asarray(inputs)
     if not jnp.issubdtype(inputs.dtype, jnp.floating):
         raise TypeError(f"inputs: expected a floating array, (batch, ...), got {checks.describe(inputs)}")
@@ -142,20 +142,20 @@ def _require_model(model: Any) -> None:
 def filters(variables: Variables, layer: str, shape: Sequence[int] | None = None) -> Array:
     """Return the filters of a layer as images: the kernel's last axis first, `(features, height, width, channels)`.
 
-    Only those of the first layer look at pixels; `drawable` brings them to [0, 1].
+    Only those of the first layer look at pixels; `drawable` scales them to [0, 1].
 
     Args:
         variables: the model's, with `"params"`.
-        layer: the name of a convolution (Flax's, or one of `nnfx.models`), as `layer_outputs` has it, or of a dense
-            layer.
-        shape: of a dense layer's inputs, such as `(28, 28, 1)`: its weights are images as well.
+        layer: the name of a convolution (Flax's, or one of `nnfx.models`) or of a dense layer, as given by
+            `layer_outputs`.
+        shape: the shape of a dense layer's inputs, such as `(28, 28, 1)`, so that its weights become images.
 
     Returns:
         `(features, height, width, channels)`, or `(features, width, channels)` in one dimension; for a dense layer
         `(features, *shape)`.
 
     Raises:
-        ValueError: for an unknown layer, a dense layer without a shape or of another size, or a shape for a
+        ValueError: for an unknown layer, a dense layer without a shape or with one of the wrong size, or a shape for a
             convolution.
 
     Example:
@@ -185,16 +185,16 @@ def filters(variables: Variables, layer: str, shape: Sequence[int] | None = None
 
 
 def drawable(images: Array) -> Array:
-    """Bring each image to [0, 1] with its zero at mid-grey: `1/2 + x / (2 max|x|)`.
+    """Scale each image to [0, 1], with its zero at mid-grey: `1/2 + x / (2 max|x|)`.
 
     Args:
         images: `(images, ...)`, such as filters.
 
     Returns:
-        As the images; of one that is all zero, mid-grey.
+        Scaled images of the same shape; one that is all zero becomes mid-grey.
 
     Raises:
-        ValueError: for an array without a first axis for the images.
+        ValueError: for an array of fewer than two axes.
 
     Example:
         >>> drawable(jnp.array([[-1.0, 0.0, 4.0], [0.0, 0.0, 0.0]])).tolist()

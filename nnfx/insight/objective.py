@@ -12,12 +12,12 @@ from nnfx.training.validate import check_batch
 from nnfx.types import Array, Batch, Model, Params, PerExample, Variables
 
 ELEMENTS_AT_ONCE = 2**15
-"""How many parameters and inputs to hold at once, where many copies of a small network are evaluated together: with
-their activations they fit the cache of a core."""
+"""How many parameters and inputs to hold at once when many copies of a small network are evaluated together: with their
+activations they fit in the cache of a core."""
 EXAMPLES_ALONE = 256
-"""From so many examples on a network is evaluated alone."""
+"""With this many examples or more, networks are evaluated one at a time."""
 LARGE = 2**25
-"""From so many parameters times examples on, one evaluation keeps all cores busy by itself."""
+"""With this many parameters times examples or more, one evaluation keeps all cores busy by itself."""
 
 
 def check(
@@ -29,12 +29,12 @@ def check(
     key: Array | None = None,
     train: bool = False,
 ) -> None:
-    """Raise on a model, a loss, variables and a batch that do not fit each other, before anything is traced.
+    """Raise if a model, a loss, variables and a batch do not fit each other, before anything is traced.
 
     Raises:
-        TypeError: for arguments of the wrong kind, or parameters that are not floats.
-        ValueError: for variables without parameters, numbers that are not finite, lengths that differ, targets that
-            the loss is not meant for, and a loss that is not per example.
+        TypeError: for arguments of the wrong type, or parameters that are not floats.
+        ValueError: for variables without parameters, values that are not finite, lengths that differ, targets that
+            do not suit the loss, and a loss that is not per example.
     """
     if not isinstance(model, Model):
         raise TypeError(f"model: expected a Model(init, apply), got {checks.describe(model)}")
@@ -60,7 +60,7 @@ def check(
         raise ValueError(f"loss: expected one value per example, [{rows}], got {checks.describe(values)}")
 
 
-@memo.compiled(static=2)  # so that models are traced once for many looks at them
+@memo.compiled(static=2)  # so that a model is traced once for many checks
 def _applied(model: Model, train: bool, variables: Variables, batch: Batch, key: Array | None) -> Any:
     """Return a model's outputs for a batch."""
     if not train:
@@ -89,7 +89,7 @@ def check_variables(variables: Any) -> None:
 
 
 def name_of(path: Any) -> str:
-    """Return the name of a leaf, such as `hidden_0/kernel`; of a tree that is one array, `params`."""
+    """Return the name of a leaf, such as `hidden_0/kernel`; for a tree that is a single array, `params`."""
     return jax.tree_util.keystr(path, simple=True, separator="/") or "params"
 
 
@@ -107,7 +107,7 @@ def objective(
     Args:
         model: the model.
         loss: per example.
-        variables: the model's; of them the parameters are not used, the rest is.
+        variables: the model's; all but the parameters are used.
         batch: what the loss is averaged over.
         key: feeds the model's noise in training, the same at every call.
         train: whether to apply the model as in training: with noise, and normalised by the batch.
@@ -125,10 +125,10 @@ def objective(
 
 
 def at_once(params: Params, batch: Batch) -> int:
-    """Return how many networks to evaluate together: many small ones, but of large ones one after the other.
+    """Return how many networks to evaluate together: many small ones, but large ones one at a time.
 
-    Together they fill a CPU's vectors better; on many examples they fill them alone, and large ones overflow its caches
-    together.
+    Together they fill a CPU's vector registers better; with many examples each fills them alone, and large networks
+    together overflow the caches.
     """
     if batch.weights.shape[0] >= EXAMPLES_ALONE:
         return 1
@@ -137,10 +137,9 @@ def at_once(params: Params, batch: Batch) -> int:
 
 
 def unroll(params: Params, batch: Batch) -> int:
-    """Return how many networks to evaluate in a turn of a loop, of those evaluated alone.
+    """Return how many networks, of those evaluated one at a time, to evaluate per iteration of a loop.
 
-    XLA spreads what does not depend on each other over a CPU's cores. Convolutions are spread as they are, and gain
-    nothing.
+    XLA spreads independent operations over a CPU's cores. Convolutions are spread in any case, and gain nothing.
     """
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     return 3 if size * batch.weights.shape[0] < LARGE else 1

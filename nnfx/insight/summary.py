@@ -24,20 +24,20 @@ from nnfx.types import Array, Batch, Model, Variables
 __all__ = ["Cost", "Layer", "Summary", "summarize"]
 
 ENTER, LEAVE = "nnfx enters ", "nnfx leaves "
-"""Marks between the operations of a program, where the call of a layer begins and ends."""
+"""Marks among the operations of a program that show where the call of a layer begins and ends."""
 ELSEWHERE = "elsewhere"
-"""The name of what no layer that is seen accounts for."""
+"""The name for whatever belongs to no layer that is seen."""
 
 
 class Layer(NamedTuple):
-    """A layer, as `nnfx.insight.features.layer_outputs` has it.
+    """A layer, as defined by `nnfx.insight.features.layer_outputs`.
 
     Attributes:
         name: such as `"hidden_0"`.
         kind: the name of its module's class.
-        shape: that of its outputs.
-        parameters: how many it has of its own, those of layers within it apart.
-        flops: those of its forward pass on the whole batch, those of layers within it apart.
+        shape: the shape of its outputs.
+        parameters: how many it has of its own, without those of layers within it.
+        flops: the FLOPs of its forward pass on the whole batch, without those of layers within it.
     """
 
     name: str
@@ -51,8 +51,8 @@ class Cost(NamedTuple):
     """What a compiled program costs.
 
     Attributes:
-        flops: additions and multiplications of matrix products and convolutions.
-        bytes: memory for its arguments, its results and all between, by the compiler's account for this device.
+        flops: the additions and multiplications of matrix products and convolutions.
+        bytes: the memory for its arguments, results and everything in between, as the compiler reports for this device.
     """
 
     flops: int
@@ -64,11 +64,11 @@ class Summary(NamedTuple):
 
     Attributes:
         layers: in the order of their calls.
-        inputs: the shape of the inputs, a batch of them.
-        parameters: how many numbers are trained.
+        inputs: the shape of the inputs, including the batch.
+        parameters: the number of trained parameters.
         parameter_bytes: the memory they take.
         forward: what applying the model to the batch costs.
-        step: what a training step on the batch costs, its gradient and the optimizer's update included.
+        step: what a training step on the batch costs, including its gradient and the optimizer's update.
     """
 
     layers: tuple[Layer, ...]
@@ -79,7 +79,7 @@ class Summary(NamedTuple):
     step: Cost
 
     def __str__(self) -> str:
-        """Draw the table."""
+        """Return the table."""
         rows = [
             [layer.name, layer.kind, "×".join(map(str, layer.shape)), f"{layer.parameters:,}", _count(layer.flops)]
             for layer in self.layers
@@ -96,7 +96,7 @@ class Summary(NamedTuple):
 
 
 def _count(number: int) -> str:
-    """Write a large number in short.
+    """Write a large number in short form.
 
     >>> _count(950), _count(1_234_000)
     ('950', '1.23 M')
@@ -108,7 +108,7 @@ def _count(number: int) -> str:
 
 
 def _bytes(number: int) -> str:
-    """Write a size in short.
+    """Write a size in short form.
 
     >>> _bytes(2048)
     '2 KiB'
@@ -122,21 +122,21 @@ def _bytes(number: int) -> str:
 def summarize(model: Model, inputs: Any, optimizer: optax.GradientTransformation | None = None) -> Summary:
     """Summarise a model: layers, shapes, parameters, and the cost of a forward pass and a training step.
 
-    Nothing is computed: the model is traced, and both programs are compiled. Of the operations, those of matrix
-    products and convolutions are counted, two for each multiplication that is added. What a convolution multiplies with
-    its padding is not counted, though many papers do. Loops whose length is not known count once.
+    Nothing is computed: the model is traced, and both programs are compiled. Only the operations of matrix products and
+    convolutions are counted, two for each multiply-add. The products of a convolution with its padding are not counted,
+    although many papers count them. Loops of unknown length count once.
 
     Args:
-        model: any model; only of Flax Linen modules are the layers seen.
+        model: any model; layers are seen only if they are Flax Linen modules.
         inputs: a batch, or its shape and dtype as `jax.ShapeDtypeStruct`.
-        optimizer: the training step's; Adam unless given. The loss, which costs next to nothing, is taken to be the
+        optimizer: the training step's; Adam by default. The loss, which costs next to nothing, is taken to be the
             mean of the outputs.
 
     Returns:
         The summary.
 
     Raises:
-        TypeError: for arguments of the wrong kind.
+        TypeError: for arguments of the wrong type.
         ValueError: for inputs without a batch.
 
     Example:
@@ -182,7 +182,7 @@ def _cost(program: Any, *arguments: Any) -> Cost:
 
 
 def _layers(model: Model, variables: Variables, inputs: Any) -> tuple[Layer, ...]:
-    """Return the layers that are seen, and a last one for parameters and operations elsewhere."""
+    """Return the layers that are seen, and a last one for any parameters and operations elsewhere."""
     _, seen = jax.eval_shape(partial(watch, model), variables, inputs)
     kinds: dict[str, str] = {}
 
@@ -240,7 +240,7 @@ def _flops_of(equation: core.JaxprEqn) -> int:
 
 
 def _programs_in(parameters: Mapping[str, Any]) -> Iterator[core.Jaxpr]:
-    """Give the programs among an equation's parameters, such as the body of a loop; JAX 0.9 has no public function."""
+    """Yield the programs among an equation's parameters, such as the body of a loop; JAX 0.9 has no public function."""
     for value in parameters.values():
         for each in value if isinstance(value, tuple) else (value,):
             if isinstance(each, core.ClosedJaxpr):
@@ -254,7 +254,7 @@ def _shape(variable: Any) -> tuple[int, ...]:
 
 
 def _flops_of_convolution(equation: core.JaxprEqn) -> int:
-    """Count what meets numbers of the inputs, and neither padding nor the zeros that strides put between gradients."""
+    """Count products with values of the inputs, not with padding or the zeros that strides put between gradients."""
     dimensions, parameters = equation.params["dimension_numbers"], equation.params
     inputs, kernel, outputs = map(_shape, (*equation.invars, *equation.outvars))
     batch, features, *places = (outputs[axis] for axis in dimensions.out_spec)

@@ -1,4 +1,4 @@
-"""Models as pure `init` / `apply` pairs: dense, convolutional and recurrent networks, adapters for Flax modules."""
+"""Models as pure `init` / `apply` pairs: dense, convolutional and recurrent networks, and Flax adapters."""
 
 from nnfx.models import initializers, layouts
 from nnfx.models.adapters import from_linen, from_nnx

@@ -1,4 +1,4 @@
-"""From a Flax module, Linen or NNX, to a `Model` of pure functions."""
+"""Adapters that turn a Flax module, Linen or NNX, into a `Model` of pure functions."""
 
 import inspect
 from collections.abc import Callable
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _switches(call: Callable[..., Any], train: bool, weights: Array | None) -> dict[str, Any]:
-    """Return those of our keywords that a module's `__call__` takes, under its own names for them."""
+    """Return the keyword arguments that a module's `__call__` accepts, under the names that it uses for them."""
     accepted = inspect.signature(call).parameters
     offered = {
         **dict.fromkeys(("train", "training", "is_training"), train),
@@ -26,14 +26,14 @@ def _switches(call: Callable[..., Any], train: bool, weights: Array | None) -> d
 
 
 def from_linen(module: nn.Module) -> Model:
-    """Make a `Model` of a Flax Linen module.
+    """Make a `Model` from a Flax Linen module.
 
-    The module's `__call__(x)` may take a switch (`train`, `training`, `is_training`, `deterministic` or
-    `use_running_average`) and `weights` (one per example). In training, every collection of variables but `params`
-    is updated, and the key feeds all random streams.
+    The module's `__call__(x)` may accept a switch (`train`, `training`, `is_training`, `deterministic` or
+    `use_running_average`) and `weights` (one per example). In training, every collection of variables except `params`
+    is updated, and the key seeds all random streams.
 
     Args:
-        module: an instance; its call maps inputs `(batch, ...)` to outputs `(batch, ...)`.
+        module: an instance, which maps inputs `(batch, ...)` to outputs `(batch, ...)`.
 
     Raises:
         TypeError: for anything but a Linen module.
@@ -48,7 +48,7 @@ def from_linen(module: nn.Module) -> Model:
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected an instance of flax.linen.Module, got {checks.describe(module)}")
 
-    @jax.jit  # one small program: op by op, the whole forward pass would be run for the shapes alone
+    @jax.jit  # one small program; op by op, the whole forward pass would run just to find the shapes
     def variables_of(key: Array, inputs: Any) -> Variables:
         return cast(Variables, module.init(key, inputs, **_switches(type(module).__call__, False, None)))
 
@@ -75,18 +75,18 @@ def from_linen(module: nn.Module) -> Model:
 
 
 def from_nnx(build: Callable[["nnx.Rngs"], "nnx.Module"]) -> Model:
-    """Make a `Model` of a Flax NNX module, given as a function of its `Rngs`.
+    """Make a `Model` from a Flax NNX module, given as a function of its `Rngs`.
 
-    A function and not an instance, since an instance already holds its weights: every key would give the
-    same ones. `module.train()` and `module.eval()` are called as the model is applied, and random streams
-    are seeded from its key.
+    It takes a function rather than an instance because an instance already holds its weights, so every key would
+    give the same ones. `module.train()` or `module.eval()` is called when the model is applied, and random streams
+    are seeded from the key that is passed then.
 
     Args:
-        build: returns the module, such as `lambda rngs: Net(rngs=rngs)`. Its parameters (`nnx.Param`)
-            become `params`, every other kind of variable the collection `state`.
+        build: a function that returns the module, such as `lambda rngs: Net(rngs=rngs)`. The parameters
+            (`nnx.Param`) become `params`; variables of every other kind become the collection `state`.
 
     Raises:
-        TypeError: for a module in place of a function.
+        TypeError: for a module instead of a function.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -96,7 +96,7 @@ def from_nnx(build: Callable[["nnx.Rngs"], "nnx.Module"]) -> Model:
         >>> model.apply(variables, jnp.ones((5, 2))).shape
         (5, 3)
     """
-    from flax import nnx  # adds a tenth to start-up, which those who do not use it should not pay
+    from flax import nnx  # adds a tenth to the start-up time, which only its users should pay
 
     if isinstance(build, nnx.Module) or not callable(build):
         raise TypeError(

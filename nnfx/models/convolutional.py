@@ -21,7 +21,7 @@ from nnfx.types import Array, Model
 
 
 class Convolution(NamedTuple):
-    """What a layer of convolutions is made of; see `conv`."""
+    """The settings of a convolutional layer; see `conv`."""
 
     features: int
     kernel: int | Sequence[int]
@@ -40,17 +40,17 @@ def conv(
     padding: windows.Padding = "SAME",
     dilation: int | Sequence[int] = 1,
 ) -> Convolution:
-    """A layer of convolutions in the stack of a `cnn`: `g(x ⋆ K + b)`.
+    """A convolutional layer in the stack of a `cnn`: `g(x ⋆ K + b)`.
 
     Args:
-        features: how many kernels slide over the input, each for one feature map.
-        kernel: their size, for all axes or each.
-        strides: how far they move.
+        features: the number of kernels that slide over the input, each of which yields one feature map.
+        kernel: their size, one number for all axes or one per axis.
+        strides: how far they move at a time, one number for all axes or one per axis.
         padding: `"SAME"`, `"VALID"`, or a pair `(before, after)` for each axis.
-        dilation: the distance between the elements of a kernel.
+        dilation: the distance between the elements of a kernel, one number for all axes or one per axis.
 
     Raises:
-        ValueError: for features that are not positive.
+        ValueError: for a number of features that is not positive.
 
     Example:
         >>> conv(32, kernel=5).kernel
@@ -65,7 +65,7 @@ def max_pool(
     strides: int | Sequence[int] | None = None,
     padding: windows.Padding = "VALID",
 ) -> Layer:
-    """A max pool in the stack of a `cnn`; see `nnfx.ops.max_pool`."""
+    """A max-pooling layer in the stack of a `cnn`; see `nnfx.ops.max_pool`."""
     return partial(ops.max_pool, window=window, strides=strides, padding=padding)
 
 
@@ -74,12 +74,12 @@ def avg_pool(
     strides: int | Sequence[int] | None = None,
     padding: windows.Padding = "VALID",
 ) -> Layer:
-    """A mean pool in the stack of a `cnn`; see `nnfx.ops.avg_pool`."""
+    """An average-pooling layer in the stack of a `cnn`; see `nnfx.ops.avg_pool`."""
     return partial(ops.avg_pool, window=window, strides=strides, padding=padding)
 
 
 class ConvolutionLayer(nn.Module):
-    """Convolutions, their bias or batch norm, and a non-linearity."""
+    """A convolution, its bias or batch norm, and a non-linearity."""
 
     convolution: Convolution
     activation: Activation
@@ -95,7 +95,7 @@ class ConvolutionLayer(nn.Module):
         window = windows.per_axis("kernel", size, len(windows.sizes(x)))
         x, kernel = arrays.promoted(x, self.param("kernel", self.initializer, (*window, x.shape[-1], features)))
         maps = ops.convolution(x, kernel, strides=strides, padding=padding, dilation=dilation)
-        if self.batch_norm:  # brings a bias of its own
+        if self.batch_norm:  # has a bias of its own
             maps = BatchNorm(name="batch_norm")(maps, weights=weights, train=train)
         else:
             maps, bias = arrays.promoted(maps, self.param("bias", self.bias_initializer, (features,)))
@@ -118,10 +118,10 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, weights: Array | None = None, train: bool = False) -> Array:
-        """Return `(batch, outputs)` before any output activation; without outputs the last feature maps."""
+        """Return `(batch, outputs)` before any output activation; the last feature maps if `outputs` is None."""
         _check_inputs(x, self.axes)
         if not jnp.issubdtype(x.dtype, jnp.floating):
-            x = x.astype(jnp.result_type(float))  # a pool may come first
+            x = x.astype(jnp.result_type(float))  # the first layer may be a pool
         options = (self.activation, self.initializer, self.bias_initializer)
         number = 0
         for layer in self.layers:
@@ -151,17 +151,17 @@ def cnn(
     """A convolutional network: convolutions, non-linearities and pools in any order, then dense layers.
 
     Args:
-        layers: from the input on: `conv(...)`, `max_pool(...)`, `avg_pool(...)`, or any function of feature maps
+        layers: in order from the input: `conv(...)`, `max_pool(...)`, `avg_pool(...)`, or any function of feature maps
             without parameters, such as `nnfx.ops.global_avg_pool`.
-        outputs: how many outputs; None for the last feature maps as they are.
+        outputs: the number of outputs; None to return the last feature maps.
         hidden: the widths of the dense layers before the outputs.
-        activation: g, behind each convolution and each hidden layer; by name or as a function.
-        initializer: of the kernels and weights, by name or as a function; see `nnfx.models.initializers`.
-        bias_initializer: of the biases.
-        dropout: the part of each hidden layer dropped in training, at least 0 and below 1; may be traced.
-        batch_norm: whether to normalise behind each convolution and each hidden layer, before the non-linearity.
-        axes: how many axes the windows slide over: 2 for images, 1 for sequences. Where not given, that is told from
-            the inputs; `(batch, size, size)` is refused then, for it may be images without a channel.
+        activation: g, after each convolution and each hidden layer; by name or as a function.
+        initializer: initialiser of the kernels and weights, by name or as a function; see `nnfx.models.initializers`.
+        bias_initializer: initialiser of the biases.
+        dropout: the fraction of each hidden layer dropped in training, at least 0 and below 1; may be traced.
+        batch_norm: whether to normalise after each convolution and each hidden layer, before the non-linearity.
+        axes: the number of axes that the windows slide over: 2 for images, 1 for sequences. If None, it is inferred
+            from the inputs; `(batch, size, size)` is then rejected, since it could be images without a channel axis.
 
     Returns:
         A model from inputs `(batch, height, width, channels)` or `(batch, width, channels)` to logits
@@ -212,7 +212,7 @@ def cnn(
 
 
 def _check_inputs(x: Array, axes: int | None) -> None:
-    """Require images or sequences with their channels, as many axes as a model was meant for."""
+    """Check that inputs are images or sequences with channels, and have as many axes as the model expects."""
     layouts = {1: "(batch, width, channels)", 2: "(batch, height, width, channels)"}
     if axes is None and x.ndim == 3 and x.shape[1] == x.shape[2] > 1:
         raise ValueError(
@@ -227,14 +227,14 @@ def _check_inputs(x: Array, axes: int | None) -> None:
 
 
 def lenet(outputs: int = 10, activation: str | Activation = "tanh") -> Model:
-    """LeNet-5: two convolutions of 6 and 16 features with mean pools, dense layers of 120 and 84.
+    """LeNet-5: two convolutions of 6 and 16 features with average pooling, then dense layers of 120 and 84.
 
-    As in most modern versions pools have no weights, every map of the second convolution sees all of the first, and
-    the outputs are logits. Images of 28 × 28 are padded to 32 × 32 by the first convolution.
+    As in most modern versions, the pools have no weights, every map of the second convolution sees all maps of the
+    first, and the outputs are logits. Images of 28 × 28 are padded to 32 × 32 by the first convolution.
 
     Args:
-        outputs: how many outputs.
-        activation: by name or as a function.
+        outputs: the number of outputs.
+        activation: the non-linearity, by name or as a function.
 
     Returns:
         A model from images `(batch, height, width, channels)`, 12 × 12 or larger, to logits `(batch, outputs)`.
@@ -290,16 +290,16 @@ class ResNet(nn.Module):
 
 
 def resnet(depth: int = 20, width: int = 16, outputs: int = 10) -> Model:
-    """A residual network with batch norm: what a block adds to its input is learned, `x + F(x)`.
+    """A residual network with batch norm, whose blocks learn what to add to their input: `x + F(x)`.
 
-    Three stages of `(depth − 2) / 6` blocks of two 3 × 3 convolutions, of w, 2w and 4w features at full, half and
-    quarter resolution, then the mean over positions and a dense layer. Where the number of features changes, the
-    shortcut is a 1 × 1 convolution.
+    It has three stages of `(depth − 2) / 6` blocks of two 3 × 3 convolutions, with w, 2w and 4w features at full,
+    half and quarter resolution, then the mean over positions and a dense layer. Where the number of features changes,
+    the shortcut is a 1 × 1 convolution.
 
     Args:
-        depth: how many layers have weights on the way through, shortcuts apart: 6n + 2.
-        width: w, the features of the first stage.
-        outputs: how many outputs.
+        depth: the number of layers with weights from input to output, not counting shortcuts: 6n + 2.
+        width: w, the number of features in the first stage.
+        outputs: the number of outputs.
 
     Returns:
         A model from images `(batch, height, width, channels)` to logits `(batch, outputs)`; its state is that of

@@ -1,4 +1,4 @@
-"""The perceptron, and deep networks as perceptrons stacked."""
+"""The perceptron, and deep networks of stacked perceptrons."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ class Perceptron(nn.Module):
     initializer: Initializer = nn.initializers.lecun_normal()
     bias_initializer: Initializer = nn.initializers.zeros
     batch_norm: bool = False
-    axes: int | None = None  # of its inputs, where it is a model by itself
+    axes: int | None = None  # of its inputs, if it is a model by itself
 
     @nn.compact
     def __call__(self, x: Array, *, weights: Array | None = None, train: bool = False) -> Array:
@@ -35,7 +35,7 @@ class Perceptron(nn.Module):
         x, kernel = arrays.promoted(x, self.param("kernel", self.initializer, (x.shape[-1], width)))
 
         dot_product = ops.dot_product(x, kernel)
-        if self.batch_norm:  # brings a bias of its own
+        if self.batch_norm:  # has a bias of its own
             pre_activation = BatchNorm(name="batch_norm")(dot_product, weights=weights, train=train)
         else:
             dot_product, bias = arrays.promoted(dot_product, self.param("bias", self.bias_initializer, (width,)))
@@ -44,7 +44,7 @@ class Perceptron(nn.Module):
 
 
 class MLP(nn.Module):
-    """Perceptrons stacked, with dropout behind each hidden layer."""
+    """Stacked perceptrons, with dropout after each hidden layer."""
 
     hidden: tuple[int, ...]
     outputs: int
@@ -76,13 +76,13 @@ def perceptron(
 ) -> Model:
     """A single layer of perceptrons: dot product, bias, non-linearity, `g(xW + b)`.
 
-    With the default activation the outputs are logits, as the losses want them.
+    With the default activation the outputs are logits, as the losses expect.
 
     Args:
-        outputs: how many perceptrons read the same inputs.
+        outputs: the number of perceptrons, all of which read the same inputs.
         activation: g, by name (`nnfx.activations.names()`) or as a function.
-        initializer: of the weights, by name or as a function; see `nnfx.models.initializers`.
-        bias_initializer: of the bias.
+        initializer: initialiser of the weights, by name or as a function; see `nnfx.models.initializers`.
+        bias_initializer: initialiser of the bias.
 
     Returns:
         A model from inputs `(batch, features)` to `(batch, outputs)`, with the parameters
@@ -92,7 +92,7 @@ def perceptron(
         ValueError: for an unknown name, or outputs that are not positive.
 
     Example:
-        The line of the course, `g(1 + 3x₁ − 2x₂)`, at the point (−1, 2):
+        The line from the course, `g(1 + 3x₁ − 2x₂)`, at the point (−1, 2):
 
         >>> model = perceptron(activation="sigmoid")
         >>> params = {"kernel": jnp.array([[3.0], [-2.0]]), "bias": jnp.array([1.0])}
@@ -125,16 +125,16 @@ def mlp(
 ) -> Model:
     """A deep network: `hₗ = g(hₗ₋₁Wₗ + bₗ)` for each hidden layer, then logits `h W + b`.
 
-    One hidden layer gives the single-layer network, and the activation `"identity"` a network that is still
-    linear. All axes of the input but the first are flattened.
+    With one hidden layer it is the single-layer network; with the activation `"identity"` it is still linear. All
+    axes of the input except the first are flattened.
 
     Args:
         hidden: the widths of the hidden layers.
-        outputs: how many outputs.
-        activation: g, by name (`nnfx.activations.names()`) or as a function; maxout draws its k pieces.
-        initializer: of the weights, by name or as a function; see `nnfx.models.initializers`.
-        bias_initializer: of the biases.
-        dropout: the part of each hidden layer dropped in training, at least 0 and below 1; may be traced.
+        outputs: the number of outputs.
+        activation: g, by name (`nnfx.activations.names()`) or as a function; maxout has weights for all k pieces.
+        initializer: initialiser of the weights, by name or as a function; see `nnfx.models.initializers`.
+        bias_initializer: initialiser of the biases.
+        dropout: the fraction of each hidden layer dropped in training, at least 0 and below 1; may be traced.
         batch_norm: whether to normalise the pre-activations of the hidden layers by the statistics of the batch.
 
     Returns:

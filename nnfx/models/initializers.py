@@ -1,4 +1,4 @@
-"""Initial weights by name or by function; the functions are JAX's own."""
+"""Weight initialisers by name or as functions; the functions are JAX's own."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ from nnfx.types import Array
 
 
 def _orthogonal(key: Array, shape: Any, dtype: DTypeLike | None = None, out_sharding: Any = None) -> Array:
-    """Draw orthogonal weights, under `jax.vmap` one after the other.
+    """Draw orthogonal weights; under `jax.vmap`, one member after another.
 
-    On CPUs jaxlib factorises a batch of matrices by tasks in the pool whose thread then waits for them: where all of
-    its threads wait, as on two devices of two cores, a program never ends.
+    On CPUs, jaxlib factorises a batch of matrices in tasks on a thread pool, and the thread that waits for them belongs
+    to the same pool. If all of its threads are waiting, as with two devices on two cores, the program never ends.
     """
     draw = initializers.orthogonal()
     return sequential_vmap(lambda key: draw(key, shape, dtype, out_sharding))(key)
@@ -35,17 +35,17 @@ _BY_NAME: dict[str, Initializer] = {
 
 
 def get(initializer: str | Initializer, name: str = "initializer", axes: int = 2) -> Initializer:
-    """Return an initialiser from its name; a function `(key, shape, dtype) -> array` passes through.
+    """Return the initialiser of this name; a function `(key, shape, dtype) -> array` is returned unchanged.
 
     `"normal"` is the standard normal distribution; for another scale pass `jax.nn.initializers.normal(scale)`.
 
     Args:
-        initializer: a name, or a function as `jax.nn.initializers` makes them.
-        name: what the error calls the argument.
-        axes: of the array to draw; those that scale by its sides need two.
+        initializer: a name, or a function like those in `jax.nn.initializers`.
+        name: the name of the argument in the error message.
+        axes: the number of axes of the array to draw; all but `"zeros"` and `"normal"` need at least two.
 
     Raises:
-        ValueError: for an unknown name; it lists the right ones.
+        ValueError: for an unknown name; the message lists the known ones.
 
     Example:
         >>> import jax

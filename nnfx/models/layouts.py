@@ -1,7 +1,7 @@
-"""Weights of recurrent layers in the layouts of Flax and PyTorch, and back.
+"""Conversion of the weights of recurrent layers to the layouts of Flax and PyTorch, and back.
 
-The parameters here are those of the recurrent layers alone: `{"layer_0": {"input_kernel", "recurrent_kernel", "bias"},
-"layer_0_reverse": ..., "layer_1": ...}`; an `output` layer beside them is left out.
+The parameters here are those of the recurrent layers only: `{"layer_0": {"input_kernel", "recurrent_kernel", "bias"},
+"layer_0_reverse": ..., "layer_1": ...}`; an `output` layer next to them is ignored.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,12 +20,12 @@ GATES = {1: ("",), 3: ("r", "z", "n"), 4: ("i", "f", "g", "o")}
 
 
 def to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return the weights as the `state_dict` of PyTorch's `nn.RNN`, `nn.LSTM` or `nn.GRU` names and shapes them.
+    """Return the weights, named and shaped as in the `state_dict` of PyTorch's `nn.RNN`, `nn.LSTM` or `nn.GRU`.
 
-    PyTorch adds two biases where one would do: the one of the hidden state is zero, but for a GRU's candidate.
+    PyTorch adds two biases where one would do; that of the hidden state is zero here, except for a GRU's candidate.
 
     Args:
-        params: those of a recurrent model, or of its recurrent layers.
+        params: the parameters of a recurrent model, or of its recurrent layers.
 
     Returns:
         Arrays `weight_ih_l0 (gates × hidden, features)`, `weight_hh_l0`, `bias_ih_l0`, `bias_hh_l0`, and so on.
@@ -59,19 +59,19 @@ def to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def from_torch(weights: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> Layers:
     """Return the parameters of recurrent layers from the `state_dict` of a PyTorch network.
 
-    Names and shapes tell the cells apart, but not the activation of an `nn.RNN`: one of `nonlinearity="relu"` needs
+    Names and shapes identify the cell, but not the activation of an `nn.RNN`: one with `nonlinearity="relu"` needs
     `nnfx.models.rnn(activation="relu")`.
 
     Args:
-        weights: arrays or tensors by PyTorch's names, such as a `state_dict`, or pairs of them, such as
-            `named_parameters()`. Half precision becomes float32.
+        weights: arrays or tensors by PyTorch's names, such as a `state_dict`, or pairs of name and array,
+            such as `named_parameters()`. Half precision becomes float32.
 
     Returns:
-        The parameters of the layers, as a recurrent model of this library has them beside its `output`.
+        The parameters of the layers, as in a recurrent model of this library, without its `output`.
 
     Raises:
-        TypeError: for something else than names and arrays.
-        ValueError: for weights that are not those of `nn.RNN`, `nn.LSTM` or `nn.GRU`, with biases.
+        TypeError: for anything other than names and arrays.
+        ValueError: for weights that are not those of an `nn.RNN`, `nn.LSTM` or `nn.GRU` with biases.
 
     Example:
         >>> import jax, jax.numpy as jnp, nnfx
@@ -109,7 +109,7 @@ def from_torch(weights: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> Layers
 
 
 def _by_name(weights: Any) -> dict[str, Any]:
-    """Return a mapping from PyTorch's names."""
+    """Return the weights as a mapping from PyTorch's names."""
     pairs = weights.items() if isinstance(weights, Mapping) else weights
     try:
         named: dict[str, Any] = dict(pairs)
@@ -125,7 +125,7 @@ def _by_name(weights: Any) -> dict[str, Any]:
 
 
 def _floats(name: str, value: Any) -> np.ndarray:
-    """Return weights on the host, in float32 at least."""
+    """Return weights on the host, in at least float32."""
     array: np.ndarray = arrays.as_numpy(f"weights[{name!r}]", value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"weights[{name!r}]: expected floats, got {checks.describe(array)}")
@@ -136,7 +136,7 @@ def to_flax(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return, for each layer, the parameters of Flax's `SimpleCell`, `GRUCell` or `LSTMCell` (or `OptimizedLSTMCell`).
 
     Args:
-        params: those of a recurrent model, or of its recurrent layers.
+        params: the parameters of a recurrent model, or of its recurrent layers.
 
     Raises:
         ValueError: for parameters that are not those of recurrent layers.
@@ -154,7 +154,7 @@ def from_flax(params: Mapping[str, Any]) -> Layers:
     """Return the parameters of recurrent layers from those of Flax's cells.
 
     Args:
-        params: those of `SimpleCell`, `GRUCell`, `LSTMCell` or `OptimizedLSTMCell`, by the name of the layer here:
+        params: those of `SimpleCell`, `GRUCell`, `LSTMCell` or `OptimizedLSTMCell`, by the names of the layers here:
             `{"layer_0": ..., "layer_1": ...}`.
 
     Raises:
@@ -198,7 +198,7 @@ def _from_flax_cell(name: str, cell: Mapping[str, Any]) -> dict[str, Array]:
 
 
 def _layers(params: Mapping[str, Any]) -> Layers:
-    """Return the recurrent layers on the host, after checking that they are."""
+    """Return the recurrent layers as arrays, after checking that they are recurrent layers."""
     layers = {name: layer for name, layer in params.items() if name.startswith("layer_")}
     if not layers:
         raise ValueError(f"params: expected recurrent layers, 'layer_0' and so on, got {sorted(params)}")

@@ -1,4 +1,4 @@
-"""Batch normalisation as a layer, for the models of this library and for modules of one's own."""
+"""Batch normalisation as a layer, for the models of this library and for modules of your own."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -10,16 +10,16 @@ from nnfx.types import Array, at_least_float32
 
 
 class BatchNorm(nn.Module):
-    """Normalise each channel by the statistics of the batch in training, else by the running ones; scale and shift.
+    """Normalise each channel by batch statistics in training and by running ones otherwise; then scale and shift.
 
-    Unlike Flax's own it knows the weights of the examples: padding changes nothing, an incomplete batch counts for
-    what it holds, and the running statistics forget where they were initialised. A batch with no more than one value
-    per channel that has a weight has no variance: it is normalised by the running statistics, which stay as they are.
-    Its variables are `scale` and `bias`
-    among the parameters, and `mean`, `var` and `weight` in the collection `batch_stats`.
+    Unlike Flax's own, it takes the weights of the examples into account: padding changes nothing, an incomplete batch
+    counts only for the examples that it holds, and the running statistics forget their initial values. A batch with at
+    most one value of non-zero weight per channel has no variance: it is normalised by the running statistics, which
+    stay unchanged. The layer's variables are `scale` and `bias` among the parameters, and `mean`, `var` and `weight` in
+    the collection `batch_stats`.
 
     Attributes:
-        momentum: what remains of older weights in the running statistics at each batch.
+        momentum: the fraction of the older weights that the running statistics keep at each batch.
         epsilon: keeps the standard deviation away from zero.
 
     Example:
@@ -43,11 +43,11 @@ class BatchNorm(nn.Module):
 
         Args:
             inputs: `(batch, ..., channels)`.
-            weights: those of the examples, `(batch,)`, or of their steps, `(batch, time)`; one each unless given.
-            train: whether to normalise by the batch.
+            weights: those of the examples, `(batch,)`, or of their steps, `(batch, time)`; all one if None.
+            train: whether to normalise by the statistics of the batch.
 
         Raises:
-            ValueError: in training, for a batch of a single value per channel, whose variance is zero.
+            ValueError: in training, for a batch with a single value per channel, whose variance is zero.
         """
         channels = inputs.shape[-1:]
         dtype = at_least_float32(inputs.dtype)
@@ -75,7 +75,7 @@ class BatchNorm(nn.Module):
 
 
 def _of(inputs: Array, weights: Array | None) -> Array | None:
-    """Return the weights of steps where the inputs still have them, else those of the examples."""
+    """Return the weights of the steps if the inputs still have steps, otherwise those of the examples."""
     if weights is None or weights.ndim == 1 or (inputs.ndim > 2 and inputs.shape[:2] == weights.shape):
         return weights
     return weights.mean(1)

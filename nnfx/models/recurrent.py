@@ -59,7 +59,7 @@ class RecurrentLayer(nn.Module):
 
 
 class RecurrentNetwork(nn.Module):
-    """Recurrent layers stacked, then a layer of perceptrons."""
+    """Stacked recurrent layers, then a layer of perceptrons."""
 
     cell: Cell
     outputs: int | None
@@ -75,7 +75,7 @@ class RecurrentNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array | Sequences, *, train: bool = False) -> Array:
-        """Return `(batch, outputs)`, or `(batch, time, outputs)`; the hidden state itself without outputs."""
+        """Return `(batch, outputs)`, or `(batch, time, outputs)`; the hidden state itself if `outputs` is None."""
         x, lengths, state = inputs if isinstance(inputs, Sequences) else Sequences(inputs)
         directions = (False, True) if self.bidirectional else (False,)
         if state is not None and len(state) != len(self.hidden) * len(directions):
@@ -122,12 +122,12 @@ class RecurrentNetwork(nn.Module):
 
 
 def _in_dtype(state: State | None, dtype: Any) -> State | None:
-    """Return a state in the dtype of the computation, which may be another than that it was kept in."""
+    """Return a state in the dtype of the computation, which may differ from the one it was kept in."""
     return jax.tree.map(lambda part: jnp.asarray(part).astype(dtype), state)
 
 
 def zeros(cell: Cell, hidden: Sequence[int], batch_size: int, dtype: Any = None) -> tuple[State, ...]:
-    """Return the state before the first step, for each layer; in the default float, where no dtype is given."""
+    """Return the state of each layer before the first step, in the default float dtype unless one is given."""
     checks.positive_integer("batch_size", batch_size)
     dtype = jnp.result_type(float) if dtype is None else dtype
     return tuple((jnp.zeros((batch_size, width), dtype),) * cell.states for width in hidden)
@@ -203,27 +203,27 @@ def rnn(
     recurrent_initializer: str | Initializer = "orthogonal",
     formulation: Formulation = "own",
 ) -> Model:
-    """A simple recurrent network: what a layer puts out it reads again at the next step, `h' = g(x W + h U + b)`.
+    """A simple recurrent network, whose layers read their own output at the next step: `h' = g(x W + h U + b)`.
 
     Args:
-        outputs: how many perceptrons read the last layer; None for its hidden state as it is.
+        outputs: the number of perceptrons that read the last layer; None to return its hidden state.
         hidden: the widths of the recurrent layers.
         activation: g, by name or as a function.
-        bidirectional: whether each layer goes through time both ways, its outputs side by side.
-        dropout: the part of each layer's outputs, but the last one's, dropped in training; at least 0 and below 1, may
-            be traced.
-        returns: `"last"` for the output behind the last step, `"all"` for that of every step.
-        stateful: whether each batch of training goes on where the one before ended, sequence by sequence. The state
-            is kept among the variables, in the collection `carry`, and gradients end there: a long sequence cut into
-            consecutive batches is trained by truncated backpropagation through time. Such batches come in order, from
-            `nnfx.make_step`; `nnfx.fit` would shuffle them.
-        initializer: of the weights of the inputs, drawn gate by gate; by name or as a function.
-        recurrent_initializer: of the weights of the hidden state.
-        formulation: of the recurrence, such as `"plain"` for forward mode; see `nnfx.ops.recurrence`.
+        bidirectional: whether each layer runs through time in both directions, with their outputs side by side.
+        dropout: the fraction of the outputs of every layer but the last that is dropped in training; at least 0 and
+            below 1, may be traced.
+        returns: `"last"` for the output after the last step, `"all"` for the outputs at every step.
+        stateful: whether each training batch continues where the previous one ended, sequence by sequence. The state
+            is kept among the variables, in the collection `carry`, and gradients stop there: a long sequence cut into
+            consecutive batches is trained by truncated backpropagation through time. Train on such batches in order
+            with `nnfx.make_step`; `nnfx.fit` would shuffle them.
+        initializer: initialiser of the weights of the inputs, drawn gate by gate; by name or as a function.
+        recurrent_initializer: initialiser of the weights of the hidden state.
+        formulation: how to compute the recurrence, such as `"plain"` for forward mode; see `nnfx.ops.recurrence`.
 
     Returns:
         A model from `(batch, time, features)`, or `Sequences`, to `(batch, outputs)` or `(batch, time, outputs)`; with
-        a `stream`, where it has one direction.
+        a `stream` if it has only one direction.
 
     Raises:
         ValueError: for an unknown name, a width that is not positive, a dropout outside `[0, 1)`, or a state carried
@@ -264,30 +264,30 @@ def lstm(
     recurrent_initializer: str | Initializer = "orthogonal",
     formulation: Formulation = "own",
 ) -> Model:
-    """A network of long short-term memory: gates decide what is let in, what is kept and what is shown.
+    """A long short-term memory network, whose gates decide what is let in, what is kept and what is output.
 
     `i, f, o = σ(·)` and `g = tanh(·)` of `x W + h U + b`; `c' = f c + i g`, and `h' = o tanh(c')`.
 
     Args:
-        outputs: as in `rnn`, and so are all others but
+        outputs: as in `rnn`, like all other arguments except `forget_bias`.
         hidden: the widths of the recurrent layers.
-        bidirectional: whether each layer goes through time both ways.
-        dropout: the part of each layer's outputs, but the last one's, dropped in training.
+        bidirectional: whether each layer runs through time in both directions.
+        dropout: the fraction of the outputs of every layer but the last that is dropped in training.
         returns: `"last"` or `"all"`.
-        stateful: whether each batch of training goes on where the one before ended.
-        forget_bias: the bias that the forget gates begin with; 1 lets them keep what they have at first.
-        initializer: of the weights of the inputs.
-        recurrent_initializer: of the weights of the hidden state.
-        formulation: of the recurrence.
+        stateful: whether each training batch continues where the previous one ended.
+        forget_bias: the initial bias of the forget gates; 1 lets them keep what they hold at first.
+        initializer: initialiser of the weights of the inputs.
+        recurrent_initializer: initialiser of the weights of the hidden state.
+        formulation: how to compute the recurrence.
 
     Returns:
-        A model as `rnn` returns; its state is that of each layer, `(h, c)`.
+        A model like that of `rnn`; the state of each layer is `(h, c)`.
 
     Raises:
         ValueError: as `rnn` does, and for a forget bias that is not finite.
 
     Example:
-        One step at a time, as data come in:
+        One step at a time, as data arrive:
 
         >>> model = lstm(outputs=1, hidden=(8,))
         >>> sequence = jax.random.normal(jax.random.key(1), (1, 5, 3))
@@ -329,23 +329,23 @@ def gru(
     recurrent_initializer: str | Initializer = "orthogonal",
     formulation: Formulation = "own",
 ) -> Model:
-    """A network of gated recurrent units: one gate mixes the old state and the new, another hides the old one.
+    """A network of gated recurrent units: one gate mixes the old state with the new, another hides the old one.
 
     `r, z = σ(x W + h U + b)`, `n = tanh(x W + b + r (h U + b'))`, and `h' = (1 − z) n + z h`.
 
     Args:
-        outputs: as in `rnn`, and so are all others.
+        outputs: as in `rnn`, like all other arguments.
         hidden: the widths of the recurrent layers.
-        bidirectional: whether each layer goes through time both ways.
-        dropout: the part of each layer's outputs, but the last one's, dropped in training.
+        bidirectional: whether each layer runs through time in both directions.
+        dropout: the fraction of the outputs of every layer but the last that is dropped in training.
         returns: `"last"` or `"all"`.
-        stateful: whether each batch of training goes on where the one before ended.
-        initializer: of the weights of the inputs.
-        recurrent_initializer: of the weights of the hidden state.
-        formulation: of the recurrence.
+        stateful: whether each training batch continues where the previous one ended.
+        initializer: initialiser of the weights of the inputs.
+        recurrent_initializer: initialiser of the weights of the hidden state.
+        formulation: how to compute the recurrence.
 
     Returns:
-        A model as `rnn` returns.
+        A model like that of `rnn`.
 
     Raises:
         ValueError: as `rnn` does.

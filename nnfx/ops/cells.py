@@ -1,7 +1,8 @@
-"""The cells of recurrent networks: what one step in time computes, and its gradient written by hand.
+"""The cells of recurrent networks: what one step in time computes, and its hand-written gradient.
 
-A cell is a linear part, `project`, which has all the products of matrices, and an element-wise part, `forward`.
-Kept apart, the products of all steps' gradients can be made as one; see `nnfx.ops.recurrence`.
+A cell consists of a linear part, `project`, which contains all matrix products, and an element-wise part, `forward`.
+Since they are separate, the matrix products in the gradients of all steps can be computed as one; see
+`nnfx.ops.recurrence`.
 """
 
 from collections.abc import Callable
@@ -15,11 +16,11 @@ from nnfx import checks, memo
 from nnfx.types import Array
 
 State = tuple[Array, ...]
-"""What a cell remembers, arrays `(batch, hidden)`: the hidden state first, which is also its output."""
+"""The state of a cell, arrays `(batch, hidden)`: first the hidden state, which is also the cell's output."""
 
 
 class RecurrentWeights(NamedTuple):
-    """The weights of a cell; its gates lie side by side in the columns, in the order that the cell names.
+    """The weights of a cell; the columns of its gates lie side by side, in the order that the cell documents.
 
     Attributes:
         inputs: `(features, gates × hidden)`.
@@ -36,15 +37,16 @@ class Cell(NamedTuple):
     """One step in time, as pure functions.
 
     Attributes:
-        name: what it is called.
-        states: how many arrays it remembers.
-        gates: how many blocks of columns its kernels have.
-        biases: how many blocks its bias has.
-        pack: `weights -> packed`, the weights as `project` wants them.
+        name: the name of the cell.
+        states: the number of arrays in its state.
+        gates: the number of blocks of columns in its kernels.
+        biases: the number of blocks in its bias.
+        pack: `weights -> packed`, the weights in the form that `project` expects.
         project: `(packed, hidden, x) -> z`, linear in the packed weights and affine in the hidden state and the
             inputs, for any number of leading axes.
         forward: `(z, state) -> (state, saved)`, element-wise; `saved` is what its gradient needs.
-        backward: `(saved, state, cotangent) -> (cotangent of z, cotangent of the state)`, from the state before.
+        backward: `(saved, state, cotangent) -> (cotangent of z, cotangent of the state)`; `state` is the one before
+            the step.
     """
 
     name: str
@@ -57,11 +59,11 @@ class Cell(NamedTuple):
     backward: Callable[[Any, State, State], tuple[Any, State]]
 
     def step(self, weights: RecurrentWeights, state: State, x: Array) -> State:
-        """Return the state behind one step on inputs `(batch, features)`.
+        """Return the state after one step on inputs `(batch, features)`.
 
         Raises:
-            TypeError: for inputs or weights that are not floating, and of one dtype.
-            ValueError: for shapes that do not fit each other, or a state of another shape or dtype.
+            TypeError: for inputs or weights that are not floating, or not of one dtype.
+            ValueError: for shapes that do not match, or a state of the wrong shape or dtype.
 
         Example:
             >>> weights = RecurrentWeights(jnp.zeros((3, 8)), jnp.zeros((2, 8)), jnp.ones(8))
@@ -78,7 +80,7 @@ class Cell(NamedTuple):
 
 
 def require_weights(cell: Cell, inputs: Array, weights: RecurrentWeights) -> None:
-    """Require weights of the shapes that a cell has on inputs `(..., features)`, all floating and of one dtype."""
+    """Check that weights are floating, of one dtype, and of a cell's shapes for inputs `(..., features)`."""
     arrays = {"inputs": inputs, **{f"weights.{name}": value for name, value in weights._asdict().items()}}
     for name, value in arrays.items():
         if not jnp.issubdtype(value.dtype, jnp.floating) or value.dtype != inputs.dtype:
@@ -104,7 +106,7 @@ def require_weights(cell: Cell, inputs: Array, weights: RecurrentWeights) -> Non
 
 
 def required_state(cell: Cell, state: State, shape: tuple[int, int], dtype: Any) -> State:
-    """Return a cell's state as arrays, once they are found to be of this shape and dtype."""
+    """Return a cell's state as arrays, after checking that they are of this shape and dtype."""
     if not isinstance(state, tuple) or len(state) != cell.states:
         raise ValueError(f"state: expected a tuple of {cell.states} for the cell {cell.name!r}, got {state!r:.60}")
     arrays = tuple(jnp.asarray(part) for part in state)
@@ -116,7 +118,7 @@ def required_state(cell: Cell, state: State, shape: tuple[int, int], dtype: Any)
 
 
 def _with_one(*parts: Array) -> Array:
-    """Put arrays side by side, and a one behind them, which the bias is multiplied by."""
+    """Concatenate arrays along the last axis and append a one, by which the bias is multiplied."""
     return jnp.concatenate([*parts, jnp.ones_like(parts[0], shape=(*parts[0].shape[:-1], 1))], axis=-1)
 
 
@@ -126,10 +128,10 @@ def _pack(weights: RecurrentWeights) -> Array:
 
 @jax.custom_jvp
 def _affine(packed: Array, parts: tuple[Array, ...]) -> Array:
-    """Multiply arrays that stand side by side, and a one behind them, by weights: one product for all.
+    """Multiply arrays, concatenated with a one at the end, by weights in a single product.
 
-    Its gradient by each of them is a product of its own, with their rows of the weights. JAX would multiply by all rows
-    whichever of the gradients is wanted, and take a part of what comes out.
+    The gradient with respect to each array is a separate product, with its own rows of the weights. JAX would multiply
+    by all rows, whichever gradient is needed, and take a part of the result.
     """
     return _with_one(*parts) @ packed
 
@@ -171,7 +173,7 @@ def rnn_cell(activation: Callable[[Array], Array] = jnp.tanh) -> Cell:
     References:
         Elman, *Finding structure in time*, Cognitive Science 1990.
     """
-    # the same activation has to give the same cell, which compiled programs are known by
+    # the same activation has to give the same cell, by which compiled programs are looked up
     return memo.held(activation, rnn_cell, lambda: _rnn_cell(activation))
 
 
@@ -202,7 +204,7 @@ def _lstm_backward(saved: State, state: State, cotangent: State) -> tuple[Array,
     i, f, g, o = saved
     _, cell = state
     d_hidden, d_cell = cotangent
-    bounded = jnp.tanh(f * cell + i * g)  # cheaper than to keep it
+    bounded = jnp.tanh(f * cell + i * g)  # cheaper to recompute than to keep
     d_o = d_hidden * bounded
     d_cell = d_cell + d_hidden * o * (1 - bounded * bounded)
     d_z = (d_cell * g * i * (1 - i), d_cell * cell * f * (1 - f), d_cell * i * (1 - g * g), d_o * o * (1 - o))
@@ -210,7 +212,7 @@ def _lstm_backward(saved: State, state: State, cotangent: State) -> tuple[Array,
 
 
 lstm_cell = Cell("lstm", 2, 4, 4, _pack, _project, _lstm_forward, _lstm_backward)
-"""Long short-term memory: gates decide what is let in, what is kept, and what is shown.
+"""Long short-term memory, whose gates decide what is let in, what is kept, and what is output.
 
 `i, f, o = σ(·)` and `g = tanh(·)` of `x W + h U + b`, in the order i, f, g, o; then `c' = f c + i g` and
 `h' = o tanh(c')`. Its state is `(h, c)`.
@@ -260,7 +262,7 @@ def _gru_backward(saved: State, state: State, cotangent: State) -> tuple[tuple[A
 
 
 gru_cell = Cell("gru", 1, 3, 4, _gru_pack, _gru_project, _gru_forward, _gru_backward)
-"""The gated recurrent unit, with the reset gate behind the product, as cuDNN, Flax and PyTorch have it.
+"""The gated recurrent unit, with the reset gate applied after the product, as in cuDNN, Flax and PyTorch.
 
 `r, z = σ(x W + h U + b)`, `n = tanh(x W + b + r (h U + b'))` and `h' = (1 − z) n + z h`, in the order r, z, n; the
 bias has a fourth block, b'.

@@ -1,11 +1,11 @@
-"""Convolution whose gradients are fast on every backend, inside loops and over many members as well.
+"""Convolution whose gradients are fast on every backend, even inside loops and over many members.
 
 A convolution is linear in its inputs and in its kernel. It and its two gradients are each other's derivatives, so
-that three functions with `jax.custom_vjp` suffice for gradients of every order:
+three functions with `jax.custom_vjp` suffice for gradients of every order:
 
     forward(inputs, kernel)             inputs ⋆ kernel
-    to_inputs(cotangent, kernel)        what the outputs' cotangent means for the inputs
-    to_kernel(inputs, cotangent)        and for the kernel
+    to_inputs(cotangent, kernel)        the inputs' cotangent, from that of the outputs
+    to_kernel(inputs, cotangent)        the kernel's cotangent, from that of the outputs
 """
 
 import math
@@ -22,7 +22,7 @@ from nnfx.ops import windows
 from nnfx.types import Array, at_least_float32
 
 CHUNK_POSITIONS = 2048
-"""The most positions (image × height × width) in a piece of the kernel's gradient on a CPU: they fit its cache."""
+"""The most positions (image × height × width) in a chunk of the kernel's gradient on a CPU; they fit its cache."""
 
 
 def convolution(
@@ -36,24 +36,24 @@ def convolution(
 ) -> Array:
     """Slide a kernel over one or two axes: `y[n, p, o] = Σ_{q, i} x[n, p · strides + q · dilation, i] k[q, i, o]`.
 
-    As is the custom of the field this is a correlation: the kernel is not turned around.
+    As is customary in the field, this is a correlation: the kernel is not flipped.
 
     Args:
         inputs: x, `(batch, width, channels)` or `(batch, height, width, channels)`.
         kernel: k, `(width, channels, features)` or `(height, width, channels, features)`, of the inputs' dtype.
-        strides: how far the window moves, for all axes or each.
+        strides: how far the window moves at a time, one number for all axes or one per axis.
         padding: `"SAME"` (`ceil(size / stride)` outputs), `"VALID"` (no padding), or a pair `(before, after)` for each
             axis: `[(size - 1, 0)]` makes a causal convolution in one dimension.
-        dilation: the distance between the kernel's elements, for all axes or each.
-        plain: whether to use XLA's convolution as it is, which has forward-mode derivatives (`jax.jvp`,
-            `jax.hessian`) as well, but slow gradients within a loop on a CPU.
+        dilation: the distance between the kernel's elements, one number for all axes or one per axis.
+        plain: whether to use XLA's own convolution, which also has forward-mode derivatives (`jax.jvp`,
+            `jax.hessian`), but slow gradients within a loop on a CPU.
 
     Returns:
         `(batch, ..., features)`, of the inputs' dtype.
 
     Raises:
         TypeError: for arrays that are not floating, or not of one dtype, and for sizes that are not whole numbers.
-        ValueError: for arrays of the wrong rank, other channels in the kernel than in the inputs, strides or dilation
+        ValueError: for arrays of the wrong rank, a kernel whose channels differ from the inputs', strides or dilation
             below 1, unknown padding, and a kernel larger than the padded inputs.
 
     Example:
@@ -70,14 +70,15 @@ def convolution(
     inputs, geometry = _prepare(inputs, kernel, strides, padding, dilation)
     if plain:
         return _forward_by_xla(geometry, inputs, kernel)
-    # Within shard_map one may vary over the mesh and the other not, and the rules below are for equals. A zero of the
-    # other's kind makes them so (XLA drops it), and its transpose is the sum over the mesh that the gradient needs.
+    # Within shard_map, one operand may vary over the mesh and the other not, but the rules below need them to be alike.
+    # Adding a zero made from the other ensures that (XLA drops it), and the transpose of this addition is the sum over
+    # the mesh that the gradient needs.
     alike = inputs + jnp.zeros_like(kernel, shape=()), kernel + jnp.zeros_like(inputs, shape=())
     return _forward(geometry, *alike)
 
 
 class _Geometry(NamedTuple):
-    """All that is static about a convolution: a pair or number for each axis that the window slides over."""
+    """Everything static about a convolution: a number or pair for each axis that the window slides over."""
 
     inputs: tuple[int, ...]
     kernel: tuple[int, ...]
@@ -94,7 +95,7 @@ def _prepare(
     padding: windows.Padding,
     dilation: int | Sequence[int],
 ) -> tuple[Array, _Geometry]:
-    """Check the arguments, and return the inputs so cut or padded that the geometry's windows cover them exactly."""
+    """Check the arguments, and return the inputs, cut or padded so that the geometry's windows cover them exactly."""
     sizes = windows.sizes(inputs)
     checks.numeric("kernel", kernel)
     axes = len(sizes)
@@ -120,8 +121,8 @@ def _prepare(
     outputs = tuple(
         (n + low + high - r - 1) // s + 1 for n, (low, high), r, s in zip(sizes, pads, reach, stride, strict=True)
     )
-    # What no window covers is cut off, and padding beyond the kernel's reach added here: gradients would pad by
-    # negative numbers otherwise, and with those XLA returns wrong ones on a CPU (jaxlib 0.10.1, float32).
+    # What no window covers is cut off here, and padding beyond the kernel's reach is added: otherwise gradients would
+    # have negative padding, for which XLA returns wrong results on a CPU (jaxlib 0.10.1, float32).
     highs = [(o - 1) * s + r + 1 - n - p[0] for o, s, r, n, p in zip(outputs, stride, reach, sizes, pads, strict=True)]
     kept = tuple((min(low, r), min(max(high, 0), r)) for (low, _), high, r in zip(pads, highs, reach, strict=True))
     edges = [(low - near, high - far, 0) for (low, _), high, (near, far) in zip(pads, highs, kept, strict=True)]
@@ -150,10 +151,10 @@ def _forward_by_xla(geometry: _Geometry, inputs: Array, kernel: Array) -> Array:
 
 
 def _to_inputs_by_xla(geometry: _Geometry, cotangent: Array, kernel: Array) -> Array:
-    """Convolve the cotangent, its elements a stride apart, with the kernel turned around.
+    """Convolve the cotangent, its elements spaced a stride apart, with the flipped kernel.
 
-    The same as XLA's own, but for the kernel: turned as an array here, not by a convolution that reads it backwards
-    and is many times slower inside a loop on a CPU.
+    This is the same as XLA's own gradient, except that the kernel is flipped as an array, not by a convolution that
+    reads it backwards, which is many times slower inside a loop on a CPU.
     """
     axes = range(len(geometry.inputs))
     turned = jnp.swapaxes(jnp.flip(kernel, axes), -1, -2)
@@ -167,9 +168,9 @@ def _to_inputs_by_xla(geometry: _Geometry, cotangent: Array, kernel: Array) -> A
 
 
 def _to_kernel_by_xla(geometry: _Geometry, inputs: Array, cotangent: Array) -> Array:
-    """Convolve the inputs with the cotangent as kernel: channels take the batch's place, and the batch the channels'.
+    """Convolve the inputs with the cotangent as the kernel, with batch and channel axes exchanged.
 
-    In the layout that GPUs and TPUs know as the kernel's gradient.
+    The layout is the one that GPUs and TPUs recognise as the kernel's gradient.
     """
     layouts = ("CWN", "IWO", "WNC") if inputs.ndim == 3 else ("CHWN", "IHWO", "HWNC")
     return lax.conv_general_dilated(
@@ -183,7 +184,7 @@ def _to_kernel_by_xla(geometry: _Geometry, inputs: Array, cotangent: Array) -> A
 
 
 def _to_kernel_in_chunks(geometry: _Geometry, inputs: Array, cotangent: Array) -> Array:
-    """Add up the same convolution over a few images at a time, each with its axes in the order that is fast.
+    """Compute the gradient as a sum over chunks of a few images, with each chunk's axes in the fastest order.
 
     Whole batches overflow a CPU's cache, and XLA's layout for them is 25 times slower inside a loop.
     """
@@ -205,7 +206,7 @@ def _to_kernel_in_chunks(geometry: _Geometry, inputs: Array, cotangent: Array) -
 
     shape = (inputs.shape[-1], *geometry.kernel, cotangent.shape[-1])
     start = jnp.zeros_like(cotangent, at_least_float32(inputs.dtype), shape=shape)
-    # Two pieces to a turn of the loop do not wait for each other, and XLA gives each a core.
+    # The two chunks of an iteration do not depend on each other, and XLA gives each a core.
     total, _ = lax.scan(add, start, chunks, unroll=2)
     return jnp.moveaxis(total, 0, -2).astype(inputs.dtype)
 
@@ -213,9 +214,9 @@ def _to_kernel_in_chunks(geometry: _Geometry, inputs: Array, cotangent: Array) -
 def _one_by_one(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
     """Make `jax.vmap` over the right operand a loop over members.
 
-    Over both it would be a grouped convolution, for which XLA has only a naive loop on a CPU; over the right one alone
-    a convolution with all members' features, which is no faster than the loop. Where the right one is shared, the
-    left one's members are further examples, as they should be.
+    Over both operands it would be a grouped convolution, for which XLA has only a naive loop on a CPU; over the right
+    one alone it would be a convolution with the features of all members, which is no faster than the loop. If the right
+    one is shared, the members of the left one are further examples, as they should be.
     """
     looped = jax.custom_batching.custom_vmap(function)
 
@@ -234,10 +235,10 @@ def _one_by_one(function: Callable[[Array, Array], Array]) -> Callable[[Array, A
 Rule = Callable[[_Geometry, Array, Array], Array]
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))  # or each call outside of jit would compile anew
+@partial(jax.jit, static_argnums=(0, 1, 2))  # otherwise each call outside of jit would compile again
 def _by_backend(cpu: Rule, default: Rule, geometry: _Geometry, left: Array, right: Array) -> Array:
     # Chosen at lowering, not by jax.default_backend() at tracing: a machine with a GPU may still compile for its CPU
-    # (jit's device, jax.export), and only at lowering is it known what for. Both branches have their own vmap.
+    # (jit's device, jax.export), and the target is known only at lowering. Each branch has its own vmap.
     return lax.platform_dependent(
         left, right, cpu=_one_by_one(partial(cpu, geometry)), default=partial(default, geometry)
     )
@@ -259,7 +260,7 @@ def _to_kernel(geometry: _Geometry, inputs: Array, cotangent: Array) -> Array:
 
 
 def _differentiate(function: jax.custom_vjp[Array], left: Rule, right: Rule) -> None:
-    """Set the gradient of a bilinear function: each operand's is bilinear in the other and the cotangent."""
+    """Define the gradient of a bilinear function; for each operand it is bilinear in the other and the cotangent."""
 
     def forward(geometry: _Geometry, *operands: Array) -> tuple[Array, tuple[Array, ...]]:
         return function(geometry, *operands), operands
@@ -271,7 +272,7 @@ def _differentiate(function: jax.custom_vjp[Array], left: Rule, right: Rule) -> 
 
 
 _differentiate(_forward, left=_to_inputs, right=_to_kernel)
-# The operands (cotangent, kernel): a cotangent of the inputs, in their place.
+# The operands are (cotangent, kernel); h, a cotangent of the inputs' shape, takes their place.
 _differentiate(_to_inputs, left=_forward, right=lambda geometry, cotangent, h: _to_kernel(geometry, h, cotangent))
-# The operands (inputs, cotangent): a cotangent of the kernel, in its place.
+# The operands are (inputs, cotangent); h, a cotangent of the kernel's shape, takes its place.
 _differentiate(_to_kernel, left=lambda geometry, h, cotangent: _to_inputs(geometry, cotangent, h), right=_forward)

@@ -1,4 +1,4 @@
-"""NVIDIA's own LSTM, by way of `jax.experimental.rnn`."""
+"""NVIDIA's own LSTM, via `jax.experimental.rnn`."""
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,9 @@ from nnfx.types import Array
 
 
 def lstm(inputs: Array, weights: RecurrentWeights, state: State, lengths: Array | None) -> tuple[Array, State]:
-    """Apply an LSTM along time by cuDNN, in float32; arguments are those of `nnfx.ops.recurrence`, checked there.
+    """Apply an LSTM along time with cuDNN, in float32; the arguments are checked by `nnfx.ops.recurrence`.
 
-    cuDNN has neither forward mode nor second derivatives nor `vmap`, and wants at least one step of each sequence.
+    cuDNN supports neither forward mode, second derivatives nor `vmap`, and needs at least one step of each sequence.
     """
     from jax.experimental import rnn  # imports its GPU kernels, which few need
 
@@ -41,6 +41,6 @@ def lstm(inputs: Array, weights: RecurrentWeights, state: State, lengths: Array 
 
 
 def flat(weights: RecurrentWeights) -> Array:
-    """Return the weights in cuDNN's order, all in one: kernels row by gate, then the biases of both sums, one zero."""
+    """Return the weights as one vector in cuDNN's order: the kernels gate by gate, then both sums' biases, one zero."""
     kernels = [kernel.T.ravel() for kernel in (weights.inputs, weights.recurrent)]
     return jnp.concatenate([*kernels, weights.bias, jnp.zeros_like(weights.bias)])

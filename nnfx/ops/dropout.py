@@ -9,19 +9,19 @@ from nnfx.types import Array
 
 
 def dropout(key: Array, x: Array, rate: BelowOne) -> Array:
-    """Set a random part of the activations to zero and scale up the rest: `m x / (1 − p)`, `m ~ B(1 − p)`.
+    """Set a random fraction of the activations to zero and scale up the rest: `m x / (1 − p)`, `m ~ B(1 − p)`.
 
     Args:
         key: a typed random key.
         x: activations of any shape, whose first axis is that of the examples.
-        rate: p, at least 0 and below 1, the part to drop; may be traced.
+        rate: p, at least 0 and below 1, the fraction to drop; may be traced.
 
     Returns:
         An array of the shape and dtype of `x`, whose expectation is `x`.
 
     Raises:
         TypeError: for a key that is not typed.
-        ValueError: for a rate outside `[0, 1)`; of a traced one the result is NaN.
+        ValueError: for a rate outside `[0, 1)`; if it is traced, the result is NaN instead.
 
     Example:
         >>> dropped = dropout(jax.random.key(0), jnp.ones(1000), 0.5)

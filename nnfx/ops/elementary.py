@@ -8,10 +8,10 @@ from nnfx.types import Array
 
 
 def absolute(x: Array) -> Array:
-    """Return `|x|`, whose gradient at zero is zero, the middle of the slopes there; that of `jnp.abs` is one.
+    """Return `|x|`, whose gradient at zero is zero, midway between the slopes on either side; that of `jnp.abs` is one.
 
     Args:
-        x: of any shape, floats.
+        x: floats, of any shape.
 
     Example:
         >>> absolute(jnp.array([-2.0, 0.0])), jax.grad(absolute)(0.0).item()
@@ -21,10 +21,10 @@ def absolute(x: Array) -> Array:
 
 
 def square_root(x: Array) -> Array:
-    """Return `√x`, whose gradient at zero is zero; that of `jnp.sqrt` is infinite, and NaN behind a square.
+    """Return `√x`, whose gradient at zero is zero; that of `jnp.sqrt` is infinite, and NaN for the root of a square.
 
     Args:
-        x: of any shape, floats.
+        x: floats, of any shape.
 
     Example:
         >>> square_root(jnp.array([4.0, 0.0])), jax.grad(square_root)(0.0).item()
@@ -53,7 +53,7 @@ def log_softmax(logits: Array) -> Array:
 
 
 def softmax(logits: Array) -> Array:
-    """Return the softmax over the last axis, of logits as in `log_softmax`.
+    """Return the softmax over the last axis, with infinite logits treated as in `log_softmax`.
 
     Example:
         >>> softmax(jnp.array([0.0, jnp.inf])).tolist()

@@ -11,27 +11,27 @@ from nnfx import checks
 from nnfx.types import Array
 
 TERMS = 7
-"""Of the series of artanh: what is left out is below `9⁻⁷ / 15`, a fifth of float32's rounding."""
+"""The number of terms of artanh's series; the remainder is below `9⁻⁷ / 15`, a fifth of float32's rounding error."""
 
 
 def logistic_loss(logits: Array, labels: Array) -> Array:
     """Return the binary cross-entropy `−y log σ(z) − (1 − y) log(1 − σ(z))` of each logit z.
 
-    It is `log(1 + e^−|z|) + (1 − y) max(z, 0) + y max(−z, 0)`, of which nothing overflows or cancels; an infinite logit
-    that is right has no loss and no gradient, and one that is wrong an infinite loss. A CPU spends most
-    of its time on the logarithm; as `log(1 + e) = 2 artanh(e / (2 + e))`, and the argument is at most ⅓, a few terms
-    of a series take its place in float32 and below. The gradient is `(1 − y) σ(z) − y σ(−z)`, which does not cancel
-    either. Derivatives of every order and mode, and `jax.vmap`, go through it.
+    It is computed as `log(1 + e^−|z|) + (1 − y) max(z, 0) + y max(−z, 0)`, in which nothing overflows or cancels. An
+    infinite logit has no loss and no gradient if it is right, and an infinite loss if it is wrong. A CPU would spend
+    most of its time on the logarithm; since `log(1 + e) = 2 artanh(e / (2 + e))` and the argument is at most ⅓, a few
+    terms of a series replace it in float32 and below. The gradient is `(1 − y) σ(z) − y σ(−z)`, which does not cancel
+    either. Derivatives of every order and mode, and `jax.vmap`, are supported.
 
     Args:
         logits: z, of any shape.
-        labels: y, of that shape and dtype: 0 or 1, or between.
+        labels: y, of the same shape and dtype: 0, 1, or anything in between.
 
     Returns:
-        In nats, of that shape and dtype.
+        The losses in nats, of the same shape and dtype.
 
     Raises:
-        ValueError: for another shape.
+        ValueError: for labels of another shape.
 
     Example:
         >>> logistic_loss(jnp.array([0.0, 2.0, -100.0]), jnp.array([1.0, 0.0, 1.0]))
@@ -56,7 +56,7 @@ def _logistic_loss(logits: Array, labels: Array) -> Array:
 
 
 def _share(weight: Array, logits: Array) -> Array:
-    """Return `w max(z, 0)`, where nothing of infinity is nothing."""
+    """Return `w max(z, 0)`, where zero times infinity is zero."""
     return jnp.where(weight == 0, 0, weight * jnp.maximum(logits, 0))
 
 
@@ -65,7 +65,7 @@ def _logistic_loss_jvp(primals: tuple[Array, Array], tangents: tuple[Any, Any]) 
     tangent = jnp.zeros_like(logits)
     if not isinstance(tangents[0], SymbolicZero):
         tangent += ((1 - labels) * jax.nn.sigmoid(logits) - labels * jax.nn.sigmoid(-logits)) * tangents[0]
-    if not isinstance(tangents[1], SymbolicZero):  # of fixed labels: zero times an infinite logit
+    if not isinstance(tangents[1], SymbolicZero):  # for fixed labels it would be zero times an infinite logit
         tangent -= logits * tangents[1]
     return _logistic_loss(logits, labels), tangent
 
@@ -74,7 +74,7 @@ _logistic_loss.defjvp(_logistic_loss_jvp, symbolic_zeros=True)
 
 
 def _log1p(x: Array) -> Array:
-    """Return log(1 + x) of numbers between 0 and 1."""
+    """Return `log(1 + x)` for numbers between 0 and 1."""
     ratio = x / (2 + x)
     square = ratio * ratio
     series = jnp.full_like(x, 1 / (2 * TERMS - 1))

@@ -1,4 +1,4 @@
-"""Batch normalisation whose statistics are those of the examples, however they were cut into batches."""
+"""Batch normalisation whose statistics are those of the examples, however they are divided into batches."""
 
 from typing import NamedTuple
 
@@ -10,12 +10,12 @@ from nnfx.types import Array, at_least_float32
 
 
 class RunningStatistics(NamedTuple):
-    """Mean and variance of each channel over the examples seen, the later ones weighted more.
+    """The mean and variance of each channel over the examples seen, with later ones weighted more.
 
     Attributes:
         mean: `(channels,)`.
         var: `(channels,)`, about that mean.
-        weight: the weight of all examples in them, a scalar.
+        weight: the total weight of these examples, a scalar.
     """
 
     mean: Array
@@ -24,18 +24,18 @@ class RunningStatistics(NamedTuple):
 
 
 def batch_statistics(inputs: Array, weights: Array | None = None) -> RunningStatistics:
-    """Mean and variance of each channel of a batch, over examples and places: `Σ w x / Σ w`, `Σ w (x − mean)² / Σ w`.
+    """Return mean and variance of each channel, over examples and positions: `Σ w x / Σ w`, `Σ w (x − mean)² / Σ w`.
 
     Args:
         inputs: `(batch, ..., channels)`, floats.
-        weights: `(batch,)`, or `(batch, time)` for inputs `(batch, time, ..., channels)`; zero leaves an example, or a
-            step, out, whatever it holds. One each where not given.
+        weights: `(batch,)`, or `(batch, time)` for inputs `(batch, time, ..., channels)`; zero leaves out an example
+            or a step, whatever it holds. All one if None.
 
     Returns:
-        The statistics in float32 at least; their weight is that of the examples. Zero where nothing is weighed.
+        The statistics, in at least float32, with the total weight of the examples; zero if nothing has a weight.
 
     Raises:
-        ValueError: for inputs without a channel axis, or other than one weight per example.
+        ValueError: for inputs without a channel axis, or if there is not one weight per example.
 
     Example:
         >>> batch_statistics(jnp.array([[1.0], [3.0], [9.0]]), jnp.array([1.0, 1.0, 0.0]))[:2]
@@ -66,16 +66,16 @@ def _centred(x: Array, mean: Array, axes: tuple[int, ...]) -> Array:
 
 
 def update_statistics(running: RunningStatistics, latest: RunningStatistics, momentum: float) -> RunningStatistics:
-    """Take a batch into the running statistics, as if all examples were measured at once.
+    """Return the running statistics updated by a batch, as if all examples had been measured at once.
 
-    With `W = m W₀ + w` and the latest share `s = w / W` the mean moves by `s δ`, `δ = mean_batch − mean₀`, and
-    `var = (1 − s) var₀ + s var_batch + s (1 − s) δ²`: a batch counts by the weight of its examples, an incomplete one
-    less than a full one, and what they were before the first batch is forgotten.
+    With `W = m W₀ + w` and the share of the batch `s = w / W`, the mean moves by `s δ`, `δ = mean_batch − mean₀`, and
+    `var = (1 − s) var₀ + s var_batch + s (1 − s) δ²`. A batch counts by the weight of its examples, so an incomplete
+    one counts less than a full one, and the initial values are forgotten at the first batch.
 
     Args:
-        running: the statistics so far; weight 0 to begin with.
-        latest: those of a batch.
-        momentum: m, what remains of older weights at each batch; 1 to weigh all examples alike.
+        running: the statistics so far, with weight 0 at the start.
+        latest: the statistics of a batch.
+        momentum: m, the fraction of the older weights kept at each batch; 1 to weight all examples alike.
 
     Example:
         >>> start = RunningStatistics(jnp.zeros(1), jnp.ones(1), jnp.zeros(()))
@@ -97,7 +97,7 @@ def update_statistics(running: RunningStatistics, latest: RunningStatistics, mom
 
 
 def values_per_channel(inputs: Array, weights: Array | None = None) -> Array | int:
-    """Count the values of each channel that have a weight, of which it takes two for a variance.
+    """Count the values of each channel that have a weight; a variance needs two.
 
     Args:
         inputs: `(batch, ..., channels)`.
@@ -119,7 +119,7 @@ def batch_norm(inputs: Array, statistics: RunningStatistics, scale: Array, bias:
 
     Args:
         inputs: `(batch, ..., channels)`.
-        statistics: those of the batch in training, the running ones else.
+        statistics: those of the batch in training, the running ones otherwise.
         scale: γ, `(channels,)`.
         bias: β, `(channels,)`.
         epsilon: ε, keeps the root away from zero.

@@ -1,8 +1,8 @@
-"""Pooling: the largest or the mean of each window.
+"""Pooling: the maximum or the mean of each window.
 
-A window's elements are as many strided views of the inputs, combined element by element. On a CPU this is 4 to 12
-times faster than XLA's windowed reduction with its gradient (`select_and_scatter`), and it needs no rule of its own:
-derivatives of every order and mode and `jax.vmap` are those of slices.
+Each element of a window is a strided view of the inputs, and the views are combined element by element. On a CPU this
+is 4 to 12 times faster than XLA's windowed reduction with its gradient (`select_and_scatter`), and it needs no rules of
+its own: derivatives of every order and mode, and `jax.vmap`, are those of slices.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from nnfx.ops import windows
 from nnfx.types import Array, at_least_float32
 
 JOINT_ELEMENTS = 9
-"""The most elements of a window to combine at once; larger windows go one axis at a time, with fewer views."""
+"""The most elements of a window to combine at once; larger ones are combined one axis at a time, with fewer views."""
 
 
 def max_pool(
@@ -30,24 +30,24 @@ def max_pool(
     strides: int | Sequence[int] | None = None,
     padding: windows.Padding = "VALID",
 ) -> Array:
-    """Take the largest of each window: `y[n, p, c] = max_q x[n, p · strides + q, c]`.
+    """Return the maximum of each window: `y[n, p, c] = max_q x[n, p · strides + q, c]`.
 
-    The gradient goes to one winner in each window: among equals the first in row-major order, as in Flax.
+    The gradient goes to one winner in each window: among equals, the first in row-major order, as in Flax.
 
     Args:
         inputs: x, `(batch, width, channels)` or `(batch, height, width, channels)`.
-        window: its size, for all axes or each.
-        strides: how far it moves, for all axes or each; the window's own size where not given.
+        window: its size, one number for all axes or one per axis.
+        strides: how far it moves at a time, one number for all axes or one per axis; the window's own size if None.
         padding: `"VALID"` (what no full window covers is left out), `"SAME"` (`ceil(size / stride)` outputs), or a
-            pair `(before, after)` for each axis. What is added is never the largest.
+            pair `(before, after)` for each axis. Padding is never the maximum.
 
     Returns:
         `(batch, ..., channels)`, of the inputs' dtype.
 
     Raises:
         TypeError: for inputs that are not floating, and sizes that are not whole numbers.
-        ValueError: for inputs of another rank, sizes below 1, unknown padding or as much of it as the window is large,
-            or a window larger than the padded inputs.
+        ValueError: for inputs of another rank, sizes below 1, unknown padding, padding as large as the window, or a
+            window larger than the padded inputs.
 
     Example:
         >>> max_pool(jnp.array([3.0, 1.0, 4.0, 1.0, 5.0]).reshape(1, 5, 1), 2, padding="SAME")[0, :, 0].tolist()
@@ -66,24 +66,24 @@ def avg_pool(
     padding: windows.Padding = "VALID",
     count_include_pad: bool = True,
 ) -> Array:
-    """Take the mean of each window: `y[n, p, c] = Σ_q x[n, p · strides + q, c] / count`.
+    """Return the mean of each window: `y[n, p, c] = Σ_q x[n, p · strides + q, c] / count`.
 
     Args:
         inputs: x, `(batch, width, channels)` or `(batch, height, width, channels)`.
-        window: its size, for all axes or each.
-        strides: how far it moves, for all axes or each; the window's own size where not given.
+        window: its size, one number for all axes or one per axis.
+        strides: how far it moves at a time, one number for all axes or one per axis; the window's own size if None.
         padding: `"VALID"` (what no full window covers is left out), `"SAME"` (`ceil(size / stride)` outputs), or a
             pair `(before, after)` for each axis.
-        count_include_pad: whether the zeros of the padding count as elements (as by default in Flax and PyTorch), so
-            that every window is divided by its size, or only what is in the inputs does.
+        count_include_pad: whether the zeros of the padding count as elements (the default in Flax and PyTorch), so that
+            the sum of each window is divided by its size; if not, only elements of the inputs count.
 
     Returns:
-        `(batch, ..., channels)`, of the inputs' dtype; half precision is added up in float32.
+        `(batch, ..., channels)`, of the inputs' dtype; half precision is summed in float32.
 
     Raises:
         TypeError: for inputs that are not floating, and sizes that are not whole numbers.
-        ValueError: for inputs of another rank, sizes below 1, unknown padding or as much of it as the window is large,
-            or a window larger than the padded inputs.
+        ValueError: for inputs of another rank, sizes below 1, unknown padding, padding as large as the window, or a
+            window larger than the padded inputs.
 
     Example:
         >>> x = jnp.array([3.0, 1.0, 4.0]).reshape(1, 3, 1)
@@ -103,7 +103,7 @@ def avg_pool(
 
 
 def global_max_pool(inputs: Array) -> Array:
-    """Take the largest of each channel, over all positions; equals share the gradient.
+    """Return the maximum of each channel over all positions; equal maxima share the gradient.
 
     Args:
         inputs: `(batch, width, channels)` or `(batch, height, width, channels)`.
@@ -123,13 +123,13 @@ def global_max_pool(inputs: Array) -> Array:
 
 
 def global_avg_pool(inputs: Array) -> Array:
-    """Take the mean of each channel, over all positions.
+    """Return the mean of each channel over all positions.
 
     Args:
         inputs: `(batch, width, channels)` or `(batch, height, width, channels)`.
 
     Returns:
-        `(batch, channels)`, of the inputs' dtype; half precision is added up in float32.
+        `(batch, channels)`, of the inputs' dtype; half precision is summed in float32.
 
     Raises:
         ValueError: for inputs of another rank.
@@ -146,7 +146,7 @@ def global_avg_pool(inputs: Array) -> Array:
 
 
 class _Geometry(NamedTuple):
-    """The inputs' sizes, the window's and its strides, and the padding, for each axis that the window slides over."""
+    """The sizes of the inputs and of the window, strides and padding, for each axis that the window slides over."""
 
     sizes: tuple[int, ...]
     window: tuple[int, ...]
@@ -157,7 +157,7 @@ class _Geometry(NamedTuple):
 def _geometry(
     inputs: Array, window: int | Sequence[int], strides: int | Sequence[int] | None, padding: windows.Padding
 ) -> _Geometry:
-    """Check the arguments, and work out their geometry."""
+    """Check the arguments, and return their geometry."""
     sizes = windows.sizes(inputs)
     if not jnp.issubdtype(inputs.dtype, jnp.floating):
         raise TypeError(f"inputs: expected a floating array, got {checks.describe(inputs)}")
@@ -176,7 +176,7 @@ def _combine(inputs: Array, filling: float, geometry: _Geometry, combine: Callab
     x = lax.pad(inputs, jnp.asarray(filling, inputs.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
     if math.prod(geometry.window) <= JOINT_ELEMENTS:
         return combine(_views(x, geometry.window, geometry.strides))
-    # The last axis first: the first winner of the rows' first winners is the first in row-major order.
+    # The last axis comes first: the first winner of the rows' first winners is the first in row-major order.
     for axis in reversed(range(len(geometry.window))):
         window, strides = (
             tuple(size if i == axis else 1 for i, size in enumerate(sizes))
@@ -187,7 +187,7 @@ def _combine(inputs: Array, filling: float, geometry: _Geometry, combine: Callab
 
 
 def _views(x: Array, window: Sequence[int], strides: Sequence[int]) -> list[Array]:
-    """Return, for each element of a window in row-major order, a view of it in all windows."""
+    """Return a view for each element of a window, in row-major order, which holds that element of all windows."""
     reach = [(size - w) // s * s + 1 for size, w, s in zip(x.shape[1:-1], window, strides, strict=True)]
     return [
         lax.slice(
@@ -201,10 +201,10 @@ def _views(x: Array, window: Sequence[int], strides: Sequence[int]) -> list[Arra
 
 
 def _largest(views: Sequence[Array]) -> Array:
-    """Return the largest of the views, element by element; NaN counts as larger than any number.
+    """Return the element-wise maximum of the views; NaN counts as larger than any number.
 
-    The winner's number decides first, apart from the values: the gradient is then one mask for each view, and not a
-    chain of choices as long as there are views.
+    The index of the winner is found first, separately from the values: the gradient is then one mask for each view, not
+    a chain of selections as long as the list of views.
     """
     largest, winner = lax.stop_gradient(views[0]), jnp.zeros(views[0].shape, jnp.int32)
     for number, view in enumerate(map(lax.stop_gradient, views[1:]), start=1):

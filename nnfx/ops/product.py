@@ -1,4 +1,4 @@
-"""The perceptron's product of inputs and weights, in the formulation that fits how many inputs there are."""
+"""The perceptron's product of inputs and weights, in the formulation that suits the number of inputs."""
 
 from functools import reduce
 
@@ -10,15 +10,15 @@ from nnfx import checks
 from nnfx.types import Array
 
 FEW = 4
-"""For so many inputs or fewer a CPU is faster with sums of scaled columns than with a product of matrices."""
+"""For this many inputs or fewer, a CPU is faster with sums of scaled columns than with a matrix product."""
 
 
 def dot_product(inputs: Array, kernel: Array) -> Array:
-    """Multiply inputs by weights and add them up: `yₙⱼ = Σᵢ xₙᵢ wᵢⱼ`.
+    """Multiply inputs by weights and sum the products: `yₙⱼ = Σᵢ xₙᵢ wᵢⱼ`.
 
-    Of few inputs, such as fare and age, a product of matrices makes little use of a CPU. There it is written as a sum
-    of columns, each times its weights, which XLA fuses with the bias and the non-linearity that follow. Gradients are
-    products of matrices as ever. Derivatives of every order and mode, and `jax.vmap`, go through it.
+    With few inputs, such as fare and age, a matrix product makes little use of a CPU. There it is written as a sum of
+    columns, each times its weights, which XLA fuses with the bias and the non-linearity that follow. Gradients are
+    matrix products as usual. Derivatives of every order and mode, and `jax.vmap`, are supported.
 
     Args:
         inputs: x, `(..., features)`.
@@ -28,7 +28,7 @@ def dot_product(inputs: Array, kernel: Array) -> Array:
         `(..., outputs)`, of that dtype.
 
     Raises:
-        ValueError: for shapes that do not fit.
+        ValueError: for shapes that do not match.
 
     Example:
         >>> dot_product(jnp.array([[1.0, 2.0]]), jnp.array([[3.0, 0.0, 1.0], [4.0, 1.0, 1.0]]))
@@ -42,7 +42,7 @@ def dot_product(inputs: Array, kernel: Array) -> Array:
             f"kernel: expected ({inputs.shape[-1] if inputs.ndim else 'features'}, outputs) for inputs "
             f"{checks.describe(inputs)}, got {checks.describe(kernel)}"
         )
-    # in half precision a product of matrices adds up in float32, and sums of columns would not
+    # in half precision a matrix product accumulates in float32, and sums of columns would not
     is_thin = 0 < len(kernel) <= FEW and inputs.dtype == kernel.dtype and inputs.dtype.itemsize >= 4
     return _thin(inputs, kernel) if is_thin else inputs @ kernel
 

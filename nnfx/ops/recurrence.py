@@ -1,4 +1,4 @@
-"""A cell applied along time, with a gradient that makes the products of all steps as one."""
+"""A cell applied along time, with a gradient that computes the matrix products of all steps as one."""
 
 from functools import partial
 from typing import Any, Literal, cast, get_args
@@ -28,29 +28,29 @@ def recurrence(
 ) -> tuple[Array, State]:
     """Apply a cell along time: `s_t = cell(s_{t−1}, x_t)`, whose first part is the output `h_t`.
 
-    The gradient keeps what each step computed, goes back through time for the cotangents of the pre-activations alone,
-    and multiplies them with the inputs once, for all steps together. It is differentiable again by `jax.grad`.
+    The gradient keeps what each step computed, goes back through time only for the cotangents of the pre-activations,
+    and multiplies them by the inputs once, for all steps together. It can be differentiated again by `jax.grad`.
 
     Args:
-        cell: such as `nnfx.ops.lstm_cell`.
+        cell: the cell, such as `nnfx.ops.lstm_cell`.
         inputs: x, `(batch, time, features)`.
-        weights: of the cell, of the inputs' dtype.
-        state: what it begins with, arrays `(batch, hidden)`; zeros where none are given.
-        lengths: integers `(batch,)`, how many steps of each sequence are real; the rest is padding, which
-            changes nothing, whatever it holds.
+        weights: the weights of the cell, in the inputs' dtype.
+        state: the initial state, arrays `(batch, hidden)`; zeros if None.
+        lengths: the number of real steps in each sequence, integers `(batch,)`; the rest is padding, which changes
+            nothing, whatever it holds.
         reverse: whether time runs backwards, from each sequence's last step.
-        formulation: `"own"`, with that gradient; `"plain"` leaves it to JAX, which has forward mode (`jax.jvp`) too;
-            `"cudnn"` is NVIDIA's LSTM in float32, for its GPUs alone: forwards in time, with no second derivatives,
-            no `jax.vmap`, and at least one step of each sequence.
+        formulation: `"own"` uses this gradient; `"plain"` leaves it to JAX, which has forward mode (`jax.jvp`) too;
+            `"cudnn"` is NVIDIA's LSTM in float32, for its GPUs only: forwards in time, without second derivatives or
+            `jax.vmap`, and with at least one step in each sequence.
 
     Returns:
-        The outputs, `(batch, time, hidden)`, zero where there is padding, and the last state.
+        The outputs, `(batch, time, hidden)`, which are zero at padding, and the last state.
 
     Raises:
         TypeError: for arrays that are not floating or not of one dtype, or lengths that are not integers.
-        ValueError: for shapes that do not fit each other, lengths below 0 or above the time there is, an unknown
-            formulation, or cuDNN for what it has not.
-        RuntimeError: for cuDNN where JAX computes on something else than a GPU.
+        ValueError: for shapes that do not match, lengths below 0 or above the number of steps, an unknown formulation,
+            or cuDNN for what it does not support.
+        RuntimeError: for cuDNN if JAX does not compute on a GPU.
 
     Example:
         >>> from nnfx.ops import RecurrentWeights, rnn_cell
@@ -82,9 +82,10 @@ def recurrence(
         is_real = (jnp.arange(inputs.shape[1], dtype=lengths.dtype)[:, None] < lengths[None])[..., None]
     x = jnp.swapaxes(inputs, 0, 1)
     if is_real is not None:
-        x = jnp.where(is_real, x, 0)  # what padding holds may be NaN, and zero times that is no zero
-    # Within shard_map the inputs vary over the mesh and the weights may not, and the rules below are for equals: adding
-    # a zero of the inputs' kind makes them so (XLA drops it), and its transpose is the sum that the gradient needs.
+        x = jnp.where(is_real, x, 0)  # padding may hold NaN, and zero times that is not zero
+    # Within shard_map, the inputs vary over the mesh and the weights may not, but the rules below need them alike.
+    # Adding a zero made from the inputs ensures that (XLA drops it), and its transpose is the sum that the gradient
+    # needs.
     zero = jnp.zeros_like(inputs, shape=())
     packed, state = jax.tree.map(lambda leaf: leaf + zero, (cell.pack(weights), state))
     outputs, state = (_unroll_plainly if formulation == "plain" else _unroll)(cell, reverse, packed, x, state, is_real)
@@ -129,7 +130,7 @@ def _unroll_forward(
 ) -> tuple[tuple[Array, State], Any]:
     def body(state: State, step: tuple[Array, Array | None]) -> tuple[State, Any]:
         after, saved = _step(cell, cell.project(packed, state[0], step[0]), state, step[1])
-        return after, (state, saved)  # the state before: what the gradient wants, and no second stack of outputs
+        return after, (state, saved)  # the state before, as the gradient needs it; no second stack of outputs
 
     last, (states, saved) = lax.scan(body, state, (x, is_real), reverse=reverse)
     hidden = states[0]
@@ -140,7 +141,7 @@ def _unroll_forward(
 def _unroll_backward(cell: Cell, reverse: bool, kept: Any, cotangent: tuple[Array, State]) -> Any:
     packed, x, states, saved, is_real = kept
     d_outputs, d_last = cotangent
-    # affine in the hidden state, so that every step has the same pull-back; made here, no step copies weights for it
+    # affine in the hidden state, so every step has the same pull-back; made here, so that no step copies weights for it
     _, pull_hidden = jax.vjp(lambda hidden: cell.project(packed, hidden, x[0]), states[0][0])
 
     def body(d_state: State, step: Any) -> tuple[State, Any]:
@@ -153,8 +154,8 @@ def _unroll_backward(cell: Cell, reverse: bool, kept: Any, cotangent: tuple[Arra
         return (d_before[0] + pull_hidden(d_z)[0], *d_before[1:]), d_z
 
     d_state, d_z = lax.scan(body, d_last, (d_outputs, states, saved, is_real), reverse=not reverse)
-    # one axis for all steps of all examples: XLA's product over two is several times slower on a CPU; but where a mesh
-    # splits the examples, an axis of its own for them keeps them where they are
+    # one axis for all steps of all examples, since XLA's product over two axes is several times slower on a CPU; but if
+    # a mesh splits the examples, an axis of their own keeps them on their devices
     rows = (states[0], x, d_z)
     if not shards.is_left_to_xla():
         rows = jax.tree.map(lambda stack: stack.reshape(-1, stack.shape[-1]), rows)
@@ -179,4 +180,4 @@ def _required_lengths(lengths: Array, inputs: Array) -> Array:
                 f"lengths: expected from 0 to {inputs.shape[1]}, the time there is, "
                 f"got from {values.min()} to {values.max()}"
             )
-    return lengths.astype(jnp.int32)  # in which the steps are counted: eight bits would wrap around
+    return lengths.astype(jnp.int32)  # the dtype in which steps are counted; eight bits would wrap around

@@ -9,13 +9,13 @@ from nnfx import checks
 from nnfx.types import Array
 
 Pairs = tuple[tuple[int, int], ...]
-"""For each axis, what is added before and after."""
+"""The padding before and after, for each axis."""
 Padding = str | Sequence[tuple[int, int]]
 """`"SAME"`, `"VALID"`, or one pair for each axis."""
 
 
 def sizes(inputs: Array) -> tuple[int, ...]:
-    """Return the sizes of the axes that a window slides over, one or two; the inputs are checked."""
+    """Check the inputs, and return the sizes of the one or two axes that a window slides over."""
     checks.numeric("inputs", inputs)
     if inputs.ndim not in (3, 4):
         raise ValueError(
@@ -26,7 +26,7 @@ def sizes(inputs: Array) -> tuple[int, ...]:
 
 
 def per_axis(name: str, value: int | Sequence[int], axes: int) -> tuple[int, ...]:
-    """Return one positive integer for each axis; a single one counts for all.
+    """Return one positive integer for each axis; a single one applies to all.
 
     >>> per_axis("strides", 2, 2), per_axis("strides", (2, 1), 2)
     ((2, 2), (2, 1))
@@ -44,14 +44,14 @@ def per_axis(name: str, value: int | Sequence[int], axes: int) -> tuple[int, ...
 def pairs(
     padding: Padding, sizes: tuple[int, ...], window: tuple[int, ...], strides: tuple[int, ...], name: str = "window"
 ) -> Pairs:
-    """Return the padding of each axis; under SAME there are `ceil(size / stride)` outputs, as in TensorFlow.
+    """Return the padding of each axis; with `"SAME"` there are `ceil(size / stride)` outputs, as in TensorFlow.
 
     Args:
         padding: what the user passed.
-        sizes: of the axes.
-        window: what it covers on each axis, its gaps included.
-        strides: of the window.
-        name: the argument that decides the window, for the error.
+        sizes: the sizes of the axes.
+        window: what the window covers on each axis, including its gaps.
+        strides: the strides of the window.
+        name: the argument that determines the window, for the error message.
 
     Raises:
         TypeError: for padding of another type.
@@ -73,7 +73,7 @@ def pairs(
 
 
 def _explicit(padding: Sequence[tuple[int, int]], axes: int) -> Pairs:
-    """Return explicit padding, checked."""
+    """Check explicit padding, and return it."""
     wanted = f"padding: expected 'SAME', 'VALID' or {axes} pairs of whole numbers, none negative"
     try:
         table = np.asarray(padding)

@@ -1,4 +1,4 @@
-"""Whether what the members of a sweep hold stays in a CPU's caches."""
+"""Whether the activations of a sweep's members fit into a CPU's caches."""
 
 from typing import Any
 
@@ -9,17 +9,17 @@ from nnfx.training.fit import Fit
 from nnfx.types import Array, Batch, Hyper
 
 LARGE = 2**20
-"""From so many bytes of activations on, a member is trained alone: half the second-level cache of a server's core.
+"""Members with at least this many bytes of activations are trained one at a time: half a server core's L2 cache.
 
-`python -m experiments.benchmarks cnn` and `recurrent` time members above it, side by side and in turn.
+`python -m experiments.benchmarks cnn` and `recurrent` time members above it, side by side and one at a time.
 """
 
 
 def is_large(fit: Fit, train: Batch, hyper: Hyper) -> bool:
-    """Say whether a member is better trained alone on a device of a CPU.
+    """Return whether a member is better trained alone on a CPU device.
 
-    Side by side, small networks share the cost of each operation, and fill a CPU's vectors. Large ones fill them alone,
-    and would push each other's activations out of the cache between the forward and the backward pass.
+    Side by side, small networks share the cost of each operation, and fill a CPU's vector units. Large ones fill these
+    alone, and would push each other's activations out of the cache between the forward and the backward pass.
 
     Args:
         fit: the run.
@@ -28,13 +28,13 @@ def is_large(fit: Fit, train: Batch, hyper: Hyper) -> bool:
     """
     leaves, tree = jax.tree.flatten(train.inputs)
     shapes = tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-    # to find it is to trace the model
+    # finding the size means tracing the model
     found = memo.held(fit, (activation_bytes, shapes), lambda: activation_bytes(fit, train, hyper))
     return found >= LARGE
 
 
 def activation_bytes(fit: Fit, train: Batch, hyper: Hyper) -> int:
-    """Return how many bytes the forward pass on a minibatch leaves for the backward pass, parameters apart."""
+    """Return how many bytes the forward pass on a minibatch keeps for the backward pass, excluding parameters."""
     rows = fit.batch_size or train.weights.shape[0]
     inputs: Any = jax.tree.map(lambda array: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype), train.inputs)
 

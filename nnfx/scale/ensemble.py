@@ -18,14 +18,14 @@ from nnfx.types import Array, Hyper, Variables
 
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
-    """Several runs, stacked, that predict together; how far they agree tells how sure they are.
+    """Several stacked runs that predict together; how far they agree shows how certain they are.
 
     Attributes:
         fit: the function that made the runs.
         hyper: their hyper-parameters, `(members,)` each.
         variables: their best weights, stacked.
         preprocess: their maps from raw features, stacked.
-        temperature: T, by which the mean prediction is softened; 1 until calibrated.
+        temperature: T, which softens the mean prediction; 1 until calibrated.
 
     Example:
         >>> import nnfx, optax
@@ -61,18 +61,18 @@ class Ensemble:
         return calibration.probabilities(self._log_mean(inputs) / self.temperature)
 
     def spread(self, inputs: ArrayLike) -> calibration.Spread:
-        """Return what the members say of raw inputs, and how far they agree; the temperature plays no part in it."""
+        """Return what the members predict for raw inputs, and how far they agree; the temperature is not used."""
         return calibration.spread(calibration.probabilities(self.predict(inputs)))
 
     def calibrate(self, inputs: ArrayLike, labels: ArrayLike) -> "Ensemble":
         """Return the ensemble with the temperature that fits held-out data best.
 
         Args:
-            inputs: raw inputs, `(batch, ...)`, that neither trained the members nor chose among them.
+            inputs: raw inputs, `(batch, ...)`, used neither to train the members nor to choose among them.
             labels: integers `(batch,)`.
 
         Raises:
-            ValueError: for labels out of range or ruled out by all members, or other than one for each input.
+            ValueError: for labels out of range or ruled out by all members, or if there is not one label per input.
 
         References:
             Rahaman and Thiery, *Uncertainty quantification and deep ensembles*, NeurIPS 2021: pool, then calibrate.
@@ -87,7 +87,7 @@ class Ensemble:
             Accuracy, negative log-likelihood (nats), Brier score and expected calibration error, by name.
 
         Raises:
-            ValueError: for labels out of range, or other than one for each input.
+            ValueError: for labels out of range, or if there is not one label per input.
         """
         probabilities, y = self.probabilities(inputs), _labels(labels)
         likelihood = calibration.negative_log_likelihood(probabilities, y)
@@ -99,7 +99,7 @@ class Ensemble:
         }
 
     def _log_mean(self, inputs: ArrayLike) -> Array:
-        """Return the logarithm of the mean of the members' probabilities, −∞ for classes that all of them rule out."""
+        """Return the logarithm of the members' mean probabilities, −∞ for classes that all of them rule out."""
         of_members = calibration.log_probabilities(self.predict(inputs))
         return jax.nn.logsumexp(of_members, axis=0) - np.log(len(of_members))
 
@@ -110,7 +110,7 @@ def _labels(labels: Any) -> Array:
 
 @memo.compiled(static=2)
 def _apply(fit: Fit, shape: tuple[int, ...], hyper: Hyper, variables: Variables, inputs: Array) -> Array:
-    del shape  # a program for each number of rows, so that it is let go where too many are held
+    del shape  # one program for each number of rows, so that old ones are released if too many are held
 
     def member(hyper: Hyper, variables: Variables, inputs: Array) -> Array:
         return fit.bind(hyper).model.apply(variables, inputs)

@@ -1,4 +1,4 @@
-"""Map a function over many points: shared out between devices, and on each so many side by side."""
+"""Map a function over many points: divided among devices, with several side by side on each."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,14 +10,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 POINTS = "points"
-"""The axis of a mesh between whose devices points are shared out."""
+"""The axis of a mesh over which points are spread."""
 
 
 def side_by_side(function: Callable[[Any], Any], over: Any, at_once: int | None, unroll: int = 1) -> Any:
-    """Map a function over the first axis of all arrays: so many elements side by side, then the next; None for all.
+    """Map a function over the first axis of all arrays, `at_once` elements side by side at a time (None for all).
 
-    Elements that are taken one by one may be unrolled, so many to a turn of the loop: XLA then finds work for a second
-    core among them.
+    Elements that are taken one by one may be unrolled, `unroll` to each iteration of the loop: XLA then finds work for
+    a second core among them.
 
     >>> side_by_side(lambda x: x**2, jnp.arange(5.0), at_once=2).tolist()
     [0.0, 1.0, 4.0, 9.0, 16.0]
@@ -31,19 +31,19 @@ def side_by_side(function: Callable[[Any], Any], over: Any, at_once: int | None,
 
 
 def one_by_one(function: Callable[[Any], Any], over: Any, room: Any) -> tuple[Any, Any]:
-    """Map a function that is a long loop itself over the first axis of all arrays, one element after the other.
+    """Map a function that is itself a long loop over the first axis of all arrays, one element after the other.
 
-    Its own loop keeps its state where the last result stood: in `room`. Where the program returns that too, XLA gives
-    it buffers of its own; among its temporary memory, operations wait for each other that need not, and a step of a
-    network of convolutions takes a sixth longer on two cores.
+    The function's loop keeps its state where the previous result was: in `room`. If the program returns that too, XLA
+    gives it buffers of its own. In XLA's temporary memory, operations would wait for each other needlessly, and a step
+    of a convolutional network would take a sixth longer on two cores.
 
     Args:
-        function: of an element.
+        function: a function of an element.
         over: arrays `(elements, ...)`.
-        room: arrays like a result, of any numbers, such as an outer loop's room.
+        room: arrays like a result, with any values, such as the room of an outer loop.
 
     Returns:
-        The results, `(elements, ...)`, and the last one once more: the room, to be returned from the program.
+        The results, `(elements, ...)`, and the last one again: the room, to be returned from the program.
 
     Example:
         >>> squares, room = one_by_one(lambda x: x**2, jnp.arange(3.0), room=jnp.zeros(()))
@@ -68,19 +68,19 @@ def map_points(
     devices: Sequence[jax.Device],
     unroll: int = 1,
 ) -> Any:
-    """Map over points: each device has its share of them, and goes through it, so many at a time.
+    """Map over points: each device has its share of them, and goes through it `at_once` at a time.
 
     Args:
         function: `(shared, point) -> result`.
-        shared: what all have in common.
+        shared: what all points have in common.
         points: arrays `(points, ...)`.
-        at_once: how many to take side by side, under `jax.vmap`; None for all of a device's.
-        devices: among which the points are shared out; nothing crosses between them.
-        unroll: of points that are taken one by one, how many to a turn of the loop.
+        at_once: how many points to take side by side, under `jax.vmap`; None for a device's whole share.
+        devices: the devices among which the points are divided; they do not communicate.
+        unroll: how many points to take per iteration of the loop if they are taken one by one.
 
     Returns:
-        The results, `(points or more, ...)`: the last is repeated to make the shares equal. To leave it out within the
-        same program, devices would have to talk to each other.
+        The results, `(points or more, ...)`: the last is repeated to make the shares equal. To remove the repeats
+        within the same program, devices would have to communicate.
 
     Example:
         >>> map_points(lambda a, x: a * x, 2.0, jnp.arange(3.0), at_once=2, devices=jax.local_devices()[:1]).tolist()
@@ -94,7 +94,7 @@ def map_points(
     def through(shared: Any, points: Any) -> Any:
         return side_by_side(lambda point: function(shared, point), points, size, turn)
 
-    # The last point again, for equal shares of whole turns: a remainder would be compiled apart.
+    # Repeat the last point to get equal shares of whole iterations: a remainder would be compiled separately.
     rows = np.minimum(np.arange(count + -count % (shares * turn)), count - 1)
     points = jax.tree.map(lambda values: jnp.asarray(values)[rows], points)
     if list(devices) != jax.local_devices()[:1]:
@@ -105,7 +105,7 @@ def map_points(
 
 
 def on_devices(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """Copy to all of these devices, so that one program can read it on each."""
+    """Copy arrays to all of these devices, so that one program can read them on each."""
     if len(devices) == 1:
         return jax.device_put(tree, devices[0])
     return jax.device_put(tree, NamedSharding(Mesh(devices, POINTS), P()))

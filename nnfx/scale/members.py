@@ -22,15 +22,15 @@ from nnfx.types import Hyper
 
 
 class Members:
-    """The members of a sweep, counted in epochs. A state is a table, which is changed in place.
+    """The members of a sweep, counted in epochs. A state is a table, which is modified in place.
 
     Args:
         fit: the run's function.
-        table: the members, as they are laid out at the beginning.
-        look_every: after how many epochs points are dropped, and the members still running are packed.
-        quotas: how many points to keep after these numbers of epochs.
-        at_once: how many members a device trains side by side; None for as many as are best.
-        memory: bytes that each device may use; None for most of those free.
+        table: the members in their initial layout.
+        look_every: the number of epochs after which points are dropped, and the members still running are packed.
+        quotas: how many points to keep, by the number of epochs after which the others are dropped.
+        at_once: how many members a device trains side by side; None for the best number.
+        memory: the number of bytes that each device may use; None for most of its free memory.
     """
 
     kind = "sweep"
@@ -59,7 +59,7 @@ class Members:
         self._slices: dict[tuple[int, ...], tuple[int, int]] = {}
 
     def start(self) -> Table:
-        """Return the table of all members, at their beginning."""
+        """Return the table of all members in their initial state."""
         table = dataclasses.replace(self._beginning, history={})
         programs = programs_of(self._fit, table.mesh, table.axis, self._at_once)
         shapes = programs.start.shapes(table.hyper, table.groups, self._shared)
@@ -67,7 +67,7 @@ class Members:
         return table
 
     def advance(self, table: Table, until: int, clock: Clock) -> Table:
-        """Train until so many epochs are behind the table; then drop and pack where it is time to."""
+        """Train until the table has completed `until` epochs; then drop points and pack members if it is time to."""
         advance, arguments = self._advance(table), (*self._shared, np.int32(table.done), np.int32(until), clock)
         shape = self._slice(table, table.state)
         state, history = in_slices(advance, shape, (table.state, table.hyper), table.groups, arguments)
@@ -81,19 +81,19 @@ class Members:
         return table
 
     def done(self, table: Table) -> int:
-        """Return how many epochs lie behind the table."""
+        """Return how many epochs the table has completed."""
         return table.done
 
     def has_ended(self, table: Table) -> bool:
-        """Say whether no member is running any more, or the last epoch is behind them."""
+        """Return whether no member is running any more, or the last epoch is complete."""
         return table.done >= self.total or not table.running()
 
     def epochs(self, table: Table) -> int:
-        """Return how many epochs lie behind the table."""
+        """Return how many epochs the table has completed."""
         return table.done
 
     def history(self, table: Table, since: int) -> History:
-        """Return how many members ran in each epoch after these, and the lowest and the median of their losses."""
+        """Return how many members ran in each epoch after `since`, and the lowest and the median of their losses."""
         if table.done <= since:
             return {}
         columns = {name: values[:, since : table.done] for name, values in table.history.items()}
@@ -135,7 +135,7 @@ class Members:
         }
 
     def restored(self, arrays: dict[str, Any], noted: Mapping[str, Any]) -> Table:
-        """Return the table that a checkpoint holds, laid out anew where the devices are others."""
+        """Return the table that a checkpoint holds, rearranged if the devices differ."""
         table = dataclasses.replace(self._beginning, **{**arrays, "history": {}})
         epochs = noted["epoch"]
         for name, values in arrays["history"].items():
@@ -147,7 +147,7 @@ class Members:
 
     @property
     def data(self) -> dict[str, Any]:
-        """What tells the data and the plan of a sweep from others."""
+        """What identifies the data and the plan of a sweep."""
         table = self._beginning
         plan = {
             "seeds": str(int(table.all_seeds.max()) + 1),
@@ -161,7 +161,7 @@ class Members:
 
     @property
     def lowered(self) -> list[Lowered]:
-        """The programs of one member, on one device, not compiled yet."""
+        """The programs of one member on one device, not compiled yet."""
         train, valid, _ = fold_data(self._beginning.fixed, jnp.asarray(0))
         return InMemory(self._fit, self.key, train, valid, self._first_point).lowered
 
@@ -173,7 +173,7 @@ class Members:
         return programs_of(self._fit, table.mesh, table.axis, self._at_once).advance
 
     def _slice(self, table: Table, state: Any) -> tuple[int, int]:
-        """Return how large a part of the table is advanced at a time."""
+        """Return the shape of the part of the table that is advanced at a time."""
         size = table.member.shape
         if size not in self._slices:
             arguments = (*self._shared, np.int32(0), np.int32(0), Clock(np.float32(0), np.float32(0)))
@@ -184,12 +184,12 @@ class Members:
 
 
 def _like(leaf: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Return an array that takes no memory, for its dtype and shape."""
+    """Return an array of the leaf's dtype and this shape that takes no memory."""
     return np.broadcast_to(np.zeros((), leaf.dtype), shape)
 
 
 def _median(columns: np.ndarray) -> np.ndarray:
-    """Return the median of each column without its NaN; NaN where nothing is left.
+    """Return the median of each column, ignoring NaN; NaN if nothing is left.
 
     >>> _median(np.array([[3.0, np.nan], [np.nan, np.nan], [1.0, np.nan]]))
     array([ 2., nan])

@@ -32,30 +32,30 @@ def data_parallel(
     strategy: Literal["mesh", "pmap"] = "mesh",
     devices: Sequence[jax.Device] | None = None,
 ) -> Step:
-    """Turn the step of a single device into one whose batches are split over several: the same function.
+    """Turn the step of a single device into one that computes the same with batches split over several devices.
 
-    Each device computes the gradient of its rows, `Σ_i w_i ∇ℓ_i / Σ w` with the weight of the whole batch; their sum
-    crosses between the devices, and all make the same update. Batch sizes need not divide; dropout, augmentation and
-    the statistics of batch norm are those of the whole batch, so that what comes out depends on the number of devices
-    by rounding alone.
+    Each device computes the gradient of its rows, `Σ_i w_i ∇ℓ_i / Σ w` with the weight of the whole batch; the
+    gradients are summed across devices, and all make the same update. Batch sizes need not be divisible by the number
+    of devices. Dropout, augmentation and the statistics of batch norm are those of the whole batch, so the results
+    depend on the number of devices only through rounding.
 
-    - **"mesh"** leaves the splitting to XLA (`jit` and shardings), which keeps the meaning of any model and any loss.
-      It is the one to choose.
-    - **"pmap"** has each device run the step on its own rows (`jax.pmap`), so that what is exchanged is what this
-      library says: one sum of the gradient a step, also with micro-batches. Layers, losses and augmentations of one's
-      own that mix the examples of a batch, or draw random numbers for them, only see a device's share: `nnfx.shards`
-      has what they need.
+    - **"mesh"** leaves the splitting to XLA (`jit` and shardings), which preserves the meaning of any model and any
+      loss. Choose this one by default.
+    - **"pmap"** has each device run the step on its own rows (`jax.pmap`), so that this library controls what is
+      exchanged: one sum of the gradient per step, even with micro-batches. Custom layers, losses and augmentations that
+      mix the examples of a batch, or draw random numbers for them, only see a device's share: `nnfx.shards` has what
+      they need.
 
     Args:
-        step: as `nnfx.make_step` makes it.
+        step: a step made by `nnfx.make_step`.
         strategy: "mesh" or "pmap".
-        devices: over which batches are split; all there are unless given.
+        devices: the devices over which batches are split; by default all.
 
     Returns:
-        A step to compile with `jax.jit`, to scan, or to hand to a run: `nnfx.fit(..., parallel=data_parallel)`.
+        A step to compile with `jax.jit`, to scan, or to pass to a run: `nnfx.fit(..., parallel=data_parallel)`.
 
     Raises:
-        TypeError, ValueError: for a step that is no function, an unknown strategy, or no devices.
+        TypeError, ValueError: for a step that is not a function, an unknown strategy, or no devices.
 
     Example:
         >>> import nnfx, optax
@@ -86,8 +86,8 @@ def data_parallel(
 def _by_mesh(
     step: Step, devices: tuple[jax.Device, ...], state: TrainState, batch: Batch
 ) -> tuple[TrainState, Metrics]:
-    """Let XLA split the step over the mesh that it is traced under, where that has our axis, or over one of its own."""
-    batch = zeroed(batch)  # a row to stand for those without weight might lie on another device
+    """Let XLA split the step over the mesh that it is traced under, if that has our axis, else over a new one."""
+    batch = zeroed(batch)  # a row to replace those without weight might be on another device
     ambient = jax.sharding.get_abstract_mesh()
     if AXIS in ambient.axis_names:
         stepped = step(_placed(P(), state), _placed(P(AXIS), batch))
@@ -107,8 +107,8 @@ class _ByPmap:
     """Each device runs the step on its own rows.
 
     Args:
-        step: of a single device.
-        devices: over which batches are split.
+        step: the step of a single device.
+        devices: the devices over which batches are split.
     """
 
     def __init__(self, step: Step, devices: tuple[jax.Device, ...]) -> None:
@@ -119,7 +119,7 @@ class _ByPmap:
         how = Split(batch.weights.shape[0], len(self._devices))
         if how not in self._mapped:
             self._mapped[how] = self._map(how)
-        # places left over hold rows of the batch, which every model and loss is known to bear, without weight
+        # spare places hold rows of the batch with zero weight, since every model and loss can handle these rows
         places = jnp.arange(how.share * how.devices)
         dealt = jax.tree.map(lambda rows: rows.at[places % how.rows].get(mode="promise_in_bounds"), batch)
         is_real = (places < how.rows).reshape(-1, *[1] * (batch.weights.ndim - 1))
@@ -133,7 +133,7 @@ class _ByPmap:
             with shards.split(how):
                 return self._step(state, share)
 
-        if jax.process_count() > 1:  # where `jax.pmap` takes the rows of its own process alone
+        if jax.process_count() > 1:  # then `jax.pmap` takes only the rows of its own process
 
             def on_one_of_all(state: TrainState, share: Batch) -> tuple[TrainState, Metrics]:
                 return on_one(state, jax.tree.map(lambda rows: rows.squeeze(1), share))
@@ -148,9 +148,9 @@ class Collective(NamedTuple):
     """An exchange between devices in a compiled program.
 
     Attributes:
-        kind: such as "all-reduce".
-        bytes: how large what each device receives is.
-        arrays: of how many arrays.
+        kind: the operation, such as "all-reduce".
+        bytes: the number of bytes that each device receives.
+        arrays: the number of arrays exchanged.
     """
 
     kind: str
@@ -165,10 +165,10 @@ _BITS = {"pred": 8}
 
 
 def collectives(compiled: Compiled) -> list[Collective]:
-    """List what crosses between devices in a compiled program, read off its text; what is in a loop counts once.
+    """List the exchanges between devices in a compiled program, read from its text; those in a loop count once.
 
     Args:
-        compiled: such as `jax.jit(step).lower(state, batch).compile()`.
+        compiled: the program, such as `jax.jit(step).lower(state, batch).compile()`.
 
     Example:
         >>> collectives(jax.jit(jnp.sum).lower(jnp.ones(3)).compile())

@@ -16,28 +16,28 @@ Points = dict[str, np.ndarray]
 
 
 class Uniform(NamedTuple):
-    """Draw evenly between two numbers."""
+    """Draw uniformly between two numbers."""
 
     low: float
     high: float
 
 
 class LogUniform(NamedTuple):
-    """Draw the logarithm evenly between those of two positive numbers."""
+    """Draw the logarithm uniformly between those of two positive numbers."""
 
     low: float
     high: float
 
 
 DRAWS = 2**32 - 1
-"""What the key of a sweep is folded with to draw points: a number that no seed has."""
+"""The number that a sweep's key is folded with to draw points; no seed has it."""
 
 
 def grid(**values: ArrayLike) -> Points:
-    """Return every combination of these values; the last name runs fastest.
+    """Return every combination of these values; the last name varies fastest.
 
     Args:
-        **values: for each hyper-parameter a number or `(n,)` numbers.
+        **values: a number or `(n,)` numbers for each hyper-parameter.
 
     Raises:
         ValueError: for values that are empty, of a higher rank, or not finite.
@@ -53,16 +53,16 @@ def grid(**values: ArrayLike) -> Points:
 
 
 def draw(key: Array, count: int, **ranges: Uniform | LogUniform) -> Points:
-    """Return random points, each hyper-parameter drawn by itself.
+    """Return random points, with each hyper-parameter drawn independently.
 
     Args:
         key: a typed key.
-        count: how many points.
-        **ranges: for each hyper-parameter a `Uniform` or a `LogUniform`.
+        count: how many points to draw.
+        **ranges: a `Uniform` or a `LogUniform` for each hyper-parameter.
 
     Raises:
-        TypeError: for a key that is not typed, or a range that is neither.
-        ValueError: for a range that is not increasing, or not positive where its logarithm is drawn.
+        TypeError: for a key that is not typed, or a range that is neither `Uniform` nor `LogUniform`.
+        ValueError: for a range that is not increasing, or a `LogUniform` that is not positive.
 
     Example:
         >>> points = draw(jax.random.key(0), 100, learning_rate=LogUniform(1e-4, 1.0))
@@ -87,16 +87,16 @@ def draw(key: Array, count: int, **ranges: Uniform | LogUniform) -> Points:
 
 
 def chosen(key: Array, points: Any, values: Mapping[str, Any]) -> Points:
-    """Return the points of a sweep, given as such, as a grid, or as ranges to draw them from.
+    """Return the points of a sweep, given directly, as a grid, or as ranges to draw them from.
 
     Args:
-        key: the sweep's key, by which points are drawn.
+        key: the sweep's key, used to draw points.
         points: a mapping or a frame of columns, a sequence of mappings, or how many points to draw; None for a grid.
-        values: numbers for each hyper-parameter; beside a number of points ranges, and single numbers.
+        values: numbers for each hyper-parameter; if points are to be drawn, ranges and single numbers.
 
     Raises:
-        TypeError: for both points and values, ranges without a number of points, and points of another kind.
-        ValueError: for points that are not finite numbers, or not as many for each hyper-parameter.
+        TypeError: for both points and values, ranges without a number of points, and points of any other type.
+        ValueError: for points that are not finite numbers, or not the same number for each hyper-parameter.
     """
     ranges = {name: value for name, value in values.items() if isinstance(value, Uniform | LogUniform)}
     if isinstance(points, int | np.integer) and not isinstance(points, bool):
@@ -128,7 +128,7 @@ def chosen(key: Array, points: Any, values: Mapping[str, Any]) -> Points:
 
 
 def _columns(points: Any) -> Mapping[str, Any]:
-    """Return columns by name, of a mapping, a frame, or a sequence of mappings."""
+    """Return the columns, by name, of a mapping, a frame, or a sequence of mappings."""
     names = column_names(points)
     if names is not None:
         return {name: points[column] for name, column in zip(names, points.columns, strict=True)}
@@ -154,12 +154,12 @@ def _column(name: str, values: Any) -> np.ndarray:
 
 
 def number_of(points: Points) -> int:
-    """Return how many points there are: one, where nothing but seeds and folds differs."""
+    """Return how many points there are: one if only seeds and folds differ."""
     return len(next(iter(points.values()))) if points else 1
 
 
 def check_points(points: Mapping[str, Any], same_length: bool = True) -> None:
-    """Require finite numbers `(points,)` for each hyper-parameter, as many for each.
+    """Require finite numbers `(points,)` for each hyper-parameter, by default the same number for each.
 
     Raises:
         ValueError: otherwise.

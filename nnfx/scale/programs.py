@@ -1,7 +1,7 @@
 """The two compiled programs of a sweep: start all members, and advance them by any number of epochs.
 
-Each is a function of `(members, groups, shared)`: what every member has of its own, `(groups, points, ...)`; the seed
-and the fold of each group; and what all share.
+Each is a function of `(members, groups, shared)`: the values of each member, `(groups, points, ...)`; the seed and the
+fold of each group; and what all members share.
 """
 
 import dataclasses
@@ -38,10 +38,10 @@ class Fixed(NamedTuple):
     """What all members share.
 
     Attributes:
-        train: what is trained on.
-        valid: what is held out, or None.
+        train: the training data.
+        valid: the held-out data, or None.
         preprocess: the map from raw features.
-        folds: how the rows are parted, or None.
+        folds: how the rows are divided into folds, or None.
     """
 
     train: Batch
@@ -51,9 +51,9 @@ class Fixed(NamedTuple):
 
 
 def fold_data(fixed: Fixed, fold: Array) -> tuple[Batch, Batch | None, Preprocess]:
-    """Return the training and the held-out part of one fold: the same rows with other weights.
+    """Return the training data, the held-out data and the preprocessing of one fold: the same rows, other weights.
 
-    Features that were standardised or filled are so anew, by the rows that this fold trains on.
+    Features that were standardised or filled in are processed again, based on the rows that this fold trains on.
     """
     if fixed.folds is None:
         return fixed.train, fixed.valid, fixed.preprocess
@@ -70,8 +70,8 @@ class Groups(NamedTuple):
     """What the members of a group have in common.
 
     Attributes:
-        seeds: `(groups,)`, whose initial weights and order of the data they share.
-        folds: `(groups,)`, which part of the data is held out from them.
+        seeds: `(groups,)`, which determine the members' initial weights and the order of their data.
+        folds: `(groups,)`, the parts of the data that are held out from them.
     """
 
     seeds: Any
@@ -79,17 +79,17 @@ class Groups(NamedTuple):
 
 
 InGroup = Callable[[Groups, Any], Callable[[Any], Any]]
-"""`(group, shared) -> (member -> result)`: what all members of a group need is made once."""
+"""`(group, shared) -> (member -> result)`: what all members of a group need is computed once."""
 
 
 class Program:
-    """A compiled program, that tells how much memory it takes.
+    """A compiled program that reports how much memory it needs.
 
     Args:
-        function: of `(members, groups, shared)`, mapped over the table; it returns the results, and what it needs room
-            for on each device, `(1, ...)`.
-        mesh: its axis `MEMBERS` is that over which the members are spread; where it has another, XLA splits the batches
-            of a member over it.
+        function: a function of `(members, groups, shared)`, mapped over the table; it returns the results, and the room
+            that it needs on each device, `(1, ...)`.
+        mesh: the mesh over whose axis `MEMBERS` the members are spread; if it has another axis, XLA splits the batches
+            of each member over that.
         axis: 0 to spread the groups, 1 to spread the points.
         finish: changes the results on the host, `(members, results) -> results`; or None.
     """
@@ -100,7 +100,7 @@ class Program:
         self._finish = finish
         over_table = P(MEMBERS) if axis == 0 else P(None, MEMBERS)
         specs = (over_table, P(MEMBERS) if axis == 0 else P(), P())
-        # each device has its share of the members: nothing crosses between them
+        # each device has its share of the members; they do not communicate
         spread: Any = jax.shard_map(
             function,
             mesh=mesh,
@@ -114,7 +114,7 @@ class Program:
         self._compiled: dict[Any, Compiled] = {}
 
     def compiled(self, members: Any, groups: Groups, shared: Any) -> Compiled:
-        """Return the program for tables of this shape; arguments may be shapes alone."""
+        """Return the program for tables of this shape; the arguments may be mere shapes."""
         leaves, tree = jax.tree.flatten((members, groups, shared))
         signature = (tree, tuple((np.shape(leaf), jax.dtypes.result_type(leaf)) for leaf in leaves))
         if signature not in self._compiled:
@@ -126,15 +126,15 @@ class Program:
         return jax.eval_shape(self._jitted, members, groups, shared)[0]
 
     def bytes_needed(self, members: Any, groups: Groups, shared: Any) -> int:
-        """Return how much memory a device needs for such a table, as far as the compiler tells."""
+        """Return how many bytes a device needs for such a table, as reported by the compiler; 0 if it does not say."""
         analysis = self.compiled(members, groups, shared).memory_analysis()
         if analysis is None:
             return 0
         return int(analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes)
 
     def __call__(self, members: Any, groups: Groups, shared: Any) -> Any:
-        """Run it."""
-        # arrays of the host are put in their places first: one of several processes may not leave it to the program
+        """Run the program."""
+        # arrays on the host are placed on the devices first: with several processes, the program cannot do so
         members, groups, shared = jax.device_put((members, groups, shared), self._shardings)
         results, _ = self.compiled(members, groups, shared)(members, groups, shared)
         return results if self._finish is None else self._finish(members, results)
@@ -145,13 +145,13 @@ class Programs:
 
     Args:
         fit: the run's function.
-        mesh: over which the members are spread, and their batches where it has an axis for them.
+        mesh: the mesh over which the members are spread, and their batches if it has an axis for them.
         axis: 0 to spread the groups, 1 to spread the points.
-        at_once: how many members a device trains side by side, the others following in a loop; None for all.
+        at_once: how many members a device trains side by side, with the others following in a loop; None for all.
     """
 
     def __init__(self, fit: Fit, mesh: Mesh, axis: int, at_once: int | None) -> None:
-        # what is a run's own way to use devices is the sweep's to decide
+        # the sweep decides how devices are used, not the run itself
         self._recipe = dataclasses.replace(fit, parallel=data_parallel if AXIS in mesh.axis_names else None)
         self._mesh = mesh
         self._axis, self._at_once = axis, at_once
@@ -209,7 +209,7 @@ class Programs:
             advanced, history = run_epochs_until(
                 self._recipe, hyper, state, train, valid, until, at_most, clock, first_epoch
             )
-            is_running = state.stopped_by == RUNNING  # who was dropped by the host stays as it is
+            is_running = state.stopped_by == RUNNING  # members dropped by the host stay unchanged
             return (
                 optax.tree.where(is_running, _without_keys(advanced), _without_keys(state)),
                 {name: jnp.where(is_running, values, 0) for name, values in history.items()},
@@ -221,7 +221,7 @@ class Programs:
 def _with_nan(
     members: tuple[RunState, Hyper], results: tuple[RunState, dict[str, Array]]
 ) -> tuple[RunState, dict[str, np.ndarray]]:
-    """Mark the epochs that were not run with NaN, on the host: no program returns one that is not meant."""
+    """Mark the epochs that were not run with NaN; on the host, so that programs never return NaN on purpose."""
     (before, _), (after, history) = members, results
     columns = {name: np.asarray(values) for name, values in history.items()}
     epochs = np.asarray(after.epoch) - np.asarray(before.epoch)
@@ -229,11 +229,11 @@ def _with_nan(
 
 
 def _without_keys(state: RunState) -> RunState:
-    """Leave out the keys, which the groups' seeds give again."""
+    """Remove the keys, which can be derived again from the groups' seeds."""
     return state._replace(train=state.train._replace(key=None), order_key=None)  # type: ignore[arg-type]
 
 
 def programs_of(fit: Fit, mesh: Mesh, axis: int, at_once: int | None) -> Programs:
-    """Return the programs of a run's function, made once for all its sweeps."""
+    """Return the programs of a run's function, which are made once for all its sweeps."""
     key = mesh, axis, at_once
     return memo.held(fit, (Programs, *key), lambda: Programs(fit, *key))

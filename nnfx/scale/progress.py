@@ -1,4 +1,4 @@
-"""How far a sweep has come."""
+"""The progress of a sweep."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,15 +7,15 @@ from nnfx.scale.result import Sweep
 
 
 class Progress(NamedTuple):
-    """How far a sweep has come, for whoever shows it.
+    """The progress of a sweep, for code that displays it.
 
     Attributes:
-        epoch: epochs behind it.
-        epochs: epochs at most.
-        running: members still running.
-        members: members in all.
-        result: returns what there is by now, as the sweep will return it in the end: so `progress.result().save(path)`
-            keeps what a sweep has found, should it be cut off. Members still running say so.
+        epoch: the number of epochs completed.
+        epochs: the maximum number of epochs.
+        running: the number of members still running.
+        members: the number of members in all.
+        result: returns the result so far, in the form that the sweep returns at the end: `progress.result().save(path)`
+            keeps what a sweep has found in case it is interrupted. Members still running are marked as running.
     """
 
     epoch: int

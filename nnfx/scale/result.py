@@ -23,11 +23,11 @@ from nnfx.types import Fault, Hyper, TrainState, Variables
 
 Row = dict[str, Any]
 SHOWN = 20
-"""How many rows of a table are drawn."""
+"""The maximum number of rows of a table that are drawn."""
 NOT_FINITE = "not finite"
-"""The reason of members without a loss or weights that are finite numbers."""
+"""The reason given for members whose loss or weights are not finite."""
 LAST = (NOT_FINITE, "dropped")
-"""The reasons of members that lead no table of what was measured."""
+"""The reasons of members that come last in a table sorted by a metric."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -35,19 +35,19 @@ class Rows:
     """A table that prints itself and saves itself.
 
     Attributes:
-        rows: one dictionary a row, by column.
+        rows: one dictionary per row, by column.
     """
 
     rows: list[Row]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the table as CSV, aside first and then in place; of several processes the first does.
+        """Write the table as CSV, to a temporary file that then replaces the old one; only the first process writes.
 
         Args:
-            path: of the file; one that is there is replaced.
+            path: the path of the file; an existing file is replaced.
 
         Raises:
-            TypeError: for something else than a path.
+            TypeError: for anything other than a path.
         """
         path = paths.absolute("path", path)
         if not distributed.is_first():
@@ -60,7 +60,7 @@ class Rows:
             aside.write_text(text.getvalue(), encoding="utf-8", newline="")
 
     def __str__(self) -> str:
-        """Draw the table, its first twenty rows."""
+        """Draw the first twenty rows of the table."""
         shown = self.rows[:SHOWN]
         drawn = tables.table(list(self.rows[0]), [list(row.values()) for row in shown], words=0)
         return drawn if len(self.rows) == len(shown) else f"{drawn}\n… and {len(self.rows) - len(shown)} more"
@@ -72,12 +72,12 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ByPoint(Rows):
-    """The points of a sweep, best first: each by its mean over seeds and folds, and how far these differ.
+    """The points of a sweep, best first: the mean of each over seeds and folds, and how far these differ.
 
     Attributes:
-        rows: one dictionary a point: its hyper-parameters, how many runs it has and how many of them failed, having
-            no finite number; of the others the mean, its standard error (NaN for one run) and the worst.
-        numbers: the position of each row's point among the points as they were given.
+        rows: one dictionary per point: its hyper-parameters, how many runs it has, and how many of them failed, that
+            is, have no finite number; and for the others the mean, its standard error (NaN for one run) and the worst.
+        numbers: the position of each row's point among the points as given.
     """
 
     numbers: tuple[int, ...]
@@ -89,11 +89,11 @@ class Ends(NamedTuple):
     """How the members of a sweep ended, `(members,)` each.
 
     Attributes:
-        epochs: how many they ran.
-        best_epoch: how many had made their best weights.
+        epochs: how many epochs they ran.
+        best_epoch: the number of epochs that led to their best weights.
         stopped_by: as `Run.stopped_by`.
         step: how many updates they made.
-        fault: which of them were skipped.
+        fault: which updates were skipped.
     """
 
     epochs: Any
@@ -105,12 +105,12 @@ class Ends(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Member(Run):
-    """One member of a sweep: a run, which predicts, evaluates and tells its history as any other.
+    """One member of a sweep: a run that predicts, evaluates and has a history like any other.
 
-    Of its training state the sweep has kept the best weights alone, and neither the optimizer's state nor the key.
+    The sweep keeps only the best weights of its training state, and neither the optimizer's state nor the key.
 
     Attributes:
-        row: its row of the table.
+        row: its row in the table.
     """
 
     row: Row
@@ -123,20 +123,20 @@ class Member(Run):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Sweep(Rows):
-    """The members of a sweep, those of the lowest loss first.
+    """The members of a sweep, those with the lowest loss first.
 
-    Members without a loss and weights that are finite numbers come last, whatever they are sorted by of what was
-    measured; before them those that were dropped.
+    Whichever metric they are sorted by, members whose loss or weights are not finite come last, and those that were
+    dropped come just before them.
 
     Attributes:
-        rows: one dictionary a member: its number, seed, fold (where there are folds), hyper-parameters, epochs run,
+        rows: one dictionary per member: its number, seed, fold (if there are folds), hyper-parameters, epochs run,
             epoch of its best weights, the metrics measured then, and why it stopped.
         fit: the function that made the runs.
-        variables: the best weights of all members, `(members, ...)`, by member's number.
-        histories: each metric by member and epoch, `(members, epochs)`, NaN where not run.
-        hyper: the hyper-parameters, `(members,)` each, by member's number.
-        preprocess: the maps from raw features, `(members, ...)`, by member's number.
-        ends: how the members ended, by member's number.
+        variables: the best weights of all members, `(members, ...)`, by member number.
+        histories: each metric by member and epoch, `(members, epochs)`, NaN for epochs not run.
+        hyper: the hyper-parameters, `(members,)` each, by member number.
+        preprocess: the maps from raw features, `(members, ...)`, by member number.
+        ends: how the members ended, by member number.
         judged_by: the metric that members and points are ranked by, and whether the largest is best.
     """
 
@@ -150,10 +150,10 @@ class Sweep(Rows):
 
     @property
     def best(self) -> Member:
-        """The best member of the best point, as `by_point` ranks them: the luckiest seed of all may be another's.
+        """The best member of the best point, as ranked by `by_point`; the luckiest seed may belong to another point.
 
         Raises:
-            ValueError: where no member has ended with a loss and weights that are finite numbers.
+            ValueError: if no member has ended with a finite loss and finite weights.
         """
         points = self.by_point()
         for point in points.numbers:
@@ -184,8 +184,8 @@ class Sweep(Rows):
     def by_point(self) -> ByPoint:
         """Return the points, ranked by the mean of their members over seeds and folds.
 
-        The loss is what is averaged, or the metric that the members were last sorted by. Points of which members were
-        dropped come behind the others, and of either kind those behind of which more runs have no finite number.
+        The mean is that of the loss, or of the metric that the members were last sorted by. Points with dropped members
+        come after the others. Within both sets, points with more runs without a finite number come later.
 
         Example:
             >>> import nnfx, optax
@@ -218,9 +218,9 @@ class Sweep(Rows):
         return ByPoint(rows, numbers)
 
     def sort(self, column: str, largest_first: bool = False) -> "Sweep":
-        """Return the same members in the order of a column; what is not a number comes last.
+        """Return the same members in the order of a column; NaN comes last.
 
-        Sorted by something that was measured, that is what points are ranked by as well.
+        If the column is a metric, points are ranked by it too.
         """
         checks.choice("column", column, self.rows[0])
         is_measured = column in self.histories
@@ -232,7 +232,7 @@ class Sweep(Rows):
         """Return the members of the first `count` rows, stacked.
 
         Raises:
-            ValueError: for more members than there are, or one among them without finite numbers.
+            ValueError: for more members than there are, or if one of them does not have finite numbers.
         """
         checks.positive_integer("count", count)
         if count > len(self.rows):
@@ -252,7 +252,7 @@ class Sweep(Rows):
         return Ensemble(self.fit, stack(self.hyper), stack(self.variables), stack(self.preprocess))
 
     def __str__(self) -> str:
-        """Draw the table of the members, its first twenty rows; of several seeds or folds that of the points, too."""
+        """Draw the first twenty rows of the members' table; with several seeds or folds, also the table of points."""
         drawn = super().__str__()
         return drawn if self._width == len(self.rows) else f"{drawn}\n\n{self.by_point()}"
 
@@ -280,7 +280,7 @@ def _sorted(rows: list[Row], column: str, largest_first: bool, is_measured: bool
 
 
 def collect(fit: Fit, table: Table) -> Sweep:
-    """Make the result of a sweep that has finished, or of what it has come to."""
+    """Return the result of a sweep that has finished, or the result so far."""
     table.harvest()
     kept = table.harvested
     width = table.width

@@ -1,4 +1,4 @@
-"""Sweeps larger than memory: the table of members in slices that fit, one after the other."""
+"""Sweeps larger than memory: run the table of members in slices that fit, one after the other."""
 
 import os
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ import numpy as np
 from nnfx.scale.programs import Groups, Program
 
 SHARE = 0.8
-"""The part of the free memory that a sweep takes."""
+"""The fraction of the free memory that a sweep uses."""
 
 
 def free_memory(devices: tuple[jax.Device, ...]) -> int:
-    """Return the bytes that each device can give to a sweep; devices of one host's CPU share what that has."""
+    """Return the bytes that each device can give to a sweep; CPU devices of one host share its memory."""
     if devices[0].platform == "cpu":
         return int(SHARE * _free_on_host() / len(devices))
     statistics: dict[str, int] = devices[0].memory_stats() or {}
@@ -24,7 +24,7 @@ def free_memory(devices: tuple[jax.Device, ...]) -> int:
 
 
 def _free_on_host() -> int:
-    """Return the bytes free on this machine, or in the control group that this process is held to."""
+    """Return the bytes free on this machine, or in the control group that limits this process."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
@@ -35,7 +35,7 @@ def _free_on_host() -> int:
     if limit.exists() and limit.read_text().strip() != "max":
         used = int((group / "memory.current").read_text())
         statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        cached = int(statistics["inactive_file"])  # counted as used, but given back where it is needed
+        cached = int(statistics["inactive_file"])  # counted as used, but released when needed
         free = min(free, int(limit.read_text()) - used + cached)
     return free
 
@@ -43,18 +43,18 @@ def _free_on_host() -> int:
 def fitting_shape(
     program: Program, members: Any, groups: Groups, shared: Any, spread: tuple[int, int], memory: int
 ) -> tuple[int, int]:
-    """Return the largest slice of the table, whole groups if possible, whose program fits into memory.
+    """Return the shape of the largest slice of the table, of whole groups if possible, whose program fits into memory.
 
     Args:
-        program: what is to be run.
+        program: the program to run.
         members: `(groups, points, ...)`, or the shapes of such arrays.
         groups: the seeds and folds.
         shared: what all members share.
         spread: how many devices each axis is spread over.
-        memory: bytes for each device.
+        memory: the number of bytes for each device.
 
     Raises:
-        MemoryError: where not even one member on each device fits.
+        MemoryError: if not even one member per device fits.
     """
     height, width = _shape(members)
     while True:
@@ -76,7 +76,7 @@ def fitting_shape(
 
 
 def in_slices(program: Program, shape: tuple[int, int], members: Any, groups: Groups, shared: Any) -> Any:
-    """Run a program on the table slice by slice; more than one are put together on the host."""
+    """Run a program on the table slice by slice; several slices are assembled on the host."""
     whole = _shape(members)
     if shape == whole:
         return program(members, groups, shared)
@@ -96,7 +96,7 @@ def _taken(tree: Any, places: Any) -> Any:
 
 
 def _resized(tree: Any, *axes: int) -> Any:
-    """Return the shapes of these arrays with other first axes."""
+    """Return the shapes of these arrays with different leading axes."""
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct((*axes, *a.shape[len(axes) :]), a.dtype), tree)
 
 
@@ -106,7 +106,7 @@ def _shape(members: Any) -> tuple[int, int]:
 
 
 def _blocks(whole: tuple[int, int], shape: tuple[int, int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Give the rows and columns of each slice, all of one shape: the last are filled up with the table's edge.
+    """Yield the rows and columns of each slice, all of one shape: the last are padded with the table's edge.
 
     >>> [(rows.tolist(), columns.tolist()) for rows, columns in _blocks((2, 3), (2, 2))]
     [([0, 1], [0, 1]), ([0, 1], [2, 2])]

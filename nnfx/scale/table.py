@@ -1,4 +1,4 @@
-"""The members of a sweep as a table, groups by points, on the host's side."""
+"""The members of a sweep as a table, groups by points, on the host."""
 
 import dataclasses
 from typing import Any
@@ -19,35 +19,35 @@ from nnfx.training.rows import known
 from nnfx.types import Array, Hyper
 
 PACK_BELOW = 1 / 2
-"""Pack those still running once they fill no more than this part of the table: few packings, few programs.
+"""Pack the members still running once they fill at most this fraction of the table: few packings, few programs.
 
-A packing compiles a program for the smaller table, so the smallest is `SMALLEST` of the first."""
+Each packing compiles a program for the smaller table, so the smallest is `SMALLEST` of the first."""
 SMALLEST = 1 / 32
-"""The smallest table, as a part of the first."""
+"""The size of the smallest table, as a fraction of the first."""
 
 
 @dataclasses.dataclass
 class Table:
-    """Where each member is, and what is known of it so far.
+    """Where each member is, and what is known about it so far.
 
-    A place of the table, `(group, point)`, is told by the number of its member in `member`; a member's number is
-    `group · points + point` of the table as it began.
+    `member` holds the number of the member at each place `(group, point)` of the table; a member's number is
+    `group · points + point` in the initial table.
 
     Attributes:
         key: the sweep's key.
         points: the points as given.
-        all_seeds: the seed of each group as it began.
-        all_folds: the fold of each group as it began.
+        all_seeds: the seed of each group of the initial table.
+        all_folds: the fold of each group of the initial table.
         fixed: what all members share.
-        mesh: its axis `members` is that over which the members are spread.
-        epochs: how many epochs at most.
+        mesh: the mesh over whose axis `members` the members are spread.
+        epochs: the maximum number of epochs.
         member: `(groups, width)`, the number of the member at each place.
         seeds: `(groups,)`.
         folds: `(groups,)`.
         hyper: `(groups, width)` numbers by name.
-        state: of every place, on the device.
-        history: `(members, epochs)` by metric, NaN where not run.
-        done: how many epochs lie behind it.
+        state: the state of every place, on the device.
+        history: `(members, epochs)` by metric, NaN for epochs not run.
+        done: how many epochs are complete.
         harvested: each leaf of what is kept of a member, `(members, ...)`.
     """
 
@@ -78,7 +78,7 @@ class Table:
         points: Points,
         mesh: Mesh,
     ) -> "Table":
-        """Lay out every seed and fold by every point."""
+        """Return a table of every seed and fold by every point."""
         rows = data.train.weights.shape[0]
         parted = None
         if folds is not None:
@@ -90,7 +90,7 @@ class Table:
         width = number_of(points)
         member = np.arange(len(group_seeds) * width).reshape(len(group_seeds), width)
         columns = dict(as_arrays({name: column[member % width] for name, column in points.items()}))
-        if not columns:  # the programs tell the size of the table by its numbers; no part takes one without a name
+        if not columns:  # the programs infer the table's size from the hyper-parameters; no part takes an unnamed one
             columns[""] = np.zeros(member.shape, np.float32)
         table = cls(
             key, points, group_seeds, group_folds, fixed, mesh, fit.epochs, member, group_seeds, group_folds, columns
@@ -100,22 +100,22 @@ class Table:
 
     @property
     def width(self) -> int:
-        """How many points there were to begin with."""
+        """The number of points in the initial table."""
         return number_of(self.points)
 
     @property
     def axis(self) -> int:
-        """Which axis is spread over the devices: the points where they are enough, else the groups."""
+        """The axis that is spread over the devices: the points if there are enough of them, else the groups."""
         return 1 if self.member.shape[1] >= self._places_at_once else 0
 
     @property
     def spread(self) -> tuple[int, int]:
-        """Over how many devices each axis is spread."""
+        """The number of devices over which each axis is spread."""
         return (1, self._places_at_once) if self.axis else (self._places_at_once, 1)
 
     @property
     def _places_at_once(self) -> int:
-        """Over how many devices, or rows of devices, members are spread."""
+        """The number of devices, or rows of devices, over which members are spread."""
         return self.mesh.shape[MEMBERS]
 
     @property
@@ -124,7 +124,7 @@ class Table:
         return Groups(self.seeds, self.folds)
 
     def _place(self, groups: np.ndarray, places: np.ndarray) -> None:
-        """Keep these groups, and within each these places; those below zero become empty."""
+        """Keep these groups, and these places within each; places below zero become empty."""
         devices = self._places_at_once
         spare = [0, -places.shape[1] % devices] if places.shape[1] >= devices else [-places.shape[0] % devices, 0]
         groups = np.pad(groups, (0, spare[0]), mode="edge")
@@ -142,7 +142,7 @@ class Table:
             self._stop(~filled, EMPTY, state)
 
     def lay_out(self) -> None:
-        """Lay out those that are there anew, where the devices cannot share the table as it is."""
+        """Rearrange the members in the table if it cannot be divided among the devices."""
         if self.member.shape[self.axis] % self._places_at_once == 0:
             return
         groups = np.flatnonzero((self.member >= 0).any(1))
@@ -160,16 +160,16 @@ class Table:
         self.state = state._replace(stopped_by=stopped_by)
 
     def running(self) -> int:
-        """Return how many members are still running."""
+        """Return the number of members still running."""
         return int(self._is_running().sum())
 
     @property
     def members(self) -> int:
-        """How many members there were to begin with."""
+        """The number of members in the initial table."""
         return len(self.all_seeds) * self.width
 
     def record(self, history: dict[str, np.ndarray], until: int) -> None:
-        """Note what was measured until so many epochs were behind it."""
+        """Record what was measured in the epochs up to `until`."""
         held = self.member >= 0
         for name, values in history.items():
             column = self.history.setdefault(name, np.full((self.members, self.epochs), np.nan, values.dtype))
@@ -184,7 +184,7 @@ class Table:
         return epochs
 
     def drop_all_but(self, count: int) -> None:
-        """Stop the points that rank behind the best `count`, averaged over all groups."""
+        """Stop all points but the best `count`, ranked by their mean over all groups."""
         losses = self.history["valid_loss"]
         best = np.fmin.reduce(np.where(np.isfinite(losses), losses, np.nan), axis=1)
         ranking = ranked(best.reshape(-1, self.width))
@@ -192,7 +192,7 @@ class Table:
         self._stop(~kept & self._is_running(), DROPPED, self.state)
 
     def pack(self) -> None:
-        """Move those still running into a smaller table, where it is smaller by far."""
+        """Move the members still running into a smaller table, if it is much smaller."""
         running = self._is_running()
         groups = np.flatnonzero(running.any(1))
         if not len(groups):
@@ -212,7 +212,7 @@ class Table:
 
     @staticmethod
     def kept_of(state: RunState) -> dict[str, Any]:
-        """Return what is kept of members once they have ended."""
+        """Return what is kept of members after they have ended."""
         return {
             "variables": state.train.evaluated if state.best is None else state.best.variables,
             "best_epoch": state.epoch if state.best is None else state.best.epoch,
@@ -238,7 +238,7 @@ class Table:
 def ranked(losses: np.ndarray) -> np.ndarray:
     """Return the positions of points, best first, of losses `(groups, points)`.
 
-    Points are ranked by how many of their losses are no finite numbers, and then by the mean of the others.
+    Points are ranked by how many of their losses are not finite, and then by the mean of the others.
 
     >>> ranked(np.array([[1.0, np.nan, 2.0, np.nan], [4.0, np.nan, 2.0, 0.0]])).tolist()
     [2, 0, 3, 1]
@@ -249,7 +249,7 @@ def ranked(losses: np.ndarray) -> np.ndarray:
 
 
 def _bucket(count: int) -> int:
-    """Round up to a power of two, so that tables come in few sizes.
+    """Round up to a power of two, so that there are few table sizes.
 
     >>> [_bucket(n) for n in (1, 3, 64, 65)]
     [1, 4, 64, 128]

@@ -1,1 +1,1 @@
-"""Training without state of its own: the step, stopping rules, and the run as a pure function."""
+"""Stateless training: the step, stopping rules, and the run as a pure function."""

@@ -1,4 +1,4 @@
-"""The loop over epochs that every run is made of: pure functions `(state, data) -> (state, history)`."""
+"""The loop over epochs at the heart of every run: pure functions `(state, data) -> (state, history)`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -19,13 +19,13 @@ from nnfx.types import Array, Batch, Hyper, Metrics, ModelState, Params, TrainSt
 RUNNING = -1
 """The value of `RunState.stopped_by` while nothing has stopped the run."""
 DROPPED = -2
-"""Its value for members of a sweep that successive halving has dropped."""
+"""The value of `stopped_by` for members of a sweep that successive halving has dropped."""
 EMPTY = -3
-"""Its value for places in a sweep's table that hold no member."""
+"""The value of `stopped_by` for places in a sweep's table that hold no member."""
 
 
 def reason(stopped_by: int, rule_names: Sequence[str]) -> str:
-    """Say why a run ended.
+    """Return the reason why a run ended.
 
     >>> [reason(code, ("patience", "time_budget")) for code in (RUNNING, DROPPED, 1)]
     ['last epoch', 'dropped', 'time_budget']
@@ -34,11 +34,11 @@ def reason(stopped_by: int, rule_names: Sequence[str]) -> str:
 
 
 class Best(NamedTuple):
-    """The weights evaluated best so far; where no held-out loss was ever a finite number, the latest.
+    """The weights with the best evaluation so far; the latest ones if no held-out loss has been finite.
 
     Attributes:
-        epoch: how many epochs had made them; 0 as long as none were evaluated.
-        held_out_loss: their held-out loss, and zero as long as none were evaluated; None without held-out data.
+        epoch: the number of epochs that led to them; 0 until any are evaluated.
+        held_out_loss: their held-out loss; zero until any are evaluated, None without held-out data.
         params: the parameters.
         model_state: the model's other variables.
     """
@@ -50,12 +50,12 @@ class Best(NamedTuple):
 
     @classmethod
     def of(cls, epoch: Array, held_out_loss: Array | None, state: TrainState) -> "Best":
-        """Take what a training state is judged by: its average where it keeps one, else the latest."""
+        """Take the variables that a training state is judged by: their average if it keeps one, else the latest."""
         model_state = dict(state.evaluated)
         return cls(epoch, held_out_loss, model_state.pop("params"), model_state)
 
     def or_better(self, latest: "Best") -> "Best":
-        """Return the better of the two: finite losses first, the earlier of equals; where none is finite, the later."""
+        """Return the better of the two: finite losses first, the earlier if equal, the later if neither is finite."""
         assert self.held_out_loss is not None
         assert latest.held_out_loss is not None
         is_lower = (latest.held_out_loss < self.held_out_loss) & jnp.isfinite(latest.held_out_loss)
@@ -64,27 +64,27 @@ class Best(NamedTuple):
 
     @property
     def loss(self) -> Array:
-        """Their held-out loss; NaN where there is none."""
+        """Their held-out loss; NaN if there is none."""
         if self.held_out_loss is None:
             return jax.device_put(np.full(np.shape(self.epoch), np.nan, np.float32))
         return self.held_out_loss
 
     @property
     def variables(self) -> Variables:
-        """What `model.apply` takes."""
+        """The variables as `model.apply` takes them."""
         return {"params": self.params, **self.model_state}
 
 
 class RunState(NamedTuple):
-    """Everything that decides the rest of a run.
+    """Everything that determines the rest of a run.
 
     Attributes:
         train: the training state.
-        best: the weights evaluated best; None without held-out data.
+        best: the best weights so far; None without held-out data.
         rules: the states of the stopping rules.
-        epoch: how many epochs have been run, an int32 scalar.
-        stopped_by: the position of the rule that stopped the run, `RUNNING` while none has.
-        order_key: the key of the order of the rows.
+        epoch: the number of epochs run, an int32 scalar.
+        stopped_by: the position of the rule that stopped the run; `RUNNING` while none has.
+        order_key: the key for the order of the rows.
     """
 
     train: TrainState
@@ -96,7 +96,7 @@ class RunState(NamedTuple):
 
 
 def start(key: Array, parts: Parts, train: Batch, valid: Batch | None) -> RunState:
-    """Return the state that a run starts from."""
+    """Return the initial state of a run."""
     first = jax.tree.map(lambda array: array[:1], train.inputs)
     state = init_state(key, parts.model, parts.optimizer, first, average=parts.average is not None)
     zero = jnp.asarray(0, jnp.int32)
@@ -117,24 +117,24 @@ def scan_epochs(
     first_epoch: ArrayLike = 0,
     clock: Clock = Clock(),  # noqa: B008 -- a constant of two zeros
 ) -> tuple[RunState, dict[str, Array]]:
-    """Train for a number of epochs, fewer where a rule stops the run. Gradients go through it.
+    """Train for a number of epochs, fewer if a rule stops the run. Gradients can be taken through it.
 
     Args:
         recipe: how the run is made.
         hyper: its hyper-parameters.
-        state: where the run stands.
-        train: what to train on.
-        valid: what is held out, or None.
-        epochs: how many epochs at most; static.
-        first_epoch: how many epochs came before, in runs that have not stopped. It decides the order of the
-            rows in place of `state.epoch`, so that runs of one seed, mapped over hyper-parameters, share it.
-        clock: what the host's clock says, for rules that ask.
+        state: the current state of the run.
+        train: the training data.
+        valid: the held-out data, or None.
+        epochs: the maximum number of epochs; static.
+        first_epoch: how many epochs came before, in runs that have not stopped. It determines the order of the
+            rows in place of `state.epoch`, so that runs with one seed, mapped over hyper-parameters, share it.
+        clock: the reading of the host's clock, for rules that use it.
 
     Returns:
-        The state after the last epoch run, and each metric by epoch, `(epochs,)`, zero where not run.
+        The state after the last epoch run, and each metric by epoch, `(epochs,)`, zero for epochs not run.
     """
     one = _epoch(recipe, hyper, train, valid, first_epoch, clock)
-    # within a scan nothing can undo the checkpoint, so that XLA need not be kept from it
+    # within a scan, XLA cannot undo the checkpoint by merging common subexpressions, so this need not be prevented
     body = jax.checkpoint(one, prevent_cse=False) if recipe.rematerialize_epochs else one
     return jax.lax.scan(body, state, first_epoch + jnp.arange(epochs, dtype=jnp.int32))
 
@@ -150,19 +150,19 @@ def run_epochs_until(
     clock: Clock,
     first_epoch: Array | None = None,
 ) -> tuple[RunState, dict[str, Array]]:
-    """Train until a number of epochs have been run in all, at most `at_most` now. No gradient goes through it.
+    """Train until a number of epochs have been run in total, at most `at_most` now. No gradient goes through it.
 
-    The number is traced, so that one program serves any; otherwise as `scan_epochs`. Runs that are mapped are given the
-    `first_epoch` that they have in common, and go on together: they rest once they have stopped.
+    The number is traced, so one program serves any number; otherwise like `scan_epochs`. Runs that are mapped are given
+    the `first_epoch` that they share, and advance together: those that have stopped stay unchanged.
     """
     first = jnp.asarray(state.epoch if first_epoch is None else first_epoch, jnp.int32)
-    # each epoch asks again whether the run goes on, as within the scan: XLA rounds otherwise without the question
+    # every epoch checks again whether the run has stopped, as within the scan: without this, XLA rounds differently
     one = _traced_once(_epoch(recipe, hyper, train, valid, first, clock))
     epochs = jnp.minimum(until - first, at_most)
 
     def is_going_on(carry: tuple[RunState, dict[str, Array], Array]) -> Array:
         state, _, i = carry
-        # asked of each run alone: under vmap an answer that differs between runs copies the state of all
+        # only checked for a run on its own: under vmap, a condition that differs between runs copies the state of all
         return i < epochs if first_epoch is not None else (i < epochs) & (state.stopped_by == RUNNING)
 
     def advance(carry: tuple[RunState, dict[str, Array], Array]) -> tuple[RunState, dict[str, Array], Array]:
@@ -183,13 +183,13 @@ def run_epochs_until(
 def _epoch(
     recipe: Recipe, hyper: Hyper, train: Batch, valid: Batch | None, first_epoch: ArrayLike, clock: Clock
 ) -> Callable[[RunState, Any], tuple[RunState, dict[str, Array]]]:
-    """Return the function of a state and an epoch's number that runs the epoch, unless the run has stopped."""
+    """Return the function of a state and an epoch number that runs that epoch, unless the run has stopped."""
     parts = recipe.bind(hyper)
     step = recipe.step(parts)
     is_whole = recipe.batch_size in (None, train.weights.shape[0])
     train = rows.filled(train) if is_whole else rows.without_padding(train)
     if valid is not None and valid.weights.shape[0] <= EVALUATION_ROWS:
-        valid = rows.filled(valid)  # once, and not in each epoch
+        valid = rows.filled(valid)  # once, not in every epoch
 
     def run(state: RunState, number: Array) -> tuple[RunState, dict[str, Array]]:
         trained, measured = _train_epoch(step, state, number, train, recipe.batch_size)
@@ -210,22 +210,22 @@ def _epoch(
 
 
 def _traced_once(function: Callable[..., Any]) -> Any:
-    """Trace a function once, however often it is asked for its shapes and called: tracing is most of a first call."""
+    """Trace a function once, however often it is called or asked for its shapes: tracing is most of a first call."""
     return jax.jit(function, inline=True)
 
 
 def end_epoch(
     state: RunState, parts: Parts, trained: TrainState, measured: Metrics, valid: Batch | None, seconds: Array
 ) -> tuple[RunState, dict[str, Array]]:
-    """Evaluate what an epoch has made, keep the best, and ask the stopping rules.
+    """Evaluate the weights after an epoch, keep the best, and apply the stopping rules.
 
     Args:
-        state: where the run stood when the epoch began.
-        parts: what it is made of.
-        trained: the training state now.
-        measured: what the steps of the epoch have measured.
-        valid: what is held out, or None.
-        seconds: that have passed since the run began.
+        state: the state of the run when the epoch began.
+        parts: the parts of the run.
+        trained: the training state after the epoch.
+        measured: the metrics measured by the steps of the epoch.
+        valid: the held-out data, or None.
+        seconds: the seconds since the run began.
 
     Returns:
         The state of the run, and each metric of the epoch.
@@ -243,7 +243,7 @@ def end_epoch(
 
 
 def with_final_as_best(state: RunState) -> RunState:
-    """Take the weights after the last epoch as the best of a run without held-out data."""
+    """Take the weights after the last epoch as the best ones if the run has no held-out data."""
     if state.best is not None:
         return state
     return state._replace(best=Best.of(state.epoch, None, state.train))
@@ -268,7 +268,7 @@ def _train_epoch(
 
 
 def _apply_rules(rules: tuple[StoppingRule, ...], state: RunState, epoch: Epoch) -> tuple[tuple[Any, ...], Array]:
-    """Ask every rule, and let the first that says stop, stop."""
+    """Update every rule, and let the first one that calls for a stop end the run."""
     states = []
     stopped_by = state.stopped_by
     for i, rule in enumerate(rules):

@@ -37,45 +37,45 @@ def fit(
     parallel: Callable[[Step], Step] | None = None,
     rematerialize_epochs: bool = False,
 ) -> "Fit":
-    """Make a training run: a pure function `(key, data, **hyper) -> Run`, compiled at its first call.
+    """Make a training run: a pure function `(key, data, **hyper) -> Run`, compiled on its first call.
 
     Its hyper-parameters are the numbers that its parts take by keyword: those of the optimizer's factory, of
-    the loss behind outputs and targets, of the stopping rules' factories, and of the model's where it is a
-    factory. They are traced: changing one compiles nothing. `jax.vmap` over keys or numbers gives many
-    runs as one program, and `jax.grad` goes through a run.
+    the loss after outputs and targets, of the stopping rules' factories, and of the model if it is given as a
+    factory. They are traced, so changing one needs no recompilation. `jax.vmap` over keys or hyper-parameters turns
+    many runs into one program, and `jax.grad` differentiates through a run.
 
     Each epoch visits every row once, in an order drawn from the key. The last batch may be incomplete; it is
-    weighted and not dropped. Weights of the data act within each batch, so they need batches of several rows.
+    weighted, not dropped. Weights of the data act within each batch, so they need batches of several rows.
 
     Args:
         model: a model, or a function of hyper-parameters that returns one.
         loss: per example, `(outputs, targets, **numbers) -> (batch,)`.
-        optimizer: an Optax factory such as `optax.adam`, or an optimizer already made. Those that are evaluated with
-            other weights than they step (`optax.contrib.schedule_free`, `optax.lookahead`, `optax.contrib.sam`) are,
-            here as well. `optax.MultiSteps` moves the weights once in so many steps, by the plain mean of their
-            gradients; those left over at the end of the run move nothing.
-        epochs: how many epochs at most.
-        batch_size: rows of a minibatch: 1 is stochastic gradient descent, None the full batch.
-        stop: a stopping rule's factory, such as `nnfx.stopping.patience`, or a rule already made, or several.
+        optimizer: an Optax factory such as `optax.adam`, or an optimizer. Optimizers meant to be evaluated with weights
+            other than those they step (`optax.contrib.schedule_free`, `optax.lookahead`, `optax.contrib.sam`) are
+            evaluated that way. `optax.MultiSteps` moves the weights once every `k` steps, by the plain mean of
+            their gradients; steps left over at the end of the run do not move them.
+        epochs: the maximum number of epochs.
+        batch_size: rows per minibatch: 1 is stochastic gradient descent, None the full batch.
+        stop: the factory of a stopping rule, such as `nnfx.stopping.patience`, a rule, or several of these.
         metrics: further quantities per example by name, such as `{"accuracy": nnfx.metrics.accuracy}`.
         penalty: added to the training loss, `(params, **numbers) -> scalar`, such as `nnfx.regularizers.l2`.
         augment: changes each batch before the model sees it, `(key, batch, **numbers) -> batch`, such as
-            `nnfx.augment.gaussian_noise`; or several, one after the other.
-        average: what share the latest weights have in their average, `(count, **numbers) -> share`, such as
+            `nnfx.augment.gaussian_noise`; or several, applied in turn.
+        average: the share of the latest weights in their average, `(count, **numbers) -> share`, such as
             `nnfx.averaging.exponential`; the run is then evaluated with the average, and predicts with it.
-        make_step: makes the step; its choices are fixed with `functools.partial(nnfx.make_step, ...)`, such as
-            micro-batches, mixed precision, or skipping steps that are not finite.
+        make_step: makes the step; its options, such as micro-batches, mixed precision, or skipping steps that are
+            not finite, are set with `functools.partial(nnfx.make_step, ...)`.
         parallel: turns the step into one for several devices, such as `nnfx.data_parallel`: the same run, split.
-        rematerialize_epochs: whether a gradient through the run keeps the state of each epoch's beginning alone,
-            and trains the epoch anew: memory for one epoch's steps in place of all, for about twice the time.
+        rematerialize_epochs: whether a gradient through the run stores only the state at the start of each epoch,
+            and trains the epoch again: memory for the steps of one epoch, not all, for about twice the time.
 
     Returns:
-        The run's function. Calling it raises, before anything is trained, on a key that is not typed, unknown,
-        lacking or senseless hyper-parameters, a batch larger than the data, data that are not finite, targets
-        the loss is not meant for, and a loss or a metric that is not per example.
+        The run's function. Before anything is trained, it raises an error for unknown, missing or invalid
+        hyper-parameters, a key that is not typed, a batch larger than the data, data that are not finite, targets
+        that the loss is not meant for, and a loss or a metric that is not per example.
 
     Raises:
-        TypeError, ValueError: for arguments of the wrong kind or out of range.
+        TypeError, ValueError: for arguments of the wrong type or out of range.
 
     Example:
         >>> import jax, nnfx
@@ -104,14 +104,14 @@ def fit(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fit(Recipe):
-    """A training run as a pure function, made by `fit`; see there."""
+    """A training run as a pure function; see `fit`, which makes it."""
 
     def __call__(self, key: Array, data: Data, **hyper: ArrayLike) -> Run:
-        """Train from initialisation to the stop.
+        """Train from initialisation until the run ends.
 
         Args:
-            key: a typed key; it decides the weights, the order of the rows, and all noise.
-            data: as `nnfx.data.prepare` makes it.
+            key: a typed key; it determines the weights, the order of the rows, and all noise.
+            data: the data, as returned by `nnfx.data.prepare`.
             **hyper: a number for each hyper-parameter; see `hyper_names`.
 
         Returns:
@@ -126,7 +126,7 @@ class Fit(Recipe):
         return self.run_of(state, history, data, numbers)
 
     def check(self, key: Array, data: Data, hyper: Mapping[str, ArrayLike]) -> Hyper:
-        """Raise on arguments that a run cannot be meant for; else return its hyper-parameters as arrays."""
+        """Check that the arguments make sense for a run, and return its hyper-parameters as arrays."""
         checks.key("key", key)
         if not isinstance(data, Data):
             raise TypeError(f"data: expected nnfx.data.Data, as nnfx.data.prepare makes it, got {type(data).__name__}")
@@ -137,7 +137,7 @@ class Fit(Recipe):
         return numbers
 
     def _check_names(self, hyper: Mapping[str, ArrayLike]) -> None:
-        """Raise on a number beside an optimizer already made, which nothing else takes."""
+        """Raise an error for a hyper-parameter that no part takes, if the optimizer is already made."""
         if not isinstance(self.factories["optimizer"][0].function, Made):
             return
         for name in hyper:
@@ -158,5 +158,5 @@ class Fit(Recipe):
 def _compiled(
     fit: Fit, key: Array, train: Batch, valid: Batch | None, hyper: Hyper
 ) -> tuple[RunState, dict[str, Array]]:
-    """Run as one program."""
+    """Train as one compiled program."""
     return scan_epochs(fit, hyper, start(key, fit.bind(hyper), train, valid), train, valid, fit.epochs)

@@ -1,8 +1,8 @@
 """Hyper-parameters: the numbers that the parts of a run take by keyword.
 
 The model's factory, the loss, the optimizer's factory and the stopping rules are plain functions. What they
-take by keyword is what a run takes by keyword: `run(key, data, learning_rate=0.1, patience=10)` hands each number
-to the parts that name it. The numbers are traced, so that changing one compiles nothing.
+take by keyword is what a run takes by keyword: `run(key, data, learning_rate=0.1, patience=10)` passes each number
+to the part that takes it. The numbers are traced, so changing one needs no recompilation.
 """
 
 import difflib
@@ -25,10 +25,10 @@ class Factory(NamedTuple):
     """One function that takes hyper-parameters.
 
     Attributes:
-        name: what it is called in errors.
+        name: its name in error messages.
         function: the function, perhaps a `functools.partial`.
-        names: the keywords it may be given as hyper-parameters.
-        required: those of them without a default.
+        names: the keywords that it takes as hyper-parameters.
+        required: those without a default.
         bounds: the ranges of those that have one.
     """
 
@@ -39,25 +39,25 @@ class Factory(NamedTuple):
     bounds: Mapping[str, Bounds] = types.MappingProxyType({})
 
     def build(self, hyper: Mapping[str, Any]) -> Any:
-        """Call the function with those of the hyper-parameters that it names."""
+        """Call the function with the hyper-parameters that it takes."""
         return self.function(**self.pick(hyper))
 
     def bind(self, hyper: Mapping[str, Any]) -> Callable[..., Any]:
-        """Fix those of the hyper-parameters that it names, and leave its other arguments open."""
+        """Fix the hyper-parameters that it takes, and leave its other arguments open."""
         picked = self.pick(hyper)
         return functools.partial(self.function, **picked) if picked else self.function
 
     def pick(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
-        """Return those of the hyper-parameters that it names."""
+        """Return the hyper-parameters that it takes."""
         return {name: value for name, value in hyper.items() if name in self.names}
 
 
 def factory(function: Callable[..., Any], leading: int = 0) -> Factory:
-    """Read off a function's signature which hyper-parameters it takes.
+    """Read from a function's signature which hyper-parameters it takes.
 
     Args:
         function: a factory or a loss.
-        leading: how many first arguments are no hyper-parameters, such as a loss's outputs and targets.
+        leading: how many of the first arguments are not hyper-parameters, such as a loss's outputs and targets.
 
     Example:
         >>> import optax
@@ -82,7 +82,7 @@ def factory(function: Callable[..., Any], leading: int = 0) -> Factory:
 
 
 def _check_fixed(function: Callable[..., Any]) -> None:
-    """Hold the numbers that `functools.partial` fixed to the bounds of their parameters."""
+    """Check that numbers fixed by `functools.partial` are within the bounds of their parameters."""
     if isinstance(function, functools.partial):
         fixed = inspect.signature(function.func).bind_partial(*function.args, **function.keywords).arguments
         for name, value in fixed.items():
@@ -93,7 +93,7 @@ def _check_fixed(function: Callable[..., Any]) -> None:
 
 
 def innermost(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function within `functools.partial`, however often it was applied.
+    """Return the function inside `functools.partial`, however often it was applied.
 
     >>> innermost(functools.partial(max, 1))
     <built-in function max>
@@ -104,7 +104,7 @@ def innermost(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """Return the name of a function, also within `functools.partial`.
+    """Return the name of a function, even inside `functools.partial`.
 
     >>> name_of(functools.partial(max, 1))
     'max'
@@ -114,11 +114,11 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def check(hyper: Mapping[str, Any], factories: Sequence[Factory]) -> None:
-    """Require known names, all that are needed, and one finite number each, within the bounds of its parameter.
+    """Check that names are known and none is missing, and that each value is one finite number within its bounds.
 
     Raises:
-        TypeError: for an unknown or lacking name, or something else than a number.
-        ValueError: for a number out of bounds, or an array of several.
+        TypeError: for an unknown or missing name, or a value that is not a number.
+        ValueError: for a number out of bounds, or an array of several numbers.
     """
     known = sorted({name for each in factories for name in each.names})
     for name, value in hyper.items():
@@ -146,7 +146,7 @@ def check(hyper: Mapping[str, Any], factories: Sequence[Factory]) -> None:
 
 
 def as_arrays(hyper: Mapping[str, ArrayLike]) -> Hyper:
-    """Bring every number to the default float, so that `1`, `1.0` and `np.float32(1)` are traced alike."""
+    """Convert every number to the default float, so that `1`, `1.0` and `np.float32(1)` are traced alike."""
     dtype = jax.dtypes.canonicalize_dtype(float)
     return {
         name: value if isinstance(value, jax.core.Tracer) else np.asarray(value, dtype)

@@ -1,4 +1,4 @@
-"""A run whose data are in memory, as a program for the host's loop: one compiled program advances it by any epochs."""
+"""A run on data in memory, for the host's loop: one compiled program advances it by any number of epochs."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from nnfx.training.program import History, drive, joined
 from nnfx.types import Array, Batch, Hyper
 
 LONGEST = 1000
-"""How many epochs one call makes at most: its history has room for them."""
+"""The maximum number of epochs that one call trains: its history has room for this many."""
 
 
 class Standing(NamedTuple):
@@ -39,10 +39,10 @@ class InMemory:
     Attributes:
         recipe: how the run is made.
         key: a typed key.
-        train: what to train on.
-        valid: what is held out, or None.
+        train: the training data.
+        valid: the held-out data, or None.
         hyper: the hyper-parameters, as arrays.
-        data: all that tells the data from others, for sessions.
+        data: everything that identifies the data, for sessions.
     """
 
     recipe: Recipe
@@ -60,15 +60,15 @@ class InMemory:
 
     @property
     def total(self) -> int:
-        """How many epochs at most."""
+        """The maximum number of epochs."""
         return self.recipe.epochs
 
     def start(self) -> Standing:
-        """Return where the run starts from."""
+        """Return the starting point of the run."""
         return Standing(begin(self.recipe, self.key, self.train, self.valid, self.hyper), {})
 
     def advance(self, standing: Standing, until: int, clock: Clock) -> Standing:
-        """Train until so many epochs have been run in all, fewer where a rule stops the run."""
+        """Train until this many epochs have been run in total, fewer if a rule stops the run."""
         before = self.done(standing)
         run, history = distributed.local(
             advance(self.recipe, standing.run, self.train, self.valid, self.hyper, np.int32(until), clock)
@@ -82,7 +82,7 @@ class InMemory:
         return int(standing.run.epoch)
 
     def has_ended(self, standing: Standing) -> bool:
-        """Say whether the run has stopped or come to its last epoch."""
+        """Return whether the run has stopped or reached its last epoch."""
         return self.done(standing) >= self.total or int(standing.run.stopped_by) != RUNNING
 
     def epochs(self, standing: Standing) -> int:
@@ -90,12 +90,12 @@ class InMemory:
         return self.done(standing)
 
     def history(self, standing: Standing, since: int) -> History:
-        """Return each metric of the epochs after these."""
+        """Return each metric of the epochs after the first `since`."""
         return {name: values[since:] for name, values in standing.history.items()}
 
     @property
     def shown(self) -> tuple[str, int]:
-        """What a bar counts, and how many of that an epoch has."""
+        """What a progress bar counts, and how many there are in an epoch."""
         return "examples", len(self.train.weights)
 
     def saved(self, standing: Standing) -> tuple[Standing, dict[str, Any]]:
@@ -103,7 +103,7 @@ class InMemory:
         return standing, {}
 
     def expected(self, noted: Mapping[str, Any]) -> Standing:
-        """Return arrays like those of a checkpoint."""
+        """Return arrays of the shapes and dtypes that a checkpoint holds."""
         starting, advancing = (each.out_info for each in self.lowered)
         columns = {name: np.zeros(noted["epoch"], column.dtype) for name, column in advancing[1].items()}
         return Standing(jax.tree.map(_shape, starting), columns)
@@ -114,7 +114,7 @@ class InMemory:
 
     @functools.cached_property
     def lowered(self) -> list[Lowered]:
-        """The programs that start and advance the run, on one device, not compiled yet."""
+        """The programs that start and advance the run, on one device, not yet compiled."""
         recipe = self.recipe.alone
         starting = begin.lower(recipe, self.key, self.train, self.valid, self.hyper)
         train, valid, hyper = jax.eval_shape(lambda *arrays: arrays, self.train, self.valid, self.hyper)
@@ -126,10 +126,10 @@ class InMemory:
 def timed(
     recipe: Recipe, key: Array, train: Batch, valid: Batch | None, hyper: Hyper
 ) -> tuple[RunState, dict[str, Array]]:
-    """Run to the stop with an eye on the clock: the same steps as the run in one piece.
+    """Train until the run ends, for rules that use the clock: the same steps as a run in one piece.
 
     Raises:
-        ValueError: within `jit`, `vmap` or `grad`, where no clock ticks.
+        ValueError: within `jit`, `vmap` or `grad`, where there is no clock.
     """
     if not checks.is_concrete((key, train, valid, hyper)):
         raise ValueError(
@@ -145,7 +145,7 @@ def timed(
 
 @memo.compiled()
 def begin(recipe: Recipe, key: Array, train: Batch, valid: Batch | None, hyper: Hyper) -> RunState:
-    """Return the state that a run starts from."""
+    """Return the initial state of a run."""
     return start(key, recipe.bind(hyper), train, valid)
 
 
@@ -159,12 +159,12 @@ def advance(
     until: int | np.int32,
     clock: Clock,
 ) -> tuple[RunState, dict[str, Array]]:
-    """Train until so many epochs have been run in all, `LONGEST` of them at most."""
+    """Train until this many epochs have been run in total, at most `LONGEST` now."""
     return run_epochs_until(recipe, hyper, state, train, valid, until, LONGEST, clock)
 
 
 def padded(history: History, epochs: int) -> dict[str, Any]:
-    """Return a history as runs in one piece do, `(epochs,)`, zero where not run.
+    """Return a history as a run in one piece does, `(epochs,)`, zero for epochs not run.
 
     >>> padded({"train_loss": np.array([2.0, 1.0], np.float32)}, 3)
     {'train_loss': Array([2., 1., 0.], dtype=float32)}

@@ -1,7 +1,7 @@
-"""Predictions for any number of rows by few programs: rows are padded to one of few sizes.
+"""Predictions for any number of rows with few programs: rows are padded to one of a few sizes.
 
-A program is compiled for one number of rows, which takes far longer than to run it. Predictions for three rows, then
-for five, then for seven should neither wait each time nor leave a program each.
+A program is compiled for one number of rows, which takes far longer than running it. Predictions for three rows, then
+for five, then for seven should neither wait for a new program each time nor leave one behind each.
 """
 
 from collections.abc import Callable
@@ -13,13 +13,13 @@ import numpy as np
 from nnfx import checks, memo
 
 LARGEST = 4096
-"""More rows than these are not padded: they take longer to compute than a program to compile."""
+"""More rows than this are not padded: computing them takes longer than compiling a program."""
 _POWERS_UP_TO = 32
-"""Up to so many rows, the computation costs next to nothing; above, no more than a quarter of the rows are added."""
+"""Up to this many rows, the computation costs next to nothing; above, at most a quarter of the rows are added."""
 
 
 def padded_size(rows: int) -> int:
-    """Return the number of rows to which so many are padded.
+    """Return the number of rows to which this many are padded.
 
     >>> [padded_size(rows) for rows in (1, 3, 32, 33, 100, 1000, 4097)]
     [1, 4, 32, 40, 112, 1024, 4097]
@@ -32,18 +32,18 @@ def padded_size(rows: int) -> int:
 
 
 def apply_padded(owner: Any, apply: Callable[[Any], Any], inputs: Any, others: Any = (), axis: int = 0) -> Any:
-    """Apply a function of rows that do not depend on each other, with few different numbers of rows.
+    """Apply a function of independent rows, padding them so that few different numbers of rows occur.
 
-    The rows that are added repeat one that is there, so that they bring in nothing that is not finite. The function is
-    asked with two different ones at first: where the outputs of the other rows hang on them, as those of a model that
-    normalises by its batch do, rows are never padded.
+    The added rows repeat an existing one, so they introduce nothing that is not finite. At first, the function is
+    called with two different ones: if the outputs of the other rows depend on them, as for a model that normalises by
+    its batch, rows are never padded.
 
     Args:
-        owner: whose function it is, such as a run's; it remembers whether rows depend on each other.
+        owner: what the function belongs to, such as a run's recipe; it remembers whether rows are independent.
         apply: `inputs -> outputs`, compiled.
-        inputs: an array or a tree of them, the rows along `axis`.
-        others: what else the function is made of; where anything is traced, or spread over devices, nothing is padded.
-        axis: that of the rows, of inputs and outputs.
+        inputs: an array or a tree of them, with rows along `axis`.
+        others: what else the function depends on; if anything is traced, or spread over devices, nothing is padded.
+        axis: the axis of the rows, in inputs and outputs.
 
     Returns:
         The outputs for these rows.
@@ -79,19 +79,19 @@ def apply_padded(owner: Any, apply: Callable[[Any], Any], inputs: Any, others: A
 
 
 class _Known:
-    """Whether the rows of a function are known not to depend on each other."""
+    """What is known about whether the rows of a function are independent."""
 
     is_checked = False
     is_apart = True
 
 
 def _is_local(leaf: Any) -> bool:
-    """Say whether all of an array is on one device of this process, or on the host."""
+    """Return whether all of an array is on one device of this process, or on the host."""
     return not isinstance(leaf, jax.Array) or (leaf.is_fully_addressable and len(leaf.sharding.device_set) == 1)
 
 
 def _ends_differ(inputs: Any, axis: int) -> bool:
-    """Say whether the first row and the last are different ones."""
+    """Return whether the first and the last row differ."""
     return any(not np.array_equal(leaf.take(0, axis), leaf.take(-1, axis)) for leaf in jax.tree.leaves(inputs))
 
 

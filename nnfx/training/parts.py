@@ -21,11 +21,11 @@ from nnfx.types import Array, Batch, Hyper, Model, Params, PerExample, Step
 
 
 class Takes(NamedTuple):
-    """A part that is a function, which takes hyper-parameters behind its other arguments.
+    """A part that is a function and takes hyper-parameters after its other arguments.
 
     Attributes:
-        arguments: how many other arguments it has.
-        expected: what is expected of it, for errors.
+        arguments: the number of its other arguments.
+        expected: what is expected of it, for error messages.
         several: whether there may be several of it.
     """
 
@@ -40,7 +40,7 @@ class Takes(NamedTuple):
         return hyperparameters.factory(given, self.arguments)
 
     def bind(self, factories: Sequence[Factory], hyper: Hyper) -> Any:
-        """Bind hyper-parameters; several functions become one, in turn."""
+        """Bind hyper-parameters; several functions become one that applies them in turn."""
         bound = [factory.bind(hyper) for factory in factories]
         if not self.several or not bound:
             return bound[0] if bound else None
@@ -48,11 +48,11 @@ class Takes(NamedTuple):
 
 
 class Makes(NamedTuple):
-    """A part that a factory makes of hyper-parameters, or that is made already.
+    """A part that a factory makes from hyper-parameters, or that is already made.
 
     Attributes:
         kind: the type of what is made.
-        expected: what is expected of it, for errors.
+        expected: what is expected of it, for error messages.
         several: whether there may be several of it.
     """
 
@@ -63,7 +63,7 @@ class Makes(NamedTuple):
     def factory(self, name: str, given: Any) -> Factory:
         """Return the factory that makes it."""
         if isinstance(given := _plain(given), self.kind):
-            # a rule is called after the function that made it
+            # a rule is named after the function that made it
             label = given.update.__qualname__.split(".")[0] if isinstance(given, StoppingRule) else self.kind.__name__
             return Factory(label, Made(given))
         if not callable(given) or (self.kind is Model and hasattr(given, "apply")):
@@ -72,7 +72,7 @@ class Makes(NamedTuple):
         return hyperparameters.factory(given)
 
     def bind(self, factories: Sequence[Factory], hyper: Hyper) -> Any:
-        """Make it with hyper-parameters; of several a tuple."""
+        """Make it from hyper-parameters; return a tuple if there may be several."""
         made = tuple(_plain(factory.build(hyper)) for factory in factories)
         for factory, each in zip(factories, made, strict=True):
             if not isinstance(each, self.kind):
@@ -84,7 +84,7 @@ class Makes(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """What stands in for a factory of something that is made already.
+    """A stand-in for the factory of something that is already made.
 
     Attributes:
         value: what it returns.
@@ -93,12 +93,12 @@ class Made:
     value: Any
 
     def __call__(self) -> Any:
-        """Return it."""
+        """Return the value."""
         return self.value
 
 
 class Parts(NamedTuple):
-    """What a run and its step are made of, with every hyper-parameter filled in.
+    """What a run and its step are made of, with all hyper-parameters filled in.
 
     Attributes:
         model: the model.
@@ -108,7 +108,7 @@ class Parts(NamedTuple):
         penalty: a scalar function of the parameters, such as a multiple of their squares, added to the loss; or None.
         augment: changes the batch before the model sees it, `(key, batch) -> batch`, see `nnfx.augment`; or None.
         average: the share of the latest variables in their average, `count -> share`, see `nnfx.averaging`; or None.
-        stop: the stopping rules, which runs ask after each epoch.
+        stop: the stopping rules, which a run applies after each epoch.
 
     Example:
         >>> import nnfx
@@ -141,23 +141,23 @@ class Parts(NamedTuple):
 
 
 OPTIONAL = tuple(name for name in Parts._field_defaults if name not in ("metrics", "stop"))
-"""The further parts of a step, by name."""
+"""The names of the optional parts of a step."""
 _HOW: dict[str, Takes | Makes] = {
     name: hint.__metadata__[0]
     for name, hint in typing.get_type_hints(Parts, include_extras=True).items()
     if hasattr(hint, "__metadata__")
 }
-"""How each part is given that takes hyper-parameters."""
+"""How each part that takes hyper-parameters is given."""
 
 
 def factories_of(**given: Any) -> dict[str, tuple[Factory, ...]]:
-    """Return the factories of every part, none of those that are lacking.
+    """Return the factories of every part; none for optional parts that are missing.
 
     Args:
-        **given: each part that takes hyper-parameters, as `nnfx.fit` is given it.
+        **given: each part that takes hyper-parameters, as passed to `nnfx.fit`.
 
     Raises:
-        TypeError: for something else than what is expected of a part.
+        TypeError: for anything other than what is expected of a part.
     """
     found = {}
     for name, how in _HOW.items():
@@ -169,7 +169,7 @@ def factories_of(**given: Any) -> dict[str, tuple[Factory, ...]]:
 
 
 def _several(name: str, given: Any, how: Takes | Makes) -> Sequence[Any]:
-    """Return one or several parts as several."""
+    """Return one or several parts as a sequence."""
     if callable(given) or (isinstance(how, Makes) and isinstance(given, how.kind)):
         return (given,)
     if not isinstance(given, Sequence) or isinstance(given, str):
@@ -178,12 +178,12 @@ def _several(name: str, given: Any, how: Takes | Makes) -> Sequence[Any]:
 
 
 def _plain(given: Any) -> Any:
-    """Return the optimizer that accumulates gradients as an optimizer like any other."""
+    """Return `optax.MultiSteps`, which accumulates gradients, as an ordinary optimizer; anything else unchanged."""
     return given.gradient_transformation() if isinstance(given, optax.MultiSteps) else given
 
 
 def _in_turn(augments: Sequence[Callable[[Array, Batch], Batch]]) -> Callable[[Array, Batch], Batch]:
-    """Return one function that augments with all of them, each with randomness of its own."""
+    """Return one function that applies all of them in turn, each with its own randomness."""
 
     def augment(key: Array, batch: Batch) -> Batch:
         for i, each in enumerate(augments):
@@ -195,16 +195,16 @@ def _in_turn(augments: Sequence[Callable[[Array, Batch], Batch]]) -> Callable[[A
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recipe:
-    """How a run is made, its hyper-parameters still open.
+    """How a run is made, with its hyper-parameters still open.
 
     Attributes:
-        factories: those of each part that takes hyper-parameters, by the name of the part.
+        factories: the factories of each part that takes hyper-parameters, by the name of the part.
         metrics: further metrics by name.
-        make_step: makes the step of the parts.
+        make_step: makes the step from the parts.
         parallel: turns the step into one for several devices, or None.
-        epochs: how many epochs at most.
-        batch_size: rows of a minibatch; None for the full batch.
-        rematerialize_epochs: whether a gradient through the run trains each epoch anew.
+        epochs: the maximum number of epochs.
+        batch_size: rows per minibatch; None for the full batch.
+        rematerialize_epochs: whether a gradient through the run trains each epoch again.
     """
 
     factories: Mapping[str, tuple[Factory, ...]]
@@ -227,13 +227,13 @@ class Recipe:
         return step if self.parallel is None else self.parallel(step)
 
     def needs_clock(self, hyper: Hyper) -> bool:
-        """Whether a stopping rule looks at the clock."""
+        """Return whether a stopping rule uses the clock."""
         rules = _HOW["stop"].bind(self.factories["stop"], hyper)
         return any(rule.needs_clock for rule in rules)
 
     @property
     def given(self) -> dict[str, Any]:
-        """What was given as each part that takes hyper-parameters: a list where there may be several, else one."""
+        """What was given for each part that takes hyper-parameters: a list if there may be several, else one."""
         functions = {
             name: [each.function.value if isinstance(each.function, Made) else each.function for each in factories]
             for name, factories in self.factories.items()
@@ -242,7 +242,7 @@ class Recipe:
 
     @property
     def measures(self) -> dict[str, PerExample]:
-        """The loss and the metrics by name, as they were given, with hyper-parameters still open."""
+        """The loss and the metrics by name, as given, with hyper-parameters still open."""
         return {"loss": self.factories["loss"][0].function, **self.metrics}
 
     @property
@@ -262,10 +262,10 @@ class Recipe:
 
     @property
     def required_names(self) -> tuple[str, ...]:
-        """The names of those without a default."""
+        """The names of the hyper-parameters without a default."""
         return tuple(sorted({name for factory in self.all_factories for name in factory.required}))
 
     @functools.cached_property
     def alone(self) -> "Recipe":
-        """The same run on one device: over how many a batch is split is not what tells runs apart."""
+        """The same run on one device: runs that differ only in how many devices split a batch count as the same."""
         return self if self.parallel is None else dataclasses.replace(self, parallel=None)

@@ -1,7 +1,7 @@
-"""What the host drives piece by piece, and the one loop with a clock that drives it.
+"""Programs that the host runs piece by piece, and the one loop, with a clock, that drives them.
 
-A run in memory, a run on stored data and a sweep are three programs. Where a piece ends changes no bit of what a
-program comes to, except of a run that has but a single step, which XLA compiles otherwise.
+A run in memory, a run on stored data and a sweep are three such programs. Where a piece ends does not change a single
+bit of a program's result, except for a run that has only one step, which XLA compiles differently.
 """
 
 import time
@@ -14,7 +14,7 @@ from nnfx import distributed
 from nnfx.stopping import Clock
 
 SECONDS = 1.0
-"""How long a piece should take: so soon a signal is heard, and a budget of time kept."""
+"""How long a piece should take: signals are noticed, and time budgets kept, to within this time."""
 
 History = dict[str, np.ndarray]
 """Each metric by epoch, `(epochs,)`."""
@@ -27,36 +27,36 @@ class Program(Protocol[State]):
 
     @property
     def total(self) -> int:
-        """How many units there are at most."""
+        """The maximum number of units."""
 
     @property
     def longest(self) -> int:
-        """How many units one call of `advance` makes at most."""
+        """The maximum number of units that one call of `advance` completes."""
 
     @property
     def pause_every(self) -> int | None:
-        """One call of `advance` never crosses a multiple of this number of units; None for any number."""
+        """A number of units; no call of `advance` crosses a multiple of it. None if calls may end anywhere."""
 
     def start(self) -> State:
-        """Return the state that it starts from."""
+        """Return the initial state."""
 
     def advance(self, state: State, until: int, clock: Clock) -> State:
-        """Return the state after so many units in all, or at the end where that comes first."""
+        """Return the state after this many units in total, or at the end if that comes first."""
 
     def done(self, state: State) -> int:
-        """Return how many units lie behind a state."""
+        """Return how many units have been completed in a state."""
 
     def has_ended(self, state: State) -> bool:
-        """Say whether nothing is left to do."""
+        """Return whether nothing is left to do."""
 
 
 class Progress(NamedTuple, Generic[State]):
     """What the host sees after each piece.
 
     Attributes:
-        state: where the program stands.
-        done: how many units lie behind it.
-        seconds: since it began, those before it was cut off included.
+        state: the current state of the program.
+        done: how many units have been completed.
+        seconds: the seconds since it began, including those before an interruption.
     """
 
     state: State
@@ -76,13 +76,13 @@ def drive(
 
     Args:
         program: what to advance.
-        state: where it stands.
-        seconds: that it has taken before.
-        pause_every: a piece ends at every multiple of each of these numbers of units.
-        is_hurried: whether the host wants to look about once a second; else a piece is as long as may be.
+        state: its current state.
+        seconds: the seconds that it has already taken.
+        pause_every: numbers of units; a piece ends at every multiple of each of them.
+        is_hurried: whether the host wants to look about once a second; otherwise a piece is as long as possible.
 
     Yields:
-        What the host sees after each piece; nothing where the program has ended before.
+        What the host sees after each piece; nothing if the program has already ended.
     """
     began = time.monotonic() - seconds
     units, clock, is_compiled = 1 if is_hurried else program.longest, Clock(np.float32(seconds), np.float32(0)), False
@@ -90,14 +90,14 @@ def drive(
     while not program.has_ended(state):
         pauses = [every * (done // every + 1) for every in (*pause_every, program.pause_every) if every]
         until = min(done + units, program.total, *pauses)
-        # what is spread over several processes stands still unless all of them go equally far
+        # a program spread over several processes hangs unless all of them advance equally far
         until, *ticks = distributed.agree([until, *(float(np.asarray(tick)) for tick in clock)])
         piece_began = time.monotonic()
         state = program.advance(state, until, Clock(*map(np.float32, ticks)))
         before, done = done, program.done(state)
         now = time.monotonic()
-        # the first piece is compiled while it is timed, so that it says little of those to come; and what a piece costs
-        # besides its units makes short ones look slow, so that their length at most doubles
+        # the time of the first piece includes compilation, so it says little about later ones; and the overhead of a
+        # piece makes short ones look slow, so their length at most doubles
         pace = (now - piece_began) / (done - before) if is_compiled else 0.0
         if is_compiled and is_hurried:
             units = min(max(1, int(SECONDS / pace)), 2 * units, program.longest)
@@ -106,7 +106,7 @@ def drive(
 
 
 def joined(pieces: Sequence[History]) -> History:
-    """Return one history of several that follow each other.
+    """Return several consecutive histories joined into one.
 
     >>> joined([{}, {"train_loss": np.array([3.0])}, {"train_loss": np.array([2.0, 1.0])}])
     {'train_loss': array([3., 2., 1.])}

@@ -1,7 +1,7 @@
-"""Rows and steps without weight: kept from the model, the loss and the gradient, whatever they hold.
+"""Rows and steps without weight: kept away from the model, the loss and the gradient, whatever they hold.
 
-A weight of zero times something that is not finite is NaN, in the forward pass and in the gradient. So rows that count
-for nothing are replaced before anything is computed of them, by a copy of one that counts.
+A weight of zero times something that is not finite is NaN, in the forward pass and in the gradient. So rows that do not
+count are replaced by a copy of one that does before anything is computed from them.
 """
 
 from collections.abc import Mapping
@@ -19,21 +19,21 @@ MaybeBatch = TypeVar("MaybeBatch", Batch, Batch | None)
 
 
 class Filled(Batch):
-    """A batch that `filled` has returned, or rows of one: its type says so while a step is traced."""
+    """A batch returned by `filled`, or rows of one: its type marks it as such while a step is traced."""
 
     __slots__ = ()
 
 
 class Weighted(Filled):
-    """A filled batch, or data of which every batch is one, that is known to have weight: every step on it is taken."""
+    """A filled batch known to have weight, or data whose batches all are: every step on it is taken."""
 
     __slots__ = ()
 
 
 def known(data: MaybeBatch) -> MaybeBatch:
-    """Return data as `Weighted` where all of their weights can be looked at, one a row, and are positive.
+    """Return data as `Weighted` if there is one weight per row, and all can be inspected and are positive.
 
-    So a run on such data, as most are, is compiled without a thought for rows that have none.
+    So a run on such data, which is the common case, is compiled without provision for rows without weight.
 
     Example:
         >>> type(known(Batch(jnp.ones((2, 1)), jnp.ones(2), jnp.ones(2)))).__name__
@@ -51,10 +51,10 @@ def known(data: MaybeBatch) -> MaybeBatch:
 
 
 def filled(batch: Batch) -> Filled:
-    """Return a batch whose rows without weight are copies of the first that has weight, and whose padding is zero.
+    """Return a batch whose rows without weight are copies of the first one with weight, and whose padding is zero.
 
-    Padding are the steps of `Sequences` beyond their lengths. Weights stay what they are, and so do all rows of a batch
-    without any weight. Arrays of NumPy are filled with NumPy.
+    Padding means the steps of `Sequences` beyond their lengths. Weights are unchanged. In a batch without any weight,
+    all rows become copies of the first. NumPy arrays are filled with NumPy.
 
     Example:
         >>> filled(Batch(jnp.array([[jnp.nan], [1.0]]), jnp.array([7, 1]), jnp.array([0.0, 1.0]))).inputs.tolist()
@@ -78,7 +78,7 @@ def filled(batch: Batch) -> Filled:
 
 
 def zeroed(batch: Batch) -> Filled:
-    """Return a batch whose rows without weight are zero, as is its padding; no row is asked for another one.
+    """Return a batch whose rows without weight are zero, as is its padding; no row is filled from another.
 
     Example:
         >>> zeroed(Batch(jnp.array([[jnp.nan], [1.0]]), jnp.array([7, 1]), jnp.array([0.0, 1.0]))).inputs.tolist()
@@ -97,13 +97,13 @@ def zeroed(batch: Batch) -> Filled:
 
 
 def weighted(order: Order, weights: Array) -> Order:
-    """Return an order of rows in which those without weight are replaced by the first that has weight, as not real.
+    """Return an order in which rows without weight are replaced by the first one with weight, marked as not real.
 
-    This fills the rows of all batches of an epoch at once, and copies nothing.
+    This fills the rows of all batches of an epoch at once, without copying anything.
 
     Args:
         order: the rows of each batch.
-        weights: of all rows, `(rows,)` or `(rows, time)`.
+        weights: the weights of all rows, `(rows,)` or `(rows, time)`.
 
     Example:
         >>> weighted(Order(jnp.array([1, 0]), jnp.array([True, True])), jnp.array([0.0, 1.0])).rows.tolist()
@@ -124,7 +124,7 @@ def _is_sequences(node: Any) -> bool:
 
 
 def _without_padding(node: Any) -> Any:
-    """Return sequences whose steps beyond their lengths are zero; any other array as it is."""
+    """Return sequences whose steps beyond their lengths are zero; any other array unchanged."""
     if not _is_sequences(node) or node.lengths is None:
         return node
     library = jnp if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(node)) else np
@@ -133,25 +133,25 @@ def _without_padding(node: Any) -> Any:
 
 
 def _is_real(sequences: Sequences) -> Any:
-    """Say of each step whether it lies within the length, `(batch, time)`."""
+    """Return whether each step lies within the length of its sequence, `(batch, time)`."""
     time = np.arange(sequences.values.shape[1], dtype=np.int32)
     return time[None] < sequences.lengths[:, None]  # type: ignore[index]
 
 
 def has_lengths(batch: Batch) -> bool:
-    """Say whether the inputs are sequences that tell their lengths."""
+    """Return whether the inputs are sequences with lengths."""
     return isinstance(batch.inputs, Sequences) and batch.inputs.lengths is not None
 
 
 def is_by_step(outputs: Any, batch: Batch) -> bool:
-    """Say whether losses and metrics are taken of each step, and not of each example.
+    """Return whether losses and metrics are computed for each step rather than for each example.
 
-    So they are where the weights tell steps apart, and where sequences of unequal length have outputs and targets at
-    every step.
+    They are if there is a weight for each step, or if sequences of unequal length have outputs and targets at every
+    step.
 
     Args:
-        outputs: the model's, or their shape.
-        batch: what they are of.
+        outputs: the outputs of the model, or their shape.
+        batch: the batch that they belong to.
 
     Raises:
         ValueError: for weights of steps without outputs or targets at every step.
@@ -171,7 +171,7 @@ def is_by_step(outputs: Any, batch: Batch) -> bool:
 
 
 def measured_weights(outputs: Any, batch: Batch) -> Any:
-    """Return the weights of what losses and metrics are taken of: `(batch,)`, or `(batch, time)` for each step."""
+    """Return the weights for losses and metrics: `(batch,)`, or `(batch, time)` if they are computed for each step."""
     if not is_by_step(outputs, batch):
         return batch.weights
     weights = batch.weights if batch.weights.ndim == 2 else batch.weights[:, None]
@@ -183,9 +183,9 @@ def measured_weights(outputs: Any, batch: Batch) -> Any:
 
 
 def examples(outputs: Any, batch: Batch) -> tuple[Any, Any, Any]:
-    """Return outputs, targets and weights of what losses and metrics are taken of, one row each: examples, or steps.
+    """Return the outputs, targets and weights for losses and metrics, with one row for each example or step.
 
-    Targets of steps without weight are replaced by those of one with weight.
+    Targets of steps without weight are replaced by those of a step with weight.
     """
     weights = measured_weights(outputs, batch)
     if weights.ndim == 1:

@@ -27,17 +27,17 @@ from nnfx.types import Array, Batch, Hyper, Model, TrainState, Variables
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Run:
-    """A training run that has ended: a tree of arrays, so `vmap` stacks runs and `grad` goes through them.
+    """A finished training run: a tree of arrays, so `vmap` stacks runs and `grad` differentiates through them.
 
     Attributes:
         state: the training state after the last epoch.
-        best: the weights that were evaluated best on held-out data; without any, the last.
-        columns: what `history` is made of, zero after the run had stopped.
-        epochs: how many epochs were run.
+        best: the weights with the best evaluation on held-out data; without such data, the last.
+        columns: what `history` is made from, zero after the run stopped.
+        epochs: the number of epochs run.
         stopped_by: the position of the stopping rule that ended the run, −1 for the last epoch.
         hyper: the hyper-parameters given.
         preprocess: the map from raw features to those trained on.
-        fit: the function that made it.
+        fit: the function that made the run.
     """
 
     state: TrainState
@@ -51,17 +51,17 @@ class Run:
 
     @property
     def history(self) -> dict[str, Array]:
-        """Each metric by epoch, `(epochs,)`; NaN after the run had stopped.
+        """Each metric by epoch, `(epochs,)`; NaN after the run stopped.
 
-        Such as `train_loss`, averaged while the epoch trained, and `valid_loss`, measured when it had ended. Where
-        nothing was averaged, as in an epoch whose steps were all skipped, it is NaN as well.
+        Examples are `train_loss`, averaged over the epoch as it trained, and `valid_loss`, measured at its end. If
+        there was nothing to average, as in an epoch whose steps were all skipped, the value is NaN too.
         """
         if not self.fit.rule_names:
             return dict(self.columns)
         return {name: padded(values, self.epochs) for name, values in self.columns.items()}
 
     def __repr__(self) -> str:
-        """Say in a few lines how far it came, and how good it was; of several runs, how many they are.
+        """Return a summary: how far the run got and how good it was; for several runs, how many there are.
 
         >>> import nnfx, optax
         >>> train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.mean_square_error, optax.sgd, epochs=2)
@@ -91,7 +91,7 @@ class Run:
 
     @property
     def fault(self) -> str:
-        """What was not finite the first time that a step was skipped, in words; empty where none was."""
+        """A description of what was not finite when a step was first skipped; empty if none was."""
         self._require_single()
         skipped, step, where = (int(number) for number in self.state.fault)
         if not skipped:
@@ -102,12 +102,12 @@ class Run:
 
     @property
     def final(self) -> dict[str, Array]:
-        """The metrics of the last epoch that was run: of its weights, where `predict` takes the best ones."""
+        """The metrics of the last epoch run: those of the last weights, whereas `predict` uses the best ones."""
         return _at(self.columns, self.epochs)
 
     @property
     def best_metrics(self) -> dict[str, Array]:
-        """The metrics of the epoch whose weights are the best, which `apply`, `predict` and `evaluate` take."""
+        """The metrics of the epoch with the best weights, which `apply`, `predict` and `evaluate` use."""
         return _at(self.columns, self.best.epoch)
 
     @property
@@ -120,7 +120,7 @@ class Run:
 
         Args:
             inputs: the prepared inputs.
-            variables: which weights; the best unless given, such as `run.state.variables`, the last.
+            variables: the weights to use, such as `run.state.variables`, the last; the best by default.
         """
         self._require_single()
         inputs = validate.inputs_as_arrays("inputs", inputs)
@@ -133,12 +133,12 @@ class Run:
         )
 
     def predict(self, inputs: ArrayLike, variables: Variables | None = None) -> Array:
-        """Return the model's outputs for raw inputs, `(batch, features)`; otherwise as `apply`."""
+        """Return the model's outputs for raw inputs, `(batch, features)`; otherwise like `apply`."""
         self._require_single()
         return self.apply(self.preprocess(inputs), variables)
 
     def evaluate(self, data: Batch, variables: Variables | None = None) -> dict[str, Array]:
-        """Return the loss and the metrics on prepared data, such as `data.valid`; weights as for `apply`."""
+        """Return the loss and the metrics on prepared data, such as `data.valid`; `variables` as for `apply`."""
         self._require_single()
         if not isinstance(data, Batch):
             raise TypeError(f"data: expected a Batch, such as data.valid, got {type(data).__name__}")
@@ -176,9 +176,9 @@ def _at(columns: dict[str, Array], epoch: Array) -> dict[str, Array]:
 
 
 def padded(values: Any, epochs: Any) -> Any:
-    """Return columns of a history, `(..., epochs)`, NaN after the epochs that were run, `(...)`.
+    """Return columns of a history, `(..., epochs)`, with NaN after the number of epochs run, `(...)`.
 
-    On the host where values are known, so that under `jax_debug_nans` only what is wrong raises.
+    Known values are padded on the host, so that `jax_debug_nans` raises only for what is wrong.
 
     >>> padded(np.array([2.0, 1.0, 0.0]), np.array(2))
     array([ 2.,  1., nan])
@@ -195,7 +195,7 @@ def padded(values: Any, epochs: Any) -> Any:
 def _apply(
     recipe: Recipe, shapes: tuple[tuple[int, ...], ...], hyper: Hyper, variables: Variables, inputs: ArrayLike
 ) -> Array:
-    del shapes  # a program for each number of rows, so that it is let go where too many are held
+    del shapes  # one program for each number of rows, so that it can be dropped when too many are held
     return recipe.bind(hyper).model.apply(variables, inputs)
 
 

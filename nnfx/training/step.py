@@ -1,4 +1,4 @@
-"""The stateless training step, and evaluation: the two things every loop here is made of."""
+"""The stateless training step, and evaluation: the two building blocks of every loop here."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -29,11 +29,11 @@ from nnfx.types import (
 )
 
 EVALUATION_ROWS = 2048
-"""The most rows that evaluation puts through a model at once, which bounds its memory."""
+"""The maximum number of rows that evaluation puts through a model at once, which bounds its memory."""
 
 
 class Keys(NamedTuple):
-    """The three independent streams of randomness of a run: its weights, what its steps draw, its order."""
+    """The three independent random streams of a run: for its weights, for its steps, and for the order of rows."""
 
     init: Array
     step: Array
@@ -48,10 +48,10 @@ def split_key(key: Array) -> Keys:
 def init_state(
     key: Array, model: Model, optimizer: optax.GradientTransformation, inputs: Any, average: bool = False
 ) -> TrainState:
-    """Draw a model's variables and start its optimizer: the state from which a run with this key sets out.
+    """Initialise a model's variables and its optimizer: the state from which a run with this key starts.
 
     Args:
-        key: a typed key; it draws the weights, and decides what the steps draw.
+        key: a typed key; it determines the weights, and what the steps draw.
         model: the model.
         optimizer: an Optax optimizer.
         inputs: a batch of inputs; only their shape and dtype matter.
@@ -98,33 +98,33 @@ def make_step(
     """Make the training step `(state, batch) -> (state, metrics)`, a pure function.
 
     It descends the gradient of the empirical loss `Σ wᵢ ℓᵢ / Σ wᵢ` of the batch, plus the penalty: weights act
-    within a batch. What step *t* draws comes from `fold_in(state.key, t)`. Compile it with `jax.jit`; donating the
-    state is the caller's choice.
+    within a batch. The randomness of step *t* comes from `fold_in(state.key, t)`. Compile it with `jax.jit`;
+    donating the state is up to the caller.
 
     Args:
         model: the model.
         loss: per example, `(outputs, targets) -> (batch,)`.
         optimizer: an Optax optimizer.
         metrics: further quantities per example, by name, computed from the outputs of the same forward pass.
-        micro_batches: into how many parts to cut a batch, one after the other: the same gradient in less memory. Each
-            part weighs as much as its rows; layers that mix rows, such as batch norm, see one part at a time.
+        micro_batches: how many parts to split a batch into, one after the other: the same gradient in less memory.
+            Each part weighs as much as its rows; layers that mix rows, such as batch norm, see one part at a time.
         compute_dtype: the dtype to compute in, such as `jnp.bfloat16`; parameters, gradients and the optimizer
-            keep theirs. None to compute in that of the parameters.
-        precision: of matrix products on GPUs and TPUs: "float32" so that backends agree, "tensorfloat32" or
-            "bfloat16" for speed.
-        rematerialize: whether to compute activations anew for the gradient in place of keeping them.
-        skip_non_finite: whether to leave out a step whose loss or gradient is not finite; `state.fault` tells
-            how many there were, and what it was the first time.
-        **others: further parts by the names that `nnfx.fit` has for them, with their hyper-parameters filled in:
-            `penalty`, a scalar function of the parameters; `augment`, `(key, batch) -> batch`; and `average`,
-            `count -> share`, for which the state is made with `average=True` and predicts with `state.evaluated`.
+            keep theirs. None to compute in the dtype of the parameters.
+        precision: the precision of matrix products on GPUs and TPUs: "float32" so that backends agree,
+            "tensorfloat32" or "bfloat16" for speed.
+        rematerialize: whether to recompute activations for the gradient instead of storing them.
+        skip_non_finite: whether to skip a step whose loss or gradient is not finite; `state.fault` records how many
+            there were, and what was not finite the first time.
+        **others: further parts, named as in `nnfx.fit`, with their hyper-parameters filled in: `penalty`, a scalar
+            function of the parameters; `augment`, `(key, batch) -> batch`; and `average`, `count -> share`, for
+            which the state must be made with `average=True`; predict with `state.evaluated` then.
 
     Returns:
-        The step; its metrics are sums that merge, `"loss"` among them.
+        The step; its metrics, which include `"loss"`, are sums that can be merged.
 
     Raises:
-        ValueError: (by the step) for a loss that is not per example, a batch that the micro-batches do not
-            divide, or a state that keeps an average for a step that makes none, or the other way round.
+        ValueError: (by the step) for a loss that is not per example, a batch that cannot be split evenly
+            into micro-batches, or a state that keeps an average for a step that makes none, or vice versa.
 
     Example:
         >>> from nnfx.losses import mean_square_error
@@ -172,7 +172,7 @@ def make_step(
     def share(
         params: Params, model_state: ModelState, batch: Batch, key: Array, weight: Array | None = None
     ) -> tuple[Array, tuple[ModelState, Metrics]]:
-        """Return the part of the empirical loss that these rows make up, of a batch of this weight."""
+        """Return the contribution of these rows to the empirical loss of a batch of this weight."""
         outputs, model_state = forward(params, model_state, batch, key)
         measured = rows.measure(parts.measures, outputs, batch)
         if weight is None:
@@ -182,7 +182,7 @@ def make_step(
     def gradient_of_share(
         state: TrainState, batch: Batch, key: Array, weight: Array | None = None
     ) -> tuple[tuple[Array, tuple[ModelState, Metrics]], Params]:
-        """Return the share of the loss and its gradient, which is zero of a part without any weight."""
+        """Return the share of the loss and its gradient, which is zero for a part without any weight."""
         found, gradient = jax.value_and_grad(share, has_aux=True)(state.params, state.model_state, batch, key, weight)
         if micro_batches > 1 or shards.is_split():
             has_weight = found[1][1]["loss"].weight != 0
@@ -192,13 +192,13 @@ def make_step(
     def accumulated(
         state: TrainState, batch: Batch, key: Array
     ) -> tuple[tuple[Array, tuple[ModelState, Metrics]], Params]:
-        """Add up the shares of the micro-batches, and their gradients."""
+        """Add up the shares of the micro-batches and their gradients."""
         size = batch.weights.shape[0]
         if size % micro_batches:
             raise ValueError(f"micro_batches: expected a divisor of the batch of {size}, got {micro_batches}")
         pieces = jax.tree.map(lambda a: a.reshape(micro_batches, -1, *a.shape[1:]), batch)
         weights = batch.weights
-        if rows.has_lengths(batch):  # then the outputs tell what has a weight
+        if rows.has_lengths(batch):  # then what has a weight depends on the outputs
             outputs, _ = jax.eval_shape(forward, state.params, state.model_state, batch, key)
             weights = rows.measured_weights(outputs, batch)
         weight = shards.total(weights.sum())
@@ -250,7 +250,7 @@ def make_step(
                 gradient,
                 state.opt_state,
                 state.params,
-                # for those that look at the loss, such as line searches and reduction on plateaus
+                # for optimizers that use the loss, such as line searches and reduction on plateaus
                 value=value,
                 value_fn=lambda params: penalised(params, state, batch, key),
             )
@@ -270,17 +270,17 @@ def make_step(
 def _is_float(dtype: Any) -> bool:
     try:
         return bool(jnp.issubdtype(jnp.dtype(dtype), jnp.floating))
-    except TypeError:  # of NumPy, for what is no dtype
+    except TypeError:  # raised by NumPy for anything that is not a dtype
         return False
 
 
 def _cast(tree: Any, dtype: Any) -> Any:
-    """Bring arrays of floats to a dtype; whole numbers, such as lengths and tokens, stay what they are."""
+    """Cast arrays of floats to a dtype; integers, such as lengths and tokens, stay unchanged."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
 
 
 def _looked_at(state: TrainState, value: Array, gradient: Params) -> tuple[Fault, Array]:
-    """Note a loss or a gradient that is not finite, and say whether all are."""
+    """Record a loss or gradient that is not finite, and return whether all are finite."""
     is_bad = jnp.stack([~jnp.isfinite(leaf).all() for leaf in (value, *jax.tree.leaves(gradient))])
     skip, fault = is_bad.any(), state.fault
     first = skip & (fault.skipped == 0)
@@ -293,10 +293,10 @@ def _looked_at(state: TrainState, value: Array, gradient: Params) -> tuple[Fault
 
 
 def _if(is_taken: Array, take: Callable[[], TrainState], state: TrainState) -> TrainState:
-    """Return the state after a step, or the one before where it is not taken.
+    """Return the state after a step, or the one before if it is not taken.
 
-    On CPUs a branch costs nothing, and choosing between two states half a small step; on others a branch waits for the
-    host.
+    On CPUs a branch costs nothing, while selecting between two states costs half a small step; on other devices a
+    branch waits for the host.
     """
     if jax.default_backend() == "cpu":
         return jax.lax.cond(is_taken, take, lambda: state)
@@ -313,7 +313,7 @@ def evaluate(model: Model, measures: Mapping[str, PerExample], variables: Variab
         data: any number of examples.
 
     Returns:
-        Sums that merge, by name; the mean of data without weight is NaN.
+        Sums that can be merged, by name; the mean of data without weight is NaN.
 
     Raises:
         TypeError: for arrays that are not of real numbers.

@@ -1,6 +1,6 @@
-"""A run whose data are read batch by batch, as a program for the host's loop.
+"""A run on data that are read batch by batch, for the host's loop.
 
-It takes the same steps, in the same order, and ends its epochs as a run in memory does.
+It takes the same steps in the same order, and ends its epochs in the same way, as a run in memory.
 """
 
 import collections
@@ -24,31 +24,31 @@ from nnfx.training.program import History, joined
 from nnfx.types import Array, Batch, Hyper, Metrics, Params, TrainState
 
 QUEUED = 2
-"""How many steps the host is ahead of the devices at most: each holds a batch in their memory."""
+"""The maximum number of steps the host is ahead of the devices: each holds a batch in their memory."""
 
 
 class Reader(Protocol):
-    """An iterator over the batches of a run that knows its position, such as `nnfx.data.stored.prefetched` returns."""
+    """An iterator over a run's batches that knows its position, such as one from `nnfx.data.stored.prefetched`."""
 
     def __next__(self) -> Batch:
         """Return the next batch."""
 
     def get_state(self) -> dict[str, Any]:
-        """Return the position, `next_index` among it."""
+        """Return the position, including `next_index`."""
 
     def set_state(self, position: dict[str, Any]) -> None:
-        """Go on from a position."""
+        """Continue from a position."""
 
 
 class Standing(NamedTuple):
     """Where a run stands between two steps.
 
     Attributes:
-        run: the run's state when its last epoch ended, but for the training state, which is that of now.
-        before: the parameters when this epoch began, for stopping rules; None without.
+        run: the run's state when its last epoch ended, except for the training state, which is the current one.
+        before: the parameters when this epoch began, for stopping rules; None without any.
         measured: what the steps of this epoch have measured so far.
         history: each metric by epoch so far, `(epochs,)`.
-        steps: how many steps were made in all.
+        steps: the number of steps taken in total.
     """
 
     run: RunState
@@ -66,11 +66,11 @@ class Streamed:
         recipe: how the run is made.
         key: a typed key.
         first: a batch, for its shapes.
-        valid: what is held out, or None.
+        valid: the held-out data, or None.
         hyper: the hyper-parameters, as arrays.
         reader: reads this process's share of each batch.
-        units_per_epoch: how many batches an epoch has.
-        data: what tells the data from others, by path.
+        units_per_epoch: the number of batches in an epoch.
+        data: what identifies the data, by path.
     """
 
     recipe: Recipe
@@ -87,26 +87,26 @@ class Streamed:
 
     @property
     def total(self) -> int:
-        """How many steps at most."""
+        """The maximum number of steps."""
         return self.recipe.epochs * self.units_per_epoch
 
     @property
     def longest(self) -> int:
-        """How many steps one call makes at most."""
+        """The maximum number of steps that one call takes."""
         return self.total
 
     def start(self) -> Standing:
-        """Return where the run starts from."""
+        """Return the starting point of the run."""
         run, measured = _begin(self.recipe, self.key, self.first, self.valid, self.hyper)
         run, before, measured = distributed.local((run, self._before(run), measured))
         return Standing(run, before, measured, {}, 0)
 
     def advance(self, standing: Standing, until: int, clock: Clock) -> Standing:
-        """Make steps until there are so many in all, fewer where a rule stops the run."""
+        """Take steps until there are this many in total, fewer if a rule stops the run."""
         (run, before, measured), history, steps = distributed.everywhere(standing[:3]), [standing.history], standing[4]
         if self.reader.get_state()["next_index"] != steps:
             self.reader.set_state({**self.reader.get_state(), "next_index": steps})
-        run = run._replace(train=_copy(run.train))  # a step uses up what it is given
+        run = run._replace(train=_copy(run.train))  # a step donates the state that it is given
         queued = collections.deque[Metrics]()
         while steps < until:
             batch = next(self.reader)
@@ -129,11 +129,11 @@ class Streamed:
         return Standing(run, before, measured, joined(history), steps)
 
     def done(self, standing: Standing) -> int:
-        """Return how many steps were made."""
+        """Return how many steps have been taken."""
         return standing.steps
 
     def has_ended(self, standing: Standing) -> bool:
-        """Say whether the run has stopped or come to the end of its last epoch."""
+        """Return whether the run has stopped or reached the end of its last epoch."""
         return standing.steps >= self.total or int(standing.run.stopped_by) != RUNNING
 
     def epochs(self, standing: Standing) -> int:
@@ -141,12 +141,12 @@ class Streamed:
         return standing.steps // self.units_per_epoch
 
     def history(self, standing: Standing, since: int) -> History:
-        """Return each metric of the epochs after these."""
+        """Return each metric of the epochs after the first `since`."""
         return {name: values[since:] for name, values in standing.history.items()}
 
     @property
     def shown(self) -> tuple[str, int]:
-        """What a bar counts, and how many of that a step has."""
+        """What a progress bar counts, and how many there are in a step."""
         return "examples", len(self.first.weights)
 
     def saved(self, standing: Standing) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -154,7 +154,7 @@ class Streamed:
         return standing[:-1], {}
 
     def expected(self, noted: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Return arrays like those of a checkpoint."""
+        """Return arrays of the shapes and dtypes that a checkpoint holds."""
         starting, _, ending = (each.out_info for each in self.lowered)
         epochs = noted["step"] // self.units_per_epoch
         columns = {name: np.zeros(epochs, value.dtype) for name, value in (ending[1] if epochs else {}).items()}
@@ -168,7 +168,7 @@ class Streamed:
 
     @functools.cached_property
     def lowered(self) -> list[Lowered]:
-        """The programs that start the run, make a step and end an epoch, on one device, not compiled yet."""
+        """The programs that start the run, take a step and end an epoch, on one device, not yet compiled."""
         recipe, first, valid, hyper = self.recipe.alone, self.first, self.valid, self.hyper
         starting = _begin.lower(recipe, self.key, first, valid, hyper)
         run, measured, first, hyper = jax.tree.map(_shape, (*starting.out_info, first, hyper))
@@ -178,7 +178,7 @@ class Streamed:
         return [starting, stepping, ending]
 
     def _before(self, run: RunState) -> Params | None:
-        """Return what stopping rules are told of the beginning of an epoch."""
+        """Return what stopping rules need from the beginning of an epoch."""
         return run.train.params if self.recipe.rule_names else None
 
 
@@ -194,7 +194,7 @@ def _begin(recipe: Recipe, key: Array, first: Batch, valid: Batch | None, hyper:
 def step(
     recipe: Recipe, train: TrainState, measured: Metrics, batch: Batch, hyper: Hyper
 ) -> tuple[TrainState, Metrics]:
-    """Take a step, and add what it measures to what was measured before."""
+    """Take a step, and add its metrics to those measured before."""
     train, more = recipe.step(recipe.bind(hyper))(train, in_floats(batch))
     return train, optax.tree.add(measured, more)
 
@@ -208,7 +208,7 @@ def end_epoch(
     hyper: Hyper,
     seconds: np.float32,
 ) -> tuple[RunState, dict[str, Array]]:
-    """End an epoch, as runs in memory do."""
+    """End an epoch as a run in memory does."""
     began = run.train if before is None else run.train._replace(params=before)
     return epochs.end_epoch(
         run._replace(train=began), recipe.bind(hyper), run.train, measured, valid, jnp.asarray(seconds)
@@ -216,7 +216,7 @@ def end_epoch(
 
 
 def _over_all(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep what a function returns whole on the devices of all processes."""
+    """Replicate what a function returns on the devices of all processes."""
     return functools.wraps(function)(lambda *arguments: distributed.everywhere(function(*arguments)))
 
 
@@ -225,7 +225,7 @@ _end_epoch = memo.compiled()(_over_all(end_epoch))
 
 
 def in_floats(batch: Batch) -> Batch:
-    """Return a batch whose inputs are as `nnfx.data.prepare` leaves them: floats, but for integers `(rows, n)`."""
+    """Return a batch whose inputs are as `nnfx.data.prepare` leaves them: floats, except for integers `(rows, n)`."""
     inputs = jnp.asarray(batch.inputs)
     if jnp.issubdtype(inputs.dtype, np.floating):
         return batch
@@ -234,7 +234,7 @@ def in_floats(batch: Batch) -> Batch:
 
 
 def _copy(tree: Any) -> Any:
-    """Return arrays of their own."""
+    """Return copies of the arrays."""
     return jax.tree.map(jnp.copy, tree)
 
 

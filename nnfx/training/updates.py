@@ -1,8 +1,8 @@
-"""The optimizer's update, with a derivative where parameters have never had a gradient.
+"""The optimizer's update, with a finite derivative even if parameters have never had a gradient.
 
-Many optimizers divide by the square root of a mean of squared gradients. Where every gradient so far was exactly zero
-(a pixel that is black in every image, a unit that is never active) that root is at zero, where its slope is infinite,
-and the derivative of a whole run by its hyper-parameters becomes `0 · ∞`, which is NaN.
+Many optimizers divide by the square root of a mean of squared gradients. If every gradient so far was exactly zero
+(a pixel that is black in every image, a unit that is never active), that root is taken at zero, where its slope is
+infinite, and the derivative of a whole run with respect to its hyper-parameters becomes `0 · ∞`, which is NaN.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,8 @@ import optax
 from nnfx.types import Array, Params
 
 EXPONENT = 0.79
-"""The state is moved by this power of the smallest number of its dtype, in float32 to 1e-30: its root, 1e-15, is
-negligible beside the epsilon of any optimizer, and one over it times their squares is far from infinite."""
+"""The state is moved by the smallest number of its dtype to this power, 1e-30 in float32: its root, 1e-15, is
+negligible beside the epsilon of any optimizer, and `1 / (root · epsilon²)` is far from infinite."""
 
 
 def update(
@@ -28,18 +28,18 @@ def update(
     value: Array,
     value_fn: Callable[[Params], Array],
 ) -> tuple[Params, Any]:
-    """Return the updates and the new state of an optimizer; the derivative of both is finite.
+    """Return the updates and the new state of an optimizer; the derivatives of both are finite.
 
-    The values are those of `optimizer.update`, to the bit. Where a slope is infinite, the derivative is taken beside
-    that point: zeros of the optimizer's state count as a tiny positive number. A mean of squares that is zero is at its
-    minimum and does not change to first order, so that what its slope is multiplied by is zero.
+    The values are those of `optimizer.update`, bit for bit. Where a slope is infinite, the derivative is taken next to
+    that point: zeros in the optimizer's state count as a tiny positive number. A mean of squares that is zero is at its
+    minimum and does not change to first order, so its slope is multiplied by zero.
 
     Args:
         optimizer: an Optax optimizer, which may hold traced numbers such as its learning rate.
-        gradient: that of the loss.
+        gradient: the gradient of the loss.
         opt_state: the optimizer's state.
         params: the parameters.
-        value: the loss, for optimizers that look at it, such as reduction on plateaus.
+        value: the loss, for optimizers that use it, such as reduction on plateaus.
         value_fn: the loss as a function of the parameters, for line searches.
 
     Example:
@@ -57,9 +57,9 @@ def update(
         transform, value_fn = parts
         return transform.update(gradient, opt_state, params, value=value, grad=gradient, value_fn=value_fn)
 
-    # Numbers that the optimizer holds are differentiated too, and a rule of one's own sees arguments alone.
+    # Numbers that the optimizer holds are differentiated too, but a custom rule sees only arguments.
     converted, held = jax.closure_convert(plain, gradient, opt_state, params, value)
-    parts.clear()  # JAX keeps the function for good, and with it would keep the model
+    parts.clear()  # JAX keeps the function forever, and would keep the model with it
 
     @jax.custom_jvp
     def updated(gradient: Params, opt_state: Any, others: Any) -> tuple[Params, Any]:
@@ -80,7 +80,7 @@ def update(
 
 
 def _has_slopes(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Array:
-    """Return whether all slopes of a function are finite, as reverse mode has them."""
+    """Return whether all slopes of a function are finite, as computed in reverse mode."""
     leaves, tree = jax.tree.flatten(jax.lax.stop_gradient(arguments))
     places = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
 
@@ -93,13 +93,13 @@ def _has_slopes(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Arr
     try:
         outputs, pull = jax.vjp(of_floats, [leaves[i] for i in places])
         (slopes,) = pull([jnp.ones_like(leaf) for leaf in outputs])
-    except ValueError:  # from a line search: it has no reverse mode, and forward mode is what was asked for
+    except ValueError:  # from a line search: it has no reverse mode, so forward mode was asked for
         return jnp.asarray(False)
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in slopes]).all()
 
 
 def _off_zero(leaf: Any, shift: Array) -> Any:
-    """Return floats with a tiny number in place of zero where the shift is 1, and the derivative of the identity."""
+    """Return floats with a tiny number in place of zero if the shift is 1, and with the derivative of the identity."""
     if not _is_float(leaf):
         return leaf
     tiny = jnp.asarray(float(jnp.finfo(leaf.dtype).tiny) ** EXPONENT, leaf.dtype) * shift.astype(leaf.dtype)

@@ -1,6 +1,6 @@
-"""What is checked of a run before anything is trained: shapes once for each signature, values once for each data.
+"""Checks before anything is trained: shapes once for each signature, values once for each `Data`.
 
-Arrays cannot change, so what has been checked is remembered, and calling a run again costs nothing.
+Arrays are immutable, so what has been checked is remembered, and calling a run again costs nothing.
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ from nnfx.types import Array, Batch, Hyper, Model, PerExample
 
 @dataclasses.dataclass
 class Checked:
-    """What is known of a run's function from its calls.
+    """What is known about a run's function from previous calls.
 
     Attributes:
-        outputs: the shape of the outputs by the signature checked.
-        data: data whose values were checked.
+        outputs: the shape of the outputs, by the signature checked.
+        data: data whose values have been checked.
     """
 
     outputs: dict[Any, jax.ShapeDtypeStruct] = dataclasses.field(default_factory=dict)
@@ -34,17 +34,17 @@ class Checked:
 
 
 def check_model(model: Any) -> None:
-    """Require a model, and no factory of one or module of another library."""
+    """Check that this is a model, not a factory of one or a module of another library."""
     if not isinstance(model, Model):
         raise TypeError(f"model: expected a Model, such as nnfx.models.mlp((16,)), got {checks.describe(model)}")
 
 
 def check_functions(loss: Any, metrics: Any, name: str = "metrics") -> None:
-    """Require a loss, where it is not None, and metrics by name, none of which takes the loss's.
+    """Check that the loss, unless it is None, and the metrics are functions, and that no metric is named `loss`.
 
     Raises:
-        TypeError: for what is no function.
-        ValueError: for a metric named as the loss, which it would stand in for.
+        TypeError: for anything that is not a function.
+        ValueError: for a metric named like the loss, which it would replace.
     """
     if metrics is not None and not isinstance(metrics, Mapping):
         raise TypeError(
@@ -60,11 +60,11 @@ def check_functions(loss: Any, metrics: Any, name: str = "metrics") -> None:
 
 
 def check_run(recipe: Recipe, data: Data, hyper: Hyper) -> None:
-    """Raise on data that a run cannot be meant for.
+    """Raise an error for data that cannot be what the caller intended.
 
     Args:
         recipe: how the run is made.
-        data: what it was given.
+        data: the data it was given.
         hyper: its hyper-parameters, as arrays.
 
     Raises:
@@ -88,7 +88,7 @@ def check_run(recipe: Recipe, data: Data, hyper: Hyper) -> None:
 
 
 def _check_shapes(recipe: Recipe, train: Batch, valid: Batch | None, hyper: Hyper) -> jax.ShapeDtypeStruct:
-    """Check every shape on the way through the model and the loss, and return that of the training outputs."""
+    """Check every shape through the model and the loss, and return that of the training outputs."""
     size = train.weights.shape[0] if train.weights.ndim else 0
     for name, batch in (("data.train", train), ("data.valid", valid)):
         if batch is not None:
@@ -126,7 +126,7 @@ def _check_shapes(recipe: Recipe, train: Batch, valid: Batch | None, hyper: Hype
         raise ValueError(f"model: expected one output per example, {size} of them, got {checks.describe(outputs)}")
     for batch in (train, valid) if valid is not None else (train,):
         of_batch = jax.ShapeDtypeStruct((batch.weights.shape[0], *outputs.shape[1:]), outputs.dtype)
-        if batch.weights.ndim == 2 or rows.has_lengths(batch):  # whose outputs may have a length of their own
+        if batch.weights.ndim == 2 or rows.has_lengths(batch):  # whose outputs may differ in length
             of_batch = jax.eval_shape(forward, hyper, key, batch)[0]
         seen, targets, weights = jax.eval_shape(rows.examples, of_batch, batch)
         losses.check(recipe.measures["loss"], seen, targets)
@@ -143,13 +143,13 @@ def _check_shapes(recipe: Recipe, train: Batch, valid: Batch | None, hyper: Hype
 
 
 def check_stored(recipe: Recipe, data: Data, hyper: Hyper, targets: np.ndarray, weights: np.ndarray) -> None:
-    """Raise on targets and weights, however many, that a run cannot be meant for.
+    """Raise an error for targets and weights, however many, that cannot be what the caller intended.
 
     Args:
         recipe: how the run is made.
-        data: a part of the data, which has been checked.
+        data: a part of the data that has already been checked.
         hyper: its hyper-parameters, as arrays.
-        targets: `(rows, ...)`, looked at in parts.
+        targets: `(rows, ...)`, checked in parts.
         weights: `(rows,)`.
 
     Raises:
@@ -175,7 +175,7 @@ def _shapes(inputs: Any) -> Any:
 
 
 def check_batch(name: str, batch: Batch) -> None:
-    """Require a batch of real numbers with as many rows in each part, at least one."""
+    """Check that a batch holds real numbers, with the same number of rows, at least one, in each part."""
     weights = batch.weights
     if weights.ndim not in (1, 2) or weights.size == 0 or not jnp.issubdtype(weights.dtype, np.floating):
         raise ValueError(
@@ -191,10 +191,10 @@ def check_batch(name: str, batch: Batch) -> None:
 
 
 def as_arrays(name: str, batch: Batch) -> Batch:
-    """Return a batch of arrays of JAX; those of the host are converted there.
+    """Return a batch of JAX arrays; arrays on the host are converted there.
 
     Raises:
-        TypeError: for anything else than a batch, and arrays that are not of real numbers.
+        TypeError: for anything other than a batch, and arrays that are not of real numbers.
         ValueError: for numbers that the device cannot hold.
     """
     if not isinstance(batch, Batch):
@@ -206,7 +206,7 @@ def as_arrays(name: str, batch: Batch) -> Batch:
 
 
 def inputs_as_arrays(name: str, inputs: Any) -> Any:
-    """Return inputs, an array or a tree of them, as arrays of JAX; lists of numbers are one array."""
+    """Return inputs, an array or a tree of them, as JAX arrays; a list of numbers is one array."""
     leaves = jax.tree.leaves(inputs)
     if isinstance(inputs, list) and all(np.ndim(leaf) == 0 for leaf in leaves):
         return _as_array(name, inputs)
@@ -220,7 +220,7 @@ def _as_array(name: str, value: Any) -> Any:
 
 
 def check_evaluation(data: Batch, measures: Mapping[str, PerExample], outputs: Any) -> None:
-    """Raise on data that a model cannot be evaluated on; what is traced passes.
+    """Raise an error for data that a model cannot be evaluated on; traced values pass.
 
     Args:
         data: the examples.
@@ -241,20 +241,20 @@ def check_evaluation(data: Batch, measures: Mapping[str, PerExample], outputs: A
         raise ValueError(f"data.weights: expected none negative, got {float(data.weights.min()):g}")
     seen, targets = _check_values("data", data, outputs)
     if checks.is_concrete(data.weights) and not bool((data.weights != 0).any()):
-        return  # nothing is measured, so that its mean is NaN
+        return  # nothing is measured, so its mean is NaN
     for measure in measures.values():
         losses.check(measure, seen, targets)
 
 
 def _check_values(name: str, batch: Batch, outputs: Any) -> tuple[Any, Any]:
-    """Look at the inputs that have a weight, where they are concrete, and return what losses are taken of.
+    """Check the inputs that have a weight, if they are concrete, and return what losses are computed from.
 
     Returns:
         The shape of the outputs, and the targets.
     """
     for leaf in jax.tree.leaves((batch.inputs, batch.targets)):
         if isinstance(leaf, np.ndarray):
-            arrays.to_device(name, leaf)  # raises where numbers are lost on the way
+            arrays.to_device(name, leaf)  # raises if the device cannot hold the numbers
     has_weight = True
     if checks.is_concrete(batch):
         with jax.ensure_compile_time_eval():
@@ -272,7 +272,7 @@ def _check_values(name: str, batch: Batch, outputs: Any) -> tuple[Any, Any]:
 
 
 def _check_data(recipe: Recipe, name: str, batch: Batch, hyper: Hyper, outputs: jax.ShapeDtypeStruct) -> None:
-    """Look at the values of a part of the data, where they are concrete."""
+    """Check the values of a part of the data, if they are concrete."""
     checks.weights(f"{name}.weights", batch.weights)
     if recipe.batch_size == 1 and checks.is_concrete(batch.weights) and name == "data.train":
         with jax.ensure_compile_time_eval():
@@ -292,7 +292,7 @@ def _check_data(recipe: Recipe, name: str, batch: Batch, hyper: Hyper, outputs: 
         if not str(getattr(innermost(function), "__module__", "")).startswith("nnfx.")
     }
     if users_own and checks.is_concrete((targets, hyper)):
-        # the numbers are made up, so that what they give need not be finite
+        # the outputs are made up, so the results need not be finite
         with jax.ensure_compile_time_eval(), jax.debug_nans(False), jax.debug_infs(False):
             trial = jax.random.uniform(jax.random.key(0), seen.shape, jnp.float32, 0.1, 0.9)
             for label, function in users_own.items():
@@ -300,7 +300,7 @@ def _check_data(recipe: Recipe, name: str, batch: Batch, hyper: Hyper, outputs: 
 
 
 def _check_rows_apart(label: str, function: PerExample, outputs: Array, targets: Array) -> None:
-    """Require that the value of a row depends on that row alone: a broadcast by mistake mixes the rows."""
+    """Check that the value of a row depends on that row alone: an accidental broadcast mixes rows."""
     together = function(outputs, targets)
     for i in range(min(3, len(outputs))):
         alone = function(outputs[i : i + 1], targets[i : i + 1])
