@@ -331,24 +331,31 @@ def fit_temperature(logits: Array, labels: Array, weights: Array | None = None) 
     if weights.shape != labels.shape:
         raise ValueError(f"weights: expected one per example, {labels.shape}, got {checks.describe(weights)}")
     checks.weights("weights", weights)
-    own = jnp.take_along_axis(logits, jnp.where(labels < 0, logits.shape[1], labels)[:, None], -1)
-    counts = (weights != 0)[:, None]
     if checks.is_concrete((logits, labels, weights)):
-        checks.finite("logits", jnp.where(counts & ~jnp.isneginf(logits), logits, 0))
-        is_ruled_out = (jnp.isneginf(own) & counts)[:, 0]
-        if is_ruled_out.any():
-            first = int(is_ruled_out.argmax())
-            raise ValueError(f"labels: expected classes that no logit of −∞ rules out, got one ruled out at {first}")
-    margins = logits - jnp.where(jnp.isneginf(own), jnp.nan, own)
-    # What an example of weight zero holds does not count, but if it is finite, its gradient does.
-    margins = jnp.where(counts | (margins < jnp.inf).all(-1, keepdims=True), margins, 0)
-    are_weights = (weights >= 0).all() & (weights > 0).any()
-    return _temperature(margins, jnp.where(are_weights, weights, jnp.nan))
+        _check_possible(*map(np.asarray, (logits, labels, weights)))
+    return _temperature(logits, labels, weights)
+
+
+def _check_possible(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> None:
+    """Require logits of examples with weight that are finite or −∞, and labels that none of them rules out."""
+    has_weight = weights != 0
+    checks.finite("logits", np.where(has_weight[:, None] & ~np.isneginf(logits), logits, 0))
+    is_ruled_out = has_weight & np.isneginf(np.take_along_axis(logits, labels[:, None], -1)[:, 0])
+    if is_ruled_out.any():
+        first = int(is_ruled_out.argmax())
+        raise ValueError(f"labels: expected classes that no logit of −∞ rules out, got one ruled out at {first}")
 
 
 @jax.jit
-def _temperature(margins: Array, weights: Array) -> Array:
-    """Find the temperature from the logits minus that of the label, `(batch, classes)`."""
+def _temperature(logits: Array, labels: Array, weights: Array) -> Array:
+    """Find the temperature; NaN for labels, logits or weights that cannot be what the caller intended."""
+    own = jnp.take_along_axis(logits, jnp.where(labels < 0, logits.shape[1], labels)[:, None], -1)
+    margins = logits - jnp.where(jnp.isneginf(own), jnp.nan, own)
+    # What an example of weight zero holds does not count, but if it is finite, its gradient does.
+    is_counted = (weights != 0)[:, None] | (margins < jnp.inf).all(-1, keepdims=True)
+    margins = jnp.where(is_counted, margins, 0)
+    are_weights = (weights >= 0).all() & (weights > 0).any()
+    weights = jnp.where(are_weights, weights, jnp.nan)
 
     def slope_and_curvature(inverse: Array, margins: Array, weights: Array) -> tuple[Array, Array]:
         p = jax.nn.softmax(inverse * margins, -1)

@@ -154,6 +154,7 @@ def test_signals_save_and_leave_with_a_word(data, tmp_path, capsys):
     assert "SIGTERM: left after epoch 2 of 8, saved as " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_more_epochs_may_be_asked_for(data, tmp_path):
     sweep(PLAIN, data, **given(), epochs_per_chunk=4, out=tmp_path, progress=False)
     longer = sweep(fit(12), data, **given(), epochs_per_chunk=4, out=tmp_path, progress=False)

@@ -22,8 +22,8 @@ from nnfx.host.evaluations import row_of
 from nnfx.host.folder import Owner
 from nnfx.host.identity import Identity, moments, words
 from nnfx.host.logs import Apart, Bar, CsvLog, Log, Row, TensorBoardLog, rows_in
+from nnfx.training.driver import History, Program, drive
 from nnfx.training.parts import Recipe
-from nnfx.training.program import History, Program, drive
 from nnfx.types import Array, Hyper
 
 State = TypeVar("State")

@@ -15,9 +15,9 @@ from nnfx.scale.programs import fold_data, programs_of
 from nnfx.scale.slices import fitting_shape, free_memory, in_slices
 from nnfx.scale.table import Table
 from nnfx.stopping import Clock
+from nnfx.training.driver import History
 from nnfx.training.fit import Fit
 from nnfx.training.in_memory import LONGEST, InMemory
-from nnfx.training.program import History
 from nnfx.types import Hyper
 
 

@@ -11,9 +11,9 @@ from jax.stages import Lowered
 
 from nnfx import checks, distributed, memo
 from nnfx.stopping import Clock
+from nnfx.training.driver import History, drive, joined
 from nnfx.training.epochs import RUNNING, RunState, run_epochs_until, start
 from nnfx.training.parts import Recipe
-from nnfx.training.program import History, drive, joined
 from nnfx.types import Array, Batch, Hyper
 
 LONGEST = 1000

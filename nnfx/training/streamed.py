@@ -18,9 +18,9 @@ from jax.stages import Lowered
 from nnfx import distributed, memo
 from nnfx.stopping import Clock
 from nnfx.training import epochs
+from nnfx.training.driver import History, joined
 from nnfx.training.epochs import RUNNING, RunState
 from nnfx.training.parts import Recipe
-from nnfx.training.program import History, joined
 from nnfx.types import Array, Batch, Hyper, Metrics, Params, TrainState
 
 QUEUED = 2

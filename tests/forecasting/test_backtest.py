@@ -134,7 +134,8 @@ def test_a_gradient_goes_through_all_origins():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, pytest.param({"train_windows": 10}, marks=pytest.mark.slow), {"valid_windows": 4}]
+    "options",
+    [{}, *(pytest.param(each, marks=pytest.mark.slow) for each in ({"train_windows": 10}, {"valid_windows": 4}))],
 )
 def test_no_forecast_knows_what_comes_after_its_origin(options):
     train = STOPPED if "valid_windows" in options else MINIBATCHES

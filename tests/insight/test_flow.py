@@ -91,6 +91,7 @@ def test_minibatches_are_averaged_and_runs_are_mapped():
             np.testing.assert_allclose(found.update[layer][i], rate * found.gradient[layer][i], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_skipped_step_counts_for_nothing():
     optimizer = optax.sgd(0.1)
     step = jax.jit(flow.make_step(MODEL, MSE, optimizer, skip_non_finite=True))

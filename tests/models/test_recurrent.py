@@ -64,7 +64,7 @@ def test_an_initial_state_goes_on_where_another_sequence_ended(kind):
     assert_close(*in_parts_and_whole(drawn(model)))
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("bidirectional", [pytest.param(False, marks=pytest.mark.slow), True])
 @ONE_KIND
 def test_padding_changes_no_output(kind, bidirectional):
     values = np.where((np.arange(9) < LENGTHS[:, None])[..., None], INPUTS, np.nan)

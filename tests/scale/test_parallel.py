@@ -127,7 +127,7 @@ DEFAULT = "mixup"
 @pytest.mark.parametrize(
     ("kind", "strategy"),
     [
-        pytest.param(kind, strategy, marks=[] if kind == DEFAULT else [pytest.mark.slow])
+        pytest.param(kind, strategy, marks=[] if (kind, strategy) == (DEFAULT, "pmap") else [pytest.mark.slow])
         for kind in AUGMENTS
         for strategy in STRATEGIES
     ],

@@ -219,6 +219,7 @@ def test_the_gradient_through_a_run_equals_central_differences(key, rematerializ
             np.testing.assert_allclose(slopes[name], central, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_rematerialised_epochs_bound_the_memory_of_a_gradient(key, data):
     def memory(rematerialize_epochs):
         train = make(epochs=64, rematerialize_epochs=rematerialize_epochs)

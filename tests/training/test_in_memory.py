@@ -10,8 +10,8 @@ import pytest
 
 import nnfx
 from nnfx import stopping
+from nnfx.training.driver import drive
 from nnfx.training.in_memory import InMemory, padded
-from nnfx.training.program import drive
 from nnfx.training.rows import known
 
 

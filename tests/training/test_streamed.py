@@ -5,7 +5,7 @@ import numpy as np
 import optax
 
 import nnfx
-from nnfx.training.program import drive
+from nnfx.training.driver import drive
 from nnfx.training.streamed import Streamed
 
 STEPS_PER_EPOCH, EPOCHS = 5, 3
