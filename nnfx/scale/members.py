@@ -195,7 +195,6 @@ def _median(columns: np.ndarray) -> np.ndarray:
     array([ 2., nan])
     """
     ordered, count = np.sort(columns, axis=0), (~np.isnan(columns)).sum(0)
-    middle = [np.maximum(count - 1, 0) // 2, np.maximum(count, 1) // 2]
-    middle[1] = np.minimum(middle[1], np.maximum(count - 1, 0))
+    middle = np.maximum(count - 1, 0) // 2, count // 2
     low, high = (np.take_along_axis(ordered, place[None], 0)[0] for place in middle)
     return (low + high) / 2

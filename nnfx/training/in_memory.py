@@ -50,7 +50,6 @@ class InMemory:
     train: Batch
     valid: Batch | None
     hyper: Hyper
-
     data: Any = None
 
     kind = "run"
