@@ -49,7 +49,7 @@ def as_numpy(name: str, value: Any, *, masked_as_nan: bool = False) -> Any:
         >>> as_numpy("targets", np.ma.masked_values([1.0, 1e20], 1e20))
         Traceback (most recent call last):
           ...
-        ValueError: targets: expected known values, got 1 masked or missing
+        ValueError: targets: expected no masked or missing values, got 1
     """
     if isinstance(value, jax.core.Tracer | jax.ShapeDtypeStruct):
         return value
@@ -58,7 +58,7 @@ def as_numpy(name: str, value: Any, *, masked_as_nan: bool = False) -> Any:
     array, missing = _converted(name, value)
     if missing is not None and missing.any():
         if not masked_as_nan:
-            raise ValueError(f"{name}: expected known values, got {int(missing.sum())} masked or missing")
+            raise ValueError(f"{name}: expected no masked or missing values, got {int(missing.sum())}")
         array = np.where(missing, np.nan, array.astype(np.result_type(array.dtype, np.float16)))
     is_polars = hasattr(value, "null_count")  # NumPy converts the dates of its frames to numbers
     text = _columns_of_text(value) if is_polars or array.dtype.kind in "OSUMm" else []
@@ -90,7 +90,7 @@ def _converted(name: str, value: Any) -> tuple[np.ndarray, np.ndarray | None]:
     if hasattr(value, "tocsr"):
         raise TypeError(
             f"{name}: expected a dense array, got a sparse {type(value).__name__} {list(value.shape)};"
-            " its method toarray() makes one"
+            " convert it with its method toarray()"
         )
     if hasattr(value, "detach") and hasattr(value, "cpu"):  # a PyTorch tensor
         value = value.detach().cpu()
@@ -134,7 +134,7 @@ def _numbers(name: str, value: Any) -> np.ndarray:
             try:
                 return array.astype(np.int64 if whole else np.float64)
             except OverflowError as error:
-                raise ValueError(f"{name}: expected integers that 64 bits can hold, got larger ones") from error
+                raise ValueError(f"{name}: expected integers that fit into 64 bits, got larger ones") from error
     return array
 
 

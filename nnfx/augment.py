@@ -313,16 +313,16 @@ def _mixable(targets: Array, classes: int | None, dtype: jnp.dtype) -> Array:
     """Return targets that can be averaged: floats unchanged, integer labels as rows of probabilities."""
     if jnp.issubdtype(targets.dtype, jnp.floating):
         if classes is not None:
-            raise ValueError(f"classes: expected none beside targets that are floats already, got {classes!r}")
+            raise ValueError(f"classes: expected None for targets that are already floats, got {classes!r}")
         return targets
     if classes is None:
         raise ValueError(
-            "classes: expected how many there are beside integer labels, fixed with"
+            "classes: expected the number of classes for integer labels, fixed with"
             f" functools.partial(mixup, classes=...), got none for targets {checks.describe(targets)};"
-            " for one binary output, make the targets floats"
+            " for one binary output, convert the targets to floats"
         )
     if isinstance(classes, jax.core.Tracer):
-        raise TypeError("classes: expected a whole number fixed with functools.partial, got one that is traced")
+        raise TypeError("classes: expected a whole number fixed with functools.partial, got a traced one")
     checks.positive_integer("classes", classes)
     if classes < 2:
         raise ValueError(f"classes: expected at least 2, got {classes}")

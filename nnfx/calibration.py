@@ -50,7 +50,7 @@ def _check_probabilities(probabilities: Any, axes: str = "(batch, classes)") -> 
     if probabilities.ndim != axes.count(",") + 1 or probabilities.shape[-1] < 2:
         raise ValueError(
             f"probabilities: expected {axes} with two classes or more, got {checks.describe(probabilities)};"
-            " nnfx.calibration.probabilities makes them of logits"
+            " nnfx.calibration.probabilities computes them from logits"
         )
     if checks.is_concrete(probabilities):
         values = np.asarray(probabilities, np.float64)
@@ -320,7 +320,9 @@ def fit_temperature(logits: Array, labels: Array, weights: Array | None = None) 
     """
     logits = _wide(_class_logits(logits))
     if logits.ndim != 2:
-        raise ValueError(f"logits: expected (batch, classes), got {checks.describe(logits)}; map over more by jax.vmap")
+        raise ValueError(
+            f"logits: expected (batch, classes), got {checks.describe(logits)}; map over further axes with jax.vmap"
+        )
     if not len(logits):
         raise ValueError(f"logits: expected at least one example, got {checks.describe(logits)}")
     labels = arrays.as_array("labels", labels)
@@ -343,7 +345,7 @@ def _check_possible(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray)
     is_ruled_out = has_weight & np.isneginf(np.take_along_axis(logits, labels[:, None], -1)[:, 0])
     if is_ruled_out.any():
         first = int(is_ruled_out.argmax())
-        raise ValueError(f"labels: expected classes that no logit of −∞ rules out, got one ruled out at {first}")
+        raise ValueError(f"labels: expected classes whose logits are not −∞, got one with a logit of −∞ at {first}")
 
 
 @jax.jit

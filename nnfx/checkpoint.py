@@ -91,7 +91,7 @@ def save(path: str | os.PathLike[str], tree: Any, about: Mapping[str, Any] | Non
     if not distributed.is_first():
         return
     if os.path.lexists(path):
-        raise FileExistsError(f"{path}: expected nothing there yet, got a file, folder or link")
+        raise FileExistsError(f"{path}: expected a path that does not exist yet, got a file, folder or link")
     aside = paths.aside(path)
     try:
         aside.mkdir(parents=True)
@@ -122,13 +122,13 @@ def read(path: str | os.PathLike[str]) -> Description:
     """
     path = paths.absolute("path", path)
     if not path.is_dir():
-        raise FileNotFoundError(f"{path}: expected a checkpoint, which is a folder, got none")
+        raise FileNotFoundError(f"{path}: expected the folder of a checkpoint, got none")
     _verify(path)
     try:
         return described(path)
     except (AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DamagedError(
-            f"{path}: expected {DESCRIPTION} as nnfx writes it, got {type(error).__name__}: {error}"
+            f"{path}: expected {DESCRIPTION} as written by nnfx, got {type(error).__name__}: {error}"
         ) from error
 
 
@@ -142,7 +142,7 @@ def described(path: Path) -> Description:
     if written["format"] != FORMAT:
         raise ValueError(
             f"{path}: expected a checkpoint of format {FORMAT}, got {written['format']},"
-            f" made by nnfx {written['versions'].get('nnfx')}"
+            f" written by nnfx {written['versions'].get('nnfx')}"
         )
     return Description(written["leaves"], written["versions"], written["about"])
 
@@ -285,7 +285,7 @@ def _write(folder: Path, arrays: dict[str, np.ndarray]) -> None:
 def _on_host(tree: Any) -> dict[str, np.ndarray]:
     """Return the leaves on the host, by number, without empty ones, which their shape describes fully."""
     if not checks.is_concrete(tree):
-        raise TypeError("tree: expected arrays with values, got shapes or traced arrays")
+        raise TypeError("tree: expected concrete arrays, got shapes or traced arrays")
     leaves = _leaves(distributed.local(tree)).values()
     plain = [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in leaves]
     # JAX arrays never change; NumPy arrays may while they are written, so they are copied
@@ -331,7 +331,7 @@ def _verify(path: Path) -> None:
     """Raise if a file is missing, additional or altered."""
     for name in (_SUMS, _SEAL):
         if not (path / name).is_file():
-            raise DamagedError(f"{path}: expected a whole checkpoint, got one without {name}")
+            raise DamagedError(f"{path}: expected a complete checkpoint, got one without {name}")
     if (path / _SEAL).read_bytes() != _lines({_SUMS: _checksum(path / _SUMS)}).encode():
         raise DamagedError(f"{path}: expected {_SUMS} with the checksum in {_SEAL}, got another")
     lines = (path / _SUMS).read_text().splitlines()
@@ -339,11 +339,11 @@ def _verify(path: Path) -> None:
     got = _checksums(path)
     problems = [
         *(f"{name} is missing" for name in sorted(wanted.keys() - got.keys())),
-        *(f"{name} is additional" for name in sorted(got.keys() - wanted.keys())),
+        *(f"{name} is unexpected" for name in sorted(got.keys() - wanted.keys())),
         *(f"{name} is altered" for name in sorted(wanted.keys() & got.keys()) if wanted[name] != got[name]),
     ]
     if problems:
-        raise DamagedError(f"{path}: expected the files as they were written, got others: {_listed(problems, ', ')}")
+        raise DamagedError(f"{path}: expected the files as they were written, got changes: {_listed(problems, ', ')}")
 
 
 def _listed(lines: list[str], separator: str) -> str:

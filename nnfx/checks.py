@@ -136,7 +136,9 @@ def weights(name: str, value: Any) -> None:
             value, _ = near(value)
             lowest, highest = float(value.min()), float(value.max())
         if lowest < 0 or highest <= 0:
-            raise ValueError(f"{name}: expected none negative and some positive, got {lowest:g} to {highest:g}")
+            raise ValueError(
+                f"{name}: expected non-negative numbers, some of them positive, got {lowest:g} to {highest:g}"
+            )
 
 
 def binary_labels(name: str, value: Any) -> None:

@@ -58,7 +58,7 @@ def set_up(
         jax.config.update("jax_num_cpu_devices", devices)
     except RuntimeError as error:
         raise RuntimeError(
-            "devices: expected set_up to be called before JAX computes anything, got it later"
+            "devices: expected a call of set_up before JAX computes anything, got a later one"
         ) from error
     if folder is not None and jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(folder))

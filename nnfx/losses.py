@@ -357,6 +357,6 @@ def empirical(losses: Array, weights: Array | None = None) -> Array:
     if checks.is_concrete(weights) and weights.size:
         with jax.ensure_compile_time_eval():
             if (weights < 0).any():
-                raise ValueError(f"weights: expected none negative, got {float(weights.min()):g}")
+                raise ValueError(f"weights: expected non-negative numbers, got {float(weights.min()):g}")
     mean = Mean.of(losses, weights).value
     return jnp.where((weights >= 0).all(), mean, jnp.nan)

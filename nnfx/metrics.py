@@ -67,7 +67,7 @@ def accuracy(logits: Array, labels: Array) -> Array:
     if logits.ndim < 2 or logits.shape[-1] < 2:
         raise ValueError(
             f"logits: expected two classes or more, (batch, classes), got {checks.describe(logits)};"
-            " for a single output there is binary_accuracy"
+            " for a single output use binary_accuracy"
         )
     if labels.shape not in (logits.shape, logits.shape[:-1]):
         raise ValueError(
@@ -96,7 +96,7 @@ def _are_shares(rows: Array) -> Array:
         with jax.ensure_compile_time_eval():
             if not are_shares.all():
                 raise ValueError(
-                    "labels: expected one-hot rows or probabilities, got negative numbers or none positive"
+                    "labels: expected one-hot rows or probabilities, got negative numbers or rows of zeros"
                 )
     return are_shares
 

@@ -55,7 +55,7 @@ def as_optimizer(name: str, given: Any) -> optax.GradientTransformationExtraArgs
         given = given.gradient_transformation()
     if not isinstance(given, optax.GradientTransformation):
         hint = "; call the factory, such as optax.adam(0.001)" if callable(given) else ""
-        raise TypeError(f"{name}: expected an Optax optimizer already made, got {checks.describe(given)}{hint}")
+        raise TypeError(f"{name}: expected an instance of an Optax optimizer, got {checks.describe(given)}{hint}")
     inner = optax.with_extra_args_support(given)
 
     def init(params: Any) -> Any:
@@ -68,7 +68,7 @@ def as_optimizer(name: str, given: Any) -> optax.GradientTransformationExtraArgs
             return inner.update(updates, state, params, **extra)
         both, after = inner.update(updates, state.inner, optax.LookaheadParams(params, state.params), **extra)
         if not isinstance(both, optax.LookaheadParams):
-            raise ValueError(f"{name}: expected optax.lookahead outermost, or within optax.chain, got it elsewhere")
+            raise ValueError(f"{name}: expected optax.lookahead outermost or within optax.chain, got it elsewhere")
         return both.fast, Slow(optax.apply_updates(state.params, both.slow), after)
 
     return optax.GradientTransformationExtraArgs(init, update)

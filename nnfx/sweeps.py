@@ -234,7 +234,7 @@ def _keeper(
     if out is None:
         for name, given in {"skip_damaged": skip_damaged, "tensorboard": tensorboard}.items():
             if given:
-                raise ValueError(f"{name}: expected a folder `out` beside it, got none")
+                raise ValueError(f"{name}: expected a folder `out` as well, got none")
         return None, title if progress else None
     keeper = Keeper(
         out=paths.absolute("out", out),
@@ -253,7 +253,9 @@ def _mesh(devices: Sequence[jax.Device] | None, per_member: int) -> Mesh:
     if devices is not None and not (
         isinstance(devices, Sequence | np.ndarray) and all(isinstance(device, jax.Device) for device in devices)
     ):
-        raise TypeError(f"devices: expected a sequence of devices, as jax.devices(), got {checks.describe(devices)}")
+        raise TypeError(
+            f"devices: expected a sequence of devices, such as jax.devices(), got {checks.describe(devices)}"
+        )
     used = np.array(jax.local_devices() if devices is None or len(devices) == 0 else devices)
     if len(used) % per_member:
         raise ValueError(f"devices_per_member: expected a divisor of the {len(used)} devices, got {per_member}")
@@ -263,10 +265,10 @@ def _mesh(devices: Sequence[jax.Device] | None, per_member: int) -> Mesh:
 def _check(fit: Fit, data: Data, key: Array, on_chunk: Callable[[Progress], None] | None) -> None:
     """Check what is needed before anything else can be checked."""
     if not isinstance(fit, Fit):
-        hint = "; its attribute `fit` made it" if isinstance(fit, Run) else ""
+        hint = "; pass its attribute `fit`" if isinstance(fit, Run) else ""
         raise TypeError(f"fit: expected what nnfx.fit returns, got {checks.describe(fit)}{hint}")
     if not isinstance(data, Data):
-        raise TypeError(f"data: expected nnfx.data.Data, as nnfx.data.prepare makes it, got {type(data).__name__}")
+        raise TypeError(f"data: expected nnfx.data.Data, as returned by nnfx.data.prepare, got {type(data).__name__}")
     checks.key("key", key)
     if on_chunk is not None and not callable(on_chunk):
         raise TypeError(f"on_chunk: expected a function of a Progress, got {checks.describe(on_chunk)}")
@@ -288,7 +290,7 @@ def _table(
         checks.positive_integer("memory", memory)
     if not points and fit.required_names:
         raise ValueError(
-            f"points: expected at least one hyper-parameter, got none, not even {', '.join(fit.required_names)}"
+            f"points: expected at least one hyper-parameter, got none; required: {', '.join(fit.required_names)}"
         )
     for i in range(number_of(points)):
         hyperparameters.check({name: column[i] for name, column in points.items()}, fit.all_factories)
@@ -296,7 +298,7 @@ def _table(
         rows = data.train.weights.shape[0]
         checks.positive_integer("folds", folds)
         if not 2 <= folds <= rows:
-            raise ValueError(f"folds: expected 2 to {rows}, the rows of data.train, got {folds}")
+            raise ValueError(f"folds: expected 2 to {rows}, the number of rows of data.train, got {folds}")
         if data.valid is not None:
             raise ValueError("folds: expected data without a held-out part, got data.valid as well")
     first = hyperparameters.as_arrays({name: column[0] for name, column in points.items()})

@@ -183,7 +183,7 @@ def _check_lengths(values: Any, lengths: Any) -> None:
     if checks.is_concrete(lengths) and getattr(lengths, "is_fully_addressable", True) and lengths.size:
         low, high, time = int(np.min(lengths)), int(np.max(lengths)), values.shape[batch]
         if low < 0 or high > time:
-            raise ValueError(f"lengths: expected from 0 to the time, {time}, got {low} to {high}")
+            raise ValueError(f"lengths: expected numbers from 0 to {time}, the number of steps, got {low} to {high}")
 
 
 class Fault(NamedTuple):

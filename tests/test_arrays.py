@@ -31,7 +31,7 @@ def test_an_array_keeps_its_dtype(dtype):
 def test_masked_values_are_missing_and_not_what_fills_them():
     masked = np.ma.array([1, 2, 999], mask=[False, False, True])
     np.testing.assert_array_equal(arrays.as_numpy("x", masked, masked_as_nan=True), [1.0, 2.0, np.nan])
-    with pytest.raises(ValueError, match="x: expected known values, got 1 masked or missing"):
+    with pytest.raises(ValueError, match="x: expected no masked or missing values, got 1"):
         arrays.as_numpy("x", masked)
     unmasked = np.ma.array([1, 2, 3], mask=[False, False, False])
     np.testing.assert_array_equal(arrays.as_numpy("x", unmasked), [1, 2, 3])
@@ -45,7 +45,7 @@ def test_masked_values_are_missing_and_not_what_fills_them():
         (["a", "b"], TypeError, "x: expected an array of real numbers"),
         ([1.0, None], TypeError, "x: expected an array of real numbers"),
         ([1j], TypeError, "x: expected an array of real numbers"),
-        ([2**70], ValueError, "x: expected integers that 64 bits can hold"),
+        ([2**70], ValueError, "x: expected integers that fit into 64 bits"),
         (jax.random.key(0), TypeError, "x: expected an array of real numbers"),
     ],
 )
@@ -62,7 +62,7 @@ def test_pandas_columns_with_missing_values():
     pandas = pytest.importorskip("pandas")
     series = pandas.Series([1, None, 3], dtype="Int64")
     np.testing.assert_array_equal(arrays.as_numpy("x", series, masked_as_nan=True), [1.0, np.nan, 3.0])
-    with pytest.raises(ValueError, match="x: expected known values, got 1 masked or missing"):
+    with pytest.raises(ValueError, match="x: expected no masked or missing values, got 1"):
         arrays.as_numpy("x", series)
     frame = pandas.DataFrame({"a": [1, 2], "b": [0.5, 1.5], "c": [True, False]})
     np.testing.assert_array_equal(arrays.as_numpy("x", frame), [[1, 0.5, 1], [2, 1.5, 0]])
@@ -80,7 +80,7 @@ def test_polars_frames_with_missing_values():
     large = polars.Series("a", [2**53 + 1, None])
     assert int(arrays.as_numpy("x", polars.Series("a", [2**53 + 1]))[0]) == 2**53 + 1
     for values, count in ((large, 1), (polars.Series("a", [True, None, None]), 2), (frame, 1)):
-        with pytest.raises(ValueError, match=f"x: expected known values, got {count} masked or missing"):
+        with pytest.raises(ValueError, match=f"x: expected no masked or missing values, got {count}"):
             arrays.as_numpy("x", values)
         assert int(np.isnan(arrays.as_numpy("x", values, masked_as_nan=True)).sum()) == count
 

@@ -343,9 +343,11 @@ def test_wrong_mixup(key):
         augment.mixup(key, batch, -1.0, classes=3)
     with pytest.raises(TypeError, match="key: expected a typed key"):
         augment.mixup(0, batch, 1.0, classes=3)
-    with pytest.raises(ValueError, match=r"classes: expected how many .*, got none for targets int32\[64\]"):
+    with pytest.raises(
+        ValueError, match=r"classes: expected the number of classes .*, got none for targets int32\[64\]"
+    ):
         augment.mixup(key, batch, 1.0)
-    with pytest.raises(ValueError, match="classes: expected none beside targets that are floats already, got 3"):
+    with pytest.raises(ValueError, match="classes: expected None for targets that are already floats, got 3"):
         augment.mixup(key, batch._replace(targets=jnp.ones(64)), 1.0, classes=3)
     with pytest.raises(ValueError, match="classes: expected at least 2, got 1"):
         augment.mixup(key, batch, 1.0, classes=1)

@@ -128,8 +128,8 @@ def test_wrong_input(data, averaged):
     model, optimizer = nnfx.models.perceptron(), optax.sgd(0.1)
     make = functools.partial(nnfx.make_step, model, nnfx.losses.binary_cross_entropy, optimizer)
     state = nnfx.init_state(jax.random.key(0), model, optimizer, data.train.inputs)
-    with pytest.raises(ValueError, match="state: expected one with an average .*, got none"):
+    with pytest.raises(ValueError, match="state: expected a state with an average .*, got none"):
         make(average=averaging.uniform)(state, data.train)
     state = nnfx.init_state(jax.random.key(0), model, optimizer, data.train.inputs, average=True)
-    with pytest.raises(ValueError, match="state: expected one without an average .*, got one"):
+    with pytest.raises(ValueError, match="state: expected a state without an average .*, got one"):
         make()(state, data.train)

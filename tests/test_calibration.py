@@ -310,7 +310,7 @@ def test_the_temperature_with_classes_ruled_out():
     assert jnp.isfinite(gradient).all()
     assert (gradient[:, 1] == 0).all()
     with pytest.raises(
-        ValueError, match="labels: expected classes that no logit of −∞ rules out, got one ruled out at"
+        ValueError, match="labels: expected classes whose logits are not −∞, got one with a logit of −∞ at"
     ):
         calibration.fit_temperature(f32(masked(LOGITS)), ints(LABELS))
     assert jnp.isnan(jax.jit(calibration.fit_temperature)(f32(masked(LOGITS)), ints(LABELS)))

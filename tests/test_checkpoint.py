@@ -154,7 +154,7 @@ def test_every_single_bit_of_the_small_files_counts(saved):
 
 def test_a_file_that_was_not_written_is_refused(saved):
     (saved / "arrays" / "more").write_text("x")
-    with pytest.raises(DamagedError, match="got others: arrays/more is additional"):
+    with pytest.raises(DamagedError, match="got changes: arrays/more is unexpected"):
         checkpoint.load(saved, state())
 
 
@@ -194,7 +194,7 @@ def test_another_format_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "FORMAT", 3)
     checkpoint.save(tmp_path / "later", state())
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"later: expected a checkpoint of format 2, got 3, made by nnfx \d"):
+    with pytest.raises(ValueError, match=r"later: expected a checkpoint of format 2, got 3, written by nnfx \d"):
         checkpoint.load(tmp_path / "later", state())
 
 
@@ -225,7 +225,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
         ({"a": 1.5}, TypeError, "tree: expected arrays, got 1.5"),
         ({"a": np.array(["x"])}, TypeError, "tree: expected arrays of numbers or keys"),
         ({"a": np.array([object()])}, TypeError, "tree: expected arrays of numbers or keys"),
-        ({"a": jax.ShapeDtypeStruct((), jnp.float32)}, TypeError, "tree: expected arrays with values, got shapes"),
+        ({"a": jax.ShapeDtypeStruct((), jnp.float32)}, TypeError, "tree: expected concrete arrays, got shapes"),
     ],
 )
 def test_what_is_no_tree_of_arrays_is_refused(tmp_path, tree, error, message):
@@ -235,9 +235,9 @@ def test_what_is_no_tree_of_arrays_is_refused(tmp_path, tree, error, message):
 
 
 def test_paths_that_are_there_or_not(saved, tmp_path):
-    with pytest.raises(FileExistsError, match="saved: expected nothing there yet"):
+    with pytest.raises(FileExistsError, match="saved: expected a path that does not exist yet"):
         checkpoint.save(saved, state())
-    with pytest.raises(FileNotFoundError, match="none: expected a checkpoint, which is a folder"):
+    with pytest.raises(FileNotFoundError, match="none: expected the folder of a checkpoint"):
         checkpoint.load(tmp_path / "none", state())
     with pytest.raises(TypeError):
         checkpoint.save(tmp_path / "one", state(), {"about": object()})
@@ -293,7 +293,7 @@ def test_a_write_that_takes_too_long_is_tried_again(tmp_path, monkeypatch):
 
 def test_a_link_is_there_as_well(tmp_path):
     (tmp_path / "one").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(FileExistsError, match="one: expected nothing there yet"):
+    with pytest.raises(FileExistsError, match="one: expected a path that does not exist yet"):
         checkpoint.save(tmp_path / "one", state())
     assert not (tmp_path / "nowhere").exists()
 

@@ -302,7 +302,7 @@ def test_losses_take_what_users_hold():
             losses.categorical_cross_entropy(held, door([1, 1])), [0.474077, 0.126928], rtol=1e-5
         )
         losses.check(losses.huber, jax.ShapeDtypeStruct((2,), jnp.float32), door([1.0, 2.0]))
-    with pytest.raises(ValueError, match="targets: expected known values, got 1 masked"):
+    with pytest.raises(ValueError, match="targets: expected no masked or missing values, got 1"):
         losses.mean_square_error([1.0, 2.0], np.ma.masked_equal([1.0, 9.0], 9.0))
     with pytest.raises(TypeError, match="outputs: expected an array of real numbers"):
         losses.mean_square_error(["a", "b"], [1.0, 2.0])

@@ -101,14 +101,16 @@ def test_multi_steps_move_once_in_so_many(key):
 
 def test_an_average_beside_evaluation_weights_is_refused(key):
     train = nnfx.fit(MODEL, MSE, schedule_free, epochs=1, average=nnfx.averaging.uniform)
-    with pytest.raises(ValueError, match="average: expected none beside an optimizer that is evaluated with weights"):
+    with pytest.raises(
+        ValueError, match="average: expected no average for an optimizer that is evaluated with weights"
+    ):
         train(key, DATA, learning_rate=0.1)
 
 
 @pytest.mark.parametrize("made", [nnfx.make_step, nnfx.init_state])
 def test_a_factory_in_place_of_an_optimizer(key, made):
     arguments = (MODEL, MSE, optax.adam) if made is nnfx.make_step else (key, MODEL, optax.adam, X)
-    with pytest.raises(TypeError, match="optimizer: expected an Optax optimizer already made.*call the factory"):
+    with pytest.raises(TypeError, match="optimizer: expected an instance of an Optax optimizer.*call the factory"):
         made(*arguments)
 
 

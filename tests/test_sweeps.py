@@ -315,7 +315,7 @@ WRONG = {
         "points: .*'momentum': 1",
     ),
     "points and values": ({"points": {"learning_rate": [1]}, "momentum": 0.1}, TypeError, "points: expected either"),
-    "nothing to sweep": ({}, ValueError, "points: expected at least one hyper-parameter, got none, .* learning_rate"),
+    "nothing to sweep": ({}, ValueError, "points: expected at least one hyper-parameter, got none; .* learning_rate"),
     "a range without a number of points": (
         {"learning_rate": sweeps.LogUniform(1e-3, 1)},
         TypeError,
@@ -326,11 +326,15 @@ WRONG = {
         TypeError,
         "learning_rate: expected numbers, .*draw",
     ),
-    "a number of points without a range": ({"points": 3, "learning_rate": 0.1}, TypeError, "points: expected ranges"),
+    "a number of points without a range": (
+        {"points": 3, "learning_rate": 0.1},
+        TypeError,
+        "points: expected a range to draw",
+    ),
     "a range beside several numbers": (
         {"points": 3, "learning_rate": sweeps.LogUniform(1e-3, 1), "momentum": [0.0, 0.9]},
         ValueError,
-        r"momentum: expected a range or one number beside 3 points",
+        r"momentum: expected a range or one number to draw 3 points",
     ),
     "points that are a list of numbers": ({"points": [0.1, 0.2]}, TypeError, "points: expected numbers by hyper-"),
     "points that are text": ({"points": "learning_rate"}, TypeError, "points: expected numbers by hyper-"),

@@ -34,14 +34,24 @@ def test_sequences_take_lists_tensors_and_series():
 @pytest.mark.parametrize(
     ("values", "lengths", "error", "message"),
     [
-        (VALUES, [4, 5, 0], ValueError, "lengths: expected from 0 to the time, 4, got 0 to 5"),
-        (VALUES, jnp.array([4, -1, 0]), ValueError, "lengths: expected from 0 to the time, 4, got -1 to 4"),
+        (VALUES, [4, 5, 0], ValueError, "lengths: expected numbers from 0 to 4, the number of steps, got 0 to 5"),
+        (
+            VALUES,
+            jnp.array([4, -1, 0]),
+            ValueError,
+            "lengths: expected numbers from 0 to 4, the number of steps, got -1 to 4",
+        ),
         (VALUES, [4, 2], ValueError, r"lengths: expected one for each sequence of values, float32\[3,4,2\], got int"),
         (VALUES, [[4, 2, 1]], ValueError, "lengths: expected one for each sequence"),
         (VALUES, [4.0, 2.0, 1.0], TypeError, r"lengths: expected integers, \(batch,\), got float32\[3\]"),
         (VALUES, np.array([4, np.nan, 1]), TypeError, r"lengths: expected integers, \(batch,\), got float64\[3\]"),
         (VALUES, [True, False, True], TypeError, r"lengths: expected integers, \(batch,\), got bool\[3\]"),
-        (VALUES, np.ma.array([4, 2, 1], mask=[0, 1, 0]), ValueError, "lengths: expected known values, got 1 masked"),
+        (
+            VALUES,
+            np.ma.array([4, 2, 1], mask=[0, 1, 0]),
+            ValueError,
+            "lengths: expected no masked or missing values, got 1",
+        ),
         ([[[1.0], [2.0]], [[3.0]]], [2, 1], ValueError, "values: .* got rows of different lengths"),
         (VALUES, [4, [2], 1], ValueError, "lengths: .* got rows of different lengths"),
         (VALUES, [4, 2, 2**40], ValueError, "lengths: expected integers that int32 can hold"),

@@ -144,7 +144,7 @@ CASES = {
     "prepare nothing left": (lambda: prepare(X * np.nan, Y, missing="drop"), ValueError, "inputs: .*got none"),
     "prepare unknown median": (lambda: prepare(X * np.nan, Y, missing="median"), ValueError, "inputs: .*'x0'"),
     "prepare weights": (lambda: prepare(X, Y, weights=-np.ones(20)), ValueError, "weights: .*negative.*got -1"),
-    "prepare no weight": (lambda: prepare(X, Y, weights=np.zeros(20)), ValueError, "weights: .*some positive"),
+    "prepare no weight": (lambda: prepare(X, Y, weights=np.zeros(20)), ValueError, "weights: .*positive"),
     "prepare no held-out weight": (
         lambda: prepare(X, Y, key=KEY, valid_fraction=0.25, weights=weights_of_train()), ValueError, "weights of data.valid: "
     ),
@@ -232,7 +232,7 @@ CASES = {
     "run a name taken twice": (
         lambda: run(loss=lambda o, t, momentum=0.0: losses.huber(o, t), hyper={"momentum": 0.5}),
         TypeError,
-        "momentum: expected one part to take it, got <lambda> and sgd",
+        "momentum: expected a hyper-parameter of one part, got one of <lambda> and sgd",
     ),
     "run a model that ignores train": (
         lambda: run(nnfx.Model(models.perceptron().init, lambda v, x, **_: x @ v["params"]["kernel"])),
@@ -249,9 +249,9 @@ CASES = {
         "data.valid.inputs: expected examples of shape .2,., got .3,.",
     ),
     "run weights at batch size 1": (
-        lambda: run(data=with_train(weights=jnp.arange(1.0, 16)), batch_size=1), ValueError, "batch_size: .*weights act"
+        lambda: run(data=with_train(weights=jnp.arange(1.0, 16)), batch_size=1), ValueError, "batch_size: .*relative"
     ),
-    "run no weight": (lambda: run(data=with_train(weights=jnp.zeros(15))), ValueError, "data.train.weights: .*some positive"),
+    "run no weight": (lambda: run(data=with_train(weights=jnp.zeros(15))), ValueError, "data.train.weights: .*positive"),
     "run integer weights": (lambda: run(data=with_train(weights=jnp.ones(15, int))), ValueError, "data.train.weights: .*floats"),
     "run a loss that broadcasts": (
         lambda: run(loss=lambda o, t: ((o - t) ** 2).mean(-1)), (ValueError, TypeError), "loss: .*broadcast|rank"

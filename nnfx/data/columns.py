@@ -142,10 +142,10 @@ def mapped(path: Path, written: dict[str, str]) -> Any:
     if not path.is_file():
         raise ValueError(f"{path}: expected {wanted} as written, got no file")
     if (found := path.stat().st_size) != size:
-        raise ValueError(f"{path}: expected {wanted} as written, got {found} bytes in place of {size}")
+        raise ValueError(f"{path}: expected {wanted} as written, got {found} bytes instead of {size}")
     with path.open("rb") as file:
         if _checksum(file.read(offset)) != header:
-            raise ValueError(f"{path}: expected {wanted} as written, got a file with another header")
+            raise ValueError(f"{path}: expected {wanted} as written, got a file with a different header")
     return np.memmap(path, dtype, "r", offset, shape)
 
 

@@ -60,19 +60,19 @@ def fetch(file: File) -> Path:
             found = hashlib.file_digest(opened, "sha256").hexdigest()
         if found != file.sha256:
             raise ValueError(
-                f"{path}: expected a file with the SHA-256 checksum {file.sha256}, got {found}; move it away, and"
-                f" it is downloaded anew from {file.url}"
+                f"{path}: expected a file with the SHA-256 checksum {file.sha256}, got {found}; move it away to"
+                f" download it again from {file.url}"
             )
         return path
     pooch = _pooch()
     try:
         pooch.retrieve(file.url, known_hash=f"sha256:{file.sha256}", fname=path.name, path=path.parent)
     except ValueError as error:
-        raise ValueError(f"{file.url}: expected {path.name} as it is known, got other bytes: {error}") from error
+        raise ValueError(f"{file.url}: expected the known content of {path.name}, got other bytes: {error}") from error
     except OSError as error:  # which includes all errors of requests
         raise OSError(
-            f"{path}: expected the file there or on the web, got neither: {error}; download {file.url} by other means"
-            f" (SHA-256 {file.sha256}) and put it there, or as {file.name} in a folder that {VARIABLE} names"
+            f"{path}: expected the file on disk or at its URL, got neither: {error}; download {file.url} by other means"
+            f" (SHA-256 {file.sha256}) and save it there, or as {file.name} in the folder that {VARIABLE} names"
         ) from error
     return path
 
@@ -82,7 +82,7 @@ def _pooch() -> ModuleType:
         import pooch
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"pooch: needed to download data, or to find its folder where {VARIABLE} is not set; not installed:"
+            f"pooch: required to download data, or to find its folder if {VARIABLE} is not set; not installed:"
             " pip install 'nnfx[datasets]'"
         ) from error
     return pooch

@@ -134,6 +134,6 @@ def _measure(
         name = preprocess.features[worst] if worst < len(preprocess.features) else f"x{worst}"
         raise ValueError(
             f"folds: expected features that {inputs.dtype} can tell apart in the rows of each fold, got {name!r}, whose"
-            " largest values lie in one fold; take its logarithm, or clip it, first"
+            " largest values are all in one fold; first take its logarithm or clip it"
         )
     return mean, np.where(unknown, _ABSENT, np.where(is_constant, 1 / scale_of_all, scale)), fill

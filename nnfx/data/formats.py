@@ -77,9 +77,9 @@ def read_idx(source: Source, ndim: int | None = None) -> np.ndarray:
             raise ValueError(f"{reader.name}: expected an IDX file, beginning with two zero bytes, got 0x{zeros:04x}")
         if code not in _IDX_TYPES:
             known = ", ".join(f"0x{each:02x}" for each in _IDX_TYPES)
-            raise ValueError(f"{reader.name}: expected values of a code among {known}, got 0x{code:02x}")
+            raise ValueError(f"{reader.name}: expected one of the type codes {known}, got 0x{code:02x}")
         if axes != (axes if ndim is None else ndim) or axes == 0:
-            raise ValueError(f"{reader.name}: expected {'some' if ndim is None else ndim} axes, got {axes}")
+            raise ValueError(f"{reader.name}: expected {'one or more' if ndim is None else ndim} axes, got {axes}")
         if axes > _MOST_AXES:
             raise ValueError(f"{reader.name}: expected at most {_MOST_AXES} axes, got {axes}")
         shape = struct.unpack(f">{axes}I", reader.take(4 * axes, "the sizes of the axes"))
@@ -141,9 +141,9 @@ def read_idx_examples(
     if targets.dtype == np.int32 and targets.shape[1:] == (_QMNIST_COLUMNS,):
         targets = targets[:, 0]
     if targets.ndim != 1:
-        raise ValueError(f"{_name(labels)}: expected 1 axes, got {targets.ndim}")
+        raise ValueError(f"{_name(labels)}: expected 1 axis, got {targets.ndim}")
     if not np.issubdtype(targets.dtype, np.integer):
-        raise ValueError(f"{_name(labels)}: expected labels in integers, got {checks.describe(targets)}")
+        raise ValueError(f"{_name(labels)}: expected integer labels, got {checks.describe(targets)}")
     if len(inputs) != len(targets):
         raise ValueError(
             f"{_name(labels)}: expected one label for each of the {len(inputs)} images of {_name(images)},"
@@ -155,7 +155,7 @@ def read_idx_examples(
     if low < first or high >= first + classes:
         raise ValueError(
             f"{_name(labels)}: expected labels from {first} to {first + classes - 1}, got labels from {low} to {high};"
-            " classes= says how many there are, and first= which is the lowest"
+            " pass their number as classes=, and the lowest as first="
         )
     return Examples(inputs[..., None], targets.astype(np.int32) - np.int32(first))
 
@@ -268,7 +268,7 @@ def _reading(source: Source) -> Iterator[_Reader]:
         try:
             yield _Reader(name, cast(BinaryIO, gzip.GzipFile(fileobj=file)), size, is_packed=True)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{name}: expected a whole gzip file, got a damaged one: {error}") from error
+            raise ValueError(f"{name}: expected a complete gzip file, got a damaged one: {error}") from error
 
 
 _TEXT_RATIO = 100
@@ -296,7 +296,7 @@ def reading_text(source: Source, encoding: str = "utf-8") -> Iterator[tuple[str,
     try:
         codec = codecs.lookup(encoding).name
     except (LookupError, TypeError) as error:
-        raise ValueError(f"encoding: expected one that Python knows, such as 'latin-1', got {encoding!r}") from error
+        raise ValueError(f"encoding: expected one known to Python, such as 'latin-1', got {encoding!r}") from error
     codec = "utf-8-sig" if codec == "utf-8" else codec
     with _reading(source) as reader:
         most = max(_SMALL_TEXT, _TEXT_RATIO * reader.size) if reader.is_packed else reader.size
@@ -306,7 +306,7 @@ def reading_text(source: Source, encoding: str = "utf-8") -> Iterator[tuple[str,
             if size + len(chunk) > most:
                 raise ValueError(
                     f"{reader.name}: expected text that unpacks to at most {most} bytes ({_TEXT_RATIO} times its size),"
-                    " got more; unpack it first where so much is meant"
+                    " got more; if that is intended, unpack it first"
                 )
             pending = len(decoder.getstate()[0])
             try:
@@ -314,7 +314,7 @@ def reading_text(source: Source, encoding: str = "utf-8") -> Iterator[tuple[str,
             except UnicodeDecodeError as error:
                 raise ValueError(
                     f"{reader.name}: expected text in {encoding.upper()}, got other bytes from"
-                    f" {size - pending + error.start} on; encoding='latin-1' or 'utf-16' reads what is meant so"
+                    f" {size - pending + error.start} on; pass the encoding of the file, such as 'latin-1' or 'utf-16'"
                 ) from error
             size += len(chunk)
             if not chunk:
@@ -346,7 +346,7 @@ def _members(reader: _Reader, sizes: Mapping[str, int]) -> Iterator[tuple[str, b
             beside -= _BLOCK + padded
             if beside < 0:
                 raise ValueError(
-                    f"{reader.name}: expected little beside {', '.join(sizes)}, got {name!r} ({size} bytes)"
+                    f"{reader.name}: expected few bytes besides {', '.join(sizes)}, got {name!r} ({size} bytes)"
                 )
             reader.take(padded, name)
             continue
@@ -360,7 +360,7 @@ def _members(reader: _Reader, sizes: Mapping[str, int]) -> Iterator[tuple[str, b
         del values[size:]
         yield name, values
     if missing:
-        raise ValueError(f"{reader.name}: expected to find {', '.join(sorted(missing))}, got an archive without")
+        raise ValueError(f"{reader.name}: expected an archive with {', '.join(sorted(missing))}, got one without")
     while rest := reader.some():  # to the end, where gzip keeps its checksum
         beside -= len(rest)
         if beside < 0 or rest.strip(b"\0"):
@@ -371,7 +371,7 @@ def _tar_header(file: str, header: bytearray) -> tuple[str, int]:
     """Return a member's name and size from its header, after verifying the header's checksum."""
     blank = header[:148] + b" " * 8 + header[156:]
     if _octal(header[148:156]) != sum(blank):
-        raise ValueError(f"{file}: expected a tar archive, got a header whose checksum is wrong")
+        raise ValueError(f"{file}: expected a tar archive, got a header with a wrong checksum")
     size = _octal(header[124:136])
     if size is None:
         raise ValueError(f"{file}: expected the size of a tar member, got {bytes(header[124:136])!r}")

@@ -41,10 +41,12 @@ def filled(name: str, times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray
     places, rest = np.divmod(counts - counts[0], usual)
     if rest.any():
         first = int(np.argmax(rest != 0))
-        raise ValueError(f"{name}: expected whole steps to fill gaps with, got {times[first]} between two of them")
+        raise ValueError(f"{name}: expected gaps of whole steps, got {times[first]} between two steps")
     rows = int(places[-1]) + 1
     if rows > _AT_MOST * len(times):
-        raise ValueError(f"{name}: expected gaps of at most {_AT_MOST} times as many rows, got {rows} for {len(times)}")
+        raise ValueError(
+            f"{name}: expected at most {_AT_MOST} times as many rows with gaps filled, got {rows} from {len(times)}"
+        )
     whole = np.full((rows, *values.shape[1:]), np.nan)
     whole[places] = values
     is_inserted = np.ones(rows, bool)

@@ -85,9 +85,9 @@ class Images(NamedTuple):
         """Return the training part and the held-out part, which may be empty."""
         if hold_out_test:
             if self.test is None:
-                raise ValueError("hold_out_test: expected images that have an official test set, got some without")
+                raise ValueError("hold_out_test: expected images with an official test set, got images without one")
             if valid_fraction != 0:
-                raise ValueError(f"valid_fraction: expected 0 where the test set is held out, got {valid_fraction:g}")
+                raise ValueError(f"valid_fraction: expected 0 if the test set is held out, got {valid_fraction:g}")
             return self.train, self.test
         train, valid = split(key, np.arange(len(self.train.targets)), valid_fraction)
         inputs, targets = self.train
@@ -208,7 +208,7 @@ def _digits() -> Images:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "scikit-learn: needed for its digits, not installed: pip install 'nnfx[datasets]'"
+            "scikit-learn: required for its digits; not installed: pip install 'nnfx[datasets]'"
         ) from error
     loaded = load_digits()
     train = Examples(loaded.images[..., None].astype(np.uint8), loaded.target.astype(np.int32))

@@ -169,7 +169,7 @@ def prepare(
     if missing == "error" and lost.any():
         raise ValueError(
             f"inputs: expected finite numbers, got {int(lost.sum())} not finite, the first at"
-            f" {tuple(np.argwhere(lost)[0].tolist())}; missing='drop' or 'median' takes those that are missing"
+            f" {tuple(np.argwhere(lost)[0].tolist())}; missing='drop' or 'median' handles missing ones"
         )
     kept = np.ones(len(x), bool)
     if missing == "drop":
@@ -224,7 +224,7 @@ def _checked_arrays(inputs: Any, targets: Any, weights: Any) -> tuple[np.ndarray
     """Return the arrays on the host, targets in their device dtype, after checking all but the inputs' values."""
     for name, value in {"inputs": inputs, "targets": targets, "weights": weights}.items():
         if not checks.is_concrete(value):
-            raise TypeError(f"{name}: expected values that are known, got traced ones; prepare data outside of jit")
+            raise TypeError(f"{name}: expected concrete values, got traced ones; prepare data outside of jit")
     x, y = arrays.as_numpy("inputs", inputs, masked_as_nan=True), arrays.as_numpy("targets", targets)
     for name, value in (("inputs", x), ("targets", y)):
         if value.ndim == 0 or value.size == 0:
@@ -252,7 +252,7 @@ def _check_weights(weights: np.ndarray) -> None:
     lowest, total = float(weights[weights > 0].min()), float(weights.sum())
     if lowest < float(limits.tiny) or total > float(limits.max):
         raise ValueError(
-            f"weights: expected from {float(limits.tiny):g} on and a sum of at most {float(limits.max):g}, got"
+            f"weights: expected at least {float(limits.tiny):g} and a sum of at most {float(limits.max):g}, got"
             f" {lowest:g} and a sum of {total:g}; divide them by their mean first"
         )
 
@@ -268,7 +268,7 @@ def _names(
     given = columns or () if features is None else tuple(map(str, features))
     for name in repeated(given):
         which = "features" if features is not None else "inputs"
-        raise ValueError(f"{which}: expected a name of its own for each feature, got {name!r} twice")
+        raise ValueError(f"{which}: expected a unique name for each feature, got {name!r} twice")
     return given, given or tuple(f"x{i}" for i in range(count))
 
 
@@ -278,9 +278,9 @@ def _keeps_integers(asked: bool | None, x: np.ndarray, standardize: bool | None,
     if asked is None:
         return are_integers and x.ndim == 2 and standardize is False and missing != "median"
     if asked and not are_integers:
-        raise ValueError(f"keep_integers: expected inputs of integers, none missing, got {checks.describe(x)}")
+        raise ValueError(f"keep_integers: expected integer inputs, none missing, got {checks.describe(x)}")
     if asked and standardize:
-        raise ValueError("keep_integers: expected integers that are not to be standardised, got standardize=True")
+        raise ValueError("keep_integers: expected integers that are not standardised, got standardize=True")
     return asked
 
 
@@ -292,7 +292,7 @@ def _medians(
         raise ValueError(f"inputs: expected (rows, features) to fill in medians, got {checks.describe(x)}")
     unknown = lost[measured].all(0)
     if unknown.any():
-        raise ValueError(f"inputs: expected known values of {names[int(unknown.argmax())]!r}, got only NaN")
+        raise ValueError(f"inputs: expected some known values of {names[int(unknown.argmax())]!r}, got only NaN")
     indicators = tuple(int(i) for i in np.flatnonzero(lost[measured].any(0)))
     return np.nanmedian(x[measured], axis=0, keepdims=True), indicators
 
@@ -347,7 +347,8 @@ def split(key: Array | None, rows: np.ndarray, valid_fraction: float) -> tuple[n
     count = round(Fraction(str(valid_fraction)) * len(rows))  # of the fraction as written, not as stored
     if not 0 < count < len(rows):
         raise ValueError(
-            f"valid_fraction: expected to leave rows in both parts, got {valid_fraction:g} of {len(rows)} rows"
+            f"valid_fraction: expected a fraction that leaves rows in both parts, got"
+            f" {valid_fraction:g} of {len(rows)} rows"
         )
     order = np.asarray(jax.random.permutation(cast(Array, key), len(rows)))
     return np.sort(rows[order[count:]]), np.sort(rows[order[:count]])

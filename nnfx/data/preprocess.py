@@ -101,7 +101,7 @@ class Preprocess:
         """
         if isinstance(inputs, Sequences):
             raise TypeError(
-                "inputs: expected raw features as one array or frame, got Sequences; run.apply takes those, prepared"
+                "inputs: expected raw features as one array or frame, got Sequences; pass prepared ones to run.apply"
             )
         x = _looked_up(inputs, self.features)
         if not _stays(x):
@@ -146,7 +146,7 @@ class Preprocess:
             with np.errstate(over="ignore"):
                 prepared[i : i + at_once] = raw
         if not np.isfinite(prepared).all():
-            raise ValueError(f"inputs: expected numbers that {dtype} can hold once they are prepared, got larger ones")
+            raise ValueError(f"inputs: expected numbers that {dtype} can hold after preparation, got larger ones")
         return prepared
 
     def _on_device(self, x: Any) -> Array:

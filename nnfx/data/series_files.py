@@ -121,7 +121,7 @@ def read_series(
     if missing == "previous":
         if (is_missing := np.isnan(whole[0])).any():
             first = kept.names[int(is_missing.argmax())]
-            raise ValueError(f"{file}: line {at[0]}, column {first!r}: expected a number to begin with, got none")
+            raise ValueError(f"{file}: line {at[0]}, column {first!r}: expected a number in the first row, got none")
         whole = carried(whole, np.isnan(whole))
     if kept.time is None:
         return Series(whole, kept.names, None, int(period))
@@ -130,8 +130,8 @@ def read_series(
         label = f"{file}: column {columns[kept.time]!r}"
         if gaps == "error":
             raise ValueError(
-                f"{label}: expected regular times, got {wrong}; gaps='previous' or 'nan' inserts what is missing, and"
-                " gaps='keep' takes them so"
+                f"{label}: expected regular times, got {wrong}; gaps='previous' or 'nan' inserts missing rows, and"
+                " gaps='keep' keeps the times unchanged"
             )
         found, whole, is_inserted = filled(label, found, whole)
         if gaps == "previous":
@@ -156,13 +156,13 @@ def _columns(
             next(rows, None)
         return "names", list(names)
     if heading is False:
-        raise ValueError("names: expected those of the columns, for a file without a heading, got None")
+        raise ValueError("names: expected the names of the columns for a file without a heading, got None")
     line, columns = next(rows)
     columns = [column.strip() for column in columns]
     if heading is None and not _are_names(columns):
         raise ValueError(
-            f"{file}: line {line}: expected the names of the columns, got numbers; pass names for a file without, or"
-            " heading=True where these are names"
+            f"{file}: line {line}: expected the names of the columns, got numbers; pass names= for a file without a"
+            " heading, or heading=True if these are names"
         )
     return f"{file}: line {line}", columns
 
@@ -205,18 +205,18 @@ class _Kept(NamedTuple):
     def check(self, file: str, line: int, row: list[str]) -> None:
         """Raise an error for a row of another length, or unexpected content in an unnamed column."""
         if len(row) != self.columns:
-            raise ValueError(f"{file}: line {line}: expected {self.columns} fields, one a column, got {len(row)}")
+            raise ValueError(f"{file}: line {line}: expected {self.columns} fields, one per column, got {len(row)}")
         if self.empty is not None and row[self.empty].strip():
             raise ValueError(
-                f"{file}: line {line}: expected nothing in column {self.columns}, which has no name, got"
+                f"{file}: line {line}: expected an empty field in column {self.columns}, which has no name, got"
                 f" {row[self.empty].strip()!r}"
             )
         if self.counter is not None:
             field = row[self.counter].strip()
             if field not in ([str(self.counted[0] + 1)] if self.counted else ["0", "1"]):
                 raise ValueError(
-                    f"{file}: line {line}: expected a count of the lines in column 1, which has no name, got {field!r};"
-                    " time='' reads times"
+                    f"{file}: line {line}: expected line numbers in column 1, which has no name, got {field!r};"
+                    " pass time='' for a column of times"
                 )
             self.counted[:] = [int(field)]
 
@@ -230,7 +230,7 @@ def _kept(place: str, columns: Sequence[str], time: str | None) -> _Kept:
     for i, name in enumerate(columns):
         is_unnamed = not name and not (i in (index, empty) or (i == 0 and time == ""))
         if is_unnamed or name in taken:
-            raise ValueError(f"{place}: expected a name of its own for each column, got {name!r} for column {i + 1}")
+            raise ValueError(f"{place}: expected a unique name for each column, got {name!r} for column {i + 1}")
         if name:
             taken.add(name)
     if time is not None:
@@ -238,7 +238,7 @@ def _kept(place: str, columns: Sequence[str], time: str | None) -> _Kept:
     at = None if time is None else columns.index(time)
     places = [i for i in range(len(columns)) if i not in (at, index, empty)]
     if not places:
-        raise ValueError(f"{place}: expected at least one column beside {time!r}, got none")
+        raise ValueError(f"{place}: expected at least one column besides {time!r}, got none")
     return _Kept(len(columns), at, places, tuple(columns[i] for i in places), index, empty, [])
 
 
@@ -299,7 +299,7 @@ def read_series_rows(
         for line, (name, *fields) in rows:
             name = name.strip()
             if not name or name in found:
-                raise ValueError(f"{file}: line {line}: expected a name of its own for each series, got {name!r}")
+                raise ValueError(f"{file}: line {line}: expected a unique name for each series, got {name!r}")
             while fields and not fields[-1].strip():
                 fields.pop()
             if not 0 < len(fields) < len(heading):

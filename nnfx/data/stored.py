@@ -132,7 +132,7 @@ class Stored:
             at = rows.start + first if isinstance(rows, slice) else int(rows[first])
             raise ValueError(
                 f"{self.folder / name}.npy: expected examples as they were written, got other bytes in row {at}"
-                f" ({int(is_wrong.sum())} of the {len(read)} read): write them anew with nnfx.data.store"
+                f" ({int(is_wrong.sum())} of the {len(read)} read): write them again with nnfx.data.store"
             )
 
 
@@ -165,7 +165,7 @@ def store(folder: str | os.PathLike[str], parts: Iterable[Sequence[Any]]) -> Sto
     """
     folder = absolute("folder", folder)
     if os.path.lexists(folder):
-        raise FileExistsError(f"{folder}: expected nothing there yet, got a file or folder")
+        raise FileExistsError(f"{folder}: expected a path that does not exist yet, got a file or folder")
     if not isinstance(parts, Iterable):
         raise TypeError(f"parts: expected an iterable of (inputs, targets), got {checks.describe(parts)}")
     with contextlib.ExitStack() as made:
@@ -182,7 +182,9 @@ def store(folder: str | os.PathLike[str], parts: Iterable[Sequence[Any]]) -> Sto
             file.flush()
             os.fsync(file.fileno())
         if os.path.lexists(folder):
-            raise FileExistsError(f"{folder}: expected nothing there yet, got what another process has written")
+            raise FileExistsError(
+                f"{folder}: expected a path that does not exist yet, got one that another process has written"
+            )
         aside.rename(folder)
         made.pop_all()
     return stored(folder)
@@ -245,18 +247,20 @@ def stored(folder: str | os.PathLike[str]) -> Stored:
         about = json.loads(content)
         version = about["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path}: expected what nnfx.data.store has written, got other text: {error!r}") from error
+        raise ValueError(
+            f"{path}: expected a description written by nnfx.data.store, got other text: {error!r}"
+        ) from error
     if version != FORMAT:
         raise ValueError(f"{folder}: expected examples of format {FORMAT}, got {version!r}")
     if content != _sealed({name: value for name, value in about.items() if name != "seal"}):
-        raise ValueError(f"{path}: expected what nnfx.data.store has written, got text that has been altered")
+        raise ValueError(f"{path}: expected a description written by nnfx.data.store, got one that was altered")
     files = about["files"]
     arrays = {name: mapped(folder / f"{name}.npy", files[name]) for name in (*NAMES, "checksums")}
     for name in NAMES:
         if jax.dtypes.canonicalize_dtype(dtype := arrays[name].dtype) != dtype:
             raise ValueError(
-                f"{folder / name}.npy: expected what JAX takes as it is now, in 32 bits, got {dtype};"
-                " jax_enable_x64 has it read as it was written"
+                f"{folder / name}.npy: expected a dtype that JAX supports in its 32-bit mode, got {dtype};"
+                " set jax_enable_x64 to read it as it was written"
             )
     return Stored(folder, **arrays, words={name: files[name]["array"] for name in NAMES})
 
@@ -304,7 +308,7 @@ def prefetched(batches: Batches, ahead: int = 8, threads: int = 4) -> Any:
     try:
         import grain
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("grain: needed to read data; not installed: pip install 'nnfx[grain]'") from error
+        raise ModuleNotFoundError("grain: required to read data; not installed: pip install 'nnfx[grain]'") from error
     reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     return iter(grain.MapDataset.source(batches).to_iter_dataset(reading))
 
@@ -323,9 +327,9 @@ def _checked(label: str, part: Sequence[Any]) -> tuple[list[np.ndarray], list[np
     kept = []
     for name, array in named.items():
         if array.ndim == 0 or len(array) != rows or array.size == 0:
-            raise ValueError(f"{label}.{name}: expected rows, as many as inputs ({rows}), got {checks.describe(array)}")
+            raise ValueError(f"{label}.{name}: expected as many rows as inputs ({rows}), got {checks.describe(array)}")
         if array.dtype.kind == "V":
-            raise TypeError(f"{label}.{name}: expected a dtype of NumPy's own, got {checks.describe(array)}")
+            raise TypeError(f"{label}.{name}: expected a dtype built into NumPy, got {checks.describe(array)}")
         checks.finite(f"{label}.{name}", array)
         kept.append(narrowed(f"{label}.{name}", array))
     inputs, _, weights = kept
@@ -334,5 +338,5 @@ def _checked(label: str, part: Sequence[Any]) -> tuple[list[np.ndarray], list[np
     if weights.ndim != 1:
         raise ValueError(f"{label}.weights: expected one per row, ({rows},), got {checks.describe(weights)}")
     if weights.min() < 0:
-        raise ValueError(f"{label}.weights: expected none negative, got {weights.min():g}")
+        raise ValueError(f"{label}.weights: expected non-negative numbers, got {weights.min():g}")
     return list(named.values()), kept

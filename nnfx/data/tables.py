@@ -45,9 +45,11 @@ class Dialect(NamedTuple):
         if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
             raise ValueError(f"delimiter: expected one character, got {self.delimiter!r}")
         if self.delimiter == self.decimal:
-            raise ValueError(f"delimiter: expected another character than the decimal one, got {self.delimiter!r}")
+            raise ValueError(
+                f"delimiter: expected a character other than the decimal separator, got {self.delimiter!r}"
+            )
         if self.comment == "":
-            raise ValueError("comment: expected the beginning of lines to pass over, or None, got ''")
+            raise ValueError("comment: expected the prefix of lines to skip, or None, got ''")
 
 
 class Lines:
@@ -88,9 +90,9 @@ class Lines:
                 yield self._number, fields or [""]
         except csv.Error as error:
             raise ValueError(
-                f"{self.file}: line {self._number}: expected fields between commas, in quotes or plain, got {error}"
+                f"{self.file}: line {self._number}: expected fields separated by commas, quoted or plain, got {error}"
                 if self.delimiter == ","
-                else f"{self.file}: line {self._number}: expected fields between {self.delimiter!r}, got {error}"
+                else f"{self.file}: line {self._number}: expected fields separated by {self.delimiter!r}, got {error}"
             ) from error
 
     def _plain(self, text: TextIO, comment: str | None) -> Iterator[tuple[int, str]]:
@@ -123,7 +125,8 @@ def _delimiter(file: str, known: Sequence[str], decimal: str, same_length: bool)
         splitting = [delimiter for delimiter in splitting if len(set(counts[delimiter])) == 1] or splitting
     if len(splitting) > 1:
         raise ValueError(
-            f"{file}: expected fields between {' or '.join(map(repr, splitting))}, got both; delimiter= says which"
+            f"{file}: expected fields separated by {' or '.join(map(repr, splitting))}, got both;"
+            " choose one with delimiter="
         )
     return splitting[0] if splitting else next(iter(counts))
 
@@ -209,11 +212,11 @@ def _number(field: str, decimal: str) -> float:
 def _hint(field: str, decimal: str) -> str:
     """Return a hint at what a field that is not a number may mean, or an empty string."""
     if field in MISSING:
-        return "; missing='nan' or 'previous' takes missing numbers"
+        return "; missing='nan' or 'previous' accepts missing numbers"
     if re.fullmatch(r"[+-]?\d+,\d+", field) and decimal == ".":
-        return "; decimal=',' reads a decimal comma, and thousands are written without"
+        return "; pass decimal=',' for decimal commas, and remove separators of thousands"
     if re.fullmatch(r"[+-]?\d{1,3}([,._' ]\d{3})+([.,]\d*)?", field):
-        return "; thousands are written without separators"
+        return "; remove separators of thousands"
     return ""
 
 

@@ -68,7 +68,9 @@ def start(
     if process is not None:
         checks.non_negative_integer("process", process)
         if processes is not None and process >= processes:
-            raise ValueError(f"process: expected 0 to {processes - 1} of {processes} processes, got {process}")
+            raise ValueError(
+                f"process: expected a number from 0 to {processes - 1} for {processes} processes, got {process}"
+            )
     checks.positive_integer("heartbeat_seconds", heartbeat_seconds)
     checks.positive_integer("join_seconds", join_seconds)
     if jax.distributed.is_initialized():
@@ -89,12 +91,12 @@ def start(
         if lacking == list(given) and str(error).startswith("coordinator_address"):
             return False
         raise ValueError(
-            f"{', '.join(lacking) or 'start'}: expected to be given, or an environment of Slurm, Open MPI, Cloud TPU or"
-            f" Kubernetes; got neither: {error}"
+            f"{', '.join(lacking) or 'start'}: expected as arguments, or from Slurm, Open MPI, Cloud TPU or Kubernetes,"
+            f" got neither: {error}"
         ) from error
     except jax.errors.JaxRuntimeError as error:
         raise RuntimeError(
-            f"processes: expected all to come to {_engine.coordinator_address} within {join_seconds} s, got {error}"
+            f"processes: expected all to connect to {_engine.coordinator_address} within {join_seconds} s, got {error}"
         ) from error
     if _count() > 1:
         sys.excepthook = _ending_with(sys.excepthook, 2 * heartbeat_seconds)
@@ -143,7 +145,7 @@ def from_shares(tree: Any) -> Any:
 
     def spread(rows: Any) -> jax.Array:
         if np.ndim(rows) == 0 or len(rows) % devices:
-            raise ValueError(f"rows: expected a multiple of the {devices} devices here, got {checks.describe(rows)}")
+            raise ValueError(f"rows: expected a multiple of the {devices} local devices, got {checks.describe(rows)}")
         return jax.make_array_from_process_local_data(over_all, np.asarray(rows))
 
     return jax.tree.map(spread, tree)
@@ -167,7 +169,7 @@ def local(tree: Any) -> Any:
         if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer) or leaf.is_fully_addressable:
             return leaf
         if not leaf.is_fully_replicated:
-            raise ValueError(f"tree: expected arrays that every process has whole, got a part of {leaf.aval}")
+            raise ValueError(f"tree: expected arrays that every process holds in full, got a part of {leaf.aval}")
         mine = leaf.addressable_data(0)
         # via the host, since an array that is committed to a device can no longer be used on others
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -238,7 +240,7 @@ def _ending_with(shown: Any, seconds: float) -> Any:
             return  # which the other processes get too
         sys.stdout.flush()
         if isinstance(error, jax.errors.JaxRuntimeError):
-            print("waiting for word of a lost process, which would have ended this one", file=sys.stderr, flush=True)
+            print("waiting in case JAX reports a lost process as the cause", file=sys.stderr, flush=True)
             time.sleep(seconds)
         # JAX's own shutdown waits for the other processes, which wait for this one
         os._exit(1)

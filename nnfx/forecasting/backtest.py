@@ -191,7 +191,7 @@ def refitted(
         Tashman, *Out-of-sample tests of forecasting accuracy*, International Journal of Forecasting 2000.
     """
     if not callable(train):
-        raise TypeError(f"train: expected a function such as nnfx.fit makes, got {checks.describe(train)}")
+        raise TypeError(f"train: expected a function, such as nnfx.fit returns, got {checks.describe(train)}")
     checks.key("key", key)
     checks.positive_integer("members", members)
     for name, size in {"train_windows": train_windows, "at_once": at_once}.items():
@@ -279,7 +279,7 @@ def _check_outputs(name: str, outputs: Array, head: Head, sizes: _Sizes, values:
     if outputs.shape[1:] != wanted:
         expected = ", ".join(["batch", *map(str, wanted)])
         raise ValueError(
-            f"{name}: expected forecasts ({expected}) of this horizon and head, got {outputs.shape[1:]} each"
+            f"{name}: expected forecasts ({expected}) of this horizon and head, got {outputs.shape[1:]} for each window"
         )
 
 
@@ -292,17 +292,17 @@ def _checked(values: Any, lookback: int, horizon: int, origins: ArrayLike, least
         raise ValueError(f"values: expected one series, (time, channels), got {checks.describe(x)}; map over several")
     y = in_floats("values", values)
     if not checks.is_concrete(origins):
-        raise TypeError("origins: expected times that are known when the backtest is compiled, got traced ones")
+        raise TypeError("origins: expected concrete times when the backtest is compiled, got traced ones")
     times = np.asarray(origins)
     if times.dtype.kind not in "iu":
-        raise TypeError(f"origins: expected whole times, got {checks.describe(times)}")
+        raise TypeError(f"origins: expected integer times, got {checks.describe(times)}")
     if times.ndim != 1 or times.size == 0 or (times[1:] <= times[:-1]).any():
         raise ValueError(f"origins: expected ascending times, (origins,), at least one, got {checks.describe(times)}")
     latest = len(y) - horizon
     if times[0] < least or times[-1] > latest:
         raise ValueError(
-            f"origins: expected times from {least}, before which there is a window, to {latest}, where the horizon ends"
-            f" with the series, got {times[0]} to {times[-1]}"
+            f"origins: expected times from {least}, the first after a whole window, to {latest}, the last before a"
+            f" whole horizon, got {times[0]} to {times[-1]}"
         )
     return y, times.astype(np.int32)
 

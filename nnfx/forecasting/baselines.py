@@ -191,7 +191,7 @@ def _without_parameters(forecast: Callable[[Array], Array], lookback: int) -> Mo
 def _check_past(inputs: Any, lookback: int = 1) -> None:
     if getattr(inputs, "ndim", None) != 3 or not jnp.issubdtype(inputs.dtype, jnp.floating):
         raise ValueError(
-            f"inputs: expected windows in floats, (batch, lookback, channels), got {checks.describe(inputs)}"
+            f"inputs: expected windows of floats, (batch, lookback, channels), got {checks.describe(inputs)}"
         )
     if inputs.shape[1] < lookback:
         raise ValueError(f"inputs: expected a lookback of at least {lookback}, got {checks.describe(inputs)}")

@@ -152,7 +152,7 @@ def rolling(
     known = is_known.sum(1)
     if known.min() < _fewest(level):
         raise ValueError(
-            f"calibration: expected origins enough to know {_fewest(level)} errors of each step before the first"
+            f"calibration: expected enough origins for {_fewest(level)} errors of each step before the first"
             f" interval, at a level of {level:g}, got {calibration} origins and {known.min()} errors"
         )
     places = np.vectorize(lambda windows: rank(int(windows), level))(known)
@@ -203,12 +203,14 @@ def _scores(forecasts: Array | Interval, targets: Array) -> Array:
     for name, value in (("forecasts", lower), ("targets", targets)):
         if getattr(value, "ndim", None) != 3 or value.shape != lower.shape:
             raise ValueError(
-                f"{name}: expected (windows, horizon, channels), alike for forecasts and targets, got"
+                f"{name}: expected (windows, horizon, channels), the same for forecasts and targets, got"
                 f" {checks.describe(value)}"
             )
         checks.finite(name, value)
     if upper.shape != lower.shape:
-        raise ValueError(f"forecasts: expected bounds of one shape, got {checks.describe(upper)} above")
+        raise ValueError(
+            f"forecasts: expected bounds of the same shape, got {checks.describe(upper)} for the upper one"
+        )
     if any(isinstance(part, np.ndarray) for part in (lower, upper, targets)) and checks.is_concrete((lower, targets)):
         low, high, exact = (np.asarray(part, np.float64) for part in (lower, upper, targets))
         return arrays.as_array("forecasts", np.maximum(low - exact, exact - high))

@@ -322,6 +322,6 @@ def _windows(inputs: Any) -> Array:
     """Check windows and return them."""
     if getattr(inputs, "ndim", None) != 3 or not jnp.issubdtype(inputs.dtype, jnp.floating):
         raise ValueError(
-            f"inputs: expected windows in floats, (batch, lookback, channels), got {checks.describe(inputs)}"
+            f"inputs: expected windows of floats, (batch, lookback, channels), got {checks.describe(inputs)}"
         )
     return jnp.asarray(inputs)

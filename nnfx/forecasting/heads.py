@@ -187,7 +187,7 @@ def _checked(loss: PerExample, parameters: int) -> PerExample:
         checks.numeric("targets", targets)
         if outputs.shape != (*targets.shape, parameters):
             raise ValueError(
-                f"outputs: expected those of the targets {checks.describe(targets)} with {parameters} parameters each,"
+                f"outputs: expected {parameters} parameters for each of the targets {checks.describe(targets)},"
                 f" {[*targets.shape, parameters]}, got {checks.describe(outputs)}; was the model made with the head?"
             )
         checks.finite("targets", targets)
@@ -207,7 +207,7 @@ def _checked(loss: PerExample, parameters: int) -> PerExample:
 def _no_quantiles(outputs: Array, levels: Sequence[float]) -> Array:  # noqa: ARG001 -- the signature is the head's
     raise ValueError(
         "head: expected one with quantiles, such as heads.GAUSSIAN, got point forecasts;"
-        " nnfx.forecasting.conformal makes intervals about them"
+        " nnfx.forecasting.conformal computes intervals around them"
     )
 
 
@@ -235,7 +235,7 @@ def _gaussian_negative_log_likelihood(outputs: Array, targets: Array) -> Array:
         with jax.ensure_compile_time_eval():
             if (deviation <= 0).any():
                 raise ValueError(
-                    "outputs: expected positive standard deviations, got others; head.constrain makes them"
+                    "outputs: expected positive standard deviations, got others; apply head.constrain first"
                 )
     deviation = jnp.where(deviation > 0, deviation, jnp.nan)
     standardised = (targets.astype(mean.dtype) - mean) / deviation

@@ -205,7 +205,7 @@ def pinball(forecasts: Array, targets: Array, levels: ArrayLike) -> Array:
     q = arrays.as_array("levels", levels, floats=True).astype(_device(forecast[..., :0]).dtype)
     if q.ndim != 1 or forecast.ndim < 2 or forecast.shape[-1:] != q.shape:
         raise ValueError(
-            f"levels: expected one for each of the last axis of the forecasts, {checks.describe(forecast)}, got"
+            f"levels: expected one for each element of the last axis of the forecasts, {checks.describe(forecast)}, got"
             f" {checks.describe(q)}"
         )
     if checks.is_concrete(q) and not bool(((q > 0) & (q < 1)).all()):

@@ -25,7 +25,7 @@ def as_series(name: str, values: Any) -> Any:
     x = on_hand(name, values)
     checks.numeric(name, x)
     if x.ndim not in (2, 3):
-        hint = f"; one series of one channel is {name}[:, None]" if x.ndim == 1 else ""
+        hint = f"; for one series of one channel, pass {name}[:, None]" if x.ndim == 1 else ""
         raise ValueError(
             f"{name}: expected (time, channels) or (series, time, channels), got {checks.describe(x)}{hint}"
         )
@@ -40,7 +40,7 @@ def check_times(name: str, values: Any) -> None:
     irregular = None if (times := times_of(values)) is None else irregularity(times)
     if irregular is not None:
         raise ValueError(
-            f"{name}: expected regular times, got {irregular}; fill gaps, sort, and keep one row a time, first"
+            f"{name}: expected regular times, got {irregular}; first sort, fill gaps, and keep one row per time"
         )
 
 

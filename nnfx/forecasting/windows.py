@@ -91,7 +91,7 @@ def windows(
         )
     if future is not None and lookback < horizon:
         raise ValueError(
-            f"lookback: expected at least the horizon, {horizon}, where columns are known ahead, got {lookback}"
+            f"lookback: expected at least the horizon, {horizon}, if columns are known ahead, got {lookback}"
         )
     starts = stride * np.arange((time - lookback - horizon) // stride + 1)
     seen = starts[:, None] + np.arange(lookback)
@@ -145,7 +145,7 @@ def as_data(train: Windows, valid: Windows | None = None) -> Data:
         for name, one, other in zip(Windows._fields, train, valid, strict=True):
             if one.shape[1:] != other.shape[1:]:
                 raise ValueError(
-                    f"valid: expected {name} of the sizes of those to train on, {checks.describe(one)},"
+                    f"valid: expected {name} of the same sizes as those to train on, {checks.describe(one)},"
                     f" got {checks.describe(other)}"
                 )
 
@@ -162,7 +162,7 @@ def as_data(train: Windows, valid: Windows | None = None) -> Data:
 def _as_windows(name: str, given: Any) -> Windows:
     """Check windows and return them in floats on the device."""
     if not isinstance(given, tuple) or len(given) != len(Windows._fields):
-        raise TypeError(f"{name}: expected Windows, as windows(...) makes them, got {checks.describe(given)}")
+        raise TypeError(f"{name}: expected Windows, as returned by windows(...), got {checks.describe(given)}")
     parts: list[Array] = []
     for field, each in zip(Windows._fields, given, strict=True):
         where = f"{name}.{field}"
@@ -254,7 +254,7 @@ def _steps(sizes: Sequence[float], time: int) -> list[int]:
     for i, size in enumerate(sizes):
         checks.positive_integer(f"sizes[{i}]", size)
     if sum(sizes) > time:
-        raise ValueError(f"sizes: expected at most the {time} steps that there are, got {' + '.join(map(str, sizes))}")
+        raise ValueError(f"sizes: expected at most the {time} steps of the series, got {' + '.join(map(str, sizes))}")
     return [int(size) for size in sizes]
 
 
@@ -362,7 +362,7 @@ class Scaler(NamedTuple):
         *series, _, channels = self.mean.shape
         if x.ndim < len(series) + 1 or x.shape[: len(series)] != tuple(series) or x.shape[-1] != channels:
             expected = ", ".join([*map(str, series), "...", str(channels)])
-            raise ValueError(f"values: expected ({expected}), as was measured, got {checks.describe(x)}")
+            raise ValueError(f"values: expected ({expected}), as measured, got {checks.describe(x)}")
         shape = (*series, *[1] * (x.ndim - len(series) - 1), channels)
         return self.mean.reshape(shape), self.scale.reshape(shape)
 

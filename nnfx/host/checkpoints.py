@@ -186,17 +186,17 @@ class Checkpoints:
             except (ValueError, DamagedError) as error:
                 refused.append((path, error))
             except Exception as error:  # from the disk, from Orbax, or for unexpected notes
-                words = f"{path}: expected a checkpoint that can be read, got {type(error).__name__}: {error}"
+                words = f"{path}: expected a readable checkpoint, got {type(error).__name__}: {error}"
                 refused.append((path, DamagedError(words)))
         if not refused:
             return found
         _, first = refused[0]
         kind = DamagedError if isinstance(first, DamagedError) else ValueError
         if found is None:
-            raise kind(f"{first}; no checkpoint in {self.folder} can be used") from first
+            raise kind(f"{first}; no usable checkpoint in {self.folder}") from first
         if not skip_damaged:
             raise kind(
-                f"{first}; the newest good checkpoint is {found[0]}: skip_damaged=True goes on from there"
+                f"{first}; the newest good checkpoint is {found[0]}: skip_damaged=True resumes from it"
             ) from first
         if self.unwritable is not None:
             return found
@@ -204,7 +204,7 @@ class Checkpoints:
             aside = path.with_name(f"{path.name}.damaged")
             paths.remove(aside)
             path.rename(aside)
-            warnings.warn(f"{reason}; it is kept as {aside.name}, and {found[0]} taken", stacklevel=3)
+            warnings.warn(f"{reason}; it was renamed to {aside.name}, and {found[0]} is used instead", stacklevel=3)
         return found
 
     def _publish(self, path: Path, tree: Any, about: Mapping[str, Any]) -> None:
@@ -232,7 +232,7 @@ def _lock(folder: Path) -> int:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise OSError(
-                error.errno, f"{path}: expected a file, got a link, which nothing is written through"
+                error.errno, f"{path}: expected a file, got a link; nothing is written through links"
             ) from error
         raise
     try:
@@ -243,7 +243,7 @@ def _lock(folder: Path) -> int:
         pass
     except BlockingIOError as error:
         os.close(opened)
-        raise BlockingIOError(f"{folder}: expected no other run to be saved here, got one that is going on") from error
+        raise BlockingIOError(f"{folder}: expected no other active run in this folder, got one") from error
     return opened
 
 

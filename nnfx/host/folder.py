@@ -22,7 +22,7 @@ from nnfx.types import Array, Hyper
 NOTES = "run.json"
 _KINDS = {"run": "epoch", "run on stored data": "step", "sweep": "epoch"}
 """The kinds of programs, and the unit in which the checkpoints of each are counted."""
-_ANOTHER = "another run needs another folder"
+_ANOTHER = "use another folder for another run"
 
 
 class Owner(NamedTuple):
@@ -68,7 +68,7 @@ def require_usable(out: Path, owner: Owner) -> None:
         return
     for name in ("checkpoints", "tensorboard"):
         if (out / name).is_symlink():
-            raise NotADirectoryError(f"{out / name}: expected a folder, got a link, which nothing is written through")
+            raise NotADirectoryError(f"{out / name}: expected a folder, got a link; nothing is written through links")
     noted = _noted(out)
     others = [kind for kind, unit in _KINDS.items() if unit != owner.unit and _is_saved(out, unit)]
     kind = others[0] if others else owner.kind if noted is None else noted["kind"]
@@ -88,7 +88,7 @@ def require_usable(out: Path, owner: Owner) -> None:
     if noted["saved"]:
         raise ValueError(
             f"{out / 'checkpoints'}: expected the checkpoints that were saved there, got none; put them back, or move"
-            f" {left[0].name} and the other logs away to begin anew"
+            f" {left[0].name} and the other logs away to start again"
         )
 
 
@@ -134,7 +134,7 @@ def differences(noted: Mapping[str, Any], owner: Owner) -> list[str]:
         return [f"kind: expected a {noted['kind']}, got a {owner.kind}"]
     lines = identity.differences(owner.identity)
     if noted["key"] != mine["key"]:
-        lines.append("key: expected that of the checkpoint, got another")
+        lines.append("key: expected the key of the checkpoint, got another")
     names = {**noted["hyper"], **mine["hyper"]}
     lines += [
         f"{name}: expected {_shown(noted, name)}, got {_shown(mine, name)}"
@@ -150,7 +150,7 @@ def _shown(notes: Mapping[str, Any], name: str) -> str:
 
 def _another(path: Path, lines: list[str]) -> str:
     listed = "\n  ".join(lines)
-    return f"{path}: expected to go on with the run saved there, got another:\n  {listed}\n{_ANOTHER}"
+    return f"{path}: expected the run that is saved there, got another:\n  {listed}\n{_ANOTHER}"
 
 
 def _is_saved(out: Path, unit: str) -> bool:
@@ -170,5 +170,7 @@ def _noted(out: Path) -> dict[str, Any] | None:
         if known["kind"] not in _KINDS:
             raise KeyError(known["kind"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: expected what a session notes of its run, got something else; {_ANOTHER}") from error
+        raise ValueError(
+            f"{path}: expected the description of a session's run, got something else; {_ANOTHER}"
+        ) from error
     return dict(noted)

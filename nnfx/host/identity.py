@@ -76,8 +76,8 @@ class Identity(NamedTuple):
         if self.means != other.means or self.program == other.program:
             return []
         return [
-            f"program: expected {self.program}, got {other.program}: another start, other layers, another loss,"
-            " optimizer or rule, or another number fixed in one of them"
+            f"program: expected {self.program}, got {other.program}: different initial values, layers, loss,"
+            " optimizer or rules, or a different number fixed in one of them"
         ]
 
     def _starts(self, other: "Identity") -> list[str]:
@@ -85,8 +85,8 @@ class Identity(NamedTuple):
         if not self.start or not other.start:
             return []
         return [
-            f"start{name}: expected values of mean {mine[0]:.6g} and size {mine[1]:.6g}, got others, of mean"
-            f" {theirs[0]:.6g} and size {theirs[1]:.6g}"
+            f"start{name}: expected values with a mean of {mine[0]:.6g} and a size of {mine[1]:.6g}, got a mean"
+            f" of {theirs[0]:.6g} and a size of {theirs[1]:.6g}"
             for name, mine in self.start.items()
             if (theirs := other.start.get(name)) is not None and not _are_near(mine, theirs)
         ]

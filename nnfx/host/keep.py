@@ -210,7 +210,7 @@ class _Keeping(Generic[State]):
             newest = checkpoints.paths()[-1]
         if ending := distributed.agree([*asked]):
             epochs = f"epoch {program.epochs(self.state)} of {program.recipe.epochs}"
-            leave(ending[0], f"left after {epochs}, saved as {newest}")
+            leave(ending[0], f"stopped after {epochs}, saved as {newest}")
         return self.state
 
     def _resume(self, checkpoints: Checkpoints) -> None:
@@ -251,9 +251,7 @@ class _Keeping(Generic[State]):
         if not distributed.agree(checkpoints.unwritable is not None):
             return False
         if not self.program.has_ended(self.state):
-            raise checkpoints.unwritable or PermissionError(
-                f"{checkpoints.folder}: expected a folder that can be written"
-            )
+            raise checkpoints.unwritable or PermissionError(f"{checkpoints.folder}: expected a writable folder")
         return True
 
     def _go_on(self, checkpoints: Checkpoints, logs: "_Logs", asked: list[signal.Signals]) -> None:
@@ -379,7 +377,7 @@ def warn_of_other_means(path: Path, saved: Mapping[str, Any], owner: Owner) -> N
     identity = Identity(**{name: saved[name] for name in Identity._fields})
     if others := identity.other_means(owner.identity):
         warnings.warn(
-            f"{path}: made with {', '.join(others)}: the run goes on, perhaps not to the bits that it would have had",
+            f"{path}: saved with {', '.join(others)}: the run resumes, but may not end with the same bits",
             stacklevel=7,
         )
 
@@ -387,7 +385,7 @@ def warn_of_other_means(path: Path, saved: Mapping[str, Any], owner: Owner) -> N
 def leave(asked: int, where: str) -> NoReturn:
     """End as the signal asks, and print how to continue."""
     if distributed.is_first():
-        print(f"{signal.Signals(asked).name}: {where}; the same call goes on from there", file=sys.stderr, flush=True)
+        print(f"{signal.Signals(asked).name}: {where}; the same call resumes from there", file=sys.stderr, flush=True)
     if asked == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + asked)

@@ -108,7 +108,7 @@ class TensorBoardLog:
             from tensorboard.summary.writer.record_writer import RecordWriter
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                "tensorboard: needed to write logs for it; not installed: pip install tensorboard"
+                "tensorboard: required to write logs for it; not installed: pip install tensorboard"
             ) from error
         self._folder, self._writer_of = folder, RecordWriter
         self._file: IO[bytes] | None = None

@@ -166,7 +166,7 @@ class Session:
         if isinstance(data, Stored):
             return self._on_stored(key, data, valid, hyper)
         if valid is not None:
-            raise TypeError(f"valid: expected None beside data in memory, which hold it, got {checks.describe(valid)}")
+            raise TypeError(f"valid: expected None for data in memory, which contain it, got {checks.describe(valid)}")
         if self.save_every_steps is not None:
             raise ValueError(
                 f"save_every_steps: expected None for data in memory, which are saved between epochs, got"
@@ -212,7 +212,7 @@ class Session:
 def _sample(fit: Fit, examples: Stored, valid: Batch | None) -> tuple[Data, int]:
     """Return the first batch as data, for the checks that all data must pass, and the batch size."""
     if fit.batch_size is None:
-        raise ValueError("fit: expected a batch_size, for batches that are read as they are needed, got None")
+        raise ValueError("fit: expected a batch_size, since batches are read as needed, got None")
     if valid is not None and not isinstance(valid, Batch):
         raise TypeError(f"valid: expected a Batch, such as nnfx.data.stored(...).load(), got {type(valid).__name__}")
     if fit.batch_size % jax.device_count() and jax.process_count() > 1:
@@ -232,4 +232,4 @@ def _sample(fit: Fit, examples: Stored, valid: Batch | None) -> tuple[Data, int]
 
 def _require_no_tracers(*given: Any) -> None:
     if not checks.is_concrete(given):
-        raise ValueError("session: expected a call outside of jit, vmap and grad, which no files are written in")
+        raise ValueError("session: expected a call outside of jit, vmap and grad, since it writes files")

@@ -57,10 +57,12 @@ def class_activation_map(
         raise ValueError(f"inputs: expected (batch, [height,] width, channels), got {checks.describe(inputs)}")
     shape = require_layer(model, variables, inputs, layer)
     if len(shape) != inputs.ndim:
-        raise ValueError(f"layer: expected one of feature maps, {inputs.ndim} axes, got {layer!r} of shape {shape}")
+        raise ValueError(
+            f"layer: expected a layer of feature maps, with {inputs.ndim} axes, got {layer!r} of shape {shape}"
+        )
     classes = _classes(model, variables, inputs, classes)
     if relative and jax.eval_shape(model.apply, variables, inputs).shape[1] == 1:
-        raise ValueError("relative: expected False for a model of one logit, which has no others to lead, got True")
+        raise ValueError("relative: expected False for a model with a single logit, got True")
     return _class_activation_map(model, layer, relative, variables, inputs, classes)
 
 
@@ -137,7 +139,9 @@ def _classes(model: Model, variables: Variables, inputs: Array, classes: ArrayLi
         raise TypeError(f"classes: expected integers, got {checks.describe(classes)}")
     rows, known = outputs.shape
     if classes.shape not in ((), (rows,)):
-        raise ValueError(f"classes: expected one for each input, {(rows,)}, or one, got {checks.describe(classes)}")
+        raise ValueError(
+            f"classes: expected one for each input, {(rows,)}, or one for all, got {checks.describe(classes)}"
+        )
     if checks.is_concrete(classes) and not bool(((classes >= 0) & (classes < known)).all()):
         raise ValueError(f"classes: expected from 0 to {known - 1}, got {int(classes.min())} to {int(classes.max())}")
     return jnp.broadcast_to(classes, (rows,))

@@ -84,7 +84,7 @@ class Audit(NamedTuple):
         ]
         lines = [table(["parameters", "audited", "kinks", "largest", "error", "verdict"], rows)]
         lines += [
-            f"{name}{list(leaf.worst)}: the gradient says {leaf.gradient:.6g}, differences say {leaf.difference:.6g}"
+            f"{name}{list(leaf.worst)}: gradient {leaf.gradient:.6g}, finite differences {leaf.difference:.6g}"
             for name, leaf in self.leaves.items()
             if leaf.verdict == "wrong"
         ]
@@ -146,9 +146,7 @@ def gradient(
     checks.number("tolerance", tolerance, above=0)
     objective.check(model, loss, variables, batch, key=key, train=train)
     if not checks.is_concrete((variables, batch, key)):
-        raise TypeError(
-            "variables: expected arrays with values, got traced ones; an audit cannot be compiled or mapped"
-        )
+        raise TypeError("variables: expected concrete arrays, got traced ones; an audit cannot be compiled or mapped")
     choose_key, beside_key, noise_key = jax.random.split(key, 3)
     sizes = {
         objective.name_of(path): np.shape(leaf)
@@ -272,9 +270,7 @@ class _Evidence(NamedTuple):
         """Compare the gradient with the differences."""
         loss, rounding, step, gradient, losses = (np.asarray(each) for each in found)
         if not (np.isfinite(loss) and np.isfinite(gradient).all() and np.isfinite(losses).all()):
-            raise ValueError(
-                "loss: expected it and its gradient to be finite at and around these parameters, got others"
-            )
+            raise ValueError("loss: expected finite values and gradients at and around these parameters, got others")
         up, down, near_up, near_down = losses.T
         far, near = (up - down) / (2 * step), (near_up - near_down) / (2 * NEAR * step)
         # Curvature makes the slopes of the two sides differ in proportion to the step, a kink whatever the step.

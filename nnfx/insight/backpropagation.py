@@ -144,7 +144,9 @@ def lay_open(model: Model, loss: PerExample, variables: Variables, batch: Batch)
     layers = []
     for name, (found, mixed) in factors.items():
         if checks.is_concrete(mixed) and mixed > 1e-3:
-            raise ValueError(f"model: expected activations of each unit by itself, got one in {name!r} that mixes them")
+            raise ValueError(
+                f"model: expected activations that act on each unit alone, got one in {name!r} that mixes units"
+            )
         layers.append(Layer(name, *found))
     return Backpropagation(tuple(layers), values, mean)
 
@@ -202,7 +204,7 @@ def _forward(model: Model, variables: Variables, inputs: Array) -> list[_Seen]:
         outputs = model.apply(variables, inputs)
     if not seen or others or seen[-1].outputs is not outputs:
         raise ValueError(
-            "model: expected perceptrons stacked, as nnfx.models.mlp makes them, without batch norm, got one"
+            "model: expected stacked perceptrons, such as nnfx.models.mlp, without batch norm, got a model"
             f" with {', '.join(sorted(others)) or 'other layers'}"
         )
     return seen

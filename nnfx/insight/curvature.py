@@ -400,7 +400,7 @@ def trace(
     checks.key("key", key)
     checks.positive_integer("draws", draws)
     if draws < 2:
-        raise ValueError(f"draws: expected at least 2, which a standard error needs, got {draws}")
+        raise ValueError(f"draws: expected at least 2, for a standard error, got {draws}")
     objective.check(model, loss, variables, batch, train=train)
     return _trace(model, loss, train, draws, variables, batch, key)
 

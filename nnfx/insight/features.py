@@ -105,7 +105,7 @@ def maximize(
         Simonyan, Vedaldi and Zisserman, *Deep inside convolutional networks*, ICLR workshop 2014.
     """
     if not isinstance(shape, Sequence):
-        raise TypeError(f"shape: expected that of one input, such as (28, 28, 1), got {checks.describe(shape)}")
+        raise TypeError(f"shape: expected the shape of one input, such as (28, 28, 1), got {checks.describe(shape)}")
     for i, size in enumerate(shape):
         checks.positive_integer(f"shape[{i}]", size)
     checks.positive_integer("steps", steps)

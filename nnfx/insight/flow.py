@@ -153,7 +153,7 @@ def curves(history: Mapping[str, Any]) -> Flow:
             found[quantity][layer] = history[name]
     if not found["gradient"]:
         raise ValueError(
-            "history: expected that of a run with make_step=nnfx.insight.flow.make_step, got one without gradients:"
+            "history: expected one of a run with make_step=nnfx.insight.flow.make_step, got one without gradients:"
             f" {', '.join(history)}"
         )
     return Flow(**found)
@@ -261,7 +261,7 @@ def noise_scale(model: Model, loss: PerExample, variables: Variables, batch: Bat
         used = batch.weights[batch.weights > 0]
         if len(used) < 2 or float(used.min()) != float(used.max()):
             raise ValueError(
-                "batch.weights: expected two or more of the same weight, the others zero,"
+                "batch.weights: expected two or more equal weights, and zeros elsewhere,"
                 f" got {len(used)} from {float(used.min()):g} to {float(used.max()):g}"
             )
     one = jax.tree.map(lambda rows: rows[:1], batch)

@@ -96,7 +96,9 @@ def _check(model: Any, loss: Any, variables: Any, batch: Any) -> None:
     if not callable(loss):
         raise TypeError(f"loss: expected a function of outputs and targets, got {checks.describe(loss)}")
     if not isinstance(variables, Mapping) or "params" not in variables:
-        raise ValueError(f"variables: expected a model's, {{'params': ...}}, got {checks.describe(variables)}")
+        raise ValueError(
+            f"variables: expected variables of a model, {{'params': ...}}, got {checks.describe(variables)}"
+        )
     if not isinstance(batch, Batch):
         raise TypeError(f"batch: expected a Batch, such as data.train, got {type(batch).__name__}")
     inputs = batch.inputs
@@ -107,7 +109,9 @@ def _check(model: Any, loss: Any, variables: Any, batch: Any) -> None:
     for name in ("targets", "weights"):
         values = getattr(batch, name)
         if values.shape[:1] != inputs.shape[:1]:
-            raise ValueError(f"batch.{name}: expected {len(inputs)} rows, as inputs, got {checks.describe(values)}")
+            raise ValueError(
+                f"batch.{name}: expected {len(inputs)} rows, as many as inputs, got {checks.describe(values)}"
+            )
     checks.finite("batch.inputs", inputs)
     checks.weights("batch.weights", batch.weights)
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):

@@ -80,7 +80,7 @@ def random_cut(key: Array, params: Params, axes: int = 2) -> Cut:
     _check_axes(axes)
     objective.check_variables({"params": params})
     if all(leaf.ndim < 2 for leaf in jax.tree.leaves(params)):
-        raise ValueError("params: expected an array of filters, (..., features), got biases alone")
+        raise ValueError("params: expected an array of filters, (..., features), got only biases")
     return Cut(params, _filter_normalised(key, params, axes), jnp.zeros((1, axes)))
 
 
@@ -141,7 +141,7 @@ def principal_cut(path: Params, axes: int = 2) -> Cut:
     moved = flat - flat[-1:]
     _, spread, components = jnp.linalg.svd(moved - moved.mean(0, keepdims=True), full_matrices=False)
     if checks.is_concrete(spread) and not float(spread[0]) > 0:
-        raise ValueError("path: expected places that differ, got all the same")
+        raise ValueError("path: expected different places, got identical ones")
     directions = components[:axes]
     directions = directions * jnp.where(moved[:1] @ directions.T > 0, -1, 1).T
     captured = jnp.square(spread) / jnp.square(spread).sum()
@@ -184,13 +184,13 @@ def through(*solutions: Params) -> Cut:
     first, restore = ravel_pytree(solutions[0])
     others = [ravel_pytree(each)[0] - first for each in solutions[1:]]
     if len(others) == 1:
-        _require_apart("solutions: expected two that differ", others[0], others[0])
+        _require_apart("solutions: expected two different ones", others[0], others[0])
         return Cut(solutions[0], jax.vmap(restore)(others[0][None]), jnp.array([[0.0], [1.0]], first.dtype))
     second, third = others
     _require_apart("solutions: expected the second to differ from the first", second, second)
     along = second / jnp.linalg.norm(second)
     rest = third - (third @ along) * along
-    _require_apart("solutions: expected three that are not on one line", rest, third)
+    _require_apart("solutions: expected three that do not lie on a line", rest, third)
     aside = rest / jnp.linalg.norm(rest)
     directions = jnp.stack([along, aside])
     places = jnp.stack([jnp.zeros_like(first), second, third]) @ directions.T
@@ -266,14 +266,20 @@ def measure(
     """
     objective.check(model, loss, variables, batch, key=key, train=train)
     if not isinstance(cut, Cut):
-        raise TypeError(f"cut: expected one, such as nnfx.insight.landscape.through makes, got {checks.describe(cut)}")
+        raise TypeError(
+            f"cut: expected a Cut, such as nnfx.insight.landscape.through returns, got {checks.describe(cut)}"
+        )
     axes = cut.places.shape[-1]
     names = ("x", "y")[: 1 if y is None else 2]
     if axes != len(names):
-        raise ValueError(f"y: expected {'coordinates in a plane' if axes == 2 else 'none on a line'}, got the other")
+        raise ValueError(
+            f"y: expected {'coordinates in a plane, got None' if axes == 2 else 'None on a line, got coordinates'}"
+        )
     coordinates = tuple(_coordinates(name, value) for name, value in zip(names, (x, y), strict=False))
     if jax.tree.map(np.shape, cut.origin) != jax.tree.map(np.shape, variables["params"]):
-        raise ValueError("cut: expected one through parameters of the shapes of variables['params'], got another")
+        raise ValueError(
+            "cut: expected one through parameters with the shapes of variables['params'], got other shapes"
+        )
     chosen = tuple(jax.local_devices() if devices is None else devices)
     shared = mapping.on_devices((dict(variables), batch, key, cut), chosen)
     at_once, unroll = objective.at_once(variables["params"], batch), objective.unroll(variables["params"], batch)

@@ -110,8 +110,8 @@ def _require_seen(seen: dict[str, Any]) -> dict[str, Any]:
     """Raise if no layer was seen, and return those that were."""
     if not seen:
         raise ValueError(
-            "model: expected one of Flax Linen modules, such as nnfx.models makes or from_linen, whose layers can be"
-            " seen from outside; its apply called none in the open"
+            "model: expected a model of Flax Linen modules, such as those of nnfx.models or from_linen, whose apply"
+            " calls its layers directly, got one whose apply called none visibly"
         )
     return seen
 
@@ -165,7 +165,9 @@ def filters(variables: Variables, layer: str, shape: Sequence[int] | None = None
         (6, 5, 5, 1)
     """
     if not isinstance(variables, Mapping) or "params" not in variables:
-        raise ValueError(f"variables: expected a model's, {{'params': ...}}, got {checks.describe(variables)}")
+        raise ValueError(
+            f"variables: expected variables of a model, {{'params': ...}}, got {checks.describe(variables)}"
+        )
     kernels = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
         *module, name = (key.key for key in path)
@@ -176,11 +178,12 @@ def filters(variables: Variables, layer: str, shape: Sequence[int] | None = None
     if kernel.ndim == 2:
         if shape is None or math.prod(shape) != kernel.shape[0]:
             raise ValueError(
-                f"shape: expected that of the inputs of {layer!r}, a dense layer on {kernel.shape[0]}, got {shape}"
+                f"shape: expected the shape of the inputs of {layer!r}, a dense layer of {kernel.shape[0]} inputs,"
+                f" got {shape}"
             )
         return jnp.moveaxis(kernel.reshape(*shape, -1), -1, 0)
     if shape is not None:
-        raise ValueError(f"shape: expected none for a convolution, got {tuple(shape)}; its kernel has its own")
+        raise ValueError(f"shape: expected None for a convolution, whose kernel has a shape, got {tuple(shape)}")
     return jnp.moveaxis(kernel, -1, 0)
 
 

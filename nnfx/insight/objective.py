@@ -77,7 +77,9 @@ def _per_example(loss: PerExample, outputs: Any, targets: Any) -> Array:
 def check_variables(variables: Any) -> None:
     """Require variables with at least one parameter, all of them finite floats."""
     if not isinstance(variables, Mapping) or "params" not in variables:
-        raise ValueError(f"variables: expected a model's, {{'params': ...}}, got {checks.describe(variables)}")
+        raise ValueError(
+            f"variables: expected variables of a model, {{'params': ...}}, got {checks.describe(variables)}"
+        )
     leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
     if not leaves:
         raise ValueError("variables: expected at least one parameter, got none")

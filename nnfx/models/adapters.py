@@ -101,7 +101,7 @@ def from_nnx(build: Callable[["nnx.Rngs"], "nnx.Module"]) -> Model:
     if isinstance(build, nnx.Module) or not callable(build):
         raise TypeError(
             "build: expected a function of rngs, such as lambda rngs: Net(rngs=rngs),"
-            f" got {checks.describe(build)}; an instance has its weights already"
+            f" got {checks.describe(build)}; an instance already has weights"
         )
 
     def split(key: Array) -> tuple[Any, Any, Any, Any]:

@@ -192,7 +192,7 @@ def cnn(
     if outputs is not None:
         checks.positive_integer("outputs", outputs)
     elif hidden:
-        raise ValueError(f"hidden: expected none without outputs, got {tuple(hidden)}")
+        raise ValueError(f"hidden: expected no hidden layers without outputs, got {tuple(hidden)}")
     checks.number("dropout", dropout, minimum=0, below=1)
     if axes not in (None, 1, 2):
         raise ValueError(f"axes: expected 1, 2 or None, got {axes!r}")
@@ -216,13 +216,13 @@ def _check_inputs(x: Array, axes: int | None) -> None:
     layouts = {1: "(batch, width, channels)", 2: "(batch, height, width, channels)"}
     if axes is None and x.ndim == 3 and x.shape[1] == x.shape[2] > 1:
         raise ValueError(
-            f"inputs: expected {layouts[2]}, got {checks.describe(x)}; add a channel to images by inputs[..., None],"
-            " and say axes=1 where these are sequences of as many steps as channels"
+            f"inputs: expected {layouts[2]}, got {checks.describe(x)}; add a channel to images with inputs[..., None],"
+            " or pass axes=1 for sequences with as many steps as channels"
         )
     if axes is None and x.ndim not in (3, 4):
         raise ValueError(f"inputs: expected {layouts[1]} or {layouts[2]}, got {checks.describe(x)}")
     if axes is not None and x.ndim != axes + 2:
-        hint = "; add a channel by inputs[..., None]" if x.ndim == axes + 1 else ""
+        hint = "; add a channel with inputs[..., None]" if x.ndim == axes + 1 else ""
         raise ValueError(f"inputs: expected {layouts[axes]}, got {checks.describe(x)}{hint}")
 
 

@@ -30,7 +30,9 @@ class Perceptron(nn.Module):
     def __call__(self, x: Array, *, weights: Array | None = None, train: bool = False) -> Array:
         """Return `(batch, outputs)`."""
         if self.axes is not None and x.ndim != self.axes:
-            raise ValueError(f"inputs: expected (batch, features), got {checks.describe(x)}; nnfx.models.mlp flattens")
+            raise ValueError(
+                f"inputs: expected (batch, features), got {checks.describe(x)}; nnfx.models.mlp flattens inputs"
+            )
         width = self.outputs * activations.pieces(self.activation)
         x, kernel = arrays.promoted(x, self.param("kernel", self.initializer, (x.shape[-1], width)))
 

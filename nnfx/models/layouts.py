@@ -87,7 +87,7 @@ def from_torch(weights: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> Layers
         wrong = ", ".join(sorted(expected ^ set(weights))) or "nothing"
         raise ValueError(
             "weights: expected weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0 and so on for each layer;"
-            f" lacking or unknown: {wrong}"
+            f" missing or unknown: {wrong}"
         )
     weights = {name: _floats(name, value) for name, value in weights.items()}
     layers = {}

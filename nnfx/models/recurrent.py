@@ -80,7 +80,7 @@ class RecurrentNetwork(nn.Module):
         directions = (False, True) if self.bidirectional else (False,)
         if state is not None and len(state) != len(self.hidden) * len(directions):
             wanted = len(self.hidden) * len(directions)
-            raise ValueError(f"inputs.state: expected that of {wanted} recurrent layers, got {len(state)}")
+            raise ValueError(f"inputs.state: expected the state of {wanted} recurrent layers, got {len(state)}")
         if self.stateful:
             start = partial(
                 zeros, self.cell, self.hidden, x.shape[0], jnp.promote_types(x.dtype, jnp.result_type(float))
@@ -89,8 +89,8 @@ class RecurrentNetwork(nn.Module):
             rows = carried.value[0][0].shape[0]
             if rows != x.shape[0]:
                 raise ValueError(
-                    f"inputs: expected {rows} sequences, whose state is carried on, got {x.shape[0]}; a stateful model"
-                    " is trained by nnfx.make_step, on batches of the size that it was initialised with"
+                    f"inputs: expected {rows} sequences, whose state is kept, got {x.shape[0]}; train a stateful model"
+                    " with nnfx.make_step, on batches of the size that it was initialised with"
                 )
             if state is None:
                 state = carried.value
@@ -136,7 +136,7 @@ def zeros(cell: Cell, hidden: Sequence[int], batch_size: int, dtype: Any = None)
 def _stream(cell: Cell, hidden: tuple[int, ...], outputs: int | None) -> Stream:
     def step(variables: Variables, state: tuple[State, ...], x: Array) -> tuple[tuple[State, ...], Array]:
         if len(state) != len(hidden):
-            raise ValueError(f"state: expected that of {len(hidden)} recurrent layers, got {len(state)}")
+            raise ValueError(f"state: expected the state of {len(hidden)} recurrent layers, got {len(state)}")
         params, after = variables["params"], []
         for i, before in enumerate(state):
             layer = params[f"layer_{i}"]
@@ -173,7 +173,7 @@ def _network(
     checks.choice("returns", returns, ("last", "all"))
     checks.choice("formulation", formulation, get_args(Formulation))
     if stateful and bidirectional:
-        raise ValueError("stateful: expected False for both directions, one of which begins at the end, got True")
+        raise ValueError("stateful: expected False for a bidirectional model, which also reads from the end, got True")
     module = RecurrentNetwork(
         cell,
         outputs,

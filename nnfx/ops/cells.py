@@ -85,7 +85,7 @@ def require_weights(cell: Cell, inputs: Array, weights: RecurrentWeights) -> Non
     for name, value in arrays.items():
         if not jnp.issubdtype(value.dtype, jnp.floating) or value.dtype != inputs.dtype:
             raise TypeError(
-                f"{name}: expected a floating array, of one dtype with the inputs', {inputs.dtype}, "
+                f"{name}: expected a floating array with the dtype of the inputs, {inputs.dtype}, "
                 f"got {checks.describe(value)}"
             )
     recurrent = weights.recurrent

@@ -109,7 +109,7 @@ def _prepare(
         )
     if not jnp.issubdtype(inputs.dtype, jnp.floating) or kernel.dtype != inputs.dtype:
         raise TypeError(
-            "inputs and kernel: expected floating arrays of one dtype, "
+            "inputs and kernel: expected floating arrays of the same dtype, "
             f"got {checks.describe(inputs)} and {checks.describe(kernel)}"
         )
     if 0 in kernel.shape:

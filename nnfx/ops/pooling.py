@@ -165,7 +165,9 @@ def _geometry(
     steps = covered if strides is None else windows.per_axis("strides", strides, len(sizes))
     pads = windows.pairs(padding, sizes, covered, steps)
     if any(max(pair) >= size for pair, size in zip(pads, covered, strict=True)):
-        raise ValueError(f"padding: expected less than the window, {covered}, got {pads}; some would hold nothing else")
+        raise ValueError(
+            f"padding: expected less than the window, {covered}, got {pads}; some windows would hold only padding"
+        )
     return _Geometry(sizes, covered, steps, pads)
 
 

@@ -75,7 +75,7 @@ def recurrence(
     checks.choice("formulation", formulation, get_args(Formulation))
     if formulation == "cudnn":
         if cell != lstm_cell or reverse:
-            raise ValueError(f"formulation: expected another than 'cudnn' for {cell.name!r}, reverse={reverse}")
+            raise ValueError(f"formulation: expected one other than 'cudnn' for {cell.name!r}, reverse={reverse}")
         return cudnn.lstm(inputs, weights, state, lengths)
     is_real = None
     if lengths is not None:
@@ -172,12 +172,12 @@ def _required_lengths(lengths: Array, inputs: Array) -> Array:
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise TypeError(f"lengths: expected integers, got {checks.describe(lengths)}")
     if lengths.shape != inputs.shape[:1]:
-        raise ValueError(f"lengths: expected one a sequence, {inputs.shape[:1]}, got {checks.describe(lengths)}")
+        raise ValueError(f"lengths: expected one per sequence, {inputs.shape[:1]}, got {checks.describe(lengths)}")
     if checks.is_concrete(lengths):
         values = np.asarray(cast(Any, lengths))
         if values.size and (values.min() < 0 or values.max() > inputs.shape[1]):
             raise ValueError(
-                f"lengths: expected from 0 to {inputs.shape[1]}, the time there is, "
-                f"got from {values.min()} to {values.max()}"
+                f"lengths: expected numbers from 0 to {inputs.shape[1]}, the number of steps, "
+                f"got {values.min()} to {values.max()}"
             )
     return lengths.astype(jnp.int32)  # the dtype in which steps are counted; eight bits would wrap around

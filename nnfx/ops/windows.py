@@ -68,13 +68,13 @@ def pairs(
         found = _explicit(padding, len(sizes))
     padded = tuple(size + low + high for size, (low, high) in zip(sizes, found, strict=True))
     if any(covered > size for covered, size in zip(window, padded, strict=True)):
-        raise ValueError(f"{name}: expected to cover at most the padded inputs, {padded}, got {window}")
+        raise ValueError(f"{name}: expected at most the size of the padded inputs, {padded}, got {window}")
     return found
 
 
 def _explicit(padding: Sequence[tuple[int, int]], axes: int) -> Pairs:
     """Check explicit padding, and return it."""
-    wanted = f"padding: expected 'SAME', 'VALID' or {axes} pairs of whole numbers, none negative"
+    wanted = f"padding: expected 'SAME', 'VALID' or {axes} pairs of non-negative integers"
     try:
         table = np.asarray(padding)
     except ValueError:

@@ -75,9 +75,9 @@ def data_parallel(
     checks.choice("strategy", strategy, ("mesh", "pmap"))
     devices = tuple(jax.devices() if devices is None else devices)
     if not devices or not all(isinstance(device, jax.Device) for device in devices):
-        raise ValueError(f"devices: expected one of jax.devices() or more, got {devices!r:.80}")
+        raise ValueError(f"devices: expected one or more of jax.devices(), got {devices!r:.80}")
     if len(set(devices)) < len(devices):
-        raise ValueError(f"devices: expected each of them once, got {devices!r:.80}")
+        raise ValueError(f"devices: expected each device once, got {devices!r:.80}")
     if len(devices) == 1 and devices[0] == jax.local_devices()[0]:
         return step
     return partial(_by_mesh, step, devices) if strategy == "mesh" else _ByPmap(step, devices)

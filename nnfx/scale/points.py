@@ -102,21 +102,20 @@ def chosen(key: Array, points: Any, values: Mapping[str, Any]) -> Points:
     if isinstance(points, int | np.integer) and not isinstance(points, bool):
         checks.positive_integer("points", points)
         if not ranges:
-            raise TypeError(f"points: expected ranges among the values to draw {points} points from, got none")
+            raise TypeError(f"points: expected a range to draw {points} points from, got none")
         drawn = draw(jax.random.fold_in(key, np.uint32(DRAWS)), int(points), **ranges)
         fixed = {name: _column(name, value) for name, value in values.items() if name not in ranges}
         for name, value in fixed.items():
             if value.ndim:
                 raise ValueError(
-                    f"{name}: expected a range or one number beside {points} points that are drawn,"
-                    f" got {checks.describe(value)}"
+                    f"{name}: expected a range or one number to draw {points} points, got {checks.describe(value)}"
                 )
         return {name: drawn[name] if name in ranges else np.full(int(points), fixed[name]) for name in values}
     if ranges:
         name, bounds = next(iter(ranges.items()))
         raise TypeError(
-            f"{name}: expected numbers, got {bounds}; points=20 beside it draws 20 points from such ranges, and"
-            " nnfx.sweeps.draw returns them"
+            f"{name}: expected numbers, got {bounds}; to draw 20 points from ranges, pass points=20 as well, or"
+            " call nnfx.sweeps.draw"
         )
     if points is None:
         return grid(**values) if values else {}
@@ -148,7 +147,7 @@ def _columns(points: Any) -> Mapping[str, Any]:
 
 def _column(name: str, values: Any) -> np.ndarray:
     if isinstance(values, Uniform | LogUniform):
-        raise TypeError(f"{name}: expected numbers, got {values}, from which nnfx.sweeps.draw draws them")
+        raise TypeError(f"{name}: expected numbers, got {values}; draw numbers from it with nnfx.sweeps.draw")
     column: np.ndarray = as_numpy(name, values)
     return column
 
@@ -175,4 +174,4 @@ def check_points(points: Mapping[str, Any], same_length: bool = True) -> None:
         checks.finite(name, values)
         lengths[name] = len(values)
     if same_length and len(set(lengths.values())) > 1:
-        raise ValueError(f"points: expected as many numbers for each hyper-parameter, got {lengths}")
+        raise ValueError(f"points: expected the same number of values for each hyper-parameter, got {lengths}")

@@ -162,14 +162,14 @@ class Sweep(Rows):
                 return self.member(of_point[0]["member"])
         raise ValueError(
             f"best: expected a member that ended with finite numbers, got none: all {len(self.rows)} have diverged or"
-            f" were dropped; `rows` and `histories` tell how"
+            f" were dropped; see `rows` and `histories`"
         )
 
     def member(self, number: int) -> Member:
         """Return a member by its number."""
         rows = [row for row in self.rows if row["member"] == number]
         if not rows:
-            raise ValueError(f"number: expected that of a member, from 0 to {len(self.rows) - 1}, got {number}")
+            raise ValueError(f"number: expected the number of a member, from 0 to {len(self.rows) - 1}, got {number}")
         variables, columns, hyper, preprocess, ends = jax.tree.map(
             lambda stack: jnp.asarray(stack[number]),
             (self.variables, self.histories, self.hyper, self.preprocess, self.ends),
@@ -241,8 +241,8 @@ class Sweep(Rows):
         if failed:
             fine = sum(row["reason"] != NOT_FINITE for row in self.rows)
             raise ValueError(
-                f"count: expected members with finite losses and weights, of which there are {fine}, got {count}, among"
-                f" them those of number {', '.join(map(str, failed))}"
+                f"count: expected members with finite losses and weights ({fine} in all), got {count} that include"
+                f" members {', '.join(map(str, failed))}"
             )
         numbers = np.array([row["member"] for row in self.rows[:count]])
 

@@ -63,8 +63,8 @@ def fitting_shape(
             return height, width
         if (height, width) == spread:
             raise MemoryError(
-                f"memory: expected at least {needed} bytes a device for one member, got {memory}; `memory=` says how"
-                " many to use where more are free than were found"
+                f"memory: expected at least {needed} bytes per device for one member, got {memory}; pass `memory=`"
+                " if more bytes are free than were found"
             )
         share = memory / needed
         taller = int(height * share) // spread[0] * spread[0]

@@ -129,7 +129,9 @@ class Fit(Recipe):
         """Check that the arguments make sense for a run, and return its hyper-parameters as arrays."""
         checks.key("key", key)
         if not isinstance(data, Data):
-            raise TypeError(f"data: expected nnfx.data.Data, as nnfx.data.prepare makes it, got {type(data).__name__}")
+            raise TypeError(
+                f"data: expected nnfx.data.Data, as returned by nnfx.data.prepare, got {type(data).__name__}"
+            )
         self._check_names(hyper)
         hyperparameters.check(hyper, self.all_factories)
         numbers = hyperparameters.as_arrays(hyper)
@@ -143,8 +145,8 @@ class Fit(Recipe):
         for name in hyper:
             if name not in self.hyper_names:
                 raise TypeError(
-                    f"{name}: expected {'one of ' + ', '.join(self.hyper_names) if self.hyper_names else 'none'}, since"
-                    f" the optimizer is already made; for its numbers pass its factory, such as optax.adam, got {name}"
+                    f"{name}: expected {'one of ' + ', '.join(self.hyper_names) if self.hyper_names else 'none'}, got"
+                    f" {name}; the optimizer is an instance: to pass its numbers, use its factory, such as optax.adam"
                 )
 
     def run_of(self, state: RunState, history: Mapping[str, Array], data: Data, hyper: Hyper) -> Run:

@@ -134,7 +134,9 @@ def check(hyper: Mapping[str, Any], factories: Sequence[Factory]) -> None:
         takers = [each for each in factories if name in each.names]
         if len(takers) > 1:
             names = " and ".join(each.name for each in takers)
-            raise TypeError(f"{name}: expected one part to take it, got {names}; rename it in one")
+            raise TypeError(
+                f"{name}: expected a hyper-parameter of one part, got one of {names}; rename it in one of them"
+            )
         takers[0].bounds.get(name, FREE).check(name, value)
     for each in factories:
         for name in each.required:

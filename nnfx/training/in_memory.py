@@ -132,8 +132,8 @@ def timed(
     """
     if not checks.is_concrete((key, train, valid, hyper)):
         raise ValueError(
-            "stop: expected rules without a clock for a run within jit, vmap or grad, got one with;"
-            " nnfx.sweeps.sweep maps runs with a clock"
+            "stop: expected rules without a clock for a run within jit, vmap or grad, got one with a"
+            " clock; map such runs with nnfx.sweeps.sweep"
         )
     run = InMemory(recipe, key, train, valid, hyper)
     standing = run.start()

@@ -67,7 +67,7 @@ class Makes(NamedTuple):
             label = given.update.__qualname__.split(".")[0] if isinstance(given, StoppingRule) else self.kind.__name__
             return Factory(label, Made(given))
         if not callable(given) or (self.kind is Model and hasattr(given, "apply")):
-            hint = "; of a Flax module nnfx.models.from_linen or from_nnx makes one" if self.kind is Model else ""
+            hint = "; convert a Flax module with nnfx.models.from_linen or from_nnx" if self.kind is Model else ""
             raise TypeError(f"{name}: expected {self.expected}, got {checks.describe(given)}{hint}")
         return hyperparameters.factory(given)
 

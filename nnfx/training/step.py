@@ -76,7 +76,7 @@ def init_state(
     state = TrainState(step, params, variables, optimizer.init(params), keys.step, Fault(*fault))
     if average and has_evaluation_params(state.opt_state):
         raise ValueError(
-            "average: expected none beside an optimizer that is evaluated with weights of its own, such as"
+            "average: expected no average for an optimizer that is evaluated with weights of its own, such as"
             " optax.contrib.schedule_free and optax.lookahead, got one"
         )
     return state._replace(average=averaging.start(state.variables)) if average else state
@@ -221,8 +221,8 @@ def make_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         if (parts.average is None) != (state.average is None):
-            wanted, got = ("one with", "none") if state.average is None else ("one without", "one")
-            raise ValueError(f"state: expected {wanted} an average of the variables, as the step makes it, got {got}")
+            wanted, got = ("a state with", "none") if state.average is None else ("a state without", "one")
+            raise ValueError(f"state: expected {wanted} an average of the variables, for this step, got {got}")
         key = jax.random.fold_in(state.key, state.step)
         batch = rows.filled(batch)
         if parts.augment is not None:

@@ -52,7 +52,7 @@ def check_functions(loss: Any, metrics: Any, name: str = "metrics") -> None:
             f" {checks.describe(metrics)}"
         )
     if loss is not None and "loss" in (metrics or {}):
-        raise ValueError(f"{name}: expected other names than 'loss', which is the loss itself")
+        raise ValueError(f"{name}: expected names other than 'loss', the name of the loss itself")
     functions = dict(metrics or {}) if loss is None else {"loss": loss, **(metrics or {})}
     for each, function in functions.items():
         if not callable(function):
@@ -136,7 +136,7 @@ def _check_shapes(recipe: Recipe, train: Batch, valid: Batch | None, hyper: Hype
             if getattr(values, "shape", None) != weights.shape:
                 raise ValueError(
                     f"{name}: expected one value per example, [{weights.shape[0]}], got {checks.describe(values)};"
-                    " leave the mean to the step"
+                    " the step computes the mean"
                 )
             checks.numeric(name, values)
     return outputs
@@ -157,7 +157,7 @@ def check_stored(recipe: Recipe, data: Data, hyper: Hyper, targets: np.ndarray, 
     """
     used = weights[weights > 0]
     if recipe.batch_size == 1 and used.min() != used.max():
-        raise ValueError("batch_size: expected more than 1, since weights act within a batch, got 1")
+        raise ValueError("batch_size: expected more than 1, since weights are relative within a batch, got 1")
     model = recipe.bind(hyper).model
     inputs = jax.ShapeDtypeStruct(data.train.inputs.shape, data.train.inputs.dtype)
     outputs = jax.eval_shape(lambda key, x: model.apply(model.init(key, x), x), jax.random.key(0), inputs)
@@ -238,7 +238,7 @@ def check_evaluation(data: Batch, measures: Mapping[str, PerExample], outputs: A
         raise ValueError(f"model: expected one output per example, {size} of them, got {checks.describe(outputs)}")
     checks.finite("data.weights", data.weights)
     if checks.is_concrete(data.weights) and bool((data.weights < 0).any()):
-        raise ValueError(f"data.weights: expected none negative, got {float(data.weights.min()):g}")
+        raise ValueError(f"data.weights: expected non-negative numbers, got {float(data.weights.min()):g}")
     seen, targets = _check_values("data", data, outputs)
     if checks.is_concrete(data.weights) and not bool((data.weights != 0).any()):
         return  # nothing is measured, so its mean is NaN
@@ -278,7 +278,7 @@ def _check_data(recipe: Recipe, name: str, batch: Batch, hyper: Hyper, outputs: 
         with jax.ensure_compile_time_eval():
             used = batch.weights[batch.weights > 0]
             if used.min() != used.max():
-                raise ValueError("batch_size: expected more than 1, since weights act within a batch, got 1")
+                raise ValueError("batch_size: expected more than 1, since weights are relative within a batch, got 1")
     size = batch.weights.shape[0]
     shape = (size, *outputs.shape[1:])
     if batch.weights.ndim == 2 or rows.has_lengths(batch):
@@ -306,7 +306,7 @@ def _check_rows_apart(label: str, function: PerExample, outputs: Array, targets:
         alone = function(outputs[i : i + 1], targets[i : i + 1])
         if not np.allclose(np.float64(together[i]), np.float64(alone[0]), rtol=0.02, atol=1e-6, equal_nan=True):
             raise ValueError(
-                f"{label}: expected the value of an example to depend on it alone, got {float(together[i]):g} for"
-                f" example {i} among others and {float(alone[0]):g} by itself; does it broadcast"
-                f" outputs {checks.describe(outputs)} against targets {checks.describe(targets)}?"
+                f"{label}: expected the value of an example to depend on that example alone, got"
+                f" {float(together[i]):g} for example {i} among others and {float(alone[0]):g} by itself; does it"
+                f" broadcast outputs {checks.describe(outputs)} against targets {checks.describe(targets)}?"
             )

@@ -124,7 +124,9 @@ def test_a_corrupt_file_is_named_and_left_alone(web, folder):
 
 
 def test_wrong_bytes_are_refused(web, folder):
-    with pytest.raises(ValueError, match=f"/wrong: expected images.gz as it is known, .* expected .*{SHA256} but got"):
+    with pytest.raises(
+        ValueError, match=f"/wrong: expected the known content of images.gz, .* expected .*{SHA256} but got"
+    ):
         fetch(web.file("wrong"))
     assert not all_files(folder)
 
@@ -132,7 +134,7 @@ def test_wrong_bytes_are_refused(web, folder):
 @pytest.mark.parametrize("behaviour", ["breaks-off", pytest.param("absent", marks=pytest.mark.slow)])
 def test_a_download_that_fails_leaves_nothing_and_says_what_to_do(web, folder, behaviour):
     file = web.file(behaviour)
-    with pytest.raises(OSError, match="expected the file there or on the web, got neither") as error:
+    with pytest.raises(OSError, match="expected the file on disk or at its URL, got neither") as error:
         fetch(file)
     for part in (str(folder / "kind" / "images.gz"), file.url, SHA256, "NNFX_DATA"):
         assert part in str(error.value)
@@ -142,7 +144,7 @@ def test_a_download_that_fails_leaves_nothing_and_says_what_to_do(web, folder, b
 
 def test_without_a_network_the_error_says_where_to_put_what(folder, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with pytest.raises(OSError, match=f"{folder}/kind/images.gz: .*{NOWHERE} .*{SHA256}.* put it there"):
+    with pytest.raises(OSError, match=f"{folder}/kind/images.gz: .*{NOWHERE} .*{SHA256}.* save it there"):
         fetch(File("kind/images.gz", NOWHERE, SHA256))
 
 

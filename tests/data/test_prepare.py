@@ -145,7 +145,7 @@ MINUTES = 60 * np.arange(200)
         (1e-42 * np.arange(200), "targets: expected numbers that float32 can hold, got 1.99e-40; divide"),
         (np.where(MINUTES == 60, 2**40, 0), "targets: expected integers that int32 can hold, got 1099511627776"),
         (np.where(MINUTES == 60, np.inf, 0), "targets: expected finite"),
-        (np.ma.array(MINUTES, mask=MINUTES == 60), "targets: expected known values, got 1 masked or missing"),
+        (np.ma.array(MINUTES, mask=MINUTES == 60), "targets: expected no masked or missing values, got 1"),
     ],
 )
 def test_targets_that_float32_cannot_hold_or_tell_apart_are_refused(targets, message):
@@ -201,9 +201,9 @@ def test_raw_features_are_looked_at_as_well(x, message):
 
 @pytest.mark.parametrize("factor", [1e39, 1e-45, 1e37])
 def test_weights_that_vanish_or_sum_to_infinity_are_refused(factor):
-    with pytest.raises(ValueError, match="weights: expected from 1.17549e-38 on and a sum of at most .*; divide them"):
+    with pytest.raises(ValueError, match="weights: expected at least 1.17549e-38 and a sum of at most .*; divide them"):
         nnfx.data.prepare(X, Y, weights=factor * np.arange(1, 41))
-    with pytest.raises(ValueError, match="weights: expected known values, got 1 masked"):
+    with pytest.raises(ValueError, match="weights: expected no masked or missing values, got 1"):
         nnfx.data.prepare(X, Y, weights=np.ma.array(np.ones(40), mask=np.arange(40) == 1))
 
 
@@ -256,5 +256,5 @@ def test_what_holds_no_rows_of_numbers_is_named():
             nnfx.data.prepare(inputs, [0, 1])
         with pytest.raises(error, match=message):
             nnfx.data.prepare(X, Y).preprocess(inputs)
-    with pytest.raises(TypeError, match="inputs: expected values that are known, got traced ones"):
+    with pytest.raises(TypeError, match="inputs: expected concrete values, got traced ones"):
         jax.jit(lambda x: nnfx.data.prepare(x, Y))(X)

@@ -103,7 +103,7 @@ def test_what_are_no_integers_is_refused_where_they_are_kept():
         ValueError, match="inputs of data.train: expected integers that int32 can hold, got 1099511627776"
     ):
         nnfx.data.prepare(np.array([[2**40]]), [1], keep_integers=True)
-    with pytest.raises(ValueError, match="keep_integers: expected inputs of integers, none missing, got float64"):
+    with pytest.raises(ValueError, match="keep_integers: expected integer inputs, none missing, got float64"):
         nnfx.data.prepare(TOKENS + 0.5, Y, keep_integers=True)
     with pytest.raises(ValueError, match="keep_integers: .* got standardize=True"):
         nnfx.data.prepare(TOKENS, Y, keep_integers=True, standardize=True)
@@ -165,12 +165,12 @@ def test_the_columns_of_frames_go_by_their_names(which):
 def test_columns_that_come_twice():
     pandas = pytest.importorskip("pandas")
     twice = pandas.DataFrame(np.ones((3, 2)), columns=["a", "a"])
-    with pytest.raises(ValueError, match="inputs: expected a name of its own for each feature, got 'a' twice"):
+    with pytest.raises(ValueError, match="inputs: expected a unique name for each feature, got 'a' twice"):
         nnfx.data.prepare(twice, [0, 1, 1])
     data = nnfx.data.prepare(np.ones((3, 2)), [0, 1, 1], features=("a", "b"))
     with pytest.raises(ValueError, match="got columns without 'b' and twice 'a'"):
         data.preprocess(twice)
-    with pytest.raises(ValueError, match="features: expected a name of its own for each feature, got 'b' twice"):
+    with pytest.raises(ValueError, match="features: expected a unique name for each feature, got 'b' twice"):
         nnfx.data.prepare(np.ones((3, 2)), [0, 1, 1], features=["b", "b"])
 
 
@@ -265,5 +265,7 @@ def test_tokens_reach_an_embedding_by_every_way(key, tmp_path):
 def test_sequences_of_unequal_length_are_said_to_be_prepared():
     data = nnfx.data.prepare(RNG.normal(size=(40, 5, 1)), Y)
     sequences = nnfx.models.Sequences(jnp.zeros((2, 5, 1)), jnp.array([5, 2]))
-    with pytest.raises(TypeError, match=r"inputs: expected raw features .*, got Sequences; run\.apply takes those"):
+    with pytest.raises(
+        TypeError, match=r"inputs: expected raw features .*, got Sequences; pass prepared ones to run\.apply"
+    ):
         data.preprocess(sequences)

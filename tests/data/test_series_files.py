@@ -70,38 +70,38 @@ def rows(old, new):
         (lambda: read_series(TABLE, time="time"), ValueError, "time: expected one of 'date', 'load', 'oil', got"),
         (lambda: read_series(TABLE), ValueError, "line 2, column 'date': expected a finite number, got '2016"),
         (lambda: read_series(b"a\n1\n", time="a"), ValueError, "expected at least one column beside 'a'"),
-        (lambda: read_series(b"1,2\n", names=("a",)), ValueError, "line 1: expected 1 fields, one a column, got 2"),
-        (lambda: read_series(b"1,2\n", names=("a", "a")), ValueError, "names: .*its own .* got 'a' for column 2"),
+        (lambda: read_series(b"1,2\n", names=("a",)), ValueError, "line 1: expected 1 fields, one per column, got 2"),
+        (lambda: read_series(b"1,2\n", names=("a", "a")), ValueError, "names: .*unique .* got 'a' for column 2"),
         (lambda: read_series(b"1,2\n", names="ab"), TypeError, "names: expected a sequence of names, got 'ab'"),
         (lambda: read_series(TABLE, time="date", period=0), ValueError, "period: expected a positive integer, got 0"),
-        (table(b"load", b"oil"), ValueError, "line 1: expected a name of its own .* got 'oil' for column 3"),
-        (table(b"load", b""), ValueError, "line 1: expected a name of its own .* got '' for column 2"),
-        (table(b",7.25", b""), ValueError, "line 3: expected 3 fields, one a column, got 2"),
-        (table(b"7.25", b"7,25"), ValueError, "line 3: expected 3 fields, one a column, got 4"),
+        (table(b"load", b"oil"), ValueError, "line 1: expected a unique name .* got 'oil' for column 3"),
+        (table(b"load", b""), ValueError, "line 1: expected a unique name .* got '' for column 2"),
+        (table(b",7.25", b""), ValueError, "line 3: expected 3 fields, one per column, got 2"),
+        (table(b"7.25", b"7,25"), ValueError, "line 3: expected 3 fields, one per column, got 4"),
         (table(b"6,7.25", b"6,"), ValueError, "line 3, column 'oil': expected a finite number, got ''"),
         (table(b"5.5", b"nan"), ValueError, "line 2, column 'load': expected a finite number, got 'nan'"),
         (table(b"5.5", b"-inf"), ValueError, "line 2, column 'load': .*got '-inf'"),
         (table(b"5.5", b"1e39"), ValueError, "line 2, column 'load': .*got '1e39'"),
         (table(b"5.5", b"5_5"), ValueError, "line 2, column 'load': .*got '5_5'"),
         (table(b"5.5", b"n/a"), ValueError, "line 2, column 'load': .*got 'n/a'"),
-        (table(b"5.5", b'"5.5'), ValueError, "line 3: expected fields between commas, .*got unexpected end of data"),
+        (table(b"5.5", b'"5.5'), ValueError, "line 3: .* separated by commas, .*got unexpected end of data"),
         (table(b"5.5", b"5\xff"), ValueError, "expected text in UTF-8, got other bytes from 35 on"),
-        (table(b"\n2016-07-01 01", b"\n\n2016-07-01 01"), ValueError, "line 3: expected 3 fields, one a column, got 1"),
+        (table(b"\n2016-07-01 01", b"\n\n2016-07-01 01"), ValueError, "line 3: expected 3 fields, .* column, got 1"),
         (table(b"01:00:00", b"00:00:00"), ValueError, "line 3, column 'date': expected a later time than 2016"),
         (table(b"2016-07-01 01", b"2016-07-32 01"), ValueError, "line 3, column 'date': expected a time in ISO 8601"),
         (table(b"2016-07-01 01:00:00", b"1/7/2016"), ValueError, "line 3, column 'date': .*got '1/7/2016'"),
-        (lambda: read_series(gzip.compress(TABLE)[:-9]), ValueError, "expected a whole gzip file, got a damaged one"),
+        (lambda: read_series(gzip.compress(TABLE)[:-9]), ValueError, "a complete gzip file, got a damaged one"),
         (lambda: read_series_rows(b'"V1"\n"Y1"\n'), ValueError, "line 1: expected a heading of .* or more, got V1"),
         (lambda: read_series_rows(b"Y1,1,2\nY2,3,4\n"), ValueError, "line 1: expected a heading .* got Y1,1,2"),
         (lambda: read_series_rows(b"V1,V2\n"), ValueError, "expected at least one series, got none"),
         (lambda: read_series_rows(M4, period=1.0), TypeError, "period: expected a positive integer, got 1.0"),
-        (rows(b"Y2", b"Y1"), ValueError, "line 3: expected a name of its own for each series, got 'Y1'"),
-        (rows(b'"Y2"', b""), ValueError, "line 3: expected a name of its own for each series, got ''"),
+        (rows(b"Y2", b"Y1"), ValueError, "line 3: expected a unique name for each series, got 'Y1'"),
+        (rows(b'"Y2"', b""), ValueError, "line 3: expected a unique name for each series, got ''"),
         (rows(b"2070", b""), ValueError, "line 3: expected 1 to 3 values of 'Y2', got 0"),
         (rows(b'"3"', b'"3","4"'), ValueError, "line 4: expected 1 to 3 values of 'Y3', got 4"),
         (rows(b'"1","2"', b'"1",""'), ValueError, "line 4, column 'V3': expected a finite number, got ''"),
         (rows(b"5133.5", b"NA"), ValueError, "line 2, column 'V3': expected a finite number, got 'NA'"),
-        (rows(b'"3"\n', b'"3'), ValueError, "line 4: expected fields between commas"),
+        (rows(b'"3"\n', b'"3'), ValueError, "line 4: expected fields separated by commas"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(call, error, message):
@@ -140,7 +140,7 @@ def test_what_pandas_writes_is_read_as_pandas_reads_it(write, read, options):
     frame = pandas.DataFrame(columns, pandas.date_range("2020-02-28", periods=3, name="day"))
     text = frame.to_csv(**write).encode()
     if options is None:
-        with pytest.raises(ValueError, match="line 2, column 'a b': .* got '1,5'; decimal=',' reads a decimal comma"):
+        with pytest.raises(ValueError, match="line 2, column 'a b': .* got '1,5'; pass decimal=',' for decimal commas"):
             read_series(text, time="day", **read)
         return
     series = read_series(text, time="day", **read)
@@ -160,7 +160,7 @@ def test_encodings_are_named(encoding):
     if asked != "utf-8":
         at = next(i for i in range(len(text)) if not is_utf8(text[: i + 1] + b"xxx"))
         with pytest.raises(
-            ValueError, match=f"expected text in UTF-8, got other bytes from {at} on; encoding='latin-1'"
+            ValueError, match=f"expected text in UTF-8, got other bytes from {at} on; pass the encoding of the file"
         ):
             read_series(text, time="Jahr", decimal=",")
 
@@ -203,14 +203,12 @@ def test_columns_without_a_name():
     assert read_series(b",0,1\n0,1.0,3\n1,2.0,4\n", heading=True).names == ("0", "1")
     dated = b",a,b\n2020-01-01,1.0,3\n2020-01-02,2.0,4\n"
     assert read_series(dated, time="").names == ("a", "b")
-    with pytest.raises(
-        ValueError, match="line 2: expected a count of the lines in column 1, which has no name, got '2020"
-    ):
+    with pytest.raises(ValueError, match="line 2: expected line numbers in column 1, which has no name, got '2020"):
         read_series(dated)
     assert read_series(b"date,a,\n2020,1,\n2021,2,\n", time="date").names == ("a",)
-    with pytest.raises(ValueError, match="line 3: expected nothing in column 3, which has no name, got '7'"):
+    with pytest.raises(ValueError, match="line 3: expected an empty field in column 3, which has no name, got '7'"):
         read_series(b"date,a,\n2020,1,\n2021,2,7\n", time="date")
-    with pytest.raises(ValueError, match="line 3: expected a count of the lines in column 1, .* got '5'"):
+    with pytest.raises(ValueError, match="line 3: expected line numbers in column 1, .* got '5'"):
         read_series(b",a\n3,1\n5,2\n".replace(b"3", b"0"))
 
 
@@ -242,7 +240,7 @@ def test_a_first_line_of_values_is_no_heading(first):
         assert read_series(text).names == names
         return
     with pytest.raises(
-        ValueError, match="line 1: expected the names of the columns, got numbers; pass names for a file"
+        ValueError, match="line 1: expected the names of the columns, got numbers; pass names= for a file"
     ):
         read_series(text)
     names = [f"x{i}" for i in range(fields)]
@@ -257,7 +255,7 @@ def test_names_may_be_years_and_headings_are_replaced():
     assert read_series(b"1,2\n3,4\n", heading=True).names == ("1", "2")
     replaced = read_series(b"1,2\n3,4\n", heading=True, names=("a", "b"))
     assert (replaced.names, replaced.values.tolist()) == (("a", "b"), [[3, 4]])
-    with pytest.raises(ValueError, match="names: expected those of the columns, for a file without a heading"):
+    with pytest.raises(ValueError, match="names: expected the names of the columns for a file without a heading"):
         read_series(b"1,2\n3,4\n", heading=False)
 
 
@@ -270,7 +268,7 @@ def test_missing_fields_are_errors_or_nan_or_carried(field):
         read_series(text, time="day", missing="nan").values, [[1, 2], [np.nan, 3], [4, np.nan]]
     )
     np.testing.assert_array_equal(read_series(text, time="day", missing="previous").values, [[1, 2], [1, 3], [4, 3]])
-    with pytest.raises(ValueError, match="line 2, column 'a': expected a number to begin with, got none"):
+    with pytest.raises(ValueError, match="line 2, column 'a': expected a number in the first row, got none"):
         read_series(f"a\n{field or '-'}\n1\n".encode(), missing="previous", heading=True)
 
 
@@ -294,7 +292,7 @@ def test_comments_stand_before_the_table_or_where_they_are_asked_for():
     text = b"# made by hand\n# in 2020\n\xc3\xa4,b\n1,2\n#N/A,3\n"
     series = read_series(text, missing="nan")
     np.testing.assert_array_equal(series.values, [[1, 2], [np.nan, 3]])
-    with pytest.raises(ValueError, match="line 2: expected 2 fields, one a column, got 1"):
+    with pytest.raises(ValueError, match="line 2: expected 2 fields, one per column, got 1"):
         read_series(b"a,b\n# units\n1,2\n")
     for comment, mark in (("#", b"#"), ("//", b"//"), ("%", b"%")):
         text = mark + b" made\na,b\n" + mark + b" units\n1,2\n" + mark + b"end\n"
@@ -322,11 +320,11 @@ def test_the_delimiter_is_what_splits_the_first_lines_alike(text, delimiter):
     ("options", "error", "message"),
     [
         ({"delimiter": ";;"}, ValueError, "delimiter: expected one character, got ';;'"),
-        ({"delimiter": ","}, ValueError, "delimiter: expected another character than the decimal one, got ','"),
+        ({"delimiter": ","}, ValueError, "delimiter: expected a character other than the decimal separator, got ','"),
         ({"delimiter": 3}, TypeError, "delimiter: expected text or None, got 3"),
         ({"decimal": ";"}, ValueError, "decimal: expected one of '.', ',', got ';'"),
-        ({"comment": ""}, ValueError, "comment: expected the beginning of lines"),
-        ({"encoding": "klingon"}, ValueError, "encoding: expected one that Python knows, .* got 'klingon'"),
+        ({"comment": ""}, ValueError, "comment: expected the prefix of lines"),
+        ({"encoding": "klingon"}, ValueError, "encoding: expected one known to Python, .* got 'klingon'"),
         ({"missing": "drop"}, ValueError, "missing: expected one of 'error', 'nan', 'previous', got 'drop'"),
         ({"gaps": "fill"}, ValueError, "gaps: expected one of 'error', 'keep', 'nan', 'previous', got 'fill'"),
     ],
@@ -337,7 +335,9 @@ def test_options_that_cannot_be_meant_are_refused(options, error, message):
 
 
 def test_text_that_two_delimiters_split_alike_is_refused():
-    with pytest.raises(ValueError, match="expected fields between ',' or ';', got both; delimiter= says which"):
+    with pytest.raises(
+        ValueError, match="expected fields separated by ',' or ';', got both; choose one with delimiter="
+    ):
         read_series(b"a,b;c\n1,5;2\n")
 
 

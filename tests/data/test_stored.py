@@ -57,19 +57,19 @@ def test_as_many_rows_as_one_likes_and_images(tmp_path):
         ([], "parts: expected rows, some of positive weight, got none"),
         ([(np.ones((2, 1)), np.ones(2), np.zeros(2))], "parts: expected rows, some of positive weight, got none"),
         ([np.ones((2, 1))], "parts[0]: expected (inputs, targets) or (inputs, targets, weights), got float64[2,1]"),
-        ([(np.ones((2, 1)), np.ones(3))], "parts[0].targets: expected rows, as many as inputs (2), got float64[3]"),
-        ([(np.ones((0, 1)), np.ones(0))], "parts[0].inputs: expected rows, as many as inputs (0), got float64[0,1]"),
+        ([(np.ones((2, 1)), np.ones(3))], "parts[0].targets: expected as many rows as inputs (2), got float64[3]"),
+        ([(np.ones((0, 1)), np.ones(0))], "parts[0].inputs: expected as many rows as inputs (0), got float64[0,1]"),
         ([(np.ones(2), np.ones(2))], "parts[0].inputs: expected (rows, features, ...), got float32[2]"),
         ([(np.array([[1.0], [np.nan]]), np.ones(2))], "parts[0].inputs: expected finite numbers, got 1 not finite"),
         ([(np.array([[1e300]]), np.ones(1))], "parts[0].inputs: expected numbers that float32 can hold, got 1e+300"),
-        ([(np.ones((2, 0)), np.ones(2))], "parts[0].inputs: expected rows, as many as inputs (2), got float64[2,0]"),
+        ([(np.ones((2, 0)), np.ones(2))], "parts[0].inputs: expected as many rows as inputs (2), got float64[2,0]"),
         ([(np.ones((1, 1)), np.array([np.inf]))], "parts[0].targets: expected finite numbers, got 1 not finite"),
         ([(np.ones((1, 1)), np.ones(1), np.array([np.nan]))], "parts[0].weights: expected finite numbers, got 1 not"),
-        ([(np.ma.masked_equal([[1, 2]], 2), np.ones(1))], "parts[0].inputs: expected known values, got 1 masked"),
+        ([(np.ma.masked_equal([[1, 2]], 2), np.ones(1))], "parts[0].inputs: expected no masked or missing values"),
         ([([[1.0], [1.0, 2.0]], np.ones(2))], "parts[0].inputs: expected an array of real numbers, got rows of differ"),
         (["ab"], "parts[0]: expected (inputs, targets) or (inputs, targets, weights), got 'ab'"),
         ([(np.ones((1, 1)), np.array([2**40]))], "parts[0].targets: expected integers that int32 can hold, got 109"),
-        ([(np.ones((1, 1)), np.ones(1), -np.ones(1))], "parts[0].weights: expected none negative, got -1"),
+        ([(np.ones((1, 1)), np.ones(1), -np.ones(1))], "parts[0].weights: expected non-negative numbers, got -1"),
         ([(np.ones((1, 1)), np.ones(1), np.ones((1, 1)))], "parts[0].weights: expected one per row, (1,), got"),
         ([(np.ones((1, 1)), np.ones(1)), (np.ones((1, 2)), np.ones(1))], "parts[1].inputs: expected rows of float32"),
         ([(np.ones((1, 3)), np.ones(1)), (np.ones((1, 2)), np.ones(1))], "parts[1].inputs: expected rows of f"),
@@ -89,7 +89,7 @@ def test_other_kinds_of_numbers_are_refused(tmp_path, values):
 
 
 def test_files_that_are_not_as_written_are_refused(examples):
-    with pytest.raises(FileExistsError, match="expected nothing there yet"):
+    with pytest.raises(FileExistsError, match="expected a path that does not exist yet"):
         nnfx.data.store(examples.folder, [numbered(3)])
     with pytest.raises(FileNotFoundError, match=r"expected a folder written by nnfx.data.store, got none"):
         nnfx.data.stored(examples.folder / "nowhere")
@@ -100,7 +100,7 @@ def test_files_that_are_not_as_written_are_refused(examples):
         nnfx.data.stored(examples.folder)
     np.save(path, np.ones((50, 2), np.float32))
     with pytest.raises(
-        ValueError, match=r"inputs.npy: expected float32\[50,1\] as written, got 528 bytes in place of 328"
+        ValueError, match=r"inputs.npy: expected float32\[50,1\] as written, got 528 bytes instead of 328"
     ):
         nnfx.data.stored(examples.folder)
     path.write_bytes(content)
@@ -164,7 +164,7 @@ def test_a_reader_that_goes_on_elsewhere_sees_every_example_once_an_epoch(exampl
 def test_without_grain_it_says_what_is_lacking(examples, monkeypatch):
     monkeypatch.setitem(sys.modules, "grain", None)
     with pytest.raises(
-        ModuleNotFoundError, match=r"grain: needed to read data; not installed: pip install 'nnfx\[grain\]'"
+        ModuleNotFoundError, match=r"grain: required to read data; not installed: pip install 'nnfx\[grain\]'"
     ):
         prefetched(Batches(examples, KEY, 16, 1))
 
@@ -326,14 +326,16 @@ def test_what_is_there_is_never_replaced(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for name in ("empty", "dangling"):
-        with pytest.raises(FileExistsError, match=f"{name}: expected nothing there yet"):
+        with pytest.raises(FileExistsError, match=f"{name}: expected a path that does not exist yet"):
             nnfx.data.store(tmp_path / name, [numbered(3)])
 
     def slowly():
         yield numbered(3)
         nnfx.data.store(tmp_path / "both", [numbered(4)])  # by somebody else, meanwhile
 
-    with pytest.raises(FileExistsError, match="both: expected nothing there yet, got what another process"):
+    with pytest.raises(
+        FileExistsError, match="both: expected a path that does not exist yet, got one that another process"
+    ):
         nnfx.data.store(tmp_path / "both", slowly())
     assert len(nnfx.data.stored(tmp_path / "both")) == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["both", "dangling", "empty"]
@@ -376,7 +378,9 @@ def test_numbers_that_float32_cannot_tell_apart_are_refused(tmp_path, inputs, ta
         examples = nnfx.data.store(tmp_path / "examples", parts)
         np.testing.assert_array_equal(examples.load().targets, targets)
         np.testing.assert_array_equal(examples.load().inputs, inputs)
-    with pytest.raises(ValueError, match=r"inputs.npy: expected what JAX takes as it is now, in 32 bits, got float64"):
+    with pytest.raises(
+        ValueError, match=r"inputs.npy: expected a dtype that JAX supports in its 32-bit mode, got float64"
+    ):
         nnfx.data.stored(tmp_path / "examples")
 
 

@@ -171,10 +171,10 @@ def test_alone_nothing_is_started(monkeypatch):
     [
         ({"coordinator": "localhost"}, "coordinator: expected 'host:port', got 'localhost'"),
         ({"processes": 0}, "processes: expected a positive integer, got 0"),
-        ({"processes": 2, "process": 2}, "process: expected 0 to 1 of 2 processes, got 2"),
+        ({"processes": 2, "process": 2}, "process: expected a number from 0 to 1 for 2 processes, got 2"),
         ({"heartbeat_seconds": 0}, "heartbeat_seconds: expected a positive integer, got 0"),
-        ({"coordinator": "localhost:1"}, "processes, process: expected to be given, or an environment of Slurm"),
-        ({"processes": 2, "process": 0}, "coordinator: expected to be given, or an environment of Slurm"),
+        ({"coordinator": "localhost:1"}, "processes, process: expected as arguments, or from Slurm"),
+        ({"processes": 2, "process": 0}, "coordinator: expected as arguments, or from Slurm"),
     ],
 )
 def test_a_part_of_what_is_needed_is_refused(monkeypatch, given, error):
@@ -194,7 +194,7 @@ def test_shares_cover_every_row_once(monkeypatch):
 
 
 def test_rows_that_the_devices_cannot_share_are_refused():
-    with pytest.raises(ValueError, match=r"rows: expected a multiple of the 8 devices here, got float32\[6,2\]"):
+    with pytest.raises(ValueError, match=r"rows: expected a multiple of the 8 local devices, got float32\[6,2\]"):
         distributed.from_shares(np.ones((6, 2), np.float32))
 
 
@@ -213,7 +213,7 @@ def test_a_signal_to_the_first_ends_all_with_a_checkpoint(cache, alone, tmp_path
     both[0].terminate()
     errors = [process.communicate(timeout=300)[1] for process in both]
     assert [process.returncode for process in both] == [143, 143], errors
-    assert ["SIGTERM: left after epoch" in error for error in errors] == [True, False]
+    assert ["SIGTERM: stopped after epoch" in error for error in errors] == [True, False]
     out, _ = finish(start(cache, {}, "tests.distributed.together", tmp_path))
     assert_equal(printed(out)["run"], alone["run"])
 

@@ -40,5 +40,5 @@ def test_the_experiment_writes_what_it_says(tmp_path, capsys, devices, processes
 
 
 def test_more_devices_than_there_are():
-    with pytest.raises(ValueError, match="devices: expected at most the 8 there are, got 9"):
+    with pytest.raises(ValueError, match="devices: expected at most the 8 available, got 9"):
         data_parallel.main(data_parallel.Config(devices=(9,)))

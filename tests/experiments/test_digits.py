@@ -30,7 +30,7 @@ def test_the_experiment_writes_what_it_says(tmp_path, capsys):
     for name in ("learning_curves", "confusion", "worst_mistakes"):
         assert matplotlib.image.imread(tmp_path / f"{name}.png").std() > 0.05
     assert not list(tmp_path.glob(".*")), "nothing is left written aside"
-    assert "on the same split the CNN is right on" in capsys.readouterr().out
+    assert "on the same split the CNN classifies" in capsys.readouterr().out
 
 
 def test_the_worst_mistakes_are_those_with_the_least_probability_for_the_truth():

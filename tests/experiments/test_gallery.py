@@ -100,7 +100,7 @@ def test_chosen_rows_alone_are_made(two_experiments, capsys):
     assert "fails" not in capsys.readouterr().out
     with pytest.raises(ValueError, match="rows: expected some of works, fails, got others"):
         command.choose(command.Config(rows=("works", "others")))
-    with pytest.raises(ValueError, match="write_readme: expected figures of full settings, got quick ones"):
+    with pytest.raises(ValueError, match="write_readme: expected full settings, got quick ones"):
         command.choose(command.Config(quick=True, write_readme=True))
 
 

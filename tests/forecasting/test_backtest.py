@@ -233,7 +233,7 @@ def test_forecasters_side_by_side():
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"train": MODEL}, TypeError, "train: expected a function such as nnfx.fit makes, got a Model"),
+        ({"train": MODEL}, TypeError, "train: expected a function, such as nnfx.fit returns, got a Model"),
         ({"key": np.zeros(2, np.uint32)}, TypeError, "key: expected a typed key"),
         ({"members": 0}, ValueError, "members: expected a positive integer, got 0"),
         ({"at_once": 0}, ValueError, "at_once: expected a positive integer, got 0"),
@@ -243,14 +243,14 @@ def test_forecasters_side_by_side():
         ({"values": VALUES[:, 0]}, ValueError, "values: expected one series, (time, channels), got float32[40]"),
         ({"values": VALUES.astype(complex)}, TypeError, "values: expected an array of real numbers"),
         ({"values": np.where(VALUES > 5, np.nan, VALUES)}, ValueError, "values: expected finite numbers"),
-        ({"origins": [5, 20]}, ValueError, "origins: expected times from 6, before which there is a window, to 38"),
+        ({"origins": [5, 20]}, ValueError, "origins: expected times from 6, the first after a whole window, to 38"),
         ({"origins": [8], "valid_windows": 2}, ValueError, "origins: expected times from 9"),
-        ({"origins": [20, 39]}, ValueError, "to 38, where the horizon ends with the series, got 20 to 39"),
+        ({"origins": [20, 39]}, ValueError, "to 38, the last before a whole horizon, got 20 to 39"),
         ({"origins": [23, 20]}, ValueError, "origins: expected ascending times, (origins,), at least one, got"),
         ({"origins": np.array([23, 20], np.uint8)}, ValueError, "origins: expected ascending times"),
-        ({"origins": []}, TypeError, "origins: expected whole times, got float64[0]"),
+        ({"origins": []}, TypeError, "origins: expected integer times, got float64[0]"),
         ({"origins": np.arange(0)}, ValueError, "origins: expected ascending times, (origins,), at least one"),
-        ({"origins": [20.5]}, TypeError, "origins: expected whole times, got float64[1]"),
+        ({"origins": [20.5]}, TypeError, "origins: expected integer times, got float64[1]"),
         ({"head": heads.GAUSSIAN}, ValueError, "train: expected forecasts (batch, 2, 2, 2) of this horizon and head"),
         ({"train": TWO_CHANNELS, "values": VALUES[:, :1]}, ValueError, "targets: expected the shape of the outputs"),
     ],
@@ -264,11 +264,11 @@ def test_wrong_input(options, error, words):
 def test_wrong_input_to_a_fixed_forecaster():
     with pytest.raises(TypeError, match="model: expected a Model"):
         backtest.fixed(baselines.naive, {}, VALUES, origins=ORIGINS, **SIZES)
-    with pytest.raises(ValueError, match="origins: expected times from 4, before which there is a window, to 38"):
+    with pytest.raises(ValueError, match="origins: expected times from 4, the first after a whole window, to 38"):
         backtest.fixed(baselines.naive(2), {"params": {}}, VALUES, origins=[3], **SIZES)
     with pytest.raises(ValueError, match=r"model: expected forecasts \(batch, 2, 2\) of this horizon and head"):
         backtest.fixed(baselines.naive(3), {"params": {}}, VALUES, origins=ORIGINS, **SIZES)
-    with pytest.raises(TypeError, match="origins: expected times that are known when the backtest is compiled"):
+    with pytest.raises(TypeError, match="origins: expected concrete times when the backtest is compiled"):
         jax.jit(lambda origins: refitted(origins=origins))(jnp.array(ORIGINS))
     with pytest.raises(ValueError, match="learning_rate: expected a finite number above 0, got -1"):
         backtest.refitted(FULL, VALUES, key=ZERO, origins=ORIGINS, **SIZES, learning_rate=-1.0)

@@ -118,13 +118,15 @@ def test_wrong_input(backtest):
     for level in (0.0, 1.0, 90, math.nan):
         with pytest.raises(ValueError, match="level: expected a finite number above 0 and below 1"):
             conformal.margins(forecasts, targets, level)
-    with pytest.raises(ValueError, match=r"targets: expected \(windows, horizon, channels\), alike .* float32\[30,2\]"):
+    with pytest.raises(
+        ValueError, match=r"targets: expected \(windows, horizon, channels\), the same .* float32\[30,2\]"
+    ):
         conformal.margins(forecasts, targets[:, 0], 0.5)
     with pytest.raises(ValueError, match="targets: expected finite numbers, got 1 not finite, the first at"):
         conformal.margins(forecasts, targets.at[3, 1, 0].set(jnp.nan), 0.5)
     with pytest.raises(ValueError, match="forecasts: expected finite numbers"):
         conformal.margins(forecasts.at[3, 1, 0].set(jnp.nan), targets, 0.5)
-    with pytest.raises(ValueError, match="forecasts: expected bounds of one shape"):
+    with pytest.raises(ValueError, match="forecasts: expected bounds of the same shape"):
         conformal.margins(heads.Interval(forecasts, forecasts[:1]), targets, 0.5)
     with pytest.raises(ValueError, match=r"margins: expected one for each step and channel of the forecasts, \[3, 2\]"):
         conformal.widen(forecasts, jnp.ones(2))
@@ -137,7 +139,7 @@ def test_wrong_input(backtest):
     with pytest.raises(ValueError, match="calibration: expected fewer than the 30 origins, got 30"):
         conformal.rolling(forecasts, targets, origins, 0.5, calibration=30)
     with pytest.raises(
-        ValueError, match="calibration: expected origins enough to know 9 errors of each step .* 9 origins and 8"
+        ValueError, match="calibration: expected enough origins for 9 errors of each step .* 9 origins and 8"
     ):
         conformal.rolling(forecasts, targets, origins, 0.9, calibration=9)
 

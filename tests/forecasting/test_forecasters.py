@@ -303,5 +303,5 @@ def test_outputs_that_do_not_fit(model, words, key):
 @pytest.mark.parametrize("name", WRAPPED)
 def test_windows_are_asked_for(name, key):
     for wrong in (PAST[0], PAST.astype(int)):
-        with pytest.raises(ValueError, match=r"inputs: expected windows in floats, \(batch, lookback, channels\), got"):
+        with pytest.raises(ValueError, match=r"inputs: expected windows of floats, \(batch, lookback, channels\), got"):
             WRAPPED[name].init(key, wrong)

@@ -193,9 +193,9 @@ NAN = np.where(np.arange(30)[:, None] == 7, np.nan, Y)
         (lambda: Scaler.of(Y + 1e6), ValueError, "values: .*got channel 0 with a mean of over 100,000"),
         (lambda: Scaler.of(Y, np.ones(30)), ValueError, r"where: expected booleans \[30\], one for each"),
         (lambda: Scaler.of(Y, np.zeros(30, bool)), ValueError, "where: expected at least one step to measure"),
-        (lambda: Scaler.of(Y)(Y[:, :1]), ValueError, r"values: expected \(\.\.\., 2\), as was measured"),
+        (lambda: Scaler.of(Y)(Y[:, :1]), ValueError, r"values: expected \(\.\.\., 2\), as measured"),
         (lambda: Scaler.of(PANEL).inverse(PANEL[:2]), ValueError, r"values: expected \(3, \.\.\., 2\)"),
-        (lambda: as_data(windows(Y, 4, 3), windows(Y, 5, 3)), ValueError, "valid: expected inputs of the sizes"),
+        (lambda: as_data(windows(Y, 4, 3), windows(Y, 5, 3)), ValueError, "valid: expected inputs of the same sizes"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(call, error, message):

@@ -91,7 +91,7 @@ def main(what, folder, changed=""):
             print("refused:", error)
             return
     print("python", sys.version.split()[0], "jax", jax.__version__)
-    print(*(each.message for each in caught if "made with" in str(each.message)))
+    print(*(each.message for each in caught if "saved with" in str(each.message)))
     print("valid_loss", " ".join(f"{float(value):.6f}" for value in run.history["valid_loss"]))
 
 

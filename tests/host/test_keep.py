@@ -26,5 +26,5 @@ def test_without_a_folder_a_program_runs_to_the_same_end(data, key, capsys):
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 def test_leaving_says_how_to_go_on(capsys, number, error):
     with pytest.raises(error):
-        keep.leave(number, "left after epoch 3 of 9")
-    assert capsys.readouterr().err == f"{number.name}: left after epoch 3 of 9; the same call goes on from there\n"
+        keep.leave(number, "stopped after epoch 3 of 9")
+    assert capsys.readouterr().err == f"{number.name}: stopped after epoch 3 of 9; the same call resumes from there\n"

@@ -162,7 +162,7 @@ def test_a_file_that_is_right_already_is_left_alone(tmp_path):
 
 def test_tensorboard_that_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.record_writer", None)
-    with pytest.raises(ModuleNotFoundError, match="tensorboard: needed to write logs for it; not installed: pip"):
+    with pytest.raises(ModuleNotFoundError, match="tensorboard: required to write logs for it; not installed: pip"):
         TensorBoardLog(tmp_path)
 
 

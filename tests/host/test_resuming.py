@@ -44,7 +44,7 @@ def test_another_run_is_refused_with_what_differs(data, key, ended, train, hyper
 
 
 def test_another_key_is_refused(data, ended):
-    with pytest.raises(ValueError, match=r"key: expected that of the checkpoint, got another\nanother run needs"):
+    with pytest.raises(ValueError, match=r"key: expected the key of the checkpoint, got another\nuse another folder"):
         quiet(TWO_EPOCHS, ended)(jax.random.key(1), data, learning_rate=0.1)
 
 
@@ -61,7 +61,7 @@ def pretend(monkeypatch, **others):
 
 def test_other_versions_are_warned_of(data, key, ended, monkeypatch):
     pretend(monkeypatch, jax="0.8.3")
-    with pytest.warns(UserWarning, match=rf"made with jax {jax.__version__}, now 0.8.3: the run goes on") as warned:
+    with pytest.warns(UserWarning, match=rf"saved with jax {jax.__version__}, now 0.8.3: the run resumes") as warned:
         run = quiet(TWO_EPOCHS, ended)(key, data, learning_rate=0.1)
     assert warned[0].filename == __file__
     assert bits(run) == bits(TWO_EPOCHS(key, data, learning_rate=0.1))
@@ -121,9 +121,7 @@ BY_DEFAULT = {"activation", "loss", "b1", "noise"}
 def test_under_another_release_another_run_is_refused_all_the_same(data, key, begun, monkeypatch, part):
     pretend(monkeypatch, jax="99.0", jaxlib="99.0")
     before = sorted(begun.rglob("*"))
-    with pytest.raises(
-        ValueError, match=r"expected to go on with the run saved there, got another:\n  [a-z0-9_.\[\]]+: exp"
-    ):
+    with pytest.raises(ValueError, match=r"expected the run that is saved there, got another:\n  [a-z0-9_.\[\]]+: exp"):
         quiet(everything(epochs=2, **OTHERS[part]), begun)(key, data, learning_rate=0.01)
     assert sorted(begun.rglob("*")) == before
 
@@ -140,7 +138,7 @@ def test_under_another_release_the_same_run_goes_on(data, key, begun, longer, tm
     shutil.copytree(begun, tmp_path / "copy")
     pretend(monkeypatch, **{package: "99.0"})
     train, expected = longer
-    with pytest.warns(UserWarning, match=f"made with {package} .*, now 99.0"):
+    with pytest.warns(UserWarning, match=f"saved with {package} .*, now 99.0"):
         run = quiet(train, tmp_path / "copy")(key, data, learning_rate=0.01)
     assert bits(run) == expected
 
@@ -169,7 +167,9 @@ def test_another_start_is_refused(data, key, tmp_path, monkeypatch, version):
     other = nnfx.fit(starting_from(weights), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=1)
     # the function is the same, and only what it returns is not
     message = (
-        r"start.*kernel.*: expected values of mean 0.5 .*, got others, of mean 0.25" if version == "99.0" else "program"
+        r"start.*kernel.*: expected values with a mean of 0.5 .*, got a mean of 0.25"
+        if version == "99.0"
+        else "program"
     )
     with pytest.raises(ValueError, match=message):
         quiet(other, tmp_path / "run")(key, data, learning_rate=0.1)

@@ -118,7 +118,7 @@ def test_damaged_checkpoints_are_told_or_passed_over(data, plain, key, tmp_path)
         nnfx.checkpoint.DamagedError, match=rf"{file.name} is altered; the newest good checkpoint is .*2: skip_damaged"
     ):
         quiet(TRAIN, tmp_path)(key, data, **HYPER)
-    with pytest.warns(UserWarning, match="it is kept as epoch-00000004.damaged, and .*epoch-00000002 taken"):
+    with pytest.warns(UserWarning, match="it was renamed to epoch-00000004.damaged, and .*epoch-00000002 is used"):
         run = quiet(TRAIN, tmp_path, skip_damaged=True)(key, data, **HYPER)
     assert bits(run) == bits(plain)
 
@@ -133,7 +133,7 @@ def test_signals_save_and_leave_with_a_word(data, plain, key, tmp_path, capsys, 
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert checkpoints(tmp_path) == [5]
     told = capsys.readouterr().err
-    assert f"{number.name}: left after epoch 5 of 40, saved as {tmp_path}/checkpoints/epoch-00000005;" in told
+    assert f"{number.name}: stopped after epoch 5 of 40, saved as {tmp_path}/checkpoints/epoch-00000005;" in told
     assert bits(quiet(TRAIN, tmp_path, evaluate=at_epoch(-1, cut))(key, data, **HYPER)) == bits(plain)
     assert len(rows(tmp_path / "evaluation.csv")) == int(plain.epochs)
 
@@ -174,7 +174,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_training(data, key, tmp_
 
 def test_two_sessions_do_not_share_a_folder(data, key, tmp_path):
     def again():
-        with pytest.raises(BlockingIOError, match="expected no other run to be saved here"):
+        with pytest.raises(BlockingIOError, match="expected no other active run in this folder"):
             quiet(TWO_EPOCHS, tmp_path)(key, data, learning_rate=0.1)
 
     quiet(TWO_EPOCHS, tmp_path, evaluate=at_epoch(1, again))(key, data, learning_rate=0.1)
@@ -232,7 +232,7 @@ def test_tensorboard_has_every_epoch_once_after_a_cut(data, key, tmp_path):
 
 def test_tensorboard_is_asked_for_where_it_is_not_installed(data, key, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.record_writer", None)
-    with pytest.raises(ModuleNotFoundError, match="tensorboard: needed to write logs for it; not installed"):
+    with pytest.raises(ModuleNotFoundError, match="tensorboard: required to write logs for it; not installed"):
         quiet(TWO_EPOCHS, tmp_path, tensorboard=True)(key, data, learning_rate=0.1)
     shutil.rmtree(tmp_path / "checkpoints")
 
@@ -255,8 +255,8 @@ def test_no_files_are_written_within_a_transformation(data, key, tmp_path):
         (lambda run: {"a": "x"}, TypeError, "evaluate: expected it to return numbers by name, got 'x' as 'a'"),
         (lambda run: {"a": None}, TypeError, "evaluate: expected it to return numbers by name, got None as 'a'"),
         (lambda run: {"a": 1j}, TypeError, "evaluate: expected it to return numbers by name, got 1j as 'a'"),
-        (lambda run: {1: 1.0}, TypeError, "evaluate: expected names that are text, got 1"),
-        (lambda run: {"epoch": 1.0}, ValueError, "evaluate: expected other names than 'epoch'"),
+        (lambda run: {1: 1.0}, TypeError, "evaluate: expected strings as names, got 1"),
+        (lambda run: {"epoch": 1.0}, ValueError, "evaluate: expected names other than 'epoch'"),
         (lambda run: {str(run.epochs): 1.0}, ValueError, r"evaluate: expected \['1'\] as before, got \['2'\]"),
     ],
 )

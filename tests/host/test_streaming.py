@@ -113,7 +113,7 @@ def test_asked_to_end_in_the_middle_of_epochs_it_goes_on_to_the_same_bits(
             session(KEY, examples, data.valid, **HYPER)
         assert ended.value.code == 143
     monkeypatch.undo()
-    assert "SIGTERM: left after epoch" in capsys.readouterr().err
+    assert "SIGTERM: stopped after epoch" in capsys.readouterr().err
     assert same_bits(session(KEY, examples, data.valid, **HYPER), whole)
     assert same_bits(session(KEY, examples, data.valid, **HYPER), whole)
     assert (tmp_path / "history.csv").read_text().count("\n") == int(whole.epochs) + 1
@@ -124,7 +124,7 @@ def test_another_run_is_refused(fit, data, examples, tmp_path):
     session(KEY, examples, data.valid, **HYPER)
     with pytest.raises(ValueError, match=r"learning_rate: expected 0.05\d*, got 0.1"):
         session(KEY, examples, data.valid, **{**HYPER, "learning_rate": 0.1})
-    with pytest.raises(ValueError, match="key: expected that of the checkpoint, got another"):
+    with pytest.raises(ValueError, match="key: expected the key of the checkpoint, got another"):
         session(jax.random.key(4), examples, data.valid, **HYPER)
     part = nnfx.data.store(tmp_path / "part", [(examples.inputs[:40], examples.targets[:40])])
     with pytest.raises(ValueError, match=r"data.train.inputs: expected float32\[63,5\] .*, got float32\[40,5\] "):
@@ -165,14 +165,14 @@ def test_tokens_stay_integers(tmp_path):
 def test_what_cannot_be_meant_is_refused(fit, data, examples, tmp_path):
     with pytest.raises(TypeError, match="fit: expected what nnfx.fit returns"):
         nnfx.session(fit.factories["loss"], tmp_path)
-    with pytest.raises(ValueError, match="fit: expected a batch_size, for batches that are read as they are needed"):
+    with pytest.raises(ValueError, match="fit: expected a batch_size, since batches are read as needed"):
         nnfx.session(train(batch_size=None), tmp_path / "run")(KEY, examples, data.valid, **HYPER)
     with pytest.raises(TypeError, match="out: expected a path, got 3"):
         nnfx.session(fit, 3)
     with pytest.raises(ValueError, match="save_every_steps: expected a positive integer, got 0"):
         nnfx.session(fit, tmp_path, save_every_steps=0)
     session = nnfx.session(fit, tmp_path / "run", progress=False)
-    with pytest.raises(TypeError, match="valid: expected None beside data in memory, .* got a Batch"):
+    with pytest.raises(TypeError, match="valid: expected None for data in memory, .* got a Batch"):
         session(KEY, data, data.valid, **HYPER)
     with pytest.raises(ValueError, match="save_every_steps: expected None for data in memory, .* got 3"):
         nnfx.session(fit, tmp_path / "run", save_every_steps=3)(KEY, data, **HYPER)

@@ -102,7 +102,11 @@ def test_saliency_needs_no_linen_modules():
             ValueError,
             "layer: expected one of 'conv_0', .*did you mean 'conv_1'",
         ),
-        (lambda: CAM(MODEL, VARIABLES, IMAGES, "dense/hidden_0"), ValueError, "layer: expected one of feature maps"),
+        (
+            lambda: CAM(MODEL, VARIABLES, IMAGES, "dense/hidden_0"),
+            ValueError,
+            "layer: expected a layer of feature maps",
+        ),
         (lambda: CAM(MODEL, VARIABLES, IMAGES[0, 0], "conv_1"), ValueError, r"inputs: expected .*float32\[8,2\]"),
         (lambda: CAM(MODEL, VARIABLES, IMAGES, "conv_1", 3), ValueError, "classes: expected from 0 to 2, got 3"),
         (lambda: CAM(MODEL, VARIABLES, IMAGES, "conv_1", [0, 1]), ValueError, r"classes: .*\(6,\).*int32\[2\]"),
@@ -110,7 +114,7 @@ def test_saliency_needs_no_linen_modules():
         (
             lambda: CAM(ONE, ONE.init(jax.random.key(0), IMAGES), IMAGES, "conv_0", relative=True),
             ValueError,
-            "relative: expected False for a model of one logit",
+            "relative: expected False for a model with a single logit",
         ),
         (lambda: CAM("cnn", VARIABLES, IMAGES, "conv_1"), TypeError, "model: expected a Model.*'cnn'"),
         (lambda: features.saliency(MODEL, VARIABLES, IMAGES, -1), ValueError, "classes: expected from 0 to 2, got -1"),

@@ -201,7 +201,7 @@ def call(model=PERCEPTRON, loss=MSE, variables=START, batch=BATCH, key=KEY, **op
     [
         ({"model": "mlp"}, TypeError, "model: expected a Model.*'mlp'"),
         ({"loss": "mse"}, TypeError, "loss: expected a function"),
-        ({"variables": START["params"]}, ValueError, r"variables: expected a model's, \{'params': ...\}"),
+        ({"variables": START["params"]}, ValueError, r"variables: expected variables of a model, \{'params': ...\}"),
         ({"variables": {"params": {}}}, ValueError, "variables: expected at least one parameter"),
         ({"variables": {"params": {"kernel": jnp.ones((4, 1), int)}}}, TypeError, "variables: kernel: expected floats"),
         ({"variables": NAN}, ValueError, "variables: kernel: expected finite numbers, got 4"),
@@ -217,7 +217,7 @@ def call(model=PERCEPTRON, loss=MSE, variables=START, batch=BATCH, key=KEY, **op
         ({"share": 1.5}, ValueError, "share: .*at most 1, got 1.5"),
         ({"tolerance": 0.0}, ValueError, "tolerance: .*above 0"),
         ({"model": NARROW}, ValueError, "model: expected outputs in float64.*float32"),
-        ({"loss": lambda o, t: MSE(o, t) / 0}, ValueError, "loss: expected it and its gradient to be finite"),
+        ({"loss": lambda o, t: MSE(o, t) / 0}, ValueError, "loss: expected finite values and gradients"),
     ],
 )
 def test_errors_name_the_argument(wrong, kind, message):
@@ -226,5 +226,5 @@ def test_errors_name_the_argument(wrong, kind, message):
 
 
 def test_an_audit_cannot_be_traced():
-    with pytest.raises(TypeError, match="variables: expected arrays with values"):
+    with pytest.raises(TypeError, match="variables: expected concrete arrays"):
         jax.jit(lambda variables: call(variables=variables).loss)(START)

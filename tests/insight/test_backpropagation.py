@@ -171,15 +171,15 @@ FOUND = lay_open(MODELS["perceptron"])
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: lay_open(models.mlp((4,), 2, batch_norm=True)), "model: expected perceptrons stacked.*BatchNorm"),
-        (lambda: lay_open(models.from_linen(nn.Dense(2))), "model: expected perceptrons stacked.*Dense"),
+        (lambda: lay_open(models.mlp((4,), 2, batch_norm=True)), "model: expected stacked perceptrons.*BatchNorm"),
+        (lambda: lay_open(models.from_linen(nn.Dense(2))), "model: expected stacked perceptrons.*Dense"),
         (
             lambda: lay_open(models.from_linen(Skip()), DATA._replace(targets=jnp.ones((6, 3)))),
-            "model: expected perceptrons stacked.*Skip",
+            "model: expected stacked perceptrons.*Skip",
         ),
         (
             lambda: lay_open(models.perceptron(2, jax.nn.softmax)),
-            "model: .*activations of each unit by itself.*'outputs'",
+            "model: .*activations that act on each unit alone.*'outputs'",
         ),
         (lambda: lay_open(MODELS["tanh"], DATA._replace(weights=jnp.ones(5))), "batch: expected 5 rows"),
         (lambda: graph.draw(FOUND, 6), "example: .*below 6, got 6"),

@@ -114,9 +114,13 @@ def test_the_top_inputs_are_those_of_a_full_sort():
             r"bounds\[1\]: expected .*above 1, got 0",
         ),
         (lambda: features.filters(VARIABLES, "conv_9"), ValueError, "layer: expected one of 'conv_0'"),
-        (lambda: features.filters(VARIABLES, "conv_0", (3, 3)), ValueError, "shape: expected none for a convolution"),
+        (lambda: features.filters(VARIABLES, "conv_0", (3, 3)), ValueError, "shape: expected None for a convolution"),
         (lambda: features.filters(linear(), "outputs"), ValueError, "shape: .*'outputs'.* on 5, got None"),
-        (lambda: features.filters(VARIABLES["params"], "conv_0"), ValueError, "variables: expected a model's"),
+        (
+            lambda: features.filters(VARIABLES["params"], "conv_0"),
+            ValueError,
+            "variables: expected variables of a model",
+        ),
         (lambda: features.drawable(jnp.ones(3)), ValueError, r"images: expected \(images, ...\)"),
     ],
 )

@@ -187,7 +187,11 @@ def test_where_noise_is_all_there_is_the_scale_is_not_a_number():
             ValueError,
             "batch.weights: expected two or more",
         ),
-        (lambda b: flow.per_example_gradients(MODEL, MSE, {}, b), ValueError, "variables: expected a model's"),
+        (
+            lambda b: flow.per_example_gradients(MODEL, MSE, {}, b),
+            ValueError,
+            "variables: expected variables of a model",
+        ),
         (
             lambda b: flow.noise_scale(MODEL, MSE, MODEL.init(KEY, X), b._replace(inputs=jnp.nan * b.inputs)),
             ValueError,
@@ -196,7 +200,7 @@ def test_where_noise_is_all_there_is_the_scale_is_not_a_number():
         (
             lambda b: flow.curves({"train_loss": jnp.ones(3)}),
             ValueError,
-            "history: expected that of a run with make_step",
+            "history: expected one of a run with make_step",
         ),
     ],
 )

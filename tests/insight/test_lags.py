@@ -118,7 +118,7 @@ MEAN = lambda outputs, targets: SQUARE(outputs, targets).mean()  # noqa: E731
         ),
         (lambda: gradient_by_lag(MODEL, "square", VARIABLES, BATCH), TypeError, "loss: .*got 'square'"),
         (lambda: gradient_by_lag(MODEL, MEAN, VARIABLES, BATCH), ValueError, r"loss: .*\(3,\), got float32\[\]"),
-        (lambda: gradient_by_lag(MODEL, SQUARE, {}, BATCH), ValueError, "variables: expected a model's"),
+        (lambda: gradient_by_lag(MODEL, SQUARE, {}, BATCH), ValueError, "variables: expected variables of a model"),
         (
             lambda: gradient_by_lag(MODEL, SQUARE, jax.tree.map(lambda leaf: leaf / 0, VARIABLES), BATCH),
             ValueError,
@@ -148,7 +148,7 @@ MEAN = lambda outputs, targets: SQUARE(outputs, targets).mean()  # noqa: E731
         (
             lambda: gradient_by_lag(MODEL, SQUARE, VARIABLES, BATCH._replace(targets=jnp.ones(2))),
             ValueError,
-            r"batch.targets: expected 3 rows, as inputs, got float32\[2\]",
+            r"batch.targets: expected 3 rows, as many as inputs, got float32\[2\]",
         ),
         (
             lambda: gradient_by_lag(MODEL, SQUARE, VARIABLES, BATCH._replace(targets=jnp.ones((3, 2)))),
@@ -158,7 +158,7 @@ MEAN = lambda outputs, targets: SQUARE(outputs, targets).mean()  # noqa: E731
         (
             lambda: gradient_by_lag(MODEL, SQUARE, VARIABLES, BATCH._replace(weights=jnp.zeros(3))),
             ValueError,
-            "batch.weights: expected none negative and some positive",
+            "batch.weights: expected non-negative numbers, some of them positive",
         ),
     ],
 )

@@ -61,7 +61,7 @@ def test_what_a_lifted_transformation_hides_is_left_out():
 )
 def test_a_model_without_linen_modules_is_refused(model):
     variables = {} if model.init is None else model.init(jax.random.key(0), jnp.ones((1, 5)))
-    with pytest.raises(ValueError, match=r"model: expected one of Flax Linen modules.*from_linen"):
+    with pytest.raises(ValueError, match=r"model: expected a model of Flax Linen modules.*from_linen"):
         features.layer_outputs(model, variables, jnp.ones((1, 5)))
 
 

@@ -146,7 +146,11 @@ WRONG = {
     "no sequence": (lambda: cnn(conv(3)), TypeError, "layers: expected a sequence"),
     "no layer": (lambda: cnn([3]), TypeError, r"layers\[0\]: expected conv\(...\) or a function, got 3"),
     "no features": (lambda: conv(0), ValueError, "features: expected a positive integer, got 0"),
-    "hidden without outputs": (lambda: cnn([], None, hidden=(3,)), ValueError, "hidden: expected none without outputs"),
+    "hidden without outputs": (
+        lambda: cnn([], None, hidden=(3,)),
+        ValueError,
+        "hidden: expected no hidden layers without outputs",
+    ),
     "hidden of no width": (lambda: cnn([], hidden=(0,)), ValueError, r"hidden\[0\]: expected a positive integer"),
     "no outputs": (lambda: cnn([], outputs=0), ValueError, "outputs: expected a positive integer, got 0"),
     "dropout of one": (lambda: cnn([], dropout=1.0), ValueError, "dropout: .*below 1, got 1"),

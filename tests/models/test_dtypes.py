@@ -115,7 +115,7 @@ def test_whole_numbers_are_no_dtype_to_compute_in():
     [
         (models.lenet(), (2, 28, 28), r"\(batch, height, width, channels\), got float32\[2,28,28\]; add a channel"),
         (models.resnet(8), (2, 28, 28), r"\(batch, height, width, channels\), got .*; add a channel"),
-        (models.cnn([models.conv(2)]), (2, 28, 28), r"\(batch, height, width, channels\).*say axes=1"),
+        (models.cnn([models.conv(2)]), (2, 28, 28), r"\(batch, height, width, channels\).*pass axes=1"),
         (models.cnn([models.conv(2)], axes=2), (2, 28, 30), r"\(batch, height, width, channels\), got"),
         (models.cnn([models.conv(2)], axes=1), (2, 28, 28, 1), r"\(batch, width, channels\), got"),
         (models.cnn([models.conv(2)]), (2, 28), r"\(batch, width, channels\) or \(batch, height, width, channels\)"),

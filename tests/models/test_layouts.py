@@ -99,10 +99,10 @@ TORCH = layouts.to_torch(LSTM)
             r"layer_0: expected kernels and a bias of 1, 3 or 4 gates.*float32\[3\]",
         ),
         (lambda: layouts.from_torch({}), "weights: expected weight_ih_l0"),
-        (lambda: layouts.from_torch(TORCH | {"weight_hr_l0": 1}), "lacking or unknown: weight_hr_l0"),
+        (lambda: layouts.from_torch(TORCH | {"weight_hr_l0": 1}), "missing or unknown: weight_hr_l0"),
         (
             lambda: layouts.from_torch({name: value for name, value in TORCH.items() if "bias" not in name}),
-            "lacking or unknown: bias_hh_l0, bias_hh_l1",
+            "missing or unknown: bias_hh_l0, bias_hh_l1",
         ),
         (lambda: layouts.from_flax({"layer_0": {"hf": {}}}), r"layer_0: expected the parameters of a SimpleCell"),
         (lambda: layouts.from_flax({}), "params: expected recurrent layers"),

@@ -168,7 +168,7 @@ def test_a_carried_state_is_used_but_not_moved_by_evaluation():
     moved = variables | state
     assert_close(apply(moved, INPUTS), apply(moved, INPUTS), 0)
     assert not np.allclose(apply(moved, INPUTS), apply(variables, INPUTS))
-    with pytest.raises(ValueError, match="inputs: expected 4 sequences, whose state is carried on, got 3"):
+    with pytest.raises(ValueError, match="inputs: expected 4 sequences, whose state is kept, got 3"):
         model.apply(moved, INPUTS[:3])
 
 
@@ -220,14 +220,14 @@ def test_a_run_learns_what_came_first(key):
         (
             lambda: models.gru().init(jax.random.key(0), Sequences(INPUTS, state=((), ()))),
             ValueError,
-            "inputs.state: expected that of 1 recurrent layers, got 2",
+            "inputs.state: expected the state of 1 recurrent layers, got 2",
         ),
         (lambda: models.gru().stream.start(0), ValueError, "batch_size: expected a positive integer, got 0"),
         (lambda: models.lstm(formulation="plane"), ValueError, "formulation: expected .*did you mean 'plain'"),
         (
             lambda: models.gru(hidden=(4, 4)).stream.step({}, models.gru(hidden=(4,)).stream.start(1), INPUTS[:1, 0]),
             ValueError,
-            "state: expected that of 2 recurrent layers, got 1",
+            "state: expected the state of 2 recurrent layers, got 1",
         ),
     ],
 )

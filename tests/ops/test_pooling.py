@@ -174,7 +174,7 @@ IMAGE = jnp.ones((2, 4, 6, 3))
         (IMAGE, 0, {}, ValueError, "window: expected a positive integer, got 0"),
         (IMAGE, 2.0, {}, TypeError, "window: expected a positive integer, got 2.0"),
         (IMAGE, (2, 2, 2), {}, ValueError, "window: .*or 2 of them"),
-        (IMAGE, 5, {}, ValueError, r"window: expected to cover at most the padded inputs, \(4, 6\), got \(5, 5\)"),
+        (IMAGE, 5, {}, ValueError, r"window: expected at most the size of the padded inputs, \(4, 6\), got \(5, 5\)"),
         (IMAGE, 2, {"strides": -1}, ValueError, "strides: expected a positive integer, got -1"),
         (IMAGE, 2, {"padding": "same"}, ValueError, "padding: expected one of 'SAME', 'VALID', got 'same'"),
         (IMAGE, 2, {"padding": [(2, 0), (0, 0)]}, ValueError, r"padding: expected less than the window, \(2, 2\)"),

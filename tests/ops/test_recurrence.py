@@ -246,9 +246,9 @@ LENGTHS = jnp.full(BATCH, TIME)
         ((X, W, S[:1]), {}, ValueError, "state: expected a tuple of 2"),
         ((X, W, S[0]), {}, ValueError, "state: expected a tuple of 2"),
         ((X, W, (S[0], S[1][1:])), {}, ValueError, r"state\[1\]: expected float32\[5,4\], got float32\[4,4\]"),
-        ((X, W), {"lengths": LENGTHS[1:]}, ValueError, r"lengths: expected one a sequence, \(5,\), got int32\[4\]"),
-        ((X, W), {"lengths": LENGTHS + 1}, ValueError, "lengths: expected from 0 to 7.*from 8 to 8"),
-        ((X, W), {"lengths": -LENGTHS}, ValueError, "lengths: expected from 0 to 7.*from -7 to -7"),
+        ((X, W), {"lengths": LENGTHS[1:]}, ValueError, r"lengths: expected one per sequence, \(5,\), got int32\[4\]"),
+        ((X, W), {"lengths": LENGTHS + 1}, ValueError, "lengths: expected numbers from 0 to 7.*got 8 to 8"),
+        ((X, W), {"lengths": -LENGTHS}, ValueError, "lengths: expected numbers from 0 to 7.*got -7 to -7"),
         ((X, W), {"formulation": "plane"}, ValueError, "formulation: expected one of .*did you mean 'plain'"),
         (
             (X, W),

@@ -151,7 +151,7 @@ def test_signals_save_and_leave_with_a_word(data, tmp_path, capsys):
         sweep(PLAIN, data, **given(), epochs_per_chunk=2, out=tmp_path, progress=False, on_chunk=ask)
     assert left.value.code == 143
     assert checkpoints(tmp_path) == [2]
-    assert "SIGTERM: left after epoch 2 of 8, saved as " in capsys.readouterr().err
+    assert "SIGTERM: stopped after epoch 2 of 8, saved as " in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -173,7 +173,7 @@ def ended(data, tmp_path_factory):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"key": jax.random.key(1)}, "key: expected that of the checkpoint, got another"),
+        ({"key": jax.random.key(1)}, "key: expected the key of the checkpoint, got another"),
         ({"seeds": 3}, "data.sweep.seeds: expected 2, got 3"),
         ({"learning_rate": [0.001, 0.1, 0.5, 2.0]}, r"learning_rate: expected \[.*3.*\], got \[.*2.*\]"),
         ({"epochs_per_chunk": 4}, "data.sweep.epochs between looks: expected 8, got 4"),
@@ -208,5 +208,5 @@ def test_the_bar_shows_epochs_and_who_is_running(data, tmp_path, capsys):
 
 @pytest.mark.parametrize("option", [{"skip_damaged": True}, {"tensorboard": True}])
 def test_what_only_a_folder_can_have_asks_for_one(data, option):
-    with pytest.raises(ValueError, match=f"{next(iter(option))}: expected a folder `out` beside it, got none"):
+    with pytest.raises(ValueError, match=f"{next(iter(option))}: expected a folder `out` as well, got none"):
         sweep(PLAIN, data, **given(), **option)

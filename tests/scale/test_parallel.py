@@ -198,9 +198,9 @@ def test_wrong_input():
         data_parallel(3)
     with pytest.raises(ValueError, match="strategy: expected .*'mesh'.*got 'gspmd'"):
         data_parallel(step, strategy="gspmd")
-    with pytest.raises(ValueError, match="devices: expected one of jax.devices"):
+    with pytest.raises(ValueError, match="devices: expected one or more of jax.devices"):
         data_parallel(step, devices=[])
-    with pytest.raises(ValueError, match="devices: expected each of them once"):
+    with pytest.raises(ValueError, match="devices: expected each device once"):
         data_parallel(step, devices=jax.devices()[:1] * 2)
     data = nnfx.data.titanic("fare", "age")
     train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=1)

@@ -119,7 +119,7 @@ def test_free_memory_is_what_the_machine_has():
 
 def test_wrong_input(data):
     train, given = make(), {"key": KEY, "learning_rate": RATES[:2], "devices": jax.devices()[:1]}
-    with pytest.raises(MemoryError, match=r"memory: expected at least \d+ bytes a device for one member, got 10"):
+    with pytest.raises(MemoryError, match=r"memory: expected at least \d+ bytes per device for one member, got 10"):
         sweep(train, data, **given, memory=10)
     with pytest.raises(ValueError, match="memory: expected a positive integer, got 0"):
         sweep(train, data, **given, memory=0)

@@ -127,7 +127,7 @@ def test_numbers_out_of_bounds_are_refused_before_training(key, name):
 
 
 def test_mixing_needs_the_number_of_classes_that_the_model_has(key):
-    with pytest.raises(ValueError, match="classes: expected how many"):
+    with pytest.raises(ValueError, match="classes: expected the number of classes"):
         fit_images(augment.mixup)(key, image_data(), learning_rate=0.1, alpha=1.0)
     with pytest.raises(TypeError, match="classes: expected a whole number fixed with functools.partial"):
         fit_images(augment.mixup)(key, image_data(), learning_rate=0.1, alpha=1.0, classes=3)

@@ -248,7 +248,7 @@ def run():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weights": -W}, "data.weights: expected none negative, got -2"),
+        ({"weights": -W}, "data.weights: expected non-negative numbers, got -2"),
         ({"weights": W + np.nan}, "data.weights: expected finite numbers"),
         ({"targets": Y + np.inf}, "targets: expected finite numbers"),
         ({"inputs": X + np.inf}, "data.inputs: expected finite numbers"),
@@ -274,5 +274,7 @@ def test_none_means_none_and_a_list_of_metrics_is_refused():
 
 def test_a_number_for_an_optimizer_already_made(key):
     train = nnfx.fit(MODEL, MSE, SGD, epochs=1)
-    with pytest.raises(TypeError, match="learning_rate: expected none, since the optimizer is already made"):
+    with pytest.raises(
+        TypeError, match="learning_rate: expected none, got learning_rate; the optimizer is an instance"
+    ):
         train(key, data_of(batch()), learning_rate=0.1)

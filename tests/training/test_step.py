@@ -174,7 +174,7 @@ WRONG_PARTS = {
     "loss": (TypeError, "loss: expected a function", (MODEL, "mse", SGD), {}),
     "metrics": (TypeError, "metrics: expected functions by name", (MODEL, MSE, SGD, [MSE]), {}),
     "metric": (TypeError, "mae: expected a function", (MODEL, MSE, SGD, {"mae": 1}), {}),
-    "name": (ValueError, "metrics: expected other names than 'loss'", (MODEL, MSE, SGD, {"loss": MSE}), {}),
+    "name": (ValueError, "metrics: expected names other than 'loss'", (MODEL, MSE, SGD, {"loss": MSE}), {}),
     "penalty": (TypeError, "penalty: expected a function", (MODEL, MSE, SGD), {"penalty": 0.1}),
     "augment": (TypeError, "augment: expected a function", (MODEL, MSE, SGD), {"augment": [nnfx.augment.mixup]}),
     "unknown": (
