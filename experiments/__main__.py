@@ -83,7 +83,7 @@ def choose(config: Config) -> list[str]:
     if unknown := sorted(set(config.rows) - set(known)):
         raise ValueError(f"rows: expected some of {', '.join(known)}, got {', '.join(unknown)}")
     if config.quick and config.write_readme:
-        raise ValueError("write_readme: expected figures of full settings, got quick ones")
+        raise ValueError("write_readme: expected full settings, got quick ones")
     return [name for name in known if not config.rows or name in config.rows]
 
 
@@ -108,7 +108,7 @@ def make(name: str, config: Config) -> Made:
     if ended.returncode == 0 and summary.exists():
         return Made(seconds, json.loads(summary.read_text()), fault="")
     lines = printed.read_text(encoding="utf-8", errors="replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
     return Made(seconds, {}, fault=f"exit status {ended.returncode}: {last}")
 
 
@@ -128,7 +128,7 @@ def show(made: dict[str, Made], config: Config) -> None:
     failed = [name for name, each in made.items() if each.fault]
     print(f"\n{len(made) - len(failed)} of {len(made)} experiments made")
     for name in failed:
-        print(f"{name} failed; what it said is in {config.out / name / 'output.txt'}")
+        print(f"{name} failed; its output is in {config.out / name / 'output.txt'}")
 
 
 def number_at(summary: dict[str, Any], path: str) -> float:

@@ -74,7 +74,7 @@ def main(config: Config) -> dict[str, Any]:
         precision: difference_from_grad(model, untrained, data.train, dtype)
         for precision, dtype in (("float32", jnp.float32), ("float64", jnp.float64))
     }
-    print("\nall passengers at once, the product of the factors against jax.grad, a part of the largest derivative:")
+    print("\nall passengers at once: the product of the factors against jax.grad, relative to the largest derivative")
     print_table(["", "largest difference"], differences.items())
     steps = follow(model, untrained, passenger, found["untrained"])
     draw_step(results, steps)

@@ -92,7 +92,7 @@ def main(config: Config) -> dict[str, Any]:
     for count in config.devices:
         nnfx.checks.positive_integer("devices", count)
         if count > jax.local_device_count():
-            raise ValueError(f"devices: expected at most the {jax.local_device_count()} there are, got {count}")
+            raise ValueError(f"devices: expected at most the {jax.local_device_count()} available, got {count}")
     nnfx.checks.positive_integer("processes", config.processes)
     results = Results(config.out)
     data = nnfx.data.digits(key=jax.random.key(config.seed), valid_fraction=0.25)
@@ -176,7 +176,7 @@ def in_processes(config: Config) -> list[Outcome]:
     ]
     ends = [process.wait() for process in started]
     if any(ends):
-        raise RuntimeError(f"processes: expected all {config.processes} to end well; what they say is above")
+        raise RuntimeError(f"processes: expected all {config.processes} to exit with status 0; see their output above")
     runs = json.loads((out / "summary.json").read_text())["runs"]
     return [
         Outcome(

@@ -89,7 +89,10 @@ def main(config: Config) -> dict[str, Any]:
             for name, of in found.items()
         ],
     )
-    print(f"\non the same split the CNN is right on {gain['mean']:.2%} ± {gain['error']:.2%} more (± standard error)")
+    print(
+        f"\non the same split the CNN classifies {gain['mean']:.2%} ± {gain['error']:.2%} more correctly"
+        " (± standard error)"
+    )
 
     draw_learning_curves(results, runs)
     every = {name: together(some) for name, some in predictions.items()}

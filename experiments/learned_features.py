@@ -244,7 +244,10 @@ def mean_and_spread(values: Sequence[float] | np.ndarray) -> dict[str, float]:
 
 def show(found: dict[str, dict[str, Any]], own: dict[str, float], rows: dict[str, int], config: Config) -> None:
     """Print the accuracy of every probe."""
-    print(f"{config.splits} splits: {rows['train']} images train, {rows['choose']} choose, {rows['score']} score\n")
+    print(
+        f"{config.splits} splits: {rows['train']} images to train on, {rows['choose']} to choose by,"
+        f" {rows['score']} to score by\n"
+    )
     table = [[name, numbers["features"], numbers["mean"], numbers["deviation"]] for name, numbers in found.items()]
     print_table(["linear probe on", "features", "accuracy", "± sd"], table)
     print(f"\nthe network itself: {own['mean']:.4f} ± {own['deviation']:.4f}")

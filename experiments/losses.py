@@ -95,7 +95,7 @@ def main(config: Config) -> dict[str, Any]:
     }
     print(
         f"\nmean square error of a line through airline passengers: {errors['mean square']:.4g} (thousands)²;\n"
-        f"it is {errors['from least squares']:.1e} of the range away from that of least squares"
+        f"the line is within {errors['from least squares']:.1e} of the range of the least-squares line"
     )
     draw(results, scored, line, empirical["all"], errors["mean square"])
     return results.summary({"rows": len(scored.losses), "empirical": empirical, "line": errors, "seed": config.seed})

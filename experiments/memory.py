@@ -198,8 +198,11 @@ def main(config: Config) -> dict[str, Any]:
     for name in config.tasks:
         task = TASKS[name]
         outcomes[name] = {kind: [train(task, kind, gap, config) for gap in config.gaps] for kind in COLOURS}
-        print(f"{task.title}: median {task.unit} of {config.seeds} seeds, and how many solved it; {task.baseline:.3g} ")
-        print("is what knowing nothing gives\n")
+        print(
+            f"{task.title}: median {task.unit} of {config.seeds} seeds, and how many solved it;"
+            f" a score of {task.baseline:.3g} "
+        )
+        print("needs no memory\n")
         print_table(
             ["gap", *map(str, config.gaps)],
             [

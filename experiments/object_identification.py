@@ -116,7 +116,7 @@ def main(config: Config) -> dict[str, Any]:
             for name, each in {**scores, **{f"test, only {name}": each for name, each in by_name.items()}}.items()
         ],
     )
-    print(f"\nF1 on test scenes: {scores['test'].f1:.3f} ± {error:.3f}, from {threshold:.2f} votes on")
+    print(f"\nF1 on test scenes: {scores['test'].f1:.3f} ± {error:.3f}, with at least {threshold:.2f} votes")
     print("wrong finds: " + ", ".join(f"{count} {kind}" for kind, count in wrong.items()))
     print(
         f"a scene takes {1000 * seconds['found']:.1f} ms, of which the network {1000 * seconds['slid']:.1f} ms;"

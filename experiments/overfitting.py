@@ -86,7 +86,9 @@ def main(config: Config) -> dict[str, Any]:
     runs, scores = compare(key, splits, list(variants.values()), config)
     found = {name: describe(name, i, runs, scores) for i, name in enumerate(variants)}
     rows = {"train": config.rows, "score": len(splits[0][1].targets), "pool": config.pool}
-    print(f"{config.splits} splits: {rows['train']} passengers to learn, {rows['score']} to score; ± standard error\n")
+    print(
+        f"{config.splits} splits: {rows['train']} passengers to train on, {rows['score']} to score; ± standard error\n"
+    )
     shown = [(part, of) for part in ("loss", "accuracy", "loss_against_none") for of in ("mean", "error")]
     print_table(
         ["", "loss", "±", "accuracy", "±", "loss against none", "±", "lowest at epoch"],

@@ -85,11 +85,13 @@ def main(config: Config) -> dict[str, Any]:
     accuracies = {name: {kind: right(run) for kind, run in of.items()} for name, of in runs.items()}
     spirals_right = {name: {"weights": count(run), "accuracy": right(run)} for name, run in deep.items()}
     collapse = max(difference(runs["identity"][name], data) for name, data in two_classes.items())
-    print("\npart of the held-out points that is right")
+    print("\nfraction of the held-out points classified correctly")
     print_table(["", *two_classes], [[name, *found.values()] for name, found in accuracies.items()])
     print()
     print_table(["three spirals", "weights", "right"], [[name, *of.values()] for name, of in spirals_right.items()])
-    print(f"\nnetworks without a non-linearity differ by {collapse:.1e} from the perceptron that their layers make")
+    print(
+        f"\nnetworks without a non-linearity differ by {collapse:.1e} from the perceptron that their layers multiply to"
+    )
 
     for activation, figure, title in (
         ("identity", "linear_decisions", "two hidden layers and no non-linearity: one line, however deep"),

@@ -166,7 +166,7 @@ def main(config: Config) -> dict[str, Any]:
     results = Results(config.out)
     if jax.local_device_count() < 2:
         raise RuntimeError(
-            f"devices: expected two, got {jax.local_device_count()}; nnfx.cpu.set_up(devices=2) makes them"
+            f"devices: expected two, got {jax.local_device_count()}; call nnfx.cpu.set_up(devices=2) first"
         )
     measured = [measure(width, config) for width in config.widths]
     print_table(
@@ -194,9 +194,7 @@ def main(config: Config) -> dict[str, Any]:
     devices = np.unique(np.logspace(0, 5, 101).round().astype(int))
     curves = predict(largest, devices, config)
     shown = (1, 8, 64, 1_000, 10_000, 100_000)
-    print(
-        f"\npredicted efficiency of width {largest.width}, a device computing {config.speed:g} × as fast as this one:"
-    )
+    print(f"\npredicted efficiency of width {largest.width}, for a device {config.speed:g} × as fast as this one:")
     print_table(
         ["devices", *map(str, shown)],
         [[name, *(float(values[np.argmin(np.abs(devices - n))]) for n in shown)] for name, values in curves.items()],

@@ -91,7 +91,7 @@ def main(config: Config) -> dict[str, Any]:
     images = nnfx.data.images(config.data)
     keys = jax.random.split(jax.random.key(config.seed), (config.repeats, 2))
     parts = [held_out(images, split_key, config) for split_key in keys[:, 0]]
-    print(f"{config.repeats} times {parts[0].report}\n")
+    print(f"{config.repeats} splits of {parts[0].report}\n")
 
     models = networks(len(images.classes), config.hidden)
     runs = {name: train_on_all(model, list(keys[:, 1]), parts, config) for name, model in models.items()}

@@ -52,7 +52,7 @@ def main(config: Config) -> dict[str, Any]:
     key, split_key, perceptron_key = jax.random.split(jax.random.key(config.seed), 3)
     passengers = nnfx.data.titanic("fare", "age")
     split = nnfx.data.titanic("fare", "age", key=split_key, valid_fraction=0.25)
-    print(f"all passengers: {passengers.report}\nheld out apart: {split.report}\n")
+    print(f"all passengers: {passengers.report}\nwith a held-out part: {split.report}\n")
 
     perceptron = train_perceptron(perceptron_key, passengers)
     linear = train_network(key, split, config, activation="identity")

@@ -46,7 +46,7 @@ def main(
     for case in cases:
         problem = getattr(problems, case)()
         if problem is None:
-            print(f"{case}: left out, its files are not under NNFX_DATA")
+            print(f"{case}: skipped, since its files are not under NNFX_DATA")
             continue
         rows += compare(case, systems(problem), repeats)
     return report("fit", rows, out)

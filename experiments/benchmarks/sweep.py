@@ -62,7 +62,7 @@ def main(
         peer = next(other for other in rows if other.case == row.case and other.system == "one scikit-learn fit")
         per_member = row.median_s / count
         print(
-            f"{row.case}, {row.system}: {per_member * 1e3:.2f} ms a member,"
+            f"{row.case}, {row.system}: {per_member * 1e3:.2f} ms per member,"
             f" 1/{peer.median_s / per_member:.0f} of a scikit-learn fit, {per_member / single.median_s:.2f} of a run"
         )
     return summary
