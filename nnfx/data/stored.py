@@ -327,7 +327,9 @@ def _checked(label: str, part: Sequence[Any]) -> tuple[list[np.ndarray], list[np
     kept = []
     for name, array in named.items():
         if array.ndim == 0 or len(array) != rows or array.size == 0:
-            raise ValueError(f"{label}.{name}: expected as many rows as inputs ({rows}), got {checks.describe(array)}")
+            raise ValueError(
+                f"{label}.{name}: expected non-empty rows, as many as in inputs ({rows}), got {checks.describe(array)}"
+            )
         if array.dtype.kind == "V":
             raise TypeError(f"{label}.{name}: expected a dtype built into NumPy, got {checks.describe(array)}")
         checks.finite(f"{label}.{name}", array)

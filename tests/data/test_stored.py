@@ -17,7 +17,7 @@ KEY = jax.random.key(0)
 
 
 def numbered(rows):
-    """Examples that are their own numbers."""
+    """Return examples whose values are their indices."""
     return np.arange(float(rows))[:, None], np.arange(rows)
 
 
@@ -57,12 +57,21 @@ def test_as_many_rows_as_one_likes_and_images(tmp_path):
         ([], "parts: expected rows, some of positive weight, got none"),
         ([(np.ones((2, 1)), np.ones(2), np.zeros(2))], "parts: expected rows, some of positive weight, got none"),
         ([np.ones((2, 1))], "parts[0]: expected (inputs, targets) or (inputs, targets, weights), got float64[2,1]"),
-        ([(np.ones((2, 1)), np.ones(3))], "parts[0].targets: expected as many rows as inputs (2), got float64[3]"),
-        ([(np.ones((0, 1)), np.ones(0))], "parts[0].inputs: expected as many rows as inputs (0), got float64[0,1]"),
+        (
+            [(np.ones((2, 1)), np.ones(3))],
+            "parts[0].targets: expected non-empty rows, as many as in inputs (2), got float64[3]",
+        ),
+        (
+            [(np.ones((0, 1)), np.ones(0))],
+            "parts[0].inputs: expected non-empty rows, as many as in inputs (0), got float64[0,1]",
+        ),
         ([(np.ones(2), np.ones(2))], "parts[0].inputs: expected (rows, features, ...), got float32[2]"),
         ([(np.array([[1.0], [np.nan]]), np.ones(2))], "parts[0].inputs: expected finite numbers, got 1 not finite"),
         ([(np.array([[1e300]]), np.ones(1))], "parts[0].inputs: expected numbers that float32 can hold, got 1e+300"),
-        ([(np.ones((2, 0)), np.ones(2))], "parts[0].inputs: expected as many rows as inputs (2), got float64[2,0]"),
+        (
+            [(np.ones((2, 0)), np.ones(2))],
+            "parts[0].inputs: expected non-empty rows, as many as in inputs (2), got float64[2,0]",
+        ),
         ([(np.ones((1, 1)), np.array([np.inf]))], "parts[0].targets: expected finite numbers, got 1 not finite"),
         ([(np.ones((1, 1)), np.ones(1), np.array([np.nan]))], "parts[0].weights: expected finite numbers, got 1 not"),
         ([(np.ma.masked_equal([[1, 2]], 2), np.ones(1))], "parts[0].inputs: expected no masked or missing values"),
@@ -111,7 +120,7 @@ def test_files_that_are_not_as_written_are_refused(examples):
 
 
 def seen(batches):
-    """The numbers of the examples of some batches, without places left over."""
+    """Return the indices of the examples of some batches, without padding."""
     return np.concatenate([batch.targets[batch.weights > 0] for batch in batches])
 
 
@@ -169,7 +178,7 @@ def test_without_grain_it_says_what_is_lacking(examples, monkeypatch):
         prefetched(Batches(examples, KEY, 16, 1))
 
 
-# What is altered once it is written
+# Files altered after writing
 
 
 @pytest.mark.parametrize(
@@ -196,7 +205,7 @@ def test_rows_altered_in_place_are_refused_when_they_are_read(examples, name, al
     for read in (opened.verify, opened.load, lambda: opened.take(order), nnfx.data.stored(examples.folder).verify):
         with pytest.raises(ValueError, match=message):
             read()
-    if row > 2:  # the others are read as they were
+    if row > 2:  # the other rows are read unchanged
         others = np.delete(np.arange(50), row)
         taken = opened.take(batching.Order(others, np.ones(len(others), bool)))
         np.testing.assert_array_equal(taken.targets, others)
@@ -240,7 +249,7 @@ def test_every_flipped_bit_changes_a_checksum():
 
 
 def mutated(rng, folder):
-    """Truncate, flip, delete, extend, blank or swap among the files of a folder."""
+    """Flip, overwrite, delete or repeat bytes of a file; truncate, remove or replace it; or swap two files."""
     paths = sorted(folder.iterdir())
     path = paths[rng.integers(len(paths))]
     content = bytearray(path.read_bytes())
@@ -292,7 +301,7 @@ def test_mutated_folders_are_refused_or_read_right(tmp_path):
             for ours, theirs in zip(found, wanted, strict=True):
                 np.testing.assert_array_equal(ours, theirs)
         shutil.rmtree(folder)
-    assert accepted < 60  # such as those where the same bytes were written
+    assert accepted < 60  # such as those that wrote the same bytes
     assert all(re.search(r"\d+(/\w+.\w+)?: expected ", message) for message in refused)
 
 
@@ -331,7 +340,7 @@ def test_what_is_there_is_never_replaced(tmp_path):
 
     def slowly():
         yield numbered(3)
-        nnfx.data.store(tmp_path / "both", [numbered(4)])  # by somebody else, meanwhile
+        nnfx.data.store(tmp_path / "both", [numbered(4)])  # by another process in the meantime
 
     with pytest.raises(
         FileExistsError, match="both: expected a path that does not exist yet, got one that another process"
@@ -390,7 +399,7 @@ def test_whole_numbers_are_looked_at_as_what_they_become(tmp_path):
         ValueError, match=r"parts.inputs: expected numbers that float32 can tell apart, got 1.07374e.09"
     ):
         nnfx.data.store(tmp_path / "inputs", [(large[:, None], np.ones(40))])
-    examples = nnfx.data.store(tmp_path / "targets", [(np.ones((40, 1)), large)])  # labels stay what they are
+    examples = nnfx.data.store(tmp_path / "targets", [(np.ones((40, 1)), large)])  # labels are not standardised
     np.testing.assert_array_equal(examples.load().targets, large)
 
 
