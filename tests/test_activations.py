@@ -83,7 +83,7 @@ def test_functions_pass_through():
 )
 @pytest.mark.parametrize("name", CLOSED_FORMS)
 def test_values_and_slopes_far_out_are_those_of_the_asymptotes(name, dtype):
-    """Every one of them is affine or constant there."""
+    """Every activation is affine or constant there."""
     largest = float(jnp.finfo(dtype).max)
     x = jnp.array([-jnp.inf, -largest, -1e3, 1e3, largest, jnp.inf], dtype)
     left = {"identity": (1, 0), "tanh": (0, -1), "elu": (0, -1), "leaky_relu": (0.01, 0)}.get(name, (0, 0))

@@ -1,4 +1,4 @@
-"""What users hold becomes arrays on the host, with every digit, or an error that names the argument."""
+"""User data become arrays on the host, with every digit, or raise an error that names the argument."""
 
 import datetime
 
@@ -105,7 +105,7 @@ def test_tensors_that_require_gradients_and_half_precision():
     torch = pytest.importorskip("torch")
     np.testing.assert_array_equal(arrays.as_numpy("x", torch.ones(2, requires_grad=True)), [1, 1])
     np.testing.assert_array_equal(arrays.as_numpy("x", torch.ones(2, dtype=torch.bfloat16)), [1, 1])
-    assert checks.describe(torch.tensor(0.5)) == "torch.float32[]"  # as errors of numbers do
+    assert checks.describe(torch.tensor(0.5)) == "torch.float32[]"  # as in errors about numbers
     assert checks.describe(jnp.float32(0.5)) == checks.describe(np.float64(0.5)) == "0.5"
 
 
@@ -160,7 +160,7 @@ def test_a_spread_that_rounding_loses_is_refused(values, axis, is_lost):
             arrays.check_spread("x", values, axis)
     else:
         arrays.check_spread("x", values, axis)
-    with jax.enable_x64(True):  # in which all of them are themselves
+    with jax.enable_x64(True):  # where all of them are exact
         arrays.check_spread("x", values, axis)
 
 

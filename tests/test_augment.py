@@ -32,12 +32,12 @@ LINEAR = {name: parts for name, parts in AUGMENTS.items() if name != "gaussian_n
 
 
 def act(name, key, batch):
-    """Apply an augmentation with the number of the table."""
+    """Apply an augmentation with its number from the table."""
     function, number = AUGMENTS[name]
     return function(key, batch) if number is None else function(key, batch, number)
 
 
-# compiled as in a step, which is quicker here as well
+# compiled as in a step, which is also faster here
 compiled = jax.jit(act, static_argnums=0)
 flip, shift, rotation, cutout = (
     jax.jit(each) for each in (augment.flip, augment.shift, augment.rotation, augment.cutout)
@@ -46,19 +46,19 @@ mixup = jax.jit(augment.mixup, static_argnames="classes")
 
 
 def same(image, rows=4000):
-    """Return a batch of one image many times."""
+    """Return a batch that repeats one image."""
     x = jnp.asarray(image, jnp.float32)
     return Batch(jnp.tile(x.reshape(1, *x.shape[:2], -1), (rows, 1, 1, 1)), jnp.zeros(rows), jnp.ones(rows))
 
 
 def assert_share(hits, probability):
-    """Hold the frequency of a hit to its probability, within four standard errors."""
+    """Assert that the frequency of hits is their probability, within four standard errors."""
     error = np.sqrt(probability * (1 - probability) / hits.size)
     assert abs(np.mean(hits) - probability) < 4 * error
 
 
 def assert_unrelated(*draws):
-    """Hold the draws of neighbours in the batch, and of different quantities, to be uncorrelated."""
+    """Assert that draws of neighbours in the batch, and of different quantities, are uncorrelated."""
     for i, a in enumerate(draws):
         for b in [np.roll(a, 1), *draws[i + 1 :]]:
             assert abs(np.corrcoef(a, b)[0, 1]) < 4 / np.sqrt(a.size)
@@ -89,7 +89,7 @@ def test_shapes_and_dtypes_stay_and_what_is_drawn_depends_on_the_key_alone(name,
         np.testing.assert_array_equal(once.targets, batch.targets)
 
 
-# not compiled, the others are many programs of one operation each
+# without compilation, the others are many programs of one operation each
 @pytest.mark.parametrize(
     "name",
     [
@@ -111,7 +111,7 @@ def test_mapped_over_keys_it_is_the_loop(name):
 
 @pytest.mark.parametrize("name", LINEAR)
 def test_its_gradient_is_its_adjoint(name, key):
-    # all but the noise are linear in the inputs: their gradient is the same for all, and <gradient, x> = <v, f(x)>
+    # all but the noise are linear in the inputs: the gradient does not depend on them, and <gradient, x> = <v, f(x)>
     batch = images(rows=8)
     v = jax.random.normal(key, batch.inputs.shape)
 
@@ -150,7 +150,7 @@ def test_a_flip_is_left_to_right_and_happens_half_the_time(key):
 
 
 def offsets(batch, image, pixels):
-    """Return by how much each image was moved: the one offset at which it is a crop of the padded one."""
+    """Return the offset of each image: the only one at which it is a crop of the padded image."""
     padded = np.pad(image, pixels)
     crops = {
         (a, b): padded[pixels - a :, pixels - b :][: image.shape[0], : image.shape[1]]
@@ -198,7 +198,7 @@ def test_a_rotation_is_that_of_scipy(degrees, shape, key, monkeypatch):
     monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype, low, high: jnp.full(shape, high, dtype))
     x = np.random.default_rng(0).normal(size=(2, *shape, 3)).astype(np.float32)
     batch = Batch(jnp.asarray(x), jnp.zeros(2), jnp.ones(2))
-    turned = jax.jit(lambda key: augment.rotation(key, batch, degrees, fill=0.5))(key).inputs  # not from the cache
+    turned = jax.jit(lambda key: augment.rotation(key, batch, degrees, fill=0.5))(key).inputs  # compiled anew
     expected = scipy.ndimage.rotate(
         x, degrees, axes=(1, 2), reshape=False, order=1, mode="grid-constant", cval=0.5, prefilter=False
     )
@@ -206,7 +206,7 @@ def test_a_rotation_is_that_of_scipy(degrees, shape, key, monkeypatch):
 
 
 def test_angles_are_uniform_and_independent(key):
-    ramp = np.tile(np.arange(-2.0, 3), (5, 1))  # bilinear interpolation is exact on it, so that the angle shows
+    ramp = np.tile(np.arange(-2.0, 3), (5, 1))  # bilinear interpolation is exact on a ramp, which reveals the angle
     turned = np.asarray(rotation(key, same(ramp), 60.0).inputs)[..., 0]
     angles = np.degrees(np.arctan2(turned[:, 1, 2], turned[:, 2, 3]))
     assert scipy.stats.kstest(angles, scipy.stats.uniform(-60, 120).cdf).pvalue > 1e-3
@@ -233,7 +233,7 @@ def test_a_cutout_is_a_square_about_a_uniform_point(size, key):
 
 
 def pairs(key, alpha, weights):
-    """Return shares and partners, read off a mixup of unit vectors; NaN and −1 where an example met itself."""
+    """Return shares and partners, read off a mixup of unit vectors; NaN and −1 for an example mixed with itself."""
     rows = len(weights)
     batch = Batch(jnp.eye(rows), jnp.arange(rows) % 5, jnp.asarray(weights, jnp.float32))
     after = mixup(key, batch, alpha, classes=5)
@@ -243,7 +243,7 @@ def pairs(key, alpha, weights):
     partners = np.where(others.max(1) > 0, others.argmax(1), -1)
     assert ((others > 0).sum(1) <= 1).all()
     np.testing.assert_allclose(x.sum(1), 1, atol=1e-6)
-    # the targets are mixed as the inputs are
+    # the targets are mixed like the inputs
     np.testing.assert_allclose(after.targets, x @ np.eye(5)[np.arange(rows) % 5], atol=1e-6)
     np.testing.assert_array_equal(after.weights, batch.weights)
     return np.where(partners >= 0, own, np.nan), partners
@@ -252,7 +252,7 @@ def pairs(key, alpha, weights):
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
 def test_shares_are_the_larger_part_of_a_beta(alpha, key):
     shares, partners = pairs(key, alpha, np.ones(2000))
-    met = np.flatnonzero(partners >= 0)  # a share of 1 leaves no trace of the partner
+    met = np.flatnonzero(partners >= 0)  # with a share of 1, the partner is unknown
     assert (shares[met] >= 0.5).all()
     expected = scipy.stats.beta(alpha, alpha)
     shares = np.where(partners >= 0, shares, 1)
@@ -284,7 +284,7 @@ def test_float_targets_are_mixed_as_they_are(key):
     assert (after.inputs["a"] != x).any()
     np.testing.assert_array_equal(after.inputs["a"][:, 0], after.inputs["b"])
     line = after.inputs["a"] @ jnp.array([1.0, -2.0])
-    np.testing.assert_allclose(np.float32(after.targets), line, atol=0.05)  # what is linear stays so
+    np.testing.assert_allclose(np.float32(after.targets), line, atol=0.05)  # linear relations are preserved
 
 
 def test_alpha_has_a_gradient(key):

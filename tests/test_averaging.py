@@ -36,7 +36,7 @@ def test_the_slope_in_the_decay_is_finite_to_its_ends():
 
 
 def trajectory(share, data, **options):
-    """The weights after every step of a loop, and the last state."""
+    """Return the weights after every step of a loop, and the last state."""
     model, optimizer = nnfx.models.mlp((3,), batch_norm=True), optax.sgd(0.1)
     step = jax.jit(
         nnfx.make_step(model, nnfx.losses.binary_cross_entropy, optimizer, average=share, **options),

@@ -67,7 +67,7 @@ CALLS = {
 
 
 def call(function, **numbers):
-    """Call a function with one number of interest, and something sensible for what else it needs."""
+    """Call a function with the number under test, and valid values for its other arguments."""
     fillers = {
         "start": 1.0, "end": 0.1, "total_steps": 10.0, "peak": 1.0, "warmup_steps": 2.0, "l1": 1.0, "l2": 1.0,
         "hidden": (2,), "outputs": 1, "layers": (models.conv(2, 3),),

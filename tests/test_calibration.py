@@ -66,7 +66,7 @@ def test_brier_score_against_a_loop_and_scikit_learn():
 
 
 def by_bin(p, labels, bins):
-    """Equation 3 of Guo et al., read off."""
+    """Equation 3 of Guo et al., literally."""
     confidence, right = p.max(1), p.argmax(1) == labels
     rows = []
     for m in range(1, bins + 1):
@@ -86,7 +86,7 @@ def test_calibration_error_and_reliability_against_a_loop(bins):
     np.testing.assert_array_equal(diagram.counts, counts)
     np.testing.assert_allclose(diagram.confidence, confidence, rtol=1e-5)
     np.testing.assert_allclose(diagram.accuracy, accuracy, rtol=1e-5)
-    assert bins == 1 or (counts == 0).any()  # so that the mean of no examples is looked at
+    assert bins == 1 or (counts == 0).any()  # so that the mean of no examples is tested
     ours = calibration.expected_calibration_error(f32(P), ints(LABELS), bins)
     np.testing.assert_allclose(ours, error, rtol=1e-4)
     compiled = jax.jit(calibration.expected_calibration_error, static_argnums=2)(f32(P), ints(LABELS), bins)
@@ -130,7 +130,7 @@ SETS = {
 }
 
 
-# those of one shape share a program
+# cases of the same shape share a program
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[] if SETS[name][0].shape == LOGITS.shape else [pytest.mark.slow]) for name in SETS],
@@ -210,7 +210,7 @@ def test_spread_against_numpy_and_scipy():
     np.testing.assert_allclose(ours.mean, MEMBERS.mean(0), rtol=1e-5)
     np.testing.assert_allclose(ours.std, MEMBERS.std(0), rtol=1e-4)
     np.testing.assert_allclose(ours.entropy, scipy.stats.entropy(MEMBERS.mean(0), axis=-1), rtol=1e-5)
-    divergence = scipy.stats.entropy(MEMBERS, MEMBERS.mean(0)[None], axis=-1).mean(0)  # another form of the same
+    divergence = scipy.stats.entropy(MEMBERS, MEMBERS.mean(0)[None], axis=-1).mean(0)  # an equivalent form
     np.testing.assert_allclose(ours.mutual_information, divergence, rtol=1e-4)
 
 

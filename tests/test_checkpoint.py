@@ -130,7 +130,7 @@ def test_no_file_can_be_other_than_it_was_written(saved, tmp_path, fault):
     assert len(files) >= 8
     for file in files:
         if fault != "lengthened" and fault != "removed" and not file.stat().st_size:
-            continue  # an empty file can be neither
+            continue  # neither is possible for an empty file
         copy = tmp_path / "copy"
         shutil.copytree(saved, copy)
         FAULTS[fault](copy / file.relative_to(saved))

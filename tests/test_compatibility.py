@@ -52,11 +52,11 @@ def test_importing_nnfx_warns():
     assert "RuntimeWarning: jaxlib 0.10.2" in result.stderr
 
 
-# What differs between releases: the table in README.md, a row a test.
+# Differences between releases: one test for each row of the table in README.md.
 
 
 def in_a_process(script, flags=""):
-    """Run a script with XLA as it is for users, or with some flags."""
+    """Run a script with XLA's default flags, or with the given ones."""
     environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", script]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -109,7 +109,7 @@ def test_the_lowest_level_of_optimisation_computes_infinities():
 
 
 def test_an_unknown_flag_ends_the_process():
-    """`--xla_cpu_use_fusion_emitters` is known up to jaxlib 0.10; tests therefore ask another process first."""
+    """`--xla_cpu_use_fusion_emitters` is known up to jaxlib 0.10; the tests try it in another process first."""
     ended = in_a_process("import jax; jax.devices()", "--xla_cpu_use_fusion_emitters=false")
     assert (ended.returncode == 0) == (jaxlib.version.__version_info__ < (0, 11))
 

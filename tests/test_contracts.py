@@ -1,4 +1,4 @@
-"""One table of contracts that every model of the library goes through."""
+"""Contracts that every model of the library fulfils."""
 
 import functools
 
@@ -72,12 +72,12 @@ def inputs_of(name):
     return jnp.asarray(np.random.default_rng(0).normal(size=(5, *SHAPES.get(name, (3,)))), jnp.float32)
 
 
-# They take longest, have tests of their own, and are of a kind with cheaper ones.
+# These take longest, have tests of their own, and resemble cheaper ones.
 COSTLY = {"residual network", "gru", "cnn of sequences", "single hidden layer"}
 
 
 def all_but(costly, names=MODELS):
-    """The names of models, the costly ones among the slow tests."""
+    """Return the names of models, with the costly ones marked slow."""
     return [pytest.param(name, marks=pytest.mark.slow) if name in costly else name for name in names]
 
 
@@ -184,7 +184,7 @@ def test_gradients_are_finite_and_reach_every_parameter(model, variables, inputs
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
-# Flax's own layers promote unless told not to
+# Flax's own layers promote by default
 @pytest.mark.parametrize("name", all_but(COSTLY, sorted(MODELS.keys() - FLAX_LAYERS)))
 def test_the_dtype_is_kept(model, variables, dtype, inputs):
     with jax.numpy_dtype_promotion("strict"):

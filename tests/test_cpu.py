@@ -17,7 +17,7 @@ print(json.dumps([jax.device_count(), jax.config.jax_compilation_cache_dir]))
 
 
 def set_up(**options):
-    """What a process of its own sees after setting up: here JAX has computed long ago."""
+    """Return what a new process finds after `set_up`, since in this one JAX has already computed."""
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     command = [sys.executable, "-W", "error", "-c", SCRIPT, json.dumps(options)]
     run = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)

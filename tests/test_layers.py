@@ -1,4 +1,4 @@
-"""Who may import whom, read off the source."""
+"""Which modules may import which, checked against the source."""
 
 import ast
 import graphlib
@@ -41,7 +41,7 @@ FILES = sorted((ROOT / "nnfx").rglob("*.py"))
 
 
 def imports(tree: ast.AST) -> set[str]:
-    """Every module that a file imports, also within functions; what is imported from a package counts as well."""
+    """Return every module that a file imports, including within functions and from packages."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -81,7 +81,7 @@ def test_no_imports_go_in_circles():
         taken = imports(ast.parse(path.read_text()))
         graph[name] = {each if each in modules else each.rpartition(".")[0] for each in taken} & modules.keys() - {name}
     assert len(graph) > 100
-    del graph["nnfx"]  # which offers what all the others define
+    del graph["nnfx"]  # it re-exports what all the others define
     graphlib.TopologicalSorter({name: others - {"nnfx"} for name, others in graph.items()}).prepare()
 
 

@@ -1,4 +1,4 @@
-"""Nothing that a run's function or a model is used for keeps it, or its programs, beyond its own life."""
+"""No use of a run's function or a model keeps it, or its programs, alive."""
 
 import functools
 import gc
@@ -35,7 +35,7 @@ RATE = {"learning_rate": 0.01}
 
 
 def own(x):
-    """An activation of one's own, to be made anew for each model."""
+    """Return a user's own activation, a new one for each model."""
     return jnp.tanh(x)
 
 
@@ -114,7 +114,7 @@ FITS = [predicted, evaluated, budgeted, in_session, streamed, together, halved, 
 
 
 def by_default(names, cases):
-    """Cases, those that are not named here among the slow ones."""
+    """Return cases, with those that are not named here marked slow."""
     return [
         pytest.param(each, marks=() if name in names else pytest.mark.slow, id=name) for name, each in cases.items()
     ]
@@ -183,7 +183,7 @@ def test_recurrent_models_and_forecasters_die_with_the_last_reference_to_them():
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="counts what Linux has mapped")
 def test_programs_of_runs_that_are_gone_take_no_memory():
-    """Linux ends a process at 65,530 mappings; each compiled program takes some."""
+    """Linux ends a process at 65,530 mappings; each compiled program takes several."""
 
     def mapped():
         gc.collect()

@@ -16,7 +16,7 @@ TRACES = []
 
 @memo.compiled(static=2)
 def scaled(function, factor, x):
-    """Multiply what a function returns."""
+    """Multiply the result of a function."""
     TRACES.append(factor)
     return factor * function(x)
 
@@ -102,7 +102,7 @@ def test_what_nothing_can_be_hung_on_shares_one_place_of_the_same_size():
 
 def test_copies_and_pickles_hold_nothing():
     owner = functools.partial(double)
-    memo.held(owner, "program", lambda: lambda: None)  # which cannot be pickled
+    memo.held(owner, "program", lambda: lambda: None)  # it cannot be pickled
     for twin in (copy.deepcopy(owner), pickle.loads(pickle.dumps(owner))):
         assert twin(2) == 4
         assert memo.held(twin, "program", lambda: "new") == "new"

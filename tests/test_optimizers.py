@@ -1,4 +1,4 @@
-"""Optimizers that are evaluated with other weights than they step."""
+"""Optimizers that are evaluated with weights other than those they update."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ OPTIMIZERS = {
 
 
 def state_of(opt_state):
-    """Return the state of the schedule-free optimizer, wherever it is."""
+    """Return the state of the schedule-free optimizer, wherever it is nested."""
     is_it = lambda node: isinstance(node, optax.contrib.ScheduleFreeState)  # noqa: E731
     return next(node for node in jax.tree.leaves(opt_state, is_leaf=is_it) if is_it(node))
 

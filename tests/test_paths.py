@@ -1,4 +1,4 @@
-"""Paths are made absolute once, and name the same file ever after."""
+"""Paths are made absolute once, and refer to the same file from then on."""
 
 import os
 from pathlib import Path
@@ -51,7 +51,7 @@ DOORS = {
     "data.read_series": (nnfx.data.read_series, lambda path: path.write_text("a,b\n1,2\n3,4\n")),
     "Checkpoints": (lambda path: opened(path), lambda path: path.mkdir()),
 }
-"""What takes a path, and what is done at the same path, absolute, to make what it reads or to read what it makes."""
+"""Functions of a path, each with one that writes its input or reads its output at the absolute path."""
 
 
 def opened(path):

@@ -1,4 +1,4 @@
-"""What `nnfx` exports, at all levels and with signatures, changes only on purpose: run this file to write it anew."""
+"""The exports of `nnfx`, with signatures, change only on purpose: run this file to rewrite the list."""
 
 import importlib
 import inspect
@@ -13,7 +13,7 @@ SNAPSHOT = Path(__file__).with_name("public_api.txt")
 
 
 def modules(module=nnfx):
-    """Give a module and all public modules below it by the name that they are known by."""
+    """Yield a module and all public modules below it, with their names."""
     yield module.__name__, module
     for name in exported(module):
         value = getattr(module, name)
@@ -22,7 +22,7 @@ def modules(module=nnfx):
 
 
 def exported(module):
-    """The public names of a module: those in `__all__`, or else what it defines without an underscore."""
+    """Return the public names of a module: `__all__`, or else the names it defines without an underscore."""
     if hasattr(module, "__all__"):
         return sorted(module.__all__)
     return sorted(
@@ -35,7 +35,7 @@ def exported(module):
 
 
 def public_values():
-    """Give every public value by name, methods and properties of public classes among them."""
+    """Yield every public value with its name, including methods and properties of public classes."""
     for path, module in modules():
         for name in exported(module):
             value = getattr(module, name)
@@ -56,11 +56,11 @@ def _is_told(value):
 
 
 def signature(value):
-    """Say which arguments a function or a class takes, and which of them have a default."""
+    """Return the arguments of a function or a class, and which of them have a default."""
     value = value.__func__ if isinstance(value, classmethod | staticmethod) else value
     if not callable(value) or isinstance(
         value, types.GenericAlias
-    ):  # such as dict[str, int]: releases of Python differ
+    ):  # such as dict[str, int], which differs between releases of Python
         return ""
     try:
         parameters = inspect.signature(value).parameters.values()

@@ -20,7 +20,7 @@ def blocks(language):
 
 @pytest.fixture(scope="module")
 def example():
-    """What the first example prints, and the names that it leaves."""
+    """Return what the first example prints, and the names that it defines."""
     (code,) = blocks("python")
     names, printed = {}, io.StringIO()
     with contextlib.redirect_stdout(printed):
@@ -68,7 +68,7 @@ def test_the_releases_left_out_are_those_that_are_warned_about():
 
 
 def test_its_lines_run_as_printed_from_a_relative_folder(example, tmp_path, monkeypatch, capsys):
-    """Every call in its text and its blocks that leaves nothing out, with the names of the first example."""
+    """Run every complete call in its text and its blocks, with the names of the first example."""
     monkeypatch.chdir(tmp_path)
     _, names = example
     names = {

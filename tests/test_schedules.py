@@ -51,7 +51,7 @@ def columns(rows):
     return tuple(jnp.asarray(column, jnp.float32) for column in zip(*rows, strict=True))
 
 
-# compiled and mapped over, all of them are held against Optax below
+# compiled and mapped, all of them are compared with Optax below
 @pytest.mark.parametrize(
     "case",
     [pytest.param(name, marks=[] if name == "exponential_decay" else [pytest.mark.slow]) for name in SCHEDULES],
@@ -82,7 +82,7 @@ def test_gradients_by_every_number_are_finite_also_at_the_joints(case):
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_gradients_equal_finite_differences(name):
     ours, _, rows = SCHEDULES[name]
-    steps = jnp.array([2.3, 7.4, 11.9, 17.2])  # off the joints and the stairs
+    steps = jnp.array([2.3, 7.4, 11.9, 17.2])  # away from the joints and the stairs
     with jax.enable_x64(True):
 
         @jax.jit
@@ -93,7 +93,7 @@ def test_gradients_equal_finite_differences(name):
         h = 1e-6 * np.diag(numbers)
         central = [(total(numbers + d) - total(numbers - d)) / (2 * d.sum()) for d in h]
         np.testing.assert_allclose(jax.grad(total)(jnp.asarray(numbers)), central, rtol=1e-6, atol=1e-12)
-        assert all(c != 0 for c in central) or name == "staircase"  # flat in its length
+        assert all(c != 0 for c in central) or name == "staircase"  # its length has no gradient
 
 
 def test_one_cycle_does_not_round_the_top_down():
@@ -184,14 +184,14 @@ def scales(transformation):
     return jax.lax.scan(step, state, jnp.asarray(LOSSES, jnp.float32))[1]
 
 
-@pytest.mark.usefixtures("nan_is_meant")  # Optax begins with infinity
+@pytest.mark.usefixtures("nan_is_meant")  # Optax starts with infinity
 @pytest.mark.parametrize(
     "numbers", [*(pytest.param(numbers, marks=pytest.mark.slow) for numbers in PLATEAU[:-1]), PLATEAU[-1]]
 )
 def test_reduce_on_plateau_equals_optax(numbers):
     ours, our_states = scales(schedules.reduce_on_plateau(**numbers))
     theirs, their_states = scales(optax.contrib.reduce_on_plateau(**numbers))
-    assert len(np.unique(theirs)) > 1  # the losses bring it to shrink
+    assert len(np.unique(theirs)) > 1  # the losses make it shrink
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
     none_yet = their_states.best_value == jnp.inf  # ours is finite, so that `jax_debug_infs` finds nothing in it
     assert (our_states.best_value[none_yet] == jnp.finfo(jnp.float32).max).all()
@@ -201,7 +201,7 @@ def test_reduce_on_plateau_equals_optax(numbers):
 
 
 def torch_scales(losses, **numbers):
-    """What PyTorch's scheduler, whose patience is one less, makes of the losses."""
+    """Return the scales of PyTorch's scheduler, whose patience is one less, for these losses."""
     torch = pytest.importorskip("torch")
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **numbers)
@@ -213,7 +213,7 @@ def torch_scales(losses, **numbers):
 
 
 def by_rule(losses, factor, patience, rtol=0.0, atol=0.0):
-    """What the rule `best − rtol |best| − atol` makes of the losses, in float64."""
+    """Return what the rule `best − rtol |best| − atol` gives for the losses, in float64."""
     best, waited, scale, found = np.inf, 0, 1.0, []
     for loss in losses:
         improved = loss < (best if best == np.inf else best - rtol * abs(best) - atol)
@@ -250,7 +250,7 @@ def test_reduce_on_plateau_knows_the_sign_of_the_losses(name):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
-@pytest.mark.usefixtures("nan_is_meant")  # Optax begins with infinity
+@pytest.mark.usefixtures("nan_is_meant")  # Optax starts with infinity
 def test_reduce_on_plateau_maps_over_every_number():
     defaults = {
         "factor": 0.1,
@@ -324,7 +324,7 @@ def test_reduce_on_plateau_asks_for_the_loss():
 
 
 def test_a_staircase_goes_down_at_whole_multiples_exactly():
-    """All lengths up to 20,000, and all their multiples up to 100, by whole numbers on the host."""
+    """All lengths up to 20,000 and their multiples up to 100, compared with integers on the host."""
 
     @jax.jit
     def stairs(length, step):
@@ -355,7 +355,7 @@ def test_a_staircase_of_fixed_length_compiled_and_not(length):
 
 @pytest.mark.parametrize("total", [41, *(pytest.param(total, marks=pytest.mark.slow) for total in (83, 1563)), 20_000])
 def test_schedules_meet_their_closed_forms_at_their_boundaries(total):
-    """The same in float64, at the first and the last step and beside them."""
+    """The same in float64, at and near the first and the last step."""
     steps = np.array([0, 1, total - 1, total, total + 1])
     done = np.clip(steps / total, 0, 1)
 

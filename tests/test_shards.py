@@ -1,4 +1,4 @@
-"""What one device sees of a batch, against the whole batch dealt out by hand."""
+"""What one device has of a batch, compared with the whole batch dealt out by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def dealt(rows):
 
 
 def on_each(function, rows, *arguments):
-    """Apply a function on every device, each of which has its share of so many rows."""
+    """Apply a function on every device, each with its share of the rows."""
     how = Split(rows, DEVICES)
 
     def on_one(*arguments):
@@ -32,7 +32,7 @@ def on_each(function, rows, *arguments):
 
 @pytest.fixture(params=[8, 10, 3])
 def batch(request):
-    """Rows that the devices share evenly, with places left over, and fewer than there are devices."""
+    """Batches that the devices share evenly, with padding, and with fewer rows than devices."""
     return np.arange(1.0, 1 + 2 * request.param, dtype=np.float32).reshape(request.param, 2)
 
 
@@ -68,7 +68,7 @@ def test_what_is_drawn_is_drawn_for_the_whole_batch(batch):
 
 
 def test_micro_batches_are_drawn_for_as_the_batch_is():
-    """A micro-batch of 2 rows a device, of a share of 4: its rows are 8, dealt out alike."""
+    """A micro-batch takes 2 of the 4 rows of each device: 8 rows, dealt out in the same way."""
     found = on_each(lambda: shards.draw(lambda shape: jax.random.normal(KEY, shape), (2,)), rows=16)
     np.testing.assert_array_equal(found, dealt(np.asarray(jax.random.normal(KEY, (8,)))))
 

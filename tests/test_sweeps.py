@@ -245,7 +245,7 @@ def test_what_there_is_so_far_can_be_kept_on_the_way(data, budgeted, tmp_path):
 
 @pytest.mark.slow
 def test_nothing_is_marked_by_nan_or_infinities_on_devices(data):
-    """As `jax_debug_nans` and `jax_debug_infs` would report, which are there to find those that are not meant."""
+    """Otherwise `jax_debug_nans` and `jax_debug_infs` would report them, although they are intended."""
     train = make(epochs=4, batch_size=100, stop=nnfx.stopping.step_budget)
     given = {"key": KEY, "seeds": 2, "devices": ONE, "learning_rate": [0.05, 0.1, 0.2, 0.3], "max_steps": 7}
     with jax.debug_nans(True), jax.debug_infs(True):

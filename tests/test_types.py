@@ -77,7 +77,7 @@ def test_sequences_are_a_tree_that_transformations_take_apart():
     shapes = jax.eval_shape(lambda sequences: sequences, sequences)
     assert isinstance(shapes, Sequences)
     assert Sequences(shapes.values, shapes.lengths).lengths.shape == (3,)
-    assert jax.tree.map(lambda leaf: [1, "a"], sequences).values == [1, "a"]  # anything may stand for a leaf
+    assert jax.tree.map(lambda leaf: [1, "a"], sequences).values == [1, "a"]  # a leaf may be anything
 
 
 @pytest.mark.parametrize("dtype", [bool, np.int32, np.float16, jnp.bfloat16])

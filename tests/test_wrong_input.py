@@ -1,4 +1,4 @@
-"""Every kind of wrong input, at each public entry that it can reach: the error names the argument."""
+"""Every kind of wrong input, at each public function that it can reach: the error names the argument."""
 
 import functools
 
@@ -178,7 +178,7 @@ CASES = {
     "patience of zero": (lambda: stopping.patience(0), ValueError, "patience: .*at least 1, got 0"),
     "negative improvement": (lambda: stopping.patience(1, -1), ValueError, "min_improvement: .*got -1"),
     "tolerance of zero": (lambda: stopping.small_change(0.0), ValueError, "tolerance: .*above 0, got 0"),
-    # making a run
+    # creating a run
     "fit model": (lambda: fit(model="mlp"), TypeError, "model: expected a Model"),
     "fit loss": (lambda: fit(loss="mse"), TypeError, "loss: expected a function"),
     "fit optimizer": (lambda: fit(optimizer="adam"), TypeError, "optimizer: expected an Optax"),

@@ -17,7 +17,7 @@ def test_every_row_is_visited_once_an_epoch(key, rows, batch_size):
     assert sorted(flat[:rows]) == list(range(rows))
     assert is_real[:rows].all()
     assert not is_real[rows:].any()
-    # what fills up the last batch are rows of the same epoch, so that batch statistics stay those of the data
+    # the last batch is filled up with rows of the same epoch, so that batch statistics remain those of the data
     np.testing.assert_array_equal(flat[rows:], flat[: len(flat) - rows])
 
 
@@ -33,7 +33,7 @@ def orders(key, rows, epochs=20_000):
 
 
 def deviation(counts, expected, freedom):
-    """Chi-square in standard deviations from its expectation."""
+    """Return the distance of chi-square from its expectation, in standard deviations."""
     return (((counts - expected) ** 2 / expected).sum() - freedom) / np.sqrt(2 * freedom)
 
 

@@ -19,12 +19,12 @@ CONTENT = bytes(range(256)) * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 NOWHERE = "http://127.0.0.1:9/images.gz"
 
-# pooch leaves it to the garbage collection to close the connection of a download that failed
+# pooch leaves the connection of a failed download to the garbage collector
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 
 
 class Web(http.server.ThreadingHTTPServer):
-    """A web on this machine, where each path serves the content in its own bad way."""
+    """A web server on this machine, where each path serves the content with a fault of its own."""
 
     daemon_threads = True
 

@@ -1,4 +1,4 @@
-"""Folds know of their own rows alone: against scikit-learn's pipelines of the rows that each trains on."""
+"""Folds use only their own rows: compared with scikit-learn pipelines fitted to the training rows of each."""
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +83,7 @@ def test_a_feature_whose_known_values_are_all_held_out_takes_no_part(standardize
     for found in (inputs, preprocess(x)):
         np.testing.assert_allclose(found[:, 0], 0, atol=1e-30)
         assert np.isfinite(found).all()
-    # as scikit-learn, whose imputer drops it
+    # like scikit-learn, whose imputer drops the column
     imputer = SimpleImputer(strategy="median", add_indicator=True)
     with pytest.warns(UserWarning, match="without any observed values"):
         theirs = imputer.fit(x[OF_ROW != 1]).transform(x)

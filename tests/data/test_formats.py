@@ -33,14 +33,14 @@ MEMBERS = [f"cifar-10-batches-bin/{name}.bin" for name in ["test_batch", *(f"dat
 
 
 def batches(records=2):
-    """The members of an archive, in an order that is not that of the batches."""
+    """Return the members of an archive, in an order other than that of the batches."""
     labels = RNG.integers(0, 10, (6, records, 1), np.uint8)
     pixels = RNG.integers(0, 256, (6, records, 3072), np.uint8)
     return dict(zip(MEMBERS, np.concatenate([labels, pixels], axis=2), strict=True))
 
 
 def archive(files, extra=()):
-    """A tar archive of these files, in a folder as that of CIFAR-10 is, with a description between them."""
+    """Return a tar archive of these files, in a folder as in CIFAR-10, with a description among them."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         folder = tarfile.TarInfo("cifar-10-batches-bin")
@@ -54,7 +54,7 @@ def archive(files, extra=()):
 
 
 def peak_memory(function):
-    """Return how many bytes Python held at most during a call, errors of value aside."""
+    """Return the peak memory of Python during a call, in bytes; a ValueError is ignored."""
     tracemalloc.start()
     try:
         function()
@@ -109,7 +109,7 @@ def test_what_is_wrong_with_an_idx_file_is_said(data, message, tmp_path):
     path.write_bytes(data)
     with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: .*{message}"):
         read_idx(path, ndim=3)
-    path.write_bytes(packed(data))  # how many bytes there are shows later then
+    path.write_bytes(packed(data))  # the number of bytes is then known only later
     with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: .*{message.split(', got')[0]}"):
         read_idx(path, ndim=3)
 
@@ -263,7 +263,7 @@ def without(files, name):
 
 
 def as_link(data, name):
-    """The archive with one file turned into a symbolic link, its checksum made right again."""
+    """Return the archive with one file turned into a symbolic link and its checksum corrected."""
     start = data.index(name.encode())
     return with_checksum(data[: start + 156] + b"2" + data[start + 157 :], start)
 
@@ -307,7 +307,7 @@ def test_names_are_compared_whole_and_nothing_is_written(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-# Memory: twice what is declared and 16 MiB at most, and nothing for what is declared but not there
+# Memory: at most twice the declared size and 16 MiB, and nothing for declared data that are missing
 
 
 def test_memory_of_reading_idx(tmp_path):
@@ -330,7 +330,7 @@ def test_a_header_that_declares_too_much_takes_no_memory(pack, shape):
     data = pack(idx_header(*shape) + noise)
     with pytest.raises(ValueError, match="bytes for an array of shape"):
         read_idx(data, ndim=3)
-    # what is there, once more while it grows, and what is read at a time: in Python 3.12 gzip began to read more
+    # the data, a second copy while they grow, and one read: since Python 3.12, gzip reads more at a time
     assert peak_memory(lambda: read_idx(data, ndim=3)) < 2 * MEBIBYTE
 
 
@@ -346,11 +346,11 @@ def test_a_gzip_bomb_takes_no_memory():
         assert peak_memory(lambda bomb=bomb: read_cifar10(bomb, records=2)) < 4 * MEBIBYTE
 
 
-# Mutations: 10,000 files that are nearly right
+# Mutations: 10,000 nearly valid files
 
 
 def mutate(rng, data, hot):
-    """Change a few bytes, cut out, put in, double or blank a stretch, or cut off the end; mostly where it is hot."""
+    """Change some bytes; delete, insert, repeat or blank a range; or truncate; mostly at the `hot` positions."""
     data = bytearray(data)
     for _ in range(rng.integers(1, 4)):
         at = int(rng.choice(hot)) if rng.random() < 0.7 else int(rng.integers(len(data)))
@@ -380,7 +380,7 @@ def unpacked(data):
 
 
 def idx_contents(data):
-    """The array in an IDX file that is known to be right, by NumPy alone."""
+    """Return the array in a valid IDX file, read with NumPy alone."""
     data = unpacked(data)
     shape = np.frombuffer(data, ">u4", data[3], offset=4)
     return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
@@ -408,7 +408,7 @@ def test_mutated_idx_files_are_refused_or_read_right():
 
 
 def cifar_contents(data, name):
-    """The records of a member of a plain archive that is known to be right: what follows its header."""
+    """Return the records of a member of a valid uncompressed archive: the bytes after its header."""
     return np.frombuffer(data, np.uint8, count=6146, offset=data.index(name.encode()) + 512).reshape(2, 3073)
 
 
@@ -425,7 +425,7 @@ def test_mutated_cifar_archives_are_refused_or_read_right():
         else:
             start = int(rng.choice(headers))
             data = mutate(rng, plain, hot=[*range(start, start + 12), *range(start + 120, start + 160), start + 513])
-            if trial % 2:  # so that what the checksum would tell is looked at as well
+            if trial % 2:  # also test faults that the checksum would reveal
                 data = with_checksum(data, start)
         try:
             train, test = read_cifar10(data, records=2)

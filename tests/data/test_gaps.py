@@ -5,7 +5,7 @@ from nnfx.data import read_series
 
 
 def steps(start, count, step=1):
-    """Times from a start on, in steps of its own unit."""
+    """Return times from a start, in steps of its own unit."""
     start = np.datetime64(start)
     return (start.astype(int) + step * np.arange(count)).astype(start.dtype)
 

@@ -18,7 +18,7 @@ import nnfx
 from nnfx.data import Examples, Images
 
 RNG = np.random.default_rng(0)
-MODULE = sys.modules["nnfx.data.images"]  # the package has the function of that name
+MODULE = sys.modules["nnfx.data.images"]  # in the package, this name is the function
 
 
 def some(rows, channels=3):
@@ -123,7 +123,7 @@ def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
         nnfx.data.digits()
 
 
-# The sources on the web: small files in their place
+# Sources on the web, replaced by small files
 
 
 def test_the_files_of_the_sources():
@@ -140,7 +140,7 @@ def test_the_files_of_the_sources():
 
 
 def install(monkeypatch, folder, name, contents):
-    """Put these files in the place of those of a source."""
+    """Replace the files of a source by these."""
     source = MODULE._SOURCES[name]
     known = []
     for file, content in zip(source.files, contents, strict=True):
@@ -157,7 +157,7 @@ def idx(array):
 
 
 def cifar_archive(records):
-    """The archive of these records, the last of them those of the test set."""
+    """Return the archive of these records, of which the last are the test set."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         for name, content in zip([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], records, strict=True):

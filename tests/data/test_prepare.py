@@ -100,7 +100,7 @@ def test_a_constant_feature_becomes_zero_and_not_infinite():
 def test_dtypes():
     assert nnfx.data.prepare(np.ones((2, 1), int), [True, False]).train.inputs.dtype == jnp.float32
     assert nnfx.data.prepare(np.ones((2, 1), int), [True, False]).train.targets.dtype == jnp.int32
-    for half in (np.float16, jnp.bfloat16):  # which models, whose weights are float32, need not take
+    for half in (np.float16, jnp.bfloat16):  # models with float32 weights need not accept these
         data = nnfx.data.prepare(jnp.ones((2, 1), half), [0.5, 1])
         assert data.train.inputs.dtype == data.preprocess(jnp.ones((2, 1), half)).dtype == jnp.float32
     with jax.enable_x64(True):
@@ -128,7 +128,7 @@ def test_data_are_a_tree_of_arrays():
     assert means.shape == (2,)
 
 
-# What the device can hold
+# The range of the device
 
 
 NOTHING = np.zeros((200, 1))
@@ -216,7 +216,7 @@ def test_a_fraction_is_of_whole_rows(fraction, rows, count, key):
         assert (len(data.valid.targets), data.report.valid) == (count, count)
 
 
-# What users hold
+# Data as users have them
 
 
 def test_masked_inputs_are_missing_ones():

@@ -1,4 +1,4 @@
-"""Raw rows become what was trained on: whole numbers of any size, names of columns, masks, and what is no number."""
+"""Raw rows are transformed as in training: large integers, column names, masks, and values that are not numbers."""
 
 import jax
 import jax.numpy as jnp
@@ -206,7 +206,7 @@ def test_many_columns_take_no_longer_than_they_are_many():
     began = time.perf_counter()
     data = nnfx.data.prepare(frame, [0, 1, 1, 0])
     np.testing.assert_array_equal(data.preprocess(frame[frame.columns[::-1]]), data.train.inputs)
-    assert time.perf_counter() - began < 10  # by pairs it was half a minute
+    assert time.perf_counter() - began < 10  # comparing all pairs took half a minute
 
 
 def test_a_series_is_one_feature():

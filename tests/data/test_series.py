@@ -25,7 +25,7 @@ def test_sunspots_are_the_known_facts():
         assert series.values[year - 1700, 0] == number
     assert series.values.mean() == pytest.approx(49.7521, abs=1e-4)
     maxima = [1700 + t for t in range(1, 308) if series.values[t, 0] == series.values[max(t - 4, 0) : t + 5, 0].max()]
-    assert 10.5 < np.diff(maxima).mean() < 11.5  # years of a cycle
+    assert 10.5 < np.diff(maxima).mean() < 11.5  # the length of a cycle in years
 
 
 def test_airline_passengers_are_the_known_facts():
@@ -44,7 +44,7 @@ def test_airline_passengers_are_the_known_facts():
 
 
 def install(monkeypatch, folder, name, content):
-    """Put this content in the place of a file from the web."""
+    """Replace a file from the web by this content."""
     path = folder / name
     path.parent.mkdir()
     path.write_bytes(content)

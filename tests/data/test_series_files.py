@@ -118,7 +118,7 @@ def test_errors_name_the_file(tmp_path):
         read_series(path)
 
 
-# As others write it, against pandas
+# Other conventions, compared with pandas
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_columns_without_a_name():
 def test_a_first_line_of_values_is_no_heading(first):
     fields = first.count(",") + 1
     text = f"{first}\n{','.join(['3'] * fields)}\n".encode()
-    if first in ("1,x", "0x1,1"):  # names may be numbers where they count up
+    if first in ("1,x", "0x1,1"):  # names may be consecutive numbers
         names = ("1", "x") if first == "1,x" else ("0x1", "1")
         assert read_series(text).names == names
         return
@@ -364,7 +364,7 @@ def test_the_time_is_that_of_the_fields_however_they_are_laid_out():
 
 
 def bomb(text, times):
-    """A small gzip file that unpacks to a text so many times over."""
+    """Return a small gzip file that unpacks to many copies of a text."""
     packed = io.BytesIO()
     with gzip.GzipFile(fileobj=packed, mode="wb", compresslevel=9, mtime=0) as file:
         file.write(b"a,b\n")
@@ -399,5 +399,5 @@ def test_packed_text_that_unpacks_to_too_much_takes_no_memory(read, text):
 def test_packed_tables_of_the_usual_kind_are_read_whatever_their_size():
     text = b"a,b\n" + b"".join(b"%d,%d\n" % (i, i % 7) for i in range(50_000))
     assert read_series(gzip.compress(text)).values.shape == (50_000, 2)
-    alike = b"a,b\n" + b"0,0\n" * 200_000  # packed to a thousandth, but small
+    alike = b"a,b\n" + b"0,0\n" * 200_000  # compressed to a thousandth, but small
     assert read_series(gzip.compress(alike)).values.shape == (200_000, 2)

@@ -1,4 +1,4 @@
-"""Which times are regular, and what is said of those that are not."""
+"""Which times are regular, and the description of irregular ones."""
 
 import numpy as np
 import pytest
@@ -98,7 +98,7 @@ def test_what_has_times():
 def test_a_reversed_index_is_out_of_order():
     pandas = pytest.importorskip("pandas")
     for frequency in ("h", "D", "B", "MS"):
-        index = pandas.date_range("2024-01-01", periods=9, freq=frequency)[::-1]  # whose frequency is negative
+        index = pandas.date_range("2024-01-01", periods=9, freq=frequency)[::-1]  # with a negative frequency
         assert " after " in str(irregularity(index))
 
 

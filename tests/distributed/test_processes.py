@@ -1,4 +1,4 @@
-"""Processes on this machine, told of each other as clusters would tell them, against one process."""
+"""Several processes on this machine, configured as on clusters, compared with a single process."""
 
 import csv
 import json
@@ -44,7 +44,7 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """Where compiled programs are kept between the processes."""
+    """The folder of compiled programs that the processes share."""
     return tmp_path_factory.mktemp("programs")
 
 
@@ -76,7 +76,7 @@ def finish(process):
 
 @pytest.fixture(scope="module")
 def alone():
-    """The weights of the run by one process on one device, and of the steps on the whole batch."""
+    """Return the weights of the run by one process on one device, and of the steps on the whole batch."""
     run = together.run_of()(jax.random.key(0), nnfx.data.prepare(*together.examples()), learning_rate=together.RATE)
     return {"run": together.numbers(run.state.params), "outputs": together.numbers(run.predict([[0, 1, 2]]))}
 
@@ -87,7 +87,7 @@ def assert_equal(found, wanted):
 
 
 def printed(out):
-    return json.loads(out.splitlines()[-1])  # what goes before is of the library for communication
+    return json.loads(out.splitlines()[-1])  # the lines before are printed by the communication library
 
 
 def epochs_logged(folder):
@@ -114,7 +114,7 @@ def test_two_processes_of_two_devices_compute_what_one_of_four_does(cache, alone
 
 
 def kill_one(cache, folder, lost):
-    """Kill one of two processes after some epochs, and return the other's end and how many seconds that took."""
+    """Kill one of two processes after some epochs; return how the other ended, and after how many seconds."""
     port = free_port()
     both = [start(cache, open_mpi(port, i), "tests.distributed.together", folder, 0.4) for i in range(2)]
     while not (folder / "checkpoints/epoch-00000002").exists() and all(process.poll() is None for process in both):

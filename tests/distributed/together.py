@@ -1,6 +1,6 @@
-"""A small run over the devices of all processes, with a session: `together.py FOLDER [SECONDS]` prints its weights.
+"""A small run over the devices of all processes, in a session: `together.py FOLDER [SECONDS]` prints its weights.
 
-Every epoch takes so many seconds longer, so that there is time to kill it.
+Every epoch is delayed by SECONDS, to leave time to kill the process.
 """
 
 import functools
@@ -30,7 +30,7 @@ def run_of(devices=None):
 
 
 def steps_on_shares():
-    """Take three steps on the whole batch, of which each process has a share."""
+    """Take three steps on the whole batch, of which each process holds a share."""
     optimizer = optax.sgd(RATE)
     inputs, targets = examples()
     mine = nnfx.distributed.share(ROWS)

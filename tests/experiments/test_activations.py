@@ -26,7 +26,7 @@ def test_the_experiment_writes_what_it_says(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_what_is_left_of_a_gradient_is_what_ten_random_layers_leave():
-    """Ten layers with weights that keep variances, their pre-activations drawn anew: what is passed is g' alone."""
+    """Ten layers whose weights keep variances, with new pre-activations in each: only g' changes the gradient."""
     found = experiment.describe(jax.nn.sigmoid, 10)
     drawn = np.random.default_rng(0).normal(size=(10, 200_000))
     slopes = np.exp(-drawn) / (1 + np.exp(-drawn)) ** 2

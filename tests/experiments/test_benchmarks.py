@@ -161,7 +161,7 @@ def test_wrong_options_are_named():
 def test_a_landscape_in_one_program_is_that_of_the_loop(case, monkeypatch):
     monkeypatch.delenv("NNFX_DATA", raising=False)
     problem = landscape.CASES[case](6)
-    if case == "fashion":  # the same layers on a quarter of the pixels, and narrower
+    if case == "fashion":  # the same layers, but narrower, on a quarter of the pixels
         layers = [landscape.nnfx.models.conv(2), landscape.nnfx.models.max_pool()]
         batch = problem.batch._replace(inputs=problem.batch.inputs[:, ::4, ::4])
         problem = problem._replace(model=landscape.nnfx.models.cnn(layers, 10), batch=batch)

@@ -16,7 +16,7 @@ QUICK = fashion_mnist.Config(model="mlp", epochs=1, batch_size=16, held_out=0.25
 
 @pytest.fixture
 def stripes():
-    """Images of 8 × 8 pixels, whose class is the direction of their stripes, with a test set."""
+    """Images of 8 × 8 pixels whose class is the direction of their stripes, with a test set."""
     generator = np.random.default_rng(0)
 
     def draw(rows):

@@ -35,7 +35,7 @@ def test_the_experiment_writes_what_it_says(tmp_path, monkeypatch, capsys):
         assert matplotlib.image.imread(tmp_path / f"{name}.png").std() > 0.05
     assert "seasonal naive" in capsys.readouterr().out
 
-    # the naives, by hand, in numbers and not in roots
+    # the naive forecasts by hand, in sunspot numbers rather than their roots
     numbers = dict(zip(YEARS, nnfx.data.sunspots().values[:, 0].astype(float), strict=True))
     scale = np.mean([abs(numbers[year] - numbers[year - 1]) for year in range(1701, 1918)])
     for name, period in (("naive", 1), ("seasonal naive", 11)):
@@ -66,7 +66,7 @@ def test_roots_are_squared_back():
 def test_intervals_are_of_numbers():
     origins = np.arange(10, 22)
     targets = jnp.full((12, 1, 1), 3.0)
-    forecasts = targets + jnp.linspace(0, 1.1, 12).reshape(12, 1, 1)  # the tenth misses by 0.9
+    forecasts = targets + jnp.linspace(0, 1.1, 12).reshape(12, 1, 1)  # the error of the tenth is 0.9
     lower, upper = forecast_sunspots.interval(Backtest(forecasts, targets, origins, forecasts, forecasts[None]), 10)
     np.testing.assert_allclose(lower.ravel()[0], (4.0 - 0.9) ** 2, rtol=1e-5)
     np.testing.assert_allclose(upper.ravel()[0], (4.0 + 0.9) ** 2, rtol=1e-5)

@@ -58,7 +58,7 @@ def test_every_experiment_has_small_settings_and_a_test():
 
 @pytest.fixture
 def two_experiments(monkeypatch, tmp_path):
-    """A gallery of an experiment that works and one that does not."""
+    """A gallery of two experiments, one of which fails."""
     rows = tuple(
         gallery.Row(f"row {name}", "It says.", name, "figure", "See.", {"loss": "of/loss"})
         for name in ("works", "fails")
@@ -79,7 +79,7 @@ def two_experiments(monkeypatch, tmp_path):
 def test_what_fails_is_told_and_harms_no_other(two_experiments, capsys):
     out = two_experiments.out
     (out / "fails").mkdir(parents=True)
-    (out / "fails" / "summary.json").write_text('{"of": {"loss": 7}}')  # of an earlier time
+    (out / "fails" / "summary.json").write_text('{"of": {"loss": 7}}')  # from an earlier run
     assert command.main(two_experiments) == 1
     captured = capsys.readouterr()
     assert "2/2" in captured.err

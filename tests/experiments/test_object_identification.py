@@ -48,7 +48,7 @@ def test_the_slid_network_is_the_classifier_of_every_window(pictures, variables)
     codes = detector.encode(np.asarray(slid.boxes[0]), np.stack(middles), np.array(scales))
     np.testing.assert_allclose(codes, outputs[:, detector.NAMES + 1 :], atol=1e-4)
 
-    smallest = detector.slid(WIDTH).apply(variables, jnp.asarray(levels[-1]))  # the maps as they are
+    smallest = detector.slid(WIDTH).apply(variables, jnp.asarray(levels[-1]))  # the maps at their original size
     along = detector.windows_along(detector.SIDES[-1])
     assert smallest.shape == (1, along, along, detector.NAMES + 5)
     np.testing.assert_allclose(smallest.reshape(along**2, -1), outputs[-(along**2) :], atol=1e-4)
@@ -107,7 +107,7 @@ def test_augmentation_keeps_targets_and_lays_empty_windows_over(key):
     batch = nnfx.Batch(inputs, jnp.array([[10.0] * 5, [3] * 5, [10] * 5, [10] * 5]), jnp.ones(4))
     laid = detector.overlay(key, batch, overlaid=1.0)
     np.testing.assert_array_equal(laid.targets, batch.targets)
-    # each gets the one before it, and the first the last, which alone is brighter than what it is laid over
+    # each is overlaid with the one before it, and the first with the last, the only one that is brighter
     np.testing.assert_array_equal(laid.inputs[1:], batch.inputs[1:])
     assert inputs[0].max() < laid.inputs[0].max() < inputs[3].max()
     np.testing.assert_array_equal(detector.overlay(key, batch, overlaid=0.0).inputs, batch.inputs)

@@ -38,7 +38,7 @@ def test_the_experiment_writes_what_it_says(tmp_path, capsys):
         assert matplotlib.image.imread(tmp_path / f"{name}.png").std() > 0.05
     rows = list(csv.DictReader((tmp_path / "history.csv").read_text().splitlines()))
     assert len(rows) == TINY["epochs"]
-    for row in rows:  # early stopping changes nothing but the end
+    for row in rows:  # early stopping changes only the end
         stopped, without = (row[f"{name} valid_loss"] for name in ("early stopping", "no regularisation"))
         assert stopped in ("", without)
     assert not list(tmp_path.glob(".*")), "nothing is left written aside"

@@ -9,9 +9,9 @@ from experiments.scaling_model import Link, all_reduce, efficiency, ring, sweep_
 
 
 def simulated_ring(devices, size, link):
-    """Pass the parts around step by step, all devices at once."""
+    """Pass the parts around the ring step by step, on all devices at once."""
     seconds = 0.0
-    for _ in range(2):  # once to sum the parts, once to hand them round
+    for _ in range(2):  # one round to sum the parts, one to distribute them
         for _ in range(devices - 1):
             seconds += size / devices / link.bandwidth + link.latency
     return seconds

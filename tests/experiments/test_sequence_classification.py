@@ -30,7 +30,7 @@ def test_the_experiment_writes_what_it_says(tmp_path, capsys, monkeypatch):
         assert numbers["loss"]["mean"] > 0
     for name, by_row in summary["accuracy_by_row"].items():
         assert by_row.shape == (8,)
-        # behind the last row the stream says what the whole sequence does
+        # after the last row, the stream gives the output of the whole sequence
         assert by_row[-1] == pytest.approx(written["models"][name]["accuracy"]["mean"], abs=0.002)
     rows = list(csv.DictReader((tmp_path / "history.csv").read_text().splitlines()))
     assert len(rows) == 2

@@ -29,7 +29,7 @@ def refitted(train=FULL, values=VALUES, origins=ORIGINS, key=ZERO, **options):
 
 
 def by_hand(train, make_data, head=heads.POINT, member=0):
-    """Fit in a Python loop, each time to a series that ends at the origin."""
+    """Fit in a Python loop, each time to the series up to the origin."""
     found = []
     for origin in ORIGINS:
         past = VALUES[:origin]
@@ -46,7 +46,7 @@ def cut(past):
 
 
 def padded(data):
-    """The same data with as many rows at every origin, so that their fits are one program."""
+    """Return the same data with equally many rows at every origin, so that their fits are one program."""
     lacking = ORIGINS[-1] - LOOKBACK - HORIZON + 1 - len(data.train.weights)
     inputs, targets = (np.concatenate([a, np.repeat(a[:1], lacking, 0)]) for a in map(np.asarray, data.train[:2]))
     weights = np.concatenate([data.train.weights, np.zeros(lacking, np.float32)])
@@ -146,7 +146,7 @@ def test_no_forecast_knows_what_comes_after_its_origin(options):
     np.testing.assert_array_equal(before.forecasts[:2], after.forecasts[:2])
     assert (before.forecasts[2] != after.forecasts[2]).all()
     changed = VALUES.copy()
-    changed[ORIGINS[1] - 1] += 1  # the last that is known
+    changed[ORIGINS[1] - 1] += 1  # the last known value
     after = refitted(train, changed, **options)
     np.testing.assert_array_equal(before.forecasts[0], after.forecasts[0])
     assert (before.forecasts[1] != after.forecasts[1]).all()

@@ -14,7 +14,7 @@ LINEAR = {"linear": baselines.linear, "nlinear": baselines.nlinear, "dlinear": b
 
 
 def by_default(name):
-    """Only this linear forecaster by default: the others are made of the same parts."""
+    """Test only this linear forecaster by default: the others consist of the same parts."""
     names = [pytest.param(each, marks=() if each == name else pytest.mark.slow) for each in LINEAR]
     return pytest.mark.parametrize("name", names)
 
@@ -45,7 +45,7 @@ def test_drift_goes_on_along_a_line():
 
 
 def m4_naive2(y, horizon, period):
-    """Naive2 of one series, after the R code of the competition's benchmarks."""
+    """Return Naive2 of one series, after the R code of the competition's benchmarks."""
     n = len(y)
     plain = np.full(horizon, y[-1])
     if period == 1 or n < 3 * period:
@@ -102,7 +102,7 @@ def test_naive2_looks_for_no_season_where_none_can_be():
         np.testing.assert_array_equal(forecast(baselines.naive2(3, 2), past)[0, :, 0], past[0, -1, 0])
 
 
-# Linear ones
+# Linear forecasters
 
 
 def test_against_pytorch():
@@ -221,7 +221,7 @@ def test_training_is_fit_on_windows(model):
     ("horizon", "square", "absolute"), [(96, 1.295, 0.713), pytest.param(336, 1.323, 0.744, marks=pytest.mark.slow)]
 )
 def test_repeating_the_last_value_scores_as_published(horizon, square, absolute):
-    """Zeng et al. 2023, table 2, Repeat on ETTh1; their loader dropped what was left over after batches of 32."""
+    """Zeng et al. 2023, table 2, Repeat on ETTh1; their loader dropped the windows left over after batches of 32."""
     train, _, test = split(nnfx.data.ett("ETTh1").values, 1, (8640, 2880, 2880))
     inputs, targets = windows(Scaler.of(train)(test), 1, horizon)
     used = len(inputs) // 32 * 32

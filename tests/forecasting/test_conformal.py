@@ -43,7 +43,7 @@ def test_margins_by_hand():
     targets = jnp.stack([jnp.array([1.0, -5.0, 2.0]), jnp.array([10.0, 0.0, -20.0])], 1)[:, None]
     np.testing.assert_array_equal(conformal.margins(jnp.zeros((3, 1, 2)), targets, 0.5), [[2.0, 10.0]])
     np.testing.assert_array_equal(conformal.margins(jnp.ones((3, 1, 2)), targets, 0.75), [[6.0, 21.0]])
-    # conformalised quantile regression: how far beyond the nearer bound, less than zero within
+    # conformalised quantile regression: the distance beyond the nearer bound, negative within
     interval = heads.Interval(jnp.full((3, 1, 2), -3.0), jnp.full((3, 1, 2), 4.0))
     np.testing.assert_array_equal(conformal.margins(interval, targets, 0.25), [[-3.0, -3.0]])
     np.testing.assert_array_equal(conformal.margins(interval, targets, 0.5), [[-2.0, 6.0]])
@@ -59,7 +59,7 @@ def test_a_negative_margin_narrows_to_the_middle_at_most():
 
 @pytest.mark.parametrize("kind", ["residuals", "quantiles"])
 def test_marginal_coverage_is_what_the_rank_says(kind):
-    """With continuous exchangeable scores the coverage is k / (n + 1) exactly, however wrong the model is."""
+    """For continuous exchangeable scores, the coverage is exactly k / (n + 1), however wrong the model is."""
     repetitions, windows, level = 5000, 20, 0.8
     noise = np.random.default_rng(0).standard_t(2, size=(repetitions, windows + 1, 2, 1))  # heavy tails
     targets = jnp.asarray(noise * np.array([1.0, 7.0]).reshape(1, 1, 2, 1) + 3, jnp.float32)
@@ -101,7 +101,7 @@ def test_rolling_margins_are_those_of_what_was_known(backtest):
 def test_rolling_margins_do_not_know_the_future(backtest):
     forecasts, targets, origins = backtest
     before = conformal.rolling(forecasts, targets, origins, 0.8, calibration=8)
-    time = 121  # a change from this time on
+    time = 121  # the targets change from this time on
     changed = jnp.where((origins[:, None] + np.arange(3) >= time)[..., None], 1e6, targets)
     after = conformal.rolling(forecasts, changed, origins, 0.8, calibration=8)
     same = origins[8:] <= time

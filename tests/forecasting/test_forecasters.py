@@ -40,7 +40,7 @@ WRAPPED = {
 }
 
 
-# Parts of others by default, or compared with their parts by a test of their own.
+# Parts of the others, or compared with their parts by another test.
 SLOW = {
     "direct",
     "scaled",
@@ -54,7 +54,7 @@ SLOW = {
 
 
 def drawn(model, inputs=PAST):
-    """Variables of a model, from NumPy: nothing is compiled. Statistics are ones."""
+    """Return variables of a model drawn with NumPy, so that nothing is compiled; statistics are ones."""
     rng, shapes = np.random.default_rng(0), jax.eval_shape(model.init, jax.random.key(0), inputs)
     params = jax.tree.map(lambda leaf: 0.3 * rng.normal(size=leaf.shape).astype(np.float32), shapes["params"])
     return jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), {**shapes, "params": {}}) | {"params": params}
@@ -195,7 +195,7 @@ def test_channels_are_forecast_one_by_one_with_the_same_weights(key):
     variables, apply = drawn(model), jax.jit(network.apply)
     expected = np.concatenate([apply(variables, PAST[:, :, i : i + 1]) for i in range(3)], axis=2)
     np.testing.assert_allclose(jax.jit(model.apply)(variables, PAST), expected, rtol=1e-5, atol=1e-6)
-    # statistics of the batch are those of all channels, each with the weight of its window
+    # batch statistics are taken over all channels, each with the weight of its window
     weights = np.array([1, 0, 2, 1], np.float32)
 
     def trained(model, x, weights):

@@ -68,13 +68,13 @@ def test_quantiles_between_the_levels_are_interpolated():
     outputs = jnp.array([[0.0, 2.0, 11.0]])
     np.testing.assert_allclose(head.quantiles(outputs, (0.05, 0.275, 0.5, 0.6, 0.95))[0], [0, 1, 2, 4, 11], rtol=1e-6)
     assert head.point(outputs).tolist() == [2.0]
-    lower, upper = heads.interval(head, outputs, 0.9)  # (1 − 0.9) / 2 is rounded to below 0.05
+    lower, upper = heads.interval(head, outputs, 0.9)  # (1 − 0.9) / 2 is rounded to a value below 0.05
     assert (lower.item(), upper.item()) == (0.0, 11.0)
     assert heads.quantiles([0.4, 0.6]).point(jnp.array([1.0, 2.0])) == pytest.approx(1.5)
 
 
 def constant(head):
-    """A forecaster that says the same of every window: parameters alone."""
+    """Return a forecaster with the same output for every window: only parameters."""
 
     def apply(variables, inputs, *, key=None, weights=None, train=False):
         raw = variables["params"]["raw"]
@@ -95,7 +95,7 @@ def test_training_finds_the_parameters_of_a_sample(name, key):
         np.testing.assert_allclose(found, [sample.mean(), sample.std()], rtol=2e-3)
     else:
         below = (sample.ravel()[None] < np.asarray(found)[:, None]).mean(1)
-        np.testing.assert_allclose(below, [0.1, 0.5, 0.9], atol=1.5 / 400)  # one of the sample lies at each
+        np.testing.assert_allclose(below, [0.1, 0.5, 0.9], atol=1.5 / 400)  # one of the sample is at each quantile
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def m4_msis(history, y, lower, upper, period, alpha=0.05):
 
 
 def series_by_series(score, *arrays):
-    """The score of each series, `(batch, channels)`."""
+    """Return the score of each series, `(batch, channels)`."""
     return np.array([[score(*(a[i, :, c] for a in arrays)) for c in range(2)] for i in range(4)])
 
 
@@ -124,7 +124,7 @@ def test_coverage_and_width():
     inside = (LOWER <= TARGETS) & (TARGETS <= UPPER)
     np.testing.assert_allclose(scores.coverage(lower, upper, targets), inside.mean((1, 2)), rtol=1e-6)
     np.testing.assert_allclose(scores.interval_width(lower, upper), 25, rtol=1e-6)
-    assert scores.coverage(lower, lower, lower).tolist() == [1.0] * 4  # the bounds are within
+    assert scores.coverage(lower, lower, lower).tolist() == [1.0] * 4  # the bounds are part of the interval
     unknown = scores.coverage(lower.at[0, 0, 0].set(jnp.nan), upper, targets)
     assert jnp.isnan(unknown).tolist() == [True, False, False, False]
 
@@ -141,7 +141,7 @@ SCORES = {
 }
 
 
-# Of two sizes of errors, a score with levels and one with bounds; the others among the slow tests.
+# One score of errors, one with levels and one with bounds; the others are slow tests.
 A_FEW = {"smape", "pinball", "coverage"}
 
 
@@ -213,7 +213,7 @@ EXACT = {
 @pytest.mark.parametrize("level", [0.0, 7.0])
 @pytest.mark.parametrize("name", EXACT)
 def test_an_exact_forecast_has_no_error_and_no_gradient(name, level):
-    """As the middle of the slopes there, which PyTorch has for the absolute error."""
+    """The gradient is the mean of the one-sided slopes, as in PyTorch for the absolute error."""
     score, expected = EXACT[name]
     y = jnp.full((1, 2, 1), level)
     value, gradient = jax.jit(jax.value_and_grad(lambda f: score(f, y).sum()))(y)

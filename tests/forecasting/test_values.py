@@ -1,4 +1,4 @@
-"""Series as users hold them: of any precision, in frames, with times."""
+"""Series as users have them: of any precision, in frames, with times."""
 
 import jax
 import jax.numpy as jnp

@@ -45,7 +45,7 @@ def test_exogenous_columns_stand_where_they_are_known():
     for window, (x, y) in enumerate(zip(inputs, targets, strict=True)):
         np.testing.assert_array_equal(x[:, 0], window + np.arange(5))
         np.testing.assert_array_equal(x[:, 1], 100 + window + np.arange(5))
-        np.testing.assert_array_equal(x[-3:, 2], 200 + y[:, 0])  # the last rows are those of the horizon
+        np.testing.assert_array_equal(x[-3:, 2], 200 + y[:, 0])  # the last rows belong to the horizon
         np.testing.assert_array_equal(x[:, 3], 200 - (window + 3 + np.arange(5)))
 
 
@@ -54,7 +54,7 @@ def test_integers_become_floats_and_half_precision_stays():
     assert windows(jnp.arange(9, dtype=jnp.bfloat16)[:, None], 2, 1).targets.dtype == jnp.bfloat16
 
 
-# The order of time
+# Order in time
 
 
 def test_the_borders_are_those_of_the_published_protocol():
@@ -84,7 +84,7 @@ def test_no_part_knows_of_what_comes_after_it(values, border, unaware):
     (before, scaler), (after, other) = parts_of(values), parts_of(np.where(future, values + 9, values))
     jax.tree.map(np.testing.assert_array_equal, (before[:unaware], scaler), (after[:unaware], other))
     for one, two in zip(before[unaware:], after[unaware:], strict=True):
-        assert (one.targets != two.targets).all()  # every target of a later part lies behind the border
+        assert (one.targets != two.targets).all()  # every target of a later part is after the border
 
 
 def test_every_step_of_a_later_part_is_a_target_of_that_part_alone():
@@ -109,7 +109,7 @@ def test_scales_are_those_of_scikit_learn():
     theirs = StandardScaler().fit(values.astype(np.float64))
     ours = Scaler.of(values)
     np.testing.assert_allclose(ours.mean[0], theirs.mean_, rtol=1e-6)
-    np.testing.assert_allclose(ours.scale[0], theirs.scale_, rtol=1e-4)  # a spread of 7,000 roundings
+    np.testing.assert_allclose(ours.scale[0], theirs.scale_, rtol=1e-4)  # a spread of 7,000 rounding errors
     np.testing.assert_allclose(ours(values), theirs.transform(values), atol=2e-3)
     np.testing.assert_allclose(ours.inverse(ours(values)), values, rtol=1e-6)
 

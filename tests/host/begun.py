@@ -1,7 +1,7 @@
-"""A run that is begun under one release and gone on with under another: `begun.py begin|resume FOLDER [CHANGED]`.
+"""A run that starts under one release and resumes under another: `begun.py begin|resume FOLDER [CHANGED]`.
 
-`begin` leaves a session after some epochs, as a kill may. `resume` goes on from there, and prints the losses; with the
-name of a change it is another run, which is to be refused. Run both from the root of the repository.
+`begin` ends a session after some epochs, as a kill would. `resume` continues from there, and prints the losses; with
+the name of a change it is another run, which must be rejected. Run both from the root of the repository.
 """
 
 import functools
@@ -20,7 +20,7 @@ HALF = 0.5
 
 
 class Net(nn.Module):
-    """A user's own network, with an initialiser of JAX's and a layer of Flax's."""
+    """A user's own network, with an initialiser from JAX and a layer from Flax."""
 
     width: int = 6
 

@@ -14,7 +14,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def ended(data, tmp_path_factory):
-    """The folder of a run that has ended."""
+    """Return the folder of a run that has ended."""
     out = tmp_path_factory.mktemp("ended")
     quiet(TWO_EPOCHS, out)(jax.random.key(0), data, learning_rate=0.1)
     return out

@@ -1,6 +1,6 @@
-"""A small program in a process of its own, to be killed: `mortal.py KIND FOLDER` prints the checksum of its bits.
+"""A small program in a process of its own, to be killed: `mortal.py KIND FOLDER` prints the checksum of its result.
 
-The kind is `run`, `sweep` or `halving`. Without a folder it is the one that nobody kills.
+The kind is `run`, `sweep` or `halving`. Without a folder, it is the reference that is never killed.
 """
 
 import functools
@@ -60,4 +60,4 @@ def main(kind, folder=None):
 if __name__ == "__main__":
     main(*sys.argv[1:])
     sys.stdout.flush()
-    os._exit(0)  # what remains is to take everything down, which the tests need not wait for
+    os._exit(0)  # skip the shutdown, which the tests need not wait for

@@ -1,4 +1,4 @@
-"""What the tests of sessions share: runs that are small and soon compiled, and how they are cut off and looked at."""
+"""Helpers for the tests of sessions: small runs that compile fast, interruptions, and comparisons."""
 
 import csv
 
@@ -13,7 +13,7 @@ HYPER = {"learning_rate": 0.3, "patience": 5}
 
 
 def fit(model=None, epochs=40, optimizer=optax.adam, **options):
-    """Adam, dropout, batch norm and patience: everything that a run has a state of."""
+    """Return a run with every kind of state: of Adam, dropout, batch norm and patience."""
     model = model or nnfx.models.mlp((6,), dropout=0.2, batch_norm=True)
     options = {"stop": nnfx.stopping.patience, **options}
     return nnfx.fit(model, nnfx.losses.binary_cross_entropy, optimizer, epochs=epochs, batch_size=100, **options)
@@ -22,11 +22,11 @@ def fit(model=None, epochs=40, optimizer=optax.adam, **options):
 TRAIN = fit()
 TWO_EPOCHS, FOUR_EPOCHS = (
     fit(nnfx.models.perceptron(), epochs, optax.sgd, stop=()) for epochs in (2, 4)
-)  # small and soon compiled, where only the host's part is in question
+)  # small and fast to compile, for tests of the host alone
 
 
 def bits(tree):
-    """Every leaf by path, as dtype, shape and bytes."""
+    """Return every leaf by path, as dtype, shape and bytes."""
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     plain = {
         path: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
@@ -48,11 +48,11 @@ def rows(path):
 
 
 class CutError(BaseException):
-    """What ends a run in the middle of a test as a kill does: nothing is saved then."""
+    """Ends a run in the middle of a test, like a kill: nothing is saved."""
 
 
 def at_epoch(epoch, act):
-    """Return an evaluation that does something after this epoch."""
+    """Return an evaluation that calls a function after this epoch."""
 
     def evaluate(run):
         if int(run.epochs) == epoch:

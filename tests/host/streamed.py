@@ -1,7 +1,7 @@
-"""A streamed run that counts how often it saw each example: `streamed.py FOLDER [SECONDS]` prints the counts by weight.
+"""A streamed run that counts how often it sees each example: `streamed.py FOLDER [SECONDS]` prints the counts.
 
 Example i is the i-th unit vector and the loss is minus the output, so that a step adds the learning rate over the batch
-size to each weight whose example it sees, whatever the weights are. Every step takes so many seconds longer.
+size to each weight whose example it sees, whatever the weights are. Every step is delayed by SECONDS.
 """
 
 import json

@@ -104,7 +104,7 @@ def test_the_newest_good_one_is_offered_or_taken(tmp_path):
         assert names(checkpoints) == [1]
         assert (tmp_path / "epoch-00000003.damaged").is_dir()
         flip_a_bit(path / "checkpoint.json")
-        checkpoints.save(2, tree, loss=1.0)  # a damaged one beside it does no harm
+        checkpoints.save(2, tree, loss=1.0)  # a damaged checkpoint beside it has no effect
         checkpoints.wait()
         shutil.rmtree(tmp_path / "epoch-00000002")
         for skip_damaged in (False, True):
@@ -204,7 +204,7 @@ def test_whatever_loading_raises_an_older_one_may_do(tmp_path, monkeypatch, erro
 
 
 def reseal(path, content):
-    """Write other notes, with the checksums that belong to them."""
+    """Write other notes, with matching checksums."""
     (path / "checkpoint.json").write_text(json.dumps(content))
     lines = [f"{checkpoint._checksum(path / name)}  {name}" for name in sorted(checkpoint._checksums(path))]
     (path / "SHA256SUMS").write_text("\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""Whose a folder is, and that nothing in it is replaced by less."""
+"""Which run owns a folder, and that nothing in it is replaced by something shorter."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Looking after any program; `test_session.py`, `test_resuming.py` and `tests/scale/test_members.py` do it too."""
+"""Looking after any program; see also `test_session.py`, `test_resuming.py` and `tests/scale/test_members.py`."""
 
 import signal
 

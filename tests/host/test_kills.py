@@ -1,4 +1,4 @@
-"""Runs and sweeps that are killed wherever they happen to be, and end with the bits of those that never were.
+"""Runs and sweeps that are killed at random moments end with the same bits as those that never were.
 
 `python -m pytest -m slow tests/host/test_kills.py` kills a hundred runs, thirty sweeps and thirty successive halvings.
 """
@@ -23,7 +23,7 @@ KILLS = {"run": 100, "sweep": 30, "halving": 30}
 
 
 def start(cache, kind, *arguments):
-    """Start a small program with what was compiled before, a run with XLA as it is for users."""
+    """Start a small program with the compiled programs so far; a run uses XLA with its default flags."""
     environment = {
         **{name: value for name, value in os.environ.items() if kind != "run" or name != "XLA_FLAGS"},
         "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -50,7 +50,7 @@ def wait_for_folder(process, folder):
 
 
 def kill(process, folder, seconds, while_saving):
-    """Kill a run so many seconds after it has opened its folder, or once the next save from then has begun."""
+    """Kill a run some seconds after it has opened its folder, or when its next save after that has begun."""
     wait_for_folder(process, folder)
     time.sleep(seconds)
     while while_saving and process.poll() is None and not is_saving(folder):
@@ -62,13 +62,13 @@ def kill(process, folder, seconds, while_saving):
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """Where compiled programs are kept between the processes."""
+    """The folder of compiled programs that the processes share."""
     return tmp_path_factory.mktemp("programs")
 
 
 @pytest.fixture(scope="module")
 def whole(cache):
-    """Return the checksum of a program in one piece, by its kind."""
+    """Return the checksum of an uninterrupted program, by its kind."""
     return functools.cache(lambda kind: finish(start(cache, kind)))
 
 
@@ -92,7 +92,7 @@ def test_a_run_that_is_killed_three_times_ends_with_the_same_bits(cache, whole, 
     for seconds, while_saving in ((0.3, True), (0.9, False)):
         kill(start(cache, "run", folder), folder, seconds, while_saving)
         for path in (folder / "checkpoints").glob("epoch-*"):
-            checkpoint.read(path)  # what has a checkpoint's name is whole
+            checkpoint.read(path)  # anything with the name of a checkpoint is complete
     assert finish(start(cache, "run", folder)) == whole("run")
     assert not is_saving(folder)
 
@@ -121,7 +121,7 @@ def test_a_file_that_may_not_grow_ends_a_run_with_its_checkpoints_whole(cache, w
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2000, 2000))
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
-    last, note = err.splitlines()[-2:]  # what it stood at is tried once more, of which a note tells
+    last, note = err.splitlines()[-2:]  # the last state is saved once more, and a note reports that this failed too
     assert "OSError: " in last
     assert "expected a checkpoint to be written, got" in last
     assert "expected a checkpoint to be written, got" in note

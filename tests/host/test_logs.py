@@ -58,7 +58,7 @@ def test_a_full_disk_is_told_with_the_path(tmp_path):
 
 
 def scalars(folder, **options):
-    """What TensorBoard's own reader finds: steps and numbers by name."""
+    """Return what TensorBoard's own reader finds: steps and numbers by name."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     read = accumulator.EventAccumulator(str(folder), **options).Reload()
     return {tag: [(event.step, event.value) for event in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
@@ -72,7 +72,7 @@ def tensorboard_log(folder, known, rows):
 
 def test_tensorboard_itself_reads_scalars(tmp_path):
     pytest.importorskip("tensorboard")
-    for rows in (ROWS[:1], ROWS[1:]):  # as a run that went on
+    for rows in (ROWS[:1], ROWS[1:]):  # like a run that was resumed
         tensorboard_log(tmp_path, [], rows)
     read = scalars(tmp_path)
     assert read["train_loss"] == [(row["epoch"], float(row["train_loss"])) for row in ROWS]
@@ -84,8 +84,8 @@ def test_every_epoch_is_there_once_however_often_a_run_goes_on(tmp_path):
     pytest.importorskip("tensorboard")
     rows = [{"epoch": epoch, "loss": 1 / epoch} for epoch in range(1, 1201)]
     tensorboard_log(tmp_path, [], rows[:700])
-    tensorboard_log(tmp_path, rows[:600], rows[600:900])  # what is made anew since the last checkpoint is there already
-    tensorboard_log(tmp_path, rows, [])  # and what was lost is written
+    tensorboard_log(tmp_path, rows[:600], rows[600:900])  # rows repeated since the last checkpoint are already there
+    tensorboard_log(tmp_path, rows, [])  # and lost rows are written
     read = scalars(tmp_path)["loss"]
     assert [step for step, _ in read] == list(range(1, 1201))
     np.testing.assert_array_equal([value for _, value in read], np.float32([row["loss"] for row in rows]))

@@ -1,4 +1,4 @@
-"""What a run is made of, in words: the same for the same, others for whatever changes a number."""
+"""Descriptions of the parts of a run: equal for equal parts, different for whatever changes a number."""
 
 import functools
 import importlib.util
@@ -59,7 +59,7 @@ class Halved(Linear):
 
 
 def halve(outputs, targets):
-    """Use a number of this module."""
+    """Use a number defined in this module."""
     return SCALE * (outputs[:, 0] - targets) ** 2
 
 
@@ -91,7 +91,7 @@ def flat(x):
 
 flat.defvjp(lambda x: (x, None), lambda _, slope: (0 * slope,))
 
-ONE, OTHER = (lambda o, t: (o[:, 0] - t) ** 2), (lambda o, t: (o[:, 0] + t) ** 2)  # told apart, though on one line
+ONE, OTHER = (lambda o, t: (o[:, 0] - t) ** 2), (lambda o, t: (o[:, 0] + t) ** 2)  # distinguished, although on one line
 
 CHANGES = {
     "activation": ({}, {"model": nnfx.models.mlp((4,), activation="relu")}, "model.activation: expected .*tanh, got"),
@@ -231,7 +231,7 @@ def test_numbers_of_a_module_count_where_they_are_used(monkeypatch):
     monkeypatch.setitem(globals(), "SCALE", 0.25)
     assert differences(before, parts_of(fit(loss=halve))) == ["loss.SCALE: expected 0.5, got 0.25"]
     before = parts_of(fit(loss=halve_by_settings))
-    monkeypatch.setattr(SETTINGS, "epochs", 20)  # which the loss does not look at
+    monkeypatch.setattr(SETTINGS, "epochs", 20)  # not used by the loss
     assert parts_of(fit(loss=halve_by_settings)) == before
     monkeypatch.setattr(SETTINGS, "scale", 0.25)
     assert differences(before, parts_of(fit(loss=halve_by_settings))) == ["loss.SETTINGS.scale: expected 0.5, got 0.25"]
@@ -328,7 +328,7 @@ def test_odd_things_are_described_without_an_error():
 
     loss = Sloped(3)
     before = parts_of(fit(loss=loss))
-    memo.held(loss, "program", object)  # as whatever is compiled for it
+    memo.held(loss, "program", object)  # like anything compiled for it
     assert parts_of(fit(loss=loss)) == before
     first, second = (parts_of(fit(loss=Callable(power))) for power in (2, 4))
     assert differences(first, second) == ["loss.power: expected 2, got 4"]

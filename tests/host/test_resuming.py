@@ -1,4 +1,4 @@
-"""Which runs go on from a checkpoint, and which are refused."""
+"""Which runs resume from a checkpoint, and which are rejected."""
 
 import contextlib
 import functools
@@ -54,7 +54,7 @@ def test_the_same_run_built_anew_goes_on(data, key, ended):
 
 
 def pretend(monkeypatch, **others):
-    """Let this be the release of some package that it is not."""
+    """Pretend that this release of some package is installed."""
     versions = {**nnfx.checkpoint.versions(), **others}
     monkeypatch.setattr(nnfx.checkpoint, "versions", lambda: versions)
 
@@ -68,7 +68,7 @@ def test_other_versions_are_warned_of(data, key, ended, monkeypatch):
 
 
 def everything(**changed):
-    """A run that has a part of every kind, with numbers fixed in most."""
+    """Return a run with a part of every kind, most of them with fixed numbers."""
     parts = {
         "model": nnfx.models.mlp((3,), activation="tanh"),
         "loss": functools.partial(nnfx.losses.binary_cross_entropy, label_smoothing=0.1),
@@ -88,7 +88,7 @@ def everything(**changed):
 
 @pytest.fixture(scope="module")
 def begun(data, tmp_path_factory):
-    """The folder of a run of one epoch, to go on from."""
+    """Return the folder of a run of one epoch, to resume from."""
     out = tmp_path_factory.mktemp("begun")
     quiet(everything(), out)(jax.random.key(0), data, learning_rate=0.01)
     return out
@@ -128,7 +128,7 @@ def test_under_another_release_another_run_is_refused_all_the_same(data, key, be
 
 @pytest.fixture(scope="module")
 def longer(data):
-    """The run that was begun, of two epochs, and what it ends with."""
+    """Return the same run with two epochs, and the bits of its result."""
     train = everything(epochs=2)
     return train, bits(train(jax.random.key(0), data, learning_rate=0.01))
 
@@ -144,7 +144,7 @@ def test_under_another_release_the_same_run_goes_on(data, key, begun, longer, tm
 
 
 def starting_from(weights):
-    """A perceptron that begins with these weights, read when it is asked for them."""
+    """Return a perceptron that starts with these weights, which are read when it is initialised."""
     model = nnfx.models.perceptron()
     return model._replace(init=lambda key, inputs: {"params": jax.tree.map(jnp.asarray, weights())})
 
@@ -165,7 +165,7 @@ def test_another_start_is_refused(data, key, tmp_path, monkeypatch, version):
         quiet(again, tmp_path / "run")(key, data, learning_rate=0.1)
     np.save(file, np.full((2, 1), 0.25, np.float32))
     other = nnfx.fit(starting_from(weights), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=1)
-    # the function is the same, and only what it returns is not
+    # the function is the same, and only its result differs
     message = (
         r"start.*kernel.*: expected values with a mean of 0.5 .*, got a mean of 0.25"
         if version == "99.0"

@@ -73,7 +73,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_bits_and_the_same_logs(data,
         with pytest.raises(CutError):
             quiet(TRAIN, parts, save_every_epochs=3, evaluate=at_epoch(epoch, cut))(key, data, **HYPER)
         with (parts / "history.csv").open("a") as file:
-            file.write("7,0.")  # as a kill may leave it
+            file.write("7,0.")  # as after a kill
     assert checkpoints(parts) == [3]
     run = quiet(TRAIN, parts, evaluate=at_epoch(-1, cut))(key, data, **HYPER)
     assert bits(run) == bits(plain)
@@ -161,7 +161,7 @@ def test_a_full_disk_ends_with_an_error_and_the_last_checkpoint_whole(data, key,
     with pytest.raises(OSError, match=r"3: expected a checkpoint to be written.*No space left.*newest.*epoch-00000002"):
         quiet(FOUR_EPOCHS, tmp_path, save_every_epochs=1)(key, data, learning_rate=0.1)
     monkeypatch.undo()
-    assert checkpoints(tmp_path) == [2, 4]  # what was trained since is saved as soon as that goes again
+    assert checkpoints(tmp_path) == [2, 4]  # later epochs are saved as soon as saving works again
     run = quiet(FOUR_EPOCHS, tmp_path)(key, data, learning_rate=0.1)
     assert bits(run) == bits(FOUR_EPOCHS(key, data, learning_rate=0.1))
 
@@ -263,7 +263,7 @@ def test_no_files_are_written_within_a_transformation(data, key, tmp_path):
 def test_evaluations_that_are_no_numbers(data, key, tmp_path, evaluate, error, message):
     with pytest.raises(error, match=message):
         quiet(TWO_EPOCHS, tmp_path, evaluate=evaluate)(key, data, learning_rate=0.1)
-    assert checkpoints(tmp_path)  # what was trained is saved
+    assert checkpoints(tmp_path)  # the epochs so far are saved
 
 
 def test_an_evaluation_that_fails_at_the_end_costs_nothing(data, key, tmp_path, monkeypatch):
@@ -274,7 +274,7 @@ def test_an_evaluation_that_fails_at_the_end_costs_nothing(data, key, tmp_path, 
     with pytest.raises(ZeroDivisionError):
         quiet(TWO_EPOCHS, tmp_path, evaluate=fail, **options)(key, data, learning_rate=0.1)
     assert checkpoints(tmp_path) == [2]
-    monkeypatch.setattr(in_memory, "advance", StandIn(in_memory.advance))  # nothing is trained anew
+    monkeypatch.setattr(in_memory, "advance", StandIn(in_memory.advance))  # nothing is trained again
     calls = []
 
     def evaluate(run):
@@ -301,7 +301,7 @@ def test_an_evaluation_that_leaves_the_process_costs_nothing(data, key, tmp_path
 
 
 class StandIn:
-    """A program that is asked for its text alone."""
+    """A program that can be lowered, but not run."""
 
     def __init__(self, program):
         self.lower = program.lower

@@ -1,4 +1,4 @@
-"""Streamed runs against the same runs in memory, and what they have seen when they were killed on the way."""
+"""Streamed runs compared with the same runs in memory, and which examples they have seen after a kill."""
 
 import contextlib
 import json
@@ -90,7 +90,7 @@ def test_it_takes_the_steps_of_the_run_in_memory(fit, data, whole):
 
 
 class AskedLater(list):
-    """The signals received: none the first times that one looks."""
+    """The signals received: none for the first few queries."""
 
     def __init__(self, looks):
         super().__init__([signal.SIGTERM])
@@ -274,7 +274,7 @@ def wait_for(process, folder, step):
 @pytest.mark.parametrize("steps", [(16,), pytest.param((4, 22), marks=pytest.mark.slow)], ids=str)
 def test_killed_in_the_middle_of_epochs_it_sees_every_example_once_an_epoch(tmp_path, steps):
     nnfx.data.store(tmp_path / "examples", [(np.eye(streamed.ROWS), np.zeros(streamed.ROWS))])
-    for step in steps:  # epochs have twelve
+    for step in steps:  # an epoch has twelve steps
         process = start(tmp_path, tmp_path / "programs", 0.05)
         wait_for(process, tmp_path, step)
         process.kill()

@@ -1,4 +1,4 @@
-"""The networks that the tests of insight look into, and one of them written out by hand."""
+"""The networks for the tests of insight, and one of them written out by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def close(got, expected, **tolerance):
 
 
 def by_hand(params, images):
-    """The layers of MODEL, by lax and NumPy alone."""
+    """Return the layers of MODEL, computed with lax and NumPy alone."""
 
     def convolved(x, layer, padding):
         axes = ("NHWC", "HWIO", "NHWC")

@@ -14,7 +14,7 @@ ONE = models.cnn([models.conv(1)], outputs=1)
 
 
 class Pooled(nn.Module):
-    """Convolution, ReLU, global average pooling and a dense layer, made of Flax's own parts."""
+    """Convolution, ReLU, global average pooling and a dense layer, built from Flax modules."""
 
     @nn.compact
     def __call__(self, x):
@@ -29,7 +29,7 @@ def test_with_global_average_pooling_the_map_is_weights_times_maps():
     pooled = Pooled().bind(variables)
     maps = nn.relu(nn.Conv(4, (3, 3), parent=None).apply({"params": params["Conv_0"]}, IMAGES))
     logits = np.asarray(pooled(IMAGES))
-    # Conv_0 is seen before its ReLU: Grad-CAM by hand with the derivative of ReLU, which the mean over positions sees
+    # Conv_0 is captured before its ReLU: Grad-CAM by hand, with the derivative of ReLU in the mean over positions
     before = np.asarray(nn.Conv(4, (3, 3), parent=None).apply({"params": params["Conv_0"]}, IMAGES))
     weights = np.asarray(params["Dense_0"]["kernel"])[:, logits.argmax(-1)].T  # (batch, features)
     alphas = weights * (before > 0).mean((1, 2)) / 64
@@ -37,7 +37,7 @@ def test_with_global_average_pooling_the_map_is_weights_times_maps():
     close(features.class_activation_map(model, variables, IMAGES, "Conv_0"), expected, atol=1e-6)
     assert maps.shape == before.shape
 
-    own = models.cnn([models.conv(4), ops.global_avg_pool], outputs=3)  # conv_0 is seen behind its ReLU
+    own = models.cnn([models.conv(4), ops.global_avg_pool], outputs=3)  # conv_0 is captured after its ReLU
     variables = own.init(jax.random.key(1), IMAGES)
     maps = np.asarray(features.layer_outputs(own, variables, IMAGES)["conv_0"])
     weights = np.asarray(variables["params"]["dense"]["output"]["kernel"])

@@ -23,7 +23,7 @@ START = PERCEPTRON.init(KEY, X)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def layer(fault, x, w, a):
-    """`x W a tanh(a)`, whose derivative is right but for one fault."""
+    """Return `x W a tanh(a)`, whose derivative is right except for one fault."""
     return x @ w * (a * jnp.tanh(a))[None]
 
 
@@ -45,7 +45,7 @@ layer.defvjp(forward, backward)
 
 
 def network(fault):
-    """Three layers, the second faulty, with ReLU and zero biases: an empty example lies on kinks."""
+    """Three layers, the second faulty, with ReLU and zero biases: an example of zeros is at kinks."""
 
     def init(key, x):
         draw = [0.6 * jax.random.normal(each, (4, 4)) for each in jax.random.split(key, 3)]
@@ -77,7 +77,7 @@ FAULTS = {
 }
 
 
-# Faults of a whole leaf, as is a wrong sign.
+# Faults of a whole leaf, like a wrong sign.
 SLOW = {"a missing factor", "a stopped gradient"}
 
 
@@ -132,7 +132,7 @@ def test_derivatives_are_those_of_the_closed_form():
 
 
 def test_at_the_kink_of_the_absolute_error_the_place_beside_decides(monkeypatch):
-    def absolute_error(outputs, targets):  # with the slope of one side at its kink, where the library's has none
+    def absolute_error(outputs, targets):  # with a one-sided slope at its kink, where that of the library is zero
         error = outputs[:, 0] - targets.astype(outputs.dtype)
         return jnp.where(error >= 0, error, -error)
 

@@ -1,4 +1,4 @@
-"""The gradients of every model, activation, loss and op of this library, audited."""
+"""Audits of the gradients of every model, activation, loss and op of this library."""
 
 import functools
 
@@ -114,7 +114,7 @@ def test_every_loss_is_audited():
     assert LOSSES.keys() == set(losses.__all__) - {"check", "empirical"}
 
 
-# What every model above is audited with, and two whose gradients have tests in tests/ops/test_logistic.py.
+# The loss that every model above is audited with, and two whose gradients are tested in tests/ops/test_logistic.py.
 SLOW_LOSSES = {"mean_square_error", "binary_cross_entropy", "binary_cross_entropy_from_probabilities"}
 
 

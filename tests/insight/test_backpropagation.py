@@ -47,7 +47,7 @@ def check(model, loss, params, batch, tolerance):
     return found
 
 
-# Of pieces, and without hidden layers; the others among the slow tests.
+# One with pieces and one without hidden layers; the others are slow tests.
 A_FEW = {"three pieces", "perceptron"}
 
 
@@ -125,7 +125,7 @@ def test_it_prints_every_factor():
     params = {"kernel": jnp.array([[3.0], [-2.0]]), "bias": jnp.array([1.0])}
     one = Batch(jnp.array([[-1.0, 2.0]]), jnp.array([[1.0]]), jnp.ones(1))
     text = str(backpropagation.lay_open(model, MSE, {"params": params}, one))
-    # g'(z) = g (1 − g), ∂L/∂h = 2 (g − 1), and their product goes to the weights by x = (−1, 2)
+    # g'(z) = g (1 − g), ∂L/∂h = 2 (g − 1); the gradient of the weights is their product times x = (−1, 2)
     g = 1 / (1 + np.exp(6))
     for number in (-6, g, g * (1 - g), 2 * (g - 1), 2 * (g - 1) * g * (1 - g), 4 * (g - 1) * g * (1 - g)):
         assert f"{number:.4g}" in text

@@ -15,7 +15,7 @@ RNG = np.random.default_rng(0)
 
 
 class Plain(nn.Module):
-    """A network of convolutions whose derivatives have every mode, for `jax.hessian`."""
+    """A network of convolutions that can be differentiated in every mode, for `jax.hessian`."""
 
     plain: bool
 
@@ -75,7 +75,7 @@ def flattened(tree):
 
 
 def by_default(*names):
-    """Only these cases by default: all others differ in the product with the Hessian, which has a test of its own."""
+    """Run only these cases by default: the others differ only in the Hessian-vector product, which has its own test."""
     cases = [pytest.param(name, marks=() if name in names else pytest.mark.slow) for name in CASES]
     return pytest.mark.parametrize("case", cases, indirect=True)
 
@@ -180,7 +180,7 @@ SPECTRUM = curvature.Spectrum(jnp.ones((1, 2)), jnp.ones((1, 2)) / 2)
 def test_all_work_under_jit():
     variables = ARGUMENTS[2]
 
-    def all_of_them(v):  # as other tests call them, so that here the compiled ones alone are compiled
+    def all_of_them(v):  # called as in other tests, so that only the compiled versions are compiled here
         return {
             "sharpness": curvature.sharpness(MODEL, LOSS, v, DATA, KEY),
             "trace": curvature.trace(MODEL, LOSS, v, DATA, KEY, draws=256).value,

@@ -17,7 +17,7 @@ VARIABLES = jax.jit(MODEL.init)(jax.random.key(0), INPUTS)
 
 
 def linear(recurrent, width=4):
-    """A linear recurrent network with these weights of its hidden state, and its variables."""
+    """Return a linear recurrent network with these recurrent weights, and its variables."""
     model = models.rnn(hidden=(width,), activation="identity")
     variables = jax.jit(model.init)(jax.random.key(1), INPUTS)
     layer = {**variables["params"]["layer_0"], "recurrent_kernel": jnp.asarray(recurrent, jnp.float32)}
@@ -63,7 +63,7 @@ def test_what_is_too_small_to_be_squared_is_measured():
     ],
 )
 def test_differences_of_the_loss_agree(kind, returns):
-    """The state at each lag nudged in every coordinate, in float64, through the whole sequence's own recurrence."""
+    """Finite differences: perturb the state at each lag in every coordinate, in float64, and run the recurrence on."""
     with jax.enable_x64(True):
         model = getattr(models, kind)(outputs=2, hidden=(3, 2), returns=returns)
         inputs = jnp.asarray(RNG.normal(size=(2, 4, 2)))
@@ -77,7 +77,7 @@ def test_differences_of_the_loss_agree(kind, returns):
 
         expected, state = [], model.stream.start(2, float)
         for t in range(4):
-            # before step t, only outputs from there on depend on the state
+            # only the outputs from step t on depend on the state before it
             rest = (inputs[:, t:], targets[:, t:] if returns == "all" else targets)
             parts, tree = jax.tree.flatten(state)
             squares = np.zeros(2)
@@ -87,7 +87,7 @@ def test_differences_of_the_loss_agree(kind, returns):
                         loss_from(jax.tree.unflatten(tree, [*parts[:i], part.at[:, j].add(h), *parts[i + 1 :]]), *rest)
                         for h in (1e-5, -1e-5)
                     )
-                    share = (4 - t) / 4 if returns == "all" else 1  # the loss is a mean over the outputs there are
+                    share = (4 - t) / 4 if returns == "all" else 1  # the loss is a mean over the remaining outputs
                     squares += np.square(share * np.asarray(up - down) / 2e-5)
             expected.append(np.sqrt(squares).mean())
             state, _ = model.stream.step(variables, state, inputs[:, t])

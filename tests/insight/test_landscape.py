@@ -190,7 +190,7 @@ def test_a_path_in_a_plane_is_met_by_its_landscape():
     for i in range(6):
         path.append(jax.tree.map(lambda w, i=i: w + jnp.cos(i + w), path[-1]))
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *path[:3])
-    cut = landscape.principal_cut(stacked)  # three places lie in a plane
+    cut = landscape.principal_cut(stacked)  # three points lie in a plane
     np.testing.assert_allclose(cut.captured.sum(), 1, rtol=1e-5)
     for place, params in zip(cut.places, path, strict=False):
         np.testing.assert_allclose(flat(moved(cut, place)), flat(params), atol=1e-5)

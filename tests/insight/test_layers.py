@@ -39,7 +39,7 @@ def test_a_model_of_one_layer_and_a_layer_used_twice_have_names():
     assert list(features.layer_outputs(LINEAR, linear(), jnp.ones((2, 5)))) == ["outputs"]
     model = models.from_linen(Twice())
     outputs = features.layer_outputs(model, model.init(jax.random.key(0), jnp.ones((1, 4))), jnp.ones((2, 4)))
-    assert list(outputs) == ["layer", "layer[1]", "outputs"]  # dropout, off, passes on what it is given
+    assert list(outputs) == ["layer", "layer[1]", "outputs"]  # dropout that is switched off returns its input
     close(outputs["outputs"], 2 * outputs["layer[1]"])
 
 

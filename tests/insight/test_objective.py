@@ -15,7 +15,7 @@ def batch_of(examples, features=2, weights=None):
 @pytest.mark.parametrize(
     ("parameters", "batch", "expected"),
     [
-        (100, batch_of(14), 256),  # 2^15 elements at once, of 128 a network
+        (100, batch_of(14), 256),  # 2^15 elements at once, 128 per network
         (65, batch_of(255), 56),
         (65, batch_of(256), 1),
         (100_000, batch_of(1), 1),

@@ -31,7 +31,7 @@ def test_a_deep_network_in_closed_form():
     assert found.parameters == 42 + 48 + 14
     assert found.parameter_bytes == 4 * found.parameters
     assert found.forward.flops == sum(products)
-    # back go a product for the weights and one for the inputs, but for the first layer's; and the loss has weights
+    # backward: one product for the weights and one for the inputs, except in the first layer; the loss has weights too
     assert 0 <= found.step.flops - (3 * sum(products) - products[0]) <= 4 * rows
 
 
@@ -102,10 +102,10 @@ def test_memory_grows_with_the_batch_and_with_the_optimizer():
     least = {rows: 4 * (small.parameters + rows * (32 + 4)) for rows in (16, 1024)}
     assert least[16] <= small.forward.bytes < 2 * least[16] + 4 * 16 * 128
     assert large.forward.bytes >= least[1024]
-    # Adam keeps two numbers a parameter, and gradient descent none
+    # Adam keeps two numbers per parameter, and gradient descent none
     plain = summary.summarize(model, floats(16, 32), optax.sgd(0.1))
     assert 2 * small.parameter_bytes <= small.step.bytes - plain.step.bytes <= 3.5 * small.parameter_bytes
-    # back through the network the activations of two hidden layers are kept
+    # the activations of two hidden layers are kept for the backward pass
     assert large.step.bytes - small.step.bytes >= 4 * 1008 * (32 + 64 + 64)
 
 
@@ -116,7 +116,9 @@ def test_layers_within_layers_count_for_themselves():
     assert by_name["stem/batch_norm"].parameters == 4
     assert by_name["stem/batch_norm"].flops == 0
     assert by_name["stem"].parameters == 9 * 1 * 2
-    assert by_name["stem"].flops == 2 * 2 * (3 * 8 - 2) ** 2 * 1 * 2  # SAME: of 24 meetings along an axis 2 are padding
+    assert (
+        by_name["stem"].flops == 2 * 2 * (3 * 8 - 2) ** 2 * 1 * 2
+    )  # SAME: 2 of 24 products along an axis are with padding
     assert sum(layer.parameters for layer in found.layers) == found.parameters
     assert sum(layer.flops for layer in found.layers) == found.forward.flops
 

@@ -19,13 +19,13 @@ def init(model, inputs=IMAGES):
 
 
 def shapes_of(model, inputs=IMAGES):
-    """Those of its variables, and of what it puts out: nothing is computed."""
+    """Return the shapes of the variables and of the outputs; nothing is computed."""
     variables = jax.eval_shape(model.init, jax.random.key(0), inputs)
     return variables, jax.eval_shape(model.apply, variables, inputs).shape
 
 
 class FlaxCNN(nn.Module):
-    """The same network as Flax's documentation writes it."""
+    """The same network as in Flax's documentation."""
 
     @nn.compact
     def __call__(self, x):
@@ -99,7 +99,7 @@ def test_a_residual_network_has_as_many_parameters_as_the_paper_says(depth, mill
 
 @functools.cache
 def residual_network():
-    """Its variables as they are before training, but weights from NumPy; and a step forward in training."""
+    """Return its initial variables, with weights from NumPy, and its compiled `apply` in training."""
     model = models.resnet(8, width=2, outputs=5)
     apply = jax.jit(lambda variables, x, weights: model.apply(variables, x, weights=weights, train=True))
     rng, shapes = np.random.default_rng(0), shapes_of(model)[0]

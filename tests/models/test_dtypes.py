@@ -1,4 +1,4 @@
-"""Inputs of any dtype and of the rank that a model was meant for."""
+"""Inputs of any dtype, and of the rank that a model expects."""
 
 import functools
 
@@ -32,7 +32,7 @@ MODELS = {
     "linear": (baselines.linear(2), (4, 2)),
     "dlinear": (baselines.dlinear(2, kernel=3), (4, 2)),
 }
-FORECASTERS = {"direct", "recursive", "normalized", "linear", "dlinear"}  # which ask for floats
+FORECASTERS = {"direct", "recursive", "normalized", "linear", "dlinear"}  # these require floats
 HALF = [(name, dtype) for name in MODELS for dtype in (jnp.float16, jnp.bfloat16)]
 WHOLE = [(name, dtype) for name in MODELS if name not in FORECASTERS for dtype in (jnp.uint8, jnp.int32)]
 
@@ -47,17 +47,17 @@ def inputs_of(name, dtype):
 
 
 def variables_of(name, dtype):
-    """Their shapes, for inputs of this dtype."""
+    """Return the shapes of the variables for inputs of this dtype."""
     return jax.eval_shape(MODELS[name][0].init, jax.random.key(0), inputs_of(name, dtype))
 
 
 @functools.cache
 def variables_and_outputs(name):
-    """Variables, drawn by NumPy, and what the model makes of single precision with them."""
+    """Return variables drawn with NumPy, and the outputs of the model in single precision."""
     rng = np.random.default_rng(1)
     shapes = variables_of(name, jnp.float32)
 
-    def drawn(leaf):  # so wide that no layer's outputs grow or vanish
+    def drawn(leaf):  # scaled such that no layer's outputs grow or vanish
         return (rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))).astype(leaf.dtype)
 
     params = jax.tree.map(drawn, shapes["params"])
@@ -68,13 +68,13 @@ def variables_and_outputs(name):
 
 @pytest.mark.parametrize(("name", "dtype"), [HALF[1], WHOLE[3], *CASES])
 def test_inputs_of_another_dtype_give_what_their_values_give(name, dtype):
-    """Small whole numbers are the same numbers in all of them."""
+    """Small integers are represented exactly in all dtypes."""
     assert {leaf.dtype for leaf in jax.tree.leaves(variables_of(name, dtype))} == {jnp.dtype("float32")}
     variables, expected = variables_and_outputs(name)
     outputs = jax.jit(MODELS[name][0].apply)(variables, inputs_of(name, dtype))
     assert outputs.dtype == jnp.float32
     assert np.ptp(expected) > 1e-3
-    tolerance = 0.02 if name == "normalized" else 1e-5  # which subtracts and divides in the dtype of the windows
+    tolerance = 0.02 if name == "normalized" else 1e-5  # it subtracts and divides in the dtype of the windows
     np.testing.assert_allclose(outputs, expected, rtol=tolerance, atol=tolerance)
 
 

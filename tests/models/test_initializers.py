@@ -15,7 +15,7 @@ def test_names_are_jax_s_own():
 
 
 def test_orthogonal_weights_are_jax_s_own_and_factorised_one_at_a_time(key):
-    """On a CPU, batches of QR on two devices at once wait for each other for good."""
+    """On CPUs, batched QR decompositions on two devices at once deadlock."""
     theirs, keys = jax.nn.initializers.orthogonal(), jax.random.split(key, 3)
 
     def draw(key):

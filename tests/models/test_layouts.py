@@ -20,7 +20,7 @@ def shapes_of(model):
 
 
 def made(kind, **options):
-    """A model of hidden states, with weights and biases that are none of them zero."""
+    """Return a model of hidden states, with nonzero weights and biases."""
     model, rng = KINDS[kind](outputs=None, hidden=(5, 4), returns="all", **options), np.random.default_rng(1)
     drawn = jax.tree.map(lambda leaf: 0.5 * rng.normal(size=leaf.shape).astype(leaf.dtype), shapes_of(model))
     return model, drawn
@@ -39,7 +39,7 @@ def test_pytorch_computes_the_same_from_the_same_weights(kind, bidirectional):
         ours = jax.jit(model.apply)({"params": layers}, INPUTS)
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
         back = {name: torch.tensor(value) for name, value in layouts.to_torch(layers).items()}
-        theirs.load_state_dict(back)  # refuses other names and shapes
+        theirs.load_state_dict(back)  # rejects other names and shapes
         np.testing.assert_allclose(theirs(torch.tensor(np.asarray(INPUTS)))[0].numpy(), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -48,7 +48,7 @@ def sigmoid(x):
 
 
 def by_the_formulas(kind, weights, layer, x, h, c):
-    """A step as PyTorch documents it, in NumPy alone."""
+    """Return a step as documented by PyTorch, computed with NumPy alone."""
     of_x = x @ weights[f"weight_ih_l{layer}"].T + weights[f"bias_ih_l{layer}"]
     of_h = h @ weights[f"weight_hh_l{layer}"].T + weights[f"bias_hh_l{layer}"]
     if kind == "rnn":

@@ -10,7 +10,7 @@ X = jnp.asarray(np.random.default_rng(0).normal(2, 3, (33, 4)), jnp.float32)
 
 
 class Net(nn.Module):
-    """A batch norm and nothing else: ours, or Flax's own."""
+    """A batch norm and nothing else: ours, or that of Flax."""
 
     ours: bool
 
@@ -34,7 +34,7 @@ def test_in_training_and_behind_it_the_numbers_are_those_of_flax(key):
     outputs = OURS.apply(ours | state, X)
     expected = FLAX.apply(flax | {"batch_stats": {"norm": statistics}}, X)
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
-    # Flax's forget the zeros they started from only slowly, ours are those of the examples from the first batch on.
+    # Flax's statistics decay slowly from their initial zeros; ours are those of the examples from the first batch on.
     np.testing.assert_allclose(statistics["mean"], np.mean(X, 0), rtol=1e-5)
     np.testing.assert_allclose(expected_state["batch_stats"]["norm"]["mean"], 0.2 * np.mean(X, 0), rtol=1e-5)
 

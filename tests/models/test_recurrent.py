@@ -11,7 +11,7 @@ from nnfx import models
 from nnfx.models import Sequences
 
 KINDS = {"rnn": models.rnn, "lstm": models.lstm, "gru": models.gru}
-# For what is the same whatever the cell is: the one whose state has two parts.
+# For tests that do not depend on the cell: the one with a state of two parts.
 ONE_KIND = pytest.mark.parametrize(
     "kind", ["lstm", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("rnn", "gru"))], indirect=True
 )
@@ -25,7 +25,7 @@ def make_kind(request):
 
 
 def drawn(model):
-    """Variables of a model, none of them zero; from NumPy, for which nothing is compiled."""
+    """Return nonzero variables of a model, drawn with NumPy, so that nothing is compiled."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0), INPUTS)
     return jax.tree.map(lambda leaf: 0.5 * rng.normal(size=leaf.shape).astype(leaf.dtype), shapes)
@@ -114,7 +114,7 @@ def test_initial_weights(key):
     np.testing.assert_array_equal(params["bias"], np.repeat([0, 2, 0, 0], 8))
     for gate in np.split(np.asarray(params["recurrent_kernel"]), 4, axis=1):
         np.testing.assert_allclose(gate.T @ gate, np.eye(8), atol=1e-5)
-    limit = np.sqrt(6 / (3 + 8))  # of Glorot's uniform distribution, for each gate by itself
+    limit = np.sqrt(6 / (3 + 8))  # of Glorot's uniform distribution, for each gate separately
     assert 0.8 * limit < np.abs(params["input_kernel"]).max() <= limit
     gates = np.split(np.asarray(params["input_kernel"]), 4, axis=1)
     assert not np.allclose(gates[0], gates[1])
@@ -132,7 +132,7 @@ def test_the_forget_bias_is_a_hyper_parameter(key):
 @pytest.mark.slow
 @ONE_KIND
 def test_batches_that_go_on_are_truncated_backpropagation_through_time(kind, key):
-    """Updates by hand: three parts of a sequence, the gradient of each ending where the part began."""
+    """Updates by hand: three parts of a sequence, with the gradient truncated at the start of each."""
     model = kind(outputs=1, hidden=(5,), returns="all", stateful=True)
     targets = INPUTS.sum(-1, keepdims=True)
     optimizer = optax.sgd(0.1)

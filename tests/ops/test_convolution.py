@@ -34,7 +34,7 @@ GEOMETRIES = {
 CONVOLUTIONS = {name: partial(ops.convolution, **keywords) for name, (_, _, keywords) in GEOMETRIES.items()}
 
 
-# Each of a kind that those before it leave out; the others among the slow tests.
+# One case of each kind; the others are slow tests.
 A_FEW = {"same", "strides that leave some out", "dilation", "padding beyond the kernel", "everything", "causal series"}
 
 
@@ -42,7 +42,7 @@ A_FEW = {"same", "strides that leave some out", "dilation", "padding beyond the 
     params=[pytest.param(name, marks=() if name in A_FEW else pytest.mark.slow) for name in GEOMETRIES], name="case"
 )
 def make_case(request):
-    """Inputs, a kernel, the keywords and a function from the two to the outputs, the same for every test."""
+    """Return inputs, a kernel, the keywords, and the convolution as a function of the two; the same in every test."""
     inputs_shape, kernel_shape, keywords = GEOMETRIES[request.param]
     return normal(*inputs_shape), normal(*kernel_shape), keywords, CONVOLUTIONS[request.param]
 
@@ -58,12 +58,12 @@ def by_flax(inputs, kernel, *, strides=1, padding="SAME", dilation=1):
 
 
 def wave(function):
-    """A scalar of a function's values whose gradient tells every output, and its derivative, from the others."""
+    """Reduce a function's values to a scalar whose gradient distinguishes every output and its derivative."""
     return lambda *arguments: jnp.sin(function(*arguments)).sum()
 
 
 def with_gradient(function):
-    """A function's values and the gradient of their wave."""
+    """Return a function's values and the gradient of their wave."""
     return lambda *arguments: (function(*arguments), jax.grad(wave(function), (0, 1))(*arguments))
 
 
@@ -86,7 +86,7 @@ def assert_close(actual, expected, tolerance=1e-5):
 
 def test_numbers_and_gradients_are_those_of_flax(case):
     # Flax in float64: in float32 its gradient is wrong for padding beyond the kernel up to jaxlib 0.10.1;
-    # tests/test_compatibility.py tells when no supported release has that, and convolution need not add it by itself.
+    # tests/test_compatibility.py fails once no supported release has this bug, and convolution need not pad by itself.
     inputs, kernel, keywords, convolve = case
     value, gradient = in_double(with_gradient(partial(by_flax, **keywords)), inputs, kernel)
     assert_close(compiled_with_gradient(convolve)(inputs, kernel), (value, gradient))
@@ -171,7 +171,7 @@ def test_mapped_twice():
     gradient = jax.jit(jax.grad(wave(ops.convolution), (0, 1)))
 
     @jax.jit
-    def mapped(inputs, kernels):  # the kernel is shared by the inner map only
+    def mapped(inputs, kernels):  # only the inner map shares the kernel
         per_example = jax.vmap(jax.vmap(gradient, (0, None)))(inputs, kernels)
         return per_example, jax.vmap(jax.vmap(gradient))(inputs, jnp.stack([kernels] * 3, 1))
 
@@ -229,7 +229,7 @@ def test_what_the_first_layer_does_not_need_is_not_computed():
 
 @pytest.mark.parametrize("batch", [0, *(pytest.param(batch, marks=pytest.mark.slow) for batch in (1, 7)), 37])
 def test_any_batch(batch):
-    # Images of 16 × 16 go eight at a time through the kernel's gradient.
+    # The kernel's gradient takes eight images of 16 × 16 at a time.
     inputs, kernel = normal(batch, 16, 16, 2), normal(3, 3, 2, 4)
     gradient = jax.jit(jax.grad(wave(ops.convolution), (0, 1)))(inputs, kernel)
     if batch:

@@ -18,7 +18,7 @@ def drawn():
 
 
 def test_the_weights_lie_as_jax_reads_them_for_cudnn():
-    """JAX's own reference for cuDNN's LSTM, which runs everywhere, on the array that cuDNN is given."""
+    """Compare with JAX's own reference for cuDNN's LSTM, which runs everywhere, on the array passed to cuDNN."""
     x, weights, state = drawn()
     unpacked = rnn.unpack_lstm_weights(cudnn.flat(weights), INPUTS, HIDDEN, 1, False)
     sizes = {"input_size": INPUTS, "hidden_size": HIDDEN, "num_layers": 1, "dropout": 0.0, "bidirectional": False}

@@ -38,14 +38,14 @@ def test_gradients_do_not_cancel(label):
     logits, labels = jnp.asarray(LOGITS, jnp.float32), jnp.full(LOGITS.shape, label, jnp.float32)
     of_logits, of_labels = jax.grad(lambda *both: logistic_loss(*both).sum(), (0, 1))(logits, labels)
     z = np.asarray(logits, np.float64)
-    smallest = 1e-37 if label in (0, 1) else 1e-7  # between the two the true slope is a difference
+    smallest = 1e-37 if label in (0, 1) else 1e-7  # in between, the true slope is a difference
     np.testing.assert_allclose(of_logits, (1 - label) * expit(z) - label * expit(-z), rtol=1e-5, atol=smallest)
     np.testing.assert_array_equal(of_labels, -logits)
 
 
 @pytest.mark.parametrize("label", [0.0, 1.0])
 def test_curvature_at_zero_and_elsewhere(label):
-    """Where a model begins at zero, `|z|` has its kink, and the loss has none."""
+    """At zero, where a model may start, `|z|` has a kink, and the loss has none."""
     for z in (0.0, -3.0, 2.0):
         curvature = jax.jacfwd(jax.grad(logistic_loss))(jnp.float32(z), jnp.float32(label))
         np.testing.assert_allclose(curvature, expit(z) * expit(-z), rtol=1e-5)

@@ -39,12 +39,12 @@ A_FEW = [
 ]
 
 
-# Strides, paddings and gaps of every kind; the other shapes, of the same kinds, among the slow tests.
+# Strides, paddings and gaps of every kind; the other shapes, of the same kinds, are slow tests.
 SHAPES = {"tiles that leave some out", "same, odd", "one axis at a time", "gaps", "pairs", "series, overlapping"}
 
 
 def case_of(pool, shape):
-    """Without padding all is there."""
+    """Return a case, marked slow if it repeats another: without padding, the mean is over whole windows."""
     repeats = pool == "mean of what is there" and "padding" not in GEOMETRIES[shape][2]
     is_slow = repeats or shape not in SHAPES
     return pytest.param((pool, shape), id=f"{pool}-{shape}", marks=pytest.mark.slow if is_slow else ())
@@ -52,7 +52,7 @@ def case_of(pool, shape):
 
 @pytest.fixture(params=[case_of(p, g) for p in POOLS for g in GEOMETRIES], name="case")
 def make_case(request):
-    """Inputs with many ties, our pooling and Flax's."""
+    """Return inputs with many ties, our pooling, and that of Flax."""
     pool, shape = request.param
     ours, theirs, options = POOLS[pool]
     inputs_shape, window, keywords = GEOMETRIES[shape]
@@ -68,7 +68,7 @@ def make_case(request):
 
 
 def wave(pool):
-    """A scalar of the pool's values whose gradient tells all of them from each other."""
+    """Reduce the pool's values to a scalar whose gradient distinguishes all of them."""
 
     def value(x):
         y = pool(x)

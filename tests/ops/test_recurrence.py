@@ -23,7 +23,7 @@ BATCH, TIME, FEATURES, HIDDEN = 5, 7, 3, 4
 
 
 def drawn(cell, key=0, dtype=np.float32):
-    """Inputs, weights and a state, none of them zero."""
+    """Return nonzero inputs, weights and a state."""
     rng = np.random.default_rng(key)
     shapes = [(FEATURES, cell.gates * HIDDEN), (HIDDEN, cell.gates * HIDDEN), (cell.biases * HIDDEN,)]
     weights = RecurrentWeights(*(jnp.asarray(0.6 * rng.normal(size=shape), dtype) for shape in shapes))
@@ -38,7 +38,7 @@ def make_cell(request):
 
 
 def by_default(**ways):
-    """Cells, and whether they go in reverse, as cases: those named here by default, all others among the slow ones."""
+    """Return cases of cells and directions: those named here run by default, all others are slow."""
     cases = [(name, reverse) for name in CELLS for reverse in (False, True)]
     marks = {case: () if ways.get(case[0].replace(" ", "_")) is case[1] else pytest.mark.slow for case in cases}
     given = [pytest.param(*case, id=f"{case[0]}-{case[1]}", marks=marks[case]) for case in cases]
@@ -46,20 +46,20 @@ def by_default(**ways):
 
 
 def only(*names):
-    """Only these cells by default: for what does not depend on the cell."""
+    """Run only these cells by default, for tests that do not depend on the cell."""
     given = [pytest.param(name, marks=() if name in names else pytest.mark.slow) for name in CELLS]
     return pytest.mark.parametrize("cell", given, indirect=True)
 
 
 def wave(function):
-    """A scalar of a function's values whose gradient tells every output, and its derivative, from the others."""
+    """Reduce a function's values to a scalar whose gradient distinguishes every output and its derivative."""
     return lambda *arguments: sum(
         jnp.sin(leaf + i).sum() for i, leaf in enumerate(jax.tree.leaves(function(*arguments)))
     )
 
 
 def with_gradient(function):
-    """A function's values and the gradient of their wave, compiled."""
+    """Return a compiled function of its values and the gradient of their wave."""
     return jax.jit(lambda *arguments: (function(*arguments), jax.grad(wave(function), (0, 1, 2))(*arguments)))
 
 
@@ -69,7 +69,7 @@ def assert_close(actual, expected, tolerance=1e-5):
 
 
 def by_flax(name, inputs, weights, state, lengths=None, reverse=False):
-    """The same by Flax's cells; they put an LSTM's memory before its hidden state."""
+    """Return the same computed with Flax's cells, which put an LSTM's memory before its hidden state."""
     layer = {"input_kernel": weights.inputs, "recurrent_kernel": weights.recurrent, "bias": weights.bias}
     params = layouts.to_flax({"layer_0": layer})["layer_0"]
     cell = {"rnn": nn.SimpleCell, "lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell}[name](HIDDEN)
@@ -115,7 +115,7 @@ def test_the_plain_formulation_has_the_same_numbers_and_forward_mode(cell):
     own, plain = (partial(ops.recurrence, cell, formulation=each) for each in ("own", "plain"))
 
     def numbers(function):
-        """Values, gradient, and the Hessian's product with a vector: the inner gradient is taken in reverse."""
+        """Return values, gradient and a Hessian-vector product, whose inner gradient is in reverse mode."""
         gradient = jax.grad(wave(function), (0, 1, 2))
         return jax.jit(lambda a, v: (function(*a), jax.jvp(gradient, a, v)))(arguments, along)
 
@@ -201,7 +201,7 @@ def test_vmap_over_weights_equals_a_loop(cell):
 @only("lstm")
 def test_over_a_mesh_the_gradient_is_that_of_the_whole_batch(cell):
     inputs, weights, _ = drawn(cell)
-    inputs = jnp.concatenate([inputs, inputs[:3] + 1])  # eight sequences, two a device
+    inputs = jnp.concatenate([inputs, inputs[:3] + 1])  # eight sequences, two per device
     mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
     share = partial(ops.recurrence, cell)
 
@@ -226,7 +226,7 @@ def test_the_gradient_of_the_weights_is_one_product_over_all_steps(cell):
     products = [line for line in program.as_text().splitlines() if "dot_general" in line]
     kernels = len(jax.tree.leaves(cell.pack(weights)))
     assert len([line for line in products if f"tensor<{TIME * BATCH}x" in line]) == kernels
-    assert len(products) <= 3 * kernels  # those, and as many a step in either direction
+    assert len(products) <= 3 * kernels  # those, and as many per step forward and backward
 
 
 X, W, S = drawn(ops.lstm_cell)

@@ -1,4 +1,4 @@
-"""Sweeps looked after in a folder: cut off and gone on with, on other devices, refused where they are others."""
+"""Sweeps kept in a folder: interrupted, resumed, on other devices, and rejected if they differ."""
 
 import signal
 
@@ -35,7 +35,7 @@ def given(**changed):
 
 
 def stopping(**changed):
-    """Members that stop apart, and are packed away on the way."""
+    """Return options for members that stop at different epochs and are removed on the way."""
     return given(patience=1, min_improvement=0.005, epochs_per_chunk=1, **changed)
 
 
@@ -51,7 +51,7 @@ def same(first, second):
 
 
 def cut_at(epoch):
-    """Return what ends a sweep as a kill does, once so many epochs are saved."""
+    """Return a function that ends a sweep like a kill, once this many epochs are saved."""
 
     def look(progress):
         if progress.epoch == epoch:
@@ -81,7 +81,7 @@ def test_wherever_it_is_cut_off_a_sweep_ends_with_the_same_bits(data, whole, tmp
     same(kept, whole)
     assert (tmp_path / "members.csv").read_text().count("\n") == 1 + 8
     again = sweep(PATIENT, data, **stopping(), out=tmp_path, progress=False, on_chunk=cut_at(8))
-    same(again, whole)  # nothing is trained any more, so that nobody looks
+    same(again, whole)  # nothing is left to train, so that it is not called
 
 
 def test_its_history_tells_who_ran_and_how_well(data, whole, tmp_path):

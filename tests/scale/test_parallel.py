@@ -49,7 +49,7 @@ def trained_by_one(name):
     return trained(step, state, batches(shape, rows=13, count=50))
 
 
-# a cheap one that draws stands for them; statistics of the batch are looked at with foreign layers as well
+# a cheap one with random draws represents them; batch statistics are also tested with other layers
 @pytest.fixture(
     params=[pytest.param(name, marks=[] if name == "mlp with dropout" else [pytest.mark.slow]) for name in SPLITTING]
 )
@@ -109,7 +109,7 @@ AUGMENTS = {
 
 @functools.cache
 def augmented(kind):
-    """A step, what it takes, and the weights that it makes on one device."""
+    """Return a step, its arguments, and its weights on one device."""
     model, shape = nnfx.models.perceptron(), (4, 4, 1)
     flat = model._replace(
         init=lambda key, x: model.init(key, x.reshape(len(x), -1)),
@@ -120,7 +120,7 @@ def augmented(kind):
     return step, state, batch, jax.jit(step)(state, batch)[0].params
 
 
-# how a batch is shared out is not the kind's to decide: one that acts on each row and mixes them stands for them
+# sharing out a batch does not depend on the kind: one that acts on each row and mixes rows represents them
 DEFAULT = "mixup"
 
 
@@ -166,7 +166,7 @@ def test_a_mesh_keeps_the_meaning_of_layers_that_know_nothing_of_it():
 
 @functools.cache
 def whole_run(strategy):
-    """A run on all devices; on one without a strategy."""
+    """Return a run on all devices, or on one if there is no strategy."""
     data = nnfx.data.titanic("fare", "age", key=jax.random.key(1), valid_fraction=0.25)
     train = nnfx.fit(
         nnfx.models.mlp((8,), dropout=0.2), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=3, batch_size=50,

@@ -23,7 +23,7 @@ def train():
 
 
 def swept(train, data, rates):
-    """Two seeds by three rates: tables of one shape share a program."""
+    """Return the result of two seeds and three rates: tables of the same shape share a program."""
     return nnfx.sweeps.sweep(train, data, key=KEY, seeds=2, learning_rate=rates, devices=jax.devices()[:1])
 
 
@@ -97,7 +97,7 @@ def test_wrong_counts_and_columns_raise_a_clear_error(train, data):
 
 
 def made(train, losses, reasons, seeds):
-    """Return a result by hand: as many points as losses a seed, their rates 0, 1, 2 …"""
+    """Return a result made by hand, with a point for each loss of a seed, and rates 0, 1, 2, …"""
     width = len(losses) // seeds
     rows = [
         {
@@ -176,7 +176,7 @@ def test_a_sweep_that_has_diverged_altogether_says_so(train, data):
 
 @pytest.mark.usefixtures("nan_is_meant")
 def test_weights_that_are_not_finite_are_a_failure_as_well(data):
-    """The loss of an epoch is measured before its last update, which may be the one that ends in NaN."""
+    """The loss of an epoch is measured before its last update, which may give NaN."""
 
     def late(learning_rate):
         def update(updates, count, params=None):

@@ -21,7 +21,7 @@ def make(**options):
 
 
 class Asked(slices.Program):
-    """A program that notes the shapes it was asked to run."""
+    """A program that records the shapes it is run with."""
 
     def __init__(self, bytes_per_member=100):
         self.shapes, self.bytes_per_member = [], bytes_per_member
@@ -63,7 +63,7 @@ def test_slices_together_are_the_table(shape):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What programs were asked to run, by shape, and the bytes that each needs."""
+    """Return the shapes that programs were run with, and the bytes that each needs."""
     bytes_needed, asked = slices.Program.bytes_needed, []
 
     def noted(program, members, groups, shared):
@@ -75,7 +75,7 @@ def asked(monkeypatch):
 
 
 def whole_and_sliced(asked, run):
-    """Run with as much memory as there is, and with what lies between that and what the smallest slice needs."""
+    """Run with all memory, and with an amount between that and the need of the smallest slice."""
     whole = run(memory=None)
     shape, most = asked[0]
     with pytest.raises(MemoryError, match="memory: expected at least"):

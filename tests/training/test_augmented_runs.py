@@ -1,4 +1,4 @@
-"""Augmentation within steps and runs; the functions by themselves are tested in `tests/test_augment.py`."""
+"""Augmentation within steps and runs; `tests/test_augment.py` tests the functions themselves."""
 
 import functools
 
@@ -103,7 +103,7 @@ def test_all_their_numbers_are_swept_in_one_run(key):
     final = sweep(jnp.array([10.0, 10.0, 90.0])).final
     assert final["train_loss"][0] == final["train_loss"][1] != final["train_loss"][2]
     assert ((final["train_accuracy"] >= 0) & (final["train_accuracy"] <= 1)).all()
-    hits = final["valid_accuracy"] * 15  # held-out labels are neither mixed nor moved
+    hits = final["valid_accuracy"] * 15  # held-out examples are neither mixed nor moved
     np.testing.assert_allclose(hits, np.round(hits), atol=1e-4)
 
 

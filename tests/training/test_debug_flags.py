@@ -1,4 +1,4 @@
-"""A healthy run passes under the flags with which people look for NaN: none stands for "nothing" in a program."""
+"""A healthy run passes with the debug flags for NaN: no program uses NaN to mark missing values."""
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ def held_out():
 
 
 def test_a_run_that_stops_early(key):
-    # the first update of so small a rate improves the loss by less than is asked for
+    # with so small a rate, the first update improves the loss by less than the minimum
     run = PATIENT(key, held_out(), learning_rate=1e-3, patience=2, min_improvement=1.0)
     assert int(run.epochs) == 3
     history = np.asarray(run.history["valid_loss"])

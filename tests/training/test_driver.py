@@ -6,7 +6,7 @@ from nnfx.training import driver
 
 
 class Counting:
-    """A program that counts to a hundred and notes how it was called; from 90 on it may end."""
+    """A program that counts to a hundred and records its calls; it may end from 90 on."""
 
     total, longest, pause_every = 100, 40, None
 
@@ -29,7 +29,7 @@ class Counting:
 
 @pytest.fixture
 def second_by_second(monkeypatch):
-    """Let each look at the clock find it a hundredth of a second later."""
+    """Make each reading of the clock a hundredth of a second later."""
     ticks = itertools.count()
     monkeypatch.setattr(driver.time, "monotonic", lambda: next(ticks) / 100)
 

@@ -104,7 +104,7 @@ def test_an_incomplete_batch_is_weighted_and_not_dropped(key):
     np.testing.assert_allclose(still.final["train_loss"], np.mean(np.arange(5) ** 2), rtol=1e-6)
     assert int(still.state.step) == 3
 
-    # A step of this rate halves the error 1 − w − b, whatever the rows; a padded row that counted would not.
+    # A step with this rate halves the error 1 − w − b for any number of rows, unless padded rows count.
     run = train(key, nnfx.data.prepare(np.ones((5, 1)), np.ones(5), standardize=False), learning_rate=0.125)
     np.testing.assert_allclose(run.state.params["kernel"][0] + run.state.params["bias"], 1 - 0.5**3, rtol=1e-6)
 
@@ -141,7 +141,7 @@ def stopped():
 
 
 def epochs_of(stopped, key, data, epochs):
-    """Train for so many epochs and not more."""
+    """Train for exactly this many epochs."""
     return stopped(key, data, learning_rate=0.1, patience=1000, max_steps=epochs * -(-len(data.train.targets) // 100))
 
 
@@ -310,7 +310,7 @@ def test_divergence_is_not_taken_for_convergence(key, data, stop):
 def test_without_a_held_out_loss_that_is_a_number_the_best_weights_are_the_last(key, data):
     train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.mean_square_error, optax.sgd, epochs=300)
     run = train(key, data, learning_rate=50.0)
-    assert int(run.best.epoch) < 300  # the largest finite loss comes first, and is best
+    assert int(run.best.epoch) < 300  # the best of the finite losses, which come first
     assert np.isfinite(run.best.loss)
     wild = jax.tree.map(lambda a: a, data)
     nan = nnfx.data.Data(wild.train, wild.valid._replace(inputs=wild.valid.inputs * 1e38), wild.preprocess)

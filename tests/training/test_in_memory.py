@@ -52,7 +52,7 @@ def test_timed_or_not_the_same_bits(data, key):
 
 def in_pieces(train, key, data, numbers, every):
     hyper = train.check(key, data, numbers)
-    run = InMemory(train, key, known(data.train), known(data.valid), hyper)  # as the run itself takes them
+    run = InMemory(train, key, known(data.train), known(data.valid), hyper)  # as the run itself receives them
     seen = list(drive(run, run.start(), pause_every=(every,)))
     assert set(range(every, train.epochs, every)) <= {each.done for each in seen}
     state, history = seen[-1].state
@@ -96,7 +96,7 @@ jax.tree.map(np.testing.assert_array_equal, run.history, whole.history)
 
 @pytest.mark.slow
 def test_optimised_by_llvm_pieces_keep_the_bits_as_well():
-    """Where one program asks after each epoch whether to go on and the other does not, their roundings differ."""
+    """If only one of two programs checks after each epoch whether to continue, their rounding differs."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     subprocess.run([sys.executable, "-c", OPTIMISED], env=environment, check=True)
 

@@ -1,4 +1,4 @@
-"""Rows and steps without weight change nothing, whatever they hold."""
+"""Rows and steps without weight change nothing, whatever they contain."""
 
 import functools
 
@@ -41,7 +41,7 @@ def close(first, second, **tolerance):
 
 
 def halves(key, batch):
-    """Mix each example with the mean of all of them, weighted."""
+    """Mix each example with the weighted mean of all."""
     mean = (batch.inputs * batch.weights[:, None]).sum(0, keepdims=True) / batch.weights.sum()
     return batch._replace(inputs=(batch.inputs + mean) / 2)
 

@@ -41,7 +41,7 @@ def test_a_row_of_weight_zero_changes_nothing(key):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), full.params, short.params)
 
 
-@pytest.mark.usefixtures("nan_is_meant")  # JAX donates nothing while it looks for NaN
+@pytest.mark.usefixtures("nan_is_meant")  # JAX donates nothing while it checks for NaN
 def test_the_step_keeps_its_arguments_and_donation_is_the_caller_s(key):
     model, optimizer = nnfx.models.mlp((4,)), optax.adam(0.1)
     state = nnfx.init_state(key, model, optimizer, X)

@@ -1,4 +1,4 @@
-"""Runs on data read batch by batch; `tests/host/test_streaming.py` holds what they compute against runs in memory."""
+"""Runs on data read batch by batch; `tests/host/test_streaming.py` compares them with runs in memory."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ BATCH = nnfx.Batch(np.ones((4, 2), np.float32), np.ones(4, np.float32), np.ones(
 
 
 class Repeated:
-    """A reader whose batches are all the same."""
+    """A reader whose batches are all equal."""
 
     position = 0
 
@@ -53,7 +53,7 @@ def test_it_goes_on_in_the_middle_of_an_epoch():
             break
     assert int(each.state.run.epoch) == 1
     assert float(each.state.measured["loss"].weight) == 2 * 4
-    another = made()  # in another process, with a reader that stands at the beginning
+    another = made()  # as in another process, with a reader at the start
     *_, last = drive(another, each.state)
     assert another.reader.position == 15
     jax.tree.map(np.testing.assert_array_equal, last.state.history, whole.state.history)

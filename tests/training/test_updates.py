@@ -11,7 +11,7 @@ from nnfx import losses, models
 from nnfx.training import updates
 
 RNG = np.random.default_rng(0)
-X = RNG.normal(size=(24, 3)) * [1, 1, 0]  # a feature that is zero in every row, as the border of images is
+X = RNG.normal(size=(24, 3)) * [1, 1, 0]  # a feature that is zero in every row, like the border of images
 START = RNG.normal(size=(3, 1))
 Y = (X[:, 0] + 0.5 * RNG.normal(size=24) > 0).astype(int)
 OPTIMIZERS = {
@@ -30,7 +30,7 @@ OPTIMIZERS = {
 
 
 def loss_after_training(optimizer, steps=2):
-    """The loss as a function of the learning rate, by few steps of a linear model of two columns."""
+    """Return the loss as a function of the learning rate, after a few steps of a linear model of two columns."""
 
     def loss(params):
         logits = (jnp.asarray(X) @ params["kernel"])[:, 0] + params["bias"]
@@ -50,7 +50,7 @@ def loss_after_training(optimizer, steps=2):
     return final
 
 
-# of roots, of a norm, of signs
+# with roots, a norm and signs
 DEFAULT = ("adam", "clipped adam", "rprop")
 
 
@@ -121,9 +121,9 @@ def test_the_values_are_the_optimizer_s_to_the_bit(name):
         jax.tree.map(np.testing.assert_array_equal, (changes, ours), (expected, theirs))
 
 
-@pytest.mark.usefixtures("nan_is_meant")  # Optax begins with infinity
+@pytest.mark.usefixtures("nan_is_meant")  # Optax starts with infinity
 def test_a_line_search_sees_the_loss():
-    """A loss that is a parabola is met by the first step of L-BFGS."""
+    """The first step of L-BFGS reaches the minimum of a parabola."""
     optimizer, params = optax.lbfgs(), jnp.array([3.0, -1.0])
     state = jax.jit(optimizer.init)(params)
 

@@ -28,7 +28,7 @@ def painted(box, size=20):
 
 def test_intersection_over_union_by_hand():
     boxes = np.array([[0.0, 0, 4, 2], [2, 1, 6, 3], [4, 0, 6, 2], [1, 0.5, 3, 1.5]])
-    expected = np.array([[1, 2 / 14, 0, 0.25], [2 / 14, 1, 1 / 5, 0.5 / 9.5]])  # shared: 2 × 1, 2 × 1 and 1 × ½
+    expected = np.array([[1, 2 / 14, 0, 0.25], [2 / 14, 1, 1 / 5, 0.5 / 9.5]])  # intersections: 2 × 1, 2 × 1 and 1 × ½
     shared = intersection_over_union(boxes[:2], boxes)
     expected[1, 2] = 2 / (8 + 4 - 2)
     np.testing.assert_allclose(shared, expected)
@@ -56,7 +56,7 @@ def test_suppression_is_that_of_loops(seed):
 
 
 def test_suppression_goes_by_those_kept_alone():
-    boxes = np.array([[0.0, 0, 10, 10], [0, 4, 10, 14], [0, 8, 10, 18]])  # a chain: the ends hardly overlap
+    boxes = np.array([[0.0, 0, 10, 10], [0, 4, 10, 14], [0, 8, 10, 18]])  # a chain whose ends hardly overlap
     assert suppress(boxes, np.array([0.9, 0.8, 0.7]), 0.3).tolist() == [0, 2]
     assert suppress(boxes, np.array([0.8, 0.9, 0.7]), 0.3).tolist() == [1]
     assert suppress(np.zeros((0, 4)), np.zeros(0), 0.3).tolist() == []
@@ -78,7 +78,7 @@ def test_matching_by_hand():
         np.array([3, 3, 7, 5, 5]),
         np.array([0.6, 0.9, 0.95, 0.5, 0.99]),
     )
-    # the second is surer than the first; the third has a wrong name; the last is sure, and shares 4 of 16
+    # the second has a higher score than the first; the third has a wrong name; the last overlaps by 4 of 16
     assert match(found, truth, names).tolist() == [-1, 0, -1, 1, -1]
     assert match(found, truth, names, least=0.2).tolist() == [-1, 0, -1, -1, 1]
     nameless = found._replace(names=np.zeros(5, int))
@@ -131,5 +131,5 @@ def test_precision_recall_and_f1_at_every_threshold():
 
 def test_average_precision_is_the_area_under_the_best_precision_to_come():
     curve = precision_recall(np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, False, True, True]), true=4)
-    # recall 1/4 at precision 1, then 2/4 and 3/4 at 3/4: that of 2/3 before is not the best to come
+    # recall 1/4 at precision 1, then 2/4 and 3/4 at 3/4: the precision of 2/3 in between is exceeded later
     np.testing.assert_allclose(average_precision(curve), (1 + 0.75 + 0.75) / 4)

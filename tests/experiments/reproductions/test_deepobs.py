@@ -12,7 +12,7 @@ from nnfx.data.formats import Examples
 
 @pytest.fixture
 def small(monkeypatch):
-    """Fashion-MNIST of a hundred images, in which the label is a bright row."""
+    """Replace Fashion-MNIST by a hundred images in which a bright row shows the label."""
     rng = np.random.default_rng(0)
 
     def examples(rows):

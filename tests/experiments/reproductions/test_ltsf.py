@@ -14,7 +14,7 @@ HOURS = (500, 250, 250)
 
 @pytest.fixture
 def waves(monkeypatch):
-    """A thousand hours of seven waves in place of ETTh1."""
+    """Replace ETTh1 by a thousand hours of seven waves."""
     rng, hours = np.random.default_rng(0), np.arange(1100.0)[:, None]
     values = np.sin(2 * np.pi * hours / 24 + np.arange(7)) * np.arange(1, 8) + rng.normal(0, 0.1, (1100, 7)) + 3
     series = Series(values.astype(np.float32), tuple("ABCDEFG"), None, 24)
@@ -35,7 +35,7 @@ def test_runs_are_made_kept_and_gone_on_with(waves, tmp_path, monkeypatch):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     mean, deviation = waves[:500].mean(0), waves[:500].std(0)
     scaled = (waves - mean) / deviation
-    futures = np.stack([scaled[n : n + 96] for n in range(750, 905)])[:128]  # four whole batches of 155 windows
+    futures = np.stack([scaled[n : n + 96] for n in range(750, 905)])[:128]  # 155 windows make four complete batches
     errors = futures - scaled[749:877, None]
     assert repeat["mse"] == pytest.approx(np.square(errors).mean(), rel=1e-5)
     assert repeat["mae"] == pytest.approx(np.abs(errors).mean(), rel=1e-5)

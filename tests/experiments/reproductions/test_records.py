@@ -1,4 +1,4 @@
-"""The tables of records are what the files beside them hold, and say what the commands' own rules say."""
+"""The tables of records agree with the files beside them, and with the rules of the commands."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ FOLDER = Path(reproductions.__file__).parent
 
 
 def rows_of(heading):
-    """The cells of the table under a heading, its header left out."""
+    """Return the cells of the table under a heading, without its header."""
     section = (FOLDER / "README.md").read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
