@@ -242,13 +242,13 @@ def categorical_cross_entropy(logits: Array, labels: Array, label_smoothing: Sha
     logits = arrays.as_array("outputs", logits, floats=True)
     labels = arrays.as_array("targets", labels)
     _check_categorical(logits, labels)
-    labels = _smoothed(_shares(labels, logits), label_smoothing, logits.shape[-1])
+    labels = _smoothed(as_shares(labels, logits), label_smoothing, logits.shape[-1])
     log_p = ops.log_softmax(logits)
     log_p = jnp.where((labels == 0) & jnp.isneginf(log_p), 0, log_p)
     return _per_example(-(labels * log_p).sum(-1))
 
 
-def _shares(labels: Array, logits: Array) -> Array:
+def as_shares(labels: Array, logits: Array) -> Array:
     """Return labels as rows of probabilities; invalid traced ones are NaN, so that the loss and gradient are too."""
     if labels.shape == logits.shape:
         total = labels.astype(at_least_float32(logits.dtype)).sum(-1)

@@ -8,6 +8,7 @@ from jax.typing import ArrayLike
 
 from nnfx import checks, distributed, memo
 from nnfx.data.prepare import Data
+from nnfx.metrics import marks, names
 from nnfx.stopping import StoppingRule
 from nnfx.training import hyperparameters, in_memory, validate
 from nnfx.training.epochs import RunState, scan_epochs, start, with_final_as_best
@@ -29,7 +30,7 @@ def fit(
     epochs: int,
     batch_size: int | None = None,
     stop: Rule | Sequence[Rule] | None = None,
-    metrics: Mapping[str, PerExample] | None = None,
+    metrics: names.ByName | None = None,
     penalty: Callable[..., Array] | None = None,
     augment: Augment | Sequence[Augment] | None = None,
     average: Callable[..., Array] | None = None,
@@ -57,7 +58,10 @@ def fit(
         epochs: the maximum number of epochs.
         batch_size: rows per minibatch: 1 is stochastic gradient descent, None the full batch.
         stop: the factory of a stopping rule, such as `nnfx.stopping.patience`, a rule, or several of these.
-        metrics: further quantities per example by name, such as `{"accuracy": nnfx.metrics.accuracy}`.
+        metrics: further quantities, as functions or names of `nnfx.metrics`: `["accuracy", "roc_auc"]`, or a mapping
+            from names of one's own, `{"auc": nnfx.metrics.roc_auc}`. Each row with weight counts once, unless
+            `nnfx.metrics.weighted` says otherwise. Metrics of all rows together, such as areas under curves, are
+            computed once an epoch, and for held-out data alone.
         penalty: added to the training loss, `(params, **numbers) -> scalar`, such as `nnfx.regularizers.l2`.
         augment: changes each batch before the model sees it, `(key, batch, **numbers) -> batch`, such as
             `nnfx.augment.gaussian_noise`; or several, applied in turn.
@@ -91,7 +95,8 @@ def fit(
     factories = factories_of(
         model=model, loss=loss, optimizer=optimizer, penalty=penalty, augment=augment, average=average, stop=stop
     )
-    validate.check_functions(loss, metrics)
+    by_name = names.by_name(metrics)
+    validate.check_functions(loss, by_name)
     if not callable(make_step):
         raise TypeError(f"make_step: expected a function such as nnfx.make_step, got {checks.describe(make_step)}")
     if parallel is not None and not callable(parallel):
@@ -99,7 +104,8 @@ def fit(
     checks.positive_integer("epochs", epochs)
     if batch_size is not None:
         checks.positive_integer("batch_size", batch_size)
-    return Fit(factories, dict(metrics or {}), make_step, parallel, epochs, batch_size, rematerialize_epochs)
+    counted = {name: marks.counted(metric) for name, metric in by_name.items()}
+    return Fit(factories, counted, make_step, parallel, epochs, batch_size, rematerialize_epochs)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

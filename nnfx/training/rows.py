@@ -4,7 +4,7 @@ A weight of zero times something that is not finite is NaN, in the forward pass 
 count are replaced by a copy of one that does before anything is computed from them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 
 from nnfx import checks
 from nnfx.data.batching import Order
+from nnfx.metrics.marks import is_counted, is_overall
 from nnfx.types import Array, Batch, Mean, PerExample, Sequences
 
 MaybeBatch = TypeVar("MaybeBatch", Batch, Batch | None)
@@ -199,6 +200,26 @@ def examples(outputs: Any, batch: Batch) -> tuple[Any, Any, Any]:
 
 
 def measure(measures: Mapping[str, PerExample], outputs: Array, batch: Batch) -> dict[str, Mean]:
-    """Return the weighted means of losses and metrics, given the outputs for a batch."""
+    """Return the means of losses and metrics per example, given the outputs for a batch."""
     outputs, targets, weights = examples(outputs, batch)
-    return {name: Mean.of(function(outputs, targets), weights) for name, function in measures.items()}
+    return {
+        name: Mean.of(function(outputs, targets), _counted(weights) if is_counted(function) else weights)
+        for name, function in measures.items()
+        if not is_overall(function)
+    }
+
+
+def measure_overall(measures: Mapping[str, Callable[..., Array]], outputs: Array, batch: Batch) -> dict[str, Mean]:
+    """Return the metrics of all rows together, given the outputs for all of them."""
+    outputs, targets, weights = examples(outputs, batch)
+    found = {}
+    for name, function in measures.items():
+        if is_overall(function):
+            value = function(outputs, targets, _counted(weights) if is_counted(function) else weights)
+            found[name] = Mean(value, jnp.ones((), value.dtype))
+    return found
+
+
+def _counted(weights: Array) -> Array:
+    """Return 1 for rows with weight, and 0 for others."""
+    return (weights != 0).astype(weights.dtype)

@@ -9,6 +9,7 @@ import optax
 
 from nnfx import averaging, checks, shards
 from nnfx.data import batching
+from nnfx.metrics.marks import is_overall
 from nnfx.optimizers import as_optimizer, has_evaluation_params
 from nnfx.training import rows, validate
 from nnfx.training import updates as optimizer_updates
@@ -308,12 +309,13 @@ def evaluate(model: Model, measures: Mapping[str, PerExample], variables: Variab
 
     Args:
         model: the model.
-        measures: losses and metrics per example, by name.
+        measures: losses and metrics, by name.
         variables: the model's variables.
         data: any number of examples.
 
     Returns:
-        Sums that can be merged, by name; the mean of data without weight is NaN.
+        Sums that can be merged, by name; the mean of data without weight is NaN. Metrics of all rows together, such as
+        areas under curves, have their value as the sum of a single row, and do not merge.
 
     Raises:
         TypeError: for arrays that are not of real numbers.
@@ -336,12 +338,20 @@ def evaluate(model: Model, measures: Mapping[str, PerExample], variables: Variab
             outputs = jax.eval_shape(model.apply, variables, data.inputs)
             validate.check_evaluation(data, measures, outputs)
 
-    def measure(batch: Batch) -> dict[str, Mean]:
-        return rows.measure(measures, model.apply(variables, batch.inputs), batch)
+    needs_all = any(is_overall(function) for function in measures.values())
+
+    def measure(batch: Batch) -> tuple[dict[str, Mean], Array | None]:
+        outputs = model.apply(variables, batch.inputs)
+        return rows.measure(measures, outputs, batch), outputs if needs_all else None
 
     size = data.weights.shape[0]
     if size <= EVALUATION_ROWS:
-        return measure(rows.filled(data))
-    data, order = rows.without_padding(data), batching.in_order(size, EVALUATION_ROWS)
-    parts = jax.lax.map(lambda chosen: measure(batching.take(data, chosen)), rows.weighted(order, data.weights))
-    return jax.tree.map(lambda sums: sums.sum(0), parts)
+        data = rows.filled(data)
+        found, outputs = measure(data)
+    else:
+        data, order = rows.without_padding(data), batching.in_order(size, EVALUATION_ROWS)
+        pieces = jax.lax.map(lambda chosen: measure(batching.take(data, chosen)), rows.weighted(order, data.weights))
+        found, outputs = jax.tree.map(lambda sums: sums.sum(0), pieces[0]), pieces[1]
+        if outputs is not None:
+            outputs, data = outputs.reshape(-1, *outputs.shape[2:])[:size], rows.filled(data)
+    return found if outputs is None else {**found, **rows.measure_overall(measures, outputs, data)}

@@ -14,6 +14,7 @@ import numpy as np
 
 from nnfx import arrays, checks, losses, memo
 from nnfx.data.prepare import Data
+from nnfx.metrics.marks import is_overall
 from nnfx.training import rows
 from nnfx.training.hyperparameters import innermost
 from nnfx.training.parts import Recipe
@@ -132,6 +133,9 @@ def _check_shapes(recipe: Recipe, train: Batch, valid: Batch | None, hyper: Hype
         losses.check(recipe.measures["loss"], seen, targets)
         for name, function in recipe.measures.items():
             numbers = recipe.factories["loss"][0].pick(hyper) if name == "loss" else {}
+            if is_overall(function):
+                _check_overall(name, function, seen, targets, weights)
+                continue
             values = jax.eval_shape(function, seen, targets, **numbers)
             if getattr(values, "shape", None) != weights.shape:
                 raise ValueError(
@@ -140,6 +144,14 @@ def _check_shapes(recipe: Recipe, train: Batch, valid: Batch | None, hyper: Hype
                 )
             checks.numeric(name, values)
     return outputs
+
+
+def _check_overall(name: str, metric: PerExample, outputs: Any, targets: Any, weights: Any) -> None:
+    """Check that a metric of all rows together returns one number."""
+    value = jax.eval_shape(metric, outputs, targets, weights)
+    if getattr(value, "shape", None) != ():
+        raise ValueError(f"{name}: expected one number for all rows together, got {checks.describe(value)}")
+    checks.numeric(name, value)
 
 
 def check_stored(recipe: Recipe, data: Data, hyper: Hyper, targets: np.ndarray, weights: np.ndarray) -> None:
@@ -289,7 +301,7 @@ def _check_data(recipe: Recipe, name: str, batch: Batch, hyper: Hyper, outputs: 
     users_own = {
         label: function
         for label, function in recipe.bind(hyper).measures.items()
-        if not str(getattr(innermost(function), "__module__", "")).startswith("nnfx.")
+        if not str(getattr(innermost(function), "__module__", "")).startswith("nnfx.") and not is_overall(function)
     }
     if users_own and checks.is_concrete((targets, hyper)):
         # the outputs are made up, so the results need not be finite

@@ -1,0 +1,40 @@
+"""Metrics: how good predictions are, besides their loss.
+
+Metrics per example, `(outputs, targets) -> (batch,)`, are averaged over all rows. Overall metrics,
+`(outputs, targets, weights) -> scalar`, such as areas under curves, are computed once from all rows; `overall` marks a
+function of one's own as such. In `nnfx.fit(..., metrics=["accuracy", "roc_auc"])`, each row with weight counts once;
+`weighted` makes rows count by their weight.
+"""
+
+from nnfx.metrics.counts import balanced_accuracy, confusion_matrix, f1, precision, recall
+from nnfx.metrics.errors import r2, root_mean_square_error
+from nnfx.metrics.marks import overall, weighted
+from nnfx.metrics.names import get
+from nnfx.metrics.per_example import (
+    accuracy,
+    binary_accuracy,
+    brier,
+    log_loss,
+    mean_absolute_percentage_error,
+)
+from nnfx.metrics.ranks import average_precision, roc_auc
+
+__all__ = [
+    "accuracy",
+    "average_precision",
+    "balanced_accuracy",
+    "binary_accuracy",
+    "brier",
+    "confusion_matrix",
+    "f1",
+    "get",
+    "log_loss",
+    "mean_absolute_percentage_error",
+    "overall",
+    "precision",
+    "r2",
+    "recall",
+    "roc_auc",
+    "root_mean_square_error",
+    "weighted",
+]

@@ -1,0 +1,180 @@
+"""Metrics of how often each class is predicted for each class: they are computed from a confusion matrix."""
+
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from nnfx import arrays, checks
+from nnfx.metrics.marks import overall
+from nnfx.metrics.ranks import with_weights
+from nnfx.types import Array
+
+__all__ = ["Average", "balanced_accuracy", "confusion_matrix", "f1", "precision", "recall"]
+
+Average = Literal["binary", "macro", "micro"]
+
+
+def confusion_matrix(logits: Array, labels: Array, weights: Array | None = None) -> Array:
+    """Count the rows of each class (first axis) for which each class is predicted (second axis).
+
+    Args:
+        logits: `(batch,)` or `(batch, 1)`, whose sign decides between classes 0 and 1; or `(batch, classes)`, whose
+            largest entry decides.
+        labels: integers `(batch,)`, or one-hot rows `(batch, classes)`.
+        weights: `(batch,)`, non-negative; rows of weight zero are left out, whatever they hold. All 1 by default.
+
+    Returns:
+        `(classes, classes)`, int32, or floats if there are weights; NaN if a logit is NaN.
+
+    Raises:
+        ValueError: for labels out of range, logits that are NaN, or shapes that do not match.
+
+    Example:
+        >>> confusion_matrix(jnp.array([[2.0, 0.0], [0.0, 1.0], [0.0, 3.0]]), jnp.array([0, 0, 1])).tolist()
+        [[1, 1], [0, 1]]
+    """
+    predicted, labels, weights, is_known, classes = _votes(logits, labels, weights)
+    if checks.is_concrete(is_known) and not bool(is_known):
+        raise ValueError("logits: expected numbers, got NaN")
+    return _counts(predicted, labels, weights, classes)
+
+
+@overall
+def precision(logits: Array, labels: Array, weights: Array | None = None, average: Average | None = None) -> Array:
+    """The share of the rows predicted as a class that belong to it: `TP / (TP + FP)`.
+
+    Args:
+        logits: `(batch,)` or `(batch, 1)`, whose sign decides between classes 0 and 1; or `(batch, classes)`.
+        labels: integers `(batch,)`, or one-hot rows `(batch, classes)`.
+        weights: `(batch,)`, non-negative; rows of weight zero are left out, whatever they hold. All 1 by default.
+        average: `"binary"` for class 1 alone, the default for one output; `"macro"` for the mean over the classes that
+            occur among labels or predictions, the default for several; `"micro"` for all rows together.
+
+    Returns:
+        A float32 scalar; 0 if nothing is predicted as a class, as in scikit-learn, and NaN if there are no rows or a
+        logit is NaN.
+
+    Raises:
+        ValueError: for labels out of range, another average, or shapes that do not match.
+
+    Example:
+        >>> precision(jnp.array([2.0, 1.0, -1.0]), jnp.array([1, 0, 1]))
+        Array(0.5, dtype=float32)
+    """
+    return _averaged(0.0, average, logits, labels, weights)
+
+
+@overall
+def recall(logits: Array, labels: Array, weights: Array | None = None, average: Average | None = None) -> Array:
+    """The share of the rows of a class that are predicted as it: `TP / (TP + FN)`; arguments as for `precision`.
+
+    Example:
+        >>> recall(jnp.array([2.0, 1.0, -1.0]), jnp.array([1, 0, 1]))
+        Array(0.5, dtype=float32)
+    """
+    return _averaged(1.0, average, logits, labels, weights)
+
+
+@overall
+def f1(logits: Array, labels: Array, weights: Array | None = None, average: Average | None = None) -> Array:
+    """The harmonic mean of precision and recall: `2 TP / (2 TP + FP + FN)`; arguments as for `precision`.
+
+    Example:
+        >>> f1(jnp.array([2.0, 1.0, -1.0, 3.0]), jnp.array([1, 0, 1, 1]))
+        Array(0.6666667, dtype=float32)
+    """
+    return _averaged(0.5, average, logits, labels, weights)
+
+
+@overall
+def balanced_accuracy(logits: Array, labels: Array, weights: Array | None = None) -> Array:
+    """The mean over the classes of the share of their rows that is predicted right: the macro average of the recall.
+
+    Args:
+        logits: `(batch,)` or `(batch, 1)`, whose sign decides between classes 0 and 1; or `(batch, classes)`.
+        labels: integers `(batch,)`, or one-hot rows `(batch, classes)`.
+        weights: `(batch,)`, non-negative; rows of weight zero are left out, whatever they hold. All 1 by default.
+
+    Returns:
+        A float32 scalar, the mean over classes that have rows; NaN if there are no rows or a logit is NaN.
+
+    Raises:
+        ValueError: for labels out of range, or shapes that do not match.
+
+    Example:
+        >>> balanced_accuracy(jnp.array([-1.0, -2.0, -3.0, 1.0]), jnp.array([0, 0, 1, 1]))
+        Array(0.75, dtype=float32)
+    """
+    return _balanced(*_votes(logits, labels, weights))
+
+
+def _votes(logits: Any, labels: Any, weights: Any) -> tuple[Array, Array, Array, Array, int]:
+    """Return predicted classes, classes, weights, whether all rows with weight are known, and how many classes."""
+    logits, labels = arrays.as_array("logits", logits, floats=True), arrays.as_array("labels", labels)
+    is_single = logits.ndim == 1 or (logits.ndim == 2 and logits.shape[1] == 1)
+    classes = 2 if is_single else logits.shape[-1]
+    is_one_hot = not is_single and labels.shape == logits.shape
+    if logits.ndim not in (1, 2) or not (is_one_hot or labels.shape == logits.shape[:1]):
+        raise ValueError(
+            f"labels: expected one for each row of logits (batch,) or (batch, classes), {checks.describe(logits)}, got"
+            f" {checks.describe(labels)}"
+        )
+    labels, weights = with_weights(labels, weights)
+    is_known = ~jnp.isnan(logits.reshape(len(logits), -1)).any(1)
+    if is_one_hot:
+        labels = labels.argmax(-1)
+    else:
+        checks.class_labels("labels", labels, classes)
+        is_known &= (labels >= 0) & (labels < classes) & (labels == jnp.round(labels))
+    predicted = logits.reshape(-1) > 0 if is_single else logits.argmax(-1)
+    is_known = (is_known | (weights == 0)).all()
+    return predicted.astype(jnp.int32), labels.astype(jnp.int32), weights, is_known, classes
+
+
+@partial(jax.jit, static_argnums=3)
+def _counts(predicted: Array, labels: Array, weights: Array, classes: int) -> Array:
+    return jnp.zeros((classes, classes), weights.dtype).at[labels, predicted].add(weights)
+
+
+def _averaged(recall_share: float, average: Average | None, logits: Any, labels: Any, weights: Any) -> Array:
+    """Return `TP / (TP + s FN + (1 − s) FP)`, averaged: the precision for s = 0, F1 for ½, and the recall for 1."""
+    if average is not None:
+        checks.choice("average", average, ("binary", "macro", "micro"))
+    predicted, labels, weights, is_known, classes = _votes(logits, labels, weights)
+    is_single = jnp.ndim(logits) == 1 or jnp.shape(logits)[1] == 1
+    average = average or ("binary" if is_single else "macro")
+    if average == "binary" and classes != 2:
+        raise ValueError(f"average: expected 'macro' or 'micro' for {classes} classes, got 'binary'")
+    return _score(predicted, labels, weights, is_known, classes, recall_share, average)
+
+
+@partial(jax.jit, static_argnums=(4, 5, 6))
+def _score(
+    predicted: Array, labels: Array, weights: Array, is_known: Array, classes: int, recall_share: float, average: str
+) -> Array:
+    counts = _counts(predicted, labels, weights, classes).astype(jnp.float32)
+    right, of_class, as_class = jnp.diagonal(counts), counts.sum(1), counts.sum(0)
+    all_of_them = recall_share * of_class + (1 - recall_share) * as_class
+    if average == "binary":
+        value = _share(right[1], all_of_them[1])
+    elif average == "micro":
+        value = _share(right.sum(), all_of_them.sum())
+    else:
+        occurs = of_class + as_class > 0
+        value = _share(right, all_of_them).sum() / occurs.sum()
+    return jnp.where(is_known & (counts.sum() > 0), value, jnp.nan)
+
+
+@partial(jax.jit, static_argnums=4)
+def _balanced(predicted: Array, labels: Array, weights: Array, is_known: Array, classes: int) -> Array:
+    counts = _counts(predicted, labels, weights, classes)
+    of_class = counts.sum(1)
+    value = _share(jnp.diagonal(counts), of_class).sum() / (of_class > 0).sum()
+    return jnp.where(is_known, value, jnp.nan)
+
+
+def _share(right: Array, all_of_them: Array) -> Array:
+    """Return the share of those that are right, 0 of none."""
+    return right / jnp.where(all_of_them > 0, all_of_them, 1)

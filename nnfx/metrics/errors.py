@@ -1,0 +1,78 @@
+"""Metrics of the errors of all rows together."""
+
+import jax
+import jax.numpy as jnp
+
+from nnfx import arrays, losses
+from nnfx.metrics.marks import overall
+from nnfx.metrics.ranks import with_weights
+from nnfx.types import Array
+
+__all__ = ["r2", "root_mean_square_error"]
+
+
+@overall
+def root_mean_square_error(outputs: Array, targets: Array, weights: Array | None = None) -> Array:
+    """The root of the mean square error, `√(Σ wᵢ (f(xᵢ) − yᵢ)² / Σ wᵢ)`, averaged over the outputs.
+
+    Args:
+        outputs: `(batch,)`, `(batch, 1)` or `(batch, ...)`.
+        targets: real numbers in the shape of the outputs, or `(batch,)`.
+        weights: `(batch,)`, non-negative; rows of weight zero are left out, whatever they hold. All 1 by default.
+
+    Returns:
+        A scalar in the targets' unit; NaN if there are no rows.
+
+    Raises:
+        ValueError: for targets that are not finite, or shapes that do not match.
+
+    Example:
+        >>> root_mean_square_error(jnp.array([1.0, 2.0]), jnp.array([1.0, 4.0]))
+        Array(1.4142135, dtype=float32)
+    """
+    errors, _, weights = _aligned(outputs, targets, weights)
+    return jnp.sqrt(_mean(errors**2, weights)).mean()
+
+
+@overall
+def r2(outputs: Array, targets: Array, weights: Array | None = None) -> Array:
+    """The coefficient of determination, `R² = 1 − Σ wᵢ (f(xᵢ) − yᵢ)² / Σ wᵢ (yᵢ − ȳ)²`, averaged over the outputs.
+
+    Args:
+        outputs: `(batch,)`, `(batch, 1)` or `(batch, ...)`.
+        targets: real numbers in the shape of the outputs, or `(batch,)`.
+        weights: `(batch,)`, non-negative; rows of weight zero are left out, whatever they hold. All 1 by default.
+
+    Returns:
+        A scalar, at most 1; NaN if there are no rows. For constant targets it is 1 if there are no errors, else 0, as
+        in scikit-learn.
+
+    Raises:
+        ValueError: for targets that are not finite, or shapes that do not match.
+
+    Example:
+        >>> r2(jnp.array([2.5, 0.0, 2.0, 8.0]), jnp.array([3.0, -0.5, 2.0, 7.0]))
+        Array(0.94860816, dtype=float32)
+    """
+    errors, targets, weights = _aligned(outputs, targets, weights)
+    left, spread = _mean(errors**2, weights), _mean((targets - _mean(targets, weights)[None]) ** 2, weights)
+    explained = 1 - left / jnp.where(spread > 0, spread, 1)
+    return jnp.where(spread > 0, explained, jnp.where(left > 0, 0, 1 + 0 * left)).mean()
+
+
+def _aligned(outputs: Array, targets: Array, weights: Array | None) -> tuple[Array, Array, Array]:
+    """Return errors and targets, `(batch, outputs)`, zero where they have no weight, and weights, `(batch, 1)`."""
+    outputs = arrays.as_array("outputs", outputs, floats=True)
+    targets, weights = with_weights(arrays.as_array("targets", targets, floats=True), weights)
+    losses.check(losses.mean_square_error, outputs, targets)
+    targets = targets.astype(outputs.dtype)
+    errors = (outputs.reshape(targets.shape) - targets).reshape(len(targets), -1)
+    weights = weights.astype(errors.dtype)[:, None]
+    return jnp.where(weights != 0, errors, 0), targets.reshape(len(targets), -1), weights
+
+
+@jax.jit
+def _mean(values: Array, weights: Array) -> Array:
+    """Return the weighted mean of each output; NaN if there is no weight."""
+    total = weights.sum()
+    return jnp.where(total > 0, (weights * values).sum(0) / jnp.where(total > 0, total, 1), jnp.nan)

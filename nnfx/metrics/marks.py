@@ -1,0 +1,78 @@
+"""Which metrics are computed once from all rows, and how rows count in them."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from nnfx.types import Array
+
+__all__ = ["counted", "is_counted", "is_overall", "overall", "weighted"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def overall(metric: Function) -> Function:
+    """Mark a metric of all rows together, `(outputs, targets, weights) -> scalar`, such as an area under a curve.
+
+    A run computes it once an epoch, from the outputs for all held-out rows; it has no value for the training rows,
+    whose outputs change from batch to batch. The weights are zero for rows that are to be left out.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> @overall
+        ... def largest_error(outputs, targets, weights):
+        ...     return jnp.where(weights > 0, jnp.abs(outputs[:, 0] - targets), 0).max()
+        >>> is_overall(largest_error)
+        True
+    """
+    metric.is_overall = True  # type: ignore[attr-defined]
+    return metric
+
+
+def weighted(metric: Callable[..., Array]) -> Callable[..., Array]:
+    """Return a metric in which a run's rows count by their weight; by default each row with weight counts once.
+
+    Example:
+        >>> import nnfx
+        >>> by_weight = weighted(nnfx.metrics.accuracy)  # as in nnfx.fit(..., metrics={"accuracy": by_weight})
+        >>> is_counted(counted(nnfx.metrics.accuracy)), is_counted(counted(by_weight))
+        (True, False)
+    """
+
+    @functools.wraps(metric)
+    def by_weight(*arguments: Any, **numbers: Any) -> Array:
+        return metric(*arguments, **numbers)
+
+    by_weight.is_overall = is_overall(metric)  # type: ignore[attr-defined]
+    by_weight.is_weighted = True  # type: ignore[attr-defined]
+    return by_weight
+
+
+def counted(metric: Callable[..., Array]) -> Callable[..., Array]:
+    """Return a metric in which each row with weight counts once, unless it is marked by `weighted`."""
+    if _mark(metric, "is_weighted"):
+        return metric
+
+    @functools.wraps(metric)
+    def by_row(*arguments: Any, **numbers: Any) -> Array:
+        return metric(*arguments, **numbers)
+
+    by_row.is_overall = is_overall(metric)  # type: ignore[attr-defined]
+    by_row.is_counted = True  # type: ignore[attr-defined]
+    return by_row
+
+
+def is_overall(metric: Callable[..., Any]) -> bool:
+    """Return whether a metric is computed once from all rows."""
+    return _mark(metric, "is_overall")
+
+
+def is_counted(metric: Callable[..., Any]) -> bool:
+    """Return whether each row with weight counts once in a metric."""
+    return _mark(metric, "is_counted")
+
+
+def _mark(metric: Any, mark: str) -> bool:
+    while isinstance(metric, functools.partial):
+        metric = metric.func
+    return bool(getattr(metric, mark, False))

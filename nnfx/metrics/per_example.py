@@ -1,0 +1,185 @@
+"""Metrics per example, `(outputs, targets) -> (batch,)`: a run averages them over all rows."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nnfx import arrays, checks, losses, ops
+from nnfx.types import Array
+
+__all__ = ["accuracy", "binary_accuracy", "brier", "log_loss", "mean_absolute_percentage_error"]
+
+
+def binary_accuracy(logits: Array, labels: Array) -> Array:
+    """One if the sign of the logit agrees with the binary label, else zero: `[z > 0] = y`.
+
+    Args:
+        logits: `(batch,)`, `(batch, 1)` or `(batch, outputs)`, before the sigmoid.
+        labels: 0 or 1, in the shape of the logits or `(batch,)`.
+
+    Returns:
+        `(batch,)` in the dtype of the logits, the mean over several outputs; NaN for logits that are NaN, and for
+        traced labels outside [0, 1].
+
+    Raises:
+        ValueError: for labels other than 0 and 1, or shapes that do not match.
+
+    Example:
+        >>> binary_accuracy(jnp.array([2.0, 3.0]), jnp.array([1, 0]))
+        Array([1., 0.], dtype=float32)
+    """
+    logits, labels = _converted(logits, labels)
+    if logits.ndim < 1 or logits.shape not in (labels.shape, (*labels.shape, 1)):
+        raise ValueError(f"labels: expected {checks.describe(logits)}, got {checks.describe(labels)}")
+    checks.binary_labels("labels", labels)
+    logits = logits.reshape(labels.shape)
+    is_known = (labels >= 0) & (labels <= 1) & ~jnp.isnan(logits)
+    return _per_example((logits > 0) == (labels > 0.5), is_known, logits.dtype)
+
+
+def accuracy(logits: Array, labels: Array) -> Array:
+    """One if the largest logit is that of the label, else zero: `[argmaxₖ zₖ = y]`.
+
+    Args:
+        logits: `(batch, classes)`.
+        labels: integers `(batch,)`, or one-hot rows or probabilities `(batch, classes)`, whose largest entry
+            counts.
+
+    Returns:
+        `(batch,)` in the dtype of the logits; NaN for logits that are NaN, and for traced labels out of range.
+
+    Raises:
+        ValueError: for integer labels outside `[0, classes)`, rows with negative numbers or no positive ones, or
+            shapes that do not match.
+
+    Example:
+        >>> accuracy(jnp.array([[0.0, 1.0], [0.0, 1.0]]), jnp.array([1, 0]))
+        Array([1., 0.], dtype=float32)
+    """
+    logits, labels = _converted(logits, labels)
+    if logits.ndim < 2 or logits.shape[-1] < 2:
+        raise ValueError(
+            f"logits: expected two classes or more, (batch, classes), got {checks.describe(logits)};"
+            " for a single output use binary_accuracy"
+        )
+    if labels.shape not in (logits.shape, logits.shape[:-1]):
+        raise ValueError(
+            f"labels: expected integers (batch,) or one-hot rows for logits {checks.describe(logits)},"
+            f" got {checks.describe(labels)}"
+        )
+    if labels.shape == logits.shape:
+        is_known = _are_shares(labels)
+        labels = labels.argmax(-1)
+    else:
+        classes = logits.shape[-1]
+        checks.class_labels("labels", labels, classes)
+        is_known = (labels >= 0) & (labels < classes)
+    is_known &= ~jnp.isnan(logits).any(-1)
+    return _per_example(logits.argmax(-1) == labels, is_known, logits.dtype)
+
+
+def log_loss(logits: Array, labels: Array) -> Array:
+    """The negative log-likelihood of the label: binary cross-entropy for one output, categorical for several.
+
+    Args:
+        logits: `(batch,)` or `(batch, 1)` before the sigmoid, or `(batch, classes)` before the softmax.
+        labels: 0 or 1, `(batch,)`; or integers `(batch,)`, one-hot rows or probabilities `(batch, classes)`.
+
+    Returns:
+        `(batch,)` in nats.
+
+    Raises:
+        ValueError: as `nnfx.losses.binary_cross_entropy` and `nnfx.losses.categorical_cross_entropy` do.
+
+    Example:
+        >>> log_loss(jnp.array([0.0, 2.0]), jnp.array([1, 0]))
+        Array([0.6931472, 2.126928 ], dtype=float32)
+    """
+    logits = arrays.as_array("logits", logits, floats=True)
+    is_single = logits.ndim < 2 or logits.shape[-1] == 1
+    loss = losses.binary_cross_entropy if is_single else losses.categorical_cross_entropy
+    return loss(logits, labels)
+
+
+def brier(logits: Array, labels: Array) -> Array:
+    """The Brier score: `(p − y)²` for one output, `Σₖ (pₖ − yₖ)²` for several classes.
+
+    Args:
+        logits: `(batch,)` or `(batch, 1)` before the sigmoid, or `(batch, classes)` before the softmax.
+        labels: 0 or 1, `(batch,)`; or integers `(batch,)`, one-hot rows or probabilities `(batch, classes)`.
+
+    Returns:
+        `(batch,)` in the dtype of the logits, from 0 to 1 for one output and to 2 for several.
+
+    Raises:
+        ValueError: for labels that are out of range, or shapes that do not match.
+
+    Example:
+        >>> brier(jnp.array([0.0, 100.0]), jnp.array([1, 1]))
+        Array([0.25, 0.  ], dtype=float32)
+
+    References:
+        Brier, *Verification of forecasts expressed in terms of probability*, Monthly Weather Review, 1950.
+    """
+    logits, labels = _converted(logits, labels)
+    if logits.ndim < 2 or logits.shape[-1] == 1:
+        losses.check(losses.binary_cross_entropy, logits, labels)
+        labels = jnp.where((labels >= 0) & (labels <= 1), labels, jnp.nan)
+        probabilities = jax.nn.sigmoid(logits.reshape(labels.shape))
+        return _mean((probabilities - labels.astype(logits.dtype)) ** 2)
+    losses.check(losses.categorical_cross_entropy, logits, labels)
+    return _mean(((jnp.exp(ops.log_softmax(logits)) - losses.as_shares(labels, logits)) ** 2).sum(-1))
+
+
+def mean_absolute_percentage_error(outputs: Array, targets: Array) -> Array:
+    """The absolute error as a share of the target, `|f(x) − y| / |y|`; 1 is 100 %.
+
+    Args:
+        outputs: `(batch,)`, `(batch, 1)` or `(batch, ...)`.
+        targets: real numbers in the shape of the outputs, or `(batch,)`; zeros are replaced by the dtype's machine
+            epsilon, as in scikit-learn.
+
+    Returns:
+        `(batch,)`, the mean over several outputs.
+
+    Raises:
+        ValueError: for targets that are not finite, or shapes that do not match.
+
+    Example:
+        >>> mean_absolute_percentage_error(jnp.array([90.0, 3.0]), jnp.array([100.0, 2.0]))
+        Array([0.1, 0.5], dtype=float32)
+    """
+    outputs = arrays.as_array("outputs", outputs, floats=True)
+    targets = arrays.as_array("targets", targets, floats=True)
+    losses.check(losses.mean_absolute_error, outputs, targets)
+    targets = targets.astype(outputs.dtype)
+    scale = jnp.maximum(jnp.abs(targets), jnp.finfo(outputs.dtype).eps)
+    return _mean(jnp.abs(outputs.reshape(targets.shape) - targets) / scale)
+
+
+def _converted(logits: Any, labels: Any) -> tuple[Array, Array]:
+    return arrays.as_array("logits", logits, floats=True), arrays.as_array("labels", labels)
+
+
+def _are_shares(rows: Array) -> Array:
+    """Return which rows have a positive number and no negative one; raise an error if a concrete row does not."""
+    are_shares = (rows >= 0).all(-1) & (rows > 0).any(-1)
+    if checks.is_concrete(rows):
+        with jax.ensure_compile_time_eval():
+            if not are_shares.all():
+                raise ValueError(
+                    "labels: expected one-hot rows or probabilities, got negative numbers or rows of zeros"
+                )
+    return are_shares
+
+
+def _per_example(right: Array, is_known: Array, dtype: jnp.dtype) -> Array:
+    """Average what is right over all axes but the first; what is unknown is NaN."""
+    return _mean(jnp.where(is_known, right.astype(dtype), jnp.nan))
+
+
+def _mean(values: Array) -> Array:
+    """Average over all axes but the first; there may be no rows."""
+    return values.reshape(values.shape[0], math.prod(values.shape[1:])).mean(-1)
