@@ -35,10 +35,10 @@ def confusion_matrix(logits: Array, labels: Array, weights: Array | None = None)
         >>> confusion_matrix(jnp.array([[2.0, 0.0], [0.0, 1.0], [0.0, 3.0]]), jnp.array([0, 0, 1])).tolist()
         [[1, 1], [0, 1]]
     """
-    predicted, labels, weights, is_known, classes = _votes(logits, labels, weights)
+    counts, is_known = _counts(*_checked(logits, labels, weights))
     if checks.is_concrete(is_known) and not bool(is_known):
         raise ValueError("logits: expected numbers, got NaN")
-    return _counts(predicted, labels, weights, classes)
+    return counts
 
 
 @overall
@@ -107,54 +107,60 @@ def balanced_accuracy(logits: Array, labels: Array, weights: Array | None = None
         >>> balanced_accuracy(jnp.array([-1.0, -2.0, -3.0, 1.0]), jnp.array([0, 0, 1, 1]))
         Array(0.75, dtype=float32)
     """
-    return _balanced(*_votes(logits, labels, weights))
+    return _balanced(*_checked(logits, labels, weights))
 
 
-def _votes(logits: Any, labels: Any, weights: Any) -> tuple[Array, Array, Array, Array, int]:
-    """Return predicted classes, classes, weights, whether all rows with weight are known, and how many classes."""
+def _checked(logits: Any, labels: Any, weights: Any) -> tuple[Array, Array, Array]:
+    """Return logits, labels and weights as arrays that fit together."""
     logits, labels = arrays.as_array("logits", logits, floats=True), arrays.as_array("labels", labels)
-    is_single = logits.ndim == 1 or (logits.ndim == 2 and logits.shape[1] == 1)
-    classes = 2 if is_single else logits.shape[-1]
-    is_one_hot = not is_single and labels.shape == logits.shape
+    is_one_hot = not _is_single(logits) and labels.shape == logits.shape
     if logits.ndim not in (1, 2) or not (is_one_hot or labels.shape == logits.shape[:1]):
         raise ValueError(
             f"labels: expected one for each row of logits (batch,) or (batch, classes), {checks.describe(logits)}, got"
             f" {checks.describe(labels)}"
         )
     labels, weights = with_weights(labels, weights)
+    if not is_one_hot:
+        checks.class_labels("labels", labels, _classes(logits))
+    return logits, labels, weights
+
+
+def _is_single(logits: Array) -> bool:
+    return logits.ndim == 1 or (logits.ndim == 2 and logits.shape[1] == 1)
+
+
+def _classes(logits: Array) -> int:
+    return 2 if _is_single(logits) else logits.shape[-1]
+
+
+@jax.jit
+def _counts(logits: Array, labels: Array, weights: Array) -> tuple[Array, Array]:
+    """Return the confusion matrix, and whether all rows with weight have known logits and labels."""
+    classes = _classes(logits)
     is_known = ~jnp.isnan(logits.reshape(len(logits), -1)).any(1)
-    if is_one_hot:
+    if labels.ndim == 2:
         labels = labels.argmax(-1)
     else:
-        checks.class_labels("labels", labels, classes)
         is_known &= (labels >= 0) & (labels < classes) & (labels == jnp.round(labels))
-    predicted = logits.reshape(-1) > 0 if is_single else logits.argmax(-1)
-    is_known = (is_known | (weights == 0)).all()
-    return predicted.astype(jnp.int32), labels.astype(jnp.int32), weights, is_known, classes
-
-
-@partial(jax.jit, static_argnums=3)
-def _counts(predicted: Array, labels: Array, weights: Array, classes: int) -> Array:
-    return jnp.zeros((classes, classes), weights.dtype).at[labels, predicted].add(weights)
+    predicted = logits.reshape(-1) > 0 if _is_single(logits) else logits.argmax(-1)
+    places = labels.astype(jnp.int32), predicted.astype(jnp.int32)
+    return jnp.zeros((classes, classes), weights.dtype).at[places].add(weights), (is_known | (weights == 0)).all()
 
 
 def _averaged(recall_share: float, average: Average | None, logits: Any, labels: Any, weights: Any) -> Array:
     """Return `TP / (TP + s FN + (1 − s) FP)`, averaged: the precision for s = 0, F1 for ½, and the recall for 1."""
+    logits, labels, weights = _checked(logits, labels, weights)
     if average is not None:
         checks.choice("average", average, ("binary", "macro", "micro"))
-    predicted, labels, weights, is_known, classes = _votes(logits, labels, weights)
-    is_single = jnp.ndim(logits) == 1 or jnp.shape(logits)[1] == 1
-    average = average or ("binary" if is_single else "macro")
-    if average == "binary" and classes != 2:
-        raise ValueError(f"average: expected 'macro' or 'micro' for {classes} classes, got 'binary'")
-    return _score(predicted, labels, weights, is_known, classes, recall_share, average)
+    if average == "binary" and _classes(logits) != 2:
+        raise ValueError(f"average: expected 'macro' or 'micro' for {_classes(logits)} classes, got 'binary'")
+    return _score(logits, labels, weights, recall_share, average or ("binary" if _is_single(logits) else "macro"))
 
 
-@partial(jax.jit, static_argnums=(4, 5, 6))
-def _score(
-    predicted: Array, labels: Array, weights: Array, is_known: Array, classes: int, recall_share: float, average: str
-) -> Array:
-    counts = _counts(predicted, labels, weights, classes).astype(jnp.float32)
+@partial(jax.jit, static_argnums=(3, 4))
+def _score(logits: Array, labels: Array, weights: Array, recall_share: float, average: Average) -> Array:
+    counts, is_known = _counts(logits, labels, weights)
+    counts = counts.astype(jnp.float32)
     right, of_class, as_class = jnp.diagonal(counts), counts.sum(1), counts.sum(0)
     all_of_them = recall_share * of_class + (1 - recall_share) * as_class
     if average == "binary":
@@ -167,9 +173,9 @@ def _score(
     return jnp.where(is_known & (counts.sum() > 0), value, jnp.nan)
 
 
-@partial(jax.jit, static_argnums=4)
-def _balanced(predicted: Array, labels: Array, weights: Array, is_known: Array, classes: int) -> Array:
-    counts = _counts(predicted, labels, weights, classes)
+@jax.jit
+def _balanced(logits: Array, labels: Array, weights: Array) -> Array:
+    counts, is_known = _counts(logits, labels, weights)
     of_class = counts.sum(1)
     value = _share(jnp.diagonal(counts), of_class).sum() / (of_class > 0).sum()
     return jnp.where(is_known, value, jnp.nan)

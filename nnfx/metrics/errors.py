@@ -30,8 +30,7 @@ def root_mean_square_error(outputs: Array, targets: Array, weights: Array | None
         >>> root_mean_square_error(jnp.array([1.0, 2.0]), jnp.array([1.0, 4.0]))
         Array(1.4142135, dtype=float32)
     """
-    errors, _, weights = _aligned(outputs, targets, weights)
-    return jnp.sqrt(_mean(errors**2, weights)).mean()
+    return _root(*_checked(outputs, targets, weights))
 
 
 @overall
@@ -54,24 +53,39 @@ def r2(outputs: Array, targets: Array, weights: Array | None = None) -> Array:
         >>> r2(jnp.array([2.5, 0.0, 2.0, 8.0]), jnp.array([3.0, -0.5, 2.0, 7.0]))
         Array(0.94860816, dtype=float32)
     """
+    return _explained(*_checked(outputs, targets, weights))
+
+
+@jax.jit
+def _root(outputs: Array, targets: Array, weights: Array) -> Array:
+    errors, _, weights = _aligned(outputs, targets, weights)
+    return jnp.sqrt(_mean(errors**2, weights)).mean()
+
+
+@jax.jit
+def _explained(outputs: Array, targets: Array, weights: Array) -> Array:
     errors, targets, weights = _aligned(outputs, targets, weights)
     left, spread = _mean(errors**2, weights), _mean((targets - _mean(targets, weights)[None]) ** 2, weights)
     explained = 1 - left / jnp.where(spread > 0, spread, 1)
     return jnp.where(spread > 0, explained, jnp.where(left > 0, 0, 1 + 0 * left)).mean()
 
 
-def _aligned(outputs: Array, targets: Array, weights: Array | None) -> tuple[Array, Array, Array]:
-    """Return errors and targets, `(batch, outputs)`, zero where they have no weight, and weights, `(batch, 1)`."""
+def _checked(outputs: Array, targets: Array, weights: Array | None) -> tuple[Array, Array, Array]:
+    """Return outputs, targets and weights as arrays that fit together."""
     outputs = arrays.as_array("outputs", outputs, floats=True)
     targets, weights = with_weights(arrays.as_array("targets", targets, floats=True), weights)
     losses.check(losses.mean_square_error, outputs, targets)
+    return outputs, targets, weights
+
+
+def _aligned(outputs: Array, targets: Array, weights: Array) -> tuple[Array, Array, Array]:
+    """Return errors and targets, `(batch, outputs)`, zero where they have no weight, and weights, `(batch, 1)`."""
     targets = targets.astype(outputs.dtype)
     errors = (outputs.reshape(targets.shape) - targets).reshape(len(targets), -1)
     weights = weights.astype(errors.dtype)[:, None]
     return jnp.where(weights != 0, errors, 0), targets.reshape(len(targets), -1), weights
 
 
-@jax.jit
 def _mean(values: Array, weights: Array) -> Array:
     """Return the weighted mean of each output; NaN if there is no weight."""
     total = weights.sum()
