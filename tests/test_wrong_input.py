@@ -303,7 +303,7 @@ CASES = {
         lambda: run(loss=lambda o, t: losses.mean_square_error(o, t).mean()), ValueError, "loss: expected one value per example"
     ),
     "run metric not per example": (
-        lambda: run(metrics={"auc": metrics.roc_auc}), ValueError, "auc: expected one value per example"
+        lambda: run(metrics={"error": lambda o, t: losses.mean_square_error(o, t).mean()}), ValueError, "error: expected one value per example"
     ),
     "run outputs don't fit": (lambda: run(models.perceptron(outputs=3)), ValueError, "targets: .*outputs.*got int32"),
 }  # fmt: skip
