@@ -87,7 +87,7 @@ def test_missing_values_are_no_values(values):
         lambda: fixed(values),
     )
     for call in calls:
-        with pytest.raises(ValueError, match=r"values: expected (known values|finite numbers), got 1"):
+        with pytest.raises(ValueError, match=r"values: expected (no masked or missing values|finite numbers), got 1"):
             call()
 
 
