@@ -98,8 +98,10 @@ def _converted(name: str, value: Any) -> tuple[np.ndarray, np.ndarray | None]:
     if hasattr(value, "isna") and hasattr(value, "to_numpy"):  # pandas, whose nullable columns NumPy reads as objects
         missing = np.asarray(value.isna())
         if missing.any():
-            known = value.fillna(0) if all(_is_number(dtype) for dtype in _dtypes(value)) else value
-            return _numbers(name, known), missing
+            kinds = {getattr(dtype, "kind", "O") for dtype in _dtypes(value)}
+            if kinds <= set("iufb"):
+                value = value.astype(object).where(~missing, False) if "b" in kinds else value.fillna(0)
+            return _numbers(name, value), missing
         return _numbers(name, value), None
     if hasattr(value, "null_count") and hasattr(value, "to_numpy"):  # polars, which has null besides NaN
         columns = value.get_columns() if hasattr(value, "get_columns") else [value]

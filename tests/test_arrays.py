@@ -70,6 +70,12 @@ def test_pandas_columns_with_missing_values():
     assert arrays.column_names(series) is None
     with pytest.raises(TypeError, match="x: expected an array of real numbers"):
         arrays.as_numpy("x", pandas.Series(["a", "b"]))
+    flags = pandas.Series([True, None, False], dtype="boolean")  # which pandas does not fill with a number
+    np.testing.assert_array_equal(arrays.as_numpy("x", flags, masked_as_nan=True), [1.0, np.nan, 0.0])
+    both = pandas.DataFrame({"a": flags, "b": [1.5, np.nan, 2.5]})
+    np.testing.assert_array_equal(
+        arrays.as_numpy("x", both, masked_as_nan=True), [[1, 1.5], [np.nan, np.nan], [0, 2.5]]
+    )
 
 
 def test_polars_frames_with_missing_values():
