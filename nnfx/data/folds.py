@@ -1,16 +1,20 @@
 """Folds: the same rows, standardised and filled again as each of several parts is held out in turn.
 
 Prepared data have been standardised and filled with the statistics of all their rows. What a fold trains on may depend
-on its own rows only, so its medians, means and scales are measured again, in float64 on the host.
+on its own rows only, so its medians, means and scales, and the categories that occur, are measured again, in float64 on
+the host.
 """
 
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnfx.data.preprocess import Preprocess
+from nnfx.data import encode
+from nnfx.data.preprocess import MEANINGS, Preprocess
 from nnfx.types import Array, Batch
 
 __all__ = ["Folds"]
@@ -26,19 +30,22 @@ class Folds(NamedTuple):
         of_row: the fold that holds out each row, `(rows,)`.
         preprocess: the map from raw features for each fold, `(folds, ...)`.
         change: what to subtract from prepared inputs, what to divide them by afterwards, and what to replace missing
-            values with beforehand, `(folds, 1, ...)` each; None if nothing was standardised or filled.
+            values with beforehand, `(folds, 1, ...)` each; None if nothing was standardised, filled or encoded.
+        target_change: what to subtract from standardised targets, and what to divide them by afterwards,
+            `(folds, 1, ...)` each; None if they were not standardised.
     """
 
     of_row: Array
     preprocess: Preprocess
     change: tuple[Array, Array, Array | None] | None
+    target_change: tuple[Array, Array] | None = None
 
     @classmethod
     def of(cls, data: Batch, preprocess: Preprocess, of_row: Array, count: int) -> "Folds":
         """Measure what each fold trains on.
 
-        Rows of weight zero are not measured. A feature that is missing from all rows that a fold trains on, and an
-        indicator that they never set, are zero throughout the fold.
+        Rows of weight zero are not measured. A feature that is missing from all rows that a fold trains on, an
+        indicator that they never set, and the column of a category that they do not have, are zero throughout the fold.
 
         Args:
             data: prepared data, none of them held out.
@@ -49,16 +56,21 @@ class Folds(NamedTuple):
         Raises:
             ValueError: for features whose spread within a fold is lost in the rounding of the prepared inputs.
         """
-        if not preprocess.mean.ndim and not preprocess.fills:
-            stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * count), preprocess)
-            return cls(of_row, stacked, None)
-        inputs, fold_of_row = np.asarray(data.inputs), np.asarray(of_row)
-        measured = np.asarray(data.weights) > 0
+        changes_inputs = preprocess.mean.ndim or preprocess.fills or preprocess.encoding
+        if not changes_inputs and preprocess.target_mean is None:
+            return cls(of_row, jax.tree.map(lambda leaf: jnp.stack([leaf] * count), preprocess), None)
+        fold_of_row = np.asarray(of_row)
+        measured = [(np.asarray(data.weights) > 0) & (fold_of_row != fold) for fold in range(count)]
+        target_maps, target_change = _targets(np.asarray(data.targets), measured, preprocess)
+        if not changes_inputs:
+            maps = [dataclasses.replace(preprocess, **targets) for targets in target_maps]
+            return cls(of_row, jax.tree.map(lambda *leaves: jnp.stack(leaves), *maps), None, target_change)
+        inputs = np.asarray(data.inputs)
         mean, scale = (np.broadcast_to(each, _shape(preprocess, inputs)) for each in preprocess.exact[:2])
         missing = _missing(inputs, preprocess)
+        meanings = {name: getattr(preprocess, name) for name in MEANINGS}
         changes, maps = [], []
-        for fold in range(count):
-            rows = measured & (fold_of_row != fold)
+        for rows, targets in zip(measured, target_maps, strict=True):
             shift, ratio, fill = _measure(inputs, rows, missing, preprocess, scale)
             changes.append((shift, ratio, fill))
             features = None if fill is None else fill.shape[1]
@@ -67,16 +79,14 @@ class Folds(NamedTuple):
                     None if fill is None else mean[:, :features] + scale[:, :features] * fill,
                     mean + scale * shift,
                     np.where(ratio == _ABSENT, _ABSENT, scale * ratio),
-                    preprocess.indicators,
-                    preprocess.shape,
                     preprocess.mean.dtype,
-                    features=preprocess.features,
-                    keep_integers=preprocess.keep_integers,
+                    **meanings,
+                    **targets,
                 )
             )
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *maps)
         change = jax.tree.map(lambda *parts: jnp.asarray(np.stack(parts), inputs.dtype), *changes)
-        return cls(of_row, stacked, change)
+        return cls(of_row, stacked, change, target_change)
 
     def inputs(self, inputs: Array, preprocess: Preprocess, fold: Array) -> Array:
         """Return prepared inputs as the preprocessing of a fold would give them; the fold may be traced."""
@@ -88,6 +98,32 @@ class Folds(NamedTuple):
             is_missing = inputs[:, fill.shape[2] :] > 0
             inputs = inputs.at[:, at].set(jnp.where(is_missing, fill[fold][:, at], inputs[:, at]))
         return (inputs - shift[fold]) / ratio[fold]
+
+    def targets(self, targets: Array, fold: Array) -> Array:
+        """Return targets as a fold would standardise them, if they were standardised; the fold may be traced."""
+        if self.target_change is None:
+            return targets
+        shift, ratio = self.target_change
+        return (targets - shift[fold]) / ratio[fold]
+
+
+def _targets(
+    targets: np.ndarray, measured: Sequence[np.ndarray], preprocess: Preprocess
+) -> tuple[list[dict[str, Any]], tuple[Array, Array] | None]:
+    """Return the mean and the scale of the targets by fold, as fields of its map, and in units of those prepared."""
+    if preprocess.target_mean is None or preprocess.target_scale is None:
+        return [{}] * len(measured), None
+    mean, scale = (np.asarray(each, np.float64) for each in (preprocess.target_mean, preprocess.target_scale))
+    exact, fields, changes = targets.astype(np.float64), [], []
+    for rows in measured:
+        own = exact[rows] if rows.any() else exact
+        shift, ratio = own.mean(0, keepdims=True), own.std(0, keepdims=True)
+        ratio = np.where(ratio <= 1e-6, 1 / scale, ratio)  # constant but for rounding
+        in_raw_units = {"target_mean": mean + scale * shift, "target_scale": scale * ratio}
+        fields.append({name: jnp.asarray(each, preprocess.target_mean.dtype) for name, each in in_raw_units.items()})
+        changes.append((shift, ratio))
+    shifts, ratios = (jnp.asarray(np.stack(each), targets.dtype) for each in zip(*changes, strict=True))
+    return fields, (shifts, ratios)
 
 
 def _shape(preprocess: Preprocess, inputs: np.ndarray) -> tuple[int, ...]:
@@ -120,18 +156,23 @@ def _measure(
             unknown[0, column] = not len(known)
             x[lost, column] = fill[0, column]
         unknown[0, count:] = ~missing[rows].any(0)
+    flags, categories = (np.flatnonzero(each) for each in encode.flags(preprocess.encoding))
+    if len(categories):
+        unknown[0, categories] = ~(x[:, categories] > 0).any(0)
     if not preprocess.mean.ndim:
         return np.zeros(shape), np.where(unknown, _ABSENT, 1.0), fill
     if not len(x):
         return np.zeros(shape), np.ones(shape), fill
     pooled = (0, *(i for i in range(1, x.ndim) if shape[i] == 1 != inputs.shape[i]))
     mean, scale = x.mean(pooled, keepdims=True), x.std(pooled, keepdims=True)
+    mean[:, flags], scale[:, flags] = 0, 1
     step = np.abs(x).max(pooled, keepdims=True) * float(np.finfo(inputs.dtype).eps)  # to which the inputs were rounded
     is_constant = scale <= 1e-12 * np.abs(mean)
     is_lost = ~is_constant & (step > 1e-2 * scale)
     if is_lost.any():
         worst = int(is_lost.reshape(shape[1], -1).any(1).argmax())
-        name = preprocess.features[worst] if worst < len(preprocess.features) else f"x{worst}"
+        names = encode.names(preprocess.encoding, preprocess.features) if preprocess.encoding else preprocess.features
+        name = names[worst] if worst < len(names) else f"x{worst}"
         raise ValueError(
             f"folds: expected features that {inputs.dtype} can tell apart in the rows of each fold, got {name!r}, whose"
             " largest values are all in one fold; first take its logarithm or clip it"

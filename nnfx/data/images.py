@@ -9,7 +9,8 @@ import numpy as np
 from nnfx import checks
 from nnfx.data.download import File, fetch
 from nnfx.data.formats import Examples, read_cifar10, read_idx_examples
-from nnfx.data.prepare import Data, Preprocess, Report, split
+from nnfx.data.prepare import Data, Preprocess, Report
+from nnfx.data.splits import at_random
 from nnfx.types import Array, Batch
 
 
@@ -67,6 +68,7 @@ class Images(NamedTuple):
             scale=jnp.asarray(scale, float),
             indicators=(),
             shape=train.inputs.shape[1:],
+            classes=self.classes,
         )
 
         def batch(examples: Examples) -> Batch:
@@ -89,7 +91,7 @@ class Images(NamedTuple):
             if valid_fraction != 0:
                 raise ValueError(f"valid_fraction: expected 0 if the test set is held out, got {valid_fraction:g}")
             return self.train, self.test
-        train, valid = split(key, np.arange(len(self.train.targets)), valid_fraction)
+        train, valid = at_random(key, np.arange(len(self.train.targets)), valid_fraction)
         inputs, targets = self.train
         return Examples(inputs[train], targets[train]), Examples(inputs[valid], targets[valid])
 

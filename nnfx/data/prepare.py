@@ -1,20 +1,23 @@
-"""From raw arrays to data ready for training: checked, split, filled, standardised, on the device."""
+"""From raw arrays and frames to data ready for training: checked, split, encoded, filled and standardised."""
 
 import dataclasses
-from collections.abc import Sequence
-from fractions import Fraction
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nnfx import arrays, checks
-from nnfx.data.preprocess import Preprocess, as_columns, frame_names, repeated
+from nnfx.data import encode, measure, splits
+from nnfx.data.frames import repeated
+from nnfx.data.given import Given, read
+from nnfx.data.preprocess import Preprocess
+from nnfx.data.targets import class_factors, standardized
 from nnfx.types import Array, Batch, at_least_float32
 
-__all__ = ["Data", "Missing", "Preprocess", "Report", "prepare", "split"]
+__all__ = ["Data", "Missing", "Preprocess", "Report", "prepare"]
 
 Missing = Literal["error", "drop", "median"]
 
@@ -58,7 +61,8 @@ class Data:
         train: the training part.
         valid: the held-out part, or None.
         preprocess: the map from raw features to those of `train` and `valid`.
-        features: the names of the features of `train`, indicators included.
+        features: the names of the features of `train`, categories (`port=Cherbourg`) and indicators (`age missing`)
+            included.
         report: what preparing the data did to the rows.
     """
 
@@ -67,6 +71,11 @@ class Data:
     preprocess: Preprocess
     features: tuple[str, ...] = ()
     report: Report | None = None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes that the targets stand for, by label; `()` if the targets were numbers."""
+        return self.preprocess.classes
 
     def __repr__(self) -> str:
         """Describe the data in a few lines.
@@ -77,14 +86,11 @@ class Data:
           targets: float32[4]
         """
         sizes = [batch.weights.shape[0] if batch is not None else "none" for batch in (self.train, self.valid)]
-        inputs = ", ".join(map(checks.describe, jax.tree.leaves(self.train.inputs)))
-        names = (
-            f" ({', '.join(self.features[:_SHOWN])}{', …' * (len(self.features) > _SHOWN)})" if self.features else ""
-        )
+        inputs, targets = (", ".join(map(checks.describe, jax.tree.leaves(each))) for each in self.train[:2])
         lines = [
             f"Data: {sizes[0]} rows to train on, {sizes[1]} held out",
-            f"  inputs: {inputs}{names}",
-            f"  targets: {', '.join(map(checks.describe, jax.tree.leaves(self.train.targets)))}",
+            f"  inputs: {inputs}{_listed(self.features)}",
+            f"  targets: {targets}{_listed(self.classes)}",
         ]
         if self.report is not None and (self.report.dropped or self.report.filled):
             lines.append(f"  {self.report}")
@@ -92,7 +98,11 @@ class Data:
 
 
 _SHOWN = 8
-"""How many feature names are shown."""
+"""How many names of features and of classes are shown."""
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return f" ({', '.join(names[:_SHOWN])}{', …' * (len(names) > _SHOWN)})" if names else ""
 
 
 def prepare(
@@ -101,31 +111,55 @@ def prepare(
     *,
     key: Array | None = None,
     valid_fraction: float = 0.0,
+    stratify: bool = False,
+    split: Any = None,
+    groups: Any = None,
+    valid: Any = None,
     missing: Missing = "error",
+    unseen: encode.Unseen = "error",
     standardize: bool | None = None,
+    standardize_targets: bool = False,
     weights: Any = None,
+    class_weight: str | Mapping[Any, float] | None = None,
     features: Sequence[str] | None = None,
     keep_integers: bool | None = None,
 ) -> Data:
-    """Prepare data for training: check, split by key, fill missing values, standardise, and move to the device.
+    """Prepare data for training: check, split, encode, fill missing values, standardise, and move to the device.
 
-    Medians, means and standard deviations are computed in float64 from the training rows of positive weight alone, and
-    kept in `data.preprocess`, so that predictions take raw features.
+    Categories, medians, means and standard deviations are those of the training rows of positive weight alone, in
+    float64, and kept in `data.preprocess`, so that predictions take raw features. Columns of a frame that hold text or
+    categories become one column of 0 and 1 for each category, named `column=category`, and columns that hold booleans
+    become one such column; neither is standardised, as with a ColumnTransformer of scikit-learn.
+
+    Rows are held out in one way at most: a fraction drawn by a key, a `split`, or `valid`.
 
     Args:
         inputs: `(rows, ...)`, numbers or booleans, as an array, a list, a tensor, or a frame or Series of pandas or
-            polars; integers, booleans and half precision become the default float. Masked values of a NumPy
-            array and nulls of a frame count as missing, like NaN.
-        targets: `(rows, ...)`, numbers or booleans, none missing.
+            polars, which may hold categories as well; integers, booleans and half precision become the default float.
+            Masked values of a NumPy array and nulls of a frame count as missing, like NaN.
+        targets: `(rows, ...)`, numbers or booleans, none missing; or `(rows,)`, text or categories, which become
+            integers and leave their names in `data.classes`.
         key: a typed key that determines which rows are held out.
         valid_fraction: the fraction of rows to hold out, at least 0 and below 1, to the nearest whole number of rows.
+        stratify: whether this fraction is held out of each class of the targets, by scikit-learn.
+        split: the rows of both parts: a pair of arrays of positions, `(train_rows, valid_rows)`, or a splitter of
+            scikit-learn, such as `GroupKFold()`, whose first split is taken. Rows in neither part are left out.
+        groups: `(rows,)`, which rows belong together, for splitters that ask for it.
+        valid: the rows to hold out, as `(inputs, targets)` or `(inputs, targets, weights)`.
         missing: what to do about missing inputs: raise an `"error"`; `"drop"` the row; or, for inputs
             `(rows, features)`, fill in the training `"median"` and append an indicator column for each feature with
-            missing values in the training part.
+            missing values in the training part. With `"median"`, missing categories are a category of their own,
+            `column missing`, if they occur in the training part, and otherwise 0 in all columns.
+        unseen: what to do about categories that do not occur in the training rows, here and in predictions: raise an
+            `"error"`, or take them as `"other"`, 0 in all columns; a column of its own would have untrained weights.
         standardize: whether to standardise every feature to mean 0 and standard deviation 1; by default, yes unless
             integers are to be kept.
+        standardize_targets: whether to standardise targets that are floats. Losses and `run.apply` are then in these
+            units, and `run.predict` in the raw ones.
         weights: `(rows,)`, none negative and some positive in each part; 1 by default. The statistics are not
             weighted, but leave out rows of weight zero.
+        class_weight: what the weights of all rows are multiplied by: a mapping from class (name or integer) to number,
+            1 for others; or `"balanced"`, so that all classes weigh the same in the training part.
         features: the names of the features; by default, those of a frame's columns. Predictions from frames find
             their columns by these names.
         keep_integers: whether integers, such as tokens for an embedding, stay integers and go to the model as int32;
@@ -136,140 +170,182 @@ def prepare(
         The training part, the held-out part, and the map between raw and prepared features.
 
     Raises:
-        TypeError: for arrays that do not hold real numbers, or a key that is not typed.
-        ValueError: for empty data, lengths that differ, infinite or (see `missing`) missing features, targets
-            that are not finite, negative weights, a fraction that leaves either part empty, feature names that are not
-            unique, and numbers that the device cannot hold or tell apart; the error says what to do.
+        ModuleNotFoundError: for `stratify` if scikit-learn is not installed.
+        TypeError: for arrays that do not hold real numbers, columns that hold neither numbers nor booleans nor text, or
+            a key that is not typed.
+        ValueError: for empty data, lengths that differ, infinite or (see `missing`) missing features, unseen
+            categories (see `unseen`), targets that are not finite, negative weights, a fraction or a split that leaves
+            either part empty, feature names that are not unique, and numbers that the device cannot hold or tell apart;
+            the error says what to do.
 
     Example:
-        >>> data = prepare(np.array([[1.0], [3.0], [5.0]]), np.array([0, 1, 1]))
-        >>> data.train.inputs.ravel()
-        Array([-1.2247449,  0.       ,  1.2247449], dtype=float32)
+        >>> data = prepare(np.array([[1.0], [3.0], [5.0]]), ["no", "yes", "yes"])
+        >>> data.train.inputs.ravel(), data.train.targets, data.classes
+        (Array([-1.2247449,  0.       ,  1.2247449], dtype=float32), Array([0, 1, 1], dtype=int32), ('no', 'yes'))
         >>> data.preprocess(np.array([[3.0]]))
         Array([[0.]], dtype=float32)
         >>> prepare([[17, 4], [4, 2]], [0, 1], keep_integers=True).train.inputs.dtype
         dtype('int32')
     """
-    inputs = as_columns(inputs)
-    x, y, w = _checked_arrays(inputs, targets, weights)
     checks.choice("missing", missing, ("error", "drop", "median"))
+    checks.choice("unseen", unseen, ("error", "other"))
     for name, flag in (("standardize", standardize), ("keep_integers", keep_integers)):
-        if flag is not None and not isinstance(flag, bool | np.bool_):  # text such as "no" is truthy
-            raise TypeError(f"{name}: expected True, False or None, got {checks.describe(flag)}")
-    given_dtype = x.dtype
-    given, names = _names(features, frame_names(inputs), x.shape[1])
+        _check_flag(name, flag, "True, False or None", (bool, np.bool_, type(None)))
+    for name, flag in (("stratify", stratify), ("standardize_targets", standardize_targets)):
+        _check_flag(name, flag, "True or False", (bool, np.bool_))
+    _check_ways(valid_fraction, stratify, split, groups, valid)
+    given = read(inputs, targets, weights, valid, features)
+    lost, names = given.lost, given.names
+    kept: np.ndarray = np.ones(len(lost), bool)
+    if missing == "error":
+        _check_known(given, lost)
+    elif missing == "drop":
+        kept = np.asarray(~lost.reshape(len(lost), -1).any(1))
+    train, held_out = _parts(given, kept, inputs, key, valid_fraction, stratify, split, groups)
+    w = given.weights
+    if class_weight is not None:
+        w = w * class_factors(class_weight, given.targets, given.classes, w, train)
+    for part, rows in (("data.train", train), ("data.valid", held_out)):
+        if len(rows):
+            checks.weights(f"weights of {part}", w[rows])
+    measure.check_weights(w)
+    measured = train[w[train] > 0]
+
+    encoding: encode.Encoding = ()
+    counts = dict(zip(names, lost.sum(0).tolist(), strict=True)) if missing == "median" and lost.ndim == 2 else {}
+    if isinstance(given.inputs, tuple):
+        encoding = encode.encoding_of(given.inputs, measured)
+        used = np.isin(np.arange(len(w)), np.concatenate([train, held_out])) & (w > 0)
+        x = encode.encoded(given.inputs, encoding, unseen=unseen, fills=missing == "median", used=used)
+        names = encode.names(encoding, names)
+        for name in repeated(names):
+            raise ValueError(f"inputs: expected a unique name for each encoded column, got {name!r} twice")
+        lost = np.isnan(x)
+    else:
+        x = given.inputs
+    given_dtype, shape = x.dtype, x.shape[1:]
     is_kept = _keeps_integers(keep_integers, x, standardize, missing)
     standardize = not is_kept if standardize is None else standardize
     floats = jax.dtypes.canonicalize_dtype(x.dtype if jnp.issubdtype(x.dtype, np.floating) else float)
     precise = at_least_float32(floats)  # the precision of models, whatever that of the data
-    shape, dtype = x.shape[1:], jax.dtypes.canonicalize_dtype(int) if is_kept else precise
+    dtype = jax.dtypes.canonicalize_dtype(int) if is_kept else precise
     x = x.astype(np.float64) if standardize or missing == "median" else x
-
-    lost = np.isnan(x)
-    if missing == "error" and lost.any():
-        raise ValueError(
-            f"inputs: expected finite numbers, got {int(lost.sum())} not finite, the first at"
-            f" {tuple(np.argwhere(lost)[0].tolist())}; missing='drop' or 'median' handles missing ones"
-        )
-    kept = np.ones(len(x), bool)
-    if missing == "drop":
-        kept = ~lost.reshape(len(x), -1).any(1)
     checks.finite("inputs", np.where(lost, 0, x) if lost.any() else x)
-    train, valid = split(key, np.flatnonzero(kept), valid_fraction)
-    for part, rows in (("data.train", train), ("data.valid", valid)):
-        if len(rows):
-            checks.weights(f"weights of {part}", w[rows])
-    measured = train[w[train] > 0]
 
     median = None
     indicators: tuple[int, ...] = ()
-    filled: dict[str, int] = {}
     if missing == "median":
-        median, indicators = _medians(x, lost, measured, names)
-        counts = lost.sum(0)
-        filled = {names[i]: int(counts[i]) for i in np.flatnonzero(counts)}
+        median, indicators = measure.medians(x, lost, measured, names)
         x = np.concatenate([np.where(lost, median, x), lost[:, indicators]], axis=1)
         names += tuple(f"{names[i]} missing" for i in indicators)
     mean, scale = np.zeros(()), np.ones(())
-    _check_range(x, names, precise)
+    measure.check_range(x, names, precise)
     if standardize:
-        mean, scale = x[measured].mean(0, keepdims=True), x[measured].std(0, keepdims=True)
-        scale[scale <= 1e-12 * np.abs(mean)] = 1
-        _check_resolution(mean, scale, names, precise)
-    options = {"features": given, "keep_integers": is_kept}
-    preprocess = Preprocess.of(median, mean, scale, indicators, shape, precise, **options)
+        mean, scale = measure.moments(x, measured)
+        flags = np.flatnonzero(encode.flags(encoding)[0])
+        mean[:, flags], scale[:, flags] = 0, 1
+        measure.check_resolution(mean, scale, names, precise)
+    y, of_targets = given.targets, {}
+    if standardize_targets:
+        y, *statistics = standardized(y, measured)
+        exact = at_least_float32(measure.device_dtype(given.targets.dtype, at_least=float))
+        target_mean, target_scale = (jnp.asarray(each, exact) for each in statistics)
+        of_targets = {"target_mean": target_mean, "target_scale": target_scale}
+    preprocess = Preprocess.of(
+        median,
+        mean,
+        scale,
+        precise,
+        indicators=indicators,
+        shape=shape,
+        features=given.features,
+        keep_integers=is_kept,
+        encoding=encoding,
+        unseen=unseen,
+        classes=given.classes,
+        **of_targets,
+    )
     if standardize:
         mean, scale, _ = preprocess.exact
         x = (x - mean) / scale
     elif not is_kept and not arrays.is_exact(given_dtype, precise):
         arrays.check_spread("inputs", x[train], dtype=precise)
+    on_host = arrays.narrowed("targets", y, measure.device_dtype(given.targets.dtype, at_least=int))
 
     def batch(name: str, rows: np.ndarray) -> Batch:
         return Batch(
             arrays.to_device(f"inputs of {name}", x[rows], dtype),
-            jnp.asarray(y[rows]),
+            jnp.asarray(on_host[rows]),
             jnp.asarray(w[rows], precise),
         )
 
+    filled = {name: count for name, count in counts.items() if count}
     return Data(
         train=batch("data.train", train),
-        valid=batch("data.valid", valid) if len(valid) else None,
+        valid=batch("data.valid", held_out) if len(held_out) else None,
         preprocess=preprocess,
         features=names,
-        report=Report(len(kept), int((~kept).sum()), filled, len(train), len(valid)),
+        report=Report(len(kept), int((~kept).sum()), filled, len(train), len(held_out)),
     )
 
 
-def _checked_arrays(inputs: Any, targets: Any, weights: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the arrays on the host, targets in their device dtype, after checking all but the inputs' values."""
-    for name, value in {"inputs": inputs, "targets": targets, "weights": weights}.items():
-        if not checks.is_concrete(value):
-            raise TypeError(f"{name}: expected concrete values, got traced ones; prepare data outside of jit")
-    x, y = arrays.as_numpy("inputs", inputs, masked_as_nan=True), arrays.as_numpy("targets", targets)
-    for name, value in (("inputs", x), ("targets", y)):
-        if value.ndim == 0 or value.size == 0:
-            raise ValueError(f"{name}: expected at least one row, got {checks.describe(value)}")
-    if x.ndim < 2:
-        raise ValueError(f"inputs: expected (rows, features, ...), got {checks.describe(x)}")
-    if len(x) != len(y):
-        raise ValueError(f"targets: expected as many rows as inputs, {len(x)}, got {len(y)}")
-    w = np.ones(len(x)) if weights is None else arrays.as_numpy("weights", weights).astype(np.float64)
-    if w.shape != (len(x),):
-        raise ValueError(f"weights: expected one per row, ({len(x)},), got {checks.describe(w)}")
-    checks.finite("targets", y)
-    checks.weights("weights", w)
-    _check_weights(w)
-    dtype = _device_dtype(y.dtype, at_least=int)
-    arrays.check_range("targets", y, dtype)
-    on_device = arrays.narrowed("targets", y, dtype)
-    arrays.check_spread("targets", y)
-    return x, on_device, w
+def _check_flag(name: str, flag: Any, wanted: str, kinds: tuple[type, ...]) -> None:
+    if not isinstance(flag, kinds):  # text such as "no" is truthy
+        raise TypeError(f"{name}: expected {wanted}, got {checks.describe(flag)}")
 
 
-def _check_weights(weights: np.ndarray) -> None:
-    """Raise an error for weights that vanish on the device, or whose sum is infinite there."""
-    limits = jnp.finfo(_device_dtype(weights.dtype, at_least=float))
-    lowest, total = float(weights[weights > 0].min()), float(weights.sum())
-    if lowest < float(limits.tiny) or total > float(limits.max):
-        raise ValueError(
-            f"weights: expected at least {float(limits.tiny):g} and a sum of at most {float(limits.max):g}, got"
-            f" {lowest:g} and a sum of {total:g}; divide them by their mean first"
-        )
+def _check_ways(valid_fraction: Any, stratify: bool, split: Any, groups: Any, valid: Any) -> None:
+    """Raise an error for more than one way to hold out rows, and for options of another way."""
+    checks.number("valid_fraction", valid_fraction, minimum=0, below=1)
+    by_fraction = valid_fraction != 0
+    is_chosen = {"split": split is not None, "valid": valid is not None, "valid_fraction": by_fraction}
+    ways = [way for way, chosen in is_chosen.items() if chosen]
+    if len(ways) > 1:
+        raise ValueError(f"{ways[0]}: expected one way to hold out rows, got {' and '.join(ways)}")
+    if stratify and not by_fraction:
+        raise ValueError("stratify: expected a valid_fraction above 0 to hold out of each class, got 0")
+    if groups is not None and not splits.is_splitter(split):
+        raise ValueError("groups: expected a splitter to go with them, such as split=GroupKFold(), got none")
 
 
-def _names(
-    features: Sequence[str] | None, columns: tuple[str, ...] | None, count: int
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the names given to the features, if any, and the names to call them by."""
-    if isinstance(features, str):
-        raise TypeError(f"features: expected a sequence of names, got {features!r}")
-    if features is not None and len(features) != count:
-        raise ValueError(f"features: expected {count} names, got {len(features)}")
-    given = columns or () if features is None else tuple(map(str, features))
-    for name in repeated(given):
-        which = "features" if features is not None else "inputs"
-        raise ValueError(f"{which}: expected a unique name for each feature, got {name!r} twice")
-    return given, given or tuple(f"x{i}" for i in range(count))
+def _check_known(given: Given, lost: np.ndarray) -> None:
+    """Raise an error for missing values."""
+    if not lost.any():
+        return
+    count = int(lost.sum())
+    row, *place = np.argwhere(lost)[0].tolist()
+    name, row = ("inputs", row) if row < given.train else ("inputs of valid", row - given.train)
+    hint = "missing='drop' or 'median' handles missing ones"
+    if isinstance(given.inputs, tuple):
+        where = f"column {given.names[place[0]]!r} of row {row}"
+        raise ValueError(f"{name}: expected no missing values, got {count}, the first in {where}; {hint}")
+    raise ValueError(f"{name}: expected finite numbers, got {count} not finite, the first at {(row, *place)}; {hint}")
+
+
+def _parts(
+    given: Given,
+    kept: np.ndarray,
+    inputs: Any,
+    key: Array | None,
+    valid_fraction: float,
+    stratify: bool,
+    split: Any,
+    groups: Any,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the positions of the rows of both parts, without those dropped."""
+    rows = np.flatnonzero(kept)
+    if stratify:
+        return splits.by_class(key, rows, valid_fraction, given.targets)
+    if split is None and given.train == len(kept):
+        return splits.at_random(key, rows, valid_fraction)
+    if split is None:
+        train, valid = rows[rows < given.train], rows[rows >= given.train]
+    else:
+        train, valid = (part[kept[part]] for part in splits.given(split, groups, inputs, given.targets))
+    for name, part in (("to train on", train), ("held out", valid)):
+        if not len(part):
+            raise ValueError(f"inputs: expected at least one row {name} without a missing value, got none")
+    return train, valid
 
 
 def _keeps_integers(asked: bool | None, x: np.ndarray, standardize: bool | None, missing: Missing) -> bool:
@@ -282,73 +358,3 @@ def _keeps_integers(asked: bool | None, x: np.ndarray, standardize: bool | None,
     if asked and standardize:
         raise ValueError("keep_integers: expected integers that are not standardised, got standardize=True")
     return asked
-
-
-def _medians(
-    x: np.ndarray, lost: np.ndarray, measured: np.ndarray, names: tuple[str, ...]
-) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Return the medians of the measured rows, and the features with missing values among them."""
-    if x.ndim != 2:
-        raise ValueError(f"inputs: expected (rows, features) to fill in medians, got {checks.describe(x)}")
-    unknown = lost[measured].all(0)
-    if unknown.any():
-        raise ValueError(f"inputs: expected some known values of {names[int(unknown.argmax())]!r}, got only NaN")
-    indicators = tuple(int(i) for i in np.flatnonzero(lost[measured].any(0)))
-    return np.nanmedian(x[measured], axis=0, keepdims=True), indicators
-
-
-def _check_range(x: np.ndarray, names: tuple[str, ...], dtype: Any) -> None:
-    """Raise an error for features that become infinite or zero in the dtype in which predictions may receive them."""
-    if x.dtype != np.float64:
-        return
-    limits = jnp.finfo(dtype)
-    largest = np.maximum(np.fmax.reduce(x), -np.fmin.reduce(x)).reshape(x.shape[1], -1).max(1)
-    is_lost = (largest > float(limits.max)) | ((largest > 0) & (largest < float(limits.tiny)))
-    if is_lost.any():
-        first = int(is_lost.argmax())
-        raise ValueError(
-            f"inputs: expected features that {jnp.dtype(dtype)} can hold, got {names[first]!r} with values up to"
-            f" {largest[first]:g}; divide it by its scale first"
-        )
-
-
-def _check_resolution(mean: np.ndarray, scale: np.ndarray, names: tuple[str, ...], dtype: Any) -> None:
-    """Raise an error for features whose spread is lost in the dtype in which predictions may receive them."""
-    limits = jnp.finfo(dtype)
-    most = 1e5 * float(np.finfo(np.float32).eps) / float(limits.eps)
-    lost = (np.abs(mean) > most * scale).reshape(mean.shape[1], -1).any(1)
-    if lost.any():
-        raise ValueError(
-            f"inputs: expected features that {jnp.dtype(dtype)} can tell apart, got {names[int(lost.argmax())]!r} with"
-            f" a mean of over {most:,.0f} standard deviations; subtract an offset first"
-        )
-    vanishing = (scale < float(limits.tiny)).reshape(scale.shape[1], -1).any(1)
-    if vanishing.any():
-        raise ValueError(
-            f"inputs: expected features that {jnp.dtype(dtype)} can hold, got {names[int(vanishing.argmax())]!r} with a"
-            f" standard deviation of {scale.min():g}; divide it by its scale first"
-        )
-
-
-def _device_dtype(dtype: Any, at_least: type) -> Any:
-    """Return the device's dtype for these values, or for `at_least` if theirs is of a lesser kind."""
-    kind = np.floating if at_least is float else np.number
-    return jax.dtypes.canonicalize_dtype(dtype if jnp.issubdtype(dtype, kind) else at_least)
-
-
-def split(key: Array | None, rows: np.ndarray, valid_fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the rows to hold out, and return both parts in the order of the data."""
-    if len(rows) == 0:
-        raise ValueError("inputs: expected at least one row without a missing value, got none")
-    checks.number("valid_fraction", valid_fraction, minimum=0, below=1)
-    if valid_fraction == 0:
-        return rows, rows[:0]
-    checks.key("key", key)
-    count = round(Fraction(str(valid_fraction)) * len(rows))  # of the fraction as written, not as stored
-    if not 0 < count < len(rows):
-        raise ValueError(
-            f"valid_fraction: expected a fraction that leaves rows in both parts, got"
-            f" {valid_fraction:g} of {len(rows)} rows"
-        )
-    order = np.asarray(jax.random.permutation(cast(Array, key), len(rows)))
-    return np.sort(rows[order[count:]]), np.sort(rows[order[:count]])

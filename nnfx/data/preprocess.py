@@ -1,8 +1,6 @@
 """The map from raw features to those that a model is trained on."""
 
 import dataclasses
-from collections import Counter
-from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -11,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnfx import checks
-from nnfx.arrays import as_numpy, column_names, is_exact, to_device
+from nnfx.arrays import as_numpy, is_exact, to_device
+from nnfx.data import encode
+from nnfx.data.frames import in_order_of
 from nnfx.types import Array, Sequences
 
 __all__ = ["Preprocess", "each"]
@@ -20,29 +20,41 @@ _NUMBERS_AT_ONCE = 2**17
 """How many numbers to process at a time: few enough to stay in a cache."""
 
 
+MEANINGS = ("indicators", "shape", "features", "keep_integers", "encoding", "unseen", "classes")
+"""The fields that are no arrays: the same for every fold."""
+
+
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["median", "mean", "scale", "remainder"],
-    meta_fields=["indicators", "shape", "features", "keep_integers"],
+    data_fields=["median", "mean", "scale", "remainder", "target_mean", "target_scale"],
+    meta_fields=MEANINGS,
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Preprocess:
-    """The map from raw features to those a model is trained on, determined by the training part alone.
+    """The map from raw features to those a model is trained on, and from its outputs back to the unit of the targets.
 
-    Missing values (NaN) become the median, an indicator is appended for each feature in `indicators`, and
-    the result is standardised: `(x − mean) / scale`. Concrete inputs are computed as the training data were, in
-    float64 on the host if those were, so that raw training rows become the prepared ones to the last bit.
+    Both are determined by the training part alone. Categories and booleans of a frame become columns of 0 and 1.
+    Missing numbers (NaN) become the median, an indicator is appended for each feature in `indicators`, and everything
+    but the columns of 0 and 1 is standardised: `(x − mean) / scale`. Concrete inputs are computed as the training data
+    were, in float64 on the host if those were, so that raw training rows become the prepared ones to the last bit.
 
     Attributes:
         median: `(1, features)`; None, or a scalar NaN, if nothing is filled.
         mean: `(1, features + indicators)`, or a scalar zero if nothing is standardised.
         scale: like `mean`; the standard deviation, or 1 for a constant feature.
         indicators: the positions of the features that have an indicator for missing values.
-        shape: the shape of a raw example.
+        shape: the shape of a raw example, with its categories as columns of 0 and 1.
         features: the names of the raw features, by which the columns of a frame are found; empty if they have none.
         keep_integers: whether integers stay integers, as tokens do; None keeps those `(batch, n)` that are left
             unchanged.
         remainder: what rounding cut off from the mean, the scale and the median, to be added back; None if nothing.
+        encoding: for each column of a frame, None for numbers, `()` for booleans, or its categories, the last of which
+            is None if missing values are a category of their own; empty if all columns are numbers.
+        unseen: what to do about categories that are not among these: raise an `"error"`, or give `"other"` 0 in all
+            columns.
+        classes: the names of the classes that the targets stand for, by label; empty if they have none.
+        target_mean: the mean of the targets, `(1, ...)`; None if they are not standardised.
+        target_scale: the standard deviation of the targets, like `target_mean`.
     """
 
     median: Array | None
@@ -53,6 +65,11 @@ class Preprocess:
     features: tuple[str, ...] = ()
     keep_integers: bool | None = None
     remainder: tuple[Array, Array, Array | None] | None = None
+    encoding: encode.Encoding = ()
+    unseen: str = "error"
+    classes: tuple[str, ...] = ()
+    target_mean: Array | None = None
+    target_scale: Array | None = None
 
     @classmethod
     def of(
@@ -60,18 +77,24 @@ class Preprocess:
         median: np.ndarray | None,
         mean: np.ndarray,
         scale: np.ndarray,
-        indicators: tuple[int, ...],
-        shape: tuple[int, ...],
         dtype: Any,
-        **names: Any,
+        **others: Any,
     ) -> "Preprocess":
-        """Create the map from numbers in float64, each stored as the sum of two numbers of a dtype."""
+        """Create the map from numbers in float64, each stored as the sum of two numbers of a dtype.
+
+        Args:
+            median: as the attribute.
+            mean: as the attribute.
+            scale: as the attribute.
+            dtype: the dtype.
+            **others: all other attributes that differ from their defaults.
+        """
         (mean, mean_rest), (scale, scale_rest) = _halves(mean, dtype), _halves(scale, dtype)
         median, median_rest = (None, None) if median is None else _halves(median, dtype)
         changes_nothing = median is None and not mean.ndim and not (mean_rest.any() or scale_rest.any())
         rest = None if changes_nothing else (mean_rest, scale_rest, median_rest)
         numbers: Any = jax.tree.map(jnp.asarray, (median, mean, scale, rest))
-        return cls(numbers[0], numbers[1], numbers[2], indicators, shape, remainder=numbers[3], **names)
+        return cls(numbers[0], numbers[1], numbers[2], remainder=numbers[3], **others)
 
     @property
     def fills(self) -> bool:
@@ -92,29 +115,71 @@ class Preprocess:
         """Return raw inputs `(batch, features)` prepared for the model, `(batch, features + indicators)`.
 
         Args:
-            inputs: an array, a list, a tensor, or a frame, whose columns are put in the order of `features`.
+            inputs: an array, a list, a tensor, or a frame, whose columns are put in the order of `features`. If the
+                model was trained on a frame with categories, an array holds its columns with these as 0 and 1.
 
         Raises:
-            TypeError: for inputs that do not hold real numbers, and for `Sequences`, which are already prepared.
-            ValueError: for a wrong number of features, columns with other names, or concrete values that are infinite,
-                missing if nothing is filled, or not integers if integers are kept.
+            TypeError: for inputs that do not hold real numbers, columns that held something else in training, and
+                `Sequences`, which are already prepared.
+            ValueError: for a wrong number of features, columns with other names, categories that did not occur in
+                training (see `unseen`), or concrete values that are infinite, missing if nothing is filled, or not
+                integers if integers are kept.
         """
         if isinstance(inputs, Sequences):
             raise TypeError(
                 "inputs: expected raw features as one array or frame, got Sequences; pass prepared ones to run.apply"
             )
-        x = _looked_up(inputs, self.features)
+        x = self._encoded(in_order_of(self.features, inputs))
         if not _stays(x):
             x = as_numpy("inputs", x, masked_as_nan=True)
         checks.numeric("inputs", x)
         if x.shape[1:] != self.shape or x.ndim == 0:
             expected = ", ".join(["batch", *map(str, self.shape)])
-            raise ValueError(f"inputs: expected raw features ({expected}), got {checks.describe(x)}")
+            hint = ", or a frame with the columns trained on" if self.encoding else ""
+            raise ValueError(f"inputs: expected raw features ({expected}){hint}, got {checks.describe(x)}")
         if self._keeps(x.dtype):
             return _as_integers(x)
         loses_nothing = self.remainder is None and is_exact(x.dtype, self.mean.dtype)  # then on the device, like images
         on_host = isinstance(x, np.ndarray) and _is_local(self) and not loses_nothing
         return jnp.asarray(self._on_host(x)) if on_host else self._on_device(x)
+
+    def _encoded(self, inputs: Any) -> Any:
+        """Return a frame as numbers if the training rows held categories, and anything else unchanged."""
+        if not self.encoding:
+            return inputs
+        columns = encode.columns("inputs", inputs, self.features or None, encode.kinds_of(self.encoding))
+        if columns is None:
+            return inputs
+        return encode.encoded(columns, self.encoding, unseen=self.unseen, fills=self.fills)
+
+    def raw_outputs(self, outputs: Any, axis: int = 0) -> Any:
+        """Return a model's outputs in the unit of the raw targets, `scale · z + mean`, if these were standardised.
+
+        Args:
+            outputs: in the shape of the targets; a single output may be `(batch, 1)`.
+            axis: the axis of the rows; 1 for stacked maps, and the outputs of the model of each.
+
+        Raises:
+            ValueError: for outputs of another shape, such as the parameters of a distribution.
+        """
+        if self.target_mean is None or self.target_scale is None:
+            return outputs
+        shape = self.target_mean.shape[axis + 1 :]
+        if not hasattr(outputs, "shape") or outputs.shape[axis + 1 :] not in (shape, (*shape, 1)):
+            raise ValueError(
+                f"outputs: expected ({', '.join(['batch', *map(str, shape)])}) like the standardised targets, got"
+                f" {checks.describe(outputs)}; run.apply returns other outputs as they are"
+            )
+        shape = (*self.target_mean.shape, *[1] * (outputs.ndim - self.target_mean.ndim))
+        statistics = self.target_mean, self.target_scale
+        if isinstance(outputs, jax.Array) and _is_local((statistics, outputs)):
+            # on the host nothing is compiled for each number of rows
+            exact_mean, exact_scale = (np.asarray(each, np.float64).reshape(shape) for each in statistics)
+            raw = np.asarray(outputs, np.float64) * exact_scale + exact_mean
+            dtype = jnp.promote_types(outputs.dtype, self.target_mean.dtype)
+            return jax.device_put(raw.astype(dtype), outputs.sharding)
+        mean, scale = (each.reshape(shape) for each in statistics)
+        return outputs * scale + mean
 
     def _keeps(self, dtype: Any) -> bool:
         """Return whether inputs of a dtype go to the model as integers."""
@@ -243,43 +308,3 @@ def _as_integers(x: Any) -> Array:
     if isinstance(x, np.ndarray):
         return to_device("inputs", x, int)
     return x if jnp.issubdtype(x.dtype, np.integer) else x.astype(int)
-
-
-def _looked_up(inputs: Any, features: tuple[str, ...]) -> Any:
-    """Return a frame's columns in the order of the features, and anything without names unchanged."""
-    inputs = as_columns(inputs)
-    names = frame_names(inputs)
-    if names is None or not features or names == features:
-        return inputs
-    ours, theirs = set(features), set(names)
-    problems = {
-        "without": [name for name in features if name not in theirs],
-        "with": [name for name in names if name not in ours],
-        "twice": repeated(names),
-    }
-    if any(problems.values()):
-        got = " and ".join(
-            f"{problem} {', '.join(map(repr, which[:5]))}{', …' if len(which) > 5 else ''}"
-            for problem, which in problems.items()
-            if which
-        )
-        raise ValueError(f"inputs: expected the {len(features)} columns trained on, got columns {got}")
-    places = {name: i for i, name in enumerate(names)}
-    order = [places[name] for name in features]
-    return inputs.iloc[:, order] if hasattr(inputs, "iloc") else inputs[:, order]
-
-
-def as_columns(inputs: Any) -> Any:
-    """Return a pandas or polars Series as a frame of one column, and anything else unchanged."""
-    return inputs.to_frame() if getattr(inputs, "ndim", 1) == 1 and hasattr(inputs, "to_frame") else inputs
-
-
-def frame_names(inputs: Any) -> tuple[str, ...] | None:
-    """Return the names of a frame's columns; None if they are only numbered, and for anything but a frame."""
-    names = column_names(inputs)
-    return None if names is None or names in (tuple(map(str, range(len(names)))), ("",)) else names
-
-
-def repeated(names: Iterable[str]) -> list[str]:
-    """Return the names that occur more than once."""
-    return [name for name, count in Counter(names).items() if count > 1]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnfx import arrays, checks
-from nnfx.data.preprocess import as_columns
+from nnfx.data.frames import as_columns
 from nnfx.data.times import irregularity, times_of
 from nnfx.types import Array
 

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.compose import ColumnTransformer
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import nnfx
 from nnfx.data.folds import Folds
@@ -125,3 +126,50 @@ def test_a_spread_that_one_row_hides_is_refused():
     data = nnfx.data.prepare(x, np.zeros(ROWS), features=["income"])
     with pytest.raises(ValueError, match="folds: expected features that float32 can tell apart .* got 'income'"):
         fold_of(data, 0)
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+@pytest.mark.parametrize("missing", ["error", "median"])
+def test_categories_are_those_of_the_rows_of_a_fold(missing, standardize):
+    pandas = pytest.importorskip("pandas")
+    port = RNG.choice(["a", "b", "c"], ROWS).astype(object)
+    port[[1, 4]] = "rare"  # both in the second fold
+    age, alone = RNG.normal(40, 9, ROWS), RNG.random(ROWS) < 0.5
+    if missing == "median":
+        age[::7], port[::5] = np.nan, None
+    frame = pandas.DataFrame({"port": port, "age": age, "alone": alone})
+    data = nnfx.data.prepare(frame, np.zeros(ROWS), missing=missing, standardize=standardize)
+    categories = 4 + (missing == "median")
+    for fold in range(COUNT):
+        mine = frame[fold != OF_ROW]
+        impute = [SimpleImputer(strategy="median", add_indicator=True)] if missing == "median" else []
+        scale = [StandardScaler()] if standardize else []
+        theirs = ColumnTransformer(
+            [
+                ("port", OneHotEncoder(sparse_output=False, handle_unknown="ignore"), ["port"]),
+                ("alone", "passthrough", ["alone"]),
+                ("age", make_pipeline(*impute, *scale) if impute + scale else "passthrough", ["age"]),
+            ]
+        ).fit(mine)
+        expected = theirs.transform(frame).astype(float)
+        if fold == 1:  # where the category has no column, ours is empty
+            expected = np.insert(expected, 3, 0, axis=1)
+        order = [*range(categories), categories + 1, categories, *range(categories + 2, expected.shape[1])]
+        inputs, preprocess = fold_of(data, fold)
+        for found in (inputs, preprocess(frame)):
+            np.testing.assert_allclose(found, expected[:, order], rtol=1e-5, atol=1e-5)
+
+
+def test_targets_are_standardised_by_the_rows_of_a_fold():
+    y = RNG.normal(size=(ROWS, 2)) * [3, 1e4] + [100, 1e6]
+    y[:, 1] = np.where(OF_ROW == 2, y[:, 1], 7e5)  # constant in one fold
+    data = nnfx.data.prepare(KINDS["plain"], y, standardize_targets=True)
+    for standardize in (True, False):
+        data = nnfx.data.prepare(KINDS["plain"], y, standardize_targets=True, standardize=standardize)
+        folds = Folds.of(data.train, data.preprocess, jnp.asarray(OF_ROW), COUNT)
+        for fold in range(COUNT):
+            theirs = StandardScaler().fit(y[fold != OF_ROW])
+            found = jax.jit(folds.targets)(data.train.targets, fold)
+            np.testing.assert_allclose(found, theirs.transform(y), rtol=1e-3, atol=1e-4)
+            own = jax.tree.map(lambda stack, fold=fold: stack[fold], folds.preprocess)
+            np.testing.assert_allclose(own.raw_outputs(found), y, rtol=1e-5)

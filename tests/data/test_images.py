@@ -61,6 +61,7 @@ def test_the_kept_map_takes_raw_images_to_the_prepared_ones(standardize):
         np.testing.assert_allclose(data.preprocess(raw.inputs.astype(np.float32)), batch.inputs, rtol=1e-6, atol=1e-6)
         np.testing.assert_array_equal(raw.targets, batch.targets)
         np.testing.assert_array_equal(batch.weights, np.ones(len(raw.targets)))
+    assert data.classes == IMAGES.classes
     if not standardize:
         np.testing.assert_allclose(data.train.inputs, IMAGES.train.inputs / 255, rtol=1e-6)
 

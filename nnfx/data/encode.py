@@ -1,0 +1,297 @@
+"""Categories as numbers: one column of 0 and 1 for each category that occurs in the training rows of a frame."""
+
+import numbers
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from nnfx import checks
+from nnfx.arrays import as_numpy, column_names
+
+__all__ = [
+    "Column",
+    "Encoding",
+    "Unseen",
+    "columns",
+    "encoded",
+    "encoding_of",
+    "flags",
+    "kinds_of",
+    "labels",
+    "names",
+    "text",
+]
+
+Encoding = tuple[tuple[str | None, ...] | None, ...]
+"""For each column of a frame: None for numbers, `()` for booleans, or the categories; the last is None if missing
+values are a category of their own."""
+Unseen = Literal["error", "other"]
+Kind = Literal["number", "boolean", "category"]
+
+_POLARS: dict[str, Kind] = {
+    "Boolean": "boolean",
+    "String": "category",
+    "Categorical": "category",
+    "Enum": "category",
+}
+
+
+class Column(NamedTuple):
+    """One column of a frame, on the host.
+
+    Attributes:
+        name: its name.
+        kind: what it holds.
+        values: `(rows,)`; float64 with NaN for missing numbers and booleans, or objects with None for missing
+            categories.
+    """
+
+    name: str
+    kind: Kind
+    values: np.ndarray
+
+    @property
+    def missing(self) -> np.ndarray:
+        """Which values are missing, `(rows,)`."""
+        if self.kind != "category":
+            return np.isnan(self.values)
+        return np.fromiter((value is None for value in self.values), bool, len(self.values))
+
+    def joined(self, other: "Column") -> "Column":
+        """Return the column with the rows of another one of the same kind appended."""
+        return self._replace(values=np.concatenate([self.values, other.values]))
+
+
+def columns(
+    name: str, frame: Any, names: Sequence[str] | None = None, kinds: Sequence[Kind] | None = None
+) -> tuple[Column, ...] | None:
+    """Read the columns of a frame that holds more than numbers.
+
+    Args:
+        name: the name of the argument, for error messages.
+        frame: a frame of pandas or polars, or anything else.
+        names: what to call the columns; by default, by the frame's own names.
+        kinds: the kinds that the columns have to be of; by default, what they are.
+
+    Returns:
+        The columns, or None for anything but a frame, and if no kinds are given and all columns are numbers.
+
+    Raises:
+        TypeError: for columns that hold neither numbers nor booleans nor text, or something other than `kinds`.
+        ValueError: for a number of columns other than that of `kinds`.
+    """
+    own = column_names(frame)
+    if own is None:
+        return None
+    dtypes = [_kind_of(dtype) for dtype in frame.dtypes]
+    if kinds is None and all(kind == "number" for kind in dtypes):
+        return None
+    if kinds is not None and len(kinds) != len(own):
+        raise ValueError(f"{name}: expected {len(kinds)} columns, as trained on, got {len(own)}")
+    series = [frame.iloc[:, i] for i in range(len(own))] if hasattr(frame, "iloc") else frame.get_columns()
+    read = tuple(map(_column, [name] * len(own), names or own, series, dtypes))
+    if kinds is not None:
+        return tuple(_of_kind(name, column, kind) for column, kind in zip(read, kinds, strict=True))
+    return read if any(column.kind != "number" for column in read) else None
+
+
+def encoding_of(table: Sequence[Column], rows: np.ndarray) -> Encoding:
+    """Return the categories that occur in some rows, numbers before text, each in ascending order.
+
+    Raises:
+        ValueError: for columns without a known value in these rows.
+    """
+
+    def categories(column: Column) -> tuple[str | None, ...] | None:
+        if column.kind != "category":
+            return () if column.kind == "boolean" else None
+        found = set(column.values[rows])
+        if not found - {None}:
+            raise ValueError(f"inputs: expected some known values of {column.name!r}, got only missing ones")
+        known = sorted(found - {None}, key=lambda value: (isinstance(value, str), value))
+        return (*dict.fromkeys(map(text, known)), *([None] if None in found else []))
+
+    return tuple(map(categories, table))
+
+
+def kinds_of(encoding: Encoding) -> list[Kind]:
+    """Return the kinds of the columns that an encoding is for."""
+    return ["number" if each is None else "category" if each else "boolean" for each in encoding]
+
+
+def encoded(
+    table: Sequence[Column],
+    encoding: Encoding,
+    *,
+    name: str = "inputs",
+    unseen: str = "error",
+    fills: bool = False,
+    used: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return columns as numbers, float64 `(rows, encoded columns)`.
+
+    Args:
+        table: the columns.
+        encoding: their categories.
+        name: the name of the argument, for error messages.
+        unseen: whether categories that are not in the encoding raise an error, or are 0 in all columns.
+        fills: whether missing categories may occur; if they have no column of their own, they are 0 in all columns.
+        used: the rows to raise errors for; all by default.
+
+    Raises:
+        ValueError: for missing and unseen categories; the error names the column and the value.
+    """
+    parts = []
+    for column, categories in zip(table, encoding, strict=True):
+        if not categories:
+            parts.append(column.values[:, None])
+            continue
+        place = {category: i for i, category in enumerate(categories)}
+        values = [None if value is None else text(value) for value in column.values]
+        codes = np.array([place.get(value, -1) for value in values], int)
+        is_wrong = codes < 0 if used is None else (codes < 0) & used
+        for value in dict.fromkeys(values[row] for row in np.flatnonzero(is_wrong)):
+            if value is None and not fills:
+                raise ValueError(f"{name}: expected no missing values, got some in column {column.name!r}")
+            if value is not None and unseen == "error":
+                raise ValueError(
+                    f"{name}: expected categories of {column.name!r} that occur in the training rows, got {value!r};"
+                    " prepare(..., unseen='other') takes others, as 0 in all columns"
+                )
+        parts.append((codes[:, None] == np.arange(len(categories))[None]).astype(np.float64))
+    return np.concatenate(parts, axis=1)
+
+
+def names(encoding: Encoding, features: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the encoded columns.
+
+    >>> names((None, (), ("Cherbourg", "Southampton", None)), ("age", "alone", "port"))
+    ('age', 'alone', 'port=Cherbourg', 'port=Southampton', 'port missing')
+    """
+    found: list[str] = []
+    for name, categories in zip(features, encoding, strict=True):
+        of_column = [f"{name} missing" if each is None else f"{name}={each}" for each in categories or ()]
+        found += of_column or [name]
+    return tuple(found)
+
+
+def flags(encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
+    """Return which encoded columns are 0 and 1, and which of these stand for a category, `(encoded columns,)` each.
+
+    >>> flags((None, (), ("Cherbourg", None)))
+    (array([False,  True,  True,  True]), array([False, False,  True,  True]))
+    """
+    widths = [max(len(categories or ()), 1) for categories in encoding]
+    are_flags, are_categories = [each is not None for each in encoding], [bool(each) for each in encoding]
+    return np.repeat(are_flags, widths).astype(bool), np.repeat(are_categories, widths).astype(bool)
+
+
+def labels(name: str, values: Any) -> np.ndarray | None:
+    """Return labels that are text or categories as objects `(rows,)`, and None for anything else, such as numbers.
+
+    Args:
+        name: the name of the argument, for error messages.
+        values: a Series, a frame of one column, a list or an array.
+
+    Raises:
+        TypeError: for labels mixed with something else.
+        ValueError: for missing labels, and more than one column of them.
+    """
+    values = values.to_frame() if hasattr(values, "to_frame") else values
+    found = columns(name, values)
+    if found is not None:
+        if all(column.kind != "category" for column in found):
+            return None
+        if len(found) != 1:
+            raise ValueError(f"{name}: expected one column of labels, got {len(found)} columns with text among them")
+        objects = found[0].values
+    else:
+        flat = values
+        kind = getattr(getattr(values, "dtype", None), "kind", None)
+        if kind in ("U", "O") and not isinstance(values, np.ma.MaskedArray):
+            flat = np.asarray(values, object).ravel().tolist()  # of NumPy, or of pandas with a dtype of its own
+        if not isinstance(flat, list | tuple) or not any(isinstance(value, str) for value in flat):
+            return None
+        if len(flat) != len(values):
+            raise TypeError(f"{name}: expected one column of labels, got {checks.describe(values)}")
+        objects = _plain(name, None, list(flat))
+    missing = sum(value is None for value in objects)
+    if missing:
+        raise ValueError(f"{name}: expected no masked or missing values, got {missing}")
+    return objects
+
+
+def text(value: Any) -> str:
+    """Return a category as text; equal numbers give the same text.
+
+    >>> text("first"), text(2), text(2.0), text(True)
+    ('first', '2', '2', 'True')
+    """
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, bool | np.bool_):
+        return str(bool(value))
+    return str(int(value)) if float(value).is_integer() else str(float(value))
+
+
+def _kind_of(dtype: Any) -> Kind | None:
+    """Return the kind of values of a dtype; None if their values have to be looked at."""
+    if hasattr(dtype, "is_numeric"):
+        return "number" if dtype.is_numeric() else _POLARS.get(str(dtype).partition("(")[0])
+    if hasattr(dtype, "categories"):
+        return "category"
+    kind = getattr(dtype, "kind", "O")
+    return "boolean" if kind == "b" else "number" if kind in "iuf" else None
+
+
+def _column(name: str, of: str, series: Any, kind: Kind | None) -> Column:
+    if kind == "number":
+        return Column(of, "number", as_numpy(name, series, masked_as_nan=True).astype(np.float64))
+    if hasattr(series, "isna"):
+        pairs = zip(series.astype(object).tolist(), series.isna().tolist(), strict=True)
+        values = [None if is_missing else value for value, is_missing in pairs]
+    else:
+        values = series.to_list()
+    objects = _plain(name, of, values)
+    if kind is None:
+        found = {type(value) for value in objects if value is not None}
+        has_text = not found or any(issubclass(each, str) for each in found)
+        is_boolean = all(issubclass(each, bool | np.bool_) for each in found)
+        kind = "category" if has_text else "boolean" if is_boolean else "number"
+    if kind != "category":
+        return Column(of, kind, np.array([np.nan if value is None else value for value in objects], np.float64))
+    return Column(of, kind, objects)
+
+
+def _plain(name: str, column: str | None, values: list[Any]) -> np.ndarray:
+    """Return numbers, booleans and text as objects, with None for missing ones."""
+    objects = np.empty(len(values), object)
+    for i, value in enumerate(values):
+        if value is not None and not isinstance(value, str | bool | np.bool_ | numbers.Real):
+            where = "" if column is None else f" in column {column!r}"
+            raise TypeError(f"{name}: expected numbers, booleans or text, got a {type(value).__name__}{where}")
+        objects[i] = None if value is None or value != value else value  # NaN differs from itself
+    return objects
+
+
+def _of_kind(name: str, column: Column, kind: Kind) -> Column:
+    """Return a column as the kind that was trained on."""
+    if column.kind == kind:
+        return column
+    if kind == "category":
+        to = bool if column.kind == "boolean" else float
+        objects = np.array([None if np.isnan(value) else to(value) for value in column.values], object)
+        return Column(column.name, kind, objects)
+    wanted = "numbers" if kind == "number" else "booleans"
+    if column.kind == "category":
+        first = next((value for value in column.values if value is not None), None)
+        if first is None:
+            return column._replace(kind=kind, values=np.full(len(column.values), np.nan))
+        raise TypeError(f"{name}: expected {wanted} in column {column.name!r}, as trained on, got {first!r}")
+    is_wrong = (column.values != 0) & (column.values != 1) & ~column.missing
+    if kind == "boolean" and is_wrong.any():
+        raise ValueError(
+            f"{name}: expected {wanted} in column {column.name!r}, as trained on, got {column.values[is_wrong][0]:g}"
+        )
+    return column._replace(kind=kind)

@@ -1,0 +1,58 @@
+"""Frames of pandas and polars, told by what they can do rather than by their type: neither is imported."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from nnfx.arrays import column_names
+
+__all__ = ["as_columns", "frame_names", "in_order_of", "repeated"]
+
+
+def as_columns(inputs: Any) -> Any:
+    """Return a pandas or polars Series as a frame of one column, and anything else unchanged."""
+    return inputs.to_frame() if getattr(inputs, "ndim", 1) == 1 and hasattr(inputs, "to_frame") else inputs
+
+
+def frame_names(inputs: Any) -> tuple[str, ...] | None:
+    """Return the names of a frame's columns; None if they are only numbered, and for anything but a frame."""
+    names = column_names(inputs)
+    return None if names is None or names in (tuple(map(str, range(len(names)))), ("",)) else names
+
+
+def in_order_of(features: tuple[str, ...], inputs: Any, name: str = "inputs") -> Any:
+    """Return a frame's columns in the order of the features, and anything without names unchanged.
+
+    Args:
+        features: the names to look for; empty if there are none.
+        inputs: a frame, a Series, or anything else.
+        name: the name of the argument, for error messages.
+
+    Raises:
+        ValueError: for columns that are missing, strange or repeated.
+    """
+    inputs = as_columns(inputs)
+    names = frame_names(inputs)
+    if names is None or not features or names == features:
+        return inputs
+    ours, theirs = set(features), set(names)
+    problems = {
+        "without": [each for each in features if each not in theirs],
+        "with": [each for each in names if each not in ours],
+        "twice": repeated(names),
+    }
+    if any(problems.values()):
+        got = " and ".join(
+            f"{problem} {', '.join(map(repr, which[:5]))}{', …' if len(which) > 5 else ''}"
+            for problem, which in problems.items()
+            if which
+        )
+        raise ValueError(f"{name}: expected the {len(features)} columns trained on, got columns {got}")
+    places = {each: i for i, each in enumerate(names)}
+    order = [places[each] for each in features]
+    return inputs.iloc[:, order] if hasattr(inputs, "iloc") else inputs[:, order]
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """Return the names that occur more than once."""
+    return [name for name, count in Counter(names).items() if count > 1]

@@ -1,0 +1,178 @@
+"""What users hand to `prepare`: read on the host in its own precision, checked, and stacked row by row."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nnfx import arrays, checks
+from nnfx.data import encode
+from nnfx.data.frames import as_columns, frame_names, in_order_of, repeated
+from nnfx.data.measure import device_dtype
+from nnfx.data.targets import as_classes
+
+__all__ = ["Given", "read"]
+
+
+class Given(NamedTuple):
+    """The rows of both parts, those to train on first.
+
+    Attributes:
+        inputs: an array of numbers `(rows, ...)`, or the columns of a frame with categories or booleans.
+        targets: `(rows, ...)`; integers if they were text.
+        weights: `(rows,)` in float64.
+        features: the names given to the raw features; empty if they have none.
+        names: what to call the raw features.
+        classes: the names of the classes, if the targets were text.
+        train: how many rows come before those of `valid`; all if that was not given.
+    """
+
+    inputs: np.ndarray | tuple[encode.Column, ...]
+    targets: np.ndarray
+    weights: np.ndarray
+    features: tuple[str, ...]
+    names: tuple[str, ...]
+    classes: tuple[str, ...]
+    train: int
+
+    @property
+    def lost(self) -> np.ndarray:
+        """Which values are missing, `(rows, raw features)` for columns, or like the array."""
+        if isinstance(self.inputs, np.ndarray):
+            return np.isnan(self.inputs)
+        return np.stack([column.missing for column in self.inputs], axis=1)
+
+
+def read(inputs: Any, targets: Any, weights: Any, valid: Any, features: Sequence[str] | None) -> Given:
+    """Read the rows to train on, and those held out if `valid` holds them, and check all but the inputs' values.
+
+    Raises:
+        TypeError, ValueError: as for `prepare`.
+    """
+    parts = {"": (inputs, targets, weights)}
+    if valid is not None:
+        if not isinstance(valid, tuple | list) or len(valid) not in (2, 3):
+            raise TypeError(
+                f"valid: expected (inputs, targets) or (inputs, targets, weights), got {checks.describe(valid)}"
+            )
+        parts[" of valid"] = (*valid, None)[:3]
+    for of, part in parts.items():
+        for name, value in zip(("inputs", "targets", "weights"), part, strict=True):
+            if not checks.is_concrete(value):
+                raise TypeError(f"{name}{of}: expected concrete values, got traced ones; prepare data outside of jit")
+    x, given, names = _inputs(as_columns(inputs), features)
+    rows = [_rows(x)]
+    if valid is not None:
+        more = _like(x, given, valid[0])
+        rows.append(_rows(more))
+        x = _joined(x, more)
+    y, classes = _targets([part[1] for part in parts.values()], rows)
+    w = [_weights(f"weights{of}", part[2], count) for (of, part), count in zip(parts.items(), rows, strict=True)]
+    return Given(x, y, np.concatenate(w), given, names, classes, rows[0])
+
+
+def _inputs(
+    inputs: Any, features: Sequence[str] | None
+) -> tuple[np.ndarray | tuple[encode.Column, ...], tuple[str, ...], tuple[str, ...]]:
+    """Return the inputs, the names given to the features, if any, and the names to call them by."""
+    own = frame_names(inputs)
+    places = arrays.column_names(inputs)
+    called = None if places is None else own or tuple(f"x{i}" for i in range(len(places)))
+    found = encode.columns("inputs", inputs, called)
+    x = arrays.as_numpy("inputs", inputs, masked_as_nan=True) if found is None else found
+    if isinstance(x, np.ndarray):
+        _check_rows("inputs", x)
+        if x.ndim < 2:
+            raise ValueError(f"inputs: expected (rows, features, ...), got {checks.describe(x)}")
+    elif not _rows(x):
+        raise ValueError("inputs: expected at least one row, got a frame without rows")
+    given, names = _names(features, own, x.shape[1] if isinstance(x, np.ndarray) else len(x))
+    if isinstance(x, tuple):
+        x = tuple(column._replace(name=name) for column, name in zip(x, names, strict=True))
+    return x, given, names
+
+
+def _names(
+    features: Sequence[str] | None, columns: tuple[str, ...] | None, count: int
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names given to the features, if any, and the names to call them by."""
+    if isinstance(features, str):
+        raise TypeError(f"features: expected a sequence of names, got {features!r}")
+    if features is not None and len(features) != count:
+        raise ValueError(f"features: expected {count} names, got {len(features)}")
+    given = columns or () if features is None else tuple(map(str, features))
+    for name in repeated(given):
+        which = "features" if features is not None else "inputs"
+        raise ValueError(f"{which}: expected a unique name for each feature, got {name!r} twice")
+    return given, given or tuple(f"x{i}" for i in range(count))
+
+
+def _like(
+    x: np.ndarray | tuple[encode.Column, ...], names: tuple[str, ...], inputs: Any
+) -> np.ndarray | tuple[encode.Column, ...]:
+    """Read held-out inputs of the same kind as those to train on."""
+    name = "inputs of valid"
+    inputs = in_order_of(names, inputs, name)
+    if isinstance(x, tuple):
+        found = encode.columns(name, inputs, [each.name for each in x], [each.kind for each in x])
+        if found is None:
+            raise TypeError(f"{name}: expected a frame, like the inputs to train on, got {checks.describe(inputs)}")
+        return found
+    more = arrays.as_numpy(name, inputs, masked_as_nan=True)
+    _check_rows(name, more)
+    if more.shape[1:] != x.shape[1:]:
+        expected = ", ".join(["rows", *map(str, x.shape[1:])])
+        raise ValueError(f"{name}: expected ({expected}), like those to train on, got {checks.describe(more)}")
+    return more
+
+
+def _joined(
+    x: np.ndarray | tuple[encode.Column, ...], more: np.ndarray | tuple[encode.Column, ...]
+) -> np.ndarray | tuple[encode.Column, ...]:
+    if isinstance(x, np.ndarray):
+        return np.concatenate([x, np.asarray(more)])
+    return tuple(column.joined(other) for column, other in zip(x, more, strict=True))
+
+
+def _targets(parts: list[Any], rows: list[int]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return the targets of all parts, and the names of the classes if they are text."""
+    found: list[np.ndarray] = []
+    names = ("targets", "targets of valid")
+    texts = [encode.labels(name, part) for name, part in zip(names, parts, strict=False)]
+    for name, part, labels, count in zip(names, parts, texts, rows, strict=False):
+        y = arrays.as_numpy(name, part) if labels is None else labels
+        _check_rows(name, y)
+        if len(y) != count:
+            raise ValueError(f"{name}: expected as many rows as inputs, {count}, got {len(y)}")
+        if y.shape[1:] != (found or [y])[0].shape[1:]:
+            raise ValueError(f"{name}: expected the shape of those to train on, got {checks.describe(y)}")
+        if (labels is None) != (texts[0] is None):
+            raise TypeError(f"{name}: expected {'text' if labels is None else 'numbers'}, like those to train on")
+        found.append(y)
+    y = np.concatenate(found)
+    if texts[0] is not None:
+        return as_classes(y)
+    checks.finite("targets", y)
+    dtype = device_dtype(y.dtype, at_least=int)
+    arrays.check_range("targets", y, dtype)
+    arrays.narrowed("targets", y, dtype)
+    arrays.check_spread("targets", y)
+    return y, ()
+
+
+def _weights(name: str, weights: Any, rows: int) -> np.ndarray:
+    """Return the weights of a part in float64."""
+    w = np.ones(rows) if weights is None else arrays.as_numpy(name, weights).astype(np.float64)
+    if w.shape != (rows,):
+        raise ValueError(f"{name}: expected one per row, ({rows},), got {checks.describe(w)}")
+    checks.weights(name, w)
+    return w
+
+
+def _rows(x: np.ndarray | tuple[encode.Column, ...]) -> int:
+    return len(x) if isinstance(x, np.ndarray) else len(x[0].values)
+
+
+def _check_rows(name: str, array: np.ndarray) -> None:
+    if array.ndim == 0 or array.size == 0:
+        raise ValueError(f"{name}: expected at least one row, got {checks.describe(array)}")

@@ -1,0 +1,81 @@
+"""What is measured in the training rows, and whether the device can hold it and tell it apart."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnfx import checks
+
+__all__ = ["check_range", "check_resolution", "check_weights", "device_dtype", "medians", "moments"]
+
+
+def moments(x: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and the standard deviation over some rows, `(1, ...)` each; 1 for what is constant."""
+    mean, scale = x[rows].mean(0, keepdims=True), x[rows].std(0, keepdims=True)
+    scale[scale <= 1e-12 * np.abs(mean)] = 1
+    return mean, scale
+
+
+def medians(
+    x: np.ndarray, lost: np.ndarray, measured: np.ndarray, names: tuple[str, ...]
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Return the medians of the measured rows, and the features with missing values among them."""
+    if x.ndim != 2:
+        raise ValueError(f"inputs: expected (rows, features) to fill in medians, got {checks.describe(x)}")
+    unknown = lost[measured].all(0)
+    if unknown.any():
+        raise ValueError(f"inputs: expected some known values of {names[int(unknown.argmax())]!r}, got only NaN")
+    indicators = tuple(int(i) for i in np.flatnonzero(lost[measured].any(0)))
+    return np.nanmedian(x[measured], axis=0, keepdims=True), indicators
+
+
+def check_range(x: np.ndarray, names: tuple[str, ...], dtype: Any) -> None:
+    """Raise an error for features that become infinite or zero in the dtype in which predictions may receive them."""
+    if x.dtype != np.float64:
+        return
+    limits = jnp.finfo(dtype)
+    largest = np.maximum(np.fmax.reduce(x), -np.fmin.reduce(x)).reshape(x.shape[1], -1).max(1)
+    is_lost = (largest > float(limits.max)) | ((largest > 0) & (largest < float(limits.tiny)))
+    if is_lost.any():
+        first = int(is_lost.argmax())
+        raise ValueError(
+            f"inputs: expected features that {jnp.dtype(dtype)} can hold, got {names[first]!r} with values up to"
+            f" {largest[first]:g}; divide it by its scale first"
+        )
+
+
+def check_resolution(mean: np.ndarray, scale: np.ndarray, names: tuple[str, ...], dtype: Any) -> None:
+    """Raise an error for features whose spread is lost in the dtype in which predictions may receive them."""
+    limits = jnp.finfo(dtype)
+    most = 1e5 * float(np.finfo(np.float32).eps) / float(limits.eps)
+    lost = (np.abs(mean) > most * scale).reshape(mean.shape[1], -1).any(1)
+    if lost.any():
+        raise ValueError(
+            f"inputs: expected features that {jnp.dtype(dtype)} can tell apart, got {names[int(lost.argmax())]!r} with"
+            f" a mean of over {most:,.0f} standard deviations; subtract an offset first"
+        )
+    vanishing = (scale < float(limits.tiny)).reshape(scale.shape[1], -1).any(1)
+    if vanishing.any():
+        raise ValueError(
+            f"inputs: expected features that {jnp.dtype(dtype)} can hold, got {names[int(vanishing.argmax())]!r} with a"
+            f" standard deviation of {scale.min():g}; divide it by its scale first"
+        )
+
+
+def check_weights(weights: np.ndarray) -> None:
+    """Raise an error for weights that vanish on the device, or whose sum is infinite there."""
+    limits = jnp.finfo(device_dtype(weights.dtype, at_least=float))
+    lowest, total = float(weights[weights > 0].min()), float(weights.sum())
+    if lowest < float(limits.tiny) or total > float(limits.max):
+        raise ValueError(
+            f"weights: expected at least {float(limits.tiny):g} and a sum of at most {float(limits.max):g}, got"
+            f" {lowest:g} and a sum of {total:g}; divide them by their mean first"
+        )
+
+
+def device_dtype(dtype: Any, at_least: type) -> Any:
+    """Return the device's dtype for these values, or for `at_least` if theirs is of a lesser kind."""
+    kind = np.floating if at_least is float else np.number
+    return jax.dtypes.canonicalize_dtype(dtype if jnp.issubdtype(dtype, kind) else at_least)

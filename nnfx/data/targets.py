@@ -1,0 +1,88 @@
+"""What is done to targets: text becomes classes, classes get weights, and numbers are standardised."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from nnfx import checks
+from nnfx.data import measure
+from nnfx.data.encode import text
+
+__all__ = ["as_classes", "class_factors", "standardized"]
+
+
+def as_classes(labels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return labels as integers, and the names of the classes, numbers before text, each in ascending order.
+
+    >>> as_classes(np.array(["dog", "cat", "dog"], object))
+    (array([1, 0, 1]), ('cat', 'dog'))
+    """
+    known = sorted(set(labels), key=lambda value: (isinstance(value, str), value))
+    classes = tuple(dict.fromkeys(map(text, known)))
+    place = {name: i for i, name in enumerate(classes)}
+    return np.array([place[text(label)] for label in labels]), classes
+
+
+def class_factors(
+    class_weight: Any, targets: np.ndarray, classes: Sequence[str], weights: np.ndarray, train: np.ndarray
+) -> np.ndarray:
+    """Return the number by which to multiply the weight of each row, `(rows,)`.
+
+    `"balanced"` gives `W / (C W_c)` to class c: W is the sum of the weights of all training rows, W_c that of those of
+    the class, and C the number of classes with training rows.
+
+    Args:
+        class_weight: `"balanced"`, or a number for each class, by its name or its integer; 1 for classes not mentioned.
+        targets: the class of each row, by position.
+        classes: the names of the classes; empty if they are integers.
+        weights: the weights of the rows.
+        train: the positions of the training rows.
+
+    Raises:
+        TypeError: for a class weight of another kind, and targets that are not classes.
+        ValueError: for unknown classes, and weights that are negative or not finite.
+
+    References:
+        `compute_class_weight` of scikit-learn.
+    """
+    if targets.dtype.kind not in "iub" or targets.size != len(targets):
+        raise TypeError(
+            f"class_weight: expected one class per row as targets, integers or text, got {checks.describe(targets)}"
+        )
+    labels, of_row = np.unique(targets.reshape(-1).astype(int), return_inverse=True)
+    if isinstance(class_weight, str):
+        checks.choice("class_weight", class_weight, ("balanced",))
+        totals = np.bincount(of_row[train], weights[train], len(labels))
+        present = totals > 0
+        factors = np.where(present, totals.sum() / (present.sum() * np.where(present, totals, 1)), 1.0)
+        return factors[of_row]
+    if not isinstance(class_weight, Mapping):
+        raise TypeError(
+            f"class_weight: expected 'balanced' or a mapping from class to weight, got {checks.describe(class_weight)}"
+        )
+    known = {(classes[label] if classes else label): i for i, label in enumerate(labels.tolist())}
+    factors = np.ones(len(labels))
+    for name, value in class_weight.items():
+        if (text(name) if classes else name) not in known:
+            raise ValueError(f"class_weight: expected classes among {', '.join(map(repr, known))}, got {name!r}")
+        checks.number(f"class_weight[{name!r}]", value, minimum=0)
+        factors[known[text(name) if classes else name]] = value
+    return factors[of_row]
+
+
+def standardized(targets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return targets with mean 0 and standard deviation 1 over some rows, and the mean and the scale, `(1, ...)` each.
+
+    Raises:
+        TypeError: for targets that are not floats.
+    """
+    if not jnp.issubdtype(targets.dtype, np.floating):
+        raise TypeError(
+            f"standardize_targets: expected targets that are floats, got {checks.describe(targets)}; convert numbers"
+            " with astype(float)"
+        )
+    exact = targets.astype(np.float64)
+    mean, scale = measure.moments(exact, rows)
+    return (exact - mean) / scale, mean, scale
