@@ -48,13 +48,14 @@ class Ensemble:
     temperature: float = 1.0
 
     def predict(self, inputs: ArrayLike) -> Array:
-        """Return the outputs of every member for raw inputs, `(members, batch, outputs)`."""
+        """Return every member's outputs for raw inputs, `(members, batch, outputs)`, in the unit of raw targets."""
         prepared = each(self.preprocess, inputs)
 
         def apply(rows: Any) -> Array:
             return _apply(self.fit, np.shape(rows), self.hyper, self.variables, rows)
 
-        return apply_padded(self.fit, apply, prepared, (self.hyper, self.variables), axis=1)
+        outputs = apply_padded(self.fit, apply, prepared, (self.hyper, self.variables), axis=1)
+        return self.preprocess.raw_outputs(outputs, axis=1)
 
     def probabilities(self, inputs: ArrayLike) -> Array:
         """Return the ensemble's probabilities, `(batch, classes)`: `softmax(log E p / T)`, E over the members."""

@@ -59,6 +59,7 @@ def fold_data(fixed: Fixed, fold: Array) -> tuple[Batch, Batch | None, Preproces
         return fixed.train, fixed.valid, fixed.preprocess
     inputs, targets, weights = fixed.train
     inputs = fixed.folds.inputs(inputs, fixed.preprocess, fold)
+    targets = fixed.folds.targets(targets, fold)
     preprocess = jax.tree.map(lambda stack: stack[fold], fixed.folds.preprocess)
     is_held_out = (fixed.folds.of_row == fold).reshape(-1, *[1] * (weights.ndim - 1))
     train = Batch(inputs, targets, jnp.where(is_held_out, 0, weights))

@@ -36,7 +36,7 @@ class Run:
         epochs: the number of epochs run.
         stopped_by: the position of the stopping rule that ended the run, −1 for the last epoch.
         hyper: the hyper-parameters given.
-        preprocess: the map from raw features to those trained on.
+        preprocess: the map from raw features to those trained on, and from outputs to the unit of the raw targets.
         fit: the function that made the run.
     """
 
@@ -133,9 +133,13 @@ class Run:
         )
 
     def predict(self, inputs: ArrayLike, variables: Variables | None = None) -> Array:
-        """Return the model's outputs for raw inputs, `(batch, features)`; otherwise like `apply`."""
+        """Return the model's outputs for raw inputs, `(batch, features)`; otherwise like `apply`.
+
+        If the targets were standardised, so are the outputs of `apply`; those of `predict` are in the unit of the raw
+        targets.
+        """
         self._require_single()
-        return self.apply(self.preprocess(inputs), variables)
+        return self.preprocess.raw_outputs(self.apply(self.preprocess(inputs), variables))
 
     def evaluate(self, data: Batch, variables: Variables | None = None) -> dict[str, Array]:
         """Return the loss and the metrics on prepared data, such as `data.valid`; `variables` as for `apply`."""
