@@ -69,6 +69,7 @@ def test_the_releases_left_out_are_those_that_are_warned_about():
 
 def test_its_lines_run_as_printed_from_a_relative_folder(example, tmp_path, monkeypatch, capsys):
     """Run every complete call in its text and its blocks, with the names of the first example."""
+    pandas = pytest.importorskip("pandas")
     monkeypatch.chdir(tmp_path)
     _, names = example
     names = {
@@ -77,6 +78,8 @@ def test_its_lines_run_as_printed_from_a_relative_folder(example, tmp_path, monk
         "batch": names["data"].train,
         "loss": nnfx.losses.binary_cross_entropy,
         "variables": names["run"].best.variables,
+        "frame": pandas.DataFrame({"port": list("abcd") * 10, "fare": np.arange(40.0)}),
+        "labels": ["no", "yes"] * 20,
         "parts": [(np.asarray(names["data"].train.inputs), np.asarray(names["data"].train.targets))],
     }
     calls = re.findall(r"`((?:print\()?nnfx\.[^`\n]+\))`", README)
