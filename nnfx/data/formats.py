@@ -1,28 +1,19 @@
-"""Image files, read within bounds: IDX, the format of MNIST and its relatives, and the binary archive of CIFAR-10.
+"""Image files, read within bounds: IDX, the format of MNIST and its relatives, and the binary archives of CIFAR.
 
 What a file declares is trusted only as far as its bytes go: memory grows with the bytes actually there, and reading
 stops at the first surplus byte, so neither a false header nor a gzip bomb can exhaust the memory.
 """
 
-import codecs
-import contextlib
-import gzip
-import io
 import math
-import os
 import re
 import struct
-import zlib
-from collections.abc import Iterator, Mapping
-from typing import BinaryIO, NamedTuple, TextIO, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from nnfx import checks
-from nnfx.paths import absolute
-
-Source = str | os.PathLike[str] | bytes | bytearray | memoryview
-"""A file, given as its path or its bytes, plain or compressed with gzip."""
+from nnfx.data.reading import Reader, Source, name_of, reading
 
 
 class Examples(NamedTuple):
@@ -71,7 +62,7 @@ def read_idx(source: Source, ndim: int | None = None) -> np.ndarray:
     """
     if ndim is not None:
         checks.positive_integer("ndim", ndim)
-    with _reading(source) as reader:
+    with reading(source) as reader:
         zeros, code, axes = struct.unpack(">HBB", reader.take(4, "the start of an IDX file"))
         if zeros:
             raise ValueError(f"{reader.name}: expected an IDX file, beginning with two zero bytes, got 0x{zeros:04x}")
@@ -137,16 +128,16 @@ def read_idx_examples(
     checks.non_negative_integer("first", first)
     inputs, targets = read_idx(images, ndim=3), read_idx(labels)
     if inputs.dtype != np.uint8:
-        raise ValueError(f"{_name(images)}: expected images of unsigned bytes, got {checks.describe(inputs)}")
+        raise ValueError(f"{name_of(images)}: expected images of unsigned bytes, got {checks.describe(inputs)}")
     if targets.dtype == np.int32 and targets.shape[1:] == (_QMNIST_COLUMNS,):
         targets = targets[:, 0]
     if targets.ndim != 1:
-        raise ValueError(f"{_name(labels)}: expected 1 axis, got {targets.ndim}")
+        raise ValueError(f"{name_of(labels)}: expected 1 axis, got {targets.ndim}")
     if not np.issubdtype(targets.dtype, np.integer):
-        raise ValueError(f"{_name(labels)}: expected integer labels, got {checks.describe(targets)}")
+        raise ValueError(f"{name_of(labels)}: expected integer labels, got {checks.describe(targets)}")
     if len(inputs) != len(targets):
         raise ValueError(
-            f"{_name(labels)}: expected one label for each of the {len(inputs)} images of {_name(images)},"
+            f"{name_of(labels)}: expected one label for each of the {len(inputs)} images of {name_of(images)},"
             f" got {len(targets)}"
         )
     if transposed:
@@ -154,16 +145,17 @@ def read_idx_examples(
     low, high = int(targets.min()), int(targets.max())
     if low < first or high >= first + classes:
         raise ValueError(
-            f"{_name(labels)}: expected labels from {first} to {first + classes - 1}, got labels from {low} to {high};"
-            " pass their number as classes=, and the lowest as first="
+            f"{name_of(labels)}: expected labels from {first} to {first + classes - 1}, got labels from {low} to"
+            f" {high}; pass their number as classes=, and the lowest as first="
         )
     return Examples(inputs[..., None], targets.astype(np.int32) - np.int32(first))
 
 
-_CIFAR_FOLDER = "cifar-10-batches-bin"
-_CIFAR_TRAIN = tuple(f"{_CIFAR_FOLDER}/data_batch_{i}.bin" for i in range(1, 6))
-_CIFAR_TEST = f"{_CIFAR_FOLDER}/test_batch.bin"
-_CIFAR_RECORD = 1 + 3 * 32 * 32
+_PIXELS = 3 * 32 * 32
+_CIFAR10 = "cifar-10-batches-bin"
+_CIFAR10_TRAIN = tuple(f"{_CIFAR10}/data_batch_{i}.bin" for i in range(1, 6))
+_CIFAR10_TEST = f"{_CIFAR10}/test_batch.bin"
+_CIFAR100 = ("cifar-100-binary/train.bin", "cifar-100-binary/test.bin")
 
 
 def read_cifar10(source: Source, records: int = 10_000) -> tuple[Examples, Examples]:
@@ -188,143 +180,69 @@ def read_cifar10(source: Source, records: int = 10_000) -> tuple[Examples, Examp
         Krizhevsky, *Learning multiple layers of features from tiny images*, technical report, Toronto 2009.
     """
     checks.positive_integer("records", records)
-    sizes = dict.fromkeys((*_CIFAR_TRAIN, _CIFAR_TEST), records * _CIFAR_RECORD)
-    with _reading(source) as reader:
-        parts = {name: _cifar10_records(f"{reader.name}: {name}", values) for name, values in _members(reader, sizes)}
-    test = parts.pop(_CIFAR_TEST)
-    inputs = np.concatenate([parts[name].inputs for name in _CIFAR_TRAIN])
-    return Examples(inputs, np.concatenate([parts[name].targets for name in _CIFAR_TRAIN])), test
+    sizes = dict.fromkeys((*_CIFAR10_TRAIN, _CIFAR10_TEST), records * (1 + _PIXELS))
+    with reading(source) as reader:
+        parts = {name: _records(f"{reader.name}: {name}", values, [10])[0] for name, values in _members(reader, sizes)}
+    test = parts.pop(_CIFAR10_TEST)
+    inputs = np.concatenate([parts[name].inputs for name in _CIFAR10_TRAIN])
+    return Examples(inputs, np.concatenate([parts[name].targets for name in _CIFAR10_TRAIN])), test
 
 
-def _cifar10_records(name: str, values: bytearray) -> Examples:
-    table = np.frombuffer(values, np.uint8).reshape(-1, _CIFAR_RECORD)
-    channels_first = table[:, 1:].reshape(-1, 3, 32, 32)
-    return Examples(np.ascontiguousarray(channels_first.transpose(0, 2, 3, 1)), _checked_labels(name, table[:, 0]))
+def read_cifar100(
+    source: Source, *, coarse: bool = False, records: tuple[int, int] = (50_000, 10_000)
+) -> tuple[Examples, Examples]:
+    """Read the binary archive of CIFAR-100, a tar file.
 
-
-def _checked_labels(name: str, labels: np.ndarray) -> np.ndarray:
-    checks.class_labels(name, labels, 10)
-    return labels.astype(np.int32)
-
-
-_CHUNK = 1 << 18
-"""How many bytes to read at a time: readers may allocate memory for all of them before they know how many there are."""
-_GZIP_RATIO = 1032
-"""Deflate spends at least two bits on 258 bytes, so no file unpacks to more than this many times its size."""
-
-
-class _Reader(NamedTuple):
-    """The bytes of a file, unpacked.
-
-    Attributes:
-        name: the name of the file in errors.
-        stream: the unpacked bytes.
-        size: the size of the file.
-        is_packed: whether the file is compressed with gzip.
-    """
-
-    name: str
-    stream: BinaryIO
-    size: int
-    is_packed: bool
-
-    @property
-    def most(self) -> int:
-        """The largest possible number of bytes once unpacked."""
-        return self.size * _GZIP_RATIO if self.is_packed else self.size
-
-    def take(self, count: int, what: str) -> bytearray:
-        """Return exactly the next `count` bytes; memory is allocated only for those that are there."""
-        if count > self.most:
-            raise ValueError(f"{self.name}: expected {count} bytes for {what}, got a file of at most {self.most}")
-        values = bytearray()
-        while len(values) < count:
-            chunk = self.stream.read(min(count - len(values), _CHUNK))
-            if not chunk:
-                raise ValueError(f"{self.name}: expected {count} bytes for {what}, got {len(values)}")
-            values += chunk
-        return values
-
-    def some(self) -> bytes:
-        """Return some of the remaining bytes, or none at the end."""
-        return self.stream.read(_CHUNK)
-
-
-@contextlib.contextmanager
-def _reading(source: Source) -> Iterator[_Reader]:
-    """Open a file, unpack it if it is gzip, and name it in any errors from unpacking."""
-    name = _name(source)
-    with contextlib.ExitStack() as stack:
-        if isinstance(source, bytes | bytearray | memoryview):
-            file: BinaryIO = io.BytesIO(source)
-        else:
-            file = stack.enter_context(absolute("source", source).open("rb"))
-        is_gzip = file.read(2) == b"\x1f\x8b"
-        size = file.seek(0, io.SEEK_END)
-        file.seek(0)
-        if not is_gzip:
-            yield _Reader(name, file, size, is_packed=False)
-            return
-        try:
-            yield _Reader(name, cast(BinaryIO, gzip.GzipFile(fileobj=file)), size, is_packed=True)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{name}: expected a complete gzip file, got a damaged one: {error}") from error
-
-
-_TEXT_RATIO = 100
-_SMALL_TEXT = 1 << 24
-
-
-@contextlib.contextmanager
-def reading_text(source: Source, encoding: str = "utf-8") -> Iterator[tuple[str, TextIO]]:
-    """Open a text file, unpacked if it is gzip, after one pass over all of it to check for errors.
-
-    Only part of the text is in memory at a time, so neither a gzip bomb nor a large file can exhaust it.
+    The two members needed are found by their exact names, as by `read_cifar10`. Their records begin with two labels:
+    one of 20 groups of classes, such as fish, and one of 100 classes, such as trout.
 
     Args:
-        source: the file.
-        encoding: the encoding of its text; a UTF-8 byte-order mark is skipped.
+        source: the archive.
+        coarse: whether the targets are the groups instead of the classes.
+        records: how many records there are to train on, and how many in the test set.
 
-    Yields:
-        The name of the file in errors, and its text.
+    Returns:
+        The training images and labels, `(rows, 32, 32, 3)` and `(rows,)`, and those of the test set.
 
     Raises:
         OSError: for a file that cannot be read.
-        ValueError: for a damaged file, text in another encoding, and text of more than 16 MiB that unpacks to more than
-            100 times the size of its file (tables of numbers unpack to ten times). The error names the file.
+        ValueError: for a file that is not a complete tar archive, members that are missing, duplicated, or of another
+            size or kind, and labels of either kind out of range; the error names the file.
+
+    Example:
+        >>> import io, pathlib, tarfile, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "cifar-100-binary.tar"
+        >>> with tarfile.open(path, "w") as archive:
+        ...     for name in ("train", "test"):
+        ...         member = tarfile.TarInfo(f"cifar-100-binary/{name}.bin")
+        ...         member.size = 2 + 32 * 32 * 3
+        ...         archive.addfile(member, io.BytesIO(bytes([1, 91]) + bytes(member.size - 2)))
+        >>> train, test = read_cifar100(path, records=(1, 1))
+        >>> train.inputs.shape, train.targets, read_cifar100(path, records=(1, 1), coarse=True)[0].targets
+        ((1, 32, 32, 3), array([91], dtype=int32), array([1], dtype=int32))
+
+    References:
+        Krizhevsky, *Learning multiple layers of features from tiny images*, technical report, Toronto 2009.
     """
-    try:
-        codec = codecs.lookup(encoding).name
-    except (LookupError, TypeError) as error:
-        raise ValueError(f"encoding: expected one known to Python, such as 'latin-1', got {encoding!r}") from error
-    codec = "utf-8-sig" if codec == "utf-8" else codec
-    with _reading(source) as reader:
-        most = max(_SMALL_TEXT, _TEXT_RATIO * reader.size) if reader.is_packed else reader.size
-        decoder, size = codecs.getincrementaldecoder(codec)(), 0
-        while True:
-            chunk = reader.some()
-            if size + len(chunk) > most:
-                raise ValueError(
-                    f"{reader.name}: expected text that unpacks to at most {most} bytes ({_TEXT_RATIO} times its size),"
-                    " got more; if that is intended, unpack it first"
-                )
-            pending = len(decoder.getstate()[0])
-            try:
-                decoder.decode(chunk, final=not chunk)
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{reader.name}: expected text in {encoding.upper()}, got other bytes from"
-                    f" {size - pending + error.start} on; pass the encoding of the file, such as 'latin-1' or 'utf-16'"
-                ) from error
-            size += len(chunk)
-            if not chunk:
-                break
-        reader.stream.seek(0)
-        yield reader.name, io.TextIOWrapper(reader.stream, codec, newline="")
+    for count in records:
+        checks.positive_integer("records", count)
+    sizes = {name: count * (2 + _PIXELS) for name, count in zip(_CIFAR100, records, strict=True)}
+    with reading(source) as reader:
+        parts = {
+            name: _records(f"{reader.name}: {name}", values, [20, 100])[0 if coarse else 1]
+            for name, values in _members(reader, sizes)
+        }
+    return parts[_CIFAR100[0]], parts[_CIFAR100[1]]
 
 
-def _name(source: Source) -> str:
-    return "the bytes given" if isinstance(source, bytes | bytearray | memoryview) else str(source)
+def _records(name: str, values: bytearray, classes: Sequence[int]) -> list[Examples]:
+    """Return the images of some records, with each of their labels, of which there are so many classes."""
+    table = np.frombuffer(values, np.uint8).reshape(-1, len(classes) + _PIXELS)
+    channels_first = table[:, len(classes) :].reshape(-1, 3, 32, 32)
+    images = np.ascontiguousarray(channels_first.transpose(0, 2, 3, 1))
+    for column, count in enumerate(classes):
+        checks.class_labels(name, table[:, column], count)
+    return [Examples(images, table[:, column].astype(np.int32)) for column in range(len(classes))]
 
 
 _BLOCK = 512
@@ -332,7 +250,7 @@ _BESIDE = 1 << 20
 """How many bytes of a tar archive may belong to anything but the members asked for, such as headers and padding."""
 
 
-def _members(reader: _Reader, sizes: Mapping[str, int]) -> Iterator[tuple[str, bytearray]]:
+def _members(reader: Reader, sizes: Mapping[str, int]) -> Iterator[tuple[str, bytearray]]:
     """Yield members of a tar archive with their contents, in the archive's order, each exactly once.
 
     Members are regular files with exactly these names and sizes. Everything else is skipped, including extended

@@ -1,4 +1,4 @@
-"""Images with labels: scikit-learn's digits, and MNIST, Fashion-MNIST and CIFAR-10 from the web."""
+"""Images with labels: scikit-learn's digits, and MNIST, Fashion-MNIST and CIFAR from the web."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from nnfx import checks
 from nnfx.data.download import File, fetch
-from nnfx.data.formats import Examples, read_cifar10, read_idx_examples
+from nnfx.data.formats import Examples, read_cifar10, read_cifar100, read_idx_examples
 from nnfx.data.prepare import Data, Preprocess, Report
 from nnfx.data.splits import at_random
 from nnfx.types import Array, Batch
@@ -125,6 +125,26 @@ def _idx_files(folder: str, url: str, *checksums: str) -> tuple[File, ...]:
     )
 
 
+_CIFAR100 = File(
+    "cifar-100/cifar-100-binary.tar.gz",
+    "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+    "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+)
+_CIFAR100_CLASSES = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish
+forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle
+mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
+sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
+willow_tree wolf woman worm
+"""
+_CIFAR100_GROUPS = """
+aquatic_mammals fish flowers food_containers fruit_and_vegetables household_electrical_devices household_furniture
+insects large_carnivores large_man-made_outdoor_things large_natural_outdoor_scenes large_omnivores_and_herbivores
+medium_mammals non-insect_invertebrates people reptiles small_mammals trees vehicles_1 vehicles_2
+"""
+
 _SOURCES = {
     "mnist": _Source(
         _idx_files(
@@ -169,6 +189,8 @@ _SOURCES = {
         ),
         classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     ),
+    "cifar100": _Source((_CIFAR100,), classes=tuple(_CIFAR100_CLASSES.split())),
+    "cifar100_coarse": _Source((_CIFAR100,), classes=tuple(_CIFAR100_GROUPS.split())),
 }
 
 
@@ -179,7 +201,8 @@ def images(name: str) -> Images:
     `NNFX_DATA` names, or else the platform's cache, and verified by their checksums.
 
     Args:
-        name: `"digits"`, `"mnist"`, `"fashion_mnist"` or `"cifar10"`; see the function of that name.
+        name: `"digits"`, `"mnist"`, `"fashion_mnist"`, `"cifar10"` or `"cifar100"`, see the function of that name; or
+            `"cifar100_coarse"`, whose labels are groups of classes.
 
     Returns:
         The images; their `prepare` returns data for training.
@@ -200,6 +223,8 @@ def images(name: str) -> Images:
     paths = [fetch(file) for file in files]
     if name == "cifar10":
         train, test = read_cifar10(paths[0])
+    elif files == (_CIFAR100,):
+        train, test = read_cifar100(paths[0], coarse=name == "cifar100_coarse")
     else:
         train, test = read_idx_examples(*paths[:2]), read_idx_examples(*paths[2:])
     return Images(train, test, classes, brightest=255)
@@ -330,5 +355,37 @@ def cifar10(
         Krizhevsky, *Learning multiple layers of features from tiny images*, technical report, Toronto 2009.
     """
     return images("cifar10").prepare(
+        key=key, valid_fraction=valid_fraction, hold_out_test=hold_out_test, standardize=standardize
+    )
+
+
+def cifar100(
+    *,
+    key: Array | None = None,
+    valid_fraction: float = 0.0,
+    hold_out_test: bool = False,
+    standardize: bool = False,
+    coarse: bool = False,
+) -> Data:
+    """CIFAR-100: images like those of CIFAR-10 in 100 classes, which form 20 groups, 500 of each class to train on.
+
+    Args:
+        key: a typed key that determines which of the 50,000 are held out; see `Images.prepare`.
+        valid_fraction: the fraction of them to hold out.
+        hold_out_test: whether to hold out the test set of 10,000 instead.
+        standardize: whether to standardise each channel instead of dividing by 255.
+        coarse: whether the targets are the groups instead of the classes.
+
+    Returns:
+        Inputs `(rows, 32, 32, 3)` and int32 targets `(rows,)`, named by `images("cifar100").classes`, or by
+        `images("cifar100_coarse").classes`.
+
+    Raises:
+        OSError, TypeError, ValueError: as for `images` and `Images.prepare`.
+
+    References:
+        Krizhevsky, *Learning multiple layers of features from tiny images*, technical report, Toronto 2009.
+    """
+    return images("cifar100_coarse" if coarse else "cifar100").prepare(
         key=key, valid_fraction=valid_fraction, hold_out_test=hold_out_test, standardize=standardize
     )

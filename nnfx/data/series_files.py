@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from nnfx import checks
-from nnfx.data.formats import Source, reading_text
 from nnfx.data.gaps import carried, filled
+from nnfx.data.reading import Source, reading_text
 from nnfx.data.tables import Dialect, Lines, is_no_name, numbers, times
 from nnfx.data.times import irregularity
 

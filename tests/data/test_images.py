@@ -133,11 +133,14 @@ def test_the_files_of_the_sources():
         "mnist/train-images-idx3-ubyte.gz",
         "fashion-mnist/train-images-idx3-ubyte.gz",
     ]
-    assert len({file.name for file in files}) == len({file.sha256 for file in files}) == 9
+    assert len({file.name for file in files}) == len({file.sha256 for file in files}) == 10
     for file in files:
         assert re.fullmatch("[0-9a-f]{64}", file.sha256)
         assert file.url.endswith(file.name.rpartition("/")[2])
-    assert all(len(set(source.classes)) == 10 for source in MODULE._SOURCES.values())
+    counts = {name: len(set(source.classes)) for name, source in MODULE._SOURCES.items()}
+    assert counts == {"mnist": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100, "cifar100_coarse": 20}
+    for name in ("cifar100", "cifar100_coarse"):  # in alphabetical order
+        assert list(MODULE._SOURCES[name].classes) == sorted(MODULE._SOURCES[name].classes)
 
 
 def install(monkeypatch, folder, name, contents):
@@ -157,12 +160,15 @@ def idx(array):
     return struct.pack(f">HBB{array.ndim}I", 0, 0x08, array.ndim, *array.shape) + array.tobytes()
 
 
-def cifar_archive(records):
+TEN = [f"cifar-10-batches-bin/{name}.bin" for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")]
+
+
+def cifar_archive(records, names=TEN):
     """Return the archive of these records, of which the last are the test set."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for name, content in zip([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], records, strict=True):
-            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}.bin")
+        for name, content in zip(names, records, strict=True):
+            member = tarfile.TarInfo(name)
             member.size = content.nbytes
             tar.addfile(member, io.BytesIO(content.tobytes()))
     return buffer.getvalue()
@@ -190,6 +196,22 @@ def test_the_archive_of_cifar_becomes_data(tmp_path, monkeypatch):
     np.testing.assert_array_equal(data.train.targets, records[:5, :, 0].ravel())
     np.testing.assert_array_equal(data.valid.targets, records[5, :, 0])
     assert nnfx.data.images("cifar10").classes[9] == "truck"
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_the_archive_of_cifar_100_becomes_data(coarse, tmp_path, monkeypatch):
+    records = [RNG.integers(0, 20, (rows, 3074), np.uint8) for rows in (4, 2)]
+    names = [f"cifar-100-binary/{part}.bin" for part in ("train", "test")]
+    install(monkeypatch, tmp_path, "cifar100", [cifar_archive(records, names)])
+    file = MODULE._SOURCES["cifar100"].files[0]
+    monkeypatch.setattr(MODULE, "_CIFAR100", file)
+    monkeypatch.setitem(MODULE._SOURCES, "cifar100_coarse", MODULE._SOURCES["cifar100_coarse"]._replace(files=(file,)))
+    monkeypatch.setattr(MODULE, "read_cifar100", functools.partial(MODULE.read_cifar100, records=(4, 2)))
+    data = nnfx.data.cifar100(hold_out_test=True, coarse=coarse)
+    assert (data.train.inputs.shape, data.valid.inputs.shape) == ((4, 32, 32, 3), (2, 32, 32, 3))
+    np.testing.assert_array_equal(data.train.targets, records[0][:, 0 if coarse else 1])
+    assert nnfx.data.images("cifar100").classes[99] == "worm"
+    assert nnfx.data.images("cifar100_coarse").classes[19] == "vehicles_2"
 
 
 # The real Fashion-MNIST

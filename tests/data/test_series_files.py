@@ -69,7 +69,7 @@ def rows(old, new):
         (lambda: read_series(b"1,2\n3,4"), ValueError, "line 1: expected the names of the columns, got num"),
         (lambda: read_series(TABLE, time="time"), ValueError, "time: expected one of 'date', 'load', 'oil', got"),
         (lambda: read_series(TABLE), ValueError, "line 2, column 'date': expected a finite number, got '2016"),
-        (lambda: read_series(b"a\n1\n", time="a"), ValueError, "expected at least one column beside 'a'"),
+        (lambda: read_series(b"a\n1\n", time="a"), ValueError, "expected at least one column besides 'a'"),
         (lambda: read_series(b"1,2\n", names=("a",)), ValueError, "line 1: expected 1 fields, one per column, got 2"),
         (lambda: read_series(b"1,2\n", names=("a", "a")), ValueError, "names: .*unique .* got 'a' for column 2"),
         (lambda: read_series(b"1,2\n", names="ab"), TypeError, "names: expected a sequence of names, got 'ab'"),

@@ -1,0 +1,141 @@
+"""Files opened within bounds, plain or compressed with gzip, as bytes or as text.
+
+Memory grows with the bytes actually there, and reading stops at the first surplus byte, so neither a false header nor a
+gzip bomb can exhaust the memory.
+"""
+
+import codecs
+import contextlib
+import gzip
+import io
+import os
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple, TextIO, cast
+
+from nnfx.paths import absolute
+
+__all__ = ["Reader", "Source", "name_of", "reading", "reading_text"]
+
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview
+"""A file, given as its path or its bytes, plain or compressed with gzip."""
+
+_CHUNK = 1 << 18
+"""How many bytes to read at a time: readers may allocate memory for all of them before they know how many there are."""
+_GZIP_RATIO = 1032
+"""Deflate spends at least two bits on 258 bytes, so no file unpacks to more than this many times its size."""
+
+
+class Reader(NamedTuple):
+    """The bytes of a file, unpacked.
+
+    Attributes:
+        name: the name of the file in errors.
+        stream: the unpacked bytes.
+        size: the size of the file.
+        is_packed: whether the file is compressed with gzip.
+    """
+
+    name: str
+    stream: BinaryIO
+    size: int
+    is_packed: bool
+
+    @property
+    def most(self) -> int:
+        """The largest possible number of bytes once unpacked."""
+        return self.size * _GZIP_RATIO if self.is_packed else self.size
+
+    def take(self, count: int, what: str) -> bytearray:
+        """Return exactly the next `count` bytes; memory is allocated only for those that are there."""
+        if count > self.most:
+            raise ValueError(f"{self.name}: expected {count} bytes for {what}, got a file of at most {self.most}")
+        values = bytearray()
+        while len(values) < count:
+            chunk = self.stream.read(min(count - len(values), _CHUNK))
+            if not chunk:
+                raise ValueError(f"{self.name}: expected {count} bytes for {what}, got {len(values)}")
+            values += chunk
+        return values
+
+    def some(self) -> bytes:
+        """Return some of the remaining bytes, or none at the end."""
+        return self.stream.read(_CHUNK)
+
+
+@contextlib.contextmanager
+def reading(source: Source) -> Iterator[Reader]:
+    """Open a file, unpack it if it is gzip, and name it in any errors from unpacking."""
+    name = name_of(source)
+    with contextlib.ExitStack() as stack:
+        if isinstance(source, bytes | bytearray | memoryview):
+            file: BinaryIO = io.BytesIO(source)
+        else:
+            file = stack.enter_context(absolute("source", source).open("rb"))
+        is_gzip = file.read(2) == b"\x1f\x8b"
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        if not is_gzip:
+            yield Reader(name, file, size, is_packed=False)
+            return
+        try:
+            yield Reader(name, cast(BinaryIO, gzip.GzipFile(fileobj=file)), size, is_packed=True)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{name}: expected a complete gzip file, got a damaged one: {error}") from error
+
+
+_TEXT_RATIO = 100
+_SMALL_TEXT = 1 << 24
+
+
+@contextlib.contextmanager
+def reading_text(source: Source, encoding: str = "utf-8") -> Iterator[tuple[str, TextIO]]:
+    """Open a text file, unpacked if it is gzip, after one pass over all of it to check for errors.
+
+    Only part of the text is in memory at a time, so neither a gzip bomb nor a large file can exhaust it.
+
+    Args:
+        source: the file.
+        encoding: the encoding of its text; a UTF-8 byte-order mark is skipped.
+
+    Yields:
+        The name of the file in errors, and its text.
+
+    Raises:
+        OSError: for a file that cannot be read.
+        ValueError: for a damaged file, text in another encoding, and text of more than 16 MiB that unpacks to more than
+            100 times the size of its file (tables of numbers unpack to ten times). The error names the file.
+    """
+    try:
+        codec = codecs.lookup(encoding).name
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"encoding: expected one known to Python, such as 'latin-1', got {encoding!r}") from error
+    codec = "utf-8-sig" if codec == "utf-8" else codec
+    with reading(source) as reader:
+        most = max(_SMALL_TEXT, _TEXT_RATIO * reader.size) if reader.is_packed else reader.size
+        decoder, size = codecs.getincrementaldecoder(codec)(), 0
+        while True:
+            chunk = reader.some()
+            if size + len(chunk) > most:
+                raise ValueError(
+                    f"{reader.name}: expected text that unpacks to at most {most} bytes ({_TEXT_RATIO} times its size),"
+                    " got more; if that is intended, unpack it first"
+                )
+            pending = len(decoder.getstate()[0])
+            try:
+                decoder.decode(chunk, final=not chunk)
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{reader.name}: expected text in {encoding.upper()}, got other bytes from"
+                    f" {size - pending + error.start} on; pass the encoding of the file, such as 'latin-1' or 'utf-16'"
+                ) from error
+            size += len(chunk)
+            if not chunk:
+                break
+        reader.stream.seek(0)
+        yield reader.name, io.TextIOWrapper(reader.stream, codec, newline="")
+
+
+def name_of(source: Source) -> str:
+    """Return the name of a file in errors."""
+    return "the bytes given" if isinstance(source, bytes | bytearray | memoryview) else str(source)
