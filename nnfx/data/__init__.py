@@ -1,8 +1,8 @@
 """Data: arrays prepared on the host and kept on the device, data sources, and seeded batching."""
 
 from nnfx.data.batching import Order, in_order, shuffled, take
-from nnfx.data.formats import Examples
-from nnfx.data.images import Images, cifar10, digits, fashion_mnist, images, mnist
+from nnfx.data.formats import Examples, read_cifar10, read_cifar100, read_idx, read_idx_examples
+from nnfx.data.images import Images, cifar10, cifar100, digits, fashion_mnist, images, mnist
 from nnfx.data.prepare import Data, Preprocess, Report, prepare
 from nnfx.data.series import (
     Series,
@@ -15,11 +15,15 @@ from nnfx.data.series import (
 )
 from nnfx.data.stored import Stored, store, stored
 from nnfx.data.titanic import titanic
+from nnfx.data.ts import LabelledSeries, read_ts
+from nnfx.data.tsf import Collection, read_tsf
 
 __all__ = [
+    "Collection",
     "Data",
     "Examples",
     "Images",
+    "LabelledSeries",
     "Order",
     "Preprocess",
     "Report",
@@ -27,6 +31,7 @@ __all__ = [
     "Stored",
     "airline_passengers",
     "cifar10",
+    "cifar100",
     "digits",
     "ett",
     "exchange_rate",
@@ -35,8 +40,14 @@ __all__ = [
     "in_order",
     "mnist",
     "prepare",
+    "read_cifar10",
+    "read_cifar100",
+    "read_idx",
+    "read_idx_examples",
     "read_series",
     "read_series_rows",
+    "read_ts",
+    "read_tsf",
     "shuffled",
     "store",
     "stored",

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["carried", "filled"]
+__all__ = ["carried", "continued", "filled"]
 
 _AT_MOST = 10
 """By what factor filling may increase the rows: more suggests a wrong date rather than a gap."""
@@ -83,3 +83,23 @@ def carried(values: np.ndarray, is_missing: np.ndarray) -> np.ndarray:
     """
     rows = np.where(is_missing, 0, np.arange(len(values))[:, None])
     return np.take_along_axis(values, np.maximum.accumulate(rows), axis=0)
+
+
+def continued(place: str, values: np.ndarray) -> np.ndarray:
+    """Carry values forward in time to fill NaN.
+
+    Args:
+        place: where the values are from, for the error message.
+        values: float64 `(time, ...)`.
+
+    Raises:
+        ValueError: if a first value is missing, so that there is none before it.
+
+    Example:
+        >>> continued("line 7", np.array([1.0, np.nan, 3.0]))
+        array([1., 1., 3.])
+    """
+    if np.isnan(values[0]).any():
+        raise ValueError(f"{place}: expected a number as the first value, got none")
+    table = values.reshape(len(values), -1)
+    return carried(table, np.isnan(table)).reshape(values.shape)

@@ -1,4 +1,4 @@
-"""Tables of numbers in delimited text, one row per line, read in bounded memory; errors name the line and column."""
+"""Numbers in text files, read in bounded memory: tables, and lines below a header of tags; errors name the line."""
 
 import csv
 import itertools
@@ -10,7 +10,7 @@ import numpy as np
 
 from nnfx import checks
 
-__all__ = ["MISSING", "Dialect", "Lines", "is_no_name", "numbers", "times"]
+__all__ = ["MISSING", "Dialect", "Lines", "is_no_name", "marked", "numbers", "tags", "times", "values_of"]
 
 MISSING = frozenset({"", "-", "?", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null", "None", "<NA>"})
 """The fields that stand for a missing number."""
@@ -174,13 +174,8 @@ def numbers(
         ValueError: for fields that are neither missing nor a finite number; the error names line and column.
     """
     fields = list(itertools.chain.from_iterable(rows))
-    try:
-        if lines.decimal == "." and "_" not in "".join(fields):
-            values = np.fromiter(map(float, fields), np.float64, len(fields))
-            if (np.abs(values) <= _LARGEST).all():
-                return values.reshape(len(rows), len(names))
-    except ValueError:
-        pass
+    if lines.decimal == "." and (plain := _plain_numbers(fields)) is not None:
+        return plain.reshape(len(rows), len(names))
     values = np.array([_number(field.strip(), lines.decimal) for field in fields])
     values = values.reshape(len(rows), len(names))
     is_wrong = np.isinf(values) if missing else ~np.isfinite(values)
@@ -192,6 +187,17 @@ def numbers(
             f"{_hint(field, lines.decimal)}"
         )
     return values
+
+
+def _plain_numbers(fields: Sequence[str]) -> np.ndarray | None:
+    """Return the numbers in some fields, quickly; None if any of them is not a finite number."""
+    try:
+        if "_" not in "".join(fields):
+            values = np.fromiter(map(float, fields), np.float64, len(fields))
+            return values if (np.abs(values) <= _LARGEST).all() else None
+    except ValueError:
+        pass
+    return None
 
 
 _PLAIN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -218,6 +224,81 @@ def _hint(field: str, decimal: str) -> str:
     if re.fullmatch(r"[+-]?\d{1,3}([,._' ]\d{3})+([.,]\d*)?", field):
         return "; remove separators of thousands"
     return ""
+
+
+_NO_NUMBERS = MISSING - {"?", "NaN", "nan"}
+
+
+def values_of(place: str, fields: Sequence[str], *, missing: bool) -> np.ndarray:
+    """Convert the fields of one series to numbers.
+
+    Args:
+        place: the file and the line, for error messages.
+        fields: the fields; `?` and `NaN` are missing.
+        missing: whether numbers may be missing.
+
+    Returns:
+        float64 `(time,)`, NaN where a number is missing.
+
+    Raises:
+        ValueError: for fields that are neither missing nor a finite number; the error counts the fields from 1.
+
+    Example:
+        >>> values_of("line 7", ["1.5", "?"], missing=True)
+        array([1.5, nan])
+    """
+    if (plain := _plain_numbers(fields)) is not None:
+        return plain
+    fields = [field.strip() for field in fields]
+    values = np.array([np.inf if field in _NO_NUMBERS else _number(field, ".") for field in fields])
+    is_wrong = np.isinf(values) if missing else ~np.isfinite(values)
+    if is_wrong.any():
+        first = int(is_wrong.argmax())
+        field = fields[first]
+        hint = "" if field in _NO_NUMBERS else _hint(field, ".")
+        raise ValueError(f"{place}, value {first + 1}: expected a finite number, got {field!r}{hint}")
+    return values
+
+
+def marked(text: TextIO) -> Iterator[tuple[int, str]]:
+    r"""Yield the lines of a text with their numbers, without blank lines and those that begin with `#`.
+
+    >>> import io
+    >>> list(marked(io.StringIO("# made by hand\n@data\n\n1,2\n")))
+    [(2, '@data'), (4, '1,2')]
+    """
+    for number, line in enumerate(text, start=1):
+        content = line.strip()
+        if content and not content.startswith("#"):
+            yield number, content
+
+
+def tags(file: str, lines: Iterator[tuple[int, str]]) -> list[tuple[int, list[str]]]:
+    """Take the header from the lines of a file: those that begin with `@`, up to `@data`.
+
+    Args:
+        file: the name of the file, for error messages.
+        lines: the lines, as from `marked`; those of the data are left.
+
+    Returns:
+        For each line before `@data`, its number and its words; the first, its tag, is in lower case.
+
+    Raises:
+        ValueError: for other lines, and a header without `@data`.
+
+    Example:
+        >>> tags("a.ts", iter([(1, "@equalLength true"), (2, "@data")]))
+        [(1, ['@equallength', 'true'])]
+    """
+    found: list[tuple[int, list[str]]] = []
+    for number, line in lines:
+        if not line.startswith("@"):
+            raise ValueError(f"{file}: line {number}: expected a header of lines that begin with @, got {line[:60]!r}")
+        tag, *words = line.split()
+        if tag.lower() == "@data":
+            return found
+        found.append((number, [tag.lower(), *words]))
+    raise ValueError(f"{file}: expected a header that ends with @data, got none")
 
 
 _ZONE = r"(Z|z|[+-](?:[01]\d|2[0-3])(?::?[0-5]\d)?)"
