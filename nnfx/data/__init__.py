@@ -3,6 +3,7 @@
 from nnfx.data.batching import Order, in_order, shuffled, take
 from nnfx.data.formats import Examples, read_cifar10, read_cifar100, read_idx, read_idx_examples
 from nnfx.data.images import Images, cifar10, cifar100, digits, fashion_mnist, images, mnist
+from nnfx.data.npz import read_npz
 from nnfx.data.prepare import Data, Preprocess, Report, prepare
 from nnfx.data.series import (
     Series,
@@ -44,6 +45,7 @@ __all__ = [
     "read_cifar100",
     "read_idx",
     "read_idx_examples",
+    "read_npz",
     "read_series",
     "read_series_rows",
     "read_ts",

@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple, TextIO, cast
 
 from nnfx.paths import absolute
 
-__all__ = ["Reader", "Source", "name_of", "reading", "reading_text"]
+__all__ = ["Reader", "Source", "most_unpacked", "name_of", "reading", "reading_text"]
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview
 """A file, given as its path or its bytes, plain or compressed with gzip."""
@@ -84,8 +84,17 @@ def reading(source: Source) -> Iterator[Reader]:
             raise ValueError(f"{name}: expected a complete gzip file, got a damaged one: {error}") from error
 
 
-_TEXT_RATIO = 100
-_SMALL_TEXT = 1 << 24
+_RATIO = 100
+_SMALL = 1 << 24
+
+
+def most_unpacked(size: int) -> int:
+    """Return how many bytes a packed file of a size may unpack to without being asked for: 16 MiB, or 100 times that.
+
+    >>> most_unpacked(10), most_unpacked(10**6)
+    (16777216, 100000000)
+    """
+    return max(_SMALL, _RATIO * size)
 
 
 @contextlib.contextmanager
@@ -112,13 +121,13 @@ def reading_text(source: Source, encoding: str = "utf-8") -> Iterator[tuple[str,
         raise ValueError(f"encoding: expected one known to Python, such as 'latin-1', got {encoding!r}") from error
     codec = "utf-8-sig" if codec == "utf-8" else codec
     with reading(source) as reader:
-        most = max(_SMALL_TEXT, _TEXT_RATIO * reader.size) if reader.is_packed else reader.size
+        most = most_unpacked(reader.size) if reader.is_packed else reader.size
         decoder, size = codecs.getincrementaldecoder(codec)(), 0
         while True:
             chunk = reader.some()
             if size + len(chunk) > most:
                 raise ValueError(
-                    f"{reader.name}: expected text that unpacks to at most {most} bytes ({_TEXT_RATIO} times its size),"
+                    f"{reader.name}: expected text that unpacks to at most {most} bytes ({_RATIO} times its size),"
                     " got more; if that is intended, unpack it first"
                 )
             pending = len(decoder.getstate()[0])
