@@ -38,6 +38,7 @@ MAY_IMPORT = {
 }
 MAY_IMPORT["__init__"] = set(MAY_IMPORT)
 ONLY_WHERE_USED = {"grain", "matplotlib", "tqdm", "sklearn", "pooch", "tyro", "orbax", "torch", "keras", "tensorboard"}
+ONLY_WHERE_USED |= {"datasets", "pandas", "polars", "pyarrow"}
 FILES = sorted((ROOT / "nnfx").rglob("*.py"))
 
 

@@ -1,5 +1,6 @@
 """Data: arrays prepared on the host and kept on the device, data sources, and seeded batching."""
 
+from nnfx.data.arrow import read_arrow, read_parquet
 from nnfx.data.batching import Order, in_order, shuffled, take
 from nnfx.data.formats import Examples, read_cifar10, read_cifar100, read_idx, read_idx_examples
 from nnfx.data.images import Images, cifar10, cifar100, digits, fashion_mnist, images, mnist
@@ -41,11 +42,13 @@ __all__ = [
     "in_order",
     "mnist",
     "prepare",
+    "read_arrow",
     "read_cifar10",
     "read_cifar100",
     "read_idx",
     "read_idx_examples",
     "read_npz",
+    "read_parquet",
     "read_series",
     "read_series_rows",
     "read_ts",
