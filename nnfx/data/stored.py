@@ -30,6 +30,7 @@ from nnfx import checks
 from nnfx.arrays import as_numpy, narrowed, to_device
 from nnfx.data.batching import Order, Orders, steps_per_epoch
 from nnfx.data.columns import NAMES, Column, Moments, checksums, mapped, spans
+from nnfx.data.rows import Names, in_parts
 from nnfx.paths import absolute
 from nnfx.types import Array, Batch
 
@@ -136,23 +137,38 @@ class Stored:
             )
 
 
-def store(folder: str | os.PathLike[str], parts: Iterable[Sequence[Any]]) -> Stored:
+def store(
+    folder: str | os.PathLike[str],
+    parts: Iterable[Any],
+    *,
+    inputs: Names | None = None,
+    targets: Names | None = None,
+    weights: Names | None = None,
+) -> Stored:
     """Write examples to a folder part by part, so that no more than one part is in memory at a time.
+
+    With `inputs` and `targets`, the parts are taken from a data set made elsewhere: one of Hugging Face's `datasets`, a
+    Grain data set or data loader of single rows, or any other sequence or iterable of rows that are mappings or tuples.
+    It has to end, and pictures of Pillow become arrays `(height, width, channels)`.
 
     Args:
         folder: a folder that does not exist yet.
         parts: `(inputs, targets)` or `(inputs, targets, weights)` of some rows each, such as those from a generator:
             finite numbers or booleans, with the same dtype and shape in all parts except for the number of rows, and
             weights that are not negative, 1 by default. Integers and floats are stored in 32 bits, unless JAX computes
-            in 64.
+            in 64. Or a data set, whose values are of the same kinds.
+        inputs: the name of the data set's column with the inputs, or their position if its rows are tuples; or a
+            sequence of those, for columns of one number each.
+        targets: likewise for the targets.
+        weights: likewise for the weights, if there are any.
 
     Returns:
         The examples, opened.
 
     Raises:
-        TypeError: for arrays that do not hold real numbers.
+        TypeError: for arrays that do not hold real numbers, and data sets that have no rows or endlessly many.
         ValueError: if there are no rows or no positive weight, for numbers that are not finite or that 32 bits cannot
-            hold or tell apart, and for parts that do not match.
+            hold or tell apart, for parts or rows that do not match, and for names that rows do not have.
         FileExistsError: if a folder or file of that name already exists.
         OSError: if it cannot be written. Nothing is left behind after this or any other error.
 
@@ -162,10 +178,21 @@ def store(folder: str | os.PathLike[str], parts: Iterable[Sequence[Any]]) -> Sto
         >>> squares = store(folder, ((np.arange(i, i + 2.0)[:, None], np.arange(i, i + 2.0) ** 2) for i in (0, 2)))
         >>> len(squares), squares.targets
         (4, memmap([0., 1., 4., 9.], dtype=float32))
+        >>> rows = [{"side": i, "height": 2, "volume": 2 * i**2} for i in range(3)]
+        >>> boxes = store(folder.with_name("boxes"), rows, inputs=("side", "height"), targets="volume")
+        >>> boxes.inputs.tolist(), boxes.targets.tolist()
+        ([[0, 2], [1, 2], [2, 2]], [0, 2, 8])
     """
     folder = absolute("folder", folder)
     if os.path.lexists(folder):
         raise FileExistsError(f"{folder}: expected a path that does not exist yet, got a file or folder")
+    if inputs is not None or targets is not None or weights is not None:
+        for name, given in (("inputs", inputs), ("targets", targets)):
+            if given is None:
+                raise ValueError(f"{name}: expected the name of a column, like the other arguments, got None")
+        assert inputs is not None
+        assert targets is not None
+        parts = in_parts(parts, inputs, targets, weights)
     if not isinstance(parts, Iterable):
         raise TypeError(f"parts: expected an iterable of (inputs, targets), got {checks.describe(parts)}")
     with contextlib.ExitStack() as made:
