@@ -47,16 +47,17 @@ def read_parquet(source: Source, *, columns: Sequence[str] | None = None, limit:
         from pyarrow import parquet
 
         file = parquet.ParquetFile(reader.stream)
-        groups = range(file.metadata.num_row_groups)
-        sizes = [file.metadata.row_group(group).total_byte_size for group in groups]
+        groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+        sizes = [group.total_byte_size for group in groups]
         _require_room(reader.name, sum(sizes), most)
         names = _chosen(reader.name, file.schema_arrow.names, columns)
         # a text may be stored once for all rows, so that even a few of them can take much memory
         rows = max(1, min(_MOST_ROWS, most // max([1, *sizes])))
         batches = file.iter_batches(rows, columns=None if columns is None else names)
         frame = _frame(reader.name, file.schema_arrow, batches, names, most)
-        if len(frame) != file.metadata.num_rows:  # pyarrow ends without an error where a column does
-            raise ValueError(f"{reader.name}: expected {file.metadata.num_rows} rows in each column, got {len(frame)}")
+        wanted = sum(group.num_rows for group in groups)
+        if len(frame) != wanted:  # pyarrow ends without an error where a column does
+            raise ValueError(f"{reader.name}: expected {wanted} rows in each column, got {len(frame)}")
         return frame
 
 

@@ -261,15 +261,15 @@ def values_of(place: str, fields: Sequence[str], *, missing: bool) -> np.ndarray
 
 
 def marked(text: TextIO) -> Iterator[tuple[int, str]]:
-    r"""Yield the lines of a text with their numbers, without blank lines and those that begin with `#`.
+    r"""Yield the lines of a text with their numbers, without blank lines and those that begin with `#` or `%`.
 
     >>> import io
-    >>> list(marked(io.StringIO("# made by hand\n@data\n\n1,2\n")))
+    >>> list(marked(io.StringIO("% made by hand\n@data\n\n1,2\n")))
     [(2, '@data'), (4, '1,2')]
     """
     for number, line in enumerate(text, start=1):
         content = line.strip()
-        if content and not content.startswith("#"):
+        if content and not content.startswith(("#", "%")):
             yield number, content
 
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from nnfx.data import read_series
+from nnfx.data.gaps import continued
 
 
 def steps(start, count, step=1):
@@ -80,3 +81,14 @@ def test_gaps_that_cannot_be_filled_are_refused():
     wrong = b"t,a\n2020-01-01,1\n2020-01-02,2\n2020-02-01,3\n"
     with pytest.raises(ValueError, match="column 't': expected at most 10 times as many rows with gaps filled, got 32"):
         read_series(wrong, time="t", gaps="previous")
+
+
+@pytest.mark.parametrize("channels", [(), (2,)])
+def test_values_are_carried_over_gaps_as_pandas_fills_them(channels):
+    pandas = pytest.importorskip("pandas")
+    values = np.random.default_rng(0).normal(size=(30, *channels))
+    values[1:][np.random.default_rng(1).random((29, *channels)) < 0.4] = np.nan
+    wanted = pandas.DataFrame(values).ffill().to_numpy().reshape(values.shape)
+    np.testing.assert_array_equal(continued("line 7", values), wanted)
+    with pytest.raises(ValueError, match="^line 7: expected a number as the first value, got none"):
+        continued("line 7", values[1:] * np.nan)

@@ -8,7 +8,7 @@ import pytest
 from nnfx.data.ts import read_ts
 from nnfx.types import Sequences
 
-MOTIONS = b"""#Accelerometers and gyroscopes.
+MOTIONS = b"""%# Accelerometers and gyroscopes.
 @problemName BasicMotions
 @timeStamps false
 @missing true
@@ -136,7 +136,7 @@ def reference(data):
     at = next(number for number, each in enumerate(words) if each and each[0].lower() == "@data")
     tags = {each[0].lower(): each[1:] for each in words[:at] if each}
     has_label = (tags.get("@classlabel") or tags["@targetlabel"])[0].lower() == "true"
-    rows = [line.split(":") for line in lines[at + 1 :] if line and not line.startswith("#")]
+    rows = [line.split(":") for line in lines[at + 1 :] if line and line[0] not in "#%"]
     missing = ("?", "nan", "NaN")
     values = [
         [

@@ -1,5 +1,6 @@
 import gzip
 import re
+import time
 
 import numpy as np
 import pytest
@@ -144,6 +145,18 @@ def test_options_that_cannot_be_meant_are_refused():
     assert read_tsf(change(b"NSW", b"\xe4"), encoding="latin-1", missing="nan").attributes["state"][0] == "ä"
 
 
+@pytest.mark.slow
+def test_the_time_is_linear_in_the_size():
+    def seconds(values):
+        text = b"@frequency daily\n@data\n" + b",".join([b"1.5"] * values) + b"\n" + b"1,2\n" * (values // 20)
+        began = time.perf_counter()
+        assert len(read_tsf(text).series) == values // 20 + 1
+        return time.perf_counter() - began
+
+    seconds(100)
+    assert seconds(400_000) < 8 * min(seconds(100_000) for _ in range(3)) + 0.2
+
+
 # Mutations
 
 
@@ -151,7 +164,7 @@ def reference(data):
     """Return the names and values in a file that was accepted, split in the plainest way."""
     lines = [line.strip() for line in re.split("\r\n|\r|\n", data.decode())]
     at = next(number for number, line in enumerate(lines) if line.split()[:1] and line.split()[0].lower() == "@data")
-    rows = [line.split(":") for line in lines[at + 1 :] if line and not line.startswith("#")]
+    rows = [line.split(":") for line in lines[at + 1 :] if line and line[0] not in "#%"]
     missing = ("?", "nan", "NaN")
     return [[np.nan if v.strip() in missing else float(v) for v in row[-1].split(",")] for row in rows]
 
