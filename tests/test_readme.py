@@ -80,6 +80,7 @@ def test_its_lines_run_as_printed_from_a_relative_folder(example, tmp_path, monk
         "variables": names["run"].best.variables,
         "frame": pandas.DataFrame({"port": list("abcd") * 10, "fare": np.arange(40.0)}),
         "labels": ["no", "yes"] * 20,
+        "dataset": [{"image": np.zeros((2, 2, 1)), "label": 1}],
         "parts": [(np.asarray(names["data"].train.inputs), np.asarray(names["data"].train.targets))],
     }
     calls = re.findall(r"`((?:print\()?nnfx\.[^`\n]+\))`", README)

@@ -145,20 +145,24 @@ def test_without_pyarrow_it_says_what_is_lacking(monkeypatch):
         read_parquet(b"")
 
 
-LONG = pyarrow.array(["x" * 2**17])
-BOMBS = {
-    "zeros": pyarrow.table({"a": np.zeros(2**23)}),  # 64 MiB
-    "text": pyarrow.table({"a": LONG.take(np.zeros(2**9, np.int64))}),  # 64 MiB
-    "dictionary": pyarrow.table({"a": pyarrow.DictionaryArray.from_arrays(np.zeros(2**9, np.int32), LONG)}),
+def long_text():
+    return pyarrow.array(["x" * 2**17])
+
+
+BOMBS = {  # 64 MiB each
+    "zeros": lambda: pyarrow.array(np.zeros(2**23)),
+    "text": lambda: long_text().take(np.zeros(2**9, np.int64)),
+    "dictionary": lambda: pyarrow.DictionaryArray.from_arrays(np.zeros(2**9, np.int32), long_text()),
 }
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
 @pytest.mark.parametrize(("write", "read"), FORMATS)
 def test_a_small_file_that_unpacks_to_much_takes_no_memory_unless_asked_for(write, read, bomb):
-    data = write(BOMBS[bomb], **({"compression": "zstd"} if write is not as_stream else {}))
-    if write is as_stream:
-        data = as_stream(BOMBS[bomb], options=pyarrow.ipc.IpcWriteOptions(compression="zstd"))
+    table = pyarrow.table({"a": BOMBS[bomb]()})
+    is_stream = write is as_stream
+    packing = {"options": pyarrow.ipc.IpcWriteOptions(compression="zstd")} if is_stream else {"compression": "zstd"}
+    data = write(table, **packing)
     assert len(data) < 2**18
     before = pyarrow.default_memory_pool().max_memory()
     start = pyarrow.total_allocated_bytes()
@@ -170,7 +174,7 @@ def test_a_small_file_that_unpacks_to_much_takes_no_memory_unless_asked_for(writ
     finally:
         tracemalloc.stop()
     assert pyarrow.default_memory_pool().max_memory() <= max(before, start + 48 * 2**20)
-    assert len(read(data, limit=2**28)) == len(BOMBS[bomb])
+    assert len(read(data, limit=2**28)) == len(table)
 
 
 def stream_in(data):
