@@ -2,7 +2,9 @@
 
 import functools
 
+import equinox as eqx
 import flax.linen as nn
+import haiku as hk
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -29,6 +31,27 @@ class NnxBatchNorm(nnx.Module):
         return self.last(self.dropout(self.norm(nnx.tanh(self.first(x)))))
 
 
+class EquinoxBatchNorm(eqx.Module):
+    first: eqx.nn.Linear
+    norm: eqx.nn.BatchNorm
+    dropout: eqx.nn.Dropout
+    last: eqx.nn.Linear
+
+    def __init__(self, key):
+        keys = jax.random.split(key)
+        self.first, self.last = eqx.nn.Linear(3, 4, key=keys[0]), eqx.nn.Linear(4, 1, key=keys[1])
+        self.norm, self.dropout = eqx.nn.BatchNorm(4, "batch", mode="batch"), eqx.nn.Dropout(0.2)
+
+    def __call__(self, x, state, key):
+        x, state = self.norm(jnp.tanh(self.first(x)), state)
+        return self.last(self.dropout(x, key=key)), state
+
+
+def haiku_batch_norm(x, is_training):
+    x = hk.BatchNorm(True, True, 0.9)(jnp.tanh(hk.Linear(4)(x)), is_training)
+    return hk.Linear(1)(hk.dropout(hk.next_rng_key(), 0.2, x) if is_training else x)
+
+
 MODELS = {
     "perceptron": models.perceptron(),
     "multi-output perceptron": models.perceptron(outputs=3, activation="sigmoid"),
@@ -49,9 +72,11 @@ MODELS = {
     "forecaster of trend and season": baselines.dlinear(3, kernel=5),
     "linen": models.from_linen(LinenBatchNorm()),
     "nnx": models.from_nnx(lambda rngs: NnxBatchNorm(rngs=rngs)),
+    "equinox": models.from_equinox(EquinoxBatchNorm),
+    "haiku": models.from_haiku(haiku_batch_norm),
 }
-FLAX_LAYERS = {"linen", "nnx"}
-STATEFUL = {"batch norm", "residual network", *FLAX_LAYERS}
+FOREIGN = {"linen", "nnx", "equinox", "haiku"}
+STATEFUL = {"batch norm", "residual network", *FOREIGN}
 SHAPES = {
     "cnn": (6, 6, 2),
     "cnn of sequences": (7, 2),
@@ -184,8 +209,8 @@ def test_gradients_are_finite_and_reach_every_parameter(model, variables, inputs
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
-# Flax's own layers promote by default
-@pytest.mark.parametrize("name", all_but(COSTLY, sorted(MODELS.keys() - FLAX_LAYERS)))
+# layers of other libraries promote by default, and count in integers
+@pytest.mark.parametrize("name", all_but(COSTLY, sorted(MODELS.keys() - FOREIGN)))
 def test_the_dtype_is_kept(model, variables, dtype, inputs):
     with jax.numpy_dtype_promotion("strict"):
         cast = jax.tree.map(lambda a: a.astype(dtype), variables)

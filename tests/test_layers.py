@@ -37,8 +37,10 @@ MAY_IMPORT = {
     "cpu": {"checks", "paths"},
 }
 MAY_IMPORT["__init__"] = set(MAY_IMPORT)
-ONLY_WHERE_USED = {"grain", "matplotlib", "tqdm", "sklearn", "pooch", "tyro", "orbax", "torch", "keras", "tensorboard"}
-ONLY_WHERE_USED |= {"datasets", "pandas", "polars", "pyarrow"}
+ONLY_WHERE_USED = {
+    *("equinox", "grain", "haiku", "keras", "matplotlib", "orbax", "pooch", "safetensors", "sklearn", "tensorboard"),
+    *("datasets", "pandas", "polars", "pyarrow", "torch", "tqdm", "tyro"),
+}
 FILES = sorted((ROOT / "nnfx").rglob("*.py"))
 
 

@@ -1,7 +1,7 @@
-"""Models as pure `init` / `apply` pairs: dense, convolutional and recurrent networks, and Flax adapters."""
+"""Models as pure `init` / `apply` pairs: dense, convolutional and recurrent networks, and adapters."""
 
 from nnfx.models import initializers, layouts
-from nnfx.models.adapters import from_linen, from_nnx
+from nnfx.models.adapters import from_equinox, from_haiku, from_linen, from_nnx
 from nnfx.models.convolutional import avg_pool, cnn, conv, lenet, max_pool, resnet
 from nnfx.models.dense import mlp, perceptron
 from nnfx.models.normalization import BatchNorm
@@ -14,6 +14,8 @@ __all__ = [
     "avg_pool",
     "cnn",
     "conv",
+    "from_equinox",
+    "from_haiku",
     "from_linen",
     "from_nnx",
     "gru",

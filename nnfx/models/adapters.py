@@ -1,13 +1,16 @@
-"""Adapters that turn a Flax module, Linen or NNX, into a `Model` of pure functions."""
+"""Adapters that turn a module of Flax (Linen or NNX), Equinox or Haiku into a `Model` of pure functions."""
 
+import importlib
 import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from nnfx import checks
+from nnfx.models import trees
 from nnfx.types import Apply, Array, Model, Variables
 
 if TYPE_CHECKING:
@@ -15,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def _switches(call: Callable[..., Any], train: bool, weights: Array | None) -> dict[str, Any]:
-    """Return the keyword arguments that a module's `__call__` accepts, under the names that it uses for them."""
+    """Return the keyword arguments that a module's call accepts, under the names that it uses for them."""
     accepted = inspect.signature(call).parameters
     offered = {
         **dict.fromkeys(("train", "training", "is_training"), train),
-        **dict.fromkeys(("deterministic", "use_running_average"), not train),
+        **dict.fromkeys(("deterministic", "use_running_average", "inference"), not train),
         "weights": weights,
     }
     return {name: value for name, value in offered.items() if name in accepted}
@@ -138,3 +141,208 @@ def from_nnx(build: Callable[["nnx.Rngs"], "nnx.Module"]) -> Model:
         return outputs, ({"state": nnx.to_pure_dict(updated)} if updated else {})
 
     return Model(init, cast(Apply, apply))
+
+
+def from_equinox(build: Callable[[Array], Any], axis_name: str = "batch") -> Model:
+    """Make a `Model` from an Equinox module, given as a function of a key.
+
+    Equinox modules take one example; here they are mapped over a batch whose axis has a name, for `eqx.nn.BatchNorm`
+    and other layers that use it. `eqx.nn.inference_mode` is set when the model is applied. If the module's `__call__`
+    accepts `key`, each example gets its own, from `jax.random.split(key, batch)`. As for `from_linen`, it may also
+    accept a switch such as `inference`, and `weights`: here the weight of the one example.
+
+    Args:
+        build: a function that returns the module, such as `lambda key: eqx.nn.MLP(2, 1, 16, 2, key=key)`; to start from
+            the weights of an instance, `lambda key: module`. Its floating-point arrays become `params`, its other
+            arrays the collection `constants`, and what `eqx.nn.State` holds the collection `state`, all as dicts by
+            the names of the module's attributes.
+        axis_name: the name of the batch axis, as in the module's `eqx.nn.BatchNorm`.
+
+    Raises:
+        ModuleNotFoundError: without Equinox.
+        TypeError: for anything but a function of a key that returns an Equinox module.
+        ValueError: for a batch norm over an axis of another name, or a dropout whose rate is an array, which would be
+            a parameter; and (by `apply`) for a state that depends on a single example.
+
+    Example:
+        >>> import equinox as eqx, jax, jax.numpy as jnp
+        >>> model = from_equinox(lambda key: eqx.nn.Linear(2, 3, key=key))
+        >>> variables = model.init(jax.random.key(0), jnp.ones((1, 2)))
+        >>> model.apply(variables, jnp.ones((5, 2))).shape
+        (5, 3)
+
+    References:
+        Kidger and Garcia, *Equinox: neural networks in JAX via callable PyTrees and filtered transformations*, 2021.
+    """
+    eqx = _imported("equinox")
+    wanted = "build: expected a function of a key, such as lambda key: Net(key=key)"
+    if isinstance(build, eqx.Module):
+        raise TypeError(f"{wanted}, got an instance of {type(build).__name__}; use its weights with lambda key: module")
+    if not callable(build):
+        raise TypeError(f"{wanted}, got {checks.describe(build)}")
+
+    def is_index(node: Any) -> bool:
+        return isinstance(node, eqx.nn.StateIndex)
+
+    with_state = eqx.nn.make_with_state(build)
+    module_shapes, state_shapes = eqx.filter_eval_shape(with_state, jax.random.key(0))
+    if not isinstance(module_shapes, eqx.Module) or not callable(module_shapes):
+        raise TypeError(
+            f"{wanted}, that returns an Equinox module, got one that returns {type(module_shapes).__name__}"
+        )
+    _check_equinox_layers(eqx, module_shapes, axis_name)
+    indices = [each for each in trees.named(module_shapes, is_leaf=is_index).items() if is_index(each[1])]
+    call = type(module_shapes).__call__
+
+    def collections_of(module: Any, state: Any) -> dict[str, Any]:
+        arrays = [(name, leaf) for name, leaf in trees.named(module).items() if eqx.is_array(leaf)]
+        of_kind = {
+            "params": trees.nested((name, leaf) for name, leaf in arrays if eqx.is_inexact_array(leaf)),
+            "constants": trees.nested((name, leaf) for name, leaf in arrays if not eqx.is_inexact_array(leaf)),
+            "state": trees.nested((name, state.get(index)) for name, index in indices),
+        }
+        return {name: tree for name, tree in of_kind.items() if tree or name == "params"}
+
+    @jax.jit  # one small program
+    def variables_of(key: Array) -> Variables:
+        return collections_of(*with_state(key))
+
+    def init(key: Array, inputs: Any) -> Variables:  # noqa: ARG001 -- Equinox modules state their input sizes
+        checks.key("key", key)
+        return variables_of(key)
+
+    def assembled(variables: Variables) -> tuple[Any, Any]:
+        """Return the module and its state with the arrays of these variables."""
+
+        def array(path: Any, leaf: Any) -> Any:
+            if not isinstance(leaf, jax.ShapeDtypeStruct):
+                return leaf
+            kind = "params" if jnp.issubdtype(leaf.dtype, jnp.inexact) else "constants"
+            return trees.at(variables[kind], trees.name_of(path))
+
+        held = [leaf for name, _ in indices for leaf in jax.tree.leaves(trees.at(variables["state"], name))]
+        state = jax.tree.unflatten(jax.tree.structure(state_shapes), held)
+        return jax.tree_util.tree_map_with_path(array, module_shapes), state
+
+    def apply(
+        variables: Variables,
+        inputs: Any,
+        *,
+        key: Array | None = None,
+        weights: Array | None = None,
+        train: bool = False,
+    ) -> Any:
+        module, state = assembled(variables)
+        module = eqx.nn.inference_mode(module, value=not train)
+        takes_key = "key" in inspect.signature(call).parameters
+        key = jax.random.key(0) if key is None and not train else key  # a module may split it even if it draws nothing
+        batch = jax.tree.leaves(inputs)[0].shape[0]
+        keys = jax.random.split(key, batch) if takes_key and key is not None else None
+
+        def of_example(example: Any, key: Array | None, weight: Array | None, state: Any) -> tuple[Any, Any]:
+            switches = _switches(call, train, weight) | ({"key": key} if takes_key else {})
+            if not indices:
+                return module(example, **switches), state
+            return cast(tuple[Any, Any], module(example, state, **switches))
+
+        mapped = jax.vmap(of_example, in_axes=(0, 0, 0, None), out_axes=(0, None), axis_name=axis_name)
+        try:
+            outputs, state = mapped(inputs, keys, weights, state)
+        except ValueError as error:
+            if "out_axes" not in str(error):
+                raise
+            raise ValueError(
+                "build: expected a module whose state is the same for all examples of a batch, got one that differs;"
+                f" average it in the module with jax.lax.pmean(value, {axis_name!r})"
+            ) from error
+        if not train:
+            return outputs
+        updated = {"state": trees.nested((name, state.get(index)) for name, index in indices)} if indices else {}
+        return outputs, {name: tree for name, tree in {**variables, **updated}.items() if name != "params"}
+
+    return Model(init, cast(Apply, apply))
+
+
+def _check_equinox_layers(eqx: Any, module: Any, axis_name: str) -> None:
+    """Check the names of the axes of batch norms, and that the rates of dropouts are no arrays."""
+
+    def is_layer(node: Any) -> bool:
+        return isinstance(node, eqx.nn.BatchNorm | eqx.nn.Dropout)
+
+    for layer in filter(is_layer, jax.tree.leaves(module, is_leaf=is_layer)):
+        if isinstance(layer, eqx.nn.Dropout):
+            if isinstance(layer.p, jax.ShapeDtypeStruct):
+                raise ValueError(
+                    f"p: expected a Python number as the rate of eqx.nn.Dropout, got {checks.describe(layer.p)}, which"
+                    " would be a parameter; for a rate that is swept, use nnfx.ops.dropout in the module"
+                )
+        elif layer.axis_name != axis_name:
+            raise ValueError(f"axis_name: expected {layer.axis_name!r}, as in eqx.nn.BatchNorm, got {axis_name!r}")
+
+
+def from_haiku(function: Callable[..., Any]) -> Model:
+    """Make a `Model` from a Haiku function of inputs, as it is before `hk.transform`.
+
+    As for `from_linen`, the function may accept a switch such as `is_training`, and `weights` (one per example). The
+    variables are initialised as in training, since Haiku's batch norm creates its averages only then, on zeros.
+
+    Args:
+        function: maps inputs `(batch, ...)` to outputs `(batch, ...)` and makes its modules itself, such as
+            `lambda x: hk.nets.MLP([16, 1])(x)`. Its parameters become `params`, its state the collection `state`.
+
+    Raises:
+        ModuleNotFoundError: without Haiku.
+        TypeError: for anything but a function, such as what `hk.transform` returns, or the class of a module.
+
+    Example:
+        >>> import haiku as hk, jax, jax.numpy as jnp
+        >>> model = from_haiku(lambda x: hk.Linear(3)(x))
+        >>> variables = model.init(jax.random.key(0), jnp.ones((1, 2)))
+        >>> model.apply(variables, jnp.ones((5, 2))).shape
+        (5, 3)
+
+    References:
+        Hennigan et al., *Haiku: Sonnet for JAX*, 2020.
+    """
+    hk = _imported("haiku")
+    if not callable(function) or isinstance(function, type):
+        raise TypeError(
+            "function: expected a function of inputs that makes its modules, such as lambda x: hk.nets.MLP([16, 1])(x),"
+            f" before hk.transform, got {checks.describe(function)}"
+        )
+    transformed = hk.transform_with_state(function)
+
+    def variables_as(params: Any, state: Any) -> dict[str, Any]:
+        return {"params": params} | ({"state": state} if state else {})
+
+    @jax.jit  # one small program
+    def variables_of(key: Array, inputs: Any) -> Variables:
+        zeros = jax.tree.map(jnp.zeros_like, inputs)
+        return variables_as(*transformed.init(key, zeros, **_switches(function, True, None)))
+
+    def init(key: Array, inputs: Any) -> Variables:
+        checks.key("key", key)
+        return variables_of(key, inputs)
+
+    def apply(
+        variables: Variables,
+        inputs: Any,
+        *,
+        key: Array | None = None,
+        weights: Array | None = None,
+        train: bool = False,
+    ) -> Any:
+        switches = _switches(function, train, weights)
+        outputs, state = transformed.apply(variables["params"], variables.get("state", {}), key, inputs, **switches)
+        return (outputs, {"state": state} if state else {}) if train else outputs
+
+    return Model(init, cast(Apply, apply))
+
+
+def _imported(package: str) -> Any:
+    """Return an optional package, or say how to install it."""
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        wanted = f"{package}: required for its modules; not installed: pip install 'nnfx[{package}]'"
+        raise ModuleNotFoundError(wanted) from error

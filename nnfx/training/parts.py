@@ -66,8 +66,8 @@ class Makes(NamedTuple):
             # a rule is named after the function that made it
             label = given.update.__qualname__.split(".")[0] if isinstance(given, StoppingRule) else self.kind.__name__
             return Factory(label, Made(given))
-        if not callable(given) or (self.kind is Model and hasattr(given, "apply")):
-            hint = "; convert a Flax module with nnfx.models.from_linen or from_nnx" if self.kind is Model else ""
+        hint = how_to_adapt(given) if self.kind is Model else ""
+        if hint or not callable(given):
             raise TypeError(f"{name}: expected {self.expected}, got {checks.describe(given)}{hint}")
         return hyperparameters.factory(given)
 
@@ -76,10 +76,37 @@ class Makes(NamedTuple):
         made = tuple(_plain(factory.build(hyper)) for factory in factories)
         for factory, each in zip(factories, made, strict=True):
             if not isinstance(each, self.kind):
+                hint = how_to_adapt(each) if self.kind is Model else ""
                 raise TypeError(
-                    f"{factory.name}: expected it to return a {self.kind.__name__}, got {checks.describe(each)}"
+                    f"{factory.name}: expected it to return a {self.kind.__name__}, got {checks.describe(each)}{hint}"
                 )
         return made if self.several else made[0]
+
+
+_ADAPTERS = {
+    "flax.linen": "convert the module with nnfx.models.from_linen",
+    "flax.nnx": "convert the module with nnfx.models.from_nnx(lambda rngs: Net(rngs=rngs))",
+    "equinox": "convert the module with nnfx.models.from_equinox(lambda key: Net(key=key))",
+    "haiku": "convert the function of inputs, before hk.transform, with nnfx.models.from_haiku",
+    "torch": "PyTorch does not run on JAX: make the network with nnfx.models, and convert its weights with"
+    " nnfx.models.layouts.from_torch",
+    "keras": "Keras trains by itself: make the network with nnfx.models, and convert its weights with"
+    " nnfx.models.layouts.from_keras",
+}
+"""What to do with a module of another library, by the package in which its class is defined."""
+
+
+def how_to_adapt(given: Any) -> str:
+    """Return what to do with a module of another library, or its class, as the end of an error; "" for anything else.
+
+    >>> import flax.linen as nn
+    >>> how_to_adapt(nn.Dense(1)), how_to_adapt(max)
+    ('; convert the module with nnfx.models.from_linen', '')
+    """
+    kind = given if isinstance(given, type) else type(given)
+    defined_in = [f"{each.__module__}." for each in kind.__mro__]
+    found = [hint for package, hint in _ADAPTERS.items() if any(name.startswith(f"{package}.") for name in defined_in)]
+    return f"; {found[0]}" if found else ""
 
 
 @dataclasses.dataclass(frozen=True)

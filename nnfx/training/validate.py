@@ -17,7 +17,7 @@ from nnfx.data.prepare import Data
 from nnfx.metrics.marks import is_overall
 from nnfx.training import rows
 from nnfx.training.hyperparameters import innermost
-from nnfx.training.parts import Recipe
+from nnfx.training.parts import Recipe, how_to_adapt
 from nnfx.types import Array, Batch, Hyper, Model, PerExample
 
 
@@ -37,7 +37,8 @@ class Checked:
 def check_model(model: Any) -> None:
     """Check that this is a model, not a factory of one or a module of another library."""
     if not isinstance(model, Model):
-        raise TypeError(f"model: expected a Model, such as nnfx.models.mlp((16,)), got {checks.describe(model)}")
+        hint = how_to_adapt(model)
+        raise TypeError(f"model: expected a Model, such as nnfx.models.mlp((16,)), got {checks.describe(model)}{hint}")
 
 
 def check_functions(loss: Any, metrics: Any, name: str = "metrics") -> None:
