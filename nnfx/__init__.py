@@ -7,6 +7,7 @@
 - `nnfx.fit`: a training run as a pure function of a key, data and hyper-parameters.
 - `nnfx.stopping`, `nnfx.schedules`, `nnfx.regularizers`, `nnfx.averaging`: when a run ends, how its learning
   rate changes, how its weights are penalised, and which average of them is kept.
+- `nnfx.optimizers.freeze`: an optimizer that leaves some parameters as they are.
 - `nnfx.session`: a long run that shows its progress and resumes where it was interrupted, from what
   `nnfx.checkpoint` saves, with data in memory or larger than memory.
 - `nnfx.data_parallel`: the training step with its batch split over devices.
@@ -35,6 +36,7 @@ from nnfx import (
     metrics,
     models,
     ops,
+    optimizers,
     regularizers,
     schedules,
     shards,
@@ -77,6 +79,7 @@ __all__ = [
     "metrics",
     "models",
     "ops",
+    "optimizers",
     "regularizers",
     "schedules",
     "session",

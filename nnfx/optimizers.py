@@ -1,4 +1,4 @@
-"""Optax optimizers in the form that a training step takes, and the weights that they are evaluated with.
+"""Optax optimizers in the form that a training step takes, with parameters frozen, and how they are evaluated.
 
 Most optimizers update the weights that a model is evaluated with. Some update others: a schedule-free optimizer the
 point where the gradient is taken, lookahead the fast weights, sharpness-aware minimisation (SAM) at times a point
@@ -6,17 +6,21 @@ uphill.
 """
 
 import contextlib
+import fnmatch
+import functools
 import logging
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from nnfx import checks
+from nnfx import checks, trees
 
-__all__ = ["as_optimizer", "evaluation_params", "has_evaluation_params"]
+__all__ = ["as_optimizer", "evaluation_params", "freeze", "has_evaluation_params"]
+
+Optimizer = TypeVar("Optimizer", bound=Callable[..., Any] | optax.GradientTransformation)
 
 
 class Slow(NamedTuple):
@@ -61,7 +65,9 @@ def as_optimizer(name: str, given: Any) -> optax.GradientTransformationExtraArgs
     def init(params: Any) -> Any:
         with _without_warning():
             state = inner.init(params)
-        return Slow(jax.tree.map(jnp.copy, params), state) if _nodes(state, optax.LookaheadState) else state
+        found = _nodes(state, (Slow, optax.LookaheadState))
+        is_bare = any(isinstance(node, optax.LookaheadState) for node in found)
+        return Slow(jax.tree.map(jnp.copy, params), state) if is_bare else state
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         if not isinstance(state, Slow):
@@ -72,6 +78,90 @@ def as_optimizer(name: str, given: Any) -> optax.GradientTransformationExtraArgs
         return both.fast, Slow(optax.apply_updates(state.params, both.slow), after)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def freeze(optimizer: Optimizer, *patterns: str | Callable[[str], bool]) -> Optimizer:
+    """Return an optimizer that leaves some parameters as they are, to the bit: no update, no decay, no state of theirs.
+
+    Everything that the optimizer does, such as clipping by a global norm, sees the other parameters only: these are
+    trained as if they were alone. Batch statistics are no parameters, and are still updated.
+
+    Args:
+        optimizer: an Optax factory, such as `optax.adam`, whose numbers stay hyper-parameters; or an optimizer.
+        *patterns: which parameters, by their names, such as `hidden_0.kernel`: globs (`*`, `?`, `[...]`), of which one
+            that matches the beginning of a name up to a dot matches everything below it, such as `"hidden_*"`; or
+            functions of a name.
+
+    Returns:
+        A factory or an optimizer, as was given.
+
+    Raises:
+        TypeError: for anything else, or no patterns.
+        ValueError: (when the optimizer is initialised) for a pattern that matches none of the parameters.
+
+    Example:
+        >>> optimizer = freeze(optax.sgd, "hidden_*")(learning_rate=0.5)
+        >>> params = {"hidden_0": {"kernel": jnp.ones(1)}, "output": {"kernel": jnp.ones(1)}}
+        >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+        >>> after = optax.apply_updates(params, updates)
+        >>> after["hidden_0"]["kernel"], after["output"]["kernel"]
+        (Array([1.], dtype=float32), Array([0.5], dtype=float32))
+    """
+    if not patterns or not all(isinstance(pattern, str) or callable(pattern) for pattern in patterns):
+        got = ", ".join(map(checks.describe, patterns)) or "none"
+        raise TypeError(f"patterns: expected some, such as 'hidden_*' or a function of a name, got {got}")
+    given: Any = optimizer
+    if isinstance(given, optax.MultiSteps | optax.GradientTransformation):
+        frozen: Any = _frozen(as_optimizer("optimizer", given), patterns)
+        return frozen
+    if not callable(given):
+        raise TypeError(f"optimizer: expected an Optax factory or optimizer, got {checks.describe(given)}")
+    if isinstance(given, functools.partial):
+        fixed: Any = functools.partial(freeze(given.func, *patterns), *given.args, **given.keywords)
+        return fixed
+
+    @functools.wraps(given)
+    def factory(*args: Any, **kwargs: Any) -> optax.GradientTransformationExtraArgs:
+        return _frozen(as_optimizer("optimizer", given(*args, **kwargs)), patterns)
+
+    made: Any = factory
+    return made
+
+
+def _frozen(
+    optimizer: optax.GradientTransformation, patterns: tuple[str | Callable[[str], bool], ...]
+) -> optax.GradientTransformationExtraArgs:
+    def labels(params: Any) -> Any:
+        unused = set(range(len(patterns)))
+
+        def label(path: Any, _: Any) -> str:
+            name = trees.name_of(path)
+            found = {i for i, pattern in enumerate(patterns) if _matches(pattern, name)}
+            unused.difference_update(found)
+            return "frozen" if found else "trained"
+
+        labelled = jax.tree_util.tree_map_with_path(label, params)
+        if unused:
+            raise ValueError(
+                f"patterns: expected each to match a parameter, one of {', '.join(trees.named(params))}; got none for"
+                f" {', '.join(repr(patterns[i]) for i in sorted(unused))}"
+            )
+        return labelled
+
+    return optax.partition({"trained": optimizer, "frozen": optax.stateless(_no_change)}, labels)
+
+
+def _no_change(updates: Any, params: Any) -> Any:
+    """Return −0, the only number that changes nothing when added: 0 + −0 is 0, and −0 + −0 is −0."""
+    del params
+    return jax.tree.map(lambda leaf: jnp.full_like(leaf, -0.0), updates)
+
+
+def _matches(pattern: str | Callable[[str], bool], name: str) -> bool:
+    if not isinstance(pattern, str):
+        return bool(pattern(name))
+    parts = name.split(".")
+    return any(fnmatch.fnmatchcase(".".join(parts[:length]), pattern) for length in range(1, len(parts) + 1))
 
 
 @contextlib.contextmanager
@@ -112,7 +202,7 @@ def evaluation_params(opt_state: Any, params: Any) -> Any:
     """
     for node in _nodes(opt_state, _OWN):
         if isinstance(node, Slow):
-            params = node.params
+            params = _where_held(_slow, 0, params, node.params)
         elif isinstance(node, optax.contrib.ScheduleFreeState):
             params = _where_held(_average, node.b1, params, node.z)
         elif node.cache is not None:
@@ -134,6 +224,11 @@ _OWN = Slow, optax.contrib.ScheduleFreeState, optax.contrib.SAMState
 
 def _average(b1: Any, y: Any, z: Any) -> Any:
     return ((y - (1.0 - b1) * z) / b1).astype(y.dtype)
+
+
+def _slow(number: Any, params: Any, slow: Any) -> Any:
+    del number, params
+    return slow
 
 
 def _before_uphill(steps: Any, params: Any, cache: Any) -> Any:

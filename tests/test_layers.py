@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BASE = {"arrays", "bounds", "checks", "memo", "optimizers", "paths", "shards", "types"}
+BASE = {"arrays", "bounds", "checks", "memo", "optimizers", "paths", "shards", "trees", "types"}
 RULES = {"averaging", "regularizers", "schedules", "stopping"}
 MIDDLE = {"activations", "augment", "calibration", "data", "losses", "metrics", "ops", *RULES}
 MAY_IMPORT = {
@@ -16,7 +16,8 @@ MAY_IMPORT = {
     "memo": set(),
     "arrays": {"checks"},
     "paths": {"checks"},
-    "optimizers": {"checks"},
+    "trees": set(),
+    "optimizers": {"checks", "trees"},
     "types": {"arrays", "checks", "optimizers"},
     "shards": {"types"},
     "tables": set(),

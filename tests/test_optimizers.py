@@ -1,4 +1,6 @@
-"""Optimizers that are evaluated with weights other than those they update."""
+"""Optimizers that are evaluated with weights other than those they update, and those that leave some as they are."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -123,3 +125,110 @@ def test_members_of_a_sweep_are_judged_by_their_evaluation_weights(key):
         alone = train(jax.random.fold_in(key, 0), data, learning_rate=rate)
         mine = jax.tree.map(lambda stack, number=number: stack[number], result.variables)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), mine, alone.state.evaluated)
+
+
+MLP = nnfx.models.mlp((4,), activation="tanh")
+
+
+def trained(optimizer, model=MLP, epochs=3, **hyper):
+    return nnfx.fit(model, MSE, optimizer, epochs=epochs, batch_size=10)(jax.random.key(0), DATA, **hyper)
+
+
+def start_of(model):
+    """Return what a run with the first key starts from."""
+    return nnfx.init_state(jax.random.key(0), model, optax.sgd(0.1), DATA.train.inputs).params
+
+
+FACTORIES = {
+    "adamw": functools.partial(optax.adamw, weight_decay=0.5),
+    "momentum": functools.partial(optax.sgd, momentum=0.9),
+    "clipped": lambda learning_rate: optax.chain(optax.clip_by_global_norm(0.01), optax.adam(learning_rate)),
+    "lookahead": lambda learning_rate: optax.lookahead(optax.adam(learning_rate), sync_period=2, slow_step_size=0.5),
+}
+SLOW = "momentum", "clipped"
+
+
+@pytest.mark.parametrize("name", ["adamw", "lookahead", *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
+def test_frozen_parameters_stay_and_the_others_train_as_if_alone(name):
+    start, hidden = start_of(MLP), start_of(MLP)["hidden_0"]
+    frozen = trained(optimizers.freeze(FACTORIES[name], "hidden_*"), learning_rate=0.05).state.params
+    jax.tree.map(np.testing.assert_array_equal, frozen["hidden_0"], hidden)
+
+    def output_alone(key, inputs):
+        return {"params": {"output": MLP.init(key, inputs)["params"]["output"]}}
+
+    def apply(variables, inputs, **options):
+        return MLP.apply({"params": {"hidden_0": hidden, **variables["params"]}}, inputs, **options)
+
+    alone = trained(FACTORIES[name], nnfx.Model(output_alone, apply), learning_rate=0.05).state.params
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), frozen["output"], alone["output"])
+    assert not np.allclose(frozen["output"]["kernel"], start["output"]["kernel"])
+
+
+def test_frozen_parameters_keep_every_bit_and_have_no_state():
+    odd = jnp.array([-0.0, 0.0, 1e-30, jnp.inf, -jnp.inf, 1.0])
+    params = {"frozen": {"a": odd, "b": odd.astype(jnp.bfloat16)}, "free": odd}
+    optimizer = optimizers.freeze(optax.adamw(0.1), "frozen")
+    state = optimizer.init(params)
+    moments = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
+    assert len(moments) == 2  # those of the one free parameter
+
+    @jax.jit
+    def step(params, state):
+        updates, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    after, _ = step(params, state)
+    for name in ("a", "b"):
+        assert np.asarray(after["frozen"][name]).tobytes() == np.asarray(params["frozen"][name]).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        (["layer_1"], {"layer_1.kernel", "layer_1.bias"}),
+        (["layer_?"], {"layer_1.kernel", "layer_1.bias"}),
+        (["layer_1*"], {"layer_1.kernel", "layer_1.bias", "layer_10.kernel"}),
+        (["*.kernel"], {"layer_1.kernel", "layer_10.kernel"}),
+        (["layer_10", "*bias"], {"layer_10.kernel", "layer_1.bias"}),
+        ([lambda name: name.endswith("0.kernel")], {"layer_10.kernel"}),
+    ],
+)
+def test_which_parameters_a_pattern_freezes(patterns, expected):
+    params = {"layer_1": {"kernel": jnp.ones(1), "bias": jnp.ones(1)}, "layer_10": {"kernel": jnp.ones(1)}}
+    optimizer = optimizers.freeze(optax.sgd(1.0), *patterns)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    changes = {nnfx.trees.name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(updates)}
+    assert {name for name, change in changes.items() if change == 0} == expected
+
+
+def test_the_numbers_of_a_frozen_factory_are_swept_as_one_program(compilations):
+    train = nnfx.fit(MLP, MSE, optimizers.freeze(functools.partial(optax.adamw, b1=0.5), "output"), epochs=1)
+    assert "b1" in train.hyper_names
+    swept = jax.jit(jax.vmap(lambda rate: train(jax.random.key(0), DATA, learning_rate=rate, weight_decay=0.1)))
+    runs = swept(jnp.array([0.01, 0.1]))
+    before = compilations()
+    swept(jnp.array([0.2, 0.3]))
+    assert compilations() == before
+    kernels = runs.state.params
+    assert not np.allclose(*kernels["hidden_0"]["kernel"])
+    np.testing.assert_array_equal(*kernels["output"]["kernel"])
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda: optimizers.freeze(optax.sgd), TypeError, "patterns: expected some.*got none"),
+        (lambda: optimizers.freeze(optax.sgd, 3), TypeError, "patterns: expected some.*got 3"),
+        (lambda: optimizers.freeze(0.1, "a"), TypeError, "optimizer: expected an Optax factory or optimizer, got 0.1"),
+        (lambda: trained(optimizers.freeze(optax.sgd(0.1), "hidden_0", "conv_*")), ValueError, "got none for 'conv_"),
+        (
+            lambda: trained(optimizers.freeze(functools.partial(optax.sgd, learning_rate=-1), "output")),
+            ValueError,
+            "learning_rate: expected a finite number above 0",
+        ),
+    ],
+)
+def test_what_cannot_be_frozen(call, kind, message):
+    with pytest.raises(kind, match=message):
+        call()

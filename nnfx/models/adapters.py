@@ -9,8 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nnfx import checks
-from nnfx.models import trees
+from nnfx import checks, trees
 from nnfx.types import Apply, Array, Model, Variables
 
 if TYPE_CHECKING:
