@@ -222,7 +222,8 @@ def with_torch(problem: Problem, task: Task) -> Peer:
     layer: Any = torch.nn.LSTM if problem.cell == "lstm" else torch.nn.GRU
     recurrent = layer(problem.inputs, problem.hidden, num_layers=problem.layers, batch_first=True)
     dense = torch.nn.Linear(problem.hidden, 1)
-    recurrent_weights = {name: torch.tensor(array) for name, array in layouts.to_torch(task.params).items()}
+    layers = {name: layer for name, layer in task.params.items() if name != "output"}
+    recurrent_weights = {name: torch.tensor(array) for name, array in layouts.to_torch({"params": layers}).items()}
     output = {name: torch.tensor(np.asarray(array)) for name, array in task.params["output"].items()}
     for i in range(problem.layers):
         bias = getattr(recurrent, f"bias_hh_l{i}")
@@ -249,8 +250,8 @@ def with_torch(problem: Problem, task: Task) -> Peer:
         recurrent.zero_grad()
         dense.zero_grad()
         loss_of(*pairs[0]).backward()
-        layers = layouts.from_torch({name: value.grad.numpy() for name, value in recurrent.named_parameters()})
-        return {**layers, "output": {"kernel": dense.weight.grad.numpy().T, "bias": dense.bias.grad.numpy()}}
+        found = layouts.from_torch({name: value.grad.numpy() for name, value in recurrent.named_parameters()})
+        return {**found["params"], "output": {"kernel": dense.weight.grad.numpy().T, "bias": dense.bias.grad.numpy()}}
 
     return Peer(steps.with_torch(loss_of, parameters, start, pairs), gradient)
 
@@ -279,27 +280,8 @@ def with_keras(problem: Problem, task: Task) -> Peer:
     def gradient() -> Params:
         return from_keras(jax.jit(jax.grad(loss_of))(list(map(jnp.asarray, weights))))
 
-    weights = to_keras(task.params)
+    weights = layouts.to_keras({"params": task.params})
     return Peer(steps.with_keras(model, "mean_squared_error", weights, task.batches), gradient)
-
-
-def to_keras(params: Params) -> list[np.ndarray]:
-    """Return the weights in the order of Keras.
-
-    The gates of its LSTM are in the same order as here (i, f, c, o); those of its GRU are in the order z, r, h. The
-    bias of its GRU has two rows, one for the inputs and one for the hidden state; only the candidate's block of the
-    second row is not redundant.
-    """
-    arrays = []
-    for name in sorted(params.keys() - {"output"}):
-        kernels = [np.asarray(params[name][part]) for part in ("input_kernel", "recurrent_kernel")]
-        bias, hidden = np.asarray(params[name]["bias"]), kernels[1].shape[0]
-        if kernels[1].shape[1] == 3 * hidden:
-            kernels = [_other_gate_first(kernel) for kernel in kernels]
-            of_hidden = np.concatenate([np.zeros_like(bias[: 2 * hidden]), bias[3 * hidden :]])
-            bias = np.stack([_other_gate_first(bias[: 3 * hidden]), of_hidden])
-        arrays += [*kernels, bias]
-    return [*arrays, *(np.asarray(params["output"][part]) for part in ("kernel", "bias"))]
 
 
 def from_keras(arrays: list[Array]) -> Params:

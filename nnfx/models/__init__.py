@@ -5,9 +5,9 @@ from nnfx.models.adapters import from_equinox, from_haiku, from_linen, from_nnx
 from nnfx.models.convolutional import avg_pool, cnn, conv, lenet, max_pool, resnet
 from nnfx.models.dense import mlp, perceptron
 from nnfx.models.normalization import BatchNorm
-from nnfx.models.pretrained import merge, pretrained
 from nnfx.models.recurrent import gru, lstm, rnn
 from nnfx.models.safetensors import load_safetensors, save_safetensors
+from nnfx.models.weights import merge, pretrained
 from nnfx.types import Sequences
 
 __all__ = [

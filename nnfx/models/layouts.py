@@ -1,111 +1,348 @@
-"""Conversion of the weights of recurrent layers to the layouts of Flax and PyTorch, and back.
+"""Conversion of variables to the layouts of PyTorch, Keras and Flax, and back.
 
-The parameters here are those of the recurrent layers only: `{"layer_0": {"input_kernel", "recurrent_kernel", "bias"},
-"layer_0_reverse": ..., "layer_1": ...}`; an `output` layer next to them is ignored.
+PyTorch and Keras: networks of dense, convolutional or recurrent layers that follow one another, with batch norm. Flax:
+the cells of recurrent layers.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nnfx import arrays, checks
-from nnfx.ops import gru_cell, lstm_cell, rnn_cell
-from nnfx.types import Array, at_least_float32
+from nnfx.models import stacks
+from nnfx.models.flax_cells import from_flax, to_flax
+from nnfx.models.stacks import Layer
+from nnfx.types import Variables, at_least_float32
 
-Layers = dict[str, dict[str, Array]]
-CELLS = {cell.gates: cell for cell in (rnn_cell(), gru_cell, lstm_cell)}
-GATES = {1: ("",), 3: ("r", "z", "n"), 4: ("i", "f", "g", "o")}
+__all__ = ["from_flax", "from_keras", "from_torch", "to_flax", "to_keras", "to_torch"]
+
+EPSILON = 1e-5
+"""What batch norm adds to a variance here and in PyTorch, by default."""
+_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+"""What PyTorch's batch norm calls its arrays, and what they are called here."""
+_COUNT = "num_batches_tracked"
 
 
-def to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return the weights, named and shaped as in the `state_dict` of PyTorch's `nn.RNN`, `nn.LSTM` or `nn.GRU`.
+def to_torch(variables: Variables, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+    """Return the weights as in the `state_dict` of a PyTorch network of the same layers.
 
-    PyTorch adds two biases where one would do; that of the hidden state is zero here, except for a GRU's candidate.
+    A network `net` takes them by `net.load_state_dict({name: torch.from_numpy(array) for name, array in
+    to_torch(variables, net.state_dict()).items()})`.
+
+    - Kernels `(height, width, in, out)` become `(out, in, height, width)`.
+    - The inputs of a dense layer after convolutions are put in the order `(channels, height, width)`, in which PyTorch
+      flattens feature maps.
+    - PyTorch adds two biases to recurrent layers where one would do: that of the hidden state is zero here, except for
+      a GRU's candidate.
+    - The weight of the running statistics of batch norm is rounded to a number of batches.
 
     Args:
-        params: the parameters of a recurrent model, or of its recurrent layers.
-
-    Returns:
-        Arrays `weight_ih_l0 (gates × hidden, features)`, `weight_hh_l0`, `bias_ih_l0`, `bias_hh_l0`, and so on.
+        variables: those of an `mlp`, a `cnn`, an `rnn`, a `gru` or an `lstm`: `{"params": ..., ...}`.
+        names: the names of the PyTorch network's weights in the order of its layers, such as its `state_dict`; a bias
+            before a batch norm, which is superfluous, becomes zero. By default, they are like `hidden_0.weight`, or for
+            recurrent layers alone as in `nn.LSTM`.
 
     Raises:
-        ValueError: for parameters that are not those of recurrent layers.
+        ValueError: for variables of any other model, or names that are not those of the same layers.
 
     Example:
         >>> import jax, jax.numpy as jnp, nnfx
-        >>> variables = nnfx.models.lstm(hidden=(8,)).init(jax.random.key(0), jnp.ones((1, 5, 3)))
-        >>> {name: array.shape for name, array in to_torch(variables["params"]).items()}
-        {'weight_ih_l0': (32, 3), 'weight_hh_l0': (32, 8), 'bias_ih_l0': (32,), 'bias_hh_l0': (32,)}
+        >>> variables = nnfx.models.mlp((8,), outputs=2).init(jax.random.key(0), jnp.ones((1, 3)))
+        >>> weights = to_torch(variables, ["0.weight", "0.bias", "2.weight", "2.bias"])
+        >>> {name: array.shape for name, array in weights.items()}
+        {'0.weight': (8, 3), '0.bias': (8,), '2.weight': (2, 8), '2.bias': (2,)}
     """
+    groups = _torch_groups(stacks.layers_of(variables))
+    if names is None:
+        is_bare = list(groups) == ["recurrent"]
+        theirs = [("" if is_bare else prefix, list(group)) for prefix, group in groups.items()]
+    else:
+        theirs = [(prefix, list(leaves)) for prefix, leaves in _by_prefix(names).items()]
+    if len(theirs) != len(groups):
+        raise ValueError(
+            f"names: expected those of {len(groups)} layers, {', '.join(groups)}, got those of {len(theirs)}:"
+            f" {', '.join(prefix for prefix, _ in theirs) or 'none'}"
+        )
     weights: dict[str, np.ndarray] = {}
-    for name, on_device in _layers(params).items():
-        layer = {part: np.asarray(array.astype(at_least_float32(array.dtype))) for part, array in on_device.items()}
-        suffix = "_l" + name.removeprefix("layer_")
-        columns = layer["recurrent_kernel"].shape[1]
-        of_hidden = np.zeros(columns, layer["bias"].dtype)
-        extra = layer["bias"][columns:]
-        of_hidden[columns - len(extra) :] = extra
-        weights |= {
-            f"weight_ih{suffix}": layer["input_kernel"].T,
-            f"weight_hh{suffix}": layer["recurrent_kernel"].T,
-            f"bias_ih{suffix}": layer["bias"][:columns],
-            f"bias_hh{suffix}": of_hidden,
-        }
+    for (ours, group), (prefix, leaves) in zip(groups.items(), theirs, strict=True):
+        if f"{ours}.batch_norm" in groups and "bias" in leaves:
+            group = {**group, "bias": np.zeros(len(group["weight"]), group["weight"].dtype)}
+        if set(leaves) != set(group):
+            raise ValueError(f"names: expected {', '.join(group)} of {prefix!r} for {ours}, got {', '.join(leaves)}")
+        weights |= {f"{prefix}.{leaf}".removeprefix("."): np.array(group[leaf], order="C") for leaf in leaves}
     return weights
 
 
-def from_torch(weights: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> Layers:
-    """Return the parameters of recurrent layers from the `state_dict` of a PyTorch network.
+def _torch_groups(layers: list[Layer]) -> dict[str, dict[str, np.ndarray]]:
+    """Return what PyTorch's modules hold, in order; all recurrent layers are one module."""
+    groups: dict[str, dict[str, np.ndarray]] = {}
+    for before, layer in zip([None, *layers], layers, strict=False):
+        if layer.kind == "recurrent":
+            groups.setdefault("recurrent", {}).update(_to_torch_cell(layer))
+            continue
+        kernel = layer.weights["kernel"]
+        if layer.kind == "dense":
+            channels = before.outputs if before is not None and before.kind == "conv" else 1
+            weight = kernel.reshape(-1, channels, layer.outputs).swapaxes(0, 1).reshape(kernel.shape).T
+        else:
+            weight = np.moveaxis(kernel, (-1, -2), (0, 1))
+        groups[layer.name] = {"weight": weight} | {
+            part: layer.weights[part] for part in ("bias",) if layer.norm is None
+        }
+        if layer.norm is not None:
+            norm = {theirs: layer.norm[ours] for theirs, ours in _NORM.items()}
+            groups[f"{layer.name}.batch_norm"] = norm | {_COUNT: np.array(round(float(layer.norm["weight"])), np.int64)}
+    return groups
 
-    Names and shapes identify the cell, but not the activation of an `nn.RNN`: one with `nonlinearity="relu"` needs
-    `nnfx.models.rnn(activation="relu")`.
+
+def _to_torch_cell(layer: Layer) -> dict[str, np.ndarray]:
+    suffix, bias = "_l" + layer.name.removeprefix("layer_"), layer.weights["bias"]
+    columns = layer.weights["recurrent_kernel"].shape[1]
+    of_hidden = np.zeros(columns, bias.dtype)
+    extra = bias[columns:]
+    of_hidden[columns - len(extra) :] = extra
+    return {
+        f"weight_ih{suffix}": layer.weights["input_kernel"].T,
+        f"weight_hh{suffix}": layer.weights["recurrent_kernel"].T,
+        f"bias_ih{suffix}": bias[:columns],
+        f"bias_hh{suffix}": of_hidden,
+    }
+
+
+def from_torch(weights: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the variables of a model from the `state_dict` of a PyTorch network.
+
+    Convolutions or recurrent layers become `conv_0` or `layer_0` and so on, and dense layers after them `hidden_0` and
+    so on, of which the last is `output`, as in a `cnn`, an `mlp`, an `rnn`, a `gru` or an `lstm` with
+    `batch_norm=True` if there is batch norm. Kernels are turned as `to_torch` describes. A bias before a batch norm is
+    subtracted from its running mean.
+
+    Names and shapes do not say everything: layers have to be registered in the order in which they are applied; batch
+    norm belongs before the non-linearity, with PyTorch's epsilon of 1e-5; and activations, strides, paddings and pools
+    are up to the model, such as `nnfx.models.rnn(activation="relu")` for `nonlinearity="relu"`.
 
     Args:
         weights: arrays or tensors by PyTorch's names, such as a `state_dict`, or pairs of name and array,
             such as `named_parameters()`. Half precision becomes float32.
 
     Returns:
-        The parameters of the layers, as in a recurrent model of this library, without its `output`.
+        `{"params": ...}`, and `"batch_stats"` if there is batch norm.
 
     Raises:
         TypeError: for anything other than names and arrays.
-        ValueError: for weights that are not those of an `nn.RNN`, `nn.LSTM` or `nn.GRU` with biases.
+        ValueError: for weights that are not those of `nn.Linear`, `nn.Conv1d`, `nn.Conv2d`, `nn.BatchNorm1d`,
+            `nn.BatchNorm2d`, `nn.RNN`, `nn.LSTM` or `nn.GRU` with biases, or do not follow one another.
 
     Example:
         >>> import jax, jax.numpy as jnp, nnfx
-        >>> params = nnfx.models.gru(hidden=(8,)).init(jax.random.key(0), jnp.ones((1, 5, 3)))["params"]
-        >>> layers = from_torch(to_torch(params))
-        >>> bool((layers["layer_0"]["input_kernel"] == params["layer_0"]["input_kernel"]).all())
+        >>> variables = nnfx.models.gru(hidden=(8,)).init(jax.random.key(0), jnp.ones((1, 5, 3)))
+        >>> back = from_torch(to_torch(variables))
+        >>> bool((back["params"]["output"]["kernel"] == variables["params"]["output"]["kernel"]).all())
         True
     """
     weights = _by_name(weights)
+    layers: list[Layer] = []
+    for prefix, leaves in _by_prefix(weights).items():
+        group = {leaf: _floats(name, weights[name]) for leaf, name in leaves.items() if leaf != _COUNT}
+        if any(leaf.startswith("weight_hh_l") for leaf in group):
+            layers += _from_torch_cells(group)
+        elif "running_mean" in group:
+            count = int(arrays.as_numpy(_COUNT, weights[leaves[_COUNT]])) if _COUNT in leaves else 0
+            _attach(layers, prefix, {ours: group.get(theirs) for theirs, ours in _NORM.items()}, count)
+        elif group.keys() <= {"weight", "bias"} and getattr(group.get("weight"), "ndim", 0) in (2, 3, 4):
+            layers.append(_from_torch_layer(prefix, layers[-1:], group))
+        else:
+            raise ValueError(
+                "weights: expected those of nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.RNN,"
+                f" nn.LSTM or nn.GRU, got {', '.join(leaves) or 'none'} of {prefix!r}"
+            )
+    return _on_device(layers)
+
+
+def _from_torch_layer(prefix: str, before: list[Layer], group: dict[str, np.ndarray]) -> Layer:
+    weight = group.pop("weight")
+    if weight.ndim > 2:
+        return Layer("conv", prefix, {"kernel": np.moveaxis(weight, (0, 1), (-1, -2)), **group})
+    kernel = weight.T
+    if before and before[0].kind == "conv" and len(kernel) % before[0].outputs == 0:
+        kernel = kernel.reshape(before[0].outputs, -1, len(weight)).swapaxes(0, 1).reshape(kernel.shape)
+    return Layer("dense", prefix, {"kernel": kernel, **group})
+
+
+def _from_torch_cells(weights: dict[str, np.ndarray]) -> list[Layer]:
     suffixes = [name.removeprefix("weight_hh") for name in weights if name.startswith("weight_hh_l")]
     expected = {f"{kind}{suffix}" for suffix in suffixes for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
-    if not suffixes or expected != set(weights):
-        wrong = ", ".join(sorted(expected ^ set(weights))) or "nothing"
+    if expected != set(weights):
+        wrong = ", ".join(sorted(expected ^ set(weights)))
         raise ValueError(
             "weights: expected weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0 and so on for each layer;"
             f" missing or unknown: {wrong}"
         )
-    weights = {name: _floats(name, value) for name, value in weights.items()}
-    layers = {}
+    layers = []
     for suffix in suffixes:
         of_inputs, of_hidden = weights[f"bias_ih{suffix}"], weights[f"bias_hh{suffix}"]
         recurrent = weights[f"weight_hh{suffix}"].T
         hidden, columns = recurrent.shape
-        if columns == 3 * hidden:  # a GRU's reset gate multiplies the bias of its candidate's hidden state
-            gates = 2 * hidden
-            bias = np.concatenate([(of_inputs + of_hidden)[:gates], of_inputs[gates:], of_hidden[gates:]])
-        else:
-            bias = of_inputs + of_hidden
-        layers["layer_" + suffix.removeprefix("_l")] = {
+        cell = {
             "input_kernel": weights[f"weight_ih{suffix}"].T,
             "recurrent_kernel": recurrent,
-            "bias": bias,
+            "bias": _joined(of_inputs, of_hidden, hidden) if columns == 3 * hidden else of_inputs + of_hidden,
         }
-    return _layers(layers)
+        layers.append(Layer("recurrent", "layer_" + suffix.removeprefix("_l"), cell))
+    return layers
+
+
+def _joined(of_inputs: np.ndarray, of_hidden: np.ndarray, hidden: int) -> np.ndarray:
+    """Return the bias of a GRU, whose reset gate multiplies that of its candidate's hidden state."""
+    gates = 2 * hidden
+    return np.concatenate([(of_inputs + of_hidden)[:gates], of_inputs[gates:], of_hidden[gates:]])
+
+
+def to_keras(variables: Variables, epsilon: float = 1e-3) -> list[np.ndarray]:
+    """Return the weights as the `set_weights` of a Keras model of the same layers takes them.
+
+    The Keras layers are `Dense`, `Conv1D`, `Conv2D`, `BatchNormalization`, `SimpleRNN`, `LSTM` and `GRU` with
+    `reset_after=True`, as is its default, and `Bidirectional`; those before a batch norm have `use_bias=False`.
+
+    Args:
+        variables: those of an `mlp`, a `cnn`, an `rnn`, a `gru` or an `lstm`: `{"params": ..., ...}`.
+        epsilon: that of the Keras model's batch norm, by default as in Keras. The variances are changed by its
+            difference from the one here, 1e-5, so that the outputs are the same.
+
+    Raises:
+        ValueError: for variables of any other model.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, nnfx
+        >>> variables = nnfx.models.gru(hidden=(8,), outputs=2).init(jax.random.key(0), jnp.ones((1, 5, 3)))
+        >>> [array.shape for array in to_keras(variables)]
+        [(3, 24), (8, 24), (2, 24), (8, 2), (2,)]
+    """
+    checks.number("epsilon", epsilon, above=0)
+    found: list[np.ndarray] = []
+    for layer in stacks.layers_of(variables):
+        if layer.kind == "recurrent":
+            found += _to_keras_cell(**layer.weights)
+            continue
+        found += [layer.weights[part] for part in ("kernel", "bias") if part in layer.weights]
+        if layer.norm is not None:
+            scale, bias, mean, var = (layer.norm[part] for part in _NORM.values())
+            found += [scale, bias, mean, var - np.asarray(epsilon - EPSILON, var.dtype)]
+    return found
+
+
+def _to_keras_cell(input_kernel: np.ndarray, recurrent_kernel: np.ndarray, bias: np.ndarray) -> list[np.ndarray]:
+    hidden, columns = recurrent_kernel.shape
+    if columns != 3 * hidden:
+        return [input_kernel, recurrent_kernel, bias]
+    of_hidden = np.concatenate([np.zeros(2 * hidden, bias.dtype), bias[columns:]])
+    both = np.stack([bias[:columns], of_hidden])
+    return [_swapped(array) for array in (input_kernel, recurrent_kernel, both)]
+
+
+def _swapped(array: np.ndarray) -> np.ndarray:
+    """Exchange the first two of a GRU's three gates: PyTorch and this library begin with reset, Keras with update."""
+    first, second, third = np.split(array, 3, axis=-1)
+    return np.concatenate([second, first, third], axis=-1)
+
+
+def from_keras(weights: Iterable[Any], bidirectional: bool = False, epsilon: float = 1e-3) -> dict[str, Any]:
+    """Return the variables of a model from the `get_weights()` of a Keras model.
+
+    The layers and their names are as for `to_keras` and `from_torch`. A bias before a batch norm is subtracted from its
+    moving mean. Keras does not tell how many batches its statistics are from: they start without weight, so that they
+    predict, but are replaced by those of the first batch in training.
+
+    Args:
+        weights: the arrays in the order of the layers.
+        bidirectional: whether the recurrent layers are `Bidirectional`.
+        epsilon: that of the Keras model's batch norm, by default as in Keras; see `to_keras`.
+
+    Returns:
+        `{"params": ...}`, and `"batch_stats"` if there is batch norm.
+
+    Raises:
+        TypeError: for anything other than arrays of floats.
+        ValueError: for weights that are not those of these layers, or do not follow one another.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, nnfx
+        >>> variables = nnfx.models.mlp((8,)).init(jax.random.key(0), jnp.ones((1, 3)))
+        >>> back = from_keras(to_keras(variables))
+        >>> bool((back["params"]["output"]["kernel"] == variables["params"]["output"]["kernel"]).all())
+        True
+    """
+    checks.number("epsilon", epsilon, above=0)
+    if isinstance(weights, str | Mapping) or not isinstance(weights, Iterable):
+        raise TypeError(f"weights: expected arrays, such as model.get_weights(), got {checks.describe(weights)}")
+    left = [_floats(str(i), array) for i, array in enumerate(weights)]
+    axes = [array.ndim for array in left]
+    layers: list[Layer] = []
+    while left:
+        place = f"weights[{len(axes) - len(left)}]"
+        if axes[-len(left) :][:2] == [2, 2] and len(left) > 2:
+            number = sum(layer.kind == "recurrent" for layer in layers)
+            name = f"layer_{number // 2}{'_reverse' * (number % 2)}" if bidirectional else f"layer_{number}"
+            layers.append(Layer("recurrent", name, _from_keras_cell(place, *left[:3])))
+            left = left[3:]
+            continue
+        kernel, *others = left
+        vectors = others[: next((i for i, array in enumerate(others) if array.ndim != 1), len(others))]
+        if kernel.ndim not in (2, 3, 4) or len(vectors) not in (1, 4, 5):
+            raise ValueError(
+                f"{place}: expected a kernel with a bias, the four arrays of a batch norm, or both after it, got"
+                f" {', '.join(map(checks.describe, [kernel, *vectors]))}"
+            )
+        bias = {"bias": vectors[0]} if len(vectors) != 4 else {}
+        layers.append(Layer("dense" if kernel.ndim == 2 else "conv", place, {"kernel": kernel, **bias}))
+        if len(vectors) > 1:
+            scale, shift, mean, var = vectors[-4:]
+            var = var + np.asarray(epsilon - EPSILON, var.dtype)
+            _attach(layers, place, {"scale": scale, "bias": shift, "mean": mean, "var": var}, 0)
+        left = left[1 + len(vectors) :]
+    return _on_device(layers)
+
+
+def _from_keras_cell(place: str, kernel: np.ndarray, recurrent: np.ndarray, bias: np.ndarray) -> dict[str, np.ndarray]:
+    hidden, columns = recurrent.shape
+    if columns == 3 * hidden:
+        if bias.shape != (2, columns):
+            raise ValueError(
+                f"{place}: expected a GRU with reset_after=True, whose bias is (2, {columns}), got"
+                f" {checks.describe(bias)}"
+            )
+        kernel, recurrent, bias = (_swapped(array) for array in (kernel, recurrent, bias))
+        bias = _joined(bias[0], bias[1], hidden)
+    return {"input_kernel": kernel, "recurrent_kernel": recurrent, "bias": bias}
+
+
+def _attach(layers: list[Layer], name: str, norm: Mapping[str, np.ndarray | None], weight: int) -> None:
+    """Add a batch norm to the last layer, and move the bias of that layer to its mean."""
+    given = {part: array for part, array in norm.items() if array is not None}
+    if not layers or layers[-1].kind == "recurrent" or layers[-1].norm is not None or len(given) < len(norm):
+        raise ValueError(f"weights: expected a batch norm with scale and bias after a layer, got {name!r}")
+    weights = dict(layers[-1].weights)
+    if (bias := weights.pop("bias", None)) is not None:
+        given["mean"] = given["mean"] - bias
+    given["weight"] = np.asarray(weight, given["mean"].dtype)
+    layers[-1] = layers[-1]._replace(weights=weights, norm=given)
+
+
+def _on_device(layers: list[Layer]) -> dict[str, Any]:
+    variables: dict[str, Any] = jax.tree.map(jnp.asarray, stacks.variables_of(layers))
+    return variables
+
+
+def _by_prefix(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return PyTorch's names by module, in order: for each module its names by what they end in."""
+    modules: dict[str, dict[str, str]] = {}
+    for name in names:
+        prefix, _, leaf = name.rpartition(".")
+        modules.setdefault(prefix, {})[leaf] = name
+    return modules
 
 
 def _by_name(weights: Any) -> dict[str, Any]:
@@ -130,87 +367,3 @@ def _floats(name: str, value: Any) -> np.ndarray:
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"weights[{name!r}]: expected floats, got {checks.describe(array)}")
     return array.astype(at_least_float32(array.dtype))
-
-
-def to_flax(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return, for each layer, the parameters of Flax's `SimpleCell`, `GRUCell` or `LSTMCell` (or `OptimizedLSTMCell`).
-
-    Args:
-        params: the parameters of a recurrent model, or of its recurrent layers.
-
-    Raises:
-        ValueError: for parameters that are not those of recurrent layers.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, nnfx
-        >>> params = nnfx.models.gru(hidden=(8,)).init(jax.random.key(0), jnp.ones((1, 5, 3)))["params"]
-        >>> sorted(to_flax(params)["layer_0"])
-        ['hn', 'hr', 'hz', 'in', 'ir', 'iz']
-    """
-    return {name: _to_flax_cell(layer) for name, layer in _layers(params).items()}
-
-
-def from_flax(params: Mapping[str, Any]) -> Layers:
-    """Return the parameters of recurrent layers from those of Flax's cells.
-
-    Args:
-        params: those of `SimpleCell`, `GRUCell`, `LSTMCell` or `OptimizedLSTMCell`, by the names of the layers here:
-            `{"layer_0": ..., "layer_1": ...}`.
-
-    Raises:
-        ValueError: for parameters that are not those of these cells.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, nnfx
-        >>> params = nnfx.models.rnn(hidden=(8,)).init(jax.random.key(0), jnp.ones((1, 5, 3)))["params"]
-        >>> from_flax(to_flax(params))["layer_0"]["recurrent_kernel"].shape
-        (8, 8)
-    """
-    return _layers({name: _from_flax_cell(name, cell) for name, cell in params.items()})
-
-
-def _to_flax_cell(layer: dict[str, Array]) -> dict[str, Any]:
-    gates = layer["recurrent_kernel"].shape[1] // layer["recurrent_kernel"].shape[0]
-    inputs = jnp.split(layer["input_kernel"], gates, axis=1)
-    recurrent = jnp.split(layer["recurrent_kernel"], gates, axis=1)
-    biases = jnp.split(layer["bias"], CELLS[gates].biases)
-    bias_of = "h" if gates == 4 else "i"  # where Flax keeps the bias that both sums share
-    cell: dict[str, Any] = {}
-    for gate, kernel, of_hidden, bias in zip(GATES[gates], inputs, recurrent, biases, strict=False):
-        cell[f"i{gate}"], cell[f"h{gate}"] = {"kernel": kernel}, {"kernel": of_hidden}
-        cell[f"{bias_of}{gate}"]["bias"] = bias
-    if gates == 3:
-        cell["hn"]["bias"] = biases[3]
-    return cell
-
-
-def _from_flax_cell(name: str, cell: Mapping[str, Any]) -> dict[str, Array]:
-    gates = next((gates for gates, names in GATES.items() if {"i" + gate for gate in names} <= set(cell)), None)
-    if gates is None or len(cell) != 2 * gates:
-        raise ValueError(f"{name}: expected the parameters of a SimpleCell, GRUCell or LSTMCell, got {sorted(cell)}")
-    bias_of = "h" if gates == 4 else "i"
-    biases = [cell[bias_of + gate]["bias"] for gate in GATES[gates]]
-    return {
-        "input_kernel": jnp.concatenate([cell["i" + gate]["kernel"] for gate in GATES[gates]], axis=1),
-        "recurrent_kernel": jnp.concatenate([cell["h" + gate]["kernel"] for gate in GATES[gates]], axis=1),
-        "bias": jnp.concatenate([*biases, cell["hn"]["bias"]] if gates == 3 else biases),
-    }
-
-
-def _layers(params: Mapping[str, Any]) -> Layers:
-    """Return the recurrent layers as arrays, after checking that they are recurrent layers."""
-    layers = {name: layer for name, layer in params.items() if name.startswith("layer_")}
-    if not layers:
-        raise ValueError(f"params: expected recurrent layers, 'layer_0' and so on, got {sorted(params)}")
-    found: Layers = {}
-    for name, layer in layers.items():
-        if set(layer) != {"input_kernel", "recurrent_kernel", "bias"}:
-            raise ValueError(f"{name}: expected an input_kernel, a recurrent_kernel and a bias, got {sorted(layer)}")
-        found[name] = {part: jnp.asarray(array) for part, array in layer.items()}
-        hidden, columns = found[name]["recurrent_kernel"].shape
-        cell = CELLS.get(columns // hidden)
-        inputs, bias = found[name]["input_kernel"], found[name]["bias"]
-        if cell is None or inputs.shape[1:] != (columns,) or bias.shape != (cell.biases * hidden,):
-            shapes = {part: checks.describe(array) for part, array in found[name].items()}
-            raise ValueError(f"{name}: expected kernels and a bias of 1, 3 or 4 gates, got {shapes}")
-    return found
