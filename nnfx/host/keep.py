@@ -21,13 +21,12 @@ from nnfx.host.checkpoints import Checkpoints
 from nnfx.host.evaluations import row_of
 from nnfx.host.folder import Owner
 from nnfx.host.identity import Identity, moments, words
-from nnfx.host.logs import Apart, Bar, CsvLog, Log, Row, TensorBoardLog, rows_in
+from nnfx.host.logs import Bar, Logs, Row, rows_in
 from nnfx.training.driver import History, Program, drive
 from nnfx.training.parts import Recipe
 from nnfx.types import Array, Hyper
 
 State = TypeVar("State")
-L = TypeVar("L", bound=Log | Bar)
 
 
 class Kept(Program[State], Protocol[State]):
@@ -93,6 +92,8 @@ class Keeper:
         skip_damaged: whether to set aside checkpoints that cannot be used.
         progress: whether to show a progress bar.
         tensorboard: whether to write logs for TensorBoard.
+        json_lines: whether to write logs as lines of JSON.
+        log: called with each row of the logs; or None.
         evaluate_every: the number of epochs from one evaluation to the next.
         save_every: save at the multiples of each of these numbers of units.
     """
@@ -104,6 +105,8 @@ class Keeper:
     skip_damaged: bool = False
     progress: bool = True
     tensorboard: bool = False
+    json_lines: bool = False
+    log: Callable[[Row], object] | None = None
     evaluate_every: int = 1
     save_every: tuple[int, ...] = ()
 
@@ -254,7 +257,7 @@ class _Keeping(Generic[State]):
             raise checkpoints.unwritable or PermissionError(f"{checkpoints.folder}: expected a writable folder")
         return True
 
-    def _go_on(self, checkpoints: Checkpoints, logs: "_Logs", asked: list[signal.Signals]) -> None:
+    def _go_on(self, checkpoints: Checkpoints, logs: Logs, asked: list[signal.Signals]) -> None:
         """Drive the program to its end, or until asked to leave, and look after it between pieces."""
         keeper, program = self.keeper, self.program
         saved, saved_at, logged = program.done(self.state), time.monotonic(), program.epochs(self.state)
@@ -306,7 +309,7 @@ class _Keeping(Generic[State]):
     def _evaluate_every(self) -> int:
         return self.keeper.evaluate_every * self.program.units_per_epoch
 
-    def _evaluate(self, logs: "_Logs") -> None:
+    def _evaluate(self, logs: Logs) -> None:
         """Measure what the user wants measured, at most once per epoch."""
         done, epoch = self.program.done(self.state), self.program.epochs(self.state)
         is_due = done and (done % self._evaluate_every == 0 or self.program.has_ended(self.state))
@@ -318,48 +321,28 @@ class _Keeping(Generic[State]):
         logs.evaluation([row])
 
     @contextlib.contextmanager
-    def _logs(self) -> Iterator["_Logs"]:
+    def _logs(self) -> Iterator[Logs]:
         """Open the logs, with what is known so far; only the first process does."""
         keeper, program = self.keeper, self.program
         if not distributed.is_first():
-            yield _Logs([], [], None, 1)
+            yield Logs()
             return
+        known = rows_of(program.history(self.state, 0), 0)
+        evaluations = None if self.evaluate is None else self.evaluations
         with contextlib.ExitStack() as stack:
-
-            def opened(log: L) -> L:
-                stack.callback(log.close)
-                return log
-
-            columns = program.history(self.state, 0)
-            known = rows_of(columns, 0)
-            both = [opened(TensorBoardLog(keeper.out / "tensorboard", known))] if keeper.tensorboard else []
-            history: list[Log] = [*both, opened(CsvLog(keeper.out / "history.csv", known))]
-            evaluation: list[Log] = [Apart(log, columns) for log in both]
-            for log in evaluation:
-                log.add(self.evaluations)
-            if self.evaluate is not None:
-                evaluation.append(opened(CsvLog(keeper.out / "evaluation.csv", self.evaluations)))
-            bar = opened(_bar(keeper.out.name, program, self.state)) if keeper.progress else None
-            yield _Logs(history, evaluation, bar, program.shown[1])
-
-
-class _Logs(NamedTuple):
-    """The logs of the epochs, and those of the evaluations."""
-
-    of_history: list[Log]
-    of_evaluation: list[Log]
-    bar: Bar | None
-    shown_per_unit: int
-
-    def history(self, rows: list[Row], done: int) -> None:
-        for log in self.of_history if rows else ():
-            log.add(rows)
-        if self.bar is not None:
-            self.bar.show(done * self.shown_per_unit, rows)
-
-    def evaluation(self, rows: list[Row]) -> None:
-        for log in self.of_evaluation:
-            log.add(rows)
+            logs = Logs.open(
+                stack,
+                keeper.out,
+                known,
+                evaluations,
+                tensorboard=keeper.tensorboard,
+                json_lines=keeper.json_lines,
+                call=keeper.log,
+            )
+            if keeper.progress:
+                bar = stack.enter_context(contextlib.closing(_bar(keeper.out.name, program, self.state)))
+                logs = logs._replace(bar=bar, shown_per_unit=program.shown[1])
+            yield logs
 
 
 def rows_of(history: Mapping[str, Any], before: int) -> list[Row]:

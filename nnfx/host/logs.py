@@ -1,16 +1,19 @@
-"""Where the numbers of a run go while it is running: a CSV file, TensorBoard, and a bar on the screen."""
+"""Where the numbers of a run go while it is running: CSV and JSON files, TensorBoard, and a bar on the screen."""
 
 import collections
+import contextlib
 import csv
 import io
 import itertools
+import json
+import math
 import os
 import re
 import socket
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 from nnfx import paths
 
@@ -28,16 +31,18 @@ class Log(Protocol):
         """Release files and the screen."""
 
 
-class CsvLog:
-    """A CSV file to which whole rows are appended, so that no earlier row is lost if the process is killed.
+class FileLog:
+    """A file to which whole rows are appended, so that no earlier row is lost if the process is killed.
 
     Args:
-        path: the path of the file. Its contents are replaced by the known rows.
+        path: the path of the file: `.csv`, or `.jsonl` for a line of JSON per row. Its contents are replaced by the
+            known rows.
         rows: the rows known when a run resumes.
     """
 
     def __init__(self, path: Path, rows: Sequence[Row]) -> None:
-        text = (_text(rows, has_header=True) if rows else "").encode()
+        self._text = _json_lines if path.suffix == ".jsonl" else _csv
+        text = (self._text(rows, has_header=True) if rows else "").encode()
         if path.is_symlink() or not path.is_file() or path.read_bytes() != text:
             with paths.replace(path) as aside:
                 aside.write_bytes(text)
@@ -50,7 +55,7 @@ class CsvLog:
         Raises:
             OSError: if they cannot be written.
         """
-        text = _text(rows, has_header=self._is_empty).encode()
+        text = self._text(rows, has_header=self._is_empty).encode()
         self._is_empty = False
         try:
             _write(self._file, text)
@@ -78,7 +83,15 @@ def _write(file: IO[bytes], content: bytes) -> None:
         content = content[file.write(content) :]
 
 
-def _text(rows: Sequence[Row], has_header: bool) -> str:
+def _json_lines(rows: Sequence[Row], has_header: bool) -> str:
+    """Return rows as lines of JSON, which has no NaN and no infinity: these become null."""
+    del has_header
+    numbers = ({name: float(value) for name, value in row.items()} | {"epoch": row["epoch"]} for row in rows)
+    known = ({name: value if math.isfinite(value) else None for name, value in row.items()} for row in numbers)
+    return "".join(json.dumps(row, allow_nan=False) + "\n" for row in known)
+
+
+def _csv(rows: Sequence[Row], has_header: bool) -> str:
     """Return rows as CSV, with enough digits to tell every number from its neighbours."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -159,6 +172,25 @@ class TensorBoardLog:
             self._file.close()
 
 
+class CallLog:
+    """A function that is called with each row, as Python numbers by name.
+
+    Args:
+        function: the function; what it returns is ignored.
+    """
+
+    def __init__(self, function: Callable[[Row], object]) -> None:
+        self._function = function
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Call the function."""
+        for row in rows:
+            self._function({name: value if name == "epoch" else float(value) for name, value in row.items()})
+
+    def close(self) -> None:
+        """Do nothing: the function belongs to the user."""
+
+
 class Apart:
     """A log that receives rows under names of their own if other rows have the same names.
 
@@ -237,3 +269,65 @@ class Bar:
         """Close the bar as it stands."""
         if self._bar is not None:
             self._bar.close()
+
+
+class Logs(NamedTuple):
+    """Where the rows of the epochs and those of the evaluations go, and the bar."""
+
+    of_history: Sequence[Log] = ()
+    of_evaluation: Sequence[Log] = ()
+    names: set[str] = set()  # noqa: RUF012 -- never added to if there are no logs
+    bar: Bar | None = None
+    shown_per_unit: int = 1
+
+    @classmethod
+    def open(
+        cls,
+        stack: contextlib.ExitStack,
+        out: Path,
+        known: Sequence[Row],
+        evaluations: Sequence[Row] | None,
+        *,
+        tensorboard: bool,
+        json_lines: bool,
+        call: Callable[[Row], object] | None,
+    ) -> "Logs":
+        """Open the logs in a folder, to be closed by a stack.
+
+        Args:
+            stack: closes them.
+            out: the folder.
+            known: the rows of the epochs known when a run resumes.
+            evaluations: those of the evaluations; None if nothing is evaluated.
+            tensorboard: whether to write logs for TensorBoard.
+            json_lines: whether to write `.jsonl` files beside those in CSV.
+            call: a function that is called with each new row; or None.
+        """
+        names = {name for row in known[:1] for name in row if name != "epoch"}
+
+        def files(name: str, rows: Sequence[Row]) -> list[Log]:
+            suffixes = (".csv", ".jsonl") if json_lines else (".csv",)
+            return [stack.enter_context(contextlib.closing(FileLog(out / f"{name}{each}", rows))) for each in suffixes]
+
+        shared: list[Log] = []
+        if tensorboard:
+            shared.append(stack.enter_context(contextlib.closing(TensorBoardLog(out / "tensorboard", known))))
+            Apart(shared[0], names).add(evaluations or [])
+        if call is not None:
+            shared.append(CallLog(call))
+        history = [*shared, *files("history", known)]
+        evaluation = [Apart(log, names) for log in shared]
+        return cls(history, [*evaluation, *([] if evaluations is None else files("evaluation", evaluations))], names)
+
+    def history(self, rows: Sequence[Row], done: int) -> None:
+        """Log the rows of epochs that have ended, and show how much is done."""
+        for log in self.of_history if rows else ():
+            self.names.update(name for name in rows[0] if name != "epoch")
+            log.add(rows)
+        if self.bar is not None:
+            self.bar.show(done * self.shown_per_unit, rows)
+
+    def evaluation(self, rows: Sequence[Row]) -> None:
+        """Log the rows of an evaluation."""
+        for log in self.of_evaluation:
+            log.add(rows)

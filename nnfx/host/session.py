@@ -41,6 +41,8 @@ def session(
     evaluate_every: int = 1,
     progress: bool = True,
     tensorboard: bool = False,
+    json_lines: bool = False,
+    log: Callable[[Mapping[str, Any]], object] | None = None,
 ) -> "Session":
     """Turn a run into a session: the same function `(key, data, **hyper) -> Run`, but one that survives interruptions.
 
@@ -87,6 +89,11 @@ def session(
         evaluate_every: the number of epochs from one evaluation to the next; the end is always evaluated.
         progress: whether to show a bar, with the examples per second and the time left, if tqdm is installed.
         tensorboard: whether to write logs for TensorBoard, to `out/tensorboard/`.
+        json_lines: whether to write `out/history.jsonl` and `out/evaluation.jsonl` too, with a line of JSON per row.
+        log: called with the metrics of each epoch and with what `evaluate` returns, as numbers by name, with `epoch`
+            among them: `lambda row: wandb.log(row, step=row["epoch"])` for Weights & Biases, or
+            `lambda row: mlflow.log_metrics(row, step=row["epoch"])` for MLflow. After a kill, epochs that were not yet
+            saved are passed again, with the same numbers.
 
     Returns:
         The session's function. Calling it raises what calling `fit` does; `ValueError` for a damaged checkpoint, a
@@ -127,6 +134,8 @@ def session(
     checks.non_negative_integer("keep_best", keep_best)
     if evaluate is not None and not callable(evaluate):
         raise TypeError(f"evaluate: expected a function of a run, got {checks.describe(evaluate)}")
+    if log is not None and not callable(log):
+        raise TypeError(f"log: expected a function of a row of numbers, got {checks.describe(log)}")
     checks.positive_integer("evaluate_every", evaluate_every)
     keeper = Keeper(
         out=folder,
@@ -136,6 +145,8 @@ def session(
         skip_damaged=skip_damaged,
         progress=progress,
         tensorboard=tensorboard,
+        json_lines=json_lines,
+        log=log,
         evaluate_every=evaluate_every,
     )
     return Session(fit, keeper, save_every_epochs, save_every_steps, evaluate)

@@ -1,12 +1,15 @@
+import contextlib
 import csv
+import json
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from nnfx import paths
-from nnfx.host.logs import Apart, Bar, CsvLog, TensorBoardLog, rows_in
+from nnfx.host.logs import Apart, Bar, CallLog, FileLog, Logs, TensorBoardLog, rows_in
 
 ROWS = [
     {"epoch": 1, "train_loss": np.float32(0.1), "valid_loss": np.float32(np.nan)},
@@ -15,7 +18,7 @@ ROWS = [
 
 
 def test_csv_keeps_every_bit_of_a_number(tmp_path):
-    log = CsvLog(tmp_path / "a.csv", [])
+    log = FileLog(tmp_path / "a.csv", [])
     for row in ROWS:
         log.add([row])
     log.close()
@@ -23,7 +26,7 @@ def test_csv_keeps_every_bit_of_a_number(tmp_path):
     assert [int(row["epoch"]) for row in written] == [1, 2]
     for name in ("train_loss", "valid_loss"):
         np.testing.assert_array_equal(np.float32([row[name] for row in written]), [row[name] for row in ROWS])
-    thirds = CsvLog(tmp_path / "b.csv", [{"epoch": 1, "loss": np.float64(1 / 3)}, {"epoch": 2, "loss": 1 / 3}])
+    thirds = FileLog(tmp_path / "b.csv", [{"epoch": 1, "loss": np.float64(1 / 3)}, {"epoch": 2, "loss": 1 / 3}])
     thirds.close()
     assert (tmp_path / "b.csv").read_text() == "epoch,loss\n1,0.3333333333333333\n2,0.3333333333333333\n"
 
@@ -31,7 +34,7 @@ def test_csv_keeps_every_bit_of_a_number(tmp_path):
 def test_csv_begins_with_the_rows_that_are_known(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("epoch,train_loss,valid_loss\n1,0.5,0.5\n2,0.4,")
-    log = CsvLog(path, ROWS[:1])
+    log = FileLog(path, ROWS[:1])
     log.add(ROWS[1:])
     assert path.read_text() == "epoch,train_loss,valid_loss\n1,0.1,nan\n2,0.33333334,2e-30\n"
     log.close()
@@ -39,7 +42,7 @@ def test_csv_begins_with_the_rows_that_are_known(tmp_path):
 
 
 def test_rows_are_whole_and_readable_at_once(tmp_path):
-    log = CsvLog(tmp_path / "a.csv", [])
+    log = FileLog(tmp_path / "a.csv", [])
     assert (tmp_path / "a.csv").read_text() == ""
     log.add(ROWS)
     assert (tmp_path / "a.csv").read_text().count("\n") == 3
@@ -48,7 +51,7 @@ def test_rows_are_whole_and_readable_at_once(tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_a_full_disk_is_told_with_the_path(tmp_path):
-    log = CsvLog(tmp_path / "a.csv", [])
+    log = FileLog(tmp_path / "a.csv", [])
     log.close()
     with (
         Path("/dev/full").open("ab", buffering=0) as log._file,
@@ -130,7 +133,7 @@ def test_files_are_not_written_through_links(tmp_path):
     outside = tmp_path / "outside.csv"
     outside.write_text("kept")
     (tmp_path / "a.csv").symlink_to(outside)
-    log = CsvLog(tmp_path / "a.csv", ROWS[:1])
+    log = FileLog(tmp_path / "a.csv", ROWS[:1])
     log.add(ROWS[1:])
     log.close()
     assert outside.read_text() == "kept"
@@ -140,7 +143,7 @@ def test_files_are_not_written_through_links(tmp_path):
 def test_rows_come_back_as_far_as_they_are_whole(tmp_path):
     path = tmp_path / "a.csv"
     assert rows_in(path) == []
-    log = CsvLog(path, [])
+    log = FileLog(path, [])
     log.add(ROWS)
     log.close()
     whole = rows_in(path)
@@ -153,10 +156,10 @@ def test_rows_come_back_as_far_as_they_are_whole(tmp_path):
 
 
 def test_a_file_that_is_right_already_is_left_alone(tmp_path):
-    log = CsvLog(tmp_path / "a.csv", ROWS)
+    log = FileLog(tmp_path / "a.csv", ROWS)
     log.close()
     before = (tmp_path / "a.csv").stat().st_ino
-    CsvLog(tmp_path / "a.csv", ROWS).close()
+    FileLog(tmp_path / "a.csv", ROWS).close()
     assert (tmp_path / "a.csv").stat().st_ino == before
 
 
@@ -183,3 +186,38 @@ def test_without_tqdm_there_is_no_bar(capsys, monkeypatch):
     bar.show(1000, [{"epoch": 2, "train_loss": 0.5}])
     bar.close()
     assert capsys.readouterr().err == ""
+
+
+def test_lines_of_json_are_strict_and_continue(tmp_path):
+    rows = [{"epoch": 1, "loss": np.float32(0.1)}, {"epoch": 2, "loss": np.nan}, {"epoch": 3, "loss": -np.inf}]
+    log = FileLog(tmp_path / "a.jsonl", rows[:1])
+    log.add(rows[1:])
+    log.close()
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    lines = [json.loads(line, parse_constant=refuse) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert np.float32(lines[0]["loss"]) == rows[0]["loss"]
+    assert [line["loss"] for line in lines[1:]] == [None, None]
+
+
+def test_a_function_receives_each_row_as_numbers_of_python():
+    seen = []
+    log = CallLog(seen.append)
+    log.add([{"epoch": 1, "loss": np.float32(0.5)}, {"epoch": 2, "loss": jnp.asarray(0.25)}])
+    log.close()
+    assert seen == [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}]
+    assert {type(value) for row in seen for value in row.values()} == {int, float}
+
+
+def test_evaluations_named_like_a_metric_of_the_epochs_are_told_apart(tmp_path):
+    seen = []
+    with contextlib.ExitStack() as stack:
+        logs = Logs.open(stack, tmp_path, [], [], tensorboard=True, json_lines=True, call=seen.append)
+        logs.history([{"epoch": 1, "loss": 2.0}], 1)
+        logs.evaluation([{"epoch": 1, "loss": 3.0}])
+    assert seen == [{"epoch": 1, "loss": 2.0}, {"epoch": 1, "evaluation/loss": 3.0}]
+    assert scalars(tmp_path / "tensorboard") == {"loss": [(1, 2.0)], "evaluation/loss": [(1, 3.0)]}
+    assert json.loads((tmp_path / "evaluation.jsonl").read_text()) == {"epoch": 1, "loss": 3.0}

@@ -230,6 +230,18 @@ def test_tensorboard_has_every_epoch_once_after_a_cut(data, key, tmp_path):
         assert [(each.step, each.value) for each in read.Scalars(name)] == list(enumerate(map(float, values), start=1))
 
 
+def test_a_function_gets_every_epoch_after_the_ones_that_are_saved(data, plain, key, tmp_path):
+    seen = []
+    with pytest.raises(CutError):
+        quiet(TRAIN, tmp_path, save_every_epochs=2, evaluate=at_epoch(5, cut), log=seen.append)(key, data, **HYPER)
+    quiet(TRAIN, tmp_path, evaluate=at_epoch(-1, cut), log=seen.append, json_lines=True)(key, data, **HYPER)
+    losses = {row["epoch"]: row["valid_loss"] for row in seen if "valid_loss" in row}
+    epochs = int(plain.epochs)
+    assert losses == dict(zip(range(1, epochs + 1), plain.history["valid_loss"][:epochs].tolist(), strict=True))
+    lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert {line["epoch"]: line["valid_loss"] for line in lines} == losses
+
+
 def test_tensorboard_is_asked_for_where_it_is_not_installed(data, key, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.record_writer", None)
     with pytest.raises(ModuleNotFoundError, match="tensorboard: required to write logs for it; not installed"):
@@ -330,7 +342,7 @@ def test_a_log_that_fails_costs_nothing(data, key, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(logs.CsvLog, "add", full)
+        patched.setattr(logs.FileLog, "add", full)
         with pytest.raises(OSError, match="No space left"):
             quiet(TWO_EPOCHS, tmp_path, save_every_seconds=None)(key, data, learning_rate=0.1)
     (saved,) = checkpoints(tmp_path)
@@ -356,6 +368,7 @@ def test_a_log_that_fails_costs_nothing(data, key, tmp_path, monkeypatch):
         ({"keep_last": 0}, ValueError, "keep_last: expected a positive integer, got 0"),
         ({"keep_best": -1}, ValueError, "keep_best: expected a non-negative integer, got -1"),
         ({"evaluate": {}}, TypeError, "evaluate: expected a function of a run, got {}"),
+        ({"log": 3}, TypeError, "log: expected a function of a row of numbers, got 3"),
         ({"evaluate_every": 0}, ValueError, "evaluate_every: expected a positive integer, got 0"),
     ],
 )
