@@ -51,8 +51,8 @@ def test_the_experiment_writes_what_it_says(tmp_path, stripes, capsys):
     assert float(kept["valid_accuracy"]) == pytest.approx(summary["held_out"]["accuracy"], rel=1e-6)
     checkpoint = tmp_path / "checkpoints" / "epoch-00000002"
     leaves = nnfx.checkpoint.read(checkpoint).leaves
-    assert leaves[".state.best.params['output']['kernel']"] == "float32[256,2]"
-    assert leaves[".history['valid_loss']"] == "float32[2]"
+    assert leaves[".state.run.best.params['output']['kernel']"] == "float32[256,2]"
+    assert leaves[".state.history['valid_loss']"] == "float32[2]"
     for name in ("learning_curves", "confusion", "worst_mistakes"):
         assert matplotlib.image.imread(tmp_path / f"{name}.png").std() > 0.05
     assert not list(tmp_path.glob(".*")), "nothing is left written aside"
