@@ -4,8 +4,9 @@ Arrays are immutable, so what has been checked is remembered, and calling a run 
 """
 
 import dataclasses
+import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -123,7 +124,12 @@ def _check_shapes(recipe: Recipe, train: Batch, valid: Batch | None, hyper: Hype
         return parts.model.apply(variables, batch.inputs), trained[1]
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    outputs, _ = jax.eval_shape(forward, hyper, key, train)
+    try:
+        outputs, _ = jax.eval_shape(forward, hyper, key, train)
+    except TypeError as error:
+        if isinstance(error, jax.errors.ConcretizationTypeError) or re.search(r"Tracer|\w+\d\[\]", str(error)):
+            error.add_note(_traced_note(re.findall(r"hyper\['(\w+)'\]", str(error)) or hyper))
+        raise
     if not hasattr(outputs, "shape") or outputs.shape[:1] != (size,):
         raise ValueError(f"model: expected one output per example, {size} of them, got {checks.describe(outputs)}")
     for batch in (train, valid) if valid is not None else (train,):
@@ -145,6 +151,15 @@ def _check_shapes(recipe: Recipe, train: Batch, valid: Batch | None, hyper: Hype
                 )
             checks.numeric(name, values)
     return outputs
+
+
+def _traced_note(names: Iterable[str]) -> str:
+    """Return what to do about a part that needs the value of a hyper-parameter while it is traced."""
+    return (
+        f"{', '.join(names)}: hyper-parameters are traced, so they cannot decide a shape, a branch or a Python number:"
+        " fix such a number with functools.partial; the schedules of nnfx.schedules and the dropout of nnfx.ops and"
+        " nnfx.models take traced numbers"
+    )
 
 
 def _check_overall(name: str, metric: PerExample, outputs: Any, targets: Any, weights: Any) -> None:

@@ -1,0 +1,55 @@
+"""Numbers that a part needs at once, in Python, cannot be hyper-parameters: the errors say what to do."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+import pytest
+
+import nnfx
+
+
+class Dropping(nn.Module):
+    width: int = 3
+    rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dense(1)(nn.Dropout(self.rate, deterministic=not train)(nn.Dense(self.width)(x)))
+
+
+@pytest.mark.parametrize(
+    ("model", "optimizer", "name"),
+    [
+        (lambda width: nnfx.models.mlp((width,)), optax.sgd(0.1), "width"),
+        (lambda width: nnfx.models.from_linen(Dropping(width=width)), optax.sgd(0.1), "width"),
+        (lambda rate: nnfx.models.from_linen(Dropping(rate=rate)), optax.sgd(0.1), "rate"),
+        (
+            nnfx.models.perceptron(),
+            lambda peak: optax.sgd(optax.warmup_cosine_decay_schedule(0.0, peak, 10, 100)),
+            "peak",
+        ),
+        (nnfx.models.perceptron(), lambda steps: optax.sgd(optax.cosine_decay_schedule(0.1, steps)), "steps"),
+        (nnfx.models.perceptron(), lambda by: optax.sgd(optax.piecewise_constant_schedule(0.1, {10: by})), "by"),
+    ],
+    ids=["width", "width of a Flax module", "rate of Flax's dropout", "peak", "steps", "factor"],
+)
+def test_the_error_says_what_to_do(model, optimizer, name):
+    train = nnfx.fit(model, nnfx.losses.mean_square_error, optimizer, epochs=1)
+    data = nnfx.data.prepare(np.ones((4, 2)), np.zeros(4), standardize=False)
+    with pytest.raises(TypeError) as caught:
+        train(jax.random.key(0), data, **{name: 3.0})
+    notes = [note for note in caught.value.__notes__ if note.startswith(f"{name}: hyper-parameters are traced")]
+    assert len(notes) == 1
+    assert "functools.partial" in notes[0]
+
+
+def test_other_errors_get_no_such_note():
+    def model(scale):
+        raise TypeError("the model of a user")
+
+    train = nnfx.fit(model, nnfx.losses.mean_square_error, optax.sgd(0.1), epochs=1)
+    data = nnfx.data.prepare(np.ones((4, 2)), np.zeros(4), standardize=False)
+    with pytest.raises(TypeError, match="the model of a user") as caught:
+        train(jax.random.key(0), data, scale=3.0)
+    assert not [note for note in getattr(caught.value, "__notes__", []) if "hyper-parameters" in note]
