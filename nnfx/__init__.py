@@ -10,6 +10,7 @@
 - `nnfx.optimizers.freeze`: an optimizer that leaves some parameters as they are.
 - `nnfx.session`: a long run that shows its progress and resumes where it was interrupted, from what
   `nnfx.checkpoint` saves, with data in memory or larger than memory.
+- `nnfx.load`: a model that `run.save` has saved; it predicts without the data and the code it was trained with.
 - `nnfx.data_parallel`: the training step with its batch split over devices.
 - `nnfx.sweeps`: many runs as one program; `nnfx.calibration`: how far their predictions can be trusted.
 - `nnfx.insight`: gradients audited and traced, the landscape and curvature of the loss, and what a network sees.
@@ -38,12 +39,14 @@ from nnfx import (
     ops,
     optimizers,
     regularizers,
+    saving,
     schedules,
     shards,
     stopping,
     sweeps,
 )
 from nnfx.host.session import session
+from nnfx.saving import load
 from nnfx.scale.parallel import data_parallel
 from nnfx.training.fit import fit
 from nnfx.training.run import Run
@@ -74,6 +77,7 @@ __all__ = [
     "forecasting",
     "init_state",
     "insight",
+    "load",
     "losses",
     "make_step",
     "metrics",
@@ -81,6 +85,7 @@ __all__ = [
     "ops",
     "optimizers",
     "regularizers",
+    "saving",
     "schedules",
     "session",
     "shards",

@@ -17,7 +17,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -183,10 +183,37 @@ def load_as(path: str | os.PathLike[str], expected: Callable[[Description], Any]
             f"{name}: expected {wished.get(name, 'nothing')}, got {got.get(name, 'nothing')}" for name in differing
         ]
         raise ValueError(f"{path}: expected the leaves of this run, got others:\n  {_listed(lines, chr(10) + '  ')}\n")
+    leaves = _stored(path, got, wanted)
+    return description, jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def load_by_path(path: str | os.PathLike[str]) -> tuple[Description, dict[str, np.ndarray]]:
+    """Load the leaves of a checkpoint by their paths, as NumPy arrays, whatever the tree that they were saved from.
+
+    Raises:
+        FileNotFoundError, DamagedError, ValueError: as `load` does, and for leaves that are random keys.
+    """
+    path = paths.absolute("path", path)
+    description = read(path)
+    keys = [name for name, words in description.leaves.items() if words.startswith("key<")]
+    if keys:
+        raise ValueError(f"{path}: expected a checkpoint without random keys, got one at {keys[0]}")
+    wanted = {name: _placeholder(words) for name, words in description.leaves.items()}
+    return description, dict(zip(wanted, _stored(path, description.leaves, wanted), strict=True))
+
+
+def _placeholder(words: str) -> np.ndarray:
+    """Return an array of the dtype and shape that `_words` has described, which takes no memory."""
+    dtype, _, sizes = words.removesuffix("]").partition("[")
+    return np.broadcast_to(np.zeros((), jnp.dtype(dtype)), [int(size) for size in sizes.split(",") if size])
+
+
+def _stored(path: Path, names: Iterable[str], wanted: Mapping[str, Any]) -> list[Any]:
+    """Return the arrays of a checkpoint with these names, each as the type of the one that is wanted."""
     plain = {
         name: jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf for name, leaf in wanted.items()
     }
-    numbers = {name: str(i) for i, name in enumerate(got)}
+    numbers = {name: str(i) for i, name in enumerate(names)}
     # only the shapes and dtypes of these are used: they take no memory
     hosts = {name: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for name, leaf in plain.items()}
     stored = {numbers[name]: array for name, array in hosts.items() if array.size}
@@ -195,8 +222,7 @@ def load_as(path: str | os.PathLike[str], expected: Callable[[Description], Any]
 
         with _alone():
             stored = orbax.load(path / _ARRAYS, stored)
-    leaves = [_placed(stored.get(numbers[name], hosts[name]), leaf) for name, leaf in wanted.items()]
-    return description, jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return [_placed(stored.get(numbers[name], hosts[name]), leaf) for name, leaf in wanted.items()]
 
 
 def versions() -> dict[str, str]:

@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "metrics": BASE | {"losses", "ops"},
     "models": BASE | {"activations", "ops"},
     "distributed": {"checks"},
-    "training": BASE | {"averaging", "data", "distributed", "losses", "metrics", "stopping"},
+    "training": BASE | {"averaging", "data", "distributed", "losses", "metrics", "saving", "stopping"},
+    "saving": BASE | {"checkpoint", "data", "training"},
     "checkpoint": BASE | {"distributed"},
     "host": BASE | {"checkpoint", "data", "distributed", "stopping", "training"},
     "scale": BASE | {"calibration", "data", "distributed", "stopping", "tables", "training"},
@@ -40,8 +41,10 @@ MAY_IMPORT = {
 MAY_IMPORT["__init__"] = set(MAY_IMPORT)
 ONLY_WHERE_USED = {
     *("equinox", "grain", "haiku", "keras", "matplotlib", "orbax", "pooch", "safetensors", "sklearn", "tensorboard"),
-    *("datasets", "pandas", "polars", "pyarrow", "torch", "tqdm", "tyro"),
+    *("datasets", "flatbuffers", "jax2onnx", "onnxruntime", "pandas", "polars", "pyarrow", "torch", "tqdm", "tyro"),
 }
+LATE = {("training", "saving")}
+"""Layers that import others only within functions: `Run` has doors to what is built on it."""
 FILES = sorted((ROOT / "nnfx").rglob("*.py"))
 
 
@@ -77,6 +80,14 @@ def test_heavy_packages_are_imported_late(path):
         if isinstance(node, ast.Import | ast.ImportFrom):
             assert not {module.split(".")[0] for module in imports(node)} & ONLY_WHERE_USED
             assert "flax.nnx" not in imports(node)
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(ROOT)) for path in FILES])
+def test_doors_are_imported_late(path):
+    others = {other for own, other in LATE if own == layer(path)}
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            assert not {module.split(".")[1] for module in imports(node) if module.startswith("nnfx.")} & others
 
 
 def test_no_imports_go_in_circles():

@@ -1,6 +1,7 @@
 """What a run returns."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -151,6 +152,86 @@ class Run:
         outputs = _apply.eval_shape(self.fit, _shapes(data.inputs), self.hyper, chosen, data.inputs)
         validate.check_evaluation(data, self.fit.measures, outputs)
         return _evaluate(self.fit, _shapes(data), self.hyper, chosen, data)
+
+    def save(self, path: str | os.PathLike[str], inputs: Any = None) -> None:
+        """Write the model with its best weights, so that `nnfx.load` predicts with it in another process.
+
+        The folder holds the weights, the preprocessing, the names of features and classes, the hyper-parameters, the
+        metrics, the versions, a checksum of every file, and the model as a portable program for CPUs, CUDA and TPUs, as
+        far as it can run there: no code and no pickles. The program takes any number of rows, and any number of steps
+        of a sequence if the model allows that. It is readable by releases of JAX of the following six months.
+
+        Args:
+            path: a folder that does not exist yet.
+            inputs: an example of prepared inputs, for a model whose inputs are not one array with the shape of the
+                prepared features, such as `Sequences`.
+
+        Raises:
+            FileExistsError: if the path already exists.
+            ValueError: for a model that cannot be exported, such as one that calls cuDNN, and within `jit`, `vmap` and
+                `grad`. Nothing is written then.
+
+        Example:
+            >>> import nnfx, optax, tempfile
+            >>> data = nnfx.data.prepare([[1.0], [2.0], [4.0]], [2.0, 4.0, 8.0])
+            >>> train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.mean_square_error, optax.sgd, epochs=2)
+            >>> path = f"{tempfile.mkdtemp()}/saved"
+            >>> train(jax.random.key(0), data, learning_rate=0.3).save(path)
+            >>> nnfx.load(path)
+            Predictor: float32[batch,1] -> float32[batch,1]
+              epoch 2: train_loss ...
+              2 numbers in its weights
+              saved by nnfx ... and JAX ...
+        """
+        from nnfx.saving.saved import save
+
+        self._require_single()
+        inputs = None if inputs is None else validate.inputs_as_arrays("inputs", inputs)
+        save(path, self.model, self.best.variables, self.preprocess, self._notes(), inputs)
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write one portable file that maps raw inputs, `(batch, features)`, to outputs, for any number of rows.
+
+        The preprocessing is inside, so inputs are raw float32 (int32 for tokens), and NaN where they are missing if the
+        run fills missing values. What was written is compared with `predict` on a few rows before it gets its name.
+
+        Args:
+            path: a file that does not exist yet. Its suffix decides about the format: `.stablehlo` is written by
+                `jax.export`, and needs only JAX:
+                `predict = jax.export.deserialize(bytearray(open(path, "rb").read())).call`. `.onnx` is written by
+                jax2onnx, for onnxruntime and others:
+                `pip install 'nnfx[onnx]'` and then `pip install --no-deps jax2onnx`.
+
+        Raises:
+            FileExistsError: if the path already exists.
+            ImportError: if a package that the format needs is missing.
+            ValueError: for another suffix; for a model, preprocessing or precision that the format cannot hold, such as
+                cuDNN, or features too far from zero for float32; and if the file does not give the same outputs.
+
+        Example:
+            >>> import jax.export, nnfx, optax, pathlib, tempfile
+            >>> data = nnfx.data.prepare([[1.0], [2.0], [4.0]], [2.0, 4.0, 8.0])
+            >>> train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.mean_square_error, optax.sgd, epochs=50)
+            >>> run = train(jax.random.key(0), data, learning_rate=0.3)
+            >>> path = pathlib.Path(tempfile.mkdtemp()) / "twice.stablehlo"
+            >>> run.export(path)
+            >>> predict = jax.export.deserialize(bytearray(path.read_bytes())).call
+            >>> bool(jnp.allclose(predict(np.float32([[3.0]])), run.predict([[3.0]])))
+            True
+        """
+        from nnfx.saving.exporting import export
+
+        self._require_single()
+        export(path, self.model, self.best.variables, self.preprocess)
+
+    def _notes(self) -> dict[str, Any]:
+        """What a saved model says about the run."""
+        return {
+            "classes": [np.asarray(name).item() for name in getattr(self, "classes", ())],
+            "hyper": {name: np.asarray(value).tolist() for name, value in self.hyper.items()},
+            "metrics": {name: float(value) for name, value in self.best_metrics.items()},
+            "epoch": int(self.best.epoch),
+        }
 
     def _chosen(self, variables: Variables | None) -> Variables:
         if variables is None:

@@ -1,0 +1,5 @@
+"""Models that outlive their process: saved with what they need to predict, or exported as one portable program."""
+
+from nnfx.saving.saved import Predictor, load
+
+__all__ = ["Predictor", "load"]

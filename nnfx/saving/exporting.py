@@ -1,0 +1,145 @@
+"""One portable file from raw inputs to outputs, compared with the model before it gets its name."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnfx import checks, memo, paths
+from nnfx.arrays import WORST_ROUNDING
+from nnfx.data.preprocess import Preprocess
+from nnfx.saving import onnx
+from nnfx.saving.program import Program, in_short, symbolic
+from nnfx.saving.saved import raw_dtype
+from nnfx.types import Array, Model, Variables
+
+SUFFIXES = (".onnx", ".stablehlo")
+TOLERANCE = 1e-5
+"""How far outputs may be from those of the model, relative to the largest of them."""
+_ROWS = (3, 1)
+"""The numbers of rows to compare; fixed shapes would fit only one of them."""
+
+
+def export(path: str | os.PathLike[str], model: Model, variables: Variables, preprocess: Preprocess) -> None:
+    """Write a model with its preprocessing as one portable file; see `nnfx.Run.export`.
+
+    Args:
+        path: a file that does not exist yet; its suffix decides about the format.
+        model: the model.
+        variables: its weights.
+        preprocess: the map from raw to prepared inputs.
+    """
+    file = paths.absolute("path", path)
+    if file.suffix not in SUFFIXES:
+        raise ValueError(f"path: expected a name that ends in {' or '.join(SUFFIXES)}, got {file.name}")
+    if os.path.lexists(file):
+        raise FileExistsError(f"{file}: expected a path that does not exist yet, got a file, folder or link")
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"{file.parent}: expected a folder to write to, got none")
+    if not checks.is_concrete((variables, preprocess)):
+        raise ValueError("export: expected a finished run, got a traced one; export it outside of jit, vmap and grad")
+    _require_resolved(preprocess)
+    function = _Whole(model, variables, preprocess)
+    raw = jax.ShapeDtypeStruct((1, *preprocess.shape), raw_dtype(preprocess))
+    try:
+        outputs = jax.eval_shape(function, raw)
+    except Exception as error:  # whatever the user's model raises
+        raise ValueError(
+            f"model: expected one that takes what preprocessing returns, as one array, got {in_short(error)}"
+        ) from error
+    convert = _as_onnx if file.suffix == ".onnx" else _as_stablehlo
+    content, called = convert(function, raw, outputs)
+    for rows in _ROWS:
+        sample = _sample(preprocess, rows)
+        wanted = np.asarray(_applied(model, variables, preprocess(sample)))
+        _require_close(file, called(sample), wanted)
+    with paths.replace(file) as aside:
+        aside.write_bytes(content)
+
+
+class _Whole:
+    """A model from raw inputs to outputs."""
+
+    def __init__(self, model: Model, variables: Variables, preprocess: Preprocess) -> None:
+        self.model, self.variables, self.preprocess = model, variables, preprocess
+
+    def __call__(self, inputs: Any) -> Array:
+        """Prepare and apply."""
+        return self.model.apply(self.variables, self.preprocess(inputs))
+
+
+@memo.compiled()
+def _applied(model: Model, variables: Variables, inputs: Any) -> Array:
+    return model.apply(variables, inputs)
+
+
+@memo.compiled()
+def _predicted(function: _Whole, inputs: Any) -> Array:
+    return function(inputs)
+
+
+Called = Callable[[np.ndarray], Any]
+
+
+def _as_stablehlo(function: _Whole, raw: Any, outputs: Any) -> tuple[bytes, Called]:  # noqa: ARG001
+    """Return the file for JAX, and a function that calls what is in it."""
+    program = Program.of(_predicted.program(function), symbolic([raw], any_time=False)[0])
+    content = program.content
+    return content, Program.read("export", content)
+
+
+def _as_onnx(function: _Whole, raw: Any, outputs: Any) -> tuple[bytes, Called]:
+    """Return the file for ONNX, and a function that calls what is in it."""
+    for name, leaf in (("inputs", raw), ("outputs", outputs)):
+        if leaf.dtype not in (jnp.float32, jnp.int32):
+            raise ValueError(f"{name}: expected float32 or int32 for ONNX, got {leaf.dtype}")
+    content = onnx.converted(function, raw)
+    return content, onnx.called(content)
+
+
+def _require_close(file: Path, got: Any, wanted: np.ndarray) -> None:
+    got = np.asarray(got)
+    if got.shape != wanted.shape or got.dtype != wanted.dtype:
+        raise ValueError(
+            f"{file.name}: expected outputs {checks.describe(wanted)}, as the model's, got {checks.describe(got)}"
+        )
+    scale = max(1.0, float(np.abs(wanted, dtype=np.float64).max(initial=0)))
+    difference = float(np.abs(got.astype(np.float64) - wanted).max(initial=0)) / scale
+    if not difference <= TOLERANCE:
+        raise ValueError(f"{file.name}: expected the model's outputs to {TOLERANCE:g}, got others by {difference:.2g}")
+
+
+def _sample(preprocess: Preprocess, rows: int) -> np.ndarray:
+    """Return raw inputs like those that the preprocessing was made for."""
+    random = np.random.default_rng(rows)
+    shape = (rows, *preprocess.shape)
+    if preprocess.keep_integers:
+        return random.integers(0, 2, shape, np.int32)
+    mean, scale, median = preprocess.exact
+    if median is not None:
+        count = median.shape[-1]
+        mean, scale = (
+            np.broadcast_to(each, (1, count)) if not each.ndim else each[:, :count] for each in (mean, scale)
+        )
+        mean = np.where(mean == 0, median, mean)
+    sample: np.ndarray = mean + scale * random.normal(size=shape)
+    if median is not None:
+        sample[0, ::2] = np.nan
+    return sample.astype(preprocess.mean.dtype)
+
+
+def _require_resolved(preprocess: Preprocess) -> None:
+    """Raise if raw inputs lose in float32 what the preprocessing, computed in float64 on the host, tells apart."""
+    mean, scale, _ = preprocess.exact
+    lost = np.abs(mean) * 0.5 * float(jnp.finfo(preprocess.mean.dtype).eps) > WORST_ROUNDING * scale
+    if lost.any():
+        place = np.unravel_index(int(lost.argmax()), lost.shape)
+        name = preprocess.features[place[-1]] if mean.ndim == 2 and preprocess.features else f"at {place[1:]}"
+        raise ValueError(
+            f"features: expected numbers that {preprocess.mean.dtype} inputs can tell apart, got"
+            f" {mean[place]:g} ± {scale[place]:g} for {name}; subtract an offset before preparing the data"
+        )

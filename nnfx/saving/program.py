@@ -1,0 +1,125 @@
+"""Portable programs: functions of arrays as StableHLO, without the code that defined them.
+
+JAX promises that what `jax.export` writes can be read by releases of the following six months, and by those of the
+three weeks before.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.export
+import numpy as np
+
+from nnfx import memo
+from nnfx.types import Array
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+"""What programs are made for, as far as they can be."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """A portable program; what JAX compiles for it is freed with it.
+
+    Attributes:
+        exported: the program, as returned by `jax.export`.
+    """
+
+    exported: jax.export.Exported
+
+    @classmethod
+    def of(cls, function: Any, *arguments: Any) -> "Program":
+        """Lower what `jax.jit` returns for shapes, which may be symbolic, and for as many platforms as possible.
+
+        Raises:
+            ValueError: for a function that cannot be exported, such as one that calls cuDNN.
+        """
+        try:
+            jax.eval_shape(function, *arguments)
+        except Exception as error:  # whatever the user's model raises
+            raise _unexportable(error) from error
+        faults: list[Exception] = []
+        for platforms in (PLATFORMS, *((each,) for each in PLATFORMS)):
+            try:
+                exported = jax.export.export(function, platforms=platforms)(*arguments)
+                exported.serialize()  # some faults are found only here
+            except Exception as error:
+                faults.append(error)
+            else:
+                return cls(exported)
+        raise _unexportable(faults[0]) from faults[0]
+
+    @classmethod
+    def read(cls, source: str, content: bytes) -> "Program":
+        """Read a program; an error names its source.
+
+        Raises:
+            ValueError: for one that this release of JAX cannot read.
+        """
+        try:
+            return cls(jax.export.deserialize(bytearray(content)))
+        except Exception as error:
+            raise ValueError(
+                f"{source}: expected a program that JAX {jax.__version__} can read, got {in_short(error)}"
+            ) from error
+
+    @property
+    def content(self) -> bytes:
+        """The program as bytes."""
+        return bytes(self.exported.serialize())
+
+    @property
+    def inputs(self) -> list[jax.ShapeDtypeStruct]:
+        """The shapes and dtypes of the arrays that the last argument consists of."""
+        arguments, _ = jax.tree.unflatten(self.exported.in_tree, self.exported.in_avals)
+        return [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arguments[-1])]
+
+    @property
+    def outputs(self) -> Any:
+        """The shape and dtype of what the program returns."""
+        return self.exported.out_avals[0]
+
+    def __call__(self, *arguments: Any) -> Array:
+        """Run the program."""
+        shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(arguments[-1]))
+        return _called(self, shapes, *arguments)
+
+
+@memo.compiled(static=2)
+def _called(program: Program, shapes: tuple[tuple[int, ...], ...], *arguments: Any) -> Array:
+    del shapes  # one program for each number of rows, so that it can be dropped when too many are held
+    return program.exported.call(*arguments)
+
+
+def symbolic(shapes: Sequence[Any], *, any_time: bool) -> list[jax.ShapeDtypeStruct]:
+    """Return shapes with any number of rows and, if asked for, any number of steps on the second axis of sequences."""
+    batch, time = jax.export.symbolic_shape("batch, time")
+    found = []
+    for leaf in shapes:
+        rest = (time, *leaf.shape[2:]) if any_time and is_sequence(leaf) else leaf.shape[1:]
+        found.append(jax.ShapeDtypeStruct((batch, *rest), leaf.dtype))
+    return found
+
+
+def is_sequence(leaf: Any) -> bool:
+    """Return whether the second axis may be time: in `(batch, time, features)`, and in tokens `(batch, time)`."""
+    return len(leaf.shape) == (2 if np.issubdtype(leaf.dtype, np.integer) else 3)
+
+
+def fits(got: Any, wanted: Any) -> bool:
+    """Return whether an array has the shape that is wanted, as far as that is fixed."""
+    return len(got.shape) == len(wanted.shape) and all(
+        mine == theirs for mine, theirs in zip(got.shape, wanted.shape, strict=True) if isinstance(theirs, int)
+    )
+
+
+def _unexportable(error: Exception) -> ValueError:
+    return ValueError(f"model: expected one that jax.export can turn into a portable program, got {in_short(error)}")
+
+
+def in_short(error: Exception) -> str:
+    """Return the kind and the first lines of an error."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:2])}"

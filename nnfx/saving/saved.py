@@ -1,0 +1,268 @@
+"""Saved models: a folder with all that predictions need, opened without the training data or the model's code.
+
+It is a checkpoint (see `nnfx.checkpoint`: complete or absent, with a checksum for every file, and neither pickles nor
+code) of the weights, the arrays of the preprocessing, and the model itself as a portable program. Everything else is
+written in its `checkpoint.json`. A folder rather than one file, so that it is written, verified and read by the same
+functions as every other checkpoint.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnfx import arrays, checkpoint, checks, memo, paths
+from nnfx.data.preprocess import Preprocess
+from nnfx.saving import fields
+from nnfx.saving.program import Program, fits, is_sequence, symbolic
+from nnfx.training.padding import apply_padded
+from nnfx.types import Array, Model, Variables
+
+FORMAT = 1
+"""The version of what is saved; any other is refused."""
+_KIND = "model"
+
+
+def save(
+    path: str | os.PathLike[str],
+    model: Model,
+    variables: Variables,
+    preprocess: Preprocess,
+    notes: Mapping[str, Any],
+    inputs: Any = None,
+) -> None:
+    """Write a model with everything that its predictions need; see `nnfx.Run.save`.
+
+    Args:
+        path: a folder that does not exist yet.
+        model: the model.
+        variables: its weights.
+        preprocess: the map from raw to prepared inputs.
+        notes: what else is known about it: `classes`, `hyper`, `metrics` and `epoch`.
+        inputs: an example of prepared inputs; by default what `preprocess` returns.
+    """
+    folder = paths.absolute("path", path)
+    if os.path.lexists(folder):
+        raise FileExistsError(f"{folder}: expected a path that does not exist yet, got a file, folder or link")
+    if not checks.is_concrete((variables, preprocess)):
+        raise ValueError("save: expected a finished run, got a traced one; save it outside of jit, vmap and grad")
+    given = jax.tree_util.tree_leaves_with_path(variables)
+    leaves = [leaf for _, leaf in given]
+    names = [[_name(key) for key in path] for path, _ in given]
+    shapes = prepared_shapes(preprocess) if inputs is None else inputs
+    program = _program(model, variables, shapes)
+    described, numbers = fields.split(preprocess)
+    about = {
+        "kind": _KIND,
+        "format": FORMAT,
+        "variables": names,
+        "preprocess": described,
+        "model": f"{_in_words(program.inputs)} -> {_in_words([program.outputs])}",
+        **notes,
+    }
+    content = np.frombuffer(program.content, np.uint8)
+    checkpoint.save(folder, {"variables": leaves, "preprocess": numbers, "program": content}, about)
+
+
+def load(path: str | os.PathLike[str]) -> "Predictor":
+    """Open a saved model, without the data that it was trained on or the code that defined it.
+
+    Args:
+        path: a folder written by `nnfx.Run.save`.
+
+    Returns:
+        The model, which predicts from raw inputs.
+
+    Raises:
+        FileNotFoundError: if there is no folder at the path.
+        nnfx.checkpoint.DamagedError: for a file that is missing, additional or altered; the error names it.
+        TypeError: for a `path` that is not one.
+        ValueError: for anything other than a saved model, one in another format, or one that this release of JAX
+            cannot read.
+
+    Example:
+        >>> import nnfx, optax, tempfile
+        >>> data = nnfx.data.prepare([[1.0], [2.0], [4.0]], [2.0, 4.0, 8.0], features=("metres",))
+        >>> train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.mean_square_error, optax.sgd, epochs=100)
+        >>> run = train(jax.random.key(0), data, learning_rate=0.3)
+        >>> path = f"{tempfile.mkdtemp()}/twice"
+        >>> run.save(path)
+        >>> model = nnfx.load(path)
+        >>> model.features, bool(jnp.allclose(model.predict([[3.0]]), run.predict([[3.0]])))
+        (('metres',), True)
+    """
+    folder = paths.absolute("path", path)
+    description, leaves = checkpoint.load_by_path(folder)
+    about = description.about
+    if about.get("kind") != _KIND:
+        raise ValueError(f"{folder}: expected a saved model, got a checkpoint of something else")
+    if about.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder}: expected a saved model of format {FORMAT}, got {about.get('format')},"
+            f" written by nnfx {description.versions.get('nnfx')}"
+        )
+    stored = [leaves[f"['variables'][{i}]"] for i in range(len(about["variables"]))]
+    if wide := [leaf for leaf in stored if jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype]:
+        raise ValueError(f"{folder}: expected jax_enable_x64 to be set, since weights are {wide[0].dtype}, got False")
+    numbers = [leaves[name] for name in leaves if name.startswith("['preprocess']")]
+    return Predictor(
+        program=Program.read(str(folder), leaves["['program']"].tobytes()),
+        variables=_nested(about["variables"], [jnp.asarray(leaf) for leaf in stored]),
+        preprocess=fields.joined(about["preprocess"], numbers),
+        classes=tuple(about["classes"]),
+        hyper=about["hyper"],
+        metrics=about["metrics"],
+        epoch=about["epoch"],
+        versions=description.versions,
+        names=tuple(map(tuple, about["variables"])),
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Predictor:
+    """A trained model that predicts; see `nnfx.load`, which opens it.
+
+    Attributes:
+        program: the model as a portable program, `(weights, inputs) -> outputs`.
+        variables: the weights, as nested dictionaries; attributes and positions of other containers become keys.
+        preprocess: the map from raw to prepared inputs.
+        classes: the names of the classes; empty if they have none.
+        hyper: the hyper-parameters of the run, by name.
+        metrics: the metrics of the epoch whose weights these are, by name.
+        epoch: the number of epochs that led to these weights.
+        versions: the versions of Python and of the packages that saved it, by name.
+        names: the path of each array of weights, in the order in which the program takes them.
+    """
+
+    program: Program
+    variables: Variables
+    preprocess: Preprocess
+    classes: tuple[Any, ...]
+    hyper: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    epoch: int
+    versions: Mapping[str, str]
+    names: tuple[tuple[Any, ...], ...]
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The names of the raw features; empty if they have none."""
+        return self.preprocess.features
+
+    def __repr__(self) -> str:
+        """Describe the model in a few lines."""
+        measured = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+        named = f" ({', '.join(map(str, self.features[:8]))}{', …' if len(self.features) > 8 else ''})"
+        lines = [
+            f"Predictor: {_in_words(self.program.inputs)} -> {_in_words([self.program.outputs])}",
+            f"  epoch {self.epoch}: {measured}",
+            f"  {sum(leaf.size for leaf in jax.tree.leaves(self.variables))} numbers in its weights",
+            f"  saved by nnfx {self.versions.get('nnfx')} and JAX {self.versions.get('jax')}",
+        ]
+        lines[0] += named if self.features else ""
+        return "\n".join(lines)
+
+    def predict(self, inputs: Any, variables: Variables | None = None) -> Array:
+        """Return the outputs for raw inputs, `(batch, features)` or a frame; otherwise like `apply`."""
+        return self.apply(self.preprocess(inputs), variables)
+
+    def apply(self, inputs: Any, variables: Variables | None = None) -> Array:
+        """Return the outputs for prepared inputs, `(batch, ...)`.
+
+        Args:
+            inputs: the prepared inputs; any number of rows, and for sequences any number of steps if the model
+                accepts that.
+            variables: weights to use instead of the saved ones, in the same form.
+
+        Raises:
+            TypeError: for numbers of another kind than the model takes.
+            ValueError: for other shapes.
+        """
+        prepared = self._checked(inputs)
+        weights = self._in_order(self.variables if variables is None else variables)
+        return apply_padded(self.program, lambda rows: self.program(weights, rows), prepared, weights)
+
+    def _checked(self, inputs: Any) -> list[Any]:
+        """Return inputs as the arrays that the program takes."""
+        wanted = self.program.inputs
+        is_one = len(wanted) == 1 and not isinstance(inputs, tuple | dict)
+        given = [inputs] if is_one else jax.tree.leaves(inputs)
+        expected = _in_words(wanted)
+        if len(given) != len(wanted):
+            raise ValueError(f"inputs: expected {expected}, got {len(given)} arrays")
+        leaves = [arrays.as_array("inputs", leaf) for leaf in given]
+        for i, (leaf, like) in enumerate(zip(leaves, wanted, strict=True)):
+            if jnp.issubdtype(like.dtype, np.integer) and not jnp.issubdtype(leaf.dtype, np.integer):
+                raise TypeError(f"inputs: expected {expected}, got {checks.describe(leaf)}")
+            if not fits(leaf, like) or not leaf.shape[0]:
+                raise ValueError(f"inputs: expected {expected}, at least one row, got {checks.describe(leaf)}")
+            leaves[i] = leaf.astype(like.dtype)
+        return leaves
+
+    def _in_order(self, variables: Variables) -> list[Any]:
+        """Return the weights in the order in which the program takes them."""
+        places = _nested(self.names, list(range(len(self.names))))
+        form: Any = jax.tree.structure(places)
+        if form != (got := jax.tree.structure(variables)):
+            raise ValueError(f"variables: expected the form of model.variables, {form}, got {got}")
+        found = dict(zip(jax.tree.leaves(places), jax.tree.leaves(variables), strict=True))
+        return [jnp.asarray(found[i]) for i in range(len(found))]
+
+
+def prepared_shapes(preprocess: Preprocess) -> jax.ShapeDtypeStruct:
+    """Return the shape and dtype of one prepared row."""
+    raw = jax.ShapeDtypeStruct((1, *preprocess.shape), raw_dtype(preprocess))
+    return jax.eval_shape(lambda inputs: preprocess(inputs), raw)
+
+
+def raw_dtype(preprocess: Preprocess) -> Any:
+    """Return the dtype of raw inputs on the device: integers if they are kept, else that of the map."""
+    return jax.dtypes.canonicalize_dtype(int) if preprocess.keep_integers else preprocess.mean.dtype
+
+
+@memo.compiled(static=3)
+def _apply(model: Model, weights_form: Any, inputs_form: Any, leaves: list[Array], inputs: list[Array]) -> Array:
+    """Apply a model, with weights and inputs as lists, for which a program needs no code to be called."""
+    return model.apply(jax.tree.unflatten(weights_form, leaves), jax.tree.unflatten(inputs_form, inputs))
+
+
+def _program(model: Model, variables: Variables, inputs: Any) -> Program:
+    """Return the model as a program for any number of rows, and of steps if it allows that."""
+    leaves, form = jax.tree.flatten(inputs)
+    weights, weights_form = jax.tree.flatten(variables)
+    weights = [jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype) for leaf in weights]
+    function = _apply.program(model, weights_form, form)
+    if any(map(is_sequence, leaves)):
+        try:
+            return Program.of(function, weights, symbolic(leaves, any_time=True))
+        except ValueError:  # the model needs to know how many steps there are
+            pass
+    return Program.of(function, weights, symbolic(leaves, any_time=False))
+
+
+def _name(key: Any) -> str | int:
+    """Return one step of a path as text or a number."""
+    for attribute in ("key", "name", "idx"):
+        value = getattr(key, attribute, None)
+        if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+            return value
+    raise TypeError(f"variables: expected names or numbers as keys, got {key}")
+
+
+def _nested(names: Any, leaves: list[Any]) -> dict[Any, Any]:
+    """Return leaves in nested dictionaries, by their paths."""
+    tree: dict[Any, Any] = {}
+    for path, leaf in zip(names, leaves, strict=True):
+        inner = tree
+        for name in path[:-1]:
+            inner = inner.setdefault(name, {})
+        inner[path[-1]] = leaf
+    return tree
+
+
+def _in_words(shapes: list[Any]) -> str:
+    return ", ".join(f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for leaf in shapes)
