@@ -167,6 +167,24 @@ def test_sha256sum_reads_the_checksums(saved):
     assert found == listed | {"SHA256SUMS", "SHA256SUMS.sha256"}
 
 
+def test_leaves_come_back_by_path_without_the_tree(tmp_path):
+    tree = state()._replace(key=jnp.zeros((0, 2), jnp.int8))
+    checkpoint.save(tmp_path / "one", tree, {"epoch": 3})
+    description, leaves = checkpoint.load_by_path(tmp_path / "one")
+    assert description.about == {"epoch": 3}
+    expected = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    assert list(leaves) == list(expected)
+    for name, leaf in leaves.items():
+        assert isinstance(leaf, np.ndarray)
+        assert (leaf.dtype, leaf.shape) == (expected[name].dtype, expected[name].shape)
+        assert leaf.tobytes() == np.asarray(expected[name]).tobytes()
+
+
+def test_random_keys_need_the_tree(saved):
+    with pytest.raises(ValueError, match=r"saved: expected a checkpoint without random keys, got one at \.key"):
+        checkpoint.load_by_path(saved)
+
+
 def test_another_tree_is_refused_leaf_by_leaf(saved):
     other = state()._replace(
         params={"hidden": {"kernel": jnp.zeros((2, 4)), "bias": jnp.zeros(3)}, "output": jnp.zeros(1)},
@@ -308,7 +326,7 @@ def test_a_library_that_is_not_installed_has_no_version(monkeypatch):
 
 def test_importing_the_library_imports_nothing_that_is_slow_or_optional():
     late = ("orbax.checkpoint", "tqdm", "tensorboard", "sklearn", "pandas", "polars", "pyarrow", "grain")
-    late += ("equinox", "haiku", "safetensors")
+    late += ("equinox", "haiku", "safetensors", "jax2onnx", "onnx", "onnxruntime")
     code = f"import sys, nnfx; print([m for m in {late} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

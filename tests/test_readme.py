@@ -83,7 +83,7 @@ def test_its_lines_run_as_printed_from_a_relative_folder(example, tmp_path, monk
         "dataset": [{"image": np.zeros((2, 2, 1)), "label": 1}],
         "parts": [(np.asarray(names["data"].train.inputs), np.asarray(names["data"].train.targets))],
     }
-    calls = re.findall(r"`((?:print\()?nnfx\.[^`\n]+\))`", README)
+    calls = re.findall(r"`((?:print\()?(?:nnfx\.|run\.save)[^`\n]+\))`", README)
     only_first = "nnfx.distributed.start()"  # before JAX computes anything
     whole = [line for line in calls if "..." not in line and line != only_first]
     assert any(line.startswith("nnfx.session(") for line in whole)

@@ -14,7 +14,7 @@ from nnfx.arrays import WORST_ROUNDING
 from nnfx.data.preprocess import Preprocess
 from nnfx.saving import onnx
 from nnfx.saving.program import Program, in_short, symbolic
-from nnfx.saving.saved import raw_dtype
+from nnfx.saving.saved import in_raw_units, raw_dtype
 from nnfx.types import Array, Model, Variables
 
 SUFFIXES = (".onnx", ".stablehlo")
@@ -40,8 +40,6 @@ def export(path: str | os.PathLike[str], model: Model, variables: Variables, pre
         raise FileExistsError(f"{file}: expected a path that does not exist yet, got a file, folder or link")
     if not file.parent.is_dir():
         raise FileNotFoundError(f"{file.parent}: expected a folder to write to, got none")
-    if not checks.is_concrete((variables, preprocess)):
-        raise ValueError("export: expected a finished run, got a traced one; export it outside of jit, vmap and grad")
     _require_resolved(preprocess)
     function = _Whole(model, variables, preprocess)
     raw = jax.ShapeDtypeStruct((1, *preprocess.shape), raw_dtype(preprocess))
@@ -55,7 +53,7 @@ def export(path: str | os.PathLike[str], model: Model, variables: Variables, pre
     content, called = convert(function, raw, outputs)
     for rows in _ROWS:
         sample = _sample(preprocess, rows)
-        wanted = np.asarray(_applied(model, variables, preprocess(sample)))
+        wanted = np.asarray(in_raw_units(preprocess, _applied(model, variables, preprocess(sample))))
         _require_close(file, called(sample), wanted)
     with paths.replace(file) as aside:
         aside.write_bytes(content)
@@ -69,7 +67,7 @@ class _Whole:
 
     def __call__(self, inputs: Any) -> Array:
         """Prepare and apply."""
-        return self.model.apply(self.variables, self.preprocess(inputs))
+        return in_raw_units(self.preprocess, self.model.apply(self.variables, self.preprocess(inputs)))
 
 
 @memo.compiled()
@@ -138,7 +136,8 @@ def _require_resolved(preprocess: Preprocess) -> None:
     lost = np.abs(mean) * 0.5 * float(jnp.finfo(preprocess.mean.dtype).eps) > WORST_ROUNDING * scale
     if lost.any():
         place = np.unravel_index(int(lost.argmax()), lost.shape)
-        name = preprocess.features[place[-1]] if mean.ndim == 2 and preprocess.features else f"at {place[1:]}"
+        is_named = mean.ndim == 2 and len(preprocess.features) == preprocess.shape[0]  # categories have several columns
+        name = preprocess.features[place[-1]] if is_named else f"the feature at {tuple(map(int, place[1:]))}"
         raise ValueError(
             f"features: expected numbers that {preprocess.mean.dtype} inputs can tell apart, got"
             f" {mean[place]:g} ± {scale[place]:g} for {name}; subtract an offset before preparing the data"

@@ -1,22 +1,27 @@
 """Portable programs: functions of arrays as StableHLO, without the code that defined them.
 
 JAX promises that what `jax.export` writes can be read by releases of the following six months, and by those of the
-three weeks before.
+three weeks before. Here programs are written for an older version of StableHLO, as far as they can be, so that every
+release of JAX that this library works with can read them.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.export
 import numpy as np
 
 from nnfx import memo
 from nnfx.types import Array
 
+if TYPE_CHECKING:
+    from jax.export import Exported
+
 PLATFORMS = ("cpu", "cuda", "tpu")
 """What programs are made for, as far as they can be."""
+STABLEHLO = "1.14.0"
+"""The version of StableHLO that the oldest supported release of JAX reads, 0.9.2."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,7 +32,7 @@ class Program:
         exported: the program, as returned by `jax.export`.
     """
 
-    exported: jax.export.Exported
+    exported: "Exported"
 
     @classmethod
     def of(cls, function: Any, *arguments: Any) -> "Program":
@@ -36,6 +41,8 @@ class Program:
         Raises:
             ValueError: for a function that cannot be exported, such as one that calls cuDNN.
         """
+        from jax import export  # imports flatbuffers, which only some need
+
         try:
             jax.eval_shape(function, *arguments)
         except Exception as error:  # whatever the user's model raises
@@ -43,12 +50,12 @@ class Program:
         faults: list[Exception] = []
         for platforms in (PLATFORMS, *((each,) for each in PLATFORMS)):
             try:
-                exported = jax.export.export(function, platforms=platforms)(*arguments)
+                exported = export.export(function, platforms=platforms)(*arguments)
                 exported.serialize()  # some faults are found only here
             except Exception as error:
                 faults.append(error)
             else:
-                return cls(exported)
+                return cls(_for_older_releases(exported))
         raise _unexportable(faults[0]) from faults[0]
 
     @classmethod
@@ -58,8 +65,12 @@ class Program:
         Raises:
             ValueError: for one that this release of JAX cannot read.
         """
+        from jax import export
+
         try:
-            return cls(jax.export.deserialize(bytearray(content)))
+            exported = export.deserialize(bytearray(content))
+            exported.mlir_module()  # otherwise a version of StableHLO that is too new is noticed only when it is called
+            return cls(exported)
         except Exception as error:
             raise ValueError(
                 f"{source}: expected a program that JAX {jax.__version__} can read, got {in_short(error)}"
@@ -93,9 +104,22 @@ def _called(program: Program, shapes: tuple[tuple[int, ...], ...], *arguments: A
     return program.exported.call(*arguments)
 
 
+def _for_older_releases(exported: "Exported") -> "Exported":
+    """Return a program in an older version of StableHLO, or unchanged if it needs what that does not have."""
+    from jax.extend import mlir
+
+    try:
+        content = mlir.serialize_portable_artifact(str(exported.mlir_module()), STABLEHLO)
+    except Exception:  # of no common type among releases
+        return exported
+    return dataclasses.replace(exported, mlir_module_serialized=content)
+
+
 def symbolic(shapes: Sequence[Any], *, any_time: bool) -> list[jax.ShapeDtypeStruct]:
     """Return shapes with any number of rows and, if asked for, any number of steps on the second axis of sequences."""
-    batch, time = jax.export.symbolic_shape("batch, time")
+    from jax import export
+
+    batch, time = export.symbolic_shape("batch, time")
     found = []
     for leaf in shapes:
         rest = (time, *leaf.shape[2:]) if any_time and is_sequence(leaf) else leaf.shape[1:]

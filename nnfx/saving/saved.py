@@ -42,14 +42,12 @@ def save(
         model: the model.
         variables: its weights.
         preprocess: the map from raw to prepared inputs.
-        notes: what else is known about it: `classes`, `hyper`, `metrics` and `epoch`.
+        notes: what else is known about it: `hyper`, `metrics` and `epoch`.
         inputs: an example of prepared inputs; by default what `preprocess` returns.
     """
     folder = paths.absolute("path", path)
     if os.path.lexists(folder):
         raise FileExistsError(f"{folder}: expected a path that does not exist yet, got a file, folder or link")
-    if not checks.is_concrete((variables, preprocess)):
-        raise ValueError("save: expected a finished run, got a traced one; save it outside of jit, vmap and grad")
     given = jax.tree_util.tree_leaves_with_path(variables)
     leaves = [leaf for _, leaf in given]
     names = [[_name(key) for key in path] for path, _ in given]
@@ -110,10 +108,11 @@ def load(path: str | os.PathLike[str]) -> "Predictor":
         raise ValueError(f"{folder}: expected jax_enable_x64 to be set, since weights are {wide[0].dtype}, got False")
     numbers = [leaves[name] for name in leaves if name.startswith("['preprocess']")]
     return Predictor(
-        program=Program.read(str(folder), leaves["['program']"].tobytes()),
+        program=Program.read(
+            f"{folder}, saved with JAX {description.versions.get('jax')}", leaves["['program']"].tobytes()
+        ),
         variables=_nested(about["variables"], [jnp.asarray(leaf) for leaf in stored]),
         preprocess=fields.joined(about["preprocess"], numbers),
-        classes=tuple(about["classes"]),
         hyper=about["hyper"],
         metrics=about["metrics"],
         epoch=about["epoch"],
@@ -130,7 +129,6 @@ class Predictor:
         program: the model as a portable program, `(weights, inputs) -> outputs`.
         variables: the weights, as nested dictionaries; attributes and positions of other containers become keys.
         preprocess: the map from raw to prepared inputs.
-        classes: the names of the classes; empty if they have none.
         hyper: the hyper-parameters of the run, by name.
         metrics: the metrics of the epoch whose weights these are, by name.
         epoch: the number of epochs that led to these weights.
@@ -141,7 +139,6 @@ class Predictor:
     program: Program
     variables: Variables
     preprocess: Preprocess
-    classes: tuple[Any, ...]
     hyper: Mapping[str, Any]
     metrics: Mapping[str, float]
     epoch: int
@@ -152,6 +149,11 @@ class Predictor:
     def features(self) -> tuple[str, ...]:
         """The names of the raw features; empty if they have none."""
         return self.preprocess.features
+
+    @property
+    def classes(self) -> tuple[Any, ...]:
+        """The names of the classes that the targets stand for; empty if they have none."""
+        return tuple(getattr(self.preprocess, "classes", ()))
 
     def __repr__(self) -> str:
         """Describe the model in a few lines."""
@@ -168,7 +170,7 @@ class Predictor:
 
     def predict(self, inputs: Any, variables: Variables | None = None) -> Array:
         """Return the outputs for raw inputs, `(batch, features)` or a frame; otherwise like `apply`."""
-        return self.apply(self.preprocess(inputs), variables)
+        return in_raw_units(self.preprocess, self.apply(self.preprocess(inputs), variables))
 
     def apply(self, inputs: Any, variables: Variables | None = None) -> Array:
         """Return the outputs for prepared inputs, `(batch, ...)`.
@@ -211,6 +213,12 @@ class Predictor:
             raise ValueError(f"variables: expected the form of model.variables, {form}, got {got}")
         found = dict(zip(jax.tree.leaves(places), jax.tree.leaves(variables), strict=True))
         return [jnp.asarray(found[i]) for i in range(len(found))]
+
+
+def in_raw_units(preprocess: Preprocess, outputs: Any) -> Any:
+    """Return outputs in the unit of the raw targets, if the preprocessing standardises these."""
+    undo = getattr(preprocess, "raw_outputs", None)
+    return outputs if undo is None else undo(outputs)
 
 
 def prepared_shapes(preprocess: Preprocess) -> jax.ShapeDtypeStruct:

@@ -168,8 +168,8 @@ class Run:
 
         Raises:
             FileExistsError: if the path already exists.
-            ValueError: for a model that cannot be exported, such as one that calls cuDNN, and within `jit`, `vmap` and
-                `grad`. Nothing is written then.
+            ValueError: for a model that cannot be exported, such as one that calls cuDNN, and within `jit` and `grad`.
+                Nothing is written then.
 
         Example:
             >>> import nnfx, optax, tempfile
@@ -185,7 +185,7 @@ class Run:
         """
         from nnfx.saving.saved import save
 
-        self._require_single()
+        self._require_finished()
         inputs = None if inputs is None else validate.inputs_as_arrays("inputs", inputs)
         save(path, self.model, self.best.variables, self.preprocess, self._notes(), inputs)
 
@@ -221,13 +221,12 @@ class Run:
         """
         from nnfx.saving.exporting import export
 
-        self._require_single()
+        self._require_finished()
         export(path, self.model, self.best.variables, self.preprocess)
 
     def _notes(self) -> dict[str, Any]:
         """What a saved model says about the run."""
         return {
-            "classes": [np.asarray(name).item() for name in getattr(self, "classes", ())],
             "hyper": {name: np.asarray(value).tolist() for name, value in self.hyper.items()},
             "metrics": {name: float(value) for name, value in self.best_metrics.items()},
             "epoch": int(self.best.epoch),
@@ -248,6 +247,11 @@ class Run:
             raise ValueError(
                 f"run: expected a single run, got {self.epochs.shape} of them; map over them with jax.vmap"
             )
+
+    def _require_finished(self) -> None:
+        self._require_single()
+        if not checks.is_concrete(self):
+            raise ValueError("run: expected a finished run, got a traced one; write it outside of jit and grad")
 
 
 def _shapes(inputs: Any) -> tuple[tuple[int, ...], ...]:
