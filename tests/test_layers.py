@@ -41,7 +41,7 @@ MAY_IMPORT = {
 MAY_IMPORT["__init__"] = set(MAY_IMPORT)
 ONLY_WHERE_USED = {
     *("equinox", "grain", "haiku", "keras", "matplotlib", "orbax", "pooch", "safetensors", "sklearn", "tensorboard"),
-    *("datasets", "flatbuffers", "jax2onnx", "onnxruntime", "pandas", "polars", "pyarrow", "torch", "tqdm", "tyro"),
+    *("datasets", "jax2onnx", "onnxruntime", "pandas", "polars", "pyarrow", "torch", "tqdm", "tyro"),
 }
 LATE = {("training", "saving")}
 """Layers that import others only within functions: `Run` has doors to what is built on it."""

@@ -7,16 +7,15 @@ release of JAX that this library works with can read them.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
+from jax import export
+from jax.extend import mlir
 
 from nnfx import memo
 from nnfx.types import Array
-
-if TYPE_CHECKING:
-    from jax.export import Exported
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 """What programs are made for, as far as they can be."""
@@ -32,7 +31,7 @@ class Program:
         exported: the program, as returned by `jax.export`.
     """
 
-    exported: "Exported"
+    exported: export.Exported
 
     @classmethod
     def of(cls, function: Any, *arguments: Any) -> "Program":
@@ -41,22 +40,18 @@ class Program:
         Raises:
             ValueError: for a function that cannot be exported, such as one that calls cuDNN.
         """
-        from jax import export  # imports flatbuffers, which only some need
-
         try:
             jax.eval_shape(function, *arguments)
         except Exception as error:  # whatever the user's model raises
             raise _unexportable(error) from error
-        faults: list[Exception] = []
-        for platforms in (PLATFORMS, *((each,) for each in PLATFORMS)):
-            try:
-                exported = export.export(function, platforms=platforms)(*arguments)
-                exported.serialize()  # some faults are found only here
-            except Exception as error:
-                faults.append(error)
-            else:
-                return cls(_for_older_releases(exported))
-        raise _unexportable(faults[0]) from faults[0]
+        try:
+            exported = _lowered(function, PLATFORMS, arguments)
+        except Exception as error:
+            able = [platform for platform in PLATFORMS if _can_lower(function, platform, arguments)]
+            if not able:
+                raise _unexportable(error) from error
+            exported = _lowered(function, able, arguments)
+        return cls(_for_older_releases(exported))
 
     @classmethod
     def read(cls, source: str, content: bytes) -> "Program":
@@ -65,8 +60,6 @@ class Program:
         Raises:
             ValueError: for one that this release of JAX cannot read.
         """
-        from jax import export
-
         try:
             exported = export.deserialize(bytearray(content))
             exported.mlir_module()  # otherwise a version of StableHLO that is too new is noticed only when it is called
@@ -104,10 +97,22 @@ def _called(program: Program, shapes: tuple[tuple[int, ...], ...], *arguments: A
     return program.exported.call(*arguments)
 
 
-def _for_older_releases(exported: "Exported") -> "Exported":
-    """Return a program in an older version of StableHLO, or unchanged if it needs what that does not have."""
-    from jax.extend import mlir
+def _lowered(function: Any, platforms: Sequence[str], arguments: Sequence[Any]) -> export.Exported:
+    exported = export.export(function, platforms=platforms)(*arguments)
+    exported.serialize()  # some faults are found only here
+    return exported
 
+
+def _can_lower(function: Any, platform: str, arguments: Sequence[Any]) -> bool:
+    try:
+        _lowered(function, (platform,), arguments)
+    except Exception:  # whatever the lowering raises
+        return False
+    return True
+
+
+def _for_older_releases(exported: export.Exported) -> export.Exported:
+    """Return a program in an older version of StableHLO, or unchanged if it needs what that does not have."""
     try:
         content = mlir.serialize_portable_artifact(str(exported.mlir_module()), STABLEHLO)
     except Exception:  # of no common type among releases
@@ -117,8 +122,6 @@ def _for_older_releases(exported: "Exported") -> "Exported":
 
 def symbolic(shapes: Sequence[Any], *, any_time: bool) -> list[jax.ShapeDtypeStruct]:
     """Return shapes with any number of rows and, if asked for, any number of steps on the second axis of sequences."""
-    from jax import export
-
     batch, time = export.symbolic_shape("batch, time")
     found = []
     for leaf in shapes:

@@ -25,6 +25,8 @@ from nnfx.types import Array, Model, Variables
 FORMAT = 1
 """The version of what is saved; any other is refused."""
 _KIND = "model"
+_OF_A_SESSION, _WITHIN = "run.json", "model"
+"""The file by which the folder of a session is known, and the saved model that is looked for in it."""
 
 
 def save(
@@ -70,13 +72,13 @@ def load(path: str | os.PathLike[str]) -> "Predictor":
     """Open a saved model, without the data that it was trained on or the code that defined it.
 
     Args:
-        path: a folder written by `nnfx.Run.save`.
+        path: a folder written by `nnfx.Run.save`; or that of a session, `out`, whose run has been saved to `out/model`.
 
     Returns:
         The model, which predicts from raw inputs.
 
     Raises:
-        FileNotFoundError: if there is no folder at the path.
+        FileNotFoundError: if there is no folder at the path, or no saved model in the folder of a session.
         nnfx.checkpoint.DamagedError: for a file that is missing, additional or altered; the error names it.
         TypeError: for a `path` that is not one.
         ValueError: for anything other than a saved model, one in another format, or one that this release of JAX
@@ -94,6 +96,13 @@ def load(path: str | os.PathLike[str]) -> "Predictor":
         (('metres',), True)
     """
     folder = paths.absolute("path", path)
+    if (folder / _OF_A_SESSION).is_file():
+        folder /= _WITHIN
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"{folder}: expected the run of this session to be saved there, got nothing; the call of the session"
+                " returns the run, and its method save writes it"
+            )
     description, leaves = checkpoint.load_by_path(folder)
     about = description.about
     if about.get("kind") != _KIND:

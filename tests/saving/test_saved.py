@@ -1,7 +1,9 @@
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -262,3 +264,26 @@ def test_double_precision_needs_x64(tmp_path):
         assert nnfx.load(tmp_path / "wide").predict(RAW).dtype == jnp.float64
     with pytest.raises(ValueError, match="wide: expected jax_enable_x64 to be set, since weights are float64"):
         nnfx.load(tmp_path / "wide")
+
+
+def test_the_folder_of_a_session_opens_once_its_run_is_saved_in_it(tmp_path):
+    data = nnfx.data.prepare(RAW, np.zeros(12))
+    fit = nnfx.fit(models.perceptron(), nnfx.losses.mean_square_error, optax.sgd, epochs=2)
+    session = nnfx.session(fit, tmp_path / "mine", progress=False)
+    run = session(KEY, data, learning_rate=0.1)
+    with pytest.raises(
+        FileNotFoundError, match="model: expected the run of this session to be saved there, got nothing"
+    ):
+        nnfx.load(tmp_path / "mine")
+    session(KEY, data, learning_rate=0.1).save(tmp_path / "mine" / "model")
+    assert np.array_equal(nnfx.load(tmp_path / "mine").predict(RAW), run.predict(RAW))
+    assert np.array_equal(session(KEY, data, learning_rate=0.1).predict(RAW), run.predict(RAW))
+
+
+def test_programs_are_freed_with_the_model(path):
+    model = nnfx.load(path)
+    model.predict(RAW)
+    program = weakref.ref(model.program)
+    del model
+    gc.collect()
+    assert program() is None
