@@ -5,6 +5,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -84,11 +85,19 @@ def _packages() -> tuple[Any, Any]:
         with _quiet():
             import jax2onnx
             import onnxruntime
-    except ImportError as error:
+    except Exception as error:  # with a release of JAX that it does not know, jax2onnx may raise any
+        versions = ", ".join(f"{name} {_version(name)}" for name in ("jax", "jax2onnx", "onnxruntime"))
         raise ImportError(
-            f"export: expected jax2onnx and onnxruntime for ONNX with JAX {jax.__version__}, got: {error}; {_INSTALL}"
+            f"export: expected jax2onnx and onnxruntime for ONNX, got {versions}: {in_short(error)}; {_INSTALL}"
         ) from error
     return jax2onnx.to_onnx, onnxruntime
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "missing"
 
 
 def _run(program: Any, *inputs: Any) -> list[Any]:

@@ -68,6 +68,14 @@ def test_outputs_that_differ_are_refused_before_the_file_has_its_name(run, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+def test_outputs_that_are_not_finite_may_be_the_same(run, tmp_path):
+    def odd(variables, inputs, **_):
+        return jnp.stack([inputs[:, 0], inputs[:, 0] * jnp.nan, inputs[:, 0] - jnp.inf], axis=1)
+
+    exporting.export(tmp_path / "model.stablehlo", Model(lambda *_: {}, odd), {"params": {}}, run.preprocess)
+    assert (tmp_path / "model.stablehlo").exists()
+
+
 def test_paths_that_are_refused(run, tmp_path):
     with pytest.raises(ValueError, match="path: expected a name that ends in .onnx or .stablehlo, got model.pb"):
         run.export(tmp_path / "model.pb")
@@ -100,6 +108,8 @@ def test_models_that_cannot_be_exported(run, tmp_path):
 @pytest.mark.parametrize("package", ["jax2onnx", "onnxruntime"])
 def test_packages_that_are_missing_are_named(run, tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=r"export: expected jax2onnx and onnxruntime for ONNX .*'nnfx\[onnx\]'"):
+    with pytest.raises(
+        ImportError, match=r"export: expected jax2onnx and onnxruntime for ONNX, got jax .*'nnfx\[onnx\]'"
+    ):
         run.export(tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
