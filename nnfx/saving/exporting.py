@@ -14,7 +14,7 @@ from nnfx.arrays import WORST_ROUNDING
 from nnfx.data.preprocess import Preprocess
 from nnfx.saving import onnx
 from nnfx.saving.program import Program, in_short, symbolic
-from nnfx.saving.saved import in_raw_units, raw_dtype
+from nnfx.saving.saved import raw_dtype
 from nnfx.types import Array, Model, Variables
 
 SUFFIXES = (".onnx", ".stablehlo")
@@ -53,7 +53,7 @@ def export(path: str | os.PathLike[str], model: Model, variables: Variables, pre
     content, called = convert(function, raw, outputs)
     for rows in _ROWS:
         sample = _sample(preprocess, rows)
-        wanted = np.asarray(in_raw_units(preprocess, _applied(model, variables, preprocess(sample))))
+        wanted = np.asarray(preprocess.raw_outputs(_applied(model, variables, preprocess(sample))))
         _require_close(file, called(sample), wanted)
     with paths.replace(file) as aside:
         aside.write_bytes(content)
@@ -67,7 +67,7 @@ class _Whole:
 
     def __call__(self, inputs: Any) -> Array:
         """Prepare and apply."""
-        return in_raw_units(self.preprocess, self.model.apply(self.variables, self.preprocess(inputs)))
+        return self.preprocess.raw_outputs(self.model.apply(self.variables, self.preprocess(inputs)))
 
 
 @memo.compiled()

@@ -6,6 +6,7 @@ release of JAX that this library works with can read them.
 """
 
 import dataclasses
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,8 +39,10 @@ class Program:
         """Lower what `jax.jit` returns for shapes, which may be symbolic, and for as many platforms as possible.
 
         Raises:
+            ModuleNotFoundError: if flatbuffers is not installed.
             ValueError: for a function that cannot be exported, such as one that calls cuDNN.
         """
+        _require_flatbuffers()
         try:
             jax.eval_shape(function, *arguments)
         except Exception as error:  # whatever the user's model raises
@@ -58,8 +61,10 @@ class Program:
         """Read a program; an error names its source.
 
         Raises:
+            ModuleNotFoundError: if flatbuffers is not installed.
             ValueError: for one that this release of JAX cannot read.
         """
+        _require_flatbuffers()
         try:
             exported = export.deserialize(bytearray(content))
             exported.mlir_module()  # otherwise a version of StableHLO that is too new is noticed only when it is called
@@ -95,6 +100,13 @@ class Program:
 def _called(program: Program, shapes: tuple[tuple[int, ...], ...], *arguments: Any) -> Array:
     del shapes  # one program for each number of rows, so that it can be dropped when too many are held
     return program.exported.call(*arguments)
+
+
+def _require_flatbuffers() -> None:
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise ModuleNotFoundError(
+            "flatbuffers: required by JAX to write and read programs; not installed: pip install 'nnfx[saving]'"
+        )
 
 
 def _lowered(function: Any, platforms: Sequence[str], arguments: Sequence[Any]) -> export.Exported:

@@ -160,9 +160,9 @@ class Predictor:
         return self.preprocess.features
 
     @property
-    def classes(self) -> tuple[Any, ...]:
+    def classes(self) -> tuple[str, ...]:
         """The names of the classes that the targets stand for; empty if they have none."""
-        return tuple(getattr(self.preprocess, "classes", ()))
+        return self.preprocess.classes
 
     def __repr__(self) -> str:
         """Describe the model in a few lines."""
@@ -179,7 +179,7 @@ class Predictor:
 
     def predict(self, inputs: Any, variables: Variables | None = None) -> Array:
         """Return the outputs for raw inputs, `(batch, features)` or a frame; otherwise like `apply`."""
-        return in_raw_units(self.preprocess, self.apply(self.preprocess(inputs), variables))
+        return self.preprocess.raw_outputs(self.apply(self.preprocess(inputs), variables))
 
     def apply(self, inputs: Any, variables: Variables | None = None) -> Array:
         """Return the outputs for prepared inputs, `(batch, ...)`.
@@ -222,12 +222,6 @@ class Predictor:
             raise ValueError(f"variables: expected the form of model.variables, {form}, got {got}")
         found = dict(zip(jax.tree.leaves(places), jax.tree.leaves(variables), strict=True))
         return [jnp.asarray(found[i]) for i in range(len(found))]
-
-
-def in_raw_units(preprocess: Preprocess, outputs: Any) -> Any:
-    """Return outputs in the unit of the raw targets, if the preprocessing standardises these."""
-    undo = getattr(preprocess, "raw_outputs", None)
-    return outputs if undo is None else undo(outputs)
 
 
 def prepared_shapes(preprocess: Preprocess) -> jax.ShapeDtypeStruct:

@@ -1,3 +1,5 @@
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,3 +72,13 @@ def test_one_program_for_each_number_of_rows(compilations):
     for scale in (1, 2):
         program(np.full((2, 3), scale, np.float32))
     assert compilations() == before
+
+
+def test_without_flatbuffers_the_error_names_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for call in (
+        lambda: Program.of(jax.jit(jnp.sin), jax.ShapeDtypeStruct((2,), float)),
+        lambda: Program.read("a", b""),
+    ):
+        with pytest.raises(ModuleNotFoundError, match=r"flatbuffers: required .*; not installed: pip install 'nnfx"):
+            call()

@@ -287,3 +287,26 @@ def test_programs_are_freed_with_the_model(path):
     del model
     gc.collect()
     assert program() is None
+
+
+def test_frames_and_targets_in_raw_units(tmp_path):
+    frame = pandas.DataFrame({"port": list("abca") * 3, "fare": RAW[:, 0], "paid": [True, False, True] * 4})
+    targets = 100 + 7 * RAW[:, 0]
+    data = nnfx.data.prepare(frame, targets, standardize_targets=True)
+    train = nnfx.fit(models.perceptron(), nnfx.losses.mean_square_error, optax.sgd, epochs=2)
+    run = train(KEY, data, learning_rate=0.1)
+    run.save(tmp_path / "model")
+    loaded = nnfx.load(tmp_path / "model")
+    shuffled = frame[["paid", "port", "fare"]]
+    np.testing.assert_array_equal(loaded.predict(shuffled), run.predict(frame))
+    np.testing.assert_allclose(
+        loaded.predict(frame), loaded.apply(data.train.inputs) * targets.std() + targets.mean(), rtol=1e-5
+    )
+    with pytest.raises(ValueError, match="port"):
+        loaded.predict(frame.assign(port="z"))
+    labels = np.where(targets > targets.mean(), "dear", "cheap")
+    run = nnfx.fit(models.perceptron(), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=1)(
+        KEY, nnfx.data.prepare(frame, labels), learning_rate=0.1
+    )
+    run.save(tmp_path / "classes")
+    assert nnfx.load(tmp_path / "classes").classes == ("cheap", "dear")
