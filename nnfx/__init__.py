@@ -15,9 +15,13 @@
 - `nnfx.sweeps`: many runs as one program; `nnfx.calibration`: how far their predictions can be trusted.
 - `nnfx.insight`: gradients audited and traced, the landscape and curvature of the loss, and what a network sees.
 - `nnfx.forecasting`: windows, forecasters, intervals, scores and backtests; every forecaster is a model.
+- `nnfx.sklearn`: estimators and a search by the conventions of scikit-learn, which is imported with it.
 - `nnfx.distributed`: several processes, on one machine or many, as one.
 - `nnfx.cpu`: one call that configures JAX for the cores and the memory of this machine.
 """
+
+import importlib
+from typing import Any
 
 import jaxlib.version
 
@@ -89,9 +93,18 @@ __all__ = [
     "schedules",
     "session",
     "shards",
+    "sklearn",
     "split_key",
     "stopping",
     "sweeps",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs packages that not every user has, when it is first used."""
+    if name == "sklearn":
+        return importlib.import_module("nnfx.sklearn")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 compatibility.warn_if_affected(jaxlib.version.__version__)

@@ -326,7 +326,7 @@ def test_a_library_that_is_not_installed_has_no_version(monkeypatch):
 
 def test_importing_the_library_imports_nothing_that_is_slow_or_optional():
     late = ("orbax.checkpoint", "tqdm", "tensorboard", "sklearn", "pandas", "polars", "pyarrow", "grain")
-    late += ("equinox", "haiku", "safetensors", "jax2onnx", "onnx", "onnxruntime")
+    late += ("equinox", "haiku", "safetensors", "jax2onnx", "onnx", "onnxruntime", "nnfx.sklearn")
     code = f"import sys, nnfx; print([m for m in {late} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

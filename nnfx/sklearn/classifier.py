@@ -1,0 +1,215 @@
+"""The classifier."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import special
+from sklearn.base import ClassifierMixin
+from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.multiclass import check_classification_targets, unique_labels
+from sklearn.utils.validation import check_is_fitted
+
+from nnfx import checks, losses
+from nnfx.sklearn.estimator import Estimator
+
+
+class Classifier(ClassifierMixin, Estimator):
+    """A network that tells classes apart: one logit for two classes, a logit for each of several.
+
+    The training run is that of `nnfx.fit`, with `jax.random.key(random_state)`. Fitting again with other numbers
+    (`learning_rate`, `l2` above 0, and those in `hyper`) compiles nothing, nor does fitting a clone. To be pickled, a
+    network of one's own has to be given as a function that can be imported, rather than as a `Model`.
+
+    Args:
+        model: `"mlp"`; `"perceptron"`; an `nnfx.Model` with the right number of outputs; or a function that returns
+            one, such as `nnfx.models.mlp` within `functools.partial`. If it takes `n_features` or `n_outputs` (or
+            `outputs`), it is passed those; the numbers in `hyper` are passed to it by name.
+        hidden: the widths of the hidden layers of `"mlp"`.
+        activation: their non-linearity, by name or as a function.
+        loss: per example, `(outputs, targets) -> (rows,)`, with targets 0, 1, …; cross-entropy by default.
+        optimizer: `"adam"`, `"adamw"`, `"sgd"`, …, an Optax factory, or an optimizer.
+        learning_rate: the learning rate, unless the optimizer has one already.
+        l2: the factor λ₂ of the penalty `λ₂/2 Σ w²`.
+        hyper: further numbers by name, such as `{"dropout": 0.1}` or `{"patience": 20}`; in `set_params` and in
+            grids, `hyper__dropout`.
+        epochs: the maximum number of epochs.
+        batch_size: rows per minibatch, at most all of them; None for the full batch.
+        stop: the factory of a stopping rule, such as `nnfx.stopping.patience`, a rule, or several of these.
+        metrics: further metrics of the history, such as `{"accuracy": nnfx.metrics.binary_accuracy}`.
+        parts: further arguments of `nnfx.fit` by name, such as `{"average": nnfx.averaging.exponential}`.
+        standardize: whether to standardise the features to mean 0 and standard deviation 1, both weighted.
+        validation_fraction: the fraction of rows to hold out; the weights that do best on them are kept.
+        class_weight: the weight of each class by label; `"balanced"` for the inverse of their frequencies; None for 1.
+        warm_start: whether `fit` goes on from the weights of the previous call.
+        random_state: a seed, which determines the run; a `RandomState`, or None, to draw one.
+        dtype: the dtype to compute in, `"float32"` or `"float64"`.
+        verbose: whether to print a summary of the run.
+
+    Attributes:
+        classes_: the classes, sorted.
+        n_features_in_: how many features there were.
+        feature_names_in_: their names, if they were given in a frame.
+        history_: each metric by epoch.
+        n_iter_: how many epochs were run.
+        run_: the run, as returned by `nnfx.fit`.
+
+    Example:
+        >>> from sklearn.model_selection import cross_val_score
+        >>> inputs = np.random.default_rng(0).normal(size=(60, 2))
+        >>> model = Classifier(hidden=(8,), learning_rate=0.1, epochs=20, random_state=0)
+        >>> scores = cross_val_score(model, inputs, np.where(inputs[:, 0] > 0, "right", "left"), cv=3)
+        >>> bool((scores > 0.9).all())
+        True
+    """
+
+    _checks: Mapping[str, Any] = {}
+
+    def __init__(
+        self,
+        model: Any = "mlp",
+        *,
+        hidden: Sequence[int] = (100,),
+        activation: Any = "relu",
+        loss: Callable[..., Any] | None = None,
+        optimizer: Any = "adam",
+        learning_rate: float = 1e-3,
+        l2: float = 0.0,
+        hyper: Mapping[str, float] | None = None,
+        epochs: int = 100,
+        batch_size: int | None = 32,
+        stop: Any = None,
+        metrics: Mapping[str, Callable[..., Any]] | None = None,
+        parts: Mapping[str, Any] | None = None,
+        standardize: bool = True,
+        validation_fraction: float = 0.0,
+        class_weight: Any = None,
+        warm_start: bool = False,
+        random_state: Any = None,
+        dtype: str = "float32",
+        verbose: bool = False,
+    ) -> None:
+        self.model = model
+        self.hidden = hidden
+        self.activation = activation
+        self.loss = loss
+        self.optimizer = optimizer
+        self.learning_rate = learning_rate
+        self.l2 = l2
+        self.hyper = hyper
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.stop = stop
+        self.metrics = metrics
+        self.parts = parts
+        self.standardize = standardize
+        self.validation_fraction = validation_fraction
+        self.class_weight = class_weight
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.dtype = dtype
+        self.verbose = verbose
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> "Classifier":  # noqa: N803
+        """Train for one epoch on these examples; features are standardised as in the first call.
+
+        Args:
+            X: `(rows, features)`.
+            y: the class of each row.
+            classes: all classes, in the first call.
+            sample_weight: how much each row counts, `(rows,)`.
+
+        Returns:
+            The estimator itself.
+
+        Raises:
+            TypeError, ValueError: as `fit` does, in the first call without the classes, and for balanced class weights,
+                since the frequencies are not known.
+        """
+        is_new = not hasattr(self, "run_")
+        if is_new and classes is None:
+            raise ValueError("classes: expected all classes in the first call of partial_fit, got None")
+        if isinstance(self.class_weight, str):
+            raise ValueError(
+                f"class_weight: expected a dictionary or None for partial_fit, got {self.class_weight!r};"
+                " sklearn.utils.class_weight.compute_class_weight computes balanced ones from all labels"
+            )
+        if not is_new and classes is not None and not np.array_equal(self.classes_, unique_labels(classes)):
+            raise ValueError(f"classes: expected {list(self.classes_)} as before, got {list(classes)}")
+        self._train(X, y, sample_weight, 1, is_new, classes)
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:  # noqa: N803
+        """Return the most likely class of each row, `(rows,)`.
+
+        Args:
+            X: `(rows, features)`.
+        """
+        scores = self.decision_function(X)
+        return np.asarray(self.classes_)[(scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(1)]
+
+    def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
+        """Return the probability of each class, float64 `(rows, classes)`.
+
+        Args:
+            X: `(rows, features)`.
+        """
+        scores = self.decision_function(X).astype(np.float64)
+        if scores.ndim == 1:
+            return np.stack([special.expit(-scores), special.expit(scores)], axis=1)
+        return np.asarray(special.softmax(scores, axis=1))
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:  # noqa: N803
+        """Return the logarithm of the probability of each class, float64 `(rows, classes)`.
+
+        Args:
+            X: `(rows, features)`.
+        """
+        scores = self.decision_function(X).astype(np.float64)
+        if scores.ndim == 1:
+            return np.stack([special.log_expit(-scores), special.log_expit(scores)], axis=1)
+        return np.asarray(special.log_softmax(scores, axis=1))
+
+    def decision_function(self, X: Any) -> np.ndarray:  # noqa: N803
+        """Return the logits: `(rows,)`, of the second class, for two classes, and `(rows, classes)` for more.
+
+        Args:
+            X: `(rows, features)`.
+        """
+        check_is_fitted(self)
+        outputs = self._outputs(X)
+        return outputs[:, 0] if len(self.classes_) == 2 else outputs
+
+    def _targets(
+        self, y: np.ndarray, weights: np.ndarray | None, is_new: bool, classes: Any
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the number of each row's class, and the weight of each row."""
+        check_classification_targets(y)
+        seen = np.unique(y)
+        if is_new:
+            counted = seen if weights is None else np.unique(y[weights > 0])
+            found = counted if classes is None else unique_labels(classes)
+            if len(found) < 2:
+                raise ValueError(f"y: expected two classes or more, got {len(found)} class with weight")
+            self.classes_ = seen if classes is None else found
+        if not np.isin(seen, self.classes_).all():
+            raise ValueError(
+                f"y: expected the classes {list(self.classes_)}, got {list(seen[~np.isin(seen, self.classes_)])}"
+            )
+        if self.class_weight is not None:
+            of_class = compute_sample_weight(self.class_weight, y)
+            weights = of_class if weights is None else of_class * weights
+        return np.searchsorted(self.classes_, y), weights
+
+    def _scaled(self, targets: np.ndarray, train: np.ndarray, counts: np.ndarray, is_new: bool) -> np.ndarray:
+        del train, counts, is_new
+        return targets
+
+    def _n_outputs(self) -> int:
+        return 1 if len(self.classes_) == 2 else len(self.classes_)
+
+    def _loss(self) -> Callable[..., Any]:
+        if self.loss is not None and not callable(self.loss):
+            raise TypeError(f"loss: expected a function of outputs and targets, got {checks.describe(self.loss)}")
+        default = losses.binary_cross_entropy if len(self.classes_) == 2 else losses.categorical_cross_entropy
+        return self.loss or default

@@ -1,0 +1,249 @@
+"""What the classifier and the regressor have in common."""
+
+import contextlib
+import inspect
+import numbers
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from nnfx import memo
+from nnfx.data.prepare import Data
+from nnfx.sklearn import runs, spec
+from nnfx.sklearn.spec import Spec
+from nnfx.training.fit import Fit
+from nnfx.training.run import Run
+from nnfx.types import Array
+
+
+class Plan(NamedTuple):
+    """A run that is about to be made.
+
+    Attributes:
+        fit: the run's function.
+        key: its key.
+        data: what it is trained on.
+    """
+
+    fit: Fit
+    key: Array
+    data: Data
+
+
+class Family:
+    """What an estimator and its clones share: the functions of their runs, and with them their programs."""
+
+
+class Estimator(BaseEstimator):
+    """A network that is trained by `nnfx.fit`, in the shape of a scikit-learn estimator.
+
+    Subclasses turn targets into numbers with `_targets`, and outputs back into predictions.
+    """
+
+    hyper: Mapping[str, float] | None
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "Estimator":  # noqa: N803
+        """Train on these examples; with `warm_start`, go on from the weights of the previous call.
+
+        Args:
+            X: `(rows, features)`, numbers as an array, a list or a frame.
+            y: the targets, one for each row.
+            sample_weight: how much each row counts, `(rows,)`; a row of weight 0 is treated as absent.
+
+        Returns:
+            The estimator itself.
+
+        Raises:
+            TypeError, ValueError: for parameters, features or targets that make no sense.
+        """
+        is_new = not (self.warm_start and hasattr(self, "run_"))
+        return self._train(X, y, sample_weight, self.epochs, is_new)
+
+    def _train(
+        self,
+        X: Any,  # noqa: N803
+        y: Any,
+        sample_weight: Any,
+        epochs: int,
+        is_new: bool,
+        classes: Any = None,
+    ) -> "Estimator":
+        with self._dtype():
+            plan = self._plan(X, y, sample_weight, epochs, is_new, classes)
+            if is_new:
+                self._keep(plan.fit(plan.key, plan.data, **self._numbers()))
+            else:
+                self._keep(runs.resume(plan.fit, self.run_, plan.key, plan.data, self._numbers()), self)
+        if self.verbose:
+            print(self.run_)
+        return self
+
+    def _plan(
+        self,
+        X: Any,  # noqa: N803
+        y: Any,
+        sample_weight: Any,
+        epochs: int,
+        is_new: bool,
+        classes: Any = None,
+    ) -> Plan:
+        """Check everything, and return the run to be made; what is learned from the data alone is set already."""
+        spec.check(self.get_params(deep=False))
+        X, y = validate_data(self, X, y, reset=is_new, dtype=np.float64, **self._checks)  # noqa: N806
+        weights = None
+        if sample_weight is not None:
+            weights = _check_sample_weight(sample_weight, X, dtype=np.float64)
+        targets, weights = self._targets(y, weights, is_new, classes)
+        if is_new:
+            self._seed = seed_of(self.random_state)
+        key = jax.random.key(self._seed)
+        fraction = float(self.validation_fraction)
+        train = runs.training_rows(key, len(X), fraction)
+        counts = np.ones(len(train)) if weights is None else weights[train]
+        if is_new:
+            self._scale = runs.Scale.of(X[train], counts) if self.standardize else None
+        targets = self._scaled(targets, train, counts, is_new)
+        names = tuple(getattr(self, "feature_names_in_", ()))
+        data = runs.prepared(key, X, targets, weights, self._scale, fraction, names)
+        made = self._spec_of(data, epochs)
+        if is_new:
+            self._spec = made
+        return Plan(self._fit_of(made), key, data)
+
+    def _spec_of(self, data: Data, epochs: int) -> Spec:
+        rows = len(data.train.weights)
+        return Spec(
+            model=self.model,
+            hidden=self.hidden,
+            activation=self.activation,
+            loss=self._loss(),
+            optimizer=self.optimizer,
+            has_l2=bool(self.l2),
+            epochs=epochs,
+            batch_size=None if self.batch_size is None else min(self.batch_size, rows),
+            stop=self.stop,
+            metrics=self.metrics,
+            parts=self.parts,
+            features=self.n_features_in_,
+            outputs=self._n_outputs(),
+            dtype=self.dtype,
+        )
+
+    def _fit_of(self, made: Spec) -> Fit:
+        """Return the run's function, made once for an estimator and its clones."""
+        return memo.held(self._shared(), made.key, made.make)
+
+    def _shared(self) -> Family:
+        family: Family = self.__dict__.setdefault("_family", Family())
+        return family
+
+    def __sklearn_clone__(self) -> "Estimator":
+        """Return a clone, which shares compiled programs with this estimator."""
+        family = self._shared()
+        copy: Estimator = super().__sklearn_clone__()
+        copy._family = family
+        return copy
+
+    def _numbers(self) -> dict[str, float]:
+        """Return the hyper-parameters of the run, all of them traced."""
+        rate = {"learning_rate": self.learning_rate} if _takes_rate(self.optimizer) else {}
+        return {**rate, **({"l2": self.l2} if self.l2 else {}), **(self.hyper or {})}
+
+    def _keep(self, run: Run, before: "Estimator | None" = None) -> None:
+        """Set what a run has learned, after that of the runs before it."""
+        epochs = int(run.epochs)
+        history = {name: np.asarray(values)[:epochs] for name, values in run.history.items()}
+        if before is None:
+            self.history_, self.n_iter_ = history, epochs
+        else:
+            self.history_ = {name: np.concatenate([before.history_[name], each]) for name, each in history.items()}
+            self.n_iter_ = before.n_iter_ + epochs
+        self.run_ = run
+
+    def _outputs(self, X: Any) -> np.ndarray:  # noqa: N803
+        """Return the network's outputs, `(rows, outputs)`."""
+        known = self.__dict__.get("_known")
+        if known is not None:  # a member of a search, which has predicted for its held-out rows already
+            if X is not known[0]:
+                raise ValueError(
+                    "scoring: expected a scorer that predicts for the held-out rows as they are, got one that"
+                    " predicts for others; GridSearchCV takes any"
+                )
+            return np.asarray(known[1])
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=np.float64)  # noqa: N806
+        with self._dtype():
+            outputs = np.asarray(self.run_.predict(X))
+        return outputs.reshape(len(X), -1)
+
+    def _inputs(self, X: Any, data: Data) -> Array:  # noqa: N803
+        """Return inputs prepared as data were."""
+        X = validate_data(self, X, reset=False, dtype=np.float64)  # noqa: N806
+        return data.preprocess(X)
+
+    def _dtype(self) -> contextlib.AbstractContextManager[Any]:
+        """Compute in the estimator's dtype, whatever the default is."""
+        context: contextlib.AbstractContextManager[Any] = jax.enable_x64(self.dtype == "float64")
+        return context
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the parameters by name; the numbers in `hyper` also as `hyper__NAME`.
+
+        Args:
+            deep: whether to include the numbers in `hyper`.
+        """
+        found: dict[str, Any] = super().get_params(deep=deep)
+        if deep and isinstance(self.hyper, Mapping):
+            found |= {f"hyper__{name}": value for name, value in self.hyper.items()}
+        return found
+
+    def set_params(self, **params: Any) -> "Estimator":
+        """Set parameters by name, those in `hyper` as `hyper__NAME`.
+
+        Args:
+            **params: the new values.
+
+        Returns:
+            The estimator itself.
+        """
+        inner = {name.removeprefix("hyper__"): value for name, value in params.items() if name.startswith("hyper__")}
+        super().set_params(**{name: value for name, value in params.items() if not name.startswith("hyper__")})
+        if inner:
+            self.hyper = {**(self.hyper or {}), **inner}
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a pickle keeps: all but compiled programs."""
+        state = dict(super().__getstate__())
+        for name in ("_family", "_known"):
+            state.pop(name, None)
+        if "run_" in state:
+            state["run_"] = runs.saved(state["run_"])
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over what a pickle kept."""
+        super().__setstate__(state)
+        if "run_" in state:
+            with jax.enable_x64(self._spec.dtype == "float64"):
+                self.run_ = runs.restored(state["run_"], self._fit_of(self._spec))
+
+
+def seed_of(random_state: Any) -> int:
+    """Return a seed for a random state of scikit-learn's: a whole number is its own seed, others draw one."""
+    if isinstance(random_state, numbers.Integral):
+        return int(random_state)
+    return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+
+
+def _takes_rate(optimizer: Any) -> bool:
+    """Return whether an optimizer is still to be made, from a learning rate that is not fixed."""
+    if not callable(optimizer):
+        return isinstance(optimizer, str)
+    fixed: Mapping[str, Any] = getattr(optimizer, "keywords", {})
+    return "learning_rate" in inspect.signature(optimizer).parameters and "learning_rate" not in fixed

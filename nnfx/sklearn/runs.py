@@ -1,0 +1,219 @@
+"""Runs of estimators: their data standardised with weights, continued, many trained together, and kept in pickles."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnfx import distributed, memo
+from nnfx.data.prepare import Data, prepare, split
+from nnfx.data.preprocess import Preprocess
+from nnfx.scale.caches import is_large
+from nnfx.scale.mapping import side_by_side
+from nnfx.training.epochs import RUNNING, RunState, scan_epochs, start, with_final_as_best
+from nnfx.training.fit import Fit
+from nnfx.training.rows import known
+from nnfx.training.run import Run
+from nnfx.training.step import split_key
+from nnfx.types import Array, Batch, Hyper
+
+
+class Scale(NamedTuple):
+    """The mean and the standard deviation of each column, in float64.
+
+    Attributes:
+        mean: `(1, columns)`.
+        deviation: `(1, columns)`; 1 for a constant column.
+    """
+
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    @classmethod
+    def of(cls, columns: np.ndarray, weights: np.ndarray) -> "Scale":
+        """Measure columns `(rows, columns)` whose rows have weights: twice the weight counts as the row twice.
+
+        >>> scale = Scale.of(np.array([[1.0], [4.0], [9.0]]), np.array([2.0, 1.0, 0.0]))
+        >>> scale.mean.item(), round(scale.deviation.item(), 3)
+        (2.0, 1.414)
+        """
+        counted = weights > 0
+        columns, weights = columns[counted].astype(np.float64), weights[counted]
+        mean = np.average(columns, axis=0, weights=weights)[None]
+        deviation = np.sqrt(np.average((columns - mean) ** 2, axis=0, weights=weights))[None]
+        deviation[deviation <= 1e-12 * np.abs(mean)] = 1
+        return cls(mean, deviation)
+
+    @classmethod
+    def none(cls, columns: int) -> "Scale":
+        """Return a scale that changes nothing."""
+        return cls(np.zeros((1, columns)), np.ones((1, columns)))
+
+    def apply(self, columns: np.ndarray) -> np.ndarray:
+        """Standardise columns."""
+        return (columns - self.mean) / self.deviation
+
+    def undo(self, columns: np.ndarray) -> np.ndarray:
+        """Return standardised columns in their own unit, in the dtype that they have."""
+        return (columns * self.deviation + self.mean).astype(columns.dtype)
+
+
+def training_rows(key: Array, count: int, valid_fraction: float) -> np.ndarray:
+    """Return the rows that `prepared` trains on."""
+    return split(key, np.arange(count), valid_fraction)[0]
+
+
+def prepared(
+    key: Array,
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    weights: np.ndarray | None,
+    scale: Scale | None,
+    valid_fraction: float,
+    features: Sequence[str],
+) -> Data:
+    """Prepare data as `nnfx.data.prepare` does, but standardised by a given scale."""
+    data = prepare(
+        inputs if scale is None else scale.apply(inputs),
+        targets,
+        key=key,
+        valid_fraction=valid_fraction,
+        standardize=False,
+        weights=weights,
+        features=features or None,
+        keep_integers=False,
+    )
+    if scale is None:
+        return data
+    dtype, shape = data.train.inputs.dtype, inputs.shape[1:]
+    kept = {"features": tuple(features), "keep_integers": False}
+    return dataclasses.replace(
+        data, preprocess=Preprocess.of(None, scale.mean, scale.deviation, (), shape, dtype, **kept)
+    )
+
+
+def resume(fit: Fit, run: Run, key: Array, data: Data, hyper: Mapping[str, float]) -> Run:
+    """Train a finished run for the epochs of another run's function, from its last weights and optimizer's state.
+
+    Raises:
+        TypeError, ValueError: as calling the function does.
+    """
+    numbers = fit.check(key, data, hyper)
+    train, valid = known(data.train), known(data.valid)
+    state, history = distributed.local(_resumed(fit, key, run.state, run.epochs, train, valid, numbers))
+    epochs = state.epoch - run.epochs  # of this piece
+    best = state.best if state.best is None else state.best._replace(epoch=state.best.epoch - run.epochs)
+    return fit.run_of(state._replace(epoch=epochs, best=best), history, data, numbers)
+
+
+@memo.compiled()
+def _resumed(
+    fit: Fit, key: Array, state: Any, epochs: Array, train: Batch, valid: Batch | None, hyper: Hyper
+) -> tuple[RunState, dict[str, Array]]:
+    fresh = start(key, fit.bind(hyper), train, valid)
+    resumed = fresh._replace(train=state, epoch=epochs, stopped_by=jnp.asarray(RUNNING, jnp.int32))
+    resumed = resumed._replace(order_key=split_key(key).order)
+    return scan_epochs(fit, hyper, resumed, train, valid, fit.epochs, first_epoch=epochs)
+
+
+class Folds(NamedTuple):
+    """Folds of one shape.
+
+    Attributes:
+        train: what each is trained on, `(folds, rows, ...)`.
+        valid: what its stopping rules and best weights depend on, or None.
+        tests: the inputs to predict for, `(folds, rows, features)`.
+    """
+
+    train: Batch
+    valid: Batch | None
+    tests: Array
+
+    @classmethod
+    def of(cls, data: Sequence[Data], tests: Sequence[Any]) -> "Folds":
+        """Stack folds whose arrays have the same shapes; inputs to predict for are padded with their last row."""
+        most = max(len(each) for each in tests)
+        padded = [np.asarray(each)[np.minimum(np.arange(most), len(each) - 1)] for each in tests]
+        first, *_ = [(known(each.train), known(each.valid)) for each in data]
+        same = all((type(known(each.train)), type(known(each.valid))) == tuple(map(type, first)) for each in data)
+        parts = [(known(each.train), known(each.valid)) if same else (each.train, each.valid) for each in data]
+        train, valid = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *parts)
+        return cls(train, valid, jnp.asarray(np.stack(padded)))
+
+
+def shapes(data: Data) -> Any:
+    """Return what folds must have in common to be stacked."""
+    return tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves((data.train, data.valid)))
+
+
+def outputs_together(fit: Fit, key: Array, folds: Sequence[Folds], points: Hyper) -> list[np.ndarray]:
+    """Train one run for each fold and point in one program, and predict for the rows that it has not seen.
+
+    Args:
+        fit: the run's function.
+        key: the key of every run.
+        folds: the folds, stacked by their shapes.
+        points: the hyper-parameters of each point, `(points,)` by name.
+
+    Returns:
+        The outputs of each stack of folds, `(folds, points, rows, outputs)`.
+    """
+    one = {name: np.asarray(values)[0] for name, values in points.items()}
+    first = jax.tree.map(lambda leaf: leaf[0], folds[0].train)
+    alone = jax.default_backend() == "cpu" and is_large(fit, first, one)
+    return [np.asarray(each) for each in _outputs_together(fit, alone, key, list(folds), points)]
+
+
+@memo.compiled(static=2)
+def _outputs_together(fit: Fit, alone: bool, key: Array, folds: list[Folds], points: Hyper) -> list[Array]:
+    at_once = 1 if alone else None
+
+    def of_fold(fold: Folds) -> Array:
+        def of_point(hyper: Hyper) -> Array:
+            parts = fit.bind(hyper)
+            state, _ = scan_epochs(
+                fit, hyper, start(key, parts, fold.train, fold.valid), fold.train, fold.valid, fit.epochs
+            )
+            best = with_final_as_best(state).best
+            assert best is not None
+            return parts.model.apply(best.variables, fold.tests)
+
+        return side_by_side(of_point, points, at_once)
+
+    return [side_by_side(of_fold, each, at_once) for each in folds]
+
+
+class _Key(NamedTuple):
+    """A typed key on the host."""
+
+    data: np.ndarray
+    impl: str
+
+
+def saved(run: Run) -> dict[str, Any]:
+    """Return what a pickle keeps of a run: all but its function, with every array on the host."""
+
+    def on_host(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return _Key(np.asarray(jax.random.key_data(leaf)), str(jax.random.key_impl(leaf)))
+        return np.asarray(leaf)
+
+    fields = {each.name: getattr(run, each.name) for each in dataclasses.fields(run) if each.name != "fit"}
+    return {name: jax.tree.map(on_host, value) for name, value in fields.items()}
+
+
+def restored(fields: Mapping[str, Any], fit: Fit) -> Run:
+    """Return the run of which `saved` kept these fields."""
+
+    def on_device(leaf: Any) -> Any:
+        if isinstance(leaf, _Key):
+            return jax.random.wrap_key_data(jnp.asarray(leaf.data), impl=leaf.impl)
+        return jnp.asarray(leaf)
+
+    def is_key(node: Any) -> bool:
+        return isinstance(node, _Key)
+
+    return Run(**{name: jax.tree.map(on_device, value, is_leaf=is_key) for name, value in fields.items()}, fit=fit)
