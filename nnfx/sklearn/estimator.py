@@ -78,7 +78,7 @@ class Estimator(BaseEstimator):
             if is_new:
                 self._keep(plan.fit(plan.key, plan.data, **self._numbers()))
             else:
-                self._keep(runs.resume(plan.fit, self.run_, plan.key, plan.data, self._numbers()), self)
+                self._keep(runs.resume(plan.fit, self.run_, self.n_iter_, plan.key, plan.data, self._numbers()), self)
         if self.verbose:
             print(self.run_)
         return self
@@ -98,6 +98,8 @@ class Estimator(BaseEstimator):
         weights = None
         if sample_weight is not None:
             weights = _check_sample_weight(sample_weight, X, dtype=np.float64)
+            if weights.min() < 0:
+                raise ValueError(f"sample_weight: expected non-negative numbers, got {weights.min():g}")
         targets, weights = self._targets(y, weights, is_new, classes)
         if is_new:
             self._seed = seed_of(self.random_state)

@@ -13,12 +13,11 @@ from nnfx.data.prepare import Data, prepare, split
 from nnfx.data.preprocess import Preprocess
 from nnfx.scale.caches import is_large
 from nnfx.scale.mapping import side_by_side
-from nnfx.training.epochs import RUNNING, RunState, scan_epochs, start, with_final_as_best
+from nnfx.training.epochs import RunState, scan_epochs, start, with_final_as_best
 from nnfx.training.fit import Fit
 from nnfx.training.rows import known
 from nnfx.training.run import Run
-from nnfx.training.step import split_key
-from nnfx.types import Array, Batch, Hyper
+from nnfx.types import Array, Batch, Hyper, TrainState
 
 
 class Scale(NamedTuple):
@@ -95,28 +94,33 @@ def prepared(
     )
 
 
-def resume(fit: Fit, run: Run, key: Array, data: Data, hyper: Mapping[str, float]) -> Run:
-    """Train a finished run for the epochs of another run's function, from its last weights and optimizer's state.
+def resume(fit: Fit, run: Run, done: int, key: Array, data: Data, hyper: Mapping[str, float]) -> Run:
+    """Train on from the last weights and optimizer's state of a run, for the epochs of another run's function.
+
+    Args:
+        fit: the run's function.
+        run: the run to go on from.
+        done: how many epochs led to it, those of runs before it included.
+        key: the key of all of them.
+        data: what to train on.
+        hyper: the hyper-parameters.
 
     Raises:
         TypeError, ValueError: as calling the function does.
     """
     numbers = fit.check(key, data, hyper)
     train, valid = known(data.train), known(data.valid)
-    state, history = distributed.local(_resumed(fit, key, run.state, run.epochs, train, valid, numbers))
-    epochs = state.epoch - run.epochs  # of this piece
-    best = state.best if state.best is None else state.best._replace(epoch=state.best.epoch - run.epochs)
-    return fit.run_of(state._replace(epoch=epochs, best=best), history, data, numbers)
+    state, history = distributed.local(_resumed(fit, key, run.state, np.int32(done), train, valid, numbers))
+    best = None if state.best is None else state.best._replace(epoch=state.best.epoch - done)
+    return fit.run_of(state._replace(epoch=state.epoch - done, best=best), history, data, numbers)
 
 
 @memo.compiled()
 def _resumed(
-    fit: Fit, key: Array, state: Any, epochs: Array, train: Batch, valid: Batch | None, hyper: Hyper
+    fit: Fit, key: Array, state: TrainState, done: Array, train: Batch, valid: Batch | None, hyper: Hyper
 ) -> tuple[RunState, dict[str, Array]]:
-    fresh = start(key, fit.bind(hyper), train, valid)
-    resumed = fresh._replace(train=state, epoch=epochs, stopped_by=jnp.asarray(RUNNING, jnp.int32))
-    resumed = resumed._replace(order_key=split_key(key).order)
-    return scan_epochs(fit, hyper, resumed, train, valid, fit.epochs, first_epoch=epochs)
+    resumed = start(key, fit.bind(hyper), train, valid)._replace(train=state, epoch=done)
+    return scan_epochs(fit, hyper, resumed, train, valid, fit.epochs, first_epoch=done)
 
 
 class Folds(NamedTuple):
