@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from nnfx import distributed, memo
 from nnfx.data.prepare import Data, prepare, split
 from nnfx.data.preprocess import Preprocess
 from nnfx.scale.caches import is_large
-from nnfx.scale.mapping import side_by_side
+from nnfx.scale.mapping import POINTS, side_by_side
 from nnfx.training.epochs import RunState, scan_epochs, start, with_final_as_best
 from nnfx.training.fit import Fit
 from nnfx.training.rows import known
@@ -156,6 +158,8 @@ def shapes(data: Data) -> Any:
 def outputs_together(fit: Fit, key: Array, folds: Sequence[Folds], points: Hyper) -> list[np.ndarray]:
     """Train one run for each fold and point in one program, and predict for the rows that it has not seen.
 
+    The points are spread over the devices of this process, and each trains its share side by side.
+
     Args:
         fit: the run's function.
         key: the key of every run.
@@ -165,29 +169,42 @@ def outputs_together(fit: Fit, key: Array, folds: Sequence[Folds], points: Hyper
     Returns:
         The outputs of each stack of folds, `(folds, points, rows, outputs)`.
     """
-    one = {name: np.asarray(values)[0] for name, values in points.items()}
+    columns = {name: np.asarray(values) for name, values in points.items()}
+    devices = tuple(jax.local_devices())
+    count = len(next(iter(columns.values())))
+    shared = {name: np.pad(values, (0, -count % len(devices)), mode="edge") for name, values in columns.items()}
     first = jax.tree.map(lambda leaf: leaf[0], folds[0].train)
-    alone = jax.default_backend() == "cpu" and is_large(fit, first, one)
-    return [np.asarray(each) for each in _outputs_together(fit, alone, key, list(folds), points)]
+    is_alone = jax.default_backend() == "cpu" and is_large(
+        fit, first, {name: each[0] for name, each in columns.items()}
+    )
+    found = _outputs_together(fit, devices, 1 if is_alone else None, key, list(folds), shared)
+    return [np.asarray(each)[:, :count] for each in found]
 
 
-@memo.compiled(static=2)
-def _outputs_together(fit: Fit, alone: bool, key: Array, folds: list[Folds], points: Hyper) -> list[Array]:
-    at_once = 1 if alone else None
+@memo.compiled(static=3)
+def _outputs_together(
+    fit: Fit, devices: tuple[jax.Device, ...], at_once: int | None, key: Array, folds: list[Folds], points: Hyper
+) -> list[Array]:
+    def share(key: Array, folds: list[Folds], points: Hyper) -> list[Array]:
+        def of_fold(fold: Folds) -> Array:
+            return side_by_side(lambda hyper: _outputs(fit, key, fold, hyper), points, at_once)
 
-    def of_fold(fold: Folds) -> Array:
-        def of_point(hyper: Hyper) -> Array:
-            parts = fit.bind(hyper)
-            state, _ = scan_epochs(
-                fit, hyper, start(key, parts, fold.train, fold.valid), fold.train, fold.valid, fit.epochs
-            )
-            best = with_final_as_best(state).best
-            assert best is not None
-            return parts.model.apply(best.variables, fold.tests)
+        return [side_by_side(of_fold, each, at_once) for each in folds]
 
-        return side_by_side(of_point, points, at_once)
+    if len(devices) == 1:
+        return share(key, folds, points)
+    specs: Any = {"in_specs": (P(), P(), P(POINTS)), "out_specs": P(None, POINTS)}
+    return jax.shard_map(share, mesh=Mesh(devices, POINTS), check_vma=False, **specs)(key, folds, points)
 
-    return [side_by_side(of_fold, each, at_once) for each in folds]
+
+def _outputs(fit: Fit, key: Array, fold: Folds, hyper: Hyper) -> Array:
+    """Train one run, and return its outputs for the inputs to predict for."""
+    parts = fit.bind(hyper)
+    begun = start(key, parts, fold.train, fold.valid)
+    state, _ = scan_epochs(fit, hyper, begun, fold.train, fold.valid, fit.epochs)
+    best = with_final_as_best(state).best
+    assert best is not None
+    return parts.model.apply(best.variables, fold.tests)
 
 
 class _Key(NamedTuple):

@@ -270,7 +270,8 @@ def _outputs(candidates: Sequence[Estimator], folds: Sequence[Fold]) -> list[np.
             raise ValueError("stop: expected rules without a clock for a search in one program, got one with a clock")
         for each in numbers[1:]:
             hyperparameters.check(each, fold.fit.all_factories)
-    points = hyperparameters.as_arrays({name: np.array([each[name] for each in numbers]) for name in numbers[0]})
+    columns = {name: np.array([each[name] for each in numbers]) for name in numbers[0]}
+    points = hyperparameters.as_arrays(columns or {"": np.zeros(len(candidates))})  # no part takes an unnamed one
     by_fit: dict[Any, dict[Any, list[int]]] = {}
     for number, fold in enumerate(folds):
         by_fit.setdefault(id(fold.fit), {}).setdefault(runs.shapes(fold.data), []).append(number)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.benchmarks import cnn, fit, landscape, problems, recurrent, session, steps, sweep, timing
+from experiments.benchmarks import cnn, fit, landscape, problems, recurrent, search, session, steps, sweep, timing
 from experiments.benchmarks.timing import System
 from nnfx.models import layouts
 
@@ -81,6 +81,18 @@ def test_a_sweep_is_timed():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_searches_by_both_libraries_find_the_same(monkeypatch):
+    separable = SMALL._replace(labels=(SMALL.inputs[:, 0] > 0).astype(int))
+    monkeypatch.setattr(problems, "titanic", lambda: separable)
+    monkeypatch.setattr(search, "RATES", np.array([1e-4, 0.1]))
+    monkeypatch.setattr(search, "ALPHAS", np.array([1e-4]))
+    monkeypatch.setattr(search, "EPOCHS", 20)
+    ours, theirs = search.with_sweep()(0), search.with_grid(1)(0)
+    assert ours < 0.1
+    assert ours == pytest.approx(theirs, abs=0.1)
+
+
 def test_steps_of_a_convolutional_network_agree_with_flax():
     problem = cnn.Problem(size=8, channels=2, features=(3, 0, 4, 0), hidden=(5,), batch_size=6)
     with jax.numpy_rank_promotion("allow"):

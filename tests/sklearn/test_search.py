@@ -1,6 +1,8 @@
 import functools
 
+import jax
 import numpy as np
+import optax
 import pytest
 from scipy import stats
 from sklearn.base import clone
@@ -18,7 +20,7 @@ from sklearn.model_selection import (
 )
 
 import nnfx
-from nnfx.sklearn import Classifier, Regressor, SweepSearchCV
+from nnfx.sklearn import Classifier, Regressor, SweepSearchCV, runs
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(61, 3)) * [1.0, 10.0, 1.0]
@@ -107,6 +109,26 @@ def test_static_parameters_make_groups():
     ]
     ours, theirs = (search(MODEL, grid, cv=3).fit(X, LABELS) for search in (SweepSearchCV, GridSearchCV))
     same(ours.cv_results_, theirs.cv_results_)
+
+
+@pytest.mark.slow
+def test_candidates_without_any_number():
+    model = clone(MODEL).set_params(optimizer=optax.adam(0.1))
+    ours, theirs = (search(model, {"epochs": [1, 5]}, cv=3).fit(X, LABELS) for search in (SweepSearchCV, GridSearchCV))
+    same(ours.cv_results_, theirs.cv_results_)
+
+
+@pytest.mark.slow
+def test_one_device_trains_the_same(searched, monkeypatch):
+    assert len(jax.local_devices()) == 8
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    same(SweepSearchCV(clone(MODEL), GRID).fit(X, LABELS).cv_results_, searched.cv_results_)
+
+
+@pytest.mark.slow
+def test_large_runs_train_one_at_a_time_and_the_same(searched, monkeypatch):
+    monkeypatch.setattr(runs, "is_large", lambda *_: True)
+    same(SweepSearchCV(clone(MODEL), GRID).fit(X, LABELS).cv_results_, searched.cv_results_)
 
 
 @pytest.mark.slow
