@@ -25,11 +25,13 @@ class Plan(NamedTuple):
     """A run that is about to be made.
 
     Attributes:
+        spec: what is static about it.
         fit: the run's function.
         key: its key.
         data: what it is trained on.
     """
 
+    spec: Spec
     fit: Fit
     key: Array
     data: Data
@@ -79,6 +81,7 @@ class Estimator(BaseEstimator):
                 self._keep(plan.fit(plan.key, plan.data, **self._numbers()))
             else:
                 self._keep(runs.resume(plan.fit, self.run_, self.n_iter_, plan.key, plan.data, self._numbers()), self)
+        self._spec = plan.spec
         if self.verbose:
             print(self.run_)
         return self
@@ -113,9 +116,9 @@ class Estimator(BaseEstimator):
         names = tuple(getattr(self, "feature_names_in_", ()))
         data = runs.prepared(key, X, targets, weights, self._scale, fraction, names)
         made = self._spec_of(data, epochs)
-        if is_new:
-            self._spec = made
-        return Plan(self._fit_of(made), key, data)
+        if not is_new and made.state_key != self._spec.state_key:
+            raise ValueError("warm_start: expected the model, optimizer, average and dtype of before, got others")
+        return Plan(made, self._fit_of(made), key, data)
 
     def _spec_of(self, data: Data, epochs: int) -> Spec:
         rows = len(data.train.weights)
@@ -179,7 +182,7 @@ class Estimator(BaseEstimator):
             return np.asarray(known[1])
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=np.float64)  # noqa: N806
-        with self._dtype():
+        with jax.enable_x64(self._spec.dtype == "float64"):
             outputs = np.asarray(self.run_.predict(X))
         return outputs.reshape(len(X), -1)
 

@@ -258,7 +258,8 @@ def _fold(
     weights = _check_method_params(X, params=fit_params, indices=train).get("sample_weight")
     plan = estimator._plan(inputs, targets, weights, estimator.epochs, is_new=True)
     unseen, wanted = _safe_split(estimator, X, y, test, train)
-    return Fold(estimator, *plan, unseen, wanted, estimator._inputs(unseen, plan.data))
+    prepared = estimator._inputs(unseen, plan.data)
+    return Fold(estimator, plan.fit, plan.key, plan.data, unseen, wanted, prepared)
 
 
 def _outputs(candidates: Sequence[Estimator], folds: Sequence[Fold]) -> list[np.ndarray]:

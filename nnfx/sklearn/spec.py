@@ -58,6 +58,20 @@ class Spec(NamedTuple):
         """A hashable key; it is the same for copies."""
         return frozen(tuple(self))
 
+    @property
+    def state_key(self) -> Any:
+        """A hashable key of what the state of a run depends on: runs that have it in common can go on from each other.
+
+        >>> def key(**changes: Any) -> Any:
+        ...     first = Spec("mlp", (4,), "relu", None, "adam", False, 1, 8, None, None, None, 3, 1, "float32")
+        ...     return first._replace(**changes).state_key
+        >>> key(epochs=5, batch_size=None) == key(), key(hidden=(5,)) == key()
+        (True, False)
+        """
+        average = (self.parts or {}).get("average")
+        network = (self.model, self.hidden, self.activation) if self.model == "mlp" else (self.model,)
+        return frozen((*network, self.optimizer, average, self.features, self.outputs, self.dtype))
+
     def make(self) -> Fit:
         """Return the run's function."""
         parts = dict(self.parts or {})

@@ -1,6 +1,7 @@
 import copy
 import functools
 import gc
+import importlib
 import os
 import pickle
 import subprocess
@@ -168,7 +169,10 @@ def test_going_on_is_one_longer_run(model):
     for _ in range(10):
         pieces.partial_fit(X, Y, classes=["right", "left"])
     np.testing.assert_allclose(pieces.decision_function(X), whole.decision_function(X), rtol=1e-5, atol=1e-6)
-    again = parts.set_params(warm_start=False, epochs=10).fit(X, Y)
+    with pytest.raises(ValueError, match="warm_start: expected the model, optimizer"):
+        parts.set_params(dtype="float64").fit(X, Y)
+    np.testing.assert_allclose(parts.decision_function(X), whole.decision_function(X), rtol=1e-5, atol=1e-6)
+    again = parts.set_params(warm_start=False, epochs=10, dtype="float32").fit(X, Y)
     np.testing.assert_array_equal(again.decision_function(X), whole.decision_function(X))
 
 
@@ -280,6 +284,12 @@ def test_a_summary_is_printed_if_asked_for(model, capsys):
 def test_wrong_parameters_are_named(kind, options, error, message):
     with pytest.raises(error, match=message):
         kind(**options).fit(X, (Y == "right").astype(int))
+
+
+def test_without_scikit_learn_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(ImportError, match=r"nnfx.sklearn: expected scikit-learn; .*'nnfx\[sklearn\]'"):
+        importlib.reload(nnfx.sklearn)
 
 
 def test_wrong_inputs_are_named(model):
