@@ -93,7 +93,6 @@ __all__ = [
     "schedules",
     "session",
     "shards",
-    "sklearn",
     "split_key",
     "stopping",
     "sweeps",

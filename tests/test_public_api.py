@@ -19,6 +19,8 @@ def modules(module=nnfx):
         value = getattr(module, name)
         if inspect.ismodule(value):
             yield from modules(value)
+    if module is nnfx:
+        yield from modules(nnfx.sklearn)  # not in `__all__`, since not every user has scikit-learn
 
 
 def exported(module):

@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from nnfx import distributed, memo
-from nnfx.data.prepare import Data, prepare, split
+from nnfx.data.prepare import Data, prepare
 from nnfx.data.preprocess import Preprocess
+from nnfx.data.splits import at_random
 from nnfx.scale.caches import is_large
 from nnfx.scale.mapping import POINTS, side_by_side
 from nnfx.training.epochs import RunState, scan_epochs, start, with_final_as_best
@@ -64,7 +65,7 @@ class Scale(NamedTuple):
 
 def training_rows(key: Array, count: int, valid_fraction: float) -> np.ndarray:
     """Return the rows that `prepared` trains on."""
-    return split(key, np.arange(count), valid_fraction)[0]
+    return at_random(key, np.arange(count), valid_fraction)[0]
 
 
 def prepared(
@@ -90,10 +91,8 @@ def prepared(
     if scale is None:
         return data
     dtype, shape = data.train.inputs.dtype, inputs.shape[1:]
-    kept = {"features": tuple(features), "keep_integers": False}
-    return dataclasses.replace(
-        data, preprocess=Preprocess.of(None, scale.mean, scale.deviation, (), shape, dtype, **kept)
-    )
+    kept = {"indicators": (), "shape": shape, "features": tuple(features), "keep_integers": False}
+    return dataclasses.replace(data, preprocess=Preprocess.of(None, scale.mean, scale.deviation, dtype, **kept))
 
 
 def resume(fit: Fit, run: Run, done: int, key: Array, data: Data, hyper: Mapping[str, float]) -> Run:

@@ -25,7 +25,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import nnfx
-from nnfx.data.prepare import split
+from nnfx.data.splits import at_random
 from nnfx.sklearn import Classifier, Regressor
 
 RNG = np.random.default_rng(0)
@@ -184,7 +184,7 @@ def test_held_out_rows_stop_a_run_and_are_not_measured():
     assert model.n_iter_ < 50
     assert len(model.history_["valid_loss"]) == model.n_iter_
     assert model.run_.reason == "patience"
-    held_in = split(jax.random.key(0), np.arange(60), 0.25)[0]
+    held_in = at_random(jax.random.key(0), np.arange(60), 0.25)[0]
     scaler = StandardScaler().fit(X[held_in])
     np.testing.assert_allclose(model.run_.preprocess(X), scaler.transform(X), rtol=1e-5, atol=1e-6)
 
