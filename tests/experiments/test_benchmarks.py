@@ -93,6 +93,7 @@ def test_searches_by_both_libraries_find_the_same(monkeypatch):
     assert ours == pytest.approx(theirs, abs=0.1)
 
 
+@pytest.mark.slow
 def test_steps_of_a_convolutional_network_agree_with_flax():
     problem = cnn.Problem(size=8, channels=2, features=(3, 0, 4, 0), hidden=(5,), batch_size=6)
     with jax.numpy_rank_promotion("allow"):

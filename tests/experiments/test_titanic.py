@@ -3,10 +3,12 @@ import json
 
 import matplotlib.image
 import numpy as np
+import pytest
 
 from experiments import titanic
 
 
+@pytest.mark.slow
 def test_the_experiment_writes_what_it_says(tmp_path, capsys):
     summary = titanic.main(titanic.Config(out=tmp_path, epochs=3))
     assert json.loads((tmp_path / "summary.json").read_text()) == json.loads(json.dumps(summary, default=titanic_json))
