@@ -115,7 +115,11 @@ def test_the_top_inputs_are_those_of_a_full_sort():
         ),
         (lambda: features.filters(VARIABLES, "conv_9"), ValueError, "layer: expected one of 'conv_0'"),
         (lambda: features.filters(VARIABLES, "conv_0", (3, 3)), ValueError, "shape: expected None for a convolution"),
-        (lambda: features.filters(linear(), "outputs"), ValueError, "shape: .*'outputs', a dense layer of 5 inputs, got None"),
+        (
+            lambda: features.filters(linear(), "outputs"),
+            ValueError,
+            "shape: .*'outputs', a dense layer of 5 inputs, got None",
+        ),
         (
             lambda: features.filters(VARIABLES["params"], "conv_0"),
             ValueError,
