@@ -38,41 +38,36 @@ def weighted(metric: Callable[..., Array]) -> Callable[..., Array]:
         >>> is_counted(counted(nnfx.metrics.accuracy)), is_counted(counted(by_weight))
         (True, False)
     """
-
-    @functools.wraps(metric)
-    def by_weight(*arguments: Any, **numbers: Any) -> Array:
-        return metric(*arguments, **numbers)
-
-    by_weight.is_overall = is_overall(metric)  # type: ignore[attr-defined]
-    by_weight.is_weighted = True  # type: ignore[attr-defined]
-    return by_weight
+    return _marked(metric, "is_weighted")
 
 
 def counted(metric: Callable[..., Array]) -> Callable[..., Array]:
     """Return a metric in which each row with weight counts once, unless it is marked by `weighted`."""
-    if _mark(metric, "is_weighted"):
-        return metric
-
-    @functools.wraps(metric)
-    def by_row(*arguments: Any, **numbers: Any) -> Array:
-        return metric(*arguments, **numbers)
-
-    by_row.is_overall = is_overall(metric)  # type: ignore[attr-defined]
-    by_row.is_counted = True  # type: ignore[attr-defined]
-    return by_row
+    return metric if _has(metric, "is_weighted") else _marked(metric, "is_counted")
 
 
 def is_overall(metric: Callable[..., Any]) -> bool:
     """Return whether a metric is computed once from all rows."""
-    return _mark(metric, "is_overall")
+    return _has(metric, "is_overall")
 
 
 def is_counted(metric: Callable[..., Any]) -> bool:
     """Return whether each row with weight counts once in a metric."""
-    return _mark(metric, "is_counted")
+    return _has(metric, "is_counted")
 
 
-def _mark(metric: Any, mark: str) -> bool:
+def _marked(metric: Callable[..., Array], mark: str) -> Callable[..., Array]:
+    """Return the same metric with a mark more."""
+
+    @functools.wraps(metric)
+    def marked(*arguments: Any, **numbers: Any) -> Array:
+        return metric(*arguments, **numbers)
+
+    marked.__dict__.update({"is_overall": is_overall(metric), mark: True})
+    return marked
+
+
+def _has(metric: Any, mark: str) -> bool:
     while isinstance(metric, functools.partial):
         metric = metric.func
     return bool(getattr(metric, mark, False))
