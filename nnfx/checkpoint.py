@@ -17,6 +17,7 @@ import json
 import math
 import os
 import platform
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -303,9 +304,25 @@ def _write(folder: Path, arrays: dict[str, np.ndarray]) -> None:
         try:
             orbax.save(folder, arrays)
         except TimeoutError:
+            _remove_left_over(folder)
+            orbax.save(folder, arrays)
+
+
+def _remove_left_over(folder: Path) -> None:
+    """Remove what an attempt has left, whose threads may still be writing and removing files of their own.
+
+    Raises:
+        OSError: if it cannot be removed within a few seconds.
+    """
+    for is_last in (*[False] * 100, True):
+        try:
             for left_over in folder.parent.glob(f"{folder.name}*"):
                 paths.remove(left_over)
-            orbax.save(folder, arrays)
+            return
+        except OSError:
+            if is_last:
+                raise
+            time.sleep(0.05)
 
 
 def _on_host(tree: Any) -> dict[str, np.ndarray]:

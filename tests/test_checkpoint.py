@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as orbax
 
-from nnfx import checkpoint
+from nnfx import checkpoint, paths
 from nnfx.checkpoint import DamagedError
 
 DTYPES = ["float32", "float16", "int32", "int8", "uint32", "uint8", "bool", "complex64", "float64", "int64"]
@@ -304,6 +304,28 @@ def test_a_write_that_takes_too_long_is_tried_again(tmp_path, monkeypatch):
             raise TimeoutError
 
     monkeypatch.setattr(orbax, "save", once)
+    checkpoint.save(tmp_path / "one", state())
+    assert len(calls) == 2
+    same_bits(checkpoint.load(tmp_path / "one", state()), state())
+
+
+def test_files_that_vanish_while_a_failed_attempt_is_removed(tmp_path, monkeypatch):
+    write, remove, calls, removals = orbax.save, paths.remove, [], []
+
+    def once(path, arrays):
+        calls.append(path)
+        write(path, arrays)
+        if len(calls) == 1:
+            raise TimeoutError
+
+    def later(path):
+        removals.append(path)
+        if len(removals) < 3:
+            raise FileNotFoundError(path / "manifest.lock")
+        remove(path)
+
+    monkeypatch.setattr(orbax, "save", once)
+    monkeypatch.setattr(paths, "remove", later)
     checkpoint.save(tmp_path / "one", state())
     assert len(calls) == 2
     same_bits(checkpoint.load(tmp_path / "one", state()), state())

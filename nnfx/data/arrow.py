@@ -37,8 +37,9 @@ def read_parquet(source: Source, *, columns: Sequence[str] | None = None, limit:
         >>> import pandas, pathlib, tempfile
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "passengers.parquet"
         >>> pandas.DataFrame({"port": ["Cobh", None], "age": [22, 38], "fare": [7.25, 71.28]}).to_parquet(path)
-        >>> read_parquet(path, columns=["port", "age"]).to_dict("list")
-        {'port': ['Cobh', nan], 'age': [22, 38]}
+        >>> frame = read_parquet(path, columns=["port", "age"])
+        >>> frame["age"].tolist(), frame["port"].isna().tolist()
+        ([22, 38], [False, True])
 
     References:
         Apache Software Foundation, *Apache Parquet file format*.
