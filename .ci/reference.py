@@ -19,7 +19,7 @@ def main(folder: Path) -> None:
     pdoc.render.configure(docformat="google", math=True, search=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        pdoc.pdoc("nnfx", output_directory=folder)
+        pdoc.pdoc("nnfx", "nnfx.sklearn", output_directory=folder)  # the second is not in `nnfx.__all__`
     missing = []
     for name, module in modules():
         page = folder / f"{module.__name__.replace('.', '/')}.html"
