@@ -134,10 +134,10 @@ def read(path: str | os.PathLike[str]) -> Description:
 
 
 def described(path: Path) -> Description:
-    """Return what a checkpoint says about itself, without looking at its other files.
+    """Return the description of a checkpoint, without reading its other files.
 
     Raises:
-        Exception: of some type, if the description is not as it was written.
+        Exception: of no particular type, if the description is damaged.
     """
     written = from_json((path / DESCRIPTION).read_text())
     if written["format"] != FORMAT:

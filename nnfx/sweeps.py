@@ -284,7 +284,7 @@ def _table(
     mesh: Mesh,
     memory: int | None,
 ) -> Table:
-    """Check everything that can be checked, and lay out the members."""
+    """Check the arguments, and arrange the members."""
     checks.positive_integer("seeds", seeds)
     if memory is not None:
         checks.positive_integer("memory", memory)

@@ -112,7 +112,7 @@ def main(
     for case in cases:
         nnfx.checks.choice("cases", case, CASES)
     if any(members % count for count in devices):
-        raise ValueError(f"members: expected a multiple of each of the devices, {devices}, got {members}")
+        raise ValueError(f"members: expected a multiple of every number of devices, {devices}, got {members}")
     return steps.in_processes("recurrent", cases, repeats, allocators, devices, members, out)
 
 

@@ -1,7 +1,7 @@
-"""Image files, read within bounds: IDX, the format of MNIST and its relatives, and the binary archives of CIFAR.
+"""Image files, read with bounded memory: IDX, the format of MNIST and its relatives, and the binary archives of CIFAR.
 
-What a file declares is trusted only as far as its bytes go: memory grows with the bytes actually there, and reading
-stops at the first surplus byte, so neither a false header nor a gzip bomb can exhaust the memory.
+The sizes that a file declares are not trusted: memory grows with the bytes actually present, and reading stops at the
+first surplus byte, so neither a false header nor a gzip bomb can exhaust the memory.
 """
 
 import math

@@ -76,6 +76,6 @@ def check_weights(weights: np.ndarray) -> None:
 
 
 def device_dtype(dtype: Any, at_least: type) -> Any:
-    """Return the device's dtype for these values, or for `at_least` if theirs is of a lesser kind."""
+    """Return the device's dtype for these values, or for `at_least` if their kind of number is lower."""
     kind = np.floating if at_least is float else np.number
     return jax.dtypes.canonicalize_dtype(dtype if jnp.issubdtype(dtype, kind) else at_least)

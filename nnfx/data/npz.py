@@ -1,4 +1,4 @@
-"""Arrays by name in a file of NumPy, `.npz`, read without pickle and within bounds."""
+"""Named arrays in NumPy's `.npz` files, read without pickle and with limits on their size."""
 
 import ast
 import contextlib

@@ -135,7 +135,7 @@ def reading_text(source: Source, encoding: str = "utf-8") -> Iterator[tuple[str,
                 decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
                 raise ValueError(
-                    f"{reader.name}: expected text in {encoding.upper()}, got other bytes from"
+                    f"{reader.name}: expected text in {encoding.upper()}, got invalid bytes from byte"
                     f" {size - pending + error.start} on; pass the encoding of the file, such as 'latin-1' or 'utf-16'"
                 ) from error
             size += len(chunk)

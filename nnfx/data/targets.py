@@ -30,8 +30,8 @@ def class_factors(
 ) -> np.ndarray:
     """Return the number by which to multiply the weight of each row, `(rows,)`.
 
-    `"balanced"` gives `W / (C W_c)` to class c: W is the sum of the weights of all training rows, W_c that of those of
-    the class, and C the number of classes with training rows.
+    `"balanced"` gives `W / (C W_c)` to class c: W is the total weight of all training rows, W_c the total weight of
+    those of class c, and C the number of classes with training rows.
 
     Args:
         class_weight: `"balanced"`, or a number for each class, by its name or its integer; 1 for classes not mentioned.

@@ -181,7 +181,7 @@ def local(tree: Any) -> Any:
 
 
 def everywhere(tree: Any) -> Any:
-    """Return arrays that are the same in every process as arrays replicated over the devices of all processes.
+    """Replicate arrays, which have to be equal in all processes, over the devices of all of them.
 
     In a single process it changes nothing. Within `jit` it keeps results replicated on every device.
 

@@ -253,7 +253,7 @@ def _pooled(maps: Array, unit: Array, pool: Pool) -> Array:
 
 
 def _require_unit(unit: Any, shape: tuple[int, ...]) -> None:
-    """Require an integer within the last axis; a traced one passes."""
+    """Require a valid index into the last axis; a traced one is not checked."""
     checks.number("unit", unit, minimum=0, below=shape[-1])
     _require_integer("unit", unit)
 

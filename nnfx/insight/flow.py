@@ -134,13 +134,13 @@ def _activations(model: Model, state: TrainState, batch: Batch) -> dict[str, Arr
 
 
 def curves(history: Mapping[str, Any]) -> Flow:
-    """Sort the history of a run with the step of `make_step`: each quantity by layer, in natural order.
+    """Group the history of a run by quantity, then by layer in natural order.
 
     Args:
-        history: such as `run.history`.
+        history: the history of a run whose step is made by the `make_step` of this module, `run.history`.
 
     Raises:
-        ValueError: for the history of a run with another step.
+        ValueError: for the history of a run with a different step.
 
     Example:
         >>> curves({"train_gradient hidden_10": [0.1], "train_gradient hidden_9": [0.2], "train_loss": [1]}).gradient

@@ -176,8 +176,8 @@ class Estimator(BaseEstimator):
         if known is not None:  # a member of a search, which has predicted for its held-out rows already
             if X is not known[0]:
                 raise ValueError(
-                    "scoring: expected a scorer that predicts for the held-out rows as they are, got one that"
-                    " predicts for others; GridSearchCV takes any"
+                    "scoring: expected a scorer that predicts for the held-out rows unchanged, got one that predicts"
+                    " for other rows; use GridSearchCV for it"
                 )
             return np.asarray(known[1])
         check_is_fitted(self)

@@ -79,9 +79,15 @@ def test_text_is_what_python_reads(pack, encoding):
 
 def test_a_damaged_byte_is_found_wherever_it_is():
     data = "ä".encode() * 200_000 + b"\xff"
-    with pytest.raises(ValueError, match="expected text in UTF-8, got other bytes from 400000 on"), reading_text(data):
+    with (
+        pytest.raises(ValueError, match="expected text in UTF-8, got invalid bytes from byte 400000 on"),
+        reading_text(data),
+    ):
         pass
-    with pytest.raises(ValueError, match="got other bytes from 399998 on"), reading_text(data[:-2]):  # half a letter
+    with (
+        pytest.raises(ValueError, match="got invalid bytes from byte 399998 on"),
+        reading_text(data[:-2]),
+    ):  # half a letter
         pass
 
 

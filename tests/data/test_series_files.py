@@ -85,7 +85,7 @@ def rows(old, new):
         (table(b"5.5", b"5_5"), ValueError, "line 2, column 'load': .*got '5_5'"),
         (table(b"5.5", b"n/a"), ValueError, "line 2, column 'load': .*got 'n/a'"),
         (table(b"5.5", b'"5.5'), ValueError, "line 3: .* separated by commas, .*got unexpected end of data"),
-        (table(b"5.5", b"5\xff"), ValueError, "expected text in UTF-8, got other bytes from 35 on"),
+        (table(b"5.5", b"5\xff"), ValueError, "expected text in UTF-8, got invalid bytes from byte 35 on"),
         (table(b"\n2016-07-01 01", b"\n\n2016-07-01 01"), ValueError, "line 3: expected 3 fields, .* column, got 1"),
         (table(b"01:00:00", b"00:00:00"), ValueError, "line 3, column 'date': expected a later time than 2016"),
         (table(b"2016-07-01 01", b"2016-07-32 01"), ValueError, "line 3, column 'date': expected a time in ISO 8601"),
@@ -160,7 +160,8 @@ def test_encodings_are_named(encoding):
     if asked != "utf-8":
         at = next(i for i in range(len(text)) if not is_utf8(text[: i + 1] + b"xxx"))
         with pytest.raises(
-            ValueError, match=f"expected text in UTF-8, got other bytes from {at} on; pass the encoding of the file"
+            ValueError,
+            match=f"expected text in UTF-8, got invalid bytes from byte {at} on; pass the encoding of the file",
         ):
             read_series(text, time="Jahr", decimal=",")
 

@@ -168,7 +168,7 @@ def test_networks_in_turn_add_up():
 def test_wrong_options_are_named():
     with pytest.raises(ValueError, match="cases: expected one of 'lstm-32x96x7x64', .*got 'lstm-64'"):
         recurrent.main(cases=("lstm-64",))
-    with pytest.raises(ValueError, match=r"members: expected a multiple of each of the devices, \(1, 2\), got 3"):
+    with pytest.raises(ValueError, match=r"members: expected a multiple of every number of devices, \(1, 2\), got 3"):
         recurrent.main(members=3)
 
 

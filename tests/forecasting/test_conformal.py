@@ -27,7 +27,7 @@ def test_the_rank_by_hand(windows, level, expected):
 
 
 def test_the_rank_is_the_least_that_covers():
-    """Rank k of n covers with probability k / (n + 1)."""
+    """The k-th smallest of n scores covers a new score with probability k / (n + 1)."""
     for percent in range(1, 100):
         for windows in (1, 2, 5, 19, 20, 99, 100, 1000):
             wanted = Fraction(percent, 100)

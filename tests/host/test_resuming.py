@@ -128,7 +128,7 @@ def test_under_another_release_another_run_is_refused_all_the_same(data, key, be
 
 @pytest.fixture(scope="module")
 def longer(data):
-    """Return the same run with two epochs, and the bits of its result."""
+    """Return a copy of a run with two epochs, and its result as bytes."""
     train = everything(epochs=2)
     return train, bits(train(jax.random.key(0), data, learning_rate=0.01))
 
