@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import elu, identity, leaky_relu, relu, sigmoid, softplus, tanh
 
-from nnfx import checks
+from nnfx import checks, ops
 from nnfx.types import Array
 
 __all__ = [
@@ -79,7 +79,8 @@ def silu(x: Array) -> Array:
 def maxout(x: Array, pieces: int = 2) -> Array:
     """The largest of several affine pieces: `max(w₁ᵀx + b₁, …, w_kᵀx + b_k)` for each unit.
 
-    The pieces of one unit are adjacent, so a single dense layer of `pieces · units` outputs feeds it.
+    The pieces of one unit are adjacent, so a single dense layer of `pieces · units` outputs feeds it. The gradient goes
+    to one of them: among equals, the first.
 
     Args:
         x: pre-activations, `(..., units · pieces)`.
@@ -101,7 +102,7 @@ def maxout(x: Array, pieces: int = 2) -> Array:
     checks.positive_integer("pieces", pieces)
     if x.ndim == 0 or x.shape[-1] % pieces:
         raise ValueError(f"x: expected a last axis divisible by pieces={pieces}, got {checks.describe(x)}")
-    return jnp.max(x.reshape(*x.shape[:-1], x.shape[-1] // pieces, pieces), axis=-1)
+    return ops.largest(x.reshape(*x.shape[:-1], x.shape[-1] // pieces, pieces), axis=-1)
 
 
 _BY_NAME: dict[str, Activation] = {

@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "shards": {"types"},
     "tables": set(),
     **dict.fromkeys(MIDDLE, BASE),
+    "activations": BASE | {"ops"},
     "calibration": BASE | {"ops"},
     "losses": BASE | {"ops"},
     "metrics": BASE | {"losses", "ops"},

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from nnfx import checks, memo
+from nnfx import checks, memo, ops
 from nnfx.insight.attribution import class_activation_map, saliency
 from nnfx.insight.layers import drawable, filters, layer_outputs, require_floating, require_layer, watch
 from nnfx.types import Array, Model, Variables
@@ -249,7 +249,7 @@ def _pooled(maps: Array, unit: Array, pool: Pool) -> Array:
     if pool == "center":
         return of_unit[:, *(size // 2 for size in of_unit.shape[1:])]
     flat = of_unit.reshape(len(of_unit), -1)
-    return flat.max(-1) if pool == "max" else flat.mean(-1)
+    return ops.largest(flat, -1) if pool == "max" else flat.mean(-1)
 
 
 def _require_unit(unit: Any, shape: tuple[int, ...]) -> None:

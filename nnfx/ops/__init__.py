@@ -3,7 +3,7 @@
 from nnfx.ops.cells import Cell, RecurrentWeights, gru_cell, lstm_cell, rnn_cell
 from nnfx.ops.convolution import convolution
 from nnfx.ops.dropout import dropout
-from nnfx.ops.elementary import absolute, log_softmax, softmax, square_root
+from nnfx.ops.elementary import absolute, largest, log_softmax, softmax, square_root
 from nnfx.ops.logistic import logistic_loss
 from nnfx.ops.normalization import RunningStatistics, batch_norm, batch_statistics, update_statistics
 from nnfx.ops.pooling import avg_pool, global_avg_pool, global_max_pool, max_pool
@@ -24,6 +24,7 @@ __all__ = [
     "global_avg_pool",
     "global_max_pool",
     "gru_cell",
+    "largest",
     "log_softmax",
     "logistic_loss",
     "lstm_cell",

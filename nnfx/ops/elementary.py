@@ -1,4 +1,4 @@
-"""Elementary functions with a value and a gradient where those of JAX have none: at zero and at infinity."""
+"""Elementary functions whose gradients are right where those of JAX are not: at zero, at infinity, and of a maximum."""
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,28 @@ def square_root(x: Array) -> Array:
     return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, x)))
 
 
+def largest(x: Array, axis: int) -> Array:
+    """Return the maximum over an axis, whose gradient goes to one entry: among equals, the first.
+
+    `jnp.max` finds the entries that get the gradient by comparing all of them with the maximum. Where XLA computes them
+    again for the gradient, with other rounding, none may be equal to it, and the gradient is lost. Here the index of
+    the maximum decides, which is one of them however they are rounded.
+
+    Args:
+        x: `(..., n, ...)`; NaN counts as larger than any number.
+        axis: the axis.
+
+    Example:
+        >>> largest(jnp.array([[1.0, 3.0], [2.0, 2.0]]), axis=1)
+        Array([3., 2.], dtype=float32)
+        >>> jax.grad(lambda x: largest(x, axis=0))(jnp.array([2.0, 2.0, 1.0]))
+        Array([1., 0., 0.], dtype=float32)
+    """
+    winner = jnp.argmax(lax.stop_gradient(x), axis, keepdims=True)
+    places = lax.broadcasted_iota(winner.dtype, x.shape, axis % x.ndim)
+    return jnp.where(places == winner, x, jnp.zeros((), x.dtype)).sum(axis)
+
+
 def log_softmax(logits: Array) -> Array:
     """Return the logarithm of the softmax over the last axis, `z − log Σ exp z`.
 
@@ -46,9 +68,9 @@ def log_softmax(logits: Array) -> Array:
         >>> log_softmax(jnp.array([[0.0, 0.0, -jnp.inf], [1.0, jnp.inf, 1.0]])).round(3).tolist()
         [[-0.693..., -0.693..., -inf], [-inf, 0.0, -inf]]
     """
-    largest = lax.stop_gradient(logits.max(-1, keepdims=True))
-    is_certain = (logits == largest) & (largest == jnp.inf)
-    shifted = jnp.where(is_certain, 0, logits - largest)
+    highest = lax.stop_gradient(logits.max(-1, keepdims=True))
+    is_certain = (logits == highest) & (highest == jnp.inf)
+    shifted = jnp.where(is_certain, 0, logits - highest)
     return shifted - jnp.log(jnp.exp(shifted).sum(-1, keepdims=True))
 
 

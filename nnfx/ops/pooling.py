@@ -17,6 +17,7 @@ from jax import lax
 
 from nnfx import checks
 from nnfx.ops import windows
+from nnfx.ops.elementary import largest
 from nnfx.types import Array, at_least_float32
 
 JOINT_ELEMENTS = 9
@@ -103,7 +104,7 @@ def avg_pool(
 
 
 def global_max_pool(inputs: Array) -> Array:
-    """Return the maximum of each channel over all positions; equal maxima share the gradient.
+    """Return the maximum of each channel over all positions; among equals, the first gets the gradient.
 
     Args:
         inputs: `(batch, width, channels)` or `(batch, height, width, channels)`.
@@ -119,7 +120,8 @@ def global_max_pool(inputs: Array) -> Array:
         [[6.0, 7.0]]
     """
     inputs = jnp.asarray(inputs)
-    return inputs.max(range(1, 1 + len(windows.sizes(inputs))))
+    windows.sizes(inputs)  # raises for inputs of another rank
+    return largest(inputs.reshape(inputs.shape[0], -1, inputs.shape[-1]), axis=1)
 
 
 def global_avg_pool(inputs: Array) -> Array:
@@ -208,10 +210,10 @@ def _largest(views: Sequence[Array]) -> Array:
     The index of the winner is found first, separately from the values: the gradient is then one mask for each view, not
     a chain of selections as long as the list of views.
     """
-    largest, winner = lax.stop_gradient(views[0]), jnp.zeros(views[0].shape, jnp.int32)
+    highest, winner = lax.stop_gradient(views[0]), jnp.zeros(views[0].shape, jnp.int32)
     for number, view in enumerate(map(lax.stop_gradient, views[1:]), start=1):
-        better = (view > largest) | (jnp.isnan(view) & ~jnp.isnan(largest))
-        largest, winner = jnp.where(better, view, largest), jnp.where(better, number, winner)
+        better = (view > highest) | (jnp.isnan(view) & ~jnp.isnan(highest))
+        highest, winner = jnp.where(better, view, highest), jnp.where(better, number, winner)
     return _sum([jnp.where(winner == number, view, 0) for number, view in enumerate(views)])
 
 

@@ -162,6 +162,23 @@ def test_global_pools():
         assert jax.eval_shape(ops.global_avg_pool, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("rows", [50, 201])
+def test_the_gradient_of_a_global_pool_behind_a_product(rows):
+    """XLA may compute the inputs again for the gradient, with other rounding: none may be equal to the maximum then."""
+    x = np.linspace(-1, 1, rows)[:, None].astype(np.float32)
+    kernel, bias = np.random.default_rng(0).normal(size=(2, 6)).astype(np.float32)
+
+    def total(kernel, bias):
+        products = (x @ kernel[None] + bias[None])[:, :, None]  # (rows, 6 positions, 1 channel)
+        return (ops.global_max_pool(products)[:, 0] * x[:, 0]).sum()
+
+    exact = x.astype(np.float64) * kernel + bias
+    is_largest = exact == exact.max(1, keepdims=True)
+    slopes = jax.jit(jax.grad(total, argnums=(0, 1)))(kernel, bias)
+    assert_close(slopes[0], (x.astype(np.float64) ** 2 * is_largest).sum(0))
+    np.testing.assert_allclose(slopes[1], (x.astype(np.float64) * is_largest).sum(0), atol=1e-4)
+
+
 IMAGE = jnp.ones((2, 4, 6, 3))
 
 
