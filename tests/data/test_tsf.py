@@ -127,7 +127,7 @@ def test_missing_values_are_errors_or_nan_or_carried():
         (change(b"1,2", b"1,1_0"), "line 15, value 2: expected a finite number, got '1_0'"),
         (change(b"1,2", b"inf,2"), "line 15, value 1: expected a finite number, got 'inf'"),
         (change(b"1,2", b"1,1e39"), "line 15, value 2: expected a finite number, got '1e39'"),
-        (change(b"NSW", b"\xff"), "expected text in UTF-8, got other bytes"),
+        (change(b"NSW", b"\xff"), "expected text in UTF-8, got invalid bytes"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(data, message, tmp_path):
