@@ -171,7 +171,8 @@ class Sweep(Rows):
         if not rows:
             raise ValueError(f"number: expected the number of a member, from 0 to {len(self.rows) - 1}, got {number}")
         variables, columns, hyper, preprocess, ends = jax.tree.map(
-            lambda stack: jnp.asarray(stack[number]),
+            # histories end in NaN, of which `jax_debug_nans` must not complain
+            lambda stack: jax.device_put(stack[number]) if isinstance(stack, np.ndarray) else stack[number],
             (self.variables, self.histories, self.hyper, self.preprocess, self.ends),
         )
         others = dict(variables)

@@ -84,7 +84,7 @@ def test_a_member_that_was_dropped_says_so(train, data):
     )
     member = result.member(1)
     assert (member.reason, int(member.epochs)) == ("dropped", 2)
-    assert np.isnan(member.history["valid_loss"][2:]).all()
+    assert np.isnan(np.asarray(member.history["valid_loss"])[2:]).all()
     np.testing.assert_array_equal(member.final["valid_loss"], member.history["valid_loss"][1])
 
 
