@@ -193,7 +193,9 @@ class Run:
         """Write one portable file that maps raw inputs, `(batch, features)`, to outputs, for any number of rows.
 
         The preprocessing is inside, so inputs are raw float32 (int32 for tokens), and NaN where they are missing if the
-        run fills missing values. What was written is compared with `predict` on a few rows before it gets its name.
+        run fills missing values. The categories of a frame are the exception: inputs then have a column of 0 and 1 for
+        each of them, in the order of `data.features`, and `save` keeps the frame's own columns. What was written is
+        compared with `predict` on a few rows before it gets its name.
 
         Args:
             path: a file that does not exist yet. Its suffix decides about the format: `.stablehlo` is written by

@@ -4,8 +4,11 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+import optax
+import pandas
 import pytest
 
+import nnfx
 from nnfx import models
 from nnfx.saving import exporting
 from nnfx.types import Model
@@ -86,6 +89,17 @@ def test_paths_that_are_refused(run, tmp_path):
         run.export(tmp_path / "none" / "model.stablehlo")
     with pytest.raises(TypeError, match="path: expected a path, got None"):
         run.export(None)
+
+
+def test_categories_are_columns_of_0_and_1(tmp_path):
+    frame = pandas.DataFrame({"port": list("abcabc"), "fare": [1.0, 2.0, 3.0, 5.0, 8.0, 13.0]})
+    data = nnfx.data.prepare(frame, frame["fare"] * 2)
+    train = nnfx.fit(models.perceptron(), nnfx.losses.mean_square_error, optax.sgd, epochs=2)
+    run = train(jax.random.key(0), data, learning_rate=0.1)
+    run.export(tmp_path / "model.stablehlo")
+    columns = pandas.get_dummies(frame, columns=["port"], prefix_sep="=", dtype=float)[list(data.features)]
+    predicted = called(tmp_path / "model.stablehlo")(columns.to_numpy(np.float32))
+    np.testing.assert_allclose(predicted, run.predict(frame), rtol=1e-5)
 
 
 def test_models_that_cannot_be_exported(run, tmp_path):
