@@ -32,9 +32,10 @@ import nnfx
 from experiments.common import BLUE, GREEN, GREY, ORANGE, Results, print_table
 from nnfx import distributed
 from nnfx.data import Data
-from nnfx.scale.parallel import Collective, collectives, data_parallel
+from nnfx.distributed.collectives import Collective, collectives
 from nnfx.stopping import Clock
 from nnfx.training import in_memory
+from nnfx.training.data_parallel import data_parallel
 
 STRATEGIES: tuple[Literal["mesh", "pmap"], ...] = ("mesh", "pmap")
 MARKERS = {"mesh": "o", "pmap": "s"}

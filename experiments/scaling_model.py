@@ -36,7 +36,7 @@ from matplotlib import pyplot as plt
 
 import nnfx
 from experiments.common import BLUE, GREEN, GREY, ORANGE, Results, print_table
-from nnfx.scale.parallel import data_parallel
+from nnfx.training.data_parallel import data_parallel
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,9 +49,9 @@ from nnfx import (
     stopping,
     sweeps,
 )
-from nnfx.host.session import session
 from nnfx.saving import load
-from nnfx.scale.parallel import data_parallel
+from nnfx.sessions.session import session
+from nnfx.training.data_parallel import data_parallel
 from nnfx.training.fit import fit
 from nnfx.training.run import Run
 from nnfx.training.step import evaluate, init_state, make_step, split_key

@@ -4,15 +4,14 @@ A checkpoint is a folder of
 
 - `arrays/`: the leaves by number, as Orbax writes them;
 - `checkpoint.json`: the leaves' paths, dtypes and shapes, the versions it was made with, and the caller's notes;
-- `SHA256SUMS` and `SHA256SUMS.sha256`: the checksum of every file, and that of the checksums, in the format of
-  `sha256sum -c`; without them, most altered bits of arrays would be loaded silently.
+- `SHA256SUMS` and `SHA256SUMS.sha256`: the checksums of `nnfx.checksums`, without which most altered bits of arrays
+  would be loaded silently.
 
 It is written under a temporary name and renamed once it is complete and on disk, so that a folder with a checkpoint's
 name is always a complete one. It contains only numbers and JSON: loading it executes nothing.
 """
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -27,7 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnfx import checks, distributed, paths
+from nnfx import checks, checksums, distributed, paths
+from nnfx.checksums import DamagedError
 
 __all__ = ["DamagedError", "Description", "load", "read", "save"]
 
@@ -35,17 +35,11 @@ FORMAT = 2
 """The version of the layout described above; any other is rejected."""
 DESCRIPTION = "checkpoint.json"
 """The file in which a checkpoint describes itself."""
-_ARRAYS, _SUMS, _SEAL = "arrays", "SHA256SUMS", "SHA256SUMS.sha256"
-_SHOWN = 20
-"""The largest number of differences that an error lists."""
+_ARRAYS = "arrays"
 _PATIENCE_SECONDS = 30 * 24 * 3600
 """How long Orbax may wait for itself: it reads the wall clock, which may be changed while it writes."""
 _NUMBER = "__float__"
 """The JSON key that marks an infinity or NaN, neither of which JSON has."""
-
-
-class DamagedError(ValueError):
-    """Raised for a checkpoint whose files are not those that were written."""
 
 
 class Description(NamedTuple):
@@ -99,8 +93,7 @@ def save(path: str | os.PathLike[str], tree: Any, about: Mapping[str, Any] | Non
         if arrays:
             _write(aside / _ARRAYS, arrays)
         (aside / DESCRIPTION).write_text(as_json(description))
-        (aside / _SUMS).write_text(_lines(_checksums(aside)))
-        (aside / _SEAL).write_text(_lines({_SUMS: _checksum(aside / _SUMS)}))
+        checksums.write(aside)
         for file in aside.rglob("*"):
             paths.sync(file)
         paths.sync(aside)
@@ -124,7 +117,7 @@ def read(path: str | os.PathLike[str]) -> Description:
     path = paths.absolute("path", path)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: expected the folder of a checkpoint, got none")
-    _verify(path)
+    checksums.verify(path)
     try:
         return described(path)
     except (AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -183,7 +176,9 @@ def load_as(path: str | os.PathLike[str], expected: Callable[[Description], Any]
         lines = [
             f"{name}: expected {wished.get(name, 'nothing')}, got {got.get(name, 'nothing')}" for name in differing
         ]
-        raise ValueError(f"{path}: expected the leaves of this run, got others:\n  {_listed(lines, chr(10) + '  ')}\n")
+        raise ValueError(
+            f"{path}: expected the leaves of this run, got others:\n  {checks.listed(lines, chr(10) + '  ')}\n"
+        )
     leaves = _stored(path, got, wanted)
     return description, jax.tree.unflatten(jax.tree.structure(like), leaves)
 
@@ -352,46 +347,6 @@ def _alone() -> Iterator[None]:
         context.multiprocessing.active_processes = {jax.process_index()}
     with context:
         yield
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _checksums(path: Path) -> dict[str, str]:
-    files = (file for file in path.rglob("*") if not file.is_dir())
-    named = {file.relative_to(path).as_posix(): file for file in files}
-    return {name: _checksum(file) for name, file in sorted(named.items()) if name not in (_SUMS, _SEAL)}
-
-
-def _lines(checksums: Mapping[str, str]) -> str:
-    """Return checksums in the format of `sha256sum`."""
-    return "".join(f"{checksum}  {name}\n" for name, checksum in checksums.items())
-
-
-def _verify(path: Path) -> None:
-    """Raise if a file is missing, additional or altered."""
-    for name in (_SUMS, _SEAL):
-        if not (path / name).is_file():
-            raise DamagedError(f"{path}: expected a complete checkpoint, got one without {name}")
-    if (path / _SEAL).read_bytes() != _lines({_SUMS: _checksum(path / _SUMS)}).encode():
-        raise DamagedError(f"{path}: expected {_SUMS} with the checksum in {_SEAL}, got another")
-    lines = (path / _SUMS).read_text().splitlines()
-    wanted = {name: checksum for checksum, _, name in (line.partition("  ") for line in lines)}
-    got = _checksums(path)
-    problems = [
-        *(f"{name} is missing" for name in sorted(wanted.keys() - got.keys())),
-        *(f"{name} is unexpected" for name in sorted(got.keys() - wanted.keys())),
-        *(f"{name} is altered" for name in sorted(wanted.keys() & got.keys()) if wanted[name] != got[name]),
-    ]
-    if problems:
-        raise DamagedError(f"{path}: expected the files as they were written, got changes: {_listed(problems, ', ')}")
-
-
-def _listed(lines: list[str], separator: str) -> str:
-    more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-    return separator.join([*lines[:_SHOWN], *more])
 
 
 def _placed(array: np.ndarray, like: Any) -> Any:

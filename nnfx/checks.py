@@ -166,3 +166,13 @@ def class_labels(name: str, value: Any, classes: int) -> None:
         low, high = int(value.min()), int(value.max())
     if low < 0 or high >= classes:
         raise ValueError(f"{name}: expected labels from 0 to {classes - 1}, got labels from {low} to {high}")
+
+
+def listed(lines: list[str], separator: str, most: int = 20) -> str:
+    """Join the first few of many lines for a message, and say how many more there are.
+
+    >>> listed(["a is missing", "b is altered", "c is altered"], ", ", most=2)
+    'a is missing, b is altered, and 1 more'
+    """
+    more = [f"and {len(lines) - most} more"] if len(lines) > most else []
+    return separator.join([*lines[:most], *more])

@@ -14,7 +14,7 @@ import pytest
 
 import nnfx
 from nnfx import compatibility
-from nnfx.data import batching
+from nnfx.data.permutation import permutation
 
 ROOT = Path(__file__).parent.parent
 
@@ -132,7 +132,7 @@ def test_a_key_decides_the_same_bits_in_every_release():
     data = nnfx.data.titanic("fare", "age", key=jax.random.key(1), valid_fraction=0.25)
     models = {"mlp": (nnfx.models.mlp((16,)), (1, 2)), "lenet": (nnfx.models.lenet(), (1, 28, 28, 1))}
     drawn = {
-        "order": batching.permutation(key, 1000),
+        "order": permutation(key, 1000),
         "draws": jax.random.normal(key, (1000,)),
         "data": (data.train, data.valid),
         **{name: model.init(key, jnp.zeros(shape)) for name, (model, shape) in models.items()},

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BASE = {"arrays", "bounds", "checks", "memo", "optimizers", "paths", "shards", "trees", "types"}
+BASE = {"arrays", "bounds", "checks", "mapping", "memo", "optimizers", "paths", "shards", "trees", "types"}
 RULES = {"averaging", "regularizers", "schedules", "stopping"}
 MIDDLE = {"activations", "augment", "calibration", "data", "losses", "metrics", "ops", *RULES}
 MAY_IMPORT = {
     "checks": set(),
     "bounds": {"checks"},
+    "mapping": set(),
     "memo": set(),
     "arrays": {"checks"},
     "paths": {"checks"},
@@ -30,13 +31,13 @@ MAY_IMPORT = {
     "distributed": {"checks"},
     "training": BASE | {"averaging", "data", "distributed", "losses", "metrics", "saving", "stopping"},
     "saving": BASE | {"checkpoint", "data", "training"},
-    "checkpoint": BASE | {"distributed"},
-    "host": BASE | {"checkpoint", "data", "distributed", "stopping", "training"},
-    "scale": BASE | {"calibration", "data", "distributed", "stopping", "tables", "training"},
-    "sweeps": BASE | {"data", "host", "scale", "training"},
-    "insight": BASE | MIDDLE | {"models", "scale", "tables", "training"},
-    "forecasting": BASE | {"data", "losses", "metrics", "models", "ops", "scale", "tables", "training"},
-    "sklearn": BASE | {"data", "distributed", "losses", "models", "regularizers", "scale", "training"},
+    "checksums": {"checks"},
+    "checkpoint": BASE | {"checksums", "distributed"},
+    "sessions": BASE | {"checkpoint", "data", "distributed", "stopping", "training"},
+    "sweeps": BASE | {"calibration", "data", "distributed", "sessions", "stopping", "tables", "training"},
+    "insight": BASE | MIDDLE | {"models", "tables", "training"},
+    "forecasting": BASE | {"data", "losses", "metrics", "models", "ops", "tables", "training"},
+    "sklearn": BASE | {"data", "distributed", "losses", "models", "regularizers", "sweeps", "training"},
     "compatibility": set(),
     "cpu": {"checks", "paths"},
 }

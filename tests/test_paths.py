@@ -9,7 +9,7 @@ import pytest
 import nnfx
 from nnfx import checkpoint, paths
 from nnfx.data import formats
-from nnfx.host.checkpoints import Checkpoints
+from nnfx.sessions.checkpoints import Checkpoints
 
 
 def test_relative_paths_belong_to_the_folder_they_were_given_in(tmp_path, monkeypatch):

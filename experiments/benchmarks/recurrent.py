@@ -27,7 +27,7 @@ import nnfx
 from experiments.benchmarks import steps
 from experiments.benchmarks.steps import Run, Task, with_members, with_nnfx
 from experiments.benchmarks.timing import Row, Timed
-from nnfx.models import layouts
+from nnfx.models import conversion
 from nnfx.types import Array, Params
 
 GRADIENTS_APART = 1e-4
@@ -198,7 +198,7 @@ def with_flax(problem: Problem, task: Task) -> Peer:
 
     net: Any = Net()
     batch = task.parts()[0]
-    params = {**layouts.to_flax(task.params), "output": task.params["output"]}
+    params = {**conversion.to_flax(task.params), "output": task.params["output"]}
 
     def loss_of(params: Params, x: Array, y: Array) -> Array:
         return jnp.square(net.apply({"params": params}, x)[:, 0] - y).mean()
@@ -206,7 +206,7 @@ def with_flax(problem: Problem, task: Task) -> Peer:
     def gradient() -> Params:
         found = jax.jit(jax.grad(loss_of))(params, batch.inputs, batch.targets)
         layers = {name: layer for name, layer in found.items() if name != "output"}
-        return {**layouts.from_flax(layers), "output": found["output"]}
+        return {**conversion.from_flax(layers), "output": found["output"]}
 
     return Peer(steps.with_optax(loss_of, params, task.batches), gradient)
 
@@ -223,7 +223,7 @@ def with_torch(problem: Problem, task: Task) -> Peer:
     recurrent = layer(problem.inputs, problem.hidden, num_layers=problem.layers, batch_first=True)
     dense = torch.nn.Linear(problem.hidden, 1)
     layers = {name: layer for name, layer in task.params.items() if name != "output"}
-    recurrent_weights = {name: torch.tensor(array) for name, array in layouts.to_torch({"params": layers}).items()}
+    recurrent_weights = {name: torch.tensor(array) for name, array in conversion.to_torch({"params": layers}).items()}
     output = {name: torch.tensor(np.asarray(array)) for name, array in task.params["output"].items()}
     for i in range(problem.layers):
         bias = getattr(recurrent, f"bias_hh_l{i}")
@@ -250,7 +250,7 @@ def with_torch(problem: Problem, task: Task) -> Peer:
         recurrent.zero_grad()
         dense.zero_grad()
         loss_of(*pairs[0]).backward()
-        found = layouts.from_torch({name: value.grad.numpy() for name, value in recurrent.named_parameters()})
+        found = conversion.from_torch({name: value.grad.numpy() for name, value in recurrent.named_parameters()})
         return {**found["params"], "output": {"kernel": dense.weight.grad.numpy().T, "bias": dense.bias.grad.numpy()}}
 
     return Peer(steps.with_torch(loss_of, parameters, start, pairs), gradient)
@@ -280,7 +280,7 @@ def with_keras(problem: Problem, task: Task) -> Peer:
     def gradient() -> Params:
         return from_keras(jax.jit(jax.grad(loss_of))(list(map(jnp.asarray, weights))))
 
-    weights = layouts.to_keras({"params": task.params})
+    weights = conversion.to_keras({"params": task.params})
     return Peer(steps.with_keras(model, "mean_squared_error", weights, task.batches), gradient)
 
 

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 import nnfx
 from experiments.benchmarks.timing import Row, System, Timed, compare, report, seconds_of
-from nnfx.scale.mapping import one_by_one
+from nnfx.mapping import one_by_one
 from nnfx.types import Array, Params, PerExample, Step
 
 RATE = 1e-3

@@ -31,7 +31,7 @@ from nnfx.data.prepare import Data
 from nnfx.forecasting.heads import POINT, Head
 from nnfx.forecasting.values import in_floats, on_hand
 from nnfx.forecasting.windows import Scaler, Windows, as_data
-from nnfx.scale.mapping import map_points
+from nnfx.mapping import map_points
 from nnfx.tables import table
 from nnfx.training import hyperparameters
 from nnfx.training.fit import Fit

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from nnfx import checks, memo
+from nnfx import checks, mapping, memo
 from nnfx.insight import objective
-from nnfx.scale import mapping
 from nnfx.tables import table
 from nnfx.types import Array, Batch, Model, PerExample, Variables
 

@@ -11,9 +11,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
-from nnfx import checks, memo
+from nnfx import checks, mapping, memo
 from nnfx.insight import objective
-from nnfx.scale import mapping
 from nnfx.types import Array, Batch, Model, Params, PerExample, Variables
 
 __all__ = ["Cut", "Landscape", "measure", "principal_cut", "random_cut", "through"]

@@ -1,6 +1,6 @@
 """Models as pure `init` / `apply` pairs: dense, convolutional and recurrent networks, and adapters."""
 
-from nnfx.models import initializers, layouts
+from nnfx.models import conversion, initializers
 from nnfx.models.adapters import from_equinox, from_haiku, from_linen, from_nnx
 from nnfx.models.convolutional import avg_pool, cnn, conv, lenet, max_pool, resnet
 from nnfx.models.dense import mlp, perceptron
@@ -16,13 +16,13 @@ __all__ = [
     "avg_pool",
     "cnn",
     "conv",
+    "conversion",
     "from_equinox",
     "from_haiku",
     "from_linen",
     "from_nnx",
     "gru",
     "initializers",
-    "layouts",
     "lenet",
     "load_safetensors",
     "lstm",

@@ -1,4 +1,4 @@
-"""Conversion of the parameters of recurrent layers to those of Flax's cells, and back; see `nnfx.models.layouts`."""
+"""Conversion of the parameters of recurrent layers to those of Flax's cells, and back; see `nnfx.models.conversion`."""
 
 from collections.abc import Mapping
 from typing import Any

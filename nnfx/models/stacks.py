@@ -1,6 +1,6 @@
 """The variables of dense, convolutional and recurrent networks as a list of layers in the order in which they follow.
 
-It is what conversions to and from other libraries have in common, see `nnfx.models.layouts`.
+It is what conversions to and from other libraries have in common, see `nnfx.models.conversion`.
 """
 
 import itertools

@@ -105,7 +105,7 @@ def pretrained(model: Model, variables: Variables) -> Model:
     Args:
         model: the model.
         variables: arrays by name, such as `run.variables` of another run, or what `load_safetensors` or
-            `nnfx.models.layouts.from_torch` returns: `{"params": ..., ...}`.
+            `nnfx.models.conversion.from_torch` returns: `{"params": ..., ...}`.
 
     Returns:
         The model, with another `init`.

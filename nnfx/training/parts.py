@@ -89,9 +89,9 @@ _ADAPTERS = {
     "equinox": "convert the module with nnfx.models.from_equinox(lambda key: Net(key=key))",
     "haiku": "convert the function of inputs, before hk.transform, with nnfx.models.from_haiku",
     "torch": "PyTorch does not run on JAX: make the network with nnfx.models, and convert its weights with"
-    " nnfx.models.layouts.from_torch",
+    " nnfx.models.conversion.from_torch",
     "keras": "Keras trains by itself: make the network with nnfx.models, and convert its weights with"
-    " nnfx.models.layouts.from_keras",
+    " nnfx.models.conversion.from_keras",
 }
 """What to do with a module of another library, by the package in which its class is defined."""
 

@@ -13,7 +13,7 @@ from sklearn.utils.class_weight import compute_class_weight
 import nnfx
 from nnfx.data.folds import Folds
 from nnfx.data.targets import as_classes
-from nnfx.scale.programs import Fixed, fold_data
+from nnfx.sweeps.programs import Fixed, fold_data
 
 RNG = np.random.default_rng(0)
 ROWS = 60
@@ -160,7 +160,7 @@ def test_folds_standardise_the_targets_of_their_own_rows():
     whole = nnfx.data.prepare(X, Y, standardize_targets=True)
     key = jax.random.key(0)
     result = nnfx.sweeps.sweep(train, whole, key=key, folds=2, learning_rate=[0.1], devices=jax.devices()[:1])
-    fold_of_row = np.asarray(nnfx.data.batching.permutation(jax.random.fold_in(key, 1), ROWS)) % 2
+    fold_of_row = np.asarray(nnfx.data.permutation.permutation(jax.random.fold_in(key, 1), ROWS)) % 2
     for row in result.rows:
         held_out = fold_of_row == row["fold"]
         by_hand = nnfx.data.prepare(

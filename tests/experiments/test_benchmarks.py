@@ -8,7 +8,7 @@ import pytest
 
 from experiments.benchmarks import cnn, fit, landscape, problems, recurrent, search, session, steps, sweep, timing
 from experiments.benchmarks.timing import System
-from nnfx.models import layouts
+from nnfx.models import conversion
 
 SMALL = problems.Problem(
     np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32), np.arange(60) % 2, (4,), "tanh", 16, 3
@@ -155,7 +155,7 @@ def test_steps_one_by_one_split_or_of_several_networks_have_the_same_losses():
 def test_weights_to_the_layout_of_keras_and_back(cell):
     params = PROBLEMS[cell].task().params
     jax.tree.map(
-        np.testing.assert_array_equal, recurrent.from_keras(layouts.to_keras({"params": params})), dict(params)
+        np.testing.assert_array_equal, recurrent.from_keras(conversion.to_keras({"params": params})), dict(params)
     )
 
 

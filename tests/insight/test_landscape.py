@@ -7,9 +7,8 @@ import pytest
 import sklearn.decomposition
 
 import nnfx
-from nnfx import losses, models
+from nnfx import losses, mapping, models
 from nnfx.insight import landscape, objective
-from nnfx.scale import mapping
 from nnfx.types import Batch
 
 KEY = jax.random.key(2)

@@ -289,8 +289,8 @@ def class_of(package):
         (eqx.nn.MLP(2, 1, 4, 1, key=jax.random.key(0)), "from_equinox"),
         (eqx.nn.MLP, "from_equinox"),
         (hk.transform(haiku_net), "from_haiku"),
-        (class_of("torch")(), "layouts.from_torch"),
-        (class_of("keras"), "layouts.from_keras"),
+        (class_of("torch")(), "conversion.from_torch"),
+        (class_of("keras"), "conversion.from_keras"),
     ],
 )
 def test_the_adapter_is_named_where_a_foreign_module_is_passed(foreign, hint):

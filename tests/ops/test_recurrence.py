@@ -9,7 +9,7 @@ from jax.sharding import AxisType, PartitionSpec
 from jax.test_util import check_grads
 
 from nnfx import ops
-from nnfx.models import layouts
+from nnfx.models import conversion
 from nnfx.ops import RecurrentWeights
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -71,7 +71,7 @@ def assert_close(actual, expected, tolerance=1e-5):
 def by_flax(name, inputs, weights, state, lengths=None, reverse=False):
     """Return the same computed with Flax's cells, which put an LSTM's memory before its hidden state."""
     layer = {"input_kernel": weights.inputs, "recurrent_kernel": weights.recurrent, "bias": weights.bias}
-    params = layouts.to_flax({"layer_0": layer})["layer_0"]
+    params = conversion.to_flax({"layer_0": layer})["layer_0"]
     cell = {"rnn": nn.SimpleCell, "lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell}[name](HIDDEN)
     carry = state[::-1] if name == "lstm" else state[0]
     network = nn.RNN(cell, return_carry=True, reverse=reverse, keep_order=True)

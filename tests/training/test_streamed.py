@@ -1,4 +1,4 @@
-"""Runs on data read batch by batch; `tests/host/test_streaming.py` compares them with runs in memory."""
+"""Runs on data read batch by batch; `tests/sessions/test_streaming.py` compares them with runs in memory."""
 
 import jax
 import numpy as np

@@ -1,0 +1,145 @@
+"""What identifies a run besides its key and hyper-parameters: its parts, its start, its data, and its means."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.stages import Lowered
+
+from nnfx import checkpoint
+from nnfx.sessions import fingerprint
+from nnfx.training.parts import Recipe
+
+DECIDING = ("nnfx", "jax", "jaxlib", "flax", "optax")
+"""The packages whose versions determine what is computed."""
+_TOLERANCE = 1e-4
+"""How far apart, relative to their size, the initial values that two releases draw with the same key may be."""
+_PERIOD, _AT_ONCE = 4099, 2**20
+
+Moments = Mapping[str, Sequence[float]]
+"""For arrays by path: the mean, the root mean square, and a sum with weights that depend on the position."""
+
+
+class Identity(NamedTuple):
+    """What determines a run bit for bit.
+
+    If the means are the same, the programs are compared, and have to be identical. With other means the same run gives
+    a different program, so its parts and its start are compared instead.
+
+    Attributes:
+        program: the checksum of what XLA is given to compile: start, layers, loss, optimizer, rules, and the numbers
+            fixed in them.
+        parts: what the run is made of, by path; see `nnfx.sessions.fingerprint`.
+        start: a description of the arrays that it starts from; empty until these have been computed.
+        data: dtype, shape and checksum of the arrays of the data, by path.
+        means: the versions and the kind of device that it is computed with, by name.
+    """
+
+    program: str
+    parts: Mapping[str, str]
+    start: Moments
+    data: Mapping[str, str]
+    means: Mapping[str, str]
+
+    @classmethod
+    def of(cls, recipe: Recipe, lowered: Sequence[Lowered], data: Mapping[str, str]) -> "Identity":
+        """Return the identity of a run, from the programs that start and advance it and a description of its data."""
+        versions = checkpoint.versions()
+        program = "".join(each.as_text() for each in lowered)
+        return cls(
+            program=hashlib.sha256(program.encode()).hexdigest()[:16],
+            parts=fingerprint.parts_of(recipe),
+            start={},
+            data=data,
+            means={**{name: versions[name] for name in DECIDING}, "device": jax.local_devices()[0].device_kind},
+        )
+
+    def differences(self, other: "Identity") -> list[str]:
+        """Return the ways in which another run differs from this one in its data, parts and start."""
+        lines = [
+            f"data.{name}: expected {self.data.get(name, 'nothing')}, got {other.data.get(name, 'nothing')}"
+            for name in {**self.data, **other.data}
+            if self.data.get(name) != other.data.get(name)
+        ]
+        if self.means == other.means:
+            # parts that are written differently but give the same program are the same
+            return (
+                lines if self.program == other.program else [*lines, *fingerprint.differences(self.parts, other.parts)]
+            )
+        changed = [name for name, mine in self.means.items() if other.means.get(name) != mine]
+        lines += fingerprint.differences(self.parts, other.parts, [*changed, "python"])
+        return lines or self._starts(other)
+
+    def other_program(self, other: "Identity") -> list[str]:
+        """Return a line for programs that differ although no part does; with different means, return nothing."""
+        if self.means != other.means or self.program == other.program:
+            return []
+        return [
+            f"program: expected {self.program}, got {other.program}: different initial values, layers, loss,"
+            " optimizer or rules, or a different number fixed in one of them"
+        ]
+
+    def _starts(self, other: "Identity") -> list[str]:
+        """Return the arrays in which the starts of the runs differ."""
+        if not self.start or not other.start:
+            return []
+        return [
+            f"start{name}: expected values with a mean of {mine[0]:.6g} and a size of {mine[1]:.6g}, got a mean"
+            f" of {theirs[0]:.6g} and a size of {theirs[1]:.6g}"
+            for name, mine in self.start.items()
+            if (theirs := other.start.get(name)) is not None and not _are_near(mine, theirs)
+        ]
+
+    def other_means(self, other: "Identity") -> list[str]:
+        """Return the means in which another run differs from this one."""
+        return [
+            f"{name} {mine}, now {other.means.get(name)}"
+            for name, mine in self.means.items()
+            if other.means.get(name) != mine
+        ]
+
+
+def words(tree: Any) -> dict[str, str]:
+    """Describe arrays, such as those of data, by path, so that different arrays differ; strings are left unchanged."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        if isinstance(leaf, str)
+        else fingerprint.array_words(np.asarray(leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def moments(tree: Any) -> dict[str, list[float]]:
+    """Describe arrays of numbers by path; different arrays get different descriptions, unless they are very close.
+
+    >>> moments({"w": np.array([3.0, -4.0])})["['w']"][:2]
+    [-0.5, 3.5355339059327378]
+    """
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        path: _moments(np.asarray(leaf).reshape(-1))
+        for path, leaf in leaves.items()
+        if leaf.size and not jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    }
+
+
+def _moments(values: np.ndarray) -> list[float]:
+    """Return the mean, the root mean square, and a weighted sum divided by the root of the number of values."""
+    weights = np.cos(np.arange(1, _PERIOD + 1))
+    sums = np.zeros(3)
+    with np.errstate(all="ignore"):
+        for begin in range(0, len(values), _AT_ONCE):
+            some = values[begin : begin + _AT_ONCE]
+            some = np.abs(some) if np.iscomplexobj(some) else some.astype(np.float64)
+            places = np.arange(begin, begin + len(some)) % _PERIOD
+            sums += [some.sum(), np.vdot(some, some), weights[places] @ some]
+        mean, square, mixed = sums / [len(values), len(values), math.sqrt(len(values))]
+        return [float(mean), float(np.sqrt(square)), float(mixed)]
+
+
+def _are_near(expected: Sequence[float], got: Sequence[float]) -> bool:
+    scale = expected[1] if math.isfinite(expected[1]) else 1.0
+    return np.allclose(expected, got, rtol=0, atol=_TOLERANCE * scale, equal_nan=True)

@@ -1,0 +1,375 @@
+"""Look after a program: resume it where it was interrupted, save and log it on the way, and respond to signals."""
+
+import contextlib
+import dataclasses
+import functools
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
+
+from jax.stages import Lowered
+
+from nnfx import distributed
+from nnfx.checkpoint import Description
+from nnfx.sessions import folder, signals
+from nnfx.sessions.checkpoints import Checkpoints
+from nnfx.sessions.evaluations import row_of
+from nnfx.sessions.folder import Owner
+from nnfx.sessions.identity import Identity, moments, words
+from nnfx.sessions.logs import Logs, Row, rows_in
+from nnfx.sessions.progress_bar import ProgressBar
+from nnfx.training.driver import History, Program, drive
+from nnfx.training.parts import Recipe
+from nnfx.types import Array, Hyper
+
+State = TypeVar("State")
+
+
+class Kept(Program[State], Protocol[State]):
+    """A program that can be saved and identified."""
+
+    @property
+    def kind(self) -> str:
+        """The kind of program."""
+
+    @property
+    def units_per_epoch(self) -> int:
+        """The number of units that an epoch has."""
+
+    @property
+    def shown(self) -> tuple[str, int]:
+        """What the progress bar counts, and how many of these a unit has."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """How its runs are made."""
+
+    @property
+    def key(self) -> Array:
+        """Its key."""
+
+    @property
+    def hyper(self) -> Hyper:
+        """Its hyper-parameters."""
+
+    @property
+    def data(self) -> Any:
+        """What its runs are trained on: arrays, and descriptions of arrays."""
+
+    @property
+    def lowered(self) -> list[Lowered]:
+        """What is compiled for it, on one device."""
+
+    def saved(self, state: State) -> tuple[Any, dict[str, Any]]:
+        """Return the arrays of a state, and the notes saved with them."""
+
+    def expected(self, noted: Mapping[str, Any]) -> Any:
+        """Return arrays like those that were saved with these notes."""
+
+    def restored(self, arrays: Any, noted: Mapping[str, Any]) -> State:
+        """Return the saved state."""
+
+    def epochs(self, state: State) -> int:
+        """Return how many epochs have ended."""
+
+    def history(self, state: State, since: int) -> History:
+        """Return each metric for the epochs that have ended after the first `since`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Keeper:
+    """How a program is looked after; see `nnfx.session`.
+
+    Attributes:
+        out: the folder.
+        save_every_seconds: save once this many seconds have passed.
+        keep_last: how many of the newest checkpoints to keep.
+        keep_best: how many of those with the lowest loss to keep in addition.
+        skip_damaged: whether to set aside checkpoints that cannot be used.
+        progress: whether to show a progress bar.
+        tensorboard: whether to write logs for TensorBoard.
+        json_lines: whether to write logs as lines of JSON.
+        log: called with each row of the logs; or None.
+        evaluate_every: the number of epochs from one evaluation to the next.
+        save_every: save at the multiples of each of these numbers of units.
+    """
+
+    out: Path
+    save_every_seconds: float | None
+    keep_last: int = 2
+    keep_best: int = 1
+    skip_damaged: bool = False
+    progress: bool = True
+    tensorboard: bool = False
+    json_lines: bool = False
+    log: Callable[[Row], object] | None = None
+    evaluate_every: int = 1
+    save_every: tuple[int, ...] = ()
+
+    def __call__(
+        self,
+        program: Kept[State],
+        *,
+        evaluate: Callable[[State], Any] | None = None,
+        look: Callable[[State], None] | None = None,
+    ) -> State:
+        """Run a program to its end, from where it was interrupted.
+
+        Args:
+            program: what to run.
+            evaluate: returns numbers by name for a state between two epochs; or None.
+            look: called with the state after each piece; or None.
+
+        Returns:
+            The state at the end.
+        """
+        return _Keeping(self, program, evaluate, look).run()
+
+
+def run(program: Kept[State], look: Callable[[State], None], title: str | None = None) -> State:
+    """Run a program to its end, without a folder.
+
+    Args:
+        program: what to run.
+        look: called with the state after each piece.
+        title: the title of the progress bar; None to show no bar.
+
+    Returns:
+        The state at the end.
+    """
+    state, shown = program.start(), 0
+    bar = None if title is None else _bar(title, program, state)
+    with contextlib.nullcontext() if bar is None else contextlib.closing(bar):
+        for progress in drive(program, state, is_hurried=bar is not None):
+            state = progress.state
+            if bar is not None:
+                rows = rows_of(program.history(state, shown), shown)
+                shown += len(rows)
+                bar.show(progress.done * program.shown[1], rows)
+            look(state)
+    return state
+
+
+def _bar(title: str, program: Kept[State], state: State) -> ProgressBar:
+    unit, each = program.shown
+    return ProgressBar(title, program.recipe.epochs, program.done(state) * each, program.total * each, unit)
+
+
+class Snapshot(NamedTuple):
+    """The arrays of a checkpoint.
+
+    Attributes:
+        key: the program's key.
+        hyper: its hyper-parameters.
+        state: the arrays of its state.
+    """
+
+    key: Array
+    hyper: Hyper
+    state: Any
+
+
+class _Keeping(Generic[State]):
+    """A program while it is being looked after."""
+
+    state: State
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        program: Kept[State],
+        evaluate: Callable[[State], Any] | None,
+        look: Callable[[State], None] | None,
+    ) -> None:
+        self.keeper, self.program, self.evaluate, self.look = keeper, program, evaluate, look
+        identity = Identity.of(program.recipe, program.lowered, words(program.data))
+        self.owner = Owner(program.kind, program.key, program.hyper, identity)
+        self.seconds = 0.0
+        self.evaluations: list[Row] = []
+
+    def run(self) -> State:
+        """Run from the newest checkpoint, or from the start, to the end or until asked to leave."""
+        keeper, program, out = self.keeper, self.program, self.keeper.out
+        if distributed.is_first():
+            folder.require_usable(out, self.owner)
+        note_saved = partial(folder.note_saved, out, self.owner)
+        kept = {"keep_last": keeper.keep_last, "keep_best": keeper.keep_best}
+        with (
+            Checkpoints(out / "checkpoints", **kept, unit=self.owner.unit, on_saved=note_saved) as checkpoints,
+            signals.caught() as asked,
+        ):
+            self._resume(checkpoints)
+            if not self._is_read_only(checkpoints):
+                if distributed.is_first():
+                    note_saved() if program.done(self.state) else folder.note(out, self.owner, saved=False)
+                with self._logs() as logs:
+                    self._go_on(checkpoints, logs, asked)
+            checkpoints.wait()
+            distributed.wait()
+            newest = checkpoints.paths()[-1]
+        if ending := distributed.agree([*asked]):
+            epochs = f"epoch {program.epochs(self.state)} of {program.recipe.epochs}"
+            leave(ending[0], f"stopped after {epochs}, saved as {newest}")
+        return self.state
+
+    def _resume(self, checkpoints: Checkpoints) -> None:
+        """Take the state of the newest checkpoint, or the initial state if there is none."""
+        program, out = self.program, self.keeper.out
+        start = functools.cache(program.start)
+
+        def of_start() -> dict[str, list[float]]:
+            return moments(program.saved(start())[0])
+
+        def expected(description: Description) -> Snapshot:
+            folder.require_same(out, description.about, self.owner, of_start)
+            return Snapshot(program.key, program.hyper, program.expected(description.about))
+
+        found = checkpoints.resume(expected, skip_damaged=self.keeper.skip_damaged)
+        if found is None:
+            self.state = start()
+            self.owner = self.owner.starting_from(of_start())
+            return
+        path, description, snapshot = found
+        about = description.about
+        warn_of_other_means(path, about, self.owner)
+        self.state = program.restored(snapshot.state, about)
+        epochs = program.epochs(self.state)
+        if epochs > program.recipe.epochs:
+            raise ValueError(f"epochs: expected at least the {epochs} of {path}, got {program.recipe.epochs}")
+        self.owner, self.seconds = self.owner.starting_from(about["start"]), about["seconds"]
+        logged = rows_in(out / "evaluation.csv") if distributed.is_first() else []
+        rows = {row["epoch"]: row for row in [*about["evaluations"], *logged] if row["epoch"] <= epochs}
+        self.evaluations = distributed.agree([rows[epoch] for epoch in sorted(rows)])
+
+    def _is_read_only(self, checkpoints: Checkpoints) -> bool:
+        """Return whether nothing can be written, which is fine if the run's end is saved; every process has to call it.
+
+        Raises:
+            OSError: if nothing can be written and the run has not ended.
+        """
+        if not distributed.agree(checkpoints.unwritable is not None):
+            return False
+        if not self.program.has_ended(self.state):
+            raise checkpoints.unwritable or PermissionError(f"{checkpoints.folder}: expected a writable folder")
+        return True
+
+    def _go_on(self, checkpoints: Checkpoints, logs: Logs, asked: list[signal.Signals]) -> None:
+        """Drive the program to its end, or until asked to leave, and look after it between pieces."""
+        keeper, program = self.keeper, self.program
+        saved, saved_at, logged = program.done(self.state), time.monotonic(), program.epochs(self.state)
+        pauses = [*keeper.save_every, *([self._evaluate_every] if self.evaluate else [])]
+
+        def save() -> None:
+            nonlocal saved, saved_at
+            done = program.done(self.state)
+            if done != saved:
+                self._save(checkpoints, done)
+                saved, saved_at = done, time.monotonic()
+
+        try:
+            self._evaluate(logs)  # in case that failed, or was interrupted
+            for progress in drive(program, self.state, seconds=self.seconds, pause_every=pauses):
+                self.state, self.seconds = progress.state, progress.seconds
+                rows = rows_of(program.history(self.state, logged), logged)
+                logged += len(rows)
+                logs.history(rows, progress.done)
+                is_due = any(progress.done % every == 0 for every in keeper.save_every)
+                if keeper.save_every_seconds is not None:
+                    is_due |= time.monotonic() - saved_at >= keeper.save_every_seconds
+                if is_due or program.has_ended(self.state):
+                    save()
+                if self.look is not None:
+                    self.look(self.state)
+                self._evaluate(logs)
+                if distributed.agree(bool(asked)):
+                    break
+        except (Exception, SystemExit) as error:
+            # keep what has been done, whatever the error; only a second Ctrl-C ends at once
+            try:
+                save()
+            except OSError as unsaved:
+                error.add_note(str(unsaved))
+            raise
+        save()
+
+    def _save(self, checkpoints: Checkpoints, done: int) -> None:
+        arrays, noted = self.program.saved(self.state)
+        epochs = self.program.epochs(self.state)
+        latest = self.program.history(self.state, max(epochs - 1, 0))
+        losses = [*latest.get("valid_loss", latest.get("train_loss", [])), float("nan")]
+        about = {**self.owner.notes, "seconds": self.seconds, "evaluations": [*self.evaluations], **noted}
+        snapshot = Snapshot(self.program.key, self.program.hyper, arrays)
+        checkpoints.save(done, snapshot, loss=float(losses[0]), about=about)
+
+    @property
+    def _evaluate_every(self) -> int:
+        return self.keeper.evaluate_every * self.program.units_per_epoch
+
+    def _evaluate(self, logs: Logs) -> None:
+        """Measure what the user wants measured, at most once per epoch."""
+        done, epoch = self.program.done(self.state), self.program.epochs(self.state)
+        is_due = done and (done % self._evaluate_every == 0 or self.program.has_ended(self.state))
+        before = self.evaluations[-1] if self.evaluations else {}
+        if self.evaluate is None or not is_due or before.get("epoch") == epoch:
+            return
+        row = row_of(self.evaluate(self.state), epoch, before)
+        self.evaluations.append(row)
+        logs.evaluation([row])
+
+    @contextlib.contextmanager
+    def _logs(self) -> Iterator[Logs]:
+        """Open the logs, with what is known so far; only the first process does."""
+        keeper, program = self.keeper, self.program
+        if not distributed.is_first():
+            yield Logs()
+            return
+        known = rows_of(program.history(self.state, 0), 0)
+        evaluations = None if self.evaluate is None else self.evaluations
+        with contextlib.ExitStack() as stack:
+            logs = Logs.open(
+                stack,
+                keeper.out,
+                known,
+                evaluations,
+                tensorboard=keeper.tensorboard,
+                json_lines=keeper.json_lines,
+                call=keeper.log,
+            )
+            if keeper.progress:
+                bar = stack.enter_context(contextlib.closing(_bar(keeper.out.name, program, self.state)))
+                logs = logs._replace(bar=bar, shown_per_unit=program.shown[1])
+            yield logs
+
+
+def rows_of(history: Mapping[str, Any], before: int) -> list[Row]:
+    """Return one row per epoch.
+
+    >>> rows_of({"train_loss": [2.0, 1.0]}, 3)
+    [{'epoch': 4, 'train_loss': 2.0}, {'epoch': 5, 'train_loss': 1.0}]
+    """
+    epochs = len(next(iter(history.values()))) if history else 0
+    return [{"epoch": before + i + 1, **{name: values[i] for name, values in history.items()}} for i in range(epochs)]
+
+
+def warn_of_other_means(path: Path, saved: Mapping[str, Any], owner: Owner) -> None:
+    """Warn about a checkpoint that was computed with other versions or on another kind of device."""
+    identity = Identity(**{name: saved[name] for name in Identity._fields})
+    if others := identity.other_means(owner.identity):
+        warnings.warn(
+            f"{path}: saved with {', '.join(others)}: the run resumes, but may not end with the same bits",
+            stacklevel=7,
+        )
+
+
+def leave(asked: int, where: str) -> NoReturn:
+    """End as the signal asks, and print how to continue."""
+    if distributed.is_first():
+        print(f"{signal.Signals(asked).name}: {where}; the same call resumes from there", file=sys.stderr, flush=True)
+    if asked == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + asked)

@@ -1,0 +1,293 @@
+"""Where the numbers of a run go while it is running: CSV and JSON files, TensorBoard, and functions of the user."""
+
+import collections
+import contextlib
+import csv
+import io
+import itertools
+import json
+import math
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Container, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple, Protocol
+
+from nnfx import paths
+from nnfx.sessions.progress_bar import ProgressBar
+
+Row = Mapping[str, Any]
+"""Numbers by name, including the epoch after which they were measured."""
+
+
+class Log(Protocol):
+    """Takes rows as they come."""
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Take at least one more row; all rows have the same names."""
+
+    def close(self) -> None:
+        """Release files and the screen."""
+
+
+class FileLog:
+    """A file to which whole rows are appended, so that no earlier row is lost if the process is killed.
+
+    Args:
+        path: the path of the file: `.csv`, or `.jsonl` for a line of JSON per row. Its contents are replaced by the
+            known rows.
+        rows: the rows known when a run resumes.
+    """
+
+    def __init__(self, path: Path, rows: Sequence[Row]) -> None:
+        self._text = _json_lines if path.suffix == ".jsonl" else _csv
+        text = (self._text(rows, has_header=True) if rows else "").encode()
+        if path.is_symlink() or not path.is_file() or path.read_bytes() != text:
+            with paths.replace(path) as aside:
+                aside.write_bytes(text)
+        self._is_empty = not rows
+        self._path, self._file = path, paths.append(path)
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Append rows.
+
+        Raises:
+            OSError: if they cannot be written.
+        """
+        text = self._text(rows, has_header=self._is_empty).encode()
+        self._is_empty = False
+        try:
+            _write(self._file, text)
+        except OSError as error:
+            raise OSError(f"{self._path}: expected rows to be appended, got {error}") from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def rows_in(path: Path) -> list[Row]:
+    """Return the complete rows of a CSV file as numbers; none if the file is missing or cannot be read."""
+    try:
+        lines = path.read_text().rpartition("\n")[0].splitlines()
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines, strict=True)]
+        return [{**row, "epoch": int(row["epoch"])} for row in rows]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, csv.Error):
+        return []
+
+
+def _write(file: IO[bytes], content: bytes) -> None:
+    """Write all of the content to an unbuffered file, which may take only part of it at a time."""
+    while content:
+        content = content[file.write(content) :]
+
+
+def _json_lines(rows: Sequence[Row], has_header: bool) -> str:
+    """Return rows as lines of JSON, which has no NaN and no infinity: these become null."""
+    del has_header
+    numbers = ({name: float(value) for name, value in row.items()} | {"epoch": row["epoch"]} for row in rows)
+    known = ({name: value if math.isfinite(value) else None for name, value in row.items()} for row in numbers)
+    return "".join(json.dumps(row, allow_nan=False) + "\n" for row in known)
+
+
+def _csv(rows: Sequence[Row], has_header: bool) -> str:
+    """Return rows as CSV, with enough digits to tell every number from its neighbours."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    if has_header:
+        writer.writeheader()
+    writer.writerows({name: str(value) for name, value in row.items()} for row in rows)
+    return text.getvalue()
+
+
+class TensorBoardLog:
+    """A file for TensorBoard, next to those written before.
+
+    Each number is written once per epoch, however often a run resumes, so that every reader finds it once.
+
+    Args:
+        folder: the folder of the file.
+        rows: the rows known when a run resumes; the missing ones are written.
+
+    Raises:
+        ModuleNotFoundError: if TensorBoard is not installed.
+    """
+
+    _numbers = itertools.count()
+
+    def __init__(self, folder: Path, rows: Sequence[Row] = ()) -> None:
+        try:
+            from tensorboard.summary.writer.record_writer import RecordWriter
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "tensorboard: required to write logs for it; not installed: pip install tensorboard"
+            ) from error
+        self._folder, self._writer_of = folder, RecordWriter
+        self._file: IO[bytes] | None = None
+        self._written = _scalars_in(folder)
+        self.add(rows)
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Write rows.
+
+        Raises:
+            OSError: if they cannot be written.
+        """
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+
+        events = []
+        for row in rows:
+            epoch = row["epoch"]
+            new = [name for name in row if name != "epoch" and epoch not in self._written[name]]
+            values = [summary_pb2.Summary.Value(tag=name, simple_value=float(row[name])) for name in new]
+            if values:
+                summary = summary_pb2.Summary(value=values)
+                events.append(event_pb2.Event(wall_time=time.time(), step=epoch, summary=summary))
+            for name in new:
+                self._written[name].add(epoch)
+        if not events:
+            return
+        try:
+            if self._file is None:
+                self._file = self._opened()
+                events.insert(0, event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
+            records = io.BytesIO()
+            writer = self._writer_of(records)
+            for event in events:
+                writer.write(event.SerializeToString())
+            _write(self._file, records.getvalue())
+        except OSError as error:
+            raise OSError(f"{self._folder}: expected logs to be written, got {error}") from error
+
+    def _opened(self) -> IO[bytes]:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        host = re.sub(r"[^\w.-]", "_", socket.gethostname())
+        name = f"events.out.tfevents.{int(time.time()):010d}.{host}.{os.getpid()}.{next(self._numbers)}"
+        return paths.append(self._folder / name, is_new=True)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+class CallLog:
+    """A function that is called with each row, as Python numbers by name.
+
+    Args:
+        function: the function; what it returns is ignored.
+    """
+
+    def __init__(self, function: Callable[[Row], object]) -> None:
+        self._function = function
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Call the function."""
+        for row in rows:
+            self._function({name: value if name == "epoch" else float(value) for name, value in row.items()})
+
+    def close(self) -> None:
+        """Do nothing: the function belongs to the user."""
+
+
+class Apart:
+    """A log that receives rows under names of their own if other rows have the same names.
+
+    Args:
+        log: the log.
+        names: the names of the other rows.
+    """
+
+    def __init__(self, log: Log, names: Container[str]) -> None:
+        self._log, self._names = log, names
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Pass rows on."""
+        self._log.add(
+            [
+                {f"evaluation/{name}" if name in self._names else name: value for name, value in row.items()}
+                for row in rows
+            ]
+        )
+
+    def close(self) -> None:
+        """Leave the log open, for the other rows."""
+
+
+def _scalars_in(folder: Path) -> dict[str, set[int]]:
+    """Return the steps that a folder has for each name, as far as its files can be read."""
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto import event_pb2
+
+    steps: dict[str, set[int]] = collections.defaultdict(set)
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        if path.is_file():
+            for record in RawEventFileLoader(str(path)).Load():
+                event = event_pb2.Event.FromString(record)
+                for value in event.summary.value:
+                    steps[value.tag].add(event.step)
+    return steps
+
+
+class Logs(NamedTuple):
+    """Where the rows of the epochs and those of the evaluations go, and the bar."""
+
+    of_history: Sequence[Log] = ()
+    of_evaluation: Sequence[Log] = ()
+    names: set[str] = set()  # noqa: RUF012 -- never added to if there are no logs
+    bar: ProgressBar | None = None
+    shown_per_unit: int = 1
+
+    @classmethod
+    def open(
+        cls,
+        stack: contextlib.ExitStack,
+        out: Path,
+        known: Sequence[Row],
+        evaluations: Sequence[Row] | None,
+        *,
+        tensorboard: bool,
+        json_lines: bool,
+        call: Callable[[Row], object] | None,
+    ) -> "Logs":
+        """Open the logs in a folder, to be closed by a stack.
+
+        Args:
+            stack: closes them.
+            out: the folder.
+            known: the rows of the epochs known when a run resumes.
+            evaluations: those of the evaluations; None if nothing is evaluated.
+            tensorboard: whether to write logs for TensorBoard.
+            json_lines: whether to write `.jsonl` files beside those in CSV.
+            call: a function that is called with each new row; or None.
+        """
+        names = {name for row in known[:1] for name in row if name != "epoch"}
+
+        def files(name: str, rows: Sequence[Row]) -> list[Log]:
+            suffixes = (".csv", ".jsonl") if json_lines else (".csv",)
+            return [stack.enter_context(contextlib.closing(FileLog(out / f"{name}{each}", rows))) for each in suffixes]
+
+        shared: list[Log] = []
+        if tensorboard:
+            shared.append(stack.enter_context(contextlib.closing(TensorBoardLog(out / "tensorboard", known))))
+            Apart(shared[0], names).add(evaluations or [])
+        if call is not None:
+            shared.append(CallLog(call))
+        history = [*shared, *files("history", known)]
+        evaluation = [Apart(log, names) for log in shared]
+        return cls(history, [*evaluation, *([] if evaluations is None else files("evaluation", evaluations))], names)
+
+    def history(self, rows: Sequence[Row], done: int) -> None:
+        """Log the rows of epochs that have ended, and show how much is done."""
+        for log in self.of_history if rows else ():
+            self.names.update(name for name in rows[0] if name != "epoch")
+            log.add(rows)
+        if self.bar is not None:
+            self.bar.show(done * self.shown_per_unit, rows)
+
+    def evaluation(self, rows: Sequence[Row]) -> None:
+        """Log the rows of an evaluation."""
+        for log in self.of_evaluation:
+            log.add(rows)

@@ -1,0 +1,336 @@
+"""Many runs as one program: seeds × folds × hyper-parameters, and successive halving.
+
+The runs, called members, form a table of groups (one for each seed and fold) by points (of hyper-parameters). The
+members of a group share its initial weights and the order of its data, so that only hyper-parameters differ between
+them. The host advances all of them by a chunk of epochs at a time, and packs those still running into a smaller table
+once most have ended.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jax.typing import ArrayLike
+
+from nnfx import checks, paths
+from nnfx.data.prepare import Data
+from nnfx.sessions.keeper import Keeper, run
+from nnfx.sweeps.ensemble import Ensemble
+from nnfx.sweeps.members import Members
+from nnfx.sweeps.points import LogUniform, Points, Uniform, chosen, draw, grid, number_of
+from nnfx.sweeps.programs import MEMBERS
+from nnfx.sweeps.progress import Progress
+from nnfx.sweeps.result import Member, Sweep, collect
+from nnfx.sweeps.table import Table
+from nnfx.training import hyperparameters, validate
+from nnfx.training.data_parallel import AXIS
+from nnfx.training.fit import Fit
+from nnfx.training.run import Run
+from nnfx.types import Array
+
+__all__ = [
+    "Ensemble",
+    "LogUniform",
+    "Member",
+    "Points",
+    "Progress",
+    "Sweep",
+    "Uniform",
+    "draw",
+    "grid",
+    "successive_halving",
+    "sweep",
+]
+
+
+def sweep(
+    fit: Fit,
+    data: Data,
+    *,
+    key: Array,
+    seeds: int = 1,
+    folds: int | None = None,
+    points: Any = None,
+    epochs_per_chunk: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    devices_per_member: int = 1,
+    at_once: int | None = None,
+    memory: int | None = None,
+    on_chunk: Callable[[Progress], None] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    save_every_seconds: float | None = 60.0,
+    skip_damaged: bool = False,
+    progress: bool | str | None = None,
+    tensorboard: bool = False,
+    **values: ArrayLike | Uniform | LogUniform,
+) -> Sweep:
+    """Train one run for each seed, fold and point of hyper-parameters.
+
+    Args:
+        fit: the run, made by `nnfx.fit`.
+        data: what every member is trained on.
+        key: a typed key; seed i is `fold_in(key, i)`.
+        seeds: how many seeds.
+        folds: K, to hold out each of K parts of `data.train` in turn; standardised features are standardised
+            again from the remaining parts. None to use `data.valid`.
+        points: the hyper-parameters of each point: columns by name, such as those returned by `nnfx.sweeps.draw`, a
+            data frame, or a list of dictionaries; or else
+        **values: values for each hyper-parameter, every combination of which is a point; or, if `points` is the number
+            of points to draw, `Uniform` and `LogUniform` ranges. Without either, members differ only in seed and fold.
+        epochs_per_chunk: after how many epochs the host checks which members have stopped. By default a tenth of the
+            run if it has stopping rules, else the whole run.
+        devices: the devices over which the members are spread; by default all devices of this process.
+        devices_per_member: over how many of them the batches of each member are split, as by `nnfx.data_parallel`: for
+            models too large to train many at once.
+        at_once: how many members a device trains side by side; the others follow in a loop of the same program. By
+            default all of them, but only one on CPUs if members that read long sequences or make many feature maps
+            would push each other out of the caches.
+        memory: the bytes that each device may use; by default most of its free memory. A sweep that needs more, as
+            estimated by the compiler, runs in slices: each chunk for some members first and then for others.
+        on_chunk: called with a `Progress` each time the host has checked which members have stopped.
+        out: a folder for this sweep alone, created if missing, in which the sweep is saved and logged as a run is by
+            `nnfx.session`. If it is killed at any moment, the same call goes on from the newest checkpoint to the same
+            result, bit for bit, or, on different devices, to the same members up to rounding. On Ctrl-C and SIGTERM a
+            checkpoint is saved. `history.csv` has how many members ran in each epoch, and the lowest and the median of
+            their losses; `members.csv` is the table that is returned. The call may ask for more epochs than before if
+            `epochs_per_chunk` is given.
+        save_every_seconds: save into `out` once this many seconds have passed; the end is saved in any case.
+        skip_damaged: whether to put checkpoints that cannot be used aside, and go on from the newest good one.
+        progress: whether to show a progress bar, if tqdm is installed, or the bar's title. By default a bar is shown if
+            `out` is given.
+        tensorboard: whether to write logs for TensorBoard into `out`.
+
+    Returns:
+        A table of the members, with their best weights; its `by_point` is the table of the points.
+
+    Raises:
+        TypeError, ValueError: as calling `fit` does, for ranges without a number of points, and for points of unequal
+            lengths or folds that do not suit the data.
+        MemoryError: if not even one member fits into memory.
+
+    Example:
+        >>> import nnfx, optax
+        >>> data = nnfx.data.titanic("fare", "age", key=jax.random.key(1), valid_fraction=0.25)
+        >>> train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=20)
+        >>> result = sweep(train, data, key=jax.random.key(0), seeds=3, learning_rate=[0.01, 0.1, 1.0])
+        >>> len(result.rows), result.best.row["learning_rate"]
+        (9, 1.0)
+    """
+    _check(fit, data, key, on_chunk)
+    if epochs_per_chunk is None:
+        epochs_per_chunk = max(1, fit.epochs // 10) if fit.rule_names else fit.epochs
+    checks.positive_integer("epochs_per_chunk", epochs_per_chunk)
+    mesh, tried = _mesh(devices, devices_per_member), chosen(key, points, values)
+    table = _table(fit, data, key, seeds, folds, tried, mesh, memory)
+    keeper, title = _keeper(out, save_every_seconds, skip_damaged, progress, tensorboard)
+    return _run(fit, table, epochs_per_chunk, {}, at_once, memory, keeper, title, on_chunk)
+
+
+def successive_halving(
+    fit: Fit,
+    data: Data,
+    *,
+    key: Array,
+    rungs: Sequence[int],
+    keep: float = 1 / 3,
+    seeds: int = 1,
+    folds: int | None = None,
+    points: Any = None,
+    devices: Sequence[jax.Device] | None = None,
+    devices_per_member: int = 1,
+    at_once: int | None = None,
+    memory: int | None = None,
+    on_chunk: Callable[[Progress], None] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    save_every_seconds: float | None = 60.0,
+    skip_damaged: bool = False,
+    progress: bool | str | None = None,
+    tensorboard: bool = False,
+    **values: ArrayLike | Uniform | LogUniform,
+) -> Sweep:
+    """Train all points a little, keep the better part at each rung, and train only the best to the end.
+
+    Points are ranked by their best held-out loss so far, averaged over seeds and folds; points with more members
+    without any finite loss rank behind those with fewer.
+
+    Args:
+        fit: the run, made by `nnfx.fit`.
+        data: what every member is trained on, with held-out data unless `folds` is given.
+        key: a typed key.
+        rungs: after how many epochs to drop points, increasing and below the epochs of the run.
+        keep: the fraction of the points kept at each rung, above 0 and below 1.
+        seeds: as for `sweep`.
+        folds: as for `sweep`.
+        points: as for `sweep`.
+        devices: as for `sweep`.
+        devices_per_member: as for `sweep`.
+        at_once: as for `sweep`.
+        memory: as for `sweep`.
+        on_chunk: as for `sweep`.
+        out: as for `sweep`.
+        save_every_seconds: as for `sweep`.
+        skip_damaged: as for `sweep`.
+        progress: as for `sweep`.
+        tensorboard: as for `sweep`.
+        **values: as for `sweep`.
+
+    Returns:
+        A table of the members; the column `reason` tells which were dropped.
+
+    Raises:
+        TypeError, ValueError: as for `sweep`, for rungs that do not increase, or if there are no held-out data.
+
+    Example:
+        >>> import nnfx, optax
+        >>> data = nnfx.data.titanic("fare", "age", key=jax.random.key(1), valid_fraction=0.25)
+        >>> train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=40)
+        >>> result = successive_halving(
+        ...     train, data, key=jax.random.key(0), rungs=(5, 10), keep=0.5, learning_rate=np.logspace(-3, 0, 8)
+        ... )
+        >>> sorted(row["epochs"] for row in result.rows)
+        [5, 5, 5, 5, 10, 10, 40, 40]
+
+    References:
+        Jamieson and Talwalkar, *Non-stochastic best arm identification and hyperparameter optimization*, 2016.
+    """
+    _check(fit, data, key, on_chunk)
+    if isinstance(rungs, str) or not isinstance(rungs, Sequence | np.ndarray):
+        raise TypeError(f"rungs: expected a sequence of epochs, such as (5, 10), got {checks.describe(rungs)}")
+    for i, rung in enumerate(rungs):
+        checks.positive_integer(f"rungs[{i}]", rung)
+    rungs = [int(rung) for rung in rungs]
+    if not rungs or rungs != sorted(set(rungs)) or rungs[-1] >= fit.epochs:
+        raise ValueError(f"rungs: expected epochs that increase and stay below {fit.epochs}, got {tuple(rungs)}")
+    checks.number("keep", keep, above=0, below=1)
+    if data.valid is None and folds is None:
+        raise ValueError("data.valid: expected held-out data to rank points by, got none")
+    mesh, tried = _mesh(devices, devices_per_member), chosen(key, points, values)
+    table = _table(fit, data, key, seeds, folds, tried, mesh, memory)
+    left = table.width
+    quotas = {}
+    for rung in rungs:
+        left = max(1, round(left * keep))
+        quotas[rung] = left
+    look_every = int(np.gcd.reduce([*rungs, fit.epochs]))
+    keeper, title = _keeper(out, save_every_seconds, skip_damaged, progress, tensorboard)
+    return _run(fit, table, look_every, quotas, at_once, memory, keeper, title, on_chunk)
+
+
+def _keeper(
+    out: str | os.PathLike[str] | None,
+    save_every_seconds: float | None,
+    skip_damaged: bool,
+    progress: bool | str | None,
+    tensorboard: bool,
+) -> tuple[Keeper | None, str | None]:
+    """Return the keeper of a sweep, or, without a folder, None and the title of its progress bar."""
+    title = progress if isinstance(progress, str) else "sweep"
+    if save_every_seconds is not None:
+        checks.number("save_every_seconds", save_every_seconds, minimum=0)
+    if out is None:
+        for name, given in {"skip_damaged": skip_damaged, "tensorboard": tensorboard}.items():
+            if given:
+                raise ValueError(f"{name}: expected a folder `out` as well, got none")
+        return None, title if progress else None
+    keeper = Keeper(
+        out=paths.absolute("out", out),
+        save_every_seconds=save_every_seconds,
+        keep_best=0,
+        skip_damaged=skip_damaged,
+        progress=progress is None or bool(progress),
+        tensorboard=tensorboard,
+    )
+    return keeper, None
+
+
+def _mesh(devices: Sequence[jax.Device] | None, per_member: int) -> Mesh:
+    """Return the mesh over which members are spread, and also their batches if several devices share a member."""
+    checks.positive_integer("devices_per_member", per_member)
+    if devices is not None and not (
+        isinstance(devices, Sequence | np.ndarray) and all(isinstance(device, jax.Device) for device in devices)
+    ):
+        raise TypeError(
+            f"devices: expected a sequence of devices, such as jax.devices(), got {checks.describe(devices)}"
+        )
+    used = np.array(jax.local_devices() if devices is None or len(devices) == 0 else devices)
+    if len(used) % per_member:
+        raise ValueError(f"devices_per_member: expected a divisor of the {len(used)} devices, got {per_member}")
+    return Mesh(used, MEMBERS) if per_member == 1 else Mesh(used.reshape(-1, per_member), (MEMBERS, AXIS))
+
+
+def _check(fit: Fit, data: Data, key: Array, on_chunk: Callable[[Progress], None] | None) -> None:
+    """Check what is needed before anything else can be checked."""
+    if not isinstance(fit, Fit):
+        hint = "; pass its attribute `fit`" if isinstance(fit, Run) else ""
+        raise TypeError(f"fit: expected what nnfx.fit returns, got {checks.describe(fit)}{hint}")
+    if not isinstance(data, Data):
+        raise TypeError(f"data: expected nnfx.data.Data, as returned by nnfx.data.prepare, got {type(data).__name__}")
+    checks.key("key", key)
+    if on_chunk is not None and not callable(on_chunk):
+        raise TypeError(f"on_chunk: expected a function of a Progress, got {checks.describe(on_chunk)}")
+
+
+def _table(
+    fit: Fit,
+    data: Data,
+    key: Array,
+    seeds: int,
+    folds: int | None,
+    points: Points,
+    mesh: Mesh,
+    memory: int | None,
+) -> Table:
+    """Check the arguments, and arrange the members."""
+    checks.positive_integer("seeds", seeds)
+    if memory is not None:
+        checks.positive_integer("memory", memory)
+    if not points and fit.required_names:
+        raise ValueError(
+            f"points: expected at least one hyper-parameter, got none; required: {', '.join(fit.required_names)}"
+        )
+    for i in range(number_of(points)):
+        hyperparameters.check({name: column[i] for name, column in points.items()}, fit.all_factories)
+    if folds is not None:
+        rows = data.train.weights.shape[0]
+        checks.positive_integer("folds", folds)
+        if not 2 <= folds <= rows:
+            raise ValueError(f"folds: expected 2 to {rows}, the number of rows of data.train, got {folds}")
+        if data.valid is not None:
+            raise ValueError("folds: expected data without a held-out part, got data.valid as well")
+    first = hyperparameters.as_arrays({name: column[0] for name, column in points.items()})
+    checked = data if folds is None else Data(data.train, data.train, data.preprocess)
+    validate.check_run(fit, checked, first)
+    return Table.of(fit, data, key, seeds, folds, points, mesh)
+
+
+def _run(
+    fit: Fit,
+    table: Table,
+    look_every: int,
+    quotas: dict[int, int],
+    at_once: int | None,
+    memory: int | None,
+    keeper: Keeper | None,
+    title: str | None,
+    on_chunk: Callable[[Progress], None] | None,
+) -> Sweep:
+    """Train all members, saving and logging them if there is a folder for it."""
+    if at_once is not None:
+        checks.positive_integer("at_once", at_once)
+    members = Members(fit, table, look_every, quotas, at_once, memory)
+    running = table.running()
+
+    def look(table: Table) -> None:
+        if on_chunk is not None and (table.done % look_every == 0 or members.has_ended(table)):
+            on_chunk(Progress(table.done, fit.epochs, table.running(), running, lambda: collect(fit, table)))
+
+    if keeper is None:
+        return collect(fit, run(members, look, title))
+    result = collect(fit, keeper(members, look=look))
+    with contextlib.suppress(OSError):  # a finished sweep is returned even if its folder is read-only
+        result.save(keeper.out / "members.csv")
+    return result

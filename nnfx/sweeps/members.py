@@ -1,0 +1,200 @@
+"""The members of a sweep as one program for the host's loop: advanced together, dropped at rungs, and packed."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.stages import Lowered
+
+from nnfx.stopping import Clock
+from nnfx.sweeps.caches import is_large
+from nnfx.sweeps.programs import fold_data, programs_of
+from nnfx.sweeps.slices import fitting_shape, free_memory, in_slices
+from nnfx.sweeps.table import Table
+from nnfx.training.driver import History
+from nnfx.training.fit import Fit
+from nnfx.training.in_memory import LONGEST, InMemory
+from nnfx.types import Hyper
+
+
+class Members:
+    """The members of a sweep, counted in epochs. A state is a table, which is modified in place.
+
+    Args:
+        fit: the run's function.
+        table: the members in their initial layout.
+        look_every: the number of epochs after which points are dropped, and the members still running are packed.
+        quotas: how many points to keep, by the number of epochs after which the others are dropped.
+        at_once: how many members a device trains side by side; None for the best number.
+        memory: the number of bytes that each device may use; None for most of its free memory.
+    """
+
+    kind = "sweep"
+    units_per_epoch = 1
+    shown = ("epochs", 1)
+
+    def __init__(
+        self,
+        fit: Fit,
+        table: Table,
+        look_every: int,
+        quotas: Mapping[int, int],
+        at_once: int | None,
+        memory: int | None,
+    ) -> None:
+        self.recipe, self.key, self.hyper = fit, table.key, dict(table.points)
+        self.total, self.longest, self.pause_every = fit.epochs, min(fit.epochs, LONGEST), look_every
+        self._fit, self._beginning, self._quotas = fit, table, quotas
+        self._asked_at_once, self._at_once = at_once, at_once
+        devices = tuple(table.mesh.devices.flat)
+        if at_once is None and devices[0].platform == "cpu":
+            self._at_once = 1 if is_large(fit, table.fixed.train, self._first_point) else None
+        self._memory = free_memory(devices) if memory is None else memory
+        everywhere = NamedSharding(table.mesh, PartitionSpec())
+        self._shared = jax.device_put((table.key, table.fixed), everywhere)
+        self._slices: dict[tuple[int, ...], tuple[int, int]] = {}
+
+    def start(self) -> Table:
+        """Return the table of all members in their initial state."""
+        table = dataclasses.replace(self._beginning, history={})
+        programs = programs_of(self._fit, table.mesh, table.axis, self._at_once)
+        shapes = programs.start.shapes(table.hyper, table.groups, self._shared)
+        table.state = in_slices(programs.start, self._slice(table, shapes), table.hyper, table.groups, self._shared)
+        return table
+
+    def advance(self, table: Table, until: int, clock: Clock) -> Table:
+        """Train until the table has completed `until` epochs; then drop points and pack members if it is time to."""
+        advance, arguments = self._advance(table), (*self._shared, np.int32(table.done), np.int32(until), clock)
+        shape = self._slice(table, table.state)
+        state, history = in_slices(advance, shape, (table.state, table.hyper), table.groups, arguments)
+        measured = jax.tree.map(np.asarray, history)
+        table.state = state
+        table.record(measured, until)
+        if until in self._quotas:
+            table.drop_all_but(self._quotas[until])
+        if until % self.pause_every == 0 and until < self.total:
+            table.pack()
+        return table
+
+    def done(self, table: Table) -> int:
+        """Return how many epochs the table has completed."""
+        return table.done
+
+    def has_ended(self, table: Table) -> bool:
+        """Return whether no member is running any more, or the last epoch is complete."""
+        return table.done >= self.total or not table.running()
+
+    def epochs(self, table: Table) -> int:
+        """Return how many epochs the table has completed."""
+        return table.done
+
+    def history(self, table: Table, since: int) -> History:
+        """Return how many members ran in each epoch after `since`, and the lowest and the median of their losses."""
+        if table.done <= since:
+            return {}
+        columns = {name: values[:, since : table.done] for name, values in table.history.items()}
+        told: History = {"running": (table.epochs_run()[:, None] > np.arange(since, table.done)).sum(0)}
+        for name in ("train_loss", "valid_loss"):
+            if name in columns:
+                told |= {f"{name}_lowest": np.fmin.reduce(columns[name]), f"{name}_median": _median(columns[name])}
+        return told
+
+    def saved(self, table: Table) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what a checkpoint holds."""
+        arrays = {name: getattr(table, name) for name in ("member", "seeds", "folds", "hyper", "harvested")}
+        arrays["history"] = {name: values[:, : table.done] for name, values in table.history.items()}
+        arrays["state"] = jax.tree.map(np.asarray, table.state)
+        return arrays, {"places": list(table.member.shape), "is_harvested": table.harvested is not None}
+
+    def expected(self, noted: Mapping[str, Any]) -> dict[str, Any]:
+        """Return arrays like those of a checkpoint."""
+        table = self._beginning
+        programs = programs_of(self._fit, table.mesh, table.axis, self._at_once)
+        given = (table.hyper, table.groups, self._shared)
+        state = programs.start.shapes(*given)
+        arguments = (*self._shared, np.int32(0), np.int32(0), Clock(np.float32(0), np.float32(0)))
+        _, history = programs.advance.shapes((state, table.hyper), table.groups, arguments)
+        height, width = noted["places"]
+        kept = jax.eval_shape(Table.kept_of, state) if noted["is_harvested"] else None
+
+        def places(leaf: Any) -> np.ndarray:
+            return _like(leaf, (height, width, *leaf.shape[2:]))
+
+        return {
+            "member": places(table.member),
+            "seeds": _like(table.seeds, (height,)),
+            "folds": _like(table.folds, (height,)),
+            "hyper": jax.tree.map(places, table.hyper),
+            "harvested": jax.tree.map(lambda leaf: _like(leaf, (table.members, *leaf.shape[2:])), kept),
+            "history": {name: _like(leaf, (table.members, noted["epoch"])) for name, leaf in history.items()},
+            "state": jax.tree.map(places, state),
+        }
+
+    def restored(self, arrays: dict[str, Any], noted: Mapping[str, Any]) -> Table:
+        """Return the table that a checkpoint holds, rearranged if the devices differ."""
+        table = dataclasses.replace(self._beginning, **{**arrays, "history": {}})
+        epochs = noted["epoch"]
+        for name, values in arrays["history"].items():
+            table.history[name] = np.full((table.members, max(table.epochs, epochs)), np.nan, values.dtype)
+            table.history[name][:, :epochs] = values
+        table.done = epochs
+        table.lay_out()
+        return table
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What identifies the data and the plan of a sweep."""
+        table = self._beginning
+        plan = {
+            "seeds": str(int(table.all_seeds.max()) + 1),
+            "folds": str(int(table.all_folds.max()) + 1),
+            "epochs between looks": str(self.pause_every),
+            "points kept": str(dict(self._quotas)),
+            "at_once": str(self._asked_at_once),
+        }
+        parts = table.fixed
+        return {"train": parts.train, "valid": parts.valid, "preprocess": parts.preprocess, "sweep": plan}
+
+    @property
+    def lowered(self) -> list[Lowered]:
+        """The programs of one member on one device, not compiled yet."""
+        train, valid, _ = fold_data(self._beginning.fixed, jnp.asarray(0))
+        return InMemory(self._fit, self.key, train, valid, self._first_point).lowered
+
+    @property
+    def _first_point(self) -> Hyper:
+        return {name: np.asarray(column)[0, 0] for name, column in self._beginning.hyper.items() if name}
+
+    def _advance(self, table: Table) -> Any:
+        return programs_of(self._fit, table.mesh, table.axis, self._at_once).advance
+
+    def _slice(self, table: Table, state: Any) -> tuple[int, int]:
+        """Return the shape of the part of the table that is advanced at a time."""
+        size = table.member.shape
+        if size not in self._slices:
+            arguments = (*self._shared, np.int32(0), np.int32(0), Clock(np.float32(0), np.float32(0)))
+            self._slices[size] = fitting_shape(
+                self._advance(table), (state, table.hyper), table.groups, arguments, table.spread, self._memory
+            )
+        return self._slices[size]
+
+
+def _like(leaf: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Return an array of the leaf's dtype and this shape that takes no memory."""
+    return np.broadcast_to(np.zeros((), leaf.dtype), shape)
+
+
+def _median(columns: np.ndarray) -> np.ndarray:
+    """Return the median of each column, ignoring NaN; NaN if nothing is left.
+
+    >>> _median(np.array([[3.0, np.nan], [np.nan, np.nan], [1.0, np.nan]]))
+    array([ 2., nan])
+    """
+    ordered, count = np.sort(columns, axis=0), (~np.isnan(columns)).sum(0)
+    middle = np.maximum(count - 1, 0) // 2, count // 2
+    low, high = (np.take_along_axis(ordered, place[None], 0)[0] for place in middle)
+    return (low + high) / 2

@@ -1,0 +1,240 @@
+"""The two compiled programs of a sweep: start all members, and advance them by any number of epochs.
+
+Each is a function of `(members, groups, shared)`: the values of each member, `(groups, points, ...)`; the seed and the
+fold of each group; and what all members share.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.stages import Compiled
+
+from nnfx import memo
+from nnfx.data.folds import Folds
+from nnfx.data.prepare import Preprocess
+from nnfx.mapping import one_by_one, side_by_side
+from nnfx.stopping import Clock
+from nnfx.training.data_parallel import AXIS, data_parallel
+from nnfx.training.epochs import RUNNING, RunState, run_epochs_until, start
+from nnfx.training.fit import Fit
+from nnfx.training.in_memory import LONGEST
+from nnfx.training.run import padded
+from nnfx.training.step import split_key
+from nnfx.types import Array, Batch, Hyper
+
+MEMBERS = "members"
+"""The axis of a mesh over which members are spread."""
+
+
+class Fixed(NamedTuple):
+    """What all members share.
+
+    Attributes:
+        train: the training data.
+        valid: the held-out data, or None.
+        preprocess: the map from raw features.
+        folds: how the rows are divided into folds, or None.
+    """
+
+    train: Batch
+    valid: Batch | None
+    preprocess: Preprocess
+    folds: Folds | None
+
+
+def fold_data(fixed: Fixed, fold: Array) -> tuple[Batch, Batch | None, Preprocess]:
+    """Return the training data, the held-out data and the preprocessing of one fold: the same rows, other weights.
+
+    Features that were standardised or filled in are processed again, based on the rows that this fold trains on.
+    """
+    if fixed.folds is None:
+        return fixed.train, fixed.valid, fixed.preprocess
+    inputs, targets, weights = fixed.train
+    inputs = fixed.folds.inputs(inputs, fixed.preprocess, fold)
+    targets = fixed.folds.targets(targets, fold)
+    preprocess = jax.tree.map(lambda stack: stack[fold], fixed.folds.preprocess)
+    is_held_out = (fixed.folds.of_row == fold).reshape(-1, *[1] * (weights.ndim - 1))
+    train = Batch(inputs, targets, jnp.where(is_held_out, 0, weights))
+    valid = Batch(inputs, targets, jnp.where(is_held_out, weights, 0))
+    return train, valid, preprocess
+
+
+class Groups(NamedTuple):
+    """What the members of a group have in common.
+
+    Attributes:
+        seeds: `(groups,)`, which determine the members' initial weights and the order of their data.
+        folds: `(groups,)`, the parts of the data that are held out from them.
+    """
+
+    seeds: Any
+    folds: Any
+
+
+InGroup = Callable[[Groups, Any], Callable[[Any], Any]]
+"""`(group, shared) -> (member -> result)`: what all members of a group need is computed once."""
+
+
+class Program:
+    """A compiled program that reports how much memory it needs.
+
+    Args:
+        function: a function of `(members, groups, shared)`, mapped over the table; it returns the results, and the room
+            that it needs on each device, `(1, ...)`.
+        mesh: the mesh over whose axis `MEMBERS` the members are spread; if it has another axis, XLA splits the batches
+            of each member over that.
+        axis: 0 to spread the groups, 1 to spread the points.
+        finish: changes the results on the host, `(members, results) -> results`; or None.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], mesh: Mesh, axis: int, finish: Callable[[Any, Any], Any] | None = None
+    ) -> None:
+        self._finish = finish
+        over_table = P(MEMBERS) if axis == 0 else P(None, MEMBERS)
+        specs = (over_table, P(MEMBERS) if axis == 0 else P(), P())
+        # each device has its share of the members; they do not communicate
+        spread: Any = jax.shard_map(
+            function,
+            mesh=mesh,
+            in_specs=specs,
+            out_specs=(over_table, P(MEMBERS)),
+            axis_names={MEMBERS},
+            check_vma=False,
+        )
+        self._shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
+        self._jitted = jax.jit(spread, in_shardings=self._shardings)
+        self._compiled: dict[Any, Compiled] = {}
+
+    def compiled(self, members: Any, groups: Groups, shared: Any) -> Compiled:
+        """Return the program for tables of this shape; the arguments may be mere shapes."""
+        leaves, tree = jax.tree.flatten((members, groups, shared))
+        signature = (tree, tuple((np.shape(leaf), jax.dtypes.result_type(leaf)) for leaf in leaves))
+        if signature not in self._compiled:
+            self._compiled[signature] = self._jitted.lower(members, groups, shared).compile()
+        return self._compiled[signature]
+
+    def shapes(self, members: Any, groups: Groups, shared: Any) -> Any:
+        """Return the shapes of the results."""
+        return jax.eval_shape(self._jitted, members, groups, shared)[0]
+
+    def bytes_needed(self, members: Any, groups: Groups, shared: Any) -> int:
+        """Return how many bytes a device needs for such a table, as reported by the compiler; 0 if it does not say."""
+        analysis = self.compiled(members, groups, shared).memory_analysis()
+        if analysis is None:
+            return 0
+        return int(analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes)
+
+    def __call__(self, members: Any, groups: Groups, shared: Any) -> Any:
+        """Run the program."""
+        # arrays on the host are placed on the devices first: with several processes, the program cannot do so
+        members, groups, shared = jax.device_put((members, groups, shared), self._shardings)
+        results, _ = self.compiled(members, groups, shared)(members, groups, shared)
+        return results if self._finish is None else self._finish(members, results)
+
+
+class Programs:
+    """The compiled programs of one run's function on some devices.
+
+    Args:
+        fit: the run's function.
+        mesh: the mesh over which the members are spread, and their batches if it has an axis for them.
+        axis: 0 to spread the groups, 1 to spread the points.
+        at_once: how many members a device trains side by side, with the others following in a loop; None for all.
+    """
+
+    def __init__(self, fit: Fit, mesh: Mesh, axis: int, at_once: int | None) -> None:
+        # the sweep decides how devices are used, not the run itself
+        self._recipe = dataclasses.replace(fit, parallel=data_parallel if AXIS in mesh.axis_names else None)
+        self._mesh = mesh
+        self._axis, self._at_once = axis, at_once
+        self.start = self._program(self._start)
+        self.advance = self._program(self._advance, _with_nan)
+
+    def _program(self, in_group: InGroup, finish: Callable[[Any, Any], Any] | None = None) -> Program:
+        map_table = self._one_by_one if self._at_once == 1 else self._side_by_side
+        return Program(functools.partial(map_table, in_group), self._mesh, self._axis, finish)
+
+    def _side_by_side(self, in_group: InGroup, members: Any, groups: Groups, shared: Any) -> tuple[Any, Any]:
+        width = jax.tree.leaves(members)[0].shape[1]
+        at_once = None if self._at_once is None else max(1, self._at_once // width)
+
+        def of_group(of: tuple[Any, Groups]) -> Any:
+            return side_by_side(in_group(of[1], shared), of[0], self._at_once)
+
+        return side_by_side(of_group, (members, groups), at_once), ()
+
+    def _one_by_one(self, in_group: InGroup, members: Any, groups: Groups, shared: Any) -> tuple[Any, Any]:
+        def of_group(room: Any, of: tuple[Any, Groups]) -> tuple[Any, Any]:
+            results, room = one_by_one(in_group(of[1], shared), of[0], room)
+            return room, results
+
+        first, group = (
+            jax.tree.map(lambda values: values[0, 0], members),
+            jax.tree.map(lambda values: values[0], groups),
+        )
+        result = jax.eval_shape(lambda: in_group(group, shared)(first))
+        room = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), result)
+        room, results = jax.lax.scan(of_group, room, (members, groups))
+        return results, jax.tree.map(lambda leaf: leaf[None], room)
+
+    def _start(self, group: Groups, shared: tuple[Array, Fixed]) -> Callable[[Hyper], RunState]:
+        key, fixed = shared
+        train, valid, _ = fold_data(fixed, group.folds)
+        group_key = jax.random.fold_in(key, group.seeds)
+
+        def member(hyper: Hyper) -> RunState:
+            return _without_keys(start(group_key, self._recipe.bind(hyper), train, valid))
+
+        return member
+
+    def _advance(
+        self, group: Groups, shared: tuple[Array, Fixed, Array, Array, Clock]
+    ) -> Callable[[tuple[RunState, Hyper]], tuple[RunState, dict[str, Array]]]:
+        key, fixed, first_epoch, until, clock = shared
+        at_most = min(self._recipe.epochs, LONGEST)
+        train, valid, _ = fold_data(fixed, group.folds)
+        keys = split_key(jax.random.fold_in(key, group.seeds))
+
+        def member(of: tuple[RunState, Hyper]) -> tuple[RunState, dict[str, Array]]:
+            state, hyper = of
+            state = state._replace(train=state.train._replace(key=keys.step), order_key=keys.order)
+            advanced, history = run_epochs_until(
+                self._recipe, hyper, state, train, valid, until, at_most, clock, first_epoch
+            )
+            is_running = state.stopped_by == RUNNING  # members dropped by the host stay unchanged
+            return (
+                optax.tree.where(is_running, _without_keys(advanced), _without_keys(state)),
+                {name: jnp.where(is_running, values, 0) for name, values in history.items()},
+            )
+
+        return member
+
+
+def _with_nan(
+    members: tuple[RunState, Hyper], results: tuple[RunState, dict[str, Array]]
+) -> tuple[RunState, dict[str, np.ndarray]]:
+    """Mark the epochs that were not run with NaN; on the host, so that programs never return NaN on purpose."""
+    (before, _), (after, history) = members, results
+    columns = {name: np.asarray(values) for name, values in history.items()}
+    epochs = np.asarray(after.epoch) - np.asarray(before.epoch)
+    return after, {name: padded(values, epochs) for name, values in columns.items()}
+
+
+def _without_keys(state: RunState) -> RunState:
+    """Remove the keys, which can be derived again from the groups' seeds."""
+    return state._replace(train=state.train._replace(key=None), order_key=None)  # type: ignore[arg-type]
+
+
+def programs_of(fit: Fit, mesh: Mesh, axis: int, at_once: int | None) -> Programs:
+    """Return the programs of a run's function, which are made once for all its sweeps."""
+    key = mesh, axis, at_once
+    return memo.held(fit, (Programs, *key), lambda: Programs(fit, *key))

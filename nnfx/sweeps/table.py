@@ -1,0 +1,257 @@
+"""The members of a sweep as a table, groups by points, on the host."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from nnfx.data.folds import Folds
+from nnfx.data.permutation import permutation
+from nnfx.data.prepare import Data
+from nnfx.sweeps.points import Points, number_of
+from nnfx.sweeps.programs import MEMBERS, Fixed, Groups
+from nnfx.training.epochs import DROPPED, EMPTY, RUNNING, RunState
+from nnfx.training.fit import Fit
+from nnfx.training.hyperparameters import as_arrays
+from nnfx.training.rows import known
+from nnfx.types import Array, Hyper
+
+PACK_BELOW = 1 / 2
+"""Pack the members still running once they fill at most this fraction of the table: few packings, few programs.
+
+Each packing compiles a program for the smaller table, so the smallest is `SMALLEST` of the first."""
+SMALLEST = 1 / 32
+"""The size of the smallest table, as a fraction of the first."""
+
+
+@dataclasses.dataclass
+class Table:
+    """Where each member is, and what is known about it so far.
+
+    `member` holds the number of the member at each place `(group, point)` of the table; a member's number is
+    `group · points + point` in the initial table.
+
+    Attributes:
+        key: the sweep's key.
+        points: the points as given.
+        all_seeds: the seed of each group of the initial table.
+        all_folds: the fold of each group of the initial table.
+        fixed: what all members share.
+        mesh: the mesh over whose axis `members` the members are spread.
+        epochs: the maximum number of epochs.
+        member: `(groups, width)`, the number of the member at each place.
+        seeds: `(groups,)`.
+        folds: `(groups,)`.
+        hyper: `(groups, width)` numbers by name.
+        state: the state of every place, on the device.
+        history: `(members, epochs)` by metric, NaN for epochs not run.
+        done: how many epochs are complete.
+        harvested: each leaf of what is kept of a member, `(members, ...)`.
+    """
+
+    key: Array
+    points: Points
+    all_seeds: np.ndarray
+    all_folds: np.ndarray
+    fixed: Fixed
+    mesh: Mesh
+    epochs: int
+    member: np.ndarray
+    seeds: np.ndarray
+    folds: np.ndarray
+    hyper: Hyper
+    state: Any = None
+    history: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    done: int = 0
+    harvested: Any = None
+
+    @classmethod
+    def of(
+        cls,
+        fit: Fit,
+        data: Data,
+        key: Array,
+        seeds: int,
+        folds: int | None,
+        points: Points,
+        mesh: Mesh,
+    ) -> "Table":
+        """Return a table of every seed and fold by every point."""
+        rows = data.train.weights.shape[0]
+        parted = None
+        if folds is not None:
+            of_row = permutation(jax.random.fold_in(key, seeds), rows) % folds
+            parted = Folds.of(data.train, data.preprocess, of_row, folds)
+        fixed = Fixed(known(data.train), known(data.valid), data.preprocess, parted)
+        group_seeds = np.repeat(np.arange(seeds, dtype=np.int32), folds or 1)
+        group_folds = np.tile(np.arange(folds or 1, dtype=np.int32), seeds)
+        width = number_of(points)
+        member = np.arange(len(group_seeds) * width).reshape(len(group_seeds), width)
+        columns = dict(as_arrays({name: column[member % width] for name, column in points.items()}))
+        if not columns:  # the programs infer the table's size from the hyper-parameters; no part takes an unnamed one
+            columns[""] = np.zeros(member.shape, np.float32)
+        table = cls(
+            key, points, group_seeds, group_folds, fixed, mesh, fit.epochs, member, group_seeds, group_folds, columns
+        )
+        table._place(np.arange(len(group_seeds)), np.tile(np.arange(width), (len(group_seeds), 1)))
+        return table
+
+    @property
+    def width(self) -> int:
+        """The number of points in the initial table."""
+        return number_of(self.points)
+
+    @property
+    def axis(self) -> int:
+        """The axis that is spread over the devices: the points if there are enough of them, else the groups."""
+        return 1 if self.member.shape[1] >= self._places_at_once else 0
+
+    @property
+    def spread(self) -> tuple[int, int]:
+        """The number of devices over which each axis is spread."""
+        return (1, self._places_at_once) if self.axis else (self._places_at_once, 1)
+
+    @property
+    def _places_at_once(self) -> int:
+        """The number of devices, or rows of devices, over which members are spread."""
+        return self.mesh.shape[MEMBERS]
+
+    @property
+    def groups(self) -> Groups:
+        """The seed and the fold of each group."""
+        return Groups(self.seeds, self.folds)
+
+    def _place(self, groups: np.ndarray, places: np.ndarray) -> None:
+        """Keep these groups, and these places within each; places below zero become empty."""
+        devices = self._places_at_once
+        spare = [0, -places.shape[1] % devices] if places.shape[1] >= devices else [-places.shape[0] % devices, 0]
+        groups = np.pad(groups, (0, spare[0]), mode="edge")
+        places = np.pad(places, ((0, spare[0]), (0, spare[1])), constant_values=-1)
+        filled, source = places >= 0, np.maximum(places, 0)
+
+        def pick(array: Any) -> np.ndarray:
+            return np.asarray(array)[groups[:, None], source]
+
+        self.member = np.where(filled, pick(self.member), -1)
+        self.seeds, self.folds = self.seeds[groups], self.folds[groups]
+        self.hyper = {name: pick(values) for name, values in self.hyper.items()}
+        if self.state is not None:
+            state: RunState = jax.tree.map(pick, self.state)
+            self._stop(~filled, EMPTY, state)
+
+    def lay_out(self) -> None:
+        """Rearrange the members in the table if it cannot be divided among the devices."""
+        if self.member.shape[self.axis] % self._places_at_once == 0:
+            return
+        groups = np.flatnonzero((self.member >= 0).any(1))
+        held = [np.flatnonzero(self.member[group] >= 0) for group in groups]
+        width = max(map(len, held))
+        places = np.stack([np.pad(each, (0, width - len(each)), constant_values=-1) for each in held])
+        self._place(groups, places)
+
+    def _is_running(self) -> np.ndarray:
+        stopped_by = RUNNING if self.state is None else np.asarray(self.state.stopped_by)
+        return (self.member >= 0) & (stopped_by == RUNNING)
+
+    def _stop(self, chosen: np.ndarray, code: int, state: RunState) -> None:
+        stopped_by: Any = np.where(chosen, np.int32(code), state.stopped_by)
+        self.state = state._replace(stopped_by=stopped_by)
+
+    def running(self) -> int:
+        """Return the number of members still running."""
+        return int(self._is_running().sum())
+
+    @property
+    def members(self) -> int:
+        """The number of members in the initial table."""
+        return len(self.all_seeds) * self.width
+
+    def record(self, history: dict[str, np.ndarray], until: int) -> None:
+        """Record what was measured in the epochs up to `until`."""
+        held = self.member >= 0
+        for name, values in history.items():
+            column = self.history.setdefault(name, np.full((self.members, self.epochs), np.nan, values.dtype))
+            column[self.member[held], self.done : until] = values[held][:, : until - self.done]
+        self.done = until
+
+    def epochs_run(self) -> np.ndarray:
+        """Return how many epochs each member has run, `(members,)`."""
+        epochs = np.zeros(self.members, int) if self.harvested is None else np.array(self.harvested["epochs"])
+        held = self.member >= 0
+        epochs[self.member[held]] = np.asarray(self.state.epoch)[held]
+        return epochs
+
+    def drop_all_but(self, count: int) -> None:
+        """Stop all points but the best `count`, ranked by their mean over all groups."""
+        losses = self.history["valid_loss"]
+        best = np.fmin.reduce(np.where(np.isfinite(losses), losses, np.nan), axis=1)
+        ranking = ranked(best.reshape(-1, self.width))
+        kept = np.isin(self.member % self.width, ranking[:count])
+        self._stop(~kept & self._is_running(), DROPPED, self.state)
+
+    def pack(self) -> None:
+        """Move the members still running into a smaller table, if it is much smaller."""
+        running = self._is_running()
+        groups = np.flatnonzero(running.any(1))
+        if not len(groups):
+            return
+        width = _bucket(int(running.sum(1).max()))
+        height = min(_bucket(len(groups)), len(self.seeds))
+        if height * width > PACK_BELOW * self.member.size or self.member.size <= 2 * SMALLEST * self.members:
+            return
+        self.harvest()
+        groups = np.pad(groups, (0, height - len(groups)), mode="edge")
+        places = np.full((height, width), -1)
+        for i, group in enumerate(groups):
+            if i == 0 or group != groups[i - 1]:
+                live = np.flatnonzero(running[group])
+                places[i, : len(live)] = live
+        self._place(groups, places)
+
+    @staticmethod
+    def kept_of(state: RunState) -> dict[str, Any]:
+        """Return what is kept of members after they have ended."""
+        return {
+            "variables": state.train.evaluated if state.best is None else state.best.variables,
+            "best_epoch": state.epoch if state.best is None else state.best.epoch,
+            "epochs": state.epoch,
+            "stopped_by": state.stopped_by,
+            "step": state.train.step,
+            "fault": state.train.fault,
+        }
+
+    def harvest(self) -> None:
+        """Copy what is kept of every member to the host."""
+        kept = self.kept_of(self.state)
+        held = self.member >= 0
+        if self.harvested is None:
+            self.harvested = jax.tree.map(lambda a: np.zeros((self.members, *a.shape[2:]), a.dtype), kept)
+
+        def copy(store: np.ndarray, values: Any) -> None:
+            store[self.member[held]] = np.asarray(values)[held]
+
+        jax.tree.map(copy, self.harvested, kept)
+
+
+def ranked(losses: np.ndarray) -> np.ndarray:
+    """Return the positions of points, best first, of losses `(groups, points)`.
+
+    Points are ranked by how many of their losses are not finite, and then by the mean of the others.
+
+    >>> ranked(np.array([[1.0, np.nan, 2.0, np.nan], [4.0, np.nan, 2.0, 0.0]])).tolist()
+    [2, 0, 3, 1]
+    """
+    failed = ~np.isfinite(losses)
+    kept = np.where(failed, 0, losses).astype(np.float64).sum(0) / np.maximum((~failed).sum(0), 1)
+    return np.lexsort((kept, failed.sum(0)))
+
+
+def _bucket(count: int) -> int:
+    """Round up to a power of two, so that there are few table sizes.
+
+    >>> [_bucket(n) for n in (1, 3, 64, 65)]
+    [1, 4, 64, 128]
+    """
+    return 1 << (count - 1).bit_length()

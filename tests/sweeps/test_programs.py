@@ -1,0 +1,26 @@
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+import nnfx
+from nnfx.stopping import Clock
+from nnfx.sweeps.programs import programs_of
+from nnfx.sweeps.table import Table
+
+KEY = jax.random.key(0)
+
+
+def test_nothing_crosses_between_devices():
+    data = nnfx.data.titanic("fare", "age", key=KEY, valid_fraction=0.25)
+    train = nnfx.fit(nnfx.models.mlp((8,)), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=2, batch_size=100)
+    table = Table.of(
+        train, data, KEY, 2, None, {"learning_rate": np.linspace(0.1, 1, 8)}, Mesh(jax.devices(), "members")
+    )
+    programs = programs_of(train, table.mesh, table.axis, None)
+    shared = (KEY, table.fixed)
+    state = programs.start(table.hyper, table.groups, shared)
+    arguments = (*shared, np.int32(0), np.int32(2), Clock(np.float32(0), np.float32(0)))
+    compiled = programs.advance.compiled((state, table.hyper), table.groups, arguments)
+    for collective in ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
+        assert collective not in compiled.as_text()

@@ -1,0 +1,55 @@
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh
+
+import nnfx
+from nnfx.sweeps.programs import programs_of
+from nnfx.sweeps.table import Table
+from nnfx.training.epochs import EMPTY, RUNNING
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture
+def table():
+    data = nnfx.data.titanic("fare", "age", key=KEY, valid_fraction=0.25)
+    train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=2)
+    points = {"learning_rate": np.linspace(0.1, 0.8, 8)}
+    table = Table.of(train, data, KEY, 4, None, points, Mesh(jax.devices()[:1], "members"))
+    programs = programs_of(train, table.mesh, table.axis, None)
+    table.state = programs.start(table.hyper, table.groups, (KEY, table.fixed))
+    return table
+
+
+def stop_all_but(table, members):
+    stopped_by = np.where(np.isin(table.member, members), RUNNING, 0)
+    table.state = table.state._replace(stopped_by=stopped_by)
+
+
+def test_members_are_numbered_group_by_group(table):
+    assert table.member.tolist() == np.arange(32).reshape(4, 8).tolist()
+    assert table.running() == 32
+
+
+def test_packing_keeps_who_is_running_with_their_numbers_and_weights(table):
+    before = np.asarray(table.state.train.params["kernel"])
+    stop_all_but(table, [3, 9, 15, 24])
+    table.pack()
+    assert table.member.shape == (4, 2)
+    assert sorted(table.member[table.member >= 0]) == [3, 9, 15, 24]
+    assert table.running() == 4
+    for place in zip(*np.nonzero(table.member >= 0), strict=True):
+        group, point = divmod(table.member[place], 8)
+        assert table.seeds[place[0]] == group
+        assert table.hyper["learning_rate"][place] == np.float32(table.points["learning_rate"][point])
+        np.testing.assert_array_equal(table.state.train.params["kernel"][place], before[group, point])
+    assert (table.state.stopped_by[table.member < 0] == EMPTY).all()
+    np.testing.assert_array_equal(table.harvested["variables"]["params"]["kernel"], before.reshape(32, 2, 1))
+
+
+def test_a_table_that_is_more_than_half_full_stays(table):
+    stop_all_but(table, np.arange(20))
+    table.pack()
+    assert table.member.shape == (4, 8)
