@@ -179,8 +179,8 @@ def search_both_ways(train: Any, key: jax.Array, config: Config) -> dict[str, Se
         ),
         "halving": timed(
             config,
-            lambda: sweeps.successive_halving(
-                train, data, rungs=config.rungs, keep=config.keep, progress="halving", **common
+            lambda: sweeps.sweep(
+                train, data, halving=sweeps.Halving(config.rungs, config.keep), progress="halving", **common
             ),
         ),
     }

@@ -90,8 +90,8 @@ def together(_):
 
 def halved(_):
     fit = made(epochs=2)
-    options = {"key": KEY, "rungs": (1,), "devices": jax.devices()[:1]}
-    sweeps.successive_halving(fit, DATA, learning_rate=[0.01, 0.1], **options)
+    options = {"key": KEY, "halving": sweeps.Halving((1,)), "devices": jax.devices()[:1]}
+    sweeps.sweep(fit, DATA, learning_rate=[0.01, 0.1], **options)
     return fit
 
 

@@ -14,13 +14,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnfx.data import encode
+from nnfx.data.permutation import permutation
 from nnfx.data.preprocess import MEANINGS, Preprocess
 from nnfx.types import Array, Batch
 
-__all__ = ["Folds"]
+__all__ = ["Folds", "assign"]
 
 _ABSENT = 2.0**127
 """A scale so large that it erases a column about which the fold's own rows say nothing."""
+
+
+def assign(key: Array, rows: int, folds: int) -> Array:
+    """Draw the fold that holds out each row, `(rows,)`; the sizes of folds differ by at most one row.
+
+    >>> np.bincount(assign(jax.random.key(0), rows=10, folds=3)).tolist()
+    [4, 3, 3]
+    """
+    return permutation(key, rows) % folds
 
 
 class Folds(NamedTuple):

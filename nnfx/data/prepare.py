@@ -276,7 +276,7 @@ def prepare(
         return Batch(
             arrays.to_device(f"inputs of {name}", x[rows], dtype),
             jnp.asarray(on_host[rows]),
-            jnp.asarray(w[rows], precise),
+            jnp.asarray(w[rows].astype(precise)),
         )
 
     filled = {name: count for name, count in counts.items() if count}

@@ -1,5 +1,9 @@
 """Metrics of the ranks of scores: areas under curves."""
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +38,7 @@ def roc_auc(scores: Array, labels: Array, weights: Array | None = None) -> Array
     References:
         Hanley and McNeil, *The meaning and use of the area under a ROC curve*, Radiology, 1982.
     """
-    return _area(*_converted(scores, labels, weights))
+    return _computed(_area, *_converted(scores, labels, weights))
 
 
 @overall
@@ -57,12 +61,12 @@ def average_precision(scores: Array, labels: Array, weights: Array | None = None
 
     Example:
         >>> average_precision(jnp.array([0.1, 0.4, 0.35, 0.8]), jnp.array([0, 0, 1, 1]))
-        Array(0.8333334, dtype=float32)
+        Array(0.8333333, dtype=float32)
 
     References:
         Manning, Raghavan and Schütze, *Introduction to information retrieval*, section 8.4.
     """
-    return _average_precision(*_converted(scores, labels, weights))
+    return _computed(_average_precision, *_converted(scores, labels, weights))
 
 
 def _converted(scores: Array, labels: Array, weights: Array | None) -> tuple[Array, Array, Array]:
@@ -79,7 +83,7 @@ def _converted(scores: Array, labels: Array, weights: Array | None) -> tuple[Arr
         )
     labels, weights = with_weights(labels, weights)
     checks.binary_labels("labels", labels)
-    return scores.reshape(-1), labels, weights
+    return scores.reshape(labels.shape), labels, weights
 
 
 def with_weights(labels: Array, weights: Array | None) -> tuple[Array, Array]:
@@ -89,7 +93,7 @@ def with_weights(labels: Array, weights: Array | None) -> tuple[Array, Array]:
         ValueError: for another number of weights.
     """
     if weights is None:
-        return labels, jnp.ones(labels.shape[:1], jnp.int32)
+        return labels, jax.device_put(np.ones(labels.shape[:1], np.int32))
     weights = arrays.as_array("weights", weights)
     if weights.shape != labels.shape[:1]:
         raise ValueError(f"weights: expected one per row, ({labels.shape[0]},), got {checks.describe(weights)}")
@@ -98,38 +102,58 @@ def with_weights(labels: Array, weights: Array | None) -> tuple[Array, Array]:
     return jnp.where(has_weight, labels, jnp.zeros((), labels.dtype)), weights
 
 
-def _sums_by_rank(scores: Array, *weights: Array) -> list[tuple[Array, Array]]:
+def _computed(measure: Callable[..., Any], scores: Array, labels: Array, weights: Array) -> Array:
+    """Compute a measure with NumPy in float64 from known values on a CPU, and as part of a program otherwise.
+
+    XLA takes about a second to compile a sort, once for every number of rows.
+    """
+    given = scores, labels, weights
+    if not checks.is_concrete(given) or any(checks.near(each)[1] is not np for each in given):
+        return _compiled(measure, *given)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        result = measure(np, *(np.asarray(each, np.float64) for each in given))
+    floats = weights.dtype if jnp.issubdtype(weights.dtype, jnp.floating) else float
+    return jax.device_put(np.asarray(result, jax.dtypes.canonicalize_dtype(floats)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _compiled(measure: Callable[..., Any], scores: Array, labels: Array, weights: Array) -> Array:
+    return measure(jnp, scores, labels, weights)
+
+
+def _area(library: Any, scores: Any, labels: Any, weights: Any) -> Any:
+    """Count the negatives below each positive, by ranks."""
+    scores, positive, negative, is_known = _split(library, scores, labels, weights)
+    ((below, not_above),) = _sums_by_rank(library, scores, negative)
+    beaten = (below / 2 + not_above / 2) / negative.sum()
+    area = (beaten * positive).sum() / positive.sum()
+    return library.where(is_known, area, library.nan)
+
+
+def _average_precision(library: Any, scores: Any, labels: Any, weights: Any) -> Any:
+    scores, positive, negative, is_known = _split(library, scores, labels, weights)
+    (positives_below, _), (negatives_below, _) = _sums_by_rank(library, scores, positive, negative)
+    found, wrong = positive.sum() - positives_below, negative.sum() - negatives_below
+    precision = found / library.where(found + wrong > 0, found + wrong, 1)
+    return library.where(is_known, (precision * positive).sum() / positive.sum(), library.nan)
+
+
+def _sums_by_rank(library: Any, scores: Any, *weights: Any) -> list[tuple[Any, Any]]:
     """Return, for each row, the sums of some weights over the rows with lower scores, and with scores not higher."""
-    order = jnp.argsort(scores)
+    order = library.argsort(scores)
     ordered = scores[order]
-    low, high = (jnp.searchsorted(ordered, scores, side=side) for side in ("left", "right"))
-    sums = [jnp.concatenate([jnp.zeros(1, each.dtype), jnp.cumsum(each[order], dtype=each.dtype)]) for each in weights]
+    low, high = (library.searchsorted(ordered, scores, side=side) for side in ("left", "right"))
+    sums = [
+        library.concatenate([library.zeros(1, each.dtype), library.cumsum(each[order], dtype=each.dtype)])
+        for each in weights
+    ]
     return [(each[low], each[high]) for each in sums]
 
 
-@jax.jit
-def _area(scores: Array, labels: Array, weights: Array) -> Array:
-    """Count the negatives below each positive, by ranks; compiled whole, since each operation alone costs as much."""
-    scores, positive, negative, is_known = _split(scores, labels, weights)
-    ((below, not_above),) = _sums_by_rank(scores, negative)
-    beaten = (below / 2 + not_above / 2) / negative.sum()
-    area = (beaten * positive).sum() / positive.sum()
-    return jnp.where(is_known, area, jnp.nan)
-
-
-@jax.jit
-def _average_precision(scores: Array, labels: Array, weights: Array) -> Array:
-    scores, positive, negative, is_known = _split(scores, labels, weights)
-    (positives_below, _), (negatives_below, _) = _sums_by_rank(scores, positive, negative)
-    found, wrong = positive.sum() - positives_below, negative.sum() - negatives_below
-    precision = found / jnp.where(found + wrong > 0, found + wrong, 1)
-    return jnp.where(is_known, (precision * positive).sum() / positive.sum(), jnp.nan)
-
-
-def _split(scores: Array, labels: Array, weights: Array) -> tuple[Array, Array, Array, Array]:
+def _split(library: Any, scores: Any, labels: Any, weights: Any) -> tuple[Any, Any, Any, Any]:
     """Return scores, the weights of positives and of negatives, and whether all rows with weight are known."""
     has_weight = weights != 0
-    is_known = (((labels == 0) | (labels == 1)) & ~jnp.isnan(scores)) | ~has_weight
-    zero = jnp.zeros((), weights.dtype)
-    positive, negative = (jnp.where(has_weight & (labels == label), weights, zero) for label in (1, 0))
-    return jnp.where(has_weight, scores, jnp.zeros((), scores.dtype)), positive, negative, is_known.all()
+    is_known = (((labels == 0) | (labels == 1)) & ~library.isnan(scores)) | ~has_weight
+    zero = library.zeros((), weights.dtype)
+    positive, negative = (library.where(has_weight & (labels == label), weights, zero) for label in (1, 0))
+    return library.where(has_weight, scores, library.zeros((), scores.dtype)), positive, negative, is_known.all()

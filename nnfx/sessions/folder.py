@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nnfx import checkpoint, paths
-from nnfx.sessions import fingerprint
 from nnfx.sessions.checkpoints import AnotherRunError
+from nnfx.sessions.described_parts import array_words
 from nnfx.sessions.identity import Identity, Moments
 from nnfx.types import Array, Hyper
 
@@ -53,7 +53,7 @@ class Owner(NamedTuple):
     def notes(self) -> dict[str, Any]:
         """What is recorded about it."""
         hyper = {name: np.asarray(value).tolist() for name, value in self.hyper.items()}
-        key = f"{self.key.dtype} {fingerprint.array_words(self.key)}"
+        key = f"{self.key.dtype} {array_words(self.key)}"
         return {"kind": self.kind, "key": key, "hyper": hyper, **self.identity._asdict()}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax.stages import Lowered
 
 from nnfx import checkpoint
-from nnfx.sessions import fingerprint
+from nnfx.sessions.described_parts import array_words, differences, parts_of
 from nnfx.training.parts import Recipe
 
 DECIDING = ("nnfx", "jax", "jaxlib", "flax", "optax")
@@ -32,7 +32,7 @@ class Identity(NamedTuple):
     Attributes:
         program: the checksum of what XLA is given to compile: start, layers, loss, optimizer, rules, and the numbers
             fixed in them.
-        parts: what the run is made of, by path; see `nnfx.sessions.fingerprint`.
+        parts: what the run is made of, by path; see `nnfx.sessions.described_parts`.
         start: a description of the arrays that it starts from; empty until these have been computed.
         data: dtype, shape and checksum of the arrays of the data, by path.
         means: the versions and the kind of device that it is computed with, by name.
@@ -51,7 +51,7 @@ class Identity(NamedTuple):
         program = "".join(each.as_text() for each in lowered)
         return cls(
             program=hashlib.sha256(program.encode()).hexdigest()[:16],
-            parts=fingerprint.parts_of(recipe),
+            parts=parts_of(recipe),
             start={},
             data=data,
             means={**{name: versions[name] for name in DECIDING}, "device": jax.local_devices()[0].device_kind},
@@ -66,11 +66,9 @@ class Identity(NamedTuple):
         ]
         if self.means == other.means:
             # parts that are written differently but give the same program are the same
-            return (
-                lines if self.program == other.program else [*lines, *fingerprint.differences(self.parts, other.parts)]
-            )
+            return lines if self.program == other.program else [*lines, *differences(self.parts, other.parts)]
         changed = [name for name, mine in self.means.items() if other.means.get(name) != mine]
-        lines += fingerprint.differences(self.parts, other.parts, [*changed, "python"])
+        lines += differences(self.parts, other.parts, [*changed, "python"])
         return lines or self._starts(other)
 
     def other_program(self, other: "Identity") -> list[str]:
@@ -107,7 +105,7 @@ def words(tree: Any) -> dict[str, str]:
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
         if isinstance(leaf, str)
-        else fingerprint.array_words(np.asarray(leaf))
+        else array_words(np.asarray(leaf))
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 

@@ -3,14 +3,13 @@
 import contextlib
 import dataclasses
 import functools
-import signal
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
+from signal import Signals
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from jax.stages import Lowered
 
@@ -214,7 +213,7 @@ class _Keeping(Generic[State]):
             newest = checkpoints.paths()[-1]
         if ending := distributed.agree([*asked]):
             epochs = f"epoch {program.epochs(self.state)} of {program.recipe.epochs}"
-            leave(ending[0], f"stopped after {epochs}, saved as {newest}")
+            signals.leave(ending[0], f"stopped after {epochs}, saved as {newest}")
         return self.state
 
     def _resume(self, checkpoints: Checkpoints) -> None:
@@ -258,7 +257,7 @@ class _Keeping(Generic[State]):
             raise checkpoints.unwritable or PermissionError(f"{checkpoints.folder}: expected a writable folder")
         return True
 
-    def _go_on(self, checkpoints: Checkpoints, logs: Logs, asked: list[signal.Signals]) -> None:
+    def _go_on(self, checkpoints: Checkpoints, logs: Logs, asked: list[Signals]) -> None:
         """Drive the program to its end, or until asked to leave, and look after it between pieces."""
         keeper, program = self.keeper, self.program
         saved, saved_at, logged = program.done(self.state), time.monotonic(), program.epochs(self.state)
@@ -364,12 +363,3 @@ def warn_of_other_means(path: Path, saved: Mapping[str, Any], owner: Owner) -> N
             f"{path}: saved with {', '.join(others)}: the run resumes, but may not end with the same bits",
             stacklevel=7,
         )
-
-
-def leave(asked: int, where: str) -> NoReturn:
-    """End as the signal asks, and print how to continue."""
-    if distributed.is_first():
-        print(f"{signal.Signals(asked).name}: {where}; the same call resumes from there", file=sys.stderr, flush=True)
-    if asked == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise SystemExit(128 + asked)

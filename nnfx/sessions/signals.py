@@ -2,9 +2,13 @@
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import NoReturn
+
+from nnfx import distributed
 
 ASKING = (signal.SIGINT, signal.SIGTERM)
 """Ctrl-C, and what schedulers send before they kill a process."""
@@ -46,3 +50,12 @@ def caught() -> Iterator[list[signal.Signals]]:
         yield received
     finally:
         put_back()
+
+
+def leave(asked: int, where: str) -> NoReturn:
+    """End as the signal asks, and print how to continue."""
+    if distributed.is_first():
+        print(f"{signal.Signals(asked).name}: {where}; the same call resumes from there", file=sys.stderr, flush=True)
+    if asked == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + asked)

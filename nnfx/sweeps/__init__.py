@@ -1,4 +1,4 @@
-"""Many runs as one program: seeds × folds × hyper-parameters, and successive halving.
+"""Many runs as one program: seeds × folds × hyper-parameters, all to the end or by successive halving.
 
 The runs, called members, form a table of groups (one for each seed and fold) by points (of hyper-parameters). The
 members of a group share its initial weights and the order of its data, so that only hyper-parameters differ between
@@ -20,6 +20,7 @@ from nnfx import checks, paths
 from nnfx.data.prepare import Data
 from nnfx.sessions.keeper import Keeper, run
 from nnfx.sweeps.ensemble import Ensemble
+from nnfx.sweeps.halving import Halving
 from nnfx.sweeps.members import Members
 from nnfx.sweeps.points import LogUniform, Points, Uniform, chosen, draw, grid, number_of
 from nnfx.sweeps.programs import MEMBERS
@@ -34,6 +35,7 @@ from nnfx.types import Array
 
 __all__ = [
     "Ensemble",
+    "Halving",
     "LogUniform",
     "Member",
     "Points",
@@ -42,7 +44,6 @@ __all__ = [
     "Uniform",
     "draw",
     "grid",
-    "successive_halving",
     "sweep",
 ]
 
@@ -55,6 +56,7 @@ def sweep(
     seeds: int = 1,
     folds: int | None = None,
     points: Any = None,
+    halving: Halving | None = None,
     epochs_per_chunk: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     devices_per_member: int = 1,
@@ -81,8 +83,9 @@ def sweep(
             data frame, or a list of dictionaries; or else
         **values: values for each hyper-parameter, every combination of which is a point; or, if `points` is the number
             of points to draw, `Uniform` and `LogUniform` ranges. Without either, members differ only in seed and fold.
-        epochs_per_chunk: after how many epochs the host checks which members have stopped. By default a tenth of the
-            run if it has stopping rules, else the whole run.
+        halving: after how many epochs to drop all but the best points, by `Halving`; by default none are dropped.
+        epochs_per_chunk: after how many epochs the host checks which members have stopped; with `halving`, a divisor of
+            its rungs. By default the largest divisor; else a tenth of the run if it has stopping rules, or the whole.
         devices: the devices over which the members are spread; by default all devices of this process.
         devices_per_member: over how many of them the batches of each member are split, as by `nnfx.data_parallel`: for
             models too large to train many at once.
@@ -108,8 +111,8 @@ def sweep(
         A table of the members, with their best weights; its `by_point` is the table of the points.
 
     Raises:
-        TypeError, ValueError: as calling `fit` does, for ranges without a number of points, and for points of unequal
-            lengths or folds that do not suit the data.
+        TypeError, ValueError: as calling `fit` does, for ranges without a number of points, for points of unequal
+            lengths or folds that do not suit the data, and for rungs that do not suit the run.
         MemoryError: if not even one member fits into memory.
 
     Example:
@@ -121,103 +124,33 @@ def sweep(
         (9, 1.0)
     """
     _check(fit, data, key, on_chunk)
-    if epochs_per_chunk is None:
-        epochs_per_chunk = max(1, fit.epochs // 10) if fit.rule_names else fit.epochs
-    checks.positive_integer("epochs_per_chunk", epochs_per_chunk)
+    is_ranked = data.valid is not None or folds is not None
+    epochs_per_chunk = _epochs_per_chunk(fit, halving, epochs_per_chunk, is_ranked)
     mesh, tried = _mesh(devices, devices_per_member), chosen(key, points, values)
     table = _table(fit, data, key, seeds, folds, tried, mesh, memory)
+    quotas = {} if halving is None else halving.quotas(table.width)
     keeper, title = _keeper(out, save_every_seconds, skip_damaged, progress, tensorboard)
-    return _run(fit, table, epochs_per_chunk, {}, at_once, memory, keeper, title, on_chunk)
+    return _run(fit, table, epochs_per_chunk, quotas, at_once, memory, keeper, title, on_chunk)
 
 
-def successive_halving(
-    fit: Fit,
-    data: Data,
-    *,
-    key: Array,
-    rungs: Sequence[int],
-    keep: float = 1 / 3,
-    seeds: int = 1,
-    folds: int | None = None,
-    points: Any = None,
-    devices: Sequence[jax.Device] | None = None,
-    devices_per_member: int = 1,
-    at_once: int | None = None,
-    memory: int | None = None,
-    on_chunk: Callable[[Progress], None] | None = None,
-    out: str | os.PathLike[str] | None = None,
-    save_every_seconds: float | None = 60.0,
-    skip_damaged: bool = False,
-    progress: bool | str | None = None,
-    tensorboard: bool = False,
-    **values: ArrayLike | Uniform | LogUniform,
-) -> Sweep:
-    """Train all points a little, keep the better part at each rung, and train only the best to the end.
-
-    Points are ranked by their best held-out loss so far, averaged over seeds and folds; points with more members
-    without any finite loss rank behind those with fewer.
-
-    Args:
-        fit: the run, made by `nnfx.fit`.
-        data: what every member is trained on, with held-out data unless `folds` is given.
-        key: a typed key.
-        rungs: after how many epochs to drop points, increasing and below the epochs of the run.
-        keep: the fraction of the points kept at each rung, above 0 and below 1.
-        seeds: as for `sweep`.
-        folds: as for `sweep`.
-        points: as for `sweep`.
-        devices: as for `sweep`.
-        devices_per_member: as for `sweep`.
-        at_once: as for `sweep`.
-        memory: as for `sweep`.
-        on_chunk: as for `sweep`.
-        out: as for `sweep`.
-        save_every_seconds: as for `sweep`.
-        skip_damaged: as for `sweep`.
-        progress: as for `sweep`.
-        tensorboard: as for `sweep`.
-        **values: as for `sweep`.
-
-    Returns:
-        A table of the members; the column `reason` tells which were dropped.
-
-    Raises:
-        TypeError, ValueError: as for `sweep`, for rungs that do not increase, or if there are no held-out data.
-
-    Example:
-        >>> import nnfx, optax
-        >>> data = nnfx.data.titanic("fare", "age", key=jax.random.key(1), valid_fraction=0.25)
-        >>> train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=40)
-        >>> result = successive_halving(
-        ...     train, data, key=jax.random.key(0), rungs=(5, 10), keep=0.5, learning_rate=np.logspace(-3, 0, 8)
-        ... )
-        >>> sorted(row["epochs"] for row in result.rows)
-        [5, 5, 5, 5, 10, 10, 40, 40]
-
-    References:
-        Jamieson and Talwalkar, *Non-stochastic best arm identification and hyperparameter optimization*, 2016.
-    """
-    _check(fit, data, key, on_chunk)
-    if isinstance(rungs, str) or not isinstance(rungs, Sequence | np.ndarray):
-        raise TypeError(f"rungs: expected a sequence of epochs, such as (5, 10), got {checks.describe(rungs)}")
-    for i, rung in enumerate(rungs):
-        checks.positive_integer(f"rungs[{i}]", rung)
-    rungs = [int(rung) for rung in rungs]
-    if not rungs or rungs != sorted(set(rungs)) or rungs[-1] >= fit.epochs:
-        raise ValueError(f"rungs: expected epochs that increase and stay below {fit.epochs}, got {tuple(rungs)}")
-    checks.number("keep", keep, above=0, below=1)
-    if data.valid is None and folds is None:
+def _epochs_per_chunk(fit: Fit, halving: Halving | None, epochs_per_chunk: int | None, is_ranked: bool) -> int:
+    """Check the rungs, and return after how many epochs the host looks at the members."""
+    if epochs_per_chunk is not None:
+        checks.positive_integer("epochs_per_chunk", epochs_per_chunk)
+    if halving is None:
+        return epochs_per_chunk or (max(1, fit.epochs // 10) if fit.rule_names else fit.epochs)
+    if not isinstance(halving, Halving):
+        raise TypeError(f"halving: expected nnfx.sweeps.Halving(rungs=...), got {checks.describe(halving)}")
+    halving.check(fit.epochs)
+    if not is_ranked:
         raise ValueError("data.valid: expected held-out data to rank points by, got none")
-    mesh, tried = _mesh(devices, devices_per_member), chosen(key, points, values)
-    table = _table(fit, data, key, seeds, folds, tried, mesh, memory)
-    left = table.width
-    quotas = {}
-    for rung in rungs:
-        left = max(1, round(left * keep))
-        quotas[rung] = left
-    look_every = int(np.gcd.reduce([*rungs, fit.epochs]))
-    keeper, title = _keeper(out, save_every_seconds, skip_damaged, progress, tensorboard)
-    return _run(fit, table, look_every, quotas, at_once, memory, keeper, title, on_chunk)
+    largest = int(np.gcd.reduce([*halving.rungs, fit.epochs]))
+    if epochs_per_chunk is not None and largest % epochs_per_chunk:
+        raise ValueError(
+            f"epochs_per_chunk: expected a divisor of the rungs and of the epochs of the run, such as {largest}, got"
+            f" {epochs_per_chunk}"
+        )
+    return epochs_per_chunk or largest
 
 
 def _keeper(

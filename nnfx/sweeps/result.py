@@ -13,8 +13,9 @@ import numpy as np
 from nnfx import checks, distributed, paths, tables
 from nnfx.data.prepare import Preprocess
 from nnfx.sweeps.ensemble import Ensemble
+from nnfx.sweeps.halving import ranked
 from nnfx.sweeps.programs import fold_data
-from nnfx.sweeps.table import Table, ranked
+from nnfx.sweeps.table import Table
 from nnfx.training.epochs import RUNNING, Best, reason
 from nnfx.training.fit import Fit
 from nnfx.training.hyperparameters import as_arrays

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from nnfx.data import folds as of_folds
 from nnfx.data.folds import Folds
-from nnfx.data.permutation import permutation
 from nnfx.data.prepare import Data
+from nnfx.sweeps.halving import ranked
 from nnfx.sweeps.points import Points, number_of
 from nnfx.sweeps.programs import MEMBERS, Fixed, Groups
 from nnfx.training.epochs import DROPPED, EMPTY, RUNNING, RunState
@@ -82,7 +83,7 @@ class Table:
         rows = data.train.weights.shape[0]
         parted = None
         if folds is not None:
-            of_row = permutation(jax.random.fold_in(key, seeds), rows) % folds
+            of_row = of_folds.assign(jax.random.fold_in(key, seeds), rows, folds)
             parted = Folds.of(data.train, data.preprocess, of_row, folds)
         fixed = Fixed(known(data.train), known(data.valid), data.preprocess, parted)
         group_seeds = np.repeat(np.arange(seeds, dtype=np.int32), folds or 1)
@@ -233,19 +234,6 @@ class Table:
             store[self.member[held]] = np.asarray(values)[held]
 
         jax.tree.map(copy, self.harvested, kept)
-
-
-def ranked(losses: np.ndarray) -> np.ndarray:
-    """Return the positions of points, best first, of losses `(groups, points)`.
-
-    Points are ranked by how many of their losses are not finite, and then by the mean of the others.
-
-    >>> ranked(np.array([[1.0, np.nan, 2.0, np.nan], [4.0, np.nan, 2.0, 0.0]])).tolist()
-    [2, 0, 3, 1]
-    """
-    failed = ~np.isfinite(losses)
-    kept = np.where(failed, 0, losses).astype(np.float64).sum(0) / np.maximum((~failed).sum(0), 1)
-    return np.lexsort((kept, failed.sum(0)))
 
 
 def _bucket(count: int) -> int:

@@ -265,10 +265,11 @@ def check_evaluation(data: Batch, measures: Mapping[str, PerExample], outputs: A
     if not hasattr(outputs, "shape") or outputs.shape[:1] != (size,):
         raise ValueError(f"model: expected one output per example, {size} of them, got {checks.describe(outputs)}")
     checks.finite("data.weights", data.weights)
-    if checks.is_concrete(data.weights) and bool((data.weights < 0).any()):
-        raise ValueError(f"data.weights: expected non-negative numbers, got {float(data.weights.min()):g}")
+    weights = checks.near(data.weights)[0] if checks.is_concrete(data.weights) else None
+    if weights is not None and bool((weights < 0).any()):
+        raise ValueError(f"data.weights: expected non-negative numbers, got {float(weights.min()):g}")
     seen, targets = _check_values("data", data, outputs)
-    if checks.is_concrete(data.weights) and not bool((data.weights != 0).any()):
+    if weights is not None and not bool((weights != 0).any()):
         return  # nothing is measured, so its mean is NaN
     for measure in measures.values():
         losses.check(measure, seen, targets)

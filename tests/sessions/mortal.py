@@ -3,7 +3,6 @@
 The kind is `run`, `sweep` or `halving`. Without a folder, it is the reference that is never killed.
 """
 
-import functools
 import hashlib
 import os
 import sys
@@ -47,12 +46,10 @@ def main(kind, folder=None):
             train = nnfx.session(train, folder, save_every_epochs=1, evaluate=lambda run: run.evaluate(data.train))
         print(checksum(train(jax.random.key(3), data, learning_rate=0.02, patience=10)))
         return
-    search = functools.partial(nnfx.sweeps.sweep, epochs_per_chunk=1)
-    if kind == "halving":
-        search = functools.partial(nnfx.sweeps.successive_halving, rungs=(2, 4), keep=0.5)
+    how = {"halving": nnfx.sweeps.Halving((2, 4), keep=0.5)} if kind == "halving" else {"epochs_per_chunk": 1}
     kept = {} if folder is None else {"out": folder, "save_every_seconds": 0.0, "on_chunk": lambda _: time.sleep(0.1)}
-    result = search(
-        train, data, key=jax.random.key(3), seeds=2, learning_rate=np.logspace(-3, 0, 4), patience=2, **kept
+    result = nnfx.sweeps.sweep(
+        train, data, key=jax.random.key(3), seeds=2, learning_rate=np.logspace(-3, 0, 4), patience=2, **how, **kept
     )
     print(checksum((result.variables, result.histories, [row["epochs"] for row in result.rows])))
 

@@ -5,7 +5,7 @@ import signal
 import jax
 import pytest
 
-from nnfx.sessions import keeper
+from nnfx.sessions import keeper, signals
 from nnfx.training.in_memory import InMemory
 from tests.sessions.sessions import TWO_EPOCHS, bits
 
@@ -26,5 +26,5 @@ def test_without_a_folder_a_program_runs_to_the_same_end(data, key, capsys):
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 def test_leaving_says_how_to_go_on(capsys, number, error):
     with pytest.raises(error):
-        keeper.leave(number, "stopped after epoch 3 of 9")
+        signals.leave(number, "stopped after epoch 3 of 9")
     assert capsys.readouterr().err == f"{number.name}: stopped after epoch 3 of 9; the same call resumes from there\n"

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import nnfx
-from nnfx.sweeps import successive_halving, sweep
+from nnfx.sweeps import Halving, sweep
 from tests.sessions.sessions import CutError, bits, checkpoints, rows
 
 KEY = jax.random.key(0)
@@ -99,14 +99,12 @@ def test_its_history_tells_who_ran_and_how_well(data, whole, tmp_path):
 
 @pytest.mark.slow
 def test_a_halving_goes_on_between_its_rungs(data, tmp_path):
-    options = given(rungs=(2, 4), keep=0.5)
-    whole = successive_halving(PLAIN, data, **options)
+    options = given(halving=Halving((2, 4), keep=0.5))
+    whole = sweep(PLAIN, data, **options)
     for epoch in (2, 6):
         with pytest.raises(CutError):
-            successive_halving(
-                PLAIN, data, **options, out=tmp_path, save_every_seconds=0, progress=False, on_chunk=cut_at(epoch)
-            )
-    kept = successive_halving(PLAIN, data, **options, out=tmp_path, progress=False)
+            sweep(PLAIN, data, **options, out=tmp_path, save_every_seconds=0, progress=False, on_chunk=cut_at(epoch))
+    kept = sweep(PLAIN, data, **options, out=tmp_path, progress=False)
     same(kept, whole)
     assert sorted(row["epochs"] for row in kept.rows) == [2] * 4 + [4] * 2 + [8] * 2
 

@@ -79,8 +79,9 @@ def test_a_member_is_a_run(train, data):
 
 
 def test_a_member_that_was_dropped_says_so(train, data):
-    result = nnfx.sweeps.successive_halving(
-        train, data, key=KEY, rungs=(2,), keep=0.5, learning_rate=[0.1, 1e-6], devices=jax.devices()[:1]
+    halving = nnfx.sweeps.Halving((2,), keep=0.5)
+    result = nnfx.sweeps.sweep(
+        train, data, key=KEY, halving=halving, learning_rate=[0.1, 1e-6], devices=jax.devices()[:1]
     )
     member = result.member(1)
     assert (member.reason, int(member.epochs)) == ("dropped", 2)

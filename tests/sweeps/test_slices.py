@@ -4,7 +4,7 @@ import optax
 import pytest
 
 import nnfx
-from nnfx.sweeps import slices, successive_halving, sweep
+from nnfx.sweeps import Halving, slices, sweep
 
 KEY = jax.random.key(0)
 RATES = np.linspace(0.05, 0.5, 7)
@@ -105,8 +105,8 @@ def test_a_sweep_in_slices_has_the_members_of_the_whole(data, devices, asked):
 @pytest.mark.slow
 def test_halving_in_slices_ranks_over_all_of_them(data, asked):
     train = make()
-    given = {"key": KEY, "rungs": (4,), "seeds": 2, "learning_rate": RATES, "devices": jax.devices()[:1]}
-    whole, sliced = whole_and_sliced(asked, lambda memory: successive_halving(train, data, memory=memory, **given))
+    given = {"key": KEY, "halving": Halving((4,)), "seeds": 2, "learning_rate": RATES, "devices": jax.devices()[:1]}
+    whole, sliced = whole_and_sliced(asked, lambda memory: sweep(train, data, memory=memory, **given))
     assert {r["member"]: r["epochs"] for r in whole.rows} == {r["member"]: r["epochs"] for r in sliced.rows}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import nnfx
 from nnfx import sweeps
-from nnfx.sweeps import members, successive_halving, sweep
+from nnfx.sweeps import Halving, members, sweep
 
 KEY = jax.random.key(0)
 ONE = jax.devices()[:1]
@@ -181,7 +181,7 @@ def test_successive_halving_drops_the_worse_points(data):
     train = make(optax.sgd, 12)
     rates = np.array([1e-4, 0.1, 1e-3, 0.5, 1e-5, 1e30, 0.3, 1e-6])
     given = {"key": KEY, "seeds": 2, "learning_rate": rates, "devices": ONE}
-    result = successive_halving(train, data, **given, rungs=(3, 6), keep=0.5)
+    result = sweep(train, data, **given, halving=Halving((3, 6), keep=0.5))
     full = sweep(train, data, **given, epochs_per_chunk=3)
     epochs = {row["member"]: row["epochs"] for row in result.rows}
     assert sorted(epochs.values()) == [3] * 8 + [6] * 4 + [12] * 4
@@ -249,7 +249,7 @@ def test_nothing_is_marked_by_nan_or_infinities_on_devices(data):
     given = {"key": KEY, "seeds": 2, "devices": ONE, "learning_rate": [0.05, 0.1, 0.2, 0.3], "max_steps": 7}
     with jax.debug_nans(True), jax.debug_infs(True):
         result = sweep(train, data, **given, epochs_per_chunk=1)
-        halved = successive_halving(train, data, **given, rungs=(1,), keep=0.5)
+        halved = sweep(train, data, **given, halving=Halving((1,), keep=0.5))
         found = result.ensemble(3).predict(np.zeros((3, 2)))
         assert "step_budget" in str(result)
     assert [row["epochs"] for row in result.rows] == [2] * 8
@@ -367,22 +367,24 @@ def test_what_is_swept_is_what_fit_returns(data, plain):
     for each in (plain(KEY, data, learning_rate=0.1), plain.factories["model"][0], "train"):
         with pytest.raises(TypeError, match="fit: expected what nnfx.fit returns, got"):
             sweep(each, data, key=KEY, learning_rate=0.1)
-        with pytest.raises(TypeError, match="fit: expected what nnfx.fit returns, got"):
-            successive_halving(each, data, key=KEY, rungs=(1,), learning_rate=0.1)
     with pytest.raises(TypeError, match="data: expected nnfx.data.Data"):
         sweep(plain, data.train, key=KEY, learning_rate=0.1)
 
 
 def test_wrong_folds_and_rungs(data, plain):
     with pytest.raises(TypeError, match="rungs: expected a sequence of epochs, such as .*, got 2"):
-        successive_halving(plain, data, key=KEY, rungs=2, learning_rate=[1, 2])
+        sweep(plain, data, key=KEY, halving=Halving(2), learning_rate=[1, 2])
+    with pytest.raises(TypeError, match=r"halving: expected nnfx.sweeps.Halving\(rungs=...\), got"):
+        sweep(plain, data, key=KEY, halving=(1, 2), learning_rate=[1, 2])
+    with pytest.raises(ValueError, match="epochs_per_chunk: expected a divisor of the rungs .* such as 1, got 2"):
+        sweep(plain, data, key=KEY, halving=Halving((2,)), epochs_per_chunk=2, learning_rate=[1, 2])
     whole = nnfx.data.Data(data.train, None, data.preprocess)
     with pytest.raises(ValueError, match="folds: expected 2 to 536"):
         sweep(plain, whole, key=KEY, folds=1000, learning_rate=1)
     for rungs in ((), (3, 2), (2, 2), (5,)):
         with pytest.raises(ValueError, match="rungs: expected epochs that increase and stay below 5"):
-            successive_halving(plain, data, key=KEY, rungs=rungs, learning_rate=[1, 2])
+            sweep(plain, data, key=KEY, halving=Halving(rungs), learning_rate=[1, 2])
     with pytest.raises(ValueError, match="keep: .*below 1, got 1"):
-        successive_halving(plain, data, key=KEY, rungs=(2,), keep=1.0, learning_rate=[1, 2])
+        sweep(plain, data, key=KEY, halving=Halving((2,), keep=1.0), learning_rate=[1, 2])
     with pytest.raises(ValueError, match="data.valid: expected held-out data"):
-        successive_halving(plain, whole, key=KEY, rungs=(2,), learning_rate=[1, 2])
+        sweep(plain, whole, key=KEY, halving=Halving((2,)), learning_rate=[1, 2])

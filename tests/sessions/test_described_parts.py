@@ -16,7 +16,7 @@ from flax import nnx
 
 import nnfx
 from nnfx import memo
-from nnfx.sessions.fingerprint import array_words, differences, parts_of
+from nnfx.sessions.described_parts import array_words, differences, parts_of
 
 SCALE = 0.5
 SETTINGS = types.SimpleNamespace(scale=0.5, epochs=10)
