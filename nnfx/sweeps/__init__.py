@@ -23,6 +23,7 @@ from nnfx.sweeps.ensemble import Ensemble
 from nnfx.sweeps.halving import Halving
 from nnfx.sweeps.members import Members
 from nnfx.sweeps.points import LogUniform, Points, Uniform, chosen, draw, grid, number_of
+from nnfx.sweeps.population import Population, population
 from nnfx.sweeps.programs import MEMBERS
 from nnfx.sweeps.progress import Progress
 from nnfx.sweeps.result import Member, Sweep, collect
@@ -39,11 +40,13 @@ __all__ = [
     "LogUniform",
     "Member",
     "Points",
+    "Population",
     "Progress",
     "Sweep",
     "Uniform",
     "draw",
     "grid",
+    "population",
     "sweep",
 ]
 
