@@ -19,11 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from matplotlib import pyplot as plt
 
 import nnfx
-from experiments.common import BLUE, GREY, ORANGE, Results, print_table
+from experiments.common import BLUE, GREY, ORANGE, Results, command, print_table
 from nnfx import activations
 from nnfx.types import Array
 
@@ -162,4 +161,4 @@ def draw_maxout(results: Results, fit: dict[str, Array], config: Config) -> None
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    command(main, Config, __doc__)

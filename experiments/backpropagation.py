@@ -17,11 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from matplotlib import pyplot as plt
 
 import nnfx
-from experiments.common import BLUE, ORANGE, Results, print_table
+from experiments.common import BLUE, ORANGE, Results, command, print_table
 from experiments.titanic import PASSENGER
 from nnfx.insight import backpropagation, graph
 from nnfx.insight.backpropagation import Backpropagation
@@ -143,4 +142,4 @@ def draw_step(results: Results, steps: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    command(main, Config, __doc__)

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import matplotlib as mpl
 import numpy as np
+import tyro
 from cycler import cycler
 
 mpl.use("Agg")
@@ -21,7 +22,7 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from nnfx import Run, distributed, paths
+from nnfx import Run, cpu, distributed, paths
 from nnfx.tables import table
 
 # Okabe and Ito's colours remain distinct for colour-blind readers, and the first two also in greyscale.
@@ -56,6 +57,19 @@ def _count_compilation(event: str, duration_secs: float, **_: Any) -> None:
 
 
 jax.monitoring.register_event_duration_secs_listener(_count_compilation)
+
+
+def command(main: Callable[[Any], Any], config: type, about: str | None) -> None:
+    """Run an experiment as a command, with its options from the command line, and keep its compiled programs.
+
+    Args:
+        main: the experiment, a function of its options.
+        config: the dataclass of its options.
+        about: its description, for `--help`.
+    """
+    options: Any = tyro.cli(config, description=about)
+    cpu.keep_programs()
+    main(options)
 
 
 class Results:

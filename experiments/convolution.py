@@ -16,13 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 import nnfx
-from experiments.common import GREEN, ORANGE, Results, print_table
+from experiments.common import GREEN, ORANGE, Results, command, print_table
 from experiments.detection import scenes
 
 EDGE = np.array([[-1, 0, 1], [-1, 0, 1], [-1, 0, 1]])
@@ -199,4 +198,4 @@ def draw_kernels(results: Results, picture: np.ndarray, maps: dict[str, np.ndarr
 
 if __name__ == "__main__":
     nnfx.cpu.set_up(devices=1)
-    main(tyro.cli(Config, description=__doc__))
+    command(main, Config, __doc__)

@@ -18,11 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from matplotlib import pyplot as plt
 
 import nnfx
-from experiments.common import BLUE, ORANGE, Results, curves_of, mean_and_error, print_table
+from experiments.common import BLUE, ORANGE, Results, command, curves_of, mean_and_error, print_table
 from experiments.images import Predictions, draw_confusion, draw_mistakes, mistakes_of
 from nnfx.data import Data
 from nnfx.data.batching import steps_per_epoch
@@ -187,4 +186,4 @@ def draw_confusions(
 
 if __name__ == "__main__":
     nnfx.cpu.set_up(devices=1, cache=None)
-    main(tyro.cli(Config, description=__doc__))
+    command(main, Config, __doc__)

@@ -20,12 +20,11 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import optax
-import tyro
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
 import nnfx
-from experiments.common import BLUE, ORANGE, Results, print_table
+from experiments.common import BLUE, ORANGE, Results, command, print_table
 from experiments.images import Predictions, draw_confusion, draw_mistakes
 from nnfx.data import Data, Examples, Images
 from nnfx.data.batching import steps_per_epoch
@@ -228,4 +227,4 @@ def draw_test_confusion(results: Results, test: Predictions, classes: Sequence[s
 
 if __name__ == "__main__":
     nnfx.cpu.set_up(devices=1, cache=None)
-    main(tyro.cli(Config, description=__doc__))
+    command(main, Config, __doc__)

@@ -30,11 +30,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from matplotlib import pyplot as plt
 
 import nnfx
-from experiments.common import BLUE, GREEN, GREY, ORANGE, Results, print_table
+from experiments.common import BLUE, GREEN, GREY, ORANGE, Results, command, print_table
 from nnfx.forecasting import backtest, baselines, conformal, forecasters, scores
 from nnfx.forecasting.backtest import Backtest
 from nnfx.forecasting.heads import Interval
@@ -264,4 +263,4 @@ def draw_scores(results: Results, errors: dict[str, np.ndarray], years: Any) -> 
 
 if __name__ == "__main__":
     nnfx.cpu.set_up()
-    main(tyro.cli(Config, description=__doc__))
+    command(main, Config, __doc__)

@@ -19,11 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from matplotlib import pyplot as plt
 
 import nnfx
-from experiments.common import BLUE, GREEN, ORANGE, Results, print_table
+from experiments.common import BLUE, GREEN, ORANGE, Results, command, print_table
 from nnfx.types import Apply, Array, Batch, Variables
 
 START = (-2.0, 1.6)
@@ -294,4 +293,4 @@ def draw_cost(results: Results, paths: dict[str, Descent], least: float) -> None
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    command(main, Config, __doc__)

@@ -16,11 +16,10 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-import tyro
 from matplotlib import pyplot as plt
 
 import nnfx
-from experiments.common import BLUE, GREEN, ORANGE, Results, print_table
+from experiments.common import BLUE, GREEN, ORANGE, Results, command, print_table
 from nnfx.data import Data
 from nnfx.data.batching import steps_per_epoch
 from nnfx.insight import flow
@@ -168,4 +167,4 @@ def draw_epochs(results: Results, runs: dict[str, nnfx.Run], flows: dict[str, Fl
 
 if __name__ == "__main__":
     nnfx.cpu.set_up(devices=1)
-    main(tyro.cli(Config, description=__doc__))
+    command(main, Config, __doc__)

@@ -25,13 +25,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from jax.typing import ArrayLike
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 import nnfx
-from experiments.common import BLUE, GREY, ORANGE, Results, print_table
+from experiments.common import BLUE, GREY, ORANGE, Results, command, print_table
 from nnfx.data import Data
 from nnfx.insight import features
 from nnfx.types import Array, Batch, Variables
@@ -398,4 +397,4 @@ def draw_class_activation_maps(results: Results, run: nnfx.Run, score_by: Batch,
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    command(main, Config, __doc__)

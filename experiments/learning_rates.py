@@ -26,13 +26,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-import tyro
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 import nnfx
-from experiments.common import BLUE, GREEN, GREY, ORANGE, PURPLE, Results, print_table
+from experiments.common import BLUE, GREEN, GREY, ORANGE, PURPLE, Results, command, print_table
 from nnfx.data import Data, batching
 
 KINDS = {"fixed": BLUE, "scheduled": GREEN, "adaptive": ORANGE, "by the size of the weights": PURPLE}
@@ -402,4 +401,4 @@ def draw_just_right(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    command(main, Config, __doc__)

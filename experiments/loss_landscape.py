@@ -20,13 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
 import nnfx
-from experiments.common import BLUE, GREEN, ORANGE, Results, print_table
+from experiments.common import BLUE, GREEN, ORANGE, Results, command, print_table
 from nnfx.insight import curvature, landscape
 from nnfx.insight.landscape import Cut, Landscape
 from nnfx.types import Array, Batch, Params
@@ -264,4 +263,4 @@ def draw_surface(results: Results, found: Landscape) -> None:
 
 if __name__ == "__main__":
     nnfx.cpu.set_up()
-    main(tyro.cli(Config, description=__doc__))
+    command(main, Config, __doc__)

@@ -21,13 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 import nnfx
-from experiments.common import BLUE, GREY, ORANGE, Results, print_table
+from experiments.common import BLUE, GREY, ORANGE, Results, command, print_table
 from experiments.gradient_descent import find_minimum
 from nnfx.losses import binary_cross_entropy, mean_square_error
 from nnfx.types import Array
@@ -223,4 +222,4 @@ def draw_squares(axis: Axes, line: Line, square: float) -> None:
 
 if __name__ == "__main__":
     nnfx.cpu.set_up(devices=1)
-    main(tyro.cli(Config, description=__doc__))
+    command(main, Config, __doc__)

@@ -22,12 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 import nnfx
-from experiments.common import BLUE, GREEN, GREY, ORANGE, Results, print_table
+from experiments.common import BLUE, GREEN, GREY, ORANGE, Results, command, print_table
 from nnfx.types import Array, Batch, Model, PerExample, Variables
 
 SYMBOLS, SHOWN = 8, 3
@@ -401,4 +400,4 @@ def draw_gradients_of(axis: Axes, by_kind: dict[str, np.ndarray]) -> None:
 
 if __name__ == "__main__":
     nnfx.cpu.set_up(cache=None)
-    main(tyro.cli(Config, description=__doc__))
+    command(main, Config, __doc__)

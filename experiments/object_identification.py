@@ -25,11 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from jax.typing import ArrayLike
 
 import nnfx
-from experiments.common import Results, print_table
+from experiments.common import Results, command, print_table
 from experiments.detection import boxes as of_boxes
 from experiments.detection import detector, figures, scenes
 from experiments.detection.boxes import Curve, Found, Score
@@ -280,4 +279,4 @@ def time_scenes(width: int, variables: Variables, pictures: np.ndarray, repeats:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    command(main, Config, __doc__)

@@ -20,12 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from jax.typing import ArrayLike
 from matplotlib import pyplot as plt
 
 import nnfx
-from experiments.common import BLUE, GREY, ORANGE, PURPLE, Results, mean_and_error, print_table
+from experiments.common import BLUE, GREY, ORANGE, PURPLE, Results, command, mean_and_error, print_table
 from nnfx.data import Data
 from nnfx.types import Array, Batch
 
@@ -322,4 +321,4 @@ def draw_bias_and_variance(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    command(main, Config, __doc__)

@@ -19,12 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 import nnfx
-from experiments.common import BLUE, GREEN, GREY, ORANGE, SHADES, Results, print_table
+from experiments.common import BLUE, GREEN, GREY, ORANGE, SHADES, Results, command, print_table
 from nnfx.data import Data
 from nnfx.types import Array, Batch, Params
 
@@ -335,4 +334,4 @@ def finish(axis: Axes, title: str) -> None:
 
 if __name__ == "__main__":
     nnfx.cpu.set_up(devices=1)
-    main(tyro.cli(Config, description=__doc__))
+    command(main, Config, __doc__)

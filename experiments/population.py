@@ -19,11 +19,10 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-import tyro
 from matplotlib import pyplot as plt
 
 import nnfx
-from experiments.common import BLUE, GREY, ORANGE, Results, mean_and_error, print_table
+from experiments.common import BLUE, GREY, ORANGE, Results, command, mean_and_error, print_table
 from nnfx.data import Data
 from nnfx.sweeps import LogUniform, Population, Sweep, Uniform, population, sweep
 
@@ -139,4 +138,4 @@ def draw(results: Results, members: Population, search: Sweep, config: Config) -
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    command(main, Config, __doc__)

@@ -29,13 +29,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from matplotlib import pyplot as plt
 
 import nnfx
-from experiments.common import BLUE, GREEN, GREY, ORANGE, Results, print_table
+from experiments.common import BLUE, GREEN, GREY, ORANGE, Results, command, print_table
 from nnfx.training.data_parallel import data_parallel
 
 
@@ -313,4 +312,4 @@ def draw(
 
 if __name__ == "__main__":
     nnfx.cpu.set_up(devices=2)
-    main(tyro.cli(Config, description=__doc__))
+    command(main, Config, __doc__)

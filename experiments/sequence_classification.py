@@ -21,12 +21,22 @@ import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
 import optax
-import tyro
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 import nnfx
-from experiments.common import BLUE, GREEN, GREY, ORANGE, PURPLE, Results, curves_of, mean_and_error, print_table
+from experiments.common import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    Results,
+    command,
+    curves_of,
+    mean_and_error,
+    print_table,
+)
 from nnfx.data import Data, Images
 from nnfx.data.batching import steps_per_epoch
 from nnfx.models import gru, lstm, rnn
@@ -289,4 +299,4 @@ def draw_probabilities(axis: Axes, probabilities: np.ndarray, classes: tuple[str
 
 if __name__ == "__main__":
     nnfx.cpu.set_up(devices=1, cache=None)
-    main(tyro.cli(Config, description=__doc__))
+    command(main, Config, __doc__)

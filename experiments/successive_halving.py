@@ -25,12 +25,11 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-import tyro
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 import nnfx
-from experiments.common import BLUE, GREY, ORANGE, SKY, Results, print_table
+from experiments.common import BLUE, GREY, ORANGE, SKY, Results, command, print_table
 from nnfx import sweeps
 
 
@@ -314,4 +313,4 @@ def draw_spending(axis: Axes, pairs: list[dict[str, Search]], config: Config) ->
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    command(main, Config, __doc__)

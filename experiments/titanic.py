@@ -16,11 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from matplotlib import pyplot as plt
 
 import nnfx
-from experiments.common import BLUE, ORANGE, SHADES, Results, print_table
+from experiments.common import BLUE, ORANGE, SHADES, Results, command, print_table
 from nnfx.data import Data
 
 FARE_SHOWN = 300.0
@@ -229,4 +228,4 @@ def draw_learning_curves(results: Results, runs: dict[str, nnfx.Run]) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    command(main, Config, __doc__)

@@ -32,6 +32,8 @@ def takes(flags):
 if os.environ.get(AS_USERS_COMPILE) != "1" and QUICK_TO_COMPILE[0] not in os.environ.get("XLA_FLAGS", "").split():
     known = QUICK_TO_COMPILE if takes(QUICK_TO_COMPILE) else [flag for flag in QUICK_TO_COMPILE if takes([flag])]
     os.environ["XLA_FLAGS"] = " ".join([*known, os.environ.get("XLA_FLAGS", "")])
+# Experiments that run in processes of their own keep no programs in the user's cache.
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 jax.config.update("jax_include_full_tracebacks_in_locations", False)  # writing them takes a twentieth of the time
 jax.config.update("jax_traceback_in_locations_limit", 0)
 jax.config.update("jax_num_cpu_devices", 8)

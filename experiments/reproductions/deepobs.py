@@ -21,13 +21,12 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-import tyro
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import nnfx
-from experiments.common import BLUE, GREEN, ORANGE, Results, print_table
+from experiments.common import BLUE, GREEN, ORANGE, Results, command, print_table
 from nnfx import paths
 from nnfx.data import batching
 from nnfx.models import conv, max_pool
@@ -195,4 +194,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    command(main, Config, __doc__)

@@ -34,14 +34,13 @@ from typing import Any, NamedTuple, cast
 import jax
 import numpy as np
 import optax
-import tyro
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, ScalarFormatter
 from tqdm import tqdm
 
 import nnfx
-from experiments.common import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, Results, print_table
+from experiments.common import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, Results, command, print_table
 from nnfx import checks, paths
 from nnfx.forecasting import Scaler, Windows, as_data, baselines, split, windows
 from nnfx.sweeps import Progress, Sweep
@@ -359,4 +358,4 @@ def _mean_and_sd(row: dict[str, Any], measure: str) -> str:
 
 if __name__ == "__main__":
     nnfx.cpu.set_up()
-    main(tyro.cli(Config, description=__doc__))
+    command(main, Config, __doc__)
