@@ -19,7 +19,7 @@ print(json.dumps([jax.device_count(), jax.config.jax_compilation_cache_dir]))
 
 def set_up(**options):
     """Return what a new process finds after `set_up`, since in this one JAX has already computed."""
-    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     command = [sys.executable, "-W", "error", "-c", SCRIPT, json.dumps(options)]
     run = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return json.loads(run.stdout)
