@@ -1,8 +1,8 @@
 """Gaps in time series, and how to fill them."""
 
-from typing import Any
-
 import numpy as np
+
+from nnfx.data.times import counted
 
 __all__ = ["carried", "continued", "filled"]
 
@@ -14,8 +14,8 @@ def filled(name: str, times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray
     """Insert the missing times, with NaN as their values.
 
     The usual step is the median of all steps. Steps are counted in months if all times are on the same day of the
-    month, such as the first, and in weekdays from Monday to Friday if the times cover more than two weeks without a
-    Saturday or Sunday.
+    month, such as the first or the last, and in weekdays from Monday to Friday if the times cover more than two weeks
+    without a Saturday or Sunday.
 
     Args:
         name: the name of the times in errors.
@@ -35,7 +35,7 @@ def filled(name: str, times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray
         >>> values.ravel(), is_inserted.tolist()
         (array([ 0.,  1., nan,  2.,  3.]), [False, False, True, False, False])
     """
-    counts, of_counts = _counted(times)
+    counts, of_counts = counted(times)
     steps = np.diff(counts)
     usual = int(np.sort(steps)[(len(steps) - 1) // 2])
     places, rest = np.divmod(counts - counts[0], usual)
@@ -52,27 +52,6 @@ def filled(name: str, times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray
     is_inserted = np.ones(rows, bool)
     is_inserted[places] = False
     return of_counts(counts[0] + usual * np.arange(rows)), whole, is_inserted
-
-
-def _counted(times: np.ndarray) -> tuple[np.ndarray, Any]:
-    """Return times as integers, evenly spaced if the times are regular, and the function that converts them back."""
-    unit = np.datetime_data(times.dtype)[0]
-    if unit not in ("Y", "M", "W"):
-        months, days = times.astype("datetime64[M]"), times.astype("datetime64[D]")
-        within = times - months
-        if (np.diff(months.astype(int)) > 0).all() and (within == within[0]).all():
-            return months.astype(
-                np.int64
-            ), lambda counts: counts.astype("datetime64[M]").astype(times.dtype) + within[0]
-        of_day = times - days
-        span = (days[-1] - days[0]).astype(int)
-        if (of_day == of_day[0]).all() and np.is_busday(days).all() and span > 14:
-            return np.busday_count("1970-01-01", days), lambda counts: _weekdays(counts, times.dtype) + of_day[0]
-    return times.astype(np.int64), lambda counts: counts.astype(times.dtype)
-
-
-def _weekdays(counts: np.ndarray, dtype: Any) -> np.ndarray:
-    return np.busday_offset("1970-01-01", counts, roll="forward").astype(dtype)
 
 
 def carried(values: np.ndarray, is_missing: np.ndarray) -> np.ndarray:

@@ -1,13 +1,15 @@
-"""Times of a series: whether they are regular, and where they are not."""
+"""Times of a series: whether they are regular, where they are not, and which ones come next."""
 
 import datetime
 import re
 import sys
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-__all__ = ["difference", "irregularity", "times_of"]
+__all__ = ["counted", "difference", "following", "irregularity", "times_of"]
 
 _TOLERANCE = 0.1
 """How far a step may deviate from the usual one, as a fraction of it: months have 28 to 31 days."""
@@ -108,6 +110,100 @@ def _duration(step: Any, dtype: np.dtype[Any]) -> str:
                 amount, name = int(duration / np.timedelta64(seconds, "s")), larger
                 break
     return f"{amount} {name}{'s' if amount != 1 and len(name) > 2 else ''}"
+
+
+def following(times: Any, steps: int) -> np.ndarray:
+    """Return the times that come after the last one, in the calendar of the times.
+
+    Months, quarters and years keep their day of the month, as far as a month has it, and their last day if all times
+    are on the last day; the days from Monday to Friday skip the weekend. The frequency of a pandas index takes
+    precedence, or the one that pandas infers.
+
+    Args:
+        times: `(time,)`, two or more, as for `irregularity`, and regular.
+        steps: how many to return.
+
+    Returns:
+        `(steps,)`, with the dtype of the times; those of a pandas index as datetime64, in UTC if it has a time zone.
+
+    Raises:
+        ValueError: for fewer than two times, or times whose steps differ in no calendar known here.
+
+    Example:
+        >>> following(np.array(["2023-11-30", "2023-12-31"], "datetime64"), 2)
+        array(['2024-01-31', '2024-02-29'], dtype='datetime64[D]')
+    """
+    if hasattr(times, "to_timestamp"):  # pandas periods, which know their calendar
+        return _as_array(times[-1:].repeat(steps) + np.arange(1, steps + 1))
+    frequency = getattr(times, "freq", None)
+    if frequency is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pandas 3 announces another type, which `date_range` takes just as well
+            frequency = getattr(times, "inferred_freq", None)
+    if frequency is not None:
+        pandas = sys.modules["pandas"]
+        ranging = pandas.timedelta_range if np.asarray(times).dtype.kind == "m" else pandas.date_range
+        return _as_array(ranging(times[-1], periods=steps + 1, freq=frequency)[1:])
+    known = _as_array(times)
+    if len(known) < 2:
+        raise ValueError(f"times: expected two or more, to see which ones come next, got {len(known)}")
+    if known.dtype.kind == "f":
+        return known[-1] + np.median(np.diff(known)) * np.arange(1, steps + 1)
+    counts, of_counts = counted(known)
+    apart = np.diff(counts)
+    if (apart != apart[0]).any():
+        steps_given = np.diff(known.astype(np.int64))
+        least, most = (_duration(step, known.dtype) for step in (steps_given.min(), steps_given.max()))
+        raise ValueError(
+            f"times: expected equal steps, months, or the days from Monday to Friday, to see which times come next, got"
+            f" steps of {least} to {most}; use a pandas index with a frequency, or values without times"
+        )
+    later: np.ndarray = of_counts(counts[-1] + apart[0] * np.arange(1, steps + 1))
+    return later
+
+
+def counted(times: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    """Return times as integers, evenly spaced if the times are regular, and the function that converts back.
+
+    Times on the same day of each month are counted in months; those on weekdays alone, over more than two weeks, in
+    weekdays; others in their own unit.
+
+    Args:
+        times: datetime64, timedelta64 or integers `(time,)`, ascending.
+
+    Example:
+        >>> counts, of_counts = counted(np.array(["2026-01-31", "2026-02-28", "2026-04-30"], "datetime64"))
+        >>> np.diff(counts), of_counts(counts[:1] + 2)
+        (array([1, 2]), array(['2026-03-31'], dtype='datetime64[D]'))
+    """
+    if times.dtype.kind == "M" and np.datetime_data(times.dtype)[0] not in ("Y", "M", "W"):
+        days = times.astype("datetime64[D]")
+        months, of_day = days.astype("datetime64[M]"), times - days
+        if (of_day == of_day[0]).all():
+            day, last = days - months.astype(days.dtype), _last_days(months)
+            anchor = day.max() if (day != last).any() else np.timedelta64(30, "D")
+            if (np.diff(months.astype(np.int64)) > 0).all() and (day == np.minimum(anchor, last)).all():
+                return months.astype(
+                    np.int64
+                ), lambda counts: _in_months(counts, anchor).astype(times.dtype) + of_day[0]
+            if np.is_busday(days).all() and (days[-1] - days[0]).astype(int) > 14:
+                return np.busday_count("1970-01-01", days), lambda counts: _weekdays(counts, times.dtype) + of_day[0]
+    return times.astype(np.int64), lambda counts: counts.astype(times.dtype)
+
+
+def _last_days(months: np.ndarray) -> np.ndarray:
+    """Return the last day of each month, counted from its first, in days."""
+    return (months + 1).astype("datetime64[D]") - months.astype("datetime64[D]") - np.timedelta64(1, "D")
+
+
+def _in_months(counts: np.ndarray, anchor: np.timedelta64) -> np.ndarray:
+    """Return the same day of each month, or its last one if it is shorter."""
+    months = counts.astype("datetime64[M]")
+    return months.astype("datetime64[D]") + np.minimum(anchor, _last_days(months))
+
+
+def _weekdays(counts: np.ndarray, dtype: Any) -> np.ndarray:
+    return np.busday_offset("1970-01-01", counts, roll="forward").astype(dtype)
 
 
 def difference(times: Any, others: Any) -> str | None:

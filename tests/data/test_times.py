@@ -1,9 +1,9 @@
-"""Which times are regular, and the description of irregular ones."""
+"""Which times are regular, the description of irregular ones, and the times that come next."""
 
 import numpy as np
 import pytest
 
-from nnfx.data.times import difference, irregularity, times_of
+from nnfx.data.times import difference, following, irregularity, times_of
 
 START = np.datetime64("2024-01-29")
 
@@ -133,3 +133,50 @@ def test_other_times_are_described():
     assert difference(days, days.astype("datetime64[s]")) is None
     assert str(difference(days, days + np.timedelta64(1, "D"))).startswith("2024-01-30 for 2024-01-29 (row 0)")
     assert difference(days, np.arange(4)) is None
+
+
+# What comes next
+
+
+@pytest.mark.parametrize(
+    "frequency",
+    ["D", "h", "min", "3h", "W-SUN", "W-WED", "MS", "ME", "2MS", "QE-DEC", "QE-NOV", "QS-OCT", "YE-DEC", "YS-JAN", "B"],
+)
+def test_the_times_that_follow_are_those_of_pandas(frequency):
+    pandas = pytest.importorskip("pandas")
+    index = pandas.date_range(
+        "2019-01-01", periods=60, freq=frequency
+    )  # over the leap day of 2020 and, for years, 2024
+    known, expected = index[:47], index[47:].to_numpy()
+    np.testing.assert_array_equal(following(known, 13), expected)
+    np.testing.assert_array_equal(following(pandas.DatetimeIndex(known.to_numpy()), 13), expected)
+    np.testing.assert_array_equal(following(known.to_numpy(), 13), expected)
+    seconds = following(known.to_numpy().astype("datetime64[s]"), 13)
+    assert seconds.dtype == "datetime64[s]"
+    np.testing.assert_array_equal(seconds, expected)
+
+
+def test_a_pandas_index_knows_its_own_calendar():
+    pandas = pytest.importorskip("pandas")
+    holidays = pandas.offsets.CustomBusinessDay(holidays=["2026-12-25"])
+    index = pandas.date_range("2026-12-21", periods=4, freq=holidays)
+    assert following(index, 2).astype("datetime64[D]").astype(str).tolist() == ["2026-12-28", "2026-12-29"]
+    ends = pandas.date_range("2026-01-01", periods=9, freq="BME")
+    np.testing.assert_array_equal(following(pandas.DatetimeIndex(ends[:7].to_numpy()), 2), ends[7:].to_numpy())
+    quarters = pandas.period_range("2026Q1", periods=5, freq="Q")
+    np.testing.assert_array_equal(following(quarters, 2).astype("datetime64[M]").astype(str), ["2027-04", "2027-07"])
+    berlin = pandas.date_range("2026-03-27", periods=4, freq="D", tz="Europe/Berlin")[:2]  # before the change of clocks
+    assert following(berlin, 2).astype("datetime64[h]").astype(str).tolist() == ["2026-03-28T23", "2026-03-29T22"]
+
+
+def test_the_times_that_follow_others():
+    months = np.array(["2023-12-30", "2024-01-30"], "datetime64")
+    assert following(months, 3).astype(str).tolist() == ["2024-02-29", "2024-03-30", "2024-04-30"]
+    assert following(np.array(["2026-11", "2026-12"], "datetime64"), 1).astype(str).tolist() == ["2027-01"]
+    assert following([1990, 1992], 2).tolist() == [1994, 1996]
+    assert following([0.0, 0.25, 0.5], 2).tolist() == [0.75, 1.0]
+    with pytest.raises(ValueError, match="times: expected two or more, to see which ones come next, got 1"):
+        following([1990], 1)
+    ends = np.array(["2026-01-30", "2026-02-27", "2026-03-31", "2026-04-30", "2026-05-29"], "datetime64")
+    with pytest.raises(ValueError, match="got steps of 28 days to 32 days; use a pandas index with a frequency"):
+        following(ends, 1)
