@@ -6,7 +6,7 @@ from typing import Any
 
 from nnfx.arrays import column_names
 
-__all__ = ["as_columns", "frame_names", "in_order_of", "repeated"]
+__all__ = ["as_columns", "frame_names", "in_order_of", "places", "repeated"]
 
 
 def as_columns(inputs: Any) -> Any:
@@ -35,6 +35,20 @@ def in_order_of(features: tuple[str, ...], inputs: Any, name: str = "inputs") ->
     names = frame_names(inputs)
     if names is None or not features or names == features:
         return inputs
+    order = places(features, names, name)
+    return inputs.iloc[:, order] if hasattr(inputs, "iloc") else inputs[:, order]
+
+
+def places(features: tuple[str, ...], names: tuple[str, ...], name: str = "inputs") -> list[int]:
+    """Return where each of the features is among the names of columns.
+
+    Raises:
+        ValueError: for names that are missing, strange or repeated.
+
+    Example:
+        >>> places(("b", "a"), ("a", "b"))
+        [1, 0]
+    """
     ours, theirs = set(features), set(names)
     problems = {
         "without": [each for each in features if each not in theirs],
@@ -48,9 +62,7 @@ def in_order_of(features: tuple[str, ...], inputs: Any, name: str = "inputs") ->
             if which
         )
         raise ValueError(f"{name}: expected the {len(features)} columns trained on, got columns {got}")
-    places = {each: i for i, each in enumerate(names)}
-    order = [places[each] for each in features]
-    return inputs.iloc[:, order] if hasattr(inputs, "iloc") else inputs[:, order]
+    return [names.index(each) for each in features]
 
 
 def repeated(names: Iterable[str]) -> list[str]:

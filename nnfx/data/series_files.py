@@ -34,6 +34,23 @@ class Series(NamedTuple):
     times: np.ndarray | None
     period: int
 
+    def select(self, *names: str) -> "Series":
+        """Return the channels with these names, in this order.
+
+        Raises:
+            ValueError: for a name that the series does not have or that is given twice, or if no name is given.
+
+        Example:
+            >>> series = Series(np.array([[4.0, 30.0], [6.0, 47.2]]), ("lynx", "hare"), None, period=1)
+            >>> series.select("hare").values.ravel().tolist()
+            [30.0, 47.2]
+        """
+        for place, name in enumerate(names):
+            checks.choice(f"names[{place}]", name, self.names)
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"names: expected one or more, each once, got {names}")
+        return self._replace(values=self.values[:, [self.names.index(name) for name in names]], names=names)
+
 
 def read_series(
     source: Source,

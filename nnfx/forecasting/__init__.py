@@ -1,17 +1,23 @@
 """Forecasting: every forecaster is a `Model` from past windows of a series to future ones."""
 
 from nnfx.forecasting import backtest, baselines, conformal, forecasters, heads, scores
+from nnfx.forecasting.forecast import Forecast, forecast
+from nnfx.forecasting.prepare import SeriesData, prepare
 from nnfx.forecasting.windows import Scaler, Windows, as_data, split, windows
 
 __all__ = [
+    "Forecast",
     "Scaler",
+    "SeriesData",
     "Windows",
     "as_data",
     "backtest",
     "baselines",
     "conformal",
+    "forecast",
     "forecasters",
     "heads",
+    "prepare",
     "scores",
     "split",
     "windows",

@@ -29,6 +29,7 @@ from jax.typing import ArrayLike
 from nnfx import checks, memo
 from nnfx.data.prepare import Data
 from nnfx.forecasting.heads import POINT, Head
+from nnfx.forecasting.known import Channels, beside, seen, to_come
 from nnfx.forecasting.values import in_floats, on_hand
 from nnfx.forecasting.windows import Scaler, Windows, as_data
 from nnfx.mapping import map_points
@@ -69,6 +70,7 @@ class Trained(Protocol):
 class _Sizes(NamedTuple):
     """The sizes that determine the shapes of a backtest."""
 
+    channels: Channels
     lookback: int
     horizon: int
     train_windows: int = 0
@@ -85,6 +87,8 @@ def fixed(
     lookback: int,
     horizon: int,
     origins: ArrayLike,
+    past: Any = None,
+    future: Any = None,
     head: Head = POINT,
 ) -> Backtest:
     """Forecast from every origin with the same model, all windows in one batch.
@@ -97,6 +101,9 @@ def fixed(
         lookback: the number of steps that the forecaster sees.
         horizon: the number of steps that it forecasts.
         origins: ascending times, from `lookback` to `time − horizon`; static.
+        past: exogenous columns that are known up to each origin, as for `nnfx.forecasting.windows`.
+        future: exogenous columns that are known ahead, up to the end of each forecast; the lookback must then be at
+            least the horizon.
         head: what the model's outputs mean.
 
     Returns:
@@ -104,8 +111,9 @@ def fixed(
 
     Raises:
         TypeError: for anything but a model, a series that is not of real numbers, or times or sizes that are not whole.
-        ValueError: for origins that are out of range or not ascending, values of the wrong rank or not finite, or
-            forecasts that are not `(origins, horizon, channels)`.
+        ValueError: for origins that are out of range or not ascending, values of the wrong rank or not finite,
+            exogenous columns with other times than the values, or forecasts that are not
+            `(origins, horizon, channels)`.
 
     Example:
         >>> from nnfx.forecasting import baselines
@@ -116,14 +124,14 @@ def fixed(
     """
     if not isinstance(model, Model):
         raise TypeError(f"model: expected a Model, such as baselines.naive(24), got {checks.describe(model)}")
-    y, times = _checked(values, lookback, horizon, origins, least=lookback)
-    return _fixed(model, head, _Sizes(lookback, horizon), variables, y, times)
+    rows, channels, times = _checked(values, past, future, lookback, horizon, origins, least=lookback)
+    return _fixed(model, head, _Sizes(channels, lookback, horizon), variables, rows, times)
 
 
 @memo.compiled(static=3)
-def _fixed(model: Model, head: Head, sizes: _Sizes, variables: Variables, values: Array, origins: Array) -> Backtest:
-    past = values[origins[:, None] + jnp.arange(-sizes.lookback, 0)[None]]
-    return _backtest(head, sizes, values, origins, model.apply(variables, past)[None])
+def _fixed(model: Model, head: Head, sizes: _Sizes, variables: Variables, rows: Array, origins: Array) -> Backtest:
+    inputs = seen(rows, sizes.channels, origins, sizes.lookback, sizes.horizon)
+    return _backtest(head, sizes, rows, origins, model.apply(variables, inputs)[None])
 
 
 def refitted(
@@ -134,6 +142,8 @@ def refitted(
     lookback: int,
     horizon: int,
     origins: ArrayLike,
+    past: Any = None,
+    future: Any = None,
     head: Head = POINT,
     members: int = 1,
     train_windows: int | None = None,
@@ -144,7 +154,7 @@ def refitted(
 ) -> Backtest:
     """Retrain at every origin on what was known by then, and forecast from there.
 
-    The series is scaled by the mean and the standard deviation of what comes before the origin, and cut into windows
+    All columns are scaled by the mean and the standard deviation of what comes before the origin, and cut into windows
     whose targets are known by then. Earlier origins have fewer windows. So that one program serves all of them, the
     missing windows are copies of the first one, with weight zero. Such rows share the minibatches of the others; with
     full batches, a backtest equals separate fits to the series cut off at each origin.
@@ -159,6 +169,9 @@ def refitted(
         lookback: the number of steps that a forecaster sees.
         horizon: the number of steps that it forecasts.
         origins: ascending times, up to `time − horizon`; static.
+        past: exogenous columns that are known up to each origin, as for `nnfx.forecasting.windows`.
+        future: exogenous columns that are known ahead: at each origin, a forecaster sees them up to the end of its
+            forecast, and is trained on what comes before; the lookback must then be at least the horizon.
         head: what the model's outputs mean.
         members: how many networks to train at each origin, each with its own key; the forecast pools them.
         train_windows: train on at most this many windows, the latest ones; None for all.
@@ -175,7 +188,8 @@ def refitted(
     Raises:
         TypeError: for a key that is not typed, a series that is not of real numbers, or sizes that are not whole.
         ValueError: for origins that are out of range, not ascending, or too early for a single window, values of the
-            wrong rank or not finite, or forecasts that are not `(horizon, channels)`; and whatever the run raises.
+            wrong rank or not finite, exogenous columns with other times than the values, or forecasts that are not
+            `(horizon, channels)`; and whatever the run raises.
 
     Example:
         >>> import nnfx, optax
@@ -202,9 +216,11 @@ def refitted(
     if isinstance(train, Fit):
         hyperparameters.check(hyper, train.all_factories)
     held_out = valid_windows + horizon - 1 if valid_windows else 0
-    y, times = _checked(values, lookback, horizon, origins, least=lookback + horizon + held_out)
+    least = lookback + horizon + held_out
+    rows, channels, times = _checked(values, past, future, lookback, horizon, origins, least)
     most = int(times[-1]) - held_out - lookback - horizon + 1
     sizes = _Sizes(
+        channels,
         lookback,
         horizon,
         train_windows=most if train_windows is None else min(train_windows, most),
@@ -213,7 +229,7 @@ def refitted(
         at_once=at_once,
     )
     over = tuple(devices or jax.local_devices())[: len(times)]
-    return _refitted(train, head, sizes, over, key, y, times, hyperparameters.as_arrays(hyper))
+    return _refitted(train, head, sizes, over, key, rows, times, hyperparameters.as_arrays(hyper))
 
 
 @memo.compiled(static=4)
@@ -223,59 +239,60 @@ def _refitted(
     sizes: _Sizes,
     devices: tuple[jax.Device, ...],
     key: Array,
-    values: Array,
+    rows: Array,
     origins: Array,
     hyper: Hyper,
 ) -> Backtest:
+    values, lookback, horizon = sizes.channels.values, sizes.lookback, sizes.horizon
+
     def at(known_to_all: tuple[Array, Array, Hyper], origin: Array) -> Array:
-        key, values, hyper = known_to_all
-        scaler = Scaler.of(values, where=jnp.arange(len(values)) < origin)
-        scaled = scaler(values)
+        key, rows, hyper = known_to_all
+        scaler = Scaler.of(rows, where=jnp.arange(len(rows)) < origin)
+        scaled = scaler(rows)
         data = _known_data(scaled, origin, sizes)
-        past = jax.lax.dynamic_slice_in_dim(scaled, origin - sizes.lookback, sizes.lookback)
+        inputs = seen(scaled, sizes.channels, origin[None], lookback, horizon)
 
         def of_member(number: Array) -> Array:
             run = train(jax.random.fold_in(jax.random.fold_in(key, origin), number), data, **hyper)
-            return run.apply(past[None])[0]
+            return run.apply(inputs)[0]
 
         outputs = jax.vmap(of_member)(jnp.arange(sizes.members))
-        _check_outputs("train", outputs, head, sizes, values)
-        return head.affine(outputs, scaler.mean[None], scaler.scale[None])
+        _check_outputs("train", outputs, head, sizes)
+        return head.affine(outputs, scaler.mean[None, :, :values], scaler.scale[None, :, :values])
 
-    outputs = map_points(at, (key, values, hyper), origins, at_once=sizes.at_once, devices=devices)[: len(origins)]
-    return _backtest(head, sizes, values, origins, jnp.moveaxis(outputs, 1, 0))
+    outputs = map_points(at, (key, rows, hyper), origins, at_once=sizes.at_once, devices=devices)[: len(origins)]
+    return _backtest(head, sizes, rows, origins, jnp.moveaxis(outputs, 1, 0))
 
 
 def _known_data(scaled: Array, origin: Array, sizes: _Sizes) -> Data:
     """Cut the windows whose targets are known at an origin; spare rows repeat the first window, with weight zero."""
-    lookback, horizon, count, held_out = sizes[:4]
-    steps = jnp.arange(lookback + horizon)[None]
+    channels, lookback, horizon, count, held_out = sizes[:5]
 
-    def cut(starts: Array) -> Windows:
-        rows = scaled[starts[:, None] + steps]
-        return Windows(rows[:, :lookback], rows[:, lookback:])
+    def cut(origins: Array) -> Windows:
+        inputs = seen(scaled, channels, origins, lookback, horizon)
+        return Windows(inputs, to_come(scaled, channels, origins, horizon))
 
-    known = origin - lookback - horizon + 1
+    known = origin - horizon + 1  # the origins of windows, all before this one
     valid = cut(known - held_out + jnp.arange(held_out)) if held_out else None
     to_train = known - (held_out + horizon - 1 if held_out else 0)
-    first = jnp.maximum(to_train - count, 0)
-    starts = first + jnp.arange(count)
-    is_known = starts < to_train
-    data = as_data(cut(jnp.where(is_known, starts, first)), valid)
+    first = jnp.maximum(to_train - count, lookback)
+    origins = first + jnp.arange(count)
+    is_known = origins < to_train
+    data = as_data(cut(jnp.where(is_known, origins, first)), valid)
     weights = is_known.astype(data.train.weights.dtype)
     return dataclasses.replace(data, train=data.train._replace(weights=weights))
 
 
-def _backtest(head: Head, sizes: _Sizes, values: Array, origins: Array, members: Array) -> Backtest:
+def _backtest(head: Head, sizes: _Sizes, rows: Array, origins: Array, members: Array) -> Backtest:
     """Pool the members and pair their forecasts with the actual values."""
-    _check_outputs("model", members[0], head, sizes, values)
+    _check_outputs("model", members[0], head, sizes)
     outputs = head.pool(members)
-    targets = values[origins[:, None] + jnp.arange(sizes.horizon)[None]]
+    targets = to_come(rows, sizes.channels, origins, sizes.horizon)
     return Backtest(head.point(outputs), targets, origins, outputs, members)
 
 
-def _check_outputs(name: str, outputs: Array, head: Head, sizes: _Sizes, values: Array) -> None:
-    wanted = (sizes.horizon, values.shape[1], *([head.parameters] if head.parameters else []))
+def _check_outputs(name: str, outputs: Array, head: Head, sizes: _Sizes) -> None:
+    wanted = (sizes.horizon, sizes.channels.values, *([head.parameters] if head.parameters else []))
     if outputs.shape[1:] != wanted:
         expected = ", ".join(["batch", *map(str, wanted)])
         raise ValueError(
@@ -283,14 +300,20 @@ def _check_outputs(name: str, outputs: Array, head: Head, sizes: _Sizes, values:
         )
 
 
-def _checked(values: Any, lookback: int, horizon: int, origins: ArrayLike, least: int) -> tuple[Array, np.ndarray]:
-    """Check the series and the origins, and return them, the series in floats."""
+def _checked(
+    values: Any, past: Any, future: Any, lookback: int, horizon: int, origins: ArrayLike, least: int
+) -> tuple[Array, Channels, np.ndarray]:
+    """Check the series and the origins, and return the rows with all columns, how many there are, and the origins."""
     checks.positive_integer("lookback", lookback)
     checks.positive_integer("horizon", horizon)
     x = on_hand("values", values)
     if x.ndim != 2:
         raise ValueError(f"values: expected one series, (time, channels), got {checks.describe(x)}; map over several")
-    y = in_floats("values", values)
+    rows, channels = beside(values, in_floats("values", values), past, future)
+    if channels.future and lookback < horizon:
+        raise ValueError(
+            f"lookback: expected at least the horizon, {horizon}, if columns are known ahead, got {lookback}"
+        )
     if not checks.is_concrete(origins):
         raise TypeError("origins: expected concrete times when the backtest is compiled, got traced ones")
     times = np.asarray(origins)
@@ -298,13 +321,13 @@ def _checked(values: Any, lookback: int, horizon: int, origins: ArrayLike, least
         raise TypeError(f"origins: expected integer times, got {checks.describe(times)}")
     if times.ndim != 1 or times.size == 0 or (times[1:] <= times[:-1]).any():
         raise ValueError(f"origins: expected ascending times, (origins,), at least one, got {checks.describe(times)}")
-    latest = len(y) - horizon
+    latest = len(rows) - horizon
     if times[0] < least or times[-1] > latest:
         raise ValueError(
             f"origins: expected times from {least}, the first after a whole window, to {latest}, the last before a"
             f" whole horizon, got {times[0]} to {times[-1]}"
         )
-    return y, times.astype(np.int32)
+    return rows, channels, times.astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -196,16 +196,22 @@ def normalized(model: Model, by: Statistic = "last", head: Head = POINT, channel
     return _through(model, view)
 
 
-def scaled(model: Model, scaler: Scaler, head: Head = POINT) -> Model:
+def scaled(model: Model, scaler: Scaler, head: Head = POINT, channels: int | None = None) -> Model:
     """A forecaster of a scaled series, turned into one of the series itself: `σ f((x − μ) / σ) + μ`.
 
     Args:
         model: a forecaster, such as one trained on windows of `scaler(values)`.
-        scaler: the scaler of one series, made by `nnfx.forecasting.Scaler.of` from the training values.
+        scaler: the scaler of one series and of its exogenous columns, made by `nnfx.forecasting.Scaler.of` from the
+            training values.
         head: what the model's outputs mean.
+        channels: how many of the first channels are forecast; the others are exogenous. None for all.
 
     Returns:
         A model with the same shapes, in the unit of the series.
+
+    Raises:
+        TypeError: for anything but a model or the scaler of one series.
+        ValueError: for more channels than the scaler has.
 
     Example:
         >>> zero = Model(lambda key, x: {"params": {}}, lambda variables, x, **_: jnp.zeros((len(x), 2, 1)))
@@ -216,11 +222,15 @@ def scaled(model: Model, scaler: Scaler, head: Head = POINT) -> Model:
     _require_model("model", model)
     if not isinstance(scaler, Scaler) or scaler.mean.ndim != 2:
         raise TypeError(f"scaler: expected the Scaler of one series, got {checks.describe(scaler)}")
+    count = scaler.mean.shape[1] if channels is None else channels
+    checks.positive_integer("channels", count)
+    if count > scaler.mean.shape[1]:
+        raise ValueError(f"channels: expected at most those of the scaler, {scaler.mean.shape[1]}, got {count}")
 
     def view(inputs: Array, weights: Array | None) -> "_View":
         inputs = _windows(inputs)
         seen = scaler(inputs.astype(scaler.mean.dtype)).astype(inputs.dtype)
-        return _View(seen, weights, _restored(head, scaler.mean[None], scaler.scale[None]))
+        return _View(seen, weights, _restored(head, scaler.mean[None, :, :count], scaler.scale[None, :, :count]))
 
     return _through(model, view)
 

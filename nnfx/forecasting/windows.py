@@ -24,7 +24,7 @@ import numpy as np
 from nnfx import arrays, checks
 from nnfx.data.prepare import Data
 from nnfx.data.preprocess import Preprocess
-from nnfx.data.times import difference, times_of
+from nnfx.forecasting.known import check_aligned
 from nnfx.forecasting.values import as_series, floating, in_floats, on_hand
 from nnfx.types import Array, Batch, at_least_float32
 
@@ -111,13 +111,7 @@ def _cut(values: Array, times: np.ndarray) -> Array:
 
 def _exogenous(name: str, columns: Any, values: Any, y: Array) -> Array:
     x = in_floats(name, columns)
-    if x.shape[:-1] != y.shape[:-1]:
-        raise ValueError(
-            f"{name}: expected the times and series of the values, {checks.describe(y)}, got {checks.describe(x)}"
-        )
-    ours, theirs = times_of(values), times_of(columns)
-    if ours is not None and theirs is not None and (other := difference(ours, theirs)):
-        raise ValueError(f"{name}: expected the times of the values, got {other}")
+    check_aligned(name, columns, x, values, y)
     return x.astype(y.dtype)
 
 

@@ -40,6 +40,20 @@ def test_airline_passengers_are_the_known_facts():
     assert by_year.sum(1).tolist() == [1520, 1676, 2042, 2364, 2700, 2867, 3408, 3939, 4421, 4572, 5140, 5714]
 
 
+def test_channels_are_selected_by_name():
+    series = nnfx.data.airline_passengers()
+    two = series._replace(values=np.concatenate([series.values, -series.values], axis=1), names=("air", "sea"))
+    both = two.select("sea", "air")
+    np.testing.assert_array_equal(both.values, two.values[:, ::-1])
+    assert (both.names, both.period, both.times is series.times) == (("sea", "air"), 12, True)
+    assert two.select("air").values.shape == (144, 1)
+    with pytest.raises(ValueError, match=r"names\[1\]: expected one of 'air', 'sea', got 'rail'"):
+        two.select("air", "rail")
+    for names in ((), ("air", "air")):
+        with pytest.raises(ValueError, match="names: expected one or more, each once, got"):
+            two.select(*names)
+
+
 # From the web
 
 

@@ -189,6 +189,15 @@ def test_a_scaled_forecaster_forecasts_in_the_unit_of_the_series():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_a_scaled_forecaster_restores_the_channels_that_are_forecast():
+    scaler, network = Scaler.of(100 + 7 * PAST[0]), mlp_forecaster(5, channels=1)
+    variables = drawn(network)
+    found = jax.jit(forecasters.scaled(network, scaler, channels=1).apply)(variables, PAST)
+    inner = np.asarray(jax.jit(network.apply)(variables, scaler(PAST)))
+    expected = inner * np.asarray(scaler.scale)[:, :1] + np.asarray(scaler.mean)[:, :1]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_channels_are_forecast_one_by_one_with_the_same_weights(key):
     network = mlp_forecaster(5, channels=1, head=DECILES, batch_norm=True)
     model = forecasters.channel_independent(network)

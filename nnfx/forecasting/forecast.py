@@ -1,0 +1,213 @@
+"""Forecasts past the end of a series, with dates and intervals."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnfx import arrays, checks
+from nnfx.forecasting import conformal, heads
+from nnfx.forecasting.backtest import Backtest, Trained
+from nnfx.forecasting.heads import POINT, Head, Interval
+from nnfx.forecasting.prepare import History, SeriesData
+from nnfx.forecasting.windows import Scaler
+from nnfx.tables import table
+from nnfx.types import Array, Model
+
+__all__ = ["Forecast", "forecast"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Forecast:
+    """The steps after the end of a series, in its unit.
+
+    Attributes:
+        values: point forecasts, `(steps, channels)`.
+        interval: lower and upper bounds of the same shape; None if no level was asked for.
+        level: the share of the values that the interval is meant to cover; None if there is none.
+        outputs: the forecasts with all parameters of the head, `(steps, channels, parameters)`, for its `quantiles`;
+            the points if it has none.
+        times: datetime64 `(steps,)`; None if those of the series are not known.
+        names: the names of the channels, `()` if they have none.
+    """
+
+    values: Array
+    interval: Interval | None
+    level: float | None
+    outputs: Array
+    times: np.ndarray | None
+    names: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        """Return a table with one row for each step."""
+        first = range(1, len(self.values) + 1) if self.times is None else _shown(self.times)
+        columns = self._columns()
+        header = ["step" if self.times is None else "time", *columns]
+        return table(header, zip(first, *(values.tolist() for values in columns.values()), strict=True))
+
+    def frame(self) -> Any:
+        """Return a pandas frame with a column for each channel and bound; its index holds the times, if known.
+
+        Raises:
+            ImportError: if pandas is not installed.
+        """
+        import pandas
+
+        return pandas.DataFrame(self._columns(), index=self.times)
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        count = self.values.shape[1]
+        names = self.names or (["value"] if count == 1 else [f"value {i}" for i in range(count)])
+        parts = {"": self.values}
+        if self.interval is not None:
+            parts |= {" lower": self.interval.lower, " upper": self.interval.upper}
+        return {f"{name}{what}": np.asarray(part)[:, i] for i, name in enumerate(names) for what, part in parts.items()}
+
+
+def _shown(times: np.ndarray) -> np.ndarray:
+    """Return times without hours if they are at midnight, as those of a pandas index often are."""
+    if times.dtype.kind != "M" or np.datetime_data(times.dtype)[0] in ("Y", "M", "W"):
+        return times
+    days = times.astype("datetime64[D]")
+    return days if (days == times).all() else times.astype("datetime64[s]")
+
+
+def forecast(
+    trained: Trained | Model,
+    data: SeriesData,
+    steps: int,
+    *,
+    future: Any = None,
+    head: Head = POINT,
+    level: float | None = None,
+    calibration: Backtest | None = None,
+) -> Forecast:
+    """Forecast the steps that follow the end of a series.
+
+    Up to the horizon, these are the first steps of a single forecast. Beyond it, the forecaster is applied to its own
+    point forecasts, a block of one horizon at a time, like `nnfx.forecasting.forecasters.recursive`. With columns known
+    ahead, the last block begins early enough to end with the last step, so that nothing beyond has to be known.
+
+    Args:
+        trained: a run on these data, or its model as opened by `nnfx.load`; or a model without parameters, such as
+            those of `nnfx.forecasting.baselines`, which sees the series in its own unit.
+        data: the series, as returned by `nnfx.forecasting.prepare`.
+        steps: how many steps to forecast.
+        future: the columns known ahead, for the steps after the series, in its unit: `(steps, columns)`, or
+            `(horizon, columns)` if that is more, since a forecaster sees its whole horizon. Columns with names may
+            come in any order; times, if there are any, must be those that follow.
+        head: what the model's outputs mean.
+        level: the share of the values that the intervals should cover, above 0 and below 1; None for no intervals.
+        calibration: a backtest of the same forecaster, over as many steps or more, whose errors widen or narrow the
+            intervals; see `nnfx.forecasting.conformal.margins`. Without it, intervals are those of the head.
+
+    Returns:
+        The forecast, which prints as a table. Its times continue those of the series: months stay months, and the days
+        from Monday to Friday skip the weekend.
+
+    Raises:
+        TypeError: for data that `prepare` did not make, or steps that are not a whole number.
+        ValueError: for columns known ahead that are missing, strange or of another length or time; for more steps than
+            the horizon with columns known only in the past, or with intervals of a head, which would ignore the errors
+            of what it is fed; for a level that the head or the calibration does not reach; for forecasts of other
+            sizes than the data; and for times that no known calendar continues.
+
+    Example:
+        >>> import nnfx
+        >>> from nnfx.forecasting import baselines, prepare
+        >>> passengers = nnfx.data.airline_passengers()
+        >>> data = prepare(passengers, lookback=12, horizon=12)
+        >>> forecast(baselines.seasonal_naive(12, period=12), data, 3)
+        time     passengers
+        -------  ----------
+        1961-01         417
+        1961-02         391
+        1961-03         419
+    """
+    _check(trained, data, steps)
+    history = data.history
+    planned = history.rows_to_come("future", future, max(steps, history.horizon))
+    times = history.next_times(steps)
+    outputs = _outputs(trained, history, planned, steps, head)
+    interval = _interval(head, outputs, history.horizon, level, calibration)
+    return Forecast(head.point(outputs), interval, level, outputs, times, history.names["values"])
+
+
+def _check(trained: Any, data: Any, steps: int) -> None:
+    if not hasattr(trained, "apply"):
+        raise TypeError(f"trained: expected a run or a Model without parameters, got {checks.describe(trained)}")
+    if not isinstance(data, SeriesData):
+        raise TypeError(f"data: expected those of nnfx.forecasting.prepare, got {checks.describe(data)}")
+    checks.positive_integer("steps", steps)
+    if data.history.channels.past and steps > data.history.horizon:
+        raise ValueError(
+            f"steps: expected at most the horizon, {data.history.horizon}, with columns known only in the past, got"
+            f" {steps}"
+        )
+
+
+def _outputs(trained: Trained | Model, history: History, planned: np.ndarray, steps: int, head: Head) -> Array:
+    """Forecast block by block, and return the outputs in the unit of the series."""
+    lookback, horizon, channels = history.lookback, history.horizon, history.channels
+    of_values, of_past, of_future = channels.slices()
+    is_scaled = not isinstance(trained, Model)
+    scaler = history.scaler
+
+    def in_view(rows: np.ndarray, columns: slice) -> np.ndarray:
+        part = Scaler(scaler.mean[:, columns], scaler.scale[:, columns])
+        return np.asarray(part(rows) if is_scaled else arrays.to_device("values", rows, scaler.mean.dtype))
+
+    latest = history.rows[-lookback:]
+    y, past = in_view(latest[:, of_values], of_values), in_view(latest[:, of_past], of_past)
+    ahead = in_view(np.concatenate([latest[:, of_future], planned]), of_future)
+    blocks: list[np.ndarray] = []
+    done = 0
+    while done < steps:  # on the host, where arrays that grow need no new programs
+        start = max(min(done, steps - horizon), 0) if channels.future else done
+        columns = [y[start : start + lookback], past, ahead[start + horizon :][:lookback]]
+        outputs = _applied(trained, np.concatenate(columns[: 3 if channels.future else 2], axis=1)[None])
+        wanted = (1, horizon, channels.values, *([head.parameters] if head.parameters else []))
+        if outputs.shape != wanted:
+            raise ValueError(
+                f"trained: expected forecasts {list(wanted)} of this horizon and head, got {checks.describe(outputs)}"
+            )
+        blocks.append(np.asarray(outputs)[0, done - start :])
+        y = np.concatenate([y, np.asarray(head.point(jnp.asarray(blocks[-1])), y.dtype)])
+        done = start + horizon
+    found = jnp.asarray(np.concatenate(blocks)[:steps])
+    return head.affine(found, scaler.mean[:, of_values], scaler.scale[:, of_values]) if is_scaled else found
+
+
+def _applied(trained: Trained | Model, window: np.ndarray) -> Array:
+    if not isinstance(trained, Model):
+        return trained.apply(window)
+    if jax.tree.leaves(jax.eval_shape(trained.init, jax.random.key(0), window)):
+        raise TypeError("trained: expected a run, or a Model without parameters, got a Model with parameters")
+    return trained.apply({"params": {}}, window)
+
+
+def _interval(
+    head: Head, outputs: Array, horizon: int, level: float | None, calibration: Backtest | None
+) -> Interval | None:
+    """Return the interval of a forecast: that of its head, that around its points, or one calibrated on a backtest."""
+    if level is None:
+        if calibration is not None:
+            raise ValueError("level: expected the share of the values to cover, for a calibration, got None")
+        return None
+    if head.parameters and len(outputs) > horizon:
+        raise ValueError(
+            f"level: expected None beyond the horizon, {horizon} steps, since the intervals of a head ignore the errors"
+            f" of the points that it is fed, got {level} for {len(outputs)} steps"
+        )
+    if calibration is None:
+        return heads.interval(head, outputs, level)
+    if not isinstance(calibration, Backtest):
+        raise TypeError(f"calibration: expected a Backtest, got {checks.describe(calibration)}")
+    past = calibration.outputs
+    if past.ndim != outputs.ndim + 1 or past.shape[2:] != outputs.shape[1:] or past.shape[1] < len(outputs):
+        wanted = ", ".join(map(str, ["origins", f"{len(outputs)} steps or more", *outputs.shape[1:]]))
+        raise ValueError(f"calibration: expected outputs ({wanted}) of this head, got {checks.describe(past)}")
+    before, now = (heads.interval(head, each, level) if head.parameters else each for each in (past, outputs))
+    return conformal.widen(now, conformal.margins(before, calibration.targets, level)[: len(outputs)])

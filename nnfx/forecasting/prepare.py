@@ -1,0 +1,221 @@
+"""From a series to data for training that know where they end, for `nnfx.forecasting.forecast`."""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from nnfx import checks
+from nnfx.data.frames import as_columns, frame_names, in_order_of, places
+from nnfx.data.prepare import Data
+from nnfx.data.times import difference, following, times_of
+from nnfx.forecasting.known import Channels, check_aligned
+from nnfx.forecasting.values import as_series
+from nnfx.forecasting.windows import Scaler, Windows, as_data, windows
+
+__all__ = ["History", "SeriesData", "prepare"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class History:
+    """A series up to the present, on the host.
+
+    Attributes:
+        rows: the values and the exogenous columns next to them, `(time, channels)`, in their own units.
+        channels: how many columns there are of each kind.
+        names: the names of the columns of each kind, `()` if they have none.
+        times: the times of the rows that were given first; None if they are not known.
+        appended: how many rows were appended since.
+        scaler: the mean and the scale of each column.
+        lookback: the number of steps that a forecaster sees.
+        horizon: the number of steps that it forecasts at once.
+    """
+
+    rows: np.ndarray
+    channels: Channels
+    names: Mapping[str, tuple[str, ...]]
+    times: Any
+    appended: int
+    scaler: Scaler
+    lookback: int
+    horizon: int
+
+    def next_times(self, steps: int) -> np.ndarray | None:
+        """Return the times of the steps to come; None if no times are known."""
+        return None if self.times is None else following(self.times, self.appended + steps)[self.appended :]
+
+    def rows_to_come(self, kind: str, given: Any, steps: int | None = None) -> np.ndarray:
+        """Check rows that follow those of a kind, and return them with the columns in order, `(steps, channels)`.
+
+        Args:
+            kind: a field of `channels`, and the name of the argument, for error messages.
+            given: what the user passed.
+            steps: how many rows are needed; None for any number.
+
+        Raises:
+            ValueError: for columns or rows that are missing, strange or out of order, or none at all.
+        """
+        count = getattr(self.channels, kind)
+        if (given is None) == (count > 0):
+            raise ValueError(f"{kind}: expected {self._rows_after(kind, steps)}, got {checks.describe(given)}")
+        if given is None:
+            return np.empty((steps or 0, 0))
+        given = _in_order(self.names[kind], given, kind)
+        rows: np.ndarray = np.asarray(as_series(kind, given))
+        if rows.ndim != 2 or rows.shape[1] != count or (steps is not None and len(rows) != steps):
+            raise ValueError(f"{kind}: expected {self._rows_after(kind, steps)}, got {checks.describe(rows)}")
+        theirs, ours = times_of(given), self.next_times(len(rows))
+        if ours is not None and theirs is not None and (other := difference(ours, theirs)):
+            raise ValueError(f"{kind}: expected the times after the series, got {other}")
+        return rows.astype(np.float64)
+
+    def _rows_after(self, kind: str, steps: int | None) -> str:
+        """Describe the rows of a kind that `rows_to_come` takes."""
+        if not (count := getattr(self.channels, kind)):
+            return "None, as in the data"
+        names = ", ".join(map(repr, self.names[kind]))
+        times = self.next_times(1)
+        return (
+            f"({'steps' if steps is None else steps}, {count}), the rows{' of ' * bool(names)}{names} after the series"
+            f"{'' if times is None else f', from {times[0]} on'}"
+        )
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["train", "valid", "preprocess"],
+    meta_fields=["features", "report", "history"],
+)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class SeriesData(Data):
+    """Windows of a series ready for training, with the series itself; see `prepare`, which makes them.
+
+    Attributes:
+        history: the series up to the present, from which `nnfx.forecasting.forecast` goes on.
+    """
+
+    history: History = dataclasses.field(kw_only=True)
+
+    @property
+    def scaler(self) -> Scaler:
+        """The mean and the scale of the values and of the exogenous columns behind them, as measured for training."""
+        return self.history.scaler
+
+    def append(self, values: Any, *, past: Any = None, future: Any = None) -> "SeriesData":
+        """Return the same data with the steps observed since, so that a trained forecaster goes on from there.
+
+        The windows to train on and the scales stay as they are.
+
+        Args:
+            values: what followed the series, `(steps, channels)`.
+            past: the columns known in the past at these steps, if the data have any.
+            future: the columns known ahead at these steps, if the data have any.
+
+        Raises:
+            ValueError: for columns or times other than those that follow, or that are missing.
+
+        Example:
+            >>> data = prepare([[1.0], [2.0], [4.0]], lookback=2, horizon=1)
+            >>> data.append([[8.0], [16.0]]).history.rows.ravel().tolist()
+            [1.0, 2.0, 4.0, 8.0, 16.0]
+        """
+        history = self.history
+        new = history.rows_to_come("values", values)
+        others = [history.rows_to_come(kind, given, len(new)) for kind, given in (("past", past), ("future", future))]
+        rows = np.concatenate([history.rows, np.concatenate([new, *others], axis=1)])
+        return dataclasses.replace(
+            self, history=dataclasses.replace(history, rows=rows, appended=history.appended + len(new))
+        )
+
+
+def prepare(
+    values: Any,
+    lookback: int,
+    horizon: int,
+    *,
+    past: Any = None,
+    future: Any = None,
+    valid_windows: int = 0,
+) -> SeriesData:
+    """Prepare a series for training: check, scale and cut it into windows, and keep it to forecast from its end.
+
+    Each column is scaled by its mean and its standard deviation, `(y − μ) / σ`, before the first held-out target.
+    The columns have the meaning and the order that they have in `nnfx.forecasting.windows`.
+
+    Args:
+        values: the series, `(time, channels)`: an array, a list, an `nnfx.data.Series`, or a pandas or polars frame or
+            Series; if it has times, they must be regular.
+        lookback: the number of steps that a forecaster sees.
+        horizon: the number of steps that it forecasts at once.
+        past: exogenous columns that are known up to the present, `(time, channels)`.
+        future: exogenous columns that are known ahead, over the horizon; the lookback must then be at least the
+            horizon.
+        valid_windows: how many of the latest windows to hold out, for stopping rules and for choosing the best weights;
+            no held-out target appears in a training window.
+
+    Returns:
+        Data that `nnfx.fit` takes, and `nnfx.forecasting.forecast` with the run.
+
+    Raises:
+        TypeError: for values that are not real numbers, or sizes that are not whole numbers.
+        ValueError: for what `windows` refuses, for more than one series, or fewer steps than one window to train on and
+            the held-out windows cover.
+
+    Example:
+        >>> data = prepare(np.sin(np.arange(40.0))[:, None], lookback=8, horizon=4, valid_windows=5)
+        >>> data.train.inputs.shape, data.valid.targets.shape
+        ((21, 8, 1), (5, 4, 1))
+    """
+    for name, size in {"lookback": lookback, "horizon": horizon}.items():
+        checks.positive_integer(name, size)
+    checks.non_negative_integer("valid_windows", valid_windows)
+    parts: list[np.ndarray] = []
+    names: dict[str, tuple[str, ...]] = {}
+    for name, given in {"values": values, "past": past, "future": future}.items():
+        if given is None:
+            parts.append(parts[0][:, :0])
+            names[name] = ()
+            continue
+        checked = as_series(name, given)
+        if checked.ndim != 2:
+            raise ValueError(f"{name}: expected one series, (time, channels), got {checks.describe(checked)}")
+        if parts:
+            check_aligned(name, given, checked, values, parts[0])
+        parts.append(np.asarray(checked).astype(np.float64))
+        names[name] = _names(given)
+    held_out = valid_windows + horizon - 1 if valid_windows else 0
+    time = len(parts[0])
+    if time < lookback + horizon + held_out:
+        raise ValueError(
+            f"values: expected at least {lookback + horizon + held_out} steps, for one window to train on"
+            f"{' and those held out' * bool(held_out)}, got {checks.describe(parts[0])}"
+        )
+    rows = np.concatenate(parts, axis=1)
+    channels = Channels(*(part.shape[1] for part in parts))
+    scaler = Scaler.of(rows, where=np.arange(time) < time - held_out)
+    y, *exogenous = (np.asarray(scaler(rows))[:, columns] for columns in channels.slices())
+    before, ahead = (columns if columns.shape[1] else None for columns in exogenous)
+    cut = windows(y, lookback, horizon, past=before, future=ahead)
+    valid = Windows(*(part[-valid_windows:] for part in cut)) if valid_windows else None
+    data = as_data(Windows(*(part[: len(part) - held_out] for part in cut)), valid)
+    history = History(rows, channels, names, times_of(values), 0, scaler, lookback, horizon)
+    return SeriesData(data.train, data.valid, data.preprocess, history=history)
+
+
+def _names(given: Any) -> tuple[str, ...]:
+    """Return the names of the columns of a series or a frame; `()` if it has none."""
+    if hasattr(given, "values") and hasattr(given, "times"):  # an nnfx.data.Series
+        return tuple(given.names)
+    return frame_names(as_columns(given)) or ()
+
+
+def _in_order(names: tuple[str, ...], given: Any, name: str) -> Any:
+    """Return the columns of a series or a frame in the order of these names, and anything without names unchanged."""
+    if hasattr(given, "values") and hasattr(given, "times"):
+        own = tuple(given.names)
+        order = places(names, own, name) if names and own else slice(None)
+        return given._replace(values=given.values[:, order])
+    return in_order_of(names, given, name)
