@@ -28,7 +28,7 @@ class Forecast:
         interval: lower and upper bounds of the same shape; None if no level was asked for.
         level: the share of the values that the interval is meant to cover; None if there is none.
         outputs: the forecasts with all parameters of the head, `(steps, channels, parameters)`, for its `quantiles`;
-            the points if it has none.
+            the points if it has none. Beyond the horizon, they take the points before them as certain.
         times: datetime64 `(steps,)`; None if those of the series are not known.
         names: the names of the channels, `()` if they have none.
     """
@@ -166,8 +166,10 @@ def _outputs(trained: Trained | Model, history: History, planned: np.ndarray, st
     done = 0
     while done < steps:  # on the host, where arrays that grow need no new programs
         start = max(min(done, steps - horizon), 0) if channels.future else done
-        columns = [y[start : start + lookback], past, ahead[start + horizon :][:lookback]]
-        outputs = _applied(trained, np.concatenate(columns[: 3 if channels.future else 2], axis=1)[None])
+        window = [y[start : start + lookback], past]
+        if channels.future:
+            window.append(ahead[start + horizon :][:lookback])
+        outputs = _applied(trained, np.concatenate(window, axis=1)[None])
         wanted = (1, horizon, channels.values, *([head.parameters] if head.parameters else []))
         if outputs.shape != wanted:
             raise ValueError(
