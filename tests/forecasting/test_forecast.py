@@ -132,6 +132,9 @@ def test_columns_are_found_by_name_in_frames_and_series():
     np.testing.assert_array_equal(found.frame().index, later.index)
     assert found.frame().columns.tolist() == ["y"]
     assert [line.split()[0] for line in str(found).splitlines()] == ["time", "----------", "2025-01-01", "2025-02-01"]
+    polars = pytest.importorskip("polars")
+    in_polars = polars.DataFrame({"price": [9.0, 9.0], "plan": [3.0, 5.0]})
+    np.testing.assert_array_equal(forecast(trained, data, 2, future=in_polars).values, found.values)
     times = np.array(["2025-01", "2025-02"], "datetime64")
     as_series = Series(later.to_numpy(), ("price", "plan"), times, 1)
     np.testing.assert_array_equal(forecast(trained, data, 2, future=as_series).values, found.values)
