@@ -9,7 +9,7 @@ import pytest
 import nnfx
 from nnfx import losses
 from nnfx.data.series_files import Series
-from nnfx.forecasting import Scaler, backtest, baselines, conformal, forecast, forecasters, heads, prepare
+from nnfx.forecasting import backtest, baselines, conformal, forecast, forecasters, heads, prepare
 
 pandas = pytest.importorskip("pandas")
 AIRLINE = nnfx.data.airline_passengers()
@@ -217,35 +217,6 @@ def test_a_backtest_calibrates_the_interval_of_a_head():
     np.testing.assert_allclose(found.interval, [[[10 - margin]], [[13 + margin]]], rtol=1e-5)
 
 
-# Going on
-
-
-def test_a_forecaster_goes_on_after_new_observations():
-    y, x = doubled(2)
-    data = prepare(y, lookback=4, horizon=2, future=x)
-    trained, times = Solved(data), np.datetime64("2025-01") + np.arange(3)
-    longer = data.append(
-        Series(np.ones((3, 1)), ("y",), times, 1), future=Series(np.full((3, 1), 0.5), ("plan",), times, 1)
-    )
-    found = forecast(trained, longer, 2, future=[[1.0], [2.0]])
-    np.testing.assert_allclose(found.values[:, 0], [2.0, 4.0], rtol=1e-3, atol=1e-3)
-    assert found.times.astype(str).tolist() == ["2025-04", "2025-05"]
-    np.testing.assert_array_equal(longer.history.rows[-3:], [[1.0, 0.5]] * 3)
-    assert longer.train is data.train
-    twice = longer.append([[7.0]], future=[[8.0]])
-    assert forecast(trained, twice, 1, future=[[1.0], [2.0]]).times.astype(str).tolist() == ["2025-05"]
-    with pytest.raises(
-        ValueError, match=r"future: expected \(3, 1\), the rows of 'plan' after the series, from 2025-01"
-    ):
-        data.append(np.ones((3, 1)))
-    with pytest.raises(ValueError, match=r"future: expected \(3, 1\), .* got float64\[2,1\]"):
-        data.append(np.ones((3, 1)), future=np.ones((2, 1)))
-    with pytest.raises(ValueError, match=r"past: expected None, as in the data, got float64\[3,1\]"):
-        data.append(np.ones((3, 1)), past=np.ones((3, 1)), future=np.ones((3, 1)))
-    with pytest.raises(ValueError, match="values: expected the times after the series, got 2025-02 for 2025-01"):
-        data.append(Series(np.ones((3, 1)), ("y",), times + 1, 1), future=np.ones((3, 1)))
-
-
 def test_a_saved_model_forecasts_the_same(tmp_path):
     pytest.importorskip("flatbuffers")
     data = prepare(AIRLINE, lookback=12, horizon=6)
@@ -254,21 +225,6 @@ def test_a_saved_model_forecasts_the_same(tmp_path):
     run.save(tmp_path / "saved")
     found = forecast(nnfx.load(tmp_path / "saved"), data, 12)
     np.testing.assert_allclose(found.values, forecast(run, data, 12).values, rtol=1e-5)
-
-
-# Data
-
-
-def test_windows_held_out_share_no_target_with_the_others_and_measure_nothing():
-    values = np.arange(40.0)[:, None] ** 2
-    data = prepare(values, lookback=5, horizon=3, valid_windows=4)
-    scaler = Scaler.of(values[:34])
-    np.testing.assert_allclose(data.scaler.mean, scaler.mean)
-    back = np.asarray(data.scaler.inverse(np.asarray(data.valid.targets)))
-    np.testing.assert_allclose(back[:, :, 0], [values[t : t + 3, 0] for t in (34, 35, 36, 37)], rtol=1e-5)
-    assert len(data.train.targets) == 34 - 5 - 3 + 1
-    last = np.asarray(data.scaler.inverse(np.asarray(data.train.targets[-1])))
-    np.testing.assert_allclose(last[:, 0], values[31:34, 0], rtol=1e-5)
 
 
 def test_data_are_a_tree_and_go_through_sweeps():
@@ -392,43 +348,3 @@ def test_intervals_of_a_head_end_with_the_horizon():
     forecast(Trained(), PLAIN, 3, head=heads.GAUSSIAN)
     with pytest.raises(ValueError, match="level: expected None beyond the horizon, 2 steps, since the intervals"):
         forecast(Trained(), PLAIN, 3, head=heads.GAUSSIAN, level=0.9)
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "words"),
-    [
-        ({"lookback": 0}, ValueError, "lookback: expected a positive integer, got 0"),
-        ({"horizon": 2.5}, TypeError, "horizon: expected a positive integer, got 2.5"),
-        ({"valid_windows": -1}, ValueError, "valid_windows: expected a non-negative integer, got -1"),
-        (
-            {"valid_windows": 60},
-            ValueError,
-            "values: expected at least 68 steps, for one window to train on and those held out, got float64[60,1]",
-        ),
-        (
-            {"values": np.ones((4, 9, 1))},
-            ValueError,
-            "values: expected one series, (time, channels), got float64[4,9,1]",
-        ),
-        (
-            {"past": np.ones((59, 1))},
-            ValueError,
-            "past: expected the times and series of the values, float64[60,1], got float64[59,1]",
-        ),
-        (
-            {"future": X._replace(times=X.times + 1)},
-            ValueError,
-            "future: expected the times of the values, got 2020-02 for 2020-01 (row 0)",
-        ),
-        (
-            {"future": X, "lookback": 2},
-            ValueError,
-            "lookback: expected at least the horizon, 3, if columns are known ahead, got 2",
-        ),
-        ({"values": np.full((60, 1), np.nan)}, ValueError, "values: expected finite numbers"),
-    ],
-)
-def test_wrong_data(options, error, words):
-    with pytest.raises(error) as caught:
-        prepare(**{"values": Y, "lookback": 3, "horizon": 3} | options)
-    assert words in str(caught.value)

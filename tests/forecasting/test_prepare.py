@@ -1,0 +1,86 @@
+"""Data that know the end of their series: what is held out, scaled and appended."""
+
+import numpy as np
+import pytest
+
+from nnfx.data.series_files import Series
+from nnfx.forecasting import Scaler, forecast, prepare
+from tests.forecasting.test_forecast import Solved, X, Y, doubled
+
+
+def test_windows_held_out_share_no_target_with_the_others_and_measure_nothing():
+    values = np.arange(40.0)[:, None] ** 2
+    data = prepare(values, lookback=5, horizon=3, valid_windows=4)
+    scaler = Scaler.of(values[:34])
+    np.testing.assert_allclose(data.scaler.mean, scaler.mean)
+    back = np.asarray(data.scaler.inverse(np.asarray(data.valid.targets)))
+    np.testing.assert_allclose(back[:, :, 0], [values[t : t + 3, 0] for t in (34, 35, 36, 37)], rtol=1e-5)
+    assert len(data.train.targets) == 34 - 5 - 3 + 1
+    last = np.asarray(data.scaler.inverse(np.asarray(data.train.targets[-1])))
+    np.testing.assert_allclose(last[:, 0], values[31:34, 0], rtol=1e-5)
+
+
+def test_a_forecaster_goes_on_after_new_observations():
+    y, x = doubled(2)
+    data = prepare(y, lookback=4, horizon=2, future=x)
+    trained, times = Solved(data), np.datetime64("2025-01") + np.arange(3)
+    longer = data.append(
+        Series(np.ones((3, 1)), ("y",), times, 1), future=Series(np.full((3, 1), 0.5), ("plan",), times, 1)
+    )
+    found = forecast(trained, longer, 2, future=[[1.0], [2.0]])
+    np.testing.assert_allclose(found.values[:, 0], [2.0, 4.0], rtol=1e-3, atol=1e-3)
+    assert found.times.astype(str).tolist() == ["2025-04", "2025-05"]
+    np.testing.assert_array_equal(longer.history.rows[-3:], [[1.0, 0.5]] * 3)
+    assert longer.train is data.train
+    twice = longer.append([[7.0]], future=[[8.0]])
+    assert forecast(trained, twice, 1, future=[[1.0], [2.0]]).times.astype(str).tolist() == ["2025-05"]
+    with pytest.raises(
+        ValueError, match=r"future: expected \(3, 1\), the rows of 'plan' after the series, from 2025-01"
+    ):
+        data.append(np.ones((3, 1)))
+    with pytest.raises(ValueError, match=r"future: expected \(3, 1\), .* got float64\[2,1\]"):
+        data.append(np.ones((3, 1)), future=np.ones((2, 1)))
+    with pytest.raises(ValueError, match=r"past: expected None, as in the data, got float64\[3,1\]"):
+        data.append(np.ones((3, 1)), past=np.ones((3, 1)), future=np.ones((3, 1)))
+    with pytest.raises(ValueError, match="values: expected the times after the series, got 2025-02 for 2025-01"):
+        data.append(Series(np.ones((3, 1)), ("y",), times + 1, 1), future=np.ones((3, 1)))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"lookback": 0}, ValueError, "lookback: expected a positive integer, got 0"),
+        ({"horizon": 2.5}, TypeError, "horizon: expected a positive integer, got 2.5"),
+        ({"valid_windows": -1}, ValueError, "valid_windows: expected a non-negative integer, got -1"),
+        (
+            {"valid_windows": 60},
+            ValueError,
+            "values: expected at least 68 steps, for one window to train on and those held out, got float64[60,1]",
+        ),
+        (
+            {"values": np.ones((4, 9, 1))},
+            ValueError,
+            "values: expected one series, (time, channels), got float64[4,9,1]",
+        ),
+        (
+            {"past": np.ones((59, 1))},
+            ValueError,
+            "past: expected the times and series of the values, float64[60,1], got float64[59,1]",
+        ),
+        (
+            {"future": X._replace(times=X.times + 1)},
+            ValueError,
+            "future: expected the times of the values, got 2020-02 for 2020-01 (row 0)",
+        ),
+        (
+            {"future": X, "lookback": 2},
+            ValueError,
+            "lookback: expected at least the horizon, 3, if columns are known ahead, got 2",
+        ),
+        ({"values": np.full((60, 1), np.nan)}, ValueError, "values: expected finite numbers"),
+    ],
+)
+def test_wrong_data(options, error, words):
+    with pytest.raises(error) as caught:
+        prepare(**{"values": Y, "lookback": 3, "horizon": 3} | options)
+    assert words in str(caught.value)
