@@ -257,6 +257,23 @@ ROWS = (
         " knows nothing, the dashed line; the gated ones are off by a few hundredths.",
         {"of five, LSTM": "solved/adding/LSTM/-1", "GRU": "solved/adding/GRU/-1", "simple": "solved/adding/RNN/-1"},
     ),
+    Row(
+        "How certain?",
+        "A probability is of use only if it is right as often as it says. Ensembles, dropout and Laplace's"
+        " approximation ask how far networks that fit equally well disagree; conformal prediction measures errors on"
+        " examples put aside, and promises a coverage whatever the network.",
+        "uncertainty",
+        "coverage",
+        "Sets of digits and intervals for patients that should hold the truth in 19 of 20 cases: as networks state them"
+        " (orange), most hold it too rarely; calibrated (blue, purple), those of every method keep the promise, and"
+        " become larger for it.",
+        {
+            "NLL, one network": "digits/one network/negative_log_likelihood/mean",
+            "ensemble": "digits/ensemble/negative_log_likelihood/mean",
+            "coverage": "patients/ensemble/own coverage/mean",
+            "conformal": "patients/ensemble/conformal coverage/mean",
+        },
+    ),
 )
 
 QUICK = {
@@ -277,6 +294,7 @@ QUICK = {
     " --learning-rate 0.03 --patience 2",
     "perceptron": "--rows 60 --epochs 5",
     "titanic": "--epochs 3",
+    "uncertainty": "--splits 2 --members 2 --draws 3 --hidden 4 --epochs 2",
 }
 """The options of each experiment for a quick check that it runs; its figures then show little."""
 

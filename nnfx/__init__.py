@@ -12,7 +12,7 @@
   `nnfx.checkpoint` saves, with data in memory or larger than memory.
 - `nnfx.load`: a model that `run.save` has saved; it predicts without the data and the code it was trained with.
 - `nnfx.data_parallel`: the training step with its batch split over devices.
-- `nnfx.sweeps`: many runs as one program; `nnfx.calibration`: how far their predictions can be trusted.
+- `nnfx.sweeps`: many runs as one program; `nnfx.uncertainty`: how far predictions can be trusted.
 - `nnfx.insight`: gradients audited and traced, the landscape and curvature of the loss, and what a network sees.
 - `nnfx.forecasting`: windows, forecasters, intervals, scores and backtests; every forecaster is a model.
 - `nnfx.sklearn`: estimators and a search by the conventions of scikit-learn, which is imported with it.
@@ -29,7 +29,6 @@ from nnfx import (
     activations,
     augment,
     averaging,
-    calibration,
     checkpoint,
     compatibility,
     cpu,
@@ -48,6 +47,7 @@ from nnfx import (
     shards,
     stopping,
     sweeps,
+    uncertainty,
 )
 from nnfx.saving import load
 from nnfx.sessions.session import session
@@ -70,7 +70,6 @@ __all__ = [
     "activations",
     "augment",
     "averaging",
-    "calibration",
     "checkpoint",
     "cpu",
     "data",
@@ -96,6 +95,7 @@ __all__ = [
     "split_key",
     "stopping",
     "sweeps",
+    "uncertainty",
 ]
 
 

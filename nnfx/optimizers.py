@@ -136,7 +136,7 @@ def _frozen(
 
         def label(path: Any, _: Any) -> str:
             name = trees.name_of(path)
-            found = {i for i, pattern in enumerate(patterns) if _matches(pattern, name)}
+            found = {i for i, pattern in enumerate(patterns) if matches(pattern, name)}
             unused.difference_update(found)
             return "frozen" if found else "trained"
 
@@ -157,7 +157,8 @@ def _no_change(updates: Any, params: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.full_like(leaf, -0.0), updates)
 
 
-def _matches(pattern: str | Callable[[str], bool], name: str) -> bool:
+def matches(pattern: str | Callable[[str], bool], name: str) -> bool:
+    """Return whether a pattern, as for `freeze`, matches the name of a parameter."""
     if not isinstance(pattern, str):
         return bool(pattern(name))
     parts = name.split(".")

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 BASE = {"arrays", "bounds", "checks", "mapping", "memo", "optimizers", "paths", "shards", "trees", "types"}
 RULES = {"averaging", "regularizers", "schedules", "stopping"}
-MIDDLE = {"activations", "augment", "calibration", "data", "losses", "metrics", "ops", *RULES}
+MIDDLE = {"activations", "augment", "data", "losses", "metrics", "ops", "uncertainty", *RULES}
 MAY_IMPORT = {
     "checks": set(),
     "bounds": {"checks"},
@@ -24,9 +24,9 @@ MAY_IMPORT = {
     "tables": set(),
     **dict.fromkeys(MIDDLE, BASE),
     "activations": BASE | {"ops"},
-    "calibration": BASE | {"ops"},
     "losses": BASE | {"ops"},
     "metrics": BASE | {"losses", "ops"},
+    "uncertainty": BASE | {"ops"},
     "models": BASE | {"activations", "ops"},
     "distributed": {"checks"},
     "training": BASE | {"averaging", "data", "distributed", "losses", "metrics", "saving", "stopping"},
@@ -34,9 +34,9 @@ MAY_IMPORT = {
     "checksums": {"checks"},
     "checkpoint": BASE | {"checksums", "distributed"},
     "sessions": BASE | {"checkpoint", "data", "distributed", "stopping", "training"},
-    "sweeps": BASE | {"calibration", "data", "distributed", "sessions", "stopping", "tables", "training"},
+    "sweeps": BASE | {"data", "distributed", "sessions", "stopping", "tables", "training", "uncertainty"},
     "insight": BASE | MIDDLE | {"models", "tables", "training"},
-    "forecasting": BASE | {"data", "losses", "metrics", "models", "ops", "tables", "training"},
+    "forecasting": BASE | {"data", "losses", "metrics", "models", "ops", "tables", "training", "uncertainty"},
     "sklearn": BASE | {"data", "distributed", "losses", "models", "regularizers", "sweeps", "training"},
     "compatibility": set(),
     "cpu": {"checks", "paths"},

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import nnfx
-from nnfx import calibration, sweeps
+from nnfx import sweeps, uncertainty
 from nnfx.forecasting import backtest, baselines
 from nnfx.insight import (
     attribution,
@@ -58,7 +58,7 @@ def predicted(_):
 def evaluated(_):
     run = trained()
     run.evaluate(DATA.valid)
-    calibration.fit_temperature(run.apply(DATA.valid.inputs), DATA.valid.targets)
+    uncertainty.fit_temperature(run.apply(DATA.valid.inputs), DATA.valid.targets)
     return run.fit
 
 

@@ -27,6 +27,7 @@ import numpy as np
 from nnfx import arrays, checks, losses, ops
 from nnfx.forecasting import scores
 from nnfx.types import Array, PerExample
+from nnfx.uncertainty.conformal import Interval
 
 __all__ = ["GAUSSIAN", "POINT", "Head", "Interval", "interval", "quantiles"]
 
@@ -56,18 +57,6 @@ class Head(NamedTuple):
     quantiles: Callable[[Array, Sequence[float]], Array]
     affine: Callable[[Array, Array, Array], Array]
     pool: Callable[[Array], Array]
-
-
-class Interval(NamedTuple):
-    """The range in which targets are expected.
-
-    Attributes:
-        lower: `(..., horizon, channels)`, in the unit of the series.
-        upper: in the same shape, nowhere below `lower`.
-    """
-
-    lower: Array
-    upper: Array
 
 
 def interval(head: Head, outputs: Array, level: float) -> Interval:

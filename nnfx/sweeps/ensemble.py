@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from nnfx import calibration, memo
+from nnfx import memo, uncertainty
 from nnfx.arrays import as_numpy, to_device
 from nnfx.data.prepare import Preprocess
 from nnfx.data.preprocess import each
@@ -59,11 +59,11 @@ class Ensemble:
 
     def probabilities(self, inputs: ArrayLike) -> Array:
         """Return the ensemble's probabilities, `(batch, classes)`: `softmax(log E p / T)`, E over the members."""
-        return calibration.probabilities(self._log_mean(inputs) / self.temperature)
+        return uncertainty.probabilities(self._log_mean(inputs) / self.temperature)
 
-    def spread(self, inputs: ArrayLike) -> calibration.Spread:
+    def spread(self, inputs: ArrayLike) -> uncertainty.Spread:
         """Return what the members predict for raw inputs, and how far they agree; the temperature is not used."""
-        return calibration.spread(calibration.probabilities(self.predict(inputs)))
+        return uncertainty.spread(uncertainty.probabilities(self.predict(inputs)))
 
     def calibrate(self, inputs: ArrayLike, labels: ArrayLike) -> "Ensemble":
         """Return the ensemble with the temperature that fits held-out data best.
@@ -78,7 +78,7 @@ class Ensemble:
         References:
             Rahaman and Thiery, *Uncertainty quantification and deep ensembles*, NeurIPS 2021: pool, then calibrate.
         """
-        temperature = calibration.fit_temperature(self._log_mean(inputs), _labels(labels))
+        temperature = uncertainty.fit_temperature(self._log_mean(inputs), _labels(labels))
         return dataclasses.replace(self, temperature=float(temperature))
 
     def score(self, inputs: ArrayLike, labels: ArrayLike) -> dict[str, float]:
@@ -90,18 +90,12 @@ class Ensemble:
         Raises:
             ValueError: for labels out of range, or if there is not one label per input.
         """
-        probabilities, y = self.probabilities(inputs), _labels(labels)
-        likelihood = calibration.negative_log_likelihood(probabilities, y)
-        return {
-            "accuracy": float((probabilities.argmax(-1) == y).mean()),
-            "negative_log_likelihood": float(likelihood.mean()),
-            "brier_score": float(calibration.brier_score(probabilities, y).mean()),
-            "expected_calibration_error": float(calibration.expected_calibration_error(probabilities, y)),
-        }
+        scores = uncertainty.score(self.probabilities(inputs), _labels(labels))
+        return {name: float(value) for name, value in scores.items()}
 
     def _log_mean(self, inputs: ArrayLike) -> Array:
         """Return the logarithm of the members' mean probabilities, −∞ for classes that all of them rule out."""
-        of_members = calibration.log_probabilities(self.predict(inputs))
+        of_members = uncertainty.log_probabilities(self.predict(inputs))
         return jax.nn.logsumexp(of_members, axis=0) - np.log(len(of_members))
 
 

@@ -1,5 +1,4 @@
 import math
-from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -7,54 +6,6 @@ import numpy as np
 import pytest
 
 from nnfx.forecasting import conformal, heads
-
-
-@pytest.mark.parametrize(
-    ("windows", "level", "expected"),
-    [
-        (1, 0.5, 1),
-        (9, 0.9, 9),
-        (10, 0.9, 10),
-        (18, 0.9, 18),
-        (19, 0.9, 18),
-        (99, 0.55, 55),
-        (19, 0.95, 19),
-        (3, 0.1, 1),
-    ],
-)
-def test_the_rank_by_hand(windows, level, expected):
-    assert conformal.rank(windows, level) == expected
-
-
-def test_the_rank_is_the_least_that_covers():
-    """The k-th smallest of n scores covers a new score with probability k / (n + 1)."""
-    for percent in range(1, 100):
-        for windows in (1, 2, 5, 19, 20, 99, 100, 1000):
-            wanted = Fraction(percent, 100)
-            enough = [k for k in range(1, windows + 1) if Fraction(k, windows + 1) >= wanted]
-            if enough:
-                assert conformal.rank(windows, percent / 100) == enough[0]
-            else:
-                with pytest.raises(ValueError, match=f"at least {math.ceil(wanted / (1 - wanted))} to calibrate"):
-                    conformal.rank(windows, percent / 100)
-
-
-def test_margins_by_hand():
-    targets = jnp.stack([jnp.array([1.0, -5.0, 2.0]), jnp.array([10.0, 0.0, -20.0])], 1)[:, None]
-    np.testing.assert_array_equal(conformal.margins(jnp.zeros((3, 1, 2)), targets, 0.5), [[2.0, 10.0]])
-    np.testing.assert_array_equal(conformal.margins(jnp.ones((3, 1, 2)), targets, 0.75), [[6.0, 21.0]])
-    # conformalised quantile regression: the distance beyond the nearer bound, negative within
-    interval = heads.Interval(jnp.full((3, 1, 2), -3.0), jnp.full((3, 1, 2), 4.0))
-    np.testing.assert_array_equal(conformal.margins(interval, targets, 0.25), [[-3.0, -3.0]])
-    np.testing.assert_array_equal(conformal.margins(interval, targets, 0.5), [[-2.0, 6.0]])
-    np.testing.assert_array_equal(conformal.margins(interval, targets, 0.75), [[2.0, 17.0]])
-
-
-def test_a_negative_margin_narrows_to_the_middle_at_most():
-    interval = heads.Interval(jnp.array([[0.0, 0.0]]), jnp.array([[4.0, 1.0]]))
-    narrowed = conformal.widen(interval, jnp.array([[-1.0, -1.0]]))
-    assert narrowed.lower.tolist() == [[1.0, 0.5]]
-    assert narrowed.upper.tolist() == [[3.0, 0.5]]
 
 
 @pytest.mark.parametrize("kind", ["residuals", "quantiles"])
@@ -113,23 +64,8 @@ def test_rolling_margins_do_not_know_the_future(backtest):
 
 def test_wrong_input(backtest):
     forecasts, targets, origins = backtest
-    with pytest.raises(ValueError, match="windows: expected at least 9 to calibrate at a level of 0.9, got 8"):
-        conformal.margins(forecasts[:8], targets[:8], 0.9)
-    for level in (0.0, 1.0, 90, math.nan):
-        with pytest.raises(ValueError, match="level: expected a finite number above 0 and below 1"):
-            conformal.margins(forecasts, targets, level)
-    with pytest.raises(
-        ValueError, match=r"targets: expected \(windows, horizon, channels\), the same .* float32\[30,2\]"
-    ):
-        conformal.margins(forecasts, targets[:, 0], 0.5)
-    with pytest.raises(ValueError, match="targets: expected finite numbers, got 1 not finite, the first at"):
-        conformal.margins(forecasts, targets.at[3, 1, 0].set(jnp.nan), 0.5)
-    with pytest.raises(ValueError, match="forecasts: expected finite numbers"):
-        conformal.margins(forecasts.at[3, 1, 0].set(jnp.nan), targets, 0.5)
-    with pytest.raises(ValueError, match="forecasts: expected bounds of the same shape"):
-        conformal.margins(heads.Interval(forecasts, forecasts[:1]), targets, 0.5)
-    with pytest.raises(ValueError, match=r"margins: expected one for each step and channel of the forecasts, \[3, 2\]"):
-        conformal.widen(forecasts, jnp.ones(2))
+    with pytest.raises(ValueError, match=r"targets: expected \(origins, horizon, channels\), got float32\[30,3\]"):
+        conformal.rolling(forecasts[..., 0], targets[..., 0], origins, 0.5, calibration=3)
     with pytest.raises(ValueError, match="origins: expected 30 ascending times, one for each forecast"):
         conformal.rolling(forecasts, targets, origins[::-1], 0.5, calibration=3)
     with pytest.raises(ValueError, match="origins: expected 30 ascending times, one for each forecast"):

@@ -1,0 +1,64 @@
+"""Predictions with dropout left on."""
+
+from typing import Any
+
+import jax
+
+from nnfx import checks, memo
+from nnfx.types import Array, Model, Variables
+
+__all__ = ["mc_dropout"]
+
+NOT_UPDATED = {"params", "constants"}
+"""The collections of variables that no batch changes."""
+
+
+def mc_dropout(key: Array, model: Model, variables: Variables, inputs: Any, draws: int) -> Array:
+    """Predict several times with dropout left on (Monte Carlo dropout): draw s is `f(x; θ, maskₛ)`.
+
+    The mean of the draws approximates the posterior predictive mean of a Bayesian network, and how far they differ is
+    its uncertainty. All draws are one program, held by the model.
+
+    Args:
+        key: a typed key; draw s uses `fold_in(key, s)`.
+        model: a model with dropout; without any, all draws are the same. For a run, `run.model`.
+        variables: the model's parameters, such as `run.best.variables`.
+        inputs: prepared inputs `(batch, ...)`, such as `data.valid.inputs`.
+        draws: S, how many times to predict.
+
+    Returns:
+        Outputs `(draws, batch, ...)`; those of classes are logits, whose probabilities, not logits, are to be averaged:
+        `spread(probabilities(outputs)).mean`.
+
+    Raises:
+        TypeError: for a key that is not typed, or draws that are not an integer.
+        ValueError: for draws below 1, and for variables with batch statistics: a model in training would normalise
+            each batch by itself.
+
+    Example:
+        >>> import jax.numpy as jnp, nnfx
+        >>> model = nnfx.models.mlp((64,), dropout=0.5)
+        >>> inputs = jnp.ones((3, 2))
+        >>> variables = model.init(jax.random.key(0), inputs)
+        >>> outputs = mc_dropout(jax.random.key(1), model, variables, inputs, draws=10)
+        >>> outputs.shape, bool(outputs.std(0).min() > 0)
+        ((10, 3, 1), True)
+
+    References:
+        Gal and Ghahramani, *Dropout as a Bayesian approximation*, ICML 2016.
+    """
+    checks.key("key", key)
+    checks.positive_integer("draws", draws)
+    if updated := sorted(set(variables) - NOT_UPDATED):
+        raise ValueError(
+            f"variables: expected parameters alone, got also {', '.join(updated)}, which a model updates in training"
+        )
+    return _draws(model, draws, key, variables, inputs)
+
+
+@memo.compiled(static=2)
+def _draws(model: Model, draws: int, key: Array, variables: Variables, inputs: Any) -> Array:
+    def draw(number: Array) -> Array:
+        return model.apply(variables, inputs, key=jax.random.fold_in(key, number), train=True)[0]
+
+    return jax.lax.map(draw, jax.numpy.arange(draws))

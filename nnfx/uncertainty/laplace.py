@@ -1,0 +1,247 @@
+"""Laplace's approximation for the last layer of a trained network: a normal distribution of its parameters θ.
+
+Its mean is what training found, and its covariance `(G + α I)⁻¹`, where G is the generalised Gauss–Newton matrix of the
+negative log-likelihood, `G = Σᵢ wᵢ Jᵢᵀ Hᵢ Jᵢ`, with `Jᵢ = ∂f(xᵢ)/∂θ` and Hᵢ the Hessian by the outputs, and α is the
+precision of a normal prior around zero. The outputs are linear in the parameters of a last layer, so they are normal
+too; for least squares this is Bayesian linear regression on the features that the network has learned.
+
+>>> import nnfx
+>>> model, batch = nnfx.models.perceptron(), Batch(jnp.array([[1.0], [3.0]]), jnp.zeros(2), jnp.ones(2))
+>>> variables = {"params": {"kernel": jnp.zeros((1, 1)), "bias": jnp.zeros(1)}}
+>>> posterior = fit(model, variables, batch, prior_precision=2.0, noise=1.0, layer="kernel")
+>>> outputs = predict(model, variables, posterior, jnp.array([[6.0]]))
+>>> round(outputs.covariance.item(), 4)  # 6² / (1² + 3² + 2)
+3.0
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jax.typing import ArrayLike
+
+from nnfx import arrays, checks, memo, optimizers, trees
+from nnfx.types import Array, Batch, Model, Variables, at_least_float32
+from nnfx.uncertainty.predictions import check_labels, class_logits
+
+__all__ = ["Outputs", "Posterior", "fit", "members", "predict"]
+
+
+class Posterior(NamedTuple):
+    """A normal distribution of the p parameters of a layer around those that were trained.
+
+    Attributes:
+        curvature: `(p,)`, the eigenvalues of G.
+        directions: its eigenvectors, `(p, ...)` for each of the layer's arrays by name.
+        prior_precision: α, a scalar; `posterior._replace(prior_precision=...)` changes the prior.
+        log_likelihood: the logarithm of the likelihood of the data at the trained parameters, in nats.
+        square_norm: `‖θ‖²`.
+    """
+
+    curvature: Array
+    directions: dict[str, Array]
+    prior_precision: Array
+    log_likelihood: Array
+    square_norm: Array
+
+    @property
+    def log_evidence(self) -> Array:
+        """The logarithm of the marginal likelihood, `log p(D | θ) − α ‖θ‖² / 2 − Σⱼ log(1 + λⱼ/α) / 2`, in nats.
+
+        It compares priors and models whose parameters are at the mode of the posterior. Those of a network trained
+        without a penalty are not, and the α with the largest evidence is then far too small.
+        """
+        occam = jnp.log1p(self.curvature / self.prior_precision).sum()
+        return self.log_likelihood - (self.prior_precision * self.square_norm + occam) / 2
+
+
+class Outputs(NamedTuple):
+    """Normal distributions of a network's outputs, one for each example.
+
+    Attributes:
+        mean: `(batch, outputs)`, what the trained network predicts.
+        covariance: `(batch, outputs, outputs)`, due to uncertain parameters alone: that of targets is larger by noise².
+    """
+
+    mean: Array
+    covariance: Array
+
+
+def fit(
+    model: Model,
+    variables: Variables,
+    data: Batch,
+    *,
+    prior_precision: ArrayLike,
+    noise: ArrayLike | None = None,
+    layer: str = "output",
+) -> Posterior:
+    """Return the posterior of a layer's parameters, given the data that the model was trained on.
+
+    G is decomposed into its eigenvectors, in time `O(n k p² + p³)` for n examples, k outputs and p parameters of the
+    layer. Everything is one program, held by the model.
+
+    Args:
+        model: a model with outputs `(batch, outputs)`; for a run, `run.model`.
+        variables: the trained variables, such as `run.best.variables`.
+        data: prepared data, such as `data.train`: for classes, integer labels `(batch,)`, and a single output is the
+            logit of class 1; for regression, targets in the shape of the outputs or `(batch,)`. Rows count by their
+            weight.
+        prior_precision: α, above 0: the larger, the less uncertain. A network trained with the mean loss of n rows and
+            `nnfx.regularizers.l2` has `α = n λ₂`; for others, choose the α with the lowest negative log-likelihood on
+            held-out data. May be traced.
+        noise: σ, the standard deviation of targets around the outputs, for regression; None for classes. May be traced.
+        layer: which parameters, by a pattern of their names as for `nnfx.optimizers.freeze`. If it is not the last
+            layer, outputs are linearised in its parameters.
+
+    Raises:
+        ValueError: for a layer that matches no parameter, numbers that are not above 0, labels out of range, targets
+            that are not finite, or shapes that do not match.
+
+    Example:
+        >>> import nnfx, optax
+        >>> data = nnfx.data.titanic("fare", "age")
+        >>> train = nnfx.fit(nnfx.models.mlp((8,)), nnfx.losses.binary_cross_entropy, optax.adam, epochs=50)
+        >>> run = train(jax.random.key(0), data, learning_rate=0.1)
+        >>> posterior = fit(run.model, run.best.variables, data.train, prior_precision=1.0)
+        >>> predict(run.model, run.best.variables, posterior, data.train.inputs[:3]).covariance.shape
+        (3, 1, 1)
+
+    References:
+        MacKay, *The evidence framework applied to classification networks*, Neural Computation 1992.
+        Daxberger et al., *Laplace Redux – effortless Bayesian deep learning*, NeurIPS 2021.
+    """
+    params = trees.named(variables["params"])
+    names = tuple(name for name in params if optimizers.matches(layer, name))
+    if not names:
+        raise ValueError(f"layer: expected a pattern of one of {', '.join(params)}, got {layer!r}")
+    checks.number("prior_precision", prior_precision, above=0)
+    if noise is not None:
+        checks.number("noise", noise, above=0)
+    targets = arrays.as_array("targets", data.targets)
+    outputs = jax.eval_shape(model.apply, variables, data.inputs)
+    _check_targets(targets, outputs, noise is None)
+    return _fit(model, names, variables, data._replace(targets=targets), noise, prior_precision)
+
+
+def _check_targets(targets: Any, outputs: Any, are_classes: bool) -> None:
+    if outputs.ndim != 2:
+        raise ValueError(f"model: expected outputs (batch, outputs), got {checks.describe(outputs)}")
+    rows, width = outputs.shape
+    if are_classes:
+        check_labels(targets, (rows,), max(width, 2))
+        return
+    if targets.shape != (rows, width) and (targets.shape, width) != ((rows,), 1):
+        raise ValueError(f"targets: expected real numbers [{rows},{width}], got {checks.describe(targets)}")
+    checks.finite("targets", targets)
+
+
+def predict(model: Model, variables: Variables, posterior: Posterior, inputs: Any) -> Outputs:
+    """Return the distributions of the outputs: `N(f(x), J (G + α I)⁻¹ Jᵀ)`.
+
+    Args:
+        model: the model that the posterior was fitted for.
+        variables: the same variables.
+        posterior: what `fit` returns.
+        inputs: prepared inputs `(batch, ...)`.
+
+    Example:
+        See the top of this module.
+    """
+    mean, slopes = _along_directions(model, variables, posterior, inputs)
+    variances = 1 / (posterior.curvature + posterior.prior_precision)
+    return Outputs(mean, jnp.einsum("nkp,nlp,p->nkl", slopes, slopes, variances))
+
+
+def members(key: Array, model: Model, variables: Variables, posterior: Posterior, inputs: Any, draws: int) -> Array:
+    """Draw parameters from the posterior, and return the outputs with each of them.
+
+    Args:
+        key: a typed key.
+        model: the model that the posterior was fitted for.
+        variables: the same variables.
+        posterior: what `fit` returns.
+        inputs: prepared inputs `(batch, ...)`.
+        draws: how many times to draw.
+
+    Returns:
+        Outputs `(draws, batch, outputs)`, like those of an ensemble; those of classes are logits, whose probabilities,
+        not logits, are to be averaged: `spread(probabilities(outputs)).mean`.
+
+    Raises:
+        TypeError: for a key that is not typed, or draws that are not an integer.
+        ValueError: for draws below 1.
+
+    Example:
+        >>> import nnfx
+        >>> model, batch = nnfx.models.perceptron(), Batch(jnp.ones((5, 2)), jnp.array([0, 1, 1, 1, 0]), jnp.ones(5))
+        >>> variables = model.init(jax.random.key(0), batch.inputs)
+        >>> posterior = fit(model, variables, batch, prior_precision=1.0, layer="*")
+        >>> members(jax.random.key(1), model, variables, posterior, batch.inputs, draws=10).shape
+        (10, 5, 1)
+    """
+    checks.key("key", key)
+    checks.positive_integer("draws", draws)
+    mean, slopes = _along_directions(model, variables, posterior, inputs)
+    normal = jax.random.normal(key, (draws, slopes.shape[-1]), slopes.dtype)
+    steps = normal * jax.lax.rsqrt(posterior.curvature + posterior.prior_precision)[None]
+    return mean[None] + jnp.einsum("nkp,sp->snk", slopes, steps)
+
+
+@memo.compiled(static=2)
+def _fit(
+    model: Model, names: tuple[str, ...], variables: Variables, data: Batch, noise: Any, prior_precision: Any
+) -> Posterior:
+    flat, restore = ravel_pytree(_layer(variables, names))
+    dtype = at_least_float32(flat.dtype)
+
+    def negative_log_likelihood(outputs: Array, target: Array) -> Array:
+        if noise is None:
+            return -jax.nn.log_softmax(class_logits(outputs[None])[0])[target]
+        z = (outputs - target.reshape(outputs.shape)) / noise
+        return (jnp.square(z) / 2 + jnp.log(noise * np.sqrt(2 * np.pi))).sum()
+
+    def add(sums: tuple[Array, Array], row: Batch) -> tuple[tuple[Array, Array], None]:
+        outputs, jacobian = _linearized(model, variables, names, row.inputs)
+        hessian = jax.hessian(negative_log_likelihood)(outputs, row.targets).astype(dtype)
+        loss = negative_log_likelihood(outputs, row.targets)
+        found = loss.astype(dtype), jacobian.T @ hessian @ jacobian
+        weight = row.weights.astype(dtype)
+        return jax.tree.map(lambda a, b: a + jnp.where(weight != 0, weight * b, 0), sums, found), None
+
+    nothing = jnp.zeros((), dtype), jnp.zeros((flat.size, flat.size), dtype)
+    (loss, curvature), _ = jax.lax.scan(add, nothing, data)
+    values, vectors = jnp.linalg.eigh(curvature)
+    values = jnp.maximum(values, 0)  # G has no negative ones but by rounding
+    square_norm = jnp.square(flat.astype(dtype)).sum()
+    return Posterior(values, jax.vmap(restore)(vectors.T), jnp.asarray(prior_precision, dtype), -loss, square_norm)
+
+
+@memo.compiled()
+def _along_directions(model: Model, variables: Variables, posterior: Posterior, inputs: Any) -> tuple[Array, Array]:
+    """Return the outputs, and their derivatives along the eigenvectors, `(batch, outputs, p)`."""
+    names = tuple(posterior.directions)
+    mean, jacobian = jax.vmap(lambda row: _linearized(model, variables, names, row))(inputs)
+    directions = jax.vmap(lambda direction: ravel_pytree(direction)[0])(posterior.directions)
+    return mean, jacobian @ directions.T
+
+
+def _linearized(model: Model, variables: Variables, names: tuple[str, ...], row: Any) -> tuple[Array, Array]:
+    """Return the outputs for one example, `(outputs,)`, and their derivatives by the layer, `(outputs, p)`."""
+    flat, restore = ravel_pytree(_layer(variables, names))
+    others = trees.named(variables["params"])
+
+    def apply(flat: Array) -> tuple[Array, Array]:
+        params = trees.nested({**others, **restore(flat)}.items())
+        outputs = model.apply({**variables, "params": params}, jax.tree.map(lambda leaf: leaf[None], row))[0]
+        return outputs, outputs
+
+    jacobian, outputs = jax.jacrev(apply, has_aux=True)(flat)
+    return outputs, jacobian.astype(at_least_float32(jacobian.dtype))
+
+
+def _layer(variables: Variables, names: tuple[str, ...]) -> dict[str, Array]:
+    params = trees.named(variables["params"])
+    return {name: params[name] for name in names}
