@@ -264,9 +264,9 @@ ROWS = (
         " examples put aside, and promises a coverage whatever the network.",
         "uncertainty",
         "coverage",
-        "Sets of digits and intervals for patients that should hold the truth in 19 of 20 cases: as networks state them"
-        " (orange), most hold it too rarely; calibrated (blue, purple), those of every method keep the promise, and"
-        " become larger for it.",
+        "Sets of digits and intervals for patients that should hold the truth in 19 of 20 cases: as stated (orange),"
+        " most intervals hold it far too rarely; calibrated (blue, purple), sets and intervals of every method keep"
+        " the promise, and are larger for it where they broke it.",
         {
             "NLL, one network": "digits/one network/negative_log_likelihood/mean",
             "ensemble": "digits/ensemble/negative_log_likelihood/mean",

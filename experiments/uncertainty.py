@@ -91,7 +91,7 @@ class Config:
     """width of each of the two hidden layers"""
     dropout: float = 0.2
     """the fraction of them dropped in training"""
-    epochs: int = 60
+    epochs: int = 100
     """epochs of every run"""
     batch_size: int = 32
     """rows in a minibatch"""

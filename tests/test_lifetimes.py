@@ -148,6 +148,10 @@ LOOKS = {
     "saliency": lambda m, v: attribution.saliency(m, v, BATCH.inputs),
     "layers": lambda m, v: layers.layer_outputs(m, v, BATCH.inputs),
     "summary": lambda m, v: summary.summarize(m, BATCH.inputs),
+    "mc_dropout": lambda m, v: uncertainty.mc_dropout(KEY, m, v, BATCH.inputs, draws=2),
+    "laplace": lambda m, v: uncertainty.laplace.predict(
+        m, v, uncertainty.laplace.fit(m, v, BATCH, prior_precision=1.0, noise=1.0), BATCH.inputs
+    ),
 }
 
 
