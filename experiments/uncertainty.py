@@ -21,13 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from jax.scipy.stats import norm
 from matplotlib import pyplot as plt
 from sklearn.datasets import load_diabetes
 
 import nnfx
-from experiments.common import BLUE, ORANGE, PURPLE, Results, mean_and_error, print_table
+from experiments.common import BLUE, ORANGE, PURPLE, Results, command, mean_and_error, print_table
 from nnfx import uncertainty
 from nnfx.data import Data
 from nnfx.forecasting.scores import pinball
@@ -346,4 +345,4 @@ def draw_coverage(results: Results, digits: Table, patients: Table, level: float
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    command(main, Config, __doc__)
