@@ -123,7 +123,7 @@ class Sequences(_Sequences):
     If a model has outputs at every step, `(batch, time, ...)`, losses and metrics are computed on the real steps only.
 
     Args:
-        values: `(batch, time, features)`; an array, or a list or tensor that becomes one.
+        values: `(batch, time, features)`, or tokens `(batch, time)`; an array, or a list or tensor that becomes one.
         lengths: integers `(batch,)`, how many steps of each sequence are real, the rest being padding; None if all are.
         state: the model's initial state, in the form of its `stream`: for each layer a tuple of arrays
             `(batch, hidden)`; in a bidirectional network each layer is followed by its reverse. None for

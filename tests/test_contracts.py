@@ -67,6 +67,12 @@ MODELS = {
     "rnn": models.rnn(outputs=2, hidden=(4,), activation="relu"),
     "lstm": models.lstm(hidden=(4,), returns="all"),
     "gru": models.gru(hidden=(4,)),
+    "transformer": models.transformer(outputs=2, width=8, heads=2, context=3, dropout=0.1, returns="all"),
+    "lstm of tokens": models.embedding(5, 3, models.lstm(5, hidden=(4,), returns="all"), dropout=0.2),
+    "gru of tokens": models.embedding(5, 3, models.gru(5, hidden=(4,), returns="all")),
+    "transformer of tokens": models.embedding(5, 4, models.transformer(5, 4, 1, 2, returns="all")),
+    "convolutions of a time series": models.time_series_fcn(3, features=(4, 5, 4)),
+    "residual network of a time series": models.time_series_resnet(3, features=(3, 4, 4)),
     "linear forecaster": baselines.linear(3),
     "forecaster about the last value": baselines.nlinear(3, individual=True),
     "forecaster of trend and season": baselines.dlinear(3, kernel=5),
@@ -76,7 +82,9 @@ MODELS = {
     "haiku": models.from_haiku(haiku_batch_norm),
 }
 FOREIGN = {"linen", "nnx", "equinox", "haiku"}
-STATEFUL = {"batch norm", "residual network", *FOREIGN}
+TIME_SERIES = {"convolutions of a time series", "residual network of a time series"}
+STATEFUL = {"batch norm", "residual network", *TIME_SERIES, *FOREIGN}
+TOKENS = {"lstm of tokens", "gru of tokens", "transformer of tokens"}
 SHAPES = {
     "cnn": (6, 6, 2),
     "cnn of sequences": (7, 2),
@@ -84,6 +92,9 @@ SHAPES = {
     "rnn": (7, 2),
     "lstm": (7, 2),
     "gru": (7, 2),
+    "transformer": (7, 2),
+    **dict.fromkeys(TIME_SERIES, (7, 2)),
+    **dict.fromkeys(TOKENS, (7,)),
     "linear forecaster": (7, 2),
     "forecaster about the last value": (7, 2),
     "forecaster of trend and season": (7, 2),
@@ -94,11 +105,20 @@ KEY = jax.random.key(0)
 
 
 def inputs_of(name):
-    return jnp.asarray(np.random.default_rng(0).normal(size=(5, *SHAPES.get(name, (3,)))), jnp.float32)
+    rng, shape = np.random.default_rng(0), (5, *SHAPES.get(name, (3,)))
+    return jnp.asarray(rng.integers(0, 5, shape) if name in TOKENS else rng.normal(size=shape).astype(np.float32))
+
+
+def floats_as(dtype, tree):
+    """Return a tree whose floats are of this dtype; tokens stay integers."""
+    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
 
 
 # These take longest, have tests of their own, and resemble cheaper ones.
-COSTLY = {"residual network", "gru", "cnn of sequences", "single hidden layer"}
+COSTLY = {
+    *("residual network", "gru", "cnn of sequences", "single hidden layer"),
+    *("gru of tokens", "lstm of tokens", "transformer", *TIME_SERIES),
+}
 
 
 def all_but(costly, names=MODELS):
@@ -213,9 +233,9 @@ def test_gradients_are_finite_and_reach_every_parameter(model, variables, inputs
 @pytest.mark.parametrize("name", all_but(COSTLY, sorted(MODELS.keys() - FOREIGN)))
 def test_the_dtype_is_kept(model, variables, dtype, inputs):
     with jax.numpy_dtype_promotion("strict"):
-        cast = jax.tree.map(lambda a: a.astype(dtype), variables)
-        outputs, state = jax.eval_shape(functools.partial(train, model), cast, KEY, inputs.astype(dtype))
-        assert outputs.dtype == jax.eval_shape(model.apply, cast, inputs.astype(dtype)).dtype == dtype
+        variables, inputs = floats_as(dtype, (variables, inputs))
+        outputs, state = jax.eval_shape(functools.partial(train, model), variables, KEY, inputs)
+        assert outputs.dtype == jax.eval_shape(model.apply, variables, inputs).dtype == dtype
         assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(state))
 
 
@@ -228,7 +248,8 @@ def test_one_trace_serves_every_call(model, variables, inputs):
         return model.apply(variables, inputs)
 
     for scale in (1.0, 2.0, 3.0):
-        predict(jax.tree.map(lambda a, s=scale: np.float32(s) * np.asarray(a), variables), scale * np.asarray(inputs))
+        scaled = jax.tree.map(lambda a, s=scale: np.asarray(s * np.asarray(a), a.dtype), (variables, inputs))
+        predict(variables=scaled[0], inputs=scaled[1])
     assert len(traces) == 1
 
 

@@ -17,6 +17,7 @@ from nnfx.data.series import (
 )
 from nnfx.data.stored import Stored, store, stored
 from nnfx.data.titanic import titanic
+from nnfx.data.tokens import next_tokens
 from nnfx.data.ts import LabelledSeries, read_ts
 from nnfx.data.tsf import Collection, read_tsf
 
@@ -41,6 +42,7 @@ __all__ = [
     "images",
     "in_order",
     "mnist",
+    "next_tokens",
     "prepare",
     "read_arrow",
     "read_cifar10",

@@ -89,10 +89,14 @@ def _norms(vectors: Array) -> Array:
 def _check(model: Any, loss: Any, variables: Any, batch: Any) -> None:
     if not isinstance(model, Model):
         raise TypeError(f"model: expected a Model(init, apply), got {checks.describe(model)}")
-    if model.stream is None:
+    stream = model.stream
+    if stream is None:
         raise ValueError(
             "model: expected one with a stream, such as nnfx.models.lstm in one direction, got one without"
         )
+    state = jax.tree.leaves(jax.eval_shape(lambda: stream.start(1)))
+    if not all(jnp.issubdtype(part.dtype, jnp.floating) for part in state):
+        raise ValueError("model: expected a recurrent network, whose state is floats, got one that counts its steps")
     if not callable(loss):
         raise TypeError(f"loss: expected a function of outputs and targets, got {checks.describe(loss)}")
     if not isinstance(variables, Mapping) or "params" not in variables:

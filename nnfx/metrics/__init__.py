@@ -18,12 +18,14 @@ from nnfx.metrics.per_example import (
     mean_absolute_percentage_error,
 )
 from nnfx.metrics.ranks import average_precision, roc_auc
+from nnfx.metrics.tokens import bits_per_token, perplexity
 
 __all__ = [
     "accuracy",
     "average_precision",
     "balanced_accuracy",
     "binary_accuracy",
+    "bits_per_token",
     "brier",
     "confusion_matrix",
     "f1",
@@ -31,6 +33,7 @@ __all__ = [
     "log_loss",
     "mean_absolute_percentage_error",
     "overall",
+    "perplexity",
     "precision",
     "r2",
     "recall",

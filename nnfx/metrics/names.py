@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nnfx import checks, losses
-from nnfx.metrics import counts, errors, per_example, ranks
+from nnfx.metrics import counts, errors, per_example, ranks, tokens
 from nnfx.types import Array
 
 Metric = Callable[..., Array]
@@ -18,12 +18,14 @@ NAMED: dict[str, Metric] = {
         ranks.average_precision,
         counts.balanced_accuracy,
         per_example.binary_accuracy,
+        tokens.bits_per_token,
         per_example.brier,
         counts.f1,
         per_example.log_loss,
         losses.mean_absolute_error,
         per_example.mean_absolute_percentage_error,
         losses.mean_square_error,
+        tokens.perplexity,
         counts.precision,
         errors.r2,
         counts.recall,

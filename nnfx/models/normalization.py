@@ -1,9 +1,10 @@
-"""Batch normalisation as a layer, for the models of this library and for modules of your own."""
+"""Normalisation as layers, for the models of this library and for modules of your own."""
 
 import flax.linen as nn
 import jax.numpy as jnp
 import optax
 
+from nnfx import arrays
 from nnfx.ops import normalization
 from nnfx.ops.normalization import RunningStatistics
 from nnfx.types import Array, at_least_float32
@@ -79,3 +80,28 @@ def _of(inputs: Array, weights: Array | None) -> Array | None:
     if weights is None or weights.ndim == 1 or (inputs.ndim > 2 and inputs.shape[:2] == weights.shape):
         return weights
     return weights.mean(1)
+
+
+class LayerNorm(nn.Module):
+    """Normalise each vector by its own mean and variance; then scale and shift.
+
+    Attributes:
+        epsilon: keeps the standard deviation away from zero.
+
+    Example:
+        >>> import jax
+        >>> variables = LayerNorm().init(jax.random.key(0), jnp.ones((1, 2)))
+        >>> LayerNorm().apply(variables, jnp.array([[1.0, 5.0]])).round(3)
+        Array([[-1.,  1.]], dtype=float32)
+    """
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        """Return normalised inputs, `(..., features)`."""
+        features = inputs.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, features)
+        bias = self.param("bias", nn.initializers.zeros, features)
+        inputs, scale, bias = arrays.promoted(inputs, scale, bias)
+        return normalization.layer_norm(inputs, scale, bias, self.epsilon)

@@ -1,11 +1,12 @@
 """The few primitives whose formulation matters, each differentiable and mappable."""
 
+from nnfx.ops.attention import attention, rotated
 from nnfx.ops.cells import Cell, RecurrentWeights, gru_cell, lstm_cell, rnn_cell
 from nnfx.ops.convolution import convolution
 from nnfx.ops.dropout import dropout
 from nnfx.ops.elementary import absolute, largest, log_softmax, softmax, square_root
 from nnfx.ops.logistic import logistic_loss
-from nnfx.ops.normalization import RunningStatistics, batch_norm, batch_statistics, update_statistics
+from nnfx.ops.normalization import RunningStatistics, batch_norm, batch_statistics, layer_norm, update_statistics
 from nnfx.ops.pooling import avg_pool, global_avg_pool, global_max_pool, max_pool
 from nnfx.ops.product import dot_product
 from nnfx.ops.recurrence import recurrence
@@ -15,6 +16,7 @@ __all__ = [
     "RecurrentWeights",
     "RunningStatistics",
     "absolute",
+    "attention",
     "avg_pool",
     "batch_norm",
     "batch_statistics",
@@ -25,12 +27,14 @@ __all__ = [
     "global_max_pool",
     "gru_cell",
     "largest",
+    "layer_norm",
     "log_softmax",
     "logistic_loss",
     "lstm_cell",
     "max_pool",
     "recurrence",
     "rnn_cell",
+    "rotated",
     "softmax",
     "square_root",
     "update_statistics",

@@ -1,4 +1,4 @@
-"""Batch normalisation whose statistics are those of the examples, however they are divided into batches."""
+"""Normalisation by the statistics of a batch, however examples are divided into batches, or of each vector."""
 
 from typing import NamedTuple
 
@@ -140,3 +140,30 @@ def batch_norm(inputs: Array, statistics: RunningStatistics, scale: Array, bias:
     axes = tuple(range(inputs.ndim - 1))
     mean, factor, shift = (jnp.expand_dims(a, axes) for a in (statistics.mean, factor, bias.astype(dtype)))
     return ((inputs.astype(dtype) - mean) * factor + shift).astype(inputs.dtype)
+
+
+def layer_norm(inputs: Array, scale: Array, bias: Array, epsilon: float = 1e-5) -> Array:
+    """Normalise each vector by its own mean and variance, then scale and shift it: `γ (x − mean) / √(var + ε) + β`.
+
+    Args:
+        inputs: `(..., features)`.
+        scale: γ, `(features,)`.
+        bias: β, `(features,)`.
+        epsilon: ε, keeps the root away from zero.
+
+    Returns:
+        An array of the shape and dtype of `inputs`; the statistics are computed in at least float32.
+
+    Example:
+        >>> layer_norm(jnp.array([[1.0, 3.0]]), jnp.ones(2), jnp.array([0.0, 5.0]), epsilon=0.0)
+        Array([[-1.,  6.]], dtype=float32)
+
+    References:
+        Ba, Kiros and Hinton, *Layer normalization*, 2016.
+    """
+    dtype = at_least_float32(inputs.dtype)
+    x = inputs.astype(dtype)
+    x = x - x.mean(-1, keepdims=True)
+    x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
+    scale, bias = (jnp.broadcast_to(each.astype(dtype), x.shape) for each in (scale, bias))
+    return (x * scale + bias).astype(inputs.dtype)

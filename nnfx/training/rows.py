@@ -130,7 +130,8 @@ def _without_padding(node: Any) -> Any:
         return node
     library = jnp if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(node)) else np
     is_real = _is_real(node)
-    return node._replace(values=library.where(is_real.reshape(*is_real.shape, 1), node.values, 0))
+    is_real = is_real.reshape(*is_real.shape, *[1] * (node.values.ndim - 2))  # tokens have no features
+    return node._replace(values=library.where(is_real, node.values, 0))
 
 
 def _is_real(sequences: Sequences) -> Any:

@@ -70,6 +70,12 @@ MODELS = {
     "cnn of sequences": (models.cnn([models.conv(3, 2, dilation=2), models.avg_pool(2, 1)], 2), (7, 2), {}),
     "lenet": (models.lenet(2), (12, 12, 1), {"share": 0.0005}),
     "residual network": (models.resnet(8, 2, 2), (6, 6, 1), {"train": True, "share": 0.02}),
+    "lstm of tokens": (models.embedding(5, 3, models.lstm(2, (3,), returns="all"), dropout=0.2), "tokens", {}),
+    "gru of tokens": (models.embedding(5, 3, models.gru(2, (3,), returns="all")), "tokens", {}),
+    "transformer of tokens": (models.embedding(5, 4, models.transformer(2, 4, 1, 2, returns="all")), "tokens", {}),
+    "transformer": (models.transformer(2, 4, 2, 2, context=3, dropout=0.2), (5, 2), {"train": True}),
+    "convolutions of a time series": (models.time_series_fcn(2, (3, 4, 3)), (9, 2), {"train": True}),
+    "residual network of a time series": (models.time_series_resnet(2, (3, 4, 4)), (9, 2), {"train": True}),
     "pools": (models.from_linen(Pools()), (9, 9, 2), {}),
     "nnx": (models.from_nnx(lambda rngs: Nnx(rngs=rngs)), (4,), {"train": True}),
 }
@@ -83,13 +89,18 @@ SLOW = {
     "pools",
     "cnn",
     "cnn of sequences",
+    "lstm of tokens",
+    "gru of tokens",
+    "transformer",
+    "convolutions of a time series",
+    "residual network of a time series",
 }
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in MODELS])
 def test_the_gradient_of_every_model_is_right(name):
     model, shape, options = MODELS[name]
-    inputs = normal(6, *shape).at[0].set(0)
+    inputs = jnp.asarray(RNG.integers(0, 5, (6, 4))) if shape == "tokens" else normal(6, *shape).at[0].set(0)
     variables = jax.jit(model.init)(KEY, inputs)
     outputs = jax.eval_shape(model.apply, variables, inputs)
     batch = Batch(inputs, normal(*outputs.shape), jnp.array([1.0, 2.0, 0.5, 1.0, 0.0, 1.0]))

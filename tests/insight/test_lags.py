@@ -116,6 +116,11 @@ MEAN = lambda outputs, targets: SQUARE(outputs, targets).mean()  # noqa: E731
             ValueError,
             "model: .*one direction, got one without",
         ),
+        (
+            lambda: gradient_by_lag(models.transformer(), SQUARE, VARIABLES, BATCH),
+            ValueError,
+            "model: expected a recurrent network, .* got one that counts its steps",
+        ),
         (lambda: gradient_by_lag(MODEL, "square", VARIABLES, BATCH), TypeError, "loss: .*got 'square'"),
         (lambda: gradient_by_lag(MODEL, MEAN, VARIABLES, BATCH), ValueError, r"loss: .*\(3,\), got float32\[\]"),
         (lambda: gradient_by_lag(MODEL, SQUARE, {}, BATCH), ValueError, "variables: expected variables of a model"),

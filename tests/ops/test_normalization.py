@@ -94,3 +94,15 @@ def test_wrong_input():
         ops.batch_statistics(jnp.ones(3))
     with pytest.raises(ValueError, match=r"weights: expected one per example, \(3,\), got float32\[2\]"):
         ops.batch_statistics(jnp.ones((3, 1)), jnp.ones(2))
+
+
+def test_layer_norm_against_numpy_and_pytorch():
+    x = 100 + np.random.default_rng(0).normal(size=(2, 3, 5))
+    scale, bias = np.arange(1.0, 6), np.arange(5.0)
+    centred = x - x.mean(-1, keepdims=True)
+    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * scale + bias
+    ours = ops.layer_norm(*(jnp.asarray(each, jnp.float32) for each in (x, scale, bias)))
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
+    torch = pytest.importorskip("torch")
+    theirs = torch.nn.functional.layer_norm(torch.tensor(x), (5,), torch.tensor(scale), torch.tensor(bias))
+    np.testing.assert_allclose(theirs, expected, rtol=1e-6)

@@ -1,0 +1,62 @@
+"""Sequences of tokens, such as texts, cut into examples whose targets are the tokens that follow."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from nnfx import arrays, checks
+from nnfx.types import Batch
+
+__all__ = ["next_tokens"]
+
+
+def next_tokens(tokens: Any, length: int, context: int = 0) -> Batch:
+    """Cut a sequence of tokens into examples for a model that predicts the next token at every step.
+
+    Each token but the first is the target of one step with weight. The last example is filled up with steps without
+    weight.
+
+    Args:
+        tokens: integers, `(tokens,)`, at least two of them.
+        length: the number of steps of each example.
+        context: how many steps of each example but the first only repeat the end of the one before, without weight:
+            every other target then has at least that many tokens before it. Training needs none; a score of a model
+            with a long memory does.
+
+    Returns:
+        Inputs and targets, int32 `(examples, length)`, and a weight for each step.
+
+    Raises:
+        TypeError: for tokens that are not integers.
+        ValueError: for tokens that are not `(tokens,)`, negative ones, fewer than two, or a context that is not less
+            than the length.
+
+    Example:
+        >>> batch = next_tokens([3, 1, 4, 1, 5, 9], length=3, context=1)
+        >>> batch.inputs.tolist(), batch.targets.tolist()
+        ([[3, 1, 4], [4, 1, 5]], [[1, 4, 1], [1, 5, 9]])
+        >>> batch.weights.tolist()
+        [[1.0, 1.0, 1.0], [0.0, 1.0, 1.0]]
+
+    References:
+        Press, Smith and Lewis, *Shortformer: better language modeling using shorter inputs*, ACL 2021, for overlapping
+        examples.
+    """
+    found = np.asarray(arrays.as_numpy("tokens", tokens))
+    if not np.issubdtype(found.dtype, np.integer):
+        raise TypeError(f"tokens: expected integers, got {checks.describe(found)}")
+    if found.ndim != 1 or len(found) < 2 or found.min() < 0:
+        raise ValueError(f"tokens: expected two or more in a row, none negative, got {checks.describe(found)}")
+    checks.positive_integer("length", length)
+    checks.non_negative_integer("context", context)
+    if context >= length:
+        raise ValueError(f"context: expected less than the length of {length}, got {context}")
+    targets = len(found) - 1
+    starts = np.arange(0, max(targets - context, 1), length - context)
+    places = starts[:, None] + np.arange(length)
+    is_new = (np.arange(length) >= context) | (starts == 0)[:, None]
+    padded = np.pad(found, (0, length))
+    parts = padded[places], padded[places + 1]
+    inputs, labels = (arrays.to_device("tokens", arrays.narrowed("tokens", part, np.int32)) for part in parts)
+    return Batch(inputs, labels, jnp.asarray((places < targets) & is_new, float))

@@ -1,0 +1,80 @@
+"""Metrics of predicted tokens: how many choices a model is left with, and how many bits a token takes."""
+
+import math
+
+import jax.numpy as jnp
+
+from nnfx import arrays, checks, losses
+from nnfx.metrics.marks import overall
+from nnfx.metrics.ranks import with_weights
+from nnfx.types import Array
+
+__all__ = ["bits_per_token", "perplexity"]
+
+
+def bits_per_token(logits: Array, labels: Array) -> Array:
+    """The cross-entropy in bits, `−log₂ softmax(z)_y`: what an ideal code based on the model takes for a token.
+
+    For models of characters it is known as bits per character.
+
+    Args:
+        logits: `(batch, classes)`, or `(batch, time, classes)`, before the softmax.
+        labels: integers `(batch,)` or `(batch, time)`, one-hot rows or probabilities.
+
+    Returns:
+        `(batch,)` in bits, the mean over the steps. In a run with weights for each step, steps are rows.
+
+    Raises:
+        ValueError: as `nnfx.losses.categorical_cross_entropy` does.
+
+    Example:
+        >>> bits_per_token(jnp.zeros((1, 8)), jnp.array([5]))  # one of eight
+        Array([3.], dtype=float32)
+
+    References:
+        Shannon, *Prediction and entropy of printed English*, Bell System Technical Journal 1951.
+    """
+    return losses.categorical_cross_entropy(logits, labels) / math.log(2)
+
+
+@overall
+def perplexity(logits: Array, labels: Array, weights: Array | None = None) -> Array:
+    """The exponential of the mean cross-entropy, `exp(Σ wᵢ ℓᵢ / Σ wᵢ)`: among how many tokens a model has to choose.
+
+    Args:
+        logits: `(batch, classes)`, or `(batch, time, classes)`, before the softmax.
+        labels: integers `(batch,)` or `(batch, time)`; or one-hot rows or probabilities, in the shape of the logits.
+        weights: one for each label, non-negative; labels of weight zero are left out, whatever they are. All 1 by
+            default.
+
+    Returns:
+        A scalar, at least 1; NaN if nothing has a weight.
+
+    Raises:
+        ValueError: as `nnfx.losses.categorical_cross_entropy` does, and for another number of weights.
+
+    Example:
+        >>> perplexity(jnp.zeros((2, 8)), jnp.array([5, -1]), jnp.array([1.0, 0.0])).round(4)  # one of eight
+        Array(8., dtype=float32)
+
+    References:
+        Jelinek, Mercer, Bahl and Baker, *Perplexity: a measure of the difficulty of speech recognition tasks*, Journal
+        of the Acoustical Society of America 1977.
+    """
+    logits, labels = arrays.as_array("logits", logits, floats=True), arrays.as_array("labels", labels)
+    if logits.ndim < 2 or labels.shape not in (logits.shape, logits.shape[:-1]):
+        raise ValueError(
+            f"labels: expected integers or one-hot rows for logits {checks.describe(logits)},"
+            f" got {checks.describe(labels)}"
+        )
+    if weights is not None:
+        weights = arrays.as_array("weights", weights)
+        if weights.shape != logits.shape[:-1]:
+            raise ValueError(f"weights: expected one for each label, got {checks.describe(weights)}")
+        weights = weights.reshape(-1)
+    labels = labels.reshape(-1, *labels.shape[logits.ndim - 1 :])
+    labels, weights = with_weights(labels, weights)
+    if labels.ndim == 2:  # a row of zeros is no distribution
+        labels = jnp.where((weights != 0)[:, None], labels, 1 / logits.shape[-1])
+    each = losses.categorical_cross_entropy(logits.reshape(-1, logits.shape[-1]), labels)
+    return jnp.exp(losses.empirical(each, weights))

@@ -1,0 +1,139 @@
+"""Models of tokens: a vector for each token, in front of any model of sequences."""
+
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import Initializer
+
+from nnfx import checks, ops
+from nnfx.bounds import BelowOne
+from nnfx.models import initializers
+from nnfx.types import Apply, Array, Model, Sequences, Stream, Variables
+
+NAME = "embedding"
+"""The name of the table among the parameters."""
+
+
+def embedding(
+    tokens: int, features: int, model: Model, dropout: BelowOne = 0.0, initializer: str | Initializer = "normal"
+) -> Model:
+    """A model of tokens: `model` applied to a learned vector for each token, `xₜ = E[tokenₜ]`.
+
+    Tokens are integers, such as those of characters or words. `nnfx.data.prepare` keeps them as they are with
+    `keep_integers=True`.
+
+    Args:
+        tokens: the number of different tokens.
+        features: the length of the vectors.
+        model: what reads the vectors, `(batch, time, features)`, such as a `gru` or a `transformer` with
+            `returns="all"`. It may have any other collections of variables, and a stream.
+        dropout: the fraction of the entries of the vectors that is dropped in training; at least 0 and below 1, may be
+            traced.
+        initializer: initialiser of the vectors, by name or as a function; see `nnfx.models.initializers`.
+
+    Returns:
+        A model from tokens `(batch, time)`, or `Sequences` of them, to the outputs of `model`. The table of vectors,
+        `(tokens, features)`, is the parameter `embedding`, next to those of the model. If the model has a stream, so
+        has this one, from tokens `(batch,)`. The outputs are NaN for traced tokens out of range.
+
+    Raises:
+        TypeError: for anything but a model; and, when applied, for tokens that are not integers.
+        ValueError: for a number that is not positive, a dropout outside `[0, 1)`, an unknown name, or a model with a
+            parameter called `embedding`; and, when applied, for tokens out of range.
+
+    Example:
+        A network that predicts the next of 27 characters at every step:
+
+        >>> from nnfx.models import lstm
+        >>> model = embedding(27, 8, lstm(outputs=27, hidden=(16,), returns="all"))
+        >>> text = jnp.array([[7, 4, 11, 11, 14]])
+        >>> variables = model.init(jax.random.key(0), text)
+        >>> sorted(variables["params"]), model.apply(variables, text).shape
+        (['embedding', 'layer_0', 'output'], (1, 5, 27))
+
+    References:
+        Bengio, Ducharme, Vincent and Jauvin, *A neural probabilistic language model*, JMLR 2003.
+    """
+    checks.positive_integer("tokens", tokens)
+    checks.positive_integer("features", features)
+    if not isinstance(model, Model):
+        raise TypeError(
+            f"model: expected a Model, such as nnfx.models.gru(returns='all'), got {checks.describe(model)}"
+        )
+    checks.number("dropout", dropout, minimum=0, below=1)
+    draw = initializers.get(initializer)
+
+    def init(key: Array, inputs: Any) -> Variables:
+        checks.key("key", key)
+        of_table, of_model = jax.random.split(key)
+        table = draw(of_table, (tokens, features), jnp.result_type(float))
+        variables = model.init(of_model, _vectors(table, inputs))
+        if NAME in variables["params"]:
+            raise ValueError(f"model: expected no parameter called {NAME!r}, got one; is it a model of tokens already?")
+        return {**variables, "params": {NAME: table, **variables["params"]}}
+
+    def apply(
+        variables: Variables,
+        inputs: Any,
+        *,
+        key: Array | None = None,
+        weights: Array | None = None,
+        train: bool = False,
+    ) -> Any:
+        table, others = _split(variables)
+        vectors = _vectors(table, inputs)
+        if not train:
+            return model.apply(others, vectors, key=key, weights=weights)
+        if not (isinstance(dropout, float) and dropout == 0):
+            if key is None:
+                raise ValueError("key: expected a key, since vectors are dropped in training, got None")
+            key, of_dropout = jax.random.split(key)
+            vectors = _with_values(vectors, ops.dropout(of_dropout, _values(vectors), dropout))
+        return model.apply(others, vectors, key=key, weights=weights, train=True)
+
+    def step(variables: Variables, state: Any, x: Array) -> tuple[Any, Array]:
+        assert model.stream is not None
+        table, others = _split(variables)
+        return model.stream.step(others, state, _looked_up(table, x))
+
+    stream = None if model.stream is None else Stream(model.stream.start, step)
+    return Model(init, cast(Apply, apply), stream)
+
+
+def _split(variables: Variables) -> tuple[Array, Variables]:
+    """Return the table, and the variables of the model behind it."""
+    params = dict(variables["params"])
+    table = params.pop(NAME)
+    return table, {**variables, "params": params}
+
+
+def _values(inputs: Any) -> Array:
+    return inputs.values if isinstance(inputs, Sequences) else inputs
+
+
+def _with_values(inputs: Any, values: Array) -> Any:
+    return inputs._replace(values=values) if isinstance(inputs, Sequences) else values
+
+
+def _vectors(table: Array, inputs: Any) -> Any:
+    """Return the vectors of tokens; those of padding are that of token 0, whatever the padding holds."""
+    tokens = jnp.asarray(_values(inputs))
+    if tokens.ndim != 2:
+        raise ValueError(f"inputs: expected tokens (batch, time), got {checks.describe(tokens)}")
+    if isinstance(inputs, Sequences) and inputs.lengths is not None:
+        tokens = jnp.where(jnp.arange(tokens.shape[1])[None] < jnp.asarray(inputs.lengths)[:, None], tokens, 0)
+    return _with_values(inputs, _looked_up(table, tokens))
+
+
+def _looked_up(table: Array, tokens: Array) -> Array:
+    tokens = jnp.asarray(tokens)
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise TypeError(
+            f"inputs: expected tokens, which are integers, got {checks.describe(tokens)}; nnfx.data.prepare keeps them"
+            " with keep_integers=True"
+        )
+    checks.class_labels("inputs", tokens, len(table))
+    tokens = tokens.astype(jnp.promote_types(tokens.dtype, jnp.int32))
+    tokens = jnp.where(tokens < 0, len(table), tokens)  # negative indices would count from the end
+    return jnp.asarray(table).at[tokens].get(mode="fill", fill_value=jnp.nan)
