@@ -274,11 +274,26 @@ ROWS = (
             "conformal": "patients/ensemble/conformal coverage/mean",
         },
     ),
+    Row(
+        "What character comes next?",
+        "A model of language says how likely each next character is, given those before it. Counting what followed the"
+        " last few characters goes far; a recurrent network has no last few, and learns what to keep.",
+        "characters",
+        "context",
+        "Bits per character of held-out sonnets, by how many characters before are known. With few, counting is best;"
+        " but n-grams stop gaining at five, since longer ones hardly ever come twice, and the network goes on.",
+        {
+            "bits, network": "bits/GRU/test",
+            "5-grams, Kneser–Ney": "bits/5-gram, Kneser–Ney/test",
+            "Jelinek–Mercer": "bits/5-gram, Jelinek–Mercer/test",
+        },
+    ),
 )
 
 QUICK = {
     "activations": "--epochs 200",
     "backpropagation": "--epochs 20",
+    "characters": "--hidden 8 --features 4 --epochs 1 --batch-size 64 --orders 5 --written 20",
     "convolution": "",
     "forecast_sunspots": "--hidden 2 --members 2 --epochs 2 --linear-epochs 2",
     "gradient_descent": "--full-batch-epochs 20 --minibatch-epochs 2 --stochastic-epochs 1 --repeats 1",
