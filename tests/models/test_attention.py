@@ -128,7 +128,7 @@ def test_a_step_changes_what_lies_within_its_reach_and_nothing_else():
         assert is_same.tolist() == [not t <= other <= t + reach for other in range(11)]
 
 
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("causal", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_padding_changes_no_bit_of_outputs_and_gradients(causal):
     model = models.transformer(outputs=2, context=4, returns="all", causal=causal, **SMALL)
     variables = drawn(model)
