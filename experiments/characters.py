@@ -18,12 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from matplotlib import pyplot as plt
 
 import nnfx
 from experiments import ngrams
-from experiments.common import BLUE, GREEN, GREY, ORANGE, Results, curves_of, print_table
+from experiments.common import BLUE, GREEN, GREY, ORANGE, Results, command, curves_of, print_table
 from nnfx import models
 from nnfx.data.batching import steps_per_epoch
 from nnfx.types import Array, Model
@@ -234,4 +233,4 @@ def draw_learning_curves(results: Results, run: nnfx.Run, bits: dict[str, Any], 
 
 if __name__ == "__main__":
     nnfx.cpu.set_up(devices=1, cache=None)
-    main(tyro.cli(Config, description=__doc__))
+    command(main, Config, __doc__)
