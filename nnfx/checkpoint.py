@@ -16,6 +16,7 @@ import json
 import math
 import os
 import platform
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
@@ -38,6 +39,8 @@ DESCRIPTION = "checkpoint.json"
 _ARRAYS = "arrays"
 _PATIENCE_SECONDS = 30 * 24 * 3600
 """How long Orbax may wait for itself: it reads the wall clock, which may be changed while it writes."""
+_ONE_AT_A_TIME = threading.Lock()
+"""Two threads that save with Orbax at once disturb each other: one finds files of its own missing."""
 _NUMBER = "__float__"
 """The JSON key that marks an infinity or NaN, neither of which JSON has."""
 
@@ -333,7 +336,7 @@ def _on_host(tree: Any) -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """Let Orbax read or write in this process alone, without waiting for others."""
+    """Let Orbax read or write in this process alone, without waiting for others, and in one thread at a time."""
     from orbax.checkpoint import v1 as orbax
 
     context = orbax.Context()
@@ -345,7 +348,7 @@ def _alone() -> Iterator[None]:
         execution._check_directory_consistency = lambda _: None
         context.multiprocessing.primary_host = jax.process_index()
         context.multiprocessing.active_processes = {jax.process_index()}
-    with context:
+    with _ONE_AT_A_TIME, context:
         yield
 
 

@@ -1,3 +1,4 @@
+import concurrent.futures
 import json
 import pickle
 import shutil
@@ -331,6 +332,32 @@ def test_files_that_vanish_while_a_failed_attempt_is_removed(tmp_path, monkeypat
     same_bits(checkpoint.load(tmp_path / "one", state()), state())
 
 
+def test_one_thread_at_a_time_reads_or_writes(tmp_path, monkeypatch):
+    inside, most = [], []
+
+    def alone(function):
+        def watched(*args):
+            inside.append(args)
+            most.append(len(inside))
+            time.sleep(0.05)
+            result = function(*args)
+            inside.pop()
+            return result
+
+        return watched
+
+    checkpoint.save(tmp_path / "first", {"w": np.ones(3)})
+    monkeypatch.setattr(orbax, "save", alone(orbax.save))
+    monkeypatch.setattr(orbax, "load", alone(orbax.load))
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        saved = [threads.submit(checkpoint.save, tmp_path / str(i), {"w": np.full(3, i)}) for i in range(3)]
+        loaded = threads.submit(checkpoint.load, tmp_path / "first", {"w": np.ones(3)})
+        for each in (*saved, loaded):
+            each.result()
+    assert most == [1] * 4
+    assert [checkpoint.load(tmp_path / str(i), {"w": np.arange(3)})["w"][0] for i in range(3)] == [0, 1, 2]
+
+
 def test_a_link_is_there_as_well(tmp_path):
     (tmp_path / "one").symlink_to(tmp_path / "nowhere")
     with pytest.raises(FileExistsError, match="one: expected a path that does not exist yet"):
@@ -349,6 +376,7 @@ def test_a_library_that_is_not_installed_has_no_version(monkeypatch):
 def test_importing_the_library_imports_nothing_that_is_slow_or_optional():
     late = ("orbax.checkpoint", "tqdm", "tensorboard", "sklearn", "pandas", "polars", "pyarrow", "grain")
     late += ("equinox", "haiku", "safetensors", "jax2onnx", "onnx", "onnxruntime", "nnfx.sklearn")
+    late += ("datasets", "flax.nnx", "keras", "matplotlib", "mlflow", "pooch", "torch", "tyro", "wandb")
     code = f"import sys, nnfx; print([m for m in {late} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "saving": BASE | {"checkpoint", "data", "training"},
     "checksums": {"checks"},
     "checkpoint": BASE | {"checksums", "distributed"},
-    "sessions": BASE | {"checkpoint", "data", "distributed", "stopping", "training"},
+    "sessions": BASE | {"checkpoint", "data", "distributed", "saving", "stopping", "training"},
     "sweeps": BASE | {"data", "distributed", "sessions", "stopping", "tables", "training", "uncertainty"},
     "insight": BASE | MIDDLE | {"models", "tables", "training"},
     "forecasting": BASE | {"data", "losses", "metrics", "models", "ops", "tables", "training", "uncertainty"},

@@ -6,10 +6,13 @@ written in its `checkpoint.json`. A folder rather than one file, so that it is w
 functions as every other checkpoint.
 """
 
+import contextlib
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +27,11 @@ from nnfx.types import Array, Model, Variables
 
 FORMAT = 1
 """The version of what is saved; any other is refused."""
+WITHIN, REASON = "predictor", "reason.txt"
+"""The folder within that of a session where its model is saved, and the file there that says why it cannot be."""
 _KIND = "model"
-_OF_A_SESSION, _WITHIN = "run.json", "model"
-"""The file by which the folder of a session is known, and the saved model that is looked for in it."""
+_OF_A_SESSION, _BY_HAND = "run.json", "model"
+"""The file by which the folder of a session is known, and where its run may have been saved by `nnfx.Run.save`."""
 
 
 def save(
@@ -44,41 +49,68 @@ def save(
         model: the model.
         variables: its weights.
         preprocess: the map from raw to prepared inputs.
-        notes: what else is known about it: `hyper`, `metrics` and `epoch`.
+        notes: what else is known about it, as `nnfx.training.run.notes_of` returns it.
         inputs: an example of prepared inputs; by default what `preprocess` returns.
     """
     folder = paths.absolute("path", path)
     if os.path.lexists(folder):
         raise FileExistsError(f"{folder}: expected a path that does not exist yet, got a file, folder or link")
-    given = jax.tree_util.tree_leaves_with_path(variables)
-    leaves = [leaf for _, leaf in given]
-    names = [[_name(key) for key in path] for path, _ in given]
-    shapes = prepared_shapes(preprocess) if inputs is None else inputs
-    program = _program(model, variables, shapes)
-    described, numbers = fields.split(preprocess)
-    about = {
-        "kind": _KIND,
-        "format": FORMAT,
-        "variables": names,
-        "preprocess": described,
-        "model": f"{_in_words(program.inputs)} -> {_in_words([program.outputs])}",
-        **notes,
-    }
-    content = np.frombuffer(program.content, np.uint8)
-    checkpoint.save(folder, {"variables": leaves, "preprocess": numbers, "program": content}, about)
+    checkpoint.save(folder, *Unfilled.of(model, variables, preprocess, inputs).filled(variables, notes))
+
+
+class Unfilled(NamedTuple):
+    """What a saved model holds besides its weights: the same for all weights of a model.
+
+    Attributes:
+        program: the portable program, as bytes.
+        numbers: the arrays of the preprocessing.
+        about: what is written in words.
+    """
+
+    program: np.ndarray
+    numbers: list[Any]
+    about: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, model: Model, variables: Variables, preprocess: Preprocess, inputs: Any = None) -> "Unfilled":
+        """Export a model; see `save`.
+
+        Raises:
+            ModuleNotFoundError: if flatbuffers is not installed.
+            TypeError: for preprocessing, or names of weights, that are not of the kinds that can be saved.
+            ValueError: for a model that cannot be exported.
+        """
+        names = [[_name(key) for key in path] for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
+        program = _program(model, variables, prepared_shapes(preprocess) if inputs is None else inputs)
+        described, numbers = fields.split(preprocess)
+        about = {
+            "kind": _KIND,
+            "format": FORMAT,
+            "variables": names,
+            "preprocess": described,
+            "model": f"{_in_words(program.inputs)} -> {_in_words([program.outputs])}",
+        }
+        return cls(np.frombuffer(program.content, np.uint8), numbers, about)
+
+    def filled(self, variables: Variables, notes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the arrays of the model with these weights, and its notes, as `checkpoint.save` takes them."""
+        arrays = {"variables": jax.tree.leaves(variables), "preprocess": self.numbers, "program": self.program}
+        return arrays, {**self.about, **notes}
 
 
 def load(path: str | os.PathLike[str]) -> "Predictor":
     """Open a saved model, without the data that it was trained on or the code that defined it.
 
     Args:
-        path: a folder written by `nnfx.Run.save`; or that of a session, `out`, whose run has been saved to `out/model`.
+        path: a folder written by `nnfx.Run.save`; or that of a session, whether it has ended, was killed or is still
+            running: the model then has the best weights that were saved so far.
 
     Returns:
         The model, which predicts from raw inputs.
 
     Raises:
-        FileNotFoundError: if there is no folder at the path, or no saved model in the folder of a session.
+        FileNotFoundError: if there is no folder at the path, or no saved model in the folder of a session; the error
+            says why.
         nnfx.checkpoint.DamagedError: for a file that is missing, additional or altered; the error names it.
         TypeError: for a `path` that is not one.
         ValueError: for anything other than a saved model, one in another format, or one that this release of JAX
@@ -96,13 +128,36 @@ def load(path: str | os.PathLike[str]) -> "Predictor":
         (('metres',), True)
     """
     folder = paths.absolute("path", path)
-    if (folder / _OF_A_SESSION).is_file():
-        folder /= _WITHIN
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"{folder}: expected the run of this session to be saved there, got nothing; the call of the session"
-                " returns the run, and its method save writes it"
-            )
+    return _in_session(folder) if (folder / _OF_A_SESSION).is_file() else _opened(folder)
+
+
+def _in_session(out: Path) -> "Predictor":
+    """Open the newest model of a session, which may be running: a newer one may take its place at any moment."""
+    while True:
+        named = [path for path in (out / WITHIN).glob("epoch-*") if re.fullmatch(r"epoch-\d{8,}", path.name)]
+        newest = max(named, key=lambda path: int(path.name.removeprefix("epoch-")), default=out / _BY_HAND)
+        if not named and not newest.is_dir():
+            raise FileNotFoundError(_why_not(out))
+        try:
+            return _opened(newest)
+        except Exception:  # of any type: its files may be removed while they are read
+            if newest.is_dir():
+                raise
+
+
+def _why_not(out: Path) -> str:
+    """Return why the folder of a session has no model."""
+    if not (out / WITHIN).is_dir() and checkpoint.from_json((out / _OF_A_SESSION).read_text()).get("kind") == "sweep":
+        return f"{out}: expected a saved model, or the folder of a session of one run, got that of a sweep"
+    wanted = f"{out}: expected the folder of a session that has saved its model"
+    with contextlib.suppress(OSError):
+        reason = (out / WITHIN / REASON).read_text()
+        return f"{wanted}, got one that could not: {reason}"
+    return f"{wanted}, got none yet: it is saved with each checkpoint, and the same call of the session goes on"
+
+
+def _opened(folder: Path) -> "Predictor":
+    """Open a saved model."""
     description, leaves = checkpoint.load_by_path(folder)
     about = description.about
     if about.get("kind") != _KIND:

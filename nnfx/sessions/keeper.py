@@ -116,6 +116,7 @@ class Keeper:
         *,
         evaluate: Callable[[State], Any] | None = None,
         look: Callable[[State], None] | None = None,
+        publish: Callable[[State], None] | None = None,
     ) -> State:
         """Run a program to its end, from where it was interrupted.
 
@@ -123,11 +124,12 @@ class Keeper:
             program: what to run.
             evaluate: returns numbers by name for a state between two epochs; or None.
             look: called with the state after each piece; or None.
+            publish: called with each state that is saved, and with the one that the program goes on from; or None.
 
         Returns:
             The state at the end.
         """
-        return _Keeping(self, program, evaluate, look).run()
+        return _Keeping(self, program, evaluate, look, publish).run()
 
 
 def run(program: Kept[State], look: Callable[[State], None], title: str | None = None) -> State:
@@ -184,8 +186,10 @@ class _Keeping(Generic[State]):
         program: Kept[State],
         evaluate: Callable[[State], Any] | None,
         look: Callable[[State], None] | None,
+        publish: Callable[[State], None] | None,
     ) -> None:
         self.keeper, self.program, self.evaluate, self.look = keeper, program, evaluate, look
+        self.publish = publish or (lambda _: None)
         identity = Identity.of(program.recipe, program.lowered, words(program.data))
         self.owner = Owner(program.kind, program.key, program.hyper, identity)
         self.seconds = 0.0
@@ -269,7 +273,10 @@ class _Keeping(Generic[State]):
             if done != saved:
                 self._save(checkpoints, done)
                 saved, saved_at = done, time.monotonic()
+                self.publish(self.state)
 
+        if saved:
+            self.publish(self.state)  # in case it was interrupted before that
         try:
             self._evaluate(logs)  # in case that failed, or was interrupted
             for progress in drive(program, self.state, seconds=self.seconds, pause_every=pauses):

@@ -14,6 +14,7 @@ from nnfx import checks, distributed, paths
 from nnfx.data.batching import Order, in_order, steps_per_epoch
 from nnfx.data.prepare import Data, Preprocess
 from nnfx.data.stored import Batches, Stored, prefetched
+from nnfx.sessions.best_model import BestModel
 from nnfx.sessions.keeper import Keeper, Kept
 from nnfx.training import streamed, validate
 from nnfx.training.fit import Fit
@@ -63,6 +64,9 @@ def session(
     - `out/checkpoints/` has the newest and the best checkpoints, written while training continues. A checkpoint is
       either complete or absent. If something else fails, such as `evaluate` or a log, the current state is saved before
       the error is raised: the same call continues from there.
+    - `out/predictor/` has the model with the best weights of the newest checkpoint: `nnfx.load(out)` opens it in any
+      process, even if the session was killed. A session whose model cannot be exported, or for which flatbuffers is
+      missing, runs all the same, and `nnfx.load` then says why there is no model.
     - `out/run.json` records which run the folder belongs to. Another run's folder is refused before anything is
       written.
     - On Ctrl-C or SIGTERM, a checkpoint is saved and a message says how to continue; then `KeyboardInterrupt` or
@@ -217,7 +221,13 @@ class Session:
             return self.evaluate(run_of(standing))
 
         keeper = dataclasses.replace(self.keeper, save_every=tuple(every for every in save_every if every))
-        return run_of(keeper(program, evaluate=None if self.evaluate is None else measured))
+        with BestModel(keeper.out, data.train.inputs) as best:
+            standing = keeper(
+                program,
+                evaluate=None if self.evaluate is None else measured,
+                publish=lambda standing: best.save(run_of(standing)),
+            )
+        return run_of(standing)
 
 
 def _sample(fit: Fit, examples: Stored, valid: Batch | None) -> tuple[Data, int]:

@@ -187,7 +187,7 @@ class Run:
 
         self._require_finished()
         inputs = None if inputs is None else validate.inputs_as_arrays("inputs", inputs)
-        save(path, self.model, self.best.variables, self.preprocess, self._notes(), inputs)
+        save(path, self.model, self.best.variables, self.preprocess, notes_of(self), inputs)
 
     def export(self, path: str | os.PathLike[str]) -> None:
         """Write one portable file that maps raw inputs, `(batch, features)`, to outputs, for any number of rows.
@@ -226,14 +226,6 @@ class Run:
         self._require_finished()
         export(path, self.model, self.best.variables, self.preprocess)
 
-    def _notes(self) -> dict[str, Any]:
-        """What a saved model says about the run."""
-        return {
-            "hyper": {name: np.asarray(value).tolist() for name, value in self.hyper.items()},
-            "metrics": {name: float(value) for name, value in self.best_metrics.items()},
-            "epoch": int(self.best.epoch),
-        }
-
     def _chosen(self, variables: Variables | None) -> Variables:
         if variables is None:
             return self.best.variables
@@ -254,6 +246,16 @@ class Run:
         self._require_single()
         if not checks.is_concrete(self):
             raise ValueError("run: expected a finished run, got a traced one; write it outside of jit and grad")
+
+
+def notes_of(run: Run) -> dict[str, Any]:
+    """Return what a saved model says about its run, besides its weights."""
+    epoch = int(run.best.epoch)
+    return {
+        "hyper": {name: np.asarray(value).tolist() for name, value in run.hyper.items()},
+        "metrics": {name: float(np.asarray(values)[epoch - 1]) for name, values in run.columns.items()},
+        "epoch": epoch,
+    }
 
 
 def _shapes(inputs: Any) -> tuple[tuple[int, ...], ...]:

@@ -20,6 +20,7 @@ from nnfx.checkpoint import DamagedError
 from nnfx.data import Data
 from nnfx.models import Sequences, from_linen
 from nnfx.saving import saved
+from nnfx.training.run import notes_of
 from nnfx.types import Model
 from tests.saving.runs import KEY, RAW, run_of
 
@@ -199,7 +200,7 @@ def test_a_model_that_cannot_be_exported_is_an_error_before_anything_is_written(
 
     model = Model(lambda *_: {"params": {}}, host)
     with pytest.raises(ValueError, match="model: expected one that jax.export can turn into a portable program, got"):
-        saved.save(tmp_path / "one", model, {"params": {"w": jnp.zeros(1)}}, run.preprocess, run._notes())
+        saved.save(tmp_path / "one", model, {"params": {"w": jnp.zeros(1)}}, run.preprocess, notes_of(run))
     assert not list(tmp_path.iterdir())
 
 
@@ -248,7 +249,7 @@ def test_weights_in_other_containers_come_back_in_dictionaries(run, tmp_path):
 
     kernel = np.arange(6.0, dtype=np.float32).reshape(6, 1)
     variables = {"params": [Weights(jnp.asarray(kernel), jnp.ones(1)), (jnp.full((), 2, jnp.bfloat16),)]}
-    saved.save(tmp_path / "one", Model(lambda *_: variables, apply), variables, run.preprocess, run._notes())
+    saved.save(tmp_path / "one", Model(lambda *_: variables, apply), variables, run.preprocess, notes_of(run))
     model = nnfx.load(tmp_path / "one")
     assert list(model.variables["params"][0]) == ["kernel", "bias"]
     assert model.variables["params"][1][0].dtype == jnp.bfloat16
@@ -264,20 +265,6 @@ def test_double_precision_needs_x64(tmp_path):
         assert nnfx.load(tmp_path / "wide").predict(RAW).dtype == jnp.float64
     with pytest.raises(ValueError, match="wide: expected jax_enable_x64 to be set, since weights are float64"):
         nnfx.load(tmp_path / "wide")
-
-
-def test_the_folder_of_a_session_opens_once_its_run_is_saved_in_it(tmp_path):
-    data = nnfx.data.prepare(RAW, np.zeros(12))
-    fit = nnfx.fit(models.perceptron(), nnfx.losses.mean_square_error, optax.sgd, epochs=2)
-    session = nnfx.session(fit, tmp_path / "mine", progress=False)
-    run = session(KEY, data, learning_rate=0.1)
-    with pytest.raises(
-        FileNotFoundError, match="model: expected the run of this session to be saved there, got nothing"
-    ):
-        nnfx.load(tmp_path / "mine")
-    session(KEY, data, learning_rate=0.1).save(tmp_path / "mine" / "model")
-    assert np.array_equal(nnfx.load(tmp_path / "mine").predict(RAW), run.predict(RAW))
-    assert np.array_equal(session(KEY, data, learning_rate=0.1).predict(RAW), run.predict(RAW))
 
 
 def test_programs_are_freed_with_the_model(path):

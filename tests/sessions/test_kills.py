@@ -3,6 +3,7 @@
 `python -m pytest -m slow tests/sessions/test_kills.py` kills a hundred runs, thirty sweeps and thirty halvings.
 """
 
+import contextlib
 import functools
 import os
 import random
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from nnfx import checkpoint
+from nnfx import checkpoint, load
 
 ROOT = Path(__file__).parent.parent.parent
 KILLS = {"run": 100, "sweep": 30, "halving": 30}
@@ -93,8 +94,11 @@ def test_a_run_that_is_killed_three_times_ends_with_the_same_bits(cache, whole, 
         kill(start(cache, "run", folder), folder, seconds, while_saving)
         for path in (folder / "checkpoints").glob("epoch-*"):
             checkpoint.read(path)  # anything with the name of a checkpoint is complete
+        with contextlib.suppress(FileNotFoundError):  # if it was killed before its first model was saved
+            load(folder)
     assert finish(start(cache, "run", folder)) == whole("run")
     assert not is_saving(folder)
+    load(folder)
 
 
 @pytest.mark.parametrize("kind", ["sweep", "halving"])

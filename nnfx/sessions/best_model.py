@@ -1,0 +1,76 @@
+"""The model of a session, saved with its best weights so far, for `nnfx.load` to open."""
+
+import contextlib
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+
+from nnfx import distributed, paths
+from nnfx.host.checkpoints import Checkpoints
+from nnfx.saving import saved
+from nnfx.training.run import Run, notes_of
+
+
+class BestModel:
+    """A saved model in the folder of a session, replaced whenever better weights are saved.
+
+    Open it using `with`: it waits for the last save at the end. The model is exported once, when it is first saved; if
+    that fails, the reason is written instead.
+
+    Args:
+        out: the folder of the session.
+        inputs: an example of prepared inputs.
+    """
+
+    def __init__(self, out: Path, inputs: Any) -> None:
+        self._folder, self._inputs = out / saved.WITHIN, inputs
+        self._closing = contextlib.ExitStack()
+        self._models: Checkpoints | None = None
+        self._epoch = 0
+        self._unfilled: saved.Unfilled | None = None
+        self._is_hopeless = False
+
+    def __enter__(self) -> "BestModel":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing.__exit__(kind, error, trace)
+
+    def save(self, run: Run) -> None:
+        """Save the best weights of a run in the background, unless they are saved already.
+
+        Raises:
+            OSError: if the previous save has failed, or nothing can be saved.
+        """
+        epoch = int(run.best.epoch)
+        if self._is_hopeless or not epoch or not distributed.is_first():
+            return
+        if self._models is None:
+            models = Checkpoints(self._folder, keep_last=1, keep_best=0)
+            self._models = self._closing.enter_context(models)
+            self._epoch = max((int(path.name.removeprefix("epoch-")) for path in models.paths()), default=0)
+        if epoch <= self._epoch:
+            return
+        reason = self._folder / saved.REASON
+        if self._unfilled is None:
+            try:
+                self._unfilled = saved.Unfilled.of(run.model, run.best.variables, run.preprocess, self._example(run))
+            except Exception as error:  # whatever parts of the user's raise: the run goes on without
+                self._is_hopeless = True
+                with paths.replace(reason) as aside:
+                    aside.write_text(str(error))
+                return
+            paths.remove(reason)
+        arrays, about = self._unfilled.filled(run.best.variables, notes_of(run))
+        self._epoch = epoch
+        self._models.save(epoch, arrays, loss=float(run.best.loss), about=about)
+
+    def _example(self, run: Run) -> Any:
+        """Return None if the model takes what preprocessing returns; else what it is trained on, as for `Sequences`."""
+        inputs = jax.eval_shape(lambda each: each, self._inputs)
+        prepared = saved.prepared_shapes(run.preprocess)
+        return None if getattr(inputs, "shape", (0,))[1:] == prepared.shape[1:] else inputs
