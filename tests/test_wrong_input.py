@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import sklearn.metrics
 from flax import nnx
 
 import nnfx
@@ -185,6 +186,24 @@ CASES = {
     "fit metrics": (lambda: fit(metrics={"accuracy": 1}), TypeError, "accuracy: expected a function"),
     "fit metric called loss": (lambda: fit(metrics={"loss": metrics.accuracy}), ValueError, "metrics: .*'loss'"),
     "fit a Flax module": (lambda: fit(model=nn.Dense(1)), TypeError, "model: .*from_linen"),
+    "fit a function of a key": (
+        lambda: fit(model=lambda key: nn.Dense(1))(KEY, DATA), TypeError, "key: .*converted with nnfx.models.from_equinox"
+    ),
+    "fit a function of rngs": (
+        lambda: fit(model=lambda rngs: nnx.Linear(2, 1, rngs=rngs))(KEY, DATA), TypeError, "rngs: .*converted with .*from_nnx"
+    ),
+    "fit a function of inputs": (
+        lambda: fit(model=lambda x: nn.Dense(1))(KEY, DATA), TypeError, "x: .*converted with nnfx.models.from_haiku"
+    ),
+    "fit a metric of scikit-learn": (
+        lambda: fit(metrics={"auc": sklearn.metrics.roc_auc_score}), TypeError, "auc: expected a function of JAX arrays, got roc_auc_score of sklearn; .*'roc_auc'"
+    ),
+    "fit a loss of scikit-learn": (
+        lambda: fit(loss=functools.partial(sklearn.metrics.log_loss, normalize=False)), TypeError, "loss: expected a function of JAX arrays, got log_loss of sklearn"
+    ),
+    "fit a metric of all rows as the loss": (
+        lambda: fit(loss=metrics.roc_auc), TypeError, "loss: expected one value per example, got roc_auc, which is a metric of all rows"
+    ),
     "fit negative rate": (
         lambda: fit(optimizer=functools.partial(optax.sgd, -0.1)), ValueError, "learning_rate: .*above 0, got -0.1"
     ),
@@ -208,6 +227,12 @@ CASES = {
     "run batch too large": (lambda: run(batch_size=16), ValueError, "batch_size: expected at most the 15 rows.*got 16"),
     "run negative rate": (
         lambda: run(optimizer=optax.sgd, hyper={"learning_rate": -0.1}), ValueError, "learning_rate: .*above 0, got -0.1"
+    ),
+    "run rate of an optimizer already made": (
+        lambda: run(optimizer=optax.sgd(0.1), hyper={"learning_rate": 0.1}), TypeError, "learning_rate: .*the optimizer is an instance: .*use its factory"
+    ),
+    "sweep rate of an optimizer already made": (
+        lambda: nnfx.sweeps.sweep(fit(optimizer=optax.sgd(0.1)), DATA, key=KEY, learning_rate=[0.1]), TypeError, "learning_rate: .*the optimizer is an instance"
     ),
     "run rate of zero": (
         lambda: run(optimizer=optax.adam, hyper={"learning_rate": 0}), ValueError, "learning_rate: .*above 0, got 0"

@@ -12,7 +12,7 @@ from nnfx.metrics import marks, names
 from nnfx.stopping import StoppingRule
 from nnfx.training import hyperparameters, in_memory, validate
 from nnfx.training.epochs import RunState, scan_epochs, start, with_final_as_best
-from nnfx.training.parts import Made, Recipe, factories_of
+from nnfx.training.parts import Recipe, factories_of
 from nnfx.training.rows import known
 from nnfx.training.run import Run
 from nnfx.training.step import make_step
@@ -138,22 +138,10 @@ class Fit(Recipe):
             raise TypeError(
                 f"data: expected nnfx.data.Data, as returned by nnfx.data.prepare, got {type(data).__name__}"
             )
-        self._check_names(hyper)
         hyperparameters.check(hyper, self.all_factories)
         numbers = hyperparameters.as_arrays(hyper)
         validate.check_run(self, data, numbers)
         return numbers
-
-    def _check_names(self, hyper: Mapping[str, ArrayLike]) -> None:
-        """Raise an error for a hyper-parameter that no part takes, if the optimizer is already made."""
-        if not isinstance(self.factories["optimizer"][0].function, Made):
-            return
-        for name in hyper:
-            if name not in self.hyper_names:
-                raise TypeError(
-                    f"{name}: expected {'one of ' + ', '.join(self.hyper_names) if self.hyper_names else 'none'}, got"
-                    f" {name}; the optimizer is an instance: to pass its numbers, use its factory, such as optax.adam"
-                )
 
     def run_of(self, state: RunState, history: Mapping[str, Array], data: Data, hyper: Hyper) -> Run:
         """Return the run that ends in this state."""

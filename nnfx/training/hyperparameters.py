@@ -5,6 +5,7 @@ take by keyword is what a run takes by keyword: `run(key, data, learning_rate=0.
 to the part that takes it. The numbers are traced, so changing one needs no recompilation.
 """
 
+import dataclasses
 import difflib
 import functools
 import inspect
@@ -14,11 +15,27 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from jax.typing import ArrayLike
 
 from nnfx import checks
 from nnfx.bounds import FREE, Bounds, bounds_of
 from nnfx.types import Hyper
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A stand-in for the factory of something that is already made.
+
+    Attributes:
+        value: what it returns.
+    """
+
+    value: Any
+
+    def __call__(self) -> Any:
+        """Return the value."""
+        return self.value
 
 
 class Factory(NamedTuple):
@@ -123,8 +140,7 @@ def check(hyper: Mapping[str, Any], factories: Sequence[Factory]) -> None:
     known = sorted({name for each in factories for name in each.names})
     for name, value in hyper.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = _hint_for(name, known, factories)
             raise TypeError(f"{name}: expected one of the hyper-parameters {', '.join(known) or '(none)'}{hint}")
         if isinstance(value, bool) or not isinstance(value, int | float | np.ndarray | np.generic | jax.Array):
             raise TypeError(
@@ -143,8 +159,26 @@ def check(hyper: Mapping[str, Any], factories: Sequence[Factory]) -> None:
             if name not in hyper:
                 raise TypeError(
                     f"{name}: expected a number for {each.name}, got nothing; pass it to the run, or fix it"
-                    " beforehand with functools.partial"
+                    f" beforehand with functools.partial{_OF_MODULES.get(name, '')}"
                 )
+
+
+_OF_MODULES = {
+    argument: f"; a function of {argument} that makes a module is converted with nnfx.models.{adapter}"
+    for argument, adapter in {"key": "from_equinox", "rngs": "from_nnx", "x": "from_haiku"}.items()
+}
+"""What to do with a function that makes a module of another library, by the argument that it takes."""
+
+
+def _hint_for(name: str, known: Sequence[str], factories: Sequence[Factory]) -> str:
+    """Return what an unknown name may have been meant for, as the end of an error."""
+    near = difflib.get_close_matches(name, known, n=1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    made = [each.function.value for each in factories if isinstance(each.function, Made)]
+    if any(isinstance(each, optax.GradientTransformation) for each in made):
+        return "; the optimizer is an instance: to pass its numbers, use its factory, such as optax.adam"
+    return ""
 
 
 def as_arrays(hyper: Mapping[str, ArrayLike]) -> Hyper:

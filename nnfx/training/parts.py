@@ -16,7 +16,7 @@ import optax
 from nnfx import checks
 from nnfx.stopping import StoppingRule
 from nnfx.training import hyperparameters
-from nnfx.training.hyperparameters import Factory
+from nnfx.training.hyperparameters import Factory, Made
 from nnfx.types import Array, Batch, Hyper, Model, Params, PerExample, Step
 
 
@@ -107,21 +107,6 @@ def how_to_adapt(given: Any) -> str:
     defined_in = [f"{each.__module__}." for each in kind.__mro__]
     found = [hint for package, hint in _ADAPTERS.items() if any(name.startswith(f"{package}.") for name in defined_in)]
     return f"; {found[0]}" if found else ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Made:
-    """A stand-in for the factory of something that is already made.
-
-    Attributes:
-        value: what it returns.
-    """
-
-    value: Any
-
-    def __call__(self) -> Any:
-        """Return the value."""
-        return self.value
 
 
 class Parts(NamedTuple):

@@ -17,7 +17,7 @@ from nnfx import arrays, checks, losses, memo
 from nnfx.data.prepare import Data
 from nnfx.metrics.marks import is_overall
 from nnfx.training import rows
-from nnfx.training.hyperparameters import innermost
+from nnfx.training.hyperparameters import innermost, name_of
 from nnfx.training.parts import Recipe, how_to_adapt
 from nnfx.types import Array, Batch, Hyper, Model, PerExample
 
@@ -60,6 +60,24 @@ def check_functions(loss: Any, metrics: Any, name: str = "metrics") -> None:
     for each, function in functions.items():
         if not callable(function):
             raise TypeError(f"{each}: expected a function of outputs and targets, got {checks.describe(function)}")
+        inner = innermost(function)
+        package = (getattr(inner, "__module__", None) or type(inner).__module__).partition(".")[0]
+        if package in _NOT_ON_JAX:
+            raise TypeError(
+                f"{each}: expected a function of JAX arrays, got {name_of(function)} of {package}; {_INSTEAD}"
+            )
+    if loss is not None and is_overall(loss):
+        raise TypeError(
+            f"loss: expected one value per example, got {name_of(loss)}, which is a metric of all rows together"
+        )
+
+
+_NOT_ON_JAX = ("keras", "numpy", "scipy", "sklearn", "torch", "torchmetrics")
+"""Packages whose losses and metrics cannot be traced."""
+_INSTEAD = (
+    "nnfx.losses and nnfx.metrics have functions and names such as 'roc_auc'; other libraries can measure a run once it"
+    " has ended, from run.predict, or in the evaluate of a session"
+)
 
 
 def check_run(recipe: Recipe, data: Data, hyper: Hyper) -> None:
@@ -143,7 +161,13 @@ def _check_shapes(recipe: Recipe, train: Batch, valid: Batch | None, hyper: Hype
             if is_overall(function):
                 _check_overall(name, function, seen, targets, weights)
                 continue
-            values = jax.eval_shape(function, seen, targets, **numbers)
+            try:
+                values = jax.eval_shape(function, seen, targets, **numbers)
+            except jax.errors.TracerArrayConversionError as error:
+                error.add_note(
+                    f"{name}: expected a function of JAX arrays, got one that computes with NumPy; {_INSTEAD}"
+                )
+                raise
             if getattr(values, "shape", None) != weights.shape:
                 raise ValueError(
                     f"{name}: expected one value per example, [{weights.shape[0]}], got {checks.describe(values)};"

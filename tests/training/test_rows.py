@@ -273,6 +273,6 @@ def test_none_means_none_and_numbers_are_refused():
 def test_a_number_for_an_optimizer_already_made(key):
     train = nnfx.fit(MODEL, MSE, SGD, epochs=1)
     with pytest.raises(
-        TypeError, match="learning_rate: expected none, got learning_rate; the optimizer is an instance"
+        TypeError, match="learning_rate: expected one of the hyper-parameters .none.; the optimizer is an instance"
     ):
         train(key, data_of(batch()), learning_rate=0.1)

@@ -53,3 +53,45 @@ def test_other_errors_get_no_such_note():
     with pytest.raises(TypeError, match="the model of a user") as caught:
         train(jax.random.key(0), data, scale=3.0)
     assert not [note for note in getattr(caught.value, "__notes__", []) if "hyper-parameters" in note]
+
+
+@pytest.mark.parametrize(
+    ("package", "module", "adapter"),
+    [
+        ("equinox", lambda eqx: eqx.nn.MLP(2, 1, 4, 1, key=jax.random.key(0)), "from_equinox"),
+        ("equinox", lambda eqx: eqx.nn.Linear, "from_equinox"),
+        ("haiku", lambda hk: hk.transform(lambda x: hk.Linear(1)(x)), "from_haiku"),
+        ("haiku", lambda hk: hk.Linear, "from_haiku"),
+        ("flax.nnx", lambda nnx: nnx.Linear(2, 1, rngs=nnx.Rngs(0)), "from_nnx"),
+        ("flax.nnx", lambda nnx: nnx.Linear, "from_nnx"),
+        ("torch", lambda torch: torch.nn.Sequential(torch.nn.Linear(2, 1)), "from_torch"),
+        ("torch", lambda torch: torch.nn.Linear, "from_torch"),
+        ("keras", lambda keras: keras.Sequential([keras.layers.Dense(1)]), "from_keras"),
+    ],
+)
+def test_a_module_of_another_library_is_an_error_that_names_its_adapter(package, module, adapter):
+    given = module(pytest.importorskip(package))
+    with pytest.raises(TypeError, match=f"model: expected a Model or a function that returns one, .*{adapter}"):
+        nnfx.fit(given, nnfx.losses.mean_square_error, optax.sgd, epochs=1)
+
+
+def test_a_loss_of_pytorch_is_an_error():
+    torch = pytest.importorskip("torch")
+    for loss in (torch.nn.BCEWithLogitsLoss(), torch.nn.functional.mse_loss):
+        with pytest.raises(TypeError, match="loss: expected a function of JAX arrays, got .* of torch"):
+            nnfx.fit(nnfx.models.perceptron(), loss, optax.sgd, epochs=1)
+
+
+def test_a_metric_that_computes_with_numpy_says_what_to_do():
+    def error(outputs, targets):
+        return np.abs(np.asarray(outputs)[:, 0] - np.asarray(targets))
+
+    train = nnfx.fit(
+        nnfx.models.perceptron(), nnfx.losses.mean_square_error, optax.sgd(0.1), epochs=1, metrics={"error": error}
+    )
+    data = nnfx.data.prepare(np.ones((4, 2)), np.zeros(4), standardize=False)
+    with pytest.raises(jax.errors.TracerArrayConversionError) as caught:
+        train(jax.random.key(0), data)
+    notes = [note for note in caught.value.__notes__ if note.startswith("error: expected a function of JAX arrays")]
+    assert len(notes) == 1
+    assert "run.predict" in notes[0]
