@@ -66,7 +66,6 @@ def test_other_errors_get_no_such_note():
         ("flax.nnx", lambda nnx: nnx.Linear, "from_nnx"),
         ("torch", lambda torch: torch.nn.Sequential(torch.nn.Linear(2, 1)), "from_torch"),
         ("torch", lambda torch: torch.nn.Linear, "from_torch"),
-        ("keras", lambda keras: keras.Sequential([keras.layers.Dense(1)]), "from_keras"),
     ],
 )
 def test_a_module_of_another_library_is_an_error_that_names_its_adapter(package, module, adapter):
