@@ -121,7 +121,7 @@ def fine_tune(network, data):
 
     import nnfx
 
-    weights = nnfx.models.layouts.from_torch(network.state_dict())
+    weights = nnfx.models.conversion.from_torch(network.state_dict())
     model = nnfx.models.pretrained(nnfx.models.mlp((16,), outputs=3), weights)
     head = nnfx.optimizers.freeze(optax.adam, "hidden_*")
     train = nnfx.fit(model, nnfx.losses.categorical_cross_entropy, head, epochs=100)

@@ -88,7 +88,7 @@ def test_its_lines_run_as_printed_from_a_relative_folder(example, tmp_path, monk
     whole = [line for line in calls if "..." not in line and line != only_first]
     assert any(line.startswith("nnfx.session(") for line in whole)
     assert any(line.startswith("nnfx.sweeps.sweep(") for line in whole)
-    loggers = ("import wandb", "import mlflow")  # run in tests/host/test_loggers.py where they are installed
+    loggers = ("import wandb", "import mlflow")  # run in tests/sessions/test_loggers.py where they are installed
     for line in [*whole, *(block for block in blocks("py") if not block.startswith(loggers))]:
         exec(compile(line, "README.md", "exec"), names)
     assert (tmp_path / "runs/mine/history.csv").exists()

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 
 from nnfx import distributed, paths
-from nnfx.host.checkpoints import Checkpoints
 from nnfx.saving import saved
+from nnfx.sessions.checkpoints import Checkpoints
 from nnfx.training.run import Run, notes_of
 
 

@@ -15,7 +15,7 @@ from nnfx.checkpoint import DamagedError
 from nnfx.models import Sequences
 from nnfx.saving import saved
 from nnfx.types import Batch, Model
-from tests.host.sessions import FOUR_EPOCHS, HYPER, TRAIN, TWO_EPOCHS, CutError, at_epoch, cut, fit, quiet
+from tests.sessions.sessions import FOUR_EPOCHS, HYPER, TRAIN, TWO_EPOCHS, CutError, at_epoch, cut, fit, quiet
 
 RATE = {"learning_rate": 0.1}
 RAW = np.array([[7.0, 30.0], [80.0, 4.0], [26.0, 50.0]])
