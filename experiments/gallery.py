@@ -288,6 +288,16 @@ ROWS = (
             "Jelinek–Mercer": "bits/5-gram, Jelinek–Mercer/test",
         },
     ),
+    Row(
+        "Deep linear networks learn one mode after the other",
+        "Without a non-linearity a deep network is still learned non-linearly: each singular vector of the data along a"
+        " sigmoid of its own, known in closed form, and the strong ones first (Saxe, McClelland and Ganguli 2014).",
+        "deep_linear",
+        "modes",
+        "Lines are gradient descent, dots the closed form: left within 1 %, and right, from random weights, nearly so."
+        " What all things share is learned first, what single things have last.",
+        {"off by": "off/along_the_modes", "random starts": "off/random_starts/3/mean"},
+    ),
 )
 
 QUICK = {
@@ -295,6 +305,7 @@ QUICK = {
     "backpropagation": "--epochs 20",
     "characters": "--hidden 8 --features 4 --epochs 1 --batch-size 64 --orders 5 --written 20",
     "convolution": "",
+    "deep_linear": "--starts 2 --step-size 0.05",
     "forecast_sunspots": "--hidden 2 --members 2 --epochs 2 --linear-epochs 2",
     "gradient_descent": "--full-batch-epochs 20 --minibatch-epochs 2 --stochastic-epochs 1 --repeats 1",
     "learned_features": "--rows 160 --size 8 --field 14 --copies 1 --splits 2 --widths 2 3 4 --epochs 2"
@@ -324,8 +335,8 @@ def readme() -> str:
     lines = [
         "# The course in figures",
         "",
-        "An introduction to deep learning in its own order, one idea a section: what it says, the command that shows"
-        " it, and what to see in the figure.",
+        "An introduction to deep learning in its own order, and then effects that papers report, made again; one idea a"
+        " section: what it says, the command that shows it, and what to see in the figure.",
         "Everything runs offline, on embedded data. One command makes the whole gallery, each figure as PNG and as SVG,"
         " and a table of results:",
         "",

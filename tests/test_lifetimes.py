@@ -25,6 +25,7 @@ from nnfx.insight import (
     landscape,
     layers,
     summary,
+    trajectory,
 )
 
 KEY = jax.random.key(0)
@@ -133,6 +134,12 @@ def at(model, variables):
     return model, LOSS, variables, BATCH
 
 
+def followed(model):
+    step = nnfx.make_step(model, LOSS, optax.sgd(0.1))
+    state = nnfx.init_state(KEY, model, optax.sgd(0.1), BATCH.inputs)
+    return trajectory.follow(step, state, BATCH, lambda state: state.step, steps=1)
+
+
 LOOKS = {
     "landscape": lambda m, v: landscape.measure(
         *at(m, v), landscape.random_cut(KEY, v["params"], 1), jnp.zeros(1), devices=jax.devices()[:1]
@@ -152,6 +159,7 @@ LOOKS = {
     "laplace": lambda m, v: uncertainty.laplace.predict(
         m, v, uncertainty.laplace.fit(m, v, BATCH, prior_precision=1.0, noise=1.0), BATCH.inputs
     ),
+    "trajectory": lambda m, v: followed(m),
 }
 
 
