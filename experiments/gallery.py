@@ -296,7 +296,17 @@ ROWS = (
         "modes",
         "Lines are gradient descent, dots the closed form: left within 1 %, and right, from random weights, nearly so."
         " What all things share is learned first, what single things have last.",
-        {"off by": "off/along_the_modes", "random starts": "off/random_starts/3/mean"},
+        {"off by": "off/along_the_modes", "random starts": "off/random_starts/mean/3"},
+    ),
+    Row(
+        "The edge of stability",
+        "On a quadratic, gradient descent diverges where the largest eigenvalue of the Hessian is above 2 / rate. A"
+        " network does not: its curvature rises to this bound and stays there (Cohen et al. 2021).",
+        "edge_of_stability",
+        "sharpness",
+        "Whatever the learning rate, the largest eigenvalue settles at 2 over it, dashed, within a few per cent. The"
+        " loss goes up and down from then on, and yet falls.",
+        {f"bound times, rate {rate}:": f"rates/{i}/ratio" for i, rate in enumerate(("1.5", "2", "3"))},
     ),
 )
 
@@ -306,6 +316,7 @@ QUICK = {
     "characters": "--hidden 8 --features 4 --epochs 1 --batch-size 64 --orders 5 --written 20",
     "convolution": "",
     "deep_linear": "--starts 2 --step-size 0.05",
+    "edge_of_stability": "--rows 40 --hidden 8 --starts 2 --steps 20 --every 10 --products 4",
     "forecast_sunspots": "--hidden 2 --members 2 --epochs 2 --linear-epochs 2",
     "gradient_descent": "--full-batch-epochs 20 --minibatch-epochs 2 --stochastic-epochs 1 --repeats 1",
     "learned_features": "--rows 160 --size 8 --field 14 --copies 1 --splits 2 --widths 2 3 4 --epochs 2"

@@ -13,7 +13,7 @@ def test_modes_are_learned_along_the_closed_form(tmp_path, capsys):
     deep_linear.main(deep_linear.Config(out=tmp_path, starts=2))
     written = json.loads((tmp_path / "summary.json").read_text())
     assert 0 < written["off"]["along_the_modes"] < 0.01
-    assert all(level["mean"] < 0.08 for level in written["off"]["random_starts"])
+    assert max(written["off"]["random_starts"]["mean"]) < 0.08
     assert written["half_learned_at"] == sorted(written["half_learned_at"]), "broad distinctions first"
     assert matplotlib.image.imread(tmp_path / "modes.png").std() > 0.05
     assert "off, along the modes" in capsys.readouterr().out
@@ -22,9 +22,7 @@ def test_modes_are_learned_along_the_closed_form(tmp_path, capsys):
 def test_the_closed_form_solves_the_equation_of_gradient_flow():
     times, strengths, starts = np.linspace(0, 12, 50), np.array([1.4, 0.35]), np.array([0.001, 0.02])
     found = deep_linear.sigmoid(times, strengths, starts)
-    solved = solve_ivp(
-        lambda _, a: 2 * a * (strengths - a), (0, 12), starts, t_eval=times, rtol=1e-10, atol=1e-12
-    )  # Saxe et al., equation 7
+    solved = solve_ivp(lambda _, a: 2 * a * (strengths - a), (0, 12), starts, t_eval=times, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(found, solved.y.T, rtol=1e-6)
 
 
