@@ -308,6 +308,16 @@ ROWS = (
         " loss goes up and down from then on, and yet falls.",
         {f"bound times, rate {rate}:": f"rates/{i}/ratio" for i, rate in enumerate(("1.5", "2", "3"))},
     ),
+    Row(
+        "Lazy training and the neural tangent kernel",
+        "The wider a network, the less its weights have to move to learn, and the more it trains like its first-order"
+        " expansion around the start, whose tangent kernel is constant (Jacot et al. 2018, Lee et al. 2019).",
+        "lazy_training",
+        "by_width",
+        "Network and linearisation, trained alike, differ by width to the −1, and the kernel changes by as much; the"
+        " weights move by width to the −1/2. Small dots are single starts, dashed the slopes of the theory.",
+        {name: f"exponents/{name}/mean" for name in ("outputs", "kernel", "weights")},
+    ),
 )
 
 QUICK = {
@@ -319,6 +329,7 @@ QUICK = {
     "edge_of_stability": "--rows 40 --hidden 8 --starts 2 --steps 20 --every 10 --products 4",
     "forecast_sunspots": "--hidden 2 --members 2 --epochs 2 --linear-epochs 2",
     "gradient_descent": "--full-batch-epochs 20 --minibatch-epochs 2 --stochastic-epochs 1 --repeats 1",
+    "lazy_training": "--rows 4 --widths 4 8 16 --starts 2 --steps 2",
     "learned_features": "--rows 160 --size 8 --field 14 --copies 1 --splits 2 --widths 2 3 4 --epochs 2"
     " --probe-epochs 3 --units 2",
     "learning_rates": "--epochs 4 --lowest 1e-3 --highest 1e3 --rates 7 --seeds 3",

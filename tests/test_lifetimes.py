@@ -25,6 +25,7 @@ from nnfx.insight import (
     landscape,
     layers,
     summary,
+    tangent,
     trajectory,
 )
 
@@ -159,6 +160,7 @@ LOOKS = {
     "laplace": lambda m, v: uncertainty.laplace.predict(
         m, v, uncertainty.laplace.fit(m, v, BATCH, prior_precision=1.0, noise=1.0), BATCH.inputs
     ),
+    "tangent": lambda m, v: tangent.kernel(tangent.linearize(m, v), v, BATCH.inputs),
     "trajectory": lambda m, v: followed(m),
 }
 

@@ -3,11 +3,23 @@
 - `audit`: is the gradient right? `backpropagation`, `graph`: which factors is it made of? `flow`: where does it go?
 - `landscape`, `curvature`: what the loss looks like around a solution, between solutions and along a path.
 - `features`: what a network has learned to see. `lags`: how far back a recurrent one learns.
-- `trajectory`: what changes along the way of gradient descent.
+- `tangent`: a network to first order in its parameters. `trajectory`: what changes along the way of gradient descent.
 - `summary`: what a model is made of, and what it costs.
 """
 
-from nnfx.insight import audit, backpropagation, curvature, features, flow, graph, lags, landscape, summary, trajectory
+from nnfx.insight import (
+    audit,
+    backpropagation,
+    curvature,
+    features,
+    flow,
+    graph,
+    lags,
+    landscape,
+    summary,
+    tangent,
+    trajectory,
+)
 
 __all__ = [
     "audit",
@@ -19,5 +31,6 @@ __all__ = [
     "lags",
     "landscape",
     "summary",
+    "tangent",
     "trajectory",
 ]

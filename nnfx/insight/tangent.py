@@ -1,0 +1,134 @@
+"""A network to first order in its parameters: its linearisation around given ones, and its neural tangent kernel."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from nnfx import checks, memo
+from nnfx.insight import objective
+from nnfx.types import Array, Model, Variables
+
+__all__ = ["kernel", "linearize"]
+
+
+def linearize(model: Model, variables: Variables) -> Model:
+    """Return the model that is linear in its parameters, `f(x; w₀) + ∂f/∂w (x; w₀) · (w − w₀)`.
+
+    It starts from w₀ whatever the key. Networks that are wide enough train like it: the difference between the two,
+    after the same steps from the same start, falls in proportion to 1 / width.
+
+    Args:
+        model: the model.
+        variables: the model's; w₀ are its parameters. Its other variables, such as batch statistics, stay what they
+            are outside training.
+
+    Returns:
+        A model from the same inputs to the same outputs, with the same tree of variables.
+
+    Raises:
+        TypeError: for anything but a model, or parameters that are not floats.
+        ValueError: for variables without parameters, or values that are not finite.
+
+    Example:
+        `w² x` becomes `w₀² x + 2 w₀ x (w − w₀)`:
+
+        >>> square = Model(lambda key, x: {"params": jnp.ones(())}, lambda v, x, **_: v["params"] ** 2 * x)
+        >>> linear = linearize(square, {"params": jnp.array(3.0)})
+        >>> linear.apply({"params": jnp.array(4.0)}, jnp.array([1.0, 2.0])).tolist()
+        [15.0, 30.0]
+
+    References:
+        Lee et al., *Wide neural networks of any depth evolve as linear models under gradient descent*, NeurIPS 2019.
+    """
+    _require_model(model)
+    objective.check_variables(variables)
+    around = variables["params"]
+
+    def init(key: Array, inputs: Any) -> Variables:
+        del key, inputs
+        return jax.tree.map(jnp.asarray, dict(variables))
+
+    def apply(
+        variables: Variables,
+        inputs: Any,
+        *,
+        key: Array | None = None,
+        weights: Array | None = None,
+        train: bool = False,
+    ) -> Any:
+        state = {name: value for name, value in variables.items() if name != "params"}
+
+        def of(params: Any) -> tuple[Array, Any]:
+            applied = {"params": params, **state}
+            if not train:
+                return model.apply(applied, inputs), {}
+            return model.apply(applied, inputs, key=key, weights=weights, train=True)
+
+        outputs, pull, after = jax.vjp(of, around, has_aux=True)
+        # Pulling back is linear, and its own pullback pushes forward, also through operations without a forward mode.
+        _, push = jax.vjp(lambda cotangent: pull(cotangent)[0], jnp.zeros_like(outputs))
+        (change,) = push(jax.tree.map(jnp.subtract, variables["params"], around))
+        return (outputs + change, after) if train else outputs + change
+
+    return Model(init, apply)
+
+
+def kernel(model: Model, variables: Variables, inputs: Any, others: Any = None) -> Array:
+    """Return the neural tangent kernel, `Θᵢⱼ(x, x′) = ∂fᵢ(x)/∂w · ∂fⱼ(x′)/∂w`.
+
+    Under gradient flow on the square error the outputs change along it, and infinitely wide networks keep it constant.
+    The derivatives for all of `inputs`, `(rows, outputs, parameters)`, are held at once.
+
+    Args:
+        model: the model, applied outside training.
+        variables: the model's, at whose parameters w the derivatives are taken.
+        inputs: x, `(rows, ...)`.
+        others: x′, `(others, ...)`; by default the inputs again.
+
+    Returns:
+        `(rows, others, outputs, outputs)`, in the square of the outputs' unit over that of the parameters.
+
+    Raises:
+        TypeError, ValueError: as for `linearize`, and for inputs that are not finite.
+
+    Example:
+        That of a perceptron is `x · x′ + 1`, where the bias gives the 1:
+
+        >>> from nnfx.models import perceptron
+        >>> x = jnp.array([[1.0, 2.0], [0.0, 1.0]])
+        >>> kernel(perceptron(), perceptron().init(jax.random.key(0), x), x)[:, :, 0, 0].tolist()
+        [[6.0, 3.0], [3.0, 2.0]]
+
+    References:
+        Jacot, Gabriel and Hongler, *Neural tangent kernel: convergence and generalization in neural networks*,
+        NeurIPS 2018.
+    """
+    _require_model(model)
+    objective.check_variables(variables)
+    for name, rows in {"inputs": inputs, "others": others}.items():
+        for leaf in jax.tree.leaves(rows):
+            checks.finite(name, leaf)
+    return _kernel(model, variables, inputs, inputs if others is None else others)
+
+
+@memo.compiled()
+def _kernel(model: Model, variables: Variables, inputs: Any, others: Any) -> Array:
+    flat, restore = ravel_pytree(variables["params"])
+
+    def derivatives(example: Any) -> Array:
+        def of(flat: Array) -> Array:
+            batch = jax.tree.map(lambda leaf: leaf[None], example)
+            return model.apply({**variables, "params": restore(flat)}, batch).reshape(-1)
+
+        return jax.jacrev(of)(flat)
+
+    held = jax.lax.map(derivatives, inputs)
+    against = jax.lax.map(lambda other: jnp.einsum("rip,jp->rij", held, derivatives(other)), others)
+    return against.swapaxes(0, 1)
+
+
+def _require_model(model: Any) -> None:
+    if not isinstance(model, Model):
+        raise TypeError(f"model: expected a Model(init, apply), got {checks.describe(model)}")
