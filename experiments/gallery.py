@@ -318,6 +318,16 @@ ROWS = (
         " weights move by width to the −1/2. Small dots are single starts, dashed the slopes of the theory.",
         {name: f"exponents/{name}/mean" for name in ("outputs", "kernel", "weights")},
     ),
+    Row(
+        "Double descent",
+        "Beyond the width at which a network fits all its examples, noise included, it gets better again: of the many"
+        " solutions, the one of least norm becomes smoother (Belkin et al. 2019, Nakkiran et al. 2020).",
+        "double_descent",
+        "by_width",
+        "The test error falls, rises to a peak where there are as many hidden units as digits, and falls again, below"
+        " where it was before. A penalty on the norm takes the peak away.",
+        {"lowest before": "lowest_before/mean", "peak": "peak/mean", "widest": "widest/mean"},
+    ),
 )
 
 QUICK = {
@@ -326,6 +336,7 @@ QUICK = {
     "characters": "--hidden 8 --features 4 --epochs 1 --batch-size 64 --orders 5 --written 20",
     "convolution": "",
     "deep_linear": "--starts 2 --step-size 0.05",
+    "double_descent": "--rows 40 --relative-widths 0.5 1 2 --starts 2",
     "edge_of_stability": "--rows 40 --hidden 8 --starts 2 --steps 20 --every 10 --products 4",
     "forecast_sunspots": "--hidden 2 --members 2 --epochs 2 --linear-epochs 2",
     "gradient_descent": "--full-batch-epochs 20 --minibatch-epochs 2 --stochastic-epochs 1 --repeats 1",
