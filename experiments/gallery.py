@@ -328,6 +328,16 @@ ROWS = (
         " where it was before. A penalty on the norm takes the peak away.",
         {"lowest before": "lowest_before/mean", "peak": "peak/mean", "widest": "widest/mean"},
     ),
+    Row(
+        "Grokking",
+        "A network may understand long after it has learned its examples by heart, if something, here weight decay,"
+        " prefers the simpler solution (Power et al. 2022, Gromov 2023).",
+        "grokking",
+        "accuracy",
+        "Half of all sums modulo 23 are learned within thirty steps, while none of the others is right; these follow"
+        " tens of times later, once the weights have become waves.",
+        {"of five": "grokked", "accuracy on others": "final_accuracy/mean"},
+    ),
 )
 
 QUICK = {
@@ -340,6 +350,7 @@ QUICK = {
     "edge_of_stability": "--rows 40 --hidden 8 --starts 2 --steps 20 --every 10 --products 4",
     "forecast_sunspots": "--hidden 2 --members 2 --epochs 2 --linear-epochs 2",
     "gradient_descent": "--full-batch-epochs 20 --minibatch-epochs 2 --stochastic-epochs 1 --repeats 1",
+    "grokking": "--modulus 5 --width 4 --starts 2 --steps 20",
     "lazy_training": "--rows 4 --widths 4 8 16 --starts 2 --steps 2",
     "learned_features": "--rows 160 --size 8 --field 14 --copies 1 --splits 2 --widths 2 3 4 --epochs 2"
     " --probe-epochs 3 --units 2",
