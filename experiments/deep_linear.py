@@ -23,11 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from matplotlib import pyplot as plt
 
 import nnfx
-from experiments.common import Results, print_table
+from experiments.common import Results, command, print_table
 from nnfx.insight import trajectory
 from nnfx.types import Array, Batch, Params, TrainState
 
@@ -147,4 +146,4 @@ def draw(results: Results, times: np.ndarray, *panels: tuple[np.ndarray, np.ndar
 
 if __name__ == "__main__":
     nnfx.cpu.set_up(devices=1)
-    main(tyro.cli(Config, description=__doc__))
+    command(main, Config, __doc__)

@@ -21,11 +21,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from matplotlib import pyplot as plt
 
 import nnfx
-from experiments.common import BLUE, GREY, ORANGE, Results, mean_and_error, print_table
+from experiments.common import BLUE, GREY, ORANGE, Results, command, mean_and_error, print_table
 from nnfx.insight import features
 from nnfx.types import Array, Batch, Model
 
@@ -147,4 +146,4 @@ def draw(
 
 if __name__ == "__main__":
     nnfx.cpu.set_up(devices=1)
-    main(tyro.cli(Config, description=__doc__))
+    command(main, Config, __doc__)

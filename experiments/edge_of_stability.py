@@ -22,11 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from matplotlib import pyplot as plt
 
 import nnfx
-from experiments.common import Results, mean_and_error, print_table
+from experiments.common import Results, command, mean_and_error, print_table
 from nnfx.insight import curvature, trajectory
 from nnfx.types import Array, Batch, TrainState
 
@@ -131,4 +130,4 @@ def draw(results: Results, seen: dict[str, np.ndarray], config: Config) -> None:
 
 if __name__ == "__main__":
     nnfx.cpu.set_up(devices=1)
-    main(tyro.cli(Config, description=__doc__))
+    command(main, Config, __doc__)

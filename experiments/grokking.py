@@ -21,11 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from matplotlib import pyplot as plt
 
 import nnfx
-from experiments.common import BLUE, ORANGE, Results, mean_and_error, print_table
+from experiments.common import BLUE, ORANGE, Results, command, mean_and_error, print_table
 from nnfx.data import Data
 from nnfx.types import Array
 
@@ -146,4 +145,4 @@ def draw(results: Results, curves: dict[str, np.ndarray], config: Config) -> Non
 
 if __name__ == "__main__":
     nnfx.cpu.set_up(devices=1)
-    main(tyro.cli(Config, description=__doc__))
+    command(main, Config, __doc__)
