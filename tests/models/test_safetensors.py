@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from nnfx import models
+from nnfx import models, trees
 
 DTYPES = ["float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int8", "uint16", "int32", "int64", "bool"]
 
@@ -150,3 +150,26 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, tmp_path):
     for call in (lambda: models.save_safetensors(tmp_path / "w", {}), lambda: models.load_safetensors(tmp_path / "w")):
         with pytest.raises(ModuleNotFoundError, match=r"safetensors: required.*nnfx\[safetensors\]"):
             call()
+
+
+@pytest.mark.parametrize("trials", [50, pytest.param(2000, marks=pytest.mark.slow)])
+def test_mutated_files_are_refused_or_read_right(trials, mutate, tmp_path):
+    rng = np.random.default_rng(trials)
+    path = tmp_path / "weights.safetensors"
+    kernel = rng.normal(size=(4, 3)).astype(np.float32)
+    models.save_safetensors(path, {"params": {"kernel": kernel, "bias": np.arange(3)}, "seen": np.ones(2, np.float16)})
+    whole, accepted, refused = path.read_bytes(), 0, []
+    for _ in range(trials):
+        path.write_bytes(mutate(rng, whole, range(250)))
+        try:
+            found = trees.named(models.load_safetensors(path))
+        except ValueError as error:
+            refused.append(str(error))
+            continue
+        accepted += 1
+        expected = by_hand(path)
+        assert {name: (list(leaf.shape), leaf.tobytes()) for name, leaf in found.items()} == {
+            name: (shape, content) for name, (_, shape, content) in expected.items()
+        }
+    assert 0.02 * trials < accepted < 0.9 * trials
+    assert all(message.startswith("path: expected ") for message in refused)
