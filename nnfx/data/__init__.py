@@ -2,6 +2,7 @@
 
 from nnfx.data.arrow import read_arrow, read_parquet
 from nnfx.data.batching import Order, in_order, shuffled, take
+from nnfx.data.emnist import read_emnist
 from nnfx.data.formats import Examples, read_cifar10, read_cifar100, read_idx, read_idx_examples
 from nnfx.data.images import Images, cifar10, cifar100, digits, fashion_mnist, images, mnist
 from nnfx.data.npz import read_npz
@@ -47,6 +48,7 @@ __all__ = [
     "read_arrow",
     "read_cifar10",
     "read_cifar100",
+    "read_emnist",
     "read_idx",
     "read_idx_examples",
     "read_npz",

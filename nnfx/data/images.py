@@ -1,4 +1,4 @@
-"""Images with labels: scikit-learn's digits, and MNIST, Fashion-MNIST and CIFAR from the web."""
+"""Images with labels: scikit-learn's digits, and MNIST, Fashion-MNIST, EMNIST and CIFAR from the web."""
 
 from typing import NamedTuple
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from nnfx import checks
 from nnfx.data.download import File, fetch
+from nnfx.data.emnist import CLASSES, read_emnist
 from nnfx.data.formats import Examples, read_cifar10, read_cifar100, read_idx_examples
 from nnfx.data.prepare import Data, Preprocess, Report
 from nnfx.data.splits import at_random
@@ -125,6 +126,12 @@ def _idx_files(folder: str, url: str, *checksums: str) -> tuple[File, ...]:
     )
 
 
+_FASHION_CLASSES = "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot"
+_EMNIST = File(
+    "emnist/gzip.zip",
+    "https://biometrics.nist.gov/cs_links/EMNIST/gzip.zip",
+    "fb9bb67e33772a9cc0b895e4ecf36d2cf35be8b709693c3564cea2a019fcda8e",
+)
 _CIFAR100 = File(
     "cifar-100/cifar-100-binary.tar.gz",
     "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
@@ -166,18 +173,7 @@ _SOURCES = {
             "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
             "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
         ),
-        classes=(
-            "T-shirt/top",
-            "Trouser",
-            "Pullover",
-            "Dress",
-            "Coat",
-            "Sandal",
-            "Shirt",
-            "Sneaker",
-            "Bag",
-            "Ankle boot",
-        ),
+        classes=tuple(_FASHION_CLASSES.split(", ")),
     ),
     "cifar10": _Source(
         (
@@ -191,6 +187,7 @@ _SOURCES = {
     ),
     "cifar100": _Source((_CIFAR100,), classes=tuple(_CIFAR100_CLASSES.split())),
     "cifar100_coarse": _Source((_CIFAR100,), classes=tuple(_CIFAR100_GROUPS.split())),
+    **{f"emnist_{name}": _Source((_EMNIST,), classes) for name, classes in CLASSES.items()},
 }
 
 
@@ -202,7 +199,9 @@ def images(name: str) -> Images:
 
     Args:
         name: `"digits"`, `"mnist"`, `"fashion_mnist"`, `"cifar10"` or `"cifar100"`, see the function of that name; or
-            `"cifar100_coarse"`, whose labels are groups of classes.
+            `"cifar100_coarse"`, whose labels are groups of classes; or a data set of EMNIST, put upright:
+            `"emnist_balanced"`, `"emnist_byclass"`, `"emnist_bymerge"`, `"emnist_digits"`, `"emnist_letters"` or
+            `"emnist_mnist"`, see `read_emnist`.
 
     Returns:
         The images; their `prepare` returns data for training.
@@ -223,6 +222,8 @@ def images(name: str) -> Images:
     paths = [fetch(file) for file in files]
     if name == "cifar10":
         train, test = read_cifar10(paths[0])
+    elif name.startswith("emnist_"):
+        train, test = read_emnist(paths[0], name.removeprefix("emnist_"))
     elif files == (_CIFAR100,):
         train, test = read_cifar100(paths[0], coarse=name == "cifar100_coarse")
     else:

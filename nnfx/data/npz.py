@@ -51,7 +51,7 @@ def read_npz(source: Source, *, limit: int | None = None) -> dict[str, np.ndarra
     """
     if limit is not None:
         checks.positive_integer("limit", limit)
-    with reading(source) as reader, _damage_named(reader.name):
+    with reading(source) as reader, damage_named(reader.name, "file of numpy.savez"):
         if reader.is_packed:
             raise ValueError(f"{reader.name}: expected a file of numpy.savez, got one packed with gzip")
         with zipfile.ZipFile(reader.stream) as archive:
@@ -75,7 +75,7 @@ def read_npz(source: Source, *, limit: int | None = None) -> dict[str, np.ndarra
 
 _DAMAGE = (
     EOFError,
-    NotImplementedError,  # features of zip files that NumPy does not use
+    RuntimeError,  # features of zip files that are not used here, such as passwords
     OverflowError,
     UnicodeDecodeError,
     struct.error,
@@ -85,20 +85,20 @@ _DAMAGE = (
 
 
 @contextlib.contextmanager
-def _damage_named(file: str) -> Iterator[None]:
-    """Turn what `zipfile` raises for a damaged file into an error that names it."""
+def damage_named(file: str, expected: str) -> Iterator[None]:
+    """Turn what `zipfile` raises for a damaged file into an error that names it, and what was expected."""
     try:
         yield
     except _DAMAGE as error:
-        raise ValueError(f"{file}: expected a complete file of numpy.savez, got a damaged one: {error}") from error
+        raise ValueError(f"{file}: expected a complete {expected}, got a damaged one: {error}") from error
     except ValueError as error:
         if "negative seek" not in str(error):
             raise
-        raise ValueError(f"{file}: expected a complete file of numpy.savez, got a damaged one: {error}") from error
+        raise ValueError(f"{file}: expected a complete {expected}, got a damaged one: {error}") from error
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        raise ValueError(f"{file}: expected a complete file of numpy.savez, got a damaged one: {error}") from error
+        raise ValueError(f"{file}: expected a complete {expected}, got a damaged one: {error}") from error
 
 
 _ENCRYPTED = 1
