@@ -250,7 +250,8 @@ def mixup(key: Array, batch: Batch, alpha: NonNegative, classes: int | None = No
 
     Returns:
         The batch with new inputs and targets; both keep their shape and dtype, except that integer labels become rows
-        in the dtype of the weights, at least float32.
+        in the dtype of the weights, at least float32. If steps or outputs have weights, those of a mixture are zero
+        where either example has none.
 
     Raises:
         TypeError: for a key that is not typed, inputs that are not floats, or `classes` that is not an integer.
@@ -289,7 +290,10 @@ def mixup(key: Array, batch: Batch, alpha: NonNegative, classes: int | None = No
 
         return _summed(weigh, (parts, rows)).astype(values.dtype)
 
-    return batch._replace(inputs=jax.tree.map(mix, batch.inputs), targets=mix(targets))
+    weights = batch.weights
+    if weights.ndim > 1:  # a mixture with an absent target is absent
+        weights = jnp.where(shards.gathered(weights)[rows[1]] != 0, weights, 0)
+    return Batch(jax.tree.map(mix, batch.inputs), mix(targets), weights)
 
 
 def _summed(term: Callable[[Any], Any], over: Any) -> Any:
@@ -348,8 +352,8 @@ def _larger_shares(key: Array, alpha: Array, rows: int) -> Array:
 
 
 def _of_rows(weights: Array) -> Array:
-    """Return one weight per row: the mean over its steps if each step has one."""
-    return weights if weights.ndim == 1 else weights.mean(1)
+    """Return one weight per row: the mean over its steps, or its numbers, if each has one."""
+    return weights if weights.ndim == 1 else weights.reshape(len(weights), -1).mean(1)
 
 
 def _partners(key: Array, weights: Array) -> Array:

@@ -63,6 +63,7 @@ MODELS = {
     "batch norm": models.mlp(hidden=(6,), batch_norm=True),
     "cnn": models.cnn([models.conv(4), models.max_pool(), models.conv(3, strides=2)], outputs=2, hidden=(6,)),
     "cnn of sequences": models.cnn([models.conv(4, 2, dilation=2), models.avg_pool(2, 1)], activation="tanh"),
+    "cnn of rows": models.reshaped(models.cnn([models.conv(2)], outputs=2), (-1, 2, 1)),
     "residual network": models.resnet(8, width=2, outputs=3),
     "rnn": models.rnn(outputs=2, hidden=(4,), activation="relu"),
     "lstm": models.lstm(hidden=(4,), returns="all"),
@@ -88,6 +89,7 @@ TOKENS = {"lstm of tokens", "gru of tokens", "transformer of tokens"}
 SHAPES = {
     "cnn": (6, 6, 2),
     "cnn of sequences": (7, 2),
+    "cnn of rows": (6,),
     "residual network": (8, 8, 2),
     "rnn": (7, 2),
     "lstm": (7, 2),

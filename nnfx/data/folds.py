@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnfx.data import encode
+from nnfx.data import encode, measure
 from nnfx.data.permutation import permutation
 from nnfx.data.preprocess import MEANINGS, Preprocess
-from nnfx.types import Array, Batch
+from nnfx.data.sequences import real_steps
+from nnfx.types import Array, Batch, Sequences
 
 __all__ = ["Folds", "assign"]
 
@@ -70,12 +71,18 @@ class Folds(NamedTuple):
         if not changes_inputs and preprocess.target_mean is None:
             return cls(of_row, jax.tree.map(lambda leaf: jnp.stack([leaf] * count), preprocess), None)
         fold_of_row = np.asarray(of_row)
-        measured = [(np.asarray(data.weights) > 0) & (fold_of_row != fold) for fold in range(count)]
-        target_maps, target_change = _targets(np.asarray(data.targets), measured, preprocess)
+        weights = np.asarray(data.weights)
+        has_weight = (weights > 0).reshape(len(weights), -1).any(1)
+        measured = [has_weight & (fold_of_row != fold) for fold in range(count)]
+        target_maps, target_change = _targets(np.asarray(data.targets), weights, measured, preprocess)
         if not changes_inputs:
             maps = [dataclasses.replace(preprocess, **targets) for targets in target_maps]
             return cls(of_row, jax.tree.map(lambda *leaves: jnp.stack(leaves), *maps), None, target_change)
-        inputs = np.asarray(data.inputs)
+        if isinstance(data.inputs, Sequences):  # whose steps are measured like rows
+            steps = real_steps(*map(np.asarray, data.inputs[:2]))
+            inputs, measured = steps.values[:, None], [rows[steps.rows] for rows in measured]
+        else:
+            inputs = np.asarray(data.inputs)
         mean, scale = (np.broadcast_to(each, _shape(preprocess, inputs)) for each in preprocess.exact[:2])
         missing = _missing(inputs, preprocess)
         meanings = {name: getattr(preprocess, name) for name in MEANINGS}
@@ -98,11 +105,13 @@ class Folds(NamedTuple):
         change = jax.tree.map(lambda *parts: jnp.asarray(np.stack(parts), inputs.dtype), *changes)
         return cls(of_row, stacked, change, target_change)
 
-    def inputs(self, inputs: Array, preprocess: Preprocess, fold: Array) -> Array:
+    def inputs(self, inputs: Any, preprocess: Preprocess, fold: Array) -> Any:
         """Return prepared inputs as the preprocessing of a fold would give them; the fold may be traced."""
         if self.change is None:
             return inputs
         shift, ratio, fill = self.change
+        if isinstance(inputs, Sequences):  # their padding is zero again when a step fills it
+            return inputs._replace(values=(inputs.values - shift[fold]) / ratio[fold])
         if fill is not None and preprocess.indicators:
             at = jnp.array(preprocess.indicators)
             is_missing = inputs[:, fill.shape[2] :] > 0
@@ -118,16 +127,17 @@ class Folds(NamedTuple):
 
 
 def _targets(
-    targets: np.ndarray, measured: Sequence[np.ndarray], preprocess: Preprocess
+    targets: np.ndarray, weights: np.ndarray, measured: Sequence[np.ndarray], preprocess: Preprocess
 ) -> tuple[list[dict[str, Any]], tuple[Array, Array] | None]:
     """Return the mean and the scale of the targets by fold, as fields of its map, and in units of those prepared."""
     if preprocess.target_mean is None or preprocess.target_scale is None:
         return [{}] * len(measured), None
     mean, scale = (np.asarray(each, np.float64) for each in (preprocess.target_mean, preprocess.target_scale))
     exact, fields, changes = targets.astype(np.float64), [], []
+    known = measure.has_weight(weights, exact.shape)
     for rows in measured:
-        own = exact[rows] if rows.any() else exact
-        shift, ratio = own.mean(0, keepdims=True), own.std(0, keepdims=True)
+        own = rows if rows.any() else np.ones_like(rows)
+        shift, ratio = measure.spread(exact, own, known)
         ratio = np.where(ratio <= 1e-6, 1 / scale, ratio)  # constant but for rounding
         in_raw_units = {"target_mean": mean + scale * shift, "target_scale": scale * ratio}
         fields.append({name: jnp.asarray(each, preprocess.target_mean.dtype) for name, each in in_raw_units.items()})
@@ -180,7 +190,7 @@ def _measure(
     is_constant = scale <= 1e-12 * np.abs(mean)
     is_lost = ~is_constant & (step > 1e-2 * scale)
     if is_lost.any():
-        worst = int(is_lost.reshape(shape[1], -1).any(1).argmax())
+        worst = int(is_lost.reshape(shape[-1 if preprocess.takes_sequences else 1], -1).any(1).argmax())
         names = encode.names(preprocess.encoding, preprocess.features) if preprocess.encoding else preprocess.features
         name = names[worst] if worst < len(names) else f"x{worst}"
         raise ValueError(

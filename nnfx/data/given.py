@@ -1,15 +1,17 @@
 """What users hand to `prepare`: read on the host in its own precision, checked, and stacked row by row."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from nnfx import arrays, checks
-from nnfx.data import encode
+from nnfx.data import encode, sequences
 from nnfx.data.frames import as_columns, frame_names, in_order_of, repeated
 from nnfx.data.measure import device_dtype
 from nnfx.data.targets import as_classes
+from nnfx.types import Sequences
 
 __all__ = ["Given", "read"]
 
@@ -19,12 +21,13 @@ class Given(NamedTuple):
 
     Attributes:
         inputs: an array of numbers `(rows, ...)`, or the columns of a frame with categories or booleans.
-        targets: `(rows, ...)`; integers if they were text.
-        weights: `(rows,)` in float64.
+        targets: `(rows, ...)`; integers if they were text. Missing ones are filled with a value of the same output.
+        weights: in float64, `(rows,)`, or of the leading axes of the targets; 0 for missing targets.
         features: the names given to the raw features; empty if they have none.
         names: what to call the raw features.
         classes: the names of the classes, if the targets were text.
         train: how many rows come before those of `valid`; all if that was not given.
+        lengths: how many steps of each row are real, if the inputs are sequences, which are zero beyond; else None.
     """
 
     inputs: np.ndarray | tuple[encode.Column, ...]
@@ -34,6 +37,7 @@ class Given(NamedTuple):
     names: tuple[str, ...]
     classes: tuple[str, ...]
     train: int
+    lengths: np.ndarray | None
 
     @property
     def lost(self) -> np.ndarray:
@@ -43,8 +47,18 @@ class Given(NamedTuple):
         return np.stack([column.missing for column in self.inputs], axis=1)
 
 
-def read(inputs: Any, targets: Any, weights: Any, valid: Any, features: Sequence[str] | None) -> Given:
+def read(
+    inputs: Any, targets: Any, weights: Any, valid: Any, features: Sequence[str] | None, *, mask: bool = False
+) -> Given:
     """Read the rows to train on, and those held out if `valid` holds them, and check all but the inputs' values.
+
+    Args:
+        inputs: as for `prepare`, like the next four.
+        targets: the targets.
+        weights: their weights.
+        valid: the held-out part.
+        features: the names of the features.
+        mask: whether targets may be missing, and then weigh nothing.
 
     Raises:
         TypeError, ValueError: as for `prepare`.
@@ -60,15 +74,25 @@ def read(inputs: Any, targets: Any, weights: Any, valid: Any, features: Sequence
         for name, value in zip(("inputs", "targets", "weights"), part, strict=True):
             if not checks.is_concrete(value):
                 raise TypeError(f"{name}{of}: expected concrete values, got traced ones; prepare data outside of jit")
-    x, given, names = _inputs(as_columns(inputs), features)
+    lengths: list[np.ndarray] = []
+    x: Any
+    if isinstance(inputs, Sequences):
+        x, of_train = sequences.read("inputs", inputs)
+        lengths.append(of_train)
+        given, names = _names(features, None, math.prod(x.shape[2:]))
+    else:
+        x, given, names = _inputs(as_columns(inputs), features)
     rows = [_rows(x)]
     if valid is not None:
-        more = _like(x, given, valid[0])
+        more, *of_valid = _sequences_like(x, valid[0]) if lengths else (_like(x, given, valid[0]),)
+        lengths += of_valid
         rows.append(_rows(more))
         x = _joined(x, more)
-    y, classes = _targets([part[1] for part in parts.values()], rows)
-    w = [_weights(f"weights{of}", part[2], count) for (of, part), count in zip(parts.items(), rows, strict=True)]
-    return Given(x, y, np.concatenate(w), given, names, classes, rows[0])
+    y, classes, is_known = _targets([part[1] for part in parts.values()], rows, mask)
+    shapes = [(count, *y.shape[1:]) for count in rows]
+    w = [_weights(f"weights{of}", part[2], shape) for (of, part), shape in zip(parts.items(), shapes, strict=True)]
+    weights = _masked(_together(w), is_known)
+    return Given(x, y, weights, given, names, classes, rows[0], np.concatenate(lengths) if lengths else None)
 
 
 def _inputs(
@@ -130,18 +154,38 @@ def _joined(
     x: np.ndarray | tuple[encode.Column, ...], more: np.ndarray | tuple[encode.Column, ...]
 ) -> np.ndarray | tuple[encode.Column, ...]:
     if isinstance(x, np.ndarray):
-        return np.concatenate([x, np.asarray(more)])
+        more = np.asarray(more)
+        time = max(x.shape[1], more.shape[1])  # which differ for sequences only
+        return np.concatenate([each if each.shape[1] == time else sequences.padded(each, time) for each in (x, more)])
     return tuple(column.joined(other) for column, other in zip(x, more, strict=True))
 
 
-def _targets(parts: list[Any], rows: list[int]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return the targets of all parts, and the names of the classes if they are text."""
+def _sequences_like(x: Any, inputs: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Read held-out sequences, which may be longer or shorter than those to train on."""
+    name = "inputs of valid"
+    if not isinstance(inputs, Sequences):
+        raise TypeError(f"{name}: expected Sequences, like the inputs to train on, got {checks.describe(inputs)}")
+    more, lengths = sequences.read(name, inputs)
+    if more.shape[2:] != x.shape[2:]:
+        expected = ", ".join(["rows", "time", *map(str, x.shape[2:])])
+        raise ValueError(f"{name}: expected ({expected}), like those to train on, got {checks.describe(more)}")
+    return more, lengths
+
+
+def _targets(parts: list[Any], rows: list[int], mask: bool) -> tuple[np.ndarray, tuple[str, ...], np.ndarray | None]:
+    """Return the targets of all parts, the names of the classes if they are text, and which targets are known.
+
+    None stands for all of them. Unknown ones are filled with the first known value of the same output.
+    """
     found: list[np.ndarray] = []
+    is_known: list[np.ndarray] = []
     names = ("targets", "targets of valid")
     texts = [encode.labels(name, part) for name, part in zip(names, parts, strict=False)]
     for name, part, labels, count in zip(names, parts, texts, rows, strict=False):
-        y = arrays.as_numpy(name, part) if labels is None else labels
+        y = arrays.as_numpy(name, part, masked_as_nan=mask) if labels is None else labels
         _check_rows(name, y)
+        is_known.append(~np.isnan(y) if mask and y.dtype.kind == "f" else np.ones(y.shape, bool))
+        y = _whole(y, part) if mask else y
         if len(y) != count:
             raise ValueError(f"{name}: expected as many rows as inputs, {count}, got {len(y)}")
         if y.shape[1:] != (found or [y])[0].shape[1:]:
@@ -151,22 +195,66 @@ def _targets(parts: list[Any], rows: list[int]) -> tuple[np.ndarray, tuple[str, 
         found.append(y)
     y = np.concatenate(found)
     if texts[0] is not None:
-        return as_classes(y)
+        return *as_classes(y), None
+    known = np.concatenate(is_known)
+    if not known.all():
+        lacking = np.flatnonzero(~known.reshape(len(y), -1).any(0))
+        if len(lacking):
+            raise ValueError(f"targets: expected some known values of output {lacking[0]}, got only missing ones")
+        first = np.take_along_axis(y, known.argmax(0)[None], 0)
+        y = np.where(known, y, first)
     checks.finite("targets", y)
     dtype = device_dtype(y.dtype, at_least=int)
     arrays.check_range("targets", y, dtype)
     arrays.narrowed("targets", y, dtype)
     arrays.check_spread("targets", y)
-    return y, ()
+    return y, (), None if known.all() else known
 
 
-def _weights(name: str, weights: Any, rows: int) -> np.ndarray:
-    """Return the weights of a part in float64."""
-    w = np.ones(rows) if weights is None else arrays.as_numpy(name, weights).astype(np.float64)
-    if w.shape != (rows,):
-        raise ValueError(f"{name}: expected one per row, ({rows},), got {checks.describe(w)}")
+def _whole(y: np.ndarray, given: Any) -> np.ndarray:
+    """Return targets as integers again if only the missing ones among them made them floats."""
+    dtypes = [given.dtype] if hasattr(given, "dtype") else list(getattr(given, "dtypes", ()))
+    text = [str(getattr(dtype, "numpy_dtype", dtype)).lower() for dtype in dtypes]
+    if y.dtype.kind != "f" or not text or not all(each.startswith(("int", "uint", "bool")) for each in text):
+        return y
+    return np.where(np.isnan(y), 0, y).astype(np.int64)
+
+
+def _weights(name: str, weights: Any, targets: tuple[int, ...]) -> np.ndarray:
+    """Return the weights of a part in float64, one per row, or one per step or output of targets of this shape."""
+    w = np.ones(targets[0]) if weights is None else arrays.as_numpy(name, weights).astype(np.float64)
+    if w.ndim == 0 or w.shape != targets[: w.ndim]:
+        others = f", or the leading axes of the targets, {targets}" if len(targets) > 1 else ""
+        raise ValueError(f"{name}: expected one per row, ({targets[0]},){others}, got {checks.describe(w)}")
     checks.weights(name, w)
     return w
+
+
+def _together(weights: list[np.ndarray]) -> np.ndarray:
+    """Return the weights of both parts; if only one part has one per step or output, so has the other then."""
+    first, *others = sorted(weights, key=np.ndim, reverse=True)
+    shape = first.shape[1:]
+    return (
+        np.concatenate([np.broadcast_to(_with_axes(w, first.ndim), (len(w), *shape)) for w in weights])
+        if others
+        else first
+    )
+
+
+def _masked(weights: np.ndarray, is_known: np.ndarray | None) -> np.ndarray:
+    """Return weights that are zero for unknown targets, with as few axes as tell them apart."""
+    if is_known is None:
+        return weights
+    axes = weights.ndim
+    masked = _with_axes(weights, is_known.ndim) * is_known
+    while masked.ndim > axes and (masked == masked[..., :1]).all():
+        masked = masked[..., 0]
+    return masked
+
+
+def _with_axes(weights: np.ndarray, count: int) -> np.ndarray:
+    """Return weights with axes of size 1 appended."""
+    return weights.reshape(*weights.shape, *(1,) * (count - weights.ndim))
 
 
 def _rows(x: np.ndarray | tuple[encode.Column, ...]) -> int:

@@ -8,14 +8,54 @@ import numpy as np
 
 from nnfx import checks
 
-__all__ = ["check_range", "check_resolution", "check_weights", "device_dtype", "medians", "moments"]
+__all__ = [
+    "check_range",
+    "check_resolution",
+    "check_weights",
+    "device_dtype",
+    "has_weight",
+    "medians",
+    "moments",
+    "spread",
+]
 
 
-def moments(x: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean and the standard deviation over some rows, `(1, ...)` each; 1 for what is constant."""
-    mean, scale = x[rows].mean(0, keepdims=True), x[rows].std(0, keepdims=True)
+def moments(x: np.ndarray, rows: np.ndarray, is_known: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and the standard deviation over some rows, `(1, ...)` each; 1 for what is constant.
+
+    Arguments are those of `spread`.
+    """
+    mean, scale = spread(x, rows, is_known)
     scale[scale <= 1e-12 * np.abs(mean)] = 1
     return mean, scale
+
+
+def spread(x: np.ndarray, rows: np.ndarray, is_known: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and the standard deviation over some rows, `(1, ...)` each.
+
+    Args:
+        x: `(rows, ...)`.
+        rows: which rows to measure.
+        is_known: which values to measure, like `x`; all by default. Of none, the mean is 0 and the deviation 1.
+    """
+    x = x[rows]
+    if is_known is None:
+        return x.mean(0, keepdims=True), x.std(0, keepdims=True)
+    known = is_known[rows]
+    some = known.any(0, keepdims=True)
+    mean, deviation = (of(0, keepdims=True, where=known | ~some) for of in (x.mean, x.std))
+    return np.where(some, mean, 0), np.where(some, deviation, 1)
+
+
+def has_weight(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Return which targets of this shape have a weight, or None if they have one weight per row.
+
+    >>> has_weight(np.array([[1.0, 0.0]]), (1, 2))
+    array([[ True, False]])
+    """
+    if weights.ndim == 1:
+        return None
+    return np.broadcast_to((weights > 0).reshape(*weights.shape, *(1,) * (len(shape) - weights.ndim)), shape)
 
 
 def medians(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnfx import arrays, checks
-from nnfx.data import encode, measure, splits
+from nnfx.data import encode, measure, sequences, splits
 from nnfx.data.frames import repeated
 from nnfx.data.given import Given, read
 from nnfx.data.preprocess import Preprocess
@@ -20,6 +20,7 @@ from nnfx.types import Array, Batch, at_least_float32
 __all__ = ["Data", "Missing", "Preprocess", "Report", "prepare"]
 
 Missing = Literal["error", "drop", "median"]
+MissingTargets = Literal["error", "mask"]
 
 
 class Report(NamedTuple):
@@ -116,6 +117,7 @@ def prepare(
     groups: Any = None,
     valid: Any = None,
     missing: Missing = "error",
+    missing_targets: MissingTargets = "error",
     unseen: encode.Unseen = "error",
     standardize: bool | None = None,
     standardize_targets: bool = False,
@@ -136,9 +138,11 @@ def prepare(
     Args:
         inputs: `(rows, ...)`, numbers or booleans, as an array, a list, a tensor, or a frame or Series of pandas or
             polars, which may hold categories as well; integers, booleans and half precision become the default float.
-            Masked values of a NumPy array and nulls of a frame count as missing, like NaN.
-        targets: `(rows, ...)`, numbers or booleans, none missing; or `(rows,)`, text or categories, which become
-            integers and leave their names in `data.classes`.
+            Masked values of a NumPy array and nulls of a frame count as missing, like NaN. Or `nnfx.models.Sequences`
+            of numbers `(rows, time, features)`, each feature of which is standardised over all real steps, or of
+            tokens, integers `(rows, time)`; beyond their lengths they may hold anything, and become zero.
+        targets: `(rows, ...)`, numbers or booleans; or `(rows,)`, text or categories, which become integers and leave
+            their names in `data.classes`.
         key: a typed key that determines which rows are held out.
         valid_fraction: the fraction of rows to hold out, at least 0 and below 1, to the nearest whole number of rows.
         stratify: whether this fraction is held out of each class of the targets, by scikit-learn.
@@ -150,21 +154,27 @@ def prepare(
             `(rows, features)`, fill in the training `"median"` and append an indicator column for each feature with
             missing values in the training part. With `"median"`, missing categories are a category of their own,
             `column missing`, if they occur in the training part, and otherwise 0 in all columns.
+        missing_targets: what to do about missing targets: raise an `"error"`; or `"mask"` each of them, so that it
+            weighs nothing in the loss, in metrics and in statistics. If rows lack some of their targets, every target
+            has a weight of its own, and each present one counts once: the loss is `Σ wᵢ mᵢⱼ ℓᵢⱼ / Σ wᵢ mᵢⱼ` over rows
+            i and targets j, with `mᵢⱼ` 1 or 0, and ℓ a loss that is a mean over outputs, such as
+            `nnfx.losses.mean_square_error`. Integers with a mask stay integers.
         unseen: what to do about categories that do not occur in the training rows, here and in predictions: raise an
             `"error"`, or take them as `"other"`, 0 in all columns; a column of its own would have untrained weights.
         standardize: whether to standardise every feature to mean 0 and standard deviation 1; by default, yes unless
             integers are to be kept.
         standardize_targets: whether to standardise targets that are floats. Losses and `run.apply` are then in these
             units, and `run.predict` in the raw ones.
-        weights: `(rows,)`, none negative and some positive in each part; 1 by default. The statistics are not
-            weighted, but leave out rows of weight zero.
+        weights: `(rows,)`, none negative and some positive in each part; 1 by default. Or of the leading axes of the
+            targets, such as `(rows, time)`, the weight of each step. The statistics are not weighted, but leave out
+            rows of weight zero.
         class_weight: what the weights of all rows are multiplied by: a mapping from class (name or integer) to number,
             1 for others; or `"balanced"`, so that all classes weigh the same in the training part.
         features: the names of the features; by default, those of a frame's columns. Predictions from frames find
             their columns by these names.
         keep_integers: whether integers, such as tokens for an embedding, stay integers and go to the model as int32;
-            all other numbers become floats. None keeps integers `(rows, n)` that are neither to be standardised
-            (`standardize=False`) nor filled.
+            all other numbers become floats. None keeps the tokens of `Sequences`, and integers `(rows, n)` that are
+            neither to be standardised (`standardize=False`) nor filled.
 
     Returns:
         The training part, the held-out part, and the map between raw and prepared features.
@@ -188,13 +198,16 @@ def prepare(
         dtype('int32')
     """
     checks.choice("missing", missing, ("error", "drop", "median"))
+    checks.choice("missing_targets", missing_targets, ("error", "mask"))
     checks.choice("unseen", unseen, ("error", "other"))
     for name, flag in (("standardize", standardize), ("keep_integers", keep_integers)):
         _check_flag(name, flag, "True, False or None", (bool, np.bool_, type(None)))
     for name, flag in (("stratify", stratify), ("standardize_targets", standardize_targets)):
         _check_flag(name, flag, "True or False", (bool, np.bool_))
     _check_ways(valid_fraction, stratify, split, groups, valid)
-    given = read(inputs, targets, weights, valid, features)
+    given = read(inputs, targets, weights, valid, features, mask=missing_targets == "mask")
+    if given.lengths is not None and missing == "median":
+        raise ValueError("missing: expected 'error' or 'drop' for sequences, got 'median'")
     lost, names = given.lost, given.names
     kept: np.ndarray = np.ones(len(lost), bool)
     if missing == "error":
@@ -209,13 +222,13 @@ def prepare(
         if len(rows):
             checks.weights(f"weights of {part}", w[rows])
     measure.check_weights(w)
-    measured = train[w[train] > 0]
+    measured = train[(w[train] > 0).reshape(len(train), -1).any(1)]
 
     encoding: encode.Encoding = ()
     counts = dict(zip(names, lost.sum(0).tolist(), strict=True)) if missing == "median" and lost.ndim == 2 else {}
     if isinstance(given.inputs, tuple):
         encoding = encode.encoding_of(given.inputs, measured)
-        used = np.isin(np.arange(len(w)), np.concatenate([train, held_out])) & (w > 0)
+        used = np.isin(np.arange(len(w)), np.concatenate([train, held_out])) & (w > 0).reshape(len(w), -1).any(1)
         x = encode.encoded(given.inputs, encoding, unseen=unseen, fills=missing == "median", used=used)
         names = encode.names(encoding, names)
         for name in repeated(names):
@@ -224,6 +237,9 @@ def prepare(
     else:
         x = given.inputs
     given_dtype, shape = x.dtype, x.shape[1:]
+    if given.lengths is not None:
+        shape = (sequences.ANY_TIME, *shape[1:])
+        keep_integers = True if x.ndim == 2 else bool(keep_integers)
     is_kept = _keeps_integers(keep_integers, x, standardize, missing)
     standardize = not is_kept if standardize is None else standardize
     floats = jax.dtypes.canonicalize_dtype(x.dtype if jnp.issubdtype(x.dtype, np.floating) else float)
@@ -239,15 +255,21 @@ def prepare(
         x = np.concatenate([np.where(lost, median, x), lost[:, indicators]], axis=1)
         names += tuple(f"{names[i]} missing" for i in indicators)
     mean, scale = np.zeros(()), np.ones(())
-    measure.check_range(x, names, precise)
+    table, of_table, trained = x, measured, train
+    if given.lengths is not None:  # whose steps are the rows of one table
+        table, row_of_step = sequences.real_steps(x, given.lengths)
+        of_table, trained = (np.flatnonzero(np.isin(row_of_step, part)) for part in (measured, train))
+    measure.check_range(table, names, precise)
     if standardize:
-        mean, scale = measure.moments(x, measured)
+        mean, scale = measure.moments(table, of_table)
         flags = np.flatnonzero(encode.flags(encoding)[0])
         mean[:, flags], scale[:, flags] = 0, 1
         measure.check_resolution(mean, scale, names, precise)
+        if given.lengths is not None:
+            mean, scale = mean[None], scale[None]  # for (rows, time, features)
     y, of_targets = given.targets, {}
     if standardize_targets:
-        y, *statistics = standardized(y, measured)
+        y, *statistics = standardized(y, measured, w)
         exact = at_least_float32(measure.device_dtype(given.targets.dtype, at_least=float))
         target_mean, target_scale = (jnp.asarray(each, exact) for each in statistics)
         of_targets = {"target_mean": target_mean, "target_scale": target_scale}
@@ -268,13 +290,15 @@ def prepare(
     if standardize:
         mean, scale, _ = preprocess.exact
         x = (x - mean) / scale
+        x = x if given.lengths is None else sequences.without_padding(np, x, given.lengths)
     elif not is_kept and not arrays.is_exact(given_dtype, precise):
-        arrays.check_spread("inputs", x[train], dtype=precise)
+        arrays.check_spread("inputs", table[trained], dtype=precise)
     on_host = arrays.narrowed("targets", y, measure.device_dtype(given.targets.dtype, at_least=int))
 
     def batch(name: str, rows: np.ndarray) -> Batch:
+        values = arrays.to_device(f"inputs of {name}", x[rows], dtype)
         return Batch(
-            arrays.to_device(f"inputs of {name}", x[rows], dtype),
+            values if given.lengths is None else sequences.on_device(values, given.lengths[rows]),
             jnp.asarray(on_host[rows]),
             jnp.asarray(w[rows].astype(precise)),
         )
@@ -341,7 +365,8 @@ def _parts(
     if split is None:
         train, valid = rows[rows < given.train], rows[rows >= given.train]
     else:
-        train, valid = (part[kept[part]] for part in splits.given(split, groups, inputs, given.targets))
+        shown = inputs if given.lengths is None else given.inputs  # splitters count the rows of an array
+        train, valid = (part[kept[part]] for part in splits.given(split, groups, shown, given.targets))
     for name, part in (("to train on", train), ("held out", valid)):
         if not len(part):
             raise ValueError(f"inputs: expected at least one row {name} without a missing value, got none")

@@ -10,7 +10,7 @@ import numpy as np
 
 from nnfx import checks
 from nnfx.arrays import as_numpy, is_exact, to_device
-from nnfx.data import encode
+from nnfx.data import encode, sequences
 from nnfx.data.frames import in_order_of
 from nnfx.types import Array, Sequences
 
@@ -43,7 +43,8 @@ class Preprocess:
         mean: `(1, features + indicators)`, or a scalar zero if nothing is standardised.
         scale: like `mean`; the standard deviation, or 1 for a constant feature.
         indicators: the positions of the features that have an indicator for missing values.
-        shape: the shape of a raw example, with its categories as columns of 0 and 1.
+        shape: the shape of a raw example, with its categories as columns of 0 and 1; for sequences, −1 stands for any
+            number of steps.
         features: the names of the raw features, by which the columns of a frame are found; empty if they have none.
         keep_integers: whether integers stay integers, as tokens do; None keeps those `(batch, n)` that are left
             unchanged.
@@ -111,23 +112,27 @@ class Preprocess:
         assert scale is not None
         return mean, scale, median
 
-    def __call__(self, inputs: Any) -> Array:
+    def __call__(self, inputs: Any) -> Any:
         """Return raw inputs `(batch, features)` prepared for the model, `(batch, features + indicators)`.
 
         Args:
             inputs: an array, a list, a tensor, or a frame, whose columns are put in the order of `features`. If the
-                model was trained on a frame with categories, an array holds its columns with these as 0 and 1.
+                model was trained on a frame with categories, an array holds its columns with these as 0 and 1. If it
+                was trained on `Sequences`, other `Sequences` of any number of steps, or an array of real steps.
 
         Raises:
             TypeError: for inputs that do not hold real numbers, columns that held something else in training, and
-                `Sequences`, which are already prepared.
+                `Sequences` for a model that was not trained on them.
             ValueError: for a wrong number of features, columns with other names, categories that did not occur in
                 training (see `unseen`), or concrete values that are infinite, missing if nothing is filled, or not
                 integers if integers are kept.
         """
+        if self.takes_sequences:
+            return self._sequences(inputs)
         if isinstance(inputs, Sequences):
             raise TypeError(
-                "inputs: expected raw features as one array or frame, got Sequences; pass prepared ones to run.apply"
+                "inputs: expected raw features as one array or frame, as trained on, got Sequences; pass prepared ones"
+                " to run.apply"
             )
         x = self._encoded(in_order_of(self.features, inputs))
         if not _stays(x):
@@ -142,6 +147,27 @@ class Preprocess:
         loses_nothing = self.remainder is None and is_exact(x.dtype, self.mean.dtype)  # then on the device, like images
         on_host = isinstance(x, np.ndarray) and _is_local(self) and not loses_nothing
         return jnp.asarray(self._on_host(x)) if on_host else self._on_device(x)
+
+    @property
+    def takes_sequences(self) -> bool:
+        """Whether examples are sequences, each with its own number of steps."""
+        return self.shape[:1] == (sequences.ANY_TIME,)
+
+    def _sequences(self, inputs: Any) -> Sequences:
+        """Return sequences whose real steps are prepared, and which are zero beyond them."""
+        given = inputs if isinstance(inputs, Sequences) else Sequences(as_numpy("inputs", inputs))
+        values: Any = given.values
+        lengths: Any = given.lengths
+        if _is_local(inputs):
+            values, lengths = sequences.read("inputs", given)
+        else:
+            lengths = jnp.full(values.shape[0], values.shape[1]) if lengths is None else lengths
+            values = sequences.without_padding(jnp, values, lengths)
+        if values.ndim != 1 + len(self.shape) or values.shape[2:] != self.shape[1:]:
+            expected = ", ".join(["batch", "time", *map(str, self.shape[1:])])
+            raise ValueError(f"inputs: expected sequences ({expected}), got {checks.describe(values)}")
+        prepared = dataclasses.replace(self, shape=values.shape[1:])(values)
+        return sequences.on_device(sequences.without_padding(jnp, prepared, jnp.asarray(lengths)), lengths)
 
     def _encoded(self, inputs: Any) -> Any:
         """Return a frame as numbers if the training rows held categories, and anything else unchanged."""
@@ -251,7 +277,7 @@ class Preprocess:
         return raw, bias - (raw * mean).sum(0)
 
 
-def each(stacked: Preprocess, inputs: Any) -> Array:
+def each(stacked: Preprocess, inputs: Any) -> Any:
     """Return raw inputs as prepared by each of several maps, `(maps, batch, ...)`.
 
     Args:
@@ -262,14 +288,14 @@ def each(stacked: Preprocess, inputs: Any) -> Array:
     if not _is_local(stacked):
         return jax.vmap(lambda preprocess: preprocess(inputs))(stacked)
     leaves = [np.asarray(leaf) for leaf in leaves]
-    prepared: dict[bytes, Array] = {}
+    prepared: dict[bytes, Any] = {}
     maps = []
     for i in range(len(leaves[0])):
         own = b"".join(leaf[i].tobytes() for leaf in leaves)
         if own not in prepared:
             prepared[own] = jax.tree.unflatten(tree, [leaf[i] for leaf in leaves])(inputs)
         maps.append(prepared[own])
-    return jnp.stack(maps)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *maps)
 
 
 def _halves(numbers: np.ndarray, dtype: Any) -> tuple[np.ndarray, np.ndarray]:

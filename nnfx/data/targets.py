@@ -72,8 +72,12 @@ def class_factors(
     return factors[of_row]
 
 
-def standardized(targets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def standardized(
+    targets: np.ndarray, rows: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return targets with mean 0 and standard deviation 1 over some rows, and the mean and the scale, `(1, ...)` each.
+
+    Targets without weight, such as missing ones, are not measured.
 
     Raises:
         TypeError: for targets that are not floats.
@@ -84,5 +88,5 @@ def standardized(targets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.
             " with astype(float)"
         )
     exact = targets.astype(np.float64)
-    mean, scale = measure.moments(exact, rows)
+    mean, scale = measure.moments(exact, rows, measure.has_weight(weights, exact.shape))
     return (exact - mean) / scale, mean, scale

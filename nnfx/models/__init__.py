@@ -3,7 +3,7 @@
 from nnfx.models import conversion, initializers
 from nnfx.models.adapters import from_equinox, from_haiku, from_linen, from_nnx
 from nnfx.models.attention import transformer
-from nnfx.models.convolutional import avg_pool, cnn, conv, lenet, max_pool, resnet
+from nnfx.models.convolutional import avg_pool, cnn, conv, lenet, max_pool, reshaped, resnet
 from nnfx.models.dense import mlp, perceptron
 from nnfx.models.normalization import BatchNorm, LayerNorm
 from nnfx.models.recurrent import gru, lstm, rnn
@@ -36,6 +36,7 @@ __all__ = [
     "mlp",
     "perceptron",
     "pretrained",
+    "reshaped",
     "resnet",
     "rnn",
     "save_safetensors",

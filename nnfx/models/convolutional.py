@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from nnfx.models.adapters import from_linen
 from nnfx.models.dense import MLP, Perceptron
 from nnfx.models.normalization import BatchNorm
 from nnfx.ops import windows
-from nnfx.types import Array, Model
+from nnfx.types import Array, Model, Variables
 
 
 class Convolution(NamedTuple):
@@ -224,6 +224,52 @@ def _check_inputs(x: Array, axes: int | None) -> None:
     if axes is not None and x.ndim != axes + 2:
         hint = "; add a channel with inputs[..., None]" if x.ndim == axes + 1 else ""
         raise ValueError(f"inputs: expected {layouts[axes]}, got {checks.describe(x)}{hint}")
+
+
+def reshaped(model: Model, shape: Sequence[int]) -> Model:
+    """A model whose inputs are reshaped first, such as rows of pixels to images for a `cnn`.
+
+    Args:
+        model: a model of inputs `(batch, *shape)`.
+        shape: the shape of one example; one size may be −1, which stands for what remains.
+
+    Returns:
+        A model of inputs of any shape with as many numbers per example, such as `(batch, features)`.
+
+    Raises:
+        TypeError: for anything but a model, and sizes that are not integers.
+        ValueError: for more than one −1, and other sizes below 1; and, by the model, for inputs that do not fit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> model = reshaped(cnn([conv(4), max_pool()], outputs=10), (8, 8, 1))
+        >>> pixels = jnp.zeros((5, 64))
+        >>> model.apply(model.init(jax.random.key(0), pixels), pixels).shape
+        (5, 10)
+    """
+    if not isinstance(model, Model):
+        raise TypeError(f"model: expected a Model, such as nnfx.models.cnn(...), got {checks.describe(model)}")
+    for i, size in enumerate(shape):
+        if size != -1:
+            checks.positive_integer(f"shape[{i}]", size)
+    if list(shape).count(-1) > 1:
+        raise ValueError(f"shape: expected at most one size of -1, got {tuple(shape)}")
+
+    def seen(inputs: Array) -> Array:
+        try:
+            return inputs.reshape(inputs.shape[0], *shape)
+        except TypeError as error:
+            raise ValueError(
+                f"inputs: expected examples of shape {tuple(shape)}, got {checks.describe(inputs)}"
+            ) from error
+
+    def init(key: Array, inputs: Any) -> Variables:
+        return model.init(key, seen(inputs))
+
+    def apply(variables: Variables, inputs: Any, **options: Any) -> Any:
+        return model.apply(variables, seen(inputs), **options)
+
+    return Model(init, apply)
 
 
 def lenet(outputs: int = 10, activation: str | Activation = "tanh") -> Model:

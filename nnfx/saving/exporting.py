@@ -40,6 +40,8 @@ def export(path: str | os.PathLike[str], model: Model, variables: Variables, pre
         raise FileExistsError(f"{file}: expected a path that does not exist yet, got a file, folder or link")
     if not file.parent.is_dir():
         raise FileNotFoundError(f"{file.parent}: expected a folder to write to, got none")
+    if preprocess.takes_sequences:
+        raise ValueError("model: expected one whose inputs are one array, got one of sequences; run.save writes it")
     _require_resolved(preprocess)
     function = _Whole(model, variables, preprocess)
     raw = jax.ShapeDtypeStruct((1, *preprocess.shape), raw_dtype(preprocess))

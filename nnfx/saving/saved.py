@@ -23,7 +23,7 @@ from nnfx.data.preprocess import Preprocess
 from nnfx.saving import fields
 from nnfx.saving.program import Program, fits, is_sequence, symbolic
 from nnfx.training.padding import apply_padded
-from nnfx.types import Array, Model, Variables
+from nnfx.types import Array, Model, Sequences, Variables
 
 FORMAT = 1
 """The version of what is saved; any other is refused."""
@@ -279,9 +279,11 @@ class Predictor:
         return [jnp.asarray(found[i]) for i in range(len(found))]
 
 
-def prepared_shapes(preprocess: Preprocess) -> jax.ShapeDtypeStruct:
-    """Return the shape and dtype of one prepared row."""
-    raw = jax.ShapeDtypeStruct((1, *preprocess.shape), raw_dtype(preprocess))
+def prepared_shapes(preprocess: Preprocess) -> Any:
+    """Return the shape and dtype of one prepared row, or of one sequence of a single step and its length."""
+    raw: Any = jax.ShapeDtypeStruct((1, *map(abs, preprocess.shape)), raw_dtype(preprocess))
+    if preprocess.takes_sequences:
+        raw = Sequences(raw, jax.ShapeDtypeStruct((1,), jax.dtypes.canonicalize_dtype(int)))
     return jax.eval_shape(lambda inputs: preprocess(inputs), raw)
 
 

@@ -7,8 +7,8 @@ import numpy as np
 from scipy import special
 from sklearn.base import ClassifierMixin
 from sklearn.utils.class_weight import compute_sample_weight
-from sklearn.utils.multiclass import check_classification_targets, unique_labels
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
+from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from nnfx import checks, losses
 from nnfx.sklearn.estimator import Estimator
@@ -16,6 +16,9 @@ from nnfx.sklearn.estimator import Estimator
 
 class Classifier(ClassifierMixin, Estimator):
     """A network that tells classes apart: one logit for two classes, a logit for each of several.
+
+    It also takes several labels for each row, an indicator matrix `(rows, labels)` of 0 and 1, and then has a logit for
+    each label; probabilities are those of the labels, `(rows, labels)`, as of scikit-learn's `MLPClassifier`.
 
     The training run is that of `nnfx.fit`, with `jax.random.key(random_state)`. Fitting again with other numbers
     (`learning_rate`, `l2` above 0, and those in `hyper`) compiles nothing, nor does fitting a clone. To be pickled, a
@@ -40,6 +43,8 @@ class Classifier(ClassifierMixin, Estimator):
         parts: further arguments of `nnfx.fit` by name, such as `{"average": nnfx.averaging.exponential}`.
         standardize: whether to standardise the features to mean 0 and standard deviation 1, both weighted.
         validation_fraction: the fraction of rows to hold out; the weights that do best on them are kept.
+        missing_targets: `"error"`; or `"mask"`, for NaN among the targets, which then count in no loss and no metric:
+            see `nnfx.data.prepare`. Scores of scikit-learn need targets without NaN.
         class_weight: the weight of each class by label; `"balanced"` for the inverse of their frequencies; None for 1.
         warm_start: whether `fit` goes on from the weights of the previous call.
         random_state: a seed, which determines the run; a `RandomState`, or None, to draw one.
@@ -47,7 +52,7 @@ class Classifier(ClassifierMixin, Estimator):
         verbose: whether to print a summary of the run.
 
     Attributes:
-        classes_: the classes, sorted.
+        classes_: the classes, sorted; for several labels for each row, the positions of the labels.
         n_features_in_: how many features there were.
         feature_names_in_: their names, if they were given in a frame.
         history_: each metric by epoch.
@@ -63,7 +68,8 @@ class Classifier(ClassifierMixin, Estimator):
         True
     """
 
-    _checks: Mapping[str, Any] = {}
+    _checks: Mapping[str, Any] = {"multi_output": True}
+    _is_multilabel = False
 
     def __init__(
         self,
@@ -83,6 +89,7 @@ class Classifier(ClassifierMixin, Estimator):
         parts: Mapping[str, Any] | None = None,
         standardize: bool = True,
         validation_fraction: float = 0.0,
+        missing_targets: str = "error",
         class_weight: Any = None,
         warm_start: bool = False,
         random_state: Any = None,
@@ -104,19 +111,26 @@ class Classifier(ClassifierMixin, Estimator):
         self.parts = parts
         self.standardize = standardize
         self.validation_fraction = validation_fraction
+        self.missing_targets = missing_targets
         self.class_weight = class_weight
         self.warm_start = warm_start
         self.random_state = random_state
         self.dtype = dtype
         self.verbose = verbose
 
+    def __sklearn_tags__(self) -> Any:
+        """Return what scikit-learn asks about an estimator."""
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
+
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> "Classifier":  # noqa: N803
         """Train for one epoch on these examples; features are standardised as in the first call.
 
         Args:
             X: `(rows, features)`.
-            y: the class of each row.
-            classes: all classes, in the first call.
+            y: the class of each row, or a row of labels.
+            classes: all classes, in the first call; for rows of labels, their positions.
             sample_weight: how much each row counts, `(rows,)`.
 
         Returns:
@@ -140,51 +154,67 @@ class Classifier(ClassifierMixin, Estimator):
         return self
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
-        """Return the most likely class of each row, `(rows,)`.
+        """Return the most likely class of each row, `(rows,)`, or whether each label is likely, `(rows, labels)`.
 
         Args:
             X: `(rows, features)`.
         """
         scores = self.decision_function(X)
+        if self._is_multilabel:
+            return (scores > 0).astype(int)
         return np.asarray(self.classes_)[(scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(1)]
 
     def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
-        """Return the probability of each class, float64 `(rows, classes)`.
+        """Return the probability of each class, or of each label, float64 `(rows, classes)`.
 
         Args:
             X: `(rows, features)`.
         """
         scores = self.decision_function(X).astype(np.float64)
+        if self._is_multilabel:
+            return np.asarray(special.expit(scores))
         if scores.ndim == 1:
             return np.stack([special.expit(-scores), special.expit(scores)], axis=1)
         return np.asarray(special.softmax(scores, axis=1))
 
     def predict_log_proba(self, X: Any) -> np.ndarray:  # noqa: N803
-        """Return the logarithm of the probability of each class, float64 `(rows, classes)`.
+        """Return the logarithm of the probability of each class, or of each label, float64 `(rows, classes)`.
 
         Args:
             X: `(rows, features)`.
         """
         scores = self.decision_function(X).astype(np.float64)
+        if self._is_multilabel:
+            return np.asarray(special.log_expit(scores))
         if scores.ndim == 1:
             return np.stack([special.log_expit(-scores), special.log_expit(scores)], axis=1)
         return np.asarray(special.log_softmax(scores, axis=1))
 
     def decision_function(self, X: Any) -> np.ndarray:  # noqa: N803
-        """Return the logits: `(rows,)`, of the second class, for two classes, and `(rows, classes)` for more.
+        """Return the logits: `(rows,)`, of the second class, for two classes, and else `(rows, classes or labels)`.
 
         Args:
             X: `(rows, features)`.
         """
         check_is_fitted(self)
         outputs = self._outputs(X)
-        return outputs[:, 0] if len(self.classes_) == 2 else outputs
+        return outputs[:, 0] if len(self.classes_) == 2 and not self._is_multilabel else outputs
 
     def _targets(
         self, y: np.ndarray, weights: np.ndarray | None, is_new: bool, classes: Any
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the number of each row's class, and the weight of each row."""
         check_classification_targets(y)
+        is_multilabel = type_of_target(y) == "multilabel-indicator"
+        if not is_new and (is_multilabel != self._is_multilabel or (is_multilabel and y.shape[1] != self._n_outputs())):
+            raise ValueError(f"y: expected targets as before, got {checks.describe(y)}")
+        self._is_multilabel = is_multilabel
+        if is_multilabel:
+            if self.class_weight is not None:
+                raise ValueError(f"class_weight: expected None for rows of labels, got {self.class_weight!r}")
+            self.classes_ = np.arange(y.shape[1])
+            return y.astype(int), weights
+        y = column_or_1d(y, warn=True)
         seen = np.unique(y)
         if is_new:
             counted = seen if weights is None else np.unique(y[weights > 0])
@@ -206,10 +236,10 @@ class Classifier(ClassifierMixin, Estimator):
         return targets
 
     def _n_outputs(self) -> int:
-        return 1 if len(self.classes_) == 2 else len(self.classes_)
+        return 1 if len(self.classes_) == 2 and not self._is_multilabel else len(self.classes_)
 
     def _loss(self) -> Callable[..., Any]:
         if self.loss is not None and not callable(self.loss):
             raise TypeError(f"loss: expected a function of outputs and targets, got {checks.describe(self.loss)}")
-        default = losses.binary_cross_entropy if len(self.classes_) == 2 else losses.categorical_cross_entropy
-        return self.loss or default
+        is_binary = len(self.classes_) == 2 or self._is_multilabel
+        return self.loss or (losses.binary_cross_entropy if is_binary else losses.categorical_cross_entropy)

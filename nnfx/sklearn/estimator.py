@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from scipy import sparse
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
+from sklearn.utils import check_array, check_consistent_length, check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from nnfx import memo
@@ -48,13 +49,21 @@ class Estimator(BaseEstimator):
     """
 
     hyper: Mapping[str, float] | None
+    missing_targets: str
+
+    def __sklearn_tags__(self) -> Any:
+        """Return what scikit-learn asks about an estimator."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        return tags
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "Estimator":  # noqa: N803
         """Train on these examples; with `warm_start`, go on from the weights of the previous call.
 
         Args:
-            X: `(rows, features)`, numbers as an array, a list or a frame.
-            y: the targets, one for each row.
+            X: `(rows, features)`, numbers as an array, a list or a frame; or an array `(rows, ...)` for a network that
+                takes such, for example images.
+            y: the targets, one for each row, or a row of them.
             sample_weight: how much each row counts, `(rows,)`; a row of weight 0 is treated as absent.
 
         Returns:
@@ -97,12 +106,16 @@ class Estimator(BaseEstimator):
     ) -> Plan:
         """Check everything, and return the run to be made; what is learned from the data alone is set already."""
         spec.check(self.get_params(deep=False))
-        X, y = validate_data(self, X, y, reset=is_new, dtype=np.float64, **self._checks)  # noqa: N806
+        X, y, is_known = self._read(X, y, is_new)  # noqa: N806
         weights = None
         if sample_weight is not None:
             weights = _check_sample_weight(sample_weight, X, dtype=np.float64)
             if weights.min() < 0:
                 raise ValueError(f"sample_weight: expected non-negative numbers, got {weights.min():g}")
+        if is_known is not None:
+            rows = is_known.reshape(len(y), -1).any(1)
+            X, y, is_known = X[rows], y[rows], is_known[rows]  # noqa: N806
+            weights = None if weights is None else weights[rows]
         targets, weights = self._targets(y, weights, is_new, classes)
         if is_new:
             self._seed = seed_of(self.random_state)
@@ -112,6 +125,8 @@ class Estimator(BaseEstimator):
         counts = np.ones(len(train)) if weights is None else weights[train]
         if is_new:
             self._scale = runs.Scale.of(X[train], counts) if self.standardize else None
+        if is_known is not None and is_known.ndim > 1:
+            targets, counts = np.ma.masked_array(targets, ~is_known), counts[:, None] * is_known[train]
         targets = self._scaled(targets, train, counts, is_new)
         names = tuple(getattr(self, "feature_names_in_", ()))
         data = runs.prepared(key, X, targets, weights, self._scale, fraction, names)
@@ -119,6 +134,23 @@ class Estimator(BaseEstimator):
         if not is_new and made.state_key != self._spec.state_key:
             raise ValueError("warm_start: expected the model, optimizer, average and dtype of before, got others")
         return Plan(made, self._fit_of(made), key, data)
+
+    def _read(self, X: Any, y: Any, is_new: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:  # noqa: N803
+        """Return features and targets as arrays, and which targets are known; None stands for all of them.
+
+        Unknown ones are filled with the first known value of the same output.
+        """
+        options = {"reset": is_new, "dtype": np.float64, "allow_nd": True}
+        if self.missing_targets == "error":
+            X, y = validate_data(self, X, y, **options, **self._checks)  # noqa: N806
+            return X, y.toarray() if sparse.issparse(y) else y, None
+        X = validate_data(self, X, **options)  # noqa: N806
+        y = check_array(y, ensure_2d=False, ensure_all_finite="allow-nan", dtype=np.float64, input_name="y")
+        check_consistent_length(X, y)
+        is_known = ~np.isnan(y)
+        if not is_known.any(0).all():
+            raise ValueError("y: expected some known values of each output, got an output of NaN only")
+        return X, np.where(is_known, y, np.take_along_axis(y, is_known.argmax(0)[None], 0)), is_known
 
     def _spec_of(self, data: Data, epochs: int) -> Spec:
         rows = len(data.train.weights)
@@ -181,14 +213,14 @@ class Estimator(BaseEstimator):
                 )
             return np.asarray(known[1])
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=np.float64)  # noqa: N806
+        X = validate_data(self, X, reset=False, dtype=np.float64, allow_nd=True)  # noqa: N806
         with jax.enable_x64(self._spec.dtype == "float64"):
             outputs = np.asarray(self.run_.predict(X))
         return outputs.reshape(len(X), -1)
 
     def _inputs(self, X: Any, data: Data) -> Array:  # noqa: N803
         """Return inputs prepared as data were."""
-        X = validate_data(self, X, reset=False, dtype=np.float64)  # noqa: N806
+        X = validate_data(self, X, reset=False, dtype=np.float64, allow_nd=True)  # noqa: N806
         return data.preprocess(X)
 
     def _dtype(self) -> contextlib.AbstractContextManager[Any]:

@@ -36,6 +36,7 @@ class Regressor(MultiOutputMixin, RegressorMixin, Estimator):
             losses and metrics are then; predictions are in the unit of the targets. Losses that need the targets as
             they are, such as those of counts, need False.
         validation_fraction: as for `Classifier`.
+        missing_targets: as for `Classifier`.
         warm_start: as for `Classifier`.
         random_state: as for `Classifier`.
         dtype: as for `Classifier`.
@@ -70,6 +71,7 @@ class Regressor(MultiOutputMixin, RegressorMixin, Estimator):
         standardize: bool = True,
         standardize_targets: bool = True,
         validation_fraction: float = 0.0,
+        missing_targets: str = "error",
         warm_start: bool = False,
         random_state: Any = None,
         dtype: str = "float32",
@@ -91,6 +93,7 @@ class Regressor(MultiOutputMixin, RegressorMixin, Estimator):
         self.standardize = standardize
         self.standardize_targets = standardize_targets
         self.validation_fraction = validation_fraction
+        self.missing_targets = missing_targets
         self.warm_start = warm_start
         self.random_state = random_state
         self.dtype = dtype
@@ -139,7 +142,7 @@ class Regressor(MultiOutputMixin, RegressorMixin, Estimator):
         """Return the targets as the network is trained on them."""
         columns = targets.reshape(len(targets), -1)
         if is_new:
-            self._target_scale = runs.Scale.of(columns[train], counts) if self.standardize_targets else None
+            self._target_scale = runs.Scale.of(np.asarray(columns[train]), counts) if self.standardize_targets else None
         return targets if self._target_scale is None else self._target_scale.apply(columns).reshape(targets.shape)
 
     def _n_outputs(self) -> int:

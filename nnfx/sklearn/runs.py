@@ -36,14 +36,19 @@ class Scale(NamedTuple):
 
     @classmethod
     def of(cls, columns: np.ndarray, weights: np.ndarray) -> "Scale":
-        """Measure columns `(rows, columns)` whose rows have weights: twice the weight counts as the row twice.
+        """Measure columns `(rows, ...)` whose rows have weights: twice the weight counts as the row twice.
+
+        Each number may have a weight of its own instead, like `columns`.
 
         >>> scale = Scale.of(np.array([[1.0], [4.0], [9.0]]), np.array([2.0, 1.0, 0.0]))
         >>> scale.mean.item(), round(scale.deviation.item(), 3)
         (2.0, 1.414)
         """
         counted = weights > 0
-        columns, weights = columns[counted].astype(np.float64), weights[counted]
+        if weights.ndim == 1:
+            columns, weights = columns[counted].astype(np.float64), weights[counted]
+        elif not counted.any(0).all():
+            raise ValueError("y: expected some known values of each output to train on, got an output without any")
         mean = np.average(columns, axis=0, weights=weights)[None]
         deviation = np.sqrt(np.average((columns - mean) ** 2, axis=0, weights=weights))[None]
         deviation[deviation <= 1e-12 * np.abs(mean)] = 1
@@ -84,6 +89,7 @@ def prepared(
         key=key,
         valid_fraction=valid_fraction,
         standardize=False,
+        missing_targets="mask",
         weights=weights,
         features=features or None,
         keep_integers=False,

@@ -147,6 +147,7 @@ def check(parameters: Mapping[str, Any]) -> None:
     if isinstance(parameters["optimizer"], str):
         checks.choice("optimizer", parameters["optimizer"], OPTIMIZERS)
     checks.choice("dtype", parameters["dtype"], ("float32", "float64"))
+    checks.choice("missing_targets", parameters["missing_targets"], ("error", "mask"))
     checks.number("l2", parameters["l2"], minimum=0)
     checks.number("validation_fraction", parameters["validation_fraction"], minimum=0, below=1)
     if parameters["batch_size"] is not None:

@@ -47,12 +47,12 @@ class Ensemble:
     preprocess: Preprocess
     temperature: float = 1.0
 
-    def predict(self, inputs: ArrayLike) -> Array:
+    def predict(self, inputs: Any) -> Array:
         """Return every member's outputs for raw inputs, `(members, batch, outputs)`, in the unit of raw targets."""
         prepared = each(self.preprocess, inputs)
 
         def apply(rows: Any) -> Array:
-            return _apply(self.fit, np.shape(rows), self.hyper, self.variables, rows)
+            return _apply(self.fit, tuple(map(np.shape, jax.tree.leaves(rows))), self.hyper, self.variables, rows)
 
         outputs = apply_padded(self.fit, apply, prepared, (self.hyper, self.variables), axis=1)
         return self.preprocess.raw_outputs(outputs, axis=1)
@@ -104,10 +104,10 @@ def _labels(labels: Any) -> Array:
 
 
 @memo.compiled(static=2)
-def _apply(fit: Fit, shape: tuple[int, ...], hyper: Hyper, variables: Variables, inputs: Array) -> Array:
-    del shape  # one program for each number of rows, so that old ones are released if too many are held
+def _apply(fit: Fit, shapes: tuple[tuple[int, ...], ...], hyper: Hyper, variables: Variables, inputs: Any) -> Array:
+    del shapes  # one program for each number of rows, so that old ones are released if too many are held
 
-    def member(hyper: Hyper, variables: Variables, inputs: Array) -> Array:
+    def member(hyper: Hyper, variables: Variables, inputs: Any) -> Array:
         return fit.bind(hyper).model.apply(variables, inputs)
 
     return jax.vmap(member)(hyper, variables, inputs)

@@ -4,6 +4,7 @@ A weight of zero times something that is not finite is NaN, in the forward pass 
 count are replaced by a copy of one that does before anything is computed from them.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnfx import checks
+from nnfx.data import sequences
 from nnfx.data.batching import Order
 from nnfx.metrics.marks import is_counted, is_overall
 from nnfx.types import Array, Batch, Mean, PerExample, Sequences
@@ -104,7 +106,7 @@ def weighted(order: Order, weights: Array) -> Order:
 
     Args:
         order: the rows of each batch.
-        weights: the weights of all rows, `(rows,)` or `(rows, time)`.
+        weights: the weights of all rows, `(rows,)` or `(rows, ...)`.
 
     Example:
         >>> weighted(Order(jnp.array([1, 0]), jnp.array([True, True])), jnp.array([0.0, 1.0])).rows.tolist()
@@ -129,15 +131,7 @@ def _without_padding(node: Any) -> Any:
     if not _is_sequences(node) or node.lengths is None:
         return node
     library = jnp if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(node)) else np
-    is_real = _is_real(node)
-    is_real = is_real.reshape(*is_real.shape, *[1] * (node.values.ndim - 2))  # tokens have no features
-    return node._replace(values=library.where(is_real, node.values, 0))
-
-
-def _is_real(sequences: Sequences) -> Any:
-    """Return whether each step lies within the length of its sequence, `(batch, time)`."""
-    time = np.arange(sequences.values.shape[1], dtype=np.int32)
-    return time[None] < sequences.lengths[:, None]  # type: ignore[index]
+    return node._replace(values=sequences.without_padding(library, node.values, node.lengths))
 
 
 def has_lengths(batch: Batch) -> bool:
@@ -146,9 +140,9 @@ def has_lengths(batch: Batch) -> bool:
 
 
 def is_by_step(outputs: Any, batch: Batch) -> bool:
-    """Return whether losses and metrics are computed for each step rather than for each example.
+    """Return whether losses and metrics are computed for each step, or each number, rather than for each example.
 
-    They are if there is a weight for each step, or if sequences of unequal length have outputs and targets at every
+    They are if there is a weight for each of them, or if sequences of unequal length have outputs and targets at every
     step.
 
     Args:
@@ -158,12 +152,14 @@ def is_by_step(outputs: Any, batch: Batch) -> bool:
     Raises:
         ValueError: for weights of steps without outputs or targets at every step.
     """
-    if batch.weights.ndim == 2:
+    axes = batch.weights.ndim
+    if axes > 1:
         for name, array in (("model", outputs), ("targets", batch.targets)):
-            if array.shape[:2] != batch.weights.shape:
+            if array.shape[:axes] != batch.weights.shape:
                 raise ValueError(
-                    f"{name}: expected {'outputs ' if name == 'model' else ''}(batch, time, ...) for the weights of"
-                    f" each step, {checks.describe(batch.weights)}, got {checks.describe(array)}"
+                    f"{name}: expected {'outputs ' if name == 'model' else ''}(batch, {'time, ' * (axes == 2)}...) for"
+                    f" the weights of each step or output, {checks.describe(batch.weights)}, got"
+                    f" {checks.describe(array)}"
                 )
         return True
     if not has_lengths(batch) or outputs.ndim < 3:
@@ -173,30 +169,50 @@ def is_by_step(outputs: Any, batch: Batch) -> bool:
 
 
 def measured_weights(outputs: Any, batch: Batch) -> Any:
-    """Return the weights for losses and metrics: `(batch,)`, or `(batch, time)` if they are computed for each step."""
+    """Return the weights for losses and metrics: `(batch,)`, or `(batch, time, ...)` if each step or number has one."""
     if not is_by_step(outputs, batch):
         return batch.weights
-    weights = batch.weights if batch.weights.ndim == 2 else batch.weights[:, None]
-    if not has_lengths(batch):
+    weights = batch.weights if batch.weights.ndim > 1 else batch.weights[:, None]
+    if not has_lengths(batch) or outputs.ndim < 3:
         return weights
-    is_real = _is_real(batch.inputs)
+    is_real = sequences.is_real(batch.inputs.values.shape[1], batch.inputs.lengths)
+    is_real = is_real.reshape(*is_real.shape, *(1,) * (weights.ndim - 2))
     library: Any = jnp if any(isinstance(leaf, jax.Array) for leaf in (weights, is_real)) else np
     return library.where(is_real, weights, library.zeros((), weights.dtype))
 
 
-def examples(outputs: Any, batch: Batch) -> tuple[Any, Any, Any]:
-    """Return the outputs, targets and weights for losses and metrics, with one row for each example or step.
+def model_weights(outputs: Any, batch: Batch) -> Any:
+    """Return the weights that a model sees: `(batch,)`, or `(batch, time)` for steps.
 
-    Targets of steps without weight are replaced by those of a step with weight.
+    If each number of an example has a weight, the example, or the step, has the largest of them.
+
+    Args:
+        outputs: the shape of the outputs.
+        batch: the batch that they belong to.
+    """
+    weights = batch.weights
+    axes = weights.ndim - (outputs.shape == weights.shape)
+    has_steps = axes > 1 and jax.tree.leaves(batch.inputs)[0].ndim <= 3
+    kept = 2 if has_steps else 1
+    return weights if weights.ndim <= kept else weights.reshape(*weights.shape[:kept], -1).max(-1)
+
+
+def examples(outputs: Any, batch: Batch) -> tuple[Any, Any, Any]:
+    """Return the outputs, targets and weights for losses and metrics, with one row for each example, step or number.
+
+    Targets without weight are replaced by those of a row with weight. If each number has a weight of its own, outputs
+    and targets are `(rows, 1)`: the loss of an example that has a single output.
     """
     weights = measured_weights(outputs, batch)
     if weights.ndim == 1:
         return outputs, batch.targets, weights
+    is_by_number = outputs.ndim == weights.ndim == batch.targets.ndim
+    own = (1,) if is_by_number else None
 
     def flat(array: Any) -> Any:
-        return array.reshape(-1, *array.shape[2:])
+        return array.reshape(-1, *(array.shape[weights.ndim :] if own is None else own))
 
-    steps = filled(Batch((), flat(batch.targets), flat(weights)))
+    steps = filled(Batch((), flat(batch.targets), weights.reshape(-1)))
     return flat(outputs), steps.targets, steps.weights
 
 
@@ -211,14 +227,32 @@ def measure(measures: Mapping[str, PerExample], outputs: Array, batch: Batch) ->
 
 
 def measure_overall(measures: Mapping[str, Callable[..., Array]], outputs: Array, batch: Batch) -> dict[str, Mean]:
-    """Return the metrics of all rows together, given the outputs for all of them."""
-    outputs, targets, weights = examples(outputs, batch)
+    """Return the metrics of all rows together, given the outputs for all of them.
+
+    If each number of an example has a weight, they are the means over those outputs that have any.
+    """
     found = {}
     for name, function in measures.items():
         if is_overall(function):
-            value = function(outputs, targets, _counted(weights) if is_counted(function) else weights)
+            value = overall_value(function, outputs, batch)
             found[name] = Mean(value, jnp.ones((), value.dtype))
     return found
+
+
+def overall_value(function: Callable[..., Array], outputs: Array, batch: Batch) -> Array:
+    """Return a metric of all rows together."""
+
+    def value(outputs: Array, targets: Array, weights: Array) -> Array:
+        return function(outputs, targets, _counted(weights) if is_counted(function) else weights)
+
+    weights = measured_weights(outputs, batch)
+    if weights.ndim == 1 or outputs.ndim != weights.ndim or batch.targets.ndim != weights.ndim:
+        return value(*examples(outputs, batch))
+    rows = weights.shape[:2] if has_lengths(batch) and weights.ndim > 2 else weights.shape[:1]
+    columns = [jnp.asarray(each).reshape(math.prod(rows), -1) for each in (outputs, batch.targets, weights)]
+    values = jax.vmap(value, in_axes=1)(*columns)
+    is_some = (columns[2] != 0).any(0)
+    return Mean.of(values, is_some.astype(values.dtype)).value
 
 
 def _counted(weights: Array) -> Array:

@@ -133,8 +133,8 @@ class Run:
             (self.hyper, chosen),
         )
 
-    def predict(self, inputs: ArrayLike, variables: Variables | None = None) -> Array:
-        """Return the model's outputs for raw inputs, `(batch, features)`; otherwise like `apply`.
+    def predict(self, inputs: Any, variables: Variables | None = None) -> Array:
+        """Return the model's outputs for raw inputs, `(batch, features)`, or `Sequences`; otherwise like `apply`.
 
         If the targets were standardised, so are the outputs of `apply`; those of `predict` are in the unit of the raw
         targets.

@@ -99,8 +99,8 @@ def make_step(
     """Make the training step `(state, batch) -> (state, metrics)`, a pure function.
 
     It descends the gradient of the empirical loss `Σ wᵢ ℓᵢ / Σ wᵢ` of the batch, plus the penalty: weights act
-    within a batch. The randomness of step *t* comes from `fold_in(state.key, t)`. Compile it with `jax.jit`;
-    donating the state is up to the caller.
+    within a batch. With a weight for each step or output, it is `Σ wᵢⱼ ℓᵢⱼ / Σ wᵢⱼ`. The randomness of step *t* comes
+    from `fold_in(state.key, t)`. Compile it with `jax.jit`; donating the state is up to the caller.
 
     Args:
         model: the model.
@@ -158,12 +158,15 @@ def make_step(
     parts = Parts(model, loss, as_optimizer("optimizer", optimizer), metrics or {}, **others)
 
     def forward(params: Params, model_state: ModelState, batch: Batch, key: Array) -> tuple[Array, ModelState]:
-        inputs = batch.inputs
+        inputs, weights = batch.inputs, batch.weights
         if compute_dtype is not None:
             params, inputs = _cast(params, compute_dtype), _cast(inputs, compute_dtype)
+        if weights.ndim > 1:
+            shape = jax.eval_shape(parts.model.apply, {"params": params, **model_state}, inputs)
+            weights = rows.model_weights(shape, batch)
         with jax.default_matmul_precision(precision):
             outputs, model_state = parts.model.apply(
-                {"params": params, **model_state}, inputs, key=key, weights=batch.weights, train=True
+                {"params": params, **model_state}, inputs, key=key, weights=weights, train=True
             )
         return outputs if compute_dtype is None else outputs.astype(batch.weights.dtype), model_state
 

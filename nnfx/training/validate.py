@@ -4,6 +4,7 @@ Arrays are immutable, so what has been checked is remembered, and calling a run 
 """
 
 import dataclasses
+import functools
 import re
 import weakref
 from collections.abc import Iterable, Mapping
@@ -136,10 +137,12 @@ def _check_shapes(recipe: Recipe, train: Batch, valid: Batch | None, hyper: Hype
             raise ValueError(
                 f"augment: expected a Batch whose inputs are {checks.describe(batch.inputs)} as before, got {got}"
             )
-        trained = parts.model.apply(variables, seen.inputs, key=key, weights=seen.weights, train=True)
+        outputs = parts.model.apply(variables, batch.inputs)
+        weights = rows.model_weights(outputs, seen) if hasattr(outputs, "shape") else seen.weights
+        trained = parts.model.apply(variables, seen.inputs, key=key, weights=weights, train=True)
         if not isinstance(trained, tuple) or len(trained) != 2:
             raise ValueError("model: expected apply(..., train=True) to return (outputs, model_state)")
-        return parts.model.apply(variables, batch.inputs), trained[1]
+        return outputs, trained[1]
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     try:
@@ -152,22 +155,30 @@ def _check_shapes(recipe: Recipe, train: Batch, valid: Batch | None, hyper: Hype
         raise ValueError(f"model: expected one output per example, {size} of them, got {checks.describe(outputs)}")
     for batch in (train, valid) if valid is not None else (train,):
         of_batch = jax.ShapeDtypeStruct((batch.weights.shape[0], *outputs.shape[1:]), outputs.dtype)
-        if batch.weights.ndim == 2 or rows.has_lengths(batch):  # whose outputs may differ in length
+        if batch.weights.ndim > 1 or rows.has_lengths(batch):  # whose outputs may differ in length
             of_batch = jax.eval_shape(forward, hyper, key, batch)[0]
         seen, targets, weights = jax.eval_shape(rows.examples, of_batch, batch)
-        losses.check(recipe.measures["loss"], seen, targets)
         for name, function in recipe.measures.items():
             numbers = recipe.factories["loss"][0].pick(hyper) if name == "loss" else {}
             if is_overall(function):
-                _check_overall(name, function, seen, targets, weights)
+                _check_overall(name, function, of_batch, batch)
                 continue
             try:
+                if name == "loss":
+                    losses.check(function, seen, targets)
                 values = jax.eval_shape(function, seen, targets, **numbers)
             except jax.errors.TracerArrayConversionError as error:
                 error.add_note(
                     f"{name}: expected a function of JAX arrays, got one that computes with NumPy; {_INSTEAD}"
                 )
                 raise
+            except ValueError as error:
+                if batch.weights.shape != of_batch.shape:
+                    raise
+                raise ValueError(
+                    f"{name}: expected a mean over outputs, since each target has a weight of its own, got a function"
+                    f" that cannot be computed from single outputs: {error}"
+                ) from error
             if getattr(values, "shape", None) != weights.shape:
                 raise ValueError(
                     f"{name}: expected one value per example, [{weights.shape[0]}], got {checks.describe(values)};"
@@ -186,9 +197,9 @@ def _traced_note(names: Iterable[str]) -> str:
     )
 
 
-def _check_overall(name: str, metric: PerExample, outputs: Any, targets: Any, weights: Any) -> None:
+def _check_overall(name: str, metric: PerExample, outputs: Any, batch: Any) -> None:
     """Check that a metric of all rows together returns one number."""
-    value = jax.eval_shape(metric, outputs, targets, weights)
+    value = jax.eval_shape(functools.partial(rows.overall_value, metric), outputs, batch)
     if getattr(value, "shape", None) != ():
         raise ValueError(f"{name}: expected one number for all rows together, got {checks.describe(value)}")
     checks.numeric(name, value)
@@ -229,9 +240,9 @@ def _shapes(inputs: Any) -> Any:
 def check_batch(name: str, batch: Batch) -> None:
     """Check that a batch holds real numbers, with the same number of rows, at least one, in each part."""
     weights = batch.weights
-    if weights.ndim not in (1, 2) or weights.size == 0 or not jnp.issubdtype(weights.dtype, np.floating):
+    if weights.ndim == 0 or weights.size == 0 or not jnp.issubdtype(weights.dtype, np.floating):
         raise ValueError(
-            f"{name}.weights: expected floats (rows,), at least one, or (rows, time), got {checks.describe(weights)}"
+            f"{name}.weights: expected floats (rows,), at least one, or (rows, ...), got {checks.describe(weights)}"
         )
     for leaf in jax.tree.leaves(batch):
         if leaf.shape[:1] != weights.shape[:1]:
@@ -313,15 +324,16 @@ def _check_values(name: str, batch: Batch, outputs: Any) -> tuple[Any, Any]:
         with jax.ensure_compile_time_eval():
             batch = jax.tree.map(lambda leaf: checks.near(leaf)[0], batch)
             has_weight = bool((batch.weights != 0).any())
-            if rows.has_lengths(batch) or batch.weights.ndim == 2 or bool((batch.weights == 0).any()):
+            if rows.has_lengths(batch) or batch.weights.ndim > 1 or bool((batch.weights == 0).any()):
                 batch = rows.filled(batch)
     for leaf in jax.tree.leaves(batch.inputs) if has_weight else ():
         checks.finite(f"{name}.inputs", leaf)
     if not rows.is_by_step(outputs, batch):
         return outputs, batch.targets
-    shape = jax.ShapeDtypeStruct((outputs.shape[0] * outputs.shape[1], *outputs.shape[2:]), outputs.dtype)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch)
+    few = (*outputs.shape[: max(2, batch.weights.ndim)], 1)[: outputs.ndim]  # the outputs themselves do not matter
     with jax.ensure_compile_time_eval():
-        return shape, rows.examples(np.empty((*outputs.shape[:2], 1), bool), batch)[1]
+        return jax.eval_shape(rows.examples, outputs, shapes)[0], rows.examples(np.empty(few, bool), batch)[1]
 
 
 def _check_data(recipe: Recipe, name: str, batch: Batch, hyper: Hyper, outputs: jax.ShapeDtypeStruct) -> None:
@@ -334,9 +346,10 @@ def _check_data(recipe: Recipe, name: str, batch: Batch, hyper: Hyper, outputs: 
                 raise ValueError("batch_size: expected more than 1, since weights are relative within a batch, got 1")
     size = batch.weights.shape[0]
     shape = (size, *outputs.shape[1:])
-    if batch.weights.ndim == 2 or rows.has_lengths(batch):
-        time = jax.tree.leaves(batch.inputs)[0].shape[1:2] if rows.has_lengths(batch) else batch.weights.shape[1:]
-        shape = (size, *time, *outputs.shape[2:]) if outputs.ndim > 2 or batch.weights.ndim == 2 else shape
+    if batch.weights.ndim > 1 or rows.has_lengths(batch):
+        is_by_step = batch.weights.ndim > 1
+        time = batch.weights.shape[1:2] if is_by_step else jax.tree.leaves(batch.inputs)[0].shape[1:2]
+        shape = (size, *time, *outputs.shape[2:]) if outputs.ndim > 2 or is_by_step else shape
     seen, targets = _check_values(name, batch, jax.ShapeDtypeStruct(shape, outputs.dtype))
     losses.check(recipe.measures["loss"], seen, targets)
     users_own = {

@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 from scipy import special
 from sklearn.base import clone
-from sklearn.datasets import load_iris
+from sklearn.datasets import load_digits, load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.class_weight import compute_sample_weight
 
-from nnfx.sklearn import Classifier
+import nnfx
+from nnfx.sklearn import Classifier, SweepSearchCV
 
 X, LABELS = load_iris(return_X_y=True)
 NAMES = np.array(["setosa", "versicolor", "virginica"])[LABELS]
@@ -76,3 +77,81 @@ def test_wrong_classes_are_named(two):
         clone(two).partial_fit(X[50:], NAMES[50:], classes=NAMES[50:]).partial_fit(X, NAMES)
     with pytest.raises(ValueError, match="class_weight: expected a dictionary or None"):
         clone(two).set_params(class_weight="balanced").partial_fit(X, NAMES, classes=NAMES)
+
+
+INDICATORS = np.stack([X[:, 0] > 5.8, X[:, 3] > 1.3, X[:, 1] + X[:, 2] > 7], axis=1).astype(int)
+FLAT = {"epochs": 1200, "learning_rate": 0.5, "optimizer": "sgd", "batch_size": None, "l2": 0.1, "random_state": 0}
+
+
+def test_a_perceptron_of_several_labels_is_one_logistic_regression_for_each():
+    """The loss is a mean over labels, so `C = 1 / (l2 · labels · rows)` for the loss of one."""
+    standardized = (X - X.mean(0)) / X.std(0)
+    model = Classifier("perceptron", **FLAT).fit(X, INDICATORS)
+    assert model.classes_.tolist() == [0, 1, 2]
+    for label in range(3):
+        other = LogisticRegression(C=1 / (0.1 * 3 * len(X)), solver="newton-cg", tol=1e-6)
+        other.fit(standardized, INDICATORS[:, label])
+        np.testing.assert_allclose(model.predict_proba(X)[:, label], other.predict_proba(standardized)[:, 1], atol=2e-3)
+    np.testing.assert_array_equal(model.predict(X), model.predict_proba(X) > 0.5)
+    np.testing.assert_allclose(np.exp(model.predict_log_proba(X)), model.predict_proba(X), rtol=1e-9)
+    assert model.score(X, INDICATORS) == (model.predict(X) == INDICATORS).all(1).mean()
+
+
+def test_missing_labels_are_left_out():
+    """Each label's regression is that of the rows where it is known; its share of the loss is its share of labels."""
+    is_known = np.random.default_rng(0).random(INDICATORS.shape) < 0.7
+    labels = np.where(is_known, INDICATORS, np.nan)
+    with pytest.raises(ValueError, match="NaN"):
+        Classifier("perceptron", **FLAT).fit(X, labels)
+    model = Classifier("perceptron", missing_targets="mask", **FLAT).fit(X, labels)
+    standardized = (X - X.mean(0)) / X.std(0)
+    for label, known in enumerate(is_known.T):
+        other = LogisticRegression(C=1 / (0.1 * is_known.sum()), solver="newton-cg", tol=1e-6)
+        other.fit(standardized[known], INDICATORS[known, label])
+        expected = other.predict_proba(standardized)[:, 1]
+        np.testing.assert_allclose(model.predict_proba(X)[:, label], expected, atol=2e-3)
+    one = np.where(is_known[:, 0], LABELS, np.nan)
+    options = {**FLAT, "epochs": 20}
+    masked = Classifier("perceptron", missing_targets="mask", **options).fit(X, one)
+    absent = Classifier("perceptron", **options).fit(X[is_known[:, 0]], LABELS[is_known[:, 0]])
+    np.testing.assert_allclose(masked.predict_proba(X), absent.predict_proba(X), rtol=1e-5, atol=1e-6)
+
+
+def test_images_go_to_a_network_that_takes_them():
+    """Rows of pixels, reshaped by the network, and images are the same to a convolution."""
+    pixels, digits = load_digits(return_X_y=True)
+    pixels, digits = pixels[:100], digits[:100]
+    options = {"epochs": 2, "random_state": 0, "standardize": False}
+    images = Classifier(cnn, **options).fit(pixels.reshape(-1, 8, 8, 1), digits)
+    flat = Classifier(flat_cnn, **options).fit(pixels, digits)
+    expected = images.predict_proba(pixels.reshape(-1, 8, 8, 1))
+    np.testing.assert_allclose(flat.predict_proba(pixels), expected, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="inputs: expected raw features"):
+        images.predict(pixels.reshape(-1, 8, 4, 2))
+
+
+def cnn(outputs):
+    return nnfx.models.cnn([nnfx.models.conv(2, 3), nnfx.models.max_pool()], outputs)
+
+
+def flat_cnn(outputs):
+    return nnfx.models.reshaped(cnn(outputs), (8, 8, 1))
+
+
+@pytest.mark.slow
+def test_a_search_takes_several_labels():
+    search = SweepSearchCV(Classifier("perceptron", **FLAT), {"learning_rate": [1e-4, 0.5]}, cv=3).fit(X, INDICATORS)
+    assert search.best_params_ == {"learning_rate": 0.5}
+    assert search.predict(X).shape == INDICATORS.shape
+
+
+def test_wrong_labels_are_named():
+    model = Classifier("perceptron", **{**FLAT, "epochs": 1})
+    with pytest.raises(ValueError, match="class_weight: expected None for rows of labels"):
+        clone(model).set_params(class_weight="balanced").fit(X, INDICATORS)
+    with pytest.raises(ValueError, match="y: expected targets as before"):
+        clone(model).set_params(warm_start=True).fit(X, INDICATORS).fit(X, LABELS)
+    with pytest.raises(ValueError, match="y: expected some known values of each output"):
+        clone(model).set_params(missing_targets="mask").fit(X, np.where([True, True, False], INDICATORS, np.nan))
+    with pytest.raises(ValueError, match="missing_targets: expected one of 'error', 'mask'"):
+        clone(model).set_params(missing_targets="drop").fit(X, INDICATORS)

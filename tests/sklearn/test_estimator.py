@@ -41,6 +41,12 @@ def model():
     return Classifier("perceptron", **PERCEPTRON)
 
 
+def strip(n_features, outputs):
+    """Return a convolutional network of rows of features, which it sees as images one pixel high."""
+    layers = [nnfx.models.conv(8, (1, 3))]
+    return nnfx.models.reshaped(nnfx.models.cnn(layers, outputs, hidden=(16,), axes=2), (1, n_features, 1))
+
+
 # Equality to seven digits of runs with weights and with repeated rows needs float64. With Adam, the bias of a
 # perceptron whose targets are standardised would follow rounding errors, since nothing else moves it.
 CHECKED = {
@@ -48,6 +54,8 @@ CHECKED = {
     "regressor, perceptron": Regressor("perceptron", epochs=30, learning_rate=0.1, optimizer="sgd", dtype="float64"),
     "classifier, mlp": Classifier(hidden=(16,), epochs=20, learning_rate=0.02, dtype="float64"),
     "regressor, mlp": Regressor(hidden=(16,), epochs=20, learning_rate=0.02, dtype="float64"),
+    "classifier, cnn": Classifier(strip, epochs=20, learning_rate=0.05, dtype="float64"),
+    "regressor, cnn": Regressor(strip, epochs=20, learning_rate=0.05, dtype="float64"),
 }
 BY_DEFAULT = {
     "check_estimator_cloneable",

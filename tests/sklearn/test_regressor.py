@@ -43,3 +43,23 @@ def test_targets_of_another_shape_are_named(model):
     fitted = clone(model).partial_fit(X, TARGETS)
     with pytest.raises(ValueError, match="y: expected targets"):
         fitted.partial_fit(X, TARGETS[:, 0])
+
+
+def test_missing_targets_are_left_out():
+    """The outputs of a perceptron share nothing, so each is least squares on the rows where its target is known."""
+    rng = np.random.default_rng(0)
+    inputs, is_known = rng.normal(size=(60, 3)), rng.random((60, 2)) < 0.7
+    targets = 100 + inputs @ rng.normal(size=(3, 2)) + rng.normal(size=(60, 2))
+    model = Regressor(
+        "perceptron",
+        missing_targets="mask",
+        optimizer="sgd",
+        learning_rate=1.0,
+        batch_size=None,
+        epochs=200,
+        random_state=0,
+    ).fit(inputs, np.where(is_known, targets, np.nan))
+    columns = np.c_[inputs, np.ones(60)]
+    for output, known in enumerate(is_known.T):
+        expected = columns @ np.linalg.lstsq(columns[known], targets[known, output])[0]
+        np.testing.assert_allclose(model.predict(inputs)[:, output], expected, rtol=1e-4)
