@@ -21,43 +21,37 @@
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jaxlib.version
 
-from nnfx import (
-    activations,
-    augment,
-    averaging,
-    checkpoint,
-    compatibility,
-    cpu,
-    data,
-    distributed,
-    forecasting,
-    insight,
-    losses,
-    metrics,
-    models,
-    ops,
-    optimizers,
-    regularizers,
-    saving,
-    schedules,
-    shards,
-    stopping,
-    sweeps,
-    uncertainty,
-)
-from nnfx.saving import load
-from nnfx.sessions.session import session
-from nnfx.training.data_parallel import data_parallel
+from nnfx import activations, compatibility, data, losses, metrics, models, ops
 from nnfx.training.fit import fit
 from nnfx.training.run import Run
 from nnfx.training.step import evaluate, init_state, make_step, split_key
 from nnfx.types import Batch, Mean, Model, TrainState
 
-stream = session  # the name for data larger than memory in scripts from before the two were merged
+if TYPE_CHECKING:  # imported when they are first used: see __getattr__
+    from nnfx import (
+        augment,
+        averaging,
+        checkpoint,
+        cpu,
+        distributed,
+        forecasting,
+        insight,
+        optimizers,
+        regularizers,
+        saving,
+        schedules,
+        shards,
+        stopping,
+        sweeps,
+        uncertainty,
+    )
+    from nnfx.saving import load
+    from nnfx.sessions.session import session
+    from nnfx.training.data_parallel import data_parallel
 
 __version__ = "0.1.0"
 
@@ -99,11 +93,28 @@ __all__ = [
 ]
 
 
+_FUNCTIONS = {
+    "data_parallel": "nnfx.training.data_parallel",
+    "load": "nnfx.saving",
+    "session": "nnfx.sessions.session",
+    "stream": "nnfx.sessions.session",  # what scripts called it for data larger than memory, before the two were one
+}
+
+
 def __getattr__(name: str) -> Any:
-    """Import what needs packages that not every user has, when it is first used."""
-    if name == "sklearn":
-        return importlib.import_module("nnfx.sklearn")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Import what not every program needs when it is first used, so that `import nnfx` is quick."""
+    if name in _FUNCTIONS:
+        value = getattr(importlib.import_module(_FUNCTIONS[name]), "session" if name == "stream" else name)
+    elif name in __all__ or name == "sklearn":
+        value = importlib.import_module(f"nnfx.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 compatibility.warn_if_affected(jaxlib.version.__version__)
