@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 
 from nnfx import arrays, checks, ops
 from nnfx.bounds import Positive, Share
+from nnfx.memo import one_program
 from nnfx.types import Array, Mean, PerExample, at_least_float32
 
 __all__ = [
@@ -132,12 +133,17 @@ def _per_example(values: Array) -> Array:
     return values.reshape(values.shape[0], math.prod(values.shape[1:])).mean(-1)
 
 
-def _smoothed(labels: Array, label_smoothing: ArrayLike, classes: int) -> Array:
-    """Move labels towards the uniform distribution over the classes."""
+def _smoothing(label_smoothing: ArrayLike) -> ArrayLike | None:
+    """Check how far labels are smoothed; None if they are not."""
     checks.number("label_smoothing", label_smoothing, minimum=0, maximum=1)
-    if isinstance(label_smoothing, float) and label_smoothing == 0:
+    return None if isinstance(label_smoothing, float) and label_smoothing == 0 else label_smoothing
+
+
+def _smoothed(labels: Array, smoothing: ArrayLike | None, classes: int) -> Array:
+    """Move labels towards the uniform distribution over the classes."""
+    if smoothing is None:
         return labels
-    smoothing = jnp.asarray(label_smoothing, labels.dtype)
+    smoothing = jnp.asarray(smoothing, labels.dtype)
     return labels * (1 - smoothing) + smoothing / classes
 
 
@@ -168,8 +174,12 @@ def binary_cross_entropy(logits: Array, labels: Array, label_smoothing: Share = 
         Goodfellow, Bengio and Courville, *Deep learning*, section 6.2.2.2.
     """
     logits, labels = _aligned(_check_binary, logits, labels)
-    labels = _smoothed(_known(labels), label_smoothing, classes=2)
-    return _per_example(ops.logistic_loss(logits, labels))
+    return _binary_cross_entropy(logits, labels, _smoothing(label_smoothing))
+
+
+@one_program
+def _binary_cross_entropy(logits: Array, labels: Array, smoothing: ArrayLike | None) -> Array:
+    return _per_example(ops.logistic_loss(logits, _smoothed(_known(labels), smoothing, classes=2)))
 
 
 @_with_check(_check_binary)
@@ -196,13 +206,19 @@ def binary_cross_entropy_from_probabilities(probabilities: Array, labels: Array,
         Array([0.6931472, 0.       ], dtype=float32)
     """
     probabilities, labels = _aligned(_check_binary, probabilities, labels)
-    is_known = (probabilities >= 0) & (probabilities <= 1)
     if checks.is_concrete(probabilities):
         with jax.ensure_compile_time_eval():
-            if not is_known.all():
+            known, _ = checks.near(probabilities)
+            if not ((known >= 0) & (known <= 1)).all():
                 raise ValueError("probabilities: expected numbers from 0 to 1, got others; are they logits?")
+    return _from_probabilities(probabilities, labels, _smoothing(label_smoothing))
+
+
+@one_program
+def _from_probabilities(probabilities: Array, labels: Array, smoothing: ArrayLike | None) -> Array:
+    is_known = (probabilities >= 0) & (probabilities <= 1)
     probabilities = probabilities * jnp.where(is_known, 1, jnp.nan)  # the gradient is NaN too
-    labels = _smoothed(_known(labels), label_smoothing, classes=2)
+    labels = _smoothed(_known(labels), smoothing, classes=2)
     limits = jnp.finfo(probabilities.dtype)
     log_p = jnp.log(jnp.maximum(probabilities, limits.tiny))
     log_not_p = jnp.log1p(-jnp.minimum(probabilities, 1 - limits.epsneg))
@@ -243,7 +259,12 @@ def categorical_cross_entropy(logits: Array, labels: Array, label_smoothing: Sha
     logits = arrays.as_array("outputs", logits, floats=True)
     labels = arrays.as_array("targets", labels)
     _check_categorical(logits, labels)
-    labels = _smoothed(as_shares(labels, logits), label_smoothing, logits.shape[-1])
+    return _categorical_cross_entropy(logits, labels, _smoothing(label_smoothing))
+
+
+@one_program
+def _categorical_cross_entropy(logits: Array, labels: Array, smoothing: ArrayLike | None) -> Array:
+    labels = _smoothed(as_shares(labels, logits), smoothing, logits.shape[-1])
     log_p = ops.log_softmax(logits)
     log_p = jnp.where((labels == 0) & jnp.isneginf(log_p), 0, log_p)
     return _per_example(-(labels * log_p).sum(-1))
@@ -280,6 +301,11 @@ def mean_square_error(outputs: Array, targets: Array) -> Array:
         Array([2.5], dtype=float32)
     """
     outputs, targets = _aligned(_check_real, outputs, targets)
+    return _mean_square_error(outputs, targets)
+
+
+@one_program
+def _mean_square_error(outputs: Array, targets: Array) -> Array:
     return _per_example(optax.losses.squared_error(outputs, targets))
 
 
@@ -302,6 +328,11 @@ def mean_absolute_error(outputs: Array, targets: Array) -> Array:
         Array([1.5], dtype=float32)
     """
     outputs, targets = _aligned(_check_real, outputs, targets)
+    return _mean_absolute_error(outputs, targets)
+
+
+@one_program
+def _mean_absolute_error(outputs: Array, targets: Array) -> Array:
     return _per_example(ops.absolute(outputs - targets))
 
 
@@ -329,6 +360,11 @@ def huber(outputs: Array, targets: Array, delta: Positive = 1.0) -> Array:
     """
     checks.number("delta", delta, above=0)
     outputs, targets = _aligned(_check_real, outputs, targets)
+    return _huber(outputs, targets, delta)
+
+
+@one_program
+def _huber(outputs: Array, targets: Array, delta: ArrayLike) -> Array:
     return _per_example(optax.losses.huber_loss(outputs, targets, delta=delta))
 
 

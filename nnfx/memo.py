@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import jax
 
-__all__ = ["LIMIT", "Compiled", "compiled", "held"]
+__all__ = ["LIMIT", "Compiled", "compiled", "held", "one_program"]
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -22,6 +22,10 @@ T = TypeVar("T")
 LIMIT = 64
 """How many things an object holds; beyond that, the least recently used is dropped."""
 _ATTRIBUTE = "_nnfx_memo"
+
+
+one_program = functools.partial(jax.jit, inline=True)
+"""Compiles a small function: each of its operations would be a program of its own; within `jit`, it is inlined."""
 
 
 class _Memo:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from nnfx import arrays, checks, losses, ops
+from nnfx.memo import one_program
 from nnfx.types import Array
 
 __all__ = ["accuracy", "binary_accuracy", "brier", "log_loss", "mean_absolute_percentage_error"]
@@ -34,7 +35,11 @@ def binary_accuracy(logits: Array, labels: Array) -> Array:
     if logits.ndim < 1 or logits.shape not in (labels.shape, (*labels.shape, 1)):
         raise ValueError(f"labels: expected {checks.describe(logits)}, got {checks.describe(labels)}")
     checks.binary_labels("labels", labels)
-    logits = logits.reshape(labels.shape)
+    return _binary_accuracy(logits.reshape(labels.shape), labels)
+
+
+@one_program
+def _binary_accuracy(logits: Array, labels: Array) -> Array:
     is_known = (labels >= 0) & (labels <= 1) & ~jnp.isnan(logits)
     return _per_example((logits > 0) == (labels > 0.5), is_known, logits.dtype)
 
@@ -70,12 +75,18 @@ def accuracy(logits: Array, labels: Array) -> Array:
             f" got {checks.describe(labels)}"
         )
     if labels.shape == logits.shape:
-        is_known = _are_shares(labels)
-        labels = labels.argmax(-1)
+        _are_shares(labels)
     else:
-        classes = logits.shape[-1]
-        checks.class_labels("labels", labels, classes)
-        is_known = (labels >= 0) & (labels < classes)
+        checks.class_labels("labels", labels, logits.shape[-1])
+    return _accuracy(logits, labels)
+
+
+@one_program
+def _accuracy(logits: Array, labels: Array) -> Array:
+    if labels.shape == logits.shape:
+        is_known, labels = _are_shares(labels), labels.argmax(-1)
+    else:
+        is_known = (labels >= 0) & (labels < logits.shape[-1])
     is_known &= ~jnp.isnan(logits).any(-1)
     return _per_example(logits.argmax(-1) == labels, is_known, logits.dtype)
 

@@ -70,7 +70,7 @@ def average_precision(scores: Array, labels: Array, weights: Array | None = None
 
 
 def _converted(scores: Array, labels: Array, weights: Array | None) -> tuple[Array, Array, Array]:
-    """Return scores or their ranks, labels and weights, `(batch,)` each; weights that only count are integers."""
+    """Return scores or their ranks, labels and weights, one for each row; weights that only count are integers."""
     if not isinstance(scores, jax.Array):  # ranks keep apart scores that are equal in the device's precision
         exact = arrays.as_numpy("scores", scores)
         ranks = np.unique(exact, return_inverse=True)[1].reshape(exact.shape)
@@ -83,7 +83,7 @@ def _converted(scores: Array, labels: Array, weights: Array | None) -> tuple[Arr
         )
     labels, weights = with_weights(labels, weights)
     checks.binary_labels("labels", labels)
-    return scores.reshape(labels.shape), labels, weights
+    return scores, labels, weights
 
 
 def with_weights(labels: Array, weights: Array | None) -> tuple[Array, Array]:
@@ -152,6 +152,7 @@ def _sums_by_rank(library: Any, scores: Any, *weights: Any) -> list[tuple[Any, A
 
 def _split(library: Any, scores: Any, labels: Any, weights: Any) -> tuple[Any, Any, Any, Any]:
     """Return scores, the weights of positives and of negatives, and whether all rows with weight are known."""
+    scores = scores.reshape(labels.shape)
     has_weight = weights != 0
     is_known = (((labels == 0) | (labels == 1)) & ~library.isnan(scores)) | ~has_weight
     zero = library.zeros((), weights.dtype)
