@@ -13,25 +13,21 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from nnfx import checks, paths
+from nnfx import checks
 from nnfx.data.prepare import Data
 from nnfx.sessions.keeper import Keeper, run
 from nnfx.sweeps.ensemble import Ensemble
+from nnfx.sweeps.given import check, keeper_of, mesh_of, table_of
 from nnfx.sweeps.halving import Halving
 from nnfx.sweeps.members import Members
-from nnfx.sweeps.points import LogUniform, Points, Uniform, chosen, draw, grid, number_of
+from nnfx.sweeps.points import LogUniform, Points, Uniform, chosen, draw, grid
 from nnfx.sweeps.population import Population, population
-from nnfx.sweeps.programs import MEMBERS
 from nnfx.sweeps.progress import Progress
 from nnfx.sweeps.result import Member, Sweep, collect
 from nnfx.sweeps.table import Table
-from nnfx.training import hyperparameters, validate
-from nnfx.training.data_parallel import AXIS
 from nnfx.training.fit import Fit
-from nnfx.training.run import Run
 from nnfx.types import Array
 
 __all__ = [
@@ -126,13 +122,13 @@ def sweep(
         >>> len(result.rows), result.best.row["learning_rate"]
         (9, 1.0)
     """
-    _check(fit, data, key, on_chunk)
+    check(fit, data, key, on_chunk)
     is_ranked = data.valid is not None or folds is not None
     epochs_per_chunk = _epochs_per_chunk(fit, halving, epochs_per_chunk, is_ranked)
-    mesh, tried = _mesh(devices, devices_per_member), chosen(key, points, values)
-    table = _table(fit, data, key, seeds, folds, tried, mesh, memory)
+    mesh, tried = mesh_of(devices, devices_per_member), chosen(key, points, values)
+    table = table_of(fit, data, key, seeds, folds, tried, mesh, memory)
     quotas = {} if halving is None else halving.quotas(table.width)
-    keeper, title = _keeper(out, save_every_seconds, skip_damaged, progress, tensorboard)
+    keeper, title = keeper_of(out, save_every_seconds, skip_damaged, progress, tensorboard)
     return _run(fit, table, epochs_per_chunk, quotas, at_once, memory, keeper, title, on_chunk)
 
 
@@ -154,93 +150,6 @@ def _epochs_per_chunk(fit: Fit, halving: Halving | None, epochs_per_chunk: int |
             f" {epochs_per_chunk}"
         )
     return epochs_per_chunk or largest
-
-
-def _keeper(
-    out: str | os.PathLike[str] | None,
-    save_every_seconds: float | None,
-    skip_damaged: bool,
-    progress: bool | str | None,
-    tensorboard: bool,
-) -> tuple[Keeper | None, str | None]:
-    """Return the keeper of a sweep, or, without a folder, None and the title of its progress bar."""
-    title = progress if isinstance(progress, str) else "sweep"
-    if save_every_seconds is not None:
-        checks.number("save_every_seconds", save_every_seconds, minimum=0)
-    if out is None:
-        for name, given in {"skip_damaged": skip_damaged, "tensorboard": tensorboard}.items():
-            if given:
-                raise ValueError(f"{name}: expected a folder `out` as well, got none")
-        return None, title if progress else None
-    keeper = Keeper(
-        out=paths.absolute("out", out),
-        save_every_seconds=save_every_seconds,
-        keep_best=0,
-        skip_damaged=skip_damaged,
-        progress=progress is None or bool(progress),
-        tensorboard=tensorboard,
-    )
-    return keeper, None
-
-
-def _mesh(devices: Sequence[jax.Device] | None, per_member: int) -> Mesh:
-    """Return the mesh over which members are spread, and also their batches if several devices share a member."""
-    checks.positive_integer("devices_per_member", per_member)
-    if devices is not None and not (
-        isinstance(devices, Sequence | np.ndarray) and all(isinstance(device, jax.Device) for device in devices)
-    ):
-        raise TypeError(
-            f"devices: expected a sequence of devices, such as jax.devices(), got {checks.describe(devices)}"
-        )
-    used = np.array(jax.local_devices() if devices is None or len(devices) == 0 else devices)
-    if len(used) % per_member:
-        raise ValueError(f"devices_per_member: expected a divisor of the {len(used)} devices, got {per_member}")
-    return Mesh(used, MEMBERS) if per_member == 1 else Mesh(used.reshape(-1, per_member), (MEMBERS, AXIS))
-
-
-def _check(fit: Fit, data: Data, key: Array, on_chunk: Callable[[Progress], None] | None) -> None:
-    """Check what is needed before anything else can be checked."""
-    if not isinstance(fit, Fit):
-        hint = "; pass its attribute `fit`" if isinstance(fit, Run) else ""
-        raise TypeError(f"fit: expected what nnfx.fit returns, got {checks.describe(fit)}{hint}")
-    if not isinstance(data, Data):
-        raise TypeError(f"data: expected nnfx.data.Data, as returned by nnfx.data.prepare, got {type(data).__name__}")
-    checks.key("key", key)
-    if on_chunk is not None and not callable(on_chunk):
-        raise TypeError(f"on_chunk: expected a function of a Progress, got {checks.describe(on_chunk)}")
-
-
-def _table(
-    fit: Fit,
-    data: Data,
-    key: Array,
-    seeds: int,
-    folds: int | None,
-    points: Points,
-    mesh: Mesh,
-    memory: int | None,
-) -> Table:
-    """Check the arguments, and arrange the members."""
-    checks.positive_integer("seeds", seeds)
-    if memory is not None:
-        checks.positive_integer("memory", memory)
-    if not points and fit.required_names:
-        raise ValueError(
-            f"points: expected at least one hyper-parameter, got none; required: {', '.join(fit.required_names)}"
-        )
-    for i in range(number_of(points)):
-        hyperparameters.check({name: column[i] for name, column in points.items()}, fit.all_factories)
-    if folds is not None:
-        rows = data.train.weights.shape[0]
-        checks.positive_integer("folds", folds)
-        if not 2 <= folds <= rows:
-            raise ValueError(f"folds: expected 2 to {rows}, the number of rows of data.train, got {folds}")
-        if data.valid is not None:
-            raise ValueError("folds: expected data without a held-out part, got data.valid as well")
-    first = hyperparameters.as_arrays({name: column[0] for name, column in points.items()})
-    checked = data if folds is None else Data(data.train, data.train, data.preprocess)
-    validate.check_run(fit, checked, first)
-    return Table.of(fit, data, key, seeds, folds, points, mesh)
 
 
 def _run(

@@ -12,6 +12,7 @@ from jax.stages import Lowered
 
 from nnfx.stopping import Clock
 from nnfx.sweeps.caches import is_large
+from nnfx.sweeps.halving import ranked
 from nnfx.sweeps.programs import fold_data, programs_of
 from nnfx.sweeps.slices import fitting_shape, free_memory, in_slices
 from nnfx.sweeps.table import Table
@@ -75,7 +76,7 @@ class Members:
         table.state = state
         table.record(measured, until)
         if until in self._quotas:
-            table.drop_all_but(self._quotas[until])
+            table.drop_all_but(ranked(table.best_losses())[: self._quotas[until]])
         if until % self.pause_every == 0 and until < self.total:
             table.pack()
         return table

@@ -198,26 +198,21 @@ class Sweep(Rows):
             [(1.0, 3, 0), (0.01, 3, 0)]
         """
         name, largest_first = self.judged_by
-        by_number = sorted(self.rows, key=lambda row: int(row["member"]))
-        width = self._width
-        values = np.array([np.nan if row["reason"] == NOT_FINITE else row[name] for row in by_number], np.float64)
-        values = values.reshape(-1, width)
-        dropped: Any = np.array([row["reason"] == "dropped" for row in by_number]).reshape(-1, width).any(0)
-        order = ranked(-values if largest_first else values)
-        numbers = tuple(int(point) for point in (*order[~dropped[order]], *order[dropped[order]]))
-        hyper = {column: np.asarray(each) for column, each in self.hyper.items()}
-        rows = []
-        for point in numbers:
-            finite = values[np.isfinite(values[:, point]), point]
-            runs, many = len(values), len(finite) > 1
-            worst = finite.min if largest_first else finite.max
-            rows.append(
-                {column: float(by_number[point][column]) for column in hyper}
-                | {"runs": runs, "failed": runs - len(finite), name: float(finite.mean()) if len(finite) else np.nan}
-                | {"standard_error": float(finite.std(ddof=1) / len(finite) ** 0.5) if many else np.nan}
-                | {"worst": float(worst()) if len(finite) else np.nan}
-            )
+        values, dropped = self.by_group(name)
+        numbers, of_member = ranking(values, dropped, largest_first), {row["member"]: row for row in self.rows}
+        rows = [
+            {column: float(of_member[point][column]) for column in self.hyper}
+            | spread(values[:, point], name, largest_first)
+            for point in numbers
+        ]
         return ByPoint(rows, numbers)
+
+    def by_group(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return a metric by seed and fold, `(groups, points)`, NaN for failed runs; and which points were dropped."""
+        by_number = sorted(self.rows, key=lambda row: int(row["member"]))
+        values = [np.nan if row["reason"] == NOT_FINITE else row[name] for row in by_number]
+        dropped: Any = np.array([row["reason"] == "dropped" for row in by_number]).reshape(-1, self._width)
+        return np.array(values, np.float64).reshape(-1, self._width), dropped.any(0)
 
     def sort(self, column: str, largest_first: bool = False) -> "Sweep":
         """Return the same members in the order of a column; NaN comes last.
@@ -227,7 +222,7 @@ class Sweep(Rows):
         checks.choice("column", column, self.rows[0])
         is_measured = column in self.histories
         judged_by = (column, largest_first) if is_measured else self.judged_by
-        rows = _sorted(self.rows, column, largest_first, is_measured)
+        rows = in_order(self.rows, column, largest_first, is_measured)
         return dataclasses.replace(self, rows=rows, judged_by=judged_by)
 
     def ensemble(self, count: int) -> Ensemble:
@@ -266,10 +261,39 @@ class Sweep(Rows):
         return int(row["member"]) % self._width
 
     def _by_metric(self) -> list[Row]:
-        return _sorted(self.rows, *self.judged_by, True)
+        return in_order(self.rows, *self.judged_by, True)
 
 
-def _sorted(rows: list[Row], column: str, largest_first: bool, is_measured: bool) -> list[Row]:
+def ranking(values: np.ndarray, dropped: np.ndarray, largest_first: bool) -> tuple[int, ...]:
+    """Return the positions of points, best first, of values `(groups, points)`; those that were dropped come last.
+
+    >>> ranking(np.array([[3.0, 1.0, 2.0]]), np.array([False, True, False]), False)
+    (2, 0, 1)
+    """
+    order = ranked(-values if largest_first else values)
+    return tuple(int(point) for point in (*order[~dropped[order]], *order[dropped[order]]))
+
+
+def spread(values: np.ndarray, name: str, largest_first: bool) -> Row:
+    """Return how many runs a point has and how many failed, and the mean, its standard error and the worst of others.
+
+    >>> spread(np.array([1.0, 3.0, np.nan]), "loss", False)
+    {'runs': 3, 'failed': 1, 'loss': 2.0, 'standard_error': 1.0, 'worst': 3.0}
+    """
+    finite = values[np.isfinite(values)]
+    worst = finite.min if largest_first else finite.max
+    return {
+        "runs": len(values),
+        "failed": len(values) - len(finite),
+        name: float(finite.mean()) if len(finite) else np.nan,
+        "standard_error": float(finite.std(ddof=1) / len(finite) ** 0.5) if len(finite) > 1 else np.nan,
+        "worst": float(worst()) if len(finite) else np.nan,
+    }
+
+
+def in_order(rows: list[Row], column: str, largest_first: bool, is_measured: bool) -> list[Row]:
+    """Return rows in the order of a column; in that of a metric, failed and dropped members come last."""
+
     def place(row: Row) -> Any:
         value = row[column]
         behind = LAST[::-1].index(row["reason"]) + 1 if is_measured and row["reason"] in LAST else 0

@@ -10,7 +10,6 @@ from jax.sharding import Mesh
 from nnfx.data import folds as of_folds
 from nnfx.data.folds import Folds
 from nnfx.data.prepare import Data
-from nnfx.sweeps.halving import ranked
 from nnfx.sweeps.points import Points, number_of
 from nnfx.sweeps.programs import MEMBERS, Fixed, Groups
 from nnfx.training.epochs import DROPPED, EMPTY, RUNNING, RunState
@@ -184,12 +183,15 @@ class Table:
         epochs[self.member[held]] = np.asarray(self.state.epoch)[held]
         return epochs
 
-    def drop_all_but(self, count: int) -> None:
-        """Stop all points but the best `count`, ranked by their mean over all groups."""
+    def best_losses(self) -> np.ndarray:
+        """Return the lowest finite held-out loss of each member so far, `(groups, points)`; NaN if there is none."""
         losses = self.history["valid_loss"]
         best = np.fmin.reduce(np.where(np.isfinite(losses), losses, np.nan), axis=1)
-        ranking = ranked(best.reshape(-1, self.width))
-        kept = np.isin(self.member % self.width, ranking[:count])
+        return best.reshape(-1, self.width)
+
+    def drop_all_but(self, points: np.ndarray) -> None:
+        """Stop all points but those at these positions."""
+        kept = np.isin(self.member % self.width, points)
         self._stop(~kept & self._is_running(), DROPPED, self.state)
 
     def pack(self) -> None:

@@ -1,0 +1,109 @@
+"""What a sweep or a search is given: checked, and turned into the table of its members and its keeper."""
+
+import os
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from nnfx import checks, paths
+from nnfx.data.prepare import Data
+from nnfx.sessions.keeper import Keeper
+from nnfx.sweeps.points import Points, number_of
+from nnfx.sweeps.programs import MEMBERS
+from nnfx.sweeps.progress import Progress
+from nnfx.sweeps.table import Table
+from nnfx.training import hyperparameters, validate
+from nnfx.training.data_parallel import AXIS
+from nnfx.training.fit import Fit
+from nnfx.training.run import Run
+from nnfx.types import Array
+
+
+def keeper_of(
+    out: str | os.PathLike[str] | None,
+    save_every_seconds: float | None,
+    skip_damaged: bool,
+    progress: bool | str | None,
+    tensorboard: bool,
+    kind: str = "sweep",
+) -> tuple[Keeper | None, str | None]:
+    """Return the keeper of a sweep, or, without a folder, None and the title of its progress bar."""
+    title = progress if isinstance(progress, str) else kind
+    if save_every_seconds is not None:
+        checks.number("save_every_seconds", save_every_seconds, minimum=0)
+    if out is None:
+        for name, given in {"skip_damaged": skip_damaged, "tensorboard": tensorboard}.items():
+            if given:
+                raise ValueError(f"{name}: expected a folder `out` as well, got none")
+        return None, title if progress else None
+    keeper = Keeper(
+        out=paths.absolute("out", out),
+        save_every_seconds=save_every_seconds,
+        keep_best=0,
+        skip_damaged=skip_damaged,
+        progress=progress is None or bool(progress),
+        tensorboard=tensorboard,
+    )
+    return keeper, None
+
+
+def mesh_of(devices: Sequence[jax.Device] | None, per_member: int) -> Mesh:
+    """Return the mesh over which members are spread, and also their batches if several devices share a member."""
+    checks.positive_integer("devices_per_member", per_member)
+    if devices is not None and not (
+        isinstance(devices, Sequence | np.ndarray) and all(isinstance(device, jax.Device) for device in devices)
+    ):
+        raise TypeError(
+            f"devices: expected a sequence of devices, such as jax.devices(), got {checks.describe(devices)}"
+        )
+    used = np.array(jax.local_devices() if devices is None or len(devices) == 0 else devices)
+    if len(used) % per_member:
+        raise ValueError(f"devices_per_member: expected a divisor of the {len(used)} devices, got {per_member}")
+    return Mesh(used, MEMBERS) if per_member == 1 else Mesh(used.reshape(-1, per_member), (MEMBERS, AXIS))
+
+
+def check(fit: Fit, data: Data, key: Array, on_chunk: Callable[[Progress], None] | None) -> None:
+    """Check what is needed before anything else can be checked."""
+    if not isinstance(fit, Fit):
+        hint = "; pass its attribute `fit`" if isinstance(fit, Run) else ""
+        raise TypeError(f"fit: expected what nnfx.fit returns, got {checks.describe(fit)}{hint}")
+    if not isinstance(data, Data):
+        raise TypeError(f"data: expected nnfx.data.Data, as returned by nnfx.data.prepare, got {type(data).__name__}")
+    checks.key("key", key)
+    if on_chunk is not None and not callable(on_chunk):
+        raise TypeError(f"on_chunk: expected a function of a Progress, got {checks.describe(on_chunk)}")
+
+
+def table_of(
+    fit: Fit,
+    data: Data,
+    key: Array,
+    seeds: int,
+    folds: int | None,
+    points: Points,
+    mesh: Mesh,
+    memory: int | None,
+) -> Table:
+    """Check the arguments, and arrange the members."""
+    checks.positive_integer("seeds", seeds)
+    if memory is not None:
+        checks.positive_integer("memory", memory)
+    if not points and fit.required_names:
+        raise ValueError(
+            f"points: expected at least one hyper-parameter, got none; required: {', '.join(fit.required_names)}"
+        )
+    for i in range(number_of(points)):
+        hyperparameters.check({name: column[i] for name, column in points.items()}, fit.all_factories)
+    if folds is not None:
+        rows = data.train.weights.shape[0]
+        checks.positive_integer("folds", folds)
+        if not 2 <= folds <= rows:
+            raise ValueError(f"folds: expected 2 to {rows}, the number of rows of data.train, got {folds}")
+        if data.valid is not None:
+            raise ValueError("folds: expected data without a held-out part, got data.valid as well")
+    first = hyperparameters.as_arrays({name: column[0] for name, column in points.items()})
+    checked = data if folds is None else Data(data.train, data.train, data.preprocess)
+    validate.check_run(fit, checked, first)
+    return Table.of(fit, data, key, seeds, folds, points, mesh)
