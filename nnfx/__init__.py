@@ -13,6 +13,7 @@
 - `nnfx.load`: a model that `run.save` has saved; it predicts without the data and the code it was trained with.
 - `nnfx.data_parallel`: the training step with its batch split over devices.
 - `nnfx.sweeps`: many runs as one program; `nnfx.uncertainty`: how far predictions can be trusted.
+- `nnfx.search`: the best of many runs, static choices such as widths included.
 - `nnfx.insight`: gradients audited and traced, the landscape and curvature of the loss, and what a network sees.
 - `nnfx.forecasting`: windows, forecasters, intervals, scores and backtests; every forecaster is a model.
 - `nnfx.sklearn`: estimators and a search by the conventions of scikit-learn, which is imported with it.
@@ -44,6 +45,7 @@ if TYPE_CHECKING:  # imported when they are first used: see __getattr__
         regularizers,
         saving,
         schedules,
+        search,
         shards,
         stopping,
         sweeps,
@@ -84,6 +86,7 @@ __all__ = [
     "regularizers",
     "saving",
     "schedules",
+    "search",
     "session",
     "shards",
     "split_key",

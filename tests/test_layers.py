@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "checkpoint": BASE | {"checksums", "distributed"},
     "sessions": BASE | {"checkpoint", "data", "distributed", "saving", "stopping", "training"},
     "sweeps": BASE | {"data", "distributed", "sessions", "stopping", "tables", "training", "uncertainty"},
+    "search": BASE | {"data", "distributed", "sessions", "stopping", "sweeps", "training"},
     "insight": BASE | MIDDLE | {"models", "tables", "training"},
     "forecasting": BASE | {"data", "losses", "metrics", "models", "ops", "tables", "training", "uncertainty"},
     "sklearn": BASE | {"data", "distributed", "losses", "models", "regularizers", "sweeps", "training"},
@@ -44,7 +45,7 @@ MAY_IMPORT = {
 MAY_IMPORT["__init__"] = set(MAY_IMPORT)
 ONLY_WHERE_USED = {
     *("equinox", "grain", "haiku", "keras", "matplotlib", "orbax", "pooch", "safetensors", "sklearn", "tensorboard"),
-    *("datasets", "jax2onnx", "onnxruntime", "pandas", "polars", "pyarrow", "torch", "tqdm", "tyro"),
+    *("datasets", "jax2onnx", "onnxruntime", "optuna", "pandas", "polars", "pyarrow", "torch", "tqdm", "tyro"),
 }
 LATE = {("training", "saving")}
 """Layers that import others only within functions: `Run` has doors to what is built on it."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import nnfx
@@ -80,6 +81,10 @@ def test_its_lines_run_as_printed_from_a_relative_folder(example, tmp_path, monk
         "variables": names["run"].best.variables,
         "frame": pandas.DataFrame({"port": list("abcd") * 10, "fare": np.arange(40.0)}),
         "labels": ["no", "yes"] * 20,
+        "make": lambda width: nnfx.fit(
+            nnfx.models.mlp((width,)), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=1
+        ),
+        "space": {"width": nnfx.search.Choice(2), "learning_rate": nnfx.search.Uniform(0.1, 1.0)},
         "dataset": [{"image": np.zeros((2, 2, 1)), "label": 1}],
         "parts": [(np.asarray(names["data"].train.inputs), np.asarray(names["data"].train.targets))],
     }
@@ -88,6 +93,7 @@ def test_its_lines_run_as_printed_from_a_relative_folder(example, tmp_path, monk
     whole = [line for line in calls if "..." not in line and line != only_first]
     assert any(line.startswith("nnfx.session(") for line in whole)
     assert any(line.startswith("nnfx.sweeps.sweep(") for line in whole)
+    assert any(line.startswith("nnfx.search.search(") for line in whole)
     loggers = ("import wandb", "import mlflow")  # run in tests/sessions/test_loggers.py where they are installed
     for line in [*whole, *(block for block in blocks("py") if not block.startswith(loggers))]:
         exec(compile(line, "README.md", "exec"), names)

@@ -1,0 +1,93 @@
+"""Points asked of a sampler of Optuna, a batch at a time, which is told how good they were."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from nnfx import checks
+from nnfx.search import space as spaces
+from nnfx.search.methods import Ask
+from nnfx.search.plan import Round
+from nnfx.search.programs import Maker, Program, distinct, identity
+from nnfx.search.result import Search
+from nnfx.search.space import Choice, Integer, Normal, Point, Space
+from nnfx.search.training import Trained, Trainer
+from nnfx.sweeps import LogUniform, Sweep, Uniform
+from nnfx.types import Array
+
+
+def asked(
+    maker: Maker, trainer: Trainer, key: Array, space: Space | None, points: Any, method: Ask
+) -> Iterator[Trained]:
+    """Check the arguments, and return an iterator that trains a batch of points whenever it is advanced.
+
+    Raises:
+        ModuleNotFoundError: if Optuna is not installed.
+        TypeError, ValueError: for a space or a number of points that is missing, another sampler, and as `Maker`.
+    """
+    import optuna
+
+    checks.key("key", key)
+    checks.positive_integer("points", points)
+    checks.positive_integer("batch", method.batch)
+    spaces.check(space)
+    if not isinstance(method.sampler, optuna.samplers.BaseSampler):
+        raise TypeError(
+            "sampler: expected a sampler of Optuna, such as optuna.samplers.TPESampler(seed=0), got"
+            f" {checks.describe(method.sampler)}"
+        )
+    return _batches(maker, trainer, dict(space or {}), points, method)
+
+
+def _batches(maker: Maker, trainer: Trainer, space: Space, points: int, method: Ask) -> Iterator[Trained]:
+    """Train the points that a sampler asks for, and yield each batch."""
+    import optuna
+
+    names = spaces.check(space)
+    study = optuna.study.create_study(sampler=method.sampler)
+    for number, begin in enumerate(range(0, points, method.batch)):
+        trials = [study.ask() for _ in range(min(method.batch, points - begin))]
+        suggested = [_suggested(trial, names, space) for trial in trials]
+        each = Round(f"batch-{number:03d}", distinct(suggested), {})
+        programs = maker.programs(each.points)
+        trainer.check(programs, {})
+        sweeps = trainer.train(each, programs)
+        found = dict(zip(map(identity, each.points), _losses(each.points, programs, sweeps), strict=True))
+        for trial, point in zip(trials, suggested, strict=True):
+            loss = found[identity(point)]
+            if np.isfinite(loss):
+                study.tell(trial, loss)
+            else:
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        yield each, programs, sweeps
+
+
+def _suggested(trial: Any, names: list[str], space: Space) -> Point:
+    """Return the point that a trial suggests."""
+    point: Point = {}
+    for name in names:
+        if spaces.is_active(space, name, point):
+            point[name] = _suggest(trial, name, spaces.innermost(space[name]))
+    return {name: point[name] for name in space if name in point}
+
+
+def _suggest(trial: Any, name: str, given: Any) -> Any:
+    match given:
+        case Choice():  # by position, since Optuna takes numbers, words and None only
+            return given.members[trial.suggest_categorical(name, tuple(range(len(given.members))))]
+        case Integer(low, high):
+            return trial.suggest_int(name, int(low), int(high))
+        case LogUniform(low, high):
+            return trial.suggest_float(name, float(low), float(high), log=True)
+        case Uniform(low, high):
+            return trial.suggest_float(name, float(low), float(high))
+        case Normal():  # as a share of the distribution, since Optuna has uniform numbers only
+            return spaces.quantile(given, trial.suggest_float(name, 1e-9, 1 - 1e-9))
+    raise TypeError(f"{name}: expected a range, got {checks.describe(given)}")
+
+
+def _losses(points: list[Point], programs: list[Program], sweeps: list[Sweep]) -> list[float]:
+    """Return the mean loss of each point, NaN if one of its runs failed."""
+    values, _ = Search.of(points, programs, sweeps).by_group(sweeps[0].judged_by[0])
+    return [float(loss) for loss in values.mean(0)]

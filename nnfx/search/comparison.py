@@ -1,0 +1,67 @@
+"""Whether two points differ by more than their seeds and folds do: a paired test without assumptions on the noise."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from nnfx.types import Array
+
+MOST = 20
+"""All signs of this many differences are tried; of more, as many drawn signs as fit the same time."""
+DRAWN = 2**17
+
+
+class Comparison(NamedTuple):
+    """How much two points differ in the runs that share a seed and a fold.
+
+    Attributes:
+        difference: the mean of the paired differences, first minus second.
+        standard_error: of that mean; NaN for one pair.
+        p_value: how often a mean at least this far from 0 would arise if the sign of each difference were chance.
+        pairs: how many pairs there are; runs that failed in either point are left out.
+    """
+
+    difference: float
+    standard_error: float
+    p_value: float
+    pairs: int
+
+
+def compare(first: Array | np.ndarray, second: Array | np.ndarray) -> Comparison:
+    """Compare paired numbers, NaN where a run failed.
+
+    The p-value is that of the two-sided sign-flip test: of all 2ⁿ choices of signs for the n differences, the share
+    whose mean is at least as far from 0. It is exact for up to 20 pairs; beyond, 131,072 choices are drawn, always the
+    same ones, and the observed one counts as one of them. It cannot be below 2 / 2ⁿ, so 5 % takes six pairs.
+
+    Args:
+        first: `(pairs,)`.
+        second: `(pairs,)`.
+
+    Example:
+        >>> compare(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0]))
+        Comparison(difference=-2.0, standard_error=0.57..., p_value=0.25, pairs=3)
+
+    References:
+        Fisher, *The design of experiments*, 1935, section 21; Phipson and Smyth, *Permutation p-values should never be
+        zero*, 2010, for drawn signs.
+    """
+    differences = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+    differences = differences[np.isfinite(differences)]
+    count = len(differences)
+    if not count:
+        return Comparison(np.nan, np.nan, np.nan, 0)
+    error = float(differences.std(ddof=1) / count**0.5) if count > 1 else np.nan
+    return Comparison(float(differences.mean()), error, _p_value(differences), count)
+
+
+def _p_value(differences: np.ndarray) -> float:
+    observed = abs(differences.sum())
+    least = observed - 1e-9 * np.abs(differences).sum()  # sums of the same numbers in another order count as equal
+    if len(differences) <= MOST:
+        sums = np.zeros(1)
+        for each in differences:
+            sums = np.concatenate([sums + each, sums - each])
+        return float((np.abs(sums) >= least).mean())
+    signs = np.random.default_rng(0).integers(0, 2, (DRAWN, len(differences)), dtype=np.int8) * 2 - 1
+    return float((1 + (np.abs(signs @ differences) >= least).sum()) / (1 + DRAWN))

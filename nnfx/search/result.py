@@ -1,0 +1,214 @@
+"""What a search returns: the members of all programs in one table, its points ranked, and how sure the ranking is."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nnfx import checks
+from nnfx.search.comparison import Comparison, compare
+from nnfx.search.programs import Program, word
+from nnfx.search.space import Point
+from nnfx.sweeps.result import ByPoint, Member, Row, Rows, Sweep, in_order, ranking, spread
+
+TAKEN = {"member", "point", "program", "seed", "fold", "epochs", "best_epoch", "reason", "rank", "runs", "failed"}
+"""The columns of a table that are not searched over."""
+SHOWN = 10
+"""The maximum number of points that a search draws."""
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Search(Rows):
+    """All members of a search, those with the lowest loss first.
+
+    Attributes:
+        rows: one dictionary per member: its number, its point, its program, seed, fold (if there are folds), what was
+            searched over ("" where a name is absent, a function by its name), epochs run, epoch of its best weights,
+            the metrics measured then, and why it stopped.
+        points: the points, by number.
+        programs: the static choices and the points of each program.
+        sweeps: the sweep of each program.
+        judged_by: the metric that members and points are ranked by, and whether the largest is best.
+    """
+
+    points: tuple[Point, ...]
+    programs: tuple[Program, ...]
+    sweeps: tuple[Sweep, ...]
+    judged_by: tuple[str, bool]
+
+    @classmethod
+    def of(cls, points: Sequence[Point], programs: Sequence[Program], sweeps: Sequence[Sweep]) -> "Search":
+        """Return the search of these points, whose programs were trained by these sweeps."""
+        names = list(dict.fromkeys(name for point in points for name in point))
+        rows: list[Row] = []
+        for i, (program, sweep) in enumerate(zip(programs, sweeps, strict=True)):
+            begin, width = len(rows), len(program.numbers)
+            for row in sorted(sweep.rows, key=lambda row: int(row["member"])):
+                number = program.numbers[row["member"] % width]
+                traced = program.columns
+                measured = {name: each for name, each in row.items() if name not in (*traced, "member")}
+                where: Row = {name: measured.pop(name) for name in ("seed", "fold") if name in measured}
+                rows.append(
+                    {"member": begin + row["member"], "point": number, "program": i}
+                    | where
+                    | _searched(points[number], names)
+                    | measured
+                )
+        columns = dict.fromkeys(name for row in rows for name in row)
+        rows = [{name: row.get(name, np.nan) for name in columns} for row in rows]
+        judged_by = sweeps[0].judged_by
+        return cls(in_order(rows, *judged_by, True), tuple(points), tuple(programs), tuple(sweeps), judged_by)
+
+    @property
+    def best(self) -> Member:
+        """The best member of the best point, as ranked by `by_point`.
+
+        Raises:
+            ValueError: if no member has ended with a finite loss and finite weights.
+        """
+        for point in self.by_point().numbers:
+            first = next(row for row in in_order(self.rows, *self.judged_by, True) if row["point"] == point)
+            if first["reason"] not in ("not finite", "dropped"):
+                return self.member(first["member"])
+        raise ValueError(
+            f"best: expected a member that ended with finite numbers, got none: all {len(self.rows)} have diverged or"
+            " were dropped; see `rows` and `sweeps`"
+        )
+
+    def member(self, number: int) -> Member:
+        """Return a member by its number."""
+        begin = 0
+        for sweep in self.sweeps:
+            if 0 <= number - begin < len(sweep.rows):
+                return sweep.member(number - begin)
+            begin += len(sweep.rows)
+        raise ValueError(f"number: expected the number of a member, from 0 to {len(self.rows) - 1}, got {number}")
+
+    def by_point(self) -> ByPoint:
+        """Return the points, ranked by the mean of their members over seeds and folds.
+
+        Points with dropped members come after the others. Within both sets, points with more members without a finite
+        number come later.
+
+        Returns:
+            One row per point: its rank and number, what was searched over, how many runs it has and how many failed,
+            and for the others the mean, its standard error (NaN for one run) and the worst.
+        """
+        name, largest_first = self.judged_by
+        values, dropped = self.by_group(name)
+        order, names = ranking(values, dropped, largest_first), self._names
+        rows = [
+            {"rank": rank + 1, "point": number}
+            | _searched(self.points[number], names)
+            | spread(values[:, number], name, largest_first)
+            for rank, number in enumerate(order)
+        ]
+        return ByPoint(rows, order)
+
+    def compare(self, first: int, second: int) -> Comparison:
+        """Compare two points by their runs with the same seed and fold.
+
+        Folds share most of their training rows, so their differences are not independent, and p-values of searches with
+        folds are too small (Nadeau and Bengio, *Inference for the generalization error*, 2003).
+
+        Args:
+            first: the number of a point, as in the column `point`.
+            second: that of the other.
+
+        Returns:
+            The mean paired difference, its standard error, the p-value of a sign-flip test, and the number of pairs.
+
+        Raises:
+            ValueError: for a number that no point has.
+        """
+        for name, number in {"first": first, "second": second}.items():
+            checks.non_negative_integer(name, number)
+            if number >= len(self.points):
+                raise ValueError(f"{name}: expected a point from 0 to {len(self.points) - 1}, got {number}")
+        values, _ = self.by_group(self.judged_by[0])
+        return compare(values[:, first], values[:, second])
+
+    def indistinguishable(self, level: float = 0.05) -> ByPoint:
+        """Return the best point and those that cannot be told from it, ranked, with the p-value of each.
+
+        Left out are points whose difference from the best has a p-value of at most `level`, points with failed members,
+        and points dropped on the way. With fewer than six seeds and folds in all, no difference has a p-value of 5 % or
+        less, and nothing can be told apart. The p-values are not corrected for their number: among many equal points,
+        that share of them is left out by chance.
+
+        Args:
+            level: between 0 and 1.
+
+        Returns:
+            Rows of `by_point`, with the columns `difference`, from the best point, and `p_value`.
+        """
+        checks.number("level", level, above=0, below=1)
+        values, dropped = self.by_group(self.judged_by[0])
+        ranked, rows, numbers = self.by_point(), [], []
+        best = ranked.numbers[0]
+        for row in ranked.rows:
+            number = row["point"]
+            found = compare(values[:, number], values[:, best])
+            if number == best or not (row["failed"] or dropped[number] or found.p_value <= level):
+                rows.append({**row, "difference": found.difference, "p_value": found.p_value})
+                numbers.append(number)
+        return ByPoint(rows, tuple(numbers))
+
+    def sort(self, column: str, largest_first: bool = False) -> "Search":
+        """Return the same members in the order of a column; NaN comes last.
+
+        If the column is a metric, points are ranked by it too.
+        """
+        checks.choice("column", column, self.rows[0])
+        is_measured = any(column in sweep.histories for sweep in self.sweeps)
+        judged_by = (column, largest_first) if is_measured else self.judged_by
+        rows = in_order(self.rows, column, largest_first, is_measured)
+        return dataclasses.replace(self, rows=rows, judged_by=judged_by)
+
+    def __str__(self) -> str:
+        """Draw the best ten points."""
+        ranked = self.by_point()
+        head = size_words(len(self.points), len(self.programs), len(self.rows))
+        more = f"\n… and {len(ranked.rows) - SHOWN} more" if len(ranked.rows) > SHOWN else ""
+        return f"{head}\n\n{Rows(ranked.rows[:SHOWN])}{more}"
+
+    @property
+    def _names(self) -> list[str]:
+        """What was searched over."""
+        return list(dict.fromkeys(name for point in self.points for name in point))
+
+    def by_group(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return a metric by seed and fold, `(groups, points)`, NaN for failed runs; and which points were dropped."""
+        values: Any = None
+        is_dropped = np.zeros(len(self.points), bool)
+        for program, sweep in zip(self.programs, self.sweeps, strict=True):
+            some, dropped = sweep.by_group(name)
+            if values is None:
+                values = np.full((len(some), len(self.points)), np.nan)
+            values[:, program.numbers], is_dropped[list(program.numbers)] = some, dropped
+        return values, is_dropped
+
+
+def size_words(points: int, programs: int, runs: int) -> str:
+    """Say how large a search is.
+
+    >>> size_words(8, 1, 16)
+    '8 points in 1 program, 16 runs'
+    """
+    sizes = {"point": points, "program": programs, "run": runs}
+    some, compiled, all_runs = (f"{count} {name}{'s' if count != 1 else ''}" for name, count in sizes.items())
+    return f"{some} in {compiled}, {all_runs}"
+
+
+def _searched(point: Point, names: Sequence[str]) -> Row:
+    """Return the columns of what was searched over; a name that a table has already gets a longer one.
+
+    >>> _searched({"epochs": 5, "activation": max}, ["activation", "epochs", "l2"])
+    {'activation': 'max', 'searched_epochs': 5, 'l2': ''}
+    """
+    values = {name: point.get(name, "") for name in names}
+    return {
+        f"searched_{name}" if name in TAKEN else name: value if isinstance(value, int | float | str) else word(value)
+        for name, value in values.items()
+    }

@@ -1,0 +1,313 @@
+"""What a search may choose from: a range for each name, some of them only where another name has a given value."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from nnfx import checks
+from nnfx.sweeps import LogUniform, Uniform
+from nnfx.types import Array
+
+__all__ = ["Choice", "Integer", "Normal", "Point", "Range", "Space", "When", "check", "draw", "grid"]
+
+Point = dict[str, Any]
+"""One value for each name; names whose condition does not hold are absent."""
+
+
+class Choice:
+    """One of several members, each equally likely: numbers, words, functions, or anything else.
+
+    >>> Choice("tanh", "relu")
+    Choice('tanh', 'relu')
+    """
+
+    def __init__(self, *members: Any) -> None:
+        self.members = members
+
+    def __repr__(self) -> str:
+        return f"Choice({', '.join(map(repr, self.members))})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Choice) and self.members == other.members
+
+    def __hash__(self) -> int:
+        return hash(self.members)
+
+
+class Integer(NamedTuple):
+    """A whole number from `low` to `high`, both inclusive, each equally likely."""
+
+    low: int
+    high: int
+
+
+class Normal(NamedTuple):
+    """A number with a normal distribution of this mean and standard deviation."""
+
+    mean: float
+    sd: float
+
+
+class When(NamedTuple):
+    """A range for a name that exists only where another name has this value.
+
+    The range may be another `When`: then both conditions have to hold. A condition on a name that is absent does not
+    hold.
+
+    Attributes:
+        name: the other name, whose range is a `Choice` or an `Integer`.
+        member: the value that it has to have.
+        range: what this name is drawn from then.
+
+    Example:
+        >>> space = {
+        ...     "optimizer": Choice("sgd", "adam"),
+        ...     "momentum": When("optimizer", "sgd", Uniform(0.0, 1.0)),
+        ... }
+        >>> sorted({tuple(point) for point in draw(jax.random.key(0), 20, space)})
+        [('optimizer',), ('optimizer', 'momentum')]
+    """
+
+    name: str
+    member: Any
+    range: "Range"
+
+
+Range = Choice | Integer | Normal | Uniform | LogUniform | When
+Space = Mapping[str, Range]
+"""A range for each name."""
+
+
+def same(first: Any, second: Any) -> bool:
+    """Return whether two values are the same choice; `True` and `1` are different ones.
+
+    >>> same(2, 2.0), same(1, True), same((8,), (8,))
+    (True, False, True)
+    """
+    return first is second or (isinstance(first, bool) is isinstance(second, bool) and bool(first == second))
+
+
+def draw(key: Array, count: int, space: Space) -> list[Point]:
+    """Return random points, in which each name is drawn independently of all others.
+
+    What is drawn for a name in point i depends on the key, the name, its range and i alone: a larger count extends the
+    points, and another name changes nothing about the values of this one.
+
+    Args:
+        key: a typed key.
+        count: how many points to draw.
+        space: a range for each name.
+
+    Returns:
+        The points. Numbers are drawn in float64.
+
+    Raises:
+        TypeError, ValueError: as `check`, and for a key that is not typed or a count that is not positive.
+
+    Example:
+        >>> points = draw(jax.random.key(0), 100, {"width": Choice(8, 16), "learning_rate": LogUniform(1e-4, 1.0)})
+        >>> sorted({point["width"] for point in points}), min(point["learning_rate"] for point in points) > 1e-4
+        ([8, 16], True)
+
+    References:
+        Bergstra and Bengio, *Random search for hyper-parameter optimization*, JMLR 2012.
+    """
+    checks.key("key", key)
+    checks.positive_integer("count", count)
+    names = check(space)
+    shares = {name: _shares(jax.random.fold_in(key, np.uint32(zlib.crc32(name.encode()))), count) for name in names}
+    points = []
+    for i in range(count):
+        point: Point = {}
+        for name in names:
+            if is_active(space, name, point):
+                point[name] = quantile(innermost(space[name]), float(shares[name][i]))
+        points.append({name: point[name] for name in space if name in point})
+    return points
+
+
+def grid(per_number: int, space: Space) -> list[Point]:
+    """Return every combination: all members, and for each number several that divide its range evenly.
+
+    Args:
+        per_number: how many values each number takes: from one bound to the other at equal distances, on a logarithmic
+            scale for `LogUniform`; for `Normal`, the middles of as many equally likely parts. An `Integer` takes fewer
+            if its range has fewer.
+        space: a range for each name.
+
+    Raises:
+        TypeError, ValueError: as `check`, and for a number that is not positive.
+
+    Example:
+        >>> grid(3, {"width": Choice(8, 16), "learning_rate": LogUniform(0.01, 1.0)})[:2]
+        [{'width': 8, 'learning_rate': 0.01}, {'width': 8, 'learning_rate': 0.1}]
+    """
+    checks.positive_integer("per_number", per_number)
+    points: list[Point] = [{}]
+    for name in check(space):
+        values = _spaced(innermost(space[name]), per_number)
+        points = [
+            {**point, **added}
+            for point in points
+            for added in ([{name: value} for value in values] if is_active(space, name, point) else [{}])
+        ]
+    return [{name: point[name] for name in space if name in point} for point in points]
+
+
+def check(space: Any) -> list[str]:
+    """Check a space, and return its names, each after those that it depends on.
+
+    Raises:
+        TypeError: for anything other than a range for each name.
+        ValueError: for an empty space, a `Choice` without members, bounds that do not increase, and conditions on
+            unknown names, on values that these cannot have, or on each other in a circle.
+
+    Example:
+        >>> check({"momentum": When("optimizer", "sgd", Uniform(0, 1)), "optimizer": Choice("sgd", "adam")})
+        ['optimizer', 'momentum']
+    """
+    if not isinstance(space, Mapping):
+        raise TypeError(
+            f"space: expected ranges by name, such as {{'width': Choice(8, 16)}}, got {checks.describe(space)}"
+        )
+    if not space:
+        raise ValueError("space: expected at least one range, got none")
+    for name, given in space.items():
+        if not isinstance(name, str):
+            raise TypeError(f"space: expected names as keys, got {checks.describe(name)}")
+        _check_range(name, innermost(given))
+    for name, given in space.items():
+        for condition in _conditions(given):
+            _check_condition(name, condition, space)
+    ordered: list[str] = []
+    for name in space:
+        _visit(name, space, [], ordered)
+    return ordered
+
+
+def is_active(space: Space, name: str, point: Mapping[str, Any]) -> bool:
+    """Return whether all conditions of a name hold at a point."""
+    return all(each.name in point and same(point[each.name], each.member) for each in _conditions(space[name]))
+
+
+def is_conditional(given: Range) -> bool:
+    """Return whether a name with this range may be absent."""
+    return isinstance(given, When)
+
+
+def quantile(given: Range, share: float) -> Any:
+    """Return the value below which this share of a distribution lies, 0 < share < 1.
+
+    >>> quantile(Uniform(-1, 1), 0.75), quantile(Integer(1, 6), 0.99), quantile(Choice("a", "b"), 0.4)
+    (0.5, 6, 'a')
+    """
+    match given:
+        case Choice():
+            return given.members[int(share * len(given.members))]
+        case Integer(low, high):
+            return int(low) + int(share * (int(high) - int(low) + 1))
+        case Normal(mean, sd):
+            return NormalDist(float(mean), float(sd)).inv_cdf(share)
+        case LogUniform(low, high):
+            return float(np.exp(np.log(low) + share * (np.log(high) - np.log(low))))
+        case Uniform(low, high):
+            return float(low + share * (high - low))
+    raise TypeError(f"range: expected a range without conditions, got {checks.describe(given)}")
+
+
+def _spaced(given: Range, count: int) -> list[Any]:
+    """Return all members, or this many numbers that divide a range evenly."""
+    match given:
+        case Choice():
+            return list(given.members)
+        case Integer(low, high):
+            return sorted({round(each) for each in np.linspace(low, high, count)})
+        case Normal():
+            return [quantile(given, (i + 0.5) / count) for i in range(count)]
+        case LogUniform(low, high):
+            return [float(each) for each in np.geomspace(low, high, count)]
+        case Uniform(low, high):
+            return [float(each) for each in np.linspace(low, high, count)]
+    raise TypeError(f"range: expected a range without conditions, got {checks.describe(given)}")
+
+
+def _shares(key: Array, count: int) -> np.ndarray:
+    """Return numbers uniform between 0 and 1, both exclusive, in float64; each depends on the key and its place."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(count, dtype=np.uint32))
+    high, low = np.asarray(jax.vmap(lambda each: jax.random.bits(each, (2,), np.uint32))(keys)).astype(np.uint64).T
+    return (((high >> np.uint64(6)) << np.uint64(26)) + (low >> np.uint64(6)) + 0.5) / 2.0**52
+
+
+def innermost(given: Any) -> Any:
+    """Return the range inside conditions."""
+    while isinstance(given, When):
+        given = given.range
+    return given
+
+
+def _conditions(given: Any) -> Sequence[When]:
+    """Return the conditions around a range, from the outermost."""
+    found = []
+    while isinstance(given, When):
+        found.append(given)
+        given = given.range
+    return found
+
+
+def _check_range(name: str, given: Any) -> None:
+    match given:
+        case Choice():
+            if not given.members:
+                raise ValueError(f"{name}: expected a Choice with at least one member, got none")
+        case Integer(low, high):
+            for side, bound in (("low", low), ("high", high)):
+                if isinstance(bound, bool) or not isinstance(bound, int | np.integer):
+                    raise TypeError(f"{name}.{side}: expected a whole number, got {checks.describe(bound)}")
+            checks.number(f"{name}.high", high, above=low)
+        case Normal(mean, sd):
+            checks.number(f"{name}.mean", mean)
+            checks.number(f"{name}.sd", sd, above=0)
+        case Uniform(low, high) | LogUniform(low, high):
+            checks.number(f"{name}.low", low, above=0 if isinstance(given, LogUniform) else None)
+            checks.number(f"{name}.high", high, above=low)
+        case _:
+            raise TypeError(
+                f"{name}: expected Choice, Integer, Normal, Uniform, LogUniform or When, got {checks.describe(given)};"
+                " a single value is Choice(value)"
+            )
+
+
+def _check_condition(name: str, condition: When, space: Space) -> None:
+    checks.choice(f"{name}: When.name", condition.name, space)
+    parent = innermost(space[condition.name])
+    match parent:
+        case Choice():
+            can_be = any(same(member, condition.member) for member in parent.members)
+        case Integer(low, high):
+            member = condition.member
+            is_whole = isinstance(member, int | np.integer) and not isinstance(member, bool)
+            can_be = is_whole and bool(low <= member <= high)
+        case _:
+            raise TypeError(
+                f"{name}: When.name: expected a name with a Choice or an Integer, got {condition.name!r} with {parent}"
+            )
+    if not can_be:
+        raise ValueError(
+            f"{name}: When.member: expected a value that {condition.name} may have, {parent}, got {condition.member!r}"
+        )
+
+
+def _visit(name: str, space: Space, above: list[str], ordered: list[str]) -> None:
+    """Add a name after those that it depends on."""
+    if name in ordered:
+        return
+    if name in above:
+        circle = [*above[above.index(name) :], name]
+        raise ValueError(f"{name}: expected conditions without a circle, got {' → '.join(circle)}")
+    for condition in _conditions(space[name]):
+        _visit(condition.name, space, [*above, name], ordered)
+    ordered.append(name)

@@ -1,0 +1,149 @@
+"""Several programs advanced together, so that at each rung the points of all of them are ranked together."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.stages import Lowered
+
+from nnfx.search.programs import Program
+from nnfx.sessions.described_parts import parts_of
+from nnfx.stopping import Clock
+from nnfx.sweeps.halving import ranked
+from nnfx.sweeps.members import Members
+from nnfx.sweeps.table import Table
+from nnfx.training.driver import History
+from nnfx.training.fit import Fit
+from nnfx.types import Array, Hyper
+
+
+@dataclasses.dataclass
+class Tables:
+    """The members of each program, and how many epochs have been completed in all."""
+
+    tables: list[Table]
+    done: int = 0
+
+
+class Together:
+    """The members of several programs as one for the host's loop; see `nnfx.sweeps.members.Members`.
+
+    Args:
+        programs: the programs of the search.
+        members: the members of each, none of which drop points by themselves.
+        quotas: how many points of all programs to keep, by the number of epochs after which the others are dropped.
+    """
+
+    kind = "sweep"
+    units_per_epoch = 1
+    shown = ("epochs", 1)
+
+    def __init__(self, programs: Sequence[Program], members: Sequence[Members], quotas: Mapping[int, int]) -> None:
+        self._programs, self._members, self._quotas = programs, members, quotas
+        longest = max(members, key=lambda each: each.total)
+        self.recipe: Fit = longest.recipe
+        self.key: Array = longest.key
+        self.hyper: Hyper = {}
+        self.total, self.longest, self.pause_every = longest.total, longest.longest, longest.pause_every
+
+    def start(self) -> Tables:
+        """Return the initial state of all members."""
+        return Tables([self._on_host(members.start()) for members in self._members])
+
+    def advance(self, state: Tables, until: int, clock: Clock) -> Tables:
+        """Train all programs until this epoch; then drop the worse points of all of them if it is time to."""
+        for members, table in zip(self._members, state.tables, strict=True):
+            if not members.has_ended(table):
+                self._on_host(members.advance(table, min(until, members.total), clock))
+        state.done = until
+        if until in self._quotas:
+            self._drop(state.tables, self._quotas[until])
+        return state
+
+    def done(self, state: Tables) -> int:
+        """Return how many epochs have been completed."""
+        return state.done
+
+    def has_ended(self, state: Tables) -> bool:
+        """Return whether no member is running any more."""
+        return state.done >= self.total or all(map(Members.has_ended, self._members, state.tables))
+
+    def epochs(self, state: Tables) -> int:
+        """Return how many epochs have been completed."""
+        return state.done
+
+    def history(self, state: Tables, since: int) -> History:
+        """Return how many members ran in each epoch after `since`, and the lowest of their losses."""
+        if state.done <= since:
+            return {}
+        told = [members.history(table, since) for members, table in zip(self._members, state.tables, strict=True)]
+        longest = state.done - since
+        running = [_padded(each["running"], longest, 0) for each in told if each]
+        joined: History = {"running": np.sum(running, axis=0)}
+        names = {name for each in told for name in each if name.endswith("_lowest")}
+        for name in sorted(names):
+            joined[name] = np.fmin.reduce([_padded(each[name], longest, np.nan) for each in told if name in each])
+        return joined
+
+    def saved(self, state: Tables) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what a checkpoint holds."""
+        each = [members.saved(table) for members, table in zip(self._members, state.tables, strict=True)]
+        noted = [{**notes, "epoch": table.done} for (_, notes), table in zip(each, state.tables, strict=True)]
+        return {str(i): arrays for i, (arrays, _) in enumerate(each)}, {"programs": noted}
+
+    def expected(self, noted: Mapping[str, Any]) -> dict[str, Any]:
+        """Return arrays like those of a checkpoint."""
+        notes = zip(self._members, noted["programs"], strict=True)
+        return {str(i): members.expected(each) for i, (members, each) in enumerate(notes)}
+
+    def restored(self, arrays: dict[str, Any], noted: Mapping[str, Any]) -> Tables:
+        """Return the state that a checkpoint holds."""
+        notes = enumerate(zip(self._members, noted["programs"], strict=True))
+        return Tables([members.restored(arrays[str(i)], each) for i, (members, each) in notes], noted["epoch"])
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What identifies the data and the plan of the search."""
+        programs = {
+            str(i): {
+                "static": program.words,
+                "points": str({name: column.tolist() for name, column in program.columns.items()}),
+                "parts": parts_of(program.fit),
+            }
+            for i, program in enumerate(self._programs)
+        }
+        return {**self._members[0].data, "points kept of all": str(dict(self._quotas)), "programs": programs}
+
+    @property
+    def lowered(self) -> list[Lowered]:
+        """The programs of one member of each on one device, not compiled yet."""
+        return [each for members in self._members for each in members.lowered]
+
+    def running(self, state: Tables) -> int:
+        """Return the number of members still running."""
+        return sum(table.running() for table in state.tables)
+
+    def _drop(self, tables: Sequence[Table], count: int) -> None:
+        """Stop all points but the best of all programs."""
+        kept = np.sort(ranked(np.concatenate([table.best_losses() for table in tables], axis=1))[:count])
+        begin = 0
+        for table in tables:
+            table.drop_all_but(kept[(kept >= begin) & (kept < begin + table.width)] - begin)
+            begin += table.width
+
+    def _on_host(self, table: Table) -> Table:
+        """Move the state of a program to the host, so that the devices hold only one of several."""
+        if len(self._members) > 1:
+            table.state = jax.tree.map(np.asarray, table.state)
+        return table
+
+
+def _padded(values: np.ndarray, length: int, fill: float) -> np.ndarray:
+    """Extend the history of a program that has ended.
+
+    >>> _padded(np.array([3, 2]), 4, 0)
+    array([3, 2, 0, 0])
+    """
+    return np.concatenate([values, np.full(length - len(values), fill, np.asarray(values).dtype)])

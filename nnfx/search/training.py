@@ -1,0 +1,123 @@
+"""Train the points of a search: each program as a sweep, or all together if points are dropped on the way."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from nnfx import checks
+from nnfx.data.prepare import Data
+from nnfx.search.plan import Round
+from nnfx.search.programs import Program, in_program
+from nnfx.search.together import Tables, Together
+from nnfx.sessions.keeper import run
+from nnfx.sweeps import Progress, Sweep, sweep
+from nnfx.sweeps.given import check, keeper_of, mesh_of, table_of
+from nnfx.sweeps.members import Members
+from nnfx.sweeps.result import collect
+from nnfx.sweeps.table import Table
+from nnfx.types import Array
+
+Trained = tuple[Round, list[Program], list[Sweep]]
+"""A round, its programs, and the sweep of each."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """How the points of a search are trained; see `nnfx.search.search`, whose arguments these are.
+
+    Attributes:
+        title: the title of the progress bars, or None to show none.
+    """
+
+    data: Data
+    key: Array
+    seeds: int
+    folds: int | None
+    devices: Sequence[jax.Device] | None
+    devices_per_member: int
+    at_once: int | None
+    memory: int | None
+    on_chunk: Callable[[Progress], None] | None
+    out: Path | None
+    save_every_seconds: float | None
+    skip_damaged: bool
+    title: str | None
+
+    def check(self, programs: Sequence[Program], quotas: Mapping[int, int]) -> list[Table]:
+        """Check everything that can be checked before training, and return the members of each program.
+
+        Raises:
+            TypeError, ValueError: as `nnfx.sweeps.sweep`.
+        """
+        mesh, tables = mesh_of(self.devices, self.devices_per_member), []
+        for program in programs:
+            check(program.fit, self.data, self.key, self.on_chunk)
+            with in_program(program.static):
+                tables.append(
+                    table_of(
+                        program.fit, self.data, self.key, self.seeds, self.folds, program.columns, mesh, self.memory
+                    )
+                )
+        keeper_of(self.out, self.save_every_seconds, self.skip_damaged, False, tensorboard=False)
+        if self.at_once is not None:
+            checks.positive_integer("at_once", self.at_once)
+        if quotas and self.data.valid is None and self.folds is None:
+            raise ValueError("data.valid: expected held-out data to rank points by, got none")
+        return tables
+
+    def train(self, each: Round, programs: Sequence[Program]) -> list[Sweep]:
+        """Train the points of a round, and return the sweep of each program."""
+        if each.quotas:
+            return self._together(each, programs, self.check(programs, each.quotas))
+        return [self._alone(each, program, i, len(programs)) for i, program in enumerate(programs)]
+
+    def _alone(self, each: Round, program: Program, number: int, of: int) -> Sweep:
+        """Train one program to the end."""
+        place = self._place(each)
+        words = [self.title or "", each.name, f"{number + 1}/{of}", program.words]
+        title: Any = self.title is not None and " ".join(filter(None, words))
+        return sweep(
+            program.fit,
+            self.data,
+            key=self.key,
+            seeds=self.seeds,
+            folds=self.folds,
+            points=program.columns or None,
+            devices=self.devices,
+            devices_per_member=self.devices_per_member,
+            at_once=self.at_once,
+            memory=self.memory,
+            on_chunk=self.on_chunk,
+            out=None if place is None else place / f"{number:02d}-{program.folder}".strip("-"),
+            save_every_seconds=self.save_every_seconds,
+            skip_damaged=self.skip_damaged,
+            progress=title,
+        )
+
+    def _together(self, each: Round, programs: Sequence[Program], tables: Sequence[Table]) -> list[Sweep]:
+        """Train all programs side by side, with their points ranked together at each rung."""
+        look_every = int(np.gcd.reduce([*each.quotas, *(program.fit.epochs for program in programs)]))
+        members = [
+            Members(program.fit, table, look_every, {}, self.at_once, self.memory)
+            for program, table in zip(programs, tables, strict=True)
+        ]
+        together = Together(programs, members, each.quotas)
+        everyone = sum(table.members for table in tables)
+
+        def look(state: Tables) -> None:
+            if self.on_chunk is not None and (state.done % look_every == 0 or together.has_ended(state)):
+                self.on_chunk(Progress(state.done, together.total, together.running(state), everyone))
+
+        is_shown: bool | str = self.title is not None and f"{self.title} {each.name}".strip()
+        keeper, title = keeper_of(
+            self._place(each), self.save_every_seconds, self.skip_damaged, is_shown, tensorboard=False, kind="search"
+        )
+        state = run(together, look, title) if keeper is None else keeper(together, look=look)
+        return [collect(program.fit, table) for program, table in zip(programs, state.tables, strict=True)]
+
+    def _place(self, each: Round) -> Path | None:
+        return None if self.out is None else self.out / each.name
