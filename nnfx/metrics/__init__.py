@@ -4,8 +4,11 @@ Metrics per example, `(outputs, targets) -> (batch,)`, are averaged over all row
 `(outputs, targets, weights) -> scalar`, such as areas under curves, are computed once from all rows; `overall` marks a
 function of one's own as such. In `nnfx.fit(..., metrics=["accuracy", "roc_auc"])`, each row with weight counts once;
 `weighted` makes rows count by their weight.
+
+`nnfx.metrics.detection` compares boxes: COCO's average precision and recall of what was detected in images.
 """
 
+from nnfx.metrics import detection
 from nnfx.metrics.counts import balanced_accuracy, confusion_matrix, f1, precision, recall
 from nnfx.metrics.errors import r2, root_mean_square_error
 from nnfx.metrics.marks import overall, weighted
@@ -28,6 +31,7 @@ __all__ = [
     "bits_per_token",
     "brier",
     "confusion_matrix",
+    "detection",
     "f1",
     "get",
     "log_loss",
