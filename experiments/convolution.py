@@ -65,7 +65,7 @@ def main(config: Config) -> dict[str, Any]:
     print_table(["by hand and by nnfx.ops", "largest difference"], compared.items())
     draw_by_hand(results, digit, sums, pooled)
 
-    digits = scenes.split_digits(jax.random.key(config.seed), held_out=0.3)["test"]
+    digits = scenes.split_items(jax.random.key(config.seed), held_out=0.3)["test"]
     picture = scenes.draw_scenes((config.seed, 0), digits, 1).picture[0]
     maps = {name: np.asarray(convolve(picture, kernel))[0, ..., 0] for name, kernel in KERNELS.items()}
     draw_kernels(results, picture, maps)

@@ -1,4 +1,4 @@
-"""Compare boxes, thin them out, match them with the true ones, and score them.
+"""Let boxes vote, thin them out, match them with the true ones, and count how many are right.
 
 A box is given by its edges (top, left, bottom, right), a set of boxes by an array `(boxes, 4)`.
 """
@@ -6,6 +6,8 @@ A box is given by its edges (top, left, bottom, right), a set of boxes by an arr
 from typing import NamedTuple
 
 import numpy as np
+
+from nnfx.metrics.detection import intersection_over_union
 
 
 class Found(NamedTuple):
@@ -68,21 +70,6 @@ class Score(NamedTuple):
         Score(precision=0.5, recall=1.0, f1=0.6666666666666666, found=4, true=2)
         """
         return cls(right / max(found, 1), right / max(true, 1), 2 * right / max(found + true, 1), found, true)
-
-
-def intersection_over_union(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Divide the area that two boxes share by the area that they cover together, `(left, right)`.
-
-    >>> intersection_over_union(np.array([[0.0, 0, 2, 2]]), np.array([[0.0, 1, 2, 3], [0, 0, 2, 2], [5, 5, 6, 6]]))
-    array([[0.33333333, 1.        , 0.        ]])
-    """
-    low = np.maximum(left[:, None, :2], right[None, :, :2])
-    high = np.minimum(left[:, None, 2:], right[None, :, 2:])
-    sides = (high - low).clip(0)
-    shared = sides[..., 0] * sides[..., 1]
-    areas = [np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (left, right)]
-    together = areas[0][:, None] + areas[1][None] - shared
-    return shared / np.where(together > 0, together, 1)
 
 
 def vote(boxes: np.ndarray, probabilities: np.ndarray, agreeing: float) -> Found:
@@ -185,13 +172,3 @@ def precision_recall(scores: np.ndarray, is_right: np.ndarray, true: int) -> Cur
 def best_threshold(curve: Curve) -> float:
     """Return the threshold with the largest F1, the highest if several are equal; infinity if nothing was found."""
     return float(curve.thresholds[curve.f1.argmax()]) if len(curve.f1) else float("inf")
-
-
-def average_precision(curve: Curve) -> float:
-    """Return the area under precision over recall, with the best precision at each recall or above.
-
-    >>> average_precision(precision_recall(np.array([0.9, 0.7, 0.5]), np.array([True, False, True]), true=2))
-    0.8333333333333333
-    """
-    best = np.maximum.accumulate(curve.precision[::-1])[::-1]
-    return float(np.sum(np.diff(curve.recall, prepend=0) * best))

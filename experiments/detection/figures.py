@@ -1,4 +1,4 @@
-"""Figures of the digits found: scenes, precision over recall, and the network's output for every window."""
+"""Figures of the objects found: scenes, precision over recall, and the network's output for every window."""
 
 from typing import Any
 
@@ -21,7 +21,9 @@ WITH_WRONG = 2
 """How many of them are chosen because of a wrong find."""
 
 
-def draw_scenes(results: Results, finds: list[Found], truth: Scene, is_right: list[np.ndarray]) -> None:
+def draw_scenes(
+    results: Results, finds: list[Found], truth: Scene, is_right: list[np.ndarray], classes: tuple[str, ...]
+) -> None:
     """Draw the first test scenes, and the first others with wrong finds, with the true boxes and those found."""
     first = list(range(min(SHOWN - WITH_WRONG, len(finds))))
     wrong = [i for i in range(len(first), len(finds)) if not is_right[i].all()]
@@ -34,10 +36,10 @@ def draw_scenes(results: Results, finds: list[Found], truth: Scene, is_right: li
         draw_boxes(axis, truth.boxes[i], "white", linestyle=":", linewidth=1.8)
         matched = match(finds[i], truth.boxes[i], truth.names[i])
         for k in np.setdiff1d(np.arange(len(truth.names[i])), matched):
-            write(axis, truth.boxes[i][k], f"{truth.names[i][k]} missed", "white", below=True)
+            write(axis, truth.boxes[i][k], f"{classes[truth.names[i][k]]} missed", "white", below=True)
         for box, name, votes, is_hit in zip(*finds[i], is_right[i], strict=True):
             draw_boxes(axis, box[None], SKY if is_hit else ORANGE, linewidth=1.4 if is_hit else 2.6)
-            write(axis, box, f"{name} ({votes:.1f})" + ("" if is_hit else " ✗"), SKY if is_hit else ORANGE)
+            write(axis, box, f"{classes[name]} ({votes:.1f})" + ("" if is_hit else " ✗"), SKY if is_hit else ORANGE)
     handles = [
         Line2D([], [], color="black", linestyle=":", label="true (white in the pictures)"),
         Line2D([], [], color=SKY, linewidth=2, label="found, name and box right"),
@@ -79,7 +81,7 @@ def draw_boxes(axis: Axes, boxes: np.ndarray, colour: str, **style: Any) -> None
 def draw_curves(
     results: Results, curves: dict[str, Curve], scores: dict[str, Score], by_name: dict[str, Score]
 ) -> None:
-    """Draw precision over recall with the threshold marked, and both for each digit."""
+    """Draw precision over recall with the threshold marked, and both for each class."""
     figure, (left, right_axis) = plt.subplots(1, 2, figsize=(11, 4.6))
     closer = left.inset_axes((0.1, 0.36, 0.55, 0.5), xlim=(0.85, 1), ylim=(0.85, 1))
     for axis in (left, closer):
@@ -94,23 +96,24 @@ def draw_curves(
     precisions, recalls = ([getattr(each, part) for each in by_name.values()] for part in ("precision", "recall"))
     right_axis.plot(places - 0.12, precisions, "s", color=BLUE, label="precision", markersize=7)
     right_axis.plot(places + 0.12, recalls, "o", color=ORANGE, markeredgecolor="black", label="recall", markersize=7)
-    right_axis.set_xticks(places, [f"{name}\n({each.true})" for name, each in by_name.items()])
+    labels = [f"{name}\n({each.true})" for name, each in by_name.items()]
+    right_axis.set_xticks(places, labels, rotation=45 if max(map(len, by_name)) > 3 else 0)
     lowest = min(precisions + recalls)
     right_axis.set(
-        xlabel="digit (how many in the test scenes)",
+        xlabel="class (how many in the test scenes)",
         ylim=(min(0.7, lowest - 0.02), 1.02),
-        title="of each digit, at the threshold",
+        title="of each class, at the threshold",
     )
     right_axis.legend(loc="lower left", ncols=2)
     figure.suptitle(
-        f"Digits found in scenes: F1 = {scores['test'].f1:.3f} on the test scenes, name and box (IoU ≥ 0.5) required",
+        f"Objects found in scenes: F1 = {scores['test'].f1:.3f} on the test scenes, name and box (IoU ≥ 0.5) required",
         fontsize=11,
     )
     results.figure("precision_recall", figure)
 
 
-def draw_maps(results: Results, width: int, variables: Variables, truth: Scene) -> None:
-    """Draw the probability of the tallest digit's name in every window of the fullest scene among those shown."""
+def draw_maps(results: Results, width: int, variables: Variables, truth: Scene, classes: tuple[str, ...]) -> None:
+    """Draw the probability of the tallest object's name in every window of the fullest scene among those shown."""
     scene = int(np.argmax([len(names) for names in truth.names[:SHOWN]]))
     boxes, names = truth.boxes[scene], truth.names[scene]
     name = int(names[np.argmax(boxes[:, 2] - boxes[:, 0])])
@@ -126,7 +129,7 @@ def draw_maps(results: Results, width: int, variables: Variables, truth: Scene) 
         ends = np.array([-0.5, steps - 0.5]) * detector.STRIDE
         low, high = detector.middles_of_windows(ends, side / SIZE)
         shown = axis.imshow(maps, cmap="viridis", vmin=0, vmax=1, extent=(low, high, high, low))
-        axis.set(title=f"for digits {height:.0f} pixels high", facecolor="black")
+        axis.set(title=f"for objects {height:.0f} pixels high", facecolor="black")
     for axis in axes.ravel()[:-1]:
         draw_boxes(axis, boxes[names != name], "white", linestyle=":", linewidth=1.2)
         draw_boxes(axis, boxes[names == name], ORANGE, linewidth=2)
@@ -135,12 +138,12 @@ def draw_maps(results: Results, width: int, variables: Variables, truth: Scene) 
     for axis in axes[:, 0]:
         axis.set_ylabel("pixels")
     handles = [
-        Line2D([], [], color=ORANGE, linewidth=2, label=f"a true {name}"),
-        Line2D([], [], color="black", linestyle=":", label="another digit (white here)"),
+        Line2D([], [], color=ORANGE, linewidth=2, label=f"a true {classes[name]}"),
+        Line2D([], [], color="black", linestyle=":", label="another object (white here)"),
         Patch(color="black", label="beyond the last window's middle"),
     ]
     axes[-1, -1].set_axis_off()
     axes[-1, -1].legend(handles=handles, loc="center")
-    figure.colorbar(shown, ax=axes, label=f"probability of {name} in the middle of a window", shrink=0.8)
-    figure.suptitle(f"Where the network sees the digit {name} in a test scene: one pass for each scale", fontsize=11)
+    figure.colorbar(shown, ax=axes, label=f"probability of {classes[name]} in the middle of a window", shrink=0.8)
+    figure.suptitle(f"Where the network sees {classes[name]} in a test scene: one pass for each scale", fontsize=11)
     results.figure("score_maps", figure)

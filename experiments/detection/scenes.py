@@ -1,6 +1,6 @@
-"""Cluttered pictures with handwritten digits in them, drawn from a seed, and the boxes around the digits."""
+"""Cluttered pictures of digits or of clothing, drawn from a seed, and the boxes around the objects."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -12,29 +12,35 @@ from nnfx.types import Array
 SIZE = 96
 """Pixels along each side of a picture."""
 HEIGHTS = 14.0, 36.0
-"""The range of heights to which a digit's 8 × 8 pixels are enlarged."""
+"""The range of heights to which an image is enlarged."""
 ROWS, COLUMNS = np.arange(SIZE)[:, None] + 0.5, np.arange(SIZE)[None] + 0.5
 """The coordinates of the middles of the pixels."""
 FAINTEST = 0.1
 """Ink fainter than this is left out."""
 EDGE = 0.3
-"""Ink at least this strong belongs in the box around a digit; fainter ink is the soft edge of a stroke."""
+"""Ink at least this strong belongs in the box around an object; fainter ink is the soft edge of a stroke."""
 MOST_SHARED = 0.05
-"""The largest fraction of a digit's box that another's may cover."""
+"""The largest fraction of an object's box that another's may cover."""
 ATTEMPTS = 40
-"""How many places are tried before a digit is given up."""
+"""How many places are tried before an object is given up."""
 
 
-class Digits(NamedTuple):
-    """Pictures of single digits.
+Source = Literal["digits", "fashion_mnist"]
+"""The images that scenes are made of."""
+
+
+class Items(NamedTuple):
+    """Images of single objects.
 
     Attributes:
-        images: `(digits, 8, 8)`, from 0 to 1 for ink.
-        names: 0 to 9, `(digits,)`.
+        images: `(items, side, side)`, from 0 to 1 for ink.
+        names: the class of each, 0 to 9, `(items,)`.
+        classes: what the classes are called.
     """
 
     images: np.ndarray
     names: np.ndarray
+    classes: tuple[str, ...]
 
 
 class Scene(NamedTuple):
@@ -42,9 +48,9 @@ class Scene(NamedTuple):
 
     Attributes:
         picture: `(SIZE, SIZE)`, float32 from 0 to 1.
-        boxes: the edges of each digit's ink, `(digits, 4)`: top, left, bottom, right, in pixels from the upper left
+        boxes: the edges of each object's ink, `(objects, 4)`: top, left, bottom, right, in pixels from the upper left
             corner.
-        names: which digits, `(digits,)`.
+        names: the class of each, `(objects,)`.
     """
 
     picture: np.ndarray
@@ -52,13 +58,24 @@ class Scene(NamedTuple):
     names: np.ndarray
 
 
-def split_digits(key: Array, held_out: float) -> dict[str, Digits]:
-    """Split scikit-learn's digits at random into disjoint sets for training, validation and test.
+def split_items(key: Array, held_out: float, source: Source = "digits") -> dict[str, Items]:
+    """Split images into disjoint sets for training, validation and test.
 
     Args:
-        key: a typed key.
-        held_out: the fraction for validation and test together, half of it for each.
+        key: a typed key that determines which of scikit-learn's digits are in which set.
+        held_out: the fraction of the digits for validation and test together, half of it for each.
+        source: `"digits"`, 8 × 8 pixels; or `"fashion_mnist"`, whose test set is divided between validation and test.
+            Its images are averaged over 2 × 2 pixels, since scenes enlarge images but never reduce them, and the
+            brightest pixel of each becomes 1.
     """
+    if source == "fashion_mnist":
+        images = nnfx.data.images(source)
+        assert images.test is not None
+        rows = {"train": (images.train, 0, 1), "validation": (images.test, 0, 2), "test": (images.test, 1, 2)}
+        return {
+            name: Items(halved(part.inputs[start::step, ..., 0]), part.targets[start::step].astype(int), images.classes)
+            for name, (part, start, step) in rows.items()
+        }
     data = nnfx.data.digits(key=key, valid_fraction=held_out)
     assert data.valid is not None
     parts = {
@@ -66,50 +83,62 @@ def split_digits(key: Array, held_out: float) -> dict[str, Digits]:
         "validation": jax.tree.map(lambda array: array[0::2], data.valid),
         "test": jax.tree.map(lambda array: array[1::2], data.valid),
     }
+    classes = tuple(map(str, range(10)))
     return {
-        name: Digits(np.asarray(batch.inputs)[..., 0], np.asarray(batch.targets).astype(int))
+        name: Items(np.asarray(batch.inputs)[..., 0], np.asarray(batch.targets).astype(int), classes)
         for name, batch in parts.items()
     }
 
 
-def draw_scenes(seed: tuple[int, ...], digits: Digits, count: int, *, most: int = 6, clutter: bool = True) -> Scene:
+def halved(images: np.ndarray) -> np.ndarray:
+    """Average images `(images, height, width)` over 2 × 2 pixels, and divide each by its largest value.
+
+    >>> halved(np.array([[[4, 0, 1, 1], [0, 0, 1, 1]]]))
+    array([[[1., 1.]]])
+    """
+    count, height, width = images.shape
+    means = images.reshape(count, height // 2, 2, width // 2, 2).mean((2, 4))
+    return means / means.max((1, 2), keepdims=True)
+
+
+def draw_scenes(seed: tuple[int, ...], items: Items, count: int, *, most: int = 6, clutter: bool = True) -> Scene:
     """Draw several scenes; number i depends on `(seed, i)` alone.
 
     Returns:
         Their pictures `(count, SIZE, SIZE)`; boxes and names as arrays of objects, one for each picture.
     """
-    scenes = [draw_scene((*seed, i), digits, most=most, clutter=clutter) for i in range(count)]
+    scenes = [draw_scene((*seed, i), items, most=most, clutter=clutter) for i in range(count)]
     boxes, names = np.empty(count, object), np.empty(count, object)
     boxes[:], names[:] = [scene.boxes for scene in scenes], [scene.names for scene in scenes]
     return Scene(np.stack([scene.picture for scene in scenes]), boxes, names)
 
 
-def draw_scene(seed: tuple[int, ...], digits: Digits, *, most: int = 6, clutter: bool = True) -> Scene:
-    """Draw a picture of one or more digits that hardly overlap.
+def draw_scene(seed: tuple[int, ...], items: Items, *, most: int = 6, clutter: bool = True) -> Scene:
+    """Draw a picture of one or more objects that hardly overlap.
 
     Args:
         seed: whole numbers that determine everything.
-        digits: the digits to choose from, including those to cut fragments out of.
-        most: the largest number of digits.
-        clutter: whether there are lines, blobs, fragments of digits, noise and uneven light behind and on the digits;
+        items: the images to choose from, including those to cut fragments out of.
+        most: the largest number of objects.
+        clutter: whether there are lines, blobs, fragments of objects, noise and uneven light behind and on the objects;
             otherwise they are white on black.
     """
     random = np.random.default_rng(seed)
     inks: list[tuple[np.ndarray, int, int]] = []
     boxes, names = np.zeros((0, 4)), []
     for _ in range(random.integers(1, most, endpoint=True)):
-        chosen = int(random.integers(len(digits.names)))
-        ink = enlarge(random, digits.images[chosen])
+        chosen = int(random.integers(len(items.names)))
+        ink = enlarge(random, items.images[chosen])
         for _ in range(ATTEMPTS):
             top, left = (int(random.integers(SIZE - side, endpoint=True)) for side in ink.shape)
             box = extent(ink >= EDGE) + np.array([top, left, top, left])
             if not len(boxes) or shared(box, boxes).max() <= MOST_SHARED:
                 inks.append((ink, top, left))
                 boxes = np.concatenate([boxes, box[None]])
-                names.append(int(digits.names[chosen]))
+                names.append(int(items.names[chosen]))
                 break
-    picture = draw_clutter(random, digits, boxes) if clutter else np.zeros((SIZE, SIZE))
-    faintest = min(float(picture.mean()) + 0.45, 0.9)  # a digit as dark as the background could not be seen
+    picture = draw_clutter(random, items, boxes) if clutter else np.zeros((SIZE, SIZE))
+    faintest = min(float(picture.mean()) + 0.45, 0.9)  # an object as dark as the background could not be seen
     for ink, top, left in inks:
         brightness = random.uniform(faintest, 1) if clutter else 1.0
         paste(picture, brightness * ink, top, left)
@@ -124,7 +153,7 @@ def enlarge(random: np.random.Generator, image: np.ndarray, heights: tuple[float
     width = height * random.uniform(0.85, 1.15)
     angle = np.deg2rad(random.uniform(-12, 12))
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    matrix = np.diag([8 / height, 8 / width]) @ turn
+    matrix = np.diag([len(image) / height, len(image) / width]) @ turn
     padded = np.pad(image, 1)  # so that ink at the edge of the image fades as it does elsewhere
     side = int(np.ceil(1.5 * max(height, width))) + 4
     offset = (np.array(padded.shape) - 1) / 2 - matrix @ np.full(2, (side - 1) / 2)
@@ -144,8 +173,8 @@ def extent(mask: np.ndarray) -> np.ndarray:
     return np.array([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1], float)
 
 
-def draw_clutter(random: np.random.Generator, digits: Digits, boxes: np.ndarray) -> np.ndarray:
-    """Draw uneven light, blobs, lines, and fragments of digits beside the boxes."""
+def draw_clutter(random: np.random.Generator, items: Items, boxes: np.ndarray) -> np.ndarray:
+    """Draw uneven light, blobs, lines, and fragments of objects beside the boxes."""
     direction = random.uniform(0, 2 * np.pi)
     light = np.cos(direction) * (ROWS / SIZE - 0.5) + np.sin(direction) * (COLUMNS / SIZE - 0.5)
     picture = random.uniform(0, 0.2) + random.uniform(0, 0.2) * (0.5 + light)
@@ -156,17 +185,19 @@ def draw_clutter(random: np.random.Generator, digits: Digits, boxes: np.ndarray)
         start, end = random.uniform(0, SIZE, (2, 2))
         draw_line(picture, start, end, random.uniform(1, 3), random.uniform(0.3, 0.9))
     for _ in range(random.integers(1, 6)):
-        image = digits.images[random.choice(np.flatnonzero(digits.names != 1))]  # a part of a 1 looks like a 1
-        (height, width), (top, left) = random.integers(3, 5, 2), random.integers(0, 5, 2)
+        # not of class 1: a part of a 1 looks like a 1, and a leg like trousers
+        image = items.images[random.choice(np.flatnonzero(items.names != 1))]
+        side = len(image)
+        (height, width), (top, left) = (random.integers(low, side // 2, 2, endpoint=True) for low in (3 * side // 8, 0))
         part = image[top : top + height, left : left + width]
         if part.max() < EDGE:
             continue
         whole = np.zeros_like(image)
         whole[top : top + height, left : left + width] = part
         ink = enlarge(random, whole)
-        top, left = (int(random.integers(SIZE - side, endpoint=True)) for side in ink.shape)
+        top, left = (int(random.integers(SIZE - length, endpoint=True)) for length in ink.shape)
         box = extent(ink > 0) + np.array([top, left, top, left])
-        # a digit with a part of another on top of it could be any digit
+        # an object with a part of another on top of it could be any object
         if not len(boxes) or shared(box, boxes).max() <= MOST_SHARED:
             paste(picture, random.uniform(0.5, 1) * ink, top, left)
     return picture.clip(0, 1)

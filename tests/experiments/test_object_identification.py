@@ -17,7 +17,7 @@ WIDTH = 3
 
 @pytest.fixture(scope="module")
 def pictures():
-    digits = scenes.split_digits(jax.random.key(0), held_out=0.3)["train"]
+    digits = scenes.split_items(jax.random.key(0), held_out=0.3)["train"]
     return scenes.draw_scenes((0, 0), digits, 6)
 
 
@@ -139,15 +139,35 @@ def test_wrong_finds_are_told_apart():
     assert object_identification.score_at(0.85, finds, truth) == (1, 0.5, 2 / 3, 1, 2)
 
 
+def test_average_precision_is_that_of_coco():
+    boxes, names = np.empty(2, object), np.empty(2, object)
+    boxes[:] = [np.array([[0.0, 0, 20, 20], [50, 50, 90, 90]]), np.array([[10.0, 10, 30, 30]])]
+    names[:] = [np.array([1, 2]), np.array([1])]
+    found = [
+        Found(np.array([[0.0, 0, 20, 20], [50, 50, 90, 90]]), np.array([1, 3]), np.array([5.0, 4.0])),
+        Found(np.array([[50.0, 10, 70, 30], [10, 10, 30, 30]]), np.array([1, 1]), np.array([9.0, 2.0])),
+    ]
+    measured = object_identification.evaluate(found, scenes.Scene(np.zeros((2, 96, 96)), boxes, names))
+    # of class 1: wrong, right, right, so that the best precision to come is ⅔ throughout; of class 2 nothing
+    assert measured["AP"] == measured["AP50"] == measured["AP75"] == pytest.approx(2 / 3 / 2)
+    assert measured["AP_small"] == pytest.approx(2 / 3)
+    assert measured["AP_medium"] == 0
+    assert (measured["AR_1"], measured["AR_10"]) == (0.25, 0.5)
+
+
 @pytest.mark.slow
-def test_the_experiment_writes_what_it_says(tmp_path, capsys):
+@pytest.mark.parametrize("images", ["digits", "fashion_mnist"])
+def test_the_experiment_writes_what_it_says(tmp_path, capsys, images, request):
+    if images == "fashion_mnist":
+        request.getfixturevalue("fashion_mnist_files")
     small = {"train_scenes": 60, "validation_scenes": 6, "test_scenes": 6, "epochs": 2, "width": 4, "batch_size": 32}
-    summary = object_identification.main(object_identification.Config(out=tmp_path, **small))
+    summary = object_identification.main(object_identification.Config(out=tmp_path, images=images, **small))
     written = json.loads((tmp_path / "summary.json").read_text())
     assert {"f1", "precision", "recall", "by_class", "seconds_per_scene", "seed", "scene_seeds"} <= set(written)
     assert written["scene_seeds"] == {"train": [0, 0], "validation": [0, 1], "test": [0, 2]}
-    assert list(written["by_class"]) == [str(name) for name in range(10)]
+    assert list(written["by_class"]) == list(nnfx.data.images(images).classes)
     parts = summary["by_class"].values()
+    assert summary["average_precision"] == summary["coco"]["AP"] <= summary["coco"]["AP50"] <= 1
     whole = summary["scores"]["test"]
     assert sum(part["found"] for part in parts) == whole["found"]
     assert sum(part["true"] for part in parts) == whole["true"]
@@ -160,4 +180,6 @@ def test_the_experiment_writes_what_it_says(tmp_path, capsys):
         assert matplotlib.image.imread(tmp_path / f"{name}.png").std() > 0.05
     assert len(list(csv.DictReader((tmp_path / "history.csv").read_text().splitlines()))) == 2
     assert not list(tmp_path.glob(".*")), "nothing is left written aside"
-    assert "F1 on test scenes" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "F1 on test scenes" in printed
+    assert "as COCO measures: AP 0." in printed

@@ -4,44 +4,18 @@ import pytest
 from experiments.detection.boxes import (
     Found,
     Score,
-    average_precision,
     best_threshold,
-    intersection_over_union,
     match,
     precision_recall,
     suppress,
     vote,
 )
+from nnfx.metrics.detection import intersection_over_union
 
 
 def random_boxes(random, count, size=12):
     corners = random.integers(0, size, (count, 2))
     return np.concatenate([corners, corners + random.integers(1, size // 2, (count, 2))], axis=1).astype(float)
-
-
-def painted(box, size=20):
-    canvas = np.zeros((size, size), bool)
-    top, left, bottom, right = box.astype(int)
-    canvas[top:bottom, left:right] = True
-    return canvas
-
-
-def test_intersection_over_union_by_hand():
-    boxes = np.array([[0.0, 0, 4, 2], [2, 1, 6, 3], [4, 0, 6, 2], [1, 0.5, 3, 1.5]])
-    expected = np.array([[1, 2 / 14, 0, 0.25], [2 / 14, 1, 1 / 5, 0.5 / 9.5]])  # intersections: 2 × 1, 2 × 1 and 1 × ½
-    shared = intersection_over_union(boxes[:2], boxes)
-    expected[1, 2] = 2 / (8 + 4 - 2)
-    np.testing.assert_allclose(shared, expected)
-    assert intersection_over_union(np.zeros((0, 4)), boxes).shape == (0, 4)
-
-
-def test_intersection_over_union_counts_pixels():
-    random = np.random.default_rng(0)
-    left, right = random_boxes(random, 20), random_boxes(random, 30)
-    masks = [np.stack([painted(box).ravel() for box in boxes]) for boxes in (left, right)]
-    both = (masks[0][:, None] & masks[1][None]).sum(-1)
-    either = (masks[0][:, None] | masks[1][None]).sum(-1)
-    np.testing.assert_allclose(intersection_over_union(left, right), both / either)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -125,11 +99,4 @@ def test_precision_recall_and_f1_at_every_threshold():
     assert best_threshold(curve) == curve.thresholds[curve.f1.argmax()]
     nothing = precision_recall(np.zeros(0), np.zeros(0, bool), 5)
     assert best_threshold(nothing) == np.inf
-    assert average_precision(nothing) == 0
     assert Score.of(0, 0, 0)[:3] == (0, 0, 0)
-
-
-def test_average_precision_is_the_area_under_the_best_precision_to_come():
-    curve = precision_recall(np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, False, True, True]), true=4)
-    # recall 1/4 at precision 1, then 2/4 and 3/4 at 3/4: the precision of 2/3 in between is exceeded later
-    np.testing.assert_allclose(average_precision(curve), (1 + 0.75 + 0.75) / 4)

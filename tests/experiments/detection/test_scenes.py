@@ -4,12 +4,12 @@ import pytest
 
 import nnfx
 from experiments.detection import scenes
-from experiments.detection.boxes import intersection_over_union
+from nnfx.metrics.detection import intersection_over_union
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return scenes.split_digits(jax.random.key(0), held_out=0.3)
+    return scenes.split_items(jax.random.key(0), held_out=0.3)
 
 
 def test_no_digit_is_in_two_parts(digits):
@@ -73,6 +73,21 @@ def test_clutter_is_behind_the_digits_and_changes_nothing_else(digits):
         elsewhere = without.picture[i] == 0
         assert with_clutter.picture[i][brightest].mean() > with_clutter.picture[i][elsewhere].mean() + 0.2
         assert with_clutter.picture[i][elsewhere].std() > 0.02
+
+
+def test_clothing_is_drawn_like_digits(fashion_mnist_files):
+    parts = scenes.split_items(jax.random.key(0), 0.3, "fashion_mnist")
+    assert [len(parts[part].names) for part in ("train", "validation", "test")] == [60000, 5000, 5000]
+    images = nnfx.data.images("fashion_mnist")
+    bright = images.test.inputs[3, ..., 0].astype(float)  # the second image of the test part
+    means = (bright[::2, ::2] + bright[1::2, ::2] + bright[::2, 1::2] + bright[1::2, 1::2]) / 4
+    np.testing.assert_allclose(parts["test"].images[1], means / means.max())
+    assert parts["test"].names[1] == images.test.targets[3]
+    assert parts["test"].classes == images.classes
+    for i in range(10):
+        picture, boxes, _ = scenes.draw_scene((i,), parts["test"], most=1, clutter=False)
+        np.testing.assert_array_equal(boxes[0], scenes.extent(picture >= scenes.EDGE))
+        assert scenes.draw_scene((i,), parts["test"]).picture.shape == (scenes.SIZE, scenes.SIZE)
 
 
 def test_a_line_is_as_wide_as_it_says():
