@@ -83,12 +83,14 @@ def draw_curves(
 ) -> None:
     """Draw precision over recall with the threshold marked, and both for each class."""
     figure, (left, right_axis) = plt.subplots(1, 2, figsize=(11, 4.6))
-    closer = left.inset_axes((0.1, 0.36, 0.55, 0.5), xlim=(0.85, 1), ylim=(0.85, 1))
-    for axis in (left, closer):
+    panels = [left]
+    if min(min(scores[name].recall, scores[name].precision) for name in curves) > 0.85:
+        panels.append(left.inset_axes((0.1, 0.36, 0.55, 0.5), xlim=(0.85, 1), ylim=(0.85, 1)))
+        left.indicate_inset_zoom(panels[1], edgecolor="black")
+    for axis in panels:
         for (name, each), colour, style in zip(curves.items(), (BLUE, GREY, ORANGE), ("-", ":", "--"), strict=True):
             axis.plot(each.recall, each.precision, style, color=colour, label=name)
             axis.plot(scores[name].recall, scores[name].precision, "o", color=colour, markeredgecolor="black")
-    left.indicate_inset_zoom(closer, edgecolor="black")
     left.plot([], [], "o", color="white", markeredgecolor="black", label="at the threshold chosen on validation scenes")
     left.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02), title="as the threshold falls")
     left.legend(loc="lower left")
