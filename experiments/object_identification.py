@@ -12,11 +12,11 @@ chosen on validation scenes alone.
 A find is right if its name is right and its box and the true one share at least half of the area that they cover
 together; of two finds of the same digit, one is wrong. Expect an F1 of about 0.95 on the test scenes. Nearly all finds
 where there is no digit are fragments and ends of lines that look like a 1. Average precision is that of COCO, as
-`nnfx.metrics.detection` measures it: expect about 0.64, and 0.95 at an intersection over union of 0.5. It takes one to
+`nnfx.metrics.detection` measures it: expect about 0.71, and 0.95 at an intersection over union of 0.5. It takes one to
 two minutes, most of it training.
 
 With `--images fashion_mnist`, the scenes hold articles of clothing instead, for the same network and as many windows.
-They are harder to tell apart: expect an F1 of about 0.62, and an average precision of about 0.34, and 0.56 at 0.5; most
+They are harder to tell apart: expect an F1 of about 0.62, and an average precision of about 0.36, and 0.56 at 0.5; most
 wrong finds have a wrong name. The images are downloaded once, into the folder named by the environment variable
 NNFX_DATA.
 """

@@ -42,6 +42,8 @@ def test_votes_are_summed_over_boxes_that_agree():
     found = vote(boxes, probabilities, agreeing=0.75)  # 1 ~ 2 (0.8), 2 ~ 3 (0.75), 1 and 3 not (0.6)
     assert found.names.tolist() == [0, 1, 1, 0]
     np.testing.assert_allclose(found.scores, [0.9, 1.5, 1.5, 0.3])
+    # the first box keeps to itself, since the second has another name; those of the second and third agree on 7.07
+    np.testing.assert_allclose(found.boxes[:, 3], [10, (0.8 * 8 + 0.7 * 6) / 1.5, (0.8 * 8 + 0.7 * 6) / 1.5, 50])
     assert vote(np.zeros((0, 4)), np.zeros((0, 2)), 0.75).names.shape == (0,)
 
 
