@@ -30,6 +30,8 @@ REACH = 4.0
 """Pre-activations are drawn from −REACH to REACH."""
 NORMAL = 2001
 """The number of points in the average over normally distributed pre-activations."""
+LEFT_OUT = "maxout", "gelu_exact"
+"""Activations that are not drawn: maxout has a figure of its own, and the exact GELU looks like the other."""
 STARTS = 16
 """The number of random starts of the maxout fit."""
 
@@ -53,7 +55,7 @@ class Config:
 def main(config: Config) -> dict[str, Any]:
     """Run the experiment, and return its summary."""
     results = Results(config.out)
-    names = [name for name in activations.names() if name != "maxout"]
+    names = [name for name in activations.names() if name not in LEFT_OUT]
     found = {name: describe(activations.get(name), config.layers) for name in names}
     print_table(
         ["", "g from", "g to", "g′ from", "g′ to", "mean square g′", f"left after {config.layers}", "saturated"],

@@ -114,6 +114,7 @@ _BY_NAME: dict[str, Activation] = {
     "elu": elu,
     "softplus": softplus,
     "gelu": gelu,
+    "gelu_exact": functools.partial(gelu, approximate=False),
     "silu": silu,
     "maxout": maxout,
 }

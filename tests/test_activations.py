@@ -18,6 +18,7 @@ CLOSED_FORMS = {
     "softplus": lambda x: math.log(1 + math.exp(x)),
     # JAX's default is the tanh approximation of Hendrycks and Gimpel
     "gelu": lambda x: x / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "gelu_exact": lambda x: x / 2 * (1 + math.erf(x / math.sqrt(2))),
     "silu": lambda x: x / (1 + math.exp(-x)),
 }
 

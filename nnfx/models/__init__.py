@@ -1,4 +1,7 @@
-"""Models as pure `init` / `apply` pairs: dense, convolutional and recurrent networks, transformers, and adapters."""
+"""Models as pure `init` / `apply` pairs: dense, convolutional and recurrent networks, transformers, and adapters.
+
+`CONVENTIONS.md`, in the folder of this package, compares their defaults with those of Flax, Haiku, Keras and PyTorch.
+"""
 
 from nnfx.models import conversion, initializers
 from nnfx.models.adapters import from_equinox, from_haiku, from_linen, from_nnx

@@ -73,9 +73,10 @@ def avg_pool(
     window: int | Sequence[int] = 2,
     strides: int | Sequence[int] | None = None,
     padding: windows.Padding = "VALID",
+    count_include_pad: bool = True,
 ) -> Layer:
     """An average-pooling layer in the stack of a `cnn`; see `nnfx.ops.avg_pool`."""
-    return partial(ops.avg_pool, window=window, strides=strides, padding=padding)
+    return partial(ops.avg_pool, window=window, strides=strides, padding=padding, count_include_pad=count_include_pad)
 
 
 class ConvolutionLayer(nn.Module):

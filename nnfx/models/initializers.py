@@ -31,6 +31,7 @@ _BY_NAME: dict[str, Initializer] = {
     "lecun_normal": initializers.lecun_normal(),
     "lecun_uniform": initializers.lecun_uniform(),
     "orthogonal": _orthogonal,
+    "torch_uniform": initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
 }
 
 
@@ -38,6 +39,7 @@ def get(initializer: str | Initializer, name: str = "initializer", axes: int = 2
     """Return the initialiser of this name; a function `(key, shape, dtype) -> array` is returned unchanged.
 
     `"normal"` is the standard normal distribution; for another scale pass `jax.nn.initializers.normal(scale)`.
+    `"torch_uniform"` is the default of PyTorch's dense and convolutional layers, `U(±1/√n)` for n inputs of a unit.
 
     Args:
         initializer: a name, or a function like those in `jax.nn.initializers`.

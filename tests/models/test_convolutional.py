@@ -37,6 +37,15 @@ class FlaxCNN(nn.Module):
         return nn.Dense(3, name="output")(nn.relu(nn.Dense(6, name="hidden_0")(x)))
 
 
+def test_the_mean_of_a_padded_window_may_leave_out_the_padding():
+    ones = jnp.ones((1, 3, 3, 1))
+    for counts in (True, False):
+        pooled = avg_pool(3, strides=1, padding="SAME", count_include_pad=counts)(ones)
+        expected = nn.avg_pool(ones, (3, 3), padding="SAME", count_include_pad=counts)
+        np.testing.assert_allclose(pooled, expected, rtol=1e-6)
+        assert (pooled[0, 0, 0, 0] < 1) == counts
+
+
 def test_a_stack_equals_the_same_layers_of_flax():
     layers = [conv(4), max_pool(), conv(5, strides=2, padding="VALID"), avg_pool()]
     model = cnn(layers, outputs=3, hidden=(6,))

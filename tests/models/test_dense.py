@@ -94,6 +94,7 @@ SPREADS = {
     "glorot_normal": np.sqrt(2 / 700),
     "glorot_uniform": np.sqrt(2 / 700),
     "orthogonal": np.sqrt(1 / 400),
+    "torch_uniform": np.sqrt(1 / 400 / 3),  # of U(±1/√400)
     "zeros": 0.0,
 }
 
