@@ -2,22 +2,23 @@
 
 - `nnfx.models`: dense, convolutional and recurrent networks, and Flax modules, as pure `init` / `apply` pairs.
 - `nnfx.activations`, `nnfx.losses`, `nnfx.metrics`, `nnfx.ops`: the pieces, as functions.
-- `nnfx.data`: prepared arrays, the passengers of the Titanic, images and time series; `nnfx.augment` varies them.
+- `nnfx.data`: prepared arrays, the Titanic passengers, images and time series; `nnfx.augment` varies them.
 - `nnfx.make_step`: the stateless training step.
 - `nnfx.fit`: a training run as a pure function of a key, data and hyper-parameters.
 - `nnfx.stopping`, `nnfx.schedules`, `nnfx.regularizers`, `nnfx.averaging`: when a run ends, how its learning
   rate changes, how its weights are penalised, and which average of them is kept.
-- `nnfx.optimizers.freeze`: an optimizer that leaves some parameters as they are.
-- `nnfx.session`: a long run that shows its progress and resumes where it was interrupted, from what
-  `nnfx.checkpoint` saves, with data in memory or larger than memory.
-- `nnfx.load`: a model that `run.save` has saved; it predicts without the data and the code it was trained with.
+- `nnfx.optimizers.freeze`: an optimizer that leaves some parameters unchanged.
+- `nnfx.session`: a long run that shows its progress and, after an interruption, resumes from its last checkpoint; its
+  data may be larger than memory.
+- `nnfx.load`: a model saved by `run.save`; it predicts without the data or the code it was trained with.
 - `nnfx.data_parallel`: the training step with its batch split over devices.
 - `nnfx.sweeps`: many runs as one program; `nnfx.uncertainty`: how far predictions can be trusted.
-- `nnfx.search`: the best of many runs, static choices such as widths included.
-- `nnfx.insight`: gradients audited and traced, the landscape and curvature of the loss, and what a network sees.
+- `nnfx.search`: the best of many runs, over static choices, such as widths, too.
+- `nnfx.insight`: gradients audited and traced, the landscape and curvature of the loss, and what a network responds
+  to.
 - `nnfx.forecasting`: windows, forecasters, intervals, scores and backtests; every forecaster is a model.
-- `nnfx.sklearn`: estimators and a search by the conventions of scikit-learn, which is imported with it.
-- `nnfx.distributed`: several processes, on one machine or many, as one.
+- `nnfx.sklearn`: estimators and a search that follow scikit-learn's conventions; importing it imports scikit-learn.
+- `nnfx.distributed`: several processes, on one machine or many, that run as one program.
 - `nnfx.cpu`: one call that configures JAX for the cores and the memory of this machine.
 """
 
@@ -105,7 +106,7 @@ _FUNCTIONS = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what not every program needs when it is first used, so that `import nnfx` is quick."""
+    """Import modules and functions when they are first used, so that `import nnfx` is quick."""
     if name in _FUNCTIONS:
         value = getattr(importlib.import_module(_FUNCTIONS[name]), "session" if name == "stream" else name)
     elif name in __all__ or name == "sklearn":

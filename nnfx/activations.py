@@ -1,8 +1,8 @@
 """Non-linearities, by function and by name.
 
-Most are JAX's own. `gelu` and `silu` are wrapped so that their gradients stay finite for large inputs, and `maxout` is
-added. An activation acts on pre-activations of shape `(..., units)`; see `get` for look-up by name and `pieces` for the
-number of affine pieces per unit.
+Most come from JAX unchanged. `gelu` and `silu` are wrapped so that their gradients stay finite for large inputs, and
+`maxout` is added. An activation acts on pre-activations of shape `(..., units)`; see `get` for look-up by name and
+`pieces` for the number of affine pieces per unit.
 """
 
 import functools
@@ -39,9 +39,9 @@ LARGE = 30.0
 
 
 def gelu(x: Array, approximate: bool = True) -> Array:
-    """The Gaussian error linear unit `x Φ(x)`: JAX's own, but exactly `relu` for large |x|.
+    """The Gaussian error linear unit `x Φ(x)`: as in JAX, but exactly `relu` for large |x|.
 
-    If the square of x is infinite, the gradient of JAX's own is NaN: in float16 from 256 on.
+    Where the square of x overflows (in float16, from 256 on), the gradient of `jax.nn.gelu` is NaN.
 
     Args:
         x: pre-activations.
@@ -60,7 +60,7 @@ def gelu(x: Array, approximate: bool = True) -> Array:
 
 
 def silu(x: Array) -> Array:
-    """The sigmoid linear unit `x σ(x)`: JAX's own, but exactly `relu` at ±∞.
+    """The sigmoid linear unit `x σ(x)`: as in JAX, but exactly `relu` at ±∞.
 
     Args:
         x: pre-activations.
@@ -79,8 +79,8 @@ def silu(x: Array) -> Array:
 def maxout(x: Array, pieces: int = 2) -> Array:
     """The largest of several affine pieces: `max(w₁ᵀx + b₁, …, w_kᵀx + b_k)` for each unit.
 
-    The pieces of one unit are adjacent, so a single dense layer of `pieces · units` outputs feeds it. The gradient goes
-    to one of them: among equals, the first.
+    The pieces of one unit are adjacent, so a single dense layer of `pieces · units` outputs feeds it. The gradient
+    goes to one of them: in a tie, the first.
 
     Args:
         x: pre-activations, `(..., units · pieces)`.

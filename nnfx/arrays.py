@@ -1,8 +1,8 @@
 """Conversion of user data to NumPy arrays: lists, frames, tensors and masked arrays, without losing a digit.
 
-Every function that takes user data converts it here first. JAX narrows 64-bit numbers on conversion, and integers above
-2³¹ silently wrap around; so values are inspected on the host, in their original precision, and `to_device` rejects
-those that the device cannot hold.
+Every function that takes user data converts it here first. JAX narrows 64-bit numbers on conversion, and integers
+above 2³¹ silently wrap around; values are therefore inspected on the host, in their original precision, and
+`to_device` rejects those that the device cannot hold.
 """
 
 from typing import Any
@@ -160,7 +160,7 @@ def check_range(name: str, array: Any, dtype: Any = None) -> None:
         dtype: the dtype it will be converted to.
 
     Raises:
-        ValueError: for numbers too large for the dtype, and for arrays whose largest number is too small for it.
+        ValueError: for numbers too large for the dtype, and for arrays whose largest number would underflow in it.
 
     Example:
         >>> check_range("targets", np.array([1.0, 1e39]))
@@ -193,7 +193,7 @@ def check_spread(name: str, array: Any, axis: int | tuple[int, ...] = 0, dtype: 
         dtype: the dtype it will be converted to.
 
     Raises:
-        ValueError: for numbers that rounding moves further than that.
+        ValueError: for numbers that rounding would move further than that.
 
     Example:
         >>> check_spread("targets", 1.7e9 + 60 * np.arange(200))
@@ -235,7 +235,7 @@ def is_exact(dtype: Any, wanted: Any) -> bool:
 
 
 def to_device(name: str, array: Any, dtype: Any = None) -> Any:
-    """Return an array on the default device, in its own dtype or another, with no value changed beyond rounding.
+    """Return an array on the default device, in its own dtype or another, changing values only by rounding.
 
     Args:
         name: the name of the argument, for error messages.

@@ -20,7 +20,7 @@ __all__ = ["cutout", "flip", "gaussian_noise", "mixup", "rotation", "shift"]
 
 
 def gaussian_noise(key: Array, batch: Batch, noise: NonNegative) -> Batch:
-    """Add noise to the inputs, `x + σ ε` with `ε ~ N(0, 1)`: to first order a penalty on the slope of the model.
+    """Add noise to the inputs, `x + σ ε` with `ε ~ N(0, 1)`: to first order, a penalty on the model's slope.
 
     Args:
         key: a typed key.
@@ -238,15 +238,16 @@ def mixup(key: Array, batch: Batch, alpha: NonNegative, classes: int | None = No
 
     Partners are drawn from the batch with probabilities proportional to their weights, so padding is never mixed in,
     and each example keeps its own weight; together this is the vicinal distribution of the weighted examples. The
-    larger of λ and 1 − λ is used: as both examples are drawn alike, the distribution stays the same, with less noise.
+    larger of λ and 1 − λ is used: as both examples come from the same distribution, that of the mixture stays the
+    same, with less noise.
 
     Args:
         key: a typed key.
         batch: inputs of any shape, floats; targets that are floats of any shape, or integer labels.
         alpha: α, not negative: 0 mixes nothing, 1 draws λ uniformly; may be traced.
-        classes: the number of classes, for integer labels: the targets then become rows of probabilities
-            `(batch, classes)`, as accepted by `nnfx.losses.categorical_cross_entropy` and by `nnfx.metrics.accuracy`,
-            which uses the larger part. It determines shapes: fix it with `functools.partial(mixup, classes=10)`.
+        classes: the number of classes, for integer labels: the targets then become rows of probabilities `(batch,
+            classes)`, as accepted by `nnfx.losses.categorical_cross_entropy` and by `nnfx.metrics.accuracy`, which
+            compares the most probable class. It determines shapes: fix it with `functools.partial(mixup, classes=10)`.
 
     Returns:
         The batch with new inputs and targets; both keep their shape and dtype, except that integer labels become rows
@@ -254,7 +255,8 @@ def mixup(key: Array, batch: Batch, alpha: NonNegative, classes: int | None = No
         where either example has none.
 
     Raises:
-        TypeError: for a key that is not typed, inputs that are not floats, or `classes` that is not an integer.
+        TypeError: for a key that is not typed, inputs that are not floats, or a number of classes that is not an
+            integer.
         ValueError: for a negative alpha, fewer than 2 classes, labels out of range, integer labels without `classes`,
             or float targets with it.
 

@@ -1,4 +1,4 @@
-"""Averages of the weights over a run, each defined by the share of the latest weights after each step.
+"""Averages of the weights over a run, each defined by the share that the latest weights have in it after each step.
 
 A run trains the latest weights and is evaluated with their average `aₜ = aₜ₋₁ + sₜ (wₜ − aₜ₋₁)`; these functions
 return the shares `sₜ`. The first share is 1, so no average depends on its initial value.
@@ -83,5 +83,5 @@ def follow(average: Average, latest: Variables, share: Callable[[Array], Array])
 
 
 def start(variables: Variables) -> Average:
-    """Return the average before any step, which holds the variables it is made from."""
+    """Return the average before the first step: a copy of the variables."""
     return Average(jnp.zeros((), jnp.int32), dict(variables))

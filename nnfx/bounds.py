@@ -61,10 +61,10 @@ _OF_OPTAX = {
 
 
 def bounds_of(function: Callable[..., Any], name: str) -> Bounds:
-    """Return the bounds of a parameter: those of its annotation, or for Optax's functions those known by name.
+    """Return the bounds of a parameter: those in its annotation or, for Optax's functions, those known by name.
 
-    A wrapper that names the parameter in its own signature has a parameter of its own, without bounds; one that only
-    passes it on has the bounds of the wrapped function.
+    If a wrapper names the parameter in its own signature, the parameter is the wrapper's own and has no bounds; if it
+    only passes the parameter on, the bounds of the wrapped function apply.
 
     Args:
         function: any callable, possibly decorated or a `functools.partial`.

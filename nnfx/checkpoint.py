@@ -1,14 +1,14 @@
 """Checkpoints: trees of arrays on disk, complete or absent. This is the only module that uses Orbax.
 
-A checkpoint is a folder of
+A checkpoint is a folder that contains
 
 - `arrays/`: the leaves by number, as Orbax writes them;
 - `checkpoint.json`: the leaves' paths, dtypes and shapes, the versions it was made with, and the caller's notes;
-- `SHA256SUMS` and `SHA256SUMS.sha256`: the checksums of `nnfx.checksums`, without which most altered bits of arrays
-  would be loaded silently.
+- `SHA256SUMS` and `SHA256SUMS.sha256`: checksums (see `nnfx.checksums`), without which most corrupted bits would be
+  loaded silently.
 
-It is written under a temporary name and renamed once it is complete and on disk, so that a folder with a checkpoint's
-name is always a complete one. It contains only numbers and JSON: loading it executes nothing.
+It is written under a temporary name and renamed once it is complete and on disk, so a folder with the name of a
+checkpoint is always complete. It contains only numbers and JSON: loading it executes nothing.
 """
 
 import contextlib
@@ -38,15 +38,15 @@ DESCRIPTION = "checkpoint.json"
 """The file in which a checkpoint describes itself."""
 _ARRAYS = "arrays"
 _PATIENCE_SECONDS = 30 * 24 * 3600
-"""How long Orbax may wait for itself: it reads the wall clock, which may be changed while it writes."""
+"""How long Orbax may wait for its own tasks: it reads the wall clock, which may be changed while it writes."""
 _ONE_AT_A_TIME = threading.Lock()
-"""Two threads that save with Orbax at once disturb each other: one finds files of its own missing."""
+"""Two threads that save with Orbax at once interfere with each other: one finds its own files missing."""
 _NUMBER = "__float__"
-"""The JSON key that marks an infinity or NaN, neither of which JSON has."""
+"""The JSON key that marks infinities and NaN, which JSON lacks."""
 
 
 class Description(NamedTuple):
-    """What a checkpoint says about itself.
+    """The description stored in a checkpoint.
 
     Attributes:
         leaves: the dtype and shape of each leaf by its path, such as `{".params['kernel']": "float32[2,1]"}`.
@@ -67,11 +67,11 @@ def save(path: str | os.PathLike[str], tree: Any, about: Mapping[str, Any] | Non
     Args:
         path: a folder that does not exist yet.
         tree: arrays of any shape and dtype, typed keys included.
-        about: notes to store with it, of types that JSON has; numbers that are not finite are restored as such.
+        about: notes to store with it, of JSON types; NaN and infinities are allowed, and restored as such.
 
     Raises:
         TypeError: for leaves that are not arrays, notes that JSON cannot represent, or a `path` that is not one.
-        ValueError: for arrays of which this process holds only a part.
+        ValueError: for arrays that this process holds only in part.
         FileExistsError: if the path already exists.
         OSError: if it cannot be written; nothing is left behind then.
 
@@ -109,11 +109,11 @@ def save(path: str | os.PathLike[str], tree: Any, about: Mapping[str, Any] | Non
 
 
 def read(path: str | os.PathLike[str]) -> Description:
-    """Return what a checkpoint says about itself, after verifying the checksum of every file.
+    """Return a checkpoint's description, after verifying the checksum of every file.
 
     Raises:
         FileNotFoundError: if there is no folder at the path.
-        DamagedError: for a file that is missing, additional or altered.
+        DamagedError: for a missing, unexpected or altered file.
         TypeError: for a `path` that is not one.
         ValueError: for a checkpoint in a format that this version does not support.
     """
@@ -130,10 +130,10 @@ def read(path: str | os.PathLike[str]) -> Description:
 
 
 def described(path: Path) -> Description:
-    """Return the description of a checkpoint, without reading its other files.
+    """Return the description of a checkpoint without reading its other files.
 
     Raises:
-        Exception: of no particular type, if the description is damaged.
+        Exception: of any type, if the description is damaged.
     """
     written = from_json((path / DESCRIPTION).read_text())
     if written["format"] != FORMAT:
@@ -150,7 +150,7 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
     Args:
         path: a checkpoint.
         like: a tree of arrays, or of their shapes (`jax.ShapeDtypeStruct`). Leaves that are NumPy arrays in it
-            are loaded as such; others go to the devices it specifies, or else to the default one.
+            are loaded as such; others go to the devices that it specifies, or to the default device.
 
     Raises:
         FileNotFoundError, DamagedError: as `read` does.
@@ -187,7 +187,7 @@ def load_as(path: str | os.PathLike[str], expected: Callable[[Description], Any]
 
 
 def load_by_path(path: str | os.PathLike[str]) -> tuple[Description, dict[str, np.ndarray]]:
-    """Load the leaves of a checkpoint by their paths, as NumPy arrays, whatever the tree that they were saved from.
+    """Load the leaves of a checkpoint by their paths, as NumPy arrays, whatever tree they were saved from.
 
     Raises:
         FileNotFoundError, DamagedError, ValueError: as `load` does, and for leaves that are random keys.
@@ -202,13 +202,13 @@ def load_by_path(path: str | os.PathLike[str]) -> tuple[Description, dict[str, n
 
 
 def _placeholder(words: str) -> np.ndarray:
-    """Return an array of the dtype and shape that `_words` has described, which takes no memory."""
+    """Return an array of the dtype and shape described by `_words`, without allocating it."""
     dtype, _, sizes = words.removesuffix("]").partition("[")
     return np.broadcast_to(np.zeros((), jnp.dtype(dtype)), [int(size) for size in sizes.split(",") if size])
 
 
 def _stored(path: Path, names: Iterable[str], wanted: Mapping[str, Any]) -> list[Any]:
-    """Return the arrays of a checkpoint with these names, each as the type of the one that is wanted."""
+    """Return the arrays of a checkpoint with these names, each of the type of its counterpart."""
     plain = {
         name: jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf for name, leaf in wanted.items()
     }
@@ -265,7 +265,7 @@ def _describe(tree: Any, about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_json(notes: Any) -> str:
-    """Return notes as JSON that every reader understands, with NaN and infinities as strings.
+    """Return notes as standard JSON, with NaN and infinities as strings.
 
     >>> from_json(as_json({"losses": [0.5, float("inf")]}))
     {'losses': [0.5, inf]}
@@ -274,7 +274,7 @@ def as_json(notes: Any) -> str:
 
 
 def from_json(text: str) -> Any:
-    """Return the notes that `as_json` has written."""
+    """Return the notes written by `as_json`."""
     return json.loads(text, object_hook=_as_number)
 
 
@@ -307,7 +307,7 @@ def _write(folder: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _remove_left_over(folder: Path) -> None:
-    """Remove what an attempt has left, whose threads may still be writing and removing files of their own.
+    """Remove the files of a failed attempt, whose threads may still be writing and removing some of them.
 
     Raises:
         OSError: if it cannot be removed within a few seconds.
@@ -324,7 +324,7 @@ def _remove_left_over(folder: Path) -> None:
 
 
 def _on_host(tree: Any) -> dict[str, np.ndarray]:
-    """Return the leaves on the host, by number, without empty ones, which their shape describes fully."""
+    """Return the leaves on the host, by number, except empty ones, which are fully described by their shapes."""
     if not checks.is_concrete(tree):
         raise TypeError("tree: expected concrete arrays, got shapes or traced arrays")
     leaves = _leaves(distributed.local(tree)).values()
@@ -353,7 +353,7 @@ def _alone() -> Iterator[None]:
 
 
 def _placed(array: np.ndarray, like: Any) -> Any:
-    """Return an array as the type of another, and on its devices."""
+    """Return an array with the type of another, on the same devices."""
     if isinstance(like, np.ndarray | np.generic):
         return array
     if _is_key(like):

@@ -15,7 +15,7 @@ import numpy as np
 
 
 def is_concrete(tree: Any) -> bool:
-    """Return whether every leaf of a tree has a value that can be inspected, none being traced."""
+    """Return whether every leaf of a tree has a value that can be inspected, that is, none is traced."""
     return not any(isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
 
 
@@ -109,7 +109,7 @@ def numeric(name: str, value: Any) -> None:
 
 
 def near(value: Any) -> tuple[Any, Any]:
-    """Return an array and the library that inspects it fastest: on CPUs that is NumPy, which compiles nothing."""
+    """Return an array and the library that inspects it fastest: on CPUs NumPy, which compiles nothing."""
     on_cpu = isinstance(value, jax.Array) and {device.platform for device in value.devices()} == {"cpu"}
     if (on_cpu and value.is_fully_addressable) or isinstance(value, np.ndarray):
         return np.asarray(value), np
@@ -129,7 +129,7 @@ def finite(name: str, value: Any) -> None:
 
 
 def weights(name: str, value: Any) -> None:
-    """Require concrete weights to be finite, none negative, and some positive."""
+    """Require concrete weights to be finite and non-negative, with at least one positive."""
     finite(name, value)
     if is_concrete(value):
         with jax.ensure_compile_time_eval():
@@ -137,7 +137,7 @@ def weights(name: str, value: Any) -> None:
             lowest, highest = float(value.min()), float(value.max())
         if lowest < 0 or highest <= 0:
             raise ValueError(
-                f"{name}: expected non-negative numbers, some of them positive, got {lowest:g} to {highest:g}"
+                f"{name}: expected non-negative numbers, at least one of them positive, got {lowest:g} to {highest:g}"
             )
 
 

@@ -1,4 +1,4 @@
-"""Checksums of the files of a folder, in the format of `sha256sum -c`, and that of the checksums themselves."""
+"""Checksums of the files in a folder, in the format of `sha256sum -c`, and a checksum of that list."""
 
 import hashlib
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ _SUMS, _SEAL = "SHA256SUMS", "SHA256SUMS.sha256"
 
 
 class DamagedError(ValueError):
-    """Raised for a checkpoint whose files are not those that were written."""
+    """Raised for a checkpoint whose files differ from those that were written."""
 
 
 def write(folder: Path) -> None:
-    """Write the checksum of every file of a folder, and that of these checksums, into the folder."""
+    """Write the checksum of every file in a folder, and a checksum of that list, into the folder."""
     (folder / _SUMS).write_text(_lines(_checksums(folder)))
     (folder / _SEAL).write_text(_lines({_SUMS: _checksum(folder / _SUMS)}))
 
@@ -23,7 +23,7 @@ def verify(path: Path) -> None:
     """Compare every file of a folder with its checksum.
 
     Raises:
-        DamagedError: if a file is missing, additional or altered.
+        DamagedError: if a file is missing, unexpected or altered.
     """
     for name in (_SUMS, _SEAL):
         if not (path / name).is_file():

@@ -31,14 +31,14 @@ def set_up(
     keep_memory: bool = True,
     cache: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Configure JAX for this machine's CPU: one device per core, memory kept for reuse, and compiled programs on disk.
+    """Configure JAX for this machine's CPU: memory kept for reuse, and a cache of compiled programs on disk.
 
     - **Devices.** Inside a loop XLA hardly uses a second core. Sweeps spread their members over devices, so one
       device per core keeps all cores busy; a single run uses one device.
     - **Memory.** XLA allocates its temporaries at every call, and glibc maps and unmaps large ones each time. Memory
-      that is kept causes no page faults. This affects the whole process, on Linux with glibc, and grows it by up to
-      512 MiB.
-    - **Cache.** Given a folder, later processes read already compiled programs from it. XLA then prints notices about
+      that is kept causes no page faults. This affects the whole process, only on Linux with glibc, and increases its
+      memory by up to 512 MiB.
+    - **Cache.** Given a folder, later processes read compiled programs from it. XLA then prints notices about
       the preferences of the machine they were compiled for; `TF_CPP_MIN_LOG_LEVEL=3` in the environment silences them.
 
     Args:

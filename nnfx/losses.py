@@ -1,8 +1,8 @@
 """Losses per example, `(outputs, targets) -> (batch,)`, and the empirical loss that averages them.
 
-Reduction and weights are kept out of the losses, so that padding, class weights and masks need no new
-loss: `empirical` is the weighted mean. Each loss accepts a single output as `(batch,)` or `(batch, 1)`, and
-has a `loss.check(outputs, targets)`, which raises an error for targets that do not suit it.
+Losses do not reduce over the batch or apply weights, so padding, class weights and masks need no new loss: `empirical`
+is the weighted mean. Each loss accepts a single output as `(batch,)` or `(batch, 1)`, and has a `loss.check(outputs,
+targets)`, which raises an error for targets that do not suit it.
 """
 
 import functools
@@ -34,11 +34,11 @@ __all__ = [
 
 
 SUM_TOLERANCE = 0.01
-"""How far the sum of a row of probabilities may be from 1, to allow for rounding in half precision."""
+"""How far the sum of a row of probabilities may deviate from 1, to allow for rounding in half precision."""
 
 
 def _with_check(check: Callable[[Any, Any], None]) -> Callable[[PerExample], PerExample]:
-    """Attach a check to a loss; the check takes outputs and targets in any form that users hold them in."""
+    """Attach a check to a loss; the check takes outputs and targets in any form that users may pass."""
 
     def decorate(loss: PerExample) -> PerExample:
         def converted(outputs: Any, targets: Any) -> None:
@@ -157,7 +157,7 @@ def binary_cross_entropy(logits: Array, labels: Array, label_smoothing: Share = 
     Args:
         logits: `(batch,)`, `(batch, 1)` or `(batch, outputs)`, before the sigmoid.
         labels: 0 or 1, in the shape of the logits or `(batch,)`. Traced labels may lie in between, such as those made
-            by `nnfx.augment.mixup`; the loss of any others is NaN.
+            by `nnfx.augment.mixup`; for any others, the loss is NaN.
         label_smoothing: s, between 0 and 1; may be traced.
 
     Returns:
@@ -187,7 +187,7 @@ def binary_cross_entropy_from_probabilities(probabilities: Array, labels: Array,
     """Binary cross-entropy from probabilities p: `−y log p − (1 − y) log(1 − p)`, finite at 0 and 1.
 
     The logarithms are cut off at the dtype's smallest positive number and its largest number below 1; beyond these, the
-    gradient is zero. If there is a choice, `binary_cross_entropy` from logits is more accurate.
+    gradient is zero. Prefer `binary_cross_entropy` if logits are available: it is more accurate.
 
     Args:
         probabilities: `(batch,)`, `(batch, 1)` or `(batch, outputs)`, between 0 and 1; the loss of traced values
@@ -232,8 +232,8 @@ def categorical_cross_entropy(logits: Array, labels: Array, label_smoothing: Sha
     With label smoothing s, over K classes, the labels become `y (1 − s) + s / K`.
 
     A logit of −∞ rules a class out: it contributes nothing if the class's label is zero, and makes the loss infinite
-    otherwise. Label smoothing gives every class a share, so the two cannot be combined: the loss is then infinite, as
-    in PyTorch and Optax.
+    otherwise. Label smoothing gives every class a positive label, so with it, a logit of −∞ makes the loss infinite,
+    as in PyTorch and Optax.
 
     Args:
         logits: `(batch, classes)`, before the softmax; further axes may lie between the two.

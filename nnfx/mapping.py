@@ -1,4 +1,4 @@
-"""Map a function over many points: divided among devices, with several side by side on each."""
+"""Map a function over many points, divided among devices, with several at a time on each."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,8 +16,8 @@ POINTS = "points"
 def side_by_side(function: Callable[[Any], Any], over: Any, at_once: int | None, unroll: int = 1) -> Any:
     """Map a function over the first axis of all arrays, `at_once` elements side by side at a time (None for all).
 
-    Elements that are taken one by one may be unrolled, `unroll` to each iteration of the loop: XLA then finds work for
-    a second core among them.
+    Elements that are taken one by one may be unrolled, `unroll` per iteration of the loop, so that XLA can use a
+    second core.
 
     >>> side_by_side(lambda x: x**2, jnp.arange(5.0), at_once=2).tolist()
     [0.0, 1.0, 4.0, 9.0, 16.0]
@@ -33,9 +33,9 @@ def side_by_side(function: Callable[[Any], Any], over: Any, at_once: int | None,
 def one_by_one(function: Callable[[Any], Any], over: Any, room: Any) -> tuple[Any, Any]:
     """Map a function that is itself a long loop over the first axis of all arrays, one element after the other.
 
-    The function's loop keeps its state where the previous result was: in `room`. If the program returns that too, XLA
-    gives it buffers of its own. In XLA's temporary memory, operations would wait for each other needlessly, and a step
-    of a convolutional network would take a sixth longer on two cores.
+    The function's loop keeps its state in `room`, the memory of the previous result. If the program returns that too,
+    XLA gives it separate buffers. In XLA's temporary memory, operations would wait for each other needlessly, and a
+    step of a convolutional network would take a sixth longer on two cores.
 
     Args:
         function: a function of an element.
@@ -68,11 +68,11 @@ def map_points(
     devices: Sequence[jax.Device],
     unroll: int = 1,
 ) -> Any:
-    """Map over points: each device has its share of them, and goes through it `at_once` at a time.
+    """Map over points: each device has a share of them, and processes `at_once` at a time.
 
     Args:
         function: `(shared, point) -> result`.
-        shared: what all points have in common.
+        shared: the arguments that all points have in common.
         points: arrays `(points, ...)`.
         at_once: how many points to take side by side, under `jax.vmap`; None for a device's whole share.
         devices: the devices among which the points are divided; they do not communicate.

@@ -1,9 +1,9 @@
-"""Things that are made once for an object, such as compiled programs, and freed with it.
+"""Values that are made once for an object, such as compiled programs, and freed with it.
 
-`jax.jit` with static arguments keeps a strong reference to every argument that it has seen, and with it the program:
-a process that makes many models, one after the other, would hold the programs of all of them. Here a program is
-attached to the object that it was compiled for, so that both are freed together. Objects that nothing can be attached
-to share one place.
+`jax.jit` with static arguments keeps a strong reference to every argument it has seen, and with it the program: a
+process that makes many models in turn would hold the programs of all of them. Here a program is attached to the object
+that it was compiled for, so that both are freed together. Objects that nothing can be attached to share one common
+store.
 """
 
 import collections
@@ -20,7 +20,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 LIMIT = 64
-"""How many things an object holds; beyond that, the least recently used is dropped."""
+"""How many values an object holds; beyond that, the least recently used is dropped."""
 _ATTRIBUTE = "_nnfx_memo"
 
 
@@ -29,7 +29,7 @@ one_program = functools.partial(jax.jit, inline=True)
 
 
 class _Memo:
-    """What an object holds, keyed by what it was made from; left out of copies and pickles of the object."""
+    """The values that an object holds, by key; left out of copies and pickles of the object."""
 
     def __init__(self) -> None:
         self.made = collections.OrderedDict[Any, Any]()
@@ -45,11 +45,11 @@ _ELSEWHERE = _Memo()
 
 
 def held(owner: Any, key: Any, make: Callable[[], T]) -> T:
-    """Return the result of `make`, made at the first call with this owner and key, and held by the owner.
+    """Return the result of `make`, which is called once per owner and key; the owner holds the result.
 
     Args:
         owner: the object whose lifetime the result shares: a model, a function, or any object with attributes.
-        key: hashable; what the result is made from besides the owner.
+        key: everything that the result depends on besides the owner; hashable.
         make: makes the result.
 
     Example:

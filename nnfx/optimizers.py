@@ -1,8 +1,8 @@
-"""Optax optimizers in the form that a training step takes, with parameters frozen, and how they are evaluated.
+"""Optax optimizers in the form that a training step expects, frozen parameters, and the weights used for evaluation.
 
-Most optimizers update the weights that a model is evaluated with. Some update others: a schedule-free optimizer the
-point where the gradient is taken, lookahead the fast weights, sharpness-aware minimisation (SAM) at times a point
-uphill.
+Most optimizers update the weights that a model is evaluated with. Some update other weights: a schedule-free optimizer
+the point where the gradient is taken, lookahead the fast weights, and sharpness-aware minimisation (SAM), in some of
+its steps, a point uphill.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ Optimizer = TypeVar("Optimizer", bound=Callable[..., Any] | optax.GradientTransf
 
 
 class Slow(NamedTuple):
-    """The state of `optax.lookahead`, with the slow weights that it keeps beside the fast ones.
+    """The state of `optax.lookahead`, with the slow weights that it keeps in addition to the fast ones.
 
     Attributes:
         params: the slow weights.
@@ -40,10 +40,10 @@ def as_optimizer(name: str, given: Any) -> optax.GradientTransformationExtraArgs
 
     Args:
         name: the argument's name, for error messages.
-        given: an Optax optimizer, already made.
+        given: an instance of an Optax optimizer.
 
     Raises:
-        TypeError: for anything else, such as an optimizer's factory.
+        TypeError: for anything else, such as an optimizer factory.
 
     Example:
         >>> optimizer = as_optimizer("optimizer", optax.lookahead(optax.sgd(1.0), sync_period=2, slow_step_size=0.5))
@@ -81,23 +81,24 @@ def as_optimizer(name: str, given: Any) -> optax.GradientTransformationExtraArgs
 
 
 def freeze(optimizer: Optimizer, *patterns: str | Callable[[str], bool]) -> Optimizer:
-    """Return an optimizer that leaves some parameters as they are, to the bit: no update, no decay, no state of theirs.
+    """Return an optimizer that leaves some parameters unchanged, bit for bit: no updates, no decay, no state for them.
 
-    Everything that the optimizer does, such as clipping by a global norm, sees the other parameters only: these are
-    trained as if they were alone. Batch statistics are no parameters, and are still updated.
+    The optimizer sees only the other parameters, for example when clipping by a global norm: they are trained as if
+    they were alone. Batch statistics are not parameters, and are still updated.
 
     Args:
-        optimizer: an Optax factory, such as `optax.adam`, whose numbers stay hyper-parameters; or an optimizer.
-        *patterns: which parameters, by their names, such as `hidden_0.kernel`: globs (`*`, `?`, `[...]`), of which one
-            that matches the beginning of a name up to a dot matches everything below it, such as `"hidden_*"`; or
+        optimizer: an Optax factory, such as `optax.adam`, whose numeric arguments stay hyper-parameters; or an
+            optimizer.
+        *patterns: which parameters, by their names, such as `hidden_0.kernel`: globs (`*`, `?`, `[...]`), such as
+            `"hidden_*"`: a glob that matches the beginning of a name up to a dot matches everything below it; or
             functions of a name.
 
     Returns:
-        A factory or an optimizer, as was given.
+        A factory or an optimizer, as given.
 
     Raises:
         TypeError: for anything else, or no patterns.
-        ValueError: (when the optimizer is initialised) for a pattern that matches none of the parameters.
+        ValueError: when the optimizer is initialised, for a pattern that matches no parameter.
 
     Example:
         >>> optimizer = freeze(optax.sgd, "hidden_*")(learning_rate=0.5)
@@ -109,7 +110,7 @@ def freeze(optimizer: Optimizer, *patterns: str | Callable[[str], bool]) -> Opti
     """
     if not patterns or not all(isinstance(pattern, str) or callable(pattern) for pattern in patterns):
         got = ", ".join(map(checks.describe, patterns)) or "none"
-        raise TypeError(f"patterns: expected some, such as 'hidden_*' or a function of a name, got {got}")
+        raise TypeError(f"patterns: expected at least one, such as 'hidden_*' or a function of a name, got {got}")
     given: Any = optimizer
     if isinstance(given, optax.MultiSteps | optax.GradientTransformation):
         frozen: Any = _frozen(as_optimizer("optimizer", given), patterns)
@@ -167,7 +168,7 @@ def matches(pattern: str | Callable[[str], bool], name: str) -> bool:
 
 @contextlib.contextmanager
 def _without_warning() -> Iterator[None]:
-    """Silence lookahead's warning that it assumes it was given only the fast parameters, which is true."""
+    """Silence lookahead's warning that it assumes to be given only the fast parameters, which is the case."""
     logger = logging.getLogger("absl")
 
     def is_other(record: logging.LogRecord) -> bool:
@@ -189,7 +190,7 @@ def evaluation_params(opt_state: Any, params: Any) -> Any:
 
     Args:
         opt_state: the optimizer's state.
-        params: the weights that it updates; all other optimizers are evaluated with these.
+        params: the weights that it updates, with which all other optimizers are evaluated.
 
     Example:
         >>> optimizer = optax.contrib.schedule_free_sgd(1.0, b1=0.5)
@@ -254,6 +255,6 @@ def _where_held(function: Any, number: Any, params: Any, held: Any) -> Any:
 
 
 def _nodes(opt_state: Any, kinds: Any) -> list[Any]:
-    """Return the states of these types within an optimizer's state, but none nested within another."""
+    """Return the states of the given types within an optimizer's state, except those nested within another."""
     leaves = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds))
     return [leaf for leaf in leaves if isinstance(leaf, kinds)]

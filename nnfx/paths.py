@@ -1,4 +1,4 @@
-"""Paths given by users, made absolute once, and files that are either whole or absent, never written through links."""
+"""User paths, made absolute once, and files that are either complete or absent, never written through links."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(
 
 
 def absolute(name: str, path: str | os.PathLike[str]) -> Path:
-    """Return an absolute path, which names the same file even if the process changes its folder later.
+    """Return an absolute path, which names the same file even if the process later changes its working directory.
 
     Links are not followed: they may be replaced before the path is used.
 
@@ -60,8 +60,8 @@ def replace(path: Path) -> Iterator[Path]:
         path: the file's path.
 
     Yields:
-        The path to write to: an empty file. If the block raises an error, this file is removed, and what was in place
-        stays.
+        The path to write to: an empty file. If the block raises an error, this file is removed, and the existing file
+            stays.
 
     Example:
         >>> import tempfile
@@ -107,7 +107,7 @@ def remove(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or folder to disk before going on."""
+    """Flush a file or folder to disk."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)

@@ -1,7 +1,7 @@
 """Penalties on the parameters, to be added to a loss, and a limit on their size, to be chained to an optimizer.
 
-A leaf counts as weights if it has two axes or more; leaves with fewer, biases and the scales of normalisation, are left
-alone. Map over stacked parameters with `jax.vmap`, since a stack of biases has two axes.
+A leaf counts as weights if it has two axes or more; leaves with fewer, such as biases and the scales of normalisation,
+are ignored. Map over stacked parameters with `jax.vmap`, since a stack of biases has two axes.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ __all__ = ["elastic_net", "l1", "l2", "max_norm"]
 
 
 def _penalty(name: str, strength: ArrayLike, measure: Callable[[Array], Array], params: Params) -> Array:
-    """Return a strength times the sum of a function of every single weight."""
+    """Return a strength times the sum of a function over all weights."""
     checks.number(name, strength, minimum=0)
     weights = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim >= 2]
     total = jnp.asarray(sum((measure(w.astype(at_least_float32(w.dtype))).sum() for w in weights), start=0.0))
@@ -36,7 +36,7 @@ def _half_square(weights: Array) -> Array:
 
 
 def l1(params: Params, l1: NonNegative) -> Array:
-    """The lasso penalty `λ₁ Σ |w|`, which drives weights to zero; its gradient at zero is taken as zero.
+    """The lasso penalty `λ₁ Σ |w|`, which drives weights to zero; its gradient at zero is defined as zero.
 
     Args:
         params: a tree of arrays; those with two axes or more are weights.
@@ -108,9 +108,9 @@ def elastic_net(params: Params, l1: NonNegative, l2: NonNegative) -> Array:
 def max_norm(limit: Positive = 3.0) -> optax.GradientTransformation:
     """Keep the incoming weights of every unit within a ball: if `‖w‖ > c` after the update, `w ← c w / ‖w‖`.
 
-    Chain it last, since it corrects what the parameters will be. The incoming weights of a unit are a column of a
-    kernel as laid out by Flax for dense and convolutional layers: all axes but the last. A column within the
-    limit gets its update unchanged, bit for bit; the others meet the limit up to rounding.
+    Chain it last, since it constrains the parameters after the update. The incoming weights of a unit are a column of
+    a kernel as laid out by Flax for dense and convolutional layers: all axes but the last. Columns within the limit
+    are updated unchanged, bit for bit; the others satisfy the limit up to rounding.
 
     Args:
         limit: c, positive, in the unit of the weights; may be traced.
@@ -119,7 +119,7 @@ def max_norm(limit: Positive = 3.0) -> optax.GradientTransformation:
         A stateless Optax transformation.
 
     Raises:
-        ValueError: for a limit that is not positive, and from `update` if it is not given the parameters.
+        ValueError: for a limit that is not positive, and from `update` if the parameters are not passed.
 
     Example:
         >>> optimizer = optax.chain(optax.sgd(1.0), max_norm(1.0))

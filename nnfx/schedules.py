@@ -1,16 +1,16 @@
 """Learning-rate schedules in which every number may be traced: `step -> rate` functions for Optax.
 
-Optax's own schedules branch in Python on the counts of steps, and some on their rates too, so that these cannot be
-swept under `jax.vmap`. Only schedules that fail there are provided here. Use Optax's if their counts are fixed; what
-may be traced in them is:
+Optax's schedules branch in Python on step counts, and some also on rates, so that these cannot be swept under
+`jax.vmap`. This module provides only the schedules for which that matters. Use Optax's if step counts are fixed; the
+following may be traced in them:
 
 - `optax.linear_schedule`, `warmup_constant_schedule`, `polynomial_schedule`, `cosine_decay_schedule`: every rate,
   the power, `alpha` and the exponent;
 - `optax.exponential_decay`, `warmup_exponential_decay_schedule`: all but the decay rate;
 - `optax.piecewise_constant_schedule`: the initial rate; `optax.cosine_onecycle_schedule` and
   `linear_onecycle_schedule`: the peak;
-- `optax.constant_schedule`, `optax.join_schedules`: everything, including the boundaries. Join the functions here for
-  piecewise constants, warm restarts and whatever else follows a warm-up.
+- `optax.constant_schedule`, `optax.join_schedules`: everything, including the boundaries. Join the schedules of this
+  module for piecewise constants, warm restarts, or any other schedule after a warm-up.
 
 Pass a schedule to an optimizer in a factory, and its numbers become hyper-parameters of the run:
 `lambda peak, warmup_steps: optax.adam(warmup_cosine(peak, warmup_steps, total_steps=1000))`.
@@ -41,7 +41,7 @@ def _number(value: ArrayLike) -> Array:
 
 
 def _progress(step: ArrayLike, begin: ArrayLike, end: ArrayLike) -> Array:
-    """Return how much of the way from one step to another is done, from 0 to 1."""
+    """Return the fraction of the way from one step to another, from 0 to 1."""
     done, length = _number(step) - begin, _number(end) - begin
     # A compiler may multiply by the reciprocal, which can make the end a little less than 1.
     is_over, some = (done >= length) & (done >= 0), length > 0
@@ -49,7 +49,7 @@ def _progress(step: ArrayLike, begin: ArrayLike, end: ArrayLike) -> Array:
 
 
 def _whole_times(step: ArrayLike, length: ArrayLike) -> Array:
-    """Return how often a length fits into the steps made; exact for whole numbers, unlike a quotient."""
+    """Return how many times a length fits into the steps made; exact for whole numbers, unlike a rounded quotient."""
     made, length = jnp.asarray(step), _number(length)
     if jnp.issubdtype(made.dtype, jnp.integer):
         made = made.astype(jnp.result_type(int))
@@ -74,7 +74,7 @@ def polynomial(start: NonNegative, end: NonNegative, total_steps: Positive, powe
     Like `optax.polynomial_schedule`, whose T cannot be traced.
 
     Args:
-        start: the rate at step 0, non-negative; may be traced, as may all others.
+        start: the rate at step 0, non-negative; may be traced, as may all other arguments.
         end: the rate from step T on, non-negative.
         total_steps: T, in steps, positive.
         power: p, positive.
@@ -113,10 +113,10 @@ def exponential_decay(
     Like `optax.exponential_decay`, whose γ and T cannot be traced.
 
     Args:
-        start: the rate at step 0, non-negative; may be traced, as may the next two.
+        start: the rate at step 0, non-negative; may be traced, as may the next two arguments.
         transition_steps: T, in steps, positive.
         decay_rate: γ, positive; if above 1, the rate grows.
-        staircase: whether to go down in jumps.
+        staircase: whether the rate changes in jumps.
 
     Returns:
         The rate as a function of the step t.
@@ -141,13 +141,13 @@ def exponential_decay(
 
 
 def warmup_cosine(peak: Positive, warmup_steps: NonNegative, total_steps: Positive, end: NonNegative = 0.0) -> Schedule:
-    """Go from zero to `peak` at step W in a straight line, then along half a cosine to `end` at step T.
+    """Go from zero to `peak` at step W along a straight line, then along half a cosine to `end` at step T.
 
     `peak · t/W` up to W, then `end + (peak − end) (1 + cos(π (t − W)/(T − W))) / 2`, and `end` from T on. Like
     `optax.warmup_cosine_decay_schedule(0, peak, W, T, end)`, in which only `end` can be traced.
 
     Args:
-        peak: the highest rate, positive; may be traced, as may all others.
+        peak: the highest rate, positive; may be traced, as may all other arguments.
         warmup_steps: W, in steps, at least 0 and below T. If it is traced and equals T, the rate is `peak` at T and
             `end` after it.
         total_steps: T, in steps, positive, including those of the warm-up.
@@ -190,11 +190,11 @@ def one_cycle(
 ) -> Schedule:
     """Go along half a cosine from `peak / d` to `peak` at step `s T`, and along another to `peak / (d f)` at T.
 
-    Like `optax.cosine_onecycle_schedule`, in which only the peak can be traced; that one rounds `s T` down to a whole
-    step, whereas this one does not, so that the rate is differentiable in s.
+    Like `optax.cosine_onecycle_schedule`, in which only the peak can be traced; Optax rounds `s T` down to a whole
+    step; this function does not, so the rate is differentiable in s.
 
     Args:
-        peak: the highest rate, positive; may be traced, as may all others.
+        peak: the highest rate, positive; may be traced, as may all other arguments.
         total_steps: T, in steps, positive.
         pct_start: s, from 0 to 1, the fraction of the steps in which the rate grows.
         div_factor: d, positive, the ratio of the peak to the first rate.
@@ -242,9 +242,9 @@ def reduce_on_plateau(
 ) -> optax.GradientTransformationExtraArgs:
     """Multiply the updates by a scale that shrinks by `factor` when the loss has stopped improving.
 
-    The losses passed to `update(..., value=loss)` are averaged, `accumulation_size` at a time. An average below
-    `best − rtol · |best| − atol` is an improvement, whatever the sign of the losses; `patience` averages in a row
-    without an improvement shrink the scale, and the next `cooldown` averages are not counted. Chain it after the
+    The losses passed to `update(..., value=loss)` are averaged, `accumulation_size` at a time. An average below `best
+    − rtol · |best| − atol` is an improvement, whatever the sign of the losses. After `patience` averages in a row
+    without an improvement, the scale shrinks, and the next `cooldown` averages are ignored. Chain it after the
     optimizer.
 
     Like `optax.contrib.reduce_on_plateau`, with the same arguments and the same type of state; there, factor, rtol and
@@ -252,7 +252,7 @@ def reduce_on_plateau(
     Here it starts at the largest finite number.
 
     Args:
-        factor: between 0 and 1, what to multiply the scale by; may be traced, as may all others.
+        factor: the factor by which the scale shrinks, between 0 and 1; may be traced, as may all other arguments.
         patience: how many averages to wait, at least 1.
         rtol: the relative improvement that counts, at least 0 and below 1.
         atol: the absolute improvement that counts, in the unit of the loss, non-negative.
@@ -264,7 +264,7 @@ def reduce_on_plateau(
         An Optax transformation, whose state holds the `scale`.
 
     Raises:
-        TypeError: from `update` if it is not given a `value`.
+        TypeError: from `update` if no `value` is passed.
         ValueError: for a number out of range, and from `update` for a `value` that is not one number.
 
     Example:

@@ -22,10 +22,10 @@ Tree = TypeVar("Tree")
 
 
 class Split(NamedTuple):
-    """How a batch is dealt out to devices: row i goes to device i mod n, as its row i div n.
+    """How the rows of a batch are distributed over devices: row i goes to device i mod n, as its row i div n.
 
-    Since rows are dealt out like cards, consecutive rows of all devices together are consecutive rows of the batch, and
-    so are micro-batches.
+    Since rows are dealt out in turn, like cards, the same range of rows on all devices is a range of consecutive rows
+    of the batch; so micro-batches are consecutive rows too.
 
     Attributes:
         rows: the number of rows of the whole batch, without the padding that makes the shares equal.
@@ -37,7 +37,7 @@ class Split(NamedTuple):
 
     @property
     def axis(self) -> str:
-        """The name of the mapped axis; functions compiled and kept for one split are not used for another."""
+        """The name of the mapped axis; functions compiled for one split are not reused for another."""
         return f"{self.rows} rows on {self.devices} devices"
 
     @property
@@ -51,7 +51,7 @@ _SPLIT: ContextVar[Split | None] = ContextVar("split", default=None)
 
 @contextmanager
 def split(how: Split) -> Iterator[None]:
-    """Mark what is traced in this context, over the axis `how.axis`, as seeing one device's share."""
+    """Mark code traced in this context, over the axis `how.axis`, as seeing only one device's share."""
     token = _SPLIT.set(how)
     try:
         yield
@@ -60,7 +60,7 @@ def split(how: Split) -> Iterator[None]:
 
 
 def is_left_to_xla() -> bool:
-    """Return whether XLA splits what is traced here over a mesh.
+    """Return whether XLA splits the code being traced over a mesh.
 
     >>> is_left_to_xla()
     False
@@ -69,7 +69,7 @@ def is_left_to_xla() -> bool:
 
 
 def is_split() -> bool:
-    """Return whether what is traced here sees one device's share of a batch.
+    """Return whether the code being traced sees only one device's share of a batch.
 
     >>> is_split()
     False
@@ -88,7 +88,7 @@ def total(tree: Tree) -> Tree:
 
 
 def draw(sample: Callable[[tuple[int, ...]], Array], shape: tuple[int, ...], axis: int = 0) -> Array:
-    """Draw values for each example: this device's share of those drawn for the whole batch.
+    """Draw values for each example: this device's share of the values for the whole batch.
 
     Args:
         sample: `shape -> array`, the function that draws.
@@ -126,7 +126,7 @@ def own(tree: Tree) -> Tree:
 
 
 def weights(given: Array | None, inputs: Array) -> Array | None:
-    """Return the weights of the examples, `(batch,)`; if a share has none, ones, and zeros for its padding."""
+    """Return the weights of the examples, `(batch,)`; if a share has none, ones, with zeros for its padding."""
     how = _SPLIT.get()
     if given is not None or how is None or inputs.shape[0] != how.share:
         return given

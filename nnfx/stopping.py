@@ -1,7 +1,7 @@
 """Stopping rules: pairs of pure functions `init` and `update`, consulted after each epoch.
 
-A rule's factory is passed to `nnfx.fit`, and the factory's numbers become hyper-parameters of the run.
-Rules are combined by listing them: the run stops as soon as one of them says so.
+Pass a rule's factory to `nnfx.fit`, and its numeric arguments become hyper-parameters of the run. Combine rules by
+listing them: the run stops as soon as one of them does.
 """
 
 from collections.abc import Callable
@@ -29,11 +29,11 @@ __all__ = [
 
 
 class Clock(NamedTuple):
-    """What the host's clock says about a run, passed in as numbers, since a pure function cannot read a clock.
+    """Readings of the host's clock, passed in as numbers, since a pure function cannot read a clock.
 
     Attributes:
-        seconds: the seconds that had passed when the host last looked.
-        pace: the seconds that an epoch, or a step of a run on stored data, took lately; 0 until one has been timed.
+        seconds: the seconds that had passed when the host last read the clock.
+        pace: the recent duration of an epoch, or of a step for stored data, in seconds; 0 until one has been timed.
     """
 
     seconds: ArrayLike = 0.0
@@ -41,7 +41,7 @@ class Clock(NamedTuple):
 
 
 class Epoch(NamedTuple):
-    """What a rule may look at after an epoch.
+    """The information available to a rule after an epoch.
 
     Attributes:
         before: the parameters when the epoch began.
@@ -49,7 +49,7 @@ class Epoch(NamedTuple):
         metrics: the epoch's metrics, such as `train_loss` and, with held-out data, `valid_loss`.
         faults: how many steps have been skipped so far; see `skip_non_finite` of `nnfx.make_step`.
         step: how many steps have been made so far.
-        seconds: the seconds since the run began, as far as the host's clock tells; see `Clock`.
+        seconds: the seconds since the run began, as estimated from the host's clock; see `Clock`.
     """
 
     before: Params
@@ -61,13 +61,13 @@ class Epoch(NamedTuple):
 
 
 class StoppingRule(NamedTuple):
-    """When to stop: `init() -> state` and `update(state, epoch) -> (state, stop)`.
+    """A stopping rule: `init() -> state` and `update(state, epoch) -> (state, stop)`.
 
     Attributes:
         init: returns the state that a run starts with.
         update: takes the state and an `Epoch`, and returns the next state and a boolean scalar.
-        needs_valid: whether it looks at held-out data.
-        needs_clock: whether it looks at the clock, which makes the host run the epochs in chunks.
+        needs_valid: whether it uses held-out data.
+        needs_clock: whether it uses the clock, so that the host must run the epochs in chunks.
     """
 
     init: Callable[[], Any]
@@ -77,7 +77,7 @@ class StoppingRule(NamedTuple):
 
 
 def small_change(tolerance: Positive = 1e-5) -> StoppingRule:
-    """Stop when no large change in W is seen: `‖W_after − W_before‖ ≤ tolerance · ‖W_before‖` over an epoch.
+    """Stop when the weights W change little: `‖W_after − W_before‖ ≤ tolerance · ‖W_before‖` over an epoch.
 
     The norms are over all parameters together. An epoch whose steps were all skipped does not count as a small change.
 
@@ -113,7 +113,7 @@ def patience(patience: AtLeastOne = 10, min_improvement: NonNegative = 0.0) -> S
 
     Args:
         patience: how many epochs to wait, at least 1; may be traced.
-        min_improvement: in the unit of the loss, non-negative; may be traced.
+        min_improvement: the smallest improvement that counts, in the unit of the loss, non-negative; may be traced.
 
     Raises:
         ValueError: for a patience below 1 or a negative improvement.
@@ -169,7 +169,7 @@ def step_budget(max_steps: AtLeastOne) -> StoppingRule:
     """Stop at the end of the epoch in which the number of steps reaches `max_steps`.
 
     Args:
-        max_steps: at least 1; may be traced.
+        max_steps: the number of steps, at least 1; may be traced.
 
     Raises:
         ValueError: for fewer than one step.
@@ -188,13 +188,13 @@ def step_budget(max_steps: AtLeastOne) -> StoppingRule:
 
 
 def time_budget(max_seconds: Positive) -> StoppingRule:
-    """Stop when `max_seconds` have passed since the run, or its sweep, began; compilation counts.
+    """Stop when `max_seconds` have passed since the run, or its sweep, began; compilation time included.
 
-    The host times the run a chunk of epochs at a time, so that it ends within a chunk (about a second, or an epoch if
-    that takes longer) of its budget. A run inside `jit`, `vmap` or `grad` has no clock, and raises an error.
+    The host times the run in chunks of epochs, so the run ends within one chunk (about a second, or an epoch if that
+    takes longer) of its budget. A run inside `jit`, `vmap` or `grad` has no clock, and raises an error.
 
     Args:
-        max_seconds: positive; may be traced.
+        max_seconds: the time in seconds, positive; may be traced.
 
     Raises:
         ValueError: for a time that is not positive.

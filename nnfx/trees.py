@@ -9,7 +9,7 @@ __all__ = ["at", "name_of", "named", "nested"]
 
 
 def name_of(path: Iterable[Any]) -> str:
-    """Return the name of a leaf from its path in a tree, as JAX gives it.
+    """Return the name of a leaf from its path in a tree, as given by JAX.
 
     >>> name_of((jax.tree_util.DictKey("layer_0"), jax.tree_util.GetAttrKey("kernel")))
     'layer_0.kernel'
@@ -27,7 +27,7 @@ def named(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, 
 
 
 def nested(leaves: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a dict of dicts with these leaves: the inverse of `named`, for a tree that was one.
+    """Return a dict of dicts with these leaves: the inverse of `named`, for trees of dicts.
 
     >>> nested([("params.kernel", 1), ("params.bias", 2)])
     {'params': {'kernel': 1, 'bias': 2}}
@@ -43,7 +43,7 @@ def nested(leaves: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def at(tree: Any, name: str) -> Any:
-    """Return what a dict of dicts holds under a name.
+    """Return the value of a dict of dicts under a dotted name.
 
     >>> at({"params": {"kernel": 1}}, "params.kernel")
     1

@@ -14,7 +14,7 @@ Array = jax.Array
 Params = Any
 """A tree of trainable arrays."""
 ModelState = Mapping[str, Any]
-"""What a model holds besides its parameters, by collection, such as batch statistics; often empty."""
+"""A model's variables other than its parameters, by collection, such as batch statistics; often empty."""
 Variables = Mapping[str, Any]
 """Everything that a model needs to be applied: `{"params": params, **model_state}`, as in Flax."""
 Hyper = Mapping[str, ArrayLike]
@@ -66,7 +66,7 @@ class Apply(Protocol):
 
 
 class Stream(NamedTuple):
-    """A recurrent model one step at a time, for data that arrive one by one; same outputs as for the whole sequence.
+    """A recurrent model one step at a time, for data that arrive one by one; outputs are those for whole sequences.
 
     Attributes:
         start: `(batch_size, dtype=None) -> state`, the state before the first step: zeros.
@@ -78,17 +78,17 @@ class Stream(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A pair of pure functions, and all that training knows about a network.
+    """A pair of pure functions; training knows nothing else about a network.
 
     - `init(key, inputs) -> variables` draws `{"params": ..., **model_state}`.
     - `apply(variables, inputs) -> outputs` predicts.
-    - `apply(variables, inputs, key=key, train=True) -> (outputs, model_state)` trains: `key` is for dropout
-      and other noise, `weights` (one per example; zero marks padding) for layers that mix the examples
-      of a batch, and the new model state is returned along with the outputs.
+    - `apply(variables, inputs, key=key, train=True) -> (outputs, model_state)` trains: `key` is for dropout and other
+      noise, `weights` (one per example; zero marks padding) is for layers that mix the examples of a batch, and the
+      new model state is returned along with the outputs.
 
     Recurrent models also have a `stream`, which applies them one step at a time.
 
-    Nothing is hidden, so `jax.grad`, `jit`, `vmap`, `eval_shape` and `jax.export` work as usual.
+    There is no hidden state, so `jax.grad`, `jit`, `vmap`, `eval_shape` and `jax.export` work as usual.
     """
 
     init: Init
@@ -126,10 +126,10 @@ class Sequences(_Sequences):
 
     Args:
         values: `(batch, time, features)`, or tokens `(batch, time)`; an array, or a list or tensor that becomes one.
-        lengths: integers `(batch,)`, how many steps of each sequence are real, the rest being padding; None if all are.
-        state: the model's initial state, in the form of its `stream`: for each layer a tuple of arrays
-            `(batch, hidden)`; in a bidirectional network each layer is followed by its reverse. None for
-            zeros.
+        lengths: integers `(batch,)`, how many steps of each sequence are real; the rest are padding. None if all are
+            real.
+        state: the model's initial state, in the form used by its `stream`: for each layer, a tuple of arrays `(batch,
+            hidden)`; in a bidirectional network, each layer is followed by its reverse. None for zeros.
 
     Raises:
         TypeError: for values that are not real numbers, or lengths that are not integers.
@@ -147,7 +147,7 @@ class Sequences(_Sequences):
     __slots__ = ()
 
     def __new__(cls, values: Any, lengths: Any = None, state: Any = None) -> "Sequences":
-        """Convert and check what users give; JAX transformations use `_make` instead."""
+        """Convert and check the arguments of users; JAX transformations use `_make` instead."""
         values, lengths = _as_array("values", values), _as_array("lengths", lengths)
         if hasattr(values, "shape") and hasattr(lengths, "shape") and lengths.shape:
             _check_lengths(values, lengths)
@@ -165,7 +165,7 @@ jax.tree_util.register_pytree_with_keys(
 
 
 def _as_array(name: str, value: Any) -> Any:
-    """Return lists and tensors as arrays on the device; arrays, and their stand-ins in a tree, unchanged."""
+    """Return lists and tensors as arrays on the device; arrays, and their placeholders in a tree, unchanged."""
     is_array = isinstance(value, jax.Array | jax.ShapeDtypeStruct) or type(value) is np.ndarray
     if is_array or not (isinstance(value, list) or hasattr(value, "shape")):
         return value
@@ -207,7 +207,7 @@ class Average(NamedTuple):
 
     Attributes:
         steps: how many steps were averaged, an int32 scalar.
-        variables: their average; before the first of them, what the run started from.
+        variables: their average; before the first step, the initial variables.
     """
 
     steps: Array
@@ -222,9 +222,9 @@ class TrainState(NamedTuple):
         params: the trainable arrays.
         model_state: the model's other variables, such as batch statistics.
         opt_state: the optimizer's state.
-        key: a typed random key; what step *t* draws depends on `(key, t)` alone.
+        key: a typed random key; the random draws of step *t* depend on `(key, t)` alone.
         fault: the steps that were skipped, if the step function skips any.
-        average: the average of the variables so far, if the step function keeps one; else None.
+        average: the average of the variables so far, if the step function keeps one; otherwise None.
     """
 
     step: Array
@@ -237,12 +237,12 @@ class TrainState(NamedTuple):
 
     @property
     def variables(self) -> Variables:
-        """The latest variables, as `model.apply` takes them."""
+        """The latest variables, as passed to `model.apply`."""
         return {"params": self.params, **self.model_state}
 
     @property
     def evaluated(self) -> Variables:
-        """The variables that the run is judged by: their average if the run keeps one, else the latest.
+        """The variables to evaluate: their average if the run keeps one, otherwise the latest.
 
         Optimizers such as `optax.contrib.schedule_free` and `optax.lookahead` are evaluated with weights other than
         those they update; for them, the latest variables have those weights.
@@ -253,7 +253,7 @@ class TrainState(NamedTuple):
 
 
 def at_least_float32(dtype: Any) -> Any:
-    """Return the floating dtype to count and average in: half precision cannot count to 3,000.
+    """Return the floating-point dtype to count and average in: half precision cannot count to 3,000.
 
     >>> at_least_float32(jnp.bfloat16), at_least_float32(jnp.float64), at_least_float32(bool)
     (<class 'jax.numpy.float32'>, <class 'jax.numpy.float64'>, dtype('float32'))
@@ -278,7 +278,7 @@ class Mean(NamedTuple):
     def of(cls, values: Array, weights: Array | None = None) -> "Mean":
         """Weigh one value per example, `(batch,)`, in float32 at least; every weight is 1 if none are given.
 
-        A value of weight zero does not count, whatever it is. Negative weights make the mean NaN.
+        Values of weight zero are ignored, whatever they are. Negative weights make the mean NaN.
 
         Raises:
             TypeError: for values that are not real numbers or booleans.

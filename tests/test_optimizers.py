@@ -218,8 +218,8 @@ def test_the_numbers_of_a_frozen_factory_are_swept_as_one_program(compilations):
 @pytest.mark.parametrize(
     ("call", "kind", "message"),
     [
-        (lambda: optimizers.freeze(optax.sgd), TypeError, "patterns: expected some.*got none"),
-        (lambda: optimizers.freeze(optax.sgd, 3), TypeError, "patterns: expected some.*got 3"),
+        (lambda: optimizers.freeze(optax.sgd), TypeError, "patterns: expected at least one.*got none"),
+        (lambda: optimizers.freeze(optax.sgd, 3), TypeError, "patterns: expected at least one.*got 3"),
         (lambda: optimizers.freeze(0.1, "a"), TypeError, "optimizer: expected an Optax factory or optimizer, got 0.1"),
         (lambda: trained(optimizers.freeze(optax.sgd(0.1), "hidden_0", "conv_*")), ValueError, "got none for 'conv_"),
         (

@@ -257,7 +257,7 @@ CASES = {
     "run a name taken twice": (
         lambda: run(loss=lambda o, t, momentum=0.0: losses.huber(o, t), hyper={"momentum": 0.5}),
         TypeError,
-        "momentum: expected a hyper-parameter of one part, got one of <lambda> and sgd",
+        "momentum: expected a hyper-parameter of one part only, got one of <lambda> and sgd",
     ),
     "run a model that ignores train": (
         lambda: run(nnfx.Model(models.perceptron().init, lambda v, x, **_: x @ v["params"]["kernel"])),

@@ -17,21 +17,21 @@ def read_parquet(source: Source, *, columns: Sequence[str] | None = None, limit:
     """Read a table from a Parquet file.
 
     Args:
-        source: the file, given as its path or its bytes.
+        source: the path or the bytes of the file.
         columns: the names of the columns to read; all by default.
-        limit: how many bytes the table may take; by default, 100 times the size of the file, and at least 16 MiB.
+        limit: the most bytes that the table may take; by default, 100 times the size of the file, and at least 16 MiB.
 
     Returns:
-        A pandas frame, as `nnfx.data.prepare` takes it, with the names and the index of the file. Missing values stay
-        missing: NaN among floats, and `<NA>` in columns of integers and booleans, which stay integers and booleans.
-        Columns of text are text, including those that the file stores as a dictionary.
+        A pandas frame, ready for `nnfx.data.prepare`, with the column names and the index of the file. Missing values
+        stay missing: NaN in columns of floats, and `<NA>` in columns of integers and booleans, which keep their types.
+        Columns of text are returned as text, including those stored as a dictionary.
 
     Raises:
         ModuleNotFoundError: if pyarrow or pandas is not installed.
         OSError: for a file that cannot be read.
         TypeError: for a limit that is not a whole number, or columns given as a single string.
-        ValueError: for a file that is damaged, or not of this format; tables that take more than the limit; and columns
-            that are not there, or share a name. The error names the file.
+        ValueError: for a file that is damaged, or not of this format; tables that take more than the limit; and
+            columns that are missing, or share a name. The error names the file.
 
     Example:
         >>> import pandas, pathlib, tempfile
@@ -66,9 +66,9 @@ def read_arrow(source: Source, *, columns: Sequence[str] | None = None, limit: i
     """Read a table from a file or a stream in Arrow's own format, such as a Feather file.
 
     Args:
-        source: the file, given as its path or its bytes; Feather files are those of version 2.
+        source: the path or the bytes of the file; Feather files must be of version 2.
         columns: the names of the columns to read; all by default.
-        limit: how many bytes the table may take; by default, 100 times the size of the file, and at least 16 MiB.
+        limit: the most bytes that the table may take; by default, 100 times the size of the file, and at least 16 MiB.
 
     Returns:
         A pandas frame, as from `read_parquet`.
@@ -105,7 +105,7 @@ _MAGIC = b"ARROW1\0\0"
 
 @contextlib.contextmanager
 def _opened(source: Source, columns: Sequence[str] | None, limit: int | None) -> Iterator[tuple[Reader, int]]:
-    """Open a file, and name it in what pyarrow raises; also yield how many bytes its table may take."""
+    """Open a file, and name it in pyarrow's errors; also yield the most bytes that its table may take."""
     if limit is not None:
         checks.positive_integer("limit", limit)
     if isinstance(columns, str):
@@ -115,11 +115,11 @@ def _opened(source: Source, columns: Sequence[str] | None, limit: int | None) ->
         import pyarrow
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{error.name}: required to read tables of Arrow; not installed: pip install 'nnfx[arrow]'"
+            f"{error.name}: required to read Arrow tables; not installed: pip install 'nnfx[arrow]'"
         ) from error
     with reading(source) as reader:
         if reader.is_packed:
-            raise ValueError(f"{reader.name}: expected a table of Arrow or Parquet, got a file packed with gzip")
+            raise ValueError(f"{reader.name}: expected an Arrow or Parquet table, got a gzip file")
         try:
             yield reader, limit or most_unpacked(reader.size)
         except (pyarrow.ArrowException, OSError, OverflowError, UnicodeDecodeError, struct.error) as error:
@@ -147,7 +147,7 @@ def _require_room(file: str, size: int, most: int) -> None:
 
 
 def _frame(file: str, schema: Any, batches: Iterable[Any], names: list[str], most: int) -> Any:
-    """Collect batches of rows as long as there is room, and return them as a frame."""
+    """Collect batches of rows up to a limit on their size, and return them as a frame."""
     import pandas
     import pyarrow
 
@@ -179,7 +179,7 @@ def _frame(file: str, schema: Any, batches: Iterable[Any], names: list[str], mos
 
 
 def _plain(kind: Any) -> Any:
-    """Return the type of what a column stands for: that of the values of a dictionary."""
+    """Return the type of a column's values: for a dictionary, that of its entries."""
     return kind.value_type if hasattr(kind, "value_type") and hasattr(kind, "index_type") else kind
 
 
@@ -201,7 +201,7 @@ _RECORDS, _DICTIONARY = 3, 2
 def _unpacked(about: bytes, body: Any) -> int:
     """Return how many bytes the buffers of a message take, each of which begins with its size if it is compressed.
 
-    What describes a message is a FlatBuffer: tables whose fields are found through a list of their places.
+    The metadata of a message is a FlatBuffer: tables whose fields are found through a list of their offsets.
     """
 
     def number(layout: str, at: int) -> int:

@@ -24,8 +24,8 @@ class Order(NamedTuple):
 
     Attributes:
         rows: int32 `(steps, batch)`, or `(batch,)` for one batch.
-        is_real: boolean, of the same shape; false for the unused places of an incomplete last batch, which repeat
-            earlier rows of the order and must be given no weight.
+        is_real: boolean, of the same shape; false for the unused positions of an incomplete last batch, which repeat
+            earlier rows of the order and must have weight zero.
     """
 
     rows: Array
@@ -44,7 +44,7 @@ def shuffled(key: Array, epoch: Array | int, rows: int, batch_size: int) -> Orde
 
 
 class Orders:
-    """The batches of `shuffled`, one at a time and on the host, for data that are read on demand.
+    """The batches of `shuffled`, one at a time and on the host, for data read on demand.
 
     Args:
         key: the key of the order.
@@ -84,7 +84,7 @@ def _in_batches(order: Array, rows: int, batch_size: int) -> Order:
 
 
 def take(data: Batch, order: Order) -> Batch:
-    """Return the batch of these rows; places that are not real become examples of weight zero.
+    """Return the batch of these rows; positions that are not real become examples of weight zero.
 
     Example:
         >>> data = Batch(jnp.ones((3, 2)), jnp.arange(3), jnp.ones(3))

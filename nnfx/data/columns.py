@@ -1,4 +1,4 @@
-"""The files of stored examples: one NumPy file for each array, with a checksum for the bytes of each row."""
+"""The files of stored examples: one NumPy file per array, with a checksum for each row."""
 
 import functools
 import hashlib
@@ -28,8 +28,8 @@ def checksums(rows: np.ndarray) -> np.ndarray:
     """Return a checksum of the bytes of each row.
 
     The bytes of a row are read as 32-bit numbers `b_i` (padded with zeros), and its checksum is `Σ m_i b_i` modulo 2⁶⁴
-    with fixed odd multipliers `m_i` that look random. Any change within one of the numbers changes the checksum, since
-    odd multipliers are invertible; other changes are missed with a probability of at most 2⁻³².
+    with fixed, pseudorandom odd multipliers `m_i`. Any change within one of the numbers changes the checksum, since
+    odd multipliers are invertible; other changes go undetected with a probability of at most 2⁻³².
 
     Args:
         rows: `(rows, ...)`.
@@ -101,7 +101,7 @@ class Column:
         self._rows += len(array)
 
     def finish(self) -> dict[str, str]:
-        """Complete the file on disk, and return the description by which `mapped` recognises it."""
+        """Complete the file on disk, and return the description that `mapped` checks it against."""
         header = self._header()
         self._file.seek(0)
         self._file.write(header)
@@ -114,7 +114,7 @@ class Column:
         }
 
     def _header(self) -> bytes:
-        """Return the header that NumPy writes before an array; it leaves room for more rows."""
+        """Return the header that NumPy writes before an array; it leaves room for a larger number of rows."""
         described = np.lib.format.header_data_from_array_1_0(self._like)
         described["shape"] = (self._rows, *self._like.shape[1:])
         header = io.BytesIO()
@@ -158,7 +158,7 @@ class Moments:
 
     Args:
         name: the name of the array.
-        in_floats: whether whole numbers may become floats too, as those of inputs may.
+        in_floats: whether integers may become floats too, as in inputs.
     """
 
     def __init__(self, name: str, *, in_floats: bool) -> None:
@@ -170,7 +170,7 @@ class Moments:
         self._dtype: Any = None
 
     def add(self, given: np.ndarray) -> None:
-        """Include more rows, as they were given."""
+        """Include more rows, in their original dtype."""
         is_float = jnp.issubdtype(given.dtype, np.floating)
         self._dtype = jax.dtypes.canonicalize_dtype(given.dtype if is_float else float)
         if is_exact(given.dtype, self._dtype) or not (is_float or self._in_floats):
@@ -186,7 +186,7 @@ class Moments:
         self._rows = rows
 
     def require_resolution(self, label: str) -> None:
-        """Raise an error for features whose spread is lost in rounding.
+        """Raise an error for features whose spread is lost to rounding.
 
         Raises:
             ValueError: for such features; the error names the first.

@@ -27,7 +27,7 @@ class File(NamedTuple):
 
 
 def folder() -> Path:
-    """Return the data folder: the one that `NNFX_DATA` names, or else one in the platform's cache.
+    """Return the data folder: the one named by `NNFX_DATA`, or one in the platform's cache.
 
     Example:
         >>> folder().is_absolute()
@@ -40,8 +40,8 @@ def folder() -> Path:
 def fetch(file: File) -> Path:
     """Return the path of a file in the data folder, downloading it first if it is missing.
 
-    A download gets its name only once it is complete and its checksum is right. An existing file is never
-    changed, and needs no network.
+    A download gets its name only once it is complete and its checksum is right. An existing file is never changed, and
+    no network is needed for it.
 
     Args:
         file: the file to look for.

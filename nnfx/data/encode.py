@@ -1,4 +1,4 @@
-"""Categories as numbers: one column of 0 and 1 for each category that occurs in the training rows of a frame."""
+"""Categories as numbers: a 0/1 column for each category that occurs in the training rows of a frame."""
 
 import numbers
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ class Column(NamedTuple):
 
     @property
     def missing(self) -> np.ndarray:
-        """Which values are missing, `(rows,)`."""
+        """Return which values are missing, `(rows,)`."""
         if self.kind != "category":
             return np.isnan(self.values)
         return np.fromiter((value is None for value in self.values), bool, len(self.values))
@@ -70,16 +70,16 @@ def columns(
 
     Args:
         name: the name of the argument, for error messages.
-        frame: a frame of pandas or polars, or anything else.
-        names: what to call the columns; by default, by the frame's own names.
-        kinds: the kinds that the columns have to be of; by default, what they are.
+        frame: a pandas or polars frame, or anything else.
+        names: what to call the columns; by default, the frame's own names.
+        kinds: the kinds that the columns must have; by default, any.
 
     Returns:
-        The columns, or None for anything but a frame, and if no kinds are given and all columns are numbers.
+        The columns; None for anything but a frame, and for a frame of numbers alone if no kinds are given.
 
     Raises:
         TypeError: for columns that hold neither numbers nor booleans nor text, or something other than `kinds`.
-        ValueError: for a number of columns other than that of `kinds`.
+        ValueError: if there are not as many columns as `kinds`.
     """
     own = column_names(frame)
     if own is None:
@@ -97,7 +97,7 @@ def columns(
 
 
 def encoding_of(table: Sequence[Column], rows: np.ndarray) -> Encoding:
-    """Return the categories that occur in some rows, numbers before text, each in ascending order.
+    """Return the categories that occur in the given rows: numbers, then text, each in ascending order.
 
     Raises:
         ValueError: for columns without a known value in these rows.
@@ -108,7 +108,7 @@ def encoding_of(table: Sequence[Column], rows: np.ndarray) -> Encoding:
             return () if column.kind == "boolean" else None
         found = set(column.values[rows])
         if not found - {None}:
-            raise ValueError(f"inputs: expected some known values of {column.name!r}, got only missing ones")
+            raise ValueError(f"inputs: expected at least one known value of {column.name!r}, got only missing ones")
         known = sorted(found - {None}, key=lambda value: (isinstance(value, str), value))
         return (*dict.fromkeys(map(text, known)), *([None] if None in found else []))
 
@@ -116,7 +116,7 @@ def encoding_of(table: Sequence[Column], rows: np.ndarray) -> Encoding:
 
 
 def kinds_of(encoding: Encoding) -> list[Kind]:
-    """Return the kinds of the columns that an encoding is for."""
+    """Return the kinds of the columns that an encoding applies to."""
     return ["number" if each is None else "category" if each else "boolean" for each in encoding]
 
 
@@ -135,9 +135,9 @@ def encoded(
         table: the columns.
         encoding: their categories.
         name: the name of the argument, for error messages.
-        unseen: whether categories that are not in the encoding raise an error, or are 0 in all columns.
-        fills: whether missing categories may occur; if they have no column of their own, they are 0 in all columns.
-        used: the rows to raise errors for; all by default.
+        unseen: whether categories that are not in the encoding raise an error or become 0 in all columns.
+        fills: whether missing categories may occur; without a column of their own, they become 0 in all columns.
+        used: the rows that errors are raised for; all by default.
 
     Raises:
         ValueError: for missing and unseen categories; the error names the column and the value.
@@ -157,7 +157,7 @@ def encoded(
             if value is not None and unseen == "error":
                 raise ValueError(
                     f"{name}: expected categories of {column.name!r} that occur in the training rows, got {value!r};"
-                    " prepare(..., unseen='other') takes others, as 0 in all columns"
+                    " prepare(..., unseen='other') accepts others, as 0 in all columns"
                 )
         parts.append((codes[:, None] == np.arange(len(categories))[None]).astype(np.float64))
     return np.concatenate(parts, axis=1)
@@ -195,7 +195,7 @@ def labels(name: str, values: Any) -> np.ndarray | None:
         values: a Series, a frame of one column, a list or an array.
 
     Raises:
-        TypeError: for labels mixed with something else.
+        TypeError: for labels mixed with other values.
         ValueError: for missing labels, and more than one column of them.
     """
     values = values.to_frame() if hasattr(values, "to_frame") else values
@@ -236,7 +236,7 @@ def text(value: Any) -> str:
 
 
 def _kind_of(dtype: Any) -> Kind | None:
-    """Return the kind of values of a dtype; None if their values have to be looked at."""
+    """Return the kind of values of a dtype; None if the values have to be inspected."""
     if hasattr(dtype, "is_numeric"):
         return "number" if dtype.is_numeric() else _POLARS.get(str(dtype).partition("(")[0])
     if hasattr(dtype, "categories"):
@@ -276,7 +276,7 @@ def _plain(name: str, column: str | None, values: list[Any]) -> np.ndarray:
 
 
 def _of_kind(name: str, column: Column, kind: Kind) -> Column:
-    """Return a column as the kind that was trained on."""
+    """Return a column converted to the kind trained on."""
     if column.kind == kind:
         return column
     if kind == "category":

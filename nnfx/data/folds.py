@@ -1,8 +1,8 @@
-"""Folds: the same rows, standardised and filled again as each of several parts is held out in turn.
+"""Folds: the same rows, standardised and filled again for each fold that is held out.
 
-Prepared data have been standardised and filled with the statistics of all their rows. What a fold trains on may depend
-on its own rows only, so its medians, means and scales, and the categories that occur, are measured again, in float64 on
-the host.
+Prepared data have been standardised and filled with the statistics of all their rows. The training part of a fold may
+depend on its own rows only, so medians, means, scales and the categories that occur are measured again for each fold,
+in float64 on the host.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from nnfx.types import Array, Batch, Sequences
 __all__ = ["Folds", "assign"]
 
 _ABSENT = 2.0**127
-"""A scale so large that it erases a column about which the fold's own rows say nothing."""
+"""A scale so large that it erases a column that is constant in the fold's own rows."""
 
 
 def assign(key: Array, rows: int, folds: int) -> Array:
@@ -40,9 +40,9 @@ class Folds(NamedTuple):
     Attributes:
         of_row: the fold that holds out each row, `(rows,)`.
         preprocess: the map from raw features for each fold, `(folds, ...)`.
-        change: what to subtract from prepared inputs, what to divide them by afterwards, and what to replace missing
-            values with beforehand, `(folds, 1, ...)` each; None if nothing was standardised, filled or encoded.
-        target_change: what to subtract from standardised targets, and what to divide them by afterwards,
+        change: what to replace missing prepared inputs with, then what to subtract, then what to divide by, `(folds,
+            1, ...)` each; None if nothing was standardised, filled or encoded.
+        target_change: what to subtract from standardised targets, then what to divide by,
             `(folds, 1, ...)` each; None if they were not standardised.
     """
 
@@ -53,13 +53,13 @@ class Folds(NamedTuple):
 
     @classmethod
     def of(cls, data: Batch, preprocess: Preprocess, of_row: Array, count: int) -> "Folds":
-        """Measure what each fold trains on.
+        """Measure the training part of each fold.
 
-        Rows of weight zero are not measured. A feature that is missing from all rows that a fold trains on, an
-        indicator that they never set, and the column of a category that they do not have, are zero throughout the fold.
+        Rows of weight zero are ignored. A feature that is missing from all training rows of a fold, an indicator that
+        is never set in them, and the column of a category that does not occur in them are zero throughout the fold.
 
         Args:
-            data: prepared data, none of them held out.
+            data: prepared data, without a held-out part.
             preprocess: the map that prepared them.
             of_row: the fold that holds out each row, `(rows,)`.
             count: the number of folds.
@@ -129,7 +129,7 @@ class Folds(NamedTuple):
 def _targets(
     targets: np.ndarray, weights: np.ndarray, measured: Sequence[np.ndarray], preprocess: Preprocess
 ) -> tuple[list[dict[str, Any]], tuple[Array, Array] | None]:
-    """Return the mean and the scale of the targets by fold, as fields of its map, and in units of those prepared."""
+    """Return the mean and the scale of the targets by fold, as fields of its map, in prepared units."""
     if preprocess.target_mean is None or preprocess.target_scale is None:
         return [{}] * len(measured), None
     mean, scale = (np.asarray(each, np.float64) for each in (preprocess.target_mean, preprocess.target_scale))
@@ -152,7 +152,7 @@ def _shape(preprocess: Preprocess, inputs: np.ndarray) -> tuple[int, ...]:
 
 
 def _missing(inputs: np.ndarray, preprocess: Preprocess) -> np.ndarray:
-    """Return where values were filled in, `(rows, indicators)`, according to the indicators."""
+    """Return where the indicators say that values were filled in, `(rows, indicators)`."""
     if not preprocess.indicators:
         return np.zeros((len(inputs), 0), bool)
     return inputs[:, -len(preprocess.indicators) :] > 0  # 0 and 1, shifted by a mean in between
@@ -161,7 +161,7 @@ def _missing(inputs: np.ndarray, preprocess: Preprocess) -> np.ndarray:
 def _measure(
     inputs: np.ndarray, rows: np.ndarray, missing: np.ndarray, preprocess: Preprocess, scale_of_all: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Return the mean, the scale and the medians of some rows, in units of the prepared inputs."""
+    """Return the mean, the scale and the medians of the given rows, in the units of the prepared inputs."""
     shape = _shape(preprocess, inputs)
     x = inputs[rows].astype(np.float64)
     unknown = np.zeros(shape, bool)

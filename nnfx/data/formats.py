@@ -92,7 +92,7 @@ def read_idx_examples(
 ) -> Examples:
     """Read greyscale images and their labels from a pair of IDX files, such as those of MNIST and its relatives.
 
-    - MNIST, Fashion-MNIST, KMNIST, and EMNIST's `digits` and `mnist`: 10 classes.
+    - MNIST, Fashion-MNIST, KMNIST, and the sets `digits` and `mnist` of EMNIST: 10 classes.
     - The other sets of EMNIST: `classes=26, first=1` for `letters`, `classes=47` for `balanced` and `bymerge`,
       `classes=62` for `byclass`. All images of EMNIST, digits included, are transposed: `transposed=True` puts them
       upright.
@@ -166,7 +166,7 @@ def read_cifar10(source: Source, records: int = 10_000) -> tuple[Examples, Examp
 
     Args:
         source: the archive.
-        records: how many records each member holds.
+        records: the number of records in each member.
 
     Returns:
         The training images and labels, `(5 × records, 32, 32, 3)`, and those of the test set.
@@ -199,7 +199,7 @@ def read_cifar100(
     Args:
         source: the archive.
         coarse: whether the targets are the groups instead of the classes.
-        records: how many records there are to train on, and how many in the test set.
+        records: the numbers of training and test records.
 
     Returns:
         The training images and labels, `(rows, 32, 32, 3)` and `(rows,)`, and those of the test set.
@@ -236,7 +236,7 @@ def read_cifar100(
 
 
 def _records(name: str, values: bytearray, classes: Sequence[int]) -> list[Examples]:
-    """Return the images of some records, with each of their labels, of which there are so many classes."""
+    """Return the images of the records, and their labels of each kind, checked against its number of classes."""
     table = np.frombuffer(values, np.uint8).reshape(-1, len(classes) + _PIXELS)
     channels_first = table[:, len(classes) :].reshape(-1, 3, 32, 32)
     images = np.ascontiguousarray(channels_first.transpose(0, 2, 3, 1))
@@ -247,14 +247,14 @@ def _records(name: str, values: bytearray, classes: Sequence[int]) -> list[Examp
 
 _BLOCK = 512
 _BESIDE = 1 << 20
-"""How many bytes of a tar archive may belong to anything but the members asked for, such as headers and padding."""
+"""How many bytes of a tar archive may belong to anything but the requested members, such as headers and padding."""
 
 
 def _members(reader: Reader, sizes: Mapping[str, int]) -> Iterator[tuple[str, bytearray]]:
     """Yield members of a tar archive with their contents, in the archive's order, each exactly once.
 
     Members are regular files with exactly these names and sizes. Everything else is skipped, including extended
-    headers, which names as short as these do not need.
+    headers, which names this short do not need.
     """
     missing, beside = set(sizes), _BESIDE
     while any(header := reader.take(_BLOCK, "the header of a tar member")):

@@ -1,4 +1,4 @@
-"""Frames of pandas and polars, told by what they can do rather than by their type: neither is imported."""
+"""Pandas and polars frames, recognised by their methods rather than their types; neither library is imported."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ def in_order_of(features: tuple[str, ...], inputs: Any, name: str = "inputs") ->
         name: the name of the argument, for error messages.
 
     Raises:
-        ValueError: for columns that are missing, strange or repeated.
+        ValueError: for columns that are missing, unknown or repeated.
     """
     inputs = as_columns(inputs)
     names = frame_names(inputs)

@@ -7,7 +7,7 @@ from nnfx.data.times import counted
 __all__ = ["carried", "continued", "filled"]
 
 _AT_MOST = 10
-"""By what factor filling may increase the rows: more suggests a wrong date rather than a gap."""
+"""By what factor filling may increase the number of rows: more suggests a wrong date rather than a gap."""
 
 
 def filled(name: str, times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -23,7 +23,7 @@ def filled(name: str, times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray
         values: float64 `(time, channels)`.
 
     Returns:
-        All times, their values, and whether each was inserted, `(time,)`.
+        All times, their values, and which times were inserted, `(time,)`.
 
     Raises:
         ValueError: for times that are not a whole number of steps after the first, or if filling the gaps would give
@@ -41,7 +41,7 @@ def filled(name: str, times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray
     places, rest = np.divmod(counts - counts[0], usual)
     if rest.any():
         first = int(np.argmax(rest != 0))
-        raise ValueError(f"{name}: expected gaps of whole steps, got {times[first]} between two steps")
+        raise ValueError(f"{name}: expected gaps of a whole number of steps, got {times[first]} between two steps")
     rows = int(places[-1]) + 1
     if rows > _AT_MOST * len(times):
         raise ValueError(
@@ -68,7 +68,7 @@ def continued(place: str, values: np.ndarray) -> np.ndarray:
     """Carry values forward in time to fill NaN.
 
     Args:
-        place: where the values are from, for the error message.
+        place: where the values come from, for error messages.
         values: float64 `(time, ...)`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What users hand to `prepare`: read on the host in its own precision, checked, and stacked row by row."""
+"""The arguments of `prepare`: read on the host in their own precision, checked, and stacked row by row."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ __all__ = ["Given", "read"]
 
 
 class Given(NamedTuple):
-    """The rows of both parts, those to train on first.
+    """The rows of both parts, training rows first.
 
     Attributes:
         inputs: an array of numbers `(rows, ...)`, or the columns of a frame with categories or booleans.
@@ -41,7 +41,7 @@ class Given(NamedTuple):
 
     @property
     def lost(self) -> np.ndarray:
-        """Which values are missing, `(rows, raw features)` for columns, or like the array."""
+        """Return which values are missing, `(rows, raw features)` for columns, or in the shape of the array."""
         if isinstance(self.inputs, np.ndarray):
             return np.isnan(self.inputs)
         return np.stack([column.missing for column in self.inputs], axis=1)
@@ -50,7 +50,7 @@ class Given(NamedTuple):
 def read(
     inputs: Any, targets: Any, weights: Any, valid: Any, features: Sequence[str] | None, *, mask: bool = False
 ) -> Given:
-    """Read the rows to train on, and those held out if `valid` holds them, and check all but the inputs' values.
+    """Read the training rows, and those of `valid` if given, and check everything but the inputs' values.
 
     Args:
         inputs: as for `prepare`, like the next four.
@@ -134,19 +134,19 @@ def _names(
 def _like(
     x: np.ndarray | tuple[encode.Column, ...], names: tuple[str, ...], inputs: Any
 ) -> np.ndarray | tuple[encode.Column, ...]:
-    """Read held-out inputs of the same kind as those to train on."""
+    """Read held-out inputs, which must be of the same kind as the training inputs."""
     name = "inputs of valid"
     inputs = in_order_of(names, inputs, name)
     if isinstance(x, tuple):
         found = encode.columns(name, inputs, [each.name for each in x], [each.kind for each in x])
         if found is None:
-            raise TypeError(f"{name}: expected a frame, like the inputs to train on, got {checks.describe(inputs)}")
+            raise TypeError(f"{name}: expected a frame, like the training inputs, got {checks.describe(inputs)}")
         return found
     more = arrays.as_numpy(name, inputs, masked_as_nan=True)
     _check_rows(name, more)
     if more.shape[1:] != x.shape[1:]:
         expected = ", ".join(["rows", *map(str, x.shape[1:])])
-        raise ValueError(f"{name}: expected ({expected}), like those to train on, got {checks.describe(more)}")
+        raise ValueError(f"{name}: expected ({expected}), like the training rows, got {checks.describe(more)}")
     return more
 
 
@@ -189,9 +189,9 @@ def _targets(parts: list[Any], rows: list[int], mask: bool) -> tuple[np.ndarray,
         if len(y) != count:
             raise ValueError(f"{name}: expected as many rows as inputs, {count}, got {len(y)}")
         if y.shape[1:] != (found or [y])[0].shape[1:]:
-            raise ValueError(f"{name}: expected the shape of those to train on, got {checks.describe(y)}")
+            raise ValueError(f"{name}: expected the shape of the training targets, got {checks.describe(y)}")
         if (labels is None) != (texts[0] is None):
-            raise TypeError(f"{name}: expected {'text' if labels is None else 'numbers'}, like those to train on")
+            raise TypeError(f"{name}: expected {'text' if labels is None else 'numbers'}, like the training targets")
         found.append(y)
     y = np.concatenate(found)
     if texts[0] is not None:

@@ -19,7 +19,7 @@ class Images(NamedTuple):
     """Raw images with labels, on the host; `prepare` prepares them for training.
 
     Attributes:
-        train: the images to train on.
+        train: the training images.
         test: the official test set, or None if there is none.
         classes: the names of the classes, by label.
         brightest: the value of the brightest possible pixel.
@@ -278,7 +278,7 @@ def mnist(
     hold_out_test: bool = False,
     standardize: bool = False,
 ) -> Data:
-    """MNIST: handwritten digits, 28 × 28 greyscale pixels, 60,000 to train on and a test set of 10,000.
+    """MNIST: handwritten digits, 28 × 28 greyscale pixels, with 60,000 for training and a test set of 10,000.
 
     Args:
         key: a typed key that determines which of the 60,000 are held out; see `Images.prepare`.
@@ -308,7 +308,7 @@ def fashion_mnist(
     hold_out_test: bool = False,
     standardize: bool = False,
 ) -> Data:
-    """Fashion-MNIST: articles of clothing, in the same size and number as MNIST, but harder to tell apart.
+    """Fashion-MNIST: images of clothing, of the same size and number as those of MNIST, but harder to tell apart.
 
     Args:
         key: a typed key that determines which of the 60,000 are held out; see `Images.prepare`.
@@ -338,7 +338,7 @@ def cifar10(
     hold_out_test: bool = False,
     standardize: bool = False,
 ) -> Data:
-    """CIFAR-10: animals and vehicles, 32 × 32 pixels in colour, 50,000 to train on and a test set of 10,000.
+    """CIFAR-10: animals and vehicles, 32 × 32 pixels in colour, with 50,000 for training and a test set of 10,000.
 
     Args:
         key: a typed key that determines which of the 50,000 are held out; see `Images.prepare`.
@@ -368,7 +368,7 @@ def cifar100(
     standardize: bool = False,
     coarse: bool = False,
 ) -> Data:
-    """CIFAR-100: images like those of CIFAR-10 in 100 classes, which form 20 groups, 500 of each class to train on.
+    """CIFAR-100: images like those of CIFAR-10 in 100 classes, which form 20 groups, with 500 per class for training.
 
     Args:
         key: a typed key that determines which of the 50,000 are held out; see `Images.prepare`.

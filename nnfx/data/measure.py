@@ -1,4 +1,4 @@
-"""What is measured in the training rows, and whether the device can hold it and tell it apart."""
+"""Statistics of the training rows, and checks that the device can represent and distinguish their values."""
 
 from typing import Any
 
@@ -21,9 +21,9 @@ __all__ = [
 
 
 def moments(x: np.ndarray, rows: np.ndarray, is_known: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean and the standard deviation over some rows, `(1, ...)` each; 1 for what is constant.
+    """Return the mean and the standard deviation (1 for constant features) over the given rows, `(1, ...)` each.
 
-    Arguments are those of `spread`.
+    The arguments are those of `spread`.
     """
     mean, scale = spread(x, rows, is_known)
     scale[scale <= 1e-12 * np.abs(mean)] = 1
@@ -66,7 +66,7 @@ def medians(
         raise ValueError(f"inputs: expected (rows, features) to fill in medians, got {checks.describe(x)}")
     unknown = lost[measured].all(0)
     if unknown.any():
-        raise ValueError(f"inputs: expected some known values of {names[int(unknown.argmax())]!r}, got only NaN")
+        raise ValueError(f"inputs: expected at least one known value of {names[int(unknown.argmax())]!r}, got NaN")
     indicators = tuple(int(i) for i in np.flatnonzero(lost[measured].any(0)))
     return np.nanmedian(x[measured], axis=0, keepdims=True), indicators
 

@@ -22,13 +22,13 @@ __all__ = ["read_npz"]
 def read_npz(source: Source, *, limit: int | None = None) -> dict[str, np.ndarray]:
     """Read the arrays that `numpy.savez` or `numpy.savez_compressed` wrote.
 
-    Nothing is unpickled, so that a file from others cannot run code; and each array is read only as far as its bytes
-    go, so that a small file cannot exhaust the memory.
+    Nothing is unpickled, so a file from an untrusted source cannot run code; and memory grows only with the bytes
+    actually present, so a small file cannot exhaust it.
 
     Args:
-        source: the file, given as its path or its bytes.
-        limit: how many bytes the arrays may take together; by default, 100 times the size of the file, and at least
-            16 MiB.
+        source: the path or the bytes of the file.
+        limit: the most bytes that the arrays may take together; by default, 100 times the size of the file, and at
+            least 16 MiB.
 
     Returns:
         The arrays by name, in the order of the file and in the byte order of the machine.
@@ -36,8 +36,8 @@ def read_npz(source: Source, *, limit: int | None = None) -> dict[str, np.ndarra
     Raises:
         OSError: for a file that cannot be read.
         TypeError: for a limit that is not a whole number.
-        ValueError: for a file that is damaged, or not of NumPy; arrays that take more than the limit; and arrays of
-            Python objects or records. The error names the file and the array.
+        ValueError: for a file that is damaged, or not in NumPy's format; arrays that take more than the limit; and
+            arrays of Python objects or records. The error names the file and the array.
 
     Example:
         >>> import pathlib, tempfile
@@ -53,7 +53,7 @@ def read_npz(source: Source, *, limit: int | None = None) -> dict[str, np.ndarra
         checks.positive_integer("limit", limit)
     with reading(source) as reader, damage_named(reader.name, "file of numpy.savez"):
         if reader.is_packed:
-            raise ValueError(f"{reader.name}: expected a file of numpy.savez, got one packed with gzip")
+            raise ValueError(f"{reader.name}: expected a file written by numpy.savez, got a gzip file")
         with zipfile.ZipFile(reader.stream) as archive:
             members = archive.infolist()
             size, most = sum(each.file_size for each in members), limit or most_unpacked(reader.size)
@@ -86,7 +86,7 @@ _DAMAGE = (
 
 @contextlib.contextmanager
 def damage_named(file: str, expected: str) -> Iterator[None]:
-    """Turn what `zipfile` raises for a damaged file into an error that names it, and what was expected."""
+    """Turn the errors that `zipfile` raises for a damaged file into one that names the file and what was expected."""
     try:
         yield
     except _DAMAGE as error:
@@ -108,7 +108,7 @@ def _member(file: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.
     name = f"{file}: {member.filename}"
     is_plain = member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) and not member.flag_bits & _ENCRYPTED
     if not member.filename.endswith(".npy") or not is_plain:
-        raise ValueError(f"{name}: expected an array as numpy.savez writes it, got another kind of file")
+        raise ValueError(f"{name}: expected an array as written by numpy.savez, got another kind of file")
     with archive.open(member) as stream:
         reader = Reader(name, cast(BinaryIO, stream), member.file_size, is_packed=False)
         magic = bytes(reader.take(8, "the start of an array"))

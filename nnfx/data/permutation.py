@@ -1,4 +1,4 @@
-"""A random order of rows: a keyed bijection, so that each place is computed independently of the others."""
+"""A random order of rows: a keyed bijection, so each position is computed independently of the others."""
 
 import math
 from typing import Any
@@ -19,12 +19,12 @@ def permutation(key: Array, rows: int) -> Array:
 
     A number i < rows is written as (l, r) in Z_a × Z_b with a and b near √rows, and each digit in turn is shifted by a
     keyed hash of the other: `l ← l + F(r) mod a`, `r ← r + G(l) mod b`. Every round is invertible, so the whole is a
-    bijection, and each place is computed independently. If no such a · b equals rows, the few numbers that land between
-    the two are encrypted again until none does; this ends because each is on a cycle that leaves that range.
+    bijection, and each position is computed independently. If no such a · b equals rows, the few numbers that land
+    between the two are mapped again until none does; this ends because each is on a cycle that leaves that range.
 
     Args:
         key: a typed key.
-        rows: how many; fewer than 16 are ordered by sorting, since so small a cipher is not uniform.
+        rows: how many; fewer than 16 are ordered by sorting, since a cipher this small is not uniform.
 
     Returns:
         Every number from 0 to rows − 1 once, int32 `(rows,)`.
@@ -51,14 +51,14 @@ def permutation(key: Array, rows: int) -> Array:
 
 
 def draw(key: Array, rows: int) -> Array:
-    """Draw what determines an order: the keys of the rounds or, for few rows, the order itself."""
+    """Draw the numbers that determine an order: the keys of the rounds or, for few rows, the order itself."""
     if rows < _SMALLEST_CIPHER:
         return jax.random.permutation(key, rows)
     return jax.random.bits(key, (_ROUNDS,), jnp.uint32)
 
 
 def at(drawn: np.ndarray, places: np.ndarray, rows: int) -> np.ndarray:
-    """Return the rows at some places of an order, on the host, without computing the others.
+    """Return the rows at the given positions of an order, on the host, without computing the others.
 
     >>> key = jax.random.key(0)
     >>> at(np.asarray(draw(key, 20)), np.array([3, 5]), 20) == permutation(key, 20)[np.array([3, 5])]
@@ -73,7 +73,7 @@ def at(drawn: np.ndarray, places: np.ndarray, rows: int) -> np.ndarray:
 
 
 def _sides(rows: int) -> tuple[int, int]:
-    """Return two numbers within a factor of two of each other whose product is rows if possible, else just above.
+    """Return two numbers within a factor of two of each other whose product is rows if possible, otherwise just above.
 
     >>> _sides(714), _sides(719)
     ((21, 34), (27, 27))

@@ -24,14 +24,14 @@ MissingTargets = Literal["error", "mask"]
 
 
 class Report(NamedTuple):
-    """What preparing the data did to its rows.
+    """How many rows were dropped, filled and held out.
 
     Attributes:
-        rows: rows given.
-        dropped: rows left out because of a missing value.
+        rows: the number of rows passed.
+        dropped: the number of rows left out because of a missing value.
         filled: the number of missing values filled, by feature.
-        train: rows to train on.
-        valid: rows held out.
+        train: the number of training rows.
+        valid: the number of held-out rows.
     """
 
     rows: int
@@ -75,7 +75,7 @@ class Data:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes that the targets stand for, by label; `()` if the targets were numbers."""
+        """The names of the classes, by label; `()` if the targets were numbers."""
         return self.preprocess.classes
 
     def __repr__(self) -> str:
@@ -99,7 +99,7 @@ class Data:
 
 
 _SHOWN = 8
-"""How many names of features and of classes are shown."""
+"""How many names of features and classes are shown."""
 
 
 def _listed(names: tuple[str, ...]) -> str:
@@ -128,27 +128,27 @@ def prepare(
 ) -> Data:
     """Prepare data for training: check, split, encode, fill missing values, standardise, and move to the device.
 
-    Categories, medians, means and standard deviations are those of the training rows of positive weight alone, in
-    float64, and kept in `data.preprocess`, so that predictions take raw features. Columns of a frame that hold text or
-    categories become one column of 0 and 1 for each category, named `column=category`, and columns that hold booleans
-    become one such column; neither is standardised, as with a ColumnTransformer of scikit-learn.
+    Categories, medians, means and standard deviations are computed in float64 from the training rows of positive
+    weight alone, and kept in `data.preprocess`, so that predictions take raw features. A frame's columns of text or
+    categories become one 0/1 column per category, named `column=category`, and its columns of booleans become one 0/1
+    column each; neither is standardised, as is usual with scikit-learn's `ColumnTransformer`.
 
-    Rows are held out in one way at most: a fraction drawn by a key, a `split`, or `valid`.
+    Rows are held out in at most one way: as a fraction drawn at random, by `split`, or by `valid`.
 
     Args:
-        inputs: `(rows, ...)`, numbers or booleans, as an array, a list, a tensor, or a frame or Series of pandas or
-            polars, which may hold categories as well; integers, booleans and half precision become the default float.
+        inputs: `(rows, ...)`, numbers or booleans, as an array, a list, a tensor, or a pandas or polars frame or
+            Series, which may hold categories as well; integers, booleans and half precision become the default float.
             Masked values of a NumPy array and nulls of a frame count as missing, like NaN. Or `nnfx.models.Sequences`
             of numbers `(rows, time, features)`, each feature of which is standardised over all real steps, or of
-            tokens, integers `(rows, time)`; beyond their lengths they may hold anything, and become zero.
-        targets: `(rows, ...)`, numbers or booleans; or `(rows,)`, text or categories, which become integers and leave
-            their names in `data.classes`.
+            tokens, integers `(rows, time)`; values beyond the lengths are ignored and become zero.
+        targets: `(rows, ...)`, numbers or booleans; or `(rows,)`, text or categories, which become integers; their
+            names are kept in `data.classes`.
         key: a typed key that determines which rows are held out.
         valid_fraction: the fraction of rows to hold out, at least 0 and below 1, to the nearest whole number of rows.
-        stratify: whether this fraction is held out of each class of the targets, by scikit-learn.
-        split: the rows of both parts: a pair of arrays of positions, `(train_rows, valid_rows)`, or a splitter of
-            scikit-learn, such as `GroupKFold()`, whose first split is taken. Rows in neither part are left out.
-        groups: `(rows,)`, which rows belong together, for splitters that ask for it.
+        stratify: whether to hold out this fraction of each class of the targets, with scikit-learn.
+        split: the rows of both parts: a pair of arrays of positions, `(train_rows, valid_rows)`, or a scikit-learn
+            splitter, such as `GroupKFold()`, whose first split is used. Rows in neither part are left out.
+        groups: `(rows,)`, the group of each row, for splitters that need it.
         valid: the rows to hold out, as `(inputs, targets)` or `(inputs, targets, weights)`.
         missing: what to do about missing inputs: raise an `"error"`; `"drop"` the row; or, for inputs
             `(rows, features)`, fill in the training `"median"` and append an indicator column for each feature with
@@ -160,21 +160,22 @@ def prepare(
             i and targets j, with `mᵢⱼ` 1 or 0, and ℓ a loss that is a mean over outputs, such as
             `nnfx.losses.mean_square_error`. Integers with a mask stay integers.
         unseen: what to do about categories that do not occur in the training rows, here and in predictions: raise an
-            `"error"`, or take them as `"other"`, 0 in all columns; a column of its own would have untrained weights.
+            `"error"`, or take them as `"other"`, 0 in all columns; a separate column for them would have untrained
+            weights.
         standardize: whether to standardise every feature to mean 0 and standard deviation 1; by default, yes unless
-            integers are to be kept.
-        standardize_targets: whether to standardise targets that are floats. Losses and `run.apply` are then in these
-            units, and `run.predict` in the raw ones.
-        weights: `(rows,)`, none negative and some positive in each part; 1 by default. Or of the leading axes of the
-            targets, such as `(rows, time)`, the weight of each step. The statistics are not weighted, but leave out
-            rows of weight zero.
-        class_weight: what the weights of all rows are multiplied by: a mapping from class (name or integer) to number,
-            1 for others; or `"balanced"`, so that all classes weigh the same in the training part.
+            integers are kept.
+        standardize_targets: whether to standardise targets that are floats. Losses and `run.apply` then use these
+            units, and `run.predict` the raw ones.
+        weights: `(rows,)`, non-negative, and not all zero in either part; 1 by default. Or with more of the leading
+            axes of the targets, such as `(rows, time)` for a weight of each step. The statistics are not weighted, but
+            leave out rows of weight zero.
+        class_weight: factors for the weights: a mapping from class (name or integer) to factor, 1 for other classes;
+            or `"balanced"`, which gives all classes the same total weight in the training part.
         features: the names of the features; by default, those of a frame's columns. Predictions from frames find
             their columns by these names.
         keep_integers: whether integers, such as tokens for an embedding, stay integers and go to the model as int32;
             all other numbers become floats. None keeps the tokens of `Sequences`, and integers `(rows, n)` that are
-            neither to be standardised (`standardize=False`) nor filled.
+            neither standardised (`standardize=False`) nor filled.
 
     Returns:
         The training part, the held-out part, and the map between raw and prepared features.
@@ -319,7 +320,7 @@ def _check_flag(name: str, flag: Any, wanted: str, kinds: tuple[type, ...]) -> N
 
 
 def _check_ways(valid_fraction: Any, stratify: bool, split: Any, groups: Any, valid: Any) -> None:
-    """Raise an error for more than one way to hold out rows, and for options of another way."""
+    """Raise an error for more than one way to hold out rows, and for options that belong to another way."""
     checks.number("valid_fraction", valid_fraction, minimum=0, below=1)
     by_fraction = valid_fraction != 0
     is_chosen = {"split": split is not None, "valid": valid is not None, "valid_fraction": by_fraction}
@@ -327,9 +328,9 @@ def _check_ways(valid_fraction: Any, stratify: bool, split: Any, groups: Any, va
     if len(ways) > 1:
         raise ValueError(f"{ways[0]}: expected one way to hold out rows, got {' and '.join(ways)}")
     if stratify and not by_fraction:
-        raise ValueError("stratify: expected a valid_fraction above 0 to hold out of each class, got 0")
+        raise ValueError("stratify: expected a valid_fraction above 0, got 0")
     if groups is not None and not splits.is_splitter(split):
-        raise ValueError("groups: expected a splitter to go with them, such as split=GroupKFold(), got none")
+        raise ValueError("groups: expected a splitter that uses them, such as split=GroupKFold(), got none")
 
 
 def _check_known(given: Given, lost: np.ndarray) -> None:

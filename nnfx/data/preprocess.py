@@ -21,7 +21,7 @@ _NUMBERS_AT_ONCE = 2**17
 
 
 MEANINGS = ("indicators", "shape", "features", "keep_integers", "encoding", "unseen", "classes")
-"""The fields that are no arrays: the same for every fold."""
+"""The fields that are not arrays: the same for every fold."""
 
 
 @partial(
@@ -33,27 +33,27 @@ MEANINGS = ("indicators", "shape", "features", "keep_integers", "encoding", "uns
 class Preprocess:
     """The map from raw features to those a model is trained on, and from its outputs back to the unit of the targets.
 
-    Both are determined by the training part alone. Categories and booleans of a frame become columns of 0 and 1.
+    Both are determined by the training part alone. Categories and booleans of a frame become 0/1 columns.
     Missing numbers (NaN) become the median, an indicator is appended for each feature in `indicators`, and everything
-    but the columns of 0 and 1 is standardised: `(x − mean) / scale`. Concrete inputs are computed as the training data
-    were, in float64 on the host if those were, so that raw training rows become the prepared ones to the last bit.
+    but the 0/1 columns is standardised: `(x − mean) / scale`. Concrete inputs are prepared just as the training data
+    were, in float64 on the host if those were, so raw training rows give the prepared ones bit for bit.
 
     Attributes:
         median: `(1, features)`; None, or a scalar NaN, if nothing is filled.
         mean: `(1, features + indicators)`, or a scalar zero if nothing is standardised.
         scale: like `mean`; the standard deviation, or 1 for a constant feature.
         indicators: the positions of the features that have an indicator for missing values.
-        shape: the shape of a raw example, with its categories as columns of 0 and 1; for sequences, −1 stands for any
-            number of steps.
+        shape: the shape of a raw example, with its categories as 0/1 columns; for sequences, −1 stands for any number of
+            steps.
         features: the names of the raw features, by which the columns of a frame are found; empty if they have none.
-        keep_integers: whether integers stay integers, as tokens do; None keeps those `(batch, n)` that are left
-            unchanged.
-        remainder: what rounding cut off from the mean, the scale and the median, to be added back; None if nothing.
+        keep_integers: whether integers stay integers, as tokens do; None keeps integers `(batch, n)` that are neither
+            standardised nor filled.
+        remainder: the rounding errors of the mean, the scale and the median, to be added back; None if there are none.
         encoding: for each column of a frame, None for numbers, `()` for booleans, or its categories, the last of which
             is None if missing values are a category of their own; empty if all columns are numbers.
-        unseen: what to do about categories that are not among these: raise an `"error"`, or give `"other"` 0 in all
-            columns.
-        classes: the names of the classes that the targets stand for, by label; empty if they have none.
+        unseen: what to do about categories that are not among these: raise an `"error"`, or treat them as `"other"`, 0
+            in all columns.
+        classes: the names of the classes, by label; empty if they have none.
         target_mean: the mean of the targets, `(1, ...)`; None if they are not standardised.
         target_scale: the standard deviation of the targets, like `target_mean`.
     """
@@ -117,22 +117,22 @@ class Preprocess:
 
         Args:
             inputs: an array, a list, a tensor, or a frame, whose columns are put in the order of `features`. If the
-                model was trained on a frame with categories, an array holds its columns with these as 0 and 1. If it
-                was trained on `Sequences`, other `Sequences` of any number of steps, or an array of real steps.
+                model was trained on a frame with categories, an array must hold the encoded columns. If it was
+                trained on `Sequences`, pass other `Sequences`, of any number of steps, or an array without padding.
 
         Raises:
             TypeError: for inputs that do not hold real numbers, columns that held something else in training, and
                 `Sequences` for a model that was not trained on them.
             ValueError: for a wrong number of features, columns with other names, categories that did not occur in
-                training (see `unseen`), or concrete values that are infinite, missing if nothing is filled, or not
-                integers if integers are kept.
+                training (see `unseen`), or concrete values that are infinite, missing (if nothing is filled), or not
+                integers (if integers are kept).
         """
         if self.takes_sequences:
             return self._sequences(inputs)
         if isinstance(inputs, Sequences):
             raise TypeError(
-                "inputs: expected raw features as one array or frame, as trained on, got Sequences; pass prepared ones"
-                " to run.apply"
+                "inputs: expected raw features as one array or frame, as in training, got Sequences; pass prepared"
+                " inputs to run.apply"
             )
         x = self._encoded(in_order_of(self.features, inputs))
         if not _stays(x):
@@ -170,7 +170,7 @@ class Preprocess:
         return sequences.on_device(sequences.without_padding(jnp, prepared, jnp.asarray(lengths)), lengths)
 
     def _encoded(self, inputs: Any) -> Any:
-        """Return a frame as numbers if the training rows held categories, and anything else unchanged."""
+        """Encode a frame as numbers if the training rows held categories; return anything else unchanged."""
         if not self.encoding:
             return inputs
         columns = encode.columns("inputs", inputs, self.features or None, encode.kinds_of(self.encoding))
@@ -183,7 +183,7 @@ class Preprocess:
 
         Args:
             outputs: in the shape of the targets; a single output may be `(batch, 1)`.
-            axis: the axis of the rows; 1 for stacked maps, and the outputs of the model of each.
+            axis: the axis of the rows: 1 for stacked maps with the outputs of one model each.
 
         Raises:
             ValueError: for outputs of another shape, such as the parameters of a distribution.
@@ -194,7 +194,7 @@ class Preprocess:
         if not hasattr(outputs, "shape") or outputs.shape[axis + 1 :] not in (shape, (*shape, 1)):
             raise ValueError(
                 f"outputs: expected ({', '.join(['batch', *map(str, shape)])}) like the standardised targets, got"
-                f" {checks.describe(outputs)}; run.apply returns other outputs as they are"
+                f" {checks.describe(outputs)}; run.apply returns other outputs unchanged"
             )
         shape = (*self.target_mean.shape, *[1] * (outputs.ndim - self.target_mean.ndim))
         statistics = self.target_mean, self.target_scale
@@ -241,7 +241,7 @@ class Preprocess:
         return prepared
 
     def _on_device(self, x: Any) -> Array:
-        """Compute in the precision of the device, for inputs that are traced or spread over devices."""
+        """Compute in the device's precision, for inputs that are traced or sharded over devices."""
         if isinstance(x, np.ndarray) and not jnp.issubdtype(x.dtype, np.floating):
             x = x.astype(self.mean.dtype)  # before JAX narrows whole numbers to 32 bits
         x = jnp.asarray(x).astype(self._dtype(x.dtype))
@@ -257,7 +257,7 @@ class Preprocess:
         return centred / self.scale.astype(x.dtype)
 
     def _dtype(self, given: Any) -> Any:
-        """Return the dtype of prepared inputs: that of the map, or of the inputs if theirs is higher."""
+        """Return the dtype of prepared inputs: that of the map, or that of the inputs if it is higher."""
         own = self.mean.dtype
         return (
             jnp.promote_types(jax.dtypes.canonicalize_dtype(given), own) if jnp.issubdtype(given, np.floating) else own
@@ -278,7 +278,7 @@ class Preprocess:
 
 
 def each(stacked: Preprocess, inputs: Any) -> Any:
-    """Return raw inputs as prepared by each of several maps, `(maps, batch, ...)`.
+    """Prepare raw inputs with each of several maps, `(maps, batch, ...)`.
 
     Args:
         stacked: the maps, stacked along the first axis of every array.
@@ -299,7 +299,7 @@ def each(stacked: Preprocess, inputs: Any) -> Any:
 
 
 def _halves(numbers: np.ndarray, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return numbers rounded to a dtype, and the remainders in the same dtype."""
+    """Split numbers into their values rounded to a dtype and the remainders, in the same dtype."""
     rounded = numbers.astype(dtype)
     return rounded, (numbers - rounded.astype(np.float64)).astype(dtype)
 
@@ -311,7 +311,7 @@ def _sum(number: Any, remainder: Any) -> np.ndarray | None:
 
 
 def _stays(inputs: Any) -> bool:
-    """Return whether inputs are an array on devices that is better left there."""
+    """Return whether inputs are an array that is better left on its devices."""
     if not isinstance(inputs, jax.Array) or isinstance(inputs, jax.core.Tracer):
         return False
     is_key = jnp.issubdtype(inputs.dtype, jax.dtypes.prng_key)

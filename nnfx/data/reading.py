@@ -1,7 +1,7 @@
 """Files opened within bounds, plain or compressed with gzip, as bytes or as text.
 
-Memory grows with the bytes actually there, and reading stops at the first surplus byte, so neither a false header nor a
-gzip bomb can exhaust the memory.
+Memory grows with the bytes actually present, and reading stops at the first surplus byte, so neither a false header
+nor a gzip bomb can exhaust the memory.
 """
 
 import codecs
@@ -18,12 +18,12 @@ from nnfx.paths import absolute
 __all__ = ["Reader", "Source", "most_unpacked", "name_of", "reading", "reading_text"]
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview
-"""A file, given as its path or its bytes, plain or compressed with gzip."""
+"""The path or the bytes of a file, plain or compressed with gzip."""
 
 _CHUNK = 1 << 18
 """How many bytes to read at a time: readers may allocate memory for all of them before they know how many there are."""
 _GZIP_RATIO = 1032
-"""Deflate spends at least two bits on 258 bytes, so no file unpacks to more than this many times its size."""
+"""Deflate spends at least two bits on 258 bytes, so a file unpacks to at most this many times its size."""
 
 
 class Reader(NamedTuple):
@@ -43,11 +43,11 @@ class Reader(NamedTuple):
 
     @property
     def most(self) -> int:
-        """The largest possible number of bytes once unpacked."""
+        """The largest number of bytes that the file can unpack to."""
         return self.size * _GZIP_RATIO if self.is_packed else self.size
 
     def take(self, count: int, what: str) -> bytearray:
-        """Return exactly the next `count` bytes; memory is allocated only for those that are there."""
+        """Return exactly the next `count` bytes; memory is allocated only for those present."""
         if count > self.most:
             raise ValueError(f"{self.name}: expected {count} bytes for {what}, got a file of at most {self.most}")
         values = bytearray()
@@ -65,7 +65,7 @@ class Reader(NamedTuple):
 
 @contextlib.contextmanager
 def reading(source: Source) -> Iterator[Reader]:
-    """Open a file, unpack it if it is gzip, and name it in any errors from unpacking."""
+    """Open a file, unpack it if it is compressed with gzip, and name it in unpacking errors."""
     name = name_of(source)
     with contextlib.ExitStack() as stack:
         if isinstance(source, bytes | bytearray | memoryview):
@@ -89,7 +89,7 @@ _SMALL = 1 << 24
 
 
 def most_unpacked(size: int) -> int:
-    """Return how many bytes a packed file of a size may unpack to without being asked for: 16 MiB, or 100 times that.
+    """Return the default limit on the unpacked size of a gzip file: 100 times its size, and at least 16 MiB.
 
     >>> most_unpacked(10), most_unpacked(10**6)
     (16777216, 100000000)
@@ -99,7 +99,7 @@ def most_unpacked(size: int) -> int:
 
 @contextlib.contextmanager
 def reading_text(source: Source, encoding: str = "utf-8") -> Iterator[tuple[str, TextIO]]:
-    """Open a text file, unpacked if it is gzip, after one pass over all of it to check for errors.
+    """Open a text file, unpacked if it is compressed with gzip, after a first pass over all of it to check for errors.
 
     Only part of the text is in memory at a time, so neither a gzip bomb nor a large file can exhaust it.
 
@@ -146,5 +146,5 @@ def reading_text(source: Source, encoding: str = "utf-8") -> Iterator[tuple[str,
 
 
 def name_of(source: Source) -> str:
-    """Return the name of a file in errors."""
+    """Return the name by which errors refer to a file."""
     return "the bytes given" if isinstance(source, bytes | bytearray | memoryview) else str(source)

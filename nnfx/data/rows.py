@@ -1,4 +1,4 @@
-"""Rows of data sets from elsewhere (Hugging Face, Grain, PyTorch), decoded and stacked some at a time."""
+"""Rows of data sets from other libraries (Hugging Face, Grain, PyTorch), decoded and stacked in parts."""
 
 import itertools
 import sys
@@ -13,7 +13,7 @@ from nnfx.arrays import as_numpy
 __all__ = ["Names", "in_parts"]
 
 Names = str | int | Sequence[str | int]
-"""Where a row holds an array: the name of a column or a position in a tuple; or several, for one number each."""
+"""Where to find an array in a row: a column name or a position in a tuple; or several, for one number each."""
 
 _ROWS = 256
 """How many rows to take at a time."""
@@ -22,10 +22,10 @@ _ROWS = 256
 def in_parts(
     dataset: Iterable[Any], inputs: Names, targets: Names, weights: Names | None = None
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yield the rows of a data set in parts, as `nnfx.data.store` takes them; see there for the arguments.
+    """Yield the rows of a data set in parts for `nnfx.data.store`, which documents the arguments.
 
     Raises:
-        TypeError: for a data set that has no rows or endlessly many, and values that are not real numbers.
+        TypeError: for data sets that have no rows or never end, and values that are not real numbers.
         ValueError: for names that rows do not have, and values of different shapes; the error names the first such row.
 
     Example:
@@ -42,7 +42,7 @@ def in_parts(
     ):
         raise TypeError(f"parts: expected an iterable of rows, got {checks.describe(dataset)}")
     if isinstance(dataset, Sized) and len(dataset) == sys.maxsize:
-        raise TypeError("parts: expected a data set of finite length, got one that is repeated for ever")
+        raise TypeError("parts: expected a data set of finite length, got one that repeats forever")
     asked = {"inputs": inputs, "targets": targets, **({} if weights is None else {"weights": weights})}
     return _parts(dataset, asked)
 
@@ -55,13 +55,13 @@ def _parts(dataset: Any, asked: dict[str, Names]) -> Iterator[tuple[np.ndarray, 
 
 
 def _columns(dataset: Any) -> Iterator[tuple[int, Any]]:
-    """Yield the number of some rows, and a function from a name to their values."""
+    """Yield the rows in parts: the number of rows in each, and a function from a name to their values."""
     if hasattr(dataset, "column_names") and callable(getattr(dataset, "iter", None)):  # of Hugging Face
         for batch in dataset.iter(batch_size=_ROWS):
             if not isinstance(batch, Mapping):
                 raise TypeError(
-                    f"parts: expected batches that are mappings, got a {type(batch).__name__}; choose another format"
-                    " with the data set's method with_format('numpy')"
+                    f"parts: expected batches that are mappings, got a {type(batch).__name__}; first call its"
+                    " method with_format('numpy')"
                 )
             yield len(next(iter(batch.values()))), lambda argument, name, batch=batch: _value(argument, batch, name)
         return
@@ -87,7 +87,7 @@ def _value(argument: str, row: Any, name: str | int) -> Any:
 
 
 def _array(argument: str, names: Names, columns: Any, start: int) -> np.ndarray:
-    """Return the values of some rows as one array."""
+    """Stack the values of the given rows into one array."""
     if isinstance(names, str | int):
         return _stacked(argument, columns(argument, names), start)
     return np.stack([_stacked(f"{argument}, {name!r}", columns(argument, name), start) for name in names], axis=-1)
@@ -110,13 +110,13 @@ _MODES = ("L", "LA", "RGB", "RGBA", "I", "I;16", "F")
 
 
 def _decoded(label: str, value: Any) -> np.ndarray:
-    """Return a value as an array; that of a picture of Pillow is `(height, width, channels)`."""
+    """Return a value as an array; a Pillow image becomes `(height, width, channels)`."""
     if not (hasattr(value, "mode") and hasattr(value, "getbands")):
         return as_numpy(label, value)
     if value.mode not in _MODES:
         raise ValueError(
-            f"{label}: expected a picture of one of the modes {', '.join(_MODES)}, got {value.mode}; map the data set"
-            " with its method convert('RGB') first"
+            f"{label}: expected an image in one of the modes {', '.join(_MODES)}, got {value.mode}; first convert"
+            " the images of the data set, for example with image.convert('RGB')"
         )
     array = np.asarray(value)
     return array[..., None] if array.ndim == 2 else array

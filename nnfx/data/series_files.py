@@ -72,7 +72,7 @@ def read_series(
     that is empty.
 
     Args:
-        source: the file, given as its path or its bytes, plain or compressed with gzip.
+        source: the path or the bytes of the file, plain or compressed with gzip.
         time: the name of the column of times, in ISO 8601, such as 1949-01 or 2016-07-01 13:00:00; `""` for an unnamed
             first column; None if there is none. Times with `Z` or an offset from UTC are converted to UTC.
         names: the names of all columns, for a file whose first line does not name them.
@@ -81,13 +81,13 @@ def read_series(
             look like names.
         delimiter: the character between fields; by default, a comma, a semicolon, a tab or a bar, detected in the file.
         decimal: the decimal separator, `"."` or `","`.
-        comment: what the lines to skip begin with; None for `#`, but only before the first other line.
+        comment: the prefix of lines to skip; None skips lines that begin with `#`, but only at the start of the file.
         encoding: the encoding of the text.
         missing: what to do about fields that are empty, `NA`, `NaN` and the like: raise an `"error"`; `"nan"` for NaN;
             or `"previous"` for the value on the line before.
-        gaps: what to do about irregular times, those that are not the usual step after the one before: raise an
+        gaps: what to do about irregular times, those that do not follow the time before by the usual step: raise an
             `"error"` that names the first; `"keep"` them; or insert the missing times, with NaN (`"nan"`) or with the
-            values before (`"previous"`). Months, quarters, years and the days from Monday to Friday are regular.
+            values before (`"previous"`). Months, quarters, years and weekdays count as regular.
 
     Returns:
         The other columns, in the order of the file.
@@ -96,7 +96,7 @@ def read_series(
         OSError: for a file that cannot be read.
         TypeError: for a period that is not a whole number, or names given as a single string.
         ValueError: for a file that is empty, damaged, too large once unpacked, or not text; columns that have no name
-            or share one; lines with more or fewer fields than there are columns; fields that are not finite numbers
+            or share one; lines with more or fewer fields than columns; fields that are not finite numbers
             within the range of float32; and times that cannot be read, do not ascend, or have gaps. The error names
             the file, the line and the column.
 
@@ -167,7 +167,7 @@ def _blocks(rows: Iterator[tuple[int, list[str]]], size: int) -> Iterator[list[t
 def _columns(
     file: str, rows: Iterator[tuple[int, list[str]]], names: Sequence[str] | None, heading: bool | None
 ) -> tuple[str, list[str]]:
-    """Return where the names of the columns come from, and the names."""
+    """Return where the names of the columns come from, and the names themselves."""
     if names is not None:
         if heading:
             next(rows, None)
@@ -239,7 +239,7 @@ class _Kept(NamedTuple):
 
 
 def _kept(place: str, columns: Sequence[str], time: str | None) -> _Kept:
-    """Choose the columns to keep, after checking their names."""
+    """Check the names of the columns, and choose those to keep."""
     last = len(columns) - 1
     index = 0 if last > 0 and not columns[0] and time != "" else None
     empty = last if last > 0 and not columns[last] else None
@@ -274,11 +274,11 @@ def read_series_rows(
     of time, and any remaining fields are empty or missing.
 
     Args:
-        source: the file, given as its path or its bytes, plain or compressed with gzip.
+        source: the path or the bytes of the file, plain or compressed with gzip.
         period: how many steps make a season, kept with the values.
         delimiter: the character between fields; see `read_series` for this and the next three.
         decimal: the decimal separator, `"."` or `","`.
-        comment: what the lines to skip begin with.
+        comment: the prefix of lines to skip.
         encoding: the encoding of the text.
 
     Returns:

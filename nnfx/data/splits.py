@@ -1,4 +1,4 @@
-"""Which rows to hold out: drawn by a key, perhaps class by class, or given as positions or as a splitter."""
+"""Which rows to hold out: drawn at random, class by class if desired, or given as positions or a splitter."""
 
 from fractions import Fraction
 from typing import Any, cast
@@ -55,9 +55,9 @@ def given(split: Any, groups: Any, inputs: Any, targets: np.ndarray) -> tuple[np
     """Return the parts that the user has chosen, in the order given.
 
     Args:
-        split: a pair of arrays of positions, `(train_rows, valid_rows)`, or a splitter of scikit-learn, whose first
-            split is taken.
-        groups: for splitters: which rows belong together, `(rows,)`; or None.
+        split: a pair of arrays of positions, `(train_rows, valid_rows)`, or a scikit-learn splitter, whose first split
+            is used.
+        groups: for splitters: the group of each row, `(rows,)`; or None.
         inputs: the inputs as given by the user.
         targets: the targets of all rows.
 
@@ -86,12 +86,12 @@ def given(split: Any, groups: Any, inputs: Any, targets: np.ndarray) -> tuple[np
         parts.append(positions.astype(np.int64))
     both = np.intersect1d(*parts)
     if len(both):
-        raise ValueError(f"split: expected rows in one part each, got row {both[0]} in both")
+        raise ValueError(f"split: expected each row in one part only, got row {both[0]} in both")
     return parts[0], parts[1]
 
 
 def is_splitter(split: Any) -> bool:
-    """Return whether an object splits rows as scikit-learn's splitters do."""
+    """Return whether an object has the interface of scikit-learn's splitters."""
     return hasattr(split, "split") and not isinstance(split, str)
 
 

@@ -1,14 +1,14 @@
 """Examples in a folder, mapped into memory and read on demand, for data sets larger than memory.
 
-The folder holds
+The folder contains
 
 - `inputs.npy`, `targets.npy` and `weights.npy`: NumPy files with one row per example;
 - `checksums.npy`: uint64, one row per example, with a checksum for its bytes in each of these files;
 - `stored.json`: the dtype, shape and checksum of each file, and a checksum of its own content.
 
 It is written under a temporary name and renamed once complete, so a folder with the final name is complete. Rows are
-compared with their checksums each time they are read, so altered rows are never trained on, however late they were
-altered; and opening a folder takes no longer for more examples.
+compared with their checksums each time they are read, so altered rows are never trained on, whenever they were
+altered; and the time to open a folder does not depend on the number of examples.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ _LARGEST_ABOUT = 1 << 16
 class Stored:
     """Examples in a folder, opened by `nnfx.data.stored`.
 
-    The methods compare what they read with its checksums; the arrays give the contents of the files, unchecked.
+    The methods verify checksums as they read; the arrays give the contents of the files, unchecked.
 
     Attributes:
         folder: the folder that holds them.
@@ -67,7 +67,7 @@ class Stored:
         return len(self.weights)
 
     def take(self, order: Order) -> Batch:
-        """Read the batch of these rows as NumPy arrays; places that are not real become examples of weight zero.
+        """Read the batch of these rows as NumPy arrays; positions that are not real become examples of weight zero.
 
         Raises:
             ValueError: for rows that differ from what was written; the error names the file.
@@ -78,7 +78,7 @@ class Stored:
         return read._replace(weights=weights)
 
     def load(self) -> Batch:
-        """Read all examples into memory, such as those of a held-out part that is small enough.
+        """Read all examples into memory, for example those of a held-out part that is small enough.
 
         Raises:
             ValueError: for rows that differ from what was written; the error names the file.
@@ -145,20 +145,20 @@ def store(
     targets: Names | None = None,
     weights: Names | None = None,
 ) -> Stored:
-    """Write examples to a folder part by part, so that no more than one part is in memory at a time.
+    """Write examples to a folder part by part, so that at most one part is in memory at a time.
 
-    With `inputs` and `targets`, the parts are taken from a data set made elsewhere: one of Hugging Face's `datasets`, a
-    Grain data set or data loader of single rows, or any other sequence or iterable of rows that are mappings or tuples.
-    It has to end, and pictures of Pillow become arrays `(height, width, channels)`.
+    With `inputs` and `targets`, the parts are taken from a data set of another library: one of Hugging Face's
+    `datasets`, a Grain data set or data loader of single rows, or any other sequence or iterable of rows that are
+    mappings or tuples. It must be finite; Pillow images become arrays `(height, width, channels)`.
 
     Args:
         folder: a folder that does not exist yet.
-        parts: `(inputs, targets)` or `(inputs, targets, weights)` of some rows each, such as those from a generator:
-            finite numbers or booleans, with the same dtype and shape in all parts except for the number of rows, and
-            weights that are not negative, 1 by default. Integers and floats are stored in 32 bits, unless JAX computes
-            in 64. Or a data set, whose values are of the same kinds.
-        inputs: the name of the data set's column with the inputs, or their position if its rows are tuples; or a
-            sequence of those, for columns of one number each.
+        parts: an iterable of `(inputs, targets)` or `(inputs, targets, weights)`, such as a generator: finite numbers
+            or booleans, with the same dtype and shape in all parts except for the number of rows, and non-negative
+            weights, 1 by default. Integers and floats are stored in 32 bits, unless JAX computes in 64. Or a data set
+            with values of these kinds.
+        inputs: the name of the data set's column with the inputs, or its position if the rows are tuples; or a
+            sequence of names or positions, for columns of one number each.
         targets: likewise for the targets.
         weights: likewise for the weights, if there are any.
 
@@ -166,11 +166,11 @@ def store(
         The examples, opened.
 
     Raises:
-        TypeError: for arrays that do not hold real numbers, and data sets that have no rows or endlessly many.
-        ValueError: if there are no rows or no positive weight, for numbers that are not finite or that 32 bits cannot
-            hold or tell apart, for parts or rows that do not match, and for names that rows do not have.
+        TypeError: for arrays that do not hold real numbers, and data sets that have no rows or never end.
+        ValueError: if there are no rows or no positive weight, for numbers that are not finite, or that 32 bits cannot
+            represent or tell apart, for parts or rows that do not match, and for names that are missing from rows.
         FileExistsError: if a folder or file of that name already exists.
-        OSError: if it cannot be written. Nothing is left behind after this or any other error.
+        OSError: if it cannot be written. After this or any other error, nothing is left behind.
 
     Example:
         >>> import tempfile
@@ -237,7 +237,7 @@ def _write(folder: Path, parts: Iterable[Sequence[Any]]) -> bytes:
             for measured, array in zip(moments, given, strict=False):
                 measured.add(array)
         if not weight:
-            raise ValueError("parts: expected rows, some of positive weight, got none")
+            raise ValueError("parts: expected at least one row of positive weight, got none")
         for measured in moments:
             measured.require_resolution("parts")
         return _sealed({"format": FORMAT, "files": {column.name: column.finish() for column in columns}})
@@ -287,7 +287,7 @@ def stored(folder: str | os.PathLike[str]) -> Stored:
         if jax.dtypes.canonicalize_dtype(dtype := arrays[name].dtype) != dtype:
             raise ValueError(
                 f"{folder / name}.npy: expected a dtype that JAX supports in its 32-bit mode, got {dtype};"
-                " set jax_enable_x64 to read it as it was written"
+                " set jax_enable_x64 to read it unchanged"
             )
     return Stored(folder, **arrays, words={name: files[name]["array"] for name in NAMES})
 
@@ -298,9 +298,9 @@ class Batches:
     Args:
         examples: the examples to read.
         key: a typed key that determines the order of each epoch, as for data in memory.
-        batch_size: rows per batch. Unused places in the last batch of an epoch have weight zero.
+        batch_size: rows per batch. Unused positions in the last batch of an epoch have weight zero.
         epochs: how many epochs there are.
-        share: which rows of each batch to read, such as those of this process.
+        share: the part of each batch to read, such as that of this process.
     """
 
     def __init__(self, examples: Stored, key: Array, batch_size: int, epochs: int, share: slice = slice(None)) -> None:
@@ -322,12 +322,12 @@ def prefetched(batches: Batches, ahead: int = 8, threads: int = 4) -> Any:
     """Return a Grain iterator over batches that reads ahead in threads and knows its position.
 
     Args:
-        batches: what to read.
+        batches: the batches to read.
         ahead: the maximum number of batches to read ahead.
-        threads: how many of them to read at once.
+        threads: how many batches to read at once.
 
     Returns:
-        An iterator with `get_state`, which returns its position, and `set_state`, which continues from one.
+        An iterator with `get_state`, which returns its position, and `set_state`, which moves it to one.
 
     Raises:
         ModuleNotFoundError: if Grain is not installed.
@@ -341,7 +341,7 @@ def prefetched(batches: Batches, ahead: int = 8, threads: int = 4) -> Any:
 
 
 def _checked(label: str, part: Sequence[Any]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return the arrays of a part as given, and in the dtypes that JAX uses for them."""
+    """Return the arrays of a part in their own dtypes, and in those that JAX uses for them."""
     if not isinstance(part, Sequence) or isinstance(part, str) or len(part) not in (2, 3):
         raise ValueError(
             f"{label}: expected (inputs, targets) or (inputs, targets, weights), got {checks.describe(part)}"
@@ -355,10 +355,10 @@ def _checked(label: str, part: Sequence[Any]) -> tuple[list[np.ndarray], list[np
     for name, array in named.items():
         if array.ndim == 0 or len(array) != rows or array.size == 0:
             raise ValueError(
-                f"{label}.{name}: expected non-empty rows, as many as in inputs ({rows}), got {checks.describe(array)}"
+                f"{label}.{name}: expected non-empty rows, as many as inputs ({rows}), got {checks.describe(array)}"
             )
         if array.dtype.kind == "V":
-            raise TypeError(f"{label}.{name}: expected a dtype built into NumPy, got {checks.describe(array)}")
+            raise TypeError(f"{label}.{name}: expected a built-in NumPy dtype, got {checks.describe(array)}")
         checks.finite(f"{label}.{name}", array)
         kept.append(narrowed(f"{label}.{name}", array))
     inputs, _, weights = kept

@@ -25,7 +25,7 @@ class Dialect(NamedTuple):
     Attributes:
         delimiter: the character between fields; None for a comma, a semicolon, a tab or a bar, detected in the file.
         decimal: the decimal point or comma.
-        comment: what the lines to skip begin with; None for `#`, but only before the first other line.
+        comment: the prefix of lines to skip; None skips lines that begin with `#`, but only at the start of the file.
     """
 
     delimiter: str | None = None
@@ -33,7 +33,7 @@ class Dialect(NamedTuple):
     comment: str | None = None
 
     def check(self) -> None:
-        """Raise an error for a dialect that cannot be what the caller intended.
+        """Raise an error for an invalid dialect.
 
         Raises:
             TypeError, ValueError: for separators that are not one character each, or the same for both.
@@ -141,7 +141,7 @@ def _count(line: str, delimiter: str) -> int:
 
 
 def is_no_name(field: str) -> bool:
-    """Return whether a field is a value rather than a column name: a number, a time, missing, or only punctuation.
+    """Return whether a field is no column name: it is a number, a time, missing, or only punctuation.
 
     Example:
         >>> [is_no_name(field) for field in ("load", "1.5", "-inf", "NA", "--", "2016-07-01")]
@@ -158,7 +158,7 @@ def is_no_name(field: str) -> bool:
 def numbers(
     lines: Lines, at: Sequence[int], names: Sequence[str], rows: Sequence[Sequence[str]], *, missing: bool
 ) -> np.ndarray:
-    """Convert the fields of some rows, all of the same length, to numbers.
+    """Convert the fields of rows, all of the same length, to numbers.
 
     Args:
         lines: the lines that the rows come from.
@@ -190,7 +190,7 @@ def numbers(
 
 
 def _plain_numbers(fields: Sequence[str]) -> np.ndarray | None:
-    """Return the numbers in some fields, quickly; None if any of them is not a finite number."""
+    """Convert fields to numbers quickly; None if any of them is not a finite number."""
     try:
         if "_" not in "".join(fields):
             values = np.fromiter(map(float, fields), np.float64, len(fields))
@@ -220,9 +220,9 @@ def _hint(field: str, decimal: str) -> str:
     if field in MISSING:
         return "; missing='nan' or 'previous' accepts missing numbers"
     if re.fullmatch(r"[+-]?\d+,\d+", field) and decimal == ".":
-        return "; pass decimal=',' for decimal commas, and remove separators of thousands"
+        return "; pass decimal=',' for decimal commas, and remove thousands separators"
     if re.fullmatch(r"[+-]?\d{1,3}([,._' ]\d{3})+([.,]\d*)?", field):
-        return "; remove separators of thousands"
+        return "; remove thousands separators"
     return ""
 
 
@@ -278,7 +278,7 @@ def tags(file: str, lines: Iterator[tuple[int, str]]) -> list[tuple[int, list[st
 
     Args:
         file: the name of the file, for error messages.
-        lines: the lines, as from `marked`; those of the data are left.
+        lines: the lines, as from `marked`; the lines of data remain.
 
     Returns:
         For each line before `@data`, its number and its words; the first, its tag, is in lower case.
@@ -318,7 +318,7 @@ def times(file: str, at: Sequence[int], name: str, fields: Sequence[str]) -> np.
         file: the name of the file, for error messages.
         at: the line number of each field.
         name: the name of the column.
-        fields: all fields of the column.
+        fields: the fields of the column.
 
     Returns:
         datetime64 `(time,)`, ascending, in the unit in which they are written.

@@ -1,4 +1,4 @@
-"""What is done to targets: text becomes classes, classes get weights, and numbers are standardised."""
+"""Preparation of targets: text becomes classes, classes get weights, and numbers are standardised."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ __all__ = ["as_classes", "class_factors", "standardized"]
 
 
 def as_classes(labels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return labels as integers, and the names of the classes, numbers before text, each in ascending order.
+    """Return labels as integers, and the names of the classes: numbers, then text, each in ascending order.
 
     >>> as_classes(np.array(["dog", "cat", "dog"], object))
     (array([1, 0, 1]), ('cat', 'dog'))
@@ -41,11 +41,11 @@ def class_factors(
         train: the positions of the training rows.
 
     Raises:
-        TypeError: for a class weight of another kind, and targets that are not classes.
+        TypeError: for a class weight of any other kind, and targets that are not classes.
         ValueError: for unknown classes, and weights that are negative or not finite.
 
     References:
-        `compute_class_weight` of scikit-learn.
+        scikit-learn's `compute_class_weight`.
     """
     if targets.dtype.kind not in "iub" or targets.size != len(targets):
         raise TypeError(
@@ -75,7 +75,7 @@ def class_factors(
 def standardized(
     targets: np.ndarray, rows: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return targets with mean 0 and standard deviation 1 over some rows, and the mean and the scale, `(1, ...)` each.
+    """Standardise targets by their mean and standard deviation over the given rows; return these too, `(1, ...)` each.
 
     Targets without weight, such as missing ones, are not measured.
 

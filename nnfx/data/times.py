@@ -16,19 +16,19 @@ _TOLERANCE = 0.1
 
 
 def irregularity(times: Any) -> str | None:
-    """Describe the first time that is missing, repeated or out of order; None for regular times.
+    """Describe the first time that is missing, repeated or out of order; None if times are regular.
 
     Times are regular if each step is within a tenth of the usual one, which is their median. Months, quarters and years
-    are therefore regular; the days from Monday to Friday count as regular too.
+    are therefore regular; weekdays count as regular too.
 
     Args:
         times: `(time,)`, dates, numbers or text in ISO 8601; or a pandas index, whose own frequency takes precedence.
 
     Returns:
-        What to say after "got" in an error.
+        A description to follow "got" in an error.
 
     Raises:
-        ValueError: for times that have another rank or cannot be read.
+        ValueError: for times of the wrong rank, or that cannot be read.
 
     Example:
         >>> irregularity(np.array(["2026-01", "2026-02", "2026-04", "2026-05"], "datetime64"))
@@ -83,7 +83,7 @@ def _as_array(times: Any) -> np.ndarray:
 
 
 def _weekdays_between(times: np.ndarray) -> np.ndarray | None:
-    """Return the steps, in weekdays, between times that are all on Monday to Friday; None for other times."""
+    """Return the steps between times, counted in weekdays; None if any time is on a Saturday or Sunday."""
     if times.dtype.kind != "M" or np.datetime_data(times.dtype)[0] in ("Y", "M", "W"):
         return None
     days = times.astype("datetime64[D]")
@@ -207,7 +207,7 @@ def _weekdays(counts: np.ndarray, dtype: Any) -> np.ndarray:
 
 
 def difference(times: Any, others: Any) -> str | None:
-    """Describe the first of the other times that differs; None if none does, or if they cannot be compared.
+    """Describe the first time in which two series differ; None if there is none, or if they cannot be compared.
 
     >>> difference(np.array(["2026-01", "2026-02"], "datetime64"), np.array(["2026-01", "2026-03"], "datetime64"))
     '2026-03 for 2026-02 (row 1)'
@@ -239,7 +239,7 @@ _BEGINS_AS_DATE = re.compile(r"\d{4}-\d\d")
 
 
 def _dates(index: Any) -> Any:
-    """Return a pandas index if it holds dates, which are text when read from a file; else None."""
+    """Return a pandas index if it holds dates, which may be text if read from a file; otherwise None."""
     if hasattr(index, "freq") or hasattr(index, "to_timestamp"):
         return index
     if not hasattr(index, "to_numpy") or getattr(index.dtype, "kind", "O") not in "OU":

@@ -50,7 +50,7 @@ def titanic(
         key: a typed key that determines which passengers are held out.
         valid_fraction: the fraction of passengers to hold out.
         missing: `"drop"` the passengers with an unknown value, or fill in the training `"median"` and
-            append an indicator; see `prepare`. `data.report` says what was done.
+            append an indicator; see `prepare`. `data.report` tells what was done.
         standardize: whether to standardise every feature to mean 0 and standard deviation 1.
 
     Returns:

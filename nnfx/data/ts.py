@@ -1,4 +1,4 @@
-"""Series to be classified, in the format of the UCR and UEA archives, `.ts`."""
+"""Time series for classification, in the `.ts` format of the UCR and UEA archives."""
 
 from typing import NamedTuple, TextIO
 
@@ -15,12 +15,12 @@ __all__ = ["LabelledSeries", "read_ts"]
 
 
 class LabelledSeries(NamedTuple):
-    """Series with a label each, on the host.
+    """Labelled series, on the host.
 
     Attributes:
         inputs: float64 `(rows, time, channels)`, in the order of time; for series of unequal length, `Sequences` of
-            that, padded with zeros.
-        targets: int32 `(rows,)`, the positions of the labels in `classes`; float64 numbers if they are to be predicted;
+            such values, padded with zeros.
+        targets: int32 `(rows,)`, the positions of the labels in `classes`; float64 if the file has numbers as targets;
             None for series without labels.
         classes: the names of the classes, in the order in which the file declares them; empty if there are none.
     """
@@ -37,7 +37,7 @@ def read_ts(source: Source, *, encoding: str = "utf-8", missing: Missing = "erro
     colons, and then its label: one of those declared by `@classLabel true`, or a number after `@targetLabel true`.
 
     Args:
-        source: the file, given as its path or its bytes, plain or compressed with gzip.
+        source: the path or the bytes of the file, plain or compressed with gzip.
         encoding: the encoding of the text.
         missing: what to do about missing values, written as `?` or `NaN`: raise an `"error"`; `"nan"` for NaN; or
             `"previous"` for the value before.
@@ -48,10 +48,10 @@ def read_ts(source: Source, *, encoding: str = "utf-8", missing: Missing = "erro
     Raises:
         OSError: for a file that cannot be read.
         ValueError: for a file that is empty, damaged, too large once unpacked, or not text; a header that cannot be
-            read, or that declares times for each value; examples with another number of channels than the first, whose
-            channels differ in length, or of unequal length where the header says that they are equal; labels that were
-            not declared; values that are not finite numbers within the range of float32; and series of such unequal
-            lengths that most of the memory would be padding. The error names the file and the line.
+            read, or that declares times for each value; examples that do not have as many channels as the first, whose
+            channels differ in length, or that differ in length although the header says that they do not; labels that
+            were not declared; values that are not finite numbers within the range of float32; and series whose lengths
+            differ so much that padding would take most of the memory. The error names the file and the line.
 
     Example:
         >>> import pathlib, tempfile
@@ -80,7 +80,7 @@ class _Header(NamedTuple):
 
     Attributes:
         classes: the names of the classes.
-        dtype: what the targets are; None if there are none.
+        dtype: the dtype of the targets; None if there are none.
         is_equal: whether all examples should have the same length.
     """
 

@@ -1,4 +1,4 @@
-"""Collections of time series in the format of the Monash forecasting archive, `.tsf`."""
+"""Collections of time series in the `.tsf` format of the Monash forecasting archive."""
 
 import re
 from typing import NamedTuple, TextIO
@@ -15,13 +15,13 @@ __all__ = ["Collection", "read_tsf"]
 
 
 class Collection(NamedTuple):
-    """Series of a forecasting archive, with what it says about them.
+    """Series from a forecasting archive, with their attributes.
 
     Attributes:
         series: the series in the order of the file, each with one channel.
-        horizon: how many steps to forecast; None if the file names none.
-        attributes: what the file says about each series besides its name and its values, by the name of the attribute:
-            a tuple of texts, numbers or datetime64, one for each series.
+        horizon: how many steps to forecast; None if the file does not say.
+        attributes: further attributes of the series, by name: for each, a tuple of strings, numbers or datetime64, one
+            per series.
     """
 
     series: tuple[Series, ...]
@@ -34,16 +34,16 @@ def read_tsf(
 ) -> Collection:
     r"""Read a file of the Monash archive: a collection of series of any length, one per line.
 
-    The lines of the header begin with `@`: `@attribute name type` declares what comes before the values of each series,
-    separated by colons, as a `string`, a `numeric` or a `date` such as `1979-01-01 00-00-00`; and `@frequency` is the
-    step between values. The attribute `series_name` names the series, which are called `T1`, `T2`, … without it. From
-    `start_timestamp` and the frequency follow the times: those in months are on the same day of each month, or on its
-    last if it has no such day.
+    The lines of the header begin with `@`: `@attribute name type` declares an attribute, which comes before the values
+    of each series and is separated by colons, as a `string`, a `numeric` or a `date` such as `1979-01-01 00-00-00`;
+    and `@frequency` is the step between values. The attribute `series_name` names the series, which are called `T1`,
+    `T2`, … without it. The times follow from `start_timestamp` and the frequency: steps of months keep the day of the
+    month, or take the last day of a month that is too short.
 
     Args:
-        source: the file, given as its path or its bytes, plain or compressed with gzip.
+        source: the path or the bytes of the file, plain or compressed with gzip.
         period: how many steps make a season, kept with the values; by default, it follows from the frequency: 4 for
-            `quarterly`, 12 for `monthly`, 52 for `weekly`, 7 for `daily`, and a day for all that are shorter.
+            `quarterly`, 12 for `monthly`, 52 for `weekly`, 7 for `daily`, and one day for shorter steps.
         encoding: the encoding of the text.
         missing: what to do about missing values, written as `?`: raise an `"error"`; `"nan"` for NaN; or `"previous"`
             for the value before.
@@ -98,7 +98,7 @@ class _Step(NamedTuple):
     period: int
 
     def times(self, start: np.datetime64, count: int) -> np.ndarray:
-        """Return `(count,)` times from a start on, to the second."""
+        """Return `(count,)` times from a given start, to the second."""
         steps = self.length * np.arange(count)
         if self.unit == "s":
             return start + steps.astype("timedelta64[s]")

@@ -16,14 +16,14 @@ def main() -> None:
     """Join the other processes, and run the module."""
     parser = argparse.ArgumentParser(prog="python -m nnfx.distributed", description=__doc__)
     parser.add_argument("--coordinator", help="host:port of the first process")
-    parser.add_argument("--processes", type=int, help="how many there are")
-    parser.add_argument("--process", type=int, help="which of them this one is, from 0")
-    parser.add_argument("module", help="what to run, as with python -m")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="what to hand to it")
+    parser.add_argument("--processes", type=int, help="the number of processes")
+    parser.add_argument("--process", type=int, help="the index of this process, from 0")
+    parser.add_argument("module", help="the module to run, as with python -m")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the arguments of the module")
     given = parser.parse_args()
     distributed.start(given.coordinator, given.processes, given.process)
     if not distributed.is_first():
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # also silences what libraries print by themselves
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # also silences what libraries print
     sys.argv = [given.module, *given.arguments]
     runpy.run_module(given.module, run_name="__main__", alter_sys=True)
 

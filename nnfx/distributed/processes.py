@@ -1,4 +1,4 @@
-"""The processes of one program: how they start, which share of the data each has, and how they agree."""
+"""The processes of one program: how they start, share the data and agree on values."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from nnfx import checks
 
 _WEEK_MS = 7 * 24 * 3600 * 1000
-"""How long to wait for another process: in effect as long as it lives, which its heartbeat shows."""
+"""How long to wait for another process: in effect, as long as its heartbeat shows that it lives."""
 _agreements, _meetings = itertools.count(), itertools.count()
 
 
@@ -35,26 +35,26 @@ def start(
     """Join the other processes of this program, before JAX computes anything.
 
     Missing arguments are read from the environment that Slurm (`srun`), Open MPI (`mpirun`), Cloud TPU or Kubernetes
-    sets. Outside all of these and without arguments, this process runs alone and nothing is started, so every program
+    sets. Without any of these and without arguments, this process runs alone and nothing is started, so every program
     may call this function.
 
-    A process cannot continue if one of the others dies: within about twice the heartbeat, JAX ends it with a message on
-    its standard error that names the lost one. An exception in any process has the same effect: it is printed, and that
-    process ends at once.
+    A process cannot continue if one of the others dies: within about twice the heartbeat, JAX ends it with a message
+    on its standard error that names the lost process. An exception in any process has the same effect: it is printed,
+    and that process ends at once.
 
     Args:
         coordinator: `host:port` of the first process, reachable from all, with a port that is free there.
         processes: the number of processes.
         process: the index of this process, from 0.
-        heartbeat_seconds: the time without a sign of life after which a process counts as dead.
+        heartbeat_seconds: the time without a heartbeat after which a process counts as dead.
         join_seconds: the time to wait for all processes to join.
 
     Returns:
         Whether there is more than one process.
 
     Raises:
-        TypeError, ValueError: for arguments of the wrong type or out of range, or if only some of those needed are
-            given.
+        TypeError, ValueError: for arguments of the wrong type or out of range, or if only some of the required ones
+            are given.
         RuntimeError: if JAX has already computed something, or if not all processes join in time.
 
     Example:
@@ -104,7 +104,7 @@ def start(
 
 
 def is_first() -> bool:
-    """Return whether this process is the one that writes files; a process that runs alone is.
+    """Return whether this is the process that writes files; true for a process that runs alone.
 
     >>> is_first()
     True
@@ -113,7 +113,7 @@ def is_first() -> bool:
 
 
 def share(rows: int) -> slice:
-    """Return the share of this many rows that this process is to read; shares differ by at most one row.
+    """Return the share of a number of rows that this process should read; shares differ by at most one row.
 
     Example:
         >>> share(1000)
@@ -128,7 +128,7 @@ def from_shares(tree: Any) -> Any:
     """Return the arrays of all processes joined into one, with its rows spread over all devices.
 
     Args:
-        tree: the rows of this process; as many as in every other, and a multiple of the number of its devices.
+        tree: the rows of this process; the same number in every process, and a multiple of the number of its devices.
 
     Returns:
         Arrays with the rows of the first process, then those of the second, and so on.
@@ -181,7 +181,7 @@ def local(tree: Any) -> Any:
 
 
 def everywhere(tree: Any) -> Any:
-    """Replicate arrays, which have to be equal in all processes, over the devices of all of them.
+    """Replicate arrays, which must be equal in all processes, over the devices of all processes.
 
     In a single process it changes nothing. Within `jit` it keeps results replicated on every device.
 
@@ -196,7 +196,7 @@ def everywhere(tree: Any) -> Any:
 
 
 def agree(value: Any) -> Any:
-    """Return the first process's value in every process, such as the time on its clock; all must make the same calls.
+    """Return the first process's value, such as the time on its clock, in every process; all must make the same calls.
 
     Args:
         value: anything that JSON can represent.
@@ -215,7 +215,7 @@ def agree(value: Any) -> Any:
 
 
 def wait() -> None:
-    """Wait until every process has reached this point, such as for a file that the first writes.
+    """Wait until every process has reached this point, for example for a file that the first one writes.
 
     >>> wait()
     """
@@ -232,7 +232,7 @@ def _client() -> Any:
 
 
 def _ending_with(shown: Any, seconds: float) -> Any:
-    """Return a handler for uncaught exceptions, which shows the exception and ends the process at once."""
+    """Return a handler for uncaught exceptions that shows the exception and ends the process at once."""
 
     def end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         shown(kind, error, trace)

@@ -1,6 +1,6 @@
-"""Rolling-origin backtests: what forecasters would have predicted at many past times, in one compiled program.
+"""Rolling-origin backtests: what forecasters would have predicted at many past times, as one compiled program.
 
-An origin is the time of the first step that is forecast; only what comes before it is known. A forecaster is either
+An origin is the time of the first step that is forecast; only earlier steps are known. A forecaster is either
 fixed or retrained at every origin. The hyper-parameters of `train` stay traced and a backtest is pure, so `jax.vmap`
 over a learning rate compares whole backtests.
 
@@ -48,8 +48,8 @@ class Backtest(NamedTuple):
         forecasts: point forecasts, `(origins, horizon, channels)`, in the unit of the series.
         targets: the actual values, in the same shape.
         origins: the time of the first step of each forecast, `(origins,)`.
-        outputs: the forecasts with all parameters of the head, `(origins, horizon, channels, parameters)`; the
-            points if it has none.
+        outputs: the forecasts with all parameters of the head, `(origins, horizon, channels, parameters)`; the point
+            forecasts if it has no head.
         members: the outputs of each member of the ensemble, `(members, ...)`.
     """
 
@@ -104,15 +104,16 @@ def fixed(
         past: exogenous columns that are known up to each origin, as for `nnfx.forecasting.windows`.
         future: exogenous columns that are known ahead, up to the end of each forecast; the lookback must then be at
             least the horizon.
-        head: what the model's outputs mean.
+        head: the meaning of the model's outputs.
 
     Returns:
         The forecasts and the actual values.
 
     Raises:
-        TypeError: for anything but a model, a series that is not of real numbers, or times or sizes that are not whole.
+        TypeError: for anything but a model, a series that does not hold real numbers, or times or sizes that are not
+            integers.
         ValueError: for origins that are out of range or not ascending, values of the wrong rank or not finite,
-            exogenous columns with other times than the values, or forecasts that are not
+            exogenous columns whose times differ from those of the values, or forecasts that are not
             `(origins, horizon, channels)`.
 
     Example:
@@ -152,9 +153,9 @@ def refitted(
     devices: Sequence[jax.Device] | None = None,
     **hyper: ArrayLike,
 ) -> Backtest:
-    """Retrain at every origin on what was known by then, and forecast from there.
+    """Retrain at every origin on the steps known by then, and forecast from there.
 
-    All columns are scaled by the mean and the standard deviation of what comes before the origin, and cut into windows
+    All columns are scaled by the mean and the standard deviation of the steps before the origin, and cut into windows
     whose targets are known by then. Earlier origins have fewer windows. So that one program serves all of them, the
     missing windows are copies of the first one, with weight zero. Such rows share the minibatches of the others; with
     full batches, a backtest equals separate fits to the series cut off at each origin.
@@ -171,25 +172,25 @@ def refitted(
         origins: ascending times, up to `time − horizon`; static.
         past: exogenous columns that are known up to each origin, as for `nnfx.forecasting.windows`.
         future: exogenous columns that are known ahead: at each origin, a forecaster sees them up to the end of its
-            forecast, and is trained on what comes before; the lookback must then be at least the horizon.
-        head: what the model's outputs mean.
+            forecast, and is trained on earlier steps; the lookback must then be at least the horizon.
+        head: the meaning of the model's outputs.
         members: how many networks to train at each origin, each with its own key; the forecast pools them.
         train_windows: train on at most this many windows, the latest ones; None for all.
         valid_windows: how many of the latest windows to hold out, for stopping rules and for choosing the best weights;
             no held-out target appears in a training window.
-        at_once: how many origins a device trains side by side, one batch of them after another, to bound memory use;
-            None for all.
-        devices: the devices over which the origins are spread; by default all devices of this process.
+        at_once: how many origins a device trains side by side, batch after batch, to bound memory use; None for all.
+        devices: the devices over which the origins are spread; by default, all devices of this process.
         **hyper: the hyper-parameters that `train` takes; traced.
 
     Returns:
         The forecasts, including those of every member, and the actual values.
 
     Raises:
-        TypeError: for a key that is not typed, a series that is not of real numbers, or sizes that are not whole.
+        TypeError: for a key that is not typed, a series that does not hold real numbers, or sizes that are not
+            integers.
         ValueError: for origins that are out of range, not ascending, or too early for a single window, values of the
-            wrong rank or not finite, exogenous columns with other times than the values, or forecasts that are not
-            `(horizon, channels)`; and whatever the run raises.
+            wrong rank or not finite, exogenous columns whose times differ from those of the values, or forecasts
+            that are not `(horizon, channels)`; and as the run raises.
 
     Example:
         >>> import nnfx, optax
@@ -205,7 +206,7 @@ def refitted(
         Tashman, *Out-of-sample tests of forecasting accuracy*, International Journal of Forecasting 2000.
     """
     if not callable(train):
-        raise TypeError(f"train: expected a function, such as nnfx.fit returns, got {checks.describe(train)}")
+        raise TypeError(f"train: expected a function, as returned by nnfx.fit, got {checks.describe(train)}")
     checks.key("key", key)
     checks.positive_integer("members", members)
     for name, size in {"train_windows": train_windows, "at_once": at_once}.items():
@@ -303,7 +304,7 @@ def _check_outputs(name: str, outputs: Array, head: Head, sizes: _Sizes) -> None
 def _checked(
     values: Any, past: Any, future: Any, lookback: int, horizon: int, origins: ArrayLike, least: int
 ) -> tuple[Array, Channels, np.ndarray]:
-    """Check the series and the origins, and return the rows with all columns, how many there are, and the origins."""
+    """Check the series and the origins, and return the rows with all columns, the numbers of columns, and the origins."""
     checks.positive_integer("lookback", lookback)
     checks.positive_integer("horizon", horizon)
     x = on_hand("values", values)
@@ -335,7 +336,7 @@ class Comparison:
     """Scores of several forecasters on the same origins.
 
     Attributes:
-        rows: one dictionary per forecaster, with its name and its mean scores; the best by the first score is first.
+        rows: one dictionary per forecaster, with its name and its mean scores, sorted by the first score, best first.
         by_origin: the scores at each origin, `(origins,)`, by forecaster and score.
     """
 
@@ -353,7 +354,7 @@ def compare(backtests: Mapping[str, Backtest], scores: Mapping[str, PerExample])
     Args:
         backtests: keyed by the name of the forecaster.
         scores: keyed by name, each a function of point forecasts and targets `(origins, horizon, channels)` with one
-            number per origin, the lower the better, such as those of `nnfx.forecasting.scores`; bind their other
+            number per origin, lower being better, such as those of `nnfx.forecasting.scores`; bind their other
             arguments beforehand, as in `functools.partial(scores.mase, scale=scale)`.
 
     Returns:
@@ -386,7 +387,7 @@ def compare(backtests: Mapping[str, Backtest], scores: Mapping[str, PerExample])
         other = backtests[first]
         for field in ("origins", "targets"):
             if not np.array_equal(getattr(test, field), getattr(other, field)):
-                raise ValueError(f"backtests[{name!r}]: expected the {field} of {first!r}, got others")
+                raise ValueError(f"backtests[{name!r}]: expected the same {field} as {first!r}, got others")
         by_origin[name] = {
             score: np.asarray(function(test.forecasts, test.targets), np.float64) for score, function in scores.items()
         }

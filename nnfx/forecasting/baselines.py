@@ -1,7 +1,7 @@
 """Baselines to compare forecasters with, as models from `(batch, lookback, channels)` to `(batch, horizon, channels)`.
 
 Those without parameters repeat or extend what they see; those with parameters are linear in it and are trained
-like any model. All forecast each channel from its own past alone.
+like any model. All of them forecast each channel from its own past alone.
 """
 
 from collections.abc import Callable
@@ -92,12 +92,13 @@ def drift(horizon: int) -> Model:
 
 
 def naive2(horizon: int, period: int) -> Model:
-    """Naive2 of the M4 competition: the naive forecast of a series without its season, which is then restored.
+    """Naive2 of the M4 competition: the naive forecast of the deseasonalised series, with its season restored.
 
     A series is seasonal if its autocorrelation at a lag of one period, m, exceeds its 90 % bound, `|rₘ| > 1.645 √((1 +
-    2 Σ rₖ²) / n)`, where the sum is over k < m. Its season is that of a classical multiplicative decomposition: the
+    2 Σ rₖ²) / n)`, where the sum is over k < m. The season is that of a classical multiplicative decomposition: the
     mean, over all seasons, of the ratio of each step to its centred moving average, normalised to a mean of 1. Series
-    that are not seasonal, are shorter than three seasons, or have values that are not positive are forecast by `naive`.
+    that are not seasonal, are shorter than three seasons, or have values that are not positive are forecast by
+    `naive`.
 
     Args:
         horizon: how many steps to forecast.
@@ -133,7 +134,7 @@ def naive2(horizon: int, period: int) -> Model:
 
 
 def _is_seasonal(y: Array, period: int) -> Array:
-    """Return whether the autocorrelation of each series after a period exceeds its 90 % bound, `(batch, channels)`."""
+    """Return whether the autocorrelation at a lag of one period exceeds its 90 % bound, `(batch, channels)`."""
     centred = y - y.mean(1, keepdims=True)
 
     def covariance(lag: Array) -> Array:
@@ -198,7 +199,7 @@ def _check_past(inputs: Any, lookback: int = 1) -> None:
 
 
 def without_exogenous(model: Model, channels: int) -> Model:
-    """Show a model only the first channels of its inputs, those of the targets, and hide the exogenous ones.
+    """Hide the exogenous channels from a model: it sees only the first channels of its inputs, those of the targets.
 
     Args:
         model: a forecaster of the channels that it sees.
@@ -209,7 +210,8 @@ def without_exogenous(model: Model, channels: int) -> Model:
 
     Raises:
         TypeError: for anything but a model.
-        ValueError: for a number of channels that is not a positive integer; and, when used, for inputs with fewer.
+        ValueError: for a number of channels that is not a positive integer; and, when applied, for inputs with fewer
+            channels.
 
     Example:
         >>> model, past = without_exogenous(naive(horizon=2), channels=1), jnp.ones((5, 3, 4))
@@ -391,7 +393,7 @@ class DLinear(nn.Module):
 
 
 def _moving_average(length: int, kernel: int, dtype: Any) -> Array:
-    """Return A: row t has the weight of each step in the average around t, with the ends repeated outwards."""
+    """Return A: row t holds the weight of each step in the average around t, with the end values repeated outwards."""
     reach = kernel // 2
     about, step = jnp.arange(length)[:, None], jnp.arange(length)[None]
     times = (jnp.abs(about - step) <= reach).astype(int)

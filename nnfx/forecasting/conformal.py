@@ -1,9 +1,9 @@
 """Intervals with their stated coverage, by split conformal calibration: forecasts are widened by their past errors.
 
-Margins are computed for each step of the horizon and each channel from windows that were not trained on. If those and
-the windows to come are exchangeable, an interval of level c covers its target with a probability of at least c, and
-below c + 1/(n + 1) with n calibration windows, whatever the model. Series drift, so this holds only as far as errors
-do not.
+Margins are computed for each step of the horizon and each channel from windows that were not trained on. If these and
+future windows are exchangeable, an interval of level c covers its target with a probability of at least c, and below c
++ 1/(n + 1) with n calibration windows, whatever the model. Series drift, so this holds only as long as the errors do
+not drift with them.
 
 >>> forecasts, targets = jnp.zeros((9, 1, 1)), jnp.arange(1.0, 10.0).reshape(9, 1, 1)
 >>> widened = widen(forecasts[:1], margins(forecasts, targets, level=0.9))
@@ -26,7 +26,7 @@ __all__ = ["margins", "rank", "rolling", "widen"]
 def rolling(
     forecasts: Array | Interval, targets: Array, origins: ArrayLike, level: float, calibration: int
 ) -> Interval:
-    """Return intervals for a backtest, those of each origin calibrated on the errors known at that time.
+    """Return intervals for a backtest; each origin is calibrated on the errors known at that time.
 
     Step h of the forecast from origin s is known at origin t if `s + h < t`, counting h from 0. The margins at t are
     those of `margins` for all such steps.

@@ -1,4 +1,4 @@
-"""Wrappers from `Model` to `Model` that turn networks into forecasters, and forecasters into other forecasters.
+"""Wrappers from `Model` to `Model` that turn networks into forecasters, or change what a forecaster sees and returns.
 
 A forecaster maps windows of the past `(batch, lookback, channels)` to the future `(batch, horizon, channels)`, with a
 trailing axis of parameters if it has a head. Each wrapper keeps the variables of the model it wraps, so weights trained
@@ -40,15 +40,15 @@ def direct(network: Model | Callable[[int], Model], horizon: int, channels: int 
             `horizon × channels × parameters` outputs.
         horizon: the number of steps to forecast.
         channels: the number of channels of the series.
-        head: what the outputs mean, such as `nnfx.forecasting.heads.GAUSSIAN`.
+        head: the meaning of the outputs, such as `nnfx.forecasting.heads.GAUSSIAN`.
 
     Returns:
         A model from windows `(batch, lookback, channels)` to forecasts `(batch, horizon, channels)`, or
         `(batch, horizon, channels, parameters)`.
 
     Raises:
-        TypeError: for a network that is neither, or sizes that are not whole numbers.
-        ValueError: for sizes that are not positive and, when applied, for a different number of outputs.
+        TypeError: for a network that is neither of these, or sizes that are not integers.
+        ValueError: for sizes that are not positive and, when applied, for the wrong number of outputs.
 
     Example:
         >>> import nnfx
@@ -80,8 +80,8 @@ def direct(network: Model | Callable[[int], Model], horizon: int, channels: int 
 def recursive(model: Model, horizon: int) -> Model:
     """A forecaster of a few steps, applied to its own forecasts until they cover the horizon.
 
-    Its window advances by as many steps as it forecasts at once, one for a one-step model. Train it directly, through
-    the whole horizon, or train `model` by itself and use its variables here: they are the same.
+    At each application, its window advances by the k steps that the model forecasts. Train it directly, through the
+    whole horizon, or train `model` by itself and use its variables here: they have the same structure.
 
     Args:
         model: a point forecaster of all its channels, from `(batch, lookback, channels)` to `(batch, k, channels)`.
@@ -144,14 +144,14 @@ def recursive(model: Model, horizon: int) -> Model:
 def normalized(model: Model, by: Statistic = "last", head: Head = POINT, channels: int | None = None) -> Model:
     """A forecaster that sees each window relative to its own level, which is then restored in the forecasts.
 
-    With `"last"` the last value of the window is subtracted; with `"mean_std"` the window is standardised,
-    `(x − m) / √(v + 10⁻⁵)`, by its mean m and variance v. With either, a network need not extrapolate when a
-    series drifts. Neither has anything to train.
+    With `"last"` the last value of the window is subtracted; with `"mean_std"` the window is standardised, `(x − m) /
+    √(v + 10⁻⁵)`, by its mean m and variance v. With either, a network need not extrapolate when a series drifts.
+    Neither has trainable parameters.
 
     Args:
         model: a forecaster.
         by: `"last"` or `"mean_std"`, per window and channel.
-        head: what the model's outputs mean.
+        head: the meaning of the model's outputs.
         channels: how many of the first channels to normalise, those that are forecast; the others, exogenous, are
             passed on unchanged. None for all.
 
@@ -159,7 +159,7 @@ def normalized(model: Model, by: Statistic = "last", head: Head = POINT, channel
         A model with the same shapes.
 
     Raises:
-        ValueError: for an unknown statistic, or more channels than there are.
+        ValueError: for an unknown `by`, or more channels than the windows have.
 
     Example:
         A forecast of zero becomes the naive forecast:
@@ -203,8 +203,8 @@ def scaled(model: Model, scaler: Scaler, head: Head = POINT, channels: int | Non
         model: a forecaster, such as one trained on windows of `scaler(values)`.
         scaler: the scaler of one series and of its exogenous columns, made by `nnfx.forecasting.Scaler.of` from the
             training values.
-        head: what the model's outputs mean.
-        channels: how many of the first channels are forecast; the others are exogenous. None for all.
+        head: the meaning of the model's outputs.
+        channels: the number of channels that are forecast, the first ones; the others are exogenous. None for all.
 
     Returns:
         A model with the same shapes, in the unit of the series.
@@ -239,7 +239,7 @@ def channel_independent(model: Model) -> Model:
     """A forecaster of one channel applied to each channel of a series, with the same weights.
 
     Args:
-        model: a forecaster from `(batch, lookback, 1)` to `(batch, horizon, 1)`, perhaps with a trailing axis of
+        model: a forecaster from `(batch, lookback, 1)` to `(batch, horizon, 1)`, possibly with a trailing axis of
             parameters.
 
     Returns:
@@ -293,7 +293,7 @@ def _restored(head: Head, shift: Array, scale: Array) -> Callable[[Array], Array
 
 
 class _View(NamedTuple):
-    """What a wrapper shows to the wrapped model, and how it reads that model's outputs."""
+    """The inputs that a wrapper passes to its model, and how it interprets the outputs."""
 
     inputs: Array
     weights: Array | None

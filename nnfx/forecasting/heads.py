@@ -1,7 +1,7 @@
-"""What the outputs of a forecaster mean: points, normal distributions, or quantiles.
+"""The meaning of a forecaster's outputs: points, normal distributions, or quantiles.
 
 The outputs of a forecaster with a head have a trailing axis of parameters, `(batch, horizon, channels, parameters)`;
-point forecasts have none. The loss of a head is for `nnfx.fit`, and its quantiles give intervals.
+point forecasts have none. Pass the loss of a head to `nnfx.fit`; its quantiles give intervals.
 
 >>> import optax, nnfx
 >>> from nnfx.forecasting import as_data, forecasters, windows
@@ -32,22 +32,22 @@ from nnfx.uncertainty.conformal import Interval
 __all__ = ["GAUSSIAN", "POINT", "Head", "Interval", "interval", "quantiles"]
 
 SMALLEST_DEVIATION = 1e-4
-"""The smallest standard deviation of a Gaussian head, in units of the scaled series: without it, the likelihood has no
-bound if a target is met exactly."""
+"""The smallest standard deviation of a Gaussian head, in units of the scaled series: without it, the likelihood is
+unbounded if a target is predicted exactly."""
 
 
 class Head(NamedTuple):
-    """What the outputs of a forecaster mean, as functions of those outputs.
+    """The meaning of a forecaster's outputs, as functions of them.
 
     Attributes:
-        parameters: how many numbers describe each target; 0 for point forecasts, which have no axis for them.
-        constrain: from the raw outputs of a network to parameters, both `(..., parameters)`.
-        loss: from outputs `(batch, horizon, channels, parameters)` and targets to losses, `(batch,)`.
-        point: from outputs to forecasts of one number each, `(...)`.
-        quantiles: from outputs and levels, such as `(0.05, 0.95)`, to quantiles `(..., levels)`.
-        affine: from outputs for y, shift and scale > 0 to outputs for `scale · y + shift`; shift and scale broadcast to
-            `(..., horizon, channels)`.
-        pool: from the outputs of the members of an ensemble, `(members, ...)`, to those of the ensemble.
+        parameters: how many numbers describe each target; 0 for point forecasts, which have no axis of parameters.
+        constrain: maps the raw outputs of a network to parameters, both `(..., parameters)`.
+        loss: maps outputs `(batch, horizon, channels, parameters)` and targets to losses, `(batch,)`.
+        point: maps outputs to point forecasts, `(...)`.
+        quantiles: maps outputs and levels, such as `(0.05, 0.95)`, to quantiles `(..., levels)`.
+        affine: maps outputs for y, a shift and a scale > 0 to outputs for `scale · y + shift`; shift and scale
+            broadcast to `(..., horizon, channels)`.
+        pool: maps the outputs of the members of an ensemble, `(members, ...)`, to those of the ensemble.
     """
 
     parameters: int
@@ -62,10 +62,11 @@ class Head(NamedTuple):
 def interval(head: Head, outputs: Array, level: float) -> Interval:
     """Return the central interval of a forecast, from its quantile `(1 − level) / 2` to `(1 + level) / 2`.
 
-    Whether its coverage reaches the level depends on the model; `nnfx.forecasting.conformal` makes sure that it does.
+    Whether its coverage reaches the level depends on the model; `nnfx.forecasting.conformal` calibrates intervals so
+    that it does.
 
     Args:
-        head: what the outputs mean.
+        head: the meaning of the outputs.
         outputs: `(..., parameters)`.
         level: the probability that the interval should cover, above 0 and below 1.
 
@@ -73,7 +74,7 @@ def interval(head: Head, outputs: Array, level: float) -> Interval:
         Lower and upper bounds, `(...)`.
 
     Raises:
-        ValueError: for a level out of range, or one that the head has no quantiles for.
+        ValueError: for a level out of range, or one beyond the quantiles of the head.
 
     Example:
         >>> bounds = interval(GAUSSIAN, jnp.array([[5.0, 1.0]]), level=0.9)
@@ -88,11 +89,11 @@ def interval(head: Head, outputs: Array, level: float) -> Interval:
 def quantiles(levels: Sequence[float]) -> Head:
     """A head of quantiles, trained with the pinball loss and sorted so that they never cross.
 
-    Sorting never raises the pinball loss. Quantiles between the levels are interpolated linearly; there are none beyond
-    them. The point forecast is the median. An ensemble is pooled by averaging each quantile.
+    Sorting never raises the pinball loss. Quantiles are interpolated linearly between the levels, and are not defined
+    beyond them. The point forecast is the median. An ensemble is pooled by averaging each quantile.
 
     Args:
-        levels: in ascending order, above 0 and below 1, with the median within their range.
+        levels: the levels, in ascending order, above 0 and below 1, with 0.5 within their range.
 
     Raises:
         TypeError: for anything but a sequence of numbers.
@@ -177,7 +178,7 @@ def _checked(loss: PerExample, parameters: int) -> PerExample:
         if outputs.shape != (*targets.shape, parameters):
             raise ValueError(
                 f"outputs: expected {parameters} parameters for each of the targets {checks.describe(targets)},"
-                f" {[*targets.shape, parameters]}, got {checks.describe(outputs)}; was the model made with the head?"
+                f" {[*targets.shape, parameters]}, got {checks.describe(outputs)}; was the model made with this head?"
             )
         checks.finite("targets", targets)
 
@@ -195,7 +196,7 @@ def _checked(loss: PerExample, parameters: int) -> PerExample:
 
 def _no_quantiles(outputs: Array, levels: Sequence[float]) -> Array:  # noqa: ARG001 -- the signature is the head's
     raise ValueError(
-        "head: expected one with quantiles, such as heads.GAUSSIAN, got point forecasts;"
+        "head: expected a head with quantiles, such as heads.GAUSSIAN, got point forecasts;"
         " nnfx.forecasting.conformal computes intervals around them"
     )
 
@@ -224,7 +225,7 @@ def _gaussian_negative_log_likelihood(outputs: Array, targets: Array) -> Array:
         with jax.ensure_compile_time_eval():
             if (deviation <= 0).any():
                 raise ValueError(
-                    "outputs: expected positive standard deviations, got others; apply head.constrain first"
+                    "outputs: expected positive standard deviations, got some that are not; apply head.constrain first"
                 )
     deviation = jnp.where(deviation > 0, deviation, jnp.nan)
     standardised = (targets.astype(mean.dtype) - mean) / deviation

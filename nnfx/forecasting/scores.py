@@ -1,11 +1,11 @@
 """Scores of forecasts, one number per example; those of the M4 competition follow its definitions.
 
 Like losses and metrics, each takes forecasts and targets `(batch, horizon, channels)` and returns `(batch,)`, in the
-units of the values it is given: scale forecasts of a scaled series back first. The score of many series is the mean
-over the batch.
+units of the values passed: first scale forecasts of a scaled series back. The score of many series is the mean over
+the batch.
 
-JAX arrays are scored where they are, in their dtype. Values on the host, such as lists, frames and NumPy arrays, are
-subtracted there in float64, so that no digits are lost for series far from zero.
+JAX arrays are scored on their devices, in their own dtype. Values on the host, such as lists, frames and NumPy arrays,
+are subtracted there in float64, so no digits are lost for series far from zero.
 """
 
 import math
@@ -91,16 +91,17 @@ def seasonal_naive_error(history: ArrayLike, period: int = 1) -> Array:
     """Return the mean of `|yₜ − yₜ₋ₘ|` over a history: the error of a seasonal naive forecast, and the scale of `mase`.
 
     Args:
-        history: y, what was known before the forecasts, such as the training part, `(time, channels)` for one series or
-            `(batch, time, channels)`.
+        history: y, the values known before the forecasts, such as the training part, `(time, channels)` for one series
+            or `(batch, time, channels)`.
         period: m, how many steps make a season; 1 if there is none.
 
     Returns:
         `(channels,)` or `(batch, channels)`, in the unit of the history.
 
     Raises:
-        TypeError: for a period that is not a whole number, or a history that is not of real numbers.
-        ValueError: for a history of the wrong rank, not finite, no longer than a season, or that repeats exactly.
+        TypeError: for a period that is not a whole number, or a history that does not hold real numbers.
+        ValueError: for a history that has the wrong rank, is not finite, is no longer than a season, or repeats
+            exactly.
 
     Example:
         >>> seasonal_naive_error(jnp.array([[1.0], [5.0], [2.0], [8.0]]), period=2)
@@ -116,14 +117,12 @@ def seasonal_naive_error(history: ArrayLike, period: int = 1) -> Array:
     checks.finite("history", y)
     error = ops.absolute(_difference(y[..., period:, :], y[..., :-period, :])).mean(-2)
     if checks.is_concrete(error) and not bool((error > 0).all()):
-        raise ValueError(
-            f"history: expected series that change within a season of {period}, got one that repeats itself"
-        )
+        raise ValueError(f"history: expected seasons of {period} that differ, got a series that repeats itself")
     return error
 
 
 def mase(forecasts: Array, targets: Array, scale: ArrayLike) -> Array:
-    """Mean absolute scaled error, the mean of `|ŷ − y| / s`; 1 equals the seasonal naive forecast's in the history.
+    """Mean absolute scaled error, the mean of `|ŷ − y| / s`; 1 is the seasonal naive forecast's in the history.
 
     Args:
         forecasts: ŷ, `(batch, horizon, channels)`.
@@ -191,7 +190,8 @@ def pinball(forecasts: Array, targets: Array, levels: ArrayLike) -> Array:
         `(batch,)`, in the targets' unit.
 
     Raises:
-        ValueError: for targets that are not finite, shapes that do not match, or levels not above 0 and below 1.
+        ValueError: for targets that are not finite, shapes that do not match, or levels that are not above 0 and below
+            1.
 
     Example:
         >>> pinball(jnp.array([[[1.0, 1.0]]]), jnp.array([[3.0]]), jnp.array([0.1, 0.9]))
@@ -274,7 +274,8 @@ def interval_score(lower: Array, upper: Array, targets: Array, level: ArrayLike)
         `(batch,)`, in the targets' unit.
 
     Raises:
-        ValueError: for targets that are not finite, shapes that do not match, or a level not above 0 and below 1.
+        ValueError: for targets that are not finite, shapes that do not match, or a level that is not above 0 and below
+            1.
 
     Example:
         >>> interval_score(jnp.zeros((1, 2)), jnp.ones((1, 2)), jnp.array([[0.5, 2.0]]), level=0.5)
@@ -334,12 +335,12 @@ def _held(name: str, value: Any) -> Any:
 
 
 def _device(value: Any) -> Array:
-    """Return a held value as a JAX array, in floats."""
+    """Return a held value as a JAX array of floats."""
     return arrays.as_array("values", value, floats=True)
 
 
 def _difference(a: Any, b: Any) -> Array:
-    """Subtract, in float64 on the host if either value lies there, else in their dtype."""
+    """Subtract in float64 on the host if either value is there, otherwise in their dtype."""
     on_host = isinstance(a, np.ndarray) or isinstance(b, np.ndarray)
     if on_host and checks.is_concrete((a, b)):
         return _device(np.asarray(a, np.float64) - np.asarray(b, np.float64))
@@ -365,7 +366,7 @@ def _bounds(lower: Any, upper: Any, targets: Any, axes: int | None = None) -> tu
 
 
 def _check(forecasts: Any, targets: Any, axes: int | None) -> None:
-    """Require forecasts in floats, and finite targets of the same shape."""
+    """Require floating-point forecasts, and finite targets of the same shape."""
     _require_floats(forecasts)
     if forecasts.ndim < 1 or forecasts.ndim != (axes or forecasts.ndim):
         wanted = "(batch, ...)" if axes is None else "(batch, horizon, channels)"

@@ -1,4 +1,4 @@
-"""The values of a series as users have them: with their times, in frames or arrays, of any precision."""
+"""The values of a series as passed by users: with or without times, in frames or arrays, of any precision."""
 
 from typing import Any
 
@@ -19,13 +19,13 @@ def as_series(name: str, values: Any) -> Any:
 
     Args:
         name: the name of the argument, for error messages.
-        values: what the user passed; a single column, such as a pandas Series, is one channel.
+        values: the values as passed; a single column, such as a pandas Series, is one channel.
     """
     check_times(name, values)
     x = on_hand(name, values)
     checks.numeric(name, x)
     if x.ndim not in (2, 3):
-        hint = f"; for one series of one channel, pass {name}[:, None]" if x.ndim == 1 else ""
+        hint = f"; for a single channel, pass {name}[:, None]" if x.ndim == 1 else ""
         raise ValueError(
             f"{name}: expected (time, channels) or (series, time, channels), got {checks.describe(x)}{hint}"
         )
@@ -55,7 +55,7 @@ def on_hand(name: str, values: Any) -> Any:
 
 
 def in_floats(name: str, values: Any) -> Array:
-    """Return a series or a panel in floats on the device, after checking that their dtype tells its values apart."""
+    """Return a series or a panel as floats on the device, after checking that they can tell its values apart."""
     x = as_series(name, values)
     dtype = floating(x)
     if isinstance(x, jax.Array) and (x.dtype == dtype or not checks.is_concrete(x)):
@@ -67,7 +67,7 @@ def in_floats(name: str, values: Any) -> Array:
 
 
 def floating(x: Any) -> Any:
-    """Return the dtype of floats that the device uses for an array.
+    """Return the floating-point dtype that the device uses for an array.
 
     >>> floating(np.ones(1)), floating(np.ones(1, np.float16)), floating(np.ones(1, int))
     (dtype('float32'), dtype('float16'), dtype('float32'))

@@ -1,7 +1,7 @@
-"""From a series to examples: parts in time order, scales of the first part only, and windows of past and future.
+"""From a series to examples: parts in time order, scales measured in the first part, and windows of past and future.
 
-Every forecaster is a `Model` from past windows `(batch, lookback, channels)` to future ones `(batch, horizon,
-channels)`, so training is `nnfx.fit` on windows.
+Every forecaster is a `Model` that maps past windows `(batch, lookback, channels)` to future ones `(batch, horizon,
+channels)`, so it is trained by `nnfx.fit` on windows.
 
 >>> import nnfx
 >>> values = np.sin(np.arange(200.0)[:, None])
@@ -54,8 +54,8 @@ def windows(
 
     Exogenous columns become additional channels of the inputs. Those known only in the past are cut like the series.
     Those known ahead, such as calendars and plans, are cut H steps later, `x[sn + H : sn + H + L]`: their last H rows
-    are those of the horizon, and pass through any model in the same array. Pass them in `past` as well to let a model
-    see them alongside the values of the same time.
+    are those of the horizon. Pass such columns in `past` as well to show a model their past values alongside those of
+    the series.
 
     Args:
         values: y, one series `(time, channels)` or a panel `(series, time, channels)`, finite; an array, a list, an
@@ -67,14 +67,14 @@ def windows(
         future: x, columns that are known H steps ahead; the lookback must then be at least the horizon.
 
     Returns:
-        The `(time − L − H) // s + 1` windows of each series, one series after another, in floats.
+        The `(time − L − H) // s + 1` windows of each series, one series after another, as floats.
 
     Raises:
         TypeError: for values that are not real numbers, or sizes that are not whole numbers.
         ValueError: for values that are of the wrong rank, not finite, missing, or no longer distinct once rounded to
             the dtype of the windows; for times with a gap, repeated or out of order; for fewer steps than one window
-            covers; for exogenous columns with other times or series than the values, or known ahead over more steps
-            than a window has.
+            covers; for exogenous columns whose times or series differ from those of the values; and for a horizon
+            longer than the lookback if columns are known ahead.
 
     Example:
         >>> inputs, targets = windows(jnp.arange(6.0)[:, None], lookback=3, horizon=2)
@@ -104,7 +104,7 @@ def windows(
 
 
 def _cut(values: Array, times: np.ndarray) -> Array:
-    """Take the rows at times `(windows, steps)` from each series, and line up the windows of a panel on one axis."""
+    """Take the rows at times `(windows, steps)` from each series, and concatenate the windows of a panel."""
     cut = jnp.take(values, times, axis=-2, mode="clip")
     return cut.reshape(-1, *cut.shape[-2:])
 
@@ -116,10 +116,10 @@ def _exogenous(name: str, columns: Any, values: Any, y: Array) -> Array:
 
 
 def as_data(train: Windows, valid: Windows | None = None) -> Data:
-    """Turn windows into the data that `nnfx.fit` takes; they reach the model unchanged.
+    """Turn windows into data for `nnfx.fit`; they reach the model unchanged.
 
     Args:
-        train: the windows to train on.
+        train: the training windows.
         valid: the held-out windows, whose targets lie in a later part; see `split`.
 
     Returns:
@@ -139,7 +139,7 @@ def as_data(train: Windows, valid: Windows | None = None) -> Data:
         for name, one, other in zip(Windows._fields, train, valid, strict=True):
             if one.shape[1:] != other.shape[1:]:
                 raise ValueError(
-                    f"valid: expected {name} of the same sizes as those to train on, {checks.describe(one)},"
+                    f"valid: expected {name} of the same sizes as the training windows, {checks.describe(one)},"
                     f" got {checks.describe(other)}"
                 )
 
@@ -154,7 +154,7 @@ def as_data(train: Windows, valid: Windows | None = None) -> Data:
 
 
 def _as_windows(name: str, given: Any) -> Windows:
-    """Check windows and return them in floats on the device."""
+    """Check windows and return them as floats on the device."""
     if not isinstance(given, tuple) or len(given) != len(Windows._fields):
         raise TypeError(f"{name}: expected Windows, as returned by windows(...), got {checks.describe(given)}")
     parts: list[Array] = []
@@ -181,18 +181,18 @@ def split(values: Any, lookback: int, sizes: Sequence[float]) -> tuple[Any, ...]
 
     Args:
         values: y, one series `(time, channels)` or a panel `(series, time, channels)`, as for `windows`.
-        lookback: L, that of the windows that the parts will be cut into.
-        sizes: two or more, such as those of the training, held-out and test parts. Either in steps, with any left at
-            the end unused; or in fractions of all steps, which sum to 1. Fractions are rounded down to whole steps, and
-            the steps left over go to the second part.
+        lookback: L, the lookback of the windows that the parts will be cut into.
+        sizes: two or more, such as those of the training, held-out and test parts. Either in steps, any left over at
+            the end being unused; or as fractions of all steps, which sum to 1. Fractions are rounded down to whole
+            steps, and the steps left over go to the second part.
 
     Returns:
         The parts, one per size: frames or `nnfx.data.Series` if the values are, arrays otherwise.
 
     Raises:
         TypeError: for sizes that mix steps and fractions, or a lookback that is not a whole number.
-        ValueError: for values that `windows` refuses, fewer than two sizes, sizes that are not positive, more steps
-            than there are, fractions that do not sum to 1 or leave a part empty, or a first part shorter than the
+        ValueError: for values that `windows` rejects, fewer than two sizes, sizes that are not positive, more steps
+            than the series has, fractions that do not sum to 1 or leave a part empty, or a first part shorter than the
             lookback.
 
     Example:
@@ -215,7 +215,7 @@ def split(values: Any, lookback: int, sizes: Sequence[float]) -> tuple[Any, ...]
 
 
 def _between(values: Any, checked: Any, start: int, end: int) -> Any:
-    """Return a range of steps of a series, with their times and names if it has them, else as an array."""
+    """Return a range of steps of a series, with times and names if it has them, otherwise as an array."""
     if hasattr(values, "times") and hasattr(values, "_replace"):
         times = None if values.times is None else values.times[start:end]
         return values._replace(values=values.values[start:end], times=times)
@@ -278,13 +278,13 @@ class Scaler(NamedTuple):
         """Measure the mean and the standard deviation over time, `σ² = Σ (y − μ)² / n`; σ is 1 for a constant channel.
 
         Args:
-            values: the training values and no others, `(time, channels)` or `(series, time, channels)`, finite, as for
+            values: the training values only, `(time, channels)` or `(series, time, channels)`, finite, as for
                 `windows`; concrete ones are measured in float64.
-            where: booleans `(time,)`, true for the steps to measure; all steps if not given.
+            where: booleans `(time,)`, true for the steps to measure; all steps by default.
 
         Raises:
             TypeError, ValueError: for values that are not real numbers, of the wrong rank, not finite, or whose spread
-                is lost in the rounding of their dtype; for anything but one boolean per step.
+                is lost in the rounding of their dtype; and for a `where` that is not one boolean per step.
 
         Example:
             >>> scaler = Scaler.of(jnp.array([[1.0, 7.0], [3.0, 7.0]]))
@@ -312,7 +312,7 @@ class Scaler(NamedTuple):
 
     @classmethod
     def _measured(cls, values: np.ndarray, is_measured: np.ndarray | None, dtype: Any) -> "Scaler":
-        """Measure values in float64, which the device lacks."""
+        """Measure values in float64, on the host."""
         arrays.check_range("values", values, dtype)
         exact, where = values.astype(np.float64), True if is_measured is None else is_measured
         mean, scale = exact.mean(-2, keepdims=True, where=where), exact.std(-2, keepdims=True, where=where)
@@ -323,14 +323,14 @@ class Scaler(NamedTuple):
         return cls(jnp.asarray(mean, dtype), jnp.asarray(scale, dtype))
 
     def __call__(self, values: Any) -> Array:
-        """Return scaled values; those that the device cannot hold exactly are scaled on the host.
+        """Return scaled values; values that the device cannot represent exactly are scaled on the host.
 
         Args:
-            values: `(..., channels)`, such as windows `(windows, steps, channels)`; for the scaler of a panel, they
-                begin with an axis of its series, `(series, ..., channels)`. Lists and frames as for `windows`.
+            values: `(..., channels)`, such as windows `(windows, steps, channels)`; for the scaler of a panel, the
+                first axis is that of its series, `(series, ..., channels)`. Lists and frames as for `windows`.
 
         Raises:
-            ValueError: for other channels or series than were measured, or values that are missing.
+            ValueError: for a number of channels or series other than measured, or missing values.
         """
         x = on_hand("values", values)
         mean, scale = self._aligned(x)
@@ -344,7 +344,7 @@ class Scaler(NamedTuple):
         """Return scaled values, such as forecasts, in their original units, `σ y + μ`; shapes are as in `__call__`.
 
         Raises:
-            ValueError: for other channels or series than were measured.
+            ValueError: for a number of channels or series other than measured.
         """
         x = on_hand("values", values)
         mean, scale = self._aligned(x)
@@ -362,7 +362,7 @@ class Scaler(NamedTuple):
 
 
 def _steps_where(where: Any, values: Any) -> Any:
-    """Return whether the step of each value is to be measured."""
+    """Return which values to measure, by their step."""
     steps = where if isinstance(where, jax.Array) else arrays.as_numpy("where", where)
     if steps.shape != values.shape[-2:-1] or steps.dtype != bool:
         raise ValueError(
@@ -375,7 +375,7 @@ def _steps_where(where: Any, values: Any) -> Any:
 
 
 def _check_resolution(mean: np.ndarray, scale: np.ndarray, dtype: Any) -> None:
-    """Refuse channels whose spread is lost when rounded to the dtype of the device."""
+    """Reject channels whose spread is lost when rounded to the dtype of the device."""
     most = 1e5 * float(np.finfo(np.float32).eps) / float(jnp.finfo(dtype).eps)
     lost = np.argwhere(np.abs(mean) > most * scale)
     if len(lost):

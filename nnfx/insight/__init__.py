@@ -1,10 +1,10 @@
 """A researcher's microscope for any model, loss and data of this library.
 
-- `audit`: is the gradient right? `backpropagation`, `graph`: which factors is it made of? `flow`: where does it go?
+- `audit`: is the gradient right? `backpropagation`, `graph`: what is it made of? `flow`: how does it reach the layers?
 - `landscape`, `curvature`: what the loss looks like around a solution, between solutions and along a path.
-- `features`: what a network has learned to see. `lags`: how far back a recurrent one learns.
-- `tangent`: a network to first order in its parameters. `trajectory`: what changes along the way of gradient descent.
-- `summary`: what a model is made of, and what it costs.
+- `features`: what a network has learned to see. `lags`: how far back in time a recurrent network learns.
+- `tangent`: a network linearised in its parameters. `trajectory`: what changes in the course of gradient descent.
+- `summary`: what a model consists of, and what it costs.
 """
 
 from nnfx.insight import (

@@ -25,10 +25,10 @@ def class_activation_map(
 
     Args:
         model: a model with Linen modules inside, whose outputs are logits `(batch, classes)`.
-        variables: its variables.
+        variables: the variables of the model.
         inputs: `(batch, height, width, channels)` or `(batch, width, channels)`.
         layer: the name of a layer of feature maps, as given by `layer_outputs`; usually the last one.
-        classes: the class c of each input, `(batch,)`, or one for all; by default that of the largest logit.
+        classes: the class c of each input, `(batch,)`, or one for all; by default, that of the largest logit.
         relative: whether z_c is the logit's lead over the mean of all logits. Softmax ignores their common level, which
             often falls in training and then leaves maps of zeros.
 
@@ -89,9 +89,9 @@ def saliency(model: Model, variables: Variables, inputs: ArrayLike, classes: Arr
 
     Args:
         model: any model whose outputs are logits `(batch, classes)`.
-        variables: its variables.
+        variables: the variables of the model.
         inputs: `(batch, ..., channels)`, or `(batch, features)`.
-        classes: the class c of each input, `(batch,)`, or one for all; by default that of the largest logit.
+        classes: the class c of each input, `(batch,)`, or one for all; by default, that of the largest logit.
 
     Returns:
         `(batch, ...)`; for inputs `(batch, features)`, |∂z_c / ∂x| of the same shape.

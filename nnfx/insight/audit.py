@@ -1,4 +1,4 @@
-"""Is the gradient right? Every parameter's derivative against the effect of a small change on the loss."""
+"""Is the gradient right? Compare each parameter's derivative with the effect of a small change on the loss."""
 
 import math
 from functools import partial
@@ -17,9 +17,9 @@ from nnfx.types import Array, Batch, Model, PerExample, Variables
 __all__ = ["Audit", "Leaf", "gradient"]
 
 STEP = 1e-5
-"""h, how far a parameter is moved, relative to its magnitude if that is above 1."""
+"""h, the step by which a parameter is moved, relative to its magnitude if that is above 1."""
 NEAR = 0.1
-"""The smaller of the two moves, as a fraction of the larger."""
+"""The smaller of the two steps, as a fraction of the larger."""
 BESIDE = 0.01
 """The standard deviation of the moves to nearby points, away from the kinks of the original one."""
 
@@ -29,17 +29,17 @@ the loss has a kink at every audited parameter."""
 
 
 class Leaf(NamedTuple):
-    """What was found for one array of parameters.
+    """The result for one array of parameters.
 
     Attributes:
         shape: its shape.
         audited: how many of its elements were audited.
-        kinks: at how many of them the loss has a kink, and so no derivative that differences could show.
-        scale: the largest derivative among them, by the gradient or by differences.
+        kinks: at how many of them the loss has a kink, so that finite differences cannot confirm a derivative.
+        scale: the largest derivative among them, by the gradient or by finite differences.
         error: the largest deviation between the two where there is no kink, as a fraction of the scale.
         worst: the position of that element.
-        gradient: what the gradient says there.
-        difference: what differences of the loss say there.
+        gradient: the derivative there, by the gradient.
+        difference: the derivative there, by finite differences of the loss.
         verdict: whether the two agree.
     """
 
@@ -58,7 +58,7 @@ class Audit(NamedTuple):
     """The result of auditing a gradient; it prints as a table.
 
     Attributes:
-        leaves: what was found for each array of parameters, by name, such as `"hidden_0/kernel"`.
+        leaves: the result for each array of parameters, by name, such as `"hidden_0/kernel"`.
         loss: the empirical loss at these parameters.
     """
 
@@ -103,18 +103,18 @@ def gradient(
 ) -> Audit:
     """Audit a gradient: `∂L/∂wᵢ` against `(L(w + h eᵢ) − L(w − h eᵢ)) / 2h`, in float64, for every parameter.
 
-    All losses are computed in one compiled program. ReLU, a maximum and the absolute value make kinks, across which
+    All losses are computed in one compiled program. ReLU, maxima and absolute values have kinks, across which
     differences say nothing about the slope. A kink is detected by comparing two step sizes and the two sides of each
-    step, whatever the gradient claims. The audit is then repeated at two nearby points, with all parameters moved at
-    random and in the opposite direction, so that either side of the kink is seen. An element is wrong if it disagrees
-    at any of these points by more than a kink there can explain.
+    step, whatever the gradient claims. The audit is then repeated at two nearby points, with all parameters moved in a
+    random direction and in the opposite one, so that both sides of the kink are seen. An element is wrong if it
+    disagrees at any of these points by more than a kink can explain there.
 
     Args:
-        model: the model; it must compute in the dtype that it is given.
+        model: the model; it must compute in the dtype of its arguments.
         loss: per example.
-        variables: the model's, at whose parameters the gradient is audited.
-        batch: what the loss is averaged over.
-        key: draws the parameters to audit and the nearby points, and feeds the model's noise.
+        variables: the variables of the model; the gradient is audited at their parameters.
+        batch: the examples that the loss is averaged over.
+        key: draws the parameters to audit and the nearby points, and seeds the model's noise.
         share: the fraction of each array of parameters to audit, above 0, drawn at random; at least one element.
         train: whether to apply the model as in training.
         tolerance: the largest error that passes, as a fraction of the largest derivative in an array of parameters; an
@@ -170,7 +170,7 @@ def gradient(
 
 
 def _choose(key: Array, shapes: list[tuple[int, ...]], share: float) -> list[np.ndarray]:
-    """Draw a share of each leaf, as positions in the vector of all parameters."""
+    """Draw a fraction of each leaf, as positions in the vector of all parameters."""
     chosen, offset = [], 0
     for i, shape in enumerate(shapes):
         size = math.prod(shape)
@@ -187,14 +187,14 @@ def _as_float64(leaf: Any) -> Array:
 
 
 def _beside(key: Array, params: Any) -> list[Any]:
-    """Return the parameters moved at random, and moved in the opposite direction."""
+    """Return the parameters moved in a random direction, and in the opposite one."""
     flat, restore = ravel_pytree(params)
     move = BESIDE * jax.random.normal(key, flat.shape, flat.dtype)
     return [restore(flat + move), restore(flat - move)]
 
 
 class _Found(NamedTuple):
-    """What the program returns: the loss and its rounding, and each element's step, derivative and losses."""
+    """The results of the program: the loss and its rounding error, and each element's step, derivative and losses."""
 
     loss: Array
     rounding: Array
@@ -223,7 +223,7 @@ def _differences(
 
     value, slope = jax.value_and_grad(of)(flat)
     if value.dtype != jnp.float64:
-        raise ValueError(f"model: expected outputs in float64, as its inputs and parameters are, got {value.dtype}")
+        raise ValueError(f"model: expected outputs in float64, like its inputs and parameters, got {value.dtype}")
     steps = STEP * jnp.maximum(1, jnp.abs(flat[chosen]))
     moves = jnp.stack([steps, -steps, NEAR * steps, -NEAR * steps], axis=1).reshape(-1)
 
@@ -244,14 +244,14 @@ def _differences(
 
 
 class _Evidence(NamedTuple):
-    """What was found for each element, on the host.
+    """The evidence for each element, on the host.
 
     Attributes:
         loss: the loss before anything is moved.
         gradient: the derivative that is audited.
         difference: the central difference that comes closest to it.
         scale: the largest derivative within the same leaf.
-        noise: what the rounding of the loss may add to a difference.
+        noise: the error that rounding of the loss may cause in a difference.
         is_right: whether the gradient and the difference agree.
         is_kink: whether they disagree because of a kink.
     """
@@ -297,7 +297,7 @@ class _Evidence(NamedTuple):
 
 
 def _leaf(shape: tuple[int, ...], numbers: np.ndarray, evidence: list[_Evidence]) -> Leaf:
-    """Judge one leaf by the evidence at one point, or at that point and those nearby."""
+    """Judge one leaf by the evidence at one point, or at that point and the nearby ones."""
     first = evidence[0]
     is_wrong = np.stack([~each.is_right & ~each.is_kink for each in evidence])
     errors = np.stack(

@@ -20,7 +20,7 @@ __all__ = ["Backpropagation", "Layer", "lay_open"]
 
 
 class Layer(NamedTuple):
-    """A layer `h = g(z)`, `z = xW + b` on the way forward, and the errors on the way back; k pieces for maxout, else 1.
+    """A layer `h = g(z)`, `z = xW + b` on the way forward, and the errors on the way back; k is 1 but for maxout.
 
     Attributes:
         name: as given by `nnfx.insight.features.layer_outputs`.
@@ -30,7 +30,7 @@ class Layer(NamedTuple):
         pre_activations: z, `(batch, k · units)`.
         outputs: h, `(batch, units)`.
         local_derivatives: `g'(z) = ∂h/∂z`, `(batch, k · units)`; for maxout 1 for the winning piece, else 0.
-        errors: `∂L/∂h`, what comes back from the layer above, `(batch, units)`.
+        errors: `∂L/∂h`, passed back from the layer above, `(batch, units)`.
         deltas: `δ = ∂L/∂z = ∂L/∂h · g'(z)`, `(batch, k · units)`.
         kernel_gradient: `∂L/∂W = xᵀδ`, summed over the batch, `(inputs, k · units)`.
         bias_gradient: `∂L/∂b = Σ δ`, `(k · units,)`.
@@ -66,7 +66,7 @@ class Backpropagation(NamedTuple):
 
     @property
     def gradient(self) -> Params:
-        """The gradient with respect to all parameters, in their tree: what `jax.grad` returns in one go."""
+        """The gradient with respect to all parameters, in their tree, as returned by `jax.grad`."""
         found: dict[str, Any] = {}
         for layer in self.layers:
             place = found
@@ -107,7 +107,7 @@ class Backpropagation(NamedTuple):
 
 
 def lay_open(model: Model, loss: PerExample, variables: Variables, batch: Batch) -> Backpropagation:
-    """Go forward and back through a dense network by the chain rule, one factor at a time, and return them all.
+    """Go forward and back through a dense network by the chain rule, factor by factor, and return all factors.
 
     From the outputs down: `δ = ∂L/∂h · g'(z)`, `∂L/∂W = xᵀδ`, `∂L/∂b = Σ δ`, and `∂L/∂x = δWᵀ` for the layer below.
     Only g' and the derivative of the loss with respect to the outputs come from JAX; the product of all factors is the
@@ -117,14 +117,14 @@ def lay_open(model: Model, loss: PerExample, variables: Variables, batch: Batch)
         model: a stack of perceptrons, made by `nnfx.models.perceptron` or `mlp` without batch norm; it is applied
             outside training, so without dropout.
         loss: per example.
-        variables: the model's.
+        variables: the variables of the model.
         batch: one or more examples; L is their empirical loss.
 
     Returns:
         Every layer's values, local derivatives and errors.
 
     Raises:
-        TypeError, ValueError: as for `nnfx.insight.audit.gradient`, and for other models or an activation that mixes
+        TypeError, ValueError: as for `nnfx.insight.audit.gradient`, and for other models, and for activations that mix
             units, such as softmax, whose derivative is not one number per unit.
 
     Example:
@@ -155,7 +155,7 @@ def lay_open(model: Model, loss: PerExample, variables: Variables, batch: Batch)
 def _lay_open(
     model: Model, loss: PerExample, variables: Variables, batch: Batch
 ) -> tuple[dict[str, tuple[list[Array], Array]], Array, Array]:
-    """Return each layer's factors by name, in order, with how much its activation mixes units."""
+    """Return each layer's factors by name, in order, and how much its activation mixes units."""
     seen = _forward(model, variables, batch.inputs)
 
     def total(outputs: Array) -> tuple[Array, Array]:
@@ -175,7 +175,7 @@ def _lay_open(
 
 
 class _Seen(NamedTuple):
-    """What is recorded about a layer while the model is applied."""
+    """The values recorded for a layer while the model is applied."""
 
     name: str
     activation: Callable[[Array], Array]
@@ -213,7 +213,7 @@ def _forward(model: Model, variables: Variables, inputs: Array) -> list[_Seen]:
 def _local_derivatives(activation: Callable[[Array], Array], z: Array) -> tuple[Array, Array]:
     """Return the derivative of each unit with respect to its pre-activations, and how much units mix, relative to it.
 
-    If they do not mix, the derivative of their sum is that of each, and predicts the effect of any joint change.
+    If they do not mix, the derivative of their sum is that of each unit, and predicts the effect of any joint change.
     """
     local = jax.grad(lambda z: activation(z).sum())(z)
     trial = jnp.cos(jnp.arange(z.size, dtype=z.dtype)).reshape(z.shape)

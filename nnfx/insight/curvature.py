@@ -1,4 +1,4 @@
-"""The curvature of the loss: products with the Hessian `H = ∂²L / ∂w²`, its eigenvalues, their density, its trace.
+"""The curvature of the loss: products with the Hessian `H = ∂²L / ∂w²`, eigenvalues, their density, the trace.
 
 The Hessian itself, whose size is the square of the number of parameters, is never formed. All functions take any
 model, loss and batch, and work under `jax.jit`.
@@ -27,7 +27,7 @@ class Eigenpairs(NamedTuple):
 
     Attributes:
         values: `(count,)`, from the end inwards.
-        vectors: of length one, like the parameters with a leading axis, `(count, ...)`.
+        vectors: unit vectors in the tree of the parameters, with a leading axis, `(count, ...)`.
         residuals: `‖Hv − λv‖` of each, `(count,)`: an upper bound on its distance from an eigenvalue.
     """
 
@@ -37,11 +37,11 @@ class Eigenpairs(NamedTuple):
 
 
 class Spectrum(NamedTuple):
-    """The spectrum of the Hessian as seen by random vectors: points with weights.
+    """An estimate of the Hessian's spectrum from random vectors: points with weights.
 
     Attributes:
-        values: `(draws, steps)`, the values that each random vector saw.
-        weights: `(draws, steps)`, the fraction of the eigenvalues that lies there; those of each draw sum to 1.
+        values: `(draws, steps)`, the points for each random vector.
+        weights: `(draws, steps)`, the fraction of the eigenvalues at each point; they sum to 1 for each draw.
     """
 
     values: Array
@@ -52,7 +52,7 @@ class Spectrum(NamedTuple):
 
         Args:
             at: t, eigenvalues `(points,)`.
-            width: σ, above 0, by how much the points are smeared; may be traced.
+            width: σ, above 0, the width over which each point is smoothed; may be traced.
 
         Returns:
             `(points,)`, per unit of the eigenvalues.
@@ -86,13 +86,13 @@ def hessian_vector_product(
     """Multiply the Hessian of the empirical loss by a vector: `Hv = ∂/∂t ∇L(w + t v)`, at t = 0.
 
     Forward mode is applied to the gradient, at about the cost of two gradients. If the model has a custom derivative
-    that supports reverse mode only, as the convolutions here have, it is `∇ (∇L · v)` instead.
+    that supports reverse mode only, like the convolutions of this library, `∇ (∇L · v)` is computed instead.
 
     Args:
         model: the model.
         loss: per example.
-        variables: the model's; the derivative is with respect to the parameters, at their values.
-        batch: what the loss is averaged over.
+        variables: the variables of the model; derivatives are taken with respect to their parameters.
+        batch: the examples that the loss is averaged over.
         vector: v, like the parameters.
         train: whether to apply the model as in training, without noise: batch norm then normalises by the batch.
 
@@ -100,7 +100,8 @@ def hessian_vector_product(
         Hv, like the parameters.
 
     Raises:
-        TypeError, ValueError: as for `nnfx.insight.audit.gradient`, and for a vector of shapes unlike the parameters'.
+        TypeError, ValueError: as for `nnfx.insight.audit.gradient`, and for a vector whose shapes differ from those of
+            the parameters.
 
     Example:
         The squared error of a linear model has the Hessian `2 Σ x xᵀ / n`:
@@ -172,22 +173,23 @@ def eigenpairs(
 ) -> Eigenpairs:
     """Find eigenvalues at one end of the Hessian's spectrum, with their eigenvectors, by Lanczos' method.
 
-    The eigenvalues at the ends of the spectrum, which usually lie far apart, are found with few products with the
-    Hessian; the residuals say how well. An eigenvalue that several eigenvectors share may come with fewer of them.
+    The eigenvalues at the ends of the spectrum, which usually lie far apart, converge after few products with the
+    Hessian; the residuals show how well. Of the eigenvectors of a multiple eigenvalue, some may be missing.
 
     Args:
         model: the model.
         loss: per example.
-        variables: the model's, at whose parameters the Hessian is taken.
-        batch: what the loss is averaged over.
+        variables: the variables of the model; the Hessian is taken at their parameters.
+        batch: the examples that the loss is averaged over.
         key: draws the starting vector.
-        count: how many, at most `steps`.
-        end: whether the largest, across the valley, or the smallest: the most negative ones lead down from a saddle.
-        steps: the most products with the Hessian to make, limited to the number of parameters.
+        count: how many eigenvalues to find, at most `steps`.
+        end: `"largest"`, for the directions across the valley, or `"smallest"`, for the directions that lead down from
+            a saddle.
+        steps: the largest number of products with the Hessian, limited to the number of parameters.
         train: whether to apply the model as in training, without noise.
 
     Returns:
-        The eigenvalues from that end inwards, their eigenvectors, and how well they were found.
+        The eigenvalues from that end inwards, their eigenvectors, and their residuals.
 
     Raises:
         TypeError, ValueError: as for `hessian_vector_product`, and for a key that is not typed or a count above the
@@ -259,10 +261,10 @@ def sharpness(
     Args:
         model: the model.
         loss: per example.
-        variables: the model's, at whose parameters the Hessian is taken.
-        batch: what the loss is averaged over.
+        variables: the variables of the model; the Hessian is taken at their parameters.
+        batch: the examples that the loss is averaged over.
         key: draws the starting vector.
-        steps: the most products with the Hessian to make, limited to the number of parameters.
+        steps: the largest number of products with the Hessian, limited to the number of parameters.
         train: whether to apply the model as in training, without noise.
 
     Returns:
@@ -298,21 +300,22 @@ def spectrum(
 ) -> Spectrum:
     """Estimate the whole spectrum of the Hessian by stochastic Lanczos quadrature.
 
-    A random vector v contains, on average, an equal part of every eigenvector. Lanczos' method from v finds the few
-    points and weights that integrate polynomials of degree up to `2 steps − 1` as v does with the true spectrum.
+    A random vector v contains, on average, an equal part of every eigenvector. Lanczos' method, started from v, finds
+    a few points and weights that integrate polynomials of degree up to `2 steps − 1` exactly, with respect to the
+    spectrum weighted by v.
 
     Args:
         model: the model.
         loss: per example.
-        variables: the model's, at whose parameters the Hessian is taken.
-        batch: what the loss is averaged over.
+        variables: the variables of the model; the Hessian is taken at their parameters.
+        batch: the examples that the loss is averaged over.
         key: draws the vectors.
         draws: how many random vectors.
         steps: how many products with the Hessian to make for each, limited to the number of parameters.
         train: whether to apply the model as in training, without noise.
 
     Returns:
-        The points and their weights; its `density` smears them into a curve.
+        The points and their weights; its `density` smooths them into a curve.
 
     Raises:
         TypeError, ValueError: as for `eigenpairs`, and for draws that are not a positive integer.
@@ -373,8 +376,8 @@ def trace(
     Args:
         model: the model.
         loss: per example.
-        variables: the model's, at whose parameters the Hessian is taken.
-        batch: what the loss is averaged over.
+        variables: the variables of the model; the Hessian is taken at their parameters.
+        batch: the examples that the loss is averaged over.
         key: draws the signs.
         draws: how many vectors of signs, at least 2.
         train: whether to apply the model as in training, without noise.

@@ -1,4 +1,4 @@
-"""What a network sees: its filters and feature maps, what excites its units, and where it looks.
+"""What a network responds to: its filters and feature maps, the inputs that excite its units, and where it looks.
 
 All functions take any `Model` with Flax Linen modules inside, applied outside training, and work under `jax.jit`.
 """
@@ -65,16 +65,16 @@ def maximize(
     """Search for the input that excites a unit most: `argmax_x a(x) − λ Σᵢ xᵢ² − τ Σ (xᵢ − xⱼ)²`, j next to i.
 
     Adam ascends from several random inputs, within one compiled scan; the best result is returned. A unit that ReLU
-    silences at a starting point has no gradient there: more starts help, and so does pooling by `"max"`. For several
+    sets to zero at a starting point has no gradient there; more starts help, as does pooling by `"max"`. For several
     units, use `jax.vmap` over `unit`.
 
     Args:
         model: a model with Linen modules inside.
-        variables: its variables.
+        variables: the variables of the model.
         layer: the name of a layer, as given by `layer_outputs`.
         unit: the index of one of its features, on the last axis.
         shape: the shape of one input, such as `(28, 28, 1)`.
-        key: draws the starting points, uniform within the bounds if given, else normal, and the jitter.
+        key: draws the jitter and the starting points, which are uniform within the bounds if given, otherwise normal.
         steps: how many steps to take.
         learning_rate: Adam's learning rate.
         l2: λ, at least 0.
@@ -198,12 +198,12 @@ def top_inputs(
 
     Args:
         model: a model with Linen modules inside.
-        variables: its variables.
+        variables: the variables of the model.
         inputs: the inputs to choose from, `(rows, ...)`.
         layer: the name of a layer, as given by `layer_outputs`.
         unit: the index of one of its features, on the last axis.
         count: how many to find.
-        chunk: how many inputs to send through the network at once.
+        chunk: how many inputs to pass through the network at once.
         pool: how a feature map becomes one activation, a: `"mean"`, `"max"` or `"center"`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""How gradients flow: what reaches each layer over a run, and how much of it is noise."""
+"""How gradients flow: how much reaches each layer over a run, and how much of it is noise."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ _QUANTITIES = ("gradient", "update", "weight", "activation")
 
 
 class Flow(NamedTuple):
-    """What flowed through each layer per epoch: means over the epoch's steps, `(epochs,)`, by layer name.
+    """The flow through each layer: means over the steps of each epoch, `(epochs,)`, by layer name.
 
     Attributes:
         gradient: the norm of the gradient, `‖∂L/∂W‖`, over all arrays of the layer together.
@@ -42,15 +42,15 @@ def make_step(
     metrics: Mapping[str, PerExample] | None = None,
     **options: Any,
 ) -> Step:
-    """Make a training step as `nnfx.make_step` does, which also measures what flows through each layer.
+    """Make a training step like `nnfx.make_step`, which also measures the flow through each layer.
 
-    Passed to `nnfx.fit` as `make_step`, it adds four curves per layer to the run's history, which `curves` sorts. The
-    gradient is what the optimizer is given, including that of a penalty; the activations are those in training, on the
-    batch before it is augmented, and are measured wherever Linen modules are seen.
+    Passed to `nnfx.fit` as `make_step`, it adds four curves per layer to the run's history, which `curves` groups. The
+    gradient is the one that the optimizer receives, including that of a penalty. The activations are those in
+    training, on the batch before it is augmented, and are measured only for Linen modules.
 
     Args:
         model: the model.
-        loss: as for `nnfx.make_step`, like the rest.
+        loss: as for `nnfx.make_step`, like all other arguments.
         optimizer: likewise.
         metrics: likewise.
         **options: likewise.
@@ -95,14 +95,14 @@ def make_step(
 
 
 class _Recorded(NamedTuple):
-    """The state of an optimizer, and the last gradient that it was given."""
+    """The state of an optimizer, and the last gradient that it received."""
 
     inner: Any
     gradient: Params
 
 
 def _recording(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Wrap an optimizer so that its state keeps the gradient that it is given."""
+    """Wrap an optimizer so that its state keeps the gradient that it receives."""
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: Params) -> _Recorded:
@@ -137,7 +137,7 @@ def curves(history: Mapping[str, Any]) -> Flow:
     """Group the history of a run by quantity, then by layer in natural order.
 
     Args:
-        history: the history of a run whose step is made by the `make_step` of this module, `run.history`.
+        history: the `run.history` of a run whose step is made by the `make_step` of this module.
 
     Raises:
         ValueError: for the history of a run with a different step.
@@ -170,7 +170,7 @@ def per_example_gradients(model: Model, loss: PerExample, variables: Variables, 
     Args:
         model: the model, applied outside training.
         loss: per example.
-        variables: the model's, at whose parameters the gradients are taken.
+        variables: the variables of the model; the gradients are taken at their parameters.
         batch: the examples; their weights are not used.
 
     Returns:
@@ -226,14 +226,14 @@ class NoiseScale(NamedTuple):
 def noise_scale(model: Model, loss: PerExample, variables: Variables, batch: Batch) -> NoiseScale:
     """Estimate the gradient noise scale `B = tr Σ / |G|²`: the batch size at which noise and gradient are equal.
 
-    Much smaller batches waste no examples, and much larger ones save hardly any steps. From the gradients gᵢ of n
-    examples, `tr Σ ≈ Σ |gᵢ − ḡ|² / (n − 1)` and `|G|² ≈ |ḡ|² − tr Σ / n`, both unbiased: the paper's estimates from
-    batches of 1 and of n.
+    Batches much smaller than this waste no examples, and batches much larger save hardly any steps. From the gradients
+    gᵢ of n examples, `tr Σ ≈ Σ |gᵢ − ḡ|² / (n − 1)` and `|G|² ≈ |ḡ|² − tr Σ / n`, both unbiased: the paper's estimates
+    from batches of 1 and of n.
 
     Args:
         model: the model, applied outside training.
         loss: per example.
-        variables: the model's, at whose parameters the gradients are taken.
+        variables: the variables of the model; the gradients are taken at their parameters.
         batch: two or more examples of equal weight; those of weight zero are left out.
 
     Returns:

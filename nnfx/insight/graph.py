@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["draw"]
 
 POSITIVE, NEGATIVE, QUIET = "#0072B2", "#D55E00", "#BBBBBB"
-"""Okabe and Ito's blue and vermilion, which colour-blind readers can tell apart."""
+"""Okabe and Ito's blue and vermilion, which people with colour blindness can tell apart."""
 LABELLED = 40
 """The largest number of edges between two layers that are still labelled with their numbers."""
 RADIUS, APART = 0.23, 2.6
@@ -85,7 +85,7 @@ def _by_unit(deltas: np.ndarray, units: int) -> np.ndarray:
 
 
 def _contributions(found: Backpropagation, number: int, example: int) -> np.ndarray:
-    """Return what one example contributes to the gradient of each edge, `xᵢ δⱼ`, `(inputs, units)`."""
+    """Return the contribution of one example to the gradient of each edge, `xᵢ δⱼ`, `(inputs, units)`."""
     layer = found.layers[number]
     deltas = _by_unit(np.asarray(layer.deltas[example]), layer.outputs.shape[1])
     return np.outer(np.asarray(layer.inputs[example]), deltas)

@@ -16,16 +16,16 @@ __all__ = ["gradient_by_lag"]
 def gradient_by_lag(model: Model, loss: PerExample, variables: Variables, batch: Batch) -> Array:
     """Return how much of the gradient arrives k steps before the end: `E ‖∂ℓ / ∂s_{T−k}‖` for k = 1 … T.
 
-    s is the whole state, that of all layers side by side (for an LSTM, hidden states and cells), T the length of the
-    sequences, and E the weighted mean over the examples. If the curve falls like a geometric series, the gradient
-    vanishes, and nothing is learned from the distant past; if it rises, the gradient explodes. If the model has outputs
-    at every step, the loss covers all of them.
+    Here s is the state of all layers together (for an LSTM, hidden states and cells), T the length of the sequences,
+    and E the weighted mean over the examples. If the curve falls like a geometric series, the gradient vanishes, and
+    nothing is learned from the distant past; if it rises like one, the gradient explodes. If the model has outputs at
+    every step, the loss covers all of them.
 
     Args:
         model: a recurrent model with a stream, such as `nnfx.models.rnn`, `lstm` or `gru` in one direction. It is
             applied outside training, from a state of zeros.
         loss: per example, `(outputs, targets) -> (batch,)`.
-        variables: the model's.
+        variables: the variables of the model.
         batch: inputs `(batch, time, features)`, targets and weights.
 
     Returns:
@@ -80,7 +80,7 @@ def _gradient_by_lag(model: Model, loss: PerExample, variables: Variables, batch
 
 
 def _norms(vectors: Array) -> Array:
-    """Return the norms along the last axis, even of vectors so short that their squares are zero."""
+    """Return the norms along the last axis, even of vectors whose squares underflow."""
     largest = jnp.abs(vectors).max(-1, keepdims=True)
     scaled = vectors / jnp.where(largest > 0, largest, 1)
     return largest[..., 0] * jnp.sqrt(jnp.square(scaled).sum(-1))

@@ -1,4 +1,4 @@
-"""Lanczos' method: a symmetric matrix, known only by its products with vectors, as a small tridiagonal one."""
+"""Lanczos' method: a symmetric matrix, known only by its products with vectors, reduced to a small tridiagonal one."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -24,12 +24,12 @@ class Tridiagonal(NamedTuple):
 
 
 def tridiagonal(product: Callable[[Array], Array], start: Array, steps: int, key: Array) -> Tridiagonal:
-    """Make a symmetric matrix tridiagonal, starting from a vector; each new vector is orthogonal to all before it.
+    """Make a symmetric matrix tridiagonal, starting from a vector; each new vector is orthogonal to all earlier ones.
 
-    If the vectors so far span an invariant subspace, only rounding is left; a random vector is used then.
+    Once the vectors span an invariant subspace, only rounding errors remain, and a random vector is used instead.
 
     Args:
-        product: A times a vector.
+        product: multiplies A by a vector.
         start: `(size,)`, not zero; the first vector of the basis points along it.
         steps: how many vectors, at most `size`.
         key: draws the random vectors.

@@ -24,7 +24,7 @@ class Cut(NamedTuple):
     Attributes:
         origin: w₀, the parameters at coordinates zero.
         directions: dᵢ, each array with a leading axis of size one or two.
-        places: the coordinates of the points it was made from, such as a training path, `(places, 1 or 2)`.
+        places: the coordinates of the points that define it, such as a training path, `(places, 1 or 2)`.
         captured: the fraction of the path's variance that lies along each direction; None if there is no path.
     """
 
@@ -39,7 +39,7 @@ class Landscape(NamedTuple):
 
     Attributes:
         x: the coordinates along the first direction, `(x,)`.
-        y: those along the second, `(y,)`, or None on a line.
+        y: the coordinates along the second, `(y,)`, or None on a line.
         losses: `(x,)`, or `(x, y)`.
     """
 
@@ -49,15 +49,16 @@ class Landscape(NamedTuple):
 
 
 def random_cut(key: Array, params: Params, axes: int = 2) -> Cut:
-    """Cut in random directions, each filter as long as the network's own: `dᵢⱼ ← dᵢⱼ ‖wᵢⱼ‖ / ‖dᵢⱼ‖`, `d ~ N(0, 1)`.
+    """Cut in random directions, each filter scaled like the network's own: `dᵢⱼ ← dᵢⱼ ‖wᵢⱼ‖ / ‖dᵢⱼ‖`, `d ~ N(0, 1)`.
 
     With ReLU and batch norm, a network's function does not depend on the scale of its filters, so the length of a
-    direction means nothing by itself; with filters of equal size, landscapes can be compared. A filter is all that
-    feeds one feature, on the last axis. Biases and the parameters of batch norm, arrays of one axis, are not moved.
+    direction means nothing by itself; with filters of equal norm, landscapes can be compared. A filter consists of the
+    weights of one feature, on the last axis. Biases and the parameters of batch norm, which are arrays of one axis,
+    are not moved.
 
     Args:
         key: a typed key.
-        params: where to cut.
+        params: the parameters to cut through.
         axes: 1 for a line, 2 for a plane.
 
     Returns:
@@ -65,7 +66,7 @@ def random_cut(key: Array, params: Params, axes: int = 2) -> Cut:
 
     Raises:
         TypeError: for a key that is not typed, or parameters that are not floats.
-        ValueError: for another number of axes, parameters that are not finite, or only arrays of one axis.
+        ValueError: for an unsupported number of axes, parameters that are not finite, or only arrays of one axis.
 
     Example:
         >>> cut = random_cut(jax.random.key(0), {"kernel": jnp.array([[3.0, 0.0], [4.0, 2.0]])})
@@ -85,7 +86,7 @@ def random_cut(key: Array, params: Params, axes: int = 2) -> Cut:
 
 @partial(jax.jit, static_argnums=2)
 def _filter_normalised(key: Array, params: Params, axes: int) -> Params:
-    """Draw directions, each filter as long as the network's own."""
+    """Draw directions, each filter scaled to the norm of the network's own."""
     leaves, tree = jax.tree.flatten(params)
 
     def draw(key: Array, leaf: Array) -> Array:
@@ -105,8 +106,8 @@ def principal_cut(path: Params, axes: int = 2) -> Cut:
     """Cut along a training path: through its last point, in the directions in which its points vary most.
 
     The directions are the first principal components of the points, of length one, with signs such that no coordinate
-    of the path's start is positive. What the path does in other directions is projected away, and `captured` says how
-    much remains.
+    of the path's start is positive. The path is projected onto them, and `captured` tells how much of its variance
+    remains.
 
     Args:
         path: the parameters along the path, each array `(places, ...)`.
@@ -117,7 +118,7 @@ def principal_cut(path: Params, axes: int = 2) -> Cut:
 
     Raises:
         TypeError: for parameters that are not floats.
-        ValueError: for fewer than axes + 1 points, points that are all the same, or another number of axes.
+        ValueError: for fewer than axes + 1 points, points that are all the same, or an unsupported number of axes.
 
     Example:
         >>> path = {"w": jnp.array([[-3.0, 0.0], [-2.0, 1.0], [-1.0, 0.0], [0.0, 0.0]])}
@@ -133,14 +134,14 @@ def principal_cut(path: Params, axes: int = 2) -> Cut:
     objective.check_variables({"params": path})
     lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(path)}
     if len(lengths) != 1 or () in lengths or min(lengths)[0] <= axes:
-        raise ValueError(f"path: expected arrays (places, ...) of more than {axes} places, got {sorted(lengths)}")
+        raise ValueError(f"path: expected arrays (places, ...) of more than {axes} points, got {sorted(lengths)}")
     last = jax.tree.map(lambda leaf: jnp.asarray(leaf)[-1], path)
     flat = jax.vmap(lambda place: ravel_pytree(place)[0])(jax.tree.map(jnp.asarray, path))
     _, restore = ravel_pytree(last)
     moved = flat - flat[-1:]
     _, spread, components = jnp.linalg.svd(moved - moved.mean(0, keepdims=True), full_matrices=False)
     if checks.is_concrete(spread) and not float(spread[0]) > 0:
-        raise ValueError("path: expected different places, got identical ones")
+        raise ValueError("path: expected at least two different points, got identical ones")
     directions = components[:axes]
     directions = directions * jnp.where(moved[:1] @ directions.T > 0, -1, 1).T
     captured = jnp.square(spread) / jnp.square(spread).sum()
@@ -150,9 +151,9 @@ def principal_cut(path: Params, axes: int = 2) -> Cut:
 def through(*solutions: Params) -> Cut:
     """Cut through two solutions along the straight line between them, or through three in their plane.
 
-    On a line the first lies at 0 and the second at 1: the cut shows whether two minima share a valley, and what lies
-    between them. In a plane the unit is that of the parameters, the second solution lies on the first axis, and the
-    third on the positive side of the second axis: lengths and angles are the true ones.
+    On a line the first lies at 0 and the second at 1: the cut shows whether two minima share a valley, and the loss
+    between them. In a plane, the unit is that of the parameters, the second solution lies on the first axis, and the
+    third on the positive side of the second axis; lengths and angles are preserved.
 
     Args:
         *solutions: the parameters of two or three networks of the same shapes.
@@ -161,7 +162,7 @@ def through(*solutions: Params) -> Cut:
         The cut, with the coordinates of the solutions.
 
     Raises:
-        TypeError: for another number of solutions, or parameters that are not floats.
+        TypeError: for an unsupported number of solutions, or parameters that are not floats.
         ValueError: for solutions of different shapes, two that are the same, or three on one line.
 
     Example:
@@ -197,7 +198,7 @@ def through(*solutions: Params) -> Cut:
 
 
 def _require_apart(expected: str, difference: Array, whole: Array) -> None:
-    """Require a difference that is larger than rounding."""
+    """Require a difference larger than rounding errors."""
     if checks.is_concrete(difference):
         small = 8 * float(jnp.finfo(whole.dtype).eps) * float(jnp.linalg.norm(whole))
         if float(jnp.linalg.norm(difference)) <= small:
@@ -225,21 +226,21 @@ def measure(
 ) -> Landscape:
     """Measure the empirical loss `L(w₀ + x d₁ + y d₂)` on a line or on a grid, as one compiled program.
 
-    The points are divided among the devices; on each, small networks are evaluated many at a time, and large ones one
-    at a time.
+    The points are divided among the devices; each evaluates small networks many at a time, and large ones one at a
+    time.
 
     Args:
         model: the model.
         loss: per example.
-        variables: the model's; all but the parameters are used, such as running statistics.
-        batch: what the loss is averaged over.
+        variables: the variables of the model, of which all but the parameters are used, such as running statistics.
+        batch: the examples that the loss is averaged over.
         cut: the line or the plane.
         x: coordinates along its first direction, `(x,)`.
-        y: those along its second, `(y,)`; None for a line.
-        key: feeds the model's noise in training, the same at every point.
+        y: coordinates along its second direction, `(y,)`; None for a line.
+        key: seeds the model's noise in training, the same at every point.
         train: whether to apply the model as in training: batch norm then normalises each point by its own
             statistics.
-        devices: by default, all of this process.
+        devices: the devices to use; by default, all devices of this process.
 
     Returns:
         The coordinates and the losses, which may be infinite or NaN far away.
@@ -247,7 +248,7 @@ def measure(
     Raises:
         TypeError: for arguments of the wrong type.
         ValueError: for coordinates that are not finite numbers `(x,)`, coordinates along more or fewer directions than
-            the cut has, a cut of another network, and as for `nnfx.insight.audit.gradient`.
+            the cut has, a cut of a different network, and as for `nnfx.insight.audit.gradient`.
 
     Example:
         The loss of a linear model is a parabola:
@@ -266,7 +267,7 @@ def measure(
     objective.check(model, loss, variables, batch, key=key, train=train)
     if not isinstance(cut, Cut):
         raise TypeError(
-            f"cut: expected a Cut, such as nnfx.insight.landscape.through returns, got {checks.describe(cut)}"
+            f"cut: expected a Cut, as returned by nnfx.insight.landscape.through, got {checks.describe(cut)}"
         )
     axes = cut.places.shape[-1]
     names = ("x", "y")[: 1 if y is None else 2]
@@ -317,6 +318,6 @@ def _coordinates(name: str, value: Any) -> Array:
     value = jnp.asarray(value)
     checks.numeric(name, value)
     if value.ndim != 1 or not len(value):
-        raise ValueError(f"{name}: expected coordinates ({name},), at least one, got {checks.describe(value)}")
+        raise ValueError(f"{name}: expected at least one coordinate, ({name},), got {checks.describe(value)}")
     checks.finite(name, value)
     return value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(float)

@@ -1,7 +1,7 @@
 """The layers inside a model: their names, their outputs, and their filters.
 
 A `Model` has `init` and `apply` but no layers. If it uses Flax Linen modules inside, `flax.linen.intercept_methods`
-around `apply` sees the call of each, so that its output can be read, and a zero added to it to take derivatives.
+around `apply` sees each call of one, so that its output can be read, and a zero added to it to take derivatives.
 """
 
 import collections
@@ -29,14 +29,14 @@ _current_trace: Callable[[], Any] = tracers.current_trace
 def layer_outputs(model: Model, variables: Variables, inputs: Any) -> dict[str, Array]:
     """Return the outputs of each layer, `hₗ = gₗ(hₗ₋₁)`, by name, from the first layer to the last.
 
-    A layer is a Flax Linen module with an output of its own: one that only passes on another's, as a stack does with
-    that of its last layer, is left out. Names are paths such as `"dense/hidden_0"`; the outermost module is
-    `"outputs"`, and the second call of a layer is `"name[1]"`. What lies within a lifted transformation, such as
+    A layer is a Flax Linen module with an output of its own; a module that only passes on the output of another, as a
+    stack does with its last layer, is left out. Names are paths such as `"dense/hidden_0"`; the outermost module is
+    `"outputs"`, and the second call of a layer is `"name[1]"`. Modules within a lifted transformation, such as
     `nn.remat` or `nn.scan`, cannot be seen.
 
     Args:
-        model: a model with Linen modules inside, as all of `nnfx.models` have, except those of `from_nnx`.
-        variables: its variables.
+        model: a model with Linen modules inside, like all models of `nnfx.models` except those of `from_nnx`.
+        variables: the variables of the model.
         inputs: `(batch, ...)`; for the feature maps of a single image, a batch of one.
 
     Returns:
@@ -44,7 +44,7 @@ def layer_outputs(model: Model, variables: Variables, inputs: Any) -> dict[str, 
 
     Raises:
         TypeError: for anything but a model.
-        ValueError: for a model in which no Linen module is seen.
+        ValueError: for a model without visible Linen modules.
 
     Example:
         >>> from nnfx import models
@@ -60,7 +60,7 @@ def layer_outputs(model: Model, variables: Variables, inputs: Any) -> dict[str, 
 
 @contextlib.contextmanager
 def calls_seen(see: Callable[[str, nn.Module, Callable[[], Any], tuple[Any, ...]], Any]) -> Iterator[None]:
-    """Replace each call of a Linen module with `see(name, module, call, args)`, which returns what the call would."""
+    """Replace each call of a Linen module with `see(name, module, call, args)`, which returns the call's result."""
     outside = _current_trace()
     calls: collections.Counter[str] = collections.Counter()
 
@@ -82,8 +82,8 @@ def watch(
 ) -> tuple[Any, dict[str, Array]]:
     """Apply a model with offsets added to the outputs of layers, and return its outputs and those of all layers.
 
-    With `train=True`, and a key and weights as for `apply`, the model's new state comes with its outputs. If no call
-    of a Linen module can be seen, there are no layers.
+    With `train=True`, and a key and weights as for `apply`, the model's new state is returned with its outputs. If no
+    call of a Linen module can be seen, there are no layers.
     """
     seen: dict[str, Array] = collections.OrderedDict()  # as a tree it keeps its order, whereas a dict is sorted
 
@@ -107,7 +107,7 @@ _watch_compiled = memo.compiled()(watch)
 
 
 def _require_seen(seen: dict[str, Any]) -> dict[str, Any]:
-    """Raise if no layer was seen, and return those that were."""
+    """Return the layers that were seen; raise an error if there are none."""
     if not seen:
         raise ValueError(
             "model: expected a model of Flax Linen modules, such as those of nnfx.models or from_linen, whose apply"
@@ -125,7 +125,7 @@ def require_layer(model: Model, variables: Variables, inputs: Any, layer: str) -
 
 
 def require_floating(inputs: ArrayLike) -> Array:
-    """Require inputs `(batch, ...)` that one can take derivatives with respect to."""
+    """Require inputs `(batch, ...)` that can be differentiated with respect to."""
     inputs = jnp.asarray(inputs)
     if not jnp.issubdtype(inputs.dtype, jnp.floating):
         raise TypeError(f"inputs: expected a floating array, (batch, ...), got {checks.describe(inputs)}")
@@ -140,12 +140,12 @@ def _require_model(model: Any) -> None:
 
 
 def filters(variables: Variables, layer: str, shape: Sequence[int] | None = None) -> Array:
-    """Return the filters of a layer as images: the kernel's last axis first, `(features, height, width, channels)`.
+    """Return a layer's filters as images, with the kernel's last axis first, `(features, height, width, channels)`.
 
-    Only those of the first layer look at pixels; `drawable` scales them to [0, 1].
+    Only filters of the first layer see pixels; `drawable` scales them to [0, 1].
 
     Args:
-        variables: the model's, with `"params"`.
+        variables: the variables of the model, with `"params"`.
         layer: the name of a convolution (Flax's, or one of `nnfx.models`) or of a dense layer, as given by
             `layer_outputs`.
         shape: the shape of a dense layer's inputs, such as `(28, 28, 1)`, so that its weights become images.
@@ -194,7 +194,7 @@ def drawable(images: Array) -> Array:
         images: `(images, ...)`, such as filters.
 
     Returns:
-        Scaled images of the same shape; one that is all zero becomes mid-grey.
+        Scaled images of the same shape; an image of zeros becomes mid-grey.
 
     Raises:
         ValueError: for an array of fewer than two axes.

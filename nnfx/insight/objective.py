@@ -1,4 +1,4 @@
-"""What the microscope looks at: the empirical loss of a model on a batch, as a function of its parameters alone."""
+"""The objective: the empirical loss of a model on a batch, as a function of its parameters alone."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -29,7 +29,7 @@ def check(
     key: Array | None = None,
     train: bool = False,
 ) -> None:
-    """Raise if a model, a loss, variables and a batch do not fit each other, before anything is traced.
+    """Check that a model, a loss, variables and a batch fit each other, before anything is traced.
 
     Raises:
         TypeError: for arguments of the wrong type, or parameters that are not floats.
@@ -109,9 +109,9 @@ def objective(
     Args:
         model: the model.
         loss: per example.
-        variables: the model's; all but the parameters are used.
-        batch: what the loss is averaged over.
-        key: feeds the model's noise in training, the same at every call.
+        variables: the variables of the model, of which all but the parameters are used.
+        batch: the examples that the loss is averaged over.
+        key: seeds the model's noise in training, the same at every call.
         train: whether to apply the model as in training: with noise, and normalised by the batch.
     """
     state = {name: value for name, value in variables.items() if name != "params"}
@@ -127,10 +127,10 @@ def objective(
 
 
 def at_once(params: Params, batch: Batch) -> int:
-    """Return how many networks to evaluate together: many small ones, but large ones one at a time.
+    """Return how many networks to evaluate together: many if they are small, one at a time if they are large.
 
-    Together they fill a CPU's vector registers better; with many examples each fills them alone, and large networks
-    together overflow the caches.
+    Together, small networks fill a CPU's vector registers better; with many examples, each network fills them alone,
+    and large networks together overflow the caches.
     """
     if batch.weights.shape[0] >= EXAMPLES_ALONE:
         return 1
@@ -141,7 +141,7 @@ def at_once(params: Params, batch: Batch) -> int:
 def unroll(params: Params, batch: Batch) -> int:
     """Return how many networks, of those evaluated one at a time, to evaluate per iteration of a loop.
 
-    XLA spreads independent operations over a CPU's cores. Convolutions are spread in any case, and gain nothing.
+    XLA spreads independent operations over a CPU's cores. It spreads convolutions in any case, so they gain nothing.
     """
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     return 3 if size * batch.weights.shape[0] < LARGE else 1

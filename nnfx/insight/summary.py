@@ -24,9 +24,9 @@ from nnfx.types import Array, Batch, Model, Variables
 __all__ = ["Cost", "Layer", "Summary", "summarize"]
 
 ENTER, LEAVE = "nnfx enters ", "nnfx leaves "
-"""Marks among the operations of a program that show where the call of a layer begins and ends."""
+"""Operations that mark where the call of a layer begins and ends in a program."""
 ELSEWHERE = "elsewhere"
-"""The name for whatever belongs to no layer that is seen."""
+"""The name for everything outside the visible layers."""
 
 
 class Layer(NamedTuple):
@@ -36,8 +36,8 @@ class Layer(NamedTuple):
         name: such as `"hidden_0"`.
         kind: the name of its module's class.
         shape: the shape of its outputs.
-        parameters: how many it has of its own, without those of layers within it.
-        flops: the FLOPs of its forward pass on the whole batch, without those of layers within it.
+        parameters: the number of its own parameters, without those of nested layers.
+        flops: the FLOPs of its forward pass on the whole batch, without those of nested layers.
     """
 
     name: str
@@ -48,11 +48,11 @@ class Layer(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a compiled program costs.
+    """The cost of a compiled program.
 
     Attributes:
         flops: the additions and multiplications of matrix products and convolutions.
-        bytes: the memory for its arguments, results and everything in between, as the compiler reports for this device.
+        bytes: the memory for its arguments, results and temporaries, as reported by the compiler for this device.
     """
 
     flops: int
@@ -67,8 +67,8 @@ class Summary(NamedTuple):
         inputs: the shape of the inputs, including the batch.
         parameters: the number of trained parameters.
         parameter_bytes: the memory they take.
-        forward: what applying the model to the batch costs.
-        step: what a training step on the batch costs, including its gradient and the optimizer's update.
+        forward: the cost of applying the model to the batch.
+        step: the cost of a training step on the batch, including the gradient and the optimizer's update.
     """
 
     layers: tuple[Layer, ...]
@@ -129,8 +129,8 @@ def summarize(model: Model, inputs: Any, optimizer: optax.GradientTransformation
     Args:
         model: any model; layers are seen only if they are Flax Linen modules.
         inputs: a batch, or its shape and dtype as `jax.ShapeDtypeStruct`.
-        optimizer: the training step's; Adam by default. The loss, which costs next to nothing, is taken to be the
-            mean of the outputs.
+        optimizer: the training step's; Adam by default. The mean of the outputs stands in for the loss, whose cost is
+            negligible.
 
     Returns:
         The summary.
@@ -182,7 +182,7 @@ def _cost(program: Any, *arguments: Any) -> Cost:
 
 
 def _layers(model: Model, variables: Variables, inputs: Any) -> tuple[Layer, ...]:
-    """Return the layers that are seen, and a last one for any parameters and operations elsewhere."""
+    """Return the visible layers, and a last one for all parameters and operations elsewhere."""
     _, seen = jax.eval_shape(partial(watch, model), variables, inputs)
     kinds: dict[str, str] = {}
 

@@ -1,11 +1,11 @@
-"""Metrics: how good predictions are, besides their loss.
+"""Metrics: how good predictions are, other than by their loss.
 
-Metrics per example, `(outputs, targets) -> (batch,)`, are averaged over all rows. Overall metrics,
-`(outputs, targets, weights) -> scalar`, such as areas under curves, are computed once from all rows; `overall` marks a
-function of one's own as such. In `nnfx.fit(..., metrics=["accuracy", "roc_auc"])`, each row with weight counts once;
-`weighted` makes rows count by their weight.
+Metrics per example, `(outputs, targets) -> (batch,)`, are averaged over all rows. Overall metrics, `(outputs, targets,
+weights) -> scalar`, such as areas under curves, are computed once from all rows; `overall` marks your own function as
+such. In `nnfx.fit(..., metrics=["accuracy", "roc_auc"])`, each row of positive weight counts once; `weighted` makes
+rows count by their weight.
 
-`nnfx.metrics.detection` compares boxes: COCO's average precision and recall of what was detected in images.
+`nnfx.metrics.detection` compares boxes: COCO's average precision and recall of the objects detected in images.
 """
 
 from nnfx.metrics import detection

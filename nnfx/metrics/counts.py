@@ -1,4 +1,4 @@
-"""Metrics of how often each class is predicted for each class: they are computed from a confusion matrix."""
+"""Metrics computed from a confusion matrix: how often each class is predicted for each class."""
 
 from functools import partial
 from typing import Any, Literal
@@ -23,7 +23,7 @@ def confusion_matrix(logits: Array, labels: Array, weights: Array | None = None)
         logits: `(batch,)` or `(batch, 1)`, whose sign decides between classes 0 and 1; or `(batch, classes)`, whose
             largest entry decides.
         labels: integers `(batch,)`, or one-hot rows `(batch, classes)`.
-        weights: `(batch,)`, non-negative; rows of weight zero are left out, whatever they hold. All 1 by default.
+        weights: `(batch,)`, non-negative; rows of weight zero are left out, whatever their values. All 1 by default.
 
     Returns:
         `(classes, classes)`, int32, or floats if there are weights; NaN if a logit is NaN.
@@ -48,7 +48,7 @@ def precision(logits: Array, labels: Array, weights: Array | None = None, averag
     Args:
         logits: `(batch,)` or `(batch, 1)`, whose sign decides between classes 0 and 1; or `(batch, classes)`.
         labels: integers `(batch,)`, or one-hot rows `(batch, classes)`.
-        weights: `(batch,)`, non-negative; rows of weight zero are left out, whatever they hold. All 1 by default.
+        weights: `(batch,)`, non-negative; rows of weight zero are left out, whatever their values. All 1 by default.
         average: `"binary"` for class 1 alone, the default for one output; `"macro"` for the mean over the classes that
             occur among labels or predictions, the default for several; `"micro"` for all rows together.
 
@@ -57,7 +57,7 @@ def precision(logits: Array, labels: Array, weights: Array | None = None, averag
         logit is NaN.
 
     Raises:
-        ValueError: for labels out of range, another average, or shapes that do not match.
+        ValueError: for labels out of range, an unknown average, or shapes that do not match.
 
     Example:
         >>> precision(jnp.array([2.0, 1.0, -1.0]), jnp.array([1, 0, 1]))
@@ -68,7 +68,7 @@ def precision(logits: Array, labels: Array, weights: Array | None = None, averag
 
 @overall
 def recall(logits: Array, labels: Array, weights: Array | None = None, average: Average | None = None) -> Array:
-    """The share of the rows of a class that are predicted as it: `TP / (TP + FN)`; arguments as for `precision`.
+    """The share of the rows of a class that are predicted as such: `TP / (TP + FN)`; arguments as for `precision`.
 
     Example:
         >>> recall(jnp.array([2.0, 1.0, -1.0]), jnp.array([1, 0, 1]))
@@ -90,12 +90,12 @@ def f1(logits: Array, labels: Array, weights: Array | None = None, average: Aver
 
 @overall
 def balanced_accuracy(logits: Array, labels: Array, weights: Array | None = None) -> Array:
-    """The mean over the classes of the share of their rows that is predicted right: the macro average of the recall.
+    """The macro average of the recall: the mean over the classes of the share of their rows predicted correctly.
 
     Args:
         logits: `(batch,)` or `(batch, 1)`, whose sign decides between classes 0 and 1; or `(batch, classes)`.
         labels: integers `(batch,)`, or one-hot rows `(batch, classes)`.
-        weights: `(batch,)`, non-negative; rows of weight zero are left out, whatever they hold. All 1 by default.
+        weights: `(batch,)`, non-negative; rows of weight zero are left out, whatever their values. All 1 by default.
 
     Returns:
         A float32 scalar, the mean over classes that have rows; NaN if there are no rows or a logit is NaN.
@@ -135,7 +135,7 @@ def _classes(logits: Array) -> int:
 
 @jax.jit
 def _counts(logits: Array, labels: Array, weights: Array) -> tuple[Array, Array]:
-    """Return the confusion matrix, and whether all rows with weight have known logits and labels."""
+    """Return the confusion matrix, and whether all rows of positive weight have known logits and labels."""
     classes = _classes(logits)
     is_known = ~jnp.isnan(logits.reshape(len(logits), -1)).any(1)
     if labels.ndim == 2:
@@ -182,5 +182,5 @@ def _balanced(logits: Array, labels: Array, weights: Array) -> Array:
 
 
 def _share(right: Array, all_of_them: Array) -> Array:
-    """Return the share of those that are right, 0 of none."""
+    """Return the share that is right; 0 if there are none."""
     return right / jnp.where(all_of_them > 0, all_of_them, 1)

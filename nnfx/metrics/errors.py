@@ -1,4 +1,4 @@
-"""Metrics of the errors of all rows together."""
+"""Metrics of errors over all rows together."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def root_mean_square_error(outputs: Array, targets: Array, weights: Array | None
     Args:
         outputs: `(batch,)`, `(batch, 1)` or `(batch, ...)`.
         targets: real numbers in the shape of the outputs, or `(batch,)`.
-        weights: `(batch,)`, non-negative; rows of weight zero are left out, whatever they hold. All 1 by default.
+        weights: `(batch,)`, non-negative; rows of weight zero are left out, whatever their values. All 1 by default.
 
     Returns:
         A scalar in the targets' unit; NaN if there are no rows.
@@ -40,7 +40,7 @@ def r2(outputs: Array, targets: Array, weights: Array | None = None) -> Array:
     Args:
         outputs: `(batch,)`, `(batch, 1)` or `(batch, ...)`.
         targets: real numbers in the shape of the outputs, or `(batch,)`.
-        weights: `(batch,)`, non-negative; rows of weight zero are left out, whatever they hold. All 1 by default.
+        weights: `(batch,)`, non-negative; rows of weight zero are left out, whatever their values. All 1 by default.
 
     Returns:
         A scalar, at most 1; NaN if there are no rows. For constant targets it is 1 if there are no errors, else 0, as
@@ -79,7 +79,7 @@ def _checked(outputs: Array, targets: Array, weights: Array | None) -> tuple[Arr
 
 
 def _aligned(outputs: Array, targets: Array, weights: Array) -> tuple[Array, Array, Array]:
-    """Return errors and targets, `(batch, outputs)`, zero where they have no weight, and weights, `(batch, 1)`."""
+    """Return errors and targets, `(batch, outputs)`, zero for rows of weight zero, and weights, `(batch, 1)`."""
     targets = targets.astype(outputs.dtype)
     errors = (outputs.reshape(targets.shape) - targets).reshape(len(targets), -1)
     weights = weights.astype(errors.dtype)[:, None]

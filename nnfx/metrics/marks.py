@@ -14,8 +14,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def overall(metric: Function) -> Function:
     """Mark a metric of all rows together, `(outputs, targets, weights) -> scalar`, such as an area under a curve.
 
-    A run computes it once an epoch, from the outputs for all held-out rows; it has no value for the training rows,
-    whose outputs change from batch to batch. The weights are zero for rows that are to be left out.
+    A run computes it once an epoch, from the outputs for all held-out rows; it is not computed for the training rows,
+    since the weights change from batch to batch. Rows of weight zero are left out.
 
     Example:
         >>> import jax.numpy as jnp
@@ -30,7 +30,7 @@ def overall(metric: Function) -> Function:
 
 
 def weighted(metric: Callable[..., Array]) -> Callable[..., Array]:
-    """Return a metric in which a run's rows count by their weight; by default each row with weight counts once.
+    """Return a metric in which a run's rows count by their weight; by default, each row counts once.
 
     Example:
         >>> import nnfx
@@ -42,7 +42,7 @@ def weighted(metric: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def counted(metric: Callable[..., Array]) -> Callable[..., Array]:
-    """Return a metric in which each row with weight counts once, unless it is marked by `weighted`."""
+    """Return a metric in which each row of positive weight counts once, unless it is marked by `weighted`."""
     return metric if _has(metric, "is_weighted") else _marked(metric, "is_counted")
 
 
@@ -52,12 +52,12 @@ def is_overall(metric: Callable[..., Any]) -> bool:
 
 
 def is_counted(metric: Callable[..., Any]) -> bool:
-    """Return whether each row with weight counts once in a metric."""
+    """Return whether each row of positive weight counts once in a metric."""
     return _has(metric, "is_counted")
 
 
 def _marked(metric: Callable[..., Array], mark: str) -> Callable[..., Array]:
-    """Return the same metric with a mark more."""
+    """Return the same metric with one more mark."""
 
     @functools.wraps(metric)
     def marked(*arguments: Any, **numbers: Any) -> Array:

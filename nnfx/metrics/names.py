@@ -9,7 +9,7 @@ from nnfx.types import Array
 
 Metric = Callable[..., Array]
 ByName = Mapping[str, Metric | str] | Sequence[Metric | str] | Metric | str
-"""Metrics as they are passed to `nnfx.fit`: one or several, as functions or names, or by a name of one's own."""
+"""Metrics as passed to `nnfx.fit`: one or several functions or names, or a mapping from your own names."""
 
 NAMED: dict[str, Metric] = {
     function.__name__: function
@@ -36,13 +36,13 @@ NAMED: dict[str, Metric] = {
 
 
 def get(name: str) -> Metric:
-    """Return the metric of this name.
+    """Return a metric by name.
 
     Args:
-        name: the name of a function of `nnfx.metrics`, or of an error in `nnfx.losses`.
+        name: the name of a function in `nnfx.metrics`, or of an error in `nnfx.losses`.
 
     Raises:
-        ValueError: for a name that no metric has; the error lists those that there are.
+        ValueError: for an unknown name; the error lists the known ones.
 
     Example:
         >>> get("roc_auc").__name__
@@ -61,7 +61,7 @@ def by_name(metrics: Any) -> dict[str, Any]:
 
     Raises:
         TypeError: for anything else, and for functions without a name that are not in a mapping.
-        ValueError: for names that no metric has, and names that occur twice.
+        ValueError: for unknown names, and names that occur twice.
 
     Example:
         >>> sorted(by_name(["accuracy", losses.mean_absolute_error]))

@@ -175,7 +175,7 @@ def _converted(logits: Any, labels: Any) -> tuple[Array, Array]:
 
 
 def _are_shares(rows: Array) -> Array:
-    """Return which rows have a positive number and no negative one; raise an error if a concrete row does not."""
+    """Return which rows have a positive number and no negative one; raise an error for concrete rows that do not."""
     are_shares = (rows >= 0).all(-1) & (rows > 0).any(-1)
     if checks.is_concrete(rows):
         with jax.ensure_compile_time_eval():
@@ -187,7 +187,7 @@ def _are_shares(rows: Array) -> Array:
 
 
 def _per_example(right: Array, is_known: Array, dtype: jnp.dtype) -> Array:
-    """Average what is right over all axes but the first; what is unknown is NaN."""
+    """Average correct predictions over all axes but the first; unknown ones are NaN."""
     return _mean(jnp.where(is_known, right.astype(dtype), jnp.nan))
 
 

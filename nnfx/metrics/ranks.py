@@ -22,7 +22,7 @@ def roc_auc(scores: Array, labels: Array, weights: Array | None = None) -> Array
     Args:
         scores: `(batch,)` or `(batch, 1)`; larger scores mean that label 1 is likelier. Logits will do.
         labels: 0 or 1, `(batch,)`.
-        weights: `(batch,)`, non-negative; rows of weight zero are left out, whatever they hold. All 1 by default.
+        weights: `(batch,)`, non-negative; rows of weight zero are left out, whatever their values. All 1 by default.
 
     Returns:
         A float32 scalar between 0 and 1; NaN if a score is NaN, if one of the two classes is absent, or if traced
@@ -50,7 +50,7 @@ def average_precision(scores: Array, labels: Array, weights: Array | None = None
     Args:
         scores: `(batch,)` or `(batch, 1)`; larger scores mean that label 1 is likelier. Logits will do.
         labels: 0 or 1, `(batch,)`.
-        weights: `(batch,)`, non-negative; rows of weight zero are left out, whatever they hold. All 1 by default.
+        weights: `(batch,)`, non-negative; rows of weight zero are left out, whatever their values. All 1 by default.
 
     Returns:
         A float32 scalar between 0 and 1; NaN if a score is NaN, if there is no positive, or if traced labels are
@@ -70,7 +70,7 @@ def average_precision(scores: Array, labels: Array, weights: Array | None = None
 
 
 def _converted(scores: Array, labels: Array, weights: Array | None) -> tuple[Array, Array, Array]:
-    """Return scores or their ranks, labels and weights, one for each row; weights that only count are integers."""
+    """Return scores or their ranks, labels and weights, one for each row; weights of 0 and 1 alone are integers."""
     if not isinstance(scores, jax.Array):  # ranks keep apart scores that are equal in the device's precision
         exact = arrays.as_numpy("scores", scores)
         ranks = np.unique(exact, return_inverse=True)[1].reshape(exact.shape)
@@ -87,10 +87,10 @@ def _converted(scores: Array, labels: Array, weights: Array | None) -> tuple[Arr
 
 
 def with_weights(labels: Array, weights: Array | None) -> tuple[Array, Array]:
-    """Return labels, zero where they have no weight, and one weight for each: integers of 1 by default.
+    """Return labels, zero where their weight is zero, and one weight for each: by default, the integer 1.
 
     Raises:
-        ValueError: for another number of weights.
+        ValueError: if there is not one weight per label.
     """
     if weights is None:
         return labels, jax.device_put(np.ones(labels.shape[:1], np.int32))
@@ -151,7 +151,7 @@ def _sums_by_rank(library: Any, scores: Any, *weights: Any) -> list[tuple[Any, A
 
 
 def _split(library: Any, scores: Any, labels: Any, weights: Any) -> tuple[Any, Any, Any, Any]:
-    """Return scores, the weights of positives and of negatives, and whether all rows with weight are known."""
+    """Return scores, the weights of positives and of negatives, and whether all rows of positive weight are known."""
     scores = scores.reshape(labels.shape)
     has_weight = weights != 0
     is_known = (((labels == 0) | (labels == 1)) & ~library.isnan(scores)) | ~has_weight

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def _switches(call: Callable[..., Any], train: bool, weights: Array | None) -> dict[str, Any]:
-    """Return the keyword arguments that a module's call accepts, under the names that it uses for them."""
+    """Return the keyword arguments that a module's call accepts, by the names that the module uses."""
     accepted = inspect.signature(call).parameters
     offered = {
         **dict.fromkeys(("train", "training", "is_training"), train),
@@ -79,9 +79,9 @@ def from_linen(module: nn.Module) -> Model:
 def from_nnx(build: Callable[["nnx.Rngs"], "nnx.Module"]) -> Model:
     """Make a `Model` from a Flax NNX module, given as a function of its `Rngs`.
 
-    It takes a function rather than an instance because an instance already holds its weights, so every key would
-    give the same ones. `module.train()` or `module.eval()` is called when the model is applied, and random streams
-    are seeded from the key that is passed then.
+    It takes a function rather than an instance because an instance already holds its weights, so every key would give
+    the same ones. `module.train()` or `module.eval()` is called when the model is applied, and random streams are
+    seeded from the key passed to it.
 
     Args:
         build: a function that returns the module, such as `lambda rngs: Net(rngs=rngs)`. The parameters
@@ -148,20 +148,20 @@ def from_equinox(build: Callable[[Array], Any], axis_name: str = "batch") -> Mod
     Equinox modules take one example; here they are mapped over a batch whose axis has a name, for `eqx.nn.BatchNorm`
     and other layers that use it. `eqx.nn.inference_mode` is set when the model is applied. If the module's `__call__`
     accepts `key`, each example gets its own, from `jax.random.split(key, batch)`. As for `from_linen`, it may also
-    accept a switch such as `inference`, and `weights`: here the weight of the one example.
+    accept a switch such as `inference`, and `weights`: here, the weight of one example.
 
     Args:
-        build: a function that returns the module, such as `lambda key: eqx.nn.MLP(2, 1, 16, 2, key=key)`; to start from
-            the weights of an instance, `lambda key: module`. Its floating-point arrays become `params`, its other
-            arrays the collection `constants`, and what `eqx.nn.State` holds the collection `state`, all as dicts by
-            the names of the module's attributes.
+        build: a function that returns the module, such as `lambda key: eqx.nn.MLP(2, 1, 16, 2, key=key)`; to start
+            from the weights of an instance, `lambda key: module`. Its floating-point arrays become `params`, its other
+            arrays the collection `constants`, and the contents of `eqx.nn.State` the collection `state`, all as dicts
+            by the names of the module's attributes.
         axis_name: the name of the batch axis, as in the module's `eqx.nn.BatchNorm`.
 
     Raises:
-        ModuleNotFoundError: without Equinox.
+        ModuleNotFoundError: if Equinox is not installed.
         TypeError: for anything but a function of a key that returns an Equinox module.
-        ValueError: for a batch norm over an axis of another name, or a dropout whose rate is an array, which would be
-            a parameter; and (by `apply`) for a state that depends on a single example.
+        ValueError: for a batch norm over an axis of another name, or a dropout whose rate is an array, which would
+            become a parameter; and, from `apply`, for a state that depends on a single example.
 
     Example:
         >>> import equinox as eqx, jax, jax.numpy as jnp
@@ -263,7 +263,7 @@ def from_equinox(build: Callable[[Array], Any], axis_name: str = "batch") -> Mod
 
 
 def _check_equinox_layers(eqx: Any, module: Any, axis_name: str) -> None:
-    """Check the names of the axes of batch norms, and that the rates of dropouts are no arrays."""
+    """Check the axis names of batch norms, and that the rates of dropouts are not arrays."""
 
     def is_layer(node: Any) -> bool:
         return isinstance(node, eqx.nn.BatchNorm | eqx.nn.Dropout)
@@ -273,25 +273,26 @@ def _check_equinox_layers(eqx: Any, module: Any, axis_name: str) -> None:
             if isinstance(layer.p, jax.ShapeDtypeStruct):
                 raise ValueError(
                     f"p: expected a Python number as the rate of eqx.nn.Dropout, got {checks.describe(layer.p)}, which"
-                    " would be a parameter; for a rate that is swept, use nnfx.ops.dropout in the module"
+                    " would be a parameter; to sweep the rate, use nnfx.ops.dropout in the module"
                 )
         elif layer.axis_name != axis_name:
             raise ValueError(f"axis_name: expected {layer.axis_name!r}, as in eqx.nn.BatchNorm, got {axis_name!r}")
 
 
 def from_haiku(function: Callable[..., Any]) -> Model:
-    """Make a `Model` from a Haiku function of inputs, as it is before `hk.transform`.
+    """Make a `Model` from a Haiku function of inputs, before `hk.transform`.
 
     As for `from_linen`, the function may accept a switch such as `is_training`, and `weights` (one per example). The
-    variables are initialised as in training, since Haiku's batch norm creates its averages only then, on zeros.
+    variables are initialised as in training, since Haiku's batch norm creates its averages only then, on inputs of
+    zeros.
 
     Args:
-        function: maps inputs `(batch, ...)` to outputs `(batch, ...)` and makes its modules itself, such as
+        function: maps inputs `(batch, ...)` to outputs `(batch, ...)` and creates its modules itself, such as
             `lambda x: hk.nets.MLP([16, 1])(x)`. Its parameters become `params`, its state the collection `state`.
 
     Raises:
-        ModuleNotFoundError: without Haiku.
-        TypeError: for anything but a function, such as what `hk.transform` returns, or the class of a module.
+        ModuleNotFoundError: if Haiku is not installed.
+        TypeError: for anything but a function, such as the result of `hk.transform`, or the class of a module.
 
     Example:
         >>> import haiku as hk, jax, jax.numpy as jnp
@@ -306,7 +307,7 @@ def from_haiku(function: Callable[..., Any]) -> Model:
     hk = _imported("haiku")
     if not callable(function) or isinstance(function, type):
         raise TypeError(
-            "function: expected a function of inputs that makes its modules, such as lambda x: hk.nets.MLP([16, 1])(x),"
+            "function: expected a function that creates its modules, such as lambda x: hk.nets.MLP([16, 1])(x),"
             f" before hk.transform, got {checks.describe(function)}"
         )
     transformed = hk.transform_with_state(function)

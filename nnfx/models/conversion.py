@@ -20,33 +20,33 @@ from nnfx.types import Variables, at_least_float32
 __all__ = ["from_flax", "from_keras", "from_torch", "to_flax", "to_keras", "to_torch"]
 
 EPSILON = 1e-5
-"""What batch norm adds to a variance here and in PyTorch, by default."""
+"""The default epsilon of batch norm, here and in PyTorch."""
 _NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
-"""What PyTorch's batch norm calls its arrays, and what they are called here."""
+"""The names of batch norm's arrays in PyTorch, and their names here."""
 _COUNT = "num_batches_tracked"
 
 
 def to_torch(variables: Variables, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-    """Return the weights as in the `state_dict` of a PyTorch network of the same layers.
+    """Return the weights in the form of the `state_dict` of a PyTorch network with the same layers.
 
-    A network `net` takes them by `net.load_state_dict({name: torch.from_numpy(array) for name, array in
+    Load them into a network `net` by `net.load_state_dict({name: torch.from_numpy(array) for name, array in
     to_torch(variables, net.state_dict()).items()})`.
 
     - Kernels `(height, width, in, out)` become `(out, in, height, width)`.
     - The inputs of a dense layer after convolutions are put in the order `(channels, height, width)`, in which PyTorch
       flattens feature maps.
-    - PyTorch adds two biases to recurrent layers where one would do: that of the hidden state is zero here, except for
-      a GRU's candidate.
+    - PyTorch adds two biases in recurrent layers, where one would suffice: here that of the hidden state is zero,
+      except for a GRU's candidate.
     - The weight of the running statistics of batch norm is rounded to a number of batches.
 
     Args:
-        variables: those of an `mlp`, a `cnn`, an `rnn`, a `gru` or an `lstm`: `{"params": ..., ...}`.
+        variables: the variables of an `mlp`, a `cnn`, an `rnn`, a `gru` or an `lstm`: `{"params": ..., ...}`.
         names: the names of the PyTorch network's weights in the order of its layers, such as its `state_dict`; a bias
-            before a batch norm, which is superfluous, becomes zero. By default, they are like `hidden_0.weight`, or for
-            recurrent layers alone as in `nn.LSTM`.
+            before a batch norm, which is superfluous, becomes zero. By default, names such as `hidden_0.weight`, or
+            those of `nn.LSTM` if all layers are recurrent.
 
     Raises:
-        ValueError: for variables of any other model, or names that are not those of the same layers.
+        ValueError: for variables of any other model, or names that belong to other layers.
 
     Example:
         >>> import jax, jax.numpy as jnp, nnfx
@@ -77,7 +77,7 @@ def to_torch(variables: Variables, names: Iterable[str] | None = None) -> dict[s
 
 
 def _torch_groups(layers: list[Layer]) -> dict[str, dict[str, np.ndarray]]:
-    """Return what PyTorch's modules hold, in order; all recurrent layers are one module."""
+    """Return the contents of PyTorch's modules, in order; all recurrent layers are one module."""
     groups: dict[str, dict[str, np.ndarray]] = {}
     for before, layer in zip([None, *layers], layers, strict=False):
         if layer.kind == "recurrent":
@@ -117,12 +117,12 @@ def from_torch(weights: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> dict[s
 
     Convolutions or recurrent layers become `conv_0` or `layer_0` and so on, and dense layers after them `hidden_0` and
     so on, of which the last is `output`, as in a `cnn`, an `mlp`, an `rnn`, a `gru` or an `lstm` with
-    `batch_norm=True` if there is batch norm. Kernels are turned as `to_torch` describes. A bias before a batch norm is
+    `batch_norm=True` if there is batch norm. Kernels are transposed as for `to_torch`. A bias before a batch norm is
     subtracted from its running mean.
 
-    Names and shapes do not say everything: layers have to be registered in the order in which they are applied; batch
-    norm belongs before the non-linearity, with PyTorch's epsilon of 1e-5; and activations, strides, paddings and pools
-    are up to the model, such as `nnfx.models.rnn(activation="relu")` for `nonlinearity="relu"`.
+    Names and shapes do not determine everything: layers must be registered in the order in which they are applied;
+    batch norm must come before the non-linearity, with PyTorch's epsilon of 1e-5; and activations, strides, paddings
+    and pools must be set in the model, such as `nnfx.models.rnn(activation="relu")` for `nonlinearity="relu"`.
 
     Args:
         weights: arrays or tensors by PyTorch's names, such as a `state_dict`, or pairs of name and array,
@@ -133,8 +133,8 @@ def from_torch(weights: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> dict[s
 
     Raises:
         TypeError: for anything other than names and arrays.
-        ValueError: for weights that are not those of `nn.Linear`, `nn.Conv1d`, `nn.Conv2d`, `nn.BatchNorm1d`,
-            `nn.BatchNorm2d`, `nn.RNN`, `nn.LSTM` or `nn.GRU` with biases, or do not follow one another.
+        ValueError: for weights of layers other than `nn.Linear`, `nn.Conv1d`, `nn.Conv2d`, `nn.BatchNorm1d`,
+            `nn.BatchNorm2d`, `nn.RNN`, `nn.LSTM` or `nn.GRU` with biases, or that do not form a chain.
 
     Example:
         >>> import jax, jax.numpy as jnp, nnfx
@@ -202,15 +202,15 @@ def _joined(of_inputs: np.ndarray, of_hidden: np.ndarray, hidden: int) -> np.nda
 
 
 def to_keras(variables: Variables, epsilon: float = 1e-3) -> list[np.ndarray]:
-    """Return the weights as the `set_weights` of a Keras model of the same layers takes them.
+    """Return the weights in the form expected by the `set_weights` of a Keras model with the same layers.
 
     The Keras layers are `Dense`, `Conv1D`, `Conv2D`, `BatchNormalization`, `SimpleRNN`, `LSTM` and `GRU` with
     `reset_after=True`, as is its default, and `Bidirectional`; those before a batch norm have `use_bias=False`.
 
     Args:
-        variables: those of an `mlp`, a `cnn`, an `rnn`, a `gru` or an `lstm`: `{"params": ..., ...}`.
-        epsilon: that of the Keras model's batch norm, by default as in Keras. The variances are changed by its
-            difference from the one here, 1e-5, so that the outputs are the same.
+        variables: the variables of an `mlp`, a `cnn`, an `rnn`, a `gru` or an `lstm`: `{"params": ..., ...}`.
+        epsilon: the epsilon of the Keras model's batch norm, by default that of Keras. Its difference from the one
+            used here, 1e-5, is added to the variances, so that the outputs are the same.
 
     Raises:
         ValueError: for variables of any other model.
@@ -252,21 +252,21 @@ def _swapped(array: np.ndarray) -> np.ndarray:
 def from_keras(weights: Iterable[Any], bidirectional: bool = False, epsilon: float = 1e-3) -> dict[str, Any]:
     """Return the variables of a model from the `get_weights()` of a Keras model.
 
-    The layers and their names are as for `to_keras` and `from_torch`. A bias before a batch norm is subtracted from its
-    moving mean. Keras does not tell how many batches its statistics are from: they start without weight, so that they
-    predict, but are replaced by those of the first batch in training.
+    The layers and their names are as for `to_keras` and `from_torch`. A bias before a batch norm is subtracted from
+    its moving mean. Keras does not record how many batches its statistics come from, so they start with weight zero:
+    they are used for predictions, but replaced by those of the first batch in training.
 
     Args:
         weights: the arrays in the order of the layers.
         bidirectional: whether the recurrent layers are `Bidirectional`.
-        epsilon: that of the Keras model's batch norm, by default as in Keras; see `to_keras`.
+        epsilon: the epsilon of the Keras model's batch norm, by default that of Keras; see `to_keras`.
 
     Returns:
         `{"params": ...}`, and `"batch_stats"` if there is batch norm.
 
     Raises:
         TypeError: for anything other than arrays of floats.
-        ValueError: for weights that are not those of these layers, or do not follow one another.
+        ValueError: for weights of other layers, or that do not form a chain.
 
     Example:
         >>> import jax, jax.numpy as jnp, nnfx
@@ -277,7 +277,7 @@ def from_keras(weights: Iterable[Any], bidirectional: bool = False, epsilon: flo
     """
     checks.number("epsilon", epsilon, above=0)
     if isinstance(weights, str | Mapping) or not isinstance(weights, Iterable):
-        raise TypeError(f"weights: expected arrays, such as model.get_weights(), got {checks.describe(weights)}")
+        raise TypeError(f"weights: expected arrays, as from model.get_weights(), got {checks.describe(weights)}")
     left = [_floats(str(i), array) for i, array in enumerate(weights)]
     axes = [array.ndim for array in left]
     layers: list[Layer] = []
@@ -337,7 +337,7 @@ def _on_device(layers: list[Layer]) -> dict[str, Any]:
 
 
 def _by_prefix(names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Return PyTorch's names by module, in order: for each module its names by what they end in."""
+    """Return PyTorch's names by module, in order: for each module, its names by their last part."""
     modules: dict[str, dict[str, str]] = {}
     for name in names:
         prefix, _, leaf = name.rpartition(".")

@@ -44,8 +44,8 @@ def conv(
 
     Args:
         features: the number of kernels that slide over the input, each of which yields one feature map.
-        kernel: their size, one number for all axes or one per axis.
-        strides: how far they move at a time, one number for all axes or one per axis.
+        kernel: the size of the kernels, one number for all axes or one per axis.
+        strides: how far they move at each step, one number for all axes or one per axis.
         padding: `"SAME"`, `"VALID"`, or a pair `(before, after)` for each axis.
         dilation: the distance between the elements of a kernel, one number for all axes or one per axis.
 
@@ -96,7 +96,7 @@ class ConvolutionLayer(nn.Module):
         window = windows.per_axis("kernel", size, len(windows.sizes(x)))
         x, kernel = arrays.promoted(x, self.param("kernel", self.initializer, (*window, x.shape[-1], features)))
         maps = ops.convolution(x, kernel, strides=strides, padding=padding, dilation=dilation)
-        if self.batch_norm:  # has a bias of its own
+        if self.batch_norm:  # batch norm has its own bias
             maps = BatchNorm(name="batch_norm")(maps, weights=weights, train=train)
         else:
             maps, bias = arrays.promoted(maps, self.param("bias", self.bias_initializer, (features,)))
@@ -157,8 +157,9 @@ def cnn(
         outputs: the number of outputs; None to return the last feature maps.
         hidden: the widths of the dense layers before the outputs.
         activation: g, after each convolution and each hidden layer; by name or as a function.
-        initializer: initialiser of the kernels and weights, by name or as a function; see `nnfx.models.initializers`.
-        bias_initializer: initialiser of the biases.
+        initializer: the initialiser of the kernels and weights, by name or as a function; see
+            `nnfx.models.initializers`.
+        bias_initializer: the initialiser of the biases.
         dropout: the fraction of each hidden layer dropped in training, at least 0 and below 1; may be traced.
         batch_norm: whether to normalise after each convolution and each hidden layer, before the non-linearity.
         axes: the number of axes that the windows slide over: 2 for images, 1 for sequences. If None, it is inferred
@@ -193,7 +194,7 @@ def cnn(
     if outputs is not None:
         checks.positive_integer("outputs", outputs)
     elif hidden:
-        raise ValueError(f"hidden: expected no hidden layers without outputs, got {tuple(hidden)}")
+        raise ValueError(f"hidden: expected an empty sequence if outputs=None, got {tuple(hidden)}")
     checks.number("dropout", dropout, minimum=0, below=1)
     if axes not in (None, 1, 2):
         raise ValueError(f"axes: expected 1, 2 or None, got {axes!r}")
@@ -337,11 +338,11 @@ class ResNet(nn.Module):
 
 
 def resnet(depth: int = 20, width: int = 16, outputs: int = 10) -> Model:
-    """A residual network with batch norm, whose blocks learn what to add to their input: `x + F(x)`.
+    """A residual network with batch norm, whose blocks learn a correction to their input: `x + F(x)`.
 
-    It has three stages of `(depth − 2) / 6` blocks of two 3 × 3 convolutions, with w, 2w and 4w features at full,
-    half and quarter resolution, then the mean over positions and a dense layer. Where the number of features changes,
-    the shortcut is a 1 × 1 convolution.
+    It has three stages of `(depth − 2) / 6` blocks of two 3 × 3 convolutions, with w, 2w and 4w features at full, half
+    and quarter resolution, followed by the mean over positions and a dense layer. Where the number of features
+    changes, the shortcut is a 1 × 1 convolution.
 
     Args:
         depth: the number of layers with weights from input to output, not counting shortcuts: 6n + 2.

@@ -37,7 +37,7 @@ class Perceptron(nn.Module):
         x, kernel = arrays.promoted(x, self.param("kernel", self.initializer, (x.shape[-1], width)))
 
         dot_product = ops.dot_product(x, kernel)
-        if self.batch_norm:  # has a bias of its own
+        if self.batch_norm:  # batch norm has its own bias
             pre_activation = BatchNorm(name="batch_norm")(dot_product, weights=weights, train=train)
         else:
             dot_product, bias = arrays.promoted(dot_product, self.param("bias", self.bias_initializer, (width,)))
@@ -83,8 +83,8 @@ def perceptron(
     Args:
         outputs: the number of perceptrons, all of which read the same inputs.
         activation: g, by name (`nnfx.activations.names()`) or as a function.
-        initializer: initialiser of the weights, by name or as a function; see `nnfx.models.initializers`.
-        bias_initializer: initialiser of the bias.
+        initializer: the initialiser of the weights, by name or as a function; see `nnfx.models.initializers`.
+        bias_initializer: the initialiser of the bias.
 
     Returns:
         A model from inputs `(batch, features)` to `(batch, outputs)`, with the parameters
@@ -134,8 +134,8 @@ def mlp(
         hidden: the widths of the hidden layers.
         outputs: the number of outputs.
         activation: g, by name (`nnfx.activations.names()`) or as a function; maxout has weights for all k pieces.
-        initializer: initialiser of the weights, by name or as a function; see `nnfx.models.initializers`.
-        bias_initializer: initialiser of the biases.
+        initializer: the initialiser of the weights, by name or as a function; see `nnfx.models.initializers`.
+        bias_initializer: the initialiser of the biases.
         dropout: the fraction of each hidden layer dropped in training, at least 0 and below 1; may be traced.
         batch_norm: whether to normalise the pre-activations of the hidden layers by the statistics of the batch.
 

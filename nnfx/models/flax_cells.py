@@ -22,7 +22,7 @@ def to_flax(params: Mapping[str, Any]) -> dict[str, Any]:
         params: the parameters of a recurrent model, or of its recurrent layers.
 
     Raises:
-        ValueError: for parameters that are not those of recurrent layers.
+        ValueError: for parameters of other layers.
 
     Example:
         >>> import jax, jax.numpy as jnp, nnfx
@@ -37,11 +37,11 @@ def from_flax(params: Mapping[str, Any]) -> Layers:
     """Return the parameters of recurrent layers from those of Flax's cells.
 
     Args:
-        params: those of `SimpleCell`, `GRUCell`, `LSTMCell` or `OptimizedLSTMCell`, by the names of the layers here:
+        params: the parameters of `SimpleCell`, `GRUCell`, `LSTMCell` or `OptimizedLSTMCell`, by layer name:
             `{"layer_0": ..., "layer_1": ...}`.
 
     Raises:
-        ValueError: for parameters that are not those of these cells.
+        ValueError: for parameters of other modules.
 
     Example:
         >>> import jax, jax.numpy as jnp, nnfx

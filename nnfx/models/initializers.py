@@ -1,4 +1,4 @@
-"""Weight initialisers by name or as functions; the functions are JAX's own."""
+"""Weight initialisers by name or as functions; the named ones are those of JAX."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def _orthogonal(key: Array, shape: Any, dtype: DTypeLike | None = None, out_shar
     """Draw orthogonal weights; under `jax.vmap`, one member after another.
 
     On CPUs, jaxlib factorises a batch of matrices in tasks on a thread pool, and the thread that waits for them belongs
-    to the same pool. If all of its threads are waiting, as with two devices on two cores, the program never ends.
+    to the same pool. If all threads of the pool wait, as with two devices on two cores, the program deadlocks.
     """
     draw = initializers.orthogonal()
     return sequential_vmap(lambda key: draw(key, shape, dtype, out_sharding))(key)
@@ -36,7 +36,7 @@ _BY_NAME: dict[str, Initializer] = {
 
 
 def get(initializer: str | Initializer, name: str = "initializer", axes: int = 2) -> Initializer:
-    """Return the initialiser of this name; a function `(key, shape, dtype) -> array` is returned unchanged.
+    """Return an initialiser by name; a function `(key, shape, dtype) -> array` is returned unchanged.
 
     `"normal"` is the standard normal distribution; for another scale pass `jax.nn.initializers.normal(scale)`.
     `"torch_uniform"` is the default of PyTorch's dense and convolutional layers, `U(±1/√n)` for n inputs of a unit.

@@ -1,4 +1,4 @@
-"""Normalisation as layers, for the models of this library and for modules of your own."""
+"""Normalisation as layers, for the models of this library and for your own modules."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,16 +11,16 @@ from nnfx.types import Array, at_least_float32
 
 
 class BatchNorm(nn.Module):
-    """Normalise each channel by batch statistics in training and by running ones otherwise; then scale and shift.
+    """Normalise each channel by batch statistics in training, otherwise by running statistics; then scale and shift.
 
-    Unlike Flax's own, it takes the weights of the examples into account: padding changes nothing, an incomplete batch
-    counts only for the examples that it holds, and the running statistics forget their initial values. A batch with at
-    most one value of non-zero weight per channel has no variance: it is normalised by the running statistics, which
-    stay unchanged. The layer's variables are `scale` and `bias` among the parameters, and `mean`, `var` and `weight` in
-    the collection `batch_stats`.
+    Unlike Flax's `BatchNorm`, it takes the weights of the examples into account: padding has no effect, an incomplete
+    batch counts only for its examples, and the running statistics forget their initial values. A batch with at most
+    one value of non-zero weight per channel has no variance: it is normalised by the running statistics, which stay
+    unchanged. The layer's variables are `scale` and `bias` among the parameters, and `mean`, `var` and `weight` in the
+    collection `batch_stats`.
 
     Attributes:
-        momentum: the fraction of the older weights that the running statistics keep at each batch.
+        momentum: the fraction of their weight that the running statistics keep at each batch.
         epsilon: keeps the standard deviation away from zero.
 
     Example:
@@ -44,7 +44,7 @@ class BatchNorm(nn.Module):
 
         Args:
             inputs: `(batch, ..., channels)`.
-            weights: those of the examples, `(batch,)`, or of their steps, `(batch, time)`; all one if None.
+            weights: the weights of the examples, `(batch,)`, or of their steps, `(batch, time)`; all 1 if None.
             train: whether to normalise by the statistics of the batch.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Recurrent networks: simple, LSTM and GRU; stacked, in both directions, or one step at a time."""
+"""Recurrent networks: simple, LSTM and GRU; stacked, bidirectional, or one step at a time."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -122,7 +122,7 @@ class RecurrentNetwork(nn.Module):
 
 
 def _in_dtype(state: State | None, dtype: Any) -> State | None:
-    """Return a state in the dtype of the computation, which may differ from the one it was kept in."""
+    """Return a state in the dtype of the computation, which may differ from the one it was stored in."""
     return jax.tree.map(lambda part: jnp.asarray(part).astype(dtype), state)
 
 
@@ -209,16 +209,16 @@ def rnn(
         outputs: the number of perceptrons that read the last layer; None to return its hidden state.
         hidden: the widths of the recurrent layers.
         activation: g, by name or as a function.
-        bidirectional: whether each layer runs through time in both directions, with their outputs side by side.
+        bidirectional: whether each layer runs through time in both directions, with their outputs concatenated.
         dropout: the fraction of the outputs of every layer but the last that is dropped in training; at least 0 and
             below 1, may be traced.
         returns: `"last"` for the output after the last step, `"all"` for the outputs at every step.
-        stateful: whether each training batch continues where the previous one ended, sequence by sequence. The state
+        stateful: whether each training batch continues the sequences of the previous one. The state
             is kept among the variables, in the collection `carry`, and gradients stop there: a long sequence cut into
             consecutive batches is trained by truncated backpropagation through time. Train on such batches in order
             with `nnfx.make_step`; `nnfx.fit` would shuffle them.
-        initializer: initialiser of the weights of the inputs, drawn gate by gate; by name or as a function.
-        recurrent_initializer: initialiser of the weights of the hidden state.
+        initializer: the initialiser of the weights of the inputs, drawn gate by gate; by name or as a function.
+        recurrent_initializer: the initialiser of the weights of the hidden state.
         formulation: how to compute the recurrence, such as `"plain"` for forward mode; see `nnfx.ops.recurrence`.
 
     Returns:
@@ -226,7 +226,7 @@ def rnn(
         a `stream` if it has only one direction.
 
     Raises:
-        ValueError: for an unknown name, a width that is not positive, a dropout outside `[0, 1)`, or a state carried
+        ValueError: for an unknown name, a width that is not positive, a dropout outside `[0, 1)`, or a stateful model
             in both directions.
 
     Example:
@@ -264,7 +264,7 @@ def lstm(
     recurrent_initializer: str | Initializer = "orthogonal",
     formulation: Formulation = "own",
 ) -> Model:
-    """A long short-term memory network, whose gates decide what is let in, what is kept and what is output.
+    """A long short-term memory network, whose gates control what is written, kept and output.
 
     `i, f, o = σ(·)` and `g = tanh(·)` of `x W + h U + b`; `c' = f c + i g`, and `h' = o tanh(c')`.
 
@@ -274,10 +274,10 @@ def lstm(
         bidirectional: whether each layer runs through time in both directions.
         dropout: the fraction of the outputs of every layer but the last that is dropped in training.
         returns: `"last"` or `"all"`.
-        stateful: whether each training batch continues where the previous one ended.
-        forget_bias: the initial bias of the forget gates; 1 lets them keep what they hold at first.
-        initializer: initialiser of the weights of the inputs.
-        recurrent_initializer: initialiser of the weights of the hidden state.
+        stateful: whether each training batch continues the sequences of the previous one.
+        forget_bias: the initial bias of the forget gates; with 1, the cells initially keep most of their state.
+        initializer: the initialiser of the weights of the inputs.
+        recurrent_initializer: the initialiser of the weights of the hidden state.
         formulation: how to compute the recurrence.
 
     Returns:
@@ -329,7 +329,7 @@ def gru(
     recurrent_initializer: str | Initializer = "orthogonal",
     formulation: Formulation = "own",
 ) -> Model:
-    """A network of gated recurrent units: one gate mixes the old state with the new, another hides the old one.
+    """A network of gated recurrent units: one gate mixes old and new state, another resets the old one.
 
     `r, z = σ(x W + h U + b)`, `n = tanh(x W + b + r (h U + b'))`, and `h' = (1 − z) n + z h`.
 
@@ -339,9 +339,9 @@ def gru(
         bidirectional: whether each layer runs through time in both directions.
         dropout: the fraction of the outputs of every layer but the last that is dropped in training.
         returns: `"last"` or `"all"`.
-        stateful: whether each training batch continues where the previous one ended.
-        initializer: initialiser of the weights of the inputs.
-        recurrent_initializer: initialiser of the weights of the hidden state.
+        stateful: whether each training batch continues the sequences of the previous one.
+        initializer: the initialiser of the weights of the inputs.
+        recurrent_initializer: the initialiser of the weights of the hidden state.
         formulation: how to compute the recurrence.
 
     Returns:

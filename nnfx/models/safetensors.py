@@ -1,4 +1,4 @@
-"""Variables on disk in the format of safetensors: arrays by name, written and read without executing anything.
+"""Variables on disk in the safetensors format: arrays by name, written and read without executing code.
 
 The names are those of `nnfx.trees`, such as `params.layer_0.kernel`.
 """
@@ -32,13 +32,13 @@ _DTYPES: dict[str, Any] = {
     "F8_E4M3": ml_dtypes.float8_e4m3fn,
     "F8_E5M2": ml_dtypes.float8_e5m2,
 }
-"""The dtypes by the names that the format has for them."""
+"""The dtypes by their names in the format."""
 
 
 def save_safetensors(path: str | os.PathLike[str], variables: Variables) -> None:
-    """Write variables to a file, with every bit as it is; libraries such as Hugging Face's read it.
+    """Write variables to a file, bit for bit, in a format that other libraries, such as Hugging Face's, can read.
 
-    A file of that name is replaced once the new one is whole.
+    An existing file of that name is replaced once the new one is complete.
 
     Args:
         path: the file, such as `"weights.safetensors"`.
@@ -46,9 +46,9 @@ def save_safetensors(path: str | os.PathLike[str], variables: Variables) -> None
             `params.layer_0.kernel`.
 
     Raises:
-        ModuleNotFoundError: without the package safetensors.
-        TypeError: for leaves that are no arrays, or of a dtype that the format lacks, such as random keys.
-        ValueError: for two leaves of the same name, or one whose name is the beginning of another's.
+        ModuleNotFoundError: if safetensors is not installed.
+        TypeError: for leaves that are not arrays, or whose dtype the format lacks, such as random keys.
+        ValueError: for two leaves of the same name, or a leaf whose name is a prefix of another's.
 
     Example:
         >>> import tempfile, jax.numpy as jnp
@@ -70,8 +70,8 @@ def save_safetensors(path: str | os.PathLike[str], variables: Variables) -> None
 def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the arrays of a file as a dict of dicts: `params.layer_0.kernel` is `["params"]["layer_0"]["kernel"]`.
 
-    A tuple or list that was saved comes back as a dict by position, `"0"`, `"1"` and so on, which `pretrained` and
-    `merge` take for the same, since they go by names.
+    A tuple or list that was saved comes back as a dict by position, `"0"`, `"1"` and so on; `pretrained` and `merge`
+    treat both alike, since they match leaves by name.
 
     Args:
         path: a file written by `save_safetensors` or any other library.
@@ -80,21 +80,21 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
         NumPy arrays, in the dtypes that they have in the file.
 
     Raises:
-        ModuleNotFoundError: without the package safetensors.
+        ModuleNotFoundError: if safetensors is not installed.
         FileNotFoundError: if there is no such file.
-        ValueError: for a file that is not in this format, or damaged; a dtype that JAX lacks; or a name that is the
-            beginning of another's.
+        ValueError: for a file that is not in this format, or damaged; a dtype that JAX lacks; or a name that is a
+            prefix of another's.
     """
     package = _package()
     source = paths.absolute("path", path)
     try:
         found = package.deserialize(source.read_bytes())
     except package.SafetensorError as error:
-        raise ValueError(f"path: expected a file of safetensors, got {source.name}: {error}") from error
+        raise ValueError(f"path: expected a safetensors file, got {source.name}: {error}") from error
     leaves = {}
     for name, view in found:
         if view["dtype"] not in _DTYPES:
-            raise ValueError(f"path: expected a dtype of {', '.join(_DTYPES)}, got {view['dtype']} for {name}")
+            raise ValueError(f"path: expected one of the dtypes {', '.join(_DTYPES)}, got {view['dtype']} for {name}")
         leaves[name] = np.frombuffer(view["data"], _DTYPES[view["dtype"]]).reshape(view["shape"])
     _check_names("path", leaves)
     return trees.nested(sorted(leaves.items()))
@@ -105,13 +105,13 @@ def _package() -> Any:
         import safetensors
         import safetensors.numpy
     except ModuleNotFoundError as error:
-        wanted = "safetensors: required for its files; not installed: pip install 'nnfx[safetensors]'"
+        wanted = "safetensors: required to read and write its files; not installed: pip install 'nnfx[safetensors]'"
         raise ModuleNotFoundError(wanted) from error
     return safetensors
 
 
 def _on_host(name: str, leaf: Any) -> np.ndarray:
-    """Return an array on the host, in order, as the format stores it."""
+    """Return a contiguous array on the host, in the layout of the format."""
     if not isinstance(leaf, jax.Array | np.ndarray | np.generic) or leaf.dtype not in _DTYPES.values():
         raise TypeError(f"variables: expected arrays of {', '.join(_DTYPES)}, got {checks.describe(leaf)} for {name}")
     array: np.ndarray = np.asarray(leaf, order="C")
@@ -119,9 +119,9 @@ def _on_host(name: str, leaf: Any) -> np.ndarray:
 
 
 def _check_names(argument: str, leaves: dict[str, Any]) -> None:
-    """Check that no name is the beginning of another, since a node of a tree is not a leaf too."""
+    """Check that no name is a prefix of another, since a node of a tree cannot be a leaf as well."""
     for name in leaves:
         parts = name.split(".")
         for length in range(1, len(parts)):
             if (above := ".".join(parts[:length])) in leaves:
-                raise ValueError(f"{argument}: expected names of which none begins another, got {above} and {name}")
+                raise ValueError(f"{argument}: expected names that are not prefixes of others, got {above} and {name}")

@@ -1,6 +1,6 @@
-"""The variables of dense, convolutional and recurrent networks as a list of layers in the order in which they follow.
+"""The variables of dense, convolutional and recurrent networks, as a list of layers in order of application.
 
-It is what conversions to and from other libraries have in common, see `nnfx.models.conversion`.
+Conversions to and from other libraries share this form; see `nnfx.models.conversion`.
 """
 
 import itertools
@@ -31,9 +31,9 @@ class Layer(NamedTuple):
     """A layer of a network, and the batch norm after it.
 
     Attributes:
-        kind: which kind of layer.
-        name: its name here, such as `"conv_0"` or `"layer_0_reverse"`, or elsewhere.
-        weights: `kernel` and, unless a batch norm follows, `bias`; or those of a recurrent layer.
+        kind: the kind of layer.
+        name: its name, such as `"conv_0"` or `"layer_0_reverse"`, or its name in the other library.
+        weights: `kernel` and, unless a batch norm follows, `bias`; or the weights of a recurrent layer.
         norm: `scale`, `bias`, `mean`, `var` and `weight` of the batch norm, or None.
     """
 
@@ -44,12 +44,12 @@ class Layer(NamedTuple):
 
     @property
     def inputs(self) -> int:
-        """The number of its inputs; for a convolution, of channels."""
+        """The number of inputs; for a convolution, of input channels."""
         return int(self.weights["input_kernel" if self.kind == "recurrent" else "kernel"].shape[-2])
 
     @property
     def outputs(self) -> int:
-        """The number of its outputs; for a convolution, of channels."""
+        """The number of outputs; for a convolution, of output channels."""
         if self.kind == "recurrent":
             return int(self.weights["recurrent_kernel"].shape[0])
         return int(self.weights["kernel"].shape[-1])
@@ -59,7 +59,7 @@ def layers_of(variables: Variables) -> list[Layer]:
     """Return the layers of a network of `nnfx.models`, on the host and in at least float32.
 
     Args:
-        variables: those of an `mlp`, a `cnn`, an `rnn`, a `gru` or an `lstm`.
+        variables: the variables of an `mlp`, a `cnn`, an `rnn`, a `gru` or an `lstm`.
 
     Raises:
         ValueError: for variables of any other model.
@@ -119,12 +119,12 @@ def check_recurrent(name: str, weights: Mapping[str, Any]) -> None:
 
 
 def variables_of(layers: Sequence[Layer]) -> dict[str, Any]:
-    """Return variables as a model of `nnfx.models` has them, of layers in order, whatever their names are.
+    """Return the variables of a model of `nnfx.models` from layers in order, whatever their names.
 
     Convolutions and hidden layers are numbered, the last dense layer is `output`, recurrent layers keep their names.
 
     Raises:
-        ValueError: for layers that do not follow one another, or in an order that no model has.
+        ValueError: for layers that do not fit one another, or in an order that no model has.
     """
     _check_order(layers)
     dense = [layer for layer in layers if layer.kind == "dense"]
@@ -149,7 +149,7 @@ def variables_of(layers: Sequence[Layer]) -> dict[str, Any]:
 
 
 def _check_order(layers: Sequence[Layer]) -> None:
-    """Check that each layer takes what the one before it returns, and that some model has them in this order."""
+    """Check that each layer's outputs fit the next one's inputs, and that a model can have them in this order."""
     kinds = [layer.kind for layer in layers]
     order = list(dict.fromkeys(kinds))
     is_sorted = kinds == sorted(kinds, key=order.index)

@@ -1,4 +1,4 @@
-"""Models that start from given weights, leaf by leaf, with a report of what was taken."""
+"""Models that start from given weights, leaf by leaf, with a report of which were used."""
 
 import functools
 from typing import Any, NamedTuple, cast
@@ -14,13 +14,13 @@ __all__ = ["Merged", "Report", "merge", "pretrained"]
 
 
 class Report(NamedTuple):
-    """What became of the leaves of two trees of variables that were merged, by name; it prints as a list.
+    """The outcome of merging given variables into those of a model, by leaf name; it prints as a list.
 
     Attributes:
-        taken: those whose given values were taken.
-        other: those given with another shape or dtype than expected: for each what was expected, and what was given.
-        missing: those not given, which keep their initial values.
-        unknown: those given that the model does not have.
+        taken: the leaves whose given values were used.
+        other: the leaves given with the wrong shape or dtype: for each, the expected and the given one.
+        missing: the leaves not given, which keep their initial values.
+        unknown: the leaves given that the model does not have.
     """
 
     taken: tuple[str, ...]
@@ -46,26 +46,26 @@ class Report(NamedTuple):
 
 
 class Merged(NamedTuple):
-    """What `merge` returns: variables, and a report of where their leaves are from."""
+    """The result of `merge`: variables, and a report of where their leaves come from."""
 
     variables: Variables
     report: Report
 
 
 def merge(initial: Variables, given: Variables) -> Merged:
-    """Return the variables of a model with given values in place of its own, where name, shape and dtype are the same.
+    """Replace the variables of a model by given values, wherever name, shape and dtype agree.
 
     Args:
-        initial: the model's own variables, or their shapes as `jax.eval_shape(model.init, key, inputs)` returns them,
-            to see the report alone.
-        given: arrays by name, such as the variables of another model, `{"params": ..., ...}`; it may lack some, and
-            hold others.
+        initial: the model's own variables, or only their shapes, from `jax.eval_shape(model.init, key, inputs)`, to
+            see the report.
+        given: arrays by name, such as the variables of another model, `{"params": ..., ...}`; some may be missing, and
+            there may be others.
 
     Returns:
         The variables, in the structure of `initial`, and the report.
 
     Raises:
-        TypeError: for something given that is no array.
+        TypeError: for given leaves that are not arrays.
 
     Example:
         >>> from nnfx.models import mlp
@@ -97,22 +97,22 @@ def merge(initial: Variables, given: Variables) -> Merged:
 
 
 def pretrained(model: Model, variables: Variables) -> Model:
-    """Return a model that starts from given weights, leaf by leaf where name, shape and dtype are those of its own.
+    """Return a model that starts from given weights, leaf by leaf, wherever name, shape and dtype agree.
 
-    All other leaves start as in the model itself; `print(merge(model.init(key, inputs), variables).report)` says which.
-    To keep the given ones as they are, see `nnfx.optimizers.freeze`.
+    All other leaves start as in the model itself; `print(merge(model.init(key, inputs), variables).report)` lists
+    them. To keep the given leaves unchanged in training, see `nnfx.optimizers.freeze`.
 
     Args:
         model: the model.
-        variables: arrays by name, such as `run.variables` of another run, or what `load_safetensors` or
-            `nnfx.models.conversion.from_torch` returns: `{"params": ..., ...}`.
+        variables: arrays by name, such as `run.variables` of another run, or the result of `load_safetensors` or
+            `nnfx.models.conversion.from_torch`: `{"params": ..., ...}`.
 
     Returns:
-        The model, with another `init`.
+        The model with a new `init`.
 
     Raises:
-        TypeError: for anything but a model, or something given that is no array.
-        ValueError: for variables without `"params"`; and (by `init`) if no leaf of the model is among them.
+        TypeError: for anything but a model, or given leaves that are not arrays.
+        ValueError: for variables without `"params"`; and, from `init`, if no leaf of the model is among them.
 
     Example:
         >>> from nnfx.models import mlp
@@ -125,8 +125,8 @@ def pretrained(model: Model, variables: Variables) -> Model:
         raise TypeError(f"model: expected a Model, such as nnfx.models.mlp((16,)), got {checks.describe(model)}")
     if not hasattr(variables, "keys") or "params" not in variables:
         got = sorted(variables) if hasattr(variables, "keys") else checks.describe(variables)
-        raise ValueError(f"variables: expected {{'params': ...}} and perhaps more collections, got {got}")
-    merge({}, variables)  # raises for what is no array
+        raise ValueError(f"variables: expected {{'params': ...}} and possibly other collections, got {got}")
+    merge({}, variables)  # raises an error for leaves that are not arrays
 
     def init(key: Array, inputs: Any) -> Variables:
         merged = merge(model.init(key, inputs), variables)
@@ -134,7 +134,7 @@ def pretrained(model: Model, variables: Variables) -> Model:
             raise ValueError(f"variables: expected at least one leaf of the model, got none:\n{merged.report}")
         return merged.variables
 
-    # a function of its own, so that the programs of this model are freed with it rather than with the other
+    # a separate function, so that the programs of this model are freed with it rather than with the other
     return model._replace(init=init, apply=cast(Apply, functools.partial(model.apply)))
 
 

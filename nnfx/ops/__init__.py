@@ -1,4 +1,4 @@
-"""The few primitives whose formulation matters, each differentiable and mappable."""
+"""Primitives whose formulation matters for speed or accuracy; all are differentiable and work under `jax.vmap`."""
 
 from nnfx.ops.attention import attention, rotated
 from nnfx.ops.cells import Cell, RecurrentWeights, gru_cell, lstm_cell, rnn_cell

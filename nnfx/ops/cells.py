@@ -1,4 +1,4 @@
-"""The cells of recurrent networks: what one step in time computes, and its hand-written gradient.
+"""The cells of recurrent networks: the computation of one time step, and its hand-written gradient.
 
 A cell consists of a linear part, `project`, which contains all matrix products, and an element-wise part, `forward`.
 Since they are separate, the matrix products in the gradients of all steps can be computed as one; see
@@ -20,7 +20,7 @@ State = tuple[Array, ...]
 
 
 class RecurrentWeights(NamedTuple):
-    """The weights of a cell; the columns of its gates lie side by side, in the order that the cell documents.
+    """The weights of a cell; the gates are blocks of columns, in the order that the cell documents.
 
     Attributes:
         inputs: `(features, gates × hidden)`.
@@ -34,7 +34,7 @@ class RecurrentWeights(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One step in time, as pure functions.
+    """One time step, as pure functions.
 
     Attributes:
         name: the name of the cell.
@@ -44,8 +44,8 @@ class Cell(NamedTuple):
         pack: `weights -> packed`, the weights in the form that `project` expects.
         project: `(packed, hidden, x) -> z`, linear in the packed weights and affine in the hidden state and the
             inputs, for any number of leading axes.
-        forward: `(z, state) -> (state, saved)`, element-wise; `saved` is what its gradient needs.
-        backward: `(saved, state, cotangent) -> (cotangent of z, cotangent of the state)`; `state` is the one before
+        forward: `(z, state) -> (state, saved)`, element-wise; `saved` holds the values that the gradient needs.
+        backward: `(saved, state, cotangent) -> (cotangent of z, cotangent of the state)`; `state` is the state before
             the step.
     """
 
@@ -62,7 +62,7 @@ class Cell(NamedTuple):
         """Return the state after one step on inputs `(batch, features)`.
 
         Raises:
-            TypeError: for inputs or weights that are not floating, or not of one dtype.
+            TypeError: for inputs or weights that are not floats, or not of one dtype.
             ValueError: for shapes that do not match, or a state of the wrong shape or dtype.
 
         Example:
@@ -80,7 +80,7 @@ class Cell(NamedTuple):
 
 
 def require_weights(cell: Cell, inputs: Array, weights: RecurrentWeights) -> None:
-    """Check that weights are floating, of one dtype, and of a cell's shapes for inputs `(..., features)`."""
+    """Check that weights are floats of one dtype, with the shapes of a cell for inputs `(..., features)`."""
     arrays = {"inputs": inputs, **{f"weights.{name}": value for name, value in weights._asdict().items()}}
     for name, value in arrays.items():
         if not jnp.issubdtype(value.dtype, jnp.floating) or value.dtype != inputs.dtype:
@@ -131,7 +131,7 @@ def _affine(packed: Array, parts: tuple[Array, ...]) -> Array:
     """Multiply arrays, concatenated with a one at the end, by weights in a single product.
 
     The gradient with respect to each array is a separate product, with its own rows of the weights. JAX would multiply
-    by all rows, whichever gradient is needed, and take a part of the result.
+    by all rows, even if only one of these gradients is needed, and slice the result.
     """
     return _with_one(*parts) @ packed
 
@@ -173,7 +173,7 @@ def rnn_cell(activation: Callable[[Array], Array] = jnp.tanh) -> Cell:
     References:
         Elman, *Finding structure in time*, Cognitive Science 1990.
     """
-    # the same activation has to give the same cell, by which compiled programs are looked up
+    # the same activation must give the same cell, by which compiled programs are looked up
     return memo.held(activation, rnn_cell, lambda: _rnn_cell(activation))
 
 
@@ -212,7 +212,7 @@ def _lstm_backward(saved: State, state: State, cotangent: State) -> tuple[Array,
 
 
 lstm_cell = Cell("lstm", 2, 4, 4, _pack, _project, _lstm_forward, _lstm_backward)
-"""Long short-term memory, whose gates decide what is let in, what is kept, and what is output.
+"""Long short-term memory, whose gates control what is written, kept and output.
 
 `i, f, o = σ(·)` and `g = tanh(·)` of `x W + h U + b`, in the order i, f, g, o; then `c' = f c + i g` and
 `h' = o tanh(c')`. Its state is `(h, c)`.

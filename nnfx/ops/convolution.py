@@ -1,7 +1,7 @@
-"""Convolution whose gradients are fast on every backend, even inside loops and over many members.
+"""Convolution whose gradients are fast on every backend, even within loops and under `jax.vmap`.
 
-A convolution is linear in its inputs and in its kernel. It and its two gradients are each other's derivatives, so
-three functions with `jax.custom_vjp` suffice for gradients of every order:
+A convolution is linear in its inputs and in its kernel. The derivatives of this function and its two gradients are
+among the same three functions, so three functions with `jax.custom_vjp` suffice for gradients of every order:
 
     forward(inputs, kernel)             inputs ⋆ kernel
     to_inputs(cotangent, kernel)        the inputs' cotangent, from that of the outputs
@@ -41,7 +41,7 @@ def convolution(
     Args:
         inputs: x, `(batch, width, channels)` or `(batch, height, width, channels)`.
         kernel: k, `(width, channels, features)` or `(height, width, channels, features)`, of the inputs' dtype.
-        strides: how far the window moves at a time, one number for all axes or one per axis.
+        strides: how far the window moves at each step, one number for all axes or one per axis.
         padding: `"SAME"` (`ceil(size / stride)` outputs), `"VALID"` (no padding), or a pair `(before, after)` for each
             axis: `[(size - 1, 0)]` makes a causal convolution in one dimension.
         dilation: the distance between the kernel's elements, one number for all axes or one per axis.
@@ -52,7 +52,7 @@ def convolution(
         `(batch, ..., features)`, of the inputs' dtype.
 
     Raises:
-        TypeError: for arrays that are not floating, or not of one dtype, and for sizes that are not whole numbers.
+        TypeError: for arrays that are not floats, or not of one dtype, and for sizes that are not integers.
         ValueError: for arrays of the wrong rank, a kernel whose channels differ from the inputs', strides or dilation
             below 1, unknown padding, and a kernel larger than the padded inputs.
 
@@ -78,7 +78,7 @@ def convolution(
 
 
 class _Geometry(NamedTuple):
-    """Everything static about a convolution: a number or pair for each axis that the window slides over."""
+    """Everything static about a convolution: one number or pair per axis that the window slides over."""
 
     inputs: tuple[int, ...]
     kernel: tuple[int, ...]
@@ -104,7 +104,7 @@ def _prepare(
         raise ValueError(f"kernel: expected {layout} for inputs of rank {axes + 2}, got {checks.describe(kernel)}")
     if kernel.shape[-2] != inputs.shape[-1]:
         raise ValueError(
-            f"kernel: expected {inputs.shape[-1]} channels, as the inputs have, got {kernel.shape[-2]} "
+            f"kernel: expected {inputs.shape[-1]} channels, like the inputs, got {kernel.shape[-2]} "
             f"in {checks.describe(kernel)}"
         )
     if not jnp.issubdtype(inputs.dtype, jnp.floating) or kernel.dtype != inputs.dtype:
@@ -121,8 +121,8 @@ def _prepare(
     outputs = tuple(
         (n + low + high - r - 1) // s + 1 for n, (low, high), r, s in zip(sizes, pads, reach, stride, strict=True)
     )
-    # What no window covers is cut off here, and padding beyond the kernel's reach is added: otherwise gradients would
-    # have negative padding, for which XLA returns wrong results on a CPU (jaxlib 0.10.1, float32).
+    # Elements that no window covers are cut off here, and padding beyond the kernel's reach is added: otherwise
+    # gradients would have negative padding, for which XLA returns wrong results on a CPU (jaxlib 0.10.1, float32).
     highs = [(o - 1) * s + r + 1 - n - p[0] for o, s, r, n, p in zip(outputs, stride, reach, sizes, pads, strict=True)]
     kept = tuple((min(low, r), min(max(high, 0), r)) for (low, _), high, r in zip(pads, highs, reach, strict=True))
     edges = [(low - near, high - far, 0) for (low, _), high, (near, far) in zip(pads, highs, kept, strict=True)]
@@ -215,8 +215,8 @@ def _one_by_one(function: Callable[[Array, Array], Array]) -> Callable[[Array, A
     """Make `jax.vmap` over the right operand a loop over members.
 
     Over both operands it would be a grouped convolution, for which XLA has only a naive loop on a CPU; over the right
-    one alone it would be a convolution with the features of all members, which is no faster than the loop. If the right
-    one is shared, the members of the left one are further examples, as they should be.
+    one alone it would be a convolution with the features of all members, which is no faster than the loop. If the
+    right operand is shared, the members of the left one become additional examples, as they should.
     """
     looped = jax.custom_batching.custom_vmap(function)
 

@@ -1,4 +1,4 @@
-"""NVIDIA's own LSTM, via `jax.experimental.rnn`."""
+"""NVIDIA's cuDNN LSTM, via `jax.experimental.rnn`."""
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,6 @@ def lstm(inputs: Array, weights: RecurrentWeights, state: State, lengths: Array 
 
 
 def flat(weights: RecurrentWeights) -> Array:
-    """Return the weights as one vector in cuDNN's order: the kernels gate by gate, then both sums' biases, one zero."""
+    """Return the weights as one vector in cuDNN's order: kernels gate by gate, then two sets of biases, one zero."""
     kernels = [kernel.T.ravel() for kernel in (weights.inputs, weights.recurrent)]
     return jnp.concatenate([*kernels, weights.bias, jnp.zeros_like(weights.bias)])

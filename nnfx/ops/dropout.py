@@ -1,4 +1,4 @@
-"""Dropout whose rate is an ordinary number, so that it can be swept."""
+"""Dropout whose rate may be traced, so that it can be swept."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ def dropout(key: Array, x: Array, rate: BelowOne) -> Array:
 
     Args:
         key: a typed random key.
-        x: activations of any shape, whose first axis is that of the examples.
+        x: activations of any shape, with the examples on the first axis.
         rate: p, at least 0 and below 1, the fraction to drop; may be traced.
 
     Returns:

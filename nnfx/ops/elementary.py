@@ -1,4 +1,4 @@
-"""Elementary functions whose gradients are right where those of JAX are not: at zero, at infinity, and of a maximum."""
+"""Elementary functions with correct gradients where JAX's are not: at zero, at infinity, and of a maximum."""
 
 import jax
 import jax.numpy as jnp
@@ -35,11 +35,11 @@ def square_root(x: Array) -> Array:
 
 
 def largest(x: Array, axis: int) -> Array:
-    """Return the maximum over an axis, whose gradient goes to one entry: among equals, the first.
+    """Return the maximum over an axis; the gradient goes to one entry: in a tie, the first.
 
-    `jnp.max` finds the entries that get the gradient by comparing all of them with the maximum. Where XLA computes them
-    again for the gradient, with other rounding, none may be equal to it, and the gradient is lost. Here the index of
-    the maximum decides, which is one of them however they are rounded.
+    `jnp.max` finds the entries that get the gradient by comparing all of them with the maximum. Where XLA recomputes
+    them for the gradient, with different rounding, none may equal it, and the gradient is lost. Here the index of the
+    maximum decides, which always exists, whatever the rounding.
 
     Args:
         x: `(..., n, ...)`; NaN counts as larger than any number.

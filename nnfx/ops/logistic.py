@@ -17,21 +17,21 @@ TERMS = 7
 def logistic_loss(logits: Array, labels: Array) -> Array:
     """Return the binary cross-entropy `−y log σ(z) − (1 − y) log(1 − σ(z))` of each logit z.
 
-    It is computed as `log(1 + e^−|z|) + (1 − y) max(z, 0) + y max(−z, 0)`, in which nothing overflows or cancels. An
-    infinite logit has no loss and no gradient if it is right, and an infinite loss if it is wrong. A CPU would spend
+    It is computed as `log(1 + e^−|z|) + (1 − y) max(z, 0) + y max(−z, 0)`, without overflow or cancellation. The loss
+    and gradient of an infinite logit are zero if it is right; if it is wrong, the loss is infinite. A CPU would spend
     most of its time on the logarithm; since `log(1 + e) = 2 artanh(e / (2 + e))` and the argument is at most ⅓, a few
-    terms of a series replace it in float32 and below. The gradient is `(1 − y) σ(z) − y σ(−z)`, which does not cancel
-    either. Derivatives of every order and mode, and `jax.vmap`, are supported.
+    terms of a series replace it in float32 and lower precision. The gradient is `(1 − y) σ(z) − y σ(−z)`, which does
+    not cancel either. Derivatives of every order and mode, and `jax.vmap`, are supported.
 
     Args:
         logits: z, of any shape.
-        labels: y, of the same shape and dtype: 0, 1, or anything in between.
+        labels: y, of the same shape and dtype: 0, 1, or values in between.
 
     Returns:
         The losses in nats, of the same shape and dtype.
 
     Raises:
-        ValueError: for labels of another shape.
+        ValueError: for labels of a different shape.
 
     Example:
         >>> logistic_loss(jnp.array([0.0, 2.0, -100.0]), jnp.array([1.0, 0.0, 1.0]))

@@ -1,4 +1,4 @@
-"""Normalisation by the statistics of a batch, however examples are divided into batches, or of each vector."""
+"""Batch normalisation, independent of how the examples are divided into batches, and layer normalisation."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from nnfx.types import Array, at_least_float32
 
 
 class RunningStatistics(NamedTuple):
-    """The mean and variance of each channel over the examples seen, with later ones weighted more.
+    """The mean and variance of each channel over the examples seen, with later examples weighted more.
 
     Attributes:
         mean: `(channels,)`.
@@ -28,11 +28,11 @@ def batch_statistics(inputs: Array, weights: Array | None = None) -> RunningStat
 
     Args:
         inputs: `(batch, ..., channels)`, floats.
-        weights: `(batch,)`, or `(batch, time)` for inputs `(batch, time, ..., channels)`; zero leaves out an example
-            or a step, whatever it holds. All one if None.
+        weights: `(batch,)`, or `(batch, time)` for inputs `(batch, time, ..., channels)`; an example or step of weight
+            zero is left out, whatever its values. All 1 if None.
 
     Returns:
-        The statistics, in at least float32, with the total weight of the examples; zero if nothing has a weight.
+        The statistics, in at least float32, with the total weight of the examples; zero if all weights are zero.
 
     Raises:
         ValueError: for inputs without a channel axis, or if there is not one weight per example.
@@ -66,7 +66,7 @@ def _centred(x: Array, mean: Array, axes: tuple[int, ...]) -> Array:
 
 
 def update_statistics(running: RunningStatistics, latest: RunningStatistics, momentum: float) -> RunningStatistics:
-    """Return the running statistics updated by a batch, as if all examples had been measured at once.
+    """Update the running statistics by a batch, as if all examples had been measured at once.
 
     With `W = m W₀ + w` and the share of the batch `s = w / W`, the mean moves by `s δ`, `δ = mean_batch − mean₀`, and
     `var = (1 − s) var₀ + s var_batch + s (1 − s) δ²`. A batch counts by the weight of its examples, so an incomplete
@@ -75,7 +75,7 @@ def update_statistics(running: RunningStatistics, latest: RunningStatistics, mom
     Args:
         running: the statistics so far, with weight 0 at the start.
         latest: the statistics of a batch.
-        momentum: m, the fraction of the older weights kept at each batch; 1 to weight all examples alike.
+        momentum: m, the fraction of the earlier weight that is kept at each batch; 1 weights all examples equally.
 
     Example:
         >>> start = RunningStatistics(jnp.zeros(1), jnp.ones(1), jnp.zeros(()))
@@ -97,7 +97,7 @@ def update_statistics(running: RunningStatistics, latest: RunningStatistics, mom
 
 
 def values_per_channel(inputs: Array, weights: Array | None = None) -> Array | int:
-    """Count the values of each channel that have a weight; a variance needs two.
+    """Count the values of positive weight in each channel; a variance needs two.
 
     Args:
         inputs: `(batch, ..., channels)`.
@@ -119,7 +119,7 @@ def batch_norm(inputs: Array, statistics: RunningStatistics, scale: Array, bias:
 
     Args:
         inputs: `(batch, ..., channels)`.
-        statistics: those of the batch in training, the running ones otherwise.
+        statistics: the batch statistics in training, otherwise the running statistics.
         scale: γ, `(channels,)`.
         bias: β, `(channels,)`.
         epsilon: ε, keeps the root away from zero.

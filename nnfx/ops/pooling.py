@@ -1,8 +1,8 @@
 """Pooling: the maximum or the mean of each window.
 
 Each element of a window is a strided view of the inputs, and the views are combined element by element. On a CPU this
-is 4 to 12 times faster than XLA's windowed reduction with its gradient (`select_and_scatter`), and it needs no rules of
-its own: derivatives of every order and mode, and `jax.vmap`, are those of slices.
+is 4 to 12 times faster than XLA's windowed reduction with its gradient (`select_and_scatter`), and it needs no custom
+rules: derivatives of every order and mode, and `jax.vmap`, are those of slices.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from nnfx.ops.elementary import largest
 from nnfx.types import Array, at_least_float32
 
 JOINT_ELEMENTS = 9
-"""The most elements of a window to combine at once; larger ones are combined one axis at a time, with fewer views."""
+"""The largest number of elements to combine at once; larger windows are combined one axis at a time."""
 
 
 def max_pool(
@@ -33,21 +33,22 @@ def max_pool(
 ) -> Array:
     """Return the maximum of each window: `y[n, p, c] = max_q x[n, p · strides + q, c]`.
 
-    The gradient goes to one winner in each window: among equals, the first in row-major order, as in Flax.
+    The gradient goes to one element of each window: in a tie, the first in row-major order, as in Flax.
 
     Args:
         inputs: x, `(batch, width, channels)` or `(batch, height, width, channels)`.
-        window: its size, one number for all axes or one per axis.
-        strides: how far it moves at a time, one number for all axes or one per axis; the window's own size if None.
-        padding: `"VALID"` (what no full window covers is left out), `"SAME"` (`ceil(size / stride)` outputs), or a
-            pair `(before, after)` for each axis. Padding is never the maximum.
+        window: the size of the window, one number for all axes or one per axis.
+        strides: how far the window moves at each step, one number for all axes or one per axis; the window's size if
+            None.
+        padding: `"VALID"` (elements that no full window covers are left out), `"SAME"` (`ceil(size / stride)`
+            outputs), or a pair `(before, after)` for each axis. Padding is never the maximum.
 
     Returns:
         `(batch, ..., channels)`, of the inputs' dtype.
 
     Raises:
-        TypeError: for inputs that are not floating, and sizes that are not whole numbers.
-        ValueError: for inputs of another rank, sizes below 1, unknown padding, padding as large as the window, or a
+        TypeError: for inputs that are not floats, and sizes that are not integers.
+        ValueError: for inputs of the wrong rank, sizes below 1, unknown padding, padding as large as the window, or a
             window larger than the padded inputs.
 
     Example:
@@ -71,10 +72,11 @@ def avg_pool(
 
     Args:
         inputs: x, `(batch, width, channels)` or `(batch, height, width, channels)`.
-        window: its size, one number for all axes or one per axis.
-        strides: how far it moves at a time, one number for all axes or one per axis; the window's own size if None.
-        padding: `"VALID"` (what no full window covers is left out), `"SAME"` (`ceil(size / stride)` outputs), or a
-            pair `(before, after)` for each axis.
+        window: the size of the window, one number for all axes or one per axis.
+        strides: how far the window moves at each step, one number for all axes or one per axis; the window's size if
+            None.
+        padding: `"VALID"` (elements that no full window covers are left out), `"SAME"` (`ceil(size / stride)`
+            outputs), or a pair `(before, after)` for each axis.
         count_include_pad: whether the zeros of the padding count as elements (the default in Flax and PyTorch), so that
             the sum of each window is divided by its size; if not, only elements of the inputs count.
 
@@ -82,8 +84,8 @@ def avg_pool(
         `(batch, ..., channels)`, of the inputs' dtype; half precision is summed in float32.
 
     Raises:
-        TypeError: for inputs that are not floating, and sizes that are not whole numbers.
-        ValueError: for inputs of another rank, sizes below 1, unknown padding, padding as large as the window, or a
+        TypeError: for inputs that are not floats, and sizes that are not integers.
+        ValueError: for inputs of the wrong rank, sizes below 1, unknown padding, padding as large as the window, or a
             window larger than the padded inputs.
 
     Example:
@@ -104,7 +106,7 @@ def avg_pool(
 
 
 def global_max_pool(inputs: Array) -> Array:
-    """Return the maximum of each channel over all positions; among equals, the first gets the gradient.
+    """Return the maximum of each channel over all positions; in a tie, the first gets the gradient.
 
     Args:
         inputs: `(batch, width, channels)` or `(batch, height, width, channels)`.
@@ -113,14 +115,14 @@ def global_max_pool(inputs: Array) -> Array:
         `(batch, channels)`, of the inputs' dtype.
 
     Raises:
-        ValueError: for inputs of another rank.
+        ValueError: for inputs of the wrong rank.
 
     Example:
         >>> global_max_pool(jnp.arange(8.0).reshape(1, 2, 2, 2)).tolist()
         [[6.0, 7.0]]
     """
     inputs = jnp.asarray(inputs)
-    windows.sizes(inputs)  # raises for inputs of another rank
+    windows.sizes(inputs)  # raises for inputs of the wrong rank
     return largest(inputs.reshape(inputs.shape[0], -1, inputs.shape[-1]), axis=1)
 
 
@@ -134,7 +136,7 @@ def global_avg_pool(inputs: Array) -> Array:
         `(batch, channels)`, of the inputs' dtype; half precision is summed in float32.
 
     Raises:
-        ValueError: for inputs of another rank.
+        ValueError: for inputs of the wrong rank.
 
     Example:
         >>> global_avg_pool(jnp.arange(8.0).reshape(1, 2, 2, 2)).tolist()
@@ -191,7 +193,7 @@ def _combine(inputs: Array, filling: float, geometry: _Geometry, combine: Callab
 
 
 def _views(x: Array, window: Sequence[int], strides: Sequence[int]) -> list[Array]:
-    """Return a view for each element of a window, in row-major order, which holds that element of all windows."""
+    """Return a view for each position in a window, in row-major order, which holds that element of all windows."""
     reach = [(size - w) // s * s + 1 for size, w, s in zip(x.shape[1:-1], window, strides, strict=True)]
     return [
         lax.slice(
@@ -207,8 +209,8 @@ def _views(x: Array, window: Sequence[int], strides: Sequence[int]) -> list[Arra
 def _largest(views: Sequence[Array]) -> Array:
     """Return the element-wise maximum of the views; NaN counts as larger than any number.
 
-    The index of the winner is found first, separately from the values: the gradient is then one mask for each view, not
-    a chain of selections as long as the list of views.
+    The index of the maximum is found first, separately from the values: the gradient is then one mask per view, rather
+    than a chain of selections as long as the list of views.
     """
     highest, winner = lax.stop_gradient(views[0]), jnp.zeros(views[0].shape, jnp.int32)
     for number, view in enumerate(map(lax.stop_gradient, views[1:]), start=1):

@@ -1,4 +1,4 @@
-"""The perceptron's product of inputs and weights, in the formulation that suits the number of inputs."""
+"""The perceptron's product of inputs and weights, in a formulation that suits the number of inputs."""
 
 from functools import reduce
 
@@ -16,9 +16,9 @@ FEW = 4
 def dot_product(inputs: Array, kernel: Array) -> Array:
     """Multiply inputs by weights and sum the products: `yₙⱼ = Σᵢ xₙᵢ wᵢⱼ`.
 
-    With few inputs, such as fare and age, a matrix product makes little use of a CPU. There it is written as a sum of
-    columns, each times its weights, which XLA fuses with the bias and the non-linearity that follow. Gradients are
-    matrix products as usual. Derivatives of every order and mode, and `jax.vmap`, are supported.
+    With few inputs, such as fare and age, a matrix product makes little use of a CPU. In this case it is written as a
+    sum of columns, each times its weights, which XLA fuses with the bias and the non-linearity that follow. Gradients
+    are matrix products as usual. Derivatives of every order and mode, and `jax.vmap`, are supported.
 
     Args:
         inputs: x, `(..., features)`.

@@ -28,29 +28,30 @@ def recurrence(
 ) -> tuple[Array, State]:
     """Apply a cell along time: `s_t = cell(s_{t−1}, x_t)`, whose first part is the output `h_t`.
 
-    The gradient keeps what each step computed, goes back through time only for the cotangents of the pre-activations,
-    and multiplies them by the inputs once, for all steps together. It can be differentiated again by `jax.grad`.
+    The gradient keeps the values computed at each step, goes back through time only for the cotangents of the
+    pre-activations, and multiplies these by the inputs once, for all steps together. It can be differentiated again by
+    `jax.grad`.
 
     Args:
         cell: the cell, such as `nnfx.ops.lstm_cell`.
         inputs: x, `(batch, time, features)`.
         weights: the weights of the cell, in the inputs' dtype.
         state: the initial state, arrays `(batch, hidden)`; zeros if None.
-        lengths: the number of real steps in each sequence, integers `(batch,)`; the rest is padding, which changes
-            nothing, whatever it holds.
+        lengths: the number of real steps in each sequence, integers `(batch,)`; the rest is padding, which has no
+            effect, whatever its values.
         reverse: whether time runs backwards, from each sequence's last step.
-        formulation: `"own"` uses this gradient; `"plain"` leaves it to JAX, which has forward mode (`jax.jvp`) too;
-            `"cudnn"` is NVIDIA's LSTM in float32, for its GPUs only: forwards in time, without second derivatives or
-            `jax.vmap`, and with at least one step in each sequence.
+        formulation: `"own"` uses this gradient; `"plain"` leaves it to JAX, which also supports forward mode
+            (`jax.jvp`); `"cudnn"` is NVIDIA's LSTM in float32, on NVIDIA GPUs only: forwards in time, without second
+            derivatives or `jax.vmap`, and with at least one step in each sequence.
 
     Returns:
         The outputs, `(batch, time, hidden)`, which are zero at padding, and the last state.
 
     Raises:
-        TypeError: for arrays that are not floating or not of one dtype, or lengths that are not integers.
+        TypeError: for arrays that are not floats or not of one dtype, or lengths that are not integers.
         ValueError: for shapes that do not match, lengths below 0 or above the number of steps, an unknown formulation,
-            or cuDNN for what it does not support.
-        RuntimeError: for cuDNN if JAX does not compute on a GPU.
+            or `"cudnn"` where it is not supported.
+        RuntimeError: for `"cudnn"` if JAX does not compute on a GPU.
 
     Example:
         >>> from nnfx.ops import RecurrentWeights, rnn_cell

@@ -26,7 +26,7 @@ def sizes(inputs: Array) -> tuple[int, ...]:
 
 
 def per_axis(name: str, value: int | Sequence[int], axes: int) -> tuple[int, ...]:
-    """Return one positive integer for each axis; a single one applies to all.
+    """Return one positive integer per axis; a single one applies to all.
 
     >>> per_axis("strides", 2, 2), per_axis("strides", (2, 1), 2)
     ((2, 2), (2, 1))
@@ -47,14 +47,14 @@ def pairs(
     """Return the padding of each axis; with `"SAME"` there are `ceil(size / stride)` outputs, as in TensorFlow.
 
     Args:
-        padding: what the user passed.
+        padding: the padding as passed.
         sizes: the sizes of the axes.
-        window: what the window covers on each axis, including its gaps.
+        window: the extent of the window on each axis, including its gaps.
         strides: the strides of the window.
         name: the argument that determines the window, for the error message.
 
     Raises:
-        TypeError: for padding of another type.
+        TypeError: for padding of the wrong type.
         ValueError: for padding that is unknown or negative, or a window larger than the padded inputs.
 
     Example:

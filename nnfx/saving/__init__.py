@@ -1,4 +1,4 @@
-"""Models that outlive their process: saved with what they need to predict, or exported as one portable program."""
+"""Models that outlive their process: saved with everything needed to predict, or exported as one portable program."""
 
 from nnfx.saving.saved import Predictor, load
 

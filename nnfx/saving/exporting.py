@@ -1,4 +1,4 @@
-"""One portable file from raw inputs to outputs, compared with the model before it gets its name."""
+"""One portable file that maps raw inputs to outputs, verified against the model before it gets its name."""
 
 import os
 from collections.abc import Callable
@@ -19,16 +19,16 @@ from nnfx.types import Array, Model, Variables
 
 SUFFIXES = (".onnx", ".stablehlo")
 TOLERANCE = 1e-5
-"""How far outputs may be from those of the model, relative to the largest of them."""
+"""How far outputs may deviate from those of the model, relative to the largest output."""
 _ROWS = (3, 1)
-"""The numbers of rows to compare; fixed shapes would fit only one of them."""
+"""The numbers of rows to compare: two, since a program with fixed shapes would fit only one."""
 
 
 def export(path: str | os.PathLike[str], model: Model, variables: Variables, preprocess: Preprocess) -> None:
     """Write a model with its preprocessing as one portable file; see `nnfx.Run.export`.
 
     Args:
-        path: a file that does not exist yet; its suffix decides about the format.
+        path: a file that does not exist yet; its suffix determines the format.
         model: the model.
         variables: its weights.
         preprocess: the map from raw to prepared inputs.
@@ -49,7 +49,7 @@ def export(path: str | os.PathLike[str], model: Model, variables: Variables, pre
         outputs = jax.eval_shape(function, raw)
     except Exception as error:  # whatever the user's model raises
         raise ValueError(
-            f"model: expected one that takes what preprocessing returns, as one array, got {in_short(error)}"
+            f"model: expected one that takes prepared features as one array, got {in_short(error)}"
         ) from error
     convert = _as_onnx if file.suffix == ".onnx" else _as_stablehlo
     content, called = convert(function, raw, outputs)
@@ -86,14 +86,14 @@ Called = Callable[[np.ndarray], Any]
 
 
 def _as_stablehlo(function: _Whole, raw: Any, outputs: Any) -> tuple[bytes, Called]:  # noqa: ARG001
-    """Return the file for JAX, and a function that calls what is in it."""
+    """Return the file for JAX, and a function that runs it."""
     program = Program.of(_predicted.program(function), symbolic([raw], any_time=False)[0])
     content = program.content
     return content, Program.read("export", content)
 
 
 def _as_onnx(function: _Whole, raw: Any, outputs: Any) -> tuple[bytes, Called]:
-    """Return the file for ONNX, and a function that calls what is in it."""
+    """Return the file for ONNX, and a function that runs it."""
     for name, leaf in (("inputs", raw), ("outputs", outputs)):
         if leaf.dtype not in (jnp.float32, jnp.int32):
             raise ValueError(f"{name}: expected float32 or int32 for ONNX, got {leaf.dtype}")
@@ -105,7 +105,7 @@ def _require_close(file: Path, got: Any, wanted: np.ndarray) -> None:
     got = np.asarray(got)
     if got.shape != wanted.shape or got.dtype != wanted.dtype:
         raise ValueError(
-            f"{file.name}: expected outputs {checks.describe(wanted)}, as the model's, got {checks.describe(got)}"
+            f"{file.name}: expected outputs {checks.describe(wanted)}, like the model's, got {checks.describe(got)}"
         )
     got, exact = got.astype(np.float64), wanted.astype(np.float64)
     is_same = (got == exact) | (np.isnan(got) & np.isnan(exact))
@@ -113,11 +113,11 @@ def _require_close(file: Path, got: Any, wanted: np.ndarray) -> None:
     with np.errstate(invalid="ignore"):
         difference = float(np.where(is_same, 0, np.abs(got - exact)).max(initial=0)) / scale
     if not difference <= TOLERANCE:
-        raise ValueError(f"{file.name}: expected the model's outputs to {TOLERANCE:g}, got others by {difference:.2g}")
+        raise ValueError(f"{file.name}: expected the model's outputs within {TOLERANCE:g}, got {difference:.2g} off")
 
 
 def _sample(preprocess: Preprocess, rows: int) -> np.ndarray:
-    """Return raw inputs like those that the preprocessing was made for."""
+    """Return sample raw inputs for the preprocessing."""
     random = np.random.default_rng(rows)
     shape = (rows, *preprocess.shape)
     if preprocess.keep_integers:
@@ -136,7 +136,7 @@ def _sample(preprocess: Preprocess, rows: int) -> np.ndarray:
 
 
 def _require_resolved(preprocess: Preprocess) -> None:
-    """Raise if raw inputs lose in float32 what the preprocessing, computed in float64 on the host, tells apart."""
+    """Raise an error if float32 cannot tell apart raw inputs that the preprocessing, in float64 on the host, can."""
     mean, scale, _ = preprocess.exact
     lost = np.abs(mean) * 0.5 * float(jnp.finfo(preprocess.mean.dtype).eps) > WORST_ROUNDING * scale
     if lost.any():

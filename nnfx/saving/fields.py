@@ -1,4 +1,4 @@
-"""Dataclasses of this library as arrays and strict JSON, from which they are made again without running any code."""
+"""Dataclasses of this library as arrays and strict JSON, restored without running any code."""
 
 import dataclasses
 import importlib
@@ -11,17 +11,18 @@ import numpy as np
 
 _ARRAY, _CLASS, _MAPPING = "array", "class", "mapping"
 _HOME = "nnfx.data."
-"""Where classes may be defined: nothing else is ever imported because a file says so."""
+"""Where classes may be defined: a file cannot cause anything else to be imported."""
 
 
 def split(value: Any) -> tuple[Any, list[Any]]:
     """Return a dataclass as JSON, and the arrays that the JSON refers to by number.
 
     Args:
-        value: a dataclass or named tuple of `nnfx.data`, whose fields hold arrays, plain values, tuples, or others.
+        value: a dataclass or named tuple of `nnfx.data`, whose fields hold arrays, plain values, tuples, or such
+            dataclasses.
 
     Raises:
-        TypeError: for a field of another kind.
+        TypeError: for a field of any other kind.
 
     Example:
         >>> import nnfx
@@ -57,7 +58,7 @@ def _split(path: str, value: Any, found: list[Any]) -> Any:
 
 
 def joined(notes: Any, found: Sequence[Any]) -> Any:
-    """Return the dataclass that `split` has split; sequences become tuples.
+    """Restore a dataclass from the parts returned by `split`; sequences become tuples.
 
     Raises:
         ValueError: for a class or a field that this version of the library does not have.
@@ -78,7 +79,7 @@ def joined(notes: Any, found: Sequence[Any]) -> Any:
 
 
 def _name(kind: type) -> str:
-    """Return the name under which a class is found."""
+    """Return the name by which a class is looked up."""
     return f"{kind.__module__}.{kind.__qualname__}"
 
 

@@ -1,4 +1,4 @@
-"""ONNX by jax2onnx, checked by onnxruntime; both are imported only here, where they are used."""
+"""ONNX export with jax2onnx, checked with onnxruntime; both are imported only when used."""
 
 import contextlib
 import logging
@@ -32,12 +32,12 @@ def converted(function: Callable[[Any], Any], raw: jax.ShapeDtypeStruct) -> byte
     """Return a function of one array, for any number of rows, as an ONNX file.
 
     Args:
-        function: from an array to an array.
+        function: maps an array to an array.
         raw: the shape of the array, whose first axis is that of the rows, and its dtype.
 
     Raises:
         ImportError: if jax2onnx or onnxruntime is missing, or does not work with this release of JAX.
-        ValueError: for an operation that jax2onnx does not know.
+        ValueError: for an operation that jax2onnx does not support.
     """
     to_onnx, _ = _packages()
 
@@ -50,12 +50,12 @@ def converted(function: Callable[[Any], Any], raw: jax.ShapeDtypeStruct) -> byte
         with _quiet():
             model = to_onnx(plain, [rows], input_names=["inputs"], output_names=["outputs"])
             return bytes(model.SerializeToString())
-    except Exception as error:  # of whatever type: it is another package's, or the user's model's
+    except Exception as error:  # of any type, raised by another package or by the user's model
         raise ValueError(f"model: expected operations that jax2onnx can convert, got {in_short(error)}") from error
 
 
 def called(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the function that an ONNX file holds, as onnxruntime computes it on the CPU."""
+    """Return the function in an ONNX file, run by onnxruntime on the CPU."""
     _, runtime = _packages()
     options = runtime.SessionOptions()
     options.log_severity_level = 3  # errors only
@@ -65,7 +65,7 @@ def called(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what jax2onnx has to say to its developers; what it returns is checked. It uses untyped keys itself."""
+    """Silence the messages and warnings of jax2onnx, which uses untyped keys itself; its results are checked."""
     loggers = [logging.getLogger(name) for name in ("jax2onnx", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -85,7 +85,7 @@ def _packages() -> tuple[Any, Any]:
         with _quiet():
             import jax2onnx
             import onnxruntime
-    except Exception as error:  # with a release of JAX that it does not know, jax2onnx may raise any
+    except Exception as error:  # with a release of JAX that it does not know, jax2onnx may raise any error
         versions = ", ".join(f"{name} {_version(name)}" for name in ("jax", "jax2onnx", "onnxruntime"))
         raise ImportError(
             f"export: expected jax2onnx and onnxruntime for ONNX, got {versions}: {in_short(error)}; {_INSTALL}"
@@ -101,9 +101,10 @@ def _version(package: str) -> str:
 
 
 def _run(program: Any, *inputs: Any) -> list[Any]:
-    """Evaluate a traced program as it is for platforms that it does not name, and without what only wraps programs.
+    """Evaluate a traced program with the default branches for platforms, and without mere wrappers of programs.
 
-    What `jax.lax.platform_dependent` chooses for CPUs, say, suits XLA; ONNX has neither platforms nor custom gradients.
+    The branch that `jax.lax.platform_dependent` chooses for CPUs, say, is meant for XLA; ONNX has neither platforms
+    nor custom gradients.
     """
     consts = program.consts if isinstance(program, core.ClosedJaxpr) else ()
     program = getattr(program, "jaxpr", program)
@@ -131,7 +132,7 @@ def _run(program: Any, *inputs: Any) -> list[Any]:
 
 
 def _padded(inputs: Any, filling: Any, edges: Sequence[tuple[int, int, int]]) -> Any:
-    """Pad by concatenation, and cut where padding is negative: jax2onnx 0.17 only pads a fixed number of rows."""
+    """Pad by concatenation, and slice where padding is negative: jax2onnx 0.17 pads only a fixed number of rows."""
     if any(gap for _, _, gap in edges):
         return lax.pad(inputs, filling, edges)
     for axis, (low, high, _) in enumerate(edges):
@@ -144,7 +145,7 @@ def _padded(inputs: Any, filling: Any, edges: Sequence[tuple[int, int, int]]) ->
 
 
 class _Platform(int):
-    """The position of a branch: the last, which is the default where there is one."""
+    """The position of the chosen branch: the last, which is the default if there is one."""
 
 
 def _resolved(parameter: Any) -> Any:

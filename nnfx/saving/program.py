@@ -1,8 +1,8 @@
 """Portable programs: functions of arrays as StableHLO, without the code that defined them.
 
-JAX promises that what `jax.export` writes can be read by releases of the following six months, and by those of the
-three weeks before. Here programs are written for an older version of StableHLO, as far as they can be, so that every
-release of JAX that this library works with can read them.
+JAX guarantees that programs written by `jax.export` can be read by releases of the following six months, and of the
+preceding three weeks. Here programs are written for an older version of StableHLO where possible, so that every
+release of JAX that this library supports can read them.
 """
 
 import dataclasses
@@ -19,14 +19,14 @@ from nnfx import memo
 from nnfx.types import Array
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-"""What programs are made for, as far as they can be."""
+"""The platforms that programs are lowered for, where possible."""
 STABLEHLO = "1.14.0"
-"""The version of StableHLO that the oldest supported release of JAX reads, 0.9.2."""
+"""The version of StableHLO that the oldest supported release of JAX, 0.9.2, can read."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """A portable program; what JAX compiles for it is freed with it.
+    """A portable program; code compiled for it is freed with it.
 
     Attributes:
         exported: the program, as returned by `jax.export`.
@@ -36,7 +36,7 @@ class Program:
 
     @classmethod
     def of(cls, function: Any, *arguments: Any) -> "Program":
-        """Lower what `jax.jit` returns for shapes, which may be symbolic, and for as many platforms as possible.
+        """Lower a jitted function for shapes, which may be symbolic, and for as many platforms as possible.
 
         Raises:
             ModuleNotFoundError: if flatbuffers is not installed.
@@ -62,7 +62,7 @@ class Program:
 
         Raises:
             ModuleNotFoundError: if flatbuffers is not installed.
-            ValueError: for one that this release of JAX cannot read.
+            ValueError: for a program that this release of JAX cannot read.
         """
         _require_flatbuffers()
         try:
@@ -81,13 +81,13 @@ class Program:
 
     @property
     def inputs(self) -> list[jax.ShapeDtypeStruct]:
-        """The shapes and dtypes of the arrays that the last argument consists of."""
+        """The shapes and dtypes of the arrays in the last argument."""
         arguments, _ = jax.tree.unflatten(self.exported.in_tree, self.exported.in_avals)
         return [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arguments[-1])]
 
     @property
     def outputs(self) -> Any:
-        """The shape and dtype of what the program returns."""
+        """The shape and dtype of the program's result."""
         return self.exported.out_avals[0]
 
     def __call__(self, *arguments: Any) -> Array:
@@ -124,7 +124,7 @@ def _can_lower(function: Any, platform: str, arguments: Sequence[Any]) -> bool:
 
 
 def _for_older_releases(exported: export.Exported) -> export.Exported:
-    """Return a program in an older version of StableHLO, or unchanged if it needs what that does not have."""
+    """Return a program in an older version of StableHLO, or unchanged if it needs newer features."""
     try:
         content = mlir.serialize_portable_artifact(str(exported.mlir_module()), STABLEHLO)
     except Exception:  # of no common type among releases
@@ -133,7 +133,7 @@ def _for_older_releases(exported: export.Exported) -> export.Exported:
 
 
 def symbolic(shapes: Sequence[Any], *, any_time: bool) -> list[jax.ShapeDtypeStruct]:
-    """Return shapes with any number of rows and, if asked for, any number of steps on the second axis of sequences."""
+    """Return shapes with any number of rows and, if requested, any number of steps on the second axis of sequences."""
     batch, time = export.symbolic_shape("batch, time")
     found = []
     for leaf in shapes:
@@ -148,7 +148,7 @@ def is_sequence(leaf: Any) -> bool:
 
 
 def fits(got: Any, wanted: Any) -> bool:
-    """Return whether an array has the shape that is wanted, as far as that is fixed."""
+    """Return whether an array has an expected shape, as far as that is fixed."""
     return len(got.shape) == len(wanted.shape) and all(
         mine == theirs for mine, theirs in zip(got.shape, wanted.shape, strict=True) if isinstance(theirs, int)
     )

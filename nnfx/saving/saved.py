@@ -1,9 +1,9 @@
-"""Saved models: a folder with all that predictions need, opened without the training data or the model's code.
+"""Saved models: folders with everything needed to predict, opened without the training data or the model's code.
 
 It is a checkpoint (see `nnfx.checkpoint`: complete or absent, with a checksum for every file, and neither pickles nor
 code) of the weights, the arrays of the preprocessing, and the model itself as a portable program. Everything else is
-written in its `checkpoint.json`. A folder rather than one file, so that it is written, verified and read by the same
-functions as every other checkpoint.
+written in its `checkpoint.json`. It is a folder rather than a single file so that the functions for checkpoints can
+write, verify and read it.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ from nnfx.training.padding import apply_padded
 from nnfx.types import Array, Model, Sequences, Variables
 
 FORMAT = 1
-"""The version of what is saved; any other is refused."""
+"""The version of the layout; others are rejected."""
 WITHIN, REASON = "predictor", "reason.txt"
-"""The folder within that of a session where its model is saved, and the file there that says why it cannot be."""
+"""The folder of the saved model within that of a session, and the file there that says why there is none."""
 _KIND = "model"
 _OF_A_SESSION, _BY_HAND = "run.json", "model"
-"""The file by which the folder of a session is known, and where its run may have been saved by `nnfx.Run.save`."""
+"""The file that identifies the folder of a session, and where `nnfx.Run.save` may have saved its run."""
 
 
 def save(
@@ -49,8 +49,8 @@ def save(
         model: the model.
         variables: its weights.
         preprocess: the map from raw to prepared inputs.
-        notes: what else is known about it, as `nnfx.training.run.notes_of` returns it.
-        inputs: an example of prepared inputs; by default what `preprocess` returns.
+        notes: further information to store, as returned by `nnfx.training.run.notes_of`.
+        inputs: an example of prepared inputs; by default, the result of `preprocess`.
     """
     folder = paths.absolute("path", path)
     if os.path.lexists(folder):
@@ -111,7 +111,7 @@ def load(path: str | os.PathLike[str]) -> "Predictor":
     Raises:
         FileNotFoundError: if there is no folder at the path, or no saved model in the folder of a session; the error
             says why.
-        nnfx.checkpoint.DamagedError: for a file that is missing, additional or altered; the error names it.
+        nnfx.checkpoint.DamagedError: for a missing, unexpected or altered file; the error names it.
         TypeError: for a `path` that is not one.
         ValueError: for anything other than a saved model, one in another format, or one that this release of JAX
             cannot read.
@@ -161,7 +161,7 @@ def _opened(folder: Path) -> "Predictor":
     description, leaves = checkpoint.load_by_path(folder)
     about = description.about
     if about.get("kind") != _KIND:
-        raise ValueError(f"{folder}: expected a saved model, got a checkpoint of something else")
+        raise ValueError(f"{folder}: expected a saved model, got another kind of checkpoint")
     if about.get("format") != FORMAT:
         raise ValueError(
             f"{folder}: expected a saved model of format {FORMAT}, got {about.get('format')},"
@@ -216,7 +216,7 @@ class Predictor:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes that the targets stand for; empty if they have none."""
+        """The names of the classes; empty if they have none."""
         return self.preprocess.classes
 
     def __repr__(self) -> str:
@@ -245,8 +245,8 @@ class Predictor:
             variables: weights to use instead of the saved ones, in the same form.
 
         Raises:
-            TypeError: for numbers of another kind than the model takes.
-            ValueError: for other shapes.
+            TypeError: for numbers of a kind that the model does not take.
+            ValueError: for shapes that the model does not take.
         """
         prepared = self._checked(inputs)
         weights = self._in_order(self.variables if variables is None else variables)
@@ -288,18 +288,18 @@ def prepared_shapes(preprocess: Preprocess) -> Any:
 
 
 def raw_dtype(preprocess: Preprocess) -> Any:
-    """Return the dtype of raw inputs on the device: integers if they are kept, else that of the map."""
+    """Return the dtype of raw inputs on the device: integers if they are kept, otherwise the dtype of the map."""
     return jax.dtypes.canonicalize_dtype(int) if preprocess.keep_integers else preprocess.mean.dtype
 
 
 @memo.compiled(static=3)
 def _apply(model: Model, weights_form: Any, inputs_form: Any, leaves: list[Array], inputs: list[Array]) -> Array:
-    """Apply a model, with weights and inputs as lists, for which a program needs no code to be called."""
+    """Apply a model with weights and inputs as lists, so that a program can be called without any other code."""
     return model.apply(jax.tree.unflatten(weights_form, leaves), jax.tree.unflatten(inputs_form, inputs))
 
 
 def _program(model: Model, variables: Variables, inputs: Any) -> Program:
-    """Return the model as a program for any number of rows, and of steps if it allows that."""
+    """Return the model as a program for any number of rows and, if the model allows it, any number of steps."""
     leaves, form = jax.tree.flatten(inputs)
     weights, weights_form = jax.tree.flatten(variables)
     weights = [jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype) for leaf in weights]
@@ -313,7 +313,7 @@ def _program(model: Model, variables: Variables, inputs: Any) -> Program:
 
 
 def _name(key: Any) -> str | int:
-    """Return one step of a path as text or a number."""
+    """Return one element of a path as text or a number."""
     for attribute in ("key", "name", "idx"):
         value = getattr(key, attribute, None)
         if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):

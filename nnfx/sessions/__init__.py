@@ -1,1 +1,1 @@
-"""Sessions: programs looked after by the host, with their logs, progress bar, signals and checkpoints."""
+"""Sessions: programs run by the host with logs, a progress bar, signal handling and checkpoints."""

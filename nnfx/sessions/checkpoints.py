@@ -1,4 +1,4 @@
-"""The checkpoints of a run: saved to a folder in the background, of which the latest and the best are kept."""
+"""The checkpoints of a run: saved to a folder in the background; the latest and the best are kept."""
 
 import concurrent.futures
 import contextlib
@@ -19,28 +19,28 @@ from nnfx.checkpoint import DamagedError, Description
 
 
 class AnotherRunError(ValueError):
-    """A checkpoint that belongs to another run, and may be perfectly intact."""
+    """Raised for a checkpoint that belongs to another run, though it may be intact."""
 
 
 class Checkpoints:
     """A folder of checkpoints of one run.
 
-    Open it using `with`: it locks the folder, removes what a killed save has left behind, and waits for the last save
-    at the end. A checkpoint is named after its number, such as `epoch-00000012`. With several processes, the first
+    Use it in a `with` statement: it locks the folder, removes the remains of interrupted saves, and on exit waits for
+    the last save. A checkpoint is named after its number, such as `epoch-00000012`. With several processes, the first
     locks, removes and saves; all of them load.
 
     Args:
         folder: the folder, created if missing.
         keep_last: how many of the newest checkpoints to keep, at least 1.
         keep_best: how many of those with the lowest loss to keep in addition.
-        unit: what the numbers count.
+        unit: the unit that the numbers count.
         on_saved: called in another thread when a checkpoint is on disk.
 
     Attributes:
-        unwritable: the reason why nothing can be saved in a folder whose checkpoints can be read; else None.
+        unwritable: the reason why nothing can be saved in a folder whose checkpoints can be read; otherwise None.
 
     Raises:
-        OSError: for a folder that cannot be created, or that another process has open; and for one that cannot be
+        OSError: for a folder that cannot be created, or that is in use by another process; and for one that cannot be
             written to, unless it holds checkpoints.
 
     Example:
@@ -116,7 +116,7 @@ class Checkpoints:
         JAX arrays may be replaced right away, but not donated; NumPy arrays may even be modified.
 
         Args:
-            number: the number of epochs, or of whatever else is counted; it must not have a checkpoint yet.
+            number: the number of epochs, or other units; there must be no checkpoint with this number yet.
             tree: as for `nnfx.checkpoint.save`.
             loss: the loss by which checkpoints are ranked, lowest first; NaN ranks last.
             about: as for `nnfx.checkpoint.save`; the number, as `epoch`, and the loss are recorded in addition.
@@ -153,13 +153,13 @@ class Checkpoints:
     def resume(
         self, expected: Callable[[Description], Any], *, skip_damaged: bool = False
     ) -> tuple[Path, Description, Any] | None:
-        """Load the newest checkpoint; return None if there is none. Every process has to call it.
+        """Load the newest checkpoint; return None if there is none. Every process must call it.
 
         Args:
-            expected: returns the tree that is expected in a checkpoint, as for `load`; raises `AnotherRunError` for
-                one of another run.
-            skip_damaged: whether to set unusable checkpoints aside with a warning, and load the newest good one. Else
-                they raise an error that names it.
+            expected: returns the tree that is expected in a checkpoint, as for `load`; raises `AnotherRunError` for a
+                checkpoint of another run.
+            skip_damaged: whether to set unusable checkpoints aside with a warning, and load the newest good one.
+                Otherwise they raise an error that names it.
 
         Raises:
             ValueError: as `load` and `expected` do.
@@ -208,7 +208,7 @@ class Checkpoints:
         return found
 
     def _publish(self, path: Path, tree: Any, about: Mapping[str, Any]) -> None:
-        """Write a checkpoint, and then remove those that are no longer wanted."""
+        """Write a checkpoint, then remove those that are no longer needed."""
         if os.path.lexists(path):  # a stray file or link: it is not a checkpoint, and is kept under another name
             path.rename(paths.aside(path).with_name(f"{path.name}.stray{paths.aside(path).suffix}"))
         checkpoint.save(path, tree, about)
@@ -222,7 +222,7 @@ class Checkpoints:
 
 
 def _lock(folder: Path) -> int:
-    """Keep other processes out of a folder for as long as a file is open; the lock ends if this process is killed.
+    """Lock a folder while a file is open; the lock is released if this process is killed.
 
     The file is not truncated, and a link is not followed: it may point to a file elsewhere.
     """

@@ -1,10 +1,10 @@
-"""What a run is made of, described so that it survives a new release of Python, of JAX, or of this library.
+"""Descriptions of what determines a run that stay valid across releases of Python, JAX and this library.
 
-Each part is followed down to what determines it. Functions and classes of installed packages are identified by name,
-and what they were made with, such as the numbers that an optimizer holds, by value; the user's own functions are
-identified by their source and by the values that they use. Every fact is stored under a path, such as
-`optimizer.learning_rate`. If the path leads through the internals of a package, it contains `~` and the package's name,
-since these may differ in another release.
+Each part is traced recursively. Functions and classes of installed packages are identified by name, and their
+arguments, such as the numbers that an optimizer holds, by value; the user's own functions are identified by their
+source and by the values that they use. Every fact is stored under a path, such as `optimizer.learning_rate`. If the
+path leads through the internals of a package, it contains `~` and the package's name, since these may differ in
+another release.
 """
 
 import collections
@@ -28,20 +28,20 @@ from nnfx.training.parts import Recipe
 
 _NUMBERS = int | float | complex | str | bytes | None
 _OWN = ("function ", "class ", "array ")
-"""How descriptions begin of things that do not depend on any package."""
+"""The beginning of descriptions that do not depend on any package."""
 _UNTOLD = ("None", "dtype ", "the same as ")
-"""How descriptions begin that may differ in another release of the package, with the same meaning."""
+"""The beginning of descriptions that may differ in another release of the package, with the same meaning."""
 _DEPTH = 60
 _HIDDEN = {"name", "parent", "scope"}
-"""What Flax adds to the fields of a module."""
+"""The fields that Flax adds to a module."""
 _PASSING = ("__", "_nnfx")
-"""How the names of attributes begin that are not part of what an object is, such as programs compiled for it."""
+"""The beginning of attribute names that do not describe an object, such as that of programs compiled for it."""
 _CONFIGURED = ("jax_default_matmul_precision", "jax_threefry_partitionable")
-"""Global settings of JAX that affect the numbers."""
+"""Global settings of JAX that affect results."""
 
 
 def parts_of(recipe: Recipe) -> dict[str, str]:
-    """Describe a run's parts by path: all but the number of epochs, and whatever does not affect the numbers.
+    """Describe a run's parts by path: all but the number of epochs, and anything that does not affect the results.
 
     >>> import nnfx, optax
     >>> found = parts_of(nnfx.fit(nnfx.models.perceptron(), nnfx.losses.mean_square_error, optax.sgd, epochs=2))
@@ -65,8 +65,8 @@ def differences(expected: Mapping[str, str], got: Mapping[str, str], changed: It
     Args:
         expected: the parts of one run.
         got: the parts of the other.
-        changed: packages whose release differs. Of their internals, only facts that both runs have are compared, and
-            the user's own functions and arrays that are found there.
+        changed: packages whose release differs. In their internals, only facts that both runs have are compared,
+            together with any functions and arrays of the user.
 
     Example:
         >>> differences({"optimizer": "optax.adam", "optimizer.b1": "0.9"}, {"optimizer": "optax.sgd"})
@@ -86,7 +86,7 @@ def differences(expected: Mapping[str, str], got: Mapping[str, str], changed: It
                         side.append(word)
                 continue
         if not any(path.startswith((f"{above}.", f"{above}[", f"{above}~")) for above, _ in found):
-            # the path through the internals of packages means nothing to the reader
+            # the path through the internals of packages means nothing to users
             shown = ".".join(dict.fromkeys([path.partition("~")[0], re.split(r"~\w+\.", path)[-1]]))
             found.append((path, f"{shown}: expected {first or 'nothing'}, got {second or 'nothing'}"))
     lines = list(dict.fromkeys(line for _, line in found))
@@ -109,7 +109,7 @@ def array_words(array: Any) -> str:
 
 
 class _Walk:
-    """Collects facts by path on its way through objects."""
+    """Walks through objects and collects facts by path."""
 
     def __init__(self) -> None:
         self.facts: dict[str, str] = {}
@@ -118,7 +118,7 @@ class _Walk:
         self._above: list[int] = []
 
     def into(self, value: Any, path: str) -> None:
-        """Describe a value and what it is made of."""
+        """Describe a value and its components."""
         if isinstance(value, bool | np.bool_ | _NUMBERS) and not isinstance(value, enum.Enum):
             self.facts[path] = repr(value.item() if isinstance(value, np.generic) else value)
         elif id(value) in self._above or len(self._above) > _DEPTH:
@@ -223,7 +223,7 @@ class _Walk:
                 self._used(names[used.name], used, path)
 
     def _used(self, value: Any, used: source.Used, path: str) -> None:
-        """Describe a value that a function takes from outside, or the attribute of it that the function uses."""
+        """Describe a global or captured value of a function, or the attribute of it that the function uses."""
         name = used.name
         for attribute in used.attributes:
             is_open = isinstance(value, types.ModuleType | types.SimpleNamespace) or (
@@ -232,7 +232,7 @@ class _Walk:
             if not is_open or not hasattr(value, attribute):
                 break
             value, name = getattr(value, attribute), f"{name}.{attribute}"
-        # modules are identified by what is taken from them, and the functions of packages by the names in the source
+        # modules are identified by the attributes used, and the functions of packages by the names in the source
         if not isinstance(value, types.ModuleType):
             self.into(value, f"{path}.{name}")
 
@@ -260,7 +260,7 @@ class _Walk:
                 self.into(inner, f"{path}.{name}")
 
     def _wrapper(self, value: Any, path: str) -> None:
-        """Describe what `jax.jit` and the like return by the function that it was made from."""
+        """Describe the result of `jax.jit` and similar functions by the function that it wraps."""
         self.into(value.__wrapped__, path)
         for name in ("jvp", "fwd", "bwd"):  # derivatives that the user has written
             if isinstance(each := getattr(value, name, None), types.FunctionType) and _is_own(each):
@@ -283,7 +283,7 @@ class _Walk:
         self._fields(value, path, sorted(name for name in {*held, *slots} if not name.startswith(_PASSING)))
 
     def _is_known(self, value: Any, path: str) -> bool:
-        """Return whether a function or class has been described already; if so, refer to that, else remember it."""
+        """Return whether a function or class has been described; if so, refer to that; otherwise, remember it."""
         if id(value) in self._seen:
             self.facts[path] = f"the same as {self._seen[id(value)]}"
             return True

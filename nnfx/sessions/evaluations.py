@@ -1,4 +1,4 @@
-"""What a user's `evaluate` returns, as a row of numbers."""
+"""The result of a user's `evaluate`, as a row of numbers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ def row_of(measured: Any, epoch: int, before: Row) -> Row:
     """Return the numbers that were measured after an epoch.
 
     Args:
-        measured: what `evaluate` returned: numbers by name, finite or not.
+        measured: the result of `evaluate`: numbers by name, finite or not.
         epoch: the epoch.
         before: the row of the previous evaluation, with the same names; empty if there is none.
 

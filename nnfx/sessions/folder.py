@@ -1,7 +1,7 @@
-"""The folder of a run: which run it belongs to, so that nothing in it is ever overwritten by something less complete.
+"""The folder of a run, and the run it belongs to, so that another run never overwrites its results.
 
 Checkpoints describe the run that they belong to. In addition, `run.json` records which run has begun in the folder,
-before the first checkpoint exists and after.
+even before the first checkpoint exists.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ class Owner(NamedTuple):
         kind: the kind of its program.
         key: its key.
         hyper: its hyper-parameters.
-        identity: what else determines it.
+        identity: everything else that determines it.
     """
 
     kind: str
@@ -51,14 +51,14 @@ class Owner(NamedTuple):
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What is recorded about it."""
+        """The notes recorded about it."""
         hyper = {name: np.asarray(value).tolist() for name, value in self.hyper.items()}
         key = f"{self.key.dtype} {array_words(self.key)}"
         return {"kind": self.kind, "key": key, "hyper": hyper, **self.identity._asdict()}
 
 
 def require_usable(out: Path, owner: Owner) -> None:
-    """Raise if a folder holds anything other than this run, before anything is written.
+    """Raise an error if a folder holds anything other than this run, before anything is written.
 
     Raises:
         NotADirectoryError: for a link or a file in place of a folder.
@@ -102,23 +102,23 @@ def note(out: Path, owner: Owner, *, saved: bool) -> None:
 
 
 def note_saved(out: Path, owner: Owner) -> None:
-    """Record that a run has been saved; failing to write this is ignored, since the run is saved in any case."""
+    """Record that a run has been saved; a failure to do so is ignored, since the run has been saved already."""
     with contextlib.suppress(OSError):
         note(out, owner, saved=True)
 
 
 def require_same(out: Path, saved: Mapping[str, Any], owner: Owner, start: Callable[[], Moments] | None = None) -> None:
-    """Raise if a checkpoint belongs to another run.
+    """Raise an error if a checkpoint belongs to another run.
 
     Args:
         out: the folder.
-        saved: what the checkpoint records.
+        saved: the notes of the checkpoint.
         owner: this run.
         start: describes the arrays that this run starts from, if that is not known yet; it is only called if versions
             or devices differ.
 
     Raises:
-        AnotherRunError: if so; the error lists the differences.
+        AnotherRunError: if it does; the error lists the differences.
     """
     if start is not None and saved["means"] != owner.identity.means:
         owner = owner.starting_from(start())
@@ -159,7 +159,7 @@ def _is_saved(out: Path, unit: str) -> bool:
 
 
 def _noted(out: Path) -> dict[str, Any] | None:
-    """Return what is recorded in a folder; None if nothing is."""
+    """Return the contents of a folder's `run.json`; None if there is none."""
     path = out / NOTES
     if not os.path.lexists(path):
         return None

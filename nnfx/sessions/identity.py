@@ -1,4 +1,4 @@
-"""What identifies a run besides its key and hyper-parameters: its parts, its start, its data, and its means."""
+"""The identity of a run besides its key and hyper-parameters: its parts, initial values, data and environment."""
 
 import hashlib
 import math
@@ -14,9 +14,9 @@ from nnfx.sessions.described_parts import array_words, differences, parts_of
 from nnfx.training.parts import Recipe
 
 DECIDING = ("nnfx", "jax", "jaxlib", "flax", "optax")
-"""The packages whose versions determine what is computed."""
+"""The packages whose versions affect results."""
 _TOLERANCE = 1e-4
-"""How far apart, relative to their size, the initial values that two releases draw with the same key may be."""
+"""How much initial values drawn by two releases with the same key may differ, relative to their size."""
 _PERIOD, _AT_ONCE = 4099, 2**20
 
 Moments = Mapping[str, Sequence[float]]
@@ -24,18 +24,18 @@ Moments = Mapping[str, Sequence[float]]
 
 
 class Identity(NamedTuple):
-    """What determines a run bit for bit.
+    """Everything that determines a run bit for bit.
 
-    If the means are the same, the programs are compared, and have to be identical. With other means the same run gives
-    a different program, so its parts and its start are compared instead.
+    In the same environment (`means`), the programs are compared, and must be identical. In another environment the
+    same run gives a different program, so its parts and initial values are compared instead.
 
     Attributes:
-        program: the checksum of what XLA is given to compile: start, layers, loss, optimizer, rules, and the numbers
-            fixed in them.
-        parts: what the run is made of, by path; see `nnfx.sessions.described_parts`.
-        start: a description of the arrays that it starts from; empty until these have been computed.
+        program: the checksum of the program that XLA compiles: initial values, layers, loss, optimizer, rules, and the
+            numbers fixed in them.
+        parts: the parts of the run, by path; see `nnfx.sessions.described_parts`.
+        start: a description of the initial arrays; empty until they have been computed.
         data: dtype, shape and checksum of the arrays of the data, by path.
-        means: the versions and the kind of device that it is computed with, by name.
+        means: the environment: versions and kind of device, by name.
     """
 
     program: str
@@ -46,7 +46,7 @@ class Identity(NamedTuple):
 
     @classmethod
     def of(cls, recipe: Recipe, lowered: Sequence[Lowered], data: Mapping[str, str]) -> "Identity":
-        """Return the identity of a run, from the programs that start and advance it and a description of its data."""
+        """Return the identity of a run, from the programs that start and advance it, and a description of its data."""
         versions = checkpoint.versions()
         program = "".join(each.as_text() for each in lowered)
         return cls(
@@ -72,7 +72,7 @@ class Identity(NamedTuple):
         return lines or self._starts(other)
 
     def other_program(self, other: "Identity") -> list[str]:
-        """Return a line for programs that differ although no part does; with different means, return nothing."""
+        """Return a line if the programs differ although no part does; nothing in a different environment."""
         if self.means != other.means or self.program == other.program:
             return []
         return [
@@ -81,7 +81,7 @@ class Identity(NamedTuple):
         ]
 
     def _starts(self, other: "Identity") -> list[str]:
-        """Return the arrays in which the starts of the runs differ."""
+        """Return the initial arrays in which the runs differ."""
         if not self.start or not other.start:
             return []
         return [
@@ -92,7 +92,7 @@ class Identity(NamedTuple):
         ]
 
     def other_means(self, other: "Identity") -> list[str]:
-        """Return the means in which another run differs from this one."""
+        """Return the versions and devices in which another run differs from this one."""
         return [
             f"{name} {mine}, now {other.means.get(name)}"
             for name, mine in self.means.items()
@@ -101,7 +101,7 @@ class Identity(NamedTuple):
 
 
 def words(tree: Any) -> dict[str, str]:
-    """Describe arrays, such as those of data, by path, so that different arrays differ; strings are left unchanged."""
+    """Describe arrays, such as those of data, by path and checksum; strings are left unchanged."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
         if isinstance(leaf, str)

@@ -1,4 +1,4 @@
-"""Look after a program: resume it where it was interrupted, save and log it on the way, and respond to signals."""
+"""The keeper of a program: it resumes the program after an interruption, saves and logs it, and handles signals."""
 
 import contextlib
 import dataclasses
@@ -42,11 +42,11 @@ class Kept(Program[State], Protocol[State]):
 
     @property
     def shown(self) -> tuple[str, int]:
-        """What the progress bar counts, and how many of these a unit has."""
+        """The items that the progress bar counts, and how many of them a unit has."""
 
     @property
     def recipe(self) -> Recipe:
-        """How its runs are made."""
+        """The recipe of its runs."""
 
     @property
     def key(self) -> Array:
@@ -58,17 +58,17 @@ class Kept(Program[State], Protocol[State]):
 
     @property
     def data(self) -> Any:
-        """What its runs are trained on: arrays, and descriptions of arrays."""
+        """The data of its runs: arrays, and descriptions of arrays."""
 
     @property
     def lowered(self) -> list[Lowered]:
-        """What is compiled for it, on one device."""
+        """Its programs, lowered for one device."""
 
     def saved(self, state: State) -> tuple[Any, dict[str, Any]]:
         """Return the arrays of a state, and the notes saved with them."""
 
     def expected(self, noted: Mapping[str, Any]) -> Any:
-        """Return arrays like those that were saved with these notes."""
+        """Return arrays like those saved with these notes."""
 
     def restored(self, arrays: Any, noted: Mapping[str, Any]) -> State:
         """Return the saved state."""
@@ -82,7 +82,7 @@ class Kept(Program[State], Protocol[State]):
 
 @dataclasses.dataclass(frozen=True)
 class Keeper:
-    """How a program is looked after; see `nnfx.session`.
+    """The settings by which a program is saved and logged; see `nnfx.session`.
 
     Attributes:
         out: the folder.
@@ -118,10 +118,10 @@ class Keeper:
         look: Callable[[State], None] | None = None,
         publish: Callable[[State], None] | None = None,
     ) -> State:
-        """Run a program to its end, from where it was interrupted.
+        """Run a program to its end, resuming after an interruption.
 
         Args:
-            program: what to run.
+            program: the program to run.
             evaluate: returns numbers by name for a state between two epochs; or None.
             look: called with the state after each piece; or None.
             publish: called with each state that is saved, and with the one that the program goes on from; or None.
@@ -136,7 +136,7 @@ def run(program: Kept[State], look: Callable[[State], None], title: str | None =
     """Run a program to its end, without a folder.
 
     Args:
-        program: what to run.
+        program: the program to run.
         look: called with the state after each piece.
         title: the title of the progress bar; None to show no bar.
 
@@ -176,7 +176,7 @@ class Snapshot(NamedTuple):
 
 
 class _Keeping(Generic[State]):
-    """A program while it is being looked after."""
+    """A program that is being run by a keeper."""
 
     state: State
 
@@ -196,7 +196,7 @@ class _Keeping(Generic[State]):
         self.evaluations: list[Row] = []
 
     def run(self) -> State:
-        """Run from the newest checkpoint, or from the start, to the end or until asked to leave."""
+        """Run from the newest checkpoint, or from the start, to the end or until a signal asks to stop."""
         keeper, program, out = self.keeper, self.program, self.keeper.out
         if distributed.is_first():
             folder.require_usable(out, self.owner)
@@ -250,7 +250,7 @@ class _Keeping(Generic[State]):
         self.evaluations = distributed.agree([rows[epoch] for epoch in sorted(rows)])
 
     def _is_read_only(self, checkpoints: Checkpoints) -> bool:
-        """Return whether nothing can be written, which is fine if the run's end is saved; every process has to call it.
+        """Return whether nothing can be written, which is fine if the run's end is saved; every process must call it.
 
         Raises:
             OSError: if nothing can be written and the run has not ended.
@@ -262,7 +262,7 @@ class _Keeping(Generic[State]):
         return True
 
     def _go_on(self, checkpoints: Checkpoints, logs: Logs, asked: list[Signals]) -> None:
-        """Drive the program to its end, or until asked to leave, and look after it between pieces."""
+        """Drive the program to its end or until a signal asks to stop, saving and logging between pieces."""
         keeper, program = self.keeper, self.program
         saved, saved_at, logged = program.done(self.state), time.monotonic(), program.epochs(self.state)
         pauses = [*keeper.save_every, *([self._evaluate_every] if self.evaluate else [])]
@@ -295,7 +295,7 @@ class _Keeping(Generic[State]):
                 if distributed.agree(bool(asked)):
                     break
         except (Exception, SystemExit) as error:
-            # keep what has been done, whatever the error; only a second Ctrl-C ends at once
+            # keep the work done so far, whatever the error; only a second Ctrl-C ends at once
             try:
                 save()
             except OSError as unsaved:
@@ -317,7 +317,7 @@ class _Keeping(Generic[State]):
         return self.keeper.evaluate_every * self.program.units_per_epoch
 
     def _evaluate(self, logs: Logs) -> None:
-        """Measure what the user wants measured, at most once per epoch."""
+        """Call the user's `evaluate`, at most once per epoch."""
         done, epoch = self.program.done(self.state), self.program.epochs(self.state)
         is_due = done and (done % self._evaluate_every == 0 or self.program.has_ended(self.state))
         before = self.evaluations[-1] if self.evaluations else {}
@@ -329,7 +329,7 @@ class _Keeping(Generic[State]):
 
     @contextlib.contextmanager
     def _logs(self) -> Iterator[Logs]:
-        """Open the logs, with what is known so far; only the first process does."""
+        """Open the logs with the rows known so far; only the first process does."""
         keeper, program = self.keeper, self.program
         if not distributed.is_first():
             yield Logs()

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go while it is running: CSV and JSON files, TensorBoard, and functions of the user."""
+"""Logs of a run in progress: CSV and JSON files, TensorBoard, and functions of the user."""
 
 import collections
 import contextlib
@@ -23,10 +23,10 @@ Row = Mapping[str, Any]
 
 
 class Log(Protocol):
-    """Takes rows as they come."""
+    """Receives rows as they are measured."""
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Take at least one more row; all rows have the same names."""
+        """Add one or more rows; all rows have the same names."""
 
     def close(self) -> None:
         """Release files and the screen."""
@@ -93,7 +93,7 @@ def _json_lines(rows: Sequence[Row], has_header: bool) -> str:
 
 
 def _csv(rows: Sequence[Row], has_header: bool) -> str:
-    """Return rows as CSV, with enough digits to tell every number from its neighbours."""
+    """Return rows as CSV, with enough digits to reproduce every number exactly."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     if has_header:
@@ -105,7 +105,7 @@ def _csv(rows: Sequence[Row], has_header: bool) -> str:
 class TensorBoardLog:
     """A file for TensorBoard, next to those written before.
 
-    Each number is written once per epoch, however often a run resumes, so that every reader finds it once.
+    Each number is written once per epoch, however often a run resumes, so that no value appears twice.
 
     Args:
         folder: the folder of the file.
@@ -177,7 +177,7 @@ class CallLog:
     """A function that is called with each row, as Python numbers by name.
 
     Args:
-        function: the function; what it returns is ignored.
+        function: the function; its result is ignored.
     """
 
     def __init__(self, function: Callable[[Row], object]) -> None:
@@ -193,7 +193,7 @@ class CallLog:
 
 
 class Apart:
-    """A log that receives rows under names of their own if other rows have the same names.
+    """A log that renames values whose names also occur in other rows.
 
     Args:
         log: the log.
@@ -217,7 +217,7 @@ class Apart:
 
 
 def _scalars_in(folder: Path) -> dict[str, set[int]]:
-    """Return the steps that a folder has for each name, as far as its files can be read."""
+    """Return the steps that a folder holds for each name, as far as its files can be read."""
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto import event_pb2
 
@@ -232,7 +232,7 @@ def _scalars_in(folder: Path) -> dict[str, set[int]]:
 
 
 class Logs(NamedTuple):
-    """Where the rows of the epochs and those of the evaluations go, and the bar."""
+    """The logs for the rows of epochs and of evaluations, and the progress bar."""
 
     of_history: Sequence[Log] = ()
     of_evaluation: Sequence[Log] = ()
@@ -258,7 +258,7 @@ class Logs(NamedTuple):
             stack: closes them.
             out: the folder.
             known: the rows of the epochs known when a run resumes.
-            evaluations: those of the evaluations; None if nothing is evaluated.
+            evaluations: the rows of the evaluations known; None if nothing is evaluated.
             tensorboard: whether to write logs for TensorBoard.
             json_lines: whether to write `.jsonl` files beside those in CSV.
             call: a function that is called with each new row; or None.
@@ -280,7 +280,7 @@ class Logs(NamedTuple):
         return cls(history, [*evaluation, *([] if evaluations is None else files("evaluation", evaluations))], names)
 
     def history(self, rows: Sequence[Row], done: int) -> None:
-        """Log the rows of epochs that have ended, and show how much is done."""
+        """Log the rows of epochs that have ended, and update the progress bar."""
         for log in self.of_history if rows else ():
             self.names.update(name for name in rows[0] if name != "epoch")
             log.add(rows)

@@ -7,7 +7,7 @@ _IN_BAR = ("train_loss", "valid_loss", "valid_loss_lowest")
 
 
 class ProgressBar:
-    """A bar that shows the speed of a program and the time left; without tqdm, nothing is shown.
+    """A bar that shows the speed of a program and the time left, if tqdm is installed.
 
     Args:
         title: the text in front of the bar.
@@ -27,7 +27,7 @@ class ProgressBar:
         self._bar = tqdm(total=total, initial=done, desc=title, unit=f" {unit}", unit_scale=unit != "epochs")
 
     def show(self, done: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Show how much is done, and the last of the rows of epochs that have ended since."""
+        """Show how much is done, and the last row of the epochs that have ended since."""
         if self._bar is None:
             return
         if rows:
@@ -39,6 +39,6 @@ class ProgressBar:
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
-        """Close the bar as it stands."""
+        """Close the bar in its current state."""
         if self._bar is not None:
             self._bar.close()

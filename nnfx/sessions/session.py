@@ -1,4 +1,4 @@
-"""A session: a long run that shows its progress, is saved on the way, and resumes where it was interrupted."""
+"""A session: a long run that shows its progress, saves checkpoints, and resumes after an interruption."""
 
 import contextlib
 import dataclasses
@@ -47,34 +47,34 @@ def session(
 ) -> "Session":
     """Turn a run into a session: the same function `(key, data, **hyper) -> Run`, but one that survives interruptions.
 
-    It returns what `fit(key, data, **hyper)` returns, bit for bit (for a run of more than one step), however often it
-    was killed on the way: the same call resumes from the newest checkpoint in the folder, or returns the run that has
-    ended there. More epochs may be requested than before. Everything else that determines the run (key, data,
-    hyper-parameters, layers, initial weights, loss, optimizer, rules) has to be the same, or an error says what
-    differs. Other versions or another kind of device, with which the bits may differ from there on, cause a warning. A
-    run that has ended is returned even if its folder cannot be written to.
+    It returns the same result as `fit(key, data, **hyper)`, bit for bit (for a run of more than one step), however
+    often it was killed: the same call resumes from the newest checkpoint in the folder, or returns the finished run.
+    More epochs may be requested than before. Everything else that determines the run (key, data, hyper-parameters,
+    layers, initial weights, loss, optimizer, rules) must be the same; otherwise, an error lists the differences. With
+    other versions or another kind of device, a warning is given, since the bits may differ from then on. A finished
+    run is returned even if its folder cannot be written to.
 
-    Data larger than memory are kept in a folder (see `nnfx.data.store`), from which Grain reads batches ahead of the
-    step: `(key, examples, valid, **hyper) -> Run`, with the rows in the same order as in memory. Such a run is saved
-    within epochs too, and sees every example of an epoch exactly once, however often it was killed.
+    Data larger than memory are kept in a folder (see `nnfx.data.store`), from which Grain prefetches batches: `(key,
+    examples, valid, **hyper) -> Run`, with the rows in the same order as in memory. Such a run is also saved within
+    epochs, and sees every example of an epoch exactly once, however often it was killed.
 
-    About once a second the host looks after the run:
+    About once a second, the host takes care of the following:
 
-    - `out/history.csv` has each metric by epoch, and `out/evaluation.csv` what `evaluate` returns.
+    - `out/history.csv` has each metric by epoch, and `out/evaluation.csv` the results of `evaluate`.
     - `out/checkpoints/` has the newest and the best checkpoints, written while training continues. A checkpoint is
       either complete or absent. If something else fails, such as `evaluate` or a log, the current state is saved before
       the error is raised: the same call continues from there.
-    - `out/predictor/` has the model with the best weights of the newest checkpoint: `nnfx.load(out)` opens it in any
-      process, even if the session was killed. A session whose model cannot be exported, or for which flatbuffers is
-      missing, runs all the same, and `nnfx.load` then says why there is no model.
-    - `out/run.json` records which run the folder belongs to. Another run's folder is refused before anything is
+    - `out/predictor/` holds the model with the best weights of the newest checkpoint: `nnfx.load(out)` opens it in any
+      process, even if the session was killed. If the model cannot be exported, or flatbuffers is not installed, the
+      session runs all the same, and `nnfx.load` says why there is no model.
+    - `out/run.json` records which run the folder belongs to. The folder of another run is rejected before anything is
       written.
-    - On Ctrl-C or SIGTERM, a checkpoint is saved and a message says how to continue; then `KeyboardInterrupt` or
-      `SystemExit(143)` is raised. A second signal ends at once.
+    - On Ctrl-C or SIGTERM, a checkpoint is saved and a message tells how to continue; then `KeyboardInterrupt` or
+      `SystemExit(143)` is raised. A second signal ends the process at once.
 
-    Several processes form one session: all of them call it, with one folder that all can read. The first writes, and
-    responds to signals for all; every process returns the run. Each process reads its share of each stored batch, and
-    their devices compute together; a run may continue with another number of processes.
+    Several processes form one session: all of them call it with the same folder, which all must be able to read. The
+    first process writes, and handles signals for all; every process returns the run. Each process reads its share of
+    each stored batch, and their devices compute together; a run may resume with a different number of processes.
 
     Args:
         fit: the run, made by `nnfx.fit`, with a batch size if the data are stored.
@@ -82,27 +82,27 @@ def session(
         save_every_epochs: the number of epochs from one save to the next.
         save_every_steps: the number of steps from one save to the next, for a run on stored data.
         save_every_seconds: save once this many seconds have passed; with data in memory, at the end of an epoch. The
-            run's end is saved in any case.
+            end of the run is always saved.
         keep_last: how many of the newest checkpoints to keep, at least 1.
         keep_best: how many of those with the lowest held-out loss (training loss without held-out data) to keep in
             addition.
-        skip_damaged: whether to set aside checkpoints that cannot be used, and continue from the newest good one. Else
-            an error names the checkpoint.
-        evaluate: measures more than the run's own metrics, `run -> {name: number}`: it receives the current run, with
-            its best weights so far. A run that has ended is saved first.
-        evaluate_every: the number of epochs from one evaluation to the next; the end is always evaluated.
+        skip_damaged: whether to set aside checkpoints that cannot be used, and continue from the newest good one.
+            Otherwise, an error names the checkpoint.
+        evaluate: computes further metrics, `run -> {name: number}`, from the current run, with its best weights so
+            far. At the end, the run is saved first.
+        evaluate_every: the number of epochs from one evaluation to the next; the end of the run is always evaluated.
         progress: whether to show a bar, with the examples per second and the time left, if tqdm is installed.
         tensorboard: whether to write logs for TensorBoard, to `out/tensorboard/`.
         json_lines: whether to write `out/history.jsonl` and `out/evaluation.jsonl` too, with a line of JSON per row.
-        log: called with the metrics of each epoch and with what `evaluate` returns, as numbers by name, with `epoch`
-            among them: `lambda row: wandb.log(row, step=row["epoch"])` for Weights & Biases, or
-            `lambda row: mlflow.log_metrics(row, step=row["epoch"])` for MLflow. After a kill, epochs that were not yet
-            saved are passed again, with the same numbers.
+        log: called with the metrics of each epoch and the results of `evaluate`, as numbers by name, including
+            `epoch`: `lambda row: wandb.log(row, step=row["epoch"])` for Weights & Biases, or `lambda row:
+            mlflow.log_metrics(row, step=row["epoch"])` for MLflow. After a kill, epochs that were not yet saved are
+            passed again, with the same numbers.
 
     Returns:
-        The session's function. Calling it raises what calling `fit` does; `ValueError` for a damaged checkpoint, a
+        The session's function. Calling it raises the errors of `fit`; `ValueError` for a damaged checkpoint, for the
         folder of another run, and within `jit`, `vmap` or `grad`; and `OSError` if the folder cannot be written to, or
-        another process has it open. What was saved before stays intact.
+        is in use by another process. Saved checkpoints stay intact.
 
     Raises:
         TypeError, ValueError: for arguments of the wrong kind or out of range.
@@ -127,7 +127,7 @@ def session(
         3
     """
     if not isinstance(fit, Fit):
-        raise TypeError(f"fit: expected what nnfx.fit returns, got {checks.describe(fit)}")
+        raise TypeError(f"fit: expected the result of nnfx.fit, got {checks.describe(fit)}")
     folder = paths.absolute("out", out)
     for name, each in {"save_every_epochs": save_every_epochs, "save_every_steps": save_every_steps}.items():
         if each is not None:
@@ -158,7 +158,7 @@ def session(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Session:
-    """A run that is looked after; see `session`, which makes it."""
+    """A run with logs and checkpoints; see `session`, which makes it."""
 
     fit: Fit
     keeper: Keeper
@@ -171,7 +171,7 @@ class Session:
 
         Args:
             key: as for `fit`.
-            data: as for `fit`; or the examples to train on, opened by `nnfx.data.stored`.
+            data: as for `fit`; or stored training examples, opened by `nnfx.data.stored`.
             valid: for stored examples, the held-out data in memory, such as `nnfx.data.stored(...).load()`; or None.
             **hyper: as for `fit`.
 
@@ -194,7 +194,7 @@ class Session:
         return self._kept(program, data, [self.save_every_epochs])
 
     def _on_stored(self, key: Array, examples: Stored, valid: Batch | None, hyper: Mapping[str, ArrayLike]) -> Run:
-        """Train on batches that are read as they are needed."""
+        """Train on batches that are read as needed."""
         data, size = _sample(self.fit, examples, valid)
         numbers = self.fit.check(key, data, hyper)
         _require_no_tracers(key, numbers)
@@ -210,7 +210,7 @@ class Session:
             return self._kept(program, data, save_every)
 
     def _kept(self, program: Kept[Any], data: Data, save_every: Sequence[int | None]) -> Run:
-        """Look after a run, and return it."""
+        """Run a program with its keeper, and return the run."""
 
         def run_of(standing: Any) -> Run:
             history = padded(standing.history, self.fit.epochs)

@@ -1,4 +1,4 @@
-"""Signals that ask a process to end, held back until a good moment to do so."""
+"""Signals that ask a process to end, deferred until it can do so safely."""
 
 import contextlib
 import signal
@@ -11,7 +11,7 @@ from typing import NoReturn
 from nnfx import distributed
 
 ASKING = (signal.SIGINT, signal.SIGTERM)
-"""Ctrl-C, and what schedulers send before they kill a process."""
+"""Ctrl-C, and the signal that schedulers send before they kill a process."""
 
 
 @contextlib.contextmanager

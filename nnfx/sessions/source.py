@@ -1,4 +1,4 @@
-"""The source of functions, independent of Python version, comments and formatting, and the names they use."""
+"""The source of functions, independent of Python version, comments and formatting, and the names that they use."""
 
 import ast
 import dis
@@ -15,7 +15,7 @@ _LEFT_OUT = {"annotation", "ctx", "decorator_list", "kind", "name", "returns", "
 
 
 class Used(NamedTuple):
-    """A name that a function takes from outside, with the attributes accessed on it, as in `np.linalg.norm`."""
+    """A global or captured name that a function uses, with the attributes accessed on it, as in `np.linalg.norm`."""
 
     name: str
     attributes: tuple[str, ...]
@@ -42,7 +42,7 @@ def text_of(function: FunctionType) -> str | None:
 
 
 def constants_of(code: CodeType) -> str:
-    """Return what is the same in every release of Python for a function without source: its constants and names."""
+    """Return the constants and names of a function without source, which are the same in every release of Python."""
     inner = sorted(constants_of(each) for each in code.co_consts if isinstance(each, CodeType))
     values = sorted({repr(each) for each in code.co_consts if isinstance(each, int | float | complex | str | bytes)})
     return f"{code.co_varnames[: code.co_argcount]}{sorted(code.co_names)}{values}{inner}"
@@ -55,7 +55,7 @@ def bytecode_of(code: CodeType) -> str:
 
 
 def used_in(code: CodeType) -> Iterator[Used]:
-    """List the names that a function takes from outside, including those of the functions within it."""
+    """List the global and captured names that a function uses, including those of nested functions."""
     name, attributes = "", list[str]()
     for instruction in dis.get_instructions(code):
         if name and instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
@@ -94,7 +94,7 @@ def _functions_in(text: str) -> list[Any]:
 
 
 def _node_of(code: CodeType, text: str) -> Any:
-    """Find a function in its file: among those that start on its first line, the innermost that contains its body."""
+    """Find a function in its file: of those that start on its first line, the innermost that contains its body."""
     found = []
     for node in _functions_in(text):
         decorators = getattr(node, "decorator_list", [])
@@ -137,7 +137,7 @@ def _without_docstring(body: list[Any]) -> list[Any]:
 
 
 def _text(node: Any) -> str:
-    """Return a syntax tree as text, without positions, and without what differs between releases of Python."""
+    """Return a syntax tree as text, without positions and other details that differ between releases of Python."""
     if isinstance(node, list):
         return f"[{','.join(map(_text, node))}]"
     if not isinstance(node, ast.AST):

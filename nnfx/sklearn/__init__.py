@@ -1,9 +1,8 @@
 """Estimators and a hyper-parameter search that follow the conventions of scikit-learn.
 
-They are used wherever scikit-learn's own are: in pipelines, in searches, and with its splitters and scorers. Install
-the extra `sklearn` for them; `import nnfx` alone does not import scikit-learn. There is no forecaster among them:
-scikit-learn predicts a target for each row that is given, in whatever order, whereas a forecast continues an ordered
-series past its end; `nnfx.forecasting` does that.
+Use them like scikit-learn's own: in pipelines, in searches, and with its splitters and scorers. They need the extra
+`sklearn`; `import nnfx` alone does not import scikit-learn. There is no forecaster here: scikit-learn predicts a target
+for each row, in any order, whereas a forecast continues an ordered series past its end; see `nnfx.forecasting`.
 """
 
 try:

@@ -15,48 +15,48 @@ from nnfx.sklearn.estimator import Estimator
 
 
 class Classifier(ClassifierMixin, Estimator):
-    """A network that tells classes apart: one logit for two classes, a logit for each of several.
+    """A neural-network classifier: one logit for two classes, one logit per class for more.
 
     It also takes several labels for each row, an indicator matrix `(rows, labels)` of 0 and 1, and then has a logit for
     each label; probabilities are those of the labels, `(rows, labels)`, as of scikit-learn's `MLPClassifier`.
 
     The training run is that of `nnfx.fit`, with `jax.random.key(random_state)`. Fitting again with other numbers
-    (`learning_rate`, `l2` above 0, and those in `hyper`) compiles nothing, nor does fitting a clone. To be pickled, a
-    network of one's own has to be given as a function that can be imported, rather than as a `Model`.
+    (`learning_rate`, `l2` above 0, and those in `hyper`) needs no recompilation, nor does fitting a clone. To pickle
+    an estimator with a custom network, pass the network as an importable function rather than as a `Model`.
 
     Args:
         model: `"mlp"`; `"perceptron"`; an `nnfx.Model` with the right number of outputs; or a function that returns
             one, such as `nnfx.models.mlp` within `functools.partial`. If it takes `n_features` or `n_outputs` (or
-            `outputs`), it is passed those; the numbers in `hyper` are passed to it by name.
+            `outputs`), these are passed to it; the numbers in `hyper` are passed by name.
         hidden: the widths of the hidden layers of `"mlp"`.
         activation: their non-linearity, by name or as a function.
         loss: per example, `(outputs, targets) -> (rows,)`, with targets 0, 1, …; cross-entropy by default.
         optimizer: `"adam"`, `"adamw"`, `"sgd"`, …, an Optax factory, or an optimizer.
-        learning_rate: the learning rate, unless the optimizer has one already.
+        learning_rate: the learning rate; ignored if the optimizer already has one.
         l2: the factor λ₂ of the penalty `λ₂/2 Σ w²`.
         hyper: further numbers by name, such as `{"dropout": 0.1}` or `{"patience": 20}`; in `set_params` and in
             grids, `hyper__dropout`.
         epochs: the maximum number of epochs.
         batch_size: rows per minibatch, at most all of them; None for the full batch.
-        stop: the factory of a stopping rule, such as `nnfx.stopping.patience`, a rule, or several of these.
+        stop: a stopping rule, its factory, such as `nnfx.stopping.patience`, or several of these.
         metrics: further metrics of the history, such as `{"accuracy": nnfx.metrics.binary_accuracy}`.
         parts: further arguments of `nnfx.fit` by name, such as `{"average": nnfx.averaging.exponential}`.
         standardize: whether to standardise the features to mean 0 and standard deviation 1, both weighted.
-        validation_fraction: the fraction of rows to hold out; the weights that do best on them are kept.
-        missing_targets: `"error"`; or `"mask"`, for NaN among the targets, which then count in no loss and no metric:
-            see `nnfx.data.prepare`. Scores of scikit-learn need targets without NaN.
+        validation_fraction: the fraction of rows to hold out; the weights with the lowest loss on them are kept.
+        missing_targets: `"error"`, or `"mask"` to leave NaN targets out of every loss and metric; see `nnfx.data.prepare`.
+            The scores of scikit-learn need targets without NaN.
         class_weight: the weight of each class by label; `"balanced"` for the inverse of their frequencies; None for 1.
-        warm_start: whether `fit` goes on from the weights of the previous call.
-        random_state: a seed, which determines the run; a `RandomState`, or None, to draw one.
+        warm_start: whether `fit` continues from the weights of the previous call.
+        random_state: a seed, which determines the run; or a `RandomState` or None, to draw one.
         dtype: the dtype to compute in, `"float32"` or `"float64"`.
         verbose: whether to print a summary of the run.
 
     Attributes:
-        classes_: the classes, sorted; for several labels for each row, the positions of the labels.
-        n_features_in_: how many features there were.
-        feature_names_in_: their names, if they were given in a frame.
+        classes_: the classes, sorted; for several labels per row, the positions of the labels.
+        n_features_in_: the number of features.
+        feature_names_in_: their names, if the features were passed as a frame.
         history_: each metric by epoch.
-        n_iter_: how many epochs were run.
+        n_iter_: the number of epochs run.
         run_: the run, as returned by `nnfx.fit`.
 
     Example:
@@ -137,8 +137,8 @@ class Classifier(ClassifierMixin, Estimator):
             The estimator itself.
 
         Raises:
-            TypeError, ValueError: as `fit` does, in the first call without the classes, and for balanced class weights,
-                since the frequencies are not known.
+            TypeError, ValueError: as `fit` does; in the first call without the classes; and for balanced class
+                weights, since the frequencies are not known.
         """
         is_new = not hasattr(self, "run_")
         if is_new and classes is None:
@@ -220,7 +220,7 @@ class Classifier(ClassifierMixin, Estimator):
             counted = seen if weights is None else np.unique(y[weights > 0])
             found = counted if classes is None else unique_labels(classes)
             if len(found) < 2:
-                raise ValueError(f"y: expected two classes or more, got {len(found)} class with weight")
+                raise ValueError(f"y: expected two classes or more of positive weight, got {len(found)}")
             self.classes_ = seen if classes is None else found
         if not np.isin(seen, self.classes_).all():
             raise ValueError(

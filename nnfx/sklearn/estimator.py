@@ -1,4 +1,4 @@
-"""What the classifier and the regressor have in common."""
+"""The common base of the classifier and the regressor."""
 
 import contextlib
 import inspect
@@ -23,13 +23,13 @@ from nnfx.types import Array
 
 
 class Plan(NamedTuple):
-    """A run that is about to be made.
+    """A planned run.
 
     Attributes:
-        spec: what is static about it.
+        spec: its static settings.
         fit: the run's function.
         key: its key.
-        data: what it is trained on.
+        data: its training data.
     """
 
     spec: Spec
@@ -39,11 +39,11 @@ class Plan(NamedTuple):
 
 
 class Family:
-    """What an estimator and its clones share: the functions of their runs, and with them their programs."""
+    """The state shared by an estimator and its clones: the functions of their runs, and with them their programs."""
 
 
 class Estimator(BaseEstimator):
-    """A network that is trained by `nnfx.fit`, in the shape of a scikit-learn estimator.
+    """A network trained by `nnfx.fit`, as a scikit-learn estimator.
 
     Subclasses turn targets into numbers with `_targets`, and outputs back into predictions.
     """
@@ -58,7 +58,7 @@ class Estimator(BaseEstimator):
         return tags
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "Estimator":  # noqa: N803
-        """Train on these examples; with `warm_start`, go on from the weights of the previous call.
+        """Train on these examples; with `warm_start`, continue from the weights of the previous call.
 
         Args:
             X: `(rows, features)`, numbers as an array, a list or a frame; or an array `(rows, ...)` for a network that
@@ -70,7 +70,7 @@ class Estimator(BaseEstimator):
             The estimator itself.
 
         Raises:
-            TypeError, ValueError: for parameters, features or targets that make no sense.
+            TypeError, ValueError: for invalid parameters, features or targets.
         """
         is_new = not (self.warm_start and hasattr(self, "run_"))
         return self._train(X, y, sample_weight, self.epochs, is_new)
@@ -104,7 +104,7 @@ class Estimator(BaseEstimator):
         is_new: bool,
         classes: Any = None,
     ) -> Plan:
-        """Check everything, and return the run to be made; what is learned from the data alone is set already."""
+        """Check everything, set the attributes that depend on the data alone, and return the planned run."""
         spec.check(self.get_params(deep=False))
         X, y, is_known = self._read(X, y, is_new)  # noqa: N806
         weights = None
@@ -132,7 +132,7 @@ class Estimator(BaseEstimator):
         data = runs.prepared(key, X, targets, weights, self._scale, fraction, names)
         made = self._spec_of(data, epochs)
         if not is_new and made.state_key != self._spec.state_key:
-            raise ValueError("warm_start: expected the model, optimizer, average and dtype of before, got others")
+            raise ValueError("warm_start: expected the same model, optimizer, average and dtype as before, got others")
         return Plan(made, self._fit_of(made), key, data)
 
     def _read(self, X: Any, y: Any, is_new: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:  # noqa: N803
@@ -192,7 +192,7 @@ class Estimator(BaseEstimator):
         return {**rate, **({"l2": self.l2} if self.l2 else {}), **(self.hyper or {})}
 
     def _keep(self, run: Run, before: "Estimator | None" = None) -> None:
-        """Set what a run has learned, after that of the runs before it."""
+        """Set the attributes that a run has learned; histories continue those of earlier runs."""
         epochs = int(run.epochs)
         history = {name: np.asarray(values)[:epochs] for name, values in run.history.items()}
         if before is None:
@@ -205,7 +205,7 @@ class Estimator(BaseEstimator):
     def _outputs(self, X: Any) -> np.ndarray:  # noqa: N803
         """Return the network's outputs, `(rows, outputs)`."""
         known = self.__dict__.get("_known")
-        if known is not None:  # a member of a search, which has predicted for its held-out rows already
+        if known is not None:  # a member of a search, which has already predicted for its held-out rows
             if X is not known[0]:
                 raise ValueError(
                     "scoring: expected a scorer that predicts for the held-out rows unchanged, got one that predicts"
@@ -219,12 +219,12 @@ class Estimator(BaseEstimator):
         return outputs.reshape(len(X), -1)
 
     def _inputs(self, X: Any, data: Data) -> Array:  # noqa: N803
-        """Return inputs prepared as data were."""
+        """Prepare inputs like the training data."""
         X = validate_data(self, X, reset=False, dtype=np.float64, allow_nd=True)  # noqa: N806
         return data.preprocess(X)
 
     def _dtype(self) -> contextlib.AbstractContextManager[Any]:
-        """Compute in the estimator's dtype, whatever the default is."""
+        """Compute in the estimator's dtype, whatever the default."""
         context: contextlib.AbstractContextManager[Any] = jax.enable_x64(self.dtype == "float64")
         return context
 
@@ -255,7 +255,7 @@ class Estimator(BaseEstimator):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a pickle keeps: all but compiled programs."""
+        """Return the state to pickle: everything but compiled programs."""
         state = dict(super().__getstate__())
         for name in ("_family", "_known"):
             state.pop(name, None)
@@ -264,7 +264,7 @@ class Estimator(BaseEstimator):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over what a pickle kept."""
+        """Restore the pickled state."""
         super().__setstate__(state)
         if "run_" in state:
             with jax.enable_x64(self._spec.dtype == "float64"):
@@ -272,14 +272,14 @@ class Estimator(BaseEstimator):
 
 
 def seed_of(random_state: Any) -> int:
-    """Return a seed for a random state of scikit-learn's: a whole number is its own seed, others draw one."""
+    """Return a seed for a scikit-learn random state: an integer is its own seed; otherwise, one is drawn."""
     if isinstance(random_state, numbers.Integral):
         return int(random_state)
     return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
 
 
 def _takes_rate(optimizer: Any) -> bool:
-    """Return whether an optimizer is still to be made, from a learning rate that is not fixed."""
+    """Return whether an optimizer is a factory that takes a learning rate."""
     if not callable(optimizer):
         return isinstance(optimizer, str)
     fixed: Mapping[str, Any] = getattr(optimizer, "keywords", {})

@@ -13,9 +13,9 @@ from nnfx.sklearn.estimator import Estimator
 
 
 class Regressor(MultiOutputMixin, RegressorMixin, Estimator):
-    """A network that predicts one number or several.
+    """A neural-network regressor, for one target or several.
 
-    Arguments and attributes are those of `Classifier`, except for those named here.
+    Arguments and attributes are those of `Classifier`, except as described here.
 
     Args:
         model: as for `Classifier`; its outputs are the predictions.
@@ -32,9 +32,9 @@ class Regressor(MultiOutputMixin, RegressorMixin, Estimator):
         metrics: as for `Classifier`.
         parts: as for `Classifier`.
         standardize: as for `Classifier`.
-        standardize_targets: whether the network is trained on targets of mean 0 and standard deviation 1, in whose unit
-            losses and metrics are then; predictions are in the unit of the targets. Losses that need the targets as
-            they are, such as those of counts, need False.
+        standardize_targets: whether the network is trained on targets standardised to mean 0 and standard deviation 1.
+            Losses and metrics then use standardised units; predictions are in the unit of the targets. Use False for
+            losses that need raw targets, such as those for counts.
         validation_fraction: as for `Classifier`.
         missing_targets: as for `Classifier`.
         warm_start: as for `Classifier`.
@@ -139,7 +139,7 @@ class Regressor(MultiOutputMixin, RegressorMixin, Estimator):
         return y.astype(np.float64), weights
 
     def _scaled(self, targets: np.ndarray, train: np.ndarray, counts: np.ndarray, is_new: bool) -> np.ndarray:
-        """Return the targets as the network is trained on them."""
+        """Return the targets in the units that the network is trained on."""
         columns = targets.reshape(len(targets), -1)
         if is_new:
             self._target_scale = runs.Scale.of(np.asarray(columns[train]), counts) if self.standardize_targets else None

@@ -1,4 +1,4 @@
-"""Runs of estimators: their data standardised with weights, continued, many trained together, and kept in pickles."""
+"""Runs of estimators: standardised with weights, resumed, trained together, and pickled."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -36,9 +36,9 @@ class Scale(NamedTuple):
 
     @classmethod
     def of(cls, columns: np.ndarray, weights: np.ndarray) -> "Scale":
-        """Measure columns `(rows, ...)` whose rows have weights: twice the weight counts as the row twice.
+        """Measure columns `(rows, ...)` whose rows have weights: doubling a weight is like repeating the row.
 
-        Each number may have a weight of its own instead, like `columns`.
+        Weights may also have the shape of `columns`, one for each number.
 
         >>> scale = Scale.of(np.array([[1.0], [4.0], [9.0]]), np.array([2.0, 1.0, 0.0]))
         >>> scale.mean.item(), round(scale.deviation.item(), 3)
@@ -64,7 +64,7 @@ class Scale(NamedTuple):
         return (columns - self.mean) / self.deviation
 
     def undo(self, columns: np.ndarray) -> np.ndarray:
-        """Return standardised columns in their own unit, in the dtype that they have."""
+        """Return standardised columns in their original unit, in their dtype."""
         return (columns * self.deviation + self.mean).astype(columns.dtype)
 
 
@@ -102,14 +102,14 @@ def prepared(
 
 
 def resume(fit: Fit, run: Run, done: int, key: Array, data: Data, hyper: Mapping[str, float]) -> Run:
-    """Train on from the last weights and optimizer's state of a run, for the epochs of another run's function.
+    """Continue from the last weights and optimizer state of a run, for the epochs of another run's function.
 
     Args:
         fit: the run's function.
-        run: the run to go on from.
-        done: how many epochs led to it, those of runs before it included.
+        run: the run to continue from.
+        done: how many epochs led to it, including those of earlier runs.
         key: the key of all of them.
-        data: what to train on.
+        data: the training data.
         hyper: the hyper-parameters.
 
     Raises:
@@ -134,8 +134,8 @@ class Folds(NamedTuple):
     """Folds of one shape.
 
     Attributes:
-        train: what each is trained on, `(folds, rows, ...)`.
-        valid: what its stopping rules and best weights depend on, or None.
+        train: the training data of each, `(folds, rows, ...)`.
+        valid: the held-out data for stopping rules and best weights, or None.
         tests: the inputs to predict for, `(folds, rows, features)`.
     """
 
@@ -156,14 +156,14 @@ class Folds(NamedTuple):
 
 
 def shapes(data: Data) -> Any:
-    """Return what folds must have in common to be stacked."""
+    """Return the shapes that folds must have in common to be stacked."""
     return tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves((data.train, data.valid)))
 
 
 def outputs_together(fit: Fit, key: Array, folds: Sequence[Folds], points: Hyper) -> list[np.ndarray]:
-    """Train one run for each fold and point in one program, and predict for the rows that it has not seen.
+    """Train one run for each fold and point in one program, and predict for the rows not trained on.
 
-    The points are spread over the devices of this process, and each trains its share side by side.
+    The points are spread over the devices of this process, each of which trains its share side by side.
 
     Args:
         fit: the run's function.
@@ -220,7 +220,7 @@ class _Key(NamedTuple):
 
 
 def saved(run: Run) -> dict[str, Any]:
-    """Return what a pickle keeps of a run: all but its function, with every array on the host."""
+    """Return the picklable fields of a run: all but its function, with every array on the host."""
 
     def on_host(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -232,7 +232,7 @@ def saved(run: Run) -> dict[str, Any]:
 
 
 def restored(fields: Mapping[str, Any], fit: Fit) -> Run:
-    """Return the run of which `saved` kept these fields."""
+    """Restore a run from the fields returned by `saved`."""
 
     def on_device(leaf: Any) -> Any:
         if isinstance(leaf, _Key):

@@ -30,33 +30,33 @@ class SweepSearchCV(BaseSearchCV):
     """`GridSearchCV` and `RandomizedSearchCV` for the estimators of this module, as one program.
 
     Candidates that differ only in numbers (`learning_rate`, `l2` above 0, and those in `hyper`) are trained side by
-    side with all their folds, each run as the estimator by itself would train it; what else they differ in, such as
-    widths, epochs or batch sizes, takes a program for each choice. Another search over as many numbers compiles
-    nothing. Scores and attributes are those of `GridSearchCV`; `mean_fit_time` is a run's share of the time that
-    preparing and running its program took.
+    side with all their folds, each just as the estimator itself would be trained; for differences in anything else,
+    such as widths, epochs or batch sizes, each choice needs its own program. Another search over the same number of
+    values needs no recompilation. Scores and attributes are those of `GridSearchCV`; `mean_fit_time` is a run's share
+    of the time to prepare and run its program.
 
     Args:
         estimator: a `Classifier` or a `Regressor`.
         param_grid: values for each parameter, every combination of which is a candidate; or a list of such grids.
-        param_distributions: a list of values, or a distribution of SciPy's, for each parameter, from which candidates
-            are drawn; instead of a grid.
-        n_iter: how many to draw; 10 by default.
+        param_distributions: instead of a grid: a list of values, or a SciPy distribution, for each parameter, from
+            which candidates are drawn.
+        n_iter: how many candidates to draw; 10 by default.
         scoring: as for `GridSearchCV`: a name, a scorer, several of these, or None for the estimator's own `score`.
-            Scorers may use predictions for the held-out rows as they are.
+            Scorers may use predictions for the held-out rows only, in their order.
         refit: whether to train the best candidate on all rows; for several scorers, the name of the one that decides.
-        cv: the number of folds, a splitter of scikit-learn's, or an iterable of `(train, test)` rows.
-        random_state: what draws candidates; the runs depend on the estimator's own.
-        error_score: the score if a scorer fails, such as for predictions that are not finite; or `"raise"`.
-        verbose: whether to print how many runs are made.
+        cv: the number of folds, a scikit-learn splitter, or an iterable of `(train, test)` rows.
+        random_state: the seed for drawing candidates; the runs use that of the estimator.
+        error_score: the score if a scorer fails, for example for predictions that are not finite; or `"raise"`.
+        verbose: whether to print the number of runs.
 
     Attributes:
         cv_results_: a column for each parameter, score, mean, standard deviation, rank and time, by candidate.
-        best_estimator_: the best candidate, trained on all rows; predictions are its.
+        best_estimator_: the best candidate, trained on all rows; the search predicts with it.
         best_params_: its parameters.
         best_score_: its mean score over the folds.
         best_index_: its position among the candidates.
-        n_splits_: how many folds there are.
-        refit_time_: how many seconds it took to train the best candidate on all rows.
+        n_splits_: the number of folds.
+        refit_time_: the seconds taken to train the best candidate on all rows.
 
     Example:
         >>> from nnfx.sklearn import Classifier
@@ -101,13 +101,13 @@ class SweepSearchCV(BaseSearchCV):
         Args:
             X: `(rows, features)`.
             y: the targets.
-            **params: `sample_weight`, `groups` for the splitter, and whatever else scikit-learn routes.
+            **params: `sample_weight`, `groups` for the splitter, and any other parameters that scikit-learn routes.
 
         Returns:
             The search itself.
 
         Raises:
-            TypeError: for another estimator, or parameters of the wrong type.
+            TypeError: for an unsupported estimator, or parameters of the wrong type.
             ValueError: for parameters out of range, and stopping rules that use the clock.
         """
         if not isinstance(self.estimator, Estimator):
@@ -123,7 +123,7 @@ class SweepSearchCV(BaseSearchCV):
             check_cv(self.cv, y, classifier=is_classifier(self.estimator)).split(X, y, **routed.splitter.split)
         )
         if not splits:
-            raise ValueError("cv: expected some folds, got none")
+            raise ValueError("cv: expected at least one fold, got none")
         if self.verbose:
             print(f"{len(candidates)} candidates × {len(splits)} folds, {len(candidates) * len(splits)} runs")
         self.n_splits_ = len(splits)
@@ -147,7 +147,7 @@ class SweepSearchCV(BaseSearchCV):
     def _candidates(self) -> list[dict[str, Any]]:
         if (self.param_grid is None) == (self.param_distributions is None):
             given = "none" if self.param_grid is None else "both"
-            raise ValueError(f"param_grid: expected either it or param_distributions, got {given}")
+            raise ValueError(f"param_grid: expected either this or param_distributions, got {given}")
         if self.param_grid is not None:
             if self.n_iter is not None:
                 raise ValueError(f"n_iter: expected None for a grid, got {self.n_iter}; pass param_distributions")
@@ -178,7 +178,7 @@ class Cell(NamedTuple):
 
     Attributes:
         estimator: the candidate.
-        inputs: the held-out inputs, for which it knows its outputs.
+        inputs: the held-out inputs, whose outputs are known.
         targets: the held-out targets.
         seconds: its share of the time that training took.
     """
@@ -190,13 +190,13 @@ class Cell(NamedTuple):
 
 
 class Fold(NamedTuple):
-    """A fold as the candidates of a group see it.
+    """A fold, for the candidates of a group.
 
     Attributes:
-        estimator: holds what is learned from the fold's rows alone, such as the classes.
+        estimator: holds the attributes learned from the fold's rows alone, such as the classes.
         fit: the run's function.
         key: the key of the runs.
-        data: what they are trained on.
+        data: their training data.
         inputs: the held-out inputs.
         targets: the held-out targets.
         prepared: the held-out inputs prepared like the data.
@@ -294,7 +294,7 @@ def _cell(candidate: Estimator, fold: Fold, outputs: np.ndarray, seconds: float)
 
 
 def _scored(cell: Cell, scorers: Any, params: Mapping[str, Any], error_score: Any) -> dict[str, Any]:
-    """Return what scikit-learn notes of a candidate on a fold."""
+    """Return what scikit-learn records about a candidate on a fold."""
     began = time.perf_counter()
     score = _score(cell.estimator, cell.inputs, cell.targets, scorers, params, error_score)
     return {"test_scores": score, "fit_time": cell.seconds, "score_time": time.perf_counter() - began}

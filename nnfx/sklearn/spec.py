@@ -1,4 +1,4 @@
-"""What is static about the runs of an estimator, and the run's function made from it."""
+"""The static settings of an estimator's runs, and the run function made from them."""
 
 import functools
 import inspect
@@ -60,7 +60,7 @@ class Spec(NamedTuple):
 
     @property
     def state_key(self) -> Any:
-        """A hashable key of what the state of a run depends on: runs that have it in common can go on from each other.
+        """A hashable key of all that a run's state depends on: runs with the same key can continue each other.
 
         >>> def key(**changes: Any) -> Any:
         ...     first = Spec("mlp", (4,), "relu", None, "adam", False, 1, 8, None, None, None, 3, 1, "float32")
@@ -105,7 +105,7 @@ class Spec(NamedTuple):
 
 
 def frozen(value: Any) -> Any:
-    """Return a hashable stand-in for a value, equal for copies of it where that can be told.
+    """Return a hashable stand-in for a value, equal for copies of it where that can be determined.
 
     >>> frozen({"a": [1, 2]}) == frozen({"a": [1, 2]}), frozen(functools.partial(max, 1)) == frozen([1])
     (True, False)
@@ -124,7 +124,7 @@ def frozen(value: Any) -> Any:
 
 
 class _Same:
-    """Stands for something that cannot be hashed, and equals only itself."""
+    """A stand-in for an unhashable object, equal only to itself."""
 
     def __init__(self, value: Any) -> None:
         self.value = value

@@ -2,7 +2,7 @@
 
 The runs, called members, form a table of groups (one for each seed and fold) by points (of hyper-parameters). The
 members of a group share its initial weights and the order of its data, so that only hyper-parameters differ between
-them. The host advances all of them by a chunk of epochs at a time, and packs those still running into a smaller table
+them. The host advances all members by a chunk of epochs at a time, and packs those still running into a smaller table
 once most have ended.
 """
 
@@ -73,37 +73,38 @@ def sweep(
 
     Args:
         fit: the run, made by `nnfx.fit`.
-        data: what every member is trained on.
+        data: the data of every member.
         key: a typed key; seed i is `fold_in(key, i)`.
-        seeds: how many seeds.
-        folds: K, to hold out each of K parts of `data.train` in turn; standardised features are standardised
-            again from the remaining parts. None to use `data.valid`.
+        seeds: the number of seeds.
+        folds: K, to hold out each of K parts of `data.train` in turn; standardised features are standardised again on
+            the remaining parts. None to use `data.valid`.
         points: the hyper-parameters of each point: columns by name, such as those returned by `nnfx.sweeps.draw`, a
-            data frame, or a list of dictionaries; or else
+            data frame, or a list of dictionaries; or the number of points to draw.
         **values: values for each hyper-parameter, every combination of which is a point; or, if `points` is the number
             of points to draw, `Uniform` and `LogUniform` ranges. Without either, members differ only in seed and fold.
-        halving: after how many epochs to drop all but the best points, by `Halving`; by default none are dropped.
-        epochs_per_chunk: after how many epochs the host checks which members have stopped; with `halving`, a divisor of
-            its rungs. By default the largest divisor; else a tenth of the run if it has stopping rules, or the whole.
-        devices: the devices over which the members are spread; by default all devices of this process.
-        devices_per_member: over how many of them the batches of each member are split, as by `nnfx.data_parallel`: for
-            models too large to train many at once.
+        halving: when to drop all but the best points, as `Halving`; by default, none are dropped.
+        epochs_per_chunk: the number of epochs after which the host checks which members have stopped; with `halving`, a
+            divisor of its rungs, by default the largest. Otherwise, by default, a tenth of the run if it has stopping
+            rules, and the whole run if not.
+        devices: the devices over which the members are spread; by default, all devices of this process.
+        devices_per_member: the number of devices over which the batches of each member are split, as by
+            `nnfx.data_parallel`, for models too large to train many at once.
         at_once: how many members a device trains side by side; the others follow in a loop of the same program. By
-            default all of them, but only one on CPUs if members that read long sequences or make many feature maps
-            would push each other out of the caches.
-        memory: the bytes that each device may use; by default most of its free memory. A sweep that needs more, as
-            estimated by the compiler, runs in slices: each chunk for some members first and then for others.
+            default, all of them; on CPUs only one, if members with long sequences or many feature maps would evict
+            each other from the caches.
+        memory: the bytes that each device may use; by default, most of its free memory. A sweep that needs more, as
+            estimated by the compiler, runs in slices: each chunk of epochs for some members first, then for others.
         on_chunk: called with a `Progress` each time the host has checked which members have stopped.
-        out: a folder for this sweep alone, created if missing, in which the sweep is saved and logged as a run is by
-            `nnfx.session`. If it is killed at any moment, the same call goes on from the newest checkpoint to the same
-            result, bit for bit, or, on different devices, to the same members up to rounding. On Ctrl-C and SIGTERM a
-            checkpoint is saved. `history.csv` has how many members ran in each epoch, and the lowest and the median of
-            their losses; `members.csv` is the table that is returned. The call may ask for more epochs than before if
-            `epochs_per_chunk` is given.
-        save_every_seconds: save into `out` once this many seconds have passed; the end is saved in any case.
-        skip_damaged: whether to put checkpoints that cannot be used aside, and go on from the newest good one.
-        progress: whether to show a progress bar, if tqdm is installed, or the bar's title. By default a bar is shown if
-            `out` is given.
+        out: a folder for this sweep alone, created if missing, in which the sweep is saved and logged like a run by
+            `nnfx.session`. If it is killed at any moment, the same call resumes from the newest checkpoint and gives
+            the same result, bit for bit, or, on different devices, up to rounding. On Ctrl-C and SIGTERM a checkpoint
+            is saved. `history.csv` lists how many members ran in each epoch, with the lowest and the median of their
+            losses; `members.csv` is the returned table. More epochs may be requested than before if `epochs_per_chunk`
+            is given.
+        save_every_seconds: save into `out` once this many seconds have passed; the end is always saved.
+        skip_damaged: whether to set aside checkpoints that cannot be used, and continue from the newest good one.
+        progress: whether to show a progress bar, if tqdm is installed, or the bar's title. By default, a bar is shown
+            if `out` is given.
         tensorboard: whether to write logs for TensorBoard into `out`.
 
     Returns:
@@ -133,7 +134,7 @@ def sweep(
 
 
 def _epochs_per_chunk(fit: Fit, halving: Halving | None, epochs_per_chunk: int | None, is_ranked: bool) -> int:
-    """Check the rungs, and return after how many epochs the host looks at the members."""
+    """Check the rungs, and return the number of epochs after which the host checks the members."""
     if epochs_per_chunk is not None:
         checks.positive_integer("epochs_per_chunk", epochs_per_chunk)
     if halving is None:
@@ -163,7 +164,7 @@ def _run(
     title: str | None,
     on_chunk: Callable[[Progress], None] | None,
 ) -> Sweep:
-    """Train all members, saving and logging them if there is a folder for it."""
+    """Train all members, saving and logging them if there is a folder."""
     if at_once is not None:
         checks.positive_integer("at_once", at_once)
     members = Members(fit, table, look_every, quotas, at_once, memory)

@@ -18,12 +18,13 @@ LARGE = 2**20
 def is_large(fit: Fit, train: Batch, hyper: Hyper) -> bool:
     """Return whether a member is better trained alone on a CPU device.
 
-    Side by side, small networks share the cost of each operation, and fill a CPU's vector units. Large ones fill these
-    alone, and would push each other's activations out of the cache between the forward and the backward pass.
+    Small networks trained side by side share the overhead of each operation, and fill a CPU's vector units. A large
+    one fills these by itself, and large ones together would evict each other's activations from the cache between the
+    forward and the backward pass.
 
     Args:
         fit: the run.
-        train: what it is trained on.
+        train: its training data.
         hyper: its hyper-parameters; their values do not matter.
     """
     leaves, tree = jax.tree.flatten(train.inputs)
@@ -34,7 +35,7 @@ def is_large(fit: Fit, train: Batch, hyper: Hyper) -> bool:
 
 
 def activation_bytes(fit: Fit, train: Batch, hyper: Hyper) -> int:
-    """Return how many bytes the forward pass on a minibatch keeps for the backward pass, excluding parameters."""
+    """Return the bytes that the forward pass on a minibatch keeps for the backward pass, excluding parameters."""
     rows = fit.batch_size or train.weights.shape[0]
     inputs: Any = jax.tree.map(lambda array: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype), train.inputs)
 

@@ -18,14 +18,14 @@ from nnfx.types import Array, Hyper, Variables
 
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
-    """Several stacked runs that predict together; how far they agree shows how certain they are.
+    """Several stacked runs that predict together; their agreement shows how certain they are.
 
     Attributes:
         fit: the function that made the runs.
         hyper: their hyper-parameters, `(members,)` each.
         variables: their best weights, stacked.
         preprocess: their maps from raw features, stacked.
-        temperature: T, which softens the mean prediction; 1 until calibrated.
+        temperature: T, which divides the logits of the mean prediction; 1 until calibrated.
 
     Example:
         >>> import nnfx, optax
@@ -62,7 +62,7 @@ class Ensemble:
         return uncertainty.probabilities(self._log_mean(inputs) / self.temperature)
 
     def spread(self, inputs: ArrayLike) -> uncertainty.Spread:
-        """Return what the members predict for raw inputs, and how far they agree; the temperature is not used."""
+        """Return the members' predictions for raw inputs, and how closely they agree; the temperature is not used."""
         return uncertainty.spread(uncertainty.probabilities(self.predict(inputs)))
 
     def calibrate(self, inputs: ArrayLike, labels: ArrayLike) -> "Ensemble":

@@ -105,7 +105,7 @@ class Members:
         return told
 
     def saved(self, table: Table) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return what a checkpoint holds."""
+        """Return the contents of a checkpoint."""
         arrays = {name: getattr(table, name) for name in ("member", "seeds", "folds", "hyper", "harvested")}
         arrays["history"] = {name: values[:, : table.done] for name, values in table.history.items()}
         arrays["state"] = jax.tree.map(np.asarray, table.state)
@@ -148,7 +148,7 @@ class Members:
 
     @property
     def data(self) -> dict[str, Any]:
-        """What identifies the data and the plan of a sweep."""
+        """The identity of a sweep's data and plan."""
         table = self._beginning
         plan = {
             "seeds": str(int(table.all_seeds.max()) + 1),

@@ -1,4 +1,4 @@
-"""Which hyper-parameters a sweep tries: a grid, or random draws."""
+"""The points of a sweep: a grid, or random draws."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ class Uniform(NamedTuple):
 
 
 class LogUniform(NamedTuple):
-    """Draw the logarithm uniformly between those of two positive numbers."""
+    """Draw log-uniformly between two positive numbers."""
 
     low: float
     high: float
@@ -95,7 +95,8 @@ def chosen(key: Array, points: Any, values: Mapping[str, Any]) -> Points:
         values: numbers for each hyper-parameter; if points are to be drawn, ranges and single numbers.
 
     Raises:
-        TypeError: for both points and values, ranges without a number of points, and points of any other type.
+        TypeError: if both points and values are given, for ranges without a number of points, and for points of any
+            other type.
         ValueError: for points that are not finite numbers, or not the same number for each hyper-parameter.
     """
     ranges = {name: value for name, value in values.items() if isinstance(value, Uniform | LogUniform)}

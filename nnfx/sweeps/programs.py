@@ -1,7 +1,7 @@
 """The two compiled programs of a sweep: start all members, and advance them by any number of epochs.
 
 Each is a function of `(members, groups, shared)`: the values of each member, `(groups, points, ...)`; the seed and the
-fold of each group; and what all members share.
+fold of each group; and the values that all members share.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ MEMBERS = "members"
 
 
 class Fixed(NamedTuple):
-    """What all members share.
+    """The values that all members share.
 
     Attributes:
         train: the training data.
@@ -51,9 +51,9 @@ class Fixed(NamedTuple):
 
 
 def fold_data(fixed: Fixed, fold: Array) -> tuple[Batch, Batch | None, Preprocess]:
-    """Return the training data, the held-out data and the preprocessing of one fold: the same rows, other weights.
+    """Return training data, held-out data and preprocessing of one fold: the same rows with different weights.
 
-    Features that were standardised or filled in are processed again, based on the rows that this fold trains on.
+    Standardised or filled features are processed again, based on the training rows of this fold.
     """
     if fixed.folds is None:
         return fixed.train, fixed.valid, fixed.preprocess
@@ -68,7 +68,7 @@ def fold_data(fixed: Fixed, fold: Array) -> tuple[Batch, Batch | None, Preproces
 
 
 class Groups(NamedTuple):
-    """What the members of a group have in common.
+    """The values that the members of a group share.
 
     Attributes:
         seeds: `(groups,)`, which determine the members' initial weights and the order of their data.
@@ -84,11 +84,11 @@ InGroup = Callable[[Groups, Any], Callable[[Any], Any]]
 
 
 class Program:
-    """A compiled program that reports how much memory it needs.
+    """A compiled program that reports its memory needs.
 
     Args:
-        function: a function of `(members, groups, shared)`, mapped over the table; it returns the results, and the room
-            that it needs on each device, `(1, ...)`.
+        function: a function of `(members, groups, shared)`, mapped over the table; it returns the results, and the
+            working memory (`room`) of each device, `(1, ...)`.
         mesh: the mesh over whose axis `MEMBERS` the members are spread; if it has another axis, XLA splits the batches
             of each member over that.
         axis: 0 to spread the groups, 1 to spread the points.
@@ -127,7 +127,7 @@ class Program:
         return jax.eval_shape(self._jitted, members, groups, shared)[0]
 
     def bytes_needed(self, members: Any, groups: Groups, shared: Any) -> int:
-        """Return how many bytes a device needs for such a table, as reported by the compiler; 0 if it does not say."""
+        """Return how many bytes a device needs for such a table, as reported by the compiler; 0 if unknown."""
         analysis = self.compiled(members, groups, shared).memory_analysis()
         if analysis is None:
             return 0
@@ -235,6 +235,6 @@ def _without_keys(state: RunState) -> RunState:
 
 
 def programs_of(fit: Fit, mesh: Mesh, axis: int, at_once: int | None) -> Programs:
-    """Return the programs of a run's function, which are made once for all its sweeps."""
+    """Return the programs of a run function, built once and shared by all its sweeps."""
     key = mesh, axis, at_once
     return memo.held(fit, (Programs, *key), lambda: Programs(fit, *key))

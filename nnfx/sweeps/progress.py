@@ -15,7 +15,7 @@ class Progress(NamedTuple):
         running: the number of members still running.
         members: the number of members in all.
         result: returns the result so far, in the form that the sweep returns at the end: `progress.result().save(path)`
-            keeps what a sweep has found in case it is interrupted. Members still running are marked as running.
+            keeps the results of a sweep in case it is interrupted. Members still running are marked as running.
     """
 
     epoch: int

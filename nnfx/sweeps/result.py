@@ -1,4 +1,4 @@
-"""What a sweep returns: a table of its members, a table of its points, and the members' weights."""
+"""The result of a sweep: a table of its members, a table of its points, and the members' weights."""
 
 import csv
 import dataclasses
@@ -24,7 +24,7 @@ from nnfx.types import Fault, Hyper, TrainState, Variables
 
 Row = dict[str, Any]
 SHOWN = 20
-"""The maximum number of rows of a table that are drawn."""
+"""The largest number of rows of a table that are shown."""
 NOT_FINITE = "not finite"
 """The reason given for members whose loss or weights are not finite."""
 LAST = (NOT_FINITE, "dropped")
@@ -33,7 +33,7 @@ LAST = (NOT_FINITE, "dropped")
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Rows:
-    """A table that prints itself and saves itself.
+    """A table that can be printed and saved.
 
     Attributes:
         rows: one dictionary per row, by column.
@@ -73,11 +73,12 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ByPoint(Rows):
-    """The points of a sweep, best first: the mean of each over seeds and folds, and how far these differ.
+    """The points of a sweep, best first: the mean of each over seeds and folds, and its standard error.
 
     Attributes:
-        rows: one dictionary per point: its hyper-parameters, how many runs it has, and how many of them failed, that
-            is, have no finite number; and for the others the mean, its standard error (NaN for one run) and the worst.
+        rows: one dictionary per point: its hyper-parameters, the number of its runs, and how many of them failed, that
+            is, have no finite value; and for the others, the mean, its standard error (NaN for one run) and the worst
+            value.
         numbers: the position of each row's point among the points as given.
     """
 
@@ -126,8 +127,8 @@ class Member(Run):
 class Sweep(Rows):
     """The members of a sweep, those with the lowest loss first.
 
-    Whichever metric they are sorted by, members whose loss or weights are not finite come last, and those that were
-    dropped come just before them.
+    Whatever they are sorted by, members whose loss or weights are not finite come last, just after those that were
+    dropped.
 
     Attributes:
         rows: one dictionary per member: its number, seed, fold (if there are folds), hyper-parameters, epochs run,
@@ -151,7 +152,7 @@ class Sweep(Rows):
 
     @property
     def best(self) -> Member:
-        """The best member of the best point, as ranked by `by_point`; the luckiest seed may belong to another point.
+        """The best member of the best point, as ranked by `by_point`; a better member may belong to another point.
 
         Raises:
             ValueError: if no member has ended with a finite loss and finite weights.

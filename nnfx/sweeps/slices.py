@@ -15,7 +15,7 @@ SHARE = 0.8
 
 
 def free_memory(devices: tuple[jax.Device, ...]) -> int:
-    """Return the bytes that each device can give to a sweep; CPU devices of one host share its memory."""
+    """Return the bytes that each device has available for a sweep; CPU devices of one host share its memory."""
     if devices[0].platform == "cpu":
         return int(SHARE * _free_on_host() / len(devices))
     statistics: dict[str, int] = devices[0].memory_stats() or {}
@@ -64,7 +64,7 @@ def fitting_shape(
         if (height, width) == spread:
             raise MemoryError(
                 f"memory: expected at least {needed} bytes per device for one member, got {memory}; pass `memory=`"
-                " if more bytes are free than were found"
+                " if more are available than were detected"
             )
         share = memory / needed
         taller = int(height * share) // spread[0] * spread[0]

@@ -28,9 +28,9 @@ SMALLEST = 1 / 32
 
 @dataclasses.dataclass
 class Table:
-    """Where each member is, and what is known about it so far.
+    """The position of each member, and its results so far.
 
-    `member` holds the number of the member at each place `(group, point)` of the table; a member's number is
+    `member` holds the number of the member at each position `(group, point)` of the table; a member's number is
     `group · points + point` in the initial table.
 
     Attributes:
@@ -38,17 +38,17 @@ class Table:
         points: the points as given.
         all_seeds: the seed of each group of the initial table.
         all_folds: the fold of each group of the initial table.
-        fixed: what all members share.
+        fixed: the values that all members share.
         mesh: the mesh over whose axis `members` the members are spread.
         epochs: the maximum number of epochs.
-        member: `(groups, width)`, the number of the member at each place.
+        member: `(groups, width)`, the number of the member at each position.
         seeds: `(groups,)`.
         folds: `(groups,)`.
         hyper: `(groups, width)` numbers by name.
-        state: the state of every place, on the device.
+        state: the state at every position, on the device.
         history: `(members, epochs)` by metric, NaN for epochs not run.
         done: how many epochs are complete.
-        harvested: each leaf of what is kept of a member, `(members, ...)`.
+        harvested: the leaves that are kept of each member, `(members, ...)`.
     """
 
     key: Array
@@ -105,7 +105,7 @@ class Table:
 
     @property
     def axis(self) -> int:
-        """The axis that is spread over the devices: the points if there are enough of them, else the groups."""
+        """The axis that is spread over the devices: the points if there are enough of them, otherwise the groups."""
         return 1 if self.member.shape[1] >= self._places_at_once else 0
 
     @property
@@ -124,7 +124,7 @@ class Table:
         return Groups(self.seeds, self.folds)
 
     def _place(self, groups: np.ndarray, places: np.ndarray) -> None:
-        """Keep these groups, and these places within each; places below zero become empty."""
+        """Keep the given groups, and the given positions within each; positions below zero become empty."""
         devices = self._places_at_once
         spare = [0, -places.shape[1] % devices] if places.shape[1] >= devices else [-places.shape[0] % devices, 0]
         groups = np.pad(groups, (0, spare[0]), mode="edge")
@@ -169,7 +169,7 @@ class Table:
         return len(self.all_seeds) * self.width
 
     def record(self, history: dict[str, np.ndarray], until: int) -> None:
-        """Record what was measured in the epochs up to `until`."""
+        """Record the metrics of the epochs up to `until`."""
         held = self.member >= 0
         for name, values in history.items():
             column = self.history.setdefault(name, np.full((self.members, self.epochs), np.nan, values.dtype))
@@ -215,7 +215,7 @@ class Table:
 
     @staticmethod
     def kept_of(state: RunState) -> dict[str, Any]:
-        """Return what is kept of members after they have ended."""
+        """Return the values that are kept of members after they have ended."""
         return {
             "variables": state.train.evaluated if state.best is None else state.best.variables,
             "best_epoch": state.epoch if state.best is None else state.best.epoch,
@@ -226,7 +226,7 @@ class Table:
         }
 
     def harvest(self) -> None:
-        """Copy what is kept of every member to the host."""
+        """Copy the kept values of every member to the host."""
         kept = self.kept_of(self.state)
         held = self.member >= 0
         if self.harvested is None:

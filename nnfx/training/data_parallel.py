@@ -29,7 +29,7 @@ def data_parallel(
     strategy: Literal["mesh", "pmap"] = "mesh",
     devices: Sequence[jax.Device] | None = None,
 ) -> Step:
-    """Turn the step of a single device into one that computes the same with batches split over several devices.
+    """Turn a single-device step into one that computes the same update with batches split over several devices.
 
     Each device computes the gradient of its rows, `Σ_i w_i ∇ℓ_i / Σ w` with the weight of the whole batch; the
     gradients are summed across devices, and all make the same update. Batch sizes need not be divisible by the number
@@ -37,16 +37,16 @@ def data_parallel(
     depend on the number of devices only through rounding.
 
     - **"mesh"** leaves the splitting to XLA (`jit` and shardings), which preserves the meaning of any model and any
-      loss. Choose this one by default.
-    - **"pmap"** has each device run the step on its own rows (`jax.pmap`), so that this library controls what is
-      exchanged: one sum of the gradient per step, even with micro-batches. Custom layers, losses and augmentations that
-      mix the examples of a batch, or draw random numbers for them, only see a device's share: `nnfx.shards` has what
-      they need.
+      loss. This is the default choice.
+    - **"pmap"** has each device run the step on its own rows (`jax.pmap`), so that this library controls the
+      communication: one sum of the gradient per step, even with micro-batches. Custom layers, losses and augmentations
+      that mix the examples of a batch, or draw random numbers for them, see only one device's share; use the functions
+      of `nnfx.shards` in them.
 
     Args:
         step: a step made by `nnfx.make_step`.
         strategy: "mesh" or "pmap".
-        devices: the devices over which batches are split; by default all.
+        devices: the devices over which batches are split; by default, all.
 
     Returns:
         A step to compile with `jax.jit`, to scan, or to pass to a run: `nnfx.fit(..., parallel=data_parallel)`.
@@ -83,8 +83,8 @@ def data_parallel(
 def _by_mesh(
     step: Step, devices: tuple[jax.Device, ...], state: TrainState, batch: Batch
 ) -> tuple[TrainState, Metrics]:
-    """Let XLA split the step over the mesh that it is traced under, if that has our axis, else over a new one."""
-    batch = zeroed(batch)  # a row to replace those without weight might be on another device
+    """Let XLA split the step over the mesh that it is traced under, if that has our axis, or over a new mesh."""
+    batch = zeroed(batch)  # a row to replace those of weight zero might be on another device
     ambient = jax.sharding.get_abstract_mesh()
     if AXIS in ambient.axis_names:
         stepped = step(_placed(P(), state), _placed(P(AXIS), batch))
@@ -101,7 +101,7 @@ def _placed(sharding: Any, tree: Tree) -> Tree:
 
 
 class _ByPmap:
-    """Each device runs the step on its own rows.
+    """A step that each device runs on its own rows.
 
     Args:
         step: the step of a single device.

@@ -1,7 +1,7 @@
-"""Programs that the host runs piece by piece, and the one loop, with a clock, that drives them.
+"""Programs that the host runs piece by piece, and the single timed loop that drives them.
 
-A run in memory, a run on stored data and a sweep are three such programs. Where a piece ends does not change a single
-bit of a program's result, except for a run that has only one step, which XLA compiles differently.
+A run in memory, a run on stored data and a sweep are three such programs. The division into pieces does not change a
+program's result by a single bit, except for a run of only one step, which XLA compiles differently.
 """
 
 import time
@@ -51,7 +51,7 @@ class Program(Protocol[State]):
 
 
 class Progress(NamedTuple, Generic[State]):
-    """What the host sees after each piece.
+    """The progress of a program after each piece.
 
     Attributes:
         state: the current state of the program.
@@ -75,14 +75,14 @@ def drive(
     """Advance a program to its end, about a second at a time.
 
     Args:
-        program: what to advance.
+        program: the program to advance.
         state: its current state.
         seconds: the seconds that it has already taken.
         pause_every: numbers of units; a piece ends at every multiple of each of them.
-        is_hurried: whether the host wants to look about once a second; otherwise a piece is as long as possible.
+        is_hurried: whether a piece should take only about a second; otherwise, it is as long as possible.
 
     Yields:
-        What the host sees after each piece; nothing if the program has already ended.
+        The progress after each piece; nothing if the program has already ended.
     """
     began = time.monotonic() - seconds
     units, clock, is_compiled = 1 if is_hurried else program.longest, Clock(np.float32(seconds), np.float32(0)), False
@@ -90,7 +90,7 @@ def drive(
     while not program.has_ended(state):
         pauses = [every * (done // every + 1) for every in (*pause_every, program.pause_every) if every]
         until = min(done + units, program.total, *pauses)
-        # a program spread over several processes hangs unless all of them advance equally far
+        # a program spread over several processes hangs unless all of them advance by the same amount
         until, *ticks = distributed.agree([until, *(float(np.asarray(tick)) for tick in clock)])
         piece_began = time.monotonic()
         state = program.advance(state, until, Clock(*map(np.float32, ticks)))

@@ -21,7 +21,7 @@ RUNNING = -1
 DROPPED = -2
 """The value of `stopped_by` for members of a sweep that successive halving has dropped."""
 EMPTY = -3
-"""The value of `stopped_by` for places in a sweep's table that hold no member."""
+"""The value of `stopped_by` for empty positions in a sweep's table."""
 
 
 def reason(stopped_by: int, rule_names: Sequence[str]) -> str:
@@ -50,7 +50,7 @@ class Best(NamedTuple):
 
     @classmethod
     def of(cls, epoch: Array, held_out_loss: Array | None, state: TrainState) -> "Best":
-        """Take the variables that a training state is judged by: their average if it keeps one, else the latest."""
+        """Take the variables to evaluate in a training state: their average if it keeps one, otherwise the latest."""
         model_state = dict(state.evaluated)
         return cls(epoch, held_out_loss, model_state.pop("params"), model_state)
 
@@ -71,7 +71,7 @@ class Best(NamedTuple):
 
     @property
     def variables(self) -> Variables:
-        """The variables as `model.apply` takes them."""
+        """The variables, as passed to `model.apply`."""
         return {"params": self.params, **self.model_state}
 
 
@@ -117,10 +117,10 @@ def scan_epochs(
     first_epoch: ArrayLike = 0,
     clock: Clock = Clock(),  # noqa: B008 -- a constant of two zeros
 ) -> tuple[RunState, dict[str, Array]]:
-    """Train for a number of epochs, fewer if a rule stops the run. Gradients can be taken through it.
+    """Train for a number of epochs, or fewer if a rule stops the run. It can be differentiated in reverse mode.
 
     Args:
-        recipe: how the run is made.
+        recipe: the recipe of the run.
         hyper: its hyper-parameters.
         state: the current state of the run.
         train: the training data.
@@ -150,10 +150,10 @@ def run_epochs_until(
     clock: Clock,
     first_epoch: Array | None = None,
 ) -> tuple[RunState, dict[str, Array]]:
-    """Train until a number of epochs have been run in total, at most `at_most` now. No gradient goes through it.
+    """Train up to a total number of epochs, at most `at_most` now. It cannot be differentiated in reverse mode.
 
-    The number is traced, so one program serves any number; otherwise like `scan_epochs`. Runs that are mapped are given
-    the `first_epoch` that they share, and advance together: those that have stopped stay unchanged.
+    The number is traced, so one program serves any number; otherwise like `scan_epochs`. Mapped runs are passed the
+    `first_epoch` that they share, and advance together; those that have stopped stay unchanged.
     """
     first = jnp.asarray(state.epoch if first_epoch is None else first_epoch, jnp.int32)
     # every epoch checks again whether the run has stopped, as within the scan: without this, XLA rounds differently
@@ -210,7 +210,7 @@ def _epoch(
 
 
 def _traced_once(function: Callable[..., Any]) -> Any:
-    """Trace a function once, however often it is called or asked for its shapes: tracing is most of a first call."""
+    """Trace a function once, however often it is called or its shapes are needed: tracing dominates first calls."""
     return jax.jit(function, inline=True)
 
 
@@ -268,7 +268,7 @@ def _train_epoch(
 
 
 def _apply_rules(rules: tuple[StoppingRule, ...], state: RunState, epoch: Epoch) -> tuple[tuple[Any, ...], Array]:
-    """Update every rule, and let the first one that calls for a stop end the run."""
+    """Update every rule, and let the first one that requests a stop end the run."""
     states = []
     stopped_by = state.stopped_by
     for i, rule in enumerate(rules):

@@ -45,23 +45,24 @@ def fit(
     factory. They are traced, so changing one needs no recompilation. `jax.vmap` over keys or hyper-parameters turns
     many runs into one program, and `jax.grad` differentiates through a run.
 
-    Each epoch visits every row once, in an order drawn from the key. The last batch may be incomplete; it is
-    weighted, not dropped. Weights of the data act within each batch, so they need batches of several rows.
+    Each epoch visits every row once, in an order drawn from the key. The last batch may be incomplete; it is padded
+    with rows of weight zero, not dropped. Weights are relative within each batch, so they need batches of several
+    rows.
 
     Args:
         model: a model, or a function of hyper-parameters that returns one.
         loss: per example, `(outputs, targets, **numbers) -> (batch,)`.
-        optimizer: an Optax factory such as `optax.adam`, or an optimizer. Optimizers meant to be evaluated with weights
-            other than those they step (`optax.contrib.schedule_free`, `optax.lookahead`, `optax.contrib.sam`) are
-            evaluated that way. `optax.MultiSteps` moves the weights once every `k` steps, by the plain mean of
-            their gradients; steps left over at the end of the run do not move them.
+        optimizer: an Optax factory such as `optax.adam`, or an optimizer. Optimizers meant to be evaluated with
+            weights other than those they update (`optax.contrib.schedule_free`, `optax.lookahead`,
+            `optax.contrib.sam`) are evaluated that way. `optax.MultiSteps` updates the weights once every `k` steps,
+            by the plain mean of their gradients; steps left over at the end of the run do not update them.
         epochs: the maximum number of epochs.
         batch_size: rows per minibatch: 1 is stochastic gradient descent, None the full batch.
         stop: the factory of a stopping rule, such as `nnfx.stopping.patience`, a rule, or several of these.
         metrics: further quantities, as functions or names of `nnfx.metrics`: `["accuracy", "roc_auc"]`, or a mapping
-            from names of one's own, `{"auc": nnfx.metrics.roc_auc}`. Each row with weight counts once, unless
-            `nnfx.metrics.weighted` says otherwise. Metrics of all rows together, such as areas under curves, are
-            computed once an epoch, and for held-out data alone.
+            from your own names, `{"auc": nnfx.metrics.roc_auc}`. Each row of positive weight counts once, unless
+            marked by `nnfx.metrics.weighted`. Metrics of all rows together, such as areas under curves, are computed
+            once per epoch, and only on held-out data.
         penalty: added to the training loss, `(params, **numbers) -> scalar`, such as `nnfx.regularizers.l2`.
         augment: changes each batch before the model sees it, `(key, batch, **numbers) -> batch`, such as
             `nnfx.augment.gaussian_noise`; or several, applied in turn.
@@ -69,14 +70,14 @@ def fit(
             `nnfx.averaging.exponential`; the run is then evaluated with the average, and predicts with it.
         make_step: makes the step; its options, such as micro-batches, mixed precision, or skipping steps that are
             not finite, are set with `functools.partial(nnfx.make_step, ...)`.
-        parallel: turns the step into one for several devices, such as `nnfx.data_parallel`: the same run, split.
+        parallel: turns the step into one for several devices, such as `nnfx.data_parallel`; the run stays the same.
         rematerialize_epochs: whether a gradient through the run stores only the state at the start of each epoch,
-            and trains the epoch again: memory for the steps of one epoch, not all, for about twice the time.
+            and trains the epoch again: this needs memory only for the steps of one epoch, and about twice the time.
 
     Returns:
         The run's function. Before anything is trained, it raises an error for unknown, missing or invalid
-        hyper-parameters, a key that is not typed, a batch larger than the data, data that are not finite, targets
-        that the loss is not meant for, and a loss or a metric that is not per example.
+        hyper-parameters, a key that is not typed, a batch larger than the data, data that are not finite, targets that
+        do not suit the loss, and a loss or a metric that is not per example.
 
     Raises:
         TypeError, ValueError: for arguments of the wrong type or out of range.
@@ -132,7 +133,7 @@ class Fit(Recipe):
         return self.run_of(state, history, data, numbers)
 
     def check(self, key: Array, data: Data, hyper: Mapping[str, ArrayLike]) -> Hyper:
-        """Check that the arguments make sense for a run, and return its hyper-parameters as arrays."""
+        """Check the arguments of a run, and return its hyper-parameters as arrays."""
         checks.key("key", key)
         if not isinstance(data, Data):
             raise TypeError(

@@ -1,8 +1,8 @@
 """Hyper-parameters: the numbers that the parts of a run take by keyword.
 
-The model's factory, the loss, the optimizer's factory and the stopping rules are plain functions. What they
-take by keyword is what a run takes by keyword: `run(key, data, learning_rate=0.1, patience=10)` passes each number
-to the part that takes it. The numbers are traced, so changing one needs no recompilation.
+The model's factory, the loss, the optimizer's factory and the stopping rules are plain functions. Their keyword
+arguments become those of the run: `run(key, data, learning_rate=0.1, patience=10)` passes each number to the part that
+takes it. The numbers are traced, so changing one needs no recompilation.
 """
 
 import dataclasses
@@ -45,8 +45,8 @@ class Factory(NamedTuple):
         name: its name in error messages.
         function: the function, perhaps a `functools.partial`.
         names: the keywords that it takes as hyper-parameters.
-        required: those without a default.
-        bounds: the ranges of those that have one.
+        required: the names without a default.
+        bounds: the ranges, by name, of those that have one.
     """
 
     name: str
@@ -110,7 +110,7 @@ def _check_fixed(function: Callable[..., Any]) -> None:
 
 
 def innermost(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function inside `functools.partial`, however often it was applied.
+    """Return the function inside any nested `functools.partial`.
 
     >>> innermost(functools.partial(max, 1))
     <built-in function max>
@@ -131,7 +131,7 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def check(hyper: Mapping[str, Any], factories: Sequence[Factory]) -> None:
-    """Check that names are known and none is missing, and that each value is one finite number within its bounds.
+    """Check that names are known and none is missing, and that each value is a single finite number within its bounds.
 
     Raises:
         TypeError: for an unknown or missing name, or a value that is not a number.
@@ -151,7 +151,7 @@ def check(hyper: Mapping[str, Any], factories: Sequence[Factory]) -> None:
         if len(takers) > 1:
             names = " and ".join(each.name for each in takers)
             raise TypeError(
-                f"{name}: expected a hyper-parameter of one part, got one of {names}; rename it in one of them"
+                f"{name}: expected a hyper-parameter of one part only, got one of {names}; rename it in one of them"
             )
         takers[0].bounds.get(name, FREE).check(name, value)
     for each in factories:

@@ -21,7 +21,7 @@ LONGEST = 1000
 
 
 class Standing(NamedTuple):
-    """Where a run stands between two epochs.
+    """The state of a run between two epochs, with its history.
 
     Attributes:
         run: the state of the run.
@@ -37,12 +37,12 @@ class InMemory:
     """A run on data in memory, counted in epochs.
 
     Attributes:
-        recipe: how the run is made.
+        recipe: the recipe of the run.
         key: a typed key.
         train: the training data.
         valid: the held-out data, or None.
         hyper: the hyper-parameters, as arrays.
-        data: everything that identifies the data, for sessions.
+        data: the arrays that identify the data, for sessions.
     """
 
     recipe: Recipe
@@ -67,7 +67,7 @@ class InMemory:
         return Standing(begin(self.recipe, self.key, self.train, self.valid, self.hyper), {})
 
     def advance(self, standing: Standing, until: int, clock: Clock) -> Standing:
-        """Train until this many epochs have been run in total, fewer if a rule stops the run."""
+        """Train up to this total number of epochs, or fewer if a rule stops the run."""
         before = self.done(standing)
         run, history = distributed.local(
             advance(self.recipe, standing.run, self.train, self.valid, self.hyper, np.int32(until), clock)
@@ -94,11 +94,11 @@ class InMemory:
 
     @property
     def shown(self) -> tuple[str, int]:
-        """What a progress bar counts, and how many there are in an epoch."""
+        """The items that a progress bar counts, and how many there are in an epoch."""
         return "examples", len(self.train.weights)
 
     def saved(self, standing: Standing) -> tuple[Standing, dict[str, Any]]:
-        """Return what a checkpoint holds."""
+        """Return the contents of a checkpoint."""
         return standing, {}
 
     def expected(self, noted: Mapping[str, Any]) -> Standing:
@@ -158,12 +158,12 @@ def advance(
     until: int | np.int32,
     clock: Clock,
 ) -> tuple[RunState, dict[str, Array]]:
-    """Train until this many epochs have been run in total, at most `LONGEST` now."""
+    """Train up to this total number of epochs, at most `LONGEST` now."""
     return run_epochs_until(recipe, hyper, state, train, valid, until, LONGEST, clock)
 
 
 def padded(history: History, epochs: int) -> dict[str, Any]:
-    """Return a history as a run in one piece does, `(epochs,)`, zero for epochs not run.
+    """Return a history like that of a run in one piece, `(epochs,)`, zero for epochs not run.
 
     >>> padded({"train_loss": np.array([2.0, 1.0], np.float32)}, 3)
     {'train_loss': Array([2., 1., 0.], dtype=float32)}

@@ -1,7 +1,7 @@
 """Predictions for any number of rows with few programs: rows are padded to one of a few sizes.
 
 A program is compiled for one number of rows, which takes far longer than running it. Predictions for three rows, then
-for five, then for seven should neither wait for a new program each time nor leave one behind each.
+five, then seven should not each compile and keep a new program.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from nnfx import checks, memo
 LARGEST = 4096
 """More rows than this are not padded: computing them takes longer than compiling a program."""
 _POWERS_UP_TO = 32
-"""Up to this many rows, the computation costs next to nothing; above, at most a quarter of the rows are added."""
+"""Up to this many rows, the cost of computation is negligible; above, at most a quarter of the rows are added."""
 
 
 def padded_size(rows: int) -> int:
-    """Return the number of rows to which this many are padded.
+    """Return the number that rows are padded to.
 
     >>> [padded_size(rows) for rows in (1, 3, 32, 33, 100, 1000, 4097)]
     [1, 4, 32, 40, 112, 1024, 4097]
@@ -32,17 +32,19 @@ def padded_size(rows: int) -> int:
 
 
 def apply_padded(owner: Any, apply: Callable[[Any], Any], inputs: Any, others: Any = (), axis: int = 0) -> Any:
-    """Apply a function of independent rows, padding them so that few different numbers of rows occur.
+    """Apply a function of independent rows, padding them so that only a few different numbers of rows occur.
 
-    The added rows repeat an existing one, so they introduce nothing that is not finite. At first, the function is
-    called with two different ones: if the outputs of the other rows depend on them, as for a model that normalises by
+    The added rows repeat an existing one, so they introduce nothing that is not finite. The first call tries two
+    different rows as padding: if the outputs of the other rows depend on the choice, as for a model that normalises by
     its batch, rows are never padded.
 
     Args:
-        owner: what the function belongs to, such as a run's recipe; it remembers whether rows are independent.
+        owner: the object that the function belongs to, such as a run's recipe; it remembers whether rows are
+            independent.
         apply: `inputs -> outputs`, compiled.
         inputs: an array or a tree of them, with rows along `axis`.
-        others: what else the function depends on; if anything is traced, or spread over devices, nothing is padded.
+        others: everything else that the function depends on; if any of it is traced, or spread over devices, nothing
+            is padded.
         axis: the axis of the rows, in inputs and outputs.
 
     Returns:
@@ -79,14 +81,14 @@ def apply_padded(owner: Any, apply: Callable[[Any], Any], inputs: Any, others: A
 
 
 class _Known:
-    """What is known about whether the rows of a function are independent."""
+    """Whether the rows of a function are known to be independent."""
 
     is_checked = False
     is_apart = True
 
 
 def _is_local(leaf: Any) -> bool:
-    """Return whether all of an array is on one device of this process, or on the host."""
+    """Return whether an array is entirely on one device of this process, or on the host."""
     return not isinstance(leaf, jax.Array) or (leaf.is_fully_addressable and len(leaf.sharding.device_set) == 1)
 
 

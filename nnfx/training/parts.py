@@ -21,12 +21,12 @@ from nnfx.types import Array, Batch, Hyper, Model, Params, PerExample, Step
 
 
 class Takes(NamedTuple):
-    """A part that is a function and takes hyper-parameters after its other arguments.
+    """A part that is a function with hyper-parameters after its other arguments.
 
     Attributes:
         arguments: the number of its other arguments.
-        expected: what is expected of it, for error messages.
-        several: whether there may be several of it.
+        expected: a description of valid values, for error messages.
+        several: whether there may be more than one.
     """
 
     arguments: int
@@ -34,7 +34,7 @@ class Takes(NamedTuple):
     several: bool = False
 
     def factory(self, name: str, given: Any) -> Factory:
-        """Return the factory that binds hyper-parameters to it."""
+        """Return the factory that binds hyper-parameters to a given part."""
         if not callable(given):
             raise TypeError(f"{name}: expected {self.expected}, got {checks.describe(given)}")
         return hyperparameters.factory(given, self.arguments)
@@ -48,12 +48,12 @@ class Takes(NamedTuple):
 
 
 class Makes(NamedTuple):
-    """A part that a factory makes from hyper-parameters, or that is already made.
+    """A part that a factory makes from hyper-parameters, or an instance.
 
     Attributes:
-        kind: the type of what is made.
-        expected: what is expected of it, for error messages.
-        several: whether there may be several of it.
+        kind: the type of the instance.
+        expected: a description of valid values, for error messages.
+        several: whether there may be more than one.
     """
 
     kind: type
@@ -61,7 +61,7 @@ class Makes(NamedTuple):
     several: bool = False
 
     def factory(self, name: str, given: Any) -> Factory:
-        """Return the factory that makes it."""
+        """Return the factory that makes the part from hyper-parameters."""
         if isinstance(given := _plain(given), self.kind):
             # a rule is named after the function that made it
             label = given.update.__qualname__.split(".")[0] if isinstance(given, StoppingRule) else self.kind.__name__
@@ -93,11 +93,11 @@ _ADAPTERS = {
     "keras": "Keras trains by itself: make the network with nnfx.models, and convert its weights with"
     " nnfx.models.conversion.from_keras",
 }
-"""What to do with a module of another library, by the package in which its class is defined."""
+"""How to convert a module of another library, by the package in which its class is defined."""
 
 
 def how_to_adapt(given: Any) -> str:
-    """Return what to do with a module of another library, or its class, as the end of an error; "" for anything else.
+    """Return a hint, for an error, on how to convert a module (or class) of another library; "" for anything else.
 
     >>> import flax.linen as nn
     >>> how_to_adapt(nn.Dense(1)), how_to_adapt(max)
@@ -110,7 +110,7 @@ def how_to_adapt(given: Any) -> str:
 
 
 class Parts(NamedTuple):
-    """What a run and its step are made of, with all hyper-parameters filled in.
+    """The parts of a run and its step, with all hyper-parameters filled in.
 
     Attributes:
         model: the model.
@@ -159,17 +159,17 @@ _HOW: dict[str, Takes | Makes] = {
     for name, hint in typing.get_type_hints(Parts, include_extras=True).items()
     if hasattr(hint, "__metadata__")
 }
-"""How each part that takes hyper-parameters is given."""
+"""How each part that takes hyper-parameters is passed."""
 
 
 def factories_of(**given: Any) -> dict[str, tuple[Factory, ...]]:
-    """Return the factories of every part; none for optional parts that are missing.
+    """Return the factories of every part; no factories for optional parts that are missing.
 
     Args:
         **given: each part that takes hyper-parameters, as passed to `nnfx.fit`.
 
     Raises:
-        TypeError: for anything other than what is expected of a part.
+        TypeError: for anything that is not valid for a part.
     """
     found = {}
     for name, how in _HOW.items():
@@ -207,7 +207,7 @@ def _in_turn(augments: Sequence[Callable[[Array, Batch], Batch]]) -> Callable[[A
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recipe:
-    """How a run is made, with its hyper-parameters still open.
+    """The recipe of a run, with its hyper-parameters still open.
 
     Attributes:
         factories: the factories of each part that takes hyper-parameters, by the name of the part.
@@ -245,7 +245,7 @@ class Recipe:
 
     @property
     def given(self) -> dict[str, Any]:
-        """What was given for each part that takes hyper-parameters: a list if there may be several, else one."""
+        """The given value of each part that takes hyper-parameters: a list if there may be several, otherwise one."""
         functions = {
             name: [each.function.value if isinstance(each.function, Made) else each.function for each in factories]
             for name, factories in self.factories.items()

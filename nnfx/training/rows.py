@@ -1,7 +1,7 @@
-"""Rows and steps without weight: kept away from the model, the loss and the gradient, whatever they hold.
+"""Rows and steps of weight zero: kept away from the model, the loss and the gradient, whatever their values.
 
-A weight of zero times something that is not finite is NaN, in the forward pass and in the gradient. So rows that do not
-count are replaced by a copy of one that does before anything is computed from them.
+Zero times a value that is not finite is NaN, in the forward pass and in the gradient. So rows of weight zero are
+replaced by a copy of a row of positive weight before anything is computed from them.
 """
 
 import math
@@ -22,13 +22,13 @@ MaybeBatch = TypeVar("MaybeBatch", Batch, Batch | None)
 
 
 class Filled(Batch):
-    """A batch returned by `filled`, or rows of one: its type marks it as such while a step is traced."""
+    """A batch returned by `filled`, or rows of one: the type marks it as such while a step is traced."""
 
     __slots__ = ()
 
 
 class Weighted(Filled):
-    """A filled batch known to have weight, or data whose batches all are: every step on it is taken."""
+    """A filled batch known to have positive weight, or data all of whose batches are: no step on it is skipped."""
 
     __slots__ = ()
 
@@ -36,7 +36,7 @@ class Weighted(Filled):
 def known(data: MaybeBatch) -> MaybeBatch:
     """Return data as `Weighted` if there is one weight per row, and all can be inspected and are positive.
 
-    So a run on such data, which is the common case, is compiled without provision for rows without weight.
+    A run on such data, the common case, is thus compiled without handling of rows of weight zero.
 
     Example:
         >>> type(known(Batch(jnp.ones((2, 1)), jnp.ones(2), jnp.ones(2)))).__name__
@@ -54,10 +54,10 @@ def known(data: MaybeBatch) -> MaybeBatch:
 
 
 def filled(batch: Batch) -> Filled:
-    """Return a batch whose rows without weight are copies of the first one with weight, and whose padding is zero.
+    """Return a batch whose rows of weight zero are copies of its first row of positive weight, with zeros as padding.
 
-    Padding means the steps of `Sequences` beyond their lengths. Weights are unchanged. In a batch without any weight,
-    all rows become copies of the first. NumPy arrays are filled with NumPy.
+    Padding means the steps of `Sequences` beyond their lengths. Weights are unchanged. If all weights are zero, all
+    rows become copies of the first. NumPy arrays are filled with NumPy.
 
     Example:
         >>> filled(Batch(jnp.array([[jnp.nan], [1.0]]), jnp.array([7, 1]), jnp.array([0.0, 1.0]))).inputs.tolist()
@@ -81,7 +81,7 @@ def filled(batch: Batch) -> Filled:
 
 
 def zeroed(batch: Batch) -> Filled:
-    """Return a batch whose rows without weight are zero, as is its padding; no row is filled from another.
+    """Return a batch whose padding and rows of weight zero are set to zero; no row is filled from another.
 
     Example:
         >>> zeroed(Batch(jnp.array([[jnp.nan], [1.0]]), jnp.array([7, 1]), jnp.array([0.0, 1.0]))).inputs.tolist()
@@ -100,7 +100,7 @@ def zeroed(batch: Batch) -> Filled:
 
 
 def weighted(order: Order, weights: Array) -> Order:
-    """Return an order in which rows without weight are replaced by the first one with weight, marked as not real.
+    """Return an order with rows of weight zero replaced by the first of positive weight, and marked as not real.
 
     This fills the rows of all batches of an epoch at once, without copying anything.
 
@@ -142,7 +142,7 @@ def has_lengths(batch: Batch) -> bool:
 def is_by_step(outputs: Any, batch: Batch) -> bool:
     """Return whether losses and metrics are computed for each step, or each number, rather than for each example.
 
-    They are if there is a weight for each of them, or if sequences of unequal length have outputs and targets at every
+    This is the case if each of them has a weight, or if sequences of unequal length have outputs and targets at every
     step.
 
     Args:
@@ -150,7 +150,7 @@ def is_by_step(outputs: Any, batch: Batch) -> bool:
         batch: the batch that they belong to.
 
     Raises:
-        ValueError: for weights of steps without outputs or targets at every step.
+        ValueError: if there are weights for each step, but no outputs or targets at every step.
     """
     axes = batch.weights.ndim
     if axes > 1:
@@ -200,8 +200,8 @@ def model_weights(outputs: Any, batch: Batch) -> Any:
 def examples(outputs: Any, batch: Batch) -> tuple[Any, Any, Any]:
     """Return the outputs, targets and weights for losses and metrics, with one row for each example, step or number.
 
-    Targets without weight are replaced by those of a row with weight. If each number has a weight of its own, outputs
-    and targets are `(rows, 1)`: the loss of an example that has a single output.
+    Targets of weight zero are replaced by those of a row of positive weight. If each number has its own weight, outputs
+    and targets become `(rows, 1)`, so the loss sees examples with a single output.
     """
     weights = measured_weights(outputs, batch)
     if weights.ndim == 1:
@@ -256,5 +256,5 @@ def overall_value(function: Callable[..., Array], outputs: Array, batch: Batch) 
 
 
 def _counted(weights: Array) -> Array:
-    """Return 1 for rows with weight, and 0 for others."""
+    """Return 1 for rows of positive weight, and 0 for others."""
     return (weights != 0).astype(weights.dtype)

@@ -1,4 +1,4 @@
-"""What a run returns."""
+"""The result of a run."""
 
 import dataclasses
 import os
@@ -33,11 +33,11 @@ class Run:
     Attributes:
         state: the training state after the last epoch.
         best: the weights with the best evaluation on held-out data; without such data, the last.
-        columns: what `history` is made from, zero after the run stopped.
+        columns: the columns of `history`, zero after the run stopped.
         epochs: the number of epochs run.
         stopped_by: the position of the stopping rule that ended the run, −1 for the last epoch.
-        hyper: the hyper-parameters given.
-        preprocess: the map from raw features to those trained on, and from outputs to the unit of the raw targets.
+        hyper: the hyper-parameters passed.
+        preprocess: the map from raw features to prepared ones, and from outputs to the unit of the raw targets.
         fit: the function that made the run.
     """
 
@@ -54,15 +54,15 @@ class Run:
     def history(self) -> dict[str, Array]:
         """Each metric by epoch, `(epochs,)`; NaN after the run stopped.
 
-        Examples are `train_loss`, averaged over the epoch as it trained, and `valid_loss`, measured at its end. If
-        there was nothing to average, as in an epoch whose steps were all skipped, the value is NaN too.
+        For example, `train_loss` is averaged over the steps of the epoch, and `valid_loss` is measured at its end. If
+        there is nothing to average, as in an epoch whose steps were all skipped, the value is NaN too.
         """
         if not self.fit.rule_names:
             return dict(self.columns)
         return {name: padded(values, self.epochs) for name, values in self.columns.items()}
 
     def __repr__(self) -> str:
-        """Return a summary: how far the run got and how good it was; for several runs, how many there are.
+        """Return a summary: how far the run got and how well it did; for several runs, how many there are.
 
         >>> import nnfx, optax
         >>> train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.mean_square_error, optax.sgd, epochs=2)
@@ -92,7 +92,7 @@ class Run:
 
     @property
     def fault(self) -> str:
-        """A description of what was not finite when a step was first skipped; empty if none was."""
+        """A description of what was not finite when a step was first skipped; empty if none was skipped."""
         self._require_single()
         skipped, step, where = (int(number) for number in self.state.fault)
         if not skipped:
@@ -121,7 +121,7 @@ class Run:
 
         Args:
             inputs: the prepared inputs.
-            variables: the weights to use, such as `run.state.variables`, the last; the best by default.
+            variables: the weights to use, such as `run.state.variables` for the last ones; the best ones by default.
         """
         self._require_single()
         inputs = validate.inputs_as_arrays("inputs", inputs)
@@ -136,8 +136,8 @@ class Run:
     def predict(self, inputs: Any, variables: Variables | None = None) -> Array:
         """Return the model's outputs for raw inputs, `(batch, features)`, or `Sequences`; otherwise like `apply`.
 
-        If the targets were standardised, so are the outputs of `apply`; those of `predict` are in the unit of the raw
-        targets.
+        If the targets were standardised, the outputs of `apply` are in standardised units; those of `predict` are in
+        the unit of the raw targets.
         """
         self._require_single()
         return self.preprocess.raw_outputs(self.apply(self.preprocess(inputs), variables))
@@ -157,9 +157,9 @@ class Run:
         """Write the model with its best weights, so that `nnfx.load` predicts with it in another process.
 
         The folder holds the weights, the preprocessing, the names of features and classes, the hyper-parameters, the
-        metrics, the versions, a checksum of every file, and the model as a portable program for CPUs, CUDA and TPUs, as
-        far as it can run there: no code and no pickles. The program takes any number of rows, and any number of steps
-        of a sequence if the model allows that. It is readable by releases of JAX of the following six months.
+        metrics, the versions, a checksum of every file, and the model as a portable program for CPUs, CUDA and TPUs,
+        where supported: no code and no pickles. The program takes any number of rows, and any number of steps of a
+        sequence if the model allows it. Releases of JAX of the following six months can read it.
 
         Args:
             path: a folder that does not exist yet.
@@ -192,13 +192,13 @@ class Run:
     def export(self, path: str | os.PathLike[str]) -> None:
         """Write one portable file that maps raw inputs, `(batch, features)`, to outputs, for any number of rows.
 
-        The preprocessing is inside, so inputs are raw float32 (int32 for tokens), and NaN where they are missing if the
-        run fills missing values. The categories of a frame are the exception: inputs then have a column of 0 and 1 for
-        each of them, in the order of `data.features`, and `save` keeps the frame's own columns. What was written is
-        compared with `predict` on a few rows before it gets its name.
+        The preprocessing is included, so inputs are raw float32 (int32 for tokens), with NaN for missing values if the
+        run fills them. The categories of a frame are an exception: the file takes a 0/1 column for each of them, in
+        the order of `data.features`, whereas `save` keeps the frame's own columns. The file is compared with `predict`
+        on a few rows before it gets its name.
 
         Args:
-            path: a file that does not exist yet. Its suffix decides about the format: `.stablehlo` is written by
+            path: a file that does not exist yet. Its suffix determines the format: `.stablehlo` is written by
                 `jax.export`, and needs only JAX:
                 `predict = jax.export.deserialize(bytearray(open(path, "rb").read())).call`. `.onnx` is written by
                 jax2onnx, for onnxruntime and others:
@@ -207,8 +207,9 @@ class Run:
         Raises:
             FileExistsError: if the path already exists.
             ImportError: if a package that the format needs is missing.
-            ValueError: for another suffix; for a model, preprocessing or precision that the format cannot hold, such as
-                cuDNN, or features too far from zero for float32; and if the file does not give the same outputs.
+            ValueError: for any other suffix; for a model, preprocessing or precision that the format does not support,
+                such as cuDNN, or features too far from zero for float32; and if the file does not give the same
+                outputs.
 
         Example:
             >>> import jax.export, nnfx, optax, pathlib, tempfile
@@ -271,7 +272,7 @@ def _at(columns: dict[str, Array], epoch: Array) -> dict[str, Array]:
 def padded(values: Any, epochs: Any) -> Any:
     """Return columns of a history, `(..., epochs)`, with NaN after the number of epochs run, `(...)`.
 
-    Known values are padded on the host, so that `jax_debug_nans` raises only for what is wrong.
+    Concrete values are padded on the host, so that this NaN does not trigger `jax_debug_nans`.
 
     >>> padded(np.array([2.0, 1.0, 0.0]), np.array(2))
     array([ 2.,  1., nan])

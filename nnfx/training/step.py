@@ -1,4 +1,4 @@
-"""The stateless training step, and evaluation: the two building blocks of every loop here."""
+"""The stateless training step, and evaluation: the two building blocks of every training loop."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -30,11 +30,11 @@ from nnfx.types import (
 )
 
 EVALUATION_ROWS = 2048
-"""The maximum number of rows that evaluation puts through a model at once, which bounds its memory."""
+"""The largest number of rows that evaluation passes through a model at once, which bounds its memory."""
 
 
 class Keys(NamedTuple):
-    """The three independent random streams of a run: for its weights, for its steps, and for the order of rows."""
+    """The three independent random streams of a run: for its weights, its steps, and the order of rows."""
 
     init: Array
     step: Array
@@ -52,11 +52,11 @@ def init_state(
     """Initialise a model's variables and its optimizer: the state from which a run with this key starts.
 
     Args:
-        key: a typed key; it determines the weights, and what the steps draw.
+        key: a typed key; it determines the weights and the random draws of the steps.
         model: the model.
         optimizer: an Optax optimizer.
         inputs: a batch of inputs; only their shape and dtype matter.
-        average: whether to keep an average of the variables, for a step that makes one.
+        average: whether to keep an average of the variables, for a step that uses one.
 
     Raises:
         TypeError: for a key that is not typed.
@@ -98,8 +98,8 @@ def make_step(
 ) -> Step:
     """Make the training step `(state, batch) -> (state, metrics)`, a pure function.
 
-    It descends the gradient of the empirical loss `Σ wᵢ ℓᵢ / Σ wᵢ` of the batch, plus the penalty: weights act
-    within a batch. With a weight for each step or output, it is `Σ wᵢⱼ ℓᵢⱼ / Σ wᵢⱼ`. The randomness of step *t* comes
+    It follows the gradient of the empirical loss `Σ wᵢ ℓᵢ / Σ wᵢ` of the batch plus the penalty; weights are relative
+    within a batch. With a weight for each step or output, the loss is `Σ wᵢⱼ ℓᵢⱼ / Σ wᵢⱼ`. The randomness of step *t* comes
     from `fold_in(state.key, t)`. Compile it with `jax.jit`; donating the state is up to the caller.
 
     Args:
@@ -107,25 +107,26 @@ def make_step(
         loss: per example, `(outputs, targets) -> (batch,)`.
         optimizer: an Optax optimizer.
         metrics: further quantities per example, by name, computed from the outputs of the same forward pass.
-        micro_batches: how many parts to split a batch into, one after the other: the same gradient in less memory.
-            Each part weighs as much as its rows; layers that mix rows, such as batch norm, see one part at a time.
-        compute_dtype: the dtype to compute in, such as `jnp.bfloat16`; parameters, gradients and the optimizer
+        micro_batches: the number of parts that a batch is split into and processed in, one after the other: the same
+            gradient in less memory. Each part counts by the weight of its rows; layers that mix rows, such as batch
+            norm, see one part at a time.
+        compute_dtype: the dtype to compute in, such as `jnp.bfloat16`; parameters, gradients and the optimizer's state
             keep theirs. None to compute in the dtype of the parameters.
         precision: the precision of matrix products on GPUs and TPUs: "float32" so that backends agree,
             "tensorfloat32" or "bfloat16" for speed.
         rematerialize: whether to recompute activations for the gradient instead of storing them.
-        skip_non_finite: whether to skip a step whose loss or gradient is not finite; `state.fault` records how many
-            there were, and what was not finite the first time.
+        skip_non_finite: whether to skip steps whose loss or gradient is not finite; `state.fault` records how many
+            were skipped, and what was not finite the first time.
         **others: further parts, named as in `nnfx.fit`, with their hyper-parameters filled in: `penalty`, a scalar
-            function of the parameters; `augment`, `(key, batch) -> batch`; and `average`, `count -> share`, for
-            which the state must be made with `average=True`; predict with `state.evaluated` then.
+            function of the parameters; `augment`, `(key, batch) -> batch`; and `average`, `count -> share`, for which
+            the state must be made with `average=True`, and predictions use `state.evaluated`.
 
     Returns:
         The step; its metrics, which include `"loss"`, are sums that can be merged.
 
     Raises:
-        ValueError: (by the step) for a loss that is not per example, a batch that cannot be split evenly
-            into micro-batches, or a state that keeps an average for a step that makes none, or vice versa.
+        ValueError: from the step, for a loss that is not per example, a batch that cannot be split evenly into
+            micro-batches, or a state with an average for a step without one, or vice versa.
 
     Example:
         >>> from nnfx.losses import mean_square_error
@@ -176,7 +177,7 @@ def make_step(
     def share(
         params: Params, model_state: ModelState, batch: Batch, key: Array, weight: Array | None = None
     ) -> tuple[Array, tuple[ModelState, Metrics]]:
-        """Return the contribution of these rows to the empirical loss of a batch of this weight."""
+        """Return the contribution of some rows to the empirical loss of a batch of a given weight."""
         outputs, model_state = forward(params, model_state, batch, key)
         measured = rows.measure(parts.measures, outputs, batch)
         if weight is None:
@@ -186,7 +187,7 @@ def make_step(
     def gradient_of_share(
         state: TrainState, batch: Batch, key: Array, weight: Array | None = None
     ) -> tuple[tuple[Array, tuple[ModelState, Metrics]], Params]:
-        """Return the share of the loss and its gradient, which is zero for a part without any weight."""
+        """Return the share of the loss and its gradient, which is zero if all weights are zero."""
         found, gradient = jax.value_and_grad(share, has_aux=True)(state.params, state.model_state, batch, key, weight)
         if micro_batches > 1 or shards.is_split():
             has_weight = found[1][1]["loss"].weight != 0
@@ -297,10 +298,10 @@ def _looked_at(state: TrainState, value: Array, gradient: Params) -> tuple[Fault
 
 
 def _if(is_taken: Array, take: Callable[[], TrainState], state: TrainState) -> TrainState:
-    """Return the state after a step, or the one before if it is not taken.
+    """Return the state after a step, or the state before if the step is skipped.
 
-    On CPUs a branch costs nothing, while selecting between two states costs half a small step; on other devices a
-    branch waits for the host.
+    On CPUs a branch costs nothing, whereas selecting between two states costs as much as half a small step; on other
+    devices, a branch waits for the host.
     """
     if jax.default_backend() == "cpu":
         return jax.lax.cond(is_taken, take, lambda: state)
@@ -317,13 +318,13 @@ def evaluate(model: Model, measures: Mapping[str, PerExample], variables: Variab
         data: any number of examples.
 
     Returns:
-        Sums that can be merged, by name; the mean of data without weight is NaN. Metrics of all rows together, such as
-        areas under curves, have their value as the sum of a single row, and do not merge.
+        Sums that can be merged, by name; the mean is NaN if all weights are zero. Metrics of all rows together, such
+        as areas under curves, are stored as the sum of a single row, and cannot be merged.
 
     Raises:
-        TypeError: for arrays that are not of real numbers.
-        ValueError: for inputs that are not finite, negative weights, targets that a loss is not meant for, and sizes
-            that do not fit.
+        TypeError: for arrays that do not hold real numbers.
+        ValueError: for inputs that are not finite, negative weights, targets that do not suit a loss, and sizes that
+            do not match.
 
     Example:
         >>> from nnfx.losses import mean_square_error

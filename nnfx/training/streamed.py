@@ -24,7 +24,7 @@ from nnfx.training.parts import Recipe
 from nnfx.types import Array, Batch, Hyper, Metrics, Params, TrainState
 
 QUEUED = 2
-"""The maximum number of steps the host is ahead of the devices: each holds a batch in their memory."""
+"""The largest number of steps that the host may be ahead of the devices: each step holds a batch in their memory."""
 
 
 class Reader(Protocol):
@@ -41,12 +41,12 @@ class Reader(Protocol):
 
 
 class Standing(NamedTuple):
-    """Where a run stands between two steps.
+    """The state of a run between two steps.
 
     Attributes:
-        run: the run's state when its last epoch ended, except for the training state, which is the current one.
+        run: the state of the run at the end of its last epoch, but with the current training state.
         before: the parameters when this epoch began, for stopping rules; None without any.
-        measured: what the steps of this epoch have measured so far.
+        measured: the metrics of this epoch's steps so far.
         history: each metric by epoch so far, `(epochs,)`.
         steps: the number of steps taken in total.
     """
@@ -63,14 +63,14 @@ class Streamed:
     """A run on data that are read batch by batch, counted in steps.
 
     Attributes:
-        recipe: how the run is made.
+        recipe: the recipe of the run.
         key: a typed key.
         first: a batch, for its shapes.
         valid: the held-out data, or None.
         hyper: the hyper-parameters, as arrays.
         reader: reads this process's share of each batch.
         units_per_epoch: the number of batches in an epoch.
-        data: what identifies the data, by path.
+        data: descriptions that identify the data, by path.
     """
 
     recipe: Recipe
@@ -102,7 +102,7 @@ class Streamed:
         return Standing(run, before, measured, {}, 0)
 
     def advance(self, standing: Standing, until: int, clock: Clock) -> Standing:
-        """Take steps until there are this many in total, fewer if a rule stops the run."""
+        """Take steps up to this total number, or fewer if a rule stops the run."""
         (run, before, measured), history, steps = distributed.everywhere(standing[:3]), [standing.history], standing[4]
         if self.reader.get_state()["next_index"] != steps:
             self.reader.set_state({**self.reader.get_state(), "next_index": steps})
@@ -146,11 +146,11 @@ class Streamed:
 
     @property
     def shown(self) -> tuple[str, int]:
-        """What a progress bar counts, and how many there are in a step."""
+        """The items that a progress bar counts, and how many there are in a step."""
         return "examples", len(self.first.weights)
 
     def saved(self, standing: Standing) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return what a checkpoint holds."""
+        """Return the contents of a checkpoint."""
         return standing[:-1], {}
 
     def expected(self, noted: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -178,7 +178,7 @@ class Streamed:
         return [starting, stepping, ending]
 
     def _before(self, run: RunState) -> Params | None:
-        """Return what stopping rules need from the beginning of an epoch."""
+        """Return the values that stopping rules need from the beginning of an epoch."""
         return run.train.params if self.recipe.rule_names else None
 
 
@@ -194,7 +194,7 @@ def _begin(recipe: Recipe, key: Array, first: Batch, valid: Batch | None, hyper:
 def step(
     recipe: Recipe, train: TrainState, measured: Metrics, batch: Batch, hyper: Hyper
 ) -> tuple[TrainState, Metrics]:
-    """Take a step, and add its metrics to those measured before."""
+    """Take a step, and add its metrics to the earlier ones."""
     train, more = recipe.step(recipe.bind(hyper))(train, in_floats(batch))
     return train, optax.tree.add(measured, more)
 
@@ -208,7 +208,7 @@ def end_epoch(
     hyper: Hyper,
     seconds: np.float32,
 ) -> tuple[RunState, dict[str, Array]]:
-    """End an epoch as a run in memory does."""
+    """End an epoch like a run in memory."""
     began = run.train if before is None else run.train._replace(params=before)
     return epochs.end_epoch(
         run._replace(train=began), recipe.bind(hyper), run.train, measured, valid, jnp.asarray(seconds)
@@ -216,7 +216,7 @@ def end_epoch(
 
 
 def _over_all(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Replicate what a function returns on the devices of all processes."""
+    """Replicate the result of a function over the devices of all processes."""
     return functools.wraps(function)(lambda *arguments: distributed.everywhere(function(*arguments)))
 
 
@@ -225,7 +225,7 @@ _end_epoch = memo.compiled()(_over_all(end_epoch))
 
 
 def in_floats(batch: Batch) -> Batch:
-    """Return a batch whose inputs are as `nnfx.data.prepare` leaves them: floats, except for integers `(rows, n)`."""
+    """Return a batch with inputs like those of `nnfx.data.prepare`: floats, except for integers `(rows, n)`."""
     inputs = jnp.asarray(batch.inputs)
     if jnp.issubdtype(inputs.dtype, np.floating):
         return batch

@@ -1,4 +1,4 @@
-"""The optimizer's update, with a finite derivative even if parameters have never had a gradient.
+"""The optimizer's update, with a finite derivative even for parameters whose gradients have all been zero.
 
 Many optimizers divide by the square root of a mean of squared gradients. If every gradient so far was exactly zero
 (a pixel that is black in every image, a unit that is never active), that root is taken at zero, where its slope is
@@ -30,9 +30,9 @@ def update(
 ) -> tuple[Params, Any]:
     """Return the updates and the new state of an optimizer; the derivatives of both are finite.
 
-    The values are those of `optimizer.update`, bit for bit. Where a slope is infinite, the derivative is taken next to
-    that point: zeros in the optimizer's state count as a tiny positive number. A mean of squares that is zero is at its
-    minimum and does not change to first order, so its slope is multiplied by zero.
+    The values are those of `optimizer.update`, bit for bit. Where a slope is infinite, the derivative is taken close
+    to that point: zeros in the optimizer's state are replaced by a tiny positive number. A mean of squares that is
+    zero is at its minimum and does not change to first order, so its slope is multiplied by zero.
 
     Args:
         optimizer: an Optax optimizer, which may hold traced numbers such as its learning rate.
@@ -80,7 +80,7 @@ def update(
 
 
 def _has_slopes(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Array:
-    """Return whether all slopes of a function are finite, as computed in reverse mode."""
+    """Return whether all derivatives of a function are finite in reverse mode."""
     leaves, tree = jax.tree.flatten(jax.lax.stop_gradient(arguments))
     places = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
 
@@ -99,7 +99,7 @@ def _has_slopes(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Arr
 
 
 def _off_zero(leaf: Any, shift: Array) -> Any:
-    """Return floats with a tiny number in place of zero if the shift is 1, and with the derivative of the identity."""
+    """Replace zeros among floats by a tiny number if the shift is 1; the derivative is that of the identity."""
     if not _is_float(leaf):
         return leaf
     tiny = jnp.asarray(float(jnp.finfo(leaf.dtype).tiny) ** EXPONENT, leaf.dtype) * shift.astype(leaf.dtype)

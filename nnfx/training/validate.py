@@ -1,6 +1,6 @@
-"""Checks before anything is trained: shapes once for each signature, values once for each `Data`.
+"""Checks before training: shapes once for each signature, values once for each `Data`.
 
-Arrays are immutable, so what has been checked is remembered, and calling a run again costs nothing.
+JAX arrays are immutable, so checks are remembered, and further calls of a run need none.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from nnfx.types import Array, Batch, Hyper, Model, PerExample
 
 @dataclasses.dataclass
 class Checked:
-    """What is known about a run's function from previous calls.
+    """The checks that a run function has passed in previous calls.
 
     Attributes:
         outputs: the shape of the outputs, by the signature checked.
@@ -37,7 +37,7 @@ class Checked:
 
 
 def check_model(model: Any) -> None:
-    """Check that this is a model, not a factory of one or a module of another library."""
+    """Check that this is a model rather than a factory or a module of another library."""
     if not isinstance(model, Model):
         hint = how_to_adapt(model)
         raise TypeError(f"model: expected a Model, such as nnfx.models.mlp((16,)), got {checks.describe(model)}{hint}")
@@ -48,7 +48,7 @@ def check_functions(loss: Any, metrics: Any, name: str = "metrics") -> None:
 
     Raises:
         TypeError: for anything that is not a function.
-        ValueError: for a metric named like the loss, which it would replace.
+        ValueError: for a metric named `loss`, which would replace the loss.
     """
     if metrics is not None and not isinstance(metrics, Mapping):
         raise TypeError(
@@ -82,16 +82,16 @@ _INSTEAD = (
 
 
 def check_run(recipe: Recipe, data: Data, hyper: Hyper) -> None:
-    """Raise an error for data that cannot be what the caller intended.
+    """Check the data of a run.
 
     Args:
-        recipe: how the run is made.
-        data: the data it was given.
+        recipe: the recipe of the run.
+        data: the data passed to it.
         hyper: its hyper-parameters, as arrays.
 
     Raises:
         TypeError: for arrays that are not of real numbers.
-        ValueError: for sizes, shapes or values that do not fit.
+        ValueError: for invalid sizes, shapes or values.
     """
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (data.train, data.valid, hyper))
     leaves, tree = jax.tree.flatten(shapes)
@@ -189,7 +189,7 @@ def _check_shapes(recipe: Recipe, train: Batch, valid: Batch | None, hyper: Hype
 
 
 def _traced_note(names: Iterable[str]) -> str:
-    """Return what to do about a part that needs the value of a hyper-parameter while it is traced."""
+    """Return a hint for a part that needs the value of a traced hyper-parameter."""
     return (
         f"{', '.join(names)}: hyper-parameters are traced, so they cannot decide a shape, a branch or a Python number:"
         " fix such a number with functools.partial; the schedules of nnfx.schedules and the dropout of nnfx.ops and"
@@ -206,17 +206,17 @@ def _check_overall(name: str, metric: PerExample, outputs: Any, batch: Any) -> N
 
 
 def check_stored(recipe: Recipe, data: Data, hyper: Hyper, targets: np.ndarray, weights: np.ndarray) -> None:
-    """Raise an error for targets and weights, however many, that cannot be what the caller intended.
+    """Check stored targets and weights, in parts of bounded size.
 
     Args:
-        recipe: how the run is made.
+        recipe: the recipe of the run.
         data: a part of the data that has already been checked.
         hyper: its hyper-parameters, as arrays.
         targets: `(rows, ...)`, checked in parts.
         weights: `(rows,)`.
 
     Raises:
-        ValueError: for values that do not fit.
+        ValueError: for invalid values.
     """
     used = weights[weights > 0]
     if recipe.batch_size == 1 and used.min() != used.max():
@@ -238,7 +238,7 @@ def _shapes(inputs: Any) -> Any:
 
 
 def check_batch(name: str, batch: Batch) -> None:
-    """Check that a batch holds real numbers, with the same number of rows, at least one, in each part."""
+    """Check that a batch holds real numbers, with the same positive number of rows in each part."""
     weights = batch.weights
     if weights.ndim == 0 or weights.size == 0 or not jnp.issubdtype(weights.dtype, np.floating):
         raise ValueError(
@@ -257,7 +257,7 @@ def as_arrays(name: str, batch: Batch) -> Batch:
     """Return a batch of JAX arrays; arrays on the host are converted there.
 
     Raises:
-        TypeError: for anything other than a batch, and arrays that are not of real numbers.
+        TypeError: for anything other than a batch, and arrays that do not hold real numbers.
         ValueError: for numbers that the device cannot hold.
     """
     if not isinstance(batch, Batch):
@@ -283,7 +283,7 @@ def _as_array(name: str, value: Any) -> Any:
 
 
 def check_evaluation(data: Batch, measures: Mapping[str, PerExample], outputs: Any) -> None:
-    """Raise an error for data that a model cannot be evaluated on; traced values pass.
+    """Check the data that a model is evaluated on; traced values pass.
 
     Args:
         data: the examples.
@@ -292,8 +292,8 @@ def check_evaluation(data: Batch, measures: Mapping[str, PerExample], outputs: A
 
     Raises:
         TypeError: for inputs that are not real numbers.
-        ValueError: for sizes that do not fit, numbers that are not finite, negative weights, and targets that a loss
-            is not meant for.
+        ValueError: for sizes that do not match, numbers that are not finite, negative weights, and targets that do not
+            suit a loss.
     """
     check_batch("data", data)
     size = data.weights.shape[0]
@@ -311,7 +311,7 @@ def check_evaluation(data: Batch, measures: Mapping[str, PerExample], outputs: A
 
 
 def _check_values(name: str, batch: Batch, outputs: Any) -> tuple[Any, Any]:
-    """Check the inputs that have a weight, if they are concrete, and return what losses are computed from.
+    """Check the inputs of positive weight, if they are concrete, and return the arguments of the losses.
 
     Returns:
         The shape of the outputs, and the targets.
@@ -366,7 +366,7 @@ def _check_data(recipe: Recipe, name: str, batch: Batch, hyper: Hyper, outputs: 
 
 
 def _check_rows_apart(label: str, function: PerExample, outputs: Array, targets: Array) -> None:
-    """Check that the value of a row depends on that row alone: an accidental broadcast mixes rows."""
+    """Check that the value of a row depends on that row alone: accidental broadcasting mixes rows."""
     together = function(outputs, targets)
     for i in range(min(3, len(outputs))):
         alone = function(outputs[i : i + 1], targets[i : i + 1])

@@ -112,7 +112,7 @@ def test_several_groups_of_rows_and_an_empty_table(compression):
         (b"a,b\n1,2\n" * 9, "expected a complete table, got a damaged file"),
         (as_parquet(TABLE)[:-20], "expected a complete table, got a damaged file"),
         (as_feather(TABLE)[:400], "expected a complete table, got a damaged file"),
-        (b"\x1f\x8b" + bytes(30), "expected a table of Arrow or Parquet, got a file packed with gzip"),
+        (b"\x1f\x8b" + bytes(30), "expected an Arrow or Parquet table, got a gzip file"),
     ],
 )
 def test_what_is_no_table_is_refused_by_name(read, data, message, tmp_path):

@@ -222,11 +222,11 @@ WRONG = {
     "lists": ({"sailed": [[1]] * ROWS}, TypeError, "numbers, booleans or text, got a list in column 'sailed'"),
     "same names": ({"port=Cherbourg": AGE}, ValueError, "a unique name .* column, got 'port=Cherbourg' twice"),
     "infinite": ({"age": np.inf}, ValueError, "finite numbers, got 40 not finite"),
-    "nothing": ({"sailed": None}, ValueError, "some known values of 'sailed', got only missing ones"),
+    "nothing": ({"sailed": None}, ValueError, "at least one known value of 'sailed', got only missing ones"),
     "no text": (
         {"sailed": pandas.array([None] * ROWS, "string")},
         ValueError,
-        "some known values of 'sailed', got only",
+        "at least one known value of 'sailed', got only",
     ),
 }
 

@@ -77,7 +77,9 @@ def test_times_that_cannot_be_meant_are_named_whatever_is_to_be_done_about_gaps(
 
 def test_gaps_that_cannot_be_filled_are_refused():
     between = b"t,a\n2020-01-01,1\n2020-01-03,2\n2020-01-05,3\n2020-01-08,4\n2020-01-10,5\n"
-    with pytest.raises(ValueError, match="column 't': expected gaps of whole steps, got 2020-01-08 between"):
+    with pytest.raises(
+        ValueError, match="column 't': expected gaps of a whole number of steps, got 2020-01-08 between"
+    ):
         read_series(between, time="t", gaps="nan")
     wrong = b"t,a\n2020-01-01,1\n2020-01-02,2\n2020-02-01,3\n"
     with pytest.raises(ValueError, match="column 't': expected at most 10 times as many rows with gaps filled, got 32"):

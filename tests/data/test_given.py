@@ -61,7 +61,7 @@ def test_frames_and_text(module):
         ValueError, match="inputs of valid: expected the 2 columns .* without 'port' and with 'harbour'"
     ):
         nnfx.data.prepare(train, Y, valid=(frame({"age": [1.0], "harbour": ["a"]}), [1]))
-    with pytest.raises(TypeError, match="inputs of valid: expected a frame, like the inputs to train on, got float64"):
+    with pytest.raises(TypeError, match="inputs of valid: expected a frame, like the training inputs, got float64"):
         nnfx.data.prepare(train, Y, valid=(VALID_X, VALID_Y))
     with pytest.raises(TypeError, match="inputs of valid: expected numbers in column 'age', as trained on, got 'x'"):
         nnfx.data.prepare(train, Y, valid=(frame({"age": ["x"], "port": ["a"]}), [1]))
@@ -80,8 +80,8 @@ WRONG = {
     "features": ((VALID_X[:, :1], VALID_Y), ValueError, r"inputs of valid: .* \(rows, 2\), .* got float64\[10,1\]"),
     "no rows": ((VALID_X[:0], VALID_Y[:0]), ValueError, "inputs of valid: expected at least one row"),
     "lengths": ((VALID_X, VALID_Y[:9]), ValueError, "targets of valid: expected as many rows as inputs, 10, got 9"),
-    "shape": ((VALID_X, VALID_Y[:, None]), ValueError, "targets of valid: expected the shape of those"),
-    "text": ((VALID_X, ["a"] * 10), TypeError, "targets of valid: expected numbers, like those to train on"),
+    "shape": ((VALID_X, VALID_Y[:, None]), ValueError, "targets of valid: expected the shape of the training targets"),
+    "text": ((VALID_X, ["a"] * 10), TypeError, "targets of valid: expected numbers, like the training targets"),
     "weights": ((VALID_X, VALID_Y, [1, 2]), ValueError, r"weights of valid: .* one per row, \(10,\), got float64\[2\]"),
     "no weight": ((VALID_X, VALID_Y, np.zeros(10)), ValueError, "weights of valid: expected non-negative numbers"),
     "NaN": ((VALID_X * np.nan, VALID_Y), ValueError, r"inputs of valid: .* got 20 .* the first at \(0, 0\)"),

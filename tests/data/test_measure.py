@@ -22,7 +22,7 @@ def test_medians_leave_out_what_is_missing():
     found, indicators = measure.medians(x, np.isnan(x), rows, ("a", "b", "c"))
     np.testing.assert_array_equal(found[0], np.nanmedian(x[rows], 0))
     assert indicators == tuple(np.flatnonzero(np.isnan(x[rows]).any(0)))
-    with pytest.raises(ValueError, match="inputs: expected some known values of 'b', got only NaN"):
+    with pytest.raises(ValueError, match="inputs: expected at least one known value of 'b', got NaN"):
         measure.medians(x * [1, np.nan, 1], np.isnan(x * [1, np.nan, 1]), rows, ("a", "b", "c"))
 
 

@@ -91,12 +91,12 @@ def test_nothing_is_unpickled():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "expected a complete file of numpy.savez, got a damaged one: File is not a zip file"),
-        (saved()[:-30], "expected a complete file of numpy.savez, got a damaged one"),
-        (b"\x1f\x8b" + bytes(30), "expected a file of numpy.savez, got one packed with gzip"),
+        (b"", "expected a complete file written by numpy.savez, got a damaged one: File is not a zip file"),
+        (saved()[:-30], "expected a complete file written by numpy.savez, got a damaged one"),
+        (b"\x1f\x8b" + bytes(30), "expected a file written by numpy.savez, got a gzip file"),
         (archive([]), "expected at least one array, got none"),
-        (archive([("a.txt", b"1")]), "a.txt: expected an array as numpy.savez writes it, got another kind of file"),
-        (archive([("a.npy", b"1")], zipfile.ZIP_LZMA), "a.npy: expected an array as numpy.savez writes it"),
+        (archive([("a.txt", b"1")]), "a.txt: expected an array as written by numpy.savez, got another kind of file"),
+        (archive([("a.npy", b"1")], zipfile.ZIP_LZMA), "a.npy: expected an array as written by numpy.savez"),
         (archive([("a.npy", npy(ONES, bytes(8))), ("a", b"")]), "expected each array once, got 'a' twice"),
         (archive([("a.npy", b"\x93NUMPY")]), "a.npy: expected 8 bytes for the start of an array, got a file"),
         (archive([("a.npy", npy(ONES, version=3))]), "a.npy: expected an array of numbers or text in NumPy's format"),
@@ -122,7 +122,7 @@ def test_what_is_wrong_is_said(data, message, tmp_path):
 def test_a_wrong_checksum_is_found():
     data = bytearray(saved({"a": np.arange(100)}))
     data[data.index(np.arange(50, 51).tobytes())] ^= 1
-    with pytest.raises(ValueError, match="a complete file of numpy.savez, got a damaged one: Bad CRC-32"):
+    with pytest.raises(ValueError, match="a complete file written by numpy.savez, got a damaged one: Bad CRC-32"):
         read_npz(bytes(data))
 
 

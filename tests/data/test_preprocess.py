@@ -267,6 +267,6 @@ def test_sequences_of_unequal_length_are_said_to_be_prepared():
     data = nnfx.data.prepare(RNG.normal(size=(40, 5, 1)), Y)
     sequences = nnfx.models.Sequences(jnp.zeros((2, 5, 1)), jnp.array([5, 2]))
     with pytest.raises(
-        TypeError, match=r"inputs: expected raw features .*, got Sequences; pass prepared ones to run\.apply"
+        TypeError, match=r"inputs: expected raw features .*, got Sequences; pass prepared inputs to run\.apply"
     ):
         data.preprocess(sequences)

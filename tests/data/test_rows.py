@@ -91,9 +91,7 @@ def test_pictures_are_arrays_with_channels():
         wanted = np.array([np.asarray(picture) for picture in pictures]).reshape(3, 4, 3, channels)
         np.testing.assert_array_equal(inputs, wanted)
     rows = [{"x": pillow.fromarray(IMAGES[0]).convert("P"), "y": 0}]
-    with pytest.raises(
-        ValueError, match=r"inputs of row 0: .* picture of one of the modes .* got P; .*convert\('RGB'\)"
-    ):
+    with pytest.raises(ValueError, match=r"inputs of row 0: .* image in one of the modes .* got P; .*convert\('RGB'\)"):
         list(in_parts(rows, "x", "y"))
 
 
@@ -118,7 +116,7 @@ def with_row(number, **changes):
         ("rows", {}, TypeError, "parts: expected an iterable of rows, got 'rows'"),
         (np.float64(3), {}, TypeError, "parts: expected an iterable of rows, got 3"),
         ({"train": ROWS, "test": ROWS}, {}, TypeError, "parts: expected one data set, got a mapping of 'train', 't"),
-        (Endless(ROWS), {}, TypeError, "parts: expected a data set of finite length, got one that is"),
+        (Endless(ROWS), {}, TypeError, "parts: expected a data set of finite length, got one that repeats"),
         (Frames(ROWS), {}, TypeError, "parts: expected batches that are mappings, got a ndarray; choose"),
         ([1, 2], {}, TypeError, "parts: expected rows that are mappings or tuples, got 1"),
         (ROWS, {"inputs": "imag"}, ValueError, "inputs: expected one of 'image', .*got 'imag'; did you mean 'image'?"),
@@ -131,7 +129,7 @@ def with_row(number, **changes):
         (with_row(300, label=None), {}, TypeError, "targets of row 300: expected an array of real numbers, got"),
         (with_row(300, image=IMAGES[0, :2]), {}, ValueError, r"inputs of row 300: .*shape \(4, 3, 3\) of row 256, got"),
         (with_row(7, label=[1, 2]), {}, ValueError, r"targets of row 7: expected the shape \(\) of row 0, got \(2,\)"),
-        ([], {}, ValueError, "parts: expected rows, some of positive weight, got none"),
+        ([], {}, ValueError, "parts: expected at least one row of positive weight, got none"),
         (ROWS, {"inputs": "label"}, ValueError, r"parts\[0\].inputs: expected \(rows, features, ...\), got int32"),
     ],
 )  # fmt: skip

@@ -103,7 +103,7 @@ HALF = {"key": jax.random.key(0), "valid_fraction": 0.5}
 WRONG = {
     "two ways": ({**HALF, "split": KFold(2)}, ValueError, "split: expected one way .* got split and valid_fraction"),
     "two others": ({"valid": (X, ROWS), "split": KFold(2)}, ValueError, "split: .* one way .* got split and valid"),
-    "stratify alone": ({"stratify": True}, ValueError, "stratify: expected a valid_fraction above 0 .* got 0"),
+    "stratify alone": ({"stratify": True}, ValueError, "stratify: expected a valid_fraction above 0, got 0"),
     "stratify splitter": ({"stratify": True, "split": KFold(2)}, ValueError, "stratify: expected a valid_fraction"),
     "stratify text": ({**HALF, "stratify": "yes"}, TypeError, "stratify: expected True or False, got 'yes'"),
     "stratify numbers": ({**HALF, "stratify": True}, ValueError, "stratify: expected classes .* in proportion, got: "),
@@ -119,7 +119,7 @@ WRONG = {
     "beyond": ({"split": ([0], [60])}, ValueError, "split: .* of valid_rows from 0 to 59, got 60 to 60"),
     "negative": ({"split": ([-1], [1])}, ValueError, "split: .* of train_rows from 0 to 59, got -1 to -1"),
     "none": ({"split": ([0], np.zeros(0, int))}, ValueError, "split: expected positions of valid_rows .* got none"),
-    "both": ({"split": ([0, 7], [7, 3])}, ValueError, "split: expected rows in one part each, got row 7 in both"),
+    "both": ({"split": ([0, 7], [7, 3])}, ValueError, "split: expected each row in one part only, got row 7 in both"),
 }  # fmt: skip
 
 

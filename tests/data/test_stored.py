@@ -54,23 +54,23 @@ def test_as_many_rows_as_one_likes_and_images(tmp_path):
 @pytest.mark.parametrize(
     ("parts", "error"),
     [
-        ([], "parts: expected rows, some of positive weight, got none"),
-        ([(np.ones((2, 1)), np.ones(2), np.zeros(2))], "parts: expected rows, some of positive weight, got none"),
+        ([], "parts: expected at least one row of positive weight, got none"),
+        ([(np.ones((2, 1)), np.ones(2), np.zeros(2))], "parts: expected at least one row of positive weight, got none"),
         ([np.ones((2, 1))], "parts[0]: expected (inputs, targets) or (inputs, targets, weights), got float64[2,1]"),
         (
             [(np.ones((2, 1)), np.ones(3))],
-            "parts[0].targets: expected non-empty rows, as many as in inputs (2), got float64[3]",
+            "parts[0].targets: expected non-empty rows, as many as inputs (2), got float64[3]",
         ),
         (
             [(np.ones((0, 1)), np.ones(0))],
-            "parts[0].inputs: expected non-empty rows, as many as in inputs (0), got float64[0,1]",
+            "parts[0].inputs: expected non-empty rows, as many as inputs (0), got float64[0,1]",
         ),
         ([(np.ones(2), np.ones(2))], "parts[0].inputs: expected (rows, features, ...), got float32[2]"),
         ([(np.array([[1.0], [np.nan]]), np.ones(2))], "parts[0].inputs: expected finite numbers, got 1 not finite"),
         ([(np.array([[1e300]]), np.ones(1))], "parts[0].inputs: expected numbers that float32 can hold, got 1e+300"),
         (
             [(np.ones((2, 0)), np.ones(2))],
-            "parts[0].inputs: expected non-empty rows, as many as in inputs (2), got float64[2,0]",
+            "parts[0].inputs: expected non-empty rows, as many as inputs (2), got float64[2,0]",
         ),
         ([(np.ones((1, 1)), np.array([np.inf]))], "parts[0].targets: expected finite numbers, got 1 not finite"),
         ([(np.ones((1, 1)), np.ones(1), np.array([np.nan]))], "parts[0].weights: expected finite numbers, got 1 not"),

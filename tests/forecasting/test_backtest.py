@@ -220,7 +220,7 @@ def test_forecasters_side_by_side():
     assert lines[0].split() == ["forecaster", "MASE", "MAE"]
     assert len({len(line) for line in lines}) == 1
     other = backtest.fixed(baselines.naive(HORIZON), {"params": {}}, VALUES, origins=(19, 23, 30), **SIZES)
-    with pytest.raises(ValueError, match=r"backtests\['other'\]: expected the origins of 'network', got others"):
+    with pytest.raises(ValueError, match=r"backtests\['other'\]: expected the same origins as 'network', got others"):
         backtest.compare({**found, "other": other}, {"MAE": losses.mean_absolute_error})
     with pytest.raises(ValueError, match=r"scores\['MAE'\]: expected one per origin, got "):
         backtest.compare(found, {"MAE": lambda forecasts, targets: jnp.abs(forecasts - targets).mean()})
@@ -233,7 +233,7 @@ def test_forecasters_side_by_side():
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"train": MODEL}, TypeError, "train: expected a function, such as nnfx.fit returns, got a Model"),
+        ({"train": MODEL}, TypeError, "train: expected a function, as returned by nnfx.fit, got a Model"),
         ({"key": np.zeros(2, np.uint32)}, TypeError, "key: expected a typed key"),
         ({"members": 0}, ValueError, "members: expected a positive integer, got 0"),
         ({"at_once": 0}, ValueError, "at_once: expected a positive integer, got 0"),

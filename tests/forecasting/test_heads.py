@@ -118,7 +118,7 @@ def test_senseless_levels(levels, error, words):
 def test_what_a_head_cannot_say():
     with pytest.raises(ValueError, match="levels: expected levels within those of the head, 0.1 to 0.9, got 0.05"):
         heads.interval(DECILES, jnp.zeros((1, 9)), 0.9)
-    with pytest.raises(ValueError, match="head: expected one with quantiles, such as heads.GAUSSIAN"):
+    with pytest.raises(ValueError, match="head: expected a head with quantiles, such as heads.GAUSSIAN"):
         heads.interval(heads.POINT, jnp.zeros((1, 1)), 0.9)
     with pytest.raises(ValueError, match="level: expected a finite number above 0 and below 1, got 90"):
         heads.interval(heads.GAUSSIAN, OUTPUTS, 90)

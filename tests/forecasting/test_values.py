@@ -162,7 +162,7 @@ def test_times_that_are_not_regular_are_named(rows, what):
 def test_what_is_no_series_is_named():
     for wrong, error, message in [
         ([[1.0, 2.0], [3.0]], ValueError, "values: .* got rows of different lengths"),
-        (Y[:, 0], ValueError, r"for one series of one channel, pass values\[:, None\]"),
+        (Y[:, 0], ValueError, r"for a single channel, pass values\[:, None\]"),
         (None, TypeError, "values: expected an array of real numbers"),
     ]:
         for call in (lambda: windows(wrong, 4, 2), lambda: split(wrong, 4, (20, 20)), lambda: Scaler.of(wrong)):  # noqa: B023

@@ -163,7 +163,7 @@ MEAN = lambda outputs, targets: SQUARE(outputs, targets).mean()  # noqa: E731
         (
             lambda: gradient_by_lag(MODEL, SQUARE, VARIABLES, BATCH._replace(weights=jnp.zeros(3))),
             ValueError,
-            "batch.weights: expected non-negative numbers, some of them positive",
+            "batch.weights: expected non-negative numbers, at least one of them positive",
         ),
     ],
 )

@@ -158,7 +158,7 @@ WRONG = {
     "hidden without outputs": (
         lambda: cnn([], None, hidden=(3,)),
         ValueError,
-        "hidden: expected no hidden layers without outputs",
+        "hidden: expected an empty sequence if outputs=None",
     ),
     "hidden of no width": (lambda: cnn([], hidden=(0,)), ValueError, r"hidden\[0\]: expected a positive integer"),
     "no outputs": (lambda: cnn([], outputs=0), ValueError, "outputs: expected a positive integer, got 0"),

@@ -109,13 +109,13 @@ def one(dtype, begin, end):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda path: path.write_bytes(b"abc"), "path: expected a file of safetensors, got w:"),
-        (lambda path: path.write_bytes(b""), "path: expected a file of safetensors, got w:"),
-        (lambda path: written_by_hand(path, {"a": one("U8", 0, 4)}, b"123"), "path: expected a file of safetensors"),
+        (lambda path: path.write_bytes(b"abc"), "path: expected a safetensors file, got w:"),
+        (lambda path: path.write_bytes(b""), "path: expected a safetensors file, got w:"),
+        (lambda path: written_by_hand(path, {"a": one("U8", 0, 4)}, b"123"), "path: expected a safetensors file"),
         (lambda path: written_by_hand(path, {"a": one("F8_E8M0", 0, 1)}, b"1"), "path: expected"),
         (
             lambda path: written_by_hand(path, {"a": one("U8", 0, 1), "a.b": one("U8", 1, 2)}, b"12"),
-            "path: expected names of which none begins another, got a and a.b",
+            "path: expected names that are not prefixes of others, got a and a.b",
         ),
     ],
 )

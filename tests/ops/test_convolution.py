@@ -299,7 +299,7 @@ IMAGE, SERIES, KERNEL = jnp.ones((2, 8, 8, 3)), jnp.ones((2, 8, 3)), jnp.ones((3
         ((jnp.ones((8, 3)), KERNEL), {}, ValueError, r"inputs: .*\(batch, width, channels\) or .*float32\[8,3\]"),
         ((SERIES, KERNEL), {}, ValueError, r"kernel: expected \(width, channels, features\).*float32\[3,3,3,4\]"),
         ((IMAGE, KERNEL[0]), {}, ValueError, r"kernel: expected \(height, width, .*float32\[3,3,4\]"),
-        ((IMAGE, KERNEL[:, :, :2]), {}, ValueError, "kernel: expected 3 channels, as the inputs have, got 2"),
+        ((IMAGE, KERNEL[:, :, :2]), {}, ValueError, "kernel: expected 3 channels, like the inputs, got 2"),
         ((IMAGE, KERNEL[:0]), {}, ValueError, "kernel: expected no empty axis"),
         ((IMAGE.astype(int), KERNEL.astype(int)), {}, TypeError, "inputs and kernel: expected floating"),
         ((IMAGE, KERNEL.astype(jnp.bfloat16)), {}, TypeError, "of the same dtype, got float32.* and bfloat16"),

@@ -57,12 +57,12 @@ def test_preprocessing_beyond_float32_is_refused(tmp_path):
 
 def test_outputs_that_differ_are_refused_before_the_file_has_its_name(run, tmp_path, monkeypatch):
     for change, message in (
-        (lambda outputs: outputs + 1e-3, "expected the model's outputs to 1e-05, got others by 0.00"),
-        (lambda outputs: outputs * jnp.nan, "expected the model's outputs to 1e-05, got others by nan"),
-        (lambda outputs: outputs[:1], r"expected outputs float32\[3,1\], as the model's, got float32\[1,1\]"),
+        (lambda outputs: outputs + 1e-3, "expected the model's outputs within 1e-05, got 0.00"),
+        (lambda outputs: outputs * jnp.nan, "expected the model's outputs within 1e-05, got nan off"),
+        (lambda outputs: outputs[:1], r"expected outputs float32\[3,1\], like the model's, got float32\[1,1\]"),
         (
             lambda outputs: np.asarray(outputs, np.float64),
-            r"expected outputs float32\[3,1\], as the model's, got float64",
+            r"expected outputs float32\[3,1\], like the model's, got float64",
         ),
     ):
         monkeypatch.setattr(exporting.Program, "__call__", lambda self, x, c=change: c(self.exported.call(x)))
@@ -110,7 +110,7 @@ def test_models_that_cannot_be_exported(run, tmp_path):
         return jax.pure_callback(lambda x: x, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype), inputs)
 
     for apply, message in (
-        (of_lengths, "model: expected one that takes what preprocessing returns, as one array, got AttributeError"),
+        (of_lengths, "model: expected one that takes prepared features as one array, got AttributeError"),
         (called_back, "model: expected one that jax.export can turn into a portable program"),
     ):
         model = Model(lambda *_: {"params": {}}, apply)

@@ -159,7 +159,7 @@ def test_what_is_no_saved_model_is_refused(run, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="none: expected the folder"):
         nnfx.load(tmp_path / "none")
     checkpoint.save(tmp_path / "other", {"a": np.zeros(3)})
-    with pytest.raises(ValueError, match="other: expected a saved model, got a checkpoint of something else"):
+    with pytest.raises(ValueError, match="other: expected a saved model, got another kind of checkpoint"):
         nnfx.load(tmp_path / "other")
     monkeypatch.setattr(saved, "FORMAT", 7)
     run.save(tmp_path / "later")

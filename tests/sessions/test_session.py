@@ -355,7 +355,7 @@ def test_a_log_that_fails_costs_nothing(data, key, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"fit": lambda key, data: None}, TypeError, "fit: expected what nnfx.fit returns, got"),
+        ({"fit": lambda key, data: None}, TypeError, "fit: expected the result of nnfx.fit, got"),
         ({"out": 3}, TypeError, "out: expected a path, got 3"),
         ({"save_every_epochs": 0}, ValueError, "save_every_epochs: expected a positive integer, got 0"),
         ({"save_every_epochs": 1.5}, TypeError, "save_every_epochs: expected a positive integer, got 1.5"),

@@ -163,7 +163,7 @@ def test_tokens_stay_integers(tmp_path):
 
 
 def test_what_cannot_be_meant_is_refused(fit, data, examples, tmp_path):
-    with pytest.raises(TypeError, match="fit: expected what nnfx.fit returns"):
+    with pytest.raises(TypeError, match="fit: expected the result of nnfx.fit"):
         nnfx.session(fit.factories["loss"], tmp_path)
     with pytest.raises(ValueError, match="fit: expected a batch_size, since batches are read as needed"):
         nnfx.session(train(batch_size=None), tmp_path / "run")(KEY, examples, data.valid, **HYPER)

@@ -211,14 +211,14 @@ def predicts_for_others(estimator, x, y):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({}, ValueError, "param_grid: expected either it or param_distributions, got none"),
+        ({}, ValueError, "param_grid: expected either this or param_distributions, got none"),
         ({"param_grid": GRID, "param_distributions": GRID}, ValueError, "param_grid: expected .*, got both"),
         ({"param_grid": GRID, "n_iter": 3}, ValueError, "n_iter: expected None for a grid, got 3"),
         ({"param_distributions": GRID, "n_iter": 0}, ValueError, "n_iter: expected a positive integer"),
         ({"param_grid": {"rate": [1.0]}}, ValueError, "Invalid parameter 'rate'"),
         ({"param_grid": {"l2": [0.1, -1.0]}}, ValueError, "l2: expected .*at least 0, got -1"),
         ({"param_grid": {"learning_rate": [0.1, "no"]}}, TypeError, "learning_rate: expected a number"),
-        ({"param_grid": GRID, "cv": []}, ValueError, "cv: expected some folds"),
+        ({"param_grid": GRID, "cv": []}, ValueError, "cv: expected at least one fold"),
         (
             {"param_grid": GRID, "estimator": DummyClassifier()},
             TypeError,

@@ -365,7 +365,7 @@ def test_wrong_input_raises_a_clear_error(data, plain, name):
 
 def test_what_is_swept_is_what_fit_returns(data, plain):
     for each in (plain(KEY, data, learning_rate=0.1), plain.factories["model"][0], "train"):
-        with pytest.raises(TypeError, match="fit: expected what nnfx.fit returns, got"):
+        with pytest.raises(TypeError, match="fit: expected the result of nnfx.fit, got"):
             sweep(each, data, key=KEY, learning_rate=0.1)
     with pytest.raises(TypeError, match="data: expected nnfx.data.Data"):
         sweep(plain, data.train, key=KEY, learning_rate=0.1)
