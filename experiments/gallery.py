@@ -4,18 +4,18 @@ import shlex
 from typing import NamedTuple
 
 PART = {"memory": "--tasks adding"}
-"""Options that select the part shown of experiments that take long."""
+"""Options that select one part of experiments that take long."""
 
 
 class Row(NamedTuple):
     """An idea of the course.
 
     Attributes:
-        title: what it is called.
-        says: what it says.
+        title: its title.
+        says: the idea, in a sentence or two.
         experiment: the module of `experiments` that shows it.
-        figure: which of the experiment's figures to look at.
-        see: what to see in it.
+        figure: the name of the experiment's figure.
+        see: what to see in the figure.
         numbers: the numbers to report, each with its path in `summary.json`, names separated by slashes.
     """
 
@@ -40,49 +40,49 @@ class Row(NamedTuple):
 ROWS = (
     Row(
         "Why deep?",
-        "Features made by hand describe what their maker thought of; layers learn theirs from the data, each from those"
-        " of the layer below: edges, then parts, then objects.",
+        "Hand-made features capture what their designer thought of; layers learn features from the data, each from"
+        " those of the layer below: edges, then parts, then objects.",
         "learned_features",
         "probes",
-        "The same linear classifier reads digits off raw pixels, off histograms of gradients made by hand, and off each"
-        " layer. It climbs layer by layer; features made by hand lie with the first, and layers before training fall"
-        " behind.",
+        "The same linear classifier reads digits from raw pixels, from hand-made histograms of gradients, and from"
+        " each layer. Its accuracy rises layer by layer; hand-made features match the first layer, and untrained"
+        " layers fall behind.",
         {"HOG": "probes/HOG/mean", "layer 3": "probes/conv_2, trained/mean"},
     ),
     Row(
         "The perceptron's three steps",
-        "A perceptron multiplies its inputs by weights and adds them up, adds a bias, and bends the sum by a"
+        "A perceptron multiplies its inputs by weights and adds them up, adds a bias, and passes the sum through a"
         " non-linearity: g(w·x + b).",
         "perceptron",
         "three_steps",
-        "Left, where each number comes from; right, the same steps along the sigmoid: the dot product, moved by the"
-        " bias, lifted onto the curve.",
+        "Left, where each number comes from; right, the same steps on the sigmoid: the dot product, shifted by the"
+        " bias, then mapped onto the curve.",
         {"w·x": "steps/dot product", "z": "steps/with bias", "g(z)": "steps/sigmoid"},
     ),
     Row(
         "Activation functions and their derivatives",
-        "The non-linearity decides what passes forward, and its derivative what passes back. Maxout learns its shape"
-        " from straight pieces.",
+        "The non-linearity determines what passes forward, and its derivative what passes back. Maxout learns its"
+        " shape from straight pieces.",
         "activations",
         "activations",
-        "The sigmoid's derivative is nowhere above a quarter, so that little comes through many layers; ReLU's is zero"
-        " or one. Differences of the values (dots) lie on what JAX differentiates.",
+        "The sigmoid's derivative is at most a quarter, so little of the gradient gets through many layers; ReLU's"
+        " is zero or one. Finite differences (dots) lie on the derivatives computed by JAX.",
         {"through ten sigmoids": "activations/sigmoid/left", "ten ReLUs": "activations/relu/left"},
     ),
     Row(
         "Linear decisions",
         "Without a non-linearity, layers multiply into one matrix: however deep, the network is one perceptron, and"
-        " parts the plane by one straight line.",
+        " divides the plane by one straight line.",
         "perceptron",
         "linear_decisions",
-        "Two hidden layers without a non-linearity part two clouds well. Where classes lie across each other or around"
-        " each other, no line will do.",
+        "Two hidden layers without a non-linearity separate two clouds well. Where classes lie across or around each"
+        " other, no line will do.",
         {"exclusive or": "right/identity/exclusive or", "a ring": "right/identity/a ring"},
     ),
     Row(
         "Why non-linearity?",
-        "With a non-linearity between them, layers no longer collapse into one: boundaries bend, and enough units come"
-        " as near to any function as is wanted.",
+        "With a non-linearity between them, layers no longer collapse into one: boundaries bend, and enough units"
+        " approximate any function as closely as needed.",
         "perceptron",
         "nonlinearity",
         "The networks of the figure above, with tanh in their hidden layers and nothing else changed: the line becomes"
@@ -91,41 +91,42 @@ ROWS = (
     ),
     Row(
         "One line in two dimensions",
-        "With two inputs, w·x + b = 0 is a line. The sign of the sum says on which side of it a point lies, its size"
-        " how far from it, and the sigmoid makes a probability of both.",
+        "With two inputs, w·x + b = 0 is a line. The sign of the sum tells on which side of it a point lies, its"
+        " magnitude how far away, and the sigmoid turns both into a probability.",
         "perceptron",
         "line",
-        "The perceptron g(1 + 3x₁ − 2x₂): one half on the line, and towards 0 and 1 on its sides.",
+        "The perceptron g(1 + 3x₁ − 2x₂): one half on the line, approaching 0 and 1 on its two sides.",
         {"g at (1, 1)": "steps/sigmoid"},
     ),
     Row(
         "Several outputs, and deep networks",
-        "Perceptrons beside each other give several outputs; perceptrons behind each other make layers, each reading"
-        " what the one before has made.",
+        "Perceptrons side by side give several outputs; perceptrons in sequence form layers, each reading the"
+        " outputs of the one before.",
         "perceptron",
         "deep_networks",
         "Three spirals: a perceptron with three outputs has straight borders, one hidden layer of eight units bends"
-        " them, and two wind them along the spirals.",
+        " them, and two hidden layers wind them along the spirals.",
         {"no hidden layer": "spirals/perceptron/accuracy", "two": "spirals/2 hidden/accuracy"},
     ),
     Row(
         "Who survives the Titanic?",
-        "The whole course in one problem: a table of passengers, a network, a loss, training, and a score on passengers"
-        " it has not seen.",
+        "The whole course in one problem: a table of passengers, a network, a loss, training, and a score on unseen"
+        " passengers.",
         "titanic",
         "decision_regions",
-        "By fare and age alone: a perceptron draws one line, so does a network without non-linearity, and tanh bends"
-        " it. Those who paid more survived more often; much stays unexplained.",
+        "By fare and age alone: a perceptron draws one line, as does a network without a non-linearity, and tanh"
+        " bends it. Those who paid more survived more often; much remains unexplained.",
         {"accuracy": "perceptron/accuracy", "ROC AUC": "perceptron/auc"},
     ),
     Row(
         "Empirical loss, cross-entropy, mean square error",
-        "A loss says how wrong one prediction is: cross-entropy for probabilities, the square error for numbers. The"
-        " empirical loss is its mean over the examples, and what training makes small.",
+        "A loss measures how wrong one prediction is: cross-entropy for probabilities, the squared error for"
+        " numbers. The empirical loss is its mean over the examples, which training minimises.",
         "losses",
         "losses",
-        "Above, both losses and their derivatives: where a network is confidently wrong, cross-entropy pulls hardest"
-        " and the square error hardly. Below, what is averaged: each passenger's loss, each year's square.",
+        "Above, both losses and their derivatives: where a network is confidently wrong, cross-entropy pulls"
+        " hardest, and the squared error hardly at all. Below, the terms that are averaged: each passenger's loss,"
+        " each year's squared error.",
         {"empirical loss": "empirical/all", "mean square": "line/mean square"},
     ),
     Row(
@@ -133,57 +134,58 @@ ROWS = (
         "The loss is a surface over the weights. Its gradient points uphill; steps against it go down.",
         "gradient_descent",
         "paths",
-        "Three ways down the true loss of two weights, from one start: all passengers at each step go straight, one at"
-        " a time restlessly.",
+        "Three ways down the true loss of two weights, from one start: with all passengers at each step, the path is"
+        " direct; with one at a time, it is erratic.",
         {"lowest": "minimum/loss", "full batch": "paths/full batch/loss"},
     ),
     Row(
         "Backpropagation",
-        "The chain rule, from the loss back to every weight: each layer multiplies the error it is handed by its own"
-        " derivative, and hands it on.",
+        "The chain rule, from the loss back to every weight: each layer multiplies the error it receives by its own"
+        " derivative, and passes it on.",
         "backpropagation",
         "graph_trained",
-        "One passenger, forward in the nodes and back below them. On each edge stands its weight, and the gradient of"
-        " it: what comes in, times the error that comes back.",
+        "One passenger: values going forward in the nodes, errors coming back below them. Each edge shows its weight"
+        " and the gradient of it: the input times the error that comes back.",
         {"from jax.grad, float32": "differences/float32", "float64": "differences/float64"},
     ),
     Row(
         "The landscape of the loss, and its many minima",
-        "A network's loss is no bowl. From different starts training ends in different valleys, which lie equally low,"
-        " with walls between.",
+        "A network's loss is not a simple bowl. From different starts, training ends in different valleys, equally"
+        " low, with walls between them.",
         "loss_landscape",
         "three_minima",
-        "The plane through three solutions of one network, with the paths that led to them: three valleys, and higher"
-        " ground on every straight line between.",
+        "The plane through three solutions of one network, with the paths that led to them: three valleys, and"
+        " higher ground on every straight line between them.",
         {"wall, 1 to 2": "walls/1 to 2", "1 to 3": "walls/1 to 3", "2 to 3": "walls/2 to 3"},
     ),
     Row(
         "Learning rates: too small, too large, just right, adaptive",
-        "Too small a step learns nothing in the time there is, too large a one leaps out of every valley. Adaptive"
-        " optimizers choose a step for every weight by its gradients so far.",
+        "Too small a step learns nothing in the available time; too large a step leaps out of every valley. Adaptive"
+        " optimizers choose a step for every weight from its past gradients.",
         "learning_rates",
         "loss_by_rate",
-        "Eleven optimizers over seven decades of rates: a trough that is just right between too small and too large."
+        "Eleven optimizers over seven decades of rates: between too small and too large lies a trough of good rates."
         " Adam's is about as wide as that of plain gradient descent, at rates some twenty times lower.",
         {"best, SGD": "optimizers/SGD/training/best_rate", "Adam": "optimizers/Adam/training/best_rate"},
     ),
     Row(
         "Batch, stochastic, minibatch",
-        "The gradient of a few examples is a noisy estimate of that of all, and much cheaper: many rough steps for the"
-        " price of an exact one.",
+        "The gradient on a few examples is a noisy estimate of the full gradient, and much cheaper: many rough steps"
+        " for the price of one exact step.",
         "gradient_descent",
         "cost",
-        "By passengers visited and by time alike: single passengers come near the minimum first, and then stray about"
-        " it; the full batch is steady and last; minibatches have the best of both. Right, what a step costs.",
+        "Whether measured in passengers visited or in time: single passengers get close to the minimum first, then"
+        " wander around it; the full batch is steady but last; minibatches combine the best of both. Right, the cost"
+        " of a step.",
         {"steps, B = 1": "paths/stochastic/steps", "B = 32": "paths/minibatch/steps"},
     ),
     Row(
         "Overfitting",
-        "A network with room enough learns its examples by heart, noise included, and does worse on others.",
+        "A large enough network memorises its examples, noise included, and does worse on others.",
         "overfitting",
         "bias_and_variance",
-        "The error on held-out passengers, taken apart: as networks widen, or train for longer, bias falls at first;"
-        " then variance rises, and the whole with it.",
+        "The error on held-out passengers, decomposed: as networks widen, or train for longer, bias falls at first;"
+        " then variance rises, and the total with it.",
         {
             "train loss": "variants/no regularisation/train_loss/mean",
             "held out": "variants/no regularisation/loss/mean",
@@ -191,70 +193,73 @@ ROWS = (
     ),
     Row(
         "Dropout",
-        "Units left out at random in every step cannot rely on each other, and learn what holds without the others.",
+        "Units that are dropped at random in every step cannot rely on each other, so each learns features that are"
+        " useful by themselves.",
         "overfitting",
         "scores",
-        "Held-out loss on every split, with no regularisation and with three kinds of it: dropout undoes part of what"
-        " overfitting costs.",
+        "Held-out loss on every split, without regularisation and with three kinds of it: dropout undoes part of the"
+        " cost of overfitting.",
         {"held-out loss, none": "variants/no regularisation/loss/mean", "dropout": "variants/dropout 50%/loss/mean"},
     ),
     Row(
         "Early stopping",
-        "The held-out loss falls, then rises, while the training loss falls on. Stop where it is lowest.",
+        "The held-out loss falls, then rises, while the training loss keeps falling. Stop where the held-out loss is"
+        " lowest.",
         "overfitting",
         "learning_curves",
-        "Each variant's loss in training and on held-out passengers: without regularisation they part after a few"
-        " epochs. The last panel stops soon after, and keeps the weights of the lowest point.",
+        "Each variant's loss in training and on held-out passengers: without regularisation, they diverge after a"
+        " few epochs. The last panel stops soon after, and keeps the weights of the lowest point.",
         {"lowest at epoch": "variants/early stopping/best_epoch/mean", "loss": "variants/early stopping/loss/mean"},
     ),
     Row(
         "Convolution and pooling by hand",
-        "A small kernel slides over the image and answers where it finds its pattern, with the same few weights"
-        " everywhere; pooling keeps the strongest answer of each neighbourhood.",
+        "A small kernel slides over the image and responds where it finds its pattern, with the same few weights"
+        " everywhere; pooling keeps the strongest response in each neighbourhood.",
         "convolution",
         "by_hand",
-        "Every number from the pixels to the pooled map; framed, the nine products of one place and the largest of four"
-        " sums.",
+        "Every number from the pixels to the pooled map; framed, the nine products at one position and the largest"
+        " of four sums.",
         {"convolution off by": "differences/convolution", "max pool": "differences/max pool"},
     ),
     Row(
         "What a convolutional network learns",
-        "Nobody gives the network its kernels. The first layer comes to answer to edges, the next to combinations of"
-        " them, the last to what tells the classes apart.",
+        "Nobody designs the kernels. The first layer learns to respond to edges, the next to combinations of them,"
+        " and the last to features that tell the classes apart.",
         "learned_features",
         "units",
-        "For units of each layer, framed, the input that excites them most, found by gradient ascent, and beside it the"
-        " digits that do: edges, bends, and most of a digit.",
+        "For units of each layer: framed, the input that excites them most, found by gradient ascent; beside it, the"
+        " digits that excite them most: edges, bends, and most of a digit.",
         {"accuracy of the network": "network/accuracy/mean"},
     ),
     Row(
         "Object identification",
-        "Slide a classifier over a whole picture at several sizes, let windows that agree vote, and keep the best of"
-        " those that overlap: what is where.",
+        "Slide a classifier over a whole image at several scales, let windows that agree vote, and keep the best of"
+        " those that overlap: this tells what is where.",
         "object_identification",
         "scenes",
-        "Digits found and named among clutter: dotted the true boxes, blue what was found and is right, orange what is"
-        " wrong.",
+        "Digits found and identified among clutter: true boxes are dotted, correct detections blue, and wrong ones"
+        " orange.",
         {"F1": "f1", "precision": "precision", "recall": "recall"},
     ),
     Row(
         "Forecasting",
-        "What came before says what comes next. A recurrent network reads the past step by step and forecasts the years"
-        " ahead; it has to beat what costs nothing, such as saying that the last season comes again.",
+        "The past predicts the future. A recurrent network reads the past step by step and forecasts the years"
+        " ahead; it has to beat forecasts that cost nothing, such as repeating the last season.",
         "forecast_sunspots",
         "fan",
-        "Sunspots eleven years ahead, from an origin that no network has seen beyond: thin the networks, thick their"
-        " mean, shaded the interval that should hold nine years in ten, dashed the last cycle again.",
+        "Sunspots eleven years ahead, from an origin beyond which no network has seen data: the networks (thin),"
+        " their mean (thick), the interval that should contain nine years in ten (shaded), and the last cycle"
+        " repeated (dashed).",
         {"MASE, GRU": "scores/GRU/MASE", "LSTM": "scores/LSTM/MASE", "seasonal naive": "scores/seasonal naive/MASE"},
     ),
     Row(
         "Why gates?",
-        "In a simple recurrent network what is remembered is multiplied at every step, and fades or explodes, as does"
-        " its gradient. Gates of an LSTM or a GRU decide what is kept, and keep it.",
+        "In a simple recurrent network, memories are multiplied at every step, and fade or explode, as do their"
+        " gradients. The gates of an LSTM or a GRU decide what to keep, and keep it.",
         "memory",
         "success",
-        "Two marked numbers of a sequence have to be added at its end. However long the sequence is, the simple network"
-        " knows nothing, the dashed line; the gated ones are off by a few hundredths.",
+        "Two marked numbers of a sequence must be added at its end. However long the sequence, the simple network"
+        " does no better than guessing (dashed); the gated ones are off by a few hundredths.",
         {"of five, LSTM": "solved/adding/LSTM/-1", "GRU": "solved/adding/GRU/-1", "simple": "solved/adding/RNN/-1"},
     ),
     Row(
@@ -379,16 +384,16 @@ def readme() -> str:
     lines = [
         "# The course in figures",
         "",
-        "An introduction to deep learning in its own order, and then effects that papers report, made again; one idea a"
-        " section: what it says, the command that shows it, and what to see in the figure.",
-        "Everything runs offline, on embedded data. One command makes the whole gallery, each figure as PNG and as SVG,"
-        " and a table of results:",
+        "An introduction to deep learning, followed by reproductions of effects from papers, one idea per section: the"
+        " idea, the command that demonstrates it, and what to see in the figure.",
+        "Everything runs offline, on bundled data. One command makes the whole gallery, with each figure as PNG and"
+        " SVG, and a table of results:",
         "",
         "```bash",
         "python -m experiments",
         "```",
         "",
-        "`python -m experiments --write-readme` writes this page as well, with the small copies of the figures on it.",
+        "`python -m experiments --write-readme` also writes this page, with small copies of the figures.",
     ]
     for number, row in enumerate(ROWS, start=1):
         lines += [

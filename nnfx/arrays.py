@@ -240,7 +240,7 @@ def to_device(name: str, array: Any, dtype: Any = None) -> Any:
     Args:
         name: the name of the argument, for error messages.
         array: an array on the host, as returned by `as_numpy`; traced arrays and JAX arrays pass through.
-        dtype: the dtype to convert to, by default the one that JAX uses for the array's.
+        dtype: the dtype to convert to; by default, the one that JAX uses for the array.
 
     Raises:
         ValueError: for integers that would wrap around and floats that would become infinite in that dtype.

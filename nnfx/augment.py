@@ -136,8 +136,8 @@ def rotation(key: Array, batch: Batch, degrees: NonNegative, fill: ArrayLike = 0
         key: a typed key.
         batch: images `(batch, height, width, channels)`, floats.
         degrees: the largest angle, not negative; may be traced.
-        fill: the value outside the image; between its outermost pixels and one pixel further out, the two are
-            interpolated; may be traced.
+        fill: the value outside the image, interpolated between its outermost pixels and one pixel further out; may be
+            traced.
 
     Returns:
         The batch with new inputs of the same shape and dtype.
@@ -359,7 +359,7 @@ def _of_rows(weights: Array) -> Array:
 
 
 def _partners(key: Array, weights: Array) -> Array:
-    """Draw a row for each row, with probabilities proportional to the weights."""
+    """Draw a partner for each row, with probabilities proportional to the weights."""
     rows = weights.shape[0]
     cumulative = jnp.cumsum(weights)
     levels = cumulative[-1] * jax.random.uniform(key, (rows,), weights.dtype)

@@ -31,7 +31,7 @@ def set_up(
     keep_memory: bool = True,
     cache: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Configure JAX for this machine's CPU: memory kept for reuse, and a cache of compiled programs on disk.
+    """Configure JAX for this machine's CPU: one device per core, memory reuse, and a program cache on disk.
 
     - **Devices.** Inside a loop XLA hardly uses a second core. Sweeps spread their members over devices, so one
       device per core keeps all cores busy; a single run uses one device.

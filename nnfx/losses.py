@@ -103,7 +103,7 @@ def _check_categorical(outputs: Any, targets: Any) -> None:
     elif checks.is_concrete(targets) and targets.size:
         with jax.ensure_compile_time_eval():
             if not (targets.min() >= 0 and abs(targets.sum(-1) - 1).max() < SUM_TOLERANCE):
-                raise ValueError("targets: expected one-hot rows or probabilities that sum to 1, got other rows")
+                raise ValueError("targets: expected one-hot rows or probabilities that sum to 1, got others")
 
 
 def _aligned(check: Callable[[Any, Any], None], outputs: Any, targets: Any) -> tuple[Array, Array]:

@@ -168,7 +168,7 @@ def matches(pattern: str | Callable[[str], bool], name: str) -> bool:
 
 @contextlib.contextmanager
 def _without_warning() -> Iterator[None]:
-    """Silence lookahead's warning that it assumes to be given only the fast parameters, which is the case."""
+    """Silence lookahead's warning that it assumes it receives only the fast parameters, which is the case here."""
     logger = logging.getLogger("absl")
 
     def is_other(record: logging.LogRecord) -> bool:
@@ -182,7 +182,7 @@ def _without_warning() -> Iterator[None]:
 
 
 def evaluation_params(opt_state: Any, params: Any) -> Any:
-    """Return the weights that an optimizer is evaluated with, wherever it is in a chain or a partition.
+    """Return the weights that an optimizer is evaluated with, even within a chain or a partition.
 
     - `optax.contrib.schedule_free`: `x = (y − (1 − β₁) z) / β₁` for the weights y that it updates.
     - `optax.lookahead`: the slow weights.
@@ -190,7 +190,7 @@ def evaluation_params(opt_state: Any, params: Any) -> Any:
 
     Args:
         opt_state: the optimizer's state.
-        params: the weights that it updates, with which all other optimizers are evaluated.
+        params: the weights that it updates, which are returned for all other optimizers.
 
     Example:
         >>> optimizer = optax.contrib.schedule_free_sgd(1.0, b1=0.5)

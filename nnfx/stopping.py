@@ -188,7 +188,7 @@ def step_budget(max_steps: AtLeastOne) -> StoppingRule:
 
 
 def time_budget(max_seconds: Positive) -> StoppingRule:
-    """Stop when `max_seconds` have passed since the run, or its sweep, began; compilation time included.
+    """Stop when `max_seconds` have passed since the run, or its sweep, began, including compilation.
 
     The host times the run in chunks of epochs, so the run ends within one chunk (about a second, or an epoch if that
     takes longer) of its budget. A run inside `jit`, `vmap` or `grad` has no clock, and raises an error.

@@ -127,7 +127,7 @@ def mapped(path: Path, written: dict[str, str]) -> Any:
 
     Args:
         path: the path of the file.
-        written: what `Column.finish` returned.
+        written: the description returned by `Column.finish`.
 
     Raises:
         OSError: for a file that cannot be read.
@@ -142,7 +142,7 @@ def mapped(path: Path, written: dict[str, str]) -> Any:
     if not path.is_file():
         raise ValueError(f"{path}: expected {wanted} as written, got no file")
     if (found := path.stat().st_size) != size:
-        raise ValueError(f"{path}: expected {wanted} as written, got {found} bytes instead of {size}")
+        raise ValueError(f"{path}: expected {wanted} as written, of {size} bytes, got {found} bytes")
     with path.open("rb") as file:
         if _checksum(file.read(offset)) != header:
             raise ValueError(f"{path}: expected {wanted} as written, got a file with a different header")

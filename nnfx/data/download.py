@@ -40,14 +40,14 @@ def folder() -> Path:
 def fetch(file: File) -> Path:
     """Return the path of a file in the data folder, downloading it first if it is missing.
 
-    A download gets its name only once it is complete and its checksum is right. An existing file is never changed, and
-    no network is needed for it.
+    A download gets its name only once it is complete and its checksum is correct. An existing file is never changed,
+    and no network is needed for it.
 
     Args:
         file: the file to look for.
 
     Returns:
-        The path of a file with the right checksum.
+        The path of a file with the correct checksum.
 
     Raises:
         ValueError: for a file with the wrong checksum, in the folder or on the web.

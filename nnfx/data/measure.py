@@ -72,7 +72,7 @@ def medians(
 
 
 def check_range(x: np.ndarray, names: tuple[str, ...], dtype: Any) -> None:
-    """Raise an error for features that become infinite or zero in the dtype in which predictions may receive them."""
+    """Raise an error for features that would become infinite or zero in the dtype that predictions may use."""
     if x.dtype != np.float64:
         return
     limits = jnp.finfo(dtype)
@@ -87,7 +87,7 @@ def check_range(x: np.ndarray, names: tuple[str, ...], dtype: Any) -> None:
 
 
 def check_resolution(mean: np.ndarray, scale: np.ndarray, names: tuple[str, ...], dtype: Any) -> None:
-    """Raise an error for features whose spread is lost in the dtype in which predictions may receive them."""
+    """Raise an error for features whose spread would be lost in the dtype that predictions may use."""
     limits = jnp.finfo(dtype)
     most = 1e5 * float(np.finfo(np.float32).eps) / float(limits.eps)
     lost = (np.abs(mean) > most * scale).reshape(mean.shape[1], -1).any(1)

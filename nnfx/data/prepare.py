@@ -64,7 +64,7 @@ class Data:
         preprocess: the map from raw features to those of `train` and `valid`.
         features: the names of the features of `train`, categories (`port=Cherbourg`) and indicators (`age missing`)
             included.
-        report: what preparing the data did to the rows.
+        report: how many rows were dropped, filled and held out.
     """
 
     train: Batch

@@ -60,8 +60,8 @@ def _columns(dataset: Any) -> Iterator[tuple[int, Any]]:
         for batch in dataset.iter(batch_size=_ROWS):
             if not isinstance(batch, Mapping):
                 raise TypeError(
-                    f"parts: expected batches that are mappings, got a {type(batch).__name__}; first call its"
-                    " method with_format('numpy')"
+                    f"parts: expected batches that are mappings, got a {type(batch).__name__}; first"
+                    " convert the data set with dataset.with_format('numpy')"
                 )
             yield len(next(iter(batch.values()))), lambda argument, name, batch=batch: _value(argument, batch, name)
         return

@@ -327,7 +327,8 @@ def prefetched(batches: Batches, ahead: int = 8, threads: int = 4) -> Any:
         threads: how many batches to read at once.
 
     Returns:
-        An iterator with `get_state`, which returns its position, and `set_state`, which moves it to one.
+        An iterator with `get_state`, which returns its position, and `set_state`, which moves the iterator to a
+        position.
 
     Raises:
         ModuleNotFoundError: if Grain is not installed.

@@ -141,7 +141,7 @@ def _count(line: str, delimiter: str) -> int:
 
 
 def is_no_name(field: str) -> bool:
-    """Return whether a field is no column name: it is a number, a time, missing, or only punctuation.
+    """Return whether a field cannot be a column name: it is a number, a time, missing, or only punctuation.
 
     Example:
         >>> [is_no_name(field) for field in ("load", "1.5", "-inf", "NA", "--", "2016-07-01")]

@@ -1,4 +1,4 @@
-"""The passengers of the Titanic: who survived?"""
+"""The passengers of the Titanic, and who survived."""
 
 import csv
 import functools

@@ -202,7 +202,7 @@ def without_exogenous(model: Model, channels: int) -> Model:
     """Hide the exogenous channels from a model: it sees only the first channels of its inputs, those of the targets.
 
     Args:
-        model: a forecaster of the channels that it sees.
+        model: a forecaster of the target channels.
         channels: how many channels the targets have.
 
     Returns:

@@ -38,7 +38,7 @@ __all__ = [
 
 
 def root_mean_square_error(forecasts: Array, targets: Array) -> Array:
-    """Root mean square error per example, `√mean (ŷ − y)²`; overall, it is the root of the mean of `mean_square_error`.
+    """Root mean square error per example, `√mean (ŷ − y)²`; overall, take the root of the mean `mean_square_error`.
 
     Args:
         forecasts: ŷ, `(batch, ...)`.
@@ -122,7 +122,7 @@ def seasonal_naive_error(history: ArrayLike, period: int = 1) -> Array:
 
 
 def mase(forecasts: Array, targets: Array, scale: ArrayLike) -> Array:
-    """Mean absolute scaled error, the mean of `|ŷ − y| / s`; 1 is the seasonal naive forecast's in the history.
+    """Mean absolute scaled error, the mean of `|ŷ − y| / s`; 1 matches the seasonal naive forecast in the history.
 
     Args:
         forecasts: ŷ, `(batch, horizon, channels)`.
@@ -380,7 +380,7 @@ def _check(forecasts: Any, targets: Any, axes: int | None) -> None:
 
 
 def _require_floats(forecasts: Any) -> None:
-    """Refuse JAX integers: targets cast to their dtype would lose their fractional part."""
+    """Reject JAX integers: targets cast to their dtype would lose their fractional part."""
     if not jnp.issubdtype(forecasts.dtype, jnp.floating):
         raise TypeError(f"forecasts: expected an array of floats, got {checks.describe(forecasts)}")
 

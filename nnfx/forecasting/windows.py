@@ -330,7 +330,8 @@ class Scaler(NamedTuple):
                 first axis is that of its series, `(series, ..., channels)`. Lists and frames as for `windows`.
 
         Raises:
-            ValueError: for a number of channels or series other than measured, or missing values.
+            ValueError: for missing values, or if the number of channels or series differs from that of the measured
+                values.
         """
         x = on_hand("values", values)
         mean, scale = self._aligned(x)
@@ -344,7 +345,7 @@ class Scaler(NamedTuple):
         """Return scaled values, such as forecasts, in their original units, `σ y + μ`; shapes are as in `__call__`.
 
         Raises:
-            ValueError: for a number of channels or series other than measured.
+            ValueError: if the number of channels or series differs from that of the measured values.
         """
         x = on_hand("values", values)
         mean, scale = self._aligned(x)
@@ -362,7 +363,7 @@ class Scaler(NamedTuple):
 
 
 def _steps_where(where: Any, values: Any) -> Any:
-    """Return which values to measure, by their step."""
+    """Return whether to measure each value, given which steps to measure."""
     steps = where if isinstance(where, jax.Array) else arrays.as_numpy("where", where)
     if steps.shape != values.shape[-2:-1] or steps.dtype != bool:
         raise ValueError(

@@ -143,5 +143,7 @@ def _classes(model: Model, variables: Variables, inputs: Array, classes: ArrayLi
             f"classes: expected one for each input, {(rows,)}, or one for all, got {checks.describe(classes)}"
         )
     if checks.is_concrete(classes) and not bool(((classes >= 0) & (classes < known)).all()):
-        raise ValueError(f"classes: expected from 0 to {known - 1}, got {int(classes.min())} to {int(classes.max())}")
+        raise ValueError(
+            f"classes: expected numbers from 0 to {known - 1}, got {int(classes.min())} to {int(classes.max())}"
+        )
     return jnp.broadcast_to(classes, (rows,))

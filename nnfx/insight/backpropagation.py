@@ -20,7 +20,7 @@ __all__ = ["Backpropagation", "Layer", "lay_open"]
 
 
 class Layer(NamedTuple):
-    """A layer `h = g(z)`, `z = xW + b` on the way forward, and the errors on the way back; k is 1 but for maxout.
+    """A layer `h = g(z)`, `z = xW + b` on the way forward, and the errors on the way back; k is 1 except for maxout.
 
     Attributes:
         name: as given by `nnfx.insight.features.layer_outputs`.

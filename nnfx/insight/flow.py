@@ -42,7 +42,7 @@ def make_step(
     metrics: Mapping[str, PerExample] | None = None,
     **options: Any,
 ) -> Step:
-    """Make a training step like `nnfx.make_step`, which also measures the flow through each layer.
+    """Make a training step like that of `nnfx.make_step` that also measures the flow through each layer.
 
     Passed to `nnfx.fit` as `make_step`, it adds four curves per layer to the run's history, which `curves` groups. The
     gradient is the one that the optimizer receives, including that of a penalty. The activations are those in

@@ -134,7 +134,7 @@ def principal_cut(path: Params, axes: int = 2) -> Cut:
     objective.check_variables({"params": path})
     lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(path)}
     if len(lengths) != 1 or () in lengths or min(lengths)[0] <= axes:
-        raise ValueError(f"path: expected arrays (places, ...) of more than {axes} points, got {sorted(lengths)}")
+        raise ValueError(f"path: expected arrays (places, ...) of more than {axes} places, got {sorted(lengths)}")
     last = jax.tree.map(lambda leaf: jnp.asarray(leaf)[-1], path)
     flat = jax.vmap(lambda place: ravel_pytree(place)[0])(jax.tree.map(jnp.asarray, path))
     _, restore = ravel_pytree(last)

@@ -1,7 +1,7 @@
 """The layers inside a model: their names, their outputs, and their filters.
 
 A `Model` has `init` and `apply` but no layers. If it uses Flax Linen modules inside, `flax.linen.intercept_methods`
-around `apply` sees each call of one, so that its output can be read, and a zero added to it to take derivatives.
+around `apply` intercepts their calls, so that outputs can be read, and zeros added to them to take derivatives.
 """
 
 import collections
@@ -125,7 +125,7 @@ def require_layer(model: Model, variables: Variables, inputs: Any, layer: str) -
 
 
 def require_floating(inputs: ArrayLike) -> Array:
-    """Require inputs `(batch, ...)` that can be differentiated with respect to."""
+    """Require inputs `(batch, ...)` with respect to which derivatives can be taken."""
     inputs = jnp.asarray(inputs)
     if not jnp.issubdtype(inputs.dtype, jnp.floating):
         raise TypeError(f"inputs: expected a floating array, (batch, ...), got {checks.describe(inputs)}")

@@ -129,8 +129,8 @@ def summarize(model: Model, inputs: Any, optimizer: optax.GradientTransformation
     Args:
         model: any model; layers are seen only if they are Flax Linen modules.
         inputs: a batch, or its shape and dtype as `jax.ShapeDtypeStruct`.
-        optimizer: the training step's; Adam by default. The mean of the outputs stands in for the loss, whose cost is
-            negligible.
+        optimizer: the optimizer of the training step; Adam by default. The mean of the outputs stands in for the loss,
+            whose cost is negligible.
 
     Returns:
         The summary.

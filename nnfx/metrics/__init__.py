@@ -1,4 +1,4 @@
-"""Metrics: how good predictions are, other than by their loss.
+"""Metrics: measures of the quality of predictions, other than the loss.
 
 Metrics per example, `(outputs, targets) -> (batch,)`, are averaged over all rows. Overall metrics, `(outputs, targets,
 weights) -> scalar`, such as areas under curves, are computed once from all rows; `overall` marks your own function as

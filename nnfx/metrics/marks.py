@@ -14,8 +14,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def overall(metric: Function) -> Function:
     """Mark a metric of all rows together, `(outputs, targets, weights) -> scalar`, such as an area under a curve.
 
-    A run computes it once an epoch, from the outputs for all held-out rows; it is not computed for the training rows,
-    since the weights change from batch to batch. Rows of weight zero are left out.
+    A run computes it once per epoch, from the outputs for all held-out rows; it is not computed for the training rows,
+    since the parameters change from batch to batch. Rows to be left out have weight zero.
 
     Example:
         >>> import jax.numpy as jnp

@@ -205,12 +205,12 @@ def to_keras(variables: Variables, epsilon: float = 1e-3) -> list[np.ndarray]:
     """Return the weights in the form expected by the `set_weights` of a Keras model with the same layers.
 
     The Keras layers are `Dense`, `Conv1D`, `Conv2D`, `BatchNormalization`, `SimpleRNN`, `LSTM` and `GRU` with
-    `reset_after=True`, as is its default, and `Bidirectional`; those before a batch norm have `use_bias=False`.
+    `reset_after=True` (the default), and `Bidirectional`; those before a batch norm have `use_bias=False`.
 
     Args:
         variables: the variables of an `mlp`, a `cnn`, an `rnn`, a `gru` or an `lstm`: `{"params": ..., ...}`.
-        epsilon: the epsilon of the Keras model's batch norm, by default that of Keras. Its difference from the one
-            used here, 1e-5, is added to the variances, so that the outputs are the same.
+        epsilon: the epsilon of the Keras model's batch norm, by default that of Keras. The variances are adjusted for
+            its difference from the one used here, 1e-5, so that the outputs are the same.
 
     Raises:
         ValueError: for variables of any other model.

@@ -1,7 +1,7 @@
 """Convolution whose gradients are fast on every backend, even within loops and under `jax.vmap`.
 
-A convolution is linear in its inputs and in its kernel. The derivatives of this function and its two gradients are
-among the same three functions, so three functions with `jax.custom_vjp` suffice for gradients of every order:
+A convolution is linear in its inputs and in its kernel. The convolution and its two gradients are each other's
+derivatives, so three functions with `jax.custom_vjp` suffice for gradients of every order:
 
     forward(inputs, kernel)             inputs ⋆ kernel
     to_inputs(cotangent, kernel)        the inputs' cotangent, from that of the outputs

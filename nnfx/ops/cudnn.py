@@ -12,7 +12,7 @@ from nnfx.types import Array
 def lstm(inputs: Array, weights: RecurrentWeights, state: State, lengths: Array | None) -> tuple[Array, State]:
     """Apply an LSTM along time with cuDNN, in float32; the arguments are checked by `nnfx.ops.recurrence`.
 
-    cuDNN supports neither forward mode, second derivatives nor `vmap`, and needs at least one step of each sequence.
+    cuDNN does not support forward mode, second derivatives or `vmap`, and needs at least one step in each sequence.
     """
     from jax.experimental import rnn  # imports its GPU kernels, which few need
 

@@ -76,7 +76,7 @@ def recurrence(
     checks.choice("formulation", formulation, get_args(Formulation))
     if formulation == "cudnn":
         if cell != lstm_cell or reverse:
-            raise ValueError(f"formulation: expected one other than 'cudnn' for {cell.name!r}, reverse={reverse}")
+            raise ValueError(f"formulation: expected 'own' or 'plain' for {cell.name!r} with reverse={reverse}")
         return cudnn.lstm(inputs, weights, state, lengths)
     is_real = None
     if lengths is not None:

@@ -159,7 +159,7 @@ class Checkpoints:
             expected: returns the tree that is expected in a checkpoint, as for `load`; raises `AnotherRunError` for a
                 checkpoint of another run.
             skip_damaged: whether to set unusable checkpoints aside with a warning, and load the newest good one.
-                Otherwise they raise an error that names it.
+                Otherwise, an error names the checkpoint.
 
         Raises:
             ValueError: as `load` and `expected` do.

@@ -1,4 +1,4 @@
-"""Logs of a run in progress: CSV and JSON files, TensorBoard, and functions of the user."""
+"""Logs of a run in progress: CSV and JSON files, TensorBoard, and user functions."""
 
 import collections
 import contextlib
@@ -103,7 +103,7 @@ def _csv(rows: Sequence[Row], has_header: bool) -> str:
 
 
 class TensorBoardLog:
-    """A file for TensorBoard, next to those written before.
+    """A file for TensorBoard, next to any earlier ones.
 
     Each number is written once per epoch, however often a run resumes, so that no value appears twice.
 

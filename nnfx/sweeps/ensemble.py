@@ -82,7 +82,7 @@ class Ensemble:
         return dataclasses.replace(self, temperature=float(temperature))
 
     def score(self, inputs: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-        """Return how good the ensemble's probabilities are on raw inputs with integer labels `(batch,)`.
+        """Score the ensemble's probabilities on raw inputs with integer labels `(batch,)`.
 
         Returns:
             Accuracy, negative log-likelihood (nats), Brier score and expected calibration error, by name.

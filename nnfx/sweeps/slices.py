@@ -49,7 +49,7 @@ def fitting_shape(
         program: the program to run.
         members: `(groups, points, ...)`, or the shapes of such arrays.
         groups: the seeds and folds.
-        shared: what all members share.
+        shared: the values that all members share.
         spread: how many devices each axis is spread over.
         memory: the number of bytes for each device.
 

@@ -58,7 +58,7 @@ def fit(
             by the plain mean of their gradients; steps left over at the end of the run do not update them.
         epochs: the maximum number of epochs.
         batch_size: rows per minibatch: 1 is stochastic gradient descent, None the full batch.
-        stop: the factory of a stopping rule, such as `nnfx.stopping.patience`, a rule, or several of these.
+        stop: a stopping rule, its factory, such as `nnfx.stopping.patience`, or several of these.
         metrics: further quantities, as functions or names of `nnfx.metrics`: `["accuracy", "roc_auc"]`, or a mapping
             from your own names, `{"auc": nnfx.metrics.roc_auc}`. Each row of positive weight counts once, unless
             marked by `nnfx.metrics.weighted`. Metrics of all rows together, such as areas under curves, are computed

@@ -19,7 +19,7 @@ _POWERS_UP_TO = 32
 
 
 def padded_size(rows: int) -> int:
-    """Return the number that rows are padded to.
+    """Return the padded number of rows.
 
     >>> [padded_size(rows) for rows in (1, 3, 32, 33, 100, 1000, 4097)]
     [1, 4, 32, 40, 112, 1024, 4097]

@@ -28,7 +28,7 @@ class Filled(Batch):
 
 
 class Weighted(Filled):
-    """A filled batch known to have positive weight, or data all of whose batches are: no step on it is skipped."""
+    """A filled batch known to have positive weight, or data whose batches all have: no step is skipped."""
 
     __slots__ = ()
 

@@ -246,7 +246,7 @@ class Run:
     def _require_finished(self) -> None:
         self._require_single()
         if not checks.is_concrete(self):
-            raise ValueError("run: expected a finished run, got a traced one; write it outside of jit and grad")
+            raise ValueError("run: expected a finished run, got a traced one; write runs outside of jit and grad")
 
 
 def notes_of(run: Run) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def make_step(
         loss: per example, `(outputs, targets) -> (batch,)`.
         optimizer: an Optax optimizer.
         metrics: further quantities per example, by name, computed from the outputs of the same forward pass.
-        micro_batches: the number of parts that a batch is split into and processed in, one after the other: the same
+        micro_batches: the number of parts into which a batch is split, to be processed one after the other: the same
             gradient in less memory. Each part counts by the weight of its rows; layers that mix rows, such as batch
             norm, see one part at a time.
         compute_dtype: the dtype to compute in, such as `jnp.bfloat16`; parameters, gradients and the optimizer's state

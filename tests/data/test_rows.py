@@ -117,7 +117,7 @@ def with_row(number, **changes):
         (np.float64(3), {}, TypeError, "parts: expected an iterable of rows, got 3"),
         ({"train": ROWS, "test": ROWS}, {}, TypeError, "parts: expected one data set, got a mapping of 'train', 't"),
         (Endless(ROWS), {}, TypeError, "parts: expected a data set of finite length, got one that repeats"),
-        (Frames(ROWS), {}, TypeError, "parts: expected batches that are mappings, got a ndarray; choose"),
+        (Frames(ROWS), {}, TypeError, "parts: expected batches that are mappings, got a ndarray; first convert"),
         ([1, 2], {}, TypeError, "parts: expected rows that are mappings or tuples, got 1"),
         (ROWS, {"inputs": "imag"}, ValueError, "inputs: expected one of 'image', .*got 'imag'; did you mean 'image'?"),
         (HuggingFace(ROWS), {"targets": "y"}, ValueError, "targets: expected one of 'image', 'label', 'text', got 'y'"),

@@ -109,7 +109,7 @@ def test_files_that_are_not_as_written_are_refused(examples):
         nnfx.data.stored(examples.folder)
     np.save(path, np.ones((50, 2), np.float32))
     with pytest.raises(
-        ValueError, match=r"inputs.npy: expected float32\[50,1\] as written, got 528 bytes instead of 328"
+        ValueError, match=r"inputs.npy: expected float32\[50,1\] as written, of 328 bytes, got 528 bytes"
     ):
         nnfx.data.stored(examples.folder)
     path.write_bytes(content)

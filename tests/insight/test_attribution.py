@@ -108,7 +108,11 @@ def test_saliency_needs_no_linen_modules():
             "layer: expected a layer of feature maps",
         ),
         (lambda: CAM(MODEL, VARIABLES, IMAGES[0, 0], "conv_1"), ValueError, r"inputs: expected .*float32\[8,2\]"),
-        (lambda: CAM(MODEL, VARIABLES, IMAGES, "conv_1", 3), ValueError, "classes: expected from 0 to 2, got 3"),
+        (
+            lambda: CAM(MODEL, VARIABLES, IMAGES, "conv_1", 3),
+            ValueError,
+            "classes: expected numbers from 0 to 2, got 3",
+        ),
         (lambda: CAM(MODEL, VARIABLES, IMAGES, "conv_1", [0, 1]), ValueError, r"classes: .*\(6,\).*int32\[2\]"),
         (lambda: CAM(MODEL, VARIABLES, IMAGES, "conv_1", 1.0), TypeError, "classes: expected integers, got 1.0"),
         (
@@ -117,7 +121,11 @@ def test_saliency_needs_no_linen_modules():
             "relative: expected False for a model with a single logit",
         ),
         (lambda: CAM("cnn", VARIABLES, IMAGES, "conv_1"), TypeError, "model: expected a Model.*'cnn'"),
-        (lambda: features.saliency(MODEL, VARIABLES, IMAGES, -1), ValueError, "classes: expected from 0 to 2, got -1"),
+        (
+            lambda: features.saliency(MODEL, VARIABLES, IMAGES, -1),
+            ValueError,
+            "classes: expected numbers from 0 to 2, got -1",
+        ),
         (lambda: features.saliency(MODEL, VARIABLES, IMAGES.astype(int)), TypeError, "inputs: expected a floating"),
         (lambda: features.saliency(LINEAR, linear(), jnp.ones(5)), ValueError, r"inputs: .*float32\[5\]"),
         (

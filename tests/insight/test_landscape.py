@@ -240,7 +240,7 @@ def measure(cut=LINE, x=(0.0, 1.0), y=None, **changes):
         (lambda: landscape.random_cut(KEY, PARAMS, axes=3), ValueError, "axes: expected 1 or 2, got 3"),
         (lambda: landscape.random_cut(KEY, {"bias": jnp.ones(3)}), ValueError, "params: expected an array of filters"),
         (lambda: landscape.principal_cut(STACK), ValueError, "path: expected at least two different points"),
-        (lambda: landscape.principal_cut({"w": jnp.eye(2)}), ValueError, "path: expected .* more than 2 points"),
+        (lambda: landscape.principal_cut({"w": jnp.eye(2)}), ValueError, "path: expected .* more than 2 places"),
         (lambda: landscape.principal_cut(STACK | {"b": jnp.ones(3)}), ValueError, r"path: .*\[\(3,\), \(4,\)\]"),
         (lambda: landscape.through(PARAMS), TypeError, "solutions: expected two or three, got 1"),
         (lambda: landscape.through(PARAMS, PARAMS), ValueError, "solutions: expected two different ones"),
