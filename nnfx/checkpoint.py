@@ -70,7 +70,8 @@ def save(path: str | os.PathLike[str], tree: Any, about: Mapping[str, Any] | Non
         about: notes to store with it, of JSON types; NaN and infinities are allowed, and restored as such.
 
     Raises:
-        TypeError: for leaves that are not arrays, notes that JSON cannot represent, or a `path` that is not one.
+        TypeError: for leaves that are not arrays, notes that JSON cannot represent, or a `path` that is neither text
+            nor a path.
         ValueError: for arrays that this process holds only in part.
         FileExistsError: if the path already exists.
         OSError: if it cannot be written; nothing is left behind then.
@@ -114,7 +115,7 @@ def read(path: str | os.PathLike[str]) -> Description:
     Raises:
         FileNotFoundError: if there is no folder at the path.
         DamagedError: for a missing, unexpected or altered file.
-        TypeError: for a `path` that is not one.
+        TypeError: for a `path` that is neither text nor a path.
         ValueError: for a checkpoint in a format that this version does not support.
     """
     path = paths.absolute("path", path)

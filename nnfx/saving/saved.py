@@ -112,7 +112,7 @@ def load(path: str | os.PathLike[str]) -> "Predictor":
         FileNotFoundError: if there is no folder at the path, or no saved model in the folder of a session; the error
             says why.
         nnfx.checkpoint.DamagedError: for a missing, unexpected or altered file; the error names it.
-        TypeError: for a `path` that is not one.
+        TypeError: for a `path` that is neither text nor a path.
         ValueError: for anything other than a saved model, one in another format, or one that this release of JAX
             cannot read.
 

@@ -1,6 +1,6 @@
 """Descriptions of what determines a run that stay valid across releases of Python, JAX and this library.
 
-Each part is traced recursively. Functions and classes of installed packages are identified by name, and their
+Each part is followed recursively. Functions and classes of installed packages are identified by name, and their
 arguments, such as the numbers that an optimizer holds, by value; the user's own functions are identified by their
 source and by the values that they use. Every fact is stored under a path, such as `optimizer.learning_rate`. If the
 path leads through the internals of a package, it contains `~` and the package's name, since these may differ in

@@ -105,7 +105,7 @@ def test_files_that_are_not_as_written_are_refused(examples):
     path = examples.folder / "inputs.npy"
     content = path.read_bytes()
     path.write_bytes(content[:-4])
-    with pytest.raises(ValueError, match=r"inputs.npy: expected float32\[50,1\] as written, got"):
+    with pytest.raises(ValueError, match=r"inputs.npy: expected float32\[50,1\] as written, of 328 bytes, got"):
         nnfx.data.stored(examples.folder)
     np.save(path, np.ones((50, 2), np.float32))
     with pytest.raises(

@@ -257,7 +257,7 @@ def test_a_run_trains_them(model, key):
             r"build: expected a module whose state is the same for all examples.*pmean\(value, 'batch'\)",
         ),
         (lambda: models.from_haiku(hk.transform(haiku_net)), TypeError, "function: .*before hk.transform, got"),
-        (lambda: models.from_haiku(hk.Linear), TypeError, "function: expected a function of inputs that makes"),
+        (lambda: models.from_haiku(hk.Linear), TypeError, "function: expected a function that creates its modules"),
     ],
 )
 def test_what_is_no_module_of_equinox_or_haiku(call, kind, message):

@@ -254,7 +254,7 @@ LENGTHS = jnp.full(BATCH, TIME)
             (X, W),
             {"formulation": "cudnn", "reverse": True},
             ValueError,
-            "formulation: .*'cudnn' for 'lstm', reverse=True",
+            "formulation: expected 'own' or 'plain' for 'lstm' with reverse=True",
         ),
         ((X, W), {"lengths": LENGTHS / 2}, TypeError, "lengths: expected integers, got float32"),
     ],
