@@ -2,5 +2,5 @@
 
 import os
 
-# XLA reports an error for each program read from disk, over preferences of its compiler that are no CPU features.
+# XLA logs an error for each program read from disk, about compiler preferences that are not CPU features.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

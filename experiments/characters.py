@@ -1,12 +1,12 @@
-"""What character comes next? A recurrent network against interpolated n-grams, on Shakespeare's sonnets.
+"""Which character comes next? A recurrent network against interpolated n-grams, on Shakespeare's sonnets.
 
     python -m experiments.characters [--out DIR] [--seed N] [--model lstm|transformer]
 
 The 154 sonnets, 94,038 characters, are bundled. Every tenth is held out to choose the network's epoch and the weights
-of the n-grams, another tenth is scored at the end, and the rest is trained on. N-grams are mixed as by Kneser and Ney,
-and as by Jelinek and Mercer; beyond five characters they gain next to nothing, while the network goes on. Expect 2.32
-bits per character from the best n-grams, and about 2.28 from the network. It works offline and takes less than two
-minutes.
+of the n-grams, another tenth is for the final scores, and the rest is for training. N-grams are interpolated by the
+methods of Kneser and Ney and of Jelinek and Mercer; beyond five characters they hardly improve, while the network does.
+Expect 2.32 bits per character from the best n-grams, and about 2.28 from the network. It works offline and takes less
+than two minutes.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from nnfx.types import Array, Model
 KINDS: tuple[ngrams.Kind, ...] = ("Jelinek–Mercer", "Kneser–Ney")
 NAMES = {"gru": "GRU", "lstm": "LSTM", "transformer": "transformer"}
 AT_ONCE = 1024
-"""How many examples are put through the network at once, which bounds its memory."""
+"""The number of examples evaluated at once, which bounds memory use."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Config:
 
 
 class Text(NamedTuple):
-    """The sonnets as integers: their characters, and the parts to train on, to choose by, and to score."""
+    """The sonnets as integers: their characters, and and the parts for training, selection and scoring."""
 
     characters: str
     train: np.ndarray
@@ -117,7 +117,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def sonnets() -> Text:
-    """Return the sonnets, every tenth to choose by, and another tenth to score."""
+    """Return the sonnets, with every tenth for selection and another tenth for the final scores."""
     poems = (Path(__file__).parent / "sonnets.txt").read_text(encoding="utf-8").strip().split("\n\n")
     characters = "".join(sorted(set("\n".join(poems))))
     place = {character: i for i, character in enumerate(characters)}
@@ -166,13 +166,13 @@ def trained(config: Config, text: Text) -> nnfx.Run:
 
 
 def score(run: nnfx.Run, tokens: np.ndarray, config: Config) -> float:
-    """Return the bits per character that the network needs, each after at least `length` others where there are any."""
+    """Return the network's bits per character, each predicted from at least `length` preceding ones where possible."""
     batch = nnfx.data.next_tokens(tokens, 2 * config.length, context=config.length)
     return float(run.evaluate(batch)["bits"])
 
 
 def bits_by_context(run: nnfx.Run, text: Text, config: Config) -> np.ndarray:
-    """Return the mean bits of a scored character after 1 character, after 2, and so on, `(length,)`."""
+    """Return the mean bits of a scored character given 1 preceding character, 2, and so on, `(length,)`."""
     inputs, targets, _ = nnfx.data.next_tokens(text.test, config.length, context=config.length - 1)
     losses = []
     for i in range(0, len(inputs), AT_ONCE):
@@ -183,7 +183,7 @@ def bits_by_context(run: nnfx.Run, text: Text, config: Config) -> np.ndarray:
 
 
 def written(run: nnfx.Run, text: Text, config: Config, temperature: float = 0.7) -> str:
-    """Let the network write, a character at a time, from an empty line on."""
+    """Sample text from the network, one character at a time, starting after a line break."""
     stream = run.model.stream
     assert stream is not None
     variables, start = run.best.variables, jnp.full(1, text.characters.index("\n"))
@@ -202,7 +202,7 @@ def written(run: nnfx.Run, text: Text, config: Config, temperature: float = 0.7)
 
 
 def draw_context(results: Results, bits: dict[str, Any], by_context: np.ndarray, config: Config) -> None:
-    """Draw the bits per scored character against how many characters before it are known."""
+    """Draw the bits per scored character by the number of preceding characters known."""
     name = NAMES[config.model]
     figure, axis = plt.subplots(figsize=(7, 4.4))
     for kind, colour in zip(KINDS, (ORANGE, GREEN), strict=True):
@@ -218,7 +218,7 @@ def draw_context(results: Results, bits: dict[str, Any], by_context: np.ndarray,
 
 
 def draw_learning_curves(results: Results, run: nnfx.Run, bits: dict[str, Any], config: Config) -> None:
-    """Draw the bits per character by epoch, on the sonnets trained on and on those held out."""
+    """Draw the bits per character by epoch, on the training sonnets and the held-out ones."""
     figure, axis = plt.subplots(figsize=(7, 4.4))
     for part, colour in (("train", GREY), ("valid", BLUE)):
         values = run.history[f"{part}_bits"]

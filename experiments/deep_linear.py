@@ -1,14 +1,14 @@
-"""How a deep linear network learns: one mode after the other, each along a sigmoid known in closed form.
+"""How a deep linear network learns: one mode after another, each along a sigmoid known in closed form.
 
     python -m experiments.deep_linear [--out DIR] [--seed N]
 
-A linear network with one hidden layer learns which properties eight living things have; the properties are those of a
-tree, shared by all, by halves, by quarters and by none. The singular vectors of this table are the modes: the broad
-distinctions have the large singular values s. If the weights start small, balanced and along the modes, gradient
-descent learns each mode on its own: its strength follows `a(t) = s E / (E − 1 + s / a₀)` with `E = exp(2 s t / τ)`, in
-which τ is half the number of outputs, over the learning rate. Expect measured strengths within 1 % of s of that curve;
-and from small random weights the same sigmoids within a few per cent, if a₀ is what the start holds of each mode's
-growing part, `‖(W₁v + W₂ᵀu) / 2‖²`. It works offline and takes a few seconds.
+A linear network with one hidden layer learns which properties eight living things have; the properties form a tree:
+shared by all things, by half of them, by a quarter, or by none. The singular vectors of this table are the modes: the
+broad distinctions have the large singular values s. If the weights start small, balanced and along the modes, gradient
+descent learns each mode on its own: its strength follows `a(t) = s E / (E − 1 + s / a₀)` with `E = exp(2 s t / τ)`,
+where τ is half the number of outputs divided by the learning rate. Expect measured strengths within 1 % of s of that
+curve and, from small random weights, the same sigmoids within a few per cent, if a₀ is the growing part of each mode in
+the initial weights, `‖(W₁v + W₂ᵀu) / 2‖²`. It works offline and takes a few seconds.
 
 References:
     Saxe, McClelland and Ganguli, *Exact solutions to the nonlinear dynamics of learning in deep linear neural
@@ -31,7 +31,7 @@ from nnfx.insight import trajectory
 from nnfx.types import Array, Batch, Params, TrainState
 
 LABELS = ("all", "halves", "quarters", "single things")
-"""What the properties of each level of the tree are shared by."""
+"""The things that share the properties of each level of the tree."""
 FIRST = [0, 1, 2, 4]
 """The first mode of each level."""
 

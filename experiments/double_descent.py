@@ -1,13 +1,13 @@
-"""Double descent: the wider, the better, then the worse, and beyond interpolation better than ever.
+"""Double descent: with width, the test error falls, rises to a peak at interpolation, and falls again.
 
     python -m experiments.double_descent [--out DIR] [--seed N] [--noise 0.1]
 
-Two-layer networks whose hidden ReLU layer stays at random, and whose output layer is the least-squares solution of
-least norm, learn 200 handwritten digits, a tenth of them with labels drawn at random. As soon as there are as many
-hidden units as digits the network interpolates: its training error is zero. Just there the solution is
-ill-conditioned, and the test error peaks; beyond, of the many solutions, the one of least norm becomes smoother with
-width, and the error falls below the lowest one before the peak. A penalty on the norm, ridge regression, removes the
-peak. Expect all of this in each of five random starts. It works offline and takes less than half a minute.
+Two-layer networks whose hidden ReLU layer stays random, and whose output layer is the minimum-norm least-squares
+solution, learn 200 handwritten digits, a tenth of them with labels drawn at random. Once there are as many hidden units
+as digits, the network interpolates: its training error is zero. At this width the problem is ill-conditioned, and the
+test error peaks; beyond it, the minimum-norm solution becomes smoother with width, and the error falls below its lowest
+value before the peak. A penalty on the norm, ridge regression, removes the peak. Expect all of this in each of five
+random starts. It works offline and takes less than half a minute.
 
 References:
     Belkin, Hsu, Ma and Mandal, *Reconciling modern machine-learning practice and the classical bias-variance
@@ -46,7 +46,7 @@ class Config:
     starts: int = 5
     """random choices of digits, labels and hidden units"""
     ridge: float = 1.0
-    """the penalty on the square of the norm, for comparison"""
+    """the penalty on the squared norm, for comparison"""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def digits(key: Array, config: Config) -> tuple[Batch, Batch]:
 
 
 def measure(key: Array, model: Model, widths: list[int], config: Config) -> list[tuple[float, float, float]]:
-    """Return the training error, the test error, and that with a penalty, for networks of these first hidden units."""
+    """Return training error, test error, and that with a penalty, for networks with the first of the hidden units."""
     data_key, weights_key = jax.random.split(key)
     parts = digits(data_key, config)
     variables = model.init(weights_key, parts[0].inputs)
@@ -115,7 +115,7 @@ def measure(key: Array, model: Model, widths: list[int], config: Config) -> list
 
 
 def least_squares(inputs: np.ndarray, targets: np.ndarray, ridge: float) -> np.ndarray:
-    """Return the weights that minimise `‖inputs w − targets‖² + ridge ‖w‖²`; without ridge, those of least norm."""
+    """Return the weights that minimise `‖inputs w − targets‖² + ridge ‖w‖²`; without ridge, those of minimum norm."""
     left, values, right = np.linalg.svd(inputs, full_matrices=False)
     is_zero = values <= values.max() * max(inputs.shape) * np.finfo(float).eps
     inverse = np.where(is_zero, 0, values / np.where(is_zero, 1, values**2 + ridge))

@@ -3,11 +3,11 @@
     python -m experiments.edge_of_stability [--out DIR] [--seed N] [--rates 1.5 2 3]
 
 Gradient descent on a quadratic diverges if the largest eigenvalue of its Hessian, the sharpness, exceeds 2 over the
-learning rate. A tanh network with two hidden layers learns 300 handwritten digits by gradient descent on all of them
-at once, with a mean square error and a few rates, from several random starts; along the way the sharpness is found by
-Lanczos' method. Expect it to rise until it reaches 2 / rate, or to fall to it where it starts above, and to settle
-there: on average over the second half of the run within 5 %. The loss then goes up and down, but falls in the long run.
-It works offline and takes about half a minute.
+learning rate. A tanh network with two hidden layers learns 300 handwritten digits by gradient descent on all of them at
+once, with a mean square error and a few rates, from several random starts; the sharpness is measured along the way by
+the Lanczos method. Expect it to rise to 2 / rate, or to fall to it if it starts above, and to stay there, within 5 % on
+average over the second half of the run. The loss then goes up and down, but falls in the long run. It works offline and
+takes about half a minute.
 
 References:
     Cohen, Kaur, Li, Kolter and Talwalkar, *Gradient descent on neural networks typically occurs at the edge of
@@ -110,7 +110,7 @@ def digits(key: Array, rows: int) -> Batch:
 
 
 def draw(results: Results, seen: dict[str, np.ndarray], config: Config) -> None:
-    """Draw the sharpness beside its bound, and the loss, along the way."""
+    """Draw the sharpness with its bound, and the loss, by step."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
     steps = np.arange(seen["loss"].shape[-1]) * config.every
     for i, rate in enumerate(config.rates):

@@ -264,14 +264,14 @@ ROWS = (
     ),
     Row(
         "How certain?",
-        "A probability is of use only if it is right as often as it says. Ensembles, dropout and Laplace's"
-        " approximation ask how far networks that fit equally well disagree; conformal prediction measures errors on"
-        " examples put aside, and promises a coverage whatever the network.",
+        "A probability is useful only if it is right as often as it claims. Ensembles, dropout and the Laplace"
+        " approximation show how much networks that fit equally well disagree; conformal prediction measures errors"
+        " on held-out examples, and guarantees a stated coverage for any network.",
         "uncertainty",
         "coverage",
-        "Sets of digits and intervals for patients that should hold the truth in 19 of 20 cases: as stated (orange),"
-        " most intervals hold it far too rarely; calibrated (blue, purple), sets and intervals of every method keep"
-        " the promise, and are larger for it where they broke it.",
+        "Sets of digits, and intervals for patients, that should contain the truth in 19 of 20 cases. As they are"
+        " (orange), most intervals contain it far too rarely; calibrated (blue, purple), the sets and intervals of"
+        " every method have the stated coverage, and are larger where they fell short of it.",
         {
             "NLL, one network": "digits/one network/negative_log_likelihood/mean",
             "ensemble": "digits/ensemble/negative_log_likelihood/mean",
@@ -280,13 +280,15 @@ ROWS = (
         },
     ),
     Row(
-        "What character comes next?",
-        "A model of language says how likely each next character is, given those before it. Counting what followed the"
-        " last few characters goes far; a recurrent network has no last few, and learns what to keep.",
+        "Which character comes next?",
+        "A language model predicts how likely each next character is, given those before it. Counting what followed"
+        " the last few characters goes a long way; a recurrent network is not limited to the last few, and learns"
+        " what to keep.",
         "characters",
         "context",
-        "Bits per character of held-out sonnets, by how many characters before are known. With few, counting is best;"
-        " but n-grams stop gaining at five, since longer ones hardly ever come twice, and the network goes on.",
+        "Bits per character of held-out sonnets, by the number of preceding characters known. With few, counting is"
+        " best; but n-grams stop improving at five, since longer ones hardly ever occur twice, while the network"
+        " keeps improving.",
         {
             "bits, network": "bits/GRU/test",
             "5-grams, Kneser–Ney": "bits/5-gram, Kneser–Ney/test",
@@ -294,53 +296,56 @@ ROWS = (
         },
     ),
     Row(
-        "Deep linear networks learn one mode after the other",
-        "Without a non-linearity a deep network is still learned non-linearly: each singular vector of the data along a"
-        " sigmoid of its own, known in closed form, and the strong ones first (Saxe, McClelland and Ganguli 2014).",
+        "Deep linear networks learn one mode after another",
+        "Even without a non-linearity, a deep network learns non-linearly: each singular vector of the data follows"
+        " its own sigmoid, known in closed form, the strong ones first (Saxe, McClelland and Ganguli 2014).",
         "deep_linear",
         "modes",
-        "Lines are gradient descent, dots the closed form: left within 1 %, and right, from random weights, nearly so."
-        " What all things share is learned first, what single things have last.",
+        "Lines are gradient descent, dots the closed form. Left, from weights along the modes, they agree within 1"
+        " %; right, from random weights, nearly so. What all things share is learned first, what sets single things"
+        " apart last.",
         {"off by": "off/along_the_modes", "random starts": "off/random_starts/mean/3"},
     ),
     Row(
         "The edge of stability",
-        "On a quadratic, gradient descent diverges where the largest eigenvalue of the Hessian is above 2 / rate. A"
-        " network does not: its curvature rises to this bound and stays there (Cohen et al. 2021).",
+        "On a quadratic, gradient descent diverges if the largest eigenvalue of the Hessian exceeds 2 / rate. With a"
+        " network it does not: the curvature rises to this bound and stays there (Cohen et al. 2021).",
         "edge_of_stability",
         "sharpness",
-        "Whatever the learning rate, the largest eigenvalue settles at 2 over it, dashed, within a few per cent. The"
-        " loss goes up and down from then on, and yet falls.",
+        "Whatever the learning rate, the largest eigenvalue settles within a few per cent of 2 / rate (dashed). From"
+        " then on, the loss goes up and down, but falls in the long run.",
         {f"bound times, rate {rate}:": f"rates/{i}/ratio" for i, rate in enumerate(("1.5", "2", "3"))},
     ),
     Row(
         "Lazy training and the neural tangent kernel",
-        "The wider a network, the less its weights have to move to learn, and the more it trains like its first-order"
-        " expansion around the start, whose tangent kernel is constant (Jacot et al. 2018, Lee et al. 2019).",
+        "The wider a network, the less its weights have to move to learn, and the more it trains like its"
+        " first-order expansion around the initial weights, whose tangent kernel is constant (Jacot et al. 2018, Lee"
+        " et al. 2019).",
         "lazy_training",
         "by_width",
-        "Network and linearisation, trained alike, differ by width to the −1, and the kernel changes by as much; the"
-        " weights move by width to the −1/2. Small dots are single starts, dashed the slopes of the theory.",
+        "After the same training, the difference between a network and its linearisation is proportional to"
+        " width^−1, as is the change of the kernel; the change of the weights is proportional to width^−1/2. Small"
+        " dots are single starts, dashed lines the slopes that theory predicts.",
         {name: f"exponents/{name}/mean" for name in ("outputs", "kernel", "weights")},
     ),
     Row(
         "Double descent",
-        "Beyond the width at which a network fits all its examples, noise included, it gets better again: of the many"
-        " solutions, the one of least norm becomes smoother (Belkin et al. 2019, Nakkiran et al. 2020).",
+        "Beyond the width at which a network fits all its examples, noise included, its test error falls again: of"
+        " the many solutions, the one of minimum norm becomes smoother (Belkin et al. 2019, Nakkiran et al. 2020).",
         "double_descent",
         "by_width",
-        "The test error falls, rises to a peak where there are as many hidden units as digits, and falls again, below"
-        " where it was before. A penalty on the norm takes the peak away.",
+        "The test error falls, rises to a peak where there are as many hidden units as digits, and falls again,"
+        " below its lowest value before the peak. A penalty on the norm removes the peak.",
         {"lowest before": "lowest_before/mean", "peak": "peak/mean", "widest": "widest/mean"},
     ),
     Row(
         "Grokking",
-        "A network may understand long after it has learned its examples by heart, if something, here weight decay,"
-        " prefers the simpler solution (Power et al. 2022, Gromov 2023).",
+        "A network may generalise long after it has memorised its examples, if something (here, weight decay)"
+        " favours the simpler solution (Power et al. 2022, Gromov 2023).",
         "grokking",
         "accuracy",
-        "Half of all sums modulo 23 are learned within thirty steps, while none of the others is right; these follow"
-        " tens of times later, once the weights have become waves.",
+        "Half of all sums modulo 23 are learned within thirty steps, while none of the others is right. Those follow"
+        " after tens of times as many steps, once the weights have become periodic.",
         {"of five": "grokked", "accuracy on others": "final_accuracy/mean"},
     ),
 )

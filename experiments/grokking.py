@@ -1,12 +1,12 @@
-"""Grokking: a network that has long learned its examples by heart suddenly understands modular addition.
+"""Grokking: long after a network has memorised its examples, it suddenly learns modular addition.
 
     python -m experiments.grokking [--out DIR] [--seed N] [--modulus 23]
 
 A network with one hidden layer and squares as its non-linearity (Gromov 2023) is given half of the sums `a + b` modulo
-a prime, as one-hot vectors, and trained on all of these at once by AdamW. It has all of them right after a few dozen
-steps, and hardly any of the others. Expect it to get 99 % of the others right in the end, but tens of times later, for
-at least four of five random starts. By then the weights of each hidden unit have become waves: most of their power is
-in one frequency. It works offline and takes half a minute.
+a prime, as one-hot vectors, and trained on all of them at once by AdamW. It gets all of these right after a few dozen
+steps, and hardly any of the others. Expect it to get 99 % of the others right in the end, but only after tens of times
+as many steps, for at least four of five random starts. By then the weights of each hidden unit have become periodic:
+most of their power is in one frequency. It works offline and takes half a minute.
 
 References:
     Power et al., *Grokking: generalization beyond overfitting on small algorithmic datasets*, 2022. Gromov, *Grokking
@@ -29,7 +29,7 @@ from nnfx.data import Data
 from nnfx.types import Array
 
 LEARNED = 0.99
-"""The accuracy from which on something counts as learned."""
+"""The accuracy from which sums count as learned."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ def main(config: Config) -> dict[str, Any]:
     )
     late = np.array(first["valid"]) > 10 * np.array(first["train"])
     grokked = int((late & np.isfinite(first["valid"])).sum())
-    print(f"\n{grokked} of {config.starts} understand, more than ten times later")
+    print(f"\n{grokked} of {config.starts} generalise, more than ten times later")
     print(
         f"power in the units' strongest frequencies: {waves[0].mean():.0%} at first, {waves[1].mean():.0%} at the end"
     )
@@ -114,13 +114,13 @@ def accuracy(outputs: Array, targets: Array) -> Array:
 
 
 def first_step(accuracies: np.ndarray) -> float:
-    """Return the first step after which the accuracy is that of something learned; infinity if there is none."""
+    """Return the first step after which the sums count as learned; infinity if there is none."""
     reached = np.flatnonzero(accuracies >= LEARNED)
     return float(reached[0] + 1) if len(reached) else float("inf")
 
 
 def concentration(kernels: Array, modulus: int) -> np.ndarray:
-    """Return the share of the power in the strongest frequency of each hidden unit's weights, its mean by start."""
+    """Return the share of the power in the strongest frequency of each hidden unit's weights, averaged by start."""
     waves = np.fft.rfft(np.asarray(kernels)[:, :modulus], axis=1)[:, 1:]
     power = np.abs(waves) ** 2  # starts × frequencies × units; a unit that has died out counts by its power
     return power.max(1).sum(-1) / power.sum((1, 2))

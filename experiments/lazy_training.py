@@ -3,17 +3,17 @@
     python -m experiments.lazy_training [--out DIR] [--seed N] [--widths 256 1024 4096]
 
 Networks with one hidden layer, in the parameterisation of Jacot et al. (standard normal weights, sums divided by the
-root of their length), learn by gradient descent whether a digit is even. From the same weights, with the same steps, so
-do their linearisations, the first-order Taylor expansions in the weights at the start. Measured at the end, for several
-random starts of each width, are
+square root of their number of terms), learn by gradient descent whether a digit is even. From the same weights, with
+the same steps, so do their linearisations, the first-order Taylor expansions in the weights at the start. Measured at
+the end, for several random starts of each width, are
 
 - the root mean square, over held-out digits, of network minus linearisation: theory gives width^−1 (Dyer and Gur-Ari
   2020; the bound that Lee et al. 2019 prove is width^−1/2);
 - the relative change of the tangent kernel, in Frobenius norm, since the start: width^−1 as well;
 - the relative change of the weights, `‖w − w₀‖ / ‖w₀‖`: width^−1/2, which is why the network stays nearly linear.
 
-Expect exponents, fitted to each start on its own, within 0.15 of these; networks of fewer than 200 units are not yet
-lazy enough for them. It works offline and takes less than a minute.
+Expect exponents, fitted to each start separately, within 0.15 of these; networks of fewer than 200 units are not yet in
+the lazy regime. It works offline and takes less than a minute.
 
 References:
     Jacot, Gabriel and Hongler, *Neural tangent kernel*, NeurIPS 2018. Lee et al., *Wide neural networks of any depth
@@ -38,7 +38,7 @@ from nnfx.types import Array, Batch, Model
 
 LOSS = nnfx.losses.mean_square_error
 THEORY = {"outputs": -1.0, "kernel": -1.0, "weights": -0.5}
-"""What is measured, and the exponent of the width that theory gives for it."""
+"""What is measured, and the exponent of the width that theory predicts."""
 LABELS = ("network − linearisation", "change of the kernel", "change of the weights")
 
 
@@ -86,13 +86,13 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def even(batch: Batch) -> Batch:
-    """Standardise each image, and ask whether its digit is even: 1 or −1."""
+    """Standardise each image, and label it 1 if its digit is even, and −1 otherwise."""
     pixels = batch.inputs.reshape(len(batch.targets), -1)
     return Batch(jax.nn.standardize(pixels), 1.0 - 2 * (batch.targets % 2), batch.weights)
 
 
 def network(width: int) -> Model:
-    """Return a network with standard normal weights, whose sums are divided by the root of their number of terms."""
+    """Return a network with standard normal weights and sums divided by the square root of their number of terms."""
     plain = nnfx.models.mlp((width,), activation="tanh", initializer="normal")
 
     def apply(variables: Any, inputs: Any, **options: Any) -> Any:
@@ -103,7 +103,7 @@ def network(width: int) -> Model:
 
 
 def compare(width: int, keys: Array, train: Batch, held_out: Batch, config: Config) -> dict[str, np.ndarray]:
-    """Train networks of one width and their linearisations, and return what is measured at the end for each start."""
+    """Train networks of one width and their linearisations, and return the measurements at the end for each start."""
     model, optimizer = network(width), optax.sgd(config.learning_rate)
 
     def outcome(model: Model, key: Array) -> Any:
@@ -128,7 +128,7 @@ def compare(width: int, keys: Array, train: Batch, held_out: Batch, config: Conf
 
 
 def draw(results: Results, found: dict[str, np.ndarray], exponents: dict[str, Any], config: Config) -> None:
-    """Draw what is measured by width, with the slopes that theory gives."""
+    """Draw what is measured by width, with the slopes that theory predicts."""
     figure, axis = plt.subplots(figsize=(7.4, 4.8))
     widths = np.array(config.widths)
     for i, (name, label) in enumerate(zip(THEORY, LABELS, strict=True)):

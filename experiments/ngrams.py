@@ -1,9 +1,9 @@
 """Interpolated n-gram models of tokens in NumPy, with weights tuned on held-out tokens.
 
-A model of order n mixes how often a token followed the last n − 1 tokens with what the model of order n − 1 says; the
-lowest order says that all tokens are equally likely. Kneser and Ney subtract a discount from each count, and count in
-lower orders in how many different contexts a token occurs, not how often. Jelinek and Mercer mix relative frequencies
-with a weight for each order.
+A model of order n interpolates between how often a token followed the last n − 1 tokens and the prediction of order n −
+1; for the lowest order, all tokens are equally likely. Kneser and Ney subtract a discount from each count and, in lower
+orders, count the different contexts of a token rather than its occurrences. Jelinek and Mercer interpolate relative
+frequencies, with a weight for each order.
 """
 
 from typing import Literal, NamedTuple
@@ -15,7 +15,7 @@ Kind = Literal["Kneser–Ney", "Jelinek–Mercer"]
 
 
 class Table(NamedTuple):
-    """What is known of one order: n-grams and their contexts, as sorted codes.
+    """The counts of one order: n-grams and their contexts, as sorted codes.
 
     Attributes:
         grams: the code of each n-gram that occurs.
@@ -33,7 +33,7 @@ class Table(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a table knows of each target, `(targets,)`: of its n-gram, and of its context."""
+    """What a table holds for each target, `(targets,)`: for its n-gram, and for its context."""
 
     seen: np.ndarray
     total: np.ndarray
@@ -44,7 +44,7 @@ class Model(NamedTuple):
     """An n-gram model.
 
     Attributes:
-        kind: how orders are mixed.
+        kind: how orders are interpolated.
         vocabulary: the number of different tokens.
         tables: those of the orders 1 to n.
         weights: the discount, or the weight of the relative frequency, of each order.
@@ -56,13 +56,13 @@ class Model(NamedTuple):
     weights: np.ndarray
 
     def bits(self, tokens: np.ndarray) -> np.ndarray:
-        """Return the bits that each token but the first takes, given those before it, `(tokens − 1,)`."""
+        """Return the bits of each token but the first, given those before it, `(tokens − 1,)`."""
         found = [look_up(table, tokens, order, self.vocabulary) for order, table in enumerate(self.tables, start=1)]
         return -np.log2(mixed(self.kind, found, self.weights, self.vocabulary))
 
 
 def fit(kind: Kind, order: int, vocabulary: int, train: np.ndarray, tune: np.ndarray) -> Model:
-    """Count n-grams up to this order in training tokens, and choose the weights that make other tokens likeliest."""
+    """Count n-grams up to this order in training tokens, and choose the weights that best predict other tokens."""
     tables: list[Table] = []
     for n in range(order, 0, -1):
         grams, counts = np.unique(codes(train, n, vocabulary), return_counts=True)
@@ -83,14 +83,14 @@ def fit(kind: Kind, order: int, vocabulary: int, train: np.ndarray, tune: np.nda
 
 
 def codes(tokens: np.ndarray, n: int, vocabulary: int) -> np.ndarray:
-    """Return each n tokens in a row as one number, `(tokens − n + 1,)`, whose last digit is the last token."""
+    """Return every n successive tokens as one number, `(tokens − n + 1,)`, whose last digit is the last token."""
     assert vocabulary**n < 2**63
     rows = np.lib.stride_tricks.sliding_window_view(tokens.astype(np.int64), n)
     return rows @ vocabulary ** np.arange(n, dtype=np.int64)[::-1]
 
 
 def look_up(table: Table, tokens: np.ndarray, n: int, vocabulary: int) -> Found:
-    """Return what a table of order n knows of each token but the first; nothing if too few tokens come before it."""
+    """Return what a table of order n holds for each token but the first; nothing if too few tokens come before it."""
     grams = codes(tokens, n, vocabulary)[-(len(tokens) - 1) :]
     found = (
         values_of(table.grams, table.counts, grams),

@@ -1,15 +1,15 @@
-"""How certain a network is, by several methods, and sets and intervals that hold the truth as often as they say.
+"""How certain a network is, by several methods, and sets and intervals with the coverage that they state.
 
     python -m experiments.uncertainty [--out DIR] [--seed N]
 
 Small networks learn 200 handwritten digits, and how diabetes progressed in 150 patients, on several random splits.
-Their probabilities of other digits, and intervals for other patients, are compared: those of one network, the same
-calibrated by a temperature or a scale, with dropout left on, with Laplace's approximation for the last layer, and of an
-ensemble. Sets and intervals that should hold 95 % of the truths are then calibrated by split conformal prediction on
-half of the held-out rows; all scores are those of the other half. Expect one network to be too sure of itself, and an
-ensemble to be more accurate and less so; expect intervals that know nothing of new patients' errors to be far too
-narrow; and expect conformal sets and intervals of every method to hold about 95 %. It works offline and takes about a
-minute.
+Their probabilities for other digits, and intervals for other patients, are compared: those of one network, the same
+calibrated by a temperature or a scale, with dropout left on, with the Laplace approximation for the last layer, and of
+an ensemble. Sets and intervals that should contain the true value in 95 % of cases are then calibrated by split
+conformal prediction on half of the held-out rows; all scores are those of the other half. Expect one network to be
+overconfident, and an ensemble to be more accurate and less overconfident; expect intervals that ignore the errors on
+new patients to be far too narrow; and expect conformal sets and intervals of every method to cover about 95 %. It works
+offline and takes about a minute.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ ONE, DROPOUT, LAPLACE, ENSEMBLE = "one network", "MC dropout", "Laplace", "ensem
 SCALED, QUANTILES = "one network, scaled", "quantiles"
 DIGITS, PATIENTS = 1797, 442
 PRIORS = (1.0, 3.0, 10.0, 30.0, 100.0)
-"""Precisions of the prior that Laplace's approximation chooses from."""
+"""The prior precisions from which the Laplace approximation chooses."""
 CLASSES = {
     "accuracy": "accuracy",
     "NLL": "negative_log_likelihood",
@@ -79,9 +79,9 @@ class Config:
     members: int = 5
     """networks in an ensemble"""
     draws: int = 50
-    """predictions with dropout, and draws from Laplace's posterior"""
+    """predictions with dropout, and draws from the Laplace posterior"""
     level: float = 0.95
-    """the share of the truths that sets and intervals should hold"""
+    """the share of true values that sets and intervals should contain"""
     digits: int = 200
     """digits to train on"""
     patients: int = 150
@@ -104,7 +104,7 @@ class Trained(NamedTuple):
     Attributes:
         variables: those of the members, stacked.
         train: what they were trained on.
-        held_out: every other row calibrates, and those between are scored.
+        held_out: every other row is for calibration; the rows between are scored.
     """
 
     variables: Variables
@@ -121,7 +121,9 @@ def main(config: Config) -> dict[str, Any]:
     """Run the experiment, and return its summary."""
     results = Results(config.out)
     keys = jax.random.split(jax.random.key(config.seed), config.splits)
-    print(f"{config.splits} splits of {config.digits} digits to train on; sets that should hold {config.level:.0%}\n")
+    print(
+        f"{config.splits} splits of {config.digits} digits to train on; sets that should contain {config.level:.0%}\n"
+    )
     digits = over_splits(compare_digits(keys, config))
     show(digits, CLASSES)
     print(f"\n{config.patients} patients to train on; error and width in standard deviations of the targets\n")
@@ -148,7 +150,7 @@ def trainer(outputs: int, loss: PerExample, config: Config) -> tuple[Model, Call
 
 
 def halves(rows: Any) -> tuple[Any, Any]:
-    """Return the rows that calibrate, and those that are scored."""
+    """Return the rows for calibration, and those that are scored."""
     return jax.tree.map(lambda leaf: leaf[0::2], rows), jax.tree.map(lambda leaf: leaf[1::2], rows)
 
 
@@ -186,7 +188,7 @@ def outputs_of(
 ) -> dict[str, Array]:
     """Return the outputs of the members or draws of each method, `(members, held out, outputs)`.
 
-    The prior of Laplace's approximation is the one with the lowest loss on the rows that calibrate.
+    The prior of the Laplace approximation is the one with the lowest loss on the calibration rows.
     """
     dropout_key, laplace_key = jax.random.split(key)
     inputs, first = trained.held_out.inputs, trained.first
@@ -212,7 +214,7 @@ def log_mean(outputs: Array) -> Array:
 
 
 def score_classes(key: Array, logits: Array, labels: Array, level: float) -> dict[str, Array]:
-    """Score probabilities, and sets: by the probabilities as they are, and calibrated in two ways."""
+    """Score probabilities, and sets: from the probabilities alone, and calibrated in two ways."""
     p = uncertainty.probabilities(logits)
     (_, new), (known_labels, new_labels) = halves(p), halves(labels)
     least, adaptive = halves(conformal.lac(p)), halves(conformal.aps(key, p))
@@ -286,7 +288,7 @@ def error(predictions: Array, targets: Array) -> Array:
 
 
 def score_intervals(interval: Interval, targets: Array, level: float) -> dict[str, Array]:
-    """Return coverage and mean width of intervals, as they are and widened by conformal margins."""
+    """Return coverage and mean width of intervals, unchanged and widened by conformal margins."""
     known, new = halves(interval)
     known_targets, new_targets = halves(targets)
     widened = conformal.widen(new, conformal.margins(known, known_targets, level))
@@ -315,7 +317,7 @@ def show(table: Table, columns: dict[str, str]) -> None:
 
 
 def draw_coverage(results: Results, digits: Table, patients: Table, level: float) -> None:
-    """Draw how often sets and intervals hold the truth, and how large they are."""
+    """Draw how often sets and intervals contain the truth, and how large they are."""
     figure, axes = plt.subplots(2, 2, figsize=(11, 6.4), sharex="col")
     kinds = {
         "own": ("as they are", ORANGE, "o"),

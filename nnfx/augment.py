@@ -244,15 +244,15 @@ def mixup(key: Array, batch: Batch, alpha: NonNegative, classes: int | None = No
     Args:
         key: a typed key.
         batch: inputs of any shape, floats; targets that are floats of any shape, or integer labels.
-        alpha: α, not negative: 0 mixes nothing, 1 draws λ uniformly; may be traced.
+        alpha: α, non-negative: 0 mixes nothing, 1 draws λ uniformly; may be traced.
         classes: the number of classes, for integer labels: the targets then become rows of probabilities `(batch,
             classes)`, as accepted by `nnfx.losses.categorical_cross_entropy` and by `nnfx.metrics.accuracy`, which
             compares the most probable class. It determines shapes: fix it with `functools.partial(mixup, classes=10)`.
 
     Returns:
         The batch with new inputs and targets; both keep their shape and dtype, except that integer labels become rows
-        in the dtype of the weights, at least float32. If steps or outputs have weights, those of a mixture are zero
-        where either example has none.
+        in the dtype of the weights, at least float32. If steps or outputs have their own weights, a mixture has weight
+        zero wherever either example has.
 
     Raises:
         TypeError: for a key that is not typed, inputs that are not floats, or a number of classes that is not an
@@ -293,7 +293,7 @@ def mixup(key: Array, batch: Batch, alpha: NonNegative, classes: int | None = No
         return _summed(weigh, (parts, rows)).astype(values.dtype)
 
     weights = batch.weights
-    if weights.ndim > 1:  # a mixture with an absent target is absent
+    if weights.ndim > 1:  # both targets of a mixture must be present
         weights = jnp.where(shards.gathered(weights)[rows[1]] != 0, weights, 0)
     return Batch(jax.tree.map(mix, batch.inputs), mix(targets), weights)
 
@@ -354,7 +354,7 @@ def _larger_shares(key: Array, alpha: Array, rows: int) -> Array:
 
 
 def _of_rows(weights: Array) -> Array:
-    """Return one weight per row: the mean over its steps, or its numbers, if each has one."""
+    """Return one weight per row: the mean over its steps or numbers, if these have weights."""
     return weights if weights.ndim == 1 else weights.reshape(len(weights), -1).mean(1)
 
 

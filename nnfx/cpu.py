@@ -73,20 +73,20 @@ def set_up(
 
 
 def keep_programs(folder: str | os.PathLike[str] | None = None, *, at_most: int = 2**30) -> Path | None:
-    """Keep compiled programs on disk, so that later processes read them in place of compiling them again.
+    """Keep compiled programs on disk, so that later processes load them instead of compiling again.
 
-    Several processes may use one folder. What has not been read for the longest time is removed first.
+    Several processes may use one folder. The least recently read programs are removed first.
 
     Args:
-        folder: where to keep them; by default a folder for this kind of CPU in `$XDG_CACHE_HOME/nnfx/programs`, or
-            `~/.cache/nnfx/programs`. One that JAX already has (`JAX_COMPILATION_CACHE_DIR`) takes precedence.
-        at_most: the bytes that the folder may have when this is called; what is compiled afterwards comes on top.
+        folder: where to keep them; by default, a folder for this kind of CPU in `$XDG_CACHE_HOME/nnfx/programs`, or
+            `~/.cache/nnfx/programs`. A folder that JAX already uses (`JAX_COMPILATION_CACHE_DIR`) takes precedence.
+        at_most: the maximum size of the folder, in bytes, when this is called; programs compiled later are added to it.
 
     Returns:
         The folder in use; None if JAX keeps no programs (`JAX_ENABLE_COMPILATION_CACHE=false`).
 
     Raises:
-        TypeError, ValueError: for a folder that is not a path, or a number of bytes that is not a whole one.
+        TypeError, ValueError: for a folder that is not a path, or a number of bytes that is not an integer.
 
     Example:
         >>> import tempfile
@@ -109,7 +109,7 @@ def keep_programs(folder: str | os.PathLike[str] | None = None, *, at_most: int 
 
 
 def _programs() -> Path:
-    """Return the folder for programs of this kind of CPU: others may lack instructions that they use."""
+    """Return the folder for programs of this kind of CPU: other CPUs may lack instructions that they use."""
     about = [platform.machine(), platform.processor()]
     with contextlib.suppress(OSError):
         about += sorted({line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")})
@@ -119,7 +119,7 @@ def _programs() -> Path:
 
 
 def _shrink(folder: Path, at_most: int) -> None:
-    """Remove the programs that have not been read for the longest time, until the others fit."""
+    """Remove the least recently read programs until the others fit."""
     kept = 0
     found = [(max(about.st_atime, about.st_mtime), about.st_size, path) for path, about in _files(folder)]
     for _, size, path in sorted(found, reverse=True):
@@ -130,7 +130,7 @@ def _shrink(folder: Path, at_most: int) -> None:
 
 
 def _files(folder: Path) -> list[tuple[Path, os.stat_result]]:
-    """Return the files of a folder, if there is one, with what the system knows about them."""
+    """Return the files of a folder, if it exists, each with its size and times."""
     found = []
     with contextlib.suppress(OSError):
         for path in folder.iterdir():

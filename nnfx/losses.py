@@ -243,7 +243,7 @@ def categorical_cross_entropy(logits: Array, labels: Array, label_smoothing: Sha
 
     Returns:
         `(batch,)` in nats, the mean over further axes. If some steps of a sequence have no label, give the batch
-        weights `(batch, time)`, such as `labels >= 0`: steps then count like rows, and those without weight not at all.
+        weights `(batch, time)`, such as `labels >= 0`: steps then count like rows, and those of weight zero not at all.
 
     Raises:
         ValueError: for integer labels outside `[0, classes)`, rows that do not sum to 1, or shapes that do

@@ -104,8 +104,8 @@ class Batch(NamedTuple):
         targets: `(batch, ...)`.
         weights: `(batch,)`, the weight of each example in the loss; zero marks padding. Or `(batch, time)`, the weight
             of each step, for a model with outputs `(batch, time, ...)`: losses and metrics are then computed per step.
-            Or the shape of the outputs and targets, a weight for each number: they are then computed per number, and
-            each present one counts once over the batch.
+            Or the shape of the outputs and targets, a weight for each number: losses and metrics are then computed per
+            number, and averaged over the batch.
     """
 
     inputs: Any

@@ -12,7 +12,7 @@ __all__ = ["CLASSES", "read_emnist"]
 
 _DIGITS, _UPPER = tuple(string.digits), tuple(string.ascii_uppercase)
 _MERGED = (*_DIGITS, *_UPPER, *"abdefghnqrt")
-"""Lower-case letters that look like their capitals are in one class with them."""
+"""Lower-case letters that look like their capitals share a class with them."""
 
 CLASSES = {
     "balanced": _MERGED,
@@ -26,7 +26,7 @@ CLASSES = {
 
 
 def read_emnist(source: Source, name: str) -> tuple[Examples, Examples]:
-    """Read one of the data sets of EMNIST from its zip file, `gzip.zip`, with all images put upright.
+    """Read one of the data sets of EMNIST from its zip file, `gzip.zip`, with all images upright.
 
     The four members needed are found by their exact names, such as `gzip/emnist-letters-train-images-idx3-ubyte.gz`,
     and nothing is unpacked to disk.
@@ -40,7 +40,7 @@ def read_emnist(source: Source, name: str) -> tuple[Examples, Examples]:
 
     Raises:
         OSError: for a file that cannot be read.
-        ValueError: for another name; a file that is not a complete zip file, or lacks a member; and members that are
+        ValueError: for an unknown name; a file that is not a complete zip file or lacks a member; and members that are
             damaged or hold anything else, see `read_idx_examples`.
 
     References:
@@ -49,7 +49,7 @@ def read_emnist(source: Source, name: str) -> tuple[Examples, Examples]:
     checks.choice("name", name, CLASSES)
     first = 1 if name == "letters" else 0
     with reading(source) as reader:
-        with damage_named(reader.name, "zip file of EMNIST"), zipfile.ZipFile(reader.stream) as archive:
+        with damage_named(reader.name, "EMNIST zip file"), zipfile.ZipFile(reader.stream) as archive:
             files = [_member(reader.name, archive, reader.size, f"gzip/emnist-{name}-{part}") for part in _PARTS]
         count = len(CLASSES[name])
         try:
@@ -67,7 +67,7 @@ _PARTS = tuple(
 
 
 def _member(file: str, archive: zipfile.ZipFile, size: int, name: str) -> bytes:
-    """Return the bytes of a member, which is compressed already, and so no larger than the archive."""
+    """Return the bytes of a member, which is already compressed and so no larger than the archive."""
     if name not in archive.namelist():
         raise ValueError(f"{file}: expected a zip file with {name}, got one without")
     found = archive.getinfo(name)

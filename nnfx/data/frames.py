@@ -40,10 +40,10 @@ def in_order_of(features: tuple[str, ...], inputs: Any, name: str = "inputs") ->
 
 
 def places(features: tuple[str, ...], names: tuple[str, ...], name: str = "inputs") -> list[int]:
-    """Return where each of the features is among the names of columns.
+    """Return the position of each feature among the names of the columns.
 
     Raises:
-        ValueError: for names that are missing, strange or repeated.
+        ValueError: for names that are missing, unknown or repeated.
 
     Example:
         >>> places(("b", "a"), ("a", "b"))

@@ -22,12 +22,12 @@ class Given(NamedTuple):
     Attributes:
         inputs: an array of numbers `(rows, ...)`, or the columns of a frame with categories or booleans.
         targets: `(rows, ...)`; integers if they were text. Missing ones are filled with a value of the same output.
-        weights: in float64, `(rows,)`, or of the leading axes of the targets; 0 for missing targets.
+        weights: `(rows,)`, or with more of the leading axes of the targets, in float64; 0 for missing targets.
         features: the names given to the raw features; empty if they have none.
-        names: what to call the raw features.
+        names: the names of the raw features for display: those given, or default ones.
         classes: the names of the classes, if the targets were text.
-        train: how many rows come before those of `valid`; all if that was not given.
-        lengths: how many steps of each row are real, if the inputs are sequences, which are zero beyond; else None.
+        train: the number of training rows; all of the rows if `valid` was not given.
+        lengths: the number of real steps of each row, if the inputs are sequences (zero beyond it); otherwise None.
     """
 
     inputs: np.ndarray | tuple[encode.Column, ...]
@@ -58,7 +58,7 @@ def read(
         weights: their weights.
         valid: the held-out part.
         features: the names of the features.
-        mask: whether targets may be missing, and then weigh nothing.
+        mask: whether targets may be missing; missing ones have weight zero.
 
     Raises:
         TypeError, ValueError: as for `prepare`.
@@ -161,14 +161,14 @@ def _joined(
 
 
 def _sequences_like(x: Any, inputs: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Read held-out sequences, which may be longer or shorter than those to train on."""
+    """Read held-out sequences, which may be longer or shorter than the training ones."""
     name = "inputs of valid"
     if not isinstance(inputs, Sequences):
-        raise TypeError(f"{name}: expected Sequences, like the inputs to train on, got {checks.describe(inputs)}")
+        raise TypeError(f"{name}: expected Sequences, like the training inputs, got {checks.describe(inputs)}")
     more, lengths = sequences.read(name, inputs)
     if more.shape[2:] != x.shape[2:]:
         expected = ", ".join(["rows", "time", *map(str, x.shape[2:])])
-        raise ValueError(f"{name}: expected ({expected}), like those to train on, got {checks.describe(more)}")
+        raise ValueError(f"{name}: expected ({expected}), like the training rows, got {checks.describe(more)}")
     return more, lengths
 
 
@@ -212,7 +212,7 @@ def _targets(parts: list[Any], rows: list[int], mask: bool) -> tuple[np.ndarray,
 
 
 def _whole(y: np.ndarray, given: Any) -> np.ndarray:
-    """Return targets as integers again if only the missing ones among them made them floats."""
+    """Convert targets back to integers if they are floats only because some are missing."""
     dtypes = [given.dtype] if hasattr(given, "dtype") else list(getattr(given, "dtypes", ()))
     text = [str(getattr(dtype, "numpy_dtype", dtype)).lower() for dtype in dtypes]
     if y.dtype.kind != "f" or not text or not all(each.startswith(("int", "uint", "bool")) for each in text):
@@ -231,7 +231,7 @@ def _weights(name: str, weights: Any, targets: tuple[int, ...]) -> np.ndarray:
 
 
 def _together(weights: list[np.ndarray]) -> np.ndarray:
-    """Return the weights of both parts; if only one part has one per step or output, so has the other then."""
+    """Return the weights of both parts; if either part has one per step or output, so does the other."""
     first, *others = sorted(weights, key=np.ndim, reverse=True)
     shape = first.shape[1:]
     return (
@@ -242,7 +242,7 @@ def _together(weights: list[np.ndarray]) -> np.ndarray:
 
 
 def _masked(weights: np.ndarray, is_known: np.ndarray | None) -> np.ndarray:
-    """Return weights that are zero for unknown targets, with as few axes as tell them apart."""
+    """Return weights that are zero for unknown targets, with as few axes as possible."""
     if is_known is None:
         return weights
     axes = weights.ndim

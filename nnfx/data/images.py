@@ -199,7 +199,7 @@ def images(name: str) -> Images:
 
     Args:
         name: `"digits"`, `"mnist"`, `"fashion_mnist"`, `"cifar10"` or `"cifar100"`, see the function of that name; or
-            `"cifar100_coarse"`, whose labels are groups of classes; or a data set of EMNIST, put upright:
+            `"cifar100_coarse"`, whose labels are groups of classes; or an EMNIST data set, with upright images:
             `"emnist_balanced"`, `"emnist_byclass"`, `"emnist_bymerge"`, `"emnist_digits"`, `"emnist_letters"` or
             `"emnist_mnist"`, see `read_emnist`.
 

@@ -36,7 +36,8 @@ def spread(x: np.ndarray, rows: np.ndarray, is_known: np.ndarray | None = None) 
     Args:
         x: `(rows, ...)`.
         rows: which rows to measure.
-        is_known: which values to measure, like `x`; all by default. Of none, the mean is 0 and the deviation 1.
+        is_known: which values to measure, like `x`; all by default. If there are none, the mean is 0 and the deviation
+            1.
     """
     x = x[rows]
     if is_known is None:
@@ -48,7 +49,7 @@ def spread(x: np.ndarray, rows: np.ndarray, is_known: np.ndarray | None = None) 
 
 
 def has_weight(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return which targets of this shape have a weight, or None if they have one weight per row.
+    """Return which targets of this shape have positive weight, or None if weights are per row.
 
     >>> has_weight(np.array([[1.0, 0.0]]), (1, 2))
     array([[ True, False]])

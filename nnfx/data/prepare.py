@@ -154,11 +154,11 @@ def prepare(
             `(rows, features)`, fill in the training `"median"` and append an indicator column for each feature with
             missing values in the training part. With `"median"`, missing categories are a category of their own,
             `column missing`, if they occur in the training part, and otherwise 0 in all columns.
-        missing_targets: what to do about missing targets: raise an `"error"`; or `"mask"` each of them, so that it
-            weighs nothing in the loss, in metrics and in statistics. If rows lack some of their targets, every target
-            has a weight of its own, and each present one counts once: the loss is `Σ wᵢ mᵢⱼ ℓᵢⱼ / Σ wᵢ mᵢⱼ` over rows
-            i and targets j, with `mᵢⱼ` 1 or 0, and ℓ a loss that is a mean over outputs, such as
-            `nnfx.losses.mean_square_error`. Integers with a mask stay integers.
+        missing_targets: what to do about missing targets: raise an `"error"`; or `"mask"` each of them, which leaves it
+            out of the loss, the metrics and the statistics. If rows lack some of their targets, every target has its
+            own weight, and each one present counts once: the loss is `Σ wᵢ mᵢⱼ ℓᵢⱼ / Σ wᵢ mᵢⱼ` over rows i and targets
+            j, with `mᵢⱼ` 1 or 0, and ℓ a loss that is a mean over outputs, such as `nnfx.losses.mean_square_error`.
+            Integers with a mask stay integers.
         unseen: what to do about categories that do not occur in the training rows, here and in predictions: raise an
             `"error"`, or take them as `"other"`, 0 in all columns; a separate column for them would have untrained
             weights.

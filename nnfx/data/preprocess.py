@@ -43,8 +43,8 @@ class Preprocess:
         mean: `(1, features + indicators)`, or a scalar zero if nothing is standardised.
         scale: like `mean`; the standard deviation, or 1 for a constant feature.
         indicators: the positions of the features that have an indicator for missing values.
-        shape: the shape of a raw example, with its categories as 0/1 columns; for sequences, −1 stands for any number of
-            steps.
+        shape: the shape of a raw example, with its categories as 0/1 columns; for sequences, −1 stands for any number
+            of steps.
         features: the names of the raw features, by which the columns of a frame are found; empty if they have none.
         keep_integers: whether integers stay integers, as tokens do; None keeps integers `(batch, n)` that are neither
             standardised nor filled.
@@ -154,7 +154,7 @@ class Preprocess:
         return self.shape[:1] == (sequences.ANY_TIME,)
 
     def _sequences(self, inputs: Any) -> Sequences:
-        """Return sequences whose real steps are prepared, and which are zero beyond them."""
+        """Prepare the real steps of sequences; all others become zero."""
         given = inputs if isinstance(inputs, Sequences) else Sequences(as_numpy("inputs", inputs))
         values: Any = given.values
         lengths: Any = given.lengths

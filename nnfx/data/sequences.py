@@ -1,4 +1,4 @@
-"""Sequences of unequal length: what is real of them, and what is padding."""
+"""Sequences of unequal length: their real steps and their padding."""
 
 from typing import Any, NamedTuple
 
@@ -11,15 +11,15 @@ from nnfx.types import Sequences
 __all__ = ["ANY_TIME", "Steps", "is_real", "on_device", "padded", "read", "real_steps", "without_padding"]
 
 ANY_TIME = -1
-"""The number of steps in the shape of an example that has its own."""
+"""Stands for the number of steps in the shape of an example, which differs between sequences."""
 
 
 class Steps(NamedTuple):
-    """The real steps of all sequences, one below the other.
+    """The real steps of all sequences, concatenated.
 
     Attributes:
         values: `(steps, ...)`.
-        rows: the sequence that each belongs to, `(steps,)`.
+        rows: the sequence that each step belongs to, `(steps,)`.
     """
 
     values: np.ndarray
@@ -32,14 +32,14 @@ def read(name: str, sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         TypeError: for values that are not real numbers.
         ValueError: for values that are neither `(rows, time, features)` nor integers `(rows, time)`, such as tokens,
-            for sequences with a state of their own, and for lengths that do not fit.
+            for sequences with an initial state, and for lengths that do not fit.
 
     >>> read("inputs", Sequences(np.array([[[1.0], [np.nan]]]), np.array([1])))
     (array([[[1.],
             [0.]]]), array([1]))
     """
     if sequences.state is not None:
-        raise ValueError(f"{name}: expected sequences that start from a state of zeros, got a state of their own")
+        raise ValueError(f"{name}: expected sequences without an initial state, got some with one")
     values = arrays.as_numpy(f"values of {name}", sequences.values, masked_as_nan=True)
     is_tokens = values.ndim == 2 and values.dtype.kind in "iu"
     if not (is_tokens or values.ndim == 3) or 0 in values.shape:
@@ -49,9 +49,9 @@ def read(name: str, sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
     if sequences.lengths is None:
         return values, np.full(len(values), values.shape[1])
     lengths = arrays.as_numpy(f"lengths of {name}", sequences.lengths)
-    Sequences(values, lengths)  # which checks that they fit, as lists are not when they are given
+    Sequences(values, lengths)  # checks that the lengths fit, which was not done if they were lists
     if not (lengths > 0).any():
-        raise ValueError(f"{name}: expected some sequences with a step or more, got lengths of 0 only")
+        raise ValueError(f"{name}: expected at least one sequence with a step, got only lengths of 0")
     return without_padding(np, values, lengths), lengths
 
 

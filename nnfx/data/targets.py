@@ -77,7 +77,7 @@ def standardized(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Standardise targets by their mean and standard deviation over the given rows; return these too, `(1, ...)` each.
 
-    Targets without weight, such as missing ones, are not measured.
+    Targets of weight zero, such as missing ones, are left out of the statistics.
 
     Raises:
         TypeError: for targets that are not floats.

@@ -113,11 +113,11 @@ def _duration(step: Any, dtype: np.dtype[Any]) -> str:
 
 
 def following(times: Any, steps: int) -> np.ndarray:
-    """Return the times that come after the last one, in the calendar of the times.
+    """Return the times that follow the last one, in the same calendar.
 
-    Months, quarters and years keep their day of the month, as far as a month has it, and their last day if all times
-    are on the last day; the days from Monday to Friday skip the weekend. The frequency of a pandas index takes
-    precedence, or the one that pandas infers.
+    Months, quarters and years keep the day of the month, or stop at the last day of a shorter one, and stay on the last
+    day if all times are on it; times from Monday to Friday skip the weekend. The frequency of a pandas index, given or
+    inferred by pandas, takes precedence.
 
     Args:
         times: `(time,)`, two or more, as for `irregularity`, and regular.
@@ -127,7 +127,7 @@ def following(times: Any, steps: int) -> np.ndarray:
         `(steps,)`, with the dtype of the times; those of a pandas index as datetime64, in UTC if it has a time zone.
 
     Raises:
-        ValueError: for fewer than two times, or times whose steps differ in no calendar known here.
+        ValueError: for fewer than two times, or times that are not regular in any known calendar.
 
     Example:
         >>> following(np.array(["2023-11-30", "2023-12-31"], "datetime64"), 2)
@@ -138,7 +138,7 @@ def following(times: Any, steps: int) -> np.ndarray:
     frequency = getattr(times, "freq", None)
     if frequency is None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pandas 3 announces another type, which `date_range` takes just as well
+            warnings.simplefilter("ignore")  # pandas 3 declares another type, which `date_range` accepts as well
             frequency = getattr(times, "inferred_freq", None)
     if frequency is not None:
         pandas = sys.modules["pandas"]
@@ -146,7 +146,7 @@ def following(times: Any, steps: int) -> np.ndarray:
         return _as_array(ranging(times[-1], periods=steps + 1, freq=frequency)[1:])
     known = _as_array(times)
     if len(known) < 2:
-        raise ValueError(f"times: expected two or more, to see which ones come next, got {len(known)}")
+        raise ValueError(f"times: expected two or more, to tell which ones come next, got {len(known)}")
     if known.dtype.kind == "f":
         return known[-1] + np.median(np.diff(known)) * np.arange(1, steps + 1)
     counts, of_counts = counted(known)
@@ -155,8 +155,8 @@ def following(times: Any, steps: int) -> np.ndarray:
         steps_given = np.diff(known.astype(np.int64))
         least, most = (_duration(step, known.dtype) for step in (steps_given.min(), steps_given.max()))
         raise ValueError(
-            f"times: expected equal steps, months, or the days from Monday to Friday, to see which times come next, got"
-            f" steps of {least} to {most}; use a pandas index with a frequency, or values without times"
+            f"times: expected equal steps, months, or the days from Monday to Friday, to tell which times come next,"
+            f" got steps of {least} to {most}; use a pandas index with a frequency, or values without times"
         )
     later: np.ndarray = of_counts(counts[-1] + apart[0] * np.arange(1, steps + 1))
     return later
@@ -192,12 +192,12 @@ def counted(times: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.nd
 
 
 def _last_days(months: np.ndarray) -> np.ndarray:
-    """Return the last day of each month, counted from its first, in days."""
+    """Return the last day of each month, in days after its first."""
     return (months + 1).astype("datetime64[D]") - months.astype("datetime64[D]") - np.timedelta64(1, "D")
 
 
 def _in_months(counts: np.ndarray, anchor: np.timedelta64) -> np.ndarray:
-    """Return the same day of each month, or its last one if it is shorter."""
+    """Return the same day of each month, or the last day of a shorter month."""
     months = counts.astype("datetime64[M]")
     return months.astype("datetime64[D]") + np.minimum(anchor, _last_days(months))
 

@@ -14,15 +14,15 @@ __all__ = ["next_tokens"]
 def next_tokens(tokens: Any, length: int, context: int = 0) -> Batch:
     """Cut a sequence of tokens into examples for a model that predicts the next token at every step.
 
-    Each token but the first is the target of one step with weight. The last example is filled up with steps without
-    weight.
+    Each token but the first is the target of exactly one step of weight 1. The last example is padded with steps of
+    weight zero.
 
     Args:
         tokens: integers, `(tokens,)`, at least two of them.
         length: the number of steps of each example.
-        context: how many steps of each example but the first only repeat the end of the one before, without weight:
-            every other target then has at least that many tokens before it. Training needs none; a score of a model
-            with a long memory does.
+        context: the number of steps with which each example but the first repeats the end of the one before, at weight
+            zero: every other target then has at least that many tokens before it. Use 0 for training, and more to score
+            a model with a long memory.
 
     Returns:
         Inputs and targets, int32 `(examples, length)`, and a weight for each step.
@@ -47,7 +47,7 @@ def next_tokens(tokens: Any, length: int, context: int = 0) -> Batch:
     if not np.issubdtype(found.dtype, np.integer):
         raise TypeError(f"tokens: expected integers, got {checks.describe(found)}")
     if found.ndim != 1 or len(found) < 2 or found.min() < 0:
-        raise ValueError(f"tokens: expected two or more in a row, none negative, got {checks.describe(found)}")
+        raise ValueError(f"tokens: expected (tokens,), two or more, none negative, got {checks.describe(found)}")
     checks.positive_integer("length", length)
     checks.non_negative_integer("context", context)
     if context >= length:

@@ -304,7 +304,7 @@ def _check_outputs(name: str, outputs: Array, head: Head, sizes: _Sizes) -> None
 def _checked(
     values: Any, past: Any, future: Any, lookback: int, horizon: int, origins: ArrayLike, least: int
 ) -> tuple[Array, Channels, np.ndarray]:
-    """Check the series and the origins, and return the rows with all columns, the numbers of columns, and the origins."""
+    """Check the series and the origins; return the rows with all columns, the numbers of columns, and the origins."""
     checks.positive_integer("lookback", lookback)
     checks.positive_integer("horizon", horizon)
     x = on_hand("values", values)

@@ -25,11 +25,11 @@ class Forecast:
 
     Attributes:
         values: point forecasts, `(steps, channels)`.
-        interval: lower and upper bounds of the same shape; None if no level was asked for.
+        interval: lower and upper bounds of the same shape; None if no level was requested.
         level: the share of the values that the interval is meant to cover; None if there is none.
         outputs: the forecasts with all parameters of the head, `(steps, channels, parameters)`, for its `quantiles`;
-            the points if it has none. Beyond the horizon, they take the points before them as certain.
-        times: datetime64 `(steps,)`; None if those of the series are not known.
+            the points if it has none. Beyond the horizon, they treat the points before them as exact.
+        times: datetime64 `(steps,)`; None if those of the series are unknown.
         names: the names of the channels, `()` if they have none.
     """
 
@@ -67,7 +67,7 @@ class Forecast:
 
 
 def _shown(times: np.ndarray) -> np.ndarray:
-    """Return times without hours if they are at midnight, as those of a pandas index often are."""
+    """Return times without hours if all are at midnight, as those of a pandas index often are."""
     if times.dtype.kind != "M" or np.datetime_data(times.dtype)[0] in ("Y", "M", "W"):
         return times
     days = times.astype("datetime64[D]")
@@ -88,17 +88,17 @@ def forecast(
 
     Up to the horizon, these are the first steps of a single forecast. Beyond it, the forecaster is applied to its own
     point forecasts, a block of one horizon at a time, like `nnfx.forecasting.forecasters.recursive`. With columns known
-    ahead, the last block begins early enough to end with the last step, so that nothing beyond has to be known.
+    ahead, the last block begins early enough to end with the last step, so that no later values need to be known.
 
     Args:
         trained: a run on these data, or its model as opened by `nnfx.load`; or a model without parameters, such as
             those of `nnfx.forecasting.baselines`, which sees the series in its own unit.
         data: the series, as returned by `nnfx.forecasting.prepare`.
-        steps: how many steps to forecast.
-        future: the columns known ahead, for the steps after the series, in its unit: `(steps, columns)`, or
-            `(horizon, columns)` if that is more, since a forecaster sees its whole horizon. Columns with names may
-            come in any order; times, if there are any, must be those that follow.
-        head: what the model's outputs mean.
+        steps: the number of steps to forecast.
+        future: the columns known ahead, for the steps after the series, in its unit: `(steps, columns)`, or `(horizon,
+            columns)` if that is more, since a forecaster sees its whole horizon. Named columns may be in any order;
+            times, if there are any, must be those that follow.
+        head: the meaning of the model's outputs.
         level: the share of the values that the intervals should cover, above 0 and below 1; None for no intervals.
         calibration: a backtest of the same forecaster, over as many steps or more, whose errors widen or narrow the
             intervals; see `nnfx.forecasting.conformal.margins`. Without it, intervals are those of the head.
@@ -108,11 +108,11 @@ def forecast(
         from Monday to Friday skip the weekend.
 
     Raises:
-        TypeError: for data that `prepare` did not make, or steps that are not a whole number.
-        ValueError: for columns known ahead that are missing, strange or of another length or time; for more steps than
-            the horizon with columns known only in the past, or with intervals of a head, which would ignore the errors
-            of what it is fed; for a level that the head or the calibration does not reach; for forecasts of other
-            sizes than the data; and for times that no known calendar continues.
+        TypeError: for data not returned by `prepare`, or steps that are not an integer.
+        ValueError: for columns known ahead that are missing, unknown or of the wrong length or times; for more steps
+            than the horizon with columns known only in the past, or with intervals of a head, which would ignore the
+            errors of the points fed back to it; for a level that the head or the calibration cannot provide; for
+            forecasts whose sizes differ from those of the data; and for times that follow no known calendar.
 
     Example:
         >>> import nnfx
@@ -139,7 +139,7 @@ def _check(trained: Any, data: Any, steps: int) -> None:
     if not hasattr(trained, "apply"):
         raise TypeError(f"trained: expected a run or a Model without parameters, got {checks.describe(trained)}")
     if not isinstance(data, SeriesData):
-        raise TypeError(f"data: expected those of nnfx.forecasting.prepare, got {checks.describe(data)}")
+        raise TypeError(f"data: expected the result of nnfx.forecasting.prepare, got {checks.describe(data)}")
     checks.positive_integer("steps", steps)
     if data.history.channels.past and steps > data.history.horizon:
         raise ValueError(
@@ -164,7 +164,7 @@ def _outputs(trained: Trained | Model, history: History, planned: np.ndarray, st
     ahead = in_view(np.concatenate([latest[:, of_future], planned]), of_future)
     blocks: list[np.ndarray] = []
     done = 0
-    while done < steps:  # on the host, where arrays that grow need no new programs
+    while done < steps:  # on the host, where growing arrays need no new programs
         start = max(min(done, steps - horizon), 0) if channels.future else done
         window = [y[start : start + lookback], past]
         if channels.future:
@@ -193,7 +193,7 @@ def _applied(trained: Trained | Model, window: np.ndarray) -> Array:
 def _interval(
     head: Head, outputs: Array, horizon: int, level: float | None, calibration: Backtest | None
 ) -> Interval | None:
-    """Return the interval of a forecast: that of its head, that around its points, or one calibrated on a backtest."""
+    """Return the interval of a forecast: from its head, around its points, or calibrated on a backtest."""
     if level is None:
         if calibration is not None:
             raise ValueError("level: expected the share of the values to cover, for a calibration, got None")
@@ -201,7 +201,7 @@ def _interval(
     if head.parameters and len(outputs) > horizon:
         raise ValueError(
             f"level: expected None beyond the horizon, {horizon} steps, since the intervals of a head ignore the errors"
-            f" of the points that it is fed, got {level} for {len(outputs)} steps"
+            f" of the points fed back to it, got {level} for {len(outputs)} steps"
         )
     if calibration is None:
         return heads.interval(head, outputs, level)

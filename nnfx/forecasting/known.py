@@ -13,7 +13,7 @@ __all__ = ["Channels", "beside", "check_aligned", "seen", "to_come"]
 
 
 class Channels(NamedTuple):
-    """How many channels there are of each kind, in the order in which a forecaster sees them.
+    """The number of channels of each kind, in the order in which a forecaster sees them.
 
     Attributes:
         values: those of the series, which are forecast.
@@ -36,7 +36,7 @@ def beside(values: Any, y: Array, past: Any, future: Any) -> tuple[Array, Channe
 
     Args:
         values: the series as the user passed it, perhaps with times.
-        y: the same in floats on the device, `(time, channels)`.
+        y: the same as floats on the device, `(time, channels)`.
         past: columns that are known up to the origin; None for none.
         future: columns that are known ahead; None for none.
     """
@@ -52,7 +52,7 @@ def beside(values: Any, y: Array, past: Any, future: Any) -> tuple[Array, Channe
 
 
 def check_aligned(name: str, given: Any, columns: Any, values: Any, series: Any) -> None:
-    """Require exogenous columns to have the times and the series of the values, both as passed and as arrays."""
+    """Check that exogenous columns have the times and the series of the values, as passed and as arrays."""
     if columns.shape[:-1] != series.shape[:-1]:
         raise ValueError(
             f"{name}: expected the times and series of the values, {checks.describe(series)}, got"
@@ -66,7 +66,7 @@ def check_aligned(name: str, given: Any, columns: Any, values: Any, series: Any)
 def seen(rows: Array, channels: Channels, origins: Array, lookback: int, horizon: int) -> Array:
     """Return the windows that a forecaster sees at these origins, `(origins, lookback, channels)`.
 
-    Columns that are known ahead are cut later by the horizon, as in `nnfx.forecasting.windows`.
+    Columns that are known ahead are cut one horizon later, as in `nnfx.forecasting.windows`.
 
     >>> rows = jnp.stack([jnp.arange(6.0), jnp.arange(10.0, 16.0)], axis=1)
     >>> seen(rows, Channels(1, 0, 1), jnp.array([3]), lookback=2, horizon=1)[0].tolist()

@@ -1,4 +1,4 @@
-"""From a series to data for training that know where they end, for `nnfx.forecasting.forecast`."""
+"""Prepare a series for training, and keep its end for `nnfx.forecasting.forecast`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -25,10 +25,10 @@ class History:
 
     Attributes:
         rows: the values and the exogenous columns next to them, `(time, channels)`, in their own units.
-        channels: how many columns there are of each kind.
+        channels: the number of columns of each kind.
         names: the names of the columns of each kind, `()` if they have none.
-        times: the times of the rows that were given first; None if they are not known.
-        appended: how many rows were appended since.
+        times: the times of the initial rows; None if they are unknown.
+        appended: the number of rows appended since.
         scaler: the mean and the scale of each column.
         lookback: the number of steps that a forecaster sees.
         horizon: the number of steps that it forecasts at once.
@@ -52,11 +52,11 @@ class History:
 
         Args:
             kind: a field of `channels`, and the name of the argument, for error messages.
-            given: what the user passed.
-            steps: how many rows are needed; None for any number.
+            given: the rows as the user passed them.
+            steps: the number of rows needed; None for any number.
 
         Raises:
-            ValueError: for columns or rows that are missing, strange or out of order, or none at all.
+            ValueError: for columns or rows that are missing, unknown or out of order.
         """
         count = getattr(self.channels, kind)
         if (given is None) == (count > 0):
@@ -94,7 +94,7 @@ class SeriesData(Data):
     """Windows of a series ready for training, with the series itself; see `prepare`, which makes them.
 
     Attributes:
-        history: the series up to the present, from which `nnfx.forecasting.forecast` goes on.
+        history: the series up to the present, from which `nnfx.forecasting.forecast` continues.
     """
 
     history: History = dataclasses.field(kw_only=True)
@@ -105,17 +105,17 @@ class SeriesData(Data):
         return self.history.scaler
 
     def append(self, values: Any, *, past: Any = None, future: Any = None) -> "SeriesData":
-        """Return the same data with the steps observed since, so that a trained forecaster goes on from there.
+        """Return the data with new observations appended, so that a trained forecaster continues from there.
 
-        The windows to train on and the scales stay as they are.
+        The training windows and the scales do not change.
 
         Args:
-            values: what followed the series, `(steps, channels)`.
+            values: the steps that followed the series, `(steps, channels)`.
             past: the columns known in the past at these steps, if the data have any.
             future: the columns known ahead at these steps, if the data have any.
 
         Raises:
-            ValueError: for columns or times other than those that follow, or that are missing.
+            ValueError: for columns that are missing or unknown, or times other than those that follow.
 
         Example:
             >>> data = prepare([[1.0], [2.0], [4.0]], lookback=2, horizon=1)
@@ -142,7 +142,7 @@ def prepare(
 ) -> SeriesData:
     """Prepare a series for training: check, scale and cut it into windows, and keep it to forecast from its end.
 
-    Each column is scaled by its mean and its standard deviation, `(y − μ) / σ`, before the first held-out target.
+    Each column is scaled, `(y − μ) / σ`, by its mean and its standard deviation before the first held-out target.
     The columns have the meaning and the order that they have in `nnfx.forecasting.windows`.
 
     Args:
@@ -157,12 +157,12 @@ def prepare(
             no held-out target appears in a training window.
 
     Returns:
-        Data that `nnfx.fit` takes, and `nnfx.forecasting.forecast` with the run.
+        Data for `nnfx.fit` and, together with the run, for `nnfx.forecasting.forecast`.
 
     Raises:
-        TypeError: for values that are not real numbers, or sizes that are not whole numbers.
-        ValueError: for what `windows` refuses, for more than one series, or fewer steps than one window to train on and
-            the held-out windows cover.
+        TypeError: for values that are not real numbers, or sizes that are not integers.
+        ValueError: as `windows` does; for more than one series; and for too few steps for one training window and those
+            held out.
 
     Example:
         >>> data = prepare(np.sin(np.arange(40.0))[:, None], lookback=8, horizon=4, valid_windows=5)
@@ -190,7 +190,7 @@ def prepare(
     time = len(parts[0])
     if time < lookback + horizon + held_out:
         raise ValueError(
-            f"values: expected at least {lookback + horizon + held_out} steps, for one window to train on"
+            f"values: expected at least {lookback + horizon + held_out} steps, for one training window"
             f"{' and those held out' * bool(held_out)}, got {checks.describe(parts[0])}"
         )
     rows = np.concatenate(parts, axis=1)

@@ -1,4 +1,4 @@
-"""A network to first order in its parameters: its linearisation around given ones, and its neural tangent kernel."""
+"""The linearisation of a network in its parameters, and its neural tangent kernel."""
 
 from typing import Any
 
@@ -16,13 +16,13 @@ __all__ = ["kernel", "linearize"]
 def linearize(model: Model, variables: Variables) -> Model:
     """Return the model that is linear in its parameters, `f(x; w₀) + ∂f/∂w (x; w₀) · (w − w₀)`.
 
-    It starts from w₀ whatever the key. Networks that are wide enough train like it: the difference between the two,
+    Its `init` returns w₀ for any key. Networks that are wide enough train like it: the difference between the two,
     after the same steps from the same start, falls in proportion to 1 / width.
 
     Args:
         model: the model.
-        variables: the model's; w₀ are its parameters. Its other variables, such as batch statistics, stay what they
-            are outside training.
+        variables: the model's variables; w₀ are its parameters. Others, such as batch statistics, do not change outside
+            training.
 
     Returns:
         A model from the same inputs to the same outputs, with the same tree of variables.
@@ -67,7 +67,7 @@ def linearize(model: Model, variables: Variables) -> Model:
             return model.apply(applied, inputs, key=key, weights=weights, train=True)
 
         outputs, pull, after = jax.vjp(of, around, has_aux=True)
-        # Pulling back is linear, and its own pullback pushes forward, also through operations without a forward mode.
+        # The VJP is linear, so its own VJP is the JVP, even through operations without forward-mode derivatives.
         _, push = jax.vjp(lambda cotangent: pull(cotangent)[0], jnp.zeros_like(outputs))
         (change,) = push(jax.tree.map(jnp.subtract, variables["params"], around))
         return (outputs + change, after) if train else outputs + change
@@ -78,14 +78,14 @@ def linearize(model: Model, variables: Variables) -> Model:
 def kernel(model: Model, variables: Variables, inputs: Any, others: Any = None) -> Array:
     """Return the neural tangent kernel, `Θᵢⱼ(x, x′) = ∂fᵢ(x)/∂w · ∂fⱼ(x′)/∂w`.
 
-    Under gradient flow on the square error the outputs change along it, and infinitely wide networks keep it constant.
-    The derivatives for all of `inputs`, `(rows, outputs, parameters)`, are held at once.
+    Under gradient flow on the squared error, it determines how the outputs change; in infinitely wide networks it stays
+    constant. The derivatives for all `inputs`, `(rows, outputs, parameters)`, are held in memory at once.
 
     Args:
         model: the model, applied outside training.
-        variables: the model's, at whose parameters w the derivatives are taken.
+        variables: the model's variables; derivatives are taken at its parameters w.
         inputs: x, `(rows, ...)`.
-        others: x′, `(others, ...)`; by default the inputs again.
+        others: x′, `(others, ...)`; by default, the inputs again.
 
     Returns:
         `(rows, others, outputs, outputs)`, in the square of the outputs' unit over that of the parameters.

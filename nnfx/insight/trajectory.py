@@ -1,4 +1,4 @@
-"""What changes along the way of gradient descent: any function of the training state, recorded between its steps."""
+"""What changes in the course of gradient descent: any function of the training state, recorded between steps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,17 +16,17 @@ __all__ = ["follow"]
 def follow(
     step: Step, state: TrainState, batch: Batch, look: Callable[[TrainState], Any], *, steps: int, every: int = 1
 ) -> tuple[TrainState, Any]:
-    """Take steps on one batch, and record `look(state)` before the first step and after every few.
+    """Take steps on one batch, and record `look(state)` before the first step and every few steps.
 
     With a whole data set as the batch, this is full-batch gradient descent. It is one compiled program, which works
-    under `jax.vmap`, over initial states for instance.
+    under `jax.vmap`, for example over initial states.
 
     Args:
         step: `(state, batch) -> (state, metrics)`, as made by `nnfx.make_step`.
         state: the state to start from, as made by `nnfx.init_state`.
         batch: the examples of every step.
-        look: what to record of a state: an array, or a tree of arrays.
-        steps: how many steps to take.
+        look: a function of the state that returns what to record, an array or a tree of arrays.
+        steps: the number of steps.
         every: the number of steps between two records, a divisor of `steps`.
 
     Returns:

@@ -103,7 +103,7 @@ def with_weights(labels: Array, weights: Array | None) -> tuple[Array, Array]:
 
 
 def _computed(measure: Callable[..., Any], scores: Array, labels: Array, weights: Array) -> Array:
-    """Compute a measure with NumPy in float64 from known values on a CPU, and as part of a program otherwise.
+    """Compute a measure with NumPy in float64 from concrete values on a CPU, and as part of a program otherwise.
 
     XLA takes about a second to compile a sort, once for every number of rows.
     """
@@ -139,7 +139,7 @@ def _average_precision(library: Any, scores: Any, labels: Any, weights: Any) -> 
 
 
 def _sums_by_rank(library: Any, scores: Any, *weights: Any) -> list[tuple[Any, Any]]:
-    """Return, for each row, the sums of some weights over the rows with lower scores, and with scores not higher."""
+    """Return, for each row, the sums of weights over the rows with lower scores, and with scores no higher."""
     order = library.argsort(scores)
     ordered = scores[order]
     low, high = (library.searchsorted(ordered, scores, side=side) for side in ("left", "right"))

@@ -1,4 +1,4 @@
-"""Metrics of predicted tokens: how many choices a model is left with, and how many bits a token takes."""
+"""Metrics of predicted tokens: perplexity and bits per token."""
 
 import math
 
@@ -13,7 +13,7 @@ __all__ = ["bits_per_token", "perplexity"]
 
 
 def bits_per_token(logits: Array, labels: Array) -> Array:
-    """The cross-entropy in bits, `−log₂ softmax(z)_y`: what an ideal code based on the model takes for a token.
+    """The cross-entropy in bits, `−log₂ softmax(z)_y`: the length of a token in an ideal code based on the model.
 
     For models of characters it is known as bits per character.
 
@@ -22,7 +22,7 @@ def bits_per_token(logits: Array, labels: Array) -> Array:
         labels: integers `(batch,)` or `(batch, time)`, one-hot rows or probabilities.
 
     Returns:
-        `(batch,)` in bits, the mean over the steps. In a run with weights for each step, steps are rows.
+        `(batch,)` in bits, the mean over the steps. In a run with a weight for each step, steps count as rows.
 
     Raises:
         ValueError: as `nnfx.losses.categorical_cross_entropy` does.
@@ -39,7 +39,7 @@ def bits_per_token(logits: Array, labels: Array) -> Array:
 
 @overall
 def perplexity(logits: Array, labels: Array, weights: Array | None = None) -> Array:
-    """The exponential of the mean cross-entropy, `exp(Σ wᵢ ℓᵢ / Σ wᵢ)`: among how many tokens a model has to choose.
+    """The exponential of the mean cross-entropy, `exp(Σ wᵢ ℓᵢ / Σ wᵢ)`: the effective number of tokens to choose from.
 
     Args:
         logits: `(batch, classes)`, or `(batch, time, classes)`, before the softmax.
@@ -48,10 +48,10 @@ def perplexity(logits: Array, labels: Array, weights: Array | None = None) -> Ar
             default.
 
     Returns:
-        A scalar, at least 1; NaN if nothing has a weight.
+        A scalar, at least 1; NaN if all weights are zero.
 
     Raises:
-        ValueError: as `nnfx.losses.categorical_cross_entropy` does, and for another number of weights.
+        ValueError: as `nnfx.losses.categorical_cross_entropy` does, and for weights of another shape than the labels.
 
     Example:
         >>> perplexity(jnp.zeros((2, 8)), jnp.array([5, -1]), jnp.array([1.0, 0.0])).round(4)  # one of eight
@@ -74,7 +74,7 @@ def perplexity(logits: Array, labels: Array, weights: Array | None = None) -> Ar
         weights = weights.reshape(-1)
     labels = labels.reshape(-1, *labels.shape[logits.ndim - 1 :])
     labels, weights = with_weights(labels, weights)
-    if labels.ndim == 2:  # a row of zeros is no distribution
+    if labels.ndim == 2:  # a row of zeros is not a distribution
         labels = jnp.where((weights != 0)[:, None], labels, 1 / logits.shape[-1])
     each = losses.categorical_cross_entropy(logits.reshape(-1, logits.shape[-1]), labels)
     return jnp.exp(losses.empirical(each, weights))

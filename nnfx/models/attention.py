@@ -1,4 +1,4 @@
-"""The transformer: steps of a sequence that look at each other, all at once or one at a time."""
+"""The transformer: attention between the steps of a sequence, all at once or one step at a time."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,14 +21,14 @@ from nnfx.types import Array, Model, Sequences, Stream, Variables
 
 KeysAndValues = tuple[Array, Array]
 Attend = Callable[[Array, Array, Array], tuple[Array, KeysAndValues | None]]
-"""From queries, keys and values, `(batch, time, heads, features)`, to what they attend to, and what is to be kept."""
+"""From queries, keys and values, `(batch, time, heads, features)`, to the attended values, and what to keep."""
 
 
 class Cache(NamedTuple):
-    """The keys and values of the latest steps of a stream: those of step t are at place `t mod context`.
+    """The keys and values of the latest steps of a stream: those of step t are at position `t mod context`.
 
     Attributes:
-        steps: how many steps were read, an int32 scalar.
+        steps: the number of steps read so far, an int32 scalar.
         layers: for each layer keys and values, `(batch, context, heads, features)`.
     """
 
@@ -37,7 +37,7 @@ class Cache(NamedTuple):
 
 
 class Block(nn.Module):
-    """Attention, then two layers of perceptrons at each step; each adds to its input what it finds."""
+    """Attention, then two dense layers at each step, each part with a residual connection."""
 
     heads: int
     hidden: int
@@ -47,7 +47,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, attend: Attend, train: bool) -> tuple[Array, KeysAndValues | None]:
-        """Return `(batch, time, width)`, and what `attend` keeps."""
+        """Return the outputs, `(batch, time, width)`, and what `attend` keeps."""
         width = x.shape[-1]
 
         def dense(name: str, x: Array, outputs: int, activation: Activation = activations.identity) -> Array:
@@ -68,7 +68,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Blocks of attention and perceptrons, then a layer of perceptrons."""
+    """Blocks of attention and dense layers, then a dense layer."""
 
     outputs: int | None
     width: int
@@ -84,7 +84,7 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array | Sequences, *, train: bool = False, cache: Cache | None = None) -> Any:
-        """Return `(batch, outputs)` or `(batch, time, outputs)`; given a cache, it and the outputs of one step."""
+        """Return `(batch, outputs)` or `(batch, time, outputs)`; given a cache, the new one and one step."""
         x, lengths, state = inputs if isinstance(inputs, Sequences) else Sequences(inputs)
         if x.ndim != 3:
             raise ValueError(f"inputs: expected (batch, time, features), got {checks.describe(x)}")
@@ -93,7 +93,7 @@ class Transformer(nn.Module):
         if lengths is not None:  # padding may hold NaN, and zero times that is not zero
             x = jnp.where((jnp.arange(x.shape[1])[None] < lengths[:, None])[..., None], x, 0)
         attend: Attend = partial(_attend_to_window, self._mask(x.shape[1], lengths))
-        # a vector of zeros has no direction to be normalised: without a bias its gradient would explode
+        # a zero vector cannot be normalised: without a bias, its gradient would explode
         bias = nn.initializers.normal(0.1)
         x = Perceptron(self.width, initializer=self.initializer, bias_initializer=bias, name="input")(x)
         x = _dropped(self, x, self.dropout, train)
@@ -134,7 +134,7 @@ def _attend_to_window(mask: Array, queries: Array, keys: Array, values: Array) -
 def _attend_to_cache(
     steps: Array, before: KeysAndValues, query: Array, key: Array, value: Array
 ) -> tuple[Array, KeysAndValues]:
-    """Put the key and the value of a step in place of the oldest, and attend to all that there are."""
+    """Replace the oldest key and value in the cache by those of a step, and attend to all of them."""
     context = before[0].shape[1]
     keys, values = (
         jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), steps % context, axis=1)
@@ -173,24 +173,23 @@ def transformer(
     returns: Literal["last", "all"] = "last",
     initializer: str | Initializer = "glorot_uniform",
 ) -> Model:
-    """A transformer: at each step attention to earlier ones, then perceptrons, both added to their normalised input.
+    """A transformer: blocks of attention between steps and dense layers at each step, with residual connections.
 
-    `h = x + attention(norm(x))` and `x' = h + V g(W norm(h))` in each layer, after a first layer of perceptrons that
-    brings the inputs to the width of the network. Queries and keys are rotated by their position, so that attention
-    depends on how far apart two steps are, and no step sees more than `context` steps. So sequences, and streams, may
-    be of any length.
+    `h = x + attention(norm(x))` and `x' = h + V g(W norm(h))` in each layer, after a dense layer that maps the inputs
+    to the width of the network. Queries and keys are rotated by their position, so that attention depends on how far
+    apart two steps are, and no step sees more than `context` steps, so sequences and streams may have any length.
 
     Args:
-        outputs: the number of perceptrons that read the last layer; None to return its normalised output.
+        outputs: the number of outputs, from a dense layer; None to return the normalised output of the last block.
         width: the number of features of each step within the network, a multiple of `2 × heads`.
         layers: the number of layers.
-        heads: the number of parts in which each layer attends, each with its own features.
-        hidden: the width of the perceptrons in each layer; 4 × `width` if None.
-        context: how many steps back a step sees, itself included.
+        heads: the number of attention heads in each layer.
+        hidden: the number of hidden units at each step within a layer; 4 × `width` if None.
+        context: how many steps back a step sees, including itself.
         causal: whether steps see no later ones. Otherwise they see as many ahead as back, and there is no stream.
         activation: g, by name or as a function.
-        dropout: the fraction of the inputs of the layers, and of what each adds, that is dropped in training; at least
-            0 and below 1, may be traced.
+        dropout: the fraction that is dropped in training, of the input of the first layer and of what each part adds to
+            its input; at least 0 and below 1, may be traced.
         returns: `"last"` for the output at the last step, `"all"` for the outputs at every step.
         initializer: initialiser of the weights, by name or as a function; see `nnfx.models.initializers`.
 
@@ -217,10 +216,10 @@ def transformer(
         True
 
     References:
-        Vaswani et al., *Attention is all you need*, NeurIPS 2017.
-        Xiong et al., *On layer normalization in the transformer architecture*, ICML 2020, for norms before the parts.
-        Su et al., *RoFormer: enhanced transformer with rotary position embedding*, 2021.
-        Beltagy, Peters and Cohan, *Longformer: the long-document transformer*, 2020, for the bounded context.
+        Vaswani et al., *Attention is all you need*, NeurIPS 2017. Xiong et al., *On layer normalization in the
+        transformer architecture*, ICML 2020, for the place of the normalisation. Su et al., *RoFormer: enhanced
+        transformer with rotary position embedding*, 2021. Beltagy, Peters and Cohan, *Longformer: the long-document
+        transformer*, 2020, for the bounded context.
     """
     if outputs is not None:
         checks.positive_integer("outputs", outputs)

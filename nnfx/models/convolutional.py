@@ -229,18 +229,18 @@ def _check_inputs(x: Array, axes: int | None) -> None:
 
 
 def reshaped(model: Model, shape: Sequence[int]) -> Model:
-    """A model whose inputs are reshaped first, such as rows of pixels to images for a `cnn`.
+    """A model whose inputs are reshaped first, such as rows of pixels into images for a `cnn`.
 
     Args:
         model: a model of inputs `(batch, *shape)`.
-        shape: the shape of one example; one size may be −1, which stands for what remains.
+        shape: the shape of one example; one size may be −1, which is inferred.
 
     Returns:
-        A model of inputs of any shape with as many numbers per example, such as `(batch, features)`.
+        A model of inputs of any shape with the same number of values per example, such as `(batch, features)`.
 
     Raises:
         TypeError: for anything but a model, and sizes that are not integers.
-        ValueError: for more than one −1, and other sizes below 1; and, by the model, for inputs that do not fit.
+        ValueError: for more than one −1, or other sizes below 1; and, when applied, for inputs that do not fit.
 
     Example:
         >>> import jax, jax.numpy as jnp

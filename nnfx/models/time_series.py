@@ -1,4 +1,4 @@
-"""Convolutional classifiers of time series: the baselines of the literature, a plain and a residual network."""
+"""Convolutional classifiers of time series: the standard baselines, a plain and a residual network."""
 
 from collections.abc import Sequence
 
@@ -13,15 +13,14 @@ from nnfx.models.normalization import BatchNorm
 from nnfx.types import Array, Model
 
 KERNELS = (8, 5, 3)
-"""The sizes of the kernels of three convolutions in a row, in both networks."""
+"""The kernel sizes of three successive convolutions, in both networks."""
 
 
 def time_series_fcn(outputs: int = 2, features: Sequence[int] = (128, 256, 128)) -> Model:
     """The fully convolutional network of Wang, Yan and Oates: three convolutions, and the mean over time.
 
     The kernels span 8, 5 and 3 steps, each convolution is followed by batch norm and ReLU, and a dense layer reads the
-    means. The bias of a
-    convolution, which batch norm would subtract again, is left out.
+    means. The convolutions have no bias, which batch norm would subtract again.
 
     Args:
         outputs: the number of classes.

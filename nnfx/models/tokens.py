@@ -1,4 +1,4 @@
-"""Models of tokens: a vector for each token, in front of any model of sequences."""
+"""Models of tokens: a vector for each token, followed by any model of sequences."""
 
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from nnfx.models import initializers
 from nnfx.types import Apply, Array, Model, Sequences, Stream, Variables
 
 NAME = "embedding"
-"""The name of the table among the parameters."""
+"""The name of the table of vectors among the parameters."""
 
 
 def embedding(
@@ -20,13 +20,12 @@ def embedding(
 ) -> Model:
     """A model of tokens: `model` applied to a learned vector for each token, `xₜ = E[tokenₜ]`.
 
-    Tokens are integers, such as those of characters or words. `nnfx.data.prepare` keeps them as they are with
-    `keep_integers=True`.
+    Tokens are integers, such as those of characters or words. `nnfx.data.prepare` keeps them with `keep_integers=True`.
 
     Args:
         tokens: the number of different tokens.
         features: the length of the vectors.
-        model: what reads the vectors, `(batch, time, features)`, such as a `gru` or a `transformer` with
+        model: the model that reads the vectors, `(batch, time, features)`, such as a `gru` or a `transformer` with
             `returns="all"`. It may have any other collections of variables, and a stream.
         dropout: the fraction of the entries of the vectors that is dropped in training; at least 0 and below 1, may be
             traced.
@@ -87,7 +86,7 @@ def embedding(
             return model.apply(others, vectors, key=key, weights=weights)
         if not (isinstance(dropout, float) and dropout == 0):
             if key is None:
-                raise ValueError("key: expected a key, since vectors are dropped in training, got None")
+                raise ValueError("key: expected a key, since dropout needs one in training, got None")
             key, of_dropout = jax.random.split(key)
             vectors = _with_values(vectors, ops.dropout(of_dropout, _values(vectors), dropout))
         return model.apply(others, vectors, key=key, weights=weights, train=True)
@@ -117,7 +116,7 @@ def _with_values(inputs: Any, values: Array) -> Any:
 
 
 def _vectors(table: Array, inputs: Any) -> Any:
-    """Return the vectors of tokens; those of padding are that of token 0, whatever the padding holds."""
+    """Return the vectors of tokens; padding has that of token 0, whatever its values."""
     tokens = jnp.asarray(_values(inputs))
     if tokens.ndim != 2:
         raise ValueError(f"inputs: expected tokens (batch, time), got {checks.describe(tokens)}")

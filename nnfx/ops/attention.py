@@ -1,4 +1,4 @@
-"""Scaled dot-product attention, and the rotation by which it knows how far apart two steps are."""
+"""Scaled dot-product attention, and rotary position embedding."""
 
 import jax.numpy as jnp
 
@@ -16,7 +16,7 @@ def attention(queries: Array, keys: Array, values: Array, mask: Array | None = N
         keys: K, `(..., keys, heads, features)`, in the same dtype.
         values: V, `(..., keys, heads, features)`; finite, even where the mask is False.
         mask: booleans `(..., queries, keys)`, True where a query sees a key; all True if None. The leading axes may be
-            left out, or have size 1.
+            omitted, or have size 1.
 
     Returns:
         `(..., queries, heads, features)` in the dtype of the queries; zero for a query that sees no key.
@@ -55,15 +55,15 @@ def attention(queries: Array, keys: Array, values: Array, mask: Array | None = N
 
 
 def rotated(x: Array, positions: Array, base: float = 10_000.0) -> Array:
-    """Rotate pairs of features by angles in proportion to the position, so that dot products see only distances.
+    """Rotate pairs of features by angles proportional to the position (RoPE): dot products depend on distances alone.
 
-    Features i and i + d / 2 are the coordinates of a point, which turns by `position / baseʲ`, `j = 2 i / d`. The dot
-    product of two vectors rotated in this way depends on the difference of their positions alone.
+    Features i and i + d / 2 are the coordinates of a point, which is rotated by `position / baseʲ`, `j = 2 i / d`. The
+    dot product of two vectors rotated in this way depends on the difference of their positions alone.
 
     Args:
         x: `(..., time, heads, features)`, with an even number of features, d.
         positions: `(time,)`.
-        base: the fastest pair turns by one radian per step, and the slowest by nearly `1 / base`.
+        base: the fastest pair rotates by one radian per step, and the slowest by nearly `1 / base`.
 
     Returns:
         An array of the shape and dtype of `x`.

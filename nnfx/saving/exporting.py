@@ -41,7 +41,9 @@ def export(path: str | os.PathLike[str], model: Model, variables: Variables, pre
     if not file.parent.is_dir():
         raise FileNotFoundError(f"{file.parent}: expected a folder to write to, got none")
     if preprocess.takes_sequences:
-        raise ValueError("model: expected one whose inputs are one array, got one of sequences; run.save writes it")
+        raise ValueError(
+            "model: expected one whose input is a single array, got one that takes sequences; run.save saves it"
+        )
     _require_resolved(preprocess)
     function = _Whole(model, variables, preprocess)
     raw = jax.ShapeDtypeStruct((1, *preprocess.shape), raw_dtype(preprocess))

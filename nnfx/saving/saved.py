@@ -59,12 +59,12 @@ def save(
 
 
 class Unfilled(NamedTuple):
-    """What a saved model holds besides its weights: the same for all weights of a model.
+    """A saved model without its weights: the same for all weights of a model.
 
     Attributes:
         program: the portable program, as bytes.
         numbers: the arrays of the preprocessing.
-        about: what is written in words.
+        about: the description, written as text.
     """
 
     program: np.ndarray
@@ -77,7 +77,7 @@ class Unfilled(NamedTuple):
 
         Raises:
             ModuleNotFoundError: if flatbuffers is not installed.
-            TypeError: for preprocessing, or names of weights, that are not of the kinds that can be saved.
+            TypeError: for preprocessing, or names of weights, of a kind that cannot be saved.
             ValueError: for a model that cannot be exported.
         """
         names = [[_name(key) for key in path] for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
@@ -153,7 +153,7 @@ def _why_not(out: Path) -> str:
     with contextlib.suppress(OSError):
         reason = (out / WITHIN / REASON).read_text()
         return f"{wanted}, got one that could not: {reason}"
-    return f"{wanted}, got none yet: it is saved with each checkpoint, and the same call of the session goes on"
+    return f"{wanted}, got none yet: it is saved with each checkpoint; the same call continues the session"
 
 
 def _opened(folder: Path) -> "Predictor":

@@ -59,7 +59,7 @@ class BestModel:
         if self._unfilled is None:
             try:
                 self._unfilled = saved.Unfilled.of(run.model, run.best.variables, run.preprocess, self._example(run))
-            except Exception as error:  # whatever parts of the user's raise: the run goes on without
+            except Exception as error:  # whatever the user's parts raise: the run continues without a saved model
                 self._is_hopeless = True
                 with paths.replace(reason) as aside:
                     aside.write_text(str(error))
@@ -70,7 +70,7 @@ class BestModel:
         self._models.save(epoch, arrays, loss=float(run.best.loss), about=about)
 
     def _example(self, run: Run) -> Any:
-        """Return None if the model takes what preprocessing returns; else what it is trained on, as for `Sequences`."""
+        """Return None if the model takes what preprocessing returns; else its training inputs, as for `Sequences`."""
         inputs = jax.eval_shape(lambda each: each, self._inputs)
         prepared = saved.prepared_shapes(run.preprocess)
         return None if getattr(inputs, "shape", (0,))[1:] == prepared.shape[1:] else inputs

@@ -124,7 +124,7 @@ class Keeper:
             program: the program to run.
             evaluate: returns numbers by name for a state between two epochs; or None.
             look: called with the state after each piece; or None.
-            publish: called with each state that is saved, and with the one that the program goes on from; or None.
+            publish: called with each state that is saved, and with the one from which the program continues; or None.
 
         Returns:
             The state at the end.

@@ -53,7 +53,7 @@ def caught() -> Iterator[list[signal.Signals]]:
 
 
 def leave(asked: int, where: str) -> NoReturn:
-    """End as the signal asks, and print how to continue."""
+    """Exit as requested by the signal, and print how to continue."""
     if distributed.is_first():
         print(f"{signal.Signals(asked).name}: {where}; the same call resumes from there", file=sys.stderr, flush=True)
     if asked == signal.SIGINT:

@@ -17,8 +17,8 @@ from nnfx.sklearn.estimator import Estimator
 class Classifier(ClassifierMixin, Estimator):
     """A neural-network classifier: one logit for two classes, one logit per class for more.
 
-    It also takes several labels for each row, an indicator matrix `(rows, labels)` of 0 and 1, and then has a logit for
-    each label; probabilities are those of the labels, `(rows, labels)`, as of scikit-learn's `MLPClassifier`.
+    It also takes several labels per row, as an indicator matrix `(rows, labels)` of 0 and 1. It then has one logit per
+    label, and probabilities `(rows, labels)`, like scikit-learn's `MLPClassifier`.
 
     The training run is that of `nnfx.fit`, with `jax.random.key(random_state)`. Fitting again with other numbers
     (`learning_rate`, `l2` above 0, and those in `hyper`) needs no recompilation, nor does fitting a clone. To pickle
@@ -43,8 +43,8 @@ class Classifier(ClassifierMixin, Estimator):
         parts: further arguments of `nnfx.fit` by name, such as `{"average": nnfx.averaging.exponential}`.
         standardize: whether to standardise the features to mean 0 and standard deviation 1, both weighted.
         validation_fraction: the fraction of rows to hold out; the weights with the lowest loss on them are kept.
-        missing_targets: `"error"`, or `"mask"` to leave NaN targets out of every loss and metric; see `nnfx.data.prepare`.
-            The scores of scikit-learn need targets without NaN.
+        missing_targets: `"error"`, or `"mask"` to leave NaN targets out of every loss and metric; see
+            `nnfx.data.prepare`. The scores of scikit-learn need targets without NaN.
         class_weight: the weight of each class by label; `"balanced"` for the inverse of their frequencies; None for 1.
         warm_start: whether `fit` continues from the weights of the previous call.
         random_state: a seed, which determines the run; or a `RandomState` or None, to draw one.
@@ -119,7 +119,7 @@ class Classifier(ClassifierMixin, Estimator):
         self.verbose = verbose
 
     def __sklearn_tags__(self) -> Any:
-        """Return what scikit-learn asks about an estimator."""
+        """Return scikit-learn's tags, which describe the estimator."""
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True
         return tags
@@ -154,7 +154,7 @@ class Classifier(ClassifierMixin, Estimator):
         return self
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
-        """Return the most likely class of each row, `(rows,)`, or whether each label is likely, `(rows, labels)`.
+        """Return the most likely class of each row, `(rows,)`, or whether each label applies, `(rows, labels)`.
 
         Args:
             X: `(rows, features)`.
@@ -191,7 +191,7 @@ class Classifier(ClassifierMixin, Estimator):
         return np.asarray(special.log_softmax(scores, axis=1))
 
     def decision_function(self, X: Any) -> np.ndarray:  # noqa: N803
-        """Return the logits: `(rows,)`, of the second class, for two classes, and else `(rows, classes or labels)`.
+        """Return the logits: `(rows,)`, of the second class, for two classes; else `(rows, classes or labels)`.
 
         Args:
             X: `(rows, features)`.
@@ -207,7 +207,7 @@ class Classifier(ClassifierMixin, Estimator):
         check_classification_targets(y)
         is_multilabel = type_of_target(y) == "multilabel-indicator"
         if not is_new and (is_multilabel != self._is_multilabel or (is_multilabel and y.shape[1] != self._n_outputs())):
-            raise ValueError(f"y: expected targets as before, got {checks.describe(y)}")
+            raise ValueError(f"y: expected targets like those of the first call, got {checks.describe(y)}")
         self._is_multilabel = is_multilabel
         if is_multilabel:
             if self.class_weight is not None:

@@ -52,7 +52,7 @@ class Estimator(BaseEstimator):
     missing_targets: str
 
     def __sklearn_tags__(self) -> Any:
-        """Return what scikit-learn asks about an estimator."""
+        """Return scikit-learn's tags, which describe the estimator."""
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags
@@ -62,8 +62,8 @@ class Estimator(BaseEstimator):
 
         Args:
             X: `(rows, features)`, numbers as an array, a list or a frame; or an array `(rows, ...)` for a network that
-                takes such, for example images.
-            y: the targets, one for each row, or a row of them.
+                takes them, for example images.
+            y: the targets, `(rows,)` or `(rows, outputs)`.
             sample_weight: how much each row counts, `(rows,)`; a row of weight 0 is treated as absent.
 
         Returns:
@@ -149,7 +149,7 @@ class Estimator(BaseEstimator):
         check_consistent_length(X, y)
         is_known = ~np.isnan(y)
         if not is_known.any(0).all():
-            raise ValueError("y: expected some known values of each output, got an output of NaN only")
+            raise ValueError("y: expected some known values of each output, got an output with only NaN")
         return X, np.where(is_known, y, np.take_along_axis(y, is_known.argmax(0)[None], 0)), is_known
 
     def _spec_of(self, data: Data, epochs: int) -> Spec:

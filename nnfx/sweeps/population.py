@@ -33,11 +33,11 @@ Range = Uniform | LogUniform
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Population:
-    """The members of a population, and how they came about.
+    """The members of a population, and their ancestry.
 
     Attributes:
-        runs: the members as one `Run`, every array with a leading axis `(size, ...)`. The history of a member is its
-            own: what was measured at its place, before and after it was replaced.
+        runs: the members as one `Run`, every array with a leading axis `(size, ...)`. Histories belong to places in the
+            population: each continues when the member at its place is replaced.
         hyper: the hyper-parameters that each member was trained with, `(rounds, size)` by name.
         parents: the member whose weights each member started a round from, int32 `(rounds, size)`: itself if it was
             not replaced.
@@ -52,7 +52,7 @@ class Population:
     epochs_per_round: int
 
     def run(self, member: int) -> Run:
-        """Return one member as a run: its last and best weights, which it may have from another member."""
+        """Return one member as a run: its last and best weights, which may come from another member."""
         size = self.parents.shape[1]
         checks.non_negative_integer("member", member)
         if member >= size:
@@ -67,7 +67,7 @@ class Population:
         return self.run(int(np.where(np.isfinite(losses), losses, np.inf).argmin()))
 
     def lineage(self, member: int) -> np.ndarray:
-        """Return where the weights of a member were in each round, `(rounds,)`: its ancestors, and at last itself.
+        """Return the member that held these weights in each round, `(rounds,)`: its ancestors, and finally itself.
 
         Example:
             >>> parents = jnp.array([[0, 1, 2], [0, 0, 2], [0, 1, 1]])
@@ -96,23 +96,24 @@ def population(
     resampled: float = 0.25,
     **values: ArrayLike | Uniform | LogUniform,
 ) -> Callable[[Array, Data], Population]:
-    """Make a population's training, a pure function `(key, data) -> Population`, compiled on its first call.
+    """Make population-based training a pure function `(key, data) -> Population`, compiled on its first call.
 
     All members train for a round of epochs, each with its own initial weights and hyper-parameters. Then those with the
-    highest held-out losses are replaced: each takes the whole training state of a random one of the equally many with
-    the lowest losses, and changes its hyper-parameters, by a random factor or by a new draw (exploit and explore). The
-    result is a schedule of hyper-parameters found within a single training, see `Population.schedule`.
+    highest held-out losses are replaced: each copies the whole training state of a random one of as many members with
+    the lowest losses (exploit), and changes its hyper-parameters, by a random factor or by a new draw (explore). The
+    result is a schedule of hyper-parameters, found within a single training run; see `Population.schedule`.
 
     Everything is one program, exchanges included, so `jax.vmap` over keys trains several populations. The members share
-    the order of their rows, and draw their own noise.
+    the order of their rows, but draw their own noise.
 
     Args:
         fit: the run, made by `nnfx.fit`, without stopping rules.
-        size: how many members, at least 2.
-        epochs_per_round: how many epochs pass between replacements; a divisor of the epochs of the run.
+        size: the number of members, at least 2.
+        epochs_per_round: the number of epochs between replacements, a divisor of the epochs of the run.
         replaced: the fraction of the members replaced after each round, above 0 and at most 1/2; at least one is.
-        factors: what a hyper-parameter is multiplied by, either with equal probability; the range is not left.
-        resampled: the probability that a hyper-parameter is drawn from its range again instead.
+        factors: two factors; a hyper-parameter is multiplied by either with equal probability, and clipped to its
+            range.
+        resampled: the probability that a hyper-parameter is instead drawn from its range again.
         **values: a `Uniform` or `LogUniform` range, or one number that stays fixed, for each hyper-parameter.
 
     Returns:
@@ -135,7 +136,7 @@ def population(
         Jaderberg et al., *Population based training of neural networks*, arXiv:1711.09846, 2017.
     """
     if not isinstance(fit, Fit):
-        raise TypeError(f"fit: expected what nnfx.fit returns, got {checks.describe(fit)}")
+        raise TypeError(f"fit: expected the result of nnfx.fit, got {checks.describe(fit)}")
     if fit.rule_names:
         raise ValueError(f"fit: expected a run without stopping rules, got {', '.join(fit.rule_names)}")
     checks.positive_integer("size", size)
@@ -227,7 +228,7 @@ def _evolved(
         sources = chosen_parents(exchange_key, losses, plan.replaced)
         changed = explored(exchange_key, hyper, sources, plan.ranges, plan.factors, plan.resampled)
         taken = jax.tree.map(lambda leaf: leaf[sources], trained)
-        # after the last round nothing is exchanged: the members are what they have become
+        # nothing is exchanged after the last round
         is_last = number == fit.epochs // plan.epochs_per_round - 1
         states = jax.tree.map(lambda new, old: jnp.where(is_last, old, new), taken, trained)
         return (states, changed, sources), (history, hyper, parents)
@@ -246,7 +247,7 @@ def _own(state: RunState) -> RunState:
 
 
 def draw_members(key: Array, ranges: tuple[tuple[str, Range], ...], size: int) -> dict[str, Array]:
-    """Draw the first hyper-parameters of every member, `(size,)` by name."""
+    """Draw the initial hyper-parameters of every member, `(size,)` by name."""
     return {
         name: _drawn(jax.random.fold_in(jax.random.fold_in(key, 0), i), bounds, (size,))
         for i, (name, bounds) in enumerate(ranges)
@@ -260,14 +261,14 @@ def _drawn(key: Array, bounds: Range, shape: tuple[int, ...]) -> Array:
 
 
 def chosen_parents(key: Array, losses: Array, replaced: int) -> Array:
-    """Return whose state each member goes on from: the worst from a random one of the best, the others from their own.
+    """Return the parent of each member: for the worst, a random one of the best; for the others, themselves.
 
     Losses that are not finite rank last, and equal ones by their position.
 
     Args:
         key: a typed key.
         losses: the held-out losses, `(size,)`.
-        replaced: how many of the worst are replaced, and of how many of the best their parents are drawn.
+        replaced: the number of the worst that are replaced, and of the best from which their parents are drawn.
 
     Example:
         >>> chosen_parents(jax.random.key(0), jnp.array([0.3, jnp.nan, 0.1, 0.2]), replaced=1).tolist()
@@ -291,9 +292,9 @@ def explored(
     Args:
         key: a typed key.
         hyper: the hyper-parameters of each member, `(size,)` by name.
-        parents: whose state each goes on from, `(size,)`.
-        ranges: the range of each hyper-parameter, which is not left.
-        factors: by either of which a number is multiplied.
+        parents: the parent of each member, `(size,)`.
+        ranges: the range of each hyper-parameter, to which it is clipped.
+        factors: the two factors, one of which multiplies a number.
         resampled: the probability that it is drawn again instead.
     """
     is_new = parents != jnp.arange(len(parents))

@@ -25,10 +25,10 @@ from nnfx.types import Hyper
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """A stand-in for the factory of something that is already made.
+    """A stand-in for a factory, which returns an existing instance.
 
     Attributes:
-        value: what it returns.
+        value: the instance.
     """
 
     value: Any
@@ -167,11 +167,11 @@ _OF_MODULES = {
     argument: f"; a function of {argument} that makes a module is converted with nnfx.models.{adapter}"
     for argument, adapter in {"key": "from_equinox", "rngs": "from_nnx", "x": "from_haiku"}.items()
 }
-"""What to do with a function that makes a module of another library, by the argument that it takes."""
+"""The advice for a function that makes a module of another library, by the argument that it takes."""
 
 
 def _hint_for(name: str, known: Sequence[str], factories: Sequence[Factory]) -> str:
-    """Return what an unknown name may have been meant for, as the end of an error."""
+    """Return a hint at what an unknown name may have meant, to end an error message."""
     near = difflib.get_close_matches(name, known, n=1)
     if near:
         return f"; did you mean {near[0]!r}?"

@@ -229,7 +229,7 @@ def measure(measures: Mapping[str, PerExample], outputs: Array, batch: Batch) ->
 def measure_overall(measures: Mapping[str, Callable[..., Array]], outputs: Array, batch: Batch) -> dict[str, Mean]:
     """Return the metrics of all rows together, given the outputs for all of them.
 
-    If each number of an example has a weight, they are the means over those outputs that have any.
+    If each number of an example has a weight, they are means over the outputs of positive weight.
     """
     found = {}
     for name, function in measures.items():

@@ -250,7 +250,7 @@ class Run:
 
 
 def notes_of(run: Run) -> dict[str, Any]:
-    """Return what a saved model says about its run, besides its weights."""
+    """Return the notes about a run that are stored in a saved model."""
     epoch = int(run.best.epoch)
     return {
         "hyper": {name: np.asarray(value).tolist() for name, value in run.hyper.items()},

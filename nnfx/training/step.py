@@ -99,8 +99,8 @@ def make_step(
     """Make the training step `(state, batch) -> (state, metrics)`, a pure function.
 
     It follows the gradient of the empirical loss `Σ wᵢ ℓᵢ / Σ wᵢ` of the batch plus the penalty; weights are relative
-    within a batch. With a weight for each step or output, the loss is `Σ wᵢⱼ ℓᵢⱼ / Σ wᵢⱼ`. The randomness of step *t* comes
-    from `fold_in(state.key, t)`. Compile it with `jax.jit`; donating the state is up to the caller.
+    within a batch. With a weight for each step or output, the loss is `Σ wᵢⱼ ℓᵢⱼ / Σ wᵢⱼ`. The randomness of step
+    *t* comes from `fold_in(state.key, t)`. Compile it with `jax.jit`; donating the state is up to the caller.
 
     Args:
         model: the model.

@@ -76,8 +76,8 @@ def check_functions(loss: Any, metrics: Any, name: str = "metrics") -> None:
 _NOT_ON_JAX = ("keras", "numpy", "scipy", "sklearn", "torch", "torchmetrics")
 """Packages whose losses and metrics cannot be traced."""
 _INSTEAD = (
-    "nnfx.losses and nnfx.metrics have functions and names such as 'roc_auc'; other libraries can measure a run once it"
-    " has ended, from run.predict, or in the evaluate of a session"
+    "use functions of nnfx.losses and nnfx.metrics, or names such as 'roc_auc'; other libraries can measure the"
+    " outputs of run.predict after the run, or in evaluate= of a session"
 )
 
 
@@ -176,7 +176,7 @@ def _check_shapes(recipe: Recipe, train: Batch, valid: Batch | None, hyper: Hype
                 if batch.weights.shape != of_batch.shape:
                     raise
                 raise ValueError(
-                    f"{name}: expected a mean over outputs, since each target has a weight of its own, got a function"
+                    f"{name}: expected a mean over outputs, since each target has its own weight, got a function"
                     f" that cannot be computed from single outputs: {error}"
                 ) from error
             if getattr(values, "shape", None) != weights.shape:

@@ -1,9 +1,9 @@
-"""How far predictions can be trusted, and predictions that say so.
+"""How far predictions can be trusted: estimates of uncertainty, calibration and scores.
 
-Members of an ensemble, the draws of `mc_dropout` and those of `laplace` are all outputs `(members, batch, outputs)`:
-`probabilities` turns them into probabilities of classes, and `spread` into their mean and how far they agree.
+The members of an ensemble and the draws of `mc_dropout` and `laplace` are all outputs `(members, batch, outputs)`:
+`probabilities` turns them into probabilities of classes, and `spread` into their mean and how closely they agree.
 `fit_temperature` calibrates probabilities on held-out data, `conformal` turns any predictions into sets or intervals
-with a stated coverage, and `score` says how good probabilities are.
+with a stated coverage, and `score` measures how good probabilities are.
 """
 
 from nnfx.uncertainty import conformal, laplace

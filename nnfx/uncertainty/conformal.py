@@ -1,8 +1,8 @@
-"""Sets and intervals with a stated coverage, by split conformal prediction: calibrated on errors on held-out data.
+"""Sets and intervals with a stated coverage, by split conformal prediction, which calibrates them on held-out data.
 
-If calibration examples and new ones are exchangeable, a set or interval of level c holds its target with a probability
-of at least c, and below c + 1/(n + 1) for n calibration examples without ties, whatever the model. That probability is
-over calibration and new examples together; for given calibration examples, the coverage is a draw from
+If calibration examples and new ones are exchangeable, a set or interval of level c contains its target with a
+probability of at least c, and below c + 1/(n + 1) for n calibration examples without ties, whatever the model. That
+probability is over calibration and new examples together; for given calibration examples, the coverage is a draw from
 `Beta(r, n + 1 − r)`, with `r = rank(n, c)`.
 
 >>> probabilities, labels = jnp.array([[0.75, 0.25], [0.5, 0.5], [0.875, 0.125]]), jnp.array([0, 1, 0])
@@ -48,7 +48,7 @@ def rank(examples: int, level: float) -> int:
         level: the share of the targets to cover, above 0 and below 1.
 
     Raises:
-        ValueError: for a level out of range, or fewer scores than the level needs, `level / (1 − level)`.
+        ValueError: for a level out of range, or fewer scores than the level requires, `level / (1 − level)`.
 
     Example:
         >>> rank(9, 0.9), rank(100, 0.9)
@@ -65,7 +65,7 @@ def rank(examples: int, level: float) -> int:
 
 
 def lac(probabilities: Array) -> Array:
-    """Score every class by `1 − p`: the sets of least average size, the least ambiguous classifier (LAC).
+    """Score every class by `1 − p`, which gives sets of least average size: the least ambiguous classifier (LAC).
 
     The coverage holds on average over all examples: that of hard examples is lower, and their sets may be empty.
 
@@ -124,12 +124,12 @@ def aps(key: Array, probabilities: Array) -> Array:
 
 
 def threshold(scores: Array, labels: Array, level: float) -> Array:
-    """Return the limit up to which classes belong to a set: the score of rank `⌈(n + 1) level⌉` among the labels'.
+    """Return the limit up to which classes belong to a set: of the labels' scores, that of rank `⌈(n + 1) level⌉`.
 
     Args:
         scores: those of n calibration examples, `(n, classes)`, larger for less expected classes: `lac`, `aps`.
         labels: integers `(n,)`.
-        level: the share of the labels that sets should hold, above 0 and below 1.
+        level: the share of the labels that sets should contain, above 0 and below 1.
 
     Returns:
         A scalar; `scores <= threshold` are the sets of new examples, `(batch, classes)`.
@@ -218,7 +218,7 @@ def fewest(level: Any) -> int:
 
 
 def _share(level: Any) -> Fraction:
-    """Return the fraction that a level stands for: 0.55 in binary is slightly more and could raise the rank by one."""
+    """Return the exact fraction of a level: 0.55 in binary is slightly more, which could raise the rank by one."""
     checks.number("level", level, above=0, below=1)
     exact = Fraction(float(level))
     near = exact.limit_denominator(1_000_000)
@@ -226,7 +226,7 @@ def _share(level: Any) -> Fraction:
 
 
 def bounds(predictions: Any) -> Interval:
-    """Return predictions as intervals; those of points have no width."""
+    """Return predictions as intervals; points become intervals of width zero."""
     return Interval(*(arrays.as_array("predictions", bound, floats=True) for bound in _pair(predictions)))
 
 

@@ -16,18 +16,18 @@ NOT_UPDATED = {"params", "constants"}
 def mc_dropout(key: Array, model: Model, variables: Variables, inputs: Any, draws: int) -> Array:
     """Predict several times with dropout left on (Monte Carlo dropout): draw s is `f(x; θ, maskₛ)`.
 
-    The mean of the draws approximates the posterior predictive mean of a Bayesian network, and how far they differ is
-    its uncertainty. All draws are one program, held by the model.
+    The mean of the draws approximates the posterior predictive mean of a Bayesian network, and their spread is its
+    uncertainty. All draws are one program, compiled once for the model.
 
     Args:
         key: a typed key; draw s uses `fold_in(key, s)`.
         model: a model with dropout; without any, all draws are the same. For a run, `run.model`.
         variables: the model's parameters, such as `run.best.variables`.
         inputs: prepared inputs `(batch, ...)`, such as `data.valid.inputs`.
-        draws: S, how many times to predict.
+        draws: S, the number of predictions.
 
     Returns:
-        Outputs `(draws, batch, ...)`; those of classes are logits, whose probabilities, not logits, are to be averaged:
+        Outputs `(draws, batch, ...)`; for classes, these are logits: average the probabilities, not the logits, by
         `spread(probabilities(outputs)).mean`.
 
     Raises:

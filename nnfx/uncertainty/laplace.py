@@ -1,9 +1,10 @@
-"""Laplace's approximation for the last layer of a trained network: a normal distribution of its parameters θ.
+"""The Laplace approximation for the last layer of a trained network: a normal distribution of its parameters θ.
 
-Its mean is what training found, and its covariance `(G + α I)⁻¹`, where G is the generalised Gauss–Newton matrix of the
-negative log-likelihood, `G = Σᵢ wᵢ Jᵢᵀ Hᵢ Jᵢ`, with `Jᵢ = ∂f(xᵢ)/∂θ` and Hᵢ the Hessian by the outputs, and α is the
-precision of a normal prior around zero. The outputs are linear in the parameters of a last layer, so they are normal
-too; for least squares this is Bayesian linear regression on the features that the network has learned.
+Its mean is at the trained values, and its covariance is `(G + α I)⁻¹`, where G is the generalised Gauss–Newton matrix
+of the negative log-likelihood, `G = Σᵢ wᵢ Jᵢᵀ Hᵢ Jᵢ`, with `Jᵢ = ∂f(xᵢ)/∂θ` and Hᵢ the Hessian with respect to the
+outputs, and α is the precision of a normal prior around zero. The outputs are linear in the parameters of a last layer,
+so they are normal too; for least squares this is Bayesian linear regression on the features that the network has
+learned.
 
 >>> import nnfx
 >>> model, batch = nnfx.models.perceptron(), Batch(jnp.array([[1.0], [3.0]]), jnp.zeros(2), jnp.ones(2))
@@ -30,7 +31,7 @@ __all__ = ["Outputs", "Posterior", "fit", "members", "predict"]
 
 
 class Posterior(NamedTuple):
-    """A normal distribution of the p parameters of a layer around those that were trained.
+    """A normal distribution of the p parameters of a layer around their trained values.
 
     Attributes:
         curvature: `(p,)`, the eigenvalues of G.
@@ -61,7 +62,7 @@ class Outputs(NamedTuple):
     """Normal distributions of a network's outputs, one for each example.
 
     Attributes:
-        mean: `(batch, outputs)`, what the trained network predicts.
+        mean: `(batch, outputs)`, the predictions of the trained network.
         covariance: `(batch, outputs, outputs)`, due to uncertain parameters alone: that of targets is larger by noise².
     """
 
@@ -81,7 +82,7 @@ def fit(
     """Return the posterior of a layer's parameters, given the data that the model was trained on.
 
     G is decomposed into its eigenvectors, in time `O(n k p² + p³)` for n examples, k outputs and p parameters of the
-    layer. Everything is one program, held by the model.
+    layer. It is one program, compiled once for the model.
 
     Args:
         model: a model with outputs `(batch, outputs)`; for a run, `run.model`.
@@ -90,14 +91,14 @@ def fit(
             logit of class 1; for regression, targets in the shape of the outputs or `(batch,)`. Rows count by their
             weight.
         prior_precision: α, above 0: the larger, the less uncertain. A network trained with the mean loss of n rows and
-            `nnfx.regularizers.l2` has `α = n λ₂`; for others, choose the α with the lowest negative log-likelihood on
-            held-out data. May be traced.
+            `nnfx.regularizers.l2` has `α = n λ₂`; for other networks, choose the α with the lowest negative
+            log-likelihood on held-out data. May be traced.
         noise: σ, the standard deviation of targets around the outputs, for regression; None for classes. May be traced.
-        layer: which parameters, by a pattern of their names as for `nnfx.optimizers.freeze`. If it is not the last
+        layer: a pattern of the names of the parameters, as for `nnfx.optimizers.freeze`. If it is not the last
             layer, outputs are linearised in its parameters.
 
     Raises:
-        ValueError: for a layer that matches no parameter, numbers that are not above 0, labels out of range, targets
+        ValueError: for a layer that matches no parameter, numbers that are not positive, labels out of range, targets
             that are not finite, or shapes that do not match.
 
     Example:
@@ -144,7 +145,7 @@ def predict(model: Model, variables: Variables, posterior: Posterior, inputs: An
     Args:
         model: the model that the posterior was fitted for.
         variables: the same variables.
-        posterior: what `fit` returns.
+        posterior: the result of `fit`.
         inputs: prepared inputs `(batch, ...)`.
 
     Example:
@@ -162,13 +163,13 @@ def members(key: Array, model: Model, variables: Variables, posterior: Posterior
         key: a typed key.
         model: the model that the posterior was fitted for.
         variables: the same variables.
-        posterior: what `fit` returns.
+        posterior: the result of `fit`.
         inputs: prepared inputs `(batch, ...)`.
-        draws: how many times to draw.
+        draws: the number of draws.
 
     Returns:
-        Outputs `(draws, batch, outputs)`, like those of an ensemble; those of classes are logits, whose probabilities,
-        not logits, are to be averaged: `spread(probabilities(outputs)).mean`.
+        Outputs `(draws, batch, outputs)`, like those of an ensemble; for classes, these are logits: average the
+        probabilities, not the logits, by `spread(probabilities(outputs)).mean`.
 
     Raises:
         TypeError: for a key that is not typed, or draws that are not an integer.
@@ -214,7 +215,7 @@ def _fit(
     nothing = jnp.zeros((), dtype), jnp.zeros((flat.size, flat.size), dtype)
     (loss, curvature), _ = jax.lax.scan(add, nothing, data)
     values, vectors = jnp.linalg.eigh(curvature)
-    values = jnp.maximum(values, 0)  # G has no negative ones but by rounding
+    values = jnp.maximum(values, 0)  # G has negative ones only through rounding
     square_norm = jnp.square(flat.astype(dtype)).sum()
     return Posterior(values, jax.vmap(restore)(vectors.T), jnp.asarray(prior_precision, dtype), -loss, square_norm)
 
@@ -229,7 +230,7 @@ def _along_directions(model: Model, variables: Variables, posterior: Posterior, 
 
 
 def _linearized(model: Model, variables: Variables, names: tuple[str, ...], row: Any) -> tuple[Array, Array]:
-    """Return the outputs for one example, `(outputs,)`, and their derivatives by the layer, `(outputs, p)`."""
+    """Return the outputs for one example, `(outputs,)`, and their derivatives in the layer, `(outputs, p)`."""
     flat, restore = ravel_pytree(_layer(variables, names))
     others = trees.named(variables["params"])
 

@@ -11,11 +11,11 @@ from nnfx.types import Array, at_least_float32
 __all__ = ["Spread", "log_probabilities", "probabilities", "spread"]
 
 SUM_TOLERANCE = 1e-2
-"""How far the sum of a row of probabilities may be from 1, to allow for a softmax in bfloat16."""
+"""How far the sum of a row of probabilities may deviate from 1, to allow for a softmax in bfloat16."""
 
 
 def wide(array: Array) -> Array:
-    """Convert an array to a dtype in which many numbers can be summed."""
+    """Convert an array to a dtype wide enough to sum many numbers in."""
     return array.astype(at_least_float32(array.dtype))
 
 
@@ -79,13 +79,13 @@ def class_logits(logits: Any) -> Array:
 
 
 def probabilities(logits: Array) -> Array:
-    """The probability of every class: `softmax(z)`, and for a single output `(1 − σ(z), σ(z))`.
+    """The probability of each class: `softmax(z)` or, for a single output, `(1 − σ(z), σ(z))`.
 
     A logit of −∞ rules out its class, and one of +∞ all others.
 
     Args:
         logits: `(batch,)`, `(batch, 1)` or `(batch, classes)`; axes such as `(members, ...)` may precede the
-            last two, but then a single output has to be `(members, batch, 1)`.
+            last two, but then a single output must be `(members, batch, 1)`.
 
     Returns:
         `(batch, classes)`, two columns for a single output; the rows sum to 1.
@@ -121,13 +121,13 @@ def log_probabilities(logits: Array) -> Array:
 
 
 class Spread(NamedTuple):
-    """What the members of an ensemble predict, and how far they agree.
+    """What the members of an ensemble predict, and how closely they agree.
 
     Attributes:
         mean: `(batch, classes)`, the ensemble's prediction.
         std: `(batch, classes)`, the standard deviation of the members around it.
         entropy: `(batch,)` in nats, the entropy of the mean: the total uncertainty.
-        mutual_information: `(batch,)` in nats, the part of it that is due to the members' disagreement.
+        mutual_information: `(batch,)` in nats, the part of the entropy that is due to disagreement among the members.
     """
 
     mean: Array
@@ -139,14 +139,14 @@ class Spread(NamedTuple):
 def spread(probabilities: Array) -> Spread:
     """The mean of an ensemble's predictions, and its uncertainty: `H[E p] = E H[p] + mutual information`.
 
-    The first term is noise in the data, which more members or more data do not reduce; the second is the members'
-    disagreement (BALD), which more data do reduce.
+    The first term is noise in the data, which neither more members nor more data reduce; the second is the
+    disagreement among the members (BALD), which more data do reduce.
 
     Args:
         probabilities: `(members, batch, classes)`, rows that sum to 1.
 
     Returns:
-        Mean, standard deviation (over the members, without correction), entropy and mutual information.
+        Mean, standard deviation (over the members, divided by their number), entropy and mutual information.
 
     Raises:
         ValueError: for numbers that are not probabilities, or the wrong number of axes.

@@ -51,8 +51,8 @@ def negative_log_likelihood(probabilities: Array, labels: Array) -> Array:
 def brier_score(probabilities: Array, labels: Array) -> Array:
     """Brier's score `Σₖ (pₖ − [k = y])²`, from 0 to 2, a proper score.
 
-    This is Brier's own definition. For two classes it is twice the `(p₁ − y)²` that goes by the same name, in
-    scikit-learn among others.
+    This is Brier's own definition. For two classes it is twice the `(p₁ − y)²` that goes by the same name, for example
+    in scikit-learn.
 
     Args:
         probabilities: `(batch, classes)`, rows that sum to 1.
@@ -143,7 +143,7 @@ def expected_calibration_error(probabilities: Array, labels: Array, bins: int = 
     """Expected calibration error `Σₘ |Bₘ|/n · |accuracy(Bₘ) − confidence(Bₘ)|` over bins of equal width.
 
     The confidence is the probability of the predicted class. The estimate is biased upwards if bins hold few
-    examples, so compare only values from equally many examples and bins.
+    examples, so compare values only for the same number of examples and bins.
 
     Args:
         probabilities: `(batch, classes)`, rows that sum to 1.
@@ -168,7 +168,7 @@ def expected_calibration_error(probabilities: Array, labels: Array, bins: int = 
 
 
 def score(probabilities: Array, labels: Array) -> dict[str, Array]:
-    """Score predicted probabilities on held-out data, each by one number.
+    """Summarise predicted probabilities on held-out data by one number per score.
 
     Args:
         probabilities: `(batch, classes)`, rows that sum to 1.

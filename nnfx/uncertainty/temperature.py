@@ -25,14 +25,14 @@ def fit_temperature(logits: Array, labels: Array, weights: Array | None = None) 
     out at every T. T is NaN if traced arguments are invalid: logits that are NaN or rule out the label, labels out of
     range, weights that are negative or all zero.
 
-    If the data do not bound T, it is at an end of its range: at 1e-4 if every prediction is right, at 1e4 if they are
+    If the data do not bound T, the result is an end of its range: 1e-4 if every prediction is right, 1e4 if they are
     no better than chance.
 
     Args:
         logits: `(batch,)`, `(batch, 1)` or `(batch, classes)`.
         labels: integers `(batch,)`.
-        weights: `(batch,)`, not negative, some positive; a weight of zero leaves an example out, whatever it holds. By
-            default all are 1.
+        weights: `(batch,)`, non-negative and not all zero; an example of weight zero is left out, whatever its values.
+            1 by default.
 
     Returns:
         T, a dimensionless scalar from 1e-4 to 1e4: above 1 if the model is overconfident, below 1 if underconfident.
@@ -71,7 +71,7 @@ def fit_temperature(logits: Array, labels: Array, weights: Array | None = None) 
 
 
 def _check_possible(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> None:
-    """Require logits of examples with weight that are finite or −∞, and labels that none of them rules out."""
+    """Check that the logits of examples with positive weight are finite or −∞, and that none rules out its label."""
     has_weight = weights != 0
     checks.finite("logits", np.where(has_weight[:, None] & ~np.isneginf(logits), logits, 0))
     is_ruled_out = has_weight & np.isneginf(np.take_along_axis(logits, labels[:, None], -1)[:, 0])
@@ -82,7 +82,7 @@ def _check_possible(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray)
 
 @jax.jit
 def _temperature(logits: Array, labels: Array, weights: Array) -> Array:
-    """Find the temperature; NaN for labels, logits or weights that cannot be what the caller intended."""
+    """Find the temperature; NaN for invalid labels, logits or weights."""
     own = jnp.take_along_axis(logits, jnp.where(labels < 0, logits.shape[1], labels)[:, None], -1)
     margins = logits - jnp.where(jnp.isneginf(own), jnp.nan, own)
     # What an example of weight zero holds does not count, but if it is finite, its gradient does.

@@ -75,8 +75,8 @@ def test_the_source_becomes_data(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"no zip file", "expected a complete zip file of EMNIST, got a damaged one"),
-        (archive()[0][:-30], "expected a complete zip file of EMNIST, got a damaged one"),
+        (b"no zip file", "expected a complete EMNIST zip file, got a damaged one"),
+        (archive()[0][:-30], "expected a complete EMNIST zip file, got a damaged one"),
         (archive(test_labels_idx1=None)[0], "expected a zip file with gzip/emnist-letters-test-labels-idx1-ubyte.gz"),
         (archive(test_labels_idx1=b"\x1f\x8bno")[0], "letters: .*expected"),
         (archive(test_labels_idx1=idx(np.ones(4, np.uint8)))[0], "letters: .*expected one label for each of the 3"),

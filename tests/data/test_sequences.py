@@ -113,11 +113,11 @@ def test_missing_values_of_real_steps_are_errors_or_drop_the_row():
         ),
         (
             lambda: nnfx.data.prepare(Sequences(VALUES, LENGTHS, ((np.zeros((ROWS, 4)),),)), LABELS),
-            "inputs: expected sequences that start from a state of zeros",
+            "inputs: expected sequences without an initial state",
         ),
         (
             lambda: nnfx.data.prepare(Sequences(VALUES, 0 * LENGTHS), LABELS),
-            "inputs: expected some sequences with a step or more",
+            "inputs: expected at least one sequence with a step",
         ),
         (lambda: prepared(valid=(Sequences(VALUES[..., :1], LENGTHS), LABELS)), "inputs of valid: expected"),
         (
@@ -130,7 +130,7 @@ def test_missing_values_of_real_steps_are_errors_or_drop_the_row():
 def test_what_is_wrong_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-    with pytest.raises(TypeError, match="inputs of valid: expected Sequences, like the inputs to train on"):
+    with pytest.raises(TypeError, match="inputs of valid: expected Sequences, like the training inputs"):
         prepared(valid=(np.ones((1, 2, 2)), [0]))
 
 
@@ -138,6 +138,6 @@ def test_a_program_of_sequences_is_not_exported_as_one_array(tmp_path):
     train = nnfx.fit(GRU, nnfx.losses.binary_cross_entropy, optax.adam, epochs=1)
     run = train(jax.random.key(0), prepared(), learning_rate=0.01)
     with pytest.raises(
-        ValueError, match="model: expected one whose inputs are one array, got one of sequences; run.save"
+        ValueError, match="model: expected one whose input is a single array, got one that takes sequences; run.save"
     ):
         run.export(tmp_path / "model.stablehlo")

@@ -15,7 +15,7 @@ def test_the_experiment_writes_what_it_says(tmp_path, capsys):
     assert written["understood_at"] == [float("inf")] * 2
     assert 0 <= written["final_accuracy"]["mean"] <= 1
     assert matplotlib.image.imread(tmp_path / "accuracy.png").std() > 0.05
-    assert "0 of 2 understand" in capsys.readouterr().out
+    assert "0 of 2 generalise" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -261,7 +261,7 @@ BACKTEST = backtest.fixed(NAIVE, {"params": {}}, Y, lookback=3, horizon=2, origi
         (
             {"data": nnfx.data.prepare(np.ones((4, 1)), np.ones(4), standardize=False)},
             TypeError,
-            "data: expected those of nnfx.forecasting.prepare",
+            "data: expected the result of nnfx.forecasting.prepare",
         ),
         ({"steps": 0}, ValueError, "steps: expected a positive integer, got 0"),
         ({"steps": 1.5}, TypeError, "steps: expected a positive integer, got 1.5"),

@@ -55,7 +55,7 @@ def test_a_forecaster_goes_on_after_new_observations():
         (
             {"valid_windows": 60},
             ValueError,
-            "values: expected at least 68 steps, for one window to train on and those held out, got float64[60,1]",
+            "values: expected at least 68 steps, for one training window and those held out, got float64[60,1]",
         ),
         (
             {"values": np.ones((4, 9, 1))},

@@ -134,7 +134,7 @@ def test_entries_of_vectors_are_dropped_in_training(key):
     assert abs(is_dropped.mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / is_dropped.size)
     whole = np.asarray(model.apply(variables, TOKENS))
     np.testing.assert_allclose(np.asarray(vectors)[~is_dropped], whole[~is_dropped] / 0.75, rtol=1e-6)
-    with pytest.raises(ValueError, match="key: expected a key, since vectors are dropped in training, got None"):
+    with pytest.raises(ValueError, match="key: expected a key, since dropout needs one in training, got None"):
         model.apply(variables, TOKENS, train=True)
 
 

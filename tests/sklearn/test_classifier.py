@@ -150,7 +150,7 @@ def test_wrong_labels_are_named():
     model = Classifier("perceptron", **{**FLAT, "epochs": 1})
     with pytest.raises(ValueError, match="class_weight: expected None for rows of labels"):
         clone(model).set_params(class_weight="balanced").fit(X, INDICATORS)
-    with pytest.raises(ValueError, match="y: expected targets as before"):
+    with pytest.raises(ValueError, match="y: expected targets like those of the first call"):
         clone(model).set_params(warm_start=True).fit(X, INDICATORS).fit(X, LABELS)
     with pytest.raises(ValueError, match="y: expected some known values of each output"):
         clone(model).set_params(missing_targets="mask").fit(X, np.where([True, True, False], INDICATORS, np.nan))

@@ -191,5 +191,5 @@ def test_it_needs_held_out_data_and_no_stopping_rules(data, train):
     )
     with pytest.raises(ValueError, match="fit: expected a run without stopping rules, got patience"):
         population(stopping, size=4, epochs_per_round=2, **RATE)
-    with pytest.raises(TypeError, match="fit: expected what nnfx.fit returns"):
+    with pytest.raises(TypeError, match="fit: expected the result of nnfx.fit"):
         population(evolve, size=4, epochs_per_round=2, **RATE)
