@@ -94,7 +94,7 @@ def draw_adding(key: Array, rows: int, gap: int) -> tuple[Array, Array]:
 
     Args:
         key: a typed key.
-        rows: how many sequences.
+        rows: the number of sequences.
         gap: their length.
 
     Returns:
@@ -116,7 +116,7 @@ def draw_copy(key: Array, rows: int, gap: int) -> tuple[Array, Array]:
 
     Args:
         key: a typed key.
-        rows: how many sequences.
+        rows: the number of sequences.
         gap: steps of silence.
 
     Returns:

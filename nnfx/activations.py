@@ -121,7 +121,7 @@ _BY_NAME: dict[str, Activation] = {
 
 
 def names() -> tuple[str, ...]:
-    """Return the names that `get` knows.
+    """Return the names that `get` accepts.
 
     >>> names()[:4]
     ('identity', 'sigmoid', 'tanh', 'relu')

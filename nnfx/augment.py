@@ -25,7 +25,7 @@ def gaussian_noise(key: Array, batch: Batch, noise: NonNegative) -> Batch:
     Args:
         key: a typed key.
         batch: inputs of any shape, floats.
-        noise: σ, not negative, in units of the prepared inputs; may be traced.
+        noise: σ, non-negative, in units of the prepared inputs; may be traced.
 
     Returns:
         The batch with new inputs of the same shape and dtype.
@@ -91,7 +91,7 @@ def shift(key: Array, batch: Batch, pixels: NonNegative, fill: ArrayLike = 0.0) 
     Args:
         key: a typed key.
         batch: images `(batch, height, width, channels)`, floats.
-        pixels: p, the largest offset along either axis, not negative; may be traced.
+        pixels: p, the largest offset along either axis, non-negative; may be traced.
         fill: the value of pixels from outside the image; may be traced.
 
     Returns:
@@ -135,7 +135,7 @@ def rotation(key: Array, batch: Batch, degrees: NonNegative, fill: ArrayLike = 0
     Args:
         key: a typed key.
         batch: images `(batch, height, width, channels)`, floats.
-        degrees: the largest angle, not negative; may be traced.
+        degrees: the largest angle, non-negative; may be traced.
         fill: the value outside the image, interpolated between its outermost pixels and one pixel further out; may be
             traced.
 
@@ -173,7 +173,7 @@ def rotation(key: Array, batch: Batch, degrees: NonNegative, fill: ArrayLike = 0
     flat = x.reshape(rows, height * width, channels)
 
     def weigh(step: tuple[Array, Array]) -> tuple[Array, Array]:
-        """Return one of the four pixels around each source times its share, and the share, which is 0 outside."""
+        """Return one of the four pixels around each source, times its weight, and the weight, which is 0 outside."""
         i, j = corner[0] + step[0], corner[1] + step[1]
         is_inside = (i >= 0) & (i < height) & (j >= 0) & (j < width)
         share = (1 - jnp.abs(source[0] - i.astype(dtype))) * (1 - jnp.abs(source[1] - j.astype(dtype)))
@@ -195,7 +195,7 @@ def cutout(key: Array, batch: Batch, size: NonNegative, fill: ArrayLike = 0.0) -
     Args:
         key: a typed key.
         batch: images `(batch, height, width, channels)`, floats.
-        size: s in pixels, not negative; may be traced.
+        size: s in pixels, non-negative; may be traced.
         fill: the value inside the square; 0 is the mean of standardised images; may be traced.
 
     Returns:

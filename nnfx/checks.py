@@ -44,12 +44,12 @@ def key(name: str, value: Any) -> None:
 
 
 def positive_integer(name: str, value: Any) -> None:
-    """Require a whole number of at least 1 (not a bool, not traced: it determines shapes)."""
+    """Require an integer of at least 1 (not a bool, not traced: it determines shapes)."""
     _integer(name, value, 1, "a positive integer")
 
 
 def non_negative_integer(name: str, value: Any) -> None:
-    """Require a whole number of at least 0 (not a bool, not traced)."""
+    """Require an integer of at least 0 (not a bool, not traced)."""
     _integer(name, value, 0, "a non-negative integer")
 
 

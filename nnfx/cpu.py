@@ -44,7 +44,7 @@ def set_up(
     Args:
         devices: the number of CPU devices that JAX shows; by default one per core.
         keep_memory: whether to keep memory for reuse.
-        cache: a folder for compiled programs, by default none; one that JAX already has (`JAX_COMPILATION_CACHE_DIR`)
+        cache: a folder for compiled programs, by default none; one that JAX already uses (`JAX_COMPILATION_CACHE_DIR`)
             takes precedence.
 
     Raises:

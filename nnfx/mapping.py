@@ -74,9 +74,9 @@ def map_points(
         function: `(shared, point) -> result`.
         shared: the arguments that all points have in common.
         points: arrays `(points, ...)`.
-        at_once: how many points to take side by side, under `jax.vmap`; None for a device's whole share.
+        at_once: the number of points to take side by side, under `jax.vmap`; None for a device's whole share.
         devices: the devices among which the points are divided; they do not communicate.
-        unroll: how many points to take per iteration of the loop if they are taken one by one.
+        unroll: the number of points to take per iteration of the loop if they are taken one by one.
 
     Returns:
         The results, `(points or more, ...)`: the last is repeated to make the shares equal. To remove the repeats

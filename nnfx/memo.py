@@ -81,7 +81,7 @@ class Compiled(Generic[R]):
 
     Args:
         function: the function.
-        static: how many of its first arguments are static, at least one.
+        static: the number of leading arguments that are static, at least one.
         donate: the positions of the arguments that are donated, and thus used up.
     """
 
@@ -122,7 +122,8 @@ def compiled(static: int = 1, donate: tuple[int, ...] = ()) -> Callable[[Callabl
     """Compile a function for given values of its first arguments: `jax.jit` with static arguments, held by the first.
 
     Args:
-        static: how many of its first arguments are static; the first is a model, a run's function, or any function.
+        static: the number of leading arguments that are static; the first is a model, a run's function, or any
+            function.
         donate: the positions of the arguments that are donated, and thus used up; they must be traced ones.
 
     Example:

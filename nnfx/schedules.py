@@ -253,11 +253,11 @@ def reduce_on_plateau(
 
     Args:
         factor: the factor by which the scale shrinks, between 0 and 1; may be traced, as may all other arguments.
-        patience: how many averages to wait, at least 1.
+        patience: the number of averages to wait, at least 1.
         rtol: the relative improvement that counts, at least 0 and below 1.
         atol: the absolute improvement that counts, in the unit of the loss, non-negative.
-        cooldown: how many averages to skip after the scale has shrunk, non-negative.
-        accumulation_size: how many losses make an average, at least 1.
+        cooldown: the number of averages to skip after the scale has shrunk, non-negative.
+        accumulation_size: the number of losses in an average, at least 1.
         min_scale: the smallest scale, from 0 to 1.
 
     Returns:

@@ -47,8 +47,8 @@ class Epoch(NamedTuple):
         before: the parameters when the epoch began.
         after: the parameters now.
         metrics: the epoch's metrics, such as `train_loss` and, with held-out data, `valid_loss`.
-        faults: how many steps have been skipped so far; see `skip_non_finite` of `nnfx.make_step`.
-        step: how many steps have been made so far.
+        faults: the number of steps skipped so far; see `skip_non_finite` of `nnfx.make_step`.
+        step: the number of steps made so far.
         seconds: the seconds since the run began, as estimated from the host's clock; see `Clock`.
     """
 
@@ -112,7 +112,7 @@ def patience(patience: AtLeastOne = 10, min_improvement: NonNegative = 0.0) -> S
     the weights with the best evaluation in `run.best`.
 
     Args:
-        patience: how many epochs to wait, at least 1; may be traced.
+        patience: the number of epochs to wait, at least 1; may be traced.
         min_improvement: the smallest improvement that counts, in the unit of the loss, non-negative; may be traced.
 
     Raises:

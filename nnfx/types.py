@@ -192,7 +192,7 @@ class Fault(NamedTuple):
     """Steps that were skipped because something was not finite.
 
     Attributes:
-        skipped: how many, an int32 scalar.
+        skipped: the number of skipped steps, an int32 scalar.
         step: the first of them, −1 if there are none.
         where: what was not finite there: 0 for the loss, i + 1 for the gradient of the i-th leaf of the parameters.
     """
@@ -206,7 +206,7 @@ class Average(NamedTuple):
     """An average of a model's variables over a run.
 
     Attributes:
-        steps: how many steps were averaged, an int32 scalar.
+        steps: the number of steps averaged, an int32 scalar.
         variables: their average; before the first step, the initial variables.
     """
 

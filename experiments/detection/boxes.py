@@ -52,8 +52,8 @@ class Score(NamedTuple):
         precision: the fraction of finds that are right; 0 if nothing was found.
         recall: the fraction of true objects that were found.
         f1: their harmonic mean.
-        found: how many finds there are, right or wrong.
-        true: how many true objects there are.
+        found: the number of finds, right or wrong.
+        true: the number of true objects.
     """
 
     precision: float
@@ -156,7 +156,7 @@ def precision_recall(scores: np.ndarray, is_right: np.ndarray, true: int) -> Cur
     Args:
         scores: the scores of all finds in all pictures, `(found,)`.
         is_right: whether each is right, `(found,)`.
-        true: how many objects there are in all pictures.
+        true: the number of objects in all pictures.
 
     Example:
         >>> curve = precision_recall(np.array([0.9, 0.5, 0.7]), np.array([True, True, False]), true=4)

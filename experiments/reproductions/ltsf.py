@@ -56,9 +56,9 @@ def lstm(horizon: int, normalized: bool = False, channels: int = 7) -> nnfx.Mode
     """Return a network of 64 LSTM cells that forecasts all channels and steps at once.
 
     Args:
-        horizon: how many steps to forecast.
+        horizon: the number of steps to forecast.
         normalized: whether it sees and forecasts differences from the last value of each window.
-        channels: how many channels the series has.
+        channels: the number of channels of the series.
 
     Returns:
         A model from `(batch, lookback, channels)` to `(batch, horizon, channels)`.
@@ -84,7 +84,7 @@ class Method:
         colour: its colour in figures.
         model: makes the model for a horizon.
         published: mean square and mean absolute error by horizon.
-        lookback: how many hours it sees.
+        lookback: the number of hours that it sees.
         learning_rate: the learning rate of the first epoch; None if nothing is trained.
         beside: the method that the published errors belong to, if a different one.
     """

@@ -19,7 +19,7 @@ def read_parquet(source: Source, *, columns: Sequence[str] | None = None, limit:
     Args:
         source: the path or the bytes of the file.
         columns: the names of the columns to read; all by default.
-        limit: the most bytes that the table may take; by default, 100 times the size of the file, and at least 16 MiB.
+        limit: the maximum size of the table in bytes; by default, 100 times the size of the file, and at least 16 MiB.
 
     Returns:
         A pandas frame, ready for `nnfx.data.prepare`, with the column names and the index of the file. Missing values
@@ -29,7 +29,7 @@ def read_parquet(source: Source, *, columns: Sequence[str] | None = None, limit:
     Raises:
         ModuleNotFoundError: if pyarrow or pandas is not installed.
         OSError: for a file that cannot be read.
-        TypeError: for a limit that is not a whole number, or columns given as a single string.
+        TypeError: for a limit that is not an integer, or columns given as a single string.
         ValueError: for a file that is damaged, or not of this format; tables that take more than the limit; and
             columns that are missing, or share a name. The error names the file.
 
@@ -68,7 +68,7 @@ def read_arrow(source: Source, *, columns: Sequence[str] | None = None, limit: i
     Args:
         source: the path or the bytes of the file; Feather files must be of version 2.
         columns: the names of the columns to read; all by default.
-        limit: the most bytes that the table may take; by default, 100 times the size of the file, and at least 16 MiB.
+        limit: the maximum size of the table in bytes; by default, 100 times the size of the file, and at least 16 MiB.
 
     Returns:
         A pandas frame, as from `read_parquet`.
@@ -105,7 +105,7 @@ _MAGIC = b"ARROW1\0\0"
 
 @contextlib.contextmanager
 def _opened(source: Source, columns: Sequence[str] | None, limit: int | None) -> Iterator[tuple[Reader, int]]:
-    """Open a file, and name it in pyarrow's errors; also yield the most bytes that its table may take."""
+    """Open a file, and name it in pyarrow's errors; also yield the maximum size of its table in bytes."""
     if limit is not None:
         checks.positive_integer("limit", limit)
     if isinstance(columns, str):

@@ -48,9 +48,9 @@ class Orders:
 
     Args:
         key: the key of the order.
-        rows: how many rows there are.
+        rows: the number of rows.
         batch_size: rows per batch.
-        epochs: how many epochs there are.
+        epochs: the number of epochs.
 
     Example:
         >>> whole = shuffled(jax.random.key(0), epoch=1, rows=50, batch_size=20)

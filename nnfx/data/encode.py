@@ -42,7 +42,7 @@ class Column(NamedTuple):
 
     Attributes:
         name: its name.
-        kind: what it holds.
+        kind: the kind of its values.
         values: `(rows,)`; float64 with NaN for missing numbers and booleans, or objects with None for missing
             categories.
     """
@@ -71,7 +71,7 @@ def columns(
     Args:
         name: the name of the argument, for error messages.
         frame: a pandas or polars frame, or anything else.
-        names: what to call the columns; by default, the frame's own names.
+        names: the names of the columns; by default, those of the frame.
         kinds: the kinds that the columns must have; by default, any.
 
     Returns:
@@ -88,7 +88,7 @@ def columns(
     if kinds is None and all(kind == "number" for kind in dtypes):
         return None
     if kinds is not None and len(kinds) != len(own):
-        raise ValueError(f"{name}: expected {len(kinds)} columns, as trained on, got {len(own)}")
+        raise ValueError(f"{name}: expected {len(kinds)} columns, as in training, got {len(own)}")
     series = [frame.iloc[:, i] for i in range(len(own))] if hasattr(frame, "iloc") else frame.get_columns()
     read = tuple(map(_column, [name] * len(own), names or own, series, dtypes))
     if kinds is not None:
@@ -204,7 +204,7 @@ def labels(name: str, values: Any) -> np.ndarray | None:
         if all(column.kind != "category" for column in found):
             return None
         if len(found) != 1:
-            raise ValueError(f"{name}: expected one column of labels, got {len(found)} columns with text among them")
+            raise ValueError(f"{name}: expected one column of labels, got {len(found)} columns, some of them text")
         objects = found[0].values
     else:
         flat = values
@@ -288,10 +288,10 @@ def _of_kind(name: str, column: Column, kind: Kind) -> Column:
         first = next((value for value in column.values if value is not None), None)
         if first is None:
             return column._replace(kind=kind, values=np.full(len(column.values), np.nan))
-        raise TypeError(f"{name}: expected {wanted} in column {column.name!r}, as trained on, got {first!r}")
+        raise TypeError(f"{name}: expected {wanted} in column {column.name!r}, as in training, got {first!r}")
     is_wrong = (column.values != 0) & (column.values != 1) & ~column.missing
     if kind == "boolean" and is_wrong.any():
         raise ValueError(
-            f"{name}: expected {wanted} in column {column.name!r}, as trained on, got {column.values[is_wrong][0]:g}"
+            f"{name}: expected {wanted} in column {column.name!r}, as in training, got {column.values[is_wrong][0]:g}"
         )
     return column._replace(kind=kind)

@@ -42,7 +42,7 @@ def read_idx(source: Source, ndim: int | None = None) -> np.ndarray:
 
     Args:
         source: the file.
-        ndim: how many axes to expect, such as 3 for images and 1 for labels; any number by default.
+        ndim: the number of axes to expect, such as 3 for images and 1 for labels; any number by default.
 
     Returns:
         The array, in the type of the file and the byte order of the machine.
@@ -101,7 +101,7 @@ def read_idx_examples(
     Args:
         images: the file of the images, unsigned bytes `(rows, height, width)`.
         labels: the file of their labels: unsigned bytes `(rows,)`, or QMNIST's 32-bit integers `(rows, 8)`.
-        classes: how many classes there are.
+        classes: the number of classes.
         first: the label of the first class in the file; the targets begin at 0 in any case.
         transposed: whether the images are transposed; if so, their axes are swapped.
 

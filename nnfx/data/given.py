@@ -98,7 +98,7 @@ def read(
 def _inputs(
     inputs: Any, features: Sequence[str] | None
 ) -> tuple[np.ndarray | tuple[encode.Column, ...], tuple[str, ...], tuple[str, ...]]:
-    """Return the inputs, the names given to the features, if any, and the names to call them by."""
+    """Return the inputs, the names given to the features, if any, and the names to show for them."""
     own = frame_names(inputs)
     places = arrays.column_names(inputs)
     called = None if places is None else own or tuple(f"x{i}" for i in range(len(places)))
@@ -119,7 +119,7 @@ def _inputs(
 def _names(
     features: Sequence[str] | None, columns: tuple[str, ...] | None, count: int
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the names given to the features, if any, and the names to call them by."""
+    """Return the names given to the features, if any, and the names to show for them."""
     if isinstance(features, str):
         raise TypeError(f"features: expected a sequence of names, got {features!r}")
     if features is not None and len(features) != count:

@@ -27,7 +27,7 @@ def read_npz(source: Source, *, limit: int | None = None) -> dict[str, np.ndarra
 
     Args:
         source: the path or the bytes of the file.
-        limit: the most bytes that the arrays may take together; by default, 100 times the size of the file, and at
+        limit: the maximum total size of the arrays in bytes; by default, 100 times the size of the file, and at
             least 16 MiB.
 
     Returns:
@@ -35,7 +35,7 @@ def read_npz(source: Source, *, limit: int | None = None) -> dict[str, np.ndarra
 
     Raises:
         OSError: for a file that cannot be read.
-        TypeError: for a limit that is not a whole number.
+        TypeError: for a limit that is not an integer.
         ValueError: for a file that is damaged, or not in NumPy's format; arrays that take more than the limit; and
             arrays of Python objects or records. The error names the file and the array.
 

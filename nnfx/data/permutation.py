@@ -24,7 +24,7 @@ def permutation(key: Array, rows: int) -> Array:
 
     Args:
         key: a typed key.
-        rows: how many; fewer than 16 are ordered by sorting, since a cipher this small is not uniform.
+        rows: the number of rows; fewer than 16 are ordered by sorting, since a cipher this small is not uniform.
 
     Returns:
         Every number from 0 to rows − 1 once, int32 `(rows,)`.

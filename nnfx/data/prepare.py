@@ -24,7 +24,7 @@ MissingTargets = Literal["error", "mask"]
 
 
 class Report(NamedTuple):
-    """How many rows were dropped, filled and held out.
+    """The numbers of rows dropped, filled and held out.
 
     Attributes:
         rows: the number of rows passed.
@@ -64,7 +64,7 @@ class Data:
         preprocess: the map from raw features to those of `train` and `valid`.
         features: the names of the features of `train`, categories (`port=Cherbourg`) and indicators (`age missing`)
             included.
-        report: how many rows were dropped, filled and held out.
+        report: the numbers of rows dropped, filled and held out.
     """
 
     train: Batch

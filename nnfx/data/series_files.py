@@ -26,7 +26,7 @@ class Series(NamedTuple):
         values: float64 `(time, channels)`, in the order of time.
         names: the names of the channels.
         times: datetime64 `(time,)`, ascending; None if they are not known.
-        period: how many steps make a season; 1 if none is known.
+        period: the number of steps in a season; 1 if none is known.
     """
 
     values: np.ndarray
@@ -76,7 +76,7 @@ def read_series(
         time: the name of the column of times, in ISO 8601, such as 1949-01 or 2016-07-01 13:00:00; `""` for an unnamed
             first column; None if there is none. Times with `Z` or an offset from UTC are converted to UTC.
         names: the names of all columns, for a file whose first line does not name them.
-        period: how many steps make a season, kept with the values.
+        period: the number of steps in a season, kept with the values.
         heading: whether the first line names the columns; by default, it does if `names` is not given, and must then
             look like names.
         delimiter: the character between fields; by default, a comma, a semicolon, a tab or a bar, detected in the file.
@@ -94,7 +94,7 @@ def read_series(
 
     Raises:
         OSError: for a file that cannot be read.
-        TypeError: for a period that is not a whole number, or names given as a single string.
+        TypeError: for a period that is not an integer, or names given as a single string.
         ValueError: for a file that is empty, damaged, too large once unpacked, or not text; columns that have no name
             or share one; lines with more or fewer fields than columns; fields that are not finite numbers
             within the range of float32; and times that cannot be read, do not ascend, or have gaps. The error names
@@ -198,7 +198,7 @@ class _Kept(NamedTuple):
     """The columns to keep, by position.
 
     Attributes:
-        columns: how many columns there are.
+        columns: the number of columns.
         time: the column of times; None if there is none.
         places: the columns of the channels.
         names: the names of the channels.
@@ -275,7 +275,7 @@ def read_series_rows(
 
     Args:
         source: the path or the bytes of the file, plain or compressed with gzip.
-        period: how many steps make a season, kept with the values.
+        period: the number of steps in a season, kept with the values.
         delimiter: the character between fields; see `read_series` for this and the next three.
         decimal: the decimal separator, `"."` or `","`.
         comment: the prefix of lines to skip.
@@ -286,7 +286,7 @@ def read_series_rows(
 
     Raises:
         OSError: for a file that cannot be read.
-        TypeError: for a period that is not a whole number.
+        TypeError: for a period that is not an integer.
         ValueError: for a file that is empty, damaged, too large once unpacked, or not text; series that have no name,
             share one, or have no values; lines longer than the heading; gaps; and fields that are not finite numbers
             within the range of float32. The error names the file, the line and the column.

@@ -63,7 +63,7 @@ def given(split: Any, groups: Any, inputs: Any, targets: np.ndarray) -> tuple[np
 
     Raises:
         TypeError: for anything else.
-        ValueError: for positions out of range, in both parts, or none at all.
+        ValueError: for positions that are out of range or in both parts, and for an empty part.
     """
     rows = len(targets)
     if is_splitter(split):

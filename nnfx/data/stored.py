@@ -299,7 +299,7 @@ class Batches:
         examples: the examples to read.
         key: a typed key that determines the order of each epoch, as for data in memory.
         batch_size: rows per batch. Unused positions in the last batch of an epoch have weight zero.
-        epochs: how many epochs there are.
+        epochs: the number of epochs.
         share: the part of each batch to read, such as that of this process.
     """
 
@@ -319,12 +319,12 @@ class Batches:
 
 
 def prefetched(batches: Batches, ahead: int = 8, threads: int = 4) -> Any:
-    """Return a Grain iterator over batches that reads ahead in threads and knows its position.
+    """Return a Grain iterator over batches that reads ahead in threads and keeps track of its position.
 
     Args:
         batches: the batches to read.
         ahead: the maximum number of batches to read ahead.
-        threads: how many batches to read at once.
+        threads: the number of batches to read at once.
 
     Returns:
         An iterator with `get_state`, which returns its position, and `set_state`, which moves the iterator to a

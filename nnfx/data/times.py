@@ -115,13 +115,13 @@ def _duration(step: Any, dtype: np.dtype[Any]) -> str:
 def following(times: Any, steps: int) -> np.ndarray:
     """Return the times that follow the last one, in the same calendar.
 
-    Months, quarters and years keep the day of the month, or stop at the last day of a shorter one, and stay on the last
-    day if all times are on it; times from Monday to Friday skip the weekend. The frequency of a pandas index, given or
-    inferred by pandas, takes precedence.
+    Months, quarters and years keep the day of the month, or fall on the last day of a shorter month, and stay on the
+    last day if all times are on it; times from Monday to Friday skip the weekend. The frequency of a pandas index,
+    given or inferred by pandas, takes precedence.
 
     Args:
         times: `(time,)`, two or more, as for `irregularity`, and regular.
-        steps: how many to return.
+        steps: the number of times to return.
 
     Returns:
         `(steps,)`, with the dtype of the times; those of a pandas index as datetime64, in UTC if it has a time zone.
@@ -155,7 +155,7 @@ def following(times: Any, steps: int) -> np.ndarray:
         steps_given = np.diff(known.astype(np.int64))
         least, most = (_duration(step, known.dtype) for step in (steps_given.min(), steps_given.max()))
         raise ValueError(
-            f"times: expected equal steps, months, or the days from Monday to Friday, to tell which times come next,"
+            f"times: expected equal steps, months or weekdays, to tell which times come next,"
             f" got steps of {least} to {most}; use a pandas index with a frequency, or values without times"
         )
     later: np.ndarray = of_counts(counts[-1] + apart[0] * np.arange(1, steps + 1))

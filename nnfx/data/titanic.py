@@ -42,7 +42,7 @@ def titanic(
     """The 891 passengers of the Titanic, with the target 1 for each of the 342 who survived.
 
     Columns are `class` (1 to 3), `sex`, `age` (years; 177 unknown), `siblings_spouses`, `parents_children`
-    (how many aboard), `fare` (pounds) and `port` (of embarkation; 2 unknown). A category becomes one 0/1
+    (the numbers aboard), `fare` (pounds) and `port` (of embarkation; 2 unknown). A category becomes one 0/1
     feature for each of its values but the first: `sex=male`, `port=Queenstown`, `port=Southampton`.
 
     Args:

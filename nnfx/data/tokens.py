@@ -20,9 +20,9 @@ def next_tokens(tokens: Any, length: int, context: int = 0) -> Batch:
     Args:
         tokens: integers, `(tokens,)`, at least two of them.
         length: the number of steps of each example.
-        context: the number of steps with which each example but the first repeats the end of the one before, at weight
-            zero: every other target then has at least that many tokens before it. Use 0 for training, and more to score
-            a model with a long memory.
+        context: the number of steps at the start of each example but the first that repeat the end of the previous one,
+            with weight zero: every other target then has at least that many tokens before it. Use 0 for training, and
+            more to score a model with a long memory.
 
     Returns:
         Inputs and targets, int32 `(examples, length)`, and a weight for each step.

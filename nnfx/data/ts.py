@@ -76,7 +76,7 @@ def read_ts(source: Source, *, encoding: str = "utf-8", missing: Missing = "erro
 
 
 class _Header(NamedTuple):
-    """What the header of a file declares.
+    """The declarations in the header of a file.
 
     Attributes:
         classes: the names of the classes.

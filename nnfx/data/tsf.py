@@ -19,7 +19,7 @@ class Collection(NamedTuple):
 
     Attributes:
         series: the series in the order of the file, each with one channel.
-        horizon: how many steps to forecast; None if the file does not say.
+        horizon: the number of steps to forecast; None if the file does not say.
         attributes: further attributes of the series, by name: for each, a tuple of strings, numbers or datetime64, one
             per series.
     """
@@ -42,7 +42,7 @@ def read_tsf(
 
     Args:
         source: the path or the bytes of the file, plain or compressed with gzip.
-        period: how many steps make a season, kept with the values; by default, it follows from the frequency: 4 for
+        period: the number of steps in a season, kept with the values; by default, it follows from the frequency: 4 for
             `quarterly`, 12 for `monthly`, 52 for `weekly`, 7 for `daily`, and one day for shorter steps.
         encoding: the encoding of the text.
         missing: what to do about missing values, written as `?`: raise an `"error"`; `"nan"` for NaN; or `"previous"`
@@ -53,7 +53,7 @@ def read_tsf(
 
     Raises:
         OSError: for a file that cannot be read.
-        TypeError: for a period that is not a whole number.
+        TypeError: for a period that is not an integer.
         ValueError: for a file that is empty, damaged, too large once unpacked, or not text; a header that cannot be
             read; lines with more or fewer attributes than it declares; series that share a name; and values that are
             not finite numbers within the range of float32. The error names the file and the line.
@@ -137,7 +137,7 @@ def _step(place: str, frequency: str) -> _Step:
 
 
 class _Header(NamedTuple):
-    """What the header of a file declares."""
+    """The declarations in the header of a file."""
 
     types: dict[str, str]
     step: _Step | None

@@ -174,11 +174,12 @@ def refitted(
         future: exogenous columns that are known ahead: at each origin, a forecaster sees them up to the end of its
             forecast, and is trained on earlier steps; the lookback must then be at least the horizon.
         head: the meaning of the model's outputs.
-        members: how many networks to train at each origin, each with its own key; the forecast pools them.
+        members: the number of networks to train at each origin, each with its own key; the forecast pools them.
         train_windows: train on at most this many windows, the latest ones; None for all.
         valid_windows: how many of the latest windows to hold out, for stopping rules and for choosing the best weights;
             no held-out target appears in a training window.
-        at_once: how many origins a device trains side by side, batch after batch, to bound memory use; None for all.
+        at_once: the number of origins that a device trains side by side, batch after batch, to bound memory use; None
+            for all.
         devices: the devices over which the origins are spread; by default, all devices of this process.
         **hyper: the hyper-parameters that `train` takes; traced.
 

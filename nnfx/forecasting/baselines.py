@@ -22,7 +22,7 @@ def naive(horizon: int) -> Model:
     """The last value, repeated: `ŷₜ₊ₕ = yₜ`, the best forecast of a random walk.
 
     Args:
-        horizon: how many steps to forecast.
+        horizon: the number of steps to forecast.
 
     Returns:
         A model without parameters.
@@ -42,8 +42,8 @@ def seasonal_naive(horizon: int, period: int) -> Model:
     """The last season, repeated: `ŷₜ₊ₕ = yₜ₋ₘ₊ₕ` for h up to m, and periodically beyond.
 
     Args:
-        horizon: how many steps to forecast.
-        period: m, how many steps make a season.
+        horizon: the number of steps to forecast.
+        period: m, the number of steps in a season.
 
     Returns:
         A model without parameters; its lookback must be at least the period.
@@ -69,7 +69,7 @@ def drift(horizon: int) -> Model:
     """The line through the first and the last value, extended: `ŷₜ₊ₕ = yₜ + h (yₜ − y₁) / (t − 1)`.
 
     Args:
-        horizon: how many steps to forecast.
+        horizon: the number of steps to forecast.
 
     Returns:
         A model without parameters; its lookback must be at least 2.
@@ -101,8 +101,8 @@ def naive2(horizon: int, period: int) -> Model:
     `naive`.
 
     Args:
-        horizon: how many steps to forecast.
-        period: m, how many steps make a season; 1 if there is none.
+        horizon: the number of steps to forecast.
+        period: m, the number of steps in a season; 1 if there is none.
 
     Returns:
         A model without parameters, whose input is the whole history of a series.
@@ -203,7 +203,7 @@ def without_exogenous(model: Model, channels: int) -> Model:
 
     Args:
         model: a forecaster of the target channels.
-        channels: how many channels the targets have.
+        channels: the number of channels of the targets.
 
     Returns:
         A model with the same parameters as `model`.
@@ -241,7 +241,7 @@ def linear(horizon: int, individual: bool = False) -> Model:
     """An affine map of the past of each channel: `ŷ = Wᵀy + b`.
 
     Args:
-        horizon: H, how many steps to forecast.
+        horizon: H, the number of steps to forecast.
         individual: whether each channel has its own weights, rather than all sharing the same ones.
 
     Returns:
@@ -267,7 +267,7 @@ def nlinear(horizon: int, individual: bool = False) -> Model:
     """An affine map of the past relative to its last value: `ŷ = Wᵀ(y − yₜ) + b + yₜ`; a shift in level carries over.
 
     Args:
-        horizon: H, how many steps to forecast.
+        horizon: H, the number of steps to forecast.
         individual: whether each channel has its own weights, rather than all sharing the same ones.
 
     Returns:
@@ -296,8 +296,8 @@ def dlinear(horizon: int, kernel: int = 25, individual: bool = False) -> Model:
     linear, it is applied to the weights instead of the past, `ŷ = (W + Aᵀ(V − W))ᵀ y + b + c`, once for a whole batch.
 
     Args:
-        horizon: H, how many steps to forecast.
-        kernel: how many steps the moving average covers, odd.
+        horizon: H, the number of steps to forecast.
+        kernel: the number of steps that the moving average covers, odd.
         individual: whether each channel has its own weights, rather than all sharing the same ones.
 
     Returns:

@@ -40,7 +40,8 @@ class Head(NamedTuple):
     """The meaning of a forecaster's outputs, as functions of them.
 
     Attributes:
-        parameters: how many numbers describe each target; 0 for point forecasts, which have no axis of parameters.
+        parameters: the number of parameters that describe each target; 0 for point forecasts, which have no axis of
+            parameters.
         constrain: maps the raw outputs of a network to parameters, both `(..., parameters)`.
         loss: maps outputs `(batch, horizon, channels, parameters)` and targets to losses, `(batch,)`.
         point: maps outputs to point forecasts, `(...)`.

@@ -32,7 +32,7 @@ class Channels(NamedTuple):
 
 
 def beside(values: Any, y: Array, past: Any, future: Any) -> tuple[Array, Channels]:
-    """Return a series with its exogenous columns next to it, `(time, channels)`, and the number of each kind.
+    """Return a series with its exogenous columns next to it, `(time, channels)`, and the number of each kind of column.
 
     Args:
         values: the series as the user passed it, perhaps with times.

@@ -99,7 +99,7 @@ def seasonal_naive_error(history: ArrayLike, period: int = 1) -> Array:
         `(channels,)` or `(batch, channels)`, in the unit of the history.
 
     Raises:
-        TypeError: for a period that is not a whole number, or a history that does not hold real numbers.
+        TypeError: for a period that is not an integer, or a history that does not hold real numbers.
         ValueError: for a history that has the wrong rank, is not finite, is no longer than a season, or repeats
             exactly.
 

@@ -70,7 +70,7 @@ def windows(
         The `(time − L − H) // s + 1` windows of each series, one series after another, as floats.
 
     Raises:
-        TypeError: for values that are not real numbers, or sizes that are not whole numbers.
+        TypeError: for values that are not real numbers, or sizes that are not integers.
         ValueError: for values that are of the wrong rank, not finite, missing, or no longer distinct once rounded to
             the dtype of the windows; for times with a gap, repeated or out of order; for fewer steps than one window
             covers; for exogenous columns whose times or series differ from those of the values; and for a horizon
@@ -190,7 +190,7 @@ def split(values: Any, lookback: int, sizes: Sequence[float]) -> tuple[Any, ...]
         The parts, one per size: frames or `nnfx.data.Series` if the values are, arrays otherwise.
 
     Raises:
-        TypeError: for sizes that mix steps and fractions, or a lookback that is not a whole number.
+        TypeError: for sizes that mix steps and fractions, or a lookback that is not an integer.
         ValueError: for values that `windows` rejects, fewer than two sizes, sizes that are not positive, more steps
             than the series has, fractions that do not sum to 1 or leave a part empty, or a first part shorter than the
             lookback.

@@ -33,8 +33,8 @@ class Leaf(NamedTuple):
 
     Attributes:
         shape: its shape.
-        audited: how many of its elements were audited.
-        kinks: at how many of them the loss has a kink, so that finite differences cannot confirm a derivative.
+        audited: the number of its elements that were audited.
+        kinks: the number of them at which the loss has a kink, so that finite differences cannot confirm a derivative.
         scale: the largest derivative among them, by the gradient or by finite differences.
         error: the largest deviation between the two where there is no kink, as a fraction of the scale.
         worst: the position of that element.

@@ -1,4 +1,4 @@
-"""Backpropagation laid open: every factor of the chain rule in a small dense network, as numbers and as a drawing."""
+"""Backpropagation in detail: every factor of the chain rule in a small dense network, as numbers and as a drawing."""
 
 import collections
 from collections.abc import Callable

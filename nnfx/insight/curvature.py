@@ -171,7 +171,7 @@ def eigenpairs(
     steps: int = 64,
     train: bool = False,
 ) -> Eigenpairs:
-    """Find eigenvalues at one end of the Hessian's spectrum, with their eigenvectors, by Lanczos' method.
+    """Find eigenvalues at one end of the Hessian's spectrum, with their eigenvectors, by the Lanczos method.
 
     The eigenvalues at the ends of the spectrum, which usually lie far apart, converge after few products with the
     Hessian; the residuals show how well. Of the eigenvectors of a multiple eigenvalue, some may be missing.
@@ -182,7 +182,7 @@ def eigenpairs(
         variables: the variables of the model; the Hessian is taken at their parameters.
         batch: the examples that the loss is averaged over.
         key: draws the starting vector.
-        count: how many eigenvalues to find, at most `steps`.
+        count: the number of eigenvalues to find, at most `steps`.
         end: `"largest"`, for the directions across the valley, or `"smallest"`, for the directions that lead down from
             a saddle.
         steps: the largest number of products with the Hessian, limited to the number of parameters.
@@ -211,7 +211,7 @@ def eigenpairs(
     checks.choice("end", end, ("largest", "smallest"))
     steps = _steps(model, loss, variables, batch, steps, train)
     if count > steps:
-        raise ValueError(f"count: expected at most {steps}, the steps or the number of parameters, got {count}")
+        raise ValueError(f"count: expected at most {steps}, the number of steps or of parameters, got {count}")
     return _eigenpairs(model, loss, train, steps, count, end == "largest", variables, batch, key)
 
 
@@ -300,8 +300,8 @@ def spectrum(
 ) -> Spectrum:
     """Estimate the whole spectrum of the Hessian by stochastic Lanczos quadrature.
 
-    A random vector v contains, on average, an equal part of every eigenvector. Lanczos' method, started from v, finds
-    a few points and weights that integrate polynomials of degree up to `2 steps − 1` exactly, with respect to the
+    A random vector v contains, on average, an equal part of every eigenvector. The Lanczos method, started from v,
+    finds a few points and weights that integrate polynomials of degree up to `2 steps − 1` exactly, with respect to the
     spectrum weighted by v.
 
     Args:
@@ -310,8 +310,8 @@ def spectrum(
         variables: the variables of the model; the Hessian is taken at their parameters.
         batch: the examples that the loss is averaged over.
         key: draws the vectors.
-        draws: how many random vectors.
-        steps: how many products with the Hessian to make for each, limited to the number of parameters.
+        draws: the number of random vectors.
+        steps: the number of products with the Hessian to make for each, limited to the number of parameters.
         train: whether to apply the model as in training, without noise.
 
     Returns:
@@ -379,7 +379,7 @@ def trace(
         variables: the variables of the model; the Hessian is taken at their parameters.
         batch: the examples that the loss is averaged over.
         key: draws the signs.
-        draws: how many vectors of signs, at least 2.
+        draws: the number of vectors of signs, at least 2.
         train: whether to apply the model as in training, without noise.
 
     Returns:

@@ -75,13 +75,13 @@ def maximize(
         unit: the index of one of its features, on the last axis.
         shape: the shape of one input, such as `(28, 28, 1)`.
         key: draws the jitter and the starting points, which are uniform within the bounds if given, otherwise normal.
-        steps: how many steps to take.
+        steps: the number of steps to take.
         learning_rate: Adam's learning rate.
         l2: λ, at least 0.
         total_variation: τ, at least 0, on the squared differences of neighbours along all axes but the last.
         jitter: before each step the input is rolled by up to this many pixels along all axes but the last.
         bounds: the smallest and the largest value that an input may have, such as `(0, 1)`.
-        starts: how many random inputs to start from.
+        starts: the number of random inputs to start from.
         pool: how a feature map becomes one activation, a: `"mean"`, `"max"` or `"center"`.
 
     Returns:
@@ -202,8 +202,8 @@ def top_inputs(
         inputs: the inputs to choose from, `(rows, ...)`.
         layer: the name of a layer, as given by `layer_outputs`.
         unit: the index of one of its features, on the last axis.
-        count: how many to find.
-        chunk: how many inputs to pass through the network at once.
+        count: the number of inputs to find.
+        chunk: the number of inputs to pass through the network at once.
         pool: how a feature map becomes one activation, a: `"mean"`, `"max"` or `"center"`.
 
     Returns:

@@ -153,7 +153,7 @@ def curves(history: Mapping[str, Any]) -> Flow:
             found[quantity][layer] = history[name]
     if not found["gradient"]:
         raise ValueError(
-            "history: expected one of a run with make_step=nnfx.insight.flow.make_step, got one without gradients:"
+            "history: expected that of a run with make_step=nnfx.insight.flow.make_step, got one without gradients:"
             f" {', '.join(history)}"
         )
     return Flow(**found)

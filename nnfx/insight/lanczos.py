@@ -1,4 +1,4 @@
-"""Lanczos' method: a symmetric matrix, known only by its products with vectors, reduced to a small tridiagonal one."""
+"""The Lanczos method: reduce a symmetric matrix, known by its products with vectors, to a small tridiagonal one."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -31,7 +31,7 @@ def tridiagonal(product: Callable[[Array], Array], start: Array, steps: int, key
     Args:
         product: multiplies A by a vector.
         start: `(size,)`, not zero; the first vector of the basis points along it.
-        steps: how many vectors, at most `size`.
+        steps: the number of vectors, at most `size`.
         key: draws the random vectors.
 
     Example:

@@ -111,7 +111,7 @@ def _require_seen(seen: dict[str, Any]) -> dict[str, Any]:
     if not seen:
         raise ValueError(
             "model: expected a model of Flax Linen modules, such as those of nnfx.models or from_linen, whose apply"
-            " calls its layers directly, got one whose apply called none visibly"
+            " calls its layers directly, got one whose calls cannot be seen"
         )
     return seen
 

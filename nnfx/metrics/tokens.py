@@ -51,7 +51,8 @@ def perplexity(logits: Array, labels: Array, weights: Array | None = None) -> Ar
         A scalar, at least 1; NaN if all weights are zero.
 
     Raises:
-        ValueError: as `nnfx.losses.categorical_cross_entropy` does, and for weights of another shape than the labels.
+        ValueError: as `nnfx.losses.categorical_cross_entropy` does, and for weights whose shape does not match the
+            labels.
 
     Example:
         >>> perplexity(jnp.zeros((2, 8)), jnp.array([5, -1]), jnp.array([1.0, 0.0])).round(4)  # one of eight

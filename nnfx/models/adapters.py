@@ -176,7 +176,9 @@ def from_equinox(build: Callable[[Array], Any], axis_name: str = "batch") -> Mod
     eqx = _imported("equinox")
     wanted = "build: expected a function of a key, such as lambda key: Net(key=key)"
     if isinstance(build, eqx.Module):
-        raise TypeError(f"{wanted}, got an instance of {type(build).__name__}; use its weights with lambda key: module")
+        raise TypeError(
+            f"{wanted}, got an instance of {type(build).__name__}; to use its weights, pass lambda key: module"
+        )
     if not callable(build):
         raise TypeError(f"{wanted}, got {checks.describe(build)}")
 

@@ -176,8 +176,8 @@ def transformer(
     """A transformer: blocks of attention between steps and dense layers at each step, with residual connections.
 
     `h = x + attention(norm(x))` and `x' = h + V g(W norm(h))` in each layer, after a dense layer that maps the inputs
-    to the width of the network. Queries and keys are rotated by their position, so that attention depends on how far
-    apart two steps are, and no step sees more than `context` steps, so sequences and streams may have any length.
+    to the width of the network. Queries and keys are rotated by their position, so attention depends on how far apart
+    two steps are. No step sees more than `context` steps, so sequences and streams may have any length.
 
     Args:
         outputs: the number of outputs, from a dense layer; None to return the normalised output of the last block.

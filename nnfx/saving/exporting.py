@@ -115,7 +115,9 @@ def _require_close(file: Path, got: Any, wanted: np.ndarray) -> None:
     with np.errstate(invalid="ignore"):
         difference = float(np.where(is_same, 0, np.abs(got - exact)).max(initial=0)) / scale
     if not difference <= TOLERANCE:
-        raise ValueError(f"{file.name}: expected the model's outputs within {TOLERANCE:g}, got {difference:.2g} off")
+        raise ValueError(
+            f"{file.name}: expected the model's outputs within {TOLERANCE:g}, got a difference of {difference:.2g}"
+        )
 
 
 def _sample(preprocess: Preprocess, rows: int) -> np.ndarray:

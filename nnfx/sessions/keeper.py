@@ -38,11 +38,11 @@ class Kept(Program[State], Protocol[State]):
 
     @property
     def units_per_epoch(self) -> int:
-        """The number of units that an epoch has."""
+        """The number of units in an epoch."""
 
     @property
     def shown(self) -> tuple[str, int]:
-        """The items that the progress bar counts, and how many of them a unit has."""
+        """The items that the progress bar counts, and the number of them in a unit."""
 
     @property
     def recipe(self) -> Recipe:
@@ -50,11 +50,11 @@ class Kept(Program[State], Protocol[State]):
 
     @property
     def key(self) -> Array:
-        """Its key."""
+        """The key of its runs."""
 
     @property
     def hyper(self) -> Hyper:
-        """Its hyper-parameters."""
+        """The hyper-parameters of its runs."""
 
     @property
     def data(self) -> Any:
@@ -62,7 +62,7 @@ class Kept(Program[State], Protocol[State]):
 
     @property
     def lowered(self) -> list[Lowered]:
-        """Its programs, lowered for one device."""
+        """The programs, lowered for one device."""
 
     def saved(self, state: State) -> tuple[Any, dict[str, Any]]:
         """Return the arrays of a state, and the notes saved with them."""
@@ -243,7 +243,7 @@ class _Keeping(Generic[State]):
         self.state = program.restored(snapshot.state, about)
         epochs = program.epochs(self.state)
         if epochs > program.recipe.epochs:
-            raise ValueError(f"epochs: expected at least the {epochs} of {path}, got {program.recipe.epochs}")
+            raise ValueError(f"epochs: expected at least {epochs}, as in {path}, got {program.recipe.epochs}")
         self.owner, self.seconds = self.owner.starting_from(about["start"]), about["seconds"]
         logged = rows_in(out / "evaluation.csv") if distributed.is_first() else []
         rows = {row["epoch"]: row for row in [*about["evaluations"], *logged] if row["epoch"] <= epochs}
@@ -329,7 +329,7 @@ class _Keeping(Generic[State]):
 
     @contextlib.contextmanager
     def _logs(self) -> Iterator[Logs]:
-        """Open the logs with the rows known so far; only the first process does."""
+        """Open the logs with the rows known so far, in the first process only."""
         keeper, program = self.keeper, self.program
         if not distributed.is_first():
             yield Logs()

@@ -12,8 +12,8 @@ class ProgressBar:
     Args:
         title: the text in front of the bar.
         epochs: the maximum number of epochs.
-        done: how much is done.
-        total: how much there is to do at most.
+        done: the amount done.
+        total: the maximum amount to do.
         unit: the unit of `done` and `total`.
     """
 

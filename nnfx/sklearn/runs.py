@@ -107,7 +107,7 @@ def resume(fit: Fit, run: Run, done: int, key: Array, data: Data, hyper: Mapping
     Args:
         fit: the run's function.
         run: the run to continue from.
-        done: how many epochs led to it, including those of earlier runs.
+        done: the number of epochs that led to it, including those of earlier runs.
         key: the key of all of them.
         data: the training data.
         hyper: the hyper-parameters.

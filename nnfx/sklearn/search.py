@@ -40,7 +40,7 @@ class SweepSearchCV(BaseSearchCV):
         param_grid: values for each parameter, every combination of which is a candidate; or a list of such grids.
         param_distributions: instead of a grid: a list of values, or a SciPy distribution, for each parameter, from
             which candidates are drawn.
-        n_iter: how many candidates to draw; 10 by default.
+        n_iter: the number of candidates to draw; 10 by default.
         scoring: as for `GridSearchCV`: a name, a scorer, several of these, or None for the estimator's own `score`.
             Scorers may use predictions for the held-out rows only, in their order.
         refit: whether to train the best candidate on all rows; for several scorers, the name of the one that decides.
@@ -96,7 +96,7 @@ class SweepSearchCV(BaseSearchCV):
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any = None, **params: Any) -> "SweepSearchCV":  # noqa: N803
-        """Train and score every candidate on every fold, and the best one on all rows.
+        """Train and score every candidate on every fold, then train the best one on all rows.
 
         Args:
             X: `(rows, features)`.

@@ -33,8 +33,8 @@ class Spec(NamedTuple):
         stop: stopping rules, or None.
         metrics: further metrics by name, or None.
         parts: further arguments of `nnfx.fit` by name, or None.
-        features: how many features the model sees.
-        outputs: how many outputs the model has.
+        features: the number of features that the model sees.
+        outputs: the number of outputs of the model.
         dtype: the name of the dtype in which everything is computed.
     """
 
@@ -77,7 +77,7 @@ class Spec(NamedTuple):
         parts = dict(self.parts or {})
         if self.has_l2:
             if "penalty" in parts:
-                raise ValueError("l2: expected 0 if parts has a penalty of its own, got both")
+                raise ValueError("l2: expected 0 if parts has its own penalty, got both")
             parts["penalty"] = regularizers.l2
         return fit(
             self._model(),

@@ -89,11 +89,12 @@ def sweep(
         devices: the devices over which the members are spread; by default, all devices of this process.
         devices_per_member: the number of devices over which the batches of each member are split, as by
             `nnfx.data_parallel`, for models too large to train many at once.
-        at_once: how many members a device trains side by side; the others follow in a loop of the same program. By
-            default, all of them; on CPUs only one, if members with long sequences or many feature maps would evict
-            each other from the caches.
-        memory: the bytes that each device may use; by default, most of its free memory. A sweep that needs more, as
-            estimated by the compiler, runs in slices: each chunk of epochs for some members first, then for others.
+        at_once: the number of members that a device trains side by side; the others follow in a loop of the same
+            program. By default, all of them; on CPUs only one, if members with long sequences or many feature maps
+            would evict each other from the caches.
+        memory: the number of bytes that each device may use; by default, most of its free memory. A sweep that needs
+            more, as estimated by the compiler, runs in slices: each chunk of epochs for some members first, then for
+            others.
         on_chunk: called with a `Progress` each time the host has checked which members have stopped.
         out: a folder for this sweep alone, created if missing, in which the sweep is saved and logged like a run by
             `nnfx.session`. If it is killed at any moment, the same call resumes from the newest checkpoint and gives

@@ -29,8 +29,8 @@ class Members:
         fit: the run's function.
         table: the members in their initial layout.
         look_every: the number of epochs after which points are dropped, and the members still running are packed.
-        quotas: how many points to keep, by the number of epochs after which the others are dropped.
-        at_once: how many members a device trains side by side; None for the best number.
+        quotas: the number of points to keep, by the number of epochs after which the others are dropped.
+        at_once: the number of members that a device trains side by side; None for the best number.
         memory: the number of bytes that each device may use; None for most of its free memory.
     """
 

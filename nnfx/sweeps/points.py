@@ -57,7 +57,7 @@ def draw(key: Array, count: int, **ranges: Uniform | LogUniform) -> Points:
 
     Args:
         key: a typed key.
-        count: how many points to draw.
+        count: the number of points to draw.
         **ranges: a `Uniform` or a `LogUniform` for each hyper-parameter.
 
     Raises:
@@ -91,7 +91,8 @@ def chosen(key: Array, points: Any, values: Mapping[str, Any]) -> Points:
 
     Args:
         key: the sweep's key, used to draw points.
-        points: a mapping or a frame of columns, a sequence of mappings, or how many points to draw; None for a grid.
+        points: a mapping or a frame of columns, a sequence of mappings, or the number of points to draw; None for a
+            grid.
         values: numbers for each hyper-parameter; if points are to be drawn, ranges and single numbers.
 
     Raises:

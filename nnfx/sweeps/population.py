@@ -99,9 +99,10 @@ def population(
     """Make population-based training a pure function `(key, data) -> Population`, compiled on its first call.
 
     All members train for a round of epochs, each with its own initial weights and hyper-parameters. Then those with the
-    highest held-out losses are replaced: each copies the whole training state of a random one of as many members with
-    the lowest losses (exploit), and changes its hyper-parameters, by a random factor or by a new draw (explore). The
-    result is a schedule of hyper-parameters, found within a single training run; see `Population.schedule`.
+    highest held-out losses are replaced: each copies the whole training state of a random one of the same number of
+    members with the lowest losses (exploit), and changes its hyper-parameters, by a random factor or by a new draw
+    (explore). The result is a schedule of hyper-parameters, found within a single training run; see
+    `Population.schedule`.
 
     Everything is one program, exchanges included, so `jax.vmap` over keys trains several populations. The members share
     the order of their rows, but draw their own noise.

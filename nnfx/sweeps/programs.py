@@ -148,7 +148,8 @@ class Programs:
         fit: the run's function.
         mesh: the mesh over which the members are spread, and their batches if it has an axis for them.
         axis: 0 to spread the groups, 1 to spread the points.
-        at_once: how many members a device trains side by side, with the others following in a loop; None for all.
+        at_once: the number of members that a device trains side by side, with the others following in a loop; None for
+            all.
     """
 
     def __init__(self, fit: Fit, mesh: Mesh, axis: int, at_once: int | None) -> None:

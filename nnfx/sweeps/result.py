@@ -91,10 +91,10 @@ class Ends(NamedTuple):
     """How the members of a sweep ended, `(members,)` each.
 
     Attributes:
-        epochs: how many epochs they ran.
+        epochs: the number of epochs they ran.
         best_epoch: the number of epochs that led to their best weights.
         stopped_by: as `Run.stopped_by`.
-        step: how many updates they made.
+        step: the number of updates they made.
         fault: which updates were skipped.
     """
 
@@ -119,7 +119,7 @@ class Member(Run):
 
     @property
     def variables(self) -> Variables:
-        """Its best weights."""
+        """The member's best weights."""
         return self.best.variables
 
 

@@ -50,7 +50,7 @@ def fitting_shape(
         members: `(groups, points, ...)`, or the shapes of such arrays.
         groups: the seeds and folds.
         shared: the values that all members share.
-        spread: how many devices each axis is spread over.
+        spread: the number of devices over which each axis is spread.
         memory: the number of bytes for each device.
 
     Raises:

@@ -47,7 +47,7 @@ class Table:
         hyper: `(groups, width)` numbers by name.
         state: the state at every position, on the device.
         history: `(members, epochs)` by metric, NaN for epochs not run.
-        done: how many epochs are complete.
+        done: the number of complete epochs.
         harvested: the leaves that are kept of each member, `(members, ...)`.
     """
 

@@ -55,7 +55,7 @@ class Progress(NamedTuple, Generic[State]):
 
     Attributes:
         state: the current state of the program.
-        done: how many units have been completed.
+        done: the number of units completed.
         seconds: the seconds since it began, including those before an interruption.
     """
 

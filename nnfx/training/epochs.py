@@ -64,7 +64,7 @@ class Best(NamedTuple):
 
     @property
     def loss(self) -> Array:
-        """Their held-out loss; NaN if there is none."""
+        """The held-out loss of these weights; NaN if there is none."""
         if self.held_out_loss is None:
             return jax.device_put(np.full(np.shape(self.epoch), np.nan, np.float32))
         return self.held_out_loss
@@ -126,7 +126,7 @@ def scan_epochs(
         train: the training data.
         valid: the held-out data, or None.
         epochs: the maximum number of epochs; static.
-        first_epoch: how many epochs came before, in runs that have not stopped. It determines the order of the
+        first_epoch: the number of earlier epochs, in runs that have not stopped. It determines the order of the
             rows in place of `state.epoch`, so that runs with one seed, mapped over hyper-parameters, share it.
         clock: the reading of the host's clock, for rules that use it.
 

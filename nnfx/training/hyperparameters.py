@@ -74,7 +74,7 @@ def factory(function: Callable[..., Any], leading: int = 0) -> Factory:
 
     Args:
         function: a factory or a loss.
-        leading: how many of the first arguments are not hyper-parameters, such as a loss's outputs and targets.
+        leading: the number of leading arguments that are not hyper-parameters, such as a loss's outputs and targets.
 
     Example:
         >>> import optax

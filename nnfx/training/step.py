@@ -77,7 +77,7 @@ def init_state(
     state = TrainState(step, params, variables, optimizer.init(params), keys.step, Fault(*fault))
     if average and has_evaluation_params(state.opt_state):
         raise ValueError(
-            "average: expected no average for an optimizer that is evaluated with weights of its own, such as"
+            "average: expected no average for an optimizer that is evaluated with its own weights, such as"
             " optax.contrib.schedule_free and optax.lookahead, got one"
         )
     return state._replace(average=averaging.start(state.variables)) if average else state

@@ -28,7 +28,7 @@ QUEUED = 2
 
 
 class Reader(Protocol):
-    """An iterator over a run's batches that knows its position, such as one from `nnfx.data.stored.prefetched`."""
+    """An iterator over batches that keeps track of its position, such as one from `nnfx.data.stored.prefetched`."""
 
     def __next__(self) -> Batch:
         """Return the next batch."""

@@ -49,7 +49,7 @@ def negative_log_likelihood(probabilities: Array, labels: Array) -> Array:
 
 
 def brier_score(probabilities: Array, labels: Array) -> Array:
-    """Brier's score `Σₖ (pₖ − [k = y])²`, from 0 to 2, a proper score.
+    """The Brier score `Σₖ (pₖ − [k = y])²`, from 0 to 2, a proper score.
 
     This is Brier's own definition. For two classes it is twice the `(p₁ − y)²` that goes by the same name, for example
     in scikit-learn.

@@ -187,7 +187,7 @@ def test_columns_without_names_go_by_their_places():
     data = nnfx.data.prepare(frame, Y)
     assert data.features == ("x0=Cherbourg", "x0=Queenstown", "x0=Southampton", "x1")
     np.testing.assert_array_equal(data.preprocess(frame), data.train.inputs)
-    with pytest.raises(ValueError, match="inputs: expected 2 columns, as trained on, got 1"):
+    with pytest.raises(ValueError, match="inputs: expected 2 columns, as in training, got 1"):
         data.preprocess(frame[[0]])
     named = nnfx.data.prepare(frame, Y, features=("port", "age"))
     np.testing.assert_array_equal(named.preprocess(PLAIN[["age", "port"]]), named.train.inputs)
@@ -241,9 +241,9 @@ def test_columns_that_cannot_be_read_are_named(case):
 def test_columns_of_another_kind_than_in_training_are_named():
     data = nnfx.data.prepare(PLAIN, Y)
     for change, error, message in [
-        ({"age": "old"}, TypeError, "inputs: expected numbers in column 'age', as trained on, got 'old'"),
-        ({"alone": "yes"}, TypeError, "inputs: expected booleans in column 'alone', as trained on, got 'yes'"),
-        ({"alone": 2}, ValueError, "inputs: expected booleans in column 'alone', as trained on, got 2"),
+        ({"age": "old"}, TypeError, "inputs: expected numbers in column 'age', as in training, got 'old'"),
+        ({"alone": "yes"}, TypeError, "inputs: expected booleans in column 'alone', as in training, got 'yes'"),
+        ({"alone": 2}, ValueError, "inputs: expected booleans in column 'alone', as in training, got 2"),
         ({"port": 3.5}, ValueError, "inputs: expected categories of 'port' .* got '3.5'"),
     ]:
         with pytest.raises(error, match=message):

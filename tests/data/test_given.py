@@ -63,7 +63,7 @@ def test_frames_and_text(module):
         nnfx.data.prepare(train, Y, valid=(frame({"age": [1.0], "harbour": ["a"]}), [1]))
     with pytest.raises(TypeError, match="inputs of valid: expected a frame, like the training inputs, got float64"):
         nnfx.data.prepare(train, Y, valid=(VALID_X, VALID_Y))
-    with pytest.raises(TypeError, match="inputs of valid: expected numbers in column 'age', as trained on, got 'x'"):
+    with pytest.raises(TypeError, match="inputs of valid: expected numbers in column 'age', as in training, got 'x'"):
         nnfx.data.prepare(train, Y, valid=(frame({"age": ["x"], "port": ["a"]}), [1]))
 
 

@@ -101,7 +101,7 @@ def test_more_epochs_may_be_asked_for_but_not_fewer(data, key, tmp_path):
     quiet(TWO_EPOCHS, tmp_path)(key, data, learning_rate=0.1)
     longer = quiet(FOUR_EPOCHS, tmp_path)(key, data, learning_rate=0.1)
     assert bits(longer) == bits(FOUR_EPOCHS(key, data, learning_rate=0.1))
-    with pytest.raises(ValueError, match=r"epochs: expected at least the 4 of .*epoch-00000004, got 2"):
+    with pytest.raises(ValueError, match=r"epochs: expected at least 4, as in .*epoch-00000004, got 2"):
         quiet(TWO_EPOCHS, tmp_path)(key, data, learning_rate=0.1)
 
 

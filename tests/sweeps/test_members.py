@@ -157,7 +157,7 @@ def test_more_epochs_may_be_asked_for(data, tmp_path):
     sweep(PLAIN, data, **given(), epochs_per_chunk=4, out=tmp_path, progress=False)
     longer = sweep(fit(12), data, **given(), epochs_per_chunk=4, out=tmp_path, progress=False)
     same(longer, sweep(fit(12), data, **given(), epochs_per_chunk=4))
-    with pytest.raises(ValueError, match="epochs: expected at least the 12 of .*, got 8"):
+    with pytest.raises(ValueError, match="epochs: expected at least 12, as in .*, got 8"):
         sweep(PLAIN, data, **given(), epochs_per_chunk=4, out=tmp_path, progress=False)
 
 
