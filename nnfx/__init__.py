@@ -101,7 +101,7 @@ _FUNCTIONS = {
     "data_parallel": "nnfx.training.data_parallel",
     "load": "nnfx.saving",
     "session": "nnfx.sessions.session",
-    "stream": "nnfx.sessions.session",  # what scripts called it for data larger than memory, before the two were one
+    "stream": "nnfx.sessions.session",  # its former name for data larger than memory
 }
 
 

@@ -134,7 +134,7 @@ def _per_example(values: Array) -> Array:
 
 
 def _smoothing(label_smoothing: ArrayLike) -> ArrayLike | None:
-    """Check how far labels are smoothed; None if they are not."""
+    """Check the label smoothing, and return it; None if it is zero."""
     checks.number("label_smoothing", label_smoothing, minimum=0, maximum=1)
     return None if isinstance(label_smoothing, float) and label_smoothing == 0 else label_smoothing
 

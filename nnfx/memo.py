@@ -25,7 +25,7 @@ _ATTRIBUTE = "_nnfx_memo"
 
 
 one_program = functools.partial(jax.jit, inline=True)
-"""Compiles a small function: each of its operations would be a program of its own; within `jit`, it is inlined."""
+"""Compiles a small function, whose operations would otherwise be separate programs; within `jit`, it is inlined."""
 
 
 class _Memo:

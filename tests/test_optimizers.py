@@ -104,7 +104,7 @@ def test_multi_steps_move_once_in_so_many(key):
 def test_an_average_beside_evaluation_weights_is_refused(key):
     train = nnfx.fit(MODEL, MSE, schedule_free, epochs=1, average=nnfx.averaging.uniform)
     with pytest.raises(
-        ValueError, match="average: expected no average for an optimizer that is evaluated with weights"
+        ValueError, match="average: expected no average for an optimizer that is evaluated with its own weights"
     ):
         train(key, DATA, learning_rate=0.1)
 

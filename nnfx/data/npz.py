@@ -51,7 +51,7 @@ def read_npz(source: Source, *, limit: int | None = None) -> dict[str, np.ndarra
     """
     if limit is not None:
         checks.positive_integer("limit", limit)
-    with reading(source) as reader, damage_named(reader.name, "file of numpy.savez"):
+    with reading(source) as reader, damage_named(reader.name, "file written by numpy.savez"):
         if reader.is_packed:
             raise ValueError(f"{reader.name}: expected a file written by numpy.savez, got a gzip file")
         with zipfile.ZipFile(reader.stream) as archive:

@@ -270,7 +270,7 @@ BACKTEST = backtest.fixed(NAIVE, {"params": {}}, Y, lookback=3, horizon=2, origi
             ValueError,
             "steps: expected at most the horizon, 2, with columns known only in the past, got 3",
         ),
-        ({"level": 0.9}, ValueError, "head: expected one with quantiles"),
+        ({"level": 0.9}, ValueError, "head: expected a head with quantiles"),
         (
             {"level": 1.0, "head": heads.GAUSSIAN},
             ValueError,

@@ -280,7 +280,7 @@ Q = jnp.stack([F, F], axis=-1)
         (lambda: scores.seasonal_naive_error(T, 0), ValueError, "period: expected a positive integer, got 0"),
         (lambda: scores.seasonal_naive_error(T[0, 0]), ValueError, r"history: expected \(time, channels\) or"),
         (lambda: scores.seasonal_naive_error(T * jnp.nan), ValueError, "history: expected finite"),
-        (lambda: scores.seasonal_naive_error(jnp.ones((9, 1))), ValueError, "history: .*got one that repeats itself"),
+        (lambda: scores.seasonal_naive_error(jnp.ones((9, 1))), ValueError, "history: .*a series that repeats itself"),
         (lambda: scores.pinball(Q, T, jnp.array([0.5])), ValueError, r"levels: .*\[4,6,2,2\], got float32\[1\]"),
         (lambda: scores.pinball(Q, T, jnp.array([0.5, 1.0])), ValueError, r"levels: .*above 0 and below 1"),
         (lambda: scores.pinball(Q, T[1:], jnp.array([0.5, 0.9])), ValueError, "targets: expected the shape"),

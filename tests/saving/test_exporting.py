@@ -57,7 +57,7 @@ def test_preprocessing_beyond_float32_is_refused(tmp_path):
 
 def test_outputs_that_differ_are_refused_before_the_file_has_its_name(run, tmp_path, monkeypatch):
     for change, message in (
-        (lambda outputs: outputs + 1e-3, "expected the model's outputs within 1e-05, got 0.00"),
+        (lambda outputs: outputs + 1e-3, "expected the model's outputs within 1e-05, got a difference of 0.00"),
         (lambda outputs: outputs * jnp.nan, "expected the model's outputs within 1e-05, got a difference of nan"),
         (lambda outputs: outputs[:1], r"expected outputs float32\[3,1\], like the model's, got float32\[1,1\]"),
         (
