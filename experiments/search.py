@@ -1,4 +1,4 @@
-"""A search over architectures and learning rates: which are best, and which cannot be told from the best.
+"""A search over architectures and learning rates: the best, and those that cannot be distinguished from it.
 
     python -m experiments.search [--out DIR] [--seed N]
 
@@ -6,11 +6,11 @@ Eight networks (one or two hidden layers of 16 or 32 units, with tanh or ReLU) l
 gradient descent, each with 16 learning rates and six seeds. The layers are a static choice, so there are eight
 programs; each trains its 96 runs side by side. All points see the same seeds, so their losses are compared in pairs.
 
-The figure shows the mean held-out loss by learning rate, one line an architecture; circles mark the points that six
-seeds cannot tell from the best. Expect tanh with 32 units a layer to be best, at a rate near 1, where most networks
-with ReLU no longer learn; and about 7 of the 128 points to be as good as far as six seeds can tell, among them one and
-two layers. With six seeds, only a point that is worse than the best for every seed is told from it. It takes about a
-minute on two cores, nearly all of it to compile the programs.
+The figure shows the mean held-out loss by learning rate, one line for each architecture; circles mark the points that
+six seeds cannot distinguish from the best. Expect tanh with 32 units per layer to be best, at a rate near 1, where most
+networks with ReLU no longer learn; and about 7 of the 128 points to be indistinguishable from it, with one layer and
+with two. With six seeds, a point is distinguished from the best only if it is worse for every seed. It takes about a
+minute on two cores, nearly all of it for compiling the programs.
 """
 
 import dataclasses
@@ -104,7 +104,7 @@ def make(config: Config, hidden: tuple[int, ...], activation: str) -> Fit:
 
 
 def draw(results: Results, found: Search, unsure: set[int]) -> None:
-    """Draw the mean loss by learning rate, and mark the points that cannot be told from the best."""
+    """Draw the mean loss by learning rate, and mark the points that cannot be distinguished from the best."""
     figure, axis = plt.subplots(figsize=(9, 5.5))
     colours = dict(zip([(16,), (32,), (16, 16), (32, 32)], (BLUE, ORANGE, GREEN, PURPLE), strict=True))
     of_point = {row["point"]: row for row in found.by_point().rows}

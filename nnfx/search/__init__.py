@@ -1,8 +1,8 @@
-"""The best of many runs, static choices included: which widths, activations, optimizers and numbers do best.
+"""Search for the best of many runs over static choices, such as widths and activations, and traced numbers.
 
-Static choices, such as widths, decide the program; numbers are traced. The points of a search that share their static
+Each static choice needs its own program; numbers are traced. The points of a search that share their static
 choices are trained by one program, as a sweep (`nnfx.sweeps`), so that a search over three widths and a hundred
-learning rates compiles three programs and not three hundred.
+learning rates compiles three programs rather than three hundred.
 """
 
 import contextlib
@@ -68,38 +68,38 @@ def search(
 ) -> Search:
     """Find the best point of a space of static choices and numbers.
 
-    What `make` takes by keyword is static: each of its values is a program of its own. Every other name is a
+    The keyword arguments of `make` are static: each of their values needs its own program. Every other name is a
     hyper-parameter of the runs that it returns, and is traced. Points with the same static choices are trained as one
-    program; points that are drawn twice are trained once. All programs use the same seeds and folds, so that points
-    are compared in pairs, and a point's result does not depend on what else is searched, up to the rounding of sums.
-    Compiled programs belong to the run that `make` returns: decorate `make` with `functools.cache` to keep them for the
-    next search.
+    program; points that are drawn twice are trained once. All programs use the same seeds and folds, so points are
+    compared in pairs, and a point's result does not depend on the other points, up to rounding. Compiled programs
+    belong to the run that `make` returns: decorate `make` with `functools.cache` to keep them for the next search.
 
     Args:
-        make: what `nnfx.fit` returns, or a function of static choices that returns it.
-        data: what every member is trained on.
+        make: the result of `nnfx.fit`, or a function of static choices that returns it.
+        data: the data of every member.
         space: a range for each name: `Choice`, `Integer`, `Uniform`, `LogUniform`, `Normal`, or any of these `When`
             another name has a given value. Static names take a `Choice` or an `Integer`.
         key: a typed key; seed i is `fold_in(key, i)`, and the points are drawn with a key folded from it too.
-        points: how many points to draw, `Grid(per_number)` to try every combination, or a list of points, without
-            `space`. With `Ask`, how many in all; none with `Hyperband`, which decides itself.
+        points: the number of points to draw, `Grid(per_number)` to try every combination, or a list of points, without
+            `space`. With `Ask`, the total number; None with `Hyperband`, which determines it.
         method: None to train all points to the end; `Halving(rungs, keep)` or `Hyperband(min_epochs, eta)` to drop the
-            worse ones on the way, ranked across all programs; or `Ask(sampler)` for a sampler of Optuna.
-        seeds: how many seeds.
+            worse ones along the way, ranked across all programs; or `Ask(sampler)` for an Optuna sampler.
+        seeds: the number of seeds.
         folds: K, to hold out each of K parts of `data.train` in turn; None to use `data.valid`.
         devices: as for `nnfx.sweeps.sweep`, and so are the next three.
-        devices_per_member: over how many devices the batches of each member are split.
-        at_once: how many members a device trains side by side.
-        memory: the bytes that each device may use.
-        on_chunk: called with a `Progress` of the program that is trained, or of all if points are dropped on the way.
-        out: a folder for this search alone. If the search is killed at any moment, the same call goes on and ends with
-            the same bits. Each program has a folder in it, such as `00-width=8`, and is not trained again once it has
-            finished; programs that are ranked together are saved together, in one folder for each bracket. At the end,
-            `members.csv` is the table that is returned.
+        devices_per_member: the number of devices over which the batches of each member are split.
+        at_once: the number of members that a device trains side by side.
+        memory: the number of bytes that each device may use.
+        on_chunk: called with a `Progress` of the program being trained, or of all programs if points are dropped along
+            the way.
+        out: a folder for this search alone. If the search is killed at any moment, the same call resumes it and gives
+            the same result, bit for bit. Each program has a folder in it, such as `00-width=8`, and is not trained
+            again once it has finished; programs that are ranked together are saved together, in one folder for each
+            bracket. At the end, `members.csv` is the returned table.
         save_every_seconds: save into `out` once this many seconds have passed.
-        skip_damaged: whether to put checkpoints that cannot be used aside, and go on from the newest good one.
-        progress: whether to say how many programs there are and to show progress bars, or the bars' title. By default
-            both are shown if `out` is given.
+        skip_damaged: whether to set aside checkpoints that cannot be used, and continue from the newest good one.
+        progress: whether to print the number of programs and show progress bars, or the bars' title. By default, both
+            are shown if `out` is given.
 
     Returns:
         The members of all programs, their points ranked, and the best run.
@@ -107,7 +107,7 @@ def search(
     Raises:
         TypeError, ValueError: before anything is trained: for a wrong space, names that neither `make` nor its runs
             take, missing ones, static choices given as ranges of numbers, other values out of bounds, a method that
-            does not go with the points, and as `nnfx.sweeps.sweep`. With `Ask`, each batch is checked when it is known.
+            does not suit the points, and as `nnfx.sweeps.sweep`. With `Ask`, each batch is checked when it is known.
 
     Example:
         >>> import nnfx, optax
@@ -162,7 +162,7 @@ def search(
 
 
 def _combined(trained: Iterable[Trained]) -> Search:
-    """Return the rounds of a search as one result, with their points numbered through."""
+    """Return the rounds of a search as one result, with their points numbered consecutively."""
     points: list[Point] = []
     programs: list[Program] = []
     sweeps: list[Sweep] = []

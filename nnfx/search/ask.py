@@ -1,4 +1,4 @@
-"""Points asked of a sampler of Optuna, a batch at a time, which is told how good they were."""
+"""Points suggested by an Optuna sampler, a batch at a time; the sampler learns their losses."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -74,7 +74,7 @@ def _suggested(trial: Any, names: list[str], space: Space) -> Point:
 
 def _suggest(trial: Any, name: str, given: Any) -> Any:
     match given:
-        case Choice():  # by position, since Optuna takes numbers, words and None only
+        case Choice():  # by position, since Optuna takes only numbers, text and None
             return given.members[trial.suggest_categorical(name, tuple(range(len(given.members))))]
         case Integer(low, high):
             return trial.suggest_int(name, int(low), int(high))
@@ -82,7 +82,7 @@ def _suggest(trial: Any, name: str, given: Any) -> Any:
             return trial.suggest_float(name, float(low), float(high), log=True)
         case Uniform(low, high):
             return trial.suggest_float(name, float(low), float(high))
-        case Normal():  # as a share of the distribution, since Optuna has uniform numbers only
+        case Normal():  # as a quantile of the distribution, since Optuna has uniform numbers only
             return spaces.quantile(given, trial.suggest_float(name, 1e-9, 1 - 1e-9))
     raise TypeError(f"{name}: expected a range, got {checks.describe(given)}")
 

@@ -1,4 +1,4 @@
-"""Whether two points differ by more than their seeds and folds do: a paired test without assumptions on the noise."""
+"""Whether two points differ by more than chance: a paired test without assumptions about the noise."""
 
 from typing import NamedTuple
 
@@ -12,13 +12,13 @@ DRAWN = 2**17
 
 
 class Comparison(NamedTuple):
-    """How much two points differ in the runs that share a seed and a fold.
+    """The difference between two points in runs with the same seed and fold.
 
     Attributes:
         difference: the mean of the paired differences, first minus second.
-        standard_error: of that mean; NaN for one pair.
-        p_value: how often a mean at least this far from 0 would arise if the sign of each difference were chance.
-        pairs: how many pairs there are; runs that failed in either point are left out.
+        standard_error: the standard error of that mean; NaN for one pair.
+        p_value: the probability of a mean at least this far from 0 if the sign of each difference were random.
+        pairs: the number of pairs; runs that failed in either point are left out.
     """
 
     difference: float
@@ -32,7 +32,7 @@ def compare(first: Array | np.ndarray, second: Array | np.ndarray) -> Comparison
 
     The p-value is that of the two-sided sign-flip test: of all 2ⁿ choices of signs for the n differences, the share
     whose mean is at least as far from 0. It is exact for up to 20 pairs; beyond, 131,072 choices are drawn, always the
-    same ones, and the observed one counts as one of them. It cannot be below 2 / 2ⁿ, so 5 % takes six pairs.
+    same ones, and the observed one counts as one of them. It cannot be below 2 / 2ⁿ, so 5 % requires six pairs.
 
     Args:
         first: `(pairs,)`.

@@ -12,7 +12,7 @@ class Grid(NamedTuple):
     """Try every combination; see `nnfx.search.grid`.
 
     Attributes:
-        per_number: how many values each number takes.
+        per_number: the number of values for each number.
     """
 
     per_number: int
@@ -22,8 +22,8 @@ class Bracket(NamedTuple):
     """One successive halving of Hyperband.
 
     Attributes:
-        points: how many points it begins with.
-        quotas: how many of them are kept, by the number of epochs after which the others are dropped.
+        points: the number of points at the start.
+        quotas: the number of them that are kept, by the number of epochs after which the others are dropped.
     """
 
     points: int
@@ -31,7 +31,7 @@ class Bracket(NamedTuple):
 
 
 class Hyperband(NamedTuple):
-    """Successive halvings that drop points ever later, since the best epoch to do so is not known.
+    """Repeated successive halving that drops points later each time, since the best epoch to do so is not known.
 
     With R the epochs of a run and η = `eta`, bracket s begins with n points and ranks them for the first time after
     r epochs; s goes from ⌊log_η (R / min_epochs)⌋ down to 0, where all points are trained to the end:
@@ -39,8 +39,8 @@ class Hyperband(NamedTuple):
         n = ⌈(s_max + 1) ηˢ / (s + 1)⌉,  r = R / ηˢ,  and ⌊n / ηⁱ⌋ points are kept after r ηⁱ⁻¹ epochs.
 
     Attributes:
-        min_epochs: the number of epochs after which points are ranked at the earliest.
-        eta: the factor by which points become fewer and epochs more, an integer above 1.
+        min_epochs: the smallest number of epochs after which points are ranked.
+        eta: the factor by which points decrease and epochs increase, an integer above 1.
 
     Example:
         >>> [bracket.points for bracket in Hyperband(eta=3).brackets(9)]
@@ -57,7 +57,7 @@ class Hyperband(NamedTuple):
         """Return the brackets for runs of this many epochs, the one that drops points earliest first.
 
         Raises:
-            TypeError, ValueError: for numbers that are not whole or out of range.
+            TypeError, ValueError: for numbers that are not integers or out of range.
 
         Example:
             >>> Hyperband(eta=3).brackets(9)[0]
@@ -82,14 +82,14 @@ class Hyperband(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """Ask a sampler of Optuna for points, a batch at a time, and tell it the mean loss of each.
+    """Ask an Optuna sampler for points, a batch at a time, and tell it the mean loss of each.
 
     All points of a batch are trained together, so the sampler learns from a batch only when the next one begins.
 
     Attributes:
         sampler: such as `optuna.samplers.TPESampler(seed=0)`. With a seed, a search that was interrupted asks for the
-            same points again, so that with `out` it goes on where it was.
-        batch: how many points to ask for at a time.
+            same points again, so that with `out` it continues where it stopped.
+        batch: the number of points to ask for at a time.
 
     References:
         Akiba et al., *Optuna: a next-generation hyperparameter optimization framework*, KDD 2019.

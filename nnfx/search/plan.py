@@ -1,4 +1,4 @@
-"""The rounds of a search: which points are trained together, and how many of them are kept at each rung."""
+"""The rounds of a search: the points that are trained together, and the number kept at each rung."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ class Round(NamedTuple):
     Attributes:
         name: its name among the rounds of the search; "" if there is only one.
         points: the points.
-        quotas: how many of them to keep, by the number of epochs after which the others are dropped.
+        quotas: the number of them to keep, by the number of epochs after which the others are dropped.
     """
 
     name: str
@@ -34,10 +34,10 @@ Method = Halving | Hyperband | Ask
 
 
 def rounds(maker: Maker, key: Array, space: Space | None, points: Any, method: Any) -> list[Round]:
-    """Return the rounds of a search, unless a sampler decides about them.
+    """Return the rounds of a search, unless a sampler determines them.
 
     Raises:
-        TypeError, ValueError: for points or a method that do not go with each other, with the space or with the runs.
+        TypeError, ValueError: for points or a method that do not suit each other, with the space or with the runs.
     """
     if isinstance(method, Hyperband):
         if points is not None:
@@ -60,7 +60,7 @@ def rounds(maker: Maker, key: Array, space: Space | None, points: Any, method: A
 
 
 def given(key: Array, space: Space | None, points: Any) -> list[Point]:
-    """Return the points that were asked for: drawn, on a grid, or given one by one."""
+    """Return the requested points: drawn, on a grid, or given one by one."""
     if isinstance(points, Grid):
         return spaces.grid(points.per_number, _needed(space))
     if isinstance(points, int | np.integer) and not isinstance(points, bool):
@@ -88,7 +88,7 @@ def _needed(space: Space | None) -> Space:
 
 
 def _epochs(maker: Maker, points: Sequence[Point], same: bool = False) -> int:
-    """Return the fewest epochs of the runs of these points, or of all of them if they have to be the same."""
+    """Return the fewest epochs of the runs of these points, or of all of them if they must be the same."""
     found = sorted({program.fit.epochs for program in maker.programs(points)})
     if same and len(found) > 1:
         raise ValueError(f"epochs: expected the same number in all programs, got {', '.join(map(str, found))}")

@@ -1,4 +1,4 @@
-"""The programs of a search: its points grouped by what decides the program, and checked before anything is trained."""
+"""The programs of a search: its points grouped by static choices, and checked before anything is trained."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ class Program:
     """Points that differ only in traced numbers.
 
     Attributes:
-        static: what decides the program, by name.
+        static: the static choices, by name.
         fit: the run.
         numbers: the position of each point among all.
         columns: the traced numbers of the points, `(points,)` by name.
@@ -42,12 +42,12 @@ class Program:
 
     @property
     def words(self) -> str:
-        """What decides the program, in words."""
+        """The static choices, as text."""
         return words(self.static)
 
     @property
     def folder(self) -> str:
-        """What decides the program, as the name of a folder."""
+        """The static choices, as the name of a folder."""
         return re.sub(r"[^\w.=+-]+", "_", self.words)[:80].strip("_")
 
 
@@ -55,7 +55,7 @@ class Maker:
     """Makes the run of each static choice once.
 
     Args:
-        make: what `nnfx.fit` returns, or a function of static choices that returns it.
+        make: the result of `nnfx.fit`, or a function of static choices that returns it.
 
     Raises:
         TypeError: for anything else.
@@ -158,7 +158,7 @@ class Maker:
 
 @contextlib.contextmanager
 def in_program(static: Point) -> Iterator[None]:
-    """Say in an error which program it is about."""
+    """Add the program concerned to an error message."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -180,7 +180,7 @@ def word(value: Any) -> str:
 
 
 def words(point: Mapping[str, Any]) -> str:
-    """Return a point in words.
+    """Return a point as text.
 
     >>> words({"width": 8, "learning_rate": 0.1})
     'width=8, learning_rate=0.1'
@@ -201,7 +201,7 @@ def distinct(points: Sequence[Point]) -> list[Point]:
 
 
 def identity(point: Point) -> Any:
-    """Return a key that equal points share; for members that have no hash, such as lists, what they print as."""
+    """Return a key that equal points share; for members without a hash, such as lists, their printed form."""
     return tuple((name, isinstance(point[name], bool), _hashable(point[name])) for name in sorted(point))
 
 

@@ -1,4 +1,4 @@
-"""What a search returns: the members of all programs in one table, its points ranked, and how sure the ranking is."""
+"""The result of a search: the members of all programs in one table, the points ranked, and the ranking's certainty."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ class Search(Rows):
     """All members of a search, those with the lowest loss first.
 
     Attributes:
-        rows: one dictionary per member: its number, its point, its program, seed, fold (if there are folds), what was
-            searched over ("" where a name is absent, a function by its name), epochs run, epoch of its best weights,
+        rows: one dictionary per member: its number, its point, its program, seed, fold (if there are folds), the
+            searched names ("" where a name is absent, a function by its name), epochs run, epoch of its best weights,
             the metrics measured then, and why it stopped.
         points: the points, by number.
         programs: the static choices and the points of each program.
@@ -92,8 +92,8 @@ class Search(Rows):
         number come later.
 
         Returns:
-            One row per point: its rank and number, what was searched over, how many runs it has and how many failed,
-            and for the others the mean, its standard error (NaN for one run) and the worst.
+            One row per point: its rank and number, the searched names, the number of its runs and of those that failed,
+            and, for the others, the mean, its standard error (NaN for one run) and the worst.
         """
         name, largest_first = self.judged_by
         values, dropped = self.by_group(name)
@@ -114,13 +114,13 @@ class Search(Rows):
 
         Args:
             first: the number of a point, as in the column `point`.
-            second: that of the other.
+            second: the number of the other point.
 
         Returns:
             The mean paired difference, its standard error, the p-value of a sign-flip test, and the number of pairs.
 
         Raises:
-            ValueError: for a number that no point has.
+            ValueError: for a number that is not that of a point.
         """
         for name, number in {"first": first, "second": second}.items():
             checks.non_negative_integer(name, number)
@@ -130,12 +130,12 @@ class Search(Rows):
         return compare(values[:, first], values[:, second])
 
     def indistinguishable(self, level: float = 0.05) -> ByPoint:
-        """Return the best point and those that cannot be told from it, ranked, with the p-value of each.
+        """Return the best point and those that cannot be distinguished from it, ranked, with the p-value of each.
 
         Left out are points whose difference from the best has a p-value of at most `level`, points with failed members,
-        and points dropped on the way. With fewer than six seeds and folds in all, no difference has a p-value of 5 % or
-        less, and nothing can be told apart. The p-values are not corrected for their number: among many equal points,
-        that share of them is left out by chance.
+        and points dropped along the way. With fewer than six pairs of seeds and folds, no difference has a p-value of 5
+        % or less, and no points can be distinguished. The p-values are not corrected for their number: among many equal
+        points, that share of them is left out by chance.
 
         Args:
             level: between 0 and 1.
@@ -175,7 +175,7 @@ class Search(Rows):
 
     @property
     def _names(self) -> list[str]:
-        """What was searched over."""
+        """The searched names."""
         return list(dict.fromkeys(name for point in self.points for name in point))
 
     def by_group(self, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -191,7 +191,7 @@ class Search(Rows):
 
 
 def size_words(points: int, programs: int, runs: int) -> str:
-    """Say how large a search is.
+    """Describe the size of a search.
 
     >>> size_words(8, 1, 16)
     '8 points in 1 program, 16 runs'

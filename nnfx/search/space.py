@@ -1,4 +1,4 @@
-"""What a search may choose from: a range for each name, some of them only where another name has a given value."""
+"""The space of a search: a range for each name, some of them only where another name has a given value."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ Point = dict[str, Any]
 
 
 class Choice:
-    """One of several members, each equally likely: numbers, words, functions, or anything else.
+    """One of several members, each equally likely: numbers, text, functions, or anything else.
 
     >>> Choice("tanh", "relu")
     Choice('tanh', 'relu')
@@ -39,7 +39,7 @@ class Choice:
 
 
 class Integer(NamedTuple):
-    """A whole number from `low` to `high`, both inclusive, each equally likely."""
+    """An integer from `low` to `high`, both inclusive, each equally likely."""
 
     low: int
     high: int
@@ -55,13 +55,12 @@ class Normal(NamedTuple):
 class When(NamedTuple):
     """A range for a name that exists only where another name has this value.
 
-    The range may be another `When`: then both conditions have to hold. A condition on a name that is absent does not
-    hold.
+    The range may be another `When`: then both conditions must hold. A condition on an absent name does not hold.
 
     Attributes:
         name: the other name, whose range is a `Choice` or an `Integer`.
-        member: the value that it has to have.
-        range: what this name is drawn from then.
+        member: the value that it must have.
+        range: the range of this name in that case.
 
     Example:
         >>> space = {
@@ -83,7 +82,7 @@ Space = Mapping[str, Range]
 
 
 def same(first: Any, second: Any) -> bool:
-    """Return whether two values are the same choice; `True` and `1` are different ones.
+    """Return whether two values are the same choice; `True` and `1` are different choices.
 
     >>> same(2, 2.0), same(1, True), same((8,), (8,))
     (True, False, True)
@@ -95,11 +94,11 @@ def draw(key: Array, count: int, space: Space) -> list[Point]:
     """Return random points, in which each name is drawn independently of all others.
 
     What is drawn for a name in point i depends on the key, the name, its range and i alone: a larger count extends the
-    points, and another name changes nothing about the values of this one.
+    points, and other names do not affect the values of this one.
 
     Args:
         key: a typed key.
-        count: how many points to draw.
+        count: the number of points to draw.
         space: a range for each name.
 
     Returns:
@@ -134,9 +133,9 @@ def grid(per_number: int, space: Space) -> list[Point]:
     """Return every combination: all members, and for each number several that divide its range evenly.
 
     Args:
-        per_number: how many values each number takes: from one bound to the other at equal distances, on a logarithmic
-            scale for `LogUniform`; for `Normal`, the middles of as many equally likely parts. An `Integer` takes fewer
-            if its range has fewer.
+        per_number: the number of values for each number: from one bound to the other at equal distances, on a
+            logarithmic scale for `LogUniform`; for `Normal`, the middles of as many equally likely parts. An `Integer`
+            takes fewer if its range has fewer.
         space: a range for each name.
 
     Raises:
@@ -164,7 +163,7 @@ def check(space: Any) -> list[str]:
     Raises:
         TypeError: for anything other than a range for each name.
         ValueError: for an empty space, a `Choice` without members, bounds that do not increase, and conditions on
-            unknown names, on values that these cannot have, or on each other in a circle.
+            unknown names, on values that these cannot have, or conditions that form a cycle.
 
     Example:
         >>> check({"momentum": When("optimizer", "sgd", Uniform(0, 1)), "optimizer": Choice("sgd", "adam")})

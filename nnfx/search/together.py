@@ -21,7 +21,7 @@ from nnfx.types import Array, Hyper
 
 @dataclasses.dataclass
 class Tables:
-    """The members of each program, and how many epochs have been completed in all."""
+    """The members of each program, and the number of epochs completed."""
 
     tables: list[Table]
     done: int = 0
@@ -33,7 +33,8 @@ class Together:
     Args:
         programs: the programs of the search.
         members: the members of each, none of which drop points by themselves.
-        quotas: how many points of all programs to keep, by the number of epochs after which the others are dropped.
+        quotas: the number of points of all programs to keep, by the number of epochs after which the others are
+            dropped.
     """
 
     kind = "sweep"
@@ -88,7 +89,7 @@ class Together:
         return joined
 
     def saved(self, state: Tables) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return what a checkpoint holds."""
+        """Return the contents of a checkpoint."""
         each = [members.saved(table) for members, table in zip(self._members, state.tables, strict=True)]
         noted = [{**notes, "epoch": table.done} for (_, notes), table in zip(each, state.tables, strict=True)]
         return {str(i): arrays for i, (arrays, _) in enumerate(each)}, {"programs": noted}
@@ -105,7 +106,7 @@ class Together:
 
     @property
     def data(self) -> dict[str, Any]:
-        """What identifies the data and the plan of the search."""
+        """The identity of the search's data and plan."""
         programs = {
             str(i): {
                 "static": program.words,

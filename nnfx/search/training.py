@@ -1,4 +1,4 @@
-"""Train the points of a search: each program as a sweep, or all together if points are dropped on the way."""
+"""Train the points of a search: each program as a sweep, or all together if points are dropped along the way."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a sweep or a search is given: checked, and turned into the table of its members and its keeper."""
+"""The arguments of a sweep or a search: checked, and turned into the table of its members and its keeper."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ def keeper_of(
     tensorboard: bool,
     kind: str = "sweep",
 ) -> tuple[Keeper | None, str | None]:
-    """Return the keeper of a sweep, or, without a folder, None and the title of its progress bar."""
+    """Return the keeper of a sweep (None without a folder), and the title of its progress bar."""
     title = progress if isinstance(progress, str) else kind
     if save_every_seconds is not None:
         checks.number("save_every_seconds", save_every_seconds, minimum=0)
@@ -65,10 +65,10 @@ def mesh_of(devices: Sequence[jax.Device] | None, per_member: int) -> Mesh:
 
 
 def check(fit: Fit, data: Data, key: Array, on_chunk: Callable[[Progress], None] | None) -> None:
-    """Check what is needed before anything else can be checked."""
+    """Check the arguments that other checks depend on."""
     if not isinstance(fit, Fit):
         hint = "; pass its attribute `fit`" if isinstance(fit, Run) else ""
-        raise TypeError(f"fit: expected what nnfx.fit returns, got {checks.describe(fit)}{hint}")
+        raise TypeError(f"fit: expected the result of nnfx.fit, got {checks.describe(fit)}{hint}")
     if not isinstance(data, Data):
         raise TypeError(f"data: expected nnfx.data.Data, as returned by nnfx.data.prepare, got {type(data).__name__}")
     checks.key("key", key)
