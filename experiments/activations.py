@@ -31,7 +31,7 @@ REACH = 4.0
 NORMAL = 2001
 """The number of points in the average over normally distributed pre-activations."""
 LEFT_OUT = "maxout", "gelu_exact"
-"""Activations that are not drawn: maxout has a figure of its own, and the exact GELU looks like the other."""
+"""Activations that are not drawn: maxout has its own figure, and the exact GELU looks like the approximate one."""
 STARTS = 16
 """The number of random starts of the maxout fit."""
 

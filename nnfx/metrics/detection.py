@@ -33,7 +33,7 @@ AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**
 
 
 class Evaluation(NamedTuple):
-    """Precision and recall in every respect that COCO distinguishes; NaN where a class has no objects.
+    """Precision and recall in all settings that COCO distinguishes; NaN where a class has no objects.
 
     Attributes:
         precision: the best precision at each recall or above, 0 beyond the largest recall,
@@ -60,7 +60,7 @@ class Evaluation(NamedTuple):
         Args:
             threshold: one intersection over union, such as 0.5 for AP50; all by default.
             area: the name of a range of areas.
-            limit: how many detections of a class count in each image; the largest limit by default.
+            limit: the number of detections of a class that count in each image; the largest limit by default.
             label: one class; all that have objects by default.
 
         Returns:
@@ -81,7 +81,7 @@ class Evaluation(NamedTuple):
     def average_recall(
         self, threshold: float | None = None, *, area: str = "all", limit: int | None = None, label: int | None = None
     ) -> float:
-        """The mean of the largest recall over classes and thresholds, COCO's AR; arguments as `average_precision` has.
+        """The mean of the largest recall over classes and thresholds, COCO's AR; arguments as for `average_precision`.
 
         Example:
             >>> truth = [Objects([[0, 0, 10, 10], [20, 20, 30, 30]], [3, 3])]
@@ -93,7 +93,7 @@ class Evaluation(NamedTuple):
     def summary(self) -> dict[str, float]:
         """Return the numbers that COCO reports: AP, AP50, AP75, and AP by area; AR by limit, and AR by area.
 
-        Thresholds of 0.5 and 0.75 and ranges of areas are left out where they were not evaluated.
+        Thresholds of 0.5 and 0.75 and ranges of areas that were not evaluated are left out.
 
         Example:
             >>> truth = [Objects([[0, 0, 10, 10], [20, 20, 80, 80]], [3, 5])]
@@ -114,7 +114,7 @@ class Evaluation(NamedTuple):
     def _selected(
         self, values: np.ndarray, threshold: float | None, area: str, limit: int | None, label: int | None
     ) -> np.ndarray:
-        """Return the entries of `(thresholds, ..., classes, areas, limits)` that were asked for."""
+        """Return the entries of `(thresholds, ..., classes, areas, limits)` that were requested."""
         checks.choice("area", area, self.areas)
         values = values[..., self.areas.index(area), -1 if limit is None else _place("limit", limit, self.limits)]
         if label is not None:
@@ -130,7 +130,7 @@ def evaluate(
     areas: Mapping[str, tuple[float, float]] = AREAS,
     limits: Sequence[int] = (1, 10, 100),
 ) -> Evaluation:
-    """Compare detections with the objects that are there, image by image, as COCO does.
+    """Compare detections with the true objects, image by image, as COCO does.
 
     In descending order of score, each detection takes the free object of its class and image that it overlaps most (of
     several, the last), by at least the threshold, `area of both / area of either`; one that finds none is wrong. Over
@@ -147,7 +147,7 @@ def evaluate(
         truth: the objects in each image.
         thresholds: the least intersections over union, above 0 and at most 1.
         areas: ranges of areas by name, with both ends included; one of them is `"all"`.
-        limits: how many detections of one class in one image count at most, those with the highest scores.
+        limits: the maximum numbers of detections of one class that count in one image, those with the highest scores.
 
     Returns:
         Precision and recall by threshold, class, range of areas and limit; their means are methods.
@@ -155,7 +155,7 @@ def evaluate(
     Raises:
         TypeError: for images that are not `Detections` and `Objects`, or arrays that are not numbers.
         ValueError: for different numbers of images, shapes that do not match, boxes whose low corner is not the lower
-            one, labels that are not whole, numbers that are not finite; and for thresholds, areas or limits out of
+            one, labels that are not integers, numbers that are not finite; and for thresholds, areas or limits out of
             bounds.
 
     Example:
@@ -195,7 +195,7 @@ class _Judged(NamedTuple):
         scores: `(detections,)`.
         right: whether each has found an object, `(areas, thresholds, detections)`.
         wrong: whether each counts as wrong, likewise; those that count as neither are ignored.
-        objects: how many are to be found, `(areas,)`.
+        objects: the number of objects to be found, `(areas,)`.
     """
 
     scores: np.ndarray
