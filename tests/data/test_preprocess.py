@@ -204,10 +204,10 @@ def test_many_columns_take_no_longer_than_they_are_many():
 
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(RNG.normal(size=(4, 40_000)), columns=[f"c{i}" for i in range(40_000)])
-    began = time.perf_counter()
+    began = time.process_time()
     data = nnfx.data.prepare(frame, [0, 1, 1, 0])
     np.testing.assert_array_equal(data.preprocess(frame[frame.columns[::-1]]), data.train.inputs)
-    assert time.perf_counter() - began < 10  # comparing all pairs took half a minute
+    assert time.process_time() - began < 10  # of the processor; comparing all pairs took half a minute
 
 
 def test_a_series_is_one_feature():
