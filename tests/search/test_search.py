@@ -101,6 +101,7 @@ def test_it_prints_and_saves_a_table(found, tmp_path):
         assert float(row["learning_rate"]) == found.points[int(row["point"])]["learning_rate"]
 
 
+@pytest.mark.slow
 def test_what_else_is_searched_changes_no_point(data, found):
     some = [0, 1, 2]
     alone = search(make, data, points=[found.points[number] for number in some], seeds=2, **FAST)
@@ -142,6 +143,7 @@ def test_a_plain_run_has_no_static_choices(data):
     assert bits(found.sweeps[0].histories) == bits(swept.histories)
 
 
+@pytest.mark.slow
 def test_static_choices_alone_are_trained_once_each(data):
     rated = functools.partial(make, optimizer=MADE)
     found = search(rated, data, {"width": Integer(1, 2)}, points=20, **FAST)
@@ -250,6 +252,7 @@ def test_hyperband_trains_its_brackets(data, tmp_path):
     assert sorted(path.name for path in tmp_path.glob("b*")) == ["bracket-0", "bracket-1", "bracket-2"]
 
 
+@pytest.mark.slow
 def test_folds_are_the_same_in_every_program(data):
     whole = nnfx.data.Data(data.train, None, data.preprocess)
     rated = functools.partial(make, optimizer=MADE, epochs=1)
