@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import jaxlib.version
 
-from nnfx import activations, compatibility, data, losses, metrics, models, ops
+from nnfx import compatibility, data, losses, metrics
 from nnfx.training.fit import fit
 from nnfx.training.run import Run
 from nnfx.training.step import evaluate, init_state, make_step, split_key
@@ -35,6 +35,7 @@ from nnfx.types import Batch, Mean, Model, TrainState
 
 if TYPE_CHECKING:  # imported when they are first used: see __getattr__
     from nnfx import (
+        activations,
         augment,
         averaging,
         checkpoint,
@@ -42,6 +43,8 @@ if TYPE_CHECKING:  # imported when they are first used: see __getattr__
         distributed,
         forecasting,
         insight,
+        models,
+        ops,
         optimizers,
         regularizers,
         saving,
