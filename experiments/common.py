@@ -22,7 +22,7 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from nnfx import Run, cpu, distributed, paths
+from nnfx import Run, compilation_cache, distributed, paths
 from nnfx.tables import table
 
 # Okabe and Ito's colours remain distinct for colour-blind readers, and the first two also in greyscale.
@@ -68,7 +68,7 @@ def command(main: Callable[[Any], Any], config: type, about: str | None) -> None
         about: its description, for `--help`.
     """
     options: Any = tyro.cli(config, description=about)
-    cpu.keep_programs()
+    compilation_cache.keep_programs()
     main(options)
 
 

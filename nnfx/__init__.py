@@ -19,7 +19,8 @@
 - `nnfx.forecasting`: windows, forecasters, intervals, scores and backtests; every forecaster is a model.
 - `nnfx.sklearn`: estimators and a search that follow scikit-learn's conventions; importing it imports scikit-learn.
 - `nnfx.distributed`: several processes, on one machine or many, that run as one program.
-- `nnfx.cpu`: one call that configures JAX for the cores and the memory of this machine.
+- `nnfx.cpu`: one call that configures JAX for the cores and the memory of this machine; `nnfx.compilation_cache`:
+  compiled programs kept on disk.
 """
 
 import importlib
@@ -39,6 +40,7 @@ if TYPE_CHECKING:  # imported when they are first used: see __getattr__
         augment,
         averaging,
         checkpoint,
+        compilation_cache,
         cpu,
         distributed,
         forecasting,
@@ -71,6 +73,7 @@ __all__ = [
     "augment",
     "averaging",
     "checkpoint",
+    "compilation_cache",
     "cpu",
     "data",
     "data_parallel",

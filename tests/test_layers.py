@@ -40,7 +40,8 @@ MAY_IMPORT = {
     "forecasting": BASE | {"data", "losses", "metrics", "models", "ops", "tables", "training", "uncertainty"},
     "sklearn": BASE | {"data", "distributed", "losses", "models", "regularizers", "sweeps", "training"},
     "compatibility": set(),
-    "cpu": {"checks", "paths"},
+    "compilation_cache": {"checks", "paths"},
+    "cpu": {"checks", "compilation_cache", "paths"},
 }
 MAY_IMPORT["__init__"] = set(MAY_IMPORT)
 ONLY_WHERE_USED = {

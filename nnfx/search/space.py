@@ -73,7 +73,7 @@ class When(NamedTuple):
 
     name: str
     member: Any
-    range: "Range"
+    range: "Choice | Integer | Normal | Uniform | LogUniform | When"
 
 
 Range = Choice | Integer | Normal | Uniform | LogUniform | When

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.stages import Lowered
 
 from nnfx.stopping import Clock
-from nnfx.sweeps.caches import is_large
+from nnfx.sweeps.activation_bytes import is_large
 from nnfx.sweeps.halving import ranked
 from nnfx.sweeps.programs import fold_data, programs_of
 from nnfx.sweeps.slices import fitting_shape, free_memory, in_slices

@@ -5,7 +5,7 @@ import pytest
 
 import nnfx
 from nnfx.models import conv, max_pool
-from nnfx.sweeps import caches
+from nnfx.sweeps.activation_bytes import activation_bytes, is_large
 
 RNG = np.random.default_rng(0)
 HYPER = {"learning_rate": jnp.float32(0.1)}
@@ -22,12 +22,12 @@ def rows_of(*shape):
 @pytest.mark.parametrize(("options", "rows"), [({"batch_size": 10}, 10), ({}, 50)])
 def test_a_linear_model_keeps_a_minibatch_of_inputs(options, rows):
     fit = run_of(nnfx.models.perceptron(), **options)
-    assert caches.activation_bytes(fit, rows_of(50, 8), HYPER) == rows * 8 * 4
+    assert activation_bytes(fit, rows_of(50, 8), HYPER) == rows * 8 * 4
 
 
 def test_weights_are_not_counted():
     narrow, wide = (
-        caches.activation_bytes(run_of(nnfx.models.mlp((64, width)), batch_size=1), rows_of(5, 3), HYPER)
+        activation_bytes(run_of(nnfx.models.mlp((64, width)), batch_size=1), rows_of(5, 3), HYPER)
         for width in (8, 8000)
     )
     assert wide < 8000 * 4 * 10 < 64 * 8000 * 4
@@ -44,7 +44,7 @@ def test_weights_are_not_counted():
     ],
 )
 def test_what_reads_long_sequences_or_makes_many_maps_is_large(model, shape, expected):
-    assert caches.is_large(run_of(model, batch_size=32), rows_of(*shape), HYPER) == expected
+    assert is_large(run_of(model, batch_size=32), rows_of(*shape), HYPER) == expected
 
 
 def test_a_model_is_traced_once_for_all_sweeps_over_inputs_of_one_shape():
@@ -56,7 +56,7 @@ def test_a_model_is_traced_once_for_all_sweeps_over_inputs_of_one_shape():
 
     fit = run_of(nnfx.Model(model.init, apply), batch_size=5)
     for rows in (rows_of(20, 3), rows_of(20, 3)):
-        caches.is_large(fit, rows, HYPER)
+        is_large(fit, rows, HYPER)
     assert len(traces) == 1
-    caches.is_large(fit, rows_of(20, 4), HYPER)
+    is_large(fit, rows_of(20, 4), HYPER)
     assert len(traces) == 2
