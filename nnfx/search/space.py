@@ -73,7 +73,7 @@ class When(NamedTuple):
 
     name: str
     member: Any
-    range: "Choice | Integer | Normal | Uniform | LogUniform | When"
+    range: Any
 
 
 Range = Choice | Integer | Normal | Uniform | LogUniform | When
