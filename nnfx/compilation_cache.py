@@ -74,7 +74,7 @@ def _files(folder: Path) -> list[tuple[Path, os.stat_result]]:
     """Return the files of a folder, if it exists, each with its size and times."""
     found = []
     with contextlib.suppress(OSError):
-        for path in folder.iterdir():
+        for path in folder.glob("*-cache"):  # the names that JAX gives: other files are not ours to remove
             with contextlib.suppress(OSError):
                 found.append((path, path.stat()))
     return found

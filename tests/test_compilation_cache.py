@@ -48,3 +48,10 @@ def test_what_was_not_read_for_long_goes_first(tmp_path):
         compilation_cache.keep_programs(tmp_path, at_most=1.5)
     with pytest.raises(TypeError, match="folder: expected a path, got 3"):
         compilation_cache.keep_programs(3)
+
+
+def test_files_of_the_user_stay(tmp_path):
+    for name in ("thesis.npz", "jit_f-1a-cache", "notes-cache.txt"):
+        (tmp_path / name).write_bytes(bytes(1000))
+    compilation_cache._shrink(tmp_path, 10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes-cache.txt", "thesis.npz"]

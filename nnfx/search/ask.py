@@ -1,5 +1,6 @@
 """Points suggested by an Optuna sampler, a batch at a time; the sampler learns their losses."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,7 +46,9 @@ def _batches(maker: Maker, trainer: Trainer, space: Space, points: int, method: 
     import optuna
 
     names = spaces.check(space)
-    study = optuna.study.create_study(sampler=method.sampler)
+    study = optuna.study.create_study(sampler=copy.deepcopy(method.sampler))  # so that the same search can be repeated
+    ended: list[bool] = []
+    study.stop = lambda: ended.append(True)  # samplers of finite spaces call it once they have suggested everything
     for number, begin in enumerate(range(0, points, method.batch)):
         trials = [study.ask() for _ in range(min(method.batch, points - begin))]
         suggested = [_suggested(trial, names, space) for trial in trials]
@@ -61,6 +64,8 @@ def _batches(maker: Maker, trainer: Trainer, space: Space, points: int, method: 
             else:
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
         yield each, programs, sweeps
+        if ended:
+            return
 
 
 def _suggested(trial: Any, names: list[str], space: Space) -> Point:

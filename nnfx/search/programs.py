@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from nnfx import checks
-from nnfx.search.space import Choice, Integer, Point, Space, When, is_conditional
+from nnfx.search.space import Choice, Integer, Point, Space, When, is_conditional, key_of
+from nnfx.sessions.described_parts import parts_of
 from nnfx.sweeps.points import Points
 from nnfx.training import hyperparameters
 from nnfx.training.fit import Fit
@@ -70,6 +71,7 @@ class Maker:
             )
         self._make = make
         self._made: dict[Any, Fit] = {}
+        self._loss: dict[str, str] = {}
         named = {} if isinstance(make, Fit) else inspect.signature(make).parameters
         takes = [each for each in named.values() if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
         self.names = tuple(each.name for each in takes)
@@ -85,8 +87,19 @@ class Maker:
                 f"make: expected it to return what nnfx.fit returns, got {checks.describe(fit)} for"
                 f" {words(static) or 'no choice'}"
             )
+        self._check_loss(fit, static)
         self._made[identity(static)] = fit
         return fit
+
+    def _check_loss(self, fit: Fit, static: Point) -> None:
+        """Check that all programs have the same loss, since points are ranked by it."""
+        facts = {path: fact for path, fact in parts_of(fit).items() if path.partition(".")[0] == "loss"}
+        self._loss = self._loss or facts
+        if facts != self._loss:
+            raise ValueError(
+                f"loss: expected the same in all programs, since points are ranked by it, got {self._loss['loss']} and"
+                f" {facts['loss']} (with {words(static)})"
+            )
 
     def check(self, space: Space) -> None:
         """Check that static choices are discrete and that none is missing.
@@ -201,13 +214,5 @@ def distinct(points: Sequence[Point]) -> list[Point]:
 
 
 def identity(point: Point) -> Any:
-    """Return a key that equal points share; for members without a hash, such as lists, their printed form."""
-    return tuple((name, isinstance(point[name], bool), _hashable(point[name])) for name in sorted(point))
-
-
-def _hashable(value: Any) -> Any:
-    try:
-        hash(value)
-    except TypeError:
-        return repr(value)
-    return value
+    """Return a key that equal points share."""
+    return tuple((name, key_of(point[name])) for name in sorted(point))

@@ -87,7 +87,27 @@ def same(first: Any, second: Any) -> bool:
     >>> same(2, 2.0), same(1, True), same((8,), (8,))
     (True, False, True)
     """
-    return first is second or (isinstance(first, bool) is isinstance(second, bool) and bool(first == second))
+    return first is second or bool(key_of(first) == key_of(second))
+
+
+def key_of(value: Any) -> Any:
+    """Return a hashable key that equal values share, arrays by their contents; `True` and `1` have different keys.
+
+    >>> key_of([1, 2]) == key_of([1, 2]), key_of((True,)) == key_of((1,)), key_of(2) == key_of(2.0)
+    (True, False, True)
+    """
+    if isinstance(value, np.ndarray | jax.Array):
+        array = np.asarray(value)
+        return array.shape, str(array.dtype), array.tobytes()
+    if isinstance(value, list | tuple):
+        return type(value), tuple(map(key_of, value))
+    if isinstance(value, dict):
+        return dict, tuple((name, key_of(each)) for name, each in value.items())
+    try:
+        hash(value)
+    except TypeError:
+        return repr(value)
+    return (bool, value) if isinstance(value, bool) else value
 
 
 def draw(key: Array, count: int, space: Space) -> list[Point]:

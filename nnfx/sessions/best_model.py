@@ -71,6 +71,8 @@ class BestModel:
 
     def _example(self, run: Run) -> Any:
         """Return None if the model takes what preprocessing returns; else its training inputs, as for `Sequences`."""
+        if run.preprocess.takes_sequences:
+            return None
         inputs = jax.eval_shape(lambda each: each, self._inputs)
         prepared = saved.prepared_shapes(run.preprocess)
         return None if getattr(inputs, "shape", (0,))[1:] == prepared.shape[1:] else inputs

@@ -36,12 +36,12 @@ class Population:
     """The members of a population, and their ancestry.
 
     Attributes:
-        runs: the members as one `Run`, every array with a leading axis `(size, ...)`. Histories belong to places in the
-            population: each continues when the member at its place is replaced.
+        runs: the members as one `Run`, every array with a leading axis `(size, ...)`. The history of a member is that
+            of its weights: before it was replaced, that of its ancestors.
         hyper: the hyper-parameters that each member was trained with, `(rounds, size)` by name.
         parents: the member whose weights each member started a round from, int32 `(rounds, size)`: itself if it was
             not replaced.
-        losses: the held-out loss at the end of each round, `(rounds, size)`.
+        losses: the held-out loss of each member at the end of each round, `(rounds, size)`.
         epochs_per_round: the number of epochs of a round.
     """
 
@@ -178,10 +178,23 @@ def population(
             name: jnp.broadcast_to(value, (size,)) for name, value in fixed.items()
         }
         copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (size, *jnp.shape(leaf))), data.preprocess)
+        columns = _of_ancestors(columns, parents, epochs_per_round)
         runs = Run(states.train, states.best, columns, states.epoch, states.stopped_by, last, copies, fit)
         return Population(runs, hyper, parents, losses, epochs_per_round)
 
     return evolve
+
+
+def _of_ancestors(columns: dict[str, Array], parents: Array, epochs_per_round: int) -> dict[str, Array]:
+    """Return the history of each member's weights, `(size, epochs)`, from that of each place."""
+    rounds, size = parents.shape
+    places = [jnp.arange(size)]
+    for of_round in parents[:0:-1]:
+        places.append(of_round[places[-1]])
+    at = jnp.stack(places[::-1], axis=1), jnp.arange(rounds)[None]
+    return {
+        name: values.reshape(size, rounds, epochs_per_round)[at].reshape(size, -1) for name, values in columns.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -211,7 +211,7 @@ class Sweep(Rows):
     def by_group(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return a metric by seed and fold, `(groups, points)`, NaN for failed runs; and which points were dropped."""
         by_number = sorted(self.rows, key=lambda row: int(row["member"]))
-        values = [np.nan if row["reason"] == NOT_FINITE else row[name] for row in by_number]
+        values = [np.nan if row["reason"] == NOT_FINITE else row.get(name, np.nan) for row in by_number]
         dropped: Any = np.array([row["reason"] == "dropped" for row in by_number]).reshape(-1, self._width)
         return np.array(values, np.float64).reshape(-1, self._width), dropped.any(0)
 
@@ -299,7 +299,7 @@ def in_order(rows: list[Row], column: str, largest_first: bool, is_measured: boo
         value = row[column]
         behind = LAST[::-1].index(row["reason"]) + 1 if is_measured and row["reason"] in LAST else 0
         if isinstance(value, str):
-            return (behind, 0, value)
+            return (behind, 2, value)
         is_nan = bool(np.isnan(value))
         return (behind, is_nan, 0 if is_nan else (-value if largest_first else value))
 

@@ -89,10 +89,11 @@ def fit(
         variables: the trained variables, such as `run.best.variables`.
         data: prepared data, such as `data.train`: for classes, integer labels `(batch,)`, and a single output is the
             logit of class 1; for regression, targets in the shape of the outputs or `(batch,)`. Rows count by their
-            weight.
+            weight, and so do single targets for regression.
         prior_precision: α, above 0: the larger, the less uncertain. A network trained with the mean loss of n rows and
-            `nnfx.regularizers.l2` has `α = n λ₂`; for other networks, choose the α with the lowest negative
-            log-likelihood on held-out data. May be traced.
+            `nnfx.regularizers.l2` has `α = n λ₂` for cross-entropy, and `α = n k λ₂ / (2 σ²)` for the mean square error
+            of k outputs; for other networks, choose the α with the lowest negative log-likelihood on held-out data. May
+            be traced.
         noise: σ, the standard deviation of targets around the outputs, for regression; None for classes. May be traced.
         layer: a pattern of the names of the parameters, as for `nnfx.optimizers.freeze`. If it is not the last
             layer, outputs are linearised in its parameters.
@@ -124,6 +125,11 @@ def fit(
     targets = arrays.as_array("targets", data.targets)
     outputs = jax.eval_shape(model.apply, variables, data.inputs)
     _check_targets(targets, outputs, noise is None)
+    if data.weights.shape not in (targets.shape[:1], () if noise is None else targets.shape):
+        raise ValueError(
+            f"data.weights: expected one for each row, [{targets.shape[0]}],"
+            f"{'' if noise is None else ' or for each target,'} got {checks.describe(data.weights)}"
+        )
     return _fit(model, names, variables, data._replace(targets=targets), noise, prior_precision)
 
 
@@ -198,19 +204,19 @@ def _fit(
     flat, restore = ravel_pytree(_layer(variables, names))
     dtype = at_least_float32(flat.dtype)
 
-    def negative_log_likelihood(outputs: Array, target: Array) -> Array:
+    def negative_log_likelihood(outputs: Array, target: Array, weights: Array) -> Array:
         if noise is None:
-            return -jax.nn.log_softmax(class_logits(outputs[None])[0])[target]
-        z = (outputs - target.reshape(outputs.shape)) / noise
-        return (jnp.square(z) / 2 + jnp.log(noise * np.sqrt(2 * np.pi))).sum()
+            return -jax.nn.log_softmax(class_logits(outputs[None])[0])[target] * weights
+        z = jnp.where(weights != 0, (outputs - target.reshape(outputs.shape)) / noise, 0)
+        return ((jnp.square(z) / 2 + jnp.log(noise * np.sqrt(2 * np.pi))) * weights).sum()
 
     def add(sums: tuple[Array, Array], row: Batch) -> tuple[tuple[Array, Array], None]:
         outputs, jacobian = _linearized(model, variables, names, row.inputs)
-        hessian = jax.hessian(negative_log_likelihood)(outputs, row.targets).astype(dtype)
-        loss = negative_log_likelihood(outputs, row.targets)
+        weights = row.weights.astype(dtype)
+        hessian = jax.hessian(negative_log_likelihood)(outputs, row.targets, weights).astype(dtype)
+        loss = negative_log_likelihood(outputs, row.targets, weights)
         found = loss.astype(dtype), jacobian.T @ hessian @ jacobian
-        weight = row.weights.astype(dtype)
-        return jax.tree.map(lambda a, b: a + jnp.where(weight != 0, weight * b, 0), sums, found), None
+        return jax.tree.map(lambda a, b: a + jnp.where((weights != 0).any(), b, 0), sums, found), None
 
     nothing = jnp.zeros((), dtype), jnp.zeros((flat.size, flat.size), dtype)
     (loss, curvature), _ = jax.lax.scan(add, nothing, data)

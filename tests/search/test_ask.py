@@ -88,3 +88,21 @@ def test_wrong_samplers_are_errors(data):
         search(make, data, SPACE, method=Ask(optuna.samplers.TPESampler()), **given)
     with pytest.raises(TypeError, match="space: expected ranges by name"):
         search(make, data, points=2, method=Ask(optuna.samplers.TPESampler()), **given)
+
+
+@pytest.mark.slow
+def test_a_sampler_may_end_before_all_points_and_may_be_used_again(data, tmp_path):
+    grid = optuna.samplers.GridSampler({"width": [0, 1], "learning_rate": [0.1, 0.5]})
+    space = {"width": Choice(2, 3), "learning_rate": Uniform(0.1, 0.5)}
+
+    def plain(width):
+        model = nnfx.models.mlp((width,))
+        return nnfx.fit(model, nnfx.losses.binary_cross_entropy, optax.sgd, epochs=2, batch_size=100)
+
+    found = search(plain, data, space, key=KEY, points=6, method=Ask(grid, batch=2), devices=jax.devices()[:1])
+    assert sorted((point["width"], point["learning_rate"]) for point in found.points) == [
+        (2, 0.1), (2, 0.5), (3, 0.1), (3, 0.5)
+    ]  # fmt: skip
+    method = Ask(optuna.samplers.TPESampler(seed=0), batch=2)
+    given = {"key": KEY, "points": 4, "method": method, "devices": jax.devices()[:1], "out": tmp_path}
+    same(*(search(plain, data, space, **given, progress=False) for _ in range(2)))

@@ -319,3 +319,30 @@ def test_dropping_points_needs_held_out_data(data):
     whole = nnfx.data.Data(data.train, None, data.preprocess)
     with pytest.raises(ValueError, match="data.valid: expected held-out data to rank points by, got none"):
         search(make, whole, {"learning_rate": Choice(1.0)}, points=1, method=Halving((1,)), **FAST)
+
+
+def test_losses_of_different_units_are_not_ranked(data):
+    def fit_with(loss):
+        return nnfx.fit(nnfx.models.perceptron(), getattr(nnfx.losses, loss), optax.sgd, epochs=1)
+
+    space = {"loss": Choice("mean_square_error", "binary_cross_entropy"), "learning_rate": Uniform(0.1, 0.2)}
+    with pytest.raises(ValueError, match=r"loss: expected the same in all programs, .*mean_square_error and .*entropy"):
+        search(fit_with, data, space, key=KEY, points=Grid(2))
+
+
+def test_names_that_some_points_lack_can_be_sorted_by(data):
+    def conditional(width):
+        model = nnfx.models.mlp((width,))
+        metrics = ["binary_accuracy"] if width == 3 else None
+        return nnfx.fit(model, nnfx.losses.binary_cross_entropy, optax.sgd, epochs=1, metrics=metrics)
+
+    space = {
+        "width": Choice(2, 3),
+        "learning_rate": Choice(0.1),
+        "momentum": When("width", 3, Choice(0.5, 0.9)),
+    }
+    found = search(conditional, data, space, key=KEY, points=Grid(1), devices=jax.devices()[:1])
+    assert [row["momentum"] for row in found.sort("momentum").rows] == [0.5, 0.9, ""]
+    by_point = found.sort("valid_binary_accuracy", largest_first=True).by_point().rows
+    assert [row["width"] for row in by_point][-1] == 2
+    assert np.isnan([row["valid_binary_accuracy"] for row in by_point][-1])

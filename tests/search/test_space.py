@@ -9,10 +9,30 @@ import pytest
 from scipy import stats
 
 from nnfx.search import Choice, Integer, LogUniform, Normal, Uniform, When, draw, grid
-from nnfx.search.space import check, quantile
+from nnfx.search.programs import distinct
+from nnfx.search.space import check, quantile, same
 
 KEY = jax.random.key(3)
 COUNT = 2000
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "are_same"),
+    [
+        (np.ones(3000), np.where(np.arange(3000) == 1000, 2.0, 1.0), False),  # printed alike
+        (np.ones(3), np.ones(3), True),
+        (np.ones(3), np.ones(3, np.float32), False),
+        ((True,), (1,), False),
+        ([8, 8], [8, 8], True),
+        ([8, 8], (8, 8), False),
+        ({"a": [1]}, {"a": [1]}, True),
+    ],
+)
+def test_different_members_are_different_points(first, second, are_same):
+    assert same(first, second) is are_same
+    assert len(distinct([{"name": first}, {"name": second}])) == (1 if are_same else 2)
+    space = {"name": Choice(first), "inner": When("name", first, Choice(1))}
+    check(space)
 
 
 @pytest.fixture(scope="module")

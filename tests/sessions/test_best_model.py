@@ -186,3 +186,13 @@ def test_the_folder_of_a_sweep_is_refused(data, key, tmp_path):
         FileNotFoundError, match="expected a saved model, or .* a session of one run, got that of a swe"
     ):
         nnfx.load(tmp_path)
+
+
+def test_the_model_of_sequences_with_lengths_is_saved(key, tmp_path):
+    rng = np.random.default_rng(0)
+    x, lengths = rng.normal(size=(30, 5, 2)), rng.integers(1, 6, 30)
+    data = nnfx.data.prepare(Sequences(x, lengths), x[:, 0, 0])
+    train = nnfx.fit(nnfx.models.gru(hidden=(3,)), nnfx.losses.mean_square_error, optax.sgd, epochs=2)
+    run = nnfx.session(train, tmp_path, progress=False)(key, data, learning_rate=0.1)
+    found = nnfx.load(tmp_path).predict(Sequences(x, lengths))
+    np.testing.assert_allclose(found, run.predict(Sequences(x, lengths)), rtol=1e-5)

@@ -193,3 +193,14 @@ def test_it_needs_held_out_data_and_no_stopping_rules(data, train):
         population(stopping, size=4, epochs_per_round=2, **RATE)
     with pytest.raises(TypeError, match="fit: expected the result of nnfx.fit"):
         population(evolve, size=4, epochs_per_round=2, **RATE)
+
+
+def test_the_history_of_a_member_is_that_of_its_weights(found):
+    """Half of the members are replaced in every round, so that most have their best weights from others."""
+    histories = np.asarray(found.runs.history["valid_loss"])
+    for member in range(SIZE):
+        run = found.run(member)
+        assert float(run.best_metrics["valid_loss"]) == float(run.best.loss)
+        ends = histories[member, ROUND - 1 :: ROUND]
+        np.testing.assert_array_equal(ends, np.asarray(found.losses)[np.arange(4), found.lineage(member)])
+        assert float(run.best.loss) == histories[member].min()

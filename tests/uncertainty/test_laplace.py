@@ -177,3 +177,41 @@ def test_wrong_input_is_named(key):
         laplace.members(0, LINEAR, variables, posterior, data.inputs, draws=3)
     with pytest.raises(ValueError, match="draws: expected a positive integer, got 0"):
         laplace.members(key, LINEAR, variables, posterior, data.inputs, draws=0)
+
+
+def test_missing_targets_count_for_nothing():
+    """Two outputs, of which some targets are missing, are two regressions on the rows that each has."""
+    targets = np.stack([Y, 2 - Y], axis=1)
+    present = RNG.random((40, 2)) < 0.7
+    model = models.perceptron(outputs=2)
+    kernel = np.stack([ridge()[0], -ridge()[0]], axis=1)
+    given = batch(X, np.where(present, targets, 1e6), present)
+    posterior = laplace.fit(model, linear(kernel), given, noise=NOISE, prior_precision=ALPHA, layer="kernel")
+    found = laplace.predict(model, linear(kernel), posterior, jnp.asarray(NEW, jnp.float32)).covariance
+    for output in range(2):
+        rows = X[present[:, output]]
+        covariance = np.linalg.inv(rows.T @ rows / NOISE**2 + ALPHA * np.eye(3))
+        expected = np.einsum("ni,ij,nj->n", NEW, covariance, NEW)
+        np.testing.assert_allclose(found[:, output, output], expected, rtol=1e-3)
+        np.testing.assert_allclose(found[:, 0, 1], 0, atol=1e-6)
+
+
+def test_the_precision_of_a_penalty_makes_the_trained_weights_the_most_likely():
+    """At the minimum of the mean loss and l2, the gradient of the posterior is zero for the documented precision."""
+    rows, outputs, penalty = 40, 2, 0.1
+    targets = np.stack([Y, 2 - Y], axis=1)
+    gram = 2 / (rows * outputs) * X.T @ X + penalty * np.eye(3)
+    kernel = np.linalg.solve(gram, 2 / (rows * outputs) * X.T @ targets)  # minimises the mean square error and l2
+    alpha = rows * outputs * penalty / (2 * NOISE**2)
+    np.testing.assert_allclose(X.T @ (X @ kernel - targets) / NOISE**2 + alpha * kernel, 0, atol=1e-9)
+
+
+def test_weights_of_single_targets_are_for_regression():
+    with pytest.raises(ValueError, match=r"data.weights: expected one for each row, \[40\], got float32\[40,1\]"):
+        laplace.fit(
+            LINEAR,
+            linear(np.ones(3)),
+            batch(X, (Y > 0).astype(int), np.ones((40, 1))),
+            prior_precision=1.0,
+            layer="kernel",
+        )
