@@ -218,6 +218,7 @@ def prepare(
     train, held_out = _parts(given, kept, inputs, key, valid_fraction, stratify, split, groups)
     w = given.weights
     if class_weight is not None:
+        w = w.reshape(len(w)) if w.size == len(w) else w
         w = w * class_factors(class_weight, given.targets, given.classes, w, train)
     for part, rows in (("data.train", train), ("data.valid", held_out)):
         if len(rows):
@@ -270,6 +271,10 @@ def prepare(
             mean, scale = mean[None], scale[None]  # for (rows, time, features)
     y, of_targets = given.targets, {}
     if standardize_targets:
+        if given.lengths is not None and y.shape[1:2] == x.shape[1:2]:
+            raise ValueError("standardize_targets: expected False for sequences with a target at every step, got True")
+        if w.ndim > 1 and not (w[train] > 0).any(0).all():
+            raise ValueError("targets: expected some known values of every output to train on, got an output without")
         y, *statistics = standardized(y, measured, w)
         exact = at_least_float32(measure.device_dtype(given.targets.dtype, at_least=float))
         target_mean, target_scale = (jnp.asarray(each, exact) for each in statistics)
@@ -360,7 +365,10 @@ def _parts(
     """Return the positions of the rows of both parts, without those dropped."""
     rows = np.flatnonzero(kept)
     if stratify:
-        return splits.by_class(key, rows, valid_fraction, given.targets)
+        labels, is_known = given.targets, (given.weights > 0).reshape(len(given.weights), -1).any(1)
+        if labels.ndim == 1 and np.count_nonzero(~is_known) > 1:  # rows without a label are a class of their own
+            labels = np.where(is_known, labels, labels.min() - 1)
+        return splits.by_class(key, rows, valid_fraction, labels)
     if split is None and given.train == len(kept):
         return splits.at_random(key, rows, valid_fraction)
     if split is None:

@@ -84,12 +84,19 @@ class Estimator(BaseEstimator):
         is_new: bool,
         classes: Any = None,
     ) -> "Estimator":
-        with self._dtype():
-            plan = self._plan(X, y, sample_weight, epochs, is_new, classes)
-            if is_new:
-                self._keep(plan.fit(plan.key, plan.data, **self._numbers()))
-            else:
-                self._keep(runs.resume(plan.fit, self.run_, self.n_iter_, plan.key, plan.data, self._numbers()), self)
+        before = dict(self.__dict__)
+        try:
+            with self._dtype():
+                plan = self._plan(X, y, sample_weight, epochs, is_new, classes)
+                numbers = self._numbers()
+                if is_new:
+                    self._keep(plan.fit(plan.key, plan.data, **numbers))
+                else:
+                    self._keep(runs.resume(plan.fit, self.run_, self.n_iter_, plan.key, plan.data, numbers), self)
+        except BaseException:  # what was trained before still predicts as it did
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
         self._spec = plan.spec
         if self.verbose:
             print(self.run_)
@@ -141,6 +148,9 @@ class Estimator(BaseEstimator):
         Unknown ones are filled with the first known value of the same output.
         """
         options = {"reset": is_new, "dtype": np.float64, "allow_nd": True}
+        shape = None if is_new else self.run_.preprocess.shape
+        if shape is not None and np.ndim(X) > 1 and len(shape) != 1 and np.shape(X)[1:] != shape:
+            raise ValueError(f"X: expected rows of shape {shape} as before, got {np.shape(X)[1:]}")
         if self.missing_targets == "error":
             X, y = validate_data(self, X, y, **options, **self._checks)  # noqa: N806
             return X, y.toarray() if sparse.issparse(y) else y, None

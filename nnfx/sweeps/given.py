@@ -103,6 +103,11 @@ def table_of(
             raise ValueError(f"folds: expected 2 to {rows}, the number of rows of data.train, got {folds}")
         if data.valid is not None:
             raise ValueError("folds: expected data without a held-out part, got data.valid as well")
+        if hasattr(data, "history"):
+            raise ValueError(
+                "folds: expected None for windows of a series, which overlap, got a number; hold out its end with"
+                " valid_windows"
+            )
     first = hyperparameters.as_arrays({name: column[0] for name, column in points.items()})
     checked = data if folds is None else Data(data.train, data.train, data.preprocess)
     validate.check_run(fit, checked, first)

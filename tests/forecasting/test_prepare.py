@@ -1,10 +1,13 @@
 """Data that know the end of their series: what is held out, scaled and appended."""
 
+import jax
 import numpy as np
+import optax
 import pytest
 
+import nnfx
 from nnfx.data.series_files import Series
-from nnfx.forecasting import Scaler, forecast, prepare
+from nnfx.forecasting import Scaler, baselines, forecast, prepare
 from tests.forecasting.test_forecast import Solved, X, Y, doubled
 
 
@@ -84,3 +87,10 @@ def test_wrong_data(options, error, words):
     with pytest.raises(error) as caught:
         prepare(**{"values": Y, "lookback": 3, "horizon": 3} | options)
     assert words in str(caught.value)
+
+
+def test_windows_that_overlap_are_not_divided_into_folds():
+    data = prepare(np.arange(60.0)[:, None], lookback=4, horizon=4)
+    train = nnfx.fit(baselines.nlinear(4), nnfx.losses.mean_square_error, optax.sgd, epochs=1)
+    with pytest.raises(ValueError, match="folds: expected None for windows of a series, which overlap"):
+        nnfx.sweeps.sweep(train, data, key=jax.random.key(0), folds=3, learning_rate=[0.1])

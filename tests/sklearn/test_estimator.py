@@ -177,7 +177,7 @@ def test_going_on_is_one_longer_run(model):
     for _ in range(10):
         pieces.partial_fit(X, Y, classes=["right", "left"])
     np.testing.assert_allclose(pieces.decision_function(X), whole.decision_function(X), rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match="warm_start: expected the model, optimizer"):
+    with pytest.raises(ValueError, match="warm_start: expected the same model, optimizer"):
         parts.set_params(dtype="float64").fit(X, Y)
     np.testing.assert_allclose(parts.decision_function(X), whole.decision_function(X), rtol=1e-5, atol=1e-6)
     again = parts.set_params(warm_start=False, epochs=10, dtype="float32").fit(X, Y)
@@ -310,3 +310,26 @@ def test_wrong_inputs_are_named(model):
         fitted.predict(np.full((1, 3), np.nan))
     with pytest.raises(ValueError, match="sample_weight: expected non-negative numbers, got -1"):
         clone(model).fit(X, Y, sample_weight=-np.ones(60))
+
+
+def test_a_fit_that_fails_changes_no_prediction():
+    x = np.random.default_rng(0).normal(size=(30, 2))
+    model = Regressor(hidden=(), epochs=3).fit(x, x[:, 0] + 10)
+    before = model.predict(x)
+    with pytest.raises(TypeError):
+        model.set_params(stop="x").fit(x, 1e6 + 1e5 * x[:, 0])
+    np.testing.assert_array_equal(model.predict(x), before)
+    labels = np.where(x[:, 0] > 0, "yes", "no")
+    model = Classifier(hidden=(), epochs=3).fit(x, labels)
+    with pytest.raises(TypeError):
+        model.set_params(stop="x").fit(x, np.where(x[:, 1] > 0, "cat", "dog"))
+    assert set(model.predict(x)) <= {"yes", "no"}
+
+
+@pytest.mark.parametrize("shape", [(24, 4, 1), (24, 4, 6), (24, 4)])
+def test_later_rows_have_the_shape_of_the_first(shape):
+    x, labels = np.random.default_rng(0).normal(size=(24, 4, 3)), np.arange(24) % 2
+    model = Classifier(lambda: nnfx.models.reshaped(nnfx.models.mlp(()), (-1,)), epochs=1)
+    model.partial_fit(x, labels, classes=[0, 1])
+    with pytest.raises(ValueError, match=r"X: expected rows of shape \(4, 3\) as before, got \(4"):
+        model.partial_fit(np.zeros(shape), labels)

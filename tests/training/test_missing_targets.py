@@ -221,3 +221,32 @@ def test_a_loss_of_several_outputs_together_cannot_be_masked():
         train(jax.random.key(0), prepared(masked(one_hot)), learning_rate=0.1)
     whole = prepared(masked(one_hot, np.broadcast_to(IS_KNOWN[:, :1], one_hot.shape)))
     assert np.isfinite(train(jax.random.key(0), whole, learning_rate=0.1).final["train_loss"])
+
+
+def test_rows_without_a_label_are_a_class_of_their_own_when_classes_are_held_out():
+    """Five of a hundred labels are positive, and half of the others are missing: one in five is held out, always."""
+    rng = np.random.default_rng(0)
+    labels = np.where(np.arange(100) < 5, 1.0, 0.0)
+    labels[(rng.random(100) < 0.5) & (labels == 0)] = np.nan
+    for seed in range(10):
+        options = {"key": jax.random.key(seed), "valid_fraction": 0.2, "stratify": True}
+        data = nnfx.data.prepare(rng.normal(size=(100, 2)), labels, missing_targets="mask", **options)
+        assert float((data.valid.targets * data.valid.weights).sum()) == 1
+
+
+def test_class_weights_take_weights_of_one_column():
+    x, labels = np.arange(6.0)[:, None], np.arange(6) % 2
+    for class_weight, factor in (({0: 2.0}, 2.0), ("balanced", 1.0)):
+        data = nnfx.data.prepare(x, labels[:, None], weights=np.ones((6, 1)), class_weight=class_weight)
+        np.testing.assert_array_equal(np.asarray(data.train.weights).ravel()[::2], factor)
+        assert data.train.weights.size == 6
+
+
+def test_what_cannot_be_standardised_is_an_error():
+    sequences = nnfx.models.Sequences(np.ones((4, 3, 1)), np.array([1, 2, 3, 3]))
+    with pytest.raises(ValueError, match="standardize_targets: expected False for sequences with a target at every"):
+        nnfx.data.prepare(sequences, np.arange(12.0).reshape(4, 3, 1), standardize_targets=True)
+    targets = np.array([[1.0, np.nan], [2.0, np.nan], [3.0, 4.0]])
+    split = (np.array([0, 1]), np.array([2]))
+    with pytest.raises(ValueError, match="targets: expected some known values of every output to train on"):
+        nnfx.data.prepare(np.eye(3), targets, split=split, missing_targets="mask", standardize_targets=True)
