@@ -193,7 +193,11 @@ def counted(times: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.nd
 
 def _last_days(months: np.ndarray) -> np.ndarray:
     """Return the last day of each month, in days after its first."""
-    return (months + 1).astype("datetime64[D]") - months.astype("datetime64[D]") - np.timedelta64(1, "D")
+    return (
+        (months + np.timedelta64(1, "M")).astype("datetime64[D]")
+        - months.astype("datetime64[D]")
+        - np.timedelta64(1, "D")
+    )
 
 
 def _in_months(counts: np.ndarray, anchor: np.timedelta64) -> np.ndarray:

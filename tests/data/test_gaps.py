@@ -22,7 +22,7 @@ GAPS = {
     "weeks": steps("2020-02-20", 30, 7),
     "months": steps("2019-01", 30),
     "firsts of months": steps("2019-01", 30).astype("datetime64[D]"),
-    "ends of months": steps("2019-02", 30).astype("datetime64[D]") - 1,
+    "ends of months": steps("2019-02", 30).astype("datetime64[D]") - np.timedelta64(1, "D"),
     "mid-quarters": steps("2000-02", 30, 3).astype("datetime64[D]") + np.timedelta64(14, "D"),
     "years": steps("1950", 30),
     "business days": weekdays("2020-02-20", 30),

@@ -322,7 +322,7 @@ BACKTEST = backtest.fixed(NAIVE, {"params": {}}, Y, lookback=3, horizon=2, origi
             "future: expected the 1 columns trained on, got columns with 'sales'",
         ),
         (
-            {"data": DATA, "future": Series(np.ones((2, 1)), ("plan",), TIMES + 1, 1)},
+            {"data": DATA, "future": Series(np.ones((2, 1)), ("plan",), TIMES + np.timedelta64(1, "M"), 1)},
             ValueError,
             "future: expected the times after the series, got 2025-02 for 2025-01 (row 0)",
         ),

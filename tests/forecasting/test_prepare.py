@@ -46,7 +46,7 @@ def test_a_forecaster_goes_on_after_new_observations():
     with pytest.raises(ValueError, match=r"past: expected None, as in the data, got float64\[3,1\]"):
         data.append(np.ones((3, 1)), past=np.ones((3, 1)), future=np.ones((3, 1)))
     with pytest.raises(ValueError, match="values: expected the times after the series, got 2025-02 for 2025-01"):
-        data.append(Series(np.ones((3, 1)), ("y",), times + 1, 1), future=np.ones((3, 1)))
+        data.append(Series(np.ones((3, 1)), ("y",), times + np.timedelta64(1, "M"), 1), future=np.ones((3, 1)))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_forecaster_goes_on_after_new_observations():
             "past: expected the times and series of the values, float64[60,1], got float64[59,1]",
         ),
         (
-            {"future": X._replace(times=X.times + 1)},
+            {"future": X._replace(times=X.times + np.timedelta64(1, "M"))},
             ValueError,
             "future: expected the times of the values, got 2020-02 for 2020-01 (row 0)",
         ),
