@@ -100,6 +100,17 @@ def _version(package: str) -> str:
         return "missing"
 
 
+def _needed(program: Any) -> list[Any]:
+    """Return the equations on which the outputs depend: a module may split keys although it draws nothing."""
+    variables = {each for each in program.outvars if not isinstance(each, core.Literal)}
+    found = []
+    for equation in reversed(program.eqns):
+        if not variables.isdisjoint(equation.outvars):
+            found.append(equation)
+            variables.update(each for each in equation.invars if not isinstance(each, core.Literal))
+    return found[::-1]
+
+
 def _run(program: Any, *inputs: Any) -> list[Any]:
     """Evaluate a traced program with the default branches for platforms, and without mere wrappers of programs.
 
@@ -113,7 +124,7 @@ def _run(program: Any, *inputs: Any) -> list[Any]:
     def read(variables: Sequence[Any]) -> list[Any]:
         return [each.val if isinstance(each, core.Literal) else known[each] for each in variables]
 
-    for equation in program.eqns:
+    for equation in _needed(program):
         values, name = read(equation.invars), equation.primitive.name
         if name == "platform_index":
             found = [_Platform(len(equation.params["platforms"]) - 1)]
