@@ -11,7 +11,6 @@ from jax.sharding import PartitionSpec as P
 
 from nnfx.distributed.collectives import Collective, collectives
 
-
 EVERYWHERE = P()
 
 
