@@ -1,5 +1,6 @@
 """Categories as numbers: a 0/1 column for each category that occurs in the training rows of a frame."""
 
+import math
 import numbers
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -219,6 +220,9 @@ def labels(name: str, values: Any) -> np.ndarray | None:
     missing = sum(value is None for value in objects)
     if missing:
         raise ValueError(f"{name}: expected no masked or missing values, got {missing}")
+    read = [_as_number(value) for value in dict.fromkeys(objects)]
+    if all(number is not None for number in read) and any(number % 1 for number in read if number is not None):
+        raise ValueError(f"{name}: expected numbers, or names of classes, got numbers as text, such as {objects[0]!r}")
     return objects
 
 
@@ -245,7 +249,12 @@ def _kind_of(dtype: Any) -> Kind | None:
     return "boolean" if kind == "b" else "number" if kind in "iuf" else None
 
 
+def _is_text(dtype: Any) -> bool:
+    return str(dtype) == "String"  # of polars; the text of pandas has no kind yet
+
+
 def _column(name: str, of: str, series: Any, kind: Kind | None) -> Column:
+    is_meant = kind == "category" and not _is_text(series.dtype)
     if kind == "number":
         return Column(of, "number", as_numpy(name, series, masked_as_nan=True).astype(np.float64))
     if hasattr(series, "isna"):
@@ -261,7 +270,38 @@ def _column(name: str, of: str, series: Any, kind: Kind | None) -> Column:
         kind = "category" if has_text else "boolean" if is_boolean else "number"
     if kind != "category":
         return Column(of, kind, np.array([np.nan if value is None else value for value in objects], np.float64))
+    if not is_meant:
+        _check_not_numbers(name, of, objects)
     return Column(of, kind, objects)
+
+
+def _check_not_numbers(name: str, column: str, objects: np.ndarray) -> None:
+    """Refuse text that reads as a column of numbers, such as one with `?` for missing values.
+
+    Whole numbers alone pass, since codes and ranks are written that way.
+    """
+    found = [value for value in dict.fromkeys(objects) if value is not None]
+    read = [(value, number) for value in found if (number := _as_number(value)) is not None]
+    others = [value for value in found if _as_number(value) is None]
+    if 2 * len(read) < len(found) or not (others or any(number % 1 for _, number in read)):
+        return
+    besides = f" and {others[0]!r}" if others else ""
+    first = next((value for value, number in read if number % 1), read[0][0])
+    raise ValueError(
+        f"{name}: expected numbers or categories in column {column!r}, got text that mostly reads as numbers, such as"
+        f" {first!r}{besides}; convert it with pandas.to_numeric(..., errors='coerce') or to a dtype of categories"
+    )
+
+
+def _as_number(value: Any) -> float | None:
+    """Return the finite number that a value is or reads as; None for anything else."""
+    if isinstance(value, bool | np.bool_):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _plain(name: str, column: str | None, values: list[Any]) -> np.ndarray:

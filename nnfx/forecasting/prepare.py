@@ -6,11 +6,13 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nnfx import checks
 from nnfx.data.frames import as_columns, frame_names, in_order_of, places
 from nnfx.data.prepare import Data
+from nnfx.data.preprocess import Preprocess
 from nnfx.data.times import difference, following, times_of
 from nnfx.forecasting.known import Channels, check_aligned
 from nnfx.forecasting.values import as_series
@@ -150,14 +152,16 @@ def prepare(
             Series; if it has times, they must be regular.
         lookback: the number of steps that a forecaster sees.
         horizon: the number of steps that it forecasts at once.
-        past: exogenous columns that are known up to the present, `(time, channels)`.
+        past: exogenous columns that are known up to the present, `(time, channels)`. Models that forecast every channel
+            that they see, such as the baselines, are wrapped in `nnfx.forecasting.baselines.without_exogenous`.
         future: exogenous columns that are known ahead, over the horizon; the lookback must then be at least the
             horizon.
         valid_windows: how many of the latest windows to hold out, for stopping rules and for choosing the best weights;
             no held-out target appears in a training window.
 
     Returns:
-        Data for `nnfx.fit` and, together with the run, for `nnfx.forecasting.forecast`.
+        Data for `nnfx.fit` and, together with the run, for `nnfx.forecasting.forecast`. The run's `predict` takes
+        windows `(batch, lookback, channels)` in the unit of the series, and returns point forecasts in that unit.
 
     Raises:
         TypeError: for values that are not real numbers, or sizes that are not integers.
@@ -202,7 +206,19 @@ def prepare(
     valid = Windows(*(part[-valid_windows:] for part in cut)) if valid_windows else None
     data = as_data(Windows(*(part[: len(part) - held_out] for part in cut)), valid)
     history = History(rows, channels, names, times_of(values), 0, scaler, lookback, horizon)
-    return SeriesData(data.train, data.valid, data.preprocess, history=history)
+    return SeriesData(data.train, data.valid, _scaling(data, scaler, channels.values), history=history)
+
+
+def _scaling(data: Data, scaler: Scaler, channels: int) -> Preprocess:
+    """Return the map from windows in the unit of the series to scaled ones, and from forecasts back to that unit."""
+    forecasts = (1, *data.train.targets.shape[1:])
+    return dataclasses.replace(
+        data.preprocess,
+        mean=scaler.mean[None],
+        scale=scaler.scale[None],
+        target_mean=jnp.broadcast_to(scaler.mean[None, :, :channels], forecasts),
+        target_scale=jnp.broadcast_to(scaler.scale[None, :, :channels], forecasts),
+    )
 
 
 def _names(given: Any) -> tuple[str, ...]:

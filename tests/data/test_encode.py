@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -320,3 +321,33 @@ def test_a_frame_goes_through_runs_sessions_folds_and_ensembles(key, tmp_path):
     together = result.ensemble(2).predict(in_polars(GAPPED))
     for row, found in zip(result.rows, together, strict=True):
         np.testing.assert_allclose(found, result.member(row["member"]).predict(GAPPED), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "error"),
+    [
+        (["22", "38", "?", "26"], "column 'age', got text that mostly reads as numbers, such as '22' and '?'"),
+        (["1.5", "2", "3"], "column 'age', got text that mostly reads as numbers, such as '1.5'"),
+        ([22.0, 38.0, "unknown"], "column 'age', got text that mostly reads as numbers, such as 22.0 and 'unknown'"),
+    ],
+)
+def test_numbers_written_as_text_are_no_categories(values, error):
+    frame = pandas.DataFrame({"age": values, "fare": np.arange(float(len(values)))})
+    with pytest.raises(ValueError, match=re.escape(f"inputs: expected numbers or categories in {error}")):
+        nnfx.data.prepare(frame, np.zeros(len(values)))
+    meant = frame.assign(age=frame["age"].astype("category"))
+    assert len(nnfx.data.prepare(meant, np.zeros(len(values))).features) == 1 + len(values)
+
+
+def test_text_that_is_mostly_other_than_numbers_or_whole_is_a_category():
+    frame = pandas.DataFrame({"cabin": ["A1", "B2", "3"], "code": ["01", "02", "10"]})
+    assert nnfx.data.prepare(frame, np.zeros(3)).features == (
+        *("cabin=3", "cabin=A1", "cabin=B2"),
+        *("code=01", "code=02", "code=10"),
+    )
+
+
+def test_targets_that_are_numbers_written_as_text_are_refused_unless_they_are_whole():
+    with pytest.raises(ValueError, match="targets: expected numbers, or names of classes, got numbers as text, such"):
+        nnfx.data.prepare(np.zeros((3, 1)), ["1.5", "10", "2"])
+    assert nnfx.data.prepare(np.arange(3.0)[:, None], ["0", "7", "1"]).classes == ("0", "1", "7")

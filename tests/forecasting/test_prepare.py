@@ -7,7 +7,8 @@ import pytest
 
 import nnfx
 from nnfx.data.series_files import Series
-from nnfx.forecasting import Scaler, baselines, forecast, prepare
+from nnfx.forecasting import Scaler, baselines, forecast, forecasters, prepare, windows
+from nnfx.forecasting.heads import GAUSSIAN
 from tests.forecasting.test_forecast import Solved, X, Y, doubled
 
 
@@ -47,6 +48,34 @@ def test_a_forecaster_goes_on_after_new_observations():
         data.append(np.ones((3, 1)), past=np.ones((3, 1)), future=np.ones((3, 1)))
     with pytest.raises(ValueError, match="values: expected the times after the series, got 2025-02 for 2025-01"):
         data.append(Series(np.ones((3, 1)), ("y",), times + np.timedelta64(1, "M"), 1), future=np.ones((3, 1)))
+
+
+def test_a_run_predicts_from_windows_in_the_unit_of_the_series(tmp_path):
+    rng = np.random.default_rng(0)
+    y, plan = rng.normal(100, 20, (40, 2)), rng.normal(-5, 3, (40, 1))
+    data = prepare(y, lookback=6, horizon=3, future=plan, valid_windows=4)
+    raw = windows(y, 6, 3, future=plan)
+    prepared = np.concatenate([data.train.inputs, data.valid.inputs])
+    np.testing.assert_allclose(data.preprocess(raw.inputs[-4:]), prepared[-4:], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(data.preprocess(raw.inputs[:25]), prepared[:25], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(data.preprocess.raw_outputs(data.valid.targets), raw.targets[-4:], rtol=1e-5)
+
+    series = prepare(y, lookback=6, horizon=3)
+    train = nnfx.fit(baselines.linear(3), nnfx.losses.mean_square_error, optax.sgd, epochs=2)
+    run = train(jax.random.key(0), series, learning_rate=0.01)
+    expected = forecast(run, series, 3).values
+    np.testing.assert_allclose(run.predict(y[None, -6:])[0], expected, rtol=1e-5)
+    run.save(tmp_path / "model")
+    np.testing.assert_allclose(nnfx.load(tmp_path / "model").predict(y[None, -6:])[0], expected, rtol=1e-5)
+
+
+def test_predicting_the_parameters_of_a_distribution_from_raw_windows_is_refused():
+    data = prepare(np.arange(40.0)[:, None], lookback=6, horizon=3)
+    model = forecasters.direct(lambda outputs: nnfx.models.mlp((4,), outputs), horizon=3, head=GAUSSIAN)
+    train = nnfx.fit(model, GAUSSIAN.loss, optax.sgd, epochs=1)
+    run = train(jax.random.key(0), data, learning_rate=0.01)
+    with pytest.raises(ValueError, match=r"outputs: expected \(batch, 3, 1\).*got float32\[1,3,1,2\]"):
+        run.predict(np.arange(34.0, 40)[None, :, None])
 
 
 @pytest.mark.parametrize(
