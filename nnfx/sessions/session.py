@@ -15,8 +15,9 @@ from nnfx.data.batching import Order, in_order, steps_per_epoch
 from nnfx.data.prepare import Data, Preprocess
 from nnfx.data.stored import Batches, Stored, prefetched
 from nnfx.sessions.best_model import BestModel
-from nnfx.sessions.keeper import Keeper, Kept
+from nnfx.sessions.keeper import Keeper
 from nnfx.training import streamed, validate
+from nnfx.training.driver import Program
 from nnfx.training.fit import Fit
 from nnfx.training.in_memory import InMemory, padded
 from nnfx.training.rows import known
@@ -147,7 +148,7 @@ def session(
         keep_last=keep_last,
         keep_best=keep_best,
         skip_damaged=skip_damaged,
-        progress=progress,
+        title=folder.name if progress else None,
         tensorboard=tensorboard,
         json_lines=json_lines,
         log=log,
@@ -209,7 +210,7 @@ class Session:
             program = Streamed(self.fit, key, data.train, data.valid, numbers, reader, steps, described)
             return self._kept(program, data, save_every)
 
-    def _kept(self, program: Kept[Any], data: Data, save_every: Sequence[int | None]) -> Run:
+    def _kept(self, program: Program[Any], data: Data, save_every: Sequence[int | None]) -> Run:
         """Run a program with its keeper, and return the run."""
 
         def run_of(standing: Any) -> Run:
@@ -221,6 +222,7 @@ class Session:
             return self.evaluate(run_of(standing))
 
         keeper = dataclasses.replace(self.keeper, save_every=tuple(every for every in save_every if every))
+        assert keeper.out is not None
         with BestModel(keeper.out, data.train.inputs) as best:
             standing = keeper(
                 program,
