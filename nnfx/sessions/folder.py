@@ -6,13 +6,12 @@ even before the first checkpoint exists.
 
 import contextlib
 import os
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from nnfx import checkpoint, paths
-from nnfx.sessions.checkpoints import AnotherRunError
+from nnfx.sessions.checkpoints import AnotherRunError, saved_in
 from nnfx.sessions.identity import UNITS, Identity, Moments
 
 NOTES = "run.json"
@@ -32,13 +31,13 @@ def require_usable(out: Path, identity: Identity) -> None:
         if (out / name).is_symlink():
             raise NotADirectoryError(f"{out / name}: expected a folder, got a link; nothing is written through links")
     noted = _noted(out)
-    others = [kind for kind, unit in UNITS.items() if unit != identity.unit and _is_saved(out, unit)]
+    others = [kind for kind, unit in UNITS.items() if unit != identity.unit and saved_in(out / "checkpoints", unit)]
     kind = others[0] if others else identity.kind if noted is None else noted["kind"]
     if kind != identity.kind:
         raise ValueError(f"{out}: expected the folder of a {identity.kind}, got that of a {kind}; {_ANOTHER}")
     left = [path for path in (out / "history.csv", out / "evaluation.csv") if path.is_file() and path.stat().st_size]
     left += sorted((out / "tensorboard").glob("events.out.*"))[:1]
-    if _is_saved(out, identity.unit) or not left:
+    if saved_in(out / "checkpoints", identity.unit) or not left:
         return
     if noted is None:
         raise ValueError(
@@ -90,11 +89,6 @@ def require_same(out: Path, noted: Mapping[str, Any], identity: Identity, start:
 def _another(path: Path, lines: list[str]) -> str:
     listed = "\n  ".join(lines)
     return f"{path}: expected the run that is saved there, got another:\n  {listed}\n{_ANOTHER}"
-
-
-def _is_saved(out: Path, unit: str) -> bool:
-    found = (out / "checkpoints").glob(f"{unit}-*")
-    return any(re.fullmatch(r"\w+-\d{8,}", path.name) and path.is_dir() for path in found)
 
 
 def _noted(out: Path) -> dict[str, Any] | None:

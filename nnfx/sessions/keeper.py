@@ -206,10 +206,16 @@ class _Keeping(Generic[State]):
         def save() -> None:
             nonlocal saved, saved_at
             done = program.done(self.state)
-            if done != saved:
-                self._save(checkpoints, done)
-                saved, saved_at = done, time.monotonic()
-                self.publish(self.state)
+            if done == saved:
+                return
+            arrays, noted = program.saved(self.state)
+            latest = program.history(self.state, max(self.epochs - 1, 0))
+            losses = [*latest.get("valid_loss", latest.get("train_loss", [])), float("nan")]
+            about = {**self.identity._asdict(), "seconds": self.seconds, "evaluations": [*self.evaluations], **noted}
+            snapshot = Snapshot(program.key, program.hyper, arrays)
+            checkpoints.save(done, snapshot, loss=float(losses[0]), about=about)
+            saved, saved_at = done, time.monotonic()
+            self.publish(self.state)
 
         if saved:
             self.publish(self.state)  # in case it was interrupted before that
@@ -237,14 +243,6 @@ class _Keeping(Generic[State]):
                 error.add_note(str(unsaved))
             raise
         save()
-
-    def _save(self, checkpoints: Checkpoints, done: int) -> None:
-        arrays, noted = self.program.saved(self.state)
-        latest = self.program.history(self.state, max(self.epochs - 1, 0))
-        losses = [*latest.get("valid_loss", latest.get("train_loss", [])), float("nan")]
-        about = {**self.identity._asdict(), "seconds": self.seconds, "evaluations": [*self.evaluations], **noted}
-        snapshot = Snapshot(self.program.key, self.program.hyper, arrays)
-        checkpoints.save(done, snapshot, loss=float(losses[0]), about=about)
 
     @property
     def _evaluate_every(self) -> int:

@@ -223,7 +223,8 @@ class Session:
 
         keeper = dataclasses.replace(self.keeper, save_every=tuple(every for every in save_every if every))
         assert keeper.out is not None
-        with BestModel(keeper.out, data.train.inputs) as best:
+        with contextlib.ExitStack() as stack:
+            best = BestModel(stack, keeper.out, data.train.inputs)
             standing = keeper(
                 program,
                 evaluate=None if self.evaluate is None else measured,

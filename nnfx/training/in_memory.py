@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.stages import Lowered
 
-from nnfx import checks, distributed, memo
+from nnfx import checks, distributed, memo, trees
 from nnfx.stopping import Clock
 from nnfx.training.driver import History, Program, drive, joined
 from nnfx.training.epochs import RunState, run_epochs_until, start
@@ -83,7 +83,7 @@ class InMemory(Program[Standing]):
         """Return arrays of the shapes and dtypes that a checkpoint holds."""
         starting, advancing = (each.out_info for each in self.lowered)
         columns = {name: np.zeros(noted["epoch"], column.dtype) for name, column in advancing[1].items()}
-        return Standing(jax.tree.map(_shape, starting), columns)
+        return Standing(trees.shapes(starting), columns)
 
     @functools.cached_property
     def lowered(self) -> list[Lowered]:
@@ -91,7 +91,7 @@ class InMemory(Program[Standing]):
         recipe = self.recipe.alone
         starting = begin.lower(recipe, self.key, self.train, self.valid, self.hyper)
         train, valid, hyper = jax.eval_shape(lambda *arrays: arrays, self.train, self.valid, self.hyper)
-        state = jax.tree.map(_shape, starting.out_info)
+        state = trees.shapes(starting.out_info)
         clock = Clock(np.float32(0), np.float32(0))
         return [starting, advance.lower(recipe, state, train, valid, hyper, np.int32(0), clock)]
 
@@ -143,7 +143,3 @@ def padded(history: History, epochs: int) -> dict[str, Any]:
     {'train_loss': Array([2., 1., 0.], dtype=float32)}
     """
     return {name: jax.device_put(np.pad(values, (0, epochs - len(values)))) for name, values in history.items()}
-
-
-def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax.stages import Lowered
 
-from nnfx import distributed, memo
+from nnfx import distributed, memo, trees
 from nnfx.stopping import Clock
 from nnfx.training import epochs
 from nnfx.training.driver import History, Program, joined
@@ -132,7 +132,7 @@ class Streamed(Program[Standing]):
         starting, _, ending = (each.out_info for each in self.lowered)
         epochs = noted["step"] // self.units_per_epoch
         columns = {name: np.zeros(epochs, value.dtype) for name, value in (ending[1] if epochs else {}).items()}
-        run, measured = jax.tree.map(_shape, starting)
+        run, measured = trees.shapes(starting)
         return Standing(run, self._before(run), measured, columns, np.zeros((), np.int32))
 
     @functools.cached_property
@@ -140,7 +140,7 @@ class Streamed(Program[Standing]):
         """The programs that start the run, take a step and end an epoch, on one device, not yet compiled."""
         recipe, first, valid, hyper = self.recipe.alone, self.first, self.valid, self.hyper
         starting = _begin.lower(recipe, self.key, first, valid, hyper)
-        run, measured, first, hyper = jax.tree.map(_shape, (*starting.out_info, first, hyper))
+        run, measured, first, hyper = trees.shapes((*starting.out_info, first, hyper))
         stepping = memo.compiled()(step).lower(recipe, run.train, measured, first, hyper)
         before = run.train.params if recipe.rule_names else None
         ending = memo.compiled()(end_epoch).lower(recipe, run, before, measured, valid, hyper, np.float32(0))
@@ -205,7 +205,3 @@ def in_floats(batch: Batch) -> Batch:
 def _copy(tree: Any) -> Any:
     """Return copies of the arrays."""
     return jax.tree.map(jnp.copy, tree)
-
-
-def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
