@@ -19,7 +19,7 @@ from nnfx.sessions.keeper import Keeper
 from nnfx.training import streamed, validate
 from nnfx.training.driver import Program
 from nnfx.training.fit import Fit
-from nnfx.training.in_memory import InMemory, padded
+from nnfx.training.in_memory import InMemory, columns_of
 from nnfx.training.rows import known
 from nnfx.training.run import Run
 from nnfx.training.step import split_key
@@ -214,7 +214,7 @@ class Session:
         """Run a program with its keeper, and return the run."""
 
         def run_of(standing: Any) -> Run:
-            history = padded(standing.history, self.fit.epochs)
+            history = columns_of(standing.history, self.fit.epochs)
             return self.fit.run_of(standing.run, history, data, program.hyper)
 
         def measured(standing: Any) -> Any:

@@ -113,7 +113,7 @@ def timed(
     standing = run.start()
     for progress in drive(run, standing):
         standing = progress.state
-    return standing.run, padded(standing.history, recipe.epochs)
+    return standing.run, columns_of(standing.history, recipe.epochs)
 
 
 @memo.compiled()
@@ -136,10 +136,10 @@ def advance(
     return run_epochs_until(recipe, hyper, state, train, valid, until, LONGEST, clock)
 
 
-def padded(history: History, epochs: int) -> dict[str, Any]:
+def columns_of(history: History, epochs: int) -> dict[str, Any]:
     """Return a history like that of a run in one piece, `(epochs,)`, zero for epochs not run.
 
-    >>> padded({"train_loss": np.array([2.0, 1.0], np.float32)}, 3)
+    >>> columns_of({"train_loss": np.array([2.0, 1.0], np.float32)}, 3)
     {'train_loss': Array([2., 1., 0.], dtype=float32)}
     """
     return {name: jax.device_put(np.pad(values, (0, epochs - len(values)))) for name, values in history.items()}
