@@ -57,7 +57,10 @@ def held(owner: Any, key: Any, make: Callable[[], T]) -> T:
         >>> held(owner, "answer", lambda: 42), held(owner, "answer", lambda: 43)
         (42, 42)
     """
-    made = _memo_of(owner).made
+    holder = getattr(owner, "apply", owner)  # a model is a tuple of functions
+    attributes: Any = getattr(holder, "__dict__", None)
+    can_hold = isinstance(attributes, dict) and not isinstance(holder, types.MethodType | type)
+    made = (attributes.setdefault(_ATTRIBUTE, _Memo()) if can_hold else _ELSEWHERE).made
     key = (owner, key)  # decorators copy the attributes of the functions they wrap
     if key not in made:
         made[key] = make()
@@ -65,15 +68,6 @@ def held(owner: Any, key: Any, make: Callable[[], T]) -> T:
             made.popitem(last=False)
     made.move_to_end(key)
     return made[key]
-
-
-def _memo_of(owner: Any) -> _Memo:
-    owner = getattr(owner, "apply", owner)  # a model is a tuple of functions
-    attributes = getattr(owner, "__dict__", None)
-    if isinstance(owner, types.MethodType | type) or not isinstance(attributes, dict):
-        return _ELSEWHERE
-    memo: _Memo = attributes.setdefault(_ATTRIBUTE, _Memo())
-    return memo
 
 
 class Compiled(Generic[R]):
@@ -95,15 +89,8 @@ class Compiled(Generic[R]):
         if len(static) != self._static:
             raise TypeError(f"static: expected {self._static} arguments, got {len(static)}")
         owner, *others = static
-
-        def make() -> Any:
-            def fixed(*arguments: Any) -> Any:
-                return self._function(*static, *arguments)
-
-            fixed.__name__ = fixed.__qualname__ = self._function.__name__
-            return jax.jit(fixed, donate_argnums=self._donate)
-
-        return held(owner, (self._function, tuple(others)), make)
+        fixed = functools.partial(self._function, *static)
+        return held(owner, (self._function, tuple(others)), lambda: jax.jit(fixed, donate_argnums=self._donate))
 
     def __call__(self, *args: Any, **kwargs: Any) -> R:
         """Run the function."""

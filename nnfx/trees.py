@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-__all__ = ["at", "name_of", "named", "nested"]
+__all__ = ["at", "name_of", "named", "nested", "shapes"]
 
 
 def name_of(path: Iterable[Any]) -> str:
@@ -51,3 +51,12 @@ def at(tree: Any, name: str) -> Any:
     for part in name.split("."):
         tree = tree[part]
     return tree
+
+
+def shapes(tree: Any) -> Any:
+    """Return the shapes and dtypes of arrays, in place of them.
+
+    >>> shapes({"w": jax.numpy.ones((2, 3))})
+    {'w': ShapeDtypeStruct(shape=(2, 3), dtype=float32)}
+    """
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from nnfx import checks, losses, memo
 from nnfx.training.step import evaluate
-from nnfx.training.validate import check_batch
+from nnfx.training.validate import check_batch, check_outputs
 from nnfx.types import Array, Batch, Model, Params, PerExample, Variables
 
 ELEMENTS_AT_ONCE = 2**15
@@ -52,8 +52,7 @@ def check(
 
     outputs = _applied.eval_shape(model, train, variables, batch, key)
     rows = batch.weights.shape[0]
-    if not hasattr(outputs, "shape") or outputs.shape[:1] != (rows,):
-        raise ValueError(f"model: expected one output per example, {rows} of them, got {checks.describe(outputs)}")
+    check_outputs(outputs, rows)
     losses.check(loss, outputs, batch.targets)
     values = _per_example.eval_shape(loss, outputs, batch.targets)
     if getattr(values, "shape", None) != (rows,):

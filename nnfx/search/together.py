@@ -14,9 +14,8 @@ from nnfx.stopping import Clock
 from nnfx.sweeps.halving import ranked
 from nnfx.sweeps.members import Members
 from nnfx.sweeps.table import Table
+from nnfx.training import driver
 from nnfx.training.driver import History
-from nnfx.training.fit import Fit
-from nnfx.types import Array, Hyper
 
 
 @dataclasses.dataclass
@@ -27,7 +26,7 @@ class Tables:
     done: int = 0
 
 
-class Together:
+class Together(driver.Program[Tables]):
     """The members of several programs as one for the host's loop; see `nnfx.sweeps.members.Members`.
 
     Args:
@@ -39,15 +38,21 @@ class Together:
 
     kind = "sweep"
     units_per_epoch = 1
-    shown = ("epochs", 1)
 
     def __init__(self, programs: Sequence[Program], members: Sequence[Members], quotas: Mapping[int, int]) -> None:
-        self._programs, self._members, self._quotas = programs, members, quotas
+        self._members, self._quotas = members, quotas
         longest = max(members, key=lambda each: each.total)
-        self.recipe: Fit = longest.recipe
-        self.key: Array = longest.key
-        self.hyper: Hyper = {}
-        self.total, self.longest, self.pause_every = longest.total, longest.longest, longest.pause_every
+        self.recipe, self.key, self.hyper = longest.recipe, longest.key, {}
+        self.longest, self.pause_every = longest.longest, longest.pause_every
+        described = {
+            str(i): {
+                "static": program.words,
+                "points": str({name: column.tolist() for name, column in program.columns.items()}),
+                "parts": parts_of(program.fit),
+            }
+            for i, program in enumerate(programs)
+        }
+        self.data = {**members[0].data, "points kept of all": str(dict(quotas)), "programs": described}
 
     def start(self) -> Tables:
         """Return the initial state of all members."""
@@ -70,10 +75,6 @@ class Together:
     def has_ended(self, state: Tables) -> bool:
         """Return whether no member is running any more."""
         return state.done >= self.total or all(map(Members.has_ended, self._members, state.tables))
-
-    def epochs(self, state: Tables) -> int:
-        """Return how many epochs have been completed."""
-        return state.done
 
     def history(self, state: Tables, since: int) -> History:
         """Return how many members ran in each epoch after `since`, and the lowest of their losses."""
@@ -103,19 +104,6 @@ class Together:
         """Return the state that a checkpoint holds."""
         notes = enumerate(zip(self._members, noted["programs"], strict=True))
         return Tables([members.restored(arrays[str(i)], each) for i, (members, each) in notes], noted["epoch"])
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """The identity of the search's data and plan."""
-        programs = {
-            str(i): {
-                "static": program.words,
-                "points": str({name: column.tolist() for name, column in program.columns.items()}),
-                "parts": parts_of(program.fit),
-            }
-            for i, program in enumerate(self._programs)
-        }
-        return {**self._members[0].data, "points kept of all": str(dict(self._quotas)), "programs": programs}
 
     @property
     def lowered(self) -> list[Lowered]:

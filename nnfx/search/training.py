@@ -13,7 +13,6 @@ from nnfx.data.prepare import Data
 from nnfx.search.plan import Round
 from nnfx.search.programs import Program, in_program
 from nnfx.search.together import Tables, Together
-from nnfx.sessions.keeper import run
 from nnfx.sweeps import Progress, Sweep, sweep
 from nnfx.sweeps.given import check, keeper_of, mesh_of, table_of
 from nnfx.sweeps.members import Members
@@ -113,10 +112,10 @@ class Trainer:
                 self.on_chunk(Progress(state.done, together.total, together.running(state), everyone))
 
         is_shown: bool | str = self.title is not None and f"{self.title} {each.name}".strip()
-        keeper, title = keeper_of(
+        keeper = keeper_of(
             self._place(each), self.save_every_seconds, self.skip_damaged, is_shown, tensorboard=False, kind="search"
         )
-        state = run(together, look, title) if keeper is None else keeper(together, look=look)
+        state = keeper(together, look=look)
         return [collect(program.fit, table) for program, table in zip(programs, state.tables, strict=True)]
 
     def _place(self, each: Round) -> Path | None:

@@ -2,7 +2,6 @@
 
 import contextlib
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -16,29 +15,20 @@ from nnfx.training.run import Run, notes_of
 class BestModel:
     """A saved model in the folder of a session, replaced whenever better weights are saved.
 
-    Open it using `with`: it waits for the last save at the end. The model is exported once, when it is first saved; if
-    that fails, the reason is written instead.
+    The model is exported once, when it is first saved; if that fails, the reason is written instead.
 
     Args:
+        stack: waits for the last save when it is closed.
         out: the folder of the session.
         inputs: an example of prepared inputs.
     """
 
-    def __init__(self, out: Path, inputs: Any) -> None:
-        self._folder, self._inputs = out / saved.WITHIN, inputs
-        self._closing = contextlib.ExitStack()
+    def __init__(self, stack: contextlib.ExitStack, out: Path, inputs: Any) -> None:
+        self._stack, self._folder, self._inputs = stack, out / saved.WITHIN, inputs
         self._models: Checkpoints | None = None
         self._epoch = 0
         self._unfilled: saved.Unfilled | None = None
         self._is_hopeless = False
-
-    def __enter__(self) -> "BestModel":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._closing.__exit__(kind, error, trace)
 
     def save(self, run: Run) -> None:
         """Save the best weights of a run in the background, unless they are saved already.
@@ -51,7 +41,7 @@ class BestModel:
             return
         if self._models is None:
             models = Checkpoints(self._folder, keep_last=1, keep_best=0)
-            self._models = self._closing.enter_context(models)
+            self._models = self._stack.enter_context(models)
             self._epoch = max((int(path.name.removeprefix("epoch-")) for path in models.paths()), default=0)
         if epoch <= self._epoch:
             return

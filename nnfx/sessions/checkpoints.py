@@ -103,12 +103,7 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """Return the paths of the checkpoints in the folder, the newest last."""
-        named = (
-            path
-            for path in self.folder.glob(f"{self.unit}-*")
-            if re.fullmatch(r"\w+-\d{8,}", path.name) and path.is_dir()
-        )
-        return sorted(named, key=lambda path: int(path.name.removeprefix(f"{self.unit}-")))
+        return saved_in(self.folder, self.unit)
 
     def save(self, number: int, tree: Any, *, loss: float, about: Mapping[str, Any] | None = None) -> None:
         """Save a tree in the background, once the previous save has finished.
@@ -219,6 +214,12 @@ class Checkpoints:
         for path in losses.keys() - kept:
             # whatever has a checkpoint's name is complete, even while it is being removed
             paths.remove(path.rename(path.with_name(f".{path.name}.dropped")))
+
+
+def saved_in(folder: Path, unit: str) -> list[Path]:
+    """Return the paths of the checkpoints in a folder that are counted in a unit, the newest last."""
+    named = (path for path in folder.glob(f"{unit}-*") if re.fullmatch(r"\w+-\d{8,}", path.name) and path.is_dir())
+    return sorted(named, key=lambda path: int(path.name.removeprefix(f"{unit}-")))
 
 
 def _lock(folder: Path) -> int:

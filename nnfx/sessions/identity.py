@@ -1,4 +1,4 @@
-"""The identity of a run besides its key and hyper-parameters: its parts, initial values, data and environment."""
+"""The identity of a run: its key, hyper-parameters, parts, initial values, data and environment."""
 
 import hashlib
 import math
@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.stages import Lowered
 
 from nnfx import checkpoint
 from nnfx.sessions.described_parts import array_words, differences, parts_of
-from nnfx.training.parts import Recipe
+from nnfx.training.driver import Program
 
 DECIDING = ("nnfx", "jax", "jaxlib", "flax", "optax")
 """The packages whose versions affect results."""
@@ -21,15 +20,20 @@ _PERIOD, _AT_ONCE = 4099, 2**20
 
 Moments = Mapping[str, Sequence[float]]
 """For arrays by path: the mean, the root mean square, and a sum with weights that depend on the position."""
+UNITS = {"run": "epoch", "run on stored data": "step", "sweep": "epoch"}
+"""The kinds of programs, and the unit in which the checkpoints of each are counted."""
 
 
 class Identity(NamedTuple):
-    """Everything that determines a run bit for bit.
+    """Everything that determines a run bit for bit, as recorded in its folder and its checkpoints.
 
     In the same environment (`means`), the programs are compared, and must be identical. In another environment the
     same run gives a different program, so its parts and initial values are compared instead.
 
     Attributes:
+        kind: the kind of its program.
+        key: a description of its key.
+        hyper: its hyper-parameters.
         program: the checksum of the program that XLA compiles: initial values, layers, loss, optimizer, rules, and the
             numbers fixed in them.
         parts: the parts of the run, by path; see `nnfx.sessions.described_parts`.
@@ -38,6 +42,9 @@ class Identity(NamedTuple):
         means: the environment: versions and kind of device, by name.
     """
 
+    kind: str
+    key: str
+    hyper: Mapping[str, Any]
     program: str
     parts: Mapping[str, str]
     start: Moments
@@ -45,40 +52,63 @@ class Identity(NamedTuple):
     means: Mapping[str, str]
 
     @classmethod
-    def of(cls, recipe: Recipe, lowered: Sequence[Lowered], data: Mapping[str, str]) -> "Identity":
-        """Return the identity of a run, from the programs that start and advance it, and a description of its data."""
+    def of(cls, program: Program[Any]) -> "Identity":
+        """Return the identity of a program, before its initial arrays have been computed."""
         versions = checkpoint.versions()
-        program = "".join(each.as_text() for each in lowered)
+        text = "".join(each.as_text() for each in program.lowered)
         return cls(
-            program=hashlib.sha256(program.encode()).hexdigest()[:16],
-            parts=parts_of(recipe),
+            kind=program.kind,
+            key=f"{program.key.dtype} {array_words(program.key)}",
+            hyper={name: np.asarray(value).tolist() for name, value in program.hyper.items()},
+            program=hashlib.sha256(text.encode()).hexdigest()[:16],
+            parts=parts_of(program.recipe),
             start={},
-            data=data,
+            data=words(program.data),
             means={**{name: versions[name] for name in DECIDING}, "device": jax.local_devices()[0].device_kind},
         )
 
+    @classmethod
+    def noted(cls, notes: Mapping[str, Any]) -> "Identity":
+        """Return the identity recorded in notes, which may hold more."""
+        return cls(**{name: notes[name] for name in cls._fields})
+
+    @property
+    def unit(self) -> str:
+        """The unit in which the checkpoints are counted."""
+        return UNITS[self.kind]
+
     def differences(self, other: "Identity") -> list[str]:
-        """Return the ways in which another run differs from this one in its data, parts and start."""
+        """Return the ways in which another run differs from this one."""
+        if self.kind != other.kind:
+            return [f"kind: expected a {self.kind}, got a {other.kind}"]
         lines = [
             f"data.{name}: expected {self.data.get(name, 'nothing')}, got {other.data.get(name, 'nothing')}"
             for name in {**self.data, **other.data}
             if self.data.get(name) != other.data.get(name)
         ]
-        if self.means == other.means:
-            # parts that are written differently but give the same program are the same
-            return lines if self.program == other.program else [*lines, *differences(self.parts, other.parts)]
-        changed = [name for name, mine in self.means.items() if other.means.get(name) != mine]
-        lines += differences(self.parts, other.parts, [*changed, "python"])
-        return lines or self._starts(other)
-
-    def other_program(self, other: "Identity") -> list[str]:
-        """Return a line if the programs differ although no part does; nothing in a different environment."""
-        if self.means != other.means or self.program == other.program:
-            return []
-        return [
-            f"program: expected {self.program}, got {other.program}: different initial values, layers, loss,"
-            " optimizer or rules, or a different number fixed in one of them"
+        is_other_program = self.means == other.means and self.program != other.program
+        if is_other_program:
+            lines += differences(self.parts, other.parts)
+        elif self.means != other.means:
+            changed = [name for name, mine in self.means.items() if other.means.get(name) != mine]
+            lines += differences(self.parts, other.parts, [*changed, "python"])
+            lines = lines or self._starts(other)
+        if self.key != other.key:
+            lines.append("key: expected the key of the checkpoint, got another")
+        lines += [
+            f"{name}: expected {self._number(name)}, got {other._number(name)}"
+            for name in {**self.hyper, **other.hyper}
+            if self.hyper.get(name) != other.hyper.get(name)
         ]
+        if is_other_program and not lines:
+            lines.append(
+                f"program: expected {self.program}, got {other.program}: different initial values, layers, loss,"
+                " optimizer or rules, or a different number fixed in one of them"
+            )
+        return lines
+
+    def _number(self, name: str) -> str:
+        return str(np.float32(self.hyper[name])) if name in self.hyper else "nothing"
 
     def _starts(self, other: "Identity") -> list[str]:
         """Return the initial arrays in which the runs differ."""

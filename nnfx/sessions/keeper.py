@@ -9,75 +9,20 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from signal import Signals
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
-
-from jax.stages import Lowered
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from nnfx import distributed
 from nnfx.checkpoint import Description
 from nnfx.sessions import folder, signals
 from nnfx.sessions.checkpoints import Checkpoints
 from nnfx.sessions.evaluations import row_of
-from nnfx.sessions.folder import Owner
-from nnfx.sessions.identity import Identity, moments, words
+from nnfx.sessions.identity import Identity, moments
 from nnfx.sessions.logs import Logs, Row, rows_in
 from nnfx.sessions.progress_bar import ProgressBar
-from nnfx.training.driver import History, Program, drive
-from nnfx.training.parts import Recipe
+from nnfx.training.driver import Program, drive
 from nnfx.types import Array, Hyper
 
 State = TypeVar("State")
-
-
-class Kept(Program[State], Protocol[State]):
-    """A program that can be saved and identified."""
-
-    @property
-    def kind(self) -> str:
-        """The kind of program."""
-
-    @property
-    def units_per_epoch(self) -> int:
-        """The number of units in an epoch."""
-
-    @property
-    def shown(self) -> tuple[str, int]:
-        """The items that the progress bar counts, and the number of them in a unit."""
-
-    @property
-    def recipe(self) -> Recipe:
-        """The recipe of its runs."""
-
-    @property
-    def key(self) -> Array:
-        """The key of its runs."""
-
-    @property
-    def hyper(self) -> Hyper:
-        """The hyper-parameters of its runs."""
-
-    @property
-    def data(self) -> Any:
-        """The data of its runs: arrays, and descriptions of arrays."""
-
-    @property
-    def lowered(self) -> list[Lowered]:
-        """The programs, lowered for one device."""
-
-    def saved(self, state: State) -> tuple[Any, dict[str, Any]]:
-        """Return the arrays of a state, and the notes saved with them."""
-
-    def expected(self, noted: Mapping[str, Any]) -> Any:
-        """Return arrays like those saved with these notes."""
-
-    def restored(self, arrays: Any, noted: Mapping[str, Any]) -> State:
-        """Return the saved state."""
-
-    def epochs(self, state: State) -> int:
-        """Return how many epochs have ended."""
-
-    def history(self, state: State, since: int) -> History:
-        """Return each metric for the epochs that have ended after the first `since`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +30,12 @@ class Keeper:
     """The settings by which a program is saved and logged; see `nnfx.session`.
 
     Attributes:
-        out: the folder.
+        out: the folder; or None, to save and log nothing.
         save_every_seconds: save once this many seconds have passed.
         keep_last: how many of the newest checkpoints to keep.
         keep_best: how many of those with the lowest loss to keep in addition.
         skip_damaged: whether to set aside checkpoints that cannot be used.
-        progress: whether to show a progress bar.
+        title: the title of the progress bar; None to show no bar.
         tensorboard: whether to write logs for TensorBoard.
         json_lines: whether to write logs as lines of JSON.
         log: called with each row of the logs; or None.
@@ -98,12 +43,12 @@ class Keeper:
         save_every: save at the multiples of each of these numbers of units.
     """
 
-    out: Path
-    save_every_seconds: float | None
+    out: Path | None
+    save_every_seconds: float | None = None
     keep_last: int = 2
     keep_best: int = 1
     skip_damaged: bool = False
-    progress: bool = True
+    title: str | None = None
     tensorboard: bool = False
     json_lines: bool = False
     log: Callable[[Row], object] | None = None
@@ -112,53 +57,36 @@ class Keeper:
 
     def __call__(
         self,
-        program: Kept[State],
+        program: Program[State],
         *,
         evaluate: Callable[[State], Any] | None = None,
-        look: Callable[[State], None] | None = None,
-        publish: Callable[[State], None] | None = None,
+        look: Callable[[State], None] = lambda _: None,
+        publish: Callable[[State], None] = lambda _: None,
     ) -> State:
         """Run a program to its end, resuming after an interruption.
 
         Args:
             program: the program to run.
-            evaluate: returns numbers by name for a state between two epochs; or None.
-            look: called with the state after each piece; or None.
-            publish: called with each state that is saved, and with the one from which the program continues; or None.
+            evaluate: returns numbers by name for a state between two epochs; or None. It needs a folder.
+            look: called with the state after each piece.
+            publish: called with each state that is saved, and with the one from which the program continues.
 
         Returns:
             The state at the end.
         """
-        return _Keeping(self, program, evaluate, look, publish).run()
-
-
-def run(program: Kept[State], look: Callable[[State], None], title: str | None = None) -> State:
-    """Run a program to its end, without a folder.
-
-    Args:
-        program: the program to run.
-        look: called with the state after each piece.
-        title: the title of the progress bar; None to show no bar.
-
-    Returns:
-        The state at the end.
-    """
-    state, shown = program.start(), 0
-    bar = None if title is None else _bar(title, program, state)
-    with contextlib.nullcontext() if bar is None else contextlib.closing(bar):
-        for progress in drive(program, state, is_hurried=bar is not None):
-            state = progress.state
-            if bar is not None:
-                rows = rows_of(program.history(state, shown), shown)
-                shown += len(rows)
-                bar.show(progress.done * program.shown[1], rows)
-            look(state)
-    return state
-
-
-def _bar(title: str, program: Kept[State], state: State) -> ProgressBar:
-    unit, each = program.shown
-    return ProgressBar(title, program.recipe.epochs, program.done(state) * each, program.total * each, unit)
+        if self.out is not None:
+            return _Keeping(self, self.out, program, evaluate, look, publish).run()
+        state, shown = program.start(), 0
+        with contextlib.ExitStack() as stack:
+            bar = ProgressBar.open(stack, self.title, program, state)
+            for progress in drive(program, state, is_hurried=bar is not None):
+                state = progress.state
+                if bar is not None:
+                    rows = rows_of(program.history(state, shown), shown)
+                    shown += len(rows)
+                    bar.show(progress.done, rows)
+                look(state)
+        return state
 
 
 class Snapshot(NamedTuple):
@@ -183,70 +111,78 @@ class _Keeping(Generic[State]):
     def __init__(
         self,
         keeper: Keeper,
-        program: Kept[State],
+        out: Path,
+        program: Program[State],
         evaluate: Callable[[State], Any] | None,
-        look: Callable[[State], None] | None,
-        publish: Callable[[State], None] | None,
+        look: Callable[[State], None],
+        publish: Callable[[State], None],
     ) -> None:
-        self.keeper, self.program, self.evaluate, self.look = keeper, program, evaluate, look
-        self.publish = publish or (lambda _: None)
-        identity = Identity.of(program.recipe, program.lowered, words(program.data))
-        self.owner = Owner(program.kind, program.key, program.hyper, identity)
+        self.keeper, self.out, self.program = keeper, out, program
+        self.evaluate, self.look, self.publish = evaluate, look, publish
+        self.identity = Identity.of(program)
         self.seconds = 0.0
         self.evaluations: list[Row] = []
 
+    @property
+    def epochs(self) -> int:
+        """The number of epochs that have ended."""
+        return self.program.done(self.state) // self.program.units_per_epoch
+
     def run(self) -> State:
         """Run from the newest checkpoint, or from the start, to the end or until a signal asks to stop."""
-        keeper, program, out = self.keeper, self.program, self.keeper.out
+        keeper, program, out = self.keeper, self.program, self.out
         if distributed.is_first():
-            folder.require_usable(out, self.owner)
-        note_saved = partial(folder.note_saved, out, self.owner)
+            folder.require_usable(out, self.identity)
+        note_saved = partial(folder.note_saved, out, self.identity)
         kept = {"keep_last": keeper.keep_last, "keep_best": keeper.keep_best}
         with (
-            Checkpoints(out / "checkpoints", **kept, unit=self.owner.unit, on_saved=note_saved) as checkpoints,
+            Checkpoints(out / "checkpoints", **kept, unit=self.identity.unit, on_saved=note_saved) as checkpoints,
             signals.caught() as asked,
         ):
             self._resume(checkpoints)
             if not self._is_read_only(checkpoints):
                 if distributed.is_first():
-                    note_saved() if program.done(self.state) else folder.note(out, self.owner, saved=False)
+                    note_saved() if program.done(self.state) else folder.note(out, self.identity, saved=False)
                 with self._logs() as logs:
                     self._go_on(checkpoints, logs, asked)
             checkpoints.wait()
             distributed.wait()
             newest = checkpoints.paths()[-1]
         if ending := distributed.agree([*asked]):
-            epochs = f"epoch {program.epochs(self.state)} of {program.recipe.epochs}"
+            epochs = f"epoch {self.epochs} of {program.recipe.epochs}"
             signals.leave(ending[0], f"stopped after {epochs}, saved as {newest}")
         return self.state
 
     def _resume(self, checkpoints: Checkpoints) -> None:
         """Take the state of the newest checkpoint, or the initial state if there is none."""
-        program, out = self.program, self.keeper.out
+        program, out = self.program, self.out
         start = functools.cache(program.start)
 
         def of_start() -> dict[str, list[float]]:
             return moments(program.saved(start())[0])
 
         def expected(description: Description) -> Snapshot:
-            folder.require_same(out, description.about, self.owner, of_start)
+            folder.require_same(out, description.about, self.identity, of_start)
             return Snapshot(program.key, program.hyper, program.expected(description.about))
 
         found = checkpoints.resume(expected, skip_damaged=self.keeper.skip_damaged)
         if found is None:
             self.state = start()
-            self.owner = self.owner.starting_from(of_start())
+            self.identity = self.identity._replace(start=of_start())
             return
         path, description, snapshot = found
         about = description.about
-        warn_of_other_means(path, about, self.owner)
+        if others := Identity.noted(about).other_means(self.identity):
+            warnings.warn(
+                f"{path}: saved with {', '.join(others)}: the run resumes, but may not end with the same bits",
+                stacklevel=6,
+            )
         self.state = program.restored(snapshot.state, about)
-        epochs = program.epochs(self.state)
-        if epochs > program.recipe.epochs:
-            raise ValueError(f"epochs: expected at least {epochs}, as in {path}, got {program.recipe.epochs}")
-        self.owner, self.seconds = self.owner.starting_from(about["start"]), about["seconds"]
+        if self.epochs > program.recipe.epochs:
+            raise ValueError(f"epochs: expected at least {self.epochs}, as in {path}, got {program.recipe.epochs}")
+        self.identity, self.seconds = self.identity._replace(start=about["start"]), about["seconds"]
         logged = rows_in(out / "evaluation.csv") if distributed.is_first() else []
-        rows = {row["epoch"]: row for row in [*about["evaluations"], *logged] if row["epoch"] <= epochs}
+        rows = {row["epoch"]: row for row in [*about["evaluations"], *logged] if row["epoch"] <= self.epochs}
         self.evaluations = distributed.agree([rows[epoch] for epoch in sorted(rows)])
 
     def _is_read_only(self, checkpoints: Checkpoints) -> bool:
@@ -264,16 +200,22 @@ class _Keeping(Generic[State]):
     def _go_on(self, checkpoints: Checkpoints, logs: Logs, asked: list[Signals]) -> None:
         """Drive the program to its end or until a signal asks to stop, saving and logging between pieces."""
         keeper, program = self.keeper, self.program
-        saved, saved_at, logged = program.done(self.state), time.monotonic(), program.epochs(self.state)
+        saved, saved_at, logged = program.done(self.state), time.monotonic(), self.epochs
         pauses = [*keeper.save_every, *([self._evaluate_every] if self.evaluate else [])]
 
         def save() -> None:
             nonlocal saved, saved_at
             done = program.done(self.state)
-            if done != saved:
-                self._save(checkpoints, done)
-                saved, saved_at = done, time.monotonic()
-                self.publish(self.state)
+            if done == saved:
+                return
+            arrays, noted = program.saved(self.state)
+            latest = program.history(self.state, max(self.epochs - 1, 0))
+            losses = [*latest.get("valid_loss", latest.get("train_loss", [])), float("nan")]
+            about = {**self.identity._asdict(), "seconds": self.seconds, "evaluations": [*self.evaluations], **noted}
+            snapshot = Snapshot(program.key, program.hyper, arrays)
+            checkpoints.save(done, snapshot, loss=float(losses[0]), about=about)
+            saved, saved_at = done, time.monotonic()
+            self.publish(self.state)
 
         if saved:
             self.publish(self.state)  # in case it was interrupted before that
@@ -289,8 +231,7 @@ class _Keeping(Generic[State]):
                     is_due |= time.monotonic() - saved_at >= keeper.save_every_seconds
                 if is_due or program.has_ended(self.state):
                     save()
-                if self.look is not None:
-                    self.look(self.state)
+                self.look(self.state)
                 self._evaluate(logs)
                 if distributed.agree(bool(asked)):
                     break
@@ -303,22 +244,13 @@ class _Keeping(Generic[State]):
             raise
         save()
 
-    def _save(self, checkpoints: Checkpoints, done: int) -> None:
-        arrays, noted = self.program.saved(self.state)
-        epochs = self.program.epochs(self.state)
-        latest = self.program.history(self.state, max(epochs - 1, 0))
-        losses = [*latest.get("valid_loss", latest.get("train_loss", [])), float("nan")]
-        about = {**self.owner.notes, "seconds": self.seconds, "evaluations": [*self.evaluations], **noted}
-        snapshot = Snapshot(self.program.key, self.program.hyper, arrays)
-        checkpoints.save(done, snapshot, loss=float(losses[0]), about=about)
-
     @property
     def _evaluate_every(self) -> int:
         return self.keeper.evaluate_every * self.program.units_per_epoch
 
     def _evaluate(self, logs: Logs) -> None:
         """Call the user's `evaluate`, at most once per epoch."""
-        done, epoch = self.program.done(self.state), self.program.epochs(self.state)
+        done, epoch = self.program.done(self.state), self.epochs
         is_due = done and (done % self._evaluate_every == 0 or self.program.has_ended(self.state))
         before = self.evaluations[-1] if self.evaluations else {}
         if self.evaluate is None or not is_due or before.get("epoch") == epoch:
@@ -334,22 +266,17 @@ class _Keeping(Generic[State]):
         if not distributed.is_first():
             yield Logs()
             return
-        known = rows_of(program.history(self.state, 0), 0)
-        evaluations = None if self.evaluate is None else self.evaluations
         with contextlib.ExitStack() as stack:
             logs = Logs.open(
                 stack,
-                keeper.out,
-                known,
-                evaluations,
+                self.out,
+                rows_of(program.history(self.state, 0), 0),
+                None if self.evaluate is None else self.evaluations,
                 tensorboard=keeper.tensorboard,
                 json_lines=keeper.json_lines,
                 call=keeper.log,
             )
-            if keeper.progress:
-                bar = stack.enter_context(contextlib.closing(_bar(keeper.out.name, program, self.state)))
-                logs = logs._replace(bar=bar, shown_per_unit=program.shown[1])
-            yield logs
+            yield logs._replace(bar=ProgressBar.open(stack, keeper.title, program, self.state))
 
 
 def rows_of(history: Mapping[str, Any], before: int) -> list[Row]:
@@ -360,13 +287,3 @@ def rows_of(history: Mapping[str, Any], before: int) -> list[Row]:
     """
     epochs = len(next(iter(history.values()))) if history else 0
     return [{"epoch": before + i + 1, **{name: values[i] for name, values in history.items()}} for i in range(epochs)]
-
-
-def warn_of_other_means(path: Path, saved: Mapping[str, Any], owner: Owner) -> None:
-    """Warn about a checkpoint that was computed with other versions or on another kind of device."""
-    identity = Identity(**{name: saved[name] for name in Identity._fields})
-    if others := identity.other_means(owner.identity):
-        warnings.warn(
-            f"{path}: saved with {', '.join(others)}: the run resumes, but may not end with the same bits",
-            stacklevel=7,
-        )

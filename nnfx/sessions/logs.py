@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple
 
 from nnfx import paths
 from nnfx.sessions.progress_bar import ProgressBar
@@ -22,14 +22,8 @@ Row = Mapping[str, Any]
 """Numbers by name, including the epoch after which they were measured."""
 
 
-class Log(Protocol):
-    """Receives rows as they are measured."""
-
-    def add(self, rows: Sequence[Row]) -> None:
-        """Add one or more rows; all rows have the same names."""
-
-    def close(self) -> None:
-        """Release files and the screen."""
+Log = Callable[[Sequence[Row]], None]
+"""Receives one or more rows as they are measured; all rows have the same names."""
 
 
 class FileLog:
@@ -173,47 +167,31 @@ class TensorBoardLog:
             self._file.close()
 
 
-class CallLog:
-    """A function that is called with each row, as Python numbers by name.
+def calling(function: Callable[[Row], object]) -> Log:
+    """Return a log that calls a function with each row, as Python numbers by name.
 
-    Args:
-        function: the function; its result is ignored.
+    >>> calling(print)([{"epoch": 1, "loss": 2}])
+    {'epoch': 1, 'loss': 2.0}
     """
 
-    def __init__(self, function: Callable[[Row], object]) -> None:
-        self._function = function
-
-    def add(self, rows: Sequence[Row]) -> None:
-        """Call the function."""
+    def add(rows: Sequence[Row]) -> None:
         for row in rows:
-            self._function({name: value if name == "epoch" else float(value) for name, value in row.items()})
+            function({name: value if name == "epoch" else float(value) for name, value in row.items()})
 
-    def close(self) -> None:
-        """Do nothing: the function belongs to the user."""
+    return add
 
 
-class Apart:
-    """A log that renames values whose names also occur in other rows.
+def apart(log: Log, names: Container[str]) -> Log:
+    """Return a log that renames values whose names also occur in other rows, and passes them on.
 
-    Args:
-        log: the log.
-        names: the names of the other rows.
+    >>> apart(print, {"loss"})([{"epoch": 1, "loss": 2.0}])
+    [{'epoch': 1, 'evaluation/loss': 2.0}]
     """
 
-    def __init__(self, log: Log, names: Container[str]) -> None:
-        self._log, self._names = log, names
+    def add(rows: Sequence[Row]) -> None:
+        log([{f"evaluation/{name}" if name in names else name: row[name] for name in row} for row in rows])
 
-    def add(self, rows: Sequence[Row]) -> None:
-        """Pass rows on."""
-        self._log.add(
-            [
-                {f"evaluation/{name}" if name in self._names else name: value for name, value in row.items()}
-                for row in rows
-            ]
-        )
-
-    def close(self) -> None:
-        """Leave the log open, for the other rows."""
+    return add
 
 
 def _scalars_in(folder: Path) -> dict[str, set[int]]:
@@ -238,7 +216,6 @@ class Logs(NamedTuple):
     of_evaluation: Sequence[Log] = ()
     names: set[str] = set()  # noqa: RUF012 -- never added to if there are no logs
     bar: ProgressBar | None = None
-    shown_per_unit: int = 1
 
     @classmethod
     def open(
@@ -266,28 +243,27 @@ class Logs(NamedTuple):
         names = {name for row in known[:1] for name in row if name != "epoch"}
 
         def files(name: str, rows: Sequence[Row]) -> list[Log]:
-            suffixes = (".csv", ".jsonl") if json_lines else (".csv",)
-            return [stack.enter_context(contextlib.closing(FileLog(out / f"{name}{each}", rows))) for each in suffixes]
+            paths = [out / f"{name}{suffix}" for suffix in (".csv", ".jsonl")[: 2 if json_lines else 1]]
+            return [stack.enter_context(contextlib.closing(FileLog(path, rows))).add for path in paths]
 
         shared: list[Log] = []
         if tensorboard:
-            shared.append(stack.enter_context(contextlib.closing(TensorBoardLog(out / "tensorboard", known))))
-            Apart(shared[0], names).add(evaluations or [])
+            shared.append(stack.enter_context(contextlib.closing(TensorBoardLog(out / "tensorboard", known))).add)
+            apart(shared[0], names)(evaluations or [])
         if call is not None:
-            shared.append(CallLog(call))
-        history = [*shared, *files("history", known)]
-        evaluation = [Apart(log, names) for log in shared]
-        return cls(history, [*evaluation, *([] if evaluations is None else files("evaluation", evaluations))], names)
+            shared.append(calling(call))
+        of_evaluation = [] if evaluations is None else files("evaluation", evaluations)
+        return cls([*shared, *files("history", known)], [*(apart(log, names) for log in shared), *of_evaluation], names)
 
     def history(self, rows: Sequence[Row], done: int) -> None:
         """Log the rows of epochs that have ended, and update the progress bar."""
         for log in self.of_history if rows else ():
             self.names.update(name for name in rows[0] if name != "epoch")
-            log.add(rows)
+            log(rows)
         if self.bar is not None:
-            self.bar.show(done * self.shown_per_unit, rows)
+            self.bar.show(done, rows)
 
     def evaluation(self, rows: Sequence[Row]) -> None:
         """Log the rows of an evaluation."""
         for log in self.of_evaluation:
-            log.add(rows)
+            log(rows)

@@ -1,7 +1,10 @@
 """The progress bar of a run or a sweep."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Optional
+
+from nnfx.training.driver import Program
 
 _IN_BAR = ("train_loss", "valid_loss", "valid_loss_lowest")
 
@@ -11,23 +14,33 @@ class ProgressBar:
 
     Args:
         title: the text in front of the bar.
-        epochs: the maximum number of epochs.
-        done: the amount done.
-        total: the maximum amount to do.
-        unit: the unit of `done` and `total`.
+        program: the program.
+        done: the number of units completed.
     """
 
-    def __init__(self, title: str, epochs: int, done: int, total: int, unit: str) -> None:
-        self._epochs = epochs
+    def __init__(self, title: str, program: Program[Any], done: int) -> None:
+        self._epochs, (items, self._per_unit) = program.recipe.epochs, program.shown
         self._bar: Any = None
         try:
             from tqdm.auto import tqdm
         except ModuleNotFoundError:
             return
-        self._bar = tqdm(total=total, initial=done, desc=title, unit=f" {unit}", unit_scale=unit != "epochs")
+        each = self._per_unit
+        self._bar = tqdm(
+            total=program.total * each, initial=done * each, desc=title, unit=f" {items}", unit_scale=items != "epochs"
+        )
+
+    @classmethod
+    def open(
+        cls, stack: contextlib.ExitStack, title: str | None, program: Program[Any], state: Any
+    ) -> Optional["ProgressBar"]:
+        """Return a bar that a stack closes; None if there is no title."""
+        if title is None:
+            return None
+        return stack.enter_context(contextlib.closing(cls(title, program, program.done(state))))
 
     def show(self, done: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Show how much is done, and the last row of the epochs that have ended since."""
+        """Show how many units are completed, and the last row of the epochs that have ended since."""
         if self._bar is None:
             return
         if rows:
@@ -36,7 +49,7 @@ class ProgressBar:
             words += [f"{row['running']} running"] if "running" in row else []
             words += [f"{name} {row[name]:.4g}" for name in _IN_BAR if name in row]
             self._bar.set_postfix_str(", ".join(words), refresh=False)
-        self._bar.update(done - self._bar.n)
+        self._bar.update(done * self._per_unit - self._bar.n)
 
     def close(self) -> None:
         """Close the bar in its current state."""

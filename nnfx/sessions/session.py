@@ -15,10 +15,11 @@ from nnfx.data.batching import Order, in_order, steps_per_epoch
 from nnfx.data.prepare import Data, Preprocess
 from nnfx.data.stored import Batches, Stored, prefetched
 from nnfx.sessions.best_model import BestModel
-from nnfx.sessions.keeper import Keeper, Kept
+from nnfx.sessions.keeper import Keeper
 from nnfx.training import streamed, validate
+from nnfx.training.driver import Program
 from nnfx.training.fit import Fit
-from nnfx.training.in_memory import InMemory, padded
+from nnfx.training.in_memory import InMemory, columns_of
 from nnfx.training.rows import known
 from nnfx.training.run import Run
 from nnfx.training.step import split_key
@@ -147,7 +148,7 @@ def session(
         keep_last=keep_last,
         keep_best=keep_best,
         skip_damaged=skip_damaged,
-        progress=progress,
+        title=folder.name if progress else None,
         tensorboard=tensorboard,
         json_lines=json_lines,
         log=log,
@@ -209,11 +210,11 @@ class Session:
             program = Streamed(self.fit, key, data.train, data.valid, numbers, reader, steps, described)
             return self._kept(program, data, save_every)
 
-    def _kept(self, program: Kept[Any], data: Data, save_every: Sequence[int | None]) -> Run:
+    def _kept(self, program: Program[Any], data: Data, save_every: Sequence[int | None]) -> Run:
         """Run a program with its keeper, and return the run."""
 
         def run_of(standing: Any) -> Run:
-            history = padded(standing.history, self.fit.epochs)
+            history = columns_of(standing.history, self.fit.epochs)
             return self.fit.run_of(standing.run, history, data, program.hyper)
 
         def measured(standing: Any) -> Any:
@@ -221,7 +222,9 @@ class Session:
             return self.evaluate(run_of(standing))
 
         keeper = dataclasses.replace(self.keeper, save_every=tuple(every for every in save_every if every))
-        with BestModel(keeper.out, data.train.inputs) as best:
+        assert keeper.out is not None
+        with contextlib.ExitStack() as stack:
+            best = BestModel(stack, keeper.out, data.train.inputs)
             standing = keeper(
                 program,
                 evaluate=None if self.evaluate is None else measured,

@@ -17,7 +17,6 @@ from jax.typing import ArrayLike
 
 from nnfx import checks
 from nnfx.data.prepare import Data
-from nnfx.sessions.keeper import Keeper, run
 from nnfx.sweeps.ensemble import Ensemble
 from nnfx.sweeps.given import check, keeper_of, mesh_of, table_of
 from nnfx.sweeps.halving import Halving
@@ -129,9 +128,22 @@ def sweep(
     epochs_per_chunk = _epochs_per_chunk(fit, halving, epochs_per_chunk, is_ranked)
     mesh, tried = mesh_of(devices, devices_per_member), chosen(key, points, values)
     table = table_of(fit, data, key, seeds, folds, tried, mesh, memory)
+    if at_once is not None:
+        checks.positive_integer("at_once", at_once)
+    keeper = keeper_of(out, save_every_seconds, skip_damaged, progress, tensorboard)
     quotas = {} if halving is None else halving.quotas(table.width)
-    keeper, title = keeper_of(out, save_every_seconds, skip_damaged, progress, tensorboard)
-    return _run(fit, table, epochs_per_chunk, quotas, at_once, memory, keeper, title, on_chunk)
+    members = Members(fit, table, epochs_per_chunk, quotas, at_once, memory)
+    running = table.running()
+
+    def look(table: Table) -> None:
+        if on_chunk is not None and (table.done % epochs_per_chunk == 0 or members.has_ended(table)):
+            on_chunk(Progress(table.done, fit.epochs, table.running(), running, lambda: collect(fit, table)))
+
+    result = collect(fit, keeper(members, look=look))
+    if keeper.out is not None:
+        with contextlib.suppress(OSError):  # a finished sweep is returned even if its folder is read-only
+            result.save(keeper.out / "members.csv")
+    return result
 
 
 def _epochs_per_chunk(fit: Fit, halving: Halving | None, epochs_per_chunk: int | None, is_ranked: bool) -> int:
@@ -152,32 +164,3 @@ def _epochs_per_chunk(fit: Fit, halving: Halving | None, epochs_per_chunk: int |
             f" {epochs_per_chunk}"
         )
     return epochs_per_chunk or largest
-
-
-def _run(
-    fit: Fit,
-    table: Table,
-    look_every: int,
-    quotas: dict[int, int],
-    at_once: int | None,
-    memory: int | None,
-    keeper: Keeper | None,
-    title: str | None,
-    on_chunk: Callable[[Progress], None] | None,
-) -> Sweep:
-    """Train all members, saving and logging them if there is a folder."""
-    if at_once is not None:
-        checks.positive_integer("at_once", at_once)
-    members = Members(fit, table, look_every, quotas, at_once, memory)
-    running = table.running()
-
-    def look(table: Table) -> None:
-        if on_chunk is not None and (table.done % look_every == 0 or members.has_ended(table)):
-            on_chunk(Progress(table.done, fit.epochs, table.running(), running, lambda: collect(fit, table)))
-
-    if keeper is None:
-        return collect(fit, run(members, look, title))
-    result = collect(fit, keeper(members, look=look))
-    with contextlib.suppress(OSError):  # a finished sweep is returned even if its folder is read-only
-        result.save(keeper.out / "members.csv")
-    return result

@@ -28,25 +28,24 @@ def keeper_of(
     progress: bool | str | None,
     tensorboard: bool,
     kind: str = "sweep",
-) -> tuple[Keeper | None, str | None]:
-    """Return the keeper of a sweep (None without a folder), and the title of its progress bar."""
-    title = progress if isinstance(progress, str) else kind
+) -> Keeper:
+    """Return the keeper of a sweep, which saves and logs nothing without a folder."""
     if save_every_seconds is not None:
         checks.number("save_every_seconds", save_every_seconds, minimum=0)
-    if out is None:
-        for name, given in {"skip_damaged": skip_damaged, "tensorboard": tensorboard}.items():
-            if given:
-                raise ValueError(f"{name}: expected a folder `out` as well, got none")
-        return None, title if progress else None
-    keeper = Keeper(
-        out=paths.absolute("out", out),
+    folder = None if out is None else paths.absolute("out", out)
+    for name, given in {"skip_damaged": skip_damaged, "tensorboard": tensorboard}.items():
+        if given and folder is None:
+            raise ValueError(f"{name}: expected a folder `out` as well, got none")
+    is_shown = folder is not None if progress is None else bool(progress)
+    title = progress if isinstance(progress, str) else kind if folder is None else folder.name
+    return Keeper(
+        out=folder,
         save_every_seconds=save_every_seconds,
         keep_best=0,
         skip_damaged=skip_damaged,
-        progress=progress is None or bool(progress),
+        title=title if is_shown else None,
         tensorboard=tensorboard,
     )
-    return keeper, None
 
 
 def mesh_of(devices: Sequence[jax.Device] | None, per_member: int) -> Mesh:

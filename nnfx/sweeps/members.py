@@ -16,13 +16,13 @@ from nnfx.sweeps.halving import ranked
 from nnfx.sweeps.programs import fold_data, programs_of
 from nnfx.sweeps.slices import fitting_shape, free_memory, in_slices
 from nnfx.sweeps.table import Table
-from nnfx.training.driver import History
+from nnfx.training.driver import History, Program
 from nnfx.training.fit import Fit
 from nnfx.training.in_memory import LONGEST, InMemory
 from nnfx.types import Hyper
 
 
-class Members:
+class Members(Program[Table]):
     """The members of a sweep, counted in epochs. A state is a table, which is modified in place.
 
     Args:
@@ -36,7 +36,7 @@ class Members:
 
     kind = "sweep"
     units_per_epoch = 1
-    shown = ("epochs", 1)
+    pause_every: int
 
     def __init__(
         self,
@@ -48,9 +48,9 @@ class Members:
         memory: int | None,
     ) -> None:
         self.recipe, self.key, self.hyper = fit, table.key, dict(table.points)
-        self.total, self.longest, self.pause_every = fit.epochs, min(fit.epochs, LONGEST), look_every
+        self.longest, self.pause_every = min(fit.epochs, LONGEST), look_every
         self._fit, self._beginning, self._quotas = fit, table, quotas
-        self._asked_at_once, self._at_once = at_once, at_once
+        self._at_once = at_once
         devices = tuple(table.mesh.devices.flat)
         if at_once is None and devices[0].platform == "cpu":
             self._at_once = 1 if is_large(fit, table.fixed.train, self._first_point) else None
@@ -58,6 +58,15 @@ class Members:
         everywhere = NamedSharding(table.mesh, PartitionSpec())
         self._shared = jax.device_put((table.key, table.fixed), everywhere)
         self._slices: dict[tuple[int, ...], tuple[int, int]] = {}
+        plan = {
+            "seeds": str(int(table.all_seeds.max()) + 1),
+            "folds": str(int(table.all_folds.max()) + 1),
+            "epochs between looks": str(look_every),
+            "points kept": str(dict(quotas)),
+            "at_once": str(at_once),
+        }
+        parts = table.fixed
+        self.data = {"train": parts.train, "valid": parts.valid, "preprocess": parts.preprocess, "sweep": plan}
 
     def start(self) -> Table:
         """Return the table of all members in their initial state."""
@@ -88,10 +97,6 @@ class Members:
     def has_ended(self, table: Table) -> bool:
         """Return whether no member is running any more, or the last epoch is complete."""
         return table.done >= self.total or not table.running()
-
-    def epochs(self, table: Table) -> int:
-        """Return how many epochs the table has completed."""
-        return table.done
 
     def history(self, table: Table, since: int) -> History:
         """Return how many members ran in each epoch after `since`, and the lowest and the median of their losses."""
@@ -145,20 +150,6 @@ class Members:
         table.done = epochs
         table.lay_out()
         return table
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """The identity of a sweep's data and plan."""
-        table = self._beginning
-        plan = {
-            "seeds": str(int(table.all_seeds.max()) + 1),
-            "folds": str(int(table.all_folds.max()) + 1),
-            "epochs between looks": str(self.pause_every),
-            "points kept": str(dict(self._quotas)),
-            "at_once": str(self._asked_at_once),
-        }
-        parts = table.fixed
-        return {"train": parts.train, "valid": parts.valid, "preprocess": parts.preprocess, "sweep": plan}
 
     @property
     def lowered(self) -> list[Lowered]:

@@ -78,8 +78,7 @@ def draw(key: Array, count: int, **ranges: Uniform | LogUniform) -> Points:
     for i, (name, bounds) in enumerate(sorted(ranges.items())):
         if not isinstance(bounds, Uniform | LogUniform):
             raise TypeError(f"{name}: expected Uniform or LogUniform, got {checks.describe(bounds)}")
-        checks.number(f"{name}.low", bounds.low, above=0 if isinstance(bounds, LogUniform) else None)
-        checks.number(f"{name}.high", bounds.high, above=bounds.low)
+        check_range(name, bounds)
         low, high = np.log(bounds) if isinstance(bounds, LogUniform) else bounds
         drawn = jax.random.uniform(jax.random.fold_in(key, i), (count,), minval=low, maxval=high)
         points[name] = np.asarray(np.exp(drawn) if isinstance(bounds, LogUniform) else drawn)
@@ -152,6 +151,12 @@ def _column(name: str, values: Any) -> np.ndarray:
         raise TypeError(f"{name}: expected numbers, got {values}; draw numbers from it with nnfx.sweeps.draw")
     column: np.ndarray = as_numpy(name, values)
     return column
+
+
+def check_range(name: str, bounds: Uniform | LogUniform) -> None:
+    """Require a range to increase, and to be positive if it is logarithmic."""
+    checks.number(f"{name}.low", bounds.low, above=0 if isinstance(bounds, LogUniform) else None)
+    checks.number(f"{name}.high", bounds.high, above=bounds.low)
 
 
 def number_of(points: Points) -> int:

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from nnfx import checks, memo
 from nnfx.data.prepare import Data
-from nnfx.sweeps.points import LogUniform, Uniform
+from nnfx.sweeps.points import LogUniform, Uniform, check_range
 from nnfx.training import hyperparameters
 from nnfx.training.epochs import RunState, scan_epochs, start
 from nnfx.training.fit import Fit
@@ -158,8 +158,7 @@ def population(
     if not ranges:
         raise ValueError("values: expected at least one range, such as LogUniform(1e-4, 1), got none")
     for name, bounds in ranges.items():
-        checks.number(f"{name}.low", bounds.low, above=0 if isinstance(bounds, LogUniform) else None)
-        checks.number(f"{name}.high", bounds.high, above=bounds.low)
+        check_range(name, bounds)
     for end in range(2):
         hyperparameters.check({name: _end(value, end) for name, value in values.items()}, fit.all_factories)
     plan = _Plan(

@@ -4,14 +4,20 @@ A run in memory, a run on stored data and a sweep are three such programs. The d
 program's result by a single bit, except for a run of only one step, which XLA compiles differently.
 """
 
+import abc
+import sys
 import time
-from collections.abc import Iterator, Sequence
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
+from jax.stages import Lowered
 
 from nnfx import distributed
 from nnfx.stopping import Clock
+from nnfx.training.epochs import RUNNING, RunState
+from nnfx.training.parts import Recipe
+from nnfx.types import Array, Hyper
 
 SECONDS = 1.0
 """How long a piece should take: signals are noticed, and time budgets kept, to within this time."""
@@ -22,32 +28,81 @@ History = dict[str, np.ndarray]
 State = TypeVar("State")
 
 
-class Program(Protocol[State]):
-    """A function from a state to a later one, counted in epochs or in smaller units."""
+class Program(abc.ABC, Generic[State]):
+    """A function from a state to a later one, counted in epochs or in smaller units; it can be saved and identified.
+
+    What is not abstract suits a single run, whose state has the fields `run`, a `RunState`, and `history`.
+
+    Attributes:
+        kind: the kind of program: "run", "run on stored data" or "sweep".
+        recipe: the recipe of its runs.
+        key: the key of its runs.
+        hyper: the hyper-parameters of its runs.
+        data: the data of its runs: arrays, and descriptions of arrays.
+        units_per_epoch: the number of units in an epoch.
+        longest: the maximum number of units that one call of `advance` completes.
+        pause_every: a number of units; no call of `advance` crosses a multiple of it. None if calls may end anywhere.
+    """
+
+    kind: str
+    recipe: Recipe
+    key: Array
+    hyper: Hyper
+    data: Any
+    units_per_epoch: int
+    longest: int = sys.maxsize
+    pause_every: int | None = None
 
     @property
     def total(self) -> int:
         """The maximum number of units."""
+        return self.recipe.epochs * self.units_per_epoch
 
     @property
-    def longest(self) -> int:
-        """The maximum number of units that one call of `advance` completes."""
+    def shown(self) -> tuple[str, int]:
+        """The items that a progress bar counts, and the number of them in a unit."""
+        return "epochs", 1
 
-    @property
-    def pause_every(self) -> int | None:
-        """A number of units; no call of `advance` crosses a multiple of it. None if calls may end anywhere."""
-
+    @abc.abstractmethod
     def start(self) -> State:
         """Return the initial state."""
 
+    @abc.abstractmethod
     def advance(self, state: State, until: int, clock: Clock) -> State:
         """Return the state after this many units in total, or at the end if that comes first."""
 
+    @abc.abstractmethod
     def done(self, state: State) -> int:
         """Return how many units have been completed in a state."""
 
     def has_ended(self, state: State) -> bool:
         """Return whether nothing is left to do."""
+        run: RunState = state.run  # type: ignore[attr-defined]
+        return self.done(state) >= self.total or int(run.stopped_by) != RUNNING
+
+    def history(self, state: State, since: int) -> History:
+        """Return each metric for the epochs that have ended after the first `since`."""
+        history: History = state.history  # type: ignore[attr-defined]
+        return {name: values[since:] for name, values in history.items()}
+
+    def saved(self, state: State) -> tuple[Any, dict[str, Any]]:
+        """Return the arrays of a checkpoint, and the notes saved with them."""
+        return state, {}
+
+    @abc.abstractmethod
+    def expected(self, noted: Mapping[str, Any]) -> Any:
+        """Return arrays of the shapes and dtypes of those saved with these notes."""
+
+    def restored(self, arrays: Any, noted: Mapping[str, Any]) -> State:
+        """Return the state that a checkpoint holds."""
+        del noted
+        state: State = arrays
+        return state
+
+    @property
+    @abc.abstractmethod
+    def lowered(self) -> list[Lowered]:
+        """The programs of one run on one device, not yet compiled."""
 
 
 class Progress(NamedTuple, Generic[State]):

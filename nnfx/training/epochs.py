@@ -10,7 +10,7 @@ import optax
 from jax.typing import ArrayLike
 
 from nnfx.data import batching
-from nnfx.stopping import Clock, Epoch, StoppingRule
+from nnfx.stopping import Clock, Epoch
 from nnfx.training import rows
 from nnfx.training.parts import Parts, Recipe
 from nnfx.training.step import EVALUATION_ROWS, evaluate, init_state, split_key
@@ -157,7 +157,7 @@ def run_epochs_until(
     """
     first = jnp.asarray(state.epoch if first_epoch is None else first_epoch, jnp.int32)
     # every epoch checks again whether the run has stopped, as within the scan: without this, XLA rounds differently
-    one = _traced_once(_epoch(recipe, hyper, train, valid, first, clock))
+    one = jax.jit(_epoch(recipe, hyper, train, valid, first, clock), inline=True)
     epochs = jnp.minimum(until - first, at_most)
 
     def is_going_on(carry: tuple[RunState, dict[str, Array], Array]) -> Array:
@@ -197,7 +197,8 @@ def _epoch(
         seconds = jnp.asarray(clock.seconds, float) + jnp.asarray(clock.pace, float) * epochs_here
         return end_epoch(state, parts, trained, measured, valid, seconds)
 
-    run = _traced_once(run)
+    # traced once, however often it is called or its shapes are needed: tracing dominates first calls
+    run = jax.jit(run, inline=True)
 
     def rest(state: RunState, number: Array) -> tuple[RunState, dict[str, Array]]:
         _, row = jax.eval_shape(run, state, number)
@@ -207,11 +208,6 @@ def _epoch(
         return jax.lax.cond(state.stopped_by == RUNNING, run, rest, state, number)
 
     return run_or_rest if parts.stop else run
-
-
-def _traced_once(function: Callable[..., Any]) -> Any:
-    """Trace a function once, however often it is called or its shapes are needed: tracing dominates first calls."""
-    return jax.jit(function, inline=True)
 
 
 def end_epoch(
@@ -238,8 +234,12 @@ def end_epoch(
         history |= {f"valid_{name}": mean.value for name, mean in held_out.items()}
         best = best.or_better(Best.of(epoch, history["valid_loss"].astype(best.loss.dtype), trained))
     ended = Epoch(state.train.params, trained.params, history, trained.fault.skipped, trained.step, seconds)
-    rules, stopped_by = _apply_rules(parts.stop, state, ended)
-    return RunState(trained, best, rules, epoch, stopped_by, state.order_key), history
+    rules, stopped_by = [], state.stopped_by
+    for i, rule in enumerate(parts.stop):  # the first that requests a stop ends the run
+        rule_state, stop = rule.update(state.rules[i], ended)
+        rules.append(rule_state)
+        stopped_by = jnp.where((stopped_by == RUNNING) & stop, i, stopped_by)
+    return RunState(trained, best, tuple(rules), epoch, stopped_by, state.order_key), history
 
 
 def with_final_as_best(state: RunState) -> RunState:
@@ -265,14 +265,3 @@ def _train_epoch(
         lambda train_state, chosen: step(train_state, kind(*batching.take(train, chosen))), state.train, order
     )
     return trained, jax.tree.map(lambda sums: sums.sum(0), measured)
-
-
-def _apply_rules(rules: tuple[StoppingRule, ...], state: RunState, epoch: Epoch) -> tuple[tuple[Any, ...], Array]:
-    """Update every rule, and let the first one that requests a stop end the run."""
-    states = []
-    stopped_by = state.stopped_by
-    for i, rule in enumerate(rules):
-        rule_state, stop = rule.update(state.rules[i], epoch)
-        states.append(rule_state)
-        stopped_by = jnp.where((stopped_by == RUNNING) & stop, i, stopped_by)
-    return tuple(states), stopped_by

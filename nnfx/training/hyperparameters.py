@@ -55,10 +55,6 @@ class Factory(NamedTuple):
     required: tuple[str, ...] = ()
     bounds: Mapping[str, Bounds] = types.MappingProxyType({})
 
-    def build(self, hyper: Mapping[str, Any]) -> Any:
-        """Call the function with the hyper-parameters that it takes."""
-        return self.function(**self.pick(hyper))
-
     def bind(self, hyper: Mapping[str, Any]) -> Callable[..., Any]:
         """Fix the hyper-parameters that it takes, and leave its other arguments open."""
         picked = self.pick(hyper)

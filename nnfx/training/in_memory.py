@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from jax.stages import Lowered
 
-from nnfx import checks, distributed, memo
+from nnfx import checks, distributed, memo, trees
 from nnfx.stopping import Clock
-from nnfx.training.driver import History, drive, joined
-from nnfx.training.epochs import RUNNING, RunState, run_epochs_until, start
+from nnfx.training.driver import History, Program, drive, joined
+from nnfx.training.epochs import RunState, run_epochs_until, start
 from nnfx.training.parts import Recipe
 from nnfx.types import Array, Batch, Hyper
 
@@ -32,8 +32,8 @@ class Standing(NamedTuple):
     history: History
 
 
-@dataclasses.dataclass(frozen=True)
-class InMemory:
+@dataclasses.dataclass
+class InMemory(Program[Standing]):
     """A run on data in memory, counted in epochs.
 
     Attributes:
@@ -55,12 +55,11 @@ class InMemory:
     kind = "run"
     units_per_epoch = 1
     longest = LONGEST
-    pause_every = None
 
     @property
-    def total(self) -> int:
-        """The maximum number of epochs."""
-        return self.recipe.epochs
+    def shown(self) -> tuple[str, int]:
+        """The items that a progress bar counts, and how many there are in an epoch."""
+        return "examples", len(self.train.weights)
 
     def start(self) -> Standing:
         """Return the starting point of the run."""
@@ -80,36 +79,11 @@ class InMemory:
         """Return how many epochs have been run."""
         return int(standing.run.epoch)
 
-    def has_ended(self, standing: Standing) -> bool:
-        """Return whether the run has stopped or reached its last epoch."""
-        return self.done(standing) >= self.total or int(standing.run.stopped_by) != RUNNING
-
-    def epochs(self, standing: Standing) -> int:
-        """Return how many epochs have ended."""
-        return self.done(standing)
-
-    def history(self, standing: Standing, since: int) -> History:
-        """Return each metric of the epochs after the first `since`."""
-        return {name: values[since:] for name, values in standing.history.items()}
-
-    @property
-    def shown(self) -> tuple[str, int]:
-        """The items that a progress bar counts, and how many there are in an epoch."""
-        return "examples", len(self.train.weights)
-
-    def saved(self, standing: Standing) -> tuple[Standing, dict[str, Any]]:
-        """Return the contents of a checkpoint."""
-        return standing, {}
-
     def expected(self, noted: Mapping[str, Any]) -> Standing:
         """Return arrays of the shapes and dtypes that a checkpoint holds."""
         starting, advancing = (each.out_info for each in self.lowered)
         columns = {name: np.zeros(noted["epoch"], column.dtype) for name, column in advancing[1].items()}
-        return Standing(jax.tree.map(_shape, starting), columns)
-
-    def restored(self, arrays: Standing, _: Mapping[str, Any]) -> Standing:
-        """Return the state that a checkpoint holds."""
-        return arrays
+        return Standing(trees.shapes(starting), columns)
 
     @functools.cached_property
     def lowered(self) -> list[Lowered]:
@@ -117,7 +91,7 @@ class InMemory:
         recipe = self.recipe.alone
         starting = begin.lower(recipe, self.key, self.train, self.valid, self.hyper)
         train, valid, hyper = jax.eval_shape(lambda *arrays: arrays, self.train, self.valid, self.hyper)
-        state = jax.tree.map(_shape, starting.out_info)
+        state = trees.shapes(starting.out_info)
         clock = Clock(np.float32(0), np.float32(0))
         return [starting, advance.lower(recipe, state, train, valid, hyper, np.int32(0), clock)]
 
@@ -139,7 +113,7 @@ def timed(
     standing = run.start()
     for progress in drive(run, standing):
         standing = progress.state
-    return standing.run, padded(standing.history, recipe.epochs)
+    return standing.run, columns_of(standing.history, recipe.epochs)
 
 
 @memo.compiled()
@@ -162,14 +136,10 @@ def advance(
     return run_epochs_until(recipe, hyper, state, train, valid, until, LONGEST, clock)
 
 
-def padded(history: History, epochs: int) -> dict[str, Any]:
+def columns_of(history: History, epochs: int) -> dict[str, Any]:
     """Return a history like that of a run in one piece, `(epochs,)`, zero for epochs not run.
 
-    >>> padded({"train_loss": np.array([2.0, 1.0], np.float32)}, 3)
+    >>> columns_of({"train_loss": np.array([2.0, 1.0], np.float32)}, 3)
     {'train_loss': Array([2., 1., 0.], dtype=float32)}
     """
     return {name: jax.device_put(np.pad(values, (0, epochs - len(values)))) for name, values in history.items()}
-
-
-def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)

@@ -73,7 +73,7 @@ class Makes(NamedTuple):
 
     def bind(self, factories: Sequence[Factory], hyper: Hyper) -> Any:
         """Make it from hyper-parameters; return a tuple if there may be several."""
-        made = tuple(_plain(factory.build(hyper)) for factory in factories)
+        made = tuple(_plain(factory.bind(hyper)()) for factory in factories)
         for factory, each in zip(factories, made, strict=True):
             if not isinstance(each, self.kind):
                 hint = how_to_adapt(each) if self.kind is Model else ""

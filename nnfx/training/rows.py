@@ -65,19 +65,10 @@ def filled(batch: Batch) -> Filled:
     """
     if isinstance(batch, Filled):
         return batch
-    on_host = not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(batch))
-    library: Any = np if on_host else jnp
-    weights = library.asarray(batch.weights)
-    has_weight = (weights != 0).reshape(weights.shape[0], -1).any(1)
+    library = _library(batch)
+    has_weight = _has_weight(library.asarray(batch.weights))
     first = has_weight.argmax()
-
-    def fill(leaf: Any) -> Any:
-        if leaf.shape[:1] != has_weight.shape:
-            return leaf
-        return library.where(has_weight.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, library.asarray(leaf)[first])
-
-    inputs = jax.tree.map(fill, without_padding(batch).inputs)
-    return Filled(inputs, fill(batch.targets), batch.weights)
+    return _replaced(batch, library, has_weight, lambda leaf: library.asarray(leaf)[first])
 
 
 def zeroed(batch: Batch) -> Filled:
@@ -89,14 +80,28 @@ def zeroed(batch: Batch) -> Filled:
     """
     if isinstance(batch, Filled):
         return batch
-    has_weight = (batch.weights != 0).reshape(batch.weights.shape[0], -1).any(1)
+    return _replaced(batch, jnp, _has_weight(batch.weights), lambda _: 0)
+
+
+def _replaced(batch: Batch, library: Any, has_weight: Any, instead: Callable[[Any], Any]) -> Filled:
+    """Return a batch without padding, in which `instead` of an array takes the place of its rows of weight zero."""
 
     def fill(leaf: Any) -> Any:
         if leaf.shape[:1] != has_weight.shape:
             return leaf
-        return jnp.where(has_weight.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0)
+        return library.where(has_weight.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, instead(leaf))
 
     return Filled(jax.tree.map(fill, without_padding(batch).inputs), fill(batch.targets), batch.weights)
+
+
+def _has_weight(weights: Any) -> Any:
+    """Return which rows have a positive weight, `(rows,)`, given weights `(rows, ...)`."""
+    return (weights != 0).reshape(weights.shape[0], -1).any(1)
+
+
+def _library(tree: Any) -> Any:
+    """Return `jax.numpy` for arrays of which any is on a device or traced, and NumPy for those on the host."""
+    return jnp if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tree)) else np
 
 
 def weighted(order: Order, weights: Array) -> Order:
@@ -112,26 +117,20 @@ def weighted(order: Order, weights: Array) -> Order:
         >>> weighted(Order(jnp.array([1, 0]), jnp.array([True, True])), jnp.array([0.0, 1.0])).rows.tolist()
         [1, 1]
     """
-    has_weight = (weights != 0).reshape(weights.shape[0], -1).any(1)
+    has_weight = _has_weight(weights)
     is_real = order.is_real & has_weight[order.rows]
     return Order(jnp.where(has_weight[order.rows], order.rows, has_weight.argmax()), is_real)
 
 
 def without_padding(batch: Batch) -> Batch:
     """Return a batch whose sequences are zero beyond their lengths."""
-    return batch._replace(inputs=jax.tree.map(_without_padding, batch.inputs, is_leaf=_is_sequences))
 
+    def cut(node: Any) -> Any:
+        if not isinstance(node, Sequences) or node.lengths is None:
+            return node
+        return node._replace(values=sequences.without_padding(_library(node), node.values, node.lengths))
 
-def _is_sequences(node: Any) -> bool:
-    return isinstance(node, Sequences)
-
-
-def _without_padding(node: Any) -> Any:
-    """Return sequences whose steps beyond their lengths are zero; any other array unchanged."""
-    if not _is_sequences(node) or node.lengths is None:
-        return node
-    library = jnp if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(node)) else np
-    return node._replace(values=sequences.without_padding(library, node.values, node.lengths))
+    return batch._replace(inputs=jax.tree.map(cut, batch.inputs, is_leaf=lambda node: isinstance(node, Sequences)))
 
 
 def has_lengths(batch: Batch) -> bool:
@@ -177,7 +176,7 @@ def measured_weights(outputs: Any, batch: Batch) -> Any:
         return weights
     is_real = sequences.is_real(batch.inputs.values.shape[1], batch.inputs.lengths)
     is_real = is_real.reshape(*is_real.shape, *(1,) * (weights.ndim - 2))
-    library: Any = jnp if any(isinstance(leaf, jax.Array) for leaf in (weights, is_real)) else np
+    library = _library((weights, is_real))
     return library.where(is_real, weights, library.zeros((), weights.dtype))
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import optax
 from jax.stages import Lowered
 
-from nnfx import distributed, memo
+from nnfx import distributed, memo, trees
 from nnfx.stopping import Clock
 from nnfx.training import epochs
-from nnfx.training.driver import History, joined
+from nnfx.training.driver import History, Program, joined
 from nnfx.training.epochs import RUNNING, RunState
 from nnfx.training.parts import Recipe
 from nnfx.types import Array, Batch, Hyper, Metrics, Params, TrainState
@@ -48,18 +48,18 @@ class Standing(NamedTuple):
         before: the parameters when this epoch began, for stopping rules; None without any.
         measured: the metrics of this epoch's steps so far.
         history: each metric by epoch so far, `(epochs,)`.
-        steps: the number of steps taken in total.
+        steps: the number of steps taken in total, an int32 scalar.
     """
 
     run: RunState
     before: Params | None
     measured: Metrics
     history: History
-    steps: int
+    steps: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class Streamed:
+@dataclasses.dataclass
+class Streamed(Program[Standing]):
     """A run on data that are read batch by batch, counted in steps.
 
     Attributes:
@@ -83,27 +83,22 @@ class Streamed:
     data: Mapping[str, Any]
 
     kind = "run on stored data"
-    pause_every = None
 
     @property
-    def total(self) -> int:
-        """The maximum number of steps."""
-        return self.recipe.epochs * self.units_per_epoch
-
-    @property
-    def longest(self) -> int:
-        """The maximum number of steps that one call takes."""
-        return self.total
+    def shown(self) -> tuple[str, int]:
+        """The items that a progress bar counts, and how many there are in a step."""
+        return "examples", len(self.first.weights)
 
     def start(self) -> Standing:
         """Return the starting point of the run."""
         run, measured = _begin(self.recipe, self.key, self.first, self.valid, self.hyper)
         run, before, measured = distributed.local((run, self._before(run), measured))
-        return Standing(run, before, measured, {}, 0)
+        return Standing(run, before, measured, {}, np.zeros((), np.int32))
 
     def advance(self, standing: Standing, until: int, clock: Clock) -> Standing:
         """Take steps up to this total number, or fewer if a rule stops the run."""
-        (run, before, measured), history, steps = distributed.everywhere(standing[:3]), [standing.history], standing[4]
+        (run, before, measured), history = distributed.everywhere(standing[:3]), [standing.history]
+        before_now = steps = self.done(standing)
         if self.reader.get_state()["next_index"] != steps:
             self.reader.set_state({**self.reader.get_state(), "next_index": steps})
         run = run._replace(train=_copy(run.train))  # a step donates the state that it is given
@@ -117,7 +112,7 @@ class Streamed:
             if len(queued) > QUEUED:
                 jax.block_until_ready(queued.popleft())
             if steps % self.units_per_epoch == 0:
-                seconds = np.float32(np.asarray(clock.seconds) + np.asarray(clock.pace) * (steps - standing.steps))
+                seconds = np.float32(np.asarray(clock.seconds) + np.asarray(clock.pace) * (steps - before_now))
                 run, row = _end_epoch(self.recipe, run, before, measured, self.valid, self.hyper, seconds)
                 history.append({name: np.asarray(value)[None] for name, value in row.items()})
                 before, measured = _copy(self._before(run)), jax.tree.map(jnp.zeros_like, measured)
@@ -126,52 +121,26 @@ class Streamed:
                     break
         jax.block_until_ready(measured)
         run, before, measured = distributed.local((run, before, measured))
-        return Standing(run, before, measured, joined(history), steps)
+        return Standing(run, before, measured, joined(history), np.array(steps, np.int32))
 
     def done(self, standing: Standing) -> int:
         """Return how many steps have been taken."""
-        return standing.steps
+        return int(standing.steps)
 
-    def has_ended(self, standing: Standing) -> bool:
-        """Return whether the run has stopped or reached the end of its last epoch."""
-        return standing.steps >= self.total or int(standing.run.stopped_by) != RUNNING
-
-    def epochs(self, standing: Standing) -> int:
-        """Return how many epochs have ended."""
-        return standing.steps // self.units_per_epoch
-
-    def history(self, standing: Standing, since: int) -> History:
-        """Return each metric of the epochs after the first `since`."""
-        return {name: values[since:] for name, values in standing.history.items()}
-
-    @property
-    def shown(self) -> tuple[str, int]:
-        """The items that a progress bar counts, and how many there are in a step."""
-        return "examples", len(self.first.weights)
-
-    def saved(self, standing: Standing) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the contents of a checkpoint."""
-        return standing[:-1], {}
-
-    def expected(self, noted: Mapping[str, Any]) -> tuple[Any, ...]:
+    def expected(self, noted: Mapping[str, Any]) -> Standing:
         """Return arrays of the shapes and dtypes that a checkpoint holds."""
         starting, _, ending = (each.out_info for each in self.lowered)
         epochs = noted["step"] // self.units_per_epoch
         columns = {name: np.zeros(epochs, value.dtype) for name, value in (ending[1] if epochs else {}).items()}
-        run, measured = jax.tree.map(_shape, starting)
-        return run, self._before(run), measured, columns
-
-    def restored(self, arrays: tuple[Any, ...], noted: Mapping[str, Any]) -> Standing:
-        """Return the state that a checkpoint holds."""
-        run, before, measured, history = arrays
-        return Standing(run, before, measured, history, noted["step"])
+        run, measured = trees.shapes(starting)
+        return Standing(run, self._before(run), measured, columns, np.zeros((), np.int32))
 
     @functools.cached_property
     def lowered(self) -> list[Lowered]:
         """The programs that start the run, take a step and end an epoch, on one device, not yet compiled."""
         recipe, first, valid, hyper = self.recipe.alone, self.first, self.valid, self.hyper
         starting = _begin.lower(recipe, self.key, first, valid, hyper)
-        run, measured, first, hyper = jax.tree.map(_shape, (*starting.out_info, first, hyper))
+        run, measured, first, hyper = trees.shapes((*starting.out_info, first, hyper))
         stepping = memo.compiled()(step).lower(recipe, run.train, measured, first, hyper)
         before = run.train.params if recipe.rule_names else None
         ending = memo.compiled()(end_epoch).lower(recipe, run, before, measured, valid, hyper, np.float32(0))
@@ -236,7 +205,3 @@ def in_floats(batch: Batch) -> Batch:
 def _copy(tree: Any) -> Any:
     """Return copies of the arrays."""
     return jax.tree.map(jnp.copy, tree)
-
-
-def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)

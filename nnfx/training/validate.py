@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnfx import arrays, checks, losses, memo
+from nnfx import arrays, checks, losses, memo, trees
 from nnfx.data.prepare import Data
 from nnfx.metrics.marks import is_overall
 from nnfx.training import rows
@@ -93,7 +93,7 @@ def check_run(recipe: Recipe, data: Data, hyper: Hyper) -> None:
         TypeError: for arrays that are not of real numbers.
         ValueError: for invalid sizes, shapes or values.
     """
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (data.train, data.valid, hyper))
+    shapes = trees.shapes((data.train, data.valid, hyper))
     leaves, tree = jax.tree.flatten(shapes)
     signature = (tree, tuple(leaves))
     checked = memo.held(recipe, Checked, Checked)
@@ -151,8 +151,7 @@ def _check_shapes(recipe: Recipe, train: Batch, valid: Batch | None, hyper: Hype
         if isinstance(error, jax.errors.ConcretizationTypeError) or re.search(r"Tracer|\w+\d\[\]", str(error)):
             error.add_note(_traced_note(re.findall(r"hyper\['(\w+)'\]", str(error)) or hyper))
         raise
-    if not hasattr(outputs, "shape") or outputs.shape[:1] != (size,):
-        raise ValueError(f"model: expected one output per example, {size} of them, got {checks.describe(outputs)}")
+    check_outputs(outputs, size)
     for batch in (train, valid) if valid is not None else (train,):
         of_batch = jax.ShapeDtypeStruct((batch.weights.shape[0], *outputs.shape[1:]), outputs.dtype)
         if batch.weights.ndim > 1 or rows.has_lengths(batch):  # whose outputs may differ in length
@@ -218,11 +217,9 @@ def check_stored(recipe: Recipe, data: Data, hyper: Hyper, targets: np.ndarray, 
     Raises:
         ValueError: for invalid values.
     """
-    used = weights[weights > 0]
-    if recipe.batch_size == 1 and used.min() != used.max():
-        raise ValueError("batch_size: expected more than 1, since weights are relative within a batch, got 1")
+    _check_batch_size(recipe, weights)
     model = recipe.bind(hyper).model
-    inputs = jax.ShapeDtypeStruct(data.train.inputs.shape, data.train.inputs.dtype)
+    inputs = trees.shapes(data.train.inputs)
     outputs = jax.eval_shape(lambda key, x: model.apply(model.init(key, x), x), jax.random.key(0), inputs)
     for i in range(0, len(targets), _ROWS_AT_ONCE):
         part = np.asarray(targets[i : i + _ROWS_AT_ONCE])
@@ -296,9 +293,7 @@ def check_evaluation(data: Batch, measures: Mapping[str, PerExample], outputs: A
             suit a loss.
     """
     check_batch("data", data)
-    size = data.weights.shape[0]
-    if not hasattr(outputs, "shape") or outputs.shape[:1] != (size,):
-        raise ValueError(f"model: expected one output per example, {size} of them, got {checks.describe(outputs)}")
+    check_outputs(outputs, data.weights.shape[0])
     checks.finite("data.weights", data.weights)
     weights = checks.near(data.weights)[0] if checks.is_concrete(data.weights) else None
     if weights is not None and bool((weights < 0).any()):
@@ -308,6 +303,12 @@ def check_evaluation(data: Batch, measures: Mapping[str, PerExample], outputs: A
         return  # nothing is measured, so its mean is NaN
     for measure in measures.values():
         losses.check(measure, seen, targets)
+
+
+def check_outputs(outputs: Any, rows: int) -> None:
+    """Check that the outputs of a model are one array with a row for each example."""
+    if not hasattr(outputs, "shape") or outputs.shape[:1] != (rows,):
+        raise ValueError(f"model: expected one output per example, {rows} of them, got {checks.describe(outputs)}")
 
 
 def _check_values(name: str, batch: Batch, outputs: Any) -> tuple[Any, Any]:
@@ -330,20 +331,18 @@ def _check_values(name: str, batch: Batch, outputs: Any) -> tuple[Any, Any]:
         checks.finite(f"{name}.inputs", leaf)
     if not rows.is_by_step(outputs, batch):
         return outputs, batch.targets
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch)
     few = (*outputs.shape[: max(2, batch.weights.ndim)], 1)[: outputs.ndim]  # the outputs themselves do not matter
     with jax.ensure_compile_time_eval():
-        return jax.eval_shape(rows.examples, outputs, shapes)[0], rows.examples(np.empty(few, bool), batch)[1]
+        return jax.eval_shape(rows.examples, outputs, trees.shapes(batch))[0], rows.examples(
+            np.empty(few, bool), batch
+        )[1]
 
 
 def _check_data(recipe: Recipe, name: str, batch: Batch, hyper: Hyper, outputs: jax.ShapeDtypeStruct) -> None:
     """Check the values of a part of the data, if they are concrete."""
     checks.weights(f"{name}.weights", batch.weights)
-    if recipe.batch_size == 1 and checks.is_concrete(batch.weights) and name == "data.train":
-        with jax.ensure_compile_time_eval():
-            used = batch.weights[batch.weights > 0]
-            if used.min() != used.max():
-                raise ValueError("batch_size: expected more than 1, since weights are relative within a batch, got 1")
+    if checks.is_concrete(batch.weights) and name == "data.train":
+        _check_batch_size(recipe, batch.weights)
     size = batch.weights.shape[0]
     shape = (size, *outputs.shape[1:])
     if batch.weights.ndim > 1 or rows.has_lengths(batch):
@@ -352,17 +351,27 @@ def _check_data(recipe: Recipe, name: str, batch: Batch, hyper: Hyper, outputs: 
         shape = (size, *time, *outputs.shape[2:]) if outputs.ndim > 2 or is_by_step else shape
     seen, targets = _check_values(name, batch, jax.ShapeDtypeStruct(shape, outputs.dtype))
     losses.check(recipe.measures["loss"], seen, targets)
-    users_own = {
-        label: function
-        for label, function in recipe.bind(hyper).measures.items()
+    users_own = [
+        label
+        for label, function in recipe.measures.items()
         if not str(getattr(innermost(function), "__module__", "")).startswith("nnfx.") and not is_overall(function)
-    }
+    ]
     if users_own and checks.is_concrete((targets, hyper)):
         # the outputs are made up, so the results need not be finite
         with jax.ensure_compile_time_eval(), jax.debug_nans(False), jax.debug_infs(False):
             trial = jax.random.uniform(jax.random.key(0), seen.shape, jnp.float32, 0.1, 0.9)
-            for label, function in users_own.items():
-                _check_rows_apart(label, function, trial.astype(seen.dtype), jnp.asarray(targets))
+            measures = recipe.bind(hyper).measures
+            for label in users_own:
+                _check_rows_apart(label, measures[label], trial.astype(seen.dtype), jnp.asarray(targets))
+
+
+def _check_batch_size(recipe: Recipe, weights: Any) -> None:
+    """Check that batches of one row are used only if all weights are equal."""
+    if recipe.batch_size == 1:
+        with jax.ensure_compile_time_eval():
+            used = weights[weights > 0]
+            if used.min() != used.max():
+                raise ValueError("batch_size: expected more than 1, since weights are relative within a batch, got 1")
 
 
 def _check_rows_apart(label: str, function: PerExample, outputs: Array, targets: Array) -> None:

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,28 +22,40 @@ def prepared(inputs):
     return nnfx.data.prepare(np.asarray(inputs), np.array([0, 1, 1]), standardize=False)
 
 
-def identity(function=jnp.sin, inputs=((1.0,), (2.0,), (3.0,)), fit=FIT):
-    return Identity.of(fit, lowered(function), words(prepared(inputs)))
+def identity(function=jnp.sin, inputs=((1.0,), (2.0,), (3.0,)), fit=FIT, **others):
+    given = {"kind": "run", "key": jax.random.key(0), "hyper": {"learning_rate": np.float32(0.1)}, **others}
+    return Identity.of(SimpleNamespace(recipe=fit, lowered=lowered(function), data=prepared(inputs), **given))
 
 
 def test_the_same_program_and_data_are_the_same():
     first, second = identity(), identity()
     assert first == second
     assert not first.differences(second)
-    assert not first.other_program(second)
     assert not first.other_means(second)
     assert first.means["jax"] == jax.__version__
 
 
 def test_a_bit_of_the_data_and_an_operation_of_the_program_count():
     first = identity()
-    other = identity(jnp.cos, [[1.0], [2.0], [np.nextafter(np.float32(3), 4)]])
-    (data,) = first.differences(other)
+    (data,) = first.differences(identity(jnp.cos, [[1.0], [2.0], [np.nextafter(np.float32(3), 4)]]))
     assert data.startswith("data.train.inputs: expected float32[3,1] ")
-    (program,) = first.other_program(other)
+    other = identity(jnp.cos)
+    (program,) = first.differences(other)  # told if there is nothing more telling
     assert program.startswith(f"program: expected {first.program}, got {other.program}")
     shorter = first._replace(data={name: words for name, words in first.data.items() if name != "train.weights"})
     assert "data.train.weights: expected nothing, got float32[3] " in shorter.differences(first)[0]
+
+
+def test_the_kind_the_key_and_the_hyper_parameters_count():
+    first = identity()
+    assert first.differences(identity(kind="sweep")) == ["kind: expected a run, got a sweep"]
+    other = identity(key=jax.random.key(1), hyper={"momentum": np.float32(0.5)})
+    assert first.differences(other) == [
+        "key: expected the key of the checkpoint, got another",
+        "learning_rate: expected 0.1, got nothing",
+        "momentum: expected nothing, got 0.5",
+    ]
+    assert Identity.noted({**first._asdict(), "seconds": 3.0}) == first
 
 
 def test_where_the_program_is_the_same_the_words_do_not_count():
@@ -54,7 +68,6 @@ def test_programs_are_not_compared_between_other_means_but_parts_are():
     first = identity()._replace(means=MEANS)
     second = first._replace(program="another", means={**MEANS, "device": "gpu"})
     assert not first.differences(second)
-    assert not first.other_program(second)
     assert first.other_means(second) == ["device cpu, now gpu"]
     other = second._replace(parts=identity(fit=OTHER).parts)
     assert first.differences(other) == ["optimizer: expected optax.sgd, got optax.adam"]

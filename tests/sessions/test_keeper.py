@@ -5,7 +5,8 @@ import signal
 import jax
 import pytest
 
-from nnfx.sessions import keeper, signals
+from nnfx.sessions import signals
+from nnfx.sessions.keeper import Keeper
 from nnfx.training.in_memory import InMemory
 from tests.sessions.sessions import TWO_EPOCHS, bits
 
@@ -15,7 +16,8 @@ def test_without_a_folder_a_program_runs_to_the_same_end(data, key, capsys):
     program = InMemory(TWO_EPOCHS, key, data.train, data.valid, numbers)
     for title in (None, "two epochs"):
         seen = []
-        ended = keeper.run(program, lambda standing, seen=seen: seen.append(int(standing.run.epoch)), title)
+        keeper = Keeper(None, title=title)
+        ended = keeper(program, look=lambda standing, seen=seen: seen.append(int(standing.run.epoch)))
         assert seen[-1] == 2
         assert bits(ended.run.train.params) == bits(
             TWO_EPOCHS(key, data, learning_rate=jax.numpy.float32(0.1)).state.params

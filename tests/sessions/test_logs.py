@@ -3,15 +3,17 @@ import csv
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from nnfx import paths
-from nnfx.sessions.logs import Apart, CallLog, FileLog, Logs, TensorBoardLog, rows_in
+from nnfx.sessions.logs import FileLog, Logs, TensorBoardLog, apart, calling, rows_in
 from nnfx.sessions.progress_bar import ProgressBar
 
+PROGRAM = SimpleNamespace(recipe=SimpleNamespace(epochs=4), total=4, shown=("examples", 500))
 ROWS = [
     {"epoch": 1, "train_loss": np.float32(0.1), "valid_loss": np.float32(np.nan)},
     {"epoch": 2, "train_loss": np.float32(1 / 3), "valid_loss": np.float32(2e-30)},
@@ -113,7 +115,7 @@ def test_numbers_of_an_evaluation_keep_apart_from_those_of_the_run(tmp_path):
     pytest.importorskip("tensorboard")
     log = TensorBoardLog(tmp_path)
     log.add([{"epoch": 1, "loss": 1.0}])
-    Apart(log, {"loss"}).add([{"epoch": 1, "loss": 2.0, "error": 3.0}])
+    apart(log.add, {"loss"})([{"epoch": 1, "loss": 2.0, "error": 3.0}])
     log.close()
     assert scalars(tmp_path) == {"loss": [(1, 1.0)], "evaluation/loss": [(1, 2.0)], "error": [(1, 3.0)]}
 
@@ -171,8 +173,8 @@ def test_tensorboard_that_is_not_installed(tmp_path, monkeypatch):
 
 
 def test_the_bar_goes_on_where_a_run_goes_on(capsys):
-    bar = ProgressBar("images", epochs=4, done=500, total=2000, unit="examples")
-    bar.show(1500, [{"epoch": 2, "train_loss": 0.5}, {"epoch": 3, "train_loss": 0.25, "valid_loss": 1 / 3}])
+    bar = ProgressBar("images", PROGRAM, done=1)
+    bar.show(3, [{"epoch": 2, "train_loss": 0.5}, {"epoch": 3, "train_loss": 0.25, "valid_loss": 1 / 3}])
     bar.close()
     shown = capsys.readouterr().err
     assert "images:  25%" in shown
@@ -183,8 +185,8 @@ def test_the_bar_goes_on_where_a_run_goes_on(capsys):
 
 def test_without_tqdm_there_is_no_bar(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
-    bar = ProgressBar("images", epochs=4, done=500, total=2000, unit="examples")
-    bar.show(1000, [{"epoch": 2, "train_loss": 0.5}])
+    bar = ProgressBar("images", PROGRAM, done=1)
+    bar.show(2, [{"epoch": 2, "train_loss": 0.5}])
     bar.close()
     assert capsys.readouterr().err == ""
 
@@ -206,9 +208,7 @@ def test_lines_of_json_are_strict_and_continue(tmp_path):
 
 def test_a_function_receives_each_row_as_numbers_of_python():
     seen = []
-    log = CallLog(seen.append)
-    log.add([{"epoch": 1, "loss": np.float32(0.5)}, {"epoch": 2, "loss": jnp.asarray(0.25)}])
-    log.close()
+    calling(seen.append)([{"epoch": 1, "loss": np.float32(0.5)}, {"epoch": 2, "loss": jnp.asarray(0.25)}])
     assert seen == [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}]
     assert {type(value) for row in seen for value in row.values()} == {int, float}
 

@@ -200,6 +200,8 @@ def test_the_bar_shows_epochs_and_who_is_running(data, tmp_path, capsys):
     assert "epoch 8 of 8, 8 running, valid_loss_lowest 0." in shown
     sweep(PLAIN, data, **given(), progress="in memory")
     assert "in memory: 100%" in capsys.readouterr().err
+    sweep(PLAIN, data, **given(), out=tmp_path / "rates", progress="mine")  # its members have all ended
+    assert "mine: 100%" in capsys.readouterr().err
     sweep(PLAIN, data, **given())
     assert capsys.readouterr().err == ""
 

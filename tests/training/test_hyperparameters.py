@@ -24,7 +24,7 @@ def test_what_partial_fixes_is_no_longer_required():
 def test_each_part_gets_the_numbers_it_names():
     part = hyperparameters.factory(lambda outputs, targets, *, a, b=2: (a, b), leading=2)
     assert part.bind({"a": 1, "c": 3})(None, None) == (1, 2)
-    assert hyperparameters.factory(lambda a=0: a).build({"a": 5, "b": 1}) == 5
+    assert hyperparameters.factory(lambda a=0: a).bind({"a": 5, "b": 1})() == 5
 
 
 def test_numbers_of_every_kind_are_traced_alike():

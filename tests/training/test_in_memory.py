@@ -11,7 +11,7 @@ import pytest
 import nnfx
 from nnfx import stopping
 from nnfx.training.driver import drive
-from nnfx.training.in_memory import InMemory, padded
+from nnfx.training.in_memory import InMemory, columns_of
 from nnfx.training.rows import known
 
 
@@ -56,7 +56,7 @@ def in_pieces(train, key, data, numbers, every):
     seen = list(drive(run, run.start(), pause_every=(every,)))
     assert set(range(every, train.epochs, every)) <= {each.done for each in seen}
     state, history = seen[-1].state
-    return train.run_of(state, padded(history, train.epochs), data, hyper)
+    return train.run_of(state, columns_of(history, train.epochs), data, hyper)
 
 
 @pytest.mark.parametrize(
