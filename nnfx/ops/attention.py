@@ -90,7 +90,7 @@ def rotated(x: Array, positions: Array, base: float = 10_000.0) -> Array:
     signed, unsigned, bits = (np.int64, np.uint64, 64) if dtype == jnp.float64 else (np.int32, np.uint32, 32)
     # angles and speeds in units of 2^-bits of a turn: overflow removes whole turns, and nothing is rounded
     speeds = np.round(2.0**bits / (2 * np.pi) * base ** -(np.arange(half) / half)).astype(unsigned)
-    turns = jnp.outer(positions.astype(unsigned), speeds).astype(signed)
+    turns = jnp.outer(positions.astype(unsigned), jnp.asarray(speeds)).astype(signed)
     angles = (turns.astype(dtype) * (2 * np.pi / 2.0**bits))[:, None]  # (time, 1, half)
     angles = angles.reshape(*[1] * (x.ndim - 3), *angles.shape)
     first, second = jnp.split(x.astype(dtype), 2, axis=-1)
