@@ -323,7 +323,7 @@ ROWS = (
         " et al. 2019).",
         "lazy_training",
         "by_width",
-        "After the same training, the difference between a network and its linearisation is proportional to"
+        "After the same training, the difference between a wide network and its linearisation is proportional to"
         " width^−1, as is the change of the kernel; the change of the weights is proportional to width^−1/2. Small"
         " dots are single starts, dashed lines the slopes that theory predicts.",
         {name: f"exponents/{name}/mean" for name in ("outputs", "kernel", "weights")},
