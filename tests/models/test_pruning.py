@@ -182,6 +182,7 @@ def test_rounds_of_pruning_are_a_scan_and_seeds_a_map(key):
             jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, params)
 
 
+@pytest.mark.slow
 def test_a_pruned_recurrent_network_streams():
     model = masked(models.gru(2, (4,), returns="all"), functools.partial(magnitude_masks, keep=0.4))
     inputs = RNG.normal(size=(2, 5, 3)).astype(np.float32)
