@@ -323,7 +323,7 @@ ROWS = (
         " et al. 2019).",
         "lazy_training",
         "by_width",
-        "After the same training, the difference between a network and its linearisation is proportional to"
+        "After the same training, the difference between a wide network and its linearisation is proportional to"
         " width^−1, as is the change of the kernel; the change of the weights is proportional to width^−1/2. Small"
         " dots are single starts, dashed lines the slopes that theory predicts.",
         {name: f"exponents/{name}/mean" for name in ("outputs", "kernel", "weights")},
@@ -337,6 +337,16 @@ ROWS = (
         "The test error falls, rises to a peak where there are as many hidden units as digits, and falls again,"
         " below its lowest value before the peak. A penalty on the norm removes the peak.",
         {"lowest before": "lowest_before/mean", "peak": "peak/mean", "widest": "widest/mean"},
+    ),
+    Row(
+        "Lottery tickets",
+        "Most weights of a trained network can be pruned. Those that remain learn by themselves as well as all of them,"
+        " and faster, if they start from the values that they had at first (Frankle and Carbin 2019).",
+        "lottery_tickets",
+        "by_share",
+        "Left, accuracy on held-out digits after rounds of pruning; right, epochs to a given loss. Drawn anew, the same"
+        " few weights learn more slowly and end up worse. Thin lines are single starts.",
+        {"within a point down to (%)": "smallest/initial", "drawn anew (%)": "smallest/redrawn"},
     ),
     Row(
         "Grokking",
@@ -361,12 +371,13 @@ QUICK = {
     "forecast_sunspots": "--hidden 2 --members 2 --epochs 2 --linear-epochs 2",
     "gradient_descent": "--full-batch-epochs 20 --minibatch-epochs 2 --stochastic-epochs 1 --repeats 1",
     "grokking": "--modulus 5 --width 4 --starts 2 --steps 20",
-    "lazy_training": "--rows 4 --widths 4 8 16 --starts 2 --steps 2",
+    "lazy_training": "--rows 4 --widths 4 8 16 --lazy-from 8 --starts 2 --steps 2",
     "learned_features": "--rows 160 --size 8 --field 14 --copies 1 --splits 2 --widths 2 3 4 --epochs 2"
     " --probe-epochs 3 --units 2",
     "learning_rates": "--epochs 4 --lowest 1e-3 --highest 1e3 --rates 7 --seeds 3",
     "loss_landscape": "--hidden 3 --epochs 3 --points 5",
     "losses": "",
+    "lottery_tickets": "--hidden 4 --rounds 2 --starts 2 --epochs 1 --batch-size 300",
     "memory": "--gaps 6 --seeds 2 --batch-size 4",
     "object_identification": "--train-scenes 60 --validation-scenes 6 --test-scenes 6 --epochs 2 --width 4"
     " --batch-size 32",

@@ -1,6 +1,6 @@
 """Lazy training: the wider a network, the more it trains like its linearisation, whose tangent kernel is constant.
 
-    python -m experiments.lazy_training [--out DIR] [--seed N] [--widths 256 1024 4096]
+    python -m experiments.lazy_training [--out DIR] [--seed N] [--widths 64 256 1024 4096]
 
 Networks with one hidden layer, in the parameterisation of Jacot et al. (standard normal weights, sums divided by the
 square root of their number of terms), learn by gradient descent whether a digit is even. From the same weights, with
@@ -12,8 +12,10 @@ the end, for several random starts of each width, are
 - the relative change of the tangent kernel, in Frobenius norm, since the start: width^−1 as well;
 - the relative change of the weights, `‖w − w₀‖ / ‖w₀‖`: width^−1/2, which is why the network stays nearly linear.
 
-Expect exponents, fitted to each start separately, within 0.15 of these; networks of fewer than 200 units are not yet in
-the lazy regime. It works offline and takes less than a minute.
+These are leading terms for wide networks; in narrow ones further terms count, and the outputs differ by less than the
+leading term gives. Exponents are therefore fitted twice, to each start separately. From 256 units on, expect them
+within 0.15 of the theory. From 32 units on, expect them as close for kernel and weights, but about −0.8 for the
+outputs. It works offline and takes less than a minute.
 
 References:
     Jacot, Gabriel and Hongler, *Neural tangent kernel*, NeurIPS 2018. Lee et al., *Wide neural networks of any depth
@@ -52,8 +54,10 @@ class Config:
     """the seed of everything random"""
     rows: int = 16
     """digits to learn"""
-    widths: tuple[int, ...] = (256, 512, 1024, 2048, 4096)
+    widths: tuple[int, ...] = (32, 64, 128, 256, 512, 1024, 2048, 4096)
     """widths of the hidden layer"""
+    lazy_from: int = 256
+    """the width from which theory is expected to hold"""
     starts: int = 6
     """random starts of each width"""
     steps: int = 100
@@ -72,17 +76,37 @@ def main(config: Config) -> dict[str, Any]:
     keys = jax.random.split(start_key, config.starts)
     every = [compare(width, keys, train, held_out, config) for width in config.widths]
     found = {name: np.stack([each[name] for each in every]) for name in (*THEORY, "loss")}  # widths × starts
-    slopes = {name: np.polyfit(np.log(config.widths), np.log(found[name]), 1)[0] for name in THEORY}
     print_table(
         ["width", *THEORY, "training loss"],
         [[str(width), *(found[name][i].mean() for name in found)] for i, width in enumerate(config.widths)],
     )
-    exponents = {name: {"theory": THEORY[name], **mean_and_error(slope)} for name, slope in slopes.items()}
+    exponents, of_all = (fitted(found, config, least) for least in (config.lazy_from, min(config.widths)))
     print()
-    print_table(["exponent of the width", "theory", "fitted", "±"], [[n, *e.values()] for n, e in exponents.items()])
+    print_table(
+        ["exponent of the width", "theory", f"from {config.lazy_from} on", "±", "all widths", "±"],
+        [[name, THEORY[name], *exponents[name].values(), *of_all[name].values()] for name in THEORY],
+    )
     draw(results, found, exponents, config)
     means = {name: values.mean(1) for name, values in found.items()}
-    return results.summary({"exponents": exponents, "means": means, "widths": config.widths, "seed": config.seed})
+    return results.summary(
+        {
+            "exponents": exponents,
+            "exponents_of_all_widths": of_all,
+            "means": means,
+            "widths": config.widths,
+            "lazy_from": config.lazy_from,
+            "seed": config.seed,
+        }
+    )
+
+
+def fitted(found: dict[str, np.ndarray], config: Config, least: int) -> dict[str, dict[str, float]]:
+    """Return the exponents of the width, from this width on: the mean over the starts and its standard error."""
+    widths = np.array(config.widths)
+    chosen = widths >= least
+    return {
+        name: mean_and_error(np.polyfit(np.log(widths[chosen]), np.log(found[name][chosen]), 1)[0]) for name in THEORY
+    }
 
 
 def even(batch: Batch) -> Batch:
@@ -133,11 +157,12 @@ def draw(results: Results, found: dict[str, np.ndarray], exponents: dict[str, An
     widths = np.array(config.widths)
     for i, (name, label) in enumerate(zip(THEORY, LABELS, strict=True)):
         numbers, mean = exponents[name], np.exp(np.log(found[name]).mean(1))
-        told = f"{label}: exponent {numbers['mean']:.2f} ± {numbers['error']:.2f}, in theory {numbers['theory']:g}"
+        told = f"{label}: exponent {numbers['mean']:.2f} ± {numbers['error']:.2f}, in theory {THEORY[name]:g}"
         axis.plot(widths, found[name], ".", color=f"C{i}", alpha=0.35)
         axis.plot(widths, mean, "o", color=f"C{i}", label=told)
         axis.plot(widths, mean[-1] * (widths / widths[-1]) ** THEORY[name], "--", color=f"C{i}", linewidth=1)
-    axis.set(xscale="log", yscale="log", xlabel="width of the hidden layer, dashed: theory", ylim=(None, 0.3))
+    axis.set(xscale="log", yscale="log", xlabel="width of the hidden layer, dashed: theory", ylim=(None, 0.6))
+    axis.set_title(f"exponents from {config.lazy_from} units on")
     axis.set_xticks(widths, list(map(str, widths)), minor=False)
     axis.set_xticks([], minor=True)
     axis.legend(fontsize=9, loc="upper right")

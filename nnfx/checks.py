@@ -31,7 +31,7 @@ def describe(value: Any) -> str:
             return f"{value}"
         return f"{value.dtype}[{','.join(map(str, value.shape))}]"
     text = repr(value)
-    return text if len(text) <= 60 else f"a {type(value).__name__}"
+    return text if len(text) <= 60 and "\n" not in text else f"a {type(value).__name__}"
 
 
 def key(name: str, value: Any) -> None:
@@ -106,6 +106,21 @@ def numeric(name: str, value: Any) -> None:
     dtype = value.dtype
     if not (jnp.issubdtype(dtype, np.number) or dtype == np.bool_) or jnp.issubdtype(dtype, np.complexfloating):
         raise TypeError(f"{name}: expected an array of real numbers, got {describe(value)}")
+
+
+def one_array(name: str, value: Any, wanted: str) -> None:
+    """Require one array of real numbers, whose examples are not empty: no list, and no tree such as `Sequences`.
+
+    >>> one_array("inputs", {"age": np.ones(3)}, "(batch, features)")
+    Traceback (most recent call last):
+      ...
+    TypeError: inputs: expected an array (batch, features), got {'age': array([1., 1., 1.])}
+    """
+    if not isinstance(value, jax.Array | np.ndarray):
+        raise TypeError(f"{name}: expected an array {wanted}, got {describe(value)}")
+    numeric(name, value)
+    if any(size == 0 for size in value.shape[1:]):
+        raise ValueError(f"{name}: expected {wanted}, no size of an example 0, got {describe(value)}")
 
 
 def near(value: Any) -> tuple[Any, Any]:

@@ -61,6 +61,7 @@ MODELS = {
     "dropout": models.mlp(hidden=(16,), dropout=0.5, initializer="orthogonal"),
     "maxout": models.mlp(hidden=(6,), activation=functools.partial(activations.maxout, pieces=3)),
     "batch norm": models.mlp(hidden=(6,), batch_norm=True),
+    "pruned": models.masked(models.mlp(hidden=(6,)), functools.partial(models.magnitude_masks, keep=0.5)),
     "cnn": models.cnn([models.conv(4), models.max_pool(), models.conv(3, strides=2)], outputs=2, hidden=(6,)),
     "cnn of sequences": models.cnn([models.conv(4, 2, dilation=2), models.avg_pool(2, 1)], activation="tanh"),
     "cnn of rows": models.reshaped(models.cnn([models.conv(2)], outputs=2), (-1, 2, 1)),
@@ -238,7 +239,7 @@ def test_the_dtype_is_kept(model, variables, dtype, inputs):
         variables, inputs = floats_as(dtype, (variables, inputs))
         outputs, state = jax.eval_shape(functools.partial(train, model), variables, KEY, inputs)
         assert outputs.dtype == jax.eval_shape(model.apply, variables, inputs).dtype == dtype
-        assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(state))
+        assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(state) if leaf.dtype != bool)  # such as masks
 
 
 def test_one_trace_serves_every_call(model, variables, inputs):

@@ -9,6 +9,7 @@ from nnfx.models.attention import transformer
 from nnfx.models.convolutional import avg_pool, cnn, conv, lenet, max_pool, reshaped, resnet
 from nnfx.models.dense import mlp, perceptron
 from nnfx.models.normalization import BatchNorm, LayerNorm
+from nnfx.models.pruning import magnitude_masks, masked
 from nnfx.models.recurrent import gru, lstm, rnn
 from nnfx.models.safetensors import load_safetensors, save_safetensors
 from nnfx.models.time_series import time_series_fcn, time_series_resnet
@@ -34,6 +35,8 @@ __all__ = [
     "lenet",
     "load_safetensors",
     "lstm",
+    "magnitude_masks",
+    "masked",
     "max_pool",
     "merge",
     "mlp",

@@ -1,13 +1,16 @@
 """Adapters that turn a module of Flax (Linen or NNX), Equinox or Haiku into a `Model` of pure functions."""
 
+import contextlib
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax.errors import ScopeParamShapeError
 
 from nnfx import checks, trees
 from nnfx.types import Apply, Array, Model, Variables
@@ -25,6 +28,23 @@ def _switches(call: Callable[..., Any], train: bool, weights: Array | None) -> d
         "weights": weights,
     }
     return {name: value for name, value in offered.items() if name in accepted}
+
+
+@contextlib.contextmanager
+def _named(inputs: Any) -> Iterator[None]:
+    """Name the inputs in the errors for leaves that are not arrays, and for sizes that do not suit the variables."""
+    for leaf in jax.tree.leaves(inputs):
+        is_array = isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind not in "OSUMm"
+        if not (is_array or isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | bool | int | float | complex)):
+            raise TypeError(
+                f"inputs: expected an array of numbers, or a tree of them, got {checks.describe(leaf)};"
+                " nnfx.data.prepare makes arrays of data frames"
+            )
+    try:
+        yield
+    except ScopeParamShapeError as error:
+        given = ", ".join(map(checks.describe, jax.tree.leaves(inputs)))
+        raise ValueError(f"inputs: expected sizes that suit the variables, got {given}; {error}") from error
 
 
 def from_linen(module: nn.Module) -> Model:
@@ -56,7 +76,8 @@ def from_linen(module: nn.Module) -> Model:
 
     def init(key: Array, inputs: Any) -> Variables:
         checks.key("key", key)
-        return variables_of(key, inputs)
+        with _named(inputs):
+            return variables_of(key, inputs)
 
     def apply(
         variables: Variables,
@@ -68,10 +89,9 @@ def from_linen(module: nn.Module) -> Model:
     ) -> Any:
         switches = _switches(type(module).__call__, train, weights)
         rngs = None if key is None else {"params": key}
-        if not train:
-            return module.apply(variables, inputs, rngs=rngs, **switches)
-        state = [name for name in variables if name != "params"]
-        return module.apply(variables, inputs, rngs=rngs, mutable=state, **switches)
+        mutable = [name for name in variables if name != "params"] if train else False
+        with _named(inputs):
+            return module.apply(variables, inputs, rngs=rngs, mutable=mutable, **switches)
 
     return Model(init, cast(Apply, apply))
 

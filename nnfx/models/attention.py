@@ -86,6 +86,7 @@ class Transformer(nn.Module):
     def __call__(self, inputs: Array | Sequences, *, train: bool = False, cache: Cache | None = None) -> Any:
         """Return `(batch, outputs)` or `(batch, time, outputs)`; given a cache, the new one and one step."""
         x, lengths, state = inputs if isinstance(inputs, Sequences) else Sequences(inputs)
+        checks.one_array("inputs", x, "(batch, time, features), or Sequences")
         if x.ndim != 3:
             raise ValueError(f"inputs: expected (batch, time, features), got {checks.describe(x)}")
         if state is not None:

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike
@@ -216,6 +217,7 @@ def cnn(
 def _check_inputs(x: Array, axes: int | None) -> None:
     """Check that inputs are images or sequences with channels, and have as many axes as the model expects."""
     layouts = {1: "(batch, width, channels)", 2: "(batch, height, width, channels)"}
+    checks.one_array("inputs", x, layouts[axes] if axes else f"{layouts[1]} or {layouts[2]}")
     if axes is None and x.ndim == 3 and x.shape[1] == x.shape[2] > 1:
         raise ValueError(
             f"inputs: expected {layouts[2]}, got {checks.describe(x)}; add a channel to images with inputs[..., None],"
@@ -258,9 +260,10 @@ def reshaped(model: Model, shape: Sequence[int]) -> Model:
         raise ValueError(f"shape: expected at most one size of -1, got {tuple(shape)}")
 
     def seen(inputs: Array) -> Array:
+        checks.one_array("inputs", inputs, "(batch, ...)")
         try:
-            return inputs.reshape(inputs.shape[0], *shape)
-        except TypeError as error:
+            return jax.vmap(lambda example: example.reshape(shape))(inputs)  # finds a size of -1 without rows too
+        except (TypeError, ValueError) as error:
             raise ValueError(
                 f"inputs: expected examples of shape {tuple(shape)}, got {checks.describe(inputs)}"
             ) from error

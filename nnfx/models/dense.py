@@ -1,5 +1,6 @@
 """The perceptron, and deep networks of stacked perceptrons."""
 
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -29,6 +30,7 @@ class Perceptron(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, weights: Array | None = None, train: bool = False) -> Array:
         """Return `(batch, outputs)`."""
+        checks.one_array("inputs", x, "(batch, features)")
         if self.axes is not None and x.ndim != self.axes:
             raise ValueError(
                 f"inputs: expected (batch, features), got {checks.describe(x)}; nnfx.models.mlp flattens inputs"
@@ -59,9 +61,10 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, weights: Array | None = None, train: bool = False) -> Array:
         """Return `(batch, outputs)` before any output activation."""
+        checks.one_array("inputs", x, "(batch, ...)")
         if x.ndim < 2:
             raise ValueError(f"inputs: expected (batch, features) or more axes, got {checks.describe(x)}")
-        x = x.reshape(x.shape[0], -1)
+        x = x.reshape(x.shape[0], math.prod(x.shape[1:]))  # a size of -1 would be unknown without rows
         for i, width in enumerate(self.hidden):
             options = (self.activation, self.initializer, self.bias_initializer, self.batch_norm)
             x = Perceptron(width, *options, name=f"hidden_{i}")(x, weights=weights, train=train)

@@ -77,6 +77,7 @@ class RecurrentNetwork(nn.Module):
     def __call__(self, inputs: Array | Sequences, *, train: bool = False) -> Array:
         """Return `(batch, outputs)`, or `(batch, time, outputs)`; the hidden state itself if `outputs` is None."""
         x, lengths, state = inputs if isinstance(inputs, Sequences) else Sequences(inputs)
+        checks.one_array("inputs", x, "(batch, time, features), or Sequences")
         directions = (False, True) if self.bidirectional else (False,)
         if state is not None and len(state) != len(self.hidden) * len(directions):
             wanted = len(self.hidden) * len(directions)

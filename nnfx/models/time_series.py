@@ -57,6 +57,7 @@ class TimeSeriesResNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, weights: Array | None = None, train: bool = False) -> Array:
         """Return logits, `(batch, outputs)`."""
+        checks.one_array("inputs", x, "(batch, time, channels)")
         if x.ndim != 3:
             raise ValueError(f"inputs: expected (batch, time, channels), got {checks.describe(x)}")
 

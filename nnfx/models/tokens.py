@@ -117,7 +117,10 @@ def _with_values(inputs: Any, values: Array) -> Any:
 
 def _vectors(table: Array, inputs: Any) -> Any:
     """Return the vectors of tokens; padding has that of token 0, whatever its values."""
-    tokens = jnp.asarray(_values(inputs))
+    tokens = _values(inputs)
+    if isinstance(tokens, list):
+        tokens = jnp.asarray(tokens)
+    checks.one_array("inputs", tokens, "of tokens (batch, time), or Sequences")
     if tokens.ndim != 2:
         raise ValueError(f"inputs: expected tokens (batch, time), got {checks.describe(tokens)}")
     if isinstance(inputs, Sequences) and inputs.lengths is not None:

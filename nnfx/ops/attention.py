@@ -1,6 +1,8 @@
 """Scaled dot-product attention, and rotary position embedding."""
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nnfx import checks
 from nnfx.types import Array, at_least_float32
@@ -58,17 +60,19 @@ def rotated(x: Array, positions: Array, base: float = 10_000.0) -> Array:
     """Rotate pairs of features by angles proportional to the position (RoPE): dot products depend on distances alone.
 
     Features i and i + d / 2 are the coordinates of a point, which is rotated by `position / baseʲ`, `j = 2 i / d`. The
-    dot product of two vectors rotated in this way depends on the difference of their positions alone.
+    dot product of two vectors rotated in this way depends on the difference of their positions alone, however large the
+    positions: angles are computed modulo a turn, in integers, which are exact.
 
     Args:
         x: `(..., time, heads, features)`, with an even number of features, d.
-        positions: `(time,)`.
+        positions: integers `(time,)`.
         base: the fastest pair rotates by one radian per step, and the slowest by nearly `1 / base`.
 
     Returns:
         An array of the shape and dtype of `x`.
 
     Raises:
+        TypeError: for positions that are not integers.
         ValueError: for an odd number of features.
 
     Example:
@@ -80,9 +84,14 @@ def rotated(x: Array, positions: Array, base: float = 10_000.0) -> Array:
     """
     if x.shape[-1] % 2:
         raise ValueError(f"x: expected an even number of features, got {checks.describe(x)}")
-    half, dtype = x.shape[-1] // 2, at_least_float32(x.dtype)
-    speeds = base ** -(jnp.arange(half, dtype=dtype) / half)
-    angles = jnp.outer(positions.astype(dtype), speeds)[:, None]  # (time, 1, half)
+    if not jnp.issubdtype(positions.dtype, jnp.integer):
+        raise TypeError(f"positions: expected integers, got {checks.describe(positions)}")
+    half, dtype = x.shape[-1] // 2, jax.dtypes.canonicalize_dtype(at_least_float32(x.dtype))
+    signed, unsigned, bits = (np.int64, np.uint64, 64) if dtype == jnp.float64 else (np.int32, np.uint32, 32)
+    # angles and speeds in units of 2^-bits of a turn: overflow removes whole turns, and nothing is rounded
+    speeds = np.round(2.0**bits / (2 * np.pi) * base ** -(np.arange(half) / half)).astype(unsigned)
+    turns = jnp.outer(positions.astype(unsigned), jnp.asarray(speeds)).astype(signed)
+    angles = (turns.astype(dtype) * (2 * np.pi / 2.0**bits))[:, None]  # (time, 1, half)
     angles = angles.reshape(*[1] * (x.ndim - 3), *angles.shape)
     first, second = jnp.split(x.astype(dtype), 2, axis=-1)
     cos, sin = jnp.cos(angles), jnp.sin(angles)

@@ -41,6 +41,7 @@ def test_the_experiment_writes_what_it_says(tmp_path, model, capsys):
     assert 2.3 < written["bits"]["5-gram, Kneser–Ney"]["test"] < 2.35
     assert written["bits"][name]["test"] < np.log2(61)
     assert len(summary["written"]) <= 40
+    assert summary["stream_error"] < 1e-5
     rows = list(csv.DictReader((tmp_path / "history.csv").read_text().splitlines()))
     assert len(rows) == 2
     for name in ("context", "learning_curves"):

@@ -10,19 +10,31 @@ from experiments.lazy_training import Config
 
 
 def test_the_experiment_writes_what_it_says(tmp_path, capsys):
-    lazy_training.main(Config(out=tmp_path, rows=4, widths=(4, 8), starts=2, steps=2))
+    lazy_training.main(Config(out=tmp_path, rows=4, widths=(4, 8, 16), lazy_from=8, starts=2, steps=2))
     written = json.loads((tmp_path / "summary.json").read_text())
     assert set(written["exponents"]) == {"outputs", "kernel", "weights"}
     for name, numbers in written["exponents"].items():
         assert np.isfinite(numbers["mean"])
-        assert len(written["means"][name]) == 2
+        assert len(written["means"][name]) == 3
     assert matplotlib.image.imread(tmp_path / "by_width.png").std() > 0.05
     assert "exponent of the width" in capsys.readouterr().out
 
 
+def test_exponents_are_fitted_to_the_widths_asked_for():
+    widths = (10, 100, 1000, 10_000)
+    found = {name: np.array([[1.0], [0.1], [0.01], [0.001]]) @ [[2.0, 3.0]] for name in lazy_training.THEORY}
+    found["weights"][0] = found["weights"][1]  # not yet lazy
+    config = Config(widths=widths)
+    assert lazy_training.fitted(found, config, 10)["outputs"] == pytest.approx({"mean": -1, "error": 0}, abs=1e-12)
+    assert lazy_training.fitted(found, config, 100)["weights"]["mean"] == pytest.approx(-1)
+    assert lazy_training.fitted(found, config, 10)["weights"]["mean"] == pytest.approx(
+        -0.7
+    )  # (1.5 + 0.5 − 1 − 4.5) / 5
+
+
 @pytest.mark.slow
 def test_exponents_are_those_of_the_theory(tmp_path):
-    summary = lazy_training.main(Config(out=tmp_path, widths=(256, 1024, 4096), starts=4))
+    summary = lazy_training.main(Config(out=tmp_path, widths=(64, 256, 1024, 4096), starts=4))
     for name, numbers in summary["exponents"].items():
         assert abs(numbers["mean"] - lazy_training.THEORY[name]) < (0.1 if name == "weights" else 0.3)
 

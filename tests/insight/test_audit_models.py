@@ -62,6 +62,7 @@ MODELS = {
     "every activation": (models.from_linen(EveryActivation()), (4,), {}),
     "batch norm and dropout": (models.mlp((5,), 2, batch_norm=True, dropout=0.4), (4,), {"train": True}),
     "batch norm after training": (models.mlp((5,), 2, batch_norm=True), (4,), {}),
+    "pruned": (models.masked(models.mlp((5,), 2), lambda params: models.magnitude_masks(params, 0.7)), (4,), {}),
     "cnn": (
         models.cnn([models.conv(3), models.max_pool(), models.conv(2)], 2, batch_norm=True),
         (6, 6, 2),
@@ -87,6 +88,7 @@ SLOW = {
     "residual network",
     "every activation",
     "pools",
+    "pruned",
     "cnn",
     "cnn of sequences",
     "lstm of tokens",

@@ -117,6 +117,19 @@ def test_a_stream_gives_the_outputs_of_the_whole_sequence_even_beyond_the_contex
     assert state.layers[0][0].shape == (3, 4, 2, 4)
 
 
+def test_a_stream_does_not_drift_with_the_number_of_steps():
+    """After ten million steps, outputs are those that the network has in float64 for what it sees."""
+    before = np.repeat(INPUTS, 2, axis=1)  # more steps than two layers look back
+    start = MODEL.stream.start(3)._replace(steps=jnp.asarray(10**7, jnp.int32))
+
+    @jax.jit
+    def streamed(inputs):
+        return jax.lax.scan(lambda state, x: MODEL.stream.step(VARIABLES, state, x), start, inputs.swapaxes(0, 1))[1]
+
+    expected = [reference(VARIABLES["params"], x.astype(np.float64), 2, 2, 4) for x in before]
+    np.testing.assert_allclose(streamed(before)[7:].swapaxes(0, 1), np.array(expected)[:, 7:], rtol=1e-4, atol=1e-5)
+
+
 def test_a_step_changes_what_lies_within_its_reach_and_nothing_else():
     before = np.asarray(APPLY(VARIABLES, INPUTS))
     for t in (0, 3, 10):

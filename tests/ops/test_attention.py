@@ -78,16 +78,19 @@ def test_rotation_against_complex_numbers():
     np.testing.assert_allclose(ops.rotated(f32(Q)[0], jnp.asarray(positions)), expected, atol=2e-4)
 
 
-def test_products_of_what_is_rotated_depend_on_the_distance_alone():
-    q, k = f32(Q, K[:, :5])
-    products = [
-        jnp.einsum("bqhd,bkhd->bhqk", *(ops.rotated(each, jnp.arange(5) + start) for each in (q, k)))
-        for start in (0, 7, 50)
-    ]
-    for later in products[1:]:
-        np.testing.assert_allclose(later, products[0], rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("start", [0, 50, 10**7, 2**31 - 5])
+def test_products_of_what_is_rotated_depend_on_the_distance_alone_however_far_the_positions(start):
+    q, k = Q, K[:, :5]
+    points = [each[..., :2] + 1j * each[..., 2:] for each in (q, k)]
+    speeds = 10_000.0 ** (-np.arange(2) / 2)
+    turned = [each * np.exp(1j * np.arange(5)[:, None, None] * speeds) for each in points]
+    expected = np.einsum("bqhd,bkhd->bhqk", turned[0], turned[1].conj()).real
+    positions = jnp.asarray(start + np.arange(5), jnp.int32)
+    q, k = f32(q, k)
+    found = jnp.einsum("bqhd,bkhd->bhqk", ops.rotated(q, positions), ops.rotated(k, positions))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=5e-6)
     moved = jnp.einsum("bqhd,bkhd->bhqk", ops.rotated(q, jnp.arange(5) + 1), ops.rotated(k, jnp.arange(5)))
-    assert not np.allclose(moved, products[0], atol=0.01)
+    assert not np.allclose(moved, expected, atol=0.01)
 
 
 def test_wrong_input():
@@ -98,3 +101,5 @@ def test_wrong_input():
         ops.attention(q, k, v[:, :6])
     with pytest.raises(ValueError, match=r"x: expected an even number of features, got float32\[2,5,3,3\]"):
         ops.rotated(q[..., :3], jnp.arange(5))
+    with pytest.raises(TypeError, match=r"positions: expected integers, got float32\[5\]"):
+        ops.rotated(q, jnp.arange(5.0))
