@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.reproductions import deepobs, deepobs_quadratic, ltsf
+from experiments.reproductions import deepobs, deepobs_quadratic, ltsf, pytorch_quickstart, uci_dropout
 from experiments.reproductions.comparison import Comparison
 from nnfx import paths
 
@@ -40,9 +40,13 @@ class Reproduction(NamedTuple):
 
 
 REPRODUCTIONS = (
+    Reproduction("MC dropout, UCI", "uci_dropout", lambda record: uci_dropout.compare(record["runs"])),
     Reproduction("DeepOBS, `fmnist_2c2d`", "deepobs", lambda record: deepobs.compare(record["runs"])),
     Reproduction(
         "DeepOBS, `quadratic_deep`", "deepobs_quadratic", lambda record: deepobs_quadratic.compare(record["runs"])
+    ),
+    Reproduction(
+        "PyTorch's Quickstart", "pytorch_quickstart", lambda record: pytorch_quickstart.compare(record["runs"])
     ),
     Reproduction("Forecasts of ETTh1", "ltsf", lambda record: ltsf.comparisons(record["rows"])),
 )
