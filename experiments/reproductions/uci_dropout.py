@@ -12,9 +12,10 @@ likelihood that of the mixture of normal distributions around them, of precision
 The tables, their splits, the rate of dropout and the precision that the authors' grid search chose for each split, and
 their scores of each split are read from a copy of their repository. All splits of a table are trained as one program.
 Differences are taken split by split, which is much stricter than to compare the means: the splits differ far more from
-each other than two ways to train. Expect both scores to lie within two standard errors for the five tables that are run
-by default, each of which takes one to three minutes of processor time; the others are larger, and were not run. Finished
-tables are kept under `runs/`, and a later call continues after an interruption. The record is next to this script.
+each other than two ways to train. Expect both scores to lie within two standard errors for the five tables that are
+run by default, each of which takes one to three minutes of processor time; the others are larger, and were not run.
+Finished tables are kept under `runs/`, and a later call continues after an interruption. The record is next to this
+script.
 
 Gal and Ghahramani, *Dropout as a Bayesian approximation*, ICML 2016. The scores are those of the authors' repository at
 commit 6eb4497, `UCI_Datasets/*/results/log_100_xepochs_1_hidden_layers.txt`: mean and standard deviation over splits of
