@@ -41,6 +41,7 @@ from tqdm import tqdm
 
 import nnfx
 from experiments.common import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, Results, command, print_table
+from experiments.reproductions.comparison import Comparison, Sample
 from nnfx import checks, paths
 from nnfx.forecasting import Scaler, Windows, as_data, baselines, split, windows
 from nnfx.sweeps import Progress, Sweep
@@ -241,6 +242,21 @@ def compare(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
             }
         rows.append(row | {"as_expected": as_expected(row)})
     return rows
+
+
+def comparisons(rows: list[dict[str, Any]]) -> list[Comparison]:
+    """Return the errors beside the published ones of the same method, which were rounded to three digits."""
+    return [
+        Comparison(
+            f"{METHODS[row['method']].name}, {row['horizon']} hours, {measure.upper()}",
+            Sample(row[measure], row[f"{measure}_sd"], row["seeds"]),
+            Sample(row[f"{measure}_published"], None, 1),
+            unit=0.001,
+        )
+        for row in rows
+        if not METHODS[row["method"]].beside
+        for measure in MEASURES
+    ]
 
 
 def as_expected(row: dict[str, Any]) -> bool | None:

@@ -42,9 +42,9 @@ def test_the_network_is_that_of_the_paper(key):
 def test_runs_are_made_kept_and_gone_on_with(small, tmp_path, monkeypatch):
     config = deepobs.Config(tmp_path, seeds=(0,), optimizers=("sgd", "adam"), epochs=1, batch_size=32, progress=False)
     summary = deepobs.main(config)
-    assert [(row["optimizer"], row["epoch"], row["seeds"]) for row in summary["rows"]] == [
-        ("sgd", 1, 1),
-        ("adam", 1, 1),
+    assert [row["result"] for row in summary["rows"]] == [
+        "sgd, epoch 1, test accuracy in %",
+        "adam, epoch 1, test accuracy in %",
     ]
     assert (tmp_path / "accuracy.png").stat().st_size > 10_000
     monkeypatch.setattr(deepobs, "train", lambda *_: pytest.fail("a finished run is not made again"))
@@ -60,14 +60,15 @@ def test_the_incomplete_batch_is_dropped(small):
     data = nnfx.data.fashion_mnist(hold_out_test=True).train
     optimizer = deepobs.OPTIMIZERS["sgd"]
     state = nnfx.init_state(jax.random.key(0), deepobs.model(), optimizer, data.inputs[:1])
-    state, loss = deepobs.make_epoch(optimizer, 32)(state, data, jax.random.key(1))
+    epoch = jax.jit(deepobs.make_epoch(deepobs.model(), nnfx.losses.categorical_cross_entropy, optimizer, 32))
+    state, loss = epoch(state, data, jax.random.key(1))
     assert state.step == 70 // 32
     assert jnp.isfinite(loss)
 
 
-def test_the_comparison_is_in_published_deviations():
-    runs = [{"optimizer": "adam", "test_accuracy": [85.26 + 0.57 * d, 80.0]} for d in (1, 2, 3)]
-    first, second = deepobs.compare(runs)
-    assert first["difference_in_sd"] == pytest.approx(2)
-    assert first["ours_sd"] == pytest.approx(0.57)
-    assert (second["epoch"], second["seeds"]) == (2, 3)
+def test_epochs_that_all_runs_reached_are_compared():
+    runs = [{"optimizer": "adam", "test_accuracy": [85.26 + d, 80.0]} for d in (1, 2, 3)]
+    first, second = deepobs.compare([*runs, {"optimizer": "sgd", "test_accuracy": [80.0]}])[1:]
+    assert first.result == "adam, epoch 1, test accuracy in %"
+    assert first.standard_errors == pytest.approx(2 / np.sqrt(1 / 3 + 0.57**2 / 10))
+    assert (second.ours.mean, second.ours.count, second.published.count) == (80, 3, 10)
