@@ -7,7 +7,7 @@ learning rates compiles three programs rather than three hundred.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,9 +18,10 @@ from nnfx.search import figures
 from nnfx.search.ask import asked
 from nnfx.search.comparison import Comparison
 from nnfx.search.effects import Effects, effects
+from nnfx.search.folder import facts_of, facts_of_rounds, require_same, words_of
 from nnfx.search.methods import Ask, Bracket, Grid, Hyperband
 from nnfx.search.nested import Nested, outer_parts, scored
-from nnfx.search.plan import Method, rounds
+from nnfx.search.plan import Method, Round, rounds
 from nnfx.search.programs import Maker, Program
 from nnfx.search.report import report
 from nnfx.search.result import Search, size_words
@@ -91,8 +92,9 @@ def search(
         space: a range for each name: `Choice`, `Integer`, `Uniform`, `LogUniform`, `Normal`, or any of these `When`
             another name has a given value. Static names take a `Choice` or an `Integer`.
         key: a typed key; seed i is `fold_in(key, i)`, and the points are drawn with a key folded from it too.
-        points: the number of points to draw, `Grid(per_number)` to try every combination, or a list of points, without
-            `space`. With `Ask`, the total number; None with `Hyperband`, which determines it.
+        points: the number of points to draw, `Grid(per_number)` to try every combination, or a list of points, with
+            `space` only for names that have one value, `Choice(value)`, in all of them. With `Ask`, the total number;
+            None with `Hyperband`, which determines it.
         method: None to train all points to the end; `Halving(rungs, keep)` or `Hyperband(min_epochs, eta)` to drop the
             worse ones along the way, ranked across all programs; or `Ask(sampler)` for an Optuna sampler.
         seeds: the number of seeds.
@@ -107,6 +109,12 @@ def search(
             the same result, bit for bit. Each program has a folder in it, such as `00-width=8`, and is not trained
             again once it has finished; programs that are ranked together are saved together, in one folder for each
             bracket. At the end, `members.csv` is the returned table.
+
+            Several processes that make the same call share the work, program by program (those that are ranked together
+            count as one): under `nnfx.distributed`, or started independently, on one machine, or on many whose common
+            file system has locks (`flock`), as NFS does. Each process returns the whole result. Independent ones may
+            join and be lost at any time: the others take over their programs from the newest checkpoint. On Windows,
+            which has no such locks, run one process.
         save_every_seconds: save into `out` once this many seconds have passed.
         skip_damaged: whether to set aside checkpoints that cannot be used, and continue from the newest good one.
         progress: whether to print the number of programs and show progress bars, or the bars' title. By default, both
@@ -156,13 +164,17 @@ def search(
     if isinstance(method, Ask):
         sizes = f"{points} points in batches of {method.batch}"
         trained = asked(maker, trainer, key, space, points, method)
+        facts = {"space": words_of(space or {}), "batch": str(method.batch)}  # more points may be asked for than before
     else:
         planned = [(each, maker.programs(each.points)) for each in rounds(maker, key, space, points, method)]
         for each, programs in planned:
             trainer.check(programs, each.quotas)
         count = sum(len(each.points) for each, _ in planned)
         sizes = size_words(count, sum(len(programs) for _, programs in planned), count * seeds * (folds or 1))
-        trained = ((each, programs, trainer.train(each, programs)) for each, programs in planned)
+        facts = facts_of_rounds([each for each, _ in planned])
+        trained = _trained(trainer, planned)
+    if trainer.out is not None:
+        require_same(trainer.out, facts_of(key, seeds, folds) | facts)
     if is_shown and distributed.is_first():
         print(f"{title}: {sizes}")
     found = _combined(trained)
@@ -250,6 +262,12 @@ def nested(
         searches.append(found)
         scores.append({"outer_fold": fold, **scored(found, own, fold_key, folds, held_out)})
     return Nested(scores, tuple(searches))
+
+
+def _trained(trainer: Trainer, planned: Sequence[tuple[Round, list[Program]]]) -> Iterator[Trained]:
+    """Train the points of all rounds, and yield each round."""
+    for (each, programs), sweeps in zip(planned, trainer.train_all(planned), strict=True):
+        yield each, programs, sweeps
 
 
 def _combined(trained: Iterable[Trained]) -> Search:
