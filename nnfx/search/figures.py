@@ -174,7 +174,7 @@ def best_so_far(found: Search | Sweep) -> "Figure":
     scale = "log" if _is_log(clipped.tolist(), 10) else "linear"
     axis.set(xlabel="epochs, of all members", ylabel=_words(scores.metric), yscale=scale)
     _tidy(axis)
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(fontsize=8, framealpha=0.9, edgecolor="none")
     return figure
 
 

@@ -73,8 +73,8 @@ PAGE = """<!DOCTYPE html>
 <h1>{title}</h1>
 {summary}
 {sections}
-<h2>All {what}</h2>
-<div class="table" tabindex="0" role="region" aria-label="All {what}">
+<h2>Table of all {what}</h2>
+<div class="table" tabindex="0" role="region" aria-label="Table of all {what}">
 {table}
 </div>
 </main>
@@ -139,7 +139,7 @@ def _of_points(found: Search | Sweep, title: str | None) -> str:
             " counted one after the other, as they were drawn.",
         ),
         _section(
-            "All points",
+            "Every point as a line",
             figures.parallel_coordinates(found),
             "Each line is a point, from its values of all names to its mean score on the right. The darker a line, the"
             " better its rank. Scores far worse than most are moved closer.",
@@ -170,10 +170,8 @@ def _of_points(found: Search | Sweep, title: str | None) -> str:
     summary += f" ± {_shown(best['standard_error'])}.</p>" if best["runs"] > 1 else ".</p>"
     if isinstance(found, Search) and best["runs"] > 1:
         alike = len(found.indistinguishable().rows) - 1
-        summary += (
-            f"\n<p>In paired comparisons of the same seeds and folds, {alike} other"
-            f" {'point' if alike == 1 else 'points'} cannot be distinguished from it at 5 %.</p>"
-        )
+        others = f"all but {alike} of the other points" if alike else "all other points"
+        summary += f"\n<p>Paired comparisons on the same seeds and folds distinguish it from {others} at 5 %.</p>"
     kind = "search" if isinstance(found, Search) else "sweep"
     return _page(title or f"A {kind} of {len(rows)} points", summary, sections, "points", rows)
 

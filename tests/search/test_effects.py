@@ -63,6 +63,7 @@ def test_curves_are_the_terms_of_an_additive_function_plus_a_constant(additive, 
     assert found.curves["act"].values == ["elu", "relu", "tanh"]
 
 
+@pytest.mark.slow
 def test_a_product_is_all_interaction():
     """Of sign(a) sign(b), neither name alone has an effect."""
     rng = np.random.default_rng(1)
@@ -73,6 +74,7 @@ def test_a_product_is_all_interaction():
     assert rows["interactions"] > 0.8
 
 
+@pytest.mark.slow
 def test_noise_is_not_explained_and_its_curves_are_flat_within_their_errors():
     rng = np.random.default_rng(2)
     columns = {"a": rng.uniform(size=100), "b": rng.uniform(size=100)}
@@ -82,6 +84,7 @@ def test_noise_is_not_explained_and_its_curves_are_flat_within_their_errors():
     assert (np.abs(curve.score - curve.score.mean()) < 4 * curve.standard_error).all()
 
 
+@pytest.mark.slow
 def test_a_few_points_that_diverge_hide_nothing():
     rng = np.random.default_rng(3)
     columns = {"a": rng.uniform(size=200), "b": rng.uniform(size=200)}

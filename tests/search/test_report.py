@@ -101,7 +101,7 @@ def test_the_table_holds_all_points_ranked(text, found):
     exact = [float(value) for value in re.findall(r'data-value="([^"]+)"', text)][1::4]
     np.testing.assert_allclose(exact, [row["valid_loss"] for row in ranked], rtol=0)
     alike = len(found.indistinguishable().rows) - 1
-    assert f"{alike} other point" in text
+    assert f"from all but {alike} of the other points at 5 %" in text
     assert "<h1>A &amp; B</h1>" in text
 
 
