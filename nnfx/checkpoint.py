@@ -342,14 +342,21 @@ def _alone() -> Iterator[None]:
 
     context = orbax.Context()
     context.asynchronous.timeout_secs = _PATIENCE_SECONDS
-    if jax.process_count() > 1:
-        from orbax.checkpoint.experimental.v1._src.saving import execution
+    with _ONE_AT_A_TIME, contextlib.ExitStack() as closing:
+        if jax.process_count() > 1:
+            from orbax.checkpoint._src.multihost import multihost
+            from orbax.checkpoint.experimental.v1._src.saving import execution
+            from orbax.checkpoint.experimental.v1._src.synchronization import multihost as multihost_v1
 
-        # the only place where Orbax involves all processes, even those that do not take part
-        execution._check_directory_consistency = lambda _: None
-        context.multiprocessing.primary_host = jax.process_index()
-        context.multiprocessing.active_processes = {jax.process_index()}
-    with _ONE_AT_A_TIME, context:
+            # the only place where Orbax involves all processes, even those that do not take part
+            execution._check_directory_consistency = lambda _: None
+            # the first process alone writes NumPy arrays, so each acts as the first one
+            for module in (multihost, multihost_v1):
+                closing.callback(setattr, module, "process_index", module.process_index)
+                module.process_index = lambda: 0
+            context.multiprocessing.primary_host = 0
+            context.multiprocessing.active_processes = {0}
+        closing.enter_context(context)
         yield
 
 

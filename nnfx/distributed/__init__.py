@@ -7,6 +7,6 @@ checkpoints, sweeps and the experiments follow these rules automatically.
 `python -m nnfx.distributed MODULE` runs any module in this way, such as an experiment.
 """
 
-from nnfx.distributed.processes import agree, everywhere, from_shares, is_first, local, share, start, wait
+from nnfx.distributed.processes import agree, alone, everywhere, from_shares, is_first, local, share, start, wait
 
-__all__ = ["agree", "everywhere", "from_shares", "is_first", "local", "share", "start", "wait"]
+__all__ = ["agree", "alone", "everywhere", "from_shares", "is_first", "local", "share", "start", "wait"]

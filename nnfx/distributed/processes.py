@@ -1,10 +1,12 @@
 """The processes of one program: how they start, share the data and agree on values."""
 
+import contextlib
 import itertools
 import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +24,7 @@ from nnfx import checks
 _WEEK_MS = 7 * 24 * 3600 * 1000
 """How long to wait for another process: in effect, as long as its heartbeat shows that it lives."""
 _agreements, _meetings = itertools.count(), itertools.count()
+_is_alone = False
 
 
 def start(
@@ -109,7 +112,26 @@ def is_first() -> bool:
     >>> is_first()
     True
     """
-    return int(_engine.process_id) == 0
+    return _count() == 1 or int(_engine.process_id) == 0
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Let this process work as if it ran alone: it writes its own files, and neither waits for others nor asks them.
+
+    For work on the devices of this process that the others do not take part in, each on files of its own.
+
+    Example:
+        >>> with alone():
+        ...     is_first()
+        True
+    """
+    global _is_alone
+    before, _is_alone = _is_alone, True
+    try:
+        yield
+    finally:
+        _is_alone = before
 
 
 def share(rows: int) -> slice:
@@ -120,7 +142,8 @@ def share(rows: int) -> slice:
         slice(0, 1000, None)
     """
     checks.non_negative_integer("rows", rows)
-    mine, count = int(_engine.process_id), _count()
+    count = _count()
+    mine = int(_engine.process_id) if count > 1 else 0
     return slice(rows * mine // count, rows * (mine + 1) // count)
 
 
@@ -224,7 +247,7 @@ def wait() -> None:
 
 
 def _count() -> int:
-    return int(_engine.num_processes)
+    return 1 if _is_alone else int(_engine.num_processes)
 
 
 def _client() -> Any:

@@ -7,17 +7,23 @@ learning rates compiles three programs rather than three hundred.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 
-from nnfx import distributed, paths
+from nnfx import checks, distributed, paths
 from nnfx.data.prepare import Data
+from nnfx.search import figures
 from nnfx.search.ask import asked
 from nnfx.search.comparison import Comparison
+from nnfx.search.effects import Effects, effects
+from nnfx.search.folder import facts_of, facts_of_rounds, require_same, words_of
 from nnfx.search.methods import Ask, Bracket, Grid, Hyperband
-from nnfx.search.plan import Method, rounds
+from nnfx.search.nested import Nested, outer_parts, scored
+from nnfx.search.plan import Method, Round, rounds
 from nnfx.search.programs import Maker, Program
+from nnfx.search.report import report
 from nnfx.search.result import Search, size_words
 from nnfx.search.space import Choice, Integer, Normal, Point, Space, When, check, draw, grid
 from nnfx.search.training import Trained, Trainer
@@ -30,18 +36,24 @@ __all__ = [
     "Bracket",
     "Choice",
     "Comparison",
+    "Effects",
     "Grid",
     "Halving",
     "Hyperband",
     "Integer",
     "LogUniform",
+    "Nested",
     "Normal",
     "Program",
     "Search",
     "Uniform",
     "When",
     "draw",
+    "effects",
+    "figures",
     "grid",
+    "nested",
+    "report",
     "search",
 ]
 
@@ -80,8 +92,9 @@ def search(
         space: a range for each name: `Choice`, `Integer`, `Uniform`, `LogUniform`, `Normal`, or any of these `When`
             another name has a given value. Static names take a `Choice` or an `Integer`.
         key: a typed key; seed i is `fold_in(key, i)`, and the points are drawn with a key folded from it too.
-        points: the number of points to draw, `Grid(per_number)` to try every combination, or a list of points, without
-            `space`. With `Ask`, the total number; None with `Hyperband`, which determines it.
+        points: the number of points to draw, `Grid(per_number)` to try every combination, or a list of points, with
+            `space` only for names that have one value, `Choice(value)`, in all of them. With `Ask`, the total number;
+            None with `Hyperband`, which determines it.
         method: None to train all points to the end; `Halving(rungs, keep)` or `Hyperband(min_epochs, eta)` to drop the
             worse ones along the way, ranked across all programs; or `Ask(sampler)` for an Optuna sampler.
         seeds: the number of seeds.
@@ -96,6 +109,12 @@ def search(
             the same result, bit for bit. Each program has a folder in it, such as `00-width=8`, and is not trained
             again once it has finished; programs that are ranked together are saved together, in one folder for each
             bracket. At the end, `members.csv` is the returned table.
+
+            Several processes that make the same call share the work, program by program (those that are ranked together
+            count as one): under `nnfx.distributed`, or started independently, on one machine, or on many whose common
+            file system has locks (`flock`), as NFS does. Each process returns the whole result. Independent ones may
+            join and be lost at any time: the others take over their programs from the newest checkpoint. On Windows,
+            which has no such locks, run one process.
         save_every_seconds: save into `out` once this many seconds have passed.
         skip_damaged: whether to set aside checkpoints that cannot be used, and continue from the newest good one.
         progress: whether to print the number of programs and show progress bars, or the bars' title. By default, both
@@ -145,13 +164,17 @@ def search(
     if isinstance(method, Ask):
         sizes = f"{points} points in batches of {method.batch}"
         trained = asked(maker, trainer, key, space, points, method)
+        facts = {"space": words_of(space or {}), "batch": str(method.batch)}  # more points may be asked for than before
     else:
         planned = [(each, maker.programs(each.points)) for each in rounds(maker, key, space, points, method)]
         for each, programs in planned:
             trainer.check(programs, each.quotas)
         count = sum(len(each.points) for each, _ in planned)
         sizes = size_words(count, sum(len(programs) for _, programs in planned), count * seeds * (folds or 1))
-        trained = ((each, programs, trainer.train(each, programs)) for each, programs in planned)
+        facts = facts_of_rounds([each for each, _ in planned])
+        trained = _trained(trainer, planned)
+    if trainer.out is not None:
+        require_same(trainer.out, facts_of(key, seeds, folds) | facts)
     if is_shown and distributed.is_first():
         print(f"{title}: {sizes}")
     found = _combined(trained)
@@ -159,6 +182,92 @@ def search(
         with contextlib.suppress(OSError):  # a finished search is returned even if its folder is read-only
             found.save(trainer.out / "members.csv")
     return found
+
+
+def nested(
+    make: Fit | Callable[..., Fit],
+    data: Data,
+    space: Space | None = None,
+    *,
+    key: Array,
+    outer_folds: int = 5,
+    folds: int = 5,
+    out: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Nested:
+    """Score a whole search by nested cross-validation.
+
+    The score of the best of many points is too good: it is the best partly because of the rows that it was chosen by.
+    So for each outer fold the whole search runs on the other rows, with folds of its own, and the members of its best
+    point are then evaluated on the rows of the outer fold, which affected nothing: neither the search nor the
+    statistics by which features are standardised. `optimism` is the difference between the two scores of the same
+    members.
+
+    The score is that of the search as a procedure, not of one point: the best points of the outer folds may differ.
+    Outer folds train on equally many rows, if need be without one of them, so that programs are compiled for the first
+    and used again by the others.
+
+    Args:
+        make: as for `nnfx.search.search`, like `space` and `options`.
+        data: data without a held-out part.
+        space: the space of the search.
+        key: a typed key; the search of outer fold k has `fold_in(key, k)`, and thus its own points and seeds.
+        outer_folds: the number of outer folds, at least 2.
+        folds: the number of folds of each search, at least 2.
+        out: a folder, in which each search has its own, such as `outer-0`.
+        **options: the other arguments of `nnfx.search.search`.
+
+    Returns:
+        A table of the outer folds, with the score and its standard error.
+
+    Raises:
+        TypeError, ValueError: as `nnfx.search.search` does; for data with a held-out part, and for windows of a series,
+            which overlap.
+
+    Example:
+        >>> import nnfx, optax
+        >>> from nnfx.search import Grid, LogUniform
+        >>> data = nnfx.data.titanic("fare", "age", key=jax.random.key(1))
+        >>> train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=5)
+        >>> space = {"learning_rate": LogUniform(0.01, 1.0)}
+        >>> found = nested(train, data, space, key=jax.random.key(0), outer_folds=3, folds=2, points=Grid(3))
+        >>> len(found.rows), 0.6 < found.score < 0.7
+        (3, True)
+
+    References:
+        Cawley and Talbot, *On over-fitting in model selection and subsequent selection bias in performance evaluation*,
+        JMLR 2010; Varma and Simon, *Bias in error estimation when using cross-validation for model selection*, 2006.
+    """
+    checks.key("key", key)
+    for name, count in {"outer_folds": outer_folds, "folds": folds}.items():
+        checks.positive_integer(name, count)
+        if count < 2:
+            raise ValueError(f"{name}: expected at least 2, got {count}")
+    if not isinstance(data, Data):
+        raise TypeError(f"data: expected nnfx.data.Data, as returned by nnfx.data.prepare, got {type(data).__name__}")
+    if data.valid is not None:
+        raise ValueError("data.valid: expected none, since rows are held out in folds, got some")
+    if hasattr(data, "history"):
+        raise ValueError("data: expected rows to be divided into folds, got windows of a series, which overlap")
+    rows = data.train.weights.shape[0]
+    if outer_folds > rows // 2:
+        raise ValueError(f"outer_folds: expected at most {rows // 2}, half of the rows, got {outer_folds}")
+    maker = Maker(make)  # makes each run once for all searches, so that they share programs
+    place = None if out is None else paths.absolute("out", out)
+    searches, scores = [], []
+    for fold, (own, held_out) in enumerate(outer_parts(data, jax.random.fold_in(key, outer_folds), outer_folds)):
+        fold_key = jax.random.fold_in(key, fold)
+        where = None if place is None else place / f"outer-{fold}"
+        found = search(maker.make, own, space, key=fold_key, folds=folds, out=where, **options)
+        searches.append(found)
+        scores.append({"outer_fold": fold, **scored(found, own, fold_key, folds, held_out)})
+    return Nested(scores, tuple(searches))
+
+
+def _trained(trainer: Trainer, planned: Sequence[tuple[Round, list[Program]]]) -> Iterator[Trained]:
+    """Train the points of all rounds, and yield each round."""
+    for (each, programs), sweeps in zip(planned, trainer.train_all(planned), strict=True):
+        yield each, programs, sweeps
 
 
 def _combined(trained: Iterable[Trained]) -> Search:

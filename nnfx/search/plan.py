@@ -10,7 +10,7 @@ from nnfx import checks
 from nnfx.search import space as spaces
 from nnfx.search.methods import Ask, Grid, Hyperband
 from nnfx.search.programs import Maker, distinct
-from nnfx.search.space import Point, Space
+from nnfx.search.space import Choice, Point, Space
 from nnfx.sweeps import Halving
 from nnfx.sweeps.points import DRAWS
 from nnfx.types import Array
@@ -67,9 +67,11 @@ def given(key: Array, space: Space | None, points: Any) -> list[Point]:
         checks.positive_integer("points", points)
         return drawn(key, space, int(points))
     if isinstance(points, Sequence) and points and all(isinstance(point, Mapping) for point in points):
-        if space is not None:
-            raise TypeError("space: expected none, since the points are given, got one")
-        return [dict(point) for point in points]
+        fixed = {} if space is None else _fixed(space)
+        for i, point in enumerate(points):
+            if twice := sorted(fixed.keys() & point.keys()):
+                raise ValueError(f"points[{i}]: expected no value for {twice[0]}, which the space fixes, got one")
+        return [{**fixed, **point} for point in points]
     raise TypeError(
         f"points: expected how many to draw, Grid(per_number), or a list of dictionaries, got {_told(points)}"
     )
@@ -85,6 +87,21 @@ def _needed(space: Space | None) -> Space:
     if space is None:
         raise TypeError("space: expected ranges by name, such as {'width': Choice(8, 16)}, got none")
     return space
+
+
+def _fixed(space: Space) -> Point:
+    """Return the values of a space in which every name has only one, for all of the given points.
+
+    >>> _fixed({"momentum": Choice(0.9)})
+    {'momentum': 0.9}
+    """
+    spaces.check(space)
+    fixed = {}
+    for name, range_ in space.items():
+        if not isinstance(range_, Choice) or len(range_.members) != 1:
+            raise TypeError(f"{name}: expected Choice(value), since the points are given, got {range_}")
+        fixed[name] = range_.members[0]
+    return fixed
 
 
 def _epochs(maker: Maker, points: Sequence[Point], same: bool = False) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -76,6 +77,13 @@ class Maker:
         takes = [each for each in named.values() if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
         self.names = tuple(each.name for each in takes)
         self.required = tuple(each.name for each in takes if each.default is each.empty)
+
+    @property
+    def make(self) -> Fit | Make:
+        """What was given, but with each run made once."""
+        if isinstance(self._make, Fit):
+            return self._make
+        return functools.wraps(self._make)(lambda **static: self.fit(static))
 
     def fit(self, static: Point) -> Fit:
         """Return the run of a static choice."""

@@ -1,16 +1,17 @@
 """The result of a search: the members of all programs in one table, the points ranked, and the ranking's certainty."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from nnfx import checks
-from nnfx.search.comparison import Comparison, compare
+from nnfx.search.comparison import Comparison, compare, holm
 from nnfx.search.programs import Program, word
 from nnfx.search.space import Point
-from nnfx.sweeps.result import ByPoint, Member, Row, Rows, Sweep, in_order, ranking, spread
+from nnfx.sweeps.result import LAST, ByPoint, Member, Row, Rows, Sweep, in_order, ranking, spread
 
 TAKEN = {"member", "point", "program", "seed", "fold", "epochs", "best_epoch", "reason", "rank", "runs", "failed"}
 """The columns of a table that are not searched over."""
@@ -67,10 +68,19 @@ class Search(Rows):
         Raises:
             ValueError: if no member has ended with a finite loss and finite weights.
         """
+        return self.member(self.best_row["member"])
+
+    @property
+    def best_row(self) -> Row:
+        """The row of the best member of the best point.
+
+        Raises:
+            ValueError: as `best`.
+        """
         for point in self.by_point().numbers:
             first = next(row for row in in_order(self.rows, *self.judged_by, True) if row["point"] == point)
-            if first["reason"] not in ("not finite", "dropped"):
-                return self.member(first["member"])
+            if first["reason"] not in LAST:
+                return first
         raise ValueError(
             f"best: expected a member that ended with finite numbers, got none: all {len(self.rows)} have diverged or"
             " were dropped; see `rows` and `sweeps`"
@@ -155,6 +165,49 @@ class Search(Rows):
                 numbers.append(number)
         return ByPoint(rows, tuple(numbers))
 
+    def pairs(self, count: int = 10, level: float = 0.05) -> Rows:
+        """Compare each of the best points with every other, as `compare` does, and adjust for the number of pairs.
+
+        All pairs that really are equal are called different with a probability of at most `level` in total. If a
+        comparison has n runs, no p-value is below 2 / 2ⁿ: ten points make 45 pairs, and need at least ten seeds.
+
+        Args:
+            count: the number of points, at least 2, from the best; all if there are fewer.
+            level: between 0 and 1.
+
+        Returns:
+            One row per pair, those of better points first: both points by number, as `first` the better; the mean of
+            the paired differences, its standard error, the p-value, the same adjusted by Holm's method, and whether
+            the points `differ` at this level.
+
+        Raises:
+            ValueError: for numbers out of range, or if there is only one point.
+        """
+        checks.positive_integer("count", count)
+        checks.number("level", level, above=0, below=1)
+        if min(count, len(self.points)) < 2:
+            raise ValueError(f"count: expected at least 2 of at least 2 points, got {count} of {len(self.points)}")
+        values, _ = self.by_group(self.judged_by[0])
+        found = [
+            (first, second, compare(values[:, first], values[:, second]))
+            for first, second in itertools.combinations(self.by_point().numbers[:count], 2)
+        ]
+        adjusted = holm(np.array([each.p_value for _, _, each in found]))
+        return Rows(
+            [
+                {
+                    "first": first,
+                    "second": second,
+                    "difference": each.difference,
+                    "standard_error": each.standard_error,
+                    "p_value": each.p_value,
+                    "adjusted": float(p_value),
+                    "differ": bool(p_value <= level),
+                }
+                for (first, second, each), p_value in zip(found, adjusted, strict=True)
+            ]
+        )
+
     def sort(self, column: str, largest_first: bool = False) -> "Search":
         """Return the same members in the order of a column; NaN comes last.
 
@@ -172,6 +225,11 @@ class Search(Rows):
         head = size_words(len(self.points), len(self.programs), len(self.rows))
         more = f"\n… and {len(ranked.rows) - SHOWN} more" if len(ranked.rows) > SHOWN else ""
         return f"{head}\n\n{Rows(ranked.rows[:SHOWN])}{more}"
+
+    @property
+    def searched(self) -> tuple[str, ...]:
+        """The columns that hold what was searched over."""
+        return tuple(_searched({}, self._names))
 
     @property
     def _names(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from nnfx import checks
 from nnfx.data.prepare import Data
+from nnfx.search.claims import Job, run_shared
 from nnfx.search.plan import Round
 from nnfx.search.programs import Program, in_program
 from nnfx.search.together import Tables, Together
@@ -70,16 +72,39 @@ class Trainer:
 
     def train(self, each: Round, programs: Sequence[Program]) -> list[Sweep]:
         """Train the points of a round, and return the sweep of each program."""
-        if each.quotas:
-            return self._together(each, programs, self.check(programs, each.quotas))
-        return [self._alone(each, program, i, len(programs)) for i, program in enumerate(programs)]
+        return self.train_all([(each, programs)])[0]
 
-    def _alone(self, each: Round, program: Program, number: int, of: int) -> Sweep:
+    def train_all(self, planned: Sequence[tuple[Round, Sequence[Program]]]) -> list[list[Sweep]]:
+        """Train the points of several rounds, which do not depend on each other; return the sweeps of each round.
+
+        With a folder, and unless the devices belong to several processes, the work is shared with all processes that
+        make the same call.
+        """
+        jobs = [self._jobs(each, programs) for each, programs in planned]
+        every = [job for some in jobs for job in some]
+        mesh = mesh_of(self.devices, self.devices_per_member)
+        is_local = all(device.process_index == jax.process_index() for device in mesh.devices.flat)
+        if self.out is not None and is_local:
+            trained = iter(run_shared([Job(self.out / name, run) for name, run in every]))
+        else:
+            trained = iter([run() for _, run in every])
+        return [[sweep for _ in some for sweep in next(trained)] for some in jobs]
+
+    def _jobs(self, each: Round, programs: Sequence[Program]) -> list[tuple[str, Callable[[], list[Sweep]]]]:
+        """Return what can be trained separately in a round, and the folder of each: one program, or all together."""
+        if each.quotas:
+            return [(each.name, partial(self._together, each, programs))]
+        names = [f"{each.name}/{i:02d}-{program.folder}".strip("-/") for i, program in enumerate(programs)]
+        return [
+            (name, partial(self._alone, name, each, program, f"{i + 1}/{len(programs)}"))
+            for i, (name, program) in enumerate(zip(names, programs, strict=True))
+        ]
+
+    def _alone(self, place: str, each: Round, program: Program, count: str) -> list[Sweep]:
         """Train one program to the end."""
-        place = self._place(each)
-        words = [self.title or "", each.name, f"{number + 1}/{of}", program.words]
+        words = [self.title or "", each.name, count, program.words]
         title: Any = self.title is not None and " ".join(filter(None, words))
-        return sweep(
+        trained = sweep(
             program.fit,
             self.data,
             key=self.key,
@@ -91,14 +116,16 @@ class Trainer:
             at_once=self.at_once,
             memory=self.memory,
             on_chunk=self.on_chunk,
-            out=None if place is None else place / f"{number:02d}-{program.folder}".strip("-"),
+            out=None if self.out is None else self.out / place,
             save_every_seconds=self.save_every_seconds,
             skip_damaged=self.skip_damaged,
             progress=title,
         )
+        return [trained]
 
-    def _together(self, each: Round, programs: Sequence[Program], tables: Sequence[Table]) -> list[Sweep]:
+    def _together(self, each: Round, programs: Sequence[Program]) -> list[Sweep]:
         """Train all programs side by side, with their points ranked together at each rung."""
+        tables = self.check(programs, each.quotas)
         look_every = int(np.gcd.reduce([*each.quotas, *(program.fit.epochs for program in programs)]))
         members = [
             Members(program.fit, table, look_every, {}, self.at_once, self.memory)
@@ -113,10 +140,12 @@ class Trainer:
 
         is_shown: bool | str = self.title is not None and f"{self.title} {each.name}".strip()
         keeper = keeper_of(
-            self._place(each), self.save_every_seconds, self.skip_damaged, is_shown, tensorboard=False, kind="search"
+            None if self.out is None else self.out / each.name,
+            self.save_every_seconds,
+            self.skip_damaged,
+            is_shown,
+            tensorboard=False,
+            kind="search",
         )
         state = keeper(together, look=look)
         return [collect(program.fit, table) for program, table in zip(programs, state.tables, strict=True)]
-
-    def _place(self, each: Round) -> Path | None:
-        return None if self.out is None else self.out / each.name

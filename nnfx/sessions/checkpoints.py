@@ -79,7 +79,7 @@ class Checkpoints:
             raise NotADirectoryError(f"{self.folder}: expected a folder for checkpoints, got a file")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._closing.callback(os.close, _lock(self.folder))
+            self._closing.callback(os.close, lock(self.folder))
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS) or not self.paths():
                 raise
@@ -222,10 +222,15 @@ def saved_in(folder: Path, unit: str) -> list[Path]:
     return sorted(named, key=lambda path: int(path.name.removeprefix(f"{unit}-")))
 
 
-def _lock(folder: Path) -> int:
-    """Lock a folder while a file is open; the lock is released if this process is killed.
+def lock(folder: Path) -> int:
+    """Lock a folder while a file is open, and return the file; the lock is released if this process is killed.
 
-    The file is not truncated, and a link is not followed: it may point to a file elsewhere.
+    The file is not truncated, and a link is not followed: it may point to a file elsewhere. On Windows, nothing is
+    locked.
+
+    Raises:
+        BlockingIOError: if another process, or another part of this one, has locked it.
+        OSError: for a link, or if the file cannot be opened.
     """
     path = folder / ".lock"
     try:

@@ -80,7 +80,8 @@ def sweep(
         points: the hyper-parameters of each point: columns by name, such as those returned by `nnfx.sweeps.draw`, a
             data frame, or a list of dictionaries; or the number of points to draw.
         **values: values for each hyper-parameter, every combination of which is a point; or, if `points` is the number
-            of points to draw, `Uniform` and `LogUniform` ranges. Without either, members differ only in seed and fold.
+            of points to draw, `Uniform` and `LogUniform` ranges; and with `points`, numbers that all of them share.
+            Without either, members differ only in seed and fold.
         halving: when to drop all but the best points, as `Halving`; by default, none are dropped.
         epochs_per_chunk: the number of epochs after which the host checks which members have stopped; with `halving`, a
             divisor of its rungs, by default the largest. Otherwise, by default, a tenth of the run if it has stopping

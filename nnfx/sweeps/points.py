@@ -92,11 +92,11 @@ def chosen(key: Array, points: Any, values: Mapping[str, Any]) -> Points:
         key: the sweep's key, used to draw points.
         points: a mapping or a frame of columns, a sequence of mappings, or the number of points to draw; None for a
             grid.
-        values: numbers for each hyper-parameter; if points are to be drawn, ranges and single numbers.
+        values: numbers for each hyper-parameter; if points are to be drawn, ranges and single numbers; if they are
+            given, single numbers that all points share.
 
     Raises:
-        TypeError: if both points and values are given, for ranges without a number of points, and for points of any
-            other type.
+        TypeError: for ranges without a number of points, and for points of any other type.
         ValueError: for points that are not finite numbers, or not the same number for each hyper-parameter.
     """
     ranges = {name: value for name, value in values.items() if isinstance(value, Uniform | LogUniform)}
@@ -120,9 +120,14 @@ def chosen(key: Array, points: Any, values: Mapping[str, Any]) -> Points:
         )
     if points is None:
         return grid(**values) if values else {}
-    if values:
-        raise TypeError(f"points: expected either points or values, got both, {', '.join(values)} as values")
     columns = {name: _column(name, column) for name, column in _columns(points).items()}
+    check_points(columns)
+    for name, value in values.items():
+        shared = _column(name, value)
+        if name in columns or shared.ndim:
+            got = "one there as well" if name in columns else checks.describe(shared)
+            raise ValueError(f"{name}: expected one number for all points, apart from their own, got {got}")
+        columns[name] = np.full(number_of(columns), shared)
     check_points(columns)
     return columns
 

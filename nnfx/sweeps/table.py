@@ -79,11 +79,7 @@ class Table:
         mesh: Mesh,
     ) -> "Table":
         """Return a table of every seed and fold by every point."""
-        rows = data.train.weights.shape[0]
-        parted = None
-        if folds is not None:
-            of_row = of_folds.assign(jax.random.fold_in(key, seeds), rows, folds)
-            parted = Folds.of(data.train, data.preprocess, of_row, folds)
+        parted = None if folds is None else folds_of(data, key, seeds, folds)
         fixed = Fixed(known(data.train), known(data.valid), data.preprocess, parted)
         group_seeds = np.repeat(np.arange(seeds, dtype=np.int32), folds or 1)
         group_folds = np.tile(np.arange(folds or 1, dtype=np.int32), seeds)
@@ -236,6 +232,12 @@ class Table:
             store[self.member[held]] = np.asarray(values)[held]
 
         jax.tree.map(copy, self.harvested, kept)
+
+
+def folds_of(data: Data, key: Array, seeds: int, folds: int) -> Folds:
+    """Return how a sweep with this key and this number of seeds divides its rows into folds."""
+    of_row = of_folds.assign(jax.random.fold_in(key, seeds), data.train.weights.shape[0], folds)
+    return Folds.of(data.train, data.preprocess, of_row, folds)
 
 
 def _bucket(count: int) -> int:

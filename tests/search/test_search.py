@@ -116,7 +116,7 @@ def test_an_interrupted_search_ends_with_the_same_bits_and_trains_nothing_twice(
     given = {"points": 8, "seeds": 2, "out": tmp_path, "progress": False, **FAST}
     with pytest.raises(CutError):
         search(make, data, SPACE, **given, on_chunk=cut_at(2))
-    folders = sorted(path.name for path in tmp_path.iterdir())
+    folders = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
     assert len(folders) == 2, "the second program was cut off, and the others had not begun"
     assert folders[0] == "00-" + found.programs[0].folder
     assert "width=" in folders[0]
@@ -231,7 +231,7 @@ def test_halving_ranks_the_points_of_all_programs_together(data, found, tmp_path
     same(search(make, data, SPACE, **kept), halved)
     history = list(csv.DictReader((tmp_path / "history.csv").read_text().splitlines()))
     assert [int(row["running"]) for row in history] == [16, 8, 4, 4]
-    with pytest.raises(ValueError, match="expected the run that is saved there, got another"):
+    with pytest.raises(ValueError, match="points: expected 8 in all, .*, got 7 in all"):
         search(make, data, SPACE, **{**kept, "points": 7})
 
 
@@ -263,6 +263,35 @@ def test_folds_are_the_same_in_every_program(data):
     assert bits(first) == bits(second)
 
 
+def test_points_that_are_given_share_the_numbers_that_the_space_fixes(data):
+    points = [{"width": width, "activation": "relu", "l2": 0.01} for width in (2, 3)]
+    found = search(make, data, {"learning_rate": Choice(0.1)}, points=points, **FAST)
+    assert found.points == tuple({"learning_rate": 0.1, **point} for point in points)
+
+
+def test_another_search_does_not_overwrite_the_results_of_a_folder(data, tmp_path):
+    space = {"width": Choice(2), "learning_rate": Choice(0.1)}
+    given = {"points": Grid(1), "out": tmp_path, "progress": False, **FAST}
+    search(make, data, space, **given)
+    before = (tmp_path / "members.csv").read_text()
+    others = [
+        ({"space": {**space, "width": Choice(3)}}, "points: expected 1 in all, .*, got 1 in all"),
+        ({"seeds": 2}, "seeds: expected 1, got 2"),
+        ({"key": jax.random.key(1)}, "key: expected uint32"),
+        ({"method": Halving((1,))}, "points kept: expected all, got {1: 1}"),
+    ]
+    for changed, message in others:
+        with pytest.raises(ValueError, match=f"expected the search that is saved there, got another:\n  {message}"):
+            search(make, data, **{"space": space, **given, **changed})
+    assert (tmp_path / "members.csv").read_text() == before
+    (tmp_path / "search.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"search.json: expected the description of a search, got something else"):
+        search(make, data, space, **given)
+    (tmp_path / "search.json").rename(tmp_path / "run.json")
+    with pytest.raises(ValueError, match="expected the folder of a search, got that of a run or a sweep"):
+        search(make, data, space, **given)
+
+
 WRONG = [
     ({"make": 3}, TypeError, "make: expected what nnfx.fit returns, or a function"),
     ({"make": lambda width=1: 3, "space": {"width": Choice(1)}}, TypeError, "make: .* got 3 for width=1"),
@@ -276,7 +305,12 @@ WRONG = [
     ({"space": {"learning_rate": Choice(1.0), "l2": Choice(1.0)}}, TypeError, "l2: expected a keyword of `make`"),
     ({"points": None}, TypeError, "points: expected how many to draw, Grid.*, got none"),
     ({"points": 0}, ValueError, "points: expected a positive integer, got 0"),
-    ({"points": [{"learning_rate": 1.0}]}, TypeError, "space: expected none, since the points are given"),
+    ({"points": [{"width": 1}]}, TypeError, r"learning_rate: expected Choice\(value\), since the points are given"),
+    (
+        {"points": [{"learning_rate": 1.0}], "space": {"learning_rate": Choice(2.0)}},
+        ValueError,
+        r"points\[0\]: expected no value for learning_rate, which the space fixes, got one",
+    ),
     ({"method": "halving"}, TypeError, "method: expected Halving, Hyperband, Ask or None, got 'halving'"),
     ({"method": Hyperband()}, TypeError, "points: expected none, since Hyperband decides"),
     ({"method": Hyperband(9), "points": None}, ValueError, "min_epochs: expected at most 4"),

@@ -237,7 +237,7 @@ def test_a_folder_that_cannot_be_written_can_be_read(tmp_path, monkeypatch):
     def refused(folder):
         raise PermissionError(errno.EACCES, "Permission denied", str(folder))
 
-    monkeypatch.setattr(host_checkpoints, "_lock", refused)
+    monkeypatch.setattr(host_checkpoints, "lock", refused)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.resume(lambda _: state()) is not None
         with pytest.raises(PermissionError, match="Permission denied"):

@@ -31,7 +31,7 @@ def test_a_run_that_has_ended_is_returned_from_a_folder_that_cannot_be_written(d
     def refused(folder):
         raise OSError(errno.EROFS, "Read-only file system", str(folder))
 
-    monkeypatch.setattr(host_checkpoints, "_lock", refused)
+    monkeypatch.setattr(host_checkpoints, "lock", refused)
     run = quiet(TWO_EPOCHS, tmp_path / "copy", evaluate=lambda run: {"a": 1.0})(key, data, learning_rate=0.1)
     assert bits(run) == bits(TWO_EPOCHS(key, data, learning_rate=0.1))
     with pytest.raises(OSError, match="Read-only"):

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 import nnfx
+from nnfx.sweeps.points import chosen
 
 KEY = jax.random.key(0)
 
@@ -23,3 +24,17 @@ def test_wrong_ranges_raise_a_clear_error():
         nnfx.sweeps.draw(KEY, 3, a=nnfx.sweeps.LogUniform(0.0, 1.0))
     with pytest.raises(TypeError, match="a: expected Uniform"):
         nnfx.sweeps.draw(KEY, 3, a=(0.0, 1.0))
+
+
+def test_points_that_are_given_share_the_other_numbers():
+    points = chosen(KEY, {"a": [1.0, 2.0, 3.0]}, {"b": 0.5, "c": np.float32(2)})
+    assert {name: column.tolist() for name, column in points.items()} == {
+        "a": [1.0, 2.0, 3.0],
+        "b": [0.5] * 3,
+        "c": [2.0] * 3,
+    }
+    for value, got in (([0.5, 0.6], r"float64\[2\]"), (np.nan, "1 not finite"), ("x", "<U1")):
+        with pytest.raises((TypeError, ValueError), match=f"b: expected .*, got .*{got}"):
+            chosen(KEY, {"a": [1.0]}, {"b": value})
+    with pytest.raises(ValueError, match="a: expected one number for all points, .*, got one there as well"):
+        chosen(KEY, [{"a": 1.0}], {"a": 2.0})
