@@ -167,11 +167,13 @@ def majority_of(train: nnfx.Batch) -> Outputs:
 def score(parts: Mapping[str, nnfx.Batch | None], outputs: Outputs) -> dict[str, dict[str, Any]]:
     """Score predictions on each part; those of all parts are computed together, since a program serves one size."""
     batches = {name: batch for name, batch in parts.items() if batch is not None}
+    inputs: Any
+    labels: Any
     inputs, labels = (
         np.concatenate([np.asarray(of(batch)) for batch in batches.values()])
         for of in (attrgetter("inputs"), attrgetter("targets"))
     )
-    logits = np.asarray(outputs(inputs))
+    logits: Any = np.asarray(outputs(inputs))
     losses = np.asarray(nnfx.losses.binary_cross_entropy(jax.device_put(logits), jax.device_put(labels)))
     hits = (logits[:, 0] > 0) == (labels == 1)
     scores, start = {}, 0

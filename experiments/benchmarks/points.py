@@ -3,11 +3,13 @@
 python -m experiments.benchmarks.points rows nnfx 1000
 """
 
+import contextlib
 import json
 import resource
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -186,6 +188,10 @@ def print_point(axis: str, system: str, size: str) -> None:
 
 def peak_mib() -> float:
     """Return the largest memory that has been resident in this process, in MiB."""
+    with contextlib.suppress(OSError):  # the largest that getrusage reports is inherited from the parent process
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**10
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest / (2**20 if sys.platform == "darwin" else 2**10)
 

@@ -57,6 +57,7 @@ def test_points_of_other_systems_import_neither_jax_nor_this_library():
     assert imported == "[]"
     assert (measured.axis, measured.system, measured.size) == ("rows", "scikit-learn", 50)
     assert 0 < measured.imports_mib <= measured.peak_mib
+    assert measured.imports_mib < points.peak_mib(), "that of the process itself, not of the larger one that started it"
     assert measured.seconds > 0
 
 
