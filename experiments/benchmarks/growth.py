@@ -153,6 +153,9 @@ def draw(points: Sequence[Point]) -> Figure:
         low, high = panel.get_ylim()
         panel.plot([left, right], [low, low * right / left], color="black", linewidth=0.8, linestyle=":")
         panel.set(xlim=(left, right), ylim=(low, high))
+    for panel in panels[1]:  # most is that of the libraries, so a logarithm would show noise
+        panel.set_yscale("linear")
+        panel.set_ylim(bottom=0)
     panels[0, 0].set_ylabel("seconds of a run")
     panels[1, 0].set_ylabel("resident MiB, whole process")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=len(COLOURS))
