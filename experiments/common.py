@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -59,17 +60,33 @@ def _count_compilation(event: str, duration_secs: float, **_: Any) -> None:
 jax.monitoring.register_event_duration_secs_listener(_count_compilation)
 
 
-def command(main: Callable[[Any], Any], config: type, about: str | None) -> None:
+def command(main: Callable[[Any], Any], config: type, about: str | None, *, is_short: bool = False) -> None:
     """Run an experiment as a command, with its options from the command line, and keep its compiled programs.
 
     Args:
         main: the experiment, a function of its options.
         config: the dataclass of its options.
         about: its description, for `--help`.
+        is_short: whether its programs take longer to compile than to run, so that they should be optimised less.
     """
     options: Any = tyro.cli(config, description=about)
     compilation_cache.keep_programs()
+    jax.config.update("jax_traceback_in_locations_limit", 0)  # writing tracebacks takes a twentieth of the lowering
+    if is_short:
+        compile_quickly()
     main(options)
+
+
+def compile_quickly() -> None:
+    """Have XLA compile CPU programs in about half the time, to slower code; before anything is computed.
+
+    LLVM optimises less, and in the releases that still have it, loops are emitted by the faster of two emitters. Flags
+    that the user has set take precedence.
+    """
+    flags = ["--xla_backend_optimization_level=1"]
+    if jax.__version_info__ < (0, 11):  # later releases end the process at a flag that they do not know
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
 
 
 class Results:

@@ -9,6 +9,8 @@ seconds.
 """
 
 import dataclasses
+from collections.abc import Callable, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from matplotlib import pyplot as plt
 import nnfx
 from experiments.common import BLUE, ORANGE, SHADES, Results, command, print_table
 from nnfx.data import Data
+from nnfx.training.fit import Fit
 
 FARE_SHOWN = 300.0
 PASSENGER = np.array([[71.2833, 38.0]])
@@ -53,26 +56,25 @@ def main(config: Config) -> dict[str, Any]:
     print(f"all passengers: {passengers.report}\nwith a held-out part: {split.report}\n")
 
     perceptron = train_perceptron(perceptron_key, passengers)
-    linear = train_network(key, split, config, activation="identity")
-    network = train_network(key, split, config, activation="tanh")
+    linear = network_of(config, "identity")(key, split, learning_rate=config.learning_rate)
+    train = network_of(config, "tanh")
+    network = train(key, split, learning_rate=config.learning_rate)
 
-    show_one_passenger(key, network)
-    kernel, bias = passengers.preprocess.raw_units(perceptron.best.params["kernel"], perceptron.best.params["bias"])
+    # the same program, with steps too small to change a weight
+    show_one_passenger(untrained=train(key, split, learning_rate=1e-30), trained=network)
+    kernel, bias = jax.device_get(passengers.preprocess.raw_units(**perceptron.best.params))
     print(
         f"perceptron: {perceptron.reason} after {int(perceptron.epochs)} epochs of full-batch gradient descent;\n"
         f"  survival = σ({float(bias[0]):.4g} + {float(kernel[0, 0]):.4g} fare − {-float(kernel[1, 0]):.4g} age),"
         " fare in pounds, age in years\n"
     )
 
+    everyone, parts = {"all": passengers.train}, {"train": split.train, "test": split.valid}
     scores = {
-        "perceptron": {"all": score(perceptron, passengers.train)},
-        "linear network": {"train": score(linear, split.train), "test": score(linear, split.valid)},
-        "network (tanh)": {"train": score(network, split.train), "test": score(network, split.valid)},
-        "majority class": {
-            "all": score_majority(passengers.train, passengers.train),
-            "train": score_majority(split.train, split.train),
-            "test": score_majority(split.train, split.valid),
-        },
+        "perceptron": score(everyone, outputs_of(perceptron)),
+        "linear network": score(parts, outputs_of(linear)),
+        "network (tanh)": score(parts, outputs_of(network)),
+        "majority class": score(everyone, majority_of(passengers.train)) | score(parts, majority_of(split.train)),
     }
     print_table(
         ["", "part", "rows", "loss", "accuracy", "ROC AUC"],
@@ -125,9 +127,9 @@ def train_perceptron(key: jax.Array, data: Data) -> nnfx.Run:
     return train(key, data, learning_rate=2.0, tolerance=1e-6)
 
 
-def train_network(key: jax.Array, data: Data, config: Config, activation: str) -> nnfx.Run:
-    """Train a network with one hidden layer by minibatches."""
-    train = nnfx.fit(
+def network_of(config: Config, activation: str) -> Fit:
+    """Return the training of a network with one hidden layer by minibatches."""
+    return nnfx.fit(
         nnfx.models.mlp(hidden=(config.hidden,), activation=activation),
         nnfx.losses.binary_cross_entropy,
         optax.adam,
@@ -135,45 +137,60 @@ def train_network(key: jax.Array, data: Data, config: Config, activation: str) -
         batch_size=config.batch_size,
         metrics={"accuracy": nnfx.metrics.binary_accuracy},
     )
-    return train(key, data, learning_rate=config.learning_rate)
 
 
-def show_one_passenger(key: jax.Array, run: nnfx.Run) -> None:
+def show_one_passenger(untrained: nnfx.Run, trained: nnfx.Run) -> None:
     """Print the network's prediction for one survivor before and after training."""
     fare, age = PASSENGER[0]
-    model = run.model
-    untrained = nnfx.init_state(key, model, optax.identity(), run.preprocess(PASSENGER)).variables
     print(f"one passenger, {age:.0f} years old, who paid {fare:.2f} pounds and survived:")
-    for name, variables in (("untrained", untrained), ("trained", run.state.variables)):
-        probability = float(jax.nn.sigmoid(run.predict(PASSENGER, variables))[0, 0])
+    for name, run in (("untrained", untrained), ("trained", trained)):
+        probability = sigmoid(trained.predict(PASSENGER, run.state.variables)).item()
         print(f"  {name} network: predicted {probability:.1f}, actual 1.0")
     print()
 
 
-def score(run: nnfx.Run, batch: nnfx.Batch | None) -> dict[str, Any]:
-    """Score the weights of the last epoch, which were not chosen by looking at held-out passengers."""
-    assert batch is not None
-    logits = run.apply(batch.inputs, run.state.variables)
-    measured = run.evaluate(batch, run.state.variables)
-    return {
-        "rows": batch.targets.size,
-        "loss": float(measured["loss"]),
-        "accuracy": float(measured["accuracy"]),
-        "auc": float(nnfx.metrics.roc_auc(logits, batch.targets)),
-    }
+Outputs = Callable[[Any], Any]
+"""The logits of survival for prepared inputs, `(passengers, 2) -> (passengers, 1)`."""
 
 
-def score_majority(train: nnfx.Batch, batch: nnfx.Batch | None) -> dict[str, Any]:
-    """Score the constant prediction: for everyone, the share of survivors among the training passengers."""
-    assert batch is not None
+def outputs_of(run: nnfx.Run) -> Outputs:
+    """Return the logits by the weights of the last epoch, which were not chosen by looking at held-out passengers."""
+    return lambda inputs: run.apply(inputs, run.state.variables)
+
+
+def majority_of(train: nnfx.Batch) -> Outputs:
+    """Return constant logits: for everyone, the share of survivors among the training passengers."""
     share = np.asarray(train.targets).mean()
-    logits: Any = np.full(batch.targets.shape, np.log(share / (1 - share)))
-    return {
-        "rows": batch.targets.size,
-        "loss": np.asarray(nnfx.losses.binary_cross_entropy(logits, batch.targets)).mean(),
-        "accuracy": np.asarray(nnfx.metrics.binary_accuracy(logits, batch.targets)).mean(),
-        "auc": float(nnfx.metrics.roc_auc(logits, batch.targets)),
-    }
+    return lambda inputs: np.full((len(inputs), 1), np.log(share / (1 - share)), np.float32)
+
+
+def score(parts: Mapping[str, nnfx.Batch | None], outputs: Outputs) -> dict[str, dict[str, Any]]:
+    """Score predictions on each part; those of all parts are computed together, since a program serves one size."""
+    batches = {name: batch for name, batch in parts.items() if batch is not None}
+    inputs: Any
+    labels: Any
+    inputs, labels = (
+        np.concatenate([np.asarray(of(batch)) for batch in batches.values()])
+        for of in (attrgetter("inputs"), attrgetter("targets"))
+    )
+    logits: Any = np.asarray(outputs(inputs))
+    losses = np.asarray(nnfx.losses.binary_cross_entropy(jax.device_put(logits), jax.device_put(labels)))
+    hits = (logits[:, 0] > 0) == (labels == 1)
+    scores, start = {}, 0
+    for name, batch in batches.items():
+        here = slice(start, start := start + len(batch.targets))
+        scores[name] = {
+            "rows": len(batch.targets),
+            "loss": float(losses[here].mean()),
+            "accuracy": float(hits[here].mean()),
+            "auc": float(nnfx.metrics.roc_auc(logits[here], labels[here])),
+        }
+    return scores
+
+
+def sigmoid(logits: Any) -> np.ndarray:
+    """Return probabilities, on the host."""
+    return 1 / (1 + np.exp(-np.asarray(logits)))
 
 
 def without_rows(numbers: dict[str, Any]) -> dict[str, Any]:
@@ -192,7 +209,7 @@ def draw_decision_regions(results: Results, runs: dict[str, nnfx.Run], data: Dat
     figure, axes = plt.subplots(1, len(runs), figsize=(12, 4.2), sharey=True)
     for axis, (name, run) in zip(axes, runs.items(), strict=True):
         logits = run.predict(plane, run.state.variables)
-        probability = np.asarray(jax.nn.sigmoid(logits)).reshape(fares.shape)
+        probability = sigmoid(logits).reshape(fares.shape)
         regions = axis.contourf(fares, ages, probability, np.linspace(0, 1, 11), cmap=SHADES)
         axis.contour(fares, ages, probability, [0.5], colors="black", linewidths=1.5)
         axis.scatter(*raw[~survived].T, s=12, c="black", marker="x", linewidths=0.8, label="died")
@@ -215,10 +232,10 @@ def draw_learning_curves(results: Results, runs: dict[str, nnfx.Run]) -> None:
     """Draw the loss of each model by epoch, on training and on held-out passengers."""
     figure, axes = plt.subplots(1, len(runs), figsize=(12, 3.4), sharey=True)
     for axis, (name, run) in zip(axes, runs.items(), strict=True):
-        epochs = np.arange(1, int(run.epochs) + 1)
-        axis.plot(epochs, run.history["train_loss"][: len(epochs)], color=BLUE, label="train")
-        if "valid_loss" in run.history:
-            held_out = run.history["valid_loss"][: len(epochs)]
+        epochs, history = np.arange(1, int(run.epochs) + 1), jax.device_get(run.history)
+        axis.plot(epochs, history["train_loss"][: len(epochs)], color=BLUE, label="train")
+        if "valid_loss" in history:
+            held_out = history["valid_loss"][: len(epochs)]
             axis.plot(epochs, held_out, color=ORANGE, linestyle="--", label="held out")
         axis.set(title=f"{name}: ended by {run.reason}", xlabel="epoch")
         axis.legend()
@@ -227,4 +244,4 @@ def draw_learning_curves(results: Results, runs: dict[str, nnfx.Run]) -> None:
 
 
 if __name__ == "__main__":
-    command(main, Config, __doc__)
+    command(main, Config, __doc__, is_short=True)

@@ -255,7 +255,7 @@ def to_device(name: str, array: Any, dtype: Any = None) -> Any:
     """
     if isinstance(array, jax.core.Tracer | jax.Array):
         return array if dtype is None else array.astype(dtype)
-    return jnp.asarray(narrowed(name, array, dtype))
+    return jax.device_put(narrowed(name, array, dtype))  # unlike `jnp.asarray`, without a program for each shape
 
 
 def narrowed(name: str, array: np.ndarray, dtype: Any = None) -> np.ndarray:

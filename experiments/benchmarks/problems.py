@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-import nnfx
+RATE = 1e-3
+"""The learning rate of all systems."""
 
 
 class Problem(NamedTuple):
@@ -37,6 +38,8 @@ class Problem(NamedTuple):
 
 def titanic() -> Problem:
     """714 × 2, 2-16-1, batch 32, 200 epochs."""
+    import nnfx
+
     data = nnfx.data.titanic("fare", "age").train
     return Problem(np.asarray(data.inputs), np.asarray(data.targets), (16,), "tanh", 32, 200)
 
@@ -53,5 +56,7 @@ def fashion_mnist() -> Problem | None:
     """60000 × 784, 784-512-512-10, batch 128, one epoch; None if the files are not under `NNFX_DATA`."""
     if not (Path(os.environ.get("NNFX_DATA", "")) / "fashion-mnist").exists():
         return None
+    import nnfx
+
     pixels, classes = nnfx.data.images("fashion_mnist").train
     return Problem((pixels / 255).astype(np.float32).reshape(-1, 784), classes, (512, 512), "relu", 128, 1)

@@ -13,8 +13,9 @@ import numpy as np
 
 import nnfx
 from experiments.benchmarks import problems
-from experiments.benchmarks.fit import RATE, nnfx_run, with_nnfx, with_scikit_learn
-from experiments.benchmarks.problems import Problem
+from experiments.benchmarks.fit import nnfx_run, with_nnfx
+from experiments.benchmarks.peers import with_scikit_learn
+from experiments.benchmarks.problems import RATE, Problem
 from experiments.benchmarks.timing import System, compare, report
 
 

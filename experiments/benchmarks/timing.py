@@ -1,12 +1,14 @@
 """Timing systems against each other, in turns, so that other load on the machine affects all of them equally."""
 
+import contextlib
 import json
 import os
 import platform
 import shutil
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -42,7 +44,8 @@ class Timed(NamedTuple):
 class Row(NamedTuple):
     """The measurements of one system in one case, in seconds; the time of compilation is separate.
 
-    The gradient error is how far its gradient differs from that of this library, if that is compared.
+    The gradient error is how far its gradient differs from that of this library, if that is compared; a peer is a
+    system to compare this library with.
     """
 
     case: str
@@ -55,6 +58,7 @@ class Row(NamedTuple):
     loss: float
     loss_error: float
     gradient_error: float | None = None
+    is_peer: bool = False
 
 
 def has_compiler() -> bool:
@@ -99,6 +103,7 @@ def compare(case: str, systems: Mapping[str, System], repeats: int) -> list[Row]
             medians[name] / min(peers) if peers else float("nan"),
             statistics.mean(losses[name]),
             statistics.stdev(losses[name]) / repeats**0.5 if repeats > 1 else float("nan"),
+            is_peer=systems[name].is_peer,
         )
         for name in systems
     ]
@@ -113,33 +118,46 @@ def seconds_of(function: Callable[[], Result]) -> tuple[float, Result]:
 
 def report(name: str, rows: list[Row], out: Path) -> dict[str, Any]:
     """Print the rows as a table, and write them to `NAME.json`, first aside and then moved into place."""
+    header, cells = columns(rows)
+    print_table(header, cells)
+    return write(name, {"rows": [row._asdict() for row in rows]}, out)
+
+
+def columns(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
+    """Return the header and the rows of the table that is shown."""
     compared = any(row.gradient_error is not None for row in rows)
-    print_table(
-        ["case", "system", "median ms", "min ms", "× best peer", "compile s", "final loss"]
-        + ["gradient's error"] * compared,
+    header = ["case", "system", "median ms", "min ms", "× best peer", "compile s", "final loss"]
+    return header + ["gradient's error"] * compared, [
         [
-            [
-                row.case,
-                row.system,
-                row.median_s * 1e3,
-                row.min_s * 1e3,
-                row.ratio,
-                row.compile_s,
-                f"{row.loss:.4f} ± {row.loss_error:.4f}",
-                *(["" if row.gradient_error is None else f"{row.gradient_error:.1e}"] * compared),
-            ]
-            for row in rows
-        ],
-    )
+            row.case,
+            row.system,
+            row.median_s * 1e3,
+            row.min_s * 1e3,
+            row.ratio,
+            row.compile_s,
+            f"{row.loss:.4f} ± {row.loss_error:.4f}",
+            *(["" if row.gradient_error is None else f"{row.gradient_error:.1e}"] * compared),
+        ]
+        for row in rows
+    ]
+
+
+def write(name: str, results: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Write results to `NAME.json`, with the command, the machine and the releases, first aside and then moved."""
     installed = {distribution.name.lower() for distribution in metadata.distributions()}
     packages = ("jax", "flax", "optax", "torch", "keras", "scikit-learn")
     summary = {
-        "rows": [row._asdict() for row in rows],
-        "devices": [str(device.device_kind) for device in jax.devices()],
+        **results,
+        "command": " ".join(["python -m experiments.benchmarks", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "devices": sorted({str(device.device_kind) for device in jax.devices()}),
         "cores": os.cpu_count(),
-        "machine": platform.processor() or platform.machine(),
+        "machine": processor(),
         "allocator": os.environ.get("MALLOC_TOP_PAD_", "default"),
-        "versions": {package: metadata.version(package) for package in packages if package in installed},
+        "versions": {
+            "python": platform.python_version(),
+            **{package: metadata.version(package) for package in packages if package in installed},
+        },
     }
     out = paths.absolute("out", out)
     out.mkdir(parents=True, exist_ok=True)
@@ -147,3 +165,13 @@ def report(name: str, rows: list[Row], out: Path) -> dict[str, Any]:
         aside.write_text(json.dumps(summary, indent=2) + "\n")
     print(f"\nwrote {out / name}.json")
     return summary
+
+
+def processor() -> str:
+    """Return the name of the processor, such as "AMD EPYC 9654", or the kind if it is unknown."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()

@@ -40,13 +40,17 @@ def permutation(key: Array, rows: int) -> Array:
     if rows < _SMALLEST_CIPHER:
         return drawn
     a, b = _sides(rows)
-    numbers = _encrypt(jnp.arange(rows, dtype=jnp.uint32), drawn, rows)
-    if a * b > rows:
-        numbers = jax.lax.while_loop(
-            lambda numbers: (numbers >= rows).any(),
-            lambda numbers: jnp.where(numbers >= rows, _encrypt(numbers, drawn, rows), numbers),
-            numbers,
-        )
+    numbers = jnp.arange(rows, dtype=jnp.uint32)
+    if a * b == rows:
+        return _encrypt(numbers, drawn, rows).astype(jnp.int32)
+
+    def encrypt_some(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        numbers, is_beyond = carry
+        numbers = jnp.where(is_beyond, _encrypt(numbers, drawn, rows), numbers)
+        return numbers, numbers >= rows
+
+    # all are mapped in the first turn of the loop, so that the program has one copy of the cipher
+    numbers, _ = jax.lax.while_loop(lambda carry: carry[1].any(), encrypt_some, (numbers, jnp.full(rows, True)))
     return numbers.astype(jnp.int32)
 
 

@@ -305,8 +305,8 @@ def prepare(
         values = arrays.to_device(f"inputs of {name}", x[rows], dtype)
         return Batch(
             values if given.lengths is None else sequences.on_device(values, given.lengths[rows]),
-            jnp.asarray(on_host[rows]),
-            jnp.asarray(w[rows].astype(precise)),
+            jax.device_put(on_host[rows]),
+            jax.device_put(w[rows].astype(precise)),
         )
 
     filled = {name: count for name, count in counts.items() if count}

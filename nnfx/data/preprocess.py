@@ -12,6 +12,7 @@ from nnfx import checks
 from nnfx.arrays import as_numpy, is_exact, to_device
 from nnfx.data import encode, sequences
 from nnfx.data.frames import in_order_of
+from nnfx.memo import one_program
 from nnfx.types import Array, Sequences
 
 __all__ = ["Preprocess", "each"]
@@ -94,7 +95,7 @@ class Preprocess:
         median, median_rest = (None, None) if median is None else _halves(median, dtype)
         changes_nothing = median is None and not mean.ndim and not (mean_rest.any() or scale_rest.any())
         rest = None if changes_nothing else (mean_rest, scale_rest, median_rest)
-        numbers: Any = jax.tree.map(jnp.asarray, (median, mean, scale, rest))
+        numbers: Any = jax.device_put((median, mean, scale, rest))
         return cls(numbers[0], numbers[1], numbers[2], remainder=numbers[3], **others)
 
     @property
@@ -146,7 +147,7 @@ class Preprocess:
             return _as_integers(x)
         loses_nothing = self.remainder is None and is_exact(x.dtype, self.mean.dtype)  # then on the device, like images
         on_host = isinstance(x, np.ndarray) and _is_local(self) and not loses_nothing
-        return jnp.asarray(self._on_host(x)) if on_host else self._on_device(x)
+        return jax.device_put(self._on_host(x)) if on_host else self._on_device(x)
 
     @property
     def takes_sequences(self) -> bool:
@@ -272,9 +273,13 @@ class Preprocess:
             kernel: W, `(features, outputs)`.
             bias: b, `(outputs,)`.
         """
-        raw = kernel / jnp.broadcast_to(self.scale.reshape(-1, 1), kernel.shape)
-        mean = jnp.broadcast_to(self.mean.reshape(-1, 1), kernel.shape)
-        return raw, bias - (raw * mean).sum(0)
+        return _raw_units(self.mean, self.scale, kernel, bias)
+
+
+@one_program
+def _raw_units(mean: Array, scale: Array, kernel: Array, bias: Array) -> tuple[Array, Array]:
+    raw = kernel / jnp.broadcast_to(scale.reshape(-1, 1), kernel.shape)
+    return raw, bias - (raw * jnp.broadcast_to(mean.reshape(-1, 1), kernel.shape)).sum(0)
 
 
 def each(stacked: Preprocess, inputs: Any) -> Any:

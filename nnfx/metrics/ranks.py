@@ -74,7 +74,7 @@ def _converted(scores: Array, labels: Array, weights: Array | None) -> tuple[Arr
     if not isinstance(scores, jax.Array):  # ranks keep apart scores that are equal in the device's precision
         exact = arrays.as_numpy("scores", scores)
         ranks = np.unique(exact, return_inverse=True)[1].reshape(exact.shape)
-        scores = jnp.asarray(np.where(np.isnan(exact), np.nan, ranks) if np.isnan(exact).any() else ranks)
+        scores = jax.device_put(np.where(np.isnan(exact), np.nan, ranks) if np.isnan(exact).any() else ranks)
     labels = arrays.as_array("labels", labels)
     if labels.ndim != 1 or scores.shape not in (labels.shape, (*labels.shape, 1)):
         raise ValueError(

@@ -6,7 +6,19 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.benchmarks import cnn, fit, landscape, problems, recurrent, search, session, steps, sweep, timing
+from experiments.benchmarks import (
+    cnn,
+    fit,
+    landscape,
+    peers,
+    problems,
+    recurrent,
+    search,
+    session,
+    steps,
+    sweep,
+    timing,
+)
 from experiments.benchmarks.timing import System
 from nnfx.models import conversion
 
@@ -34,6 +46,7 @@ def test_systems_take_turns_and_ratios_are_to_the_best_peer():
     assert ours.ratio == pytest.approx(ours.median_s / theirs.median_s)
     assert (ours.loss, theirs.loss) == (1.0, 2.0)
     assert ours.loss_error == pytest.approx(1 / np.sqrt(3))
+    assert (ours.is_peer, theirs.is_peer) == (False, True)
 
 
 def test_compilation_is_that_of_the_whole_call_where_a_step_of_many_is_timed():
@@ -51,7 +64,11 @@ def test_compilation_is_that_of_the_whole_call_where_a_step_of_many_is_timed():
 def test_the_report_is_written(tmp_path, capsys):
     row = timing.Row("case", "ours", 0.001, 0.001, 7, 1.0, 0.5, 0.6, 0.01)
     timing.report("fit", [row], tmp_path)
-    assert json.loads((tmp_path / "fit.json").read_text())["rows"][0]["system"] == "ours"
+    record = json.loads((tmp_path / "fit.json").read_text())
+    assert record["rows"][0]["system"] == "ours"
+    assert record["command"].startswith("python -m experiments.benchmarks")
+    assert record["machine"]
+    assert record["versions"]["jax"] == jax.__version__
     printed = capsys.readouterr().out
     assert "0.6000 ± 0.0100" in printed
     assert "gradient" not in printed
@@ -61,7 +78,7 @@ def test_the_report_is_written(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [fit.with_nnfx, fit.with_scikit_learn])
+@pytest.mark.parametrize("make", [fit.with_nnfx, peers.with_scikit_learn])
 def test_systems_learn(make):
     losses = [make(problem)(0) for problem in (SMALL._replace(epochs=1), SMALL._replace(epochs=60))]
     assert losses[1] < losses[0]
@@ -80,7 +97,6 @@ def test_a_sweep_is_timed():
     assert np.isfinite(sweep.with_sweep(SMALL, 2, np.array([0.1, 0.01]))(0))
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_searches_by_both_libraries_find_the_same(monkeypatch):
     separable = SMALL._replace(labels=(SMALL.inputs[:, 0] > 0).astype(int))
