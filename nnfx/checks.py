@@ -167,8 +167,8 @@ def binary_labels(name: str, value: Any) -> None:
                 raise ValueError(f"{name}: expected binary labels, 0 or 1, got {value[is_wrong][0]:g}")
 
 
-def class_labels(name: str, value: Any, classes: int) -> None:
-    """Require concrete labels to be whole numbers from 0 to classes − 1."""
+def class_labels(name: str, value: Any, classes: int, what: str = "labels") -> None:
+    """Require concrete labels, or numbers called otherwise, to be whole numbers from 0 to classes − 1."""
     if not is_concrete(value) or value.size == 0:
         return
     finite(name, value)
@@ -180,7 +180,7 @@ def class_labels(name: str, value: Any, classes: int) -> None:
             )
         low, high = int(value.min()), int(value.max())
     if low < 0 or high >= classes:
-        raise ValueError(f"{name}: expected labels from 0 to {classes - 1}, got labels from {low} to {high}")
+        raise ValueError(f"{name}: expected {what} from 0 to {classes - 1}, got {what} from {low} to {high}")
 
 
 def listed(lines: list[str], separator: str, most: int = 20) -> str:

@@ -1,5 +1,6 @@
 """Models of tokens: a vector for each token, followed by any model of sequences."""
 
+import contextlib
 from typing import Any, cast
 
 import jax
@@ -124,7 +125,9 @@ def _vectors(table: Array, inputs: Any) -> Any:
     if tokens.ndim != 2:
         raise ValueError(f"inputs: expected tokens (batch, time), got {checks.describe(tokens)}")
     if isinstance(inputs, Sequences) and inputs.lengths is not None:
-        tokens = jnp.where(jnp.arange(tokens.shape[1])[None] < jnp.asarray(inputs.lengths)[:, None], tokens, 0)
+        is_known = checks.is_concrete(inputs)  # then the tokens stay known, and can be checked
+        with jax.ensure_compile_time_eval() if is_known else contextlib.nullcontext():
+            tokens = jnp.where(jnp.arange(tokens.shape[1])[None] < jnp.asarray(inputs.lengths)[:, None], tokens, 0)
     return _with_values(inputs, _looked_up(table, tokens))
 
 
@@ -135,7 +138,7 @@ def _looked_up(table: Array, tokens: Array) -> Array:
             f"inputs: expected tokens, which are integers, got {checks.describe(tokens)}; nnfx.data.prepare keeps them"
             " with keep_integers=True"
         )
-    checks.class_labels("inputs", tokens, len(table))
+    checks.class_labels("inputs", tokens, len(table), what="tokens")
     tokens = tokens.astype(jnp.promote_types(tokens.dtype, jnp.int32))
     tokens = jnp.where(tokens < 0, len(table), tokens)  # negative indices would count from the end
     return jnp.asarray(table).at[tokens].get(mode="fill", fill_value=jnp.nan)

@@ -350,6 +350,7 @@ def _check_data(recipe: Recipe, name: str, batch: Batch, hyper: Hyper, outputs: 
         time = batch.weights.shape[1:2] if is_by_step else jax.tree.leaves(batch.inputs)[0].shape[1:2]
         shape = (size, *time, *outputs.shape[2:]) if outputs.ndim > 2 or is_by_step else shape
     seen, targets = _check_values(name, batch, jax.ShapeDtypeStruct(shape, outputs.dtype))
+    _check_integers(recipe.bind(hyper).model, batch)
     losses.check(recipe.measures["loss"], seen, targets)
     users_own = [
         label
@@ -363,6 +364,16 @@ def _check_data(recipe: Recipe, name: str, batch: Batch, hyper: Hyper, outputs: 
             measures = recipe.bind(hyper).measures
             for label in users_own:
                 _check_rows_apart(label, measures[label], trial.astype(seen.dtype), jnp.asarray(targets))
+
+
+def _check_integers(model: Model, batch: Batch) -> None:
+    """Show integers such as tokens to the model untraced, since it may refuse them by their values."""
+    are_integers = [jnp.issubdtype(leaf.dtype, np.integer) for leaf in jax.tree.leaves(batch.inputs)]
+    if not any(are_integers) or not checks.is_concrete(batch):
+        return
+    with jax.ensure_compile_time_eval():
+        inputs = rows.filled(batch).inputs if bool((batch.weights != 0).any()) else batch.inputs
+    jax.eval_shape(lambda key: model.init(key, inputs), jax.random.key(0))
 
 
 def _check_batch_size(recipe: Recipe, weights: Any) -> None:

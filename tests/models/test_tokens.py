@@ -186,10 +186,24 @@ def test_a_run_learns_to_count(key):
             TypeError,
             "inputs: expected tokens, which are integers, got .*; nnfx.data.prepare keeps them with keep_integers=True",
         ),
-        (lambda: MODELS[ONE].apply(drawn(ONE), TOKENS + 1), ValueError, "inputs: expected labels from 0 to 6, got"),
+        (lambda: MODELS[ONE].apply(drawn(ONE), TOKENS + 1), ValueError, "inputs: expected tokens from 0 to 6, got"),
         (lambda: MODELS[ONE].init(0, TOKENS), TypeError, "key: expected a typed key"),
     ],
 )
 def test_wrong_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "tokens", [TOKENS, Sequences(TOKENS, np.full(len(TOKENS), TOKENS.shape[1]))], ids=["array", "sequences"]
+)
+def test_tokens_beyond_the_table_are_refused_before_training(tokens):
+    data = nnfx.data.prepare(tokens, np.zeros((len(TOKENS), 1)), keep_integers=True)
+    model = nnfx.models.embedding(int(TOKENS.max()), 2, nnfx.models.gru(1, hidden=(2,)))
+    train = nnfx.fit(model, nnfx.losses.mean_square_error, optax.sgd, epochs=1)
+    largest = int(TOKENS.max())
+    with pytest.raises(
+        ValueError, match=f"inputs: expected tokens from 0 to {largest - 1}, got tokens from 0 to {largest}"
+    ):
+        train(jax.random.key(0), data, learning_rate=0.1)
