@@ -125,8 +125,12 @@ def _numbers(name: str, value: Any) -> np.ndarray:
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        problem = "rows of different lengths" if "inhomogeneous" in str(error) else checks.describe(value)
-        raise type(error)(f"{name}: expected an array of real numbers, got {problem}: {error}") from error
+        problem = f"{checks.describe(value)}: {error}"
+        if "inhomogeneous" in str(error):
+            problem = (
+                "rows of different lengths; pad them, and pass nnfx.models.Sequences(values, lengths)"
+            )
+        raise type(error)(f"{name}: expected an array of real numbers, got {problem}") from error
     if array.dtype == object and array.size:  # such as nullable columns, or frames of several dtypes
         kinds = {type(item) for item in array.ravel().tolist()}
         if all(issubclass(kind, bool | np.bool_) for kind in kinds):

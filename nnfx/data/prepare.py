@@ -106,6 +106,14 @@ def _listed(names: tuple[str, ...]) -> str:
     return f" ({', '.join(names[:_SHOWN])}{', …' * (len(names) > _SHOWN)})" if names else ""
 
 
+def check_type(data: Any) -> None:
+    """Check that this is what `prepare` returns, before anything is trained on it."""
+    if not isinstance(data, Data):
+        hint = "; pass the inputs, targets and weights of a Batch to it" if isinstance(data, Batch) else ""
+        got = type(data).__name__
+        raise TypeError(f"data: expected nnfx.data.Data, as returned by nnfx.data.prepare, got {got}{hint}")
+
+
 def prepare(
     inputs: Any,
     targets: Any,

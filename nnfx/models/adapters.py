@@ -171,8 +171,9 @@ def from_equinox(build: Callable[[Array], Any], axis_name: str = "batch") -> Mod
     accept a switch such as `inference`, and `weights`: here, the weight of one example.
 
     Args:
-        build: a function that returns the module, such as `lambda key: eqx.nn.MLP(2, 1, 16, 2, key=key)`; to start
-            from the weights of an instance, `lambda key: module`. Its floating-point arrays become `params`, its other
+        build: a function that returns the module, such as `lambda key: eqx.nn.MLP(2, 1, 16, 2, key=key)`, or a pair of
+            module and state, such as `eqx.nn.make_with_state(Net)`; to start from the weights of an instance,
+            `lambda key: module`. Its floating-point arrays become `params`, its other
             arrays the collection `constants`, and the contents of `eqx.nn.State` the collection `state`, all as dicts
             by the names of the module's attributes.
         axis_name: the name of the batch axis, as in the module's `eqx.nn.BatchNorm`.
@@ -205,7 +206,9 @@ def from_equinox(build: Callable[[Array], Any], axis_name: str = "batch") -> Mod
     def is_index(node: Any) -> bool:
         return isinstance(node, eqx.nn.StateIndex)
 
-    with_state = eqx.nn.make_with_state(build)
+    returned = eqx.filter_eval_shape(build, jax.random.key(0))
+    has_state = isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], eqx.nn.State)
+    with_state = build if has_state else eqx.nn.make_with_state(build)
     module_shapes, state_shapes = eqx.filter_eval_shape(with_state, jax.random.key(0))
     if not isinstance(module_shapes, eqx.Module) or not callable(module_shapes):
         raise TypeError(

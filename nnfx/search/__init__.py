@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from nnfx import checks, distributed, paths
-from nnfx.data.prepare import Data
+from nnfx.data.prepare import Data, check_type
 from nnfx.search import figures
 from nnfx.search.ask import asked
 from nnfx.search.comparison import Comparison
@@ -243,8 +243,7 @@ def nested(
         checks.positive_integer(name, count)
         if count < 2:
             raise ValueError(f"{name}: expected at least 2, got {count}")
-    if not isinstance(data, Data):
-        raise TypeError(f"data: expected nnfx.data.Data, as returned by nnfx.data.prepare, got {type(data).__name__}")
+    check_type(data)
     if data.valid is not None:
         raise ValueError("data.valid: expected none, since rows are held out in folds, got some")
     if hasattr(data, "history"):

@@ -296,7 +296,7 @@ def _check_range(name: str, given: Any) -> None:
         case _:
             raise TypeError(
                 f"{name}: expected Choice, Integer, Normal, Uniform, LogUniform or When, got {checks.describe(given)};"
-                " a single value is Choice(value)"
+                " several values are Choice(value, ...), and a single one is Choice(value)"
             )
 
 

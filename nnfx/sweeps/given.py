@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from nnfx import checks, paths
-from nnfx.data.prepare import Data
+from nnfx.data.prepare import Data, check_type
 from nnfx.sessions.keeper import Keeper
 from nnfx.sweeps.points import Points, number_of
 from nnfx.sweeps.programs import MEMBERS
@@ -68,8 +68,7 @@ def check(fit: Fit, data: Data, key: Array, on_chunk: Callable[[Progress], None]
     if not isinstance(fit, Fit):
         hint = "; pass its attribute `fit`" if isinstance(fit, Run) else ""
         raise TypeError(f"fit: expected the result of nnfx.fit, got {checks.describe(fit)}{hint}")
-    if not isinstance(data, Data):
-        raise TypeError(f"data: expected nnfx.data.Data, as returned by nnfx.data.prepare, got {type(data).__name__}")
+    check_type(data)
     checks.key("key", key)
     if on_chunk is not None and not callable(on_chunk):
         raise TypeError(f"on_chunk: expected a function of a Progress, got {checks.describe(on_chunk)}")

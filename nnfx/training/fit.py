@@ -7,7 +7,7 @@ import optax
 from jax.typing import ArrayLike
 
 from nnfx import checks, distributed, memo
-from nnfx.data.prepare import Data
+from nnfx.data.prepare import Data, check_type
 from nnfx.metrics import marks, names
 from nnfx.stopping import StoppingRule
 from nnfx.training import hyperparameters, in_memory, validate
@@ -135,10 +135,7 @@ class Fit(Recipe):
     def check(self, key: Array, data: Data, hyper: Mapping[str, ArrayLike]) -> Hyper:
         """Check the arguments of a run, and return its hyper-parameters as arrays."""
         checks.key("key", key)
-        if not isinstance(data, Data):
-            raise TypeError(
-                f"data: expected nnfx.data.Data, as returned by nnfx.data.prepare, got {type(data).__name__}"
-            )
+        check_type(data)
         hyperparameters.check(hyper, self.all_factories)
         numbers = hyperparameters.as_arrays(hyper)
         validate.check_run(self, data, numbers)

@@ -194,7 +194,8 @@ class Run:
 
         The preprocessing is included, so inputs are raw float32 (int32 for tokens), with NaN for missing values if the
         run fills them. The categories of a frame are an exception: the file takes a 0/1 column for each of them, in
-        the order of `data.features`, whereas `save` keeps the frame's own columns. The file is compared with `predict`
+        the order of `data.features` but without its indicators of missing values, whereas `save` keeps the frame's own
+        columns. The file is compared with `predict`
         on a few rows before it gets its name.
 
         Args:

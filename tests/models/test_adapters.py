@@ -131,6 +131,12 @@ def test_equinox_predicts_what_the_module_does(key):
     np.testing.assert_allclose(EQUINOX.apply(EQUINOX.init(key, X), X), expected, rtol=1e-6)
 
 
+def test_equinox_modules_may_come_with_their_state(key):
+    model = models.from_equinox(eqx.nn.make_with_state(EquinoxNet))
+    for ours, theirs in zip(jax.tree.leaves(model.init(key, X)), jax.tree.leaves(EQUINOX.init(key, X)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_equinox_trains_as_the_module_does_with_the_same_keys(key):
     mapped, module, state = equinox_itself(key, inference=False)
     expected, after = mapped(X, state, key=jax.random.split(jax.random.key(1), len(X)))

@@ -134,7 +134,11 @@ def test_a_grid_is_every_combination_of_what_is_active():
         ([Choice(1)], TypeError, "space: expected ranges by name"),
         ({}, ValueError, "space: expected at least one range, got none"),
         ({1: Choice(1)}, TypeError, "space: expected names as keys, got 1"),
-        ({"width": 8}, TypeError, "width: expected Choice, .*, got 8; a single value is Choice"),
+        (
+            {"width": 8},
+            TypeError,
+            "width: expected Choice, .*, got 8; several values are Choice",
+        ),
         ({"width": Choice()}, ValueError, "width: expected a Choice with at least one member, got none"),
         ({"width": Integer(8, 8)}, ValueError, "width.high: expected a finite number above 8, got 8"),
         ({"width": Integer(1.0, 8)}, TypeError, "width.low: expected a whole number, got 1.0"),
