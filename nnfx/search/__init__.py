@@ -15,11 +15,12 @@ import jax
 from nnfx import checks, distributed, paths
 from nnfx.data.prepare import Data, check_type
 from nnfx.search import figures
+from nnfx.search.adaptive import descended, extrapolated
 from nnfx.search.ask import asked
 from nnfx.search.comparison import Comparison
 from nnfx.search.effects import Effects, effects
 from nnfx.search.folder import facts_of, facts_of_rounds, require_same, words_of
-from nnfx.search.methods import Ask, Bracket, Grid, Hyperband
+from nnfx.search.methods import Ask, Bracket, Extrapolation, Grid, Hyperband, HyperGradient
 from nnfx.search.nested import Nested, outer_parts, scored
 from nnfx.search.plan import Method, Round, rounds
 from nnfx.search.programs import Maker, Program
@@ -37,8 +38,10 @@ __all__ = [
     "Choice",
     "Comparison",
     "Effects",
+    "Extrapolation",
     "Grid",
     "Halving",
+    "HyperGradient",
     "Hyperband",
     "Integer",
     "LogUniform",
@@ -66,6 +69,7 @@ def search(
     key: Array,
     points: int | Grid | Sequence[Point] | None = None,
     method: Method | None = None,
+    budget: int | None = None,
     seeds: int = 1,
     folds: int | None = None,
     devices: Sequence[jax.Device] | None = None,
@@ -95,8 +99,14 @@ def search(
         points: the number of points to draw, `Grid(per_number)` to try every combination, or a list of points, with
             `space` only for names that have one value, `Choice(value)`, in all of them. With `Ask`, the total number;
             None with `Hyperband`, which determines it.
-        method: None to train all points to the end; `Halving(rungs, keep)` or `Hyperband(min_epochs, eta)` to drop the
-            worse ones along the way, ranked across all programs; or `Ask(sampler)` for an Optuna sampler.
+        method: None to train all points to the end; `Halving(rungs, keep)`, `Hyperband(min_epochs, eta)` or
+            `Extrapolation(rungs)` to drop the worse ones along the way, compared across all programs;
+            `HyperGradient(steps)` to descend the gradient from each point; or `Ask(sampler)` for an Optuna sampler.
+        budget: the number of member-epochs to spend at most; a member-epoch is an epoch of one run. None and
+            `Halving`: rounds of `points` new points are trained as long as they fit, or one round of as many points as
+            fit if `points` is None. `Extrapolation`: rounds of `points` new points, each compared with all before, as
+            long as the next is sure to fit. `Hyperband`: its brackets, again and again. `HyperGradient` and `Ask`: as
+            many points as fit.
         seeds: the number of seeds.
         folds: K, to hold out each of K parts of `data.train` in turn; None to use `data.valid`.
         devices: as for `nnfx.sweeps.sweep`, and so are the next three.
@@ -160,17 +170,31 @@ def search(
         skip_damaged=skip_damaged,
         title=title if is_shown else None,
     )
+    checks.positive_integer("seeds", seeds)
+    for name, number in {"folds": folds, "budget": budget}.items():
+        if number is not None:
+            checks.positive_integer(name, number)
     trained: Iterable[Trained]
     if isinstance(method, Ask):
-        sizes = f"{points} points in batches of {method.batch}"
-        trained = asked(maker, trainer, key, space, points, method)
+        sizes = f"{'' if points is None else f'{points} '}points in batches of {method.batch}"
+        trained = asked(maker, trainer, key, space, points, method, budget)
         facts = {"space": words_of(space or {}), "batch": str(method.batch)}  # more points may be asked for than before
+    elif isinstance(method, HyperGradient):
+        sizes = f"{method.steps} steps from each point"
+        trained, facts = descended(maker, trainer, key, space, points, method, budget)
+    elif isinstance(method, Extrapolation) and budget is not None:
+        sizes = f"rounds of {points} points"
+        trained = extrapolated(maker, trainer, key, space, points, method, budget)
+        facts = {"space": words_of(space or {}), "points": str(points), "method": str(method), "budget": str(budget)}
     else:
-        planned = [(each, maker.programs(each.points)) for each in rounds(maker, key, space, points, method)]
+        planned = [
+            (each, maker.programs(each.points))
+            for each in rounds(maker, key, space, points, method, budget, trainer.groups)
+        ]
         for each, programs in planned:
-            trainer.check(programs, each.quotas)
+            trainer.check(programs, each.dropping)
         count = sum(len(each.points) for each, _ in planned)
-        sizes = size_words(count, sum(len(programs) for _, programs in planned), count * seeds * (folds or 1))
+        sizes = size_words(count, sum(len(programs) for _, programs in planned), count * trainer.groups)
         facts = facts_of_rounds([each for each, _ in planned])
         trained = _trained(trainer, planned)
     if trainer.out is not None:

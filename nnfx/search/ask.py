@@ -9,7 +9,7 @@ import numpy as np
 from nnfx import checks
 from nnfx.search import space as spaces
 from nnfx.search.methods import Ask
-from nnfx.search.plan import Round
+from nnfx.search.plan import Round, check_budget, drawn, epochs_of
 from nnfx.search.programs import Maker, Program, distinct, identity
 from nnfx.search.result import Search
 from nnfx.search.space import Choice, Integer, Normal, Point, Space
@@ -19,7 +19,7 @@ from nnfx.types import Array
 
 
 def asked(
-    maker: Maker, trainer: Trainer, key: Array, space: Space | None, points: Any, method: Ask
+    maker: Maker, trainer: Trainer, key: Array, space: Space | None, points: Any, method: Ask, budget: int | None
 ) -> Iterator[Trained]:
     """Check the arguments, and return an iterator that trains a batch of points whenever it is advanced.
 
@@ -30,6 +30,12 @@ def asked(
     import optuna
 
     checks.key("key", key)
+    if budget is not None:
+        if points is not None:
+            raise TypeError("points: expected none, since the budget decides how many to ask for, got both")
+        each = epochs_of(maker, drawn(key, space, 1)) * trainer.groups
+        check_budget(budget, each, "one run of each seed and fold")
+        points = budget // each
     checks.positive_integer("points", points)
     checks.positive_integer("batch", method.batch)
     spaces.check(space)
@@ -52,9 +58,9 @@ def _batches(maker: Maker, trainer: Trainer, space: Space, points: int, method: 
     for number, begin in enumerate(range(0, points, method.batch)):
         trials = [study.ask() for _ in range(min(method.batch, points - begin))]
         suggested = [_suggested(trial, names, space) for trial in trials]
-        each = Round(f"batch-{number:03d}", distinct(suggested), {})
+        each = Round(f"batch-{number:03d}", distinct(suggested))
         programs = maker.programs(each.points)
-        trainer.check(programs, {})
+        trainer.check(programs, None)
         sweeps = trainer.train(each, programs)
         found = dict(zip(map(identity, each.points), _losses(each.points, programs, sweeps), strict=True))
         for trial, point in zip(trials, suggested, strict=True):

@@ -63,8 +63,8 @@ def facts_of_rounds(rounds: Sequence[Round]) -> dict[str, str]:
     facts = {}
     for each in rounds:
         name = f" of {each.name}" if each.name else ""
-        facts[f"points{name}"] = f"{len(each.points)} in all, {_checksum(each.points)}"
-        facts[f"points kept{name}"] = str(dict(each.quotas)) if each.quotas else "all"
+        facts[f"points{name}"] = f"{len(each.points)} in all, {checksum(each.points)}"
+        facts[f"points kept{name}"] = "all" if each.dropping is None else each.dropping.words
     return facts
 
 
@@ -85,7 +85,8 @@ def _range(given: Any) -> str:
     return str(given)
 
 
-def _checksum(points: Sequence[Point]) -> str:
+def checksum(points: Sequence[Point]) -> str:
+    """Return a checksum of points, with all digits of their numbers."""
     text = "\n".join(", ".join(f"{name}={_exact(value)}" for name, value in sorted(point.items())) for point in points)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

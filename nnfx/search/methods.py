@@ -1,11 +1,12 @@
 """How a search spends its epochs: which points it tries, in which rounds, and which of them it trains to the end."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from nnfx import checks
+from nnfx.sweeps import Halving
 
-__all__ = ["Ask", "Bracket", "Grid", "Hyperband"]
+__all__ = ["Ask", "Bracket", "Extrapolation", "Grid", "HyperGradient", "Hyperband"]
 
 
 class Grid(NamedTuple):
@@ -97,3 +98,78 @@ class Ask(NamedTuple):
 
     sampler: Any
     batch: int = 16
+
+
+class Extrapolation(NamedTuple):
+    """Drop points whose learning curves, extrapolated, are unlikely to get below the best loss so far.
+
+    At each rung, a power law is fitted to the held-out losses of each point, averaged over seeds and folds. A point is
+    dropped if the probability that it gets below the best of all points, now or in earlier rounds, is less than
+    `level`; see `nnfx.search.extrapolation.chance_below`. Unlike halving, it drops few points if they are close to each
+    other, and nearly all of them if one is far ahead.
+
+    The probability is that of the model, and real curves are no exact power laws: the point that would have been best
+    is sometimes dropped, more often at a higher level.
+
+    Attributes:
+        rungs: the numbers of epochs after which points are dropped, increasing, from 3 to below the epochs of the run.
+        level: the probability below which a point is dropped, between 0 and 1.
+
+    References:
+        Domhan, Springenberg and Hutter, *Speeding up automatic hyperparameter optimization of deep neural networks by
+        extrapolation of learning curves*, IJCAI 2015.
+    """
+
+    rungs: Sequence[int]
+    level: float = 0.05
+
+    def check(self, epochs: int) -> None:
+        """Check that the rungs increase, from 3 to below the epochs of a run, and that the level is a probability.
+
+        Raises:
+            TypeError, ValueError: otherwise.
+        """
+        Halving(self.rungs).check(epochs)
+        if self.rungs[0] < 3:
+            raise ValueError(f"rungs[0]: expected at least 3 epochs to extrapolate from, got {self.rungs[0]}")
+        checks.number("level", self.level, above=0, below=1)
+
+
+GRADIENT_COST = 3
+"""The number of runs that one run and the gradient through it are counted as in a budget."""
+
+
+class HyperGradient(NamedTuple):
+    """Descend the gradient of the held-out loss with respect to the searched numbers, from many points side by side.
+
+    The gradient is that of the whole run: of the lowest held-out loss of its epochs, averaged over seeds and folds.
+    Each update trains all points and differentiates through their training; Adam then moves the numbers that have a
+    `Uniform` or `LogUniform` range, on a scale on which the range is from 0 to 1, logarithmic for the latter. Numbers
+    at a bound of their range stay within it. Static choices, and numbers with other ranges, keep the values drawn. At
+    the end, the point with the lowest loss of each descent is trained as by a sweep.
+
+    The gradient of a run with respect to a number is useful only if the loss changes smoothly with it. A dropout rate,
+    for instance, is compared with random numbers, and its gradient ignores that. The memory needed grows with the
+    number of steps of a run; see `rematerialize_epochs` of `nnfx.fit`. In a budget, a run and its gradient count as
+    three runs.
+
+    Attributes:
+        steps: the number of times that the gradient is evaluated, the first time at the points drawn.
+        rate: the learning rate of Adam: about how far a number moves in an update, as a fraction of its range.
+
+    References:
+        Maclaurin, Duvenaud and Adams, *Gradient-based hyperparameter optimization through reversible learning*, ICML
+        2015; Griewank and Walther, *Evaluating derivatives*, 2008, chapter 4, for the cost of a gradient.
+    """
+
+    steps: int = 10
+    rate: float = 0.05
+
+    def check(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            TypeError, ValueError: for a number of steps that is not a positive integer, or a rate that is not positive.
+        """
+        checks.positive_integer("steps", self.steps)
+        checks.number("rate", self.rate, above=0)

@@ -8,7 +8,8 @@ import numpy as np
 
 from nnfx import checks
 from nnfx.search import space as spaces
-from nnfx.search.methods import Ask, Grid, Hyperband
+from nnfx.search.dropping import Dropping, Hopeless, Quotas
+from nnfx.search.methods import Ask, Extrapolation, Grid, Hyperband, HyperGradient
 from nnfx.search.programs import Maker, distinct
 from nnfx.search.space import Choice, Point, Space
 from nnfx.sweeps import Halving
@@ -22,47 +23,132 @@ class Round(NamedTuple):
     Attributes:
         name: its name among the rounds of the search; "" if there is only one.
         points: the points.
-        quotas: the number of them to keep, by the number of epochs after which the others are dropped.
+        dropping: which of them are dropped, and when; None to train all to the end.
     """
 
     name: str
     points: list[Point]
-    quotas: Mapping[int, int]
+    dropping: Dropping | None = None
 
 
-Method = Halving | Hyperband | Ask
+Method = Halving | Hyperband | Extrapolation | HyperGradient | Ask
 
 
-def rounds(maker: Maker, key: Array, space: Space | None, points: Any, method: Any) -> list[Round]:
-    """Return the rounds of a search, unless a sampler determines them.
+def rounds(
+    maker: Maker, key: Array, space: Space | None, points: Any, method: Any, budget: int | None, groups: int
+) -> list[Round]:
+    """Return the rounds of a search, unless they depend on the results of earlier ones.
 
     Raises:
-        TypeError, ValueError: for points or a method that do not suit each other, with the space or with the runs.
+        TypeError, ValueError: for points, a budget or a method that do not suit each other, the space or the runs.
     """
+    if method is not None and not isinstance(method, Halving | Hyperband | Extrapolation):
+        raise TypeError(
+            "method: expected Halving, Hyperband, Extrapolation, HyperGradient, Ask or None, got"
+            f" {checks.describe(method)}"
+        )
     if isinstance(method, Hyperband):
-        if points is not None:
-            raise TypeError(f"points: expected none, since Hyperband decides how many to draw, got {_told(points)}")
-        brackets = method.brackets(_epochs(maker, drawn(key, space, 1)))
-        tried = drawn(key, space, sum(bracket.points for bracket in brackets))
-        _epochs(maker, tried, same=True)
-        found = []
-        for s, bracket in zip(reversed(range(len(brackets))), brackets, strict=True):
-            some, tried = tried[: bracket.points], tried[bracket.points :]
-            found.append(Round(f"bracket-{s}", distinct(some), bracket.quotas))
-        return found
-    if method is not None and not isinstance(method, Halving):
-        raise TypeError(f"method: expected Halving, Hyperband, Ask or None, got {checks.describe(method)}")
+        return _brackets(maker, key, space, points, method, budget, groups)
+    if budget is not None and not isinstance(method, Extrapolation):
+        return _repeated(maker, key, space, points, method, budget, groups)
     tried = distinct(given(key, space, points))
+    epochs = epochs_of(maker, tried, same=isinstance(method, Extrapolation))
+    return [Round("", tried, _dropping(method, len(tried), epochs))]
+
+
+def _dropping(method: Halving | Extrapolation | None, points: int, epochs: int) -> Dropping | None:
+    """Return which of a number of points are dropped, and when."""
     if method is None:
-        return [Round("", tried, {})]
-    method.check(_epochs(maker, tried))
-    return [Round("", tried, method.quotas(len(tried)))]
+        return None
+    method.check(epochs)
+    if isinstance(method, Extrapolation):
+        return Hopeless(tuple(map(int, method.rungs)), float(method.level), epochs)
+    return Quotas(method.quotas(points))
+
+
+def _repeated(
+    maker: Maker, key: Array, space: Space | None, points: Any, method: Halving | None, budget: int, groups: int
+) -> list[Round]:
+    """Return as many rounds of new points as fit into a budget, or one round of as many points as do."""
+    epochs = epochs_of(maker, drawn(key, space, 1))
+
+    def cost(count: int) -> int:
+        kept = {} if method is None else method.quotas(count)
+        return groups * member_epochs(count, kept, epochs)
+
+    if method is not None:
+        method.check(epochs)
+    size = 1 if points is None else points
+    checks.positive_integer("points", size)
+    check_budget(budget, cost(size), f"{size} point{'s' * (size > 1)}")
+    if points is None:
+        while cost(size + 1) <= budget:
+            size += 1
+    repetitions = 1 if points is None else budget // cost(size)
+    tried = drawn(key, space, repetitions * size)
+    epochs_of(maker, tried, same=True)
+    some = [distinct(tried[i * size : (i + 1) * size]) for i in range(repetitions)]
+    if repetitions == 1:
+        return [Round("", some[0], _dropping(method, len(some[0]), epochs))]
+    return [
+        Round(f"round-{number:03d}", each, _dropping(method, len(each), epochs)) for number, each in enumerate(some)
+    ]
+
+
+def _brackets(
+    maker: Maker, key: Array, space: Space | None, points: Any, method: Hyperband, budget: int | None, groups: int
+) -> list[Round]:
+    """Return the brackets of Hyperband, once, or again and again until the next does not fit into the budget."""
+    if points is not None:
+        raise TypeError(f"points: expected none, since Hyperband decides how many to draw, got {told(points)}")
+    epochs = epochs_of(maker, drawn(key, space, 1))
+    brackets = method.brackets(epochs)
+    highest = len(brackets) - 1
+    numbers = list(range(len(brackets)))
+    if budget is not None:
+        costs = [groups * member_epochs(bracket.points, bracket.quotas, epochs) for bracket in brackets]
+        check_budget(budget, costs[0], "the first bracket")
+        spent = np.cumsum(np.tile(costs, -(-budget // sum(costs))))
+        numbers = list(range(int((spent <= budget).sum())))
+    chosen = [brackets[number % len(brackets)] for number in numbers]
+    tried = drawn(key, space, sum(bracket.points for bracket in chosen))
+    epochs_of(maker, tried, same=True)
+    found = []
+    for number, bracket in zip(numbers, chosen, strict=True):
+        some, tried = tried[: bracket.points], tried[bracket.points :]
+        again, place = divmod(number, len(brackets))
+        name = f"bracket-{highest - place}" + (f"-{again:03d}" if again else "")
+        found.append(Round(name, distinct(some), Quotas(bracket.quotas) if bracket.quotas else None))
+    return found
+
+
+def member_epochs(points: int, kept: Mapping[int, int], epochs: int) -> int:
+    """Return the number of epochs that points are trained for altogether, if some are dropped along the way.
+
+    >>> member_epochs(9, {1: 3, 3: 1}, 9)
+    21
+    """
+    spent = done = 0
+    for rung, remaining in [*kept.items(), (epochs, 0)]:
+        spent += points * (rung - done)
+        points, done = remaining, rung
+    return spent
+
+
+def check_budget(budget: int, least: int, what: str) -> None:
+    """Check that a budget suffices for something.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if budget < least:
+        raise ValueError(f"budget: expected at least {least} member-epochs, those of {what}, got {budget}")
 
 
 def given(key: Array, space: Space | None, points: Any) -> list[Point]:
     """Return the requested points: drawn, on a grid, or given one by one."""
     if isinstance(points, Grid):
-        return spaces.grid(points.per_number, _needed(space))
+        return spaces.grid(points.per_number, needed(space))
     if isinstance(points, int | np.integer) and not isinstance(points, bool):
         checks.positive_integer("points", points)
         return drawn(key, space, int(points))
@@ -73,17 +159,18 @@ def given(key: Array, space: Space | None, points: Any) -> list[Point]:
                 raise ValueError(f"points[{i}]: expected no value for {twice[0]}, which the space fixes, got one")
         return [{**fixed, **point} for point in points]
     raise TypeError(
-        f"points: expected how many to draw, Grid(per_number), or a list of dictionaries, got {_told(points)}"
+        f"points: expected how many to draw, Grid(per_number), or a list of dictionaries, got {told(points)}"
     )
 
 
 def drawn(key: Array, space: Space | None, count: int) -> list[Point]:
     """Return points drawn from a space with a search's key."""
     checks.key("key", key)
-    return spaces.draw(jax.random.fold_in(key, np.uint32(DRAWS)), count, _needed(space))
+    return spaces.draw(jax.random.fold_in(key, np.uint32(DRAWS)), count, needed(space))
 
 
-def _needed(space: Space | None) -> Space:
+def needed(space: Space | None) -> Space:
+    """Return the space, which must be given."""
     if space is None:
         raise TypeError("space: expected ranges by name, such as {'width': Choice(8, 16)}, got none")
     return space
@@ -104,7 +191,7 @@ def _fixed(space: Space) -> Point:
     return fixed
 
 
-def _epochs(maker: Maker, points: Sequence[Point], same: bool = False) -> int:
+def epochs_of(maker: Maker, points: Sequence[Point], same: bool = False) -> int:
     """Return the fewest epochs of the runs of these points, or of all of them if they must be the same."""
     found = sorted({program.fit.epochs for program in maker.programs(points)})
     if same and len(found) > 1:
@@ -112,5 +199,6 @@ def _epochs(maker: Maker, points: Sequence[Point], same: bool = False) -> int:
     return found[0]
 
 
-def _told(points: Any) -> str:
+def told(points: Any) -> str:
+    """Describe the points given, for an error message."""
     return "none" if points is None else checks.describe(points)

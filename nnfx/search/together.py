@@ -8,10 +8,10 @@ import jax
 import numpy as np
 from jax.stages import Lowered
 
+from nnfx.search.dropping import Dropping
 from nnfx.search.programs import Program
 from nnfx.sessions.described_parts import parts_of
 from nnfx.stopping import Clock
-from nnfx.sweeps.halving import ranked
 from nnfx.sweeps.members import Members
 from nnfx.sweeps.table import Table
 from nnfx.training import driver
@@ -32,15 +32,14 @@ class Together(driver.Program[Tables]):
     Args:
         programs: the programs of the search.
         members: the members of each, none of which drop points by themselves.
-        quotas: the number of points of all programs to keep, by the number of epochs after which the others are
-            dropped.
+        dropping: which points of all programs are dropped, and when.
     """
 
     kind = "sweep"
     units_per_epoch = 1
 
-    def __init__(self, programs: Sequence[Program], members: Sequence[Members], quotas: Mapping[int, int]) -> None:
-        self._members, self._quotas = members, quotas
+    def __init__(self, programs: Sequence[Program], members: Sequence[Members], dropping: Dropping) -> None:
+        self._members, self._dropping = members, dropping
         longest = max(members, key=lambda each: each.total)
         self.recipe, self.key, self.hyper = longest.recipe, longest.key, {}
         self.longest, self.pause_every = longest.longest, longest.pause_every
@@ -52,20 +51,20 @@ class Together(driver.Program[Tables]):
             }
             for i, program in enumerate(programs)
         }
-        self.data = {**members[0].data, "points kept of all": str(dict(quotas)), "programs": described}
+        self.data = {**members[0].data, "points kept of all": dropping.words, "programs": described}
 
     def start(self) -> Tables:
         """Return the initial state of all members."""
         return Tables([self._on_host(members.start()) for members in self._members])
 
     def advance(self, state: Tables, until: int, clock: Clock) -> Tables:
-        """Train all programs until this epoch; then drop the worse points of all of them if it is time to."""
+        """Train all programs until this epoch; then drop points of all of them if it is time to."""
         for members, table in zip(self._members, state.tables, strict=True):
             if not members.has_ended(table):
                 self._on_host(members.advance(table, min(until, members.total), clock))
         state.done = until
-        if until in self._quotas:
-            self._drop(state.tables, self._quotas[until])
+        if until in self._dropping.rungs:
+            self._drop(state)
         return state
 
     def done(self, state: Tables) -> int:
@@ -114,10 +113,11 @@ class Together(driver.Program[Tables]):
         """Return the number of members still running."""
         return sum(table.running() for table in state.tables)
 
-    def _drop(self, tables: Sequence[Table], count: int) -> None:
-        """Stop all points but the best of all programs."""
-        kept = np.sort(ranked(np.concatenate([table.best_losses() for table in tables], axis=1))[:count])
-        begin = 0
+    def _drop(self, state: Tables) -> None:
+        """Stop points as the rule says, given the losses of all programs."""
+        tables = state.tables
+        losses = np.concatenate([_losses(table, state.done) for table in tables], axis=1)
+        kept, begin = self._dropping.kept(losses), 0
         for table in tables:
             table.drop_all_but(kept[(kept >= begin) & (kept < begin + table.width)] - begin)
             begin += table.width
@@ -127,6 +127,12 @@ class Together(driver.Program[Tables]):
         if len(self._members) > 1:
             table.state = jax.tree.map(np.asarray, table.state)
         return table
+
+
+def _losses(table: Table, epochs: int) -> np.ndarray:
+    """Return the held-out losses of a table, `(groups, points, epochs)`, NaN for epochs not run."""
+    losses = table.history["valid_loss"].reshape(-1, table.width, table.epochs)[..., :epochs]
+    return np.pad(losses, ((0, 0), (0, 0), (0, epochs - losses.shape[-1])), constant_values=np.nan)
 
 
 def _padded(values: np.ndarray, length: int, fill: float) -> np.ndarray:

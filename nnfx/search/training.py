@@ -1,10 +1,10 @@
 """Train the points of a search: each program as a sweep, or all together if points are dropped along the way."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -12,6 +12,8 @@ import numpy as np
 from nnfx import checks
 from nnfx.data.prepare import Data
 from nnfx.search.claims import Job, run_shared
+from nnfx.search.descent import Descent, Visited
+from nnfx.search.dropping import Dropping
 from nnfx.search.plan import Round
 from nnfx.search.programs import Program, in_program
 from nnfx.search.together import Tables, Together
@@ -22,6 +24,7 @@ from nnfx.sweeps.result import collect
 from nnfx.sweeps.table import Table
 from nnfx.types import Array
 
+T = TypeVar("T")
 Trained = tuple[Round, list[Program], list[Sweep]]
 """A round, its programs, and the sweep of each."""
 
@@ -48,7 +51,7 @@ class Trainer:
     skip_damaged: bool
     title: str | None
 
-    def check(self, programs: Sequence[Program], quotas: Mapping[int, int]) -> list[Table]:
+    def check(self, programs: Sequence[Program], dropping: Dropping | None) -> list[Table]:
         """Check everything that can be checked before training, and return the members of each program.
 
         Raises:
@@ -66,9 +69,23 @@ class Trainer:
         keeper_of(self.out, self.save_every_seconds, self.skip_damaged, False, tensorboard=False)
         if self.at_once is not None:
             checks.positive_integer("at_once", self.at_once)
-        if quotas and self.data.valid is None and self.folds is None:
-            raise ValueError("data.valid: expected held-out data to rank points by, got none")
+        if dropping is not None:
+            self.check_held_out()
         return tables
+
+    def check_held_out(self) -> None:
+        """Check that there are held-out data to rank points by.
+
+        Raises:
+            ValueError: otherwise.
+        """
+        if self.data.valid is None and self.folds is None:
+            raise ValueError("data.valid: expected held-out data to rank points by, got none")
+
+    @property
+    def groups(self) -> int:
+        """The number of members of each point: seeds times folds."""
+        return self.seeds * (self.folds or 1)
 
     def train(self, each: Round, programs: Sequence[Program]) -> list[Sweep]:
         """Train the points of a round, and return the sweep of each program."""
@@ -81,19 +98,21 @@ class Trainer:
         make the same call.
         """
         jobs = [self._jobs(each, programs) for each, programs in planned]
-        every = [job for some in jobs for job in some]
+        trained = iter(self._shared([job for some in jobs for job in some]))
+        return [[sweep for _ in some for sweep in next(trained)] for some in jobs]
+
+    def _shared(self, jobs: Sequence[tuple[str, Callable[[], T]]]) -> list[T]:
+        """Return the results of jobs, shared with other processes if each has a folder and devices of its own."""
         mesh = mesh_of(self.devices, self.devices_per_member)
         is_local = all(device.process_index == jax.process_index() for device in mesh.devices.flat)
         if self.out is not None and is_local:
-            trained = iter(run_shared([Job(self.out / name, run) for name, run in every]))
-        else:
-            trained = iter([run() for _, run in every])
-        return [[sweep for _ in some for sweep in next(trained)] for some in jobs]
+            return run_shared([Job(self.out / name, run) for name, run in jobs])
+        return [run() for _, run in jobs]
 
     def _jobs(self, each: Round, programs: Sequence[Program]) -> list[tuple[str, Callable[[], list[Sweep]]]]:
         """Return what can be trained separately in a round, and the folder of each: one program, or all together."""
-        if each.quotas:
-            return [(each.name, partial(self._together, each, programs))]
+        if each.dropping is not None:
+            return [(each.name, partial(self._together, each, programs, each.dropping))]
         names = [f"{each.name}/{i:02d}-{program.folder}".strip("-/") for i, program in enumerate(programs)]
         return [
             (name, partial(self._alone, name, each, program, f"{i + 1}/{len(programs)}"))
@@ -123,15 +142,15 @@ class Trainer:
         )
         return [trained]
 
-    def _together(self, each: Round, programs: Sequence[Program]) -> list[Sweep]:
-        """Train all programs side by side, with their points ranked together at each rung."""
-        tables = self.check(programs, each.quotas)
-        look_every = int(np.gcd.reduce([*each.quotas, *(program.fit.epochs for program in programs)]))
+    def _together(self, each: Round, programs: Sequence[Program], dropping: Dropping) -> list[Sweep]:
+        """Train all programs side by side, with their points compared with each other at each rung."""
+        tables = self.check(programs, dropping)
+        look_every = int(np.gcd.reduce([*dropping.rungs, *(program.fit.epochs for program in programs)]))
         members = [
             Members(program.fit, table, look_every, {}, self.at_once, self.memory)
             for program, table in zip(programs, tables, strict=True)
         ]
-        together = Together(programs, members, each.quotas)
+        together = Together(programs, members, dropping)
         everyone = sum(table.members for table in tables)
 
         def look(state: Tables) -> None:
@@ -149,3 +168,28 @@ class Trainer:
         )
         state = keeper(together, look=look)
         return [collect(program.fit, table) for program, table in zip(programs, state.tables, strict=True)]
+
+    def descend(self, descents: Sequence[Descent]) -> list[Visited]:
+        """Descend from all points of each program, and return the points visited."""
+        names = [f"descent/{i:02d}-{each.program.folder}".strip("-") for i, each in enumerate(descents)]
+        return self._shared(
+            [(name, partial(self._descend, name, each)) for name, each in zip(names, descents, strict=True)]
+        )
+
+    def _descend(self, place: str, descent: Descent) -> Visited:
+        members = descent.members
+
+        def look(visited: Visited) -> None:
+            if self.on_chunk is not None:
+                running = 0 if descent.has_ended(visited) else members
+                self.on_chunk(Progress(visited.done, descent.total, running, members))
+
+        keeper = keeper_of(
+            None if self.out is None else self.out / place,
+            self.save_every_seconds,
+            self.skip_damaged,
+            self.title is not None and f"{self.title} descent {descent.program.words}".strip(),
+            tensorboard=False,
+            kind="search",
+        )
+        return keeper(descent, look=look)

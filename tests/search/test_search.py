@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import itertools
 
 import jax
 import numpy as np
@@ -9,7 +10,21 @@ import optax
 import pytest
 
 import nnfx
-from nnfx.search import Choice, Grid, Halving, Hyperband, Integer, LogUniform, Normal, Uniform, When, search
+from nnfx.search import (
+    Choice,
+    Extrapolation,
+    Grid,
+    Halving,
+    Hyperband,
+    Integer,
+    LogUniform,
+    Normal,
+    Uniform,
+    When,
+    search,
+)
+from nnfx.search.plan import rounds
+from nnfx.search.programs import Maker
 from tests.search.searches import cut_at, same
 from tests.sessions.sessions import CutError, bits
 
@@ -292,6 +307,32 @@ def test_another_search_does_not_overwrite_the_results_of_a_folder(data, tmp_pat
         search(make, data, space, **given)
 
 
+@pytest.mark.parametrize(
+    ("given", "names", "epochs"),
+    [
+        ({"points": 2}, ["round-000", "round-001"], [4] * 4),
+        ({}, [""], [4] * 5),
+        ({"method": Halving((1, 2), 0.5)}, [""], [1] * 5 + [2] * 3 + [4] * 2),
+        ({"points": 4, "method": Halving((1, 2), 0.5)}, ["round-000", "round-001"], [1] * 4 + [2] * 2 + [4] * 2),
+        ({"method": Hyperband(1, 2)}, ["bracket-2", "bracket-1"], [1] * 2 + [2] * 3 + [4] * 2),
+    ],
+)
+def test_a_budget_decides_how_many_rounds_are_trained(given, names, epochs):
+    """Counted by hand for runs of 4 epochs and a budget of 20."""
+    planned = rounds(
+        Maker(make), KEY, {"learning_rate": Uniform(0.1, 1.0)}, given.get("points"), given.get("method"), 20, 1
+    )
+    assert [each.name for each in planned] == names
+    spent = []
+    for each in planned:
+        kept = {} if each.dropping is None else each.dropping.by_rung
+        sizes = [len(each.points), *kept.values(), 0]
+        for rung, (size, smaller) in zip([*kept, 4], itertools.pairwise(sizes), strict=True):
+            spent += [rung] * (size - smaller)
+    assert sorted(spent) == epochs
+    assert sum(spent) <= 20
+
+
 WRONG = [
     ({"make": 3}, TypeError, "make: expected what nnfx.fit returns, or a function"),
     ({"make": lambda width=1: 3, "space": {"width": Choice(1)}}, TypeError, "make: .* got 3 for width=1"),
@@ -311,10 +352,36 @@ WRONG = [
         ValueError,
         r"points\[0\]: expected no value for learning_rate, which the space fixes, got one",
     ),
-    ({"method": "halving"}, TypeError, "method: expected Halving, Hyperband, Ask or None, got 'halving'"),
+    ({"method": "halving"}, TypeError, "method: expected Halving, Hyperband, Extrapolation, .* or None, got 'halving'"),
     ({"method": Hyperband()}, TypeError, "points: expected none, since Hyperband decides"),
     ({"method": Hyperband(9), "points": None}, ValueError, "min_epochs: expected at most 4"),
     ({"method": Halving((4,))}, ValueError, "rungs: expected epochs that increase and stay below 4"),
+    ({"space": {}}, ValueError, "space: expected at least one range, got none"),
+    ({"space": {"width": Choice()}}, ValueError, "width: expected a Choice with at least one member, got none"),
+    (
+        {"space": {"width": When("a", 1, Choice(1)), "a": When("width", 1, Choice(1))}},
+        ValueError,
+        "width: expected conditions without a circle, got width → a → width",
+    ),
+    ({"budget": 0}, ValueError, "budget: expected a positive integer, got 0"),
+    ({"budget": 7}, ValueError, "budget: expected at least 8 member-epochs, those of 2 points, got 7"),
+    ({"budget": 3, "points": None}, ValueError, "budget: expected at least 4 member-epochs, those of 1 point, got 3"),
+    ({"budget": 8, "points": Grid(2)}, TypeError, "points: expected a positive integer, got Grid"),
+    (
+        {"budget": 7, "points": 4, "method": Halving((1, 2), 0.5)},
+        ValueError,
+        "budget: expected at least 8 member-epochs, those of 4 points, got 7",
+    ),
+    (
+        {"budget": 7, "points": None, "method": Hyperband(1, 2)},
+        ValueError,
+        "budget: expected at least 8 member-epochs, those of the first bracket, got 7",
+    ),
+    (
+        {"budget": 3, "method": Extrapolation((3,))},
+        ValueError,
+        "budget: expected at least 4 member-epochs, those of one run of each seed and fold, got 3",
+    ),
     ({"key": 0}, TypeError, "key: expected a typed key"),
     ({"seeds": 0}, ValueError, "seeds: expected a positive integer"),
     ({"at_once": 0}, ValueError, "at_once: expected a positive integer"),

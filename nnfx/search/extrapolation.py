@@ -1,0 +1,62 @@
+"""Learning curves extrapolated: the probability that a run will get below a given loss, from its first epochs."""
+
+import numpy as np
+
+EXPONENTS = np.geomspace(0.05, 3.0, 24)
+"""The exponents of the power laws that are mixed: from nearly logarithmic to nearly constant after a few epochs."""
+
+
+def chance_below(losses: np.ndarray, epochs: int, target: float) -> np.ndarray:
+    """Return the probability that each learning curve gets below a loss in the rest of its epochs.
+
+    A curve is taken to be a power law with normal noise, `y(t) = a + b t⁻ᶜ + ε`. For each exponent c of a grid, the
+    prior is flat in a, b and log σ, so that y(t) of a later epoch has Student's t-distribution with n − 2 degrees of
+    freedom around the least-squares fit. The exponents are mixed by the probability of the curve under each. After few
+    epochs the tails are heavy, and few curves have a probability near 0. Epochs are combined as if independent, by
+    `1 − ∏ (1 − pₜ)`, which overestimates the probability, since all of them share the errors of the fit.
+
+    Args:
+        losses: `(points, n)`, the held-out loss of each of the first n epochs, n ≥ 3.
+        epochs: the number of epochs of a run, more than n.
+        target: a loss.
+
+    Returns:
+        `(points,)`: the probability that y(t) < target for an epoch t from n + 1 to `epochs`; 0 for curves with values
+        that are not finite.
+
+    Raises:
+        ValueError: for fewer than 3 epochs, or none left.
+
+    Example:
+        >>> t = np.arange(1.0, 11)
+        >>> chance_below(np.stack([1 / t, 0.5 + 1 / t]), 20, target=0.06).round(2).tolist()
+        [0.99, 0.0]
+
+    References:
+        Domhan, Springenberg and Hutter, *Speeding up automatic hyperparameter optimization of deep neural networks by
+        extrapolation of learning curves*, IJCAI 2015, for the idea; Gelman et al., *Bayesian data analysis*, section
+        14.2, for the distribution.
+    """
+    from scipy.special import logsumexp, stdtr
+
+    count = losses.shape[-1]
+    if not 3 <= count < epochs:
+        raise ValueError(f"losses: expected 3 to {epochs - 1} epochs, got {count}")
+    is_finite = np.isfinite(losses).all(-1)
+    curves = np.where(is_finite[:, None], losses, 0.0).astype(np.float64)
+    degrees = count - 2
+    seen, ahead = np.arange(1.0, count + 1), np.arange(count + 1.0, epochs + 1)
+    # losses are rounded to float32, so the noise cannot be smaller
+    rounding = count * (1e-7 * np.abs(curves).max(-1)) ** 2 + np.finfo(np.float64).tiny
+    evidence, chances = [], []
+    for exponent in EXPONENTS:
+        known, later = (np.stack([np.ones_like(t), t**-exponent], axis=-1) for t in (seen, ahead))
+        inverse = np.linalg.inv(known.T @ known)
+        fitted = curves @ known @ inverse
+        squares = ((curves - fitted @ known.T) ** 2).sum(-1) + rounding
+        variance = squares[:, None] / degrees * (1 + ((later @ inverse) * later).sum(-1))
+        below = stdtr(degrees, (target - fitted @ later.T) / np.sqrt(variance))
+        chances.append(1 - np.prod(1 - below, axis=-1))
+        evidence.append((np.linalg.slogdet(inverse)[1] - degrees * np.log(squares)) / 2)
+    shares = np.exp(np.array(evidence) - logsumexp(evidence, axis=0))
+    return np.where(is_finite, (shares * np.array(chances)).sum(0), 0.0)
