@@ -127,9 +127,7 @@ def _numbers(name: str, value: Any) -> np.ndarray:
     except (TypeError, ValueError, RuntimeError) as error:
         problem = f"{checks.describe(value)}: {error}"
         if "inhomogeneous" in str(error):
-            problem = (
-                "rows of different lengths; pad them, and pass nnfx.models.Sequences(values, lengths)"
-            )
+            problem = "rows of different lengths; pad them, and pass nnfx.models.Sequences(values, lengths)"
         raise type(error)(f"{name}: expected an array of real numbers, got {problem}") from error
     if array.dtype == object and array.size:  # such as nullable columns, or frames of several dtypes
         kinds = {type(item) for item in array.ravel().tolist()}
