@@ -138,7 +138,7 @@ def draw(results: Results, left: np.ndarray, accuracy: dict[str, Any], epochs: d
         axis.set(xscale="log", xlabel="weights left (%)")
         axis.set_xticks([100, 50, 20, 10, 5, 2], ["100", "50", "20", "10", "5", "2"])
         axis.minorticks_off()
-        axis.invert_xaxis()
+        axis.set_xlim(120, 80 * left.min())
     axes[0].set(ylabel="accuracy on held-out digits (%)", ylim=(max(0, accuracy["initial"].min() - 5), 100))
     axes[1].set(ylabel=f"epochs to a held-out loss of {config.loss:g}")
     axes[0].legend()

@@ -199,6 +199,7 @@ def test_what_was_no_text_in_training_is_named():
             data.preprocess(frame)
 
 
+@pytest.mark.slow
 def test_many_columns_take_no_longer_than_they_are_many():
     import time
 

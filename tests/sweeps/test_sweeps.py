@@ -313,7 +313,11 @@ WRONG = {
         ValueError,
         "points: .*'momentum': 1",
     ),
-    "points and values": ({"points": {"learning_rate": [1]}, "momentum": 0.1}, TypeError, "points: expected either"),
+    "points and values": (
+        {"points": {"learning_rate": [1]}, "momentum": [0.1, 0.2]},
+        ValueError,
+        "momentum: expected one number for all points",
+    ),
     "nothing to sweep": ({}, ValueError, "points: expected at least one hyper-parameter, got none; .* learning_rate"),
     "a range without a number of points": (
         {"learning_rate": sweeps.LogUniform(1e-3, 1)},
