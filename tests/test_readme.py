@@ -88,9 +88,6 @@ def test_its_lines_run_as_printed_from_a_relative_folder(example, tmp_path, monk
         "dataset": [{"image": np.zeros((2, 2, 1)), "label": 1}],
         "parts": [(np.asarray(names["data"].train.inputs), np.asarray(names["data"].train.targets))],
     }
-    names["found"] = nnfx.search.search(
-        names["make"], names["data"], names["space"], key=names["key"], points=4, seeds=2
-    )
     calls = re.findall(r"`((?:print\()?(?:nnfx\.|run\.save)[^`\n]+\))`", README)
     only_first = "nnfx.distributed.start()"  # before JAX computes anything
     whole = [line for line in calls if "..." not in line and line != only_first]
