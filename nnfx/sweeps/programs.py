@@ -5,7 +5,8 @@ fold of each group; and the values that all members share.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,6 @@ from nnfx.data.folds import Folds
 from nnfx.data.prepare import Preprocess
 from nnfx.mapping import one_by_one, side_by_side
 from nnfx.stopping import Clock
-from nnfx.sweeps import last_axis
 from nnfx.training.data_parallel import AXIS, data_parallel
 from nnfx.training.epochs import RUNNING, RunState, run_epochs_until, start
 from nnfx.training.fit import Fit
@@ -32,11 +32,6 @@ from nnfx.types import Array, Batch, Hyper
 
 MEMBERS = "members"
 """The axis of a mesh over which members are spread."""
-LARGEST = 512
-"""The largest number of weights in a layer of a network that is trained with the axis of the members last.
-
-Measured on two cores: beyond it, products of matrices are faster than sums over rows of members.
-"""
 
 
 class Fixed(NamedTuple):
@@ -98,18 +93,12 @@ class Program:
             of each member over that.
         axis: 0 to spread the groups, 1 to spread the points.
         finish: changes the results on the host, `(members, results) -> results`; or None.
-        options: the options of the compiler for members of this shape.
     """
 
     def __init__(
-        self,
-        function: Callable[..., Any],
-        mesh: Mesh,
-        axis: int,
-        finish: Callable[[Any, Any], Any] | None,
-        options: Callable[[Any], Mapping[str, Any]],
+        self, function: Callable[..., Any], mesh: Mesh, axis: int, finish: Callable[[Any, Any], Any] | None = None
     ) -> None:
-        self._finish, self._options = finish, options
+        self._finish = finish
         over_table = P(MEMBERS) if axis == 0 else P(None, MEMBERS)
         specs = (over_table, P(MEMBERS) if axis == 0 else P(), P())
         # each device has its share of the members; they do not communicate
@@ -130,8 +119,7 @@ class Program:
         leaves, tree = jax.tree.flatten((members, groups, shared))
         signature = (tree, tuple((np.shape(leaf), jax.dtypes.result_type(leaf)) for leaf in leaves))
         if signature not in self._compiled:
-            lowered = self._jitted.lower(members, groups, shared)
-            self._compiled[signature] = lowered.compile(dict(self._options(members)))
+            self._compiled[signature] = self._jitted.lower(members, groups, shared).compile()
         return self._compiled[signature]
 
     def shapes(self, members: Any, groups: Groups, shared: Any) -> Any:
@@ -170,63 +158,20 @@ class Programs:
         self._mesh = mesh
         self._axis, self._at_once = axis, at_once
         self.start = self._program(self._start)
-        self.advance = self._program(self._advance, _with_nan, self._is_small)
+        self.advance = self._program(self._advance, _with_nan)
 
-    def _program(
-        self,
-        in_group: InGroup,
-        finish: Callable[[Any, Any], Any] | None = None,
-        is_small: Callable[[Any], bool] = lambda _: False,
-    ) -> Program:
-        def over_table(members: Any, groups: Groups, shared: Any) -> tuple[Any, Any]:
-            if self._at_once == 1:
-                return self._one_by_one(in_group, members, groups, shared)
-            map_table = self._members_last if is_small(members) else self._side_by_side
-            return map_table(in_group, members, groups, shared), ()
+    def _program(self, in_group: InGroup, finish: Callable[[Any, Any], Any] | None = None) -> Program:
+        map_table = self._one_by_one if self._at_once == 1 else self._side_by_side
+        return Program(functools.partial(map_table, in_group), self._mesh, self._axis, finish)
 
-        def options(members: Any) -> Mapping[str, Any]:
-            return last_axis.OPTIONS if is_small(members) else {}
-
-        return Program(over_table, self._mesh, self._axis, finish, options)
-
-    def _is_small(self, members: tuple[RunState, Hyper]) -> bool:
-        """Return whether members are better trained with their axis last, as small networks on CPUs are."""
-        state, _ = members
-        height, width = state.epoch.shape
-        batch_size, leaves = self._recipe.batch_size, jax.tree.leaves(state.train.params)
-        return (
-            self._mesh.devices.flat[0].platform == "cpu"
-            and AXIS not in self._mesh.axis_names
-            and min(height * width, self._at_once or last_axis.FEWEST) >= last_axis.FEWEST
-            and batch_size is not None
-            and batch_size <= last_axis.LONGEST_SUM
-            and all(leaf.ndim <= 4 and leaf.size <= LARGEST * height * width for leaf in leaves)
-        )
-
-    def _side_by_side(self, in_group: InGroup, members: Any, groups: Groups, shared: Any) -> Any:
+    def _side_by_side(self, in_group: InGroup, members: Any, groups: Groups, shared: Any) -> tuple[Any, Any]:
         width = jax.tree.leaves(members)[0].shape[1]
         at_once = None if self._at_once is None else max(1, self._at_once // width)
 
         def of_group(of: tuple[Any, Groups]) -> Any:
             return side_by_side(in_group(of[1], shared), of[0], self._at_once)
 
-        return side_by_side(of_group, (members, groups), at_once)
-
-    def _members_last(self, in_group: InGroup, members: Any, groups: Groups, shared: Any) -> Any:
-        height, width = jax.tree.leaves(members)[0].shape[:2]
-
-        def of_group(of: tuple[Any, Groups]) -> Any:
-            return last_axis.side_by_side(in_group(of[1], shared), of[0], self._at_once)
-
-        def of_member(of: tuple[Any, Groups]) -> Any:
-            return in_group(of[1], shared)(of[0])
-
-        if width >= last_axis.FEWEST:  # the members of a group share the order of their rows
-            return jax.lax.map(of_group, (members, groups))
-        flat = jax.tree.map(lambda values: values.reshape(-1, *values.shape[2:]), members)
-        of_each = jax.tree.map(lambda values: jnp.repeat(values, width, 0), groups)
-        results = last_axis.side_by_side(of_member, (flat, of_each), self._at_once)
-        return jax.tree.map(lambda values: values.reshape(height, width, *values.shape[1:]), results)
+        return side_by_side(of_group, (members, groups), at_once), ()
 
     def _one_by_one(self, in_group: InGroup, members: Any, groups: Groups, shared: Any) -> tuple[Any, Any]:
         def of_group(room: Any, of: tuple[Any, Groups]) -> tuple[Any, Any]:
