@@ -57,11 +57,9 @@ def main(config: Config) -> dict[str, Any]:
 
     perceptron = train_perceptron(perceptron_key, passengers)
     linear = network_of(config, "identity")(key, split, learning_rate=config.learning_rate)
-    train = network_of(config, "tanh")
-    network = train(key, split, learning_rate=config.learning_rate)
+    network = network_of(config, "tanh")(key, split, learning_rate=config.learning_rate)
 
-    # the same program, with steps too small to change a weight
-    show_one_passenger(untrained=train(key, split, learning_rate=1e-30), trained=network)
+    show_one_passenger(key, network)
     kernel, bias = jax.device_get(passengers.preprocess.raw_units(**perceptron.best.params))
     print(
         f"perceptron: {perceptron.reason} after {int(perceptron.epochs)} epochs of full-batch gradient descent;\n"
@@ -139,12 +137,13 @@ def network_of(config: Config, activation: str) -> Fit:
     )
 
 
-def show_one_passenger(untrained: nnfx.Run, trained: nnfx.Run) -> None:
+def show_one_passenger(key: jax.Array, run: nnfx.Run) -> None:
     """Print the network's prediction for one survivor before and after training."""
     fare, age = PASSENGER[0]
     print(f"one passenger, {age:.0f} years old, who paid {fare:.2f} pounds and survived:")
-    for name, run in (("untrained", untrained), ("trained", trained)):
-        probability = sigmoid(trained.predict(PASSENGER, run.state.variables)).item()
+    untrained = nnfx.init_state(key, run.model, optax.identity(), run.preprocess(PASSENGER)).variables
+    for name, variables in (("untrained", untrained), ("trained", run.state.variables)):
+        probability = sigmoid(run.predict(PASSENGER, variables)).item()
         print(f"  {name} network: predicted {probability:.1f}, actual 1.0")
     print()
 

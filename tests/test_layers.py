@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BASE = {"arrays", "bounds", "checks", "mapping", "memo", "optimizers", "paths", "shards", "threefry", "trees", "types"}
+BASE = {"arrays", "bounds", "checks", "mapping", "memo", "optimizers", "paths", "shards", "trees", "types"}
 RULES = {"averaging", "regularizers", "schedules", "stopping"}
 MIDDLE = {"activations", "augment", "data", "losses", "metrics", "ops", "uncertainty", *RULES}
 MAY_IMPORT = {
@@ -22,7 +22,6 @@ MAY_IMPORT = {
     "types": {"arrays", "checks", "optimizers"},
     "shards": {"types"},
     "tables": set(),
-    "threefry": {"memo", "types"},
     **dict.fromkeys(MIDDLE, BASE),
     "activations": BASE | {"ops"},
     "losses": BASE | {"ops"},

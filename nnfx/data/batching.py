@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnfx import threefry
 from nnfx.data import permutation
 from nnfx.types import Array, Batch
 
@@ -41,7 +40,7 @@ def shuffled(key: Array, epoch: Array | int, rows: int, batch_size: int) -> Orde
         >>> order.rows.shape, sorted(order.rows[order.is_real].tolist())
         ((3, 2), [0, 1, 2, 3, 4])
     """
-    return _in_batches(permutation.permutation(jax.random.fold_in(threefry.quick(key), epoch), rows), rows, batch_size)
+    return _in_batches(permutation.permutation(jax.random.fold_in(key, epoch), rows), rows, batch_size)
 
 
 class Orders:

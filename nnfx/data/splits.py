@@ -6,7 +6,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from nnfx import arrays, checks, threefry
+from nnfx import arrays, checks
 from nnfx.types import Array
 
 __all__ = ["at_random", "by_class", "given", "is_splitter"]
@@ -17,7 +17,7 @@ def at_random(key: Array | None, rows: np.ndarray, valid_fraction: float) -> tup
     count = _count(key, rows, valid_fraction)
     if not count:
         return rows, rows[:0]
-    order = threefry.order(cast(Array, key), len(rows))
+    order = np.asarray(jax.random.permutation(cast(Array, key), len(rows)))
     return np.sort(rows[order[count:]]), np.sort(rows[order[:count]])
 
 

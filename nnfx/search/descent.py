@@ -280,7 +280,7 @@ def _slopes(fit: Fit, names: tuple[str, ...], mesh: Any, axis: int, at_once: int
 
         return side_by_side(in_group, (members, groups), groups_at_once), ()
 
-    return programs.Program(over_table, mesh, axis, finish=None, options=lambda _: {})
+    return programs.Program(over_table, mesh, axis, finish=None)
 
 
 def scales_of(space: Space, program: Program) -> dict[str, Scale]:

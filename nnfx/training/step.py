@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nnfx import averaging, checks, shards, threefry
+from nnfx import averaging, checks, shards
 from nnfx.data import batching
 from nnfx.memo import one_program
 from nnfx.metrics.marks import is_overall
@@ -42,15 +42,10 @@ class Keys(NamedTuple):
     order: Array
 
 
+@one_program
 def split_key(key: Array) -> Keys:
     """Split a run's key into its streams."""
-    return threefry.plain(_split_key(key))
-
-
-@one_program
-def _split_key(key: Array) -> Keys:
-    """Split a key in one small program."""
-    return Keys(*jax.random.split(threefry.quick(key), len(Keys._fields)))
+    return Keys(*jax.random.split(key, len(Keys._fields)))
 
 
 def init_state(
@@ -78,7 +73,7 @@ def init_state(
     validate.check_model(model)
     keys = split_key(key)
     optimizer = as_optimizer("optimizer", optimizer)
-    variables = dict(threefry.plain(model.init(threefry.quick(keys.init), inputs)))
+    variables = dict(model.init(keys.init, inputs))
     params = variables.pop("params", {})
     step, *fault = (jnp.full((), value, jnp.int32) for value in (0, 0, -1, -1))
     state = TrainState(step, params, variables, optimizer.init(params), keys.step, Fault(*fault))
@@ -235,7 +230,7 @@ def make_step(
         if (parts.average is None) != (state.average is None):
             wanted, got = ("a state with", "none") if state.average is None else ("a state without", "one")
             raise ValueError(f"state: expected {wanted} an average of the variables, for this step, got {got}")
-        key = jax.random.fold_in(threefry.quick(state.key), state.step)
+        key = jax.random.fold_in(state.key, state.step)
         batch = rows.filled(batch)
         if parts.augment is not None:
             key, augment_key = jax.random.split(key)
