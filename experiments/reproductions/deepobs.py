@@ -14,8 +14,9 @@ of its published baselines, mean and standard deviation of ten seeds.
 """
 
 import dataclasses
-import json
+import itertools
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,7 @@ from tqdm import tqdm
 
 import nnfx
 from experiments.common import BLUE, GREEN, ORANGE, Results, command
-from experiments.reproductions.comparison import Comparison, Sample, print_comparisons
-from nnfx import paths
+from experiments.reproductions.comparison import Comparison, Sample, finished, print_comparisons
 from nnfx.data import batching
 from nnfx.models import conv, max_pool
 from nnfx.types import PerExample
@@ -163,18 +163,14 @@ def main(config: Config) -> dict[str, Any]:
     data = nnfx.data.fashion_mnist(hold_out_test=True)
     if config.rows is not None:
         data = dataclasses.replace(data, train=jax.tree.map(lambda array: array[: config.rows], data.train))
-    for seed in config.seeds:
-        for name in config.optimizers:
-            path = config.out / f"run_{name}_{seed}.json"
-            if not path.exists() or len(json.loads(path.read_text())["test_accuracy"]) < config.epochs:
-                text = json.dumps(train(name, seed, data, config), indent=2) + "\n"
-                with paths.replace(path) as aside:
-                    aside.write_text(text)
-    runs = [json.loads(path.read_text()) for path in sorted(config.out.glob("run_*.json"))]
+    settings = {"epochs": config.epochs, "batch_size": config.batch_size, "rows": config.rows}
+    runs = [
+        finished(config.out / f"run_{name}_{seed}.json", settings, partial(train, name, seed, data, config))
+        for seed, name in itertools.product(config.seeds, config.optimizers)
+    ]
     rows = compare(runs)
     print_comparisons(rows)
     results.figure("accuracy", draw(runs))
-    settings = {"epochs": config.epochs, "batch_size": config.batch_size}
     return results.summary({"config": settings, "rows": [row.as_row() for row in rows], "runs": runs})
 
 

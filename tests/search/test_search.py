@@ -2,7 +2,6 @@
 
 import csv
 import functools
-import itertools
 
 import jax
 import numpy as np
@@ -23,8 +22,6 @@ from nnfx.search import (
     When,
     search,
 )
-from nnfx.search.plan import rounds
-from nnfx.search.programs import Maker
 from tests.search.searches import cut_at, same
 from tests.sessions.sessions import CutError, bits
 
@@ -282,55 +279,6 @@ def test_points_that_are_given_share_the_numbers_that_the_space_fixes(data):
     points = [{"width": width, "activation": "relu", "l2": 0.01} for width in (2, 3)]
     found = search(make, data, {"learning_rate": Choice(0.1)}, points=points, **FAST)
     assert found.points == tuple({"learning_rate": 0.1, **point} for point in points)
-
-
-def test_another_search_does_not_overwrite_the_results_of_a_folder(data, tmp_path):
-    space = {"width": Choice(2), "learning_rate": Choice(0.1)}
-    given = {"points": Grid(1), "out": tmp_path, "progress": False, **FAST}
-    search(make, data, space, **given)
-    before = (tmp_path / "members.csv").read_text()
-    others = [
-        ({"space": {**space, "width": Choice(3)}}, "points: expected 1 in all, .*, got 1 in all"),
-        ({"seeds": 2}, "seeds: expected 1, got 2"),
-        ({"key": jax.random.key(1)}, "key: expected uint32"),
-        ({"method": Halving((1,))}, "points kept: expected all, got {1: 1}"),
-    ]
-    for changed, message in others:
-        with pytest.raises(ValueError, match=f"expected the search that is saved there, got another:\n  {message}"):
-            search(make, data, **{"space": space, **given, **changed})
-    assert (tmp_path / "members.csv").read_text() == before
-    (tmp_path / "search.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"search.json: expected the description of a search, got something else"):
-        search(make, data, space, **given)
-    (tmp_path / "search.json").rename(tmp_path / "run.json")
-    with pytest.raises(ValueError, match="expected the folder of a search, got that of a run or a sweep"):
-        search(make, data, space, **given)
-
-
-@pytest.mark.parametrize(
-    ("given", "names", "epochs"),
-    [
-        ({"points": 2}, ["round-000", "round-001"], [4] * 4),
-        ({}, [""], [4] * 5),
-        ({"method": Halving((1, 2), 0.5)}, [""], [1] * 5 + [2] * 3 + [4] * 2),
-        ({"points": 4, "method": Halving((1, 2), 0.5)}, ["round-000", "round-001"], [1] * 4 + [2] * 2 + [4] * 2),
-        ({"method": Hyperband(1, 2)}, ["bracket-2", "bracket-1"], [1] * 2 + [2] * 3 + [4] * 2),
-    ],
-)
-def test_a_budget_decides_how_many_rounds_are_trained(given, names, epochs):
-    """Counted by hand for runs of 4 epochs and a budget of 20."""
-    planned = rounds(
-        Maker(make), KEY, {"learning_rate": Uniform(0.1, 1.0)}, given.get("points"), given.get("method"), 20, 1
-    )
-    assert [each.name for each in planned] == names
-    spent = []
-    for each in planned:
-        kept = {} if each.dropping is None else each.dropping.by_rung
-        sizes = [len(each.points), *kept.values(), 0]
-        for rung, (size, smaller) in zip([*kept, 4], itertools.pairwise(sizes), strict=True):
-            spent += [rung] * (size - smaller)
-    assert sorted(spent) == epochs
-    assert sum(spent) <= 20
 
 
 WRONG = [

@@ -7,22 +7,6 @@ import pytest
 
 import nnfx
 from experiments.reproductions import deepobs
-from nnfx.data.formats import Examples
-
-
-@pytest.fixture
-def small(monkeypatch):
-    """Replace Fashion-MNIST by a hundred images in which a bright row shows the label."""
-    rng = np.random.default_rng(0)
-
-    def examples(rows):
-        labels = rng.integers(0, 10, rows).astype(np.int32)
-        images = rng.integers(0, 30, (rows, 28, 28, 1)).astype(np.uint8)
-        images[np.arange(rows), 2 * labels] = 255
-        return Examples(images, labels)
-
-    images = nnfx.data.Images(examples(70), examples(30), tuple("0123456789"), 255)
-    monkeypatch.setattr(nnfx.data, "fashion_mnist", lambda hold_out_test: images.prepare(hold_out_test=hold_out_test))
 
 
 def test_the_network_is_that_of_the_paper(key):
@@ -39,7 +23,7 @@ def test_the_network_is_that_of_the_paper(key):
 
 
 @pytest.mark.slow
-def test_runs_are_made_kept_and_gone_on_with(small, tmp_path, monkeypatch):
+def test_runs_are_made_kept_and_gone_on_with(small_images, tmp_path, monkeypatch):
     config = deepobs.Config(tmp_path, seeds=(0,), optimizers=("sgd", "adam"), epochs=1, batch_size=32, progress=False)
     summary = deepobs.main(config)
     assert [row["result"] for row in summary["rows"]] == [
@@ -50,14 +34,14 @@ def test_runs_are_made_kept_and_gone_on_with(small, tmp_path, monkeypatch):
     monkeypatch.setattr(deepobs, "train", lambda *_: pytest.fail("a finished run is not made again"))
     again = deepobs.main(config)
     assert again["runs"] == summary["runs"]
-    curve = json.loads((tmp_path / "run_sgd_0.json").read_text())["test_accuracy"]
+    curve = json.loads((tmp_path / "run_sgd_0.json").read_text())["run"]["test_accuracy"]
     assert len(curve) == 1
     assert 0 <= curve[0] <= 100
 
 
 @pytest.mark.slow
-def test_the_incomplete_batch_is_dropped(small):
-    data = nnfx.data.fashion_mnist(hold_out_test=True).train
+def test_the_incomplete_batch_is_dropped(small_images):
+    data = small_images.train
     optimizer = deepobs.OPTIMIZERS["sgd"]
     state = nnfx.init_state(jax.random.key(0), deepobs.model(), optimizer, data.inputs[:1])
     epoch = jax.jit(deepobs.make_epoch(deepobs.model(), nnfx.losses.categorical_cross_entropy, optimizer, 32))

@@ -5,21 +5,6 @@ import pytest
 
 import nnfx
 from experiments.reproductions import pytorch_quickstart as quickstart
-from nnfx.data.formats import Examples
-
-
-@pytest.fixture
-def data():
-    """Return a hundred images in which a bright row shows the label."""
-    rng = np.random.default_rng(0)
-
-    def examples(rows):
-        labels = rng.integers(0, 10, rows).astype(np.int32)
-        images = rng.integers(0, 30, (rows, 28, 28, 1)).astype(np.uint8)
-        images[np.arange(rows), 2 * labels] = 255
-        return Examples(images, labels)
-
-    return nnfx.data.Images(examples(70), examples(30), tuple("0123456789"), 255).prepare(hold_out_test=True)
 
 
 def test_initial_weights_are_those_of_pytorch(key):
@@ -33,9 +18,9 @@ def test_initial_weights_are_those_of_pytorch(key):
             assert float(values.mean()) == pytest.approx(0, abs=0.5 * bound)
 
 
-def test_a_run_equals_the_tutorials_loop_in_numpy(data):
+def test_a_run_equals_the_tutorials_loop_in_numpy(small_images):
     """In float64: batches in the order of the file, the last of them incomplete, and the mean of the batches' means."""
-    config = quickstart.Config(epochs=2, batch_size=16)
+    data, config = small_images, quickstart.Config(epochs=2, batch_size=16)
     curves = quickstart.run(3, data, config)
     keys = nnfx.split_key(jax.random.key(3))
     params = nnfx.models.from_linen(quickstart.Quickstart()).init(keys.init, data.train.inputs[:1])["params"]
@@ -70,8 +55,7 @@ def test_a_run_equals_the_tutorials_loop_in_numpy(data):
 
 
 @pytest.mark.slow
-def test_runs_are_made_kept_and_compared(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(nnfx.data, "fashion_mnist", lambda hold_out_test: data)
+def test_runs_are_made_kept_and_compared(small_images, tmp_path, monkeypatch):
     config = quickstart.Config(tmp_path, seeds=(0, 1), epochs=1, batch_size=32, rows=40)
     summary = quickstart.main(config)
     assert [row["result"] for row in summary["rows"]] == ["epoch 1, test accuracy in %", "epoch 1, test loss"]
