@@ -340,8 +340,8 @@ ROWS = (
     ),
     Row(
         "Lottery tickets",
-        "Most weights of a trained network can be pruned. Those that remain learn by themselves as well as all of them,"
-        " and faster, if they start from the values that they had at first (Frankle and Carbin 2019).",
+        "Most weights of a trained network can be pruned. Those that remain learn nearly as well by themselves,"
+        " if they start from the values that they had at first (Frankle and Carbin 2019).",
         "lottery_tickets",
         "by_share",
         "Left, accuracy on held-out digits after rounds of pruning; right, epochs to a given loss. Drawn anew, the same"
