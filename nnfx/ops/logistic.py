@@ -64,13 +64,31 @@ def _logistic_loss_jvp(primals: tuple[Array, Array], tangents: tuple[Any, Any]) 
     logits, labels = primals
     tangent = jnp.zeros_like(logits)
     if not isinstance(tangents[0], SymbolicZero):
-        tangent += ((1 - labels) * jax.nn.sigmoid(logits) - labels * jax.nn.sigmoid(-logits)) * tangents[0]
+        positive, negative = _sigmoids(logits)
+        tangent += ((1 - labels) * positive - labels * negative) * tangents[0]
     if not isinstance(tangents[1], SymbolicZero):  # for fixed labels it would be zero times an infinite logit
         tangent -= logits * tangents[1]
     return _logistic_loss(logits, labels), tangent
 
 
 _logistic_loss.defjvp(_logistic_loss_jvp, symbolic_zeros=True)
+
+
+@jax.custom_jvp
+def _sigmoids(logits: Array) -> tuple[Array, Array]:
+    """Return `σ(z)` and `σ(−z)`, from the exponential that the loss has too."""
+    exponential = jnp.exp(-jnp.abs(logits))
+    larger = 1 / (1 + exponential)
+    smaller = exponential * larger
+    is_positive = logits >= 0
+    return jnp.where(is_positive, larger, smaller), jnp.where(is_positive, smaller, larger)
+
+
+@_sigmoids.defjvp
+def _sigmoids_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
+    positive, negative = _sigmoids(*primals)
+    slope = positive * negative * tangents[0]
+    return (positive, negative), (slope, -slope)
 
 
 def _log1p(x: Array) -> Array:
