@@ -25,12 +25,14 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 
 from nnfx.sweeps import last_axis_rules as rules
 
-__all__ = ["AT_ONCE", "FEWEST", "map_last", "side_by_side"]
+__all__ = ["AT_ONCE", "FEWEST", "OPTIONS", "map_last", "side_by_side"]
 
 AT_ONCE = 128
 """The number of elements in a block: their activations stay in a core's cache."""
 FEWEST = 16
 """Fewer elements than this do not fill the vector units."""
+OPTIONS = {"xla_cpu_prefer_vector_width": 512}
+"""Options of the compiler: it uses half of AVX-512's width by default."""
 
 Values = list[tuple[Any, bool]]
 """Arrays, each with whether it is mapped; mapped arrays are `(..., elements)`."""
@@ -127,6 +129,8 @@ class _Elements:
         if (kind := _kind(equation)) is not None:
             of_kind: Callable[[JaxprEqn, Values], Values] = getattr(self, f"_{kind}")
             return of_kind(equation, inputs)
+        if (drawing := rules.drawing(equation)) is not None:
+            return self.evaluate(drawing, inputs)
         results = rules.applied(rules.Operation(equation, arrays, mapped, self.size))
         if results is None:
             if rules.is_elementwise(equation):

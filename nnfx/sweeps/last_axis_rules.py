@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import JaxprEqn
+from jax.extend.random import threefry_prng_impl
 
 __all__ = [
     "CALLS",
@@ -22,6 +23,7 @@ __all__ = [
     "applied",
     "aval",
     "bind",
+    "drawing",
     "is_elementwise",
     "is_known",
     "opened",
@@ -35,7 +37,6 @@ LONGEST_SUM = 64
 
 
 CALLS = {
-    "closed_call": "call_jaxpr",
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
     "jit": "jaxpr",
@@ -45,7 +46,6 @@ CALLS = {
 
 PARAMETERS = {
     "broadcast_in_dim": ["broadcast_dimensions shape sharding"],
-    "closed_call": ["call_jaxpr"],
     "concatenate": ["dimension"],
     "cond": ["branches", "branches branches_platforms"],
     "custom_jvp_call": ["call_jaxpr jvp_jaxpr_fun num_consts symbolic_zeros"],
@@ -58,6 +58,7 @@ PARAMETERS = {
         "compiler_options_kvs ctx_mesh donated_invars in_layouts in_shardings inline jaxpr keep_unused name"
         " out_layouts out_shardings"
     ],
+    "random_bits": ["bit_width shape"],
     "reduce_sum": ["axes out_sharding"],
     "remat2": ["differentiated jaxpr policy prevent_cse"],
     "reshape": ["dimensions new_sizes sharding"],
@@ -68,6 +69,7 @@ PARAMETERS = {
     ],
     "select_n": [""],
     "squeeze": ["dimensions"],
+    "threefry2x32": [""],
     "transpose": ["permutation"],
     "while": ["body_jaxpr body_nconsts cond_jaxpr cond_nconsts"],
 }
@@ -75,12 +77,13 @@ PARAMETERS = {
 
 An operation with others may mean something else: `jax.vmap`, which is of the same release, maps it.
 """
-_PARAMETERS = {name: [set(form.split()) for form in forms] for name, forms in PARAMETERS.items()}
+FORMS = {name: [set(form.split()) for form in forms] for name, forms in PARAMETERS.items()}
+"""The same names as sets."""
 
 
 def is_known(equation: JaxprEqn) -> bool:
     """Return whether an operation has the parameters that it had when its rule was written."""
-    return equation.params.keys() in _PARAMETERS.get(equation.primitive.name, ())
+    return equation.params.keys() in FORMS.get(equation.primitive.name, ())
 
 
 def opened(traced: Any) -> tuple[Any, Sequence[Any]]:
@@ -94,6 +97,23 @@ def scan_sizes(equation: JaxprEqn) -> tuple[int, int]:
         return equation.params["num_consts"], equation.params["num_carry"]
     constants, carry, _ = equation.params["ft_in"].unpack()
     return len(constants), len(carry)
+
+
+def drawing(equation: JaxprEqn) -> Any:
+    """Return how random bits are drawn from a key, as a traced function; None for any other operation.
+
+    Drawn by `jax.vmap` with the mapped axis first, they would have to be transposed, which takes longer than drawing.
+    """
+    if equation.primitive.name != "random_bits" or not is_known(equation):
+        return None
+    key, params = aval(equation.invars[0]), equation.params
+    if key.shape or key.dtype != jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32")).dtype:
+        return None
+
+    def draw(key: Any) -> Any:
+        return threefry_prng_impl.random_bits(jax.random.key_data(key), params["bit_width"], params["shape"])
+
+    return jax.make_jaxpr(draw)(jax.ShapeDtypeStruct((), key.dtype))
 
 
 def bind(equation: JaxprEqn, arrays: Sequence[Any]) -> list[Any]:
@@ -241,6 +261,17 @@ def _select_n(of: Operation) -> list[Any]:
     return [lax.select_n(*(spread(*value, of.shape, of.size) for value in zip(of.arrays, of.mapped, strict=True)))]
 
 
+def _threefry2x32(of: Operation) -> list[Any]:
+    rank = len(of.shape)  # keys are kept small: they are carried through the rounds of the cipher
+    return bind(
+        of.equation,
+        [
+            lax.expand_dims(array, [*range(rank - jnp.ndim(array) + is_mapped), *([] if is_mapped else [rank])])
+            for array, is_mapped in zip(of.arrays, of.mapped, strict=True)
+        ],
+    )
+
+
 def _broadcast_in_dim(of: Operation) -> list[Any]:
     axes = (*of.params["broadcast_dimensions"], len(of.shape))
     return [lax.broadcast_in_dim(of.arrays[0], (*of.shape, of.size), axes)]
@@ -291,6 +322,7 @@ RULES: dict[str, Callable[[Operation], list[Any] | None]] = {
     "reshape": _reshape,
     "select_n": _select_n,
     "squeeze": _squeeze,
+    "threefry2x32": _threefry2x32,
     "transpose": _transpose,
 }
 """The rule of each operation by name."""

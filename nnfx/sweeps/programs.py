@@ -5,7 +5,7 @@ fold of each group; and the values that all members share.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -99,12 +99,18 @@ class Program:
             of each member over that.
         axis: 0 to spread the groups, 1 to spread the points.
         finish: changes the results on the host, `(members, results) -> results`; or None.
+        options: options of the compiler for members of this shape, which a release of XLA that lacks them ignores.
     """
 
     def __init__(
-        self, function: Callable[..., Any], mesh: Mesh, axis: int, finish: Callable[[Any, Any], Any] | None = None
+        self,
+        function: Callable[..., Any],
+        mesh: Mesh,
+        axis: int,
+        finish: Callable[[Any, Any], Any] | None = None,
+        options: Callable[[Any], Mapping[str, Any]] = lambda _: {},
     ) -> None:
-        self._finish = finish
+        self._finish, self._options = finish, options
         over_table = P(MEMBERS) if axis == 0 else P(None, MEMBERS)
         specs = (over_table, P(MEMBERS) if axis == 0 else P(), P())
         # each device has its share of the members; they do not communicate
@@ -125,7 +131,13 @@ class Program:
         leaves, tree = jax.tree.flatten((members, groups, shared))
         signature = (tree, tuple((np.shape(leaf), jax.dtypes.result_type(leaf)) for leaf in leaves))
         if signature not in self._compiled:
-            self._compiled[signature] = self._jitted.lower(members, groups, shared).compile()
+            lowered, options = self._jitted.lower(members, groups, shared), dict(self._options(members))
+            try:
+                self._compiled[signature] = lowered.compile(options)
+            except jax.errors.JaxRuntimeError:
+                if not options:
+                    raise
+                self._compiled[signature] = lowered.compile()
         return self._compiled[signature]
 
     def shapes(self, members: Any, groups: Groups, shared: Any) -> Any:
@@ -178,7 +190,10 @@ class Programs:
             map_table = self._members_last if is_small(members) else self._side_by_side
             return map_table(in_group, members, groups, shared), ()
 
-        return Program(over_table, self._mesh, self._axis, finish)
+        def options(members: Any) -> Mapping[str, Any]:
+            return last_axis.OPTIONS if self._at_once != 1 and is_small(members) else {}
+
+        return Program(over_table, self._mesh, self._axis, finish, options)
 
     def _is_small(self, members: tuple[RunState, Hyper]) -> bool:
         """Return whether members are better trained with their axis last, as small networks on CPUs are."""
