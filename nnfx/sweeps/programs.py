@@ -99,7 +99,8 @@ class Program:
             of each member over that.
         axis: 0 to spread the groups, 1 to spread the points.
         finish: changes the results on the host, `(members, results) -> results`; or None.
-        options: options of the compiler for members of this shape, which a release of XLA that lacks them ignores.
+        options: the options of the compiler, given the shapes of members and shared values; a release of XLA that
+            lacks one compiles without.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class Program:
         mesh: Mesh,
         axis: int,
         finish: Callable[[Any, Any], Any] | None = None,
-        options: Callable[[Any], Mapping[str, Any]] = lambda _: {},
+        options: Callable[[Any, Any], Mapping[str, Any]] = lambda *_: {},
     ) -> None:
         self._finish, self._options = finish, options
         over_table = P(MEMBERS) if axis == 0 else P(None, MEMBERS)
@@ -131,7 +132,7 @@ class Program:
         leaves, tree = jax.tree.flatten((members, groups, shared))
         signature = (tree, tuple((np.shape(leaf), jax.dtypes.result_type(leaf)) for leaf in leaves))
         if signature not in self._compiled:
-            lowered, options = self._jitted.lower(members, groups, shared), dict(self._options(members))
+            lowered, options = self._jitted.lower(members, groups, shared), dict(self._options(members, shared))
             try:
                 self._compiled[signature] = lowered.compile(options)
             except jax.errors.JaxRuntimeError:
@@ -182,28 +183,30 @@ class Programs:
         self,
         in_group: InGroup,
         finish: Callable[[Any, Any], Any] | None = None,
-        is_small: Callable[[Any], bool] = lambda _: False,
+        is_small: Callable[[Any, Any], bool] = lambda *_: False,
     ) -> Program:
         def over_table(members: Any, groups: Groups, shared: Any) -> tuple[Any, Any]:
             if self._at_once == 1:
                 return self._one_by_one(in_group, members, groups, shared)
-            map_table = self._members_last if is_small(members) else self._side_by_side
+            map_table = self._members_last if is_small(members, shared) else self._side_by_side
             return map_table(in_group, members, groups, shared), ()
 
-        def options(members: Any) -> Mapping[str, Any]:
-            return last_axis.OPTIONS if self._at_once != 1 and is_small(members) else {}
+        def options(members: Any, shared: Any) -> Mapping[str, Any]:
+            return last_axis.OPTIONS if is_small(members, shared) else {}
 
         return Program(over_table, self._mesh, self._axis, finish, options)
 
-    def _is_small(self, members: tuple[RunState, Hyper]) -> bool:
+    def _is_small(self, members: tuple[RunState, Hyper], shared: tuple[Array, Fixed, Array, Array, Clock]) -> bool:
         """Return whether members are better trained with their axis last, as small networks on CPUs are."""
         state, _ = members
         height, width = state.epoch.shape
+        # members of different folds would each process the data of their fold
+        mapped_together = width if shared[1].folds is not None else height * width
         batch_size, leaves = self._recipe.batch_size, jax.tree.leaves(state.train.params)
         return (
             self._mesh.devices.flat[0].platform == "cpu"
             and AXIS not in self._mesh.axis_names
-            and min(height * width, self._at_once or last_axis.FEWEST) >= last_axis.FEWEST
+            and min(mapped_together, self._at_once or last_axis.FEWEST) >= last_axis.FEWEST
             and batch_size is not None
             and batch_size <= LONGEST_SUM
             and all(leaf.ndim <= 4 and leaf.size <= LARGEST * height * width for leaf in leaves)

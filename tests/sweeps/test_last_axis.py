@@ -14,7 +14,7 @@ import nnfx
 from nnfx.data import batching
 from nnfx.data.permutation import permutation
 from nnfx.sweeps import last_axis, last_axis_rules
-from nnfx.sweeps.programs import MEMBERS, Groups, Program, Programs
+from nnfx.sweeps.programs import MEMBERS, Fixed, Groups, Program, Programs
 from nnfx.training.epochs import start
 
 KEY = jax.random.key(0)
@@ -264,7 +264,7 @@ def test_options_that_the_compiler_does_not_know_are_left_out():
         return members * shared, ()
 
     mesh = Mesh(jax.devices()[:1], MEMBERS)
-    program = Program(function, mesh, 0, options=lambda _: {"xla_of_another_release": 1})
+    program = Program(function, mesh, 0, options=lambda *_: {"xla_of_another_release": 1})
     assert program(jnp.ones((2, 3)), Groups(jnp.arange(2), jnp.arange(2)), 2.0).sum() == 12
 
 
@@ -285,7 +285,7 @@ def data():
     return nnfx.data.titanic("fare", "age", key=jax.random.key(1), valid_fraction=0.25)
 
 
-@pytest.mark.parametrize(("seeds", "rates"), [(2, 20), (9, 2)])
+@pytest.mark.parametrize(("seeds", "rates"), [(2, 32), (17, 2)])
 def test_small_members_equal_single_runs(data, seeds, rates, monkeypatch):
     used = []
     original = last_axis.map_last
@@ -303,16 +303,19 @@ def test_small_members_equal_single_runs(data, seeds, rates, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("hidden", "batch_size", "rates", "is_small"),
+    ("hidden", "batch_size", "places", "folds", "is_small"),
     [
-        ((8,), 32, 16, True),
-        ((8,), 32, 15, False),
-        ((8,), 65, 16, False),
-        ((8,), None, 16, False),
-        ((101,), 32, 16, False),
+        ((8,), 32, (1, 32), None, True),
+        ((8,), 32, (16, 2), None, True),
+        ((8,), 32, (5, 32), "folds", True),
+        ((8,), 32, (5, 31), "folds", False),
+        ((8,), 32, (1, 31), None, False),
+        ((8,), 65, (1, 32), None, False),
+        ((8,), None, (1, 32), None, False),
+        ((101,), 32, (1, 32), None, False),
     ],
 )
-def test_what_is_small(data, hidden, batch_size, rates, is_small):
+def test_what_is_small(data, hidden, batch_size, places, folds, is_small):
     model = nnfx.models.mlp(hidden)
     train = nnfx.fit(model, nnfx.losses.binary_cross_entropy, optax.sgd, epochs=1, batch_size=batch_size)
 
@@ -320,7 +323,8 @@ def test_what_is_small(data, hidden, batch_size, rates, is_small):
         hyper = {"learning_rate": rate}
         return start(KEY, train.bind(hyper), data.train, None), hyper
 
-    members = jax.eval_shape(jax.vmap(jax.vmap(member)), jnp.ones((1, rates)))
+    members = jax.eval_shape(jax.vmap(jax.vmap(member)), jnp.ones(places))
+    shared = KEY, Fixed(data.train, None, data.preprocess, folds)
     for at_once, expected in ((None, is_small), (1, False)):
         programs = Programs(train, Mesh(jax.devices()[:1], MEMBERS), 1, at_once)
-        assert programs._is_small(members) == expected
+        assert programs._is_small(members, shared) == expected
