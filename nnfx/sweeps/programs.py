@@ -210,6 +210,8 @@ class Programs:
             and batch_size is not None
             and batch_size <= LONGEST_SUM
             and all(leaf.ndim <= 4 and leaf.size <= LARGEST * height * width for leaf in leaves)
+            # recurrent networks gain nothing: measured on LSTMs
+            and all(leaf.ndim <= 2 for leaf in jax.tree.leaves(shared[1].train.inputs))
         )
 
     def _side_by_side(self, in_group: InGroup, members: Any, groups: Groups, shared: Any) -> Any:
