@@ -40,7 +40,7 @@ _ABOUT = "stored.json"
 _LARGEST_ABOUT = 1 << 16
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Stored:
     """Examples in a folder, opened by `nnfx.data.stored`.
 
@@ -65,6 +65,11 @@ class Stored:
     def __len__(self) -> int:
         """Return the number of examples."""
         return len(self.weights)
+
+    def __repr__(self) -> str:
+        """Return a summary: the number of examples, their shapes and dtypes, and the folder."""
+        shapes = ", ".join(f"{name} {checks.describe(getattr(self, name))}" for name in ("inputs", "targets"))
+        return f"Stored: {len(self)} examples in {self.folder}: {shapes}"
 
     def take(self, order: Order) -> Batch:
         """Read the batch of these rows as NumPy arrays; positions that are not real become examples of weight zero.
@@ -176,8 +181,10 @@ def store(
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp()) / "squares"
         >>> squares = store(folder, ((np.arange(i, i + 2.0)[:, None], np.arange(i, i + 2.0) ** 2) for i in (0, 2)))
-        >>> len(squares), squares.targets
-        (4, memmap([0., 1., 4., 9.], dtype=float32))
+        >>> squares
+        Stored: 4 examples in ...squares: inputs float32[4,1], targets float32[4]
+        >>> squares.targets
+        memmap([0., 1., 4., 9.], dtype=float32)
         >>> rows = [{"side": i, "height": 2, "volume": 2 * i**2} for i in range(3)]
         >>> boxes = store(folder.with_name("boxes"), rows, inputs=("side", "height"), targets="volume")
         >>> boxes.inputs.tolist(), boxes.targets.tolist()

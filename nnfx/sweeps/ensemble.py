@@ -16,7 +16,7 @@ from nnfx.training.padding import apply_padded
 from nnfx.types import Array, Hyper, Variables
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Ensemble:
     """Several stacked runs that predict together; their agreement shows how certain they are.
 
@@ -33,6 +33,8 @@ class Ensemble:
         >>> train = nnfx.fit(nnfx.models.mlp((8,)), nnfx.losses.binary_cross_entropy, optax.sgd, epochs=20)
         >>> result = nnfx.sweeps.sweep(train, data, key=jax.random.key(0), seeds=8, learning_rate=1.0)
         >>> ensemble = result.ensemble(5)
+        >>> ensemble
+        Ensemble: 5 members, temperature 1
         >>> fares_and_ages = np.array([[7.0, 20.0], [500.0, 40.0]])
         >>> ensemble.probabilities(fares_and_ages).shape, ensemble.spread(fares_and_ages).std.shape
         ((2, 2), (2, 2))
@@ -46,6 +48,11 @@ class Ensemble:
     variables: Variables
     preprocess: Preprocess
     temperature: float = 1.0
+
+    def __repr__(self) -> str:
+        """Return a summary: the number of members, and the temperature."""
+        members = jax.tree.leaves(self.variables)[0].shape[0]
+        return f"Ensemble: {members} members, temperature {self.temperature:.4g}"
 
     def predict(self, inputs: Any) -> Array:
         """Return every member's outputs for raw inputs, `(members, batch, outputs)`, in the unit of raw targets."""

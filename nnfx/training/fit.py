@@ -109,9 +109,29 @@ def fit(
     return Fit(factories, counted, make_step, parallel, epochs, batch_size, rematerialize_epochs)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Fit(Recipe):
     """A training run as a pure function; see `fit`, which makes it."""
+
+    def __repr__(self) -> str:
+        """Return a summary: the length of the run, the names of its parts, and its hyper-parameters.
+
+        >>> from nnfx import losses, models, stopping
+        >>> fit(models.perceptron(), losses.huber, optax.sgd, epochs=9, batch_size=4, stop=stopping.small_change)
+        Fit: 9 epochs in batches of 4
+          loss huber, optimizer sgd, stop small_change
+          numbers: learning_rate; by default: delta, momentum, tolerance
+        """
+        size = "the full batch" if self.batch_size is None else f"batches of {self.batch_size}"
+        parts = ", ".join(
+            f"{part} {' and '.join(factory.name for factory in factories)}"
+            for part, factories in self.factories.items()
+            if factories and part != "model"
+        )
+        optional = [name for name in self.hyper_names if name not in self.required_names]
+        numbers = f"numbers: {', '.join(self.required_names) or 'none'}"
+        by_default = f"; by default: {', '.join(optional)}" if optional else ""
+        return f"Fit: {self.epochs} epochs in {size}\n  {parts}\n  {numbers}{by_default}"
 
     def __call__(self, key: Array, data: Data, **hyper: ArrayLike) -> Run:
         """Train from initialisation until the run ends.
