@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from nnfx import checks, shards
-from nnfx.ops import cudnn
+from nnfx.ops import cudnn_lstm
 from nnfx.ops.cells import Cell, RecurrentWeights, State, lstm_cell, require_weights, required_state
 from nnfx.types import Array
 
@@ -77,7 +77,7 @@ def recurrence(
     if formulation == "cudnn":
         if cell != lstm_cell or reverse:
             raise ValueError(f"formulation: expected 'own' or 'plain' for {cell.name!r} with reverse={reverse}")
-        return cudnn.lstm(inputs, weights, state, lengths)
+        return cudnn_lstm.lstm(inputs, weights, state, lengths)
     is_real = None
     if lengths is not None:
         is_real = (jnp.arange(inputs.shape[1], dtype=lengths.dtype)[:, None] < lengths[None])[..., None]

@@ -22,7 +22,7 @@ from nnfx import arrays, checkpoint, checks, memo, paths
 from nnfx.data.preprocess import Preprocess
 from nnfx.saving import fields
 from nnfx.saving.program import Program, fits, is_sequence, symbolic
-from nnfx.training.padding import apply_padded
+from nnfx.training.padded_predictions import apply_padded
 from nnfx.types import Array, Model, Sequences, Variables
 
 FORMAT = 1

@@ -12,7 +12,7 @@ from nnfx.arrays import as_numpy, to_device
 from nnfx.data.prepare import Preprocess
 from nnfx.data.preprocess import each
 from nnfx.training.fit import Fit
-from nnfx.training.padding import apply_padded
+from nnfx.training.padded_predictions import apply_padded
 from nnfx.types import Array, Hyper, Variables
 
 

@@ -15,7 +15,7 @@ from nnfx import checks, memo
 from nnfx.data.prepare import Preprocess
 from nnfx.training import validate
 from nnfx.training.epochs import Best, reason
-from nnfx.training.padding import apply_padded
+from nnfx.training.padded_predictions import apply_padded
 from nnfx.training.parts import Recipe
 from nnfx.training.step import evaluate
 from nnfx.types import Array, Batch, Hyper, Model, TrainState, Variables

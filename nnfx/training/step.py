@@ -12,8 +12,7 @@ from nnfx.data import batching
 from nnfx.memo import one_program
 from nnfx.metrics.marks import is_overall
 from nnfx.optimizers import as_optimizer, has_evaluation_params
-from nnfx.training import rows, validate
-from nnfx.training import updates as optimizer_updates
+from nnfx.training import optimizer_updates, rows, validate
 from nnfx.training.parts import OPTIONAL, Parts
 from nnfx.types import (
     Array,
