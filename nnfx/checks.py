@@ -79,7 +79,10 @@ def number(
         raise ValueError(f"{name}: expected one number, got {describe(value)}; map over several with jax.vmap")
     if not is_concrete(value):
         return
-    given = float(value)
+    try:
+        given = float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        given = math.inf
     bounds = [
         (above is not None and given <= above, f"above {above:g}" if above is not None else ""),
         (minimum is not None and given < minimum, f"at least {minimum:g}" if minimum is not None else ""),
@@ -89,6 +92,19 @@ def number(
     if not math.isfinite(given) or any(outside for outside, _ in bounds):
         wanted = " and ".join(words for _, words in bounds if words)
         raise ValueError(f"{name}: expected a finite number{' ' + wanted if wanted else ''}, got {given:g}")
+
+
+def position(name: str, value: Any, count: int) -> None:
+    """Require an integer from 0 to below a count.
+
+    >>> position("member", 3, 3)
+    Traceback (most recent call last):
+      ...
+    ValueError: member: expected 0 to 2, got 3
+    """
+    non_negative_integer(name, value)
+    if value >= count:
+        raise ValueError(f"{name}: expected 0 to {count - 1}, got {value}")
 
 
 def choice(name: str, value: Any, known: Iterable[str]) -> None:

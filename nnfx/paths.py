@@ -1,6 +1,7 @@
 """User paths, made absolute once, and files that are either complete or absent, never written through links."""
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -71,6 +72,10 @@ def replace(path: Path) -> Iterator[Path]:
         >>> path.read_text()
         'epoch,loss'
     """
+    if path.is_dir() and not path.is_symlink():
+        raise IsADirectoryError(errno.EISDIR, "expected a file or nothing, got a folder", str(path))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "expected an existing folder", str(path.parent))
     beside = aside(path)
     os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o666))
     try:

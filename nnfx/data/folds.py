@@ -19,19 +19,37 @@ from nnfx.data.preprocess import MEANINGS, Preprocess
 from nnfx.data.sequences import real_steps
 from nnfx.types import Array, Batch, Sequences
 
-__all__ = ["Folds", "assign"]
+__all__ = ["Folds", "assign", "counted"]
 
 _ABSENT = 2.0**127
 """A scale so large that it erases a column that is constant in the fold's own rows."""
 
 
-def assign(key: Array, rows: int, folds: int) -> Array:
+def assign(key: Array, weights: Any, folds: int) -> Array:
     """Draw the fold that holds out each row, `(rows,)`; the sizes of folds differ by at most one row.
 
-    >>> np.bincount(assign(jax.random.key(0), rows=10, folds=3)).tolist()
+    So do the numbers of their rows of positive weight.
+
+    Args:
+        key: a typed key.
+        weights: the weights of the rows, `(rows, ...)`.
+        folds: the number of folds.
+
+    >>> np.bincount(assign(jax.random.key(0), np.ones(10), folds=3)).tolist()
     [4, 3, 3]
     """
-    return permutation(key, rows) % folds
+    has_weight = counted(weights)
+    drawn = np.asarray(permutation(key, len(has_weight)))
+    ranks = np.empty_like(drawn)
+    ranks[np.lexsort((drawn, ~has_weight))] = np.arange(len(drawn))
+    return jnp.asarray(ranks % folds)
+
+
+def counted(weights: Any) -> np.ndarray:
+    """Return which rows have a positive weight, `(rows,)`."""
+    weights = np.asarray(weights)
+    has_weight: np.ndarray = (weights > 0).reshape(len(weights), -1).any(1)
+    return has_weight
 
 
 class Folds(NamedTuple):
@@ -72,7 +90,7 @@ class Folds(NamedTuple):
             return cls(of_row, jax.tree.map(lambda leaf: jnp.stack([leaf] * count), preprocess), None)
         fold_of_row = np.asarray(of_row)
         weights = np.asarray(data.weights)
-        has_weight = (weights > 0).reshape(len(weights), -1).any(1)
+        has_weight = counted(weights)
         measured = [has_weight & (fold_of_row != fold) for fold in range(count)]
         target_maps, target_change = _targets(np.asarray(data.targets), weights, measured, preprocess)
         if not changes_inputs:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from nnfx import checks, distributed, paths
+from nnfx.data.folds import counted
 from nnfx.data.prepare import Data, check_type
 from nnfx.search import figures
 from nnfx.search.adaptive import descended, extrapolated
@@ -153,6 +154,8 @@ def search(
     if space is not None:
         check(space)
         maker.check(space)
+    if out is not None and (place := paths.absolute("out", out)).is_file():
+        raise NotADirectoryError(f"{place}: expected a folder, got a file")
     title = progress if isinstance(progress, str) else "search"
     is_shown = out is not None if progress is None else bool(progress)
     trainer = Trainer(
@@ -272,9 +275,11 @@ def nested(
         raise ValueError("data.valid: expected none, since rows are held out in folds, got some")
     if hasattr(data, "history"):
         raise ValueError("data: expected rows to be divided into folds, got windows of a series, which overlap")
-    rows = data.train.weights.shape[0]
+    rows = int(counted(data.train.weights).sum())
     if outer_folds > rows // 2:
-        raise ValueError(f"outer_folds: expected at most {rows // 2}, half of the rows, got {outer_folds}")
+        raise ValueError(
+            f"outer_folds: expected at most {rows // 2}, half of the rows of positive weight, got {outer_folds}"
+        )
     maker = Maker(make)  # makes each run once for all searches, so that they share programs
     place = None if out is None else paths.absolute("out", out)
     searches, scores = [], []

@@ -9,8 +9,8 @@ from nnfx import checks
 from nnfx.search.descent import Descent, Scale, moved, scales_of
 from nnfx.search.dropping import Hopeless
 from nnfx.search.folder import checksum, words_of
-from nnfx.search.methods import GRADIENT_COST, Extrapolation, HyperGradient
-from nnfx.search.plan import Round, check_budget, drawn, epochs_of, given, needed
+from nnfx.search.methods import GRADIENT_COST, Extrapolation, Grid, HyperGradient
+from nnfx.search.plan import Round, check_budget, drawn, epochs_of, given, needed, new_points, told
 from nnfx.search.programs import Maker, Program, distinct, in_program
 from nnfx.search.result import Search
 from nnfx.search.space import Point, Space
@@ -50,7 +50,9 @@ def _extrapolated(
     tried = begin = 0
     best, left = np.inf, budget // trainer.groups
     while size := min(points, left // epochs):
-        some = distinct(drawn(key, space, tried + size)[tried:])
+        some = new_points(key, space, tried + size)[tried:]
+        if not some:  # the space is exhausted
+            return
         epochs_of(maker, some, same=True)
         each = Round(
             f"round-{begin:03d}", some, Hopeless(tuple(map(int, method.rungs)), float(method.level), epochs, best)
@@ -61,7 +63,7 @@ def _extrapolated(
         values, _ = Search.of(some, programs, sweeps).by_group("valid_loss")
         best = float(np.fmin(best, np.fmin.reduce(values.mean(0))))
         left -= sum(int(row["epochs"]) for sweep in sweeps for row in sweep.rows) // trainer.groups
-        tried, begin = tried + size, begin + 1
+        tried, begin = tried + len(some), begin + 1
 
 
 def descended(
@@ -89,6 +91,10 @@ def descended(
         check_budget(budget, each, f"{method.steps} steps from one point and a run of the best")
         points = budget // each
     trainer.check_held_out()
+    if isinstance(points, Sequence) and not isinstance(points, Grid):
+        raise TypeError(
+            f"points: expected how many to draw, or Grid(per_number), with HyperGradient, got {told(points)}"
+        )
     starts = distinct(given(key, needed(space), points))
     programs = maker.programs(starts)
     if budget is not None:

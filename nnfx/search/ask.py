@@ -27,7 +27,12 @@ def asked(
         ModuleNotFoundError: if Optuna is not installed.
         TypeError, ValueError: for a space or a number of points that is missing, another sampler, and as `Maker`.
     """
-    import optuna
+    try:
+        import optuna
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "Optuna: required to ask its samplers; not installed: pip install 'nnfx[optuna]'"
+        ) from error
 
     checks.key("key", key)
     if budget is not None:
@@ -44,6 +49,7 @@ def asked(
             "sampler: expected a sampler of Optuna, such as optuna.samplers.TPESampler(seed=0), got"
             f" {checks.describe(method.sampler)}"
         )
+    trainer.check(maker.programs(drawn(key, space, 1)), None)
     return _batches(maker, trainer, dict(space or {}), points, method)
 
 
@@ -55,21 +61,24 @@ def _batches(maker: Maker, trainer: Trainer, space: Space, points: int, method: 
     study = optuna.study.create_study(sampler=copy.deepcopy(method.sampler))  # so that the same search can be repeated
     ended: list[bool] = []
     study.stop = lambda: ended.append(True)  # samplers of finite spaces call it once they have suggested everything
+    losses: dict[Any, float] = {}
     for number, begin in enumerate(range(0, points, method.batch)):
         trials = [study.ask() for _ in range(min(method.batch, points - begin))]
         suggested = [_suggested(trial, names, space) for trial in trials]
-        each = Round(f"batch-{number:03d}", distinct(suggested))
-        programs = maker.programs(each.points)
-        trainer.check(programs, None)
-        sweeps = trainer.train(each, programs)
-        found = dict(zip(map(identity, each.points), _losses(each.points, programs, sweeps), strict=True))
+        each = Round(f"batch-{number:03d}", [point for point in distinct(suggested) if identity(point) not in losses])
+        if each.points:
+            programs = maker.programs(each.points)
+            trainer.check(programs, None)
+            sweeps = trainer.train(each, programs)
+            losses |= zip(map(identity, each.points), _losses(each.points, programs, sweeps), strict=True)
         for trial, point in zip(trials, suggested, strict=True):
-            loss = found[identity(point)]
+            loss = losses[identity(point)]
             if np.isfinite(loss):
                 study.tell(trial, loss)
             else:
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        yield each, programs, sweeps
+        if each.points:
+            yield each, programs, sweeps
         if ended:
             return
 

@@ -9,6 +9,9 @@ from nnfx.types import Array
 MOST = 20
 """All signs of this many differences are tried; of more, as many drawn signs as fit the same time."""
 DRAWN = 2**17
+FEWEST_PAIRS = 6
+"""With fewer pairs, no p-value is 5 % or less."""
+_BLOCK = 2**13
 
 
 class Comparison(NamedTuple):
@@ -63,8 +66,11 @@ def _p_value(differences: np.ndarray) -> float:
         for each in differences:
             sums = np.concatenate([sums + each, sums - each])
         return float((np.abs(sums) >= least).mean())
-    signs = np.random.default_rng(0).integers(0, 2, (DRAWN, len(differences)), dtype=np.int8) * 2 - 1
-    return float((1 + (np.abs(signs @ differences) >= least).sum()) / (1 + DRAWN))
+    draw, extreme = np.random.default_rng(0), 0
+    for _ in range(DRAWN // _BLOCK):  # all at once would take much memory
+        signs = draw.integers(0, 2, (_BLOCK, len(differences)), dtype=np.int8) * 2 - 1
+        extreme += int((np.abs(signs @ differences) >= least).sum())
+    return (1 + extreme) / (1 + DRAWN)
 
 
 def holm(p_values: Array | np.ndarray) -> np.ndarray:

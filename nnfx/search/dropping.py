@@ -84,9 +84,11 @@ class Hopeless(NamedTuple):
         >>> Hopeless((10,), 0.05, epochs=20).kept(losses).tolist()
         [0]
         """
-        lowest = best_so_far(losses)[..., -1].mean(0)
+        so_far = best_so_far(losses)
+        lowest = so_far[..., -1].mean(0)
         lowest = np.where(np.isfinite(lowest), lowest, np.inf)
-        chances = chance_below(losses.mean(0), self.epochs, min(self.best, lowest.min()))
+        curves = np.where(np.isnan(losses), so_far, losses).mean(0)  # a run that has stopped keeps its best weights
+        chances = chance_below(curves, self.epochs, min(self.best, lowest.min()))
         return np.flatnonzero((chances >= self.level) | (lowest == lowest.min()))
 
 

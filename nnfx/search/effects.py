@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nnfx import checks
-from nnfx.search.programs import word
 from nnfx.search.result import Search
 from nnfx.search.scores import Scores, is_number
 from nnfx.sweeps import Sweep
@@ -102,7 +101,8 @@ def effects_of(scores: Scores, seed: int) -> Effects:
     rng = np.random.default_rng(seed)
     coded = {name: _Coded.of(scores.of_name(name)) for name in scores.names}
     inputs = np.concatenate([each.codes for each in coded.values()], axis=1)
-    mixed = np.concatenate([each.codes[rng.integers(count, size=MIXED)] for each in coded.values()], axis=1)
+    equally_often = np.arange(MIXED) % count  # each point, so that a mixture of one name has the variance of the points
+    mixed = np.concatenate([each.codes[rng.permutation(equally_often)] for each in coded.values()], axis=1)
     begins = np.cumsum([0, *(each.codes.shape[1] for each in coded.values())])
     tried = [mixed]
     for each, begin in zip(coded.values(), begins[:-1], strict=True):
@@ -115,7 +115,9 @@ def effects_of(scores: Scores, seed: int) -> Effects:
     for sample in range(SAMPLES):
         rows = rng.integers(count, size=min(count, MOST_POINTS))
         targets = scores.clipped(scores.values[rng.integers(groups, size=groups)].mean(0))
-        model = GradientBoostingRegressor(n_estimators=50, learning_rate=0.2, random_state=seed * SAMPLES + sample)
+        model = GradientBoostingRegressor(
+            n_estimators=50, learning_rate=0.2, random_state=(seed * SAMPLES + sample) % 2**32
+        )
         model.fit(inputs[rows], targets[rows])
         predicted.append(model.predict(np.concatenate(tried)))
         left_out = np.setdiff1d(np.arange(count), rows)
@@ -136,9 +138,12 @@ def effects_of(scores: Scores, seed: int) -> Effects:
         )
         shares[name] = np.array([_variance(one, each.weights) for one in (by_sample.mean(0), *by_sample)])
     total = np.array([one.var() for one in (of_all.mean(0), *of_all)])
-    by_name = {name: share / np.maximum(total, np.finfo(float).tiny) for name, share in shares.items()}
+    rounding, tiny = (1e-12 * np.abs(of_all).max()) ** 2, np.finfo(float).tiny
+    # the mixture is a sample, in which the names together can vary less than each by itself
+    total = np.maximum(total, np.sum(list(shares.values()), axis=0))
+    by_name = {name: np.where(total > rounding, share / np.maximum(total, tiny), 0) for name, share in shares.items()}
     by_name = dict(sorted(by_name.items(), key=lambda pair: -pair[1][0]))
-    rest = np.maximum(0, 1 - np.sum(list(by_name.values()), axis=0)) if total[0] else np.zeros(1 + SAMPLES)
+    rest = np.where(total > rounding, 1 - np.sum(list(by_name.values()), axis=0), 0)
     return Effects(
         [
             {"name": name, "share": float(share[0]), "standard_error": float(share[1:].std(ddof=1))}
@@ -171,9 +176,8 @@ class _Coded(NamedTuple):
     def of(cls, given: list[Any]) -> "_Coded":
         """Code the values of a name at each point."""
         if not is_number(given):
-            words = [None if value is None else word(value) for value in given]
-            values = sorted(set(words), key=lambda each: (each is None, each or ""))
-            places = np.array([values.index(each) for each in words])
+            values = sorted(set(given), key=lambda each: (each is None, each or ""))
+            places = np.array([values.index(each) for each in given])
             codes = np.eye(len(values))
             return cls(codes[places], values, codes, np.bincount(places) / len(given), False)
         numbers = np.array([np.nan if value is None else float(value) for value in given])

@@ -270,10 +270,9 @@ def _shades(count: int) -> Any:
 def _scaled(values: Sequence[Any]) -> tuple[np.ndarray, list[tuple[float, str]]]:
     """Return the height of each value on its axis, from 0 to 1, NaN where it is absent, and ticks with their labels."""
     if not is_number(values):
-        words = [None if value is None else word(value) for value in values]
-        known = sorted({each for each in words if each is not None})
+        known = sorted({each for each in values if each is not None})
         spaced = dict(zip(known, np.linspace(0, 1, len(known)) if len(known) > 1 else [0.5], strict=True))
-        return np.array([np.nan if each is None else spaced[each] for each in words]), [
+        return np.array([np.nan if each is None else spaced[each] for each in values]), [
             (float(height), each) for each, height in spaced.items()
         ]
     numbers = np.array([np.nan if value is None else float(value) for value in values])

@@ -12,11 +12,9 @@ from nnfx import paths
 from nnfx.search.plan import Round
 from nnfx.search.space import Choice, Point, Space, When
 from nnfx.sessions.described_parts import array_words
-from nnfx.sessions.folder import NOTES as NOTES_OF_RUN
+from nnfx.sessions.folder import NOTES, NOTES_OF_SEARCH
 from nnfx.types import Array
 
-NOTES = "search.json"
-"""The file that describes the search of a folder."""
 _ANOTHER = "use another folder for another search"
 
 
@@ -30,7 +28,7 @@ def require_same(out: Path, facts: Mapping[str, str]) -> None:
     Raises:
         ValueError: for the folder of another search, or of a run or a sweep.
     """
-    path = out / NOTES
+    path = out / NOTES_OF_SEARCH
     if path.is_file():
         try:
             noted = json.loads(path.read_text())
@@ -44,7 +42,7 @@ def require_same(out: Path, facts: Mapping[str, str]) -> None:
         if lines:
             listed = "\n  ".join(lines)
             raise ValueError(f"{out}: expected the search that is saved there, got another:\n  {listed}\n{_ANOTHER}")
-    elif (out / NOTES_OF_RUN).is_file():
+    elif (out / NOTES).is_file():
         raise ValueError(f"{out}: expected the folder of a search, got that of a run or a sweep; {_ANOTHER}")
     else:
         with contextlib.suppress(OSError):  # whoever trains in it says what is wrong with it

@@ -154,7 +154,8 @@ class HyperGradient(NamedTuple):
     three runs.
 
     Attributes:
-        steps: the number of times that the gradient is evaluated, the first time at the points drawn.
+        steps: the number of times that the gradient is evaluated, at least 2; the first time at the points drawn. No
+            numbers move along the last gradient.
         rate: the learning rate of Adam: about how far a number moves in an update, as a fraction of its range.
 
     References:
@@ -169,7 +170,9 @@ class HyperGradient(NamedTuple):
         """Check the numbers.
 
         Raises:
-            TypeError, ValueError: for a number of steps that is not a positive integer, or a rate that is not positive.
+            TypeError, ValueError: for a number of steps that is not an integer above 1, or a rate that is not positive.
         """
         checks.positive_integer("steps", self.steps)
+        if self.steps < 2:
+            raise ValueError(f"steps: expected at least 2, since the first is at the points drawn, got {self.steps}")
         checks.number("rate", self.rate, above=0)

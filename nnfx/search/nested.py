@@ -57,7 +57,7 @@ def outer_parts(data: Data, key: Array, count: int) -> Iterator[tuple[Data, Batc
     """
     rows = data.train.weights.shape[0]
     size = rows - -(-rows // count)
-    parted = Folds.of(data.train, data.preprocess, of_folds.assign(key, rows, count), count)
+    parted = Folds.of(data.train, data.preprocess, of_folds.assign(key, data.train.weights, count), count)
     for fold in range(count):
         number = jnp.asarray(fold)
         inputs = parted.inputs(data.train.inputs, data.preprocess, number)

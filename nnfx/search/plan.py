@@ -16,6 +16,9 @@ from nnfx.sweeps import Halving
 from nnfx.sweeps.points import DRAWS
 from nnfx.types import Array
 
+MOST_DRAWS = 16
+"""How many points are drawn for each new one, before a space counts as exhausted."""
+
 
 class Round(NamedTuple):
     """Points that are trained together.
@@ -79,16 +82,18 @@ def _repeated(
     if method is not None:
         method.check(epochs)
     size = 1 if points is None else points
+    if isinstance(points, Sequence):
+        raise TypeError(f"points: expected how many to draw in each round of a budget, or none, got {told(points)}")
     checks.positive_integer("points", size)
     check_budget(budget, cost(size), f"{size} point{'s' * (size > 1)}")
     if points is None:
         while cost(size + 1) <= budget:
             size += 1
     repetitions = 1 if points is None else budget // cost(size)
-    tried = drawn(key, space, repetitions * size)
+    tried = new_points(key, space, repetitions * size)
     epochs_of(maker, tried, same=True)
-    some = [distinct(tried[i * size : (i + 1) * size]) for i in range(repetitions)]
-    if repetitions == 1:
+    some = [tried[begin : begin + size] for begin in range(0, len(tried), size)]
+    if len(some) == 1:
         return [Round("", some[0], _dropping(method, len(some[0]), epochs))]
     return [
         Round(f"round-{number:03d}", each, _dropping(method, len(each), epochs)) for number, each in enumerate(some)
@@ -111,14 +116,16 @@ def _brackets(
         spent = np.cumsum(np.tile(costs, -(-budget // sum(costs))))
         numbers = list(range(int((spent <= budget).sum())))
     chosen = [brackets[number % len(brackets)] for number in numbers]
-    tried = drawn(key, space, sum(bracket.points for bracket in chosen))
+    tried = new_points(key, space, sum(bracket.points for bracket in chosen))
     epochs_of(maker, tried, same=True)
     found = []
     for number, bracket in zip(numbers, chosen, strict=True):
         some, tried = tried[: bracket.points], tried[bracket.points :]
+        if not some:
+            break
         again, place = divmod(number, len(brackets))
         name = f"bracket-{highest - place}" + (f"-{again:03d}" if again else "")
-        found.append(Round(name, distinct(some), Quotas(bracket.quotas) if bracket.quotas else None))
+        found.append(Round(name, some, Quotas(bracket.quotas) if bracket.quotas else None))
     return found
 
 
@@ -155,18 +162,40 @@ def given(key: Array, space: Space | None, points: Any) -> list[Point]:
     if isinstance(points, Sequence) and points and all(isinstance(point, Mapping) for point in points):
         fixed = {} if space is None else _fixed(space)
         for i, point in enumerate(points):
+            if others := [name for name in point if not isinstance(name, str)]:
+                raise TypeError(f"points[{i}]: expected names as keys, got {checks.describe(others[0])}")
             if twice := sorted(fixed.keys() & point.keys()):
                 raise ValueError(f"points[{i}]: expected no value for {twice[0]}, which the space fixes, got one")
-        return [{**fixed, **point} for point in points]
+        return [{**fixed, **{name: _plain(value) for name, value in point.items()}} for point in points]
     raise TypeError(
         f"points: expected how many to draw, Grid(per_number), or a list of dictionaries, got {told(points)}"
     )
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of Python for one of NumPy or JAX, and anything else as it is."""
+    is_one = (
+        isinstance(value, np.generic | np.ndarray | jax.Array) and np.ndim(value) == 0 and checks.is_concrete(value)
+    )
+    return np.asarray(value).item() if is_one else value
 
 
 def drawn(key: Array, space: Space | None, count: int) -> list[Point]:
     """Return points drawn from a space with a search's key."""
     checks.key("key", key)
     return spaces.draw(jax.random.fold_in(key, np.uint32(DRAWS)), count, needed(space))
+
+
+def new_points(key: Array, space: Space | None, count: int) -> list[Point]:
+    """Return points drawn from a space, each only once; fewer than `count` if the space hardly has as many.
+
+    >>> len(new_points(jax.random.key(0), {"width": Choice(8, 16)}, 5))
+    2
+    """
+    draws = count
+    while len(found := distinct(drawn(key, space, draws))) < count and draws < MOST_DRAWS * count:
+        draws *= 2
+    return found[:count]
 
 
 def needed(space: Space | None) -> Space:

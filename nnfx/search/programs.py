@@ -172,7 +172,7 @@ class Maker:
             )
         if isinstance(point[name], bool | str) or not isinstance(point[name], int | float | np.number):
             raise TypeError(
-                f"{name}: expected numbers, since `make` does not take it by keyword, got"
+                f"{name}: expected one number, since `make` does not take it by keyword, got"
                 f" {checks.describe(point[name])}"
             )
 
@@ -198,6 +198,18 @@ def word(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return getattr(value, "__name__", None) or str(value)
+
+
+def labels(values: Sequence[Any]) -> list[str]:
+    """Return a word for each of several different values; values with the same word are numbered.
+
+    >>> labels(["tanh", lambda x: x, lambda x: -x])
+    ['tanh', '<lambda>', '<lambda> (2)']
+    """
+    found = [word(value) for value in values]
+    return [
+        each if (before := found[:i].count(each)) == 0 else f"{each} ({before + 1})" for i, each in enumerate(found)
+    ]
 
 
 def words(point: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from nnfx import checks, distributed, paths
 from nnfx.search import figures
+from nnfx.search.comparison import FEWEST_PAIRS, compare
 from nnfx.search.effects import effects
 from nnfx.search.programs import words
 from nnfx.search.result import Search, size_words
@@ -169,11 +170,26 @@ def _of_points(found: Search | Sweep, title: str | None) -> str:
     summary += f"<p>The best: <strong>{escape(point)}</strong>, with {_shown(best[name])}"
     summary += f" ± {_shown(best['standard_error'])}.</p>" if best["runs"] > 1 else ".</p>"
     if isinstance(found, Search) and best["runs"] > 1:
-        alike = len(found.indistinguishable().rows) - 1
-        others = f"all but {alike} of the other points" if alike else "all other points"
-        summary += f"\n<p>Paired comparisons on the same seeds and folds distinguish it from {others} at 5 %.</p>"
+        summary += f"\n<p>{_told_apart(found)}</p>"
     kind = "search" if isinstance(found, Search) else "sweep"
     return _page(title or f"A {kind} of {len(rows)} points", summary, sections, "points", rows)
+
+
+def _told_apart(found: Search) -> str:
+    """Return how many points can be told from the best one, as a sentence or two."""
+    values, dropped = found.by_group(found.judged_by[0])
+    has_failed = np.isnan(values).any(0)
+    best = found.by_point().numbers[0]
+    others = [i for i in np.flatnonzero(~dropped & ~has_failed) if i != best]
+    if len(values) < FEWEST_PAIRS:
+        return f"With {len(values)} runs of each point, no difference can be significant at 5 %."
+    apart = sum(compare(values[:, i], values[:, best]).p_value <= 0.05 for i in others)
+    left_out = {"dropped": int(dropped.sum()), "with failed runs": int((has_failed & ~dropped).sum())}
+    rest = " and ".join(f"{count} {words}" for words, count in left_out.items() if count)
+    return (
+        f"Paired comparisons on the same seeds and folds distinguish it from {apart} of {len(others)} other points at"
+        f" 5 %{f', apart from {rest}' if rest else ''}."
+    )
 
 
 def _of_population(members: Population, title: str | None) -> str:
@@ -223,7 +239,7 @@ def _table(caption: str, rows: list[Row]) -> str:
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
-        return f'<td data-value="{value!r}">{_shown(value)}</td>'
+        return f'<td data-value="{float(value)!r}">{_shown(value)}</td>'
     return f"<td>{escape(str(value))}</td>"
 
 

@@ -13,7 +13,10 @@ from nnfx.search.programs import Program, word
 from nnfx.search.space import Point
 from nnfx.sweeps.result import LAST, ByPoint, Member, Row, Rows, Sweep, in_order, ranking, spread
 
-TAKEN = {"member", "point", "program", "seed", "fold", "epochs", "best_epoch", "reason", "rank", "runs", "failed"}
+TAKEN = {
+    *("member", "point", "program", "seed", "fold", "epochs", "best_epoch", "reason"),
+    *("rank", "runs", "failed", "standard_error", "worst", "train_loss", "valid_loss"),
+}
 """The columns of a table that are not searched over."""
 SHOWN = 10
 """The maximum number of points that a search draws."""
@@ -87,13 +90,18 @@ class Search(Rows):
         )
 
     def member(self, number: int) -> Member:
-        """Return a member by its number."""
+        """Return a member by its number.
+
+        Raises:
+            TypeError, ValueError: for anything other than the number of a member.
+        """
+        checks.position("number", number, len(self.rows))
         begin = 0
         for sweep in self.sweeps:
-            if 0 <= number - begin < len(sweep.rows):
-                return sweep.member(number - begin)
+            if number - begin < len(sweep.rows):
+                break
             begin += len(sweep.rows)
-        raise ValueError(f"number: expected the number of a member, from 0 to {len(self.rows) - 1}, got {number}")
+        return sweep.member(number - begin)
 
     def by_point(self) -> ByPoint:
         """Return the points, ranked by the mean of their members over seeds and folds.
@@ -133,9 +141,7 @@ class Search(Rows):
             ValueError: for a number that is not that of a point.
         """
         for name, number in {"first": first, "second": second}.items():
-            checks.non_negative_integer(name, number)
-            if number >= len(self.points):
-                raise ValueError(f"{name}: expected a point from 0 to {len(self.points) - 1}, got {number}")
+            checks.position(name, number, len(self.points))
         values, _ = self.by_group(self.judged_by[0])
         return compare(values[:, first], values[:, second])
 
@@ -168,11 +174,12 @@ class Search(Rows):
     def pairs(self, count: int = 10, level: float = 0.05) -> Rows:
         """Compare each of the best points with every other, as `compare` does, and adjust for the number of pairs.
 
-        All pairs that really are equal are called different with a probability of at most `level` in total. If a
-        comparison has n runs, no p-value is below 2 / 2ⁿ: ten points make 45 pairs, and need at least ten seeds.
+        Points that were dropped along the way are left out. The probability that any pair of equal points is called
+        different is at most `level`. If a comparison has n runs, no p-value is below 2 / 2ⁿ: ten points make 45 pairs,
+        and 5 % requires eleven seeds.
 
         Args:
-            count: the number of points, at least 2, from the best; all if there are fewer.
+            count: the number of points, at least 2, from the best; all that were trained to the end if there are fewer.
             level: between 0 and 1.
 
         Returns:
@@ -181,16 +188,20 @@ class Search(Rows):
             the points `differ` at this level.
 
         Raises:
-            ValueError: for numbers out of range, or if there is only one point.
+            ValueError: for numbers out of range, or if fewer than two points were trained to the end.
         """
         checks.positive_integer("count", count)
         checks.number("level", level, above=0, below=1)
-        if min(count, len(self.points)) < 2:
-            raise ValueError(f"count: expected at least 2 of at least 2 points, got {count} of {len(self.points)}")
-        values, _ = self.by_group(self.judged_by[0])
+        values, dropped = self.by_group(self.judged_by[0])
+        kept = [number for number in self.by_point().numbers if not dropped[number]]
+        if min(count, len(kept)) < 2:
+            raise ValueError(
+                f"count: expected at least 2 of at least 2 points that were trained to the end, got {count} of"
+                f" {len(kept)}"
+            )
         found = [
             (first, second, compare(values[:, first], values[:, second]))
-            for first, second in itertools.combinations(self.by_point().numbers[:count], 2)
+            for first, second in itertools.combinations(kept[:count], 2)
         ]
         adjusted = holm(np.array([each.p_value for _, _, each in found]))
         return Rows(

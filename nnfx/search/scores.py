@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from nnfx import checks
-from nnfx.search.programs import word
+from nnfx.search.programs import labels
 from nnfx.search.result import Search
-from nnfx.search.space import Point
+from nnfx.search.space import Point, key_of
 from nnfx.sweeps import Sweep
 
 
@@ -64,10 +64,18 @@ class Scores:
     def names(self) -> tuple[str, ...]:
         """The names in which points differ."""
         names = dict.fromkeys(name for point in self.points for name in point)
-        return tuple(name for name in names if len(set(map(word, self.of_name(name)))) > 1)
+        return tuple(name for name in names if len(set(map(key_of, self._values(name)))) > 1)
 
     def of_name(self, name: str) -> list[Any]:
-        """Return the value of a name at each point, None where it is absent."""
+        """Return the value of a name at each point, None where it is absent; members of a choice as different words."""
+        values = self._values(name)
+        if is_number(values):
+            return values
+        members = {key_of(value): value for value in values if value is not None}
+        words = dict(zip(members, labels(list(members.values())), strict=True))
+        return [None if value is None else words[key_of(value)] for value in values]
+
+    def _values(self, name: str) -> list[Any]:
         return [point.get(name) for point in self.points]
 
     @property

@@ -154,8 +154,8 @@ def grid(per_number: int, space: Space) -> list[Point]:
 
     Args:
         per_number: the number of values for each number: from one bound to the other at equal distances, on a
-            logarithmic scale for `LogUniform`; for `Normal`, the middles of as many equally likely parts. An `Integer`
-            takes fewer if its range has fewer.
+            logarithmic scale for `LogUniform`; for `Normal`, the middles of as many equally likely parts. A single one
+            is the middle of the range. An `Integer` takes fewer if its range has fewer.
         space: a range for each name.
 
     Raises:
@@ -243,6 +243,8 @@ def _spaced(given: Range, count: int) -> list[Any]:
     match given:
         case Choice():
             return list(given.members)
+        case _ if count == 1:
+            return [quantile(given, 0.5)]
         case Integer(low, high):
             return sorted({round(each) for each in np.linspace(low, high, count)})
         case Normal():

@@ -14,7 +14,8 @@ from nnfx import checkpoint, paths
 from nnfx.sessions.checkpoints import AnotherRunError, saved_in
 from nnfx.sessions.identity import UNITS, Identity, Moments
 
-NOTES = "run.json"
+NOTES, NOTES_OF_SEARCH = "run.json", "search.json"
+"""The files that describe the run, or the search, that a folder belongs to."""
 _ANOTHER = "use another folder for another run"
 
 
@@ -50,6 +51,16 @@ def require_usable(out: Path, identity: Identity) -> None:
             f"{out / 'checkpoints'}: expected the checkpoints that were saved there, got none; put them back, or move"
             f" {left[0].name} and the other logs away to start again"
         )
+
+
+def refuse_search(out: Path) -> None:
+    """Raise an error if a folder belongs to a search, which has folders for its own sweeps.
+
+    Raises:
+        ValueError: for the folder of a search.
+    """
+    if (out / NOTES_OF_SEARCH).is_file():
+        raise ValueError(f"{out}: expected the folder of a run or a sweep, got that of a search; {_ANOTHER}")
 
 
 def note(out: Path, identity: Identity, *, saved: bool) -> None:

@@ -82,7 +82,8 @@ class Identity(NamedTuple):
         if self.kind != other.kind:
             return [f"kind: expected a {self.kind}, got a {other.kind}"]
         lines = [
-            f"data.{name}: expected {self.data.get(name, 'nothing')}, got {other.data.get(name, 'nothing')}"
+            f"{f'data.{name}'.removeprefix('data.sweep.')}: expected {self.data.get(name, 'nothing')}, got"
+            f" {other.data.get(name, 'nothing')}"
             for name in {**self.data, **other.data}
             if self.data.get(name) != other.data.get(name)
         ]

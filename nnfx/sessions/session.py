@@ -15,6 +15,7 @@ from nnfx.data.batching import Order, in_order, steps_per_epoch
 from nnfx.data.prepare import Data, Preprocess
 from nnfx.data.stored import Batches, Stored, prefetched
 from nnfx.sessions.best_model import BestModel
+from nnfx.sessions.folder import refuse_search
 from nnfx.sessions.keeper import Keeper
 from nnfx.training import streamed, validate
 from nnfx.training.driver import Program
@@ -223,6 +224,7 @@ class Session:
 
         keeper = dataclasses.replace(self.keeper, save_every=tuple(every for every in save_every if every))
         assert keeper.out is not None
+        refuse_search(keeper.out)
         with contextlib.ExitStack() as stack:
             best = BestModel(stack, keeper.out, data.train.inputs)
             standing = keeper(

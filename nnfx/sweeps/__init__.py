@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 
 from nnfx import checks
 from nnfx.data.prepare import Data
+from nnfx.sessions.folder import refuse_search
 from nnfx.sweeps.ensemble import Ensemble
 from nnfx.sweeps.given import check, keeper_of, mesh_of, table_of
 from nnfx.sweeps.halving import Halving
@@ -132,6 +133,8 @@ def sweep(
     if at_once is not None:
         checks.positive_integer("at_once", at_once)
     keeper = keeper_of(out, save_every_seconds, skip_damaged, progress, tensorboard)
+    if keeper.out is not None:
+        refuse_search(keeper.out)
     quotas = {} if halving is None else halving.quotas(table.width)
     members = Members(fit, table, epochs_per_chunk, quotas, at_once, memory)
     running = table.running()

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from nnfx import checks, paths
+from nnfx.data.folds import counted
 from nnfx.data.prepare import Data, check_type
 from nnfx.sessions.keeper import Keeper
 from nnfx.sweeps.points import Points, number_of
@@ -95,10 +96,12 @@ def table_of(
     for i in range(number_of(points)):
         hyperparameters.check({name: column[i] for name, column in points.items()}, fit.all_factories)
     if folds is not None:
-        rows = data.train.weights.shape[0]
+        rows = int(counted(data.train.weights).sum())
         checks.positive_integer("folds", folds)
         if not 2 <= folds <= rows:
-            raise ValueError(f"folds: expected 2 to {rows}, the number of rows of data.train, got {folds}")
+            raise ValueError(
+                f"folds: expected 2 to {rows}, the number of rows of data.train of positive weight, got {folds}"
+            )
         if data.valid is not None:
             raise ValueError("folds: expected data without a held-out part, got data.valid as well")
         if hasattr(data, "history"):

@@ -61,7 +61,7 @@ class Members(Program[Table]):
         plan = {
             "seeds": str(int(table.all_seeds.max()) + 1),
             "folds": str(int(table.all_folds.max()) + 1),
-            "epochs between looks": str(look_every),
+            "epochs_per_chunk": str(look_every),
             "points kept": str(dict(quotas)),
             "at_once": str(at_once),
         }

@@ -1,7 +1,7 @@
 """Population-based training as one program: members train side by side, and the worst continue from the best."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -53,17 +53,20 @@ class Population:
 
     def run(self, member: int) -> Run:
         """Return one member as a run: its last and best weights, which may come from another member."""
-        size = self.parents.shape[1]
-        checks.non_negative_integer("member", member)
-        if member >= size:
-            raise ValueError(f"member: expected 0 to {size - 1}, got {member}")
+        checks.position("member", member, self.parents.shape[1])
         picked: Run = jax.tree.map(lambda leaf: leaf[member], self.runs)
         return picked
 
     @property
     def best(self) -> Run:
-        """The member whose best weights have the lowest held-out loss; NaN ranks last."""
+        """The member whose best weights have the lowest held-out loss.
+
+        Raises:
+            ValueError: if no member has a finite loss.
+        """
         losses = np.asarray(self.runs.best.loss, np.float64)
+        if not np.isfinite(losses).any():
+            raise ValueError(f"best: expected a member with a finite loss, got none: all {len(losses)} have diverged")
         return self.run(int(np.where(np.isfinite(losses), losses, np.inf).argmin()))
 
     def lineage(self, member: int) -> np.ndarray:
@@ -74,6 +77,7 @@ class Population:
             >>> Population(None, {}, parents, jnp.zeros((3, 3)), 1).lineage(2).tolist()
             [0, 1, 2]
         """
+        checks.position("member", member, self.parents.shape[1])
         parents = np.asarray(self.parents)
         places = [member]
         for of_round in parents[:0:-1]:
@@ -92,7 +96,7 @@ def population(
     size: int,
     epochs_per_round: int,
     replaced: float = 0.2,
-    factors: tuple[float, float] = (0.8, 1.25),
+    factors: Sequence[float] = (0.8, 1.25),
     resampled: float = 0.25,
     **values: ArrayLike | Uniform | LogUniform,
 ) -> Callable[[Array, Data], Population]:
@@ -150,19 +154,24 @@ def population(
         )
     checks.number("replaced", replaced, above=0, maximum=0.5)
     checks.number("resampled", resampled, minimum=0, maximum=1)
-    if not isinstance(factors, tuple) or len(factors) != 2:
+    if not isinstance(factors, tuple | list) or len(factors) != 2:
         raise TypeError(f"factors: expected two numbers, such as (0.8, 1.25), got {checks.describe(factors)}")
     for i, factor in enumerate(factors):
         checks.number(f"factors[{i}]", factor, above=0)
     ranges = {name: value for name, value in values.items() if isinstance(value, Range)}
-    if not ranges:
-        raise ValueError("values: expected at least one range, such as LogUniform(1e-4, 1), got none")
     for name, bounds in ranges.items():
         check_range(name, bounds)
     for end in range(2):
         hyperparameters.check({name: _end(value, end) for name, value in values.items()}, fit.all_factories)
+    if not ranges:
+        raise ValueError("values: expected at least one range, such as LogUniform(1e-4, 1), got none")
     plan = _Plan(
-        size, epochs_per_round, max(1, int(size * replaced)), factors, resampled, tuple(sorted(ranges.items()))
+        size,
+        epochs_per_round,
+        max(1, int(size * replaced)),
+        (factors[0], factors[1]),
+        resampled,
+        tuple(sorted(ranges.items())),
     )
     fixed = hyperparameters.as_arrays({name: value for name, value in values.items() if not isinstance(value, Range)})
 

@@ -168,10 +168,13 @@ class Sweep(Rows):
         )
 
     def member(self, number: int) -> Member:
-        """Return a member by its number."""
-        rows = [row for row in self.rows if row["member"] == number]
-        if not rows:
-            raise ValueError(f"number: expected the number of a member, from 0 to {len(self.rows) - 1}, got {number}")
+        """Return a member by its number.
+
+        Raises:
+            TypeError, ValueError: for anything other than the number of a member.
+        """
+        checks.position("number", number, len(self.rows))
+        row = next(row for row in self.rows if row["member"] == number)
         variables, columns, hyper, preprocess, ends = jax.tree.map(
             # histories end in NaN, of which `jax_debug_nans` must not complain
             lambda stack: jax.device_put(stack[number]) if isinstance(stack, np.ndarray) else stack[number],
@@ -182,7 +185,7 @@ class Sweep(Rows):
         loss = columns["valid_loss"][jnp.maximum(ends.best_epoch, 1) - 1] if "valid_loss" in columns else None
         state = TrainState(ends.step, params, others, (), None, ends.fault)  # type: ignore[arg-type]
         best = Best(ends.best_epoch, loss, params, others)
-        return Member(state, best, columns, ends.epochs, ends.stopped_by, hyper, preprocess, self.fit, rows[0])
+        return Member(state, best, columns, ends.epochs, ends.stopped_by, hyper, preprocess, self.fit, row)
 
     def by_point(self) -> ByPoint:
         """Return the points, ranked by the mean of their members over seeds and folds.

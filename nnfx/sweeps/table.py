@@ -236,7 +236,7 @@ class Table:
 
 def folds_of(data: Data, key: Array, seeds: int, folds: int) -> Folds:
     """Return how a sweep with this key and this number of seeds divides its rows into folds."""
-    of_row = of_folds.assign(jax.random.fold_in(key, seeds), data.train.weights.shape[0], folds)
+    of_row = of_folds.assign(jax.random.fold_in(key, seeds), data.train.weights, folds)
     return Folds.of(data.train, data.preprocess, of_row, folds)
 
 

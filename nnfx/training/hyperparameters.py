@@ -150,6 +150,7 @@ def check(hyper: Mapping[str, Any], factories: Sequence[Factory]) -> None:
                 f"{name}: expected a hyper-parameter of one part only, got one of {names}; rename it in one of them"
             )
         takers[0].bounds.get(name, FREE).check(name, value)
+        _check_representable(name, value)
     for each in factories:
         for name in each.required:
             if name not in hyper:
@@ -157,6 +158,17 @@ def check(hyper: Mapping[str, Any], factories: Sequence[Factory]) -> None:
                     f"{name}: expected a number for {each.name}, got nothing; pass it to the run, or fix it"
                     f" beforehand with functools.partial{_OF_MODULES.get(name, '')}"
                 )
+
+
+def _check_representable(name: str, value: Any) -> None:
+    """Check that a number, in the dtype that it is traced in, is neither infinite nor zero if it is not."""
+    if not checks.is_concrete(value):
+        return
+    dtype = jax.dtypes.canonicalize_dtype(float)
+    with np.errstate(over="ignore", under="ignore"):
+        held = np.asarray(float(value)).astype(dtype)
+    if not np.isfinite(held) or (held == 0) != (value == 0):
+        raise ValueError(f"{name}: expected a number that {dtype} can represent, got {float(value):g}")
 
 
 _OF_MODULES = {

@@ -110,6 +110,7 @@ def looping():
 RATE = {"learning_rate": LogUniform(0.01, 1.0), "l2": Choice(0.1), "noise": Choice(0.1)}
 WRONG = [
     ({"method": HyperGradient(0)}, ValueError, "steps: expected a positive integer, got 0"),
+    ({"method": HyperGradient(1)}, ValueError, "steps: expected at least 2, .*, got 1"),
     ({"method": HyperGradient(2, 0.0)}, ValueError, "rate: expected a finite number above 0, got 0"),
     ({"devices_per_member": 2}, ValueError, "devices_per_member: expected 1 with HyperGradient, got 2"),
     ({"points": None}, TypeError, "points: expected how many to draw, Grid.*, got none"),
@@ -124,7 +125,7 @@ WRONG = [
     (
         {"space": {**RATE, "noise": Uniform(-1.0, 5.0)}, "points": [{}]},
         TypeError,
-        r"learning_rate: expected Choice\(value\), since the points",
+        r"points: expected how many to draw, or Grid.*, with HyperGradient, got",
     ),
     ({"space": {**RATE, "noise": Uniform(-1.0, 1e9)}}, ValueError, "noise: expected .* at least 0, got -"),
 ]

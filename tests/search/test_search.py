@@ -200,7 +200,7 @@ def test_what_cannot_be_told_from_the_best_is_known_after_six_runs(data):
     assert unsure.numbers[0] == best
     assert unsure.rows[0]["p_value"] == 1.0
     assert 2 in found.indistinguishable(level=0.03).numbers
-    with pytest.raises(ValueError, match="second: expected a point from 0 to 2, got 3"):
+    with pytest.raises(ValueError, match="second: expected 0 to 2, got 3"):
         found.compare(0, 3)
 
 
@@ -288,7 +288,11 @@ WRONG = [
     ({"space": {"width": Uniform(1, 2)}}, TypeError, "width: expected a Choice or an Integer, since `make` takes it"),
     ({"space": {"width": When("a", 1, Normal(1, 2)), "a": Choice(1)}}, TypeError, "width: expected a Choice or"),
     ({"space": {"widht": Choice(8)}}, TypeError, "widht: expected a keyword of `make` .*; did you mean 'width'"),
-    ({"space": {"learning_rate": Choice("a")}}, TypeError, "learning_rate: expected numbers, since `make` .*, got 'a'"),
+    (
+        {"space": {"learning_rate": Choice("a")}},
+        TypeError,
+        "learning_rate: expected one number, since `make` .*, got 'a'",
+    ),
     ({"space": {"width": Choice(2)}}, TypeError, r"learning_rate: expected a number .* \(with width=2\)"),
     ({"space": {"learning_rate": Choice(-1.0)}}, ValueError, "learning_rate: expected .* above 0, got -1"),
     ({"space": {"learning_rate": Choice(1.0), "l2": Choice(1.0)}}, TypeError, "l2: expected a keyword of `make`"),
@@ -314,7 +318,11 @@ WRONG = [
     ({"budget": 0}, ValueError, "budget: expected a positive integer, got 0"),
     ({"budget": 7}, ValueError, "budget: expected at least 8 member-epochs, those of 2 points, got 7"),
     ({"budget": 3, "points": None}, ValueError, "budget: expected at least 4 member-epochs, those of 1 point, got 3"),
-    ({"budget": 8, "points": Grid(2)}, TypeError, "points: expected a positive integer, got Grid"),
+    (
+        {"budget": 8, "points": Grid(2)},
+        TypeError,
+        "points: expected how many to draw in each round of a budget, or none, got Grid",
+    ),
     (
         {"budget": 7, "points": 4, "method": Halving((1, 2), 0.5)},
         ValueError,

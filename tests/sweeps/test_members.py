@@ -172,10 +172,10 @@ def ended(data, tmp_path_factory):
     ("changed", "message"),
     [
         ({"key": jax.random.key(1)}, "key: expected the key of the checkpoint, got another"),
-        ({"seeds": 3}, "data.sweep.seeds: expected 2, got 3"),
+        ({"seeds": 3}, "seeds: expected 2, got 3"),
         ({"learning_rate": [0.001, 0.1, 0.5, 2.0]}, r"learning_rate: expected \[.*3.*\], got \[.*2.*\]"),
-        ({"epochs_per_chunk": 4}, "data.sweep.epochs between looks: expected 8, got 4"),
-        ({"at_once": 2}, "data.sweep.at_once: expected None, got 2"),
+        ({"epochs_per_chunk": 4}, "epochs_per_chunk: expected 8, got 4"),
+        ({"at_once": 2}, "at_once: expected None, got 2"),
     ],
 )
 def test_another_sweep_is_refused_before_anything_is_written(data, ended, changed, message):
