@@ -308,9 +308,10 @@ def draw_curves(results: Results, curves: dict[str, dict[str, np.ndarray]], conf
     axes.flat[-1].text(
         0, 0.1, f"mean of {config.repetitions} searches ± standard error;\ndotted: a quarter of the budget"
     )
-    results.history(
-        {f"{problem}, {name}": losses.mean(0) for problem, found in curves.items() for name, losses in found.items()}
-    )
+    means = {
+        f"{problem}, {name}": losses.mean(0) for problem, found in curves.items() for name, losses in found.items()
+    }
+    results.history({name: np.where(np.isfinite(mean), mean, np.nan) for name, mean in means.items()})
     results.figure("search_methods", figure)
 
 
