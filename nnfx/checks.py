@@ -1,6 +1,6 @@
 """Checks of user input: each error names the argument, what was expected and what was passed.
 
-Values are checked only if they are concrete; traced ones, under `jit`, `grad` and `vmap`, pass.
+Values are checked only if they are concrete; traced values, under `jit`, `grad` and `vmap`, are accepted.
 """
 
 import difflib
@@ -20,13 +20,13 @@ def is_concrete(tree: Any) -> bool:
 
 
 def describe(value: Any) -> str:
-    """Describe a value in the few words of an error message: an array by its dtype and shape.
+    """Describe a value briefly for an error message: an array by its dtype and shape.
 
     >>> describe(np.zeros((3, 2), np.float32)), describe("tanh")
     ('float32[3,2]', "'tanh'")
     """
     if hasattr(value, "shape") and hasattr(value, "dtype"):
-        is_ours = isinstance(value, np.ndarray | np.generic | jax.Array)  # JAX does not understand the dtypes of others
+        is_ours = isinstance(value, np.ndarray | np.generic | jax.Array)  # JAX knows no other library's dtypes
         if is_ours and value.shape == () and is_concrete(value) and jnp.issubdtype(value.dtype, np.number):
             return f"{value}"
         return f"{value.dtype}[{','.join(map(str, value.shape))}]"
@@ -95,7 +95,7 @@ def number(
 
 
 def position(name: str, value: Any, count: int) -> None:
-    """Require an integer from 0 to below a count.
+    """Require an integer position, from 0 to `count` − 1.
 
     >>> position("member", 3, 3)
     Traceback (most recent call last):
@@ -125,7 +125,7 @@ def numeric(name: str, value: Any) -> None:
 
 
 def one_array(name: str, value: Any, wanted: str) -> None:
-    """Require one array of real numbers, whose examples are not empty: no list, and no tree such as `Sequences`.
+    """Require one array of real numbers with non-empty examples, not a list or a tree such as `Sequences`.
 
     >>> one_array("inputs", {"age": np.ones(3)}, "(batch, features)")
     Traceback (most recent call last):
@@ -136,7 +136,7 @@ def one_array(name: str, value: Any, wanted: str) -> None:
         raise TypeError(f"{name}: expected an array {wanted}, got {describe(value)}")
     numeric(name, value)
     if any(size == 0 for size in value.shape[1:]):
-        raise ValueError(f"{name}: expected {wanted}, no size of an example 0, got {describe(value)}")
+        raise ValueError(f"{name}: expected {wanted} with non-empty examples, got {describe(value)}")
 
 
 def near(value: Any) -> tuple[Any, Any]:
@@ -184,7 +184,7 @@ def binary_labels(name: str, value: Any) -> None:
 
 
 def class_labels(name: str, value: Any, classes: int, what: str = "labels") -> None:
-    """Require concrete labels, or numbers called otherwise, to be whole numbers from 0 to classes − 1."""
+    """Require concrete labels, called `what` in the message, to be whole numbers from 0 to classes − 1."""
     if not is_concrete(value) or value.size == 0:
         return
     finite(name, value)

@@ -217,7 +217,7 @@ def test_what_is_wrong_is_named(call, message):
 def test_a_loss_of_several_outputs_together_cannot_be_masked():
     one_hot = np.eye(OUTPUTS)[RNG.integers(0, OUTPUTS, ROWS)]
     train = nnfx.fit(nnfx.models.perceptron(OUTPUTS), nnfx.losses.categorical_cross_entropy, optax.sgd, epochs=1)
-    with pytest.raises(ValueError, match="loss: expected a mean over outputs, since each target has its own weight"):
+    with pytest.raises(ValueError, match="loss: expected a mean over outputs, since outputs have their own weights"):
         train(jax.random.key(0), prepared(masked(one_hot)), learning_rate=0.1)
     whole = prepared(masked(one_hot, np.broadcast_to(IS_KNOWN[:, :1], one_hot.shape)))
     assert np.isfinite(train(jax.random.key(0), whole, learning_rate=0.1).final["train_loss"])
