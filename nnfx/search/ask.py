@@ -1,4 +1,4 @@
-"""Points suggested by an Optuna sampler, a batch at a time; the sampler learns their losses."""
+"""Points suggested by an Optuna sampler, one batch at a time; the sampler is told their losses."""
 
 import copy
 from collections.abc import Iterator
@@ -25,19 +25,20 @@ def asked(
 
     Raises:
         ModuleNotFoundError: if Optuna is not installed.
-        TypeError, ValueError: for a space or a number of points that is missing, another sampler, and as `Maker`.
+        TypeError, ValueError: for a missing space or number of points, a sampler that is not Optuna's, and as `Maker`
+            does.
     """
     try:
         import optuna
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "Optuna: required to ask its samplers; not installed: pip install 'nnfx[optuna]'"
+            "Optuna: required for its samplers, but not installed: pip install 'nnfx[optuna]'"
         ) from error
 
     checks.key("key", key)
     if budget is not None:
         if points is not None:
-            raise TypeError("points: expected none, since the budget decides how many to ask for, got both")
+            raise TypeError("points: expected None, since the budget decides how many to ask for, got both")
         each = epochs_of(maker, drawn(key, space, 1)) * trainer.groups
         check_budget(budget, each, "one run of each seed and fold")
         points = budget // each
@@ -46,7 +47,7 @@ def asked(
     spaces.check(space)
     if not isinstance(method.sampler, optuna.samplers.BaseSampler):
         raise TypeError(
-            "sampler: expected a sampler of Optuna, such as optuna.samplers.TPESampler(seed=0), got"
+            "sampler: expected an Optuna sampler, such as optuna.samplers.TPESampler(seed=0), got"
             f" {checks.describe(method.sampler)}"
         )
     trainer.check(maker.programs(drawn(key, space, 1)), None)
@@ -94,7 +95,7 @@ def _suggested(trial: Any, names: list[str], space: Space) -> Point:
 
 def _suggest(trial: Any, name: str, given: Any) -> Any:
     match given:
-        case Choice():  # by position, since Optuna takes only numbers, text and None
+        case Choice():  # by index, since Optuna takes only numbers, strings and None
             return given.members[trial.suggest_categorical(name, tuple(range(len(given.members))))]
         case Integer(low, high):
             return trial.suggest_int(name, int(low), int(high))
@@ -102,12 +103,12 @@ def _suggest(trial: Any, name: str, given: Any) -> Any:
             return trial.suggest_float(name, float(low), float(high), log=True)
         case Uniform(low, high):
             return trial.suggest_float(name, float(low), float(high))
-        case Normal():  # as a quantile of the distribution, since Optuna has uniform numbers only
+        case Normal():  # as a quantile of the distribution, since Optuna has only uniform distributions of floats
             return spaces.quantile(given, trial.suggest_float(name, 1e-9, 1 - 1e-9))
     raise TypeError(f"{name}: expected a range, got {checks.describe(given)}")
 
 
 def _losses(points: list[Point], programs: list[Program], sweeps: list[Sweep]) -> list[float]:
-    """Return the mean loss of each point, NaN if one of its runs failed."""
+    """Return the mean loss of each point; NaN if one of the point's runs failed."""
     values, _ = Search.of(points, programs, sweeps).by_group(sweeps[0].judged_by[0])
     return [float(loss) for loss in values.mean(0)]

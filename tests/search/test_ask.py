@@ -82,7 +82,7 @@ def test_points_asked_for_twice_are_trained_once_and_told_twice(data, monkeypatc
 
 def test_wrong_samplers_are_errors(data):
     given = {"key": KEY, "devices": jax.devices()[:1]}
-    with pytest.raises(TypeError, match="sampler: expected a sampler of Optuna, such as .*, got 'tpe'"):
+    with pytest.raises(TypeError, match="sampler: expected an Optuna sampler, such as .*, got 'tpe'"):
         search(make, data, SPACE, points=2, method=Ask("tpe"), **given)
     with pytest.raises(TypeError, match="points: expected a positive integer, got None"):
         search(make, data, SPACE, method=Ask(optuna.samplers.TPESampler()), **given)

@@ -126,7 +126,7 @@ def test_the_same_seed_gives_the_same_numbers():
             ValueError,
             "found: expected at least 4 points to model scores, got 2",
         ),
-        (sweep_of({"a": [1.0] * 5}, [[1.0] * 5]), ValueError, "found: expected points that differ in some name, got 5"),
+        (sweep_of({"a": [1.0] * 5}, [[1.0] * 5]), ValueError, "found: expected points that differ, got 5"),
         (sweep_of({"a": np.arange(5.0)}, [[np.nan] * 5]), ValueError, "found: expected a point whose runs all ended"),
     ],
 )

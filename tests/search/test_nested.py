@@ -139,7 +139,11 @@ def test_a_nested_search_resumes(noise, tmp_path):
         ({"folds": 1}, ValueError, "folds: expected at least 2, got 1"),
         ({"key": 0}, TypeError, "key: expected a typed key"),
         ({"data": 3}, TypeError, "data: expected nnfx.data.Data"),
-        ({"valid_fraction": 0.5}, ValueError, "data.valid: expected none, since rows are held out in folds, got some"),
+        (
+            {"valid_fraction": 0.5},
+            ValueError,
+            "data.valid: expected None, since rows are held out in folds, got a held-out split",
+        ),
     ],
 )
 def test_wrong_input_is_an_error(noise, changed, error, message):

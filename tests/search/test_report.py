@@ -135,7 +135,7 @@ def test_wrong_input_is_an_error_and_writes_nothing(given, error, message, tmp_p
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=message):
         report(*given)
-    with pytest.raises(TypeError, match="title: expected text, got 3"):
+    with pytest.raises(TypeError, match="title: expected a string, got 3"):
         report(sweep_of({"rate": [1.0, 2.0]}, [[1.0, 2.0]]), "a.html", title=3)
     assert not list(tmp_path.iterdir())
 
