@@ -226,7 +226,7 @@ class Predictor:
         lines = [
             f"Predictor: {_in_words(self.program.inputs)} -> {_in_words([self.program.outputs])}",
             f"  epoch {self.epoch}: {measured}",
-            f"  {sum(leaf.size for leaf in jax.tree.leaves(self.variables))} numbers in its weights",
+            f"  {sum(leaf.size for leaf in jax.tree.leaves(self.variables))} parameters",
             f"  saved by nnfx {self.versions.get('nnfx')} and JAX {self.versions.get('jax')}",
         ]
         lines[0] += named if self.features else ""

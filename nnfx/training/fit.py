@@ -121,7 +121,7 @@ class Fit(Recipe):
         >>> fit(models.perceptron(), losses.huber, optax.sgd, epochs=9, batch_size=4, stop=stopping.small_change)
         Fit: 9 epochs in batches of 4
           loss huber, optimizer sgd, stop small_change
-          numbers: learning_rate; by default: delta, momentum, tolerance
+          hyper-parameters: learning_rate; by default: delta, momentum, tolerance
         """
         size = "the full batch" if self.batch_size is None else f"batches of {self.batch_size}"
         parts = ", ".join(
@@ -130,7 +130,7 @@ class Fit(Recipe):
             if factories and part != "model"
         )
         optional = [name for name in self.hyper_names if name not in self.required_names]
-        numbers = f"numbers: {', '.join(self.required_names) or 'none'}"
+        numbers = f"hyper-parameters: {', '.join(self.required_names) or 'none'}"
         by_default = f"; by default: {', '.join(optional)}" if optional else ""
         return f"Fit: {self.epochs} epochs in {size}\n  {parts}\n  {numbers}{by_default}"
 

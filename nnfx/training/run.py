@@ -180,7 +180,7 @@ class Run:
             >>> nnfx.load(path)
             Predictor: float32[batch,1] -> float32[batch,1]
               epoch 2: train_loss ...
-              2 numbers in its weights
+              2 parameters
               saved by nnfx ... and JAX ...
         """
         from nnfx.saving.saved import save
