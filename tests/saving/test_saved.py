@@ -70,7 +70,7 @@ def test_predictions_are_those_of_the_run_bit_for_bit(run, model, rows):
 def test_columns_of_a_frame_are_found_by_name(run, model):
     frame = pandas.DataFrame(RAW, columns=NAMES)
     assert np.array_equal(model.predict(frame[["width", "length", "height"]]), run.predict(RAW))
-    with pytest.raises(ValueError, match="expected the 3 columns trained on, got columns without 'width'"):
+    with pytest.raises(ValueError, match="expected the 3 columns used in training, got columns without 'width'"):
         model.predict(frame[["length", "height"]])
 
 

@@ -203,7 +203,7 @@ def test_a_mixture_with_an_absent_target_is_absent():
         ),
         (
             lambda: prepared(np.where(np.arange(OUTPUTS) == 2, np.nan, REAL)),
-            "targets: expected some known values of output 2, got only missing ones",
+            "targets: expected at least one known value of output 2, got none",
         ),
         (lambda: prepared(np.where(IS_KNOWN, REAL, np.inf)), "targets: expected finite numbers"),
         (lambda: prepared(REAL, weights=np.ones((ROWS, 2))), r"weights: expected one per row, \(40,\), or the leading"),
@@ -248,5 +248,5 @@ def test_what_cannot_be_standardised_is_an_error():
         nnfx.data.prepare(sequences, np.arange(12.0).reshape(4, 3, 1), standardize_targets=True)
     targets = np.array([[1.0, np.nan], [2.0, np.nan], [3.0, 4.0]])
     split = (np.array([0, 1]), np.array([2]))
-    with pytest.raises(ValueError, match="targets: expected some known values of every output to train on"):
+    with pytest.raises(ValueError, match="targets: expected at least one known training value of every output"):
         nnfx.data.prepare(np.eye(3), targets, split=split, missing_targets="mask", standardize_targets=True)
