@@ -200,7 +200,7 @@ def test_where_noise_is_all_there_is_the_scale_is_not_a_number():
         (
             lambda b: flow.curves({"train_loss": jnp.ones(3)}),
             ValueError,
-            "history: expected that of a run with make_step",
+            "history: expected one of a run with make_step",
         ),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 
 import nnfx
 from nnfx import losses, models
-from nnfx.training import updates
+from nnfx.training import optimizer_updates
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(24, 3)) * [1, 1, 0]  # a feature that is zero in every row, like the border of images
@@ -43,7 +43,7 @@ def loss_after_training(optimizer, steps=2):
         state = made.init(params)
         for _ in range(steps):
             value, gradient = jax.value_and_grad(loss)(params)
-            changes, state = updates.update(made, gradient, state, params, value=value, value_fn=loss)
+            changes, state = optimizer_updates.update(made, gradient, state, params, value=value, value_fn=loss)
             params = optax.apply_updates(params, changes)
         return loss(params)
 
@@ -114,7 +114,7 @@ def test_the_values_are_the_optimizer_s_to_the_bit(name):
     optimizer = optax.with_extra_args_support(OPTIMIZERS[name](learning_rate=0.1))
     options = {"value": jnp.float32(1.0), "value_fn": lambda params: params["bias"].sum()}
     ours = theirs = optimizer.init(params)
-    by_us = jax.jit(lambda state: updates.update(optimizer, gradient, state, params, **options))
+    by_us = jax.jit(lambda state: optimizer_updates.update(optimizer, gradient, state, params, **options))
     by_them = jax.jit(lambda state: optimizer.update(gradient, state, params, grad=gradient, **options))
     for _ in range(3):
         (changes, ours), (expected, theirs) = by_us(ours), by_them(theirs)
@@ -130,7 +130,7 @@ def test_a_line_search_sees_the_loss():
     @jax.jit
     def step(params, state):
         value, gradient = jax.value_and_grad(lambda p: jnp.square(p - 2).sum())(params)
-        changes, state = updates.update(
+        changes, state = optimizer_updates.update(
             optimizer, gradient, state, params, value=value, value_fn=lambda p: jnp.square(p - 2).sum()
         )
         return optax.apply_updates(params, changes), state

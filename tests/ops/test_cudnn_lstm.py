@@ -5,7 +5,7 @@ import pytest
 from jax.experimental import rnn
 
 from nnfx import ops
-from nnfx.ops import RecurrentWeights, cudnn
+from nnfx.ops import RecurrentWeights, cudnn_lstm
 
 INPUTS, HIDDEN = 3, 4
 
@@ -20,7 +20,7 @@ def drawn():
 def test_the_weights_lie_as_jax_reads_them_for_cudnn():
     """Compare with JAX's own reference for cuDNN's LSTM, which runs everywhere, on the array passed to cuDNN."""
     x, weights, state = drawn()
-    unpacked = rnn.unpack_lstm_weights(cudnn.flat(weights), INPUTS, HIDDEN, 1, False)
+    unpacked = rnn.unpack_lstm_weights(cudnn_lstm.flat(weights), INPUTS, HIDDEN, 1, False)
     sizes = {"input_size": INPUTS, "hidden_size": HIDDEN, "num_layers": 1, "dropout": 0.0, "bidirectional": False}
     ends = (part[None] for part in state)
     outputs, *last = rnn.lstm_ref(x, *ends, *unpacked, jnp.full(5, 7, jnp.int32), *sizes.values())

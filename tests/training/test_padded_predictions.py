@@ -8,7 +8,7 @@ import pytest
 
 import nnfx
 from nnfx.models import Sequences
-from nnfx.training.padding import LARGEST, apply_padded, padded_size
+from nnfx.training.padded_predictions import LARGEST, apply_padded, padded_size
 
 KEY = jax.random.key(0)
 DATA = nnfx.data.prepare(np.random.default_rng(0).normal(size=(40, 3)), np.arange(40.0))
