@@ -298,7 +298,7 @@ def check_evaluation(data: Batch, measures: Mapping[str, PerExample], outputs: A
     weights = checks.near(data.weights)[0] if checks.is_concrete(data.weights) else None
     if weights is not None and bool((weights < 0).any()):
         raise ValueError(f"data.weights: expected non-negative numbers, got {float(weights.min()):g}")
-    seen, targets = _check_values("data", data, outputs)
+    seen, targets = check_values("data", data, outputs)
     if weights is not None and not bool((weights != 0).any()):
         return  # nothing is measured, so its mean is NaN
     for measure in measures.values():
@@ -311,7 +311,7 @@ def check_outputs(outputs: Any, rows: int) -> None:
         raise ValueError(f"model: expected one output per example, {rows} of them, got {checks.describe(outputs)}")
 
 
-def _check_values(name: str, batch: Batch, outputs: Any) -> tuple[Any, Any]:
+def check_values(name: str, batch: Batch, outputs: Any) -> tuple[Any, Any]:
     """Check the inputs of positive weight, if they are concrete, and return the arguments of the losses.
 
     Returns:
@@ -349,7 +349,7 @@ def _check_data(recipe: Recipe, name: str, batch: Batch, hyper: Hyper, outputs: 
         is_by_step = batch.weights.ndim > 1
         time = batch.weights.shape[1:2] if is_by_step else jax.tree.leaves(batch.inputs)[0].shape[1:2]
         shape = (size, *time, *outputs.shape[2:]) if outputs.ndim > 2 or is_by_step else shape
-    seen, targets = _check_values(name, batch, jax.ShapeDtypeStruct(shape, outputs.dtype))
+    seen, targets = check_values(name, batch, jax.ShapeDtypeStruct(shape, outputs.dtype))
     _check_integers(recipe.bind(hyper).model, batch)
     losses.check(recipe.measures["loss"], seen, targets)
     users_own = [
