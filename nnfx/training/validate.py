@@ -20,7 +20,7 @@ from nnfx.metrics.marks import is_overall
 from nnfx.training import rows
 from nnfx.training.hyperparameters import innermost, name_of
 from nnfx.training.parts import Recipe, how_to_adapt
-from nnfx.types import Array, Batch, Hyper, Model, PerExample
+from nnfx.types import Array, Batch, Hyper, Model, PerExample, Variables
 
 
 @dataclasses.dataclass
@@ -224,7 +224,9 @@ def check_stored(recipe: Recipe, data: Data, hyper: Hyper, targets: np.ndarray, 
     for i in range(0, len(targets), _ROWS_AT_ONCE):
         part = np.asarray(targets[i : i + _ROWS_AT_ONCE])
         shape = jax.ShapeDtypeStruct((len(part), *outputs.shape[1:]), outputs.dtype)
-        losses.check(recipe.measures["loss"], shape, part)
+        for function in recipe.measures.values():
+            if not is_overall(function):
+                losses.check(function, shape, part)
 
 
 _ROWS_AT_ONCE = 2**18
@@ -301,8 +303,21 @@ def check_evaluation(data: Batch, measures: Mapping[str, PerExample], outputs: A
     seen, targets = check_values("data", data, outputs)
     if weights is not None and not bool((weights != 0).any()):
         return  # nothing is measured, so its mean is NaN
+    _check_targets(measures, data, outputs, seen, targets)
+
+
+def _check_targets(measures: Mapping[str, PerExample], batch: Batch, outputs: Any, seen: Any, targets: Any) -> None:
+    """Check targets against losses and metrics; `outputs` is a shape, `seen` and `targets` come from `check_values`."""
+    is_by_number = batch.weights.ndim > 1 and outputs.ndim == batch.targets.ndim == batch.weights.ndim
     for measure in measures.values():
-        losses.check(measure, seen, targets)
+        if not is_overall(measure):
+            losses.check(measure, seen, targets)
+            continue
+        given = seen, trees.shapes(targets), jax.ShapeDtypeStruct(seen.shape[:1], batch.weights.dtype)
+        if is_by_number:  # as in rows.overall_value
+            given = jax.eval_shape(lambda *each: jax.tree.map(lambda column: column.reshape(-1), each), *given)
+        own, labels, _ = jax.eval_shape(rows.by_label, *given)
+        losses.check(measure, own, targets.reshape(labels.shape))
 
 
 def check_outputs(outputs: Any, rows: int) -> None:
@@ -350,8 +365,13 @@ def _check_data(recipe: Recipe, name: str, batch: Batch, hyper: Hyper, outputs: 
         time = batch.weights.shape[1:2] if is_by_step else jax.tree.leaves(batch.inputs)[0].shape[1:2]
         shape = (size, *time, *outputs.shape[2:]) if outputs.ndim > 2 or is_by_step else shape
     seen, targets = check_values(name, batch, jax.ShapeDtypeStruct(shape, outputs.dtype))
-    _check_integers(recipe.bind(hyper).model, batch)
-    losses.check(recipe.measures["loss"], seen, targets)
+    check_integers(recipe.bind(hyper).model, batch)
+    measured = {  # those of all rows together are computed from held-out data alone
+        label: function
+        for label, function in recipe.measures.items()
+        if name == "data.valid" or not is_overall(function)
+    }
+    _check_targets(measured, batch, jax.ShapeDtypeStruct(shape, outputs.dtype), seen, targets)
     users_own = [
         label
         for label, function in recipe.measures.items()
@@ -366,14 +386,37 @@ def _check_data(recipe: Recipe, name: str, batch: Batch, hyper: Hyper, outputs: 
                 _check_rows_apart(label, measures[label], trial.astype(seen.dtype), jnp.asarray(targets))
 
 
-def _check_integers(model: Model, batch: Batch) -> None:
+def check_integers(model: Model, batch: Batch, variables: Variables | None = None) -> None:
     """Show integers such as tokens to the model untraced, since it may refuse them by their values."""
-    are_integers = [jnp.issubdtype(leaf.dtype, np.integer) for leaf in jax.tree.leaves(batch.inputs)]
-    if not any(are_integers) or not checks.is_concrete(batch):
+    if not _integers(batch.inputs) or not checks.is_concrete(batch):
         return
     with jax.ensure_compile_time_eval():
         inputs = rows.filled(batch).inputs if bool((batch.weights != 0).any()) else batch.inputs
-    jax.eval_shape(lambda key: model.init(key, inputs), jax.random.key(0))
+    if variables is None:
+        jax.eval_shape(lambda key: model.init(key, inputs), jax.random.key(0))
+    else:
+        jax.eval_shape(lambda variables: model.apply(variables, inputs), variables)
+
+
+def check_inputs(owner: Any, model: Model, variables: Variables, inputs: Any) -> None:
+    """Check integers as `check_integers` does, unless they lie in a range that `owner` has seen before."""
+    if not _integers(inputs) or not checks.is_concrete(inputs):
+        return
+    size = jax.tree.leaves(inputs)[0].shape[0]
+    batch = Batch(inputs, np.zeros(size, np.float32), np.ones(size, np.float32))
+    with jax.ensure_compile_time_eval():
+        leaves = [checks.near(leaf)[0] for leaf in _integers(rows.without_padding(batch).inputs) if leaf.size]
+    ends = [(int(leaf.min()), int(leaf.max())) for leaf in leaves]
+    seen = memo.held(owner, check_inputs, dict)
+    known = seen.get(len(ends))
+    if known is None or any(low < least or high > most for (low, high), (least, most) in zip(ends, known, strict=True)):
+        check_integers(model, batch, variables)
+        pairs = zip(ends, known or ends, strict=True)
+        seen[len(ends)] = [(min(low, least), max(high, most)) for (low, high), (least, most) in pairs]
+
+
+def _integers(inputs: Any) -> list[Any]:
+    return [leaf for leaf in jax.tree.leaves(inputs) if jnp.issubdtype(leaf.dtype, np.integer)]
 
 
 def _check_batch_size(recipe: Recipe, weights: Any) -> None:

@@ -195,7 +195,7 @@ def by_row(model, loss, variables, data):
 
 
 def of_steps():
-    """Tokens in which two steps of each row are masked, with labels that are no tokens, and a row that is all masked."""
+    """Tokens, some masked with labels that are no tokens, in a row all of them."""
     tokens = RNG.integers(0, 7, (6, 5))
     weights = np.ones((6, 5))
     weights[:, 1], weights[:, 3], weights[4] = 0, 2, 0
