@@ -29,7 +29,8 @@ class Forecast:
         level: the share of the values that the interval is meant to cover; None if there is none.
         outputs: the forecasts with all parameters of the head, `(steps, channels, parameters)`, for its `quantiles`;
             the points if it has none. Beyond the horizon, they treat the points before them as exact.
-        times: datetime64 `(steps,)`; None if those of the series are unknown.
+        times: datetime64 `(steps,)`, or a pandas index if those of the series have a time zone; None if they are
+            unknown.
         names: the names of the channels, `()` if they have none.
     """
 
@@ -37,7 +38,7 @@ class Forecast:
     interval: Interval | None
     level: float | None
     outputs: Array
-    times: np.ndarray | None
+    times: Any
     names: tuple[str, ...]
 
     def __repr__(self) -> str:
@@ -62,12 +63,16 @@ class Forecast:
         names = self.names or (["value"] if count == 1 else [f"value {i}" for i in range(count)])
         parts = {"": self.values}
         if self.interval is not None:
-            parts |= {" lower": self.interval.lower, " upper": self.interval.upper}
+            end = ""
+            while any(f"{name} {bound}{end}" in names for name in names for bound in ("lower", "upper")):
+                end += " bound"  # a column of the series may itself be called "a upper"
+            parts |= {f" lower{end}": self.interval.lower, f" upper{end}": self.interval.upper}
         return {f"{name}{what}": np.asarray(part)[:, i] for i, name in enumerate(names) for what, part in parts.items()}
 
 
-def _shown(times: np.ndarray) -> np.ndarray:
-    """Return times without hours if all are at midnight, as those of a pandas index often are."""
+def _shown(times: Any) -> np.ndarray:
+    """Return times without hours if all are at midnight, as those of a pandas index often are, and without a zone."""
+    times = np.asarray(times if getattr(times, "tz", None) is None else times.tz_localize(None))
     if times.dtype.kind != "M" or np.datetime_data(times.dtype)[0] in ("Y", "M", "W"):
         return times
     days = times.astype("datetime64[D]")

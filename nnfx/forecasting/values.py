@@ -8,7 +8,7 @@ import numpy as np
 
 from nnfx import arrays, checks
 from nnfx.data.frames import as_columns
-from nnfx.data.times import irregularity, times_of
+from nnfx.data.times import irregularity, times_of, whole_numbers_of
 from nnfx.types import Array
 
 __all__ = ["as_series", "check_times", "floating", "in_floats", "on_hand"]
@@ -37,7 +37,9 @@ def as_series(name: str, values: Any) -> Any:
 
 def check_times(name: str, values: Any) -> None:
     """Require that the times of the values, if they have any, are regular."""
-    irregular = None if (times := times_of(values)) is None else irregularity(times)
+    times = times_of(values)
+    times = whole_numbers_of(values) if times is None else times
+    irregular = None if times is None else irregularity(times)
     if irregular is not None:
         raise ValueError(
             f"{name}: expected regular times, got {irregular}; first sort, fill gaps, and keep one row per time"
