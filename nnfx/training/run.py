@@ -126,6 +126,7 @@ class Run:
         self._require_single()
         inputs = validate.inputs_as_arrays("inputs", inputs)
         chosen = self._chosen(variables)
+        validate.check_inputs(self.fit, self.model, chosen, inputs)
         return apply_padded(
             self.fit,
             lambda rows: _apply(self.fit, _shapes(rows), self.hyper, chosen, rows),
@@ -151,6 +152,7 @@ class Run:
         chosen = self._chosen(variables)
         outputs = _apply.eval_shape(self.fit, _shapes(data.inputs), self.hyper, chosen, data.inputs)
         validate.check_evaluation(data, self.fit.measures, outputs)
+        validate.check_integers(self.model, data, chosen)
         return _evaluate(self.fit, _shapes(data), self.hyper, chosen, data)
 
     def save(self, path: str | os.PathLike[str], inputs: Any = None) -> None:
