@@ -6,6 +6,7 @@ import jax
 
 from nnfx import checks, memo
 from nnfx.types import Array, Model, Variables
+from nnfx.uncertainty.given import as_inputs, check_model
 
 __all__ = ["mc_dropout"]
 
@@ -31,7 +32,8 @@ def mc_dropout(key: Array, model: Model, variables: Variables, inputs: Any, draw
         `spread(probabilities(outputs)).mean`.
 
     Raises:
-        TypeError: for a key that is not typed, or draws that are not an integer.
+        TypeError: for a key that is not typed, draws that are not an integer, anything but a model, its variables and
+            inputs.
         ValueError: for draws below 1, and for variables with batch statistics: a model in training would normalise
             each batch by itself.
 
@@ -49,6 +51,8 @@ def mc_dropout(key: Array, model: Model, variables: Variables, inputs: Any, draw
     """
     checks.key("key", key)
     checks.positive_integer("draws", draws)
+    check_model(model, variables)
+    inputs = as_inputs("inputs", inputs)
     if updated := sorted(set(variables) - NOT_UPDATED):
         raise ValueError(
             f"variables: expected parameters alone, got also {', '.join(updated)}, which a model updates in training"

@@ -214,7 +214,7 @@ def trained():
     data = nnfx.data.prepare(TOKENS, np.zeros((len(TOKENS), 1)), keep_integers=True)
     model = nnfx.models.embedding(7, 2, nnfx.models.gru(1, hidden=(2,)))
     train = nnfx.fit(model, nnfx.losses.mean_square_error, optax.sgd, epochs=1)
-    return data, nnfx.sweeps.sweep(train, data, seeds=2, learning_rate=[0.1])
+    return data, nnfx.sweeps.sweep(train, data, key=jax.random.key(0), seeds=2, learning_rate=[0.1])
 
 
 def test_tokens_beyond_the_table_are_refused_after_training_too(trained):
@@ -240,5 +240,5 @@ def test_tokens_beyond_the_table_are_refused_after_training_too(trained):
                 call(bad)
     masked = of_run._replace(weights=batch.weights.at[:].set((beyond < 7).all(1)))
     assert np.isfinite(run.evaluate(masked)["loss"])
-    padded = nnfx.Sequences(jnp.asarray(beyond), jnp.asarray((np.cumsum(beyond > 6, axis=1) == 0).sum(1)))
+    padded = models.Sequences(jnp.asarray(beyond), jnp.asarray((np.cumsum(beyond > 6, axis=1) == 0).sum(1)))
     assert np.isfinite(run.apply(padded)).all()
