@@ -72,7 +72,7 @@ class Run:
           epoch 2, the best: train_loss ...
           3 parameters
         """
-        numbers = "".join(f"; {name} {checks.describe(value)}" for name, value in self.hyper.items())
+        numbers = "".join(f"; {name} {_in_short(value)}" for name, value in self.hyper.items())
         if np.ndim(self.epochs) or not checks.is_concrete(self.epochs):
             return f"Run: {checks.describe(self.epochs)} of {self.fit.epochs} epochs{numbers}"
         last, best = int(self.epochs), int(self.best.epoch)
@@ -197,8 +197,7 @@ class Run:
         The preprocessing is included, so inputs are raw float32 (int32 for tokens), with NaN for missing values if the
         run fills them. The categories of a frame are an exception: the file takes a 0/1 column for each of them, in
         the order of `data.features` but without its indicators of missing values, whereas `save` keeps the frame's own
-        columns. The file is compared with `predict`
-        on a few rows before it gets its name.
+        columns. The file is compared with `predict` on a few rows before it gets its name.
 
         Args:
             path: a file that does not exist yet. Its suffix determines the format: `.stablehlo` is written by
@@ -250,6 +249,12 @@ class Run:
         self._require_single()
         if not checks.is_concrete(self):
             raise ValueError("run: expected a finished run, got a traced one; write runs outside of jit and grad")
+
+
+def _in_short(value: Any) -> str:
+    """Describe a hyper-parameter: a number without the digits that are due to its precision alone."""
+    is_number = np.ndim(value) == 0 and checks.is_concrete(value)
+    return f"{float(value):g}" if is_number else checks.describe(value)
 
 
 def notes_of(run: Run) -> dict[str, Any]:
