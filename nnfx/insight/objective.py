@@ -41,8 +41,7 @@ def check(
         ValueError: for variables without parameters, values that are not finite, lengths that differ, targets that
             do not suit the loss, and a loss that is not per example.
     """
-    if not isinstance(model, Model):
-        raise TypeError(f"model: expected a Model(init, apply), got {checks.describe(model)}")
+    check_model(model)
     if not callable(loss):
         raise TypeError(f"loss: expected a function of outputs and targets, got {checks.describe(loss)}")
     check_variables(variables)
@@ -87,6 +86,12 @@ def _trained(model: Model, variables: Variables, batch: Batch, key: Array | None
 def _per_example(loss: PerExample, outputs: Any, targets: Any) -> Array:
     """Return the loss of each example."""
     return loss(outputs, targets)
+
+
+def check_model(model: Any) -> None:
+    """Require a model."""
+    if not isinstance(model, Model):
+        raise TypeError(f"model: expected a Model(init, apply), got {checks.describe(model)}")
 
 
 def check_variables(variables: Any) -> None:
