@@ -62,8 +62,18 @@ _OF_OPTAX = {
     "eps": Bounds(minimum=0),
 }
 """The bounds of parameters of Optax's functions, whose signatures do not declare them."""
-_TO_ONE = ("adamax", "adamaxw", "ema", "lion", "novograd", "trace")
-_TO_ONE += tuple(f"scale_by_{name}" for name in ("adamax", "lion", "novograd", "sm3"))
+_TO_ONE = {
+    "adamax",
+    "adamaxw",
+    "ema",
+    "lion",
+    "novograd",
+    "scale_by_adamax",
+    "scale_by_lion",
+    "scale_by_novograd",
+    "scale_by_sm3",
+    "trace",
+}
 """Functions of Optax that do not divide by one minus their decays, so that 1 has a meaning: nothing is forgotten."""
 
 

@@ -207,7 +207,7 @@ def shares(name: str, value: Any, instead: str) -> None:
         value, _ = near(value)
         is_wrong = ~are_shares(value)
         if is_wrong.any():
-            row = ", ".join(f"{number:g}" for number in np.float64(value[is_wrong][0])[:10])
+            row = ", ".join(f"{number:g}" for number in np.asarray(value[is_wrong][0], np.float64)[:10])
             raise ValueError(
                 f"{name}: expected one-hot rows or probabilities that sum to 1, got [{row}]; for several labels per row"
                 f" use {instead}"

@@ -15,6 +15,7 @@ from nnfx.forecasting.prepare import History, SeriesData
 from nnfx.forecasting.windows import Scaler
 from nnfx.tables import table
 from nnfx.types import Array, Model
+from nnfx.uncertainty.conformal import fewest
 
 __all__ = ["Forecast", "forecast"]
 
@@ -216,5 +217,7 @@ def _interval(
     if past.ndim != outputs.ndim + 1 or past.shape[2:] != outputs.shape[1:] or past.shape[1] < len(outputs):
         wanted = ", ".join(map(str, ["origins", f"{len(outputs)} steps or more", *outputs.shape[1:]]))
         raise ValueError(f"calibration: expected outputs ({wanted}) of this head, got {checks.describe(past)}")
+    if len(past) < (least := fewest(level)):
+        raise ValueError(f"calibration: expected at least {least} origins for a level of {level:g}, got {len(past)}")
     before, now = (heads.interval(head, each, level) if head.parameters else each for each in (past, outputs))
     return conformal.widen(now, conformal.margins(before, calibration.targets, level)[: len(outputs)])

@@ -138,6 +138,10 @@ def _check_shapes(recipe: Recipe, train: Batch, valid: Batch | None, hyper: Hype
                 f"augment: expected a Batch whose inputs are {checks.describe(batch.inputs)} as before, got {got}"
             )
         outputs = parts.model.apply(variables, batch.inputs)
+        if parts.penalty is not None:
+            _check_number("penalty", parts.penalty(variables["params"]))
+        if parts.average is not None:
+            _check_number("average", parts.average(jnp.ones((), jnp.int32)))
         weights = rows.model_weights(outputs, seen) if hasattr(outputs, "shape") else seen.weights
         trained = parts.model.apply(variables, seen.inputs, key=key, weights=weights, train=True)
         if not isinstance(trained, tuple) or len(trained) != 2:
@@ -185,6 +189,12 @@ def _check_shapes(recipe: Recipe, train: Batch, valid: Batch | None, hyper: Hype
                 )
             checks.numeric(name, values)
     return outputs
+
+
+def _check_number(name: str, value: Any) -> None:
+    """Require that a part of a run returns one number."""
+    if jnp.shape(value) != ():
+        raise ValueError(f"{name}: expected a function that returns one number, got one of {checks.describe(value)}")
 
 
 def _traced_note(names: Iterable[str]) -> str:
@@ -403,11 +413,12 @@ def check_inputs(owner: Any, model: Model, variables: Variables, inputs: Any) ->
     if not _integers(inputs) or not checks.is_concrete(inputs):
         return
     size = jax.tree.leaves(inputs)[0].shape[0]
-    batch = Batch(inputs, np.zeros(size, np.float32), np.ones(size, np.float32))
+    ones: Any = np.ones(size, np.float32)
+    batch = Batch(inputs, ones, ones)
     with jax.ensure_compile_time_eval():
         leaves = [checks.near(leaf)[0] for leaf in _integers(rows.without_padding(batch).inputs) if leaf.size]
     ends = [(int(leaf.min()), int(leaf.max())) for leaf in leaves]
-    seen = memo.held(owner, check_inputs, dict)
+    seen: dict[int, list[tuple[int, int]]] = memo.held(owner, check_inputs, dict)
     known = seen.get(len(ends))
     if known is None or any(low < least or high > most for (low, high), (least, most) in zip(ends, known, strict=True)):
         check_integers(model, batch, variables)

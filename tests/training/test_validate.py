@@ -138,3 +138,21 @@ def test_labels_of_steps_count_with_the_weights_of_their_rows(key, metric):
     train = nnfx.fit(model, nnfx.losses.categorical_cross_entropy, optax.sgd, epochs=1, metrics=[metric])
     data = nnfx.data.Data(batch, batch, nnfx.data.prepare(np.ones((4, 1)), np.ones(4), standardize=False).preprocess)
     assert np.isfinite(train(key, data, learning_rate=0.1).history[f"valid_{metric}"]).all()
+
+
+# parts that return arrays
+
+
+@pytest.mark.parametrize("part", ["penalty", "average"])
+def test_parts_that_return_arrays_instead_of_a_number_are_named(key, part):
+    options = {part: lambda _: jnp.ones(3)}
+    train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.mean_square_error, optax.sgd, epochs=1, **options)
+    data = nnfx.data.prepare(np.ones((4, 2)), np.zeros(4), standardize=False)
+    with pytest.raises(ValueError, match=rf"{part}: expected a function that returns one number, .*float32\[3\]"):
+        train(key, data, learning_rate=0.1)
+
+
+def test_a_run_prints_its_numbers_as_they_were_given(key):
+    train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.mean_square_error, optax.sgd, epochs=1)
+    data = nnfx.data.prepare(np.ones((4, 2)), np.zeros(4), standardize=False)
+    assert "; learning_rate 0.1\n" in str(train(key, data, learning_rate=0.1))
