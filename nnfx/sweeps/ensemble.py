@@ -12,8 +12,8 @@ from nnfx.arrays import as_numpy, to_device
 from nnfx.data.prepare import Preprocess
 from nnfx.data.preprocess import each
 from nnfx.training.fit import Fit
+from nnfx.training.integers import check_inputs
 from nnfx.training.padded_predictions import apply_padded
-from nnfx.training.validate import check_inputs
 from nnfx.types import Array, Hyper, Variables
 
 

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from nnfx import checks, memo
 from nnfx.data.prepare import Preprocess
-from nnfx.training import validate
+from nnfx.training import integers, validate
 from nnfx.training.epochs import Best, reason
 from nnfx.training.padded_predictions import apply_padded
 from nnfx.training.parts import Recipe
@@ -126,7 +126,7 @@ class Run:
         self._require_single()
         inputs = validate.inputs_as_arrays("inputs", inputs)
         chosen = self._chosen(variables)
-        validate.check_inputs(self.fit, self.model, chosen, inputs)
+        integers.check_inputs(self.fit, self.model, chosen, inputs)
         return apply_padded(
             self.fit,
             lambda rows: _apply(self.fit, _shapes(rows), self.hyper, chosen, rows),
@@ -152,7 +152,7 @@ class Run:
         chosen = self._chosen(variables)
         outputs = _apply.eval_shape(self.fit, _shapes(data.inputs), self.hyper, chosen, data.inputs)
         validate.check_evaluation(data, self.fit.measures, outputs)
-        validate.check_integers(self.model, data, chosen)
+        integers.check(self.model, data, chosen)
         return _evaluate(self.fit, _shapes(data), self.hyper, chosen, data)
 
     def save(self, path: str | os.PathLike[str], inputs: Any = None) -> None:

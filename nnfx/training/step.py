@@ -12,7 +12,7 @@ from nnfx.data import batching
 from nnfx.memo import one_program
 from nnfx.metrics.marks import is_overall
 from nnfx.optimizers import as_optimizer, has_evaluation_params
-from nnfx.training import optimizer_updates, rows, validate
+from nnfx.training import integers, optimizer_updates, rows, validate
 from nnfx.training.parts import OPTIONAL, Parts
 from nnfx.types import (
     Array,
@@ -342,7 +342,7 @@ def evaluate(model: Model, measures: Mapping[str, PerExample], variables: Variab
         if checks.is_concrete((variables, data)):
             outputs = jax.eval_shape(model.apply, variables, data.inputs)
             validate.check_evaluation(data, measures, outputs)
-            validate.check_integers(model, data, variables)
+            integers.check(model, data, variables)
 
     needs_all = any(is_overall(function) for function in measures.values())
 

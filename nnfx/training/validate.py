@@ -17,10 +17,10 @@ import numpy as np
 from nnfx import arrays, checks, losses, memo, trees
 from nnfx.data.prepare import Data
 from nnfx.metrics.marks import is_overall
-from nnfx.training import rows
+from nnfx.training import integers, rows
 from nnfx.training.hyperparameters import innermost, name_of
 from nnfx.training.parts import Recipe, how_to_adapt
-from nnfx.types import Array, Batch, Hyper, Model, PerExample, Variables
+from nnfx.types import Array, Batch, Hyper, Model, PerExample
 
 
 @dataclasses.dataclass
@@ -375,7 +375,7 @@ def _check_data(recipe: Recipe, name: str, batch: Batch, hyper: Hyper, outputs: 
         time = batch.weights.shape[1:2] if is_by_step else jax.tree.leaves(batch.inputs)[0].shape[1:2]
         shape = (size, *time, *outputs.shape[2:]) if outputs.ndim > 2 or is_by_step else shape
     seen, targets = check_values(name, batch, jax.ShapeDtypeStruct(shape, outputs.dtype))
-    check_integers(recipe.bind(hyper).model, batch)
+    integers.check(recipe.bind(hyper).model, batch)
     measured = {  # those of all rows together are computed from held-out data alone
         label: function
         for label, function in recipe.measures.items()
@@ -394,40 +394,6 @@ def _check_data(recipe: Recipe, name: str, batch: Batch, hyper: Hyper, outputs: 
             measures = recipe.bind(hyper).measures
             for label in users_own:
                 _check_rows_apart(label, measures[label], trial.astype(seen.dtype), jnp.asarray(targets))
-
-
-def check_integers(model: Model, batch: Batch, variables: Variables | None = None) -> None:
-    """Show integers such as tokens to the model untraced, since it may refuse them by their values."""
-    if not _integers(batch.inputs) or not checks.is_concrete(batch):
-        return
-    with jax.ensure_compile_time_eval():
-        inputs = rows.filled(batch).inputs if bool((batch.weights != 0).any()) else batch.inputs
-    if variables is None:
-        jax.eval_shape(lambda key: model.init(key, inputs), jax.random.key(0))
-    else:
-        jax.eval_shape(lambda variables: model.apply(variables, inputs), variables)
-
-
-def check_inputs(owner: Any, model: Model, variables: Variables, inputs: Any) -> None:
-    """Check integers as `check_integers` does, unless they lie in a range that `owner` has seen before."""
-    if not _integers(inputs) or not checks.is_concrete(inputs):
-        return
-    size = jax.tree.leaves(inputs)[0].shape[0]
-    ones: Any = np.ones(size, np.float32)
-    batch = Batch(inputs, ones, ones)
-    with jax.ensure_compile_time_eval():
-        leaves = [checks.near(leaf)[0] for leaf in _integers(rows.without_padding(batch).inputs) if leaf.size]
-    ends = [(int(leaf.min()), int(leaf.max())) for leaf in leaves]
-    seen: dict[int, list[tuple[int, int]]] = memo.held(owner, check_inputs, dict)
-    known = seen.get(len(ends))
-    if known is None or any(low < least or high > most for (low, high), (least, most) in zip(ends, known, strict=True)):
-        check_integers(model, batch, variables)
-        pairs = zip(ends, known or ends, strict=True)
-        seen[len(ends)] = [(min(low, least), max(high, most)) for (low, high), (least, most) in pairs]
-
-
-def _integers(inputs: Any) -> list[Any]:
-    return [leaf for leaf in jax.tree.leaves(inputs) if jnp.issubdtype(leaf.dtype, np.integer)]
 
 
 def _check_batch_size(recipe: Recipe, weights: Any) -> None:

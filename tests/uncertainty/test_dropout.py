@@ -2,10 +2,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-import nnfx
 from nnfx import models, uncertainty
 
 INPUTS = jnp.linspace(-1, 1, 12).reshape(4, 3)
@@ -75,19 +73,3 @@ def test_wrong_input_is_named(key):
     model, variables = made(batch_norm=True)
     with pytest.raises(ValueError, match="variables: expected parameters alone, got also batch_stats"):
         uncertainty.mc_dropout(key, model, variables, INPUTS, draws=2)
-
-
-def test_a_run_its_best_weights_data_and_lists_are_taken_or_named(key):
-    data = nnfx.data.prepare(np.arange(12.0).reshape(6, 2), np.arange(6.0))
-    train = nnfx.fit(models.mlp((4,), dropout=0.5), nnfx.losses.mean_square_error, optax.sgd, epochs=1)
-    run = train(key, data, learning_rate=0.1)
-    variables, inputs = run.best.variables, data.train.inputs
-    with pytest.raises(TypeError, match="model: expected a Model, such as run.model, got a Run"):
-        uncertainty.mc_dropout(key, run, variables, inputs, draws=2)
-    with pytest.raises(TypeError, match="variables: expected .*such as run.best.variables, got a Best"):
-        uncertainty.mc_dropout(key, run.model, run.best, inputs, draws=2)
-    with pytest.raises(TypeError, match="inputs: expected prepared inputs .*such as data.valid.inputs, got a Data"):
-        uncertainty.mc_dropout(key, run.model, variables, data, draws=2)
-    expected = uncertainty.mc_dropout(key, run.model, variables, inputs, draws=2)
-    for given in (inputs.tolist(), np.asarray(inputs)):
-        np.testing.assert_array_equal(uncertainty.mc_dropout(key, run.model, variables, given, draws=2), expected)

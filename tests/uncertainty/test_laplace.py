@@ -7,7 +7,6 @@ import scipy.special
 import scipy.stats
 import sklearn.linear_model
 
-import nnfx
 from nnfx import models, uncertainty
 from nnfx.types import Batch
 from nnfx.uncertainty import laplace
@@ -216,29 +215,3 @@ def test_weights_of_single_targets_are_for_regression():
             prior_precision=1.0,
             layer="kernel",
         )
-
-
-def test_a_run_data_and_lists_are_taken_or_named(key):
-    data, variables = batch(X, Y), linear([1.0, -2.0, 0.5])
-    options = {"prior_precision": 1.0, "noise": 1.0, "layer": "*"}
-    prepared = nnfx.data.prepare(X, Y)
-    for call, message in (
-        (lambda: laplace.fit(prepared, variables, data, **options), "model: expected a Model, .*got a Data"),
-        (lambda: laplace.fit(LINEAR, [1.0], data, **options), "variables: expected .*got a list"),
-        (lambda: laplace.fit(LINEAR, variables, prepared, **options), "data: expected a Batch, .*got a Data"),
-        (lambda: laplace.predict(LINEAR, variables, data, X), "posterior: expected that of .*fit, got a Batch"),
-    ):
-        with pytest.raises(TypeError, match=message):
-            call()
-    posterior = laplace.fit(LINEAR, variables, data, **options)
-    with pytest.raises(TypeError, match="inputs: expected prepared inputs .*got a Data"):
-        laplace.predict(LINEAR, variables, posterior, prepared)
-    with pytest.raises(TypeError, match="inputs: expected prepared inputs .*got a Data"):
-        laplace.members(key, LINEAR, variables, posterior, prepared, draws=2)
-    expected = laplace.predict(LINEAR, variables, posterior, jnp.asarray(NEW, jnp.float32))
-    for given in (NEW, NEW.tolist()):
-        found = laplace.predict(LINEAR, variables, posterior, given)
-        np.testing.assert_allclose(found.covariance, expected.covariance, rtol=1e-6)
-    lists = data._replace(inputs=X.tolist(), weights=[1.0] * len(X))
-    found = laplace.fit(LINEAR, variables, lists, **options)
-    np.testing.assert_allclose(found.curvature, posterior.curvature, rtol=1e-6)
