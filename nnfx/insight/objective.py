@@ -56,8 +56,8 @@ def check(
         outputs = _applied.eval_shape(model, train, variables, batch, key)
     except InvalidRngError as error:
         raise ValueError(
-            "train: expected False, or a key where one can be passed, for a model that draws random numbers in"
-            " training, got True and no key"
+            "train: expected False for a model that draws random numbers in training and is given no key for them,"
+            " got True"
         ) from error
     check_outputs(outputs, batch.weights.shape[0])
     seen, targets = check_values("batch", batch, outputs)
