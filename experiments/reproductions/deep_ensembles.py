@@ -97,7 +97,7 @@ def negative_log_likelihood(outputs: Array, targets: Array) -> Array:
 
 
 def with_adversaries(model: Model, variables: Variables, batch: Batch, size: Array) -> Batch:
-    """Return a batch followed by its adversarial copies, `x + ε sign(∇ₓℓ)`, with ε of each input in `size`.
+    """Return a batch followed by its adversarial copies, `x + ε sign(∇ₓℓ)`, with `size` = ε, `(1, features)`.
 
     The mean loss over both is half the sum of the two means that the authors minimise, which is the same to Adam.
     """
@@ -114,7 +114,7 @@ def train(key: Array, data: nnfx.data.Data, model: Model, config: Config) -> Var
     optimizer = optax.adam(config.learning_rate)
     step = nnfx.make_step(model, negative_log_likelihood, optimizer)
     rows, inputs = len(data.train.targets), data.train.inputs
-    size = STEP * jnp.ptp(inputs, axis=0)
+    size = STEP * jnp.ptp(inputs, axis=0, keepdims=True)
     order_key = nnfx.split_key(key).order
 
     def take(state: nnfx.TrainState, chosen: batching.Order) -> tuple[nnfx.TrainState, None]:

@@ -1,0 +1,194 @@
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import optimize, stats
+
+import nnfx
+from experiments.reproductions import deep_ensembles as ensembles
+from experiments.reproductions import uci_dropout
+from experiments.reproductions.pytorch_quickstart import Quickstart
+from nnfx.data import batching
+from nnfx.types import Batch
+
+
+def config(folder, **options):
+    return ensembles.Config(
+        folder / "out", folder, ("yacht",), **({"members": 3, "epochs": 2, "batch_size": 10} | options)
+    )
+
+
+def network(features=3, hidden=4):
+    return nnfx.models.from_linen(Quickstart((features, hidden, 2)))
+
+
+def softplus(values):
+    return np.log1p(np.exp(values))
+
+
+def test_the_loss_is_scipys_negative_log_likelihood():
+    rng = np.random.default_rng(0)
+    outputs, targets = rng.normal(0, 2, (50, 2)), rng.normal(0, 1, 50)
+    found = ensembles.negative_log_likelihood(jnp.asarray(outputs), jnp.asarray(targets))
+    deviations = np.sqrt(softplus(outputs[:, 1]) + 1e-6)
+    np.testing.assert_allclose(found, -stats.norm(outputs[:, 0], deviations).logpdf(targets), rtol=1e-5)
+
+
+def test_the_variance_is_never_below_a_millionth():
+    _, variance = ensembles.normal(jnp.array([[0.0, -200.0], [0.0, 200.0]]))
+    np.testing.assert_allclose(variance, [1e-6, 200 + 1e-6])
+
+
+def test_adversarial_copies_follow_the_sign_of_finite_differences(key):
+    """Each input moves by ε in the direction in which the loss of its example, in float64, rises."""
+    rng, model = np.random.default_rng(0), network()
+    x, y = rng.normal(0, 1, (20, 3)), rng.normal(0, 1, 20)
+    variables, size = model.init(key, jnp.ones((1, 3))), np.array([0.1, 0.02, 0.3])
+    params = jax.tree.map(np.float64, variables["params"])
+    weights = np.array([1.0] * 19 + [0.0])
+    batch = Batch(jnp.asarray(x), jnp.asarray(y), jnp.asarray(weights))
+    both = ensembles.with_adversaries(model, variables, batch, jnp.asarray(size)[None])
+
+    def loss(row, target):
+        first, second = params["Dense_0"], params["Dense_1"]
+        outputs = np.maximum(row @ first["kernel"] + first["bias"], 0) @ second["kernel"] + second["bias"]
+        return -stats.norm(outputs[0], np.sqrt(softplus(outputs[1]) + 1e-6)).logpdf(target)
+
+    slopes = np.array([optimize.approx_fprime(row, loss, 1e-7, target) for row, target in zip(x, y, strict=True)])
+    assert len(both.weights) == 40
+    np.testing.assert_allclose(both.inputs[:20], x, rtol=1e-6)
+    np.testing.assert_allclose(both.inputs[20:], x + size * np.sign(slopes), atol=1e-6)
+    for column in (both.targets, both.weights):
+        np.testing.assert_array_equal(column[:20], column[20:])
+
+
+def test_scores_are_those_of_the_moments_of_the_mixture():
+    """Mean and variance of the mixture are integrated over its density, and its likelihood is SciPy's."""
+    rng = np.random.default_rng(0)
+    means, variances, targets = rng.normal(0, 1, (3, 5)), rng.uniform(0.2, 2, (3, 5)), rng.normal(0, 1, 5)
+    y = np.linspace(-30, 30, 60_001)[:, None, None]
+    density = stats.norm(means, np.sqrt(variances)).pdf(y).mean(1)
+    mean = np.trapezoid(y[:, 0] * density, y[:, 0], axis=0)
+    variance = np.trapezoid((y[:, 0] - mean) ** 2 * density, y[:, 0], axis=0)
+    rmse, nll = ensembles.score(*map(jnp.asarray, (means, variances, targets)))
+    assert float(rmse) == pytest.approx(np.sqrt(np.mean((mean - targets) ** 2)), rel=1e-5)
+    assert float(nll) == pytest.approx(-stats.norm(mean, np.sqrt(variance)).logpdf(targets).mean(), rel=1e-5)
+
+
+def test_training_equals_the_papers_algorithm_in_numpy(folder):
+    """In float64: Adam at 0.1 on the loss of a batch plus that of its adversarial copies, the last batch incomplete."""
+    options, model, key = config(folder), network(), jax.random.key(3)
+    data = jax.tree.map(lambda leaf: leaf[1], uci_dropout.read(folder, "yacht").data)
+    found = ensembles.train(key, data, model, options)["params"]
+    keys = nnfx.split_key(key)
+    params = jax.tree.map(np.float64, model.init(keys.init, data.train.inputs[:1])["params"])
+    x, y = np.float64(data.train.inputs), np.float64(data.train.targets)
+    size = 0.01 * (x.max(0) - x.min(0))
+
+    def gradients(x, y):
+        """Return the gradients of the mean loss with respect to the parameters, and of each loss to its inputs."""
+        (first, second), rows = (params["Dense_0"], params["Dense_1"]), len(x)
+        before = x @ first["kernel"] + first["bias"]
+        hidden = np.maximum(before, 0)
+        mean, raw = (hidden @ second["kernel"] + second["bias"]).T
+        variance = softplus(raw) + 1e-6
+        to_variance = 0.5 / variance - 0.5 * (y - mean) ** 2 / variance**2
+        error = np.stack([(mean - y) / variance, to_variance / (1 + np.exp(-raw))], 1)
+        back = error @ second["kernel"].T * (before > 0)
+        found = {
+            "Dense_0": {"kernel": x.T @ back / rows, "bias": back.mean(0)},
+            "Dense_1": {"kernel": hidden.T @ error / rows, "bias": error.mean(0)},
+        }
+        return found, back @ first["kernel"].T
+
+    first, second, step = *(jax.tree.map(np.zeros_like, params) for _ in range(2)), 0
+    for epoch in range(options.epochs):
+        order = batching.shuffled(keys.order, epoch, 24, 10)
+        for chosen in (
+            rows[real] for rows, real in zip(np.asarray(order.rows), np.asarray(order.is_real), strict=True)
+        ):
+            step += 1
+            plain, slope = gradients(x[chosen], y[chosen])
+            moved, _ = gradients(x[chosen] + size * np.sign(slope), y[chosen])
+            total = jax.tree.map(np.add, plain, moved)
+            first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, total)
+            second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, second, total)
+            corrected = (1 - 0.9**step, 1 - 0.999**step)
+            params = jax.tree.map(
+                lambda p, m, v, c=corrected: p - 0.1 * (m / c[0]) / (np.sqrt(v / c[1]) + 1e-8), params, first, second
+            )
+    assert step == 6
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, params)
+
+
+@pytest.mark.slow
+def test_networks_are_trained_side_by_side_as_one_by_one(folder):
+    """The scores of a split, in the unit of the targets, are those of its networks trained and pooled one by one."""
+    options, splits, model = config(folder), uci_dropout.read(folder, "yacht"), network()
+    found = ensembles.run_table(folder, "yacht", options)
+    keys = jax.random.split(jax.random.key(0), (2, 3))
+    for split, scores in enumerate(found):
+        data, inputs, targets = jax.tree.map(lambda leaf, split=split: leaf[split], (splits.data, *splits.test))
+        trained = [ensembles.train(key, data, model, options) for key in keys[split]]
+        outputs = np.float64([model.apply(variables, inputs) for variables in trained])
+        scale = float(data.preprocess.target_scale)
+        means = outputs[..., 0] * scale + float(data.preprocess.target_mean)
+        variances = (softplus(outputs[..., 1]) + 1e-6) * scale**2
+        mean, targets = means.mean(0), np.float64(targets)
+        deviation = np.sqrt((variances + means**2).mean(0) - mean**2)
+        assert scores["rmse"] == pytest.approx(np.sqrt(np.mean((mean - targets) ** 2)), rel=1e-3)
+        assert scores["nll"] == pytest.approx(-stats.norm(mean, deviation).logpdf(targets).mean(), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_runs_are_made_and_kept(folder, monkeypatch):
+    summary = ensembles.main(config(folder))
+    assert [row["result"] for row in summary["rows"]] == ["yacht, RMSE", "yacht, negative log-likelihood"]
+    assert summary["rows"][0]["published"] == {"mean": 1.58, "deviation": 0.48, "count": 2}
+    ours = [split["rmse"] for split in summary["runs"]["yacht"]]
+    assert summary["rows"][0]["ours"]["mean"] == pytest.approx(np.mean(ours))
+    monkeypatch.setattr(ensembles, "run_table", lambda *_: pytest.fail("a finished table is not run again"))
+    assert ensembles.main(config(folder))["runs"] == summary["runs"]
+    with pytest.raises(pytest.fail.Exception):  # networks of another size are no finished ones
+        ensembles.main(dataclasses.replace(config(folder), members=2))
+
+
+@pytest.mark.slow
+def test_long_training_fits_a_linear_function(folder):
+    """The noise has a deviation of 0.1 beside one of 3.5 in the targets."""
+    found = ensembles.run_table(folder, "yacht", config(folder, epochs=200, learning_rate=0.01))
+    assert np.mean([split["rmse"] for split in found]) < 1.5
+
+
+def test_means_are_compared_without_pairing():
+    """Welch's statistic, with the variance of rounding to two digits, 0.01² / 12, added to the published one."""
+    runs = {"yacht": [{"rmse": 1.0 + d, "nll": 0.5} for d in (0, 1, 2)]}
+    row, _ = ensembles.compare(runs)
+    assert row.standard_errors == pytest.approx((2 - 1.58) / np.sqrt(1 / 3 + 0.48**2 / 3 + 0.01**2 / 12))
+    assert row.paired is None
+
+
+def test_unknown_tables_are_named(tmp_path):
+    with pytest.raises(ValueError, match=re.escape("tables: expected one of") + ".*yacht.*, got 'boat'"):
+        ensembles.main(ensembles.Config(tmp_path, tables=("boat",)))
+
+
+def test_published_numbers_are_those_of_the_papers_table():
+    """Typed a second time, by row of table 1: the error and the likelihood of its columns "Deep Ensembles"."""
+    table = """
+        Boston housing 3.28 ± 1.00 2.41 ± 0.25
+        Concrete 6.03 ± 0.58 3.06 ± 0.18
+        Energy 2.09 ± 0.29 1.38 ± 0.22
+        Kin8nm 0.09 ± 0.00 -1.20 ± 0.02
+        Naval propulsion plant 0.00 ± 0.00 -5.63 ± 0.05
+        Power plant 4.11 ± 0.17 2.79 ± 0.04
+        Protein 4.71 ± 0.06 2.83 ± 0.02
+        Wine 0.64 ± 0.04 0.94 ± 0.12
+        Yacht 1.58 ± 0.48 1.18 ± 0.21"""
+    rows = [np.array(re.findall(r"-?\d+\.\d+", line), float).reshape(2, 2) for line in table.split("\n")[1:]]
+    for published, row in zip(ensembles.PUBLISHED.values(), rows, strict=True):
+        expected = dict(zip(("rmse", "nll"), map(tuple, row.tolist()), strict=True))
+        assert published == {name: each for name, each in expected.items() if each[0]}
