@@ -11,7 +11,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.reproductions import deepobs, deepobs_quadratic, ltsf, pytorch_quickstart, uci_dropout
+from experiments.reproductions import (
+    deepobs,
+    deepobs_quadratic,
+    keras_clothing,
+    ltsf,
+    pytorch_quickstart,
+    uci_dropout,
+)
 from experiments.reproductions.comparison import Comparison
 from nnfx import paths
 
@@ -48,6 +55,7 @@ REPRODUCTIONS = (
     Reproduction(
         "PyTorch's Quickstart", "pytorch_quickstart", lambda record: pytorch_quickstart.compare(record["runs"])
     ),
+    Reproduction("Keras' images of clothing", "keras_clothing", lambda record: keras_clothing.compare(record["runs"])),
     Reproduction("Forecasts of ETTh1", "ltsf", lambda record: ltsf.comparisons(record["rows"])),
 )
 

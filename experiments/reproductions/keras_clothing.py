@@ -10,9 +10,9 @@ matters only where gradients are about as small as ε.
 
 The page was rendered nine times, and each time the network was trained anew. All nine print the test loss, four the
 test accuracy, and two the training curves; two runs are too few to tell a deviation, so that these are taken to vary as
-ours do. Expect all numbers to lie within two standard errors, apart from one in twenty by chance. A run takes about ten
-seconds of processor time; finished ones are kept under `runs/`, and a later call continues after an interruption. The
-record is next to this script.
+ours do. Expect test loss and accuracy within two standard errors, and all but three of the ten numbers of the training
+curves; these depend on each other. A run takes about four seconds of processor time; finished ones are kept under
+`runs/`, and a later call continues after an interruption. The record is next to this script.
 
 *Basic image classification*, tensorflow.rstudio.com/tutorials/keras/classification, the tutorial of TensorFlow in Keras
 for R; the numbers are those of the renderings of the page in `_freeze/tutorials/keras/classification` of
