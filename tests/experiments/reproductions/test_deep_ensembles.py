@@ -82,7 +82,7 @@ def test_training_equals_the_papers_algorithm_in_numpy(folder):
     """In float64: Adam at 0.1 on the loss of a batch plus that of its adversarial copies, the last batch incomplete."""
     options, model, key = config(folder), network(), jax.random.key(3)
     data = jax.tree.map(lambda leaf: leaf[1], uci_dropout.read(folder, "yacht").data)
-    found = ensembles.train(key, data, model, options)["params"]
+    found = ensembles.train(key, data.train, 0.1, model, options)["params"]
     keys = nnfx.split_key(key)
     params = jax.tree.map(np.float64, model.init(keys.init, data.train.inputs[:1])["params"])
     x, y = np.float64(data.train.inputs), np.float64(data.train.targets)
@@ -124,18 +124,47 @@ def test_training_equals_the_papers_algorithm_in_numpy(folder):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, params)
 
 
+def test_the_rate_is_chosen_by_scipys_likelihood_of_the_last_fifth(key):
+    """Learning the first four fifths helps to predict the last fifth, or harms if its targets have the other sign."""
+    rng, model, options = np.random.default_rng(0), network(), ensembles.Config(epochs=10, batch_size=10)
+    x, found = rng.normal(0, 1, (100, 3)), []
+    for slope in (3.0, -3.0):
+        y = x[:, 0] * np.where(np.arange(100) < 80, 3.0, slope) + rng.normal(0, 0.1, 100)
+        batch = Batch(*(jnp.asarray(each, jnp.float32) for each in (x, y, np.ones(100))))
+        first = jax.tree.map(lambda leaf: leaf[:80], batch)
+        scores = []
+        for rate in ensembles.RATES:
+            outputs = np.float64(model.apply(ensembles.train(key, first, rate, model, options), batch.inputs[80:]))
+            scores.append(stats.norm(outputs[:, 0], np.sqrt(softplus(outputs[:, 1]) + 1e-6)).logpdf(y[80:]).mean())
+        found.append(float(ensembles.chosen_rate(key, batch, model, options)))
+        assert found[-1] == pytest.approx(ensembles.RATES[np.argmax(scores)])
+    assert found[0] > found[1]
+
+
+def test_a_rate_at_which_training_diverges_is_not_chosen(key, monkeypatch):
+    model = network()
+
+    def diverging(key, train_data, rate, *_):
+        variables = model.init(key, train_data.inputs[:1])
+        return jax.tree.map(lambda leaf: jnp.where(rate > 0.005, jnp.nan, leaf), variables)
+
+    monkeypatch.setattr(ensembles, "train", diverging)
+    batch = Batch(jnp.ones((10, 3)), jnp.ones(10), jnp.ones(10))
+    assert float(ensembles.chosen_rate(key, batch, model, ensembles.Config())) == pytest.approx(0.003)
+
+
 @pytest.mark.slow
 def test_networks_are_trained_side_by_side_as_one_by_one(folder):
     """The scores of a split, in the unit of the targets, are those of its networks trained and pooled one by one."""
     options, splits, model = config(folder), uci_dropout.read(folder, "yacht"), network()
     found = ensembles.run_table(folder, "yacht", options)
-    keys = jax.random.split(jax.random.key(0), (2, 3))
-    for split, scores in enumerate(found):
+    keys = jax.random.split(jax.random.key(0), (2, 4))
+    for split, scores in enumerate(found["rate chosen"]):
         data, inputs, targets = jax.tree.map(lambda leaf, split=split: leaf[split], (splits.data, *splits.test))
-        trained = [ensembles.train(key, data, model, options) for key in keys[split]]
+        trained = [ensembles.train(key, data.train, scores["rate"], model, options) for key in keys[split, :3]]
         outputs = np.float64([model.apply(variables, inputs) for variables in trained])
-        scale = float(data.preprocess.target_scale)
-        means = outputs[..., 0] * scale + float(data.preprocess.target_mean)
+        scale = data.preprocess.target_scale.item()
+        means = outputs[..., 0] * scale + data.preprocess.target_mean.item()
         variances = (softplus(outputs[..., 1]) + 1e-6) * scale**2
         mean, targets = means.mean(0), np.float64(targets)
         deviation = np.sqrt((variances + means**2).mean(0) - mean**2)
@@ -146,9 +175,14 @@ def test_networks_are_trained_side_by_side_as_one_by_one(folder):
 @pytest.mark.slow
 def test_runs_are_made_and_kept(folder, monkeypatch):
     summary = ensembles.main(config(folder))
-    assert [row["result"] for row in summary["rows"]] == ["yacht, RMSE", "yacht, negative log-likelihood"]
+    assert [row["result"] for row in summary["rows"]] == [
+        f"rate {rate}, yacht, {measure}"
+        for rate in ("0.1", "chosen")
+        for measure in ("RMSE", "negative log-likelihood")
+    ]
     assert summary["rows"][0]["published"] == {"mean": 1.58, "deviation": 0.48, "count": 2}
-    ours = [split["rmse"] for split in summary["runs"]["yacht"]]
+    assert [split["rate"] for split in summary["runs"]["yacht"]["rate 0.1"]] == pytest.approx([0.1, 0.1])
+    ours = [split["rmse"] for split in summary["runs"]["yacht"]["rate 0.1"]]
     assert summary["rows"][0]["ours"]["mean"] == pytest.approx(np.mean(ours))
     monkeypatch.setattr(ensembles, "run_table", lambda *_: pytest.fail("a finished table is not run again"))
     assert ensembles.main(config(folder))["runs"] == summary["runs"]
@@ -159,14 +193,14 @@ def test_runs_are_made_and_kept(folder, monkeypatch):
 @pytest.mark.slow
 def test_long_training_fits_a_linear_function(folder):
     """The noise has a deviation of 0.1 beside one of 3.5 in the targets."""
-    found = ensembles.run_table(folder, "yacht", config(folder, epochs=200, learning_rate=0.01))
-    assert np.mean([split["rmse"] for split in found]) < 1.5
+    found = ensembles.run_table(folder, "yacht", config(folder, epochs=200))
+    assert np.mean([split["rmse"] for split in found["rate chosen"]]) < 1.5
 
 
 def test_means_are_compared_without_pairing():
     """Welch's statistic, with the variance of rounding to two digits, 0.01² / 12, added to the published one."""
-    runs = {"yacht": [{"rmse": 1.0 + d, "nll": 0.5} for d in (0, 1, 2)]}
-    row, _ = ensembles.compare(runs)
+    splits = [{"rate": 0.1, "rmse": 1.0 + d, "nll": 0.5} for d in (0, 1, 2)]
+    row, *_ = ensembles.compare({"yacht": {"rate 0.1": splits, "rate chosen": splits}})
     assert row.standard_errors == pytest.approx((2 - 1.58) / np.sqrt(1 / 3 + 0.48**2 / 3 + 0.01**2 / 12))
     assert row.paired is None
 
