@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.reproductions import (
+    deep_ensembles,
     deepobs,
     deepobs_quadratic,
+    deepobs_vae,
     keras_clothing,
     ltsf,
     pytorch_quickstart,
@@ -48,10 +50,12 @@ class Reproduction(NamedTuple):
 
 REPRODUCTIONS = (
     Reproduction("MC dropout, UCI", "uci_dropout", lambda record: uci_dropout.compare(record["runs"])),
+    Reproduction("Deep ensembles, UCI", "deep_ensembles", lambda record: deep_ensembles.compare(record["runs"])),
     Reproduction("DeepOBS, `fmnist_2c2d`", "deepobs", lambda record: deepobs.compare(record["runs"])),
     Reproduction(
         "DeepOBS, `quadratic_deep`", "deepobs_quadratic", lambda record: deepobs_quadratic.compare(record["runs"])
     ),
+    Reproduction("DeepOBS, `fmnist_vae`", "deepobs_vae", lambda record: deepobs_vae.compare(record["runs"])),
     Reproduction(
         "PyTorch's Quickstart", "pytorch_quickstart", lambda record: pytorch_quickstart.compare(record["runs"])
     ),

@@ -187,4 +187,5 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    nnfx.cpu.set_up()
     command(main, Config, __doc__)

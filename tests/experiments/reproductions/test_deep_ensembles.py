@@ -1,18 +1,18 @@
 import dataclasses
 import re
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import optimize, stats
+from scipy import stats
 
 import nnfx
 from experiments.reproductions import deep_ensembles as ensembles
 from experiments.reproductions import uci_dropout
 from experiments.reproductions.pytorch_quickstart import Quickstart
 from nnfx.data import batching
-from nnfx.types import Batch
 
 
 def config(folder, **options):
@@ -42,29 +42,6 @@ def test_the_variance_is_never_below_a_millionth():
     np.testing.assert_allclose(variance, [1e-6, 200 + 1e-6])
 
 
-def test_adversarial_copies_follow_the_sign_of_finite_differences(key):
-    """Each input moves by ε in the direction in which the loss of its example, in float64, rises."""
-    rng, model = np.random.default_rng(0), network()
-    x, y = rng.normal(0, 1, (20, 3)), rng.normal(0, 1, 20)
-    variables, size = model.init(key, jnp.ones((1, 3))), np.array([0.1, 0.02, 0.3])
-    params = jax.tree.map(np.float64, variables["params"])
-    weights = np.array([1.0] * 19 + [0.0])
-    batch = Batch(jnp.asarray(x), jnp.asarray(y), jnp.asarray(weights))
-    both = ensembles.with_adversaries(model, variables, batch, jnp.asarray(size)[None])
-
-    def loss(row, target):
-        first, second = params["Dense_0"], params["Dense_1"]
-        outputs = np.maximum(row @ first["kernel"] + first["bias"], 0) @ second["kernel"] + second["bias"]
-        return -stats.norm(outputs[0], np.sqrt(softplus(outputs[1]) + 1e-6)).logpdf(target)
-
-    slopes = np.array([optimize.approx_fprime(row, loss, 1e-7, target) for row, target in zip(x, y, strict=True)])
-    assert len(both.weights) == 40
-    np.testing.assert_allclose(both.inputs[:20], x, rtol=1e-6)
-    np.testing.assert_allclose(both.inputs[20:], x + size * np.sign(slopes), atol=1e-6)
-    for column in (both.targets, both.weights):
-        np.testing.assert_array_equal(column[:20], column[20:])
-
-
 def test_scores_are_those_of_the_moments_of_the_mixture():
     """Mean and variance of the mixture are integrated over its density, and its likelihood is SciPy's."""
     rng = np.random.default_rng(0)
@@ -78,44 +55,40 @@ def test_scores_are_those_of_the_moments_of_the_mixture():
     assert float(nll) == pytest.approx(-stats.norm(mean, np.sqrt(variance)).logpdf(targets).mean(), rel=1e-5)
 
 
-def test_training_equals_the_papers_algorithm_in_numpy(folder):
-    """In float64: Adam at 0.1 on the loss of a batch plus that of its adversarial copies, the last batch incomplete."""
-    options, model, key = config(folder), network(), jax.random.key(3)
+def test_a_network_is_trained_as_in_numpy(folder):
+    """In float64: Adam at 0.1 on the negative log-likelihood, the last batch incomplete, and the last weights kept."""
+    options, key = config(folder), jax.random.key(3)
     data = jax.tree.map(lambda leaf: leaf[1], uci_dropout.read(folder, "yacht").data)
-    found = ensembles.train(key, data.train, 0.1, model, options)["params"]
+    found = ensembles.make_run(3, 4, options)(key, data, learning_rate=0.1).best.variables["params"]
     keys = nnfx.split_key(key)
-    params = jax.tree.map(np.float64, model.init(keys.init, data.train.inputs[:1])["params"])
-    x, y = np.float64(data.train.inputs), np.float64(data.train.targets)
-    size = 0.01 * (x.max(0) - x.min(0))
+    params = jax.tree.map(np.float64, network().init(keys.init, data.train.inputs[:1])["params"])
+    for layer, inputs in (("Dense_0", 3), ("Dense_1", 4)):
+        largest = max(np.abs(values).max() for values in params[layer].values())
+        assert 0.8 / np.sqrt(inputs) < largest <= 1 / np.sqrt(inputs), "Torch's uniform weights and biases"
+    inputs, targets = np.float64(data.train.inputs), np.float64(data.train.targets)
 
     def gradients(x, y):
-        """Return the gradients of the mean loss with respect to the parameters, and of each loss to its inputs."""
         (first, second), rows = (params["Dense_0"], params["Dense_1"]), len(x)
         before = x @ first["kernel"] + first["bias"]
         hidden = np.maximum(before, 0)
         mean, raw = (hidden @ second["kernel"] + second["bias"]).T
         variance = softplus(raw) + 1e-6
         to_variance = 0.5 / variance - 0.5 * (y - mean) ** 2 / variance**2
-        error = np.stack([(mean - y) / variance, to_variance / (1 + np.exp(-raw))], 1)
+        error = np.stack([(mean - y) / variance, to_variance / (1 + np.exp(-raw))], 1) / rows
         back = error @ second["kernel"].T * (before > 0)
-        found = {
-            "Dense_0": {"kernel": x.T @ back / rows, "bias": back.mean(0)},
-            "Dense_1": {"kernel": hidden.T @ error / rows, "bias": error.mean(0)},
+        return {
+            "Dense_0": {"kernel": x.T @ back, "bias": back.sum(0)},
+            "Dense_1": {"kernel": hidden.T @ error, "bias": error.sum(0)},
         }
-        return found, back @ first["kernel"].T
 
     first, second, step = *(jax.tree.map(np.zeros_like, params) for _ in range(2)), 0
     for epoch in range(options.epochs):
         order = batching.shuffled(keys.order, epoch, 24, 10)
-        for chosen in (
-            rows[real] for rows, real in zip(np.asarray(order.rows), np.asarray(order.is_real), strict=True)
-        ):
+        for rows, real in zip(np.asarray(order.rows), np.asarray(order.is_real), strict=True):
             step += 1
-            plain, slope = gradients(x[chosen], y[chosen])
-            moved, _ = gradients(x[chosen] + size * np.sign(slope), y[chosen])
-            total = jax.tree.map(np.add, plain, moved)
-            first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, total)
-            second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, second, total)
+            slopes = gradients(inputs[rows[real]], targets[rows[real]])
+            first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, slopes)
+            second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, second, slopes)
             corrected = (1 - 0.9**step, 1 - 0.999**step)
             params = jax.tree.map(
                 lambda p, m, v, c=corrected: p - 0.1 * (m / c[0]) / (np.sqrt(v / c[1]) + 1e-8), params, first, second
@@ -124,45 +97,46 @@ def test_training_equals_the_papers_algorithm_in_numpy(folder):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, params)
 
 
+def prepared(x, y):
+    return nnfx.data.prepare(x, y, standardize=False)
+
+
 def test_the_rate_is_chosen_by_scipys_likelihood_of_the_last_fifth(key):
     """Learning the first four fifths helps to predict the last fifth, or harms if its targets have the other sign."""
-    rng, model, options = np.random.default_rng(0), network(), ensembles.Config(epochs=10, batch_size=10)
+    rng, run = np.random.default_rng(0), ensembles.make_run(3, 4, ensembles.Config(epochs=10, batch_size=10))
     x, found = rng.normal(0, 1, (100, 3)), []
     for slope in (3.0, -3.0):
         y = x[:, 0] * np.where(np.arange(100) < 80, 3.0, slope) + rng.normal(0, 0.1, 100)
-        batch = Batch(*(jnp.asarray(each, jnp.float32) for each in (x, y, np.ones(100))))
-        first = jax.tree.map(lambda leaf: leaf[:80], batch)
-        scores = []
+        first, scores = prepared(x[:80], y[:80]), []
         for rate in ensembles.RATES:
-            outputs = np.float64(model.apply(ensembles.train(key, first, rate, model, options), batch.inputs[80:]))
+            outputs = np.float64(run(key, first, learning_rate=rate).apply(jnp.asarray(x[80:])))
             scores.append(stats.norm(outputs[:, 0], np.sqrt(softplus(outputs[:, 1]) + 1e-6)).logpdf(y[80:]).mean())
-        found.append(float(ensembles.chosen_rate(key, batch, model, options)))
+        found.append(float(ensembles.chosen_rate(key, prepared(x, y), run)))
         assert found[-1] == pytest.approx(ensembles.RATES[np.argmax(scores)])
     assert found[0] > found[1]
 
 
-def test_a_rate_at_which_training_diverges_is_not_chosen(key, monkeypatch):
-    model = network()
+def test_a_rate_at_which_training_diverges_is_not_chosen(key):
+    class Run(NamedTuple):
+        history: dict[str, jax.Array]
 
-    def diverging(key, train_data, rate, *_):
-        variables = model.init(key, train_data.inputs[:1])
-        return jax.tree.map(lambda leaf: jnp.where(rate > 0.005, jnp.nan, leaf), variables)
+    def diverging(key, data, learning_rate):
+        return Run({"valid_loss": jnp.where(learning_rate > 0.005, jnp.array([0.0, jnp.nan]), 1.0)})
 
-    monkeypatch.setattr(ensembles, "train", diverging)
-    batch = Batch(jnp.ones((10, 3)), jnp.ones(10), jnp.ones(10))
-    assert float(ensembles.chosen_rate(key, batch, model, ensembles.Config())) == pytest.approx(0.003)
+    found = ensembles.chosen_rate(key, prepared(np.ones((10, 3)), np.ones(10)), diverging)
+    assert float(found) == pytest.approx(0.003)
 
 
 @pytest.mark.slow
 def test_networks_are_trained_side_by_side_as_one_by_one(folder):
     """The scores of a split, in the unit of the targets, are those of its networks trained and pooled one by one."""
-    options, splits, model = config(folder), uci_dropout.read(folder, "yacht"), network()
+    options, splits, run = config(folder), uci_dropout.read(folder, "yacht"), ensembles.make_run(3, 4, config(folder))
     found = ensembles.run_table(folder, "yacht", options)
     keys = jax.random.split(jax.random.key(0), (2, 4))
     for split, scores in enumerate(found["rate chosen"]):
         data, inputs, targets = jax.tree.map(lambda leaf, split=split: leaf[split], (splits.data, *splits.test))
-        trained = [ensembles.train(key, data.train, scores["rate"], model, options) for key in keys[split, :3]]
-        outputs = np.float64([model.apply(variables, inputs) for variables in trained])
+        runs = [run(key, data, learning_rate=scores["rate"]) for key in keys[split, :3]]
+        outputs = np.float64([each.apply(inputs) for each in runs])
         scale = data.preprocess.target_scale.item()
         means = outputs[..., 0] * scale + data.preprocess.target_mean.item()
         variances = (softplus(outputs[..., 1]) + 1e-6) * scale**2
