@@ -15,6 +15,7 @@ from experiments.reproductions import (
     deep_ensembles,
     deepobs,
     deepobs_quadratic,
+    deepobs_vae,
     keras_clothing,
     ltsf,
     pytorch_quickstart,
@@ -54,6 +55,7 @@ REPRODUCTIONS = (
     Reproduction(
         "DeepOBS, `quadratic_deep`", "deepobs_quadratic", lambda record: deepobs_quadratic.compare(record["runs"])
     ),
+    Reproduction("DeepOBS, `fmnist_vae`", "deepobs_vae", lambda record: deepobs_vae.compare(record["runs"])),
     Reproduction(
         "PyTorch's Quickstart", "pytorch_quickstart", lambda record: pytorch_quickstart.compare(record["runs"])
     ),
