@@ -139,14 +139,14 @@ def loss_on(key: Array, variables: Variables, images: Array, batch_size: int) ->
 def run(seed: int, data: nnfx.data.Data, config: Config) -> dict[str, list[float]]:
     """Train once, and return the training loss of each epoch, and the test loss before training and after each."""
     assert data.valid is not None
-    key, optimizer = jax.random.key(seed), optax.adam(LEARNING_RATE)
+    key, optimizer, test_images = jax.random.key(seed), optax.adam(LEARNING_RATE), data.valid.inputs
     epoch = jax.jit(deepobs.make_epoch(MODEL, loss, optimizer, config.batch_size), donate_argnums=0)
     images = Batch(data.train.inputs, data.train.inputs, data.train.weights)
     state = nnfx.init_state(key, MODEL, optimizer, images.inputs[:1])
     test_keys = jax.random.split(jax.random.fold_in(key, 1), config.epochs + 1)
 
     def measured(number: int) -> float:
-        return float(loss_on(test_keys[number], state.variables, data.valid.inputs, config.batch_size))
+        return float(loss_on(test_keys[number], state.variables, test_images, config.batch_size))
 
     curves: dict[str, list[float]] = {"train_loss": [], "test_loss": [measured(0)]}
     for number in range(config.epochs):
