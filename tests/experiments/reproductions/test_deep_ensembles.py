@@ -167,7 +167,7 @@ def test_runs_are_made_and_kept(folder, monkeypatch):
 @pytest.mark.slow
 def test_long_training_fits_a_linear_function(folder):
     """The noise has a deviation of 0.1 beside one of 3.5 in the targets."""
-    found = ensembles.run_table(folder, "yacht", config(folder, epochs=200))
+    found = ensembles.run_table(folder, "yacht", config(folder, epochs=1000))
     assert np.mean([split["rmse"] for split in found["rate chosen"]]) < 1.5
 
 
