@@ -8,7 +8,8 @@ normal distribution, `softplus(z) + 10⁻⁶`. It is trained by Adam for 40 epoc
 negative log-likelihood. Initial weights and biases are those of Torch, `U(±1/√inputs)`. Five networks differ in their
 initial weights and in the order of the rows. The prediction is the normal distribution with the mean and the variance
 of their mixture. There is no adversarial training, which is optional in the paper: by its appendix A.1, the column
-"Deep Ensembles" is without.
+"Deep Ensembles" is without. It was tried before that was found: ten of the 17 numbers agreed at the chosen rate below,
+and no network learned anything of naval-propulsion-plant.
 
 The paper leaves open the scale of inputs and targets, which are standardised by the training part here, as in the
 protocol of Hernández-Lobato and Adams that it refers to; the last, incomplete batch, which is used; and the splits,
