@@ -49,9 +49,9 @@ class Made(NamedTuple):
     """The outcome of an experiment.
 
     Attributes:
-        seconds: how long it took.
-        summary: its summary; empty if it failed.
-        fault: its exit status and last line of output if it failed; empty if it did not.
+        seconds: how long the experiment took.
+        summary: the experiment's summary; empty if it failed.
+        fault: the exit status and the last line of output of an experiment that failed; empty otherwise.
     """
 
     seconds: float
@@ -77,7 +77,7 @@ def choose(config: Config) -> list[str]:
     """Return the experiments to run, in the order of the course.
 
     Raises:
-        ValueError: if the gallery does not have an experiment, or if small copies of quick figures are asked for.
+        ValueError: if the gallery does not have an experiment, or if small copies of quick figures are requested.
     """
     known = gallery.experiments()
     if unknown := sorted(set(config.rows) - set(known)):
@@ -113,7 +113,7 @@ def make(name: str, config: Config) -> Made:
 
 
 def show(made: dict[str, Made], config: Config) -> None:
-    """Print a line for each row: its figure, its numbers or what went wrong, and how long its experiment took."""
+    """Print a line for each row: its figure, its numbers or the error, and how long its experiment took."""
     lines = []
     for number, row in enumerate(gallery.ROWS, start=1):
         if row.experiment in made:
@@ -132,7 +132,7 @@ def show(made: dict[str, Made], config: Config) -> None:
 
 
 def number_at(summary: dict[str, Any], path: str) -> float:
-    """Return the number at a path in a summary: names, or indices into lists, separated by slashes.
+    """Return the number in a summary at a path of names and indices into lists, separated by slashes.
 
     Example:
         >>> number_at({"solved": {"full batch": [0.25, 0.5]}}, "solved/full batch/-1")

@@ -1,13 +1,13 @@
-"""Non-linearities and their derivatives: what each lets through on the way forward and on the way back.
+"""Activation functions and their derivatives: what each passes forward and backward.
 
     python -m experiments.activations [--out DIR] [--seed N]
 
-It draws every activation of the library with its derivative as computed by JAX, overlaid with finite differences.
-Maxout, which is learned, is drawn three times: with two pieces that make ReLU, two that make the absolute value, and
+It plots every activation of the library with its derivative as computed by JAX, overlaid with finite differences.
+Maxout, which is learned, is plotted three times: with two pieces that make ReLU, two that make the absolute value, and
 six fitted to a parabola. A table lists the range of values and derivatives of each activation, and how much of a
-gradient is left after ten layers if pre-activations are normally distributed. Expect the sigmoid to pass a fifth at
-each layer and two ten-millionths through ten, and ReLU, which passes all or nothing, to pass three hundredths through
-ten. It works offline and takes about ten seconds.
+gradient is left after ten layers if pre-activations are normally distributed. Expect the sigmoid to pass a fifth of
+the gradient at each layer and two ten-millionths through ten, and ReLU, which passes all or nothing, to pass three
+hundredths through ten. It works offline and takes about ten seconds.
 """
 
 import dataclasses
@@ -27,18 +27,18 @@ from nnfx import activations
 from nnfx.types import Array
 
 REACH = 4.0
-"""Pre-activations are drawn from −REACH to REACH."""
+"""Activations are plotted for pre-activations from −REACH to REACH."""
 NORMAL = 2001
 """The number of points in the average over normally distributed pre-activations."""
 LEFT_OUT = "maxout", "gelu_exact"
-"""Activations that are not drawn: maxout has its own figure, and the exact GELU looks like the approximate one."""
+"""Activations left out of the common figure: maxout has its own, and the exact GELU looks like the approximate one."""
 STARTS = 16
 """The number of random starts of the maxout fit."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the activations experiment."""
+    """Options for the activations experiment."""
 
     out: Path = Path("runs/activations")
     """where the results go"""
@@ -49,7 +49,7 @@ class Config:
     epochs: int = 2000
     """steps of the maxout fit"""
     layers: int = 10
-    """number of layers after which what is left of a gradient is reported"""
+    """number of layers after which the remaining fraction of a gradient is reported"""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -78,8 +78,8 @@ def describe(activation: activations.Activation, layers: int) -> dict[str, float
     """Return the range of an activation's values and derivatives, and how much of a gradient it passes on.
 
     The mean square of g' over normal pre-activations is the fraction of a gradient's variance that a layer passes on,
-    apart from the weights; its square root to the power of the number of layers is the fraction of its size that is
-    left. Pre-activations with `|g'| < 0.01` count as saturated.
+    apart from the weights; its square root to the power of the number of layers is the fraction of the gradient's
+    size that is left. Pre-activations with `|g'| < 0.01` count as saturated.
     """
     x = jnp.linspace(-REACH, REACH, NORMAL)
     y, g = activation(x), slope(activation, x)
@@ -111,7 +111,7 @@ def fit_maxout(config: Config) -> dict[str, Array]:
 
 
 def draw_functions(results: Results, names: list[str]) -> None:
-    """Draw each activation and its derivative, overlaid with finite differences."""
+    """Plot each activation and its derivative, overlaid with finite differences."""
     columns = 3
     figure, axes = plt.subplots(-(-len(names) // columns), columns, figsize=(11, 9), sharex=True, sharey=True)
     x = jnp.linspace(-REACH, REACH, 801)
@@ -134,7 +134,7 @@ def draw_functions(results: Results, names: list[str]) -> None:
 
 
 def draw_maxout(results: Results, fit: dict[str, Array], config: Config) -> None:
-    """Draw maxout as ReLU, as the absolute value, and as tangents of a parabola, each with its derivative."""
+    """Plot maxout as ReLU, as the absolute value, and as tangents of a parabola, each with its derivative."""
     x = jnp.linspace(-1, 1, 401)
     by_hand = {
         "two pieces, 0 and z: ReLU": jnp.stack([0 * x, x], axis=1),

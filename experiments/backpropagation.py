@@ -3,10 +3,11 @@
     python -m experiments.backpropagation [--out DIR] [--seed N]
 
 A network of two inputs (fare and age), three hidden units and one output predicts whether a survivor survives, before
-and after it is trained on all 714 passengers. The tables list every factor of the chain rule: inputs, pre-activations,
-local derivatives, and the error that flows back; the graphs draw them. The product of the factors is compared with
-`jax.grad`, in both precisions, and one step along the gradient with what the gradient promises. Expect a difference of
-about 10⁻⁷ in single precision and 10⁻¹⁶ in double. It works offline and takes about ten seconds.
+and after the network is trained on all 714 passengers. The tables list every factor of the chain rule: inputs,
+pre-activations, local derivatives, and the error that flows back; the graphs draw them. The product of the factors is
+compared with `jax.grad`, in both precisions, and the change of the loss in one step with the change that the gradient
+predicts. Expect a difference of about 10⁻⁷ in single precision and 10⁻¹⁶ in double. It works offline and takes about
+ten seconds.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ LOSS = nnfx.losses.binary_cross_entropy
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the backpropagation experiment."""
+    """Options for the backpropagation experiment."""
 
     out: Path = Path("runs/backpropagation")
     """where the results go"""
@@ -89,7 +90,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def difference_from_grad(model: nnfx.Model, params: Params, passengers: Batch, dtype: Any) -> float:
-    """Return how far the product of the factors is from `jax.grad`, relative to the largest derivative."""
+    """Return the difference between the product of the factors and `jax.grad`, relative to the largest derivative."""
     with jax.enable_x64(dtype == jnp.float64):
         params, passengers = jax.tree.map(
             lambda leaf: jnp.asarray(np.asarray(leaf), dtype if leaf.dtype == jnp.float32 else None),
@@ -111,7 +112,7 @@ def difference_from_grad(model: nnfx.Model, params: Params, passengers: Batch, d
 
 
 def follow(model: nnfx.Model, params: Params, passenger: Batch, found: Backpropagation) -> dict[str, Any]:
-    """Step along the gradient at many rates, and return the losses with those that the gradient promises."""
+    """Step against the gradient at many rates, and return the losses and those that the gradient predicts."""
     gradient = found.gradient
     square = optax.tree.norm(gradient, squared=True)
     rates = np.linspace(0, 4, 81)
@@ -127,7 +128,7 @@ def follow(model: nnfx.Model, params: Params, passenger: Batch, found: Backpropa
 
 
 def draw_step(results: Results, steps: dict[str, Any]) -> None:
-    """Draw the loss of the passenger along the gradient, and its tangent at the start."""
+    """Plot the loss of the passenger along the gradient, and its tangent at the start."""
     figure, axis = plt.subplots(figsize=(6.2, 4))
     axis.plot(steps["rates"], steps["losses"], color=BLUE, linewidth=2, label="the loss after one step")
     axis.plot(steps["rates"], steps["line"], "--", color=ORANGE, label="L − η |∇L|², what the gradient promises")

@@ -4,10 +4,10 @@
 
 The 154 sonnets, 94,038 characters, are bundled. Every tenth is held out to choose the network's epoch and the weights
 of the n-grams, another tenth is for the final scores, and the rest is for training. N-grams are interpolated by the
-methods of Kneser and Ney and of Jelinek and Mercer; beyond five characters they hardly improve, while the network does.
-Expect 2.32 bits per character from the best n-grams, and about 2.28 from the network. A transformer takes more than
-twice as long, and with 2.33 is not better than the n-grams: in these epochs, it has not learned all that it could. It
-works offline and takes less than two minutes.
+methods of Kneser and Ney and of Jelinek and Mercer; beyond five characters n-grams hardly improve, while the network
+does. Expect 2.32 bits per character from the best n-grams, and about 2.28 from the network. A transformer takes more
+than twice as long, and with 2.33 is not better than the n-grams: in these epochs, it has not learned all that it could.
+The experiment works offline and takes less than two minutes.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ AT_ONCE = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the experiment with characters."""
+    """Options for the experiment with characters."""
 
     out: Path = Path("runs/characters")
     """where the results go"""
@@ -49,7 +49,7 @@ class Config:
     features: int = 32
     """the length of the vector of a character"""
     dropout: float = 0.4
-    """the fraction dropped between layers; a quarter of that of the vectors of characters"""
+    """the dropout rate between layers; a quarter of it for the vectors of characters"""
     length: int = 64
     """characters in an example"""
     epochs: int = 24
@@ -59,9 +59,9 @@ class Config:
     learning_rate: float = 0.004
     """the peak learning rate (Adam, one cycle)"""
     clip: float = 1.0
-    """the largest norm of a gradient; larger ones are clipped"""
+    """the largest norm of a gradient; larger gradients are clipped"""
     ema_decay: float = 0.99
-    """the fraction of the average of the weights kept at each step"""
+    """the fraction of the average weights that is kept at each step"""
     orders: int = 7
     """the longest n-grams"""
     written: int = 300
@@ -69,7 +69,7 @@ class Config:
 
 
 class Text(NamedTuple):
-    """The sonnets as integers: their characters, and and the parts for training, selection and scoring."""
+    """The sonnets as integers: their characters, and the splits for training, selection and scoring."""
 
     characters: str
     train: np.ndarray
@@ -170,13 +170,13 @@ def trained(config: Config, text: Text) -> nnfx.Run:
 
 
 def score(run: nnfx.Run, tokens: np.ndarray, config: Config) -> float:
-    """Return the network's bits per character, each predicted from at least `length` preceding ones where possible."""
+    """Return the network's bits per character, each predicted from at least `length` characters where possible."""
     batch = nnfx.data.next_tokens(tokens, 2 * config.length, context=config.length)
     return float(run.evaluate(batch)["bits"])
 
 
 def bits_by_context(run: nnfx.Run, text: Text, config: Config) -> np.ndarray:
-    """Return the mean bits of a scored character given 1 preceding character, 2, and so on, `(length,)`."""
+    """Return the mean bits per scored character given 1 to `length` preceding characters, `(length,)`."""
     inputs, targets, _ = nnfx.data.next_tokens(text.test, config.length, context=config.length - 1)
     losses = []
     for i in range(0, len(inputs), AT_ONCE):
@@ -215,7 +215,7 @@ def written(run: nnfx.Run, text: Text, config: Config, temperature: float = 0.7)
 
 
 def draw_context(results: Results, bits: dict[str, Any], by_context: np.ndarray, config: Config) -> None:
-    """Draw the bits per scored character by the number of preceding characters known."""
+    """Plot the bits per scored character by the number of preceding characters known."""
     name = NAMES[config.model]
     figure, axis = plt.subplots(figsize=(7, 4.4))
     for kind, colour in zip(KINDS, (ORANGE, GREEN), strict=True):
@@ -231,7 +231,7 @@ def draw_context(results: Results, bits: dict[str, Any], by_context: np.ndarray,
 
 
 def draw_learning_curves(results: Results, run: nnfx.Run, bits: dict[str, Any], config: Config) -> None:
-    """Draw the bits per character by epoch, on the training sonnets and the held-out ones."""
+    """Plot the bits per character by epoch, on the training and the held-out sonnets."""
     figure, axis = plt.subplots(figsize=(7, 4.4))
     for part, colour in (("train", GREY), ("valid", BLUE)):
         values = run.history[f"{part}_bits"]

@@ -1,4 +1,4 @@
-"""What all experiments share: where results go, how they are written and printed, and how figures look."""
+"""Code shared by all experiments: it runs them as commands, writes and prints results, and styles figures."""
 
 import csv
 import io
@@ -64,10 +64,11 @@ def command(main: Callable[[Any], Any], config: type, about: str | None, *, is_s
     """Run an experiment as a command, with its options from the command line, and keep its compiled programs.
 
     Args:
-        main: the experiment, a function of its options.
-        config: the dataclass of its options.
-        about: its description, for `--help`.
-        is_short: whether its programs take longer to compile than to run, so that they should be optimised less.
+        main: the function that runs the experiment, given its options.
+        config: the dataclass of the options.
+        about: the description of the experiment, for `--help`.
+        is_short: whether the experiment's programs take longer to compile than to run, so that they should be optimised
+            less.
     """
     options: Any = tyro.cli(config, description=about)
     compilation_cache.keep_programs()
@@ -78,7 +79,7 @@ def command(main: Callable[[Any], Any], config: type, about: str | None, *, is_s
 
 
 def compile_quickly() -> None:
-    """Have XLA compile CPU programs in about half the time, to slower code; before anything is computed.
+    """Have XLA compile CPU programs in about half the time, to slower code; call it before any computation.
 
     LLVM optimises less, and in the releases that still have it, loops are emitted by the faster of two emitters. Flags
     that the user has set take precedence.
@@ -90,7 +91,7 @@ def compile_quickly() -> None:
 
 
 class Results:
-    """The folder of an experiment's results; the first process writes each file aside, then moves it into place.
+    """The folder of an experiment's results; only the first process writes, each file in one step.
 
     Args:
         out: the folder, created if missing.
@@ -124,7 +125,8 @@ class Results:
         """Write `summary.json`: these numbers, the versions of packages, the device, and the seconds spent.
 
         Returns:
-            What was written; `compile_s` is the time spent in XLA's compiler, `wall_s` all time since the start.
+            The contents of the file; `compile_s` is the time spent in XLA's compiler, `wall_s` all time since the
+            start.
         """
         summary = {
             **numbers,

@@ -3,10 +3,10 @@
     python -m experiments.convolution [--out DIR] [--seed N]
 
 A kernel of 3 × 3 numbers that responds to vertical edges is slid over one of scikit-learn's digits, 8 × 8 pixels from 0
-to 16; at each place nine products are added. The sums go through ReLU and are pooled: the largest of each 2 × 2 is
-kept. All of this is done first by loops over whole numbers and then by `nnfx.ops`, and the two are compared. Then four
-kernels (blur, sharpen, and edges in either direction) are slid over a larger picture. Expect no difference at all: sums
-of whole numbers this small are exact. It works offline and takes about five seconds.
+to 16; at each place nine products are added. The sums go through ReLU and are pooled: the largest of each 2 × 2 sums
+is kept. All of this is done first by loops over whole numbers and then by `nnfx.ops`, and the two are compared. Then
+four kernels (blur, sharpen, and edges in two directions) are slid over a larger picture. Expect no difference at all:
+sums of whole numbers this small are exact. It works offline and takes about five seconds.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from experiments.common import GREEN, ORANGE, Results, command, print_table
 from experiments.detection import scenes
 
 EDGE = np.array([[-1, 0, 1], [-1, 0, 1], [-1, 0, 1]])
-"""Responds with positive numbers where the image gets brighter to the right."""
+"""A kernel whose sums are positive where the image gets brighter to the right."""
 KERNELS = {
     "blur: the mean": np.full((3, 3), 1 / 9),
     "sharpen": np.array([[0, -1, 0], [-1, 5, -1], [0, -1, 0]]),
@@ -40,14 +40,14 @@ PLACE = (2, 4)
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the convolution experiment."""
+    """Options for the convolution experiment."""
 
     out: Path = Path("runs/convolution")
     """where the results go"""
     seed: int = 0
     """the random seed of the larger picture"""
     digit: int = 0
-    """which of the 1,797 digits is convolved by hand"""
+    """index of the digit to convolve by hand, among 1,797"""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -135,12 +135,12 @@ def convolve(image: np.ndarray, kernel: np.ndarray) -> jax.Array:
 
 
 def compare(by_hand: np.ndarray, found: jax.Array) -> float:
-    """Return the largest absolute difference."""
+    """Return the largest absolute difference between the results of both methods."""
     return float(np.abs(by_hand - np.asarray(found)[0, ..., 0]).max())
 
 
 def draw_by_hand(results: Results, digit: np.ndarray, sums: np.ndarray, pooled: np.ndarray) -> None:
-    """Draw all numbers, and frame one window and its result at each stage."""
+    """Plot all numbers, and frame one window and its result at each stage."""
     row, column = PLACE
     size, kept = len(EDGE), (row // POOL, column // POOL)
     brightest, largest = digit.max(), np.abs(sums).max()
@@ -161,7 +161,7 @@ def draw_by_hand(results: Results, digit: np.ndarray, sums: np.ndarray, pooled: 
 
 
 def draw_numbers(axis: Axes, numbers: np.ndarray, title: str, darkest: float, brightest: float) -> None:
-    """Draw an array of numbers as an image, with each number on its pixel."""
+    """Plot an array of numbers as an image, with each number on its pixel."""
     axis.imshow(numbers, cmap="gray", vmin=darkest, vmax=brightest)
     for (row, column), number in np.ndenumerate(numbers):
         is_dark = number < (darkest + brightest) / 2
@@ -179,7 +179,7 @@ def frame(axis: Axes, row: int, column: int, size: int, colour: str) -> None:
 
 
 def draw_kernels(results: Results, picture: np.ndarray, maps: dict[str, np.ndarray]) -> None:
-    """Draw a picture and the result of each kernel."""
+    """Plot a picture and the result of each kernel."""
     figure, axes = plt.subplots(1, 1 + len(maps), figsize=(14, 3.3))
     axes[0].imshow(picture, cmap="gray", vmin=0, vmax=1)
     axes[0].set_title("a picture, 96 × 96")

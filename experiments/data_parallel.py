@@ -44,7 +44,7 @@ COLOURS = (GREY, BLUE, ORANGE, GREEN)
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the data parallelism experiment."""
+    """Options for the data parallelism experiment."""
 
     out: Path = Path("runs/data_parallel")
     """where the results go"""
@@ -76,8 +76,8 @@ class Outcome(NamedTuple):
         devices: the number of devices.
         processes: the number of processes that they are spread over.
         losses: the training loss of each epoch, followed by the held-out losses.
-        crossing: what crosses between devices in a step.
-        examples_per_second: the median over the timed epochs.
+        crossing: the data that crosses between devices in a step.
+        examples_per_second: the median throughput over the timed epochs.
     """
 
     strategy: str
@@ -203,7 +203,7 @@ def parameters(config: Config, data: Data) -> Any:
 
 
 def run(config: Config, data: Data, strategy: Literal["mesh", "pmap"], count: int) -> Outcome:
-    """Train on `count` devices, list what crosses between them, and time single epochs."""
+    """Train on `count` devices, list the data that crosses between them, and time single epochs."""
     devices = jax.local_devices()[:1] if count == 1 else jax.devices()[:count]
     split = functools.partial(data_parallel, strategy=strategy, devices=devices)
     train = nnfx.fit(
@@ -233,12 +233,12 @@ def run(config: Config, data: Data, strategy: Literal["mesh", "pmap"], count: in
         advanced = in_memory.advance(train, state_of_run, data.train, data.valid, numbers, until, clock)
         state_of_run, _ = jax.block_until_ready(distributed.local(advanced))
         seconds.append(time.perf_counter() - began)
-    per_second = rows / statistics.median(seconds[1:])  # the first one includes compilation
+    per_second = rows / statistics.median(seconds[1:])  # the first epoch includes compilation
     return Outcome(strategy, count, 1 if count == 1 else jax.process_count(), losses, crossing, per_second)
 
 
 def draw(results: Results, outcomes: list[Outcome], alone: Outcome) -> None:
-    """Draw the losses, how far they are apart, and the examples per second."""
+    """Plot the losses, the differences between them, and the examples per second."""
     figure, axes = plt.subplots(1, 3, figsize=(14, 4.2))
     colours = {count: COLOURS[i % len(COLOURS)] for i, count in enumerate(sorted({each.devices for each in outcomes}))}
     epochs = np.arange(1, len(alone.losses) // 2 + 1)

@@ -5,10 +5,10 @@
 A linear network with one hidden layer learns which properties eight living things have; the properties form a tree:
 shared by all things, by half of them, by a quarter, or by none. The singular vectors of this table are the modes: the
 broad distinctions have the large singular values s. If the weights start small, balanced and along the modes, gradient
-descent learns each mode on its own: its strength follows `a(t) = s E / (E − 1 + s / a₀)` with `E = exp(2 s t / τ)`,
-where τ is half the number of outputs divided by the learning rate. Expect measured strengths within 1 % of s of that
-curve and, from small random weights, the same sigmoids within a few per cent, if a₀ is the growing part of each mode in
-the initial weights, `‖(W₁v + W₂ᵀu) / 2‖²`. It works offline and takes a few seconds.
+descent learns each mode on its own: the mode's strength follows `a(t) = s E / (E − 1 + s / a₀)` with
+`E = exp(2 s t / τ)`, where τ is half the number of outputs divided by the learning rate. Expect the measured strengths
+to be within 1 % of s of that curve and, from small random weights, the same sigmoids within a few per cent, if a₀ is
+the growing part of each mode in the initial weights, `‖(W₁v + W₂ᵀu) / 2‖²`. It works offline and takes a few seconds.
 
 References:
     Saxe, McClelland and Ganguli, *Exact solutions to the nonlinear dynamics of learning in deep linear neural
@@ -38,7 +38,7 @@ FIRST = [0, 1, 2, 4]
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the deep linear experiment."""
+    """Options for the deep linear experiment."""
 
     out: Path = Path("runs/deep_linear")
     """where the results go"""
@@ -111,7 +111,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def hierarchy() -> np.ndarray:
-    """Return which of the eight things has which of the 15 properties, one for each node of the tree above them."""
+    """Return the table of eight things by 15 properties, one for each node of the tree above the things."""
     return np.concatenate([np.kron(np.eye(size), np.ones((8 // size, 1))) for size in (1, 2, 4, 8)], axis=1)
 
 
@@ -127,7 +127,7 @@ def sigmoid(times: np.ndarray, strengths: np.ndarray, starts: np.ndarray) -> np.
 
 
 def draw(results: Results, times: np.ndarray, *panels: tuple[np.ndarray, np.ndarray]) -> None:
-    """Draw one mode of each level, closed form and measured, each `(starts, times, modes)`, for both kinds of start."""
+    """Plot one mode of each level, closed form and measured, each `(starts, times, modes)`, for both kinds of start."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
     titles = ("from weights along the modes", f"from {len(panels[1][0])} random starts")
     for axis, title, (closed, measured) in zip(axes, titles, panels, strict=True):

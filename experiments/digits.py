@@ -33,7 +33,7 @@ COLOURS = {"MLP": BLUE, "CNN": ORANGE}
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the digits experiment."""
+    """Options for the digits experiment."""
 
     out: Path = Path("runs/digits")
     """where the results go"""
@@ -54,7 +54,7 @@ class Config:
     shift: float = 0.5
     """how far digits are shifted, in pixels; half a pixel shifts some by one and others not at all"""
     degrees: float = 10.0
-    """how far digits are rotated"""
+    """how far digits are rotated, in degrees"""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def train_on_all(model: Model, keys: list[Array], splits: list[Data], config: Co
 
 
 def predict(run: nnfx.Run, data: Data) -> Predictions:
-    """Predict with the averaged weights of the last epoch, which were not chosen by looking at held-out digits."""
+    """Predict with the averaged weights of the last epoch, an epoch not chosen by results on held-out digits."""
     assert data.valid is not None
     logits = run.apply(data.valid.inputs, run.state.evaluated)
     return Predictions(*map(np.asarray, (data.valid.inputs, data.valid.targets, jax.nn.softmax(logits))))
@@ -151,7 +151,7 @@ def together(several: list[Predictions]) -> Predictions:
 
 
 def draw_learning_curves(results: Results, runs: dict[str, list[nnfx.Run]]) -> None:
-    """Draw the loss and the errors by epoch: every split as a thin line, and their mean."""
+    """Plot the loss and the errors by epoch: every split as a thin line, and the mean over splits."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
     for name, some in runs.items():
         curves = {metric: np.stack([run.history[metric] for run in some]) for metric in some[0].history}
@@ -172,7 +172,7 @@ def draw_learning_curves(results: Results, runs: dict[str, list[nnfx.Run]]) -> N
 def draw_confusions(
     results: Results, predictions: dict[str, Predictions], classes: tuple[str, ...], config: Config
 ) -> None:
-    """Draw which digits each network mistakes for which, on a common scale."""
+    """Plot which digits each network mistakes for which, on a common scale."""
     counts = {name: each.confusion() for name, each in predictions.items()}
     largest = max(float(mistakes_of(each).max()) for each in counts.values())
     figure, axes = plt.subplots(1, len(counts), figsize=(11, 5.2))

@@ -3,11 +3,11 @@
     python -m experiments.double_descent [--out DIR] [--seed N] [--noise 0.1]
 
 Two-layer networks whose hidden ReLU layer stays random, and whose output layer is the minimum-norm least-squares
-solution, learn 200 handwritten digits, a tenth of them with labels drawn at random. Once there are as many hidden units
-as digits, the network interpolates: its training error is zero. At this width the problem is ill-conditioned, and the
-test error peaks; beyond it, the minimum-norm solution becomes smoother with width, and the error falls below its lowest
-value before the peak. A penalty on the norm, ridge regression, removes the peak. Expect all of this in each of five
-random starts. It works offline and takes less than half a minute.
+solution, learn 200 handwritten digits, a tenth of which have labels drawn at random. Once there are as many hidden
+units as digits, the network interpolates: its training error is zero. At this width the problem is ill-conditioned, and
+the test error peaks; beyond it, the minimum-norm solution becomes smoother with width, and the error falls below its
+lowest value before the peak. A penalty on the norm, ridge regression, removes the peak. Expect all of this in each of
+five random starts. It works offline and takes less than half a minute.
 
 References:
     Belkin, Hsu, Ma and Mandal, *Reconciling modern machine-learning practice and the classical bias-variance
@@ -31,7 +31,7 @@ from nnfx.types import Array, Batch, Model
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the double descent experiment."""
+    """Options for the double descent experiment."""
 
     out: Path = Path("runs/double_descent")
     """where the results go"""
@@ -40,7 +40,7 @@ class Config:
     rows: int = 200
     """digits to learn; all others are held out"""
     noise: float = 0.1
-    """the fraction of their labels that are drawn at random"""
+    """the fraction of the digits to learn whose labels are drawn at random"""
     relative_widths: tuple[float, ...] = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1, 1.2, 1.5, 2, 3, 5, 10, 20)
     """hidden units, as multiples of the digits to learn"""
     starts: int = 5
@@ -71,7 +71,7 @@ def main(config: Config) -> dict[str, Any]:
     lowest_before = test[:threshold].min(0)
     peaks = relative[
         np.where(relative[:, None] >= 0.5, test, 0).argmax(0)
-    ]  # of the wider half; narrow ones may err more
+    ]  # of the wider half; narrow networks may err more
     counts = {
         "peak_within_a_fifth": int((np.abs(peaks - 1) < 0.201).sum()),
         "widest_below_peak": int((test[-1] < test[threshold]).sum()),
@@ -86,7 +86,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def digits(key: Array, config: Config) -> tuple[Batch, Batch]:
-    """Draw digits to learn, some of them with labels drawn at random, and hold out the others."""
+    """Draw digits to learn, some with labels drawn at random, and hold out the others."""
     split_key, which_key, label_key = jax.random.split(key, 3)
     data = nnfx.data.digits(key=split_key, valid_fraction=1 - config.rows / 1797)
     assert data.valid is not None
@@ -96,7 +96,7 @@ def digits(key: Array, config: Config) -> tuple[Batch, Batch]:
 
 
 def measure(key: Array, model: Model, widths: list[int], config: Config) -> list[tuple[float, float, float]]:
-    """Return training error, test error, and that with a penalty, for networks with the first of the hidden units."""
+    """Return the training error, and the test error without and with a penalty, for each number of hidden units."""
     data_key, weights_key = jax.random.split(key)
     parts = digits(data_key, config)
     variables = model.init(weights_key, parts[0].inputs)
@@ -115,7 +115,7 @@ def measure(key: Array, model: Model, widths: list[int], config: Config) -> list
 
 
 def least_squares(inputs: np.ndarray, targets: np.ndarray, ridge: float) -> np.ndarray:
-    """Return the weights that minimise `‖inputs w − targets‖² + ridge ‖w‖²`; without ridge, those of minimum norm."""
+    """Return the weights that minimise `‖inputs w − targets‖² + ridge ‖w‖²`; of minimum norm without ridge."""
     left, values, right = np.linalg.svd(inputs, full_matrices=False)
     is_zero = values <= values.max() * max(inputs.shape) * np.finfo(float).eps
     inverse = np.where(is_zero, 0, values / np.where(is_zero, 1, values**2 + ridge))
@@ -125,7 +125,7 @@ def least_squares(inputs: np.ndarray, targets: np.ndarray, ridge: float) -> np.n
 def draw(
     results: Results, widths: np.ndarray, train: np.ndarray, test: np.ndarray, ridge: np.ndarray, config: Config
 ) -> None:
-    """Draw the errors by width."""
+    """Plot the errors by width."""
     figure, axis = plt.subplots(figsize=(7.6, 4.6))
     for values, colour, label in (
         (test, ORANGE, "test"),

@@ -5,9 +5,9 @@
 Gradient descent on a quadratic diverges if the largest eigenvalue of its Hessian, the sharpness, exceeds 2 over the
 learning rate. A tanh network with two hidden layers learns 300 handwritten digits by gradient descent on all of them at
 once, with a mean square error and a few rates, from several random starts; the sharpness is measured along the way by
-the Lanczos method. Expect it to rise to 2 / rate, or to fall to it if it starts above, and to stay there, within 5 % on
-average over the second half of the run. The loss then goes up and down, but falls in the long run. It works offline and
-takes about half a minute.
+the Lanczos method. Expect the sharpness to rise to 2 / rate, or to fall to it from above, and to stay there, within 5 %
+on average over the second half of the run. The loss then goes up and down, but falls in the long run. It works offline
+and takes about half a minute.
 
 References:
     Cohen, Kaur, Li, Kolter and Talwalkar, *Gradient descent on neural networks typically occurs at the edge of
@@ -34,7 +34,7 @@ LOSS = nnfx.losses.mean_square_error
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the edge of stability experiment."""
+    """Options for the edge of stability experiment."""
 
     out: Path = Path("runs/edge_of_stability")
     """where the results go"""
@@ -53,7 +53,7 @@ class Config:
     every: int = 40
     """steps between two measurements"""
     products: int = 20
-    """products with the Hessian in each of them"""
+    """products with the Hessian in each measurement"""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def digits(key: Array, rows: int) -> Batch:
 
 
 def draw(results: Results, seen: dict[str, np.ndarray], config: Config) -> None:
-    """Draw the sharpness with its bound, and the loss, by step."""
+    """Plot the sharpness with its bound, and the loss, by step."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
     steps = np.arange(seen["loss"].shape[-1]) * config.every
     for i, rate in enumerate(config.rates):

@@ -2,13 +2,13 @@
 
     python -m experiments.fashion_mnist [--model cnn|lenet|resnet|mlp] [--data fashion_mnist|mnist|cifar10] [--seed N]
 
-It trains on 55,000 images of 28 × 28 pixels, randomly mirrored and shifted in every step, and holds out 5,000: of the
-averaged weights after each epoch it keeps those with the lowest held-out loss. The official test set of 10,000 images
-is used once, at the end, and nothing is chosen by it. Expect a test accuracy between 93.5 and 94 % after about ten
-minutes on two cores; in three out of five mistakes, something else is taken for a shirt or a shirt for something else.
-A bar shows how many images are processed per second and the time left. If a run is interrupted, by Ctrl-C or otherwise,
-the same command resumes it; with other options, give another `--out`. The images are downloaded once, into the folder
-named by the environment variable NNFX_DATA.
+It trains on 55,000 images of 28 × 28 pixels, randomly mirrored and shifted in every step, and holds out 5,000:
+it keeps the averaged weights of the epoch with the lowest held-out loss. The official test set of 10,000 images
+is used once, at the end, and nothing is chosen by it. Expect a test accuracy between 93.5 % and 94 % after about
+ten minutes on two cores; in three out of five mistakes, something else is taken for a shirt or a shirt for something
+else. A bar shows how many images are processed per second and the time left. If a run is interrupted, by Ctrl-C or
+otherwise, the same command resumes it; with other options, give another `--out`. The images are downloaded once, into
+the folder named by the environment variable NNFX_DATA.
 """
 
 import dataclasses
@@ -38,16 +38,16 @@ PREDICTED_AT_ONCE = 500
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the Fashion-MNIST experiment."""
+    """Options for the Fashion-MNIST experiment."""
 
     out: Path = Path("runs/fashion_mnist")
     """where the results go"""
     seed: int = 0
     """the random seed"""
     data: Literal["fashion_mnist", "mnist", "cifar10"] = "fashion_mnist"
-    """which images"""
+    """the data set of images"""
     model: Literal["cnn", "lenet", "resnet", "mlp"] = "cnn"
-    """which network"""
+    """the network"""
     epochs: int = 13
     """number of epochs"""
     batch_size: int = 64
@@ -67,7 +67,7 @@ class Config:
     held_out: float = 1 / 12
     """fraction of the training images held out to choose the epoch"""
     rows: int | None = None
-    """train on only the first images, up to this number, for a quick look; all by default"""
+    """train on only the first images, up to this number, for a quick look; all images by default"""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def run(images: Images, config: Config) -> dict[str, Any]:
 
 
 def network(config: Config, classes: int) -> Model:
-    """Return the network asked for."""
+    """Return the network that the options name."""
     if config.model == "cnn":  # batch norm would take half of the time available for epochs
         layers = [conv(32), conv(32), max_pool(), conv(64), conv(64), max_pool()]
         return cnn(layers, outputs=classes, hidden=(256,), dropout=config.dropout)
@@ -141,7 +141,7 @@ def network(config: Config, classes: int) -> Model:
 
 
 def train(key: jax.Array, model: Model, data: Data, config: Config) -> Run:
-    """Train one network, in a session that shows its progress and saves it."""
+    """Train one network, in a session that shows progress and saves the run."""
     rows = len(data.train.targets)
     fit = nnfx.fit(
         model,
@@ -175,7 +175,7 @@ def augmentations(config: Config) -> list[Callable[..., Batch]]:
 def one_cycle_adamw(
     learning_rate: jax.Array, weight_decay: jax.Array, total_steps: int
 ) -> optax.GradientTransformation:
-    """Return AdamW with a learning rate that rises to `learning_rate` and falls to zero, once."""
+    """Return AdamW with a learning rate that rises to `learning_rate` and then falls to zero, in one cycle."""
     return optax.adamw(nnfx.schedules.one_cycle(learning_rate, total_steps), weight_decay=weight_decay)
 
 
@@ -195,7 +195,7 @@ def count_parameters(params: Any) -> int:
 def draw_learning_curves(
     results: Results, history: Mapping[str, np.ndarray], best_epoch: int, test: Predictions
 ) -> None:
-    """Draw the loss and the errors by epoch, and the errors on the test set at the end."""
+    """Plot the loss and the errors by epoch, and the errors on the test set at the end."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
     epochs = np.arange(1, len(history["train_loss"]) + 1)
     for part, name, colour, line in (
@@ -217,7 +217,7 @@ def draw_learning_curves(
 
 
 def draw_test_confusion(results: Results, test: Predictions, classes: Sequence[str]) -> None:
-    """Draw which classes of the test set are mistaken for which."""
+    """Plot which classes are mistaken for each other in the test set."""
     figure, axis = plt.subplots(figsize=(8.4, 7))
     drawn = draw_confusion(axis, test.confusion(), classes)
     axis.set_title(f"test images counted: {test.accuracy:.2%} right")

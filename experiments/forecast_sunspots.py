@@ -2,17 +2,18 @@
 
     python -m experiments.forecast_sunspots [--out DIR] [--seed N]
 
-Every second year from 1918 to 1998 is an origin: each forecaster sees the yearly sunspot numbers before it, is trained
-from scratch on them, and forecasts the next 11 years. All origins and all members of an ensemble are one compiled
-program. Intervals of 90 % are conformal: their widths come from the errors of earlier origins whose outcomes were known
-by then. The origins before 1948 are used only for calibration; the scores are those of the 26 origins from 1948 on.
+Every second year from 1918 to 1998 is an origin: each forecaster is trained from scratch on the yearly sunspot numbers
+before the origin, and forecasts the next 11 years. All origins and all members of an ensemble are one compiled
+program. Intervals of 90 % are conformal: the widths of the intervals come from the errors of earlier origins whose
+outcomes were known by then. The origins before 1948 are used only for calibration; the scores are those of the 26
+origins from 1948 on.
 
 The spread of the numbers grows with their level, but the spread of their square roots does not: everything trained sees
 and forecasts roots, and the squares of its forecasts are scored.
 
-Nothing is chosen by what is scored. The noise that regularises each trained forecaster is chosen here: the best of four
-on the origins from 1870 to 1906, whose forecasts end with 1916, before the first origin of the backtest; for ensembles
-it is chosen with single networks.
+Nothing is chosen by scored forecasts. The noise that regularises each trained forecaster is chosen here: the best of
+four levels on the origins from 1870 to 1906, whose forecasts end with 1916, before the first origin of the backtest;
+for ensembles it is chosen with single networks.
 Lookbacks, sizes, epochs and learning rates were chosen beforehand on forecasts that end with 1930.
 
 Expect the LSTM and the GRU, with a mean absolute scaled error of about 1.4, to be ahead of NLinear (1.45), the other
@@ -54,7 +55,7 @@ COLOURS = {"LSTM": BLUE, "GRU": GREEN}
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the sunspots experiment."""
+    """Options for the sunspots experiment."""
 
     out: Path = Path("runs/forecast_sunspots")
     """where the results go"""
@@ -145,7 +146,8 @@ def without_parameters() -> dict[str, nnfx.Model]:
 def trained(config: Config) -> dict[str, tuple[Fit, int]]:
     """Return the runs of the forecasters to train, each with the number of members in its ensemble.
 
-    All minimise the absolute error, whose optimal forecast is the median, and a median remains one when squared.
+    All minimise the absolute error, whose optimal forecast is the median; the square of a median root is the median
+    sunspot number.
     They see the past with noise, which keeps them from memorising it.
     """
 
@@ -171,7 +173,7 @@ def trained(config: Config) -> dict[str, tuple[Fit, int]]:
 
 
 def choose(train: Fit, values: np.ndarray, **options: Any) -> float:
-    """Return the noise with the lowest mean absolute error, from a backtest with each, all in one program."""
+    """Return the noise level with the lowest mean absolute error in a backtest; all levels run in one program."""
 
     def error(noise: jax.Array) -> jax.Array:
         test = squared(backtest.refitted(train, values, **options, noise=noise))
@@ -211,7 +213,7 @@ def draw_fan(
     tests: dict[str, Backtest],
     intervals: dict[str, Interval],
 ) -> None:
-    """Draw the last forecast of both ensembles, and the years before it."""
+    """Plot the last forecast of both ensembles, and the preceding years."""
     origin = ORIGINS[-1]
     past, future = np.arange(origin - 60, origin), np.arange(origin, origin + HORIZON)
     figure, (axes,) = plt.subplots(1, len(COLOURS), figsize=(6 * len(COLOURS), 4), sharey=True, squeeze=False)
@@ -242,7 +244,7 @@ def draw_fan(
 
 
 def draw_scores(results: Results, errors: dict[str, np.ndarray], years: Any) -> None:
-    """Draw the MASE of each forecaster: a bar for the mean, a dot for each origin."""
+    """Plot the MASE of each forecaster: a bar for the mean, a dot for each origin."""
     figure, axis = plt.subplots(figsize=(8, 4))
     names = list(errors)[::-1]
     for place, name in enumerate(names):

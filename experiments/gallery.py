@@ -4,19 +4,19 @@ import shlex
 from typing import NamedTuple
 
 PART = {"memory": "--tasks adding"}
-"""Options that select one part of experiments that take long."""
+"""Options that select one part of an experiment that takes long."""
 
 
 class Row(NamedTuple):
     """An idea of the course.
 
     Attributes:
-        title: its title.
+        title: the title of the row.
         says: the idea, in a sentence or two.
         experiment: the module of `experiments` that shows it.
-        figure: the name of the experiment's figure.
-        see: what to see in the figure.
-        numbers: the numbers to report, each with its path in `summary.json`, names separated by slashes.
+        figure: the name of the figure, without its ending.
+        see: what the figure shows.
+        numbers: the label of each number to report, and its path in `summary.json`, names separated by slashes.
     """
 
     title: str
@@ -28,7 +28,7 @@ class Row(NamedTuple):
 
     @property
     def command(self) -> str:
-        """The command that draws the figure."""
+        """The command that makes the figure."""
         return " ".join(["python -m", f"experiments.{self.experiment}", *shlex.split(PART.get(self.experiment, ""))])
 
     @property
@@ -181,7 +181,7 @@ ROWS = (
     ),
     Row(
         "Overfitting",
-        "A large enough network memorises its examples, noise included, and does worse on others.",
+        "A large enough network memorises its examples, noise included, and does worse on other examples.",
         "overfitting",
         "bias_and_variance",
         "The error on held-out passengers, decomposed: as networks widen, or train for longer, bias falls at first;"
@@ -269,7 +269,7 @@ ROWS = (
         " on held-out examples, and guarantees a stated coverage for any network.",
         "uncertainty",
         "coverage",
-        "Sets of digits, and intervals for patients, that should contain the truth in 19 of 20 cases. As they are"
+        "Sets of digits, and intervals for patients, that should contain the truth in 19 of 20 cases. Uncalibrated"
         " (orange), most intervals contain it far too rarely; calibrated (blue, purple), the sets and intervals of"
         " every method have the stated coverage, and are larger where they fell short of it.",
         {
@@ -354,8 +354,8 @@ ROWS = (
         " favours the simpler solution (Power et al. 2022, Gromov 2023).",
         "grokking",
         "accuracy",
-        "Half of all sums modulo 23 are learned within thirty steps, while none of the others is right. Those follow"
-        " after tens of times as many steps, once the weights have become periodic.",
+        "Half of all sums modulo 23 are learned within thirty steps, while none of the other sums is right. These"
+        " follow after tens of times as many steps, once the weights have become periodic.",
         {"of five": "grokked", "accuracy on others": "final_accuracy/mean"},
     ),
 )
@@ -391,7 +391,7 @@ QUICK = {
 
 
 def experiments() -> list[str]:
-    """Return the experiments of the gallery, each once, in the order of the course."""
+    """Return the names of the experiments, each once, in the order of the course."""
     return list(dict.fromkeys(row.experiment for row in ROWS))
 
 

@@ -4,9 +4,9 @@
 
 The model predicts survival on the Titanic from fare and age; its bias is fixed at its best value, so that two weights
 are left, and the empirical loss of all 714 passengers is a surface over a plane. From the same bad start, and with the
-same learning rate, three paths lead down it: with steps on all passengers, on 32 at a time, and on one at a time.
-Expect full-batch descent to go straight and never up, but to visit hundreds of times as many passengers, and stochastic
-descent to arrive within an epoch and then to wander around the minimum forever. It takes about five seconds.
+same learning rate, three paths lead down this surface: with steps on all passengers, on 32 at a time, and on one at a
+time. Expect full-batch descent to go straight and never up, but to visit hundreds of times as many passengers, and
+stochastic descent to arrive within an epoch and then to wander around the minimum forever. It takes about five seconds.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ START = (-2.0, 1.6)
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the gradient descent experiment."""
+    """Options for the gradient descent experiment."""
 
     out: Path = Path("runs/gradient_descent")
     """where the results go"""
@@ -56,10 +56,10 @@ class Descent(NamedTuple):
 
     Attributes:
         batch_size: the number of passengers in a step.
-        weights: the two weights after each step, starting with the initial ones, `(steps + 1, 2)`.
+        weights: the two weights after each step, starting with the initial weights, `(steps + 1, 2)`.
         loss: the empirical loss of all passengers at these weights, `(steps + 1,)`.
-        visited: how many passengers have been visited by then, `(steps + 1,)`.
-        seconds_per_step: the median over repeats, without compilation.
+        visited: the number of passengers visited before these weights were reached, `(steps + 1,)`.
+        seconds_per_step: the median time over repeats, without compilation.
     """
 
     batch_size: int
@@ -147,7 +147,7 @@ def descend(
     epochs: int,
     batch_size: int,
 ) -> Array:
-    """Train like a run with this key, and return the weights at the start and after every step, `(steps + 1, 2)`."""
+    """Train as `nnfx.fit` does with this key; return the weights at the start and after each step, `(steps + 1, 2)`."""
     rows = len(passengers.targets)
     step = nnfx.make_step(model, nnfx.losses.binary_cross_entropy, optimizer)
     start = nnfx.init_state(key, model, optimizer, passengers.inputs)
@@ -203,7 +203,7 @@ def losses_at(model: nnfx.Model, passengers: Batch, weights: Array) -> Array:
 
 
 def describe(path: Descent, minimum: Array, least: float) -> dict[str, Any]:
-    """Return where a path ended and what it cost."""
+    """Return the end of a path and what it cost."""
     return {
         "batch_size": path.batch_size,
         "steps": len(path.loss) - 1,
@@ -222,7 +222,7 @@ LOOKS: dict[str, dict[str, Any]] = {
     "minibatch": {"color": GREEN, "linewidth": 1.1},
     "full batch": {"color": BLUE, "linewidth": 2.2},
 }
-"""How each path is drawn, with the noisiest one first, at the bottom."""
+"""The style of each path, with the noisiest path first, so that it is at the bottom."""
 
 
 def label_of(name: str, path: Descent) -> str:
@@ -233,7 +233,7 @@ def label_of(name: str, path: Descent) -> str:
 def draw_paths(
     results: Results, paths: dict[str, Descent], minimum: Array, model: nnfx.Model, passengers: Batch
 ) -> None:
-    """Draw the three paths on the contours of the loss."""
+    """Plot the three paths on the contours of the loss."""
     places = np.concatenate([path.weights for path in paths.values()])
     low, high = places.min(0), places.max(0)
     margin = 0.08 * (high - low)
@@ -264,7 +264,7 @@ def draw_paths(
 
 
 def draw_cost(results: Results, paths: dict[str, Descent], least: float) -> None:
-    """Draw the loss by passengers visited and by time, and the cost of a step."""
+    """Plot the loss by passengers visited and by time, and the cost of a step."""
     figure, (by_visits, by_time, costs) = plt.subplots(1, 3, figsize=(13, 4), width_ratios=(1, 1, 0.7))
     for name, look in LOOKS.items():
         path = paths[name]

@@ -32,7 +32,7 @@ LOOKS = {"sigmoid": (ORANGE, "s"), "tanh": (GREEN, "^"), "relu": (BLUE, "o")}
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the gradient flow experiment."""
+    """Options for the gradient flow experiment."""
 
     out: Path = Path("runs/gradient_flow")
     """where the results go"""
@@ -108,7 +108,7 @@ def hidden(found: Flow, quantity: str) -> np.ndarray:
 
 
 def describe(model: nnfx.Model, run: nnfx.Run, found: Flow, data: Data) -> dict[str, float]:
-    """Return how much of the gradient reaches the first layer in the first epoch, and how much is learned."""
+    """Return how much of the gradient reaches the first layer in the first epoch, and the final scores."""
     gradient = hidden(found, "gradient")[:, :, 0]
     first, last = (float(np.median(gradient[i])) for i in (0, -1))
     start = model.init(jax.random.key(0), data.train.inputs[:1])
@@ -123,7 +123,7 @@ def describe(model: nnfx.Model, run: nnfx.Run, found: Flow, data: Data) -> dict[
 
 
 def draw_layers(results: Results, flows: dict[str, Flow], config: Config) -> None:
-    """Draw the gradient, the activations, and the steps relative to the weights, by layer, in the first epoch."""
+    """Plot the gradient, the activations, and the steps relative to the weights, by layer, in the first epoch."""
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.2))
     layers = np.arange(1, config.layers + 1)
     for name, found in flows.items():
@@ -145,7 +145,7 @@ def draw_layers(results: Results, flows: dict[str, Flow], config: Config) -> Non
 
 
 def draw_epochs(results: Results, runs: dict[str, nnfx.Run], flows: dict[str, Flow]) -> None:
-    """Draw the gradient of the first and last hidden layers, and the held-out accuracy, by epoch."""
+    """Plot the gradient of the first and last hidden layers, and the held-out accuracy, by epoch."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
     for name, found in flows.items():
         colour, _ = LOOKS[name]

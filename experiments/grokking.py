@@ -2,11 +2,11 @@
 
     python -m experiments.grokking [--out DIR] [--seed N] [--modulus 23]
 
-A network with one hidden layer and squares as its non-linearity (Gromov 2023) is given half of the sums `a + b` modulo
-a prime, as one-hot vectors, and trained on all of them at once by AdamW. It gets all of these right after a few dozen
-steps, and hardly any of the others. Expect it to get 99 % of the others right in the end, but only after tens of times
-as many steps, for at least four of five random starts. By then the weights of each hidden unit have become periodic:
-most of their power is in one frequency. It works offline and takes half a minute.
+A network with one hidden layer and squares as its activation function (Gromov 2023) is given half of the sums `a + b`
+modulo a prime, as one-hot vectors, and trained on all of them at once by AdamW. It gets all of these right after a few
+dozen steps, and hardly any of the others. Expect it to get 99 % of the others right in the end, but only after tens of
+times as many steps, for at least four of five random starts. By then the weights of each hidden unit have become
+periodic: most of their power is in one frequency. It works offline and takes half a minute.
 
 References:
     Power et al., *Grokking: generalization beyond overfitting on small algorithmic datasets*, 2022. Gromov, *Grokking
@@ -34,7 +34,7 @@ LEARNED = 0.99
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the grokking experiment."""
+    """Options for the grokking experiment."""
 
     out: Path = Path("runs/grokking")
     """where the results go"""
@@ -101,7 +101,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def sums(key: Array, modulus: int, share: float) -> Data:
-    """Return all sums of two numbers, modulo this number, as one-hot vectors; a share of them to learn."""
+    """Return all sums of two numbers, modulo this number, as one-hot vectors; a fraction of them to learn."""
     first, second = np.divmod(np.arange(modulus**2), modulus)
     one_hot = np.eye(modulus)
     inputs, targets = np.concatenate([one_hot[first], one_hot[second]], axis=1), one_hot[(first + second) % modulus]
@@ -120,14 +120,14 @@ def first_step(accuracies: np.ndarray) -> float:
 
 
 def concentration(kernels: Array, modulus: int) -> np.ndarray:
-    """Return the share of the power in the strongest frequency of each hidden unit's weights, averaged by start."""
+    """Return the fraction of the power of hidden units' weights in their strongest frequency, averaged by start."""
     waves = np.fft.rfft(np.asarray(kernels)[:, :modulus], axis=1)[:, 1:]
     power = np.abs(waves) ** 2  # starts × frequencies × units; a unit that has died out counts by its power
     return power.max(1).sum(-1) / power.sum((1, 2))
 
 
 def draw(results: Results, curves: dict[str, np.ndarray], config: Config) -> None:
-    """Draw the accuracy on the sums to learn and on the others, by step."""
+    """Plot the accuracy on the sums to learn and on the others, by step."""
     figure, axis = plt.subplots(figsize=(7.6, 4.4))
     steps = np.arange(1, config.steps + 1)
     for part, colour, label in (("train", BLUE, "sums to learn"), ("valid", ORANGE, "other sums")):

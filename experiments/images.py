@@ -58,16 +58,16 @@ def mistakes_of(counts: np.ndarray) -> np.ndarray:
 
 
 def draw_confusion(axis: Axes, counts: np.ndarray, classes: Sequence[str], largest: float | None = None) -> Any:
-    """Draw a confusion matrix; only mistakes are coloured, since correct predictions would outshine them.
+    """Plot a confusion matrix; only mistakes are coloured, since the many correct predictions would dominate.
 
     Args:
-        axis: where to draw.
+        axis: where to plot.
         counts: images by true class (rows) and predicted class (columns).
         classes: the names of the classes.
-        largest: the percentage of a class that gets the darkest colour; by default the largest one drawn.
+        largest: the percentage of a class that gets the darkest colour; by default the largest percentage plotted.
 
     Returns:
-        The image to make a colour bar from; its values are percentages of the true class.
+        The plotted image, to make a colour bar from; its values are percentages of the true class.
     """
     mistakes = mistakes_of(counts)
     is_right = np.eye(len(counts), dtype=bool)
@@ -89,15 +89,15 @@ def draw_confusion(axis: Axes, counts: np.ndarray, classes: Sequence[str], large
 def draw_mistakes(
     results: Results, predictions: Predictions, classes: Sequence[str], among: str, shown: int = 24, columns: int = 8
 ) -> None:
-    """Draw the worst mistakes, each with the predicted and the true class and the probabilities of both.
+    """Plot the worst mistakes, each with the predicted and the true class and the probabilities of both.
 
     Args:
         results: where the figure is saved, as `worst_mistakes.png`.
-        predictions: the predictions whose mistakes are drawn.
+        predictions: the predictions whose mistakes are plotted.
         classes: the names of the classes.
         among: what the images are, such as "test images".
-        shown: the largest number of mistakes to draw.
-        columns: how many to draw side by side.
+        shown: the largest number of mistakes to plot.
+        columns: how many to plot side by side.
     """
     mistakes = predictions.worst()
     rows = max(1, -(-min(shown, len(mistakes)) // columns))

@@ -4,18 +4,18 @@
 
 Networks with one hidden layer, in the parameterisation of Jacot et al. (standard normal weights, sums divided by the
 square root of their number of terms), learn by gradient descent whether a digit is even. From the same weights, with
-the same steps, so do their linearisations, the first-order Taylor expansions in the weights at the start. Measured at
-the end, for several random starts of each width, are
+the same steps, so do their linearisations, the first-order Taylor expansions in the weights at the start. At the end,
+three quantities are measured for several random starts of each width:
 
 - the root mean square, over held-out digits, of network minus linearisation: theory gives width^−1 (Dyer and Gur-Ari
   2020; the bound that Lee et al. 2019 prove is width^−1/2);
-- the relative change of the tangent kernel, in Frobenius norm, since the start: width^−1 as well;
+- the relative change of the tangent kernel, in Frobenius norm, since the start: width^−1 in theory, too;
 - the relative change of the weights, `‖w − w₀‖ / ‖w₀‖`: width^−1/2, which is why the network stays nearly linear.
 
 These are leading terms for wide networks; in narrow ones further terms count, and the outputs differ by less than the
-leading term gives. Exponents are therefore fitted twice, to each start separately. From 256 units on, expect them
-within 0.15 of the theory. From 32 units on, expect them as close for kernel and weights, but about −0.8 for the
-outputs. It works offline and takes less than a minute.
+leading term gives. Exponents are therefore fitted twice, to each start separately. From 256 units on, expect exponents
+within 0.15 of the theory. From 32 units on, expect the same for kernel and weights, but about −0.8 for the outputs. It
+works offline and takes less than a minute.
 
 References:
     Jacot, Gabriel and Hongler, *Neural tangent kernel*, NeurIPS 2018. Lee et al., *Wide neural networks of any depth
@@ -40,13 +40,13 @@ from nnfx.types import Array, Batch, Model
 
 LOSS = nnfx.losses.mean_square_error
 THEORY = {"outputs": -1.0, "kernel": -1.0, "weights": -0.5}
-"""What is measured, and the exponent of the width that theory predicts."""
+"""The quantities measured, each with the exponent of the width that theory predicts."""
 LABELS = ("network − linearisation", "change of the kernel", "change of the weights")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the lazy training experiment."""
+    """Options for the lazy training experiment."""
 
     out: Path = Path("runs/lazy_training")
     """where the results go"""
@@ -101,7 +101,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def fitted(found: dict[str, np.ndarray], config: Config, least: int) -> dict[str, dict[str, float]]:
-    """Return the exponents of the width, from this width on: the mean over the starts and its standard error."""
+    """Return the exponents of the width, from this width on: the mean over the starts, and its standard error."""
     widths = np.array(config.widths)
     chosen = widths >= least
     return {
@@ -152,7 +152,7 @@ def compare(width: int, keys: Array, train: Batch, held_out: Batch, config: Conf
 
 
 def draw(results: Results, found: dict[str, np.ndarray], exponents: dict[str, Any], config: Config) -> None:
-    """Draw what is measured by width, with the slopes that theory predicts."""
+    """Plot the quantities measured against the width, with the slopes that theory predicts."""
     figure, axis = plt.subplots(figsize=(7.4, 4.8))
     widths = np.array(config.widths)
     for i, (name, label) in enumerate(zip(THEORY, LABELS, strict=True)):

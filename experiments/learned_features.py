@@ -1,17 +1,17 @@
-"""Low-, mid- and high-level features: what three convolutional layers learn, and what can be read off each of them.
+"""Low-, mid- and high-level features: what three convolutional layers learn, and what can be predicted from each.
 
     python -m experiments.learned_features [--out DIR] [--seed N] [--data fashion_mnist]
 
 By default the data are digits placed at random on a larger field, so that no pixel means the same thing twice; with
 `--data fashion_mnist` they are unaltered images of clothing. A network of three convolutional layers is trained on
-several splits. A linear classifier, the probe, then predicts the class from the raw pixels, from hand-crafted features
-(histograms of oriented gradients, HOG), and from all outputs of each layer, trained and untrained: one part of the
-images trains it, a second is used to choose its epoch and learning rate, and a third scores it. On digits, expect the
+several splits. A linear classifier, the probe, then predicts the class from raw pixels, from hand-crafted features
+(histograms of oriented gradients, HOG), and from all outputs of each layer, trained and untrained: one split of
+the images trains the probe, a second chooses its epoch and learning rate, and a third scores it. On digits, expect the
 accuracy of the probe to climb from 0.26 on pixels to 0.74, 0.90 and 0.96 on the layers, with HOG close to the first
-layer at 0.76. On clothing, where position already tells a lot and 3,600 images are used for training, it climbs from
-0.84 to 0.865 and 0.874 but no further: the third layer is no better than the second, and HOG is close behind at 0.863.
-On digits, a unit of the first layer sees an edge, one of the second a bend or the end of a stroke, and one of the third
-much of a digit. It takes one to two minutes, or three on clothing.
+layer at 0.76. On clothing, where the position of a pixel already tells a lot and 3,600 images are used for training, it
+climbs from 0.84 to 0.865 and 0.874 but no further: the third layer is no better than the second, and HOG is close
+behind at 0.863. On digits, a unit of the first layer sees an edge, one of the second a bend or the end of a stroke, and
+one of the third much of a digit. It takes one to two minutes, or three on clothing.
 """
 
 import dataclasses
@@ -37,19 +37,20 @@ from nnfx.types import Array, Batch, Variables
 
 LAYERS = {"conv_0": "low", "conv_1": "mid", "conv_2": "high"}
 SEEN = {"conv_0": (1, 2, 5), "conv_1": (2, 4, 10), "conv_2": (4, 8, 20)}
-"""The receptive field of a unit: at position p of its map, `width` pixels from `p · step − before`."""
+"""`(step, before, width)` of the receptive field of a unit: at position p of its map, `width` pixels from
+`p · step − before`."""
 RAW, HOG = "raw pixels", "HOG"
 L2, TOTAL_VARIATION = 0.002, 0.02
 """Penalties on a synthetic input, in units of the activation that the most exciting real image gives."""
 REAL = 5
-"""How many real images to draw for each unit."""
+"""The number of real images to show for each unit."""
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
-"""Learning rates tried for the probe; the one with the lowest loss on the part to choose by is kept."""
+"""Learning rates tried for the probe; the one with the lowest loss on the images to choose by is kept."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the experiment on learned features."""
+    """Options for the experiment on learned features."""
 
     out: Path = Path("runs/learned_features")
     """where the results go"""
@@ -62,23 +63,23 @@ class Config:
     size: int = 12
     """size of the enlarged digits in pixels, originally 8"""
     field: int = 20
-    """size in pixels of the field that they are placed on"""
+    """size in pixels of the field that digits are placed on"""
     copies: int = 2
-    """how many places each training digit is put at"""
+    """the number of random places for each training digit"""
     splits: int = 5
     """random splits, each with its own network; at least 2 for a standard deviation"""
     widths: tuple[int, int, int] = (8, 16, 32)
     """features of the three convolutional layers"""
     epochs: int = 20
-    """epochs of the network; the one with the lowest loss on the part to choose by is kept"""
+    """epochs of the network; the one with the lowest loss on the images to choose by is kept"""
     probe_epochs: int = 30
-    """epochs of each probe; the best is kept in the same way"""
+    """epochs of each probe; the best epoch is kept in the same way"""
     batch_size: int = 64
     """images in a minibatch"""
     learning_rate: float = 0.003
     """learning rate of the network (Adam)"""
     units: int = 6
-    """units of each layer to draw"""
+    """units of each layer to show"""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -162,7 +163,7 @@ def place(key: Array, batch: Batch, copies: int, config: Config) -> Batch:
 
 
 def network(config: Config) -> nnfx.Model:
-    """Return three convolutional layers and a dense one, which sees the mean over positions if they tell nothing."""
+    """Return three convolutional layers and a dense one, which sees the mean over positions if they are random."""
     conv, pool = nnfx.models.conv, nnfx.models.max_pool()
     low, mid, high = config.widths
     layers = [conv(low, 5), pool, conv(mid), pool, conv(high)]
@@ -187,7 +188,7 @@ Parts = tuple[Array, Array, Array]
 
 
 def represent(run: nnfx.Run, key: Array, data: Data, score_by: Batch) -> dict[str, Parts]:
-    """Return what the probes read: pixels, HOG, and the outputs of layers in the trained and the untrained network."""
+    """Return the inputs of probes: pixels, HOG, and the outputs of layers in the trained and untrained network."""
     model = run.model
     assert data.valid is not None
     inputs = (data.train.inputs, data.valid.inputs, score_by.inputs)
@@ -207,7 +208,7 @@ def histograms_of_gradients(images: Array) -> Array:
 
 
 def standardised(parts: Parts) -> Parts:
-    """Flatten, and scale each feature to mean 0 and standard deviation 1 on the part to train on."""
+    """Flatten, and scale each feature to mean 0 and standard deviation 1 on the images to train on."""
     train, *others = (np.asarray(part).reshape(len(part), -1) for part in parts)
     mean, scale = train.mean(0), train.std(0)
     scale[scale < 1e-6] = 1  # never active: stays zero
@@ -253,7 +254,7 @@ def show(found: dict[str, dict[str, Any]], own: dict[str, float], rows: dict[str
 
 
 def draw_probes(results: Results, accuracies: dict[str, list[float]], own: list[float], config: Config) -> None:
-    """Draw the accuracy of the probes on every split, and their mean."""
+    """Plot the accuracy of the probes on every split, and the mean over splits."""
     figure, axis = plt.subplots(figsize=(8, 4.6))
     places = {RAW: 0, HOG: 1} | {layer: place for place, layer in enumerate(LAYERS, start=2)}
     series: dict[str, tuple[list[str], dict[str, Any]]] = {
@@ -276,7 +277,7 @@ def draw_probes(results: Results, accuracies: dict[str, list[float]], own: list[
 
 
 def picture(axis: Axes, image: ArrayLike, title: str = "", **options: Any) -> None:
-    """Draw an image without ticks; its title says what it shows, not its axes."""
+    """Plot an image without ticks on its axes."""
     axis.imshow(np.asarray(image), **{"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest", **options})
     axis.set_xticks([])
     axis.set_yticks([])
@@ -287,7 +288,7 @@ def picture(axis: Axes, image: ArrayLike, title: str = "", **options: Any) -> No
 
 
 def draw_filters_and_maps(results: Results, run: nnfx.Run, score_by: Batch, classes: tuple[str, ...]) -> None:
-    """Draw the filters of the first layer, and each layer's strongest feature maps for one image."""
+    """Plot the filters of the first layer, and each layer's strongest feature maps for one image."""
     model, image = run.model, score_by.inputs[:1]
     outputs = features.layer_outputs(model, run.best.variables, image)
     filters = features.drawable(features.filters(run.best.variables, "conv_0"))
@@ -312,7 +313,7 @@ def draw_filters_and_maps(results: Results, run: nnfx.Run, score_by: Batch, clas
 
 
 def draw_units(results: Results, run: nnfx.Run, score_by: Batch, config: Config) -> None:
-    """Draw, for units of each layer, the synthetic input and the real images that excite them most."""
+    """Plot the synthetic input and the real images that excite units of each layer most."""
     model, variables = run.model, run.best.variables
     figure = plt.figure(figsize=(14, 1.0 + 0.85 * config.units))
     panels = cast(Any, figure.subfigures(1, 3, wspace=0.04))
@@ -370,14 +371,14 @@ def exciting(
 
 
 def seen(image: Array, layer: str, row: int, column: int) -> np.ndarray:
-    """Cut out the part of an image that the unit at this position of its map sees; black beyond the edge."""
+    """Cut out the part of an image that a unit at this position of its map sees; black beyond the edge."""
     step, before, width = SEEN[layer]
     top, left = (position * step - before + width for position in (row, column))
     return np.pad(np.asarray(image[..., 0]), width)[top : top + width, left : left + width]
 
 
 def draw_class_activation_maps(results: Results, run: nnfx.Run, score_by: Batch, classes: tuple[str, ...]) -> None:
-    """Draw where the network sees the class that it predicts, and the pixels that the prediction depends on."""
+    """Plot where the network sees the class that it predicts, and the pixels that the prediction depends on."""
     model, variables = run.model, run.best.variables
     images, targets = score_by.inputs[:8], score_by.targets[:8]
     predicted = run.apply(images).argmax(-1)

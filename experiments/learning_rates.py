@@ -8,12 +8,12 @@ an optimizer if the loss is within 5 % of the best that the optimizer reaches, a
 tells how much care the rate needs. A run has diverged if its last training loss is not a number, or more than 5 % above
 that of the untrained network.
 
-Expect about three decades for both SGD and Adam, whose rates are some twenty times lower. LAMB overflows once its rate
-is near a tenth: the hidden weights grow by nearly that fraction in each step. Schedules that decay allow larger rates,
-whose runs fit the training passengers better than all others. Measured by their own best such schedules look narrow, so
-the rates that come within 5 % of SGD's best are drawn too. The held-out loss is that of a run's best epoch, which is
-chosen on the same passengers: it serves to compare rates, and is no estimate of the loss on other passengers. It takes
-about a minute on two cores.
+Expect a range of about three decades for both SGD and Adam, whose rates are some twenty times lower. LAMB overflows
+once its rate is near a tenth: the hidden weights grow by nearly that fraction in each step. Schedules that decay allow
+larger rates, whose runs fit the training passengers better than all others. Relative to their own best, such schedules
+look narrow, so the rates that come within 5 % of SGD's best are plotted too. The held-out loss is that of a run's best
+epoch, which is chosen on the same passengers: it serves to compare rates, and is no estimate of the loss on other
+passengers. It takes about a minute on two cores.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ Factory = Callable[..., optax.GradientTransformation]
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the experiment on learning rates."""
+    """Options for the experiment on learning rates."""
 
     out: Path = Path("runs/learning_rates")
     """where the results go"""
@@ -69,17 +69,17 @@ class Config:
     seeds: int = 5
     """runs of each optimizer at each rate"""
     within: float = 0.05
-    """how far above an optimizer's best, relatively, the loss may be for a rate to be just right"""
+    """the largest excess of the loss over an optimizer's best, relative to it, for a rate to be just right"""
 
 
 class JustRight(NamedTuple):
-    """The rates around the best one for which the median loss stays near the best, or near another optimizer's.
+    """The rates around the best one for which the median loss stays close to the best, or to another optimizer's best.
 
     Attributes:
         best_rate: the rate of the lowest median loss.
-        best_loss: that loss.
+        best_loss: the lowest median loss.
         lowest: the lowest rate that is just right.
-        highest: the highest.
+        highest: the highest rate that is just right.
         width_decades: the width of the range between them.
         is_cut: whether the range reaches an end of the grid, and so may be wider than it looks.
     """
@@ -98,7 +98,7 @@ class Measured:
 
     Attributes:
         kind: one of `KINDS`.
-        losses: those for `"training"` (of the last epoch) and `"held_out"` (of the best one), `(seeds, rates)`.
+        losses: the losses for `"training"` (of the last epoch) and `"held_out"` (of the best epoch), `(seeds, rates)`.
         just_right: the rates that are just right, for each of the two losses.
         diverged: which runs have diverged, `(seeds, rates)`.
         curves: median losses by epoch at the best rate for the training loss.
@@ -277,7 +277,7 @@ def quantile(values: np.ndarray, share: float = 0.5) -> np.ndarray:
 
 
 def find_just_right(rates: np.ndarray, losses: np.ndarray, within: float, near: float | None = None) -> JustRight:
-    """Extend the range from the best rate to both sides while the median loss is near the best, or near `near`."""
+    """Extend the range from the best rate both ways while the median loss is close to the best, or to `near`."""
     middle = quantile(losses)
     best = int(middle.argmin())
     too_bad = np.flatnonzero(~(middle <= (1 + within) * (middle[best] if near is None else near)))
@@ -294,7 +294,7 @@ def find_just_right(rates: np.ndarray, losses: np.ndarray, within: float, near: 
 
 
 def find_near_sgd(measured: Measured, sgd: Measured, rates: np.ndarray, config: Config) -> dict[str, JustRight]:
-    """Find the rates at which an optimizer comes near the best loss of plain SGD."""
+    """Find the rates at which an optimizer comes close to the best loss of plain SGD."""
     return {
         part: find_just_right(rates, losses, config.within, near=sgd.just_right[part].best_loss)
         for part, losses in measured.losses.items()
@@ -309,7 +309,7 @@ def in_decades(found: JustRight) -> str:
 def draw_losses(
     results: Results, everything: dict[str, Measured], rates: np.ndarray, untrained: float, within: float
 ) -> None:
-    """Draw losses and the share of diverged runs against the rate, one column for each kind."""
+    """Plot losses and the fraction of diverged runs against the rate, one column for each kind."""
     figure, axes = plt.subplots(
         3, len(KINDS), figsize=(14, 8.4), sharex=True, sharey="row", height_ratios=(1.5, 1.5, 1)
     )
@@ -346,7 +346,7 @@ def draw_losses(
 
 
 def draw_loss(axis: Axes, rates: np.ndarray, losses: np.ndarray, colour: str, name: str, place: int) -> None:
-    """Draw the median and the quartiles, and marks at the upper edge where the median is above it."""
+    """Plot the median and the quartiles, and marks at the upper edge where the median is above it."""
     middle = quantile(losses)
     axis.plot(rates, np.where(np.isfinite(middle), middle, np.nan), color=colour, linewidth=1.6, label=name)
     low, high = (np.minimum(quantile(losses, share), 10 * SHOWN[1]) for share in (0.25, 0.75))
@@ -357,7 +357,7 @@ def draw_loss(axis: Axes, rates: np.ndarray, losses: np.ndarray, colour: str, na
 
 
 def name_ranges(axis: Axes, rates: np.ndarray, found: JustRight) -> None:
-    """Shade the rates that are just right, and label them and those on either side."""
+    """Shade and label the rates that are just right, and label the rates on either side."""
     axis.axvspan(found.lowest, found.highest, color=GREY, alpha=0.12, linewidth=0)
     height = SHOWN[0] + 0.86 * (SHOWN[1] - SHOWN[0])
     ends = {
@@ -376,7 +376,7 @@ def draw_just_right(
     rates: np.ndarray,
     within: float,
 ) -> None:
-    """Draw each optimizer's range of rates that are just right: its length on the axis is its width in decades."""
+    """Plot each optimizer's range of rates that are just right: the length of a bar is the width in decades."""
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.8), sharey=True, sharex=True)
     places = np.arange(len(everything))[::-1]
     for axis, part in zip(axes, ("training", "held_out"), strict=True):

@@ -1,4 +1,4 @@
-"""The loss landscape: three minima of one network, what lies between them, and the path to one of them.
+"""The loss landscape: three minima of one network, the loss between them, and the path to one of them.
 
     python -m experiments.loss_landscape [--out DIR] [--seed N]
 
@@ -36,7 +36,7 @@ LOSS = nnfx.losses.categorical_cross_entropy
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the loss landscape experiment."""
+    """Options for the loss landscape experiment."""
 
     out: Path = Path("runs/loss_landscape")
     """where the results go"""
@@ -114,7 +114,7 @@ def main(config: Config) -> dict[str, Any]:
 
 @partial(jax.jit, static_argnums=(2, 3))
 def descend(key: Array, digits: Batch, model: nnfx.Model, config: Config) -> Params:
-    """Train like a run with this key, and return the parameters at the start and after every epoch."""
+    """Train as `nnfx.fit` does with this key, and return the parameters at the start and after every epoch."""
     optimizer = optax.adam(config.learning_rate)
     step = nnfx.make_step(model, LOSS, optimizer)
     start = nnfx.init_state(key, model, optimizer, digits.inputs[:1])
@@ -130,7 +130,7 @@ def descend(key: Array, digits: Batch, model: nnfx.Model, config: Config) -> Par
 
 
 def describe(model: nnfx.Model, params: Params, train: Batch, valid: Batch, key: Array) -> dict[str, float]:
-    """Measure a solution and the curvature of the loss there."""
+    """Return the scores of a solution, and the curvature of the loss there."""
     variables = {"params": params}
     measures = {"loss": LOSS, "accuracy": nnfx.metrics.accuracy}
     held_out = nnfx.evaluate(model, measures, variables, valid)
@@ -155,7 +155,7 @@ def project(cut: Cut, path: Params) -> np.ndarray:
 
 
 def on_grid(measure: Any, cut: Cut, places: Array, points: int, margin: float = 0.35) -> Landscape:
-    """Measure the loss on a plane around these places, with a margin on all sides, as a fraction of the longer side."""
+    """Measure the loss on a plane around these places; the margin is a fraction of the longer side."""
     low, high = np.asarray(places).min(0), np.asarray(places).max(0)
     edge = margin * float((high - low).max())
     found: Landscape = measure(cut, *(np.linspace(a - edge, b + edge, points) for a, b in zip(low, high, strict=True)))
@@ -163,7 +163,7 @@ def on_grid(measure: Any, cut: Cut, places: Array, points: int, margin: float = 
 
 
 def contours(axis: Axes, found: Landscape) -> Any:
-    """Draw the loss on a plane as contours, evenly spaced on a logarithmic scale."""
+    """Plot the loss on a plane as contours, evenly spaced on a logarithmic scale."""
     assert found.y is not None
     losses = np.asarray(found.losses).T
     levels = np.geomspace(losses.min(), losses.max(), 22)
@@ -185,7 +185,7 @@ def label(figure: Any, drawn: Any, axis: Any) -> None:
 
 
 def draw_minima(results: Results, plane: Cut, shown: list[np.ndarray], found: Landscape) -> None:
-    """Draw the plane through the three solutions, with the end of the path to each."""
+    """Plot the plane through the three solutions, with the end of the path to each."""
     figure, axis = plt.subplots(figsize=(7.6, 6))
     drawn = contours(axis, found)
     assert found.y is not None
@@ -205,7 +205,7 @@ def draw_minima(results: Results, plane: Cut, shown: list[np.ndarray], found: La
 
 
 def draw_lines(results: Results, along: np.ndarray, lines: dict[str, dict[str, np.ndarray]]) -> None:
-    """Draw the loss on the straight lines between solutions."""
+    """Plot the loss on the straight lines between solutions."""
     figure, axis = plt.subplots(figsize=(7.2, 4.2))
     for (name, losses), colour in zip(lines.items(), COLOURS, strict=True):
         axis.plot(along, losses["train"], color=colour, label=f"{name}, train")
@@ -223,7 +223,7 @@ def draw_lines(results: Results, along: np.ndarray, lines: dict[str, dict[str, n
 
 
 def draw_path(results: Results, cut: Cut, found: Landscape) -> None:
-    """Draw the plane in which a path varies most, with the path."""
+    """Plot the plane in which a path varies most, with the path."""
     figure, axis = plt.subplots(figsize=(8, 5.4))
     drawn = contours(axis, found)
     places, captured = np.asarray(cut.places), np.asarray(cut.captured)
@@ -241,7 +241,7 @@ def draw_path(results: Results, cut: Cut, found: Landscape) -> None:
 
 
 def draw_surface(results: Results, found: Landscape) -> None:
-    """Draw the loss on a random plane around a solution as a surface."""
+    """Plot the loss on a random plane around a solution as a surface."""
     figure = plt.figure(figsize=(7.4, 5.6))
     axis: Any = figure.add_subplot(projection="3d")
     assert found.y is not None

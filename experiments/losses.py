@@ -2,11 +2,11 @@
 
     python -m experiments.losses [--out DIR] [--seed N]
 
-Cross-entropy and square error are drawn against the predicted probability, and their derivatives against the logit. A
-perceptron is then fitted to the fares and ages of 714 passengers of the Titanic, and every passenger's loss is drawn:
+Cross-entropy and square error are plotted against the predicted probability, and their derivatives against the logit. A
+perceptron is then fitted to the fares and ages of 714 passengers of the Titanic, and every passenger's loss is plotted:
 all lie on two curves, and their mean is the empirical loss. Finally, a line is fitted to the numbers of airline
 passengers by year; its mean square error is drawn as squares, and it is compared with the closed-form solution of least
-squares. Expect an empirical loss of 0.624 nats, against 0.675 if everyone's probability is the share of survivors; a
+squares. Expect an empirical loss of 0.624 nats, against 0.675 if everyone's probability is the fraction of survivors; a
 derivative of cross-entropy that is largest where the network is confidently wrong, and one of the square error that
 vanishes there; and a line that agrees with the closed form to single precision. It works offline and takes about ten
 seconds.
@@ -32,28 +32,28 @@ from nnfx.losses import binary_cross_entropy, mean_square_error
 from nnfx.types import Array
 
 PER_YEAR = 30.0
-"""How many thousand passengers are drawn at the same length as a year, so that squares look square."""
+"""The number of thousand passengers plotted at the length of a year, so that squares look square."""
 STEPS = 30
 """Steps of the quasi-Newton method that fits the line."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the losses experiment."""
+    """Options for the losses experiment."""
 
     out: Path = Path("runs/losses")
     """where the results go"""
     seed: int = 0
-    """saved with the results; only a starting point is random, and the fit does not depend on it"""
+    """the random seed of a starting point, on which the fit does not depend"""
 
 
 class Scored(NamedTuple):
     """A perceptron's predictions for the passengers.
 
     Attributes:
-        logits: `(passengers,)`.
-        survived: 0 or 1, `(passengers,)`.
-        losses: the cross-entropy of each in nats, `(passengers,)`.
+        logits: the logits of survival, `(passengers,)`.
+        survived: 1 for survivors and 0 for others, `(passengers,)`.
+        losses: the cross-entropy of each prediction, in nats, `(passengers,)`.
     """
 
     logits: Array
@@ -65,9 +65,9 @@ class Line(NamedTuple):
     """A line fitted to values by year.
 
     Attributes:
-        years: `(years,)`.
+        years: the years, `(years,)`.
         values: the values to predict, `(years,)`.
-        predictions: `(years,)`.
+        predictions: the values on the line, `(years,)`.
     """
 
     years: np.ndarray
@@ -109,7 +109,7 @@ def score_passengers() -> Scored:
 
 
 def fit_line(key: Array) -> Line:
-    """Fit a perceptron without a non-linearity to the monthly mean of airline passengers, by year."""
+    """Fit a perceptron without an activation function to the monthly mean of airline passengers, by year."""
     series = nnfx.data.airline_passengers()
     by_year = series.values.reshape(-1, series.period).mean(1)
     years = 1949.0 + np.arange(len(by_year))
@@ -140,7 +140,7 @@ def by_logit(logits: Array, label: int) -> dict[str, dict[str, Array]]:
 
 
 def draw(results: Results, scored: Scored, line: Line, empirical: float, square: float) -> None:
-    """Draw both losses, their derivatives, every passenger's loss, and the squares of a line's errors."""
+    """Plot both losses, their derivatives, every passenger's loss, and the squares of a line's errors."""
     figure, axes = plt.subplots(2, 2, figsize=(11.5, 8.6))
     draw_by_probability(axes[0, 0])
     draw_derivatives(axes[0, 1])
@@ -154,7 +154,7 @@ LOOKS = {"cross-entropy": BLUE, "square error": ORANGE}
 
 
 def draw_by_probability(axis: Axes) -> None:
-    """Draw both losses against the predicted probability, for each label."""
+    """Plot both losses against the predicted probability, for each label."""
     logits = jnp.linspace(-5, 5, 401)
     probability = jax.nn.sigmoid(logits)
     for label, style in ((1, "-"), (0, "--")):
@@ -170,7 +170,7 @@ def draw_by_probability(axis: Axes) -> None:
 
 
 def draw_derivatives(axis: Axes) -> None:
-    """Draw the derivatives of both losses with respect to the logit, with finite differences laid over them."""
+    """Plot the derivatives of both losses with respect to the logit, overlaid with finite differences."""
     logits, few, h = jnp.linspace(-8, 8, 401), jnp.linspace(-8, 8, 33), 0.02
     above, below = by_logit(few + h, 1), by_logit(few - h, 1)
     for name, found in by_logit(logits, 1).items():
@@ -187,7 +187,7 @@ def draw_derivatives(axis: Axes) -> None:
 
 
 def draw_passengers(axis: Axes, scored: Scored, empirical: float) -> None:
-    """Draw the loss of every passenger, and the mean."""
+    """Plot the loss of every passenger, and the mean."""
     for label, name, colour, marker in ((1, "survived", BLUE, "o"), (0, "died", ORANGE, "x")):
         chosen = np.asarray(scored.survived) == label
         logits, losses = np.asarray(scored.logits)[chosen], np.asarray(scored.losses)[chosen]
@@ -204,7 +204,7 @@ def draw_passengers(axis: Axes, scored: Scored, empirical: float) -> None:
 
 
 def draw_squares(axis: Axes, line: Line, square: float) -> None:
-    """Draw a line through points, and the squares of its errors."""
+    """Plot a line through points, and the squares of its errors."""
     for year, value, prediction in zip(line.years, line.values, line.predictions, strict=True):
         side = abs(float(value - prediction))
         corner = (year, float(min(value, prediction)))

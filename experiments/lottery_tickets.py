@@ -1,4 +1,4 @@
-"""Lottery tickets: few of a network's weights learn as well as all of them, if they keep their initial values.
+"""Lottery tickets: a few of a network's weights learn as well as all, if they start from their initial values.
 
     python -m experiments.lottery_tickets [--out DIR] [--seed N] [--rounds 10]
 
@@ -39,7 +39,7 @@ KINDS = {"initial": "with their initial values", "redrawn": "with values drawn a
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the experiment with lottery tickets."""
+    """Options for the experiment with lottery tickets."""
 
     out: Path = Path("runs/lottery_tickets")
     """where the results go"""
@@ -95,7 +95,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def prune_by_rounds(key: Array, data: Data, left: np.ndarray, config: Config) -> dict[str, dict[str, Array]]:
-    """Train and prune in turn, and return the history of each round, of both kinds."""
+    """Train and prune in turn, and return the history of each round, for tickets and for weights drawn anew."""
     model = models.mlp(config.hidden, 10, initializer="glorot_normal")
     *keys, run_key = jax.random.split(key, 3)
     initial, redrawn = (model.init(each, data.train.inputs)["params"] for each in keys)
@@ -116,19 +116,19 @@ def prune_by_rounds(key: Array, data: Data, left: np.ndarray, config: Config) ->
 
 
 def first_below(losses: np.ndarray, loss: float) -> np.ndarray:
-    """Return the first epoch with a lower loss than this, the last axis of the losses; NaN if there is none."""
+    """Return the first epoch, along the last axis, whose loss is lower than this; NaN if there is none."""
     is_below = losses < loss
     return np.where(is_below.any(-1), is_below.argmax(-1) + 1, np.nan)
 
 
 def smallest_share(left: np.ndarray, accuracy: np.ndarray, margin: float = 1.0) -> float:
-    """Return the smallest share down to which the mean accuracy is at most this much below that of the first row."""
+    """Return the smallest fraction of weights down to which the mean accuracy is within a margin of the first row's."""
     is_worse = accuracy.mean(1) < accuracy[0].mean() - margin
     return float(left[~np.logical_or.accumulate(is_worse)][-1])
 
 
 def draw(results: Results, left: np.ndarray, accuracy: dict[str, Any], epochs: dict[str, Any], config: Config) -> None:
-    """Draw the accuracy, and the epochs to a given loss, by the share of the weights that are left."""
+    """Plot the accuracy, and the epochs to a given loss, by the fraction of the weights that are left."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.4))
     for axis, values in zip(axes, (accuracy, epochs), strict=True):
         for (kind, words), colour in zip(KINDS.items(), (BLUE, ORANGE), strict=True):

@@ -1,16 +1,16 @@
-"""Why gates: what a simple recurrent network, a GRU and an LSTM still remember after longer and longer gaps.
+"""Why gates: what a simple recurrent network, a GRU and an LSTM remember after ever longer gaps.
 
     python -m experiments.memory [--out DIR] [--seed N] [--gaps 25 100 200] [--tasks adding copy]
 
-In the adding problem, two of a sequence's random numbers are marked, one in each half, and their sum is asked for at
-the end; all others must be ignored. Knowing nothing gives a mean square error of 1/6. In the copy task, three symbols
-are shown, nothing happens for a while, and then they are asked for in order. Every batch is freshly drawn within the
-compiled run, five seeds train together, and the networks have about equally many weights. Expect GRU and LSTM to solve
-the adding problem at all gaps, with errors below 0.02 for at least four of five seeds, while the simple network learns
-nothing: this is what the defaults show. The copy task is the counterexample: the orthogonal weights that the simple
-network starts with preserve everything through the silence by themselves, and it needs no gates. The norm of the
-gradient by lag, before and after training, shows why. The adding problem takes less than two minutes on two cores, both
-tasks between six and seven.
+In the adding problem, two of a sequence's random numbers are marked, one in each half, and their sum is the target at
+the end; all other numbers must be ignored. Always predicting the mean gives a mean square error of 1/6. In the copy
+task, three symbols are shown, nothing happens for a while, and then they must be repeated in order. Every batch is
+freshly drawn within the compiled run, five seeds train together, and all networks have about the same number of
+weights. Expect GRU and LSTM to solve the adding problem at all gaps, with errors below 0.02 for at least four of five
+seeds, while the simple network learns nothing: this is what the defaults show. The copy task is the counterexample: the
+orthogonal weights that the simple network starts with preserve everything through the silence by themselves, and it
+needs no gates. The norm of the gradient by lag, before and after training, shows why. The adding problem takes less
+than two minutes on two cores, both tasks between six and seven.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from experiments.common import BLUE, GREEN, GREY, ORANGE, Results, command, prin
 from nnfx.types import Array, Batch, Model, PerExample, Variables
 
 SYMBOLS, SHOWN = 8, 3
-"""How many symbols there are in the copy task, and how many of them are shown."""
+"""The number of different symbols in the copy task, and the number shown in a sequence."""
 STEPS_PER_EPOCH = 20
 TESTED = 1000
 """The number of fresh sequences that a network is tested on."""
@@ -41,7 +41,7 @@ WIDTHS = {"RNN": 64, "GRU": 36, "LSTM": 32}
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the memory experiment."""
+    """Options for the memory experiment."""
 
     out: Path = Path("runs/memory")
     """where the results go"""
@@ -56,16 +56,16 @@ class Config:
     batch_size: int = 32
     """sequences in a batch"""
     clip: float = 1.0
-    """the largest norm of a gradient; larger ones are clipped"""
+    """the largest norm of a gradient; larger gradients are clipped"""
 
 
 class Task(NamedTuple):
     """A memory task.
 
     Attributes:
-        title: its name in figures.
-        draw: `(key, rows, gap) -> (inputs, targets)`.
-        returns: at which steps the model answers, `"last"` or `"all"`.
+        title: the name of the task in figures.
+        draw: a function that draws sequences, `(key, rows, gap) -> (inputs, targets)`.
+        returns: the steps at which the model has outputs, `"last"` or `"all"`.
         outputs: the number of the model's outputs.
         loss: the loss per example.
         score: the measure of success, per example.
@@ -73,7 +73,7 @@ class Task(NamedTuple):
         baseline: the score of a model that knows nothing.
         is_solved: whether a score shows that the model remembers.
         epochs: the number of epochs, each of `STEPS_PER_EPOCH` batches.
-        rates: the peak learning rate (Adam, one cycle) for each network, the best of those tried from 0.001 to 0.1.
+        rates: the peak learning rate (Adam, one cycle) for each network, the best of several from 0.001 to 0.1.
     """
 
     title: str
@@ -95,7 +95,7 @@ def draw_adding(key: Array, rows: int, gap: int) -> tuple[Array, Array]:
     Args:
         key: a typed key.
         rows: the number of sequences.
-        gap: their length.
+        gap: the length of the sequences.
 
     Returns:
         Inputs `(rows, gap, 2)`, the numbers and the marks, and targets `(rows,)`.
@@ -117,7 +117,7 @@ def draw_copy(key: Array, rows: int, gap: int) -> tuple[Array, Array]:
     Args:
         key: a typed key.
         rows: the number of sequences.
-        gap: steps of silence.
+        gap: the number of steps of silence.
 
     Returns:
         Inputs `(rows, gap + 2 × shown, symbols + 1)`, one-hot with the cue last, and int32 targets `(rows, shown)`.
@@ -175,7 +175,7 @@ class Outcome(NamedTuple):
     """The results of one kind of network on a task at one gap, seed by seed.
 
     Attributes:
-        scores: on fresh sequences, `(seeds,)`.
+        scores: the scores on fresh sequences, `(seeds,)`.
         losses: the mean training loss of each epoch, `(seeds, epochs)`.
         gradients: norms of the gradient by lag, `(seeds, time)`, before and after training; only at the last gap.
     """
@@ -259,7 +259,7 @@ def train(task: Task, kind: str, gap: int, config: Config) -> Outcome:
         rate = nnfx.schedules.one_cycle(learning_rate, task.epochs * STEPS_PER_EPOCH)
         return optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(rate))
 
-    # The data given to a run only fix the shapes of its batches; freshly drawn ones take their place.
+    # The data given to a run only fix the shapes of its batches; freshly drawn data take their place.
     rows = config.batch_size * STEPS_PER_EPOCH
     shapes = jax.eval_shape(lambda key: task.draw(key, rows, gap), test_key)
     fit = nnfx.fit(model, task.loss, adam, epochs=task.epochs, batch_size=config.batch_size, augment=fresh)
@@ -287,7 +287,7 @@ def train(task: Task, kind: str, gap: int, config: Config) -> Outcome:
         return jax.lax.map(lambda of_seed: nnfx.insight.lags.gradient_by_lag(model, task.loss, of_seed, few), variables)
 
     gradients = {}
-    if gap == config.gaps[-1]:  # only these are drawn
+    if gap == config.gaps[-1]:  # only these are plotted
         begin = jax.jit(jax.vmap(model.init, (0, None)))
         untrained = begin(jax.random.split(key, config.seeds), tested.inputs[:1])
         gradients = {
@@ -333,7 +333,7 @@ def left_over(norms: np.ndarray) -> np.ndarray:
 
 
 def draw_success(results: Results, outcomes: dict[str, dict[str, list[Outcome]]], config: Config) -> None:
-    """Draw the score by gap: every seed, and their median."""
+    """Plot the score by gap: every seed, and the median over seeds."""
     figure, axes = plt.subplots(1, len(outcomes), figsize=(5.5 * len(outcomes), 4.2), squeeze=False)
     for axis, (name, by_kind) in zip(axes[0], outcomes.items(), strict=True):
         task = TASKS[name]
@@ -360,7 +360,7 @@ def x_label(name: str) -> str:
 
 
 def draw_learning_curves(results: Results, outcomes: dict[str, dict[str, list[Outcome]]], config: Config) -> None:
-    """Draw the training loss at the longest gap: every seed."""
+    """Plot the training loss at the longest gap: every seed."""
     figure, axes = plt.subplots(1, len(outcomes), figsize=(5.5 * len(outcomes), 4.2), squeeze=False)
     for axis, (name, by_kind) in zip(axes[0], outcomes.items(), strict=True):
         for kind, by_gap in by_kind.items():
@@ -376,7 +376,7 @@ def draw_learning_curves(results: Results, outcomes: dict[str, dict[str, list[Ou
 
 
 def draw_gradients(results: Results, outcomes: dict[str, dict[str, list[Outcome]]], config: Config) -> None:
-    """Draw what is left of the gradient by lag, at the longest gap, before and after training."""
+    """Plot the remaining gradient by lag, at the longest gap, before and after training."""
     figure, axes = plt.subplots(
         len(outcomes), 2, figsize=(11, 3.9 * len(outcomes)), squeeze=False, sharex="row", sharey="row"
     )
@@ -390,7 +390,7 @@ def draw_gradients(results: Results, outcomes: dict[str, dict[str, list[Outcome]
 
 
 def draw_gradients_of(axis: Axes, by_kind: dict[str, np.ndarray]) -> None:
-    """Draw the norm of the gradient by lag for each network: every seed thin, and the median."""
+    """Plot the norm of the gradient by lag for each network: every seed as a thin line, and the median."""
     for kind, norms in by_kind.items():
         lags = np.arange(1, norms.shape[1] + 1)
         axis.plot(lags, (norms / norms[:, :1]).T, color=COLOURS[kind], linewidth=0.6, alpha=0.4)

@@ -1,9 +1,9 @@
 """Interpolated n-gram models of tokens in NumPy, with weights tuned on held-out tokens.
 
-A model of order n interpolates between how often a token followed the last n − 1 tokens and the prediction of order n −
-1; for the lowest order, all tokens are equally likely. Kneser and Ney subtract a discount from each count and, in lower
-orders, count the different contexts of a token rather than its occurrences. Jelinek and Mercer interpolate relative
-frequencies, with a weight for each order.
+A model of order n interpolates between the frequency of a token after the last n − 1 tokens and the prediction of
+order n − 1; for the lowest order, all tokens are equally likely. Kneser and Ney subtract a discount from each count
+and, in lower orders, count the different contexts of a token rather than its occurrences. Jelinek and Mercer
+interpolate relative frequencies, with a weight for each order.
 """
 
 from typing import Literal, NamedTuple
@@ -19,10 +19,10 @@ class Table(NamedTuple):
 
     Attributes:
         grams: the code of each n-gram that occurs.
-        counts: how often it occurs, or in how many contexts.
+        counts: the number of times that each n-gram occurs, or the number of contexts in which it does.
         contexts: the code of each context that occurs.
-        totals: the sum of the counts of the n-grams with this context.
-        kinds: the number of different n-grams with this context.
+        totals: the sum of the counts of the n-grams with each context.
+        kinds: the number of different n-grams with each context.
     """
 
     grams: np.ndarray
@@ -33,7 +33,7 @@ class Table(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a table holds for each target, `(targets,)`: for its n-gram, and for its context."""
+    """The entries of a table for the n-gram and the context of each target, `(targets,)`."""
 
     seen: np.ndarray
     total: np.ndarray
@@ -44,9 +44,9 @@ class Model(NamedTuple):
     """An n-gram model.
 
     Attributes:
-        kind: how orders are interpolated.
+        kind: the method of interpolation between orders.
         vocabulary: the number of different tokens.
-        tables: those of the orders 1 to n.
+        tables: the tables of the orders 1 to n.
         weights: the discount, or the weight of the relative frequency, of each order.
     """
 
@@ -56,7 +56,7 @@ class Model(NamedTuple):
     weights: np.ndarray
 
     def bits(self, tokens: np.ndarray) -> np.ndarray:
-        """Return the bits of each token but the first, given those before it, `(tokens − 1,)`."""
+        """Return the bits of each token but the first, given the preceding tokens, `(tokens − 1,)`."""
         found = [look_up(table, tokens, order, self.vocabulary) for order, table in enumerate(self.tables, start=1)]
         return -np.log2(mixed(self.kind, found, self.weights, self.vocabulary))
 
@@ -90,7 +90,7 @@ def codes(tokens: np.ndarray, n: int, vocabulary: int) -> np.ndarray:
 
 
 def look_up(table: Table, tokens: np.ndarray, n: int, vocabulary: int) -> Found:
-    """Return what a table of order n holds for each token but the first; nothing if too few tokens come before it."""
+    """Return the entries of a table of order n for each token but the first; zeros if too few tokens precede it."""
     grams = codes(tokens, n, vocabulary)[-(len(tokens) - 1) :]
     found = (
         values_of(table.grams, table.counts, grams),
@@ -101,13 +101,13 @@ def look_up(table: Table, tokens: np.ndarray, n: int, vocabulary: int) -> Found:
 
 
 def values_of(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return the values of the wanted keys, zero for those that are missing; keys are sorted."""
+    """Return the values of the wanted keys, zero for missing keys; keys are sorted."""
     place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where(keys[place] == wanted, values[place], 0)
 
 
 def mixed(kind: Kind, found: list[Found], weights: np.ndarray, vocabulary: int) -> np.ndarray:
-    """Return the probability of each target, from the lowest order to the highest."""
+    """Return the probability of each target, interpolated from the lowest order to the highest."""
     p = np.full(len(found[0].seen), 1 / vocabulary)
     for (seen, total, kinds), weight in zip(found, weights, strict=True):
         if kind == "Kneser–Ney":

@@ -3,13 +3,13 @@
     python -m experiments.object_identification [--images digits|fashion_mnist] [--out DIR] [--seed N]
 
 Pictures of 96 × 96 pixels hold one to six of scikit-learn's digits, 14 to about 40 pixels high, among lines, blobs,
-fragments of other digits, noise and uneven light. Digits are split by key: training, validation and test scenes never
-share a digit, though the same people wrote them. A small convolutional network learns from windows of 24 × 24 pixels
-which of the ten digits each shows, if any, and where its box is. It is then slid over whole pictures at six scales, one
-pass each; windows that agree vote, and the best of overlapping boxes is kept. The number of votes needed for a find is
-chosen on validation scenes alone.
+fragments of other digits, noise and uneven lighting. Digits are split by key: training, validation and test scenes
+never share a digit, though the same people wrote them. A small convolutional network learns from windows of 24 × 24
+pixels which of the ten digits each shows, if any, and where its box is. It is then slid over whole pictures at six
+scales, one pass each; windows that agree vote, and the best of overlapping boxes is kept. The number of votes needed
+for a find is chosen on validation scenes alone.
 
-A find is right if its name is right and its box and the true one share at least half of the area that they cover
+A find is right if its name is right and its box and the true box share at least half of the area that they cover
 together; of two finds of the same digit, one is wrong. Expect an F1 of about 0.95 on the test scenes. Nearly all finds
 where there is no digit are fragments and ends of lines that look like a 1. Average precision is that of COCO, as
 `nnfx.metrics.detection` measures it: expect about 0.71, and 0.95 at an intersection over union of 0.5. It takes one to
@@ -53,16 +53,16 @@ AREAS = {name: detection.AREAS[name] for name in ("all", "small", "medium")}
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the experiment on finding objects."""
+    """Options for the experiment on finding objects."""
 
     out: Path = Path("runs/object_identification")
     """where the results go"""
     seed: int = 0
     """the seed of everything random"""
     images: Source = "digits"
-    """what the scenes are made of"""
+    """the images that the scenes are made of"""
     held_out: float = 0.3
-    """the fraction of the digits for validation and test scenes, half of it for each"""
+    """the fraction of the digits for validation and test scenes, half for each"""
     train_scenes: int = 3000
     """scenes to cut training windows out of"""
     validation_scenes: int = 200
@@ -72,7 +72,7 @@ class Config:
     per_digit: int = 2
     """windows cut out around each digit"""
     elsewhere: int = 8
-    """windows without a digit cut out of each scene"""
+    """windows without a digit, cut out of each scene"""
     width: int = 24
     """features of the network's first layer"""
     epochs: int = 6
@@ -165,7 +165,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def seed_of(part: str, config: Config) -> tuple[int, int]:
-    """Return the seed of a part's scenes; for scene number i, i is appended to it."""
+    """Return the seed of the scenes of a split; for scene number i, i is appended to the seed."""
     return config.seed, PARTS.index(part)
 
 
@@ -228,7 +228,7 @@ def curve(found: list[Found], truth: Scene, with_names: bool = True) -> Curve:
 
 
 def evaluate(found: list[Found], truth: Scene) -> dict[str, float]:
-    """Return COCO's average precision and recall, of all finds whatever their score.
+    """Return COCO's average precision and recall of all finds, whatever their scores.
 
     No scene holds more than six objects: ten finds of a class in a scene are enough.
     """
@@ -243,13 +243,13 @@ def score(finds: list[Found], truth: Scene, is_right: list[np.ndarray]) -> Score
 
 
 def score_at(threshold: float, found: list[Found], truth: Scene) -> Score:
-    """Score the finds at or above this threshold."""
+    """Score the finds whose scores are at least this threshold."""
     finds = [each.above(threshold) for each in found]
     return score(finds, truth, right(finds, truth))
 
 
 def score_name(name: int, finds: list[Found], truth: Scene, is_right: list[np.ndarray]) -> Score:
-    """Score the finds of one name."""
+    """Score the finds with one name."""
     is_named = np.concatenate([each.names for each in finds]) == name
     true = int((np.concatenate(list(truth.names)) == name).sum())
     return Score.of(int((is_named & np.concatenate(is_right)).sum()), int(is_named.sum()), true)
@@ -265,7 +265,7 @@ def standard_error(seed: int, finds: list[Found], truth: Scene, is_right: list[n
 
 
 def faults(finds: list[Found], truth: Scene, is_right: list[np.ndarray]) -> dict[str, int]:
-    """Count the wrong finds by what is wrong with them."""
+    """Count the wrong finds by the kind of error."""
     counts = {"with a wrong name": 0, "of an object found before": 0, "with a box that is off": 0, "of nothing": 0}
     kinds = list(counts)
     for each, boxes, names, is_hit in zip(finds, truth.boxes, truth.names, is_right, strict=True):
@@ -280,7 +280,7 @@ def faults(finds: list[Found], truth: Scene, is_right: list[np.ndarray]) -> dict
 
 
 def time_scenes(width: int, variables: Variables, pictures: np.ndarray, repeats: int = 20) -> dict[str, float]:
-    """Time, picture by picture, the sliding network, the whole search, and the network on each window by itself.
+    """Time the sliding network, the whole search, and the network on each window by itself, picture by picture.
 
     Returns:
         Medians in seconds, excluding compilation.
@@ -296,7 +296,7 @@ def time_scenes(width: int, variables: Variables, pictures: np.ndarray, repeats:
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for i in range(
         -1, min(repeats, len(pictures))
-    ):  # the first call compiles; taken in turn, so that all meet the same load
+    ):  # the first call compiles; functions are called in turn, so that all meet the same load
         for name, work in works.items():
             began = time.perf_counter()
             work(pictures[max(i, 0)][None])

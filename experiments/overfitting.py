@@ -1,14 +1,14 @@
-"""Overfitting on 150 passengers of the Titanic: what prevents it, and the bias and variance behind it.
+"""Overfitting on 150 passengers of the Titanic: ways to prevent it, and the bias and variance behind it.
 
     python -m experiments.overfitting [--out DIR] [--seed N]
 
-A wide network learns 150 passengers nearly by heart. Four variants of its training, on several random splits of the
+A wide network nearly memorises 150 passengers. Four variants of training, on several random splits of the
 passengers, run as one program: no regularisation, 50 % dropout, decoupled weight decay, and early stopping. Half of the
-held-out passengers are used for the learning curves and to decide when to stop, the other half for scoring. Then
+held-out passengers are used for the learning curves and to decide when to stop, and the other half for scoring. Then
 networks of growing width are trained on training sets drawn with replacement, and the Brier score of held-out
-passengers is split into variance and the rest. Expect the held-out loss to fall for ten epochs and then to rise without
-end; dropout to undo about half of that rise, weight decay and early stopping nearly all of it; and variance to grow
-with width and with time. It takes about a minute, most of it compilation.
+passengers is decomposed into variance and the rest. Expect the held-out loss to fall for ten epochs and then to rise
+without end; dropout to undo about half of that rise, weight decay and early stopping nearly all of it; and variance to
+grow with width and with time. It takes about a minute, most of it compilation.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ UNREGULARISED, STOPPED = "no regularisation", "early stopping"
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the overfitting experiment."""
+    """Options for the overfitting experiment."""
 
     out: Path = Path("runs/overfitting")
     """where the results go"""
@@ -58,7 +58,7 @@ class Config:
     dropout: float = 0.5
     """the fraction of the hidden layer dropped by the variant with dropout"""
     weight_decay: float = 3.0
-    """decoupled weight decay of the variant with it, chosen from 0.1, 1 and 3 by looking at these passengers"""
+    """decoupled weight decay of the variant that has it, chosen from 0.1, 1 and 3 by looking at these passengers"""
     patience: int = 20
     """epochs without improvement after which the variant with early stopping ends"""
     widths: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -66,7 +66,7 @@ class Config:
     pool: int = 520
     """passengers to draw training sets from to separate bias and variance; the rest are held out"""
     resamples: int = 48
-    """training sets drawn from them, with replacement"""
+    """training sets drawn from the pool, with replacement"""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def compare(
     """Train every variant on every split, all in one program.
 
     Returns:
-        The runs, `(variants, splits)`, and the scores of their last weights and of those with the lowest loss on
+        The runs, `(variants, splits)`, and the scores of the last weights and of the weights with the lowest loss on
         the passengers held out for early stopping.
     """
     train = nnfx.fit(
@@ -256,7 +256,7 @@ def decompose(probabilities: Array, targets: Array) -> dict[str, Array]:
 
 
 def draw_learning_curves(results: Results, runs: nnfx.Run, names: list[str]) -> None:
-    """Draw the learning curves of the variants on the first split."""
+    """Plot the learning curves of the variants on the first split."""
     figure, axes = plt.subplots(1, len(names), figsize=(13, 4.2), sharey=True)
     train, held_out = (np.asarray(runs.history[f"{part}_loss"])[:, 0] for part in ("train", "valid"))
     epochs = np.arange(1, train.shape[1] + 1)
@@ -278,7 +278,7 @@ def draw_learning_curves(results: Results, runs: nnfx.Run, names: list[str]) -> 
 
 
 def draw_scores(results: Results, found: dict[str, dict[str, Any]]) -> None:
-    """Draw the scores of every variant on every split, with their mean and its standard error."""
+    """Plot the scores of every variant on every split, with the mean and its standard error."""
     figure, axes = plt.subplots(1, 2, figsize=(13, 3.6))
     labels = {"losses": "held-out loss (nats)", "accuracies": "held-out accuracy"}
     for axis, (part, label) in zip(axes, labels.items(), strict=True):
@@ -298,7 +298,7 @@ def draw_scores(results: Results, found: dict[str, dict[str, Any]]) -> None:
 def draw_bias_and_variance(
     results: Results, by_width: dict[str, np.ndarray], by_epoch: dict[str, np.ndarray], config: Config
 ) -> None:
-    """Draw the parts of the Brier score against the width of the network and against the epoch."""
+    """Plot the terms of the Brier score against the width of the network and against the epoch."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), sharey=True)
     for axis, table, title in (
         (axes[0], by_width, f"as the network grows (after {config.epochs} epochs)"),

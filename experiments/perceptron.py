@@ -1,14 +1,15 @@
-"""From one perceptron to deep networks: its three steps, its line, and what a non-linearity is for.
+"""From one perceptron to deep networks: its three steps, its line, and what an activation function is for.
 
     python -m experiments.perceptron [--out DIR] [--seed N]
 
-The perceptron g(1 + 3x₁ − 2x₂) is followed step by step for one point, and its line is drawn. Then networks with two
-hidden layers separate two classes of points, arranged in three ways, without a non-linearity and with tanh; without
-one, their layers multiply into a single perceptron, which is compared with the network. Finally, a perceptron with
-three outputs and networks with one to three hidden layers separate three spirals. Half of the points are held out for
-scoring. Expect every network without a non-linearity to draw one line, which is right on the clouds but on no more than
-three quarters of the points in the other two; tanh to be right on nearly all points; and the spirals to be separated
-better with every layer up to the second. It works offline and takes about twenty seconds.
+The perceptron g(1 + 3x₁ − 2x₂) is followed step by step for one point, and its line is plotted. Then networks with two
+hidden layers separate two classes of points, arranged in three ways, without an activation function and with
+tanh; without one, their layers multiply into a single perceptron, which is compared with the network. Finally, a
+perceptron with three outputs and networks with one to three hidden layers separate three spirals. Half of the points
+are held out for scoring. Expect every network without an activation function to draw one line, which is right on the
+clouds but on no more than three quarters of the points in the other two arrangements; tanh to be right on nearly all
+points; and the spirals to be separated better with every layer up to the second. It works offline and takes about
+twenty seconds.
 """
 
 import dataclasses
@@ -28,16 +29,16 @@ from nnfx.data import Data
 from nnfx.types import Array, Batch, Params
 
 BIAS, WEIGHTS = 1.0, (3.0, -2.0)
-"""The perceptron whose line is drawn."""
+"""The perceptron whose line is plotted."""
 POINT, OTHER = (1.0, 1.0), (-1.0, 2.0)
-"""The point that is followed, and one on the other side of the line."""
+"""The point that is followed, and a point on the other side of the line."""
 CLASSES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"))
 """The colour and the marker of each spiral."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the perceptron experiment."""
+    """Options for the perceptron experiment."""
 
     out: Path = Path("runs/perceptron")
     """where the results go"""
@@ -128,7 +129,7 @@ def follow(point: tuple[float, float]) -> dict[str, float]:
 
 
 def draw_points(seed: int, rows: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Draw points of two classes, arranged in three ways, and of three in spirals; `(rows, 2)`, labels `(rows,)`."""
+    """Draw points of two classes in three arrangements, and of three in spirals; `(rows, 2)`, labels `(rows,)`."""
     random = np.random.default_rng(seed)
     labels, arm = np.arange(rows) % 2, np.arange(rows) % 3
     noise = random.normal(size=(rows, 2))
@@ -177,13 +178,13 @@ def count(run: nnfx.Run) -> int:
 
 
 def collapse_layers(params: Params) -> tuple[Array, Array]:
-    """Multiply layers without non-linearities into one: `(x W₁ + b₁) W₂ + b₂ = x (W₁ W₂) + (b₁ W₂ + b₂)`.
+    """Multiply layers without activation functions into one: `(x W₁ + b₁) W₂ + b₂ = x (W₁ W₂) + (b₁ W₂ + b₂)`.
 
     Args:
         params: a kernel and a bias for each layer, under names that sort in the order of the layers.
 
     Returns:
-        The kernel and the bias of the one perceptron that is equivalent to all of them.
+        The kernel and the bias of the perceptron that is equivalent to all layers.
     """
     first, *others = (params[name] for name in sorted(params))
     kernel, bias = first["kernel"], first["bias"]
@@ -193,7 +194,7 @@ def collapse_layers(params: Params) -> tuple[Array, Array]:
 
 
 def difference(run: nnfx.Run, data: Data) -> float:
-    """Return how far a network is from the perceptron that its layers multiply into, relative to its largest output."""
+    """Return the relative difference between a network and the perceptron that its layers multiply into."""
     kernel, bias = collapse_layers(run.state.params)
     outputs = run.apply(data.train.inputs, run.state.variables)
     return float(jnp.abs(data.train.inputs @ kernel + bias[None] - outputs).max() / jnp.abs(outputs).max())
@@ -207,7 +208,7 @@ def plane(reach: float) -> tuple[np.ndarray, np.ndarray, Array]:
 
 
 def draw_steps(results: Results, steps: dict[str, float]) -> None:
-    """Draw the perceptron as a graph with its numbers, and its three steps along the sigmoid."""
+    """Plot the perceptron as a graph with its numbers, and its three steps along the sigmoid."""
     figure, (graph, curve) = plt.subplots(1, 2, figsize=(11.5, 4), width_ratios=(1.25, 1))
     graph.set_axis_off()
     graph.set(xlim=(-0.5, 5.6), ylim=(-1.9, 1.9))
@@ -255,7 +256,7 @@ def draw_steps(results: Results, steps: dict[str, float]) -> None:
 
 
 def draw_line(results: Results) -> None:
-    """Draw the perceptron g(1 + 3x₁ − 2x₂): a line, with the plane on its two sides."""
+    """Plot the perceptron g(1 + 3x₁ − 2x₂): a line, with the plane on its two sides."""
     x1, x2, places = plane(4.0)
     model = nnfx.models.perceptron(activation="sigmoid")
     outputs = np.asarray(model.apply({"params": course_params()}, places)).reshape(x1.shape)
@@ -281,7 +282,7 @@ def draw_line(results: Results) -> None:
 def draw_two_classes(
     results: Results, name: str, title: str, runs: dict[str, nnfx.Run], arranged: dict[str, Data]
 ) -> None:
-    """Draw the probability that each network assigns to class 1, and the held-out points of both classes."""
+    """Plot the probability that each network assigns to class 1, and the held-out points of both classes."""
     figure, axes = plt.subplots(1, len(runs), figsize=(12, 4.2))
     for axis, (kind, run) in zip(axes, runs.items(), strict=True):
         held_out = held_out_of(arranged[kind])
@@ -301,7 +302,7 @@ def draw_two_classes(
 
 
 def draw_deep_networks(results: Results, runs: dict[str, nnfx.Run], data: Data) -> None:
-    """Draw the class of the largest output over the plane, and the held-out points."""
+    """Plot the class of the largest output over the plane, and the held-out points."""
     held_out = held_out_of(data)
     x1, x2, places = plane(1.05 * float(jnp.abs(held_out.inputs).max()))
     points, targets = np.asarray(held_out.inputs), np.asarray(held_out.targets)

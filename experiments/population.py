@@ -3,13 +3,13 @@
     python -m experiments.population [--out DIR] [--seed N]
 
 Twenty networks learn scikit-learn's digits side by side, each with its own learning rate and dropout rate. Every two
-epochs the worst fifth copy the weights of the best, and perturb their two rates; all of it is one compiled program. A
-random search trains as many networks with fixed rates for as many epochs. Both select by the same held-out digits, and
-are scored on others, on five random splits.
+epochs the worst fifth copy the weights and the two rates of the best, and perturb the rates; all of this is one
+compiled program. A random search trains as many networks with fixed rates for as many epochs. Both select by the same
+held-out digits, and are scored on other digits, on five random splits.
 
 The figure shows the members' rates by epoch, and the schedule that led to the best member. Expect the population's loss
 to be about 0.03 nats lower: the random search picks among twenty fixed draws, while the population continues from its
-best ones and refines them. It takes about half a minute on two cores.
+best members and refines their rates. It takes about half a minute on two cores.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ RANGES: dict[str, Any] = {"learning_rate": LogUniform(1e-3, 3.0), "dropout": Uni
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the experiment on population-based training."""
+    """Options for the experiment on population-based training."""
 
     out: Path = Path("runs/population")
     """where the results go"""
@@ -96,7 +96,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def three_parts(key: jax.Array) -> tuple[Data, nnfx.Batch]:
-    """Return digits for training and selection, and a quarter that neither sees."""
+    """Return digits for training and selection, and a quarter used for neither."""
     data = nnfx.data.digits(key=key, valid_fraction=0.5)
     assert data.valid is not None
     half = len(data.valid.targets) // 2
@@ -111,7 +111,7 @@ def best_of(members: Population) -> int:
 
 
 def draw(results: Results, members: Population, search: Sweep, config: Config) -> None:
-    """Draw the members' rates and losses by epoch, with the lineage of the best member, beside the random search."""
+    """Plot the members' rates and losses by epoch, with the lineage of the best member, beside the random search."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6))
     rounds, best = np.arange(len(members.parents)), best_of(members)
     epochs = (rounds + 1) * config.epochs_per_round

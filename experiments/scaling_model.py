@@ -1,4 +1,4 @@
-"""From one device to 100,000: how efficient data parallelism and sweeps can be, predicted from measurements.
+"""From one device to 100,000: the efficiency of data parallelism and sweeps, predicted from measurements.
 
     python -m experiments.scaling_model [--out DIR] [--seed N]
 
@@ -6,15 +6,15 @@ The time of a step and the bytes of its gradient are measured on this machine; b
 options below). Data parallelism then costs a ring or a tree of exchanges per step; a sweep exchanges nothing, and loses
 only what cannot be distributed evenly. The figure shows the efficiency, which is the fraction of the ideal throughput,
 for a fixed batch per device and for a fixed total batch; it ranges from exchanges that wait for the whole gradient to
-those that hide behind the computation as far as they can.
+exchanges that overlap with the computation as far as possible.
 
 The model is checked where it can be: the time of a step on two devices of this CPU is predicted for gradients of
-several sizes. They share its cores, so they compute for as long as one device does for the examples of both; the time
-of an exchange alone is added to that. Expect predictions to be right within a third or so: the devices also share
+several sizes. The devices share its cores, so they compute for as long as one device does for the examples of both; the
+time of an exchange alone is added. Expect predictions to be right within about a third: the devices also share
 caches and memory, which the model ignores. It takes less than a minute.
 
-Further assumptions: all devices are alike and none is late, nothing fails, links are not shared with others, data are
-read as fast as they are needed, and the update itself is the same on every device.
+Further assumptions: all devices are alike and none is late, nothing fails, links are not shared with other programs,
+data are read as fast as they are needed, and the update itself is the same on every device.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ from nnfx.training.data_parallel import data_parallel
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the scaling model."""
+    """Options for the scaling model."""
 
     out: Path = Path("runs/scaling_model")
     """where the results go"""
@@ -118,7 +118,7 @@ def all_reduce(devices: int, size: float, node: int, fast: Link, slow: Link) -> 
 
 
 def efficiency(computing: float, exchanging: float, hidden: float = 0.0) -> float:
-    """Return the fraction of the ideal throughput if `hidden` seconds of the exchange hide behind the computation.
+    """Return the fraction of the ideal throughput if `hidden` seconds of the exchange overlap with the computation.
 
     >>> efficiency(1.0, 1.0), efficiency(1.0, 1.0, hidden=0.6)
     (0.5, 0.7142857142857143)
@@ -139,12 +139,12 @@ class Measured(NamedTuple):
     """Measurements of a network's step on this machine, in seconds and bytes.
 
     Attributes:
-        width: the width of its hidden layers.
-        size: the size of its gradient.
-        one: the step on one device.
-        both: the step on one device, with the batches of two.
-        two: the step on two devices, each with a batch of the same size.
-        exchange: an all-reduce of the gradient between two devices, by itself.
+        width: the width of the network's hidden layers.
+        size: the size of the gradient.
+        one: the time of a step on one device.
+        both: the time of a step on one device with the examples of two devices.
+        two: the time of a step on two devices, each with a batch of the same size.
+        exchange: the time of an all-reduce of the gradient between two devices, by itself.
     """
 
     width: int
@@ -260,10 +260,10 @@ def medians(functions: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...], r
 
 
 def predict(of: Measured, devices: np.ndarray, config: Config) -> dict[str, np.ndarray]:
-    """Return the efficiency by number of devices, for each way to use them."""
+    """Return the efficiency by number of devices, for each way to use devices."""
     fast, slow = Link(config.fast_bandwidth, config.fast_latency), Link(config.slow_bandwidth, config.slow_latency)
     computing = of.one / config.speed
-    backward = 2 / 3 * computing  # of three equal products: forward, gradients of inputs and of weights
+    backward = 2 / 3 * computing  # of three equal products: forward, and the gradients of inputs and of weights
 
     def parallel(n: int, seconds: float, hidden: float) -> float:
         return efficiency(seconds, all_reduce(n, of.size, config.node, fast, slow), hidden)
@@ -281,7 +281,7 @@ def predict(of: Measured, devices: np.ndarray, config: Config) -> dict[str, np.n
 def draw(
     results: Results, measured: list[Measured], devices: np.ndarray, curves: dict[str, np.ndarray], config: Config
 ) -> None:
-    """Draw predicted efficiencies, and predicted against measured steps."""
+    """Plot predicted efficiencies, and predicted against measured steps."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12.5, 4.6), width_ratios=(1.7, 1))
     names = list(curves)
     left.fill_between(devices, curves[names[0]], curves[names[1]], color=BLUE, alpha=0.2, linewidth=0)

@@ -1,16 +1,16 @@
-"""A search over architectures and learning rates: the best, and those that cannot be distinguished from it.
+"""A search over architectures and learning rates: the best point, and the points that cannot be distinguished from it.
 
     python -m experiments.search [--out DIR] [--seed N]
 
 Eight networks (one or two hidden layers of 16 or 32 units, with tanh or ReLU) learn scikit-learn's digits by stochastic
 gradient descent, each with 16 learning rates and six seeds. The layers are a static choice, so there are eight
-programs; each trains its 96 runs side by side. All points see the same seeds, so their losses are compared in pairs.
+programs; each trains its 96 runs side by side. All points have the same seeds, so their losses are compared in pairs.
 
 The figure shows the mean held-out loss by learning rate, one line for each architecture; circles mark the points that
 six seeds cannot distinguish from the best. Expect tanh with 32 units per layer to be best, at a rate near 1, where most
-networks with ReLU no longer learn; and about 7 of the 128 points to be indistinguishable from it, with one layer and
-with two. With six seeds, a point is distinguished from the best only if it is worse for every seed. It takes about a
-minute on two cores, nearly all of it for compiling the programs.
+networks with ReLU no longer learn; and about 7 of the 128 points, with one layer and with two, to be
+indistinguishable from it. With six seeds, a point is distinguished from the best only if it is worse for every seed. It
+takes about a minute on two cores, nearly all of it for compiling the programs.
 """
 
 import dataclasses
@@ -32,14 +32,14 @@ from nnfx.training.fit import Fit
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the experiment on searches."""
+    """Options for the experiment on searches."""
 
     out: Path = Path("runs/search")
     """where the results go"""
     seed: int = 0
     """the seed of everything random"""
     rates: int = 16
-    """how many learning rates"""
+    """the number of learning rates"""
     seeds: int = 6
     """runs of each point"""
     epochs: int = 10
@@ -93,7 +93,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def make(config: Config, hidden: tuple[int, ...], activation: str) -> Fit:
-    """Return the run of an architecture."""
+    """Return the function that trains an architecture."""
     return nnfx.fit(
         nnfx.models.mlp(hidden, outputs=10, activation=activation),
         nnfx.losses.categorical_cross_entropy,
@@ -104,7 +104,7 @@ def make(config: Config, hidden: tuple[int, ...], activation: str) -> Fit:
 
 
 def draw(results: Results, found: Search, unsure: set[int]) -> None:
-    """Draw the mean loss by learning rate, and mark the points that cannot be distinguished from the best."""
+    """Plot the mean loss by learning rate, and mark the points that cannot be distinguished from the best."""
     figure, axis = plt.subplots(figsize=(9, 5.5))
     colours = dict(zip([(16,), (32,), (16, 16), (32, 32)], (BLUE, ORANGE, GREEN, PURPLE), strict=True))
     of_point = {row["point"]: row for row in found.by_point().rows}

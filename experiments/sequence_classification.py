@@ -3,12 +3,13 @@
     python -m experiments.sequence_classification [--out DIR] [--seed N]
     python -m experiments.sequence_classification --data fashion_mnist --repeats 2 --epochs 12 --hidden 128
 
-A digit of 8 × 8 pixels is a sequence of eight rows, read from the top; the networks have about equally many weights.
-They learn scikit-learn's 1,797 digits on five random splits with a quarter held out; from Fashion-MNIST they learn the
-60,000 training images, and the test set of 10,000 is held out. Nothing is chosen on held-out data: the number of epochs
-is fixed, and the average of the weights along the run is scored. The last network is trained to name the digit after
-every row, and is then applied one row at a time, as a scanner would feed it: its figure shows what it takes a digit for
-as it reads on. Expect about 98 % of held-out digits to be right. It works offline and takes less than two minutes.
+A digit of 8 × 8 pixels is a sequence of eight rows, read from the top; all networks have about the same number of
+weights. They learn scikit-learn's 1,797 digits on five random splits with a quarter held out; from Fashion-MNIST they
+learn the 60,000 training images, and the test set of 10,000 is held out. Nothing is chosen on held-out data: the number
+of epochs is fixed, and the average of the weights over the run is scored. The last network is trained to name the digit
+after every row, and is then applied one row at a time, as a scanner would feed it: the figure shows the class that it
+predicts after each row. Expect about 98 % of held-out digits to be right. It works offline and takes less than two
+minutes.
 """
 
 import dataclasses
@@ -48,7 +49,7 @@ COLOURS = {"RNN": GREY, "GRU": BLUE, "LSTM": ORANGE, "GRU, both directions": GRE
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the sequence classification experiment."""
+    """Options for the sequence classification experiment."""
 
     out: Path = Path("runs/sequence_classification")
     """where the results go"""
@@ -61,7 +62,7 @@ class Config:
     held_out: float = 0.25
     """the fraction of the digits held out"""
     hidden: int = 64
-    """width of the GRU; the others get about as many weights"""
+    """width of the GRU; the other networks get about the same number of weights"""
     epochs: int = 40
     """epochs of every run"""
     batch_size: int = 32
@@ -69,9 +70,9 @@ class Config:
     learning_rate: float = 0.005
     """the peak learning rate (Adam, one cycle)"""
     clip: float = 1.0
-    """the largest norm of a gradient; larger ones are clipped"""
+    """the largest norm of a gradient; larger gradients are clipped"""
     ema_decay: float = 0.99
-    """the fraction of the average of the weights kept at each step"""
+    """the fraction of the average weights that is kept at each step"""
     shift: float = 0.5
     """how far images are shifted, in pixels"""
 
@@ -82,7 +83,7 @@ class Reading(NamedTuple):
     Attributes:
         images: `(images, rows, columns)`, from 0 to 1.
         labels: the true classes, `(images,)`.
-        probabilities: after each row, `(images, rows, classes)`.
+        probabilities: the probabilities of the classes after each row, `(images, rows, classes)`.
     """
 
     images: np.ndarray
@@ -145,7 +146,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def held_out(images: Images, key: Array, config: Config) -> Data:
-    """Hold out a random part of the images, or their test set if there is one."""
+    """Hold out a random fraction of the images, or their test set if there is one."""
     if images.test is not None:
         return images.prepare(hold_out_test=True)
     return images.prepare(key=key, valid_fraction=config.held_out)
@@ -181,7 +182,7 @@ def rows_of(images: Array) -> Array:
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Return the categorical cross-entropy, averaged over all rows if there are logits for each."""
+    """Return the categorical cross-entropy, averaged over all rows if there are logits for each row."""
     if logits.ndim == 3:
         labels = jnp.broadcast_to(labels[:, None], logits.shape[:2])
     return nnfx.losses.categorical_cross_entropy(logits, labels)
@@ -233,7 +234,7 @@ def read(model: Model, run: nnfx.Run, data: Data) -> Reading:
 
 
 def draw_learning_curves(results: Results, runs: dict[str, list[nnfx.Run]]) -> None:
-    """Draw loss and errors by epoch: the mean of the runs."""
+    """Plot loss and errors by epoch, averaged over runs."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
     for name, some in runs.items():
         loss = np.stack([run.history["valid_loss"] for run in some])
@@ -250,7 +251,7 @@ def draw_learning_curves(results: Results, runs: dict[str, list[nnfx.Run]]) -> N
 
 
 def draw_accuracy_by_row(results: Results, readings: dict[str, list[Reading]]) -> None:
-    """Draw how many images are named correctly against the number of rows read: every run thin, and their mean."""
+    """Plot how many images are named correctly against the number of rows read: every run, and the mean."""
     figure, axis = plt.subplots(figsize=(6.4, 4.2))
     for name, some in readings.items():
         accuracies = 100 * np.stack([each.accuracy for each in some])
@@ -266,7 +267,7 @@ def draw_accuracy_by_row(results: Results, readings: dict[str, list[Reading]]) -
 
 
 def draw_readings(results: Results, reading: Reading, classes: tuple[str, ...], shown: int = 6) -> None:
-    """Draw images and what they are taken for while they are read: those over which the network wavers most.
+    """Plot images, and the classes predicted while they are read, for the images over which the network wavers most.
 
     It wavers over an image if the most probable class changes often, and the image is named correctly in the end.
     """
@@ -286,7 +287,7 @@ def draw_readings(results: Results, reading: Reading, classes: tuple[str, ...], 
 
 
 def draw_probabilities(axis: Axes, probabilities: np.ndarray, classes: tuple[str, ...]) -> None:
-    """Draw the probability of each class that is ever likely, by rows read."""
+    """Plot the probability of each class that is ever likely, by rows read."""
     rows = np.arange(1, len(probabilities) + 1)
     colours = mpl.colormaps["tab10"].colors  # type: ignore[attr-defined]
     likely = np.flatnonzero(probabilities.max(0) >= 0.25)

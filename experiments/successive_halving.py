@@ -3,14 +3,14 @@
     python -m experiments.successive_halving [--out DIR] [--seed N]
 
 It draws 128 points at random (learning rate, momentum, weight decay, dropout) for a network on the Titanic data, and
-trains all of them to the end; then again by successive halving, which keeps the better half at epochs 4, 8, 16 and 32
-of 64. All of this is repeated five times, each time with different points, seeds and held-out quarter. A point's loss
-is its best held-out loss, averaged over seeds: the very number that both searches choose by, and no estimate of the
-loss on other passengers.
+trains all of them to the end, and then again by successive halving, which keeps the better half at epochs 4, 8, 16 and
+32 of 64. All of this is repeated five times, each time with different points, seeds and held-out passengers. A point's
+loss is its best held-out loss, averaged over seeds: both searches choose by this very number, so it is no estimate of
+the loss on other passengers.
 
-Expect halving to find the same best point or one less than 1 % worse, with 19 % of the member-epochs and in about a
+Expect halving to find the same best point or a point less than 1 % worse, with 19 % of the member-epochs and in about a
 quarter of the time. Two things speak against it here. A search with as many member-epochs that trains fewer points to
-the end, also drawn, comes within 1 % too, since good points are common on this data. And the first call of halving
+the end, also plotted, comes within 1 % too, since good points are common on this data. And the first call of halving
 takes longer than that of the full search, since each smaller table is another program to compile. It takes about a
 minute on two cores.
 """
@@ -35,14 +35,14 @@ from nnfx import sweeps
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the experiment on successive halving."""
+    """Options for the experiment on successive halving."""
 
     out: Path = Path("runs/successive_halving")
     """where the results go"""
     seed: int = 0
     """the seed of everything random"""
     repetitions: int = 5
-    """how many times everything is repeated"""
+    """the number of repetitions"""
     points: int = 128
     """points of hyper-parameters drawn"""
     seeds: int = 2
@@ -65,9 +65,9 @@ class Search:
 
     Attributes:
         best: the best held-out loss of each point up to each epoch, averaged over seeds, `(points, epochs)`.
-        lengths: the number of epochs after which each point was dropped or ended, `(points,)`.
+        lengths: the number of epochs after which each point was dropped or finished, `(points,)`.
         spent: member-epochs spent up to each epoch, `(epochs,)`.
-        seconds: its wall time.
+        seconds: the wall time of the search.
         sweep: the sweep itself.
     """
 
@@ -211,7 +211,8 @@ def compare(full: Search, halving: Search) -> dict[str, float]:
 
     Returns:
         The losses of the best points and their ratio; the rank of halving's choice in the full search, from 1; the
-        ratio for a search that trains fewer points to the end with as many member-epochs; and what was spent.
+        ratio for a search that trains fewer points to the end with as many member-epochs; the fractions of the full
+        search's member-epochs and time that halving took; and the times of both.
     """
     losses = full.best[:, -1]
     fraction = float(halving.spent[-1] / full.spent[-1])
@@ -231,7 +232,7 @@ def compare(full: Search, halving: Search) -> dict[str, float]:
 
 
 def best_of_some(losses: np.ndarray) -> np.ndarray:
-    """Return the expected lowest of n of these losses, drawn without replacement, for each n from 1 upwards.
+    """Return the expected minimum of n of these losses, drawn without replacement, for each n from 1 upwards.
 
     >>> best_of_some(np.array([3.0, 1.0, 2.0])).round(3).tolist()
     [2.0, 1.333, 1.0]
@@ -245,7 +246,7 @@ def best_of_some(losses: np.ndarray) -> np.ndarray:
 
 
 def draw(results: Results, pairs: list[dict[str, Search]], config: Config) -> None:
-    """Draw the losses of all points of the first repetition, and how the best loss falls with member-epochs spent."""
+    """Plot the losses of all points of the first repetition, and how the best loss falls with member-epochs spent."""
     figure, axes = plt.subplots(1, 2, figsize=(13, 5))
     draw_points(axes[0], pairs[0]["halving"], config)
     draw_spending(axes[1], pairs, config)
@@ -253,7 +254,7 @@ def draw(results: Results, pairs: list[dict[str, Search]], config: Config) -> No
 
 
 def draw_points(axis: Axes, halving: Search, config: Config) -> None:
-    """Draw the loss that each point is ranked by, up to the rung at which it was dropped."""
+    """Plot the loss that each point is ranked by, up to the rung at which it was dropped."""
     lengths = halving.lengths
     order = sorted(range(config.points), key=lambda point: (lengths[point], point == halving.winner))
     for point in order:
@@ -291,7 +292,7 @@ def draw_points(axis: Axes, halving: Search, config: Config) -> None:
 
 
 def draw_spending(axis: Axes, pairs: list[dict[str, Search]], config: Config) -> None:
-    """Draw the best loss so far, relative to that of the full search, against member-epochs."""
+    """Plot the best loss so far, relative to that of the full search, against member-epochs."""
     some = [100 * (best_of_some(pair["full"].best[:, -1]) / pair["full"].best[:, -1].min() - 1) for pair in pairs]
     one_by_one = np.arange(1, config.points + 1) * config.seeds * config.epochs
     axis.plot(

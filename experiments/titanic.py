@@ -31,7 +31,7 @@ PASSENGER = np.array([[71.2833, 38.0]])
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the Titanic experiment."""
+    """Options for the Titanic experiment."""
 
     out: Path = Path("runs/titanic")
     """where the results go"""
@@ -40,7 +40,7 @@ class Config:
     epochs: int = 200
     """epochs of the two networks"""
     hidden: int = 16
-    """width of their hidden layer"""
+    """width of the hidden layer of each network"""
     learning_rate: float = 0.01
     """learning rate of the two networks (Adam)"""
     batch_size: int = 32
@@ -126,7 +126,7 @@ def train_perceptron(key: jax.Array, data: Data) -> nnfx.Run:
 
 
 def network_of(config: Config, activation: str) -> Fit:
-    """Return the training of a network with one hidden layer by minibatches."""
+    """Return a function that trains a network with one hidden layer by minibatches."""
     return nnfx.fit(
         nnfx.models.mlp(hidden=(config.hidden,), activation=activation),
         nnfx.losses.binary_cross_entropy,
@@ -149,22 +149,22 @@ def show_one_passenger(key: jax.Array, run: nnfx.Run) -> None:
 
 
 Outputs = Callable[[Any], Any]
-"""The logits of survival for prepared inputs, `(passengers, 2) -> (passengers, 1)`."""
+"""A function from preprocessed inputs to the logits of survival, `(passengers, 2) -> (passengers, 1)`."""
 
 
 def outputs_of(run: nnfx.Run) -> Outputs:
-    """Return the logits by the weights of the last epoch, which were not chosen by looking at held-out passengers."""
+    """Return a function to the logits of the last epoch, an epoch not chosen by results on held-out passengers."""
     return lambda inputs: run.apply(inputs, run.state.variables)
 
 
 def majority_of(train: nnfx.Batch) -> Outputs:
-    """Return constant logits: for everyone, the share of survivors among the training passengers."""
+    """Return a function to constant logits: those of the fraction of survivors among the training passengers."""
     share = np.asarray(train.targets).mean()
     return lambda inputs: np.full((len(inputs), 1), np.log(share / (1 - share)), np.float32)
 
 
 def score(parts: Mapping[str, nnfx.Batch | None], outputs: Outputs) -> dict[str, dict[str, Any]]:
-    """Score predictions on each part; those of all parts are computed together, since a program serves one size."""
+    """Score predictions on each split; all splits are predicted together, since a program serves one size."""
     batches = {name: batch for name, batch in parts.items() if batch is not None}
     inputs: Any
     labels: Any
@@ -193,12 +193,12 @@ def sigmoid(logits: Any) -> np.ndarray:
 
 
 def without_rows(numbers: dict[str, Any]) -> dict[str, Any]:
-    """Leave out the number of rows."""
+    """Return the numbers without the number of rows."""
     return {name: value for name, value in numbers.items() if name != "rows"}
 
 
 def draw_decision_regions(results: Results, runs: dict[str, nnfx.Run], data: Data) -> None:
-    """Draw each model's probability of survival over the plane of fare and age, with the passengers."""
+    """Plot each model's probability of survival over the plane of fare and age, with the passengers."""
     scale, mean = np.asarray(data.preprocess.scale), np.asarray(data.preprocess.mean)
     raw = np.asarray(data.train.inputs) * scale + mean
     survived = np.asarray(data.train.targets) == 1
@@ -228,7 +228,7 @@ def draw_decision_regions(results: Results, runs: dict[str, nnfx.Run], data: Dat
 
 
 def draw_learning_curves(results: Results, runs: dict[str, nnfx.Run]) -> None:
-    """Draw the loss of each model by epoch, on training and on held-out passengers."""
+    """Plot the loss of each model by epoch, on training and on held-out passengers."""
     figure, axes = plt.subplots(1, len(runs), figsize=(12, 3.4), sharey=True)
     for axis, (name, run) in zip(axes, runs.items(), strict=True):
         epochs, history = np.arange(1, int(run.epochs) + 1), jax.device_get(run.history)

@@ -1,12 +1,12 @@
-"""How certain a network is, by several methods, and sets and intervals with the coverage that they state.
+"""The uncertainty of a network by several methods, and sets and intervals with the stated coverage.
 
     python -m experiments.uncertainty [--out DIR] [--seed N]
 
-Small networks learn 200 handwritten digits, and how diabetes progressed in 150 patients, on several random splits.
-Their probabilities for other digits, and intervals for other patients, are compared: those of one network, the same
-calibrated by a temperature or a scale, with dropout left on, with the Laplace approximation for the last layer, and of
-an ensemble. Sets and intervals that should contain the true value in 95 % of cases are then calibrated by split
-conformal prediction on half of the held-out rows; all scores are those of the other half. Expect one network to be
+Small networks learn 200 handwritten digits, and the progression of diabetes in 150 patients, on several random splits.
+Probabilities for other digits and intervals for other patients are compared: from one network, from the same network
+calibrated by a temperature or a scale, with dropout left on, or with the Laplace approximation for the last layer, and
+from an ensemble. Sets and intervals that should contain the true value in 95 % of cases are then calibrated by split
+conformal prediction on half of the held-out rows; all scores are on the other half. Expect one network to be
 overconfident, and an ensemble to be more accurate and less overconfident; expect intervals that ignore the errors on
 new patients to be far too narrow; and expect conformal sets and intervals of every method to cover about 95 %. It works
 offline and takes about a minute.
@@ -63,12 +63,12 @@ NUMBERS = {
 Scores = dict[str, dict[str, Array]]
 """Scores by method and name."""
 Table = dict[str, dict[str, dict[str, float]]]
-"""Their means over splits, with standard errors."""
+"""Means of scores over splits and their standard errors, by method and name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the uncertainty experiment."""
+    """Options for the uncertainty experiment."""
 
     out: Path = Path("runs/uncertainty")
     """where the results go"""
@@ -81,7 +81,7 @@ class Config:
     draws: int = 50
     """predictions with dropout, and draws from the Laplace posterior"""
     level: float = 0.95
-    """the share of true values that sets and intervals should contain"""
+    """the fraction of true values that sets and intervals should contain"""
     digits: int = 200
     """digits to train on"""
     patients: int = 150
@@ -89,7 +89,7 @@ class Config:
     hidden: int = 64
     """width of each of the two hidden layers"""
     dropout: float = 0.2
-    """the fraction of them dropped in training"""
+    """the fraction of hidden units dropped in training"""
     epochs: int = 100
     """epochs of every run"""
     batch_size: int = 32
@@ -102,9 +102,9 @@ class Trained(NamedTuple):
     """The networks of one split and their data.
 
     Attributes:
-        variables: those of the members, stacked.
-        train: what they were trained on.
-        held_out: every other row is for calibration; the rows between are scored.
+        variables: the variables of the members, stacked.
+        train: the data that they were trained on.
+        held_out: the held-out rows, alternately for calibration and for scores.
     """
 
     variables: Variables
@@ -141,7 +141,7 @@ def trainer(outputs: int, loss: PerExample, config: Config) -> tuple[Model, Call
     fit = nnfx.fit(model, loss, optax.adam, epochs=config.epochs, batch_size=config.batch_size)
 
     def train(key: Array, data: Data) -> Trained:
-        alone = dataclasses.replace(data, valid=None)  # else the best weights on held-out rows would be kept
+        alone = dataclasses.replace(data, valid=None)  # otherwise the best weights on held-out rows would be kept
         runs = nnfx.sweeps.sweep(fit, alone, key=key, seeds=config.members, learning_rate=config.learning_rate)
         assert data.valid is not None
         return Trained(jax.tree.map(jnp.asarray, runs.variables), data.train, data.valid)
@@ -150,7 +150,7 @@ def trainer(outputs: int, loss: PerExample, config: Config) -> tuple[Model, Call
 
 
 def halves(rows: Any) -> tuple[Any, Any]:
-    """Return the rows for calibration, and those that are scored."""
+    """Return the rows for calibration, and the rows to score."""
     return jax.tree.map(lambda leaf: leaf[0::2], rows), jax.tree.map(lambda leaf: leaf[1::2], rows)
 
 
@@ -219,7 +219,7 @@ def score_classes(key: Array, logits: Array, labels: Array, level: float) -> dic
     (_, new), (known_labels, new_labels) = halves(p), halves(labels)
     least, adaptive = halves(conformal.lac(p)), halves(conformal.aps(key, p))
     sets = {
-        "own": adaptive[1] <= level,  # the limit if the probabilities were the true ones
+        "own": adaptive[1] <= level,  # the limit if the probabilities were true
         "LAC": least[1] <= conformal.threshold(least[0], known_labels, level),
         "APS": adaptive[1] <= conformal.threshold(adaptive[0], known_labels, level),
     }
@@ -262,7 +262,7 @@ def compare_patients(keys: Array, config: Config) -> list[Scores]:
 
 
 def moments(outputs: Array, noise: Array) -> tuple[Array, Array]:
-    """Return the means and the standard deviations of targets by outputs `(members, held out, 1)` and the noise."""
+    """Return the means and standard deviations of targets, given outputs `(members, held out, 1)` and the noise."""
     return outputs.mean(0)[:, 0], jnp.sqrt(outputs.var(0)[:, 0] + noise**2)
 
 
@@ -272,7 +272,7 @@ def surprise(mean: Array, std: Array, targets: Array) -> Array:
 
 
 def score_normal(outputs: Array, noise: Array, targets: Array, tails: np.ndarray, level: float) -> dict[str, Array]:
-    """Score normal distributions, and their intervals."""
+    """Score normal distributions and their intervals."""
     mean, std = moments(outputs, noise)
     new_mean, new_std, new_targets = halves((mean, std, targets))[1]
     found = {
@@ -317,7 +317,7 @@ def show(table: Table, columns: dict[str, str]) -> None:
 
 
 def draw_coverage(results: Results, digits: Table, patients: Table, level: float) -> None:
-    """Draw how often sets and intervals contain the truth, and how large they are."""
+    """Plot the coverage and the size of sets and intervals."""
     figure, axes = plt.subplots(2, 2, figsize=(11, 6.4), sharex="col")
     kinds = {
         "own": ("as they are", ORANGE, "o"),

@@ -1,8 +1,8 @@
 """Neural networks on JAX where a whole training run is one pure function.
 
 - `nnfx.models`: dense, convolutional and recurrent networks, and Flax modules, as pure `init` / `apply` pairs.
-- `nnfx.activations`, `nnfx.losses`, `nnfx.metrics`, `nnfx.ops`: the pieces, as functions.
-- `nnfx.data`: prepared arrays, the Titanic passengers, images and time series; `nnfx.augment` varies them.
+- `nnfx.activations`, `nnfx.losses`, `nnfx.metrics`, `nnfx.ops`: the building blocks, as functions.
+- `nnfx.data`: preprocessed arrays, the Titanic passengers, images and time series; `nnfx.augment`: augmentation.
 - `nnfx.make_step`: the stateless training step.
 - `nnfx.fit`: a training run as a pure function of a key, data and hyper-parameters.
 - `nnfx.stopping`, `nnfx.schedules`, `nnfx.regularizers`, `nnfx.averaging`: when a run ends, how its learning
@@ -13,9 +13,9 @@
 - `nnfx.load`: a model saved by `run.save`; it predicts without the data or the code it was trained with.
 - `nnfx.data_parallel`: the training step with its batch split over devices.
 - `nnfx.sweeps`: many runs as one program; `nnfx.uncertainty`: how far predictions can be trusted.
-- `nnfx.search`: the best of many runs, over static choices, such as widths, too.
-- `nnfx.insight`: gradients audited and traced, the landscape and curvature of the loss, and what a network responds
-  to.
+- `nnfx.search`: a search for the best of many runs, also over static choices such as widths.
+- `nnfx.insight`: audits and traces of gradients, the landscape and curvature of the loss, and what a network
+  responds to.
 - `nnfx.forecasting`: windows, forecasters, intervals, scores and backtests; every forecaster is a model.
 - `nnfx.sklearn`: estimators and a search that follow scikit-learn's conventions; importing it imports scikit-learn.
 - `nnfx.distributed`: several processes, on one machine or many, that run as one program.

@@ -1,4 +1,4 @@
-"""Non-linearities, by function and by name.
+"""Activation functions, as callables and by name.
 
 Most come from JAX unchanged. `gelu` and `silu` are wrapped so that their gradients stay finite for large inputs, and
 `maxout` is added. An activation acts on pre-activations of shape `(..., units)`; see `get` for look-up by name and
@@ -80,7 +80,7 @@ def maxout(x: Array, pieces: int = 2) -> Array:
     """The largest of several affine pieces: `max(w₁ᵀx + b₁, …, w_kᵀx + b_k)` for each unit.
 
     The pieces of one unit are adjacent, so a single dense layer of `pieces · units` outputs feeds it. The gradient
-    goes to one of them: in a tie, the first.
+    goes to the largest piece; in a tie, to the first.
 
     Args:
         x: pre-activations, `(..., units · pieces)`.

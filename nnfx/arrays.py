@@ -1,4 +1,4 @@
-"""Conversion of user data to NumPy arrays: lists, frames, tensors and masked arrays, without losing a digit.
+"""Conversion of user data to NumPy arrays: lists, frames, tensors and masked arrays, without loss of precision.
 
 Every function that takes user data converts it here first. JAX narrows 64-bit numbers on conversion, and integers
 above 2³¹ silently wrap around; values are therefore inspected on the host, in their original precision, and
@@ -30,14 +30,14 @@ WORST_ROUNDING = 1e-3
 
 
 def as_numpy(name: str, value: Any, *, masked_as_nan: bool = False) -> Any:
-    """Return a value as an array of real numbers or booleans on the host, in its own precision.
+    """Return a value as an array of real numbers or booleans on the host, in its original precision.
 
     Traced arrays pass through: their values are not known yet.
 
     Args:
         name: the name of the argument, for error messages.
         value: an array, a list, a pandas or polars frame or Series, a PyTorch tensor, or a NumPy masked array.
-        masked_as_nan: whether masked and missing values become NaN, in a float array; otherwise they are an error.
+        masked_as_nan: whether masked and missing values become NaN, in a float array; otherwise they raise an error.
 
     Raises:
         TypeError: for text, objects, complex numbers and sparse matrices.
@@ -84,13 +84,13 @@ def _is_polars_number(dtype: Any) -> bool:
 
 
 def _converted(name: str, value: Any) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return an array, and the mask of its missing values or None."""
+    """Convert a value to an array, and return it with the mask of its missing values, or None if there are none."""
     if isinstance(value, np.ma.MaskedArray):
         return value.data, np.ma.getmaskarray(value)
     if hasattr(value, "tocsr"):
         raise TypeError(
             f"{name}: expected a dense array, got a sparse {type(value).__name__} {list(value.shape)};"
-            " convert it with its method toarray()"
+            " convert it with its toarray() method"
         )
     if hasattr(value, "detach") and hasattr(value, "cpu"):  # a PyTorch tensor
         value = value.detach().cpu()
@@ -159,7 +159,7 @@ def check_range(name: str, array: Any, dtype: Any = None) -> None:
     Args:
         name: the name of the argument, for error messages.
         array: an array on the host; NaN and infinities are ignored.
-        dtype: the dtype it will be converted to.
+        dtype: the dtype that the array will be converted to.
 
     Raises:
         ValueError: for numbers too large for the dtype, and for arrays whose largest number would underflow in it.
@@ -185,17 +185,17 @@ def check_range(name: str, array: Any, dtype: Any = None) -> None:
 def check_spread(name: str, array: Any, axis: int | tuple[int, ...] = 0, dtype: Any = None) -> None:
     """Require that numbers far from zero stay distinct in a dtype, by default the one that JAX converts them to.
 
-    Rounding may move a number by a thousandth of the standard deviation along the axis. Dates in seconds since 1970 are
-    128 apart in float32: the minutes of a day are no longer distinct.
+    Rounding may change a number by a thousandth of the standard deviation along the axis. Dates in seconds since 1970
+    are 128 apart in float32: the minutes of a day are no longer distinct.
 
     Args:
         name: the name of the argument, for error messages.
-        array: finite numbers on the host; JAX arrays of floats have already been rounded, and pass.
+        array: finite numbers on the host; JAX arrays of floats have already been rounded, and are not checked.
         axis: the axis of the rows.
-        dtype: the dtype it will be converted to.
+        dtype: the dtype that the array will be converted to.
 
     Raises:
-        ValueError: for numbers that rounding would move further than that.
+        ValueError: for numbers that rounding would change by more than a thousandth of the standard deviation.
 
     Example:
         >>> check_spread("targets", 1.7e9 + 60 * np.arange(200))
@@ -233,11 +233,11 @@ def is_exact(dtype: Any, wanted: Any) -> bool:
     """
     if jnp.issubdtype(dtype, np.floating):
         return bool(jnp.finfo(dtype).bits <= jnp.finfo(wanted).bits)
-    return bool(np.can_cast(dtype, np.float32))  # among integers, those of up to 16 bits
+    return bool(np.can_cast(dtype, np.float32))  # integers of up to 16 bits
 
 
 def to_device(name: str, array: Any, dtype: Any = None) -> Any:
-    """Return an array on the default device, in its own dtype or another, changing values only by rounding.
+    """Return an array on the default device, in its own dtype or in `dtype`, changing values only by rounding.
 
     Args:
         name: the name of the argument, for error messages.

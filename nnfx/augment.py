@@ -1,8 +1,8 @@
 """Augmentation: pure functions `(key, batch, **numbers) -> batch` that vary the training data on the device.
 
-Passed to `nnfx.fit`, they run inside the compiled step, with new random draws at each step, and the numbers they take
+Passed to `nnfx.fit`, they run inside the compiled step, with new random draws at each step, and their numeric arguments
 are hyper-parameters of the run. Held-out data is never augmented. Each example is varied independently, and if all
-these numbers are 0, no example changes (except in `flip`, which takes none).
+these hyper-parameters are 0, no example changes (except in `flip`, which has none).
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ __all__ = ["cutout", "flip", "gaussian_noise", "mixup", "rotation", "shift"]
 
 
 def gaussian_noise(key: Array, batch: Batch, noise: NonNegative) -> Batch:
-    """Add noise to the inputs, `x + σ ε` with `ε ~ N(0, 1)`: to first order, a penalty on the model's slope.
+    """Add noise to the inputs, `x + σ ε` with `ε ~ N(0, 1)`: to leading order, a penalty on the model's gradient.
 
     Args:
         key: a typed key.
@@ -85,7 +85,7 @@ def flip(key: Array, batch: Batch) -> Batch:
 
 
 def shift(key: Array, batch: Batch, pixels: NonNegative, fill: ArrayLike = 0.0) -> Batch:
-    """Move images by whole pixels, `x[i, j] ← x[i − a, j − b]` with `a, b ~ U{−p, …, p}`.
+    """Shift images by whole pixels, `x[i, j] ← x[i − a, j − b]` with `a, b ~ U{−p, …, p}`.
 
     This is a random crop of the images after padding them by p pixels on each side. If p is not whole, the offsets are
     drawn from `U(−p − ½, p + ½)` and rounded.
@@ -120,7 +120,7 @@ def shift(key: Array, batch: Batch, pixels: NonNegative, fill: ArrayLike = 0.0) 
     furthest = jnp.asarray(pixels, jnp.float32)
     uniform = shards.draw(lambda shape: jax.random.uniform(key, shape, jnp.float32, -1, 1), (2, x.shape[0]), axis=1)
     drawn = jnp.round((furthest + 0.5) * uniform)
-    # the very end of the range may round outwards, and no offset need exceed the image
+    # the ends of the range may round outwards, and no offset need exceed the image size
     furthest = jnp.minimum(jnp.ceil(furthest), max(x.shape[1:3]))
     offsets = drawn.clip(-furthest, furthest).astype(jnp.int32)
     for axis, shape in ((1, (-1, x.shape[1], 1, 1)), (2, (-1, 1, x.shape[2], 1))):
@@ -132,7 +132,7 @@ def shift(key: Array, batch: Batch, pixels: NonNegative, fill: ArrayLike = 0.0) 
 
 
 def rotation(key: Array, batch: Batch, degrees: NonNegative, fill: ArrayLike = 0.0) -> Batch:
-    """Rotate images about their centre c: `x(r) ← x(c + R(φ) (r − c))` with `φ ~ U(−degrees, degrees)`, bilinear.
+    """Rotate images bilinearly about their centre c: `x(r) ← x(c + R(φ) (r − c))`, `φ ~ U(−degrees, degrees)`.
 
     Args:
         key: a typed key.
@@ -175,7 +175,7 @@ def rotation(key: Array, batch: Batch, degrees: NonNegative, fill: ArrayLike = 0
     flat = x.reshape(rows, height * width, channels)
 
     def weigh(step: tuple[Array, Array]) -> tuple[Array, Array]:
-        """Return one of the four pixels around each source, times its weight, and the weight, which is 0 outside."""
+        """Return one of the four pixels around each source point, times its weight, and the weight (0 outside)."""
         i, j = corner[0] + step[0], corner[1] + step[1]
         is_inside = (i >= 0) & (i < height) & (j >= 0) & (j < width)
         share = (1 - jnp.abs(source[0] - i.astype(dtype))) * (1 - jnp.abs(source[1] - j.astype(dtype)))
@@ -190,7 +190,7 @@ def rotation(key: Array, batch: Batch, degrees: NonNegative, fill: ArrayLike = 0
 
 
 def cutout(key: Array, batch: Batch, size: NonNegative, fill: ArrayLike = 0.0) -> Batch:
-    """Blank a square of side s around a random point of each image, `x[i, j] ← fill` if `|(i, j) − c|∞ < s/2`.
+    """Blank out a square of side s around a random point of each image, `x[i, j] ← fill` if `|(i, j) − c|∞ < s/2`.
 
     The point is uniform over the image, so part of the square may lie outside.
 
@@ -240,8 +240,8 @@ def mixup(key: Array, batch: Batch, alpha: NonNegative, classes: int | None = No
 
     Partners are drawn from the batch with probabilities proportional to their weights, so padding is never mixed in,
     and each example keeps its own weight; together this is the vicinal distribution of the weighted examples. The
-    larger of λ and 1 − λ is used: as both examples come from the same distribution, that of the mixture stays the
-    same, with less noise.
+    larger of λ and 1 − λ is used: as both examples come from the same distribution, the distribution of the mixture
+    stays the same, and its noise is lower.
 
     Args:
         key: a typed key.
@@ -252,15 +252,15 @@ def mixup(key: Array, batch: Batch, alpha: NonNegative, classes: int | None = No
             compares the most probable class. It determines shapes: fix it with `functools.partial(mixup, classes=10)`.
 
     Returns:
-        The batch with new inputs and targets; both keep their shape and dtype, except that integer labels become rows
-        in the dtype of the weights, at least float32. If steps or outputs have their own weights, a mixture has weight
-        zero wherever either example has.
+        The batch with new inputs and targets; both keep their shape and dtype, except that integer labels become
+        probabilities in the dtype of the weights, at least float32. If steps or outputs have their own weights, the
+        weight of a mixture is zero wherever that of either example is.
 
     Raises:
         TypeError: for a key that is not typed, inputs that are not floats, or a number of classes that is not an
             integer.
         ValueError: for a negative alpha, fewer than 2 classes, labels out of range, integer labels without `classes`,
-            or float targets with it.
+            or float targets with `classes`.
 
     Example:
         >>> batch = Batch(jnp.eye(3), jnp.arange(3), jnp.ones(3))
@@ -302,7 +302,7 @@ def mixup(key: Array, batch: Batch, alpha: NonNegative, classes: int | None = No
 
 
 def _summed(term: Callable[[Any], Any], over: Any) -> Any:
-    """Sum terms in a loop: XLA would otherwise fuse what produces the images into each term, and recompute it there.
+    """Sum terms in a loop: XLA would otherwise fuse the computation of the images into each term, and repeat it there.
 
     On CPU, where barriers do not prevent this, five augmentations in a row took 50 ms instead of 2 ms.
     """
@@ -311,7 +311,7 @@ def _summed(term: Callable[[Any], Any], over: Any) -> Any:
 
 
 def _images(batch: Batch) -> Array:
-    """Return the inputs, checked to be images."""
+    """Return the inputs, after checking that they are images."""
     x = batch.inputs
     if getattr(x, "ndim", None) != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"inputs: expected floats (batch, height, width, channels), got {checks.describe(x)}")
@@ -357,7 +357,7 @@ def _larger_shares(key: Array, alpha: Array, rows: int) -> Array:
 
 
 def _of_rows(weights: Array) -> Array:
-    """Return one weight per row: the mean over its steps or numbers, if these have weights."""
+    """Return one weight per row: the mean over its steps or outputs, if they have their own weights."""
     return weights if weights.ndim == 1 else weights.reshape(len(weights), -1).mean(1)
 
 
@@ -367,5 +367,5 @@ def _partners(key: Array, weights: Array) -> Array:
     cumulative = jnp.cumsum(weights)
     levels = cumulative[-1] * jax.random.uniform(key, (rows,), weights.dtype)
     drawn = jnp.searchsorted(cumulative, levels, side="right").clip(0, rows - 1)
-    # a different order of summation may round to a step at a row of weight 0, and if all weights are 0 there is none
+    # rounding may select a row of weight 0, and if all weights are 0 there is no other: the row then keeps to itself
     return jnp.where(weights[drawn] > 0, drawn, jnp.arange(rows, dtype=drawn.dtype))

@@ -1,7 +1,7 @@
-"""Averages of the weights over a run, each defined by the share that the latest weights have in it after each step.
+"""Averages of the weights over a run, each defined by the fraction that the latest weights contribute at each step.
 
 A run trains the latest weights and is evaluated with their average `aₜ = aₜ₋₁ + sₜ (wₜ − aₜ₋₁)`; these functions
-return the shares `sₜ`. The first share is 1, so no average depends on its initial value.
+return the fractions `sₜ`. The first fraction is 1, so no average depends on its initial value.
 """
 
 from collections.abc import Callable
@@ -19,20 +19,20 @@ __all__ = ["exponential", "uniform"]
 
 
 def exponential(count: ArrayLike, ema_decay: Share = 0.999) -> Array:
-    """Weigh past weights by powers of the decay (EMA): `sₜ = (1 − d) / (1 − dᵗ)`.
+    """Weight past parameters by powers of the decay (EMA): `sₜ = (1 − d) / (1 − dᵗ)`.
 
     Args:
-        count: t, the number of weights averaged, including the latest; at least 1.
+        count: t, the number of steps averaged, including the latest; at least 1.
         ema_decay: d, from 0 (the latest weights alone) to 1 (the uniform average); may be traced.
 
     Returns:
-        The share of the latest weights, a scalar.
+        The fraction contributed by the latest weights, a scalar.
 
     Raises:
         ValueError: for a decay outside `[0, 1]`.
 
     Example:
-        Of three weights with a decay of 1/2, the latest has a share of 4/7, those before it 2/7 and 1/7:
+        After three steps with a decay of 1/2, the latest weights contribute 4/7, and the earlier two 2/7 and 1/7:
 
         >>> exponential(3, 0.5)
         Array(0.5714286, dtype=float32)
@@ -50,13 +50,13 @@ def exponential(count: ArrayLike, ema_decay: Share = 0.999) -> Array:
 
 
 def uniform(count: ArrayLike) -> Array:
-    """Weigh all weights of the run equally: `sₜ = 1 / t`.
+    """Weight the parameters of all steps equally: `sₜ = 1 / t`.
 
     Args:
-        count: t, the number of weights averaged, including the latest; at least 1.
+        count: t, the number of steps averaged, including the latest; at least 1.
 
     Returns:
-        The share of the latest weights, a scalar.
+        The fraction contributed by the latest weights, a scalar.
 
     Example:
         >>> uniform(4)

@@ -1,6 +1,6 @@
-"""Bounds of a numeric parameter, declared in the signature: `delta: Positive`.
+"""Bounds for numeric parameters, declared in the signature: `delta: Positive`.
 
-A function's own checks see only concrete numbers. Inside a run all hyper-parameters are traced, so a run reads the
+A function itself can check only concrete numbers. Inside a run all hyper-parameters are traced, so a run reads the
 bounds from the signatures of its parts and checks the hyper-parameters against them when it is called.
 """
 
@@ -18,7 +18,7 @@ __all__ = ["FREE", "AtLeastOne", "BelowOne", "Bounds", "Inside", "NonNegative", 
 
 
 class Bounds(NamedTuple):
-    """The range of a number, for `Annotated`; None leaves a side open.
+    """The allowed range of a number, for use in `Annotated`; None means no bound on that side.
 
     >>> Bounds(above=0).check("delta", 0.0)
     Traceback (most recent call last):
@@ -78,7 +78,7 @@ _TO_ONE = {
 
 
 def bounds_of(function: Callable[..., Any], name: str) -> Bounds:
-    """Return the bounds of a parameter: those in its annotation or, for Optax's functions, those known by name.
+    """Return the bounds of a parameter, from its annotation or, for Optax's functions, from a table of names.
 
     If a wrapper names the parameter in its own signature, the parameter is the wrapper's own and has no bounds; if it
     only passes the parameter on, the bounds of the wrapped function apply.

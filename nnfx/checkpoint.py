@@ -2,8 +2,8 @@
 
 A checkpoint is a folder that contains
 
-- `arrays/`: the leaves by number, as Orbax writes them;
-- `checkpoint.json`: the leaves' paths, dtypes and shapes, the versions it was made with, and the caller's notes;
+- `arrays/`: the numbered leaves, in Orbax's format;
+- `checkpoint.json`: the leaves' paths, dtypes and shapes, the package versions in use, and the caller's notes;
 - `SHA256SUMS` and `SHA256SUMS.sha256`: checksums (see `nnfx.checksums`), without which most corrupted bits would be
   loaded silently.
 
@@ -38,7 +38,7 @@ DESCRIPTION = "checkpoint.json"
 """The file in which a checkpoint describes itself."""
 _ARRAYS = "arrays"
 _PATIENCE_SECONDS = 30 * 24 * 3600
-"""How long Orbax may wait for its own tasks: it reads the wall clock, which may be changed while it writes."""
+"""Orbax's timeout for its own tasks: it reads the wall clock, which may be changed during a write."""
 _ONE_AT_A_TIME = threading.Lock()
 """Two threads that save with Orbax at once interfere with each other: one finds its own files missing."""
 _NUMBER = "__float__"
@@ -50,7 +50,7 @@ class Description(NamedTuple):
 
     Attributes:
         leaves: the dtype and shape of each leaf by its path, such as `{".params['kernel']": "float32[2,1]"}`.
-        versions: the versions of Python and of the packages that made it, by name.
+        versions: the versions of Python and of the packages that wrote the checkpoint, by name.
         about: the caller's notes.
     """
 
@@ -70,11 +70,11 @@ def save(path: str | os.PathLike[str], tree: Any, about: Mapping[str, Any] | Non
         about: notes to store with it, of JSON types; NaN and infinities are allowed, and restored as such.
 
     Raises:
-        TypeError: for leaves that are not arrays, notes that JSON cannot represent, or a `path` that is neither text
-            nor a path.
-        ValueError: for arrays that this process holds only in part.
+        TypeError: for leaves that are not arrays, notes that JSON cannot represent, or a `path` that is neither a
+            string nor a path.
+        ValueError: for arrays that are only partly on this process.
         FileExistsError: if the path already exists.
-        OSError: if it cannot be written; nothing is left behind then.
+        OSError: if the checkpoint cannot be written; no partial files remain.
 
     Example:
         >>> import tempfile
@@ -115,19 +115,17 @@ def read(path: str | os.PathLike[str]) -> Description:
     Raises:
         FileNotFoundError: if there is no folder at the path.
         DamagedError: for a missing, unexpected or altered file.
-        TypeError: for a `path` that is neither text nor a path.
+        TypeError: for a `path` that is neither a string nor a path.
         ValueError: for a checkpoint in a format that this version does not support.
     """
     path = paths.absolute("path", path)
     if not path.is_dir():
-        raise FileNotFoundError(f"{path}: expected the folder of a checkpoint, got none")
+        raise FileNotFoundError(f"{path}: expected a checkpoint folder, got none")
     checksums.verify(path)
     try:
         return described(path)
     except (AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DamagedError(
-            f"{path}: expected {DESCRIPTION} as written by nnfx, got {type(error).__name__}: {error}"
-        ) from error
+        raise DamagedError(f"{path}: could not read {DESCRIPTION}: {type(error).__name__}: {error}") from error
 
 
 def described(path: Path) -> Description:
@@ -150,12 +148,12 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
 
     Args:
         path: a checkpoint.
-        like: a tree of arrays, or of their shapes (`jax.ShapeDtypeStruct`). Leaves that are NumPy arrays in it
-            are loaded as such; others go to the devices that it specifies, or to the default device.
+        like: a tree of arrays, or of their shapes (`jax.ShapeDtypeStruct`). Leaves that are NumPy arrays in `like`
+            are loaded as NumPy arrays; others go to the devices given in `like`, or to the default device.
 
     Raises:
         FileNotFoundError, DamagedError: as `read` does.
-        ValueError: for another format, or leaves with other paths, dtypes or shapes; the message lists them.
+        ValueError: for an unsupported format, or leaves whose paths, dtypes or shapes differ; the message lists them.
     """
     return load_as(path, lambda _: like)[1]
 
@@ -165,7 +163,7 @@ def load_as(path: str | os.PathLike[str], expected: Callable[[Description], Any]
 
     Args:
         path: a checkpoint.
-        expected: returns the expected tree for a description, like the argument `like` of `load`.
+        expected: a function that returns the tree for a description, to be used as `like` in `load`.
 
     Raises:
         FileNotFoundError, DamagedError, ValueError: as `load` does, and whatever `expected` raises.
@@ -181,14 +179,14 @@ def load_as(path: str | os.PathLike[str], expected: Callable[[Description], Any]
             f"{name}: expected {wished.get(name, 'nothing')}, got {got.get(name, 'nothing')}" for name in differing
         ]
         raise ValueError(
-            f"{path}: expected the leaves of this run, got others:\n  {checks.listed(lines, chr(10) + '  ')}\n"
+            f"{path}: expected the leaves of this run, got different ones:\n  {checks.listed(lines, chr(10) + '  ')}\n"
         )
     leaves = _stored(path, got, wanted)
     return description, jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def load_by_path(path: str | os.PathLike[str]) -> tuple[Description, dict[str, np.ndarray]]:
-    """Load the leaves of a checkpoint by their paths, as NumPy arrays, whatever tree they were saved from.
+    """Load the leaves of a checkpoint by their paths, as NumPy arrays, without knowing the tree they were saved from.
 
     Raises:
         FileNotFoundError, DamagedError, ValueError: as `load` does, and for leaves that are random keys.
@@ -203,18 +201,18 @@ def load_by_path(path: str | os.PathLike[str]) -> tuple[Description, dict[str, n
 
 
 def _placeholder(words: str) -> np.ndarray:
-    """Return an array of the dtype and shape described by `_words`, without allocating it."""
+    """Return an array of the dtype and shape described by `_words`, without allocating memory."""
     dtype, _, sizes = words.removesuffix("]").partition("[")
     return np.broadcast_to(np.zeros((), jnp.dtype(dtype)), [int(size) for size in sizes.split(",") if size])
 
 
 def _stored(path: Path, names: Iterable[str], wanted: Mapping[str, Any]) -> list[Any]:
-    """Return the arrays of a checkpoint with these names, each of the type of its counterpart."""
+    """Load the arrays of a checkpoint that has the leaves `names`, each as the type of its counterpart in `wanted`."""
     plain = {
         name: jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf for name, leaf in wanted.items()
     }
     numbers = {name: str(i) for i, name in enumerate(names)}
-    # only the shapes and dtypes of these are used: they take no memory
+    # Orbax uses only the shapes and dtypes of these placeholders, which take no memory
     hosts = {name: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for name, leaf in plain.items()}
     stored = {numbers[name]: array for name, array in hosts.items() if array.size}
     if stored:
@@ -241,7 +239,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
-    """Return the leaves by path, checked to be arrays or their shapes."""
+    """Return the leaves by path, after checking that they are arrays or shapes."""
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     for path, leaf in leaves.items():
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct):
@@ -291,7 +289,7 @@ def _strict(notes: Any) -> Any:
 
 
 def _as_number(read: dict[str, Any]) -> Any:
-    """Undo `_strict` for one object that was read."""
+    """Undo `_strict` for one parsed JSON object."""
     return float(read[_NUMBER]) if read.keys() == {_NUMBER} else read
 
 
@@ -311,7 +309,7 @@ def _remove_left_over(folder: Path) -> None:
     """Remove the files of a failed attempt, whose threads may still be writing and removing some of them.
 
     Raises:
-        OSError: if it cannot be removed within a few seconds.
+        OSError: if they cannot be removed within a few seconds.
     """
     for is_last in (*[False] * 100, True):
         try:
@@ -325,7 +323,7 @@ def _remove_left_over(folder: Path) -> None:
 
 
 def _on_host(tree: Any) -> dict[str, np.ndarray]:
-    """Return the leaves on the host, by number, except empty ones, which are fully described by their shapes."""
+    """Return the leaves on the host, keyed by number, without empty ones, which their shapes fully describe."""
     if not checks.is_concrete(tree):
         raise TypeError("tree: expected concrete arrays, got shapes or traced arrays")
     leaves = _leaves(distributed.local(tree)).values()
@@ -337,7 +335,7 @@ def _on_host(tree: Any) -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """Let Orbax read or write in this process alone, without waiting for others, and in one thread at a time."""
+    """Let Orbax read or write without waiting for other processes, and in one thread at a time."""
     from orbax.checkpoint import v1 as orbax
 
     context = orbax.Context()
@@ -361,7 +359,7 @@ def _alone() -> Iterator[None]:
 
 
 def _placed(array: np.ndarray, like: Any) -> Any:
-    """Return an array with the type of another, on the same devices."""
+    """Return an array as the type of `like`, on the same devices."""
     if isinstance(like, np.ndarray | np.generic):
         return array
     if _is_key(like):

@@ -1,6 +1,6 @@
 """Checks of user input: each error names the argument, what was expected and what was passed.
 
-Values are checked only if they are concrete; traced ones, under `jit`, `grad` and `vmap`, pass.
+Values are checked only if they are concrete; traced values, under `jit`, `grad` and `vmap`, are accepted.
 """
 
 import difflib
@@ -20,13 +20,13 @@ def is_concrete(tree: Any) -> bool:
 
 
 def describe(value: Any) -> str:
-    """Describe a value in the few words of an error message: an array by its dtype and shape.
+    """Describe a value briefly for an error message: an array by its dtype and shape.
 
     >>> describe(np.zeros((3, 2), np.float32)), describe("tanh")
     ('float32[3,2]', "'tanh'")
     """
     if hasattr(value, "shape") and hasattr(value, "dtype"):
-        is_ours = isinstance(value, np.ndarray | np.generic | jax.Array)  # JAX does not understand the dtypes of others
+        is_ours = isinstance(value, np.ndarray | np.generic | jax.Array)  # JAX knows no other library's dtypes
         if is_ours and value.shape == () and is_concrete(value) and jnp.issubdtype(value.dtype, np.number):
             return f"{value}"
         return f"{value.dtype}[{','.join(map(str, value.shape))}]"
@@ -79,7 +79,10 @@ def number(
         raise ValueError(f"{name}: expected one number, got {describe(value)}; map over several with jax.vmap")
     if not is_concrete(value):
         return
-    given = float(value)
+    try:
+        given = float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        given = math.inf
     bounds = [
         (above is not None and given <= above, f"above {above:g}" if above is not None else ""),
         (minimum is not None and given < minimum, f"at least {minimum:g}" if minimum is not None else ""),
@@ -89,6 +92,19 @@ def number(
     if not math.isfinite(given) or any(outside for outside, _ in bounds):
         wanted = " and ".join(words for _, words in bounds if words)
         raise ValueError(f"{name}: expected a finite number{' ' + wanted if wanted else ''}, got {given:g}")
+
+
+def position(name: str, value: Any, count: int) -> None:
+    """Require an integer position, from 0 to `count` − 1.
+
+    >>> position("member", 3, 3)
+    Traceback (most recent call last):
+      ...
+    ValueError: member: expected 0 to 2, got 3
+    """
+    non_negative_integer(name, value)
+    if value >= count:
+        raise ValueError(f"{name}: expected 0 to {count - 1}, got {value}")
 
 
 def choice(name: str, value: Any, known: Iterable[str]) -> None:
@@ -109,7 +125,7 @@ def numeric(name: str, value: Any) -> None:
 
 
 def one_array(name: str, value: Any, wanted: str) -> None:
-    """Require one array of real numbers, whose examples are not empty: no list, and no tree such as `Sequences`.
+    """Require one array of real numbers with non-empty examples, not a list or a tree such as `Sequences`.
 
     >>> one_array("inputs", {"age": np.ones(3)}, "(batch, features)")
     Traceback (most recent call last):
@@ -120,7 +136,7 @@ def one_array(name: str, value: Any, wanted: str) -> None:
         raise TypeError(f"{name}: expected an array {wanted}, got {describe(value)}")
     numeric(name, value)
     if any(size == 0 for size in value.shape[1:]):
-        raise ValueError(f"{name}: expected {wanted}, no size of an example 0, got {describe(value)}")
+        raise ValueError(f"{name}: expected {wanted} with non-empty examples, got {describe(value)}")
 
 
 def near(value: Any) -> tuple[Any, Any]:
@@ -168,7 +184,7 @@ def binary_labels(name: str, value: Any) -> None:
 
 
 def class_labels(name: str, value: Any, classes: int, what: str = "labels") -> None:
-    """Require concrete labels, or numbers called otherwise, to be whole numbers from 0 to classes − 1."""
+    """Require concrete labels, called `what` in the message, to be whole numbers from 0 to classes − 1."""
     if not is_concrete(value) or value.size == 0:
         return
     finite(name, value)

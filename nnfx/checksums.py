@@ -29,7 +29,7 @@ def verify(path: Path) -> None:
         if not (path / name).is_file():
             raise DamagedError(f"{path}: expected a complete checkpoint, got one without {name}")
     if (path / _SEAL).read_bytes() != _lines({_SUMS: _checksum(path / _SUMS)}).encode():
-        raise DamagedError(f"{path}: expected {_SUMS} with the checksum in {_SEAL}, got another")
+        raise DamagedError(f"{path}: expected {_SUMS} with the checksum in {_SEAL}, got a different one")
     lines = (path / _SUMS).read_text().splitlines()
     wanted = {name: checksum for checksum, _, name in (line.partition("  ") for line in lines)}
     got = _checksums(path)

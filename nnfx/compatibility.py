@@ -12,7 +12,7 @@ CURE = "--xla_cpu_experimental_ynn_fusion_type="
 
 
 def is_affected(version: str) -> bool:
-    """Return whether this release of jaxlib is known to miscompile on the CPU.
+    """Return whether a release of jaxlib is known to miscompile on the CPU.
 
     >>> [is_affected(version) for version in ("0.10.1", "0.10.2", "0.11.0", "0.12.0")]
     [False, True, True, False]

@@ -27,7 +27,7 @@ def keep_programs(folder: str | os.PathLike[str] | None = None, *, at_most: int 
         The folder in use; None if JAX keeps no programs (`JAX_ENABLE_COMPILATION_CACHE=false`).
 
     Raises:
-        TypeError, ValueError: for a folder that is not a path, or a number of bytes that is not an integer.
+        TypeError, ValueError: for a folder that is not a path, or `at_most` that is not a non-negative integer.
 
     Example:
         >>> import tempfile
@@ -50,7 +50,7 @@ def keep_programs(folder: str | os.PathLike[str] | None = None, *, at_most: int 
 
 
 def _programs() -> Path:
-    """Return the folder for programs of this kind of CPU: other CPUs may lack instructions that they use."""
+    """Return the folder for programs compiled for this kind of CPU: another may lack instructions that they use."""
     about = [platform.machine(), platform.processor()]
     with contextlib.suppress(OSError):
         about += sorted({line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")})
@@ -60,7 +60,7 @@ def _programs() -> Path:
 
 
 def _shrink(folder: Path, at_most: int) -> None:
-    """Remove the least recently read programs until the others fit."""
+    """Remove the least recently read programs until the rest fit."""
     kept = 0
     found = [(max(about.st_atime, about.st_mtime), about.st_size, path) for path, about in _files(folder)]
     for _, size, path in sorted(found, reverse=True):
@@ -71,7 +71,7 @@ def _shrink(folder: Path, at_most: int) -> None:
 
 
 def _files(folder: Path) -> list[tuple[Path, os.stat_result]]:
-    """Return the files of a folder, if it exists, each with its size and times."""
+    """List the cached programs in a folder, each with its file status; none if the folder does not exist."""
     found = []
     with contextlib.suppress(OSError):
         for path in folder.glob("*-cache"):  # the names that JAX gives: other files are not ours to remove

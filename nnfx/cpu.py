@@ -1,4 +1,4 @@
-"""One call that configures JAX for the CPU it runs on, made before anything is computed.
+"""One call, made before anything is computed, that configures JAX for the CPU it runs on.
 
 Results are correct without it; it only makes runs on a CPU faster.
 """
@@ -39,7 +39,7 @@ def set_up(
       the preferences of the machine they were compiled for; `TF_CPP_MIN_LOG_LEVEL=3` in the environment silences them.
 
     Args:
-        devices: the number of CPU devices that JAX shows; by default one per core.
+        devices: the number of CPU devices that JAX creates; by default one per core.
         keep_memory: whether to keep memory for reuse.
         cache: a folder for compiled programs, by default none; one that JAX already uses (`JAX_COMPILATION_CACHE_DIR`)
             takes precedence.
@@ -59,7 +59,7 @@ def set_up(
         jax.config.update("jax_num_cpu_devices", devices)
     except RuntimeError as error:
         raise RuntimeError(
-            "devices: expected a call of set_up before JAX computes anything, got a later one"
+            "devices: expected set_up to be called before JAX computes anything, got a later call"
         ) from error
     if cache is not None:
         compilation_cache.keep_programs(cache)

@@ -1,8 +1,8 @@
-"""Losses per example, `(outputs, targets) -> (batch,)`, and the empirical loss that averages them.
+"""Per-example losses, `(outputs, targets) -> (batch,)`, and the empirical loss that averages them.
 
 Losses do not reduce over the batch or apply weights, so padding, class weights and masks need no new loss: `empirical`
 is the weighted mean. Each loss accepts a single output as `(batch,)` or `(batch, 1)`, and has a `loss.check(outputs,
-targets)`, which raises an error for targets that do not suit it.
+targets)`, which raises an error for targets that do not suit the loss.
 """
 
 import functools
@@ -89,7 +89,7 @@ def _check_binary(outputs: Any, targets: Any) -> None:
 def _check_categorical(outputs: Any, targets: Any) -> None:
     if outputs.ndim < 2 or outputs.shape[-1] < 2:
         raise ValueError(
-            f"outputs: expected logits of two classes or more, (batch, classes), got {checks.describe(outputs)}"
+            f"outputs: expected logits for two classes or more, (batch, classes), got {checks.describe(outputs)}"
         )
     classes = outputs.shape[-1]
     one_hot = targets.shape == outputs.shape
@@ -107,8 +107,8 @@ def _check_categorical(outputs: Any, targets: Any) -> None:
 def _aligned(check: Callable[[Any, Any], None], outputs: Any, targets: Any) -> tuple[Array, Array]:
     """Check outputs and targets, and return them as floats of one shape and dtype.
 
-    Real numbers on the host are subtracted there, in float64, so that numbers far from zero lose no digits; the pair
-    returned is then their difference and zero.
+    Real numbers on the host are subtracted there, in float64, so that numbers far from zero lose no precision; the
+    result is then their difference and zero.
     """
     if check is _check_real and not isinstance(outputs, jax.Array) and not isinstance(targets, jax.Array):
         exact = [arrays.as_numpy(*pair).astype(np.float64) for pair in (("outputs", outputs), ("targets", targets))]
@@ -132,13 +132,13 @@ def mean_of_each(values: Array) -> Array:
 
 
 def _smoothing(label_smoothing: ArrayLike) -> ArrayLike | None:
-    """Check the label smoothing, and return it; None if it is zero."""
+    """Return the label smoothing after checking it, or None if it is zero."""
     checks.number("label_smoothing", label_smoothing, minimum=0, maximum=1)
     return None if isinstance(label_smoothing, float) and label_smoothing == 0 else label_smoothing
 
 
 def _smoothed(labels: Array, smoothing: ArrayLike | None, classes: int) -> Array:
-    """Move labels towards the uniform distribution over the classes."""
+    """Smooth labels towards the uniform distribution over the classes."""
     if smoothing is None:
         return labels
     smoothing = jnp.asarray(smoothing, labels.dtype)
@@ -150,12 +150,12 @@ def binary_cross_entropy(logits: Array, labels: Array, label_smoothing: Share = 
     """Binary cross-entropy from logits z: `−y log σ(z) − (1 − y) log(1 − σ(z))`.
 
     With label smoothing s the labels become `y (1 − s) + s / 2`. The loss and gradient of an infinite logit are zero if
-    it is right; if it is wrong, the loss is infinite.
+    its sign matches the label; otherwise the loss is infinite.
 
     Args:
         logits: `(batch,)`, `(batch, 1)` or `(batch, outputs)`, before the sigmoid.
-        labels: 0 or 1, in the shape of the logits or `(batch,)`. Traced labels may lie in between, such as those made
-            by `nnfx.augment.mixup`; for any others, the loss is NaN.
+        labels: 0 or 1, of the shape of the logits or `(batch,)`. Traced labels may lie in between, as those made
+            by `nnfx.augment.mixup` do; the loss of labels outside [0, 1] is NaN.
         label_smoothing: s, between 0 and 1; may be traced.
 
     Returns:
@@ -184,13 +184,13 @@ def _binary_cross_entropy(logits: Array, labels: Array, smoothing: ArrayLike | N
 def binary_cross_entropy_from_probabilities(probabilities: Array, labels: Array, label_smoothing: Share = 0.0) -> Array:
     """Binary cross-entropy from probabilities p: `−y log p − (1 − y) log(1 − p)`, finite at 0 and 1.
 
-    The logarithms are cut off at the dtype's smallest positive number and its largest number below 1; beyond these, the
+    Probabilities are clipped to the dtype's smallest positive number and its largest number below 1, where the
     gradient is zero. Prefer `binary_cross_entropy` if logits are available: it is more accurate.
 
     Args:
         probabilities: `(batch,)`, `(batch, 1)` or `(batch, outputs)`, between 0 and 1; the loss of traced values
             outside this range, such as logits, is NaN, and so is its gradient.
-        labels: 0 or 1, in the shape of the probabilities or `(batch,)`.
+        labels: 0 or 1, of the shape of the probabilities or `(batch,)`.
         label_smoothing: as for `binary_cross_entropy`.
 
     Returns:
@@ -208,7 +208,7 @@ def binary_cross_entropy_from_probabilities(probabilities: Array, labels: Array,
         with jax.ensure_compile_time_eval():
             known, _ = checks.near(probabilities)
             if not ((known >= 0) & (known <= 1)).all():
-                raise ValueError("probabilities: expected numbers from 0 to 1, got others; are they logits?")
+                raise ValueError("probabilities: expected numbers from 0 to 1, got numbers outside; are they logits?")
     return _from_probabilities(probabilities, labels, _smoothing(label_smoothing))
 
 
@@ -229,19 +229,19 @@ def categorical_cross_entropy(logits: Array, labels: Array, label_smoothing: Sha
 
     With label smoothing s, over K classes, the labels become `y (1 − s) + s / K`.
 
-    A logit of −∞ rules a class out: it contributes nothing if the class's label is zero, and makes the loss infinite
-    otherwise. Label smoothing gives every class a positive label, so with it, a logit of −∞ makes the loss infinite,
-    as in PyTorch and Optax.
+    A logit of −∞ gives a class zero probability: it contributes nothing if the class's label is zero, and makes the
+    loss infinite otherwise. Label smoothing gives every class a positive label, so with it, a logit of −∞ makes
+    the loss infinite, as in PyTorch and Optax.
 
     Args:
-        logits: `(batch, classes)`, before the softmax; further axes may lie between the two.
-        labels: integers `(batch,)`, or one-hot rows or probabilities `(batch, classes)`. If they are traced, the loss
+        logits: `(batch, classes)`, before the softmax; further axes may lie between these two.
+        labels: integers `(batch,)`, or one-hot rows or probabilities `(batch, classes)`. If labels are traced, the loss
             and its gradient are NaN for labels out of range and for rows that are not probabilities.
         label_smoothing: s, between 0 and 1; may be traced.
 
     Returns:
         `(batch,)` in nats, the mean over further axes. If some steps of a sequence have no label, give the batch
-        weights `(batch, time)`, such as `labels >= 0`: steps then count like rows, and those of weight zero not at all.
+        weights `(batch, time)`, such as `labels >= 0`: steps then count like rows, and steps of weight 0 are ignored.
 
     Raises:
         ValueError: for integer labels outside `[0, classes)`, rows that do not sum to 1, or shapes that do
@@ -269,7 +269,7 @@ def _categorical_cross_entropy(logits: Array, labels: Array, smoothing: ArrayLik
 
 
 def as_shares(labels: Array, logits: Array) -> Array:
-    """Return labels as rows of probabilities; invalid traced ones are NaN, so that the loss and gradient are too."""
+    """Return labels as rows of probabilities, which are NaN for invalid labels, so that loss and gradient are too."""
     if labels.shape == logits.shape:
         total = labels.astype(at_least_float32(logits.dtype)).sum(-1)
         is_known = (labels >= 0).all(-1) & (jnp.abs(total - 1) < checks.SUM_TOLERANCE)
@@ -286,10 +286,10 @@ def mean_square_error(outputs: Array, targets: Array) -> Array:
 
     Args:
         outputs: `(batch,)`, `(batch, 1)` or `(batch, ...)`.
-        targets: real numbers in the shape of the outputs, or `(batch,)`.
+        targets: real numbers of the shape of the outputs, or `(batch,)`.
 
     Returns:
-        `(batch,)`, in the square of the targets' unit.
+        `(batch,)`, in the squared units of the targets.
 
     Raises:
         ValueError: for targets that are not finite, or shapes that do not match.
@@ -313,10 +313,10 @@ def mean_absolute_error(outputs: Array, targets: Array) -> Array:
 
     Args:
         outputs: `(batch,)`, `(batch, 1)` or `(batch, ...)`.
-        targets: real numbers in the shape of the outputs, or `(batch,)`.
+        targets: real numbers of the shape of the outputs, or `(batch,)`.
 
     Returns:
-        `(batch,)`, in the targets' unit.
+        `(batch,)`, in the targets' units.
 
     Raises:
         ValueError: for targets that are not finite, or shapes that do not match.
@@ -336,15 +336,15 @@ def _mean_absolute_error(outputs: Array, targets: Array) -> Array:
 
 @with_check(_check_real)
 def huber(outputs: Array, targets: Array, delta: Positive = 1.0) -> Array:
-    """Huber loss: `e²/2` for errors `|e| ≤ δ` and `δ (|e| − δ/2)` beyond, the mean over the outputs.
+    """Huber loss: `e²/2` for errors `|e| ≤ δ` and `δ (|e| − δ/2)` for larger ones, averaged over the outputs.
 
     Args:
         outputs: `(batch,)`, `(batch, 1)` or `(batch, ...)`.
-        targets: real numbers in the shape of the outputs, or `(batch,)`.
-        delta: δ > 0, where the parabola becomes a line, in the targets' unit; may be traced.
+        targets: real numbers of the shape of the outputs, or `(batch,)`.
+        delta: δ > 0, the error at which the parabola becomes a line, in the targets' units; may be traced.
 
     Returns:
-        `(batch,)`, in the square of the targets' unit.
+        `(batch,)`, in the squared units of the targets.
 
     Raises:
         ValueError: for targets that are not finite, a delta that is not positive, or shapes that do not match.
@@ -367,7 +367,7 @@ def _huber(outputs: Array, targets: Array, delta: ArrayLike) -> Array:
 
 
 def empirical(losses: Array, weights: Array | None = None) -> Array:
-    """The empirical loss: the weighted mean `Σ wᵢ ℓᵢ / Σ wᵢ` of the losses of the examples.
+    """The empirical loss: the weighted mean `Σ wᵢ ℓᵢ / Σ wᵢ` of the per-example losses.
 
     Args:
         losses: `(batch,)`.
@@ -377,7 +377,7 @@ def empirical(losses: Array, weights: Array | None = None) -> Array:
         A scalar; NaN if all weights are zero.
 
     Raises:
-        ValueError: if there is not one loss per example and one weight per loss, or if a weight is negative or not
+        ValueError: unless there is one loss per example and one weight per loss, or if a weight is negative or not
             finite.
 
     Example:

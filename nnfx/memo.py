@@ -1,9 +1,9 @@
-"""Values that are made once for an object, such as compiled programs, and freed with it.
+"""Values that are computed once per object, such as compiled programs, and freed with the object.
 
-`jax.jit` with static arguments keeps a strong reference to every argument it has seen, and with it the program: a
-process that makes many models in turn would hold the programs of all of them. Here a program is attached to the object
-that it was compiled for, so that both are freed together. Objects that nothing can be attached to share one common
-store.
+`jax.jit` with static arguments keeps a strong reference to every argument it has seen, and to its program: a process
+that makes many models in turn would hold the programs of all of them. Here a program is attached to the object that it
+was compiled for, so that both are freed together. The values of objects that take no attributes are kept in one
+common store.
 """
 
 import collections
@@ -20,7 +20,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 LIMIT = 64
-"""How many values an object holds; beyond that, the least recently used is dropped."""
+"""The maximum number of values per object; beyond it, the least recently used value is dropped."""
 _ATTRIBUTE = "_nnfx_memo"
 
 
@@ -29,7 +29,7 @@ one_program = functools.partial(jax.jit, inline=True)
 
 
 class _Memo:
-    """The values that an object holds, by key; left out of copies and pickles of the object."""
+    """The values that an object holds, by key; copies and pickles of the object start without them."""
 
     def __init__(self) -> None:
         self.made = collections.OrderedDict[Any, Any]()
@@ -50,7 +50,7 @@ def held(owner: Any, key: Any, make: Callable[[], T]) -> T:
     Args:
         owner: the object whose lifetime the result shares: a model, a function, or any object with attributes.
         key: everything that the result depends on besides the owner; hashable.
-        make: makes the result.
+        make: computes the result.
 
     Example:
         >>> def owner(): ...
@@ -71,12 +71,12 @@ def held(owner: Any, key: Any, make: Callable[[], T]) -> T:
 
 
 class Compiled(Generic[R]):
-    """A function compiled for given values of its first arguments, which are static, and held by the first of them.
+    """A function compiled for given values of its leading, static arguments; the first of these holds the program.
 
     Args:
         function: the function.
         static: the number of leading arguments that are static, at least one.
-        donate: the positions of the arguments that are donated, and thus used up.
+        donate: the positions of the arguments whose buffers are donated.
     """
 
     def __init__(self, function: Callable[..., R], static: int, donate: tuple[int, ...]) -> None:
@@ -85,7 +85,7 @@ class Compiled(Generic[R]):
         functools.update_wrapper(self, function)
 
     def program(self, *static: Any) -> Any:
-        """Return the function of the remaining arguments, as returned by `jax.jit`."""
+        """Return the jitted function of the remaining arguments for given static arguments."""
         if len(static) != self._static:
             raise TypeError(f"static: expected {self._static} arguments, got {len(static)}")
         owner, *others = static
@@ -93,7 +93,7 @@ class Compiled(Generic[R]):
         return held(owner, (self._function, tuple(others)), lambda: jax.jit(fixed, donate_argnums=self._donate))
 
     def __call__(self, *args: Any, **kwargs: Any) -> R:
-        """Run the function."""
+        """Call the compiled function."""
         return self.program(*args[: self._static])(*args[self._static :], **kwargs)
 
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
@@ -106,12 +106,12 @@ class Compiled(Generic[R]):
 
 
 def compiled(static: int = 1, donate: tuple[int, ...] = ()) -> Callable[[Callable[..., R]], Compiled[R]]:
-    """Compile a function for given values of its first arguments: `jax.jit` with static arguments, held by the first.
+    """Compile a function like `jax.jit` with leading static arguments, the first of which holds the program.
 
     Args:
-        static: the number of leading arguments that are static; the first is a model, a run's function, or any
-            function.
-        donate: the positions of the arguments that are donated, and thus used up; they must be traced ones.
+        static: the number of leading arguments that are static; the first is a model, a run function, or any
+            other function.
+        donate: the positions of the arguments whose buffers are donated; these must not be static.
 
     Example:
         >>> @compiled()

@@ -1,8 +1,8 @@
-"""Optax optimizers in the form that a training step expects, frozen parameters, and the weights used for evaluation.
+"""Optax optimizers in the form that a training step expects, frozen parameters, and weights for evaluation.
 
 Most optimizers update the weights that a model is evaluated with. Some update other weights: a schedule-free optimizer
-the point where the gradient is taken, lookahead the fast weights, and sharpness-aware minimisation (SAM), in some of
-its steps, a point uphill.
+updates the point where the gradient is taken, lookahead the fast weights, and sharpness-aware minimisation (SAM), in
+some of its steps, a point uphill.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ Optimizer = TypeVar("Optimizer", bound=Callable[..., Any] | optax.GradientTransf
 
 
 class Slow(NamedTuple):
-    """The state of `optax.lookahead`, with the slow weights that it keeps in addition to the fast ones.
+    """The state of `optax.lookahead`, together with its slow weights.
 
     Attributes:
         params: the slow weights.
@@ -36,7 +36,7 @@ class Slow(NamedTuple):
 
 
 def as_optimizer(name: str, given: Any) -> optax.GradientTransformationExtraArgs:
-    """Return an optimizer that updates one tree of parameters, also for `optax.MultiSteps` and `optax.lookahead`.
+    """Convert any Optax optimizer, also `optax.MultiSteps` and `optax.lookahead`, to one of a single parameter tree.
 
     Args:
         name: the argument's name, for error messages.
@@ -74,7 +74,7 @@ def as_optimizer(name: str, given: Any) -> optax.GradientTransformationExtraArgs
             return inner.update(updates, state, params, **extra)
         both, after = inner.update(updates, state.inner, optax.LookaheadParams(params, state.params), **extra)
         if not isinstance(both, optax.LookaheadParams):
-            raise ValueError(f"{name}: expected optax.lookahead outermost or within optax.chain, got it elsewhere")
+            raise ValueError(f"{name}: expected optax.lookahead outermost or in optax.chain, got it nested elsewhere")
         return both.fast, Slow(optax.apply_updates(state.params, both.slow), after)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -84,20 +84,20 @@ def freeze(optimizer: Optimizer, *patterns: str | Callable[[str], bool]) -> Opti
     """Return an optimizer that leaves some parameters unchanged, bit for bit: no updates, no decay, no state for them.
 
     The optimizer sees only the other parameters, for example when clipping by a global norm: they are trained as if
-    they were alone. Batch statistics are not parameters, and are still updated.
+    the frozen ones did not exist. Batch statistics are not parameters, and are still updated.
 
     Args:
         optimizer: an Optax factory, such as `optax.adam`, whose numeric arguments stay hyper-parameters; or an
             optimizer.
-        *patterns: which parameters, by their names, such as `hidden_0.kernel`: globs (`*`, `?`, `[...]`), such as
-            `"hidden_*"`: a glob that matches the beginning of a name up to a dot matches everything below it; or
-            functions of a name.
+        *patterns: the parameters to freeze, by their names, such as `hidden_0.kernel`: globs (`*`, `?`, `[...]`), such
+            as `"hidden_*"`, where a glob that matches the beginning of a name up to a dot matches everything below
+            it; or predicates of a name.
 
     Returns:
-        A factory or an optimizer, as given.
+        A factory if `optimizer` is a factory, otherwise an optimizer.
 
     Raises:
-        TypeError: for anything else, or no patterns.
+        TypeError: for an `optimizer` of another type, or no patterns.
         ValueError: when the optimizer is initialised, for a pattern that matches no parameter.
 
     Example:
@@ -110,7 +110,7 @@ def freeze(optimizer: Optimizer, *patterns: str | Callable[[str], bool]) -> Opti
     """
     if not patterns or not all(isinstance(pattern, str) or callable(pattern) for pattern in patterns):
         got = ", ".join(map(checks.describe, patterns)) or "none"
-        raise TypeError(f"patterns: expected at least one, such as 'hidden_*' or a function of a name, got {got}")
+        raise TypeError(f"patterns: expected at least one glob, such as 'hidden_*', or function of a name, got {got}")
     given: Any = optimizer
     if isinstance(given, optax.MultiSteps | optax.GradientTransformation):
         frozen: Any = _frozen(as_optimizer("optimizer", given), patterns)
@@ -144,7 +144,7 @@ def _frozen(
         labelled = jax.tree_util.tree_map_with_path(label, params)
         if unused:
             raise ValueError(
-                f"patterns: expected each to match a parameter, one of {', '.join(trees.named(params))}; got none for"
+                f"patterns: expected each to match one of {', '.join(trees.named(params))}, got no match for"
                 f" {', '.join(repr(patterns[i]) for i in sorted(unused))}"
             )
         return labelled
@@ -159,7 +159,7 @@ def _no_change(updates: Any, params: Any) -> Any:
 
 
 def matches(pattern: str | Callable[[str], bool], name: str) -> bool:
-    """Return whether a pattern, as for `freeze`, matches the name of a parameter."""
+    """Return whether a pattern, as passed to `freeze`, matches the name of a parameter."""
     if not isinstance(pattern, str):
         return bool(pattern(name))
     parts = name.split(".")
@@ -168,7 +168,7 @@ def matches(pattern: str | Callable[[str], bool], name: str) -> bool:
 
 @contextlib.contextmanager
 def _without_warning() -> Iterator[None]:
-    """Silence lookahead's warning that it assumes it receives only the fast parameters, which is the case here."""
+    """Silence lookahead's warning that it assumes to receive only the fast parameters, which holds here."""
     logger = logging.getLogger("absl")
 
     def is_other(record: logging.LogRecord) -> bool:
@@ -190,7 +190,7 @@ def evaluation_params(opt_state: Any, params: Any) -> Any:
 
     Args:
         opt_state: the optimizer's state.
-        params: the weights that it updates, which are returned for all other optimizers.
+        params: the weights that the optimizer updates; returned unchanged for all other optimizers.
 
     Example:
         >>> optimizer = optax.contrib.schedule_free_sgd(1.0, b1=0.5)
@@ -213,7 +213,7 @@ def evaluation_params(opt_state: Any, params: Any) -> Any:
 
 
 def has_evaluation_params(opt_state: Any) -> bool:
-    """Return whether an optimizer is evaluated with weights other than those it updates.
+    """Return whether an optimizer is evaluated with weights other than those that it updates.
 
     >>> has_evaluation_params(optax.adam(0.1).init(jnp.ones(1)))
     False
@@ -238,7 +238,7 @@ def _before_uphill(steps: Any, params: Any, cache: Any) -> Any:
 
 
 def _where_held(function: Any, number: Any, params: Any, held: Any) -> Any:
-    """Map over the parameters that an optimizer holds; those masked out are left unchanged.
+    """Map over the parameters that an optimizer holds; masked parameters are left unchanged.
 
     The states of several runs may be stacked; then `number` has one entry for each run.
     """

@@ -1,6 +1,6 @@
 """Penalties on the parameters, to be added to a loss, and a limit on their size, to be chained to an optimizer.
 
-A leaf counts as weights if it has two axes or more; leaves with fewer, such as biases and the scales of normalisation,
+A leaf counts as weights if it has two axes or more; leaves with fewer axes, such as biases and normalisation scales,
 are ignored. Map over stacked parameters with `jax.vmap`, since a stack of biases has two axes.
 """
 
@@ -28,7 +28,7 @@ def _penalty(name: str, strength: ArrayLike, measure: Callable[[Array], Array], 
 
 
 def _absolute(weights: Array) -> Array:
-    return weights * jnp.sign(weights)  # the gradient of `jnp.abs` at zero is one
+    return weights * jnp.sign(weights)  # unlike that of `jnp.abs`, the gradient at zero is zero
 
 
 def _half_square(weights: Array) -> Array:
@@ -40,7 +40,7 @@ def l1(params: Params, l1: NonNegative) -> Array:
 
     Args:
         params: a tree of arrays; those with two axes or more are weights.
-        l1: λ₁, non-negative, in the unit of the loss per unit of weight; may be traced.
+        l1: λ₁, non-negative, in the units of the loss per unit of weight; may be traced.
 
     Returns:
         A scalar.
@@ -63,7 +63,7 @@ def l2(params: Params, l2: NonNegative) -> Array:
 
     Args:
         params: a tree of arrays; those with two axes or more are weights.
-        l2: λ₂, non-negative, in the unit of the loss per squared unit of weight; may be traced.
+        l2: λ₂, non-negative, in the units of the loss per squared unit of weight; may be traced.
 
     Returns:
         A scalar.
@@ -82,7 +82,7 @@ def l2(params: Params, l2: NonNegative) -> Array:
 
 
 def elastic_net(params: Params, l1: NonNegative, l2: NonNegative) -> Array:
-    """Both penalties, `λ₁ Σ |w| + λ₂/2 Σ w²`.
+    """The elastic net, the sum of the lasso and ridge penalties: `λ₁ Σ |w| + λ₂/2 Σ w²`.
 
     Args:
         params: a tree of arrays; those with two axes or more are weights.
@@ -108,12 +108,12 @@ def elastic_net(params: Params, l1: NonNegative, l2: NonNegative) -> Array:
 def max_norm(limit: Positive = 3.0) -> optax.GradientTransformation:
     """Keep the incoming weights of every unit within a ball: if `‖w‖ > c` after the update, `w ← c w / ‖w‖`.
 
-    Chain it last, since it constrains the parameters after the update. The incoming weights of a unit are a column of
-    a kernel as laid out by Flax for dense and convolutional layers: all axes but the last. Columns within the limit
-    are updated unchanged, bit for bit; the others satisfy the limit up to rounding.
+    Chain this last, since it constrains the parameters after the update. The incoming weights of a unit are a column of
+    a kernel as laid out by Flax for dense and convolutional layers: all axes but the last. The updates of
+    columns within the limit are unchanged, bit for bit; the other columns satisfy the limit up to rounding.
 
     Args:
-        limit: c, positive, in the unit of the weights; may be traced.
+        limit: c, positive, in the units of the weights; may be traced.
 
     Returns:
         A stateless Optax transformation.

@@ -1,8 +1,8 @@
-"""Learning-rate schedules in which every number may be traced: `step -> rate` functions for Optax.
+"""Learning-rate schedules whose numeric arguments may all be traced: `step -> rate` functions for Optax.
 
-Optax's schedules branch in Python on step counts, and some also on rates, so that these cannot be swept under
-`jax.vmap`. This module provides only the schedules for which that matters. Use Optax's if step counts are fixed; the
-following may be traced in them:
+Optax's schedules branch in Python on step counts, and some also on rates, so that these arguments cannot be swept
+under `jax.vmap`. This module provides only the schedules for which that matters. If step counts are fixed, use Optax's
+schedules, in which the following arguments may be traced:
 
 - `optax.linear_schedule`, `warmup_constant_schedule`, `polynomial_schedule`, `cosine_decay_schedule`: every rate,
   the power, `alpha` and the exponent;
@@ -12,7 +12,7 @@ following may be traced in them:
 - `optax.constant_schedule`, `optax.join_schedules`: everything, including the boundaries. Join the schedules of this
   module for piecewise constants, warm restarts, or any other schedule after a warm-up.
 
-Pass a schedule to an optimizer in a factory, and its numbers become hyper-parameters of the run:
+Pass a schedule to an optimizer in a factory, and the factory's arguments become hyper-parameters of the run:
 `lambda peak, warmup_steps: optax.adam(warmup_cosine(peak, warmup_steps, total_steps=1000))`.
 """
 
@@ -43,13 +43,13 @@ def _number(value: ArrayLike) -> Array:
 def _progress(step: ArrayLike, begin: ArrayLike, end: ArrayLike) -> Array:
     """Return the fraction of the way from one step to another, from 0 to 1."""
     done, length = _number(step) - begin, _number(end) - begin
-    # A compiler may multiply by the reciprocal, which can make the end a little less than 1.
+    # A compiler may multiply by the reciprocal, which can give a little less than 1 at the end.
     is_over, some = (done >= length) & (done >= 0), length > 0
     return jnp.where(is_over, 1, jnp.clip(done / jnp.where(some, length, 1), 0, 1))
 
 
 def _whole_times(step: ArrayLike, length: ArrayLike) -> Array:
-    """Return how many times a length fits into the steps made; exact for whole numbers, unlike a rounded quotient."""
+    """Return ⌊step / length⌋, exact for whole numbers, unlike a rounded quotient."""
     made, length = jnp.asarray(step), _number(length)
     if jnp.issubdtype(made.dtype, jnp.integer):
         made = made.astype(jnp.result_type(int))
@@ -64,12 +64,12 @@ def _whole_times(step: ArrayLike, length: ArrayLike) -> Array:
 
 
 def _cosine(start: ArrayLike, end: ArrayLike, progress: Array) -> Array:
-    """Go from one rate to another along half a cosine."""
+    """Interpolate from one rate to another along half a cosine."""
     return (_number(start) - end) * (1 + jnp.cos(jnp.pi * progress)) / 2 + end
 
 
 def polynomial(start: NonNegative, end: NonNegative, total_steps: Positive, power: Positive = 1.0) -> Schedule:
-    """Go from `start` to `end` along `end + (start − end) (1 − t/T)ᵖ`, by default a straight line.
+    """Interpolate from `start` to `end` along `end + (start − end) (1 − t/T)ᵖ`, by default linearly.
 
     Like `optax.polynomial_schedule`, whose T cannot be traced.
 
@@ -116,7 +116,7 @@ def exponential_decay(
         start: the rate at step 0, non-negative; may be traced, as may the next two arguments.
         transition_steps: T, in steps, positive.
         decay_rate: γ, positive; if above 1, the rate grows.
-        staircase: whether the rate changes in jumps.
+        staircase: whether the rate changes only every T steps.
 
     Returns:
         The rate as a function of the step t.
@@ -141,7 +141,7 @@ def exponential_decay(
 
 
 def warmup_cosine(peak: Positive, warmup_steps: NonNegative, total_steps: Positive, end: NonNegative = 0.0) -> Schedule:
-    """Go from zero to `peak` at step W along a straight line, then along half a cosine to `end` at step T.
+    """Increase linearly from zero to `peak` at step W, then decay along half a cosine to `end` at step T.
 
     `peak · t/W` up to W, then `end + (peak − end) (1 + cos(π (t − W)/(T − W))) / 2`, and `end` from T on. Like
     `optax.warmup_cosine_decay_schedule(0, peak, W, T, end)`, in which only `end` can be traced.
@@ -188,7 +188,7 @@ def one_cycle(
     div_factor: Positive = 25.0,
     final_div_factor: Positive = 1e4,
 ) -> Schedule:
-    """Go along half a cosine from `peak / d` to `peak` at step `s T`, and along another to `peak / (d f)` at T.
+    """Increase along half a cosine from `peak / d` to `peak` at step `s T`, then decay to `peak / (d f)` at step T.
 
     Like `optax.cosine_onecycle_schedule`, in which only the peak can be traced; Optax rounds `s T` down to a whole
     step; this function does not, so the rate is differentiable in s.
@@ -196,7 +196,7 @@ def one_cycle(
     Args:
         peak: the highest rate, positive; may be traced, as may all other arguments.
         total_steps: T, in steps, positive.
-        pct_start: s, from 0 to 1, the fraction of the steps in which the rate grows.
+        pct_start: s, from 0 to 1, the fraction of the steps in which the rate increases.
         div_factor: d, positive, the ratio of the peak to the first rate.
         final_div_factor: f, positive, the ratio of the first rate to the last.
 
@@ -240,23 +240,23 @@ def reduce_on_plateau(
     accumulation_size: AtLeastOne = 1,
     min_scale: Share = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Multiply the updates by a scale that shrinks by `factor` when the loss has stopped improving.
+    """Multiply the updates by a scale that is multiplied by `factor` whenever the loss has stopped improving.
 
     The losses passed to `update(..., value=loss)` are averaged, `accumulation_size` at a time. An average below `best
     − rtol · |best| − atol` is an improvement, whatever the sign of the losses. After `patience` averages in a row
-    without an improvement, the scale shrinks, and the next `cooldown` averages are ignored. Chain it after the
-    optimizer.
+    without an improvement, the scale is reduced, and the next `cooldown` averages are ignored. Chain this after
+    the optimizer.
 
     Like `optax.contrib.reduce_on_plateau`, with the same arguments and the same type of state; there, factor, rtol and
     atol cannot be traced, a negative loss that grows counts as an improvement, and the best value starts at infinity.
-    Here it starts at the largest finite number.
+    Here the best value starts at the largest finite number.
 
     Args:
-        factor: the factor by which the scale shrinks, between 0 and 1; may be traced, as may all other arguments.
+        factor: the factor by which the scale is multiplied, between 0 and 1; may be traced, as may all other arguments.
         patience: the number of averages to wait, at least 1.
-        rtol: the relative improvement that counts, at least 0 and below 1.
-        atol: the absolute improvement that counts, in the unit of the loss, non-negative.
-        cooldown: the number of averages to skip after the scale has shrunk, non-negative.
+        rtol: the smallest relative improvement that counts, at least 0 and below 1.
+        atol: the smallest absolute improvement that counts, in the units of the loss, non-negative.
+        cooldown: the number of averages to ignore after each reduction, non-negative.
         accumulation_size: the number of losses in an average, at least 1.
         min_scale: the smallest scale, from 0 to 1.
 

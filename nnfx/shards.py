@@ -1,6 +1,6 @@
-"""One device's share of a batch, for the few operations that must give the same result as over the whole batch.
+"""One device's part of a batch, for the few operations that must give the same result as on the whole batch.
 
-If XLA splits a program over devices (strategy "mesh" of `nnfx.data_parallel`), the program need not know about it. If
+If XLA splits a program over devices (strategy "mesh" of `nnfx.data_parallel`), the program needs no changes. If
 each device runs the program on its own rows ("pmap"), sums are taken across devices, and random draws are made for all
 examples of the batch, so that nothing depends on the number of devices. Without a split, every function here leaves its
 input unchanged.
@@ -24,11 +24,11 @@ Tree = TypeVar("Tree")
 class Split(NamedTuple):
     """How the rows of a batch are distributed over devices: row i goes to device i mod n, as its row i div n.
 
-    Since rows are dealt out in turn, like cards, the same range of rows on all devices is a range of consecutive rows
-    of the batch; so micro-batches are consecutive rows too.
+    Since rows are dealt out in turn, the same range of rows on all devices makes up consecutive rows of the batch; so
+    micro-batches are consecutive rows too.
 
     Attributes:
-        rows: the number of rows of the whole batch, without the padding that makes the shares equal.
+        rows: the number of rows of the whole batch, without the padding that gives all devices equally many rows.
         devices: the number of devices.
     """
 
@@ -42,7 +42,7 @@ class Split(NamedTuple):
 
     @property
     def share(self) -> int:
-        """The number of rows of each device, including padding."""
+        """The number of rows on each device, including padding."""
         return -(-self.rows // self.devices)
 
 
@@ -51,7 +51,7 @@ _SPLIT: ContextVar[Split | None] = ContextVar("split", default=None)
 
 @contextmanager
 def split(how: Split) -> Iterator[None]:
-    """Mark code traced in this context, over the axis `how.axis`, as seeing only one device's share."""
+    """Mark code traced in this context, mapped over the axis `how.axis`, as seeing only one device's rows."""
     token = _SPLIT.set(how)
     try:
         yield
@@ -69,7 +69,7 @@ def is_left_to_xla() -> bool:
 
 
 def is_split() -> bool:
-    """Return whether the code being traced sees only one device's share of a batch.
+    """Return whether the code being traced sees only one device's rows of a batch.
 
     >>> is_split()
     False
@@ -88,11 +88,11 @@ def total(tree: Tree) -> Tree:
 
 
 def draw(sample: Callable[[tuple[int, ...]], Array], shape: tuple[int, ...], axis: int = 0) -> Array:
-    """Draw values for each example: this device's share of the values for the whole batch.
+    """Draw values for each example of this device, as a part of the values for the whole batch.
 
     Args:
-        sample: `shape -> array`, the function that draws.
-        shape: the shape of the share.
+        sample: `shape -> array`, a function that draws values.
+        shape: the shape of this device's values.
         axis: the axis of the examples.
 
     >>> draw(lambda shape: jax.random.normal(jax.random.key(0), shape), (3, 2)).shape
@@ -107,7 +107,7 @@ def draw(sample: Callable[[tuple[int, ...]], Array], shape: tuple[int, ...], axi
 
 
 def gathered(tree: Tree) -> Tree:
-    """Return the rows of the whole batch, `(batch, ...)`, gathered from the shares of all devices."""
+    """Return the rows of the whole batch, `(batch, ...)`, gathered from all devices."""
     how = _SPLIT.get()
     if how is None:
         return tree
@@ -120,13 +120,13 @@ def gathered(tree: Tree) -> Tree:
 
 
 def own(tree: Tree) -> Tree:
-    """Return this device's share of the rows of a whole batch, the inverse of `gathered`; padding is zero."""
+    """Return this device's rows of a whole batch, the inverse of `gathered`; padding is zero."""
     how = _SPLIT.get()
     return tree if how is None else jax.tree.map(lambda rows: _own(rows, how, axis=0), tree)
 
 
 def weights(given: Array | None, inputs: Array) -> Array | None:
-    """Return the weights of the examples, `(batch,)`; if a share has none, ones, with zeros for its padding."""
+    """Return the weights of a device's examples, `(batch,)`: if None are given, ones, with zeros for padding."""
     how = _SPLIT.get()
     if given is not None or how is None or inputs.shape[0] != how.share:
         return given

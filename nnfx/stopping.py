@@ -1,7 +1,7 @@
 """Stopping rules: pairs of pure functions `init` and `update`, consulted after each epoch.
 
-Pass a rule's factory to `nnfx.fit`, and its numeric arguments become hyper-parameters of the run. Combine rules by
-listing them: the run stops as soon as one of them does.
+Pass a rule's factory to `nnfx.fit`, and its numeric arguments become hyper-parameters of the run. Combine rules in a
+list: the run stops as soon as any rule asks it to.
 """
 
 from collections.abc import Callable
@@ -29,10 +29,10 @@ __all__ = [
 
 
 class Clock(NamedTuple):
-    """Readings of the host's clock, passed in as numbers, since a pure function cannot read a clock.
+    """Readings of the host's clock, passed in as numbers because a pure function cannot read a clock.
 
     Attributes:
-        seconds: the seconds that had passed when the host last read the clock.
+        seconds: the seconds since the run began, at the last reading.
         pace: the recent duration of an epoch, or of a step for stored data, in seconds; 0 until one has been timed.
     """
 
@@ -66,8 +66,8 @@ class StoppingRule(NamedTuple):
     Attributes:
         init: returns the state that a run starts with.
         update: takes the state and an `Epoch`, and returns the next state and a boolean scalar.
-        needs_valid: whether it uses held-out data.
-        needs_clock: whether it uses the clock, so that the host must run the epochs in chunks.
+        needs_valid: whether the rule uses held-out data.
+        needs_clock: whether the rule uses the clock, so that the host must run the epochs in chunks.
     """
 
     init: Callable[[], Any]
@@ -77,7 +77,7 @@ class StoppingRule(NamedTuple):
 
 
 def small_change(tolerance: Positive = 1e-5) -> StoppingRule:
-    """Stop when the weights W change little: `‖W_after − W_before‖ ≤ tolerance · ‖W_before‖` over an epoch.
+    """Stop when the weights W hardly change in an epoch: `‖W_after − W_before‖ ≤ tolerance · ‖W_before‖`.
 
     The norms are over all parameters together. An epoch whose steps were all skipped does not count as a small change.
 
@@ -109,11 +109,11 @@ def patience(patience: AtLeastOne = 10, min_improvement: NonNegative = 0.0) -> S
     """Stop when the held-out loss has not improved for `patience` epochs in a row.
 
     An improvement is a held-out loss below the best so far by more than `min_improvement`. The run returns
-    the weights with the best evaluation in `run.best`.
+    the weights with the lowest held-out loss in `run.best`.
 
     Args:
         patience: the number of epochs to wait, at least 1; may be traced.
-        min_improvement: the smallest improvement that counts, in the unit of the loss, non-negative; may be traced.
+        min_improvement: the smallest improvement that counts, in the units of the loss, non-negative; may be traced.
 
     Raises:
         ValueError: for a patience below 1 or a negative improvement.
@@ -135,7 +135,7 @@ def patience(patience: AtLeastOne = 10, min_improvement: NonNegative = 0.0) -> S
 
     def init() -> tuple[Array, Array]:
         dtype = jax.dtypes.canonicalize_dtype(float)
-        return jnp.asarray(jnp.finfo(dtype).max, dtype), jnp.asarray(0, jnp.int32)  # no loss so far
+        return jnp.asarray(jnp.finfo(dtype).max, dtype), jnp.asarray(0, jnp.int32)  # no loss has been seen
 
     def update(state: tuple[Array, Array], epoch: Epoch) -> tuple[tuple[Array, Array], Array]:
         best, waited = state

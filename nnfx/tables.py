@@ -1,11 +1,11 @@
-"""Text tables, in which results are printed."""
+"""Plain-text tables for printing results."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]], words: int = 1) -> str:
-    """Lay out a table: the first `words` columns hold words, and the others numbers to four digits.
+    """Format a table: the first `words` columns are left-aligned text, the others numbers to four digits.
 
     >>> print(table(["layer", "size"], [["hidden", 12], ["output", 3.14159]]))
     layer    size

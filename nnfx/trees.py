@@ -18,7 +18,7 @@ def name_of(path: Iterable[Any]) -> str:
 
 
 def named(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
-    """Return the leaves of a tree by name; `is_leaf` is that of `jax.tree.leaves`.
+    """Return the leaves of a tree by name; `is_leaf` is passed to `jax.tree.leaves`.
 
     >>> named({"params": {"kernel": 1, "bias": 2}})
     {'params.bias': 2, 'params.kernel': 1}
@@ -27,7 +27,7 @@ def named(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, 
 
 
 def nested(leaves: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a dict of dicts with these leaves: the inverse of `named`, for trees of dicts.
+    """Build a dict of dicts from named leaves: the inverse of `named`, for trees of dicts.
 
     >>> nested([("params.kernel", 1), ("params.bias", 2)])
     {'params': {'kernel': 1, 'bias': 2}}
@@ -43,7 +43,7 @@ def nested(leaves: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def at(tree: Any, name: str) -> Any:
-    """Return the value of a dict of dicts under a dotted name.
+    """Look up a dotted name in a dict of dicts.
 
     >>> at({"params": {"kernel": 1}}, "params.kernel")
     1
@@ -54,7 +54,7 @@ def at(tree: Any, name: str) -> Any:
 
 
 def shapes(tree: Any) -> Any:
-    """Return the shapes and dtypes of arrays, in place of them.
+    """Replace every array of a tree by its shape and dtype.
 
     >>> shapes({"w": jax.numpy.ones((2, 3))})
     {'w': ShapeDtypeStruct(shape=(2, 3), dtype=float32)}

@@ -1,4 +1,4 @@
-"""The vocabulary shared by every part of the library: models, batches, training states, losses."""
+"""The types shared by every part of the library: models, batches, training states, losses."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol, overload
@@ -25,7 +25,7 @@ class Init(Protocol):
     """Draws the variables of a model."""
 
     def __call__(self, key: Array, inputs: Any) -> Variables:
-        """Return fresh variables for inputs of this shape, `(batch, ...)`; their values are not used."""
+        """Return initial variables for inputs of the given shape, `(batch, ...)`; their values are not used."""
 
 
 class Apply(Protocol):
@@ -66,7 +66,7 @@ class Apply(Protocol):
 
 
 class Stream(NamedTuple):
-    """A recurrent model one step at a time, for data that arrive one by one; outputs are those for whole sequences.
+    """A recurrent model, one step at a time, for data that arrive step by step; outputs equal those of the model.
 
     Attributes:
         start: `(batch_size, dtype=None) -> state`, the state before the first step: zeros.
@@ -97,15 +97,15 @@ class Model(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Examples with their targets and weights; a data set is one large batch.
+    """Examples with their targets and weights; a dataset is one large batch.
 
     Attributes:
         inputs: `(batch, ...)`, an array or a tree of them, such as `Sequences`.
         targets: `(batch, ...)`.
         weights: `(batch,)`, the weight of each example in the loss; zero marks padding. Or `(batch, time)`, the weight
             of each step, for a model with outputs `(batch, time, ...)`: losses and metrics are then computed per step.
-            Or the shape of the outputs and targets, a weight for each number: losses and metrics are then computed per
-            number, and averaged over the batch.
+            Or the shape of the outputs and targets, the weight of each output: losses and metrics are then computed per
+            output, and averaged over the batch.
     """
 
     inputs: Any
@@ -126,14 +126,14 @@ class Sequences(_Sequences):
 
     Args:
         values: `(batch, time, features)`, or tokens `(batch, time)`; an array, or a list or tensor that becomes one.
-        lengths: integers `(batch,)`, how many steps of each sequence are real; the rest are padding. None if all are
-            real.
+        lengths: integers `(batch,)`, the number of real steps in each sequence; the rest are padding. None means no
+            padding.
         state: the model's initial state, in the form used by its `stream`: for each layer, a tuple of arrays `(batch,
-            hidden)`; in a bidirectional network, each layer is followed by its reverse. None for zeros.
+            hidden)`; in a bidirectional network, each layer is followed by its reverse. None means zeros.
 
     Raises:
         TypeError: for values that are not real numbers, or lengths that are not integers.
-        ValueError: for rows of different lengths, which must be padded first; if there is not one length per sequence;
+        ValueError: for rows of different lengths, which must be padded first; for anything but one length per sequence;
             and for concrete lengths below 0 or above the number of steps.
 
     Example:
@@ -147,7 +147,7 @@ class Sequences(_Sequences):
     __slots__ = ()
 
     def __new__(cls, values: Any, lengths: Any = None, state: Any = None) -> "Sequences":
-        """Convert and check the arguments of users; JAX transformations use `_make` instead."""
+        """Convert and check arguments passed by users; JAX transformations use `_make` instead."""
         values, lengths = _as_array("values", values), _as_array("lengths", lengths)
         if hasattr(values, "shape") and hasattr(lengths, "shape") and lengths.shape:
             _check_lengths(values, lengths)
@@ -173,14 +173,13 @@ def _as_array(name: str, value: Any) -> Any:
 
 
 def _check_lengths(values: Any, lengths: Any) -> None:
-    """Require an integer for each sequence, from 0 to the number of steps if they are concrete."""
+    """Require one integer per sequence; concrete lengths must lie between 0 and the number of steps."""
     if not jnp.issubdtype(lengths.dtype, np.integer):
         raise TypeError(f"lengths: expected integers, (batch,), got {checks.describe(lengths)}")
     batch = lengths.ndim
     if values.shape[:batch] != lengths.shape or len(values.shape) <= batch:
         raise ValueError(
-            f"lengths: expected one for each sequence of values, {checks.describe(values)},"
-            f" got {checks.describe(lengths)}"
+            f"lengths: expected one per sequence for values {checks.describe(values)}, got {checks.describe(lengths)}"
         )
     if checks.is_concrete(lengths) and getattr(lengths, "is_fully_addressable", True) and lengths.size:
         low, high, time = int(np.min(lengths)), int(np.max(lengths)), values.shape[batch]
@@ -189,12 +188,12 @@ def _check_lengths(values: Any, lengths: Any) -> None:
 
 
 class Fault(NamedTuple):
-    """Steps that were skipped because something was not finite.
+    """Steps that were skipped because the loss or a gradient was not finite.
 
     Attributes:
         skipped: the number of skipped steps, an int32 scalar.
-        step: the first of them, −1 if there are none.
-        where: what was not finite there: 0 for the loss, i + 1 for the gradient of the i-th leaf of the parameters.
+        step: the first skipped step, −1 if there are none.
+        where: what was not finite in that step: 0 for the loss, i + 1 for the gradient of the i-th parameter leaf.
     """
 
     skipped: Array
@@ -207,7 +206,7 @@ class Average(NamedTuple):
 
     Attributes:
         steps: the number of steps averaged, an int32 scalar.
-        variables: their average; before the first step, the initial variables.
+        variables: the averaged variables; before the first step, the initial ones.
     """
 
     steps: Array
@@ -245,7 +244,7 @@ class TrainState(NamedTuple):
         """The variables to evaluate: their average if the run keeps one, otherwise the latest.
 
         Optimizers such as `optax.contrib.schedule_free` and `optax.lookahead` are evaluated with weights other than
-        those they update; for them, the latest variables have those weights.
+        those they update; with such an optimizer, the latest variables contain the evaluation weights.
         """
         if self.average is not None:
             return self.average.variables
@@ -253,7 +252,7 @@ class TrainState(NamedTuple):
 
 
 def at_least_float32(dtype: Any) -> Any:
-    """Return the floating-point dtype to count and average in: half precision cannot count to 3,000.
+    """Return the floating-point dtype for counts and averages: half precision cannot count to 3,000.
 
     >>> at_least_float32(jnp.bfloat16), at_least_float32(jnp.float64), at_least_float32(bool)
     (<class 'jax.numpy.float32'>, <class 'jax.numpy.float64'>, dtype('float32'))
@@ -264,7 +263,7 @@ def at_least_float32(dtype: Any) -> Any:
 
 
 class Mean(NamedTuple):
-    """A weighted mean kept as two sums, so that the means of parts merge into the mean of the whole.
+    """A weighted mean kept as two sums, so that the means of several parts of the data can be merged exactly.
 
     Attributes:
         total: the sum of weight × value.
@@ -276,13 +275,13 @@ class Mean(NamedTuple):
 
     @classmethod
     def of(cls, values: Array, weights: Array | None = None) -> "Mean":
-        """Weigh one value per example, `(batch,)`, in float32 at least; every weight is 1 if none are given.
+        """Average one value per example, `(batch,)`, in at least float32; every weight is 1 if `weights` is None.
 
         Values of weight zero are ignored, whatever they are. Negative weights make the mean NaN.
 
         Raises:
             TypeError: for values that are not real numbers or booleans.
-            ValueError: if there is not one value per example, or not one weight per value.
+            ValueError: for anything but one value per example and one weight per value.
 
         Example:
             >>> Mean.of(jnp.array([1.0, 3.0, jnp.inf]), jnp.array([1.0, 1.0, 0.0])).value
@@ -311,6 +310,6 @@ class Mean(NamedTuple):
 
 
 PerExample = Callable[..., Array]
-"""A loss or a metric: `(outputs, targets) -> (batch,)`, with further numbers as keyword arguments."""
+"""A loss or a metric: `(outputs, targets) -> (batch,)`, with hyper-parameters as keyword arguments."""
 Metrics = dict[str, Mean]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]

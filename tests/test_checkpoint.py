@@ -191,7 +191,7 @@ def test_another_tree_is_refused_leaf_by_leaf(saved):
         params={"hidden": {"kernel": jnp.zeros((2, 4)), "bias": jnp.zeros(3)}, "output": jnp.zeros(1)},
         opt_state=(jnp.asarray(3, jnp.int32), (), {}, None),
     )
-    with pytest.raises(ValueError, match="expected the leaves of this run, got others") as error:
+    with pytest.raises(ValueError, match="expected the leaves of this run, got different ones") as error:
         checkpoint.load(saved, other)
     assert not isinstance(error.value, DamagedError)
     lines = str(error.value).split("\n")
@@ -256,7 +256,7 @@ def test_what_is_no_tree_of_arrays_is_refused(tmp_path, tree, error, message):
 def test_paths_that_are_there_or_not(saved, tmp_path):
     with pytest.raises(FileExistsError, match="saved: expected a path that does not exist yet"):
         checkpoint.save(saved, state())
-    with pytest.raises(FileNotFoundError, match="none: expected the folder of a checkpoint"):
+    with pytest.raises(FileNotFoundError, match="none: expected a checkpoint folder"):
         checkpoint.load(tmp_path / "none", state())
     with pytest.raises(TypeError):
         checkpoint.save(tmp_path / "one", state(), {"about": object()})

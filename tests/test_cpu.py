@@ -36,7 +36,7 @@ def test_what_is_asked_for():
 
 def test_too_late_is_an_error():
     assert jax.devices()
-    with pytest.raises(RuntimeError, match="devices: expected a call of set_up before JAX computes anything"):
+    with pytest.raises(RuntimeError, match="devices: expected set_up to be called before JAX computes anything"):
         cpu.set_up(devices=5, cache=None, keep_memory=False)
 
 

@@ -1,10 +1,10 @@
-"""Steps of convolutional networks (gradient and Adam): this library, Flax, PyTorch and Keras, from the same weights.
+"""Training steps of convolutional networks: this library, Flax, PyTorch and Keras, from the same weights.
 
     python -m experiments.benchmarks cnn [--cases lenet vgg] [--repeats 7] [--allocators default tuned] [--devices 1 2]
 
-Each time is that of one step, the mean of twenty on twenty batches; their mean loss is printed next to it, and agrees
-between systems to rounding. Each combination of an allocator and a number of devices has its own process, the same for
-all systems: "tuned" keeps memory instead of returning it to the operating system after each step, as
+Each time is the mean time of a step (gradient and Adam) over twenty batches; the mean loss is printed next to it, and
+agrees between systems to rounding. Each combination of an allocator and a number of devices has its own process, the
+same for all systems: "tuned" keeps memory instead of returning it to the operating system after each step, as
 `nnfx.cpu.set_up` does. With two devices, each takes half of the batch.
 """
 
@@ -78,12 +78,12 @@ def main(
     members: int = 16,
     out: Path = Path("runs/benchmarks"),
 ) -> dict[str, Any]:
-    """Time steps.
+    """Time training steps.
 
     Args:
-        cases: which networks.
-        repeats: how many times to time each system, in turns.
-        allocators: "default" and "tuned".
+        cases: the networks to time.
+        repeats: the number of times that each system is timed, with the systems in turn.
+        allocators: "default", "tuned" or both.
         devices: numbers of CPU devices over which this library splits a batch, or the networks of a sweep.
         members: number of networks in the sweep; 0 for no sweep.
         out: where the results go.
@@ -120,7 +120,7 @@ def measure(case: str, devices: int, repeats: int, members: int) -> list[Row]:
 
 
 def task_of(problem: Problem) -> Task:
-    """Return the task for this library; the common weights are in the layout of Flax, which is also its own."""
+    """Return the task for this library; the common weights are in the layout of Flax, as in this library."""
     layers = [conv(features) if features else max_pool() for features in problem.features]
     model = nnfx.models.cnn(layers, 10, hidden=problem.hidden)
     weights = [jnp.asarray(weight) for weight in problem.weights()]

@@ -2,8 +2,8 @@
 
     python -m experiments.benchmarks first_call [--repeats 7]
 
-Each time is measured in a separate process, excluding imports, with the systems strictly in turns. The warm runs of
-this library use a compilation cache of the benchmark's own; the cold runs use none.
+Each time is measured in a separate process, excluding imports, with the systems strictly in turn. The warm runs of
+this library use a compilation cache that belongs to the benchmark; the cold runs use none.
 """
 
 import subprocess
@@ -37,7 +37,7 @@ def main(
     """Time first calls.
 
     Args:
-        cases: which problems to run; see `experiments.benchmarks.problems`.
+        cases: the problems to run; see `experiments.benchmarks.problems`.
         repeats: number of processes for each system.
         out: where the results go.
     """

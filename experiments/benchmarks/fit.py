@@ -35,8 +35,8 @@ def main(
     """Time a run of each system.
 
     Args:
-        cases: which problems to run.
-        repeats: how many times to run each system, in turns; repeat i runs seed i.
+        cases: the problems to run.
+        repeats: the number of runs of each system, with the systems in turn; repeat i runs seed i.
         out: where the results go.
     """
     rows: list[Row] = []
@@ -66,7 +66,7 @@ def systems(problem: Problem) -> dict[str, System]:
 
 
 def nnfx_run(problem: Problem) -> tuple[Fit, Data]:
-    """Return the run and the data of a problem for this library."""
+    """Return the training function and the data of a problem for this library."""
     data = nnfx.data.prepare(problem.inputs, problem.labels, standardize=False)
     model = nnfx.models.mlp(problem.hidden, problem.outputs, problem.activation, initializer="glorot_uniform")
     binary = problem.outputs == 1

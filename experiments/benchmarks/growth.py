@@ -2,10 +2,10 @@
 
     python -m experiments.benchmarks growth [--axes rows features width steps members epochs] [--full]
 
-Each point is a process of its own, which makes the data, runs once to compile, and then times a second run; its memory
-is the largest that was resident in the whole process, libraries and compiler included. An exponent p is the slope of
-log(cost) against log(size) over the upper half of the sizes: the cost grows like sizeᵖ there. That of the memory is
-without what the libraries take when they are imported. Expect at most 1 everywhere, and 0 for the memory of epochs.
+Each point has its own process, which makes the data, runs once to compile, and then times a second run; the memory is
+the peak resident memory of the whole process, including libraries and compiler. An exponent p is the slope of
+log(cost) against log(size) over the upper half of the sizes: there the cost grows like sizeᵖ. The exponent of
+memory excludes the memory of imported libraries. Expect at most 1 everywhere, and 0 for the memory of epochs.
 """
 
 import importlib.util
@@ -28,12 +28,12 @@ COLOURS = {OURS: BLUE, TORCH: ORANGE, SCIKIT_LEARN: GREEN}
 
 
 class Axis(NamedTuple):
-    """What grows.
+    """The quantity that grows.
 
     Attributes:
         sizes: the sizes to measure.
         more: the larger sizes that `--full` adds.
-        systems: what is compared.
+        systems: the systems to compare.
     """
 
     sizes: tuple[int, ...]
@@ -57,10 +57,10 @@ AT_MOST = {("members", TORCH): 100, ("members", SCIKIT_LEARN): 100, ("epochs", T
 def main(
     axes: tuple[str, ...] = tuple(AXES), full: bool = False, out: Path = Path("runs/benchmarks")
 ) -> dict[str, Any]:
-    """Measure, print the exponents, and draw the curves.
+    """Measure, print the exponents, and plot the curves.
 
     Args:
-        axes: what grows.
+        axes: the quantities that grow.
         full: whether to measure the largest sizes too, which takes much longer.
         out: where the results go.
     """
@@ -86,7 +86,7 @@ def is_installed(system: str) -> bool:
 
 
 def measured(axis: str, system: str, size: int) -> Point:
-    """Measure a point in a process of its own."""
+    """Measure a point in a separate process."""
     command = [sys.executable, "-m", "experiments.benchmarks.points", axis, system, str(size)]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return Point(*json.loads(printed.splitlines()[-1]))
@@ -117,7 +117,7 @@ def table(points: Sequence[Point]) -> tuple[list[str], list[list[Any]]]:
     for (axis, system), curve in curves(points).items():
         sizes, last = [point.size for point in curve], curve[-1]
         several = len(curve) > 1
-        # what is less than a MiB above the imports is noise of the allocator
+        # memory of less than a MiB above that of the imports is noise of the allocator
         beyond = [max(1.0, point.peak_mib - point.imports_mib) for point in curve]
         rows.append(
             [
@@ -135,7 +135,7 @@ def table(points: Sequence[Point]) -> tuple[list[str], list[list[Any]]]:
 
 
 def draw(points: Sequence[Point]) -> Figure:
-    """Draw time and memory against each size."""
+    """Plot time and memory against each size."""
     axes_drawn = [axis for axis in AXES if any(point.axis == axis for point in points)]
     figure, panels = plt.subplots(2, len(axes_drawn), figsize=(2.6 * len(axes_drawn) + 1, 5.6), squeeze=False)
     for (axis, system), curve in curves(points).items():
@@ -153,7 +153,7 @@ def draw(points: Sequence[Point]) -> Figure:
         low, high = panel.get_ylim()
         panel.plot([left, right], [low, low * right / left], color="black", linewidth=0.8, linestyle=":")
         panel.set(xlim=(left, right), ylim=(low, high))
-    for panel in panels[1]:  # most is that of the libraries, so a logarithm would show noise
+    for panel in panels[1]:  # most memory is that of the libraries, so a logarithm would show noise
         panel.set_yscale("linear")
         panel.set_ylim(bottom=0)
     panels[0, 0].set_ylabel("seconds of a run")

@@ -2,9 +2,9 @@
 
     python -m experiments.benchmarks landscape [--cases fashion titanic] [--points N] [--images 1000] [--repeats 7]
 
-The grid is in a plane of filter-normalised random directions around the untrained weights: those of the convolutional
-network of `experiments.fashion_mnist` on its first images (random ones if its files are missing), and those of a
-network with 16 hidden units on the passengers of the Titanic. Each number of devices has its own process; the loop,
+The grid is in a plane of filter-normalised random directions around the untrained weights of the convolutional
+network of `experiments.fashion_mnist`, on the first images (random images if its files are missing), and of a network
+with 16 hidden units on the passengers of the Titanic. Each number of devices has its own process; the loop,
 which uses one device, is timed in each of them. The mean of all losses is printed next to the times, and agrees to
 rounding.
 """
@@ -73,12 +73,12 @@ def main(
     """Time landscapes.
 
     Args:
-        cases: "fashion" and "titanic".
+        cases: "fashion", "titanic" or both.
         points: number of points along each of the two axes; by default 51 for "titanic" and 8 for "fashion", for which
             51 × 51 points take about ten minutes each time.
         images: number of images over which the loss of "fashion" is averaged.
         devices: numbers of CPU devices over which the points are split.
-        repeats: how many times to time each system, in turns.
+        repeats: the number of times that each system is timed, with the systems in turn.
         out: where the results go.
     """
     rows, lines = [], []
@@ -109,7 +109,7 @@ def run(case: str, points: int, images: int, devices: int, repeats: int) -> None
 
 
 def measure(case: str, problem: Problem, points: int, devices: int, repeats: int) -> list[Row]:
-    """Time both systems in turns, with a new plane for each repeat."""
+    """Time both systems in turn, with a new plane for each repeat."""
     systems = {
         "one program": System(with_nnfx(problem, points, devices), is_peer=False),
         "a Python loop": System(with_loop(problem, points)),
@@ -118,7 +118,7 @@ def measure(case: str, problem: Problem, points: int, devices: int, repeats: int
 
 
 def _plane(problem: Problem, seed: int) -> tuple[dict[str, Any], landscape.Cut]:
-    """Draw a plane, outside the timed part."""
+    """Draw a random plane, outside the timed code."""
     variables = dict(jax.jit(problem.model.init)(jax.random.key(0), problem.batch.inputs[:1]))
     return jax.block_until_ready((variables, landscape.random_cut(jax.random.key(seed), variables["params"])))
 

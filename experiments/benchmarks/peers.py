@@ -1,4 +1,4 @@
-"""Runs by PyTorch and scikit-learn, in a file that imports neither JAX nor this library, so that memory compares."""
+"""Runs by PyTorch and scikit-learn, in a file that imports neither JAX nor this library, to compare memory."""
 
 import itertools
 import warnings

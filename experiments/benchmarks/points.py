@@ -21,20 +21,20 @@ HIDDEN = 32
 """Width of recurrent networks."""
 
 Run = Callable[[], Any]
-"""Does all the work, and returns a loss."""
+"""A function that does all the work, and returns a loss."""
 
 
 class Point(NamedTuple):
     """One measurement.
 
     Attributes:
-        axis: what grows.
-        system: what was measured.
-        size: how large it was.
-        seconds: the seconds of a run that has been compiled.
-        first_seconds: those of the first run.
-        peak_mib: the largest memory that was resident in the process, in MiB.
-        imports_mib: the same after the libraries had been imported.
+        axis: the quantity that grows.
+        system: the system that was measured.
+        size: the size of the quantity that grows.
+        seconds: the seconds of a compiled run.
+        first_seconds: the seconds of the first run, including compilation.
+        peak_mib: the peak resident memory of the process, in MiB.
+        imports_mib: the peak resident memory after the libraries were imported, in MiB.
         loss: the final training loss.
     """
 
@@ -49,7 +49,7 @@ class Point(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """What a dense network has, apart from the size that grows."""
+    """The sizes of a dense network and its data, apart from the one that grows."""
 
     rows: int = 1000
     features: int = 16
@@ -139,7 +139,7 @@ def of_steps(system: str, size: int) -> Run:
 
 
 def of_members(system: str, size: int) -> Run:
-    """Train many networks: as one sweep, or one after the other."""
+    """Train many networks: as one sweep, or one after another."""
     sizes = Sizes(rows=100, features=4, width=8, batch_size=20, epochs=5)
     if system != OURS:
         one = dense(system, sizes)
@@ -166,7 +166,7 @@ AXES: dict[str, Callable[[str, int], Run]] = {
     "members": of_members,
     "epochs": of_epochs,
 }
-"""How a system's run of a size is made."""
+"""The functions that make a system's run of a given size."""
 
 
 def print_point(axis: str, system: str, size: str) -> None:
@@ -187,8 +187,8 @@ def print_point(axis: str, system: str, size: str) -> None:
 
 
 def peak_mib() -> float:
-    """Return the largest memory that has been resident in this process, in MiB."""
-    with contextlib.suppress(OSError):  # the largest that getrusage reports is inherited from the parent process
+    """Return the peak resident memory of this process, in MiB."""
+    with contextlib.suppress(OSError):  # the peak that getrusage reports is inherited from the parent process
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 2**10

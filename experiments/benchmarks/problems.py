@@ -14,12 +14,12 @@ class Problem(NamedTuple):
     """Classification by a network of dense layers, trained by Adam with a learning rate of 0.001.
 
     Attributes:
-        inputs: float32 `(rows, features)`.
-        labels: integers `(rows,)`.
+        inputs: the inputs, float32 `(rows, features)`.
+        labels: the classes, integers `(rows,)`.
         hidden: widths of the hidden layers.
         activation: "tanh" or "relu".
         batch_size: rows in a minibatch.
-        epochs: how many times each row is seen.
+        epochs: the number of times that each row is used.
     """
 
     inputs: np.ndarray
@@ -31,7 +31,7 @@ class Problem(NamedTuple):
 
     @property
     def outputs(self) -> int:
-        """One logit for two classes, otherwise one per class."""
+        """The number of outputs: one logit for two classes, otherwise one per class."""
         classes = int(self.labels.max()) + 1
         return 1 if classes == 2 else classes
 

@@ -1,9 +1,9 @@
-"""The page of the benchmarks: the latest record of each, with machine, releases and command, and a figure of ratios.
+"""The page of the benchmarks: the latest record of each, with machine, versions and command, and a figure of ratios.
 
     python -m experiments.benchmarks --write-readme [--records runs/benchmarks]
 
-It copies the records found into `experiments/benchmarks/records`, where those of other benchmarks stay, and writes
-`README.md` and its figures from all of them.
+It copies the records found into `experiments/benchmarks/records`, where the records of other benchmarks stay, and
+writes `README.md` and its figures from all of them.
 """
 
 import dataclasses
@@ -34,13 +34,13 @@ TITLES = {
     "landscape": "Loss landscapes",
     "growth": "Cost as the work grows",
 }
-"""The heading of each record; others are shown under their name."""
+"""The heading of each record; other records are shown under their names."""
 FIGURES = "figures"
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of the page."""
+    """Options for the page."""
 
     records: Path = Path("runs/benchmarks")
     """the folder of new records"""
@@ -53,7 +53,7 @@ def main(config: Config) -> None:
     kept = config.page / "records"
     kept.mkdir(parents=True, exist_ok=True)
     for path in sorted(config.records.glob("*.json")) if config.records.resolve() != kept.resolve() else ():
-        json.loads(path.read_text())  # what cannot be read should not replace a record
+        json.loads(path.read_text())  # a file that cannot be read should not replace a record
         shutil.copyfile(path, kept / path.name)
     records = read(kept)
     for name, figure in figures(records).items():
@@ -129,7 +129,7 @@ def figures(records: dict[str, dict[str, Any]]) -> dict[str, Figure]:
 
 
 def draw_ratios(ratios: list[tuple[str, float]]) -> Figure:
-    """Draw how long each row takes relative to its best peer."""
+    """Plot the time of each row relative to its fastest competitor."""
     figure, axis = plt.subplots(figsize=(9, 1 + 0.2 * len(ratios)))
     names, values = zip(*reversed(ratios), strict=True)
     axis.hlines(range(len(names)), [1.0] * len(names), values, color=GREY, linewidth=0.8)
@@ -149,6 +149,6 @@ def _points(record: dict[str, Any]) -> list[Point]:
 
 
 def _ours(record: dict[str, Any]) -> list[Row]:
-    """Return the rows of this library that are compared with a peer."""
+    """Return the rows of this library that have a competitor."""
     rows = _rows(record) if record["rows"] and "ratio" in record["rows"][0] else []
     return [row for row in rows if not row.is_peer and row.ratio == row.ratio]

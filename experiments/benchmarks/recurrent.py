@@ -1,16 +1,16 @@
-"""Steps of recurrent networks (gradient and Adam): this library, PyTorch, Flax and Keras, from the same weights.
+"""Training steps of recurrent networks: this library, PyTorch, Flax and Keras, from the same weights.
 
     python -m experiments.benchmarks recurrent [--cases lstm-32x96x7x64 gru-64x96x7x128-two-layers] [--repeats 7]
         [--allocators default tuned] [--devices 1 2] [--members 16]
 
 A case is named after its cell, batch size, time steps, inputs and hidden width. A dense layer turns the output after
-the last step into one number, and the loss is the mean square error. Before anything is timed, all systems compute the
+the last step into one number, and the loss is the mean square error. Before the timing, all systems compute the
 gradient of the first batch: the benchmark fails if they differ by more than rounding, and reports the differences
-otherwise. Each time is that of one step, the mean of several on as many batches; their mean loss is printed next to it,
-and must agree as well. Each combination of an allocator and a number of devices has its own process; see `cnn`.
+otherwise. Each time is the mean time of a step (gradient and Adam) over several batches; the mean loss is printed next
+to it, and must agree as well. Each combination of an allocator and a number of devices has its own process; see `cnn`.
 
 Sixteen networks of the first case are also trained together, under `jax.vmap` and in a loop (`jax.lax.map`), against
-sixteen trained one after the other: these times are those of one step of all sixteen.
+sixteen trained one after another: these times are the times of one step of all sixteen.
 """
 
 import itertools
@@ -31,9 +31,9 @@ from nnfx.models import conversion
 from nnfx.types import Array, Params
 
 GRADIENTS_APART = 1e-4
-"""How far gradients may differ, relative to the largest element of each array."""
+"""The largest difference between gradients, relative to the largest element of each array."""
 LOSSES_APART = 1e-3
-"""How far mean losses may differ: Adam amplifies rounding, and Keras adds its ε in a different place."""
+"""The largest difference between mean losses: Adam amplifies rounding, and Keras adds its ε in a different place."""
 
 
 class Problem(NamedTuple):
@@ -46,7 +46,7 @@ class Problem(NamedTuple):
         inputs: features of each time step.
         hidden: width of every layer.
         layers: number of recurrent layers.
-        steps: number of training steps; few if each takes long.
+        steps: number of training steps, small if each takes long.
     """
 
     cell: str
@@ -99,12 +99,12 @@ def main(
     members: int = 16,
     out: Path = Path("runs/benchmarks"),
 ) -> dict[str, Any]:
-    """Time steps.
+    """Time training steps.
 
     Args:
-        cases: which networks.
-        repeats: how many times to time each system, in turns.
-        allocators: "default" and "tuned".
+        cases: the networks to time.
+        repeats: the number of times that each system is timed, with the systems in turn.
+        allocators: "default", "tuned" or both.
         devices: numbers of CPU devices over which this library splits a batch, or the networks trained together.
         members: number of networks trained together; 0 for none.
         out: where the results go.
@@ -157,10 +157,10 @@ def in_turn(run: Run, members: int) -> Run:
 
 
 def gradient_errors(task: Task, gradients: Mapping[str, Params]) -> dict[str, float]:
-    """Return how far gradients of the first batch differ from those of this library.
+    """Return the differences between gradients of the first batch and that of this library.
 
     Raises:
-        ValueError: if a difference is larger than rounding: then the systems compute different things.
+        ValueError: if a difference is larger than rounding, so that systems compute different functions.
     """
     batch = task.parts()[0]
 
@@ -179,7 +179,7 @@ def gradient_errors(task: Task, gradients: Mapping[str, Params]) -> dict[str, fl
 
 
 def require_one_loss(rows: list[Row]) -> None:
-    """Raise if the mean losses of the systems are not nearly the same."""
+    """Raise an error if the mean losses of the systems are not nearly the same."""
     for row in rows:
         if not abs(row.loss / rows[0].loss - 1) <= LOSSES_APART:
             raise ValueError(f"{row.system}: expected the loss of {rows[0].system}, {rows[0].loss}, got {row.loss}")
@@ -214,8 +214,8 @@ def with_flax(problem: Problem, task: Task) -> Peer:
 def with_torch(problem: Problem, task: Task) -> Peer:
     """Step with PyTorch's own layers and its fused Adam.
 
-    PyTorch adds two biases where one would do. If both were trained, their sum would move twice as far in a step of
-    Adam as the single bias of the others, so the gradient of the redundant one is set to zero.
+    PyTorch adds two biases where one would be enough. If both were trained, their sum would move twice as far in a step
+    of Adam as the single bias of the others, so the gradient of the redundant one is set to zero.
     """
     import torch
 

@@ -22,11 +22,12 @@ EPOCHS = 100
 
 
 def main(repeats: int = 3, cores: int = 2, out: Path = Path("runs/benchmarks")) -> dict[str, Any]:
-    """Time searches; the loss is 1 − the best candidate's mean accuracy over the folds.
+    """Time searches; the loss is 1 minus the best candidate's mean accuracy over the folds.
 
     Args:
-        repeats: how many times to time each, in turns; the first call of each, which compiles, is not among them.
-        cores: on how many devices, one for each core, this library trains, and in how many processes scikit-learn fits.
+        repeats: the number of times that each search is timed, in turn, without the first call of each, which compiles.
+        cores: the number of devices, one for each core, on which this library trains, and of processes in which
+            scikit-learn fits.
         out: where the results go.
     """
     jax.config.update("jax_num_cpu_devices", cores)
@@ -76,7 +77,7 @@ def with_grid(jobs: int) -> Any:
         )
         search = GridSearchCV(make_pipeline(StandardScaler(), network), grid, cv=_folds(seed), n_jobs=jobs)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the runs are as long as asked for, converged or not
+            warnings.simplefilter("ignore")  # all runs have the given number of epochs, converged or not
             return 1 - float(search.fit(problem.inputs, problem.labels).best_score_)
 
     return run

@@ -3,9 +3,9 @@
     python -m experiments.benchmarks session [--epochs 6] [--repeats 30]
 
 The run trains a dense network on the embedded digits, each repeated fifty times, so that an epoch takes about a second.
-A session wraps the same run: it identifies it, shows nothing, logs to CSV, and saves after every epoch, into a fresh
-folder each time. Its time includes all of that, and waiting for the last checkpoint. The final losses are identical to
-the bit.
+A session wraps the same run: it identifies the run, shows nothing, logs to CSV, and saves after every epoch, in a new
+folder each time. The time of a session includes all of this, and waiting for the last checkpoint. The final losses are
+identical to the bit.
 """
 
 import functools
@@ -27,12 +27,12 @@ NUMBERS: dict[str, Any] = {"learning_rate": 0.05}
 
 
 def main(epochs: int = 6, copies: int = 50, repeats: int = 30, out: Path = Path("runs/benchmarks")) -> dict[str, Any]:
-    """Time the run bare, in a session, and split over one device.
+    """Time the run by itself, in a session, and split over one device.
 
     Args:
         epochs: number of epochs in each run.
-        copies: how many times the digits are repeated in an epoch.
-        repeats: how many times to time each, in turns.
+        copies: the number of copies of each digit in an epoch.
+        repeats: the number of times that each of these is timed, in turn.
         out: where the results go.
     """
     nnfx.cpu.set_up(devices=1)
@@ -57,7 +57,7 @@ def problem(copies: int) -> Data:
 
 
 def train(epochs: int, **options: Any) -> Fit:
-    """Return the run."""
+    """Return the function that trains the network."""
     model = nnfx.models.mlp((512, 512), outputs=10)
     loss = nnfx.losses.categorical_cross_entropy
     return nnfx.fit(model, loss, optax.sgd, epochs=epochs, batch_size=128, **options)
@@ -69,7 +69,7 @@ def with_run(fit: Fit, data: Data) -> Callable[[int], float]:
 
 
 def with_session(fit: Fit, data: Data) -> Callable[[int], float]:
-    """Run it in a session."""
+    """Run the compiled program in a session."""
 
     def looked_after(seed: int) -> float:
         with tempfile.TemporaryDirectory() as folder:

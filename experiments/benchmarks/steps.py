@@ -1,4 +1,4 @@
-"""What benchmarks of training steps share: a process for each setting, and systems that start from the same weights."""
+"""Shared by benchmarks of training steps: a process for each setting, and systems that start from the same weights."""
 
 import itertools
 import json
@@ -33,11 +33,11 @@ TUNED = {
 """The variables that glibc reads when a process starts, with the same values as in `nnfx.cpu.set_up`."""
 
 Run = Callable[[], Timed]
-"""Takes all steps, and returns the time of one step and the mean loss of all."""
+"""A function that takes all steps, and returns the time of one step and the mean loss of all steps."""
 
 
 class Task(NamedTuple):
-    """What this library trains; other systems are given the same in their own layout.
+    """The model and data that this library trains on; other systems are given the same in their own layouts.
 
     Attributes:
         model: the model.
@@ -78,8 +78,8 @@ def in_processes(
     Args:
         name: the name of the benchmark; its module has `measure(case, devices, repeats, members) -> rows`.
         cases: the names of the cases.
-        repeats: how many times to time each system, in turns.
-        allocators: "default" and "tuned".
+        repeats: the number of times that each system is timed, with the systems in turn.
+        allocators: "default", "tuned" or both.
         devices: numbers of CPU devices over which this library splits a batch.
         members: number of networks trained together, if the case has such a row.
         out: where the results go.
@@ -110,7 +110,7 @@ def print_rows(measure: Callable[..., list[Row]], case: str, devices: str, repea
 
 
 def compare_steps(case: str, ours: dict[str, Run], peers: dict[str, Run], repeats: int) -> list[Row]:
-    """Time systems in turns, with the same weights and batches for all, whatever the seed."""
+    """Time systems in turn, with the same weights and batches for all systems, whatever the seed."""
 
     def system(name: str) -> System:
         run = (ours | peers)[name]
@@ -120,7 +120,7 @@ def compare_steps(case: str, ours: dict[str, Run], peers: dict[str, Run], repeat
 
 
 def per_step(go: Callable[[Any], float], start: Any, steps: int) -> Timed:
-    """Time all steps, and return the time of one step and the mean loss of all."""
+    """Time all steps, and return the time of one step and the mean loss of all steps."""
     jax.block_until_ready(start)
     seconds, loss = seconds_of(lambda: go(start))
     return Timed(seconds / steps, loss)
@@ -130,9 +130,9 @@ def per_step(go: Callable[[Any], float], start: Any, steps: int) -> Timed:
 
 
 def _step_and_start(task: Task, devices: int) -> tuple[Step, nnfx.TrainState]:
-    """Return the step for this many devices, and the state that it starts from."""
+    """Return the step for this number of devices, and the state to start from."""
     optimizer = optax.adam(RATE)
-    if devices > 1:  # the shares of a batch are equal, so the mean of their gradients is the gradient of the batch
+    if devices > 1:  # the parts of a batch are equal, so the mean of their gradients is the gradient of the batch
         mean = optax.stateless(lambda updates, _: jax.lax.pmean(updates, "batch"))
         optimizer = optax.chain(mean, optimizer)
     state = nnfx.init_state(jax.random.key(0), task.model, optimizer, task.batches.inputs[0])
@@ -141,7 +141,7 @@ def _step_and_start(task: Task, devices: int) -> tuple[Step, nnfx.TrainState]:
 
 
 def with_nnfx(task: Task, devices: int, scanned: bool) -> Run:
-    """Step with this library: one compiled step after the other, or all steps in one scan, as in a run."""
+    """Step with this library: one compiled step after another, or all steps in one scan, as in a run."""
     step, start = _step_and_start(task, devices)
 
     def one(state: nnfx.TrainState, batch: nnfx.Batch) -> tuple[nnfx.TrainState, Array]:
@@ -173,14 +173,14 @@ def with_nnfx(task: Task, devices: int, scanned: bool) -> Run:
 
 
 def with_members(task: Task, members: int, devices: int = 1, in_a_loop: bool = False) -> Run:
-    """Step with many networks, all steps in one scan; the time is that of one step of all networks.
+    """Step with many networks, all steps in one scan; the time returned is the time of one step of all networks.
 
     Args:
-        task: what each network trains.
+        task: the model and data of each network.
         members: the number of networks.
-        devices: the number of devices that they are split over.
-        in_a_loop: whether they are trained in a loop, as sweeps train large networks, instead of under `jax.vmap`,
-            which widens every operation.
+        devices: the number of devices that the networks are split over.
+        in_a_loop: whether the networks are trained in a loop, as sweeps train large networks, instead of under
+            `jax.vmap`, which widens every operation.
     """
     step, start = _step_and_start(task, devices=1)
 
@@ -237,7 +237,7 @@ def with_torch(
         loss_of: the loss as a function of inputs and targets.
         parameters: the parameters to train.
         start: a function that loads the common weights.
-        pairs: tensors of inputs and targets for each step.
+        pairs: the tensors of inputs and targets for each step.
     """
     import torch
 

@@ -26,13 +26,13 @@ def main(
     repeats: int = 7,
     out: Path = Path("runs/benchmarks"),
 ) -> dict[str, Any]:
-    """Time sweeps; their rows give the time of the whole sweep, and the lines below the table that of a member.
+    """Time sweeps; rows give the time of the whole sweep, and the lines below the table give the time of a member.
 
     Args:
         devices: number of CPU devices to split the members over.
         members: number of members in the Titanic sweeps.
         digits_members: number of members in the digits sweep.
-        repeats: how many times to time each, in turns.
+        repeats: the number of times that each system is timed, with the systems in turn.
         out: where the results go.
     """
     jax.config.update("jax_num_cpu_devices", devices)

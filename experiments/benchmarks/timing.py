@@ -1,4 +1,4 @@
-"""Timing systems against each other, in turns, so that other load on the machine affects all of them equally."""
+"""Timing systems against each other, in turn, so that other load on the machine affects all systems equally."""
 
 import contextlib
 import json
@@ -23,11 +23,11 @@ Result = TypeVar("Result")
 
 
 class System(NamedTuple):
-    """One of the systems compared.
+    """A system to time.
 
     Attributes:
         run: `seed -> final training loss`, with all work done when it returns; or a `Timed` with its own time.
-        is_peer: whether it is a peer to compare this library with.
+        is_peer: whether the system is a competitor to compare this library with.
     """
 
     run: "Callable[[int], float | Timed]"
@@ -35,7 +35,7 @@ class System(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """A loss and the seconds it took, from a system that measures its own time."""
+    """A loss and the seconds that it took, from a system that measures its own time."""
 
     seconds: float
     loss: float
@@ -44,8 +44,8 @@ class Timed(NamedTuple):
 class Row(NamedTuple):
     """The measurements of one system in one case, in seconds; the time of compilation is separate.
 
-    The gradient error is how far its gradient differs from that of this library, if that is compared; a peer is a
-    system to compare this library with.
+    The gradient error is the difference between the gradients of the system and of this library, if gradients are
+    compared; a peer is a competitor to compare this library with.
     """
 
     case: str
@@ -67,17 +67,17 @@ def has_compiler() -> bool:
 
 
 def compare(case: str, systems: Mapping[str, System], repeats: int) -> list[Row]:
-    """Time systems in turns.
+    """Time systems in turn.
 
     Args:
-        case: what is timed.
+        case: the name of the problem.
         systems: the systems by name.
-        repeats: how many times to time each; repeat i runs seed i.
+        repeats: the number of times that each system is timed; repeat i runs seed i.
 
     Returns:
-        A row for each system. `compile_s` is how much longer its first call took than the median call, in whole calls
-            even if the system times only one step of many; `ratio` is its median divided by that of the fastest peer;
-            `loss` is the mean final loss over the seeds, and `loss_error` its standard error.
+        A row for each system. `compile_s` is the excess of the first call's time over the median call's, in whole calls
+            even if the system times only one step of many; `ratio` is the median divided by the median of the fastest
+            peer; `loss` is the mean final loss over the seeds, and `loss_error` its standard error.
     """
     first = {name: seconds_of(partial(system.run, 0))[0] for name, system in systems.items()}
     calls: dict[str, list[float]] = {name: [] for name in systems}
@@ -110,21 +110,21 @@ def compare(case: str, systems: Mapping[str, System], repeats: int) -> list[Row]
 
 
 def seconds_of(function: Callable[[], Result]) -> tuple[float, Result]:
-    """Return how many seconds a call took, and what it returned."""
+    """Return the seconds that a call took, and its result."""
     start = time.perf_counter()
     result = function()
     return time.perf_counter() - start, result
 
 
 def report(name: str, rows: list[Row], out: Path) -> dict[str, Any]:
-    """Print the rows as a table, and write them to `NAME.json`, first aside and then moved into place."""
+    """Print the rows as a table, and write them to `NAME.json` in one step."""
     header, cells = columns(rows)
     print_table(header, cells)
     return write(name, {"rows": [row._asdict() for row in rows]}, out)
 
 
 def columns(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
-    """Return the header and the rows of the table that is shown."""
+    """Return the header and the rows of the printed table."""
     compared = any(row.gradient_error is not None for row in rows)
     header = ["case", "system", "median ms", "min ms", "× best peer", "compile s", "final loss"]
     return header + ["gradient's error"] * compared, [
@@ -143,7 +143,7 @@ def columns(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
 
 
 def write(name: str, results: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    """Write results to `NAME.json`, with the command, the machine and the releases, first aside and then moved."""
+    """Write results to `NAME.json` in one step, with the command, the machine and the versions of packages."""
     installed = {distribution.name.lower() for distribution in metadata.distributions()}
     packages = ("jax", "flax", "optax", "torch", "keras", "scikit-learn")
     summary = {
@@ -168,7 +168,7 @@ def write(name: str, results: Mapping[str, Any], out: Path) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Return the name of the processor, such as "AMD EPYC 9654", or the kind if it is unknown."""
+    """Return the name of the processor, such as "AMD EPYC 9654", or the kind of processor if the name is unknown."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             name, _, value = line.partition(":")

@@ -1,1 +1,1 @@
-"""Object detection: the scenes, the boxes and their scores, and the network that is slid over a picture."""
+"""Object detection: scenes, boxes and their scores, and a network that is slid over a picture."""

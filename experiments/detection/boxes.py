@@ -1,4 +1,4 @@
-"""Let boxes vote, thin them out, match them with the true ones, and count how many are right.
+"""Let boxes vote, remove overlapping ones, match the rest with true boxes, and count how many are right.
 
 A box is given by its edges (top, left, bottom, right), a set of boxes by an array `(boxes, 4)`.
 """
@@ -14,9 +14,9 @@ class Found(NamedTuple):
     """The finds in a picture.
 
     Attributes:
-        boxes: `(found, 4)`.
-        names: the class of each, `(found,)`.
-        scores: how certain each find is, the larger the more certain, `(found,)`.
+        boxes: the box of each find, `(found, 4)`.
+        names: the class of each find, `(found,)`.
+        scores: the certainty of each find, the larger the more certain, `(found,)`.
     """
 
     boxes: np.ndarray
@@ -24,7 +24,7 @@ class Found(NamedTuple):
     scores: np.ndarray
 
     def above(self, threshold: float) -> "Found":
-        """Keep the finds with scores at or above the threshold."""
+        """Return the finds whose scores are at least the threshold."""
         kept = self.scores >= threshold
         return Found(self.boxes[kept], self.names[kept], self.scores[kept])
 
@@ -34,9 +34,9 @@ class Curve(NamedTuple):
 
     Attributes:
         thresholds: all distinct scores, in descending order.
-        precision: the fraction of finds at this threshold that are right.
+        precision: the fraction of finds at each threshold that are right.
         recall: the fraction of true objects that were found.
-        f1: their harmonic mean.
+        f1: the harmonic mean of precision and recall.
     """
 
     thresholds: np.ndarray
@@ -51,7 +51,7 @@ class Score(NamedTuple):
     Attributes:
         precision: the fraction of finds that are right; 0 if nothing was found.
         recall: the fraction of true objects that were found.
-        f1: their harmonic mean.
+        f1: the harmonic mean of precision and recall.
         found: the number of finds, right or wrong.
         true: the number of true objects.
     """
@@ -73,10 +73,11 @@ class Score(NamedTuple):
 
 
 def vote(boxes: np.ndarray, probabilities: np.ndarray, agreeing: float) -> Found:
-    """Let windows whose boxes nearly agree vote: a name's score is the sum of its probabilities over them.
+    """Let windows whose boxes nearly agree vote: a name's score is the sum of its probabilities over these windows.
 
-    An object is seen by several neighbouring windows but clutter often by only one, so the sum tells them apart better
-    than its largest term. Windows beside an object place its box too far to their own side; the mean of all does not.
+    Several neighbouring windows see an object, but often only one sees a piece of clutter, so the sum separates objects
+    from clutter better than its largest term. Windows beside an object place the box too far to their own side; the
+    mean over all windows does not.
 
     Args:
         boxes: the boxes of the windows, `(windows, 4)`.
@@ -84,8 +85,8 @@ def vote(boxes: np.ndarray, probabilities: np.ndarray, agreeing: float) -> Found
         agreeing: the least intersection over union at which two boxes are taken for the same object.
 
     Returns:
-        For each window the name with the most votes, their sum, and the mean of the boxes that agree, weighted by their
-        votes for that name.
+        For each window the name with the most votes, the sum of these votes, and the mean of the boxes that agree,
+        weighted by their votes for that name.
 
     Example:
         >>> boxes = np.array([[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60]])
@@ -100,11 +101,11 @@ def vote(boxes: np.ndarray, probabilities: np.ndarray, agreeing: float) -> Found
 
 
 def suppress(boxes: np.ndarray, scores: np.ndarray, most_shared: float) -> np.ndarray:
-    """Keep the best of overlapping boxes: from the highest score down, drop those that share too much with a kept one.
+    """Keep the best of overlapping boxes: by descending score, drop those that overlap too much with a kept one.
 
     Args:
-        boxes: `(boxes, 4)`.
-        scores: `(boxes,)`; if some are equal, the first goes first.
+        boxes: the boxes, `(boxes, 4)`.
+        scores: the score of each box, `(boxes,)`; of equal scores, the first comes first.
         most_shared: the intersection over union above which two boxes are taken for one object.
 
     Returns:
@@ -125,17 +126,17 @@ def suppress(boxes: np.ndarray, scores: np.ndarray, most_shared: float) -> np.nd
 
 
 def match(found: Found, boxes: np.ndarray, names: np.ndarray, least: float = 0.5) -> np.ndarray:
-    """Match finds with true objects: in descending order of score, each takes the free one that it overlaps most.
+    """Match finds with true objects: by descending score, each find takes the free object that it overlaps most.
 
     Args:
-        found: what was found in a picture.
+        found: the finds in a picture.
         boxes: the true boxes, `(true, 4)`.
-        names: their names, `(true,)`, which a find must share; set all names equal to ignore them.
+        names: the names of the true objects, `(true,)`, which finds must have; set all names equal to ignore names.
         least: the least intersection over union for a match.
 
     Returns:
-        The position of each find's true object, −1 for none, `(found,)`. Every true object is taken at most once, so
-        the second find of an object is wrong; and no find's match depends on finds with lower scores.
+        The position of each find's true object, or −1 without one, `(found,)`. Every true object is taken at most once,
+        so the second find of an object is wrong, and no find's match depends on finds with lower scores.
     """
     matched = np.full(len(found.scores), -1)
     if not len(names):
@@ -155,8 +156,8 @@ def precision_recall(scores: np.ndarray, is_right: np.ndarray, true: int) -> Cur
 
     Args:
         scores: the scores of all finds in all pictures, `(found,)`.
-        is_right: whether each is right, `(found,)`.
-        true: the number of objects in all pictures.
+        is_right: whether each find is right, `(found,)`.
+        true: the number of true objects in all pictures.
 
     Example:
         >>> curve = precision_recall(np.array([0.9, 0.5, 0.7]), np.array([True, True, False]), true=4)
@@ -173,5 +174,5 @@ def precision_recall(scores: np.ndarray, is_right: np.ndarray, true: int) -> Cur
 
 
 def best_threshold(curve: Curve) -> float:
-    """Return the threshold with the largest F1, the highest if several are equal; infinity if nothing was found."""
+    """Return the highest threshold with the largest F1; infinity if nothing was found."""
     return float(curve.thresholds[curve.f1.argmax()]) if len(curve.f1) else float("inf")

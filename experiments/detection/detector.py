@@ -1,7 +1,7 @@
-"""A network that names what a small window shows, and the same network slid over a whole picture at several scales.
+"""A network that names the object in a small window, and the same network slid over a whole picture at several scales.
 
 A network of nothing but unpadded convolutions and pools accepts inputs of any size: for a window it has one output, for
-a picture one for every window in it, `STRIDE` pixels apart, in a single pass.
+a picture one output for every window in it, `STRIDE` pixels apart, in a single pass.
 """
 
 from functools import partial
@@ -21,7 +21,7 @@ from nnfx.types import Array, Batch, Model, Variables
 NAMES = 10
 """The number of names: the digits."""
 BACKGROUND = NAMES
-"""The class of windows that show no digit of the right size in their middle."""
+"""The class of windows that show no digit of the right size at their centre."""
 WINDOW, STRIDE = 24, 4
 """The side of a window, and the distance from one to the next in a picture, in pixels."""
 OBJECT = 16.0
@@ -29,17 +29,17 @@ OBJECT = 16.0
 MARGIN = 8
 """Pixels repeated around a scaled picture, so that a digit at its edge has a window too."""
 HEIGHTS = tuple(13.0 * 1.25**i for i in range(6))
-"""The heights of digits, in pixels of the picture, that the scales are made for: each scales its own to `OBJECT`."""
+"""The heights of digits, in pixels of the picture, one for each scale, which turns the height into `OBJECT`."""
 SIDES = tuple(round(SIZE * OBJECT / height) for height in HEIGHTS)
 """The sides of the picture at these scales."""
 NEAR, FAR = 3.0, 4.5
-"""A window shows a digit at most `NEAR` pixels off its middle, and does not show one at least `FAR` pixels off. Windows
-in between are not trained on."""
+"""A window shows a digit at most `NEAR` pixels off its centre, and shows none if all digits are at least `FAR`
+pixels off. Windows in between are not used in training."""
 SAME, OTHER = np.log(1.18), np.log(1.35)
-"""The same for the logarithm of the digit's height relative to `OBJECT`."""
+"""The limits that correspond to `NEAR` and `FAR` for the logarithm of the digit's height relative to `OBJECT`."""
 CHOICE = 3
-"""How many empty windows are drawn for each one to train on; those with the most contrast are kept, since nearly all
-others show plain background."""
+"""The number of empty windows drawn for each one to train on; the windows with the most contrast are kept, since nearly
+all others show plain background."""
 
 
 class Crops(NamedTuple):
@@ -47,7 +47,7 @@ class Crops(NamedTuple):
 
     Attributes:
         windows: `(crops, WINDOW, WINDOW, 1)`.
-        targets: the class, and the digit's box as returned by `encode`, `(crops, 5)`.
+        targets: the class of each window, and the digit's box as returned by `encode`, `(crops, 5)`.
     """
 
     windows: np.ndarray
@@ -84,12 +84,12 @@ def layers(width: int) -> list[Layer]:
 
 
 def slid(width: int) -> Model:
-    """Return the network as slid, from pictures `(batch, height, width, 1)` to a map of outputs for each."""
+    """Return the network to slide, from pictures `(batch, height, width, 1)` to a map of outputs for each."""
     return nnfx.models.cnn(layers(width), outputs=None, activation="identity")
 
 
 def classifier(width: int) -> Model:
-    """Return the network as trained, with the same variables, from windows to outputs `(batch, NAMES + 1 + 4)`."""
+    """Return the network to train, with the same variables, from windows to outputs `(batch, NAMES + 1 + 4)`."""
     return nnfx.models.cnn([*layers(width), flattened], outputs=None, activation="identity")
 
 
@@ -112,13 +112,13 @@ def accuracy(outputs: Array, targets: Array) -> Array:
 
 
 def light(key: Array, batch: Batch, contrast: ArrayLike) -> Batch:
-    """Change the contrast of each window by up to this fraction, and its brightness by up to a third of it."""
+    """Change the contrast of each window by up to a fraction, and its brightness by up to a third of the fraction."""
     gain, offset = contrast * jax.random.uniform(key, (2, batch.inputs.shape[0], 1, 1, 1), minval=-1, maxval=1)
     return batch._replace(inputs=batch.inputs * (1 + gain) + offset / 3)
 
 
 def overlay(key: Array, batch: Batch, overlaid: ArrayLike) -> Batch:
-    """Lay an empty window of the same batch, dimmed by a random factor, over at most this fraction of the windows."""
+    """Overlay at most this fraction of the windows with an empty window of the batch, dimmed by a random factor."""
     chance_key, factor_key = jax.random.split(key)
     is_empty = jnp.roll(batch.targets[:, 0], 1) == BACKGROUND
     is_overlaid = is_empty & jax.random.bernoulli(chance_key, overlaid, is_empty.shape)
@@ -134,16 +134,16 @@ def scaled(pictures: Array, side: int) -> Array:
 
 
 def encode(boxes: np.ndarray, middles: np.ndarray, scales: ArrayLike) -> np.ndarray:
-    """Return the positions and sizes of boxes relative to windows around these points.
+    """Return the positions and sizes of boxes relative to windows.
 
     Args:
         boxes: the boxes, in pixels of the picture, `(..., 4)`.
-        middles: the middles of the windows, likewise, `(..., 2)`.
+        middles: the centres of the windows, in pixels of the picture, `(..., 2)`.
         scales: the scales at which the windows were cut out, `(..., 1)`.
 
     Returns:
-        How far the middle of the box is below and to the right of the window's, in units of `OBJECT`, then the
-        logarithms of its height and width relative to `OBJECT`: `(..., 4)`.
+        The distances of the centre of each box below and to the right of the window's, in units of `OBJECT`, then the
+        logarithms of the box's height and width relative to `OBJECT`: `(..., 4)`.
     """
     offsets = (middles_of(boxes) - middles) * scales / OBJECT
     sizes = np.log((boxes[..., 2:] - boxes[..., :2]) * scales / OBJECT)
@@ -151,24 +151,24 @@ def encode(boxes: np.ndarray, middles: np.ndarray, scales: ArrayLike) -> np.ndar
 
 
 def decode(codes: Array, middles: Array, scales: ArrayLike) -> Array:
-    """Undo `encode`."""
+    """Return boxes from the codes that `encode` returns."""
     middle = middles + codes[..., :2] * OBJECT / scales
     half = jnp.exp(codes[..., 2:]) * OBJECT / scales / 2
     return jnp.concatenate([middle - half, middle + half], axis=-1)
 
 
 def middles_of(boxes: np.ndarray) -> np.ndarray:
-    """Return the middles of boxes, `(..., 2)`."""
+    """Return the centres of boxes, `(..., 2)`."""
     return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
 def middles_of_windows(corners: np.ndarray, scales: float | np.ndarray) -> np.ndarray:
-    """Return the middles of windows, in pixels of the picture, from their corners in the scaled picture, `(..., 2)`."""
+    """Return the centres of windows, in pixels of the picture, from their corners in the scaled picture, `(..., 2)`."""
     return (corners - MARGIN + WINDOW / 2) / scales
 
 
 def windows_along(side: int) -> int:
-    """Return how many windows the network sees along a side of the scaled picture."""
+    """Return the number of windows along a side of the scaled picture."""
     return (side + 2 * MARGIN - WINDOW) // STRIDE + 1
 
 
@@ -176,10 +176,10 @@ def cut_crops(seed: tuple[int, ...], scenes: Scene, per_digit: int, elsewhere: i
     """Cut training windows out of scenes, at all scales and exactly as the network is slid over them.
 
     Args:
-        seed: determines which windows.
+        seed: the random seed of the choice of windows.
         scenes: the scenes, as returned by `draw_scenes`.
-        per_digit: how many windows around each digit.
-        elsewhere: how many windows of each scene that show none.
+        per_digit: the number of windows around each digit.
+        elsewhere: the number of windows without a digit in each scene.
     """
     random = np.random.default_rng(seed)
     levels = [np.asarray(scaled(jnp.asarray(scenes.picture), side)) for side in SIDES]
@@ -205,10 +205,11 @@ def cut_crops(seed: tuple[int, ...], scenes: Scene, per_digit: int, elsewhere: i
 def draw_windows(
     random: np.random.Generator, boxes: np.ndarray, per_digit: int, elsewhere: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw windows around digits at the scale that fits, then a third of the rest near digits and the others anywhere.
+    """Draw windows around digits at the scale that fits, then windows elsewhere, a third of them near digits.
 
     Returns:
-        Their scales, as positions in `SIDES`, and their corners in the scaled picture: `(windows,)` and `(windows, 2)`.
+        The scales of the windows, as positions in `SIDES`, and their corners in the scaled picture: `(windows,)` and
+        `(windows, 2)`.
     """
     heights = boxes[:, 2] - boxes[:, 0]
     fitting = np.abs(np.log(heights[:, None] / np.array(HEIGHTS))).argmin(1)
@@ -225,7 +226,7 @@ def draw_windows(
 
 
 def label(boxes: np.ndarray, names: np.ndarray, corners: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Return what each window of a scene shows.
+    """Return the class and the box that each window of a scene shows.
 
     Args:
         boxes: the boxes of the digits in the scene, `(digits, 4)`.
@@ -269,7 +270,7 @@ def find(
     agreeing: float = 0.7,
     most_shared: float = 0.3,
 ) -> list[Found]:
-    """Find the digits in pictures `(batch, SIZE, SIZE)`, with their scores: how many windows agree on each.
+    """Find the digits in pictures `(batch, SIZE, SIZE)`, each scored by the number of windows that agree.
 
     Args:
         width: the width of the network.
@@ -280,7 +281,7 @@ def find(
         most_shared: the intersection over union above which two finds are taken for one digit.
     """
     found = []
-    for picture in pictures:  # one at a time: one program for any number of them
+    for picture in pictures:  # one at a time: one program for any number of pictures
         said = slide(width, variables, jnp.asarray(picture[None]))
         of_names, boxes = np.asarray(said.probabilities[0, :, :NAMES]), np.asarray(said.boxes[0])
         likely = of_names.max(1) >= floor

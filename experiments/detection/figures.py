@@ -16,15 +16,15 @@ from experiments.detection.scenes import SIZE, Scene
 from nnfx.types import Variables
 
 SHOWN = 8
-"""How many scenes are drawn."""
+"""The number of scenes plotted."""
 WITH_WRONG = 2
-"""How many of them are chosen because of a wrong find."""
+"""The number of those scenes that are chosen because of a wrong find."""
 
 
 def draw_scenes(
     results: Results, finds: list[Found], truth: Scene, is_right: list[np.ndarray], classes: tuple[str, ...]
 ) -> None:
-    """Draw the first test scenes, and the first others with wrong finds, with the true boxes and those found."""
+    """Plot the first test scenes, and the first other scenes with wrong finds, with true boxes and found boxes."""
     first = list(range(min(SHOWN - WITH_WRONG, len(finds))))
     wrong = [i for i in range(len(first), len(finds)) if not is_right[i].all()]
     figure, axes = plt.subplots(2, SHOWN // 2, figsize=(13, 7.2))
@@ -54,7 +54,7 @@ def draw_scenes(
 
 
 def write(axis: Axes, box: np.ndarray, text: str, colour: str, below: bool = False) -> None:
-    """Write text above a box, or below it."""
+    """Write text above or below a box."""
     axis.text(
         float(np.clip(box[1], 0, SIZE - 20)),
         min(box[2] + 1, SIZE - 5) if below else box[0] - 1,
@@ -68,12 +68,12 @@ def write(axis: Axes, box: np.ndarray, text: str, colour: str, below: bool = Fal
 
 
 def draw_picture(axis: Axes, picture: np.ndarray) -> None:
-    """Draw a picture with the edges of its pixels at whole numbers, like those of boxes."""
+    """Plot a picture with the edges of its pixels at integers, as in the coordinates of boxes."""
     axis.imshow(picture, cmap="gray", vmin=0, vmax=1, extent=(0, SIZE, SIZE, 0))
 
 
 def draw_boxes(axis: Axes, boxes: np.ndarray, colour: str, **style: Any) -> None:
-    """Draw the outlines of boxes."""
+    """Plot the outlines of boxes."""
     for top, left, bottom, right_edge in boxes:
         axis.add_patch(Rectangle((left, top), right_edge - left, bottom - top, fill=False, edgecolor=colour, **style))
 
@@ -81,7 +81,7 @@ def draw_boxes(axis: Axes, boxes: np.ndarray, colour: str, **style: Any) -> None
 def draw_curves(
     results: Results, curves: dict[str, Curve], scores: dict[str, Score], by_name: dict[str, Score]
 ) -> None:
-    """Draw precision over recall with the threshold marked, and both for each class."""
+    """Plot precision against recall with the threshold marked, and precision and recall for each class."""
     figure, (left, right_axis) = plt.subplots(1, 2, figsize=(11, 4.6))
     panels = [left]
     if min(min(scores[name].recall, scores[name].precision) for name in curves) > 0.85:
@@ -115,7 +115,7 @@ def draw_curves(
 
 
 def draw_maps(results: Results, width: int, variables: Variables, truth: Scene, classes: tuple[str, ...]) -> None:
-    """Draw the probability of the tallest object's name in every window of the fullest scene among those shown."""
+    """Plot the probability of the tallest object's name in every window of the fullest scene among those shown."""
     scene = int(np.argmax([len(names) for names in truth.names[:SHOWN]]))
     boxes, names = truth.boxes[scene], truth.names[scene]
     name = int(names[np.argmax(boxes[:, 2] - boxes[:, 0])])

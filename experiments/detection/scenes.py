@@ -14,15 +14,15 @@ SIZE = 96
 HEIGHTS = 14.0, 36.0
 """The range of heights to which an image is enlarged."""
 ROWS, COLUMNS = np.arange(SIZE)[:, None] + 0.5, np.arange(SIZE)[None] + 0.5
-"""The coordinates of the middles of the pixels."""
+"""The coordinates of the centres of the pixels."""
 FAINTEST = 0.1
 """Ink fainter than this is left out."""
 EDGE = 0.3
 """Ink at least this strong belongs in the box around an object; fainter ink is the soft edge of a stroke."""
 MOST_SHARED = 0.05
-"""The largest fraction of an object's box that another's may cover."""
+"""The largest fraction of an object's box that another object's box may cover."""
 ATTEMPTS = 40
-"""How many places are tried before an object is given up."""
+"""The number of places tried before an object is left out."""
 
 
 Source = Literal["digits", "fashion_mnist"]
@@ -33,9 +33,9 @@ class Items(NamedTuple):
     """Images of single objects.
 
     Attributes:
-        images: `(items, side, side)`, from 0 to 1 for ink.
-        names: the class of each, 0 to 9, `(items,)`.
-        classes: what the classes are called.
+        images: `(items, side, side)`, from 0 for no ink to 1.
+        names: the class of each image, 0 to 9, `(items,)`.
+        classes: the names of the classes.
     """
 
     images: np.ndarray
@@ -44,13 +44,13 @@ class Items(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """A picture and what is in it.
+    """A picture and the objects in it.
 
     Attributes:
         picture: `(SIZE, SIZE)`, float32 from 0 to 1.
         boxes: the edges of each object's ink, `(objects, 4)`: top, left, bottom, right, in pixels from the upper left
             corner.
-        names: the class of each, `(objects,)`.
+        names: the class of each object, `(objects,)`.
     """
 
     picture: np.ndarray
@@ -62,8 +62,8 @@ def split_items(key: Array, held_out: float, source: Source = "digits") -> dict[
     """Split images into disjoint sets for training, validation and test.
 
     Args:
-        key: a typed key that determines which of scikit-learn's digits are in which set.
-        held_out: the fraction of the digits for validation and test together, half of it for each.
+        key: a typed key that determines the set of each of scikit-learn's digits.
+        held_out: the fraction of the digits for validation and test together, half for each.
         source: `"digits"`, 8 × 8 pixels; or `"fashion_mnist"`, whose test set is divided between validation and test.
             Its images are averaged over 2 × 2 pixels, since scenes enlarge images but never reduce them, and the
             brightest pixel of each becomes 1.
@@ -102,10 +102,11 @@ def halved(images: np.ndarray) -> np.ndarray:
 
 
 def draw_scenes(seed: tuple[int, ...], items: Items, count: int, *, most: int = 6, clutter: bool = True) -> Scene:
-    """Draw several scenes; number i depends on `(seed, i)` alone.
+    """Draw several scenes; scene number i depends on `(seed, i)` alone.
 
     Returns:
-        Their pictures `(count, SIZE, SIZE)`; boxes and names as arrays of objects, one for each picture.
+        The pictures of the scenes, `(count, SIZE, SIZE)`, and their boxes and names, as arrays of one object for each
+        picture.
     """
     scenes = [draw_scene((*seed, i), items, most=most, clutter=clutter) for i in range(count)]
     boxes, names = np.empty(count, object), np.empty(count, object)
@@ -117,11 +118,11 @@ def draw_scene(seed: tuple[int, ...], items: Items, *, most: int = 6, clutter: b
     """Draw a picture of one or more objects that hardly overlap.
 
     Args:
-        seed: whole numbers that determine everything.
-        items: the images to choose from, including those to cut fragments out of.
+        seed: integers that determine everything random.
+        items: the images of objects, from which fragments are cut out, too.
         most: the largest number of objects.
-        clutter: whether there are lines, blobs, fragments of objects, noise and uneven light behind and on the objects;
-            otherwise they are white on black.
+        clutter: whether there are lines, blobs, fragments of objects, noise and uneven lighting behind and on the
+            objects; otherwise objects are white on black.
     """
     random = np.random.default_rng(seed)
     inks: list[tuple[np.ndarray, int, int]] = []
@@ -174,7 +175,7 @@ def extent(mask: np.ndarray) -> np.ndarray:
 
 
 def draw_clutter(random: np.random.Generator, items: Items, boxes: np.ndarray) -> np.ndarray:
-    """Draw uneven light, blobs, lines, and fragments of objects beside the boxes."""
+    """Draw uneven lighting, blobs and lines, and fragments of objects outside the boxes."""
     direction = random.uniform(0, 2 * np.pi)
     light = np.cos(direction) * (ROWS / SIZE - 0.5) + np.sin(direction) * (COLUMNS / SIZE - 0.5)
     picture = random.uniform(0, 0.2) + random.uniform(0, 0.2) * (0.5 + light)
@@ -213,7 +214,7 @@ def draw_line(picture: np.ndarray, start: np.ndarray, end: np.ndarray, width: fl
 
 
 def paste(picture: np.ndarray, ink: np.ndarray, top: int, left: int) -> None:
-    """Put ink on a picture wherever it is the brighter of the two."""
+    """Put ink on a picture wherever the ink is brighter."""
     place = picture[top : top + ink.shape[0], left : left + ink.shape[1]]
     np.maximum(place, ink, out=place)
 

@@ -1,4 +1,4 @@
-"""Data: arrays prepared on the host and kept on the device, data sources, and seeded batching."""
+"""Data: arrays preprocessed on the host and kept on the device, data sources, and seeded batching."""
 
 from nnfx.data.arrow import read_arrow, read_parquet
 from nnfx.data.batching import Order, in_order, shuffled, take

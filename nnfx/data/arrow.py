@@ -23,15 +23,15 @@ def read_parquet(source: Source, *, columns: Sequence[str] | None = None, limit:
 
     Returns:
         A pandas frame, ready for `nnfx.data.prepare`, with the column names and the index of the file. Missing values
-        stay missing: NaN in columns of floats, and `<NA>` in columns of integers and booleans, which keep their types.
-        Columns of text are returned as text, including those stored as a dictionary.
+        stay missing: NaN in columns of floats, and `<NA>` in columns of integers and booleans, which keep their dtypes.
+        Text columns are returned as text, including dictionary-encoded ones.
 
     Raises:
         ModuleNotFoundError: if pyarrow or pandas is not installed.
         OSError: for a file that cannot be read.
         TypeError: for a limit that is not an integer, or columns given as a single string.
-        ValueError: for a file that is damaged, or not of this format; tables that take more than the limit; and
-            columns that are missing, or share a name. The error names the file.
+        ValueError: for a file that is damaged, or not of this format; tables larger than the limit; and
+            columns that are missing or share a name. The error names the file.
 
     Example:
         >>> import pandas, pathlib, tempfile
@@ -52,12 +52,12 @@ def read_parquet(source: Source, *, columns: Sequence[str] | None = None, limit:
         sizes = [group.total_byte_size for group in groups]
         _require_room(reader.name, sum(sizes), most)
         names = _chosen(reader.name, file.schema_arrow.names, columns)
-        # a text may be stored once for all rows, so that even a few of them can take much memory
+        # a string may be stored once for all rows, so even a few decoded rows can take much memory
         rows = max(1, min(_MOST_ROWS, most // max([1, *sizes])))
         batches = file.iter_batches(rows, columns=None if columns is None else names)
         frame = _frame(reader.name, file.schema_arrow, batches, names, most)
         wanted = sum(group.num_rows for group in groups)
-        if len(frame) != wanted:  # pyarrow ends without an error where a column does
+        if len(frame) != wanted:  # pyarrow raises no error if a column ends early
             raise ValueError(f"{reader.name}: expected {wanted} rows in each column, got {len(frame)}")
         return frame
 
@@ -90,7 +90,7 @@ def read_arrow(source: Source, *, columns: Sequence[str] | None = None, limit: i
         from pyarrow import ipc, py_buffer
 
         content = memoryview(reader.take(reader.size, "a table"))
-        content = content[len(_MAGIC) :] if content[: len(_MAGIC)] == _MAGIC else content  # a file has a stream within
+        content = content[len(_MAGIC) :] if content[: len(_MAGIC)] == _MAGIC else content  # a file contains a stream
         size = 0
         for message in ipc.MessageReader.open_stream(py_buffer(content)):
             size += _unpacked(bytes(message.metadata), message.body or b"")
@@ -105,7 +105,7 @@ _MAGIC = b"ARROW1\0\0"
 
 @contextlib.contextmanager
 def _opened(source: Source, columns: Sequence[str] | None, limit: int | None) -> Iterator[tuple[Reader, int]]:
-    """Open a file, and name it in pyarrow's errors; also yield the maximum size of its table in bytes."""
+    """Open a file, name it in pyarrow's errors, and yield its reader and the maximum size of its table in bytes."""
     if limit is not None:
         checks.positive_integer("limit", limit)
     if isinstance(columns, str):
@@ -123,7 +123,7 @@ def _opened(source: Source, columns: Sequence[str] | None, limit: int | None) ->
         try:
             yield reader, limit or most_unpacked(reader.size)
         except (pyarrow.ArrowException, OSError, OverflowError, UnicodeDecodeError, struct.error) as error:
-            if isinstance(error, OSError) and error.errno is not None:  # from the system; pyarrow gives none
+            if isinstance(error, OSError) and error.errno is not None:  # from the system; pyarrow's have no errno
                 raise
             raise ValueError(f"{reader.name}: expected a complete table, got a damaged file: {error}") from error
 
@@ -133,7 +133,7 @@ def _chosen(file: str, names: Sequence[str], columns: Sequence[str] | None) -> l
         twice = next(name for name in names if list(names).count(name) > 1)
         raise ValueError(f"{file}: expected a unique name for each column, got {twice!r} twice")
     if columns is not None and not columns:
-        raise ValueError("columns: expected at least one name, or None for all, got none")
+        raise ValueError("columns: expected at least one name, or None for all columns, got an empty sequence")
     for name in columns or ():
         checks.choice("columns", name, names)
     return list(names if columns is None else columns)
@@ -172,19 +172,19 @@ def _frame(file: str, schema: Any, batches: Iterable[Any], names: list[str], mos
         frame = table.to_pandas()
         for name, column in zip(table.column_names, table.columns, strict=True):
             if column.null_count and column.type in nullable and name in frame:
-                frame[name] = column.to_pandas(types_mapper=nullable.get).array  # where pandas would make it floats
-    except Exception as error:  # what pandas wrote about its index may be damaged in any way
+                frame[name] = column.to_pandas(types_mapper=nullable.get).array  # pandas would convert it to floats
+    except Exception as error:  # the pandas metadata may be damaged in any way
         raise ValueError(f"{file}: expected a table that pandas can hold, got {error!r}") from error
     return frame
 
 
 def _plain(kind: Any) -> Any:
-    """Return the type of a column's values: for a dictionary, that of its entries."""
+    """Return the type of a column's values; for a dictionary-encoded column, the type of the dictionary's entries."""
     return kind.value_type if hasattr(kind, "value_type") and hasattr(kind, "index_type") else kind
 
 
 def _decoded_size(column: Any) -> int:
-    """Return how many bytes the text of a dictionary takes once each row has its own."""
+    """Return the size in bytes of a dictionary-encoded text column once decoded; 0 for other columns."""
     import pyarrow
     from pyarrow import compute
 
@@ -199,7 +199,7 @@ _RECORDS, _DICTIONARY = 3, 2
 
 
 def _unpacked(about: bytes, body: Any) -> int:
-    """Return how many bytes the buffers of a message take, each of which begins with its size if it is compressed.
+    """Return the unpacked size in bytes of the buffers of a message; a compressed buffer begins with its unpacked size.
 
     The metadata of a message is a FlatBuffer: tables whose fields are found through a list of their offsets.
     """

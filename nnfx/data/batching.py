@@ -1,4 +1,4 @@
-"""Seeded minibatches: which rows make up which batch, as a pure function of a key and an epoch."""
+"""Seeded minibatches: the rows of each batch, as a pure function of a key and an epoch."""
 
 from typing import Any, NamedTuple
 
@@ -20,10 +20,10 @@ def steps_per_epoch(rows: int, batch_size: int) -> int:
 
 
 class Order(NamedTuple):
-    """Which rows make up which batch.
+    """The rows of each batch.
 
     Attributes:
-        rows: int32 `(steps, batch)`, or `(batch,)` for one batch.
+        rows: the positions of the rows, int32 `(steps, batch)`, or `(batch,)` for one batch.
         is_real: boolean, of the same shape; false for the unused positions of an incomplete last batch, which repeat
             earlier rows of the order and must have weight zero.
     """
@@ -33,7 +33,7 @@ class Order(NamedTuple):
 
 
 def shuffled(key: Array, epoch: Array | int, rows: int, batch_size: int) -> Order:
-    """Return the batches of one epoch, each row once, in an order that depends only on `(key, epoch)`.
+    """Return the batches of one epoch, which contain each row once, in an order that depends only on `(key, epoch)`.
 
     Example:
         >>> order = shuffled(jax.random.key(0), epoch=0, rows=5, batch_size=2)
@@ -44,10 +44,10 @@ def shuffled(key: Array, epoch: Array | int, rows: int, batch_size: int) -> Orde
 
 
 class Orders:
-    """The batches of `shuffled`, one at a time and on the host, for data read on demand.
+    """The batches of `shuffled`, computed one at a time on the host, for data read on demand.
 
     Args:
-        key: the key of the order.
+        key: the key that determines the order of each epoch.
         rows: the number of rows.
         batch_size: rows per batch.
         epochs: the number of epochs.
@@ -84,7 +84,7 @@ def _in_batches(order: Array, rows: int, batch_size: int) -> Order:
 
 
 def take(data: Batch, order: Order) -> Batch:
-    """Return the batch of these rows; positions that are not real become examples of weight zero.
+    """Return the batch of the given rows; positions that are not real become examples of weight zero.
 
     Example:
         >>> data = Batch(jnp.ones((3, 2)), jnp.arange(3), jnp.ones(3))

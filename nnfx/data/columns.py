@@ -18,17 +18,17 @@ from nnfx.arrays import WORST_ROUNDING, is_exact
 __all__ = ["NAMES", "Column", "Moments", "checksums", "mapped", "spans"]
 
 NAMES = ("inputs", "targets", "weights")
-"""The arrays of stored examples; the checksums have a column for each."""
+"""The arrays of stored examples; the array of checksums has one column for each."""
 
 _BLOCK = 1 << 24
-"""About how many bytes to read at a time when reading all rows."""
+"""The approximate number of bytes to read at a time when reading all rows."""
 
 
 def checksums(rows: np.ndarray) -> np.ndarray:
     """Return a checksum of the bytes of each row.
 
     The bytes of a row are read as 32-bit numbers `b_i` (padded with zeros), and its checksum is `Σ m_i b_i` modulo 2⁶⁴
-    with fixed, pseudorandom odd multipliers `m_i`. Any change within one of the numbers changes the checksum, since
+    with fixed, pseudorandom odd multipliers `m_i`. Any change to a single number changes the checksum, since
     odd multipliers are invertible; other changes go undetected with a probability of at most 2⁻³².
 
     Args:
@@ -62,14 +62,14 @@ def _multipliers(count: int) -> np.ndarray:
 
 
 def spans(array: np.ndarray) -> Iterator[slice]:
-    """Cover the rows of an array with slices of a few megabytes each."""
+    """Return slices of about 16 MiB each that together cover the rows of an array."""
     size = max(1, array.dtype.itemsize * math.prod(array.shape[1:]))
     rows = max(1, _BLOCK // size)
     return (slice(start, start + rows) for start in range(0, len(array), rows))
 
 
 class Column:
-    """One of the files while it is being written; rows are appended.
+    """The file of one array while it is being written, by appending rows.
 
     Args:
         name: the name of the array.
@@ -83,7 +83,7 @@ class Column:
         self._like = np.zeros(0)
 
     def append(self, label: str, array: np.ndarray) -> None:
-        """Append rows of the same dtype and shape as those before.
+        """Append rows of the same dtype and shape as the earlier rows.
 
         Raises:
             ValueError: for rows of another dtype or shape.
@@ -101,7 +101,7 @@ class Column:
         self._rows += len(array)
 
     def finish(self) -> dict[str, str]:
-        """Complete the file on disk, and return the description that `mapped` checks it against."""
+        """Complete the file on disk, and return the description that `mapped` compares the file with."""
         header = self._header()
         self._file.seek(0)
         self._file.write(header)
@@ -114,7 +114,7 @@ class Column:
         }
 
     def _header(self) -> bytes:
-        """Return the header that NumPy writes before an array; it leaves room for a larger number of rows."""
+        """Return the header that NumPy writes before an array, padded so that the number of rows can grow."""
         described = np.lib.format.header_data_from_array_1_0(self._like)
         described["shape"] = (self._rows, *self._like.shape[1:])
         header = io.BytesIO()
@@ -123,7 +123,7 @@ class Column:
 
 
 def mapped(path: Path, written: dict[str, str]) -> Any:
-    """Map a file into memory, after checking that its header and size are as written.
+    """Map a file into memory, after checking that its header and size match its description.
 
     Args:
         path: the path of the file.
@@ -131,7 +131,7 @@ def mapped(path: Path, written: dict[str, str]) -> Any:
 
     Raises:
         OSError: for a file that cannot be read.
-        ValueError: for a file that differs from what was written; the error names it.
+        ValueError: for a file that is missing or does not match its description; the error names the file.
     """
     wanted = written["array"].split()[0]
     dtype, _, sizes = wanted.removesuffix("]").partition("[")
@@ -140,7 +140,7 @@ def mapped(path: Path, written: dict[str, str]) -> Any:
     offset = int(length)
     size = offset + np.dtype(dtype).itemsize * math.prod(shape)
     if not path.is_file():
-        raise ValueError(f"{path}: expected {wanted} as written, got no file")
+        raise ValueError(f"{path}: expected a file of {wanted}, got none")
     if (found := path.stat().st_size) != size:
         raise ValueError(f"{path}: expected {wanted} as written, of {size} bytes, got {found} bytes")
     with path.open("rb") as file:
@@ -154,11 +154,11 @@ def _checksum(content: bytes) -> str:
 
 
 class Moments:
-    """The mean and spread of each feature over several parts, and its largest rounding error.
+    """The mean, the spread and the largest rounding error of each feature, accumulated over several parts.
 
     Args:
         name: the name of the array.
-        in_floats: whether integers may become floats too, as in inputs.
+        in_floats: whether integers may become floats too, as inputs do.
     """
 
     def __init__(self, name: str, *, in_floats: bool) -> None:
@@ -189,7 +189,7 @@ class Moments:
         """Raise an error for features whose spread is lost to rounding.
 
         Raises:
-            ValueError: for such features; the error names the first.
+            ValueError: if there is such a feature; the error names the first one.
         """
         if not self._rows:
             return

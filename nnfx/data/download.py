@@ -1,4 +1,4 @@
-"""Data files: downloaded from the web, kept in a folder, and identified by their checksums."""
+"""Data files: downloaded from the web, kept in a folder, and verified by their checksums."""
 
 import hashlib
 import os
@@ -27,7 +27,7 @@ class File(NamedTuple):
 
 
 def folder() -> Path:
-    """Return the data folder: the one named by `NNFX_DATA`, or one in the platform's cache.
+    """Return the data folder: the one named by `NNFX_DATA`, or by default one in the platform's cache folder.
 
     Example:
         >>> folder().is_absolute()
@@ -40,8 +40,8 @@ def folder() -> Path:
 def fetch(file: File) -> Path:
     """Return the path of a file in the data folder, downloading it first if it is missing.
 
-    A download gets its name only once it is complete and its checksum is correct. An existing file is never changed,
-    and no network is needed for it.
+    A download is renamed to its final name only once it is complete and its checksum is correct. An existing file is
+    never changed, and needs no network access.
 
     Args:
         file: the file to look for.
@@ -50,9 +50,9 @@ def fetch(file: File) -> Path:
         The path of a file with the correct checksum.
 
     Raises:
-        ValueError: for a file with the wrong checksum, in the folder or on the web.
+        ValueError: for a file with the wrong checksum, in the folder or as downloaded.
         OSError: for a file that is missing and cannot be downloaded.
-        ModuleNotFoundError: for a download if pooch is not installed.
+        ModuleNotFoundError: if pooch is needed but not installed.
     """
     path = folder() / file.name
     if path.exists():
@@ -60,7 +60,7 @@ def fetch(file: File) -> Path:
             found = hashlib.file_digest(opened, "sha256").hexdigest()
         if found != file.sha256:
             raise ValueError(
-                f"{path}: expected a file with the SHA-256 checksum {file.sha256}, got {found}; move it away to"
+                f"{path}: expected a file with the SHA-256 checksum {file.sha256}, got {found}; move or delete it to"
                 f" download it again from {file.url}"
             )
         return path
@@ -68,10 +68,10 @@ def fetch(file: File) -> Path:
     try:
         pooch.retrieve(file.url, known_hash=f"sha256:{file.sha256}", fname=path.name, path=path.parent)
     except ValueError as error:
-        raise ValueError(f"{file.url}: expected the known content of {path.name}, got other bytes: {error}") from error
+        raise ValueError(f"{file.url}: expected the known {path.name}, got a different file: {error}") from error
     except OSError as error:  # which includes all errors of requests
         raise OSError(
-            f"{path}: expected the file on disk or at its URL, got neither: {error}; download {file.url} by other means"
+            f"{path}: could not download the missing file: {error}; download {file.url} by other means"
             f" (SHA-256 {file.sha256}) and save it there, or as {file.name} in the folder that {VARIABLE} names"
         ) from error
     return path

@@ -1,4 +1,4 @@
-"""EMNIST: handwritten letters and digits, six data sets as IDX files within one zip file."""
+"""EMNIST: handwritten letters and digits, six data sets stored as IDX files in one zip file."""
 
 import string
 import zipfile
@@ -36,12 +36,12 @@ def read_emnist(source: Source, name: str) -> tuple[Examples, Examples]:
         name: `"balanced"`, `"byclass"`, `"bymerge"`, `"digits"`, `"letters"` or `"mnist"`.
 
     Returns:
-        The training images and labels, `(rows, 28, 28, 1)` and `(rows,)`, and those of the test set.
+        The training set and the test set, each with images `(rows, 28, 28, 1)` and labels `(rows,)`.
 
     Raises:
         OSError: for a file that cannot be read.
         ValueError: for an unknown name; a file that is not a complete zip file or lacks a member; and members that are
-            damaged or hold anything else, see `read_idx_examples`.
+            damaged or not valid IDX files; see `read_idx_examples`.
 
     References:
         Cohen, Afshar, Tapson and van Schaik, *EMNIST: extending MNIST to handwritten letters*, IJCNN 2017.
@@ -67,9 +67,9 @@ _PARTS = tuple(
 
 
 def _member(file: str, archive: zipfile.ZipFile, size: int, name: str) -> bytes:
-    """Return the bytes of a member, which is already compressed and so no larger than the archive."""
+    """Return the bytes of a member; since it is a gzip file itself, it cannot be larger than the archive."""
     if name not in archive.namelist():
-        raise ValueError(f"{file}: expected a zip file with {name}, got one without")
+        raise ValueError(f"{file}: expected a zip file that contains {name}, got one without")
     found = archive.getinfo(name)
     if found.file_size > size:
         raise ValueError(f"{file}: expected {name} to be smaller than the zip file, got {found.file_size} bytes")

@@ -1,4 +1,4 @@
-"""Categories as numbers: a 0/1 column for each category that occurs in the training rows of a frame."""
+"""One-hot encoding: a 0/1 column for each category that occurs in the training rows of a frame."""
 
 import math
 import numbers
@@ -26,8 +26,8 @@ __all__ = [
 ]
 
 Encoding = tuple[tuple[str | None, ...] | None, ...]
-"""For each column of a frame: None for numbers, `()` for booleans, or the categories; the last is None if missing
-values are a category of their own."""
+"""For each column of a frame: None for numbers, `()` for booleans, or a tuple of the categories, whose last item is
+None if missing values are a category of their own."""
 Unseen = Literal["error", "other"]
 Kind = Literal["number", "boolean", "category"]
 
@@ -61,27 +61,27 @@ class Column(NamedTuple):
         return np.fromiter((value is None for value in self.values), bool, len(self.values))
 
     def joined(self, other: "Column") -> "Column":
-        """Return the column with the rows of another one of the same kind appended."""
+        """Return the column with the rows of another column of the same kind appended."""
         return self._replace(values=np.concatenate([self.values, other.values]))
 
 
 def columns(
     name: str, frame: Any, names: Sequence[str] | None = None, kinds: Sequence[Kind] | None = None
 ) -> tuple[Column, ...] | None:
-    """Read the columns of a frame that holds more than numbers.
+    """Read the columns of a frame that holds text, categories or booleans.
 
     Args:
         name: the name of the argument, for error messages.
         frame: a pandas or polars frame, or anything else.
-        names: the names of the columns; by default, those of the frame.
+        names: the names of the columns; by default, the column names of the frame.
         kinds: the kinds that the columns must have; by default, any.
 
     Returns:
-        The columns; None for anything but a frame, and for a frame of numbers alone if no kinds are given.
+        The columns; None for anything but a frame, and for a purely numeric frame if no kinds are given.
 
     Raises:
-        TypeError: for columns that hold neither numbers nor booleans nor text, or something other than `kinds`.
-        ValueError: if there are not as many columns as `kinds`.
+        TypeError: for columns that hold neither numbers nor booleans nor text, or whose kinds differ from `kinds`.
+        ValueError: if the number of columns differs from the number of `kinds`, or a value does not suit its kind.
     """
     own = column_names(frame)
     if own is None:
@@ -100,10 +100,10 @@ def columns(
 
 
 def encoding_of(table: Sequence[Column], rows: np.ndarray) -> Encoding:
-    """Return the categories that occur in the given rows: numbers, then text, each in ascending order.
+    """Return the categories of each column that occur in the given rows: first numbers, then text, both sorted.
 
     Raises:
-        ValueError: for columns without a known value in these rows.
+        ValueError: for columns whose values are all missing in these rows.
     """
 
     def categories(column: Column) -> tuple[str | None, ...] | None:
@@ -111,7 +111,7 @@ def encoding_of(table: Sequence[Column], rows: np.ndarray) -> Encoding:
             return () if column.kind == "boolean" else None
         found = set(column.values[rows])
         if not found - {None}:
-            raise ValueError(f"inputs: expected at least one known value of {column.name!r}, got only missing ones")
+            raise ValueError(f"inputs: expected at least one known value of {column.name!r}, got only missing values")
         known = sorted(found - {None}, key=lambda value: (isinstance(value, str), value))
         return (*dict.fromkeys(map(text, known)), *([None] if None in found else []))
 
@@ -132,15 +132,15 @@ def encoded(
     fills: bool = False,
     used: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return columns as numbers, float64 `(rows, encoded columns)`.
+    """Return the columns encoded as numbers, float64 `(rows, encoded columns)`.
 
     Args:
         table: the columns.
-        encoding: their categories.
+        encoding: the categories of each column.
         name: the name of the argument, for error messages.
         unseen: whether categories that are not in the encoding raise an error or become 0 in all columns.
-        fills: whether missing categories may occur; without a column of their own, they become 0 in all columns.
-        used: the rows that errors are raised for; all by default.
+        fills: whether categories may be missing; if the encoding has no column for them, they become 0 in all columns.
+        used: booleans `(rows,)`, true for the rows to check; all rows by default.
 
     Raises:
         ValueError: for missing and unseen categories; the error names the column and the value.
@@ -160,7 +160,7 @@ def encoded(
             if value is not None and unseen == "error":
                 raise ValueError(
                     f"{name}: expected categories of {column.name!r} that occur in the training rows, got {value!r};"
-                    " prepare(..., unseen='other') accepts others, as 0 in all columns"
+                    " prepare(..., unseen='other') encodes unseen categories as 0 in all columns"
                 )
         parts.append((codes[:, None] == np.arange(len(categories))[None]).astype(np.float64))
     return np.concatenate(parts, axis=1)
@@ -180,7 +180,7 @@ def names(encoding: Encoding, features: Sequence[str]) -> tuple[str, ...]:
 
 
 def flags(encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
-    """Return which encoded columns are 0 and 1, and which of these stand for a category, `(encoded columns,)` each.
+    """Return which encoded columns are 0/1 columns, and which of those represent categories, `(encoded columns,)` each.
 
     >>> flags((None, (), ("Cherbourg", None)))
     (array([False,  True,  True,  True]), array([False, False,  True,  True]))
@@ -200,7 +200,7 @@ def labels(name: str, values: Any, *, mask: bool = False) -> np.ndarray | None:
 
     Raises:
         TypeError: for labels mixed with other values.
-        ValueError: for missing labels, and more than one column of them.
+        ValueError: for missing labels, more than one column of labels, and text that holds non-integer numbers.
     """
     if hasattr(getattr(values, "dtype", None), "categories") and not hasattr(values, "to_frame"):
         values = sys.modules["pandas"].Series(values)  # a Categorical of pandas
@@ -217,7 +217,7 @@ def labels(name: str, values: Any, *, mask: bool = False) -> np.ndarray | None:
         flat = values
         kind = getattr(getattr(values, "dtype", None), "kind", None)
         if kind in ("U", "O") and not isinstance(values, np.ma.MaskedArray):
-            flat = np.asarray(values, object).ravel().tolist()  # of NumPy, or of pandas with a dtype of its own
+            flat = np.asarray(values, object).ravel().tolist()  # from NumPy, or a pandas extension array
         if not isinstance(flat, list | tuple) or not any(isinstance(value, str) for value in flat):
             return None
         if len(flat) != len(values):
@@ -229,12 +229,12 @@ def labels(name: str, values: Any, *, mask: bool = False) -> np.ndarray | None:
         raise ValueError(f"{name}: expected no masked or missing values, got {missing}{hint}")
     read = [_as_number(value) for value in dict.fromkeys(objects)]
     if all(number is not None for number in read) and any(number % 1 for number in read if number is not None):
-        raise ValueError(f"{name}: expected numbers, or names of classes, got numbers as text, such as {objects[0]!r}")
+        raise ValueError(f"{name}: expected numbers or class names, got numbers as text, such as {objects[0]!r}")
     return objects
 
 
 def text(value: Any) -> str:
-    """Return a category as text; equal numbers give the same text.
+    """Return a category as text, with the same text for equal numbers of any type.
 
     >>> text("first"), text(2), text(2.0), text(True)
     ('first', '2', '2', 'True')
@@ -257,7 +257,7 @@ def _kind_of(dtype: Any) -> Kind | None:
 
 
 def _is_text(dtype: Any) -> bool:
-    return str(dtype) == "String"  # of polars; the text of pandas has no kind yet
+    return str(dtype) == "String"  # in polars; in pandas, the kind of a text column is not known yet
 
 
 def _column(name: str, of: str, series: Any, kind: Kind | None, wanted: Kind | None) -> Column:
@@ -283,9 +283,9 @@ def _column(name: str, of: str, series: Any, kind: Kind | None, wanted: Kind | N
 
 
 def _check_not_numbers(name: str, column: str, objects: np.ndarray) -> None:
-    """Refuse text that reads as a column of numbers, such as one with `?` for missing values.
+    """Reject text columns that mostly contain numbers, such as one with `?` for missing values.
 
-    Whole numbers alone pass, since codes and ranks are written that way.
+    Columns of integers only are accepted, since codes and ranks are written that way.
     """
     found = [value for value in dict.fromkeys(objects) if value is not None]
     read = [(value, number) for value in found if (number := _as_number(value)) is not None]
@@ -296,12 +296,12 @@ def _check_not_numbers(name: str, column: str, objects: np.ndarray) -> None:
     first = next((value for value, number in read if number % 1), read[0][0])
     raise ValueError(
         f"{name}: expected numbers or categories in column {column!r}, got text that mostly reads as numbers, such as"
-        f" {first!r}{besides}; convert it with pandas.to_numeric(..., errors='coerce') or to a dtype of categories"
+        f" {first!r}{besides}; convert it with pandas.to_numeric(..., errors='coerce') or to a categorical dtype"
     )
 
 
 def _as_number(value: Any) -> float | None:
-    """Return the finite number that a value is or reads as; None for anything else."""
+    """Return the finite number that a value, possibly text, represents; None for anything else."""
     if isinstance(value, bool | np.bool_):
         return None
     try:
@@ -312,7 +312,7 @@ def _as_number(value: Any) -> float | None:
 
 
 def _plain(name: str, column: str | None, values: list[Any]) -> np.ndarray:
-    """Return numbers, booleans and text as objects, with None for missing ones."""
+    """Return numbers, booleans and text as an array of objects, with None for missing values."""
     objects = np.empty(len(values), object)
     for i, value in enumerate(values):
         if value is not None and not isinstance(value, str | bool | np.bool_ | numbers.Real):
@@ -325,7 +325,7 @@ def _plain(name: str, column: str | None, values: list[Any]) -> np.ndarray:
 
 
 def _of_kind(name: str, column: Column, kind: Kind) -> Column:
-    """Return a column converted to the kind trained on."""
+    """Return a column converted to the kind that it had in training."""
     if column.kind == kind:
         return column
     if kind == "category":

@@ -1,7 +1,7 @@
-"""Folds: the same rows, standardised and filled again for each fold that is held out.
+"""Folds for cross-validation: the same rows, standardised and filled anew for each held-out fold.
 
-Prepared data have been standardised and filled with the statistics of all their rows. The training part of a fold may
-depend on its own rows only, so medians, means, scales and the categories that occur are measured again for each fold,
+Preprocessed data have been standardised and filled with statistics of all rows. The training rows of a fold may not
+depend on its held-out rows, so medians, means, scales and the categories that occur are measured again for each fold,
 in float64 on the host.
 """
 
@@ -19,30 +19,48 @@ from nnfx.data.preprocess import MEANINGS, Preprocess
 from nnfx.data.sequences import real_steps
 from nnfx.types import Array, Batch, Sequences
 
-__all__ = ["Folds", "assign"]
+__all__ = ["Folds", "assign", "counted"]
 
 _ABSENT = 2.0**127
-"""A scale so large that it erases a column that is constant in the fold's own rows."""
+"""A scale so large that it sets to zero a column that does not occur in the fold's training rows."""
 
 
-def assign(key: Array, rows: int, folds: int) -> Array:
-    """Draw the fold that holds out each row, `(rows,)`; the sizes of folds differ by at most one row.
+def assign(key: Array, weights: Any, folds: int) -> Array:
+    """Assign each row at random to the fold that holds it out, `(rows,)`; fold sizes differ by at most one row.
 
-    >>> np.bincount(assign(jax.random.key(0), rows=10, folds=3)).tolist()
+    Their numbers of rows of positive weight differ by at most one, too.
+
+    Args:
+        key: a typed key.
+        weights: the weights of the rows, `(rows, ...)`.
+        folds: the number of folds.
+
+    >>> np.bincount(assign(jax.random.key(0), np.ones(10), folds=3)).tolist()
     [4, 3, 3]
     """
-    return permutation(key, rows) % folds
+    has_weight = counted(weights)
+    drawn = np.asarray(permutation(key, len(has_weight)))
+    ranks = np.empty_like(drawn)
+    ranks[np.lexsort((drawn, ~has_weight))] = np.arange(len(drawn))
+    return jnp.asarray(ranks % folds)
+
+
+def counted(weights: Any) -> np.ndarray:
+    """Return which rows have a positive weight, `(rows,)`."""
+    weights = np.asarray(weights)
+    has_weight: np.ndarray = (weights > 0).reshape(len(weights), -1).any(1)
+    return has_weight
 
 
 class Folds(NamedTuple):
-    """How the rows are divided into folds, and how prepared inputs become those of each fold.
+    """The division of the rows into folds, and the map from preprocessed inputs to the inputs of each fold.
 
     Attributes:
         of_row: the fold that holds out each row, `(rows,)`.
         preprocess: the map from raw features for each fold, `(folds, ...)`.
-        change: what to replace missing prepared inputs with, then what to subtract, then what to divide by, `(folds,
-            1, ...)` each; None if nothing was standardised, filled or encoded.
-        target_change: what to subtract from standardised targets, then what to divide by,
+        change: what to subtract from preprocessed inputs, what to divide them by, and what to replace missing ones
+            with, `(folds, 1, ...)` each; None if nothing was standardised, filled or encoded.
+        target_change: what to subtract from standardised targets, and what to divide them by,
             `(folds, 1, ...)` each; None if they were not standardised.
     """
 
@@ -53,32 +71,32 @@ class Folds(NamedTuple):
 
     @classmethod
     def of(cls, data: Batch, preprocess: Preprocess, of_row: Array, count: int) -> "Folds":
-        """Measure the training part of each fold.
+        """Measure the training rows of each fold.
 
         Rows of weight zero are ignored. A feature that is missing from all training rows of a fold, an indicator that
         is never set in them, and the column of a category that does not occur in them are zero throughout the fold.
 
         Args:
-            data: prepared data, without a held-out part.
-            preprocess: the map that prepared them.
+            data: preprocessed data, without a held-out split.
+            preprocess: the map by which they were preprocessed.
             of_row: the fold that holds out each row, `(rows,)`.
             count: the number of folds.
 
         Raises:
-            ValueError: for features whose spread within a fold is lost in the rounding of the prepared inputs.
+            ValueError: for features whose spread within a fold is lost in the rounding of the preprocessed inputs.
         """
         changes_inputs = preprocess.mean.ndim or preprocess.fills or preprocess.encoding
         if not changes_inputs and preprocess.target_mean is None:
             return cls(of_row, jax.tree.map(lambda leaf: jnp.stack([leaf] * count), preprocess), None)
         fold_of_row = np.asarray(of_row)
         weights = np.asarray(data.weights)
-        has_weight = (weights > 0).reshape(len(weights), -1).any(1)
+        has_weight = counted(weights)
         measured = [has_weight & (fold_of_row != fold) for fold in range(count)]
         target_maps, target_change = _targets(np.asarray(data.targets), weights, measured, preprocess)
         if not changes_inputs:
             maps = [dataclasses.replace(preprocess, **targets) for targets in target_maps]
             return cls(of_row, jax.tree.map(lambda *leaves: jnp.stack(leaves), *maps), None, target_change)
-        if isinstance(data.inputs, Sequences):  # whose steps are measured like rows
+        if isinstance(data.inputs, Sequences):  # sequences, whose steps are measured like rows
             steps = real_steps(*map(np.asarray, data.inputs[:2]))
             inputs, measured = steps.values[:, None], [rows[steps.rows] for rows in measured]
         else:
@@ -106,7 +124,7 @@ class Folds(NamedTuple):
         return cls(of_row, stacked, change, target_change)
 
     def inputs(self, inputs: Any, preprocess: Preprocess, fold: Array) -> Any:
-        """Return prepared inputs as the preprocessing of a fold would give them; the fold may be traced."""
+        """Return preprocessed inputs as the preprocessing of a fold would give them; the fold may be traced."""
         if self.change is None:
             return inputs
         shift, ratio, fill = self.change
@@ -119,7 +137,7 @@ class Folds(NamedTuple):
         return (inputs - shift[fold]) / ratio[fold]
 
     def targets(self, targets: Array, fold: Array) -> Array:
-        """Return targets as a fold would standardise them, if they were standardised; the fold may be traced."""
+        """Return standardised targets as a fold would standardise them, others unchanged; the fold may be traced."""
         if self.target_change is None:
             return targets
         shift, ratio = self.target_change
@@ -129,7 +147,7 @@ class Folds(NamedTuple):
 def _targets(
     targets: np.ndarray, weights: np.ndarray, measured: Sequence[np.ndarray], preprocess: Preprocess
 ) -> tuple[list[dict[str, Any]], tuple[Array, Array] | None]:
-    """Return the mean and the scale of the targets by fold, as fields of its map, in prepared units."""
+    """Return the target fields of each fold's map, and the changes to standardised targets, as in `target_change`."""
     if preprocess.target_mean is None or preprocess.target_scale is None:
         return [{}] * len(measured), None
     mean, scale = (np.asarray(each, np.float64) for each in (preprocess.target_mean, preprocess.target_scale))
@@ -138,7 +156,7 @@ def _targets(
     for rows in measured:
         own = rows if rows.any() else np.ones_like(rows)
         shift, ratio = measure.spread(exact, own, known)
-        ratio = np.where(ratio <= 1e-6, 1 / scale, ratio)  # constant but for rounding
+        ratio = np.where(ratio <= 1e-6, 1 / scale, ratio)  # constant up to rounding
         in_raw_units = {"target_mean": mean + scale * shift, "target_scale": scale * ratio}
         fields.append({name: jnp.asarray(each, preprocess.target_mean.dtype) for name, each in in_raw_units.items()})
         changes.append((shift, ratio))
@@ -152,16 +170,16 @@ def _shape(preprocess: Preprocess, inputs: np.ndarray) -> tuple[int, ...]:
 
 
 def _missing(inputs: np.ndarray, preprocess: Preprocess) -> np.ndarray:
-    """Return where the indicators say that values were filled in, `(rows, indicators)`."""
+    """Return whether each value with an indicator was filled in, `(rows, indicators)`."""
     if not preprocess.indicators:
         return np.zeros((len(inputs), 0), bool)
-    return inputs[:, -len(preprocess.indicators) :] > 0  # 0 and 1, shifted by a mean in between
+    return inputs[:, -len(preprocess.indicators) :] > 0  # 0 and 1, minus a mean between them
 
 
 def _measure(
     inputs: np.ndarray, rows: np.ndarray, missing: np.ndarray, preprocess: Preprocess, scale_of_all: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Return the mean, the scale and the medians of the given rows, in the units of the prepared inputs."""
+    """Return the mean, the scale and the medians of the given rows, in the units of the preprocessed inputs."""
     shape = _shape(preprocess, inputs)
     x = inputs[rows].astype(np.float64)
     unknown = np.zeros(shape, bool)
@@ -195,6 +213,6 @@ def _measure(
         name = names[worst] if worst < len(names) else f"x{worst}"
         raise ValueError(
             f"folds: expected features that {inputs.dtype} can tell apart in the rows of each fold, got {name!r}, whose"
-            " largest values are all in one fold; first take its logarithm or clip it"
+            " largest values are all in one fold; take its logarithm or clip it first"
         )
     return mean, np.where(unknown, _ABSENT, np.where(is_constant, 1 / scale_of_all, scale)), fill

@@ -1,7 +1,7 @@
-"""Image files, read with bounded memory: IDX, the format of MNIST and its relatives, and the binary archives of CIFAR.
+"""Image files, read in bounded memory: IDX, the format of MNIST and its variants, and the binary archives of CIFAR.
 
 The sizes that a file declares are not trusted: memory grows with the bytes actually present, and reading stops at the
-first surplus byte, so neither a false header nor a gzip bomb can exhaust the memory.
+first surplus byte, so neither a false header nor a gzip bomb can exhaust memory.
 """
 
 import math
@@ -21,7 +21,7 @@ class Examples(NamedTuple):
 
     Attributes:
         inputs: uint8 `(rows, height, width, channels)`.
-        targets: int32 `(rows,)`, counted from 0.
+        targets: the labels, int32 `(rows,)`, starting at 0.
     """
 
     inputs: np.ndarray
@@ -41,11 +41,11 @@ def read_idx(source: Source, ndim: int | None = None) -> np.ndarray:
     for 64-bit floats.
 
     Args:
-        source: the file.
+        source: the path or the bytes of the file, plain or compressed with gzip.
         ndim: the number of axes to expect, such as 3 for images and 1 for labels; any number by default.
 
     Returns:
-        The array, in the type of the file and the byte order of the machine.
+        The array, with the dtype of the file and the byte order of the machine.
 
     Raises:
         OSError: for a file that cannot be read.
@@ -90,10 +90,10 @@ _QMNIST_COLUMNS = 8
 def read_idx_examples(
     images: Source, labels: Source, *, classes: int = 10, first: int = 0, transposed: bool = False
 ) -> Examples:
-    """Read greyscale images and their labels from a pair of IDX files, such as those of MNIST and its relatives.
+    """Read greyscale images and their labels from a pair of IDX files, such as those of MNIST and its variants.
 
-    - MNIST, Fashion-MNIST, KMNIST, and the sets `digits` and `mnist` of EMNIST: 10 classes.
-    - The other sets of EMNIST: `classes=26, first=1` for `letters`, `classes=47` for `balanced` and `bymerge`,
+    - MNIST, Fashion-MNIST, KMNIST, and the EMNIST data sets `digits` and `mnist`: 10 classes.
+    - The other EMNIST data sets: `classes=26, first=1` for `letters`, `classes=47` for `balanced` and `bymerge`,
       `classes=62` for `byclass`. All images of EMNIST, digits included, are transposed: `transposed=True` puts them
       upright.
     - QMNIST: pass its table of labels unchanged; the class is the first of its eight columns.
@@ -146,7 +146,7 @@ def read_idx_examples(
     if low < first or high >= first + classes:
         raise ValueError(
             f"{name_of(labels)}: expected labels from {first} to {first + classes - 1}, got labels from {low} to"
-            f" {high}; pass their number as classes=, and the lowest as first="
+            f" {high}; pass the number of classes as classes=, and the lowest label as first="
         )
     return Examples(inputs[..., None], targets.astype(np.int32) - np.int32(first))
 
@@ -165,11 +165,11 @@ def read_cifar10(source: Source, records: int = 10_000) -> tuple[Examples, Examp
     of a label and 32 × 32 pixels: first all red values, then all green, then all blue.
 
     Args:
-        source: the archive.
+        source: the path or the bytes of the archive, plain or compressed with gzip.
         records: the number of records in each member.
 
     Returns:
-        The training images and labels, `(5 × records, 32, 32, 3)`, and those of the test set.
+        The training set, with images `(5 × records, 32, 32, 3)`, and the test set.
 
     Raises:
         OSError: for a file that cannot be read.
@@ -197,12 +197,12 @@ def read_cifar100(
     one of 20 groups of classes, such as fish, and one of 100 classes, such as trout.
 
     Args:
-        source: the archive.
+        source: the path or the bytes of the archive, plain or compressed with gzip.
         coarse: whether the targets are the groups instead of the classes.
         records: the numbers of training and test records.
 
     Returns:
-        The training images and labels, `(rows, 32, 32, 3)` and `(rows,)`, and those of the test set.
+        The training set and the test set, each with images `(rows, 32, 32, 3)` and labels `(rows,)`.
 
     Raises:
         OSError: for a file that cannot be read.
@@ -236,7 +236,7 @@ def read_cifar100(
 
 
 def _records(name: str, values: bytearray, classes: Sequence[int]) -> list[Examples]:
-    """Return the images of the records, and their labels of each kind, checked against its number of classes."""
+    """Return the images with each kind of label in turn, after checking the labels against the numbers of classes."""
     table = np.frombuffer(values, np.uint8).reshape(-1, len(classes) + _PIXELS)
     channels_first = table[:, len(classes) :].reshape(-1, 3, 32, 32)
     images = np.ascontiguousarray(channels_first.transpose(0, 2, 3, 1))
@@ -247,14 +247,14 @@ def _records(name: str, values: bytearray, classes: Sequence[int]) -> list[Examp
 
 _BLOCK = 512
 _BESIDE = 1 << 20
-"""How many bytes of a tar archive may belong to anything but the requested members, such as headers and padding."""
+"""How many bytes of a tar archive may be used for anything but the requested members, such as other members."""
 
 
 def _members(reader: Reader, sizes: Mapping[str, int]) -> Iterator[tuple[str, bytearray]]:
     """Yield members of a tar archive with their contents, in the archive's order, each exactly once.
 
-    Members are regular files with exactly these names and sizes. Everything else is skipped, including extended
-    headers, which names this short do not need.
+    Members must be regular files with exactly the given sizes. Everything else is skipped, including extended
+    headers, which such short names do not need.
     """
     missing, beside = set(sizes), _BESIDE
     while any(header := reader.take(_BLOCK, "the header of a tar member")):
@@ -278,7 +278,9 @@ def _members(reader: Reader, sizes: Mapping[str, int]) -> Iterator[tuple[str, by
         del values[size:]
         yield name, values
     if missing:
-        raise ValueError(f"{reader.name}: expected an archive with {', '.join(sorted(missing))}, got one without")
+        raise ValueError(
+            f"{reader.name}: expected an archive that contains {', '.join(sorted(missing))}, got one without"
+        )
     while rest := reader.some():  # to the end, where gzip keeps its checksum
         beside -= len(rest)
         if beside < 0 or rest.strip(b"\0"):

@@ -1,4 +1,4 @@
-"""Pandas and polars frames, recognised by their methods rather than their types; neither library is imported."""
+"""Pandas and polars frames, recognised by their methods rather than their types, without importing either library."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ def as_columns(inputs: Any) -> Any:
 
 
 def frame_names(inputs: Any) -> tuple[str, ...] | None:
-    """Return the names of a frame's columns; None if they are only numbered, and for anything but a frame."""
+    """Return the column names of a frame; None if its columns are merely numbered, and for anything but a frame."""
     names = column_names(inputs)
     return None if names is None or names in (tuple(map(str, range(len(names)))), ("",)) else names
 
@@ -24,7 +24,7 @@ def in_order_of(features: tuple[str, ...], inputs: Any, name: str = "inputs") ->
     """Return a frame's columns in the order of the features, and anything without names unchanged.
 
     Args:
-        features: the names to look for; empty if there are none.
+        features: the names of the features; empty if they have none.
         inputs: a frame, a Series, or anything else.
         name: the name of the argument, for error messages.
 
@@ -61,7 +61,7 @@ def places(features: tuple[str, ...], names: tuple[str, ...], name: str = "input
             for problem, which in problems.items()
             if which
         )
-        raise ValueError(f"{name}: expected the {len(features)} columns trained on, got columns {got}")
+        raise ValueError(f"{name}: expected the {len(features)} columns used in training, got columns {got}")
     return [names.index(each) for each in features]
 
 

@@ -7,23 +7,23 @@ from nnfx.data.times import counted
 __all__ = ["carried", "continued", "filled"]
 
 _AT_MOST = 10
-"""By what factor filling may increase the number of rows: more suggests a wrong date rather than a gap."""
+"""The largest factor by which filling may increase the number of rows; a larger one suggests a wrong date."""
 
 
 def filled(name: str, times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Insert the missing times, with NaN as their values.
+    """Insert the missing times into a series, with NaN as their values.
 
-    The usual step is the median of all steps. Steps are counted in months if all times are on the same day of the
-    month, such as the first or the last, and in weekdays from Monday to Friday if the times cover more than two weeks
-    without a Saturday or Sunday.
+    The step of the series is the median of all its steps. Steps are counted in months if all times are on the same day
+    of the month, such as the first or the last, and in weekdays from Monday to Friday if the times cover more than two
+    weeks without a Saturday or Sunday.
 
     Args:
-        name: the name of the times in errors.
+        name: the name of the times, for error messages.
         times: datetime64 `(time,)`, ascending.
         values: float64 `(time, channels)`.
 
     Returns:
-        All times, their values, and which times were inserted, `(time,)`.
+        All times, their values, and booleans `(time,)`, true for the inserted times.
 
     Raises:
         ValueError: for times that are not a whole number of steps after the first, or if filling the gaps would give
@@ -55,7 +55,7 @@ def filled(name: str, times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray
 
 
 def carried(values: np.ndarray, is_missing: np.ndarray) -> np.ndarray:
-    """Carry values forward in time to fill missing ones; those before the first known value stay unchanged.
+    """Fill missing values with the last known value before them; values before the first known one stay unchanged.
 
     >>> carried(np.array([[1.0], [0.0], [3.0]]), np.array([[False], [True], [False]])).ravel()
     array([1., 1., 3.])
@@ -65,14 +65,14 @@ def carried(values: np.ndarray, is_missing: np.ndarray) -> np.ndarray:
 
 
 def continued(place: str, values: np.ndarray) -> np.ndarray:
-    """Carry values forward in time to fill NaN.
+    """Replace each NaN by the last known value before it.
 
     Args:
-        place: where the values come from, for error messages.
+        place: the place that the values come from, for error messages.
         values: float64 `(time, ...)`.
 
     Raises:
-        ValueError: if a first value is missing, so that there is none before it.
+        ValueError: if a first value is missing.
 
     Example:
         >>> continued("line 7", np.array([1.0, np.nan, 3.0]))

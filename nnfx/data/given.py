@@ -1,4 +1,4 @@
-"""The arguments of `prepare`: read on the host in their own precision, checked, and stacked row by row."""
+"""The arguments of `prepare`: read on the host in their own precision, checked, and concatenated."""
 
 import math
 from collections.abc import Sequence
@@ -17,17 +17,18 @@ __all__ = ["Given", "read"]
 
 
 class Given(NamedTuple):
-    """The rows of both parts, training rows first.
+    """The rows of both splits, training rows first.
 
     Attributes:
         inputs: an array of numbers `(rows, ...)`, or the columns of a frame with categories or booleans.
-        targets: `(rows, ...)`; integers if they were text. Missing ones are filled with a value of the same output.
-        weights: `(rows,)`, or with more of the leading axes of the targets, in float64; 0 for missing targets.
+        targets: `(rows, ...)`; integers if they were text. Missing targets are filled with a known value of that
+            output.
+        weights: float64 `(rows,)`, or with more of the leading axes of the targets; 0 for missing targets.
         features: the names given to the raw features; empty if they have none.
-        names: the names of the raw features for display: those given, or default ones.
+        names: the names of the raw features for display: the given names, or default ones.
         classes: the names of the classes, if the targets were text.
-        train: the number of training rows; all of the rows if `valid` was not given.
-        lengths: the number of real steps of each row, if the inputs are sequences (zero beyond it); otherwise None.
+        train: the number of training rows; the number of all rows if `valid` was not given.
+        lengths: the number of real steps of each row if the inputs are sequences, otherwise None.
     """
 
     inputs: np.ndarray | tuple[encode.Column, ...]
@@ -41,7 +42,7 @@ class Given(NamedTuple):
 
     @property
     def lost(self) -> np.ndarray:
-        """Return which values are missing, `(rows, raw features)` for columns, or in the shape of the array."""
+        """Return which values are missing, `(rows, raw features)` for columns, otherwise of the shape of the array."""
         if isinstance(self.inputs, np.ndarray):
             return np.isnan(self.inputs)
         return np.stack([column.missing for column in self.inputs], axis=1)
@@ -50,15 +51,15 @@ class Given(NamedTuple):
 def read(
     inputs: Any, targets: Any, weights: Any, valid: Any, features: Sequence[str] | None, *, mask: bool = False
 ) -> Given:
-    """Read the training rows, and those of `valid` if given, and check everything but the inputs' values.
+    """Read the training rows and the rows of `valid`, if given, and check everything but the inputs' values.
 
     Args:
-        inputs: as for `prepare`, like the next four.
+        inputs: the inputs, as for `prepare`, like the next four arguments.
         targets: the targets.
-        weights: their weights.
-        valid: the held-out part.
+        weights: the weights.
+        valid: the held-out split.
         features: the names of the features.
-        mask: whether targets may be missing; missing ones have weight zero.
+        mask: whether targets may be missing; missing targets get weight zero.
 
     Raises:
         TypeError, ValueError: as for `prepare`.
@@ -98,7 +99,7 @@ def read(
 def _inputs(
     inputs: Any, features: Sequence[str] | None
 ) -> tuple[np.ndarray | tuple[encode.Column, ...], tuple[str, ...], tuple[str, ...]]:
-    """Return the inputs, the names given to the features, if any, and the names to show for them."""
+    """Return the inputs, the names given to the features, if any, and the names to display."""
     own = frame_names(inputs)
     places = arrays.column_names(inputs)
     called = None if places is None else own or tuple(f"x{i}" for i in range(len(places)))
@@ -119,7 +120,7 @@ def _inputs(
 def _names(
     features: Sequence[str] | None, columns: tuple[str, ...] | None, count: int
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the names given to the features, if any, and the names to show for them."""
+    """Return the names given to the features, if any, and the names to display."""
     if isinstance(features, str):
         raise TypeError(f"features: expected a sequence of names, got {features!r}")
     if features is not None and len(features) != count:
@@ -155,13 +156,13 @@ def _joined(
 ) -> np.ndarray | tuple[encode.Column, ...]:
     if isinstance(x, np.ndarray):
         more = np.asarray(more)
-        time = max(x.shape[1], more.shape[1])  # which differ for sequences only
+        time = max(x.shape[1], more.shape[1])  # they differ only for sequences
         return np.concatenate([each if each.shape[1] == time else sequences.padded(each, time) for each in (x, more)])
     return tuple(column.joined(other) for column, other in zip(x, more, strict=True))
 
 
 def _sequences_like(x: Any, inputs: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Read held-out sequences, which may be longer or shorter than the training ones."""
+    """Read held-out sequences, which may be longer or shorter than the training sequences."""
     name = "inputs of valid"
     if not isinstance(inputs, Sequences):
         raise TypeError(f"{name}: expected Sequences, like the training inputs, got {checks.describe(inputs)}")
@@ -173,9 +174,9 @@ def _sequences_like(x: Any, inputs: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _targets(parts: list[Any], rows: list[int], mask: bool) -> tuple[np.ndarray, tuple[str, ...], np.ndarray | None]:
-    """Return the targets of all parts, the names of the classes if they are text, and which targets are known.
+    """Return the targets of all splits, the names of the classes if they are text, and which targets are known.
 
-    None stands for all of them. Unknown ones are filled with the first known value of the same output.
+    The last is None if all targets are known. Unknown targets are filled with the first known value of the same output.
     """
     found: list[np.ndarray] = []
     is_known: list[np.ndarray] = []
@@ -200,7 +201,7 @@ def _targets(parts: list[Any], rows: list[int], mask: bool) -> tuple[np.ndarray,
     if not known.all():
         lacking = np.flatnonzero(~known.reshape(len(y), -1).any(0))
         if len(lacking):
-            raise ValueError(f"targets: expected some known values of output {lacking[0]}, got only missing ones")
+            raise ValueError(f"targets: expected at least one known value of output {lacking[0]}, got none")
         first = np.take_along_axis(y, known.argmax(0)[None], 0)
         y = np.where(known, y, first)
     checks.finite("targets", y)
@@ -221,7 +222,7 @@ def _whole(y: np.ndarray, given: Any) -> np.ndarray:
 
 
 def _weights(name: str, weights: Any, targets: tuple[int, ...]) -> np.ndarray:
-    """Return the weights of a part in float64, one per row, or one per step or output of targets of this shape."""
+    """Return a split's weights in float64: one per row, or one per step or output if the targets have this shape."""
     w = np.ones(targets[0]) if weights is None else arrays.as_numpy(name, weights).astype(np.float64)
     if w.ndim == 0 or w.shape != targets[: w.ndim]:
         others = f", or the leading axes of the targets, {targets}" if len(targets) > 1 else ""
@@ -231,7 +232,7 @@ def _weights(name: str, weights: Any, targets: tuple[int, ...]) -> np.ndarray:
 
 
 def _together(weights: list[np.ndarray]) -> np.ndarray:
-    """Return the weights of both parts; if either part has one per step or output, so does the other."""
+    """Concatenate the weights of both splits; if either split has one weight per step or output, so has the result."""
     first, *others = sorted(weights, key=np.ndim, reverse=True)
     shape = first.shape[1:]
     return (

@@ -1,4 +1,4 @@
-"""Images with labels: scikit-learn's digits, and MNIST, Fashion-MNIST, EMNIST and CIFAR from the web."""
+"""Images with labels: scikit-learn's digits, and MNIST, Fashion-MNIST, EMNIST and CIFAR, downloaded from the web."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from nnfx.types import Array, Batch
 
 
 class Images(NamedTuple):
-    """Raw images with labels, on the host; `prepare` prepares them for training.
+    """Raw images with labels, on the host; their `prepare` method makes them ready for training.
 
     Attributes:
         train: the training images.
@@ -42,10 +42,10 @@ class Images(NamedTuple):
 
         Args:
             key: a typed key that determines which training images are held out.
-            valid_fraction: the fraction of them to hold out, at least 0 and below 1.
+            valid_fraction: the fraction of the training images to hold out, at least 0 and below 1.
             hold_out_test: whether to hold out the official test set instead.
             standardize: whether to standardise each channel to mean 0 and standard deviation 1, as measured over all
-                pixels of the training part, instead of dividing by `brightest`.
+                pixels of the training split, instead of dividing by `brightest`.
 
         Returns:
             Inputs `(rows, height, width, channels)` in the default float, and int32 targets `(rows,)`. The
@@ -53,7 +53,7 @@ class Images(NamedTuple):
 
         Raises:
             TypeError: for a key that is not typed.
-            ValueError: for a fraction that leaves either part empty or is given together with `hold_out_test`, and
+            ValueError: for a fraction that leaves either split empty or is given together with `hold_out_test`, and
                 for images without a test set to hold out.
 
         Example:
@@ -85,7 +85,7 @@ class Images(NamedTuple):
         )
 
     def _parts(self, key: Array | None, valid_fraction: float, hold_out_test: bool) -> tuple[Examples, Examples]:
-        """Return the training part and the held-out part, which may be empty."""
+        """Return the training split and the held-out split, which may be empty."""
         if hold_out_test:
             if self.test is None:
                 raise ValueError("hold_out_test: expected images with an official test set, got images without one")
@@ -97,7 +97,7 @@ class Images(NamedTuple):
         return Examples(inputs[train], targets[train]), Examples(inputs[valid], targets[valid])
 
 
-# one program from bytes to floats, so that nothing larger than the result is ever in memory
+# a single program from bytes to floats, so that nothing larger than the result is held in memory
 _preprocessed = jax.jit(Preprocess.__call__)
 
 
@@ -112,7 +112,7 @@ def _channel_moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Source(NamedTuple):
-    """Images on the web: their files, and the names of their classes."""
+    """A source of images on the web: its files, and the names of the classes."""
 
     files: tuple[File, ...]
     classes: tuple[str, ...]
@@ -198,13 +198,13 @@ def images(name: str) -> Images:
     `NNFX_DATA` names, or else the platform's cache, and verified by their checksums.
 
     Args:
-        name: `"digits"`, `"mnist"`, `"fashion_mnist"`, `"cifar10"` or `"cifar100"`, see the function of that name; or
+        name: `"digits"`, `"mnist"`, `"fashion_mnist"`, `"cifar10"` or `"cifar100"`, as the functions of those names; or
             `"cifar100_coarse"`, whose labels are groups of classes; or an EMNIST data set, with upright images:
             `"emnist_balanced"`, `"emnist_byclass"`, `"emnist_bymerge"`, `"emnist_digits"`, `"emnist_letters"` or
             `"emnist_mnist"`, see `read_emnist`.
 
     Returns:
-        The images; their `prepare` returns data for training.
+        The images; their `prepare` method returns data for training.
 
     Raises:
         ValueError: for an unknown name, or a file with the wrong checksum.
@@ -248,7 +248,7 @@ def digits(*, key: Array | None = None, valid_fraction: float = 0.0, standardize
 
     Args:
         key: a typed key that determines which images are held out; see `Images.prepare` for all arguments.
-        valid_fraction: the fraction of them to hold out.
+        valid_fraction: the fraction of the images to hold out.
         standardize: whether to standardise the pixels instead of dividing them by 16.
 
     Returns:
@@ -278,11 +278,11 @@ def mnist(
     hold_out_test: bool = False,
     standardize: bool = False,
 ) -> Data:
-    """MNIST: handwritten digits, 28 × 28 greyscale pixels, with 60,000 for training and a test set of 10,000.
+    """MNIST: handwritten digits, 28 × 28 greyscale pixels, with 60,000 training images and a test set of 10,000.
 
     Args:
-        key: a typed key that determines which of the 60,000 are held out; see `Images.prepare`.
-        valid_fraction: the fraction of them to hold out.
+        key: a typed key that determines which of the 60,000 images are held out; see `Images.prepare`.
+        valid_fraction: the fraction of these images to hold out.
         hold_out_test: whether to hold out the test set instead.
         standardize: whether to standardise the pixels instead of dividing them by 255.
 
@@ -308,11 +308,11 @@ def fashion_mnist(
     hold_out_test: bool = False,
     standardize: bool = False,
 ) -> Data:
-    """Fashion-MNIST: images of clothing, of the same size and number as those of MNIST, but harder to tell apart.
+    """Fashion-MNIST: images of clothing, with the same sizes and splits as MNIST, but harder to classify.
 
     Args:
-        key: a typed key that determines which of the 60,000 are held out; see `Images.prepare`.
-        valid_fraction: the fraction of them to hold out.
+        key: a typed key that determines which of the 60,000 images are held out; see `Images.prepare`.
+        valid_fraction: the fraction of these images to hold out.
         hold_out_test: whether to hold out the test set instead.
         standardize: whether to standardise the pixels instead of dividing them by 255.
 
@@ -338,11 +338,11 @@ def cifar10(
     hold_out_test: bool = False,
     standardize: bool = False,
 ) -> Data:
-    """CIFAR-10: animals and vehicles, 32 × 32 pixels in colour, with 50,000 for training and a test set of 10,000.
+    """CIFAR-10: animals and vehicles, 32 × 32 colour pixels, with 50,000 training images and a test set of 10,000.
 
     Args:
-        key: a typed key that determines which of the 50,000 are held out; see `Images.prepare`.
-        valid_fraction: the fraction of them to hold out.
+        key: a typed key that determines which of the 50,000 images are held out; see `Images.prepare`.
+        valid_fraction: the fraction of these images to hold out.
         hold_out_test: whether to hold out the test set instead.
         standardize: whether to standardise each channel instead of dividing by 255.
 
@@ -368,17 +368,17 @@ def cifar100(
     standardize: bool = False,
     coarse: bool = False,
 ) -> Data:
-    """CIFAR-100: images like those of CIFAR-10 in 100 classes, which form 20 groups, with 500 per class for training.
+    """CIFAR-100: images like those of CIFAR-10, in 100 classes that form 20 groups, with 500 training images per class.
 
     Args:
-        key: a typed key that determines which of the 50,000 are held out; see `Images.prepare`.
-        valid_fraction: the fraction of them to hold out.
+        key: a typed key that determines which of the 50,000 images are held out; see `Images.prepare`.
+        valid_fraction: the fraction of these images to hold out.
         hold_out_test: whether to hold out the test set of 10,000 instead.
         standardize: whether to standardise each channel instead of dividing by 255.
         coarse: whether the targets are the groups instead of the classes.
 
     Returns:
-        Inputs `(rows, 32, 32, 3)` and int32 targets `(rows,)`, named by `images("cifar100").classes`, or by
+        Inputs `(rows, 32, 32, 3)` and int32 targets `(rows,)`, named by `images("cifar100").classes`, or, if coarse, by
         `images("cifar100_coarse").classes`.
 
     Raises:

@@ -31,13 +31,13 @@ def moments(x: np.ndarray, rows: np.ndarray, is_known: np.ndarray | None = None)
 
 
 def spread(x: np.ndarray, rows: np.ndarray, is_known: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean and the standard deviation over some rows, `(1, ...)` each.
+    """Return the mean and the standard deviation over the given rows, `(1, ...)` each.
 
     Args:
-        x: `(rows, ...)`.
-        rows: which rows to measure.
-        is_known: which values to measure, like `x`; all by default. If there are none, the mean is 0 and the deviation
-            1.
+        x: the values, `(rows, ...)`.
+        rows: a mask or the positions of the rows to measure.
+        is_known: booleans of the shape of `x`, true for the values to measure; all by default. A feature without any
+            gets the mean 0 and the deviation 1.
     """
     x = x[rows]
     if is_known is None:
@@ -49,7 +49,7 @@ def spread(x: np.ndarray, rows: np.ndarray, is_known: np.ndarray | None = None) 
 
 
 def has_weight(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return which targets of this shape have positive weight, or None if weights are per row.
+    """Return which targets have positive weight, with the given shape of the targets; None if weights are per row.
 
     >>> has_weight(np.array([[1.0, 0.0]]), (1, 2))
     array([[ True, False]])
@@ -62,7 +62,7 @@ def has_weight(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None
 def medians(
     x: np.ndarray, lost: np.ndarray, measured: np.ndarray, names: tuple[str, ...]
 ) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Return the medians of the measured rows, and the features with missing values among them."""
+    """Return the feature medians over the measured rows, and the positions of features with missing values there."""
     if x.ndim != 2:
         raise ValueError(f"inputs: expected (rows, features) to fill in medians, got {checks.describe(x)}")
     unknown = lost[measured].all(0)
@@ -73,7 +73,7 @@ def medians(
 
 
 def check_range(x: np.ndarray, names: tuple[str, ...], dtype: Any) -> None:
-    """Raise an error for features that would become infinite or zero in the dtype that predictions may use."""
+    """Raise an error for features that would overflow or underflow in the dtype that predictions may use."""
     if x.dtype != np.float64:
         return
     limits = jnp.finfo(dtype)
@@ -106,7 +106,7 @@ def check_resolution(mean: np.ndarray, scale: np.ndarray, names: tuple[str, ...]
 
 
 def check_weights(weights: np.ndarray) -> None:
-    """Raise an error for weights that vanish on the device, or whose sum is infinite there."""
+    """Raise an error for weights that underflow in the device's dtype, or whose sum overflows."""
     limits = jnp.finfo(device_dtype(weights.dtype, at_least=float))
     lowest, total = float(weights[weights > 0].min()), float(weights.sum())
     if lowest < float(limits.tiny) or total > float(limits.max):
@@ -117,6 +117,6 @@ def check_weights(weights: np.ndarray) -> None:
 
 
 def device_dtype(dtype: Any, at_least: type) -> Any:
-    """Return the device's dtype for these values, or for `at_least` if their kind of number is lower."""
+    """Return the device's dtype for a dtype, or for `at_least` (int or float) if the dtype is of a lower kind."""
     kind = np.floating if at_least is float else np.number
     return jax.dtypes.canonicalize_dtype(dtype if jnp.issubdtype(dtype, kind) else at_least)

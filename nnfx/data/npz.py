@@ -20,7 +20,7 @@ __all__ = ["read_npz"]
 
 
 def read_npz(source: Source, *, limit: int | None = None) -> dict[str, np.ndarray]:
-    """Read the arrays that `numpy.savez` or `numpy.savez_compressed` wrote.
+    """Read the arrays in a file written by `numpy.savez` or `numpy.savez_compressed`.
 
     Nothing is unpickled, so a file from an untrusted source cannot run code; and memory grows only with the bytes
     actually present, so a small file cannot exhaust it.
@@ -36,7 +36,7 @@ def read_npz(source: Source, *, limit: int | None = None) -> dict[str, np.ndarra
     Raises:
         OSError: for a file that cannot be read.
         TypeError: for a limit that is not an integer.
-        ValueError: for a file that is damaged, or not in NumPy's format; arrays that take more than the limit; and
+        ValueError: for a file that is damaged, or not in NumPy's format; arrays larger than the limit in total; and
             arrays of Python objects or records. The error names the file and the array.
 
     Example:
@@ -75,7 +75,7 @@ def read_npz(source: Source, *, limit: int | None = None) -> dict[str, np.ndarra
 
 _DAMAGE = (
     EOFError,
-    RuntimeError,  # features of zip files that are not used here, such as passwords
+    RuntimeError,  # unsupported features of zip files, such as encryption
     OverflowError,
     UnicodeDecodeError,
     struct.error,
@@ -86,7 +86,7 @@ _DAMAGE = (
 
 @contextlib.contextmanager
 def damage_named(file: str, expected: str) -> Iterator[None]:
-    """Turn the errors that `zipfile` raises for a damaged file into one that names the file and what was expected."""
+    """Convert the errors that `zipfile` raises for a damaged file to a ValueError that names the file."""
     try:
         yield
     except _DAMAGE as error:
@@ -120,7 +120,7 @@ def _member(file: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.
             raise ValueError(f"{name}: expected a header of at most {_LONGEST_HEADER} bytes, got {length}")
         dtype, is_fortran, shape = _header(name, reader.take(length, "its header").decode("latin-1"))
         values = reader.take(dtype.itemsize * math.prod(shape), f"an array of shape {shape}")
-        if reader.some():  # and compares the checksum, at the end
+        if reader.some():  # reading to the end also verifies the checksum
             raise ValueError(f"{name}: expected nothing after an array of shape {shape}, got further bytes")
     array = np.frombuffer(values, dtype, math.prod(shape)) if dtype.itemsize else np.zeros(math.prod(shape), dtype)
     array = array.reshape(shape, order="F" if is_fortran else "C")
@@ -133,7 +133,7 @@ _MOST_AXES = 32
 
 
 def _header(name: str, text: str) -> tuple[np.dtype, bool, tuple[int, ...]]:
-    """Return the dtype of an array, whether its first axis varies fastest, and its shape."""
+    """Return the dtype of an array, whether it is stored in Fortran order, and its shape."""
     try:
         header = ast.literal_eval(text.strip())
         described, is_fortran, shape = header["descr"], header["fortran_order"], header["shape"]
@@ -141,7 +141,7 @@ def _header(name: str, text: str) -> tuple[np.dtype, bool, tuple[int, ...]]:
         if not is_known or len(shape) > _MOST_AXES or not all(type(size) is int and size >= 0 for size in shape):
             raise ValueError(f"got {text.strip()[:100]}")
     except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError) as error:
-        raise ValueError(f"{name}: expected the header of an array of numbers or text: {error}") from error
+        raise ValueError(f"{name}: could not read the header of an array of numbers or text: {error}") from error
     if not _DTYPE.fullmatch(described):
         kind = "Python objects, which would be unpickled" if "O" in described else f"dtype {described!r}"
         raise ValueError(f"{name}: expected an array of numbers or text, got one of {kind}")

@@ -1,4 +1,4 @@
-"""A random order of rows: a keyed bijection, so each position is computed independently of the others."""
+"""A random order of rows as a keyed bijection, so that each position is computed independently of the others."""
 
 import math
 from typing import Any
@@ -18,16 +18,16 @@ def permutation(key: Array, rows: int) -> Array:
     """Draw a random order of `rows` rows, several times faster than `jax.random.permutation`, which sorts.
 
     A number i < rows is written as (l, r) in Z_a × Z_b with a and b near √rows, and each digit in turn is shifted by a
-    keyed hash of the other: `l ← l + F(r) mod a`, `r ← r + G(l) mod b`. Every round is invertible, so the whole is a
-    bijection, and each position is computed independently. If no such a · b equals rows, the few numbers that land
-    between the two are mapped again until none does; this ends because each is on a cycle that leaves that range.
+    keyed hash of the other: `l ← l + F(r) mod a`, `r ← r + G(l) mod b`. Every round is invertible, so the map is a
+    bijection, and each position is computed independently. If a · b exceeds `rows`, the few numbers that are mapped to
+    `rows` or above are mapped again until none is; this ends because each lies on a cycle that starts below `rows`.
 
     Args:
         key: a typed key.
-        rows: the number of rows; fewer than 16 are ordered by sorting, since a cipher this small is not uniform.
+        rows: the number of rows; fewer than 16 are ordered by sorting, since so small a cipher is not uniform.
 
     Returns:
-        Every number from 0 to rows − 1 once, int32 `(rows,)`.
+        The numbers from 0 to rows − 1, each once, int32 `(rows,)`.
 
     Example:
         >>> sorted(permutation(jax.random.key(0), 20).tolist()) == list(range(20))
@@ -49,20 +49,20 @@ def permutation(key: Array, rows: int) -> Array:
         numbers = jnp.where(is_beyond, _encrypt(numbers, drawn, rows), numbers)
         return numbers, numbers >= rows
 
-    # all are mapped in the first turn of the loop, so that the program has one copy of the cipher
+    # the first iteration maps all numbers, so that the program contains only one copy of the cipher
     numbers, _ = jax.lax.while_loop(lambda carry: carry[1].any(), encrypt_some, (numbers, jnp.full(rows, True)))
     return numbers.astype(jnp.int32)
 
 
 def draw(key: Array, rows: int) -> Array:
-    """Draw the numbers that determine an order: the keys of the rounds or, for few rows, the order itself."""
+    """Draw the numbers that determine an order: the round keys or, for few rows, the order itself."""
     if rows < _SMALLEST_CIPHER:
         return jax.random.permutation(key, rows)
     return jax.random.bits(key, (_ROUNDS,), jnp.uint32)
 
 
 def at(drawn: np.ndarray, places: np.ndarray, rows: int) -> np.ndarray:
-    """Return the rows at the given positions of an order, on the host, without computing the others.
+    """Return the rows at the given positions of an order, on the host, without computing the other positions.
 
     >>> key = jax.random.key(0)
     >>> at(np.asarray(draw(key, 20)), np.array([3, 5]), 20) == permutation(key, 20)[np.array([3, 5])]
@@ -77,7 +77,7 @@ def at(drawn: np.ndarray, places: np.ndarray, rows: int) -> np.ndarray:
 
 
 def _sides(rows: int) -> tuple[int, int]:
-    """Return two numbers within a factor of two of each other whose product is rows if possible, otherwise just above.
+    """Return two numbers within a factor of two of each other whose product is `rows` if possible, else slightly more.
 
     >>> _sides(714), _sides(719)
     ((21, 34), (27, 27))
@@ -90,7 +90,7 @@ def _sides(rows: int) -> tuple[int, int]:
 
 
 def _encrypt(numbers: Any, round_keys: Any, rows: int) -> Any:
-    """Map each number below a·b to another; the arrays may be NumPy's or JAX's."""
+    """Apply the cipher to each number, a bijection of the numbers below a·b; arrays may be NumPy's or JAX's."""
     a, b = _sides(rows)
     left, right = numbers // np.uint32(b), numbers % np.uint32(b)
     for i in range(0, _ROUNDS, 2):
@@ -100,7 +100,7 @@ def _encrypt(numbers: Any, round_keys: Any, rows: int) -> Any:
 
 
 def _hash(x: Any) -> Any:
-    """Mix the bits of 32-bit numbers: a finaliser of multiplications and shifts."""
+    """Hash 32-bit numbers by multiplications and shifts."""
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
     return x ^ (x >> 16)
@@ -108,7 +108,7 @@ def _hash(x: Any) -> Any:
 
 def _add_below(digit: Any, hashed: Any, base: int) -> Any:
     """Add a hash, reduced below the base, to a digit, modulo the base."""
-    # no division if 16 bits are plenty for the base
+    # avoid a division if 16 bits are more than enough for the base
     scaled = ((hashed >> 16) * np.uint32(base)) >> 16 if base <= 256 else hashed % np.uint32(base)
     total = digit + scaled
     library = np if isinstance(total, np.ndarray) else jnp

@@ -27,7 +27,7 @@ class Report(NamedTuple):
     """The numbers of rows dropped, filled and held out.
 
     Attributes:
-        rows: the number of rows passed.
+        rows: the number of input rows.
         dropped: the number of rows left out because of a missing value.
         filled: the number of missing values filled, by feature.
         train: the number of training rows.
@@ -59,11 +59,11 @@ class Data:
     """Data ready for training, on the device.
 
     Attributes:
-        train: the training part.
-        valid: the held-out part, or None.
-        preprocess: the map from raw features to those of `train` and `valid`.
-        features: the names of the features of `train`, categories (`port=Cherbourg`) and indicators (`age missing`)
-            included.
+        train: the training split.
+        valid: the held-out split, or None.
+        preprocess: the map from raw features to the features of `train` and `valid`.
+        features: the names of the features of `train`, including categories (`port=Cherbourg`) and indicators
+            (`age missing`).
         report: the numbers of rows dropped, filled and held out.
     """
 
@@ -99,7 +99,7 @@ class Data:
 
 
 _SHOWN = 8
-"""How many names of features and classes are shown."""
+"""The largest number of feature or class names to show."""
 
 
 def _listed(names: tuple[str, ...]) -> str:
@@ -107,7 +107,7 @@ def _listed(names: tuple[str, ...]) -> str:
 
 
 def check_type(data: Any) -> None:
-    """Check that this is what `prepare` returns, before anything is trained on it."""
+    """Raise an error for data that are not a `Data`, as returned by `prepare`."""
     if not isinstance(data, Data):
         hint = "; pass the inputs, targets and weights of a Batch to it" if isinstance(data, Batch) else ""
         got = type(data).__name__
@@ -137,7 +137,7 @@ def prepare(
     """Prepare data for training: check, split, encode, fill missing values, standardise, and move to the device.
 
     Categories, medians, means and standard deviations are computed in float64 from the training rows of positive
-    weight alone, and kept in `data.preprocess`, so that predictions take raw features. A frame's columns of text or
+    weight only, and kept in `data.preprocess`, so that predictions take raw features. A frame's columns of text or
     categories become one 0/1 column per category, named `column=category`, and its columns of booleans become one 0/1
     column each; neither is standardised, as is usual with scikit-learn's `ColumnTransformer`.
 
@@ -146,47 +146,47 @@ def prepare(
     Args:
         inputs: `(rows, ...)`, numbers or booleans, as an array, a list, a tensor, or a pandas or polars frame or
             Series, which may hold categories as well; integers, booleans and half precision become the default float.
-            Masked values of a NumPy array and nulls of a frame count as missing, like NaN. Or `nnfx.models.Sequences`
-            of numbers `(rows, time, features)`, each feature of which is standardised over all real steps, or of
-            tokens, integers `(rows, time)`; values beyond the lengths are ignored and become zero.
-        targets: `(rows, ...)`, numbers or booleans; or `(rows,)`, text or categories, which become integers; their
-            names are kept in `data.classes`.
+            Masked values of a NumPy array and nulls of a frame count as missing, like NaN. Or `nnfx.models.Sequences`:
+            of numbers `(rows, time, features)`, where each feature is standardised over all real steps; or of
+            integer tokens `(rows, time)`. Values beyond the lengths are ignored and become zero.
+        targets: `(rows, ...)`, numbers or booleans; or `(rows,)`, text or categories, which become integers; the
+            class names are kept in `data.classes`.
         key: a typed key that determines which rows are held out.
         valid_fraction: the fraction of rows to hold out, at least 0 and below 1, to the nearest whole number of rows.
-        stratify: whether to hold out this fraction of each class of the targets, with scikit-learn.
-        split: the rows of both parts: a pair of arrays of positions, `(train_rows, valid_rows)`, or a scikit-learn
-            splitter, such as `GroupKFold()`, whose first split is used. Rows in neither part are left out.
+        stratify: whether to hold out `valid_fraction` of each class of the targets; requires scikit-learn.
+        split: the rows of both splits: a pair of arrays of positions, `(train_rows, valid_rows)`, or a scikit-learn
+            splitter, such as `GroupKFold()`, whose first split is used. Rows in neither array are left out.
         groups: `(rows,)`, the group of each row, for splitters that need it.
         valid: the rows to hold out, as `(inputs, targets)` or `(inputs, targets, weights)`.
         missing: what to do about missing inputs: raise an `"error"`; `"drop"` the row; or, for inputs
             `(rows, features)`, fill in the training `"median"` and append an indicator column for each feature with
-            missing values in the training part. With `"median"`, missing categories are a category of their own,
-            `column missing`, if they occur in the training part, and otherwise 0 in all columns.
-        missing_targets: what to do about missing targets: raise an `"error"`; or `"mask"` each of them, which leaves it
-            out of the loss, the metrics and the statistics. If rows lack some of their targets, every target has its
-            own weight, and each one present counts once: the loss is `Σ wᵢ mᵢⱼ ℓᵢⱼ / Σ wᵢ mᵢⱼ` over rows i and targets
+            missing values in the training split. With `"median"`, missing categories become a separate category,
+            `column missing`, if any occur in the training split, and otherwise 0 in all columns.
+        missing_targets: what to do about missing targets: raise an `"error"`; or `"mask"` them, which leaves them
+            out of the loss, the metrics and the statistics. If rows lack some of their targets, every target gets its
+            own weight, and each known target counts once: the loss is `Σ wᵢ mᵢⱼ ℓᵢⱼ / Σ wᵢ mᵢⱼ` over rows i and targets
             j, with `mᵢⱼ` 1 or 0, and ℓ a loss that is a mean over outputs, such as `nnfx.losses.mean_square_error`.
-            Integers with a mask stay integers.
+            Integer targets with a mask stay integers.
         unseen: what to do about categories that do not occur in the training rows, here and in predictions: raise an
-            `"error"`, or take them as `"other"`, 0 in all columns; a separate column for them would have untrained
+            `"error"`, or encode them as `"other"`, 0 in all columns, since a separate column would have untrained
             weights.
         standardize: whether to standardise every feature to mean 0 and standard deviation 1; by default, yes unless
             integers are kept.
-        standardize_targets: whether to standardise targets that are floats. Losses and `run.apply` then use these
-            units, and `run.predict` the raw ones.
-        weights: `(rows,)`, non-negative, and not all zero in either part; 1 by default. Or with more of the leading
+        standardize_targets: whether to standardise targets that are floats. Losses and `run.apply` then use
+            standardised units, and `run.predict` the original ones.
+        weights: `(rows,)`, non-negative, and not all zero in either split; 1 by default. Or with more of the leading
             axes of the targets, such as `(rows, time)` for a weight of each step. The statistics are not weighted, but
             leave out rows of weight zero.
         class_weight: factors for the weights: a mapping from class (name or integer) to factor, 1 for other classes;
-            or `"balanced"`, which gives all classes the same total weight in the training part.
-        features: the names of the features; by default, those of a frame's columns. Predictions from frames find
-            their columns by these names.
+            or `"balanced"`, which gives all classes the same total weight in the training split.
+        features: the names of the features; by default, the column names of a frame. When predicting from a frame,
+            its columns are selected by these names.
         keep_integers: whether integers, such as tokens for an embedding, stay integers and go to the model as int32;
-            all other numbers become floats. None keeps the tokens of `Sequences`, and integers `(rows, n)` that are
+            all other numbers become floats. None keeps integer `Sequences`, and integers `(rows, n)` that are
             neither standardised (`standardize=False`) nor filled.
 
     Returns:
-        The training part, the held-out part, and the map between raw and prepared features.
+        The training split, the held-out split, and the map from raw to preprocessed features.
 
     Raises:
         ModuleNotFoundError: for `stratify` if scikit-learn is not installed.
@@ -194,8 +194,8 @@ def prepare(
             a key that is not typed.
         ValueError: for empty data, lengths that differ, infinite or (see `missing`) missing features, unseen
             categories (see `unseen`), targets that are not finite, negative weights, a fraction or a split that leaves
-            either part empty, feature names that are not unique, and numbers that the device cannot hold or tell apart;
-            the error says what to do.
+            either split empty, feature names that are not unique, and numbers that the device cannot hold or tell
+            apart; the error says what to do.
 
     Example:
         >>> data = prepare(np.array([[1.0], [3.0], [5.0]]), ["no", "yes", "yes"])
@@ -253,7 +253,7 @@ def prepare(
     is_kept = _keeps_integers(keep_integers, x, standardize, missing)
     standardize = not is_kept if standardize is None else standardize
     floats = jax.dtypes.canonicalize_dtype(x.dtype if jnp.issubdtype(x.dtype, np.floating) else float)
-    precise = at_least_float32(floats)  # the precision of models, whatever that of the data
+    precise = at_least_float32(floats)  # the precision of models, regardless of the precision of the data
     dtype = jax.dtypes.canonicalize_dtype(int) if is_kept else precise
     x = x.astype(np.float64) if standardize or missing == "median" else x
     checks.finite("inputs", np.where(lost, 0, x) if lost.any() else x)
@@ -266,7 +266,7 @@ def prepare(
         names += tuple(f"{names[i]} missing" for i in indicators)
     mean, scale = np.zeros(()), np.ones(())
     table, of_table, trained = x, measured, train
-    if given.lengths is not None:  # whose steps are the rows of one table
+    if given.lengths is not None:  # sequences, whose real steps form the rows of one table
         table, row_of_step = sequences.real_steps(x, given.lengths)
         of_table, trained = (np.flatnonzero(np.isin(row_of_step, part)) for part in (measured, train))
     measure.check_range(table, names, precise)
@@ -282,7 +282,7 @@ def prepare(
         if given.lengths is not None and y.shape[1:2] == x.shape[1:2]:
             raise ValueError("standardize_targets: expected False for sequences with a target at every step, got True")
         if w.ndim > 1 and not (w[train] > 0).any(0).all():
-            raise ValueError("targets: expected some known values of every output to train on, got an output without")
+            raise ValueError("targets: expected at least one known training value of every output, got none of one")
         y, *statistics = standardized(y, measured, w)
         exact = at_least_float32(measure.device_dtype(given.targets.dtype, at_least=float))
         target_mean, target_scale = (jnp.asarray(each, exact) for each in statistics)
@@ -343,17 +343,17 @@ def _check_ways(valid_fraction: Any, stratify: bool, split: Any, groups: Any, va
     if stratify and not by_fraction:
         raise ValueError("stratify: expected a valid_fraction above 0, got 0")
     if groups is not None and not splits.is_splitter(split):
-        raise ValueError("groups: expected a splitter that uses them, such as split=GroupKFold(), got none")
+        raise ValueError("groups: expected a splitter that uses groups, such as split=GroupKFold(), got none")
 
 
 def _check_known(given: Given, lost: np.ndarray) -> None:
-    """Raise an error for missing values."""
+    """Raise an error if any input is missing."""
     if not lost.any():
         return
     count = int(lost.sum())
     row, *place = np.argwhere(lost)[0].tolist()
     name, row = ("inputs", row) if row < given.train else ("inputs of valid", row - given.train)
-    hint = "missing='drop' or 'median' handles missing ones"
+    hint = "missing='drop' or 'median' handles missing values"
     if isinstance(given.inputs, tuple):
         where = f"column {given.names[place[0]]!r} of row {row}"
         raise ValueError(f"{name}: expected no missing values, got {count}, the first in {where}; {hint}")
@@ -373,11 +373,11 @@ def _parts(
     split: Any,
     groups: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the positions of the rows of both parts, without those dropped."""
+    """Return the positions of the training rows and of the held-out rows, without dropped rows."""
     rows = np.flatnonzero(kept)
     if stratify:
         labels, is_known = given.targets, (given.weights > 0).reshape(len(given.weights), -1).any(1)
-        if labels.ndim == 1 and np.count_nonzero(~is_known) > 1:  # rows without a label are a class of their own
+        if labels.ndim == 1 and np.count_nonzero(~is_known) > 1:  # rows without a label form a separate class
             labels = np.where(is_known, labels, labels.min() - 1)
         return splits.by_class(key, rows, valid_fraction, labels)
     if split is None and given.train == len(kept):
@@ -399,7 +399,7 @@ def _keeps_integers(asked: bool | None, x: np.ndarray, standardize: bool | None,
     if asked is None:
         return are_integers and x.ndim == 2 and standardize is False and missing != "median"
     if asked and not are_integers:
-        raise ValueError(f"keep_integers: expected integer inputs, none missing, got {checks.describe(x)}")
+        raise ValueError(f"keep_integers: expected integer inputs without missing values, got {checks.describe(x)}")
     if asked and standardize:
-        raise ValueError("keep_integers: expected integers that are not standardised, got standardize=True")
+        raise ValueError("keep_integers: expected standardize=False for integers that are kept, got standardize=True")
     return asked

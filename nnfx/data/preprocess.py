@@ -1,4 +1,4 @@
-"""The map from raw features to those that a model is trained on."""
+"""The map from raw features to the features that a model is trained on."""
 
 import dataclasses
 from functools import partial
@@ -22,7 +22,7 @@ _NUMBERS_AT_ONCE = 2**17
 
 
 MEANINGS = ("indicators", "shape", "features", "keep_integers", "encoding", "unseen", "classes")
-"""The fields that are not arrays: the same for every fold."""
+"""The fields that are not arrays, which are the same for every fold."""
 
 
 @partial(
@@ -32,28 +32,28 @@ MEANINGS = ("indicators", "shape", "features", "keep_integers", "encoding", "uns
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Preprocess:
-    """The map from raw features to those a model is trained on, and from its outputs back to the unit of the targets.
+    """The map from raw features to preprocessed ones, and from a model's outputs back to the units of the targets.
 
-    Both are determined by the training part alone. Categories and booleans of a frame become 0/1 columns.
+    Both maps are determined by the training split alone. Categories and booleans of a frame become 0/1 columns.
     Missing numbers (NaN) become the median, an indicator is appended for each feature in `indicators`, and everything
-    but the 0/1 columns is standardised: `(x − mean) / scale`. Concrete inputs are prepared just as the training data
-    were, in float64 on the host if those were, so raw training rows give the prepared ones bit for bit.
+    but the 0/1 columns is standardised: `(x − mean) / scale`. Concrete inputs are processed just as the training data
+    were, in float64 on the host where applicable, so raw training rows give the preprocessed rows bit for bit.
 
     Attributes:
-        median: `(1, features)`; None, or a scalar NaN, if nothing is filled.
-        mean: `(1, features + indicators)`, or a scalar zero if nothing is standardised.
-        scale: like `mean`; the standard deviation, or 1 for a constant feature.
+        median: the values to fill in, `(1, features)`; None, or a scalar NaN, if nothing is filled.
+        mean: the mean, `(1, features + indicators)`, or a scalar zero if nothing is standardised.
+        scale: the standard deviation, or 1 for a constant feature; shaped like `mean`.
         indicators: the positions of the features that have an indicator for missing values.
-        shape: the shape of a raw example, with its categories as 0/1 columns; for sequences, −1 stands for any number
+        shape: the shape of a raw example, with categories as 0/1 columns; for sequences, −1 in place of the number
             of steps.
-        features: the names of the raw features, by which the columns of a frame are found; empty if they have none.
+        features: the names of the raw features, by which the columns of a frame are selected; empty if they have none.
         keep_integers: whether integers stay integers, as tokens do; None keeps integers `(batch, n)` that are neither
             standardised nor filled.
         remainder: the rounding errors of the mean, the scale and the median, to be added back; None if there are none.
         encoding: for each column of a frame, None for numbers, `()` for booleans, or its categories, the last of which
-            is None if missing values are a category of their own; empty if all columns are numbers.
-        unseen: what to do about categories that are not among these: raise an `"error"`, or treat them as `"other"`, 0
-            in all columns.
+            is None if missing values form a separate category; empty if all columns are numbers.
+        unseen: what to do about categories that did not occur in training: raise an `"error"`, or encode them as
+            `"other"`, 0 in all columns.
         classes: the names of the classes, by label; empty if they have none.
         target_mean: the mean of the targets, `(1, ...)`; None if they are not standardised.
         target_scale: the standard deviation of the targets, like `target_mean`.
@@ -82,13 +82,13 @@ class Preprocess:
         dtype: Any,
         **others: Any,
     ) -> "Preprocess":
-        """Create the map from numbers in float64, each stored as the sum of two numbers of a dtype.
+        """Create the map from statistics in float64, each stored as the sum of two numbers of a lower precision.
 
         Args:
-            median: as the attribute.
-            mean: as the attribute.
-            scale: as the attribute.
-            dtype: the dtype.
+            median: the attribute, in float64.
+            mean: the attribute, in float64.
+            scale: the attribute, in float64.
+            dtype: the dtype in which to store them.
             **others: all other attributes that differ from their defaults.
         """
         (mean, mean_rest), (scale, scale_rest) = _halves(mean, dtype), _halves(scale, dtype)
@@ -114,15 +114,15 @@ class Preprocess:
         return mean, scale, median
 
     def __call__(self, inputs: Any) -> Any:
-        """Return raw inputs `(batch, features)` prepared for the model, `(batch, features + indicators)`.
+        """Preprocess raw inputs `(batch, features)` for the model, `(batch, features + indicators)`.
 
         Args:
-            inputs: an array, a list, a tensor, or a frame, whose columns are put in the order of `features`. If the
+            inputs: an array, a list, a tensor, or a frame, whose columns are reordered to match `features`. If the
                 model was trained on a frame with categories, an array must hold the encoded columns. If it was
-                trained on `Sequences`, pass other `Sequences`, of any number of steps, or an array without padding.
+                trained on `Sequences`, pass `Sequences` of any number of steps, or an array without padding.
 
         Raises:
-            TypeError: for inputs that do not hold real numbers, columns that held something else in training, and
+            TypeError: for inputs that do not hold real numbers, columns of another kind than in training, and
                 `Sequences` for a model that was not trained on them.
             ValueError: for a wrong number of features, columns with other names, categories that did not occur in
                 training (see `unseen`), or concrete values that are infinite, missing (if nothing is filled), or not
@@ -132,7 +132,7 @@ class Preprocess:
             return self._sequences(inputs)
         if isinstance(inputs, Sequences):
             raise TypeError(
-                "inputs: expected raw features as one array or frame, as in training, got Sequences; pass prepared"
+                "inputs: expected raw features as one array or frame, as in training, got Sequences; pass preprocessed"
                 " inputs to run.apply"
             )
         x = self._encoded(in_order_of(self.features, inputs))
@@ -141,11 +141,11 @@ class Preprocess:
         checks.numeric("inputs", x)
         if x.shape[1:] != self.shape or x.ndim == 0:
             expected = ", ".join(["batch", *map(str, self.shape)])
-            hint = ", or a frame with the columns trained on" if self.encoding else ""
+            hint = ", or a frame with the columns used in training" if self.encoding else ""
             raise ValueError(f"inputs: expected raw features ({expected}){hint}, got {checks.describe(x)}")
         if self._keeps(x.dtype):
             return _as_integers(x)
-        loses_nothing = self.remainder is None and is_exact(x.dtype, self.mean.dtype)  # then on the device, like images
+        loses_nothing = self.remainder is None and is_exact(x.dtype, self.mean.dtype)  # such as images
         on_host = isinstance(x, np.ndarray) and _is_local(self) and not loses_nothing
         return jax.device_put(self._on_host(x)) if on_host else self._on_device(x)
 
@@ -155,7 +155,7 @@ class Preprocess:
         return self.shape[:1] == (sequences.ANY_TIME,)
 
     def _sequences(self, inputs: Any) -> Sequences:
-        """Prepare the real steps of sequences; all others become zero."""
+        """Preprocess the real steps of sequences; all other steps become zero."""
         given = inputs if isinstance(inputs, Sequences) else Sequences(as_numpy("inputs", inputs))
         values: Any = given.values
         lengths: Any = given.lengths
@@ -204,11 +204,11 @@ class Preprocess:
             raise ValueError(f"{error}, column {column!r}") from None
 
     def raw_outputs(self, outputs: Any, axis: int = 0) -> Any:
-        """Return a model's outputs in the unit of the raw targets, `scale · z + mean`, if these were standardised.
+        """Convert outputs z to the original units of the targets, `scale · z + mean`, if the targets were standardised.
 
         Args:
-            outputs: in the shape of the targets; a single output may be `(batch, 1)`.
-            axis: the axis of the rows: 1 for stacked maps with the outputs of one model each.
+            outputs: outputs of the shape of the targets; for a single output, also `(batch, 1)`.
+            axis: the axis of the rows; 1 for stacked maps and the outputs of one model for each.
 
         Raises:
             ValueError: for outputs of another shape, such as the parameters of a distribution.
@@ -224,7 +224,7 @@ class Preprocess:
         shape = (*self.target_mean.shape, *[1] * (outputs.ndim - self.target_mean.ndim))
         statistics = self.target_mean, self.target_scale
         if isinstance(outputs, jax.Array) and _is_local((statistics, outputs)):
-            # on the host nothing is compiled for each number of rows
+            # on the host, so that no program is compiled for each number of rows
             exact_mean, exact_scale = (np.asarray(each, np.float64).reshape(shape) for each in statistics)
             raw = np.asarray(outputs, np.float64) * exact_scale + exact_mean
             dtype = jnp.promote_types(outputs.dtype, self.target_mean.dtype)
@@ -262,7 +262,7 @@ class Preprocess:
             with np.errstate(over="ignore"):
                 prepared[i : i + at_once] = raw
         if not np.isfinite(prepared).all():
-            raise ValueError(f"inputs: expected numbers that {dtype} can hold after preparation, got larger ones")
+            raise ValueError(f"inputs: expected numbers that {dtype} can hold after preprocessing, got larger ones")
         return prepared
 
     def _on_device(self, x: Any) -> Array:
@@ -282,14 +282,14 @@ class Preprocess:
         return centred / self.scale.astype(x.dtype)
 
     def _dtype(self, given: Any) -> Any:
-        """Return the dtype of prepared inputs: that of the map, or that of the inputs if it is higher."""
+        """Return the dtype of preprocessed inputs: that of the map, or that of the inputs if it is more precise."""
         own = self.mean.dtype
         return (
             jnp.promote_types(jax.dtypes.canonicalize_dtype(given), own) if jnp.issubdtype(given, np.floating) else own
         )
 
     def raw_units(self, kernel: Array, bias: Array) -> tuple[Array, Array]:
-        """Return the weights and bias of the same affine map on raw features.
+        """Convert the weights and bias of an affine map from preprocessed features to raw features.
 
         `W (x − mean) / scale + b = W' x + b'` with `W' = W / scale` and `b' = b − W' mean`.
 
@@ -307,11 +307,11 @@ def _raw_units(mean: Array, scale: Array, kernel: Array, bias: Array) -> tuple[A
 
 
 def each(stacked: Preprocess, inputs: Any) -> Any:
-    """Prepare raw inputs with each of several maps, `(maps, batch, ...)`.
+    """Preprocess raw inputs with each of several maps, `(maps, batch, ...)`.
 
     Args:
         stacked: the maps, stacked along the first axis of every array.
-        inputs: raw inputs, as for one map.
+        inputs: raw inputs, as for a single map.
     """
     leaves, tree = jax.tree.flatten(stacked)
     if not _is_local(stacked):
@@ -328,7 +328,7 @@ def each(stacked: Preprocess, inputs: Any) -> Any:
 
 
 def _halves(numbers: np.ndarray, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Split numbers into their values rounded to a dtype and the remainders, in the same dtype."""
+    """Return numbers rounded to a dtype, and the rounding errors in the same dtype."""
     rounded = numbers.astype(dtype)
     return rounded, (numbers - rounded.astype(np.float64)).astype(dtype)
 
@@ -340,7 +340,7 @@ def _sum(number: Any, remainder: Any) -> np.ndarray | None:
 
 
 def _stays(inputs: Any) -> bool:
-    """Return whether inputs are an array that is better left on its devices."""
+    """Return whether inputs are a concrete JAX array that should stay on its devices."""
     if not isinstance(inputs, jax.Array) or isinstance(inputs, jax.core.Tracer):
         return False
     is_key = jnp.issubdtype(inputs.dtype, jax.dtypes.prng_key)

@@ -1,7 +1,7 @@
-"""Files opened within bounds, plain or compressed with gzip, as bytes or as text.
+"""Files read in bounded memory, plain or compressed with gzip, as bytes or as text.
 
 Memory grows with the bytes actually present, and reading stops at the first surplus byte, so neither a false header
-nor a gzip bomb can exhaust the memory.
+nor a gzip bomb can exhaust memory.
 """
 
 import codecs
@@ -21,16 +21,16 @@ Source = str | os.PathLike[str] | bytes | bytearray | memoryview
 """The path or the bytes of a file, plain or compressed with gzip."""
 
 _CHUNK = 1 << 18
-"""How many bytes to read at a time: readers may allocate memory for all of them before they know how many there are."""
+"""How many bytes to read at a time; a reader may allocate this much memory before it knows how many bytes there are."""
 _GZIP_RATIO = 1032
-"""Deflate spends at least two bits on 258 bytes, so a file unpacks to at most this many times its size."""
+"""Deflate needs at least two bits for 258 bytes, so a file unpacks to at most this many times its size."""
 
 
 class Reader(NamedTuple):
     """The bytes of a file, unpacked.
 
     Attributes:
-        name: the name of the file in errors.
+        name: the name of the file, for error messages.
         stream: the unpacked bytes.
         size: the size of the file.
         is_packed: whether the file is compressed with gzip.
@@ -47,7 +47,7 @@ class Reader(NamedTuple):
         return self.size * _GZIP_RATIO if self.is_packed else self.size
 
     def take(self, count: int, what: str) -> bytearray:
-        """Return exactly the next `count` bytes; memory is allocated only for those present."""
+        """Return exactly the next `count` bytes; memory is allocated only for bytes that are present."""
         if count > self.most:
             raise ValueError(f"{self.name}: expected {count} bytes for {what}, got a file of at most {self.most}")
         values = bytearray()
@@ -59,13 +59,13 @@ class Reader(NamedTuple):
         return values
 
     def some(self) -> bytes:
-        """Return some of the remaining bytes, or none at the end."""
+        """Return the next bytes, at most a chunk; empty at the end."""
         return self.stream.read(_CHUNK)
 
 
 @contextlib.contextmanager
 def reading(source: Source) -> Iterator[Reader]:
-    """Open a file, unpack it if it is compressed with gzip, and name it in unpacking errors."""
+    """Open a file, unpack it if it is compressed with gzip, and raise errors that name the file if unpacking fails."""
     name = name_of(source)
     with contextlib.ExitStack() as stack:
         if isinstance(source, bytes | bytearray | memoryview):
@@ -89,7 +89,7 @@ _SMALL = 1 << 24
 
 
 def most_unpacked(size: int) -> int:
-    """Return the default limit on the unpacked size of a gzip file: 100 times its size, and at least 16 MiB.
+    """Return the default limit on the unpacked size of a file: 100 times its size, and at least 16 MiB.
 
     >>> most_unpacked(10), most_unpacked(10**6)
     (16777216, 100000000)
@@ -99,26 +99,28 @@ def most_unpacked(size: int) -> int:
 
 @contextlib.contextmanager
 def reading_text(source: Source, encoding: str = "utf-8") -> Iterator[tuple[str, TextIO]]:
-    """Open a text file, unpacked if it is compressed with gzip, after a first pass over all of it to check for errors.
+    """Open a text file, plain or compressed with gzip, after checking all of it for errors in a first pass.
 
-    Only part of the text is in memory at a time, so neither a gzip bomb nor a large file can exhaust it.
+    Only part of the text is in memory at a time, so neither a gzip bomb nor a large file can exhaust memory.
 
     Args:
         source: the file.
         encoding: the encoding of its text; a UTF-8 byte-order mark is skipped.
 
     Yields:
-        The name of the file in errors, and its text.
+        The name of the file, for error messages, and its text.
 
     Raises:
         OSError: for a file that cannot be read.
-        ValueError: for a damaged file, text in another encoding, and text of more than 16 MiB that unpacks to more than
-            100 times the size of its file (tables of numbers unpack to ten times). The error names the file.
+        ValueError: for a damaged file, text in another encoding, and text that unpacks to more than 16 MiB and more
+            than 100 times the size of its file (for tables of numbers, ten times is usual). The error names the file.
     """
     try:
         codec = codecs.lookup(encoding).name
     except (LookupError, TypeError) as error:
-        raise ValueError(f"encoding: expected one known to Python, such as 'latin-1', got {encoding!r}") from error
+        raise ValueError(
+            f"encoding: expected an encoding that Python knows, such as 'latin-1', got {encoding!r}"
+        ) from error
     codec = "utf-8-sig" if codec == "utf-8" else codec
     with reading(source) as reader:
         most = most_unpacked(reader.size) if reader.is_packed else reader.size

@@ -13,10 +13,10 @@ from nnfx.arrays import as_numpy
 __all__ = ["Names", "in_parts"]
 
 Names = str | int | Sequence[str | int]
-"""Where to find an array in a row: a column name or a position in a tuple; or several, for one number each."""
+"""Where to find an array in a row: a column name or a position in a tuple; or several of them, for one number each."""
 
 _ROWS = 256
-"""How many rows to take at a time."""
+"""How many rows to yield at a time."""
 
 
 def in_parts(
@@ -26,7 +26,7 @@ def in_parts(
 
     Raises:
         TypeError: for data sets that have no rows or never end, and values that are not real numbers.
-        ValueError: for names that rows do not have, and values of different shapes; the error names the first such row.
+        ValueError: for names that rows do not have, and values of different shapes; the error names the row.
 
     Example:
         >>> rows = [{"image": np.full((2, 2), i), "label": i} for i in range(300)]
@@ -34,7 +34,7 @@ def in_parts(
         [((256, 2, 2), np.int64(255)), ((44, 2, 2), np.int64(299))]
     """
     if isinstance(dataset, Mapping):
-        raise TypeError(f"parts: expected one data set, got a mapping of {', '.join(map(repr, dataset))}")
+        raise TypeError(f"parts: expected a single data set, got a mapping of {', '.join(map(repr, dataset))}")
     if (
         hasattr(dataset, "to_numpy")
         or isinstance(dataset, str)
@@ -55,8 +55,8 @@ def _parts(dataset: Any, asked: dict[str, Names]) -> Iterator[tuple[np.ndarray, 
 
 
 def _columns(dataset: Any) -> Iterator[tuple[int, Any]]:
-    """Yield the rows in parts: the number of rows in each, and a function from a name to their values."""
-    if hasattr(dataset, "column_names") and callable(getattr(dataset, "iter", None)):  # of Hugging Face
+    """Yield the number of rows in each part, and a function `(argument, name)` that returns the values of a column."""
+    if hasattr(dataset, "column_names") and callable(getattr(dataset, "iter", None)):  # a Hugging Face data set
         for batch in dataset.iter(batch_size=_ROWS):
             if not isinstance(batch, Mapping):
                 raise TypeError(
@@ -66,7 +66,7 @@ def _columns(dataset: Any) -> Iterator[tuple[int, Any]]:
             yield len(next(iter(batch.values()))), lambda argument, name, batch=batch: _value(argument, batch, name)
         return
     rows = map(dataset.__getitem__, range(len(dataset))) if _is_indexed(dataset) else iter(dataset)
-    real = (row for row in rows if row is not None)  # Grain has None where a row was filtered out
+    real = (row for row in rows if row is not None)  # Grain yields None where a row was filtered out
     while some := list(itertools.islice(real, _ROWS)):
         yield len(some), lambda argument, name, some=some: [_value(argument, row, name) for row in some]
 

@@ -11,7 +11,7 @@ from nnfx.types import Sequences
 __all__ = ["ANY_TIME", "Steps", "is_real", "on_device", "padded", "read", "real_steps", "without_padding"]
 
 ANY_TIME = -1
-"""Stands for the number of steps in the shape of an example, which differs between sequences."""
+"""Replaces the number of steps, which differs between sequences, in the shape of an example."""
 
 
 class Steps(NamedTuple):
@@ -27,19 +27,19 @@ class Steps(NamedTuple):
 
 
 def read(name: str, sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
-    """Return the values, on the host and zero beyond the lengths, and the lengths, `(rows,)`.
+    """Return the values of sequences, on the host and zero beyond the lengths, and the lengths, `(rows,)`.
 
     Raises:
         TypeError: for values that are not real numbers.
-        ValueError: for values that are neither `(rows, time, features)` nor integers `(rows, time)`, such as tokens,
-            for sequences with an initial state, and for lengths that do not fit.
+        ValueError: for values that are neither `(rows, time, features)` nor integers `(rows, time)`, such as tokens;
+            for sequences with an initial state; and for lengths that do not match the values.
 
     >>> read("inputs", Sequences(np.array([[[1.0], [np.nan]]]), np.array([1])))
     (array([[[1.],
             [0.]]]), array([1]))
     """
     if sequences.state is not None:
-        raise ValueError(f"{name}: expected sequences without an initial state, got some with one")
+        raise ValueError(f"{name}: expected sequences without an initial state, got sequences with one")
     values = arrays.as_numpy(f"values of {name}", sequences.values, masked_as_nan=True)
     is_tokens = values.ndim == 2 and values.dtype.kind in "iu"
     if not (is_tokens or values.ndim == 3) or 0 in values.shape:
@@ -49,19 +49,19 @@ def read(name: str, sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
     if sequences.lengths is None:
         return values, np.full(len(values), values.shape[1])
     lengths = arrays.as_numpy(f"lengths of {name}", sequences.lengths)
-    Sequences(values, lengths)  # checks that the lengths fit, which was not done if they were lists
+    Sequences(values, lengths)  # checks the lengths, which the constructor cannot do for lists
     if not (lengths > 0).any():
         raise ValueError(f"{name}: expected at least one sequence with a step, got only lengths of 0")
     return without_padding(np, values, lengths), lengths
 
 
 def is_real(time: int, lengths: Any) -> Any:
-    """Return which steps lie within the lengths, `(rows, time)`."""
+    """Return which steps of each row lie within its length, `(rows, time)`."""
     return np.arange(time, dtype=np.int32)[None] < lengths[:, None]
 
 
 def without_padding(library: Any, values: Any, lengths: Any) -> Any:
-    """Return values `(rows, time, ...)` that are zero beyond the lengths, computed with NumPy or JAX."""
+    """Return values `(rows, time, ...)` set to zero beyond the lengths; `library` is NumPy or `jax.numpy`."""
     real = is_real(values.shape[1], lengths)
     return library.where(real.reshape(*real.shape, *(1,) * (values.ndim - 2)), values, library.zeros((), values.dtype))
 
@@ -77,7 +77,7 @@ def real_steps(values: np.ndarray, lengths: np.ndarray) -> Steps:
 
 
 def padded(values: np.ndarray, time: int) -> np.ndarray:
-    """Return values with zeros appended up to a number of steps."""
+    """Return values `(rows, steps, ...)` padded with zeros to `time` steps."""
     return np.pad(values, [(0, 0), (0, time - values.shape[1]), *[(0, 0)] * (values.ndim - 2)])
 
 

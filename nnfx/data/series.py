@@ -1,4 +1,4 @@
-"""Time series: sunspots and airline passengers; electricity transformers and exchange rates from the web."""
+"""Time series: packaged sunspots and airline passengers; transformers and exchange rates downloaded from the web."""
 
 from importlib import resources
 
@@ -18,7 +18,7 @@ __all__ = [
 
 
 def sunspots() -> Series:
-    """The yearly mean number of sunspots from 1700 to 2008; their cycle lasts about 11 years, but varies in length.
+    """The yearly mean number of sunspots from 1700 to 2008, whose cycle lasts about 11 years but varies in length.
 
     Example:
         >>> series = sunspots()
@@ -26,13 +26,13 @@ def sunspots() -> Series:
         ((309, 1), '2008', 257)
 
     References:
-        See `sunspots.md` beside the table for its source.
+        See `sunspots.md`, next to the data file, for the source.
     """
     return _packaged("sunspots.csv", "year", period=1)
 
 
 def airline_passengers() -> Series:
-    """The monthly passengers of international airlines from 1949 to 1960, in thousands; the period is 12.
+    """The monthly numbers of international airline passengers from 1949 to 1960, in thousands; the period is 12.
 
     Example:
         >>> series = airline_passengers()
@@ -40,7 +40,7 @@ def airline_passengers() -> Series:
         ((144, 1), '1960-12', 432.0)
 
     References:
-        See `airline_passengers.md` beside the table for its source.
+        See `airline_passengers.md`, next to the data file, for the source.
     """
     return _packaged("airline_passengers.csv", "month", period=12)
 
@@ -66,7 +66,7 @@ _EXCHANGE_RATE = File(
 
 
 def ett(name: str) -> Series:
-    """An electricity transformer, hourly from July 2016 to June 2018: six loads and the oil temperature, `OT`.
+    """Hourly data of an electricity transformer from July 2016 to June 2018: six loads and the oil temperature, `OT`.
 
     The file is downloaded once into the folder that the environment variable `NNFX_DATA` names, or else the platform's
     cache, and verified by its checksum.
@@ -94,7 +94,7 @@ def exchange_rate() -> Series:
     The file is downloaded once, like those of `ett`.
 
     Returns:
-        7,588 days of 8 channels, without times; no period is known.
+        7,588 days of 8 channels, without times; the period is 1, since no season is known.
 
     Raises:
         ValueError, OSError: as for `ett`.

@@ -20,13 +20,13 @@ Gaps = Literal["error", "keep", "nan", "previous"]
 
 
 class Series(NamedTuple):
-    """Series at common times, on the host; `nnfx.forecasting.windows` cuts their values into examples.
+    """One or more series that share their times, on the host; `nnfx.forecasting.windows` cuts them into examples.
 
     Attributes:
         values: float64 `(time, channels)`, in the order of time.
         names: the names of the channels.
-        times: datetime64 `(time,)`, ascending; None if they are not known.
-        period: the number of steps in a season; 1 if none is known.
+        times: datetime64 `(time,)`, ascending; None if unknown.
+        period: the number of steps in a season; 1 if no season is known.
     """
 
     values: np.ndarray
@@ -35,10 +35,10 @@ class Series(NamedTuple):
     period: int
 
     def select(self, *names: str) -> "Series":
-        """Return the channels with these names, in this order.
+        """Return the series with only the named channels, in the given order.
 
         Raises:
-            ValueError: for a name that the series does not have or that is given twice, or if no name is given.
+            ValueError: for an unknown or repeated name, or if no name is given.
 
         Example:
             >>> series = Series(np.array([[4.0, 30.0], [6.0, 47.2]]), ("lynx", "hare"), None, period=1)
@@ -48,7 +48,7 @@ class Series(NamedTuple):
         for place, name in enumerate(names):
             checks.choice(f"names[{place}]", name, self.names)
         if not names or len(set(names)) < len(names):
-            raise ValueError(f"names: expected one or more, each once, got {names}")
+            raise ValueError(f"names: expected one or more distinct names, got {names}")
         return self._replace(values=self.values[:, [self.names.index(name) for name in names]], names=names)
 
 
@@ -73,32 +73,32 @@ def read_series(
 
     Args:
         source: the path or the bytes of the file, plain or compressed with gzip.
-        time: the name of the column of times, in ISO 8601, such as 1949-01 or 2016-07-01 13:00:00; `""` for an unnamed
-            first column; None if there is none. Times with `Z` or an offset from UTC are converted to UTC.
-        names: the names of all columns, for a file whose first line does not name them.
+        time: the name of the column of ISO 8601 times, such as 1949-01 or 2016-07-01 13:00:00; `""` for an unnamed
+            first column; None for a file without times. Times with `Z` or an offset from UTC are converted to UTC.
+        names: the names of all columns, for a file without a heading.
         period: the number of steps in a season, kept with the values.
-        heading: whether the first line names the columns; by default, it does if `names` is not given, and must then
-            look like names.
+        heading: whether the first line holds the column names; by default, it does if `names` is not given, and its
+            fields must then look like names.
         delimiter: the character between fields; by default, a comma, a semicolon, a tab or a bar, detected in the file.
         decimal: the decimal separator, `"."` or `","`.
         comment: the prefix of lines to skip; None skips lines that begin with `#`, but only at the start of the file.
         encoding: the encoding of the text.
-        missing: what to do about fields that are empty, `NA`, `NaN` and the like: raise an `"error"`; `"nan"` for NaN;
-            or `"previous"` for the value on the line before.
-        gaps: what to do about irregular times, those that do not follow the time before by the usual step: raise an
+        missing: what to do about fields that are empty, `NA`, `NaN` and the like: raise an `"error"`; use NaN
+            (`"nan"`); or repeat the previous value (`"previous"`).
+        gaps: what to do about irregular times, which differ from the previous time by an unusual step: raise an
             `"error"` that names the first; `"keep"` them; or insert the missing times, with NaN (`"nan"`) or with the
-            values before (`"previous"`). Months, quarters, years and weekdays count as regular.
+            previous values (`"previous"`). Months, quarters, years and weekdays count as regular.
 
     Returns:
-        The other columns, in the order of the file.
+        The columns other than the times, in the order of the file.
 
     Raises:
         OSError: for a file that cannot be read.
         TypeError: for a period that is not an integer, or names given as a single string.
         ValueError: for a file that is empty, damaged, too large once unpacked, or not text; columns that have no name
             or share one; lines with more or fewer fields than columns; fields that are not finite numbers
-            within the range of float32; and times that cannot be read, do not ascend, or have gaps. The error names
-            the file, the line and the column.
+            within the range of float32; and times that cannot be parsed, are not in ascending order, or have gaps. The
+            error names the file, the line and the column.
 
     Example:
         >>> series = read_series(b"year,lynx,hare\n1900,4,30\n1901,6,47.2\n", time="year")
@@ -173,7 +173,7 @@ def _blocks(rows: Iterator[tuple[int, list[str]]], size: int) -> Iterator[list[t
 def _columns(
     file: str, rows: Iterator[tuple[int, list[str]]], names: Sequence[str] | None, heading: bool | None
 ) -> tuple[str, list[str]]:
-    """Return where the names of the columns come from, and the names themselves."""
+    """Return the place that the column names come from, for error messages, and the names."""
     if names is not None:
         if heading:
             next(rows, None)
@@ -191,7 +191,7 @@ def _columns(
 
 
 def _are_names(columns: Sequence[str]) -> bool:
-    """Return whether a line names columns: none of its fields is a value, though some may be ascending integers."""
+    """Return whether a line holds column names: no fields that look like values, except for ascending integers."""
     given = [column for column in columns if column]
     others = [column for column in given if is_no_name(column)]
     if len(others) == len(given):
@@ -205,12 +205,12 @@ class _Kept(NamedTuple):
 
     Attributes:
         columns: the number of columns.
-        time: the column of times; None if there is none.
-        places: the columns of the channels.
+        time: the position of the column of times; None if there is none.
+        places: the positions of the channels.
         names: the names of the channels.
-        counter: an unnamed column that counts the lines; None if there is none.
-        empty: an unnamed column that is empty; None if there is none.
-        counted: a list of the last number in `counter`, empty at first.
+        counter: the position of an unnamed column that counts the lines; None if there is none.
+        empty: the position of an unnamed column that is empty; None if there is none.
+        counted: a list that holds the last number in `counter`, empty at first.
     """
 
     columns: int
@@ -226,7 +226,7 @@ class _Kept(NamedTuple):
         return row if len(self.places) == self.columns else [row[i] for i in self.places]
 
     def check(self, file: str, line: int, row: list[str]) -> None:
-        """Raise an error for a row of another length, or unexpected content in an unnamed column."""
+        """Raise an error for a row with the wrong number of fields, or unexpected content in an unnamed column."""
         if len(row) != self.columns:
             raise ValueError(f"{file}: line {line}: expected {self.columns} fields, one per column, got {len(row)}")
         if self.empty is not None and row[self.empty].strip():
@@ -245,7 +245,7 @@ class _Kept(NamedTuple):
 
 
 def _kept(place: str, columns: Sequence[str], time: str | None) -> _Kept:
-    """Check the names of the columns, and choose those to keep."""
+    """Check the column names, and choose the columns to keep."""
     last = len(columns) - 1
     index = 0 if last > 0 and not columns[0] and time != "" else None
     empty = last if last > 0 and not columns[last] else None
@@ -274,15 +274,15 @@ def read_series_rows(
     comment: str | None = None,
     encoding: str = "utf-8",
 ) -> tuple[Series, ...]:
-    r"""Read a file of comma-separated text with one series per line, of any length, as in the M4 competition.
+    r"""Read a text table with one series per line, each of any length, as in the M4 competition.
 
-    The first line is a heading. On each of the others, the first field names the series, its values follow in the order
-    of time, and any remaining fields are empty or missing.
+    The first line is a heading. On every other line, the first field names the series, its values follow in time order,
+    and any remaining fields are empty or absent.
 
     Args:
         source: the path or the bytes of the file, plain or compressed with gzip.
         period: the number of steps in a season, kept with the values.
-        delimiter: the character between fields; see `read_series` for this and the next three.
+        delimiter: the character between fields; see `read_series` for this and the next three arguments.
         decimal: the decimal separator, `"."` or `","`.
         comment: the prefix of lines to skip.
         encoding: the encoding of the text.
@@ -327,7 +327,7 @@ def read_series_rows(
                 fields.pop()
             if not 0 < len(fields) < len(heading):
                 raise ValueError(
-                    f"{file}: line {line}: expected 1 to {len(heading) - 1} values of {name!r}, got {len(fields)}"
+                    f"{file}: line {line}: expected 1 to {len(heading) - 1} values for {name!r}, got {len(fields)}"
                 )
             values = numbers(lines, [line], heading[1 : len(fields) + 1], [fields], missing=False)
             found[name] = Series(values[0][:, None], (name,), None, int(period))

@@ -1,4 +1,4 @@
-"""Which rows to hold out: drawn at random, class by class if desired, or given as positions or a splitter."""
+"""Held-out rows: drawn at random, stratified by class if desired, or given as positions or by a splitter."""
 
 from fractions import Fraction
 from typing import Any, cast
@@ -13,7 +13,7 @@ __all__ = ["at_random", "by_class", "given", "is_splitter"]
 
 
 def at_random(key: Array | None, rows: np.ndarray, valid_fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the rows to hold out, and return both parts in the order of the data."""
+    """Draw the rows to hold out, and return the training and held-out rows, each in the order of the data."""
     count = _count(key, rows, valid_fraction)
     if not count:
         return rows, rows[:0]
@@ -24,17 +24,17 @@ def at_random(key: Array | None, rows: np.ndarray, valid_fraction: float) -> tup
 def by_class(
     key: Array | None, rows: np.ndarray, valid_fraction: float, targets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the rows to hold out from each class in proportion, and return both parts in the order of the data.
+    """Draw the rows to hold out, stratified by class; return training and held-out rows, each in the order of the data.
 
     Args:
-        key: a typed key; its bits are the seed of scikit-learn's StratifiedShuffleSplit.
+        key: a typed key, from which the seed of scikit-learn's `StratifiedShuffleSplit` is drawn.
         rows: the positions to draw from.
         valid_fraction: the fraction to hold out, above 0.
         targets: the class of each row, by position.
 
     Raises:
         ModuleNotFoundError: if scikit-learn is not installed.
-        ValueError: for targets that are not classes, and classes too small for both parts.
+        ValueError: for targets that are not classes, and classes too small for both splits.
     """
     try:
         from sklearn.model_selection import StratifiedShuffleSplit
@@ -52,18 +52,18 @@ def by_class(
 
 
 def given(split: Any, groups: Any, inputs: Any, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the parts that the user has chosen, in the order given.
+    """Return the training and held-out rows that the user has chosen, in the order given.
 
     Args:
         split: a pair of arrays of positions, `(train_rows, valid_rows)`, or a scikit-learn splitter, whose first split
             is used.
-        groups: for splitters: the group of each row, `(rows,)`; or None.
+        groups: the group of each row, `(rows,)`, for splitters that need it; or None.
         inputs: the inputs as given by the user.
         targets: the targets of all rows.
 
     Raises:
-        TypeError: for anything else.
-        ValueError: for positions that are out of range or in both parts, and for an empty part.
+        TypeError: for a `split` that is neither.
+        ValueError: for positions that are out of range or in both splits, and for an empty split.
     """
     rows = len(targets)
     if is_splitter(split):
@@ -86,7 +86,7 @@ def given(split: Any, groups: Any, inputs: Any, targets: np.ndarray) -> tuple[np
         parts.append(positions.astype(np.int64))
     both = np.intersect1d(*parts)
     if len(both):
-        raise ValueError(f"split: expected each row in one part only, got row {both[0]} in both")
+        raise ValueError(f"split: expected each row in one split only, got row {both[0]} in both")
     return parts[0], parts[1]
 
 
@@ -103,10 +103,10 @@ def _count(key: Array | None, rows: np.ndarray, valid_fraction: float) -> int:
     if valid_fraction == 0:
         return 0
     checks.key("key", key)
-    count = round(Fraction(str(valid_fraction)) * len(rows))  # of the fraction as written, not as stored
+    count = round(Fraction(str(valid_fraction)) * len(rows))  # of the decimal fraction, not its binary approximation
     if not 0 < count < len(rows):
         raise ValueError(
-            f"valid_fraction: expected a fraction that leaves rows in both parts, got"
+            f"valid_fraction: expected a fraction that leaves rows in both splits, got"
             f" {valid_fraction:g} of {len(rows)} rows"
         )
     return count

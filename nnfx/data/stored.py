@@ -7,8 +7,8 @@ The folder contains
 - `stored.json`: the dtype, shape and checksum of each file, and a checksum of its own content.
 
 It is written under a temporary name and renamed once complete, so a folder with the final name is complete. Rows are
-compared with their checksums each time they are read, so altered rows are never trained on, whenever they were
-altered; and the time to open a folder does not depend on the number of examples.
+compared with their checksums each time they are read, so altered rows are never trained on, even if they were altered
+after opening; and the time to open a folder does not depend on the number of examples.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from nnfx.paths import absolute
 from nnfx.types import Array, Batch
 
 FORMAT = 2
-"""The version of the layout described above; others are rejected."""
+"""The version of the layout described above; other versions are rejected."""
 _ABOUT = "stored.json"
 _LARGEST_ABOUT = 1 << 16
 
@@ -44,15 +44,15 @@ _LARGEST_ABOUT = 1 << 16
 class Stored:
     """Examples in a folder, opened by `nnfx.data.stored`.
 
-    The methods verify checksums as they read; the arrays give the contents of the files, unchecked.
+    The methods verify checksums as they read; the arrays give access to the files without checks.
 
     Attributes:
-        folder: the folder that holds them.
+        folder: the folder that holds the examples.
         inputs: `(rows, ...)`, mapped into memory.
         targets: `(rows, ...)`, mapped into memory.
         weights: `(rows,)`, mapped into memory.
-        checksums: uint64 `(rows, 3)`, one for each row of each of these arrays, mapped into memory.
-        words: the dtype, shape and checksum of each array as written, by its name.
+        checksums: uint64 `(rows, 3)`, one for each row of inputs, targets and weights, mapped into memory.
+        words: the dtype, shape and checksum of each array as written, as text, by name.
     """
 
     folder: Path
@@ -72,7 +72,7 @@ class Stored:
         return f"Stored: {len(self)} examples in {self.folder}: {shapes}"
 
     def take(self, order: Order) -> Batch:
-        """Read the batch of these rows as NumPy arrays; positions that are not real become examples of weight zero.
+        """Read the batch of the given rows as NumPy arrays; positions that are not real become examples of weight zero.
 
         Raises:
             ValueError: for rows that differ from what was written; the error names the file.
@@ -83,7 +83,7 @@ class Stored:
         return read._replace(weights=weights)
 
     def load(self) -> Batch:
-        """Read all examples into memory, for example those of a held-out part that is small enough.
+        """Read all examples into memory, for example a held-out split that is small enough.
 
         Raises:
             ValueError: for rows that differ from what was written; the error names the file.
@@ -100,7 +100,7 @@ class Stored:
         """Read all rows once, and compare them with their checksums.
 
         Args:
-            names: the names of the arrays; all three by default.
+            names: the names of the arrays to check; all three by default.
 
         Raises:
             ValueError: for rows that differ from what was written; the error names the file and the first such row.
@@ -127,7 +127,7 @@ class Stored:
             size = 0
         if size < mapped_file.offset + mapped_file.nbytes:
             wanted = f"{mapped_file.dtype}[{','.join(map(str, mapped_file.shape))}]"
-            raise ValueError(f"{path}: expected {wanted} as when it was opened, got a shorter file")
+            raise ValueError(f"{path}: expected a file of {wanted}, as when it was opened, got a shorter one")
 
     def _require(self, name: str, rows: Any, read: np.ndarray) -> None:
         """Raise an error if the rows read differ from what was written."""
@@ -152,8 +152,8 @@ def store(
 ) -> Stored:
     """Write examples to a folder part by part, so that at most one part is in memory at a time.
 
-    With `inputs` and `targets`, the parts are taken from a data set of another library: one of Hugging Face's
-    `datasets`, a Grain data set or data loader of single rows, or any other sequence or iterable of rows that are
+    With `inputs` and `targets`, the examples are read from a data set of another library: a Hugging Face
+    data set, a Grain data set or data loader of single rows, or any other sequence or iterable of rows that are
     mappings or tuples. It must be finite; Pillow images become arrays `(height, width, channels)`.
 
     Args:
@@ -161,11 +161,11 @@ def store(
         parts: an iterable of `(inputs, targets)` or `(inputs, targets, weights)`, such as a generator: finite numbers
             or booleans, with the same dtype and shape in all parts except for the number of rows, and non-negative
             weights, 1 by default. Integers and floats are stored in 32 bits, unless JAX computes in 64. Or a data set
-            with values of these kinds.
-        inputs: the name of the data set's column with the inputs, or its position if the rows are tuples; or a
+            whose values are such numbers.
+        inputs: the name of the data set's column of inputs, or its position if the rows are tuples; or a
             sequence of names or positions, for columns of one number each.
-        targets: likewise for the targets.
-        weights: likewise for the weights, if there are any.
+        targets: the column of targets, given like `inputs`.
+        weights: the column of weights, given like `inputs`; None for weights of 1.
 
     Returns:
         The examples, opened.
@@ -175,7 +175,7 @@ def store(
         ValueError: if there are no rows or no positive weight, for numbers that are not finite, or that 32 bits cannot
             represent or tell apart, for parts or rows that do not match, and for names that are missing from rows.
         FileExistsError: if a folder or file of that name already exists.
-        OSError: if it cannot be written. After this or any other error, nothing is left behind.
+        OSError: if the folder cannot be written. After this or any other error, nothing is left behind.
 
     Example:
         >>> import tempfile
@@ -205,7 +205,7 @@ def store(
     with contextlib.ExitStack() as made:
         lacking = [parent for parent in folder.parents if not parent.exists()]
         for parent in reversed(lacking):
-            made.callback(_remove_empty, parent)  # the innermost first, if nothing is stored in the end
+            made.callback(_remove_empty, parent)  # the innermost first, if storing fails
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
         aside.mkdir()
@@ -230,7 +230,7 @@ def _remove_empty(folder: Path) -> None:
 
 
 def _write(folder: Path, parts: Iterable[Sequence[Any]]) -> bytes:
-    """Write all files but `stored.json`, and return the content of that one."""
+    """Write all files except `stored.json`, and return the content of `stored.json`."""
     weight, label = 0.0, ""
     moments = [Moments("inputs", in_floats=True), Moments("targets", in_floats=False)]
     with contextlib.ExitStack() as files:
@@ -263,10 +263,10 @@ def stored(folder: str | os.PathLike[str]) -> Stored:
     about as long as copying it; `Stored.verify` checks all rows at once.
 
     Args:
-        folder: the folder that holds them.
+        folder: the folder that holds the examples.
 
     Raises:
-        FileNotFoundError: for a folder without such examples.
+        FileNotFoundError: for a folder without stored examples.
         OSError: for files that cannot be read.
         ValueError: for another format, files whose dtype, shape or length differs from what was written, or numbers
             in 64 bits if JAX computes in 32.
@@ -300,14 +300,14 @@ def stored(folder: str | os.PathLike[str]) -> Stored:
 
 
 class Batches:
-    """All batches of a run by number, epoch after epoch; a source for Grain.
+    """All batches of a run, numbered across epochs; a data source for Grain.
 
     Args:
         examples: the examples to read.
         key: a typed key that determines the order of each epoch, as for data in memory.
         batch_size: rows per batch. Unused positions in the last batch of an epoch have weight zero.
         epochs: the number of epochs.
-        share: the part of each batch to read, such as that of this process.
+        share: the positions within each batch to read, such as those of this process; all by default.
     """
 
     def __init__(self, examples: Stored, key: Array, batch_size: int, epochs: int, share: slice = slice(None)) -> None:
@@ -316,7 +316,7 @@ class Batches:
         self._orders = Orders(key, len(examples), batch_size, epochs)
 
     def __len__(self) -> int:
-        """Return the number of batches in all epochs."""
+        """Return the total number of batches over all epochs."""
         return self._epochs * self.steps
 
     def __getitem__(self, number: int) -> Batch:
@@ -326,15 +326,15 @@ class Batches:
 
 
 def prefetched(batches: Batches, ahead: int = 8, threads: int = 4) -> Any:
-    """Return a Grain iterator over batches that reads ahead in threads and keeps track of its position.
+    """Return a Grain iterator that reads batches ahead in threads and keeps track of its position.
 
     Args:
         batches: the batches to read.
         ahead: the maximum number of batches to read ahead.
-        threads: the number of batches to read at once.
+        threads: the number of threads, each of which reads one batch at a time.
 
     Returns:
-        An iterator with `get_state`, which returns its position, and `set_state`, which moves the iterator to a
+        An iterator with `get_state`, which returns its position, and `set_state`, which moves it to a given
         position.
 
     Raises:
@@ -349,7 +349,7 @@ def prefetched(batches: Batches, ahead: int = 8, threads: int = 4) -> Any:
 
 
 def _checked(label: str, part: Sequence[Any]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return the arrays of a part in their own dtypes, and in those that JAX uses for them."""
+    """Return the arrays of a part in their original dtypes, and converted to the dtypes that JAX uses."""
     if not isinstance(part, Sequence) or isinstance(part, str) or len(part) not in (2, 3):
         raise ValueError(
             f"{label}: expected (inputs, targets) or (inputs, targets, weights), got {checks.describe(part)}"

@@ -1,4 +1,4 @@
-"""Numbers in text files, read in bounded memory: tables, and lines below a header of tags; errors name the line."""
+"""Numbers in text files, read in bounded memory: tables, and data below a header of tags; errors name the line."""
 
 import csv
 import itertools
@@ -20,7 +20,7 @@ _DELIMITERS = (",", ";", "\t", "|")
 
 
 class Dialect(NamedTuple):
-    """How numbers are written in a file.
+    """The format in which numbers are written in a file.
 
     Attributes:
         delimiter: the character between fields; None for a comma, a semicolon, a tab or a bar, detected in the file.
@@ -36,7 +36,8 @@ class Dialect(NamedTuple):
         """Raise an error for an invalid dialect.
 
         Raises:
-            TypeError, ValueError: for separators that are not one character each, or the same for both.
+            TypeError, ValueError: for a delimiter that is not one character or equals the decimal separator, a decimal
+            separator other than `.` and `,`, or an empty comment prefix.
         """
         checks.choice("decimal", self.decimal, (".", ","))
         for name, value in (("delimiter", self.delimiter), ("comment", self.comment)):
@@ -58,7 +59,7 @@ class Lines:
     Args:
         file: the name of the file, for error messages.
         text: the text, open for reading.
-        dialect: how its numbers are written.
+        dialect: the format of its numbers.
         same_length: whether all lines should have the same number of fields, which helps to detect the delimiter.
 
     Attributes:
@@ -96,7 +97,7 @@ class Lines:
             ) from error
 
     def _plain(self, text: TextIO, comment: str | None) -> Iterator[tuple[int, str]]:
-        """Yield all lines with their numbers, except comments and the blank lines at the end."""
+        """Yield all lines with their line numbers, except comments and trailing blank lines."""
         waiting: list[tuple[int, str]] = []
         has_begun = False
         for number, line in enumerate(text, start=1):
@@ -118,14 +119,14 @@ class Lines:
 
 
 def _delimiter(file: str, known: Sequence[str], decimal: str, same_length: bool) -> str:
-    """Detect the delimiter from the first line or two: one that splits both into the same number of fields."""
+    """Detect the delimiter from the first line or two: the one that splits both into the same number of fields."""
     counts = {each: [_count(line, each) for line in known] for each in _DELIMITERS if each != decimal}
     splitting = [delimiter for delimiter, found in counts.items() if found and found[0] > 1]
     if same_length and len(splitting) > 1:
         splitting = [delimiter for delimiter in splitting if len(set(counts[delimiter])) == 1] or splitting
     if len(splitting) > 1:
         raise ValueError(
-            f"{file}: expected fields separated by {' or '.join(map(repr, splitting))}, got both;"
+            f"{file}: expected fields separated by {' or '.join(map(repr, splitting))}, got several of them;"
             " choose one with delimiter="
         )
     return splitting[0] if splitting else next(iter(counts))
@@ -136,7 +137,7 @@ def _count(line: str, delimiter: str) -> int:
         return 1
     try:
         return len(next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [""]))
-    except csv.Error:  # such as a field that is too long, if the delimiter is another
+    except csv.Error:  # such as a field that is too long, if this is not the delimiter
         return 1
 
 
@@ -158,7 +159,7 @@ def is_no_name(field: str) -> bool:
 def numbers(
     lines: Lines, at: Sequence[int], names: Sequence[str], rows: Sequence[Sequence[str]], *, missing: bool
 ) -> np.ndarray:
-    """Convert the fields of rows, all of the same length, to numbers.
+    """Convert the fields of rows of equal length to numbers.
 
     Args:
         lines: the lines that the rows come from.
@@ -171,7 +172,7 @@ def numbers(
         float64 `(rows, columns)`, NaN where a number is missing.
 
     Raises:
-        ValueError: for fields that are neither missing nor a finite number; the error names line and column.
+        ValueError: for fields that are neither missing nor a finite number; the error names the line and the column.
     """
     fields = list(itertools.chain.from_iterable(rows))
     if lines.decimal == "." and (plain := _plain_numbers(fields)) is not None:
@@ -190,7 +191,7 @@ def numbers(
 
 
 def _plain_numbers(fields: Sequence[str]) -> np.ndarray | None:
-    """Convert fields to numbers quickly; None if any of them is not a finite number."""
+    """Convert fields to numbers quickly; return None if any of them is not a finite number."""
     try:
         if "_" not in "".join(fields):
             values = np.fromiter(map(float, fields), np.float64, len(fields))
@@ -216,7 +217,7 @@ def _number(field: str, decimal: str) -> float:
 
 
 def _hint(field: str, decimal: str) -> str:
-    """Return a hint at what a field that is not a number may mean, or an empty string."""
+    """Return a hint on how to read a field that is not a number, or an empty string."""
     if field in MISSING:
         return "; missing='nan' or 'previous' accepts missing numbers"
     if re.fullmatch(r"[+-]?\d+,\d+", field) and decimal == ".":
@@ -234,7 +235,7 @@ def values_of(place: str, fields: Sequence[str], *, missing: bool) -> np.ndarray
 
     Args:
         place: the file and the line, for error messages.
-        fields: the fields; `?` and `NaN` are missing.
+        fields: the fields; `?` and `NaN` stand for missing numbers.
         missing: whether numbers may be missing.
 
     Returns:
@@ -261,7 +262,7 @@ def values_of(place: str, fields: Sequence[str], *, missing: bool) -> np.ndarray
 
 
 def marked(text: TextIO) -> Iterator[tuple[int, str]]:
-    r"""Yield the lines of a text with their numbers, without blank lines and those that begin with `#` or `%`.
+    r"""Yield the lines of a text with their line numbers, except blank lines and lines that begin with `#` or `%`.
 
     >>> import io
     >>> list(marked(io.StringIO("% made by hand\n@data\n\n1,2\n")))
@@ -274,17 +275,17 @@ def marked(text: TextIO) -> Iterator[tuple[int, str]]:
 
 
 def tags(file: str, lines: Iterator[tuple[int, str]]) -> list[tuple[int, list[str]]]:
-    """Take the header from the lines of a file: those that begin with `@`, up to `@data`.
+    """Read the header of a file, which consists of lines that begin with `@`, up to `@data`.
 
     Args:
         file: the name of the file, for error messages.
-        lines: the lines, as from `marked`; the lines of data remain.
+        lines: the numbered lines, as yielded by `marked`; the lines after `@data` are left unread.
 
     Returns:
-        For each line before `@data`, its number and its words; the first, its tag, is in lower case.
+        For each line before `@data`, its line number and its words; the first word, the tag, is in lower case.
 
     Raises:
-        ValueError: for other lines, and a header without `@data`.
+        ValueError: for lines that do not begin with `@`, and a header without `@data`.
 
     Example:
         >>> tags("a.ts", iter([(1, "@equalLength true"), (2, "@data")]))
@@ -310,9 +311,9 @@ _FRACTIONS = ("s", "ms", "ms", "ms", "us", "us", "us", "ns", "ns", "ns")
 
 
 def times(file: str, at: Sequence[int], name: str, fields: Sequence[str]) -> np.ndarray:
-    """Convert the fields of a column of times in ISO 8601.
+    """Parse the fields of a column of ISO 8601 times.
 
-    Times with a zone, `Z` or an offset from UTC, are converted to UTC.
+    Times with a time zone, `Z` or an offset from UTC, are converted to UTC.
 
     Args:
         file: the name of the file, for error messages.
@@ -321,11 +322,11 @@ def times(file: str, at: Sequence[int], name: str, fields: Sequence[str]) -> np.
         fields: the fields of the column.
 
     Returns:
-        datetime64 `(time,)`, ascending, in the unit in which they are written.
+        datetime64 `(time,)`, ascending, at the resolution at which the times are written.
 
     Raises:
-        ValueError: for fields that are not times, that mix units or times with and without a zone, or that do not
-            ascend; the error names the line and the column.
+        ValueError: for fields that are not times, that mix resolutions or times with and without a time zone, or that
+            are not in ascending order; the error names the line and the column.
     """
 
     def place(row: int) -> str:
@@ -336,14 +337,14 @@ def times(file: str, at: Sequence[int], name: str, fields: Sequence[str]) -> np.
         field = given.strip()
         match = _ISO.fullmatch(field)
         if not match:
-            raise ValueError(f"{place(row)}: expected a time in ISO 8601, such as 2016-07-01 13:00:00, got {field!r}")
+            raise ValueError(f"{place(row)}: expected an ISO 8601 time, such as 2016-07-01 13:00:00, got {field!r}")
         groups = match.groups()
         fraction, zone = groups[-2:]
         kind = len(_PARTS) - groups[: len(_PARTS)].count(None), zone is not None
         first = first or kind
         if kind != first:
             unit = _PARTS[first[0] - 1][1]
-            zoned = " with a zone" if first[1] else " without a zone" if kind[1] else ""
+            zoned = " with a time zone" if first[1] else " without a time zone" if kind[1] else ""
             raise ValueError(f"{place(row)}: expected a time to the {unit}{zoned} as before, got {field!r}")
         digits = max(digits, len(fraction or ".") - 1)
         bare.append(field if zone is None else field[: match.start(8)].rstrip())
@@ -356,7 +357,7 @@ def times(file: str, at: Sequence[int], name: str, fields: Sequence[str]) -> np.
     except ValueError:  # such as the 32nd of a month
         row = next(row for row, field in enumerate(bare) if not _is_time(field))
         raise ValueError(
-            f"{place(row)}: expected a time in ISO 8601, such as 2016-07-01 13:00:00, got {fields[row].strip()!r}"
+            f"{place(row)}: expected an ISO 8601 time, such as 2016-07-01 13:00:00, got {fields[row].strip()!r}"
         ) from None
     if any(offsets):
         found = found - np.array(offsets, "timedelta64[m]")
@@ -378,7 +379,7 @@ def _is_time(field: str) -> bool:
 
 
 def _minutes(zone: str) -> int:
-    """Return the offset of a zone from UTC.
+    """Return the offset of a time zone from UTC, in minutes.
 
     >>> _minutes("Z"), _minutes("-03:30"), _minutes("+01")
     (0, -210, 60)

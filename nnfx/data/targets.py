@@ -1,4 +1,4 @@
-"""Preparation of targets: text becomes classes, classes get weights, and numbers are standardised."""
+"""Preprocessing of targets: text becomes classes, classes get weights, and numbers are standardised."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ __all__ = ["as_classes", "class_factors", "standardized"]
 
 
 def as_classes(labels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return labels as integers, and the names of the classes: numbers, then text, each in ascending order.
+    """Return labels as integers, and the class names: first numbers, then text, both sorted.
 
     >>> as_classes(np.array(["dog", "cat", "dog"], object))
     (array([1, 0, 1]), ('cat', 'dog'))
@@ -28,21 +28,21 @@ def as_classes(labels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
 def class_factors(
     class_weight: Any, targets: np.ndarray, classes: Sequence[str], weights: np.ndarray, train: np.ndarray
 ) -> np.ndarray:
-    """Return the number by which to multiply the weight of each row, `(rows,)`.
+    """Return the factor by which to multiply the weight of each row, `(rows,)`.
 
     `"balanced"` gives `W / (C W_c)` to class c: W is the total weight of all training rows, W_c the total weight of
-    those of class c, and C the number of classes with training rows.
+    training rows of class c, and C the number of classes that occur in them.
 
     Args:
-        class_weight: `"balanced"`, or a number for each class, by its name or its integer; 1 for classes not mentioned.
+        class_weight: `"balanced"`, or a factor for each class, keyed by its name or integer; 1 for other classes.
         targets: the class of each row, by position.
         classes: the names of the classes; empty if they are integers.
-        weights: the weights of the rows.
+        weights: the weight of each row, `(rows,)`.
         train: the positions of the training rows.
 
     Raises:
         TypeError: for a class weight of any other kind, and targets that are not classes.
-        ValueError: for unknown classes, and weights that are negative or not finite.
+        ValueError: for unknown classes, and factors that are negative or not finite.
 
     References:
         scikit-learn's `compute_class_weight`.
@@ -75,7 +75,7 @@ def class_factors(
 def standardized(
     targets: np.ndarray, rows: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Standardise targets by their mean and standard deviation over the given rows; return these too, `(1, ...)` each.
+    """Return standardised targets, and their mean and standard deviation over the given rows, `(1, ...)` each.
 
     Targets of weight zero, such as missing ones, are left out of the statistics.
 
@@ -84,7 +84,7 @@ def standardized(
     """
     if not jnp.issubdtype(targets.dtype, np.floating):
         raise TypeError(
-            f"standardize_targets: expected targets that are floats, got {checks.describe(targets)}; convert numbers"
+            f"standardize_targets: expected targets that are floats, got {checks.describe(targets)}; convert them"
             " with astype(float)"
         )
     exact = targets.astype(np.float64)

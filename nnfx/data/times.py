@@ -1,4 +1,4 @@
-"""Times of a series: whether they are regular, where they are not, and which ones come next."""
+"""The times of a series: checks that they are regular, and the times that follow."""
 
 import datetime
 import re
@@ -12,23 +12,23 @@ import numpy as np
 __all__ = ["counted", "difference", "following", "irregularity", "times_of", "whole_numbers_of"]
 
 _TOLERANCE = 0.1
-"""How far a step may deviate from the usual one, as a fraction of it: months have 28 to 31 days."""
+"""How far a step may deviate from the median step, as a fraction of it: months have 28 to 31 days."""
 
 
 def irregularity(times: Any) -> str | None:
-    """Describe the first time that is missing, repeated or out of order; None if times are regular.
+    """Describe the first time that is missing, repeated or out of order; return None if the times are regular.
 
-    Times are regular if each step is within a tenth of the usual one, which is their median. Months, quarters and years
+    Times are regular if each step is within a tenth of the median step. Months, quarters and years
     are therefore regular; weekdays count as regular too.
 
     Args:
-        times: `(time,)`, dates, numbers or text in ISO 8601; or a pandas index, whose own frequency takes precedence.
+        times: `(time,)`, dates, numbers or ISO 8601 text; or a pandas index, whose own frequency takes precedence.
 
     Returns:
-        A description to follow "got" in an error.
+        A description to follow "got" in an error message, or None.
 
     Raises:
-        ValueError: for times of the wrong rank, or that cannot be read.
+        ValueError: for times of the wrong rank, or that cannot be parsed.
 
     Example:
         >>> irregularity(np.array(["2026-01", "2026-02", "2026-04", "2026-05"], "datetime64"))
@@ -71,7 +71,7 @@ def _as_array(times: Any) -> np.ndarray:
     """Return times as datetime64, timedelta64 or numbers."""
     if hasattr(times, "to_timestamp"):  # pandas periods
         times = times.to_timestamp()
-    if getattr(times, "tz", None) is not None:  # in UTC, where no hour is skipped or repeated
+    if getattr(times, "tz", None) is not None:  # convert to UTC, where no hour is skipped or repeated
         times = times.tz_convert(None)
     array = np.asarray(times)
     if array.dtype.kind in "iufmM":
@@ -79,7 +79,7 @@ def _as_array(times: Any) -> np.ndarray:
     try:
         return array.astype("datetime64")
     except (TypeError, ValueError) as error:
-        raise ValueError(f"times: expected dates, numbers or text in ISO 8601, got {error}") from error
+        raise ValueError(f"times: expected dates, numbers or ISO 8601 text, got {error}") from error
 
 
 def _weekdays_between(times: np.ndarray) -> np.ndarray | None:
@@ -120,7 +120,7 @@ def following(times: Any, steps: int) -> Any:
     given or inferred by pandas, takes precedence.
 
     Args:
-        times: `(time,)`, two or more, as for `irregularity`, and regular.
+        times: two or more regular times, `(time,)`, as for `irregularity`.
         steps: the number of times to return.
 
     Returns:
@@ -146,7 +146,7 @@ def _following(times: Any, steps: int) -> np.ndarray:
     frequency = getattr(times, "freq", None)
     if frequency is None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pandas 3 declares another type, which `date_range` accepts as well
+            warnings.simplefilter("ignore")  # pandas 3 warns about the type, which `date_range` accepts
             frequency = getattr(times, "inferred_freq", None)
     if frequency is not None:
         pandas = sys.modules["pandas"]
@@ -154,7 +154,7 @@ def _following(times: Any, steps: int) -> np.ndarray:
         return _as_array(ranging(times[-1], periods=steps + 1, freq=frequency)[1:])
     known = _as_array(times)
     if len(known) < 2:
-        raise ValueError(f"times: expected two or more, to tell which ones come next, got {len(known)}")
+        raise ValueError(f"times: expected two or more, to tell which times come next, got {len(known)}")
     if known.dtype.kind == "f":
         return known[-1] + np.median(np.diff(known)) * np.arange(1, steps + 1)
     counts, of_counts = counted(known)
@@ -173,8 +173,8 @@ def _following(times: Any, steps: int) -> np.ndarray:
 def counted(times: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
     """Return times as integers, evenly spaced if the times are regular, and the function that converts back.
 
-    Times on the same day of each month are counted in months; those on weekdays alone, over more than two weeks, in
-    weekdays; others in their own unit.
+    Times on the same day of each month are counted in months; times on weekdays only, over more than two weeks, in
+    weekdays; other times in the unit of their dtype.
 
     Args:
         times: datetime64, timedelta64 or integers `(time,)`, ascending.
@@ -200,7 +200,7 @@ def counted(times: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.nd
 
 
 def _last_days(months: np.ndarray) -> np.ndarray:
-    """Return the last day of each month, in days after its first."""
+    """Return the last day of each month, counted in days after the first day of the month."""
     return (
         (months + np.timedelta64(1, "M")).astype("datetime64[D]")
         - months.astype("datetime64[D]")
@@ -219,7 +219,7 @@ def _weekdays(counts: np.ndarray, dtype: Any) -> np.ndarray:
 
 
 def difference(times: Any, others: Any) -> str | None:
-    """Describe the first time in which two series differ; None if there is none, or if they cannot be compared.
+    """Describe the first difference between the times of two series; return None if they agree or cannot be compared.
 
     >>> difference(np.array(["2026-01", "2026-02"], "datetime64"), np.array(["2026-01", "2026-03"], "datetime64"))
     '2026-03 for 2026-02 (row 1)'
@@ -233,7 +233,7 @@ def difference(times: Any, others: Any) -> str | None:
 
 
 def times_of(values: Any) -> Any:
-    """Return the times of a series: those of an `nnfx.data.Series`, or the date index of a pandas frame.
+    """Return the times of a series: the `times` of an `nnfx.data.Series`, or the date index of a pandas frame.
 
     Returns:
         Times that `irregularity` accepts; None for values without times, such as arrays.
@@ -257,7 +257,7 @@ _BEGINS_AS_DATE = re.compile(r"\d{4}-\d\d")
 
 
 def _dates(index: Any) -> Any:
-    """Return a pandas index if it holds dates, which may be text if read from a file; otherwise None."""
+    """Return the dates in a pandas index, which may be text if read from a file; None if it holds anything else."""
     if hasattr(index, "freq") or hasattr(index, "to_timestamp"):
         return index
     if not hasattr(index, "to_numpy") or getattr(index.dtype, "kind", "O") not in "OU":

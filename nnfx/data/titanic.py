@@ -1,4 +1,4 @@
-"""The passengers of the Titanic, and who survived."""
+"""The passengers of the Titanic, with the survivors as targets."""
 
 import csv
 import functools
@@ -15,14 +15,14 @@ _CATEGORIES = {"sex": ("female", "male"), "port": ("Cherbourg", "Queenstown", "S
 
 @functools.cache
 def _table() -> dict[str, list[str]]:
-    """Read the packaged table, by column."""
+    """Read the packaged table as a dictionary of columns."""
     text = resources.files("nnfx.data").joinpath("titanic.csv").read_text(encoding="utf-8")
     header, *rows = csv.reader(text.splitlines())
     return {name: list(column) for name, column in zip(header, zip(*rows, strict=True), strict=True)}
 
 
 def _encode(name: str, values: list[str]) -> dict[str, np.ndarray]:
-    """Turn one column into numbers: a category becomes an indicator for each value but the first."""
+    """Convert one column to numbers; a categorical column becomes an indicator for each category but the first."""
     if name not in _CATEGORIES:
         return {name: np.array([float(value) if value else np.nan for value in values])}
     missing = np.array([not value for value in values])
@@ -41,16 +41,16 @@ def titanic(
 ) -> Data:
     """The 891 passengers of the Titanic, with the target 1 for each of the 342 who survived.
 
-    Columns are `class` (1 to 3), `sex`, `age` (years; 177 unknown), `siblings_spouses`, `parents_children`
-    (the numbers aboard), `fare` (pounds) and `port` (of embarkation; 2 unknown). A category becomes one 0/1
-    feature for each of its values but the first: `sex=male`, `port=Queenstown`, `port=Southampton`.
+    Columns are `class` (1 to 3), `sex`, `age` (years; 177 unknown), `siblings_spouses` and `parents_children`
+    (the numbers aboard), `fare` (pounds) and `port` (of embarkation; 2 unknown). A categorical column becomes one 0/1
+    feature for each category but the first: `sex=male`, `port=Queenstown`, `port=Southampton`.
 
     Args:
         columns: which columns to use as inputs, in this order.
         key: a typed key that determines which passengers are held out.
         valid_fraction: the fraction of passengers to hold out.
-        missing: `"drop"` the passengers with an unknown value, or fill in the training `"median"` and
-            append an indicator; see `prepare`. `data.report` tells what was done.
+        missing: `"drop"` passengers with an unknown value, or fill in the training `"median"` and
+            append an indicator; see `prepare`. `data.report` counts the values that were dropped or filled.
         standardize: whether to standardise every feature to mean 0 and standard deviation 1.
 
     Returns:
@@ -67,7 +67,7 @@ def titanic(
         891 rows: 714 to train on, 0 held out, 177 dropped for missing values; values filled: none
 
     References:
-        See `titanic.md` beside the table for its source.
+        See `titanic.md`, next to the data file, for the source.
     """
     table = _table()
     known = [name for name in table if name != "survived"]

@@ -1,4 +1,4 @@
-"""Sequences of tokens, such as texts, cut into examples whose targets are the tokens that follow."""
+"""Sequences of tokens, such as texts, cut into examples whose targets are the next tokens."""
 
 from typing import Any
 
@@ -18,18 +18,18 @@ def next_tokens(tokens: Any, length: int, context: int = 0) -> Batch:
     weight zero.
 
     Args:
-        tokens: integers, `(tokens,)`, at least two of them.
+        tokens: at least two non-negative integers, `(tokens,)`.
         length: the number of steps of each example.
-        context: the number of steps at the start of each example but the first that repeat the end of the previous one,
-            with weight zero: every other target then has at least that many tokens before it. Use 0 for training, and
-            more to score a model with a long memory.
+        context: the number of steps at the start of each example but the first that repeat the end of the previous
+            example, with weight zero, so that every later target has at least that many tokens before it. Use 0 for
+            training, and more to score a model with a long memory.
 
     Returns:
         Inputs and targets, int32 `(examples, length)`, and a weight for each step.
 
     Raises:
         TypeError: for tokens that are not integers.
-        ValueError: for tokens that are not `(tokens,)`, negative ones, fewer than two, or a context that is not less
+        ValueError: for tokens that are not `(tokens,)`, negative or fewer than two, or a context that is not less
             than the length.
 
     Example:
@@ -47,7 +47,9 @@ def next_tokens(tokens: Any, length: int, context: int = 0) -> Batch:
     if not np.issubdtype(found.dtype, np.integer):
         raise TypeError(f"tokens: expected integers, got {checks.describe(found)}")
     if found.ndim != 1 or len(found) < 2 or found.min() < 0:
-        raise ValueError(f"tokens: expected (tokens,), two or more, none negative, got {checks.describe(found)}")
+        raise ValueError(
+            f"tokens: expected shape (tokens,) with at least two non-negative integers, got {checks.describe(found)}"
+        )
     checks.positive_integer("length", length)
     checks.non_negative_integer("context", context)
     if context >= length:

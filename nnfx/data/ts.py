@@ -15,10 +15,10 @@ __all__ = ["LabelledSeries", "read_ts"]
 
 
 class LabelledSeries(NamedTuple):
-    """Labelled series, on the host.
+    """Labelled time series, on the host.
 
     Attributes:
-        inputs: float64 `(rows, time, channels)`, in the order of time; for series of unequal length, `Sequences` of
+        inputs: float64 `(rows, time, channels)`, in time order; for series of unequal length, `Sequences` of
             such values, padded with zeros.
         targets: int32 `(rows,)`, the positions of the labels in `classes`; float64 if the file has numbers as targets;
             None for series without labels.
@@ -31,16 +31,16 @@ class LabelledSeries(NamedTuple):
 
 
 def read_ts(source: Source, *, encoding: str = "utf-8", missing: Missing = "error") -> LabelledSeries:
-    r"""Read a file of the UCR and UEA archives: one example per line, of one series or more, with its label.
+    r"""Read a file of the UCR and UEA archives: one labelled example per line, of one or more channels.
 
-    The lines of the header begin with `@`. After `@data`, each line has the channels of an example, separated by
-    colons, and then its label: one of those declared by `@classLabel true`, or a number after `@targetLabel true`.
+    The lines of the header begin with `@`. After `@data`, each line holds the channels of an example, separated by
+    colons, and then its label: a class declared by `@classLabel true`, or a number if `@targetLabel true` is declared.
 
     Args:
         source: the path or the bytes of the file, plain or compressed with gzip.
         encoding: the encoding of the text.
-        missing: what to do about missing values, written as `?` or `NaN`: raise an `"error"`; `"nan"` for NaN; or
-            `"previous"` for the value before.
+        missing: what to do about missing values, written as `?` or `NaN`: raise an `"error"`; use NaN
+            (`"nan"`); or repeat the previous value (`"previous"`).
 
     Returns:
         The examples in the order of the file.
@@ -48,10 +48,11 @@ def read_ts(source: Source, *, encoding: str = "utf-8", missing: Missing = "erro
     Raises:
         OSError: for a file that cannot be read.
         ValueError: for a file that is empty, damaged, too large once unpacked, or not text; a header that cannot be
-            read, or that declares times for each value; examples that do not have as many channels as the first, whose
-            channels differ in length, or that differ in length although the header says that they do not; labels that
-            were not declared; values that are not finite numbers within the range of float32; and series whose lengths
-            differ so much that padding would take most of the memory. The error names the file and the line.
+            read, or that declares times for each value; examples whose number of channels differs from the first
+            example's, whose channels differ in length, or that differ in length although the header declares equal
+            lengths; labels that were not declared; values that are not finite numbers within the range of float32; and
+            series whose lengths differ so much that padding would take most of the memory. The error names the file and
+            the line.
 
     Example:
         >>> import pathlib, tempfile
@@ -64,7 +65,8 @@ def read_ts(source: Source, *, encoding: str = "utf-8", missing: Missing = "erro
 
     References:
         Bagnall et al., *The UEA multivariate time series classification archive, 2018*, arXiv:1811.00075.
-        Middlehurst et al., *aeon: a Python toolkit for learning from time series*, JMLR 2024, which reads it too.
+        Middlehurst et al., *aeon: a Python toolkit for learning from time series*, JMLR 2024, which also reads this
+        format.
     """
     checks.choice("missing", missing, ("error", "nan", "previous"))
     with reading_text(source, encoding) as (file, text):
@@ -96,12 +98,12 @@ def _header(file: str, found: list[tuple[int, list[str]]]) -> _Header:
         place = f"{file}: line {line}"
         if tag in ("@classlabel", "@targetlabel", "@equallength", "@timestamps"):
             if not words or words[0].lower() not in ("true", "false"):
-                raise ValueError(f"{place}: expected {tag} and true or false, got {' '.join(words)!r}")
+                raise ValueError(f"{place}: expected {tag} true or {tag} false, got {' '.join(words)!r}")
             given[tag] = words[0].lower() == "true"
         if tag == "@classlabel" and given[tag]:
             classes = words[1:]
             if not classes or len(set(classes)) < len(classes):
-                raise ValueError(f"{place}: expected @classLabel true and all class labels once, got {words}")
+                raise ValueError(f"{place}: expected @classLabel true followed by distinct class labels, got {words}")
         if tag == "@timestamps" and given[tag]:
             raise ValueError(f"{place}: expected values without times, got @timeStamps true")
     if given.get("@classlabel") and given.get("@targetlabel"):
@@ -164,7 +166,7 @@ def _inputs(file: str, rows: list[np.ndarray]) -> np.ndarray | Sequences:
     if padded > max(_SMALL, _PADDING * given):
         raise ValueError(
             f"{file}: expected series that take at most {_PADDING} times their size when padded to the longest, got"
-            f" {given} values that take {padded}; remove or cut the longest"
+            f" {given} values that become {padded}; remove or cut the longest"
         )
     values = np.zeros((len(rows), longest, rows[0].shape[1]))
     for row, place in zip(rows, values, strict=True):

@@ -15,13 +15,13 @@ __all__ = ["Collection", "read_tsf"]
 
 
 class Collection(NamedTuple):
-    """Series from a forecasting archive, with their attributes.
+    """A collection of series from the Monash forecasting archive, with their attributes.
 
     Attributes:
         series: the series in the order of the file, each with one channel.
         horizon: the number of steps to forecast; None if the file does not say.
-        attributes: further attributes of the series, by name: for each, a tuple of strings, numbers or datetime64, one
-            per series.
+        attributes: all other attributes by name, each a tuple of strings, numbers or datetime64 values, one per
+            series.
     """
 
     series: tuple[Series, ...]
@@ -32,30 +32,30 @@ class Collection(NamedTuple):
 def read_tsf(
     source: Source, *, period: int | None = None, encoding: str = "utf-8", missing: Missing = "error"
 ) -> Collection:
-    r"""Read a file of the Monash archive: a collection of series of any length, one per line.
+    r"""Read a file of the Monash archive: a collection of series of any lengths, one per line.
 
-    The lines of the header begin with `@`: `@attribute name type` declares an attribute, which comes before the values
-    of each series and is separated by colons, as a `string`, a `numeric` or a `date` such as `1979-01-01 00-00-00`;
-    and `@frequency` is the step between values. The attribute `series_name` names the series, which are called `T1`,
-    `T2`, … without it. The times follow from `start_timestamp` and the frequency: steps of months keep the day of the
-    month, or take the last day of a month that is too short.
+    The lines of the header begin with `@`: `@attribute name type` declares an attribute of type `string`,
+    `numeric`, or `date` such as `1979-01-01 00-00-00`; attributes precede the values of each series, separated by
+    colons. `@frequency` is the step between values. The attribute `series_name` names the series, which are otherwise
+    called `T1`, `T2`, … The times follow from `start_timestamp` and the frequency: steps of months keep the day of the
+    month, or fall on the last day of a month that is too short.
 
     Args:
         source: the path or the bytes of the file, plain or compressed with gzip.
-        period: the number of steps in a season, kept with the values; by default, it follows from the frequency: 4 for
-            `quarterly`, 12 for `monthly`, 52 for `weekly`, 7 for `daily`, and one day for shorter steps.
+        period: the number of steps in a season, kept with the values; by default, it is derived from the frequency: 4
+            for `quarterly`, 12 for `monthly`, 52 for `weekly`, 7 for `daily`, and the steps in a day for shorter ones.
         encoding: the encoding of the text.
-        missing: what to do about missing values, written as `?`: raise an `"error"`; `"nan"` for NaN; or `"previous"`
-            for the value before.
+        missing: what to do about missing values, written as `?`: raise an `"error"`; use NaN (`"nan"`); or repeat the
+            previous value (`"previous"`).
 
     Returns:
-        The series, with times to the second; their times are None if the file has no `start_timestamp` or no frequency.
+        The series, with times in seconds, or without times if the file has no `start_timestamp` or no frequency.
 
     Raises:
         OSError: for a file that cannot be read.
         TypeError: for a period that is not an integer.
         ValueError: for a file that is empty, damaged, too large once unpacked, or not text; a header that cannot be
-            read; lines with more or fewer attributes than it declares; series that share a name; and values that are
+            read; lines with more or fewer attributes than declared; series that share a name; and values that are
             not finite numbers within the range of float32. The error names the file and the line.
 
     Example:
@@ -91,14 +91,14 @@ def read_tsf(
 
 
 class _Step(NamedTuple):
-    """The step between the values of a series, in months or in seconds, and how many of them make a season."""
+    """The step between the values of a series, in months or seconds, and the number of steps in a season."""
 
     unit: str
     length: int
     period: int
 
     def times(self, start: np.datetime64, count: int) -> np.ndarray:
-        """Return `(count,)` times from a given start, to the second."""
+        """Return the times of `count` steps from a given start, datetime64 in seconds `(count,)`."""
         steps = self.length * np.arange(count)
         if self.unit == "s":
             return start + steps.astype("timedelta64[s]")

@@ -1,6 +1,6 @@
-"""Run a module in several processes as one program; only the first of them prints.
+"""Run a module in several processes as one program; only the first process prints.
 
-Under Slurm, Open MPI, Cloud TPU or Kubernetes: `srun python -m nnfx.distributed MODULE ...`; by hand, once for each I:
+Under Slurm, Open MPI, Cloud TPU or Kubernetes: `srun python -m nnfx.distributed MODULE ...`; manually, once for each I:
 `python -m nnfx.distributed --coordinator HOST:PORT --processes N --process I MODULE ...`.
 """
 
@@ -23,7 +23,7 @@ def main() -> None:
     given = parser.parse_args()
     distributed.start(given.coordinator, given.processes, given.process)
     if not distributed.is_first():
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # also silences what libraries print
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # also silences output of libraries
     sys.argv = [given.module, *given.arguments]
     runpy.run_module(given.module, run_name="__main__", alter_sys=True)
 

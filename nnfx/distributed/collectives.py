@@ -1,4 +1,4 @@
-"""The exchanges between devices in a compiled program, read from its text."""
+"""The communication between devices in a compiled program, read from its HLO text."""
 
 import math
 import re
@@ -10,7 +10,7 @@ __all__ = ["Collective", "collectives"]
 
 
 class Collective(NamedTuple):
-    """An exchange between devices in a compiled program.
+    """A communication operation between devices in a compiled program.
 
     Attributes:
         kind: the operation, such as "all-reduce".
@@ -30,7 +30,7 @@ _BITS = {"pred": 8}
 
 
 def collectives(compiled: Compiled) -> list[Collective]:
-    """List the exchanges between devices in a compiled program, read from its text; those in a loop count once.
+    """List the collective operations of a compiled program, as in its HLO text; operations in a loop count once.
 
     Args:
         compiled: the program, such as `jax.jit(step).lower(state, batch).compile()`.

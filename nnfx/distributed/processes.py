@@ -1,4 +1,4 @@
-"""The processes of one program: how they start, share the data and agree on values."""
+"""Functions for the processes of one program to start, divide data, and agree on values."""
 
 import contextlib
 import itertools
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# the public functions that identify a process initialise JAX's devices, after which nothing can be set up any more
+# the public functions that identify a process initialise JAX's devices, after which set-up is impossible
 from jax._src.distributed import global_state as _engine
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from nnfx import checks
 
 _WEEK_MS = 7 * 24 * 3600 * 1000
-"""How long to wait for another process: in effect, as long as its heartbeat shows that it lives."""
+"""How long to wait for another process: in effect, as long as its heartbeat shows that it is alive."""
 _agreements, _meetings = itertools.count(), itertools.count()
 _is_alone = False
 
@@ -37,16 +37,16 @@ def start(
 ) -> bool:
     """Join the other processes of this program, before JAX computes anything.
 
-    Missing arguments are read from the environment that Slurm (`srun`), Open MPI (`mpirun`), Cloud TPU or Kubernetes
-    sets. Without any of these and without arguments, this process runs alone and nothing is started, so every program
-    may call this function.
+    Missing arguments are read from the environment variables of Slurm (`srun`), Open MPI (`mpirun`), Cloud TPU or
+    Kubernetes. Without such an environment and without arguments, this process runs alone and nothing is started, so
+    every program may call this function.
 
-    A process cannot continue if one of the others dies: within about twice the heartbeat, JAX ends it with a message
-    on its standard error that names the lost process. An exception in any process has the same effect: it is printed,
-    and that process ends at once.
+    A process cannot continue if another one dies: within about twice the heartbeat, JAX ends it with a message on
+    standard error that names the lost process. An exception in any process has the same effect: it is printed, and
+    that process ends at once.
 
     Args:
-        coordinator: `host:port` of the first process, reachable from all, with a port that is free there.
+        coordinator: `host:port` of the first process, reachable from all processes; the port must be free.
         processes: the number of processes.
         process: the index of this process, from 0.
         heartbeat_seconds: the time without a heartbeat after which a process counts as dead.
@@ -56,8 +56,8 @@ def start(
         Whether there is more than one process.
 
     Raises:
-        TypeError, ValueError: for arguments of the wrong type or out of range, or if only some of the required ones
-            are given.
+        TypeError, ValueError: for arguments of the wrong type or out of range, or if some required
+            arguments are missing.
         RuntimeError: if JAX has already computed something, or if not all processes join in time.
 
     Example:
@@ -79,7 +79,7 @@ def start(
     if jax.distributed.is_initialized():
         return _count() > 1
     given = {"coordinator": coordinator, "processes": processes, "process": process}
-    # sessions handle the signals that ask a process to end, just as they do in a single process
+    # sessions handle termination signals, as they do in a single process
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -94,12 +94,12 @@ def start(
         if lacking == list(given) and str(error).startswith("coordinator_address"):
             return False
         raise ValueError(
-            f"{', '.join(lacking) or 'start'}: expected as arguments, or from Slurm, Open MPI, Cloud TPU or Kubernetes,"
+            f"{', '.join(lacking) or 'start'}: expected arguments, or Slurm, Open MPI, Cloud TPU or Kubernetes,"
             f" got neither: {error}"
         ) from error
     except jax.errors.JaxRuntimeError as error:
         raise RuntimeError(
-            f"processes: expected all to connect to {_engine.coordinator_address} within {join_seconds} s, got {error}"
+            f"processes: could not connect all to {_engine.coordinator_address} within {join_seconds} s: {error}"
         ) from error
     if _count() > 1:
         sys.excepthook = _ending_with(sys.excepthook, 2 * heartbeat_seconds)
@@ -107,7 +107,7 @@ def start(
 
 
 def is_first() -> bool:
-    """Return whether this is the process that writes files; true for a process that runs alone.
+    """Return whether this is the first process, which writes files; true for a process that runs alone.
 
     >>> is_first()
     True
@@ -117,9 +117,9 @@ def is_first() -> bool:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Let this process work as if it ran alone: it writes its own files, and neither waits for others nor asks them.
+    """Let this process work as if it ran alone: it writes its own files, and does not communicate with others.
 
-    For work on the devices of this process that the others do not take part in, each on files of its own.
+    Use it for work on local devices in which the other processes do not take part, with separate files for each.
 
     Example:
         >>> with alone():
@@ -135,7 +135,7 @@ def alone() -> Iterator[None]:
 
 
 def share(rows: int) -> slice:
-    """Return the share of a number of rows that this process should read; shares differ by at most one row.
+    """Return the slice of rows that this process should read; the sizes of slices differ by at most one row.
 
     Example:
         >>> share(1000)
@@ -148,13 +148,13 @@ def share(rows: int) -> slice:
 
 
 def from_shares(tree: Any) -> Any:
-    """Return the arrays of all processes joined into one, with its rows spread over all devices.
+    """Concatenate the rows of all processes into global arrays, with rows spread over all devices.
 
     Args:
-        tree: the rows of this process; the same number in every process, and a multiple of the number of its devices.
+        tree: the rows of this process: equally many in every process, and a multiple of the number of local devices.
 
     Returns:
-        Arrays with the rows of the first process, then those of the second, and so on.
+        Arrays with the rows of the first process, followed by the rows of the second, and so on.
 
     Raises:
         ValueError: for rows that cannot be divided equally among the devices.
@@ -175,13 +175,13 @@ def from_shares(tree: Any) -> Any:
 
 
 def local(tree: Any) -> Any:
-    """Return this process's own copy, on its default device, of arrays that every process holds in full.
+    """Copy arrays that are replicated over several processes to the default device of this process.
 
-    An array that JAX computes on the devices of several processes belongs to all of them, and no process can compute
-    with it alone. Other leaves are returned unchanged.
+    An array that JAX computes on the devices of several processes belongs to all of them, and no single process can
+    compute with it. Other leaves are returned unchanged.
 
     Raises:
-        ValueError: for arrays of which this process holds only a part.
+        ValueError: for arrays that are only partly on this process.
 
     Example:
         >>> local({"w": np.ones(2)})
@@ -194,7 +194,7 @@ def local(tree: Any) -> Any:
         if not leaf.is_fully_replicated:
             raise ValueError(f"tree: expected arrays that every process holds in full, got a part of {leaf.aval}")
         mine = leaf.addressable_data(0)
-        # via the host, since an array that is committed to a device can no longer be used on others
+        # via the host, since an array that is committed to a device cannot be used on others
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             bits = jnp.asarray(np.asarray(jax.random.key_data(mine)))
             return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(mine))
@@ -206,7 +206,7 @@ def local(tree: Any) -> Any:
 def everywhere(tree: Any) -> Any:
     """Replicate arrays, which must be equal in all processes, over the devices of all processes.
 
-    In a single process it changes nothing. Within `jit` it keeps results replicated on every device.
+    In a single process, arrays are returned unchanged. Within `jit`, results stay replicated on every device.
 
     Example:
         >>> everywhere({"w": np.ones(2)})
@@ -219,7 +219,7 @@ def everywhere(tree: Any) -> Any:
 
 
 def agree(value: Any) -> Any:
-    """Return the first process's value, such as the time on its clock, in every process; all must make the same calls.
+    """Return the first process's value in every process, such as the time on its clock; all processes must call this.
 
     Args:
         value: anything that JSON can represent.
@@ -238,7 +238,7 @@ def agree(value: Any) -> Any:
 
 
 def wait() -> None:
-    """Wait until every process has reached this point, for example for a file that the first one writes.
+    """Wait until every process has reached this point, for example until the first one has written a file.
 
     >>> wait()
     """
@@ -260,7 +260,7 @@ def _ending_with(shown: Any, seconds: float) -> Any:
     def end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         shown(kind, error, trace)
         if isinstance(error, KeyboardInterrupt):
-            return  # which the other processes get too
+            return  # the other processes receive it too
         sys.stdout.flush()
         if isinstance(error, jax.errors.JaxRuntimeError):
             print("waiting in case JAX reports a lost process as the cause", file=sys.stderr, flush=True)

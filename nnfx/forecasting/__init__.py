@@ -1,4 +1,4 @@
-"""Forecasting: every forecaster is a `Model` that maps past windows of a series to future ones."""
+"""Forecasting: every forecaster is a `Model` that maps past windows of a series to future windows."""
 
 from nnfx.forecasting import backtest, baselines, conformal, forecasters, heads, scores
 from nnfx.forecasting.forecast import Forecast, forecast

@@ -1,6 +1,6 @@
-"""Rolling-origin backtests: what forecasters would have predicted at many past times, as one compiled program.
+"""Rolling-origin backtests: the forecasts that would have been made at many past times, as one compiled program.
 
-An origin is the time of the first step that is forecast; only earlier steps are known. A forecaster is either
+An origin is the time of the first step to be forecast; only earlier steps are known. A forecaster is either
 fixed or retrained at every origin. The hyper-parameters of `train` stay traced and a backtest is pure, so `jax.vmap`
 over a learning rate compares whole backtests.
 
@@ -45,12 +45,12 @@ class Backtest(NamedTuple):
     """The forecasts made at each origin, and the values that followed.
 
     Attributes:
-        forecasts: point forecasts, `(origins, horizon, channels)`, in the unit of the series.
-        targets: the actual values, in the same shape.
+        forecasts: point forecasts, `(origins, horizon, channels)`, in the original units of the series.
+        targets: the actual values, of the same shape.
         origins: the time of the first step of each forecast, `(origins,)`.
         outputs: the forecasts with all parameters of the head, `(origins, horizon, channels, parameters)`; the point
-            forecasts if it has no head.
-        members: the outputs of each member of the ensemble, `(members, ...)`.
+            forecasts for the head `POINT`.
+        members: the outputs of each ensemble member, `(members, ...)`.
     """
 
     forecasts: Array
@@ -64,7 +64,7 @@ class Trained(Protocol):
     """A trained forecaster, such as an `nnfx.Run`."""
 
     def apply(self, inputs: Any, /) -> Array:
-        """Return forecasts of prepared windows, `(batch, horizon, channels)`."""
+        """Return the forecasts for scaled windows, `(batch, horizon, channels)`."""
 
 
 class _Sizes(NamedTuple):
@@ -94,13 +94,13 @@ def fixed(
     """Forecast from every origin with the same model, all windows in one batch.
 
     Args:
-        model: a forecaster of the series in its own unit, such as a baseline; wrap one that was trained on scaled
+        model: a forecaster of the series in its original units, such as a baseline; wrap a model trained on scaled
             values in `nnfx.forecasting.forecasters.scaled`.
         variables: its variables; `{"params": {}}` for baselines without parameters.
         values: the series, `(time, channels)`, as for `nnfx.forecasting.windows`.
         lookback: the number of steps that the forecaster sees.
         horizon: the number of steps that it forecasts.
-        origins: ascending times, from `lookback` to `time − horizon`; static.
+        origins: the origins, integers in ascending order from `lookback` to `time − horizon`; static.
         past: exogenous columns that are known up to each origin, as for `nnfx.forecasting.windows`.
         future: exogenous columns that are known ahead, up to the end of each forecast; the lookback must then be at
             least the horizon.
@@ -153,34 +153,34 @@ def refitted(
     devices: Sequence[jax.Device] | None = None,
     **hyper: ArrayLike,
 ) -> Backtest:
-    """Retrain at every origin on the steps known by then, and forecast from there.
+    """Retrain at every origin on the steps before it, and forecast from the origin.
 
     All columns are scaled by the mean and the standard deviation of the steps before the origin, and cut into windows
-    whose targets are known by then. Earlier origins have fewer windows. So that one program serves all of them, the
-    missing windows are copies of the first one, with weight zero. Such rows share the minibatches of the others; with
-    full batches, a backtest equals separate fits to the series cut off at each origin.
+    whose targets lie before it. Earlier origins have fewer windows. So that one program serves all origins, the
+    missing windows are copies of the first window, with weight zero. These copies take up places in minibatches; with
+    full batches, a backtest equals separate fits to the series truncated at each origin.
 
     Member m at origin t is trained with the key `fold_in(fold_in(key, t), m)`.
 
     Args:
-        train: made by `nnfx.fit` for a model from windows `(batch, lookback, channels)` to forecasts; or any pure
-            function `(key, data, **hyper)` whose result has an `apply` that takes windows.
+        train: the result of `nnfx.fit` for a model from windows `(batch, lookback, channels)` to forecasts; or any pure
+            function `(key, data, **hyper)` whose result has an `apply` method that takes windows.
         values: the series, `(time, channels)`, as for `nnfx.forecasting.windows`.
         key: a typed key.
         lookback: the number of steps that a forecaster sees.
         horizon: the number of steps that it forecasts.
-        origins: ascending times, up to `time − horizon`; static.
+        origins: the origins, integers in ascending order up to `time − horizon`; static.
         past: exogenous columns that are known up to each origin, as for `nnfx.forecasting.windows`.
         future: exogenous columns that are known ahead: at each origin, a forecaster sees them up to the end of its
             forecast, and is trained on earlier steps; the lookback must then be at least the horizon.
         head: the meaning of the model's outputs.
         members: the number of networks to train at each origin, each with its own key; the forecast pools them.
-        train_windows: train on at most this many windows, the latest ones; None for all.
-        valid_windows: how many of the latest windows to hold out, for stopping rules and for choosing the best weights;
+        train_windows: the largest number of windows to train on, the latest ones; None for all.
+        valid_windows: the number of latest windows to hold out, for stopping rules and for choosing the best weights;
             no held-out target appears in a training window.
-        at_once: the number of origins that a device trains side by side, batch after batch, to bound memory use; None
-            for all.
-        devices: the devices over which the origins are spread; by default, all devices of this process.
+        at_once: the number of origins that a device processes in parallel, to limit memory use; None for all of its
+            origins.
+        devices: the devices over which the origins are distributed; by default, all devices of this process.
         **hyper: the hyper-parameters that `train` takes; traced.
 
     Returns:
@@ -191,7 +191,7 @@ def refitted(
             integers.
         ValueError: for origins that are out of range, not ascending, or too early for a single window, values of the
             wrong rank or not finite, exogenous columns whose times differ from those of the values, or forecasts
-            that are not `(horizon, channels)`; and as calling the run does.
+            that are not `(horizon, channels)`; and as calling `train` does.
 
     Example:
         >>> import nnfx, optax
@@ -266,7 +266,7 @@ def _refitted(
 
 
 def _known_data(scaled: Array, origin: Array, sizes: _Sizes) -> Data:
-    """Cut the windows whose targets are known at an origin; spare rows repeat the first window, with weight zero."""
+    """Cut the windows whose targets are known at an origin; unused rows repeat the first window, with weight zero."""
     channels, lookback, horizon, count, held_out = sizes[:5]
 
     def cut(origins: Array) -> Windows:
@@ -297,14 +297,14 @@ def _check_outputs(name: str, outputs: Array, head: Head, sizes: _Sizes) -> None
     if outputs.shape[1:] != wanted:
         expected = ", ".join(["batch", *map(str, wanted)])
         raise ValueError(
-            f"{name}: expected forecasts ({expected}) of this horizon and head, got {outputs.shape[1:]} for each window"
+            f"{name}: expected forecasts ({expected}) for this horizon and head, got {outputs.shape[1:]} per window"
         )
 
 
 def _checked(
     values: Any, past: Any, future: Any, lookback: int, horizon: int, origins: ArrayLike, least: int
 ) -> tuple[Array, Channels, np.ndarray]:
-    """Check the series and the origins; return the rows with all columns, the numbers of columns, and the origins."""
+    """Check the series and the origins; return the rows of all columns, the numbers of columns, and the origins."""
     checks.positive_integer("lookback", lookback)
     checks.positive_integer("horizon", horizon)
     x = on_hand("values", values)
@@ -321,7 +321,7 @@ def _checked(
     if times.dtype.kind not in "iu":
         raise TypeError(f"origins: expected integer times, got {checks.describe(times)}")
     if times.ndim != 1 or times.size == 0 or (times[1:] <= times[:-1]).any():
-        raise ValueError(f"origins: expected ascending times, (origins,), at least one, got {checks.describe(times)}")
+        raise ValueError(f"origins: expected one or more ascending times, (origins,), got {checks.describe(times)}")
     latest = len(rows) - horizon
     if times[0] < least or times[-1] > latest:
         raise ValueError(
@@ -333,7 +333,7 @@ def _checked(
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Scores of several forecasters on the same origins.
+    """Scores of several forecasters at the same origins.
 
     Attributes:
         rows: one dictionary per forecaster, with its name and its mean scores, sorted by the first score, best first.
@@ -349,13 +349,14 @@ class Comparison:
 
 
 def compare(backtests: Mapping[str, Backtest], scores: Mapping[str, PerExample]) -> Comparison:
-    """Score several forecasters side by side, on the same origins.
+    """Compare the scores of several forecasters at the same origins.
 
     Args:
-        backtests: keyed by the name of the forecaster.
-        scores: keyed by name, each a function of point forecasts and targets `(origins, horizon, channels)` with one
-            number per origin, lower being better, such as those of `nnfx.forecasting.scores`; bind their other
-            arguments beforehand, as in `functools.partial(scores.mase, scale=scale)`.
+        backtests: the backtests, keyed by the name of the forecaster.
+        scores: the scores, keyed by name, each a function from point forecasts and targets
+            `(origins, horizon, channels)` to one number per origin, lower being better, such as those of
+            `nnfx.forecasting.scores`; bind other arguments beforehand, as in
+            `functools.partial(scores.mase, scale=scale)`.
 
     Returns:
         The scores at each origin, and their means.
@@ -378,7 +379,7 @@ def compare(backtests: Mapping[str, Backtest], scores: Mapping[str, PerExample])
         naive         1
     """
     if not backtests or not scores:
-        raise ValueError(f"backtests, scores: expected at least one, got {len(backtests)} and {len(scores)}")
+        raise ValueError(f"backtests, scores: expected at least one of each, got {len(backtests)} and {len(scores)}")
     first = next(iter(backtests))
     by_origin: dict[str, dict[str, np.ndarray]] = {}
     for name, test in backtests.items():
@@ -387,13 +388,13 @@ def compare(backtests: Mapping[str, Backtest], scores: Mapping[str, PerExample])
         other = backtests[first]
         for field in ("origins", "targets"):
             if not np.array_equal(getattr(test, field), getattr(other, field)):
-                raise ValueError(f"backtests[{name!r}]: expected the same {field} as {first!r}, got others")
+                raise ValueError(f"backtests[{name!r}]: expected the same {field} as {first!r}, got different ones")
         by_origin[name] = {
             score: np.asarray(function(test.forecasts, test.targets), np.float64) for score, function in scores.items()
         }
         for score, found in by_origin[name].items():
             if found.shape != test.origins.shape:
-                raise ValueError(f"scores[{score!r}]: expected one per origin, got {checks.describe(found)}")
+                raise ValueError(f"scores[{score!r}]: expected one number per origin, got {checks.describe(found)}")
     rows = [
         {"forecaster": name, **{score: float(found.mean()) for score, found in columns.items()}}
         for name, columns in by_origin.items()

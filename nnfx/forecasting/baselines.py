@@ -1,7 +1,7 @@
 """Baselines to compare forecasters with, as models from `(batch, lookback, channels)` to `(batch, horizon, channels)`.
 
-Those without parameters repeat or extend what they see; those with parameters are linear in it and are trained
-like any model. All of them forecast each channel from its own past alone.
+Baselines without parameters repeat or extend the past; baselines with parameters are linear in the past and are
+trained like any model. All baselines forecast each channel from its own past alone.
 """
 
 from collections.abc import Callable
@@ -94,8 +94,8 @@ def drift(horizon: int) -> Model:
 def naive2(horizon: int, period: int) -> Model:
     """Naive2 of the M4 competition: the naive forecast of the deseasonalised series, with its season restored.
 
-    A series is seasonal if its autocorrelation at a lag of one period, m, exceeds its 90 % bound, `|rₘ| > 1.645 √((1 +
-    2 Σ rₖ²) / n)`, where the sum is over k < m. The season is that of a classical multiplicative decomposition: the
+    A series is seasonal if its autocorrelation at a lag of one period, m, exceeds its 90 % limit, `|rₘ| > 1.645 √((1 +
+    2 Σ rₖ²) / n)`, where the sum is over k < m. The season is taken from a classical multiplicative decomposition: the
     mean, over all seasons, of the ratio of each step to its centred moving average, normalised to a mean of 1. Series
     that are not seasonal, are shorter than three seasons, or have values that are not positive are forecast by
     `naive`.
@@ -134,7 +134,7 @@ def naive2(horizon: int, period: int) -> Model:
 
 
 def _is_seasonal(y: Array, period: int) -> Array:
-    """Return whether the autocorrelation at a lag of one period exceeds its 90 % bound, `(batch, channels)`."""
+    """Return whether the autocorrelation at a lag of one period exceeds its 90 % limit, `(batch, channels)`."""
     centred = y - y.mean(1, keepdims=True)
 
     def covariance(lag: Array) -> Array:
@@ -147,10 +147,10 @@ def _is_seasonal(y: Array, period: int) -> Array:
 
 
 def _season(y: Array, period: int) -> Array:
-    """Return the multiplicative season that ends with each series, `(batch, period, channels)`."""
+    """Return the seasonal factors of the last `period` steps of each series, `(batch, period, channels)`."""
     length, edge = y.shape[1], period // 2
     trend = ops.avg_pool(y, period, strides=1)
-    if period % 2 == 0:  # average the two means that are half a step off on either side
+    if period % 2 == 0:  # average the two means centred half a step before and after
         trend = (trend[:, 1:] + trend[:, :-1]) / 2
     ratios = y[:, edge : length - edge] / trend
     around = ((0, 0), (-(length - edge) % period, edge), (0, 0))  # pad to whole seasons that end with the series
@@ -161,12 +161,12 @@ def _season(y: Array, period: int) -> Array:
 
 
 def _repeated(y: Array, horizon: int) -> Array:
-    """Repeat steps `(batch, steps, channels)` until there are `horizon` of them."""
+    """Repeat steps `(batch, steps, channels)` periodically to `(batch, horizon, channels)`."""
     return jnp.tile(y, (1, -(-horizon // y.shape[1]), 1))[:, :horizon]
 
 
 def _without_parameters(forecast: Callable[[Array], Array], lookback: int) -> Model:
-    """Make a model from a function of the past that needs at least `lookback` steps."""
+    """Make a model without parameters from a function of at least `lookback` past steps."""
     compiled = jax.jit(forecast)
 
     def init(key: Array, inputs: Any) -> Variables:
@@ -175,11 +175,11 @@ def _without_parameters(forecast: Callable[[Array], Array], lookback: int) -> Mo
         return {"params": {}}
 
     def apply(
-        variables: Variables,  # noqa: ARG001 -- it has none
+        variables: Variables,  # noqa: ARG001 -- there are no variables
         inputs: Any,
         *,
-        key: Array | None = None,  # noqa: ARG001 -- nor draws anything
-        weights: Array | None = None,  # noqa: ARG001 -- nor mixes examples
+        key: Array | None = None,  # noqa: ARG001 -- nothing is random
+        weights: Array | None = None,  # noqa: ARG001 -- examples do not mix
         train: bool = False,
     ) -> Any:
         _check_past(inputs, lookback)
@@ -199,11 +199,11 @@ def _check_past(inputs: Any, lookback: int = 1) -> None:
 
 
 def without_exogenous(model: Model, channels: int) -> Model:
-    """Hide the exogenous channels from a model: it sees only the first channels of its inputs, those of the targets.
+    """Hide the exogenous channels from a model, so that it sees only the first channels of its inputs, the targets.
 
     Args:
         model: a forecaster of the target channels.
-        channels: the number of channels of the targets.
+        channels: the number of target channels.
 
     Returns:
         A model with the same parameters as `model`.
@@ -242,7 +242,7 @@ def linear(horizon: int, individual: bool = False) -> Model:
 
     Args:
         horizon: H, the number of steps to forecast.
-        individual: whether each channel has its own weights, rather than all sharing the same ones.
+        individual: whether each channel has its own weights; otherwise, all channels share their weights.
 
     Returns:
         A model with the parameters `linear`: a kernel `(lookback, H)` and a bias `(H,)`, with a leading axis of
@@ -264,11 +264,11 @@ def linear(horizon: int, individual: bool = False) -> Model:
 
 
 def nlinear(horizon: int, individual: bool = False) -> Model:
-    """An affine map of the past relative to its last value: `ŷ = Wᵀ(y − yₜ) + b + yₜ`; a shift in level carries over.
+    """An affine map of the past relative to its last value, which follows shifts in level: `ŷ = Wᵀ(y − yₜ) + b + yₜ`.
 
     Args:
         horizon: H, the number of steps to forecast.
-        individual: whether each channel has its own weights, rather than all sharing the same ones.
+        individual: whether each channel has its own weights; otherwise, all channels share their weights.
 
     Returns:
         A model with the parameters of `linear`.
@@ -293,15 +293,15 @@ def dlinear(horizon: int, kernel: int = 25, individual: bool = False) -> Model:
     """Affine maps of the trend and the remainder: `ŷ = Wᵀ(y − Ay) + b + Vᵀ(Ay) + c`, where A is a moving average.
 
     The moving average is centred, and the past is padded by repeating its first and last values. As the average is
-    linear, it is applied to the weights instead of the past, `ŷ = (W + Aᵀ(V − W))ᵀ y + b + c`, once for a whole batch.
+    linear, it is applied to the weights instead of the past, once for a whole batch: `ŷ = (W + Aᵀ(V − W))ᵀ y + b + c`.
 
     Args:
         horizon: H, the number of steps to forecast.
-        kernel: the number of steps that the moving average covers, odd.
-        individual: whether each channel has its own weights, rather than all sharing the same ones.
+        kernel: the odd number of steps that the moving average covers.
+        individual: whether each channel has its own weights; otherwise, all channels share their weights.
 
     Returns:
-        A model with the parameters of two `linear` models, `seasonal` and `trend`.
+        A model with the parameters `seasonal` and `trend`, each shaped like those of `linear`.
 
     Raises:
         TypeError, ValueError: for a horizon or a kernel that is not a positive integer, or an even kernel.
@@ -344,7 +344,7 @@ class Weights(nn.Module):
 
 
 def _affine(x: Array, kernel: Array, bias: Array) -> Array:
-    """Map each channel's past to its future, in one product if they share their weights."""
+    """Map the past of each channel to its forecast; channels that share their weights are mapped in one product."""
     y = jnp.einsum("blc,lh->bhc", x, kernel[0]) if len(kernel) == 1 else jnp.einsum("blc,clh->bhc", x, kernel)
     return y + bias.T[None]
 
@@ -357,7 +357,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Return the future, `(batch, horizon, channels)`."""
+        """Return the forecast, `(batch, horizon, channels)`."""
         return _affine(x, *Weights(self.horizon, self.individual, name="linear")(x))
 
 
@@ -369,7 +369,7 @@ class NLinear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Return the future, `(batch, horizon, channels)`."""
+        """Return the forecast, `(batch, horizon, channels)`."""
         _check_past(x)
         last = x[:, -1:]
         return _affine(x - last, *Weights(self.horizon, self.individual, name="linear")(x)) + last
@@ -384,7 +384,7 @@ class DLinear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Return the future, `(batch, horizon, channels)`."""
+        """Return the forecast, `(batch, horizon, channels)`."""
         seasonal, seasonal_bias = Weights(self.horizon, self.individual, name="seasonal")(x)
         trend, trend_bias = Weights(self.horizon, self.individual, name="trend")(x)
         average = _moving_average(x.shape[1], self.kernel, at_least_float32(x.dtype))
@@ -393,7 +393,7 @@ class DLinear(nn.Module):
 
 
 def _moving_average(length: int, kernel: int, dtype: Any) -> Array:
-    """Return A: row t holds the weight of each step in the average around t, with the end values repeated outwards."""
+    """Return A, whose row t holds the weight of each step in the average around t, with the end values repeated."""
     reach = kernel // 2
     about, step = jnp.arange(length)[:, None], jnp.arange(length)[None]
     times = (jnp.abs(about - step) <= reach).astype(int)

@@ -1,9 +1,9 @@
-"""Intervals with their stated coverage, by split conformal calibration: forecasts are widened by their past errors.
+"""Intervals with guaranteed coverage, by split conformal calibration: forecasts are widened by calibration errors.
 
-Margins are computed for each step of the horizon and each channel from windows that were not trained on. If these and
-future windows are exchangeable, an interval of level c covers its target with a probability of at least c, and below c
-+ 1/(n + 1) with n calibration windows, whatever the model. Series drift, so this holds only as long as the errors do
-not drift with them.
+Margins are computed for each step of the horizon and each channel from windows that were not used in training. If
+calibration windows and future windows are exchangeable, an interval of level c covers its target with a probability of
+at least c, and below c + 1/(n + 1) with n calibration windows, whatever the model. For a series that drifts, this holds
+only as long as the errors do not drift too.
 
 >>> forecasts, targets = jnp.zeros((9, 1, 1)), jnp.arange(1.0, 10.0).reshape(9, 1, 1)
 >>> widened = widen(forecasts[:1], margins(forecasts, targets, level=0.9))
@@ -26,24 +26,24 @@ __all__ = ["margins", "rank", "rolling", "widen"]
 def rolling(
     forecasts: Array | Interval, targets: Array, origins: ArrayLike, level: float, calibration: int
 ) -> Interval:
-    """Return intervals for a backtest; each origin is calibrated on the errors known at that time.
+    """Return intervals for a backtest, calibrated at each origin on the errors known at that time.
 
     Step h of the forecast from origin s is known at origin t if `s + h < t`, counting h from 0. The margins at t are
-    those of `margins` for all such steps.
+    computed from all known errors, as by `margins`.
 
     Args:
-        forecasts: those of a backtest, points `(origins, horizon, channels)` or intervals of that shape.
+        forecasts: the forecasts of a backtest, points `(origins, horizon, channels)` or intervals of that shape.
         targets: the actual values, `(origins, horizon, channels)`.
         origins: the time of the first step of each forecast, ascending, `(origins,)`.
-        level: the share of the targets to cover, above 0 and below 1.
-        calibration: how many of the first origins are used for calibration only.
+        level: the fraction of the targets to cover, above 0 and below 1.
+        calibration: the number of first origins that are used for calibration only.
 
     Returns:
         Intervals for the other origins, `(origins − calibration, horizon, channels)`.
 
     Raises:
         TypeError: for origins that are not integers.
-        ValueError: for shapes that do not match, origins that do not ascend, values that are not finite, or too few
+        ValueError: for shapes that do not match, origins not in ascending order, values that are not finite, or too few
             origins before the first interval for the level.
 
     Example:
@@ -70,7 +70,7 @@ def rolling(
     known = is_known.sum(1)
     if known.min() < fewest(level):
         raise ValueError(
-            f"calibration: expected enough origins for {fewest(level)} errors of each step before the first"
+            f"calibration: expected enough origins to give at least {fewest(level)} errors per step before the first"
             f" interval, at a level of {level:g}, got {calibration} origins and {known.min()} errors"
         )
     places = np.vectorize(lambda examples: rank(int(examples), level))(known)

@@ -1,4 +1,4 @@
-"""Forecasts past the end of a series, with dates and intervals."""
+"""Forecasts beyond the end of a series, with times and intervals."""
 
 import dataclasses
 from typing import Any
@@ -22,12 +22,12 @@ __all__ = ["Forecast", "forecast"]
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Forecast:
-    """The steps after the end of a series, in its unit.
+    """A forecast of the steps after the end of a series, in the original units of the series.
 
     Attributes:
         values: point forecasts, `(steps, channels)`.
         interval: lower and upper bounds of the same shape; None if no level was requested.
-        level: the share of the values that the interval is meant to cover; None if there is none.
+        level: the fraction of the values that the interval should cover; None if there is no interval.
         outputs: the forecasts with all parameters of the head, `(steps, channels, parameters)`, for its `quantiles`;
             the points if it has none. Beyond the horizon, they treat the points before them as exact.
         times: datetime64 `(steps,)`, or a pandas index if those of the series have a time zone; None if they are
@@ -53,7 +53,7 @@ class Forecast:
         """Return a pandas frame with a column for each channel and bound; its index holds the times, if known.
 
         Raises:
-            ImportError: if pandas is not installed.
+            ModuleNotFoundError: if pandas is not installed.
         """
         import pandas
 
@@ -92,33 +92,33 @@ def forecast(
 ) -> Forecast:
     """Forecast the steps that follow the end of a series.
 
-    Up to the horizon, these are the first steps of a single forecast. Beyond it, the forecaster is applied to its own
-    point forecasts, a block of one horizon at a time, like `nnfx.forecasting.forecasters.recursive`. With columns known
-    ahead, the last block begins early enough to end with the last step, so that no later values need to be known.
+    Up to the horizon, the result is the beginning of a single forecast. Beyond it, the forecaster is applied to its own
+    point forecasts, one horizon at a time, like `nnfx.forecasting.forecasters.recursive`. With columns known
+    ahead, the last application begins early enough to end with the last step, so that no later values are needed.
 
     Args:
-        trained: a run on these data, or its model as opened by `nnfx.load`; or a model without parameters, such as
-            those of `nnfx.forecasting.baselines`, which sees the series in its own unit.
+        trained: a run on `data`, or a saved run opened by `nnfx.load`; or a model without parameters, such as `naive`
+            of `nnfx.forecasting.baselines`, which sees the series in its original units.
         data: the series, as returned by `nnfx.forecasting.prepare`.
         steps: the number of steps to forecast.
-        future: the columns known ahead, for the steps after the series, in its unit: `(steps, columns)`, or `(horizon,
-            columns)` if that is more, since a forecaster sees its whole horizon. Named columns may be in any order;
-            times, if there are any, must be those that follow.
+        future: the columns known ahead, for the steps after the series, in their original units: `(steps, columns)`, or
+            `(horizon, columns)` if that is more, since a forecaster sees its whole horizon. Named columns may be in any
+            order; their times, if they have any, must continue those of the series.
         head: the meaning of the model's outputs.
-        level: the share of the values that the intervals should cover, above 0 and below 1; None for no intervals.
-        calibration: a backtest of the same forecaster, over as many steps or more, whose errors widen or narrow the
-            intervals; see `nnfx.forecasting.conformal.margins`. Without it, intervals are those of the head.
+        level: the fraction of the values that the intervals should cover, above 0 and below 1; None for no intervals.
+        calibration: a backtest of the same forecaster, with a horizon of at least `steps`, whose errors widen or narrow
+            the intervals; see `nnfx.forecasting.conformal.margins`. None for the intervals of the head.
 
     Returns:
-        The forecast, which prints as a table. Its times continue those of the series: months stay months, and the days
-        from Monday to Friday skip the weekend.
+        The forecast, which prints as a table. Its times continue the times of the series: monthly times stay monthly,
+        and times on weekdays skip the weekend.
 
     Raises:
         TypeError: for data not returned by `prepare`, or steps that are not an integer.
         ValueError: for columns known ahead that are missing, unknown or of the wrong length or times; for more steps
             than the horizon with columns known only in the past, or with intervals of a head, which would ignore the
-            errors of the points fed back to it; for a level that the head or the calibration cannot provide; for
-            forecasts whose sizes differ from those of the data; and for times that follow no known calendar.
+            errors of the point forecasts fed back to it; for a level that the head or the calibration cannot provide;
+            for forecasts whose sizes differ from those of the data; and for times that follow no known calendar.
 
     Example:
         >>> import nnfx
@@ -143,9 +143,9 @@ def forecast(
 
 def _check(trained: Any, data: Any, steps: int) -> None:
     if not hasattr(trained, "apply"):
-        raise TypeError(f"trained: expected a run or a Model without parameters, got {checks.describe(trained)}")
+        raise TypeError(f"trained: expected a run, or a Model without parameters, got {checks.describe(trained)}")
     if not isinstance(data, SeriesData):
-        raise TypeError(f"data: expected the result of nnfx.forecasting.prepare, got {checks.describe(data)}")
+        raise TypeError(f"data: expected data returned by nnfx.forecasting.prepare, got {checks.describe(data)}")
     checks.positive_integer("steps", steps)
     if data.history.channels.past and steps > data.history.horizon:
         raise ValueError(
@@ -155,7 +155,7 @@ def _check(trained: Any, data: Any, steps: int) -> None:
 
 
 def _outputs(trained: Trained | Model, history: History, planned: np.ndarray, steps: int, head: Head) -> Array:
-    """Forecast block by block, and return the outputs in the unit of the series."""
+    """Forecast one horizon at a time, and return the outputs in the original units of the series."""
     lookback, horizon, channels = history.lookback, history.horizon, history.channels
     of_values, of_past, of_future = channels.slices()
     is_scaled = not isinstance(trained, Model)
@@ -170,7 +170,7 @@ def _outputs(trained: Trained | Model, history: History, planned: np.ndarray, st
     ahead = in_view(np.concatenate([latest[:, of_future], planned]), of_future)
     blocks: list[np.ndarray] = []
     done = 0
-    while done < steps:  # on the host, where growing arrays need no new programs
+    while done < steps:  # on the host, where growing arrays need no recompilation
         start = max(min(done, steps - horizon), 0) if channels.future else done
         window = [y[start : start + lookback], past]
         if channels.future:
@@ -179,7 +179,7 @@ def _outputs(trained: Trained | Model, history: History, planned: np.ndarray, st
         wanted = (1, horizon, channels.values, *([head.parameters] if head.parameters else []))
         if outputs.shape != wanted:
             raise ValueError(
-                f"trained: expected forecasts {list(wanted)} of this horizon and head, got {checks.describe(outputs)}"
+                f"trained: expected forecasts {list(wanted)} for this horizon and head, got {checks.describe(outputs)}"
             )
         blocks.append(np.asarray(outputs)[0, done - start :])
         y = np.concatenate([y, np.asarray(head.point(jnp.asarray(blocks[-1])), y.dtype)])
@@ -199,15 +199,15 @@ def _applied(trained: Trained | Model, window: np.ndarray) -> Array:
 def _interval(
     head: Head, outputs: Array, horizon: int, level: float | None, calibration: Backtest | None
 ) -> Interval | None:
-    """Return the interval of a forecast: from its head, around its points, or calibrated on a backtest."""
+    """Return the interval of a forecast, calibrated on a backtest if one is given; None without a level."""
     if level is None:
         if calibration is not None:
-            raise ValueError("level: expected the share of the values to cover, for a calibration, got None")
+            raise ValueError("level: expected the fraction of values to cover, for a calibration, got None")
         return None
     if head.parameters and len(outputs) > horizon:
         raise ValueError(
             f"level: expected None beyond the horizon, {horizon} steps, since the intervals of a head ignore the errors"
-            f" of the points fed back to it, got {level} for {len(outputs)} steps"
+            f" of the point forecasts fed back to it, got {level} for {len(outputs)} steps"
         )
     if calibration is None:
         return heads.interval(head, outputs, level)

@@ -1,8 +1,8 @@
 """Wrappers from `Model` to `Model` that turn networks into forecasters, or change what a forecaster sees and returns.
 
-A forecaster maps windows of the past `(batch, lookback, channels)` to the future `(batch, horizon, channels)`, with a
-trailing axis of parameters if it has a head. Each wrapper keeps the variables of the model it wraps, so weights trained
-in one can be used in another, and wrappers compose:
+A forecaster maps windows of the past `(batch, lookback, channels)` to forecasts `(batch, horizon, channels)`, with a
+trailing axis of parameters if it has a head. A wrapper has the same variables as the model it wraps, so weights trained
+in one wrapper can be used in another, and wrappers compose:
 
 >>> import nnfx
 >>> network = direct(lambda outputs: nnfx.models.mlp((16,), outputs), horizon=12)
@@ -32,7 +32,7 @@ EPSILON = 1e-5
 
 
 def direct(network: Model | Callable[[int], Model], horizon: int, channels: int = 1, head: Head = POINT) -> Model:
-    """A forecaster of the whole horizon at once: a network with one output for each step, channel and parameter.
+    """A forecaster of the whole horizon at once, from a network with one output per step, channel and parameter.
 
     Args:
         network: a function from the number of outputs to a model, such as
@@ -47,7 +47,7 @@ def direct(network: Model | Callable[[int], Model], horizon: int, channels: int 
         `(batch, horizon, channels, parameters)`.
 
     Raises:
-        TypeError: for a network that is neither of these, or sizes that are not integers.
+        TypeError: for a network that is neither a model nor a function, or sizes that are not integers.
         ValueError: for sizes that are not positive and, when applied, for the wrong number of outputs.
 
     Example:
@@ -62,7 +62,7 @@ def direct(network: Model | Callable[[int], Model], horizon: int, channels: int 
     sizes = (horizon, channels, head.parameters) if head.parameters else (horizon, channels)
     width = math.prod(sizes)
     if not isinstance(network, Model) and not callable(network):
-        raise TypeError(f"network: expected a Model or a function of outputs, got {checks.describe(network)}")
+        raise TypeError(f"network: expected a Model or a function to make one, got {checks.describe(network)}")
     model = network if isinstance(network, Model) else network(width)
     _require_model("network", model)
 
@@ -80,8 +80,9 @@ def direct(network: Model | Callable[[int], Model], horizon: int, channels: int 
 def recursive(model: Model, horizon: int) -> Model:
     """A forecaster of a few steps, applied to its own forecasts until they cover the horizon.
 
-    At each application, its window advances by the k steps that the model forecasts. Train it directly, through the
-    whole horizon, or train `model` by itself and use its variables here: they have the same structure.
+    After each application, the window advances by the k steps that the model forecasts. Either train the result,
+    through the whole horizon, or train `model` by itself and use its variables here, since both have the same
+    structure.
 
     Args:
         model: a point forecaster of all its channels, from `(batch, lookback, channels)` to `(batch, k, channels)`.
@@ -120,7 +121,7 @@ def recursive(model: Model, horizon: int) -> Model:
                 f" {channels}), got {checks.describe(own)}"
             )
 
-        inputs = inputs.astype(jnp.promote_types(inputs.dtype, own.dtype))  # else forecasts fed back would be rounded
+        inputs = inputs.astype(jnp.promote_types(inputs.dtype, own.dtype))  # not to round forecasts fed back
 
         def advance(carry: tuple[Array, Any], step: Array) -> tuple[tuple[Array, Any], Array]:
             window, state = carry
@@ -142,18 +143,18 @@ def recursive(model: Model, horizon: int) -> Model:
 
 
 def normalized(model: Model, by: Statistic = "last", head: Head = POINT, channels: int | None = None) -> Model:
-    """A forecaster that sees each window relative to its own level, which is then restored in the forecasts.
+    """A forecaster that sees each window relative to the window's own level, which is restored in the forecasts.
 
     With `"last"` the last value of the window is subtracted; with `"mean_std"` the window is standardised, `(x − m) /
     √(v + 10⁻⁵)`, by its mean m and variance v. With either, a network need not extrapolate when a series drifts.
-    Neither has trainable parameters.
+    No trainable parameters are added.
 
     Args:
         model: a forecaster.
-        by: `"last"` or `"mean_std"`, per window and channel.
+        by: the normalisation of each window and channel, `"last"` or `"mean_std"`.
         head: the meaning of the model's outputs.
-        channels: how many of the first channels to normalise, those that are forecast; the others, exogenous, are
-            passed on unchanged. None for all.
+        channels: the number of channels that are forecast, which come first and are normalised; the others, exogenous,
+            are passed on unchanged. None for all channels.
 
     Returns:
         A model with the same shapes.
@@ -162,7 +163,7 @@ def normalized(model: Model, by: Statistic = "last", head: Head = POINT, channel
         ValueError: for an unknown `by`, or more channels than the windows have.
 
     Example:
-        A forecast of zero becomes the naive forecast:
+        A model that always forecasts zero becomes the naive forecast:
 
         >>> zero = Model(lambda key, x: {"params": {}}, lambda variables, x, **_: jnp.zeros((len(x), 2, 1)))
         >>> normalized(zero).apply({}, jnp.array([[[5.0], [7.0]]]))
@@ -183,7 +184,7 @@ def normalized(model: Model, by: Statistic = "last", head: Head = POINT, channel
         inputs = _windows(inputs)
         count = inputs.shape[2] if channels is None else channels
         if count > inputs.shape[2]:
-            raise ValueError(f"channels: expected at most those of the windows, {inputs.shape[2]}, got {count}")
+            raise ValueError(f"channels: expected at most the {inputs.shape[2]} channels of the windows, got {count}")
         own = inputs[:, :, :count]
         if by == "last":
             shift, scale = own[:, -1:], jnp.ones((1, 1, count), own.dtype)
@@ -197,20 +198,20 @@ def normalized(model: Model, by: Statistic = "last", head: Head = POINT, channel
 
 
 def scaled(model: Model, scaler: Scaler, head: Head = POINT, channels: int | None = None) -> Model:
-    """A forecaster of a scaled series, turned into one of the series itself: `σ f((x − μ) / σ) + μ`.
+    """A forecaster of the unscaled series, made from a forecaster f of the scaled series: `σ f((x − μ) / σ) + μ`.
 
     Args:
         model: a forecaster, such as one trained on windows of `scaler(values)`.
-        scaler: the scaler of one series and of its exogenous columns, made by `nnfx.forecasting.Scaler.of` from the
+        scaler: the scaler of a single series and its exogenous columns, made by `nnfx.forecasting.Scaler.of` from the
             training values.
         head: the meaning of the model's outputs.
-        channels: the number of channels that are forecast, the first ones; the others are exogenous. None for all.
+        channels: the number of channels that are forecast, which come first; the others are exogenous. None for all.
 
     Returns:
-        A model with the same shapes, in the unit of the series.
+        A model with the same shapes, in the original units of the series.
 
     Raises:
-        TypeError: for anything but a model or the scaler of one series.
+        TypeError: for anything but a model or the scaler of a single series.
         ValueError: for more channels than the scaler has.
 
     Example:
@@ -221,11 +222,11 @@ def scaled(model: Model, scaler: Scaler, head: Head = POINT, channels: int | Non
     """
     _require_model("model", model)
     if not isinstance(scaler, Scaler) or scaler.mean.ndim != 2:
-        raise TypeError(f"scaler: expected the Scaler of one series, got {checks.describe(scaler)}")
+        raise TypeError(f"scaler: expected the Scaler of a single series, got {checks.describe(scaler)}")
     count = scaler.mean.shape[1] if channels is None else channels
     checks.positive_integer("channels", count)
     if count > scaler.mean.shape[1]:
-        raise ValueError(f"channels: expected at most those of the scaler, {scaler.mean.shape[1]}, got {count}")
+        raise ValueError(f"channels: expected at most the {scaler.mean.shape[1]} channels of the scaler, got {count}")
 
     def view(inputs: Array, weights: Array | None) -> "_View":
         inputs = _windows(inputs)
@@ -280,7 +281,7 @@ def channel_independent(model: Model) -> Model:
 
 
 def _restored(head: Head, shift: Array, scale: Array) -> Callable[[Array], Array]:
-    """Return the function that maps outputs back to the original unit of the inputs."""
+    """Return the function that maps outputs back to the original units of the inputs."""
 
     def restore(outputs: Array) -> Array:
         behind = (shift.shape[2], head.parameters) if head.parameters else (shift.shape[2],)
@@ -301,7 +302,7 @@ class _View(NamedTuple):
 
 
 def _through(model: Model, view: Callable[[Array, Array | None], _View]) -> Model:
-    """Return a model that sees its inputs through a view; its variables are those of the wrapped model."""
+    """Return a model that sees its inputs through a view, with the variables of the wrapped model."""
 
     def init(key: Array, inputs: Any) -> Variables:
         return model.init(key, view(inputs, None).inputs)
@@ -329,7 +330,7 @@ def _require_model(name: str, model: Any) -> None:
 
 
 def _windows(inputs: Any) -> Array:
-    """Check windows and return them."""
+    """Return windows as an array, after checking their rank and dtype."""
     if getattr(inputs, "ndim", None) != 3 or not jnp.issubdtype(inputs.dtype, jnp.floating):
         raise ValueError(
             f"inputs: expected windows of floats, (batch, lookback, channels), got {checks.describe(inputs)}"

@@ -37,18 +37,18 @@ unbounded if a target is predicted exactly."""
 
 
 class Head(NamedTuple):
-    """The meaning of a forecaster's outputs, as functions of them.
+    """The meaning of a forecaster's outputs, as a set of functions of the outputs.
 
     Attributes:
-        parameters: the number of parameters that describe each target; 0 for point forecasts, which have no axis of
-            parameters.
+        parameters: the number of parameters that describe each target; 0 for point forecasts, which have no parameter
+            axis.
         constrain: maps the raw outputs of a network to parameters, both `(..., parameters)`.
         loss: maps outputs `(batch, horizon, channels, parameters)` and targets to losses, `(batch,)`.
         point: maps outputs to point forecasts, `(...)`.
         quantiles: maps outputs and levels, such as `(0.05, 0.95)`, to quantiles `(..., levels)`.
         affine: maps outputs for y, a shift and a scale > 0 to outputs for `scale · y + shift`; shift and scale
             broadcast to `(..., horizon, channels)`.
-        pool: maps the outputs of the members of an ensemble, `(members, ...)`, to those of the ensemble.
+        pool: maps the outputs of the members of an ensemble, `(members, ...)`, to the outputs of the ensemble.
     """
 
     parameters: int
@@ -61,10 +61,10 @@ class Head(NamedTuple):
 
 
 def interval(head: Head, outputs: Array, level: float) -> Interval:
-    """Return the central interval of a forecast, from its quantile `(1 − level) / 2` to `(1 + level) / 2`.
+    """Return the central interval of a forecast, from its quantile `(1 − level) / 2` to its quantile `(1 + level) / 2`.
 
-    Whether its coverage reaches the level depends on the model; `nnfx.forecasting.conformal` calibrates intervals so
-    that it does.
+    Whether the coverage of the interval reaches the level depends on the model; `nnfx.forecasting.conformal` calibrates
+    intervals so that it does.
 
     Args:
         head: the meaning of the outputs.
@@ -75,7 +75,7 @@ def interval(head: Head, outputs: Array, level: float) -> Interval:
         Lower and upper bounds, `(...)`.
 
     Raises:
-        ValueError: for a level out of range, or one beyond the quantiles of the head.
+        ValueError: for a level that is out of range, or that needs quantiles beyond those of the head.
 
     Example:
         >>> bounds = interval(GAUSSIAN, jnp.array([[5.0, 1.0]]), level=0.9)
@@ -88,13 +88,13 @@ def interval(head: Head, outputs: Array, level: float) -> Interval:
 
 
 def quantiles(levels: Sequence[float]) -> Head:
-    """A head of quantiles, trained with the pinball loss and sorted so that they never cross.
+    """A head that outputs quantiles, trained with the pinball loss and sorted so that they never cross.
 
     Sorting never raises the pinball loss. Quantiles are interpolated linearly between the levels, and are not defined
     beyond them. The point forecast is the median. An ensemble is pooled by averaging each quantile.
 
     Args:
-        levels: the levels, in ascending order, above 0 and below 1, with 0.5 within their range.
+        levels: the levels of the quantiles, in ascending order, above 0 and below 1, with 0.5 within their range.
 
     Raises:
         TypeError: for anything but a sequence of numbers.
@@ -145,7 +145,7 @@ _ROUNDING = 1e-9
 
 
 def _levels(name: str, levels: Sequence[float]) -> np.ndarray:
-    """Check levels and return them as an array."""
+    """Return levels as an array, after checking them."""
     if isinstance(levels, str) or not isinstance(levels, Sequence | np.ndarray):
         raise TypeError(
             f"{name}: expected a sequence of levels, such as (0.1, 0.5, 0.9), got {checks.describe(levels)}"
@@ -160,7 +160,7 @@ def _levels(name: str, levels: Sequence[float]) -> np.ndarray:
 
 
 def _require_parameters(outputs: Any, parameters: int) -> Array:
-    """Return outputs as an array, after checking that each has this many parameters."""
+    """Return outputs as an array, after checking that each has the given number of parameters."""
     outputs = arrays.as_array("outputs", outputs, floats=True)
     if outputs.ndim < 1 or outputs.shape[-1] != parameters:
         raise ValueError(
@@ -170,7 +170,7 @@ def _require_parameters(outputs: Any, parameters: int) -> Array:
 
 
 def _checked(loss: PerExample, parameters: int) -> PerExample:
-    """Attach the check of outputs and targets that `nnfx.fit` makes before training."""
+    """Return the loss with the check of outputs and targets that `nnfx.fit` makes before training attached."""
 
     def check(outputs: Any, targets: Any) -> None:
         outputs = arrays.as_array("outputs", outputs, floats=True)
@@ -195,7 +195,7 @@ def _checked(loss: PerExample, parameters: int) -> PerExample:
     return checked
 
 
-def _no_quantiles(outputs: Array, levels: Sequence[float]) -> Array:  # noqa: ARG001 -- the signature is the head's
+def _no_quantiles(outputs: Array, levels: Sequence[float]) -> Array:  # noqa: ARG001 -- the signature of a head's function
     raise ValueError(
         "head: expected a head with quantiles, such as heads.GAUSSIAN, got point forecasts;"
         " nnfx.forecasting.conformal computes intervals around them"
@@ -215,7 +215,7 @@ POINT = Head(
 
 
 def _deviation(raw: Array) -> Array:
-    """Return parameters from the raw outputs of a network: the mean unchanged, the deviation by softplus."""
+    """Convert the raw outputs of a network to parameters: the mean unchanged, the deviation by softplus."""
     raw = _require_parameters(raw, 2)
     return jnp.stack([raw[..., 0], jax.nn.softplus(raw[..., 1]) + SMALLEST_DEVIATION], -1)
 

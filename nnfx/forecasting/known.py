@@ -1,4 +1,4 @@
-"""What a forecaster sees at an origin: the past of a series, and the columns that are known ahead up to the horizon."""
+"""What a forecaster sees at an origin: the past of a series, and the columns that are known ahead over the horizon."""
 
 from typing import Any, NamedTuple
 
@@ -16,9 +16,9 @@ class Channels(NamedTuple):
     """The number of channels of each kind, in the order in which a forecaster sees them.
 
     Attributes:
-        values: those of the series, which are forecast.
-        past: exogenous ones that are known up to the origin.
-        future: exogenous ones that are known up to the end of the forecast.
+        values: the channels of the series, which are forecast.
+        past: the exogenous channels that are known up to the origin.
+        future: the exogenous channels that are known up to the end of the forecast.
     """
 
     values: int
@@ -26,17 +26,17 @@ class Channels(NamedTuple):
     future: int = 0
 
     def slices(self) -> tuple[slice, slice, slice]:
-        """Return where the columns of each kind are."""
+        """Return the slice of columns of each kind."""
         own = self.values + self.past
         return slice(self.values), slice(self.values, own), slice(own, own + self.future)
 
 
 def beside(values: Any, y: Array, past: Any, future: Any) -> tuple[Array, Channels]:
-    """Return a series with its exogenous columns next to it, `(time, channels)`, and the number of each kind of column.
+    """Return a series with its exogenous columns appended, `(time, channels)`, and the number of columns of each kind.
 
     Args:
         values: the series as the user passed it, perhaps with times.
-        y: the same as floats on the device, `(time, channels)`.
+        y: the series as floats on the device, `(time, channels)`.
         past: columns that are known up to the origin; None for none.
         future: columns that are known ahead; None for none.
     """
@@ -52,10 +52,18 @@ def beside(values: Any, y: Array, past: Any, future: Any) -> tuple[Array, Channe
 
 
 def check_aligned(name: str, given: Any, columns: Any, values: Any, series: Any) -> None:
-    """Check that exogenous columns have the times and the series of the values, as passed and as arrays."""
+    """Check that exogenous columns have the same times and number of series as the values.
+
+    Args:
+        name: the name of the argument, for error messages.
+        given: the columns as the user passed them.
+        columns: the columns as an array.
+        values: the values as the user passed them.
+        series: the values as an array.
+    """
     if columns.shape[:-1] != series.shape[:-1]:
         raise ValueError(
-            f"{name}: expected the times and series of the values, {checks.describe(series)}, got"
+            f"{name}: expected as many steps and series as the values, {checks.describe(series)}, got"
             f" {checks.describe(columns)}"
         )
     ours, theirs = times_of(values), times_of(given)
@@ -64,7 +72,7 @@ def check_aligned(name: str, given: Any, columns: Any, values: Any, series: Any)
 
 
 def seen(rows: Array, channels: Channels, origins: Array, lookback: int, horizon: int) -> Array:
-    """Return the windows that a forecaster sees at these origins, `(origins, lookback, channels)`.
+    """Return the windows that a forecaster sees at the given origins, `(origins, lookback, channels)`.
 
     Columns that are known ahead are cut one horizon later, as in `nnfx.forecasting.windows`.
 
@@ -80,5 +88,5 @@ def seen(rows: Array, channels: Channels, origins: Array, lookback: int, horizon
 
 
 def to_come(rows: Array, channels: Channels, origins: Array, horizon: int) -> Array:
-    """Return the values that follow these origins, `(origins, horizon, channels)`."""
+    """Return the values from each origin to the end of its horizon, `(origins, horizon, channels)`."""
     return rows[:, : channels.values][origins[:, None] + jnp.arange(horizon)[None]]

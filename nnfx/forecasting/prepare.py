@@ -26,11 +26,11 @@ class History:
     """A series up to the present, on the host.
 
     Attributes:
-        rows: the values and the exogenous columns next to them, `(time, channels)`, in their own units.
+        rows: the values followed by the exogenous columns, `(time, channels)`, in their original units.
         channels: the number of columns of each kind.
         names: the names of the columns of each kind, `()` if they have none.
-        times: the times of the initial rows; None if they are unknown.
-        appended: the number of rows appended since.
+        times: the times of the initial rows; None if unknown.
+        appended: the number of rows appended to the initial rows.
         scaler: the mean and the scale of each column.
         lookback: the number of steps that a forecaster sees.
         horizon: the number of steps that it forecasts at once.
@@ -50,7 +50,7 @@ class History:
         return None if self.times is None else following(self.times, self.appended + steps)[self.appended :]
 
     def rows_to_come(self, kind: str, given: Any, steps: int | None = None) -> np.ndarray:
-        """Check rows that follow those of a kind, and return them with the columns in order, `(steps, channels)`.
+        """Return new rows of one kind of column, checked and with the columns in order, `(steps, channels)`.
 
         Args:
             kind: a field of `channels`, and the name of the argument, for error messages.
@@ -75,7 +75,7 @@ class History:
         return rows.astype(np.float64)
 
     def _rows_after(self, kind: str, steps: int | None) -> str:
-        """Describe the rows of a kind that `rows_to_come` takes."""
+        """Describe the rows that `rows_to_come` expects for a kind of column."""
         if not (count := getattr(self.channels, kind)):
             return "None, as in the data"
         names = ", ".join(map(repr, self.names[kind]))
@@ -93,7 +93,7 @@ class History:
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class SeriesData(Data):
-    """Windows of a series ready for training, with the series itself; see `prepare`, which makes them.
+    """Windows of a series, ready for training, with the series itself; returned by `prepare`.
 
     Attributes:
         history: the series up to the present, from which `nnfx.forecasting.forecast` continues.
@@ -103,7 +103,7 @@ class SeriesData(Data):
 
     @property
     def scaler(self) -> Scaler:
-        """The mean and the scale of the values and of the exogenous columns behind them, as measured for training."""
+        """The mean and the scale of the values, then of the exogenous columns, as measured for training."""
         return self.history.scaler
 
     def append(self, values: Any, *, past: Any = None, future: Any = None) -> "SeriesData":
@@ -112,12 +112,12 @@ class SeriesData(Data):
         The training windows and the scales do not change.
 
         Args:
-            values: the steps that followed the series, `(steps, channels)`.
-            past: the columns known in the past at these steps, if the data have any.
-            future: the columns known ahead at these steps, if the data have any.
+            values: the new values, `(steps, channels)`.
+            past: the columns known only in the past, at the new steps; None if the data have none.
+            future: the columns known ahead, at the new steps; None if the data have none.
 
         Raises:
-            ValueError: for columns that are missing or unknown, or times other than those that follow.
+            ValueError: for columns that are missing or unknown, or times that do not continue those of the series.
 
         Example:
             >>> data = prepare([[1.0], [2.0], [4.0]], lookback=2, horizon=1)
@@ -142,26 +142,26 @@ def prepare(
     future: Any = None,
     valid_windows: int = 0,
 ) -> SeriesData:
-    """Prepare a series for training: check, scale and cut it into windows, and keep it to forecast from its end.
+    """Prepare a series for training: check it, scale it, cut it into windows, and keep it to forecast from its end.
 
     Each column is scaled, `(y − μ) / σ`, by its mean and its standard deviation before the first held-out target.
-    The columns have the meaning and the order that they have in `nnfx.forecasting.windows`.
+    The meaning and the order of the columns are as in `nnfx.forecasting.windows`.
 
     Args:
         values: the series, `(time, channels)`: an array, a list, an `nnfx.data.Series`, or a pandas or polars frame or
             Series; if it has times, they must be regular.
         lookback: the number of steps that a forecaster sees.
         horizon: the number of steps that it forecasts at once.
-        past: exogenous columns that are known up to the present, `(time, channels)`. Models that forecast every channel
-            that they see, such as the baselines, are wrapped in `nnfx.forecasting.baselines.without_exogenous`.
+        past: exogenous columns that are known up to the present, `(time, channels)`. Wrap models that forecast every
+            channel they see, such as the baselines, in `nnfx.forecasting.baselines.without_exogenous`.
         future: exogenous columns that are known ahead, over the horizon; the lookback must then be at least the
             horizon.
-        valid_windows: how many of the latest windows to hold out, for stopping rules and for choosing the best weights;
+        valid_windows: the number of latest windows to hold out, for stopping rules and for choosing the best weights;
             no held-out target appears in a training window.
 
     Returns:
         Data for `nnfx.fit` and, together with the run, for `nnfx.forecasting.forecast`. The run's `predict` takes
-        windows `(batch, lookback, channels)` in the unit of the series, and returns point forecasts in that unit.
+        windows `(batch, lookback, channels)` and returns point forecasts, both in the original units of the series.
 
     Raises:
         TypeError: for values that are not real numbers, or sizes that are not integers.
@@ -197,7 +197,7 @@ def prepare(
     if time < lookback + horizon + held_out:
         raise ValueError(
             f"values: expected at least {lookback + horizon + held_out} steps, for one training window"
-            f"{' and those held out' * bool(held_out)}, got {checks.describe(parts[0])}"
+            f"{' and the held-out windows' * bool(held_out)}, got {checks.describe(parts[0])}"
         )
     rows = np.concatenate(parts, axis=1)
     channels = Channels(*(part.shape[1] for part in parts))
@@ -212,7 +212,7 @@ def prepare(
 
 
 def _scaling(data: Data, scaler: Scaler, channels: int) -> Preprocess:
-    """Return the map from windows in the unit of the series to scaled ones, and from forecasts back to that unit."""
+    """Return the map from windows in original units to scaled windows, and from scaled forecasts to original units."""
     forecasts = (1, *data.train.targets.shape[1:])
     return dataclasses.replace(
         data.preprocess,
@@ -224,14 +224,14 @@ def _scaling(data: Data, scaler: Scaler, channels: int) -> Preprocess:
 
 
 def _names(given: Any) -> tuple[str, ...]:
-    """Return the names of the columns of a series or a frame; `()` if it has none."""
+    """Return the column names of a series or a frame; `()` if it has none."""
     if hasattr(given, "values") and hasattr(given, "times"):  # an nnfx.data.Series
         return tuple(given.names)
     return frame_names(as_columns(given)) or ()
 
 
 def _in_order(names: tuple[str, ...], given: Any, name: str) -> Any:
-    """Return the columns of a series or a frame in the order of these names, and anything without names unchanged."""
+    """Return a series or a frame with its columns in the order of the names, and anything without names unchanged."""
     if hasattr(given, "values") and hasattr(given, "times"):
         own = tuple(given.names)
         order = places(names, own, name) if names and own else slice(None)

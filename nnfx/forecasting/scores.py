@@ -1,7 +1,7 @@
 """Scores of forecasts, one number per example; those of the M4 competition follow its definitions.
 
 Like losses and metrics, each takes forecasts and targets `(batch, horizon, channels)` and returns `(batch,)`, in the
-units of the values passed: first scale forecasts of a scaled series back. The score of many series is the mean over
+units of the values passed, so scale forecasts of a scaled series back first. The score of many series is the mean over
 the batch.
 
 JAX arrays are scored on their devices, in their own dtype. Values on the host, such as lists, frames and NumPy arrays,
@@ -41,10 +41,10 @@ def root_mean_square_error(forecasts: Array, targets: Array) -> Array:
 
     Args:
         forecasts: ŷ, `(batch, ...)`.
-        targets: y, in the same shape.
+        targets: y, of the same shape.
 
     Returns:
-        `(batch,)`, in the targets' unit.
+        `(batch,)`, in the units of the targets.
 
     Raises:
         ValueError: for targets that are not finite, or shapes that do not match.
@@ -63,7 +63,7 @@ def smape(forecasts: Array, targets: Array) -> Array:
 
     Args:
         forecasts: ŷ, `(batch, ...)`.
-        targets: y, in the same shape.
+        targets: y, of the same shape.
 
     Returns:
         `(batch,)`, in percent; the error is zero where forecast and target are both zero.
@@ -90,12 +90,12 @@ def seasonal_naive_error(history: ArrayLike, period: int = 1) -> Array:
     """Return the mean of `|yₜ − yₜ₋ₘ|` over a history: the error of a seasonal naive forecast, and the scale of `mase`.
 
     Args:
-        history: y, the values known before the forecasts, such as the training part, `(time, channels)` for one series
+        history: y, the values known before the forecasts, such as the training split, `(time, channels)` for one series
             or `(batch, time, channels)`.
-        period: m, how many steps make a season; 1 if there is none.
+        period: m, the number of steps in a season; 1 if there is none.
 
     Returns:
-        `(channels,)` or `(batch, channels)`, in the unit of the history.
+        `(channels,)` or `(batch, channels)`, in the units of the history.
 
     Raises:
         TypeError: for a period that is not an integer, or a history that does not hold real numbers.
@@ -121,15 +121,15 @@ def seasonal_naive_error(history: ArrayLike, period: int = 1) -> Array:
 
 
 def mase(forecasts: Array, targets: Array, scale: ArrayLike) -> Array:
-    """Mean absolute scaled error, the mean of `|ŷ − y| / s`; 1 matches the seasonal naive forecast in the history.
+    """Mean absolute scaled error, the mean of `|ŷ − y| / s`; 1 equals the past error of the seasonal naive forecast.
 
     Args:
         forecasts: ŷ, `(batch, horizon, channels)`.
-        targets: y, in the same shape.
+        targets: y, of the same shape.
         scale: s > 0, the `seasonal_naive_error` of the history, `(channels,)` or `(batch, channels)`.
 
     Returns:
-        `(batch,)`, without a unit.
+        `(batch,)`, dimensionless.
 
     Raises:
         ValueError: for targets that are not finite, shapes that do not match, or a scale that is not positive.
@@ -152,10 +152,10 @@ def owa(forecasts: Array, targets: Array, scale: ArrayLike, benchmark: Array) ->
     The errors are averaged over all series before they are divided.
 
     Args:
-        forecasts: `(batch, horizon, channels)`.
-        targets: in the same shape.
-        scale: as for `mase`, `(channels,)` or `(batch, channels)`.
-        benchmark: the forecasts of `baselines.naive2`, in the same shape.
+        forecasts: the forecasts, `(batch, horizon, channels)`.
+        targets: the actual values, of the same shape.
+        scale: the scale, as for `mase`, `(channels,)` or `(batch, channels)`.
+        benchmark: the forecasts of `baselines.naive2`, of the same shape.
 
     Returns:
         A scalar; below 1 if better than the benchmark.
@@ -186,7 +186,7 @@ def pinball(forecasts: Array, targets: Array, levels: ArrayLike) -> Array:
         levels: q, `(levels,)`, above 0 and below 1.
 
     Returns:
-        `(batch,)`, in the targets' unit.
+        `(batch,)`, in the units of the targets.
 
     Raises:
         ValueError: for targets that are not finite, shapes that do not match, or levels that are not above 0 and below
@@ -216,12 +216,12 @@ def pinball(forecasts: Array, targets: Array, levels: ArrayLike) -> Array:
 
 
 def coverage(lower: Array, upper: Array, targets: Array) -> Array:
-    """The share of targets within their intervals: the mean of `[l ≤ y ≤ u]`.
+    """The fraction of targets within their intervals: the mean of `[l ≤ y ≤ u]`.
 
     Args:
         lower: l, `(batch, ...)`.
-        upper: u, in the same shape.
-        targets: y, in the same shape.
+        upper: u, of the same shape.
+        targets: y, of the same shape.
 
     Returns:
         `(batch,)` from 0 to 1, in the dtype of the bounds; NaN if a bound is NaN.
@@ -244,10 +244,10 @@ def interval_width(lower: Array, upper: Array) -> Array:
 
     Args:
         lower: l, `(batch, ...)`.
-        upper: u, in the same shape.
+        upper: u, of the same shape.
 
     Returns:
-        `(batch,)`, in the unit of the bounds.
+        `(batch,)`, in the units of the bounds.
 
     Raises:
         ValueError: for shapes that do not match.
@@ -265,12 +265,12 @@ def interval_score(lower: Array, upper: Array, targets: Array, level: ArrayLike)
 
     Args:
         lower: l, `(batch, ...)`, the quantile α/2.
-        upper: u, in the same shape, the quantile 1 − α/2.
-        targets: y, in the same shape.
-        level: the share of the targets that the intervals should cover, above 0 and below 1; may be traced.
+        upper: u, of the same shape, the quantile 1 − α/2.
+        targets: y, of the same shape.
+        level: the fraction of targets that the intervals should cover, above 0 and below 1; may be traced.
 
     Returns:
-        `(batch,)`, in the targets' unit.
+        `(batch,)`, in the units of the targets.
 
     Raises:
         ValueError: for targets that are not finite, shapes that do not match, or a level that is not above 0 and below
@@ -292,13 +292,13 @@ def msis(lower: Array, upper: Array, targets: Array, scale: ArrayLike, level: Ar
 
     Args:
         lower: l, `(batch, horizon, channels)`.
-        upper: u, in the same shape.
-        targets: y, in the same shape.
+        upper: u, of the same shape.
+        targets: y, of the same shape.
         scale: s > 0, the `seasonal_naive_error` of the history, `(channels,)` or `(batch, channels)`.
-        level: the share of the targets that the intervals should cover, above 0 and below 1; may be traced.
+        level: the fraction of targets that the intervals should cover, above 0 and below 1; may be traced.
 
     Returns:
-        `(batch,)`, without a unit.
+        `(batch,)`, dimensionless.
 
     Raises:
         ValueError: for targets that are not finite, shapes that do not match, a scale that is not positive, or a level
@@ -334,12 +334,12 @@ def _held(name: str, value: Any) -> Any:
 
 
 def _device(value: Any) -> Array:
-    """Return a held value as a JAX array of floats."""
+    """Return a value, on the host or the device, as a JAX array of floats."""
     return arrays.as_array("values", value, floats=True)
 
 
 def _difference(a: Any, b: Any) -> Array:
-    """Subtract in float64 on the host if either value is there, otherwise in their dtype."""
+    """Subtract in float64 on the host if either value is on the host, otherwise on the device in its dtype."""
     on_host = isinstance(a, np.ndarray) or isinstance(b, np.ndarray)
     if on_host and checks.is_concrete((a, b)):
         return _device(np.asarray(a, np.float64) - np.asarray(b, np.float64))

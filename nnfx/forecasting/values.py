@@ -15,11 +15,11 @@ __all__ = ["as_series", "check_times", "floating", "in_floats", "on_hand"]
 
 
 def as_series(name: str, values: Any) -> Any:
-    """Check a series or a panel and return it in its own precision, on the host unless it is on the device.
+    """Return a series or a panel in its own precision, after checking it; on the host unless it is a JAX array.
 
     Args:
         name: the name of the argument, for error messages.
-        values: the values as passed; a single column, such as a pandas Series, is one channel.
+        values: the values as the user passed them; a single column, such as a pandas Series, is one channel.
     """
     check_times(name, values)
     x = on_hand(name, values)
@@ -42,12 +42,12 @@ def check_times(name: str, values: Any) -> None:
     irregular = None if times is None else irregularity(times)
     if irregular is not None:
         raise ValueError(
-            f"{name}: expected regular times, got {irregular}; first sort, fill gaps, and keep one row per time"
+            f"{name}: expected regular times, got {irregular}; first sort rows, fill gaps, and remove repeated times"
         )
 
 
 def on_hand(name: str, values: Any) -> Any:
-    """Return values on the host in their own precision; JAX arrays, which are already rounded, are unchanged."""
+    """Return values as NumPy arrays in their own precision; leave JAX arrays, which are already rounded, unchanged."""
     if hasattr(values, "values") and hasattr(values, "times"):  # an nnfx.data.Series
         values = values.values
     if isinstance(values, jax.Array | jax.ShapeDtypeStruct):
@@ -57,7 +57,7 @@ def on_hand(name: str, values: Any) -> Any:
 
 
 def in_floats(name: str, values: Any) -> Array:
-    """Return a series or a panel as floats on the device, after checking that they can tell its values apart."""
+    """Return a series or a panel as floats on the device, after checking that distinct values stay distinct."""
     x = as_series(name, values)
     dtype = floating(x)
     if isinstance(x, jax.Array) and (x.dtype == dtype or not checks.is_concrete(x)):

@@ -1,7 +1,7 @@
-"""From a series to examples: parts in time order, scales measured in the first part, and windows of past and future.
+"""From a series to examples: splits in time order, scaling by the training split, and windows of past and future.
 
-Every forecaster is a `Model` that maps past windows `(batch, lookback, channels)` to future ones `(batch, horizon,
-channels)`, so it is trained by `nnfx.fit` on windows.
+Every forecaster is a `Model` that maps past windows `(batch, lookback, channels)` to future windows `(batch, horizon,
+channels)`, so it is trained by `nnfx.fit` on such windows.
 
 >>> import nnfx
 >>> values = np.sin(np.arange(200.0)[:, None])
@@ -30,7 +30,7 @@ from nnfx.types import Array, Batch, at_least_float32
 
 
 class Windows(NamedTuple):
-    """Past windows of a series, each with the future that follows it.
+    """Past windows of a series, each with the window that follows it.
 
     Attributes:
         inputs: `(windows, lookback, channels)`, exogenous channels last.
@@ -52,10 +52,10 @@ def windows(
 ) -> Windows:
     """Cut a series into windows: for n = 0, 1, … inputs `y[sn : sn + L]` and targets `y[sn + L : sn + L + H]`.
 
-    Exogenous columns become additional channels of the inputs. Those known only in the past are cut like the series.
-    Those known ahead, such as calendars and plans, are cut H steps later, `x[sn + H : sn + H + L]`: their last H rows
-    are those of the horizon. Pass such columns in `past` as well to show a model their past values alongside those of
-    the series.
+    Exogenous columns become additional channels of the inputs. Columns known only in the past are cut like the series.
+    Columns known ahead, such as calendars and plans, are cut H steps later, `x[sn + H : sn + H + L]`, so that their
+    last H rows cover the horizon. Pass such columns in `past` as well if a model should also see their values at the
+    times of the lookback.
 
     Args:
         values: y, one series `(time, channels)` or a panel `(series, time, channels)`, finite; an array, a list, an
@@ -63,7 +63,7 @@ def windows(
         lookback: L, the number of steps that a forecaster sees.
         horizon: H, the number of steps that it forecasts.
         stride: s, the number of steps from one window to the next.
-        past: columns that are known up to the present, in the shape of the values except for the channels.
+        past: columns that are known up to the present, of the shape of the values except for the channels.
         future: x, columns that are known H steps ahead; the lookback must then be at least the horizon.
 
     Returns:
@@ -116,14 +116,14 @@ def _exogenous(name: str, columns: Any, values: Any, y: Array) -> Array:
 
 
 def as_data(train: Windows, valid: Windows | None = None) -> Data:
-    """Turn windows into data for `nnfx.fit`; they reach the model unchanged.
+    """Convert windows to data for `nnfx.fit`, which reach the model unchanged.
 
     Args:
         train: the training windows.
-        valid: the held-out windows, whose targets lie in a later part; see `split`.
+        valid: the held-out windows, whose targets lie in a later split; see `split`.
 
     Returns:
-        Data whose preprocessing changes nothing.
+        Data whose preprocessing leaves windows unchanged.
 
     Raises:
         ValueError: for held-out windows whose sizes differ from those of the training windows.
@@ -154,7 +154,7 @@ def as_data(train: Windows, valid: Windows | None = None) -> Data:
 
 
 def _as_windows(name: str, given: Any) -> Windows:
-    """Check windows and return them as floats on the device."""
+    """Return windows as floats on the device, after checking them."""
     if not isinstance(given, tuple) or len(given) != len(Windows._fields):
         raise TypeError(f"{name}: expected Windows, as returned by windows(...), got {checks.describe(given)}")
     parts: list[Array] = []
@@ -173,27 +173,27 @@ def _as_windows(name: str, given: Any) -> Windows:
 
 
 def split(values: Any, lookback: int, sizes: Sequence[float]) -> tuple[Any, ...]:
-    """Split a series in time order, so that the targets of each window lie in a single part.
+    """Split a series in time order, so that the targets of each window lie in a single split.
 
-    The first part is `y[: n₁]`. A later one begins L steps early, `y[b − L : b + n]`: its windows look back into the
-    part before it, but all of their targets, from b on, are its own. So no training window contains values of a later
-    part, and each step of a later part is a target.
+    The first split is `y[: n₁]`. A later split begins L steps early, `y[b − L : b + n]`: its windows look back into the
+    split before it, but all of their targets, from b on, are its own. So no training window contains values of a later
+    split, and each step of a later split is a target.
 
     Args:
         values: y, one series `(time, channels)` or a panel `(series, time, channels)`, as for `windows`.
-        lookback: L, the lookback of the windows that the parts will be cut into.
-        sizes: two or more, such as those of the training, held-out and test parts. Either in steps, any left over at
-            the end being unused; or as fractions of all steps, which sum to 1. Fractions are rounded down to whole
-            steps, and the steps left over go to the second part.
+        lookback: L, the lookback of the windows that the splits will be cut into.
+        sizes: two or more, such as the sizes of the training, held-out and test splits. Either in steps, in which case
+            steps left over at the end are unused; or as fractions of all steps, which sum to 1. Fractions are rounded
+            down to whole steps, and the steps left over go to the second split.
 
     Returns:
-        The parts, one per size: frames or `nnfx.data.Series` if the values are, arrays otherwise.
+        The splits, one per size: frames or `nnfx.data.Series` if the values are such, arrays otherwise.
 
     Raises:
         TypeError: for sizes that mix steps and fractions, or a lookback that is not an integer.
         ValueError: for values that `windows` rejects, fewer than two sizes, sizes that are not positive, more steps
-            than the series has, fractions that do not sum to 1 or leave a part empty, or a first part shorter than the
-            lookback.
+            than the series has, fractions that do not sum to 1 or leave a split empty, or a first split shorter than
+            the lookback.
 
     Example:
         >>> [part[:, 0].tolist() for part in split(np.arange(10)[:, None], lookback=2, sizes=(5, 2, 3))]
@@ -208,7 +208,7 @@ def split(values: Any, lookback: int, sizes: Sequence[float]) -> tuple[Any, ...]
     checked = as_series("values", values)
     steps = _steps(sizes, checked.shape[-2])
     if steps[0] < lookback:
-        raise ValueError(f"sizes: expected a first part of at least the lookback, {lookback} steps, got {steps[0]}")
+        raise ValueError(f"sizes: expected a first split of at least the lookback, {lookback} steps, got {steps[0]}")
     ends: list[int] = list(itertools.accumulate(steps))
     starts = [0, *(end - lookback for end in ends[:-1])]
     return tuple(_between(values, checked, start, end) for start, end in zip(starts, ends, strict=True))
@@ -227,7 +227,7 @@ def _between(values: Any, checked: Any, start: int, end: int) -> Any:
 
 
 def _steps(sizes: Sequence[float], time: int) -> list[int]:
-    """Return the size of each part in steps."""
+    """Return the size of each split in steps."""
     sizes = sizes.tolist() if isinstance(sizes, np.ndarray | jax.Array) and sizes.ndim == 1 else sizes
     if not isinstance(sizes, Sequence) or isinstance(sizes, str):
         raise TypeError(f"sizes: expected a sequence, such as (0.7, 0.1, 0.2), got {checks.describe(sizes)}")
@@ -241,10 +241,10 @@ def _steps(sizes: Sequence[float], time: int) -> list[int]:
         steps = [_whole_part(size, time) for size in sizes]
         steps[1] += time - sum(steps)
         if min(steps) < 1:
-            raise ValueError(f"sizes: expected fractions that leave no part of {time} steps empty, got {tuple(sizes)}")
+            raise ValueError(f"sizes: expected fractions of {time} steps that leave no split empty, got {tuple(sizes)}")
         return steps
     if any(isinstance(size, float | np.floating) for size in sizes):
-        raise TypeError(f"sizes: expected all in steps or all in fractions, got {checks.describe(sizes)}")
+        raise TypeError(f"sizes: expected all sizes in steps or all as fractions, got {checks.describe(sizes)}")
     for i, size in enumerate(sizes):
         checks.positive_integer(f"sizes[{i}]", size)
     if sum(sizes) > time:
@@ -263,7 +263,7 @@ def _whole_part(fraction: Any, time: int) -> int:
 
 
 class Scaler(NamedTuple):
-    """The mean and scale of each channel of each series, for `(y − μ) / σ` and its inverse.
+    """The mean and scale of each channel of each series; calling it computes `(y − μ) / σ`.
 
     Attributes:
         mean: μ, `(1, channels)`, or `(series, 1, channels)` for a panel.
@@ -279,7 +279,7 @@ class Scaler(NamedTuple):
 
         Args:
             values: the training values only, `(time, channels)` or `(series, time, channels)`, finite, as for
-                `windows`; concrete ones are measured in float64.
+                `windows`; concrete values are measured in float64.
             where: booleans `(time,)`, true for the steps to measure; all steps by default.
 
         Raises:
@@ -312,7 +312,7 @@ class Scaler(NamedTuple):
 
     @classmethod
     def _measured(cls, values: np.ndarray, is_measured: np.ndarray | None, dtype: Any) -> "Scaler":
-        """Measure values in float64, on the host."""
+        """Return the scaler of concrete values, measured in float64 on the host."""
         arrays.check_range("values", values, dtype)
         exact, where = values.astype(np.float64), True if is_measured is None else is_measured
         mean, scale = exact.mean(-2, keepdims=True, where=where), exact.std(-2, keepdims=True, where=where)
@@ -323,11 +323,11 @@ class Scaler(NamedTuple):
         return cls(jnp.asarray(mean, dtype), jnp.asarray(scale, dtype))
 
     def __call__(self, values: Any) -> Array:
-        """Return scaled values; values that the device cannot represent exactly are scaled on the host.
+        """Scale values, `(y − μ) / σ`; values that the device cannot represent exactly are scaled on the host.
 
         Args:
-            values: `(..., channels)`, such as windows `(windows, steps, channels)`; for the scaler of a panel, the
-                first axis is that of its series, `(series, ..., channels)`. Lists and frames as for `windows`.
+            values: `(..., channels)`, such as windows `(windows, steps, channels)`; for the scaler of a panel,
+                `(series, ..., channels)`. Lists and frames are accepted as by `windows`.
 
         Raises:
             ValueError: for missing values, or if the number of channels or series differs from that of the measured
@@ -342,7 +342,7 @@ class Scaler(NamedTuple):
         return arrays.to_device("values", scaled, floating(x))
 
     def inverse(self, values: Any) -> Array:
-        """Return scaled values, such as forecasts, in their original units, `σ y + μ`; shapes are as in `__call__`.
+        """Convert scaled values, such as forecasts, to their original units, `σ y + μ`; shapes are as for scaling.
 
         Raises:
             ValueError: if the number of channels or series differs from that of the measured values.
@@ -353,7 +353,7 @@ class Scaler(NamedTuple):
         return (x * scale + mean).astype(x.dtype)
 
     def _aligned(self, x: Any) -> tuple[Array, Array]:
-        """Return the mean and the scale with as many axes as the values."""
+        """Return the mean and the scale, reshaped to broadcast against the values."""
         *series, _, channels = self.mean.shape
         if x.ndim < len(series) + 1 or x.shape[: len(series)] != tuple(series) or x.shape[-1] != channels:
             expected = ", ".join([*map(str, series), "...", str(channels)])
@@ -363,7 +363,7 @@ class Scaler(NamedTuple):
 
 
 def _steps_where(where: Any, values: Any) -> Any:
-    """Return whether to measure each value, given which steps to measure."""
+    """Return which values to measure, with the shape of the values, given which steps to measure."""
     steps = where if isinstance(where, jax.Array) else arrays.as_numpy("where", where)
     if steps.shape != values.shape[-2:-1] or steps.dtype != bool:
         raise ValueError(
@@ -376,7 +376,7 @@ def _steps_where(where: Any, values: Any) -> Any:
 
 
 def _check_resolution(mean: np.ndarray, scale: np.ndarray, dtype: Any) -> None:
-    """Reject channels whose spread is lost when rounded to the dtype of the device."""
+    """Raise an error for channels whose spread is lost when rounded to the dtype of the device."""
     most = 1e5 * float(np.finfo(np.float32).eps) / float(jnp.finfo(dtype).eps)
     lost = np.argwhere(np.abs(mean) > most * scale)
     if len(lost):

@@ -1,4 +1,4 @@
-"""Where a network looks: the positions and pixels that the logit of a class depends on."""
+"""Attribution: the positions and pixels that the logit of a class depends on."""
 
 import jax
 import jax.numpy as jnp
@@ -18,26 +18,26 @@ def class_activation_map(
     *,
     relative: bool = False,
 ) -> Array:
-    """Return where a class is seen (Grad-CAM): `ReLU(Σₖ αₖ Aₖ)`, `αₖ = meanₚ ∂z_c / ∂Aₖ(p)`, at the inputs' size.
+    """Return the Grad-CAM map of a class: `ReLU(Σₖ αₖ Aₖ)`, `αₖ = meanₚ ∂z_c / ∂Aₖ(p)`, resized to the inputs.
 
     Aₖ are the feature maps of the layer, p their positions and z_c the logit of the class. The maps are not scaled:
-    divide each by its maximum to draw it.
+    divide each by its maximum to show it as an image.
 
     Args:
-        model: a model with Linen modules inside, whose outputs are logits `(batch, classes)`.
+        model: a model built from Linen modules, whose outputs are logits `(batch, classes)`.
         variables: the variables of the model.
         inputs: `(batch, height, width, channels)` or `(batch, width, channels)`.
-        layer: the name of a layer of feature maps, as given by `layer_outputs`; usually the last one.
-        classes: the class c of each input, `(batch,)`, or one for all; by default, that of the largest logit.
-        relative: whether z_c is the logit's lead over the mean of all logits. Softmax ignores their common level, which
-            often falls in training and then leaves maps of zeros.
+        layer: the name of a layer of feature maps, as given by `layer_outputs`; usually the last such layer.
+        classes: the class c of each input, `(batch,)`, or one for all; by default, the class with the largest logit.
+        relative: whether z_c is the logit relative to the mean of all logits. Softmax ignores the mean, whose fall in
+            training often leaves maps of zeros.
 
     Returns:
         `(batch, height, width)` or `(batch, width)`, interpolated linearly from the layer's maps.
 
     Raises:
         TypeError: for classes that are not integers.
-        ValueError: for an unknown layer, one without feature maps, inputs of the wrong rank, outputs that are not
+        ValueError: for an unknown layer, a layer without feature maps, inputs of the wrong rank, outputs that are not
             `(batch, classes)`, classes out of range, or `relative` for a model with a single logit.
 
     Example:
@@ -91,7 +91,7 @@ def saliency(model: Model, variables: Variables, inputs: ArrayLike, classes: Arr
         model: any model whose outputs are logits `(batch, classes)`.
         variables: the variables of the model.
         inputs: `(batch, ..., channels)`, or `(batch, features)`.
-        classes: the class c of each input, `(batch,)`, or one for all; by default, that of the largest logit.
+        classes: the class c of each input, `(batch,)`, or one for all; by default, the class with the largest logit.
 
     Returns:
         `(batch, ...)`; for inputs `(batch, features)`, |∂z_c / ∂x| of the same shape.
@@ -122,13 +122,13 @@ def _saliency(model: Model, variables: Variables, inputs: Array, classes: Array 
 
 
 def _of_classes(outputs: Array, classes: Array | None) -> Array:
-    """Sum the logits of each example's class: examples do not mix, so each keeps its own gradient."""
+    """Sum the logits of each example's class; as examples do not mix, the gradient is that of each example."""
     chosen = outputs.argmax(-1) if classes is None else classes
     return jnp.take_along_axis(outputs, chosen[:, None], axis=-1).sum()
 
 
 def _classes(model: Model, variables: Variables, inputs: Array, classes: ArrayLike | None) -> Array | None:
-    """Require logits, and one class for each input or one for all of them."""
+    """Return one class for each input, or None for the largest logits, after checking that the outputs are logits."""
     outputs = jax.eval_shape(model.apply, variables, inputs)
     if not hasattr(outputs, "shape") or len(outputs.shape) != 2:
         raise ValueError(f"model: expected outputs (batch, classes), got {checks.describe(outputs)}")
@@ -140,10 +140,10 @@ def _classes(model: Model, variables: Variables, inputs: Array, classes: ArrayLi
     rows, known = outputs.shape
     if classes.shape not in ((), (rows,)):
         raise ValueError(
-            f"classes: expected one for each input, {(rows,)}, or one for all, got {checks.describe(classes)}"
+            f"classes: expected one class for each input, {(rows,)}, or one for all, got {checks.describe(classes)}"
         )
     if checks.is_concrete(classes) and not bool(((classes >= 0) & (classes < known)).all()):
         raise ValueError(
-            f"classes: expected numbers from 0 to {known - 1}, got {int(classes.min())} to {int(classes.max())}"
+            f"classes: expected classes from 0 to {known - 1}, got {int(classes.min())} to {int(classes.max())}"
         )
     return jnp.broadcast_to(classes, (rows,))

@@ -1,4 +1,4 @@
-"""Is the gradient right? Compare each parameter's derivative with the effect of a small change on the loss."""
+"""Gradient checking: compare each parameter's derivative with finite differences of the loss."""
 
 import math
 from functools import partial
@@ -17,30 +17,31 @@ from nnfx.types import Array, Batch, Model, PerExample, Variables
 __all__ = ["Audit", "Leaf", "gradient"]
 
 STEP = 1e-5
-"""h, the step by which a parameter is moved, relative to its magnitude if that is above 1."""
+"""h, the step by which a parameter is shifted, relative to its magnitude if that is above 1."""
 NEAR = 0.1
 """The smaller of the two steps, as a fraction of the larger."""
 BESIDE = 0.01
-"""The standard deviation of the moves to nearby points, away from the kinks of the original one."""
+"""The standard deviation of the shift to nearby points, away from kinks at the original point."""
 
 Verdict = Literal["right", "wrong", "flat", "undecided"]
-"""Whether the gradient and the differences agree; `"flat"` if both vanish within the loss's rounding, `"undecided"` if
-the loss has a kink at every audited parameter."""
+"""Whether the gradient and the finite differences agree; `"flat"` if both are zero up to rounding errors of the loss,
+`"undecided"` if the loss has a kink at every audited parameter."""
 
 
 class Leaf(NamedTuple):
     """The result for one array of parameters.
 
     Attributes:
-        shape: its shape.
-        audited: the number of its elements that were audited.
-        kinks: the number of them at which the loss has a kink, so that finite differences cannot confirm a derivative.
-        scale: the largest derivative among them, by the gradient or by finite differences.
-        error: the largest deviation between the two where there is no kink, as a fraction of the scale.
-        worst: the position of that element.
-        gradient: the derivative there, by the gradient.
-        difference: the derivative there, by finite differences of the loss.
-        verdict: whether the two agree.
+        shape: the shape of the array.
+        audited: the number of audited elements.
+        kinks: the number of audited elements at which the loss has a kink, where finite differences say nothing.
+        scale: the largest derivative among audited elements, by the gradient or by finite differences.
+        error: the largest deviation of the gradient from finite differences, kinks excluded, as a fraction of the
+            scale.
+        worst: the position of the element with the largest deviation.
+        gradient: the derivative of that element, by the gradient.
+        difference: the derivative of that element, by finite differences of the loss.
+        verdict: whether the gradient and finite differences agree.
     """
 
     shape: tuple[int, ...]
@@ -59,7 +60,7 @@ class Audit(NamedTuple):
 
     Attributes:
         leaves: the result for each array of parameters, by name, such as `"hidden_0/kernel"`.
-        loss: the empirical loss at these parameters.
+        loss: the empirical loss at the audited parameters.
     """
 
     leaves: dict[str, Leaf]
@@ -67,7 +68,7 @@ class Audit(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether no gradient is wrong or undecided."""
+        """Whether every gradient is right or flat."""
         return not self.failures
 
     @property
@@ -76,7 +77,7 @@ class Audit(NamedTuple):
         return tuple(name for name, leaf in self.leaves.items() if leaf.verdict in ("wrong", "undecided"))
 
     def __str__(self) -> str:
-        """Return the table."""
+        """Return the audit as a table, followed by details of wrong gradients."""
         rows = [
             [name, f"{leaf.audited} of {math.prod(leaf.shape)}", leaf.kinks, leaf.scale, leaf.error, leaf.verdict]
             for name, leaf in self.leaves.items()
@@ -103,20 +104,20 @@ def gradient(
 ) -> Audit:
     """Audit a gradient: `∂L/∂wᵢ` against `(L(w + h eᵢ) − L(w − h eᵢ)) / 2h`, in float64, for every parameter.
 
-    All losses are computed in one compiled program. ReLU, maxima and absolute values have kinks, across which
+    All losses are computed in one compiled program. ReLU, maxima and absolute values have kinks, across which finite
     differences say nothing about the slope. A kink is detected by comparing two step sizes and the two sides of each
-    step, whatever the gradient claims. The audit is then repeated at two nearby points, with all parameters moved in a
-    random direction and in the opposite one, so that both sides of the kink are seen. An element is wrong if it
-    disagrees at any of these points by more than a kink can explain there.
+    step, independently of the gradient. The audit is then repeated at two nearby points, with all parameters shifted in
+    a random direction and in the opposite direction, so that both sides of the kink are tested. An element is wrong if
+    it disagrees at any of these points by more than a kink there can explain.
 
     Args:
         model: the model; it must compute in the dtype of its arguments.
-        loss: per example.
+        loss: the per-example loss.
         variables: the variables of the model; the gradient is audited at their parameters.
         batch: the examples that the loss is averaged over.
-        key: draws the parameters to audit and the nearby points, and seeds the model's noise.
-        share: the fraction of each array of parameters to audit, above 0, drawn at random; at least one element.
-        train: whether to apply the model as in training.
+        key: a typed key, which selects the parameters to audit and the nearby points, and seeds the model's noise.
+        share: the fraction of each array of parameters to audit, above 0, selected at random; at least one element.
+        train: whether to apply the model in training mode.
         tolerance: the largest error that passes, as a fraction of the largest derivative in an array of parameters; an
             allowance for the rounding of the loss is added.
 
@@ -125,7 +126,7 @@ def gradient(
 
     Raises:
         TypeError: for a key that is not typed, or arguments of the wrong type.
-        ValueError: for a share outside (0, 1], parameters or data that are not finite or do not fit each other, a
+        ValueError: for a share outside (0, 1], parameters or data that are not finite or do not match each other, a
             loss that is not finite, and a model that does not compute in float64.
 
     Example:
@@ -138,7 +139,7 @@ def gradient(
         (True, True)
 
     References:
-        Griewank and Walther, *Evaluating derivatives*, SIAM 2008, section 1.1 (differences and their error).
+        Griewank and Walther, *Evaluating derivatives*, SIAM 2008, section 1.1 (finite differences and their errors).
     """
     checks.key("key", key)
     checks.number("share", share, above=0, maximum=1)
@@ -170,7 +171,7 @@ def gradient(
 
 
 def _choose(key: Array, shapes: list[tuple[int, ...]], share: float) -> list[np.ndarray]:
-    """Draw a fraction of each leaf, as positions in the vector of all parameters."""
+    """Select a fraction of each leaf at random, and return positions in the vector of all parameters."""
     chosen, offset = [], 0
     for i, shape in enumerate(shapes):
         size = math.prod(shape)
@@ -187,14 +188,14 @@ def _as_float64(leaf: Any) -> Array:
 
 
 def _beside(key: Array, params: Any) -> list[Any]:
-    """Return the parameters moved in a random direction, and in the opposite one."""
+    """Return the parameters shifted in a random direction, and in the opposite direction."""
     flat, restore = ravel_pytree(params)
     move = BESIDE * jax.random.normal(key, flat.shape, flat.dtype)
     return [restore(flat + move), restore(flat - move)]
 
 
 class _Found(NamedTuple):
-    """The results of the program: the loss and its rounding error, and each element's step, derivative and losses."""
+    """The loss, its rounding error, and each element's step, derivative, and losses at the shifted points."""
 
     loss: Array
     rounding: Array
@@ -214,7 +215,7 @@ def _differences(
     key: Array,
     chosen: Array,
 ) -> _Found:
-    """Compute the gradient, and the loss with each chosen element moved up and down, far and near."""
+    """Compute the gradient, and the loss with each chosen element shifted by ± a large and a small step."""
     of_params = objective.objective(model, loss, variables, batch, key=key, train=train)
     flat, restore = ravel_pytree(variables["params"])
 
@@ -231,7 +232,8 @@ def _differences(
         number, move, factor = point
         return of((flat * factor).at[number].add(move))
 
-    # A factor that changes only the last bits should not matter; how much the loss changes with it is its rounding.
+    # Factors that change only the last bits should not matter; how much the loss varies with them is its rounding
+    # error.
     bits = 1 + jnp.finfo(flat.dtype).eps * jnp.arange(-4, 4)
     points = (
         jnp.concatenate([jnp.repeat(chosen, 4), jnp.zeros_like(chosen, shape=bits.shape)]),
@@ -247,12 +249,12 @@ class _Evidence(NamedTuple):
     """The evidence for each element, on the host.
 
     Attributes:
-        loss: the loss before anything is moved.
-        gradient: the derivative that is audited.
-        difference: the central difference that comes closest to it.
+        loss: the loss before any element is shifted.
+        gradient: the derivative to audit.
+        difference: the central difference that is closest to the gradient.
         scale: the largest derivative within the same leaf.
-        noise: the error that rounding of the loss may cause in a difference.
-        is_right: whether the gradient and the difference agree.
+        noise: the error that rounding of the loss may cause in a central difference.
+        is_right: whether the gradient and the central difference agree.
         is_kink: whether they disagree because of a kink.
     """
 
@@ -266,13 +268,13 @@ class _Evidence(NamedTuple):
 
     @classmethod
     def of(cls, found: _Found, chosen: list[np.ndarray], tolerance: float) -> "_Evidence":
-        """Compare the gradient with the differences."""
+        """Compare the gradient with finite differences."""
         loss, rounding, step, gradient, losses = (np.asarray(each) for each in found)
         if not (np.isfinite(loss) and np.isfinite(gradient).all() and np.isfinite(losses).all()):
-            raise ValueError("loss: expected finite values and gradients at and around these parameters, got others")
+            raise ValueError("loss: expected finite values and gradients at and around the parameters, got others")
         up, down, near_up, near_down = losses.T
         far, near = (up - down) / (2 * step), (near_up - near_down) / (2 * NEAR * step)
-        # Curvature makes the slopes of the two sides differ in proportion to the step, a kink whatever the step.
+        # Curvature makes the slopes of the two sides differ in proportion to the step, a kink regardless of the step.
         bend = (up - 2 * loss + down) / step
         near_bend = (near_up - 2 * loss + near_down) / (NEAR * step)
         kink = np.maximum(np.abs(far - near), np.abs(near_bend - NEAR * bend))
@@ -285,9 +287,9 @@ class _Evidence(NamedTuple):
         scale = np.repeat(largest, lengths)
         noise = 4 * (rounding + 2 * np.finfo(np.float64).eps * abs(loss)) / (NEAR * step)
         is_right = np.minimum(off, near_off) <= tolerance * scale + noise
-        # If the slope jumps by J at a kink within the far step h, at the distance th, `off` sees J(1 − t)/2. If th
-        # lies within the near step, one of the two measures sees at least 0.28 J, so that 1/2 errs on neither side;
-        # beyond it the near difference is right.
+        # If the slope jumps by J at a kink within the far step h, at a distance th, then `off` is J(1 − t)/2. If th
+        # lies within the near step, one of the two terms of `kink` is at least 0.28 J, so that a factor of 1/2 is safe;
+        # if th lies beyond it, the near difference is right.
         is_kink = ~is_right & (kink >= off / 2)
         return cls(float(loss), gradient, np.where(off <= near_off, far, near), scale, noise, is_right, is_kink)
 
@@ -297,7 +299,7 @@ class _Evidence(NamedTuple):
 
 
 def _leaf(shape: tuple[int, ...], numbers: np.ndarray, evidence: list[_Evidence]) -> Leaf:
-    """Judge one leaf by the evidence at one point, or at that point and the nearby ones."""
+    """Return the result for one leaf, given the evidence at the original point and any nearby points."""
     first = evidence[0]
     is_wrong = np.stack([~each.is_right & ~each.is_kink for each in evidence])
     errors = np.stack(

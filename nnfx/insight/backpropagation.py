@@ -1,4 +1,4 @@
-"""Backpropagation in detail: every factor of the chain rule in a small dense network, as numbers and as a drawing."""
+"""Backpropagation in detail: every factor of the chain rule in a small dense network."""
 
 import collections
 from collections.abc import Callable
@@ -21,16 +21,16 @@ __all__ = ["Backpropagation", "Layer", "lay_open"]
 
 
 class Layer(NamedTuple):
-    """A layer `h = g(z)`, `z = xW + b` on the way forward, and the errors on the way back; k is 1 except for maxout.
+    """A layer `h = g(z)`, `z = xW + b`: its values in the forward and backward pass; k is 1 except for maxout.
 
     Attributes:
-        name: as given by `nnfx.insight.features.layer_outputs`.
+        name: the name of the layer, as given by `nnfx.insight.features.layer_outputs`.
         inputs: x, `(batch, inputs)`.
         kernel: W, `(inputs, k · units)`.
         bias: b, `(k · units,)`.
         pre_activations: z, `(batch, k · units)`.
         outputs: h, `(batch, units)`.
-        local_derivatives: `g'(z) = ∂h/∂z`, `(batch, k · units)`; for maxout 1 for the winning piece, else 0.
+        local_derivatives: `g'(z) = ∂h/∂z`, `(batch, k · units)`; for maxout, 1 for the largest piece, else 0.
         errors: `∂L/∂h`, passed back from the layer above, `(batch, units)`.
         deltas: `δ = ∂L/∂z = ∂L/∂h · g'(z)`, `(batch, k · units)`.
         kernel_gradient: `∂L/∂W = xᵀδ`, summed over the batch, `(inputs, k · units)`.
@@ -53,7 +53,7 @@ class Layer(NamedTuple):
 
 
 class Backpropagation(NamedTuple):
-    """One pass forward and one back; it prints as a table for each layer.
+    """The results of a forward and a backward pass; prints as a table for each layer.
 
     Attributes:
         layers: from the inputs to the outputs.
@@ -67,7 +67,7 @@ class Backpropagation(NamedTuple):
 
     @property
     def gradient(self) -> Params:
-        """The gradient with respect to all parameters, in their tree, as returned by `jax.grad`."""
+        """The gradient with respect to all parameters, as the tree returned by `jax.grad`."""
         found: dict[str, Any] = {}
         for layer in self.layers:
             place = found
@@ -77,7 +77,7 @@ class Backpropagation(NamedTuple):
         return found
 
     def __str__(self) -> str:
-        """Return the tables: what went forward and what came back for each unit and example, and the gradients."""
+        """Return tables of each layer's forward and backward values by unit and example, and of its gradients."""
         parts = [f"loss {float(self.loss):.6g}, the mean of {len(self.losses)}"]
         for layer in self.layers:
             width = layer.kernel.shape[1]
@@ -108,7 +108,7 @@ class Backpropagation(NamedTuple):
 
 
 def lay_open(model: Model, loss: PerExample, variables: Variables, batch: Batch) -> Backpropagation:
-    """Go forward and back through a dense network by the chain rule, factor by factor, and return all factors.
+    """Compute and return every factor of the chain rule in a forward and a backward pass through a dense network.
 
     From the outputs down: `δ = ∂L/∂h · g'(z)`, `∂L/∂W = xᵀδ`, `∂L/∂b = Σ δ`, and `∂L/∂x = δWᵀ` for the layer below.
     Only g' and the derivative of the loss with respect to the outputs come from JAX; the product of all factors is the
@@ -116,17 +116,17 @@ def lay_open(model: Model, loss: PerExample, variables: Variables, batch: Batch)
 
     Args:
         model: a stack of perceptrons, made by `nnfx.models.perceptron` or `mlp` without batch norm; it is applied
-            outside training, so without dropout.
-        loss: per example.
+            in evaluation mode, so without dropout.
+        loss: the per-example loss.
         variables: the variables of the model.
         batch: one or more examples; L is their empirical loss.
 
     Returns:
-        Every layer's values, local derivatives and errors.
+        The values, local derivatives, errors and gradients of every layer, and the losses.
 
     Raises:
-        TypeError, ValueError: as for `nnfx.insight.audit.gradient`, and for other models, and for activations that mix
-            units, such as softmax, whose derivative is not one number per unit.
+        TypeError, ValueError: as for `nnfx.insight.audit.gradient`, for models of another kind, and for activations
+            that mix units, such as softmax, whose derivative is not one number per unit.
 
     Example:
         >>> from nnfx import losses, models
@@ -197,7 +197,7 @@ class _Seen(NamedTuple):
 
 
 def _forward(model: Model, variables: Variables, inputs: Array) -> list[_Seen]:
-    """Apply the model and record each of its perceptrons; raise if it contains anything else."""
+    """Apply the model and record each of its perceptrons; raise an error if it contains other layers."""
     seen: list[_Seen] = []
     others: set[str] = set()
 
@@ -221,9 +221,9 @@ def _forward(model: Model, variables: Variables, inputs: Array) -> list[_Seen]:
 
 
 def _local_derivatives(activation: Callable[[Array], Array], z: Array) -> tuple[Array, Array]:
-    """Return the derivative of each unit with respect to its pre-activations, and how much units mix, relative to it.
+    """Return the derivative of each unit with respect to its pre-activations, and the relative error if units mix.
 
-    If they do not mix, the derivative of their sum is that of each unit, and predicts the effect of any joint change.
+    If units do not mix, the gradient of their sum holds the derivative of each unit, and so predicts any joint change.
     """
     local = jax.grad(lambda z: activation(z).sum())(z)
     trial = jnp.cos(jnp.arange(z.size, dtype=z.dtype)).reshape(z.shape)

@@ -1,4 +1,4 @@
-"""The curvature of the loss: products with the Hessian `H = ∂²L / ∂w²`, eigenvalues, their density, the trace.
+"""The curvature of the loss: products with the Hessian `H = ∂²L / ∂w²`, its eigenvalues, their density and its trace.
 
 The Hessian itself, whose size is the square of the number of parameters, is never formed. All functions take any
 model, loss and batch, and work under `jax.jit`.
@@ -26,9 +26,9 @@ class Eigenpairs(NamedTuple):
     """Eigenvalues of the Hessian at one end of its spectrum, and their eigenvectors.
 
     Attributes:
-        values: `(count,)`, from the end inwards.
-        vectors: unit vectors in the tree of the parameters, with a leading axis, `(count, ...)`.
-        residuals: `‖Hv − λv‖` of each, `(count,)`: an upper bound on its distance from an eigenvalue.
+        values: the eigenvalues λ, `(count,)`, from that end inwards.
+        vectors: unit eigenvectors v, in the tree of the parameters with a leading axis, `(count, ...)`.
+        residuals: `‖Hv − λv‖`, `(count,)`: upper bounds on the distance of each λ from an exact eigenvalue.
     """
 
     values: Array
@@ -37,18 +37,18 @@ class Eigenpairs(NamedTuple):
 
 
 class Spectrum(NamedTuple):
-    """An estimate of the Hessian's spectrum from random vectors: points with weights.
+    """An estimate of the Hessian's spectrum from random vectors, as weighted points.
 
     Attributes:
         values: `(draws, steps)`, the points for each random vector.
-        weights: `(draws, steps)`, the fraction of the eigenvalues at each point; they sum to 1 for each draw.
+        weights: `(draws, steps)`, the fraction of the eigenvalues at each point, which sum to 1 for each random vector.
     """
 
     values: Array
     weights: Array
 
     def density(self, at: ArrayLike, width: ArrayLike) -> Array:
-        """Return the density of eigenvalues, `φ(t) = mean over draws of Σᵢ wᵢ N(t; λᵢ, σ²)`, whose integral is 1.
+        """Return the density of eigenvalues, the mean of `φ(t) = Σᵢ wᵢ N(t; λᵢ, σ²)` over draws, whose integral is 1.
 
         Args:
             at: t, eigenvalues `(points,)`.
@@ -73,7 +73,7 @@ class Trace(NamedTuple):
 
     Attributes:
         value: the sum of all eigenvalues.
-        error: its standard error.
+        error: the standard error of the estimate.
     """
 
     value: Array
@@ -90,14 +90,15 @@ def hessian_vector_product(
 
     Args:
         model: the model.
-        loss: per example.
+        loss: the per-example loss.
         variables: the variables of the model; derivatives are taken with respect to their parameters.
         batch: the examples that the loss is averaged over.
-        vector: v, like the parameters.
-        train: whether to apply the model as in training, without noise: batch norm then normalises by the batch.
+        vector: v, with the tree and shapes of the parameters.
+        train: whether to apply the model in training mode, in which batch norm normalises by the batch; no key is
+            passed to the model, so one with dropout raises an error.
 
     Returns:
-        Hv, like the parameters.
+        Hv, with the tree and shapes of the parameters.
 
     Raises:
         TypeError, ValueError: as for `nnfx.insight.audit.gradient`, and for a vector whose shapes differ from those of
@@ -119,7 +120,7 @@ def hessian_vector_product(
     """
     objective.check(model, loss, variables, batch, train=train)
     if jax.tree.map(np.shape, vector) != jax.tree.map(np.shape, variables["params"]):
-        raise ValueError("vector: expected the shapes of variables['params'], got others")
+        raise ValueError("vector: expected the tree and shapes of variables['params'], got different ones")
     return _multiply(model, loss, train, variables, batch, vector)
 
 
@@ -134,7 +135,7 @@ def _multiply(
 def _product(
     model: Model, loss: PerExample, train: bool, variables: Variables, batch: Batch
 ) -> Callable[[Array], Array]:
-    """Return the product with the Hessian, on vectors `(parameters,)`."""
+    """Return the function that multiplies vectors `(parameters,)` by the Hessian."""
 
     def gradient(variables: Variables, batch: Batch) -> Callable[[Array], Array]:
         of = objective.objective(model, loss, variables, batch, train=train)
@@ -152,7 +153,7 @@ def _product(
 
     flat, _ = ravel_pytree(variables["params"])
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), (variables, batch, flat))
-    try:  # there is no other way to ask a custom derivative which modes it supports
+    try:  # there is no other way to find out which modes a custom derivative supports
         jax.jit(forward).lower(*shapes)
     except TypeError:
         return partial(reverse, variables, batch)
@@ -173,23 +174,23 @@ def eigenpairs(
 ) -> Eigenpairs:
     """Find eigenvalues at one end of the Hessian's spectrum, with their eigenvectors, by the Lanczos method.
 
-    The eigenvalues at the ends of the spectrum, which usually lie far apart, converge after few products with the
-    Hessian; the residuals show how well. Of the eigenvectors of a multiple eigenvalue, some may be missing.
+    The eigenvalues at the ends of the spectrum, which usually lie far apart, converge after only a few products with
+    the Hessian; the residuals show how well. Some eigenvectors of a repeated eigenvalue may be missing.
 
     Args:
         model: the model.
-        loss: per example.
+        loss: the per-example loss.
         variables: the variables of the model; the Hessian is taken at their parameters.
         batch: the examples that the loss is averaged over.
-        key: draws the starting vector.
+        key: a typed key, from which the starting vector is drawn.
         count: the number of eigenvalues to find, at most `steps`.
         end: `"largest"`, for the directions across the valley, or `"smallest"`, for the directions that lead down from
             a saddle.
-        steps: the largest number of products with the Hessian, limited to the number of parameters.
-        train: whether to apply the model as in training, without noise.
+        steps: the number of products with the Hessian, at most the number of parameters.
+        train: whether to apply the model in training mode, as for `hessian_vector_product`.
 
     Returns:
-        The eigenvalues from that end inwards, their eigenvectors, and their residuals.
+        The eigenvalues from the chosen end inwards, their eigenvectors, and their residuals.
 
     Raises:
         TypeError, ValueError: as for `hessian_vector_product`, and for a key that is not typed or a count above the
@@ -240,7 +241,7 @@ def _normal(key: Array, flat: Array) -> Array:
 
 
 def _steps(model: Model, loss: PerExample, variables: Variables, batch: Batch, steps: Any, train: bool) -> int:
-    """Check the arguments that all functions share, and return how many steps there can be."""
+    """Check the arguments common to all functions, and return the number of steps, at most the number of parameters."""
     objective.check(model, loss, variables, batch, train=train)
     checks.positive_integer("steps", steps)
     return min(steps, sum(np.size(leaf) for leaf in jax.tree.leaves(variables["params"])))
@@ -260,12 +261,12 @@ def sharpness(
 
     Args:
         model: the model.
-        loss: per example.
+        loss: the per-example loss.
         variables: the variables of the model; the Hessian is taken at their parameters.
         batch: the examples that the loss is averaged over.
-        key: draws the starting vector.
-        steps: the largest number of products with the Hessian, limited to the number of parameters.
-        train: whether to apply the model as in training, without noise.
+        key: a typed key, from which the starting vector is drawn.
+        steps: the number of products with the Hessian, at most the number of parameters.
+        train: whether to apply the model in training mode, as for `hessian_vector_product`.
 
     Returns:
         λ, a scalar.
@@ -300,25 +301,25 @@ def spectrum(
 ) -> Spectrum:
     """Estimate the whole spectrum of the Hessian by stochastic Lanczos quadrature.
 
-    A random vector v contains, on average, an equal part of every eigenvector. The Lanczos method, started from v,
+    A random vector v has components of equal variance along all eigenvectors. The Lanczos method, started from v,
     finds a few points and weights that integrate polynomials of degree up to `2 steps − 1` exactly, with respect to the
     spectrum weighted by v.
 
     Args:
         model: the model.
-        loss: per example.
+        loss: the per-example loss.
         variables: the variables of the model; the Hessian is taken at their parameters.
         batch: the examples that the loss is averaged over.
-        key: draws the vectors.
+        key: a typed key, from which the random vectors are drawn.
         draws: the number of random vectors.
-        steps: the number of products with the Hessian to make for each, limited to the number of parameters.
-        train: whether to apply the model as in training, without noise.
+        steps: the number of products with the Hessian per random vector, at most the number of parameters.
+        train: whether to apply the model in training mode, as for `hessian_vector_product`.
 
     Returns:
         The points and their weights; its `density` smooths them into a curve.
 
     Raises:
-        TypeError, ValueError: as for `eigenpairs`, and for draws that are not a positive integer.
+        TypeError, ValueError: as for `eigenpairs`, and for a number of draws that is not a positive integer.
 
     Example:
         >>> from nnfx import losses, models
@@ -375,12 +376,12 @@ def trace(
 
     Args:
         model: the model.
-        loss: per example.
+        loss: the per-example loss.
         variables: the variables of the model; the Hessian is taken at their parameters.
         batch: the examples that the loss is averaged over.
-        key: draws the signs.
-        draws: the number of vectors of signs, at least 2.
-        train: whether to apply the model as in training, without noise.
+        key: a typed key, from which the signs are drawn.
+        draws: the number of random sign vectors, at least 2.
+        train: whether to apply the model in training mode, as for `hessian_vector_product`.
 
     Returns:
         The trace and its standard error.

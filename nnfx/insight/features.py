@@ -1,6 +1,6 @@
-"""What a network responds to: its filters and feature maps, the inputs that excite its units, and where it looks.
+"""What a network responds to: filters and feature maps, the inputs that excite units most, and attribution maps.
 
-All functions take any `Model` with Flax Linen modules inside, applied outside training, and work under `jax.jit`.
+All functions take any `Model` built from Flax Linen modules, apply it in evaluation mode, and work under `jax.jit`.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 Pool = Literal["mean", "max", "center"]
-"""How a unit's feature map becomes one number: its mean, its largest element, or the element at its centre."""
+"""How a unit's feature map is reduced to one number: its mean, its largest element, or its central element."""
 
 
 class Maximum(NamedTuple):
@@ -38,7 +38,7 @@ class Maximum(NamedTuple):
 
     Attributes:
         inputs: the input.
-        activation: the unit's activation for it.
+        activation: the unit's activation for this input.
     """
 
     inputs: Array
@@ -69,20 +69,21 @@ def maximize(
     units, use `jax.vmap` over `unit`.
 
     Args:
-        model: a model with Linen modules inside.
+        model: a model built from Linen modules.
         variables: the variables of the model.
         layer: the name of a layer, as given by `layer_outputs`.
-        unit: the index of one of its features, on the last axis.
+        unit: the index of a feature of the layer, on the last axis.
         shape: the shape of one input, such as `(28, 28, 1)`.
-        key: draws the jitter and the starting points, which are uniform within the bounds if given, otherwise normal.
+        key: a typed key, from which the jitter and the starting points are drawn; these are uniform within the bounds
+            if given, otherwise normal.
         steps: the number of steps to take.
         learning_rate: Adam's learning rate.
         l2: λ, at least 0.
-        total_variation: τ, at least 0, on the squared differences of neighbours along all axes but the last.
+        total_variation: τ, at least 0, the weight of squared differences of neighbours along all axes but the last.
         jitter: before each step the input is rolled by up to this many pixels along all axes but the last.
-        bounds: the smallest and the largest value that an input may have, such as `(0, 1)`.
+        bounds: the smallest and the largest value allowed in an input, such as `(0, 1)`; None for no bounds.
         starts: the number of random inputs to start from.
-        pool: how a feature map becomes one activation, a: `"mean"`, `"max"` or `"center"`.
+        pool: how a feature map is reduced to one activation a: `"mean"`, `"max"` or `"center"`.
 
     Returns:
         The input, of the given shape, and its activation a.
@@ -92,7 +93,7 @@ def maximize(
         ValueError: for an unknown layer, a unit out of range, a shape without elements, or other values out of range.
 
     Example:
-        The input that excites a linear unit most is w / 2λ, in the direction of its weights:
+        The input that excites a linear unit most is w / 2λ, proportional to its weights w:
 
         >>> from nnfx import models
         >>> params = {"kernel": jnp.array([[3.0], [-4.0]]), "bias": jnp.zeros(1)}
@@ -173,8 +174,8 @@ class Top(NamedTuple):
     """The inputs that excite a unit most, in descending order of activation.
 
     Attributes:
-        rows: their rows among all inputs, `(count,)`.
-        activations: the unit's activations for them, `(count,)`.
+        rows: the positions of these inputs among all inputs, `(count,)`.
+        activations: the unit's activations for these inputs, `(count,)`.
     """
 
     rows: Array
@@ -192,22 +193,22 @@ def top_inputs(
     chunk: int = 256,
     pool: Pool = "mean",
 ) -> Top:
-    """Find the real inputs that excite a unit most: those with the `count` largest a(x).
+    """Find the given inputs that excite a unit most: those with the `count` largest activations a(x).
 
     For several units, use `jax.vmap` over `unit`: the network is still applied only once.
 
     Args:
-        model: a model with Linen modules inside.
+        model: a model built from Linen modules.
         variables: the variables of the model.
         inputs: the inputs to choose from, `(rows, ...)`.
         layer: the name of a layer, as given by `layer_outputs`.
-        unit: the index of one of its features, on the last axis.
+        unit: the index of a feature of the layer, on the last axis.
         count: the number of inputs to find.
         chunk: the number of inputs to pass through the network at once.
-        pool: how a feature map becomes one activation, a: `"mean"`, `"max"` or `"center"`.
+        pool: how a feature map is reduced to one activation a: `"mean"`, `"max"` or `"center"`.
 
     Returns:
-        Their rows and their activations, in descending order.
+        The positions of these inputs and the activations, in descending order.
 
     Raises:
         TypeError: for a unit that is not an integer.
@@ -253,7 +254,7 @@ def _pooled(maps: Array, unit: Array, pool: Pool) -> Array:
 
 
 def _require_unit(unit: Any, shape: tuple[int, ...]) -> None:
-    """Require a valid index into the last axis; a traced one is not checked."""
+    """Raise an error for an invalid index into the last axis; a traced index is not checked."""
     checks.number("unit", unit, minimum=0, below=shape[-1])
     _require_integer("unit", unit)
 

@@ -1,4 +1,4 @@
-"""How gradients flow: how much reaches each layer over a run, and how much of it is noise."""
+"""Gradient flow: the size of the gradient in each layer over a run, and the noise in it."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -22,11 +22,11 @@ _QUANTITIES = ("gradient", "update", "weight", "activation")
 
 
 class Flow(NamedTuple):
-    """The flow through each layer: means over the steps of each epoch, `(epochs,)`, by layer name.
+    """Statistics of each layer, as means over the steps of each epoch, `(epochs,)`, by layer name.
 
     Attributes:
         gradient: the norm of the gradient, `‖∂L/∂W‖`, over all arrays of the layer together.
-        update: the norm of the change that the step makes, `‖ΔW‖`.
+        update: the norm of the change made by the step, `‖ΔW‖`.
         weight: the norm of the parameters before the step, `‖W‖`.
         activation: the root mean square of the layer's outputs.
     """
@@ -44,21 +44,21 @@ def make_step(
     metrics: Mapping[str, PerExample] | None = None,
     **options: Any,
 ) -> Step:
-    """Make a training step like that of `nnfx.make_step` that also measures the flow through each layer.
+    """Make a training step as `nnfx.make_step` does that also measures the statistics of each layer in `Flow`.
 
     Passed to `nnfx.fit` as `make_step`, it adds four curves per layer to the run's history, which `curves` groups. The
-    gradient is the one that the optimizer receives, including that of a penalty. The activations are those in
-    training, on the batch before it is augmented, and are measured only for Linen modules.
+    gradient is the one that the optimizer receives, including that of a penalty. The activations are measured
+    in training mode, on the batch before augmentation, and only for Linen modules.
 
     Args:
         model: the model.
-        loss: as for `nnfx.make_step`, like all other arguments.
-        optimizer: likewise.
-        metrics: likewise.
-        **options: likewise.
+        loss: the per-example loss.
+        optimizer: the Optax optimizer.
+        metrics: the metrics, as for `nnfx.make_step`.
+        **options: further options of `nnfx.make_step`.
 
     Returns:
-        The step, whose metrics include ones such as `"gradient hidden_0"`.
+        The step, whose metrics include those of each layer, such as `"gradient hidden_0"`.
 
     Example:
         >>> import nnfx
@@ -97,14 +97,14 @@ def make_step(
 
 
 class _Recorded(NamedTuple):
-    """The state of an optimizer, and the last gradient that it received."""
+    """The state of an optimizer, and the last gradient that the optimizer received."""
 
     inner: Any
     gradient: Params
 
 
 def _recording(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Wrap an optimizer so that its state keeps the gradient that it receives."""
+    """Wrap an optimizer so that its state also records the last gradient."""
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: Params) -> _Recorded:
@@ -120,7 +120,7 @@ def _recording(optimizer: optax.GradientTransformation) -> optax.GradientTransfo
 
 
 def _lengths(params: Params) -> dict[str, Array]:
-    """Return the norm of each layer's arrays together, by layer name."""
+    """Return the norm over all arrays of each layer, by layer name."""
     squares: dict[str, Array] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         layer = objective.name_of(path).rpartition("/")[0] or WHOLE
@@ -129,7 +129,7 @@ def _lengths(params: Params) -> dict[str, Array]:
 
 
 def _activations(model: Model, state: TrainState, batch: Batch) -> dict[str, Array]:
-    """Return the root mean square of each layer's outputs in training; empty if no layer is seen."""
+    """Return the root mean square of each layer's outputs in training mode; empty if no layer is visible."""
     key = jax.random.fold_in(state.key, state.step)
     batch = rows.filled(batch)
     weights = rows.model_weights(jax.eval_shape(model.apply, state.variables, batch.inputs), batch)
@@ -141,10 +141,10 @@ def curves(history: Mapping[str, Any]) -> Flow:
     """Group the history of a run by quantity, then by layer in natural order.
 
     Args:
-        history: the `run.history` of a run whose step is made by the `make_step` of this module.
+        history: the `run.history` of a run whose step is made by `nnfx.insight.flow.make_step`.
 
     Raises:
-        ValueError: for the history of a run with a different step.
+        ValueError: for the history of a run with another step.
 
     Example:
         >>> curves({"train_gradient hidden_10": [0.1], "train_gradient hidden_9": [0.2], "train_loss": [1]}).gradient
@@ -157,7 +157,7 @@ def curves(history: Mapping[str, Any]) -> Flow:
             found[quantity][layer] = history[name]
     if not found["gradient"]:
         raise ValueError(
-            "history: expected that of a run with make_step=nnfx.insight.flow.make_step, got one without gradients:"
+            "history: expected one of a run with make_step=nnfx.insight.flow.make_step, got one without gradients:"
             f" {', '.join(history)}"
         )
     return Flow(**found)
@@ -174,8 +174,8 @@ def per_example_gradients(model: Model, loss: PerExample, variables: Variables, 
     If each step or number of an example has a weight, its loss is their weighted mean, `Σₜ wₜ ℓₜ / Σₜ wₜ`.
 
     Args:
-        model: the model, applied outside training.
-        loss: per example.
+        model: the model, applied in evaluation mode.
+        loss: the per-example loss.
         variables: the variables of the model; the gradients are taken at their parameters.
         batch: the examples; the weights of whole examples are not used, except that those of weight zero are left out.
 
@@ -225,7 +225,7 @@ def _gradient_of_one(model: Model, loss: PerExample, variables: Variables) -> Ca
 
 
 class NoiseScale(NamedTuple):
-    """The gradient noise scale, and the two quantities whose ratio it is.
+    """The gradient noise scale, and its numerator and denominator.
 
     Attributes:
         scale: `tr Σ / |G|²`, in examples; NaN if the estimate of `|G|²` is not positive.
@@ -241,19 +241,19 @@ class NoiseScale(NamedTuple):
 def noise_scale(model: Model, loss: PerExample, variables: Variables, batch: Batch) -> NoiseScale:
     """Estimate the gradient noise scale `B = tr Σ / |G|²`: the batch size at which noise and gradient are equal.
 
-    Batches much smaller than this waste no examples, and batches much larger save hardly any steps. From the gradients
-    gᵢ of n examples, `tr Σ ≈ Σ |gᵢ − ḡ|² / (n − 1)` and `|G|² ≈ |ḡ|² − tr Σ / n`, both unbiased: the paper's estimates
-    from batches of 1 and of n.
+    Batches much smaller than B waste no examples, and batches much larger than B save hardly any steps. From the
+    gradients gᵢ of n examples, `tr Σ ≈ Σ |gᵢ − ḡ|² / (n − 1)` and `|G|² ≈ |ḡ|² − tr Σ / n`, both unbiased: the paper's
+    estimates from batches of sizes 1 and n.
 
     Args:
-        model: the model, applied outside training.
-        loss: per example.
+        model: the model, applied in evaluation mode.
+        loss: the per-example loss.
         variables: the variables of the model; the gradients are taken at their parameters.
         batch: two or more examples of equal weight, or of equal sums of weights if each step or number has one; those
             of weight zero are left out.
 
     Returns:
-        The noise scale, the gradient and the noise.
+        The noise scale, the squared norm of the gradient, and the noise.
 
     Raises:
         TypeError, ValueError: as for `nnfx.insight.audit.gradient`, and for fewer than two examples or unequal weights.

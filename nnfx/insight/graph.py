@@ -1,4 +1,4 @@
-"""A drawing of a dense network: what went forward through it for one example, and what came back."""
+"""A plot of a dense network as a graph, with its forward values and backpropagated errors for one example."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,20 +16,20 @@ __all__ = ["draw"]
 POSITIVE, NEGATIVE, QUIET = "#0072B2", "#D55E00", "#BBBBBB"
 """Okabe and Ito's blue and vermilion, which people with colour blindness can tell apart."""
 LABELLED = 40
-"""The largest number of edges between two layers that are still labelled with their numbers."""
+"""The largest number of edges between two layers that are labelled with numbers."""
 RADIUS, APART = 0.23, 2.6
 """The size of a node, and the distance between columns, in units of the distance between rows."""
 
 
 def draw(found: Backpropagation, example: int = 0) -> "Figure":
-    """Draw a network as a graph: values in the nodes, errors below them, weights and gradients on the edges.
+    """Plot a network as a graph: values in the nodes, errors below the nodes, weights and gradients on the edges.
 
     The width of an edge shows how much this example contributes to the gradient of its weight, `|xᵢ δⱼ|`, and its
-    colour shows the sign. The drawing is legible for a few layers of a few units.
+    colour shows the sign. The plot is legible for a few layers of a few units.
 
     Args:
-        found: as returned by `nnfx.insight.backpropagation.lay_open`.
-        example: the index of the example to draw, within the batch.
+        found: the result of `nnfx.insight.backpropagation.lay_open`.
+        example: the index of the example to plot, within the batch.
 
     Returns:
         A Matplotlib figure, for the caller to save or show.
@@ -44,7 +44,7 @@ def draw(found: Backpropagation, example: int = 0) -> "Figure":
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "matplotlib: required to draw; not installed: pip install 'nnfx[experiments]'"
+            "matplotlib: required to plot; not installed: pip install 'nnfx[experiments]'"
         ) from error
     columns = [np.asarray(found.layers[0].inputs[example])]
     columns += [np.asarray(layer.outputs[example]) for layer in found.layers]
@@ -80,7 +80,7 @@ def _short(number: float) -> str:
 
 
 def _by_unit(deltas: np.ndarray, units: int) -> np.ndarray:
-    """Sum the pieces of each unit; all but the winning one are zero."""
+    """Return the sum over the maxout pieces of each unit; all but the largest piece are zero."""
     return deltas.reshape(units, -1).sum(1)
 
 
@@ -96,7 +96,7 @@ def _place(column: int, row: int, rows: int) -> tuple[float, float]:
 
 
 def _edges(axis: "Axes", number: int, kernel: np.ndarray, contributions: np.ndarray, largest: float) -> None:
-    """Draw the edges from one layer to the next, with numbers if they are few."""
+    """Plot the edges from one layer to the next, labelled with numbers if there are few edges."""
     rows, units = contributions.shape
     for i in range(rows):
         for j in range(units):
@@ -106,7 +106,7 @@ def _edges(axis: "Axes", number: int, kernel: np.ndarray, contributions: np.ndar
             width = 0.5 + 4.5 * abs(part) / largest
             axis.plot([x0, x1], [y0, y1], color=colour, linewidth=width, alpha=0.75, zorder=1, solid_capstyle="round")
             if rows * units <= LABELLED and kernel.shape[1] == units:
-                near = 0.3 + 0.16 * (i % 3)  # staggered, so that labels of crossing edges stay apart
+                near = 0.3 + 0.16 * (i % 3)  # staggered, so that labels of crossing edges do not overlap
                 axis.text(
                     x0 + near * (x1 - x0),
                     y0 + near * (y1 - y0),
@@ -122,7 +122,7 @@ def _edges(axis: "Axes", number: int, kernel: np.ndarray, contributions: np.ndar
 
 
 def _nodes(axis: "Axes", column: int, values: np.ndarray, back: list[str]) -> None:
-    """Draw the units of a layer: the value inside, and what came back below."""
+    """Plot the units of a layer, each with its value inside and its errors below."""
     from matplotlib.patches import Circle
 
     for row, value in enumerate(values):

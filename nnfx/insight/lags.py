@@ -1,4 +1,4 @@
-"""How far back a recurrent network's gradient reaches: how much of it arrives at each lag."""
+"""How far back in time a recurrent network's gradient reaches: its norm at each lag."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,22 +15,22 @@ __all__ = ["gradient_by_lag"]
 
 
 def gradient_by_lag(model: Model, loss: PerExample, variables: Variables, batch: Batch) -> Array:
-    """Return how much of the gradient arrives k steps before the end: `E ‖∂ℓ / ∂s_{T−k}‖` for k = 1 … T.
+    """Return the mean norm of the gradient k steps before the end: `E ‖∂ℓ / ∂s_{T−k}‖` for k = 1 … T.
 
     Here s is the state of all layers together (for an LSTM, hidden states and cells), T the length of the sequences,
-    and E the weighted mean over the examples. If the curve falls like a geometric series, the gradient vanishes, and
-    nothing is learned from the distant past; if it rises like one, the gradient explodes. If the model has outputs at
-    every step, the loss covers all of them.
+    and E the weighted mean over the examples. If the norm decays exponentially with k, the gradient vanishes, and
+    nothing is learned from the distant past; if it grows exponentially, the gradient explodes. If the model has outputs
+    at every step, the loss covers all steps.
 
     Args:
         model: a recurrent model with a stream, such as `nnfx.models.rnn`, `lstm` or `gru` in one direction. It is
-            applied outside training, from a state of zeros.
-        loss: per example, `(outputs, targets) -> (batch,)`.
+            applied in evaluation mode, from a state of zeros.
+        loss: the per-example loss, `(outputs, targets) -> (batch,)`.
         variables: the variables of the model.
         batch: inputs `(batch, time, features)`, targets and weights.
 
     Returns:
-        `(time,)`, in the unit of the loss; the first is for lag 1, the last for the state of zeros itself.
+        `(time,)`, in the units of the loss; the first entry is for lag 1, the last for the initial state of zeros.
 
     Raises:
         TypeError: for anything but a model or a batch, or for a loss that is not a function.
@@ -38,7 +38,7 @@ def gradient_by_lag(model: Model, loss: PerExample, variables: Variables, batch:
             targets that do not suit the loss, or a loss that is not per example.
 
     Example:
-        A linear network forgets through its recurrent weights alone, here by one half per step:
+        In a linear network, the gradient decays through the recurrent weights alone, here by one half per step:
 
         >>> from nnfx import models
         >>> model = models.rnn(hidden=(2,), activation="identity")
@@ -72,7 +72,7 @@ def _gradient_by_lag(model: Model, loss: PerExample, variables: Variables, batch
             return stream.step(variables, jax.tree.map(jnp.add, state, offset), x)
 
         _, outputs = lax.scan(step, start, (jnp.swapaxes(batch.inputs, 0, 1), offsets))
-        # Examples do not mix, so the gradient of the sum keeps each one's own.
+        # Examples do not mix, so the gradient of the sum holds the gradient of each example.
         return loss(jnp.swapaxes(outputs, 0, 1) if has_all else outputs[-1], batch.targets).sum()
 
     offsets = jax.tree.map(lambda part: jnp.zeros((time, *part.shape), part.dtype), start)
@@ -94,11 +94,13 @@ def _check(model: Any, loss: Any, variables: Any, batch: Any) -> None:
     stream = model.stream
     if stream is None:
         raise ValueError(
-            "model: expected one with a stream, such as nnfx.models.lstm in one direction, got one without"
+            "model: expected a model with a stream, such as nnfx.models.lstm in one direction, got a model without one"
         )
     state = jax.tree.leaves(jax.eval_shape(lambda: stream.start(1)))
     if not all(jnp.issubdtype(part.dtype, jnp.floating) for part in state):
-        raise ValueError("model: expected a recurrent network, whose state is floats, got one that counts its steps")
+        raise ValueError(
+            "model: expected a recurrent network, whose state is floats, got one with integers in its state"
+        )
     if not callable(loss):
         raise TypeError(f"loss: expected a function of outputs and targets, got {checks.describe(loss)}")
     if not isinstance(variables, Mapping) or "params" not in variables:
@@ -111,7 +113,7 @@ def _check(model: Any, loss: Any, variables: Any, batch: Any) -> None:
     if not hasattr(inputs, "dtype") or not jnp.issubdtype(inputs.dtype, jnp.floating):
         raise TypeError(f"batch.inputs: expected floats (batch, time, features), got {checks.describe(inputs)}")
     if inputs.ndim != 3 or 0 in inputs.shape:
-        raise ValueError(f"batch.inputs: expected (batch, time, features), none empty, got {checks.describe(inputs)}")
+        raise ValueError(f"batch.inputs: expected non-empty (batch, time, features), got {checks.describe(inputs)}")
     for name in ("targets", "weights"):
         values = getattr(batch, name)
         if values.shape[:1] != inputs.shape[:1]:

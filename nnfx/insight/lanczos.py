@@ -1,4 +1,4 @@
-"""The Lanczos method: reduce a symmetric matrix, known by its products with vectors, to a small tridiagonal one."""
+"""The Lanczos method: reduce a symmetric matrix, given by its products with vectors, to a small tridiagonal matrix."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from nnfx.types import Array
 
 
 class Tridiagonal(NamedTuple):
-    """A symmetric matrix A in the basis of some vectors: `A Qᵀ = Qᵀ T + β r eₖᵀ`, with r orthogonal to the basis.
+    """The projection T of a symmetric matrix A onto a basis: `A Qᵀ = Qᵀ T + β r eₖᵀ`, with r orthogonal to the basis.
 
     Attributes:
         matrix: T, `(steps, steps)`.
@@ -24,15 +24,15 @@ class Tridiagonal(NamedTuple):
 
 
 def tridiagonal(product: Callable[[Array], Array], start: Array, steps: int, key: Array) -> Tridiagonal:
-    """Make a symmetric matrix tridiagonal, starting from a vector; each new vector is orthogonal to all earlier ones.
+    """Reduce a symmetric matrix to tridiagonal form from a starting vector, with full reorthogonalisation.
 
     Once the vectors span an invariant subspace, only rounding errors remain, and a random vector is used instead.
 
     Args:
-        product: multiplies A by a vector.
-        start: `(size,)`, not zero; the first vector of the basis points along it.
+        product: the function that multiplies A by a vector.
+        start: a vector `(size,)` other than zero; the first vector of the basis has its direction.
         steps: the number of vectors, at most `size`.
-        key: draws the random vectors.
+        key: a typed key, from which random vectors are drawn.
 
     Example:
         >>> a = jnp.array([[2.0, 1.0], [1.0, 3.0]])

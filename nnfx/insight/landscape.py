@@ -1,4 +1,4 @@
-"""The loss around a solution, between solutions, and along a training path: cuts through its landscape."""
+"""The loss around a solution, between solutions, and along a training path: slices through the loss landscape."""
 
 import math
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ class Cut(NamedTuple):
 
     Attributes:
         origin: w₀, the parameters at coordinates zero.
-        directions: dᵢ, each array with a leading axis of size one or two.
-        places: the coordinates of the points that define it, such as a training path, `(places, 1 or 2)`.
+        directions: dᵢ, in the tree of the parameters with a leading axis of size 1 or 2.
+        places: the coordinates of the points that define the cut, such as a training path, `(places, 1 or 2)`.
         captured: the fraction of the path's variance that lies along each direction; None if there is no path.
     """
 
@@ -39,7 +39,7 @@ class Landscape(NamedTuple):
 
     Attributes:
         x: the coordinates along the first direction, `(x,)`.
-        y: the coordinates along the second, `(y,)`, or None on a line.
+        y: the coordinates along the second direction, `(y,)`, or None on a line.
         losses: `(x,)`, or `(x, y)`.
     """
 
@@ -49,16 +49,16 @@ class Landscape(NamedTuple):
 
 
 def random_cut(key: Array, params: Params, axes: int = 2) -> Cut:
-    """Cut in random directions, each filter scaled like the network's own: `dᵢⱼ ← dᵢⱼ ‖wᵢⱼ‖ / ‖dᵢⱼ‖`, `d ~ N(0, 1)`.
+    """Return a cut in random directions, scaled filter by filter: `dᵢⱼ ← dᵢⱼ ‖wᵢⱼ‖ / ‖dᵢⱼ‖`, `d ~ N(0, 1)`.
 
     With ReLU and batch norm, a network's function does not depend on the scale of its filters, so the length of a
-    direction means nothing by itself; with filters of equal norm, landscapes can be compared. A filter consists of the
-    weights of one feature, on the last axis. Biases and the parameters of batch norm, which are arrays of one axis,
-    are not moved.
+    direction means nothing by itself; with each filter scaled to the norm of the network's, landscapes are comparable.
+    A filter consists of the weights of one feature, on the last axis. Biases and the parameters of batch norm, which
+    are arrays of one axis, are not moved.
 
     Args:
         key: a typed key.
-        params: the parameters to cut through.
+        params: the parameters at the origin of the cut.
         axes: 1 for a line, 2 for a plane.
 
     Returns:
@@ -86,7 +86,7 @@ def random_cut(key: Array, params: Params, axes: int = 2) -> Cut:
 
 @partial(jax.jit, static_argnums=2)
 def _filter_normalised(key: Array, params: Params, axes: int) -> Params:
-    """Draw directions, each filter scaled to the norm of the network's own."""
+    """Draw random directions, with each filter scaled to the norm of the network's filter."""
     leaves, tree = jax.tree.flatten(params)
 
     def draw(key: Array, leaf: Array) -> Array:
@@ -103,14 +103,14 @@ def _filter_normalised(key: Array, params: Params, axes: int) -> Params:
 
 
 def principal_cut(path: Params, axes: int = 2) -> Cut:
-    """Cut along a training path: through its last point, in the directions in which its points vary most.
+    """Return a cut through the last point of a training path, in the directions in which the path varies most.
 
     The directions are the first principal components of the points, of length one, with signs such that no coordinate
-    of the path's start is positive. The path is projected onto them, and `captured` tells how much of its variance
-    remains.
+    of the path's start is positive. The path is projected onto these directions, and `captured` is the fraction of its
+    variance along each.
 
     Args:
-        path: the parameters along the path, each array `(places, ...)`.
+        path: the parameters along the path, each array with a leading axis, `(places, ...)`.
         axes: 1 for a line, 2 for a plane.
 
     Returns:
@@ -118,7 +118,7 @@ def principal_cut(path: Params, axes: int = 2) -> Cut:
 
     Raises:
         TypeError: for parameters that are not floats.
-        ValueError: for fewer than axes + 1 points, points that are all the same, or an unsupported number of axes.
+        ValueError: for fewer than axes + 1 points, points that are all identical, or an unsupported number of axes.
 
     Example:
         >>> path = {"w": jnp.array([[-3.0, 0.0], [-2.0, 1.0], [-1.0, 0.0], [0.0, 0.0]])}
@@ -134,7 +134,7 @@ def principal_cut(path: Params, axes: int = 2) -> Cut:
     objective.check_variables({"params": path})
     lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(path)}
     if len(lengths) != 1 or () in lengths or min(lengths)[0] <= axes:
-        raise ValueError(f"path: expected arrays (places, ...) of more than {axes} places, got {sorted(lengths)}")
+        raise ValueError(f"path: expected arrays (places, ...) with more than {axes} places, got {sorted(lengths)}")
     last = jax.tree.map(lambda leaf: jnp.asarray(leaf)[-1], path)
     flat = jax.vmap(lambda place: ravel_pytree(place)[0])(jax.tree.map(jnp.asarray, path))
     _, restore = ravel_pytree(last)
@@ -149,11 +149,11 @@ def principal_cut(path: Params, axes: int = 2) -> Cut:
 
 
 def through(*solutions: Params) -> Cut:
-    """Cut through two solutions along the straight line between them, or through three in their plane.
+    """Return a cut along the line through two solutions, or in the plane through three.
 
-    On a line the first lies at 0 and the second at 1: the cut shows whether two minima share a valley, and the loss
-    between them. In a plane, the unit is that of the parameters, the second solution lies on the first axis, and the
-    third on the positive side of the second axis; lengths and angles are preserved.
+    On a line, the first solution lies at 0 and the second at 1: the loss between them shows whether two minima lie in
+    one valley. In a plane, coordinates have the units of the parameters, the second solution lies on the first axis,
+    and the third on the positive side of the second axis; lengths and angles are preserved.
 
     Args:
         *solutions: the parameters of two or three networks of the same shapes.
@@ -163,7 +163,7 @@ def through(*solutions: Params) -> Cut:
 
     Raises:
         TypeError: for an unsupported number of solutions, or parameters that are not floats.
-        ValueError: for solutions of different shapes, two that are the same, or three on one line.
+        ValueError: for solutions of different shapes, two identical solutions, or three on one line.
 
     Example:
         >>> a, b, c = ({"w": jnp.array(w)} for w in ([0.0, 0.0], [3.0, 4.0], [4.0, -3.0]))
@@ -184,7 +184,7 @@ def through(*solutions: Params) -> Cut:
     first, restore = ravel_pytree(solutions[0])
     others = [ravel_pytree(each)[0] - first for each in solutions[1:]]
     if len(others) == 1:
-        _require_apart("solutions: expected two different ones", others[0], others[0])
+        _require_apart("solutions: expected two different solutions", others[0], others[0])
         return Cut(solutions[0], jax.vmap(restore)(others[0][None]), jnp.array([[0.0], [1.0]], first.dtype))
     second, third = others
     _require_apart("solutions: expected the second to differ from the first", second, second)
@@ -198,7 +198,7 @@ def through(*solutions: Params) -> Cut:
 
 
 def _require_apart(expected: str, difference: Array, whole: Array) -> None:
-    """Require a difference larger than rounding errors."""
+    """Raise an error for a difference that is no larger than rounding errors."""
     if checks.is_concrete(difference):
         small = 8 * float(jnp.finfo(whole.dtype).eps) * float(jnp.linalg.norm(whole))
         if float(jnp.linalg.norm(difference)) <= small:
@@ -226,20 +226,21 @@ def measure(
 ) -> Landscape:
     """Measure the empirical loss `L(w₀ + x d₁ + y d₂)` on a line or on a grid, as one compiled program.
 
-    The points are divided among the devices; each evaluates small networks many at a time, and large ones one at a
-    time.
+    The points are divided among the devices, each of which evaluates small networks many at a time, and large networks
+    one at a time.
 
     Args:
         model: the model.
-        loss: per example.
-        variables: the variables of the model, of which all but the parameters are used, such as running statistics.
+        loss: the per-example loss.
+        variables: the variables of the model; the parameters are taken from the cut, all others, such as running
+            statistics, from here.
         batch: the examples that the loss is averaged over.
         cut: the line or the plane.
-        x: coordinates along its first direction, `(x,)`.
-        y: coordinates along its second direction, `(y,)`; None for a line.
-        key: seeds the model's noise in training, the same at every point.
-        train: whether to apply the model as in training: batch norm then normalises each point by its own
-            statistics.
+        x: coordinates along the first direction of the cut, `(x,)`.
+        y: coordinates along the second direction, `(y,)`; None for a line.
+        key: a typed key for the model's noise in training mode, the same at every point; None for models without noise.
+        train: whether to apply the model in training mode: batch norm then normalises by the batch statistics at each
+            point.
         devices: the devices to use; by default, all devices of this process.
 
     Returns:
@@ -248,7 +249,7 @@ def measure(
     Raises:
         TypeError: for arguments of the wrong type.
         ValueError: for coordinates that are not finite numbers `(x,)`, coordinates along more or fewer directions than
-            the cut has, a cut of a different network, and as for `nnfx.insight.audit.gradient`.
+            the cut has, a cut through the parameters of another network, and as for `nnfx.insight.audit.gradient`.
 
     Example:
         The loss of a linear model is a parabola:
@@ -278,7 +279,7 @@ def measure(
     coordinates = tuple(_coordinates(name, value) for name, value in zip(names, (x, y), strict=False))
     if jax.tree.map(np.shape, cut.origin) != jax.tree.map(np.shape, variables["params"]):
         raise ValueError(
-            "cut: expected one through parameters with the shapes of variables['params'], got other shapes"
+            "cut: expected a cut through parameters with the shapes of variables['params'], got different shapes"
         )
     chosen = tuple(jax.local_devices() if devices is None else devices)
     shared = mapping.on_devices((dict(variables), batch, key, cut), chosen)
@@ -314,7 +315,7 @@ def _moved(point: Array, origin: Array, directions: Array) -> Array:
 
 
 def _coordinates(name: str, value: Any) -> Array:
-    """Check coordinates, and return them as floats."""
+    """Return coordinates as floats, after checking them."""
     value = jnp.asarray(value)
     checks.numeric(name, value)
     if value.ndim != 1 or not len(value):

@@ -1,7 +1,7 @@
 """The layers inside a model: their names, their outputs, and their filters.
 
-A `Model` has `init` and `apply` but no layers. If it uses Flax Linen modules inside, `flax.linen.intercept_methods`
-around `apply` intercepts their calls, so that outputs can be read, and zeros added to them to take derivatives.
+A `Model` has `init` and `apply` but no layers. If it is built from Flax Linen modules, `flax.linen.intercept_methods`
+around `apply` intercepts their calls, so that their outputs can be read, and offsets of zero added to take derivatives.
 """
 
 import collections
@@ -23,25 +23,25 @@ from nnfx.insight import objective
 from nnfx.types import Array, Model, Sequences, Variables
 
 WHOLE = "outputs"
-"""The name of the outermost module, which has none of its own."""
+"""The name given to the outermost module, which has no name in Flax."""
 _current_trace: Callable[[], Any] = tracers.current_trace
 
 
 def layer_outputs(model: Model, variables: Variables, inputs: Any) -> dict[str, Array]:
     """Return the outputs of each layer, `hₗ = gₗ(hₗ₋₁)`, by name, from the first layer to the last.
 
-    A layer is a Flax Linen module with an output of its own; a module that only passes on the output of another, as a
-    stack does with its last layer, is left out. Names are paths such as `"dense/hidden_0"`; the outermost module is
+    A layer is a Flax Linen module that computes an output; a module that only returns the output of another, as a stack
+    returns that of its last layer, is left out. Names are paths such as `"dense/hidden_0"`; the outermost module is
     `"outputs"`, and the second call of a layer is `"name[1]"`. Modules within a lifted transformation, such as
     `nn.remat` or `nn.scan`, cannot be seen.
 
     Args:
-        model: a model with Linen modules inside, like all models of `nnfx.models` except those of `from_nnx`.
+        model: a model built from Linen modules, as all models of `nnfx.models` are except those of `from_nnx`.
         variables: the variables of the model.
-        inputs: `(batch, ...)`; for the feature maps of a single image, a batch of one.
+        inputs: a batch of inputs, `(batch, ...)`.
 
     Returns:
-        The outputs of every layer, each `(batch, ...)`, as applied outside training.
+        The outputs of every layer in evaluation mode, each `(batch, ...)`.
 
     Raises:
         TypeError: for anything but a model.
@@ -66,7 +66,7 @@ def calls_seen(see: Callable[[str, nn.Module, Callable[[], Any], tuple[Any, ...]
     calls: collections.Counter[str] = collections.Counter()
 
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: InterceptorContext) -> Any:
-        # What is traced at an inner level, such as within nn.scan, must not leak out of its trace.
+        # Values traced at an inner level, such as within nn.scan, must not leak out of their trace.
         if context.method_name != "__call__" or _current_trace() != outside:
             return call(*args, **kwargs)
         path = "/".join(context.module.path) or WHOLE
@@ -81,12 +81,12 @@ def calls_seen(see: Callable[[str, nn.Module, Callable[[], Any], tuple[Any, ...]
 def watch(
     model: Model, variables: Variables, inputs: Any, offsets: Mapping[str, Array] | None = None, **training: Any
 ) -> tuple[Any, dict[str, Array]]:
-    """Apply a model with offsets added to the outputs of layers, and return its outputs and those of all layers.
+    """Apply a model with offsets added to the outputs of layers, and return its outputs and the outputs of all layers.
 
     With `train=True`, and a key and weights as for `apply`, the model's new state is returned with its outputs. If no
-    call of a Linen module can be seen, there are no layers.
+    call of a Linen module is visible, the layers are empty.
     """
-    seen: dict[str, Array] = collections.OrderedDict()  # as a tree it keeps its order, whereas a dict is sorted
+    seen: dict[str, Array] = collections.OrderedDict()  # a pytree that keeps its order, whereas a dict is sorted by key
 
     def see(name: str, module: nn.Module, call: Callable[[], Any], args: tuple[Any, ...]) -> Any:
         del module, args
@@ -108,11 +108,11 @@ _watch_compiled = memo.compiled()(watch)
 
 
 def _require_seen(seen: dict[str, Any]) -> dict[str, Any]:
-    """Return the layers that were seen; raise an error if there are none."""
+    """Return the visible layers; raise an error if there are none."""
     if not seen:
         raise ValueError(
             "model: expected a model of Flax Linen modules, such as those of nnfx.models or from_linen, whose apply"
-            " calls its layers directly, got one whose calls cannot be seen"
+            " calls its layers directly, got a model without visible layers"
         )
     return seen
 
@@ -132,7 +132,7 @@ def require_floating(inputs: ArrayLike) -> Array:
         raise TypeError(f"inputs: expected one array (batch, ...), got {type(inputs).__name__}{hint}")
     inputs = jnp.asarray(inputs)
     if not jnp.issubdtype(inputs.dtype, jnp.floating):
-        raise TypeError(f"inputs: expected a floating array, (batch, ...), got {checks.describe(inputs)}")
+        raise TypeError(f"inputs: expected an array of floats, (batch, ...), got {checks.describe(inputs)}")
     if inputs.ndim < 2 or not math.prod(inputs.shape):
         raise ValueError(f"inputs: expected (batch, ...) with at least one element, got {checks.describe(inputs)}")
     return inputs
@@ -154,8 +154,8 @@ def filters(variables: Variables, layer: str, shape: Sequence[int] | None = None
         `(features, *shape)`.
 
     Raises:
-        ValueError: for an unknown layer, a dense layer without a shape or with one of the wrong size, or a shape for a
-            convolution.
+        ValueError: for an unknown layer, a missing shape or a shape of the wrong size for a dense layer, or a shape for
+            a convolution.
 
     Example:
         >>> from nnfx import models
@@ -187,7 +187,7 @@ def filters(variables: Variables, layer: str, shape: Sequence[int] | None = None
 
 
 def drawable(images: Array) -> Array:
-    """Scale each image to [0, 1], with its zero at mid-grey: `1/2 + x / (2 max|x|)`.
+    """Scale each image to [0, 1], with zero at mid-grey: `1/2 + x / (2 max|x|)`.
 
     Args:
         images: `(images, ...)`, such as filters.

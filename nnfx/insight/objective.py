@@ -1,4 +1,4 @@
-"""The objective: the empirical loss of a model on a batch, as a function of its parameters alone."""
+"""The objective: the empirical loss of a model on a batch, as a function of the parameters only."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,8 +14,8 @@ from nnfx.training.validate import check_batch, check_outputs, check_values
 from nnfx.types import Array, Batch, Model, Params, PerExample, Variables
 
 ELEMENTS_AT_ONCE = 2**15
-"""How many parameters and inputs to hold at once when many copies of a small network are evaluated together: with their
-activations they fit in the cache of a core."""
+"""How many parameters and inputs to hold at once when many copies of a small network are evaluated together: with the
+activations, they fit in the cache of a core."""
 EXAMPLES_ALONE = 256
 """With this many examples or more, networks are evaluated one at a time."""
 LARGE = 2**25
@@ -68,7 +68,7 @@ def check(
     return outputs
 
 
-@memo.compiled(static=2)  # so that a model is traced once for many checks
+@memo.compiled(static=2)  # compiled, so that a model is traced once for many checks
 def _applied(model: Model, train: bool, variables: Variables, batch: Batch, key: Array | None) -> Any:
     """Return a model's outputs for a batch."""
     return _trained(model, variables, batch, key) if train else model.apply(variables, batch.inputs)
@@ -95,7 +95,7 @@ def check_model(model: Any) -> None:
 
 
 def check_variables(variables: Any) -> None:
-    """Require variables with at least one parameter, all of them finite floats."""
+    """Raise an error for variables without parameters, or with parameters that are not finite floats."""
     if not isinstance(variables, Mapping) or "params" not in variables:
         raise ValueError(
             f"variables: expected variables of a model, {{'params': ...}}, got {checks.describe(variables)}"
@@ -124,15 +124,15 @@ def objective(
     key: Array | None = None,
     train: bool = False,
 ) -> Callable[[Params], Array]:
-    """Return the empirical loss `Σ wᵢ ℓᵢ / Σ wᵢ` as a function of the parameters, all else fixed.
+    """Return the empirical loss `Σ wᵢ ℓᵢ / Σ wᵢ` as a function of the parameters, with all else fixed.
 
     Args:
         model: the model.
-        loss: per example.
-        variables: the variables of the model, of which all but the parameters are used.
+        loss: the per-example loss.
+        variables: the variables of the model; their parameters are not used.
         batch: the examples that the loss is averaged over.
-        key: seeds the model's noise in training, the same at every call.
-        train: whether to apply the model as in training: with noise, and normalised by the batch.
+        key: a typed key for the model's noise in training mode, the same at every call; None for models without noise.
+        train: whether to apply the model in training mode: with noise, and with batch norm by batch statistics.
     """
     state = {name: value for name, value in variables.items() if name != "params"}
 
@@ -147,10 +147,10 @@ def objective(
 
 
 def at_once(params: Params, batch: Batch) -> int:
-    """Return how many networks to evaluate together: many if they are small, one at a time if they are large.
+    """Return how many networks to evaluate together: many if they are small, one if they are large.
 
-    Together, small networks fill a CPU's vector registers better; with many examples, each network fills them alone,
-    and large networks together overflow the caches.
+    Small networks evaluated together use a CPU's vector units better; with many examples, a single network suffices,
+    and large networks evaluated together overflow the caches.
     """
     if batch.weights.shape[0] >= EXAMPLES_ALONE:
         return 1
@@ -159,9 +159,10 @@ def at_once(params: Params, batch: Batch) -> int:
 
 
 def unroll(params: Params, batch: Batch) -> int:
-    """Return how many networks, of those evaluated one at a time, to evaluate per iteration of a loop.
+    """Return how many of the networks that are evaluated one at a time to evaluate per iteration of a loop.
 
-    XLA spreads independent operations over a CPU's cores. It spreads convolutions in any case, so they gain nothing.
+    XLA distributes independent operations over a CPU's cores. Convolutions use all cores by themselves and gain
+    nothing.
     """
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     return 3 if size * batch.weights.shape[0] < LARGE else 1

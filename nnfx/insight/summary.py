@@ -1,4 +1,4 @@
-"""A model at a glance: its layers, their shapes and parameters, and what a forward pass and a training step cost."""
+"""A summary of a model: its layers, their shapes and parameters, and the cost of a forward pass and a training step."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +24,7 @@ from nnfx.types import Array, Batch, Model, Variables
 __all__ = ["Cost", "Layer", "Summary", "summarize"]
 
 ENTER, LEAVE = "nnfx enters ", "nnfx leaves "
-"""Operations that mark where the call of a layer begins and ends in a program."""
+"""The prefixes of names of operations that mark the beginning and the end of a layer's call in a program."""
 ELSEWHERE = "elsewhere"
 """The name for everything outside the visible layers."""
 
@@ -33,11 +33,11 @@ class Layer(NamedTuple):
     """A layer, as defined by `nnfx.insight.features.layer_outputs`.
 
     Attributes:
-        name: such as `"hidden_0"`.
-        kind: the name of its module's class.
-        shape: the shape of its outputs.
-        parameters: the number of its own parameters, without those of nested layers.
-        flops: the FLOPs of its forward pass on the whole batch, without those of nested layers.
+        name: the name of the layer, such as `"hidden_0"`.
+        kind: the class name of the module.
+        shape: the shape of the outputs.
+        parameters: the number of parameters, excluding nested layers.
+        flops: the FLOPs of the forward pass on the whole batch, excluding nested layers.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Cost(NamedTuple):
     """The cost of a compiled program.
 
     Attributes:
-        flops: the additions and multiplications of matrix products and convolutions.
+        flops: the number of additions and multiplications in matrix products and convolutions.
         bytes: the memory for its arguments, results and temporaries, as reported by the compiler for this device.
     """
 
@@ -60,13 +60,13 @@ class Cost(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """A model at a glance; it prints as a table.
+    """A summary of a model, which prints as a table.
 
     Attributes:
-        layers: in the order of their calls.
+        layers: the layers, in the order of their calls.
         inputs: the shape of the inputs, including the batch.
         parameters: the number of trained parameters.
-        parameter_bytes: the memory they take.
+        parameter_bytes: the size of the parameters in bytes.
         forward: the cost of applying the model to the batch.
         step: the cost of a training step on the batch, including the gradient and the optimizer's update.
     """
@@ -79,7 +79,7 @@ class Summary(NamedTuple):
     step: Cost
 
     def __str__(self) -> str:
-        """Return the table."""
+        """Return the summary as a table."""
         rows = [
             [layer.name, layer.kind, "×".join(map(str, layer.shape)), f"{layer.parameters:,}", _count(layer.flops)]
             for layer in self.layers
@@ -96,7 +96,7 @@ class Summary(NamedTuple):
 
 
 def _count(number: int) -> str:
-    """Write a large number in short form.
+    """Format a large number in short form.
 
     >>> _count(950), _count(1_234_000)
     ('950', '1.23 M')
@@ -108,7 +108,7 @@ def _count(number: int) -> str:
 
 
 def _bytes(number: int) -> str:
-    """Write a size in short form.
+    """Format a size in bytes in short form.
 
     >>> _bytes(2048)
     '2 KiB'
@@ -123,8 +123,8 @@ def summarize(model: Model, inputs: Any, optimizer: optax.GradientTransformation
     """Summarise a model: layers, shapes, parameters, and the cost of a forward pass and a training step.
 
     Nothing is computed: the model is traced, and both programs are compiled. Only the operations of matrix products and
-    convolutions are counted, two for each multiply-add. The products of a convolution with its padding are not counted,
-    although many papers count them. Loops of unknown length count once.
+    convolutions are counted, two for each multiply-add. Products with the padding of a convolution are not counted,
+    although many papers count them. The body of a loop of unknown length is counted once.
 
     Args:
         model: any model; layers are seen only if they are Flax Linen modules.
@@ -137,7 +137,7 @@ def summarize(model: Model, inputs: Any, optimizer: optax.GradientTransformation
 
     Raises:
         TypeError: for arguments of the wrong type.
-        ValueError: for inputs without a batch.
+        ValueError: for inputs without a batch axis.
 
     Example:
         >>> from nnfx import models
@@ -184,7 +184,7 @@ def _cost(program: Any, *arguments: Any) -> Cost:
 
 
 def _layers(model: Model, variables: Variables, inputs: Any) -> tuple[Layer, ...]:
-    """Return the visible layers, and a last one for all parameters and operations elsewhere."""
+    """Return the visible layers, and a last entry for parameters and operations elsewhere, if there are any."""
     _, seen = jax.eval_shape(partial(watch, model), variables, inputs)
     kinds: dict[str, str] = {}
 
@@ -223,7 +223,7 @@ def _layers(model: Model, variables: Variables, inputs: Any) -> tuple[Layer, ...
 
 
 def count_flops(program: core.Jaxpr) -> int:
-    """Count the additions and multiplications of the matrix products and convolutions of a traced program."""
+    """Count the additions and multiplications in the matrix products and convolutions of a traced program."""
     return sum(map(_flops_of, program.eqns))
 
 
@@ -242,7 +242,7 @@ def _flops_of(equation: core.JaxprEqn) -> int:
 
 
 def _programs_in(parameters: Mapping[str, Any]) -> Iterator[core.Jaxpr]:
-    """Yield the programs among an equation's parameters, such as the body of a loop; JAX 0.9 has no public function."""
+    """Yield the programs in an equation's parameters, such as a loop body; JAX 0.9 has no public function for this."""
     for value in parameters.values():
         for each in value if isinstance(value, tuple) else (value,):
             if isinstance(each, core.ClosedJaxpr):
@@ -256,7 +256,7 @@ def _shape(variable: Any) -> tuple[int, ...]:
 
 
 def _flops_of_convolution(equation: core.JaxprEqn) -> int:
-    """Count products with values of the inputs, not with padding or the zeros that strides put between gradients."""
+    """Count products with values of the inputs, but not with padding or with zeros inserted by dilation."""
     dimensions, parameters = equation.params["dimension_numbers"], equation.params
     inputs, kernel, outputs = map(_shape, (*equation.invars, *equation.outvars))
     batch, features, *places = (outputs[axis] for axis in dimensions.out_spec)

@@ -14,15 +14,15 @@ __all__ = ["kernel", "linearize"]
 
 
 def linearize(model: Model, variables: Variables) -> Model:
-    """Return the model that is linear in its parameters, `f(x; w₀) + ∂f/∂w (x; w₀) · (w − w₀)`.
+    """Return the linearisation of a model in its parameters, `f(x; w₀) + ∂f/∂w (x; w₀) · (w − w₀)`.
 
-    Its `init` returns w₀ for any key. Networks that are wide enough train like it: the difference between the two,
-    after the same steps from the same start, falls in proportion to 1 / width.
+    The `init` of the result returns w₀ for any key. Wide networks train like their linearisation: the difference
+    between the two, after the same steps from the same start, decreases as 1 / width.
 
     Args:
         model: the model.
-        variables: the model's variables; w₀ are its parameters. Others, such as batch statistics, do not change outside
-            training.
+        variables: the model's variables; w₀ are their parameters. Other variables, such as batch statistics, are
+            treated as in `model`.
 
     Returns:
         A model from the same inputs to the same outputs, with the same tree of variables.
@@ -82,19 +82,19 @@ def kernel(model: Model, variables: Variables, inputs: Any, others: Any = None) 
     constant. The derivatives for all `inputs`, `(rows, outputs, parameters)`, are held in memory at once.
 
     Args:
-        model: the model, applied outside training.
-        variables: the model's variables; derivatives are taken at its parameters w.
+        model: the model, applied in evaluation mode.
+        variables: the model's variables; derivatives are taken at their parameters w.
         inputs: x, `(rows, ...)`.
-        others: x′, `(others, ...)`; by default, the inputs again.
+        others: x′, `(others, ...)`; by default, the same as `inputs`.
 
     Returns:
-        `(rows, others, outputs, outputs)`, in the square of the outputs' unit over that of the parameters.
+        `(rows, others, outputs, outputs)`, in the squared units of the outputs divided by those of the parameters.
 
     Raises:
         TypeError, ValueError: as for `linearize`, and for inputs that are not finite.
 
     Example:
-        That of a perceptron is `x · x′ + 1`, where the bias gives the 1:
+        The kernel of a perceptron is `x · x′ + 1`, where the 1 comes from the bias:
 
         >>> from nnfx.models import perceptron
         >>> x = jnp.array([[1.0, 2.0], [0.0, 1.0]])

@@ -1,4 +1,4 @@
-"""What changes in the course of gradient descent: any function of the training state, recorded between steps."""
+"""Trajectories of gradient descent: any function of the training state, recorded every few steps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,16 +16,16 @@ __all__ = ["follow"]
 def follow(
     step: Step, state: TrainState, batch: Batch, look: Callable[[TrainState], Any], *, steps: int, every: int = 1
 ) -> tuple[TrainState, Any]:
-    """Take steps on one batch, and record `look(state)` before the first step and every few steps.
+    """Take training steps on one batch, and record `look(state)` before the first step and after every few steps.
 
-    With a whole data set as the batch, this is full-batch gradient descent. It is one compiled program, which works
-    under `jax.vmap`, for example over initial states.
+    With a whole data set as the batch, this is full-batch gradient descent. All steps form one compiled program, which
+    works under `jax.vmap`, for example over initial states.
 
     Args:
-        step: `(state, batch) -> (state, metrics)`, as made by `nnfx.make_step`.
+        step: the training step, `(state, batch) -> (state, metrics)`, as made by `nnfx.make_step`.
         state: the state to start from, as made by `nnfx.init_state`.
-        batch: the examples of every step.
-        look: a function of the state that returns what to record, an array or a tree of arrays.
+        batch: the examples used in every step.
+        look: a function from the state to what should be recorded, an array or a tree of arrays.
         steps: the number of steps.
         every: the number of steps between two records, a divisor of `steps`.
 
@@ -33,12 +33,12 @@ def follow(
         The last state, and the records, each with a leading axis `(steps / every + 1, ...)`.
 
     Raises:
-        TypeError: for a step or a look that is not a function, or a state or a batch of another type.
+        TypeError: for a `step` or `look` that is not a function, or a state or a batch of another type.
         ValueError: for numbers of steps that are not positive, or that `every` does not divide; and as for
             `nnfx.make_step`.
 
     Example:
-        A weight w that is to become 1 approaches it as `1 − (1 − 2η)ᵗ`:
+        A weight whose optimum is 1, trained from 0 with learning rate η, is `1 − (1 − 2η)ᵗ` after t steps:
 
         >>> import nnfx, optax
         >>> batch = Batch(jnp.ones((1, 1)), jnp.ones(1), jnp.ones(1))

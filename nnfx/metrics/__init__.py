@@ -1,11 +1,11 @@
 """Metrics: measures of the quality of predictions, other than the loss.
 
-Metrics per example, `(outputs, targets) -> (batch,)`, are averaged over all rows. Overall metrics, `(outputs, targets,
-weights) -> scalar`, such as areas under curves, are computed once from all rows; `overall` marks your own function as
-such. In `nnfx.fit(..., metrics=["accuracy", "roc_auc"])`, each row of positive weight counts once; `weighted` makes
-rows count by their weight.
+Per-example metrics, `(outputs, targets) -> (batch,)`, are averaged over all rows. Overall metrics, `(outputs, targets,
+weights) -> scalar`, such as areas under curves, are computed once from all rows; `overall` marks your own functions
+as overall metrics. In `nnfx.fit(..., metrics=["accuracy", "roc_auc"])`, each row of positive weight counts once;
+`weighted` makes rows count by their weight.
 
-`nnfx.metrics.detection` compares boxes: COCO's average precision and recall of the objects detected in images.
+`nnfx.metrics.detection` compares boxes: COCO's average precision and recall for object detection.
 """
 
 from nnfx.metrics import detection

@@ -1,4 +1,4 @@
-"""Boxes, the objects and detections that they mark, and how far they overlap."""
+"""Bounding boxes of objects and detections, and the overlap of boxes."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -15,12 +15,12 @@ class Objects(NamedTuple):
     """The objects in an image.
 
     Attributes:
-        boxes: `(objects, 4)`, floats.
-        labels: their classes, whole numbers, `(objects,)`.
-        crowd: whether a box holds a crowd, `(objects,)`, none by default. A crowd need not be found, and any number of
-            detections within it count neither as right nor as wrong.
-        areas: the areas that decide on the range of an object, `(objects,)`; those of the boxes by default. COCO uses
-            the areas of its segmentation masks.
+        boxes: the corners of the boxes, `(objects, 4)`, floats.
+        labels: the class of each object, integers `(objects,)`.
+        crowd: whether each box holds a crowd, `(objects,)`; False by default. A crowd need not be found, and any number
+            of detections within it count neither as right nor as wrong.
+        areas: the area of each object, which determines its size range, `(objects,)`; by default, the area of its box.
+            COCO uses the areas of its segmentation masks.
     """
 
     boxes: ArrayLike
@@ -30,12 +30,12 @@ class Objects(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """What was detected in an image.
+    """The detections in an image.
 
     Attributes:
-        boxes: `(detections, 4)`, floats.
-        labels: their classes, whole numbers, `(detections,)`.
-        scores: how certain each is, the larger the more certain, `(detections,)`.
+        boxes: the corners of the boxes, `(detections, 4)`, floats.
+        labels: the class of each detection, integers `(detections,)`.
+        scores: the confidence in each detection, larger for more certain ones, `(detections,)`.
     """
 
     boxes: ArrayLike
@@ -44,18 +44,18 @@ class Detections(NamedTuple):
 
 
 def intersection_over_union(left: ArrayLike, right: ArrayLike) -> np.ndarray:
-    """Divide the area that two boxes share by the area that they cover together; 0 for boxes without an area.
+    """Return the intersection of each pair of boxes divided by their union (IoU); 0 for boxes without an area.
 
     Args:
-        left: `(left, 4)`.
-        right: `(right, 4)`.
+        left: boxes, `(left, 4)`.
+        right: boxes, `(right, 4)`.
 
     Returns:
         Numbers between 0 and 1, `(left, right)`, float64.
 
     Raises:
         TypeError: for anything other than numbers.
-        ValueError: for other shapes, numbers that are not finite, or boxes whose low corner is not the lower one.
+        ValueError: for other shapes, numbers that are not finite, or boxes whose low corner exceeds the high one.
 
     Example:
         >>> intersection_over_union([[0, 0, 2, 2]], [[0, 1, 2, 3], [0, 0, 2, 2], [5, 5, 6, 6]]).round(3)
@@ -66,7 +66,7 @@ def intersection_over_union(left: ArrayLike, right: ArrayLike) -> np.ndarray:
 
 
 def overlap(found: np.ndarray, truth: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """Return `both / either`, or for a crowd `both / the detection's area`, `(found, truth)`."""
+    """Return intersection over union, or for a crowd intersection over the detection's area, `(found, truth)`."""
     sides = np.minimum(found[:, None, 2:], truth[None, :, 2:]) - np.maximum(found[:, None, :2], truth[None, :, :2])
     both = sides.clip(0).prod(-1)
     areas = areas_of(found)[:, None]
@@ -80,11 +80,11 @@ def areas_of(boxes: np.ndarray) -> np.ndarray:
 
 
 def checked_images(found: Iterable[Detections], truth: Iterable[Objects]) -> list[tuple[Any, Any]]:
-    """Return the detections and objects of each image as NumPy arrays that fit together.
+    """Return the detections and objects of each image as NumPy arrays, after checking them.
 
     Raises:
         TypeError: for images that are not `Detections` and `Objects`, or arrays that are not numbers.
-        ValueError: for different numbers of images, and for boxes, labels, scores, crowds or areas that do not fit.
+        ValueError: for different numbers of images, and for boxes, labels, scores, crowds or areas that do not match.
     """
     found, truth = list(found), list(truth)
     if len(found) != len(truth):
@@ -136,7 +136,7 @@ def _boxes(name: str, value: Any) -> np.ndarray:
 def _vector(name: str, value: Any, rows: int) -> np.ndarray:
     vector = arrays.as_numpy(name, value).astype(np.float64)
     if vector.shape != (rows,):
-        raise ValueError(f"{name}: expected one for each of the boxes, ({rows},), got {checks.describe(vector)}")
+        raise ValueError(f"{name}: expected one for each box, ({rows},), got {checks.describe(vector)}")
     checks.finite(name, vector)
     return vector
 
@@ -144,5 +144,5 @@ def _vector(name: str, value: Any, rows: int) -> np.ndarray:
 def _labels(name: str, value: Any, rows: int) -> np.ndarray:
     labels = _vector(name, value, rows)
     if (is_part := labels % 1 != 0).any():
-        raise ValueError(f"{name}: expected whole numbers, got {labels[is_part][0]:g}")
+        raise ValueError(f"{name}: expected integers, got {labels[is_part][0]:g}")
     return labels.astype(np.int64)

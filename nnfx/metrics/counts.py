@@ -1,4 +1,4 @@
-"""Metrics computed from a confusion matrix: how often each class is predicted for each class."""
+"""Metrics computed from a confusion matrix."""
 
 from functools import partial
 from typing import Any, Literal
@@ -31,7 +31,7 @@ def _check(logits: Any, labels: Any) -> None:
 
 @losses.with_check(_check)
 def confusion_matrix(logits: Array, labels: Array, weights: Array | None = None) -> Array:
-    """Count the rows of each class (first axis) for which each class is predicted (second axis).
+    """Return the confusion matrix: the number of rows of each true class (first axis) by predicted class (second axis).
 
     Args:
         logits: `(batch,)` or `(batch, 1)`, whose sign decides between classes 0 and 1; or `(batch, classes)`, whose
@@ -59,14 +59,15 @@ def confusion_matrix(logits: Array, labels: Array, weights: Array | None = None)
 @overall
 @losses.with_check(_check)
 def precision(logits: Array, labels: Array, weights: Array | None = None, average: Average | None = None) -> Array:
-    """The share of the rows predicted as a class that belong to it: `TP / (TP + FP)`.
+    """Precision: the fraction of rows predicted as a class that belong to the class, `TP / (TP + FP)`.
 
     Args:
         logits: `(batch,)` or `(batch, 1)`, whose sign decides between classes 0 and 1; or `(batch, classes)`.
         labels: integers `(batch,)`; or one-hot rows or probabilities `(batch, classes)`, whose largest entry counts.
         weights: `(batch,)`, non-negative; rows of weight zero are left out, whatever their values. All 1 by default.
-        average: `"binary"` for class 1 alone, the default for one output; `"macro"` for the mean over the classes that
-            occur among labels or predictions, the default for several; `"micro"` for all rows together.
+        average: `"binary"` for class 1 only, the default for one output; `"macro"` for the mean over the classes that
+            occur among labels or predictions, the default for several outputs; `"micro"` for pooled counts of all
+            classes.
 
     Returns:
         A float32 scalar; 0 if nothing is predicted as a class, as in scikit-learn, and NaN if there are no rows or a
@@ -86,7 +87,7 @@ def precision(logits: Array, labels: Array, weights: Array | None = None, averag
 @overall
 @losses.with_check(_check)
 def recall(logits: Array, labels: Array, weights: Array | None = None, average: Average | None = None) -> Array:
-    """The share of the rows of a class that are predicted as such: `TP / (TP + FN)`; arguments as for `precision`.
+    """Recall: the fraction of rows of a class that are predicted as it, `TP / (TP + FN)`; arguments as for `precision`.
 
     Example:
         >>> recall(jnp.array([2.0, 1.0, -1.0]), jnp.array([1, 0, 1]))
@@ -98,7 +99,7 @@ def recall(logits: Array, labels: Array, weights: Array | None = None, average: 
 @overall
 @losses.with_check(_check)
 def f1(logits: Array, labels: Array, weights: Array | None = None, average: Average | None = None) -> Array:
-    """The harmonic mean of precision and recall: `2 TP / (2 TP + FP + FN)`; arguments as for `precision`.
+    """F1: the harmonic mean of precision and recall, `2 TP / (2 TP + FP + FN)`; arguments as for `precision`.
 
     Example:
         >>> f1(jnp.array([2.0, 1.0, -1.0, 3.0]), jnp.array([1, 0, 1, 1]))
@@ -110,7 +111,7 @@ def f1(logits: Array, labels: Array, weights: Array | None = None, average: Aver
 @overall
 @losses.with_check(_check)
 def balanced_accuracy(logits: Array, labels: Array, weights: Array | None = None) -> Array:
-    """The macro average of the recall: the mean over the classes of the share of their rows predicted correctly.
+    """Macro-averaged recall: the mean over classes of the fraction of rows of the class that are predicted correctly.
 
     Args:
         logits: `(batch,)` or `(batch, 1)`, whose sign decides between classes 0 and 1; or `(batch, classes)`.
@@ -132,7 +133,7 @@ def balanced_accuracy(logits: Array, labels: Array, weights: Array | None = None
 
 
 def _checked(logits: Any, labels: Any, weights: Any) -> tuple[Array, Array, Array]:
-    """Return logits, labels and weights as arrays that fit together."""
+    """Return logits, labels and weights as arrays, after checking that their shapes match."""
     logits, labels = arrays.as_array("logits", logits, floats=True), arrays.as_array("labels", labels)
     _check(logits, trees.shapes(labels))  # so that rows of weight zero may have any label
     labels, is_weighted = labels.astype(jnp.int32) if labels.dtype == jnp.bool_ else labels, weights is not None
@@ -167,7 +168,7 @@ def _counts(logits: Array, labels: Array, weights: Array) -> tuple[Array, Array]
 
 
 def _averaged(recall_share: float, average: Average | None, logits: Any, labels: Any, weights: Any) -> Array:
-    """Return `TP / (TP + s FN + (1 − s) FP)`, averaged: the precision for s = 0, F1 for ½, and the recall for 1."""
+    """Return the average of `TP / (TP + s FN + (1 − s) FP)`: precision for s = 0, F1 for s = ½, recall for s = 1."""
     logits, labels, weights = _checked(logits, labels, weights)
     if average is not None:
         checks.choice("average", average, ("binary", "macro", "micro"))
@@ -201,5 +202,5 @@ def _balanced(logits: Array, labels: Array, weights: Array) -> Array:
 
 
 def _share(right: Array, all_of_them: Array) -> Array:
-    """Return the share that is right; 0 if there are none."""
+    """Return `right / all_of_them`, or 0 where `all_of_them` is 0."""
     return right / jnp.where(all_of_them > 0, all_of_them, 1)

@@ -1,7 +1,7 @@
-"""Average precision and recall of detected objects, as the COCO benchmark defines them.
+"""Average precision and recall for object detection, as defined by the COCO benchmark.
 
-A box is given by its corners, `(low, low, high, high)`: left, top, right, bottom or top, left, bottom, right, as long
-as all boxes of one call agree. COCO's own files hold `(left, top, width, height)`.
+A box is given by its corners, `(low, low, high, high)`: either left, top, right, bottom or top, left, bottom, right, in
+the same order for all boxes. COCO's own files hold `(left, top, width, height)`.
 """
 
 from collections import defaultdict
@@ -25,24 +25,24 @@ __all__ = [
 ]
 
 THRESHOLDS = tuple(float(threshold) for threshold in np.linspace(0.5, 0.95, 10))
-"""The intersections over union at which COCO counts a detection as right: 0.50, 0.55, …, 0.95."""
+"""The thresholds on intersection over union at which COCO evaluates detections: 0.50, 0.55, …, 0.95."""
 RECALLS = np.linspace(0, 1, 101)
-"""The recalls at which COCO reads the precision: 0, 0.01, …, 1."""
+"""The recalls at which COCO evaluates the precision: 0, 0.01, …, 1."""
 AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 """COCO's ranges of areas in square pixels, with both ends included."""
 
 
 class Evaluation(NamedTuple):
-    """Precision and recall in all settings that COCO distinguishes; NaN where a class has no objects.
+    """Precision and recall by threshold, class, area range and limit, as in COCO; NaN where a class has no objects.
 
     Attributes:
-        precision: the best precision at each recall or above, 0 beyond the largest recall,
+        precision: the best precision at each recall or above; 0 beyond the largest recall;
             `(thresholds, recalls, classes, areas, limits)`, float64.
         recall: the largest recall, `(thresholds, classes, areas, limits)`, float64.
-        thresholds: the least intersections over union, in ascending order.
+        thresholds: the minimum intersections over union, in ascending order.
         labels: the classes that occur among objects or detections, in ascending order.
-        areas: the names of the ranges of areas.
-        limits: the largest numbers of detections of one class in one image, in ascending order.
+        areas: the names of the area ranges.
+        limits: the maximum numbers of detections per class and image, in ascending order.
     """
 
     precision: np.ndarray
@@ -55,16 +55,16 @@ class Evaluation(NamedTuple):
     def average_precision(
         self, threshold: float | None = None, *, area: str = "all", limit: int | None = None, label: int | None = None
     ) -> float:
-        """The mean of the precision over recalls, classes and thresholds; COCO's AP, often called mAP.
+        """The mean of the precision over recalls, classes and thresholds: COCO's AP, often called mAP.
 
         Args:
-            threshold: one intersection over union, such as 0.5 for AP50; all by default.
-            area: the name of a range of areas.
-            limit: the number of detections of a class that count in each image; the largest limit by default.
-            label: one class; all that have objects by default.
+            threshold: a single threshold, such as 0.5 for AP50; by default, the mean over all thresholds.
+            area: the name of an area range.
+            limit: the maximum number of detections per class and image; the largest limit by default.
+            label: a single class; by default, the mean over all classes that have objects.
 
         Returns:
-            A number between 0 and 1; NaN if no class has objects in this range.
+            A number between 0 and 1; NaN if no class has objects in the area range.
 
         Raises:
             ValueError: for a threshold, area, limit or label that was not evaluated.
@@ -91,9 +91,9 @@ class Evaluation(NamedTuple):
         return _mean(self._selected(self.recall, threshold, area, limit, label))
 
     def summary(self) -> dict[str, float]:
-        """Return the numbers that COCO reports: AP, AP50, AP75, and AP by area; AR by limit, and AR by area.
+        """Return the scores that COCO reports: AP, AP50, AP75, and AP by area; AR by limit, and AR by area.
 
-        Thresholds of 0.5 and 0.75 and ranges of areas that were not evaluated are left out.
+        AP50, AP75 and scores by area are left out if their threshold or area range was not evaluated.
 
         Example:
             >>> truth = [Objects([[0, 0, 10, 10], [20, 20, 80, 80]], [3, 5])]
@@ -114,7 +114,7 @@ class Evaluation(NamedTuple):
     def _selected(
         self, values: np.ndarray, threshold: float | None, area: str, limit: int | None, label: int | None
     ) -> np.ndarray:
-        """Return the entries of `(thresholds, ..., classes, areas, limits)` that were requested."""
+        """Return the requested entries of an array `(thresholds, ..., classes, areas, limits)`."""
         checks.choice("area", area, self.areas)
         values = values[..., self.areas.index(area), -1 if limit is None else _place("limit", limit, self.limits)]
         if label is not None:
@@ -130,33 +130,34 @@ def evaluate(
     areas: Mapping[str, tuple[float, float]] = AREAS,
     limits: Sequence[int] = (1, 10, 100),
 ) -> Evaluation:
-    """Compare detections with the true objects, image by image, as COCO does.
+    """Evaluate detections against the true objects, image by image, as COCO does.
 
-    In descending order of score, each detection takes the free object of its class and image that it overlaps most (of
-    several, the last), by at least the threshold, `area of both / area of either`; one that finds none is wrong. Over
-    all images, `precision = right / (right + wrong)` and `recall = right / objects` after each detection. The precision
-    at recall `r = 0, 0.01, …, 1` is the best one at any recall `≥ r`, and its mean over r is the average precision.
+    In descending order of score, each detection is matched to the unmatched object of its class and image with the
+    largest intersection over union (in a tie, the last) that is at least the threshold; an unmatched detection is
+    wrong. Over all images, `precision = right / (right + wrong)` and `recall = right / objects` after each detection.
+    The precision at recall `r = 0, 0.01, …, 1` is the best precision at any recall `≥ r`, and its mean over r is the
+    average precision.
 
-    For each range of areas, objects outside it need not be found, and detections that take one, or that take none and
-    are outside it themselves, count neither as right nor as wrong.
+    For each area range, objects outside the range need not be found. Detections matched to such an object, and
+    unmatched detections outside the range, count neither as right nor as wrong.
 
     Everything is computed by NumPy on the host, in float64.
 
     Args:
-        found: the detections in each image. Among equal scores, those of earlier images and positions come first.
+        found: the detections in each image. Among equal scores, earlier images and positions come first.
         truth: the objects in each image.
-        thresholds: the least intersections over union, above 0 and at most 1.
-        areas: ranges of areas by name, with both ends included; one of them is `"all"`.
-        limits: the maximum numbers of detections of one class that count in one image, those with the highest scores.
+        thresholds: the minimum intersections over union, above 0 and at most 1.
+        areas: area ranges by name, with both ends included; one of them is `"all"`.
+        limits: the maximum numbers of detections per class and image; those with the highest scores count.
 
     Returns:
-        Precision and recall by threshold, class, range of areas and limit; their means are methods.
+        Precision and recall by threshold, class, area range and limit, with methods that average them.
 
     Raises:
         TypeError: for images that are not `Detections` and `Objects`, or arrays that are not numbers.
-        ValueError: for different numbers of images, shapes that do not match, boxes whose low corner is not the lower
-            one, labels that are not integers, numbers that are not finite; and for thresholds, areas or limits out of
-            bounds.
+        ValueError: for different numbers of images, shapes that do not match, boxes whose low corner exceeds the
+            high one, labels that are not integers, numbers that are not finite; and for thresholds, areas or limits out
+            of bounds.
 
     Example:
         >>> truth = [Objects([[0, 0, 10, 10]], [0]), Objects([[5, 5, 9, 9], [20, 0, 40, 30]], [0, 1])]
@@ -189,12 +190,12 @@ def evaluate(
 
 
 class _Judged(NamedTuple):
-    """The detections of one class in one image, in descending order of score.
+    """The evaluated detections of one class in one image, in descending order of score.
 
     Attributes:
-        scores: `(detections,)`.
-        right: whether each has found an object, `(areas, thresholds, detections)`.
-        wrong: whether each counts as wrong, likewise; those that count as neither are ignored.
+        scores: the confidence in each detection, `(detections,)`.
+        right: whether each detection counts as right, `(areas, thresholds, detections)`.
+        wrong: whether each detection counts as wrong, of the same shape; detections that are neither are ignored.
         objects: the number of objects to be found, `(areas,)`.
     """
 
@@ -207,7 +208,7 @@ class _Judged(NamedTuple):
 def _judged(found: Any, truth: Any, thresholds: np.ndarray, ranges: np.ndarray, limit: int) -> _Judged:
     order = np.argsort(-found.scores, kind="stable")[:limit]
     boxes = found.boxes[order]
-    truth = type(truth)(*(part[::-1] for part in truth))  # of several that overlap as much, COCO takes the last
+    truth = type(truth)(*(part[::-1] for part in truth))  # in a tie of overlaps, COCO takes the last object
     low, high = ranges[:, :1], ranges[:, 1:]
     ignored = truth.crowd | (truth.areas < low) | (truth.areas > high)
     is_taking, is_void = _taken(overlap(boxes, truth.boxes, truth.crowd), truth.crowd, ignored, thresholds)
@@ -218,13 +219,13 @@ def _judged(found: Any, truth: Any, thresholds: np.ndarray, ranges: np.ndarray, 
 def _taken(
     shared: np.ndarray, crowd: np.ndarray, ignored: np.ndarray, thresholds: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return whether each detection takes an object, and one to be ignored, `(areas, thresholds, detections)` each.
+    """Return whether each detection is matched, and whether to an ignored object, as `(areas, thresholds, detections)`.
 
     Args:
-        shared: how far each overlaps each object, `(detections, objects)`.
-        crowd: objects that any number of detections may take, `(objects,)`.
-        ignored: objects that are taken only by detections that fit no other, `(areas, objects)`.
-        thresholds: the least overlaps.
+        shared: the overlap of each detection with each object, `(detections, objects)`.
+        crowd: which objects any number of detections may match, `(objects,)`.
+        ignored: which objects only match detections that fit no other object, `(areas, objects)`.
+        thresholds: the minimum overlaps.
     """
     is_taking, is_void = np.zeros((2, len(ignored), len(thresholds), len(shared)), bool)
     free = np.ones((len(ignored), len(thresholds), len(crowd)), bool)
@@ -241,7 +242,7 @@ def _taken(
 
 
 def _precision_recall(images: list[_Judged], limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return precisions `(thresholds, recalls, areas)` and the largest recalls `(thresholds, areas)` of a class."""
+    """Return the precisions `(thresholds, recalls, areas)` and largest recalls `(thresholds, areas)` of a class."""
     scores = np.concatenate([image.scores[:limit] for image in images])
     order = np.argsort(-scores, kind="stable")
     right, wrong = (
@@ -272,7 +273,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _place(name: str, value: float, among: Sequence[float]) -> int:
-    """Return the position of a number among those evaluated."""
+    """Return the position of a number among the evaluated ones."""
     checks.number(name, value)
     places = np.flatnonzero(np.isclose(value, among, rtol=0, atol=1e-9))
     if not len(places):
@@ -281,7 +282,7 @@ def _place(name: str, value: float, among: Sequence[float]) -> int:
 
 
 def _checked_options(thresholds: Any, areas: Any, limits: Any) -> tuple[tuple[float, ...], np.ndarray, tuple[int, ...]]:
-    """Return thresholds and limits in ascending order, and the ranges of areas, `(areas, 2)`."""
+    """Return the thresholds in ascending order, the area ranges, `(areas, 2)`, and the limits in ascending order."""
     for name, values in {"thresholds": thresholds, "limits": limits}.items():
         if np.ndim(values) != 1 or not len(values):
             raise ValueError(f"{name}: expected a sequence of at least one number, got {checks.describe(values)}")

@@ -1,4 +1,4 @@
-"""Metrics of errors over all rows together."""
+"""Regression metrics that are computed from all rows together."""
 
 from functools import partial
 
@@ -18,15 +18,15 @@ _check = partial(losses.check, losses.mean_square_error)
 @overall
 @losses.with_check(_check)
 def root_mean_square_error(outputs: Array, targets: Array, weights: Array | None = None) -> Array:
-    """The root of the mean square error, `√(Σ wᵢ (f(xᵢ) − yᵢ)² / Σ wᵢ)`, averaged over the outputs.
+    """Root mean square error, `√(Σ wᵢ (f(xᵢ) − yᵢ)² / Σ wᵢ)`, averaged over the outputs.
 
     Args:
         outputs: `(batch,)`, `(batch, 1)` or `(batch, ...)`.
-        targets: real numbers in the shape of the outputs, or `(batch,)`.
+        targets: real numbers of the shape of the outputs, or `(batch,)`.
         weights: `(batch,)`, non-negative; rows of weight zero are left out, whatever their values. All 1 by default.
 
     Returns:
-        A scalar in the targets' unit; NaN if there are no rows.
+        A scalar in the units of the targets; NaN if there are no rows.
 
     Raises:
         ValueError: for targets that are not finite, or shapes that do not match.
@@ -45,7 +45,7 @@ def r2(outputs: Array, targets: Array, weights: Array | None = None) -> Array:
 
     Args:
         outputs: `(batch,)`, `(batch, 1)` or `(batch, ...)`.
-        targets: real numbers in the shape of the outputs, or `(batch,)`.
+        targets: real numbers of the shape of the outputs, or `(batch,)`.
         weights: `(batch,)`, non-negative; rows of weight zero are left out, whatever their values. All 1 by default.
 
     Returns:
@@ -77,7 +77,7 @@ def _explained(outputs: Array, targets: Array, weights: Array) -> Array:
 
 
 def _checked(outputs: Array, targets: Array, weights: Array | None) -> tuple[Array, Array, Array]:
-    """Return outputs, targets and weights as arrays that fit together."""
+    """Return outputs, targets and weights as arrays, after checking that their shapes match."""
     outputs = arrays.as_array("outputs", outputs, floats=True)
     targets, weights = with_weights(arrays.as_array("targets", targets, floats=True), weights)
     _check(outputs, targets)
@@ -93,6 +93,6 @@ def _aligned(outputs: Array, targets: Array, weights: Array) -> tuple[Array, Arr
 
 
 def _mean(values: Array, weights: Array) -> Array:
-    """Return the weighted mean of each output; NaN if there is no weight."""
+    """Return the weighted mean of each output; NaN if all weights are zero."""
     total = weights.sum()
     return jnp.where(total > 0, (weights * values).sum(0) / jnp.where(total > 0, total, 1), jnp.nan)

@@ -1,4 +1,4 @@
-"""Which metrics are computed once from all rows, and how rows count in them."""
+"""Marks on metrics: whether they are computed once from all rows, and whether rows count by their weight."""
 
 import functools
 from collections.abc import Callable
@@ -12,10 +12,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def overall(metric: Function) -> Function:
-    """Mark a metric of all rows together, `(outputs, targets, weights) -> scalar`, such as an area under a curve.
+    """Mark a metric as computed from all rows together, `(outputs, targets, weights) -> scalar`, such as an ROC AUC.
 
-    A run computes it once per epoch, from the outputs for all held-out rows; it is not computed for the training rows,
-    since the parameters change from batch to batch. Rows to be left out have weight zero.
+    A run computes an overall metric once per epoch, from the outputs for all held-out rows; it is not computed for the
+    training rows, since the parameters change from batch to batch. Rows of weight zero must be left out.
 
     Example:
         >>> import jax.numpy as jnp
@@ -30,7 +30,7 @@ def overall(metric: Function) -> Function:
 
 
 def weighted(metric: Callable[..., Array]) -> Callable[..., Array]:
-    """Return a metric in which a run's rows count by their weight; by default, each row counts once.
+    """Return a copy of a metric in which a run's rows count by their weight; by default, each row counts once.
 
     Example:
         >>> import nnfx
@@ -42,7 +42,7 @@ def weighted(metric: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def counted(metric: Callable[..., Array]) -> Callable[..., Array]:
-    """Return a metric in which each row of positive weight counts once, unless it is marked by `weighted`."""
+    """Return a metric in which each row of positive weight counts once, unless the metric is marked by `weighted`."""
     return metric if _has(metric, "is_weighted") else _marked(metric, "is_counted")
 
 
@@ -57,7 +57,7 @@ def is_counted(metric: Callable[..., Any]) -> bool:
 
 
 def _marked(metric: Callable[..., Array], mark: str) -> Callable[..., Array]:
-    """Return the same metric with one more mark."""
+    """Return a copy of a metric with one more mark."""
 
     @functools.wraps(metric)
     def marked(*arguments: Any, **numbers: Any) -> Array:

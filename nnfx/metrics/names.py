@@ -1,4 +1,4 @@
-"""Metrics by name."""
+"""Look-up of metrics by name."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from nnfx.types import Array
 
 Metric = Callable[..., Array]
 ByName = Mapping[str, Metric | str] | Sequence[Metric | str] | Metric | str
-"""Metrics as passed to `nnfx.fit`: one or several functions or names, or a mapping from your own names."""
+"""Metrics as passed to `nnfx.fit`: one or more functions or names, or a mapping from names of your choice to these."""
 
 NAMED: dict[str, Metric] = {
     function.__name__: function
@@ -39,7 +39,7 @@ def get(name: str) -> Metric:
     """Return a metric by name.
 
     Args:
-        name: the name of a function in `nnfx.metrics`, or of an error in `nnfx.losses`.
+        name: the name of a metric in `nnfx.metrics`, or of an error in `nnfx.losses`, such as `"mean_square_error"`.
 
     Raises:
         ValueError: for an unknown name; the error lists the known ones.
@@ -54,10 +54,10 @@ def get(name: str) -> Metric:
 
 
 def by_name(metrics: Any) -> dict[str, Any]:
-    """Return metrics by name, however they were passed.
+    """Convert metrics as passed to `nnfx.fit` to a dictionary by name.
 
     Args:
-        metrics: a function, the name of a metric, a sequence of these, or a mapping from names to them; or None.
+        metrics: a function or the name of a metric; a sequence or a mapping of these; or None.
 
     Raises:
         TypeError: for anything else, and for functions without a name that are not in a mapping.

@@ -1,4 +1,4 @@
-"""Metrics per example, `(outputs, targets) -> (batch,)`: a run averages them over all rows."""
+"""Per-example metrics, `(outputs, targets) -> (batch,)`, which a run averages over all rows."""
 
 from functools import partial
 from typing import Any
@@ -48,14 +48,14 @@ def _likelihood(logits: Any) -> PerExample:
 
 @losses.with_check(_check_binary)
 def binary_accuracy(logits: Array, labels: Array) -> Array:
-    """One if the sign of the logit agrees with the binary label, else zero: `[z > 0] = y`.
+    """Accuracy for binary labels: 1 if the sign of the logit agrees with the label, else 0, `[(z > 0) = y]`.
 
     Args:
         logits: `(batch,)`, `(batch, 1)` or `(batch, outputs)`, before the sigmoid.
-        labels: 0 or 1, in the shape of the logits or `(batch,)`.
+        labels: 0 or 1, of the shape of the logits, or `(batch,)`.
 
     Returns:
-        `(batch,)` in the dtype of the logits, the mean over several outputs; NaN for logits that are NaN, and for
+        `(batch,)` in the dtype of the logits, averaged over several outputs; NaN for logits that are NaN, and for
         traced labels outside [0, 1].
 
     Raises:
@@ -78,12 +78,12 @@ def _binary_accuracy(logits: Array, labels: Array) -> Array:
 
 @losses.with_check(_check_classes)
 def accuracy(logits: Array, labels: Array) -> Array:
-    """One if the largest logit is that of the label, else zero: `[argmaxₖ zₖ = y]`.
+    """Accuracy: 1 if the label has the largest logit, else 0, `[argmaxₖ zₖ = y]`.
 
     Args:
         logits: `(batch, classes)`.
         labels: integers `(batch,)`, or one-hot rows or probabilities `(batch, classes)`, whose largest entry
-            counts.
+            is the label.
 
     Returns:
         `(batch,)` in the dtype of the logits; NaN for logits that are NaN, and for traced labels out of range.
@@ -142,7 +142,7 @@ def brier(logits: Array, labels: Array) -> Array:
         labels: 0 or 1, `(batch,)`; or integers `(batch,)`, one-hot rows or probabilities `(batch, classes)`.
 
     Returns:
-        `(batch,)` in the dtype of the logits, from 0 to 1 for one output and to 2 for several.
+        `(batch,)` in the dtype of the logits, from 0 to 1 for one output and from 0 to 2 for several classes.
 
     Raises:
         ValueError: for labels that are out of range, or shapes that do not match.
@@ -165,15 +165,15 @@ def brier(logits: Array, labels: Array) -> Array:
 
 @losses.with_check(partial(losses.check, losses.mean_absolute_error))
 def mean_absolute_percentage_error(outputs: Array, targets: Array) -> Array:
-    """The absolute error as a share of the target, `|f(x) − y| / |y|`; 1 is 100 %.
+    """The absolute error as a fraction of the target, `|f(x) − y| / |y|`; 1 means 100 %.
 
     Args:
         outputs: `(batch,)`, `(batch, 1)` or `(batch, ...)`.
-        targets: real numbers in the shape of the outputs, or `(batch,)`; zeros are replaced by the dtype's machine
+        targets: real numbers of the shape of the outputs, or `(batch,)`; zeros are replaced by the dtype's machine
             epsilon, as in scikit-learn.
 
     Returns:
-        `(batch,)`, the mean over several outputs.
+        `(batch,)`, averaged over several outputs.
 
     Raises:
         ValueError: for targets that are not finite, or shapes that do not match.

@@ -1,4 +1,4 @@
-"""Metrics of the ranks of scores: areas under curves."""
+"""Ranking metrics: the areas under the ROC curve and the precision–recall curve."""
 
 import functools
 from collections.abc import Callable
@@ -27,10 +27,10 @@ def _check(scores: Any, labels: Any) -> None:
 @overall
 @losses.with_check(_check)
 def roc_auc(scores: Array, labels: Array, weights: Array | None = None) -> Array:
-    """The area under the ROC curve: `P(score of a positive > of a negative) + ½ P(equal)`.
+    """The area under the ROC curve: `P(s₊ > s₋) + ½ P(s₊ = s₋)` for the scores of a random positive and negative row.
 
     Args:
-        scores: `(batch,)` or `(batch, 1)`; larger scores mean that label 1 is likelier. Logits will do.
+        scores: `(batch,)` or `(batch, 1)`, such as logits; larger scores mean that label 1 is more likely.
         labels: 0 or 1, `(batch,)`.
         weights: `(batch,)`, non-negative; rows of weight zero are left out, whatever their values. All 1 by default.
 
@@ -56,10 +56,10 @@ def roc_auc(scores: Array, labels: Array, weights: Array | None = None) -> Array
 def average_precision(scores: Array, labels: Array, weights: Array | None = None) -> Array:
     """The average precision: the precision at the score of each positive, averaged over the positives.
 
-    It summarises the curve of precision against recall without interpolation, `Σₙ (Rₙ − Rₙ₋₁) Pₙ` over thresholds n.
+    It summarises the precision–recall curve without interpolation, `Σₙ (Rₙ − Rₙ₋₁) Pₙ` over thresholds n.
 
     Args:
-        scores: `(batch,)` or `(batch, 1)`; larger scores mean that label 1 is likelier. Logits will do.
+        scores: `(batch,)` or `(batch, 1)`, such as logits; larger scores mean that label 1 is more likely.
         labels: 0 or 1, `(batch,)`.
         weights: `(batch,)`, non-negative; rows of weight zero are left out, whatever their values. All 1 by default.
 
@@ -81,8 +81,8 @@ def average_precision(scores: Array, labels: Array, weights: Array | None = None
 
 
 def _converted(scores: Array, labels: Array, weights: Array | None) -> tuple[Array, Array, Array]:
-    """Return scores or their ranks, labels and weights, one for each row; weights of 0 and 1 alone are integers."""
-    if not isinstance(scores, jax.Array):  # ranks keep apart scores that are equal in the device's precision
+    """Return scores or their ranks, labels and weights, one for each row; boolean weights become integers."""
+    if not isinstance(scores, jax.Array):  # ranks distinguish scores that are equal in the device's precision
         exact = arrays.as_numpy("scores", scores)
         ranks = np.unique(exact, return_inverse=True)[1].reshape(exact.shape)
         scores = jax.device_put(np.where(np.isnan(exact), np.nan, ranks) if np.isnan(exact).any() else ranks)
@@ -94,7 +94,7 @@ def _converted(scores: Array, labels: Array, weights: Array | None) -> tuple[Arr
 
 
 def with_weights(labels: Array, weights: Array | None) -> tuple[Array, Array]:
-    """Return labels, zero where their weight is zero, and one weight for each: by default, the integer 1.
+    """Return labels, set to zero where their weight is zero, and one weight per label, by default the integer 1.
 
     Raises:
         ValueError: if there is not one weight per label.
@@ -112,7 +112,7 @@ def with_weights(labels: Array, weights: Array | None) -> tuple[Array, Array]:
 def _computed(measure: Callable[..., Any], scores: Array, labels: Array, weights: Array) -> Array:
     """Compute a measure with NumPy in float64 from concrete values on a CPU, and as part of a program otherwise.
 
-    XLA takes about a second to compile a sort, once for every number of rows.
+    XLA takes about a second to compile a sort, for each new number of rows.
     """
     given = scores, labels, weights
     if not checks.is_concrete(given) or any(checks.near(each)[1] is not np for each in given):
@@ -129,7 +129,7 @@ def _compiled(measure: Callable[..., Any], scores: Array, labels: Array, weights
 
 
 def _area(library: Any, scores: Any, labels: Any, weights: Any) -> Any:
-    """Count the negatives below each positive, by ranks."""
+    """Return the area under the ROC curve, by counting the negatives ranked below each positive."""
     scores, positive, negative, is_known = _split(library, scores, labels, weights)
     ((below, not_above),) = _sums_by_rank(library, scores, negative)
     beaten = (below / 2 + not_above / 2) / negative.sum()
@@ -146,7 +146,7 @@ def _average_precision(library: Any, scores: Any, labels: Any, weights: Any) -> 
 
 
 def _sums_by_rank(library: Any, scores: Any, *weights: Any) -> list[tuple[Any, Any]]:
-    """Return, for each row, the sums of weights over the rows with lower scores, and with scores no higher."""
+    """Return, for each row, the sums of weights over rows with a lower score and over rows with no higher score."""
     order = library.argsort(scores)
     ordered = scores[order]
     low, high = (library.searchsorted(ordered, scores, side=side) for side in ("left", "right"))

@@ -1,4 +1,4 @@
-"""Metrics of predicted tokens: perplexity and bits per token."""
+"""Metrics for language models: perplexity and bits per token."""
 
 import math
 from functools import partial
@@ -17,14 +17,14 @@ __all__ = ["bits_per_token", "perplexity"]
 def bits_per_token(logits: Array, labels: Array) -> Array:
     """The cross-entropy in bits, `−log₂ softmax(z)_y`: the length of a token in an ideal code based on the model.
 
-    For models of characters it is known as bits per character.
+    For character-level models, this is known as bits per character.
 
     Args:
         logits: `(batch, classes)`, or `(batch, time, classes)`, before the softmax.
         labels: integers `(batch,)` or `(batch, time)`, one-hot rows or probabilities.
 
     Returns:
-        `(batch,)` in bits, the mean over the steps. In a run with a weight for each step, steps count as rows.
+        `(batch,)` in bits, averaged over the steps. In a run with a weight for each step, steps count as rows.
 
     Raises:
         ValueError: as `nnfx.losses.categorical_cross_entropy` does.
@@ -46,8 +46,8 @@ def perplexity(logits: Array, labels: Array, weights: Array | None = None) -> Ar
 
     Args:
         logits: `(batch, classes)`, or `(batch, time, classes)`, before the softmax.
-        labels: integers `(batch,)` or `(batch, time)`; or one-hot rows or probabilities, in the shape of the logits.
-        weights: one for each label, non-negative; labels of weight zero are left out, whatever they are. All 1 by
+        labels: integers `(batch,)` or `(batch, time)`; or one-hot rows or probabilities, of the shape of the logits.
+        weights: one for each label, non-negative; labels of weight zero are left out, whatever their values. All 1 by
             default.
 
     Returns:
@@ -74,7 +74,7 @@ def perplexity(logits: Array, labels: Array, weights: Array | None = None) -> Ar
     if weights is not None:
         weights = arrays.as_array("weights", weights)
         if weights.shape != logits.shape[:-1]:
-            raise ValueError(f"weights: expected one for each label, got {checks.describe(weights)}")
+            raise ValueError(f"weights: expected one weight for each label, got {checks.describe(weights)}")
         weights = weights.reshape(-1)
     labels = labels.reshape(-1, *labels.shape[logits.ndim - 1 :])
     labels, weights = with_weights(labels, weights)

@@ -1,6 +1,6 @@
 """Models as pure `init` / `apply` pairs: dense, convolutional and recurrent networks, transformers, and adapters.
 
-`CONVENTIONS.md`, in the folder of this package, compares their defaults with those of Flax, Haiku, Keras and PyTorch.
+`CONVENTIONS.md`, in this folder, compares the defaults of the models with those of Flax, Haiku, Keras and PyTorch.
 """
 
 from nnfx.models import conversion, initializers

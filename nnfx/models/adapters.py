@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def _switches(call: Callable[..., Any], train: bool, weights: Array | None) -> dict[str, Any]:
-    """Return the keyword arguments that a module's call accepts, by the names that the module uses."""
+    """Return the keyword arguments that a module's call accepts among the known names of switches and `weights`."""
     accepted = inspect.signature(call).parameters
     offered = {
         **dict.fromkeys(("train", "training", "is_training"), train),
@@ -32,19 +32,19 @@ def _switches(call: Callable[..., Any], train: bool, weights: Array | None) -> d
 
 @contextlib.contextmanager
 def _named(inputs: Any) -> Iterator[None]:
-    """Name the inputs in the errors for leaves that are not arrays, and for sizes that do not suit the variables."""
+    """Raise errors that name the inputs for leaves that are not arrays and sizes that do not match the variables."""
     for leaf in jax.tree.leaves(inputs):
         is_array = isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind not in "OSUMm"
         if not (is_array or isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | bool | int | float | complex)):
             raise TypeError(
                 f"inputs: expected an array of numbers, or a tree of them, got {checks.describe(leaf)};"
-                " nnfx.data.prepare makes arrays of data frames"
+                " nnfx.data.prepare converts data frames to arrays"
             )
     try:
         yield
     except ScopeParamShapeError as error:
         given = ", ".join(map(checks.describe, jax.tree.leaves(inputs)))
-        raise ValueError(f"inputs: expected sizes that suit the variables, got {given}; {error}") from error
+        raise ValueError(f"inputs: expected sizes that match the variables, got {given}; {error}") from error
 
 
 def from_linen(module: nn.Module) -> Model:
@@ -55,7 +55,7 @@ def from_linen(module: nn.Module) -> Model:
     is updated, and the key seeds all random streams.
 
     Args:
-        module: an instance, which maps inputs `(batch, ...)` to outputs `(batch, ...)`.
+        module: an instance that maps inputs `(batch, ...)` to outputs `(batch, ...)`.
 
     Raises:
         TypeError: for anything but a Linen module.
@@ -70,7 +70,7 @@ def from_linen(module: nn.Module) -> Model:
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected an instance of flax.linen.Module, got {checks.describe(module)}")
 
-    @jax.jit  # one small program; op by op, the whole forward pass would run just to find the shapes
+    @jax.jit  # one small program; without jit, the whole forward pass would run just to find the shapes
     def variables_of(key: Array, inputs: Any) -> Variables:
         return cast(Variables, module.init(key, inputs, **_switches(type(module).__call__, False, None)))
 
@@ -99,8 +99,8 @@ def from_linen(module: nn.Module) -> Model:
 def from_nnx(build: Callable[["nnx.Rngs"], "nnx.Module"]) -> Model:
     """Make a `Model` from a Flax NNX module, given as a function of its `Rngs`.
 
-    It takes a function rather than an instance because an instance already holds its weights, so every key would give
-    the same ones. `module.train()` or `module.eval()` is called when the model is applied, and random streams are
+    A function is needed rather than an instance because an instance already holds its weights, so every key would give
+    the same weights. `module.train()` or `module.eval()` is called when the model is applied, and random streams are
     seeded from the key passed to it.
 
     Args:
@@ -118,7 +118,7 @@ def from_nnx(build: Callable[["nnx.Rngs"], "nnx.Module"]) -> Model:
         >>> model.apply(variables, jnp.ones((5, 2))).shape
         (5, 3)
     """
-    from flax import nnx  # adds a tenth to the start-up time, which only its users should pay
+    from flax import nnx  # increases the import time by a tenth, so it is imported only if it is used
 
     if isinstance(build, nnx.Module) or not callable(build):
         raise TypeError(
@@ -130,7 +130,7 @@ def from_nnx(build: Callable[["nnx.Rngs"], "nnx.Module"]) -> Model:
         module = build(nnx.Rngs(key))
         return cast(tuple[Any, Any, Any, Any], nnx.split(module, nnx.Param, nnx.RngState, ...))
 
-    def init(key: Array, inputs: Any) -> Variables:  # noqa: ARG001 -- NNX modules state their input sizes
+    def init(key: Array, inputs: Any) -> Variables:  # noqa: ARG001 -- NNX modules declare their input sizes
         checks.key("key", key)
         _, params, _, state = split(key)
         pure = {"params": nnx.to_pure_dict(params)}
@@ -165,24 +165,24 @@ def from_nnx(build: Callable[["nnx.Rngs"], "nnx.Module"]) -> Model:
 def from_equinox(build: Callable[[Array], Any], axis_name: str = "batch") -> Model:
     """Make a `Model` from an Equinox module, given as a function of a key.
 
-    Equinox modules take one example; here they are mapped over a batch whose axis has a name, for `eqx.nn.BatchNorm`
-    and other layers that use it. `eqx.nn.inference_mode` is set when the model is applied. If the module's `__call__`
-    accepts `key`, each example gets its own, from `jax.random.split(key, batch)`. As for `from_linen`, it may also
-    accept a switch such as `inference`, and `weights`: here, the weight of one example.
+    Equinox modules take one example; here they are mapped over a batch with a named axis, as `eqx.nn.BatchNorm` and
+    some other layers require. `eqx.nn.inference_mode` is set when the model is applied. If the module's `__call__`
+    accepts `key`, each example gets its own key, from `jax.random.split(key, batch)`. As for `from_linen`, `__call__`
+    may also accept a switch such as `inference`, and `weights`: here, the weight of the example.
 
     Args:
         build: a function that returns the module, such as `lambda key: eqx.nn.MLP(2, 1, 16, 2, key=key)`, or a pair of
             module and state, such as `eqx.nn.make_with_state(Net)`; to start from the weights of an instance,
             `lambda key: module`. Its floating-point arrays become `params`, its other
             arrays the collection `constants`, and the contents of `eqx.nn.State` the collection `state`, all as dicts
-            by the names of the module's attributes.
+            keyed by the names of the module's attributes.
         axis_name: the name of the batch axis, as in the module's `eqx.nn.BatchNorm`.
 
     Raises:
         ModuleNotFoundError: if Equinox is not installed.
         TypeError: for anything but a function of a key that returns an Equinox module.
         ValueError: for a batch norm over an axis of another name, or a dropout whose rate is an array, which would
-            become a parameter; and, from `apply`, for a state that depends on a single example.
+            become a parameter; and, from `apply`, for a state that differs between examples.
 
     Example:
         >>> import equinox as eqx, jax, jax.numpy as jnp
@@ -212,7 +212,7 @@ def from_equinox(build: Callable[[Array], Any], axis_name: str = "batch") -> Mod
     module_shapes, state_shapes = eqx.filter_eval_shape(with_state, jax.random.key(0))
     if not isinstance(module_shapes, eqx.Module) or not callable(module_shapes):
         raise TypeError(
-            f"{wanted}, that returns an Equinox module, got one that returns {type(module_shapes).__name__}"
+            f"{wanted}, that returns an Equinox module, got a function that returns {type(module_shapes).__name__}"
         )
     _check_equinox_layers(eqx, module_shapes, axis_name)
     indices = [each for each in trees.named(module_shapes, is_leaf=is_index).items() if is_index(each[1])]
@@ -236,7 +236,7 @@ def from_equinox(build: Callable[[Array], Any], axis_name: str = "batch") -> Mod
         return variables_of(key)
 
     def assembled(variables: Variables) -> tuple[Any, Any]:
-        """Return the module and its state with the arrays of these variables."""
+        """Return the module and its state, with their arrays taken from the variables."""
 
         def array(path: Any, leaf: Any) -> Any:
             if not isinstance(leaf, jax.ShapeDtypeStruct):
@@ -259,7 +259,7 @@ def from_equinox(build: Callable[[Array], Any], axis_name: str = "batch") -> Mod
         module, state = assembled(variables)
         module = eqx.nn.inference_mode(module, value=not train)
         takes_key = "key" in inspect.signature(call).parameters
-        key = jax.random.key(0) if key is None and not train else key  # a module may split it even if it draws nothing
+        key = jax.random.key(0) if key is None and not train else key  # a module may split it without drawing
         batch = jax.tree.leaves(inputs)[0].shape[0]
         keys = jax.random.split(key, batch) if takes_key and key is not None else None
 
@@ -276,7 +276,7 @@ def from_equinox(build: Callable[[Array], Any], axis_name: str = "batch") -> Mod
             if "out_axes" not in str(error):
                 raise
             raise ValueError(
-                "build: expected a module whose state is the same for all examples of a batch, got one that differs;"
+                "build: expected a module with the same state for all examples of a batch, got a state that differs;"
                 f" average it in the module with jax.lax.pmean(value, {axis_name!r})"
             ) from error
         if not train:
@@ -288,7 +288,7 @@ def from_equinox(build: Callable[[Array], Any], axis_name: str = "batch") -> Mod
 
 
 def _check_equinox_layers(eqx: Any, module: Any, axis_name: str) -> None:
-    """Check the axis names of batch norms, and that the rates of dropouts are not arrays."""
+    """Check the axis names of batch norm layers, and that dropout rates are not arrays."""
 
     def is_layer(node: Any) -> bool:
         return isinstance(node, eqx.nn.BatchNorm | eqx.nn.Dropout)
@@ -308,16 +308,16 @@ def from_haiku(function: Callable[..., Any]) -> Model:
     """Make a `Model` from a Haiku function of inputs, before `hk.transform`.
 
     As for `from_linen`, the function may accept a switch such as `is_training`, and `weights` (one per example). The
-    variables are initialised as in training, since Haiku's batch norm creates its averages only then, on inputs of
-    zeros.
+    variables are initialised on inputs of zeros in training mode, since Haiku's batch norm creates its averages only in
+    that mode.
 
     Args:
-        function: maps inputs `(batch, ...)` to outputs `(batch, ...)` and creates its modules itself, such as
-            `lambda x: hk.nets.MLP([16, 1])(x)`. Its parameters become `params`, its state the collection `state`.
+        function: a function from inputs `(batch, ...)` to outputs `(batch, ...)` that creates its modules itself, such
+            as `lambda x: hk.nets.MLP([16, 1])(x)`. Its parameters become `params`, its state the collection `state`.
 
     Raises:
         ModuleNotFoundError: if Haiku is not installed.
-        TypeError: for anything but a function, such as the result of `hk.transform`, or the class of a module.
+        TypeError: for anything but a function, such as the result of `hk.transform` or a module class.
 
     Example:
         >>> import haiku as hk, jax, jax.numpy as jnp
@@ -365,7 +365,7 @@ def from_haiku(function: Callable[..., Any]) -> Model:
 
 
 def _imported(package: str) -> Any:
-    """Return an optional package, or say how to install it."""
+    """Return an optional package; if it is missing, raise an error that says how to install it."""
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""The transformer: attention between the steps of a sequence, all at once or one step at a time."""
+"""The transformer, applied to a whole sequence at once or one step at a time."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,15 +21,15 @@ from nnfx.types import Array, Model, Sequences, Stream, Variables
 
 KeysAndValues = tuple[Array, Array]
 Attend = Callable[[Array, Array, Array], tuple[Array, KeysAndValues | None]]
-"""From queries, keys and values, `(batch, time, heads, features)`, to the attended values, and what to keep."""
+"""A map from queries, keys and values, `(batch, time, heads, features)`, to the attended values and what to cache."""
 
 
 class Cache(NamedTuple):
-    """The keys and values of the latest steps of a stream: those of step t are at position `t mod context`.
+    """The keys and values of the latest steps of a stream; those of step t are at position `t mod context`.
 
     Attributes:
         steps: the number of steps read so far, an int32 scalar.
-        layers: for each layer keys and values, `(batch, context, heads, features)`.
+        layers: the keys and values of each layer, `(batch, context, heads, features)`.
     """
 
     steps: Array
@@ -37,7 +37,7 @@ class Cache(NamedTuple):
 
 
 class Block(nn.Module):
-    """Attention, then two dense layers at each step, each part with a residual connection."""
+    """Attention, then two dense layers at each step, both with a residual connection."""
 
     heads: int
     hidden: int
@@ -47,7 +47,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, attend: Attend, train: bool) -> tuple[Array, KeysAndValues | None]:
-        """Return the outputs, `(batch, time, width)`, and what `attend` keeps."""
+        """Return the outputs, `(batch, time, width)`, and the keys and values to cache, if any."""
         width = x.shape[-1]
 
         def dense(name: str, x: Array, outputs: int, activation: Activation = activations.identity) -> Array:
@@ -68,7 +68,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Blocks of attention and dense layers, then a dense layer."""
+    """Transformer blocks, followed by a dense layer."""
 
     outputs: int | None
     width: int
@@ -84,14 +84,14 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array | Sequences, *, train: bool = False, cache: Cache | None = None) -> Any:
-        """Return `(batch, outputs)` or `(batch, time, outputs)`; given a cache, the new one and one step."""
+        """Return `(batch, outputs)` or `(batch, time, outputs)`; given a cache, the new cache and a step's outputs."""
         x, lengths, state = inputs if isinstance(inputs, Sequences) else Sequences(inputs)
         checks.one_array("inputs", x, "(batch, time, features), or Sequences")
         if x.ndim != 3:
             raise ValueError(f"inputs: expected (batch, time, features), got {checks.describe(x)}")
         if state is not None:
-            raise ValueError("inputs.state: expected None, since a transformer has no state, got one")
-        if lengths is not None:  # padding may hold NaN, and zero times that is not zero
+            raise ValueError("inputs.state: expected None, since a transformer has no state, got a state")
+        if lengths is not None:  # padding may hold NaN, which stays NaN when multiplied by zero
             x = jnp.where((jnp.arange(x.shape[1])[None] < lengths[:, None])[..., None], x, 0)
         attend: Attend = partial(_attend_to_window, self._mask(x.shape[1], lengths))
         # a zero vector cannot be normalised: without a bias, its gradient would explode
@@ -113,7 +113,7 @@ class Transformer(nn.Module):
         return x if cache is None else (Cache(cache.steps + 1, tuple(after)), x[:, 0])
 
     def _mask(self, time: int, lengths: Array | None) -> Array:
-        """Return which steps each step sees, `(time, time)`, or `(batch, time, time)` for sequences with lengths."""
+        """Return the attention mask, `(time, time)`, or `(batch, time, time)` for sequences with lengths."""
         steps = jnp.arange(time)
         distance = steps[:, None] - steps[None]
         is_seen = (distance < self.context) & (distance > (-1 if self.causal else -self.context))
@@ -127,7 +127,7 @@ def _dropped(module: nn.Module, x: Array, rate: ArrayLike, train: bool) -> Array
 
 
 def _attend_to_window(mask: Array, queries: Array, keys: Array, values: Array) -> tuple[Array, None]:
-    """Attend to the steps that each step sees."""
+    """Attend to the steps in the mask."""
     steps = jnp.arange(keys.shape[1])
     return ops.attention(ops.rotated(queries, steps), ops.rotated(keys, steps), values, mask), None
 
@@ -135,7 +135,7 @@ def _attend_to_window(mask: Array, queries: Array, keys: Array, values: Array) -
 def _attend_to_cache(
     steps: Array, before: KeysAndValues, query: Array, key: Array, value: Array
 ) -> tuple[Array, KeysAndValues]:
-    """Replace the oldest key and value in the cache by those of a step, and attend to all of them."""
+    """Replace the oldest key and value in the cache by those of a step, and attend to the whole cache."""
     context = before[0].shape[1]
     keys, values = (
         jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), steps % context, axis=1)
@@ -177,8 +177,8 @@ def transformer(
     """A transformer: blocks of attention between steps and dense layers at each step, with residual connections.
 
     `h = x + attention(norm(x))` and `x' = h + V g(W norm(h))` in each layer, after a dense layer that maps the inputs
-    to the width of the network. Queries and keys are rotated by their position, so attention depends on how far apart
-    two steps are. No step sees more than `context` steps, so sequences and streams may have any length.
+    to the width of the network. Queries and keys are rotated by their position, so attention depends on the distance
+    between steps. No step sees more than `context` steps back, so sequences and streams may have any length.
 
     Args:
         outputs: the number of outputs, from a dense layer; None to return the normalised output of the last block.
@@ -186,17 +186,18 @@ def transformer(
         layers: the number of layers.
         heads: the number of attention heads in each layer.
         hidden: the number of hidden units at each step within a layer; 4 × `width` if None.
-        context: how many steps back a step sees, including itself.
-        causal: whether steps see no later ones. Otherwise they see as many ahead as back, and there is no stream.
+        context: the number of steps back that a step sees, including itself.
+        causal: whether steps see only earlier steps. If not, they see equally far ahead and back, and there is no
+            stream.
         activation: g, by name or as a function.
-        dropout: the fraction that is dropped in training, of the input of the first layer and of what each part adds to
-            its input; at least 0 and below 1, may be traced.
+        dropout: the dropout rate for the input of the first layer and for each residual branch, at least 0 and below 1;
+            may be traced.
         returns: `"last"` for the output at the last step, `"all"` for the outputs at every step.
-        initializer: initialiser of the weights, by name or as a function; see `nnfx.models.initializers`.
+        initializer: the initialiser of the weights, by name or as a function; see `nnfx.models.initializers`.
 
     Returns:
         A model from `(batch, time, features)`, or `Sequences` without a state, to `(batch, outputs)` or
-        `(batch, time, outputs)`. If it is causal it has a `stream`, whose state holds the keys and values of the last
+        `(batch, time, outputs)`. A causal model has a `stream`, whose state holds the keys and values of the last
         `context` steps.
 
     Raises:
@@ -204,7 +205,7 @@ def transformer(
             or a dropout outside `[0, 1)`.
 
     Example:
-        A network that predicts the next of 27 characters, one at a time:
+        A network that predicts the next of 27 characters, applied to one character at a time:
 
         >>> from nnfx.models import embedding
         >>> model = embedding(27, 16, transformer(outputs=27, width=16, heads=2, returns="all"))
@@ -218,9 +219,9 @@ def transformer(
 
     References:
         Vaswani et al., *Attention is all you need*, NeurIPS 2017. Xiong et al., *On layer normalization in the
-        transformer architecture*, ICML 2020, for the place of the normalisation. Su et al., *RoFormer: enhanced
+        transformer architecture*, ICML 2020, for the position of the normalisation. Su et al., *RoFormer: enhanced
         transformer with rotary position embedding*, 2021. Beltagy, Peters and Cohan, *Longformer: the long-document
-        transformer*, 2020, for the bounded context.
+        transformer*, 2020, for the limited context.
     """
     if outputs is not None:
         checks.positive_integer("outputs", outputs)

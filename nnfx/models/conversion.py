@@ -1,7 +1,7 @@
 """Conversion of variables to the layouts of PyTorch, Keras and Flax, and back.
 
-PyTorch and Keras: networks of dense, convolutional or recurrent layers that follow one another, with batch norm. Flax:
-the cells of recurrent layers.
+For PyTorch and Keras, stacks of dense, convolutional or recurrent layers, with batch norm, are converted; for Flax, the
+cells of recurrent layers.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,7 +27,7 @@ _COUNT = "num_batches_tracked"
 
 
 def to_torch(variables: Variables, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-    """Return the weights in the form of the `state_dict` of a PyTorch network with the same layers.
+    """Convert variables to the `state_dict` of a PyTorch network with the same layers.
 
     Load them into a network `net` by `net.load_state_dict({name: torch.from_numpy(array) for name, array in
     to_torch(variables, net.state_dict()).items()})`.
@@ -37,13 +37,13 @@ def to_torch(variables: Variables, names: Iterable[str] | None = None) -> dict[s
       flattens feature maps.
     - PyTorch adds two biases in recurrent layers, where one would suffice: here that of the hidden state is zero,
       except for a GRU's candidate.
-    - The weight of the running statistics of batch norm is rounded to a number of batches.
+    - The weight of the running statistics of batch norm becomes `num_batches_tracked`, rounded to an integer.
 
     Args:
         variables: the variables of an `mlp`, a `cnn`, an `rnn`, a `gru` or an `lstm`: `{"params": ..., ...}`.
         names: the names of the PyTorch network's weights in the order of its layers, such as its `state_dict`; a bias
-            before a batch norm, which is superfluous, becomes zero. By default, names such as `hidden_0.weight`, or
-            those of `nn.LSTM` if all layers are recurrent.
+            before a batch norm, which is redundant, becomes zero. By default, names such as `hidden_0.weight`, or the
+            names of `nn.LSTM` if all layers are recurrent.
 
     Raises:
         ValueError: for variables of any other model, or names that belong to other layers.
@@ -63,7 +63,7 @@ def to_torch(variables: Variables, names: Iterable[str] | None = None) -> dict[s
         theirs = [(prefix, list(leaves)) for prefix, leaves in _by_prefix(names).items()]
     if len(theirs) != len(groups):
         raise ValueError(
-            f"names: expected those of {len(groups)} layers, {', '.join(groups)}, got those of {len(theirs)}:"
+            f"names: expected names of {len(groups)} layers, {', '.join(groups)}, got names of {len(theirs)}:"
             f" {', '.join(prefix for prefix, _ in theirs) or 'none'}"
         )
     weights: dict[str, np.ndarray] = {}
@@ -71,13 +71,13 @@ def to_torch(variables: Variables, names: Iterable[str] | None = None) -> dict[s
         if f"{ours}.batch_norm" in groups and "bias" in leaves:
             group = {**group, "bias": np.zeros(len(group["weight"]), group["weight"].dtype)}
         if set(leaves) != set(group):
-            raise ValueError(f"names: expected {', '.join(group)} of {prefix!r} for {ours}, got {', '.join(leaves)}")
+            raise ValueError(f"names: expected {', '.join(group)} in {prefix!r} for {ours}, got {', '.join(leaves)}")
         weights |= {f"{prefix}.{leaf}".removeprefix("."): np.array(group[leaf], order="C") for leaf in leaves}
     return weights
 
 
 def _torch_groups(layers: list[Layer]) -> dict[str, dict[str, np.ndarray]]:
-    """Return the contents of PyTorch's modules, in order; all recurrent layers are one module."""
+    """Return the weights of PyTorch's modules by name, in order; all recurrent layers form one module."""
     groups: dict[str, dict[str, np.ndarray]] = {}
     for before, layer in zip([None, *layers], layers, strict=False):
         if layer.kind == "recurrent":
@@ -113,19 +113,19 @@ def _to_torch_cell(layer: Layer) -> dict[str, np.ndarray]:
 
 
 def from_torch(weights: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the variables of a model from the `state_dict` of a PyTorch network.
+    """Convert the `state_dict` of a PyTorch network to the variables of a model.
 
-    Convolutions or recurrent layers become `conv_0` or `layer_0` and so on, and dense layers after them `hidden_0` and
-    so on, of which the last is `output`, as in a `cnn`, an `mlp`, an `rnn`, a `gru` or an `lstm` with
-    `batch_norm=True` if there is batch norm. Kernels are transposed as for `to_torch`. A bias before a batch norm is
+    Convolutions or recurrent layers become `conv_0` or `layer_0` and so on; dense layers become `hidden_0` and so on,
+    except for the last, `output`: as in a `cnn`, an `mlp`, an `rnn`, a `gru` or an `lstm`, with `batch_norm=True` if
+    there is batch norm. Kernels are transposed as for `to_torch`. A bias before a batch norm is
     subtracted from its running mean.
 
     Names and shapes do not determine everything: layers must be registered in the order in which they are applied;
-    batch norm must come before the non-linearity, with PyTorch's epsilon of 1e-5; and activations, strides, paddings
+    batch norm must come before the activation, with PyTorch's epsilon of 1e-5; and activations, strides, paddings
     and pools must be set in the model, such as `nnfx.models.rnn(activation="relu")` for `nonlinearity="relu"`.
 
     Args:
-        weights: arrays or tensors by PyTorch's names, such as a `state_dict`, or pairs of name and array,
+        weights: arrays or tensors keyed by PyTorch's names, such as a `state_dict`, or pairs of name and array,
             such as `named_parameters()`. Half precision becomes float32.
 
     Returns:
@@ -156,8 +156,8 @@ def from_torch(weights: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> dict[s
             layers.append(_from_torch_layer(prefix, layers[-1:], group))
         else:
             raise ValueError(
-                "weights: expected those of nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.RNN,"
-                f" nn.LSTM or nn.GRU, got {', '.join(leaves) or 'none'} of {prefix!r}"
+                "weights: expected weights of nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.RNN,"
+                f" nn.LSTM or nn.GRU, got {', '.join(leaves) or 'none'} in {prefix!r}"
             )
     return _on_device(layers)
 
@@ -196,21 +196,21 @@ def _from_torch_cells(weights: dict[str, np.ndarray]) -> list[Layer]:
 
 
 def _joined(of_inputs: np.ndarray, of_hidden: np.ndarray, hidden: int) -> np.ndarray:
-    """Return the bias of a GRU, whose reset gate multiplies that of its candidate's hidden state."""
+    """Return the bias of a GRU in our layout: both biases are summed, except for the candidate."""
     gates = 2 * hidden
     return np.concatenate([(of_inputs + of_hidden)[:gates], of_inputs[gates:], of_hidden[gates:]])
 
 
 def to_keras(variables: Variables, epsilon: float = 1e-3) -> list[np.ndarray]:
-    """Return the weights in the form expected by the `set_weights` of a Keras model with the same layers.
+    """Convert variables to arrays for `set_weights` of a Keras model with the same layers.
 
     The Keras layers are `Dense`, `Conv1D`, `Conv2D`, `BatchNormalization`, `SimpleRNN`, `LSTM` and `GRU` with
-    `reset_after=True` (the default), and `Bidirectional`; those before a batch norm have `use_bias=False`.
+    `reset_after=True` (the default), and `Bidirectional`; layers before a batch norm have `use_bias=False`.
 
     Args:
         variables: the variables of an `mlp`, a `cnn`, an `rnn`, a `gru` or an `lstm`: `{"params": ..., ...}`.
-        epsilon: the epsilon of the Keras model's batch norm, by default that of Keras. The variances are adjusted for
-            its difference from the one used here, 1e-5, so that the outputs are the same.
+        epsilon: the epsilon of the Keras model's batch norm; by default, Keras's default. The variances are adjusted
+            for the difference from this library's epsilon, 1e-5, so that the outputs are the same.
 
     Raises:
         ValueError: for variables of any other model.
@@ -244,22 +244,22 @@ def _to_keras_cell(input_kernel: np.ndarray, recurrent_kernel: np.ndarray, bias:
 
 
 def _swapped(array: np.ndarray) -> np.ndarray:
-    """Exchange the first two of a GRU's three gates: PyTorch and this library begin with reset, Keras with update."""
+    """Exchange the reset and update gates of a GRU: reset comes first in PyTorch and here, update in Keras."""
     first, second, third = np.split(array, 3, axis=-1)
     return np.concatenate([second, first, third], axis=-1)
 
 
 def from_keras(weights: Iterable[Any], bidirectional: bool = False, epsilon: float = 1e-3) -> dict[str, Any]:
-    """Return the variables of a model from the `get_weights()` of a Keras model.
+    """Convert the `get_weights()` of a Keras model to the variables of a model.
 
     The layers and their names are as for `to_keras` and `from_torch`. A bias before a batch norm is subtracted from
     its moving mean. Keras does not record how many batches its statistics come from, so they start with weight zero:
-    they are used for predictions, but replaced by those of the first batch in training.
+    they are used for predictions, but the first training batch replaces them.
 
     Args:
         weights: the arrays in the order of the layers.
         bidirectional: whether the recurrent layers are `Bidirectional`.
-        epsilon: the epsilon of the Keras model's batch norm, by default that of Keras; see `to_keras`.
+        epsilon: the epsilon of the Keras model's batch norm; by default, Keras's default; see `to_keras`.
 
     Returns:
         `{"params": ...}`, and `"batch_stats"` if there is batch norm.
@@ -293,7 +293,7 @@ def from_keras(weights: Iterable[Any], bidirectional: bool = False, epsilon: flo
         vectors = others[: next((i for i, array in enumerate(others) if array.ndim != 1), len(others))]
         if kernel.ndim not in (2, 3, 4) or len(vectors) not in (1, 4, 5):
             raise ValueError(
-                f"{place}: expected a kernel with a bias, the four arrays of a batch norm, or both after it, got"
+                f"{place}: expected a kernel followed by a bias, the four arrays of a batch norm, or both, got"
                 f" {', '.join(map(checks.describe, [kernel, *vectors]))}"
             )
         bias = {"bias": vectors[0]} if len(vectors) != 4 else {}
@@ -320,7 +320,7 @@ def _from_keras_cell(place: str, kernel: np.ndarray, recurrent: np.ndarray, bias
 
 
 def _attach(layers: list[Layer], name: str, norm: Mapping[str, np.ndarray | None], weight: int) -> None:
-    """Add a batch norm to the last layer, and move the bias of that layer to its mean."""
+    """Add a batch norm to the last layer, and subtract the bias of that layer from the running mean."""
     given = {part: array for part, array in norm.items() if array is not None}
     if not layers or layers[-1].kind == "recurrent" or layers[-1].norm is not None or len(given) < len(norm):
         raise ValueError(f"weights: expected a batch norm with scale and bias after a layer, got {name!r}")
@@ -337,7 +337,7 @@ def _on_device(layers: list[Layer]) -> dict[str, Any]:
 
 
 def _by_prefix(names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Return PyTorch's names by module, in order: for each module, its names by their last part."""
+    """Group PyTorch's names by module, in order; within a module, full names are keyed by their last component."""
     modules: dict[str, dict[str, str]] = {}
     for name in names:
         prefix, _, leaf = name.rpartition(".")
@@ -346,7 +346,7 @@ def _by_prefix(names: Iterable[str]) -> dict[str, dict[str, str]]:
 
 
 def _by_name(weights: Any) -> dict[str, Any]:
-    """Return the weights as a mapping from PyTorch's names."""
+    """Return the weights as a dictionary keyed by PyTorch's names."""
     pairs = weights.items() if isinstance(weights, Mapping) else weights
     try:
         named: dict[str, Any] = dict(pairs)

@@ -46,7 +46,7 @@ def conv(
     Args:
         features: the number of kernels that slide over the input, each of which yields one feature map.
         kernel: the size of the kernels, one number for all axes or one per axis.
-        strides: how far they move at each step, one number for all axes or one per axis.
+        strides: the distance by which the kernels move, one number for all axes or one per axis.
         padding: `"SAME"`, `"VALID"`, or a pair `(before, after)` for each axis.
         dilation: the distance between the elements of a kernel, one number for all axes or one per axis.
 
@@ -81,7 +81,7 @@ def avg_pool(
 
 
 class ConvolutionLayer(nn.Module):
-    """A convolution, its bias or batch norm, and a non-linearity."""
+    """A convolution, its bias or batch norm, and an activation."""
 
     convolution: Convolution
     activation: Activation
@@ -106,7 +106,7 @@ class ConvolutionLayer(nn.Module):
 
 
 class CNN(nn.Module):
-    """Convolutions and pools, then dense layers."""
+    """Convolutional and pooling layers, followed by dense layers."""
 
     layers: tuple[Layer, ...]
     outputs: int | None
@@ -150,11 +150,11 @@ def cnn(
     batch_norm: bool = False,
     axes: int | None = None,
 ) -> Model:
-    """A convolutional network: convolutions, non-linearities and pools in any order, then dense layers.
+    """A convolutional network: convolutions with activations, and pools, in any order, then dense layers.
 
     Args:
-        layers: in order from the input: `conv(...)`, `max_pool(...)`, `avg_pool(...)`, or any function of feature maps
-            without parameters, such as `nnfx.ops.global_avg_pool`.
+        layers: the layers from the input on: `conv(...)`, `max_pool(...)`, `avg_pool(...)`, or any function of feature
+            maps without parameters, such as `nnfx.ops.global_avg_pool`.
         outputs: the number of outputs; None to return the last feature maps.
         hidden: the widths of the dense layers before the outputs.
         activation: g, after each convolution and each hidden layer; by name or as a function.
@@ -162,9 +162,9 @@ def cnn(
             `nnfx.models.initializers`.
         bias_initializer: the initialiser of the biases.
         dropout: the fraction of each hidden layer dropped in training, at least 0 and below 1; may be traced.
-        batch_norm: whether to normalise after each convolution and each hidden layer, before the non-linearity.
-        axes: the number of axes that the windows slide over: 2 for images, 1 for sequences. If None, it is inferred
-            from the inputs; `(batch, size, size)` is then rejected, since it could be images without a channel axis.
+        batch_norm: whether to normalise after each convolution and each hidden layer, before the activation.
+        axes: the number of spatial axes: 2 for images, 1 for sequences. If None, it is inferred from the inputs, and
+            inputs `(batch, size, size)` are rejected, since they could be images without a channel axis.
 
     Returns:
         A model from inputs `(batch, height, width, channels)` or `(batch, width, channels)` to logits
@@ -215,7 +215,7 @@ def cnn(
 
 
 def _check_inputs(x: Array, axes: int | None) -> None:
-    """Check that inputs are images or sequences with channels, and have as many axes as the model expects."""
+    """Check that inputs are images or sequences with channels, with the number of axes that the model expects."""
     layouts = {1: "(batch, width, channels)", 2: "(batch, height, width, channels)"}
     checks.one_array("inputs", x, layouts[axes] if axes else f"{layouts[1]} or {layouts[2]}")
     if axes is None and x.ndim == 3 and x.shape[1] == x.shape[2] > 1:
@@ -231,18 +231,18 @@ def _check_inputs(x: Array, axes: int | None) -> None:
 
 
 def reshaped(model: Model, shape: Sequence[int]) -> Model:
-    """A model whose inputs are reshaped first, such as rows of pixels into images for a `cnn`.
+    """A model whose inputs are reshaped first, for example from rows of pixels to images for a `cnn`.
 
     Args:
-        model: a model of inputs `(batch, *shape)`.
+        model: a model for inputs `(batch, *shape)`.
         shape: the shape of one example; one size may be −1, which is inferred.
 
     Returns:
-        A model of inputs of any shape with the same number of values per example, such as `(batch, features)`.
+        A model for inputs of any shape with the same number of values per example, such as `(batch, features)`.
 
     Raises:
         TypeError: for anything but a model, and sizes that are not integers.
-        ValueError: for more than one −1, or other sizes below 1; and, when applied, for inputs that do not fit.
+        ValueError: for more than one −1, or other sizes below 1; and, when applied, for inputs that cannot be reshaped.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -262,7 +262,7 @@ def reshaped(model: Model, shape: Sequence[int]) -> Model:
     def seen(inputs: Array) -> Array:
         checks.one_array("inputs", inputs, "(batch, ...)")
         try:
-            return jax.vmap(lambda example: example.reshape(shape))(inputs)  # finds a size of -1 without rows too
+            return jax.vmap(lambda example: example.reshape(shape))(inputs)  # infers a size of -1 even without rows
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"inputs: expected examples of shape {tuple(shape)}, got {checks.describe(inputs)}"
@@ -278,14 +278,14 @@ def reshaped(model: Model, shape: Sequence[int]) -> Model:
 
 
 def lenet(outputs: int = 10, activation: str | Activation = "tanh") -> Model:
-    """LeNet-5: two convolutions of 6 and 16 features with average pooling, then dense layers of 120 and 84.
+    """LeNet-5: two convolutions of 6 and 16 features with average pooling, then dense layers of 120 and 84 units.
 
     As in most modern versions, the pools have no weights, every map of the second convolution sees all maps of the
     first, and the outputs are logits. Images of 28 × 28 are padded to 32 × 32 by the first convolution.
 
     Args:
         outputs: the number of outputs.
-        activation: the non-linearity, by name or as a function.
+        activation: the activation function, by name or as a function.
 
     Returns:
         A model from images `(batch, height, width, channels)`, 12 × 12 or larger, to logits `(batch, outputs)`.
@@ -344,7 +344,7 @@ def resnet(depth: int = 20, width: int = 16, outputs: int = 10) -> Model:
     """A residual network with batch norm, whose blocks learn a correction to their input: `x + F(x)`.
 
     It has three stages of `(depth − 2) / 6` blocks of two 3 × 3 convolutions, with w, 2w and 4w features at full, half
-    and quarter resolution, followed by the mean over positions and a dense layer. Where the number of features
+    and quarter resolution, followed by global average pooling and a dense layer. Where the number of features
     changes, the shortcut is a 1 × 1 convolution.
 
     Args:
@@ -353,8 +353,8 @@ def resnet(depth: int = 20, width: int = 16, outputs: int = 10) -> Model:
         outputs: the number of outputs.
 
     Returns:
-        A model from images `(batch, height, width, channels)` to logits `(batch, outputs)`; its state is that of
-        batch norm.
+        A model from images `(batch, height, width, channels)` to logits `(batch, outputs)`; its state consists of
+        the running statistics of batch norm.
 
     Raises:
         ValueError: for a depth that is not 6n + 2, or a width or outputs that are not positive.

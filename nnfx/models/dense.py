@@ -25,7 +25,7 @@ class Perceptron(nn.Module):
     initializer: Initializer = nn.initializers.lecun_normal()
     bias_initializer: Initializer = nn.initializers.zeros
     batch_norm: bool = False
-    axes: int | None = None  # of its inputs, if it is a model by itself
+    axes: int | None = None  # the number of axes of its inputs, if it is a model by itself
 
     @nn.compact
     def __call__(self, x: Array, *, weights: Array | None = None, train: bool = False) -> Array:
@@ -64,7 +64,7 @@ class MLP(nn.Module):
         checks.one_array("inputs", x, "(batch, ...)")
         if x.ndim < 2:
             raise ValueError(f"inputs: expected (batch, features) or more axes, got {checks.describe(x)}")
-        x = x.reshape(x.shape[0], math.prod(x.shape[1:]))  # a size of -1 would be unknown without rows
+        x = x.reshape(x.shape[0], math.prod(x.shape[1:]))  # -1 could not be inferred if there are no rows
         for i, width in enumerate(self.hidden):
             options = (self.activation, self.initializer, self.bias_initializer, self.batch_norm)
             x = Perceptron(width, *options, name=f"hidden_{i}")(x, weights=weights, train=train)
@@ -79,12 +79,12 @@ def perceptron(
     initializer: str | Initializer = "lecun_normal",
     bias_initializer: str | Initializer = "zeros",
 ) -> Model:
-    """A single layer of perceptrons: dot product, bias, non-linearity, `g(xW + b)`.
+    """A single layer of perceptrons: dot product, bias and activation, `g(xW + b)`.
 
     With the default activation the outputs are logits, as the losses expect.
 
     Args:
-        outputs: the number of perceptrons, all of which read the same inputs.
+        outputs: the number of perceptrons, all of which take the same inputs.
         activation: g, by name (`nnfx.activations.names()`) or as a function.
         initializer: the initialiser of the weights, by name or as a function; see `nnfx.models.initializers`.
         bias_initializer: the initialiser of the bias.
@@ -97,7 +97,7 @@ def perceptron(
         ValueError: for an unknown name, or outputs that are not positive.
 
     Example:
-        The line from the course, `g(1 + 3x₁ − 2x₂)`, at the point (−1, 2):
+        The perceptron `g(1 + 3x₁ − 2x₂)` at the point (−1, 2):
 
         >>> model = perceptron(activation="sigmoid")
         >>> params = {"kernel": jnp.array([[3.0], [-2.0]]), "bias": jnp.array([1.0])}
@@ -130,13 +130,14 @@ def mlp(
 ) -> Model:
     """A deep network: `hₗ = g(hₗ₋₁Wₗ + bₗ)` for each hidden layer, then logits `h W + b`.
 
-    With one hidden layer it is the single-layer network; with the activation `"identity"` it is still linear. All
-    axes of the input except the first are flattened.
+    With the activation `"identity"`, the network is linear, whatever its depth. All axes of the input except the first
+    are flattened.
 
     Args:
         hidden: the widths of the hidden layers.
         outputs: the number of outputs.
-        activation: g, by name (`nnfx.activations.names()`) or as a function; maxout has weights for all k pieces.
+        activation: g, by name (`nnfx.activations.names()`) or as a function; with maxout, each unit has k sets of
+            weights.
         initializer: the initialiser of the weights, by name or as a function; see `nnfx.models.initializers`.
         bias_initializer: the initialiser of the biases.
         dropout: the fraction of each hidden layer dropped in training, at least 0 and below 1; may be traced.

@@ -1,4 +1,4 @@
-"""Conversion of the parameters of recurrent layers to those of Flax's cells, and back; see `nnfx.models.conversion`."""
+"""Conversion of recurrent layers' parameters to those of Flax's cells, and back; see `nnfx.models.conversion`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ GATES = {1: ("",), 3: ("r", "z", "n"), 4: ("i", "f", "g", "o")}
 
 
 def to_flax(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return, for each layer, the parameters of Flax's `SimpleCell`, `GRUCell` or `LSTMCell` (or `OptimizedLSTMCell`).
+    """Convert recurrent layers to the parameters of Flax's `SimpleCell`, `GRUCell` or `(Optimized)LSTMCell`, by layer.
 
     Args:
         params: the parameters of a recurrent model, or of its recurrent layers.
@@ -34,7 +34,7 @@ def to_flax(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_flax(params: Mapping[str, Any]) -> Layers:
-    """Return the parameters of recurrent layers from those of Flax's cells.
+    """Convert the parameters of Flax's cells to those of recurrent layers.
 
     Args:
         params: the parameters of `SimpleCell`, `GRUCell`, `LSTMCell` or `OptimizedLSTMCell`, by layer name:
@@ -57,7 +57,7 @@ def _to_flax_cell(layer: dict[str, Array]) -> dict[str, Any]:
     inputs = jnp.split(layer["input_kernel"], gates, axis=1)
     recurrent = jnp.split(layer["recurrent_kernel"], gates, axis=1)
     biases = jnp.split(layer["bias"], CELLS[gates].biases)
-    bias_of = "h" if gates == 4 else "i"  # where Flax keeps the bias that both sums share
+    bias_of = "h" if gates == 4 else "i"  # where Flax stores the bias that is added to both products
     cell: dict[str, Any] = {}
     for gate, kernel, of_hidden, bias in zip(GATES[gates], inputs, recurrent, biases, strict=False):
         cell[f"i{gate}"], cell[f"h{gate}"] = {"kernel": kernel}, {"kernel": of_hidden}
@@ -81,7 +81,7 @@ def _from_flax_cell(name: str, cell: Mapping[str, Any]) -> dict[str, Array]:
 
 
 def _layers(params: Mapping[str, Any]) -> Layers:
-    """Return the recurrent layers as arrays, after checking that they are recurrent layers."""
+    """Return the parameters of recurrent layers as arrays, after checking their names and shapes."""
     layers = {name: layer for name, layer in params.items() if name.startswith("layer_")}
     if not layers:
         raise ValueError(f"params: expected recurrent layers, 'layer_0' and so on, got {sorted(params)}")

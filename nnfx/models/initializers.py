@@ -1,4 +1,4 @@
-"""Weight initialisers by name or as functions; the named ones are those of JAX."""
+"""Weight initialisers, by name or as functions; the named initialisers are those of JAX."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ from nnfx.types import Array
 
 
 def _orthogonal(key: Array, shape: Any, dtype: DTypeLike | None = None, out_sharding: Any = None) -> Array:
-    """Draw orthogonal weights; under `jax.vmap`, one member after another.
+    """Draw orthogonal weights; under `jax.vmap`, one batch element at a time.
 
-    On CPUs, jaxlib factorises a batch of matrices in tasks on a thread pool, and the thread that waits for them belongs
-    to the same pool. If all threads of the pool wait, as with two devices on two cores, the program deadlocks.
+    On CPUs, jaxlib factorises a batch of matrices in tasks on a thread pool, and the thread that waits for these tasks
+    belongs to the same pool. If all threads of the pool wait, as with two devices on two cores, the program deadlocks.
     """
     draw = initializers.orthogonal()
     return sequential_vmap(lambda key: draw(key, shape, dtype, out_sharding))(key)
@@ -39,15 +39,16 @@ def get(initializer: str | Initializer, name: str = "initializer", axes: int = 2
     """Return an initialiser by name; a function `(key, shape, dtype) -> array` is returned unchanged.
 
     `"normal"` is the standard normal distribution; for another scale pass `jax.nn.initializers.normal(scale)`.
-    `"torch_uniform"` is the default of PyTorch's dense and convolutional layers, `U(±1/√n)` for n inputs of a unit.
+    `"torch_uniform"` is the default of PyTorch's dense and convolutional layers, `U(−1/√n, 1/√n)` for units with n
+    inputs.
 
     Args:
         initializer: a name, or a function like those in `jax.nn.initializers`.
-        name: the name of the argument in the error message.
-        axes: the number of axes of the array to draw; all but `"zeros"` and `"normal"` need at least two.
+        name: the name of the argument, for error messages.
+        axes: the number of axes of the array to initialise; all initialisers but `"zeros"` and `"normal"` need two.
 
     Raises:
-        ValueError: for an unknown name; the message lists the known ones.
+        ValueError: for an unknown name; the error lists the known ones.
 
     Example:
         >>> import jax

@@ -1,4 +1,4 @@
-"""Normalisation as layers, for the models of this library and for your own modules."""
+"""Normalisation layers, for the models of this library and for your own modules."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from nnfx.types import Array, at_least_float32
 
 
 class BatchNorm(nn.Module):
-    """Normalise each channel by batch statistics in training, otherwise by running statistics; then scale and shift.
+    """Normalise each channel by batch statistics in training, else by running statistics; then scale and shift it.
 
     Unlike Flax's `BatchNorm`, it takes the weights of the examples into account: padding has no effect, an incomplete
     batch counts only for its examples, and the running statistics forget their initial values. A batch with at most
@@ -20,8 +20,8 @@ class BatchNorm(nn.Module):
     collection `batch_stats`.
 
     Attributes:
-        momentum: the fraction of their weight that the running statistics keep at each batch.
-        epsilon: keeps the standard deviation away from zero.
+        momentum: the fraction of the weight of the running statistics that is kept at each batch.
+        epsilon: a small number added to the variance.
 
     Example:
         >>> import jax, nnfx
@@ -45,7 +45,7 @@ class BatchNorm(nn.Module):
         Args:
             inputs: `(batch, ..., channels)`.
             weights: the weights of the examples, `(batch,)`, or of their steps, `(batch, time)`; all 1 if None.
-            train: whether to normalise by the statistics of the batch.
+            train: whether to normalise by batch statistics and update the running statistics.
 
         Raises:
             ValueError: in training, for a batch with a single value per channel, whose variance is zero.
@@ -76,17 +76,17 @@ class BatchNorm(nn.Module):
 
 
 def _of(inputs: Array, weights: Array | None) -> Array | None:
-    """Return the weights of the steps if the inputs still have steps, otherwise those of the examples."""
+    """Return weights per step if the inputs have a time axis, otherwise weights per example."""
     if weights is None or weights.ndim == 1 or (inputs.ndim > 2 and inputs.shape[:2] == weights.shape):
         return weights
     return weights.mean(1)
 
 
 class LayerNorm(nn.Module):
-    """Normalise each vector by its own mean and variance; then scale and shift.
+    """Normalise each vector by its own mean and variance; then scale and shift it.
 
     Attributes:
-        epsilon: keeps the standard deviation away from zero.
+        epsilon: a small number added to the variance.
 
     Example:
         >>> import jax

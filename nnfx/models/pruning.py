@@ -1,4 +1,4 @@
-"""Pruned models: masks that hold weights at zero, and the masks of the largest weights."""
+"""Pruned models: masks that hold weights at zero, and masks that keep the largest weights."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -19,22 +19,22 @@ MASKS = "masks"
 def masked(model: Model, masks: Params | Callable[[Params], Params]) -> Model:
     """A pruned model: `model` with the parameters `m ⊙ w`, where the masks m are zero or one.
 
-    The initial weights that a mask prunes are zero. Their gradient is zero, so they remain zero in training, under
-    weight decay too. The masks are variables, the collection `masks`: each member of a sweep has its own, and they are
+    Pruned weights are initialised to zero. Their gradient is zero, so they remain zero in training, even with weight
+    decay. The masks are a collection of variables, `masks`, so each member of a sweep has its own masks, and masks are
     saved with the weights.
 
     Args:
         model: the model.
-        masks: booleans, True for the weights that remain, in the form of the parameters; or a function of the initial
-            parameters that returns them, such as `functools.partial(magnitude_masks, keep=0.2)`.
+        masks: booleans, True for the weights to keep, in the tree of the parameters; or a function from the initial
+            parameters to such masks, such as `functools.partial(magnitude_masks, keep=0.2)`.
 
     Returns:
         A model with the inputs, outputs, parameters and stream of `model`.
 
     Raises:
         TypeError: for anything but a model; and, from `init`, for masks that are not booleans.
-        ValueError: from `init`, for masks that do not have the form and shapes of the parameters, and for a model that
-            has masks already.
+        ValueError: from `init`, for masks whose tree or shapes differ from the parameters', and for a model that
+            already has masks.
 
     Example:
         Networks with all of their weights, half and a tenth of them, trained as one program:
@@ -59,7 +59,7 @@ def masked(model: Model, masks: Params | Callable[[Params], Params]) -> Model:
     def init(key: Array, inputs: Any) -> Variables:
         variables = model.init(key, inputs)
         if MASKS in variables:
-            raise ValueError(f"model: expected variables without {MASKS!r}, got some; is it a masked model already?")
+            raise ValueError(f"model: expected variables without {MASKS!r}, got masks; is the model already masked?")
         chosen = masks(variables["params"]) if callable(masks) else masks
         chosen = _as_masks(chosen, variables["params"])
         return {**variables, "params": _multiplied(chosen, variables["params"]), MASKS: chosen}
@@ -87,18 +87,18 @@ def masked(model: Model, masks: Params | Callable[[Params], Params]) -> Model:
 
 
 def magnitude_masks(params: Params, keep: Share, per_layer: bool = False) -> Params:
-    """Mark the weights of largest magnitude: the masks that prune all others.
+    """Return masks that keep the weights of largest magnitude and prune all others.
 
     A leaf counts as weights if it has two axes or more; leaves with fewer, such as biases, are not pruned. Of n
-    weights, `round(keep × n)` remain; of equal ones, the first. Map over stacked parameters with `jax.vmap`.
+    weights, `round(keep × n)` are kept; in a tie, the first. Map over stacked parameters with `jax.vmap`.
 
     Args:
         params: a tree of arrays.
-        keep: the fraction of the weights that remain, from 0 to 1; may be traced.
-        per_layer: whether the same fraction remains of each leaf, rather than of all weights together.
+        keep: the fraction of the weights to keep, from 0 to 1; may be traced.
+        per_layer: whether to keep this fraction of each leaf, rather than of all weights together.
 
     Returns:
-        Booleans in the form of the parameters, True for those that remain.
+        Booleans in the tree of the parameters, True for the weights to keep.
 
     Raises:
         TypeError: for leaves that are not arrays.
@@ -123,7 +123,7 @@ def magnitude_masks(params: Params, keep: Share, per_layer: bool = False) -> Par
 
 
 def _largest(leaves: Sequence[Array], keep: ArrayLike) -> list[Array]:
-    """Mark the numbers of largest magnitude among all of these arrays."""
+    """Return masks of the numbers of largest magnitude among all of the arrays together."""
     magnitudes = jnp.concatenate([jnp.abs(leaf).astype(at_least_float32(leaf.dtype)).ravel() for leaf in leaves])
     order = jnp.argsort(magnitudes, descending=True, stable=True)
     rank = jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype))
@@ -133,13 +133,13 @@ def _largest(leaves: Sequence[Array], keep: ArrayLike) -> list[Array]:
 
 
 def _pruned(variables: Variables) -> Variables:
-    """Return the variables of the model without masks, pruned."""
+    """Return the variables without the masks, with the pruned weights set to zero."""
     others = {name: tree for name, tree in variables.items() if name != MASKS}
     return {**others, "params": _multiplied(variables[MASKS], variables["params"])}
 
 
 def _multiplied(masks: Params, params: Params) -> Params:
-    # selected rather than multiplied, so that a pruned weight that is not finite is zero as well
+    # selected rather than multiplied, so that a pruned weight becomes zero even if it is not finite
     return jax.tree.map(lambda mask, leaf: jnp.where(mask, leaf, 0), masks, params)
 
 
@@ -148,7 +148,7 @@ def _as_masks(masks: Params, params: Params) -> Params:
     given, wanted = trees.named(masks), trees.named(params)
     form: Any = jax.tree.structure(params)
     if jax.tree.structure(masks) != form:
-        raise ValueError(f"masks: expected the form of the parameters, {', '.join(wanted)}, got {', '.join(given)}")
+        raise ValueError(f"masks: expected the tree of the parameters, {', '.join(wanted)}, got {', '.join(given)}")
     for name, leaf in wanted.items():
         mask = given[name]
         if not hasattr(mask, "dtype") or mask.dtype != np.bool_:

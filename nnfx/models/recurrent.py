@@ -1,4 +1,4 @@
-"""Recurrent networks: simple, LSTM and GRU; stacked, bidirectional, or one step at a time."""
+"""Recurrent networks: simple, LSTM and GRU; stacked, bidirectional, or applied one step at a time."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -22,7 +22,7 @@ from nnfx.types import Array, Model, Sequences, Stream, Variables
 
 
 class RecurrentLayer(nn.Module):
-    """A cell applied along time, in one direction."""
+    """A recurrent layer in one direction."""
 
     cell: Cell
     hidden: int
@@ -59,7 +59,7 @@ class RecurrentLayer(nn.Module):
 
 
 class RecurrentNetwork(nn.Module):
-    """Stacked recurrent layers, then a layer of perceptrons."""
+    """Stacked recurrent layers, followed by a dense layer."""
 
     cell: Cell
     outputs: int | None
@@ -90,8 +90,8 @@ class RecurrentNetwork(nn.Module):
             rows = carried.value[0][0].shape[0]
             if rows != x.shape[0]:
                 raise ValueError(
-                    f"inputs: expected {rows} sequences, whose state is kept, got {x.shape[0]}; train a stateful model"
-                    " with nnfx.make_step, on batches of the size that it was initialised with"
+                    f"inputs: expected {rows} sequences, as many as the kept states, got {x.shape[0]}; train a stateful"
+                    " model with nnfx.make_step, on batches of the size that it was initialised with"
                 )
             if state is None:
                 state = carried.value
@@ -123,12 +123,12 @@ class RecurrentNetwork(nn.Module):
 
 
 def _in_dtype(state: State | None, dtype: Any) -> State | None:
-    """Return a state in the dtype of the computation, which may differ from the one it was stored in."""
+    """Return a state in the dtype of the computation, which may differ from the dtype it was stored in."""
     return jax.tree.map(lambda part: jnp.asarray(part).astype(dtype), state)
 
 
 def zeros(cell: Cell, hidden: Sequence[int], batch_size: int, dtype: Any = None) -> tuple[State, ...]:
-    """Return the state of each layer before the first step, in the default float dtype unless one is given."""
+    """Return the initial state of each layer, zeros, in the default float dtype unless a dtype is given."""
     checks.positive_integer("batch_size", batch_size)
     dtype = jnp.result_type(float) if dtype is None else dtype
     return tuple((jnp.zeros((batch_size, width), dtype),) * cell.states for width in hidden)
@@ -167,14 +167,14 @@ def _network(
     if outputs is not None:
         checks.positive_integer("outputs", outputs)
     if not isinstance(hidden, Sequence) or not hidden:
-        raise ValueError(f"hidden: expected the widths of one layer or more, such as (64,), got {hidden!r}")
+        raise ValueError(f"hidden: expected the widths of one or more layers, such as (64,), got {hidden!r}")
     for i, width in enumerate(hidden):
         checks.positive_integer(f"hidden[{i}]", width)
     checks.number("dropout", dropout, minimum=0, below=1)
     checks.choice("returns", returns, ("last", "all"))
     checks.choice("formulation", formulation, get_args(Formulation))
     if stateful and bidirectional:
-        raise ValueError("stateful: expected False for a bidirectional model, which also reads from the end, got True")
+        raise ValueError("stateful: expected False for a bidirectional model, which also reads backwards, got True")
     module = RecurrentNetwork(
         cell,
         outputs,
@@ -207,24 +207,23 @@ def rnn(
     """A simple recurrent network, whose layers read their own output at the next step: `h' = g(x W + h U + b)`.
 
     Args:
-        outputs: the number of perceptrons that read the last layer; None to return its hidden state.
+        outputs: the number of outputs, from a dense layer; None to return the hidden state of the last recurrent layer.
         hidden: the widths of the recurrent layers.
         activation: g, by name or as a function.
         bidirectional: whether each layer runs through time in both directions, with their outputs concatenated.
-        dropout: the fraction of the outputs of every layer but the last that is dropped in training; at least 0 and
-            below 1, may be traced.
+        dropout: the dropout rate for the outputs of every layer but the last, at least 0 and below 1; may be traced.
         returns: `"last"` for the output after the last step, `"all"` for the outputs at every step.
         stateful: whether each training batch continues the sequences of the previous one. The state
-            is kept among the variables, in the collection `carry`, and gradients stop there: a long sequence cut into
+            is kept among the variables, in the collection `carry`, and gradients stop at it: a long sequence cut into
             consecutive batches is trained by truncated backpropagation through time. Train on such batches in order
             with `nnfx.make_step`; `nnfx.fit` would shuffle them.
-        initializer: the initialiser of the weights of the inputs, drawn gate by gate; by name or as a function.
-        recurrent_initializer: the initialiser of the weights of the hidden state.
+        initializer: the initialiser of the input weights, applied to each gate separately; by name or as a function.
+        recurrent_initializer: the initialiser of the recurrent weights.
         formulation: how to compute the recurrence, such as `"plain"` for forward mode; see `nnfx.ops.recurrence`.
 
     Returns:
-        A model from `(batch, time, features)`, or `Sequences`, to `(batch, outputs)` or `(batch, time, outputs)`; with
-        a `stream` if it has only one direction.
+        A model from `(batch, time, features)`, or `Sequences`, to `(batch, outputs)` or `(batch, time, outputs)`. A
+        model in one direction has a `stream`.
 
     Raises:
         ValueError: for an unknown name, a width that is not positive, a dropout outside `[0, 1)`, or a stateful model
@@ -270,15 +269,15 @@ def lstm(
     `i, f, o = σ(·)` and `g = tanh(·)` of `x W + h U + b`; `c' = f c + i g`, and `h' = o tanh(c')`.
 
     Args:
-        outputs: as in `rnn`, like all other arguments except `forget_bias`.
+        outputs: the number of outputs; see `rnn` for this and all other arguments except `forget_bias`.
         hidden: the widths of the recurrent layers.
         bidirectional: whether each layer runs through time in both directions.
-        dropout: the fraction of the outputs of every layer but the last that is dropped in training.
-        returns: `"last"` or `"all"`.
+        dropout: the dropout rate for the outputs of every layer but the last.
+        returns: `"last"` for the output after the last step, `"all"` for the outputs at every step.
         stateful: whether each training batch continues the sequences of the previous one.
         forget_bias: the initial bias of the forget gates; with 1, the cells initially keep most of their state.
-        initializer: the initialiser of the weights of the inputs.
-        recurrent_initializer: the initialiser of the weights of the hidden state.
+        initializer: the initialiser of the input weights.
+        recurrent_initializer: the initialiser of the recurrent weights.
         formulation: how to compute the recurrence.
 
     Returns:
@@ -330,19 +329,19 @@ def gru(
     recurrent_initializer: str | Initializer = "orthogonal",
     formulation: Formulation = "own",
 ) -> Model:
-    """A network of gated recurrent units: one gate mixes old and new state, another resets the old one.
+    """A network of gated recurrent units: one gate mixes the old and the new state, another resets the old state.
 
     `r, z = σ(x W + h U + b)`, `n = tanh(x W + b + r (h U + b'))`, and `h' = (1 − z) n + z h`.
 
     Args:
-        outputs: as in `rnn`, like all other arguments.
+        outputs: the number of outputs; see `rnn` for this and all other arguments.
         hidden: the widths of the recurrent layers.
         bidirectional: whether each layer runs through time in both directions.
-        dropout: the fraction of the outputs of every layer but the last that is dropped in training.
-        returns: `"last"` or `"all"`.
+        dropout: the dropout rate for the outputs of every layer but the last.
+        returns: `"last"` for the output after the last step, `"all"` for the outputs at every step.
         stateful: whether each training batch continues the sequences of the previous one.
-        initializer: the initialiser of the weights of the inputs.
-        recurrent_initializer: the initialiser of the weights of the hidden state.
+        initializer: the initialiser of the input weights.
+        recurrent_initializer: the initialiser of the recurrent weights.
         formulation: how to compute the recurrence.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Variables on disk in the safetensors format: arrays by name, written and read without executing code.
+"""Variables on disk in the safetensors format: named arrays, written and read without executing code.
 
 The names are those of `nnfx.trees`, such as `params.layer_0.kernel`.
 """
@@ -32,23 +32,23 @@ _DTYPES: dict[str, Any] = {
     "F8_E4M3": ml_dtypes.float8_e4m3fn,
     "F8_E5M2": ml_dtypes.float8_e5m2,
 }
-"""The dtypes by their names in the format."""
+"""The dtypes, keyed by their names in the format."""
 
 
 def save_safetensors(path: str | os.PathLike[str], variables: Variables) -> None:
     """Write variables to a file, bit for bit, in a format that other libraries, such as Hugging Face's, can read.
 
-    An existing file of that name is replaced once the new one is complete.
+    An existing file at that path is replaced once the new file is complete.
 
     Args:
-        path: the file, such as `"weights.safetensors"`.
+        path: the path of the file, such as `"weights.safetensors"`.
         variables: a tree of arrays, such as `{"params": {"layer_0": {"kernel": ...}}}`, whose leaf is written as
             `params.layer_0.kernel`.
 
     Raises:
         ModuleNotFoundError: if safetensors is not installed.
-        TypeError: for leaves that are not arrays, or whose dtype the format lacks, such as random keys.
-        ValueError: for two leaves of the same name, or a leaf whose name is a prefix of another's.
+        TypeError: for leaves that are not arrays, or whose dtype the format does not support, such as random keys.
+        ValueError: for two leaves with the same name, or a leaf whose name is a prefix of another's.
 
     Example:
         >>> import tempfile, jax.numpy as jnp
@@ -61,7 +61,9 @@ def save_safetensors(path: str | os.PathLike[str], variables: Variables) -> None
     target = paths.absolute("path", path)
     arrays = {name: _on_host(name, leaf) for name, leaf in trees.named(variables).items()}
     if len(arrays) < len(jax.tree.leaves(variables)):
-        raise ValueError("variables: expected leaves of different names, got two of the same; is there a dot in a key?")
+        raise ValueError(
+            "variables: expected leaves with different names, got a repeated one; is there a dot in a key?"
+        )
     _check_names("variables", arrays)
     with paths.replace(target) as written:
         save_file(arrays, written)
@@ -70,8 +72,8 @@ def save_safetensors(path: str | os.PathLike[str], variables: Variables) -> None
 def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the arrays of a file as a dict of dicts: `params.layer_0.kernel` is `["params"]["layer_0"]["kernel"]`.
 
-    A tuple or list that was saved comes back as a dict by position, `"0"`, `"1"` and so on; `pretrained` and `merge`
-    treat both alike, since they match leaves by name.
+    A saved tuple or list is loaded as a dict keyed by position, `"0"`, `"1"` and so on; `pretrained` and `merge`
+    accept either form, since they match leaves by name.
 
     Args:
         path: a file written by `save_safetensors` or any other library.
@@ -82,7 +84,7 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ModuleNotFoundError: if safetensors is not installed.
         FileNotFoundError: if there is no such file.
-        ValueError: for a file that is not in this format, or damaged; a dtype that JAX lacks; or a name that is a
+        ValueError: for a file that is damaged or not in this format; an unsupported dtype; or a name that is a
             prefix of another's.
     """
     package = _package()
@@ -119,7 +121,7 @@ def _on_host(name: str, leaf: Any) -> np.ndarray:
 
 
 def _check_names(argument: str, leaves: dict[str, Any]) -> None:
-    """Check that no name is a prefix of another, since a node of a tree cannot be a leaf as well."""
+    """Check that no name is a prefix of another, since a node of a tree cannot also be a leaf."""
     for name in leaves:
         parts = name.split(".")
         for length in range(1, len(parts)):

@@ -1,6 +1,6 @@
-"""The variables of dense, convolutional and recurrent networks, as a list of layers in order of application.
+"""The variables of dense, convolutional and recurrent networks, as a list of layers in the order of application.
 
-Conversions to and from other libraries share this form; see `nnfx.models.conversion`.
+Conversions to and from other libraries use this form; see `nnfx.models.conversion`.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from nnfx.types import Variables, at_least_float32
 __all__ = ["CELLS", "Layer", "check_recurrent", "layers_of", "variables_of"]
 
 CELLS = {cell.gates: cell for cell in (rnn_cell(), gru_cell, lstm_cell)}
-"""The cells of recurrent layers by their number of gates."""
+"""The cells of recurrent layers, keyed by their number of gates."""
 _KINDS: dict[str, Literal["conv", "recurrent", "dense"]] = {
     "conv": "conv",
     "layer": "recurrent",
@@ -28,11 +28,11 @@ _NAME = re.compile(r"(conv|layer|hidden)_(\d+)(_reverse)?|(output)")
 
 
 class Layer(NamedTuple):
-    """A layer of a network, and the batch norm after it.
+    """A layer of a network, and the batch norm after it, if any.
 
     Attributes:
         kind: the kind of layer.
-        name: its name, such as `"conv_0"` or `"layer_0_reverse"`, or its name in the other library.
+        name: the name of the layer, such as `"conv_0"` or `"layer_0_reverse"`, or its name in the other library.
         weights: `kernel` and, unless a batch norm follows, `bias`; or the weights of a recurrent layer.
         norm: `scale`, `bias`, `mean`, `var` and `weight` of the batch norm, or None.
     """
@@ -44,19 +44,19 @@ class Layer(NamedTuple):
 
     @property
     def inputs(self) -> int:
-        """The number of inputs; for a convolution, of input channels."""
+        """The number of inputs; for a convolution, the number of input channels."""
         return int(self.weights["input_kernel" if self.kind == "recurrent" else "kernel"].shape[-2])
 
     @property
     def outputs(self) -> int:
-        """The number of outputs; for a convolution, of output channels."""
+        """The number of outputs; for a convolution, the number of output channels."""
         if self.kind == "recurrent":
             return int(self.weights["recurrent_kernel"].shape[0])
         return int(self.weights["kernel"].shape[-1])
 
 
 def layers_of(variables: Variables) -> list[Layer]:
-    """Return the layers of a network of `nnfx.models`, on the host and in at least float32.
+    """Return the layers of an `nnfx.models` network, as arrays on the host in at least float32.
 
     Args:
         variables: the variables of an `mlp`, a `cnn`, an `rnn`, a `gru` or an `lstm`.
@@ -106,7 +106,7 @@ def _on_host(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def check_recurrent(name: str, weights: Mapping[str, Any]) -> None:
-    """Check that kernels and bias have the shapes of a cell."""
+    """Check that the kernels and the bias of a recurrent layer have the shapes of a known cell."""
     hidden, columns = weights["recurrent_kernel"].shape
     cell = CELLS.get(columns // hidden)
     if (
@@ -119,12 +119,13 @@ def check_recurrent(name: str, weights: Mapping[str, Any]) -> None:
 
 
 def variables_of(layers: Sequence[Layer]) -> dict[str, Any]:
-    """Return the variables of a model of `nnfx.models` from layers in order, whatever their names.
+    """Build the variables of an `nnfx.models` model from its layers in order.
 
-    Convolutions and hidden layers are numbered, the last dense layer is `output`, recurrent layers keep their names.
+    Convolutions and dense layers are renamed, to `conv_0`, `hidden_0` and so on, and the last dense layer to `output`;
+    recurrent layers keep their names.
 
     Raises:
-        ValueError: for layers that do not fit one another, or in an order that no model has.
+        ValueError: for layers that do not fit together, or whose order matches no model.
     """
     _check_order(layers)
     dense = [layer for layer in layers if layer.kind == "dense"]
@@ -149,7 +150,7 @@ def variables_of(layers: Sequence[Layer]) -> dict[str, Any]:
 
 
 def _check_order(layers: Sequence[Layer]) -> None:
-    """Check that each layer's outputs fit the next one's inputs, and that a model can have them in this order."""
+    """Check that the outputs of each layer match the inputs of the next, and that the order of layers is supported."""
     kinds = [layer.kind for layer in layers]
     order = list(dict.fromkeys(kinds))
     is_sorted = kinds == sorted(kinds, key=order.index)
@@ -159,11 +160,11 @@ def _check_order(layers: Sequence[Layer]) -> None:
         or order not in (["dense"], ["conv"], ["conv", "dense"], ["recurrent"], ["recurrent", "dense"])
     ):
         raise ValueError(
-            "weights: expected convolutions or recurrent layers, then dense ones, got"
+            "weights: expected convolutions or recurrent layers, then dense layers, got"
             f" {', '.join(kinds) or 'none of these'}"
         )
     if order == ["recurrent", "dense"] and kinds.count("dense") > 1:
-        raise ValueError(f"weights: expected one dense layer after recurrent ones, got {kinds.count('dense')}")
+        raise ValueError(f"weights: expected one dense layer after recurrent layers, got {kinds.count('dense')}")
     if layers[-1].kind == "dense" and layers[-1].norm is not None:
         raise ValueError("weights: expected no batch norm after the last layer, got one")
     for layer in layers:
@@ -179,17 +180,17 @@ def _check_order(layers: Sequence[Layer]) -> None:
         if layer.inputs % outputs if is_flattened else layer.inputs != outputs:
             wanted = f"a multiple of {outputs}" if is_flattened else str(outputs)
             raise ValueError(
-                f"weights: expected {wanted} inputs of {layer.name}, which follows {before.name}, got {layer.inputs}"
+                f"weights: expected {wanted} inputs for {layer.name}, which follows {before.name}, got {layer.inputs}"
             )
 
 
 def _check_vectors(layer: Layer) -> None:
-    """Check that there is a bias or a batch norm, with one number for each output."""
+    """Check that a layer has a bias or a batch norm, with one number for each output."""
     if layer.kind == "recurrent":
         check_recurrent(layer.name, layer.weights)
         return
     if layer.norm is None and "bias" not in layer.weights:
-        raise ValueError(f"weights: expected a bias of {layer.name}, or a batch norm after it, got neither")
+        raise ValueError(f"weights: expected a bias for {layer.name}, or a batch norm after it, got neither")
     vectors = {**layer.weights, **(layer.norm or {})}
     for part, array in vectors.items():
         if part not in ("kernel", "weight") and array.shape != (layer.outputs,):

@@ -1,4 +1,4 @@
-"""Convolutional classifiers of time series: the standard baselines, a plain and a residual network."""
+"""Convolutional time series classifiers: the standard baselines, a plain and a residual network."""
 
 from collections.abc import Sequence
 
@@ -17,18 +17,18 @@ KERNELS = (8, 5, 3)
 
 
 def time_series_fcn(outputs: int = 2, features: Sequence[int] = (128, 256, 128)) -> Model:
-    """The fully convolutional network of Wang, Yan and Oates: three convolutions, and the mean over time.
+    """The fully convolutional network of Wang, Yan and Oates: three convolutions, then the mean over time.
 
-    The kernels span 8, 5 and 3 steps, each convolution is followed by batch norm and ReLU, and a dense layer reads the
-    means. The convolutions have no bias, which batch norm would subtract again.
+    The kernels span 8, 5 and 3 steps, each convolution is followed by batch norm and ReLU, and a dense layer maps the
+    means to logits. The convolutions have no bias, since batch norm would cancel it.
 
     Args:
         outputs: the number of classes.
         features: the numbers of features of the three convolutions.
 
     Returns:
-        A model from series `(batch, time, channels)`, all of one length, to logits `(batch, outputs)`; its state is
-        that of batch norm.
+        A model from series `(batch, time, channels)` of equal length to logits `(batch, outputs)`; its state consists
+        of the running statistics of batch norm.
 
     Raises:
         ValueError: for a number that is not positive, or anything but three numbers of features.
@@ -49,7 +49,7 @@ def time_series_fcn(outputs: int = 2, features: Sequence[int] = (128, 256, 128))
 
 
 class TimeSeriesResNet(nn.Module):
-    """Three residual blocks of three convolutions, the mean over time, and a dense layer."""
+    """Three residual blocks of three convolutions each, the mean over time, and a dense layer."""
 
     features: tuple[int, ...]
     outputs: int
@@ -86,19 +86,19 @@ class TimeSeriesResNet(nn.Module):
 
 
 def time_series_resnet(outputs: int = 2, features: Sequence[int] = (64, 128, 128)) -> Model:
-    """The residual network of Wang, Yan and Oates: three blocks of three convolutions, and the mean over time.
+    """The residual network of Wang, Yan and Oates: three blocks of three convolutions, then the mean over time.
 
     The kernels of each block span 8, 5 and 3 steps, and each convolution is followed by batch norm and, except for the
-    last of a block, ReLU. The shortcut of a block is normalised too, after a convolution over one step if the number of
-    features changes; ReLU follows the sum.
+    last of a block, ReLU. The shortcut of a block has batch norm too, after a convolution with a kernel of size 1 if
+    the number of features changes; ReLU follows the sum.
 
     Args:
         outputs: the number of classes.
         features: the numbers of features of the three blocks.
 
     Returns:
-        A model from series `(batch, time, channels)`, all of one length, to logits `(batch, outputs)`; its state is
-        that of batch norm.
+        A model from series `(batch, time, channels)` of equal length to logits `(batch, outputs)`; its state consists
+        of the running statistics of batch norm.
 
     Raises:
         ValueError: for a number that is not positive, or anything but three numbers of features.

@@ -1,4 +1,4 @@
-"""Models of tokens: a vector for each token, followed by any model of sequences."""
+"""Models of tokens: an embedding, followed by any sequence model."""
 
 import contextlib
 from typing import Any, cast
@@ -13,7 +13,7 @@ from nnfx.models import initializers
 from nnfx.types import Apply, Array, Model, Sequences, Stream, Variables
 
 NAME = "embedding"
-"""The name of the table of vectors among the parameters."""
+"""The name of the embedding table among the parameters."""
 
 
 def embedding(
@@ -21,21 +21,21 @@ def embedding(
 ) -> Model:
     """A model of tokens: `model` applied to a learned vector for each token, `xₜ = E[tokenₜ]`.
 
-    Tokens are integers, such as those of characters or words. `nnfx.data.prepare` keeps them with `keep_integers=True`.
+    Tokens are integers that stand for, say, characters or words. `nnfx.data.prepare` keeps them with
+    `keep_integers=True`.
 
     Args:
         tokens: the number of different tokens.
         features: the length of the vectors.
-        model: the model that reads the vectors, `(batch, time, features)`, such as a `gru` or a `transformer` with
+        model: the model that takes the vectors, `(batch, time, features)`, such as a `gru` or a `transformer` with
             `returns="all"`. It may have any other collections of variables, and a stream.
-        dropout: the fraction of the entries of the vectors that is dropped in training; at least 0 and below 1, may be
-            traced.
-        initializer: initialiser of the vectors, by name or as a function; see `nnfx.models.initializers`.
+        dropout: the dropout rate for the entries of the vectors, at least 0 and below 1; may be traced.
+        initializer: the initialiser of the vectors, by name or as a function; see `nnfx.models.initializers`.
 
     Returns:
-        A model from tokens `(batch, time)`, or `Sequences` of them, to the outputs of `model`. The table of vectors,
-        `(tokens, features)`, is the parameter `embedding`, next to those of the model. If the model has a stream, so
-        has this one, from tokens `(batch,)`. The outputs are NaN for traced tokens out of range.
+        A model from tokens `(batch, time)`, or `Sequences` of tokens, to the outputs of `model`. The table of vectors,
+        `(tokens, features)`, is the parameter `embedding`, alongside the parameters of `model`. If `model` has a
+        stream, the result has a stream from tokens `(batch,)`. The outputs are NaN for traced tokens out of range.
 
     Raises:
         TypeError: for anything but a model; and, when applied, for tokens that are not integers.
@@ -70,7 +70,7 @@ def embedding(
         table = draw(of_table, (tokens, features), jnp.result_type(float))
         variables = model.init(of_model, _vectors(table, inputs))
         if NAME in variables["params"]:
-            raise ValueError(f"model: expected no parameter called {NAME!r}, got one; is it a model of tokens already?")
+            raise ValueError(f"model: expected no parameter called {NAME!r}, got one; is it already a model of tokens?")
         return {**variables, "params": {NAME: table, **variables["params"]}}
 
     def apply(
@@ -102,7 +102,7 @@ def embedding(
 
 
 def _split(variables: Variables) -> tuple[Array, Variables]:
-    """Return the table, and the variables of the model behind it."""
+    """Return the embedding table, and the variables of the inner model."""
     params = dict(variables["params"])
     table = params.pop(NAME)
     return table, {**variables, "params": params}
@@ -117,7 +117,7 @@ def _with_values(inputs: Any, values: Array) -> Any:
 
 
 def _vectors(table: Array, inputs: Any) -> Any:
-    """Return the vectors of tokens; padding has that of token 0, whatever its values."""
+    """Return the vectors of tokens; padding gets the vector of token 0, whatever its values."""
     tokens = _values(inputs)
     if isinstance(tokens, list):
         tokens = jnp.asarray(tokens)
@@ -125,7 +125,7 @@ def _vectors(table: Array, inputs: Any) -> Any:
     if tokens.ndim != 2:
         raise ValueError(f"inputs: expected tokens (batch, time), got {checks.describe(tokens)}")
     if isinstance(inputs, Sequences) and inputs.lengths is not None:
-        is_known = checks.is_concrete(inputs)  # then the tokens stay known, and can be checked
+        is_known = checks.is_concrete(inputs)  # if so, the tokens stay concrete and can be checked
         with jax.ensure_compile_time_eval() if is_known else contextlib.nullcontext():
             tokens = jnp.where(jnp.arange(tokens.shape[1])[None] < jnp.asarray(inputs.lengths)[:, None], tokens, 0)
     return _with_values(inputs, _looked_up(table, tokens))

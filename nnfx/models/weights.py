@@ -1,4 +1,4 @@
-"""Models that start from given weights, leaf by leaf, with a report of which were used."""
+"""Models that start from given weights, leaf by leaf, with a report of which weights were used."""
 
 import functools
 from typing import Any, NamedTuple, cast
@@ -14,13 +14,13 @@ __all__ = ["Merged", "Report", "merge", "pretrained"]
 
 
 class Report(NamedTuple):
-    """The outcome of merging given variables into those of a model, by leaf name; it prints as a list.
+    """The outcome of merging given variables into the variables of a model, by leaf name; it prints as a list.
 
     Attributes:
         taken: the leaves whose given values were used.
-        other: the leaves given with the wrong shape or dtype: for each, the expected and the given one.
-        missing: the leaves not given, which keep their initial values.
-        unknown: the leaves given that the model does not have.
+        other: the leaves given with the wrong shape or dtype, each with the expected and the given shape and dtype.
+        missing: the leaves that were not given, which keep their initial values.
+        unknown: the given leaves that the model does not have.
     """
 
     taken: tuple[str, ...]
@@ -53,13 +53,13 @@ class Merged(NamedTuple):
 
 
 def merge(initial: Variables, given: Variables) -> Merged:
-    """Replace the variables of a model by given values, wherever name, shape and dtype agree.
+    """Replace the variables of a model by given values, where name, shape and dtype agree.
 
     Args:
         initial: the model's own variables, or only their shapes, from `jax.eval_shape(model.init, key, inputs)`, to
             see the report.
-        given: arrays by name, such as the variables of another model, `{"params": ..., ...}`; some may be missing, and
-            there may be others.
+        given: a tree of arrays, such as the variables of another model, `{"params": ..., ...}`; leaves may be missing,
+            and there may be additional leaves.
 
     Returns:
         The variables, in the structure of `initial`, and the report.
@@ -97,7 +97,7 @@ def merge(initial: Variables, given: Variables) -> Merged:
 
 
 def pretrained(model: Model, variables: Variables) -> Model:
-    """Return a model that starts from given weights, leaf by leaf, wherever name, shape and dtype agree.
+    """Return a model that starts from given weights, leaf by leaf, where name, shape and dtype agree.
 
     All other leaves start as in the model itself; `print(merge(model.init(key, inputs), variables).report)` lists
     them. To keep the given leaves unchanged in training, see `nnfx.optimizers.freeze`.
@@ -112,7 +112,7 @@ def pretrained(model: Model, variables: Variables) -> Model:
 
     Raises:
         TypeError: for anything but a model, or given leaves that are not arrays.
-        ValueError: for variables without `"params"`; and, from `init`, if no leaf of the model is among them.
+        ValueError: for variables without `"params"`; and, from `init`, if they match no leaf of the model.
 
     Example:
         >>> from nnfx.models import mlp
@@ -134,7 +134,7 @@ def pretrained(model: Model, variables: Variables) -> Model:
             raise ValueError(f"variables: expected at least one leaf of the model, got none:\n{merged.report}")
         return merged.variables
 
-    # a separate function, so that the programs of this model are freed with it rather than with the other
+    # a new function, so that the compiled programs of this model are freed with it, not with the original model
     return model._replace(init=init, apply=cast(Apply, functools.partial(model.apply)))
 
 

@@ -9,13 +9,13 @@ from nnfx.types import Array, at_least_float32
 
 
 def attention(queries: Array, keys: Array, values: Array, mask: Array | None = None) -> Array:
-    """Average values by how well their keys match each query: `softmax(Q Kᵀ / √features) V`, for each head.
+    """Scaled dot-product attention, `softmax(Q Kᵀ / √features) V`, for each head.
 
-    Products are summed, and the softmax is computed, in at least float32.
+    Products are accumulated, and the softmax is computed, in at least float32.
 
     Args:
         queries: Q, `(..., queries, heads, features)`, floats.
-        keys: K, `(..., keys, heads, features)`, in the same dtype.
+        keys: K, `(..., keys, heads, features)`, of the same dtype.
         values: V, `(..., keys, heads, features)`; finite, even where the mask is False.
         mask: booleans `(..., queries, keys)`, True where a query sees a key; all True if None. The leading axes may be
             omitted, or have size 1.
@@ -57,16 +57,17 @@ def attention(queries: Array, keys: Array, values: Array, mask: Array | None = N
 
 
 def rotated(x: Array, positions: Array, base: float = 10_000.0) -> Array:
-    """Rotate pairs of features by angles proportional to the position (RoPE): dot products depend on distances alone.
+    """Rotate pairs of features by angles proportional to the position (RoPE), so dot products depend on distances only.
 
     Features i and i + d / 2 are the coordinates of a point, which is rotated by `position / baseʲ`, `j = 2 i / d`. The
-    dot product of two vectors rotated in this way depends on the difference of their positions alone, however large the
-    positions: angles are computed modulo a turn, in integers, which are exact.
+    dot product of two vectors rotated in this way depends only on the difference of their positions, however large the
+    positions are, since angles are computed modulo a full turn in exact integer arithmetic.
 
     Args:
         x: `(..., time, heads, features)`, with an even number of features, d.
         positions: integers `(time,)`.
-        base: the fastest pair rotates by one radian per step, and the slowest by nearly `1 / base`.
+        base: the inverse of the smallest rotation speed: the fastest pair rotates by 1 radian per step, and the slowest
+            by nearly `1 / base`.
 
     Returns:
         An array of the shape and dtype of `x`.
@@ -88,7 +89,7 @@ def rotated(x: Array, positions: Array, base: float = 10_000.0) -> Array:
         raise TypeError(f"positions: expected integers, got {checks.describe(positions)}")
     half, dtype = x.shape[-1] // 2, jax.dtypes.canonicalize_dtype(at_least_float32(x.dtype))
     signed, unsigned, bits = (np.int64, np.uint64, 64) if dtype == jnp.float64 else (np.int32, np.uint32, 32)
-    # angles and speeds in units of 2^-bits of a turn: overflow removes whole turns, and nothing is rounded
+    # angles and speeds in units of 2^-bits turns, so that overflow removes whole turns and nothing is rounded
     speeds = np.round(2.0**bits / (2 * np.pi) * base ** -(np.arange(half) / half)).astype(unsigned)
     turns = jnp.outer(positions.astype(unsigned), jnp.asarray(speeds)).astype(signed)
     angles = (turns.astype(dtype) * (2 * np.pi / 2.0**bits))[:, None]  # (time, 1, half)

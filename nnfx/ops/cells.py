@@ -20,12 +20,12 @@ State = tuple[Array, ...]
 
 
 class RecurrentWeights(NamedTuple):
-    """The weights of a cell; the gates are blocks of columns, in the order that the cell documents.
+    """The weights of a cell, with one block of columns per gate, in the order documented for the cell.
 
     Attributes:
-        inputs: `(features, gates × hidden)`.
-        recurrent: `(hidden, gates × hidden)`.
-        bias: `(biases × hidden,)`.
+        inputs: the input kernel, `(features, gates × hidden)`.
+        recurrent: the recurrent kernel, `(hidden, gates × hidden)`.
+        bias: the bias, `(biases × hidden,)`.
     """
 
     inputs: Array
@@ -34,14 +34,14 @@ class RecurrentWeights(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One time step, as pure functions.
+    """One time step of a recurrent network, as pure functions.
 
     Attributes:
         name: the name of the cell.
         states: the number of arrays in its state.
         gates: the number of blocks of columns in its kernels.
         biases: the number of blocks in its bias.
-        pack: `weights -> packed`, the weights in the form that `project` expects.
+        pack: `weights -> packed`, which converts the weights to the form that `project` expects.
         project: `(packed, hidden, x) -> z`, linear in the packed weights and affine in the hidden state and the
             inputs, for any number of leading axes.
         forward: `(z, state) -> (state, saved)`, element-wise; `saved` holds the values that the gradient needs.
@@ -62,7 +62,7 @@ class Cell(NamedTuple):
         """Return the state after one step on inputs `(batch, features)`.
 
         Raises:
-            TypeError: for inputs or weights that are not floats, or not of one dtype.
+            TypeError: for inputs or weights that are not floats, or not of the same dtype.
             ValueError: for shapes that do not match, or a state of the wrong shape or dtype.
 
         Example:
@@ -80,12 +80,12 @@ class Cell(NamedTuple):
 
 
 def require_weights(cell: Cell, inputs: Array, weights: RecurrentWeights) -> None:
-    """Check that weights are floats of one dtype, with the shapes of a cell for inputs `(..., features)`."""
+    """Check that weights have the inputs' dtype, floats, and the shapes of a cell for inputs `(..., features)`."""
     arrays = {"inputs": inputs, **{f"weights.{name}": value for name, value in weights._asdict().items()}}
     for name, value in arrays.items():
         if not jnp.issubdtype(value.dtype, jnp.floating) or value.dtype != inputs.dtype:
             raise TypeError(
-                f"{name}: expected a floating array with the dtype of the inputs, {inputs.dtype}, "
+                f"{name}: expected an array of floats with the dtype of the inputs, {inputs.dtype}, "
                 f"got {checks.describe(value)}"
             )
     recurrent = weights.recurrent
@@ -106,9 +106,11 @@ def require_weights(cell: Cell, inputs: Array, weights: RecurrentWeights) -> Non
 
 
 def required_state(cell: Cell, state: State, shape: tuple[int, int], dtype: Any) -> State:
-    """Return a cell's state as arrays, after checking that they are of this shape and dtype."""
+    """Return a cell's state as arrays, after checking their shape and dtype."""
     if not isinstance(state, tuple) or len(state) != cell.states:
-        raise ValueError(f"state: expected a tuple of {cell.states} for the cell {cell.name!r}, got {state!r:.60}")
+        raise ValueError(
+            f"state: expected a tuple of {cell.states} arrays for the cell {cell.name!r}, got {state!r:.60}"
+        )
     arrays = tuple(jnp.asarray(part) for part in state)
     for i, part in enumerate(arrays):
         if part.shape != shape or part.dtype != dtype:
@@ -130,8 +132,8 @@ def _pack(weights: RecurrentWeights) -> Array:
 def _affine(packed: Array, parts: tuple[Array, ...]) -> Array:
     """Multiply arrays, concatenated with a one at the end, by weights in a single product.
 
-    The gradient with respect to each array is a separate product, with its own rows of the weights. JAX would multiply
-    by all rows, even if only one of these gradients is needed, and slice the result.
+    The gradient with respect to each array is a separate product with the corresponding rows of the weights. JAX would
+    multiply by all rows and slice the result, even if only one of these gradients is needed.
     """
     return _with_one(*parts) @ packed
 
@@ -173,7 +175,7 @@ def rnn_cell(activation: Callable[[Array], Array] = jnp.tanh) -> Cell:
     References:
         Elman, *Finding structure in time*, Cognitive Science 1990.
     """
-    # the same activation must give the same cell, by which compiled programs are looked up
+    # the same activation must give the same cell object, since compiled programs are looked up by cell
     return memo.held(activation, rnn_cell, lambda: _rnn_cell(activation))
 
 
@@ -212,7 +214,7 @@ def _lstm_backward(saved: State, state: State, cotangent: State) -> tuple[Array,
 
 
 lstm_cell = Cell("lstm", 2, 4, 4, _pack, _project, _lstm_forward, _lstm_backward)
-"""Long short-term memory, whose gates control what is written, kept and output.
+"""The cell of a long short-term memory, whose gates control what is written, kept and output.
 
 `i, f, o = σ(·)` and `g = tanh(·)` of `x W + h U + b`, in the order i, f, g, o; then `c' = f c + i g` and
 `h' = o tanh(c')`. Its state is `(h, c)`.
@@ -227,7 +229,7 @@ References:
 
 
 def _gru_pack(weights: RecurrentWeights) -> tuple[Array, Array]:
-    """Return the weights of the hidden state and those of the inputs, each with its bias."""
+    """Return the recurrent weights and the input weights, each with its bias."""
     of_inputs, of_hidden = jnp.split(weights.bias, [3 * weights.recurrent.shape[0]])
     of_hidden = jnp.pad(of_hidden, (2 * len(of_hidden), 0))
     return (

@@ -4,8 +4,8 @@ A convolution is linear in its inputs and in its kernel. The convolution and its
 derivatives, so three functions with `jax.custom_vjp` suffice for gradients of every order:
 
     forward(inputs, kernel)             inputs ⋆ kernel
-    to_inputs(cotangent, kernel)        the inputs' cotangent, from that of the outputs
-    to_kernel(inputs, cotangent)        the kernel's cotangent, from that of the outputs
+    to_inputs(cotangent, kernel)        the cotangent of the inputs, from the cotangent of the outputs
+    to_kernel(inputs, cotangent)        the cotangent of the kernel, from the cotangent of the outputs
 """
 
 import math
@@ -22,7 +22,7 @@ from nnfx.ops import windows
 from nnfx.types import Array, at_least_float32
 
 CHUNK_POSITIONS = 2048
-"""The most positions (image × height × width) in a chunk of the kernel's gradient on a CPU; they fit its cache."""
+"""The largest number of positions (image × height × width) per chunk of the kernel gradient; fits a CPU's cache."""
 
 
 def convolution(
@@ -34,25 +34,25 @@ def convolution(
     dilation: int | Sequence[int] = 1,
     plain: bool = False,
 ) -> Array:
-    """Slide a kernel over one or two axes: `y[n, p, o] = Σ_{q, i} x[n, p · strides + q · dilation, i] k[q, i, o]`.
+    """Convolve over one or two axes: `y[n, p, o] = Σ_{q, i} x[n, p · strides + q · dilation, i] k[q, i, o]`.
 
-    As is customary in the field, this is a correlation: the kernel is not flipped.
+    As is customary in deep learning, this is a cross-correlation: the kernel is not flipped.
 
     Args:
         inputs: x, `(batch, width, channels)` or `(batch, height, width, channels)`.
         kernel: k, `(width, channels, features)` or `(height, width, channels, features)`, of the inputs' dtype.
-        strides: how far the window moves at each step, one number for all axes or one per axis.
+        strides: the distance by which the window moves, one number for all axes or one per axis.
         padding: `"SAME"` (`ceil(size / stride)` outputs), `"VALID"` (no padding), or a pair `(before, after)` for each
             axis: `[(size - 1, 0)]` makes a causal convolution in one dimension.
-        dilation: the distance between the kernel's elements, one number for all axes or one per axis.
+        dilation: the distance between elements of the kernel, one number for all axes or one per axis.
         plain: whether to use XLA's own convolution, which also has forward-mode derivatives (`jax.jvp`,
             `jax.hessian`), but slow gradients within a loop on a CPU.
 
     Returns:
-        `(batch, ..., features)`, of the inputs' dtype.
+        The feature maps, `(batch, ..., features)`, of the inputs' dtype.
 
     Raises:
-        TypeError: for arrays that are not floats, or not of one dtype, and for sizes that are not integers.
+        TypeError: for arrays that are not floats, or not of the same dtype, and for sizes that are not integers.
         ValueError: for arrays of the wrong rank, a kernel whose channels differ from the inputs', strides or dilation
             below 1, unknown padding, and a kernel larger than the padded inputs.
 
@@ -70,15 +70,15 @@ def convolution(
     inputs, geometry = _prepare(inputs, kernel, strides, padding, dilation)
     if plain:
         return _forward_by_xla(geometry, inputs, kernel)
-    # Within shard_map, one operand may vary over the mesh and the other not, but the rules below need them to be alike.
-    # Adding a zero made from the other ensures that (XLA drops it), and the transpose of this addition is the sum over
-    # the mesh that the gradient needs.
+    # Within shard_map, one operand may vary over the mesh and the other not, but the rules below need both to vary.
+    # Adding a zero made from the other operand ensures this (XLA removes it), and the transpose of this addition is the
+    # sum over the mesh that the gradient needs.
     alike = inputs + jnp.zeros_like(kernel, shape=()), kernel + jnp.zeros_like(inputs, shape=())
     return _forward(geometry, *alike)
 
 
 class _Geometry(NamedTuple):
-    """Everything static about a convolution: one number or pair per axis that the window slides over."""
+    """The static parameters of a convolution, with one number or pair per spatial axis."""
 
     inputs: tuple[int, ...]
     kernel: tuple[int, ...]
@@ -95,7 +95,7 @@ def _prepare(
     padding: windows.Padding,
     dilation: int | Sequence[int],
 ) -> tuple[Array, _Geometry]:
-    """Check the arguments, and return the inputs, cut or padded so that the geometry's windows cover them exactly."""
+    """Check the arguments; return the inputs, cut or padded so that windows cover them exactly, and the geometry."""
     sizes = windows.sizes(inputs)
     checks.numeric("kernel", kernel)
     axes = len(sizes)
@@ -109,7 +109,7 @@ def _prepare(
         )
     if not jnp.issubdtype(inputs.dtype, jnp.floating) or kernel.dtype != inputs.dtype:
         raise TypeError(
-            "inputs and kernel: expected floating arrays of the same dtype, "
+            "inputs and kernel: expected arrays of floats of the same dtype, "
             f"got {checks.describe(inputs)} and {checks.describe(kernel)}"
         )
     if 0 in kernel.shape:
@@ -121,7 +121,7 @@ def _prepare(
     outputs = tuple(
         (n + low + high - r - 1) // s + 1 for n, (low, high), r, s in zip(sizes, pads, reach, stride, strict=True)
     )
-    # Elements that no window covers are cut off here, and padding beyond the kernel's reach is added: otherwise
+    # Elements that no window covers are cut off here, and padding beyond the kernel's reach is added here: otherwise,
     # gradients would have negative padding, for which XLA returns wrong results on a CPU (jaxlib 0.10.1, float32).
     highs = [(o - 1) * s + r + 1 - n - p[0] for o, s, r, n, p in zip(outputs, stride, reach, sizes, pads, strict=True)]
     kept = tuple((min(low, r), min(max(high, 0), r)) for (low, _), high, r in zip(pads, highs, reach, strict=True))
@@ -139,7 +139,7 @@ def _convolve(
     dilation: tuple[int, ...],
     spread: tuple[int, ...] | None = None,
 ) -> Array:
-    """Call XLA's convolution with the channels last, the only layout that is fast on a CPU inside a loop."""
+    """Call XLA's convolution with channels last, the only layout that is fast on a CPU inside a loop."""
     layouts = ("NWC", "WIO", "NWC") if inputs.ndim == 3 else ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(
         inputs, kernel, strides, padding, lhs_dilation=spread, rhs_dilation=dilation, dimension_numbers=layouts
@@ -151,10 +151,10 @@ def _forward_by_xla(geometry: _Geometry, inputs: Array, kernel: Array) -> Array:
 
 
 def _to_inputs_by_xla(geometry: _Geometry, cotangent: Array, kernel: Array) -> Array:
-    """Convolve the cotangent, its elements spaced a stride apart, with the flipped kernel.
+    """Convolve the cotangent, dilated by the strides, with the flipped kernel.
 
-    This is the same as XLA's own gradient, except that the kernel is flipped as an array, not by a convolution that
-    reads it backwards, which is many times slower inside a loop on a CPU.
+    This equals XLA's own gradient, except that the kernel is flipped as an array, not by a convolution with reversed
+    windows, which is many times slower inside a loop on a CPU.
     """
     axes = range(len(geometry.inputs))
     turned = jnp.swapaxes(jnp.flip(kernel, axes), -1, -2)
@@ -170,7 +170,7 @@ def _to_inputs_by_xla(geometry: _Geometry, cotangent: Array, kernel: Array) -> A
 def _to_kernel_by_xla(geometry: _Geometry, inputs: Array, cotangent: Array) -> Array:
     """Convolve the inputs with the cotangent as the kernel, with batch and channel axes exchanged.
 
-    The layout is the one that GPUs and TPUs recognise as the kernel's gradient.
+    In this layout, the compilers for GPUs and TPUs recognise the operation as a kernel gradient.
     """
     layouts = ("CWN", "IWO", "WNC") if inputs.ndim == 3 else ("CHWN", "IHWO", "HWNC")
     return lax.conv_general_dilated(
@@ -184,9 +184,9 @@ def _to_kernel_by_xla(geometry: _Geometry, inputs: Array, cotangent: Array) -> A
 
 
 def _to_kernel_in_chunks(geometry: _Geometry, inputs: Array, cotangent: Array) -> Array:
-    """Compute the gradient as a sum over chunks of a few images, with each chunk's axes in the fastest order.
+    """Compute the kernel gradient as a sum over chunks of a few images, with each chunk's axes in the fastest order.
 
-    Whole batches overflow a CPU's cache, and XLA's layout for them is 25 times slower inside a loop.
+    Whole batches overflow a CPU's cache, and XLA's layout for whole batches is 25 times slower inside a loop.
     """
     batch, positions = inputs.shape[0], math.prod(geometry.outputs)
     size = 1
@@ -206,17 +206,17 @@ def _to_kernel_in_chunks(geometry: _Geometry, inputs: Array, cotangent: Array) -
 
     shape = (inputs.shape[-1], *geometry.kernel, cotangent.shape[-1])
     start = jnp.zeros_like(cotangent, at_least_float32(inputs.dtype), shape=shape)
-    # The two chunks of an iteration do not depend on each other, and XLA gives each a core.
+    # The two chunks of an iteration are independent of each other, so XLA runs them on separate cores.
     total, _ = lax.scan(add, start, chunks, unroll=2)
     return jnp.moveaxis(total, 0, -2).astype(inputs.dtype)
 
 
 def _one_by_one(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
-    """Make `jax.vmap` over the right operand a loop over members.
+    """Return the function with `jax.vmap` over the right operand replaced by a loop over members.
 
-    Over both operands it would be a grouped convolution, for which XLA has only a naive loop on a CPU; over the right
-    one alone it would be a convolution with the features of all members, which is no faster than the loop. If the
-    right operand is shared, the members of the left one become additional examples, as they should.
+    Mapped over both operands, it would be a grouped convolution, for which XLA has only a naive loop on a CPU; mapped
+    over the right operand only, it would be a convolution with the features of all members, which is no faster than the
+    loop. If the right operand is shared, the members of the left operand become additional examples, as intended.
     """
     looped = jax.custom_batching.custom_vmap(function)
 
@@ -235,10 +235,10 @@ def _one_by_one(function: Callable[[Array, Array], Array]) -> Callable[[Array, A
 Rule = Callable[[_Geometry, Array, Array], Array]
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))  # otherwise each call outside of jit would compile again
+@partial(jax.jit, static_argnums=(0, 1, 2))  # otherwise, each call outside of jit would recompile
 def _by_backend(cpu: Rule, default: Rule, geometry: _Geometry, left: Array, right: Array) -> Array:
     # Chosen at lowering, not by jax.default_backend() at tracing: a machine with a GPU may still compile for its CPU
-    # (jit's device, jax.export), and the target is known only at lowering. Each branch has its own vmap.
+    # (jit's device, jax.export), and the target is known only at lowering. Each branch has its own vmap rule.
     return lax.platform_dependent(
         left, right, cpu=_one_by_one(partial(cpu, geometry)), default=partial(default, geometry)
     )
@@ -260,7 +260,7 @@ def _to_kernel(geometry: _Geometry, inputs: Array, cotangent: Array) -> Array:
 
 
 def _differentiate(function: jax.custom_vjp[Array], left: Rule, right: Rule) -> None:
-    """Define the gradient of a bilinear function; for each operand it is bilinear in the other and the cotangent."""
+    """Define the gradient of a bilinear function; for each operand, it is bilinear in the other and the cotangent."""
 
     def forward(geometry: _Geometry, *operands: Array) -> tuple[Array, tuple[Array, ...]]:
         return function(geometry, *operands), operands
@@ -272,7 +272,7 @@ def _differentiate(function: jax.custom_vjp[Array], left: Rule, right: Rule) -> 
 
 
 _differentiate(_forward, left=_to_inputs, right=_to_kernel)
-# The operands are (cotangent, kernel); h, a cotangent of the inputs' shape, takes their place.
+# The operands are (cotangent, kernel); h is a cotangent of the inputs' shape.
 _differentiate(_to_inputs, left=_forward, right=lambda geometry, cotangent, h: _to_kernel(geometry, h, cotangent))
-# The operands are (inputs, cotangent); h, a cotangent of the kernel's shape, takes its place.
+# The operands are (inputs, cotangent); h is a cotangent of the kernel's shape.
 _differentiate(_to_kernel, left=lambda geometry, h, cotangent: _to_inputs(geometry, cotangent, h), right=_forward)

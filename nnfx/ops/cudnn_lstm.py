@@ -14,7 +14,7 @@ def lstm(inputs: Array, weights: RecurrentWeights, state: State, lengths: Array 
 
     cuDNN does not support forward mode, second derivatives or `vmap`, and needs at least one step in each sequence.
     """
-    from jax.experimental import rnn  # imports its GPU kernels, which few need
+    from jax.experimental import rnn  # imported here, since it loads GPU kernels that few users need
 
     if inputs.dtype != jnp.float32:
         raise TypeError(f"inputs: expected float32 for cuDNN, got {checks.describe(inputs)}")
@@ -41,6 +41,6 @@ def lstm(inputs: Array, weights: RecurrentWeights, state: State, lengths: Array 
 
 
 def flat(weights: RecurrentWeights) -> Array:
-    """Return the weights as one vector in cuDNN's order: kernels gate by gate, then two sets of biases, one zero."""
+    """Return the weights as one vector in cuDNN's order: kernels gate by gate, biases, and a second bias of zeros."""
     kernels = [kernel.T.ravel() for kernel in (weights.inputs, weights.recurrent)]
     return jnp.concatenate([*kernels, weights.bias, jnp.zeros_like(weights.bias)])

@@ -9,7 +9,7 @@ from nnfx.types import Array
 
 
 def dropout(key: Array, x: Array, rate: BelowOne) -> Array:
-    """Set a random fraction of the activations to zero and scale up the rest: `m x / (1 − p)`, `m ~ B(1 − p)`.
+    """Set a random fraction p of activations to zero and scale up the rest: `m x / (1 − p)`, `m ~ Bernoulli(1 − p)`.
 
     Args:
         key: a typed random key.

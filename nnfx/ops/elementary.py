@@ -1,4 +1,4 @@
-"""Elementary functions with correct gradients where JAX's are not: at zero, at infinity, and of a maximum."""
+"""Elementary functions with correct gradients where JAX's are wrong: at zero, at infinity, and for a maximum."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from nnfx.types import Array
 
 
 def absolute(x: Array) -> Array:
-    """Return `|x|`, whose gradient at zero is zero, midway between the slopes on either side; that of `jnp.abs` is one.
+    """Return `|x|`, with gradient 0 at zero, midway between the slopes on either side; the gradient of `jnp.abs` is 1.
 
     Args:
         x: floats, of any shape.
@@ -21,7 +21,7 @@ def absolute(x: Array) -> Array:
 
 
 def square_root(x: Array) -> Array:
-    """Return `√x`, whose gradient at zero is zero; that of `jnp.sqrt` is infinite, and NaN for the root of a square.
+    """Return `√x`, with gradient 0 at zero; the gradient of `jnp.sqrt` is infinite, and that of `√(x²)` NaN.
 
     Args:
         x: floats, of any shape.
@@ -35,15 +35,15 @@ def square_root(x: Array) -> Array:
 
 
 def largest(x: Array, axis: int) -> Array:
-    """Return the maximum over an axis; the gradient goes to one entry: in a tie, the first.
+    """Return the maximum over an axis; the gradient goes to a single entry, in a tie the first.
 
-    `jnp.max` finds the entries that get the gradient by comparing all of them with the maximum. Where XLA recomputes
-    them for the gradient, with different rounding, none may equal it, and the gradient is lost. Here the index of the
-    maximum decides, which always exists, whatever the rounding.
+    `jnp.max` finds the entries that get the gradient by comparing all entries with the maximum. Where XLA recomputes
+    the entries for the gradient, with different rounding, none may equal the maximum, and the gradient is lost. Here
+    the gradient goes to the index of the maximum, which always exists, whatever the rounding.
 
     Args:
         x: `(..., n, ...)`; NaN counts as larger than any number.
-        axis: the axis.
+        axis: the axis to reduce.
 
     Example:
         >>> largest(jnp.array([[1.0, 3.0], [2.0, 2.0]]), axis=1)
@@ -59,7 +59,8 @@ def largest(x: Array, axis: int) -> Array:
 def log_softmax(logits: Array) -> Array:
     """Return the logarithm of the softmax over the last axis, `z − log Σ exp z`.
 
-    A logit of −∞ rules a class out, and one of +∞ rules out all others. Rows that rule out every class are NaN.
+    A logit of −∞ gives its class zero probability, and a logit of +∞ gives all other classes zero probability. Rows in
+    which all logits are −∞ are NaN.
 
     Args:
         logits: `(..., classes)`.

@@ -18,10 +18,10 @@ def logistic_loss(logits: Array, labels: Array) -> Array:
     """Return the binary cross-entropy `−y log σ(z) − (1 − y) log(1 − σ(z))` of each logit z.
 
     It is computed as `log(1 + e^−|z|) + (1 − y) max(z, 0) + y max(−z, 0)`, without overflow or cancellation. The loss
-    and gradient of an infinite logit are zero if it is right; if it is wrong, the loss is infinite. A CPU would spend
-    most of its time on the logarithm; since `log(1 + e) = 2 artanh(e / (2 + e))` and the argument is at most ⅓, a few
-    terms of a series replace it in float32 and lower precision. The gradient is `(1 − y) σ(z) − y σ(−z)`, which does
-    not cancel either. Derivatives of every order and mode, and `jax.vmap`, are supported.
+    and gradient of an infinite logit are zero if it is right; if it is wrong, the loss is infinite. On a CPU, most of
+    the time would be spent on the logarithm; since `log(1 + e) = 2 artanh(e / (2 + e))` and the argument is at most ⅓,
+    it is replaced by a few terms of a series in float32 and lower precision. The gradient is `(1 − y) σ(z) − y σ(−z)`,
+    also without cancellation. Derivatives of every order and mode, and `jax.vmap`, are supported.
 
     Args:
         logits: z, of any shape.
@@ -56,7 +56,7 @@ def _logistic_loss(logits: Array, labels: Array) -> Array:
 
 
 def _share(weight: Array, logits: Array) -> Array:
-    """Return `w max(z, 0)`, where zero times infinity is zero."""
+    """Return `w max(z, 0)`, with zero times infinity taken as zero."""
     return jnp.where(weight == 0, 0, weight * jnp.maximum(logits, 0))
 
 
@@ -65,7 +65,7 @@ def _logistic_loss_jvp(primals: tuple[Array, Array], tangents: tuple[Any, Any]) 
     tangent = jnp.zeros_like(logits)
     if not isinstance(tangents[0], SymbolicZero):
         tangent += ((1 - labels) * jax.nn.sigmoid(logits) - labels * jax.nn.sigmoid(-logits)) * tangents[0]
-    if not isinstance(tangents[1], SymbolicZero):  # for fixed labels it would be zero times an infinite logit
+    if not isinstance(tangents[1], SymbolicZero):  # for fixed labels, the product would be zero times an infinite logit
         tangent -= logits * tangents[1]
     return _logistic_loss(logits, labels), tangent
 

@@ -10,12 +10,12 @@ from nnfx.types import Array, at_least_float32
 
 
 class RunningStatistics(NamedTuple):
-    """The mean and variance of each channel over the examples seen, with later examples weighted more.
+    """The running mean and variance of each channel, with later examples weighted more.
 
     Attributes:
-        mean: `(channels,)`.
-        var: `(channels,)`, about that mean.
-        weight: the total weight of these examples, a scalar.
+        mean: the mean, `(channels,)`.
+        var: the variance about the mean, `(channels,)`.
+        weight: the total weight of the examples, a scalar.
     """
 
     mean: Array
@@ -24,7 +24,7 @@ class RunningStatistics(NamedTuple):
 
 
 def batch_statistics(inputs: Array, weights: Array | None = None) -> RunningStatistics:
-    """Return mean and variance of each channel, over examples and positions: `Σ w x / Σ w`, `Σ w (x − mean)² / Σ w`.
+    """Return the mean and variance of each channel over examples and positions: `Σ w x / Σ w`, `Σ w (x − mean)² / Σ w`.
 
     Args:
         inputs: `(batch, ..., channels)`, floats.
@@ -66,21 +66,21 @@ def _centred(x: Array, mean: Array, axes: tuple[int, ...]) -> Array:
 
 
 def update_statistics(running: RunningStatistics, latest: RunningStatistics, momentum: float) -> RunningStatistics:
-    """Update the running statistics by a batch, as if all examples had been measured at once.
+    """Update the running statistics with a batch, as if all examples had been measured at once.
 
-    With `W = m W₀ + w` and the share of the batch `s = w / W`, the mean moves by `s δ`, `δ = mean_batch − mean₀`, and
-    `var = (1 − s) var₀ + s var_batch + s (1 − s) δ²`. A batch counts by the weight of its examples, so an incomplete
-    one counts less than a full one, and the initial values are forgotten at the first batch.
+    With `W = m W₀ + w` and the fraction `s = w / W` for the batch, the mean changes by `s δ`, `δ = mean_batch − mean₀`,
+    and `var = (1 − s) var₀ + s var_batch + s (1 − s) δ²`. A batch counts by the weight of its examples, so an
+    incomplete batch counts less than a full one, and the initial values are forgotten at the first batch.
 
     Args:
         running: the statistics so far, with weight 0 at the start.
         latest: the statistics of a batch.
-        momentum: m, the fraction of the earlier weight that is kept at each batch; 1 weights all examples equally.
+        momentum: m, the fraction of the previous weight that is kept at each batch; 1 weights all examples equally.
 
     Example:
         >>> start = RunningStatistics(jnp.zeros(1), jnp.ones(1), jnp.zeros(()))
         >>> once = update_statistics(start, batch_statistics(jnp.array([[1.0], [3.0]])), 1.0)
-        >>> update_statistics(once, batch_statistics(jnp.array([[5.0]])), 1.0).var  # that of 1, 3, 5
+        >>> update_statistics(once, batch_statistics(jnp.array([[5.0]])), 1.0).var  # the variance of 1, 3, 5
         Array([2.6666665], dtype=float32)
 
     References:
@@ -97,7 +97,7 @@ def update_statistics(running: RunningStatistics, latest: RunningStatistics, mom
 
 
 def values_per_channel(inputs: Array, weights: Array | None = None) -> Array | int:
-    """Count the values of positive weight in each channel; a variance needs two.
+    """Return the number of values of positive weight in each channel; a variance needs at least two.
 
     Args:
         inputs: `(batch, ..., channels)`.
@@ -122,7 +122,7 @@ def batch_norm(inputs: Array, statistics: RunningStatistics, scale: Array, bias:
         statistics: the batch statistics in training, otherwise the running statistics.
         scale: γ, `(channels,)`.
         bias: β, `(channels,)`.
-        epsilon: ε, keeps the root away from zero.
+        epsilon: ε, a small number added to the variance.
 
     Returns:
         An array of the shape and dtype of `inputs`.
@@ -149,7 +149,7 @@ def layer_norm(inputs: Array, scale: Array, bias: Array, epsilon: float = 1e-5) 
         inputs: `(..., features)`.
         scale: γ, `(features,)`.
         bias: β, `(features,)`.
-        epsilon: ε, keeps the root away from zero.
+        epsilon: ε, a small number added to the variance.
 
     Returns:
         An array of the shape and dtype of `inputs`; the statistics are computed in at least float32.

@@ -1,8 +1,8 @@
 """Pooling: the maximum or the mean of each window.
 
-Each element of a window is a strided view of the inputs, and the views are combined element by element. On a CPU this
-is 4 to 12 times faster than XLA's windowed reduction with its gradient (`select_and_scatter`), and it needs no custom
-rules: derivatives of every order and mode, and `jax.vmap`, are those of slices.
+Each position within the window gives a strided view of the inputs, and the views are combined element by element. On a
+CPU this is 4 to 12 times faster than XLA's windowed reduction with its gradient (`select_and_scatter`), and it needs no
+custom rules: derivatives of every order and mode, and `jax.vmap`, follow from those of slices.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from nnfx.ops.elementary import largest
 from nnfx.types import Array, at_least_float32
 
 JOINT_ELEMENTS = 9
-"""The largest number of elements to combine at once; larger windows are combined one axis at a time."""
+"""The largest number of elements per window to combine at once; larger windows are combined one axis at a time."""
 
 
 def max_pool(
@@ -33,13 +33,13 @@ def max_pool(
 ) -> Array:
     """Return the maximum of each window: `y[n, p, c] = max_q x[n, p · strides + q, c]`.
 
-    The gradient goes to one element of each window: in a tie, the first in row-major order, as in Flax.
+    The gradient goes to a single element of each window, in a tie the first in row-major order, as in Flax.
 
     Args:
         inputs: x, `(batch, width, channels)` or `(batch, height, width, channels)`.
         window: the size of the window, one number for all axes or one per axis.
-        strides: how far the window moves at each step, one number for all axes or one per axis; the window's size if
-            None.
+        strides: the distance by which the window moves, one number for all axes or one per axis; the size of the window
+            if None.
         padding: `"VALID"` (elements that no full window covers are left out), `"SAME"` (`ceil(size / stride)`
             outputs), or a pair `(before, after)` for each axis. Padding is never the maximum.
 
@@ -73,12 +73,12 @@ def avg_pool(
     Args:
         inputs: x, `(batch, width, channels)` or `(batch, height, width, channels)`.
         window: the size of the window, one number for all axes or one per axis.
-        strides: how far the window moves at each step, one number for all axes or one per axis; the window's size if
-            None.
+        strides: the distance by which the window moves, one number for all axes or one per axis; the size of the window
+            if None.
         padding: `"VALID"` (elements that no full window covers are left out), `"SAME"` (`ceil(size / stride)`
             outputs), or a pair `(before, after)` for each axis.
-        count_include_pad: whether the zeros of the padding count as elements (the default in Flax and PyTorch), so that
-            the sum of each window is divided by its size; if not, only elements of the inputs count.
+        count_include_pad: whether zeros from padding count as elements (the default in Flax and PyTorch), so that the
+            sum of each window is divided by its size; if not, only elements of the inputs count.
 
     Returns:
         `(batch, ..., channels)`, of the inputs' dtype; half precision is summed in float32.
@@ -106,7 +106,7 @@ def avg_pool(
 
 
 def global_max_pool(inputs: Array) -> Array:
-    """Return the maximum of each channel over all positions; in a tie, the first gets the gradient.
+    """Return the maximum of each channel over all positions; in a tie, the first position gets the gradient.
 
     Args:
         inputs: `(batch, width, channels)` or `(batch, height, width, channels)`.
@@ -150,7 +150,7 @@ def global_avg_pool(inputs: Array) -> Array:
 
 
 class _Geometry(NamedTuple):
-    """The sizes of the inputs and of the window, strides and padding, for each axis that the window slides over."""
+    """The sizes of the inputs and the window, the strides and the padding, for each spatial axis."""
 
     sizes: tuple[int, ...]
     window: tuple[int, ...]
@@ -161,10 +161,10 @@ class _Geometry(NamedTuple):
 def _geometry(
     inputs: Array, window: int | Sequence[int], strides: int | Sequence[int] | None, padding: windows.Padding
 ) -> _Geometry:
-    """Check the arguments, and return their geometry."""
+    """Return the geometry of a pooling operation, after checking the arguments."""
     sizes = windows.sizes(inputs)
     if not jnp.issubdtype(inputs.dtype, jnp.floating):
-        raise TypeError(f"inputs: expected a floating array, got {checks.describe(inputs)}")
+        raise TypeError(f"inputs: expected an array of floats, got {checks.describe(inputs)}")
     covered = windows.per_axis("window", window, len(sizes))
     steps = covered if strides is None else windows.per_axis("strides", strides, len(sizes))
     pads = windows.pairs(padding, sizes, covered, steps)
@@ -175,14 +175,14 @@ def _geometry(
     return _Geometry(sizes, covered, steps, pads)
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3))  # a window is many small operations, slow one by one
+@partial(jax.jit, static_argnums=(1, 2, 3))  # a window takes many small operations, which are slow one by one
 def _combine(inputs: Array, filling: float, geometry: _Geometry, combine: Callable[[Sequence[Array]], Array]) -> Array:
     """Combine the elements of each window, in row-major order."""
     edges = [(low, high, 0) for low, high in geometry.padding]
     x = lax.pad(inputs, jnp.asarray(filling, inputs.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
     if math.prod(geometry.window) <= JOINT_ELEMENTS:
         return combine(_views(x, geometry.window, geometry.strides))
-    # The last axis comes first: the first winner of the rows' first winners is the first in row-major order.
+    # The last axis is reduced first, so that the first maximum in row-major order gets the gradient.
     for axis in reversed(range(len(geometry.window))):
         window, strides = (
             tuple(size if i == axis else 1 for i, size in enumerate(sizes))
@@ -193,7 +193,7 @@ def _combine(inputs: Array, filling: float, geometry: _Geometry, combine: Callab
 
 
 def _views(x: Array, window: Sequence[int], strides: Sequence[int]) -> list[Array]:
-    """Return a view for each position in a window, in row-major order, which holds that element of all windows."""
+    """Return a view for each position within the window, in row-major order, with that element of every window."""
     reach = [(size - w) // s * s + 1 for size, w, s in zip(x.shape[1:-1], window, strides, strict=True)]
     return [
         lax.slice(
@@ -209,8 +209,8 @@ def _views(x: Array, window: Sequence[int], strides: Sequence[int]) -> list[Arra
 def _largest(views: Sequence[Array]) -> Array:
     """Return the element-wise maximum of the views; NaN counts as larger than any number.
 
-    The index of the maximum is found first, separately from the values: the gradient is then one mask per view, rather
-    than a chain of selections as long as the list of views.
+    The index of the maximum is found first, separately from the values, so that the gradient is one mask per view
+    rather than a chain of selections as long as the list of views.
     """
     highest, winner = lax.stop_gradient(views[0]), jnp.zeros(views[0].shape, jnp.int32)
     for number, view in enumerate(map(lax.stop_gradient, views[1:]), start=1):

@@ -1,4 +1,4 @@
-"""The perceptron's product of inputs and weights, in a formulation that suits the number of inputs."""
+"""The product of inputs and weights in a dense layer, in a formulation that depends on the number of inputs."""
 
 from functools import reduce
 
@@ -16,8 +16,8 @@ FEW = 4
 def dot_product(inputs: Array, kernel: Array) -> Array:
     """Multiply inputs by weights and sum the products: `yₙⱼ = Σᵢ xₙᵢ wᵢⱼ`.
 
-    With few inputs, such as fare and age, a matrix product makes little use of a CPU. In this case it is written as a
-    sum of columns, each times its weights, which XLA fuses with the bias and the non-linearity that follow. Gradients
+    With few inputs, such as fare and age, a matrix product makes poor use of a CPU. It is then written as a sum of
+    input columns multiplied by their weights, which XLA fuses with the bias and the activation that follow. Gradients
     are matrix products as usual. Derivatives of every order and mode, and `jax.vmap`, are supported.
 
     Args:
@@ -25,7 +25,7 @@ def dot_product(inputs: Array, kernel: Array) -> Array:
         kernel: w, `(features, outputs)`, of the same dtype.
 
     Returns:
-        `(..., outputs)`, of that dtype.
+        `(..., outputs)`, of the same dtype.
 
     Raises:
         ValueError: for shapes that do not match.
@@ -42,14 +42,14 @@ def dot_product(inputs: Array, kernel: Array) -> Array:
             f"kernel: expected ({inputs.shape[-1] if inputs.ndim else 'features'}, outputs) for inputs "
             f"{checks.describe(inputs)}, got {checks.describe(kernel)}"
         )
-    # in half precision a matrix product accumulates in float32, and sums of columns would not
+    # in half precision, a matrix product accumulates in float32, which a sum of columns would not
     is_thin = 0 < len(kernel) <= FEW and inputs.dtype == kernel.dtype and inputs.dtype.itemsize >= 4
     return _thin(inputs, kernel) if is_thin else inputs @ kernel
 
 
 @jax.custom_jvp
 def _thin(inputs: Array, kernel: Array) -> Array:
-    """Multiply few inputs by weights, as a sum of columns on CPUs."""
+    """Multiply a few inputs by weights, as a sum of columns on CPUs."""
     return lax.platform_dependent(inputs, kernel, cpu=_columns, default=jnp.matmul)
 
 

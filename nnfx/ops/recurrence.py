@@ -26,29 +26,29 @@ def recurrence(
     reverse: bool = False,
     formulation: Formulation = "own",
 ) -> tuple[Array, State]:
-    """Apply a cell along time: `s_t = cell(s_{t−1}, x_t)`, whose first part is the output `h_t`.
+    """Apply a cell along time: `s_t = cell(s_{t−1}, x_t)`, where the first array of the state is the output `h_t`.
 
-    The gradient keeps the values computed at each step, goes back through time only for the cotangents of the
-    pre-activations, and multiplies these by the inputs once, for all steps together. It can be differentiated again by
-    `jax.grad`.
+    The hand-written gradient stores the values computed at each step, goes back through time only for the cotangents of
+    the pre-activations, and multiplies these by the inputs in one product for all steps. It can be differentiated again
+    by `jax.grad`.
 
     Args:
         cell: the cell, such as `nnfx.ops.lstm_cell`.
         inputs: x, `(batch, time, features)`.
-        weights: the weights of the cell, in the inputs' dtype.
+        weights: the weights of the cell, of the inputs' dtype.
         state: the initial state, arrays `(batch, hidden)`; zeros if None.
         lengths: the number of real steps in each sequence, integers `(batch,)`; the rest is padding, which has no
             effect, whatever its values.
         reverse: whether time runs backwards, from each sequence's last step.
-        formulation: `"own"` uses this gradient; `"plain"` leaves it to JAX, which also supports forward mode
-            (`jax.jvp`); `"cudnn"` is NVIDIA's LSTM in float32, on NVIDIA GPUs only: forwards in time, without second
-            derivatives or `jax.vmap`, and with at least one step in each sequence.
+        formulation: `"own"` uses the hand-written gradient; `"plain"` leaves the gradient to JAX, which also supports
+            forward mode (`jax.jvp`); `"cudnn"` uses NVIDIA's LSTM in float32, on NVIDIA GPUs only: forwards in time,
+            without second derivatives or `jax.vmap`, and with at least one step in each sequence.
 
     Returns:
-        The outputs, `(batch, time, hidden)`, which are zero at padding, and the last state.
+        The outputs, `(batch, time, hidden)`, which are zero at padded steps, and the last state.
 
     Raises:
-        TypeError: for arrays that are not floats or not of one dtype, or lengths that are not integers.
+        TypeError: for arrays that are not floats or not of the same dtype, or lengths that are not integers.
         ValueError: for shapes that do not match, lengths below 0 or above the number of steps, an unknown formulation,
             or `"cudnn"` where it is not supported.
         RuntimeError: for `"cudnn"` if JAX does not compute on a GPU.
@@ -65,7 +65,10 @@ def recurrence(
     """
     inputs, weights = jnp.asarray(inputs), RecurrentWeights(*map(jnp.asarray, weights))
     if inputs.ndim != 3 or 0 in inputs.shape[1:]:
-        raise ValueError(f"inputs: expected (batch, time, features), none empty, got {checks.describe(inputs)}")
+        raise ValueError(
+            "inputs: expected (batch, time, features) with at least one step and feature, got"
+            f" {checks.describe(inputs)}"
+        )
     require_weights(cell, inputs, weights)
     shape = (inputs.shape[0], weights.recurrent.shape[0])
     if state is None:
@@ -76,16 +79,18 @@ def recurrence(
     checks.choice("formulation", formulation, get_args(Formulation))
     if formulation == "cudnn":
         if cell != lstm_cell or reverse:
-            raise ValueError(f"formulation: expected 'own' or 'plain' for {cell.name!r} with reverse={reverse}")
+            raise ValueError(
+                f"formulation: expected 'own' or 'plain' for the cell {cell.name!r} with reverse={reverse}, got 'cudnn'"
+            )
         return cudnn_lstm.lstm(inputs, weights, state, lengths)
     is_real = None
     if lengths is not None:
         is_real = (jnp.arange(inputs.shape[1], dtype=lengths.dtype)[:, None] < lengths[None])[..., None]
     x = jnp.swapaxes(inputs, 0, 1)
     if is_real is not None:
-        x = jnp.where(is_real, x, 0)  # padding may hold NaN, and zero times that is not zero
-    # Within shard_map, the inputs vary over the mesh and the weights may not, but the rules below need them alike.
-    # Adding a zero made from the inputs ensures that (XLA drops it), and its transpose is the sum that the gradient
+        x = jnp.where(is_real, x, 0)  # padding may hold NaN, which stays NaN when multiplied by zero
+    # Within shard_map, the inputs vary over the mesh and the weights may not, but the rules below need both to vary.
+    # Adding a zero made from the inputs ensures this (XLA removes it), and the transpose is the sum that the gradient
     # needs.
     zero = jnp.zeros_like(inputs, shape=())
     packed, state = jax.tree.map(lambda leaf: leaf + zero, (cell.pack(weights), state))
@@ -131,7 +136,7 @@ def _unroll_forward(
 ) -> tuple[tuple[Array, State], Any]:
     def body(state: State, step: tuple[Array, Array | None]) -> tuple[State, Any]:
         after, saved = _step(cell, cell.project(packed, state[0], step[0]), state, step[1])
-        return after, (state, saved)  # the state before, as the gradient needs it; no second stack of outputs
+        return after, (state, saved)  # the gradient needs the state before the step
 
     last, (states, saved) = lax.scan(body, state, (x, is_real), reverse=reverse)
     hidden = states[0]
@@ -142,7 +147,8 @@ def _unroll_forward(
 def _unroll_backward(cell: Cell, reverse: bool, kept: Any, cotangent: tuple[Array, State]) -> Any:
     packed, x, states, saved, is_real = kept
     d_outputs, d_last = cotangent
-    # affine in the hidden state, so every step has the same pull-back; made here, so that no step copies weights for it
+    # `project` is affine in the hidden state, so all steps share one pull-back; made here, so that no step copies
+    # weights
     _, pull_hidden = jax.vjp(lambda hidden: cell.project(packed, hidden, x[0]), states[0][0])
 
     def body(d_state: State, step: Any) -> tuple[State, Any]:
@@ -155,8 +161,8 @@ def _unroll_backward(cell: Cell, reverse: bool, kept: Any, cotangent: tuple[Arra
         return (d_before[0] + pull_hidden(d_z)[0], *d_before[1:]), d_z
 
     d_state, d_z = lax.scan(body, d_last, (d_outputs, states, saved, is_real), reverse=not reverse)
-    # one axis for all steps of all examples, since XLA's product over two axes is several times slower on a CPU; but if
-    # a mesh splits the examples, an axis of their own keeps them on their devices
+    # a single axis for all steps of all examples, since XLA's product over two axes is several times slower on a CPU;
+    # but if a mesh splits the examples, a separate axis keeps them on their devices
     rows = (states[0], x, d_z)
     if not shards.is_left_to_xla():
         rows = jax.tree.map(lambda stack: stack.reshape(-1, stack.shape[-1]), rows)
@@ -181,4 +187,4 @@ def _required_lengths(lengths: Array, inputs: Array) -> Array:
                 f"lengths: expected numbers from 0 to {inputs.shape[1]}, the number of steps, "
                 f"got {values.min()} to {values.max()}"
             )
-    return lengths.astype(jnp.int32)  # the dtype in which steps are counted; eight bits would wrap around
+    return lengths.astype(jnp.int32)  # the dtype in which steps are counted; 8-bit integers could overflow

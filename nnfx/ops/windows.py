@@ -1,4 +1,4 @@
-"""The geometry that convolution and pooling share: a window that slides over the axes between batch and channels."""
+"""The geometry shared by convolution and pooling: a window that slides over the axes between batch and channels."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,11 @@ from nnfx.types import Array
 Pairs = tuple[tuple[int, int], ...]
 """The padding before and after, for each axis."""
 Padding = str | Sequence[tuple[int, int]]
-"""`"SAME"`, `"VALID"`, or one pair for each axis."""
+"""`"SAME"`, `"VALID"`, or one pair `(before, after)` for each axis."""
 
 
 def sizes(inputs: Array) -> tuple[int, ...]:
-    """Check the inputs, and return the sizes of the one or two axes that a window slides over."""
+    """Return the sizes of the one or two axes that a window slides over, after checking the inputs."""
     checks.numeric("inputs", inputs)
     if inputs.ndim not in (3, 4):
         raise ValueError(
@@ -26,7 +26,7 @@ def sizes(inputs: Array) -> tuple[int, ...]:
 
 
 def per_axis(name: str, value: int | Sequence[int], axes: int) -> tuple[int, ...]:
-    """Return one positive integer per axis; a single one applies to all.
+    """Return one positive integer per axis; a single integer applies to all axes.
 
     >>> per_axis("strides", 2, 2), per_axis("strides", (2, 1), 2)
     ((2, 2), (2, 1))
@@ -44,14 +44,14 @@ def per_axis(name: str, value: int | Sequence[int], axes: int) -> tuple[int, ...
 def pairs(
     padding: Padding, sizes: tuple[int, ...], window: tuple[int, ...], strides: tuple[int, ...], name: str = "window"
 ) -> Pairs:
-    """Return the padding of each axis; with `"SAME"` there are `ceil(size / stride)` outputs, as in TensorFlow.
+    """Return the padding before and after each axis; `"SAME"` gives `ceil(size / stride)` outputs, as in TensorFlow.
 
     Args:
-        padding: the padding as passed.
+        padding: the padding as the user passed it.
         sizes: the sizes of the axes.
         window: the extent of the window on each axis, including its gaps.
         strides: the strides of the window.
-        name: the argument that determines the window, for the error message.
+        name: the argument that determines the window, for error messages.
 
     Raises:
         TypeError: for padding of the wrong type.
@@ -73,7 +73,7 @@ def pairs(
 
 
 def _explicit(padding: Sequence[tuple[int, int]], axes: int) -> Pairs:
-    """Check explicit padding, and return it."""
+    """Return explicit padding as pairs of integers, after checking it."""
     wanted = f"padding: expected 'SAME', 'VALID' or {axes} pairs of non-negative integers"
     try:
         table = np.asarray(padding)

@@ -1,4 +1,4 @@
-"""Models that outlive their process: saved with everything needed to predict, or exported as one portable program."""
+"""Trained models saved with everything needed to predict, or exported as one portable program."""
 
 from nnfx.saving.saved import Predictor, load
 

@@ -1,4 +1,4 @@
-"""One portable file that maps raw inputs to outputs, verified against the model before it gets its name."""
+"""Export to one portable file that maps raw inputs to outputs, verified against the model before it is put in place."""
 
 import os
 from collections.abc import Callable
@@ -19,9 +19,9 @@ from nnfx.types import Array, Model, Variables
 
 SUFFIXES = (".onnx", ".stablehlo")
 TOLERANCE = 1e-5
-"""How far outputs may deviate from those of the model, relative to the largest output."""
+"""The largest allowed deviation from the model's outputs, relative to the largest output."""
 _ROWS = (3, 1)
-"""The numbers of rows to compare: two, since a program with fixed shapes would fit only one."""
+"""The numbers of rows to verify with: two, since a program with a fixed shape would accept only one of them."""
 
 
 def export(path: str | os.PathLike[str], model: Model, variables: Variables, preprocess: Preprocess) -> None:
@@ -30,19 +30,19 @@ def export(path: str | os.PathLike[str], model: Model, variables: Variables, pre
     Args:
         path: a file that does not exist yet; its suffix determines the format.
         model: the model.
-        variables: its weights.
-        preprocess: the map from raw to prepared inputs.
+        variables: the variables of the model.
+        preprocess: the preprocessing of raw inputs.
     """
     file = paths.absolute("path", path)
     if file.suffix not in SUFFIXES:
-        raise ValueError(f"path: expected a name that ends in {' or '.join(SUFFIXES)}, got {file.name}")
+        raise ValueError(f"path: expected a file name ending in {' or '.join(SUFFIXES)}, got {file.name}")
     if os.path.lexists(file):
         raise FileExistsError(f"{file}: expected a path that does not exist yet, got a file, folder or link")
     if not file.parent.is_dir():
-        raise FileNotFoundError(f"{file.parent}: expected a folder to write to, got none")
+        raise FileNotFoundError(f"{file.parent}: expected a folder to write to, got no folder")
     if preprocess.takes_sequences:
         raise ValueError(
-            "model: expected one whose input is a single array, got one that takes sequences; run.save saves it"
+            "model: expected a single array as input, got a model that takes sequences; use run.save instead"
         )
     _require_resolved(preprocess)
     function = _Whole(model, variables, preprocess)
@@ -51,7 +51,7 @@ def export(path: str | os.PathLike[str], model: Model, variables: Variables, pre
         outputs = jax.eval_shape(function, raw)
     except Exception as error:  # whatever the user's model raises
         raise ValueError(
-            f"model: expected one that takes prepared features as one array, got {in_short(error)}"
+            f"model: could not be applied to preprocessed features as one array: {in_short(error)}"
         ) from error
     convert = _as_onnx if file.suffix == ".onnx" else _as_stablehlo
     content, called = convert(function, raw, outputs)
@@ -64,13 +64,13 @@ def export(path: str | os.PathLike[str], model: Model, variables: Variables, pre
 
 
 class _Whole:
-    """A model from raw inputs to outputs."""
+    """A model together with its preprocessing: a function from raw inputs to outputs."""
 
     def __init__(self, model: Model, variables: Variables, preprocess: Preprocess) -> None:
         self.model, self.variables, self.preprocess = model, variables, preprocess
 
     def __call__(self, inputs: Any) -> Array:
-        """Prepare and apply."""
+        """Preprocess raw inputs, apply the model, and convert the outputs to original units."""
         return self.preprocess.raw_outputs(self.model.apply(self.variables, self.preprocess(inputs)))
 
 
@@ -88,14 +88,14 @@ Called = Callable[[np.ndarray], Any]
 
 
 def _as_stablehlo(function: _Whole, raw: Any, outputs: Any) -> tuple[bytes, Called]:  # noqa: ARG001
-    """Return the file for JAX, and a function that runs it."""
+    """Return the contents of a StableHLO file, and a function that runs the program."""
     program = Program.of(_predicted.program(function), symbolic([raw], any_time=False)[0])
     content = program.content
     return content, Program.read("export", content)
 
 
 def _as_onnx(function: _Whole, raw: Any, outputs: Any) -> tuple[bytes, Called]:
-    """Return the file for ONNX, and a function that runs it."""
+    """Return the contents of an ONNX file, and a function that runs the program."""
     for name, leaf in (("inputs", raw), ("outputs", outputs)):
         if leaf.dtype not in (jnp.float32, jnp.int32):
             raise ValueError(f"{name}: expected float32 or int32 for ONNX, got {leaf.dtype}")
@@ -121,7 +121,7 @@ def _require_close(file: Path, got: Any, wanted: np.ndarray) -> None:
 
 
 def _sample(preprocess: Preprocess, rows: int) -> np.ndarray:
-    """Return sample raw inputs for the preprocessing."""
+    """Draw sample raw inputs in the range that the preprocessing expects."""
     random = np.random.default_rng(rows)
     shape = (rows, *preprocess.shape)
     if preprocess.keep_integers:
@@ -140,7 +140,7 @@ def _sample(preprocess: Preprocess, rows: int) -> np.ndarray:
 
 
 def _require_resolved(preprocess: Preprocess) -> None:
-    """Raise an error if float32 cannot tell apart raw inputs that the preprocessing, in float64 on the host, can."""
+    """Raise an error if raw inputs lose too much precision in float32, unlike in float64 on the host."""
     mean, scale, _ = preprocess.exact
     lost = np.abs(mean) * 0.5 * float(jnp.finfo(preprocess.mean.dtype).eps) > WORST_ROUNDING * scale
     if lost.any():
@@ -149,5 +149,5 @@ def _require_resolved(preprocess: Preprocess) -> None:
         name = preprocess.features[place[-1]] if is_named else f"the feature at {tuple(map(int, place[1:]))}"
         raise ValueError(
             f"features: expected numbers that {preprocess.mean.dtype} inputs can tell apart, got"
-            f" {mean[place]:g} ± {scale[place]:g} for {name}; subtract an offset before preparing the data"
+            f" {mean[place]:g} ± {scale[place]:g} for {name}; subtract an offset before nnfx.data.prepare"
         )

@@ -1,4 +1,4 @@
-"""Dataclasses of this library as arrays and strict JSON, restored without running any code."""
+"""Conversion of this library's dataclasses to arrays and strict JSON, and back without running any code."""
 
 import dataclasses
 import importlib
@@ -11,18 +11,18 @@ import numpy as np
 
 _ARRAY, _CLASS, _MAPPING = "array", "class", "mapping"
 _HOME = "nnfx.data."
-"""Where classes may be defined: a file cannot cause anything else to be imported."""
+"""The package whose classes may be restored: a file cannot cause any other import."""
 
 
 def split(value: Any) -> tuple[Any, list[Any]]:
-    """Return a dataclass as JSON, and the arrays that the JSON refers to by number.
+    """Split a dataclass into JSON, and the arrays that the JSON refers to by number.
 
     Args:
-        value: a dataclass or named tuple of `nnfx.data`, whose fields hold arrays, plain values, tuples, or such
+        value: a dataclass or named tuple of `nnfx.data`, whose fields are arrays, plain values, tuples, or such
             dataclasses.
 
     Raises:
-        TypeError: for a field of any other kind.
+        TypeError: for a field of any other type.
 
     Example:
         >>> import nnfx
@@ -54,14 +54,14 @@ def _split(path: str, value: Any, found: list[Any]) -> Any:
         return [_split(f"{path}[{i}]", each, found) for i, each in enumerate(value)]
     if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
         return {_MAPPING: {name: _split(f"{path}[{name!r}]", each, found) for name, each in value.items()}}
-    raise TypeError(f"preprocess{path}: expected arrays, numbers, text or tuples of them, got {kind.__name__}")
+    raise TypeError(f"preprocess{path}: expected arrays, numbers, strings, or tuples of these, got {kind.__name__}")
 
 
 def joined(notes: Any, found: Sequence[Any]) -> Any:
     """Restore a dataclass from the parts returned by `split`; sequences become tuples.
 
     Raises:
-        ValueError: for a class or a field that this version of the library does not have.
+        ValueError: for a class or a field that does not exist in this version of the library.
     """
     if isinstance(notes, list):
         return tuple(joined(each, found) for each in notes)
@@ -75,7 +75,7 @@ def joined(notes: Any, found: Sequence[Any]) -> Any:
     try:
         return _class_named(notes[_CLASS])(**fields)
     except TypeError as error:
-        raise ValueError(f"preprocess: expected the fields of {notes[_CLASS]}, got others: {error}") from error
+        raise ValueError(f"preprocess: expected the fields of {notes[_CLASS]}, got different ones: {error}") from error
 
 
 def _name(kind: type) -> str:
@@ -93,7 +93,7 @@ def _class_named(name: str) -> Any:
             found = None
     is_ours = isinstance(found, type) and found.__module__.startswith(_HOME)
     if not is_ours or not (dataclasses.is_dataclass(found) or hasattr(found, "_fields")):
-        raise ValueError(f"preprocess: expected a class that this version of nnfx.data has, got {name}")
+        raise ValueError(f"preprocess: expected a class in this version of nnfx.data, got {name}")
     return found
 
 

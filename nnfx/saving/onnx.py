@@ -1,4 +1,4 @@
-"""ONNX export with jax2onnx, checked with onnxruntime; both are imported only when used."""
+"""ONNX export with jax2onnx, verified with onnxruntime; both are imported only when used."""
 
 import contextlib
 import logging
@@ -24,16 +24,16 @@ _INSIDE = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
 }
-"""The primitives that only call a program, and the parameter that holds it."""
+"""The primitives that only call an inner program, and the parameter that contains it."""
 _INSTALL = "pip install 'nnfx[onnx]', then pip install --no-deps jax2onnx"
 
 
 def converted(function: Callable[[Any], Any], raw: jax.ShapeDtypeStruct) -> bytes:
-    """Return a function of one array, for any number of rows, as an ONNX file.
+    """Convert a function of one array, for any number of rows, to the contents of an ONNX file.
 
     Args:
-        function: maps an array to an array.
-        raw: the shape of the array, whose first axis is that of the rows, and its dtype.
+        function: a function from an array to an array.
+        raw: the shape and dtype of the input; the first axis is the rows.
 
     Raises:
         ImportError: if jax2onnx or onnxruntime is missing, or does not work with this release of JAX.
@@ -51,11 +51,11 @@ def converted(function: Callable[[Any], Any], raw: jax.ShapeDtypeStruct) -> byte
             model = to_onnx(plain, [rows], input_names=["inputs"], output_names=["outputs"])
             return bytes(model.SerializeToString())
     except Exception as error:  # of any type, raised by another package or by the user's model
-        raise ValueError(f"model: expected operations that jax2onnx can convert, got {in_short(error)}") from error
+        raise ValueError(f"model: could not be converted by jax2onnx: {in_short(error)}") from error
 
 
 def called(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the function in an ONNX file, run by onnxruntime on the CPU."""
+    """Return the function stored in an ONNX file, which is run by onnxruntime on the CPU."""
     _, runtime = _packages()
     options = runtime.SessionOptions()
     options.log_severity_level = 3  # errors only
@@ -65,7 +65,7 @@ def called(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the messages and warnings of jax2onnx, which uses untyped keys itself; its results are checked."""
+    """Silence jax2onnx, and allow the legacy PRNG keys that it uses internally; its results are verified."""
     loggers = [logging.getLogger(name) for name in ("jax2onnx", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -85,7 +85,7 @@ def _packages() -> tuple[Any, Any]:
         with _quiet():
             import jax2onnx
             import onnxruntime
-    except Exception as error:  # with a release of JAX that it does not know, jax2onnx may raise any error
+    except Exception as error:  # with an unsupported release of JAX, jax2onnx may raise any error
         versions = ", ".join(f"{name} {_version(name)}" for name in ("jax", "jax2onnx", "onnxruntime"))
         raise ImportError(
             f"export: expected jax2onnx and onnxruntime for ONNX, got {versions}: {in_short(error)}; {_INSTALL}"
@@ -101,7 +101,7 @@ def _version(package: str) -> str:
 
 
 def _needed(program: Any) -> list[Any]:
-    """Return the equations on which the outputs depend: a module may split keys although it draws nothing."""
+    """Return the equations that the outputs depend on: a module may split keys without using them."""
     variables = {each for each in program.outvars if not isinstance(each, core.Literal)}
     found = []
     for equation in reversed(program.eqns):
@@ -112,10 +112,10 @@ def _needed(program: Any) -> list[Any]:
 
 
 def _run(program: Any, *inputs: Any) -> list[Any]:
-    """Evaluate a traced program with the default branches for platforms, and without mere wrappers of programs.
+    """Evaluate a traced program with the default branch for all platforms, and with wrapped programs inlined.
 
-    The branch that `jax.lax.platform_dependent` chooses for CPUs, say, is meant for XLA; ONNX has neither platforms
-    nor custom gradients.
+    Branches of `jax.lax.platform_dependent`, for example for CPUs, are meant for XLA; ONNX has neither platforms nor
+    custom gradients.
     """
     consts = program.consts if isinstance(program, core.ClosedJaxpr) else ()
     program = getattr(program, "jaxpr", program)
@@ -156,11 +156,11 @@ def _padded(inputs: Any, filling: Any, edges: Sequence[tuple[int, int, int]]) ->
 
 
 class _Platform(int):
-    """The position of the chosen branch: the last, which is the default if there is one."""
+    """The index of the chosen branch: the last, which is the default if there is one."""
 
 
 def _resolved(parameter: Any) -> Any:
-    """Return a parameter with the programs in it, such as the body of a loop, evaluated the same way."""
+    """Apply `_run` to the programs in a parameter, such as the body of a loop; return other parameters unchanged."""
     if isinstance(parameter, core.ClosedJaxpr):
         shapes = [jax.ShapeDtypeStruct(each.shape, each.dtype) for each in parameter.in_avals]
         return jax.make_jaxpr(partial(_run, parameter))(*shapes)

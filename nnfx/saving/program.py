@@ -1,8 +1,8 @@
 """Portable programs: functions of arrays as StableHLO, without the code that defined them.
 
 JAX guarantees that programs written by `jax.export` can be read by releases of the following six months, and of the
-preceding three weeks. Here programs are written for an older version of StableHLO where possible, so that every
-release of JAX that this library supports can read them.
+preceding three weeks. Here, programs are written for an older version of StableHLO where possible, so that
+every release of JAX that this library supports can read them.
 """
 
 import dataclasses
@@ -26,17 +26,17 @@ STABLEHLO = "1.14.0"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """A portable program; code compiled for it is freed with it.
+    """A portable program; its compiled code is freed together with it.
 
     Attributes:
-        exported: the program, as returned by `jax.export`.
+        exported: the exported program, as returned by `jax.export`.
     """
 
     exported: export.Exported
 
     @classmethod
     def of(cls, function: Any, *arguments: Any) -> "Program":
-        """Lower a jitted function for shapes, which may be symbolic, and for as many platforms as possible.
+        """Lower a jitted function for given shapes, possibly symbolic, and for as many platforms as possible.
 
         Raises:
             ModuleNotFoundError: if flatbuffers is not installed.
@@ -58,7 +58,7 @@ class Program:
 
     @classmethod
     def read(cls, source: str, content: bytes) -> "Program":
-        """Read a program; an error names its source.
+        """Read a program from bytes; `source` names it in error messages.
 
         Raises:
             ModuleNotFoundError: if flatbuffers is not installed.
@@ -67,11 +67,11 @@ class Program:
         _require_flatbuffers()
         try:
             exported = export.deserialize(bytearray(content))
-            exported.mlir_module()  # otherwise a version of StableHLO that is too new is noticed only when it is called
+            exported.mlir_module()  # fails for a version of StableHLO that is too new
             return cls(exported)
         except Exception as error:
             raise ValueError(
-                f"{source}: expected a program that JAX {jax.__version__} can read, got {in_short(error)}"
+                f"{source}: could not read the program with JAX {jax.__version__}: {in_short(error)}"
             ) from error
 
     @property
@@ -81,7 +81,7 @@ class Program:
 
     @property
     def inputs(self) -> list[jax.ShapeDtypeStruct]:
-        """The shapes and dtypes of the arrays in the last argument."""
+        """The shapes and dtypes of the arrays in the program's last argument."""
         arguments, _ = jax.tree.unflatten(self.exported.in_tree, self.exported.in_avals)
         return [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arguments[-1])]
 
@@ -98,20 +98,20 @@ class Program:
 
 @memo.compiled(static=2)
 def _called(program: Program, shapes: tuple[tuple[int, ...], ...], *arguments: Any) -> Array:
-    del shapes  # one program for each number of rows, so that it can be dropped when too many are held
+    del shapes  # one memo entry per number of rows, so that old programs are released if there are too many
     return program.exported.call(*arguments)
 
 
 def _require_flatbuffers() -> None:
     if importlib.util.find_spec("flatbuffers") is None:
         raise ModuleNotFoundError(
-            "flatbuffers: required by JAX to write and read programs; not installed: pip install 'nnfx[saving]'"
+            "flatbuffers: required by JAX to write and read programs, but not installed: pip install 'nnfx[saving]'"
         )
 
 
 def _lowered(function: Any, platforms: Sequence[str], arguments: Sequence[Any]) -> export.Exported:
     exported = export.export(function, platforms=platforms)(*arguments)
-    exported.serialize()  # some faults are found only here
+    exported.serialize()  # some errors are raised only here
     return exported
 
 
@@ -124,10 +124,10 @@ def _can_lower(function: Any, platform: str, arguments: Sequence[Any]) -> bool:
 
 
 def _for_older_releases(exported: export.Exported) -> export.Exported:
-    """Return a program in an older version of StableHLO, or unchanged if it needs newer features."""
+    """Convert a program to an older version of StableHLO; return it unchanged if it needs newer features."""
     try:
         content = mlir.serialize_portable_artifact(str(exported.mlir_module()), STABLEHLO)
-    except Exception:  # of no common type among releases
+    except Exception:  # the type of the error differs between releases
         return exported
     return dataclasses.replace(exported, mlir_module_serialized=content)
 
@@ -143,22 +143,22 @@ def symbolic(shapes: Sequence[Any], *, any_time: bool) -> list[jax.ShapeDtypeStr
 
 
 def is_sequence(leaf: Any) -> bool:
-    """Return whether the second axis may be time: in `(batch, time, features)`, and in tokens `(batch, time)`."""
+    """Return whether the second axis may be time, as in `(batch, time, features)` and in tokens `(batch, time)`."""
     return len(leaf.shape) == (2 if np.issubdtype(leaf.dtype, np.integer) else 3)
 
 
 def fits(got: Any, wanted: Any) -> bool:
-    """Return whether an array has an expected shape, as far as that is fixed."""
+    """Return whether an array has the expected shape, in which symbolic sizes match any size."""
     return len(got.shape) == len(wanted.shape) and all(
         mine == theirs for mine, theirs in zip(got.shape, wanted.shape, strict=True) if isinstance(theirs, int)
     )
 
 
 def _unexportable(error: Exception) -> ValueError:
-    return ValueError(f"model: expected one that jax.export can turn into a portable program, got {in_short(error)}")
+    return ValueError(f"model: could not be exported as a portable program: {in_short(error)}")
 
 
 def in_short(error: Exception) -> str:
-    """Return the kind and the first lines of an error."""
+    """Summarise an error by its type and the first lines of its message."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines[:2])}"

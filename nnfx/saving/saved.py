@@ -1,9 +1,9 @@
 """Saved models: folders with everything needed to predict, opened without the training data or the model's code.
 
-It is a checkpoint (see `nnfx.checkpoint`: complete or absent, with a checksum for every file, and neither pickles nor
-code) of the weights, the arrays of the preprocessing, and the model itself as a portable program. Everything else is
-written in its `checkpoint.json`. It is a folder rather than a single file so that the functions for checkpoints can
-write, verify and read it.
+A saved model is a checkpoint (see `nnfx.checkpoint`: complete or absent, with a checksum for every file, and neither
+pickles nor code) of the weights, the arrays of the preprocessing, and the model itself as a portable program.
+Everything else is written in `checkpoint.json`. A saved model is a folder rather than a single file, so that it is
+written, verified and read in the same way as a checkpoint.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ from nnfx.training.padded_predictions import apply_padded
 from nnfx.types import Array, Model, Sequences, Variables
 
 FORMAT = 1
-"""The version of the layout; others are rejected."""
+"""The version of the layout; any other version is rejected."""
 WITHIN, REASON = "predictor", "reason.txt"
-"""The folder of the saved model within that of a session, and the file there that says why there is none."""
+"""The folder of the saved model within a session's folder, and the file there that says why there is no model."""
 _KIND = "model"
 _OF_A_SESSION, _BY_HAND = "run.json", "model"
-"""The file that identifies the folder of a session, and where `nnfx.Run.save` may have saved its run."""
+"""The file that identifies the folder of a session, and the subfolder where `nnfx.Run.save` may have saved it."""
 
 
 def save(
@@ -42,15 +42,15 @@ def save(
     notes: Mapping[str, Any],
     inputs: Any = None,
 ) -> None:
-    """Write a model with everything that its predictions need; see `nnfx.Run.save`.
+    """Write a model with everything needed for predictions; see `nnfx.Run.save`.
 
     Args:
         path: a folder that does not exist yet.
         model: the model.
-        variables: its weights.
-        preprocess: the map from raw to prepared inputs.
+        variables: the variables of the model.
+        preprocess: the preprocessing of raw inputs.
         notes: further information to store, as returned by `nnfx.training.run.notes_of`.
-        inputs: an example of prepared inputs; by default, the result of `preprocess`.
+        inputs: example inputs, preprocessed; by default, of the shape that `preprocess` returns.
     """
     folder = paths.absolute("path", path)
     if os.path.lexists(folder):
@@ -59,12 +59,12 @@ def save(
 
 
 class Unfilled(NamedTuple):
-    """A saved model without its weights: the same for all weights of a model.
+    """A saved model without its weights, which can be filled in later.
 
     Attributes:
         program: the portable program, as bytes.
         numbers: the arrays of the preprocessing.
-        about: the description, written as text.
+        about: the description of the model, of JSON types.
     """
 
     program: np.ndarray
@@ -77,7 +77,7 @@ class Unfilled(NamedTuple):
 
         Raises:
             ModuleNotFoundError: if flatbuffers is not installed.
-            TypeError: for preprocessing, or names of weights, of a kind that cannot be saved.
+            TypeError: for preprocessing, or names of weights, of a type that cannot be saved.
             ValueError: for a model that cannot be exported.
         """
         names = [[_name(key) for key in path] for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
@@ -93,7 +93,7 @@ class Unfilled(NamedTuple):
         return cls(np.frombuffer(program.content, np.uint8), numbers, about)
 
     def filled(self, variables: Variables, notes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the arrays of the model with these weights, and its notes, as `checkpoint.save` takes them."""
+        """Fill in weights, and return the arrays and notes as arguments of `checkpoint.save`."""
         arrays = {"variables": jax.tree.leaves(variables), "preprocess": self.numbers, "program": self.program}
         return arrays, {**self.about, **notes}
 
@@ -102,19 +102,19 @@ def load(path: str | os.PathLike[str]) -> "Predictor":
     """Open a saved model, without the data that it was trained on or the code that defined it.
 
     Args:
-        path: a folder written by `nnfx.Run.save`; or that of a session, whether it has ended, was killed or is still
-            running: the model then has the best weights that were saved so far.
+        path: a folder written by `nnfx.Run.save`; or the folder of a session, which may have ended, been killed or be
+            still running: the model then has the best weights saved so far.
 
     Returns:
         The model, which predicts from raw inputs.
 
     Raises:
-        FileNotFoundError: if there is no folder at the path, or no saved model in the folder of a session; the error
+        FileNotFoundError: if there is no folder at the path, or no saved model in the folder of a session; the message
             says why.
-        nnfx.checkpoint.DamagedError: for a missing, unexpected or altered file; the error names it.
-        TypeError: for a `path` that is neither text nor a path.
-        ValueError: for anything other than a saved model, one in another format, or one that this release of JAX
-            cannot read.
+        nnfx.checkpoint.DamagedError: for a missing, unexpected or altered file, which the message names.
+        TypeError: for a `path` that is neither a string nor a path.
+        ValueError: for anything other than a saved model, an unsupported format, or a program that this release of
+            JAX cannot read.
 
     Example:
         >>> import nnfx, optax, tempfile
@@ -132,7 +132,7 @@ def load(path: str | os.PathLike[str]) -> "Predictor":
 
 
 def _in_session(out: Path) -> "Predictor":
-    """Open the newest model of a session, which may be running: a newer one may take its place at any moment."""
+    """Open the newest model of a session, which a running session may replace at any moment."""
     while True:
         named = [path for path in (out / WITHIN).glob("epoch-*") if re.fullmatch(r"epoch-\d{8,}", path.name)]
         newest = max(named, key=lambda path: int(path.name.removeprefix("epoch-")), default=out / _BY_HAND)
@@ -140,20 +140,20 @@ def _in_session(out: Path) -> "Predictor":
             raise FileNotFoundError(_why_not(out))
         try:
             return _opened(newest)
-        except Exception:  # of any type: its files may be removed while they are read
+        except Exception:  # of any type: the files may be removed while they are read
             if newest.is_dir():
                 raise
 
 
 def _why_not(out: Path) -> str:
-    """Return why the folder of a session has no model."""
+    """Return the reason why the folder of a session contains no model, as an error message."""
     if not (out / WITHIN).is_dir() and checkpoint.from_json((out / _OF_A_SESSION).read_text()).get("kind") == "sweep":
-        return f"{out}: expected a saved model, or the folder of a session of one run, got that of a sweep"
+        return f"{out}: expected a saved model, or the folder of a session of one run, got the folder of a sweep"
     wanted = f"{out}: expected the folder of a session that has saved its model"
     with contextlib.suppress(OSError):
         reason = (out / WITHIN / REASON).read_text()
-        return f"{wanted}, got one that could not: {reason}"
-    return f"{wanted}, got none yet: it is saved with each checkpoint; the same call continues the session"
+        return f"{wanted}, got a session that could not save it: {reason}"
+    return f"{wanted}, got no model yet: it is saved with each checkpoint; the same call continues the session"
 
 
 def _opened(folder: Path) -> "Predictor":
@@ -161,7 +161,7 @@ def _opened(folder: Path) -> "Predictor":
     description, leaves = checkpoint.load_by_path(folder)
     about = description.about
     if about.get("kind") != _KIND:
-        raise ValueError(f"{folder}: expected a saved model, got another kind of checkpoint")
+        raise ValueError(f"{folder}: expected a saved model, got a different kind of checkpoint")
     if about.get("format") != FORMAT:
         raise ValueError(
             f"{folder}: expected a saved model of format {FORMAT}, got {about.get('format')},"
@@ -187,17 +187,17 @@ def _opened(folder: Path) -> "Predictor":
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Predictor:
-    """A trained model that predicts; see `nnfx.load`, which opens it.
+    """A trained model that predicts, as returned by `nnfx.load`.
 
     Attributes:
         program: the model as a portable program, `(weights, inputs) -> outputs`.
         variables: the weights, as nested dictionaries; attributes and positions of other containers become keys.
-        preprocess: the map from raw to prepared inputs.
+        preprocess: the preprocessing of raw inputs.
         hyper: the hyper-parameters of the run, by name.
-        metrics: the metrics of the epoch whose weights these are, by name.
-        epoch: the number of epochs that led to these weights.
-        versions: the versions of Python and of the packages that saved it, by name.
-        names: the path of each array of weights, in the order in which the program takes them.
+        metrics: the metrics at the epoch of the saved weights, by name.
+        epoch: the epoch of the saved weights.
+        versions: the versions of Python and of the packages that saved the model, by name.
+        names: the path of each weight array, in the order in which the program takes them.
     """
 
     program: Program
@@ -211,12 +211,12 @@ class Predictor:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """The names of the raw features; empty if they have none."""
+        """The names of the raw features; empty if features have no names."""
         return self.preprocess.features
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes; empty if they have none."""
+        """The names of the classes; empty if classes have no names."""
         return self.preprocess.classes
 
     def __repr__(self) -> str:
@@ -226,34 +226,34 @@ class Predictor:
         lines = [
             f"Predictor: {_in_words(self.program.inputs)} -> {_in_words([self.program.outputs])}",
             f"  epoch {self.epoch}: {measured}",
-            f"  {sum(leaf.size for leaf in jax.tree.leaves(self.variables))} numbers in its weights",
+            f"  {sum(leaf.size for leaf in jax.tree.leaves(self.variables))} parameters",
             f"  saved by nnfx {self.versions.get('nnfx')} and JAX {self.versions.get('jax')}",
         ]
         lines[0] += named if self.features else ""
         return "\n".join(lines)
 
     def predict(self, inputs: Any, variables: Variables | None = None) -> Array:
-        """Return the outputs for raw inputs, `(batch, features)` or a frame; otherwise like `apply`."""
+        """Return the outputs for raw inputs, `(batch, features)` or a data frame; otherwise like `apply`."""
         return self.preprocess.raw_outputs(self.apply(self.preprocess(inputs), variables))
 
     def apply(self, inputs: Any, variables: Variables | None = None) -> Array:
-        """Return the outputs for prepared inputs, `(batch, ...)`.
+        """Return the outputs for preprocessed inputs, `(batch, ...)`.
 
         Args:
-            inputs: the prepared inputs; any number of rows, and for sequences any number of steps if the model
+            inputs: the preprocessed inputs; any number of rows, and for sequences any number of steps if the model
                 accepts that.
-            variables: weights to use instead of the saved ones, in the same form.
+            variables: weights to use instead of the saved weights, with the same structure.
 
         Raises:
-            TypeError: for numbers of a kind that the model does not take.
-            ValueError: for shapes that the model does not take.
+            TypeError: for dtypes that the model does not accept.
+            ValueError: for shapes that the model does not accept.
         """
         prepared = self._checked(inputs)
         weights = self._in_order(self.variables if variables is None else variables)
         return apply_padded(self.program, lambda rows: self.program(weights, rows), prepared, weights)
 
     def _checked(self, inputs: Any) -> list[Any]:
-        """Return inputs as the arrays that the program takes."""
+        """Check inputs, and convert them to the arrays that the program takes."""
         wanted = self.program.inputs
         is_one = len(wanted) == 1 and not isinstance(inputs, tuple | dict)
         given = [inputs] if is_one else jax.tree.leaves(inputs)
@@ -274,13 +274,13 @@ class Predictor:
         places = _nested(self.names, list(range(len(self.names))))
         form: Any = jax.tree.structure(places)
         if form != (got := jax.tree.structure(variables)):
-            raise ValueError(f"variables: expected the form of model.variables, {form}, got {got}")
+            raise ValueError(f"variables: expected the structure of model.variables, {form}, got {got}")
         found = dict(zip(jax.tree.leaves(places), jax.tree.leaves(variables), strict=True))
         return [jnp.asarray(found[i]) for i in range(len(found))]
 
 
 def prepared_shapes(preprocess: Preprocess) -> Any:
-    """Return the shape and dtype of one prepared row, or of one sequence of a single step and its length."""
+    """Return the shape and dtype of one preprocessed row, or of one sequence with a single step and its length."""
     raw: Any = jax.ShapeDtypeStruct((1, *map(abs, preprocess.shape)), raw_dtype(preprocess))
     if preprocess.takes_sequences:
         raw = Sequences(raw, jax.ShapeDtypeStruct((1,), jax.dtypes.canonicalize_dtype(int)))
@@ -288,13 +288,13 @@ def prepared_shapes(preprocess: Preprocess) -> Any:
 
 
 def raw_dtype(preprocess: Preprocess) -> Any:
-    """Return the dtype of raw inputs on the device: integers if they are kept, otherwise the dtype of the map."""
+    """Return the dtype of raw inputs on the device: integer if integers are kept, otherwise that of `preprocess`."""
     return jax.dtypes.canonicalize_dtype(int) if preprocess.keep_integers else preprocess.mean.dtype
 
 
 @memo.compiled(static=3)
 def _apply(model: Model, weights_form: Any, inputs_form: Any, leaves: list[Array], inputs: list[Array]) -> Array:
-    """Apply a model with weights and inputs as lists, so that a program can be called without any other code."""
+    """Apply a model to lists of weights and inputs, so that its program can be called without custom classes."""
     return model.apply(jax.tree.unflatten(weights_form, leaves), jax.tree.unflatten(inputs_form, inputs))
 
 
@@ -307,22 +307,22 @@ def _program(model: Model, variables: Variables, inputs: Any) -> Program:
     if any(map(is_sequence, leaves)):
         try:
             return Program.of(function, weights, symbolic(leaves, any_time=True))
-        except ValueError:  # the model needs to know how many steps there are
+        except ValueError:  # the model needs a fixed number of steps
             pass
     return Program.of(function, weights, symbolic(leaves, any_time=False))
 
 
 def _name(key: Any) -> str | int:
-    """Return one element of a path as text or a number."""
+    """Return one element of a path as a string or an integer."""
     for attribute in ("key", "name", "idx"):
         value = getattr(key, attribute, None)
         if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
             return value
-    raise TypeError(f"variables: expected names or numbers as keys, got {key}")
+    raise TypeError(f"variables: expected strings or integers as keys, got {key}")
 
 
 def _nested(names: Any, leaves: list[Any]) -> dict[Any, Any]:
-    """Return leaves in nested dictionaries, by their paths."""
+    """Build nested dictionaries from leaves and their paths."""
     tree: dict[Any, Any] = {}
     for path, leaf in zip(names, leaves, strict=True):
         inner = tree

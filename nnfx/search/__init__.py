@@ -1,6 +1,6 @@
-"""Search for the best of many runs over static choices, such as widths and activations, and traced numbers.
+"""Search for the best of many runs over static choices, such as widths, and traced hyper-parameters.
 
-Each static choice needs its own program; numbers are traced. The points of a search that share their static
+Each static choice needs its own program; hyper-parameters are traced. The points of a search that share their static
 choices are trained by one program, as a sweep (`nnfx.sweeps`), so that a search over three widths and a hundred
 learning rates compiles three programs rather than three hundred.
 """
@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from nnfx import checks, distributed, paths
+from nnfx.data.folds import counted
 from nnfx.data.prepare import Data, check_type
 from nnfx.search import figures
 from nnfx.search.adaptive import descended, extrapolated
@@ -82,61 +83,63 @@ def search(
     skip_damaged: bool = False,
     progress: bool | str | None = None,
 ) -> Search:
-    """Find the best point of a space of static choices and numbers.
+    """Find the best point of a space of static choices and traced hyper-parameters.
 
     The keyword arguments of `make` are static: each of their values needs its own program. Every other name is a
-    hyper-parameter of the runs that it returns, and is traced. Points with the same static choices are trained as one
-    program; points that are drawn twice are trained once. All programs use the same seeds and folds, so points are
-    compared in pairs, and a point's result does not depend on the other points, up to rounding. Compiled programs
-    belong to the run that `make` returns: decorate `make` with `functools.cache` to keep them for the next search.
+    hyper-parameter of the runs that `make` returns, and is traced. Points with the same static choices are trained as
+    one program; points that are drawn twice are trained once. All programs use the same seeds and folds, so points
+    are compared in pairs of runs, and a point's result does not depend on the other points, up to rounding. Compiled
+    programs belong to the run that `make` returns: decorate `make` with `functools.cache` to keep them for the next
+    search.
 
     Args:
         make: the result of `nnfx.fit`, or a function of static choices that returns it.
         data: the data of every member.
         space: a range for each name: `Choice`, `Integer`, `Uniform`, `LogUniform`, `Normal`, or any of these `When`
             another name has a given value. Static names take a `Choice` or an `Integer`.
-        key: a typed key; seed i is `fold_in(key, i)`, and the points are drawn with a key folded from it too.
+        key: a typed key; seed i is `fold_in(key, i)`, and the points are drawn with a key derived from `key` too.
         points: the number of points to draw, `Grid(per_number)` to try every combination, or a list of points, with
             `space` only for names that have one value, `Choice(value)`, in all of them. With `Ask`, the total number;
             None with `Hyperband`, which determines it.
         method: None to train all points to the end; `Halving(rungs, keep)`, `Hyperband(min_epochs, eta)` or
-            `Extrapolation(rungs)` to drop the worse ones along the way, compared across all programs;
+            `Extrapolation(rungs)` to drop worse points during training, compared across all programs;
             `HyperGradient(steps)` to descend the gradient from each point; or `Ask(sampler)` for an Optuna sampler.
-        budget: the number of member-epochs to spend at most; a member-epoch is an epoch of one run. None and
-            `Halving`: rounds of `points` new points are trained as long as they fit, or one round of as many points as
-            fit if `points` is None. `Extrapolation`: rounds of `points` new points, each compared with all before, as
-            long as the next is sure to fit. `Hyperband`: its brackets, again and again. `HyperGradient` and `Ask`: as
-            many points as fit.
+        budget: the maximum number of member-epochs, where a member-epoch is one epoch of one run. It is spent according
+            to `method`. None and `Halving`: rounds of `points` new points as long as they fit, or one round of as many
+            points as fit if `points` is None. `Extrapolation`: rounds of `points` new points, compared with all points
+            before, as long as the next round is sure to fit. `Hyperband`: its brackets, repeatedly. `HyperGradient`
+            and `Ask`: as many points as fit.
         seeds: the number of seeds.
-        folds: K, to hold out each of K parts of `data.train` in turn; None to use `data.valid`.
-        devices: as for `nnfx.sweeps.sweep`, and so are the next three.
+        folds: K, to hold out each of K folds of `data.train` in turn; None to use `data.valid`.
+        devices: the devices to use, as for `nnfx.sweeps.sweep`.
         devices_per_member: the number of devices over which the batches of each member are split.
-        at_once: the number of members that a device trains side by side.
-        memory: the number of bytes that each device may use.
-        on_chunk: called with a `Progress` of the program being trained, or of all programs if points are dropped along
-            the way.
+        at_once: the number of members that a device trains side by side, as for `nnfx.sweeps.sweep`.
+        memory: the number of bytes that each device may use, as for `nnfx.sweeps.sweep`.
+        on_chunk: called with a `Progress` of the program being trained, or of all programs if points are dropped
+            during training.
         out: a folder for this search alone. If the search is killed at any moment, the same call resumes it and gives
-            the same result, bit for bit. Each program has a folder in it, such as `00-width=8`, and is not trained
-            again once it has finished; programs that are ranked together are saved together, in one folder for each
-            bracket. At the end, `members.csv` is the returned table.
+            the same result, bit for bit. Each program has its own subfolder, such as `00-width=8`, and is not trained
+            again once it has finished; programs whose points are ranked together are saved together, in one subfolder
+            per bracket. At the end, `members.csv` contains the returned table.
 
-            Several processes that make the same call share the work, program by program (those that are ranked together
-            count as one): under `nnfx.distributed`, or started independently, on one machine, or on many whose common
-            file system has locks (`flock`), as NFS does. Each process returns the whole result. Independent ones may
-            join and be lost at any time: the others take over their programs from the newest checkpoint. On Windows,
-            which has no such locks, run one process.
-        save_every_seconds: save into `out` once this many seconds have passed.
-        skip_damaged: whether to set aside checkpoints that cannot be used, and continue from the newest good one.
-        progress: whether to print the number of programs and show progress bars, or the bars' title. By default, both
-            are shown if `out` is given.
+            Several processes that make the same call share the work, program by program (programs ranked together
+            count as one): under `nnfx.distributed`, or started independently, on one machine, or on several with a
+            shared file system that supports locks (`flock`), as NFS does. Each process returns the whole result.
+            Independent processes may join and be lost at any time: the others continue their programs from the newest
+            checkpoint. On Windows, which has no such locks, run one process.
+        save_every_seconds: the interval between checkpoints in `out`, in seconds.
+        skip_damaged: whether to set aside unusable checkpoints, and continue from the newest good one.
+        progress: whether to print the number of programs and show progress bars, or a title for the bars. By default,
+            both are shown if `out` is given.
 
     Returns:
-        The members of all programs, their points ranked, and the best run.
+        The members of all programs, the ranking of their points, and the best run.
 
     Raises:
-        TypeError, ValueError: before anything is trained: for a wrong space, names that neither `make` nor its runs
-            take, missing ones, static choices given as ranges of numbers, other values out of bounds, a method that
-            does not suit the points, and as `nnfx.sweeps.sweep`. With `Ask`, each batch is checked when it is known.
+        TypeError, ValueError: before anything is trained: for an invalid space, missing names or names that neither
+            `make` nor its runs take, static choices given as continuous ranges, values out of bounds, a method that
+            does not suit the points, and as `nnfx.sweeps.sweep` does. With `Ask`, each batch is checked before it is
+            trained.
 
     Example:
         >>> import nnfx, optax
@@ -153,6 +156,8 @@ def search(
     if space is not None:
         check(space)
         maker.check(space)
+    if out is not None and (place := paths.absolute("out", out)).is_file():
+        raise NotADirectoryError(f"{place}: expected a folder, got a file")
     title = progress if isinstance(progress, str) else "search"
     is_shown = out is not None if progress is None else bool(progress)
     trainer = Trainer(
@@ -178,7 +183,7 @@ def search(
     if isinstance(method, Ask):
         sizes = f"{'' if points is None else f'{points} '}points in batches of {method.batch}"
         trained = asked(maker, trainer, key, space, points, method, budget)
-        facts = {"space": words_of(space or {}), "batch": str(method.batch)}  # more points may be asked for than before
+        facts = {"space": words_of(space or {}), "batch": str(method.batch)}  # a resumed search may ask for more points
     elif isinstance(method, HyperGradient):
         sizes = f"{method.steps} steps from each point"
         trained, facts = descended(maker, trainer, key, space, points, method, budget)
@@ -221,32 +226,32 @@ def nested(
 ) -> Nested:
     """Score a whole search by nested cross-validation.
 
-    The score of the best of many points is too good: it is the best partly because of the rows that it was chosen by.
-    So for each outer fold the whole search runs on the other rows, with folds of its own, and the members of its best
-    point are then evaluated on the rows of the outer fold, which affected nothing: neither the search nor the
-    statistics by which features are standardised. `optimism` is the difference between the two scores of the same
-    members.
+    The score of the best of many points is optimistic: the point was chosen partly for its luck on the held-out rows.
+    So for each outer fold the whole search runs on the other rows, with its own inner folds, and the members of the
+    best point are then evaluated on the rows of the outer fold, which affected neither the search nor the statistics
+    for standardising features. `optimism` is the difference between these members' scores in the search and on the
+    outer fold.
 
     The score is that of the search as a procedure, not of one point: the best points of the outer folds may differ.
-    Outer folds train on equally many rows, if need be without one of them, so that programs are compiled for the first
-    and used again by the others.
+    All outer folds train on equally many rows, leaving out one row if necessary, so that programs are compiled for
+    the first fold and reused by the others.
 
     Args:
         make: as for `nnfx.search.search`, like `space` and `options`.
-        data: data without a held-out part.
+        data: data without a held-out split.
         space: the space of the search.
-        key: a typed key; the search of outer fold k has `fold_in(key, k)`, and thus its own points and seeds.
+        key: a typed key; the search of outer fold k uses `fold_in(key, k)`, and thus its own points and seeds.
         outer_folds: the number of outer folds, at least 2.
         folds: the number of folds of each search, at least 2.
-        out: a folder, in which each search has its own, such as `outer-0`.
+        out: a folder with one subfolder per search, such as `outer-0`.
         **options: the other arguments of `nnfx.search.search`.
 
     Returns:
         A table of the outer folds, with the score and its standard error.
 
     Raises:
-        TypeError, ValueError: as `nnfx.search.search` does; for data with a held-out part, and for windows of a series,
-            which overlap.
+        TypeError, ValueError: as `nnfx.search.search` does; for data with a held-out split, and for overlapping windows
+            of a series.
 
     Example:
         >>> import nnfx, optax
@@ -269,13 +274,15 @@ def nested(
             raise ValueError(f"{name}: expected at least 2, got {count}")
     check_type(data)
     if data.valid is not None:
-        raise ValueError("data.valid: expected none, since rows are held out in folds, got some")
+        raise ValueError("data.valid: expected None, since rows are held out in folds, got a held-out split")
     if hasattr(data, "history"):
         raise ValueError("data: expected rows to be divided into folds, got windows of a series, which overlap")
-    rows = data.train.weights.shape[0]
+    rows = int(counted(data.train.weights).sum())
     if outer_folds > rows // 2:
-        raise ValueError(f"outer_folds: expected at most {rows // 2}, half of the rows, got {outer_folds}")
-    maker = Maker(make)  # makes each run once for all searches, so that they share programs
+        raise ValueError(
+            f"outer_folds: expected at most {rows // 2}, half of the rows of positive weight, got {outer_folds}"
+        )
+    maker = Maker(make)  # calls `make` once per static choice for all searches, so that they share programs
     place = None if out is None else paths.absolute("out", out)
     searches, scores = [], []
     for fold, (own, held_out) in enumerate(outer_parts(data, jax.random.fold_in(key, outer_folds), outer_folds)):
@@ -294,7 +301,7 @@ def _trained(trainer: Trainer, planned: Sequence[tuple[Round, list[Program]]]) -
 
 
 def _combined(trained: Iterable[Trained]) -> Search:
-    """Return the rounds of a search as one result, with their points numbered consecutively."""
+    """Combine the rounds of a search into one result, with consecutively numbered points."""
     points: list[Point] = []
     programs: list[Program] = []
     sweeps: list[Sweep] = []

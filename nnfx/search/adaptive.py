@@ -1,4 +1,4 @@
-"""Searches whose points, or the time at which they are dropped, depend on the results of earlier rounds."""
+"""Searches whose points, or the epochs at which points are dropped, depend on the results of earlier rounds."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,8 +9,8 @@ from nnfx import checks
 from nnfx.search.descent import Descent, Scale, moved, scales_of
 from nnfx.search.dropping import Hopeless
 from nnfx.search.folder import checksum, words_of
-from nnfx.search.methods import GRADIENT_COST, Extrapolation, HyperGradient
-from nnfx.search.plan import Round, check_budget, drawn, epochs_of, given, needed
+from nnfx.search.methods import GRADIENT_COST, Extrapolation, Grid, HyperGradient
+from nnfx.search.plan import Round, check_budget, drawn, epochs_of, given, needed, new_points, told
 from nnfx.search.programs import Maker, Program, distinct, in_program
 from nnfx.search.result import Search
 from nnfx.search.space import Point, Space
@@ -25,7 +25,7 @@ def extrapolated(
     """Check the arguments, and return an iterator that trains a round of points whenever it is advanced.
 
     Raises:
-        TypeError, ValueError: as `nnfx.search.plan.rounds`.
+        TypeError, ValueError: as `nnfx.search.plan.rounds` does.
     """
     checks.positive_integer("points", points)
     first = drawn(key, space, 1)
@@ -46,11 +46,13 @@ def _extrapolated(
     budget: int,
     epochs: int,
 ) -> Iterator[Trained]:
-    """Train rounds of points, each compared with all before, as long as the next is sure to fit into the budget."""
+    """Train rounds of points, compared with all earlier rounds, as long as the next is sure to fit into the budget."""
     tried = begin = 0
     best, left = np.inf, budget // trainer.groups
     while size := min(points, left // epochs):
-        some = distinct(drawn(key, space, tried + size)[tried:])
+        some = new_points(key, space, tried + size)[tried:]
+        if not some:  # the space is exhausted
+            return
         epochs_of(maker, some, same=True)
         each = Round(
             f"round-{begin:03d}", some, Hopeless(tuple(map(int, method.rungs)), float(method.level), epochs, best)
@@ -61,7 +63,7 @@ def _extrapolated(
         values, _ = Search.of(some, programs, sweeps).by_group("valid_loss")
         best = float(np.fmin(best, np.fmin.reduce(values.mean(0))))
         left -= sum(int(row["epochs"]) for sweep in sweeps for row in sweep.rows) // trainer.groups
-        tried, begin = tried + size, begin + 1
+        tried, begin = tried + len(some), begin + 1
 
 
 def descended(
@@ -73,22 +75,26 @@ def descended(
     method: HyperGradient,
     budget: int | None,
 ) -> tuple[Iterator[Trained], dict[str, str]]:
-    """Return an iterator that descends from all points and trains the best ones found, and what determines the search.
+    """Return an iterator that descends from all points and trains the best points found, and facts about the search.
 
     Raises:
-        TypeError, ValueError: for a space without continuous ranges of traced numbers, runs that cannot be
-            differentiated, and as `nnfx.search.plan.rounds`.
+        TypeError, ValueError: for a space without continuous ranges of hyper-parameters, runs that cannot be
+            differentiated, and as `nnfx.search.plan.rounds` does.
     """
     method.check()
     if trainer.devices_per_member != 1:
         raise ValueError(f"devices_per_member: expected 1 with HyperGradient, got {trainer.devices_per_member}")
     if budget is not None:
         if points is not None:
-            raise TypeError("points: expected none, since the budget decides how many to draw, got both")
+            raise TypeError("points: expected None, since the budget decides how many to draw, got both")
         each = (GRADIENT_COST * method.steps + 1) * epochs_of(maker, drawn(key, space, 1)) * trainer.groups
         check_budget(budget, each, f"{method.steps} steps from one point and a run of the best")
         points = budget // each
     trainer.check_held_out()
+    if isinstance(points, Sequence) and not isinstance(points, Grid):
+        raise TypeError(
+            f"points: expected the number to draw, or Grid(per_number), with HyperGradient, got {told(points)}"
+        )
     starts = distinct(given(key, needed(space), points))
     programs = maker.programs(starts)
     if budget is not None:
@@ -106,7 +112,7 @@ def descended(
 
 
 def _descended(maker: Maker, trainer: Trainer, starts: list[Point], descents: Sequence[Descent]) -> Iterator[Trained]:
-    """Descend from all points, and train the best ones found."""
+    """Descend from all points, and train the best points found."""
     points = [dict(point) for point in starts]
     for descent, visited in zip(descents, trainer.descend(descents), strict=True):
         moved(points, descent.program, visited.best()[0])
@@ -116,7 +122,7 @@ def _descended(maker: Maker, trainer: Trainer, starts: list[Point], descents: Se
 
 
 def _check_scales(program: Program, scales: Mapping[str, Scale]) -> None:
-    """Check that the runs of a program have numbers to descend in, within their bounds, and no stopping rules."""
+    """Check that a program's runs have hyper-parameters to optimise, with ranges in bounds, and no stopping rules."""
     if program.fit.rule_names:
         raise ValueError(
             "make: expected runs without stopping rules, since the number of epochs cannot be differentiated, got"
@@ -124,7 +130,7 @@ def _check_scales(program: Program, scales: Mapping[str, Scale]) -> None:
         )
     if not scales:
         raise TypeError(
-            "space: expected Uniform or LogUniform for at least one hyper-parameter of the runs to descend in, got"
+            "space: expected Uniform or LogUniform for at least one hyper-parameter of the runs, got"
             f" {', '.join(program.columns) or 'no hyper-parameters'} with other ranges"
         )
     first = {name: column[0] for name, column in program.columns.items()}

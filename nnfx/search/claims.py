@@ -1,8 +1,8 @@
-"""Jobs that several processes share: each locks the folder of a job while it works on it, and skips locked ones.
+"""Jobs shared by several processes, each of which locks a job's folder while running it, and skips locked jobs.
 
-A lock is released when its process ends in whatever way, so another process takes over at once, from the newest
+A lock is released when its process ends for any reason, so another process can take over at once, from the newest
 checkpoint. Processes may be started and lost at any time, and need not know of each other; with collective operations,
-all of them would have to start together, and the loss of one would end the others.
+all processes would have to start together, and the loss of one would end the others.
 """
 
 import contextlib
@@ -18,15 +18,15 @@ from nnfx.sessions.checkpoints import lock
 
 T = TypeVar("T")
 LOOK_SECONDS = 0.5
-"""How long to wait before looking again whether another process has released a job."""
+"""The seconds to wait before checking again whether another process has released a job."""
 
 
 class Job(NamedTuple, Generic[T]):
-    """A job, and the folder that it is saved in.
+    """A job and its folder.
 
     Attributes:
-        place: the folder.
-        run: runs the job from where the folder says it stopped, and returns its result; if it has ended, that is all.
+        place: the folder that the job is saved in.
+        run: resumes the job from its folder and returns its result; a finished job only loads its result.
     """
 
     place: Path
@@ -34,11 +34,11 @@ class Job(NamedTuple, Generic[T]):
 
 
 def run_shared(jobs: Sequence[Job[T]]) -> list[T]:
-    """Return the results of all jobs, and run those that no other process is running or has run.
+    """Run all jobs that no other process is running or has finished, and return the results of all jobs.
 
     Args:
-        jobs: the same in every process. This process runs the first that is not locked; those of other processes follow
-            once these have released them, and are then loaded, or continued if they have not ended.
+        jobs: the same jobs in every process. Each process runs the first unlocked job; jobs locked by other processes
+            are loaded once they are released, or continued if they have not finished.
     """
     results: dict[int, T] = {}
     while len(results) < len(jobs):
@@ -56,7 +56,7 @@ def run_shared(jobs: Sequence[Job[T]]) -> list[T]:
 
 @contextlib.contextmanager
 def _claimed(place: Path) -> Iterator[bool]:
-    """Lock a folder, created if missing, and yield whether no other process has; a read-only one needs no lock."""
+    """Try to lock a folder, created if missing, and yield whether this succeeded; a read-only folder needs no lock."""
     with contextlib.ExitStack() as closing:
         try:
             place.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Whether points differ by more than chance: a paired test without assumptions about the noise."""
+"""A paired test of whether points differ by more than chance, without assumptions about the noise."""
 
 from typing import NamedTuple
 
@@ -7,8 +7,11 @@ import numpy as np
 from nnfx.types import Array
 
 MOST = 20
-"""All signs of this many differences are tried; of more, as many drawn signs as fit the same time."""
+"""The largest number of pairs for which all choices of signs are tried; for more pairs, signs are drawn."""
 DRAWN = 2**17
+FEWEST_PAIRS = 6
+"""The smallest number of pairs for which a p-value of 5 % or less is possible."""
+_BLOCK = 2**13
 
 
 class Comparison(NamedTuple):
@@ -18,7 +21,7 @@ class Comparison(NamedTuple):
         difference: the mean of the paired differences, first minus second.
         standard_error: the standard error of that mean; NaN for one pair.
         p_value: the probability of a mean at least this far from 0 if the sign of each difference were random.
-        pairs: the number of pairs; runs that failed in either point are left out.
+        pairs: the number of pairs; pairs in which either run failed are left out.
     """
 
     difference: float
@@ -28,15 +31,15 @@ class Comparison(NamedTuple):
 
 
 def compare(first: Array | np.ndarray, second: Array | np.ndarray) -> Comparison:
-    """Compare paired numbers, NaN where a run failed.
+    """Compare paired scores, which are NaN where a run failed, by a two-sided sign-flip test.
 
-    The p-value is that of the two-sided sign-flip test: of all 2ⁿ choices of signs for the n differences, the share
-    whose mean is at least as far from 0. It is exact for up to 20 pairs; beyond, 131,072 choices are drawn, always the
-    same ones, and the observed one counts as one of them. It cannot be below 2 / 2ⁿ, so 5 % requires six pairs.
+    The p-value is the fraction of all 2ⁿ choices of signs for the n differences whose mean is at least as far from 0
+    as the observed mean. It is exact for up to 20 pairs; for more, 131,072 choices are drawn from a fixed seed, and
+    the observed signs are added to them. It cannot be below 2 / 2ⁿ, so a level of 5 % requires six pairs.
 
     Args:
-        first: `(pairs,)`.
-        second: `(pairs,)`.
+        first: the scores of one point, `(pairs,)`.
+        second: the scores of the other point, `(pairs,)`.
 
     Example:
         >>> compare(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0]))
@@ -57,21 +60,25 @@ def compare(first: Array | np.ndarray, second: Array | np.ndarray) -> Comparison
 
 def _p_value(differences: np.ndarray) -> float:
     observed = abs(differences.sum())
-    least = observed - 1e-9 * np.abs(differences).sum()  # sums of the same numbers in another order count as equal
+    least = observed - 1e-9 * np.abs(differences).sum()  # tolerates rounding that depends on the order
     if len(differences) <= MOST:
         sums = np.zeros(1)
         for each in differences:
             sums = np.concatenate([sums + each, sums - each])
         return float((np.abs(sums) >= least).mean())
-    signs = np.random.default_rng(0).integers(0, 2, (DRAWN, len(differences)), dtype=np.int8) * 2 - 1
-    return float((1 + (np.abs(signs @ differences) >= least).sum()) / (1 + DRAWN))
+    draw, extreme = np.random.default_rng(0), 0
+    for _ in range(DRAWN // _BLOCK):  # all at once would take much memory
+        signs = draw.integers(0, 2, (_BLOCK, len(differences)), dtype=np.int8) * 2 - 1
+        extreme += int((np.abs(signs @ differences) >= least).sum())
+    return (1 + extreme) / (1 + DRAWN)
 
 
 def holm(p_values: Array | np.ndarray) -> np.ndarray:
-    """Return p-values adjusted for their number by Holm's method, valid however the tests depend on each other.
+    """Adjust p-values for multiple testing by Holm's method, valid under any dependence between the tests.
 
-    In increasing order, `max over j ≤ i of (n − j + 1) p₍ⱼ₎`, at most 1. To reject those of at most 5 % makes even one
-    wrong rejection at most 5 % likely. NaN, for what could not be tested, stays NaN and does not count.
+    In increasing order, `max over j ≤ i of (n − j + 1) p₍ⱼ₎`, at most 1. If hypotheses with an adjusted p-value of at
+    most 5 % are rejected, the probability of any wrong rejection is at most 5 %. NaN, for hypotheses that could not be
+    tested, stays NaN and does not count towards n.
 
     Args:
         p_values: `(tests,)`.

@@ -1,4 +1,4 @@
-"""Hyper-gradient descent: runs are differentiated with respect to their numbers, and these descend the gradient."""
+"""Hyper-gradient descent: runs are differentiated with respect to hyper-parameters, which follow the gradient."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ from nnfx.types import Array, Hyper
 
 
 class Scale(NamedTuple):
-    """The scale on which a number moves: its range is from 0 to 1."""
+    """A linear or logarithmic scale that maps the range of a hyper-parameter to [0, 1]."""
 
     range: Uniform | LogUniform
 
@@ -46,13 +46,13 @@ class Scale(NamedTuple):
         return (self._of(values) - low) / (high - low)
 
     def value(self, shares: np.ndarray) -> np.ndarray:
-        """Return the values at positions of the scale, within the range."""
+        """Return the values at the given positions on the scale, clipped to the range."""
         low, high = self._ends
         values = low + shares * (high - low)
         return np.clip(np.exp(values) if isinstance(self.range, LogUniform) else values, *self.range)
 
     def slope(self, values: np.ndarray, slopes: np.ndarray) -> np.ndarray:
-        """Return the derivatives with respect to the position, given those with respect to the value."""
+        """Convert derivatives with respect to the value to derivatives with respect to the position."""
         low, high = self._ends
         return slopes * (high - low) * (values if isinstance(self.range, LogUniform) else 1.0)
 
@@ -67,12 +67,12 @@ class Scale(NamedTuple):
 
 @dataclasses.dataclass
 class Visited:
-    """The points visited so far.
+    """The points visited so far by the descents of a program.
 
     Attributes:
-        shares: the current position of each number on its scale, `(points,)` by name.
+        shares: the current position of each hyper-parameter on its scale, `(points,)` by name.
         moments: the state of Adam.
-        values: the numbers at each step, `(steps, points)` by name; NaN for steps to come.
+        values: the hyper-parameters at each step, `(steps, points)` by name; NaN for future steps.
         losses: the held-out loss at each step, averaged over seeds and folds, `(steps, points)`.
         done: the number of complete steps.
     """
@@ -84,20 +84,20 @@ class Visited:
     done: int = 0
 
     def best(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Return the numbers with the lowest loss of each descent, and these losses, `(points,)`; NaN ranks last."""
+        """Return each descent's hyper-parameters of lowest loss, and that loss, `(points,)`; NaN ranks last."""
         losses = np.where(np.isfinite(self.losses), self.losses, np.inf)
         at = losses.argmin(0), np.arange(losses.shape[1])
         return {name: values[at] for name, values in self.values.items()}, self.losses[at]
 
 
 class Descent(driver.Program[Visited]):
-    """The descents of a program's points, side by side, for the host's loop; it is counted in steps.
+    """The descents from all points of a program, side by side, called in a host loop; the unit is one step.
 
     Args:
         program: the points to start from, and the run.
         table: the members of the program.
-        scales: the scale of each number that moves.
-        method: how to descend.
+        scales: the scale of each hyper-parameter that moves.
+        method: the settings of the descent.
         at_once: the number of members that a device trains side by side; None for the best number.
         memory: the number of bytes that each device may use; None for most of its free memory.
     """
@@ -138,7 +138,7 @@ class Descent(driver.Program[Visited]):
 
     @property
     def members(self) -> int:
-        """The number of runs of a step."""
+        """The number of runs in each step."""
         return self._table.members
 
     def check(self) -> None:
@@ -158,7 +158,7 @@ class Descent(driver.Program[Visited]):
             ) from error
 
     def start(self) -> Visited:
-        """Return the points drawn."""
+        """Return the starting points."""
         shares = {
             name: jax.numpy.asarray(scale.share(self.program.columns[name]), float)
             for name, scale in self._scales.items()
@@ -167,9 +167,9 @@ class Descent(driver.Program[Visited]):
         return Visited(shares, self._optimizer.init(shares), {name: unknown.copy() for name in shares}, unknown.copy())
 
     def advance(self, visited: Visited, until: int, _: Clock) -> Visited:
-        """Train and differentiate the runs, and move their numbers, up to this number of steps."""
+        """Train and differentiate the runs, and move their hyper-parameters, until step `until`."""
         while visited.done < until:
-            first = visited.done == 0  # exactly the points drawn, not their images on the scale
+            first = visited.done == 0  # use the exact starting points, not their rounded positions on the scale
             values = {
                 name: self.program.columns[name] if first else scale.value(np.asarray(visited.shares[name], np.float64))
                 for name, scale in self._scales.items()
@@ -183,7 +183,7 @@ class Descent(driver.Program[Visited]):
         return visited
 
     def slopes(self, values: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Return the loss of each point, `(points,)`, and its derivatives with respect to the numbers that move."""
+        """Return the loss of each point, `(points,)`, and its derivative by each moving hyper-parameter."""
         table = self._table
         point = np.maximum(table.member, 0) % table.width
         moved = {name: column[point] for name, column in values.items()}
@@ -196,7 +196,7 @@ class Descent(driver.Program[Visited]):
         return losses, slopes
 
     def done(self, visited: Visited) -> int:
-        """Return how many steps have been completed."""
+        """Return the number of completed steps."""
         return visited.done
 
     def has_ended(self, visited: Visited) -> bool:
@@ -204,7 +204,7 @@ class Descent(driver.Program[Visited]):
         return visited.done >= self.total
 
     def history(self, visited: Visited, since: int) -> History:
-        """Return the lowest loss at each step after `since`, and the lowest so far."""
+        """Return the lowest loss among all points at each step after `since`, and the lowest loss up to that step."""
         if visited.done <= since:
             return {}
         lowest = np.fmin.reduce(visited.losses[: visited.done], axis=1)
@@ -215,16 +215,16 @@ class Descent(driver.Program[Visited]):
         return {name: getattr(visited, name) for name in ("shares", "moments", "values", "losses")}, {}
 
     def expected(self, _: Mapping[str, Any]) -> dict[str, Any]:
-        """Return arrays like those of a checkpoint."""
+        """Return a template for the arrays of a checkpoint."""
         return self.saved(self.start())[0]
 
     def restored(self, arrays: dict[str, Any], noted: Mapping[str, Any]) -> Visited:
-        """Return the points that a checkpoint holds."""
+        """Rebuild the visited points from a checkpoint."""
         return Visited(**arrays, done=noted["epoch"])
 
     @property
     def lowered(self) -> list[Lowered]:
-        """The programs of one member on one device, not compiled yet."""
+        """The programs of one member on one device, lowered but not compiled."""
         return self._members.lowered
 
     @property
@@ -234,7 +234,7 @@ class Descent(driver.Program[Visited]):
         return memo.held(fit, (_slopes, *key), lambda: _slopes(fit, *key))
 
     def _means(self, by_place: Any) -> np.ndarray:
-        """Return the mean over seeds and folds, `(points,)`, of numbers at the places of the table."""
+        """Average values, given by place in the table, over seeds and folds; return `(points,)`."""
         table = self._table
         held = table.member >= 0
         by_member = np.full(table.members, np.nan)
@@ -242,7 +242,7 @@ class Descent(driver.Program[Visited]):
         return by_member.reshape(-1, table.width).mean(0)
 
     def _move(self, visited: Visited, values: Mapping[str, np.ndarray], slopes: Mapping[str, np.ndarray]) -> None:
-        """Move all numbers; a point with a derivative that is not finite stays where it is."""
+        """Make one Adam step for all points; a point with a derivative that is not finite stays where it is."""
         scaled = {name: scale.slope(values[name], slopes[name]) for name, scale in self._scales.items()}
         is_finite = np.isfinite(list(scaled.values())).all(0)
         gradient = {name: jax.numpy.asarray(np.where(is_finite, each, 0.0), float) for name, each in scaled.items()}
@@ -254,7 +254,7 @@ class Descent(driver.Program[Visited]):
 
 
 def _slopes(fit: Fit, names: tuple[str, ...], mesh: Any, axis: int, at_once: int | None) -> programs.Program:
-    """Return the program of each member's lowest held-out loss, and its derivatives with respect to these numbers."""
+    """Build the program that returns each member's lowest held-out loss and its derivatives by hyper-parameter."""
     recipe = dataclasses.replace(fit, parallel=None)  # the search decides how devices are used, not the run itself
 
     def of_group(group: Groups, shared: tuple[Array, Fixed]) -> Any:
@@ -284,12 +284,12 @@ def _slopes(fit: Fit, names: tuple[str, ...], mesh: Any, axis: int, at_once: int
 
 
 def scales_of(space: Space, program: Program) -> dict[str, Scale]:
-    """Return the scale of each traced number of a program that has a continuous range."""
+    """Return the scales of a program's hyper-parameters that have continuous ranges."""
     ranges = {name: spaces.innermost(space[name]) for name in program.columns}
     return {name: Scale(each) for name, each in ranges.items() if isinstance(each, Uniform | LogUniform)}
 
 
 def moved(points: list[Point], program: Program, values: Mapping[str, np.ndarray]) -> None:
-    """Set the numbers of a program's points."""
+    """Set the hyper-parameters of a program's points to the given values, in place."""
     for place, number in enumerate(program.numbers):
         points[number].update({name: float(column[place]) for name, column in values.items()})

@@ -1,4 +1,4 @@
-"""Which points a search drops along the way: all but the best of them, or those with no prospect of being best."""
+"""Rules for dropping points during a search: all but the best, or those unlikely to become the best."""
 
 from collections.abc import Collection, Mapping
 from typing import NamedTuple, Protocol
@@ -10,7 +10,7 @@ from nnfx.sweeps.halving import ranked
 
 
 class Dropping(Protocol):
-    """A rule that is applied at rungs."""
+    """A rule for dropping points, applied at rungs, that is, after given numbers of epochs."""
 
     @property
     def rungs(self) -> Collection[int]:
@@ -23,7 +23,7 @@ class Dropping(Protocol):
     def kept(self, losses: np.ndarray) -> np.ndarray:
         """Return the positions of the points to keep, given the held-out losses so far, `(groups, points, epochs)`.
 
-        Losses are NaN for epochs that were not run. Points that were dropped before stay so, kept or not.
+        Losses are NaN for epochs that were not run. Points that were dropped before stay dropped, even if returned.
         """
 
 
@@ -62,8 +62,8 @@ class Hopeless(NamedTuple):
     Attributes:
         rungs: the numbers of epochs after which points are dropped.
         level: the probability below which a point is dropped.
-        epochs: the epochs of a run.
-        best: the lowest loss of other points, trained to the end before; infinite if there are none.
+        epochs: the number of epochs of a run.
+        best: the lowest loss of points trained in earlier rounds; infinite if there are none.
     """
 
     rungs: tuple[int, ...]
@@ -77,21 +77,23 @@ class Hopeless(NamedTuple):
         return str(self)
 
     def kept(self, losses: np.ndarray) -> np.ndarray:
-        """Return the positions of the points to keep; the best so far is always among them.
+        """Return the positions of the points to keep, which always include the best so far.
 
         >>> falling = 1 / np.arange(1.0, 11)
         >>> losses = np.stack([falling, 0.5 + 0.01 * falling, 0.3 + falling])[None]
         >>> Hopeless((10,), 0.05, epochs=20).kept(losses).tolist()
         [0]
         """
-        lowest = best_so_far(losses)[..., -1].mean(0)
+        so_far = best_so_far(losses)
+        lowest = so_far[..., -1].mean(0)
         lowest = np.where(np.isfinite(lowest), lowest, np.inf)
-        chances = chance_below(losses.mean(0), self.epochs, min(self.best, lowest.min()))
+        curves = np.where(np.isnan(losses), so_far, losses).mean(0)  # a run that has stopped keeps its best weights
+        chances = chance_below(curves, self.epochs, min(self.best, lowest.min()))
         return np.flatnonzero((chances >= self.level) | (lowest == lowest.min()))
 
 
 def best_so_far(losses: np.ndarray) -> np.ndarray:
-    """Return the lowest finite loss up to each epoch, in float64; NaN before there is one.
+    """Return the lowest finite loss up to each epoch, in float64; NaN before the first finite loss.
 
     >>> best_so_far(np.array([np.nan, 2.0, np.inf, 1.0])).tolist()
     [nan, 2.0, 2.0, 1.0]

@@ -1,4 +1,4 @@
-"""How the score depends on each name alone: its main effect, and the share of the scores' variance due to it."""
+"""The main effect of each searched name on the score, and the fraction of the scores' variance due to that name."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -6,29 +6,28 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nnfx import checks
-from nnfx.search.programs import word
 from nnfx.search.result import Search
 from nnfx.search.scores import Scores, is_number
 from nnfx.sweeps import Sweep
 from nnfx.sweeps.result import Rows
 
 SAMPLES = 20
-"""How many samples of the points are modelled."""
+"""The number of bootstrap samples of the points."""
 MOST_POINTS = 1000
 """The largest number of points in a sample."""
 BACKGROUND, MIXED = 128, 2048
-"""Over how many combinations of the other names an effect is averaged, and all scores vary."""
+"""The numbers of combinations of values to average an effect over, and to compute the total variance from."""
 VALUES = 24
-"""At most this many values of a name are tried."""
+"""The largest number of values at which the effect of a name is computed."""
 
 
 class Curve(NamedTuple):
     """The partial dependence of the score on a name.
 
     Attributes:
-        values: values of the name in increasing order, or the members of its choice, by word.
+        values: values of the name in increasing order, or the members of its choice as text.
         score: the mean score with the name at each value, `(values,)`.
-        standard_error: its standard error, `(values,)`.
+        standard_error: the standard error of the mean score, `(values,)`.
         is_number: whether the values are numbers.
     """
 
@@ -40,15 +39,15 @@ class Curve(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Effects(Rows):
-    """The importance of each name, and the partial dependence of the score on it.
+    """The importance of each name, and the partial dependence of the score on each name.
 
     Attributes:
-        rows: one dictionary per `name`, the most important first, and one for the `interactions` of all names: its
-            `share` of the variance of the scores, and the `standard_error` of the share.
+        rows: one dictionary per `name`, the most important first, and one for the `interactions` of all names: the
+            `share`, a fraction of the variance of the scores, and its `standard_error`.
         curves: the partial dependence on each name.
-        explained: how much of the variance of the points' scores the model predicts at points that it has not seen,
-            R²; if this is small, shares and curves say little.
-        metric: the metric that the scores are values of.
+        explained: R², the fraction of the variance of the scores that the model explains at points that it was not
+            fitted to; if R² is small, `rows` and `curves` mean little.
+        metric: the name of the metric used as the score.
     """
 
     curves: dict[str, Curve]
@@ -57,26 +56,26 @@ class Effects(Rows):
 
 
 def effects(found: Search | Sweep, seed: int = 0) -> Effects:
-    """Return how the score depends on each name, averaged over the others.
+    """Estimate how the score depends on each name, averaged over the others.
 
     The score, as a function of a point, is modelled by scikit-learn's gradient-boosted trees. Its partial dependence on
-    a name is the mean score with the name at a value, and with every other name drawn independently from the values
-    tried. The variance of this mean is the name's share of the variance of all scores; what the names' shares leave
-    over is due to their interactions. So a share is about the values that were tried, and grows with the range of a
-    name.
+    a name is the mean score with the name fixed at a value, and every other name drawn independently from the values
+    tried. The importance of a name is the variance of this mean over the values of the name, as a fraction of the
+    variance of all scores; the remaining fraction is due to interactions. So the importance refers to the values that
+    were tried, and grows with the range of a name.
 
-    Everything is repeated for 20 samples, with replacement, of the points and of the seeds and folds. Their mean is
-    returned, and their standard deviation as the standard error. Scores far worse than most are brought closer, as in
-    `Scores.clipped`. Points that were dropped along the way count with their last score. Where a name is absent,
-    because of a condition, this is one more of its values, but not part of its curve.
+    The model is fitted to 20 bootstrap samples of the points and of the seeds and folds. The mean of the results is
+    returned, with their standard deviation as the standard error. Outlying bad scores are clipped, as in
+    `Scores.clipped`. Points that were dropped during training count with their last score. A name that is absent
+    because of a condition has one more value, "absent", which is not part of its curve.
 
     Args:
         found: the result of a search or a sweep, with at least 4 points.
-        seed: of the samples and the trees.
+        seed: the random seed for the samples and the trees.
 
     Raises:
         ModuleNotFoundError: if scikit-learn is not installed.
-        TypeError, ValueError: for anything else, too few points, or points that are all the same.
+        TypeError, ValueError: for a `found` of another type, too few points, or points that are all the same.
 
     References:
         Hutter, Hoos and Leyton-Brown, *An efficient approach for assessing hyperparameter importance*, ICML 2014;
@@ -89,7 +88,7 @@ def effects(found: Search | Sweep, seed: int = 0) -> Effects:
 
 
 def effects_of(scores: Scores, seed: int) -> Effects:
-    """Return the effects of the names on these scores; see `effects`."""
+    """Return the effects of the names on the given scores; see `effects`."""
     try:
         from sklearn.ensemble import GradientBoostingRegressor
     except ModuleNotFoundError as error:
@@ -102,7 +101,8 @@ def effects_of(scores: Scores, seed: int) -> Effects:
     rng = np.random.default_rng(seed)
     coded = {name: _Coded.of(scores.of_name(name)) for name in scores.names}
     inputs = np.concatenate([each.codes for each in coded.values()], axis=1)
-    mixed = np.concatenate([each.codes[rng.integers(count, size=MIXED)] for each in coded.values()], axis=1)
+    equally_often = np.arange(MIXED) % count  # so that each name alone has the same variance as among the points
+    mixed = np.concatenate([each.codes[rng.permutation(equally_often)] for each in coded.values()], axis=1)
     begins = np.cumsum([0, *(each.codes.shape[1] for each in coded.values())])
     tried = [mixed]
     for each, begin in zip(coded.values(), begins[:-1], strict=True):
@@ -115,7 +115,9 @@ def effects_of(scores: Scores, seed: int) -> Effects:
     for sample in range(SAMPLES):
         rows = rng.integers(count, size=min(count, MOST_POINTS))
         targets = scores.clipped(scores.values[rng.integers(groups, size=groups)].mean(0))
-        model = GradientBoostingRegressor(n_estimators=50, learning_rate=0.2, random_state=seed * SAMPLES + sample)
+        model = GradientBoostingRegressor(
+            n_estimators=50, learning_rate=0.2, random_state=(seed * SAMPLES + sample) % 2**32
+        )
         model.fit(inputs[rows], targets[rows])
         predicted.append(model.predict(np.concatenate(tried)))
         left_out = np.setdiff1d(np.arange(count), rows)
@@ -136,9 +138,12 @@ def effects_of(scores: Scores, seed: int) -> Effects:
         )
         shares[name] = np.array([_variance(one, each.weights) for one in (by_sample.mean(0), *by_sample)])
     total = np.array([one.var() for one in (of_all.mean(0), *of_all)])
-    by_name = {name: share / np.maximum(total, np.finfo(float).tiny) for name, share in shares.items()}
+    rounding, tiny = (1e-12 * np.abs(of_all).max()) ** 2, np.finfo(float).tiny
+    # in a finite sample, the total variance can be less than that of a single name
+    total = np.maximum(total, np.sum(list(shares.values()), axis=0))
+    by_name = {name: np.where(total > rounding, share / np.maximum(total, tiny), 0) for name, share in shares.items()}
     by_name = dict(sorted(by_name.items(), key=lambda pair: -pair[1][0]))
-    rest = np.maximum(0, 1 - np.sum(list(by_name.values()), axis=0)) if total[0] else np.zeros(1 + SAMPLES)
+    rest = np.where(total > rounding, 1 - np.sum(list(by_name.values()), axis=0), 0)
     return Effects(
         [
             {"name": name, "share": float(share[0]), "standard_error": float(share[1:].std(ddof=1))}
@@ -154,11 +159,11 @@ class _Coded(NamedTuple):
     """The values of a name as numbers for the trees: ranks, or 0/1 columns for the members of a choice.
 
     Attributes:
-        codes: of each point, `(points, columns)`.
-        values: the values to be tried, None for an absent one.
-        of_values: their codes, `(values, columns)`.
-        weights: how often each occurs, `(values,)`.
-        is_number: whether they are numbers.
+        codes: the codes of the points, `(points, columns)`.
+        values: the values at which the effect is computed; None means absent.
+        of_values: the codes of `values`, `(values, columns)`.
+        weights: the relative frequency of each value, `(values,)`.
+        is_number: whether the values are numbers.
     """
 
     codes: np.ndarray
@@ -169,19 +174,18 @@ class _Coded(NamedTuple):
 
     @classmethod
     def of(cls, given: list[Any]) -> "_Coded":
-        """Code the values of a name at each point."""
+        """Encode the values of a name at all points."""
         if not is_number(given):
-            words = [None if value is None else word(value) for value in given]
-            values = sorted(set(words), key=lambda each: (each is None, each or ""))
-            places = np.array([values.index(each) for each in words])
+            values = sorted(set(given), key=lambda each: (each is None, each or ""))
+            places = np.array([values.index(each) for each in given])
             codes = np.eye(len(values))
             return cls(codes[places], values, codes, np.bincount(places) / len(given), False)
         numbers = np.array([np.nan if value is None else float(value) for value in given])
         is_absent = np.isnan(numbers)
         distinct, places = np.unique(numbers[~is_absent], return_inverse=True)
-        ranks = np.full((len(given), 1), -0.25)  # apart from all others
+        ranks = np.full((len(given), 1), -0.25)  # the code of an absent value, away from all others
         ranks[~is_absent, 0] = places / max(len(distinct) - 1, 1)
-        # every value, or as many that are equally far from each other among all, so that each stands for as many points
+        # every value, or equally spaced quantiles, each of which represents equally many points
         if len(distinct) <= VALUES:
             tried, weights = distinct, np.bincount(places).astype(float)
         else:
@@ -200,7 +204,7 @@ def _variance(values: np.ndarray, weights: np.ndarray) -> float:
 
 
 def _explained(scores: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> float:
-    """Return R² of the mean predictions at points that were left out of some sample."""
+    """Return R² of the mean out-of-sample predictions, over points that were left out of at least one sample."""
     has_some = counts > 0
     errors = scores[has_some] - sums[has_some] / counts[has_some]
     spread = scores[has_some] - scores[has_some].mean() if has_some.any() else errors

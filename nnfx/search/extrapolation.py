@@ -1,31 +1,31 @@
-"""Learning curves extrapolated: the probability that a run will get below a given loss, from its first epochs."""
+"""Extrapolation of learning curves: the probability, given its first epochs, that a run gets below a given loss."""
 
 import numpy as np
 
 EXPONENTS = np.geomspace(0.05, 3.0, 24)
-"""The exponents of the power laws that are mixed: from nearly logarithmic to nearly constant after a few epochs."""
+"""The exponents of the mixed power laws, from nearly logarithmic curves to curves that flatten in a few epochs."""
 
 
 def chance_below(losses: np.ndarray, epochs: int, target: float) -> np.ndarray:
-    """Return the probability that each learning curve gets below a loss in the rest of its epochs.
+    """Return the probability that each learning curve gets below a target loss in its remaining epochs.
 
-    A curve is taken to be a power law with normal noise, `y(t) = a + b t⁻ᶜ + ε`. For each exponent c of a grid, the
-    prior is flat in a, b and log σ, so that y(t) of a later epoch has Student's t-distribution with n − 2 degrees of
-    freedom around the least-squares fit. The exponents are mixed by the probability of the curve under each. After few
-    epochs the tails are heavy, and few curves have a probability near 0. Epochs are combined as if independent, by
-    `1 − ∏ (1 − pₜ)`, which overestimates the probability, since all of them share the errors of the fit.
+    A curve is modelled as a power law with normal noise, `y(t) = a + b t⁻ᶜ + ε`. For each exponent c on a grid, the
+    prior is flat in a, b and log σ, so that y(t) of a later epoch follows Student's t-distribution with n − 2 degrees
+    of freedom around the least-squares fit. The exponents are weighted by the marginal likelihood of the curve. After
+    few epochs the tails are heavy, and few curves have a probability near 0. Epochs are combined as if independent, by
+    `1 − ∏ (1 − pₜ)`, which overestimates the probability, since all epochs share the errors of the fit.
 
     Args:
         losses: `(points, n)`, the held-out loss of each of the first n epochs, n ≥ 3.
         epochs: the number of epochs of a run, more than n.
-        target: a loss.
+        target: the target loss.
 
     Returns:
         `(points,)`: the probability that y(t) < target for an epoch t from n + 1 to `epochs`; 0 for curves with values
         that are not finite.
 
     Raises:
-        ValueError: for fewer than 3 epochs, or none left.
+        ValueError: for fewer than 3 epochs, or no remaining epochs.
 
     Example:
         >>> t = np.arange(1.0, 11)
@@ -46,7 +46,7 @@ def chance_below(losses: np.ndarray, epochs: int, target: float) -> np.ndarray:
     curves = np.where(is_finite[:, None], losses, 0.0).astype(np.float64)
     degrees = count - 2
     seen, ahead = np.arange(1.0, count + 1), np.arange(count + 1.0, epochs + 1)
-    # losses are rounded to float32, so the noise cannot be smaller
+    # losses are rounded to float32, so the noise is at least the rounding error
     rounding = count * (1e-7 * np.abs(curves).max(-1)) ** 2 + np.finfo(np.float64).tiny
     evidence, chances = [], []
     for exponent in EXPONENTS:

@@ -1,4 +1,4 @@
-"""Figures of a search or a sweep, drawn with Matplotlib; each function returns a Matplotlib figure."""
+"""Figures of a search or a sweep; each function returns a Matplotlib figure."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
 __all__ = ["best_so_far", "importance", "lineage", "parallel_coordinates", "partial_dependence"]
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
-"""Okabe and Ito's blue and vermilion, which people with colour blindness can tell apart, and a grey."""
+"""Okabe and Ito's blue and vermilion, which colour-blind people can tell apart, and a grey."""
 MOST_LINES = 300
-"""Of more points, the best are drawn as lines."""
+"""The largest number of points plotted as lines; of more points, only the best are shown."""
 ABSENT = -0.15
-"""Where lines cross the axis of an absent name, which is drawn from 0 to 1."""
+"""The height at which a line passes an axis whose name is absent; axes extend from 0 to 1."""
 COLUMNS = 3
 """The number of panels side by side."""
 
 
 def parallel_coordinates(found: Search | Sweep) -> "Figure":
-    """Draw each point as a line through its values of all names, coloured by the rank of its score.
+    """Plot each point as a line through its values for all names, coloured by the rank of its score.
 
-    The best lines are the darkest and are drawn last; the best tenth is thick. Where a name is absent, because of a
-    condition, a line passes below its axis. Scores far worse than most are moved closer, as in `Scores.clipped`.
+    The best lines are the darkest and on top; the best tenth is thick. Where a name is absent because of a
+    condition, a line passes below the axis of that name. Outlying bad scores are clipped, as in `Scores.clipped`.
 
     Args:
         found: the result of a search or a sweep.
 
     Raises:
         ModuleNotFoundError: if Matplotlib is not installed.
-        TypeError, ValueError: for anything else, or points that are all the same.
+        TypeError, ValueError: for a `found` of another type, or points that are all the same.
     """
     scores = Scores.of(found)
     figure = _figure(2.0 + 1.9 * len(scores.names), 4.2)
@@ -55,7 +55,7 @@ def parallel_coordinates(found: Search | Sweep) -> "Figure":
     places = np.arange(len(heights))
     lines = np.where(np.isnan(heights), ABSENT, heights)
     if scores.largest_first:
-        lines[-1] = 1 - lines[-1]  # so that good is at the bottom
+        lines[-1] = 1 - lines[-1]  # so that the best scores are at the bottom
         ticks[-1] = [(1 - height, label) for height, label in ticks[-1]]
     shades = _shades(len(order))
     for rank, point in reversed(list(enumerate(order))):
@@ -85,7 +85,7 @@ def parallel_coordinates(found: Search | Sweep) -> "Figure":
 
 
 def partial_dependence(effects: Effects) -> "Figure":
-    """Draw the mean score by the value of each name, with a band of two standard errors, the most important name first.
+    """Plot the mean score against the value of each name, ± two standard errors, the most important name first.
 
     Args:
         effects: as returned by `nnfx.search.effects`.
@@ -108,7 +108,7 @@ def partial_dependence(effects: Effects) -> "Figure":
 
 
 def importance(effects: Effects) -> "Figure":
-    """Draw the share of each name in the variance of the scores, with two standard errors.
+    """Plot the fraction of the scores' variance due to each name, with error bars of two standard errors.
 
     Args:
         effects: as returned by `nnfx.search.effects`.
@@ -135,24 +135,25 @@ def importance(effects: Effects) -> "Figure":
 
 
 def best_so_far(found: Search | Sweep) -> "Figure":
-    """Draw the mean score of the best point so far against the epochs spent, all members counted.
+    """Plot the mean score of the best point so far against the number of epochs trained, summed over all members.
 
-    Points count one after the other, in the order in which they were drawn, although those of a program train side by
-    side. Points that were dropped along the way, or failed, count towards the epochs only.
+    Points are counted one after the other, in the order in which they were drawn, although the points of a program
+    train side by side. Points that were dropped during training, or failed, count towards the epochs only.
 
     Args:
         found: the result of a search or a sweep.
 
     Raises:
         ModuleNotFoundError: if Matplotlib is not installed.
-        TypeError, ValueError: for anything else, points that are all the same, or if no point has a finite score.
+        TypeError, ValueError: for a `found` of another type, points that are all the same, or if no point has a
+            finite score.
     """
     scores = Scores.of(found)
     spent, means = np.cumsum(scores.epochs), np.where(scores.dropped, np.nan, scores.mean)
     errors = scores.values.std(0, ddof=1) / len(scores.values) ** 0.5 if len(scores.values) > 1 else 0 * means
     holders = best_until(means, scores.largest_first)
     if holders[-1] < 0:
-        raise ValueError("found: expected a point whose runs all ended with finite numbers, got none")
+        raise ValueError("found: expected a point whose runs all ended with finite scores, got none")
     figure = _figure(6.4, 3.6)
     axis = figure.add_subplot()
     is_known = holders >= 0
@@ -179,7 +180,7 @@ def best_so_far(found: Search | Sweep) -> "Figure":
 
 
 def best_until(means: np.ndarray, largest_first: bool) -> np.ndarray:
-    """Return which of the points up to each one is the best, −1 before any has a finite score.
+    """Return the index of the best point so far, for each point; −1 before the first finite score.
 
     >>> best_until(np.array([np.nan, 3.0, 4.0, 1.0]), False).tolist()
     [-1, 1, 1, 3]
@@ -190,7 +191,7 @@ def best_until(means: np.ndarray, largest_first: bool) -> np.ndarray:
 
 
 def lineage(members: Population) -> "Figure":
-    """Draw the hyper-parameters and the losses of a population by epoch, with the ancestors of its best member.
+    """Plot the hyper-parameters and losses of a population by epoch, and highlight the ancestors of the best member.
 
     Each member's line continues from that of its parent, so replaced members appear as branches.
 
@@ -199,10 +200,10 @@ def lineage(members: Population) -> "Figure":
 
     Raises:
         ModuleNotFoundError: if Matplotlib is not installed.
-        TypeError: for anything else.
+        TypeError: for anything that is not a `Population`.
     """
     if not isinstance(members, Population):
-        raise TypeError(f"members: expected what nnfx.sweeps.population returns, got {checks.describe(members)}")
+        raise TypeError(f"members: expected the result of nnfx.sweeps.population, got {checks.describe(members)}")
     losses, parents = np.asarray(members.losses, np.float64), np.asarray(members.parents)
     rounds, size = parents.shape
     best = int(np.where(np.isfinite(losses[-1]), losses[-1], np.inf).argmin())
@@ -227,7 +228,7 @@ def lineage(members: Population) -> "Figure":
 
 
 def _dependence(axis: "Axes", name: str, curve: Curve) -> None:
-    """Draw the partial dependence on one name."""
+    """Plot the partial dependence on one name."""
     score, error = curve.score, 2 * curve.standard_error
     if curve.is_number and len(curve.values) > 4:
         axis.plot(curve.values, score, color=BLUE, linewidth=2)
@@ -249,13 +250,13 @@ def _figure(width: float, height: float) -> "Figure":
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "matplotlib: required to draw; not installed: pip install 'nnfx[experiments]'"
+            "matplotlib: required for figures, but not installed: pip install 'nnfx[experiments]'"
         ) from error
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def _tidy(axis: "Axes") -> None:
-    """Remove the frame, and draw a light grid."""
+    """Remove the top and right spines, and add a light grid."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)
 
@@ -268,12 +269,11 @@ def _shades(count: int) -> Any:
 
 
 def _scaled(values: Sequence[Any]) -> tuple[np.ndarray, list[tuple[float, str]]]:
-    """Return the height of each value on its axis, from 0 to 1, NaN where it is absent, and ticks with their labels."""
+    """Return the height of each value on its axis, from 0 to 1, NaN if absent, and the ticks with their labels."""
     if not is_number(values):
-        words = [None if value is None else word(value) for value in values]
-        known = sorted({each for each in words if each is not None})
+        known = sorted({each for each in values if each is not None})
         spaced = dict(zip(known, np.linspace(0, 1, len(known)) if len(known) > 1 else [0.5], strict=True))
-        return np.array([np.nan if each is None else spaced[each] for each in words]), [
+        return np.array([np.nan if each is None else spaced[each] for each in values]), [
             (float(height), each) for each, height in spaced.items()
         ]
     numbers = np.array([np.nan if value is None else float(value) for value in values])
@@ -292,7 +292,7 @@ def _scaled(values: Sequence[Any]) -> tuple[np.ndarray, list[tuple[float, str]]]
 
 
 def _is_log(values: Sequence[Any], factor: float = 100) -> bool:
-    """Return whether numbers are best shown on a logarithmic scale: positive, and at least this factor apart.
+    """Return whether to use a logarithmic scale: all values are positive, and they span at least `factor`.
 
     >>> _is_log([0.001, 1.0]), _is_log([0.0, 1.0]), _is_log([1, 32])
     (True, False, False)
@@ -303,7 +303,7 @@ def _is_log(values: Sequence[Any], factor: float = 100) -> bool:
 
 
 def _words(metric: str) -> str:
-    """Return the name of a metric or a number in words.
+    """Return the name of a metric or hyper-parameter as a label.
 
     >>> _words("valid_loss"), _words("learning_rate")
     ('held-out loss', 'learning rate')

@@ -1,4 +1,4 @@
-"""The folder of a search, and the search it belongs to, so that another search never overwrites its results."""
+"""The folder of a search, with a record of its search, so that another search never overwrites its results."""
 
 import contextlib
 import hashlib
@@ -12,25 +12,23 @@ from nnfx import paths
 from nnfx.search.plan import Round
 from nnfx.search.space import Choice, Point, Space, When
 from nnfx.sessions.described_parts import array_words
-from nnfx.sessions.folder import NOTES as NOTES_OF_RUN
+from nnfx.sessions.folder import NOTES, NOTES_OF_SEARCH
 from nnfx.types import Array
 
-NOTES = "search.json"
-"""The file that describes the search of a folder."""
 _ANOTHER = "use another folder for another search"
 
 
 def require_same(out: Path, facts: Mapping[str, str]) -> None:
-    """Record which search a folder belongs to, before anything else is written there, or check that it is this one.
+    """Record which search a new folder belongs to, or check that an existing folder belongs to this search.
 
     Args:
         out: the folder, created if missing.
-        facts: what determines the search, by name.
+        facts: everything that determines the search, by name.
 
     Raises:
         ValueError: for the folder of another search, or of a run or a sweep.
     """
-    path = out / NOTES
+    path = out / NOTES_OF_SEARCH
     if path.is_file():
         try:
             noted = json.loads(path.read_text())
@@ -40,26 +38,26 @@ def require_same(out: Path, facts: Mapping[str, str]) -> None:
                 if noted.get(name) != facts.get(name)
             ]
         except (ValueError, AttributeError, TypeError) as error:
-            raise ValueError(f"{path}: expected the description of a search, got something else; {_ANOTHER}") from error
+            raise ValueError(f"{path}: could not read the description of a search; {_ANOTHER}") from error
         if lines:
             listed = "\n  ".join(lines)
-            raise ValueError(f"{out}: expected the search that is saved there, got another:\n  {listed}\n{_ANOTHER}")
-    elif (out / NOTES_OF_RUN).is_file():
-        raise ValueError(f"{out}: expected the folder of a search, got that of a run or a sweep; {_ANOTHER}")
+            raise ValueError(f"{out}: expected the search saved there, got a different one:\n  {listed}\n{_ANOTHER}")
+    elif (out / NOTES).is_file():
+        raise ValueError(f"{out}: expected the folder of a search, got the folder of a run or a sweep; {_ANOTHER}")
     else:
-        with contextlib.suppress(OSError):  # whoever trains in it says what is wrong with it
+        with contextlib.suppress(OSError):  # if the folder is unusable, training raises the error
             out.mkdir(parents=True, exist_ok=True)
             with paths.replace(path) as aside:
                 aside.write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def facts_of(key: Array, seeds: int, folds: int | None) -> dict[str, str]:
-    """Return what determines any search."""
+    """Return the facts that every search depends on."""
     return {"key": array_words(key), "seeds": str(seeds), "folds": str(folds or "none")}
 
 
 def facts_of_rounds(rounds: Sequence[Round]) -> dict[str, str]:
-    """Return what determines a search whose points are known before it begins."""
+    """Return the facts that determine a search whose points are known before it begins."""
     facts = {}
     for each in rounds:
         name = f" of {each.name}" if each.name else ""
@@ -86,11 +84,11 @@ def _range(given: Any) -> str:
 
 
 def checksum(points: Sequence[Point]) -> str:
-    """Return a checksum of points, with all digits of their numbers."""
+    """Return a checksum of points, with all digits of their values."""
     text = "\n".join(", ".join(f"{name}={_exact(value)}" for name, value in sorted(point.items())) for point in points)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _exact(value: Any) -> str:
-    """Return a value as text with all of its digits: a function by its name, and nothing by its place in memory."""
+    """Return a value as text, numbers with all digits and functions by name, without memory addresses."""
     return getattr(value, "__name__", None) or re.sub(r" at 0x[0-9a-fA-F]+", "", str(value))

@@ -1,4 +1,4 @@
-"""How a search spends its epochs: which points it tries, in which rounds, and which of them it trains to the end."""
+"""Search methods: which points are tried, in which rounds, and which of them are trained to the end."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,21 +10,21 @@ __all__ = ["Ask", "Bracket", "Extrapolation", "Grid", "HyperGradient", "Hyperban
 
 
 class Grid(NamedTuple):
-    """Try every combination; see `nnfx.search.grid`.
+    """Try every combination of values; see `nnfx.search.grid`.
 
     Attributes:
-        per_number: the number of values for each number.
+        per_number: the number of values per numeric range.
     """
 
     per_number: int
 
 
 class Bracket(NamedTuple):
-    """One successive halving of Hyperband.
+    """One run of successive halving within Hyperband.
 
     Attributes:
         points: the number of points at the start.
-        quotas: the number of them that are kept, by the number of epochs after which the others are dropped.
+        quotas: the number of points kept, by the number of epochs after which the others are dropped.
     """
 
     points: int
@@ -32,16 +32,16 @@ class Bracket(NamedTuple):
 
 
 class Hyperband(NamedTuple):
-    """Repeated successive halving that drops points later each time, since the best epoch to do so is not known.
+    """Repeated successive halving that drops points later each time, since the best time to drop them is unknown.
 
-    With R the epochs of a run and η = `eta`, bracket s begins with n points and ranks them for the first time after
+    With R the number of epochs of a run and η = `eta`, bracket s begins with n points and ranks them first after
     r epochs; s goes from ⌊log_η (R / min_epochs)⌋ down to 0, where all points are trained to the end:
 
         n = ⌈(s_max + 1) ηˢ / (s + 1)⌉,  r = R / ηˢ,  and ⌊n / ηⁱ⌋ points are kept after r ηⁱ⁻¹ epochs.
 
     Attributes:
         min_epochs: the smallest number of epochs after which points are ranked.
-        eta: the factor by which points decrease and epochs increase, an integer above 1.
+        eta: the factor by which the number of points decreases and that of epochs increases, an integer above 1.
 
     Example:
         >>> [bracket.points for bracket in Hyperband(eta=3).brackets(9)]
@@ -55,10 +55,10 @@ class Hyperband(NamedTuple):
     eta: int = 3
 
     def brackets(self, epochs: int) -> list[Bracket]:
-        """Return the brackets for runs of this many epochs, the one that drops points earliest first.
+        """Return the brackets for runs of `epochs` epochs, beginning with the bracket that drops points earliest.
 
         Raises:
-            TypeError, ValueError: for numbers that are not integers or out of range.
+            TypeError, ValueError: for attributes that are not integers or are out of range.
 
         Example:
             >>> Hyperband(eta=3).brackets(9)[0]
@@ -77,20 +77,20 @@ class Hyperband(NamedTuple):
 
     def _bracket(self, epochs: int, s: int, highest: int) -> Bracket:
         points = -(-(highest + 1) * self.eta**s // (s + 1))
-        # whole epochs: the first rung is at R / ηˢ, rounded down
+        # rungs are whole epochs, rounded down: the first is ⌊R / ηˢ⌋
         rungs = [epochs * self.eta**i // self.eta**s for i in range(s)]
         return Bracket(points, {rung: points // self.eta ** (i + 1) for i, rung in enumerate(rungs)})
 
 
 class Ask(NamedTuple):
-    """Ask an Optuna sampler for points, a batch at a time, and tell it the mean loss of each.
+    """Ask an Optuna sampler for points, one batch at a time, and tell it the mean loss of each point.
 
     All points of a batch are trained together, so the sampler learns from a batch only when the next one begins.
 
     Attributes:
-        sampler: such as `optuna.samplers.TPESampler(seed=0)`. With a seed, a search that was interrupted asks for the
-            same points again, so that with `out` it continues where it stopped.
-        batch: the number of points to ask for at a time.
+        sampler: an Optuna sampler, such as `optuna.samplers.TPESampler(seed=0)`. With a seed, an interrupted search
+            asks for the same points again, so that with `out` it continues where it stopped.
+        batch: the number of points in a batch.
 
     References:
         Akiba et al., *Optuna: a next-generation hyperparameter optimization framework*, KDD 2019.
@@ -104,15 +104,16 @@ class Extrapolation(NamedTuple):
     """Drop points whose learning curves, extrapolated, are unlikely to get below the best loss so far.
 
     At each rung, a power law is fitted to the held-out losses of each point, averaged over seeds and folds. A point is
-    dropped if the probability that it gets below the best of all points, now or in earlier rounds, is less than
-    `level`; see `nnfx.search.extrapolation.chance_below`. Unlike halving, it drops few points if they are close to each
-    other, and nearly all of them if one is far ahead.
+    dropped if the probability that its loss gets below the lowest loss of all points so far is less than `level`; see
+    `nnfx.search.extrapolation.chance_below`. Unlike halving, this drops few points if their losses are close to each
+    other, and nearly all points if one is far ahead.
 
-    The probability is that of the model, and real curves are no exact power laws: the point that would have been best
-    is sometimes dropped, more often at a higher level.
+    The probability holds under the model, and real learning curves are not exact power laws: the point that would have
+    been best is sometimes dropped, more often at a higher level. On the five problems of `experiments.search_methods`,
+    this method finds hardly better points than random search, unlike `Halving`.
 
     Attributes:
-        rungs: the numbers of epochs after which points are dropped, increasing, from 3 to below the epochs of the run.
+        rungs: the numbers of epochs after which points are dropped, increasing, from 3 to below a run's epochs.
         level: the probability below which a point is dropped, between 0 and 1.
 
     References:
@@ -124,10 +125,10 @@ class Extrapolation(NamedTuple):
     level: float = 0.05
 
     def check(self, epochs: int) -> None:
-        """Check that the rungs increase, from 3 to below the epochs of a run, and that the level is a probability.
+        """Check that the rungs increase, from at least 3 to below `epochs`, and that the level is a probability.
 
         Raises:
-            TypeError, ValueError: otherwise.
+            TypeError, ValueError: if not.
         """
         Halving(self.rungs).check(epochs)
         if self.rungs[0] < 3:
@@ -136,26 +137,27 @@ class Extrapolation(NamedTuple):
 
 
 GRADIENT_COST = 3
-"""The number of runs that one run and the gradient through it are counted as in a budget."""
+"""The cost in a budget, in runs, of one run together with its gradient."""
 
 
 class HyperGradient(NamedTuple):
-    """Descend the gradient of the held-out loss with respect to the searched numbers, from many points side by side.
+    """Descend the gradient of the held-out loss with respect to hyper-parameters, from many points side by side.
 
-    The gradient is that of the whole run: of the lowest held-out loss of its epochs, averaged over seeds and folds.
-    Each update trains all points and differentiates through their training; Adam then moves the numbers that have a
-    `Uniform` or `LogUniform` range, on a scale on which the range is from 0 to 1, logarithmic for the latter. Numbers
-    at a bound of their range stay within it. Static choices, and numbers with other ranges, keep the values drawn. At
-    the end, the point with the lowest loss of each descent is trained as by a sweep.
+    The loss is the lowest held-out loss of a whole run, averaged over seeds and folds. Each step trains all points and
+    differentiates through their training; Adam then updates the hyper-parameters that have a `Uniform` or `LogUniform`
+    range, on a linear or logarithmic scale that maps the range to [0, 1], and clips them to the range. Static choices,
+    and hyper-parameters with other ranges, keep the values drawn. At the end, the best point of each descent is
+    trained as in a sweep.
 
-    The gradient of a run with respect to a number is useful only if the loss changes smoothly with it. A dropout rate,
-    for instance, is compared with random numbers, and its gradient ignores that. The memory needed grows with the
-    number of steps of a run; see `rematerialize_epochs` of `nnfx.fit`. In a budget, a run and its gradient count as
-    three runs.
+    The gradient with respect to a hyper-parameter is useful only if the loss changes smoothly with it. A dropout rate,
+    for instance, is compared with random numbers, and the gradient ignores this effect. Memory grows with the number
+    of steps of a run; see `rematerialize_epochs` of `nnfx.fit`. In a budget, a run and its gradient count as three
+    runs: on the five problems of `experiments.search_methods`, random search finds better points for the same budget.
 
     Attributes:
-        steps: the number of times that the gradient is evaluated, the first time at the points drawn.
-        rate: the learning rate of Adam: about how far a number moves in an update, as a fraction of its range.
+        steps: the number of gradient evaluations, at least 2, the first at the points drawn; the last gradient is not
+            followed by an update.
+        rate: the learning rate of Adam: roughly how far a hyper-parameter moves per step, as a fraction of its range.
 
     References:
         Maclaurin, Duvenaud and Adams, *Gradient-based hyperparameter optimization through reversible learning*, ICML
@@ -166,10 +168,12 @@ class HyperGradient(NamedTuple):
     rate: float = 0.05
 
     def check(self) -> None:
-        """Check the numbers.
+        """Check the attributes.
 
         Raises:
-            TypeError, ValueError: for a number of steps that is not a positive integer, or a rate that is not positive.
+            TypeError, ValueError: for `steps` that is not an integer above 1, or a rate that is not positive.
         """
         checks.positive_integer("steps", self.steps)
+        if self.steps < 2:
+            raise ValueError(f"steps: expected at least 2, since the first is at the points drawn, got {self.steps}")
         checks.number("rate", self.rate, above=0)

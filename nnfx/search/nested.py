@@ -1,4 +1,4 @@
-"""Nested cross-validation: an honest score of a whole search, on rows that no part of it has seen."""
+"""Nested cross-validation: an unbiased score of a whole search, on rows that the search has not used."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -21,9 +21,9 @@ class Nested(Rows):
     """A search repeated for each outer fold, and scored on the rows of that fold.
 
     Attributes:
-        rows: one dictionary per outer fold: its number, the names and values of the point that its search found best,
-            the mean loss of that point's members on the rows that the search held out from them (`valid_loss`) and on
-            those of the outer fold (`loss`), and `optimism`, the second minus the first.
+        rows: one dictionary per outer fold: its number, the names and values of the best point of its search, the
+            mean loss of that point's members on their held-out rows within the search (`valid_loss`) and on the rows
+            of the outer fold (`loss`), and `optimism`, `loss` minus `valid_loss`.
         searches: the search of each outer fold.
     """
 
@@ -37,27 +37,27 @@ class Nested(Rows):
 
     @property
     def standard_error(self) -> float:
-        """The standard error of the score over the outer folds, as if they were independent."""
+        """The standard error of the score over the outer folds, treated as independent."""
         return float(np.std([row["loss"] for row in self.rows], ddof=1) / len(self.rows) ** 0.5)
 
     @property
     def optimism(self) -> float:
-        """By how much the loss of the best point within a search is too low, on average over the outer folds."""
+        """The mean amount by which the loss of the best point within a search is too low, over the outer folds."""
         return float(np.mean([row["optimism"] for row in self.rows]))
 
     def __str__(self) -> str:
-        """Draw the table and the score."""
+        """Format the table and the score."""
         return f"{super().__str__()}\n\nloss {self.score:.4g} ± {self.standard_error:.2g}, optimism {self.optimism:.4g}"
 
 
 def outer_parts(data: Data, key: Array, count: int) -> Iterator[tuple[Data, Batch]]:
-    """Yield for each outer fold the data to search on, and the rows that are held out from the search, both prepared.
+    """Yield the data to search on and the rows held out from the search, both preprocessed, for each outer fold.
 
-    Outer folds train on equally many rows, if need be without one of them, so that they can share programs.
+    All outer folds train on equally many rows, leaving out one row if necessary, so that they can share programs.
     """
     rows = data.train.weights.shape[0]
     size = rows - -(-rows // count)
-    parted = Folds.of(data.train, data.preprocess, of_folds.assign(key, rows, count), count)
+    parted = Folds.of(data.train, data.preprocess, of_folds.assign(key, data.train.weights, count), count)
     for fold in range(count):
         number = jnp.asarray(fold)
         inputs = parted.inputs(data.train.inputs, data.preprocess, number)
@@ -73,10 +73,10 @@ def outer_parts(data: Data, key: Array, count: int) -> Iterator[tuple[Data, Batc
 
 
 def scored(result: Search, data: Data, key: Array, folds: int, held_out: Batch) -> Row:
-    """Return the best point of a search, with its loss there and on rows that the search has not seen.
+    """Return the best point of a search, with its loss within the search and on rows held out from the search.
 
     Raises:
-        ValueError: if no member of the search has ended with finite numbers.
+        ValueError: if no member of the search ended with finite values.
     """
     best = result.best_row
     members = [row for row in result.rows if row["point"] == best["point"] and row["reason"] not in LAST]
@@ -84,7 +84,7 @@ def scored(result: Search, data: Data, key: Array, folds: int, held_out: Batch) 
     losses = []
     for row in members:
         fold = jnp.asarray(row["fold"])
-        # prepared as the member's own training rows were
+        # preprocessed like the member's own training rows
         inputs = parted.inputs(held_out.inputs, data.preprocess, fold)
         rows = Batch(inputs, parted.targets(held_out.targets, fold), held_out.weights)
         losses.append(float(result.member(row["member"]).evaluate(rows)["loss"]))

@@ -16,14 +16,17 @@ from nnfx.sweeps import Halving
 from nnfx.sweeps.points import DRAWS
 from nnfx.types import Array
 
+MOST_DRAWS = 16
+"""The number of draws per new point after which a space counts as exhausted."""
+
 
 class Round(NamedTuple):
     """Points that are trained together.
 
     Attributes:
-        name: its name among the rounds of the search; "" if there is only one.
+        name: the name of the round; "" if the search has only one.
         points: the points.
-        dropping: which of them are dropped, and when; None to train all to the end.
+        dropping: the rule for dropping points; None to train all points to the end.
     """
 
     name: str
@@ -37,10 +40,10 @@ Method = Halving | Hyperband | Extrapolation | HyperGradient | Ask
 def rounds(
     maker: Maker, key: Array, space: Space | None, points: Any, method: Any, budget: int | None, groups: int
 ) -> list[Round]:
-    """Return the rounds of a search, unless they depend on the results of earlier ones.
+    """Return the rounds of a search whose rounds do not depend on the results of earlier rounds.
 
     Raises:
-        TypeError, ValueError: for points, a budget or a method that do not suit each other, the space or the runs.
+        TypeError, ValueError: if the points, budget and method do not suit each other, the space or the runs.
     """
     if method is not None and not isinstance(method, Halving | Hyperband | Extrapolation):
         raise TypeError(
@@ -57,7 +60,7 @@ def rounds(
 
 
 def _dropping(method: Halving | Extrapolation | None, points: int, epochs: int) -> Dropping | None:
-    """Return which of a number of points are dropped, and when."""
+    """Return the rule for dropping some of `points` points; None if all are trained to the end."""
     if method is None:
         return None
     method.check(epochs)
@@ -69,7 +72,7 @@ def _dropping(method: Halving | Extrapolation | None, points: int, epochs: int) 
 def _repeated(
     maker: Maker, key: Array, space: Space | None, points: Any, method: Halving | None, budget: int, groups: int
 ) -> list[Round]:
-    """Return as many rounds of new points as fit into a budget, or one round of as many points as do."""
+    """Return as many rounds of `points` new points as fit into a budget, or one round of as many points as fit."""
     epochs = epochs_of(maker, drawn(key, space, 1))
 
     def cost(count: int) -> int:
@@ -79,16 +82,18 @@ def _repeated(
     if method is not None:
         method.check(epochs)
     size = 1 if points is None else points
+    if isinstance(points, Sequence):
+        raise TypeError(f"points: expected the number to draw in each round of a budget, or None, got {told(points)}")
     checks.positive_integer("points", size)
     check_budget(budget, cost(size), f"{size} point{'s' * (size > 1)}")
     if points is None:
         while cost(size + 1) <= budget:
             size += 1
     repetitions = 1 if points is None else budget // cost(size)
-    tried = drawn(key, space, repetitions * size)
+    tried = new_points(key, space, repetitions * size)
     epochs_of(maker, tried, same=True)
-    some = [distinct(tried[i * size : (i + 1) * size]) for i in range(repetitions)]
-    if repetitions == 1:
+    some = [tried[begin : begin + size] for begin in range(0, len(tried), size)]
+    if len(some) == 1:
         return [Round("", some[0], _dropping(method, len(some[0]), epochs))]
     return [
         Round(f"round-{number:03d}", each, _dropping(method, len(each), epochs)) for number, each in enumerate(some)
@@ -98,9 +103,9 @@ def _repeated(
 def _brackets(
     maker: Maker, key: Array, space: Space | None, points: Any, method: Hyperband, budget: int | None, groups: int
 ) -> list[Round]:
-    """Return the brackets of Hyperband, once, or again and again until the next does not fit into the budget."""
+    """Return the brackets of Hyperband, once, or repeated until the next bracket does not fit into the budget."""
     if points is not None:
-        raise TypeError(f"points: expected none, since Hyperband decides how many to draw, got {told(points)}")
+        raise TypeError(f"points: expected None, since Hyperband decides how many to draw, got {told(points)}")
     epochs = epochs_of(maker, drawn(key, space, 1))
     brackets = method.brackets(epochs)
     highest = len(brackets) - 1
@@ -111,19 +116,21 @@ def _brackets(
         spent = np.cumsum(np.tile(costs, -(-budget // sum(costs))))
         numbers = list(range(int((spent <= budget).sum())))
     chosen = [brackets[number % len(brackets)] for number in numbers]
-    tried = drawn(key, space, sum(bracket.points for bracket in chosen))
+    tried = new_points(key, space, sum(bracket.points for bracket in chosen))
     epochs_of(maker, tried, same=True)
     found = []
     for number, bracket in zip(numbers, chosen, strict=True):
         some, tried = tried[: bracket.points], tried[bracket.points :]
+        if not some:
+            break
         again, place = divmod(number, len(brackets))
         name = f"bracket-{highest - place}" + (f"-{again:03d}" if again else "")
-        found.append(Round(name, distinct(some), Quotas(bracket.quotas) if bracket.quotas else None))
+        found.append(Round(name, some, Quotas(bracket.quotas) if bracket.quotas else None))
     return found
 
 
 def member_epochs(points: int, kept: Mapping[int, int], epochs: int) -> int:
-    """Return the number of epochs that points are trained for altogether, if some are dropped along the way.
+    """Return the total number of epochs that points are trained for, when some are dropped during training.
 
     >>> member_epochs(9, {1: 3, 3: 1}, 9)
     21
@@ -136,17 +143,17 @@ def member_epochs(points: int, kept: Mapping[int, int], epochs: int) -> int:
 
 
 def check_budget(budget: int, least: int, what: str) -> None:
-    """Check that a budget suffices for something.
+    """Check that a budget is at least `least` member-epochs, the cost of `what`.
 
     Raises:
-        ValueError: otherwise.
+        ValueError: if it is not.
     """
     if budget < least:
-        raise ValueError(f"budget: expected at least {least} member-epochs, those of {what}, got {budget}")
+        raise ValueError(f"budget: expected at least {least} member-epochs, for {what}, got {budget}")
 
 
 def given(key: Array, space: Space | None, points: Any) -> list[Point]:
-    """Return the requested points: drawn, on a grid, or given one by one."""
+    """Return the requested points: drawn at random, on a grid, or given explicitly."""
     if isinstance(points, Grid):
         return spaces.grid(points.per_number, needed(space))
     if isinstance(points, int | np.integer) and not isinstance(points, bool):
@@ -155,29 +162,51 @@ def given(key: Array, space: Space | None, points: Any) -> list[Point]:
     if isinstance(points, Sequence) and points and all(isinstance(point, Mapping) for point in points):
         fixed = {} if space is None else _fixed(space)
         for i, point in enumerate(points):
+            if others := [name for name in point if not isinstance(name, str)]:
+                raise TypeError(f"points[{i}]: expected names as keys, got {checks.describe(others[0])}")
             if twice := sorted(fixed.keys() & point.keys()):
                 raise ValueError(f"points[{i}]: expected no value for {twice[0]}, which the space fixes, got one")
-        return [{**fixed, **point} for point in points]
+        return [{**fixed, **{name: _plain(value) for name, value in point.items()}} for point in points]
     raise TypeError(
-        f"points: expected how many to draw, Grid(per_number), or a list of dictionaries, got {told(points)}"
+        f"points: expected the number to draw, Grid(per_number), or a list of dictionaries, got {told(points)}"
     )
 
 
+def _plain(value: Any) -> Any:
+    """Convert a NumPy or JAX number to a Python number; return anything else unchanged."""
+    is_one = (
+        isinstance(value, np.generic | np.ndarray | jax.Array) and np.ndim(value) == 0 and checks.is_concrete(value)
+    )
+    return np.asarray(value).item() if is_one else value
+
+
 def drawn(key: Array, space: Space | None, count: int) -> list[Point]:
-    """Return points drawn from a space with a search's key."""
+    """Draw points from a space with a key derived from the key of the search."""
     checks.key("key", key)
     return spaces.draw(jax.random.fold_in(key, np.uint32(DRAWS)), count, needed(space))
 
 
+def new_points(key: Array, space: Space | None, count: int) -> list[Point]:
+    """Draw distinct points from a space; fewer than `count` if the space is nearly exhausted.
+
+    >>> len(new_points(jax.random.key(0), {"width": Choice(8, 16)}, 5))
+    2
+    """
+    draws = count
+    while len(found := distinct(drawn(key, space, draws))) < count and draws < MOST_DRAWS * count:
+        draws *= 2
+    return found[:count]
+
+
 def needed(space: Space | None) -> Space:
-    """Return the space, which must be given."""
+    """Return the space, or raise an error if it is None."""
     if space is None:
         raise TypeError("space: expected ranges by name, such as {'width': Choice(8, 16)}, got none")
     return space
 
 
 def _fixed(space: Space) -> Point:
-    """Return the values of a space in which every name has only one, for all of the given points.
+    """Return the values of a space in which every name has a single value, shared by all given points.
 
     >>> _fixed({"momentum": Choice(0.9)})
     {'momentum': 0.9}
@@ -192,7 +221,7 @@ def _fixed(space: Space) -> Point:
 
 
 def epochs_of(maker: Maker, points: Sequence[Point], same: bool = False) -> int:
-    """Return the fewest epochs of the runs of these points, or of all of them if they must be the same."""
+    """Return the smallest number of epochs among the points' runs; with `same`, require it to be the same for all."""
     found = sorted({program.fit.epochs for program in maker.programs(points)})
     if same and len(found) > 1:
         raise ValueError(f"epochs: expected the same number in all programs, got {', '.join(map(str, found))}")
@@ -200,5 +229,5 @@ def epochs_of(maker: Maker, points: Sequence[Point], same: bool = False) -> int:
 
 
 def told(points: Any) -> str:
-    """Describe the points given, for an error message."""
+    """Describe the argument `points` for an error message."""
     return "none" if points is None else checks.describe(points)

@@ -1,4 +1,4 @@
-"""The programs of a search: its points grouped by static choices, and checked before anything is trained."""
+"""The programs of a search: points grouped by static choices, and checked before anything is trained."""
 
 import contextlib
 import dataclasses
@@ -24,13 +24,13 @@ Make = Callable[..., Fit]
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Points that differ only in traced numbers.
+    """Points that differ only in traced hyper-parameters.
 
     Attributes:
         static: the static choices, by name.
-        fit: the run.
-        numbers: the position of each point among all.
-        columns: the traced numbers of the points, `(points,)` by name.
+        fit: the run function.
+        numbers: the position of each point among all points of the search.
+        columns: the traced hyper-parameters of the points, `(points,)` by name.
     """
 
     static: Point
@@ -39,7 +39,7 @@ class Program:
     columns: Points
 
     def moved(self, begin: int) -> "Program":
-        """Return the program with its points numbered from `begin` on."""
+        """Return the program with `begin` added to the numbers of its points."""
         return dataclasses.replace(self, numbers=tuple(begin + number for number in self.numbers))
 
     @property
@@ -54,20 +54,20 @@ class Program:
 
 
 class Maker:
-    """Makes the run of each static choice once.
+    """Calls `make` once for each combination of static choices.
 
     Args:
         make: the result of `nnfx.fit`, or a function of static choices that returns it.
 
     Raises:
-        TypeError: for anything else.
+        TypeError: for a `make` of another type.
     """
 
     def __init__(self, make: Fit | Make) -> None:
         if isinstance(make, Run) or not callable(make):
             hint = "; pass its attribute `fit`" if isinstance(make, Run) else ""
             raise TypeError(
-                "make: expected what nnfx.fit returns, or a function of static choices that returns it, got"
+                "make: expected the result of nnfx.fit, or a function of static choices that returns it, got"
                 f" {checks.describe(make)}{hint}"
             )
         self._make = make
@@ -80,20 +80,20 @@ class Maker:
 
     @property
     def make(self) -> Fit | Make:
-        """What was given, but with each run made once."""
+        """The given `make`, but called only once for each combination of static choices."""
         if isinstance(self._make, Fit):
             return self._make
         return functools.wraps(self._make)(lambda **static: self.fit(static))
 
     def fit(self, static: Point) -> Fit:
-        """Return the run of a static choice."""
+        """Return the run function for a combination of static choices."""
         if (made := self._made.get(identity(static))) is not None:
             return made
         fit = self._make if isinstance(self._make, Fit) else self._make(**static)
         if not isinstance(fit, Fit):
             raise TypeError(
-                f"make: expected it to return what nnfx.fit returns, got {checks.describe(fit)} for"
-                f" {words(static) or 'no choice'}"
+                f"make: expected it to return the result of nnfx.fit, got {checks.describe(fit)} for"
+                f" {words(static) or 'no static choices'}"
             )
         self._check_loss(fit, static)
         self._made[identity(static)] = fit
@@ -110,10 +110,10 @@ class Maker:
             )
 
     def check(self, space: Space) -> None:
-        """Check that static choices are discrete and that none is missing.
+        """Check that static choices are discrete and that no required choice is missing.
 
         Raises:
-            TypeError: otherwise.
+            TypeError: if not.
         """
         for name in self.names:
             given: Any = space.get(name)
@@ -121,19 +121,19 @@ class Maker:
                 given = given.range
             if given is not None and not isinstance(given, Choice | Integer):
                 raise TypeError(
-                    f"{name}: expected a Choice or an Integer, since `make` takes it and each value is a program of its"
-                    f" own, got {given}"
+                    f"{name}: expected a Choice or an Integer, since `make` takes it and each value needs its own"
+                    f" program, got {given}"
                 )
         for name in self.required:
             if name not in space or is_conditional(space[name]):
                 got = "one with a condition" if name in space else "none"
-                raise TypeError(f"{name}: expected a range for what `make` requires, got {got}")
+                raise TypeError(f"{name}: expected a range, since `make` requires it, got {got}")
 
     def programs(self, points: Sequence[Point]) -> list[Program]:
-        """Group points by their static part and the names of their numbers, and check them.
+        """Group points by their static choices and the names of their hyper-parameters, and check them.
 
         Raises:
-            TypeError, ValueError: for names that nothing takes, missing ones, and values that a run does not take.
+            TypeError, ValueError: for unknown or missing names, and values that a run does not accept.
         """
         groups: dict[Any, list[int]] = {}
         for number, point in enumerate(points):
@@ -149,7 +149,7 @@ class Maker:
         static, traced = self._static(first), [name for name in first if name not in self.names]
         for name in self.required:
             if name not in static:
-                raise TypeError(f"{name}: expected a value for what `make` requires, got none")
+                raise TypeError(f"{name}: expected a value, since `make` requires it, got none")
         fit = self.fit(static)
         for name in traced:
             for number in numbers:
@@ -172,14 +172,14 @@ class Maker:
             )
         if isinstance(point[name], bool | str) or not isinstance(point[name], int | float | np.number):
             raise TypeError(
-                f"{name}: expected numbers, since `make` does not take it by keyword, got"
+                f"{name}: expected one number, since `make` does not take it by keyword, got"
                 f" {checks.describe(point[name])}"
             )
 
 
 @contextlib.contextmanager
 def in_program(static: Point) -> Iterator[None]:
-    """Add the program concerned to an error message."""
+    """Append the static choices of a program to the messages of errors raised in this context."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -190,7 +190,7 @@ def in_program(static: Point) -> Iterator[None]:
 
 
 def word(value: Any) -> str:
-    """Return a short word for a value: a function's name.
+    """Return a value as short text: functions by name, floats to four digits.
 
     >>> word((8, 8)), word(max), word(0.1)
     ('(8, 8)', 'max', '0.1')
@@ -198,6 +198,18 @@ def word(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return getattr(value, "__name__", None) or str(value)
+
+
+def labels(values: Sequence[Any]) -> list[str]:
+    """Return a distinct label for each of several values; values with the same name are numbered.
+
+    >>> labels(["tanh", lambda x: x, lambda x: -x])
+    ['tanh', '<lambda>', '<lambda> (2)']
+    """
+    found = [word(value) for value in values]
+    return [
+        each if (before := found[:i].count(each)) == 0 else f"{each} ({before + 1})" for i, each in enumerate(found)
+    ]
 
 
 def words(point: Mapping[str, Any]) -> str:
@@ -222,5 +234,5 @@ def distinct(points: Sequence[Point]) -> list[Point]:
 
 
 def identity(point: Point) -> Any:
-    """Return a key that equal points share."""
+    """Return a hashable key, the same for equal points."""
     return tuple((name, key_of(point[name])) for name in sorted(point))

@@ -1,4 +1,4 @@
-"""One HTML page about a search, a sweep or a population: figures, and a table of all points that can be sorted."""
+"""An HTML report about a search, a sweep or a population: figures, and a sortable table of all points."""
 
 import io
 import os
@@ -10,6 +10,7 @@ import numpy as np
 
 from nnfx import checks, distributed, paths
 from nnfx.search import figures
+from nnfx.search.comparison import FEWEST_PAIRS, compare
 from nnfx.search.effects import effects
 from nnfx.search.programs import words
 from nnfx.search.result import Search, size_words
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["report"]
 
 FEWEST = 8
-"""Of fewer points, no importance is shown."""
+"""The smallest number of points for which importance is shown."""
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 72rem; margin: 2rem auto;
@@ -85,21 +86,21 @@ PAGE = """<!DOCTYPE html>
 
 
 def report(found: Search | Sweep | Population, path: str | os.PathLike[str], *, title: str | None = None) -> None:
-    """Write one HTML page about a search, a sweep or a population, which needs no other file and no network.
+    """Write a self-contained HTML report about a search, a sweep or a population.
 
-    It shows the best point and those that cannot be distinguished from it, the figures of `nnfx.search.figures` as
-    SVG, and a table of all points, or members, that is sorted by a click on the head of a column. Importance and
-    partial dependence are left out for fewer than 8 points. The page is written under a temporary name, and then moved
-    into place; with several processes, the first one writes it.
+    It shows the best point, the number of points that can be distinguished from it, the figures of
+    `nnfx.search.figures` as SVG, and a table of all points, or members, that can be sorted by clicking on a column's
+    name. Importance and partial dependence are left out for fewer than 8 points. The page is written under a temporary
+    name, and then moved into place; with several processes, the first one writes it.
 
     Args:
         found: the result of `nnfx.search.search`, `nnfx.sweeps.sweep` or `nnfx.sweeps.population`.
         path: the path of the page, such as `"search.html"`; an existing file is replaced.
-        title: its heading; by default, what it is about.
+        title: the heading of the page; by default, the kind of result and its size.
 
     Raises:
         ModuleNotFoundError: if Matplotlib or scikit-learn is not installed.
-        TypeError, ValueError: for anything else, or points that are all the same. Nothing is written then.
+        TypeError, ValueError: for a `found` of another type, or points that are all the same. Nothing is written then.
 
     Example:
         >>> import jax, nnfx, optax, pathlib, tempfile
@@ -113,7 +114,7 @@ def report(found: Search | Sweep | Population, path: str | os.PathLike[str], *, 
     """
     place = paths.absolute("path", path)
     if title is not None and not isinstance(title, str):
-        raise TypeError(f"title: expected text, got {checks.describe(title)}")
+        raise TypeError(f"title: expected a string, got {checks.describe(title)}")
     if isinstance(found, Population):
         text = _of_population(found, title)
     elif isinstance(found, Search | Sweep):
@@ -135,14 +136,14 @@ def _of_points(found: Search | Sweep, title: str | None) -> str:
         _section(
             "The best so far",
             figures.best_so_far(found),
-            "The mean score of the best point so far, against the epochs that all members took until then. Points are"
-            " counted one after the other, as they were drawn.",
+            "The mean score of the best point so far, against the number of epochs trained, summed over all members."
+            " Points are counted one after the other, in the order in which they were drawn.",
         ),
         _section(
             "Every point as a line",
             figures.parallel_coordinates(found),
-            "Each line is a point, from its values of all names to its mean score on the right. The darker a line, the"
-            " better its rank. Scores far worse than most are moved closer.",
+            "Each line is a point: it connects the point's values, with its mean score on the right. The darker a line,"
+            " the better its rank. Outlying bad scores are clipped.",
         ),
     ]
     if len(rows) >= FEWEST:
@@ -151,13 +152,13 @@ def _of_points(found: Search | Sweep, title: str | None) -> str:
             _section(
                 "What matters",
                 figures.importance(of_names),
-                "The share of each name in the variance of the scores, as modelled by trees, with two standard errors."
-                " It is about the values that were tried.",
+                "The fraction of the scores' variance due to each name, as modelled by trees, with two standard errors."
+                " It refers to the values that were tried.",
             ),
             _section(
                 "How the score depends on each name",
                 figures.partial_dependence(of_names),
-                "The mean score by the value of a name, averaged over the other names, with two standard errors.",
+                "The mean score against the value of a name, averaged over the other names, with two standard errors.",
             ),
         ]
     programs = len(found.programs) if isinstance(found, Search) else 1
@@ -169,11 +170,26 @@ def _of_points(found: Search | Sweep, title: str | None) -> str:
     summary += f"<p>The best: <strong>{escape(point)}</strong>, with {_shown(best[name])}"
     summary += f" ± {_shown(best['standard_error'])}.</p>" if best["runs"] > 1 else ".</p>"
     if isinstance(found, Search) and best["runs"] > 1:
-        alike = len(found.indistinguishable().rows) - 1
-        others = f"all but {alike} of the other points" if alike else "all other points"
-        summary += f"\n<p>Paired comparisons on the same seeds and folds distinguish it from {others} at 5 %.</p>"
+        summary += f"\n<p>{_told_apart(found)}</p>"
     kind = "search" if isinstance(found, Search) else "sweep"
     return _page(title or f"A {kind} of {len(rows)} points", summary, sections, "points", rows)
+
+
+def _told_apart(found: Search) -> str:
+    """Describe in one or two sentences how many points can be distinguished from the best."""
+    values, dropped = found.by_group(found.judged_by[0])
+    has_failed = np.isnan(values).any(0)
+    best = found.by_point().numbers[0]
+    others = [i for i in np.flatnonzero(~dropped & ~has_failed) if i != best]
+    if len(values) < FEWEST_PAIRS:
+        return f"With {len(values)} runs of each point, no difference can be significant at 5 %."
+    apart = sum(compare(values[:, i], values[:, best]).p_value <= 0.05 for i in others)
+    left_out = {"dropped": int(dropped.sum()), "with failed runs": int((has_failed & ~dropped).sum())}
+    rest = " and ".join(f"{count} {words}" for words, count in left_out.items() if count)
+    return (
+        f"Paired comparisons on the same seeds and folds distinguish it from {apart} of {len(others)} other points at"
+        f" 5 %{f', apart from {rest}' if rest else ''}."
+    )
 
 
 def _of_population(members: Population, title: str | None) -> str:
@@ -209,7 +225,7 @@ def _page(title: str, summary: str, sections: list[str], what: str, rows: list[R
 
 
 def _table(caption: str, rows: list[Row]) -> str:
-    """Return a table; cells hold numbers to four digits, and are sorted by all of their digits."""
+    """Return a table; cells show numbers to four digits, but are sorted by their exact values."""
     heads = "".join(
         f'<th scope="col"{" aria-sort=ascending" if i == 0 else ""}><button type="button">{escape(name)}</button></th>'
         for i, name in enumerate(rows[0])
@@ -223,7 +239,7 @@ def _table(caption: str, rows: list[Row]) -> str:
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
-        return f'<td data-value="{value!r}">{_shown(value)}</td>'
+        return f'<td data-value="{float(value)!r}">{_shown(value)}</td>'
     return f"<td>{escape(str(value))}</td>"
 
 
@@ -237,12 +253,12 @@ def _section(heading: str, figure: "Figure", caption: str) -> str:
 
 
 def as_svg(figure: "Figure", name: str, label: str) -> str:
-    """Return a figure as an SVG element to be embedded in a page, with text as text.
+    """Return a figure as an SVG element to embed in a page, with text kept as text, not as paths.
 
     Args:
         figure: a Matplotlib figure.
         name: a name that is unique within the page; the ids of the element begin with it.
-        label: a description for those who do not see it.
+        label: a text alternative for screen readers.
     """
     import matplotlib as mpl
 
@@ -251,7 +267,7 @@ def as_svg(figure: "Figure", name: str, label: str) -> str:
         figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     drawn = text.getvalue()
     drawn = drawn[drawn.index("<svg") :].rstrip()
-    # ids that nothing refers to are the same in every figure; others get the figure's name
+    # unused ids, which are the same in every figure, are removed; used ids are prefixed with the figure's name
     used = set(re.findall(r"#([\w.-]+)", drawn))
     drawn = re.sub(r' id="([\w.-]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", drawn)
     drawn = re.sub(r'(?<=[("])#(?=[\w.-]+[)"])', f"#{name}-", drawn)

@@ -1,4 +1,4 @@
-"""The result of a search: the members of all programs in one table, the points ranked, and the ranking's certainty."""
+"""The result of a search: the members of all programs in one table, a ranking of the points, and its certainty."""
 
 import dataclasses
 import itertools
@@ -13,24 +13,27 @@ from nnfx.search.programs import Program, word
 from nnfx.search.space import Point
 from nnfx.sweeps.result import LAST, ByPoint, Member, Row, Rows, Sweep, in_order, ranking, spread
 
-TAKEN = {"member", "point", "program", "seed", "fold", "epochs", "best_epoch", "reason", "rank", "runs", "failed"}
-"""The columns of a table that are not searched over."""
+TAKEN = {
+    *("member", "point", "program", "seed", "fold", "epochs", "best_epoch", "reason"),
+    *("rank", "runs", "failed", "standard_error", "worst", "train_loss", "valid_loss"),
+}
+"""Reserved column names; a searched name among these is prefixed."""
 SHOWN = 10
-"""The maximum number of points that a search draws."""
+"""The maximum number of points shown when a search is printed."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Search(Rows):
-    """All members of a search, those with the lowest loss first.
+    """All members of a search, ordered by loss, lowest first.
 
     Attributes:
-        rows: one dictionary per member: its number, its point, its program, seed, fold (if there are folds), the
-            searched names ("" where a name is absent, a function by its name), epochs run, epoch of its best weights,
-            the metrics measured then, and why it stopped.
-        points: the points, by number.
+        rows: one dictionary per member: the numbers of the member, its point and its program, the seed, the fold (if
+            there are folds), the values of the searched names ("" where a name is absent, functions by name), the
+            number of epochs run, the epoch of its best weights, the metrics at that epoch, and why it stopped.
+        points: the points, in the order of their numbers.
         programs: the static choices and the points of each program.
-        sweeps: the sweep of each program.
-        judged_by: the metric that members and points are ranked by, and whether the largest is best.
+        sweeps: the result of each program.
+        judged_by: the metric that members and points are ranked by, and whether larger values are better.
     """
 
     points: tuple[Point, ...]
@@ -40,7 +43,7 @@ class Search(Rows):
 
     @classmethod
     def of(cls, points: Sequence[Point], programs: Sequence[Program], sweeps: Sequence[Sweep]) -> "Search":
-        """Return the search of these points, whose programs were trained by these sweeps."""
+        """Build the result of a search from its points, its programs and their sweeps."""
         names = list(dict.fromkeys(name for point in points for name in point))
         rows: list[Row] = []
         for i, (program, sweep) in enumerate(zip(programs, sweeps, strict=True)):
@@ -66,7 +69,7 @@ class Search(Rows):
         """The best member of the best point, as ranked by `by_point`.
 
         Raises:
-            ValueError: if no member has ended with a finite loss and finite weights.
+            ValueError: if no member ended with a finite loss and finite weights.
         """
         return self.member(self.best_row["member"])
 
@@ -75,7 +78,7 @@ class Search(Rows):
         """The row of the best member of the best point.
 
         Raises:
-            ValueError: as `best`.
+            ValueError: as `best` does.
         """
         for point in self.by_point().numbers:
             first = next(row for row in in_order(self.rows, *self.judged_by, True) if row["point"] == point)
@@ -87,23 +90,28 @@ class Search(Rows):
         )
 
     def member(self, number: int) -> Member:
-        """Return a member by its number."""
+        """Return a member by its number.
+
+        Raises:
+            TypeError, ValueError: for anything other than the number of a member.
+        """
+        checks.position("number", number, len(self.rows))
         begin = 0
         for sweep in self.sweeps:
-            if 0 <= number - begin < len(sweep.rows):
-                return sweep.member(number - begin)
+            if number - begin < len(sweep.rows):
+                break
             begin += len(sweep.rows)
-        raise ValueError(f"number: expected the number of a member, from 0 to {len(self.rows) - 1}, got {number}")
+        return sweep.member(number - begin)
 
     def by_point(self) -> ByPoint:
-        """Return the points, ranked by the mean of their members over seeds and folds.
+        """Return the points, ranked by their mean score over seeds and folds.
 
-        Points with dropped members come after the others. Within both sets, points with more members without a finite
-        number come later.
+        Points with dropped members come after all other points. Within both groups, points with more failed members
+        come later.
 
         Returns:
-            One row per point: its rank and number, the searched names, the number of its runs and of those that failed,
-            and, for the others, the mean, its standard error (NaN for one run) and the worst.
+            One row per point: its rank and number, the values of the searched names, the numbers of runs and of failed
+            runs, and the mean score of the other runs, its standard error (NaN for one run) and the worst score.
         """
         name, largest_first = self.judged_by
         values, dropped = self.by_group(name)
@@ -119,8 +127,8 @@ class Search(Rows):
     def compare(self, first: int, second: int) -> Comparison:
         """Compare two points by their runs with the same seed and fold.
 
-        Folds share most of their training rows, so their differences are not independent, and p-values of searches with
-        folds are too small (Nadeau and Bengio, *Inference for the generalization error*, 2003).
+        Folds share most of their training rows, so differences between folds are not independent, and p-values of
+        searches with folds are too small (Nadeau and Bengio, *Inference for the generalization error*, 2003).
 
         Args:
             first: the number of a point, as in the column `point`.
@@ -130,28 +138,26 @@ class Search(Rows):
             The mean paired difference, its standard error, the p-value of a sign-flip test, and the number of pairs.
 
         Raises:
-            ValueError: for a number that is not that of a point.
+            ValueError: for a number without a point.
         """
         for name, number in {"first": first, "second": second}.items():
-            checks.non_negative_integer(name, number)
-            if number >= len(self.points):
-                raise ValueError(f"{name}: expected a point from 0 to {len(self.points) - 1}, got {number}")
+            checks.position(name, number, len(self.points))
         values, _ = self.by_group(self.judged_by[0])
         return compare(values[:, first], values[:, second])
 
     def indistinguishable(self, level: float = 0.05) -> ByPoint:
-        """Return the best point and those that cannot be distinguished from it, ranked, with the p-value of each.
+        """Return the best point and the points that cannot be distinguished from it, ranked, with their p-values.
 
-        Left out are points whose difference from the best has a p-value of at most `level`, points with failed members,
-        and points dropped along the way. With fewer than six pairs of seeds and folds, no difference has a p-value of 5
-        % or less, and no points can be distinguished. The p-values are not corrected for their number: among many equal
-        points, that share of them is left out by chance.
+        Points are left out if their difference from the best has a p-value of at most `level`, if members failed, or if
+        they were dropped during training. With fewer than six pairs of seeds and folds, no difference has a p-value of
+        5 % or less, and no points can be distinguished. The p-values are not corrected for multiple testing: of many
+        equally good points, about a fraction `level` is left out by chance.
 
         Args:
-            level: between 0 and 1.
+            level: the significance level, between 0 and 1.
 
         Returns:
-            Rows of `by_point`, with the columns `difference`, from the best point, and `p_value`.
+            Rows of `by_point`, with the additional columns `difference`, from the best point, and `p_value`.
         """
         checks.number("level", level, above=0, below=1)
         values, dropped = self.by_group(self.judged_by[0])
@@ -166,31 +172,35 @@ class Search(Rows):
         return ByPoint(rows, tuple(numbers))
 
     def pairs(self, count: int = 10, level: float = 0.05) -> Rows:
-        """Compare each of the best points with every other, as `compare` does, and adjust for the number of pairs.
+        """Compare the best points pairwise, as `compare` does, with p-values adjusted for the number of pairs.
 
-        All pairs that really are equal are called different with a probability of at most `level` in total. If a
-        comparison has n runs, no p-value is below 2 / 2ⁿ: ten points make 45 pairs, and need at least ten seeds.
+        Points that were dropped during training are left out. The probability that any truly equal pair is reported to
+        differ is at most `level`. If each comparison has n runs, no p-value is below 2 / 2ⁿ: ten points make 45 pairs,
+        and a level of 5 % requires eleven seeds.
 
         Args:
-            count: the number of points, at least 2, from the best; all if there are fewer.
-            level: between 0 and 1.
+            count: the number of best points to compare, at least 2; all points trained to the end if there are fewer.
+            level: the significance level, between 0 and 1.
 
         Returns:
-            One row per pair, those of better points first: both points by number, as `first` the better; the mean of
-            the paired differences, its standard error, the p-value, the same adjusted by Holm's method, and whether
-            the points `differ` at this level.
+            One row per pair, pairs of better points first: the numbers of both points, the better one as `first`; the
+            mean of the paired differences, its standard error, the p-value, the p-value adjusted by Holm's method,
+            and whether the points `differ` at this level.
 
         Raises:
-            ValueError: for numbers out of range, or if there is only one point.
+            ValueError: for a `count` or `level` out of range, or if fewer than two points were trained to the end.
         """
         checks.positive_integer("count", count)
         checks.number("level", level, above=0, below=1)
-        if min(count, len(self.points)) < 2:
-            raise ValueError(f"count: expected at least 2 of at least 2 points, got {count} of {len(self.points)}")
-        values, _ = self.by_group(self.judged_by[0])
+        values, dropped = self.by_group(self.judged_by[0])
+        kept = [number for number in self.by_point().numbers if not dropped[number]]
+        if min(count, len(kept)) < 2:
+            raise ValueError(
+                f"count: expected at least 2, and at least 2 points trained to the end, got {count} and {len(kept)}"
+            )
         found = [
             (first, second, compare(values[:, first], values[:, second]))
-            for first, second in itertools.combinations(self.by_point().numbers[:count], 2)
+            for first, second in itertools.combinations(kept[:count], 2)
         ]
         adjusted = holm(np.array([each.p_value for _, _, each in found]))
         return Rows(
@@ -209,7 +219,7 @@ class Search(Rows):
         )
 
     def sort(self, column: str, largest_first: bool = False) -> "Search":
-        """Return the same members in the order of a column; NaN comes last.
+        """Return the same members sorted by a column; NaN comes last.
 
         If the column is a metric, points are ranked by it too.
         """
@@ -220,7 +230,7 @@ class Search(Rows):
         return dataclasses.replace(self, rows=rows, judged_by=judged_by)
 
     def __str__(self) -> str:
-        """Draw the best ten points."""
+        """Format the best ten points as a table."""
         ranked = self.by_point()
         head = size_words(len(self.points), len(self.programs), len(self.rows))
         more = f"\n… and {len(ranked.rows) - SHOWN} more" if len(ranked.rows) > SHOWN else ""
@@ -228,16 +238,16 @@ class Search(Rows):
 
     @property
     def searched(self) -> tuple[str, ...]:
-        """The columns that hold what was searched over."""
+        """The columns that hold the values of the searched names."""
         return tuple(_searched({}, self._names))
 
     @property
     def _names(self) -> list[str]:
-        """The searched names."""
+        """The names of the searched hyper-parameters and static choices."""
         return list(dict.fromkeys(name for point in self.points for name in point))
 
     def by_group(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return a metric by seed and fold, `(groups, points)`, NaN for failed runs; and which points were dropped."""
+        """Return a metric, `(groups, points)`, NaN for failed runs, and the mask of dropped points."""
         values: Any = None
         is_dropped = np.zeros(len(self.points), bool)
         for program, sweep in zip(self.programs, self.sweeps, strict=True):
@@ -260,7 +270,7 @@ def size_words(points: int, programs: int, runs: int) -> str:
 
 
 def _searched(point: Point, names: Sequence[str]) -> Row:
-    """Return the columns of what was searched over; a name that a table has already gets a longer one.
+    """Return the columns of the searched names; names that clash with other columns get a prefix.
 
     >>> _searched({"epochs": 5, "activation": max}, ["activation", "epochs", "l2"])
     {'activation': 'max', 'searched_epochs': 5, 'l2': ''}

@@ -1,4 +1,4 @@
-"""The points of a search or a sweep with their scores, in the form in which they are analysed and drawn."""
+"""The points of a search or a sweep with their scores, for analysis and plots."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from nnfx import checks
-from nnfx.search.programs import word
+from nnfx.search.programs import labels
 from nnfx.search.result import Search
-from nnfx.search.space import Point
+from nnfx.search.space import Point, key_of
 from nnfx.sweeps import Sweep
 
 
@@ -20,10 +20,10 @@ class Scores:
     Attributes:
         points: the points.
         values: the score of each run, `(groups, points)`, one group for each seed and fold, NaN for runs that failed.
-        dropped: which points were dropped along the way, `(points,)`.
-        epochs: how many epochs all runs of a point took together, `(points,)`.
-        metric: the metric that the scores are values of.
-        largest_first: whether large scores are good.
+        dropped: which points were dropped during training, `(points,)`.
+        epochs: the number of epochs trained, summed over all runs of a point, `(points,)`.
+        metric: the name of the metric used as the score.
+        largest_first: whether larger scores are better.
     """
 
     points: tuple[Point, ...]
@@ -38,7 +38,7 @@ class Scores:
         """Return the scores of a search, or of a sweep.
 
         Raises:
-            TypeError: for anything else.
+            TypeError: for a `found` of another type.
             ValueError: if all points are the same.
         """
         if not isinstance(found, Search | Sweep):
@@ -57,17 +57,25 @@ class Scores:
                 epochs[row["member"] % width] += row["epochs"]
         scores = cls(points, values, dropped, epochs, *found.judged_by)
         if not scores.names:
-            raise ValueError(f"found: expected points that differ in some name, got {width} of the same")
+            raise ValueError(f"found: expected points that differ, got {width} equal points")
         return scores
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names in which points differ."""
+        """The names whose values differ between points."""
         names = dict.fromkeys(name for point in self.points for name in point)
-        return tuple(name for name in names if len(set(map(word, self.of_name(name)))) > 1)
+        return tuple(name for name in names if len(set(map(key_of, self._values(name)))) > 1)
 
     def of_name(self, name: str) -> list[Any]:
-        """Return the value of a name at each point, None where it is absent."""
+        """Return the value of a name at each point, None where the name is absent; members of a choice as labels."""
+        values = self._values(name)
+        if is_number(values):
+            return values
+        members = {key_of(value): value for value in values if value is not None}
+        words = dict(zip(members, labels(list(members.values())), strict=True))
+        return [None if value is None else words[key_of(value)] for value in values]
+
+    def _values(self, name: str) -> list[Any]:
         return [point.get(name) for point in self.points]
 
     @property
@@ -76,10 +84,10 @@ class Scores:
         return self.values.mean(0)
 
     def clipped(self, values: np.ndarray) -> np.ndarray:
-        """Return scores of points with those that are far worse than most, and failed ones, moved to Tukey's fence.
+        """Clip the scores of points at Tukey's outer fence on the bad side, and move failed points to the fence.
 
-        The fence is three interquartile ranges beyond the worse quartile of the finite scores, so that a few runs that
-        diverged do not hide the differences among all others.
+        The fence is three interquartile ranges beyond the worse quartile of the finite scores, so that a few diverged
+        runs do not hide the differences between all others.
 
         References:
             Tukey, *Exploratory data analysis*, 1977.
@@ -87,14 +95,14 @@ class Scores:
         sign = -1.0 if self.largest_first else 1.0
         finite = sign * values[np.isfinite(values)]
         if not len(finite):
-            raise ValueError("found: expected a point whose runs all ended with finite numbers, got none")
+            raise ValueError("found: expected a point whose runs all ended with finite scores, got none")
         low, high = np.quantile(finite, [0.25, 0.75])
         fence = min(high + 3 * (high - low), finite.max())
         return sign * np.minimum(np.where(np.isfinite(values), sign * values, np.inf), fence)
 
 
 def is_number(values: Sequence[Any]) -> bool:
-    """Return whether the values of a name, None where it is absent, are numbers.
+    """Return whether the values of a name are numbers, apart from None for absent values.
 
     >>> is_number([1, None, 0.5]), is_number([True]), is_number(["tanh"])
     (True, False, False)

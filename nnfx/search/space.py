@@ -1,4 +1,4 @@
-"""The space of a search: a range for each name, some of them only where another name has a given value."""
+"""The space of a search: a range for each name, possibly on the condition that another name has a given value."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ Point = dict[str, Any]
 
 
 class Choice:
-    """One of several members, each equally likely: numbers, text, functions, or anything else.
+    """One of several equally likely members: numbers, strings, functions, or any other objects.
 
     >>> Choice("tanh", "relu")
     Choice('tanh', 'relu')
@@ -39,28 +39,28 @@ class Choice:
 
 
 class Integer(NamedTuple):
-    """An integer from `low` to `high`, both inclusive, each equally likely."""
+    """A uniformly distributed integer from `low` to `high`, both inclusive."""
 
     low: int
     high: int
 
 
 class Normal(NamedTuple):
-    """A number with a normal distribution of this mean and standard deviation."""
+    """A normally distributed number with the given mean and standard deviation."""
 
     mean: float
     sd: float
 
 
 class When(NamedTuple):
-    """A range for a name that exists only where another name has this value.
+    """A conditional range: its name is present only at points where another name has a given value.
 
     The range may be another `When`: then both conditions must hold. A condition on an absent name does not hold.
 
     Attributes:
         name: the other name, whose range is a `Choice` or an `Integer`.
-        member: the value that it must have.
-        range: the range of this name in that case.
+        member: the value that the other name must have.
+        range: the range if the condition holds.
 
     Example:
         >>> space = {
@@ -91,7 +91,7 @@ def same(first: Any, second: Any) -> bool:
 
 
 def key_of(value: Any) -> Any:
-    """Return a hashable key that equal values share, arrays by their contents; `True` and `1` have different keys.
+    """Return a hashable key, the same for equal values; `True` and `1` have different keys.
 
     >>> key_of([1, 2]) == key_of([1, 2]), key_of((True,)) == key_of((1,)), key_of(2) == key_of(2.0)
     (True, False, True)
@@ -111,10 +111,10 @@ def key_of(value: Any) -> Any:
 
 
 def draw(key: Array, count: int, space: Space) -> list[Point]:
-    """Return random points, in which each name is drawn independently of all others.
+    """Draw random points, each name independently of all others.
 
-    What is drawn for a name in point i depends on the key, the name, its range and i alone: a larger count extends the
-    points, and other names do not affect the values of this one.
+    The value of a name in point i depends only on the key, the name, its range and i: a larger `count` extends the
+    list of points, and adding other names does not change the values of this name.
 
     Args:
         key: a typed key.
@@ -125,7 +125,7 @@ def draw(key: Array, count: int, space: Space) -> list[Point]:
         The points. Numbers are drawn in float64.
 
     Raises:
-        TypeError, ValueError: as `check`, and for a key that is not typed or a count that is not positive.
+        TypeError, ValueError: as `check` does, and for a key that is not typed or a count that is not positive.
 
     Example:
         >>> points = draw(jax.random.key(0), 100, {"width": Choice(8, 16), "learning_rate": LogUniform(1e-4, 1.0)})
@@ -150,16 +150,16 @@ def draw(key: Array, count: int, space: Space) -> list[Point]:
 
 
 def grid(per_number: int, space: Space) -> list[Point]:
-    """Return every combination: all members, and for each number several that divide its range evenly.
+    """Return every combination of values: all members of choices, and evenly spaced values of numeric ranges.
 
     Args:
-        per_number: the number of values for each number: from one bound to the other at equal distances, on a
-            logarithmic scale for `LogUniform`; for `Normal`, the middles of as many equally likely parts. An `Integer`
-            takes fewer if its range has fewer.
+        per_number: the number of values per numeric range: evenly spaced from one bound to the other, on a
+            logarithmic scale for `LogUniform`; for `Normal`, the medians of as many equally likely intervals. A single
+            value is the middle of the range. An `Integer` with fewer values takes all of them.
         space: a range for each name.
 
     Raises:
-        TypeError, ValueError: as `check`, and for a number that is not positive.
+        TypeError, ValueError: as `check` does, and for a `per_number` that is not a positive integer.
 
     Example:
         >>> grid(3, {"width": Choice(8, 16), "learning_rate": LogUniform(0.01, 1.0)})[:2]
@@ -178,12 +178,12 @@ def grid(per_number: int, space: Space) -> list[Point]:
 
 
 def check(space: Any) -> list[str]:
-    """Check a space, and return its names, each after those that it depends on.
+    """Check a space, and return its names, each after the names that it depends on.
 
     Raises:
-        TypeError: for anything other than a range for each name.
-        ValueError: for an empty space, a `Choice` without members, bounds that do not increase, and conditions on
-            unknown names, on values that these cannot have, or conditions that form a cycle.
+        TypeError: for anything other than a mapping from names to ranges.
+        ValueError: for an empty space, a `Choice` without members, bounds that do not increase, conditions on unknown
+            names or on values that the other name cannot have, and conditions that form a cycle.
 
     Example:
         >>> check({"momentum": When("optimizer", "sgd", Uniform(0, 1)), "optimizer": Choice("sgd", "adam")})
@@ -219,7 +219,7 @@ def is_conditional(given: Range) -> bool:
 
 
 def quantile(given: Range, share: float) -> Any:
-    """Return the value below which this share of a distribution lies, 0 < share < 1.
+    """Return the quantile of a distribution at a probability `share`, 0 < share < 1.
 
     >>> quantile(Uniform(-1, 1), 0.75), quantile(Integer(1, 6), 0.99), quantile(Choice("a", "b"), 0.4)
     (0.5, 6, 'a')
@@ -239,10 +239,12 @@ def quantile(given: Range, share: float) -> Any:
 
 
 def _spaced(given: Range, count: int) -> list[Any]:
-    """Return all members, or this many numbers that divide a range evenly."""
+    """Return all members of a choice, or `count` evenly spaced values of a numeric range."""
     match given:
         case Choice():
             return list(given.members)
+        case _ if count == 1:
+            return [quantile(given, 0.5)]
         case Integer(low, high):
             return sorted({round(each) for each in np.linspace(low, high, count)})
         case Normal():
@@ -255,21 +257,21 @@ def _spaced(given: Range, count: int) -> list[Any]:
 
 
 def _shares(key: Array, count: int) -> np.ndarray:
-    """Return numbers uniform between 0 and 1, both exclusive, in float64; each depends on the key and its place."""
+    """Draw float64 numbers uniformly from the open interval (0, 1); each depends only on the key and its index."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(count, dtype=np.uint32))
     high, low = np.asarray(jax.vmap(lambda each: jax.random.bits(each, (2,), np.uint32))(keys)).astype(np.uint64).T
     return (((high >> np.uint64(6)) << np.uint64(26)) + (low >> np.uint64(6)) + 0.5) / 2.0**52
 
 
 def innermost(given: Any) -> Any:
-    """Return the range inside conditions."""
+    """Return the range inside all conditions."""
     while isinstance(given, When):
         given = given.range
     return given
 
 
 def _conditions(given: Any) -> Sequence[When]:
-    """Return the conditions around a range, from the outermost."""
+    """Return the conditions around a range, the outermost first."""
     found = []
     while isinstance(given, When):
         found.append(given)
@@ -296,7 +298,7 @@ def _check_range(name: str, given: Any) -> None:
         case _:
             raise TypeError(
                 f"{name}: expected Choice, Integer, Normal, Uniform, LogUniform or When, got {checks.describe(given)};"
-                " several values are Choice(value, ...), and a single one is Choice(value)"
+                " pass several values as Choice(value, ...), and a single value as Choice(value)"
             )
 
 
@@ -316,17 +318,17 @@ def _check_condition(name: str, condition: When, space: Space) -> None:
             )
     if not can_be:
         raise ValueError(
-            f"{name}: When.member: expected a value that {condition.name} may have, {parent}, got {condition.member!r}"
+            f"{name}: When.member: expected a value of {condition.name}, {parent}, got {condition.member!r}"
         )
 
 
 def _visit(name: str, space: Space, above: list[str], ordered: list[str]) -> None:
-    """Add a name after those that it depends on."""
+    """Append a name to `ordered` after the names that it depends on."""
     if name in ordered:
         return
     if name in above:
         circle = [*above[above.index(name) :], name]
-        raise ValueError(f"{name}: expected conditions without a circle, got {' → '.join(circle)}")
+        raise ValueError(f"{name}: expected conditions without a cycle, got {' → '.join(circle)}")
     for condition in _conditions(space[name]):
         _visit(condition.name, space, [*above, name], ordered)
     ordered.append(name)

@@ -1,4 +1,4 @@
-"""Several programs advanced together, so that at each rung the points of all of them are ranked together."""
+"""Several programs advanced together, so that the points of all programs are ranked together at each rung."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -27,12 +27,12 @@ class Tables:
 
 
 class Together(driver.Program[Tables]):
-    """The members of several programs as one for the host's loop; see `nnfx.sweeps.members.Members`.
+    """The members of several programs, driven as one program by a host loop; see `nnfx.sweeps.members.Members`.
 
     Args:
         programs: the programs of the search.
-        members: the members of each, none of which drop points by themselves.
-        dropping: which points of all programs are dropped, and when.
+        members: the members of each program, which do not drop points by themselves.
+        dropping: the rule for dropping points, applied to all programs together.
     """
 
     kind = "sweep"
@@ -58,7 +58,7 @@ class Together(driver.Program[Tables]):
         return Tables([self._on_host(members.start()) for members in self._members])
 
     def advance(self, state: Tables, until: int, clock: Clock) -> Tables:
-        """Train all programs until this epoch; then drop points of all of them if it is time to."""
+        """Train all programs until epoch `until`, and drop points if this epoch is a rung."""
         for members, table in zip(self._members, state.tables, strict=True):
             if not members.has_ended(table):
                 self._on_host(members.advance(table, min(until, members.total), clock))
@@ -68,15 +68,15 @@ class Together(driver.Program[Tables]):
         return state
 
     def done(self, state: Tables) -> int:
-        """Return how many epochs have been completed."""
+        """Return the number of completed epochs."""
         return state.done
 
     def has_ended(self, state: Tables) -> bool:
-        """Return whether no member is running any more."""
+        """Return whether no member is running."""
         return state.done >= self.total or all(map(Members.has_ended, self._members, state.tables))
 
     def history(self, state: Tables, since: int) -> History:
-        """Return how many members ran in each epoch after `since`, and the lowest of their losses."""
+        """Return the number of running members in each epoch after `since`, and the lowest of each of their metrics."""
         if state.done <= since:
             return {}
         told = [members.history(table, since) for members, table in zip(self._members, state.tables, strict=True)]
@@ -95,18 +95,18 @@ class Together(driver.Program[Tables]):
         return {str(i): arrays for i, (arrays, _) in enumerate(each)}, {"programs": noted}
 
     def expected(self, noted: Mapping[str, Any]) -> dict[str, Any]:
-        """Return arrays like those of a checkpoint."""
+        """Return a template for the arrays of a checkpoint."""
         notes = zip(self._members, noted["programs"], strict=True)
         return {str(i): members.expected(each) for i, (members, each) in enumerate(notes)}
 
     def restored(self, arrays: dict[str, Any], noted: Mapping[str, Any]) -> Tables:
-        """Return the state that a checkpoint holds."""
+        """Rebuild the state from a checkpoint."""
         notes = enumerate(zip(self._members, noted["programs"], strict=True))
         return Tables([members.restored(arrays[str(i)], each) for i, (members, each) in notes], noted["epoch"])
 
     @property
     def lowered(self) -> list[Lowered]:
-        """The programs of one member of each on one device, not compiled yet."""
+        """The programs of one member per program on one device, lowered but not compiled."""
         return [each for members in self._members for each in members.lowered]
 
     def running(self, state: Tables) -> int:
@@ -114,7 +114,7 @@ class Together(driver.Program[Tables]):
         return sum(table.running() for table in state.tables)
 
     def _drop(self, state: Tables) -> None:
-        """Stop points as the rule says, given the losses of all programs."""
+        """Apply the rule for dropping points to the losses of all programs."""
         tables = state.tables
         losses = np.concatenate([_losses(table, state.done) for table in tables], axis=1)
         kept, begin = self._dropping.kept(losses), 0
@@ -123,20 +123,20 @@ class Together(driver.Program[Tables]):
             begin += table.width
 
     def _on_host(self, table: Table) -> Table:
-        """Move the state of a program to the host, so that the devices hold only one of several."""
+        """Move a program's state to the host if there are several, so that the devices hold the state of only one."""
         if len(self._members) > 1:
             table.state = jax.tree.map(np.asarray, table.state)
         return table
 
 
 def _losses(table: Table, epochs: int) -> np.ndarray:
-    """Return the held-out losses of a table, `(groups, points, epochs)`, NaN for epochs not run."""
+    """Return the held-out losses of a table, `(groups, points, epochs)`, NaN for epochs that were not run."""
     losses = table.history["valid_loss"].reshape(-1, table.width, table.epochs)[..., :epochs]
     return np.pad(losses, ((0, 0), (0, 0), (0, epochs - losses.shape[-1])), constant_values=np.nan)
 
 
 def _padded(values: np.ndarray, length: int, fill: float) -> np.ndarray:
-    """Extend the history of a program that has ended.
+    """Pad the history of a program that has ended to a given length.
 
     >>> _padded(np.array([3, 2]), 4, 0)
     array([3, 2, 0, 0])

@@ -1,4 +1,4 @@
-"""Train the points of a search: each program as a sweep, or all together if points are dropped along the way."""
+"""Train the points of a search: each program as a sweep, or all together if points are dropped during training."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -26,12 +26,12 @@ from nnfx.types import Array
 
 T = TypeVar("T")
 Trained = tuple[Round, list[Program], list[Sweep]]
-"""A round, its programs, and the sweep of each."""
+"""A round, its programs, and the result of each program."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-    """How the points of a search are trained; see `nnfx.search.search`, whose arguments these are.
+    """Trains the points of a search; the fields are arguments of `nnfx.search.search`.
 
     Attributes:
         title: the title of the progress bars, or None to show none.
@@ -55,7 +55,7 @@ class Trainer:
         """Check everything that can be checked before training, and return the members of each program.
 
         Raises:
-            TypeError, ValueError: as `nnfx.sweeps.sweep`.
+            TypeError, ValueError: as `nnfx.sweeps.sweep` does.
         """
         mesh, tables = mesh_of(self.devices, self.devices_per_member), []
         for program in programs:
@@ -74,10 +74,10 @@ class Trainer:
         return tables
 
     def check_held_out(self) -> None:
-        """Check that there are held-out data to rank points by.
+        """Check that there is held-out data to rank points by.
 
         Raises:
-            ValueError: otherwise.
+            ValueError: if there is none.
         """
         if self.data.valid is None and self.folds is None:
             raise ValueError("data.valid: expected held-out data to rank points by, got none")
@@ -88,21 +88,21 @@ class Trainer:
         return self.seeds * (self.folds or 1)
 
     def train(self, each: Round, programs: Sequence[Program]) -> list[Sweep]:
-        """Train the points of a round, and return the sweep of each program."""
+        """Train the points of a round, and return the result of each program."""
         return self.train_all([(each, programs)])[0]
 
     def train_all(self, planned: Sequence[tuple[Round, Sequence[Program]]]) -> list[list[Sweep]]:
-        """Train the points of several rounds, which do not depend on each other; return the sweeps of each round.
+        """Train the points of several independent rounds, and return the sweeps of each round.
 
-        With a folder, and unless the devices belong to several processes, the work is shared with all processes that
-        make the same call.
+        With an `out` folder, and unless the devices belong to several processes, the work is shared among all processes
+        that make the same call.
         """
         jobs = [self._jobs(each, programs) for each, programs in planned]
         trained = iter(self._shared([job for some in jobs for job in some]))
         return [[sweep for _ in some for sweep in next(trained)] for some in jobs]
 
     def _shared(self, jobs: Sequence[tuple[str, Callable[[], T]]]) -> list[T]:
-        """Return the results of jobs, shared with other processes if each has a folder and devices of its own."""
+        """Return the results of jobs, shared with other processes if there is a folder and all devices are local."""
         mesh = mesh_of(self.devices, self.devices_per_member)
         is_local = all(device.process_index == jax.process_index() for device in mesh.devices.flat)
         if self.out is not None and is_local:
@@ -110,7 +110,7 @@ class Trainer:
         return [run() for _, run in jobs]
 
     def _jobs(self, each: Round, programs: Sequence[Program]) -> list[tuple[str, Callable[[], list[Sweep]]]]:
-        """Return what can be trained separately in a round, and the folder of each: one program, or all together."""
+        """Return the jobs of a round, with their folders: one per program, or one for all if points are dropped."""
         if each.dropping is not None:
             return [(each.name, partial(self._together, each, programs, each.dropping))]
         names = [f"{each.name}/{i:02d}-{program.folder}".strip("-/") for i, program in enumerate(programs)]
@@ -143,7 +143,7 @@ class Trainer:
         return [trained]
 
     def _together(self, each: Round, programs: Sequence[Program], dropping: Dropping) -> list[Sweep]:
-        """Train all programs side by side, with their points compared with each other at each rung."""
+        """Train all programs together, and rank the points of all programs at each rung."""
         tables = self.check(programs, dropping)
         look_every = int(np.gcd.reduce([*dropping.rungs, *(program.fit.epochs for program in programs)]))
         members = [

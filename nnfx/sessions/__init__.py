@@ -1,1 +1,1 @@
-"""Sessions: programs run by the host with logs, a progress bar, signal handling and checkpoints."""
+"""Sessions: long runs with checkpoints, logs, a progress bar and signal handling by the host."""

@@ -1,4 +1,4 @@
-"""The model of a session, saved with its best weights so far, for `nnfx.load` to open."""
+"""The model of a session with its best weights so far, saved for `nnfx.load`."""
 
 import contextlib
 from pathlib import Path
@@ -18,9 +18,9 @@ class BestModel:
     The model is exported once, when it is first saved; if that fails, the reason is written instead.
 
     Args:
-        stack: waits for the last save when it is closed.
+        stack: an exit stack, which waits for the last save when it is closed.
         out: the folder of the session.
-        inputs: an example of prepared inputs.
+        inputs: example inputs, preprocessed.
     """
 
     def __init__(self, stack: contextlib.ExitStack, out: Path, inputs: Any) -> None:
@@ -34,7 +34,7 @@ class BestModel:
         """Save the best weights of a run in the background, unless they are saved already.
 
         Raises:
-            OSError: if the previous save has failed, or nothing can be saved.
+            OSError: if the previous save failed, or the folder is not writable.
         """
         epoch = int(run.best.epoch)
         if self._is_hopeless or not epoch or not distributed.is_first():
@@ -60,7 +60,7 @@ class BestModel:
         self._models.save(epoch, arrays, loss=float(run.best.loss), about=about)
 
     def _example(self, run: Run) -> Any:
-        """Return None if the model takes what preprocessing returns; else its training inputs, as for `Sequences`."""
+        """Return None if the model takes the outputs of `preprocess`; otherwise the shapes of its training inputs."""
         if run.preprocess.takes_sequences:
             return None
         inputs = jax.eval_shape(lambda each: each, self._inputs)

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: saved to a folder in the background; the latest and the best are kept."""
+"""Checkpoints of a run, saved to a folder in the background; the latest and the best are kept."""
 
 import concurrent.futures
 import contextlib
@@ -19,29 +19,29 @@ from nnfx.checkpoint import DamagedError, Description
 
 
 class AnotherRunError(ValueError):
-    """Raised for a checkpoint that belongs to another run, though it may be intact."""
+    """Raised for an intact checkpoint that belongs to another run."""
 
 
 class Checkpoints:
     """A folder of checkpoints of one run.
 
-    Use it in a `with` statement: it locks the folder, removes the remains of interrupted saves, and on exit waits for
-    the last save. A checkpoint is named after its number, such as `epoch-00000012`. With several processes, the first
-    locks, removes and saves; all of them load.
+    Use it in a `with` statement, which locks the folder, removes the remains of interrupted saves, and on exit waits
+    for the last save. A checkpoint is named after its number, such as `epoch-00000012`. With several processes, the
+    first one locks, removes and saves, and all processes load.
 
     Args:
         folder: the folder, created if missing.
-        keep_last: how many of the newest checkpoints to keep, at least 1.
-        keep_best: how many of those with the lowest loss to keep in addition.
-        unit: the unit that the numbers count.
+        keep_last: the number of newest checkpoints to keep, at least 1.
+        keep_best: the number of checkpoints with the lowest losses to keep in addition.
+        unit: the unit of the checkpoints' numbers, such as "epoch".
         on_saved: called in another thread when a checkpoint is on disk.
 
     Attributes:
-        unwritable: the reason why nothing can be saved in a folder whose checkpoints can be read; otherwise None.
+        unwritable: the error if the folder contains readable checkpoints but is not writable; otherwise None.
 
     Raises:
-        OSError: for a folder that cannot be created, or that is in use by another process; and for one that cannot be
-            written to, unless it holds checkpoints.
+        OSError: for a folder that cannot be created, that is in use by another process, or that is not writable and
+            contains no checkpoints.
 
     Example:
         >>> import jax.numpy as jnp, tempfile
@@ -108,16 +108,16 @@ class Checkpoints:
     def save(self, number: int, tree: Any, *, loss: float, about: Mapping[str, Any] | None = None) -> None:
         """Save a tree in the background, once the previous save has finished.
 
-        JAX arrays may be replaced right away, but not donated; NumPy arrays may even be modified.
+        JAX arrays must not be donated until the save has finished; NumPy arrays are copied, and may be modified.
 
         Args:
             number: the number of epochs, or other units; there must be no checkpoint with this number yet.
-            tree: as for `nnfx.checkpoint.save`.
+            tree: the arrays, as for `nnfx.checkpoint.save`.
             loss: the loss by which checkpoints are ranked, lowest first; NaN ranks last.
-            about: as for `nnfx.checkpoint.save`; the number, as `epoch`, and the loss are recorded in addition.
+            about: notes, as for `nnfx.checkpoint.save`; the number, under the unit's name, and the loss are added.
 
         Raises:
-            OSError: if the previous save has failed, or nothing can be saved.
+            OSError: if the previous save failed, or the folder is not writable.
         """
         if not distributed.is_first():
             return
@@ -133,7 +133,7 @@ class Checkpoints:
         """Wait until the pending checkpoint is on disk.
 
         Raises:
-            OSError: if it could not be saved; earlier checkpoints are unchanged.
+            OSError: if the checkpoint could not be saved; earlier checkpoints are unchanged.
         """
         if self._pending is None:
             return
@@ -143,18 +143,18 @@ class Checkpoints:
         except Exception as error:
             left = self.paths()
             rest = f"the newest checkpoint is {left[-1]}" if left else "there is no checkpoint"
-            raise OSError(f"{path}: expected a checkpoint to be written, got {error}; {rest}") from error
+            raise OSError(f"{path}: could not write a checkpoint: {error}; {rest}") from error
 
     def resume(
         self, expected: Callable[[Description], Any], *, skip_damaged: bool = False
     ) -> tuple[Path, Description, Any] | None:
-        """Load the newest checkpoint; return None if there is none. Every process must call it.
+        """Load the newest checkpoint; return None if there is none. Every process must call this method.
 
         Args:
-            expected: returns the tree that is expected in a checkpoint, as for `load`; raises `AnotherRunError` for a
-                checkpoint of another run.
+            expected: a function that returns the expected tree for a description, as for `nnfx.checkpoint.load_as`,
+                and raises `AnotherRunError` for a checkpoint of another run.
             skip_damaged: whether to set unusable checkpoints aside with a warning, and load the newest good one.
-                Otherwise, an error names the checkpoint.
+                Otherwise, an error names the unusable checkpoint.
 
         Raises:
             ValueError: as `load` and `expected` do.
@@ -163,7 +163,7 @@ class Checkpoints:
             distributed.wait()
         found = self._newest(expected, skip_damaged)
         if distributed.is_first():
-            distributed.wait()  # the others look once unusable checkpoints are set aside
+            distributed.wait()  # other processes read the folder after unusable checkpoints have been set aside
         distributed.wait()
         return found
 
@@ -181,7 +181,7 @@ class Checkpoints:
             except (ValueError, DamagedError) as error:
                 refused.append((path, error))
             except Exception as error:  # from the disk, from Orbax, or for unexpected notes
-                words = f"{path}: expected a readable checkpoint, got {type(error).__name__}: {error}"
+                words = f"{path}: could not read the checkpoint: {type(error).__name__}: {error}"
                 refused.append((path, DamagedError(words)))
         if not refused:
             return found
@@ -203,8 +203,8 @@ class Checkpoints:
         return found
 
     def _publish(self, path: Path, tree: Any, about: Mapping[str, Any]) -> None:
-        """Write a checkpoint, then remove those that are no longer needed."""
-        if os.path.lexists(path):  # a stray file or link: it is not a checkpoint, and is kept under another name
+        """Write a checkpoint, then remove checkpoints that are no longer needed."""
+        if os.path.lexists(path):  # a file or link that is not a checkpoint is kept under another name
             path.rename(paths.aside(path).with_name(f"{path.name}.stray{paths.aside(path).suffix}"))
         checkpoint.save(path, tree, about)
         self._on_saved()
@@ -212,25 +212,25 @@ class Checkpoints:
         ranked = sorted(losses, key=losses.__getitem__)
         kept = {*list(losses)[-self.keep_last :], *ranked[: self.keep_best]}
         for path in losses.keys() - kept:
-            # whatever has a checkpoint's name is complete, even while it is being removed
+            # renamed first, so that a folder with a checkpoint's name is complete even during removal
             paths.remove(path.rename(path.with_name(f".{path.name}.dropped")))
 
 
 def saved_in(folder: Path, unit: str) -> list[Path]:
-    """Return the paths of the checkpoints in a folder that are counted in a unit, the newest last."""
+    """Return the paths of a folder's checkpoints whose numbers count the given unit, the newest last."""
     named = (path for path in folder.glob(f"{unit}-*") if re.fullmatch(r"\w+-\d{8,}", path.name) and path.is_dir())
     return sorted(named, key=lambda path: int(path.name.removeprefix(f"{unit}-")))
 
 
 def lock(folder: Path) -> int:
-    """Lock a folder while a file is open, and return the file; the lock is released if this process is killed.
+    """Lock a folder, and return the open file descriptor that holds the lock; a killed process releases it.
 
-    The file is not truncated, and a link is not followed: it may point to a file elsewhere. On Windows, nothing is
-    locked.
+    The file is not truncated, and a symbolic link is not followed: it may point to a file elsewhere. On Windows,
+    nothing is locked.
 
     Raises:
-        BlockingIOError: if another process, or another part of this one, has locked it.
-        OSError: for a link, or if the file cannot be opened.
+        BlockingIOError: if the folder is already locked, by another process or within this one.
+        OSError: for a symbolic link, or if the file cannot be opened.
     """
     path = folder / ".lock"
     try:
@@ -238,7 +238,7 @@ def lock(folder: Path) -> int:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise OSError(
-                error.errno, f"{path}: expected a file, got a link; nothing is written through links"
+                error.errno, f"{path}: expected a file, got a symbolic link; nothing is written through links"
             ) from error
         raise
     try:
@@ -257,6 +257,6 @@ def _loss(path: Path) -> float:
     """Return the loss recorded in a checkpoint; infinity if it is missing, not finite, or cannot be read."""
     try:
         loss = float(checkpoint.described(path).about["loss"])
-    except Exception:  # whatever is wrong with it, other checkpoints can be saved
+    except Exception:  # an unreadable checkpoint must not prevent the next save
         loss = np.nan
     return loss if np.isfinite(loss) else np.inf

@@ -1,9 +1,9 @@
-"""Descriptions of what determines a run that stay valid across releases of Python, JAX and this library.
+"""Descriptions of a run's parts that stay valid across releases of Python, JAX and this library.
 
-Each part is followed recursively. Functions and classes of installed packages are identified by name, and their
-arguments, such as the numbers that an optimizer holds, by value; the user's own functions are identified by their
+Each part is described recursively. Functions and classes of installed packages are identified by name, and their
+arguments, such as an optimizer's hyper-parameters, by value; the user's own functions are identified by their
 source and by the values that they use. Every fact is stored under a path, such as `optimizer.learning_rate`. If the
-path leads through the internals of a package, it contains `~` and the package's name, since these may differ in
+path leads through the internals of a package, it contains `~` and the package's name, since internals may differ in
 another release.
 """
 
@@ -28,20 +28,20 @@ from nnfx.training.parts import Recipe
 
 _NUMBERS = int | float | complex | str | bytes | None
 _OWN = ("function ", "class ", "array ")
-"""The beginning of descriptions that do not depend on any package."""
+"""Prefixes of descriptions that do not depend on any package."""
 _UNTOLD = ("None", "dtype ", "the same as ")
-"""The beginning of descriptions that may differ in another release of the package, with the same meaning."""
+"""Prefixes of descriptions that may differ in another release of a package although the meaning is the same."""
 _DEPTH = 60
 _HIDDEN = {"name", "parent", "scope"}
 """The fields that Flax adds to a module."""
 _PASSING = ("__", "_nnfx")
-"""The beginning of attribute names that do not describe an object, such as that of programs compiled for it."""
+"""Prefixes of attribute names that do not describe an object, such as that of its compiled programs."""
 _CONFIGURED = ("jax_default_matmul_precision", "jax_threefry_partitionable")
 """Global settings of JAX that affect results."""
 
 
 def parts_of(recipe: Recipe) -> dict[str, str]:
-    """Describe a run's parts by path: all but the number of epochs, and anything that does not affect the results.
+    """Describe a run's parts by path, except for the number of epochs and settings that do not affect the results.
 
     >>> import nnfx, optax
     >>> found = parts_of(nnfx.fit(nnfx.models.perceptron(), nnfx.losses.mean_square_error, optax.sgd, epochs=2))
@@ -60,13 +60,13 @@ def parts_of(recipe: Recipe) -> dict[str, str]:
 
 
 def differences(expected: Mapping[str, str], got: Mapping[str, str], changed: Iterable[str] = ()) -> list[str]:
-    """Return the parts in which two runs differ.
+    """Return the parts in which two runs differ, as one line of text for each.
 
     Args:
         expected: the parts of one run.
         got: the parts of the other.
-        changed: packages whose release differs. In their internals, only facts that both runs have are compared,
-            together with any functions and arrays of the user.
+        changed: packages whose releases differ between the runs. In their internals, only facts that both runs have
+            are compared, together with any functions and arrays of the user.
 
     Example:
         >>> differences({"optimizer": "optax.adam", "optimizer.b1": "0.9"}, {"optimizer": "optax.sgd"})
@@ -86,7 +86,7 @@ def differences(expected: Mapping[str, str], got: Mapping[str, str], changed: It
                         side.append(word)
                 continue
         if not any(path.startswith((f"{above}.", f"{above}[", f"{above}~")) for above, _ in found):
-            # the path through the internals of packages means nothing to users
+            # the path through package internals is meaningless to users, and left out
             shown = ".".join(dict.fromkeys([path.partition("~")[0], re.split(r"~\w+\.", path)[-1]]))
             found.append((path, f"{shown}: expected {first or 'nothing'}, got {second or 'nothing'}"))
     lines = list(dict.fromkeys(line for _, line in found))
@@ -114,7 +114,7 @@ class _Walk:
     def __init__(self) -> None:
         self.facts: dict[str, str] = {}
         self._seen: dict[int, str] = {}
-        self._kept: list[Any] = []  # keeps them alive, so that their ids are not reused
+        self._kept: list[Any] = []  # keeps described objects alive, so that their ids are not reused
         self._above: list[int] = []
 
     def into(self, value: Any, path: str) -> None:
@@ -182,7 +182,7 @@ class _Walk:
         except (TypeError, ValueError):
             fixed = {**{str(i): each for i, each in enumerate(value.args)}, **value.keywords}
         for name, each in fixed.items():
-            if isinstance(each, dict) and name not in value.keywords:  # what the function takes as **name
+            if isinstance(each, dict) and name not in value.keywords:  # keyword arguments collected by **name
                 for inner, one in each.items():
                     self.into(one, f"{path}.{inner}")
             else:
@@ -196,12 +196,12 @@ class _Walk:
         }
         if not _is_own(value):
             package, name = _package(value), value.__qualname__
-            if getattr(sys.modules.get(_module(value)), name, None) is value:  # its name in its module identifies it
+            if getattr(sys.modules.get(_module(value)), name, None) is value:  # identified by its name in its module
                 self.facts[path] = f"{package}.{name}"
                 return
-            if (getattr(value, "__module__", None) or "").partition(".")[0] != package:  # the name of what it wraps
+            if (getattr(value, "__module__", None) or "").partition(".")[0] != package:  # a wrapper: named by its code
                 name = value.__code__.co_qualname
-            # what made it, such as a factory; not the name of the inner function
+            # the name of the enclosing function, such as a factory, not of the inner function
             self.facts[path] = f"{package}.{name.partition('.<locals>')[0]}"
             for name, each in cells.items():
                 self.into(each, f"{path}~{package}.{name}")
@@ -223,7 +223,7 @@ class _Walk:
                 self._used(names[used.name], used, path)
 
     def _used(self, value: Any, used: source.Used, path: str) -> None:
-        """Describe a global or captured value of a function, or the attribute of it that the function uses."""
+        """Describe a global or captured value that a function uses, or only the attribute that it accesses."""
         name = used.name
         for attribute in used.attributes:
             is_open = isinstance(value, types.ModuleType | types.SimpleNamespace) or (
@@ -254,15 +254,15 @@ class _Walk:
             each = each.fget if isinstance(each, property) else each
             inner = inspect.unwrap(each) if callable(each) else each
             if isinstance(inner, types.FunctionType) and _is_own(inner):
-                if not inner.__code__.co_filename.startswith("<"):  # those generated by dataclasses
+                if not inner.__code__.co_filename.startswith("<"):  # skips methods generated by dataclasses
                     self.into(inner, f"{path}.{name}")
             elif not name.startswith("_") and isinstance(inner, bool | _NUMBERS | np.ndarray | jax.Array | tuple):
                 self.into(inner, f"{path}.{name}")
 
     def _wrapper(self, value: Any, path: str) -> None:
-        """Describe the result of `jax.jit` and similar functions by the function that it wraps."""
+        """Describe the result of `jax.jit` and similar transformations by the wrapped function."""
         self.into(value.__wrapped__, path)
-        for name in ("jvp", "fwd", "bwd"):  # derivatives that the user has written
+        for name in ("jvp", "fwd", "bwd"):  # custom derivatives
             if isinstance(each := getattr(value, name, None), types.FunctionType) and _is_own(each):
                 self.into(each, f"{path}.{name}")
 
@@ -283,7 +283,7 @@ class _Walk:
         self._fields(value, path, sorted(name for name in {*held, *slots} if not name.startswith(_PASSING)))
 
     def _is_known(self, value: Any, path: str) -> bool:
-        """Return whether a function or class has been described; if so, refer to that; otherwise, remember it."""
+        """Return whether a function or class was described before, and record a reference to that or remember it."""
         if id(value) in self._seen:
             self.facts[path] = f"the same as {self._seen[id(value)]}"
             return True
@@ -293,7 +293,7 @@ class _Walk:
 
 
 def _plain(value: Any) -> str:
-    """Return a name for an element of a set or a key of a mapping, without its address in memory."""
+    """Return a set's element or a mapping's key as text, without a memory address."""
     if isinstance(value, tuple):
         return f"({', '.join(map(_plain, value))})"
     if isinstance(value, bool | _NUMBERS) and not isinstance(value, enum.Enum):
@@ -303,7 +303,7 @@ def _plain(value: Any) -> str:
 
 def _is_filled(cell: types.CellType) -> bool:
     try:
-        cell.cell_contents  # noqa: B018 -- raises where a name is not bound yet
+        cell.cell_contents  # noqa: B018 -- raises if the name is not bound yet
     except ValueError:
         return False
     return True

@@ -1,4 +1,4 @@
-"""The result of a user's `evaluate`, as a row of numbers."""
+"""Conversion of the results of a user's `evaluate` function to rows of numbers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,16 +11,16 @@ from nnfx.sessions.logs import Row
 
 
 def row_of(measured: Any, epoch: int, before: Row) -> Row:
-    """Return the numbers that were measured after an epoch.
+    """Check the result of `evaluate` after an epoch, and convert it to a row of numbers.
 
     Args:
         measured: the result of `evaluate`: numbers by name, finite or not.
         epoch: the epoch.
-        before: the row of the previous evaluation, with the same names; empty if there is none.
+        before: the row of the previous evaluation, which must have the same names; empty if there is none.
 
     Raises:
         TypeError: for anything other than numbers by name.
-        ValueError: for names that differ from those before, or the reserved name `epoch`.
+        ValueError: for names that differ from those of the previous row, or the reserved name `epoch`.
 
     Example:
         >>> row_of({"loss": np.float32(0.5), "right": True}, 3, {})
@@ -29,7 +29,7 @@ def row_of(measured: Any, epoch: int, before: Row) -> Row:
     if not isinstance(measured, Mapping) or not measured:
         raise TypeError(f"evaluate: expected it to return numbers by name, got {checks.describe(measured)}")
     if "epoch" in measured:
-        raise ValueError("evaluate: expected names other than 'epoch', which is always recorded")
+        raise ValueError("evaluate: expected names other than 'epoch', which is recorded anyway, got 'epoch'")
     row = {"epoch": epoch, **{_name(name): _number(name, value) for name, value in measured.items()}}
     if before and before.keys() != row.keys():
         raise ValueError(f"evaluate: expected {list(before)[1:]} as before, got {list(measured)}")
@@ -43,7 +43,7 @@ def _name(name: Any) -> str:
 
 
 def _number(name: str, value: Any) -> float:
-    """Return a measured value as a number, which need not be finite."""
+    """Convert a value to a float, which need not be finite."""
     array = np.asarray(value)
     is_real = jnp.issubdtype(array.dtype, np.number) or array.dtype == bool
     if array.ndim or not is_real or np.iscomplexobj(array):

@@ -1,4 +1,4 @@
-"""The folder of a run, and the run it belongs to, so that another run never overwrites its results.
+"""The folder of a run, with a record of its run, so that another run never overwrites its results.
 
 Checkpoints describe the run that they belong to. In addition, `run.json` records which run has begun in the folder,
 even before the first checkpoint exists.
@@ -14,15 +14,16 @@ from nnfx import checkpoint, paths
 from nnfx.sessions.checkpoints import AnotherRunError, saved_in
 from nnfx.sessions.identity import UNITS, Identity, Moments
 
-NOTES = "run.json"
+NOTES, NOTES_OF_SEARCH = "run.json", "search.json"
+"""The files that describe the run, or the search, of a folder."""
 _ANOTHER = "use another folder for another run"
 
 
 def require_usable(out: Path, identity: Identity) -> None:
-    """Raise an error if a folder holds anything other than this run, before anything is written.
+    """Raise an error if a folder belongs to another run, before anything is written.
 
     Raises:
-        NotADirectoryError: for a link or a file in place of a folder.
+        NotADirectoryError: for a symbolic link in place of a subfolder.
         ValueError: for checkpoints or logs of another run.
     """
     if not out.is_dir():
@@ -34,22 +35,32 @@ def require_usable(out: Path, identity: Identity) -> None:
     others = [kind for kind, unit in UNITS.items() if unit != identity.unit and saved_in(out / "checkpoints", unit)]
     kind = others[0] if others else identity.kind if noted is None else noted["kind"]
     if kind != identity.kind:
-        raise ValueError(f"{out}: expected the folder of a {identity.kind}, got that of a {kind}; {_ANOTHER}")
+        raise ValueError(f"{out}: expected the folder of a {identity.kind}, got the folder of a {kind}; {_ANOTHER}")
     left = [path for path in (out / "history.csv", out / "evaluation.csv") if path.is_file() and path.stat().st_size]
     left += sorted((out / "tensorboard").glob("events.out.*"))[:1]
     if saved_in(out / "checkpoints", identity.unit) or not left:
         return
     if noted is None:
         raise ValueError(
-            f"{left[0]}: expected no logs without the checkpoints of their run, got some; move them away: {_ANOTHER}"
+            f"{left[0]}: expected no logs without checkpoints of the same run, got some; move them away, or {_ANOTHER}"
         )
     if lines := Identity.noted(noted).differences(identity):
         raise ValueError(_another(left[0], lines))
     if noted["saved"]:
         raise ValueError(
-            f"{out / 'checkpoints'}: expected the checkpoints that were saved there, got none; put them back, or move"
+            f"{out / 'checkpoints'}: expected the checkpoints that were saved there, got none; restore them, or move"
             f" {left[0].name} and the other logs away to start again"
         )
+
+
+def refuse_search(out: Path) -> None:
+    """Raise an error if a folder belongs to a search, whose sweeps have their own subfolders.
+
+    Raises:
+        ValueError: for the folder of a search.
+    """
+    if (out / NOTES_OF_SEARCH).is_file():
+        raise ValueError(f"{out}: expected the folder of a run or a sweep, got the folder of a search; {_ANOTHER}")
 
 
 def note(out: Path, identity: Identity, *, saved: bool) -> None:
@@ -62,7 +73,7 @@ def note(out: Path, identity: Identity, *, saved: bool) -> None:
 
 
 def note_saved(out: Path, identity: Identity) -> None:
-    """Record that a run has been saved; a failure to do so is ignored, since the run has been saved already."""
+    """Record that a run has been saved; errors are ignored, since the run itself has been saved."""
     with contextlib.suppress(OSError):
         note(out, identity, saved=True)
 
@@ -74,10 +85,10 @@ def require_same(out: Path, noted: Mapping[str, Any], identity: Identity, start:
         out: the folder.
         noted: the notes of the checkpoint.
         identity: this run.
-        start: describes the arrays that this run starts from; it is only called if versions or devices differ.
+        start: a function that describes this run's initial arrays, called only if versions or devices differ.
 
     Raises:
-        AnotherRunError: if it does; the error lists the differences.
+        AnotherRunError: if the checkpoint belongs to another run; the message lists the differences.
     """
     saved = Identity.noted(noted)
     if saved.means != identity.means:
@@ -88,7 +99,7 @@ def require_same(out: Path, noted: Mapping[str, Any], identity: Identity, start:
 
 def _another(path: Path, lines: list[str]) -> str:
     listed = "\n  ".join(lines)
-    return f"{path}: expected the run that is saved there, got another:\n  {listed}\n{_ANOTHER}"
+    return f"{path}: expected the run that is saved there, got a different one:\n  {listed}\n{_ANOTHER}"
 
 
 def _noted(out: Path) -> dict[str, Any] | None:
@@ -101,7 +112,5 @@ def _noted(out: Path) -> dict[str, Any] | None:
         if Identity.noted(noted).kind not in UNITS or "saved" not in noted:
             raise KeyError
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path}: expected the description of a session's run, got something else; {_ANOTHER}"
-        ) from error
+        raise ValueError(f"{path}: could not read the description of a run; {_ANOTHER}") from error
     return dict(noted)

@@ -15,31 +15,31 @@ from nnfx.training.driver import Program
 DECIDING = ("nnfx", "jax", "jaxlib", "flax", "optax")
 """The packages whose versions affect results."""
 _TOLERANCE = 1e-4
-"""How much initial values drawn by two releases with the same key may differ, relative to their size."""
+"""The largest relative difference allowed between initial values drawn from one key by two releases of JAX."""
 _PERIOD, _AT_ONCE = 4099, 2**20
 
 Moments = Mapping[str, Sequence[float]]
 """For arrays by path: the mean, the root mean square, and a sum with weights that depend on the position."""
 UNITS = {"run": "epoch", "run on stored data": "step", "sweep": "epoch"}
-"""The kinds of programs, and the unit in which the checkpoints of each are counted."""
+"""The unit of checkpoint numbers, by kind of program."""
 
 
 class Identity(NamedTuple):
     """Everything that determines a run bit for bit, as recorded in its folder and its checkpoints.
 
-    In the same environment (`means`), the programs are compared, and must be identical. In another environment the
-    same run gives a different program, so its parts and initial values are compared instead.
+    In the same environment (`means`), programs are compared, and must be identical. In another environment, the same
+    run gives a different program, so parts and initial values are compared instead.
 
     Attributes:
-        kind: the kind of its program.
-        key: a description of its key.
-        hyper: its hyper-parameters.
-        program: the checksum of the program that XLA compiles: initial values, layers, loss, optimizer, rules, and the
-            numbers fixed in them.
+        kind: the kind of program, a key of `UNITS`.
+        key: a description of the run's key.
+        hyper: the run's hyper-parameters.
+        program: the checksum of the program that XLA compiles: initial values, layers, loss, optimizer, rules, and
+            all constants in them.
         parts: the parts of the run, by path; see `nnfx.sessions.described_parts`.
         start: a description of the initial arrays; empty until they have been computed.
-        data: dtype, shape and checksum of the arrays of the data, by path.
-        means: the environment: versions and kind of device, by name.
+        data: the dtype, shape and checksum of each array of the data, by path.
+        means: the environment: package versions and the kind of device, by name.
     """
 
     kind: str
@@ -69,20 +69,21 @@ class Identity(NamedTuple):
 
     @classmethod
     def noted(cls, notes: Mapping[str, Any]) -> "Identity":
-        """Return the identity recorded in notes, which may hold more."""
+        """Return the identity recorded in notes, which may have further entries."""
         return cls(**{name: notes[name] for name in cls._fields})
 
     @property
     def unit(self) -> str:
-        """The unit in which the checkpoints are counted."""
+        """The unit of the checkpoints' numbers."""
         return UNITS[self.kind]
 
     def differences(self, other: "Identity") -> list[str]:
-        """Return the ways in which another run differs from this one."""
+        """Return the differences between this run and another, as one line of text for each."""
         if self.kind != other.kind:
             return [f"kind: expected a {self.kind}, got a {other.kind}"]
         lines = [
-            f"data.{name}: expected {self.data.get(name, 'nothing')}, got {other.data.get(name, 'nothing')}"
+            f"{f'data.{name}'.removeprefix('data.sweep.')}: expected {self.data.get(name, 'nothing')}, got"
+            f" {other.data.get(name, 'nothing')}"
             for name in {**self.data, **other.data}
             if self.data.get(name) != other.data.get(name)
         ]
@@ -94,7 +95,7 @@ class Identity(NamedTuple):
             lines += differences(self.parts, other.parts, [*changed, "python"])
             lines = lines or self._starts(other)
         if self.key != other.key:
-            lines.append("key: expected the key of the checkpoint, got another")
+            lines.append("key: expected the key of the checkpoint, got a different one")
         lines += [
             f"{name}: expected {self._number(name)}, got {other._number(name)}"
             for name in {**self.hyper, **other.hyper}
@@ -103,7 +104,7 @@ class Identity(NamedTuple):
         if is_other_program and not lines:
             lines.append(
                 f"program: expected {self.program}, got {other.program}: different initial values, layers, loss,"
-                " optimizer or rules, or a different number fixed in one of them"
+                " optimizer or rules, or a different constant in one of them"
             )
         return lines
 
@@ -111,18 +112,18 @@ class Identity(NamedTuple):
         return str(np.float32(self.hyper[name])) if name in self.hyper else "nothing"
 
     def _starts(self, other: "Identity") -> list[str]:
-        """Return the initial arrays in which the runs differ."""
+        """Return the differences between the runs' initial arrays."""
         if not self.start or not other.start:
             return []
         return [
-            f"start{name}: expected values with a mean of {mine[0]:.6g} and a size of {mine[1]:.6g}, got a mean"
-            f" of {theirs[0]:.6g} and a size of {theirs[1]:.6g}"
+            f"start{name}: expected values with mean {mine[0]:.6g} and root mean square {mine[1]:.6g}, got mean"
+            f" {theirs[0]:.6g} and root mean square {theirs[1]:.6g}"
             for name, mine in self.start.items()
             if (theirs := other.start.get(name)) is not None and not _are_near(mine, theirs)
         ]
 
     def other_means(self, other: "Identity") -> list[str]:
-        """Return the versions and devices in which another run differs from this one."""
+        """Return the differences in versions and devices between this run's environment and another's."""
         return [
             f"{name} {mine}, now {other.means.get(name)}"
             for name, mine in self.means.items()
@@ -131,7 +132,7 @@ class Identity(NamedTuple):
 
 
 def words(tree: Any) -> dict[str, str]:
-    """Describe arrays, such as those of data, by path and checksum; strings are left unchanged."""
+    """Describe the arrays of a tree by path, with dtype, shape and checksum; strings are left unchanged."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
         if isinstance(leaf, str)
@@ -141,7 +142,7 @@ def words(tree: Any) -> dict[str, str]:
 
 
 def moments(tree: Any) -> dict[str, list[float]]:
-    """Describe arrays of numbers by path; different arrays get different descriptions, unless they are very close.
+    """Describe numeric arrays by path; different arrays get different descriptions unless they are very close.
 
     >>> moments({"w": np.array([3.0, -4.0])})["['w']"][:2]
     [-0.5, 3.5355339059327378]

@@ -1,4 +1,4 @@
-"""The keeper of a program: it resumes the program after an interruption, saves and logs it, and handles signals."""
+"""The keeper of a program resumes it after an interruption, saves and logs it, and handles signals."""
 
 import contextlib
 import dataclasses
@@ -27,20 +27,20 @@ State = TypeVar("State")
 
 @dataclasses.dataclass(frozen=True)
 class Keeper:
-    """The settings by which a program is saved and logged; see `nnfx.session`.
+    """Settings for saving and logging a program; see `nnfx.session`.
 
     Attributes:
-        out: the folder; or None, to save and log nothing.
-        save_every_seconds: save once this many seconds have passed.
-        keep_last: how many of the newest checkpoints to keep.
-        keep_best: how many of those with the lowest loss to keep in addition.
-        skip_damaged: whether to set aside checkpoints that cannot be used.
+        out: the folder; None to save and log nothing.
+        save_every_seconds: the interval between checkpoints, in seconds; None for no such interval.
+        keep_last: the number of newest checkpoints to keep.
+        keep_best: the number of checkpoints with the lowest losses to keep in addition.
+        skip_damaged: whether to set aside unusable checkpoints.
         title: the title of the progress bar; None to show no bar.
         tensorboard: whether to write logs for TensorBoard.
-        json_lines: whether to write logs as lines of JSON.
-        log: called with each row of the logs; or None.
-        evaluate_every: the number of epochs from one evaluation to the next.
-        save_every: save at the multiples of each of these numbers of units.
+        json_lines: whether to write logs as JSON lines.
+        log: a function called with each row of the logs; None for no calls.
+        evaluate_every: the number of epochs between evaluations.
+        save_every: also save whenever the number of completed units is a multiple of one of these numbers.
     """
 
     out: Path | None
@@ -67,12 +67,12 @@ class Keeper:
 
         Args:
             program: the program to run.
-            evaluate: returns numbers by name for a state between two epochs; or None. It needs a folder.
-            look: called with the state after each piece.
-            publish: called with each state that is saved, and with the one from which the program continues.
+            evaluate: a function that returns numbers by name for a state between epochs, or None. It requires `out`.
+            look: called with the state after each pause of the program.
+            publish: called with each state that is saved, and with the state from which the program resumes.
 
         Returns:
-            The state at the end.
+            The final state.
         """
         if self.out is not None:
             return _Keeping(self, self.out, program, evaluate, look, publish).run()
@@ -94,8 +94,8 @@ class Snapshot(NamedTuple):
 
     Attributes:
         key: the program's key.
-        hyper: its hyper-parameters.
-        state: the arrays of its state.
+        hyper: the program's hyper-parameters.
+        state: the arrays of the program's state.
     """
 
     key: Array
@@ -104,7 +104,7 @@ class Snapshot(NamedTuple):
 
 
 class _Keeping(Generic[State]):
-    """A program that is being run by a keeper."""
+    """One call of a keeper that has a folder."""
 
     state: State
 
@@ -125,7 +125,7 @@ class _Keeping(Generic[State]):
 
     @property
     def epochs(self) -> int:
-        """The number of epochs that have ended."""
+        """The number of completed epochs."""
         return self.program.done(self.state) // self.program.units_per_epoch
 
     def run(self) -> State:
@@ -186,10 +186,10 @@ class _Keeping(Generic[State]):
         self.evaluations = distributed.agree([rows[epoch] for epoch in sorted(rows)])
 
     def _is_read_only(self, checkpoints: Checkpoints) -> bool:
-        """Return whether nothing can be written, which is fine if the run's end is saved; every process must call it.
+        """Return whether the folder of a finished run is read-only; every process must call this method.
 
         Raises:
-            OSError: if nothing can be written and the run has not ended.
+            OSError: if the folder is read-only and the run has not ended.
         """
         if not distributed.agree(checkpoints.unwritable is not None):
             return False
@@ -198,7 +198,7 @@ class _Keeping(Generic[State]):
         return True
 
     def _go_on(self, checkpoints: Checkpoints, logs: Logs, asked: list[Signals]) -> None:
-        """Drive the program to its end or until a signal asks to stop, saving and logging between pieces."""
+        """Drive the program to its end or until a signal asks to stop, saving and logging at each pause."""
         keeper, program = self.keeper, self.program
         saved, saved_at, logged = program.done(self.state), time.monotonic(), self.epochs
         pauses = [*keeper.save_every, *([self._evaluate_every] if self.evaluate else [])]
@@ -218,9 +218,9 @@ class _Keeping(Generic[State]):
             self.publish(self.state)
 
         if saved:
-            self.publish(self.state)  # in case it was interrupted before that
+            self.publish(self.state)  # in case the program was interrupted between saving and publishing
         try:
-            self._evaluate(logs)  # in case that failed, or was interrupted
+            self._evaluate(logs)  # in case the last evaluation failed or was interrupted
             for progress in drive(program, self.state, seconds=self.seconds, pause_every=pauses):
                 self.state, self.seconds = progress.state, progress.seconds
                 rows = rows_of(program.history(self.state, logged), logged)
@@ -261,7 +261,7 @@ class _Keeping(Generic[State]):
 
     @contextlib.contextmanager
     def _logs(self) -> Iterator[Logs]:
-        """Open the logs with the rows known so far, in the first process only."""
+        """Open the logs with the rows recorded so far, in the first process only."""
         keeper, program = self.keeper, self.program
         if not distributed.is_first():
             yield Logs()
@@ -280,7 +280,7 @@ class _Keeping(Generic[State]):
 
 
 def rows_of(history: Mapping[str, Any], before: int) -> list[Row]:
-    """Return one row per epoch.
+    """Convert a history to one row per epoch, where `before` epochs precede the first.
 
     >>> rows_of({"train_loss": [2.0, 1.0]}, 3)
     [{'epoch': 4, 'train_loss': 2.0}, {'epoch': 5, 'train_loss': 1.0}]

@@ -19,20 +19,20 @@ from nnfx import paths
 from nnfx.sessions.progress_bar import ProgressBar
 
 Row = Mapping[str, Any]
-"""Numbers by name, including the epoch after which they were measured."""
+"""Numbers by name, including the `epoch` after which they were measured."""
 
 
 Log = Callable[[Sequence[Row]], None]
-"""Receives one or more rows as they are measured; all rows have the same names."""
+"""A function called with new rows, at least one; all rows of a log have the same names."""
 
 
 class FileLog:
     """A file to which whole rows are appended, so that no earlier row is lost if the process is killed.
 
     Args:
-        path: the path of the file: `.csv`, or `.jsonl` for a line of JSON per row. Its contents are replaced by the
-            known rows.
-        rows: the rows known when a run resumes.
+        path: the path of the file: `.csv`, or `.jsonl` for a line of JSON per row. Any existing contents are replaced
+            by `rows`.
+        rows: the rows recorded before the run resumes.
     """
 
     def __init__(self, path: Path, rows: Sequence[Row]) -> None:
@@ -48,14 +48,14 @@ class FileLog:
         """Append rows.
 
         Raises:
-            OSError: if they cannot be written.
+            OSError: if the rows cannot be written.
         """
         text = self._text(rows, has_header=self._is_empty).encode()
         self._is_empty = False
         try:
             _write(self._file, text)
         except OSError as error:
-            raise OSError(f"{self._path}: expected rows to be appended, got {error}") from error
+            raise OSError(f"{self._path}: could not append rows: {error}") from error
 
     def close(self) -> None:
         """Close the file."""
@@ -63,7 +63,7 @@ class FileLog:
 
 
 def rows_in(path: Path) -> list[Row]:
-    """Return the complete rows of a CSV file as numbers; none if the file is missing or cannot be read."""
+    """Return the complete rows of a CSV file as numbers; an empty list if the file is missing or unreadable."""
     try:
         lines = path.read_text().rpartition("\n")[0].splitlines()
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines, strict=True)]
@@ -73,13 +73,13 @@ def rows_in(path: Path) -> list[Row]:
 
 
 def _write(file: IO[bytes], content: bytes) -> None:
-    """Write all of the content to an unbuffered file, which may take only part of it at a time."""
+    """Write all content to an unbuffered file, whose `write` may accept only a part at a time."""
     while content:
         content = content[file.write(content) :]
 
 
 def _json_lines(rows: Sequence[Row], has_header: bool) -> str:
-    """Return rows as lines of JSON, which has no NaN and no infinity: these become null."""
+    """Return rows as lines of JSON; NaN and infinities, which JSON lacks, become null."""
     del has_header
     numbers = ({name: float(value) for name, value in row.items()} | {"epoch": row["epoch"]} for row in rows)
     known = ({name: value if math.isfinite(value) else None for name, value in row.items()} for row in numbers)
@@ -97,13 +97,13 @@ def _csv(rows: Sequence[Row], has_header: bool) -> str:
 
 
 class TensorBoardLog:
-    """A file for TensorBoard, next to any earlier ones.
+    """A TensorBoard event file, next to any earlier files in the folder.
 
     Each number is written once per epoch, however often a run resumes, so that no value appears twice.
 
     Args:
         folder: the folder of the file.
-        rows: the rows known when a run resumes; the missing ones are written.
+        rows: the rows recorded before the run resumes; those missing from the folder are written.
 
     Raises:
         ModuleNotFoundError: if TensorBoard is not installed.
@@ -116,7 +116,7 @@ class TensorBoardLog:
             from tensorboard.summary.writer.record_writer import RecordWriter
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                "tensorboard: required to write logs for it; not installed: pip install tensorboard"
+                "tensorboard: required to write TensorBoard logs, but not installed: pip install tensorboard"
             ) from error
         self._folder, self._writer_of = folder, RecordWriter
         self._file: IO[bytes] | None = None
@@ -127,7 +127,7 @@ class TensorBoardLog:
         """Write rows.
 
         Raises:
-            OSError: if they cannot be written.
+            OSError: if the rows cannot be written.
         """
         from tensorboard.compat.proto import event_pb2, summary_pb2
 
@@ -153,7 +153,7 @@ class TensorBoardLog:
                 writer.write(event.SerializeToString())
             _write(self._file, records.getvalue())
         except OSError as error:
-            raise OSError(f"{self._folder}: expected logs to be written, got {error}") from error
+            raise OSError(f"{self._folder}: could not write logs: {error}") from error
 
     def _opened(self) -> IO[bytes]:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -182,7 +182,7 @@ def calling(function: Callable[[Row], object]) -> Log:
 
 
 def apart(log: Log, names: Container[str]) -> Log:
-    """Return a log that renames values whose names also occur in other rows, and passes them on.
+    """Wrap a log of evaluations, and prefix names that are also used in the history.
 
     >>> apart(print, {"loss"})([{"epoch": 1, "loss": 2.0}])
     [{'epoch': 1, 'evaluation/loss': 2.0}]
@@ -195,7 +195,7 @@ def apart(log: Log, names: Container[str]) -> Log:
 
 
 def _scalars_in(folder: Path) -> dict[str, set[int]]:
-    """Return the steps that a folder holds for each name, as far as its files can be read."""
+    """Return the steps recorded in a folder for each name, as far as the files can be read."""
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto import event_pb2
 
@@ -210,7 +210,7 @@ def _scalars_in(folder: Path) -> dict[str, set[int]]:
 
 
 class Logs(NamedTuple):
-    """The logs for the rows of epochs and of evaluations, and the progress bar."""
+    """The logs for the history and for evaluations, and the progress bar."""
 
     of_history: Sequence[Log] = ()
     of_evaluation: Sequence[Log] = ()
@@ -229,16 +229,16 @@ class Logs(NamedTuple):
         json_lines: bool,
         call: Callable[[Row], object] | None,
     ) -> "Logs":
-        """Open the logs in a folder, to be closed by a stack.
+        """Open the logs in a folder, to be closed by an exit stack.
 
         Args:
-            stack: closes them.
+            stack: the exit stack that closes the logs.
             out: the folder.
-            known: the rows of the epochs known when a run resumes.
-            evaluations: the rows of the evaluations known; None if nothing is evaluated.
+            known: the rows of the history before the run resumes.
+            evaluations: the rows of evaluations before the run resumes; None if nothing is evaluated.
             tensorboard: whether to write logs for TensorBoard.
-            json_lines: whether to write `.jsonl` files beside those in CSV.
-            call: a function that is called with each new row; or None.
+            json_lines: whether to write `.jsonl` files in addition to CSV files.
+            call: a function called with each new row; None for no calls.
         """
         names = {name for row in known[:1] for name in row if name != "epoch"}
 
@@ -256,7 +256,7 @@ class Logs(NamedTuple):
         return cls([*shared, *files("history", known)], [*(apart(log, names) for log in shared), *of_evaluation], names)
 
     def history(self, rows: Sequence[Row], done: int) -> None:
-        """Log the rows of epochs that have ended, and update the progress bar."""
+        """Log the rows of newly completed epochs, and update the progress bar."""
         for log in self.of_history if rows else ():
             self.names.update(name for name in rows[0] if name != "epoch")
             log(rows)

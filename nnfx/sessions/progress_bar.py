@@ -34,13 +34,13 @@ class ProgressBar:
     def open(
         cls, stack: contextlib.ExitStack, title: str | None, program: Program[Any], state: Any
     ) -> Optional["ProgressBar"]:
-        """Return a bar that a stack closes; None if there is no title."""
+        """Open a bar that the exit stack closes; return None if there is no title."""
         if title is None:
             return None
         return stack.enter_context(contextlib.closing(cls(title, program, program.done(state))))
 
     def show(self, done: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Show how many units are completed, and the last row of the epochs that have ended since."""
+        """Show the number of completed units, and the last of the new rows."""
         if self._bar is None:
             return
         if rows:

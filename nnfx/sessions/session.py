@@ -15,6 +15,7 @@ from nnfx.data.batching import Order, in_order, steps_per_epoch
 from nnfx.data.prepare import Data, Preprocess
 from nnfx.data.stored import Batches, Stored, prefetched
 from nnfx.sessions.best_model import BestModel
+from nnfx.sessions.folder import refuse_search
 from nnfx.sessions.keeper import Keeper
 from nnfx.training import streamed, validate
 from nnfx.training.driver import Program
@@ -46,67 +47,68 @@ def session(
     json_lines: bool = False,
     log: Callable[[Mapping[str, Any]], object] | None = None,
 ) -> "Session":
-    """Turn a run into a session: the same function `(key, data, **hyper) -> Run`, but one that survives interruptions.
+    """Turn a run function into a session: the same function `(key, data, **hyper) -> Run`, but robust to interruptions.
 
-    It returns the same result as `fit(key, data, **hyper)`, bit for bit (for a run of more than one step), however
-    often it was killed: the same call resumes from the newest checkpoint in the folder, or returns the finished run.
-    More epochs may be requested than before. Everything else that determines the run (key, data, hyper-parameters,
-    layers, initial weights, loss, optimizer, rules) must be the same; otherwise, an error lists the differences. With
-    other versions or another kind of device, a warning is given, since the bits may differ from then on. A finished
-    run is returned even if its folder cannot be written to.
+    A session returns the same result as `fit(key, data, **hyper)`, bit for bit (for a run of more than one step),
+    however often it was killed: the same call resumes from the newest checkpoint in the folder, or returns the
+    finished run. A resumed run may have more epochs. Everything else that determines the run (key, data,
+    hyper-parameters, layers, initial weights, loss, optimizer, rules) must be the same; otherwise, an error lists the
+    differences. If package versions or the kind of device differ, a warning is given, since the following results may
+    differ in rounding. A finished run is returned even if its folder is read-only.
 
-    Data larger than memory are kept in a folder (see `nnfx.data.store`), from which Grain prefetches batches: `(key,
+    Data larger than memory is kept in a folder (see `nnfx.data.store`), from which Grain prefetches batches: `(key,
     examples, valid, **hyper) -> Run`, with the rows in the same order as in memory. Such a run is also saved within
     epochs, and sees every example of an epoch exactly once, however often it was killed.
 
-    About once a second, the host takes care of the following:
+    About once a second, the host updates the folder and checks for signals:
 
-    - `out/history.csv` has each metric by epoch, and `out/evaluation.csv` the results of `evaluate`.
-    - `out/checkpoints/` has the newest and the best checkpoints, written while training continues. A checkpoint is
-      either complete or absent. If something else fails, such as `evaluate` or a log, the current state is saved before
-      the error is raised: the same call continues from there.
-    - `out/predictor/` holds the model with the best weights of the newest checkpoint: `nnfx.load(out)` opens it in any
-      process, even if the session was killed. If the model cannot be exported, or flatbuffers is not installed, the
-      session runs all the same, and `nnfx.load` says why there is no model.
+    - `out/history.csv` contains each metric by epoch, and `out/evaluation.csv` the results of `evaluate`.
+    - `out/checkpoints/` contains the newest and the best checkpoints, written while training continues. A checkpoint
+      is either complete or absent. If something else fails, such as `evaluate` or a log, the current state is saved
+      before the error is raised: the same call continues from there.
+    - `out/predictor/` contains the model with the best weights of the newest checkpoint: `nnfx.load(out)` opens it in
+      any process, even if the session was killed. If the model cannot be exported, or flatbuffers is not installed,
+      the session runs all the same, and `nnfx.load` reports why there is no model.
     - `out/run.json` records which run the folder belongs to. The folder of another run is rejected before anything is
       written.
-    - On Ctrl-C or SIGTERM, a checkpoint is saved and a message tells how to continue; then `KeyboardInterrupt` or
+    - On Ctrl-C or SIGTERM, a checkpoint is saved and a message explains how to continue; then `KeyboardInterrupt` or
       `SystemExit(143)` is raised. A second signal ends the process at once.
 
-    Several processes form one session: all of them call it with the same folder, which all must be able to read. The
-    first process writes, and handles signals for all; every process returns the run. Each process reads its share of
-    each stored batch, and their devices compute together; a run may resume with a different number of processes.
+    Several processes form one session if all of them call it with the same folder, which all must be able to read. The
+    first process writes, and handles signals for all; every process returns the run. Each process reads its part of
+    each stored batch, and all devices compute together; a run may resume with a different number of processes.
 
     Args:
-        fit: the run, made by `nnfx.fit`, with a batch size if the data are stored.
+        fit: the run function, made by `nnfx.fit`, with a batch size if the data is stored.
         out: a folder for this run alone, created if missing.
-        save_every_epochs: the number of epochs from one save to the next.
-        save_every_steps: the number of steps from one save to the next, for a run on stored data.
-        save_every_seconds: save once this many seconds have passed; with data in memory, at the end of an epoch. The
-            end of the run is always saved.
-        keep_last: how many of the newest checkpoints to keep, at least 1.
-        keep_best: how many of those with the lowest held-out loss (training loss without held-out data) to keep in
-            addition.
-        skip_damaged: whether to set aside checkpoints that cannot be used, and continue from the newest good one.
-            Otherwise, an error names the checkpoint.
-        evaluate: computes further metrics, `run -> {name: number}`, from the current run, with its best weights so
-            far. At the end, the run is saved first.
-        evaluate_every: the number of epochs from one evaluation to the next; the end of the run is always evaluated.
-        progress: whether to show a bar, with the examples per second and the time left, if tqdm is installed.
+        save_every_epochs: the number of epochs between checkpoints.
+        save_every_steps: the number of steps between checkpoints, for a run on stored data.
+        save_every_seconds: the interval between checkpoints, in seconds; with data in memory, checkpoints are saved at
+            the end of an epoch. The end of the run is always saved.
+        keep_last: the number of newest checkpoints to keep, at least 1.
+        keep_best: the number of checkpoints with the lowest held-out loss (training loss without held-out data) to
+            keep in addition.
+        skip_damaged: whether to set aside unusable checkpoints, and continue from the newest good one. Otherwise, an
+            error names the unusable checkpoint.
+        evaluate: a function that computes further metrics, `run -> {name: number}`, from the current run with its best
+            weights so far. At the end, the run is saved before it is evaluated.
+        evaluate_every: the number of epochs between evaluations; the end of the run is always evaluated.
+        progress: whether to show a progress bar, with examples per second and the remaining time, if tqdm is
+            installed.
         tensorboard: whether to write logs for TensorBoard, to `out/tensorboard/`.
         json_lines: whether to write `out/history.jsonl` and `out/evaluation.jsonl` too, with a line of JSON per row.
-        log: called with the metrics of each epoch and the results of `evaluate`, as numbers by name, including
+        log: a function called with the metrics of each epoch and the results of `evaluate`, as numbers by name, with
             `epoch`: `lambda row: wandb.log(row, step=row["epoch"])` for Weights & Biases, or `lambda row:
             mlflow.log_metrics(row, step=row["epoch"])` for MLflow. After a kill, epochs that were not yet saved are
             passed again, with the same numbers.
 
     Returns:
-        The session's function. Calling it raises the errors of `fit`; `ValueError` for a damaged checkpoint, for the
-        folder of another run, and within `jit`, `vmap` or `grad`; and `OSError` if the folder cannot be written to, or
-        is in use by another process. Saved checkpoints stay intact.
+        The session, a function. Calling it raises the errors of `fit`; `ValueError` for a damaged checkpoint, for the
+        folder of another run, and within `jit`, `vmap` or `grad`; and `OSError` if the folder is not writable, or is
+        in use by another process. Saved checkpoints stay intact.
 
     Raises:
-        TypeError, ValueError: for arguments of the wrong kind or out of range.
+        TypeError, ValueError: for arguments of the wrong type or out of range.
 
     Example:
         >>> import nnfx, optax, tempfile
@@ -159,7 +161,7 @@ def session(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Session:
-    """A run with logs and checkpoints; see `session`, which makes it."""
+    """A run function with logs and checkpoints, as returned by `session`."""
 
     fit: Fit
     keeper: Keeper
@@ -171,10 +173,10 @@ class Session:
         """Train from the newest checkpoint, or from initialisation, until the run ends.
 
         Args:
-            key: as for `fit`.
-            data: as for `fit`; or stored training examples, opened by `nnfx.data.stored`.
+            key: a typed key, as for a run without a session.
+            data: the data, as for a run without a session; or stored training examples, opened by `nnfx.data.stored`.
             valid: for stored examples, the held-out data in memory, such as `nnfx.data.stored(...).load()`; or None.
-            **hyper: as for `fit`.
+            **hyper: a number for each hyper-parameter.
 
         Returns:
             The run, as returned by `fit`.
@@ -182,10 +184,10 @@ class Session:
         if isinstance(data, Stored):
             return self._on_stored(key, data, valid, hyper)
         if valid is not None:
-            raise TypeError(f"valid: expected None for data in memory, which contain it, got {checks.describe(valid)}")
+            raise TypeError(f"valid: expected None, since data in memory contains it, got {checks.describe(valid)}")
         if self.save_every_steps is not None:
             raise ValueError(
-                f"save_every_steps: expected None for data in memory, which are saved between epochs, got"
+                f"save_every_steps: expected None, since runs on data in memory are saved between epochs, got"
                 f" {self.save_every_steps}"
             )
         numbers = self.fit.check(key, data, hyper)
@@ -195,7 +197,7 @@ class Session:
         return self._kept(program, data, [self.save_every_epochs])
 
     def _on_stored(self, key: Array, examples: Stored, valid: Batch | None, hyper: Mapping[str, ArrayLike]) -> Run:
-        """Train on batches that are read as needed."""
+        """Train on stored examples, reading batches as needed."""
         data, size = _sample(self.fit, examples, valid)
         numbers = self.fit.check(key, data, hyper)
         _require_no_tracers(key, numbers)
@@ -223,6 +225,7 @@ class Session:
 
         keeper = dataclasses.replace(self.keeper, save_every=tuple(every for every in save_every if every))
         assert keeper.out is not None
+        refuse_search(keeper.out)
         with contextlib.ExitStack() as stack:
             best = BestModel(stack, keeper.out, data.train.inputs)
             standing = keeper(
@@ -234,7 +237,7 @@ class Session:
 
 
 def _sample(fit: Fit, examples: Stored, valid: Batch | None) -> tuple[Data, int]:
-    """Return the first batch as data, for the checks that all data must pass, and the batch size."""
+    """Return the first batch as a `Data` object, for the usual checks, and the batch size."""
     if fit.batch_size is None:
         raise ValueError("fit: expected a batch_size, since batches are read as needed, got None")
     if valid is not None and not isinstance(valid, Batch):
@@ -246,7 +249,7 @@ def _sample(fit: Fit, examples: Stored, valid: Batch | None) -> tuple[Data, int]
         )
     rows = min(fit.batch_size, len(examples))
     read = examples.take(Order(*(each[0] for each in in_order(rows, rows))))
-    read = jax.tree.map(jnp.asarray, read)  # later rows may have weights even if these have none
+    read = jax.tree.map(jnp.asarray, read)  # later rows may have weights even if the first ones have none
     first = streamed.in_floats(read._replace(weights=jnp.ones_like(read.weights)))
     if valid is not None:
         valid = jax.tree.map(jnp.asarray, streamed.in_floats(valid))
@@ -256,4 +259,4 @@ def _sample(fit: Fit, examples: Stored, valid: Batch | None) -> tuple[Data, int]
 
 def _require_no_tracers(*given: Any) -> None:
     if not checks.is_concrete(given):
-        raise ValueError("session: expected a call outside of jit, vmap and grad, since it writes files")
+        raise ValueError("session: expected a call outside jit, vmap and grad, since it writes files, got tracers")

@@ -1,4 +1,4 @@
-"""Signals that ask a process to end, deferred until it can do so safely."""
+"""Termination signals, deferred until the process can end safely."""
 
 import contextlib
 import signal
@@ -11,17 +11,17 @@ from typing import NoReturn
 from nnfx import distributed
 
 ASKING = (signal.SIGINT, signal.SIGTERM)
-"""Ctrl-C, and the signal that schedulers send before they kill a process."""
+"""The termination signals: Ctrl-C, and the signal that schedulers send before they kill a process."""
 
 
 @contextlib.contextmanager
 def caught() -> Iterator[list[signal.Signals]]:
-    """Record the first signal that asks to end, and leave later ones to the previous handlers.
+    """Record the first termination signal, and leave later signals to the previous handlers.
 
     Outside the main thread, where Python receives no signals, nothing is recorded.
 
     Yields:
-        A list that a signal is added to when it arrives.
+        A list to which the signal is appended on arrival.
 
     Example:
         >>> with caught() as signals:
@@ -53,7 +53,7 @@ def caught() -> Iterator[list[signal.Signals]]:
 
 
 def leave(asked: int, where: str) -> NoReturn:
-    """Exit as requested by the signal, and print how to continue."""
+    """Print how to continue, and exit as requested by the signal."""
     if distributed.is_first():
         print(f"{signal.Signals(asked).name}: {where}; the same call resumes from there", file=sys.stderr, flush=True)
     if asked == signal.SIGINT:

@@ -1,4 +1,4 @@
-"""The source of functions, independent of Python version, comments and formatting, and the names that they use."""
+"""The source of functions, independent of Python version, comments and formatting, and the names used in it."""
 
 import ast
 import dis
@@ -22,9 +22,9 @@ class Used(NamedTuple):
 
 
 def text_of(function: FunctionType) -> str | None:
-    """Return the source of a function, normalised; None if it is not known.
+    """Return the normalised source of a function; None if the source is not available.
 
-    >>> text_of(eval("lambda x: x")) is None  # as for whatever was not read from a file
+    >>> text_of(eval("lambda x: x")) is None  # not read from a file
     True
     """
     code = function.__code__
@@ -33,7 +33,7 @@ def text_of(function: FunctionType) -> str | None:
     if node is None:
         return None
     body = [node.body] if isinstance(node, ast.Lambda) else node.body
-    # the defaults of parameters are described by their values
+    # default values of parameters are described elsewhere
     arguments = [
         [each.arg for each in group] for group in (node.args.posonlyargs, node.args.args, node.args.kwonlyargs)
     ]
@@ -42,14 +42,14 @@ def text_of(function: FunctionType) -> str | None:
 
 
 def constants_of(code: CodeType) -> str:
-    """Return the constants and names of a function without source, which are the same in every release of Python."""
+    """Return the constants and names of a function without source, which do not depend on the release of Python."""
     inner = sorted(constants_of(each) for each in code.co_consts if isinstance(each, CodeType))
     values = sorted({repr(each) for each in code.co_consts if isinstance(each, int | float | complex | str | bytes)})
     return f"{code.co_varnames[: code.co_argcount]}{sorted(code.co_names)}{values}{inner}"
 
 
 def bytecode_of(code: CodeType) -> str:
-    """Return the instructions of a function, which are the same only within one release of Python."""
+    """Return a function's bytecode, which is the same only within one release of Python."""
     inner = [bytecode_of(each) for each in code.co_consts if isinstance(each, CodeType)]
     return f"{code.co_code.hex()}{inner}"
 
@@ -74,7 +74,7 @@ def used_in(code: CodeType) -> Iterator[Used]:
 
 
 def checksum(text: str) -> str:
-    """Return a short checksum of a text.
+    """Return a short checksum of a string.
 
     >>> checksum("")
     'e3b0c44298fc'
@@ -84,7 +84,7 @@ def checksum(text: str) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _functions_in(text: str) -> list[Any]:
-    """Return every function that a file defines."""
+    """Return the syntax trees of all functions defined in a file."""
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError):
@@ -94,7 +94,7 @@ def _functions_in(text: str) -> list[Any]:
 
 
 def _node_of(code: CodeType, text: str) -> Any:
-    """Find a function in its file: of those that start on its first line, the innermost that contains its body."""
+    """Find a function in its file: the innermost function that starts on its first line and contains its code."""
     found = []
     for node in _functions_in(text):
         decorators = getattr(node, "decorator_list", [])
@@ -108,7 +108,7 @@ def _node_of(code: CodeType, text: str) -> Any:
             if (place := instruction.positions) is not None
             and place.lineno is not None
             and place.col_offset is not None
-            and place.end_col_offset  # None or zero for instructions without a position of their own
+            and place.end_col_offset  # None or zero for instructions without their own position
         ]
         around = [node for node in found if all(_begin(node) <= place < _end(node) for place in places)]
         found = [max(around, key=_begin)] if around and places else []
@@ -117,7 +117,7 @@ def _node_of(code: CodeType, text: str) -> Any:
     arguments = inspect.getargs(code)
     given = found[0].args
     names = [each.arg for each in (*given.posonlyargs, *given.args)]
-    # if the file has changed since it was read, something else may be there
+    # if the file has changed since the import, another function may be in that place
     return found[0] if arguments.args[: len(names)] == names else None
 
 

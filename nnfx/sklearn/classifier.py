@@ -1,4 +1,4 @@
-"""The classifier."""
+"""A neural-network classifier as a scikit-learn estimator."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,44 +17,44 @@ from nnfx.sklearn.estimator import Estimator
 class Classifier(ClassifierMixin, Estimator):
     """A neural-network classifier: one logit for two classes, one logit per class for more.
 
-    It also takes several labels per row, as an indicator matrix `(rows, labels)` of 0 and 1. It then has one logit per
-    label, and probabilities `(rows, labels)`, like scikit-learn's `MLPClassifier`.
+    Multilabel classification is supported with an indicator matrix `(rows, labels)` of 0 and 1 as targets. The network
+    then has one logit per label, and probabilities are `(rows, labels)`, as in scikit-learn's `MLPClassifier`.
 
-    The training run is that of `nnfx.fit`, with `jax.random.key(random_state)`. Fitting again with other numbers
+    The training run is that of `nnfx.fit`, with `jax.random.key(random_state)`. Fitting again with different numbers
     (`learning_rate`, `l2` above 0, and those in `hyper`) needs no recompilation, nor does fitting a clone. To pickle
     an estimator with a custom network, pass the network as an importable function rather than as a `Model`.
 
     Args:
-        model: `"mlp"`; `"perceptron"`; an `nnfx.Model` with the right number of outputs; or a function that returns
-            one, such as `nnfx.models.mlp` within `functools.partial`. If it takes `n_features` or `n_outputs` (or
-            `outputs`), these are passed to it; the numbers in `hyper` are passed by name.
+        model: `"mlp"`; `"perceptron"`; an `nnfx.Model` with the right number of outputs; or a function that returns a
+            model, such as a `functools.partial` of `nnfx.models.mlp`. If the function takes `n_features` or
+            `n_outputs` (or `outputs`), the sizes are passed to it; the numbers in `hyper` are passed by name.
         hidden: the widths of the hidden layers of `"mlp"`.
-        activation: their non-linearity, by name or as a function.
-        loss: per example, `(outputs, targets) -> (rows,)`, with targets 0, 1, …; cross-entropy by default.
+        activation: the activation function of the hidden layers, by name or as a function.
+        loss: the per-example loss, `(outputs, targets) -> (rows,)`, with targets 0, 1, …; by default, cross-entropy.
         optimizer: `"adam"`, `"adamw"`, `"sgd"`, …, an Optax factory, or an optimizer.
         learning_rate: the learning rate; ignored if the optimizer already has one.
         l2: the factor λ₂ of the penalty `λ₂/2 Σ w²`.
-        hyper: further numbers by name, such as `{"dropout": 0.1}` or `{"patience": 20}`; in `set_params` and in
-            grids, `hyper__dropout`.
+        hyper: further hyper-parameters by name, such as `{"dropout": 0.1}` or `{"patience": 20}`; in `set_params` and
+            in grids, `hyper__dropout`.
         epochs: the maximum number of epochs.
-        batch_size: rows per minibatch, at most all of them; None for the full batch.
-        stop: a stopping rule, its factory, such as `nnfx.stopping.patience`, or several of these.
-        metrics: further metrics of the history, such as `{"accuracy": nnfx.metrics.binary_accuracy}`.
+        batch_size: rows per minibatch, limited to the number of training rows; None for the full batch.
+        stop: a stopping rule, or a factory of one, such as `nnfx.stopping.patience`; or a list of rules and factories.
+        metrics: further metrics for the history, such as `{"accuracy": nnfx.metrics.binary_accuracy}`.
         parts: further arguments of `nnfx.fit` by name, such as `{"average": nnfx.averaging.exponential}`.
-        standardize: whether to standardise the features to mean 0 and standard deviation 1, both weighted.
-        validation_fraction: the fraction of rows to hold out; the weights with the lowest loss on them are kept.
+        standardize: whether to standardise the features to weighted mean 0 and weighted standard deviation 1.
+        validation_fraction: the fraction of rows to hold out; the weights with the lowest held-out loss are kept.
         missing_targets: `"error"`, or `"mask"` to leave NaN targets out of every loss and metric; see
-            `nnfx.data.prepare`. The scores of scikit-learn need targets without NaN.
-        class_weight: the weight of each class by label; `"balanced"` for the inverse of their frequencies; None for 1.
+            `nnfx.data.prepare`. scikit-learn's scores require targets without NaN.
+        class_weight: the weight of each class, by class; `"balanced"` for inverse class frequencies; None for 1.
         warm_start: whether `fit` continues from the weights of the previous call.
-        random_state: a seed, which determines the run; or a `RandomState` or None, to draw one.
+        random_state: a seed, which determines the run; or a `RandomState` or None, to draw a seed.
         dtype: the dtype to compute in, `"float32"` or `"float64"`.
         verbose: whether to print a summary of the run.
 
     Attributes:
-        classes_: the classes, sorted; for several labels per row, the positions of the labels.
+        classes_: the sorted classes; in multilabel classification, the positions of the labels.
         n_features_in_: the number of features.
-        feature_names_in_: their names, if the features were passed as a frame.
+        feature_names_in_: the names of the features, if they were passed as a data frame.
         history_: each metric by epoch.
         n_iter_: the number of epochs run.
         run_: the run, as returned by `nnfx.fit`.
@@ -125,20 +125,20 @@ class Classifier(ClassifierMixin, Estimator):
         return tags
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> "Classifier":  # noqa: N803
-        """Train for one epoch on these examples; features are standardised as in the first call.
+        """Train for one epoch on the given examples; features are standardised as in the first call.
 
         Args:
-            X: `(rows, features)`.
-            y: the class of each row, or a row of labels.
-            classes: all classes, in the first call; for rows of labels, their positions.
-            sample_weight: how much each row counts, `(rows,)`.
+            X: the features, `(rows, features)`.
+            y: the class of each row, or an indicator matrix of labels.
+            classes: all classes, required in the first call; in multilabel classification, the positions of labels.
+            sample_weight: the weight of each row, `(rows,)`.
 
         Returns:
             The estimator itself.
 
         Raises:
-            TypeError, ValueError: as `fit` does; in the first call without the classes; and for balanced class
-                weights, since the frequencies are not known.
+            TypeError, ValueError: as `fit` does; for a first call without `classes`; and for balanced class weights,
+                since class frequencies are not known.
         """
         is_new = not hasattr(self, "run_")
         if is_new and classes is None:
@@ -146,7 +146,7 @@ class Classifier(ClassifierMixin, Estimator):
         if isinstance(self.class_weight, str):
             raise ValueError(
                 f"class_weight: expected a dictionary or None for partial_fit, got {self.class_weight!r};"
-                " sklearn.utils.class_weight.compute_class_weight computes balanced ones from all labels"
+                " sklearn.utils.class_weight.compute_class_weight computes balanced weights from all labels"
             )
         if not is_new and classes is not None and not np.array_equal(self.classes_, unique_labels(classes)):
             raise ValueError(f"classes: expected {list(self.classes_)} as before, got {list(classes)}")
@@ -157,7 +157,7 @@ class Classifier(ClassifierMixin, Estimator):
         """Return the most likely class of each row, `(rows,)`, or whether each label applies, `(rows, labels)`.
 
         Args:
-            X: `(rows, features)`.
+            X: the features, `(rows, features)`.
         """
         scores = self.decision_function(X)
         if self._is_multilabel:
@@ -168,7 +168,7 @@ class Classifier(ClassifierMixin, Estimator):
         """Return the probability of each class, or of each label, float64 `(rows, classes)`.
 
         Args:
-            X: `(rows, features)`.
+            X: the features, `(rows, features)`.
         """
         scores = self.decision_function(X).astype(np.float64)
         if self._is_multilabel:
@@ -178,10 +178,10 @@ class Classifier(ClassifierMixin, Estimator):
         return np.asarray(special.softmax(scores, axis=1))
 
     def predict_log_proba(self, X: Any) -> np.ndarray:  # noqa: N803
-        """Return the logarithm of the probability of each class, or of each label, float64 `(rows, classes)`.
+        """Return the log-probability of each class, or of each label, float64 `(rows, classes)`.
 
         Args:
-            X: `(rows, features)`.
+            X: the features, `(rows, features)`.
         """
         scores = self.decision_function(X).astype(np.float64)
         if self._is_multilabel:
@@ -191,10 +191,10 @@ class Classifier(ClassifierMixin, Estimator):
         return np.asarray(special.log_softmax(scores, axis=1))
 
     def decision_function(self, X: Any) -> np.ndarray:  # noqa: N803
-        """Return the logits: `(rows,)`, of the second class, for two classes; else `(rows, classes or labels)`.
+        """Return the logits: of the second of two classes, `(rows,)`; otherwise `(rows, classes)` or `(rows, labels)`.
 
         Args:
-            X: `(rows, features)`.
+            X: the features, `(rows, features)`.
         """
         check_is_fitted(self)
         outputs = self._outputs(X)
@@ -203,15 +203,15 @@ class Classifier(ClassifierMixin, Estimator):
     def _targets(
         self, y: np.ndarray, weights: np.ndarray | None, is_new: bool, classes: Any
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the number of each row's class, and the weight of each row."""
+        """Return the index of each row's class, and the weight of each row."""
         check_classification_targets(y)
         is_multilabel = type_of_target(y) == "multilabel-indicator"
         if not is_new and (is_multilabel != self._is_multilabel or (is_multilabel and y.shape[1] != self._n_outputs())):
-            raise ValueError(f"y: expected targets like those of the first call, got {checks.describe(y)}")
+            raise ValueError(f"y: expected targets as in the first call, got {checks.describe(y)}")
         self._is_multilabel = is_multilabel
         if is_multilabel:
             if self.class_weight is not None:
-                raise ValueError(f"class_weight: expected None for rows of labels, got {self.class_weight!r}")
+                raise ValueError(f"class_weight: expected None for multilabel targets, got {self.class_weight!r}")
             self.classes_ = np.arange(y.shape[1])
             return y.astype(int), weights
         y = column_or_1d(y, warn=True)
@@ -220,7 +220,7 @@ class Classifier(ClassifierMixin, Estimator):
             counted = seen if weights is None else np.unique(y[weights > 0])
             found = counted if classes is None else unique_labels(classes)
             if len(found) < 2:
-                raise ValueError(f"y: expected two classes or more of positive weight, got {len(found)} class")
+                raise ValueError(f"y: expected at least two classes of positive weight, got {len(found)}")
             self.classes_ = seen if classes is None else found
         if not np.isin(seen, self.classes_).all():
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The common base of the classifier and the regressor."""
+"""The common base class of the classifier and the regressor."""
 
 import contextlib
 import inspect
@@ -26,10 +26,10 @@ class Plan(NamedTuple):
     """A planned run.
 
     Attributes:
-        spec: its static settings.
-        fit: the run's function.
-        key: its key.
-        data: its training data.
+        spec: the static settings of the run.
+        fit: the run function.
+        key: the key of the run.
+        data: the training data.
     """
 
     spec: Spec
@@ -39,7 +39,7 @@ class Plan(NamedTuple):
 
 
 class Family:
-    """The state shared by an estimator and its clones: the functions of their runs, and with them their programs."""
+    """The owner of the run functions, and their compiled programs, of an estimator and its clones."""
 
 
 class Estimator(BaseEstimator):
@@ -58,13 +58,13 @@ class Estimator(BaseEstimator):
         return tags
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "Estimator":  # noqa: N803
-        """Train on these examples; with `warm_start`, continue from the weights of the previous call.
+        """Train on the given examples; with `warm_start`, continue from the weights of the previous call.
 
         Args:
-            X: `(rows, features)`, numbers as an array, a list or a frame; or an array `(rows, ...)` for a network that
-                takes them, for example images.
+            X: numeric features, `(rows, features)`, as an array, a list or a data frame; or an array `(rows, ...)` for
+                a network that takes further axes, such as images.
             y: the targets, `(rows,)` or `(rows, outputs)`.
-            sample_weight: how much each row counts, `(rows,)`; a row of weight 0 is treated as absent.
+            sample_weight: the weight of each row, `(rows,)`; a row of weight 0 is treated as absent.
 
         Returns:
             The estimator itself.
@@ -93,7 +93,7 @@ class Estimator(BaseEstimator):
                     self._keep(plan.fit(plan.key, plan.data, **numbers))
                 else:
                     self._keep(runs.resume(plan.fit, self.run_, self.n_iter_, plan.key, plan.data, numbers), self)
-        except BaseException:  # what was trained before still predicts as it did
+        except BaseException:  # keep the previous fit usable
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
@@ -111,7 +111,7 @@ class Estimator(BaseEstimator):
         is_new: bool,
         classes: Any = None,
     ) -> Plan:
-        """Check everything, set the attributes that depend on the data alone, and return the planned run."""
+        """Check all arguments, set the attributes that depend on the data alone, and return the planned run."""
         spec.check(self.get_params(deep=False))
         X, y, is_known = self._read(X, y, is_new)  # noqa: N806
         weights = None
@@ -139,13 +139,15 @@ class Estimator(BaseEstimator):
         data = runs.prepared(key, X, targets, weights, self._scale, fraction, names)
         made = self._spec_of(data, epochs)
         if not is_new and made.state_key != self._spec.state_key:
-            raise ValueError("warm_start: expected the same model, optimizer, average and dtype as before, got others")
+            raise ValueError(
+                "warm_start: expected the same model, optimizer, average and dtype as before, got a change"
+            )
         return Plan(made, self._fit_of(made), key, data)
 
     def _read(self, X: Any, y: Any, is_new: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:  # noqa: N803
-        """Return features and targets as arrays, and which targets are known; None stands for all of them.
+        """Return features and targets as arrays, and the mask of known targets; None means that all are known.
 
-        Unknown ones are filled with the first known value of the same output.
+        Unknown targets are filled with the first known value of the same output.
         """
         options = {"reset": is_new, "dtype": np.float64, "allow_nd": True}
         shape = None if is_new else self.run_.preprocess.shape
@@ -159,7 +161,7 @@ class Estimator(BaseEstimator):
         check_consistent_length(X, y)
         is_known = ~np.isnan(y)
         if not is_known.any(0).all():
-            raise ValueError("y: expected some known values of each output, got an output with only NaN")
+            raise ValueError("y: expected some known values for each output, got an output with only NaN")
         return X, np.where(is_known, y, np.take_along_axis(y, is_known.argmax(0)[None], 0)), is_known
 
     def _spec_of(self, data: Data, epochs: int) -> Spec:
@@ -182,7 +184,7 @@ class Estimator(BaseEstimator):
         )
 
     def _fit_of(self, made: Spec) -> Fit:
-        """Return the run's function, made once for an estimator and its clones."""
+        """Return the run function, made only once for an estimator and its clones."""
         return memo.held(self._shared(), made.key, made.make)
 
     def _shared(self) -> Family:
@@ -197,12 +199,12 @@ class Estimator(BaseEstimator):
         return copy
 
     def _numbers(self) -> dict[str, float]:
-        """Return the hyper-parameters of the run, all of them traced."""
+        """Return the hyper-parameters of the run by name."""
         rate = {"learning_rate": self.learning_rate} if _takes_rate(self.optimizer) else {}
         return {**rate, **({"l2": self.l2} if self.l2 else {}), **(self.hyper or {})}
 
     def _keep(self, run: Run, before: "Estimator | None" = None) -> None:
-        """Set the attributes that a run has learned; histories continue those of earlier runs."""
+        """Set the fitted attributes from a run; with `before`, append to its history."""
         epochs = int(run.epochs)
         history = {name: np.asarray(values)[:epochs] for name, values in run.history.items()}
         if before is None:
@@ -215,11 +217,11 @@ class Estimator(BaseEstimator):
     def _outputs(self, X: Any) -> np.ndarray:  # noqa: N803
         """Return the network's outputs, `(rows, outputs)`."""
         known = self.__dict__.get("_known")
-        if known is not None:  # a member of a search, which has already predicted for its held-out rows
+        if known is not None:  # a candidate of a search, whose predictions for its held-out rows are known
             if X is not known[0]:
                 raise ValueError(
-                    "scoring: expected a scorer that predicts for the held-out rows unchanged, got one that predicts"
-                    " for other rows; use GridSearchCV for it"
+                    "scoring: expected a scorer that predicts for the held-out rows unchanged, got a scorer that"
+                    " predicts for other rows; use GridSearchCV for such scorers"
                 )
             return np.asarray(known[1])
         check_is_fitted(self)
@@ -229,12 +231,12 @@ class Estimator(BaseEstimator):
         return outputs.reshape(len(X), -1)
 
     def _inputs(self, X: Any, data: Data) -> Array:  # noqa: N803
-        """Prepare inputs like the training data."""
+        """Preprocess inputs like the training data."""
         X = validate_data(self, X, reset=False, dtype=np.float64, allow_nd=True)  # noqa: N806
         return data.preprocess(X)
 
     def _dtype(self) -> contextlib.AbstractContextManager[Any]:
-        """Compute in the estimator's dtype, whatever the default."""
+        """Return a context in which JAX computes in the estimator's dtype."""
         context: contextlib.AbstractContextManager[Any] = jax.enable_x64(self.dtype == "float64")
         return context
 
@@ -250,7 +252,7 @@ class Estimator(BaseEstimator):
         return found
 
     def set_params(self, **params: Any) -> "Estimator":
-        """Set parameters by name, those in `hyper` as `hyper__NAME`.
+        """Set parameters by name; set the numbers in `hyper` as `hyper__NAME`.
 
         Args:
             **params: the new values.
@@ -265,7 +267,7 @@ class Estimator(BaseEstimator):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state to pickle: everything but compiled programs."""
+        """Return the state to pickle, without compiled programs."""
         state = dict(super().__getstate__())
         for name in ("_family", "_known"):
             state.pop(name, None)
@@ -282,7 +284,7 @@ class Estimator(BaseEstimator):
 
 
 def seed_of(random_state: Any) -> int:
-    """Return a seed for a scikit-learn random state: an integer is its own seed; otherwise, one is drawn."""
+    """Return the seed for a scikit-learn random state: an integer itself, or a seed drawn from the random state."""
     if isinstance(random_state, numbers.Integral):
         return int(random_state)
     return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))

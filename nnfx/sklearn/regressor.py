@@ -1,4 +1,4 @@
-"""The regressor."""
+"""A neural-network regressor as a scikit-learn estimator."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,13 +15,13 @@ from nnfx.sklearn.estimator import Estimator
 class Regressor(MultiOutputMixin, RegressorMixin, Estimator):
     """A neural-network regressor, for one target or several.
 
-    Arguments and attributes are those of `Classifier`, except as described here.
+    Arguments and attributes are those of `Classifier`, except where described here.
 
     Args:
         model: as for `Classifier`; its outputs are the predictions.
         hidden: as for `Classifier`.
         activation: as for `Classifier`.
-        loss: per example, `(outputs, targets) -> (rows,)`; the mean square error by default.
+        loss: the per-example loss, `(outputs, targets) -> (rows,)`; by default, the mean square error.
         optimizer: as for `Classifier`.
         learning_rate: as for `Classifier`.
         l2: as for `Classifier`.
@@ -33,8 +33,8 @@ class Regressor(MultiOutputMixin, RegressorMixin, Estimator):
         parts: as for `Classifier`.
         standardize: as for `Classifier`.
         standardize_targets: whether the network is trained on targets standardised to mean 0 and standard deviation 1.
-            Losses and metrics then use standardised units; predictions are in the unit of the targets. Use False for
-            losses that need raw targets, such as those for counts.
+            Losses and metrics then use standardised units; predictions are in the targets' units. Use False for
+            losses that need raw targets, such as losses for counts.
         validation_fraction: as for `Classifier`.
         missing_targets: as for `Classifier`.
         warm_start: as for `Classifier`.
@@ -100,12 +100,12 @@ class Regressor(MultiOutputMixin, RegressorMixin, Estimator):
         self.verbose = verbose
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> "Regressor":  # noqa: N803
-        """Train for one epoch on these examples; features and targets are standardised as in the first call.
+        """Train for one epoch on the given examples; features and targets are standardised as in the first call.
 
         Args:
-            X: `(rows, features)`.
+            X: the features, `(rows, features)`.
             y: the targets, `(rows,)` or `(rows, outputs)`.
-            sample_weight: how much each row counts, `(rows,)`.
+            sample_weight: the weight of each row, `(rows,)`.
 
         Returns:
             The estimator itself.
@@ -117,10 +117,10 @@ class Regressor(MultiOutputMixin, RegressorMixin, Estimator):
         return self
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
-        """Return the predictions, of the shape of the targets.
+        """Return the predictions, with the same trailing axes as the targets.
 
         Args:
-            X: `(rows, features)`.
+            X: the features, `(rows, features)`.
         """
         check_is_fitted(self)
         outputs = self._outputs(X)

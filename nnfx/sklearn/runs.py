@@ -1,4 +1,4 @@
-"""Runs of estimators: standardised with weights, resumed, trained together, and pickled."""
+"""Functions for the runs of estimators: weighted standardisation, resuming, joint training and pickling."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -36,9 +36,9 @@ class Scale(NamedTuple):
 
     @classmethod
     def of(cls, columns: np.ndarray, weights: np.ndarray) -> "Scale":
-        """Measure columns `(rows, ...)` whose rows have weights: doubling a weight is like repeating the row.
+        """Compute the weighted mean and standard deviation of columns `(rows, ...)`; a weight of 2 counts as two rows.
 
-        Weights may also have the shape of `columns`, one for each number.
+        Weights are `(rows,)`, or have the shape of `columns`.
 
         >>> scale = Scale.of(np.array([[1.0], [4.0], [9.0]]), np.array([2.0, 1.0, 0.0]))
         >>> scale.mean.item(), round(scale.deviation.item(), 3)
@@ -48,7 +48,7 @@ class Scale(NamedTuple):
         if weights.ndim == 1:
             columns, weights = columns[counted].astype(np.float64), weights[counted]
         elif not counted.any(0).all():
-            raise ValueError("y: expected some known values of each output to train on, got an output without any")
+            raise ValueError("y: expected known values of each output in the training rows, got an output with none")
         mean = np.average(columns, axis=0, weights=weights)[None]
         deviation = np.sqrt(np.average((columns - mean) ** 2, axis=0, weights=weights))[None]
         deviation[deviation <= 1e-12 * np.abs(mean)] = 1
@@ -56,7 +56,7 @@ class Scale(NamedTuple):
 
     @classmethod
     def none(cls, columns: int) -> "Scale":
-        """Return a scale that changes nothing."""
+        """Return the identity scale, with mean 0 and deviation 1."""
         return cls(np.zeros((1, columns)), np.ones((1, columns)))
 
     def apply(self, columns: np.ndarray) -> np.ndarray:
@@ -64,12 +64,12 @@ class Scale(NamedTuple):
         return (columns - self.mean) / self.deviation
 
     def undo(self, columns: np.ndarray) -> np.ndarray:
-        """Return standardised columns in their original unit, in their dtype."""
+        """Convert standardised columns back to their original units, in the same dtype."""
         return (columns * self.deviation + self.mean).astype(columns.dtype)
 
 
 def training_rows(key: Array, count: int, valid_fraction: float) -> np.ndarray:
-    """Return the rows that `prepared` trains on."""
+    """Return the indices of the rows in the training split of `prepared`."""
     return at_random(key, np.arange(count), valid_fraction)[0]
 
 
@@ -102,18 +102,18 @@ def prepared(
 
 
 def resume(fit: Fit, run: Run, done: int, key: Array, data: Data, hyper: Mapping[str, float]) -> Run:
-    """Continue from the last weights and optimizer state of a run, for the epochs of another run's function.
+    """Continue from the last weights and optimizer state of a run, for the number of epochs of `fit`.
 
     Args:
-        fit: the run's function.
+        fit: the run function to continue with.
         run: the run to continue from.
-        done: the number of epochs that led to it, including those of earlier runs.
-        key: the key of all of them.
+        done: the number of epochs trained so far, including those before `run`.
+        key: the key of all runs.
         data: the training data.
         hyper: the hyper-parameters.
 
     Raises:
-        TypeError, ValueError: as calling the function does.
+        TypeError, ValueError: as calling `fit` does.
     """
     numbers = fit.check(key, data, hyper)
     train, valid = known(data.train), known(data.valid)
@@ -131,11 +131,11 @@ def _resumed(
 
 
 class Folds(NamedTuple):
-    """Folds of one shape.
+    """Stacked folds with equal shapes.
 
     Attributes:
-        train: the training data of each, `(folds, rows, ...)`.
-        valid: the held-out data for stopping rules and best weights, or None.
+        train: the training data of the folds, `(folds, rows, ...)`.
+        valid: the held-out data for stopping rules and best weights, stacked likewise, or None.
         tests: the inputs to predict for, `(folds, rows, features)`.
     """
 
@@ -156,19 +156,19 @@ class Folds(NamedTuple):
 
 
 def shapes(data: Data) -> Any:
-    """Return the shapes that folds must have in common to be stacked."""
+    """Return the shapes and dtypes of a fold's arrays; folds with equal ones can be stacked."""
     return tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves((data.train, data.valid)))
 
 
 def outputs_together(fit: Fit, key: Array, folds: Sequence[Folds], points: Hyper) -> list[np.ndarray]:
-    """Train one run for each fold and point in one program, and predict for the rows not trained on.
+    """Train one run for each fold and point in one program, and predict for the test rows.
 
-    The points are spread over the devices of this process, each of which trains its share side by side.
+    The points are spread over the devices of this process, each of which trains its points side by side.
 
     Args:
-        fit: the run's function.
+        fit: the run function.
         key: the key of every run.
-        folds: the folds, stacked by their shapes.
+        folds: the stacks of folds, one for each shape.
         points: the hyper-parameters of each point, `(points,)` by name.
 
     Returns:
@@ -203,7 +203,7 @@ def _outputs_together(
 
 
 def _outputs(fit: Fit, key: Array, fold: Folds, hyper: Hyper) -> Array:
-    """Train one run, and return its outputs for the inputs to predict for."""
+    """Train one run, and return its outputs for the test inputs."""
     parts = fit.bind(hyper)
     begun = start(key, parts, fold.train, fold.valid)
     state, _ = scan_epochs(fit, hyper, begun, fold.train, fold.valid, fit.epochs)
@@ -220,7 +220,7 @@ class _Key(NamedTuple):
 
 
 def saved(run: Run) -> dict[str, Any]:
-    """Return the picklable fields of a run: all but its function, with every array on the host."""
+    """Return the picklable fields of a run: all but `fit`, with every array on the host."""
 
     def on_host(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

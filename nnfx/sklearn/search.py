@@ -1,4 +1,4 @@
-"""A search over hyper-parameters whose candidates and folds are trained together, as one program."""
+"""A hyper-parameter search whose candidates and folds are trained together, as one program."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -23,38 +23,38 @@ from nnfx.training.fit import Fit
 from nnfx.types import Array
 
 DRAWN = 10
-"""How many candidates are drawn from distributions by default, as by scikit-learn."""
+"""The default number of candidates drawn from distributions, as in scikit-learn."""
 
 
 class SweepSearchCV(BaseSearchCV):
     """`GridSearchCV` and `RandomizedSearchCV` for the estimators of this module, as one program.
 
     Candidates that differ only in numbers (`learning_rate`, `l2` above 0, and those in `hyper`) are trained side by
-    side with all their folds, each just as the estimator itself would be trained; for differences in anything else,
-    such as widths, epochs or batch sizes, each choice needs its own program. Another search over the same number of
-    values needs no recompilation. Scores and attributes are those of `GridSearchCV`; `mean_fit_time` is a run's share
-    of the time to prepare and run its program.
+    side with all their folds, each as the estimator itself would be trained; every choice of other parameters, such as
+    widths, epochs or batch sizes, needs its own program. Another search over the same number of values needs no
+    recompilation. Scores and attributes are those of `GridSearchCV`; `mean_fit_time` is the time to prepare and run a
+    program, divided by its number of runs.
 
     Args:
         estimator: a `Classifier` or a `Regressor`.
         param_grid: values for each parameter, every combination of which is a candidate; or a list of such grids.
-        param_distributions: instead of a grid: a list of values, or a SciPy distribution, for each parameter, from
-            which candidates are drawn.
+        param_distributions: instead of a grid, a list of values or a SciPy distribution for each parameter, from which
+            candidates are drawn.
         n_iter: the number of candidates to draw; 10 by default.
         scoring: as for `GridSearchCV`: a name, a scorer, several of these, or None for the estimator's own `score`.
-            Scorers may use predictions for the held-out rows only, in their order.
-        refit: whether to train the best candidate on all rows; for several scorers, the name of the one that decides.
+            Scorers may only use predictions for the held-out rows, in their order.
+        refit: whether to train the best candidate on all rows; with several scorers, the name of the deciding scorer.
         cv: the number of folds, a scikit-learn splitter, or an iterable of `(train, test)` rows.
-        random_state: the seed for drawing candidates; the runs use that of the estimator.
+        random_state: the seed for drawing candidates; the runs use the estimator's seed.
         error_score: the score if a scorer fails, for example for predictions that are not finite; or `"raise"`.
         verbose: whether to print the number of runs.
 
     Attributes:
         cv_results_: a column for each parameter, score, mean, standard deviation, rank and time, by candidate.
         best_estimator_: the best candidate, trained on all rows; the search predicts with it.
-        best_params_: its parameters.
-        best_score_: its mean score over the folds.
-        best_index_: its position among the candidates.
+        best_params_: the parameters of the best candidate.
+        best_score_: the mean score of the best candidate over the folds.
+        best_index_: the position of the best candidate.
         n_splits_: the number of folds.
         refit_time_: the seconds taken to train the best candidate on all rows.
 
@@ -96,10 +96,10 @@ class SweepSearchCV(BaseSearchCV):
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any = None, **params: Any) -> "SweepSearchCV":  # noqa: N803
-        """Train and score every candidate on every fold, then train the best one on all rows.
+        """Train and score every candidate on every fold, then train the best candidate on all rows.
 
         Args:
-            X: `(rows, features)`.
+            X: the features, `(rows, features)`.
             y: the targets.
             **params: `sample_weight`, `groups` for the splitter, and any other parameters that scikit-learn routes.
 
@@ -113,7 +113,7 @@ class SweepSearchCV(BaseSearchCV):
         if not isinstance(self.estimator, Estimator):
             raise TypeError(
                 "estimator: expected nnfx.sklearn.Classifier or Regressor, got"
-                f" {type(self.estimator).__name__}; GridSearchCV takes any"
+                f" {type(self.estimator).__name__}; GridSearchCV takes any estimator"
             )
         candidates = self._candidates()
         scorers, metric = self._get_scorers()
@@ -147,7 +147,7 @@ class SweepSearchCV(BaseSearchCV):
     def _candidates(self) -> list[dict[str, Any]]:
         if (self.param_grid is None) == (self.param_distributions is None):
             given = "none" if self.param_grid is None else "both"
-            raise ValueError(f"param_grid: expected either this or param_distributions, got {given}")
+            raise ValueError(f"param_grid: expected either param_grid or param_distributions, got {given}")
         if self.param_grid is not None:
             if self.n_iter is not None:
                 raise ValueError(f"n_iter: expected None for a grid, got {self.n_iter}; pass param_distributions")
@@ -157,7 +157,7 @@ class SweepSearchCV(BaseSearchCV):
         return list(ParameterSampler(self.param_distributions, count, random_state=self.random_state))
 
     def _conclude(self, candidates: list[dict[str, Any]], scores: list[Any], scorers: Any, metric: Any) -> None:
-        """Set the table of results, and which candidate is the best."""
+        """Set the attributes for the results and the best candidate."""
         first = scores[0]["test_scores"]
         self.multimetric_ = isinstance(first, dict)
         if callable(self.scoring) and self.multimetric_:
@@ -174,13 +174,13 @@ class SweepSearchCV(BaseSearchCV):
 
 
 class Cell(NamedTuple):
-    """A candidate that has been trained on one fold, and has predicted for its held-out rows.
+    """A candidate trained on one fold, with predictions for the held-out rows.
 
     Attributes:
-        estimator: the candidate.
-        inputs: the held-out inputs, whose outputs are known.
+        estimator: the fitted candidate.
+        inputs: the held-out inputs, whose predictions are known.
         targets: the held-out targets.
-        seconds: its share of the time that training took.
+        seconds: the training time of its program, divided by the number of runs.
     """
 
     estimator: Estimator
@@ -193,13 +193,13 @@ class Fold(NamedTuple):
     """A fold, for the candidates of a group.
 
     Attributes:
-        estimator: holds the attributes learned from the fold's rows alone, such as the classes.
-        fit: the run's function.
+        estimator: an estimator with the attributes that depend on the fold's rows alone, such as the classes.
+        fit: the run function.
         key: the key of the runs.
-        data: their training data.
+        data: the training data of the runs.
         inputs: the held-out inputs.
         targets: the held-out targets.
-        prepared: the held-out inputs prepared like the data.
+        prepared: the held-out inputs, preprocessed like the training data.
     """
 
     estimator: Estimator
@@ -219,7 +219,7 @@ def _train(
     splits: Sequence[Any],
     fit_params: Mapping[str, Any],
 ) -> list[list[Cell]]:
-    """Train every candidate on every fold, those of a group in one program."""
+    """Train every candidate on every fold; candidates of a group are trained in one program."""
     base = clone(estimator)
     base.random_state = seed_of(base.random_state)
     made = [clone(base).set_params(**clone(each, safe=False)) for each in candidates]
@@ -241,7 +241,7 @@ def _train(
 
 
 def _static(estimator: Estimator) -> Any:
-    """Return all parameters of a candidate except the values of its numbers."""
+    """Return a key of a candidate's static parameters: all but the values of traced numbers."""
     numbers = {"learning_rate": None, "l2": bool(estimator.l2), "hyper": tuple(sorted(estimator.hyper or ()))}
     return frozen({**estimator.get_params(deep=False), **numbers})
 
@@ -268,7 +268,7 @@ def _outputs(candidates: Sequence[Estimator], folds: Sequence[Fold]) -> list[np.
     for fold in folds:
         fold.fit.check(fold.key, fold.data, numbers[0])
         if fold.fit.needs_clock(numbers[0]):
-            raise ValueError("stop: expected rules without a clock for a search in one program, got one with a clock")
+            raise ValueError("stop: expected rules without a clock for a search in one program, got a rule with one")
         for each in numbers[1:]:
             hyperparameters.check(each, fold.fit.all_factories)
     columns = {name: np.array([each[name] for each in numbers]) for name in numbers[0]}
@@ -287,14 +287,14 @@ def _outputs(candidates: Sequence[Estimator], folds: Sequence[Fold]) -> list[np.
 
 
 def _cell(candidate: Estimator, fold: Fold, outputs: np.ndarray, seconds: float) -> Cell:
-    estimator = object.__new__(type(candidate))  # without the checks of `clone`, which take longer than a run
+    estimator = object.__new__(type(candidate))  # skips the checks of `clone`, which take longer than a run
     learned = {"_known": (fold.inputs, outputs.reshape(len(outputs), -1))}
     estimator.__dict__.update({**vars(fold.estimator), **vars(candidate), **learned})
     return Cell(estimator, fold.inputs, fold.targets, seconds)
 
 
 def _scored(cell: Cell, scorers: Any, params: Mapping[str, Any], error_score: Any) -> dict[str, Any]:
-    """Return what scikit-learn records about a candidate on a fold."""
+    """Score a candidate on a fold, and return the scores and times in scikit-learn's format."""
     began = time.perf_counter()
     score = _score(cell.estimator, cell.inputs, cell.targets, scorers, params, error_score)
     return {"test_scores": score, "fit_time": cell.seconds, "score_time": time.perf_counter() - began}

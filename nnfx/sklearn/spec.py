@@ -13,7 +13,7 @@ from nnfx.training.fit import Fit, fit
 from nnfx.types import Model
 
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "adagrad", "lamb", "lion", "nadam", "radam")
-"""The optimizers known by name, all of them Optax's."""
+"""The optimizers known by name, all from Optax."""
 MODELS = ("mlp", "perceptron")
 """The models known by name."""
 
@@ -24,8 +24,8 @@ class Spec(NamedTuple):
     Attributes:
         model: a name, a model, or a function that returns one.
         hidden: the widths of the hidden layers of `"mlp"`.
-        activation: their non-linearity.
-        loss: per example.
+        activation: the activation function of the hidden layers.
+        loss: the per-example loss.
         optimizer: a name, an Optax factory or an optimizer.
         has_l2: whether the weights are penalised.
         epochs: the maximum number of epochs.
@@ -55,12 +55,12 @@ class Spec(NamedTuple):
 
     @property
     def key(self) -> Any:
-        """A hashable key; it is the same for copies."""
+        """A hashable key, the same for equal settings."""
         return frozen(tuple(self))
 
     @property
     def state_key(self) -> Any:
-        """A hashable key of all that a run's state depends on: runs with the same key can continue each other.
+        """A hashable key of the settings that a run's state depends on; runs with the same key can continue each other.
 
         >>> def key(**changes: Any) -> Any:
         ...     first = Spec("mlp", (4,), "relu", None, "adam", False, 1, 8, None, None, None, 3, 1, "float32")
@@ -73,7 +73,7 @@ class Spec(NamedTuple):
         return frozen((*network, self.optimizer, average, self.features, self.outputs, self.dtype))
 
     def make(self) -> Fit:
-        """Return the run's function."""
+        """Make the run function."""
         parts = dict(self.parts or {})
         if self.has_l2:
             if "penalty" in parts:
@@ -107,7 +107,7 @@ class Spec(NamedTuple):
 
 
 def frozen(value: Any) -> Any:
-    """Return a hashable stand-in for a value, equal for copies of it where that can be determined.
+    """Return a hashable stand-in for a value, equal for equal values where equality can be determined.
 
     >>> frozen({"a": [1, 2]}) == frozen({"a": [1, 2]}), frozen(functools.partial(max, 1)) == frozen([1])
     (True, False)
@@ -126,7 +126,7 @@ def frozen(value: Any) -> Any:
 
 
 class _Same:
-    """A stand-in for an unhashable object, equal only to itself."""
+    """A hashable wrapper for an unhashable object, equal only for the same object."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -139,10 +139,10 @@ class _Same:
 
 
 def check(parameters: Mapping[str, Any]) -> None:
-    """Check the parameters of an estimator that `nnfx.fit` does not check under the same name.
+    """Check the estimator parameters that `nnfx.fit` does not check under the same name.
 
     Raises:
-        TypeError, ValueError: for those of the wrong type or out of range.
+        TypeError, ValueError: for parameters of the wrong type or out of range.
     """
     if isinstance(parameters["model"], str):
         checks.choice("model", parameters["model"], MODELS)

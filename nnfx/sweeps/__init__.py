@@ -1,9 +1,9 @@
 """Many runs as one program: seeds × folds × hyper-parameters, all to the end or by successive halving.
 
 The runs, called members, form a table of groups (one for each seed and fold) by points (of hyper-parameters). The
-members of a group share its initial weights and the order of its data, so that only hyper-parameters differ between
-them. The host advances all members by a chunk of epochs at a time, and packs those still running into a smaller table
-once most have ended.
+members of a group share their initial weights and the order of their data, and differ only in hyper-parameters. The
+host advances all members by a chunk of epochs at a time, and packs the running members into a smaller table once most
+have ended.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 
 from nnfx import checks
 from nnfx.data.prepare import Data
+from nnfx.sessions.folder import refuse_search
 from nnfx.sweeps.ensemble import Ensemble
 from nnfx.sweeps.given import check, keeper_of, mesh_of, table_of
 from nnfx.sweeps.halving import Halving
@@ -68,52 +69,53 @@ def sweep(
     tensorboard: bool = False,
     **values: ArrayLike | Uniform | LogUniform,
 ) -> Sweep:
-    """Train one run for each seed, fold and point of hyper-parameters.
+    """Train one run for each combination of seed, fold and point of hyper-parameters.
 
     Args:
-        fit: the run, made by `nnfx.fit`.
+        fit: the run function, made by `nnfx.fit`.
         data: the data of every member.
         key: a typed key; seed i is `fold_in(key, i)`.
         seeds: the number of seeds.
-        folds: K, to hold out each of K parts of `data.train` in turn; standardised features are standardised again on
-            the remaining parts. None to use `data.valid`.
-        points: the hyper-parameters of each point: columns by name, such as those returned by `nnfx.sweeps.draw`, a
-            data frame, or a list of dictionaries; or the number of points to draw.
-        **values: values for each hyper-parameter, every combination of which is a point; or, if `points` is the number
-            of points to draw, `Uniform` and `LogUniform` ranges; and with `points`, numbers that all of them share.
-            Without either, members differ only in seed and fold.
-        halving: when to drop all but the best points, as `Halving`; by default, none are dropped.
+        folds: K, to hold out each of K folds of `data.train` in turn; standardised features are standardised again on
+            the remaining folds. None to use `data.valid`.
+        points: the hyper-parameters of each point: columns by name, such as the result of `nnfx.sweeps.draw`, a data
+            frame, or a list of dictionaries; or the number of points to draw.
+        **values: without `points`, values for each hyper-parameter, every combination of which is a point. If `points`
+            is the number of points to draw, `Uniform` and `LogUniform` ranges, or single numbers. If `points` are
+            given, single numbers that all points share. Without points and values, members differ only in seed and
+            fold.
+        halving: when to drop all but the best points; by default, none are dropped.
         epochs_per_chunk: the number of epochs after which the host checks which members have stopped; with `halving`, a
-            divisor of its rungs, by default the largest. Otherwise, by default, a tenth of the run if it has stopping
-            rules, and the whole run if not.
+            common divisor of the rungs and the epochs of a run, by default the largest. Without `halving`, by default
+            a tenth of the run if there are stopping rules, and the whole run otherwise.
         devices: the devices over which the members are spread; by default, all devices of this process.
         devices_per_member: the number of devices over which the batches of each member are split, as by
             `nnfx.data_parallel`, for models too large to train many at once.
-        at_once: the number of members that a device trains side by side; the others follow in a loop of the same
-            program. By default, all of them; on CPUs only one, if members with long sequences or many feature maps
-            would evict each other from the caches.
+        at_once: the number of members that a device trains side by side; the others follow in a loop within the same
+            program. By default, all members of the device; on CPUs only one, if the activations of several members
+            would not fit into the caches.
         memory: the number of bytes that each device may use; by default, most of its free memory. A sweep that needs
-            more, as estimated by the compiler, runs in slices: each chunk of epochs for some members first, then for
-            others.
+            more, as estimated by the compiler, runs in slices: each chunk of epochs is run for one slice of
+            members after another.
         on_chunk: called with a `Progress` each time the host has checked which members have stopped.
-        out: a folder for this sweep alone, created if missing, in which the sweep is saved and logged like a run by
-            `nnfx.session`. If it is killed at any moment, the same call resumes from the newest checkpoint and gives
-            the same result, bit for bit, or, on different devices, up to rounding. On Ctrl-C and SIGTERM a checkpoint
-            is saved. `history.csv` lists how many members ran in each epoch, with the lowest and the median of their
-            losses; `members.csv` is the returned table. More epochs may be requested than before if `epochs_per_chunk`
-            is given.
-        save_every_seconds: save into `out` once this many seconds have passed; the end is always saved.
-        skip_damaged: whether to set aside checkpoints that cannot be used, and continue from the newest good one.
-        progress: whether to show a progress bar, if tqdm is installed, or the bar's title. By default, a bar is shown
-            if `out` is given.
+        out: a folder for this sweep alone, created if missing, in which the sweep is saved and logged as a run is by
+            `nnfx.session`. If the sweep is killed at any moment, the same call resumes from the newest checkpoint and
+            gives the same result, bit for bit, or, on different devices, up to rounding. On Ctrl-C and SIGTERM, a
+            checkpoint is saved. `history.csv` lists the number of running members in each epoch, with the lowest and
+            the median of their losses; `members.csv` contains the returned table. A resumed sweep may have more epochs
+            if `epochs_per_chunk` is given.
+        save_every_seconds: the interval between checkpoints in `out`, in seconds; the end is always saved.
+        skip_damaged: whether to set aside unusable checkpoints, and continue from the newest good one.
+        progress: whether to show a progress bar, if tqdm is installed, or a title for the bar. By default, a bar is
+            shown if `out` is given.
         tensorboard: whether to write logs for TensorBoard into `out`.
 
     Returns:
         A table of the members, with their best weights; its `by_point` is the table of the points.
 
     Raises:
-        TypeError, ValueError: as calling `fit` does, for ranges without a number of points, for points of unequal
-            lengths or folds that do not suit the data, and for rungs that do not suit the run.
+        TypeError, ValueError: as calling `fit` does, for ranges without a number of points, for columns of points with
+            unequal lengths, for folds that do not suit the data, and for rungs that do not suit the run.
         MemoryError: if not even one member fits into memory.
 
     Example:
@@ -132,6 +134,8 @@ def sweep(
     if at_once is not None:
         checks.positive_integer("at_once", at_once)
     keeper = keeper_of(out, save_every_seconds, skip_damaged, progress, tensorboard)
+    if keeper.out is not None:
+        refuse_search(keeper.out)
     quotas = {} if halving is None else halving.quotas(table.width)
     members = Members(fit, table, epochs_per_chunk, quotas, at_once, memory)
     running = table.running()
@@ -161,7 +165,7 @@ def _epochs_per_chunk(fit: Fit, halving: Halving | None, epochs_per_chunk: int |
     largest = int(np.gcd.reduce([*halving.rungs, fit.epochs]))
     if epochs_per_chunk is not None and largest % epochs_per_chunk:
         raise ValueError(
-            f"epochs_per_chunk: expected a divisor of the rungs and of the epochs of the run, such as {largest}, got"
+            f"epochs_per_chunk: expected a common divisor of the rungs and the run's epochs, such as {largest}, got"
             f" {epochs_per_chunk}"
         )
     return epochs_per_chunk or largest

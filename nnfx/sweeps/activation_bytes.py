@@ -1,4 +1,4 @@
-"""Whether the activations of a sweep's members fit into a CPU's caches."""
+"""An estimate of whether the activations of a sweep's members fit into a CPU's caches."""
 
 from typing import Any
 
@@ -11,25 +11,25 @@ from nnfx.types import Array, Batch, Hyper
 LARGE = 2**20
 """Members with at least this many bytes of activations are trained one at a time: half a server core's L2 cache.
 
-`python -m experiments.benchmarks cnn` and `recurrent` time members above it, side by side and one at a time.
+`python -m experiments.benchmarks cnn` and `recurrent` time such members side by side and one at a time.
 """
 
 
 def is_large(fit: Fit, train: Batch, hyper: Hyper) -> bool:
-    """Return whether a member is better trained alone on a CPU device.
+    """Return whether members are better trained one at a time on a CPU device.
 
     Small networks trained side by side share the overhead of each operation, and fill a CPU's vector units. A large
-    one fills these by itself, and large ones together would evict each other's activations from the cache between the
+    network fills the units by itself, and several would evict each other's activations from the cache between the
     forward and the backward pass.
 
     Args:
-        fit: the run.
-        train: its training data.
-        hyper: its hyper-parameters; their values do not matter.
+        fit: the run function.
+        train: the training data.
+        hyper: the hyper-parameters; their values do not matter.
     """
     leaves, tree = jax.tree.flatten(train.inputs)
     shapes = tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-    # finding the size means tracing the model
+    # kept, since computing the size traces the model
     found = memo.held(fit, (activation_bytes, shapes), lambda: activation_bytes(fit, train, hyper))
     return found >= LARGE
 

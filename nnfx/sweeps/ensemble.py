@@ -1,4 +1,4 @@
-"""Members of a sweep that predict together."""
+"""Ensembles of a sweep's members, which predict together."""
 
 import dataclasses
 from typing import Any
@@ -19,13 +19,13 @@ from nnfx.types import Array, Hyper, Variables
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Ensemble:
-    """Several stacked runs that predict together; their agreement shows how certain they are.
+    """Several stacked runs that predict together; their agreement shows how certain the prediction is.
 
     Attributes:
-        fit: the function that made the runs.
-        hyper: their hyper-parameters, `(members,)` each.
-        variables: their best weights, stacked.
-        preprocess: their maps from raw features, stacked.
+        fit: the run function that trained the members.
+        hyper: the members' hyper-parameters, `(members,)` each.
+        variables: the members' best weights, stacked.
+        preprocess: the members' preprocessing of raw features, stacked.
         temperature: T, which divides the logits of the mean prediction; 1 until calibrated.
 
     Example:
@@ -56,7 +56,7 @@ class Ensemble:
         return f"Ensemble: {members} members, temperature {self.temperature:.4g}"
 
     def predict(self, inputs: Any) -> Array:
-        """Return every member's outputs for raw inputs, `(members, batch, outputs)`, in the unit of raw targets."""
+        """Return every member's outputs for raw inputs, `(members, batch, outputs)`, in the targets' units."""
         prepared = each(self.preprocess, inputs)
         hyper, variables, rows = jax.tree.map(lambda leaf: leaf[0], (self.hyper, self.variables, prepared))
         check_inputs(self.fit, self.fit.bind(hyper).model, variables, rows)
@@ -72,18 +72,19 @@ class Ensemble:
         return uncertainty.probabilities(self._log_mean(inputs) / self.temperature)
 
     def spread(self, inputs: ArrayLike) -> uncertainty.Spread:
-        """Return the members' predictions for raw inputs, and how closely they agree; the temperature is not used."""
+        """Return the members' predictions for raw inputs, and the spread among them; the temperature is not used."""
         return uncertainty.spread(uncertainty.probabilities(self.predict(inputs)))
 
     def calibrate(self, inputs: ArrayLike, labels: ArrayLike) -> "Ensemble":
-        """Return the ensemble with the temperature that fits held-out data best.
+        """Return a copy of the ensemble with the temperature that fits held-out data best.
 
         Args:
-            inputs: raw inputs, `(batch, ...)`, used neither to train the members nor to choose among them.
+            inputs: raw inputs, `(batch, ...)`, used neither to train the members nor to select them.
             labels: integers `(batch,)`.
 
         Raises:
-            ValueError: for labels out of range or ruled out by all members, or if there is not one label per input.
+            ValueError: for labels out of range or given zero probability by all members, or a number of labels that
+                differs from the number of inputs.
 
         References:
             Rahaman and Thiery, *Uncertainty quantification and deep ensembles*, NeurIPS 2021: pool, then calibrate.
@@ -98,13 +99,13 @@ class Ensemble:
             Accuracy, negative log-likelihood (nats), Brier score and expected calibration error, by name.
 
         Raises:
-            ValueError: for labels out of range, or if there is not one label per input.
+            ValueError: for labels out of range, or a number of labels that differs from the number of inputs.
         """
         scores = uncertainty.score(self.probabilities(inputs), _labels(labels))
         return {name: float(value) for name, value in scores.items()}
 
     def _log_mean(self, inputs: ArrayLike) -> Array:
-        """Return the logarithm of the members' mean probabilities, −∞ for classes that all of them rule out."""
+        """Return the logarithm of the members' mean probabilities, −∞ if all members give a class zero probability."""
         of_members = uncertainty.log_probabilities(self.predict(inputs))
         return jax.nn.logsumexp(of_members, axis=0) - np.log(len(of_members))
 
@@ -115,7 +116,7 @@ def _labels(labels: Any) -> Array:
 
 @memo.compiled(static=2)
 def _apply(fit: Fit, shapes: tuple[tuple[int, ...], ...], hyper: Hyper, variables: Variables, inputs: Any) -> Array:
-    del shapes  # one program for each number of rows, so that old ones are released if too many are held
+    del shapes  # one memo entry per number of rows, so that old programs are released if there are too many
 
     def member(hyper: Hyper, variables: Variables, inputs: Any) -> Array:
         return fit.bind(hyper).model.apply(variables, inputs)

@@ -1,4 +1,4 @@
-"""The arguments of a sweep or a search: checked, and turned into the table of its members and its keeper."""
+"""Checks of the arguments of sweeps and searches, and their conversion to a table of members and a keeper."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from nnfx import checks, paths
+from nnfx.data.folds import counted
 from nnfx.data.prepare import Data, check_type
 from nnfx.sessions.keeper import Keeper
 from nnfx.sweeps.points import Points, number_of
@@ -29,13 +30,13 @@ def keeper_of(
     tensorboard: bool,
     kind: str = "sweep",
 ) -> Keeper:
-    """Return the keeper of a sweep, which saves and logs nothing without a folder."""
+    """Return the keeper of a sweep; without a folder, the keeper saves and logs nothing."""
     if save_every_seconds is not None:
         checks.number("save_every_seconds", save_every_seconds, minimum=0)
     folder = None if out is None else paths.absolute("out", out)
     for name, given in {"skip_damaged": skip_damaged, "tensorboard": tensorboard}.items():
         if given and folder is None:
-            raise ValueError(f"{name}: expected a folder `out` as well, got none")
+            raise ValueError(f"{name}: expected the argument `out` as well, got none")
     is_shown = folder is not None if progress is None else bool(progress)
     title = progress if isinstance(progress, str) else kind if folder is None else folder.name
     return Keeper(
@@ -49,7 +50,7 @@ def keeper_of(
 
 
 def mesh_of(devices: Sequence[jax.Device] | None, per_member: int) -> Mesh:
-    """Return the mesh over which members are spread, and also their batches if several devices share a member."""
+    """Return the mesh over which members are spread, with a second axis for batches if members span devices."""
     checks.positive_integer("devices_per_member", per_member)
     if devices is not None and not (
         isinstance(devices, Sequence | np.ndarray) and all(isinstance(device, jax.Device) for device in devices)
@@ -84,7 +85,7 @@ def table_of(
     mesh: Mesh,
     memory: int | None,
 ) -> Table:
-    """Check the arguments, and arrange the members."""
+    """Check the remaining arguments, and lay out the members in a table."""
     checks.positive_integer("seeds", seeds)
     if memory is not None:
         checks.positive_integer("memory", memory)
@@ -95,16 +96,18 @@ def table_of(
     for i in range(number_of(points)):
         hyperparameters.check({name: column[i] for name, column in points.items()}, fit.all_factories)
     if folds is not None:
-        rows = data.train.weights.shape[0]
+        rows = int(counted(data.train.weights).sum())
         checks.positive_integer("folds", folds)
         if not 2 <= folds <= rows:
-            raise ValueError(f"folds: expected 2 to {rows}, the number of rows of data.train, got {folds}")
+            raise ValueError(
+                f"folds: expected 2 to {rows}, the number of rows of data.train of positive weight, got {folds}"
+            )
         if data.valid is not None:
-            raise ValueError("folds: expected data without a held-out part, got data.valid as well")
+            raise ValueError("folds: expected data without a held-out split, got data.valid as well")
         if hasattr(data, "history"):
             raise ValueError(
-                "folds: expected None for windows of a series, which overlap, got a number; hold out its end with"
-                " valid_windows"
+                "folds: expected None for windows of a series, which overlap, got a number; hold out the end of the"
+                " series with valid_windows"
             )
     first = hyperparameters.as_arrays({name: column[0] for name, column in points.items()})
     checked = data if folds is None else Data(data.train, data.train, data.preprocess)

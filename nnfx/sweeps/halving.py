@@ -1,4 +1,4 @@
-"""Successive halving: train all points briefly, drop the worse ones at each rung, and train the best to the end."""
+"""Successive halving: train all points briefly, drop the worst at each rung, and train the best to the end."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,13 +11,13 @@ __all__ = ["Halving"]
 
 
 class Halving(NamedTuple):
-    """When to drop points, and how many to keep.
+    """Settings for successive halving: when to drop points, and how many to keep.
 
-    Points are ranked by their best held-out loss so far, averaged over seeds and folds; points with more members that
-    have no finite loss rank behind those with fewer.
+    Points are ranked by their best held-out loss so far, averaged over seeds and folds; points with more members
+    without a finite loss rank lower.
 
     Attributes:
-        rungs: the numbers of epochs after which to drop points, increasing and below the epochs of the run.
+        rungs: the numbers of epochs after which to drop points, increasing and below the epochs of a run.
         keep: the fraction of the points kept at each rung, above 0 and below 1; at least one is kept.
 
     Example:
@@ -38,10 +38,10 @@ class Halving(NamedTuple):
     keep: float = 1 / 3
 
     def check(self, epochs: int) -> None:
-        """Check that the rungs increase and stay below the epochs of a run, and that the fraction is between 0 and 1.
+        """Check that the rungs increase and stay below `epochs`, and that the fraction is between 0 and 1.
 
         Raises:
-            TypeError, ValueError: otherwise.
+            TypeError, ValueError: if not.
         """
         rungs = self.rungs
         if isinstance(rungs, str) or not isinstance(rungs, Sequence | np.ndarray):
@@ -54,7 +54,7 @@ class Halving(NamedTuple):
         checks.number("keep", self.keep, above=0, below=1)
 
     def quotas(self, points: int) -> dict[int, int]:
-        """Return the number of points kept at each rung.
+        """Return the number of points kept at each rung, by rung.
 
         >>> Halving((5, 10), keep=0.5).quotas(8)
         {5: 4, 10: 2}
@@ -67,9 +67,9 @@ class Halving(NamedTuple):
 
 
 def ranked(losses: np.ndarray) -> np.ndarray:
-    """Return the positions of points, best first, given losses `(groups, points)`.
+    """Return the positions of the points, best first, given losses `(groups, points)`.
 
-    Points are ranked by how many of their losses are not finite, and then by the mean of the others.
+    Points are ranked by their number of non-finite losses, and then by the mean of their finite losses.
 
     >>> ranked(np.array([[1.0, np.nan, 2.0, np.nan], [4.0, np.nan, 2.0, 0.0]])).tolist()
     [2, 0, 3, 1]

@@ -1,4 +1,4 @@
-"""The members of a sweep as one program for the host's loop: advanced together, dropped at rungs, and packed."""
+"""The members of a sweep as one program for a host loop: advanced together, dropped at rungs, and packed."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -23,12 +23,12 @@ from nnfx.types import Hyper
 
 
 class Members(Program[Table]):
-    """The members of a sweep, counted in epochs. A state is a table, which is modified in place.
+    """The members of a sweep as a program whose unit is an epoch. Its state is a table, which is modified in place.
 
     Args:
-        fit: the run's function.
+        fit: the run function.
         table: the members in their initial layout.
-        look_every: the number of epochs after which points are dropped, and the members still running are packed.
+        look_every: the number of epochs after which the host packs the members that are still running.
         quotas: the number of points to keep, by the number of epochs after which the others are dropped.
         at_once: the number of members that a device trains side by side; None for the best number.
         memory: the number of bytes that each device may use; None for most of its free memory.
@@ -61,7 +61,7 @@ class Members(Program[Table]):
         plan = {
             "seeds": str(int(table.all_seeds.max()) + 1),
             "folds": str(int(table.all_folds.max()) + 1),
-            "epochs between looks": str(look_every),
+            "epochs_per_chunk": str(look_every),
             "points kept": str(dict(quotas)),
             "at_once": str(at_once),
         }
@@ -77,7 +77,7 @@ class Members(Program[Table]):
         return table
 
     def advance(self, table: Table, until: int, clock: Clock) -> Table:
-        """Train until the table has completed `until` epochs; then drop points and pack members if it is time to."""
+        """Train until the table has completed `until` epochs; then drop points if this is a rung, and pack if due."""
         advance, arguments = self._advance(table), (*self._shared, np.int32(table.done), np.int32(until), clock)
         shape = self._slice(table, table.state)
         state, history = in_slices(advance, shape, (table.state, table.hyper), table.groups, arguments)
@@ -91,15 +91,15 @@ class Members(Program[Table]):
         return table
 
     def done(self, table: Table) -> int:
-        """Return how many epochs the table has completed."""
+        """Return the number of completed epochs."""
         return table.done
 
     def has_ended(self, table: Table) -> bool:
-        """Return whether no member is running any more, or the last epoch is complete."""
+        """Return whether no member is running, or the last epoch is complete."""
         return table.done >= self.total or not table.running()
 
     def history(self, table: Table, since: int) -> History:
-        """Return how many members ran in each epoch after `since`, and the lowest and the median of their losses."""
+        """Return the number of running members in each epoch after `since`, with their lowest and median losses."""
         if table.done <= since:
             return {}
         columns = {name: values[:, since : table.done] for name, values in table.history.items()}
@@ -117,7 +117,7 @@ class Members(Program[Table]):
         return arrays, {"places": list(table.member.shape), "is_harvested": table.harvested is not None}
 
     def expected(self, noted: Mapping[str, Any]) -> dict[str, Any]:
-        """Return arrays like those of a checkpoint."""
+        """Return a template for the arrays of a checkpoint."""
         table = self._beginning
         programs = programs_of(self._fit, table.mesh, table.axis, self._at_once)
         given = (table.hyper, table.groups, self._shared)
@@ -141,7 +141,7 @@ class Members(Program[Table]):
         }
 
     def restored(self, arrays: dict[str, Any], noted: Mapping[str, Any]) -> Table:
-        """Return the table that a checkpoint holds, rearranged if the devices differ."""
+        """Rebuild the table from a checkpoint, rearranged if the devices differ."""
         table = dataclasses.replace(self._beginning, **{**arrays, "history": {}})
         epochs = noted["epoch"]
         for name, values in arrays["history"].items():
@@ -153,7 +153,7 @@ class Members(Program[Table]):
 
     @property
     def lowered(self) -> list[Lowered]:
-        """The programs of one member on one device, not compiled yet."""
+        """The programs of one member on one device, lowered but not compiled."""
         train, valid, _ = fold_data(self._beginning.fixed, jnp.asarray(0))
         return InMemory(self._fit, self.key, train, valid, self._first_point).lowered
 
@@ -165,7 +165,7 @@ class Members(Program[Table]):
         return programs_of(self._fit, table.mesh, table.axis, self._at_once).advance
 
     def _slice(self, table: Table, state: Any) -> tuple[int, int]:
-        """Return the shape of the part of the table that is advanced at a time."""
+        """Return the shape of the slices in which the table is advanced."""
         size = table.member.shape
         if size not in self._slices:
             arguments = (*self._shared, np.int32(0), np.int32(0), Clock(np.float32(0), np.float32(0)))
@@ -176,12 +176,12 @@ class Members(Program[Table]):
 
 
 def _like(leaf: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Return an array of the leaf's dtype and this shape that takes no memory."""
+    """Return an array with the leaf's dtype and the given shape, without allocating memory."""
     return np.broadcast_to(np.zeros((), leaf.dtype), shape)
 
 
 def _median(columns: np.ndarray) -> np.ndarray:
-    """Return the median of each column, ignoring NaN; NaN if nothing is left.
+    """Return the median of each column, ignoring NaN; NaN if a column has no other values.
 
     >>> _median(np.array([[3.0, np.nan], [np.nan, np.nan], [1.0, np.nan]]))
     array([ 2., nan])

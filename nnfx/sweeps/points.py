@@ -1,4 +1,4 @@
-"""The points of a sweep: a grid, or random draws."""
+"""The points of a sweep: a grid, random draws, or given points."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,28 +16,28 @@ Points = dict[str, np.ndarray]
 
 
 class Uniform(NamedTuple):
-    """Draw uniformly between two numbers."""
+    """A uniform distribution between two numbers."""
 
     low: float
     high: float
 
 
 class LogUniform(NamedTuple):
-    """Draw log-uniformly between two positive numbers."""
+    """A log-uniform distribution between two positive numbers."""
 
     low: float
     high: float
 
 
 DRAWS = 2**32 - 1
-"""The number that a sweep's key is folded with to draw points; no seed has it."""
+"""The number folded into a sweep's key to draw points; it is never used for a seed."""
 
 
 def grid(**values: ArrayLike) -> Points:
-    """Return every combination of these values; the last name varies fastest.
+    """Return every combination of the given values; the last name varies fastest.
 
     Args:
-        **values: a number or `(n,)` numbers for each hyper-parameter.
+        **values: one number or an array `(n,)` for each hyper-parameter.
 
     Raises:
         ValueError: for values that are empty, of a higher rank, or not finite.
@@ -53,7 +53,7 @@ def grid(**values: ArrayLike) -> Points:
 
 
 def draw(key: Array, count: int, **ranges: Uniform | LogUniform) -> Points:
-    """Return random points, with each hyper-parameter drawn independently.
+    """Draw random points, each hyper-parameter independently.
 
     Args:
         key: a typed key.
@@ -86,18 +86,18 @@ def draw(key: Array, count: int, **ranges: Uniform | LogUniform) -> Points:
 
 
 def chosen(key: Array, points: Any, values: Mapping[str, Any]) -> Points:
-    """Return the points of a sweep, given directly, as a grid, or as ranges to draw them from.
+    """Return the points of a sweep: given explicitly, as a grid, or drawn from ranges.
 
     Args:
         key: the sweep's key, used to draw points.
         points: a mapping or a frame of columns, a sequence of mappings, or the number of points to draw; None for a
             grid.
-        values: numbers for each hyper-parameter; if points are to be drawn, ranges and single numbers; if they are
-            given, single numbers that all points share.
+        values: for a grid, numbers for each hyper-parameter; to draw points, ranges and single numbers; with given
+            points, single numbers that all points share.
 
     Raises:
         TypeError: for ranges without a number of points, and for points of any other type.
-        ValueError: for points that are not finite numbers, or not the same number for each hyper-parameter.
+        ValueError: for points that are not finite numbers, or columns of different lengths.
     """
     ranges = {name: value for name, value in values.items() if isinstance(value, Uniform | LogUniform)}
     if isinstance(points, int | np.integer) and not isinstance(points, bool):
@@ -125,15 +125,15 @@ def chosen(key: Array, points: Any, values: Mapping[str, Any]) -> Points:
     for name, value in values.items():
         shared = _column(name, value)
         if name in columns or shared.ndim:
-            got = "one there as well" if name in columns else checks.describe(shared)
-            raise ValueError(f"{name}: expected one number for all points, apart from their own, got {got}")
+            got = "one in `points` too" if name in columns else checks.describe(shared)
+            raise ValueError(f"{name}: expected one number for all points, not given in `points`, got {got}")
         columns[name] = np.full(number_of(columns), shared)
     check_points(columns)
     return columns
 
 
 def _columns(points: Any) -> Mapping[str, Any]:
-    """Return the columns, by name, of a mapping, a frame, or a sequence of mappings."""
+    """Return the columns of a mapping, a frame, or a sequence of mappings, by name."""
     names = column_names(points)
     if names is not None:
         return {name: points[column] for name, column in zip(names, points.columns, strict=True)}
@@ -146,34 +146,35 @@ def _columns(points: Any) -> Mapping[str, Any]:
                 raise ValueError(f"points[{i}]: expected a number for each of {wanted}, got {got or 'none'}")
         return {name: [point[name] for point in points] for name in points[0]}
     raise TypeError(
-        "points: expected numbers by hyper-parameter, such as {'learning_rate': [0.01, 0.1]}, a frame of them, or a"
+        "points: expected numbers by hyper-parameter, such as {'learning_rate': [0.01, 0.1]}, a data frame, or a"
         f" list of points, got {checks.describe(points)}"
     )
 
 
 def _column(name: str, values: Any) -> np.ndarray:
     if isinstance(values, Uniform | LogUniform):
-        raise TypeError(f"{name}: expected numbers, got {values}; draw numbers from it with nnfx.sweeps.draw")
+        raise TypeError(f"{name}: expected numbers, got {values}; draw numbers from the range with nnfx.sweeps.draw")
     column: np.ndarray = as_numpy(name, values)
     return column
 
 
 def check_range(name: str, bounds: Uniform | LogUniform) -> None:
-    """Require a range to increase, and to be positive if it is logarithmic."""
+    """Require `low < high`, and a positive `low` for a log-uniform range."""
     checks.number(f"{name}.low", bounds.low, above=0 if isinstance(bounds, LogUniform) else None)
     checks.number(f"{name}.high", bounds.high, above=bounds.low)
 
 
 def number_of(points: Points) -> int:
-    """Return how many points there are: one if only seeds and folds differ."""
+    """Return the number of points; without hyper-parameters, there is one."""
     return len(next(iter(points.values()))) if points else 1
 
 
 def check_points(points: Mapping[str, Any], same_length: bool = True) -> None:
-    """Require finite numbers `(points,)` for each hyper-parameter, by default the same number for each.
+    """Require finite numbers `(points,)` for each hyper-parameter, by default columns of the same length.
 
     Raises:
-        ValueError: otherwise.
+        TypeError: for values that are not numbers.
+        ValueError: for no hyper-parameters, or columns that are empty, not finite, or of different lengths.
     """
     if not points:
         raise ValueError("points: expected at least one hyper-parameter, got none")
@@ -182,7 +183,7 @@ def check_points(points: Mapping[str, Any], same_length: bool = True) -> None:
         values = np.asarray(values)
         checks.numeric(name, values)
         if values.ndim != 1 or values.size == 0:
-            raise ValueError(f"{name}: expected numbers (points,), at least one, got {checks.describe(values)}")
+            raise ValueError(f"{name}: expected at least one number, (points,), got {checks.describe(values)}")
         checks.finite(name, values)
         lengths[name] = len(values)
     if same_length and len(set(lengths.values())) > 1:

@@ -1,7 +1,7 @@
-"""Population-based training as one program: members train side by side, and the worst continue from the best."""
+"""Population-based training as one program: members train side by side, and the worst are replaced by the best."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -36,13 +36,13 @@ class Population:
     """The members of a population, and their ancestry.
 
     Attributes:
-        runs: the members as one `Run`, every array with a leading axis `(size, ...)`. The history of a member is that
-            of its weights: before it was replaced, that of its ancestors.
+        runs: the members as one `Run`, every array with a leading axis `(size, ...)`. The history of a member follows
+            its weights: before a replacement, it is the history of the ancestors.
         hyper: the hyper-parameters that each member was trained with, `(rounds, size)` by name.
-        parents: the member whose weights each member started a round from, int32 `(rounds, size)`: itself if it was
-            not replaced.
+        parents: the member whose weights each member started a round with, int32 `(rounds, size)`: the member itself
+            if it was not replaced.
         losses: the held-out loss of each member at the end of each round, `(rounds, size)`.
-        epochs_per_round: the number of epochs of a round.
+        epochs_per_round: the number of epochs in a round.
     """
 
     runs: Run
@@ -52,28 +52,32 @@ class Population:
     epochs_per_round: int
 
     def run(self, member: int) -> Run:
-        """Return one member as a run: its last and best weights, which may come from another member."""
-        size = self.parents.shape[1]
-        checks.non_negative_integer("member", member)
-        if member >= size:
-            raise ValueError(f"member: expected 0 to {size - 1}, got {member}")
+        """Return one member as a run, with its last and best weights, which may come from another member."""
+        checks.position("member", member, self.parents.shape[1])
         picked: Run = jax.tree.map(lambda leaf: leaf[member], self.runs)
         return picked
 
     @property
     def best(self) -> Run:
-        """The member whose best weights have the lowest held-out loss; NaN ranks last."""
+        """The member whose best weights have the lowest held-out loss.
+
+        Raises:
+            ValueError: if no member has a finite loss.
+        """
         losses = np.asarray(self.runs.best.loss, np.float64)
+        if not np.isfinite(losses).any():
+            raise ValueError(f"best: expected a member with a finite loss, got none: all {len(losses)} have diverged")
         return self.run(int(np.where(np.isfinite(losses), losses, np.inf).argmin()))
 
     def lineage(self, member: int) -> np.ndarray:
-        """Return the member that held these weights in each round, `(rounds,)`: its ancestors, and finally itself.
+        """Return a member's ancestor in each round, `(rounds,)`, ending with the member itself.
 
         Example:
             >>> parents = jnp.array([[0, 1, 2], [0, 0, 2], [0, 1, 1]])
             >>> Population(None, {}, parents, jnp.zeros((3, 3)), 1).lineage(2).tolist()
             [0, 1, 2]
         """
+        checks.position("member", member, self.parents.shape[1])
         parents = np.asarray(self.parents)
         places = [member]
         for of_round in parents[:0:-1]:
@@ -92,37 +96,39 @@ def population(
     size: int,
     epochs_per_round: int,
     replaced: float = 0.2,
-    factors: tuple[float, float] = (0.8, 1.25),
+    factors: Sequence[float] = (0.8, 1.25),
     resampled: float = 0.25,
     **values: ArrayLike | Uniform | LogUniform,
 ) -> Callable[[Array, Data], Population]:
     """Make population-based training a pure function `(key, data) -> Population`, compiled on its first call.
 
-    All members train for a round of epochs, each with its own initial weights and hyper-parameters. Then those with the
-    highest held-out losses are replaced: each copies the whole training state of a random one of the same number of
-    members with the lowest losses (exploit), and changes its hyper-parameters, by a random factor or by a new draw
-    (explore). The result is a schedule of hyper-parameters, found within a single training run; see
+    All members train for a round of epochs, each with its own initial weights and hyper-parameters. Then the
+    members with the highest held-out losses are replaced: each copies the whole training state of a member drawn from
+    an equal number of members with the lowest losses (exploit), and changes the hyper-parameters, by a random factor
+    or by a new draw (explore). The result is a schedule of hyper-parameters, found within a single training run; see
     `Population.schedule`.
 
-    Everything is one program, exchanges included, so `jax.vmap` over keys trains several populations. The members share
-    the order of their rows, but draw their own noise.
+    Everything is one program, replacements included, so `jax.vmap` over keys trains several populations. The members
+    share the order of their rows, but draw independent noise.
 
     Args:
-        fit: the run, made by `nnfx.fit`, without stopping rules.
+        fit: the run function, made by `nnfx.fit`, without stopping rules.
         size: the number of members, at least 2.
         epochs_per_round: the number of epochs between replacements, a divisor of the epochs of the run.
-        replaced: the fraction of the members replaced after each round, above 0 and at most 1/2; at least one is.
+        replaced: the fraction of the members replaced after each round, above 0 and at most 1/2; at least one member
+            is replaced.
         factors: two factors; a hyper-parameter is multiplied by either with equal probability, and clipped to its
             range.
-        resampled: the probability that a hyper-parameter is instead drawn from its range again.
+        resampled: the probability that a hyper-parameter is drawn from its range again instead.
         **values: a `Uniform` or `LogUniform` range, or one number that stays fixed, for each hyper-parameter.
 
     Returns:
-        The function. Its data need a held-out part.
+        The function, whose data must have a held-out split.
 
     Raises:
         TypeError, ValueError: for arguments out of range, no range at all, unknown or missing hyper-parameters, and
-            runs with stopping rules; when it is called, as calling `fit` does, and for data without a held-out part.
+            runs with stopping rules; when the function is called, as calling `fit` does, and for data without a
+            held-out split.
 
     Example:
         >>> import nnfx, optax
@@ -150,19 +156,24 @@ def population(
         )
     checks.number("replaced", replaced, above=0, maximum=0.5)
     checks.number("resampled", resampled, minimum=0, maximum=1)
-    if not isinstance(factors, tuple) or len(factors) != 2:
+    if not isinstance(factors, tuple | list) or len(factors) != 2:
         raise TypeError(f"factors: expected two numbers, such as (0.8, 1.25), got {checks.describe(factors)}")
     for i, factor in enumerate(factors):
         checks.number(f"factors[{i}]", factor, above=0)
     ranges = {name: value for name, value in values.items() if isinstance(value, Range)}
-    if not ranges:
-        raise ValueError("values: expected at least one range, such as LogUniform(1e-4, 1), got none")
     for name, bounds in ranges.items():
         check_range(name, bounds)
     for end in range(2):
         hyperparameters.check({name: _end(value, end) for name, value in values.items()}, fit.all_factories)
+    if not ranges:
+        raise ValueError("values: expected at least one range, such as LogUniform(1e-4, 1), got none")
     plan = _Plan(
-        size, epochs_per_round, max(1, int(size * replaced)), factors, resampled, tuple(sorted(ranges.items()))
+        size,
+        epochs_per_round,
+        max(1, int(size * replaced)),
+        (factors[0], factors[1]),
+        resampled,
+        tuple(sorted(ranges.items())),
     )
     fixed = hyperparameters.as_arrays({name: value for name, value in values.items() if not isinstance(value, Range)})
 
@@ -185,7 +196,7 @@ def population(
 
 
 def _of_ancestors(columns: dict[str, Array], parents: Array, epochs_per_round: int) -> dict[str, Array]:
-    """Return the history of each member's weights, `(size, epochs)`, from that of each place."""
+    """Return the history of each member's weights, `(size, epochs)`, from the history of each place."""
     rounds, size = parents.shape
     places = [jnp.arange(size)]
     for of_round in parents[:0:-1]:
@@ -198,7 +209,7 @@ def _of_ancestors(columns: dict[str, Array], parents: Array, epochs_per_round: i
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """What is static about a population; see `population`. `replaced` is a number of members."""
+    """The static arguments of `population`; here, `replaced` is a number of members."""
 
     size: int
     epochs_per_round: int
@@ -216,7 +227,7 @@ def _end(value: Any, end: int) -> Any:
 def _evolved(
     fit: Fit, plan: _Plan, key: Array, train: Batch, valid: Batch, fixed: Hyper
 ) -> tuple[RunState, dict[str, Array], dict[str, Array], Array]:
-    """Return the last states, the history `(size, epochs)`, and by round the hyper-parameters and the parents."""
+    """Return the final states, the history `(size, epochs)`, and the hyper-parameters and parents of each round."""
     of_members, of_exchanges = jax.random.split(key)
     order_key = split_key(of_members).order
     members = jnp.arange(plan.size, dtype=jnp.int32)
@@ -241,7 +252,7 @@ def _evolved(
         sources = chosen_parents(exchange_key, losses, plan.replaced)
         changed = explored(exchange_key, hyper, sources, plan.ranges, plan.factors, plan.resampled)
         taken = jax.tree.map(lambda leaf: leaf[sources], trained)
-        # nothing is exchanged after the last round
+        # no member is replaced after the last round
         is_last = number == fit.epochs // plan.epochs_per_round - 1
         states = jax.tree.map(lambda new, old: jnp.where(is_last, old, new), taken, trained)
         return (states, changed, sources), (history, hyper, parents)
@@ -274,14 +285,14 @@ def _drawn(key: Array, bounds: Range, shape: tuple[int, ...]) -> Array:
 
 
 def chosen_parents(key: Array, losses: Array, replaced: int) -> Array:
-    """Return the parent of each member: for the worst, a random one of the best; for the others, themselves.
+    """Return the parent of each member: for the worst members, a random one of the best; for the others, themselves.
 
-    Losses that are not finite rank last, and equal ones by their position.
+    Losses that are not finite rank last, and equal losses by position.
 
     Args:
         key: a typed key.
         losses: the held-out losses, `(size,)`.
-        replaced: the number of the worst that are replaced, and of the best from which their parents are drawn.
+        replaced: the number of worst members to replace, and of best members to draw their parents from.
 
     Example:
         >>> chosen_parents(jax.random.key(0), jnp.array([0.3, jnp.nan, 0.1, 0.2]), replaced=1).tolist()
@@ -300,15 +311,15 @@ def explored(
     factors: tuple[float, float],
     resampled: float,
 ) -> dict[str, Array]:
-    """Return the hyper-parameters of the next round: changed ones of the parent for members that were replaced.
+    """Return the hyper-parameters of the next round; replaced members get changed copies of their parents'.
 
     Args:
         key: a typed key.
         hyper: the hyper-parameters of each member, `(size,)` by name.
         parents: the parent of each member, `(size,)`.
-        ranges: the range of each hyper-parameter, to which it is clipped.
-        factors: the two factors, one of which multiplies a number.
-        resampled: the probability that it is drawn again instead.
+        ranges: the range of each hyper-parameter, to which values are clipped.
+        factors: two factors, one of which multiplies a hyper-parameter.
+        resampled: the probability that a hyper-parameter is drawn again instead.
     """
     is_new = parents != jnp.arange(len(parents))
     changed = {}

@@ -7,15 +7,16 @@ from nnfx.sweeps.result import Sweep
 
 
 class Progress(NamedTuple):
-    """The progress of a sweep, for code that displays it.
+    """The progress of a sweep, as passed to `on_chunk`.
 
     Attributes:
         epoch: the number of epochs completed.
         epochs: the maximum number of epochs.
         running: the number of members still running.
-        members: the number of members in all.
-        result: returns the result so far, in the form that the sweep returns at the end: `progress.result().save(path)`
-            keeps the results of a sweep in case it is interrupted. Members still running are marked as running.
+        members: the total number of members.
+        result: a function that returns the result so far, in the same form as the final result:
+            `progress.result().save(path)` saves it in case the sweep is interrupted. The reason of members still
+            running is "running". None in a search.
     """
 
     epoch: int

@@ -24,7 +24,7 @@ from nnfx.types import Fault, Hyper, TrainState, Variables
 
 Row = dict[str, Any]
 SHOWN = 20
-"""The largest number of rows of a table that are shown."""
+"""The largest number of rows shown when a table is printed."""
 NOT_FINITE = "not finite"
 """The reason given for members whose loss or weights are not finite."""
 LAST = (NOT_FINITE, "dropped")
@@ -42,7 +42,7 @@ class Rows:
     rows: list[Row]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the table as CSV, to a temporary file that then replaces the old one; only the first process writes.
+        """Write the table as CSV, atomically; with several processes, only the first one writes.
 
         Args:
             path: the path of the file; an existing file is replaced.
@@ -61,25 +61,24 @@ class Rows:
             aside.write_text(text.getvalue(), encoding="utf-8", newline="")
 
     def __str__(self) -> str:
-        """Draw the first twenty rows of the table."""
+        """Format the first twenty rows of the table."""
         shown = self.rows[:SHOWN]
         drawn = tables.table(list(self.rows[0]), [list(row.values()) for row in shown], words=0)
         return drawn if len(self.rows) == len(shown) else f"{drawn}\n… and {len(self.rows) - len(shown)} more"
 
     def __repr__(self) -> str:
-        """Draw the table."""
+        """Return the same text as `str`."""
         return str(self)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ByPoint(Rows):
-    """The points of a sweep, best first: the mean of each over seeds and folds, and its standard error.
+    """The points of a sweep, best first, with their mean scores over seeds and folds, and standard errors.
 
     Attributes:
-        rows: one dictionary per point: its hyper-parameters, the number of its runs, and how many of them failed, that
-            is, have no finite value; and for the others, the mean, its standard error (NaN for one run) and the worst
-            value.
-        numbers: the position of each row's point among the points as given.
+        rows: one dictionary per point: its hyper-parameters, the number of runs, the number of failed runs, which have
+            no finite value; and the mean of the other runs, its standard error (NaN for one run) and the worst value.
+        numbers: the position of each row's point among the points of the sweep.
     """
 
     numbers: tuple[int, ...]
@@ -88,14 +87,14 @@ class ByPoint(Rows):
 
 
 class Ends(NamedTuple):
-    """How the members of a sweep ended, `(members,)` each.
+    """The outcome of each member's run, `(members,)` each.
 
     Attributes:
-        epochs: the number of epochs they ran.
-        best_epoch: the number of epochs that led to their best weights.
-        stopped_by: as `Run.stopped_by`.
-        step: the number of updates they made.
-        fault: which updates were skipped.
+        epochs: the number of epochs run.
+        best_epoch: the number of epochs up to the best weights.
+        stopped_by: why the run stopped, as `Run.stopped_by`.
+        step: the number of updates made.
+        fault: the updates that were skipped.
     """
 
     epochs: Any
@@ -109,10 +108,10 @@ class Ends(NamedTuple):
 class Member(Run):
     """One member of a sweep: a run that predicts, evaluates and has a history like any other.
 
-    The sweep keeps only the best weights of its training state, and neither the optimizer's state nor the key.
+    Of the training state, the sweep keeps only the best weights, and neither the optimizer's state nor the key.
 
     Attributes:
-        row: its row in the table.
+        row: the member's row in the table.
     """
 
     row: Row
@@ -125,21 +124,20 @@ class Member(Run):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Sweep(Rows):
-    """The members of a sweep, those with the lowest loss first.
+    """The members of a sweep, ordered by loss, lowest first.
 
-    Whatever they are sorted by, members whose loss or weights are not finite come last, just after those that were
-    dropped.
+    In the order of any metric, members whose loss or weights are not finite come last, just after dropped members.
 
     Attributes:
-        rows: one dictionary per member: its number, seed, fold (if there are folds), hyper-parameters, epochs run,
-            epoch of its best weights, the metrics measured then, and why it stopped.
-        fit: the function that made the runs.
+        rows: one dictionary per member: its number, seed, fold (if there are folds), hyper-parameters, number of
+            epochs run, the epoch of its best weights, the metrics at that epoch, and why it stopped.
+        fit: the run function that trained the members.
         variables: the best weights of all members, `(members, ...)`, by member number.
-        histories: each metric by member and epoch, `(members, epochs)`, NaN for epochs not run.
+        histories: each metric by member and epoch, `(members, epochs)`, NaN for epochs that were not run.
         hyper: the hyper-parameters, `(members,)` each, by member number.
-        preprocess: the maps from raw features, `(members, ...)`, by member number.
-        ends: how the members ended, by member number.
-        judged_by: the metric that members and points are ranked by, and whether the largest is best.
+        preprocess: the preprocessing of raw features, `(members, ...)`, by member number.
+        ends: the outcomes of the members' runs, by member number.
+        judged_by: the metric that members and points are ranked by, and whether larger values are better.
     """
 
     fit: Fit
@@ -152,10 +150,10 @@ class Sweep(Rows):
 
     @property
     def best(self) -> Member:
-        """The best member of the best point, as ranked by `by_point`; a better member may belong to another point.
+        """The best member of the best point, as ranked by `by_point`; another point may have a better member.
 
         Raises:
-            ValueError: if no member has ended with a finite loss and finite weights.
+            ValueError: if no member ended with a finite loss and finite weights.
         """
         points = self.by_point()
         for point in points.numbers:
@@ -168,12 +166,15 @@ class Sweep(Rows):
         )
 
     def member(self, number: int) -> Member:
-        """Return a member by its number."""
-        rows = [row for row in self.rows if row["member"] == number]
-        if not rows:
-            raise ValueError(f"number: expected the number of a member, from 0 to {len(self.rows) - 1}, got {number}")
+        """Return a member by its number.
+
+        Raises:
+            TypeError, ValueError: for anything other than the number of a member.
+        """
+        checks.position("number", number, len(self.rows))
+        row = next(row for row in self.rows if row["member"] == number)
         variables, columns, hyper, preprocess, ends = jax.tree.map(
-            # histories end in NaN, of which `jax_debug_nans` must not complain
+            # histories end in NaN, which must not trigger `jax_debug_nans`
             lambda stack: jax.device_put(stack[number]) if isinstance(stack, np.ndarray) else stack[number],
             (self.variables, self.histories, self.hyper, self.preprocess, self.ends),
         )
@@ -182,13 +183,13 @@ class Sweep(Rows):
         loss = columns["valid_loss"][jnp.maximum(ends.best_epoch, 1) - 1] if "valid_loss" in columns else None
         state = TrainState(ends.step, params, others, (), None, ends.fault)  # type: ignore[arg-type]
         best = Best(ends.best_epoch, loss, params, others)
-        return Member(state, best, columns, ends.epochs, ends.stopped_by, hyper, preprocess, self.fit, rows[0])
+        return Member(state, best, columns, ends.epochs, ends.stopped_by, hyper, preprocess, self.fit, row)
 
     def by_point(self) -> ByPoint:
-        """Return the points, ranked by the mean of their members over seeds and folds.
+        """Return the points, ranked by their mean score over seeds and folds.
 
         The mean is that of the loss, or of the metric that the members were last sorted by. Points with dropped members
-        come after the others. Within both sets, points with more runs without a finite number come later.
+        come after all other points. Within both groups, points with more failed runs come later.
 
         Example:
             >>> import nnfx, optax
@@ -209,14 +210,14 @@ class Sweep(Rows):
         return ByPoint(rows, numbers)
 
     def by_group(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return a metric by seed and fold, `(groups, points)`, NaN for failed runs; and which points were dropped."""
+        """Return a metric, `(groups, points)`, NaN for failed runs, and the mask of points that were dropped."""
         by_number = sorted(self.rows, key=lambda row: int(row["member"]))
         values = [np.nan if row["reason"] == NOT_FINITE else row.get(name, np.nan) for row in by_number]
         dropped: Any = np.array([row["reason"] == "dropped" for row in by_number]).reshape(-1, self._width)
         return np.array(values, np.float64).reshape(-1, self._width), dropped.any(0)
 
     def sort(self, column: str, largest_first: bool = False) -> "Sweep":
-        """Return the same members in the order of a column; NaN comes last.
+        """Return the same members sorted by a column; NaN comes last.
 
         If the column is a metric, points are ranked by it too.
         """
@@ -227,10 +228,10 @@ class Sweep(Rows):
         return dataclasses.replace(self, rows=rows, judged_by=judged_by)
 
     def ensemble(self, count: int) -> Ensemble:
-        """Return the members of the first `count` rows, stacked.
+        """Return an ensemble of the members in the first `count` rows.
 
         Raises:
-            ValueError: for more members than there are, or if one of them does not have finite numbers.
+            ValueError: for more members than there are, or if the loss or weights of one are not finite.
         """
         checks.positive_integer("count", count)
         if count > len(self.rows):
@@ -250,7 +251,7 @@ class Sweep(Rows):
         return Ensemble(self.fit, stack(self.hyper), stack(self.variables), stack(self.preprocess))
 
     def __str__(self) -> str:
-        """Draw the first twenty rows of the members' table; with several seeds or folds, also the table of points."""
+        """Format the first twenty members as a table; with several seeds or folds, also the table of points."""
         drawn = super().__str__()
         return drawn if self._width == len(self.rows) else f"{drawn}\n\n{self.by_point()}"
 
@@ -266,7 +267,7 @@ class Sweep(Rows):
 
 
 def ranking(values: np.ndarray, dropped: np.ndarray, largest_first: bool) -> tuple[int, ...]:
-    """Return the positions of points, best first, of values `(groups, points)`; those that were dropped come last.
+    """Return the positions of the points, best first, given values `(groups, points)`; dropped points come last.
 
     >>> ranking(np.array([[3.0, 1.0, 2.0]]), np.array([False, True, False]), False)
     (2, 0, 1)
@@ -276,7 +277,7 @@ def ranking(values: np.ndarray, dropped: np.ndarray, largest_first: bool) -> tup
 
 
 def spread(values: np.ndarray, name: str, largest_first: bool) -> Row:
-    """Return how many runs a point has and how many failed, and the mean, its standard error and the worst of others.
+    """Summarise a point's runs: their number, failures, and the mean, its standard error and the worst of the rest.
 
     >>> spread(np.array([1.0, 3.0, np.nan]), "loss", False)
     {'runs': 3, 'failed': 1, 'loss': 2.0, 'standard_error': 1.0, 'worst': 3.0}
@@ -293,7 +294,7 @@ def spread(values: np.ndarray, name: str, largest_first: bool) -> Row:
 
 
 def in_order(rows: list[Row], column: str, largest_first: bool, is_measured: bool) -> list[Row]:
-    """Return rows in the order of a column; in that of a metric, failed and dropped members come last."""
+    """Sort rows by a column; if the column is a metric, failed and dropped members come last."""
 
     def place(row: Row) -> Any:
         value = row[column]

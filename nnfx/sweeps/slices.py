@@ -1,4 +1,4 @@
-"""Sweeps larger than memory: run the table of members in slices that fit, one after the other."""
+"""Sweeps larger than memory: the table of members is run in slices that fit, one after the other."""
 
 import os
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def free_memory(devices: tuple[jax.Device, ...]) -> int:
 
 
 def _free_on_host() -> int:
-    """Return the bytes free on this machine, or in the control group that limits this process."""
+    """Return the free memory in bytes, on this machine or in the control group that limits this process."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
@@ -43,13 +43,13 @@ def _free_on_host() -> int:
 def fitting_shape(
     program: Program, members: Any, groups: Groups, shared: Any, spread: tuple[int, int], memory: int
 ) -> tuple[int, int]:
-    """Return the shape of the largest slice of the table, of whole groups if possible, whose program fits into memory.
+    """Return the shape of a large slice of the table, of whole groups if possible, whose program fits into memory.
 
     Args:
         program: the program to run.
         members: `(groups, points, ...)`, or the shapes of such arrays.
         groups: the seeds and folds.
-        shared: the values that all members share.
+        shared: the arguments that all members share.
         spread: the number of devices over which each axis is spread.
         memory: the number of bytes for each device.
 
@@ -64,7 +64,7 @@ def fitting_shape(
         if (height, width) == spread:
             raise MemoryError(
                 f"memory: expected at least {needed} bytes per device for one member, got {memory}; pass `memory=`"
-                " if more are available than were detected"
+                " if more memory is available than was detected"
             )
         share = memory / needed
         taller = int(height * share) // spread[0] * spread[0]
@@ -76,7 +76,7 @@ def fitting_shape(
 
 
 def in_slices(program: Program, shape: tuple[int, int], members: Any, groups: Groups, shared: Any) -> Any:
-    """Run a program on the table slice by slice; several slices are assembled on the host."""
+    """Run a program on the table slice by slice; the results of several slices are assembled on the host."""
     whole = _shape(members)
     if shape == whole:
         return program(members, groups, shared)
@@ -96,7 +96,7 @@ def _taken(tree: Any, places: Any) -> Any:
 
 
 def _resized(tree: Any, *axes: int) -> Any:
-    """Return the shapes of these arrays with different leading axes."""
+    """Return the shapes of arrays with their leading axes replaced."""
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct((*axes, *a.shape[len(axes) :]), a.dtype), tree)
 
 
@@ -106,7 +106,7 @@ def _shape(members: Any) -> tuple[int, int]:
 
 
 def _blocks(whole: tuple[int, int], shape: tuple[int, int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the rows and columns of each slice, all of one shape: the last are padded with the table's edge.
+    """Yield the rows and columns of each slice; all have the same shape, padded by repeating the table's edge.
 
     >>> [(rows.tolist(), columns.tolist()) for rows, columns in _blocks((2, 3), (2, 2))]
     [([0, 1], [0, 1]), ([0, 1], [2, 2])]

@@ -1,4 +1,4 @@
-"""The members of a sweep as a table, groups by points, on the host."""
+"""The members of a sweep as a table on the host, with one row per group and one column per point."""
 
 import dataclasses
 from typing import Any
@@ -19,36 +19,36 @@ from nnfx.training.rows import known
 from nnfx.types import Array, Hyper
 
 PACK_BELOW = 1 / 2
-"""Pack the members still running once they fill at most this fraction of the table: few packings, few programs.
+"""Pack the running members once they fill at most this fraction of the table.
 
-Each packing compiles a program for the smaller table, so the smallest is `SMALLEST` of the first."""
+Each packing compiles a program for the smaller table, so small tables are not packed further; see `SMALLEST`."""
 SMALLEST = 1 / 32
-"""The size of the smallest table, as a fraction of the first."""
+"""Tables of at most twice this fraction of the first table are not packed further."""
 
 
 @dataclasses.dataclass
 class Table:
-    """The position of each member, and its results so far.
+    """The positions of the members, and their results so far.
 
     `member` holds the number of the member at each position `(group, point)` of the table; a member's number is
     `group · points + point` in the initial table.
 
     Attributes:
         key: the sweep's key.
-        points: the points as given.
+        points: the points of the sweep.
         all_seeds: the seed of each group of the initial table.
         all_folds: the fold of each group of the initial table.
         fixed: the values that all members share.
-        mesh: the mesh over whose axis `members` the members are spread.
+        mesh: the device mesh; members are spread over its axis `members`.
         epochs: the maximum number of epochs.
         member: `(groups, width)`, the number of the member at each position.
-        seeds: `(groups,)`.
-        folds: `(groups,)`.
-        hyper: `(groups, width)` numbers by name.
-        state: the state at every position, on the device.
-        history: `(members, epochs)` by metric, NaN for epochs not run.
-        done: the number of complete epochs.
-        harvested: the leaves that are kept of each member, `(members, ...)`.
+        seeds: `(groups,)`, the seed of each group.
+        folds: `(groups,)`, the fold of each group.
+        hyper: the hyper-parameters at each position, `(groups, width)` by name.
+        state: the training state at each position, on the devices.
+        history: `(members, epochs)` by metric, NaN for epochs that were not run.
+        done: the number of completed epochs.
+        harvested: the values kept for each member, `(members, ...)`; see `kept_of`.
     """
 
     key: Array
@@ -78,7 +78,7 @@ class Table:
         points: Points,
         mesh: Mesh,
     ) -> "Table":
-        """Return a table of every seed and fold by every point."""
+        """Lay out a table of all groups (seeds × folds) by all points."""
         parted = None if folds is None else folds_of(data, key, seeds, folds)
         fixed = Fixed(known(data.train), known(data.valid), data.preprocess, parted)
         group_seeds = np.repeat(np.arange(seeds, dtype=np.int32), folds or 1)
@@ -86,7 +86,7 @@ class Table:
         width = number_of(points)
         member = np.arange(len(group_seeds) * width).reshape(len(group_seeds), width)
         columns = dict(as_arrays({name: column[member % width] for name, column in points.items()}))
-        if not columns:  # the programs infer the table's size from the hyper-parameters; no part takes an unnamed one
+        if not columns:  # programs infer the table's size from hyper-parameters; no part takes one without a name
             columns[""] = np.zeros(member.shape, np.float32)
         table = cls(
             key, points, group_seeds, group_folds, fixed, mesh, fit.epochs, member, group_seeds, group_folds, columns
@@ -101,7 +101,7 @@ class Table:
 
     @property
     def axis(self) -> int:
-        """The axis that is spread over the devices: the points if there are enough of them, otherwise the groups."""
+        """The table axis that is spread over the devices: points if there are enough of them, otherwise groups."""
         return 1 if self.member.shape[1] >= self._places_at_once else 0
 
     @property
@@ -120,7 +120,7 @@ class Table:
         return Groups(self.seeds, self.folds)
 
     def _place(self, groups: np.ndarray, places: np.ndarray) -> None:
-        """Keep the given groups, and the given positions within each; positions below zero become empty."""
+        """Keep only the given groups, and the given positions within each group; negative positions become empty."""
         devices = self._places_at_once
         spare = [0, -places.shape[1] % devices] if places.shape[1] >= devices else [-places.shape[0] % devices, 0]
         groups = np.pad(groups, (0, spare[0]), mode="edge")
@@ -173,25 +173,25 @@ class Table:
         self.done = until
 
     def epochs_run(self) -> np.ndarray:
-        """Return how many epochs each member has run, `(members,)`."""
+        """Return the number of epochs run by each member, `(members,)`."""
         epochs = np.zeros(self.members, int) if self.harvested is None else np.array(self.harvested["epochs"])
         held = self.member >= 0
         epochs[self.member[held]] = np.asarray(self.state.epoch)[held]
         return epochs
 
     def best_losses(self) -> np.ndarray:
-        """Return the lowest finite held-out loss of each member so far, `(groups, points)`; NaN if there is none."""
+        """Return the lowest finite held-out loss of each member so far, `(groups, points)`; NaN if none is finite."""
         losses = self.history["valid_loss"]
         best = np.fmin.reduce(np.where(np.isfinite(losses), losses, np.nan), axis=1)
         return best.reshape(-1, self.width)
 
     def drop_all_but(self, points: np.ndarray) -> None:
-        """Stop all points but those at these positions."""
+        """Stop all members except those of the given points."""
         kept = np.isin(self.member % self.width, points)
         self._stop(~kept & self._is_running(), DROPPED, self.state)
 
     def pack(self) -> None:
-        """Move the members still running into a smaller table, if it is much smaller."""
+        """Move the running members into a smaller table, if the saving is large enough."""
         running = self._is_running()
         groups = np.flatnonzero(running.any(1))
         if not len(groups):
@@ -211,7 +211,7 @@ class Table:
 
     @staticmethod
     def kept_of(state: RunState) -> dict[str, Any]:
-        """Return the values that are kept of members after they have ended."""
+        """Return the values that are kept for each member after its end."""
         return {
             "variables": state.train.evaluated if state.best is None else state.best.variables,
             "best_epoch": state.epoch if state.best is None else state.best.epoch,
@@ -235,8 +235,8 @@ class Table:
 
 
 def folds_of(data: Data, key: Array, seeds: int, folds: int) -> Folds:
-    """Return how a sweep with this key and this number of seeds divides its rows into folds."""
-    of_row = of_folds.assign(jax.random.fold_in(key, seeds), data.train.weights.shape[0], folds)
+    """Return the division of rows into folds used by a sweep with the given key and number of seeds."""
+    of_row = of_folds.assign(jax.random.fold_in(key, seeds), data.train.weights, folds)
     return Folds.of(data.train, data.preprocess, of_row, folds)
 
 

@@ -1,1 +1,1 @@
-"""Stateless training: the step, stopping rules, and the run as a pure function."""
+"""Stateless training: the step, the loop over epochs, and the run as a pure function."""

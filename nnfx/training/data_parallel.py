@@ -1,4 +1,4 @@
-"""Data parallelism: one step, its batch split over devices."""
+"""Data parallelism: one step with its batch split over devices."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -29,24 +29,24 @@ def data_parallel(
     strategy: Literal["mesh", "pmap"] = "mesh",
     devices: Sequence[jax.Device] | None = None,
 ) -> Step:
-    """Turn a single-device step into one that computes the same update with batches split over several devices.
+    """Turn a single-device step into a step that computes the same update with batches split over several devices.
 
     Each device computes the gradient of its rows, `Σ_i w_i ∇ℓ_i / Σ w` with the weight of the whole batch; the
-    gradients are summed across devices, and all make the same update. Batch sizes need not be divisible by the number
-    of devices. Dropout, augmentation and the statistics of batch norm are those of the whole batch, so the results
-    depend on the number of devices only through rounding.
+    gradients are summed across devices, and all devices make the same update. Batch sizes need not be divisible by the
+    number of devices. Dropout, augmentation and batch-norm statistics are computed as for the whole batch, so the
+    results depend on the number of devices only through rounding.
 
     - **"mesh"** leaves the splitting to XLA (`jit` and shardings), which preserves the meaning of any model and any
       loss. This is the default choice.
     - **"pmap"** has each device run the step on its own rows (`jax.pmap`), so that this library controls the
       communication: one sum of the gradient per step, even with micro-batches. Custom layers, losses and augmentations
-      that mix the examples of a batch, or draw random numbers for them, see only one device's share; use the functions
-      of `nnfx.shards` in them.
+      that mix the examples of a batch, or draw random numbers for them, see only one device's rows; such code must
+      use the functions of `nnfx.shards`.
 
     Args:
         step: a step made by `nnfx.make_step`.
         strategy: "mesh" or "pmap".
-        devices: the devices over which batches are split; by default, all.
+        devices: the devices over which batches are split; by default, all devices.
 
     Returns:
         A step to compile with `jax.jit`, to scan, or to pass to a run: `nnfx.fit(..., parallel=data_parallel)`.
@@ -83,8 +83,8 @@ def data_parallel(
 def _by_mesh(
     step: Step, devices: tuple[jax.Device, ...], state: TrainState, batch: Batch
 ) -> tuple[TrainState, Metrics]:
-    """Let XLA split the step over the mesh that it is traced under, if that has our axis, or over a new mesh."""
-    batch = zeroed(batch)  # a row to replace those of weight zero might be on another device
+    """Let XLA split the step over the ambient mesh, if it has the axis `AXIS`, or otherwise over a new mesh."""
+    batch = zeroed(batch)  # replacements for rows of weight zero might be on another device
     ambient = jax.sharding.get_abstract_mesh()
     if AXIS in ambient.axis_names:
         stepped = step(_placed(P(), state), _placed(P(AXIS), batch))
@@ -110,13 +110,13 @@ class _ByPmap:
 
     def __init__(self, step: Step, devices: tuple[jax.Device, ...]) -> None:
         self._step, self._devices = step, devices
-        self._mapped: dict[Split, Step] = {}  # compiled programs are kept with what `pmap` returns
+        self._mapped: dict[Split, Step] = {}  # compiled programs are kept with the results of `pmap`
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         how = Split(batch.weights.shape[0], len(self._devices))
         if how not in self._mapped:
             self._mapped[how] = self._map(how)
-        # spare places hold rows of the batch with zero weight, since every model and loss can handle these rows
+        # padding repeats rows of the batch, with weight zero, since every model and loss can handle such rows
         places = jnp.arange(how.share * how.devices)
         dealt = jax.tree.map(lambda rows: rows.at[places % how.rows].get(mode="promise_in_bounds"), batch)
         is_real = (places < how.rows).reshape(-1, *[1] * (batch.weights.ndim - 1))
@@ -130,7 +130,7 @@ class _ByPmap:
             with shards.split(how):
                 return self._step(state, share)
 
-        if jax.process_count() > 1:  # then `jax.pmap` takes only the rows of its own process
+        if jax.process_count() > 1:  # with several processes, `jax.pmap` takes only local rows
 
             def on_one_of_all(state: TrainState, share: Batch) -> tuple[TrainState, Metrics]:
                 return on_one(state, jax.tree.map(lambda rows: rows.squeeze(1), share))

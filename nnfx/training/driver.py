@@ -1,7 +1,7 @@
-"""Programs that the host runs piece by piece, and the single timed loop that drives them.
+"""Programs that the host advances in pieces, and the single timed loop that drives them.
 
-A run in memory, a run on stored data and a sweep are three such programs. The division into pieces does not change a
-program's result by a single bit, except for a run of only one step, which XLA compiles differently.
+A run in memory, a run on stored data and a sweep are such programs. The division into pieces does not change a single
+bit of a program's result, except for a run of only one step, which XLA compiles differently.
 """
 
 import abc
@@ -20,7 +20,7 @@ from nnfx.training.parts import Recipe
 from nnfx.types import Array, Hyper
 
 SECONDS = 1.0
-"""How long a piece should take: signals are noticed, and time budgets kept, to within this time."""
+"""The intended duration of a piece: signals are noticed, and time budgets kept, to within this time."""
 
 History = dict[str, np.ndarray]
 """Each metric by epoch, `(epochs,)`."""
@@ -29,16 +29,16 @@ State = TypeVar("State")
 
 
 class Program(abc.ABC, Generic[State]):
-    """A function from a state to a later one, counted in epochs or in smaller units; it can be saved and identified.
+    """A function that advances a state by epochs or smaller units, and whose state can be saved and restored.
 
-    What is not abstract suits a single run, whose state has the fields `run`, a `RunState`, and `history`.
+    The methods that are not abstract suit a single run, whose state has the fields `run`, a `RunState`, and `history`.
 
     Attributes:
         kind: the kind of program: "run", "run on stored data" or "sweep".
-        recipe: the recipe of its runs.
-        key: the key of its runs.
-        hyper: the hyper-parameters of its runs.
-        data: the data of its runs: arrays, and descriptions of arrays.
+        recipe: the recipe of the runs.
+        key: the key of the runs.
+        hyper: the hyper-parameters of the runs.
+        data: the data of the runs, as arrays or descriptions of arrays.
         units_per_epoch: the number of units in an epoch.
         longest: the maximum number of units that one call of `advance` completes.
         pause_every: a number of units; no call of `advance` crosses a multiple of it. None if calls may end anywhere.
@@ -69,19 +69,19 @@ class Program(abc.ABC, Generic[State]):
 
     @abc.abstractmethod
     def advance(self, state: State, until: int, clock: Clock) -> State:
-        """Return the state after this many units in total, or at the end if that comes first."""
+        """Return the state after `until` units in total, or at the end if the program ends earlier."""
 
     @abc.abstractmethod
     def done(self, state: State) -> int:
-        """Return how many units have been completed in a state."""
+        """Return the number of completed units in a state."""
 
     def has_ended(self, state: State) -> bool:
-        """Return whether nothing is left to do."""
+        """Return whether the program has ended."""
         run: RunState = state.run  # type: ignore[attr-defined]
         return self.done(state) >= self.total or int(run.stopped_by) != RUNNING
 
     def history(self, state: State, since: int) -> History:
-        """Return each metric for the epochs that have ended after the first `since`."""
+        """Return each metric for the completed epochs after the first `since`."""
         history: History = state.history  # type: ignore[attr-defined]
         return {name: values[since:] for name, values in history.items()}
 
@@ -91,10 +91,10 @@ class Program(abc.ABC, Generic[State]):
 
     @abc.abstractmethod
     def expected(self, noted: Mapping[str, Any]) -> Any:
-        """Return arrays of the shapes and dtypes of those saved with these notes."""
+        """Return a template for the arrays saved with the given notes, with the same shapes and dtypes."""
 
     def restored(self, arrays: Any, noted: Mapping[str, Any]) -> State:
-        """Return the state that a checkpoint holds."""
+        """Rebuild a state from the arrays and notes of a checkpoint."""
         del noted
         state: State = arrays
         return state
@@ -102,7 +102,7 @@ class Program(abc.ABC, Generic[State]):
     @property
     @abc.abstractmethod
     def lowered(self) -> list[Lowered]:
-        """The programs of one run on one device, not yet compiled."""
+        """The programs of one run on one device, lowered but not compiled."""
 
 
 class Progress(NamedTuple, Generic[State]):
@@ -111,7 +111,7 @@ class Progress(NamedTuple, Generic[State]):
     Attributes:
         state: the current state of the program.
         done: the number of units completed.
-        seconds: the seconds since it began, including those before an interruption.
+        seconds: the seconds since the program began, including the time before an interruption.
     """
 
     state: State
@@ -127,14 +127,14 @@ def drive(
     pause_every: Sequence[int] = (),
     is_hurried: bool = True,
 ) -> Iterator[Progress[State]]:
-    """Advance a program to its end, about a second at a time.
+    """Advance a program to its end, in pieces of about a second.
 
     Args:
         program: the program to advance.
-        state: its current state.
-        seconds: the seconds that it has already taken.
-        pause_every: numbers of units; a piece ends at every multiple of each of them.
-        is_hurried: whether a piece should take only about a second; otherwise, it is as long as possible.
+        state: the current state of the program.
+        seconds: the seconds that the program has already taken.
+        pause_every: numbers of units; a piece ends at every multiple of each number.
+        is_hurried: whether pieces should take only about a second; otherwise, they are as long as possible.
 
     Yields:
         The progress after each piece; nothing if the program has already ended.
@@ -151,8 +151,8 @@ def drive(
         state = program.advance(state, until, Clock(*map(np.float32, ticks)))
         before, done = done, program.done(state)
         now = time.monotonic()
-        # the time of the first piece includes compilation, so it says little about later ones; and the overhead of a
-        # piece makes short ones look slow, so their length at most doubles
+        # the time of the first piece includes compilation, so it says little about later pieces; and overhead makes
+        # short pieces look slow, so their length at most doubles
         pace = (now - piece_began) / (done - before) if is_compiled else 0.0
         if is_compiled and is_hurried:
             units = min(max(1, int(SECONDS / pace)), 2 * units, program.longest)
@@ -161,7 +161,7 @@ def drive(
 
 
 def joined(pieces: Sequence[History]) -> History:
-    """Return several consecutive histories joined into one.
+    """Concatenate consecutive histories.
 
     >>> joined([{}, {"train_loss": np.array([3.0])}, {"train_loss": np.array([2.0, 1.0])}])
     {'train_loss': array([3., 2., 1.])}

@@ -19,13 +19,13 @@ from nnfx.types import Array, Batch, Hyper, Metrics, ModelState, Params, TrainSt
 RUNNING = -1
 """The value of `RunState.stopped_by` while nothing has stopped the run."""
 DROPPED = -2
-"""The value of `stopped_by` for members of a sweep that successive halving has dropped."""
+"""The value of `stopped_by` for members of a sweep that were dropped, as by successive halving."""
 EMPTY = -3
 """The value of `stopped_by` for empty positions in a sweep's table."""
 
 
 def reason(stopped_by: int, rule_names: Sequence[str]) -> str:
-    """Return the reason why a run ended.
+    """Return the reason why a run ended, as text.
 
     >>> [reason(code, ("patience", "time_budget")) for code in (RUNNING, DROPPED, 1)]
     ['last epoch', 'dropped', 'time_budget']
@@ -34,11 +34,11 @@ def reason(stopped_by: int, rule_names: Sequence[str]) -> str:
 
 
 class Best(NamedTuple):
-    """The weights with the best evaluation so far; the latest ones if no held-out loss has been finite.
+    """The weights with the lowest held-out loss so far; the latest weights if no held-out loss has been finite.
 
     Attributes:
-        epoch: the number of epochs that led to them; 0 until any are evaluated.
-        held_out_loss: their held-out loss; zero until any are evaluated, None without held-out data.
+        epoch: the number of epochs after which the weights were evaluated; 0 before the first evaluation.
+        held_out_loss: the held-out loss of the weights; 0 before the first evaluation, None without held-out data.
         params: the parameters.
         model_state: the model's other variables.
     """
@@ -50,12 +50,12 @@ class Best(NamedTuple):
 
     @classmethod
     def of(cls, epoch: Array, held_out_loss: Array | None, state: TrainState) -> "Best":
-        """Take the variables to evaluate in a training state: their average if it keeps one, otherwise the latest."""
+        """Take the evaluated variables of a training state: the average if there is one, otherwise the latest."""
         model_state = dict(state.evaluated)
         return cls(epoch, held_out_loss, model_state.pop("params"), model_state)
 
     def or_better(self, latest: "Best") -> "Best":
-        """Return the better of the two: finite losses first, the earlier if equal, the later if neither is finite."""
+        """Return `self` or `latest`: a finite loss wins, then the lower, then `self`; if none is finite, `latest`."""
         assert self.held_out_loss is not None
         assert latest.held_out_loss is not None
         is_lower = (latest.held_out_loss < self.held_out_loss) & jnp.isfinite(latest.held_out_loss)
@@ -117,24 +117,24 @@ def scan_epochs(
     first_epoch: ArrayLike = 0,
     clock: Clock = Clock(),  # noqa: B008 -- a constant of two zeros
 ) -> tuple[RunState, dict[str, Array]]:
-    """Train for a number of epochs, or fewer if a rule stops the run. It can be differentiated in reverse mode.
+    """Train for a number of epochs, or fewer if a rule stops the run. Supports reverse-mode differentiation.
 
     Args:
         recipe: the recipe of the run.
-        hyper: its hyper-parameters.
+        hyper: the hyper-parameters of the run.
         state: the current state of the run.
         train: the training data.
         valid: the held-out data, or None.
         epochs: the maximum number of epochs; static.
-        first_epoch: the number of earlier epochs, in runs that have not stopped. It determines the order of the
-            rows in place of `state.epoch`, so that runs with one seed, mapped over hyper-parameters, share it.
+        first_epoch: the number of earlier epochs of runs that have not stopped. It determines the order of the rows in
+            place of `state.epoch`, so that runs with one seed, mapped over hyper-parameters, share one order.
         clock: the reading of the host's clock, for rules that use it.
 
     Returns:
-        The state after the last epoch run, and each metric by epoch, `(epochs,)`, zero for epochs not run.
+        The state after the last epoch run, and each metric by epoch, `(epochs,)`, zero for epochs that were not run.
     """
     one = _epoch(recipe, hyper, train, valid, first_epoch, clock)
-    # within a scan, XLA cannot undo the checkpoint by merging common subexpressions, so this need not be prevented
+    # within a scan, XLA cannot undo the checkpoint by common-subexpression elimination, so no barrier is needed
     body = jax.checkpoint(one, prevent_cse=False) if recipe.rematerialize_epochs else one
     return jax.lax.scan(body, state, first_epoch + jnp.arange(epochs, dtype=jnp.int32))
 
@@ -150,10 +150,10 @@ def run_epochs_until(
     clock: Clock,
     first_epoch: Array | None = None,
 ) -> tuple[RunState, dict[str, Array]]:
-    """Train up to a total number of epochs, at most `at_most` now. It cannot be differentiated in reverse mode.
+    """Train until `until` epochs in total, for at most `at_most` epochs. Reverse-mode differentiation is not supported.
 
-    The number is traced, so one program serves any number; otherwise like `scan_epochs`. Mapped runs are passed the
-    `first_epoch` that they share, and advance together; those that have stopped stay unchanged.
+    `until` is traced, so one program serves any number of epochs; otherwise like `scan_epochs`. Mapped runs share one
+    `first_epoch` and advance together; stopped runs stay unchanged.
     """
     first = jnp.asarray(state.epoch if first_epoch is None else first_epoch, jnp.int32)
     # every epoch checks again whether the run has stopped, as within the scan: without this, XLA rounds differently
@@ -162,7 +162,7 @@ def run_epochs_until(
 
     def is_going_on(carry: tuple[RunState, dict[str, Array], Array]) -> Array:
         state, _, i = carry
-        # only checked for a run on its own: under vmap, a condition that differs between runs copies the state of all
+        # only checked for a single run: under vmap, a condition that differs between runs copies all states
         return i < epochs if first_epoch is not None else (i < epochs) & (state.stopped_by == RUNNING)
 
     def advance(carry: tuple[RunState, dict[str, Array], Array]) -> tuple[RunState, dict[str, Array], Array]:
@@ -183,7 +183,7 @@ def run_epochs_until(
 def _epoch(
     recipe: Recipe, hyper: Hyper, train: Batch, valid: Batch | None, first_epoch: ArrayLike, clock: Clock
 ) -> Callable[[RunState, Any], tuple[RunState, dict[str, Array]]]:
-    """Return the function of a state and an epoch number that runs that epoch, unless the run has stopped."""
+    """Build a function of a state and an epoch number that trains one epoch, unless the run has stopped."""
     parts = recipe.bind(hyper)
     step = recipe.step(parts)
     is_whole = recipe.batch_size in (None, train.weights.shape[0])
@@ -235,7 +235,7 @@ def end_epoch(
         best = best.or_better(Best.of(epoch, history["valid_loss"].astype(best.loss.dtype), trained))
     ended = Epoch(state.train.params, trained.params, history, trained.fault.skipped, trained.step, seconds)
     rules, stopped_by = [], state.stopped_by
-    for i, rule in enumerate(parts.stop):  # the first that requests a stop ends the run
+    for i, rule in enumerate(parts.stop):  # the first rule that requests a stop ends the run
         rule_state, stop = rule.update(state.rules[i], ended)
         rules.append(rule_state)
         stopped_by = jnp.where((stopped_by == RUNNING) & stop, i, stopped_by)
@@ -243,7 +243,7 @@ def end_epoch(
 
 
 def with_final_as_best(state: RunState) -> RunState:
-    """Take the weights after the last epoch as the best ones if the run has no held-out data."""
+    """Take the weights after the last epoch as the best if the run has no held-out data."""
     if state.best is not None:
         return state
     return state._replace(best=Best.of(state.epoch, None, state.train))
@@ -252,7 +252,7 @@ def with_final_as_best(state: RunState) -> RunState:
 def _train_epoch(
     step: Any, state: RunState, number: Array, train: Batch, batch_size: int | None
 ) -> tuple[TrainState, Metrics]:
-    """Visit every row once."""
+    """Run the steps of one epoch, which visit every row once."""
     size = train.weights.shape[0]
     if batch_size is None or batch_size == size:
         trained, measured = step(state.train, train)

@@ -38,46 +38,47 @@ def fit(
     parallel: Callable[[Step], Step] | None = None,
     rematerialize_epochs: bool = False,
 ) -> "Fit":
-    """Make a training run: a pure function `(key, data, **hyper) -> Run`, compiled on its first call.
+    """Make a run function: a pure function `(key, data, **hyper) -> Run`, compiled on its first call.
 
-    Its hyper-parameters are the numbers that its parts take by keyword: those of the optimizer's factory, of
-    the loss after outputs and targets, of the stopping rules' factories, and of the model if it is given as a
-    factory. They are traced, so changing one needs no recompilation. `jax.vmap` over keys or hyper-parameters turns
+    The hyper-parameters are the numeric keyword arguments of the parts: of the optimizer's factory, of the loss after
+    outputs and targets, of the stopping rules' factories, and of the model's factory, if it has one.
+    Hyper-parameters are traced, so changing one needs no recompilation. `jax.vmap` over keys or hyper-parameters turns
     many runs into one program, and `jax.grad` differentiates through a run.
 
     Each epoch visits every row once, in an order drawn from the key. The last batch may be incomplete; it is padded
-    with rows of weight zero, not dropped. Weights are relative within each batch, so they need batches of several
-    rows.
+    with rows of weight zero, not dropped. Weights are relative within each batch, so they have no effect in
+    batches of one row.
 
     Args:
         model: a model, or a function of hyper-parameters that returns one.
-        loss: per example, `(outputs, targets, **numbers) -> (batch,)`.
+        loss: the per-example loss, `(outputs, targets, **numbers) -> (batch,)`.
         optimizer: an Optax factory such as `optax.adam`, or an optimizer. Optimizers meant to be evaluated with
             weights other than those they update (`optax.contrib.schedule_free`, `optax.lookahead`,
             `optax.contrib.sam`) are evaluated that way. `optax.MultiSteps` updates the weights once every `k` steps,
-            by the plain mean of their gradients; steps left over at the end of the run do not update them.
+            by the unweighted mean of the gradients; the last steps of a run have no effect if fewer than `k` are left.
         epochs: the maximum number of epochs.
         batch_size: rows per minibatch: 1 is stochastic gradient descent, None the full batch.
-        stop: a stopping rule, its factory, such as `nnfx.stopping.patience`, or several of these.
+        stop: a stopping rule, or a factory of one, such as `nnfx.stopping.patience`; or a list of rules and factories.
         metrics: further quantities, as functions or names of `nnfx.metrics`: `["accuracy", "roc_auc"]`, or a mapping
-            from your own names, `{"auc": nnfx.metrics.roc_auc}`. Each row of positive weight counts once, unless
-            marked by `nnfx.metrics.weighted`. Metrics of all rows together, such as areas under curves, are computed
-            once per epoch, and only on held-out data.
-        penalty: added to the training loss, `(params, **numbers) -> scalar`, such as `nnfx.regularizers.l2`.
-        augment: changes each batch before the model sees it, `(key, batch, **numbers) -> batch`, such as
-            `nnfx.augment.gaussian_noise`; or several, applied in turn.
-        average: the share of the latest weights in their average, `(count, **numbers) -> share`, such as
-            `nnfx.averaging.exponential`; the run is then evaluated with the average, and predicts with it.
-        make_step: makes the step; its options, such as micro-batches, mixed precision, or skipping steps that are
-            not finite, are set with `functools.partial(nnfx.make_step, ...)`.
-        parallel: turns the step into one for several devices, such as `nnfx.data_parallel`; the run stays the same.
-        rematerialize_epochs: whether a gradient through the run stores only the state at the start of each epoch,
-            and trains the epoch again: this needs memory only for the steps of one epoch, and about twice the time.
+            from your own names, `{"auc": nnfx.metrics.roc_auc}`. Each row of positive weight counts once in a
+            metric, unless the metric is marked by `nnfx.metrics.weighted`. Metrics of all rows together, such as areas
+            under curves, are computed once per epoch, and only on held-out data.
+        penalty: a penalty added to the training loss, `(params, **numbers) -> scalar`, such as `nnfx.regularizers.l2`.
+        augment: a function that changes each batch before the model sees it, `(key, batch, **numbers) -> batch`, such
+            as `nnfx.augment.gaussian_noise`; or several, applied in turn.
+        average: the fraction that the latest weights contribute to their average, `(count, **numbers) -> fraction`,
+            such as `nnfx.averaging.exponential`; the run is then evaluated with the average, and predicts with it.
+        make_step: a function that makes the step; set options for `nnfx.make_step`, such as micro-batches, mixed
+            precision, or skipping non-finite steps, with `functools.partial(nnfx.make_step, ...)`.
+        parallel: a transformation of the step for several devices, such as `nnfx.data_parallel`; the result of the run
+            stays the same up to rounding.
+        rematerialize_epochs: whether differentiation through the run stores only the state at the start of each epoch,
+            and trains each epoch again: this needs memory only for the steps of one epoch, and about twice the time.
 
     Returns:
-        The run's function. Before anything is trained, it raises an error for unknown, missing or invalid
-        hyper-parameters, a key that is not typed, a batch larger than the data, data that are not finite, targets that
-        do not suit the loss, and a loss or a metric that is not per example.
+        The run function. Before anything is trained, it raises an error for unknown, missing or invalid
+        hyper-parameters, a key that is not typed, a batch size above the number of rows, data that is not finite,
+        targets that do not suit the loss, and a loss or a metric that is not per example.
 
     Raises:
         TypeError, ValueError: for arguments of the wrong type or out of range.
@@ -111,7 +112,7 @@ def fit(
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Fit(Recipe):
-    """A training run as a pure function; see `fit`, which makes it."""
+    """A run function: a training run as a pure function, as returned by `fit`."""
 
     def __repr__(self) -> str:
         """Return a summary: the length of the run, the names of its parts, and its hyper-parameters.
@@ -120,7 +121,7 @@ class Fit(Recipe):
         >>> fit(models.perceptron(), losses.huber, optax.sgd, epochs=9, batch_size=4, stop=stopping.small_change)
         Fit: 9 epochs in batches of 4
           loss huber, optimizer sgd, stop small_change
-          numbers: learning_rate; by default: delta, momentum, tolerance
+          hyper-parameters: learning_rate; by default: delta, momentum, tolerance
         """
         size = "the full batch" if self.batch_size is None else f"batches of {self.batch_size}"
         parts = ", ".join(
@@ -129,7 +130,7 @@ class Fit(Recipe):
             if factories and part != "model"
         )
         optional = [name for name in self.hyper_names if name not in self.required_names]
-        numbers = f"numbers: {', '.join(self.required_names) or 'none'}"
+        numbers = f"hyper-parameters: {', '.join(self.required_names) or 'none'}"
         by_default = f"; by default: {', '.join(optional)}" if optional else ""
         return f"Fit: {self.epochs} epochs in {size}\n  {parts}\n  {numbers}{by_default}"
 
@@ -162,7 +163,7 @@ class Fit(Recipe):
         return numbers
 
     def run_of(self, state: RunState, history: Mapping[str, Array], data: Data, hyper: Hyper) -> Run:
-        """Return the run that ends in this state."""
+        """Build the run that ends in the given state."""
         state = with_final_as_best(state)
         assert state.best is not None
         return Run(state.train, state.best, dict(history), state.epoch, state.stopped_by, hyper, data.preprocess, self)

@@ -1,8 +1,8 @@
-"""Hyper-parameters: the numbers that the parts of a run take by keyword.
+"""Hyper-parameters: the numeric keyword arguments of the parts of a run.
 
 The model's factory, the loss, the optimizer's factory and the stopping rules are plain functions. Their keyword
-arguments become those of the run: `run(key, data, learning_rate=0.1, patience=10)` passes each number to the part that
-takes it. The numbers are traced, so changing one needs no recompilation.
+arguments become keyword arguments of the run: `run(key, data, learning_rate=0.1, patience=10)` passes each number to
+the part that takes it. Hyper-parameters are traced, so changing one needs no recompilation.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from nnfx.types import Hyper
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """A stand-in for a factory, which returns an existing instance.
+    """A factory that returns an existing instance.
 
     Attributes:
         value: the instance.
@@ -39,14 +39,14 @@ class Made:
 
 
 class Factory(NamedTuple):
-    """One function that takes hyper-parameters.
+    """A function that takes hyper-parameters.
 
     Attributes:
-        name: its name in error messages.
-        function: the function, perhaps a `functools.partial`.
-        names: the keywords that it takes as hyper-parameters.
-        required: the names without a default.
-        bounds: the ranges, by name, of those that have one.
+        name: the function's name in error messages.
+        function: the function, possibly a `functools.partial`.
+        names: the names of its hyper-parameters.
+        required: the names of hyper-parameters without a default.
+        bounds: the bounds of hyper-parameters that have any, by name.
     """
 
     name: str
@@ -56,17 +56,17 @@ class Factory(NamedTuple):
     bounds: Mapping[str, Bounds] = types.MappingProxyType({})
 
     def bind(self, hyper: Mapping[str, Any]) -> Callable[..., Any]:
-        """Fix the hyper-parameters that it takes, and leave its other arguments open."""
+        """Fix the hyper-parameters that the function takes, and leave its other arguments open."""
         picked = self.pick(hyper)
         return functools.partial(self.function, **picked) if picked else self.function
 
     def pick(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the hyper-parameters that it takes."""
+        """Select the hyper-parameters that the function takes."""
         return {name: value for name, value in hyper.items() if name in self.names}
 
 
 def factory(function: Callable[..., Any], leading: int = 0) -> Factory:
-    """Read from a function's signature which hyper-parameters it takes.
+    """Read the hyper-parameters of a function from its signature.
 
     Args:
         function: a factory or a loss.
@@ -127,7 +127,7 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def check(hyper: Mapping[str, Any], factories: Sequence[Factory]) -> None:
-    """Check that names are known and none is missing, and that each value is a single finite number within its bounds.
+    """Check that no name is unknown or missing, and that each value is one finite number within its bounds.
 
     Raises:
         TypeError: for an unknown or missing name, or a value that is not a number.
@@ -140,8 +140,8 @@ def check(hyper: Mapping[str, Any], factories: Sequence[Factory]) -> None:
             raise TypeError(f"{name}: expected one of the hyper-parameters {', '.join(known) or '(none)'}{hint}")
         if isinstance(value, bool) or not isinstance(value, int | float | np.ndarray | np.generic | jax.Array):
             raise TypeError(
-                f"{name}: expected a number, got {checks.describe(value)}; fix a choice beforehand"
-                " with functools.partial"
+                f"{name}: expected a number, got {checks.describe(value)}; fix other values"
+                " beforehand with functools.partial"
             )
         takers = [each for each in factories if name in each.names]
         if len(takers) > 1:
@@ -150,6 +150,7 @@ def check(hyper: Mapping[str, Any], factories: Sequence[Factory]) -> None:
                 f"{name}: expected a hyper-parameter of one part only, got one of {names}; rename it in one of them"
             )
         takers[0].bounds.get(name, FREE).check(name, value)
+        _check_representable(name, value)
     for each in factories:
         for name in each.required:
             if name not in hyper:
@@ -159,21 +160,32 @@ def check(hyper: Mapping[str, Any], factories: Sequence[Factory]) -> None:
                 )
 
 
+def _check_representable(name: str, value: Any) -> None:
+    """Check that a number neither overflows nor underflows to zero in the dtype in which it is traced."""
+    if not checks.is_concrete(value):
+        return
+    dtype = jax.dtypes.canonicalize_dtype(float)
+    with np.errstate(over="ignore", under="ignore"):
+        held = np.asarray(float(value)).astype(dtype)
+    if not np.isfinite(held) or (held == 0) != (value == 0):
+        raise ValueError(f"{name}: expected a number that {dtype} can represent, got {float(value):g}")
+
+
 _OF_MODULES = {
     argument: f"; a function of {argument} that makes a module is converted with nnfx.models.{adapter}"
     for argument, adapter in {"key": "from_equinox", "rngs": "from_nnx", "x": "from_haiku"}.items()
 }
-"""The advice for a function that makes a module of another library, by the argument that it takes."""
+"""Hints for functions that make a module of another library, by the name of their argument."""
 
 
 def _hint_for(name: str, known: Sequence[str], factories: Sequence[Factory]) -> str:
-    """Return a hint at what an unknown name may have meant, to end an error message."""
+    """Return a hint for the end of an error message about an unknown name."""
     near = difflib.get_close_matches(name, known, n=1)
     if near:
         return f"; did you mean {near[0]!r}?"
     made = [each.function.value for each in factories if isinstance(each.function, Made)]
     if any(isinstance(each, optax.GradientTransformation) for each in made):
-        return "; the optimizer is an instance: to pass its numbers, use its factory, such as optax.adam"
+        return "; the optimizer is an instance: to pass its hyper-parameters, use its factory, such as optax.adam"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""A run on data in memory, for the host's loop: one compiled program advances it by any number of epochs."""
+"""A run on data in memory, for a host loop: one compiled program advances it by any number of epochs."""
 
 import dataclasses
 import functools
@@ -17,11 +17,11 @@ from nnfx.training.parts import Recipe
 from nnfx.types import Array, Batch, Hyper
 
 LONGEST = 1000
-"""The maximum number of epochs that one call trains: its history has room for this many."""
+"""The maximum number of epochs per call: the history that a call returns has this length."""
 
 
 class Standing(NamedTuple):
-    """The state of a run between two epochs, with its history.
+    """The state of a run between epochs, with its history.
 
     Attributes:
         run: the state of the run.
@@ -34,7 +34,7 @@ class Standing(NamedTuple):
 
 @dataclasses.dataclass
 class InMemory(Program[Standing]):
-    """A run on data in memory, counted in epochs.
+    """A run on data in memory, as a program whose unit is an epoch.
 
     Attributes:
         recipe: the recipe of the run.
@@ -58,15 +58,15 @@ class InMemory(Program[Standing]):
 
     @property
     def shown(self) -> tuple[str, int]:
-        """The items that a progress bar counts, and how many there are in an epoch."""
+        """The items that a progress bar counts, and the number of items in an epoch."""
         return "examples", len(self.train.weights)
 
     def start(self) -> Standing:
-        """Return the starting point of the run."""
+        """Return the initial state of the run, with an empty history."""
         return Standing(begin(self.recipe, self.key, self.train, self.valid, self.hyper), {})
 
     def advance(self, standing: Standing, until: int, clock: Clock) -> Standing:
-        """Train up to this total number of epochs, or fewer if a rule stops the run."""
+        """Train until `until` epochs in total, or fewer if a rule stops the run."""
         before = self.done(standing)
         run, history = distributed.local(
             advance(self.recipe, standing.run, self.train, self.valid, self.hyper, np.int32(until), clock)
@@ -76,18 +76,18 @@ class InMemory(Program[Standing]):
         return Standing(run, joined([standing.history, new]))
 
     def done(self, standing: Standing) -> int:
-        """Return how many epochs have been run."""
+        """Return the number of completed epochs."""
         return int(standing.run.epoch)
 
     def expected(self, noted: Mapping[str, Any]) -> Standing:
-        """Return arrays of the shapes and dtypes that a checkpoint holds."""
+        """Return a template for the arrays of a checkpoint, with the same shapes and dtypes."""
         starting, advancing = (each.out_info for each in self.lowered)
         columns = {name: np.zeros(noted["epoch"], column.dtype) for name, column in advancing[1].items()}
         return Standing(trees.shapes(starting), columns)
 
     @functools.cached_property
     def lowered(self) -> list[Lowered]:
-        """The programs that start and advance the run, on one device, not yet compiled."""
+        """The programs that start and advance the run on one device, lowered but not compiled."""
         recipe = self.recipe.alone
         starting = begin.lower(recipe, self.key, self.train, self.valid, self.hyper)
         train, valid, hyper = jax.eval_shape(lambda *arrays: arrays, self.train, self.valid, self.hyper)
@@ -99,14 +99,14 @@ class InMemory(Program[Standing]):
 def timed(
     recipe: Recipe, key: Array, train: Batch, valid: Batch | None, hyper: Hyper
 ) -> tuple[RunState, dict[str, Array]]:
-    """Train until the run ends, for rules that use the clock: the same steps as a run in one piece.
+    """Train until the run ends, for rules that use the clock: the same steps as an uninterrupted run.
 
     Raises:
         ValueError: within `jit`, `vmap` or `grad`, where there is no clock.
     """
     if not checks.is_concrete((key, train, valid, hyper)):
         raise ValueError(
-            "stop: expected rules without a clock for a run within jit, vmap or grad, got one with a"
+            "stop: expected rules without a clock for a run within jit, vmap or grad, got a rule with a"
             " clock; map such runs with nnfx.sweeps.sweep"
         )
     run = InMemory(recipe, key, train, valid, hyper)
@@ -132,12 +132,12 @@ def advance(
     until: int | np.int32,
     clock: Clock,
 ) -> tuple[RunState, dict[str, Array]]:
-    """Train up to this total number of epochs, at most `LONGEST` now."""
+    """Train until `until` epochs in total, for at most `LONGEST` epochs."""
     return run_epochs_until(recipe, hyper, state, train, valid, until, LONGEST, clock)
 
 
 def columns_of(history: History, epochs: int) -> dict[str, Any]:
-    """Return a history like that of a run in one piece, `(epochs,)`, zero for epochs not run.
+    """Pad a history to the length of an uninterrupted run, `(epochs,)`, with zeros for epochs that were not run.
 
     >>> columns_of({"train_loss": np.array([2.0, 1.0], np.float32)}, 3)
     {'train_loss': Array([2., 1., 0.], dtype=float32)}

@@ -1,7 +1,7 @@
-"""The optimizer's update, with a finite derivative even for parameters whose gradients have all been zero.
+"""The optimizer's update, with finite derivatives even for parameters whose gradients have always been zero.
 
 Many optimizers divide by the square root of a mean of squared gradients. If every gradient so far was exactly zero
-(a pixel that is black in every image, a unit that is never active), that root is taken at zero, where its slope is
+(a pixel that is black in every image, a unit that is never active), the root is taken at zero, where its slope is
 infinite, and the derivative of a whole run with respect to its hyper-parameters becomes `0 · ∞`, which is NaN.
 """
 
@@ -15,8 +15,8 @@ import optax
 from nnfx.types import Array, Params
 
 EXPONENT = 0.79
-"""The state is moved by the smallest number of its dtype to this power, 1e-30 in float32: its root, 1e-15, is
-negligible beside the epsilon of any optimizer, and `1 / (root · epsilon²)` is far from infinite."""
+"""Zeros in the state are replaced by the smallest number of their dtype to this power, 1e-30 in float32: its root,
+1e-15, is negligible compared with the epsilon of any optimizer, and `1 / (root · epsilon²)` does not overflow."""
 
 
 def update(
@@ -28,18 +28,18 @@ def update(
     value: Array,
     value_fn: Callable[[Params], Array],
 ) -> tuple[Params, Any]:
-    """Return the updates and the new state of an optimizer; the derivatives of both are finite.
+    """Return the updates and the new state of an optimizer, both with finite derivatives.
 
-    The values are those of `optimizer.update`, bit for bit. Where a slope is infinite, the derivative is taken close
-    to that point: zeros in the optimizer's state are replaced by a tiny positive number. A mean of squares that is
-    zero is at its minimum and does not change to first order, so its slope is multiplied by zero.
+    The values equal those of `optimizer.update`, bit for bit. If a slope is infinite, derivatives are taken at a nearby
+    point: zeros in the optimizer's state are replaced by a tiny positive number. A mean of squares that is zero is at
+    its minimum and does not change to first order, so its slope is multiplied by zero.
 
     Args:
-        optimizer: an Optax optimizer, which may hold traced numbers such as its learning rate.
+        optimizer: an Optax optimizer, whose hyper-parameters, such as the learning rate, may be traced.
         gradient: the gradient of the loss.
         opt_state: the optimizer's state.
         params: the parameters.
-        value: the loss, for optimizers that use it, such as reduction on plateaus.
+        value: the loss, for optimizers that use it, such as `reduce_on_plateau`.
         value_fn: the loss as a function of the parameters, for line searches.
 
     Example:
@@ -57,7 +57,7 @@ def update(
         transform, value_fn = parts
         return transform.update(gradient, opt_state, params, value=value, grad=gradient, value_fn=value_fn)
 
-    # Numbers that the optimizer holds are differentiated too, but a custom rule sees only arguments.
+    # Hyper-parameters that the optimizer closes over are differentiated too, but a custom rule sees only arguments.
     converted, held = jax.closure_convert(plain, gradient, opt_state, params, value)
     parts.clear()  # JAX keeps the function forever, and would keep the model with it
 
@@ -80,7 +80,7 @@ def update(
 
 
 def _has_slopes(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Array:
-    """Return whether all derivatives of a function are finite in reverse mode."""
+    """Return whether all reverse-mode derivatives of a function are finite."""
     leaves, tree = jax.tree.flatten(jax.lax.stop_gradient(arguments))
     places = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
 
@@ -93,13 +93,13 @@ def _has_slopes(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Arr
     try:
         outputs, pull = jax.vjp(of_floats, [leaves[i] for i in places])
         (slopes,) = pull([jnp.ones_like(leaf) for leaf in outputs])
-    except ValueError:  # from a line search: it has no reverse mode, so forward mode was asked for
+    except ValueError:  # from a line search, which has no reverse mode: forward mode was requested
         return jnp.asarray(False)
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in slopes]).all()
 
 
 def _off_zero(leaf: Any, shift: Array) -> Any:
-    """Replace zeros among floats by a tiny number if the shift is 1; the derivative is that of the identity."""
+    """Replace zeros in a floating-point leaf by a tiny number if `shift` is 1, with the derivative of the identity."""
     if not _is_float(leaf):
         return leaf
     tiny = jnp.asarray(float(jnp.finfo(leaf.dtype).tiny) ** EXPONENT, leaf.dtype) * shift.astype(leaf.dtype)

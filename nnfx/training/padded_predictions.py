@@ -1,7 +1,7 @@
-"""Predictions for any number of rows with few programs: rows are padded to one of a few sizes.
+"""Predictions for any number of rows with few compiled programs: rows are padded to one of a few sizes.
 
-A program is compiled for one number of rows, which takes far longer than running it. Predictions for three rows, then
-five, then seven should not each compile and keep a new program.
+A program is compiled for a fixed number of rows, and compiling takes far longer than running. Without padding,
+predictions for three rows, then five, then seven would each compile and keep a new program.
 """
 
 from collections.abc import Callable
@@ -13,13 +13,13 @@ import numpy as np
 from nnfx import checks, memo
 
 LARGEST = 4096
-"""More rows than this are not padded: computing them takes longer than compiling a program."""
+"""The largest number of rows that are padded: for more rows, computing takes longer than compiling a program."""
 _POWERS_UP_TO = 32
-"""Up to this many rows, the cost of computation is negligible; above, at most a quarter of the rows are added."""
+"""Up to this many rows, sizes are powers of two, since computing is cheap; above it, padding adds at most 1/4."""
 
 
 def padded_size(rows: int) -> int:
-    """Return the padded number of rows.
+    """Return the number of rows after padding.
 
     >>> [padded_size(rows) for rows in (1, 3, 32, 33, 100, 1000, 4097)]
     [1, 4, 32, 40, 112, 1024, 4097]
@@ -34,21 +34,20 @@ def padded_size(rows: int) -> int:
 def apply_padded(owner: Any, apply: Callable[[Any], Any], inputs: Any, others: Any = (), axis: int = 0) -> Any:
     """Apply a function of independent rows, padding them so that only a few different numbers of rows occur.
 
-    The added rows repeat an existing one, so they introduce nothing that is not finite. The first call tries two
-    different rows as padding: if the outputs of the other rows depend on the choice, as for a model that normalises by
-    its batch, rows are never padded.
+    The added rows repeat an existing row, so they do not introduce non-finite values. The first call tries two
+    different rows as padding: if the outputs of the other rows depend on the choice, as for a model that normalises
+    over its batch, rows are never padded.
 
     Args:
-        owner: the object that the function belongs to, such as a run's recipe; it remembers whether rows are
-            independent.
-        apply: `inputs -> outputs`, compiled.
-        inputs: an array or a tree of them, with rows along `axis`.
-        others: everything else that the function depends on; if any of it is traced, or spread over devices, nothing
-            is padded.
+        owner: the object that the function belongs to, such as a run's recipe, on which it is recorded whether rows
+            are independent.
+        apply: a compiled function `inputs -> outputs`.
+        inputs: an array or a tree of arrays, with rows along `axis`.
+        others: all other arguments of the function; if any is traced, or spread over devices, nothing is padded.
         axis: the axis of the rows, in inputs and outputs.
 
     Returns:
-        The outputs for these rows.
+        The outputs for the given rows.
     """
     leaves = jax.tree.leaves(inputs)
     if (
@@ -81,7 +80,7 @@ def apply_padded(owner: Any, apply: Callable[[Any], Any], inputs: Any, others: A
 
 
 class _Known:
-    """Whether the rows of a function are known to be independent."""
+    """A record of whether the rows of a function have been checked, and are independent."""
 
     is_checked = False
     is_apart = True

@@ -24,9 +24,9 @@ class Takes(NamedTuple):
     """A part that is a function with hyper-parameters after its other arguments.
 
     Attributes:
-        arguments: the number of its other arguments.
+        arguments: the number of arguments before the hyper-parameters.
         expected: a description of valid values, for error messages.
-        several: whether there may be more than one.
+        several: whether several functions may be given.
     """
 
     arguments: int
@@ -34,7 +34,7 @@ class Takes(NamedTuple):
     several: bool = False
 
     def factory(self, name: str, given: Any) -> Factory:
-        """Return the factory that binds hyper-parameters to a given part."""
+        """Return the factory that binds hyper-parameters to the given function."""
         if not callable(given):
             raise TypeError(f"{name}: expected {self.expected}, got {checks.describe(given)}")
         return hyperparameters.factory(given, self.arguments)
@@ -48,12 +48,12 @@ class Takes(NamedTuple):
 
 
 class Makes(NamedTuple):
-    """A part that a factory makes from hyper-parameters, or an instance.
+    """A part given as an instance, or as a factory that makes it from hyper-parameters.
 
     Attributes:
-        kind: the type of the instance.
+        kind: the type of the part.
         expected: a description of valid values, for error messages.
-        several: whether there may be more than one.
+        several: whether several may be given.
     """
 
     kind: type
@@ -72,7 +72,7 @@ class Makes(NamedTuple):
         return hyperparameters.factory(given)
 
     def bind(self, factories: Sequence[Factory], hyper: Hyper) -> Any:
-        """Make it from hyper-parameters; return a tuple if there may be several."""
+        """Make the part from hyper-parameters; return a tuple if several may be given."""
         made = tuple(_plain(factory.bind(hyper)()) for factory in factories)
         for factory, each in zip(factories, made, strict=True):
             if not isinstance(each, self.kind):
@@ -90,14 +90,14 @@ _ADAPTERS = {
     "haiku": "convert the function of inputs, before hk.transform, with nnfx.models.from_haiku",
     "torch": "PyTorch does not run on JAX: make the network with nnfx.models, and convert its weights with"
     " nnfx.models.conversion.from_torch",
-    "keras": "Keras trains by itself: make the network with nnfx.models, and convert its weights with"
+    "keras": "Keras has its own training loop: make the network with nnfx.models, and convert its weights with"
     " nnfx.models.conversion.from_keras",
 }
-"""How to convert a module of another library, by the package in which its class is defined."""
+"""Hints for converting modules of other libraries, by the package that defines the class."""
 
 
 def how_to_adapt(given: Any) -> str:
-    """Return a hint, for an error, on how to convert a module (or class) of another library; "" for anything else.
+    """Return a hint for converting a module (or class) of another library, for an error message; otherwise "".
 
     >>> import flax.linen as nn
     >>> how_to_adapt(nn.Dense(1)), how_to_adapt(max)
@@ -114,12 +114,13 @@ class Parts(NamedTuple):
 
     Attributes:
         model: the model.
-        loss: per example, `(outputs, targets) -> (batch,)`.
+        loss: the per-example loss, `(outputs, targets) -> (batch,)`.
         optimizer: an Optax optimizer.
-        metrics: further quantities per example by name, computed from the outputs of the same forward pass.
-        penalty: a scalar function of the parameters, such as a multiple of their squares, added to the loss; or None.
-        augment: changes the batch before the model sees it, `(key, batch) -> batch`, see `nnfx.augment`; or None.
-        average: the share of the latest variables in their average, `count -> share`, see `nnfx.averaging`; or None.
+        metrics: further per-example metrics by name, computed from the outputs of the same forward pass.
+        penalty: a scalar function of the parameters, added to the loss, such as a multiple of their squares; or None.
+        augment: a function applied to each batch first, `(key, batch) -> batch`, see `nnfx.augment`; or None.
+        average: the fraction that the latest variables contribute to their average, `count -> fraction`, see
+            `nnfx.averaging`; or None.
         stop: the stopping rules, which a run applies after each epoch.
 
     Example:
@@ -159,17 +160,17 @@ _HOW: dict[str, Takes | Makes] = {
     for name, hint in typing.get_type_hints(Parts, include_extras=True).items()
     if hasattr(hint, "__metadata__")
 }
-"""How each part that takes hyper-parameters is passed."""
+"""The declaration of each part that takes hyper-parameters, by name."""
 
 
 def factories_of(**given: Any) -> dict[str, tuple[Factory, ...]]:
-    """Return the factories of every part; no factories for optional parts that are missing.
+    """Return the factories of every part by name; parts that are None have no factories.
 
     Args:
         **given: each part that takes hyper-parameters, as passed to `nnfx.fit`.
 
     Raises:
-        TypeError: for anything that is not valid for a part.
+        TypeError: for a value that is not valid for its part.
     """
     found = {}
     for name, how in _HOW.items():
@@ -185,7 +186,7 @@ def _several(name: str, given: Any, how: Takes | Makes) -> Sequence[Any]:
     if callable(given) or (isinstance(how, Makes) and isinstance(given, how.kind)):
         return (given,)
     if not isinstance(given, Sequence) or isinstance(given, str):
-        raise TypeError(f"{name}: expected a function or a sequence of them, got {checks.describe(given)}")
+        raise TypeError(f"{name}: expected a function or a sequence of functions, got {checks.describe(given)}")
     return given
 
 
@@ -195,7 +196,7 @@ def _plain(given: Any) -> Any:
 
 
 def _in_turn(augments: Sequence[Callable[[Array, Batch], Batch]]) -> Callable[[Array, Batch], Batch]:
-    """Return one function that applies all of them in turn, each with its own randomness."""
+    """Return one function that applies all augmentations in turn, with independent randomness."""
 
     def augment(key: Array, batch: Batch) -> Batch:
         for i, each in enumerate(augments):
@@ -207,16 +208,16 @@ def _in_turn(augments: Sequence[Callable[[Array, Batch], Batch]]) -> Callable[[A
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recipe:
-    """The recipe of a run, with its hyper-parameters still open.
+    """The recipe of a run, whose hyper-parameters are not yet bound.
 
     Attributes:
         factories: the factories of each part that takes hyper-parameters, by the name of the part.
         metrics: further metrics by name.
-        make_step: makes the step from the parts.
-        parallel: turns the step into one for several devices, or None.
+        make_step: the function that makes the step from the parts.
+        parallel: a transformation of the step for several devices, or None.
         epochs: the maximum number of epochs.
         batch_size: rows per minibatch; None for the full batch.
-        rematerialize_epochs: whether a gradient through the run trains each epoch again.
+        rematerialize_epochs: whether differentiation through the run trains each epoch again instead of storing it.
     """
 
     factories: Mapping[str, tuple[Factory, ...]]
@@ -228,12 +229,12 @@ class Recipe:
     rematerialize_epochs: bool
 
     def bind(self, hyper: Hyper) -> Parts:
-        """Return the parts with these hyper-parameters filled in."""
+        """Return the parts with the given hyper-parameters bound."""
         bound = {name: how.bind(self.factories[name], hyper) for name, how in _HOW.items()}
         return Parts(**bound, metrics=self.metrics)
 
     def step(self, parts: Parts) -> Step:
-        """Return the step of these parts, for one device or several."""
+        """Make the step from the given parts, for one device or several."""
         others = {name: part for name in OPTIONAL if (part := getattr(parts, name)) is not None}
         step = self.make_step(parts.model, parts.loss, parts.optimizer, parts.metrics, **others)
         return step if self.parallel is None else self.parallel(step)
@@ -245,7 +246,7 @@ class Recipe:
 
     @property
     def given(self) -> dict[str, Any]:
-        """The given value of each part that takes hyper-parameters: a list if there may be several, otherwise one."""
+        """The value of each part as passed to `nnfx.fit`; a list if several may be given."""
         functions = {
             name: [each.function.value if isinstance(each.function, Made) else each.function for each in factories]
             for name, factories in self.factories.items()
@@ -254,7 +255,7 @@ class Recipe:
 
     @property
     def measures(self) -> dict[str, PerExample]:
-        """The loss and the metrics by name, as given, with hyper-parameters still open."""
+        """The loss and the metrics by name, without hyper-parameters bound."""
         return {"loss": self.factories["loss"][0].function, **self.metrics}
 
     @property
@@ -279,5 +280,5 @@ class Recipe:
 
     @functools.cached_property
     def alone(self) -> "Recipe":
-        """The same run on one device: runs that differ only in how many devices split a batch count as the same."""
+        """The recipe of the same run on one device: runs that differ only in `parallel` count as the same run."""
         return self if self.parallel is None else dataclasses.replace(self, parallel=None)

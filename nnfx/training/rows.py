@@ -1,7 +1,7 @@
-"""Rows and steps of weight zero: kept away from the model, the loss and the gradient, whatever their values.
+"""Handling of rows and steps of weight zero, which must not affect the model, the loss or the gradient.
 
-Zero times a value that is not finite is NaN, in the forward pass and in the gradient. So rows of weight zero are
-replaced by a copy of a row of positive weight before anything is computed from them.
+Zero times a non-finite value is NaN, in the forward pass and in the gradient. So rows of weight zero are replaced by
+copies of a row of positive weight before anything is computed.
 """
 
 import math
@@ -22,19 +22,19 @@ MaybeBatch = TypeVar("MaybeBatch", Batch, Batch | None)
 
 
 class Filled(Batch):
-    """A batch returned by `filled`, or rows of one: the type marks it as such while a step is traced."""
+    """A batch returned by `filled`, or rows of such a batch: the type marks it while a step is traced."""
 
     __slots__ = ()
 
 
 class Weighted(Filled):
-    """A filled batch known to have positive weight, or data whose batches all have: no step is skipped."""
+    """A filled batch that is known to have a positive weight, or data whose batches all do: no step is skipped."""
 
     __slots__ = ()
 
 
 def known(data: MaybeBatch) -> MaybeBatch:
-    """Return data as `Weighted` if there is one weight per row, and all can be inspected and are positive.
+    """Return data as `Weighted` if there is one weight per row, and all weights are concrete and positive.
 
     A run on such data, the common case, is thus compiled without handling of rows of weight zero.
 
@@ -54,10 +54,10 @@ def known(data: MaybeBatch) -> MaybeBatch:
 
 
 def filled(batch: Batch) -> Filled:
-    """Return a batch whose rows of weight zero are copies of its first row of positive weight, with zeros as padding.
+    """Replace rows of weight zero by copies of the first row of positive weight, and set padding to zero.
 
     Padding means the steps of `Sequences` beyond their lengths. Weights are unchanged. If all weights are zero, all
-    rows become copies of the first. NumPy arrays are filled with NumPy.
+    rows become copies of the first row. NumPy arrays stay NumPy arrays.
 
     Example:
         >>> filled(Batch(jnp.array([[jnp.nan], [1.0]]), jnp.array([7, 1]), jnp.array([0.0, 1.0]))).inputs.tolist()
@@ -72,7 +72,7 @@ def filled(batch: Batch) -> Filled:
 
 
 def zeroed(batch: Batch) -> Filled:
-    """Return a batch whose padding and rows of weight zero are set to zero; no row is filled from another.
+    """Set padding and rows of weight zero to zero; no row is copied from another.
 
     Example:
         >>> zeroed(Batch(jnp.array([[jnp.nan], [1.0]]), jnp.array([7, 1]), jnp.array([0.0, 1.0]))).inputs.tolist()
@@ -84,7 +84,7 @@ def zeroed(batch: Batch) -> Filled:
 
 
 def _replaced(batch: Batch, library: Any, has_weight: Any, instead: Callable[[Any], Any]) -> Filled:
-    """Return a batch without padding, in which `instead` of an array takes the place of its rows of weight zero."""
+    """Set padding to zero, and replace the rows of weight zero of each array by `instead(array)`."""
 
     def fill(leaf: Any) -> Any:
         if leaf.shape[:1] != has_weight.shape:
@@ -95,19 +95,19 @@ def _replaced(batch: Batch, library: Any, has_weight: Any, instead: Callable[[An
 
 
 def _has_weight(weights: Any) -> Any:
-    """Return which rows have a positive weight, `(rows,)`, given weights `(rows, ...)`."""
+    """Return the mask of rows with a positive weight, `(rows,)`, given weights `(rows, ...)`."""
     return (weights != 0).reshape(weights.shape[0], -1).any(1)
 
 
 def _library(tree: Any) -> Any:
-    """Return `jax.numpy` for arrays of which any is on a device or traced, and NumPy for those on the host."""
+    """Return `jax.numpy` if any array is a JAX array, and NumPy otherwise."""
     return jnp if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tree)) else np
 
 
 def weighted(order: Order, weights: Array) -> Order:
-    """Return an order with rows of weight zero replaced by the first of positive weight, and marked as not real.
+    """Replace rows of weight zero in an order by the first row of positive weight, and mark them as not real.
 
-    This fills the rows of all batches of an epoch at once, without copying anything.
+    This fills the batches of a whole epoch at once, without copying data.
 
     Args:
         order: the rows of each batch.
@@ -123,7 +123,7 @@ def weighted(order: Order, weights: Array) -> Order:
 
 
 def without_padding(batch: Batch) -> Batch:
-    """Return a batch whose sequences are zero beyond their lengths."""
+    """Set sequences to zero beyond their lengths."""
 
     def cut(node: Any) -> Any:
         if not isinstance(node, Sequences) or node.lengths is None:
@@ -139,17 +139,17 @@ def has_lengths(batch: Batch) -> bool:
 
 
 def is_by_step(outputs: Any, batch: Batch) -> bool:
-    """Return whether losses and metrics are computed for each step, or each number, rather than for each example.
+    """Return whether losses and metrics are computed for each step or output rather than for each example.
 
-    This is the case if each of them has a weight, or if sequences of unequal length have outputs and targets at every
-    step.
+    This is the case if steps or outputs have weights, or if sequences of unequal length have outputs and targets at
+    every step.
 
     Args:
         outputs: the outputs of the model, or their shape.
-        batch: the batch that they belong to.
+        batch: the batch that the outputs belong to.
 
     Raises:
-        ValueError: if there are weights for each step, but no outputs or targets at every step.
+        ValueError: if steps or outputs have weights, but the outputs or targets do not have the same leading axes.
     """
     axes = batch.weights.ndim
     if axes > 1:
@@ -168,7 +168,7 @@ def is_by_step(outputs: Any, batch: Batch) -> bool:
 
 
 def measured_weights(outputs: Any, batch: Batch) -> Any:
-    """Return the weights for losses and metrics: `(batch,)`, or `(batch, time, ...)` if each step or number has one."""
+    """Return the weights for losses and metrics: `(batch,)`, or `(batch, time, ...)` for each step or output."""
     if not is_by_step(outputs, batch):
         return batch.weights
     weights = batch.weights if batch.weights.ndim > 1 else batch.weights[:, None]
@@ -181,13 +181,13 @@ def measured_weights(outputs: Any, batch: Batch) -> Any:
 
 
 def model_weights(outputs: Any, batch: Batch) -> Any:
-    """Return the weights that a model sees: `(batch,)`, or `(batch, time)` for steps.
+    """Return the weights that a model sees: `(batch,)`, or `(batch, time)` if steps have weights.
 
-    If each number of an example has a weight, the example, or the step, has the largest of them.
+    If outputs have their own weights, the weight of an example or step is the largest weight of its outputs.
 
     Args:
         outputs: the shape of the outputs.
-        batch: the batch that they belong to.
+        batch: the batch that the outputs belong to.
     """
     weights = batch.weights
     axes = weights.ndim - (outputs.shape == weights.shape)
@@ -197,10 +197,10 @@ def model_weights(outputs: Any, batch: Batch) -> Any:
 
 
 def examples(outputs: Any, batch: Batch) -> tuple[Any, Any, Any]:
-    """Return the outputs, targets and weights for losses and metrics, with one row for each example, step or number.
+    """Return the outputs, targets and weights for losses and metrics, with one row for each example, step or output.
 
-    Targets of weight zero are replaced by those of a row of positive weight. If each number has its own weight, outputs
-    and targets become `(rows, 1)`, so the loss sees examples with a single output.
+    Targets of weight zero are replaced by the targets of a row of positive weight. If outputs have their own weights,
+    outputs and targets become `(rows, 1)`, so the loss sees examples with a single output.
     """
     weights = measured_weights(outputs, batch)
     if weights.ndim == 1:
@@ -216,7 +216,7 @@ def examples(outputs: Any, batch: Batch) -> tuple[Any, Any, Any]:
 
 
 def measure(measures: Mapping[str, PerExample], outputs: Array, batch: Batch) -> dict[str, Mean]:
-    """Return the means of losses and metrics per example, given the outputs for a batch."""
+    """Return the means of the per-example losses and metrics, given the outputs for a batch."""
     outputs, targets, weights = examples(outputs, batch)
     return {
         name: Mean.of(function(outputs, targets), _counted(weights) if is_counted(function) else weights)
@@ -226,9 +226,9 @@ def measure(measures: Mapping[str, PerExample], outputs: Array, batch: Batch) ->
 
 
 def measure_overall(measures: Mapping[str, Callable[..., Array]], outputs: Array, batch: Batch) -> dict[str, Mean]:
-    """Return the metrics of all rows together, given the outputs for all of them.
+    """Return the metrics of all rows together, such as areas under curves, given the outputs for all rows.
 
-    If each number of an example has a weight, they are means over the outputs of positive weight.
+    If outputs have their own weights, a metric is the mean of its values for each output with a positive weight.
     """
     found = {}
     for name, function in measures.items():
@@ -239,7 +239,7 @@ def measure_overall(measures: Mapping[str, Callable[..., Array]], outputs: Array
 
 
 def overall_value(function: Callable[..., Array], outputs: Array, batch: Batch) -> Array:
-    """Return a metric of all rows together."""
+    """Return one metric of all rows together; see `measure_overall`."""
 
     def value(outputs: Array, targets: Array, weights: Array) -> Array:
         return function(outputs, targets, _counted(weights) if is_counted(function) else weights)
@@ -264,5 +264,5 @@ def by_label(outputs: Array, targets: Array, weights: Array) -> tuple[Array, Arr
 
 
 def _counted(weights: Array) -> Array:
-    """Return 1 for rows of positive weight, and 0 for others."""
+    """Return 1 for rows of positive weight, and 0 for other rows."""
     return (weights != 0).astype(weights.dtype)

@@ -32,13 +32,13 @@ class Run:
 
     Attributes:
         state: the training state after the last epoch.
-        best: the weights with the best evaluation on held-out data; without such data, the last.
+        best: the weights with the lowest held-out loss; without held-out data, the last weights.
         columns: the columns of `history`, zero after the run stopped.
         epochs: the number of epochs run.
         stopped_by: the position of the stopping rule that ended the run, −1 for the last epoch.
         hyper: the hyper-parameters passed.
-        preprocess: the map from raw features to prepared ones, and from outputs to the unit of the raw targets.
-        fit: the function that made the run.
+        preprocess: the preprocessing of raw features, and the map from outputs back to the units of the raw targets.
+        fit: the run function that made the run.
     """
 
     state: TrainState
@@ -54,15 +54,15 @@ class Run:
     def history(self) -> dict[str, Array]:
         """Each metric by epoch, `(epochs,)`; NaN after the run stopped.
 
-        For example, `train_loss` is averaged over the steps of the epoch, and `valid_loss` is measured at its end. If
-        there is nothing to average, as in an epoch whose steps were all skipped, the value is NaN too.
+        For example, `train_loss` is averaged over the steps of the epoch, and `valid_loss` is measured at its end. A
+        metric with nothing to average, as in an epoch whose steps were all skipped, is also NaN.
         """
         if not self.fit.rule_names:
             return dict(self.columns)
         return {name: padded(values, self.epochs) for name, values in self.columns.items()}
 
     def __repr__(self) -> str:
-        """Return a summary: how far the run got and how well it did; for several runs, how many there are.
+        """Return a summary: the epochs run, the final and best metrics, and the number of parameters.
 
         >>> import nnfx, optax
         >>> train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.mean_square_error, optax.sgd, epochs=2)
@@ -92,7 +92,7 @@ class Run:
 
     @property
     def fault(self) -> str:
-        """A description of what was not finite when a step was first skipped; empty if none was skipped."""
+        """A description of what was not finite in the first skipped step; empty if no step was skipped."""
         self._require_single()
         skipped, step, where = (int(number) for number in self.state.fault)
         if not skipped:
@@ -103,7 +103,7 @@ class Run:
 
     @property
     def final(self) -> dict[str, Array]:
-        """The metrics of the last epoch run: those of the last weights, whereas `predict` uses the best ones."""
+        """The metrics of the last epoch run, for the last weights; `predict` uses the best weights instead."""
         return _at(self.columns, self.epochs)
 
     @property
@@ -117,11 +117,11 @@ class Run:
         return self.fit.bind(self.hyper).model
 
     def apply(self, inputs: ArrayLike, variables: Variables | None = None) -> Array:
-        """Return the model's outputs for inputs prepared like `data.train.inputs`, `(batch, ...)`.
+        """Return the model's outputs for inputs preprocessed like `data.train.inputs`, `(batch, ...)`.
 
         Args:
-            inputs: the prepared inputs.
-            variables: the weights to use, such as `run.state.variables` for the last ones; the best ones by default.
+            inputs: the preprocessed inputs.
+            variables: the variables to use, such as `run.state.variables` for the last weights; by default, the best.
         """
         self._require_single()
         inputs = validate.inputs_as_arrays("inputs", inputs)
@@ -137,14 +137,14 @@ class Run:
     def predict(self, inputs: Any, variables: Variables | None = None) -> Array:
         """Return the model's outputs for raw inputs, `(batch, features)`, or `Sequences`; otherwise like `apply`.
 
-        If the targets were standardised, the outputs of `apply` are in standardised units; those of `predict` are in
-        the unit of the raw targets.
+        If the targets were standardised, the outputs of `apply` are in standardised units; the outputs of `predict` are
+        in the units of the raw targets.
         """
         self._require_single()
         return self.preprocess.raw_outputs(self.apply(self.preprocess(inputs), variables))
 
     def evaluate(self, data: Batch, variables: Variables | None = None) -> dict[str, Array]:
-        """Return the loss and the metrics on prepared data, such as `data.valid`; `variables` as for `apply`."""
+        """Return the loss and the metrics on preprocessed data, such as `data.valid`; `variables` as for `apply`."""
         self._require_single()
         if not isinstance(data, Batch):
             raise TypeError(f"data: expected a Batch, such as data.valid, got {type(data).__name__}")
@@ -158,15 +158,15 @@ class Run:
     def save(self, path: str | os.PathLike[str], inputs: Any = None) -> None:
         """Write the model with its best weights, so that `nnfx.load` predicts with it in another process.
 
-        The folder holds the weights, the preprocessing, the names of features and classes, the hyper-parameters, the
-        metrics, the versions, a checksum of every file, and the model as a portable program for CPUs, CUDA and TPUs,
-        where supported: no code and no pickles. The program takes any number of rows, and any number of steps of a
-        sequence if the model allows it. Releases of JAX of the following six months can read it.
+        The folder contains the weights, the preprocessing, the names of features and classes, the hyper-parameters, the
+        metrics, the package versions, a checksum of every file, and the model as a portable program for CPUs, CUDA and
+        TPUs, where supported: no code and no pickles. The program takes any number of rows, and any number of steps of
+        a sequence if the model allows it. Releases of JAX from the following six months can read it.
 
         Args:
             path: a folder that does not exist yet.
-            inputs: an example of prepared inputs, for a model whose inputs are not one array with the shape of the
-                prepared features, such as `Sequences`.
+            inputs: example inputs, preprocessed, for a model whose inputs are not one array with the shape of the
+                preprocessed features, such as `Sequences`.
 
         Raises:
             FileExistsError: if the path already exists.
@@ -182,7 +182,7 @@ class Run:
             >>> nnfx.load(path)
             Predictor: float32[batch,1] -> float32[batch,1]
               epoch 2: train_loss ...
-              2 numbers in its weights
+              2 parameters
               saved by nnfx ... and JAX ...
         """
         from nnfx.saving.saved import save
@@ -210,8 +210,8 @@ class Run:
             FileExistsError: if the path already exists.
             ImportError: if a package that the format needs is missing.
             ValueError: for any other suffix; for a model, preprocessing or precision that the format does not support,
-                such as cuDNN, or features too far from zero for float32; and if the file does not give the same
-                outputs.
+                such as cuDNN, or features too far from zero for float32; and if the outputs of the file differ from
+                those of `predict`.
 
         Example:
             >>> import jax.export, nnfx, optax, pathlib, tempfile
@@ -241,14 +241,12 @@ class Run:
 
     def _require_single(self) -> None:
         if np.ndim(self.epochs):
-            raise ValueError(
-                f"run: expected a single run, got {self.epochs.shape} of them; map over them with jax.vmap"
-            )
+            raise ValueError(f"run: expected a single run, got {self.epochs.shape} runs; map over runs with jax.vmap")
 
     def _require_finished(self) -> None:
         self._require_single()
         if not checks.is_concrete(self):
-            raise ValueError("run: expected a finished run, got a traced one; write runs outside of jit and grad")
+            raise ValueError("run: expected a finished run, got a traced run; write runs outside jit and grad")
 
 
 def _in_short(value: Any) -> str:
@@ -280,7 +278,7 @@ def _at(columns: dict[str, Array], epoch: Array) -> dict[str, Array]:
 def padded(values: Any, epochs: Any) -> Any:
     """Return columns of a history, `(..., epochs)`, with NaN after the number of epochs run, `(...)`.
 
-    Concrete values are padded on the host, so that this NaN does not trigger `jax_debug_nans`.
+    Concrete values are padded on the host, so that the NaN values do not trigger `jax_debug_nans`.
 
     >>> padded(np.array([2.0, 1.0, 0.0]), np.array(2))
     array([ 2.,  1., nan])
@@ -297,7 +295,7 @@ def padded(values: Any, epochs: Any) -> Any:
 def _apply(
     recipe: Recipe, shapes: tuple[tuple[int, ...], ...], hyper: Hyper, variables: Variables, inputs: ArrayLike
 ) -> Array:
-    del shapes  # one program for each number of rows, so that it can be dropped when too many are held
+    del shapes  # one memo entry per number of rows, so that old programs are released if there are too many
     return recipe.bind(hyper).model.apply(variables, inputs)
 
 

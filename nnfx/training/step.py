@@ -30,7 +30,7 @@ from nnfx.types import (
 )
 
 EVALUATION_ROWS = 2048
-"""The largest number of rows that evaluation passes through a model at once, which bounds its memory."""
+"""The largest number of rows that evaluation passes through a model at once, which bounds memory."""
 
 
 class Keys(NamedTuple):
@@ -50,7 +50,7 @@ def split_key(key: Array) -> Keys:
 def init_state(
     key: Array, model: Model, optimizer: optax.GradientTransformation, inputs: Any, average: bool = False
 ) -> TrainState:
-    """Initialise a model's variables and its optimizer: the state from which a run with this key starts.
+    """Initialise a model's variables and its optimizer, as at the start of a run with the same key.
 
     Args:
         key: a typed key; it determines the weights and the random draws of the steps.
@@ -78,7 +78,7 @@ def init_state(
     state = TrainState(step, params, variables, optimizer.init(params), keys.step, Fault(*fault))
     if average and has_evaluation_params(state.opt_state):
         raise ValueError(
-            "average: expected no average for an optimizer that is evaluated with its own weights, such as"
+            "average: expected no average for an optimizer that provides its own evaluation weights, such as"
             " optax.contrib.schedule_free and optax.lookahead, got one"
         )
     return state._replace(average=averaging.start(state.variables)) if average else state
@@ -99,35 +99,35 @@ def make_step(
 ) -> Step:
     """Make the training step `(state, batch) -> (state, metrics)`, a pure function.
 
-    It follows the gradient of the empirical loss `Σ wᵢ ℓᵢ / Σ wᵢ` of the batch plus the penalty; weights are relative
-    within a batch. With a weight for each step or output, the loss is `Σ wᵢⱼ ℓᵢⱼ / Σ wᵢⱼ`. The randomness of step
-    *t* comes from `fold_in(state.key, t)`. Compile it with `jax.jit`; donating the state is up to the caller.
+    The step follows the gradient of the empirical loss `Σ wᵢ ℓᵢ / Σ wᵢ` of the batch plus the penalty; weights are
+    relative within a batch. If steps or outputs have weights, the loss is `Σ wᵢⱼ ℓᵢⱼ / Σ wᵢⱼ`. The randomness of step
+    *t* comes from `fold_in(state.key, t)`. Compile the step with `jax.jit`; donating the state is up to the caller.
 
     Args:
         model: the model.
-        loss: per example, `(outputs, targets) -> (batch,)`.
+        loss: the per-example loss, `(outputs, targets) -> (batch,)`.
         optimizer: an Optax optimizer.
-        metrics: further quantities per example, by name, computed from the outputs of the same forward pass.
-        micro_batches: the number of parts into which a batch is split, to be processed one after the other: the same
-            gradient in less memory. Each part counts by the weight of its rows; layers that mix rows, such as batch
-            norm, see one part at a time.
+        metrics: further per-example metrics by name, computed from the outputs of the same forward pass.
+        micro_batches: the number of micro-batches into which a batch is split, to be processed one after the other:
+            the same gradient in less memory. A micro-batch counts by the total weight of its rows; layers that mix
+            rows, such as batch norm, see one micro-batch at a time.
         compute_dtype: the dtype to compute in, such as `jnp.bfloat16`; parameters, gradients and the optimizer's state
-            keep theirs. None to compute in the dtype of the parameters.
+            keep their dtypes. None to compute in the dtype of the parameters.
         precision: the precision of matrix products on GPUs and TPUs: "float32" so that backends agree,
             "tensorfloat32" or "bfloat16" for speed.
         rematerialize: whether to recompute activations for the gradient instead of storing them.
-        skip_non_finite: whether to skip steps whose loss or gradient is not finite; `state.fault` records how many
-            were skipped, and what was not finite the first time.
-        **others: further parts, named as in `nnfx.fit`, with their hyper-parameters filled in: `penalty`, a scalar
-            function of the parameters; `augment`, `(key, batch) -> batch`; and `average`, `count -> share`, for which
-            the state must be made with `average=True`, and predictions use `state.evaluated`.
+        skip_non_finite: whether to skip steps whose loss or gradient is not finite; `state.fault` records the number of
+            skipped steps, and what was not finite in the first of them.
+        **others: further parts, named as in `nnfx.fit`, with hyper-parameters bound: `penalty`, a scalar function of
+            the parameters; `augment`, `(key, batch) -> batch`; and `average`, `count -> fraction`, for which the
+            state must be made with `average=True`, and predictions use `state.evaluated`.
 
     Returns:
         The step; its metrics, which include `"loss"`, are sums that can be merged.
 
     Raises:
         ValueError: from the step, for a loss that is not per example, a batch that cannot be split evenly into
-            micro-batches, or a state with an average for a step without one, or vice versa.
+            micro-batches, a state with an average for a step without `average`, or vice versa.
 
     Example:
         >>> from nnfx.losses import mean_square_error
@@ -146,7 +146,9 @@ def make_step(
     """
     checks.positive_integer("micro_batches", micro_batches)
     if compute_dtype is not None and not _is_float(compute_dtype):
-        raise TypeError(f"compute_dtype: expected floats, such as jnp.bfloat16, got {checks.describe(compute_dtype)}")
+        raise TypeError(
+            f"compute_dtype: expected a float dtype, such as jnp.bfloat16, got {checks.describe(compute_dtype)}"
+        )
     checks.choice("precision", precision, ("float32", "tensorfloat32", "bfloat16"))
     validate.check_model(model)
     validate.check_functions(loss, metrics)
@@ -178,7 +180,7 @@ def make_step(
     def share(
         params: Params, model_state: ModelState, batch: Batch, key: Array, weight: Array | None = None
     ) -> tuple[Array, tuple[ModelState, Metrics]]:
-        """Return the contribution of some rows to the empirical loss of a batch of a given weight."""
+        """Return the contribution of some rows to the empirical loss of a batch with the given total weight."""
         outputs, model_state = forward(params, model_state, batch, key)
         measured = rows.measure(parts.measures, outputs, batch)
         if weight is None:
@@ -188,7 +190,7 @@ def make_step(
     def gradient_of_share(
         state: TrainState, batch: Batch, key: Array, weight: Array | None = None
     ) -> tuple[tuple[Array, tuple[ModelState, Metrics]], Params]:
-        """Return the share of the loss and its gradient, which is zero if all weights are zero."""
+        """Return the rows' contribution to the loss and its gradient, which is zero if all weights are zero."""
         found, gradient = jax.value_and_grad(share, has_aux=True)(state.params, state.model_state, batch, key, weight)
         if micro_batches > 1 or shards.is_split():
             has_weight = found[1][1]["loss"].weight != 0
@@ -198,13 +200,13 @@ def make_step(
     def accumulated(
         state: TrainState, batch: Batch, key: Array
     ) -> tuple[tuple[Array, tuple[ModelState, Metrics]], Params]:
-        """Add up the shares of the micro-batches and their gradients."""
+        """Sum the contributions of the micro-batches and their gradients."""
         size = batch.weights.shape[0]
         if size % micro_batches:
             raise ValueError(f"micro_batches: expected a divisor of the batch of {size}, got {micro_batches}")
         pieces = jax.tree.map(lambda a: a.reshape(micro_batches, -1, *a.shape[1:]), batch)
         weights = batch.weights
-        if rows.has_lengths(batch):  # then what has a weight depends on the outputs
+        if rows.has_lengths(batch):  # then it depends on the outputs whether examples or steps have weights
             outputs, _ = jax.eval_shape(forward, state.params, state.model_state, batch, key)
             weights = rows.measured_weights(outputs, batch)
         weight = shards.total(weights.sum())
@@ -228,7 +230,7 @@ def make_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         if (parts.average is None) != (state.average is None):
             wanted, got = ("a state with", "none") if state.average is None else ("a state without", "one")
-            raise ValueError(f"state: expected {wanted} an average of the variables, for this step, got {got}")
+            raise ValueError(f"state: expected {wanted} an average of the variables for this step, got {got}")
         key = jax.random.fold_in(state.key, state.step)
         batch = rows.filled(batch)
         if parts.augment is not None:
@@ -256,7 +258,7 @@ def make_step(
                 gradient,
                 state.opt_state,
                 state.params,
-                # for optimizers that use the loss, such as line searches and reduction on plateaus
+                # for optimizers that use the loss, such as line searches and reduce_on_plateau
                 value=value,
                 value_fn=lambda params: penalised(params, state, batch, key),
             )
@@ -276,17 +278,17 @@ def make_step(
 def _is_float(dtype: Any) -> bool:
     try:
         return bool(jnp.issubdtype(jnp.dtype(dtype), jnp.floating))
-    except TypeError:  # raised by NumPy for anything that is not a dtype
+    except TypeError:  # raised by NumPy for an invalid dtype
         return False
 
 
 def _cast(tree: Any, dtype: Any) -> Any:
-    """Cast arrays of floats to a dtype; integers, such as lengths and tokens, stay unchanged."""
+    """Cast floating-point arrays to a dtype; integers, such as lengths and tokens, stay unchanged."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
 
 
 def _looked_at(state: TrainState, value: Array, gradient: Params) -> tuple[Fault, Array]:
-    """Record a loss or gradient that is not finite, and return whether all are finite."""
+    """Return the updated record of non-finite losses and gradients, and whether all are finite in this step."""
     is_bad = jnp.stack([~jnp.isfinite(leaf).all() for leaf in (value, *jax.tree.leaves(gradient))])
     skip, fault = is_bad.any(), state.fault
     first = skip & (fault.skipped == 0)
@@ -299,7 +301,7 @@ def _looked_at(state: TrainState, value: Array, gradient: Params) -> tuple[Fault
 
 
 def _if(is_taken: Array, take: Callable[[], TrainState], state: TrainState) -> TrainState:
-    """Return the state after a step, or the state before if the step is skipped.
+    """Return the state after a step, or the state before it if the step is skipped.
 
     On CPUs a branch costs nothing, whereas selecting between two states costs as much as half a small step; on other
     devices, a branch waits for the host.
@@ -316,14 +318,14 @@ def evaluate(model: Model, measures: Mapping[str, PerExample], variables: Variab
         model: the model.
         measures: losses and metrics, by name.
         variables: the model's variables.
-        data: any number of examples.
+        data: the examples, any number of rows.
 
     Returns:
-        Sums that can be merged, by name; the mean is NaN if all weights are zero. Metrics of all rows together, such
-        as areas under curves, are stored as the sum of a single row, and cannot be merged.
+        A `Mean` for each name, which can be merged; its value is NaN if all weights are zero. Metrics of all rows
+        together, such as areas under curves, are stored like the mean of a single row, and cannot be merged.
 
     Raises:
-        TypeError: for arrays that do not hold real numbers.
+        TypeError: for arrays that do not contain real numbers.
         ValueError: for inputs that are not finite, negative weights, targets that do not suit a loss, and sizes that
             do not match.
 

@@ -1,6 +1,6 @@
-"""A run on data that are read batch by batch, for the host's loop.
+"""A run on data that is read batch by batch, for a host loop.
 
-It takes the same steps in the same order, and ends its epochs in the same way, as a run in memory.
+The run takes the same steps in the same order, and ends its epochs in the same way, as a run in memory.
 """
 
 import collections
@@ -24,29 +24,29 @@ from nnfx.training.parts import Recipe
 from nnfx.types import Array, Batch, Hyper, Metrics, Params, TrainState
 
 QUEUED = 2
-"""The largest number of steps that the host may be ahead of the devices: each step holds a batch in their memory."""
+"""The largest number of steps that the host may be ahead of the devices: each keeps a batch in device memory."""
 
 
 class Reader(Protocol):
-    """An iterator over batches that keeps track of its position, such as one from `nnfx.data.stored.prefetched`."""
+    """An iterator over batches that keeps track of its position, such as the result of `data.stored.prefetched`."""
 
     def __next__(self) -> Batch:
         """Return the next batch."""
 
     def get_state(self) -> dict[str, Any]:
-        """Return the position, including `next_index`."""
+        """Return the position, a dictionary with the key `next_index`."""
 
     def set_state(self, position: dict[str, Any]) -> None:
         """Continue from a position."""
 
 
 class Standing(NamedTuple):
-    """The state of a run between two steps.
+    """The state of a run between steps.
 
     Attributes:
-        run: the state of the run at the end of its last epoch, but with the current training state.
-        before: the parameters when this epoch began, for stopping rules; None without any.
-        measured: the metrics of this epoch's steps so far.
+        run: the state of the run at the end of the last epoch, but with the current training state.
+        before: the parameters at the beginning of this epoch, for stopping rules; None without rules.
+        measured: the metrics of the steps taken so far in this epoch.
         history: each metric by epoch so far, `(epochs,)`.
         steps: the number of steps taken in total, an int32 scalar.
     """
@@ -60,15 +60,15 @@ class Standing(NamedTuple):
 
 @dataclasses.dataclass
 class Streamed(Program[Standing]):
-    """A run on data that are read batch by batch, counted in steps.
+    """A run on data that is read batch by batch, as a program whose unit is a step.
 
     Attributes:
         recipe: the recipe of the run.
         key: a typed key.
-        first: a batch, for its shapes.
+        first: a batch that gives the shapes of all batches.
         valid: the held-out data, or None.
         hyper: the hyper-parameters, as arrays.
-        reader: reads this process's share of each batch.
+        reader: an iterator over this process's rows of each batch.
         units_per_epoch: the number of batches in an epoch.
         data: descriptions that identify the data, by path.
     """
@@ -86,22 +86,22 @@ class Streamed(Program[Standing]):
 
     @property
     def shown(self) -> tuple[str, int]:
-        """The items that a progress bar counts, and how many there are in a step."""
+        """The items that a progress bar counts, and the number of items in a step."""
         return "examples", len(self.first.weights)
 
     def start(self) -> Standing:
-        """Return the starting point of the run."""
+        """Return the initial state of the run, with an empty history."""
         run, measured = _begin(self.recipe, self.key, self.first, self.valid, self.hyper)
         run, before, measured = distributed.local((run, self._before(run), measured))
         return Standing(run, before, measured, {}, np.zeros((), np.int32))
 
     def advance(self, standing: Standing, until: int, clock: Clock) -> Standing:
-        """Take steps up to this total number, or fewer if a rule stops the run."""
+        """Take steps until `until` steps in total, or fewer if a rule stops the run."""
         (run, before, measured), history = distributed.everywhere(standing[:3]), [standing.history]
         before_now = steps = self.done(standing)
         if self.reader.get_state()["next_index"] != steps:
             self.reader.set_state({**self.reader.get_state(), "next_index": steps})
-        run = run._replace(train=_copy(run.train))  # a step donates the state that it is given
+        run = run._replace(train=_copy(run.train))  # a step donates its input state
         queued = collections.deque[Metrics]()
         while steps < until:
             batch = next(self.reader)
@@ -124,11 +124,11 @@ class Streamed(Program[Standing]):
         return Standing(run, before, measured, joined(history), np.array(steps, np.int32))
 
     def done(self, standing: Standing) -> int:
-        """Return how many steps have been taken."""
+        """Return the number of completed steps."""
         return int(standing.steps)
 
     def expected(self, noted: Mapping[str, Any]) -> Standing:
-        """Return arrays of the shapes and dtypes that a checkpoint holds."""
+        """Return a template for the arrays of a checkpoint, with the same shapes and dtypes."""
         starting, _, ending = (each.out_info for each in self.lowered)
         epochs = noted["step"] // self.units_per_epoch
         columns = {name: np.zeros(epochs, value.dtype) for name, value in (ending[1] if epochs else {}).items()}
@@ -137,7 +137,7 @@ class Streamed(Program[Standing]):
 
     @functools.cached_property
     def lowered(self) -> list[Lowered]:
-        """The programs that start the run, take a step and end an epoch, on one device, not yet compiled."""
+        """The programs that start the run, take a step and end an epoch on one device, lowered but not compiled."""
         recipe, first, valid, hyper = self.recipe.alone, self.first, self.valid, self.hyper
         starting = _begin.lower(recipe, self.key, first, valid, hyper)
         run, measured, first, hyper = trees.shapes((*starting.out_info, first, hyper))
@@ -147,7 +147,7 @@ class Streamed(Program[Standing]):
         return [starting, stepping, ending]
 
     def _before(self, run: RunState) -> Params | None:
-        """Return the values that stopping rules need from the beginning of an epoch."""
+        """Return the parameters if stopping rules need them from the beginning of an epoch; otherwise None."""
         return run.train.params if self.recipe.rule_names else None
 
 
@@ -163,7 +163,7 @@ def _begin(recipe: Recipe, key: Array, first: Batch, valid: Batch | None, hyper:
 def step(
     recipe: Recipe, train: TrainState, measured: Metrics, batch: Batch, hyper: Hyper
 ) -> tuple[TrainState, Metrics]:
-    """Take a step, and add its metrics to the earlier ones."""
+    """Take a step, and add its metrics to those of earlier steps."""
     train, more = recipe.step(recipe.bind(hyper))(train, in_floats(batch))
     return train, optax.tree.add(measured, more)
 
@@ -177,7 +177,7 @@ def end_epoch(
     hyper: Hyper,
     seconds: np.float32,
 ) -> tuple[RunState, dict[str, Array]]:
-    """End an epoch like a run in memory."""
+    """End an epoch in the same way as a run in memory."""
     began = run.train if before is None else run.train._replace(params=before)
     return epochs.end_epoch(
         run._replace(train=began), recipe.bind(hyper), run.train, measured, valid, jnp.asarray(seconds)
@@ -194,7 +194,7 @@ _end_epoch = memo.compiled()(_over_all(end_epoch))
 
 
 def in_floats(batch: Batch) -> Batch:
-    """Return a batch with inputs like those of `nnfx.data.prepare`: floats, except for integers `(rows, n)`."""
+    """Convert inputs to floats as `nnfx.data.prepare` does; only integers `(rows, n)`, such as tokens, are kept."""
     inputs = jnp.asarray(batch.inputs)
     if jnp.issubdtype(inputs.dtype, np.floating):
         return batch
@@ -203,5 +203,5 @@ def in_floats(batch: Batch) -> Batch:
 
 
 def _copy(tree: Any) -> Any:
-    """Return copies of the arrays."""
+    """Copy the arrays of a tree."""
     return jax.tree.map(jnp.copy, tree)

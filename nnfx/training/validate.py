@@ -1,6 +1,6 @@
 """Checks before training: shapes once for each signature, values once for each `Data`.
 
-JAX arrays are immutable, so checks are remembered, and further calls of a run need none.
+JAX arrays are immutable, so the results of checks are kept, and further calls of a run function skip them.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ from nnfx.types import Array, Batch, Hyper, Model, PerExample
 
 @dataclasses.dataclass
 class Checked:
-    """The checks that a run function has passed in previous calls.
+    """Results of the checks that a run function has passed in previous calls.
 
     Attributes:
-        outputs: the shape of the outputs, by the signature checked.
-        data: data whose values have been checked.
+        outputs: the shape of the outputs, for each signature that has been checked.
+        data: the data whose values have been checked.
     """
 
     outputs: dict[Any, jax.ShapeDtypeStruct] = dataclasses.field(default_factory=dict)
@@ -37,14 +37,14 @@ class Checked:
 
 
 def check_model(model: Any) -> None:
-    """Check that this is a model rather than a factory or a module of another library."""
+    """Check that `model` is a `Model` rather than a factory or a module of another library."""
     if not isinstance(model, Model):
         hint = how_to_adapt(model)
         raise TypeError(f"model: expected a Model, such as nnfx.models.mlp((16,)), got {checks.describe(model)}{hint}")
 
 
 def check_functions(loss: Any, metrics: Any, name: str = "metrics") -> None:
-    """Check that the loss, unless it is None, and the metrics are functions, and that no metric is named `loss`.
+    """Check that the loss (or None) and the metrics are functions, and that no metric is named `loss`.
 
     Raises:
         TypeError: for anything that is not a function.
@@ -56,7 +56,7 @@ def check_functions(loss: Any, metrics: Any, name: str = "metrics") -> None:
             f" {checks.describe(metrics)}"
         )
     if loss is not None and "loss" in (metrics or {}):
-        raise ValueError(f"{name}: expected names other than 'loss', the name of the loss itself")
+        raise ValueError(f"{name}: expected names other than 'loss', the name of the loss itself, got 'loss'")
     functions = dict(metrics or {}) if loss is None else {"loss": loss, **(metrics or {})}
     for each, function in functions.items():
         if not callable(function):
@@ -86,11 +86,11 @@ def check_run(recipe: Recipe, data: Data, hyper: Hyper) -> None:
 
     Args:
         recipe: the recipe of the run.
-        data: the data passed to it.
-        hyper: its hyper-parameters, as arrays.
+        data: the data passed to the run.
+        hyper: the hyper-parameters of the run, as arrays.
 
     Raises:
-        TypeError: for arrays that are not of real numbers.
+        TypeError: for arrays that do not contain real numbers.
         ValueError: for invalid sizes, shapes or values.
     """
     shapes = trees.shapes((data.train, data.valid, hyper))
@@ -110,7 +110,7 @@ def check_run(recipe: Recipe, data: Data, hyper: Hyper) -> None:
 
 
 def _check_shapes(recipe: Recipe, train: Batch, valid: Batch | None, hyper: Hyper) -> jax.ShapeDtypeStruct:
-    """Check every shape through the model and the loss, and return that of the training outputs."""
+    """Check all shapes by tracing the model and the loss, and return the shape of the training outputs."""
     size = train.weights.shape[0] if train.weights.ndim else 0
     for name, batch in (("data.train", train), ("data.valid", valid)):
         if batch is not None:
@@ -158,7 +158,7 @@ def _check_shapes(recipe: Recipe, train: Batch, valid: Batch | None, hyper: Hype
     check_outputs(outputs, size)
     for batch in (train, valid) if valid is not None else (train,):
         of_batch = jax.ShapeDtypeStruct((batch.weights.shape[0], *outputs.shape[1:]), outputs.dtype)
-        if batch.weights.ndim > 1 or rows.has_lengths(batch):  # whose outputs may differ in length
+        if batch.weights.ndim > 1 or rows.has_lengths(batch):  # outputs may differ in length
             of_batch = jax.eval_shape(forward, hyper, key, batch)[0]
         seen, targets, weights = jax.eval_shape(rows.examples, of_batch, batch)
         for name, function in recipe.measures.items():
@@ -172,14 +172,14 @@ def _check_shapes(recipe: Recipe, train: Batch, valid: Batch | None, hyper: Hype
                 values = jax.eval_shape(function, seen, targets, **numbers)
             except jax.errors.TracerArrayConversionError as error:
                 error.add_note(
-                    f"{name}: expected a function of JAX arrays, got one that computes with NumPy; {_INSTEAD}"
+                    f"{name}: expected a function of JAX arrays, got a function that computes with NumPy; {_INSTEAD}"
                 )
                 raise
             except ValueError as error:
                 if batch.weights.shape != of_batch.shape:
                     raise
                 raise ValueError(
-                    f"{name}: expected a mean over outputs, since each target has its own weight, got a function"
+                    f"{name}: expected a mean over outputs, since outputs have their own weights, got a function"
                     f" that cannot be computed from single outputs: {error}"
                 ) from error
             if getattr(values, "shape", None) != weights.shape:
@@ -200,9 +200,9 @@ def _check_number(name: str, value: Any) -> None:
 def _traced_note(names: Iterable[str]) -> str:
     """Return a hint for a part that needs the value of a traced hyper-parameter."""
     return (
-        f"{', '.join(names)}: hyper-parameters are traced, so they cannot decide a shape, a branch or a Python number:"
-        " fix such a number with functools.partial; the schedules of nnfx.schedules and the dropout of nnfx.ops and"
-        " nnfx.models take traced numbers"
+        f"{', '.join(names)}: hyper-parameters are traced, so they cannot determine a shape, a branch or a Python"
+        " number: fix such a value with functools.partial; the schedules of nnfx.schedules and the dropout of nnfx.ops"
+        " and nnfx.models take traced numbers"
     )
 
 
@@ -215,14 +215,14 @@ def _check_overall(name: str, metric: PerExample, outputs: Any, batch: Any) -> N
 
 
 def check_stored(recipe: Recipe, data: Data, hyper: Hyper, targets: np.ndarray, weights: np.ndarray) -> None:
-    """Check stored targets and weights, in parts of bounded size.
+    """Check stored targets and weights, in chunks of bounded size.
 
     Args:
         recipe: the recipe of the run.
-        data: a part of the data that has already been checked.
-        hyper: its hyper-parameters, as arrays.
-        targets: `(rows, ...)`, checked in parts.
-        weights: `(rows,)`.
+        data: a sample of the data that has already been checked.
+        hyper: the hyper-parameters of the run, as arrays.
+        targets: all stored targets, `(rows, ...)`.
+        weights: all stored weights, `(rows,)`.
 
     Raises:
         ValueError: for invalid values.
@@ -247,7 +247,7 @@ def _shapes(inputs: Any) -> Any:
 
 
 def check_batch(name: str, batch: Batch) -> None:
-    """Check that a batch holds real numbers, with the same positive number of rows in each part."""
+    """Check that inputs are real numbers, and that inputs, targets and weights have equally many rows, at least one."""
     weights = batch.weights
     if weights.ndim == 0 or weights.size == 0 or not jnp.issubdtype(weights.dtype, np.floating):
         raise ValueError(
@@ -263,10 +263,10 @@ def check_batch(name: str, batch: Batch) -> None:
 
 
 def as_arrays(name: str, batch: Batch) -> Batch:
-    """Return a batch of JAX arrays; arrays on the host are converted there.
+    """Convert the arrays of a batch to JAX arrays.
 
     Raises:
-        TypeError: for anything other than a batch, and arrays that do not hold real numbers.
+        TypeError: for anything other than a batch, and arrays that do not contain real numbers.
         ValueError: for numbers that the device cannot hold.
     """
     if not isinstance(batch, Batch):
@@ -278,7 +278,7 @@ def as_arrays(name: str, batch: Batch) -> Batch:
 
 
 def inputs_as_arrays(name: str, inputs: Any) -> Any:
-    """Return inputs, an array or a tree of them, as JAX arrays; a list of numbers is one array."""
+    """Convert inputs, an array or a tree of arrays, to JAX arrays; a list of numbers is one array."""
     leaves = jax.tree.leaves(inputs)
     if isinstance(inputs, list) and all(np.ndim(leaf) == 0 for leaf in leaves):
         return _as_array(name, inputs)
@@ -292,12 +292,12 @@ def _as_array(name: str, value: Any) -> Any:
 
 
 def check_evaluation(data: Batch, measures: Mapping[str, PerExample], outputs: Any) -> None:
-    """Check the data that a model is evaluated on; traced values pass.
+    """Check the data that a model is evaluated on; traced values are not checked.
 
     Args:
         data: the examples.
         measures: losses and metrics by name.
-        outputs: the shape of the model's outputs for them.
+        outputs: the shape of the model's outputs for the examples.
 
     Raises:
         TypeError: for inputs that are not real numbers.
@@ -333,14 +333,14 @@ def _check_targets(measures: Mapping[str, PerExample], batch: Batch, outputs: An
 def check_outputs(outputs: Any, rows: int) -> None:
     """Check that the outputs of a model are one array with a row for each example."""
     if not hasattr(outputs, "shape") or outputs.shape[:1] != (rows,):
-        raise ValueError(f"model: expected one output per example, {rows} of them, got {checks.describe(outputs)}")
+        raise ValueError(f"model: expected one output per example, ({rows}, ...), got {checks.describe(outputs)}")
 
 
 def check_values(name: str, batch: Batch, outputs: Any) -> tuple[Any, Any]:
     """Check the inputs of positive weight, if they are concrete, and return the arguments of the losses.
 
     Returns:
-        The shape of the outputs, and the targets.
+        The shape of the outputs, and the targets, both with one row for each example, step or output.
     """
     for leaf in jax.tree.leaves((batch.inputs, batch.targets)):
         if isinstance(leaf, np.ndarray):
@@ -356,7 +356,7 @@ def check_values(name: str, batch: Batch, outputs: Any) -> tuple[Any, Any]:
         checks.finite(f"{name}.inputs", leaf)
     if not rows.is_by_step(outputs, batch):
         return outputs, batch.targets
-    few = (*outputs.shape[: max(2, batch.weights.ndim)], 1)[: outputs.ndim]  # the outputs themselves do not matter
+    few = (*outputs.shape[: max(2, batch.weights.ndim)], 1)[: outputs.ndim]  # the values of outputs do not matter
     with jax.ensure_compile_time_eval():
         return jax.eval_shape(rows.examples, outputs, trees.shapes(batch))[0], rows.examples(
             np.empty(few, bool), batch
@@ -364,7 +364,7 @@ def check_values(name: str, batch: Batch, outputs: Any) -> tuple[Any, Any]:
 
 
 def _check_data(recipe: Recipe, name: str, batch: Batch, hyper: Hyper, outputs: jax.ShapeDtypeStruct) -> None:
-    """Check the values of a part of the data, if they are concrete."""
+    """Check the values of a split of the data, if they are concrete."""
     checks.weights(f"{name}.weights", batch.weights)
     if checks.is_concrete(batch.weights) and name == "data.train":
         _check_batch_size(recipe, batch.weights)
@@ -388,7 +388,7 @@ def _check_data(recipe: Recipe, name: str, batch: Batch, hyper: Hyper, outputs: 
         if not str(getattr(innermost(function), "__module__", "")).startswith("nnfx.") and not is_overall(function)
     ]
     if users_own and checks.is_concrete((targets, hyper)):
-        # the outputs are made up, so the results need not be finite
+        # the outputs are random, so the results need not be finite
         with jax.ensure_compile_time_eval(), jax.debug_nans(False), jax.debug_infs(False):
             trial = jax.random.uniform(jax.random.key(0), seen.shape, jnp.float32, 0.1, 0.9)
             measures = recipe.bind(hyper).measures
@@ -406,7 +406,7 @@ def _check_batch_size(recipe: Recipe, weights: Any) -> None:
 
 
 def _check_rows_apart(label: str, function: PerExample, outputs: Array, targets: Array) -> None:
-    """Check that the value of a row depends on that row alone: accidental broadcasting mixes rows."""
+    """Check that the value of each row depends only on that row: accidental broadcasting mixes rows."""
     together = function(outputs, targets)
     for i in range(min(3, len(outputs))):
         alone = function(outputs[i : i + 1], targets[i : i + 1])

@@ -1,9 +1,9 @@
-"""How far predictions can be trusted: estimates of uncertainty, calibration and scores.
+"""Uncertainty of predictions: estimates, calibration and scores.
 
-The members of an ensemble and the draws of `mc_dropout` and `laplace` are all outputs `(members, batch, outputs)`:
-`probabilities` turns them into probabilities of classes, and `spread` into their mean and how closely they agree.
-`fit_temperature` calibrates probabilities on held-out data, `conformal` turns any predictions into sets or intervals
-with a stated coverage, and `score` measures how good probabilities are.
+Ensembles, `mc_dropout` and `laplace` all give outputs `(members, batch, outputs)`: `probabilities` converts them to
+class probabilities, and `spread` computes the mean of these and how closely the members agree. `fit_temperature`
+calibrates probabilities on held-out data, `conformal` turns any predictions into sets or intervals with guaranteed
+coverage, and `score` measures the quality of probabilities.
 """
 
 from nnfx.uncertainty import conformal, laplace

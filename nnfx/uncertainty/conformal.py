@@ -1,8 +1,8 @@
-"""Sets and intervals with a stated coverage, by split conformal prediction, which calibrates them on held-out data.
+"""Prediction sets and intervals with guaranteed coverage, by split conformal prediction with held-out data.
 
-If calibration examples and new ones are exchangeable, a set or interval of level c contains its target with a
-probability of at least c, and below c + 1/(n + 1) for n calibration examples without ties, whatever the model. That
-probability is over calibration and new examples together; for given calibration examples, the coverage is a draw from
+If calibration examples and new examples are exchangeable, a set or interval of level c contains its target with a
+probability of at least c, and below c + 1/(n + 1) for n calibration examples without ties, whatever the model. The
+probability is over calibration and new examples together; for given calibration examples, the coverage follows
 `Beta(r, n + 1 − r)`, with `r = rank(n, c)`.
 
 >>> probabilities, labels = jnp.array([[0.75, 0.25], [0.5, 0.5], [0.875, 0.125]]), jnp.array([0, 1, 0])
@@ -29,11 +29,11 @@ __all__ = ["Interval", "aps", "lac", "margins", "rank", "threshold", "widen"]
 
 
 class Interval(NamedTuple):
-    """The range in which targets are expected.
+    """The bounds between which targets are expected.
 
     Attributes:
-        lower: `(batch, ...)`, in the unit of the targets.
-        upper: in the same shape, nowhere below `lower`.
+        lower: the lower bounds, `(batch, ...)`, in the units of the targets.
+        upper: the upper bounds, of the same shape, nowhere below `lower`.
     """
 
     lower: Array
@@ -41,11 +41,11 @@ class Interval(NamedTuple):
 
 
 def rank(examples: int, level: float) -> int:
-    """Return which of n calibration scores is the limit, counting from 1 for the smallest: `⌈(n + 1) level⌉`.
+    """Return the rank of the limit among n calibration scores, `⌈(n + 1) level⌉`, counting from 1 for the smallest.
 
     Args:
-        examples: n.
-        level: the share of the targets to cover, above 0 and below 1.
+        examples: n, the number of calibration examples.
+        level: the fraction of targets to cover, above 0 and below 1.
 
     Raises:
         ValueError: for a level out of range, or fewer scores than the level requires, `level / (1 − level)`.
@@ -65,15 +65,15 @@ def rank(examples: int, level: float) -> int:
 
 
 def lac(probabilities: Array) -> Array:
-    """Score every class by `1 − p`, which gives sets of least average size: the least ambiguous classifier (LAC).
+    """Score every class by `1 − p`, which gives the smallest sets on average: the least ambiguous classifier (LAC).
 
-    The coverage holds on average over all examples: that of hard examples is lower, and their sets may be empty.
+    The coverage holds on average over all examples; hard examples have a lower coverage, and their sets may be empty.
 
     Args:
         probabilities: `(batch, classes)`, rows that sum to 1.
 
     Returns:
-        `(batch, classes)`, from 0 to 1; the set of an example has the classes with scores up to the `threshold`.
+        Scores `(batch, classes)`, from 0 to 1; the set of an example holds the classes with scores up to `threshold`.
 
     Raises:
         ValueError: for numbers that are not probabilities.
@@ -89,18 +89,18 @@ def lac(probabilities: Array) -> Array:
 
 
 def aps(key: Array, probabilities: Array) -> Array:
-    """Score every class by the probability of the likelier ones and a random part of its own: `Σ_{pⱼ > pₖ} pⱼ + u pₖ`.
+    """Score every class for adaptive prediction sets (APS): `Σ_{pⱼ > pₖ} pⱼ + u pₖ`, with a random `u ~ U(0, 1)`.
 
-    These are adaptive prediction sets (APS): larger than those of `lac`, and with a coverage that varies less between
-    easy and hard examples. `u ~ U(0, 1)` is drawn for each example. If the probabilities are the true ones, the scores
-    of the labels are uniform, and the limit is the level.
+    The sets are larger than those of `lac`, and their coverage varies less between easy and hard examples. One u is
+    drawn for each example. If the probabilities are the true ones, the scores of the labels are uniform, and the
+    threshold equals the level.
 
     Args:
-        key: a typed key; calibration and new examples need different ones.
-        probabilities: `(batch, classes)`, rows that sum to 1; of equal ones, the first counts as likelier.
+        key: a typed key; use different keys for calibration examples and new examples.
+        probabilities: `(batch, classes)`, rows that sum to 1; of equal probabilities, the first counts as larger.
 
     Returns:
-        `(batch, classes)`, from 0 to 1; the set of an example has the classes with scores up to the `threshold`.
+        Scores `(batch, classes)`, from 0 to 1; the set of an example holds the classes with scores up to `threshold`.
 
     Raises:
         TypeError: for a key that is not typed.
@@ -124,12 +124,13 @@ def aps(key: Array, probabilities: Array) -> Array:
 
 
 def threshold(scores: Array, labels: Array, level: float) -> Array:
-    """Return the limit up to which classes belong to a set: of the labels' scores, that of rank `⌈(n + 1) level⌉`.
+    """Return the score up to which classes belong to a set: the label score of rank `⌈(n + 1) level⌉`.
 
     Args:
-        scores: those of n calibration examples, `(n, classes)`, larger for less expected classes: `lac`, `aps`.
-        labels: integers `(n,)`.
-        level: the share of the labels that sets should contain, above 0 and below 1.
+        scores: the scores of n calibration examples, `(n, classes)`, such as those of `lac` or `aps`; larger for less
+            likely classes.
+        labels: the true classes, integers `(n,)`.
+        level: the fraction of labels that sets should contain, above 0 and below 1.
 
     Returns:
         A scalar; `scores <= threshold` are the sets of new examples, `(batch, classes)`.
@@ -153,19 +154,19 @@ def threshold(scores: Array, labels: Array, level: float) -> Array:
 
 
 def margins(predictions: Array | Interval, targets: Array, level: float) -> Array:
-    """Return how far to widen predictions to cover targets, for each output: a quantile of past errors.
+    """Return how far to widen predictions to cover targets, for each output: a quantile of calibration errors.
 
     The score of an example is `max(l − y, y − u)`. For points, this is the absolute residual `|y − ŷ|`; for intervals,
-    it is the score of conformalised quantile regression, negative if a target lies inside. The margin is the score of
-    rank `⌈(n + 1) level⌉`.
+    it is the score of conformalised quantile regression, which is negative if the target lies inside. The margin is the
+    score of rank `⌈(n + 1) level⌉`.
 
     Args:
-        predictions: those of n calibration examples, points `(n, ...)` or an `Interval` of that shape.
+        predictions: the predictions for n calibration examples, points `(n, ...)` or an `Interval` of that shape.
         targets: the actual values, `(n, ...)`.
-        level: the share of the targets to cover, above 0 and below 1.
+        level: the fraction of targets to cover, above 0 and below 1.
 
     Returns:
-        `(...)`, in the targets' unit; negative for intervals wider than necessary.
+        `(...)`, in the units of the targets; negative for intervals wider than necessary.
 
     Raises:
         ValueError: for shapes that do not match, values that are not finite, or too few examples for the level.
@@ -187,10 +188,10 @@ def widen(predictions: Array | Interval, margins: ArrayLike) -> Interval:
 
     Args:
         predictions: points `(batch, ...)` or an `Interval` of that shape.
-        margins: m, `(...)`: one for each output, or for each output of each example.
+        margins: m, `(...)`, one for each output, or `(batch, ...)`, one for each output of each example.
 
     Returns:
-        The intervals; if a negative margin would invert one, it shrinks to its midpoint.
+        The intervals; an interval that a negative margin would invert shrinks to its midpoint.
 
     Raises:
         ValueError: for shapes that do not match.
@@ -203,7 +204,7 @@ def widen(predictions: Array | Interval, margins: ArrayLike) -> Interval:
     margin = arrays.as_array("margins", margins, floats=True)
     if margin.ndim > lower.ndim or margin.shape != lower.shape[lower.ndim - margin.ndim :]:
         raise ValueError(
-            f"margins: expected one for each output of the predictions, {list(lower.shape[1:])}, got"
+            f"margins: expected one margin for each output of the predictions, {list(lower.shape[1:])}, got"
             f" {checks.describe(margin)}"
         )
     margin = jnp.broadcast_to(margin, lower.shape)
@@ -212,13 +213,13 @@ def widen(predictions: Array | Interval, margins: ArrayLike) -> Interval:
 
 
 def fewest(level: Any) -> int:
-    """Return how many scores are needed for one of them to be the limit: `(n + 1) level ≤ n`."""
+    """Return the smallest number n of scores for which the rank of the limit is at most n: `(n + 1) level ≤ n`."""
     share = _share(level)
     return math.ceil(share / (1 - share))
 
 
 def _share(level: Any) -> Fraction:
-    """Return the exact fraction of a level: 0.55 in binary is slightly more, which could raise the rank by one."""
+    """Return a level as an exact fraction, since 0.55 in binary is slightly more, which could raise the rank by one."""
     checks.number("level", level, above=0, below=1)
     exact = Fraction(float(level))
     near = exact.limit_denominator(1_000_000)
@@ -242,7 +243,7 @@ def _held(name: str, value: Any) -> Any:
 
 
 def distances(predictions: Any, targets: Any) -> Array:
-    """Return how far each target lies outside its interval, negative inside, in the shape of the targets."""
+    """Return how far each target lies outside its interval, negative if inside, of the shape of the targets."""
     lower, upper = (_held("predictions", bound) for bound in _pair(predictions))
     targets = _held("targets", targets)
     if targets.shape != lower.shape or not targets.ndim:

@@ -1,4 +1,4 @@
-"""Predictions with dropout left on."""
+"""Predictions with active dropout."""
 
 from typing import Any
 
@@ -11,20 +11,20 @@ from nnfx.uncertainty.given import as_inputs, check_model
 __all__ = ["mc_dropout"]
 
 NOT_UPDATED = {"params", "constants"}
-"""The collections of variables that no batch changes."""
+"""The collections of variables that training batches do not update."""
 
 
 def mc_dropout(key: Array, model: Model, variables: Variables, inputs: Any, draws: int) -> Array:
-    """Predict several times with dropout left on (Monte Carlo dropout): draw s is `f(x; θ, maskₛ)`.
+    """Predict several times with active dropout (Monte Carlo dropout): draw s is `f(x; θ, maskₛ)`.
 
-    The mean of the draws approximates the posterior predictive mean of a Bayesian network, and their spread is its
-    uncertainty. All draws are one program, compiled once for the model.
+    The mean of the draws approximates the posterior predictive mean of a Bayesian network, and their spread estimates
+    its uncertainty. All draws are computed by one program, compiled once per model.
 
     Args:
         key: a typed key; draw s uses `fold_in(key, s)`.
-        model: a model with dropout; without any, all draws are the same. For a run, `run.model`.
-        variables: the model's parameters, such as `run.best.variables`.
-        inputs: prepared inputs `(batch, ...)`, such as `data.valid.inputs`.
+        model: a model with dropout, such as `run.model`; without dropout, all draws are the same.
+        variables: the model's variables, such as `run.best.variables`.
+        inputs: preprocessed inputs `(batch, ...)`, such as `data.valid.inputs`.
         draws: S, the number of predictions.
 
     Returns:
@@ -55,7 +55,7 @@ def mc_dropout(key: Array, model: Model, variables: Variables, inputs: Any, draw
     inputs = as_inputs("inputs", inputs)
     if updated := sorted(set(variables) - NOT_UPDATED):
         raise ValueError(
-            f"variables: expected parameters alone, got also {', '.join(updated)}, which a model updates in training"
+            f"variables: expected only parameters, got also {', '.join(updated)}, which a model updates in training"
         )
     return _draws(model, draws, key, variables, inputs)
 

@@ -1,10 +1,10 @@
 """The Laplace approximation for the last layer of a trained network: a normal distribution of its parameters θ.
 
-Its mean is at the trained values, and its covariance is `(G + α I)⁻¹`, where G is the generalised Gauss–Newton matrix
+The mean is the trained parameters, and the covariance is `(G + α I)⁻¹`, where G is the generalised Gauss–Newton matrix
 of the negative log-likelihood, `G = Σᵢ wᵢ Jᵢᵀ Hᵢ Jᵢ`, with `Jᵢ = ∂f(xᵢ)/∂θ` and Hᵢ the Hessian with respect to the
-outputs, and α is the precision of a normal prior around zero. The outputs are linear in the parameters of a last layer,
-so they are normal too; for least squares this is Bayesian linear regression on the features that the network has
-learned.
+outputs, and α is the precision of a normal prior around zero. The outputs are linear in the parameters of the last
+layer, so they are normally distributed too; for least squares, this is Bayesian linear regression on the features that
+the network has learned.
 
 >>> import nnfx
 >>> model, batch = nnfx.models.perceptron(), Batch(jnp.array([[1.0], [3.0]]), jnp.zeros(2), jnp.ones(2))
@@ -32,14 +32,14 @@ __all__ = ["Outputs", "Posterior", "fit", "members", "predict"]
 
 
 class Posterior(NamedTuple):
-    """A normal distribution of the p parameters of a layer around their trained values.
+    """The posterior of the p parameters of a layer, a normal distribution around their trained values.
 
     Attributes:
-        curvature: `(p,)`, the eigenvalues of G.
-        directions: its eigenvectors, `(p, ...)` for each of the layer's arrays by name.
+        curvature: the eigenvalues of G, `(p,)`.
+        directions: the eigenvectors of G, `(p, ...)` for each of the layer's arrays, keyed by name.
         prior_precision: α, a scalar; `posterior._replace(prior_precision=...)` changes the prior.
         log_likelihood: the logarithm of the likelihood of the data at the trained parameters, in nats.
-        square_norm: `‖θ‖²`.
+        square_norm: `‖θ‖²`, the squared norm of the trained parameters.
     """
 
     curvature: Array
@@ -52,8 +52,8 @@ class Posterior(NamedTuple):
     def log_evidence(self) -> Array:
         """The logarithm of the marginal likelihood, `log p(D | θ) − α ‖θ‖² / 2 − Σⱼ log(1 + λⱼ/α) / 2`, in nats.
 
-        It compares priors and models whose parameters are at the mode of the posterior. Those of a network trained
-        without a penalty are not, and the α with the largest evidence is then far too small.
+        Use it to compare priors and models whose parameters are at the mode of the posterior. The parameters of a
+        network trained without a penalty are not, and the α with the largest evidence is then far too small.
         """
         occam = jnp.log1p(self.curvature / self.prior_precision).sum()
         return self.log_likelihood - (self.prior_precision * self.square_norm + occam) / 2
@@ -63,8 +63,9 @@ class Outputs(NamedTuple):
     """Normal distributions of a network's outputs, one for each example.
 
     Attributes:
-        mean: `(batch, outputs)`, the predictions of the trained network.
-        covariance: `(batch, outputs, outputs)`, due to uncertain parameters alone: that of targets is larger by noise².
+        mean: the outputs of the trained network, `(batch, outputs)`.
+        covariance: the covariance due to uncertain parameters only, `(batch, outputs, outputs)`; for the covariance of
+            targets, add noise² to the diagonal.
     """
 
     mean: Array
@@ -83,21 +84,21 @@ def fit(
     """Return the posterior of a layer's parameters, given the data that the model was trained on.
 
     G is decomposed into its eigenvectors, in time `O(n k p² + p³)` for n examples, k outputs and p parameters of the
-    layer. It is one program, compiled once for the model.
+    layer, by one program that is compiled once per model.
 
     Args:
-        model: a model with outputs `(batch, outputs)`; for a run, `run.model`.
+        model: a model with outputs `(batch, outputs)`, such as `run.model`.
         variables: the trained variables, such as `run.best.variables`.
-        data: prepared data, such as `data.train`: for classes, integer labels `(batch,)`, and a single output is the
-            logit of class 1; for regression, targets in the shape of the outputs or `(batch,)`. Rows count by their
-            weight, and so do single targets for regression.
-        prior_precision: α, above 0: the larger, the less uncertain. A network trained with the mean loss of n rows and
-            `nnfx.regularizers.l2` has `α = n λ₂` for cross-entropy, and `α = n k λ₂ / (2 σ²)` for the mean square error
-            of k outputs; for other networks, choose the α with the lowest negative log-likelihood on held-out data. May
-            be traced.
+        data: preprocessed data, such as `data.train`: for classes, integer labels `(batch,)`, and a single output is
+            the logit of class 1; for regression, targets of the shape of the outputs, or `(batch,)`. Rows count by
+            their weight, and so do single targets for regression.
+        prior_precision: α, above 0; larger values give less uncertainty. A network trained with the mean loss of n rows
+            and `nnfx.regularizers.l2` has `α = n λ₂` for cross-entropy, and `α = n k λ₂ / (2 σ²)` for the mean square
+            error of k outputs; for other networks, choose the α with the lowest negative log-likelihood on held-out
+            data. May be traced.
         noise: σ, the standard deviation of targets around the outputs, for regression; None for classes. May be traced.
-        layer: a pattern of the names of the parameters, as for `nnfx.optimizers.freeze`. If it is not the last
-            layer, outputs are linearised in its parameters.
+        layer: a pattern of the names of the parameters, as for `nnfx.optimizers.freeze`. For layers other than
+            the last, outputs are linearised in the parameters.
 
     Raises:
         TypeError: for anything but a model, its variables and a batch.
@@ -123,7 +124,7 @@ def fit(
     params = trees.named(variables["params"])
     names = tuple(name for name in params if optimizers.matches(layer, name))
     if not names:
-        raise ValueError(f"layer: expected a pattern of one of {', '.join(params)}, got {layer!r}")
+        raise ValueError(f"layer: expected a pattern that matches one of {', '.join(params)}, got {layer!r}")
     checks.number("prior_precision", prior_precision, above=0)
     if noise is not None:
         checks.number("noise", noise, above=0)
@@ -135,7 +136,7 @@ def fit(
     _check_targets(targets, outputs, noise is None)
     if data.weights.shape not in (targets.shape[:1], () if noise is None else targets.shape):
         raise ValueError(
-            f"data.weights: expected one for each row, [{targets.shape[0]}],"
+            f"data.weights: expected one weight for each row, [{targets.shape[0]}],"
             f"{'' if noise is None else ' or for each target,'} got {checks.describe(data.weights)}"
         )
     return _fit(model, names, variables, data._replace(targets=targets), noise, prior_precision)
@@ -154,13 +155,13 @@ def _check_targets(targets: Any, outputs: Any, are_classes: bool) -> None:
 
 
 def predict(model: Model, variables: Variables, posterior: Posterior, inputs: Any) -> Outputs:
-    """Return the distributions of the outputs: `N(f(x), J (G + α I)⁻¹ Jᵀ)`.
+    """Return the distribution of the outputs for each example, `N(f(x), J (G + α I)⁻¹ Jᵀ)`.
 
     Args:
         model: the model that the posterior was fitted for.
-        variables: the same variables.
+        variables: the variables that were passed to `fit`.
         posterior: the result of `fit`.
-        inputs: prepared inputs `(batch, ...)`.
+        inputs: preprocessed inputs `(batch, ...)`.
 
     Raises:
         TypeError: for anything but a model, its variables, a posterior and inputs.
@@ -174,23 +175,23 @@ def predict(model: Model, variables: Variables, posterior: Posterior, inputs: An
 
 
 def members(key: Array, model: Model, variables: Variables, posterior: Posterior, inputs: Any, draws: int) -> Array:
-    """Draw parameters from the posterior, and return the outputs with each of them.
+    """Draw parameters from the posterior, and return the outputs for each draw.
 
     Args:
         key: a typed key.
         model: the model that the posterior was fitted for.
-        variables: the same variables.
+        variables: the variables that were passed to `fit`.
         posterior: the result of `fit`.
-        inputs: prepared inputs `(batch, ...)`.
-        draws: the number of draws.
+        inputs: preprocessed inputs `(batch, ...)`.
+        draws: the number of parameter vectors to draw.
 
     Returns:
         Outputs `(draws, batch, outputs)`, like those of an ensemble; for classes, these are logits: average the
         probabilities, not the logits, by `spread(probabilities(outputs)).mean`.
 
     Raises:
-        TypeError: for a key that is not typed, or draws that are not an integer.
-        ValueError: for draws below 1.
+        TypeError: for a key that is not typed, or a number of draws that is not an integer.
+        ValueError: for fewer than one draw.
 
     Example:
         >>> import nnfx
@@ -240,14 +241,14 @@ def _fit(
     nothing = jnp.zeros((), dtype), jnp.zeros((flat.size, flat.size), dtype)
     (loss, curvature), _ = jax.lax.scan(add, nothing, data)
     values, vectors = jnp.linalg.eigh(curvature)
-    values = jnp.maximum(values, 0)  # G has negative ones only through rounding
+    values = jnp.maximum(values, 0)  # negative eigenvalues of G are rounding errors
     square_norm = jnp.square(flat.astype(dtype)).sum()
     return Posterior(values, jax.vmap(restore)(vectors.T), jnp.asarray(prior_precision, dtype), -loss, square_norm)
 
 
 @memo.compiled()
 def _along_directions(model: Model, variables: Variables, posterior: Posterior, inputs: Any) -> tuple[Array, Array]:
-    """Return the outputs, and their derivatives along the eigenvectors, `(batch, outputs, p)`."""
+    """Return the outputs, and their derivatives along the eigenvectors of G, `(batch, outputs, p)`."""
     names = tuple(posterior.directions)
     mean, jacobian = jax.vmap(lambda row: _linearized(model, variables, names, row))(inputs)
     directions = jax.vmap(lambda direction: ravel_pytree(direction)[0])(posterior.directions)
@@ -255,7 +256,7 @@ def _along_directions(model: Model, variables: Variables, posterior: Posterior, 
 
 
 def _linearized(model: Model, variables: Variables, names: tuple[str, ...], row: Any) -> tuple[Array, Array]:
-    """Return the outputs for one example, `(outputs,)`, and their derivatives in the layer, `(outputs, p)`."""
+    """Return the outputs for one example, `(outputs,)`, and their derivatives by the parameters, `(outputs, p)`."""
     flat, restore = ravel_pytree(_layer(variables, names))
     others = trees.named(variables["params"])
 

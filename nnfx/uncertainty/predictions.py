@@ -1,4 +1,4 @@
-"""Predicted probabilities, of single models and of the members of an ensemble."""
+"""Predicted probabilities of single models and of ensembles."""
 
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ SUM_TOLERANCE = 1e-2
 
 
 def wide(array: Array) -> Array:
-    """Convert an array to a dtype wide enough to sum many numbers in."""
+    """Convert an array to at least float32, so that many numbers can be summed accurately."""
     return array.astype(at_least_float32(array.dtype))
 
 
@@ -35,7 +35,7 @@ def _check_probabilities(probabilities: Any, axes: str = "(batch, classes)") -> 
         values = np.asarray(probabilities, np.float64)
         if not (((values >= 0) & (values <= 1)).all() and np.allclose(values.sum(-1), 1, atol=SUM_TOLERANCE)):
             raise ValueError(
-                "probabilities: expected numbers from 0 to 1 whose rows sum to 1, got others; are they logits?"
+                "probabilities: expected numbers from 0 to 1 whose rows sum to 1, got other numbers; are they logits?"
             )
 
 
@@ -46,7 +46,7 @@ def check_labels(labels: Any, shape: tuple[int, ...], classes: int) -> None:
 
 
 def known_probabilities(probabilities: Any, axes: str = "(batch, classes)") -> Array:
-    """Return checked probabilities on the device; traced rows that are not probabilities become NaN."""
+    """Return probabilities on the device, after checking them; traced rows that are not probabilities become NaN."""
     p: Array = arrays.as_array("probabilities", probabilities)
     _check_probabilities(p, axes)
     if checks.is_concrete(p):
@@ -56,7 +56,7 @@ def known_probabilities(probabilities: Any, axes: str = "(batch, classes)") -> A
 
 
 def known(probabilities: Any, labels: Any) -> tuple[Array, Array]:
-    """Return checked probabilities and labels on the device; traced rows become NaN if either is invalid."""
+    """Return probabilities and labels on the device, after checking them; invalid traced rows become NaN."""
     p, y = known_probabilities(probabilities), arrays.as_array("labels", labels)
     check_labels(y, p.shape[:1], p.shape[1])
     if checks.is_concrete(y):
@@ -65,7 +65,7 @@ def known(probabilities: Any, labels: Any) -> tuple[Array, Array]:
 
 
 def class_logits(logits: Any) -> Array:
-    """Turn a single output z into the two logits 0 and z, whose softmax is 1 − σ(z) and σ(z)."""
+    """Return one logit per class; a single output z becomes the logits 0 and z, whose softmax is 1 − σ(z) and σ(z)."""
     logits = arrays.as_array("logits", logits)
     _check_floats("logits", logits)
     if logits.ndim < 1:
@@ -81,14 +81,14 @@ def class_logits(logits: Any) -> Array:
 def probabilities(logits: Array) -> Array:
     """The probability of each class: `softmax(z)` or, for a single output, `(1 − σ(z), σ(z))`.
 
-    A logit of −∞ rules out its class, and one of +∞ all others.
+    A logit of −∞ gives its class zero probability, and a logit of +∞ gives all other classes zero probability.
 
     Args:
         logits: `(batch,)`, `(batch, 1)` or `(batch, classes)`; axes such as `(members, ...)` may precede the
-            last two, but then a single output must be `(members, batch, 1)`.
+            last two, in which case a single output must be `(members, batch, 1)`.
 
     Returns:
-        `(batch, classes)`, two columns for a single output; the rows sum to 1.
+        `(batch, classes)`, with two classes for a single output; the rows sum to 1.
 
     Raises:
         ValueError: for logits without a batch axis.
@@ -102,7 +102,7 @@ def probabilities(logits: Array) -> Array:
 
 
 def log_probabilities(logits: Array) -> Array:
-    """The logarithm of `probabilities`, without underflow: −∞ for a class that is ruled out.
+    """The logarithm of `probabilities`, computed without underflow; −∞ for a class with a logit of −∞.
 
     Args:
         logits: as for `probabilities`.
@@ -121,13 +121,13 @@ def log_probabilities(logits: Array) -> Array:
 
 
 class Spread(NamedTuple):
-    """What the members of an ensemble predict, and how closely they agree.
+    """The predictions of an ensemble, and how closely its members agree.
 
     Attributes:
-        mean: `(batch, classes)`, the ensemble's prediction.
-        std: `(batch, classes)`, the standard deviation of the members around it.
-        entropy: `(batch,)` in nats, the entropy of the mean: the total uncertainty.
-        mutual_information: `(batch,)` in nats, the part of the entropy that is due to disagreement among the members.
+        mean: the ensemble's prediction, `(batch, classes)`.
+        std: the standard deviation of the members around the mean, `(batch, classes)`.
+        entropy: the entropy of the mean in nats, `(batch,)`: the total uncertainty.
+        mutual_information: the part of the entropy due to disagreement among members in nats, `(batch,)`.
     """
 
     mean: Array
@@ -139,14 +139,14 @@ class Spread(NamedTuple):
 def spread(probabilities: Array) -> Spread:
     """The mean of an ensemble's predictions, and its uncertainty: `H[E p] = E H[p] + mutual information`.
 
-    The first term is noise in the data, which neither more members nor more data reduce; the second is the
-    disagreement among the members (BALD), which more data do reduce.
+    The first term is noise in the data, which neither more members nor more data can reduce; the second is disagreement
+    among the members (BALD), which more data can reduce.
 
     Args:
         probabilities: `(members, batch, classes)`, rows that sum to 1.
 
     Returns:
-        Mean, standard deviation (over the members, divided by their number), entropy and mutual information.
+        The mean, the standard deviation (without Bessel's correction), the entropy and the mutual information.
 
     Raises:
         ValueError: for numbers that are not probabilities, or the wrong number of axes.
@@ -164,10 +164,10 @@ def spread(probabilities: Array) -> Spread:
     mean, variance = probabilities.mean(0), probabilities.var(0)
     std = ops.square_root(variance)
     entropy = _entropy(mean)
-    # Rounding may make the difference negative, which mutual information never is.
+    # Rounding may make the difference negative, but mutual information is non-negative.
     return Spread(mean, std, entropy, jnp.maximum(entropy - _entropy(probabilities).mean(0), 0))
 
 
 def _entropy(p: Array) -> Array:
-    """Entropy over the last axis; the logarithm is clipped, so that its gradient is finite at 0."""
+    """Return the entropy over the last axis; the logarithm is clipped, so that its gradient is finite at 0."""
     return -(p * jnp.log(jnp.maximum(p, jnp.finfo(p.dtype).tiny))).sum(-1)

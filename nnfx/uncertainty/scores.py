@@ -1,7 +1,7 @@
 """Scores of predicted probabilities on held-out data.
 
-Those per example are proper scores; the calibration error and the reliability diagram are computed from all examples
-together.
+The per-example scores are proper scoring rules; the calibration error and the reliability diagram are computed from all
+examples together.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ __all__ = [
 
 
 def negative_log_likelihood(probabilities: Array, labels: Array) -> Array:
-    """Negative log-likelihood of the true class: `−log p_y`, finite at 0, a proper score.
+    """Negative log-likelihood of the true class, `−log p_y`, a proper scoring rule; finite for a probability of 0.
 
     The logarithm is clipped at the smallest positive normal number of the dtype.
 
@@ -49,10 +49,10 @@ def negative_log_likelihood(probabilities: Array, labels: Array) -> Array:
 
 
 def brier_score(probabilities: Array, labels: Array) -> Array:
-    """The Brier score `Σₖ (pₖ − [k = y])²`, from 0 to 2, a proper score.
+    """The Brier score `Σₖ (pₖ − [k = y])²`, from 0 to 2, a proper scoring rule.
 
-    This is Brier's own definition. For two classes it is twice the `(p₁ − y)²` that goes by the same name, for example
-    in scikit-learn.
+    This is Brier's own definition. For two classes it is twice the `(p₁ − y)²` that is also called the Brier score, for
+    example in scikit-learn.
 
     Args:
         probabilities: `(batch, classes)`, rows that sum to 1.
@@ -77,7 +77,7 @@ def brier_score(probabilities: Array, labels: Array) -> Array:
 
 
 class Reliability(NamedTuple):
-    """A reliability diagram: three arrays `(bins,)`, over bins of confidence.
+    """A reliability diagram: three arrays `(bins,)`, with one entry for each bin of confidence.
 
     Attributes:
         confidence: the mean probability of the predicted class; NaN if the bin is empty.
@@ -91,7 +91,7 @@ class Reliability(NamedTuple):
 
 
 def _sums(probabilities: Array, labels: Array, bins: int) -> tuple[Array, Array, Array]:
-    """Return the sum of confidences, the number of correct predictions and the number of examples, by bin."""
+    """Return, for each bin, the sum of confidences, the number of correct predictions and the number of examples."""
     checks.positive_integer("bins", bins)
     probabilities, labels = known(probabilities, labels)
     confidence = wide(probabilities.max(-1))
@@ -110,7 +110,7 @@ def reliability(probabilities: Array, labels: Array, bins: int = 15) -> Reliabil
     Args:
         probabilities: `(batch, classes)`, rows that sum to 1.
         labels: integers `(batch,)`.
-        bins: M, the number of bins, of equal width; static.
+        bins: M, the number of bins of equal width; static.
 
     Returns:
         Three arrays `(bins,)`; a calibrated model has confidence = accuracy.
@@ -143,7 +143,7 @@ def expected_calibration_error(probabilities: Array, labels: Array, bins: int = 
     """Expected calibration error `Σₘ |Bₘ|/n · |accuracy(Bₘ) − confidence(Bₘ)|` over bins of equal width.
 
     The confidence is the probability of the predicted class. The estimate is biased upwards if bins hold few
-    examples, so compare values only for the same number of examples and bins.
+    examples, so compare values only for equal numbers of examples and bins.
 
     Args:
         probabilities: `(batch, classes)`, rows that sum to 1.
@@ -168,7 +168,7 @@ def expected_calibration_error(probabilities: Array, labels: Array, bins: int = 
 
 
 def score(probabilities: Array, labels: Array) -> dict[str, Array]:
-    """Summarise predicted probabilities on held-out data by one number per score.
+    """Return all scores of predicted probabilities on held-out data, each as one number.
 
     Args:
         probabilities: `(batch, classes)`, rows that sum to 1.

@@ -11,19 +11,19 @@ from nnfx.uncertainty.predictions import check_labels, class_logits, wide
 __all__ = ["fit_temperature"]
 
 TEMPERATURES = (1e-4, 1e4)
-"""The range that `fit_temperature` searches."""
+"""The range of temperatures that `fit_temperature` searches."""
 HALVINGS = 45
-"""The number of times it halves the range of log T: to below the resolution of float32, and to 1e-12 in float64."""
+"""The number of bisections of the range of log T, to below the resolution of float32, and to 1e-12 in float64."""
 
 
 def fit_temperature(logits: Array, labels: Array, weights: Array | None = None) -> Array:
-    """The temperature T > 0 that minimises `−Σᵢ wᵢ log softmax(zᵢ / T)` at the labels of held-out data.
+    """The temperature T > 0 that minimises the cross-entropy `−Σᵢ wᵢ log softmax(zᵢ / T)[yᵢ]` on held-out data.
 
-    Divide logits by it before calling `probabilities`: the predicted classes stay the same, and their confidence is
-    calibrated. The sum is convex in β = 1/T, and its slope `Σᵢ wᵢ (E_p[zᵢ] − zᵢ at the label)` grows with β, so
-    bisection over log T finds where it is zero. T is differentiable in logits and weights. Logits of −∞ rule classes
-    out at every T. T is NaN if traced arguments are invalid: logits that are NaN or rule out the label, labels out of
-    range, weights that are negative or all zero.
+    Divide logits by T before calling `probabilities`: the predicted classes stay the same, and their confidence is
+    calibrated. The sum is convex in β = 1/T, and its slope `Σᵢ wᵢ (E_p[zᵢ] − zᵢ[yᵢ])` increases with β, so bisection
+    over log T finds where the slope is zero. T is differentiable in logits and weights. Logits of −∞ mean zero
+    probability at every T. T is NaN if traced arguments are invalid: logits that are NaN, or −∞ for the label, labels
+    out of range, weights that are negative or all zero.
 
     If the data do not bound T, the result is an end of its range: 1e-4 if every prediction is right, 1e4 if they are
     no better than chance. If the sum is the same at every T, since all logits of each example are equal, it is 1.
@@ -39,11 +39,11 @@ def fit_temperature(logits: Array, labels: Array, weights: Array | None = None) 
 
     Raises:
         TypeError: for logits that are not floating-point numbers.
-        ValueError: for labels out of range or ruled out, logits that are NaN or +∞, weights that are negative, not
-            finite or all zero, or shapes that do not match.
+        ValueError: for labels out of range or with a logit of −∞, logits that are NaN or +∞, weights that are negative,
+            not finite or all zero, or shapes that do not match.
 
     Example:
-        >>> logits = jnp.array([3.0, 3.0, 3.0, -3.0])  # so sure, and right in 3 of 4
+        >>> logits = jnp.array([3.0, 3.0, 3.0, -3.0])  # equally confident predictions, 3 of 4 right
         >>> round(float(fit_temperature(logits, jnp.array([1, 1, 0, 0]))), 3)  # 3 / log 3
         2.731
 
@@ -71,7 +71,7 @@ def fit_temperature(logits: Array, labels: Array, weights: Array | None = None) 
 
 
 def _check_possible(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> None:
-    """Check that the logits of examples with positive weight are finite or −∞, and that none rules out its label."""
+    """Check that the logits of examples with positive weight are finite or −∞, and finite for the label."""
     has_weight = weights != 0
     checks.finite("logits", np.where(has_weight[:, None] & ~np.isneginf(logits), logits, 0))
     is_ruled_out = has_weight & np.isneginf(np.take_along_axis(logits, labels[:, None], -1)[:, 0])
@@ -82,10 +82,11 @@ def _check_possible(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray)
 
 @jax.jit
 def _temperature(logits: Array, labels: Array, weights: Array) -> Array:
-    """Find the temperature; NaN for invalid labels, logits or weights."""
+    """Return the temperature by bisection; NaN for invalid labels, logits or weights."""
     own = jnp.take_along_axis(logits, jnp.where(labels < 0, logits.shape[1], labels)[:, None], -1)
     margins = logits - jnp.where(jnp.isneginf(own), jnp.nan, own)
-    # What an example of weight zero holds does not count, but if it is finite, its gradient does.
+    # Logits of an example of weight zero do not count, but if they are finite, they determine the gradient by its
+    # weight.
     is_counted = (weights != 0)[:, None] | (margins < jnp.inf).all(-1, keepdims=True)
     margins = jnp.where(is_counted, margins, 0)
     are_weights = (weights >= 0).all() & (weights > 0).any()
@@ -93,7 +94,7 @@ def _temperature(logits: Array, labels: Array, weights: Array) -> Array:
 
     def slope_and_curvature(inverse: Array, margins: Array, weights: Array) -> tuple[Array, Array]:
         p = jax.nn.softmax(inverse * margins, -1)
-        margins = jnp.where(jnp.isneginf(margins), 0, margins)  # for a class without probability
+        margins = jnp.where(jnp.isneginf(margins), 0, margins)  # for a class of zero probability
         mean = (p * margins).sum(-1)
         variance = (p * jnp.square(margins - mean[:, None])).sum(-1)
         return jnp.vdot(weights, mean), jnp.vdot(weights, variance)
@@ -108,7 +109,7 @@ def _temperature(logits: Array, labels: Array, weights: Array) -> Array:
     least, most = (jnp.asarray(-np.log(temperature), margins.dtype) for temperature in reversed(TEMPERATURES))
     low, high = jax.lax.fori_loop(0, HALVINGS, halve, (least, most))
     inverse = jnp.exp((low + high) / 2)
-    # The term subtracted is zero, and its derivative is that of the minimum by the implicit function theorem.
+    # The subtracted term is zero, and its derivative is that of the minimum, by the implicit function theorem.
     slope, curvature = slope_and_curvature(inverse, margins, weights)
     curvature = jax.lax.stop_gradient(curvature)
     says_nothing = ((weights == 0)[:, None] | (margins == 0) | jnp.isneginf(margins)).all()

@@ -130,7 +130,7 @@ def test_what_cannot_be_meant_is_refused(write, read, tmp_path):
         read(write(TABLE), columns=["fair"])
     with pytest.raises(TypeError, match="columns: expected a sequence of names, got 'age'"):
         read(write(TABLE), columns="age")
-    with pytest.raises(ValueError, match="columns: expected at least one name, or None for all, got none"):
+    with pytest.raises(ValueError, match="columns: expected at least one name, or None for all columns, got an empty"):
         read(write(TABLE), columns=[])
     with pytest.raises(ValueError, match="limit: expected a positive integer, got 0"):
         read(write(TABLE), limit=0)

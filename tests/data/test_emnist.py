@@ -77,7 +77,10 @@ def test_the_source_becomes_data(tmp_path, monkeypatch):
     [
         (b"no zip file", "expected a complete EMNIST zip file, got a damaged one"),
         (archive()[0][:-30], "expected a complete EMNIST zip file, got a damaged one"),
-        (archive(test_labels_idx1=None)[0], "expected a zip file with gzip/emnist-letters-test-labels-idx1-ubyte.gz"),
+        (
+            archive(test_labels_idx1=None)[0],
+            "expected a zip file that contains gzip/emnist-letters-test-labels-idx1-",
+        ),
         (archive(test_labels_idx1=b"\x1f\x8bno")[0], "letters: .*expected"),
         (archive(test_labels_idx1=idx(np.ones(4, np.uint8)))[0], "letters: .*expected one label for each of the 3"),
         (archive(labels=[np.zeros(6, np.uint8), np.ones(3, np.uint8)])[0], "expected labels from 1 to 26"),

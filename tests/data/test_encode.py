@@ -163,7 +163,7 @@ def test_an_array_holds_the_encoded_columns(key):
     assert float(data.preprocess.exact[0][0, 3]) == pytest.approx(mean)
     assert float(data.preprocess.exact[1][0, 3]) == pytest.approx(scale)
     with pytest.raises(
-        ValueError, match=r"raw features \(batch, 5\), or a frame with the columns trained on, got float64"
+        ValueError, match=r"raw features \(batch, 5\), or a frame with the columns used in training, got float64"
     ):
         data.preprocess(raw[:, :4])
 
@@ -223,7 +223,7 @@ WRONG = {
     "lists": ({"sailed": [[1]] * ROWS}, TypeError, "numbers, booleans or text, got a list in column 'sailed'"),
     "same names": ({"port=Cherbourg": AGE}, ValueError, "a unique name .* column, got 'port=Cherbourg' twice"),
     "infinite": ({"age": np.inf}, ValueError, "finite numbers, got 40 not finite"),
-    "nothing": ({"sailed": None}, ValueError, "at least one known value of 'sailed', got only missing ones"),
+    "nothing": ({"sailed": None}, ValueError, "at least one known value of 'sailed', got only missing values"),
     "no text": (
         {"sailed": pandas.array([None] * ROWS, "string")},
         ValueError,
@@ -348,6 +348,6 @@ def test_text_that_is_mostly_other_than_numbers_or_whole_is_a_category():
 
 
 def test_targets_that_are_numbers_written_as_text_are_refused_unless_they_are_whole():
-    with pytest.raises(ValueError, match="targets: expected numbers, or names of classes, got numbers as text, such"):
+    with pytest.raises(ValueError, match="targets: expected numbers or class names, got numbers as text, such"):
         nnfx.data.prepare(np.zeros((3, 1)), ["1.5", "10", "2"])
     assert nnfx.data.prepare(np.arange(3.0)[:, None], ["0", "7", "1"]).classes == ("0", "1", "7")

@@ -172,7 +172,7 @@ def test_the_letters_of_emnist_are_read_upright():
     np.testing.assert_array_equal(examples.inputs[..., 0], IMAGES)
     np.testing.assert_array_equal(examples.targets, letters - 1)
     with pytest.raises(
-        ValueError, match="expected labels from 0 to 9, got labels from 1 to 26; pass their number as classes="
+        ValueError, match="expected labels from 0 to 9, got labels from 1 to 26; pass the number of classes as classes="
     ):
         read_idx_examples(idx(stored), idx(letters))
     with pytest.raises(ValueError, match="expected labels from 0 to 25, got labels from 1 to 26"):
@@ -248,7 +248,7 @@ def with_checksum(data, start):
     [
         (lambda files: b"", "expected 512 bytes for the header of a tar member"),
         (lambda files: b"not a tar file" * 100, "a header with a wrong checksum"),
-        (lambda files: archive(without(files, MEMBERS[2])), "an archive with .*data_batch_2.bin, got one without"),
+        (lambda files: archive(without(files, MEMBERS[2])), "that contains .*data_batch_2.bin, got one without"),
         (lambda files: archive(files, [(MEMBERS[3], b"again")]), "expected '.*data_batch_3.bin' once, got it twice"),
         (lambda files: archive(files | {MEMBERS[1]: b"short"}), "to be a file of 6146 bytes, got 5 bytes of type '0'"),
         (lambda files: archive(files | {MEMBERS[0]: bytes(6147)}), "to be a file of 6146 bytes, got 6147 bytes"),
@@ -303,7 +303,7 @@ def test_an_archive_of_cifar_100_has_two_kinds_of_labels(pack, coarse):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda files: without(files, MEMBERS_100[1]), "an archive with .*test.bin, got one without"),
+        (lambda files: without(files, MEMBERS_100[1]), "that contains .*test.bin, got one without"),
         (lambda files: files | {MEMBERS_100[0]: b"short"}, "train.bin' to be a file of 9222 bytes, got 5 bytes"),
         (lambda files: files | {MEMBERS_100[0]: bytes([20, 0]) + bytes(9220)}, "train.bin: expected labels .* 0 to 19"),
         (lambda files: files | {MEMBERS_100[1]: bytes([0, 100]) + bytes(6146)}, "test.bin: expected labels .* 0 to 99"),

@@ -14,7 +14,7 @@ def test_frames_are_put_in_order(frame):
     assert in_order_of((), frame) is frame
     assert frame_names(as_columns(frame["a"])) == ("a",)
     with pytest.raises(
-        ValueError, match="valid: expected the 1 columns trained on, got columns without 'c' and with 'a', 'b'"
+        ValueError, match="valid: expected the 1 columns used in training, got columns without 'c' and with 'a', 'b'"
     ):
         in_order_of(("c",), frame, "valid")
 

@@ -103,7 +103,7 @@ def test_what_are_no_integers_is_refused_where_they_are_kept():
         ValueError, match="inputs of data.train: expected integers that int32 can hold, got 1099511627776"
     ):
         nnfx.data.prepare(np.array([[2**40]]), [1], keep_integers=True)
-    with pytest.raises(ValueError, match="keep_integers: expected integer inputs, none missing, got float64"):
+    with pytest.raises(ValueError, match="keep_integers: expected integer inputs without missing values, got float64"):
         nnfx.data.prepare(TOKENS + 0.5, Y, keep_integers=True)
     with pytest.raises(ValueError, match="keep_integers: .* got standardize=True"):
         nnfx.data.prepare(TOKENS, Y, keep_integers=True, standardize=True)
@@ -158,7 +158,7 @@ def test_the_columns_of_frames_go_by_their_names(which):
         "other": ({"Age": [1.0], "fare": [2.0], "class": [3]}, "got columns without 'age' and with 'Age'$"),
     }
     for columns, message in strange.values():
-        with pytest.raises(ValueError, match=f"inputs: expected the 3 columns trained on, {message}"):
+        with pytest.raises(ValueError, match=f"inputs: expected the 3 columns used in training, {message}"):
             data.preprocess(frames(columns)[which])
 
 
@@ -268,7 +268,7 @@ def test_sequences_of_unequal_length_are_said_to_be_prepared():
     data = nnfx.data.prepare(RNG.normal(size=(40, 5, 1)), Y)
     sequences = nnfx.models.Sequences(jnp.zeros((2, 5, 1)), jnp.array([5, 2]))
     with pytest.raises(
-        TypeError, match=r"inputs: expected raw features .*, got Sequences; pass prepared inputs to run\.apply"
+        TypeError, match=r"inputs: expected raw features .*, got Sequences; pass preprocessed inputs to run\.apply"
     ):
         data.preprocess(sequences)
 

@@ -115,7 +115,7 @@ def with_row(number, **changes):
         (3, {}, TypeError, "parts: expected an iterable of rows, got 3"),
         ("rows", {}, TypeError, "parts: expected an iterable of rows, got 'rows'"),
         (np.float64(3), {}, TypeError, "parts: expected an iterable of rows, got 3"),
-        ({"train": ROWS, "test": ROWS}, {}, TypeError, "parts: expected one data set, got a mapping of 'train', 't"),
+        ({"train": ROWS, "test": ROWS}, {}, TypeError, "parts: expected a single data set, got a mapping of 'train'"),
         (Endless(ROWS), {}, TypeError, "parts: expected a data set of finite length, got one that repeats"),
         (Frames(ROWS), {}, TypeError, "parts: expected batches that are mappings, got a ndarray; first convert"),
         ([1, 2], {}, TypeError, "parts: expected rows that are mappings or tuples, got 1"),
@@ -176,7 +176,7 @@ def test_data_sets_of_hugging_face(tmp_path):
         loaded = store(tmp_path / str(number), each, inputs="image", targets="label").load()
         np.testing.assert_array_equal(loaded.inputs, IMAGES[:300])
         np.testing.assert_array_equal(loaded.targets, LABELS[:300])
-    with pytest.raises(TypeError, match="parts: expected one data set, got a mapping of 'train'"):
+    with pytest.raises(TypeError, match="parts: expected a single data set, got a mapping of 'train'"):
         store(tmp_path / "dict", datasets.DatasetDict(train=dataset), inputs="image", targets="label")
     with pytest.raises(TypeError, match="parts: expected batches that are mappings, got a DataFrame"):
         store(tmp_path / "frame", dataset.with_format("pandas"), inputs="image", targets="label")

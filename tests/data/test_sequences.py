@@ -138,6 +138,6 @@ def test_a_program_of_sequences_is_not_exported_as_one_array(tmp_path):
     train = nnfx.fit(GRU, nnfx.losses.binary_cross_entropy, optax.adam, epochs=1)
     run = train(jax.random.key(0), prepared(), learning_rate=0.01)
     with pytest.raises(
-        ValueError, match="model: expected one whose input is a single array, got one that takes sequences; run.save"
+        ValueError, match="model: expected a single array as input, got a model that takes sequences; use run.save"
     ):
         run.export(tmp_path / "model.stablehlo")

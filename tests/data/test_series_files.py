@@ -86,7 +86,7 @@ def rows(old, new):
         (table(b"5.5", b"5\xff"), ValueError, "expected text in UTF-8, got invalid bytes from byte 35 on"),
         (table(b"\n2016-07-01 01", b"\n\n2016-07-01 01"), ValueError, "line 3: expected 3 fields, .* column, got 1"),
         (table(b"01:00:00", b"00:00:00"), ValueError, "line 3, column 'date': expected a later time than 2016"),
-        (table(b"2016-07-01 01", b"2016-07-32 01"), ValueError, "line 3, column 'date': expected a time in ISO 8601"),
+        (table(b"2016-07-01 01", b"2016-07-32 01"), ValueError, "line 3, column 'date': expected an ISO 8601 time"),
         (table(b"2016-07-01 01:00:00", b"1/7/2016"), ValueError, "line 3, column 'date': .*got '1/7/2016'"),
         (lambda: read_series(gzip.compress(TABLE)[:-9]), ValueError, "a complete gzip file, got a damaged one"),
         (lambda: read_series_rows(b'"V1"\n"Y1"\n'), ValueError, "line 1: expected a heading of .* or more, got V1"),
@@ -95,8 +95,8 @@ def rows(old, new):
         (lambda: read_series_rows(M4, period=1.0), TypeError, "period: expected a positive integer, got 1.0"),
         (rows(b"Y2", b"Y1"), ValueError, "line 3: expected a unique name for each series, got 'Y1'"),
         (rows(b'"Y2"', b""), ValueError, "line 3: expected a unique name for each series, got ''"),
-        (rows(b"2070", b""), ValueError, "line 3: expected 1 to 3 values of 'Y2', got 0"),
-        (rows(b'"3"', b'"3","4"'), ValueError, "line 4: expected 1 to 3 values of 'Y3', got 4"),
+        (rows(b"2070", b""), ValueError, "line 3: expected 1 to 3 values for 'Y2', got 0"),
+        (rows(b'"3"', b'"3","4"'), ValueError, "line 4: expected 1 to 3 values for 'Y3', got 4"),
         (rows(b'"1","2"', b'"1",""'), ValueError, "line 4, column 'V3': expected a finite number, got ''"),
         (rows(b"5133.5", b"NA"), ValueError, "line 2, column 'V3': expected a finite number, got 'NA'"),
         (rows(b'"3"\n', b'"3'), ValueError, "line 4: expected fields separated by commas"),
@@ -323,7 +323,7 @@ def test_the_delimiter_is_what_splits_the_first_lines_alike(text, delimiter):
         ({"delimiter": 3}, TypeError, "delimiter: expected text or None, got 3"),
         ({"decimal": ";"}, ValueError, "decimal: expected one of '.', ',', got ';'"),
         ({"comment": ""}, ValueError, "comment: expected the prefix of lines"),
-        ({"encoding": "klingon"}, ValueError, "encoding: expected one known to Python, .* got 'klingon'"),
+        ({"encoding": "klingon"}, ValueError, "encoding: expected an encoding that Python knows, .* got 'klingon'"),
         ({"missing": "drop"}, ValueError, "missing: expected one of 'error', 'nan', 'previous', got 'drop'"),
         ({"gaps": "fill"}, ValueError, "gaps: expected one of 'error', 'keep', 'nan', 'previous', got 'fill'"),
     ],
@@ -335,7 +335,7 @@ def test_options_that_cannot_be_meant_are_refused(options, error, message):
 
 def test_text_that_two_delimiters_split_alike_is_refused():
     with pytest.raises(
-        ValueError, match="expected fields separated by ',' or ';', got both; choose one with delimiter="
+        ValueError, match="expected fields separated by ',' or ';', got several of them; choose one with delimiter="
     ):
         read_series(b"a,b;c\n1,5;2\n")
 

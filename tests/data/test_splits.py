@@ -119,7 +119,7 @@ WRONG = {
     "beyond": ({"split": ([0], [60])}, ValueError, "split: .* of valid_rows from 0 to 59, got 60 to 60"),
     "negative": ({"split": ([-1], [1])}, ValueError, "split: .* of train_rows from 0 to 59, got -1 to -1"),
     "none": ({"split": ([0], np.zeros(0, int))}, ValueError, "split: expected positions of valid_rows .* got none"),
-    "both": ({"split": ([0, 7], [7, 3])}, ValueError, "split: expected each row in one part only, got row 7 in both"),
+    "both": ({"split": ([0, 7], [7, 3])}, ValueError, "split: expected each row in one split only, got row 7 in both"),
 }  # fmt: skip
 
 

@@ -215,15 +215,13 @@ def test_a_file_cut_off_while_it_is_open_is_an_error_and_not_the_end_of_the_proc
     path = examples.folder / "targets.npy"
     with path.open("r+b") as file:
         file.truncate(130)
-    with pytest.raises(ValueError, match=r"targets.npy: expected int32\[50\] as when it was opened, got a shorter"):
+    with pytest.raises(ValueError, match=r"targets.npy: .* of int32\[50\], as when it was opened, got a shorter"):
         examples.take(batching.Order(np.arange(50), np.ones(50, bool)))
-    with pytest.raises(ValueError, match=r"targets.npy: expected int32\[50\] as when it was opened, got a shorter"):
+    with pytest.raises(ValueError, match=r"targets.npy: .* of int32\[50\], as when it was opened, got a shorter"):
         examples.load()
     with (examples.folder / "checksums.npy").open("r+b") as file:
         file.truncate(130)
-    with pytest.raises(
-        ValueError, match=r"checksums.npy: expected uint64\[50,3\] as when it was opened, got a shorter"
-    ):
+    with pytest.raises(ValueError, match=r"checksums.npy: .* of uint64\[50,3\], as when it was opened, got a shorter"):
         examples.verify(["inputs"])
 
 

@@ -177,7 +177,7 @@ def test_the_times_that_follow_others():
     assert following(np.array(["2026-11", "2026-12"], "datetime64"), 1).astype(str).tolist() == ["2027-01"]
     assert following([1990, 1992], 2).tolist() == [1994, 1996]
     assert following([0.0, 0.25, 0.5], 2).tolist() == [0.75, 1.0]
-    with pytest.raises(ValueError, match="times: expected two or more, to tell which ones come next, got 1"):
+    with pytest.raises(ValueError, match="times: expected two or more, to tell which times come next, got 1"):
         following([1990], 1)
     ends = np.array(["2026-01-30", "2026-02-27", "2026-03-31", "2026-04-30", "2026-05-29"], "datetime64")
     with pytest.raises(ValueError, match="got steps of 28 days to 32 days; use a pandas index with a frequency"):

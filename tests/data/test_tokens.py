@@ -23,9 +23,9 @@ def test_every_token_but_the_first_is_a_target_once_after_enough_others(count, l
     ("arguments", "error", "message"),
     [
         (([1.0, 2.0], 1), TypeError, "tokens: expected integers, got float64"),
-        (([1], 1), ValueError, r"tokens: expected \(tokens,\), two or more, none negative, got"),
-        (([[1, 2]], 1), ValueError, r"tokens: expected \(tokens,\), two or more"),
-        (([1, -2], 1), ValueError, r"tokens: expected \(tokens,\), two or more, none negative"),
+        (([1], 1), ValueError, r"tokens: expected shape \(tokens,\) with at least two non-negative integers, got"),
+        (([[1, 2]], 1), ValueError, r"tokens: expected shape \(tokens,\) with at least two"),
+        (([1, -2], 1), ValueError, r"tokens: expected shape \(tokens,\) with at least two non-negative"),
         (([1, 2**31], 1), ValueError, "tokens: expected integers that int32 can hold, got 2147483648"),
         (([1, 2], 0), ValueError, "length: expected a positive integer, got 0"),
         (([1, 2], 3, -1), ValueError, "context: expected a non-negative integer, got -1"),

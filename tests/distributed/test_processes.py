@@ -173,8 +173,8 @@ def test_alone_nothing_is_started(monkeypatch):
         ({"processes": 0}, "processes: expected a positive integer, got 0"),
         ({"processes": 2, "process": 2}, "process: expected a number from 0 to 1 for 2 processes, got 2"),
         ({"heartbeat_seconds": 0}, "heartbeat_seconds: expected a positive integer, got 0"),
-        ({"coordinator": "localhost:1"}, "processes, process: expected as arguments, or from Slurm"),
-        ({"processes": 2, "process": 0}, "coordinator: expected as arguments, or from Slurm"),
+        ({"coordinator": "localhost:1"}, "processes, process: expected arguments, or Slurm"),
+        ({"processes": 2, "process": 0}, "coordinator: expected arguments, or Slurm"),
     ],
 )
 def test_a_part_of_what_is_needed_is_refused(monkeypatch, given, error):

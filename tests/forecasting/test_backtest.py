@@ -220,11 +220,11 @@ def test_forecasters_side_by_side():
     assert lines[0].split() == ["forecaster", "MASE", "MAE"]
     assert len({len(line) for line in lines}) == 1
     other = backtest.fixed(baselines.naive(HORIZON), {"params": {}}, VALUES, origins=(19, 23, 30), **SIZES)
-    with pytest.raises(ValueError, match=r"backtests\['other'\]: expected the same origins as 'network', got others"):
+    with pytest.raises(ValueError, match=r"backtests\['other'\]: expected the same origins as 'network', got differ"):
         backtest.compare({**found, "other": other}, {"MAE": losses.mean_absolute_error})
-    with pytest.raises(ValueError, match=r"scores\['MAE'\]: expected one per origin, got "):
+    with pytest.raises(ValueError, match=r"scores\['MAE'\]: expected one number per origin, got "):
         backtest.compare(found, {"MAE": lambda forecasts, targets: jnp.abs(forecasts - targets).mean()})
-    with pytest.raises(ValueError, match="backtests, scores: expected at least one, got 0 and 1"):
+    with pytest.raises(ValueError, match="backtests, scores: expected at least one of each, got 0 and 1"):
         backtest.compare({}, {"MAE": losses.mean_absolute_error})
     with pytest.raises(TypeError, match=r"backtests\['x'\]: expected a Backtest, got 3"):
         backtest.compare({"x": 3}, {"MAE": losses.mean_absolute_error})
@@ -246,12 +246,12 @@ def test_forecasters_side_by_side():
         ({"origins": [5, 20]}, ValueError, "origins: expected times from 6, the first after a whole window, to 38"),
         ({"origins": [8], "valid_windows": 2}, ValueError, "origins: expected times from 9"),
         ({"origins": [20, 39]}, ValueError, "to 38, the last before a whole horizon, got 20 to 39"),
-        ({"origins": [23, 20]}, ValueError, "origins: expected ascending times, (origins,), at least one, got"),
-        ({"origins": np.array([23, 20], np.uint8)}, ValueError, "origins: expected ascending times"),
+        ({"origins": [23, 20]}, ValueError, "origins: expected one or more ascending times, (origins,), got"),
+        ({"origins": np.array([23, 20], np.uint8)}, ValueError, "origins: expected one or more ascending times"),
         ({"origins": []}, TypeError, "origins: expected integer times, got float64[0]"),
-        ({"origins": np.arange(0)}, ValueError, "origins: expected ascending times, (origins,), at least one"),
+        ({"origins": np.arange(0)}, ValueError, "origins: expected one or more ascending times, (origins,)"),
         ({"origins": [20.5]}, TypeError, "origins: expected integer times, got float64[1]"),
-        ({"head": heads.GAUSSIAN}, ValueError, "train: expected forecasts (batch, 2, 2, 2) of this horizon and head"),
+        ({"head": heads.GAUSSIAN}, ValueError, "train: expected forecasts (batch, 2, 2, 2) for this horizon and head"),
         ({"train": TWO_CHANNELS, "values": VALUES[:, :1]}, ValueError, "targets: expected the shape of the outputs"),
     ],
 )
@@ -266,7 +266,7 @@ def test_wrong_input_to_a_fixed_forecaster():
         backtest.fixed(baselines.naive, {}, VALUES, origins=ORIGINS, **SIZES)
     with pytest.raises(ValueError, match="origins: expected times from 4, the first after a whole window, to 38"):
         backtest.fixed(baselines.naive(2), {"params": {}}, VALUES, origins=[3], **SIZES)
-    with pytest.raises(ValueError, match=r"model: expected forecasts \(batch, 2, 2\) of this horizon and head"):
+    with pytest.raises(ValueError, match=r"model: expected forecasts \(batch, 2, 2\) for this horizon and head"):
         backtest.fixed(baselines.naive(3), {"params": {}}, VALUES, origins=ORIGINS, **SIZES)
     with pytest.raises(TypeError, match="origins: expected concrete times when the backtest is compiled"):
         jax.jit(lambda origins: refitted(origins=origins))(jnp.array(ORIGINS))

@@ -75,7 +75,7 @@ def test_wrong_input(backtest):
     with pytest.raises(ValueError, match="calibration: expected fewer than the 30 origins, got 30"):
         conformal.rolling(forecasts, targets, origins, 0.5, calibration=30)
     with pytest.raises(
-        ValueError, match="calibration: expected enough origins for 9 errors of each step .* 9 origins and 8"
+        ValueError, match="calibration: expected enough origins to give at least 9 errors per step .* 9 origins and 8"
     ):
         conformal.rolling(forecasts, targets, origins, 0.9, calibration=9)
 

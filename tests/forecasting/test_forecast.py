@@ -251,17 +251,17 @@ BACKTEST = backtest.fixed(NAIVE, {"params": {}}, Y, lookback=3, horizon=2, origi
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"trained": 3}, TypeError, "trained: expected a run or a Model without parameters, got 3"),
+        ({"trained": 3}, TypeError, "trained: expected a run, or a Model without parameters, got 3"),
         ({"trained": baselines.linear(2)}, TypeError, "without parameters, got a Model with parameters"),
         (
             {"trained": baselines.naive(3)},
             ValueError,
-            "trained: expected forecasts [1, 2, 1] of this horizon and head",
+            "trained: expected forecasts [1, 2, 1] for this horizon and head",
         ),
         (
             {"data": nnfx.data.prepare(np.ones((4, 1)), np.ones(4), standardize=False)},
             TypeError,
-            "data: expected the result of nnfx.forecasting.prepare",
+            "data: expected data returned by nnfx.forecasting.prepare",
         ),
         ({"steps": 0}, ValueError, "steps: expected a positive integer, got 0"),
         ({"steps": 1.5}, TypeError, "steps: expected a positive integer, got 1.5"),
@@ -274,18 +274,18 @@ BACKTEST = backtest.fixed(NAIVE, {"params": {}}, Y, lookback=3, horizon=2, origi
         (
             {"level": 1.0, "head": heads.GAUSSIAN},
             ValueError,
-            "trained: expected forecasts [1, 2, 1, 2] of this horizon and head",
+            "trained: expected forecasts [1, 2, 1, 2] for this horizon and head",
         ),
         (
             {"calibration": BACKTEST},
             ValueError,
-            "level: expected the share of the values to cover, for a calibration, got None",
+            "level: expected the fraction of values to cover, for a calibration, got None",
         ),
         ({"calibration": 3, "level": 0.9}, TypeError, "calibration: expected a Backtest, got 3"),
         (
             {"calibration": BACKTEST, "level": 0.9, "steps": 3},
             ValueError,
-            "calibration: expected outputs (origins, 3 steps or more, 1) of this head, got float32[30,2,1]",
+            "calibration: expected outputs (origins, 3 steps or more, 1) for this head, got float32[30,2,1]",
         ),
         (
             {"calibration": BACKTEST, "level": 0.99},
@@ -314,12 +314,12 @@ BACKTEST = backtest.fixed(NAIVE, {"params": {}}, Y, lookback=3, horizon=2, origi
         (
             {"data": DATA, "future": pandas.DataFrame({"sales": [1.0, 2.0]})},
             ValueError,
-            "future: expected the 1 columns trained on, got columns without 'plan' and with 'sales'",
+            "future: expected the 1 columns used in training, got columns without 'plan' and with 'sales'",
         ),
         (
             {"data": DATA, "future": Series(np.ones((2, 2)), ("plan", "sales"), None, 1)},
             ValueError,
-            "future: expected the 1 columns trained on, got columns with 'sales'",
+            "future: expected the 1 columns used in training, got columns with 'sales'",
         ),
         (
             {"data": DATA, "future": Series(np.ones((2, 1)), ("plan",), TIMES + np.timedelta64(1, "M"), 1)},

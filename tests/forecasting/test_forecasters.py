@@ -237,7 +237,7 @@ def test_a_forecaster_trains_with_a_traced_dropout_and_a_head(key):
         (
             lambda: forecasters.direct("mlp", 3),
             TypeError,
-            "network: expected a Model or a function of outputs, got 'mlp'",
+            "network: expected a Model or a function to make one, got 'mlp'",
         ),
         (lambda: forecasters.direct(lambda outputs: outputs, 3), TypeError, "network: expected a Model, got 3"),
         (lambda: forecasters.direct(NETWORK, 0), ValueError, "horizon: expected a positive integer, got 0"),
@@ -257,12 +257,12 @@ def test_a_forecaster_trains_with_a_traced_dropout_and_a_head(key):
         (
             lambda: forecasters.scaled(mlp_forecaster(1), 2.0),
             TypeError,
-            "scaler: expected the Scaler of one series, got 2",
+            "scaler: expected the Scaler of a single series, got 2",
         ),
         (
             lambda: forecasters.scaled(mlp_forecaster(1), Scaler.of(PAST)),
             TypeError,
-            "scaler: expected the Scaler of one",
+            "scaler: expected the Scaler of a single",
         ),
         (lambda: forecasters.channel_independent(None), TypeError, "model: expected a Model, got None"),
     ],
@@ -292,7 +292,7 @@ def test_wrong_parts(make, error, words):
         (forecasters.normalized(mlp_forecaster(2, channels=1)), "model: expected outputs (batch, horizon, 3) for this"),
         (
             forecasters.normalized(mlp_forecaster(2), channels=4),
-            "channels: expected at most those of the windows, 3, got 4",
+            "channels: expected at most the 3 channels of the windows, got 4",
         ),
         (
             forecasters.normalized(mlp_forecaster(2), head=DECILES),

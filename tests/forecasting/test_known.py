@@ -105,14 +105,14 @@ def test_twice_a_column_known_ahead_is_recovered_in_a_backtest():
 
 
 def test_wrong_input():
-    with pytest.raises(ValueError, match=r"past: expected the times and series of the values, float32\[40,2\], got"):
+    with pytest.raises(ValueError, match=r"past: expected .* steps and series as the values, float32\[40,2\], got"):
         fixed(past=PAST[1:])
     with pytest.raises(ValueError, match="future: expected finite numbers"):
         refitted(future=np.full_like(FUTURE, np.nan))
     sizes = SIZES | {"horizon": 5}
     with pytest.raises(ValueError, match="lookback: expected at least the horizon, 5, if columns are known ahead"):
         backtest.fixed(baselines.naive(5), {"params": {}}, VALUES, future=FUTURE, **sizes)
-    with pytest.raises(ValueError, match="channels: expected at most those of the scaler, 2, got 3"):
+    with pytest.raises(ValueError, match="channels: expected at most the 2 channels of the scaler, got 3"):
         forecasters.scaled(NETWORK, Scaler.of(VALUES), channels=3)
     with pytest.raises(ValueError, match="channels: expected a positive integer, got 0"):
         forecasters.scaled(NETWORK, Scaler.of(VALUES), channels=0)

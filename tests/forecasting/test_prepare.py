@@ -87,7 +87,7 @@ def test_predicting_the_parameters_of_a_distribution_from_raw_windows_is_refused
         (
             {"valid_windows": 60},
             ValueError,
-            "values: expected at least 68 steps, for one training window and those held out, got float64[60,1]",
+            "values: expected at least 68 steps, for one training window and the held-out windows, got float64[60,1]",
         ),
         (
             {"values": np.ones((4, 9, 1))},
@@ -97,7 +97,7 @@ def test_predicting_the_parameters_of_a_distribution_from_raw_windows_is_refused
         (
             {"past": np.ones((59, 1))},
             ValueError,
-            "past: expected the times and series of the values, float64[60,1], got float64[59,1]",
+            "past: expected as many steps and series as the values, float64[60,1], got float64[59,1]",
         ),
         (
             {"future": X._replace(times=X.times + np.timedelta64(1, "M"))},

@@ -111,7 +111,7 @@ def test_saliency_needs_no_linen_modules():
         (
             lambda: CAM(MODEL, VARIABLES, IMAGES, "conv_1", 3),
             ValueError,
-            "classes: expected numbers from 0 to 2, got 3",
+            "classes: expected classes from 0 to 2, got 3",
         ),
         (lambda: CAM(MODEL, VARIABLES, IMAGES, "conv_1", [0, 1]), ValueError, r"classes: .*\(6,\).*int32\[2\]"),
         (lambda: CAM(MODEL, VARIABLES, IMAGES, "conv_1", 1.0), TypeError, "classes: expected integers, got 1.0"),
@@ -124,9 +124,13 @@ def test_saliency_needs_no_linen_modules():
         (
             lambda: features.saliency(MODEL, VARIABLES, IMAGES, -1),
             ValueError,
-            "classes: expected numbers from 0 to 2, got -1",
+            "classes: expected classes from 0 to 2, got -1",
         ),
-        (lambda: features.saliency(MODEL, VARIABLES, IMAGES.astype(int)), TypeError, "inputs: expected a floating"),
+        (
+            lambda: features.saliency(MODEL, VARIABLES, IMAGES.astype(int)),
+            TypeError,
+            "inputs: expected an array of",
+        ),
         (lambda: features.saliency(LINEAR, linear(), jnp.ones(5)), ValueError, r"inputs: .*float32\[5\]"),
         (
             lambda: features.saliency(

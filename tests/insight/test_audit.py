@@ -209,7 +209,7 @@ def call(model=PERCEPTRON, loss=MSE, variables=START, batch=BATCH, key=KEY, **op
         ({"batch": BATCH._replace(targets=jnp.ones(8))}, ValueError, r"batch: expected 9 rows.*float32\[8\]"),
         ({"batch": BATCH._replace(inputs=X * jnp.nan)}, ValueError, "batch.inputs: expected finite"),
         ({"batch": BATCH._replace(weights=-jnp.ones(9))}, ValueError, "batch.weights: .*negative"),
-        ({"loss": losses.categorical_cross_entropy}, ValueError, "outputs: expected logits of two classes"),
+        ({"loss": losses.categorical_cross_entropy}, ValueError, "outputs: expected logits for two classes"),
         ({"loss": lambda o, t: MSE(o, t).mean()}, ValueError, r"loss: expected one value per example, \[9\]"),
         ({"loss": losses.binary_cross_entropy}, ValueError, "targets: expected binary labels"),
         ({"key": 0}, TypeError, "key: expected a typed key"),

@@ -211,7 +211,7 @@ def test_all_work_under_jit():
         (
             lambda: curvature.hessian_vector_product(*ARGUMENTS, {"kernel": jnp.ones(3)}),
             ValueError,
-            r"vector: expected the shapes of variables\['params'\]",
+            r"vector: expected the tree and shapes of variables\['params'\]",
         ),
         (lambda: SPECTRUM.density(0.5, 0.1), ValueError, r"at: expected eigenvalues \(points,\)"),
         (lambda: SPECTRUM.density(jnp.ones(2), 0), ValueError, "width: .*above 0"),

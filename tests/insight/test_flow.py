@@ -274,7 +274,7 @@ def test_examples_with_different_sums_of_weights_are_refused():
         (
             lambda b: flow.curves({"train_loss": jnp.ones(3)}),
             ValueError,
-            "history: expected that of a run with make_step",
+            "history: expected one of a run with make_step",
         ),
     ],
 )

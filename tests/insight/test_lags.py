@@ -118,12 +118,12 @@ MEAN = lambda outputs, targets: SQUARE(outputs, targets).mean()  # noqa: E731
         (
             lambda: gradient_by_lag(BOTH, SQUARE, VARIABLES, BATCH),
             ValueError,
-            "model: .*one direction, got one without",
+            "model: .*one direction, got a model without one",
         ),
         (
             lambda: gradient_by_lag(models.transformer(), SQUARE, VARIABLES, BATCH),
             ValueError,
-            "model: expected a recurrent network, .* got one that counts its steps",
+            "model: expected a recurrent network, .* got one with integers in its state",
         ),
         (lambda: gradient_by_lag(MODEL, "square", VARIABLES, BATCH), TypeError, "loss: .*got 'square'"),
         (lambda: gradient_by_lag(MODEL, MEAN, VARIABLES, BATCH), ValueError, r"loss: .*\(3,\), got float32\[\]"),
@@ -142,12 +142,12 @@ MEAN = lambda outputs, targets: SQUARE(outputs, targets).mean()  # noqa: E731
         (
             lambda: gradient_by_lag(MODEL, SQUARE, VARIABLES, BATCH._replace(inputs=INPUTS[..., 0])),
             ValueError,
-            r"batch.inputs: expected \(batch, time, features\).*float32\[3,7\]",
+            r"batch.inputs: expected non-empty \(batch, time, features\).*float32\[3,7\]",
         ),
         (
             lambda: gradient_by_lag(MODEL, SQUARE, VARIABLES, BATCH._replace(inputs=INPUTS[:, :0])),
             ValueError,
-            r"batch.inputs: .*none empty, got float32\[3,0,2\]",
+            r"batch.inputs: expected non-empty .*, got float32\[3,0,2\]",
         ),
         (
             lambda: gradient_by_lag(MODEL, SQUARE, VARIABLES, BATCH._replace(inputs=INPUTS.at[1, 2, 0].set(jnp.nan))),

@@ -233,7 +233,11 @@ def measure(cut=LINE, x=(0.0, 1.0), y=None, **changes):
         (lambda: measure(x=[]), ValueError, r"x: .*at least one coordinate, .* got float32\[0\]"),
         (lambda: measure(x=[0, jnp.inf]), ValueError, "x: expected finite"),
         (lambda: measure(cut=PLANE, y=[jnp.nan]), ValueError, "y: expected finite"),
-        (lambda: measure(model=DEEP, variables=DEEP.init(KEY, X)), ValueError, "cut: expected one through parameters"),
+        (
+            lambda: measure(model=DEEP, variables=DEEP.init(KEY, X)),
+            ValueError,
+            "cut: expected a cut through",
+        ),
         (lambda: measure(batch=BATCH._replace(weights=jnp.zeros(13))), ValueError, "batch.weights: .*positive"),
         (lambda: measure(variables={"params": {**PARAMS, "bias": jnp.array([jnp.nan])}}), ValueError, "bias: expected"),
         (lambda: landscape.random_cut(0, PARAMS), TypeError, "key: expected a typed key"),
@@ -243,7 +247,7 @@ def measure(cut=LINE, x=(0.0, 1.0), y=None, **changes):
         (lambda: landscape.principal_cut({"w": jnp.eye(2)}), ValueError, "path: expected .* more than 2 places"),
         (lambda: landscape.principal_cut(STACK | {"b": jnp.ones(3)}), ValueError, r"path: .*\[\(3,\), \(4,\)\]"),
         (lambda: landscape.through(PARAMS), TypeError, "solutions: expected two or three, got 1"),
-        (lambda: landscape.through(PARAMS, PARAMS), ValueError, "solutions: expected two different ones"),
+        (lambda: landscape.through(PARAMS, PARAMS), ValueError, "solutions: expected two different solutions"),
         (lambda: landscape.through(PARAMS, STACK), ValueError, r"solutions\[1\]: expected the shapes of the first"),
         (
             lambda: landscape.through(*(jax.tree.map(lambda w, a=a: a + w, PARAMS) for a in (0, 1, 2))),

@@ -60,7 +60,7 @@ def test_both_are_found_by_name():
     ("labels", "weights", "message"),
     [
         (LABELS[:3], None, r"labels: expected integers or one-hot rows for logits float32\[4,5,6\], got"),
-        (LABELS, np.ones(4), r"weights: expected one for each label, got float32\[4\]"),
+        (LABELS, np.ones(4), r"weights: expected one weight for each label, got float32\[4\]"),
         (np.where(LABELS == 0, 6, LABELS), None, "targets: expected labels from 0 to 5, got labels from 1 to 6"),
         (LABELS, -np.ones((4, 5)), "weights: expected non-negative numbers, got -1"),
     ],

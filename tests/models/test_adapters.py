@@ -246,7 +246,11 @@ def test_a_run_trains_them(model, key):
     [
         (lambda: models.from_equinox(eqx.nn.Identity()), TypeError, r"build: .*an instance of Identity; .*lambda key"),
         (lambda: models.from_equinox(7), TypeError, "build: expected a function of a key.*got 7"),
-        (lambda: models.from_equinox(lambda key: 7), TypeError, "build: .*Equinox module, got one that returns int"),
+        (
+            lambda: models.from_equinox(lambda key: 7),
+            TypeError,
+            "build: .*module, got a function that returns int",
+        ),
         (
             lambda: models.from_equinox(lambda key: EquinoxNet(key, "rows")),
             ValueError,
@@ -260,7 +264,7 @@ def test_a_run_trains_them(model, key):
         (
             lambda: EXAMPLE.apply(EXAMPLE.init(jax.random.key(0), X), X, train=True),
             ValueError,
-            r"build: expected a module whose state is the same for all examples.*pmean\(value, 'batch'\)",
+            r"build: expected a module with the same state for all examples.*pmean\(value, 'batch'\)",
         ),
         (lambda: models.from_haiku(hk.transform(haiku_net)), TypeError, "function: .*before hk.transform, got"),
         (lambda: models.from_haiku(hk.Linear), TypeError, "function: expected a function that creates its modules"),

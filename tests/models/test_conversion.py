@@ -139,11 +139,11 @@ TORCH = conversion.to_torch({"params": LSTM})
         ),
         (
             lambda: conversion.to_torch({"params": LSTM}, ["a.weight"]),
-            r"names: expected weight_ih_l0.*of 'a' for recurr",
+            r"names: expected weight_ih_l0.*in 'a' for recurr",
         ),
         (
             lambda: conversion.to_torch(CNN, ["0.weight", "0.bias"]),
-            "names: expected those of 7 layers, conv_0, conv_0.batch_norm, .*got those of 1: 0",
+            "names: expected names of 7 layers, conv_0, conv_0.batch_norm, .*got names of 1: 0",
         ),
         (lambda: conversion.to_flax({"hidden_0": {}}), r"params: expected recurrent layers.*\['hidden_0'\]"),
         (lambda: conversion.to_flax({"layer_0": {"kernel": 1}}), r"layer_0: expected an input_kernel.*\['kernel'\]"),
@@ -154,12 +154,15 @@ TORCH = conversion.to_torch({"params": LSTM})
         (lambda: conversion.from_torch({}), "weights: expected convolutions or recurrent layers.*got none of these"),
         (
             lambda: conversion.from_torch({"a.weight": np.ones((2, 3))}),
-            "weights: expected a bias of a, or a batch norm",
+            "weights: expected a bias for a, or a batch norm",
         ),
-        (lambda: conversion.from_torch({"norm.weight": np.ones(2)}), "weights: expected those of nn.Linear.*of 'norm'"),
+        (
+            lambda: conversion.from_torch({"norm.weight": np.ones(2)}),
+            "weights: .* weights of nn.Linear.*in 'norm'",
+        ),
         (
             lambda: conversion.from_torch(linear("a", 2, 3) | linear("b", 5, 2)),
-            "expected 3 inputs of b, which follows a, got 5",
+            "expected 3 inputs for b, which follows a, got 5",
         ),
         (lambda: conversion.from_torch(linear("a", 2, 3) | {"a.bias": np.ones(2)}), "the bias of a to be .3,., got"),
         (lambda: conversion.from_torch(norm("a")), "weights: expected a batch norm with scale and bias after a layer"),
@@ -170,12 +173,15 @@ TORCH = conversion.to_torch({"params": LSTM})
         ),
         (
             lambda: conversion.from_torch(TORCH | linear("a", 4, 3) | linear("b", 3, 1)),
-            "weights: expected one dense layer after recurrent ones, got 2",
+            "weights: expected one dense layer after recurrent layers, got 2",
         ),
-        (lambda: conversion.from_torch(convolution("a") | linear("b", 7, 3)), "a multiple of 3 inputs of b, .*got 7"),
+        (lambda: conversion.from_torch(convolution("a") | linear("b", 7, 3)), "a multiple of 3 inputs for b, .*got 7"),
         (lambda: conversion.from_keras([]), "weights: expected convolutions.*got none of these"),
-        (lambda: conversion.from_keras([np.ones((2, 3))]), r"weights\[0\]: expected a kernel with a bias, the four"),
-        (lambda: conversion.from_keras([np.ones(3)]), r"weights\[0\]: expected a kernel with a bias, the four"),
+        (
+            lambda: conversion.from_keras([np.ones((2, 3))]),
+            r"weights\[0\]: expected a kernel followed by a bias, the four",
+        ),
+        (lambda: conversion.from_keras([np.ones(3)]), r"weights\[0\]: expected a kernel followed by a bias, the four"),
         (
             lambda: conversion.from_keras([np.ones((2, 9)), np.ones((3, 9)), np.ones(9)]),
             r"weights\[0\]: expected a GRU with reset_after=True, whose bias is \(2, 9\), got float64\[9\]",

@@ -106,7 +106,7 @@ def test_a_recurrent_network_trains_in_float64():
 
 def test_whole_numbers_are_no_dtype_to_compute_in():
     for wrong in (jnp.int8, bool, "int32"):
-        with pytest.raises(TypeError, match="compute_dtype: expected floats, such as jnp.bfloat16, got"):
+        with pytest.raises(TypeError, match="compute_dtype: expected a float dtype, such as jnp.bfloat16, got"):
             nnfx.make_step(models.perceptron(), losses.mean_square_error, optax.sgd(0.1), compute_dtype=wrong)
 
 

@@ -57,7 +57,7 @@ def test_inputs_of_a_wrong_kind(name):
 def test_inputs_of_another_size_than_the_variables(name):
     model, inputs = MODELS[name], np.asarray(inputs_of(name))
     variables, wide = jax.eval_shape(model.init, KEY, inputs), np.concatenate([inputs, inputs], axis=-1)
-    with pytest.raises(ValueError, match="^inputs: expected sizes that suit the variables, got float32.*parameter"):
+    with pytest.raises(ValueError, match="^inputs: expected sizes that match the variables, got float32.*parameter"):
         jax.eval_shape(model.apply, variables, wide)
 
 

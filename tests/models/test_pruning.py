@@ -207,7 +207,7 @@ def test_a_pruned_recurrent_network_streams():
         (lambda: magnitude_masks(PARAMS, "half"), TypeError, "keep: expected a number, got 'half'"),
         (lambda: magnitude_masks({"w": [1.0]}, 0.5), TypeError, "params: expected arrays by name, got 1.0 for w.0"),
         (lambda: masked("mlp", PARAMS), TypeError, "model: expected a Model, .* got 'mlp'"),
-        (lambda: _drawn({"a": 1}), ValueError, "masks: expected the form of the parameters, hidden_0.bias, .* got a"),
+        (lambda: _drawn({"a": 1}), ValueError, "masks: expected the tree of the parameters, hidden_0.bias, .* got a"),
         (lambda: _drawn(lambda params: params), TypeError, "masks: expected booleans for hidden_0.bias, got float32"),
         (
             lambda: _drawn(lambda params: jax.tree.map(lambda leaf: leaf[:1] != 0, params)),

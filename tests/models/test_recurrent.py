@@ -168,7 +168,7 @@ def test_a_carried_state_is_used_but_not_moved_by_evaluation():
     moved = variables | state
     assert_close(apply(moved, INPUTS), apply(moved, INPUTS), 0)
     assert not np.allclose(apply(moved, INPUTS), apply(variables, INPUTS))
-    with pytest.raises(ValueError, match="inputs: expected 4 sequences, whose state is kept, got 3"):
+    with pytest.raises(ValueError, match="inputs: expected 4 sequences, as many as the kept states, got 3"):
         model.apply(moved, INPUTS[:3])
 
 
@@ -206,7 +206,7 @@ def test_a_run_learns_what_came_first(key):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: models.lstm(hidden=()), ValueError, r"hidden: expected the widths of one layer or more.*got \(\)"),
+        (lambda: models.lstm(hidden=()), ValueError, r"hidden: expected the widths of one or more layers.*got \(\)"),
         (lambda: models.lstm(hidden=64), ValueError, "hidden: expected the widths.*got 64"),
         (lambda: models.gru(hidden=(8, 0)), ValueError, r"hidden\[1\]: expected a positive integer, got 0"),
         (lambda: models.gru(outputs=0), ValueError, "outputs: expected a positive integer"),

@@ -301,7 +301,7 @@ IMAGE, SERIES, KERNEL = jnp.ones((2, 8, 8, 3)), jnp.ones((2, 8, 3)), jnp.ones((3
         ((IMAGE, KERNEL[0]), {}, ValueError, r"kernel: expected \(height, width, .*float32\[3,3,4\]"),
         ((IMAGE, KERNEL[:, :, :2]), {}, ValueError, "kernel: expected 3 channels, like the inputs, got 2"),
         ((IMAGE, KERNEL[:0]), {}, ValueError, "kernel: expected no empty axis"),
-        ((IMAGE.astype(int), KERNEL.astype(int)), {}, TypeError, "inputs and kernel: expected floating"),
+        ((IMAGE.astype(int), KERNEL.astype(int)), {}, TypeError, "inputs and kernel: expected arrays of floats"),
         ((IMAGE, KERNEL.astype(jnp.bfloat16)), {}, TypeError, "of the same dtype, got float32.* and bfloat16"),
         ((IMAGE, KERNEL), {"strides": 0}, ValueError, "strides: expected a positive integer, got 0"),
         ((IMAGE, KERNEL), {"strides": (1, -1)}, ValueError, "strides: expected a positive integer, got -1"),

@@ -187,7 +187,7 @@ IMAGE = jnp.ones((2, 4, 6, 3))
     ("inputs", "window", "keywords", "error", "message"),
     [
         (IMAGE[0, 0], 2, {}, ValueError, r"inputs: .*\(batch, height, width, channels\), got float32\[6,3\]"),
-        (IMAGE.astype(int), 2, {}, TypeError, r"inputs: expected a floating array, got int32\[2,4,6,3\]"),
+        (IMAGE.astype(int), 2, {}, TypeError, r"inputs: expected an array of floats, got int32\[2,4,6,3\]"),
         (IMAGE, 0, {}, ValueError, "window: expected a positive integer, got 0"),
         (IMAGE, 2.0, {}, TypeError, "window: expected a positive integer, got 2.0"),
         (IMAGE, (2, 2, 2), {}, ValueError, "window: .*or 2 of them"),

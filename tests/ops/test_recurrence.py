@@ -237,8 +237,8 @@ LENGTHS = jnp.full(BATCH, TIME)
     ("arguments", "keywords", "error", "message"),
     [
         ((X[0], W), {}, ValueError, r"inputs: expected \(batch, time, features\).*float32\[7,3\]"),
-        ((X[:, :0], W), {}, ValueError, r"inputs: .*none empty, got float32\[5,0,3\]"),
-        ((X.astype(int), W), {}, TypeError, "inputs: expected a floating array"),
+        ((X[:, :0], W), {}, ValueError, r"inputs: .*at least one step and feature, got float32\[5,0,3\]"),
+        ((X.astype(int), W), {}, TypeError, "inputs: expected an array of floats"),
         ((X, W._replace(bias=W.bias.astype(jnp.bfloat16))), {}, TypeError, "weights.bias: .*float32, got bfloat16"),
         ((X, W._replace(inputs=W.inputs[1:])), {}, ValueError, r"weights.inputs: expected \(3, 16\).*float32\[2,16\]"),
         ((X, W._replace(bias=W.bias[:-1])), {}, ValueError, r"weights.bias: expected \(16,\) for the cell 'lstm'"),
@@ -254,7 +254,7 @@ LENGTHS = jnp.full(BATCH, TIME)
             (X, W),
             {"formulation": "cudnn", "reverse": True},
             ValueError,
-            "formulation: expected 'own' or 'plain' for 'lstm' with reverse=True",
+            "formulation: expected 'own' or 'plain' for the cell 'lstm' with reverse=True",
         ),
         ((X, W), {"lengths": LENGTHS / 2}, TypeError, "lengths: expected integers, got float32"),
     ],
@@ -272,7 +272,7 @@ def test_wrong_input(arguments, keywords, error, message):
         ((W, S, X[:, 0, :2]), ValueError, r"weights.inputs: expected \(2, 16\) .*got float32\[3,16\]"),
         ((W, S, X[:, 0].astype(jnp.bfloat16)), TypeError, "weights.inputs: expected .*bfloat16, got float32"),
         ((W, S, X[:1, 0]), ValueError, r"state\[0\]: expected float32\[1,4\], got float32\[5,4\]"),
-        ((W, S[:1], X[:, 0]), ValueError, "state: expected a tuple of 2 for the cell 'lstm'"),
+        ((W, S[:1], X[:, 0]), ValueError, "state: expected a tuple of 2 arrays for the cell 'lstm'"),
     ],
 )
 def test_wrong_input_of_one_step(arguments, error, message):

@@ -80,12 +80,12 @@ def test_outputs_that_are_not_finite_may_be_the_same(run, tmp_path):
 
 
 def test_paths_that_are_refused(run, tmp_path):
-    with pytest.raises(ValueError, match="path: expected a name that ends in .onnx or .stablehlo, got model.pb"):
+    with pytest.raises(ValueError, match="path: expected a file name ending in .onnx or .stablehlo, got model.pb"):
         run.export(tmp_path / "model.pb")
     (tmp_path / "model.onnx").touch()
     with pytest.raises(FileExistsError, match="model.onnx: expected a path that does not exist yet"):
         run.export(tmp_path / "model.onnx")
-    with pytest.raises(FileNotFoundError, match="none: expected a folder to write to, got none"):
+    with pytest.raises(FileNotFoundError, match="none: expected a folder to write to, got no folder"):
         run.export(tmp_path / "none" / "model.stablehlo")
     with pytest.raises(TypeError, match="path: expected a path, got None"):
         run.export(None)
@@ -110,8 +110,8 @@ def test_models_that_cannot_be_exported(run, tmp_path):
         return jax.pure_callback(lambda x: x, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype), inputs)
 
     for apply, message in (
-        (of_lengths, "model: expected one that takes prepared features as one array, got AttributeError"),
-        (called_back, "model: expected one that jax.export can turn into a portable program"),
+        (of_lengths, "model: could not be applied to preprocessed features as one array: AttributeError"),
+        (called_back, "model: could not be exported as a portable program"),
     ):
         model = Model(lambda *_: {"params": {}}, apply)
         with pytest.raises(ValueError, match=message):

@@ -70,7 +70,7 @@ def test_predictions_are_those_of_the_run_bit_for_bit(run, model, rows):
 def test_columns_of_a_frame_are_found_by_name(run, model):
     frame = pandas.DataFrame(RAW, columns=NAMES)
     assert np.array_equal(model.predict(frame[["width", "length", "height"]]), run.predict(RAW))
-    with pytest.raises(ValueError, match="expected the 3 columns trained on, got columns without 'width'"):
+    with pytest.raises(ValueError, match="expected the 3 columns used in training, got columns without 'width'"):
         model.predict(frame[["length", "height"]])
 
 
@@ -79,7 +79,7 @@ def test_other_weights_are_used_instead(run, model):
     ours = run.predict(RAW, jax.tree.map(lambda leaf: 2 * leaf, run.best.variables))
     assert np.array_equal(model.predict(RAW, doubled), ours)
     assert jax.tree.structure(model.variables) == jax.tree.structure(run.best.variables)
-    with pytest.raises(ValueError, match="variables: expected the form of model.variables"):
+    with pytest.raises(ValueError, match="variables: expected the structure of model.variables"):
         model.predict(RAW, {"params": {}})
 
 
@@ -156,10 +156,10 @@ def test_an_existing_path_is_refused(run, path, tmp_path):
 
 
 def test_what_is_no_saved_model_is_refused(run, tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="none: expected the folder"):
+    with pytest.raises(FileNotFoundError, match="none: expected a checkpoint folder"):
         nnfx.load(tmp_path / "none")
     checkpoint.save(tmp_path / "other", {"a": np.zeros(3)})
-    with pytest.raises(ValueError, match="other: expected a saved model, got another kind of checkpoint"):
+    with pytest.raises(ValueError, match="other: expected a saved model, got a different kind of checkpoint"):
         nnfx.load(tmp_path / "other")
     monkeypatch.setattr(saved, "FORMAT", 7)
     run.save(tmp_path / "later")
@@ -199,7 +199,7 @@ def test_a_model_that_cannot_be_exported_is_an_error_before_anything_is_written(
         return jax.pure_callback(lambda x: x, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype), inputs)
 
     model = Model(lambda *_: {"params": {}}, host)
-    with pytest.raises(ValueError, match="model: expected one that jax.export can turn into a portable program, got"):
+    with pytest.raises(ValueError, match="model: could not be exported as a portable program:"):
         saved.save(tmp_path / "one", model, {"params": {"w": jnp.zeros(1)}}, run.preprocess, notes_of(run))
     assert not list(tmp_path.iterdir())
 

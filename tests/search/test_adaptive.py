@@ -89,7 +89,7 @@ def test_a_search_that_was_killed_ends_with_the_same_bits(data, tmp_path):
             search(make, data, SPACE, **kept, on_chunk=cut_at(2))
     same(search(make, data, SPACE, **kept), found)
     assert {path.name for path in tmp_path.iterdir()} >= {"descent", "members.csv"}
-    with pytest.raises(ValueError, match="expected the search that is saved there, got another"):
+    with pytest.raises(ValueError, match="expected the search saved there, got a different one"):
         search(make, data, SPACE, **{**kept, "method": HyperGradient(steps=3, rate=0.1)})
 
 
@@ -110,10 +110,11 @@ def looping():
 RATE = {"learning_rate": LogUniform(0.01, 1.0), "l2": Choice(0.1), "noise": Choice(0.1)}
 WRONG = [
     ({"method": HyperGradient(0)}, ValueError, "steps: expected a positive integer, got 0"),
+    ({"method": HyperGradient(1)}, ValueError, "steps: expected at least 2, .*, got 1"),
     ({"method": HyperGradient(2, 0.0)}, ValueError, "rate: expected a finite number above 0, got 0"),
     ({"devices_per_member": 2}, ValueError, "devices_per_member: expected 1 with HyperGradient, got 2"),
-    ({"points": None}, TypeError, "points: expected how many to draw, Grid.*, got none"),
-    ({"points": 2, "budget": 100}, TypeError, "points: expected none, since the budget decides how many"),
+    ({"points": None}, TypeError, "points: expected the number to draw, Grid.*, got none"),
+    ({"points": 2, "budget": 100}, TypeError, "points: expected None, since the budget decides how many"),
     ({"points": None, "budget": 13}, ValueError, "budget: expected at least 14 member-epochs, .*2 steps .*, got 13"),
     ({"space": None}, TypeError, "space: expected ranges by name"),
     (
@@ -124,7 +125,7 @@ WRONG = [
     (
         {"space": {**RATE, "noise": Uniform(-1.0, 5.0)}, "points": [{}]},
         TypeError,
-        r"learning_rate: expected Choice\(value\), since the points",
+        r"points: expected the number to draw, or Grid.*, with HyperGradient, got",
     ),
     ({"space": {**RATE, "noise": Uniform(-1.0, 1e9)}}, ValueError, "noise: expected .* at least 0, got -"),
 ]

@@ -82,7 +82,7 @@ def test_points_asked_for_twice_are_trained_once_and_told_twice(data, monkeypatc
 
 def test_wrong_samplers_are_errors(data):
     given = {"key": KEY, "devices": jax.devices()[:1]}
-    with pytest.raises(TypeError, match="sampler: expected a sampler of Optuna, such as .*, got 'tpe'"):
+    with pytest.raises(TypeError, match="sampler: expected an Optuna sampler, such as .*, got 'tpe'"):
         search(make, data, SPACE, points=2, method=Ask("tpe"), **given)
     with pytest.raises(TypeError, match="points: expected a positive integer, got None"):
         search(make, data, SPACE, method=Ask(optuna.samplers.TPESampler()), **given)
@@ -106,3 +106,23 @@ def test_a_sampler_may_end_before_all_points_and_may_be_used_again(data, tmp_pat
     method = Ask(optuna.samplers.TPESampler(seed=0), batch=2)
     given = {"key": KEY, "points": 4, "method": method, "devices": jax.devices()[:1], "out": tmp_path}
     same(*(search(plain, data, space, **given, progress=False) for _ in range(2)))
+
+
+def test_points_of_earlier_batches_are_told_again_without_training(data, monkeypatch):
+    told = []
+    monkeypatch.setattr(optuna.study.Study, "tell", lambda self, trial, loss: told.append((trial.params, loss)))
+    space = {"width": Choice(2, 3), "learning_rate": Choice(0.1), "shift": Choice(0.0)}
+    method = Ask(optuna.samplers.RandomSampler(seed=0), batch=2)
+    found = search(make, data, space, key=KEY, points=8, method=method, devices=jax.devices()[:1])
+    assert sorted(point["width"] for point in found.points) == [2, 3]
+    assert len(found.rows) == 2
+    losses = {found.points[row["point"]]["width"]: row["valid_loss"] for row in found.rows}
+    assert [loss for _, loss in told] == [losses[(2, 3)[params["width"]]] for params, _ in told]
+    assert len(told) == 8
+
+
+def test_a_wrong_name_writes_nothing(data, tmp_path):
+    method = Ask(optuna.samplers.RandomSampler(seed=0), batch=2)
+    with pytest.raises(TypeError, match="learning_rat"):
+        search(make, data, {**SPACE, "learning_rat": Choice(0.1)}, key=KEY, points=2, method=method, out=tmp_path)
+    assert not list(tmp_path.iterdir())

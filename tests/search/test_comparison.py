@@ -103,3 +103,13 @@ def test_pairs_of_points_are_compared_and_adjusted():
             found.pairs(count)
     with pytest.raises(ValueError, match="level: expected .* below 1"):
         found.pairs(level=1)
+
+
+def test_pairs_of_points_that_were_dropped_are_left_out():
+    points = [{"rate": float(i)} for i in range(3)]
+    values = np.tile([[3.0, 1.0, 2.0]], (8, 1)) + np.arange(8.0)[:, None]
+    found = search_of(points, values, reasons=["dropped", "epochs", "epochs"])
+    assert [(row["first"], row["second"]) for row in found.pairs().rows] == [(1, 2)]
+    alone = search_of(points, values, reasons=["dropped", "epochs", "dropped"])
+    with pytest.raises(ValueError, match="count: expected .* trained to the end, got 10 of 1"):
+        alone.pairs()

@@ -92,3 +92,12 @@ def test_quotas_rank_by_the_mean_of_the_best_losses_and_failed_points_last():
     losses = np.array([[[3.0, 2.0], [1.0, 9.0], [np.nan, np.nan]], [[3.0, 2.0], [2.0, 1.5], [0.1, 0.1]]])
     assert Quotas({2: 1}).kept(losses).tolist() == [1]
     assert Quotas({2: 2}).kept(losses).tolist() == [0, 1]
+
+
+def test_a_run_that_has_stopped_keeps_its_best_loss():
+    """Its two other seeds go on falling, and are likely to get below the best."""
+    falling = 1 / np.arange(1.0, 9)
+    stopped = np.where(np.arange(8) < 4, falling, np.nan)
+    best = np.full(8, 0.12)
+    losses = np.stack([np.stack([falling, best]), np.stack([falling, best]), np.stack([stopped, best])])
+    assert Hopeless((8,), 1e-9, epochs=40).kept(losses).tolist() == [0, 1]

@@ -126,10 +126,36 @@ def test_the_same_seed_gives_the_same_numbers():
             ValueError,
             "found: expected at least 4 points to model scores, got 2",
         ),
-        (sweep_of({"a": [1.0] * 5}, [[1.0] * 5]), ValueError, "found: expected points that differ in some name, got 5"),
+        (sweep_of({"a": [1.0] * 5}, [[1.0] * 5]), ValueError, "found: expected points that differ, got 5"),
         (sweep_of({"a": np.arange(5.0)}, [[np.nan] * 5]), ValueError, "found: expected a point whose runs all ended"),
     ],
 )
 def test_wrong_input_is_an_error(found, error, message):
     with pytest.raises(error, match=message):
         effects(found)
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.8])
+def test_equal_scores_have_no_shares(constant):
+    """Trees predict a constant up to rounding only."""
+    points = [{"rate": float(i), "momentum": float(i % 3)} for i in range(12)]
+    found = effects(search_of(points, np.full((1, 12), constant)))
+    assert [row["share"] for row in found.rows] == [0, 0, 0]
+
+
+def test_one_name_has_the_whole_variance_and_shares_never_exceed_it():
+    one = effects(sweep_of({"rate": np.array([0.1, 0.2, 0.3, 0.4])}, [[1.0, 2.0, 5.0, 3.0]]))
+    assert {row["name"]: row["share"] for row in one.rows} == pytest.approx({"rate": 1, "interactions": 0})
+    a, b = np.divmod(np.arange(16.0), 4)
+    two = effects(sweep_of({"a": a, "b": b}, [3 * a + b]))
+    assert sum(row["share"] for row in two.rows) == pytest.approx(1)
+    assert all(0 <= row["share"] <= 1 for row in two.rows)
+
+
+def test_values_that_print_alike_are_different_values():
+    functions = [lambda x: x, lambda x: -x]
+    points = [{"act": functions[i % 2], "rate": i * 1e-7 + 0.2} for i in range(8)]
+    found = effects(search_of(points, [[float(i % 2) for i in range(8)]], static=("act",)))
+    assert found.rows[0]["name"] == "act"
+    assert found.curves["act"].values == ["<lambda>", "<lambda> (2)"]
+    assert len(found.curves["rate"].values) == 8

@@ -91,5 +91,5 @@ def test_the_lineage_follows_the_ancestors_of_the_best_member():
     np.testing.assert_array_equal(best.get_xdata(), [2, 4, 6])
     np.testing.assert_array_equal(best.get_ydata(), [1.0, 5.0, 9.0])
     assert lines_of(axes[1])["of the best member"].tolist() == [3.0, 2.0, 0.5]
-    with pytest.raises(TypeError, match="members: expected what nnfx.sweeps.population returns, got 3"):
+    with pytest.raises(TypeError, match="members: expected the result of nnfx.sweeps.population, got 3"):
         figures.lineage(3)

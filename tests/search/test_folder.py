@@ -33,14 +33,24 @@ def test_another_search_does_not_overwrite_the_results_of_a_folder(data, tmp_pat
         ({"method": Halving((1,))}, "points kept: expected all, got {1: 1}"),
     ]
     for changed, message in others:
-        with pytest.raises(ValueError, match=f"expected the search that is saved there, got another:\n  {message}"):
+        with pytest.raises(ValueError, match=f"expected the search saved there, got a different one:\n  {message}"):
             search(make, data, **{"space": space, **given, **changed})
     assert (tmp_path / "members.csv").read_text() == before
+    train = make(2)
+    for given_to in (
+        lambda: nnfx.sweeps.sweep(train, data, key=jax.random.key(0), learning_rate=[0.1], out=tmp_path),
+        lambda: nnfx.session(train, tmp_path)(jax.random.key(0), data, learning_rate=0.1),
+    ):
+        with pytest.raises(ValueError, match="expected the folder of a run or a sweep, got the folder of a search"):
+            given_to()
+    assert (tmp_path / "members.csv").read_text() == before
+    with pytest.raises(NotADirectoryError, match=r"members.csv: expected a folder, got a file"):
+        search(make, data, space, **{**given, "out": tmp_path / "members.csv"})
     (tmp_path / "search.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"search.json: expected the description of a search, got something else"):
+    with pytest.raises(ValueError, match=r"search.json: could not read the description of a search"):
         search(make, data, space, **given)
     (tmp_path / "search.json").rename(tmp_path / "run.json")
-    with pytest.raises(ValueError, match="expected the folder of a search, got that of a run or a sweep"):
+    with pytest.raises(ValueError, match="expected the folder of a search, got the folder of a run or a sweep"):
         search(make, data, space, **given)
 
 

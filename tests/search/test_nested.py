@@ -130,12 +130,20 @@ def test_a_nested_search_resumes(noise, tmp_path):
     ("changed", "error", "message"),
     [
         ({"outer_folds": 1}, ValueError, "outer_folds: expected at least 2, got 1"),
-        ({"outer_folds": 31}, ValueError, "outer_folds: expected at most 30, half of the rows, got 31"),
+        (
+            {"outer_folds": 31},
+            ValueError,
+            "outer_folds: expected at most 30, half of the rows of positive weight, got 31",
+        ),
         ({"folds": None}, TypeError, "folds: expected a positive integer, got None"),
         ({"folds": 1}, ValueError, "folds: expected at least 2, got 1"),
         ({"key": 0}, TypeError, "key: expected a typed key"),
         ({"data": 3}, TypeError, "data: expected nnfx.data.Data"),
-        ({"valid_fraction": 0.5}, ValueError, "data.valid: expected none, since rows are held out in folds, got some"),
+        (
+            {"valid_fraction": 0.5},
+            ValueError,
+            "data.valid: expected None, since rows are held out in folds, got a held-out split",
+        ),
     ],
 )
 def test_wrong_input_is_an_error(noise, changed, error, message):
@@ -144,3 +152,15 @@ def test_wrong_input_is_an_error(noise, changed, error, message):
     data = given.pop("data", None) or nnfx.data.prepare(*noise, key=KEY, valid_fraction=fraction)
     with pytest.raises(error, match=message):
         nested(TRAIN, data, **given)
+
+
+def test_rows_of_weight_zero_are_in_no_fold(noise):
+    inputs, targets = (values[:40] for values in noise)
+    weights = np.where(np.arange(40) < 20, 0.0, 1.0)
+    data = nnfx.data.prepare(inputs, targets, weights=weights)
+    held_out = [int((np.asarray(rows.weights) > 0).sum()) for _, rows in outer_parts(data, KEY, 10)]
+    assert held_out == [2] * 10
+    with pytest.raises(ValueError, match="outer_folds: expected at most 10, half of the rows of positive weight"):
+        nested(TRAIN, data, key=KEY, points=POINTS[:1], outer_folds=11, folds=2)
+    with pytest.raises(ValueError, match="folds: expected 2 to 20, .* of positive weight, got 21"):
+        nnfx.sweeps.sweep(TRAIN, data, key=KEY, folds=21, column=0, learning_rate=0.1)

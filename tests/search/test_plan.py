@@ -2,11 +2,13 @@
 
 import itertools
 
+import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 import nnfx
-from nnfx.search import Halving, Hyperband, Uniform
+from nnfx.search import Choice, Halving, Hyperband, Uniform
 from nnfx.search.plan import rounds
 from nnfx.search.programs import Maker
 from tests.search.searches import KEY
@@ -40,3 +42,20 @@ def test_a_budget_decides_how_many_rounds_are_trained(given, names, epochs):
             spent += [rung] * (size - smaller)
     assert sorted(spent) == epochs
     assert sum(spent) <= 20
+
+
+@pytest.mark.parametrize("method", [None, Halving((1, 2), 0.5), Hyperband(1, 2)])
+def test_no_round_repeats_a_point_of_an_earlier_one(method):
+    """The space has five points; as many as that are trained, whatever the budget."""
+    space = {"learning_rate": Choice(0.1, 0.2, 0.3, 0.4, 0.5)}
+    points = None if isinstance(method, Hyperband) else 2
+    planned = rounds(Maker(make), KEY, space, points, method, 200, 1)
+    tried = [point["learning_rate"] for each in planned for point in each.points]
+    assert sorted(tried) == [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert all(each.points for each in planned)
+
+
+def test_numbers_of_numpy_and_jax_are_numbers():
+    values = [0.5, np.float64(0.5), np.float32(0.5), np.array(0.5), jnp.float32(0.5)]
+    [planned] = rounds(Maker(make), KEY, None, [{"learning_rate": value} for value in values], None, None, 1)
+    assert planned.points == [{"learning_rate": 0.5}]

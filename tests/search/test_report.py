@@ -101,7 +101,7 @@ def test_the_table_holds_all_points_ranked(text, found):
     exact = [float(value) for value in re.findall(r'data-value="([^"]+)"', text)][1::4]
     np.testing.assert_allclose(exact, [row["valid_loss"] for row in ranked], rtol=0)
     alike = len(found.indistinguishable().rows) - 1
-    assert f"from all but {alike} of the other points at 5 %" in text
+    assert f"distinguish it from {11 - alike} of 11 other points at 5 %." in text
     assert "<h1>A &amp; B</h1>" in text
 
 
@@ -135,6 +135,18 @@ def test_wrong_input_is_an_error_and_writes_nothing(given, error, message, tmp_p
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=message):
         report(*given)
-    with pytest.raises(TypeError, match="title: expected text, got 3"):
+    with pytest.raises(TypeError, match="title: expected a string, got 3"):
         report(sweep_of({"rate": [1.0, 2.0]}, [[1.0, 2.0]]), "a.html", title=3)
     assert not list(tmp_path.iterdir())
+
+
+def test_it_counts_only_points_that_a_test_distinguishes(tmp_path):
+    """By hand: eight pairs that all agree have a p-value of 2 / 2⁸; points 2 and 3 are neither alike nor apart."""
+    points = [{"rate": np.float64(i)} for i in range(4)]
+    values = np.arange(8.0)[:, None] + np.array([[1.0, 2.0, 3.0, 4.0]])
+    values[0, 3] = np.nan
+    report(search_of(points, values, reasons=["epochs", "epochs", "dropped", "epochs"]), tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "distinguish it from 1 of 1 other points at 5 %, apart from 1 dropped and 1 with failed runs." in text
+    assert 'data-value="1.0"' in text
+    assert "np.float64" not in text

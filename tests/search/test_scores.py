@@ -40,14 +40,14 @@ def test_outliers_and_failures_move_to_tukeys_fence(sign):
     # the quartiles of 1, 2, 3, 4, 1000 are 2 and 4
     clipped = dataclasses.replace(scores, largest_first=sign < 0).clipped(values)
     np.testing.assert_allclose(clipped, sign * np.array([1.0, 2.0, 3.0, 4.0, 10.0, 10.0]))
-    with pytest.raises(ValueError, match="found: expected a point whose runs all ended with finite numbers, got none"):
+    with pytest.raises(ValueError, match="found: expected a point whose runs all ended with finite scores, got none"):
         scores.clipped(np.full(6, np.nan))
 
 
 def test_only_searches_and_sweeps_with_different_points_have_scores():
     with pytest.raises(TypeError, match="found: expected the result of a search or a sweep, got 3"):
         Scores.of(3)
-    with pytest.raises(ValueError, match="found: expected points that differ in some name, got 2 of the same"):
+    with pytest.raises(ValueError, match="found: expected points that differ, got 2 equal points"):
         Scores.of(sweep_of({"rate": np.array([0.1, 0.1])}, np.zeros((1, 2))))
 
 

@@ -200,7 +200,7 @@ def test_what_cannot_be_told_from_the_best_is_known_after_six_runs(data):
     assert unsure.numbers[0] == best
     assert unsure.rows[0]["p_value"] == 1.0
     assert 2 in found.indistinguishable(level=0.03).numbers
-    with pytest.raises(ValueError, match="second: expected a point from 0 to 2, got 3"):
+    with pytest.raises(ValueError, match="second: expected 0 to 2, got 3"):
         found.compare(0, 3)
 
 
@@ -282,17 +282,21 @@ def test_points_that_are_given_share_the_numbers_that_the_space_fixes(data):
 
 
 WRONG = [
-    ({"make": 3}, TypeError, "make: expected what nnfx.fit returns, or a function"),
+    ({"make": 3}, TypeError, "make: expected the result of nnfx.fit, or a function"),
     ({"make": lambda width=1: 3, "space": {"width": Choice(1)}}, TypeError, "make: .* got 3 for width=1"),
     ({"space": None}, TypeError, "space: expected ranges by name, .*, got none"),
     ({"space": {"width": Uniform(1, 2)}}, TypeError, "width: expected a Choice or an Integer, since `make` takes it"),
     ({"space": {"width": When("a", 1, Normal(1, 2)), "a": Choice(1)}}, TypeError, "width: expected a Choice or"),
     ({"space": {"widht": Choice(8)}}, TypeError, "widht: expected a keyword of `make` .*; did you mean 'width'"),
-    ({"space": {"learning_rate": Choice("a")}}, TypeError, "learning_rate: expected numbers, since `make` .*, got 'a'"),
+    (
+        {"space": {"learning_rate": Choice("a")}},
+        TypeError,
+        "learning_rate: expected one number, since `make` .*, got 'a'",
+    ),
     ({"space": {"width": Choice(2)}}, TypeError, r"learning_rate: expected a number .* \(with width=2\)"),
     ({"space": {"learning_rate": Choice(-1.0)}}, ValueError, "learning_rate: expected .* above 0, got -1"),
     ({"space": {"learning_rate": Choice(1.0), "l2": Choice(1.0)}}, TypeError, "l2: expected a keyword of `make`"),
-    ({"points": None}, TypeError, "points: expected how many to draw, Grid.*, got none"),
+    ({"points": None}, TypeError, "points: expected the number to draw, Grid.*, got none"),
     ({"points": 0}, ValueError, "points: expected a positive integer, got 0"),
     ({"points": [{"width": 1}]}, TypeError, r"learning_rate: expected Choice\(value\), since the points are given"),
     (
@@ -301,7 +305,7 @@ WRONG = [
         r"points\[0\]: expected no value for learning_rate, which the space fixes, got one",
     ),
     ({"method": "halving"}, TypeError, "method: expected Halving, Hyperband, Extrapolation, .* or None, got 'halving'"),
-    ({"method": Hyperband()}, TypeError, "points: expected none, since Hyperband decides"),
+    ({"method": Hyperband()}, TypeError, "points: expected None, since Hyperband decides"),
     ({"method": Hyperband(9), "points": None}, ValueError, "min_epochs: expected at most 4"),
     ({"method": Halving((4,))}, ValueError, "rungs: expected epochs that increase and stay below 4"),
     ({"space": {}}, ValueError, "space: expected at least one range, got none"),
@@ -309,31 +313,35 @@ WRONG = [
     (
         {"space": {"width": When("a", 1, Choice(1)), "a": When("width", 1, Choice(1))}},
         ValueError,
-        "width: expected conditions without a circle, got width → a → width",
+        "width: expected conditions without a cycle, got width → a → width",
     ),
     ({"budget": 0}, ValueError, "budget: expected a positive integer, got 0"),
-    ({"budget": 7}, ValueError, "budget: expected at least 8 member-epochs, those of 2 points, got 7"),
-    ({"budget": 3, "points": None}, ValueError, "budget: expected at least 4 member-epochs, those of 1 point, got 3"),
-    ({"budget": 8, "points": Grid(2)}, TypeError, "points: expected a positive integer, got Grid"),
+    ({"budget": 7}, ValueError, "budget: expected at least 8 member-epochs, for 2 points, got 7"),
+    ({"budget": 3, "points": None}, ValueError, "budget: expected at least 4 member-epochs, for 1 point, got 3"),
+    (
+        {"budget": 8, "points": Grid(2)},
+        TypeError,
+        "points: expected the number to draw in each round of a budget, or None, got Grid",
+    ),
     (
         {"budget": 7, "points": 4, "method": Halving((1, 2), 0.5)},
         ValueError,
-        "budget: expected at least 8 member-epochs, those of 4 points, got 7",
+        "budget: expected at least 8 member-epochs, for 4 points, got 7",
     ),
     (
         {"budget": 7, "points": None, "method": Hyperband(1, 2)},
         ValueError,
-        "budget: expected at least 8 member-epochs, those of the first bracket, got 7",
+        "budget: expected at least 8 member-epochs, for the first bracket, got 7",
     ),
     (
         {"budget": 3, "method": Extrapolation((3,))},
         ValueError,
-        "budget: expected at least 4 member-epochs, those of one run of each seed and fold, got 3",
+        "budget: expected at least 4 member-epochs, for one run of each seed and fold, got 3",
     ),
     ({"key": 0}, TypeError, "key: expected a typed key"),
     ({"seeds": 0}, ValueError, "seeds: expected a positive integer"),
     ({"at_once": 0}, ValueError, "at_once: expected a positive integer"),
-    ({"skip_damaged": True}, ValueError, "skip_damaged: expected a folder `out` as well"),
+    ({"skip_damaged": True}, ValueError, "skip_damaged: expected the argument `out` as well"),
     (
         {"space": {"epochs": Choice(2, 4), "learning_rate": Choice(1.0)}, "points": None, "method": Hyperband(1, 2)},
         ValueError,
@@ -358,9 +366,9 @@ def test_what_make_requires_has_to_be_there(data):
     for space, got in (({"learning_rate": Choice(1.0)}, "none"), (
         {"learning_rate": Choice(1.0, 2.0), "width": When("learning_rate", 1.0, Choice(1))}, "one with a condition"
     )):  # fmt: skip
-        with pytest.raises(TypeError, match=f"width: expected a range for what `make` requires, got {got}"):
+        with pytest.raises(TypeError, match=f"width: expected a range, since `make` requires it, got {got}"):
             search(required, data, space, points=1, **FAST)
-    with pytest.raises(TypeError, match="width: expected a value for what `make` requires, got none"):
+    with pytest.raises(TypeError, match="width: expected a value, since `make` requires it, got none"):
         search(required, data, points=[{"learning_rate": 1.0}], **FAST)
 
 

@@ -137,7 +137,7 @@ def test_a_grid_is_every_combination_of_what_is_active():
         (
             {"width": 8},
             TypeError,
-            "width: expected Choice, .*, got 8; several values are Choice",
+            "width: expected Choice, .*, got 8; pass several values as Choice",
         ),
         ({"width": Choice()}, ValueError, "width: expected a Choice with at least one member, got none"),
         ({"width": Integer(8, 8)}, ValueError, "width.high: expected a finite number above 8, got 8"),
@@ -146,7 +146,7 @@ def test_a_grid_is_every_combination_of_what_is_active():
         ({"rate": Uniform(2.0, 1.0)}, ValueError, "rate.high: expected a finite number above 2, got 1"),
         ({"rate": LogUniform(0.0, 1.0)}, ValueError, "rate.low: expected a finite number above 0, got 0"),
         ({"l2": When("size", 1, Choice(1)), "width": Choice(1)}, ValueError, "l2: When.name: expected one of .*'size'"),
-        ({"l2": When("a", 3, Choice(1)), "a": Choice(1, 2)}, ValueError, "l2: When.member: .* a may have, .*, got 3"),
+        ({"l2": When("a", 3, Choice(1)), "a": Choice(1, 2)}, ValueError, "l2: When.member: .* value of a, .*, got 3"),
         ({"l2": When("a", True, Choice(1)), "a": Choice(1, 2)}, ValueError, "l2: When.member: .*, got True"),
         ({"l2": When("a", 9, Choice(1)), "a": Integer(1, 2)}, ValueError, "l2: When.member: .*, got 9"),
         ({"l2": When("a", 1.0, Choice(1)), "a": Uniform(0, 2)}, TypeError, "l2: When.name: .* a Choice or an Integer"),
@@ -154,9 +154,9 @@ def test_a_grid_is_every_combination_of_what_is_active():
         (
             {"b": When("a", 1, Choice(1)), "a": When("b", 1, Choice(1))},
             ValueError,
-            "b: expected conditions without a circle, got b → a → b",
+            "b: expected conditions without a cycle, got b → a → b",
         ),
-        ({"a": When("a", 1, Choice(1))}, ValueError, "a: expected conditions without a circle, got a → a"),
+        ({"a": When("a", 1, Choice(1))}, ValueError, "a: expected conditions without a cycle, got a → a"),
     ],
 )
 def test_a_wrong_space_is_an_error_that_names_the_entry(space, error, message):

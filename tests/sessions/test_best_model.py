@@ -98,7 +98,7 @@ def test_before_the_first_checkpoint_there_is_nothing_to_open(data, key, tmp_pat
     with pytest.raises(CutError):
         quiet(TWO_EPOCHS, tmp_path, evaluate=at_epoch(1, cut))(key, data, **RATE)
     with pytest.raises(
-        FileNotFoundError, match="expected the folder of a session that has saved its model, got none y"
+        FileNotFoundError, match="expected the folder of a session that has saved its model, got no model y"
     ):
         nnfx.load(tmp_path)
 
@@ -150,7 +150,7 @@ def test_without_flatbuffers_the_session_runs_and_loading_says_what_is_missing(d
         run = quiet(TWO_EPOCHS, tmp_path)(key, data, **RATE)
         assert int(run.epochs) == 2
         with pytest.raises(
-            FileNotFoundError, match=r"one that could not: flatbuffers: .* pip install 'nnfx\[saving\]'"
+            FileNotFoundError, match=r"a session that could not save it: flatbuffers: .* pip install 'nnfx\[saving\]'"
         ):
             nnfx.load(tmp_path)
     quiet(TWO_EPOCHS, tmp_path)(key, data, **RATE)  # once it is installed, the same call saves the model
@@ -168,7 +168,7 @@ def test_a_model_that_cannot_be_exported_trains_and_loading_says_why(data, key, 
     train = fit(Model(model.init, apply), 3, optax.sgd, stop=())
     run = quiet(train, tmp_path, save_every_epochs=1)(key, data, **RATE)
     assert int(run.epochs) == 3
-    with pytest.raises(FileNotFoundError, match="could not: model: expected one that jax.export can turn into"):
+    with pytest.raises(FileNotFoundError, match="could not save it: model: could not be exported"):
         nnfx.load(tmp_path)
 
 
@@ -183,7 +183,7 @@ def test_a_run_saved_by_hand_opens_where_the_session_has_saved_no_model(data, en
 def test_the_folder_of_a_sweep_is_refused(data, key, tmp_path):
     nnfx.sweeps.sweep(TWO_EPOCHS, data, key=key, learning_rate=[0.1, 0.2], out=tmp_path)
     with pytest.raises(
-        FileNotFoundError, match="expected a saved model, or .* a session of one run, got that of a swe"
+        FileNotFoundError, match="expected a saved model, or .* a session of one run, got the folder of a swe"
     ):
         nnfx.load(tmp_path)
 

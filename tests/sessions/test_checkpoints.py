@@ -124,7 +124,7 @@ def test_a_save_that_fails_is_told_and_what_was_saved_stays(tmp_path, monkeypatc
         monkeypatch.setattr(orbax, "save", full)
         checkpoints.save(2, state(), loss=0.0)
         with pytest.raises(
-            OSError, match=r"2: expected a checkpoint to be written, got .*No space left.*newest checkpoint is .*1"
+            OSError, match=r"2: could not write a checkpoint: .*No space left.*newest checkpoint is .*1"
         ):
             checkpoints.save(3, state(), loss=0.0)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "epoch-00000001"]
@@ -137,7 +137,7 @@ def test_a_save_that_fails_is_told_and_what_was_saved_stays(tmp_path, monkeypatc
 
     with pytest.raises(ZeroDivisionError) as error:
         fail()
-    assert "expected a checkpoint to be written" in error.value.__notes__[0]
+    assert "could not write a checkpoint" in error.value.__notes__[0]
 
 
 def test_stray_files_and_links_are_no_checkpoints(tmp_path):
@@ -196,7 +196,7 @@ def test_whatever_loading_raises_an_older_one_may_do(tmp_path, monkeypatch, erro
 
     monkeypatch.setattr(orbax, "load", fail)
     with Checkpoints(tmp_path) as checkpoints:
-        with pytest.raises(DamagedError, match=f"2: expected a readable checkpoint, got {type(error).__name__}"):
+        with pytest.raises(DamagedError, match=f"2: could not read the checkpoint: {type(error).__name__}"):
             checkpoints.resume(lambda _: state())
         with pytest.warns(UserWarning, match="damaged"):
             path, _, _ = checkpoints.resume(lambda _: state(), skip_damaged=True)

@@ -71,12 +71,12 @@ def test_logs_are_never_replaced_by_less(data, key, ended, tmp_path):
         ValueError, match="history.csv: expected the run .*\n  optimizer: expected optax.sgd, got optax.ad"
     ):
         quiet(other, out)(key, data, learning_rate=0.1)
-    with pytest.raises(ValueError, match="checkpoints: expected the checkpoints that were saved there, got none; put"):
+    with pytest.raises(
+        ValueError, match="checkpoints: expected the checkpoints that were saved there, got none; restore"
+    ):
         quiet(TWO_EPOCHS, out)(key, data, learning_rate=0.1)
     (out / "run.json").unlink()
-    with pytest.raises(
-        ValueError, match="history.csv: expected no logs without the checkpoints of their run, got some"
-    ):
+    with pytest.raises(ValueError, match="history.csv: expected no logs without checkpoints of the same run, got some"):
         quiet(TWO_EPOCHS, out)(key, data, learning_rate=0.1)
     assert contents(out) == {path: content for path, content in before.items() if path.name != "run.json"}
     (out / "history.csv").unlink()
@@ -98,14 +98,14 @@ def test_a_run_on_stored_data_and_one_in_memory_do_not_share_a_folder(data, key,
     examples = nnfx.data.store(tmp_path / "examples", [tuple(map(np.asarray, data.train[:2]))])
     before = contents(ended)
     with pytest.raises(
-        ValueError, match="expected the folder of a run on stored data, got that of a run; use another folder"
+        ValueError, match="expected the folder of a run on stored data, got the folder of a run; use another folder"
     ):
         nnfx.session(TWO_EPOCHS, ended, progress=False)(key, examples, learning_rate=0.1)
     assert contents(ended) == before
     nnfx.session(TWO_EPOCHS, tmp_path / "stream", progress=False)(key, examples, learning_rate=0.1)
     before = contents(tmp_path / "stream")
     with pytest.raises(
-        ValueError, match="expected the folder of a run, got that of a run on stored data; use another folder"
+        ValueError, match="expected the folder of a run, got the folder of a run on stored data; use another folder"
     ):
         quiet(TWO_EPOCHS, tmp_path / "stream")(key, data, learning_rate=0.1)
     assert contents(tmp_path / "stream") == before
@@ -126,7 +126,7 @@ def test_nothing_is_written_through_a_link(data, key, tmp_path):
         (out / name).unlink()
         (out / name).symlink_to(outside)
         if name == "run.json":
-            with pytest.raises(ValueError, match="run.json: expected the description of a session"):
+            with pytest.raises(ValueError, match="run.json: could not read the description of a run"):
                 quiet(FOUR_EPOCHS, out)(key, data, learning_rate=0.1)
             (out / name).unlink()
     quiet(FOUR_EPOCHS, out, evaluate=lambda run: {"a": 1.0})(key, data, learning_rate=0.1)
@@ -134,7 +134,7 @@ def test_nothing_is_written_through_a_link(data, key, tmp_path):
     assert len(rows(out / "history.csv")) == 4
     (out / "checkpoints" / ".lock").unlink()
     (out / "checkpoints" / ".lock").symlink_to(outside)
-    with pytest.raises(OSError, match=r".lock: expected a file, got a link; nothing is written through links"):
+    with pytest.raises(OSError, match=r".lock: expected a file, got a symbolic link; nothing is written through links"):
         quiet(FOUR_EPOCHS, out)(key, data, learning_rate=0.1)
     (out / "checkpoints").rename(tmp_path / "elsewhere")
     (out / "checkpoints").symlink_to(tmp_path / "elsewhere")

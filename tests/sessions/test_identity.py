@@ -51,7 +51,7 @@ def test_the_kind_the_key_and_the_hyper_parameters_count():
     assert first.differences(identity(kind="sweep")) == ["kind: expected a run, got a sweep"]
     other = identity(key=jax.random.key(1), hyper={"momentum": np.float32(0.5)})
     assert first.differences(other) == [
-        "key: expected the key of the checkpoint, got another",
+        "key: expected the key of the checkpoint, got a different one",
         "learning_rate: expected 0.1, got nothing",
         "momentum: expected nothing, got 0.5",
     ]

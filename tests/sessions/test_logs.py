@@ -58,7 +58,7 @@ def test_a_full_disk_is_told_with_the_path(tmp_path):
     log.close()
     with (
         Path("/dev/full").open("ab", buffering=0) as log._file,
-        pytest.raises(OSError, match=r"a.csv: expected rows to be appended, got .*No space left"),
+        pytest.raises(OSError, match=r"a.csv: could not append rows: .*No space left"),
     ):
         log.add(ROWS)
 
@@ -126,7 +126,7 @@ def test_a_full_disk_is_told_by_tensorboard_s_log_as_well(tmp_path, monkeypatch)
     log = TensorBoardLog(tmp_path)
     full = Path("/dev/full").open("ab", buffering=0)  # noqa: SIM115 -- the log closes it
     monkeypatch.setattr(paths, "append", lambda path, is_new: full)
-    with pytest.raises(OSError, match="expected logs to be written, got .*No space left"):
+    with pytest.raises(OSError, match="could not write logs: .*No space left"):
         log.add(ROWS)
     log.close()
     assert full.closed
@@ -168,7 +168,9 @@ def test_a_file_that_is_right_already_is_left_alone(tmp_path):
 
 def test_tensorboard_that_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.record_writer", None)
-    with pytest.raises(ModuleNotFoundError, match="tensorboard: required to write logs for it; not installed: pip"):
+    with pytest.raises(
+        ModuleNotFoundError, match="tensorboard: required to write TensorBoard logs, but not installed: pip"
+    ):
         TensorBoardLog(tmp_path)
 
 

@@ -124,7 +124,7 @@ def test_another_run_is_refused(fit, data, examples, tmp_path):
     session(KEY, examples, data.valid, **HYPER)
     with pytest.raises(ValueError, match=r"learning_rate: expected 0.05\d*, got 0.1"):
         session(KEY, examples, data.valid, **{**HYPER, "learning_rate": 0.1})
-    with pytest.raises(ValueError, match="key: expected the key of the checkpoint, got another"):
+    with pytest.raises(ValueError, match="key: expected the key of the checkpoint, got a different one"):
         session(jax.random.key(4), examples, data.valid, **HYPER)
     part = nnfx.data.store(tmp_path / "part", [(examples.inputs[:40], examples.targets[:40])])
     with pytest.raises(ValueError, match=r"data.train.inputs: expected float32\[63,5\] .*, got float32\[40,5\] "):
@@ -172,9 +172,9 @@ def test_what_cannot_be_meant_is_refused(fit, data, examples, tmp_path):
     with pytest.raises(ValueError, match="save_every_steps: expected a positive integer, got 0"):
         nnfx.session(fit, tmp_path, save_every_steps=0)
     session = nnfx.session(fit, tmp_path / "run", progress=False)
-    with pytest.raises(TypeError, match="valid: expected None for data in memory, .* got a Batch"):
+    with pytest.raises(TypeError, match="valid: expected None, since data in memory .* got a Batch"):
         session(KEY, data, data.valid, **HYPER)
-    with pytest.raises(ValueError, match="save_every_steps: expected None for data in memory, .* got 3"):
+    with pytest.raises(ValueError, match="save_every_steps: expected None, since .* in memory .* got 3"):
         nnfx.session(fit, tmp_path / "run", save_every_steps=3)(KEY, data, **HYPER)
     with pytest.raises(TypeError, match="valid: expected a Batch, such as .*, got Stored"):
         session(KEY, examples, examples, **HYPER)

@@ -67,7 +67,7 @@ def test_rows_without_weight_are_absent(several):
 
 
 def test_wrong_classes_are_named(two):
-    with pytest.raises(ValueError, match="y: expected two classes or more of positive weight, got 1"):
+    with pytest.raises(ValueError, match="y: expected at least two classes of positive weight, got 1"):
         clone(two).fit(X, np.ones(150))
     with pytest.raises(ValueError, match="classes: expected all classes in the first call"):
         clone(two).partial_fit(X, NAMES)
@@ -148,11 +148,11 @@ def test_a_search_takes_several_labels():
 
 def test_wrong_labels_are_named():
     model = Classifier("perceptron", **{**FLAT, "epochs": 1})
-    with pytest.raises(ValueError, match="class_weight: expected None for rows of labels"):
+    with pytest.raises(ValueError, match="class_weight: expected None for multilabel targets"):
         clone(model).set_params(class_weight="balanced").fit(X, INDICATORS)
-    with pytest.raises(ValueError, match="y: expected targets like those of the first call"):
+    with pytest.raises(ValueError, match="y: expected targets as in the first call"):
         clone(model).set_params(warm_start=True).fit(X, INDICATORS).fit(X, LABELS)
-    with pytest.raises(ValueError, match="y: expected some known values of each output"):
+    with pytest.raises(ValueError, match="y: expected some known values for each output"):
         clone(model).set_params(missing_targets="mask").fit(X, np.where([True, True, False], INDICATORS, np.nan))
     with pytest.raises(ValueError, match="missing_targets: expected one of 'error', 'mask'"):
         clone(model).set_params(missing_targets="drop").fit(X, INDICATORS)

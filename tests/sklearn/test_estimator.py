@@ -297,7 +297,7 @@ def test_wrong_parameters_are_named(kind, options, error, message):
 
 def test_without_scikit_learn_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(ImportError, match=r"nnfx.sklearn: expected scikit-learn; .*'nnfx\[sklearn\]'"):
+    with pytest.raises(ImportError, match=r"scikit-learn: required by nnfx.sklearn.*'nnfx\[sklearn\]'"):
         importlib.reload(nnfx.sklearn)
 
 

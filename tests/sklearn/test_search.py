@@ -211,7 +211,7 @@ def predicts_for_others(estimator, x, y):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({}, ValueError, "param_grid: expected either this or param_distributions, got none"),
+        ({}, ValueError, "param_grid: expected either param_grid or param_distributions, got none"),
         ({"param_grid": GRID, "param_distributions": GRID}, ValueError, "param_grid: expected .*, got both"),
         ({"param_grid": GRID, "n_iter": 3}, ValueError, "n_iter: expected None for a grid, got 3"),
         ({"param_distributions": GRID, "n_iter": 0}, ValueError, "n_iter: expected a positive integer"),

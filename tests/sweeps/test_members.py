@@ -171,11 +171,11 @@ def ended(data, tmp_path_factory):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"key": jax.random.key(1)}, "key: expected the key of the checkpoint, got another"),
-        ({"seeds": 3}, "data.sweep.seeds: expected 2, got 3"),
+        ({"key": jax.random.key(1)}, "key: expected the key of the checkpoint, got a different one"),
+        ({"seeds": 3}, "seeds: expected 2, got 3"),
         ({"learning_rate": [0.001, 0.1, 0.5, 2.0]}, r"learning_rate: expected \[.*3.*\], got \[.*2.*\]"),
-        ({"epochs_per_chunk": 4}, "data.sweep.epochs between looks: expected 8, got 4"),
-        ({"at_once": 2}, "data.sweep.at_once: expected None, got 2"),
+        ({"epochs_per_chunk": 4}, "epochs_per_chunk: expected 8, got 4"),
+        ({"at_once": 2}, "at_once: expected None, got 2"),
     ],
 )
 def test_another_sweep_is_refused_before_anything_is_written(data, ended, changed, message):
@@ -188,7 +188,7 @@ def test_another_sweep_is_refused_before_anything_is_written(data, ended, change
 
 
 def test_a_run_does_not_go_on_in_the_folder_of_a_sweep(data, ended):
-    with pytest.raises(ValueError, match="expected the folder of a run, got that of a sweep"):
+    with pytest.raises(ValueError, match="expected the folder of a run, got the folder of a sweep"):
         nnfx.session(PLAIN, ended, progress=False)(KEY, data, learning_rate=0.1)
 
 
@@ -208,5 +208,5 @@ def test_the_bar_shows_epochs_and_who_is_running(data, tmp_path, capsys):
 
 @pytest.mark.parametrize("option", [{"skip_damaged": True}, {"tensorboard": True}])
 def test_what_only_a_folder_can_have_asks_for_one(data, option):
-    with pytest.raises(ValueError, match=f"{next(iter(option))}: expected a folder `out` as well, got none"):
+    with pytest.raises(ValueError, match=f"{next(iter(option))}: expected the argument `out` as well, got none"):
         sweep(PLAIN, data, **given(), **option)

@@ -36,5 +36,5 @@ def test_points_that_are_given_share_the_other_numbers():
     for value, got in (([0.5, 0.6], r"float64\[2\]"), (np.nan, "1 not finite"), ("x", "<U1")):
         with pytest.raises((TypeError, ValueError), match=f"b: expected .*, got .*{got}"):
             chosen(KEY, {"a": [1.0]}, {"b": value})
-    with pytest.raises(ValueError, match="a: expected one number for all points, .*, got one there as well"):
+    with pytest.raises(ValueError, match="a: expected one number for all points, .*, got one in `points` too"):
         chosen(KEY, [{"a": 1.0}], {"a": 2.0})

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import nnfx
+from nnfx.search import Choice
 from nnfx.sweeps import LogUniform, Uniform, population
 from nnfx.sweeps.population import chosen_parents, draw_members, explored
 from nnfx.training.epochs import scan_epochs, start
@@ -170,6 +171,11 @@ WRONG = {
         ValueError,
         r"factors\[0\]: .* above 0",
     ),
+    "a choice": (
+        {"size": 4, "epochs_per_round": 3, "learning_rate": Choice(0.1, 0.2)},
+        TypeError,
+        "learning_rate: expected a number, got Choice",
+    ),
     "no range": ({"size": 4, "epochs_per_round": 3, "learning_rate": 0.1}, ValueError, "values: expected at least one"),
     "order": ({"size": 4, "epochs_per_round": 3, "learning_rate": Uniform(1, 0.1)}, ValueError, "learning_rate.high: "),
     "unknown": ({"size": 4, "epochs_per_round": 3, "rate": Uniform(0, 1), **RATE}, TypeError, "rate: expected one of"),
@@ -206,3 +212,17 @@ def test_the_history_of_a_member_is_that_of_its_weights(found):
         ends = histories[member, ROUND - 1 :: ROUND]
         np.testing.assert_array_equal(ends, np.asarray(found.losses)[np.arange(4), found.lineage(member)])
         assert float(run.best.loss) == histories[member].min()
+
+
+@pytest.mark.parametrize("member", [-1, 99, 1.0, True, "a"])
+def test_members_have_numbers(found, member):
+    for look_up in (found.run, found.lineage, found.schedule):
+        with pytest.raises((TypeError, ValueError), match="^member: expected"):
+            look_up(member)
+
+
+def test_of_members_that_all_diverged_none_is_best(data):
+    train = nnfx.fit(nnfx.models.mlp((4,)), nnfx.losses.mean_square_error, optax.sgd, epochs=6)
+    diverged = population(train, size=2, epochs_per_round=3, learning_rate=Uniform(1e20, 1e21))(KEY, data)
+    with pytest.raises(ValueError, match="best: expected a member with a finite loss, got none"):
+        _ = diverged.best

@@ -95,6 +95,11 @@ def test_wrong_counts_and_columns_raise_a_clear_error(train, data):
         result.ensemble(7)
     with pytest.raises(ValueError, match="column: .*'valid_loss'"):
         result.sort("valid_los")
+    with pytest.raises(ValueError, match="number: expected 0 to 5, got 6"):
+        result.member(6)
+    for number in (True, 1.0, "a"):
+        with pytest.raises(TypeError, match="number: expected a non-negative integer"):
+            result.member(number)
 
 
 def made(train, losses, reasons, seeds):

@@ -380,7 +380,9 @@ def test_wrong_folds_and_rungs(data, plain):
         sweep(plain, data, key=KEY, halving=Halving(2), learning_rate=[1, 2])
     with pytest.raises(TypeError, match=r"halving: expected nnfx.sweeps.Halving\(rungs=...\), got"):
         sweep(plain, data, key=KEY, halving=(1, 2), learning_rate=[1, 2])
-    with pytest.raises(ValueError, match="epochs_per_chunk: expected a divisor of the rungs .* such as 1, got 2"):
+    with pytest.raises(
+        ValueError, match="epochs_per_chunk: expected a common divisor of the rungs .* such as 1, got 2"
+    ):
         sweep(plain, data, key=KEY, halving=Halving((2,)), epochs_per_chunk=2, learning_rate=[1, 2])
     whole = nnfx.data.Data(data.train, None, data.preprocess)
     with pytest.raises(ValueError, match="folds: expected 2 to 536"):

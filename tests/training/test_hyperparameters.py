@@ -3,7 +3,9 @@ import functools
 import jax
 import numpy as np
 import optax
+import pytest
 
+import nnfx
 from nnfx import losses
 from nnfx.training import hyperparameters
 
@@ -33,3 +35,12 @@ def test_numbers_of_every_kind_are_traced_alike():
         for value in (1, 1.0, np.float64(1), np.int32(1), jax.numpy.ones(()))
     ]
     assert {(a.dtype, a.shape) for a in arrays} == {(np.dtype(np.float32), ())}
+
+
+@pytest.mark.parametrize("number", [1e300, 1e-60, 10**400, -1e-60])
+def test_numbers_that_the_default_float_cannot_represent_are_errors(number):
+    train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.huber, optax.sgd, epochs=1)
+    with pytest.raises(ValueError, match="momentum: expected a "):
+        hyperparameters.check({"learning_rate": 0.1, "momentum": number}, train.all_factories)
+    with pytest.raises(ValueError, match="learning_rate: expected a "):
+        hyperparameters.check({"learning_rate": number}, train.all_factories)

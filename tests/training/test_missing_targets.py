@@ -203,7 +203,7 @@ def test_a_mixture_with_an_absent_target_is_absent():
         ),
         (
             lambda: prepared(np.where(np.arange(OUTPUTS) == 2, np.nan, REAL)),
-            "targets: expected some known values of output 2, got only missing ones",
+            "targets: expected at least one known value of output 2, got none",
         ),
         (lambda: prepared(np.where(IS_KNOWN, REAL, np.inf)), "targets: expected finite numbers"),
         (lambda: prepared(REAL, weights=np.ones((ROWS, 2))), r"weights: expected one per row, \(40,\), or the leading"),
@@ -217,7 +217,7 @@ def test_what_is_wrong_is_named(call, message):
 def test_a_loss_of_several_outputs_together_cannot_be_masked():
     one_hot = np.eye(OUTPUTS)[RNG.integers(0, OUTPUTS, ROWS)]
     train = nnfx.fit(nnfx.models.perceptron(OUTPUTS), nnfx.losses.categorical_cross_entropy, optax.sgd, epochs=1)
-    with pytest.raises(ValueError, match="loss: expected a mean over outputs, since each target has its own weight"):
+    with pytest.raises(ValueError, match="loss: expected a mean over outputs, since outputs have their own weights"):
         train(jax.random.key(0), prepared(masked(one_hot)), learning_rate=0.1)
     whole = prepared(masked(one_hot, np.broadcast_to(IS_KNOWN[:, :1], one_hot.shape)))
     assert np.isfinite(train(jax.random.key(0), whole, learning_rate=0.1).final["train_loss"])
@@ -248,5 +248,5 @@ def test_what_cannot_be_standardised_is_an_error():
         nnfx.data.prepare(sequences, np.arange(12.0).reshape(4, 3, 1), standardize_targets=True)
     targets = np.array([[1.0, np.nan], [2.0, np.nan], [3.0, 4.0]])
     split = (np.array([0, 1]), np.array([2]))
-    with pytest.raises(ValueError, match="targets: expected some known values of every output to train on"):
+    with pytest.raises(ValueError, match="targets: expected at least one known training value of every output"):
         nnfx.data.prepare(np.eye(3), targets, split=split, missing_targets="mask", standardize_targets=True)

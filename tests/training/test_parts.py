@@ -148,10 +148,10 @@ NOT_PARTS = {
     "loss": ({"loss": None}, "loss: expected a function of outputs and targets, got None"),
     "optimizer": ({"optimizer": 0.1}, "optimizer: expected an Optax factory or optimizer, got 0.1"),
     "penalty": ({"penalty": 0.1}, "penalty: expected a function of the parameters, got 0.1"),
-    "augment": ({"augment": 1}, "augment: expected a function or a sequence of them, got 1"),
+    "augment": ({"augment": 1}, "augment: expected a function or a sequence of functions, got 1"),
     "augments": ({"augment": [add, 1]}, "augment: expected functions of a key and a batch, got 1"),
     "average": ({"average": 0.9}, "average: expected a function such as nnfx.averaging.exponential, got 0.9"),
-    "stop": ({"stop": "patience"}, "stop: expected a function or a sequence of them, got 'patience'"),
+    "stop": ({"stop": "patience"}, "stop: expected a function or a sequence of functions, got 'patience'"),
     "rules": ({"stop": [None]}, "stop: expected factories, such as nnfx.stopping.patience, got None"),
 }
 

@@ -266,7 +266,7 @@ def test_evaluation_looks_at_values(run, changes, message):
 def test_none_means_none_and_numbers_are_refused():
     nnfx.fit(MODEL, MSE, optax.sgd, epochs=1, stop=None, augment=None, metrics=None, penalty=None, average=None)
     for name in ("stop", "augment"):
-        with pytest.raises(TypeError, match=f"{name}: expected a function or a sequence of them, got 3"):
+        with pytest.raises(TypeError, match=f"{name}: expected a function or a sequence of functions, got 3"):
             nnfx.fit(MODEL, MSE, optax.sgd, epochs=1, **{name: 3})
 
 

@@ -168,7 +168,7 @@ def test_wrong_input(key):
         conformal.margins(predictions.at[3, 1, 0].set(jnp.nan), targets, 0.5)
     with pytest.raises(ValueError, match="predictions: expected bounds of the same shape"):
         conformal.margins(conformal.Interval(predictions, predictions[:1]), targets, 0.5)
-    with pytest.raises(ValueError, match=r"margins: expected one for each output of the predictions, \[3, 2\]"):
+    with pytest.raises(ValueError, match=r"margins: expected one margin for each output of the predictions, \[3, 2\]"):
         conformal.widen(predictions, jnp.ones(3))
     scores, labels = conformal.lac(f32(P)), ints(LABELS)
     with pytest.raises(ValueError, match=r"scores: expected \(examples, classes\), got float32\[200\]"):

@@ -71,5 +71,5 @@ def test_wrong_input_is_named(key):
     with pytest.raises(ValueError, match="draws: expected a positive integer, got 0"):
         uncertainty.mc_dropout(key, model, variables, INPUTS, draws=0)
     model, variables = made(batch_norm=True)
-    with pytest.raises(ValueError, match="variables: expected parameters alone, got also batch_stats"):
+    with pytest.raises(ValueError, match="variables: expected only parameters, got also batch_stats"):
         uncertainty.mc_dropout(key, model, variables, INPUTS, draws=2)

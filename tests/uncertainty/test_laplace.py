@@ -159,7 +159,7 @@ def test_numbers_are_traced(compilations):
 
 def test_wrong_input_is_named(key):
     data, variables = batch(X, Y), linear([1.0, -2.0, 0.5])
-    with pytest.raises(ValueError, match="layer: expected a pattern of one of bias, kernel, got 'output'"):
+    with pytest.raises(ValueError, match="layer: expected a pattern that matches one of bias, kernel, got 'output'"):
         laplace.fit(LINEAR, variables, data, prior_precision=1.0)
     for name in ("noise", "prior_precision"):
         with pytest.raises(ValueError, match=f"{name}: expected a finite number above 0, got 0"):
@@ -207,7 +207,7 @@ def test_the_precision_of_a_penalty_makes_the_trained_weights_the_most_likely():
 
 
 def test_weights_of_single_targets_are_for_regression():
-    with pytest.raises(ValueError, match=r"data.weights: expected one for each row, \[40\], got float32\[40,1\]"):
+    with pytest.raises(ValueError, match=r"weights: expected one weight for each row, \[40\], got float32\[40,1\]"):
         laplace.fit(
             LINEAR,
             linear(np.ones(3)),
