@@ -25,7 +25,7 @@ def gaussian_noise(key: Array, batch: Batch, noise: NonNegative) -> Batch:
     Args:
         key: a typed key.
         batch: inputs of any shape; integers, such as the lengths of sequences, stay as they are.
-        noise: σ, non-negative, in units of the prepared inputs; may be traced.
+        noise: σ, non-negative, in the units of the preprocessed inputs; may be traced.
 
     Returns:
         The batch with new inputs of the same shape and dtype.

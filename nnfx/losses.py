@@ -127,7 +127,7 @@ def _known(labels: Array) -> Array:
 
 
 def mean_of_each(values: Array) -> Array:
-    """Return the mean over all axes but the first, of which there may be no rows."""
+    """Average over all axes but the first, which may be empty."""
     return values.reshape(values.shape[0], math.prod(values.shape[1:])).mean(-1)
 
 

@@ -191,7 +191,7 @@ def flags(encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
 
 
 def labels(name: str, values: Any, *, mask: bool = False) -> np.ndarray | None:
-    """Return labels that are text or categories as objects `(rows,)`, and None for anything else, such as numbers.
+    """Return text or categorical labels as objects `(rows,)`, and None for anything else, such as numbers.
 
     Args:
         name: the name of the argument, for error messages.

@@ -124,7 +124,7 @@ def following(times: Any, steps: int) -> Any:
         steps: the number of times to return.
 
     Returns:
-        `(steps,)`, with the dtype of the times; those of a pandas index as datetime64 or, if it has a time zone, as an
+        `(steps,)`, with the dtype of the times; for a pandas index, datetime64 or, if the index has a time zone, an
         index in that zone.
 
     Raises:

@@ -29,9 +29,9 @@ class Forecast:
         interval: lower and upper bounds of the same shape; None if no level was requested.
         level: the fraction of the values that the interval should cover; None if there is no interval.
         outputs: the forecasts with all parameters of the head, `(steps, channels, parameters)`, for its `quantiles`;
-            the points if it has none. Beyond the horizon, they treat the points before them as exact.
-        times: datetime64 `(steps,)`, or a pandas index if those of the series have a time zone; None if they are
-            unknown.
+            the point forecasts for the head `POINT`. Beyond the horizon, they treat earlier point forecasts as exact.
+        times: datetime64 `(steps,)`, or a pandas index if the times of the series have a time zone; None if
+            they are unknown.
         names: the names of the channels, `()` if they have none.
     """
 
@@ -72,7 +72,7 @@ class Forecast:
 
 
 def _shown(times: Any) -> np.ndarray:
-    """Return times without hours if all are at midnight, as those of a pandas index often are, and without a zone."""
+    """Return times without their zone, as dates if all of them are at midnight, as in many pandas indices."""
     times = np.asarray(times if getattr(times, "tz", None) is None else times.tz_localize(None))
     if times.dtype.kind != "M" or np.datetime_data(times.dtype)[0] in ("Y", "M", "W"):
         return times
@@ -216,7 +216,7 @@ def _interval(
     past = calibration.outputs
     if past.ndim != outputs.ndim + 1 or past.shape[2:] != outputs.shape[1:] or past.shape[1] < len(outputs):
         wanted = ", ".join(map(str, ["origins", f"{len(outputs)} steps or more", *outputs.shape[1:]]))
-        raise ValueError(f"calibration: expected outputs ({wanted}) of this head, got {checks.describe(past)}")
+        raise ValueError(f"calibration: expected outputs ({wanted}) for this head, got {checks.describe(past)}")
     if len(past) < (least := fewest(level)):
         raise ValueError(f"calibration: expected at least {least} origins for a level of {level:g}, got {len(past)}")
     before, now = (heads.interval(head, each, level) if head.parameters else each for each in (past, outputs))

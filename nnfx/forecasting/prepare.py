@@ -46,7 +46,7 @@ class History:
     horizon: int
 
     def next_times(self, steps: int) -> Any:
-        """Return the times of the steps to come; None if no times are known."""
+        """Return the times of the next steps after the series; None if the times of the series are unknown."""
         return None if self.times is None else following(self.times, self.appended + steps)[self.appended :]
 
     def rows_to_come(self, kind: str, given: Any, steps: int | None = None) -> np.ndarray:
@@ -166,7 +166,7 @@ def prepare(
     Raises:
         TypeError: for values that are not real numbers, or sizes that are not integers.
         ValueError: as `windows` does; for more than one series; for columns of one name; and for too few steps for
-            one training window and those held out.
+            one training window and the held-out windows.
 
     Example:
         >>> data = prepare(np.sin(np.arange(40.0))[:, None], lookback=8, horizon=4, valid_windows=5)

@@ -36,7 +36,7 @@ def as_series(name: str, values: Any) -> Any:
 
 
 def check_times(name: str, values: Any) -> None:
-    """Require that the times of the values, if they have any, are regular."""
+    """Raise an error if the values have times, or an index of integers, that are not regular."""
     times = times_of(values)
     times = whole_numbers_of(values) if times is None else times
     irregular = None if times is None else irregularity(times)

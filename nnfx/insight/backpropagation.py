@@ -56,7 +56,7 @@ class Backpropagation(NamedTuple):
     """The results of a forward and a backward pass; prints as a table for each layer.
 
     Attributes:
-        layers: from the inputs to the outputs.
+        layers: the layers, from the inputs to the outputs.
         losses: the loss of each example, `(batch,)`; the weighted mean over its outputs if each of them has a weight.
         loss: the empirical loss L.
     """
@@ -156,7 +156,7 @@ def lay_open(model: Model, loss: PerExample, variables: Variables, batch: Batch)
 def _lay_open(
     model: Model, loss: PerExample, variables: Variables, batch: Batch
 ) -> tuple[dict[str, tuple[list[Array], Array]], Array, Array]:
-    """Return each layer's factors by name, in order, and how much its activation mixes units."""
+    """Return each layer's factors and how much its activation mixes units, by name; the losses; and their mean."""
     filled, size = rows.filled(batch), len(batch.weights)
     # rows of weight zero are shown as they are, but zero times a number that is not finite would be NaN
     has_weight = (batch.weights != 0).reshape(size, -1).any(1)[:, None]

@@ -195,5 +195,5 @@ def _converted(logits: Any, labels: Any) -> tuple[Array, Array]:
 
 
 def _per_example(right: Array, is_known: Array, dtype: jnp.dtype) -> Array:
-    """Average correct predictions over all axes but the first; unknown ones are NaN."""
+    """Average correct predictions over all axes but the first; invalid entries are NaN."""
     return losses.mean_of_each(jnp.where(is_known, right.astype(dtype), jnp.nan))

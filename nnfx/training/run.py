@@ -195,9 +195,10 @@ class Run:
         """Write one portable file that maps raw inputs, `(batch, features)`, to outputs, for any number of rows.
 
         The preprocessing is included, so inputs are raw float32 (int32 for tokens), with NaN for missing values if the
-        run fills them. The categories of a frame are an exception: the file takes a 0/1 column for each of them, in
-        the order of `data.features` but without its indicators of missing values, whereas `save` keeps the frame's own
-        columns. The file is compared with `predict` on a few rows before it gets its name.
+        run fills them. The categories of a data frame are an exception: the file takes a 0/1 column for each category,
+        in the order of `data.features` but without the indicators of missing values, whereas `save` keeps the frame's
+        own columns. The outputs of the file are compared with those of `predict` on a few rows before it is moved to
+        `path`.
 
         Args:
             path: a file that does not exist yet. Its suffix determines the format: `.stablehlo` is written by

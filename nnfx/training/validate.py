@@ -312,7 +312,7 @@ def check_evaluation(data: Batch, measures: Mapping[str, PerExample], outputs: A
         raise ValueError(f"data.weights: expected non-negative numbers, got {float(weights.min()):g}")
     seen, targets = check_values("data", data, outputs)
     if weights is not None and not bool((weights != 0).any()):
-        return  # nothing is measured, so its mean is NaN
+        return  # all weights are zero, so the means are NaN
     _check_targets(measures, data, outputs, seen, targets)
 
 
@@ -337,7 +337,7 @@ def check_outputs(outputs: Any, rows: int) -> None:
 
 
 def check_values(name: str, batch: Batch, outputs: Any) -> tuple[Any, Any]:
-    """Check the inputs of positive weight, if they are concrete, and return the arguments of the losses.
+    """Check the inputs of positive weight, if they are concrete, and return the arguments for the losses.
 
     Returns:
         The shape of the outputs, and the targets, both with one row for each example, step or output.
