@@ -52,11 +52,11 @@ def with_check(check: Callable[[Any, Any], None]) -> Callable[[Measure], Measure
 
 
 def check(loss: PerExample, outputs: Any, targets: Any) -> None:
-    """Raise an error if a loss or metric does not suit these targets; user-defined ones pass.
+    """Raise an error if the targets do not suit the loss or metric; user-defined functions are not checked.
 
     Args:
-        loss: a loss of this module or a metric of `nnfx.metrics`, perhaps within `functools.partial`, or any other
-            function.
+        loss: a loss of this module or a metric of `nnfx.metrics`, possibly a `functools.partial` of one, or any
+            other function.
         outputs: the model's outputs or their `jax.ShapeDtypeStruct`.
         targets: the targets; their values are checked if they are concrete.
     """

@@ -180,7 +180,8 @@ def per_example_gradients(model: Model, loss: PerExample, variables: Variables, 
         batch: the examples; the weights of whole examples are not used, except that those of weight zero are left out.
 
     Returns:
-        Like the parameters, with a leading axis, `(batch, ...)`; zero for examples of weight zero.
+        The gradients, in the tree of the parameters with a leading axis, `(batch, ...)`; zero for examples of weight
+        zero.
 
     Raises:
         TypeError, ValueError: as for `nnfx.insight.audit.gradient`.
@@ -249,8 +250,8 @@ def noise_scale(model: Model, loss: PerExample, variables: Variables, batch: Bat
         model: the model, applied in evaluation mode.
         loss: the per-example loss.
         variables: the variables of the model; the gradients are taken at their parameters.
-        batch: two or more examples of equal weight, or of equal sums of weights if each step or number has one; those
-            of weight zero are left out.
+        batch: two or more examples of equal weight, or of equal sums of weights if each step or number has one;
+            examples of weight zero are left out.
 
     Returns:
         The noise scale, the squared norm of the gradient, and the noise.

@@ -118,7 +118,7 @@ def _require_seen(seen: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_layer(model: Model, variables: Variables, inputs: Any, layer: str) -> tuple[int, ...]:
-    """Require that a model has a layer of this name, and return the shape of its output."""
+    """Return the shape of a layer's output, after checking that the model has a layer of this name."""
     objective.check_model(model)
     _, shapes = jax.eval_shape(partial(watch, model), variables, inputs)
     checks.choice("layer", layer, _require_seen(shapes))
@@ -126,7 +126,7 @@ def require_layer(model: Model, variables: Variables, inputs: Any, layer: str) -
 
 
 def require_floating(inputs: ArrayLike) -> Array:
-    """Require inputs `(batch, ...)` with respect to which derivatives can be taken."""
+    """Return inputs as a floating-point array `(batch, ...)`, with respect to which derivatives can be taken."""
     if isinstance(inputs, tuple | dict):
         hint = "; pass the values of sequences of one length" if isinstance(inputs, Sequences) else ""
         raise TypeError(f"inputs: expected one array (batch, ...), got {type(inputs).__name__}{hint}")

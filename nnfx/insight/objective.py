@@ -31,7 +31,7 @@ def check(
     key: Array | None = None,
     train: bool = False,
 ) -> Any:
-    """Check that a model, a loss, variables and a batch fit each other, before anything is traced.
+    """Check that a model, a loss, variables and a batch match each other, before anything is traced.
 
     Returns:
         The shape of the model's outputs.

@@ -127,10 +127,10 @@ def summarize(model: Model, inputs: Any, optimizer: optax.GradientTransformation
     although many papers count them. The body of a loop of unknown length is counted once.
 
     Args:
-        model: any model; layers are seen only if they are Flax Linen modules.
+        model: any model; only layers that are Flax Linen modules are listed.
         inputs: a batch; its shape, for floats; or its shape and dtype as `jax.ShapeDtypeStruct`.
-        optimizer: the optimizer of the training step; Adam by default. The mean of the outputs stands in for the loss,
-            whose cost is negligible.
+        optimizer: the optimizer of the training step; Adam by default. The mean of the outputs is used as the loss,
+            since the cost of a loss is negligible.
 
     Returns:
         The summary.

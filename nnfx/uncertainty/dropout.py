@@ -32,10 +32,10 @@ def mc_dropout(key: Array, model: Model, variables: Variables, inputs: Any, draw
         `spread(probabilities(outputs)).mean`.
 
     Raises:
-        TypeError: for a key that is not typed, draws that are not an integer, anything but a model, its variables and
-            inputs.
-        ValueError: for draws below 1, and for variables with batch statistics: a model in training would normalise
-            each batch by itself.
+        TypeError: for a key that is not typed, a number of draws that is not an integer, and anything other than a
+            model, its variables and its inputs.
+        ValueError: for fewer than one draw, and for variables with batch statistics, since in training mode a model
+            would normalise by the statistics of the batch.
 
     Example:
         >>> import jax.numpy as jnp, nnfx

@@ -25,8 +25,9 @@ def fit_temperature(logits: Array, labels: Array, weights: Array | None = None) 
     probability at every T. T is NaN if traced arguments are invalid: logits that are NaN, or −∞ for the label, labels
     out of range, weights that are negative or all zero.
 
-    If the data do not bound T, the result is an end of its range: 1e-4 if every prediction is right, 1e4 if they are
-    no better than chance. If the sum is the same at every T, since all logits of each example are equal, it is 1.
+    If the data do not determine T, the result is an end of its range: 1e-4 if every prediction is right, 1e4 if
+    predictions are no better than chance. If all logits of each example are equal, the sum is the same at every T, and
+    the result is 1.
 
     Args:
         logits: `(batch,)`, `(batch, 1)` or `(batch, classes)`.
