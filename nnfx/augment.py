@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from nnfx import checks, shards
 from nnfx.bounds import NonNegative
-from nnfx.types import Array, Batch, at_least_float32
+from nnfx.types import Array, Batch, Sequences, at_least_float32
 
 __all__ = ["cutout", "flip", "gaussian_noise", "mixup", "rotation", "shift"]
 
@@ -24,7 +24,7 @@ def gaussian_noise(key: Array, batch: Batch, noise: NonNegative) -> Batch:
 
     Args:
         key: a typed key.
-        batch: inputs of any shape, floats.
+        batch: inputs of any shape; integers, such as the lengths of sequences, stay as they are.
         noise: σ, non-negative, in the units of the preprocessed inputs; may be traced.
 
     Returns:
@@ -47,6 +47,8 @@ def gaussian_noise(key: Array, batch: Batch, noise: NonNegative) -> Batch:
     checks.number("noise", noise, minimum=0)
 
     def disturb(x: Array) -> Array:
+        if not jnp.issubdtype(x.dtype, jnp.floating):  # lengths of sequences, or tokens
+            return x
         drawn = shards.draw(lambda shape: jax.random.normal(key, shape, x.dtype), x.shape)
         return x + jnp.asarray(noise, x.dtype) * drawn
 
@@ -273,7 +275,8 @@ def mixup(key: Array, batch: Batch, alpha: NonNegative, classes: int | None = No
     checks.number("alpha", alpha, minimum=0)
     for leaf in jax.tree.leaves(batch.inputs):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise TypeError(f"inputs: expected floats, got {checks.describe(leaf)}")
+            of_sequences = " in Sequences, whose lengths cannot be mixed" * isinstance(batch.inputs, Sequences)
+            raise TypeError(f"inputs: expected floats, got {checks.describe(leaf)}{of_sequences}")
     dtype = at_least_float32(batch.weights.dtype)
     targets = _mixable(batch.targets, classes, dtype)
     partner_key, share_key = jax.random.split(key)

@@ -56,8 +56,25 @@ _OF_OPTAX = {
     "momentum": Bounds(minimum=0, below=1),
     "weight_decay": Bounds(minimum=0),
     "delta": Bounds(above=0),
+    "b1": Bounds(minimum=0, below=1),
+    "b2": Bounds(minimum=0, below=1),
+    "decay": Bounds(minimum=0, below=1),
+    "eps": Bounds(minimum=0),
 }
 """The bounds of parameters of Optax's functions, whose signatures do not declare them."""
+_TO_ONE = {
+    "adamax",
+    "adamaxw",
+    "ema",
+    "lion",
+    "novograd",
+    "scale_by_adamax",
+    "scale_by_lion",
+    "scale_by_novograd",
+    "scale_by_sm3",
+    "trace",
+}
+"""Functions of Optax that do not divide by one minus their decays, so that 1 has a meaning: nothing is forgotten."""
 
 
 def bounds_of(function: Callable[..., Any], name: str) -> Bounds:
@@ -86,7 +103,9 @@ def bounds_of(function: Callable[..., Any], name: str) -> Bounds:
         else:
             break
     if str(getattr(function, "__module__", "")).partition(".")[0] == "optax":
-        return _OF_OPTAX.get(name, FREE)
+        bounds = _OF_OPTAX.get(name, FREE)
+        is_to_one = name in ("b1", "b2", "decay") and getattr(function, "__name__", "") in _TO_ONE
+        return bounds._replace(below=None, maximum=1) if is_to_one else bounds
     parameter = inspect.signature(function).parameters.get(name)
     metadata = getattr(None if parameter is None else parameter.annotation, "__metadata__", ())
     return next((each for each in metadata if isinstance(each, Bounds)), FREE)

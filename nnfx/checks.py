@@ -199,6 +199,37 @@ def class_labels(name: str, value: Any, classes: int, what: str = "labels") -> N
         raise ValueError(f"{name}: expected {what} from 0 to {classes - 1}, got {what} from {low} to {high}")
 
 
+SUM_TOLERANCE = 0.01
+"""How far the sum of a row of probabilities may deviate from 1, to allow for rounding in half precision."""
+
+
+def are_shares(rows: Any) -> Any:
+    """Return which rows are one-hot, or probabilities that sum to 1."""
+    return (rows >= 0).all(-1) & (abs(rows.sum(-1) - 1) < SUM_TOLERANCE)
+
+
+def shares(name: str, value: Any, instead: str) -> None:
+    """Require concrete rows to be one-hot, or probabilities that sum to 1; `instead` names what takes other rows.
+
+    >>> shares("labels", np.array([[0, 1], [1, 1]]), "binary_accuracy")
+    Traceback (most recent call last):
+      ...
+    ValueError: labels: expected one-hot rows or probabilities that sum to 1, got [1, 1]; for several labels per row use
+        binary_accuracy
+    """
+    if not is_concrete(value):
+        return
+    with jax.ensure_compile_time_eval():
+        value, _ = near(value)
+        is_wrong = ~are_shares(value)
+        if is_wrong.any():
+            row = ", ".join(f"{number:g}" for number in np.asarray(value[is_wrong][0], np.float64)[:10])
+            raise ValueError(
+                f"{name}: expected one-hot rows or probabilities that sum to 1, got [{row}]; for several labels per row"
+                f" use {instead}"
+            )
+
+
 def listed(lines: list[str], separator: str, most: int = 20) -> str:
     """Join the first few of many lines for a message, and say how many more there are.
 

@@ -8,7 +8,7 @@ targets)`, which raises an error for targets that do not suit the loss.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -33,14 +33,13 @@ __all__ = [
 ]
 
 
-SUM_TOLERANCE = 0.01
-"""How far the sum of a row of probabilities may deviate from 1, to allow for rounding in half precision."""
+Measure = TypeVar("Measure", bound=Callable[..., Any])
 
 
-def _with_check(check: Callable[[Any, Any], None]) -> Callable[[PerExample], PerExample]:
-    """Attach a check to a loss; the check takes outputs and targets in any form that users may pass."""
+def with_check(check: Callable[[Any, Any], None]) -> Callable[[Measure], Measure]:
+    """Attach a check to a loss or metric; the check takes outputs and targets in any form that users may pass."""
 
-    def decorate(loss: PerExample) -> PerExample:
+    def decorate(loss: Measure) -> Measure:
         def converted(outputs: Any, targets: Any) -> None:
             held = isinstance(targets, jax.Array | jax.ShapeDtypeStruct)
             targets = targets if held else arrays.as_numpy("targets", targets)
@@ -53,10 +52,11 @@ def _with_check(check: Callable[[Any, Any], None]) -> Callable[[PerExample], Per
 
 
 def check(loss: PerExample, outputs: Any, targets: Any) -> None:
-    """Raise an error if the targets do not suit the loss; user-defined losses are not checked.
+    """Raise an error if the targets do not suit the loss or metric; user-defined functions are not checked.
 
     Args:
-        loss: a loss of this module, possibly a `functools.partial` of one, or any other function.
+        loss: a loss of this module or a metric of `nnfx.metrics`, possibly a `functools.partial` of one, or any
+            other function.
         outputs: the model's outputs or their `jax.ShapeDtypeStruct`.
         targets: the targets; their values are checked if they are concrete.
     """
@@ -100,10 +100,8 @@ def _check_categorical(outputs: Any, targets: Any) -> None:
         )
     if not one_hot:
         checks.class_labels("targets", targets, classes)
-    elif checks.is_concrete(targets) and targets.size:
-        with jax.ensure_compile_time_eval():
-            if not (targets.min() >= 0 and abs(targets.sum(-1) - 1).max() < SUM_TOLERANCE):
-                raise ValueError("targets: expected one-hot rows or probabilities that sum to 1, got other values")
+    else:
+        checks.shares("targets", targets, "binary_cross_entropy")
 
 
 def _aligned(check: Callable[[Any, Any], None], outputs: Any, targets: Any) -> tuple[Array, Array]:
@@ -128,7 +126,7 @@ def _known(labels: Array) -> Array:
     return jnp.where((labels >= 0) & (labels <= 1), labels, jnp.nan)
 
 
-def _per_example(values: Array) -> Array:
+def mean_of_each(values: Array) -> Array:
     """Average over all axes but the first, which may be empty."""
     return values.reshape(values.shape[0], math.prod(values.shape[1:])).mean(-1)
 
@@ -147,7 +145,7 @@ def _smoothed(labels: Array, smoothing: ArrayLike | None, classes: int) -> Array
     return labels * (1 - smoothing) + smoothing / classes
 
 
-@_with_check(_check_binary)
+@with_check(_check_binary)
 def binary_cross_entropy(logits: Array, labels: Array, label_smoothing: Share = 0.0) -> Array:
     """Binary cross-entropy from logits z: `−y log σ(z) − (1 − y) log(1 − σ(z))`.
 
@@ -179,10 +177,10 @@ def binary_cross_entropy(logits: Array, labels: Array, label_smoothing: Share = 
 
 @one_program
 def _binary_cross_entropy(logits: Array, labels: Array, smoothing: ArrayLike | None) -> Array:
-    return _per_example(ops.logistic_loss(logits, _smoothed(_known(labels), smoothing, classes=2)))
+    return mean_of_each(ops.logistic_loss(logits, _smoothed(_known(labels), smoothing, classes=2)))
 
 
-@_with_check(_check_binary)
+@with_check(_check_binary)
 def binary_cross_entropy_from_probabilities(probabilities: Array, labels: Array, label_smoothing: Share = 0.0) -> Array:
     """Binary cross-entropy from probabilities p: `−y log p − (1 − y) log(1 − p)`, finite at 0 and 1.
 
@@ -222,10 +220,10 @@ def _from_probabilities(probabilities: Array, labels: Array, smoothing: ArrayLik
     limits = jnp.finfo(probabilities.dtype)
     log_p = jnp.log(jnp.maximum(probabilities, limits.tiny))
     log_not_p = jnp.log1p(-jnp.minimum(probabilities, 1 - limits.epsneg))
-    return _per_example(-labels * log_p - (1 - labels) * log_not_p)
+    return mean_of_each(-labels * log_p - (1 - labels) * log_not_p)
 
 
-@_with_check(_check_categorical)
+@with_check(_check_categorical)
 def categorical_cross_entropy(logits: Array, labels: Array, label_smoothing: Share = 0.0) -> Array:
     """Categorical cross-entropy from logits z: `−Σₖ yₖ log softmax(z)ₖ`.
 
@@ -267,14 +265,14 @@ def _categorical_cross_entropy(logits: Array, labels: Array, smoothing: ArrayLik
     labels = _smoothed(as_shares(labels, logits), smoothing, logits.shape[-1])
     log_p = ops.log_softmax(logits)
     log_p = jnp.where((labels == 0) & jnp.isneginf(log_p), 0, log_p)
-    return _per_example(-(labels * log_p).sum(-1))
+    return mean_of_each(-(labels * log_p).sum(-1))
 
 
 def as_shares(labels: Array, logits: Array) -> Array:
     """Return labels as rows of probabilities, which are NaN for invalid labels, so that loss and gradient are too."""
     if labels.shape == logits.shape:
         total = labels.astype(at_least_float32(logits.dtype)).sum(-1)
-        is_known = (labels >= 0).all(-1) & (jnp.abs(total - 1) < SUM_TOLERANCE)
+        is_known = (labels >= 0).all(-1) & (jnp.abs(total - 1) < checks.SUM_TOLERANCE)
         labels = labels.astype(logits.dtype)
     else:
         is_known = (labels >= 0) & (labels < logits.shape[-1])
@@ -282,7 +280,7 @@ def as_shares(labels: Array, logits: Array) -> Array:
     return jnp.where(is_known[..., None], labels, jnp.nan)
 
 
-@_with_check(_check_real)
+@with_check(_check_real)
 def mean_square_error(outputs: Array, targets: Array) -> Array:
     """Mean square error: the mean of `(f(x) − y)²` over the outputs of an example.
 
@@ -306,10 +304,10 @@ def mean_square_error(outputs: Array, targets: Array) -> Array:
 
 @one_program
 def _mean_square_error(outputs: Array, targets: Array) -> Array:
-    return _per_example(optax.losses.squared_error(outputs, targets))
+    return mean_of_each(optax.losses.squared_error(outputs, targets))
 
 
-@_with_check(_check_real)
+@with_check(_check_real)
 def mean_absolute_error(outputs: Array, targets: Array) -> Array:
     """Mean absolute error: the mean of `|f(x) − y|` over the outputs of an example.
 
@@ -333,10 +331,10 @@ def mean_absolute_error(outputs: Array, targets: Array) -> Array:
 
 @one_program
 def _mean_absolute_error(outputs: Array, targets: Array) -> Array:
-    return _per_example(ops.absolute(outputs - targets))
+    return mean_of_each(ops.absolute(outputs - targets))
 
 
-@_with_check(_check_real)
+@with_check(_check_real)
 def huber(outputs: Array, targets: Array, delta: Positive = 1.0) -> Array:
     """Huber loss: `e²/2` for errors `|e| ≤ δ` and `δ (|e| − δ/2)` for larger ones, averaged over the outputs.
 
@@ -365,7 +363,7 @@ def huber(outputs: Array, targets: Array, delta: Positive = 1.0) -> Array:
 
 @one_program
 def _huber(outputs: Array, targets: Array, delta: ArrayLike) -> Array:
-    return _per_example(optax.losses.huber_loss(outputs, targets, delta=delta))
+    return mean_of_each(optax.losses.huber_loss(outputs, targets, delta=delta))
 
 
 def empirical(losses: Array, weights: Array | None = None) -> Array:

@@ -9,7 +9,7 @@ import scipy.stats
 
 import nnfx
 from nnfx import augment
-from nnfx.types import Batch
+from nnfx.types import Batch, Sequences
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -357,3 +357,14 @@ def test_wrong_mixup(key):
         augment.mixup(key, batch, 1.0, classes=2)
     with pytest.raises(TypeError, match=r"inputs: expected floats, got uint8\[64,6,4,2\]"):
         augment.mixup(key, batch._replace(inputs=batch.inputs.astype(jnp.uint8)), 1.0, classes=3)
+
+
+def test_the_lengths_of_sequences_are_not_disturbed(key):
+    sequences = Sequences(jnp.zeros((4, 3, 2)), jnp.array([3, 1, 2, 3]))
+    batch = Batch(sequences, jnp.zeros(4), jnp.ones(4))
+    found = augment.gaussian_noise(key, batch, 0.5).inputs
+    np.testing.assert_array_equal(found.lengths, sequences.lengths)
+    assert found.lengths.dtype == sequences.lengths.dtype
+    assert (found.values != 0).all()
+    with pytest.raises(TypeError, match=r"inputs: expected floats, got int32\[4\] in Sequences, whose lengths cannot"):
+        augment.mixup(key, batch, alpha=1.0)

@@ -175,3 +175,38 @@ def test_numbers_fixed_beforehand_are_held_to_the_same_bounds():
 def test_annotations_of_ones_own_are_read():
     assert bounds_of(annotated, "noise") == Bounds(minimum=0)
     assert bounds_of(own, "noise") == FREE
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "name", "legal", "illegal"),
+    [
+        (optax.adam, "b1", (0, 0.9), (1, -0.1)),
+        (optax.adam, "b2", (0, 0.999), (1, 1.5)),
+        (optax.nadam, "b1", (0,), (1,)),
+        (optax.adamw, "eps", (0, 1e-8), (-1e-8,)),
+        (optax.rmsprop, "decay", (0, 0.9), (1, -0.1)),
+        (optax.lion, "b2", (0, 1), (1.1,)),
+        (optax.adamax, "b2", (1,), (1.1,)),
+    ],
+)
+def test_the_numbers_of_optax_s_optimizers_have_the_bounds_within_which_they_update(optimizer, name, legal, illegal):
+    params = {"w": np.ones(2, np.float32)}
+
+    def updated(number):
+        made = optimizer(0.1, **{name: number})
+        return made.update(params, made.init(params), params)[0]["w"]
+
+    for number in legal:
+        bounds_of(optimizer, name).check(name, number)
+        assert np.isfinite(updated(number)).all()
+    for number in illegal:
+        with pytest.raises(ValueError, match=f"{name}: expected a finite number .*got"):
+            bounds_of(optimizer, name).check(name, number)
+    if name == "b1" and 1 in illegal:
+        assert not np.isfinite(updated(1)).all()
+
+
+def test_a_decay_of_one_is_refused_before_a_run_that_it_would_turn_to_nan():
+    train = nnfx.fit(models.perceptron(), losses.mean_square_error, optax.adam, epochs=1)
+    with pytest.raises(ValueError, match="b1: expected a finite number at least 0 and below 1, got 1"):
+        train(jax.random.key(0), DATA, learning_rate=0.1, b1=1.0)

@@ -11,7 +11,16 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.reproductions import deepobs, deepobs_quadratic, ltsf, pytorch_quickstart, uci_dropout
+from experiments.reproductions import (
+    deep_ensembles,
+    deepobs,
+    deepobs_quadratic,
+    deepobs_vae,
+    keras_clothing,
+    ltsf,
+    pytorch_quickstart,
+    uci_dropout,
+)
 from experiments.reproductions.comparison import Comparison
 from nnfx import paths
 
@@ -41,13 +50,16 @@ class Reproduction(NamedTuple):
 
 REPRODUCTIONS = (
     Reproduction("MC dropout, UCI", "uci_dropout", lambda record: uci_dropout.compare(record["runs"])),
+    Reproduction("Deep ensembles, UCI", "deep_ensembles", lambda record: deep_ensembles.compare(record["runs"])),
     Reproduction("DeepOBS, `fmnist_2c2d`", "deepobs", lambda record: deepobs.compare(record["runs"])),
     Reproduction(
         "DeepOBS, `quadratic_deep`", "deepobs_quadratic", lambda record: deepobs_quadratic.compare(record["runs"])
     ),
+    Reproduction("DeepOBS, `fmnist_vae`", "deepobs_vae", lambda record: deepobs_vae.compare(record["runs"])),
     Reproduction(
         "PyTorch's Quickstart", "pytorch_quickstart", lambda record: pytorch_quickstart.compare(record["runs"])
     ),
+    Reproduction("Keras' images of clothing", "keras_clothing", lambda record: keras_clothing.compare(record["runs"])),
     Reproduction("Forecasts of ETTh1", "ltsf", lambda record: ltsf.comparisons(record["rows"])),
 )
 
@@ -85,11 +97,23 @@ def numbers(made: Sequence[tuple[str, list[Comparison]]]) -> list[str]:
     return markdown(
         ["reproduction", "result", "ours", "published", "difference / its standard error", "within two"],
         (
-            [title, row.result, *both(row), f"{row.standard_errors:+.2f}", "yes" if row.agrees else "**no**"]
+            [title, row.result, *both(row), ratio(row.standard_errors), "yes" if row.agrees else "**no**"]
             for title, rows in made
             for row in rows
         ),
     )
+
+
+def ratio(standard_errors: float) -> str:
+    """Return a difference in standard errors to two digits after the point, or to as many as tell it from two.
+
+    >>> ratio(-0.316), ratio(2.0), ratio(-2.0021)
+    ('-0.32', '+2.00', '-2.002')
+    """
+    digits = 2
+    while round(abs(standard_errors), digits) == 2 != abs(standard_errors):
+        digits += 1
+    return f"{standard_errors:+.{digits}f}"
 
 
 def both(row: Comparison) -> tuple[str, str]:

@@ -66,13 +66,14 @@ class Comparison:
     def errors(self) -> tuple[float, float]:
         """The standard errors `s/√n` of both means.
 
-        A single published number is taken to vary as ours do: its deviation is ours. Rounding to a unit u adds the
-        variance of a uniform distribution, u²/12.
+        Where one side has no deviation, as a single run has none, it is taken to be that of the other side. Rounding to
+        a unit u adds the variance of a uniform distribution, u²/12.
         """
-        theirs = self.published
-        if theirs.deviation is None:
-            theirs = dataclasses.replace(theirs, deviation=self.ours.deviation)
-        return self.ours.error or 0.0, math.hypot(theirs.error or 0.0, self.unit / math.sqrt(12))
+        ours, theirs = (
+            each if each.deviation is not None else dataclasses.replace(each, deviation=other.deviation)
+            for each, other in ((self.ours, self.published), (self.published, self.ours))
+        )
+        return ours.error or 0.0, math.hypot(theirs.error or 0.0, self.unit / math.sqrt(12))
 
     @property
     def standard_errors(self) -> float:

@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import sys
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -91,7 +92,8 @@ def columns(
     if kinds is not None and len(kinds) != len(own):
         raise ValueError(f"{name}: expected {len(kinds)} columns, as in training, got {len(own)}")
     series = [frame.iloc[:, i] for i in range(len(own))] if hasattr(frame, "iloc") else frame.get_columns()
-    read = tuple(map(_column, [name] * len(own), names or own, series, dtypes))
+    wanted: Sequence[Kind | None] = kinds or [None] * len(own)
+    read = tuple(map(_column, [name] * len(own), names or own, series, dtypes, wanted))
     if kinds is not None:
         return tuple(_of_kind(name, column, kind) for column, kind in zip(read, kinds, strict=True))
     return read if any(column.kind != "number" for column in read) else None
@@ -188,19 +190,23 @@ def flags(encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
     return np.repeat(are_flags, widths).astype(bool), np.repeat(are_categories, widths).astype(bool)
 
 
-def labels(name: str, values: Any) -> np.ndarray | None:
+def labels(name: str, values: Any, *, mask: bool = False) -> np.ndarray | None:
     """Return text or categorical labels as objects `(rows,)`, and None for anything else, such as numbers.
 
     Args:
         name: the name of the argument, for error messages.
         values: a Series, a frame of one column, a list or an array.
+        mask: whether numbers may be missing, for the error about text that is.
 
     Raises:
         TypeError: for labels mixed with other values.
         ValueError: for missing labels, more than one column of labels, and text that holds non-integer numbers.
     """
-    values = values.to_frame() if hasattr(values, "to_frame") else values
-    found = columns(name, values)
+    if hasattr(getattr(values, "dtype", None), "categories") and not hasattr(values, "to_frame"):
+        values = sys.modules["pandas"].Series(values)  # a Categorical of pandas
+    is_one = hasattr(values, "to_frame")  # a Series, whose column has no name that users know
+    values = values.to_frame() if is_one else values
+    found = columns(name, values, [""] if is_one else None)
     if found is not None:
         if all(column.kind != "category" for column in found):
             return None
@@ -219,7 +225,8 @@ def labels(name: str, values: Any) -> np.ndarray | None:
         objects = _plain(name, None, list(flat))
     missing = sum(value is None for value in objects)
     if missing:
-        raise ValueError(f"{name}: expected no masked or missing values, got {missing}")
+        hint = "; only numbers can be masked, not text: leave such rows out" * mask
+        raise ValueError(f"{name}: expected no masked or missing values, got {missing}{hint}")
     read = [_as_number(value) for value in dict.fromkeys(objects)]
     if all(number is not None for number in read) and any(number % 1 for number in read if number is not None):
         raise ValueError(f"{name}: expected numbers or class names, got numbers as text, such as {objects[0]!r}")
@@ -253,7 +260,7 @@ def _is_text(dtype: Any) -> bool:
     return str(dtype) == "String"  # in polars; in pandas, the kind of a text column is not known yet
 
 
-def _column(name: str, of: str, series: Any, kind: Kind | None) -> Column:
+def _column(name: str, of: str, series: Any, kind: Kind | None, wanted: Kind | None) -> Column:
     is_meant = kind == "category" and not _is_text(series.dtype)
     if kind == "number":
         return Column(of, "number", as_numpy(name, series, masked_as_nan=True).astype(np.float64))
@@ -270,7 +277,7 @@ def _column(name: str, of: str, series: Any, kind: Kind | None) -> Column:
         kind = "category" if has_text else "boolean" if is_boolean else "number"
     if kind != "category":
         return Column(of, kind, np.array([np.nan if value is None else value for value in objects], np.float64))
-    if not is_meant:
+    if not is_meant and wanted != "number":  # which text is not, and an error says so
         _check_not_numbers(name, of, objects)
     return Column(of, kind, objects)
 
@@ -309,8 +316,10 @@ def _plain(name: str, column: str | None, values: list[Any]) -> np.ndarray:
     objects = np.empty(len(values), object)
     for i, value in enumerate(values):
         if value is not None and not isinstance(value, str | bool | np.bool_ | numbers.Real):
-            where = "" if column is None else f" in column {column!r}"
-            raise TypeError(f"{name}: expected numbers, booleans or text, got a {type(value).__name__}{where}")
+            where = f" in column {column!r}" if column else ""
+            kind = type(value).__name__
+            article = "an" if kind[0] in "AEIOUaeiou" else "a"
+            raise TypeError(f"{name}: expected numbers, booleans or text, got {article} {kind}{where}")
         objects[i] = None if value is None or value != value else value  # NaN differs from itself
     return objects
 
@@ -325,9 +334,10 @@ def _of_kind(name: str, column: Column, kind: Kind) -> Column:
         return Column(column.name, kind, objects)
     wanted = "numbers" if kind == "number" else "booleans"
     if column.kind == "category":
-        first = next((value for value in column.values if value is not None), None)
-        if first is None:
+        given = [value for value in column.values if value is not None]
+        if not given:
             return column._replace(kind=kind, values=np.full(len(column.values), np.nan))
+        first = next((value for value in given if isinstance(value, str)), given[0])
         raise TypeError(f"{name}: expected {wanted} in column {column.name!r}, as in training, got {first!r}")
     is_wrong = (column.values != 0) & (column.values != 1) & ~column.missing
     if kind == "boolean" and is_wrong.any():

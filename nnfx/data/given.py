@@ -181,7 +181,7 @@ def _targets(parts: list[Any], rows: list[int], mask: bool) -> tuple[np.ndarray,
     found: list[np.ndarray] = []
     is_known: list[np.ndarray] = []
     names = ("targets", "targets of valid")
-    texts = [encode.labels(name, part) for name, part in zip(names, parts, strict=False)]
+    texts = [encode.labels(name, part, mask=mask) for name, part in zip(names, parts, strict=False)]
     for name, part, labels, count in zip(names, parts, texts, rows, strict=False):
         y = arrays.as_numpy(name, part, masked_as_nan=mask) if labels is None else labels
         _check_rows(name, y)

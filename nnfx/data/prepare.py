@@ -357,7 +357,10 @@ def _check_known(given: Given, lost: np.ndarray) -> None:
     if isinstance(given.inputs, tuple):
         where = f"column {given.names[place[0]]!r} of row {row}"
         raise ValueError(f"{name}: expected no missing values, got {count}, the first in {where}; {hint}")
-    raise ValueError(f"{name}: expected finite numbers, got {count} not finite, the first at {(row, *place)}; {hint}")
+    column = f", column {given.features[place[0]]!r}" if given.features and given.inputs.ndim == 2 else ""
+    raise ValueError(
+        f"{name}: expected finite numbers, got {count} not finite, the first at {(row, *place)}{column}; {hint}"
+    )
 
 
 def _parts(

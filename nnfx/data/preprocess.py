@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnfx import checks
-from nnfx.arrays import as_numpy, is_exact, to_device
+from nnfx.arrays import as_numpy, column_names, is_exact, to_device
 from nnfx.data import encode, sequences
 from nnfx.data.frames import in_order_of
 from nnfx.memo import one_program
@@ -137,7 +137,7 @@ class Preprocess:
             )
         x = self._encoded(in_order_of(self.features, inputs))
         if not _stays(x):
-            x = as_numpy("inputs", x, masked_as_nan=True)
+            x = self._as_numbers(x)
         checks.numeric("inputs", x)
         if x.shape[1:] != self.shape or x.ndim == 0:
             expected = ", ".join(["batch", *map(str, self.shape)])
@@ -178,6 +178,30 @@ class Preprocess:
         if columns is None:
             return inputs
         return encode.encoded(columns, self.encoding, unseen=self.unseen, fills=self.fills)
+
+    def _as_numbers(self, inputs: Any) -> Any:
+        """Return inputs as numbers on the host; for a frame, an error names the column that holds something else."""
+        try:
+            return as_numpy("inputs", inputs, masked_as_nan=True)
+        except TypeError:
+            names = column_names(inputs)
+            if names is None or self.encoding:
+                raise
+            columns = encode.columns("inputs", inputs, self.features or None, ["number"] * len(names))
+            if columns is None:
+                raise
+            return encode.encoded(columns, (None,) * len(columns))
+
+    def _check_finite(self, x: Any) -> None:
+        """Require finite numbers; the error names the column, if it has a name."""
+        names = encode.names(self.encoding, self.features) if self.encoding else self.features
+        try:
+            checks.finite("inputs", x)
+        except ValueError as error:
+            if not names or x.ndim != 2:
+                raise
+            column = names[int(np.argwhere(~np.isfinite(np.asarray(x, np.float64)))[0, 1])]
+            raise ValueError(f"{error}, column {column!r}") from None
 
     def raw_outputs(self, outputs: Any, axis: int = 0) -> Any:
         """Convert outputs z to the original units of the targets, `scale · z + mean`, if the targets were standardised.
@@ -229,7 +253,7 @@ class Preprocess:
             if may_miss and (missing := np.isnan(raw)).any() and median is not None:
                 raw = np.where(missing, median, raw)
             if may_miss and not np.isfinite(raw).all():
-                checks.finite("inputs", x if median is None else np.where(np.isnan(x), median, x))
+                self._check_finite(x if median is None else np.where(np.isnan(x), median, x))
             if self.indicators:
                 flags = missing[:, self.indicators] if may_miss else np.zeros((len(raw), len(self.indicators)))
                 raw = np.concatenate([raw, flags], axis=1)
@@ -249,7 +273,7 @@ class Preprocess:
         missing = jnp.isnan(x)
         if self.fills:
             x = jnp.where(missing, jnp.asarray(self.median, x.dtype), x)
-        checks.finite("inputs", x)
+        self._check_finite(x)
         if self.indicators:
             x = jnp.concatenate([x, missing[:, jnp.array(self.indicators)].astype(x.dtype)], axis=1)
         centred = x - self.mean.astype(x.dtype)

@@ -127,9 +127,14 @@ def read_series(
             at += (of_block := [number for number, _ in block])
             for number, row in block:
                 kept.check(file, number, row)
-            values.append(
-                numbers(lines, of_block, kept.names, [kept.of(row) for _, row in block], missing=missing != "error")
-            )
+            fields = [kept.of(row) for _, row in block]
+            try:
+                values.append(numbers(lines, of_block, kept.names, fields, missing=missing != "error"))
+            except ValueError as error:
+                dates = [name for name, field in zip(kept.names, fields[0], strict=True) if _DATE.match(field.strip())]
+                if time is not None or not dates:
+                    raise
+                raise ValueError(f"{error}; pass time={dates[0]!r} if these are times") from error
             if kept.time is not None:
                 stamps += [row[kept.time].strip() for _, row in block]
     if not values:
@@ -157,6 +162,7 @@ def read_series(
 
 
 _FIELDS_AT_ONCE = 1 << 16
+_DATE = re.compile(r"\d{4}-\d\d")
 
 
 def _blocks(rows: Iterator[tuple[int, list[str]]], size: int) -> Iterator[list[tuple[int, list[str]]]]:

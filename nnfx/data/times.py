@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["counted", "difference", "following", "irregularity", "times_of"]
+__all__ = ["counted", "difference", "following", "irregularity", "times_of", "whole_numbers_of"]
 
 _TOLERANCE = 0.1
 """How far a step may deviate from the median step, as a fraction of it: months have 28 to 31 days."""
@@ -112,7 +112,7 @@ def _duration(step: Any, dtype: np.dtype[Any]) -> str:
     return f"{amount} {name}{'s' if amount != 1 and len(name) > 2 else ''}"
 
 
-def following(times: Any, steps: int) -> np.ndarray:
+def following(times: Any, steps: int) -> Any:
     """Return the times that follow the last one, in the same calendar.
 
     Months, quarters and years keep the day of the month, or fall on the last day of a shorter month, and stay on the
@@ -124,7 +124,8 @@ def following(times: Any, steps: int) -> np.ndarray:
         steps: the number of times to return.
 
     Returns:
-        `(steps,)`, with the dtype of the times; for a pandas index, datetime64, in UTC if the index has a time zone.
+        `(steps,)`, with the dtype of the times; for a pandas index, datetime64 or, if the index has a time zone, an
+        index in that zone.
 
     Raises:
         ValueError: for fewer than two times, or times that are not regular in any known calendar.
@@ -133,6 +134,13 @@ def following(times: Any, steps: int) -> np.ndarray:
         >>> following(np.array(["2023-11-30", "2023-12-31"], "datetime64"), 2)
         array(['2024-01-31', '2024-02-29'], dtype='datetime64[D]')
     """
+    later = _following(times, steps)
+    zone = getattr(times, "tz", None)
+    return later if zone is None else sys.modules["pandas"].DatetimeIndex(later, tz="UTC").tz_convert(zone)
+
+
+def _following(times: Any, steps: int) -> np.ndarray:
+    """Return the times that follow, in UTC if the times have a time zone."""
     if hasattr(times, "to_timestamp"):  # pandas periods, which know their calendar
         return _as_array(times[-1:].repeat(steps) + np.arange(1, steps + 1))
     frequency = getattr(times, "freq", None)
@@ -239,6 +247,12 @@ def times_of(values: Any) -> Any:
     return next((found for level in levels if (found := _dates(level)) is not None), None)
 
 
+def whole_numbers_of(values: Any) -> Any:
+    """Return the index of a pandas frame if it holds integers, such as years or the numbers of rows; otherwise None."""
+    index = getattr(values, "index", None)
+    return index if getattr(getattr(index, "dtype", None), "kind", "O") in "iu" else None
+
+
 _BEGINS_AS_DATE = re.compile(r"\d{4}-\d\d")
 
 
@@ -252,4 +266,4 @@ def _dates(index: Any) -> Any:
     if not all(isinstance(item, datetime.date) or _BEGINS_AS_DATE.match(str(item)) for item in items):
         return None
     found = sys.modules["pandas"].to_datetime(items, format="ISO8601", utc=True, errors="coerce")
-    return None if found.isna().any() else found
+    return None if found.isna().any() else found.tz_convert(None)

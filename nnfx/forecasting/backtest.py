@@ -213,8 +213,7 @@ def refitted(
     for name, size in {"train_windows": train_windows, "at_once": at_once}.items():
         if size is not None:
             checks.positive_integer(name, size)
-    if valid_windows != 0:
-        checks.positive_integer("valid_windows", valid_windows)
+    checks.non_negative_integer("valid_windows", valid_windows)
     if isinstance(train, Fit):
         hyperparameters.check(hyper, train.all_factories)
     held_out = valid_windows + horizon - 1 if valid_windows else 0

@@ -15,6 +15,7 @@ from nnfx.forecasting.prepare import History, SeriesData
 from nnfx.forecasting.windows import Scaler
 from nnfx.tables import table
 from nnfx.types import Array, Model
+from nnfx.uncertainty.conformal import fewest
 
 __all__ = ["Forecast", "forecast"]
 
@@ -29,7 +30,8 @@ class Forecast:
         level: the fraction of the values that the interval should cover; None if there is no interval.
         outputs: the forecasts with all parameters of the head, `(steps, channels, parameters)`, for its `quantiles`;
             the point forecasts for the head `POINT`. Beyond the horizon, they treat earlier point forecasts as exact.
-        times: datetime64 `(steps,)`; None if the times of the series are unknown.
+        times: datetime64 `(steps,)`, or a pandas index if the times of the series have a time zone; None if
+            they are unknown.
         names: the names of the channels, `()` if they have none.
     """
 
@@ -37,7 +39,7 @@ class Forecast:
     interval: Interval | None
     level: float | None
     outputs: Array
-    times: np.ndarray | None
+    times: Any
     names: tuple[str, ...]
 
     def __repr__(self) -> str:
@@ -62,12 +64,16 @@ class Forecast:
         names = self.names or (["value"] if count == 1 else [f"value {i}" for i in range(count)])
         parts = {"": self.values}
         if self.interval is not None:
-            parts |= {" lower": self.interval.lower, " upper": self.interval.upper}
+            end = ""
+            while any(f"{name} {bound}{end}" in names for name in names for bound in ("lower", "upper")):
+                end += " bound"  # a column of the series may itself be called "a upper"
+            parts |= {f" lower{end}": self.interval.lower, f" upper{end}": self.interval.upper}
         return {f"{name}{what}": np.asarray(part)[:, i] for i, name in enumerate(names) for what, part in parts.items()}
 
 
-def _shown(times: np.ndarray) -> np.ndarray:
-    """Return times as dates if all of them are at midnight, as in many pandas indices."""
+def _shown(times: Any) -> np.ndarray:
+    """Return times without their zone, as dates if all of them are at midnight, as in many pandas indices."""
+    times = np.asarray(times if getattr(times, "tz", None) is None else times.tz_localize(None))
     if times.dtype.kind != "M" or np.datetime_data(times.dtype)[0] in ("Y", "M", "W"):
         return times
     days = times.astype("datetime64[D]")
@@ -211,5 +217,7 @@ def _interval(
     if past.ndim != outputs.ndim + 1 or past.shape[2:] != outputs.shape[1:] or past.shape[1] < len(outputs):
         wanted = ", ".join(map(str, ["origins", f"{len(outputs)} steps or more", *outputs.shape[1:]]))
         raise ValueError(f"calibration: expected outputs ({wanted}) for this head, got {checks.describe(past)}")
+    if len(past) < (least := fewest(level)):
+        raise ValueError(f"calibration: expected at least {least} origins for a level of {level:g}, got {len(past)}")
     before, now = (heads.interval(head, each, level) if head.parameters else each for each in (past, outputs))
     return conformal.widen(now, conformal.margins(before, calibration.targets, level)[: len(outputs)])

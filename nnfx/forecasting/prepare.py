@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnfx import checks
-from nnfx.data.frames import as_columns, frame_names, in_order_of, places
+from nnfx.data.frames import as_columns, frame_names, in_order_of, places, repeated
 from nnfx.data.prepare import Data
 from nnfx.data.preprocess import Preprocess
 from nnfx.data.times import difference, following, times_of
@@ -45,7 +45,7 @@ class History:
     lookback: int
     horizon: int
 
-    def next_times(self, steps: int) -> np.ndarray | None:
+    def next_times(self, steps: int) -> Any:
         """Return the times of the next steps after the series; None if the times of the series are unknown."""
         return None if self.times is None else following(self.times, self.appended + steps)[self.appended :]
 
@@ -165,8 +165,8 @@ def prepare(
 
     Raises:
         TypeError: for values that are not real numbers, or sizes that are not integers.
-        ValueError: as `windows` does; for more than one series; and for too few steps for one training window and the
-            held-out windows.
+        ValueError: as `windows` does; for more than one series; for columns of one name; and for too few steps for
+            one training window and the held-out windows.
 
     Example:
         >>> data = prepare(np.sin(np.arange(40.0))[:, None], lookback=8, horizon=4, valid_windows=5)
@@ -190,6 +190,8 @@ def prepare(
             check_aligned(name, given, checked, values, parts[0])
         parts.append(np.asarray(checked).astype(np.float64))
         names[name] = _names(given)
+        if twice := repeated(names[name]):
+            raise ValueError(f"{name}: expected columns with different names, got {', '.join(map(repr, twice))} twice")
     held_out = valid_windows + horizon - 1 if valid_windows else 0
     time = len(parts[0])
     if time < lookback + horizon + held_out:

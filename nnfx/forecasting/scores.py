@@ -8,7 +8,6 @@ JAX arrays are scored on their devices, in their own dtype. Values on the host, 
 are subtracted there in float64, so no digits are lost for series far from zero.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ from jax.typing import ArrayLike
 
 from nnfx import arrays, checks, ops
 from nnfx.forecasting.values import check_times, on_hand
-from nnfx.losses import mean_absolute_error, mean_square_error
+from nnfx.losses import mean_absolute_error, mean_of_each, mean_square_error
 from nnfx.types import Array
 
 __all__ = [
@@ -56,7 +55,7 @@ def root_mean_square_error(forecasts: Array, targets: Array) -> Array:
     """
     forecast, y = _held("forecasts", forecasts), _held("targets", targets)
     forecast = forecast.reshape(y.shape) if forecast.shape == (*y.shape, 1) else forecast
-    return ops.square_root(_per_example(jnp.square(_errors(forecast, y))))
+    return ops.square_root(mean_of_each(jnp.square(_errors(forecast, y))))
 
 
 def smape(forecasts: Array, targets: Array) -> Array:
@@ -84,7 +83,7 @@ def smape(forecasts: Array, targets: Array) -> Array:
     # Halve both, so that no sum overflows in half precision.
     error, size = _difference(forecast / 2, y / 2), ops.absolute(_device(forecast) / 2) + ops.absolute(_device(y) / 2)
     is_zero = size == 0
-    return _per_example(jnp.where(is_zero, 0, 200 * (ops.absolute(error) / jnp.where(is_zero, 1, size))))
+    return mean_of_each(jnp.where(is_zero, 0, 200 * (ops.absolute(error) / jnp.where(is_zero, 1, size))))
 
 
 def seasonal_naive_error(history: ArrayLike, period: int = 1) -> Array:
@@ -213,7 +212,7 @@ def pinball(forecasts: Array, targets: Array, levels: ArrayLike) -> Array:
     _, y = _pair(forecast[..., 0], targets)
     error = _difference(y[..., None], forecast)
     q = jnp.where((q > 0) & (q < 1), q, jnp.nan).reshape(*[1] * y.ndim, -1)
-    return _per_example(jnp.maximum(q * error, (q - 1) * error))
+    return mean_of_each(jnp.maximum(q * error, (q - 1) * error))
 
 
 def coverage(lower: Array, upper: Array, targets: Array) -> Array:
@@ -237,7 +236,7 @@ def coverage(lower: Array, upper: Array, targets: Array) -> Array:
     low, high, y = _bounds(lower, upper, targets)
     inside = (_difference(low, y) <= 0) & (_difference(y, high) <= 0)
     unknown = jnp.isnan(_device(low)) | jnp.isnan(_device(high))
-    return _per_example(jnp.where(unknown, jnp.nan, inside.astype(_device(low[..., :0]).dtype)))
+    return mean_of_each(jnp.where(unknown, jnp.nan, inside.astype(_device(low[..., :0]).dtype)))
 
 
 def interval_width(lower: Array, upper: Array) -> Array:
@@ -258,7 +257,7 @@ def interval_width(lower: Array, upper: Array) -> Array:
         Array([2.], dtype=float32)
     """
     low = _held("lower", lower)
-    return _per_example(_difference(_upper(low, upper), low))
+    return mean_of_each(_difference(_upper(low, upper), low))
 
 
 def interval_score(lower: Array, upper: Array, targets: Array, level: ArrayLike) -> Array:
@@ -285,7 +284,7 @@ def interval_score(lower: Array, upper: Array, targets: Array, level: ArrayLike)
         Gneiting and Raftery, *Strictly proper scoring rules, prediction, and estimation*, Journal of the American
         Statistical Association 2007, equation 43.
     """
-    return _per_example(_interval_scores(lower, upper, targets, level))
+    return mean_of_each(_interval_scores(lower, upper, targets, level))
 
 
 def msis(lower: Array, upper: Array, targets: Array, scale: ArrayLike, level: ArrayLike = 0.95) -> Array:
@@ -403,8 +402,3 @@ def _scale(scale: Any, forecasts: Array) -> Array:
     if checks.is_concrete(s) and not bool((s > 0).all()):
         raise ValueError("scale: expected positive numbers, got some that are not")
     return jnp.broadcast_to(jnp.where(s > 0, s, jnp.nan), (batch, channels))
-
-
-def _per_example(values: Array) -> Array:
-    """Average over all axes but the first, even if the batch is empty."""
-    return values.reshape(values.shape[0], math.prod(values.shape[1:])).mean(-1)

@@ -8,7 +8,7 @@ import numpy as np
 
 from nnfx import arrays, checks
 from nnfx.data.frames import as_columns
-from nnfx.data.times import irregularity, times_of
+from nnfx.data.times import irregularity, times_of, whole_numbers_of
 from nnfx.types import Array
 
 __all__ = ["as_series", "check_times", "floating", "in_floats", "on_hand"]
@@ -36,8 +36,10 @@ def as_series(name: str, values: Any) -> Any:
 
 
 def check_times(name: str, values: Any) -> None:
-    """Raise an error if the values have times that are not regular."""
-    irregular = None if (times := times_of(values)) is None else irregularity(times)
+    """Raise an error if the values have times, or an index of integers, that are not regular."""
+    times = times_of(values)
+    times = whole_numbers_of(values) if times is None else times
+    irregular = None if times is None else irregularity(times)
     if irregular is not None:
         raise ValueError(
             f"{name}: expected regular times, got {irregular}; first sort rows, fill gaps, and remove repeated times"

@@ -14,7 +14,8 @@ from nnfx.insight import objective
 from nnfx.insight.layers import calls_seen
 from nnfx.models.dense import MLP, Perceptron
 from nnfx.tables import table
-from nnfx.types import Array, Batch, Model, Params, PerExample, Variables
+from nnfx.training import rows
+from nnfx.types import Array, Batch, Mean, Model, Params, PerExample, Variables
 
 __all__ = ["Backpropagation", "Layer", "lay_open"]
 
@@ -56,7 +57,7 @@ class Backpropagation(NamedTuple):
 
     Attributes:
         layers: the layers, from the inputs to the outputs.
-        losses: the loss of each example, `(batch,)`.
+        losses: the loss of each example, `(batch,)`; the weighted mean over its outputs if each of them has a weight.
         loss: the empirical loss L.
     """
 
@@ -156,11 +157,20 @@ def _lay_open(
     model: Model, loss: PerExample, variables: Variables, batch: Batch
 ) -> tuple[dict[str, tuple[list[Array], Array]], Array, Array]:
     """Return each layer's factors and how much its activation mixes units, by name; the losses; and their mean."""
-    seen = _forward(model, variables, batch.inputs)
+    filled, size = rows.filled(batch), len(batch.weights)
+    # rows of weight zero are shown as they are, but zero times a number that is not finite would be NaN
+    has_weight = (batch.weights != 0).reshape(size, -1).any(1)[:, None]
+    inputs = jnp.where(has_weight | jnp.isfinite(batch.inputs), batch.inputs, 0)
+    seen = _forward(model, variables, inputs)
 
     def total(outputs: Array) -> tuple[Array, Array]:
-        values = loss(outputs, batch.targets)
-        return losses.empirical(values, batch.weights), values
+        shown, targets, weights = rows.examples(outputs, filled)
+        values = loss(shown, targets)
+        mean = losses.empirical(values, weights)
+        if batch.weights.ndim == 1:
+            return mean, loss(outputs, batch.targets)
+        of_each = (each.reshape(size, -1) for each in (values, weights))
+        return mean, jax.vmap(lambda *pair: Mean.of(*pair).value)(*of_each)
 
     (mean, values), errors = jax.value_and_grad(total, has_aux=True)(seen[-1].outputs)
     factors: dict[str, tuple[list[Array], Array]] = collections.OrderedDict()

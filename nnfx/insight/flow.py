@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from nnfx import checks, memo
 from nnfx.insight import objective
 from nnfx.insight.layers import WHOLE, watch
+from nnfx.training import rows
 from nnfx.training import step as steps
 from nnfx.types import Array, Batch, Mean, Metrics, Model, Params, PerExample, Step, TrainState, Variables
 
@@ -129,7 +131,9 @@ def _lengths(params: Params) -> dict[str, Array]:
 def _activations(model: Model, state: TrainState, batch: Batch) -> dict[str, Array]:
     """Return the root mean square of each layer's outputs in training mode; empty if no layer is visible."""
     key = jax.random.fold_in(state.key, state.step)
-    _, seen = watch(model, state.variables, batch.inputs, key=key, weights=batch.weights, train=True)
+    batch = rows.filled(batch)
+    weights = rows.model_weights(jax.eval_shape(model.apply, state.variables, batch.inputs), batch)
+    _, seen = watch(model, state.variables, batch.inputs, key=key, weights=weights, train=True)
     return {layer: jnp.sqrt(jnp.square(output.astype(jnp.float32)).mean()) for layer, output in seen.items()}
 
 
@@ -167,14 +171,17 @@ def _in_natural_order(name: str) -> list[tuple[int, str]]:
 def per_example_gradients(model: Model, loss: PerExample, variables: Variables, batch: Batch) -> Params:
     """Return the gradient of each example's own loss, `∂ℓᵢ / ∂w`.
 
+    If each step or number of an example has a weight, its loss is their weighted mean, `Σₜ wₜ ℓₜ / Σₜ wₜ`.
+
     Args:
         model: the model, applied in evaluation mode.
         loss: the per-example loss.
         variables: the variables of the model; the gradients are taken at their parameters.
-        batch: the examples; their weights are not used.
+        batch: the examples; the weights of whole examples are not used, except that those of weight zero are left out.
 
     Returns:
-        The gradients, in the tree of the parameters with a leading axis, `(batch, ...)`.
+        The gradients, in the tree of the parameters with a leading axis, `(batch, ...)`; zero for examples of weight
+        zero.
 
     Raises:
         TypeError, ValueError: as for `nnfx.insight.audit.gradient`.
@@ -193,18 +200,27 @@ def per_example_gradients(model: Model, loss: PerExample, variables: Variables, 
 
 @memo.compiled(static=2)
 def _per_example(model: Model, loss: PerExample, variables: Variables, batch: Batch) -> Params:
-    return jax.vmap(_gradient_of_one(model, loss, variables))(batch.inputs, batch.targets)
+    return jax.vmap(_gradient_of_one(model, loss, variables))(_examples(batch))
 
 
-def _gradient_of_one(model: Model, loss: PerExample, variables: Variables) -> Callable[[Any, Array], Params]:
-    """Return the function from one example to the gradient of its loss."""
+def _examples(batch: Batch) -> tuple[Batch, Array]:
+    """Return the rows, those of weight zero replaced by copies of another, and whether each has a weight, `(rows,)`."""
+    given = batch.weights
+    has_weight = (given != 0).reshape(len(given), -1).any(1)
+    # copies of the weights too, so that no value of weight zero within a row reaches the loss
+    is_own = has_weight.reshape(-1, *[1] * (given.ndim - 1))
+    weights = jnp.where(is_own, given, given[has_weight.argmax()][None])
+    return Batch(*rows.filled(batch))._replace(weights=weights), has_weight
 
-    def gradient(inputs: Any, target: Array) -> Params:
-        def of(params: Params) -> Array:
-            outputs = model.apply({**variables, "params": params}, jax.tree.map(lambda leaf: leaf[None], inputs))
-            return loss(outputs, target[None])[0]
 
-        return jax.grad(of)(variables["params"])
+def _gradient_of_one(model: Model, loss: PerExample, variables: Variables) -> Callable[[tuple[Batch, Array]], Params]:
+    """Return the gradient as a function of one example, and of whether it has a weight."""
+
+    def gradient(example: tuple[Batch, Array]) -> Params:
+        one, has_weight = example
+        one = jax.tree.map(lambda leaf: leaf[None], one)
+        found = jax.grad(objective.objective(model, loss, variables, one))(variables["params"])
+        return jax.tree.map(lambda leaf: jnp.where(has_weight, leaf, 0), found)
 
     return gradient
 
@@ -234,7 +250,8 @@ def noise_scale(model: Model, loss: PerExample, variables: Variables, batch: Bat
         model: the model, applied in evaluation mode.
         loss: the per-example loss.
         variables: the variables of the model; the gradients are taken at their parameters.
-        batch: two or more examples of equal weight; examples of weight zero are left out.
+        batch: two or more examples of equal weight, or of equal sums of weights if each step or number has one;
+            examples of weight zero are left out.
 
     Returns:
         The noise scale, the squared norm of the gradient, and the noise.
@@ -256,13 +273,17 @@ def noise_scale(model: Model, loss: PerExample, variables: Variables, batch: Bat
         McCandlish, Kaplan, Amodei et al., *An empirical model of large-batch training*, 2018, equation 2.9 and
         appendix A.1.
     """
-    objective.check(model, loss, variables, batch)
-    if checks.is_concrete(batch.weights):
-        used = batch.weights[batch.weights > 0]
-        if len(used) < 2 or float(used.min()) != float(used.max()):
+    outputs = objective.check(model, loss, variables, batch)
+    if checks.is_concrete(batch):
+        with jax.ensure_compile_time_eval():
+            weights = np.asarray(rows.measured_weights(outputs, batch)).reshape(len(batch.weights), -1)
+        sums = weights.sum(1, dtype=np.float64)
+        used = sums[sums > 0]
+        if len(used) < 2 or not np.allclose(used, used[0]):
+            what = "weights" if weights.shape[1] == 1 else "sums of the weights of each example"
             raise ValueError(
-                "batch.weights: expected two or more equal weights, and zeros elsewhere,"
-                f" got {len(used)} from {float(used.min()):g} to {float(used.max()):g}"
+                f"batch.weights: expected two or more equal {what}, and zeros elsewhere,"
+                f" got {len(used)} from {used.min():g} to {used.max():g}"
             )
     one = jax.tree.map(lambda rows: rows[:1], batch)
     return _noise_scale(model, loss, objective.at_once(variables["params"], one), variables, batch)
@@ -272,11 +293,12 @@ def noise_scale(model: Model, loss: PerExample, variables: Variables, batch: Bat
 def _noise_scale(model: Model, loss: PerExample, chunk: int, variables: Variables, batch: Batch) -> NoiseScale:
     gradient = _gradient_of_one(model, loss, variables)
 
-    def square(example: tuple[Any, Array]) -> Array:
-        return optax.tree.norm(gradient(*example), squared=True)
+    def square(example: tuple[Batch, Array]) -> Array:
+        return optax.tree.norm(gradient(example), squared=True)
 
-    squares = jax.lax.map(square, (batch.inputs, batch.targets), batch_size=chunk)
-    is_used = batch.weights > 0
+    examples = _examples(batch)
+    squares = jax.lax.map(square, examples, batch_size=chunk)
+    is_used = examples[1]
     count = is_used.sum().astype(squares.dtype)
     mean = jax.grad(objective.objective(model, loss, variables, batch))(variables["params"])
     of_mean = optax.tree.norm(mean, squared=True)

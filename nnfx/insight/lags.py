@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from nnfx import checks, losses, memo
+from nnfx.training import rows
 from nnfx.types import Array, Batch, Mean, Model, PerExample, Variables
 
 __all__ = ["gradient_by_lag"]
@@ -60,8 +61,9 @@ def gradient_by_lag(model: Model, loss: PerExample, variables: Variables, batch:
 def _gradient_by_lag(model: Model, loss: PerExample, variables: Variables, batch: Batch) -> Array:
     stream = model.stream
     assert stream is not None
-    rows, time, _ = batch.inputs.shape
-    start = stream.start(rows, batch.inputs.dtype)
+    batch = rows.filled(batch)
+    size, time, _ = batch.inputs.shape
+    start = stream.start(size, batch.inputs.dtype)
     has_all = jax.eval_shape(model.apply, variables, batch.inputs).ndim == 3
 
     def total(offsets: Any) -> Array:
@@ -75,7 +77,7 @@ def _gradient_by_lag(model: Model, loss: PerExample, variables: Variables, batch
 
     offsets = jax.tree.map(lambda part: jnp.zeros((time, *part.shape), part.dtype), start)
     gradient = jax.tree.leaves(jax.grad(total)(offsets))
-    norms = _norms(jnp.concatenate([part.reshape(time, rows, -1) for part in gradient], axis=-1))
+    norms = _norms(jnp.concatenate([part.reshape(time, size, -1) for part in gradient], axis=-1))
     return jax.vmap(lambda values: Mean.of(values, batch.weights).value)(norms)[::-1]
 
 
@@ -118,8 +120,10 @@ def _check(model: Any, loss: Any, variables: Any, batch: Any) -> None:
             raise ValueError(
                 f"batch.{name}: expected {len(inputs)} rows, as many as inputs, got {checks.describe(values)}"
             )
-    checks.finite("batch.inputs", inputs)
     checks.weights("batch.weights", batch.weights)
+    if batch.weights.ndim == 1:
+        batch = rows.filled(batch)
+    checks.finite("batch.inputs", batch.inputs)
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
         checks.finite(f"variables: {jax.tree_util.keystr(path, simple=True, separator='/')}", leaf)
     outputs = jax.eval_shape(model.apply, variables, inputs)

@@ -19,7 +19,8 @@ from flax.linen.module import InterceptorContext
 from jax.typing import ArrayLike
 
 from nnfx import checks, memo
-from nnfx.types import Array, Model, Variables
+from nnfx.insight import objective
+from nnfx.types import Array, Model, Sequences, Variables
 
 WHOLE = "outputs"
 """The name given to the outermost module, which has no name in Flax."""
@@ -54,7 +55,7 @@ def layer_outputs(model: Model, variables: Variables, inputs: Any) -> dict[str, 
         >>> {name: output.shape for name, output in outputs.items()}
         {'conv_0': (5, 6, 6, 4), 'dense/hidden_0': (5, 8), 'dense/output': (5, 3)}
     """
-    _require_model(model)
+    objective.check_model(model)
     return _require_seen(_watch_compiled(model, variables, inputs)[1])
 
 
@@ -118,7 +119,7 @@ def _require_seen(seen: dict[str, Any]) -> dict[str, Any]:
 
 def require_layer(model: Model, variables: Variables, inputs: Any, layer: str) -> tuple[int, ...]:
     """Return the shape of a layer's output, after checking that the model has a layer of this name."""
-    _require_model(model)
+    objective.check_model(model)
     _, shapes = jax.eval_shape(partial(watch, model), variables, inputs)
     checks.choice("layer", layer, _require_seen(shapes))
     return shapes[layer].shape
@@ -126,17 +127,15 @@ def require_layer(model: Model, variables: Variables, inputs: Any, layer: str) -
 
 def require_floating(inputs: ArrayLike) -> Array:
     """Return inputs as a floating-point array `(batch, ...)`, with respect to which derivatives can be taken."""
+    if isinstance(inputs, tuple | dict):
+        hint = "; pass the values of sequences of one length" if isinstance(inputs, Sequences) else ""
+        raise TypeError(f"inputs: expected one array (batch, ...), got {type(inputs).__name__}{hint}")
     inputs = jnp.asarray(inputs)
     if not jnp.issubdtype(inputs.dtype, jnp.floating):
         raise TypeError(f"inputs: expected an array of floats, (batch, ...), got {checks.describe(inputs)}")
     if inputs.ndim < 2 or not math.prod(inputs.shape):
         raise ValueError(f"inputs: expected (batch, ...) with at least one element, got {checks.describe(inputs)}")
     return inputs
-
-
-def _require_model(model: Any) -> None:
-    if not isinstance(model, Model):
-        raise TypeError(f"model: expected a Model(init, apply), got {checks.describe(model)}")
 
 
 def filters(variables: Variables, layer: str, shape: Sequence[int] | None = None) -> Array:

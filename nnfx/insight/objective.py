@@ -5,10 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.errors import InvalidRngError
 
 from nnfx import checks, losses, memo
+from nnfx.training import rows
 from nnfx.training.step import evaluate
-from nnfx.training.validate import check_batch, check_outputs
+from nnfx.training.validate import check_batch, check_outputs, check_values
 from nnfx.types import Array, Batch, Model, Params, PerExample, Variables
 
 ELEMENTS_AT_ONCE = 2**15
@@ -28,49 +30,68 @@ def check(
     *,
     key: Array | None = None,
     train: bool = False,
-) -> None:
+) -> Any:
     """Check that a model, a loss, variables and a batch match each other, before anything is traced.
+
+    Returns:
+        The shape of the model's outputs.
 
     Raises:
         TypeError: for arguments of the wrong type, or parameters that are not floats.
         ValueError: for variables without parameters, values that are not finite, lengths that differ, targets that
             do not suit the loss, and a loss that is not per example.
     """
-    if not isinstance(model, Model):
-        raise TypeError(f"model: expected a Model(init, apply), got {checks.describe(model)}")
+    check_model(model)
     if not callable(loss):
         raise TypeError(f"loss: expected a function of outputs and targets, got {checks.describe(loss)}")
     check_variables(variables)
     if not isinstance(batch, Batch):
         raise TypeError(f"batch: expected a Batch, such as data.train, got {type(batch).__name__}")
     check_batch("batch", batch)
-    for leaf in jax.tree.leaves(batch.inputs):
-        checks.finite("batch.inputs", leaf)
     checks.weights("batch.weights", batch.weights)
     if key is not None:
         checks.key("key", key)
 
-    outputs = _applied.eval_shape(model, train, variables, batch, key)
-    rows = batch.weights.shape[0]
-    check_outputs(outputs, rows)
-    losses.check(loss, outputs, batch.targets)
-    values = _per_example.eval_shape(loss, outputs, batch.targets)
-    if getattr(values, "shape", None) != (rows,):
-        raise ValueError(f"loss: expected one value per example, [{rows}], got {checks.describe(values)}")
+    try:
+        outputs = _applied.eval_shape(model, train, variables, batch, key)
+    except InvalidRngError as error:
+        raise ValueError(
+            "train: expected False for a model that draws random numbers in training and is given no key for them,"
+            " got True"
+        ) from error
+    check_outputs(outputs, batch.weights.shape[0])
+    seen, targets = check_values("batch", batch, outputs)
+    losses.check(loss, seen, targets)
+    values = _per_example.eval_shape(loss, seen, targets)
+    if getattr(values, "shape", None) != seen.shape[:1]:
+        raise ValueError(f"loss: expected one value per example, [{seen.shape[0]}], got {checks.describe(values)}")
+    return outputs
 
 
 @memo.compiled(static=2)  # compiled, so that a model is traced once for many checks
 def _applied(model: Model, train: bool, variables: Variables, batch: Batch, key: Array | None) -> Any:
     """Return a model's outputs for a batch."""
-    if not train:
-        return model.apply(variables, batch.inputs)
-    return model.apply(variables, batch.inputs, key=key, weights=batch.weights, train=True)[0]
+    return _trained(model, variables, batch, key) if train else model.apply(variables, batch.inputs)
+
+
+def _trained(model: Model, variables: Variables, batch: Batch, key: Array | None) -> Array:
+    """Return a model's outputs for a batch, applied as in training."""
+    weights = batch.weights
+    if weights.ndim > 1:
+        weights = rows.model_weights(jax.eval_shape(model.apply, variables, batch.inputs), batch)
+    return model.apply(variables, batch.inputs, key=key, weights=weights, train=True)[0]
 
 
 @memo.compiled()
 def _per_example(loss: PerExample, outputs: Any, targets: Any) -> Array:
     """Return the loss of each example."""
     return loss(outputs, targets)
+
+
+def check_model(model: Any) -> None:
+    """Require a model."""
+    if not isinstance(model, Model):
+        raise TypeError(f"model: expected a Model(init, apply), got {checks.describe(model)}")
 
 
 def check_variables(variables: Any) -> None:
@@ -119,8 +140,8 @@ def objective(
         applied = {"params": params, **state}
         if not train:
             return evaluate(model, {"loss": loss}, applied, batch)["loss"].value
-        outputs, _ = model.apply(applied, batch.inputs, key=key, weights=batch.weights, train=True)
-        return losses.empirical(loss(outputs, batch.targets), batch.weights)
+        filled = rows.filled(batch)
+        return rows.measure({"loss": loss}, _trained(model, applied, filled, key), filled)["loss"].value
 
     return of
 

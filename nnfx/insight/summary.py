@@ -128,7 +128,7 @@ def summarize(model: Model, inputs: Any, optimizer: optax.GradientTransformation
 
     Args:
         model: any model; only layers that are Flax Linen modules are listed.
-        inputs: a batch, or its shape and dtype as `jax.ShapeDtypeStruct`.
+        inputs: a batch; its shape, for floats; or its shape and dtype as `jax.ShapeDtypeStruct`.
         optimizer: the optimizer of the training step; Adam by default. The mean of the outputs is used as the loss,
             since the cost of a loss is negligible.
 
@@ -152,6 +152,8 @@ def summarize(model: Model, inputs: Any, optimizer: optax.GradientTransformation
     optimizer = optax.adam(1e-3) if optimizer is None else optimizer
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(f"optimizer: expected an Optax optimizer, got {checks.describe(optimizer)}")
+    if isinstance(inputs, tuple) and inputs and all(isinstance(size, int) for size in inputs):
+        inputs = jax.ShapeDtypeStruct(inputs, jnp.zeros(()).dtype)
     leaves = jax.tree.leaves(inputs)
     if not leaves or any(not hasattr(leaf, "dtype") or not np.shape(leaf) for leaf in leaves):
         raise ValueError(f"inputs: expected a batch, (batch, ...), or its shape, got {checks.describe(inputs)}")

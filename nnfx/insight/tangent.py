@@ -42,7 +42,7 @@ def linearize(model: Model, variables: Variables) -> Model:
     References:
         Lee et al., *Wide neural networks of any depth evolve as linear models under gradient descent*, NeurIPS 2019.
     """
-    _require_model(model)
+    objective.check_model(model)
     objective.check_variables(variables)
     around = variables["params"]
 
@@ -105,7 +105,7 @@ def kernel(model: Model, variables: Variables, inputs: Any, others: Any = None) 
         Jacot, Gabriel and Hongler, *Neural tangent kernel: convergence and generalization in neural networks*,
         NeurIPS 2018.
     """
-    _require_model(model)
+    objective.check_model(model)
     objective.check_variables(variables)
     for name, rows in {"inputs": inputs, "others": others}.items():
         for leaf in jax.tree.leaves(rows):
@@ -127,8 +127,3 @@ def _kernel(model: Model, variables: Variables, inputs: Any, others: Any) -> Arr
     held = jax.lax.map(derivatives, inputs)
     against = jax.lax.map(lambda other: jnp.einsum("rip,jp->rij", held, derivatives(other)), others)
     return against.swapaxes(0, 1)
-
-
-def _require_model(model: Any) -> None:
-    if not isinstance(model, Model):
-        raise TypeError(f"model: expected a Model(init, apply), got {checks.describe(model)}")

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from nnfx import arrays, checks
+from nnfx import arrays, checks, losses, trees
 from nnfx.metrics.marks import overall
 from nnfx.metrics.ranks import with_weights
 from nnfx.types import Array
@@ -16,20 +16,35 @@ __all__ = ["Average", "balanced_accuracy", "confusion_matrix", "f1", "precision"
 Average = Literal["binary", "macro", "micro"]
 
 
+def _check(logits: Any, labels: Any) -> None:
+    is_one_hot = not _is_single(logits) and labels.shape == logits.shape
+    if logits.ndim not in (1, 2) or not (is_one_hot or labels.shape == logits.shape[:1]):
+        raise ValueError(
+            f"labels: expected one for each row of logits (batch,) or (batch, classes), {checks.describe(logits)}, got"
+            f" {checks.describe(labels)}"
+        )
+    if is_one_hot:
+        checks.shares("labels", labels, "binary_accuracy")
+    else:
+        checks.class_labels("labels", labels, _classes(logits))
+
+
+@losses.with_check(_check)
 def confusion_matrix(logits: Array, labels: Array, weights: Array | None = None) -> Array:
     """Return the confusion matrix: the number of rows of each true class (first axis) by predicted class (second axis).
 
     Args:
         logits: `(batch,)` or `(batch, 1)`, whose sign decides between classes 0 and 1; or `(batch, classes)`, whose
             largest entry decides.
-        labels: integers `(batch,)`, or one-hot rows `(batch, classes)`.
+        labels: integers `(batch,)`; or one-hot rows or probabilities `(batch, classes)`, whose largest entry counts.
         weights: `(batch,)`, non-negative; rows of weight zero are left out, whatever their values. All 1 by default.
 
     Returns:
         `(classes, classes)`, int32, or floats if there are weights; NaN if a logit is NaN.
 
     Raises:
-        ValueError: for labels out of range, logits that are NaN, or shapes that do not match.
+        ValueError: for labels out of range, rows that do not sum to 1, such as several labels per row, logits that
+            are NaN, or shapes that do not match.
 
     Example:
         >>> confusion_matrix(jnp.array([[2.0, 0.0], [0.0, 1.0], [0.0, 3.0]]), jnp.array([0, 0, 1])).tolist()
@@ -42,12 +57,13 @@ def confusion_matrix(logits: Array, labels: Array, weights: Array | None = None)
 
 
 @overall
+@losses.with_check(_check)
 def precision(logits: Array, labels: Array, weights: Array | None = None, average: Average | None = None) -> Array:
     """Precision: the fraction of rows predicted as a class that belong to the class, `TP / (TP + FP)`.
 
     Args:
         logits: `(batch,)` or `(batch, 1)`, whose sign decides between classes 0 and 1; or `(batch, classes)`.
-        labels: integers `(batch,)`, or one-hot rows `(batch, classes)`.
+        labels: integers `(batch,)`; or one-hot rows or probabilities `(batch, classes)`, whose largest entry counts.
         weights: `(batch,)`, non-negative; rows of weight zero are left out, whatever their values. All 1 by default.
         average: `"binary"` for class 1 only, the default for one output; `"macro"` for the mean over the classes that
             occur among labels or predictions, the default for several outputs; `"micro"` for pooled counts of all
@@ -58,7 +74,8 @@ def precision(logits: Array, labels: Array, weights: Array | None = None, averag
         logit is NaN.
 
     Raises:
-        ValueError: for labels out of range, an unknown average, or shapes that do not match.
+        ValueError: for labels out of range, rows that do not sum to 1, such as several labels per row, an unknown
+            average, or shapes that do not match.
 
     Example:
         >>> precision(jnp.array([2.0, 1.0, -1.0]), jnp.array([1, 0, 1]))
@@ -68,6 +85,7 @@ def precision(logits: Array, labels: Array, weights: Array | None = None, averag
 
 
 @overall
+@losses.with_check(_check)
 def recall(logits: Array, labels: Array, weights: Array | None = None, average: Average | None = None) -> Array:
     """Recall: the fraction of rows of a class that are predicted as it, `TP / (TP + FN)`; arguments as for `precision`.
 
@@ -79,6 +97,7 @@ def recall(logits: Array, labels: Array, weights: Array | None = None, average: 
 
 
 @overall
+@losses.with_check(_check)
 def f1(logits: Array, labels: Array, weights: Array | None = None, average: Average | None = None) -> Array:
     """F1: the harmonic mean of precision and recall, `2 TP / (2 TP + FP + FN)`; arguments as for `precision`.
 
@@ -90,19 +109,21 @@ def f1(logits: Array, labels: Array, weights: Array | None = None, average: Aver
 
 
 @overall
+@losses.with_check(_check)
 def balanced_accuracy(logits: Array, labels: Array, weights: Array | None = None) -> Array:
     """Macro-averaged recall: the mean over classes of the fraction of rows of the class that are predicted correctly.
 
     Args:
         logits: `(batch,)` or `(batch, 1)`, whose sign decides between classes 0 and 1; or `(batch, classes)`.
-        labels: integers `(batch,)`, or one-hot rows `(batch, classes)`.
+        labels: integers `(batch,)`; or one-hot rows or probabilities `(batch, classes)`, whose largest entry counts.
         weights: `(batch,)`, non-negative; rows of weight zero are left out, whatever their values. All 1 by default.
 
     Returns:
         A float32 scalar, the mean over classes that have rows; NaN if there are no rows or a logit is NaN.
 
     Raises:
-        ValueError: for labels out of range, or shapes that do not match.
+        ValueError: for labels out of range, rows that do not sum to 1, such as several labels per row, or shapes that
+            do not match.
 
     Example:
         >>> balanced_accuracy(jnp.array([-1.0, -2.0, -3.0, 1.0]), jnp.array([0, 0, 1, 1]))
@@ -114,15 +135,12 @@ def balanced_accuracy(logits: Array, labels: Array, weights: Array | None = None
 def _checked(logits: Any, labels: Any, weights: Any) -> tuple[Array, Array, Array]:
     """Return logits, labels and weights as arrays, after checking that their shapes match."""
     logits, labels = arrays.as_array("logits", logits, floats=True), arrays.as_array("labels", labels)
-    is_one_hot = not _is_single(logits) and labels.shape == logits.shape
-    if logits.ndim not in (1, 2) or not (is_one_hot or labels.shape == logits.shape[:1]):
-        raise ValueError(
-            f"labels: expected one for each row of logits (batch,) or (batch, classes), {checks.describe(logits)}, got"
-            f" {checks.describe(labels)}"
-        )
+    _check(logits, trees.shapes(labels))  # so that rows of weight zero may have any label
+    labels, is_weighted = labels.astype(jnp.int32) if labels.dtype == jnp.bool_ else labels, weights is not None
     labels, weights = with_weights(labels, weights)
-    if not is_one_hot:
-        checks.class_labels("labels", labels, _classes(logits))
+    if is_weighted and labels.ndim == 2:  # a row of zeros is not one-hot
+        labels = jnp.where((weights != 0)[:, None], labels, jnp.arange(labels.shape[1])[None] == 0)
+    _check(logits, labels)
     return logits, labels, weights
 
 
@@ -140,6 +158,7 @@ def _counts(logits: Array, labels: Array, weights: Array) -> tuple[Array, Array]
     classes = _classes(logits)
     is_known = ~jnp.isnan(logits.reshape(len(logits), -1)).any(1)
     if labels.ndim == 2:
+        is_known &= checks.are_shares(labels)
         labels = labels.argmax(-1)
     else:
         is_known &= (labels >= 0) & (labels < classes) & (labels == jnp.round(labels))

@@ -1,5 +1,7 @@
 """Regression metrics that are computed from all rows together."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -10,8 +12,11 @@ from nnfx.types import Array
 
 __all__ = ["r2", "root_mean_square_error"]
 
+_check = partial(losses.check, losses.mean_square_error)
+
 
 @overall
+@losses.with_check(_check)
 def root_mean_square_error(outputs: Array, targets: Array, weights: Array | None = None) -> Array:
     """Root mean square error, `√(Σ wᵢ (f(xᵢ) − yᵢ)² / Σ wᵢ)`, averaged over the outputs.
 
@@ -34,6 +39,7 @@ def root_mean_square_error(outputs: Array, targets: Array, weights: Array | None
 
 
 @overall
+@losses.with_check(_check)
 def r2(outputs: Array, targets: Array, weights: Array | None = None) -> Array:
     """The coefficient of determination, `R² = 1 − Σ wᵢ (f(xᵢ) − yᵢ)² / Σ wᵢ (yᵢ − ȳ)²`, averaged over the outputs.
 
@@ -74,7 +80,7 @@ def _checked(outputs: Array, targets: Array, weights: Array | None) -> tuple[Arr
     """Return outputs, targets and weights as arrays, after checking that their shapes match."""
     outputs = arrays.as_array("outputs", outputs, floats=True)
     targets, weights = with_weights(arrays.as_array("targets", targets, floats=True), weights)
-    losses.check(losses.mean_square_error, outputs, targets)
+    _check(outputs, targets)
     return outputs, targets, weights
 
 

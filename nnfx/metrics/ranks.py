@@ -8,14 +8,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnfx import arrays, checks
+from nnfx import arrays, checks, losses, trees
 from nnfx.metrics.marks import overall
 from nnfx.types import Array
 
 __all__ = ["average_precision", "roc_auc"]
 
 
+def _check(scores: Any, labels: Any) -> None:
+    if labels.ndim != 1 or scores.shape not in (labels.shape, (*labels.shape, 1)):
+        raise ValueError(
+            f"scores: expected one score for each of the labels {checks.describe(labels)},"
+            f" got {checks.describe(scores)}"
+        )
+    checks.binary_labels("labels", labels)
+
+
 @overall
+@losses.with_check(_check)
 def roc_auc(scores: Array, labels: Array, weights: Array | None = None) -> Array:
     """The area under the ROC curve: `P(s₊ > s₋) + ½ P(s₊ = s₋)` for the scores of a random positive and negative row.
 
@@ -42,6 +52,7 @@ def roc_auc(scores: Array, labels: Array, weights: Array | None = None) -> Array
 
 
 @overall
+@losses.with_check(_check)
 def average_precision(scores: Array, labels: Array, weights: Array | None = None) -> Array:
     """The average precision: the precision at the score of each positive, averaged over the positives.
 
@@ -76,13 +87,9 @@ def _converted(scores: Array, labels: Array, weights: Array | None) -> tuple[Arr
         ranks = np.unique(exact, return_inverse=True)[1].reshape(exact.shape)
         scores = jax.device_put(np.where(np.isnan(exact), np.nan, ranks) if np.isnan(exact).any() else ranks)
     labels = arrays.as_array("labels", labels)
-    if labels.ndim != 1 or scores.shape not in (labels.shape, (*labels.shape, 1)):
-        raise ValueError(
-            f"scores: expected one score for each of the labels {checks.describe(labels)},"
-            f" got {checks.describe(scores)}"
-        )
+    _check(scores, trees.shapes(labels))  # so that rows of weight zero may have any label
     labels, weights = with_weights(labels, weights)
-    checks.binary_labels("labels", labels)
+    _check(scores, labels)
     return scores, labels, weights
 
 

@@ -1,6 +1,7 @@
 """Metrics for language models: perplexity and bits per token."""
 
 import math
+from functools import partial
 
 import jax.numpy as jnp
 
@@ -12,6 +13,7 @@ from nnfx.types import Array
 __all__ = ["bits_per_token", "perplexity"]
 
 
+@losses.with_check(partial(losses.check, losses.categorical_cross_entropy))
 def bits_per_token(logits: Array, labels: Array) -> Array:
     """The cross-entropy in bits, `−log₂ softmax(z)_y`: the length of a token in an ideal code based on the model.
 
@@ -38,6 +40,7 @@ def bits_per_token(logits: Array, labels: Array) -> Array:
 
 
 @overall
+@losses.with_check(partial(losses.check, losses.categorical_cross_entropy))
 def perplexity(logits: Array, labels: Array, weights: Array | None = None) -> Array:
     """The exponential of the mean cross-entropy, `exp(Σ wᵢ ℓᵢ / Σ wᵢ)`: the effective number of tokens to choose from.
 

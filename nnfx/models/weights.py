@@ -104,7 +104,7 @@ def pretrained(model: Model, variables: Variables) -> Model:
 
     Args:
         model: the model.
-        variables: a tree of arrays, such as `run.variables` of another run, or the result of `load_safetensors` or
+        variables: a tree of arrays, such as `run.best.variables` of another run, or the result of `load_safetensors` or
             `nnfx.models.conversion.from_torch`: `{"params": ..., ...}`.
 
     Returns:

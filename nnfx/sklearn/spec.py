@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -94,6 +94,8 @@ class Spec(NamedTuple):
         if self.model == "perceptron":
             return models.perceptron(self.outputs)
         if self.model == "mlp":
+            if not isinstance(self.hidden, Iterable):
+                raise TypeError(f"hidden: expected widths of layers, such as (16,), got {checks.describe(self.hidden)}")
             return functools.partial(models.mlp, tuple(self.hidden), self.outputs, self.activation)
         if isinstance(self.model, Model) or not callable(self.model):
             return cast(Model, self.model)  # checked by `nnfx.fit`

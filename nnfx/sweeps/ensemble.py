@@ -12,6 +12,7 @@ from nnfx.arrays import as_numpy, to_device
 from nnfx.data.prepare import Preprocess
 from nnfx.data.preprocess import each
 from nnfx.training.fit import Fit
+from nnfx.training.integers import check_inputs
 from nnfx.training.padded_predictions import apply_padded
 from nnfx.types import Array, Hyper, Variables
 
@@ -57,6 +58,8 @@ class Ensemble:
     def predict(self, inputs: Any) -> Array:
         """Return every member's outputs for raw inputs, `(members, batch, outputs)`, in the targets' units."""
         prepared = each(self.preprocess, inputs)
+        hyper, variables, rows = jax.tree.map(lambda leaf: leaf[0], (self.hyper, self.variables, prepared))
+        check_inputs(self.fit, self.fit.bind(hyper).model, variables, rows)
 
         def apply(rows: Any) -> Array:
             return _apply(self.fit, tuple(map(np.shape, jax.tree.leaves(rows))), self.hyper, self.variables, rows)

@@ -246,12 +246,21 @@ def overall_value(function: Callable[..., Array], outputs: Array, batch: Batch) 
 
     weights = measured_weights(outputs, batch)
     if weights.ndim == 1 or outputs.ndim != weights.ndim or batch.targets.ndim != weights.ndim:
-        return value(*examples(outputs, batch))
+        return value(*by_label(*examples(outputs, batch)))
     rows = weights.shape[:2] if has_lengths(batch) and weights.ndim > 2 else weights.shape[:1]
     columns = [jnp.asarray(each).reshape(math.prod(rows), -1) for each in (outputs, batch.targets, weights)]
     values = jax.vmap(value, in_axes=1)(*columns)
     is_some = (columns[2] != 0).any(0)
     return Mean.of(values, is_some.astype(values.dtype)).value
+
+
+def by_label(outputs: Array, targets: Array, weights: Array) -> tuple[Array, Array, Array]:
+    """Return examples that have several labels each, such as one for each step, with one row for each label."""
+    has_several = targets.ndim > 1 and outputs.shape[:-1] == targets.shape
+    if not has_several or not jnp.issubdtype(targets.dtype, np.integer):
+        return outputs, targets, weights
+    weights = jnp.broadcast_to(weights.reshape(-1, *[1] * (targets.ndim - 1)), targets.shape)
+    return outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1), weights.reshape(-1)
 
 
 def _counted(weights: Array) -> Array:

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from nnfx import checks, memo
 from nnfx.data.prepare import Preprocess
-from nnfx.training import validate
+from nnfx.training import integers, validate
 from nnfx.training.epochs import Best, reason
 from nnfx.training.padded_predictions import apply_padded
 from nnfx.training.parts import Recipe
@@ -72,7 +72,7 @@ class Run:
           epoch 2, the best: train_loss ...
           3 parameters
         """
-        numbers = "".join(f"; {name} {checks.describe(value)}" for name, value in self.hyper.items())
+        numbers = "".join(f"; {name} {_in_short(value)}" for name, value in self.hyper.items())
         if np.ndim(self.epochs) or not checks.is_concrete(self.epochs):
             return f"Run: {checks.describe(self.epochs)} of {self.fit.epochs} epochs{numbers}"
         last, best = int(self.epochs), int(self.best.epoch)
@@ -126,6 +126,7 @@ class Run:
         self._require_single()
         inputs = validate.inputs_as_arrays("inputs", inputs)
         chosen = self._chosen(variables)
+        integers.check_inputs(self.fit, self.model, chosen, inputs)
         return apply_padded(
             self.fit,
             lambda rows: _apply(self.fit, _shapes(rows), self.hyper, chosen, rows),
@@ -151,6 +152,7 @@ class Run:
         chosen = self._chosen(variables)
         outputs = _apply.eval_shape(self.fit, _shapes(data.inputs), self.hyper, chosen, data.inputs)
         validate.check_evaluation(data, self.fit.measures, outputs)
+        integers.check(self.model, data, chosen)
         return _evaluate(self.fit, _shapes(data), self.hyper, chosen, data)
 
     def save(self, path: str | os.PathLike[str], inputs: Any = None) -> None:
@@ -246,6 +248,12 @@ class Run:
         self._require_single()
         if not checks.is_concrete(self):
             raise ValueError("run: expected a finished run, got a traced run; write runs outside jit and grad")
+
+
+def _in_short(value: Any) -> str:
+    """Describe a hyper-parameter: a number without the digits that are due to its precision alone."""
+    is_number = np.ndim(value) == 0 and checks.is_concrete(value)
+    return f"{float(value):g}" if is_number else checks.describe(value)
 
 
 def notes_of(run: Run) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from nnfx.data import batching
 from nnfx.memo import one_program
 from nnfx.metrics.marks import is_overall
 from nnfx.optimizers import as_optimizer, has_evaluation_params
-from nnfx.training import optimizer_updates, rows, validate
+from nnfx.training import integers, optimizer_updates, rows, validate
 from nnfx.training.parts import OPTIONAL, Parts
 from nnfx.types import (
     Array,
@@ -212,9 +212,9 @@ def make_step(
         weight = shards.total(weights.sum())
 
         def add(model_state: ModelState, piece: tuple[Batch, Array]) -> tuple[ModelState, Any]:
-            rows, i = piece
+            part, i = piece
             before = state._replace(model_state=model_state)
-            found, gradient = gradient_of_share(before, rows, jax.random.fold_in(key, i), weight)
+            found, gradient = gradient_of_share(before, part, jax.random.fold_in(key, i), weight)
             value, (after, measured) = found
             has_weight = shards.total(measured["loss"].weight) != 0
             return optax.tree.where(has_weight, after, model_state), (value, measured, gradient)
@@ -344,6 +344,7 @@ def evaluate(model: Model, measures: Mapping[str, PerExample], variables: Variab
         if checks.is_concrete((variables, data)):
             outputs = jax.eval_shape(model.apply, variables, data.inputs)
             validate.check_evaluation(data, measures, outputs)
+            integers.check(model, data, variables)
 
     needs_all = any(is_overall(function) for function in measures.values())
 

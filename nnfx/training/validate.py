@@ -17,7 +17,7 @@ import numpy as np
 from nnfx import arrays, checks, losses, memo, trees
 from nnfx.data.prepare import Data
 from nnfx.metrics.marks import is_overall
-from nnfx.training import rows
+from nnfx.training import integers, rows
 from nnfx.training.hyperparameters import innermost, name_of
 from nnfx.training.parts import Recipe, how_to_adapt
 from nnfx.types import Array, Batch, Hyper, Model, PerExample
@@ -138,6 +138,10 @@ def _check_shapes(recipe: Recipe, train: Batch, valid: Batch | None, hyper: Hype
                 f"augment: expected a Batch whose inputs are {checks.describe(batch.inputs)} as before, got {got}"
             )
         outputs = parts.model.apply(variables, batch.inputs)
+        if parts.penalty is not None:
+            _check_number("penalty", parts.penalty(variables["params"]))
+        if parts.average is not None:
+            _check_number("average", parts.average(jnp.ones((), jnp.int32)))
         weights = rows.model_weights(outputs, seen) if hasattr(outputs, "shape") else seen.weights
         trained = parts.model.apply(variables, seen.inputs, key=key, weights=weights, train=True)
         if not isinstance(trained, tuple) or len(trained) != 2:
@@ -187,6 +191,12 @@ def _check_shapes(recipe: Recipe, train: Batch, valid: Batch | None, hyper: Hype
     return outputs
 
 
+def _check_number(name: str, value: Any) -> None:
+    """Require that a part of a run returns one number."""
+    if jnp.shape(value) != ():
+        raise ValueError(f"{name}: expected a function that returns one number, got one of {checks.describe(value)}")
+
+
 def _traced_note(names: Iterable[str]) -> str:
     """Return a hint for a part that needs the value of a traced hyper-parameter."""
     return (
@@ -224,7 +234,9 @@ def check_stored(recipe: Recipe, data: Data, hyper: Hyper, targets: np.ndarray, 
     for i in range(0, len(targets), _ROWS_AT_ONCE):
         part = np.asarray(targets[i : i + _ROWS_AT_ONCE])
         shape = jax.ShapeDtypeStruct((len(part), *outputs.shape[1:]), outputs.dtype)
-        losses.check(recipe.measures["loss"], shape, part)
+        for function in recipe.measures.values():
+            if not is_overall(function):
+                losses.check(function, shape, part)
 
 
 _ROWS_AT_ONCE = 2**18
@@ -298,11 +310,24 @@ def check_evaluation(data: Batch, measures: Mapping[str, PerExample], outputs: A
     weights = checks.near(data.weights)[0] if checks.is_concrete(data.weights) else None
     if weights is not None and bool((weights < 0).any()):
         raise ValueError(f"data.weights: expected non-negative numbers, got {float(weights.min()):g}")
-    seen, targets = _check_values("data", data, outputs)
+    seen, targets = check_values("data", data, outputs)
     if weights is not None and not bool((weights != 0).any()):
         return  # all weights are zero, so the means are NaN
+    _check_targets(measures, data, outputs, seen, targets)
+
+
+def _check_targets(measures: Mapping[str, PerExample], batch: Batch, outputs: Any, seen: Any, targets: Any) -> None:
+    """Check targets against losses and metrics; `outputs` is a shape, `seen` and `targets` come from `check_values`."""
+    is_by_number = batch.weights.ndim > 1 and outputs.ndim == batch.targets.ndim == batch.weights.ndim
     for measure in measures.values():
-        losses.check(measure, seen, targets)
+        if not is_overall(measure):
+            losses.check(measure, seen, targets)
+            continue
+        given = seen, trees.shapes(targets), jax.ShapeDtypeStruct(seen.shape[:1], batch.weights.dtype)
+        if is_by_number:  # as in rows.overall_value
+            given = jax.eval_shape(lambda *each: jax.tree.map(lambda column: column.reshape(-1), each), *given)
+        own, labels, _ = jax.eval_shape(rows.by_label, *given)
+        losses.check(measure, own, targets.reshape(labels.shape))
 
 
 def check_outputs(outputs: Any, rows: int) -> None:
@@ -311,7 +336,7 @@ def check_outputs(outputs: Any, rows: int) -> None:
         raise ValueError(f"model: expected one output per example, ({rows}, ...), got {checks.describe(outputs)}")
 
 
-def _check_values(name: str, batch: Batch, outputs: Any) -> tuple[Any, Any]:
+def check_values(name: str, batch: Batch, outputs: Any) -> tuple[Any, Any]:
     """Check the inputs of positive weight, if they are concrete, and return the arguments for the losses.
 
     Returns:
@@ -349,9 +374,14 @@ def _check_data(recipe: Recipe, name: str, batch: Batch, hyper: Hyper, outputs: 
         is_by_step = batch.weights.ndim > 1
         time = batch.weights.shape[1:2] if is_by_step else jax.tree.leaves(batch.inputs)[0].shape[1:2]
         shape = (size, *time, *outputs.shape[2:]) if outputs.ndim > 2 or is_by_step else shape
-    seen, targets = _check_values(name, batch, jax.ShapeDtypeStruct(shape, outputs.dtype))
-    _check_integers(recipe.bind(hyper).model, batch)
-    losses.check(recipe.measures["loss"], seen, targets)
+    seen, targets = check_values(name, batch, jax.ShapeDtypeStruct(shape, outputs.dtype))
+    integers.check(recipe.bind(hyper).model, batch)
+    measured = {  # those of all rows together are computed from held-out data alone
+        label: function
+        for label, function in recipe.measures.items()
+        if name == "data.valid" or not is_overall(function)
+    }
+    _check_targets(measured, batch, jax.ShapeDtypeStruct(shape, outputs.dtype), seen, targets)
     users_own = [
         label
         for label, function in recipe.measures.items()
@@ -364,16 +394,6 @@ def _check_data(recipe: Recipe, name: str, batch: Batch, hyper: Hyper, outputs: 
             measures = recipe.bind(hyper).measures
             for label in users_own:
                 _check_rows_apart(label, measures[label], trial.astype(seen.dtype), jnp.asarray(targets))
-
-
-def _check_integers(model: Model, batch: Batch) -> None:
-    """Pass integers such as tokens to the model untraced, since it may reject some values."""
-    are_integers = [jnp.issubdtype(leaf.dtype, np.integer) for leaf in jax.tree.leaves(batch.inputs)]
-    if not any(are_integers) or not checks.is_concrete(batch):
-        return
-    with jax.ensure_compile_time_eval():
-        inputs = rows.filled(batch).inputs if bool((batch.weights != 0).any()) else batch.inputs
-    jax.eval_shape(lambda key: model.init(key, inputs), jax.random.key(0))
 
 
 def _check_batch_size(recipe: Recipe, weights: Any) -> None:

@@ -6,6 +6,7 @@ import jax
 
 from nnfx import checks, memo
 from nnfx.types import Array, Model, Variables
+from nnfx.uncertainty.given import as_inputs, check_model
 
 __all__ = ["mc_dropout"]
 
@@ -31,7 +32,8 @@ def mc_dropout(key: Array, model: Model, variables: Variables, inputs: Any, draw
         `spread(probabilities(outputs)).mean`.
 
     Raises:
-        TypeError: for a key that is not typed, or a number of draws that is not an integer.
+        TypeError: for a key that is not typed, a number of draws that is not an integer, and anything other than a
+            model, its variables and its inputs.
         ValueError: for fewer than one draw, and for variables with batch statistics, since in training mode a model
             would normalise by the statistics of the batch.
 
@@ -49,6 +51,8 @@ def mc_dropout(key: Array, model: Model, variables: Variables, inputs: Any, draw
     """
     checks.key("key", key)
     checks.positive_integer("draws", draws)
+    check_model(model, variables)
+    inputs = as_inputs("inputs", inputs)
     if updated := sorted(set(variables) - NOT_UPDATED):
         raise ValueError(
             f"variables: expected only parameters, got also {', '.join(updated)}, which a model updates in training"

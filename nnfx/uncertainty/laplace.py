@@ -25,6 +25,7 @@ from jax.typing import ArrayLike
 
 from nnfx import arrays, checks, memo, optimizers, trees
 from nnfx.types import Array, Batch, Model, Variables, at_least_float32
+from nnfx.uncertainty.given import as_inputs, check_model
 from nnfx.uncertainty.predictions import check_labels, class_logits
 
 __all__ = ["Outputs", "Posterior", "fit", "members", "predict"]
@@ -100,6 +101,7 @@ def fit(
             the last, outputs are linearised in the parameters.
 
     Raises:
+        TypeError: for anything but a model, its variables and a batch.
         ValueError: for a layer that matches no parameter, numbers that are not positive, labels out of range, targets
             that are not finite, or shapes that do not match.
 
@@ -116,6 +118,9 @@ def fit(
         MacKay, *The evidence framework applied to classification networks*, Neural Computation 1992.
         Daxberger et al., *Laplace Redux – effortless Bayesian deep learning*, NeurIPS 2021.
     """
+    check_model(model, variables)
+    if not isinstance(data, Batch):
+        raise TypeError(f"data: expected a Batch, such as data.train, got a {type(data).__name__}")
     params = trees.named(variables["params"])
     names = tuple(name for name in params if optimizers.matches(layer, name))
     if not names:
@@ -123,6 +128,9 @@ def fit(
     checks.number("prior_precision", prior_precision, above=0)
     if noise is not None:
         checks.number("noise", noise, above=0)
+    data = data._replace(
+        inputs=as_inputs("data.inputs", data.inputs), weights=arrays.as_array("data.weights", data.weights)
+    )
     targets = arrays.as_array("targets", data.targets)
     outputs = jax.eval_shape(model.apply, variables, data.inputs)
     _check_targets(targets, outputs, noise is None)
@@ -155,10 +163,13 @@ def predict(model: Model, variables: Variables, posterior: Posterior, inputs: An
         posterior: the result of `fit`.
         inputs: preprocessed inputs `(batch, ...)`.
 
+    Raises:
+        TypeError: for anything but a model, its variables, a posterior and inputs.
+
     Example:
         See the top of this module.
     """
-    mean, slopes = _along_directions(model, variables, posterior, inputs)
+    mean, slopes = _along_directions(model, variables, posterior, _checked(model, variables, posterior, inputs))
     variances = 1 / (posterior.curvature + posterior.prior_precision)
     return Outputs(mean, jnp.einsum("nkp,nlp,p->nkl", slopes, slopes, variances))
 
@@ -192,10 +203,18 @@ def members(key: Array, model: Model, variables: Variables, posterior: Posterior
     """
     checks.key("key", key)
     checks.positive_integer("draws", draws)
-    mean, slopes = _along_directions(model, variables, posterior, inputs)
+    mean, slopes = _along_directions(model, variables, posterior, _checked(model, variables, posterior, inputs))
     normal = jax.random.normal(key, (draws, slopes.shape[-1]), slopes.dtype)
     steps = normal * jax.lax.rsqrt(posterior.curvature + posterior.prior_precision)[None]
     return mean[None] + jnp.einsum("nkp,sp->snk", slopes, steps)
+
+
+def _checked(model: Any, variables: Any, posterior: Any, inputs: Any) -> Any:
+    """Check the arguments of a prediction, and return its inputs as arrays."""
+    check_model(model, variables)
+    if not isinstance(posterior, Posterior):
+        raise TypeError(f"posterior: expected that of nnfx.uncertainty.laplace.fit, got a {type(posterior).__name__}")
+    return as_inputs("inputs", inputs)
 
 
 @memo.compiled(static=2)

@@ -26,7 +26,8 @@ def fit_temperature(logits: Array, labels: Array, weights: Array | None = None) 
     out of range, weights that are negative or all zero.
 
     If the data do not determine T, the result is an end of its range: 1e-4 if every prediction is right, 1e4 if
-    predictions are no better than chance.
+    predictions are no better than chance. If all logits of each example are equal, the sum is the same at every T, and
+    the result is 1.
 
     Args:
         logits: `(batch,)`, `(batch, 1)` or `(batch, classes)`.
@@ -112,6 +113,8 @@ def _temperature(logits: Array, labels: Array, weights: Array) -> Array:
     # The subtracted term is zero, and its derivative is that of the minimum, by the implicit function theorem.
     slope, curvature = slope_and_curvature(inverse, margins, weights)
     curvature = jax.lax.stop_gradient(curvature)
+    says_nothing = ((weights == 0)[:, None] | (margins == 0) | jnp.isneginf(margins)).all()
+    inverse = jnp.where(says_nothing, 1, inverse)
     found = (low > least) & (high < most) & (curvature > 0)
     moves = jnp.where(found, 1 / jnp.where(found, curvature, 1), 0)
     return 1 / (inverse - moves * (slope - jax.lax.stop_gradient(slope)))

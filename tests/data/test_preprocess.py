@@ -195,7 +195,7 @@ def test_the_passengers_of_a_frame_go_by_name():
 def test_what_was_no_text_in_training_is_named():
     data = nnfx.data.prepare(np.ones((2, 2)), [0, 1], features=("age", "sex"))
     for frame in frames({"age": [1.0, 2.0], "sex": ["male", "female"]}):
-        with pytest.raises(TypeError, match="inputs: expected numbers in every column, got .* in column 'sex'"):
+        with pytest.raises(TypeError, match="inputs: expected numbers in column 'sex', as in training, got 'male'"):
             data.preprocess(frame)
 
 
@@ -271,3 +271,22 @@ def test_sequences_of_unequal_length_are_said_to_be_prepared():
         TypeError, match=r"inputs: expected raw features .*, got Sequences; pass preprocessed inputs to run\.apply"
     ):
         data.preprocess(sequences)
+
+
+def test_values_that_cannot_be_prepared_name_their_column():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(np.arange(12.0).reshape(4, 3), columns=["a", "b", "c"])
+    data = nnfx.data.prepare(frame, np.arange(4.0))
+    missing = frame.mask(frame == 7)
+    for call in (data.preprocess, lambda given: nnfx.data.prepare(given, np.arange(4.0))):
+        with pytest.raises(ValueError, match=r"inputs: .*got 1 not finite, the first at \(2, 1\), column 'b'"):
+            call(missing)
+    wanted = "inputs: expected numbers in column 'b', as in training, got 'old'"
+    for text in (frame.assign(b="old"), frame.astype(object).mask(frame == 7, "old")):
+        with pytest.raises(TypeError, match=wanted):
+            data.preprocess(text)
+    np.testing.assert_array_equal(data.preprocess(frame.astype(object)), data.preprocess(frame))
+    mixed = frame.assign(port=["x", "y", "x", "y"])
+    encoded = nnfx.data.prepare(mixed, np.arange(4.0))
+    with pytest.raises(ValueError, match="column 'b'"):
+        encoded.preprocess(mixed.assign(b=missing["b"]))

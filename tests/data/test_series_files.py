@@ -338,3 +338,14 @@ def test_text_that_two_delimiters_split_alike_is_refused():
         ValueError, match="expected fields separated by ',' or ';', got several of them; choose one with delimiter="
     ):
         read_series(b"a,b;c\n1,5;2\n")
+
+
+def test_times_that_were_not_named_are_said_to_be_times():
+    table = b"date,a\n2020-01-01,1\n2020-01-02,2\n"
+    with pytest.raises(
+        ValueError, match="expected a finite number, got '2020-01-01'; pass time='date' if these are times"
+    ):
+        read_series(table)
+    assert read_series(table, time="date").names == ("a",)
+    with pytest.raises(ValueError, match="expected a finite number, got 'x'$"):
+        read_series(b"date,a\n1,x\n2,2\n")

@@ -207,3 +207,23 @@ def test_only_floats_are_standardised(targets):
         nnfx.data.prepare(X, targets, standardize_targets=True)
     with pytest.raises(TypeError, match="standardize_targets: expected True or False, got None"):
         nnfx.data.prepare(X, targets, standardize_targets=None)
+
+
+def test_categories_of_pandas_are_classes_whether_they_stand_in_a_series_or_not():
+    pandas = pytest.importorskip("pandas")
+    given = pandas.Categorical([3, 7] * 4)
+    for targets in (given, pandas.Series(given), pandas.CategoricalIndex(given)):
+        data = nnfx.data.prepare(np.arange(8.0)[:, None], targets)
+        assert data.preprocess.classes == ("3", "7")
+        assert data.train.targets.tolist() == [0, 1] * 4
+
+
+def test_missing_text_cannot_be_masked():
+    with pytest.raises(ValueError, match="targets: expected no masked .*got 2; only numbers can be masked, not text"):
+        nnfx.data.prepare(np.arange(4.0)[:, None], ["a", None] * 2, missing_targets="mask")
+
+
+def test_targets_of_another_type_are_named_without_a_column():
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(TypeError, match="targets: expected numbers, booleans or text, got an Interval$"):
+        nnfx.data.prepare(np.arange(4.0)[:, None], pandas.Series(pandas.interval_range(0, 4)))

@@ -238,7 +238,7 @@ def test_forecasters_side_by_side():
         ({"members": 0}, ValueError, "members: expected a positive integer, got 0"),
         ({"at_once": 0}, ValueError, "at_once: expected a positive integer, got 0"),
         ({"train_windows": 1.5}, TypeError, "train_windows: expected a positive integer, got 1.5"),
-        ({"valid_windows": -1}, ValueError, "valid_windows: expected a positive integer, got -1"),
+        ({"valid_windows": -1}, ValueError, "valid_windows: expected a non-negative integer, got -1"),
         ({"dropout": 0.5}, TypeError, "dropout: expected one of the hyper-parameters"),
         ({"values": VALUES[:, 0]}, ValueError, "values: expected one series, (time, channels), got float32[40]"),
         ({"values": VALUES.astype(complex)}, TypeError, "values: expected an array of real numbers"),

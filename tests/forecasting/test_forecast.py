@@ -290,7 +290,7 @@ BACKTEST = backtest.fixed(NAIVE, {"params": {}}, Y, lookback=3, horizon=2, origi
         (
             {"calibration": BACKTEST, "level": 0.99},
             ValueError,
-            "examples: expected at least 99 to calibrate at a level of 0.99, got 30",
+            "calibration: expected at least 99 origins for a level of 0.99, got 30",
         ),
         ({"future": np.ones((2, 1))}, ValueError, "future: expected None, as in the data, got float64[2,1]"),
         (

@@ -7,8 +7,8 @@ import pytest
 
 import nnfx
 from nnfx.data.series_files import Series
-from nnfx.forecasting import Scaler, baselines, forecast, forecasters, prepare, windows
-from nnfx.forecasting.heads import GAUSSIAN
+from nnfx.forecasting import Forecast, Scaler, baselines, forecast, forecasters, prepare, windows
+from nnfx.forecasting.heads import GAUSSIAN, Interval
 from tests.forecasting.test_forecast import Solved, X, Y, doubled
 
 
@@ -123,3 +123,59 @@ def test_windows_that_overlap_are_not_divided_into_folds():
     train = nnfx.fit(baselines.nlinear(4), nnfx.losses.mean_square_error, optax.sgd, epochs=1)
     with pytest.raises(ValueError, match="folds: expected None for windows of a series, which overlap"):
         nnfx.sweeps.sweep(train, data, key=jax.random.key(0), folds=3, learning_rate=[0.1])
+
+
+# names and indexes of frames
+
+
+def test_columns_of_one_name_are_refused():
+    pandas = pytest.importorskip("pandas")
+    twice = pandas.DataFrame(np.ones((20, 2)), columns=["a", "a"])
+    for values, past in ((twice, None), (np.ones((20, 1)), twice)):
+        name = "values" if past is None else "past"
+        with pytest.raises(ValueError, match=f"{name}: expected columns with different names, got 'a' twice"):
+            prepare(values, 4, 2, past=past)
+    with pytest.raises(ValueError, match="values: expected columns with different names, got 'a' twice"):
+        prepare(Series(np.ones((20, 2)), ("a", "a"), None, 1), 4, 2)
+
+
+def test_no_bound_is_lost_to_a_column_of_its_name():
+    pandas = pytest.importorskip("pandas")
+    values = pandas.DataFrame(np.random.default_rng(0).normal(size=(40, 3)), columns=["a", "a upper", "b"])
+    ones = np.ones((2, 3))
+    names = prepare(values, 4, 2).history.names["values"]
+    frame = Forecast(ones, Interval(0 * ones, 2 * ones), 0.9, ones, None, names).frame()
+    assert len(set(frame.columns)) == 9
+    assert frame["a upper"].tolist() == [1, 1]
+    assert frame["a upper bound"].tolist() == frame["b upper bound"].tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("drop", ["hole", "twice", "reversed"])
+def test_an_index_of_integers_must_be_regular_too(drop):
+    pandas = pytest.importorskip("pandas")
+    whole = pandas.DataFrame({"y": np.arange(40.0)})
+    wrong, words = {
+        "hole": (whole.drop(index=range(10, 20)), r"a gap of 11 after 9 \(row 9\) in steps of 1"),
+        "twice": (pandas.concat([whole, whole]), "0 after 39"),
+        "reversed": (whole[::-1], "38 after 39"),
+    }[drop]
+    with pytest.raises(ValueError, match=f"values: expected regular times, got {words}"):
+        prepare(wrong, 8, 4)
+    every_other = whole[10:40:2]
+    data = prepare(every_other, 8, 4)
+    assert data.history.times is None
+    np.testing.assert_array_equal(data.history.rows[:, 0], np.arange(10.0, 40, 2))
+
+
+def test_forecasts_are_in_the_time_zone_of_the_series():
+    pandas = pytest.importorskip("pandas")
+    index = pandas.date_range("2026-03-20", periods=16, freq="D", tz="Europe/Berlin")  # the clocks change on the 29th
+    data = prepare(pandas.Series(np.arange(12.0), index[:12], name="y"), 4, 2)
+    found = forecast(baselines.naive(2), data, 4)
+    assert found.times.equals(index[12:])
+    assert found.frame().index.equals(index[12:])
+    assert [line.split()[0] for line in str(found).splitlines()[2:]] == [str(day) for day in index[12:].date]
+    longer = data.append(pandas.Series([12.0, 13.0], index[12:14], name="y"))
+    assert forecast(baselines.naive(2), longer, 2).times.equals(index[14:])
+    with pytest.raises(ValueError, match="values: expected the times after the series"):
+        data.append(pandas.Series([12.0, 13.0], index[12:14].tz_localize(None), name="y"))

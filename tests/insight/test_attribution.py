@@ -144,3 +144,12 @@ def test_saliency_needs_no_linen_modules():
 def test_errors_name_the_argument(call, kind, message):
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_sequences_are_refused_by_name():
+    sequences = models.Sequences(jnp.ones((2, 3, 4)), jnp.array([3, 1]))
+    model = models.gru(2, hidden=(3,))
+    variables = model.init(jax.random.key(0), sequences)
+    with pytest.raises(TypeError, match="inputs: expected one array .*, got Sequences; pass the values of sequences"):
+        features.saliency(model, variables, sequences)
+    assert features.saliency(model, variables, sequences.values).shape == (2, 3)

@@ -149,6 +149,28 @@ def test_the_graph_has_a_node_a_unit_and_an_edge_a_weight(name):
             assert f"{float(value):.2g}".replace("-", "−") in written
 
 
+def test_masked_targets_are_left_out():
+    model = models.mlp((3,), 2, activation="tanh")
+    data = batch(jnp.float32)
+    weights = jnp.ones((6, 2)).at[0, 1].set(0).at[4].set(0)
+    masked = data._replace(
+        targets=jnp.where(weights > 0, data.targets, jnp.nan), weights=weights, inputs=data.inputs.at[4].set(jnp.nan)
+    )
+    variables = model.init(KEY, data.inputs)
+    found = backpropagation.lay_open(model, MSE, variables, masked)
+
+    def mean(params):
+        errors = jnp.square(model.apply({"params": params}, data.inputs) - data.targets)
+        return (errors * weights).sum() / weights.sum()
+
+    value, gradient = jax.value_and_grad(mean)(variables["params"])
+    np.testing.assert_allclose(found.loss, value, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found.gradient, gradient)
+    error = (model.apply(variables, data.inputs) - data.targets)[0, 0] ** 2
+    np.testing.assert_allclose(found.losses[0], error, rtol=1e-5)
+    assert found.losses.shape == (6,)
+
+
 # errors
 
 

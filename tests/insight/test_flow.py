@@ -171,6 +171,80 @@ def test_where_noise_is_all_there_is_the_scale_is_not_a_number():
     assert jnp.isnan(found.scale)
 
 
+# steps and outputs with weights of their own
+
+
+def trained(model, data):
+    return model.init(KEY, data.inputs)
+
+
+def by_row(model, loss, variables, data):
+    """Return each row's gradient of Σ wₜ ℓₜ / Σ wₜ, one entry of weight at a time; zero for rows without weight."""
+    found = []
+    for inputs, targets, weights in zip(data.inputs, data.targets, np.asarray(data.weights), strict=True):
+
+        def of(params, inputs=inputs, targets=targets, weights=weights):
+            outputs = model.apply({"params": params}, inputs[None])[0]
+            used = [i for i in range(len(weights)) if weights[i] > 0]
+            values = [weights[i] * loss(outputs[i][None], targets[i][None])[0] for i in used]
+            return sum(values, jnp.zeros(())) / max(weights.sum(), 1e-9)
+
+        leaves = jax.tree.leaves(jax.grad(of)(variables["params"]))
+        found.append(np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in leaves]))
+    return np.stack(found)
+
+
+def of_steps():
+    """Tokens, some masked with labels that are no tokens, in a row all of them."""
+    tokens = RNG.integers(0, 7, (6, 5))
+    weights = np.ones((6, 5))
+    weights[:, 1], weights[:, 3], weights[4] = 0, 2, 0
+    targets = np.where(weights > 0, RNG.integers(0, 7, (6, 5)), -9)
+    model = models.embedding(7, 3, models.rnn(7, (4,), returns="all"))
+    batch = Batch(jnp.asarray(tokens), jnp.asarray(targets), jnp.asarray(weights, jnp.float32))
+    return model, losses.categorical_cross_entropy, batch
+
+
+def of_outputs():
+    """Two outputs, one of which is missing in each row."""
+    weights = np.tile([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]], (3, 1))
+    targets = np.where(weights > 0, RNG.normal(size=(9, 2)), np.nan)
+    inputs = jnp.asarray(np.where(weights.any(1, keepdims=True), X[:9], np.nan), jnp.float32)
+    batch = Batch(inputs, jnp.asarray(targets, jnp.float32), jnp.asarray(weights, jnp.float32))
+    return models.mlp((4,), 2, activation="tanh"), losses.mean_square_error, batch
+
+
+@pytest.mark.parametrize("case", [of_steps, of_outputs])
+def test_what_has_no_weight_within_an_example_is_left_out_of_its_gradient_and_of_the_noise(case):
+    model, loss, batch = case()
+    variables = trained(model, batch)
+    expected = by_row(model, loss, variables, batch)
+    each = flow.per_example_gradients(model, loss, variables, batch)
+    rows = np.concatenate([np.asarray(leaf).reshape(len(expected), -1) for leaf in jax.tree.leaves(each)], axis=1)
+    np.testing.assert_allclose(rows, expected, rtol=1e-4, atol=1e-6)
+
+    used = expected[np.asarray(batch.weights).any(1)]
+    noise = np.trace(np.cov(used.T))
+    found = flow.noise_scale(model, loss, variables, batch)
+    np.testing.assert_allclose(found.noise, noise, rtol=1e-4)
+    np.testing.assert_allclose(found.gradient, (used.mean(0) ** 2).sum() - noise / len(used), rtol=1e-3, atol=1e-6)
+
+
+def test_the_gradient_of_an_example_of_weight_zero_is_zero():
+    variables = MODEL.init(KEY, X)
+    masked = BATCH._replace(weights=jnp.ones(24).at[3].set(0), inputs=BATCH.inputs.at[3].set(jnp.nan))
+    found = flow.per_example_gradients(MODEL, MSE, variables, masked)
+    expected = flow.per_example_gradients(MODEL, MSE, variables, BATCH)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.at[3].set(0)), found, expected)
+
+
+def test_examples_with_different_sums_of_weights_are_refused():
+    model, loss, _ = of_steps()
+    batch = nnfx.data.next_tokens(RNG.integers(0, 7, 23), 5)
+    with pytest.raises(ValueError, match=r"batch.weights: expected two or more equal sums of the weights.*from 2 to 5"):
+        flow.noise_scale(model, loss, trained(model, batch), batch)
+
+
 # errors
 
 

@@ -41,6 +41,10 @@ def test_weights_are_those_of_the_mean():
     errors = np.abs(2 * (np.asarray(model.apply(variables, INPUTS))[:, 0] - np.asarray(BATCH.targets)))
     found = gradient_by_lag(model, SQUARE, variables, BATCH._replace(weights=jnp.array([1.0, 0.0, 3.0])))
     np.testing.assert_allclose(found, np.full(7, (errors[0] + 3 * errors[2]) / 4 * kernel), rtol=1e-5)
+    anything = BATCH._replace(
+        inputs=INPUTS.at[1].set(jnp.nan), targets=BATCH.targets.at[1].set(jnp.inf), weights=jnp.array([1.0, 0.0, 3.0])
+    )
+    np.testing.assert_allclose(gradient_by_lag(model, SQUARE, variables, anything), found, rtol=1e-6)
 
 
 @pytest.mark.slow

@@ -183,3 +183,8 @@ def test_a_model_by_hand_has_no_layers_but_a_cost():
     found = summary.summarize(model, np.ones((5, 3), np.float32))
     assert found.parameters == 6
     assert found.forward.flops == 60
+
+
+def test_a_plain_shape_is_one_of_floats():
+    found = summary.summarize(models.mlp((3,)), (8, 2))
+    assert found == summary.summarize(models.mlp((3,)), jax.ShapeDtypeStruct((8, 2), jnp.float32))

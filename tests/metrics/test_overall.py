@@ -252,3 +252,42 @@ def test_averages_that_do_not_exist():
         metrics.f1(jnp.zeros(3), jnp.zeros(3, int), average="weighted")
     with pytest.raises(ValueError, match="average: expected 'macro' or 'micro' for 3 classes, got 'binary'"):
         metrics.f1(jnp.zeros((2, 3)), jnp.zeros(2, int), average="binary")
+
+
+# several labels per row
+
+
+SEVERAL = {"all": jnp.ones((2, 3), int), "none": jnp.zeros((2, 3), int), "two": jnp.array([[1.0, 1, 0], [1, 0, 0]])}
+OF_CLASSES = ["accuracy", "f1", "precision", "recall", "balanced_accuracy", "confusion_matrix", "brier", "log_loss"]
+
+
+@pytest.mark.parametrize("labels", SEVERAL.values(), ids=SEVERAL)
+@pytest.mark.parametrize("name", OF_CLASSES)
+def test_several_labels_per_row_are_refused(name, labels):
+    with pytest.raises(ValueError, match=r"sum to 1, got \[[^]]*\]; for several labels per row use binary_"):
+        getattr(metrics, name)(jnp.array([[5.0, -1, -1]] * 2), labels)
+
+
+@pytest.mark.parametrize("name", ["f1", "precision", "recall", "balanced_accuracy", "accuracy"])
+def test_several_labels_per_row_are_not_a_number_once_traced(name):
+    found = jax.jit(getattr(metrics, name))(jnp.array([[5.0, -1, -1]] * 2), SEVERAL["all"])
+    assert jnp.isnan(found).all()
+
+
+def test_a_row_of_weight_zero_may_have_any_labels():
+    logits, labels = jnp.array([[5.0, -1], [0, 1], [3, 0]]), jnp.array([[1, 0], [1, 1], [0, 1]])
+    weights = jnp.array([1.0, 0.0, 1.0])
+    assert metrics.confusion_matrix(logits, labels, weights).tolist() == [[1, 0], [1, 0]]
+
+
+@pytest.mark.parametrize("name", ["f1", "precision", "recall", "balanced_accuracy", "confusion_matrix", "roc_auc"])
+def test_boolean_labels_are_zeros_and_ones(name):
+    logits, labels = jnp.array([1.0, -1.0, 2.0, -3.0]), jnp.array([True, False, False, True])
+    expected = {
+        "confusion_matrix": sklearn.metrics.confusion_matrix(labels, logits > 0),
+        "roc_auc": sklearn.metrics.roc_auc_score(labels, logits),
+    }
+    if name not in expected:
+        named = {"f1": "f1_score", "precision": "precision_score", "recall": "recall_score"}
+        expected[name] = getattr(sklearn.metrics, named.get(name, "balanced_accuracy_score"))(labels, logits > 0)
+    np.testing.assert_allclose(getattr(metrics, name)(logits, labels), expected[name])

@@ -286,6 +286,7 @@ def test_a_summary_is_printed_if_asked_for(model, capsys):
         ({"loss": "log"}, TypeError, "loss: expected a function"),
         ({"stop": nnfx.stopping.patience}, ValueError, "data.valid: expected held-out data"),
         ({"activation": "tan"}, ValueError, "activation"),
+        ({"hidden": 4}, TypeError, r"hidden: expected widths of layers, such as \(16,\), got 4"),
     ],
 )
 @pytest.mark.parametrize("kind", [Classifier, Regressor])

@@ -149,3 +149,18 @@ def test_wrong_logits_labels_and_weights_are_named():
 def test_the_temperature_takes_lists():
     temperature = uncertainty.fit_temperature([3.0, 3.0, 3.0, -3.0], [1, 1, 0, 0], [1, 1, 1, 1])
     assert temperature == pytest.approx(3 / np.log(3), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "weights"),
+    [
+        (np.zeros((4, 3)), [0, 1, 2, 0], None),
+        (np.zeros(3), [0, 1, 1], None),
+        ([[2.0, 2.0], [-7.0, -7.0]], [0, 1], None),
+        ([[1.0, -np.inf, 1.0], [2.0, 2.0, 2.0]], [0, 1], None),
+        ([[5.0, 1.0], [2.0, 2.0]], [1, 1], [0.0, 1.0]),
+    ],
+)
+def test_the_temperature_of_logits_that_say_nothing_is_one(logits, labels, weights):
+    weights = None if weights is None else f32(weights)
+    assert uncertainty.fit_temperature(f32(logits), ints(labels), weights) == 1

@@ -20,3 +20,28 @@ def small_images(monkeypatch):
     data = images.prepare(hold_out_test=True)
     monkeypatch.setattr(nnfx.data, "fashion_mnist", lambda hold_out_test: data)
     return data
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Write a table of 30 rows, of which both splits train on 24, the way Gal's repository does."""
+    rng, data = np.random.default_rng(0), tmp_path / "UCI_Datasets/yacht/data"
+    data.mkdir(parents=True)
+    inputs = rng.normal(3, 2, (30, 3))
+    np.savetxt(data / "data.txt", np.column_stack([inputs, inputs.sum(1) + rng.normal(0, 0.1, 30)]))
+    np.savetxt(data / "index_features.txt", [0, 1, 2])
+    np.savetxt(data / "index_target.txt", [3])
+    for what, number in {"splits": 2, "hidden": 4, "epochs": 2}.items():
+        (data / f"n_{what}.txt").write_text(f"{number}\n")
+    for split in range(2):
+        order = rng.permutation(30)
+        np.savetxt(data / f"index_train_{split}.txt", order[:24])
+        np.savetxt(data / f"index_test_{split}.txt", order[24:])
+    results = tmp_path / "UCI_Datasets/yacht/results"
+    results.mkdir()
+    grid = [(0.005, 0.25, -2.0), (0.1, 0.25, -1.0), (0.05, 0.5, -3.0), (0.005, 0.25, -9.0), (0.1, 0.25, -8.0)]
+    lines = [f"Dropout_Rate: {p} Tau: {tau} :: {score}" for p, tau, score in [*grid, (0.05, 0.5, -7.0)]]
+    (results / "validation_ll_100_xepochs_1_hidden_layers.txt").write_text("\n".join(lines) + "\n")
+    np.savetxt(results / "test_MC_rmse_100_xepochs_1_hidden_layers.txt", [0.5, 0.75])
+    np.savetxt(results / "test_ll_100_xepochs_1_hidden_layers.txt", [-1.5, -1.25])
+    return tmp_path

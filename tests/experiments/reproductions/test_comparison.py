@@ -27,12 +27,14 @@ def test_paired_differences_are_students_statistic():
     assert abs(found.standard_errors) > 3 * abs(stats.ttest_ind(ours, published).statistic)
 
 
-def test_a_single_published_number_varies_as_ours_do():
+@pytest.mark.parametrize("is_ours", [False, True])
+def test_a_single_number_varies_as_those_of_the_other_side(is_ours):
     rng = np.random.default_rng(0)
     drawn = rng.normal(5, 3, (2000, 11))
-    found = [Comparison("loss", Sample.of(row[1:]), Sample(row[0], None, 1)) for row in drawn]
+    pairs = [(Sample(row[0], None, 1), Sample.of(row[1:])) for row in drawn]
+    found = [Comparison("loss", *(pair if is_ours else reversed(pair))) for pair in pairs]
     agreeing = np.mean([each.agrees for each in found])
-    assert agreeing == pytest.approx(1 - 2 * stats.t(9).sf(2), abs=0.02)  # ten of ours: Student's distribution
+    assert agreeing == pytest.approx(1 - 2 * stats.t(9).sf(2), abs=0.02)  # Student's distribution, from ten numbers
 
 
 @pytest.mark.parametrize(("published", "agrees"), [(1.295, True), (1.294, False), (1.296, False)])

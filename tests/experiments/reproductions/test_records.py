@@ -71,6 +71,11 @@ def test_ltsf():
         assert row["as_expected"] is not False
 
 
+def test_ratios_near_two_have_as_many_digits_as_tell_them_from_it():
+    shown = [table.ratio(value) for value in (-0.316, 2.0, -2.0021, 1.99996, 2.006)]
+    assert shown == ["-0.32", "+2.00", "-2.002", "+1.99996", "+2.01"]
+
+
 def test_digits_are_those_of_the_smaller_error():
     shown = table.both(Comparison("accuracy", Sample(85.934, 0.9, 9), Sample(85.4512, 1.2, 9)))
     assert shown == ("85.93 ± 0.30 (9)", "85.45 ± 0.40 (9)")

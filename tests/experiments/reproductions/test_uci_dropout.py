@@ -11,32 +11,7 @@ from scipy import special, stats
 import nnfx
 from experiments.reproductions import uci_dropout as uci
 
-SPLITS, ROWS, TRAIN = 2, 30, 24
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Write a small table the way the authors' repository does."""
-    rng, data = np.random.default_rng(0), tmp_path / "UCI_Datasets/yacht/data"
-    data.mkdir(parents=True)
-    inputs = rng.normal(3, 2, (ROWS, 3))
-    np.savetxt(data / "data.txt", np.column_stack([inputs, inputs.sum(1) + rng.normal(0, 0.1, ROWS)]))
-    np.savetxt(data / "index_features.txt", [0, 1, 2])
-    np.savetxt(data / "index_target.txt", [3])
-    for what, number in {"splits": SPLITS, "hidden": 4, "epochs": 2}.items():
-        (data / f"n_{what}.txt").write_text(f"{number}\n")
-    for split in range(SPLITS):
-        order = rng.permutation(ROWS)
-        np.savetxt(data / f"index_train_{split}.txt", order[:TRAIN])
-        np.savetxt(data / f"index_test_{split}.txt", order[TRAIN:])
-    results = tmp_path / "UCI_Datasets/yacht/results"
-    results.mkdir()
-    grid = [(0.005, 0.25, -2.0), (0.1, 0.25, -1.0), (0.05, 0.5, -3.0), (0.005, 0.25, -9.0), (0.1, 0.25, -8.0)]
-    lines = [f"Dropout_Rate: {p} Tau: {tau} :: {score}" for p, tau, score in [*grid, (0.05, 0.5, -7.0)]]
-    (results / "validation_ll_100_xepochs_1_hidden_layers.txt").write_text("\n".join(lines) + "\n")
-    np.savetxt(results / "test_MC_rmse_100_xepochs_1_hidden_layers.txt", [0.5, 0.75])
-    np.savetxt(results / "test_ll_100_xepochs_1_hidden_layers.txt", [-1.5, -1.25])
-    return tmp_path
+SPLITS, TRAIN = 2, 24
 
 
 def config(folder, **options):
