@@ -200,8 +200,8 @@ class Programs:
         """Return whether members are better trained with their axis last, as small networks on CPUs are."""
         state, _ = members
         height, width = state.epoch.shape
-        # members of different folds would each process the data of their fold
-        mapped_together = width if shared[1].folds is not None else height * width
+        # a group of several points shares its fold's data and the order of its rows, which would be lost
+        mapped_together = width if width > 1 or shared[1].folds is not None else height
         batch_size, leaves = self._recipe.batch_size, jax.tree.leaves(state.train.params)
         return (
             self._mesh.devices.flat[0].platform == "cpu"
@@ -224,20 +224,17 @@ class Programs:
         return side_by_side(of_group, (members, groups), at_once)
 
     def _members_last(self, in_group: InGroup, members: Any, groups: Groups, shared: Any) -> Any:
-        height, width = jax.tree.leaves(members)[0].shape[:2]
-
         def of_group(of: tuple[Any, Groups]) -> Any:
             return last_axis.side_by_side(in_group(of[1], shared), of[0], self._at_once)
 
         def of_member(of: tuple[Any, Groups]) -> Any:
             return in_group(of[1], shared)(of[0])
 
-        if width >= last_axis.FEWEST:  # the members of a group share the order of their rows
+        if jax.tree.leaves(members)[0].shape[1] > 1:
             return jax.lax.map(of_group, (members, groups))
-        flat = jax.tree.map(lambda values: values.reshape(-1, *values.shape[2:]), members)
-        of_each = jax.tree.map(lambda values: jnp.repeat(values, width, 0), groups)
-        results = last_axis.side_by_side(of_member, (flat, of_each), self._at_once)
-        return jax.tree.map(lambda values: values.reshape(height, width, *values.shape[1:]), results)
+        alone = jax.tree.map(lambda values: values[:, 0], members)
+        results = last_axis.side_by_side(of_member, (alone, groups), self._at_once)
+        return jax.tree.map(lambda values: values[:, None], results)
 
     def _one_by_one(self, in_group: InGroup, members: Any, groups: Groups, shared: Any) -> tuple[Any, Any]:
         def of_group(room: Any, of: tuple[Any, Groups]) -> tuple[Any, Any]:
