@@ -28,7 +28,7 @@ _ABSENT = 2.0**127
 def assign(key: Array, weights: Any, folds: int) -> Array:
     """Assign each row at random to the fold that holds it out, `(rows,)`; fold sizes differ by at most one row.
 
-    Their numbers of rows of positive weight differ by at most one, too.
+    Their numbers of rows with positive weight differ by at most one, too.
 
     Args:
         key: a typed key.

@@ -244,7 +244,7 @@ def _write(folder: Path, parts: Iterable[Sequence[Any]]) -> bytes:
             for measured, array in zip(moments, given, strict=False):
                 measured.add(array)
         if not weight:
-            raise ValueError("parts: expected at least one row of positive weight, got none")
+            raise ValueError("parts: expected at least one row with positive weight, got none")
         for measured in moments:
             measured.require_resolution("parts")
         return _sealed({"format": FORMAT, "files": {column.name: column.finish() for column in columns}})

@@ -2,7 +2,7 @@
 
 Per-example metrics, `(outputs, targets) -> (batch,)`, are averaged over all rows. Overall metrics, `(outputs, targets,
 weights) -> scalar`, such as areas under curves, are computed once from all rows; `overall` marks your own functions
-as overall metrics. In `nnfx.fit(..., metrics=["accuracy", "roc_auc"])`, each row of positive weight counts once;
+as overall metrics. In `nnfx.fit(..., metrics=["accuracy", "roc_auc"])`, each row with positive weight counts once;
 `weighted` makes rows count by their weight.
 
 `nnfx.metrics.detection` compares boxes: COCO's average precision and recall for object detection.

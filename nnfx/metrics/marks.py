@@ -42,7 +42,7 @@ def weighted(metric: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def counted(metric: Callable[..., Array]) -> Callable[..., Array]:
-    """Return a metric in which each row of positive weight counts once, unless the metric is marked by `weighted`."""
+    """Return a metric in which each row with positive weight counts once, unless the metric is marked by `weighted`."""
     return metric if _has(metric, "is_weighted") else _marked(metric, "is_counted")
 
 
@@ -52,7 +52,7 @@ def is_overall(metric: Callable[..., Any]) -> bool:
 
 
 def is_counted(metric: Callable[..., Any]) -> bool:
-    """Return whether each row of positive weight counts once in a metric."""
+    """Return whether each row with positive weight counts once in a metric."""
     return _has(metric, "is_counted")
 
 

@@ -97,7 +97,7 @@ def update_statistics(running: RunningStatistics, latest: RunningStatistics, mom
 
 
 def values_per_channel(inputs: Array, weights: Array | None = None) -> Array | int:
-    """Return the number of values of positive weight in each channel; a variance needs at least two.
+    """Return the number of values with positive weight in each channel; a variance needs at least two.
 
     Args:
         inputs: `(batch, ..., channels)`.

@@ -280,7 +280,7 @@ def nested(
     rows = int(counted(data.train.weights).sum())
     if outer_folds > rows // 2:
         raise ValueError(
-            f"outer_folds: expected at most {rows // 2}, half of the rows of positive weight, got {outer_folds}"
+            f"outer_folds: expected at most {rows // 2}, half of the rows with positive weight, got {outer_folds}"
         )
     maker = Maker(make)  # calls `make` once per static choice for all searches, so that they share programs
     place = None if out is None else paths.absolute("out", out)

@@ -249,7 +249,7 @@ def lock(folder: Path) -> int:
         pass
     except BlockingIOError as error:
         os.close(opened)
-        raise BlockingIOError(f"{folder}: expected no other active run in this folder, got one") from error
+        raise BlockingIOError(f"{folder}: another active run is using this folder") from error
     return opened
 
 

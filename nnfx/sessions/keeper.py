@@ -129,7 +129,7 @@ class _Keeping(Generic[State]):
         return self.program.done(self.state) // self.program.units_per_epoch
 
     def run(self) -> State:
-        """Run from the newest checkpoint, or from the start, to the end or until a signal asks to stop."""
+        """Run from the newest checkpoint, or from the start, to the end or until a signal requests a stop."""
         keeper, program, out = self.keeper, self.program, self.out
         if distributed.is_first():
             folder.require_usable(out, self.identity)
@@ -198,7 +198,7 @@ class _Keeping(Generic[State]):
         return True
 
     def _go_on(self, checkpoints: Checkpoints, logs: Logs, asked: list[Signals]) -> None:
-        """Drive the program to its end or until a signal asks to stop, saving and logging at each pause."""
+        """Drive the program to its end or until a signal requests a stop, saving and logging at each pause."""
         keeper, program = self.keeper, self.program
         saved, saved_at, logged = program.done(self.state), time.monotonic(), self.epochs
         pauses = [*keeper.save_every, *([self._evaluate_every] if self.evaluate else [])]

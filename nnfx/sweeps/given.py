@@ -100,7 +100,7 @@ def table_of(
         checks.positive_integer("folds", folds)
         if not 2 <= folds <= rows:
             raise ValueError(
-                f"folds: expected 2 to {rows}, the number of rows of data.train of positive weight, got {folds}"
+                f"folds: expected 2 to {rows}, the number of rows of data.train with positive weight, got {folds}"
             )
         if data.valid is not None:
             raise ValueError("folds: expected data without a held-out split, got data.valid as well")

@@ -60,8 +60,8 @@ def fit(
         batch_size: rows per minibatch: 1 is stochastic gradient descent, None the full batch.
         stop: a stopping rule, or a factory of one, such as `nnfx.stopping.patience`; or a list of rules and factories.
         metrics: further quantities, as functions or names of `nnfx.metrics`: `["accuracy", "roc_auc"]`, or a mapping
-            from your own names, `{"auc": nnfx.metrics.roc_auc}`. Each row of positive weight counts once in a
-            metric, unless the metric is marked by `nnfx.metrics.weighted`. Metrics of all rows together, such as areas
+            from your own names, `{"auc": nnfx.metrics.roc_auc}`. Each row with positive weight counts once in a
+            metric, unless the metric is marked by `nnfx.metrics.weighted`. Metrics over all rows at once, such as areas
             under curves, are computed once per epoch, and only on held-out data.
         penalty: a penalty added to the training loss, `(params, **numbers) -> scalar`, such as `nnfx.regularizers.l2`.
         augment: a function that changes each batch before the model sees it, `(key, batch, **numbers) -> batch`, such

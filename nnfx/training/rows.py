@@ -1,7 +1,7 @@
 """Handling of rows and steps of weight zero, which must not affect the model, the loss or the gradient.
 
 Zero times a non-finite value is NaN, in the forward pass and in the gradient. So rows of weight zero are replaced by
-copies of a row of positive weight before anything is computed.
+copies of a row with positive weight before anything is computed.
 """
 
 import math
@@ -54,7 +54,7 @@ def known(data: MaybeBatch) -> MaybeBatch:
 
 
 def filled(batch: Batch) -> Filled:
-    """Replace rows of weight zero by copies of the first row of positive weight, and set padding to zero.
+    """Replace rows of weight zero by copies of the first row with positive weight, and set padding to zero.
 
     Padding means the steps of `Sequences` beyond their lengths. Weights are unchanged. If all weights are zero, all
     rows become copies of the first row. NumPy arrays stay NumPy arrays.
@@ -105,7 +105,7 @@ def _library(tree: Any) -> Any:
 
 
 def weighted(order: Order, weights: Array) -> Order:
-    """Replace rows of weight zero in an order by the first row of positive weight, and mark them as not real.
+    """Replace rows of weight zero in an order by the first row with positive weight, and mark them as not real.
 
     This fills the batches of a whole epoch at once, without copying data.
 
@@ -199,7 +199,7 @@ def model_weights(outputs: Any, batch: Batch) -> Any:
 def examples(outputs: Any, batch: Batch) -> tuple[Any, Any, Any]:
     """Return the outputs, targets and weights for losses and metrics, with one row for each example, step or output.
 
-    Targets of weight zero are replaced by the targets of a row of positive weight. If outputs have their own weights,
+    Targets of weight zero are replaced by the targets of a row with positive weight. If outputs have their own weights,
     outputs and targets become `(rows, 1)`, so the loss sees examples with a single output.
     """
     weights = measured_weights(outputs, batch)
@@ -226,7 +226,7 @@ def measure(measures: Mapping[str, PerExample], outputs: Array, batch: Batch) ->
 
 
 def measure_overall(measures: Mapping[str, Callable[..., Array]], outputs: Array, batch: Batch) -> dict[str, Mean]:
-    """Return the metrics of all rows together, such as areas under curves, given the outputs for all rows.
+    """Return the metrics over all rows at once, such as areas under curves, given the outputs for all rows.
 
     If outputs have their own weights, a metric is the mean of its values for each output with a positive weight.
     """
@@ -239,7 +239,7 @@ def measure_overall(measures: Mapping[str, Callable[..., Array]], outputs: Array
 
 
 def overall_value(function: Callable[..., Array], outputs: Array, batch: Batch) -> Array:
-    """Return one metric of all rows together; see `measure_overall`."""
+    """Return one metric over all rows at once; see `measure_overall`."""
 
     def value(outputs: Array, targets: Array, weights: Array) -> Array:
         return function(outputs, targets, _counted(weights) if is_counted(function) else weights)
@@ -264,5 +264,5 @@ def by_label(outputs: Array, targets: Array, weights: Array) -> tuple[Array, Arr
 
 
 def _counted(weights: Array) -> Array:
-    """Return 1 for rows of positive weight, and 0 for other rows."""
+    """Return 1 for rows with positive weight, and 0 for other rows."""
     return (weights != 0).astype(weights.dtype)

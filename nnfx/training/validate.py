@@ -69,7 +69,7 @@ def check_functions(loss: Any, metrics: Any, name: str = "metrics") -> None:
             )
     if loss is not None and is_overall(loss):
         raise TypeError(
-            f"loss: expected one value per example, got {name_of(loss)}, which is a metric of all rows together"
+            f"loss: expected one value per example, got {name_of(loss)}, which is a metric over all rows at once"
         )
 
 
@@ -207,7 +207,7 @@ def _traced_note(names: Iterable[str]) -> str:
 
 
 def _check_overall(name: str, metric: PerExample, outputs: Any, batch: Any) -> None:
-    """Check that a metric of all rows together returns one number."""
+    """Check that a metric over all rows at once returns one number."""
     value = jax.eval_shape(functools.partial(rows.overall_value, metric), outputs, batch)
     if getattr(value, "shape", None) != ():
         raise ValueError(f"{name}: expected one number for all rows together, got {checks.describe(value)}")
@@ -337,7 +337,7 @@ def check_outputs(outputs: Any, rows: int) -> None:
 
 
 def check_values(name: str, batch: Batch, outputs: Any) -> tuple[Any, Any]:
-    """Check the inputs of positive weight, if they are concrete, and return the arguments for the losses.
+    """Check the inputs with positive weight, if they are concrete, and return the arguments for the losses.
 
     Returns:
         The shape of the outputs, and the targets, both with one row for each example, step or output.
@@ -376,7 +376,7 @@ def _check_data(recipe: Recipe, name: str, batch: Batch, hyper: Hyper, outputs: 
         shape = (size, *time, *outputs.shape[2:]) if outputs.ndim > 2 or is_by_step else shape
     seen, targets = check_values(name, batch, jax.ShapeDtypeStruct(shape, outputs.dtype))
     integers.check(recipe.bind(hyper).model, batch)
-    measured = {  # those of all rows together are computed from held-out data alone
+    measured = {  # metrics over all rows at once are computed from held-out data alone
         label: function
         for label, function in recipe.measures.items()
         if name == "data.valid" or not is_overall(function)

@@ -129,7 +129,7 @@ def with_row(number, **changes):
         (with_row(300, label=None), {}, TypeError, "targets of row 300: expected an array of real numbers, got"),
         (with_row(300, image=IMAGES[0, :2]), {}, ValueError, r"inputs of row 300: .*shape \(4, 3, 3\) of row 256, got"),
         (with_row(7, label=[1, 2]), {}, ValueError, r"targets of row 7: expected the shape \(\) of row 0, got \(2,\)"),
-        ([], {}, ValueError, "parts: expected at least one row of positive weight, got none"),
+        ([], {}, ValueError, "parts: expected at least one row with positive weight, got none"),
         (ROWS, {"inputs": "label"}, ValueError, r"parts\[0\].inputs: expected \(rows, features, ...\), got int32"),
     ],
 )  # fmt: skip

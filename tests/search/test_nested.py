@@ -133,7 +133,7 @@ def test_a_nested_search_resumes(noise, tmp_path):
         (
             {"outer_folds": 31},
             ValueError,
-            "outer_folds: expected at most 30, half of the rows of positive weight, got 31",
+            "outer_folds: expected at most 30, half of the rows with positive weight, got 31",
         ),
         ({"folds": None}, TypeError, "folds: expected a positive integer, got None"),
         ({"folds": 1}, ValueError, "folds: expected at least 2, got 1"),
@@ -160,7 +160,7 @@ def test_rows_of_weight_zero_are_in_no_fold(noise):
     data = nnfx.data.prepare(inputs, targets, weights=weights)
     held_out = [int((np.asarray(rows.weights) > 0).sum()) for _, rows in outer_parts(data, KEY, 10)]
     assert held_out == [2] * 10
-    with pytest.raises(ValueError, match="outer_folds: expected at most 10, half of the rows of positive weight"):
+    with pytest.raises(ValueError, match="outer_folds: expected at most 10, half of the rows with positive weight"):
         nested(TRAIN, data, key=KEY, points=POINTS[:1], outer_folds=11, folds=2)
-    with pytest.raises(ValueError, match="folds: expected 2 to 20, .* of positive weight, got 21"):
+    with pytest.raises(ValueError, match="folds: expected 2 to 20, .* with positive weight, got 21"):
         nnfx.sweeps.sweep(TRAIN, data, key=KEY, folds=21, column=0, learning_rate=0.1)

@@ -69,7 +69,7 @@ def test_what_a_killed_save_leaves_is_no_checkpoint_and_goes(tmp_path):
 def test_a_folder_belongs_to_one_process(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         with (
-            pytest.raises(BlockingIOError, match="expected no other active run in this folder, got one"),
+            pytest.raises(BlockingIOError, match="another active run is using this folder"),
             Checkpoints(tmp_path),
         ):
             pass

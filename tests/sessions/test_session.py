@@ -174,7 +174,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_training(data, key, tmp_
 
 def test_two_sessions_do_not_share_a_folder(data, key, tmp_path):
     def again():
-        with pytest.raises(BlockingIOError, match="expected no other active run in this folder"):
+        with pytest.raises(BlockingIOError, match="another active run is using this folder"):
             quiet(TWO_EPOCHS, tmp_path)(key, data, learning_rate=0.1)
 
     quiet(TWO_EPOCHS, tmp_path, evaluate=at_epoch(1, again))(key, data, learning_rate=0.1)

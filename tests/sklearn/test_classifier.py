@@ -67,7 +67,7 @@ def test_rows_without_weight_are_absent(several):
 
 
 def test_wrong_classes_are_named(two):
-    with pytest.raises(ValueError, match="y: expected at least two classes of positive weight, got 1"):
+    with pytest.raises(ValueError, match="y: expected at least two classes with positive weight, got 1"):
         clone(two).fit(X, np.ones(150))
     with pytest.raises(ValueError, match="classes: expected all classes in the first call"):
         clone(two).partial_fit(X, NAMES)
