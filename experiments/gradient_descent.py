@@ -1,12 +1,13 @@
-"""Full-batch, minibatch and stochastic gradient descent, drawn on the true cost surface of two weights.
+"""Full-batch, minibatch and stochastic gradient descent, drawn on the true loss surface of two weights.
 
     python -m experiments.gradient_descent [--out DIR] [--seed N]
 
 The model predicts survival on the Titanic from fare and age; its bias is fixed at its best value, so that two weights
-are left, and the empirical loss of all 714 passengers is a surface over a plane. From the same bad start, and with the
-same learning rate, three paths lead down this surface: with steps on all passengers, on 32 at a time, and on one at a
-time. Expect full-batch descent to go straight and never up, but to visit hundreds of times as many passengers, and
-stochastic descent to arrive within an epoch and then to wander around the minimum forever. It takes about five seconds.
+are left, and the empirical loss of all 714 passengers is a surface over a plane. From the same poor starting point, and
+with the same learning rate, three paths lead down this surface: with steps on all passengers, on 32 at a time, and on
+one at a time. Expect full-batch descent to go straight and never up, but to visit hundreds of times as many passengers,
+and stochastic descent to arrive within an epoch and then to wander around the minimum forever. The script takes about
+five seconds.
 """
 
 import dataclasses
@@ -55,11 +56,11 @@ class Descent(NamedTuple):
     """One path down the surface.
 
     Attributes:
-        batch_size: the number of passengers in a step.
+        batch_size: the number of passengers per step.
         weights: the two weights after each step, starting with the initial weights, `(steps + 1, 2)`.
-        loss: the empirical loss of all passengers at these weights, `(steps + 1,)`.
+        loss: the empirical loss over all passengers at these weights, `(steps + 1,)`.
         visited: the number of passengers visited before these weights were reached, `(steps + 1,)`.
-        seconds_per_step: the median time over repeats, without compilation.
+        seconds_per_step: the median time over repeats, excluding compilation.
     """
 
     batch_size: int

@@ -2,8 +2,8 @@
 
 `jax.jit` with static arguments keeps a strong reference to every argument it has seen, and to its program: a process
 that makes many models in turn would hold the programs of all of them. Here a program is attached to the object that it
-was compiled for, so that both are freed together. The values of objects that take no attributes are kept in one
-common store.
+was compiled for, so that both are freed together. The values of objects that do not accept new attributes are kept in
+one shared store.
 """
 
 import collections

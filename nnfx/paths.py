@@ -43,7 +43,7 @@ def absolute(name: str, path: str | os.PathLike[str]) -> Path:
 
 
 def aside(path: Path) -> Path:
-    """Return a hidden, unused path in the same folder, to write to until the result is complete.
+    """Return a hidden, unused path beside a given one, to write to until the result is complete.
 
     >>> aside(Path("/runs/table.csv")).parent, aside(Path("/runs/table.csv")).name.startswith(".table.csv.")
     (PosixPath('/runs'), True)

@@ -35,7 +35,7 @@ class System(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """A loss and the seconds that it took, from a system that measures its own time."""
+    """A loss and the time in seconds to reach it, from a system that measures its own time."""
 
     seconds: float
     loss: float

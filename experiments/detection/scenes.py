@@ -91,7 +91,7 @@ def split_items(key: Array, held_out: float, source: Source = "digits") -> dict[
 
 
 def halved(images: np.ndarray) -> np.ndarray:
-    """Average images `(images, height, width)` over 2 × 2 pixels, and divide each by its largest value.
+    """Average images `(images, height, width)` over blocks of 2 × 2 pixels, and divide each image by its maximum.
 
     >>> halved(np.array([[[4, 0, 1, 1], [0, 0, 1, 1]]]))
     array([[[1., 1.]]])

@@ -232,7 +232,7 @@ def _weights(name: str, weights: Any, targets: tuple[int, ...]) -> np.ndarray:
 
 
 def _together(weights: list[np.ndarray]) -> np.ndarray:
-    """Concatenate the weights of both splits; if either split has one weight per step or output, so has the result."""
+    """Concatenate the weights of both splits; if either split has one weight per step or output, so does the result."""
     first, *others = sorted(weights, key=np.ndim, reverse=True)
     shape = first.shape[1:]
     return (

@@ -307,7 +307,7 @@ def _raw_units(mean: Array, scale: Array, kernel: Array, bias: Array) -> tuple[A
 
 
 def each(stacked: Preprocess, inputs: Any) -> Any:
-    """Preprocess raw inputs with each of several maps, `(maps, batch, ...)`.
+    """Preprocess raw inputs with each of several maps, into `(maps, batch, ...)`.
 
     Args:
         stacked: the maps, stacked along the first axis of every array.

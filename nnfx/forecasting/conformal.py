@@ -1,8 +1,8 @@
-"""Intervals with guaranteed coverage, by split conformal calibration: forecasts are widened by calibration errors.
+"""Intervals with guaranteed coverage, by split conformal prediction: forecasts are widened by calibration errors.
 
 Margins are computed for each step of the horizon and each channel from windows that were not used in training. If
-calibration windows and future windows are exchangeable, an interval of level c covers its target with a probability of
-at least c, and below c + 1/(n + 1) with n calibration windows, whatever the model. For a series that drifts, this holds
+calibration windows and future windows are exchangeable, an interval at level c covers its target with a probability
+from c to below c + 1/(n + 1) for n calibration windows, whatever the model. For a series that drifts, this holds
 only as long as the errors do not drift too.
 
 >>> forecasts, targets = jnp.zeros((9, 1, 1)), jnp.arange(1.0, 10.0).reshape(9, 1, 1)

@@ -221,9 +221,10 @@ def _forward(model: Model, variables: Variables, inputs: Array) -> list[_Seen]:
 
 
 def _local_derivatives(activation: Callable[[Array], Array], z: Array) -> tuple[Array, Array]:
-    """Return the derivative of each unit with respect to its pre-activations, and the relative error if units mix.
+    """Return the derivative of each unit with respect to its pre-activation, and its relative error.
 
-    If units do not mix, the gradient of their sum holds the derivative of each unit, and so predicts any joint change.
+    For an elementwise function, the gradient of the sum of the units contains the derivative of each, and predicts any
+    joint change; for other functions, there is an error.
     """
     local = jax.grad(lambda z: activation(z).sum())(z)
     trial = jnp.cos(jnp.arange(z.size, dtype=z.dtype)).reshape(z.shape)

@@ -233,7 +233,7 @@ def measure(
         model: the model.
         loss: the per-example loss.
         variables: the variables of the model; the parameters are taken from the cut, all others, such as running
-            statistics, from here.
+            statistics, from this argument.
         batch: the examples that the loss is averaged over.
         cut: the line or the plane.
         x: coordinates along the first direction of the cut, `(x,)`.
@@ -244,12 +244,13 @@ def measure(
         devices: the devices to use; by default, all devices of this process.
 
     Returns:
-        The coordinates and the losses, which may be infinite or NaN far away.
+        The coordinates and the losses, which may be infinite or NaN far from the origin.
 
     Raises:
         TypeError: for arguments of the wrong type.
         ValueError: for coordinates that are not finite numbers `(x,)`, coordinates along more or fewer directions than
-            the cut has, a cut through the parameters of another network, and as for `nnfx.insight.audit.gradient`.
+            the cut has, a cut through the parameters of another network, and in the same cases as
+            `nnfx.insight.audit.gradient`.
 
     Example:
         The loss of a linear model is a parabola:

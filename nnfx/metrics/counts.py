@@ -154,7 +154,7 @@ def _classes(logits: Array) -> int:
 
 @jax.jit
 def _counts(logits: Array, labels: Array, weights: Array) -> tuple[Array, Array]:
-    """Return the confusion matrix, and whether all rows with positive weight have known logits and labels."""
+    """Return the confusion matrix, and whether the logits and labels of all rows with positive weight are finite."""
     classes = _classes(logits)
     is_known = ~jnp.isnan(logits.reshape(len(logits), -1)).any(1)
     if labels.ndim == 2:

@@ -158,7 +158,7 @@ def _sums_by_rank(library: Any, scores: Any, *weights: Any) -> list[tuple[Any, A
 
 
 def _split(library: Any, scores: Any, labels: Any, weights: Any) -> tuple[Any, Any, Any, Any]:
-    """Return scores, the weights of positives and of negatives, and whether all rows with positive weight are known."""
+    """Return scores, the weights of positives and of negatives, and whether no row with positive weight has NaN."""
     scores = scores.reshape(labels.shape)
     has_weight = weights != 0
     is_known = (((labels == 0) | (labels == 1)) & ~library.isnan(scores)) | ~has_weight

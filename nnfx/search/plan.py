@@ -43,7 +43,8 @@ def rounds(
     """Return the rounds of a search whose rounds do not depend on the results of earlier rounds.
 
     Raises:
-        TypeError, ValueError: if the points, budget and method do not suit each other, the space or the runs.
+        TypeError, ValueError: if the points, budget and method are incompatible with each other, with the space or
+            with the runs.
     """
     if method is not None and not isinstance(method, Halving | Hyperband | Extrapolation):
         raise TypeError(

@@ -120,7 +120,7 @@ class Table:
         return Groups(self.seeds, self.folds)
 
     def _place(self, groups: np.ndarray, places: np.ndarray) -> None:
-        """Keep only the given groups, and the given positions within each group; negative positions become empty."""
+        """Keep only the given groups, and the given positions within each; a negative position leaves an empty slot."""
         devices = self._places_at_once
         spare = [0, -places.shape[1] % devices] if places.shape[1] >= devices else [-places.shape[0] % devices, 0]
         groups = np.pad(groups, (0, spare[0]), mode="edge")

@@ -58,7 +58,7 @@ def fit(
             by the unweighted mean of the gradients; the last steps of a run have no effect if fewer than `k` are left.
         epochs: the maximum number of epochs.
         batch_size: rows per minibatch: 1 is stochastic gradient descent, None the full batch.
-        stop: a stopping rule, or a factory of one, such as `nnfx.stopping.patience`; or a list of rules and factories.
+        stop: a stopping rule, or a factory for one, such as `nnfx.stopping.patience`; or a list of rules and factories.
         metrics: further quantities, as functions or names of `nnfx.metrics`: `["accuracy", "roc_auc"]`, or a mapping
             from your own names, `{"auc": nnfx.metrics.roc_auc}`. Each row with positive weight counts once in a
             metric, unless the metric is marked by `nnfx.metrics.weighted`. Metrics over all rows at once, such as areas

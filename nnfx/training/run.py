@@ -33,9 +33,9 @@ class Run:
     Attributes:
         state: the training state after the last epoch.
         best: the weights with the lowest held-out loss; without held-out data, the last weights.
-        columns: the columns of `history`, zero after the run stopped.
+        columns: the columns of `history`, with zeros for epochs after the stop.
         epochs: the number of epochs run.
-        stopped_by: the position of the stopping rule that ended the run, −1 for the last epoch.
+        stopped_by: the position of the stopping rule that ended the run, −1 if it ran to its last epoch.
         hyper: the hyper-parameters passed.
         preprocess: the preprocessing of raw features, and the map from outputs back to the units of the raw targets.
         fit: the run function that made the run.

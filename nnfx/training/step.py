@@ -321,8 +321,8 @@ def evaluate(model: Model, measures: Mapping[str, PerExample], variables: Variab
         data: the examples, any number of rows.
 
     Returns:
-        A `Mean` for each name, which can be merged; its value is NaN if all weights are zero. Metrics of all rows
-        together, such as areas under curves, are stored like the mean of a single row, and cannot be merged.
+        A `Mean` for each name, which can be merged; its value is NaN if all weights are zero. Metrics over all
+        rows at once, such as areas under curves, are stored as the mean of one row, and cannot be merged.
 
     Raises:
         TypeError: for arrays that do not contain real numbers.
