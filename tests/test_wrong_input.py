@@ -202,7 +202,7 @@ CASES = {
         lambda: fit(loss=functools.partial(sklearn.metrics.log_loss, normalize=False)), TypeError, "loss: expected a function of JAX arrays, got log_loss of sklearn"
     ),
     "fit a metric of all rows as the loss": (
-        lambda: fit(loss=metrics.roc_auc), TypeError, "loss: expected one value per example, got roc_auc, which is a metric of all rows"
+        lambda: fit(loss=metrics.roc_auc), TypeError, "loss: expected one value per example, got roc_auc, which is a metric over all rows"
     ),
     "fit negative rate": (
         lambda: fit(optimizer=functools.partial(optax.sgd, -0.1)), ValueError, "learning_rate: .*above 0, got -0.1"

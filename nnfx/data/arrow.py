@@ -115,7 +115,7 @@ def _opened(source: Source, columns: Sequence[str] | None, limit: int | None) ->
         import pyarrow
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{error.name}: required to read Arrow tables; not installed: pip install 'nnfx[arrow]'"
+            f"{error.name}: required to read Arrow tables, but not installed: pip install 'nnfx[arrow]'"
         ) from error
     with reading(source) as reader:
         if reader.is_packed:

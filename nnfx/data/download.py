@@ -82,7 +82,7 @@ def _pooch() -> ModuleType:
         import pooch
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"pooch: required to download data, or to find its folder if {VARIABLE} is not set; not installed:"
+            f"pooch: required to download data, or to find its folder if {VARIABLE} is not set, but not installed:"
             " pip install 'nnfx[datasets]'"
         ) from error
     return pooch

@@ -236,7 +236,7 @@ def _digits() -> Images:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "scikit-learn: required for its digits; not installed: pip install 'nnfx[datasets]'"
+            "scikit-learn: required for its digits, but not installed: pip install 'nnfx[datasets]'"
         ) from error
     loaded = load_digits()
     train = Examples(loaded.images[..., None].astype(np.uint8), loaded.target.astype(np.int32))

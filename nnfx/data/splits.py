@@ -40,7 +40,7 @@ def by_class(
         from sklearn.model_selection import StratifiedShuffleSplit
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "scikit-learn: required for stratify=True; not installed: pip install 'nnfx[datasets]'"
+            "scikit-learn: required for stratify=True, but not installed: pip install 'nnfx[datasets]'"
         ) from error
     count = _count(key, rows, valid_fraction)
     splitter = StratifiedShuffleSplit(1, test_size=count, random_state=int(jax.random.bits(cast(Array, key))))

@@ -343,7 +343,9 @@ def prefetched(batches: Batches, ahead: int = 8, threads: int = 4) -> Any:
     try:
         import grain
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("grain: required to read data; not installed: pip install 'nnfx[grain]'") from error
+        raise ModuleNotFoundError(
+            "grain: required to read data, but not installed: pip install 'nnfx[grain]'"
+        ) from error
     reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     return iter(grain.MapDataset.source(batches).to_iter_dataset(reading))
 

@@ -44,7 +44,7 @@ def draw(found: Backpropagation, example: int = 0) -> "Figure":
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "matplotlib: required to plot; not installed: pip install 'nnfx[experiments]'"
+            "matplotlib: required to plot, but not installed: pip install 'nnfx[experiments]'"
         ) from error
     columns = [np.asarray(found.layers[0].inputs[example])]
     columns += [np.asarray(layer.outputs[example]) for layer in found.layers]

@@ -369,5 +369,5 @@ def _imported(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        wanted = f"{package}: required for its modules; not installed: pip install 'nnfx[{package}]'"
+        wanted = f"{package}: required for its modules, but not installed: pip install 'nnfx[{package}]'"
         raise ModuleNotFoundError(wanted) from error

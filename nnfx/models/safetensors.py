@@ -107,7 +107,7 @@ def _package() -> Any:
         import safetensors
         import safetensors.numpy
     except ModuleNotFoundError as error:
-        wanted = "safetensors: required to read and write its files; not installed: pip install 'nnfx[safetensors]'"
+        wanted = "safetensors: required to read and write its files, but not installed: pip install 'nnfx[safetensors]'"
         raise ModuleNotFoundError(wanted) from error
     return safetensors
 

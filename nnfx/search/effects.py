@@ -93,7 +93,7 @@ def effects_of(scores: Scores, seed: int) -> Effects:
         from sklearn.ensemble import GradientBoostingRegressor
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "scikit-learn: required to model scores; not installed: pip install 'nnfx[sklearn]'"
+            "scikit-learn: required to model scores, but not installed: pip install 'nnfx[sklearn]'"
         ) from error
     count = len(scores.points)
     if count < 4:

@@ -8,7 +8,9 @@ for each row, in any order, whereas a forecast continues an ordered series past 
 try:
     import sklearn
 except ImportError as error:
-    raise ImportError("scikit-learn: required by nnfx.sklearn, not installed: pip install 'nnfx[sklearn]'") from error
+    raise ImportError(
+        "scikit-learn: required by nnfx.sklearn, but not installed: pip install 'nnfx[sklearn]'"
+    ) from error
 
 from nnfx.sklearn.classifier import Classifier
 from nnfx.sklearn.regressor import Regressor

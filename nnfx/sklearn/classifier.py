@@ -220,7 +220,7 @@ class Classifier(ClassifierMixin, Estimator):
             counted = seen if weights is None else np.unique(y[weights > 0])
             found = counted if classes is None else unique_labels(classes)
             if len(found) < 2:
-                raise ValueError(f"y: expected at least two classes with positive weight, got {len(found)}")
+                raise ValueError(f"y: expected at least two classes with positive weight, got {len(found)} class")
             self.classes_ = seen if classes is None else found
         if not np.isin(seen, self.classes_).all():
             raise ValueError(

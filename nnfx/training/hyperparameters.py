@@ -164,11 +164,11 @@ def _check_representable(name: str, value: Any) -> None:
     """Check that a number neither overflows nor underflows to zero in the dtype in which it is traced."""
     if not checks.is_concrete(value):
         return
-    dtype = jax.dtypes.canonicalize_dtype(float)
+    dtype, given = jax.dtypes.canonicalize_dtype(float), float(value)
     with np.errstate(over="ignore", under="ignore"):
-        held = np.asarray(float(value)).astype(dtype)
-    if not np.isfinite(held) or (held == 0) != (value == 0):
-        raise ValueError(f"{name}: expected a number that {dtype} can represent, got {float(value):g}")
+        held = np.asarray(given).astype(dtype)
+    if not np.isfinite(held) or (held == 0) != (given == 0):
+        raise ValueError(f"{name}: expected a number that {dtype} can represent, got {given:g}")
 
 
 _OF_MODULES = {

@@ -141,7 +141,9 @@ def test_what_cannot_be_meant_is_refused(write, read, tmp_path):
 
 def test_without_pyarrow_it_says_what_is_lacking(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pyarrow: required .*; not installed: pip install 'nnfx\[arrow\]'"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"pyarrow: required .*, but not installed: pip install 'nnfx\[arrow\]'"
+    ):
         read_parquet(b"")
 
 

@@ -173,7 +173,7 @@ def test_a_reader_that_goes_on_elsewhere_sees_every_example_once_an_epoch(exampl
 def test_without_grain_it_says_what_is_lacking(examples, monkeypatch):
     monkeypatch.setitem(sys.modules, "grain", None)
     with pytest.raises(
-        ModuleNotFoundError, match=r"grain: required to read data; not installed: pip install 'nnfx\[grain\]'"
+        ModuleNotFoundError, match=r"grain: required to read data, but not installed: pip install 'nnfx\[grain\]'"
     ):
         prefetched(Batches(examples, KEY, 16, 1))
 

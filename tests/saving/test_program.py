@@ -80,5 +80,7 @@ def test_without_flatbuffers_the_error_names_what_to_install(monkeypatch):
         lambda: Program.of(jax.jit(jnp.sin), jax.ShapeDtypeStruct((2,), float)),
         lambda: Program.read("a", b""),
     ):
-        with pytest.raises(ModuleNotFoundError, match=r"flatbuffers: required .*; not installed: pip install 'nnfx"):
+        with pytest.raises(
+            ModuleNotFoundError, match=r"flatbuffers: required .*, but not installed: pip install 'nnfx"
+        ):
             call()

@@ -189,7 +189,7 @@ def test_several_runs_and_traced_ones_are_refused(tmp_path):
     runs = jax.vmap(lambda rate: fit(KEY, data, learning_rate=rate))(jnp.array([0.1, 0.2]))
     with pytest.raises(ValueError, match="run: expected a single run"):
         runs.save(tmp_path / "one")
-    with pytest.raises(ValueError, match="run: expected a finished run, got a traced one"):
+    with pytest.raises(ValueError, match="run: expected a finished run, got a traced run"):
         jax.eval_shape(lambda rate: fit(KEY, data, learning_rate=rate).save(tmp_path / "one"), 0.1)
     assert not list(tmp_path.iterdir())
 

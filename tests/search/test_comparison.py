@@ -111,5 +111,5 @@ def test_pairs_of_points_that_were_dropped_are_left_out():
     found = search_of(points, values, reasons=["dropped", "epochs", "epochs"])
     assert [(row["first"], row["second"]) for row in found.pairs().rows] == [(1, 2)]
     alone = search_of(points, values, reasons=["dropped", "epochs", "dropped"])
-    with pytest.raises(ValueError, match="count: expected .* trained to the end, got 10 of 1"):
+    with pytest.raises(ValueError, match="count: expected .* trained to the end, got 10 and 1"):
         alone.pairs()

@@ -184,8 +184,8 @@ WRONG_PARTS = {
         {"penalise": abs},
     ),
     "average": (TypeError, "average: expected a function", (MODEL, MSE, SGD), {"average": 0.9}),
-    "dtype": (TypeError, "compute_dtype: expected floats", (MODEL, MSE, SGD), {"compute_dtype": "float7"}),
-    "integers": (TypeError, "compute_dtype: expected floats", (MODEL, MSE, SGD), {"compute_dtype": jnp.int8}),
+    "dtype": (TypeError, "compute_dtype: expected a float dtype", (MODEL, MSE, SGD), {"compute_dtype": "float7"}),
+    "integers": (TypeError, "compute_dtype: expected a float dtype", (MODEL, MSE, SGD), {"compute_dtype": jnp.int8}),
 }
 
 
