@@ -10,6 +10,7 @@ from experiments import edge_of_stability
 from experiments.edge_of_stability import Config
 
 
+@pytest.mark.slow
 def test_the_experiment_writes_what_it_says(tmp_path, capsys):
     options = {"rows": 40, "hidden": (4,), "rates": (0.5, 1.0), "starts": 2, "steps": 4, "every": 2, "products": 3}
     edge_of_stability.main(Config(out=tmp_path, **options))

@@ -9,6 +9,7 @@ from experiments import lazy_training
 from experiments.lazy_training import Config
 
 
+@pytest.mark.slow
 def test_the_experiment_writes_what_it_says(tmp_path, capsys):
     lazy_training.main(Config(out=tmp_path, rows=4, widths=(4, 8, 16), lazy_from=8, starts=2, steps=2))
     written = json.loads((tmp_path / "summary.json").read_text())

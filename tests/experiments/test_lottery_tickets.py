@@ -8,6 +8,7 @@ from experiments import lottery_tickets
 from experiments.lottery_tickets import Config
 
 
+@pytest.mark.slow
 def test_the_experiment_writes_what_it_says(tmp_path, capsys):
     lottery_tickets.main(Config(out=tmp_path, hidden=(4,), rounds=2, starts=2, epochs=1, batch_size=300))
     written = json.loads((tmp_path / "summary.json").read_text())
