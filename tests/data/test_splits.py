@@ -95,7 +95,10 @@ def test_a_stratified_split_is_scikit_learn_s(key):
 
 def test_without_scikit_learn_the_error_says_what_to_install(key, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.model_selection", None)
-    with pytest.raises(ModuleNotFoundError, match=r"scikit-learn: required for stratify=True, but not installed: pip install 'nnfx\[datasets\]'"):
+    with pytest.raises(
+        ModuleNotFoundError,
+        match=r"scikit-learn: required for stratify=True, but not installed: pip install 'nnfx\[datasets\]'",
+    ):
         prepared(Y, key=key, valid_fraction=0.5, stratify=True)
 
 
