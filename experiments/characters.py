@@ -2,11 +2,11 @@
 
     python -m experiments.characters [--out DIR] [--seed N] [--model lstm|transformer]
 
-The 154 sonnets, 94,038 characters, are bundled. Every tenth is held out to choose the network's epoch and the weights
+The 154 sonnets, 94,038 characters, are bundled. One tenth is held out to choose the network's epoch and the weights
 of the n-grams, another tenth is for the final scores, and the rest is for training. N-grams are interpolated by the
 methods of Kneser and Ney and of Jelinek and Mercer; beyond five characters n-grams hardly improve, while the network
 does. Expect 2.32 bits per character from the best n-grams, and about 2.28 from the network. A transformer takes more
-than twice as long, and with 2.33 is not better than the n-grams: in these epochs, it has not learned all that it could.
+than twice as long, and at 2.33 is no better than the n-grams: it does not learn all that it could in these epochs.
 The experiment works offline and takes less than two minutes.
 """
 

@@ -207,7 +207,7 @@ def with_torch(problem: Problem, channels_last: bool = False, compiled: bool = F
 
 
 def with_keras(problem: Problem) -> Run:
-    """Step with Keras 3 on JAX, in an epoch of twenty batches."""
+    """Train with Keras 3 on JAX for one epoch of twenty batches."""
     import keras
 
     layers: list[Any] = []

@@ -257,7 +257,7 @@ def with_torch(problem: Problem, task: Task) -> Peer:
 
 
 def with_keras(problem: Problem, task: Task) -> Peer:
-    """Step with Keras 3 on JAX, in an epoch of all batches; its GRU has two biases as well, see `with_torch`."""
+    """Train with Keras 3 on JAX for one epoch over all batches; its GRU also has two biases (see `with_torch`)."""
     import keras
 
     options: dict[str, Any] = {}

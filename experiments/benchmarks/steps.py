@@ -259,7 +259,7 @@ def with_torch(
 
 
 def with_keras(model: Any, loss: Any, weights: Sequence[np.ndarray], batches: nnfx.Batch) -> Run:
-    """Step with Keras 3 on JAX, in an epoch of all batches from these weights."""
+    """Train with Keras 3 on JAX for one epoch over all batches, from these weights."""
     import keras
 
     model.compile(keras.optimizers.Adam(RATE, epsilon=1e-8), loss)

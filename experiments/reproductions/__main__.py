@@ -83,7 +83,7 @@ def filled(text: str) -> str:
 
 
 def summary(made: Sequence[tuple[str, list[Comparison]]]) -> list[str]:
-    """Return the table of how many numbers of each reproduction lie within two standard errors."""
+    """Return a table of how many results of each reproduction lie within two standard errors of the published ones."""
     counts = [(title, len(rows), sum(row.agrees for row in rows)) for title, rows in made]
     total = ("all", sum(rows for _, rows, _ in counts), sum(agreeing for _, _, agreeing in counts))
     return markdown(

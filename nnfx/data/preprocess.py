@@ -47,13 +47,13 @@ class Preprocess:
         shape: the shape of a raw example, with categories as 0/1 columns; for sequences, −1 in place of the number
             of steps.
         features: the names of the raw features, by which the columns of a frame are selected; empty if they have none.
-        keep_integers: whether integers stay integers, as tokens do; None keeps integers `(batch, n)` that are neither
-            standardised nor filled.
+        keep_integers: whether integers stay integers, as tokens do; None keeps them if their shape is
+            `(batch, n)` and they are neither standardised nor filled.
         remainder: the rounding errors of the mean, the scale and the median, to be added back; None if there are none.
         encoding: for each column of a frame, None for numbers, `()` for booleans, or its categories, the last of which
             is None if missing values form a separate category; empty if all columns are numbers.
-        unseen: what to do about categories that did not occur in training: raise an `"error"`, or encode them as
-            `"other"`, 0 in all columns.
+        unseen: what to do about categories that did not occur in training: `"error"` raises an error, and `"other"`
+            encodes them as 0 in all columns.
         classes: the names of the classes, by label; empty if they have none.
         target_mean: the mean of the targets, `(1, ...)`; None if they are not standardised.
         target_scale: the standard deviation of the targets, like `target_mean`.

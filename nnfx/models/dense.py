@@ -1,4 +1,4 @@
-"""The perceptron, and deep networks of stacked perceptrons."""
+"""The perceptron, and multilayer perceptrons."""
 
 import math
 from collections.abc import Sequence

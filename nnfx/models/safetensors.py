@@ -48,7 +48,7 @@ def save_safetensors(path: str | os.PathLike[str], variables: Variables) -> None
     Raises:
         ModuleNotFoundError: if safetensors is not installed.
         TypeError: for leaves that are not arrays, or whose dtype the format does not support, such as random keys.
-        ValueError: for two leaves with the same name, or a leaf whose name is a prefix of another's.
+        ValueError: for two leaves with the same name, or a leaf whose name is a prefix of another name.
 
     Example:
         >>> import tempfile, jax.numpy as jnp

@@ -125,7 +125,7 @@ def search(
             Several processes that make the same call share the work, program by program (programs ranked together
             count as one): under `nnfx.distributed`, or started independently, on one machine, or on several with a
             shared file system that supports locks (`flock`), as NFS does. Each process returns the whole result.
-            Independent processes may join and be lost at any time: the others continue their programs from the newest
+            Independent processes may join or fail at any time: the others continue their programs from the newest
             checkpoint. On Windows, which has no such locks, run one process.
         save_every_seconds: the interval between checkpoints in `out`, in seconds.
         skip_damaged: whether to set aside unusable checkpoints, and continue from the newest good one.

@@ -96,7 +96,7 @@ class Streamed(Program[Standing]):
         return Standing(run, before, measured, {}, np.zeros((), np.int32))
 
     def advance(self, standing: Standing, until: int, clock: Clock) -> Standing:
-        """Take steps until `until` steps in total, or fewer if a rule stops the run."""
+        """Train up to a total of `until` steps, or fewer if a rule stops the run."""
         (run, before, measured), history = distributed.everywhere(standing[:3]), [standing.history]
         before_now = steps = self.done(standing)
         if self.reader.get_state()["next_index"] != steps:
