@@ -3,7 +3,8 @@
 from nnfx.forecasting import backtest, baselines, conformal, forecasters, heads, scores
 from nnfx.forecasting.forecast import Forecast, forecast
 from nnfx.forecasting.prepare import SeriesData, prepare
-from nnfx.forecasting.windows import Scaler, Windows, as_data, split, windows
+from nnfx.forecasting.scaling import Scaler
+from nnfx.forecasting.windows import Windows, as_data, split, windows
 
 __all__ = [
     "Forecast",

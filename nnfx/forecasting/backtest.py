@@ -30,8 +30,9 @@ from nnfx import checks, memo
 from nnfx.data.prepare import Data
 from nnfx.forecasting.heads import POINT, Head
 from nnfx.forecasting.known import Channels, beside, seen, to_come
+from nnfx.forecasting.scaling import Scaler
 from nnfx.forecasting.values import in_floats, on_hand
-from nnfx.forecasting.windows import Scaler, Windows, as_data
+from nnfx.forecasting.windows import Windows, as_data
 from nnfx.mapping import map_points
 from nnfx.tables import table
 from nnfx.training import hyperparameters

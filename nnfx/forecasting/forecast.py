@@ -12,7 +12,7 @@ from nnfx.forecasting import conformal, heads
 from nnfx.forecasting.backtest import Backtest, Trained
 from nnfx.forecasting.heads import POINT, Head, Interval
 from nnfx.forecasting.prepare import History, SeriesData
-from nnfx.forecasting.windows import Scaler
+from nnfx.forecasting.scaling import Scaler
 from nnfx.tables import table
 from nnfx.types import Array, Model
 from nnfx.uncertainty.conformal import fewest

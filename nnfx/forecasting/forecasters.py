@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from nnfx import checks
 from nnfx.forecasting.heads import POINT, Head
-from nnfx.forecasting.windows import Scaler
+from nnfx.forecasting.scaling import Scaler
 from nnfx.types import Apply, Array, Model, Variables
 
 __all__ = ["channel_independent", "direct", "normalized", "recursive", "scaled"]

@@ -15,8 +15,9 @@ from nnfx.data.prepare import Data
 from nnfx.data.preprocess import Preprocess
 from nnfx.data.times import difference, following, times_of
 from nnfx.forecasting.known import Channels, check_aligned
+from nnfx.forecasting.scaling import Scaler
 from nnfx.forecasting.values import as_series
-from nnfx.forecasting.windows import Scaler, Windows, as_data, windows
+from nnfx.forecasting.windows import Windows, as_data, windows
 
 __all__ = ["History", "SeriesData", "prepare"]
 
