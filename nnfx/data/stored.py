@@ -29,8 +29,8 @@ import numpy as np
 from nnfx import checks
 from nnfx.arrays import as_numpy, narrowed, to_device
 from nnfx.data.batching import Order, Orders, steps_per_epoch
-from nnfx.data.columns import NAMES, Column, Moments, checksums, mapped, spans
 from nnfx.data.rows import Names, in_parts
+from nnfx.data.stored_files import NAMES, Column, Moments, checksums, mapped, spans
 from nnfx.paths import absolute
 from nnfx.types import Array, Batch
 

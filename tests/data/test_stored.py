@@ -10,8 +10,8 @@ import pytest
 
 import nnfx
 from nnfx.data import batching
-from nnfx.data.columns import checksums
 from nnfx.data.stored import Batches, prefetched
+from nnfx.data.stored_files import checksums
 
 KEY = jax.random.key(0)
 
