@@ -5,6 +5,8 @@
 On CPUs, `--devices 2` splits the members over two virtual devices, one for each core.
 """
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from experiments.benchmarks import problems
 from experiments.benchmarks.fit import nnfx_run, with_nnfx
 from experiments.benchmarks.peers import with_scikit_learn
 from experiments.benchmarks.problems import RATE, Problem
-from experiments.benchmarks.timing import System, compare, report
+from experiments.benchmarks.timing import System, Timed, compare, report
 
 
 def main(
@@ -26,7 +28,7 @@ def main(
     repeats: int = 7,
     out: Path = Path("runs/benchmarks"),
 ) -> dict[str, Any]:
-    """Time sweeps; rows give the time of the whole sweep, and the lines below the table give the time of a member.
+    """Time sweeps; their rows give the time per member, and the lines below the table compare it.
 
     Args:
         devices: number of CPU devices to split the members over.
@@ -58,23 +60,24 @@ def main(
         repeats,
     )
     summary = report(f"sweep_{devices}", rows, out)
-    for row, count in ((rows[0], members), (rows[1], 16 * len(rates)), (rows[4], digits_members)):
+    for row in (rows[0], rows[1], rows[4]):
         single = next(other for other in rows if other.case == row.case and other.system == "one nnfx run")
         peer = next(other for other in rows if other.case == row.case and other.system == "one scikit-learn fit")
-        per_member = row.median_s / count
         print(
-            f"{row.case}, {row.system}: {per_member * 1e3:.2f} ms per member,"
-            f" 1/{peer.median_s / per_member:.0f} of a scikit-learn fit, {per_member / single.median_s:.2f} of a run"
+            f"{row.case}, {row.system}: {row.median_s * 1e3:.2f} ms per member,"
+            f" 1/{peer.median_s / row.median_s:.0f} of a scikit-learn fit, {row.median_s / single.median_s:.2f} of a run"
         )
     return summary
 
 
-def with_sweep(problem: Problem, seeds: int, rates: np.ndarray) -> Any:
-    """Sweep seeds × rates, and return the mean loss over the members."""
+def with_sweep(problem: Problem, seeds: int, rates: np.ndarray) -> Callable[[int], Timed]:
+    """Sweep seeds × rates, and return the mean loss over the members and the time per member."""
     train, data = nnfx_run(problem)
 
-    def run(seed: int) -> float:
+    def run(seed: int) -> Timed:
+        start = time.perf_counter()
         result = nnfx.sweeps.sweep(train, data, key=jax.random.key(seed), seeds=seeds, learning_rate=rates)
-        return float(result.histories["train_loss"][:, -1].mean())
+        loss = float(result.histories["train_loss"][:, -1].mean())
+        return Timed((time.perf_counter() - start) / (seeds * len(rates)), loss)
 
     return run

@@ -94,7 +94,10 @@ def test_the_scanned_run_by_hand_and_the_loop_are_the_same_run():
 
 @pytest.mark.slow
 def test_a_sweep_is_timed():
-    assert np.isfinite(sweep.with_sweep(SMALL, 2, np.array([0.1, 0.01]))(0))
+    start = time.perf_counter()
+    seconds, loss = sweep.with_sweep(SMALL, 2, np.array([0.1, 0.01]))(0)
+    assert np.isfinite(loss)
+    assert 0 < 4 * seconds < time.perf_counter() - start, "the time is that of one of four members"
 
 
 @pytest.mark.slow
