@@ -65,7 +65,8 @@ def main(
         peer = next(other for other in rows if other.case == row.case and other.system == "one scikit-learn fit")
         print(
             f"{row.case}, {row.system}: {row.median_s * 1e3:.2f} ms per member,"
-            f" 1/{peer.median_s / row.median_s:.0f} of a scikit-learn fit, {row.median_s / single.median_s:.2f} of a run"
+            f" 1/{peer.median_s / row.median_s:.0f} of a scikit-learn fit,"
+            f" {row.median_s / single.median_s:.2f} of a run"
         )
     return summary
 
