@@ -66,9 +66,10 @@ def session(
     - `out/checkpoints/` contains the newest and the best checkpoints, written while training continues. A checkpoint
       is either complete or absent. If something else fails, such as `evaluate` or a log, the current state is saved
       before the error is raised: the same call continues from there.
-    - `out/predictor/` contains the model with the best weights of the newest checkpoint: `nnfx.load(out)` opens it in
-      any process, even if the session was killed. If the model cannot be exported, or flatbuffers is not installed,
-      the session runs all the same, and `nnfx.load` reports why there is no model.
+    - `out/predictor/` contains the model with its best weights so far, written with a checkpoint, but at most once a
+      minute, and at the end: `nnfx.load(out)` opens it in any process, even if the session was killed. If the model
+      cannot be exported, or flatbuffers is not installed, the session runs all the same, and `nnfx.load` reports why
+      there is no model.
     - `out/run.json` records which run the folder belongs to. The folder of another run is rejected before anything is
       written.
     - On Ctrl-C or SIGTERM, a checkpoint is saved and a message explains how to continue; then `KeyboardInterrupt` or

@@ -14,6 +14,7 @@ import nnfx
 from nnfx.checkpoint import DamagedError
 from nnfx.models import Sequences
 from nnfx.saving import saved
+from nnfx.sessions import best_model
 from nnfx.types import Batch, Model
 from tests.sessions.sessions import FOUR_EPOCHS, HYPER, TRAIN, TWO_EPOCHS, CutError, at_epoch, cut, fit, quiet
 
@@ -53,6 +54,22 @@ def test_an_interrupted_session_opens_with_the_best_weights_so_far(data, key, tm
     run = quiet(TRAIN, tmp_path, evaluate=at_epoch(-1, cut))(key, data, **HYPER)
     np.testing.assert_array_equal(nnfx.load(tmp_path).predict(RAW), run.predict(RAW))
     assert len(models(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(60.0, [1, 4]), (0.0, [1, 2, 3, 4])])
+def test_models_are_replaced_at_most_once_a_minute_and_at_the_end(data, key, tmp_path, monkeypatch, seconds, expected):
+    class Recorded(best_model.Checkpoints):
+        def save(self, number, *args, **kwargs):
+            saved_epochs.append(number)
+            super().save(number, *args, **kwargs)
+
+    saved_epochs = []
+    monkeypatch.setattr(best_model, "Checkpoints", Recorded)
+    monkeypatch.setattr(best_model, "SAVE_EVERY_SECONDS", seconds)
+    whole = nnfx.data.Data(data.train, None, data.preprocess)
+    quiet(FOUR_EPOCHS, tmp_path, save_every_epochs=1)(key, whole, **RATE)
+    assert saved_epochs == expected
+    assert nnfx.load(tmp_path).epoch == 4
 
 
 def test_without_held_out_data_the_latest_weights_are_saved(data, key, tmp_path):
