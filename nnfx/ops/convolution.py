@@ -18,11 +18,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from nnfx import checks
-from nnfx.ops import windows
+from nnfx.ops import windows, winograd
 from nnfx.types import Array, at_least_float32
 
 CHUNK_POSITIONS = 2048
-"""The largest number of positions (image × height × width) per chunk of the kernel gradient; fits a CPU's cache."""
+"""The largest number of positions (image × height × width) per chunk on a CPU; fits its cache."""
 
 
 def convolution(
@@ -156,15 +156,23 @@ def _to_inputs_by_xla(geometry: _Geometry, cotangent: Array, kernel: Array) -> A
     This equals XLA's own gradient, except that the kernel is flipped as an array, not by a convolution with reversed
     windows, which is many times slower inside a loop on a CPU.
     """
-    axes = range(len(geometry.inputs))
-    turned = jnp.swapaxes(jnp.flip(kernel, axes), -1, -2)
+    ones = (1,) * len(geometry.inputs)
+    padding = _padding_of_gradient(geometry)
+    return _convolve(cotangent, _turned(kernel), ones, padding, geometry.dilation, spread=geometry.strides)
+
+
+def _turned(kernel: Array) -> Array:
+    """Flip a kernel along its spatial axes, and swap inputs and outputs."""
+    return jnp.swapaxes(jnp.flip(kernel, range(kernel.ndim - 2)), -1, -2)
+
+
+def _padding_of_gradient(geometry: _Geometry) -> list[tuple[int, int]]:
+    """Return the padding of the cotangent, dilated by the strides, with which its convolution has the inputs' size."""
     reach = [(k - 1) * d for k, d in zip(geometry.kernel, geometry.dilation, strict=True)]
-    before = [reach[i] - geometry.padding[i][0] for i in axes]
-    after = [
-        geometry.inputs[i] + reach[i] - before[i] - (geometry.outputs[i] - 1) * geometry.strides[i] - 1 for i in axes
-    ]
-    padding = list(zip(before, after, strict=True))
-    return _convolve(cotangent, turned, (1,) * len(axes), padding, geometry.dilation, spread=geometry.strides)
+    before = [r - low for r, (low, _) in zip(reach, geometry.padding, strict=True)]
+    spread = [(o - 1) * s + 1 for o, s in zip(geometry.outputs, geometry.strides, strict=True)]
+    after = [n + r - b - s for n, r, b, s in zip(geometry.inputs, reach, before, spread, strict=True)]
+    return list(zip(before, after, strict=True))
 
 
 def _to_kernel_by_xla(geometry: _Geometry, inputs: Array, cotangent: Array) -> Array:
@@ -183,32 +191,78 @@ def _to_kernel_by_xla(geometry: _Geometry, inputs: Array, cotangent: Array) -> A
     )
 
 
+def _forward_on_cpu(geometry: _Geometry, inputs: Array, kernel: Array) -> Array:
+    """Convolve by tiles where that is faster, a few images at a time."""
+    if not (_is_dense(geometry) and winograd.suits(kernel.shape, geometry.outputs, kernel.dtype)):
+        return _forward_by_xla(geometry, inputs, kernel)
+    return _by_tiles(inputs, kernel, geometry.outputs, geometry.padding)
+
+
+def _to_inputs_on_cpu(geometry: _Geometry, cotangent: Array, kernel: Array) -> Array:
+    """Convolve the cotangent with the flipped kernel, by tiles where that is faster."""
+    if not (_is_dense(geometry) and winograd.suits(kernel.shape, geometry.inputs, kernel.dtype)):
+        return _to_inputs_by_xla(geometry, cotangent, kernel)
+    return _by_tiles(cotangent, _turned(kernel), geometry.inputs, _padding_of_gradient(geometry))
+
+
+def _is_dense(geometry: _Geometry) -> bool:
+    """Return whether the kernel moves by 1 and has no gaps."""
+    return {*geometry.strides, *geometry.dilation} == {1}
+
+
+def _by_tiles(inputs: Array, kernel: Array, outputs: tuple[int, ...], padding: Sequence[tuple[int, int]]) -> Array:
+    """Convolve by tiles, chunk by chunk."""
+    chunks = _chunks(math.prod(outputs), inputs)[0]
+
+    def turn(_: None, chunk: Array) -> tuple[None, Array]:
+        return None, winograd.convolve(chunk, kernel, outputs, padding)
+
+    # as below, two chunks per iteration take two cores
+    _, found = lax.scan(turn, None, chunks, unroll=2)
+    return found.reshape(-1, *found.shape[2:])[: len(inputs)]
+
+
+def _chunks(positions: int, *images: Array) -> list[Array]:
+    """Divide arrays `(batch, ...)` into chunks of a few images, `(chunks, images, ...)`, filled up with zeros."""
+    batch, size = len(images[0]), 1
+    while 2 * size * positions <= CHUNK_POSITIONS and size < batch:
+        size *= 2
+    padded = [jnp.pad(each, [(0, -batch % size), *[(0, 0)] * (each.ndim - 1)]) for each in images]
+    return [each.reshape(-1, size, *each.shape[1:]) for each in padded]
+
+
 def _to_kernel_in_chunks(geometry: _Geometry, inputs: Array, cotangent: Array) -> Array:
     """Compute the kernel gradient as a sum over chunks of a few images, with each chunk's axes in the fastest order.
 
     Whole batches overflow a CPU's cache, and XLA's layout for whole batches is 25 times slower inside a loop.
     """
-    batch, positions = inputs.shape[0], math.prod(geometry.outputs)
-    size = 1
-    while 2 * size * positions <= CHUNK_POSITIONS and size < batch:
-        size *= 2
-    rows = (0, -batch % size, 0)
     edge = [(low, high, 0) for low, high in geometry.padding]
-    zero = jnp.zeros((), inputs.dtype)
-    inputs = lax.pad(inputs, zero, [rows, *edge, (0, 0, 0)])
-    cotangent = lax.pad(cotangent, zero, [rows, *[(0, 0, 0)] * (cotangent.ndim - 1)])
-    chunks = [x.reshape(x.shape[0] // size, size, *x.shape[1:]) for x in (inputs, cotangent)]
+    shape = (inputs.shape[-1], *geometry.kernel, cotangent.shape[-1])
+    start = jnp.zeros_like(cotangent, at_least_float32(inputs.dtype), shape=shape)
+    inputs = lax.pad(inputs, jnp.zeros((), inputs.dtype), [(0, 0, 0), *edge, (0, 0, 0)])
 
     def add(total: Array, chunk: list[Array]) -> tuple[Array, None]:
         x, g = jnp.swapaxes(chunk[0], 0, -1), jnp.moveaxis(chunk[1], 0, -2)
         part = _convolve(x, g, geometry.dilation, [(0, 0)] * len(edge), geometry.strides)
         return total + part.astype(total.dtype), None
 
-    shape = (inputs.shape[-1], *geometry.kernel, cotangent.shape[-1])
-    start = jnp.zeros_like(cotangent, at_least_float32(inputs.dtype), shape=shape)
     # The two chunks of an iteration are independent of each other, so XLA runs them on separate cores.
-    total, _ = lax.scan(add, start, chunks, unroll=2)
+    total, _ = lax.scan(add, start, _chunks(math.prod(geometry.outputs), inputs, cotangent), unroll=2)
     return jnp.moveaxis(total, 0, -2).astype(inputs.dtype)
+
+
+def _to_kernel_on_cpu(geometry: _Geometry, inputs: Array, cotangent: Array) -> Array:
+    """Compute the kernel gradient by tiles where that is faster, else as a sum of convolutions."""
+    shape = (*geometry.kernel, inputs.shape[-1], cotangent.shape[-1])
+    is_wide = math.prod(shape[-2:]) >= winograd.FEWEST_PRODUCTS
+    if not (is_wide and _is_dense(geometry) and winograd.suits(shape, geometry.outputs, inputs.dtype)):
+        return _to_kernel_in_chunks(geometry, inputs, cotangent)
+
+    def add(total: Array, chunk: list[Array]) -> tuple[Array, None]:
+        return total + winograd.kernel_gradient(chunk[0], chunk[1], geometry.padding), None
+
+    start = jnp.zeros_like(cotangent, shape=shape)
+    return lax.scan(add, start, _chunks(math.prod(geometry.outputs), inputs, cotangent), unroll=2)[0]
 
 
 def _one_by_one(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
@@ -246,17 +300,17 @@ def _by_backend(cpu: Rule, default: Rule, geometry: _Geometry, left: Array, righ
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _forward(geometry: _Geometry, inputs: Array, kernel: Array) -> Array:
-    return _by_backend(_forward_by_xla, _forward_by_xla, geometry, inputs, kernel)
+    return _by_backend(_forward_on_cpu, _forward_by_xla, geometry, inputs, kernel)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _to_inputs(geometry: _Geometry, cotangent: Array, kernel: Array) -> Array:
-    return _by_backend(_to_inputs_by_xla, _to_inputs_by_xla, geometry, cotangent, kernel)
+    return _by_backend(_to_inputs_on_cpu, _to_inputs_by_xla, geometry, cotangent, kernel)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _to_kernel(geometry: _Geometry, inputs: Array, cotangent: Array) -> Array:
-    return _by_backend(_to_kernel_in_chunks, _to_kernel_by_xla, geometry, inputs, cotangent)
+    return _by_backend(_to_kernel_on_cpu, _to_kernel_by_xla, geometry, inputs, cotangent)
 
 
 def _differentiate(function: jax.custom_vjp[Array], left: Rule, right: Rule) -> None:
