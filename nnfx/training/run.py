@@ -270,10 +270,13 @@ def _shapes(inputs: Any) -> tuple[tuple[int, ...], ...]:
     return tuple(np.shape(leaf) for leaf in jax.tree.leaves(inputs))
 
 
-@jax.jit
 def _at(columns: dict[str, Array], epoch: Array) -> dict[str, Array]:
+    if checks.is_concrete((columns, epoch)):  # on the host, which takes no program
+        at = (np.asarray(epoch) - 1)[..., None]
+        found = {name: np.take_along_axis(np.asarray(column), at, -1)[..., 0] for name, column in columns.items()}
+        return jax.device_put(found)
     place = (epoch - 1)[..., None]
-    return {name: jnp.take_along_axis(values, place, -1)[..., 0] for name, values in columns.items()}
+    return {name: jnp.take_along_axis(column, place, -1)[..., 0] for name, column in columns.items()}
 
 
 def padded(values: Any, epochs: Any) -> Any:
