@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 
@@ -24,7 +26,7 @@ def small_images(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Write a table of 30 rows, of which both splits train on 24, the way Gal's repository does."""
+    """Write a table of 30 rows, of which both splits train on 24, the way both versions of Gal's repository do."""
     rng, data = np.random.default_rng(0), tmp_path / "UCI_Datasets/yacht/data"
     data.mkdir(parents=True)
     inputs = rng.normal(3, 2, (30, 3))
@@ -42,6 +44,15 @@ def folder(tmp_path):
     grid = [(0.005, 0.25, -2.0), (0.1, 0.25, -1.0), (0.05, 0.5, -3.0), (0.005, 0.25, -9.0), (0.1, 0.25, -8.0)]
     lines = [f"Dropout_Rate: {p} Tau: {tau} :: {score}" for p, tau, score in [*grid, (0.05, 0.5, -7.0)]]
     (results / "validation_ll_100_xepochs_1_hidden_layers.txt").write_text("\n".join(lines) + "\n")
-    np.savetxt(results / "test_MC_rmse_100_xepochs_1_hidden_layers.txt", [0.5, 0.75])
-    np.savetxt(results / "test_ll_100_xepochs_1_hidden_layers.txt", [-1.5, -1.25])
+    for name, scores in {"rmse": [0.625, 0.875], "MC_rmse": [0.5, 0.75], "ll": [-1.5, -1.25]}.items():
+        np.savetxt(results / f"test_{name}_100_xepochs_1_hidden_layers.txt", scores)
+    old = tmp_path / "2016/yacht"
+    shutil.copytree(data, old / "data")
+    (old / "net/net").mkdir(parents=True)
+    script = "        dropout = 0.25\n        tau = 0.5 # obtained from BO\n        lengthscale = 1e-1\n"
+    (old / "net/net/net.py").write_text(script)
+    for number, folder_ in enumerate(("results", "results_10x_epochs", "results_2_layers")):
+        (old / "net" / folder_).mkdir()
+        for name, score in {"rmse": 3.0, "MC_rmse": 2.0, "ll": -4.0}.items():
+            np.savetxt(old / f"net/{folder_}/test_{name}.txt", [score + number, score + number + 0.5])
     return tmp_path
