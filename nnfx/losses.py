@@ -255,7 +255,7 @@ def categorical_cross_entropy(logits: Array, labels: Array, label_smoothing: Sha
         Szegedy et al., *Rethinking the Inception architecture*, CVPR 2016, section 7 (label smoothing).
     """
     logits = arrays.as_array("outputs", logits, floats=True)
-    labels = arrays.as_array("targets", labels)
+    labels = arrays.as_labels("targets", labels)
     _check_categorical(logits, labels)
     return _categorical_cross_entropy(logits, labels, _smoothing(label_smoothing))
 
@@ -388,10 +388,6 @@ def empirical(losses: Array, weights: Array | None = None) -> Array:
     if weights is None:
         return Mean.of(losses).value
     weights = arrays.as_array("weights", weights, floats=True)
-    checks.finite("weights", weights)
-    if checks.is_concrete(weights) and weights.size:
-        with jax.ensure_compile_time_eval():
-            if (weights < 0).any():
-                raise ValueError(f"weights: expected non-negative numbers, got {float(weights.min()):g}")
+    checks.weights("weights", weights, may_be_zero=True)
     mean = Mean.of(losses, weights).value
     return jnp.where((weights >= 0).all(), mean, jnp.nan)

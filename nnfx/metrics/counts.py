@@ -134,7 +134,7 @@ def balanced_accuracy(logits: Array, labels: Array, weights: Array | None = None
 
 def _checked(logits: Any, labels: Any, weights: Any) -> tuple[Array, Array, Array]:
     """Return logits, labels and weights as arrays, after checking that their shapes match."""
-    logits, labels = arrays.as_array("logits", logits, floats=True), arrays.as_array("labels", labels)
+    logits, labels = arrays.as_array("logits", logits, floats=True), arrays.as_labels("labels", labels)
     _check(logits, trees.shapes(labels))  # so that rows of weight zero may have any label
     labels, is_weighted = labels.astype(jnp.int32) if labels.dtype == jnp.bool_ else labels, weights is not None
     labels, weights = with_weights(labels, weights)
@@ -156,7 +156,7 @@ def _classes(logits: Array) -> int:
 def _counts(logits: Array, labels: Array, weights: Array) -> tuple[Array, Array]:
     """Return the confusion matrix, and whether the logits and labels of all rows with positive weight are finite."""
     classes = _classes(logits)
-    is_known = ~jnp.isnan(logits.reshape(len(logits), -1)).any(1)
+    is_known = ~jnp.isnan(logits).any(tuple(range(1, logits.ndim)))
     if labels.ndim == 2:
         is_known &= checks.are_shares(labels)
         labels = labels.argmax(-1)

@@ -131,7 +131,7 @@ def fit(
     data = data._replace(
         inputs=as_inputs("data.inputs", data.inputs), weights=arrays.as_array("data.weights", data.weights)
     )
-    targets = arrays.as_array("targets", data.targets)
+    targets = arrays.as_labels("data.targets", data.targets)
     outputs = jax.eval_shape(model.apply, variables, data.inputs)
     _check_targets(targets, outputs, noise is None)
     if data.weights.shape not in (targets.shape[:1], () if noise is None else targets.shape):
