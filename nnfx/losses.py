@@ -60,10 +60,25 @@ def check(loss: PerExample, outputs: Any, targets: Any) -> None:
         outputs: the model's outputs or their `jax.ShapeDtypeStruct`.
         targets: the targets; their values are checked if they are concrete.
     """
-    while isinstance(loss, functools.partial):
-        loss = loss.func
+    loss = _function(loss)
     if hasattr(loss, "check"):
         loss.check(outputs, targets)
+
+
+def is_of_numbers(loss: PerExample) -> bool:
+    """Return whether a loss of this module, possibly a partial, measures errors of numbers, which classes are not.
+
+    >>> is_of_numbers(functools.partial(huber, delta=2.0)), is_of_numbers(categorical_cross_entropy)
+    (True, False)
+    """
+    return any(_function(loss) is each for each in (mean_square_error, mean_absolute_error, huber))
+
+
+def _function(loss: Any) -> Any:
+    """Return the function of a `functools.partial`, and any other function itself."""
+    while isinstance(loss, functools.partial):
+        loss = loss.func
+    return loss
 
 
 def _check_shapes(outputs: Any, targets: Any) -> None:
