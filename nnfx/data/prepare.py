@@ -192,10 +192,10 @@ def prepare(
         ModuleNotFoundError: for `stratify` if scikit-learn is not installed.
         TypeError: for arrays that do not hold real numbers, columns that hold neither numbers nor booleans nor text, or
             a key that is not typed.
-        ValueError: for empty data, lengths that differ, infinite or (see `missing`) missing features, unseen
-            categories (see `unseen`), targets that are not finite, negative weights, a fraction or a split that leaves
-            either split empty, feature names that are not unique, and numbers that the device cannot hold or tell
-            apart; the error says what to do.
+        ValueError: for empty data, lengths that differ, pandas objects with the same index in another order, infinite
+            or (see `missing`) missing features, unseen categories (see `unseen`), targets that are not finite, negative
+            weights, a fraction or a split that leaves either split empty, feature names that are not unique, and
+            numbers that the device cannot hold or tell apart; the error says what to do.
 
     Example:
         >>> data = prepare(np.array([[1.0], [3.0], [5.0]]), ["no", "yes", "yes"])

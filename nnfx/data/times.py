@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["counted", "difference", "following", "irregularity", "times_of", "whole_numbers_of"]
+__all__ = ["counted", "difference", "following", "irregularity", "numbers_of", "times_of"]
 
 _TOLERANCE = 0.1
 """How far a step may deviate from the median step, as a fraction of it: months have 28 to 31 days."""
@@ -247,10 +247,10 @@ def times_of(values: Any) -> Any:
     return next((found for level in levels if (found := _dates(level)) is not None), None)
 
 
-def whole_numbers_of(values: Any) -> Any:
-    """Return the index of a pandas frame if it holds integers, such as years or the numbers of rows; otherwise None."""
+def numbers_of(values: Any) -> Any:
+    """Return the index of a pandas frame if it holds numbers, such as years, seconds or row numbers; otherwise None."""
     index = getattr(values, "index", None)
-    return index if getattr(getattr(index, "dtype", None), "kind", "O") in "iu" else None
+    return index if getattr(getattr(index, "dtype", None), "kind", "O") in "iuf" else None
 
 
 _BEGINS_AS_DATE = re.compile(r"\d{4}-\d\d")
