@@ -66,7 +66,7 @@ def main(config: Config) -> dict[str, Any]:
     def look(state: TrainState) -> dict[str, Array]:
         arguments = model, LOSS, state.variables, batch
         return {
-            "sharpness": curvature.sharpness(*arguments, lanczos_key, steps=config.products),
+            "sharpness": curvature.sharpness(lanczos_key, *arguments, steps=config.products),
             "loss": nnfx.evaluate(model, {"loss": LOSS}, state.variables, batch)["loss"].value,
         }
 

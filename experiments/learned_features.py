@@ -352,12 +352,12 @@ def exciting(
         top = features.top_inputs(model, variables, images, layer, unit, REAL, pool="max")
         scale = top.activations[0]
         found = features.maximize(
+            key,
             model,
             variables,
             layer,
             unit,
             images.shape[1:],
-            key,
             steps=128,
             l2=L2 * scale,
             total_variation=TOTAL_VARIATION * scale,

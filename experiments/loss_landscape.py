@@ -138,8 +138,8 @@ def describe(model: nnfx.Model, params: Params, train: Batch, valid: Batch, key:
         "train_loss": float(nnfx.evaluate(model, measures, variables, train)["loss"].value),
         "held_out_loss": float(held_out["loss"].value),
         "held_out_accuracy": float(held_out["accuracy"].value),
-        "sharpness": float(curvature.sharpness(model, LOSS, variables, train, key)),
-        "trace": float(curvature.trace(model, LOSS, variables, train, key).value),
+        "sharpness": float(curvature.sharpness(key, model, LOSS, variables, train)),
+        "trace": float(curvature.trace(key, model, LOSS, variables, train).value),
     }
 
 

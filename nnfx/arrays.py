@@ -15,6 +15,7 @@ from nnfx import checks
 
 __all__ = [
     "as_array",
+    "as_labels",
     "as_numpy",
     "check_range",
     "check_spread",
@@ -305,6 +306,21 @@ def as_array(name: str, value: Any, *, floats: bool = False) -> Any:
     if floats and not jnp.issubdtype(value.dtype, jnp.floating):
         value = value.astype(jax.dtypes.canonicalize_dtype(float))
     return value
+
+
+def as_labels(name: str, value: Any) -> Any:
+    """Return labels as an array on the device, as `as_array` does, with integers of at least 32 bits.
+
+    JAX converts the number of classes to the dtype of the labels that it is compared with, so that 256 would become 0
+    for bytes.
+
+    Example:
+        >>> as_labels("labels", np.array([0, 255], np.uint8))
+        Array([  0, 255], dtype=int32)
+    """
+    labels = as_array(name, value)
+    is_narrow = jnp.issubdtype(labels.dtype, np.integer) and jnp.iinfo(labels.dtype).bits < 32
+    return labels.astype(jnp.int32) if is_narrow else labels
 
 
 def promoted(*values: Any) -> list[Any]:

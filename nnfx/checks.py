@@ -159,14 +159,16 @@ def finite(name: str, value: Any) -> None:
             raise ValueError(f"{name}: expected finite numbers, got {len(bad)} not finite, the first at {first}")
 
 
-def weights(name: str, value: Any) -> None:
-    """Require concrete weights to be finite and non-negative, with at least one positive."""
+def weights(name: str, value: Any, *, may_be_zero: bool = False) -> None:
+    """Require concrete weights to be finite and non-negative, with at least one positive unless all may be zero."""
     finite(name, value)
-    if is_concrete(value):
+    if is_concrete(value) and (value.size or not may_be_zero):
         with jax.ensure_compile_time_eval():
             value, _ = near(value)
             lowest, highest = float(value.min()), float(value.max())
-        if lowest < 0 or highest <= 0:
+        if may_be_zero and lowest < 0:
+            raise ValueError(f"{name}: expected non-negative numbers, got {lowest:g}")
+        if not may_be_zero and (lowest < 0 or highest <= 0):
             raise ValueError(
                 f"{name}: expected non-negative numbers, at least one of them positive, got {lowest:g} to {highest:g}"
             )

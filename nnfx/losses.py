@@ -60,10 +60,25 @@ def check(loss: PerExample, outputs: Any, targets: Any) -> None:
         outputs: the model's outputs or their `jax.ShapeDtypeStruct`.
         targets: the targets; their values are checked if they are concrete.
     """
-    while isinstance(loss, functools.partial):
-        loss = loss.func
+    loss = _function(loss)
     if hasattr(loss, "check"):
         loss.check(outputs, targets)
+
+
+def is_of_numbers(loss: PerExample) -> bool:
+    """Return whether a loss of this module, possibly a partial, measures errors of numbers, which classes are not.
+
+    >>> is_of_numbers(functools.partial(huber, delta=2.0)), is_of_numbers(categorical_cross_entropy)
+    (True, False)
+    """
+    return any(_function(loss) is each for each in (mean_square_error, mean_absolute_error, huber))
+
+
+def _function(loss: Any) -> Any:
+    """Return the function of a `functools.partial`, and any other function itself."""
+    while isinstance(loss, functools.partial):
+        loss = loss.func
+    return loss
 
 
 def _check_shapes(outputs: Any, targets: Any) -> None:
@@ -255,7 +270,7 @@ def categorical_cross_entropy(logits: Array, labels: Array, label_smoothing: Sha
         Szegedy et al., *Rethinking the Inception architecture*, CVPR 2016, section 7 (label smoothing).
     """
     logits = arrays.as_array("outputs", logits, floats=True)
-    labels = arrays.as_array("targets", labels)
+    labels = arrays.as_labels("targets", labels)
     _check_categorical(logits, labels)
     return _categorical_cross_entropy(logits, labels, _smoothing(label_smoothing))
 
@@ -388,10 +403,6 @@ def empirical(losses: Array, weights: Array | None = None) -> Array:
     if weights is None:
         return Mean.of(losses).value
     weights = arrays.as_array("weights", weights, floats=True)
-    checks.finite("weights", weights)
-    if checks.is_concrete(weights) and weights.size:
-        with jax.ensure_compile_time_eval():
-            if (weights < 0).any():
-                raise ValueError(f"weights: expected non-negative numbers, got {float(weights.min()):g}")
+    checks.weights("weights", weights, may_be_zero=True)
     mean = Mean.of(losses, weights).value
     return jnp.where((weights >= 0).all(), mean, jnp.nan)

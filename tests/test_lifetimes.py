@@ -145,13 +145,13 @@ LOOKS = {
     "landscape": lambda m, v: landscape.measure(
         *at(m, v), landscape.random_cut(KEY, v["params"], 1), jnp.zeros(1), devices=jax.devices()[:1]
     ),
-    "trace": lambda m, v: curvature.trace(*at(m, v), KEY, draws=2),
-    "eigenpairs": lambda m, v: curvature.eigenpairs(*at(m, v), KEY, steps=2),
+    "trace": lambda m, v: curvature.trace(KEY, *at(m, v), draws=2),
+    "eigenpairs": lambda m, v: curvature.eigenpairs(KEY, *at(m, v), steps=2),
     "gradients": lambda m, v: flow.per_example_gradients(*at(m, v)),
     "noise": lambda m, v: flow.noise_scale(*at(m, v)),
-    "audit": lambda m, v: audit.gradient(*at(m, v), KEY, share=0.1),
+    "audit": lambda m, v: audit.gradient(KEY, *at(m, v), share=0.1),
     "backpropagation": lambda m, v: backpropagation.lay_open(*at(m, v)),
-    "maximize": lambda m, v: features.maximize(m, v, "output", 0, (3,), KEY, steps=1),
+    "maximize": lambda m, v: features.maximize(KEY, m, v, "output", 0, (3,), steps=1),
     "top": lambda m, v: features.top_inputs(m, v, BATCH.inputs, "output", 0, count=1),
     "saliency": lambda m, v: attribution.saliency(m, v, BATCH.inputs),
     "layers": lambda m, v: layers.layer_outputs(m, v, BATCH.inputs),

@@ -324,3 +324,19 @@ def test_weights_of_the_empirical_loss_are_checked():
             losses.empirical([1.0, 2.0], wrong)
     assert jnp.isnan(jax.jit(losses.empirical)(f32([1.0, 2.0]), f32([2.0, -1.0])))
     assert losses.empirical([1, 2], [1, 3]) == 1.75
+
+
+NARROW = [(np.uint8, 256), (np.uint8, 300), (np.int8, 128), (np.int8, 200)]
+"""Dtypes of labels, with numbers of classes that they cannot hold."""
+
+
+@pytest.mark.parametrize(("dtype", "classes"), NARROW)
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_labels_of_few_bits(dtype, classes, smoothing):
+    logits = np.random.default_rng(1).normal(size=(4, classes))
+    labels = np.array([0, 1, classes - 200 if classes > 200 else 3, min(classes - 1, np.iinfo(dtype).max)])
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    expected = -(1 - smoothing) * log_p[np.arange(4), labels] - smoothing * log_p.mean(1)
+    narrow = jnp.asarray(labels.astype(dtype))
+    for loss in (losses.categorical_cross_entropy, jax.jit(losses.categorical_cross_entropy)):
+        np.testing.assert_allclose(loss(f32(logits), narrow, smoothing), expected, rtol=1e-5)

@@ -86,6 +86,18 @@ def test_the_public_api_is_the_one_written_down():
     assert public_api() == SNAPSHOT.read_text().splitlines()
 
 
+def test_a_key_comes_first_or_is_passed_by_name():
+    functions = {name: value for name, value in public_values() if inspect.isfunction(value)}
+    places = {}
+    for name, function in functions.items():
+        parameters = list(inspect.signature(function).parameters.values())
+        positional = [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD]
+        if "key" in positional:
+            places[name] = positional.index("key")
+    assert len(places) > 20
+    assert {name: place for name, place in places.items() if place} == {}
+
+
 @pytest.mark.parametrize("name", [name for name, _ in modules()])
 def test_a_public_module_is_imported_by_the_name_that_it_is_known_by(name):
     module = importlib.import_module(name)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nnfx import checks
 from nnfx.data import permutation
 from nnfx.types import Array, Batch
 
@@ -35,11 +36,17 @@ class Order(NamedTuple):
 def shuffled(key: Array, epoch: Array | int, rows: int, batch_size: int) -> Order:
     """Return the batches of one epoch, which contain each row once, in an order that depends only on `(key, epoch)`.
 
+    Raises:
+        TypeError: for a key that is not typed, or sizes that are not integers.
+        ValueError: for sizes that are not positive.
+
     Example:
         >>> order = shuffled(jax.random.key(0), epoch=0, rows=5, batch_size=2)
         >>> order.rows.shape, sorted(order.rows[order.is_real].tolist())
         ((3, 2), [0, 1, 2, 3, 4])
     """
+    checks.key("key", key)
+    _check_sizes(rows, batch_size)
     return _in_batches(permutation.permutation(jax.random.fold_in(key, epoch), rows), rows, batch_size)
 
 
@@ -73,8 +80,14 @@ class Orders:
 
 
 def in_order(rows: int, batch_size: int) -> Order:
-    """Return the batches of all rows in their original order."""
+    """Return the batches of all rows in their original order; sizes are checked as by `shuffled`."""
+    _check_sizes(rows, batch_size)
     return _in_batches(jnp.arange(rows, dtype=jnp.int32), rows, batch_size)
+
+
+def _check_sizes(rows: int, batch_size: int) -> None:
+    checks.positive_integer("rows", rows)
+    checks.positive_integer("batch_size", batch_size)
 
 
 def _in_batches(order: Array, rows: int, batch_size: int) -> Order:
@@ -86,11 +99,21 @@ def _in_batches(order: Array, rows: int, batch_size: int) -> Order:
 def take(data: Batch, order: Order) -> Batch:
     """Return the batch of the given rows; positions that are not real become examples of weight zero.
 
+    Raises:
+        TypeError: for data that are not a batch, or an order that was not made by `shuffled` or `in_order`.
+        ValueError: for concrete rows that the data do not have.
+
     Example:
         >>> data = Batch(jnp.ones((3, 2)), jnp.arange(3), jnp.ones(3))
         >>> take(data, Order(jnp.array([2, 0]), jnp.array([True, False]))).weights
         Array([1., 0.], dtype=float32)
     """
+    if not isinstance(data, Batch):
+        raise TypeError(f"data: expected a Batch, such as data.train, got a {type(data).__name__}")
+    if not isinstance(order, Order):
+        raise TypeError(f"order: expected an Order, as returned by shuffled or in_order, got {checks.describe(order)}")
+    if checks.is_concrete(order.rows):
+        checks.class_labels("order.rows", np.asarray(order.rows), len(data.weights), what="rows")
     batch = jax.tree.map(lambda array: jnp.asarray(array).at[order.rows].get(mode="promise_in_bounds"), data)
     is_real = order.is_real.reshape(order.is_real.shape + (1,) * (data.weights.ndim - 1))
     return batch._replace(weights=jnp.where(is_real, batch.weights, 0))

@@ -17,6 +17,7 @@ from nnfx.data import encode, measure
 from nnfx.data.permutation import permutation
 from nnfx.data.preprocess import MEANINGS, Preprocess
 from nnfx.data.sequences import real_steps
+from nnfx.data.targets import over_steps
 from nnfx.types import Array, Batch, Sequences
 
 __all__ = ["Folds", "assign", "counted"]
@@ -92,7 +93,8 @@ class Folds(NamedTuple):
         weights = np.asarray(data.weights)
         has_weight = counted(weights)
         measured = [has_weight & (fold_of_row != fold) for fold in range(count)]
-        target_maps, target_change = _targets(np.asarray(data.targets), weights, measured, preprocess)
+        lengths = np.asarray(data.inputs.lengths) if preprocess.by_step else None
+        target_maps, target_change = _targets(np.asarray(data.targets), weights, lengths, measured, preprocess)
         if not changes_inputs:
             maps = [dataclasses.replace(preprocess, **targets) for targets in target_maps]
             return cls(of_row, jax.tree.map(lambda *leaves: jnp.stack(leaves), *maps), None, target_change)
@@ -145,7 +147,11 @@ class Folds(NamedTuple):
 
 
 def _targets(
-    targets: np.ndarray, weights: np.ndarray, measured: Sequence[np.ndarray], preprocess: Preprocess
+    targets: np.ndarray,
+    weights: np.ndarray,
+    lengths: np.ndarray | None,
+    measured: Sequence[np.ndarray],
+    preprocess: Preprocess,
 ) -> tuple[list[dict[str, Any]], tuple[Array, Array] | None]:
     """Return the target fields of each fold's map, and the changes to standardised targets, as in `target_change`."""
     if preprocess.target_mean is None or preprocess.target_scale is None:
@@ -155,7 +161,9 @@ def _targets(
     known = measure.has_weight(weights, exact.shape)
     for rows in measured:
         own = rows if rows.any() else np.ones_like(rows)
-        shift, ratio = measure.spread(exact, own, known)
+        shift, ratio = measure.spread(*over_steps(exact, own, known, lengths))
+        if lengths is not None:
+            shift, ratio = shift[None], ratio[None]
         ratio = np.where(ratio <= 1e-6, 1 / scale, ratio)  # constant up to rounding
         in_raw_units = {"target_mean": mean + scale * shift, "target_scale": scale * ratio}
         fields.append({name: jnp.asarray(each, preprocess.target_mean.dtype) for name, each in in_raw_units.items()})

@@ -6,7 +6,7 @@ from typing import Any
 
 from nnfx.arrays import column_names
 
-__all__ = ["as_columns", "frame_names", "in_order_of", "places", "repeated"]
+__all__ = ["as_columns", "check_same_order", "frame_names", "in_order_of", "places", "repeated"]
 
 
 def as_columns(inputs: Any) -> Any:
@@ -63,6 +63,34 @@ def places(features: tuple[str, ...], names: tuple[str, ...], name: str = "input
         )
         raise ValueError(f"{name}: expected the {len(features)} columns used in training, got columns {got}")
     return [names.index(each) for each in features]
+
+
+def check_same_order(name: str, given: Any, of: str, others: Any) -> None:
+    """Raise an error if two pandas objects have the same labels of rows in different orders.
+
+    Rows are matched by position, so one of the two was sorted or shuffled without the other. Labels that differ in any
+    other way may be meant, as those of a frame that was numbered anew.
+
+    Args:
+        name: the name of the argument, for error messages.
+        given: anything, such as a pandas Series.
+        of: the name of the other argument.
+        others: anything, such as a pandas frame.
+
+    Raises:
+        ValueError: for the same labels in another order.
+    """
+    ours: Any = getattr(given, "index", None)
+    theirs: Any = getattr(others, "index", None)
+    if not (hasattr(ours, "equals") and hasattr(theirs, "equals") and len(ours) == len(theirs)):
+        return
+    if ours.equals(theirs) or not (ours.is_unique and theirs.is_unique) or not ours.isin(theirs).all():
+        return
+    row = next(i for i, (one, other) in enumerate(zip(ours, theirs, strict=True)) if one != other)
+    raise ValueError(
+        f"{name}: expected rows in the order of {of}, got the same index in another order, {ours[row]} for"
+        f" {theirs[row]} (row {row}); sort one by the index of the other, or pass to_numpy() if the rows do match"
+    )
 
 
 def repeated(names: Iterable[str]) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from nnfx import arrays, checks
 from nnfx.data import encode, sequences
-from nnfx.data.frames import as_columns, frame_names, in_order_of, repeated
+from nnfx.data.frames import as_columns, check_same_order, frame_names, in_order_of, repeated
 from nnfx.data.measure import device_dtype
 from nnfx.data.targets import as_classes
 from nnfx.types import Sequences
@@ -75,6 +75,8 @@ def read(
         for name, value in zip(("inputs", "targets", "weights"), part, strict=True):
             if not checks.is_concrete(value):
                 raise TypeError(f"{name}{of}: expected concrete values, got traced ones; prepare data outside of jit")
+        for name, value in zip(("targets", "weights"), part[1:], strict=True):
+            check_same_order(f"{name}{of}", value, f"the inputs{of}", part[0])
     lengths: list[np.ndarray] = []
     x: Any
     if isinstance(inputs, Sequences):

@@ -173,7 +173,8 @@ def prepare(
         standardize: whether to standardise every feature to mean 0 and standard deviation 1; by default, yes unless
             integers are kept.
         standardize_targets: whether to standardise targets that are floats. Losses and `run.apply` then use
-            standardised units, and `run.predict` the original ones.
+            standardised units, and `run.predict` the original ones. Targets at every step of `Sequences` are
+            standardised over all real steps, by one mean and one deviation for each output.
         weights: `(rows,)`, non-negative, and not all zero in either split; 1 by default. Or with more of the leading
             axes of the targets, such as `(rows, time)` for a weight of each step. The statistics are not weighted, but
             leave out rows of weight zero.
@@ -192,10 +193,10 @@ def prepare(
         ModuleNotFoundError: for `stratify` if scikit-learn is not installed.
         TypeError: for arrays that do not hold real numbers, columns that hold neither numbers nor booleans nor text, or
             a key that is not typed.
-        ValueError: for empty data, lengths that differ, infinite or (see `missing`) missing features, unseen
-            categories (see `unseen`), targets that are not finite, negative weights, a fraction or a split that leaves
-            either split empty, feature names that are not unique, and numbers that the device cannot hold or tell
-            apart; the error says what to do.
+        ValueError: for empty data, lengths that differ, pandas objects with the same index in another order, infinite
+            or (see `missing`) missing features, unseen categories (see `unseen`), targets that are not finite, negative
+            weights, a fraction or a split that leaves either split empty, feature names that are not unique, and
+            numbers that the device cannot hold or tell apart; the error says what to do.
 
     Example:
         >>> data = prepare(np.array([[1.0], [3.0], [5.0]]), ["no", "yes", "yes"])
@@ -277,16 +278,17 @@ def prepare(
         measure.check_resolution(mean, scale, names, precise)
         if given.lengths is not None:
             mean, scale = mean[None], scale[None]  # for (rows, time, features)
-    y, of_targets = given.targets, {}
+    y = given.targets
+    of_targets: dict[str, Any] = {}
     if standardize_targets:
-        if given.lengths is not None and y.shape[1:2] == x.shape[1:2]:
-            raise ValueError("standardize_targets: expected False for sequences with a target at every step, got True")
-        if w.ndim > 1 and not (w[train] > 0).any(0).all():
+        known = measure.has_weight(w, y.shape)
+        by_step = given.lengths is not None and y.shape[1:2] == x.shape[1:2]
+        if known is not None and not known[train].any((0, 1) if by_step else 0).all():
             raise ValueError("targets: expected at least one known training value of every output, got none of one")
-        y, *statistics = standardized(y, measured, w)
+        y, *statistics = standardized(y, measured, known, given.lengths if by_step else None)
         exact = at_least_float32(measure.device_dtype(given.targets.dtype, at_least=float))
         target_mean, target_scale = (jnp.asarray(each, exact) for each in statistics)
-        of_targets = {"target_mean": target_mean, "target_scale": target_scale}
+        of_targets = {"target_mean": target_mean, "target_scale": target_scale, "by_step": by_step}
     preprocess = Preprocess.of(
         median,
         mean,

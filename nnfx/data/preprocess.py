@@ -21,7 +21,7 @@ _NUMBERS_AT_ONCE = 2**17
 """How many numbers to process at a time: few enough to stay in a cache."""
 
 
-MEANINGS = ("indicators", "shape", "features", "keep_integers", "encoding", "unseen", "classes")
+MEANINGS = ("indicators", "shape", "features", "keep_integers", "encoding", "unseen", "classes", "by_step")
 """The fields that are not arrays, which are the same for every fold."""
 
 
@@ -57,6 +57,8 @@ class Preprocess:
         classes: the names of the classes, by label; empty if they have none.
         target_mean: the mean of the targets, `(1, ...)`; None if they are not standardised.
         target_scale: the standard deviation of the targets, like `target_mean`.
+        by_step: whether the targets that are standardised belong to the steps of sequences; all steps then share a mean
+            and a deviation, `(1, 1, ...)`.
     """
 
     median: Array | None
@@ -72,6 +74,7 @@ class Preprocess:
     classes: tuple[str, ...] = ()
     target_mean: Array | None = None
     target_scale: Array | None = None
+    by_step: bool = False
 
     @classmethod
     def of(
@@ -215,10 +218,12 @@ class Preprocess:
         """
         if self.target_mean is None or self.target_scale is None:
             return outputs
-        shape = self.target_mean.shape[axis + 1 :]
-        if not hasattr(outputs, "shape") or outputs.shape[axis + 1 :] not in (shape, (*shape, 1)):
+        axes = axis + 1 + self.by_step  # those of the rows and the steps, of any size
+        shape = self.target_mean.shape[axes:]
+        if not hasattr(outputs, "shape") or outputs.ndim < axes or outputs.shape[axes:] not in (shape, (*shape, 1)):
+            expected = ", ".join([*("batch", "time")[: 1 + self.by_step], *map(str, shape)])
             raise ValueError(
-                f"outputs: expected ({', '.join(['batch', *map(str, shape)])}) like the standardised targets, got"
+                f"outputs: expected ({expected}) like the standardised targets, got"
                 f" {checks.describe(outputs)}; run.apply returns other outputs unchanged"
             )
         shape = (*self.target_mean.shape, *[1] * (outputs.ndim - self.target_mean.ndim))

@@ -9,8 +9,9 @@ import numpy as np
 from nnfx import checks
 from nnfx.data import measure
 from nnfx.data.encode import text
+from nnfx.data.sequences import real_steps
 
-__all__ = ["as_classes", "class_factors", "standardized"]
+__all__ = ["as_classes", "class_factors", "over_steps", "standardized"]
 
 
 def as_classes(labels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -73,11 +74,17 @@ def class_factors(
 
 
 def standardized(
-    targets: np.ndarray, rows: np.ndarray, weights: np.ndarray
+    targets: np.ndarray, rows: np.ndarray, known: np.ndarray | None, lengths: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return standardised targets, and their mean and standard deviation over the given rows, `(1, ...)` each.
 
-    Targets of weight zero, such as missing ones, are left out of the statistics.
+    Args:
+        targets: `(rows, ...)`; or `(rows, time, ...)`, one at each step of a sequence.
+        rows: the positions of the rows to measure.
+        known: which targets to measure, of their shape; others, such as missing ones, are left out of the statistics.
+            None for all.
+        lengths: the number of real steps of each row, if the targets are those of steps; the mean and the deviation
+            over all real steps are then `(1, 1, ...)`.
 
     Raises:
         TypeError: for targets that are not floats.
@@ -88,5 +95,22 @@ def standardized(
             " with astype(float)"
         )
     exact = targets.astype(np.float64)
-    mean, scale = measure.moments(exact, rows, measure.has_weight(weights, exact.shape))
+    mean, scale = measure.moments(*over_steps(exact, rows, known, lengths))
+    if lengths is not None:
+        mean, scale = mean[None], scale[None]
     return (exact - mean) / scale, mean, scale
+
+
+def over_steps(
+    targets: np.ndarray, rows: np.ndarray, known: np.ndarray | None, lengths: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return the arguments of `measure.spread`, with the real steps of sequences as rows if there are lengths.
+
+    >>> over_steps(np.array([[1.0, 9.0], [3.0, 4.0]]), np.array([1]), None, np.array([1, 2]))
+    (array([1., 3., 4.]), array([1, 2]), None)
+    """
+    if lengths is None:
+        return targets, rows, known
+    steps = real_steps(targets, lengths)
+    measured = np.isin(steps.rows, np.arange(len(targets))[rows])  # the rows may be positions or a mask
+    return steps.values, np.flatnonzero(measured), None if known is None else real_steps(known, lengths).values

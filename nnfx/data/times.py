@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["counted", "difference", "following", "irregularity", "times_of", "whole_numbers_of"]
+__all__ = ["clock_of", "counted", "difference", "following", "irregularity", "numbers_of", "times_of"]
 
 _TOLERANCE = 0.1
 """How far a step may deviate from the median step, as a fraction of it: months have 28 to 31 days."""
@@ -226,7 +226,11 @@ def difference(times: Any, others: Any) -> str | None:
     """
     ours, theirs = _as_array(times), _as_array(others)
     is_comparable = (ours.dtype.kind in "mM") == (theirs.dtype.kind in "mM") and ours.shape == theirs.shape
-    if not is_comparable or not (is_other := ours != theirs).any():
+    if not is_comparable:
+        return None
+    is_float = "f" in (ours.dtype.kind, theirs.dtype.kind)  # such as 0.1 + 0.2, and 0.3
+    is_other = ~np.isclose(theirs, ours, rtol=1e-12, atol=1e-12) if is_float else ours != theirs
+    if not is_other.any():
         return None
     row = int(is_other.argmax())
     return f"{theirs[row]} for {ours[row]} (row {row})"
@@ -247,10 +251,17 @@ def times_of(values: Any) -> Any:
     return next((found for level in levels if (found := _dates(level)) is not None), None)
 
 
-def whole_numbers_of(values: Any) -> Any:
-    """Return the index of a pandas frame if it holds integers, such as years or the numbers of rows; otherwise None."""
+def numbers_of(values: Any) -> Any:
+    """Return the index of a pandas frame if it holds numbers, such as years, seconds or row numbers; otherwise None."""
     index = getattr(values, "index", None)
-    return index if getattr(getattr(index, "dtype", None), "kind", "O") in "iu" else None
+    return index if getattr(getattr(index, "dtype", None), "kind", "O") in "iuf" else None
+
+
+def clock_of(values: Any) -> Any:
+    """Return the times of a series, or the numbers in the index of a pandas frame unless they merely count its rows."""
+    times = times_of(values)
+    numbers = numbers_of(values) if times is None else None
+    return times if numbers is None or np.array_equal(numbers, np.arange(len(numbers))) else numbers
 
 
 _BEGINS_AS_DATE = re.compile(r"\d{4}-\d\d")

@@ -30,8 +30,8 @@ class Forecast:
         level: the fraction of the values that the interval should cover; None if there is no interval.
         outputs: the forecasts with all parameters of the head, `(steps, channels, parameters)`, for its `quantiles`;
             the point forecasts for the head `POINT`. Beyond the horizon, they treat earlier point forecasts as exact.
-        times: datetime64 `(steps,)`, or a pandas index if the times of the series have a time zone; None if
-            they are unknown.
+        times: datetime64 `(steps,)`, or a pandas index if the times of the series have a time zone; the numbers that
+            follow those in the index of a frame, such as years; None if they are unknown.
         names: the names of the channels, `()` if they have none.
     """
 

@@ -231,7 +231,7 @@ def _gaussian_negative_log_likelihood(outputs: Array, targets: Array) -> Array:
     deviation = jnp.where(deviation > 0, deviation, jnp.nan)
     standardised = (targets.astype(mean.dtype) - mean) / deviation
     terms = jnp.square(standardised) / 2 + jnp.log(deviation) + math.log(2 * math.pi) / 2
-    return terms.reshape(len(terms), -1).mean(-1)
+    return losses.mean_of_each(terms)
 
 
 def _gaussian_quantiles(outputs: Array, levels: Sequence[float]) -> Array:

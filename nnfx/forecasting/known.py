@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from nnfx import checks
-from nnfx.data.times import difference, times_of
+from nnfx.data.times import difference, numbers_of, times_of
 from nnfx.forecasting.values import in_floats
 from nnfx.types import Array
 
@@ -67,6 +67,10 @@ def check_aligned(name: str, given: Any, columns: Any, values: Any, series: Any)
             f" {checks.describe(columns)}"
         )
     ours, theirs = times_of(values), times_of(given)
+    if ours is None and theirs is None:
+        ours, theirs = numbers_of(values), numbers_of(given)
+        if ours is not None and theirs is not None and not ours.isin(theirs).any():
+            return  # such as years beside row numbers, which cannot be compared
     if ours is not None and theirs is not None and (other := difference(ours, theirs)):
         raise ValueError(f"{name}: expected the times of the values, got {other}")
 

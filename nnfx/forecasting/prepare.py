@@ -13,7 +13,7 @@ from nnfx import checks
 from nnfx.data.frames import as_columns, frame_names, in_order_of, places, repeated
 from nnfx.data.prepare import Data
 from nnfx.data.preprocess import Preprocess
-from nnfx.data.times import difference, following, times_of
+from nnfx.data.times import clock_of, difference, following
 from nnfx.forecasting.known import Channels, check_aligned
 from nnfx.forecasting.scaling import Scaler
 from nnfx.forecasting.values import as_series
@@ -70,7 +70,7 @@ class History:
         rows: np.ndarray = np.asarray(as_series(kind, given))
         if rows.ndim != 2 or rows.shape[1] != count or (steps is not None and len(rows) != steps):
             raise ValueError(f"{kind}: expected {self._rows_after(kind, steps)}, got {checks.describe(rows)}")
-        theirs, ours = times_of(given), self.next_times(len(rows))
+        theirs, ours = clock_of(given), self.next_times(len(rows))
         if ours is not None and theirs is not None and (other := difference(ours, theirs)):
             raise ValueError(f"{kind}: expected the times after the series, got {other}")
         return rows.astype(np.float64)
@@ -208,7 +208,7 @@ def prepare(
     cut = windows(y, lookback, horizon, past=before, future=ahead)
     valid = Windows(*(part[-valid_windows:] for part in cut)) if valid_windows else None
     data = as_data(Windows(*(part[: len(part) - held_out] for part in cut)), valid)
-    history = History(rows, channels, names, times_of(values), 0, scaler, lookback, horizon)
+    history = History(rows, channels, names, clock_of(values), 0, scaler, lookback, horizon)
     return SeriesData(data.train, data.valid, _scaling(data, scaler, channels.values), history=history)
 
 

@@ -390,6 +390,14 @@ def _upper(lower: Any, upper: Any) -> Any:
         raise ValueError(
             f"upper: expected the shape of the lower bounds, {checks.describe(lower)}, got {checks.describe(upper)}"
         )
+    if checks.is_concrete((lower, upper)) and upper.size:
+        with jax.ensure_compile_time_eval():
+            if bool((lower >= upper).all()) and bool(
+                (lower > upper).any()
+            ):  # bounds of a model may cross here and there
+                raise ValueError(
+                    "upper: expected bounds above the lower ones, got bounds below them; are they swapped?"
+                )
     return upper
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from nnfx import arrays, checks
 from nnfx.data.frames import as_columns
-from nnfx.data.times import irregularity, times_of, whole_numbers_of
+from nnfx.data.times import irregularity, numbers_of, times_of
 from nnfx.types import Array
 
 __all__ = ["as_series", "check_times", "floating", "in_floats", "on_hand"]
@@ -36,9 +36,9 @@ def as_series(name: str, values: Any) -> Any:
 
 
 def check_times(name: str, values: Any) -> None:
-    """Raise an error if the values have times, or an index of integers, that are not regular."""
+    """Raise an error if the values have times, or an index of numbers, that are not regular."""
     times = times_of(values)
-    times = whole_numbers_of(values) if times is None else times
+    times = numbers_of(values) if times is None else times
     irregular = None if times is None else irregularity(times)
     if irregular is not None:
         raise ValueError(

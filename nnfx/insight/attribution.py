@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from nnfx import checks, memo
+from nnfx import arrays, checks, memo
 from nnfx.insight.layers import require_floating, require_layer, watch
 from nnfx.types import Array, Model, Variables
 
@@ -134,16 +134,16 @@ def _classes(model: Model, variables: Variables, inputs: Array, classes: ArrayLi
         raise ValueError(f"model: expected outputs (batch, classes), got {checks.describe(outputs)}")
     if classes is None:
         return None
-    classes = jnp.asarray(classes)
-    if not jnp.issubdtype(classes.dtype, jnp.integer):
-        raise TypeError(f"classes: expected integers, got {checks.describe(classes)}")
+    chosen: Array = arrays.as_labels("classes", classes)
+    if not jnp.issubdtype(chosen.dtype, jnp.integer):
+        raise TypeError(f"classes: expected integers, got {checks.describe(chosen)}")
     rows, known = outputs.shape
-    if classes.shape not in ((), (rows,)):
+    if chosen.shape not in ((), (rows,)):
         raise ValueError(
-            f"classes: expected one class for each input, {(rows,)}, or one for all, got {checks.describe(classes)}"
+            f"classes: expected one class for each input, {(rows,)}, or one for all, got {checks.describe(chosen)}"
         )
-    if checks.is_concrete(classes) and not bool(((classes >= 0) & (classes < known)).all()):
+    if checks.is_concrete(chosen) and not bool(((chosen >= 0) & (chosen < known)).all()):
         raise ValueError(
-            f"classes: expected classes from 0 to {known - 1}, got {int(classes.min())} to {int(classes.max())}"
+            f"classes: expected classes from 0 to {known - 1}, got {int(chosen.min())} to {int(chosen.max())}"
         )
-    return jnp.broadcast_to(classes, (rows,))
+    return jnp.broadcast_to(chosen, (rows,))

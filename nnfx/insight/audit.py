@@ -92,11 +92,11 @@ class Audit(NamedTuple):
 
 
 def gradient(
+    key: Array,
     model: Model,
     loss: PerExample,
     variables: Variables,
     batch: Batch,
-    key: Array,
     *,
     share: float = 1.0,
     train: bool = False,
@@ -111,11 +111,11 @@ def gradient(
     it disagrees at any of these points by more than a kink there can explain.
 
     Args:
+        key: a typed key, which selects the parameters to audit and the nearby points, and seeds the model's noise.
         model: the model; it must compute in the dtype of its arguments.
         loss: the per-example loss.
         variables: the variables of the model; the gradient is audited at their parameters.
         batch: the examples that the loss is averaged over.
-        key: a typed key, which selects the parameters to audit and the nearby points, and seeds the model's noise.
         share: the fraction of each array of parameters to audit, above 0, selected at random; at least one element.
         train: whether to apply the model in training mode.
         tolerance: the largest error that passes, as a fraction of the largest derivative in an array of parameters; an
@@ -134,7 +134,7 @@ def gradient(
         >>> model = models.mlp((2,), activation="tanh")
         >>> batch = Batch(jnp.array([[1.0, 2.0], [0.5, -1.0]]), jnp.array([0, 1]), jnp.ones(2))
         >>> variables = model.init(jax.random.key(0), batch.inputs)
-        >>> found = gradient(model, losses.binary_cross_entropy, variables, batch, jax.random.key(1))
+        >>> found = gradient(jax.random.key(1), model, losses.binary_cross_entropy, variables, batch)
         >>> found.passed, found.leaves["hidden_0/kernel"].error < 1e-6
         (True, True)
 

@@ -159,9 +159,12 @@ def _lay_open(
     """Return each layer's factors and how much its activation mixes units, by name; the losses; and their mean."""
     filled, size = rows.filled(batch), len(batch.weights)
     # rows of weight zero are shown as they are, but zero times a number that is not finite would be NaN
-    has_weight = (batch.weights != 0).reshape(size, -1).any(1)[:, None]
-    inputs = jnp.where(has_weight | jnp.isfinite(batch.inputs), batch.inputs, 0)
-    seen = _forward(model, variables, inputs)
+    has_weight = (batch.weights != 0).reshape(size, -1).any(1)
+
+    def shown(leaf: Array) -> Array:
+        return jnp.where(has_weight.reshape(size, *[1] * (leaf.ndim - 1)) | jnp.isfinite(leaf), leaf, 0)
+
+    seen = _forward(model, variables, jax.tree.map(shown, batch.inputs))
 
     def total(outputs: Array) -> tuple[Array, Array]:
         shown, targets, weights = rows.examples(outputs, filled)
@@ -203,7 +206,7 @@ def _forward(model: Model, variables: Variables, inputs: Array) -> list[_Seen]:
 
     def see(name: str, module: nn.Module, call: Callable[[], Any], args: tuple[Any, ...]) -> Any:
         outputs = call()
-        if isinstance(module, Perceptron) and not module.batch_norm:
+        if isinstance(module, Perceptron) and not module.batch_norm and args[0].ndim == 2:
             kernel, bias = (module.variables["params"][part] for part in ("kernel", "bias"))
             seen.append(_Seen(name, module.activation, args[0], kernel, bias, args[0] @ kernel + bias[None], outputs))
         elif not isinstance(module, MLP):

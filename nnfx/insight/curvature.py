@@ -161,11 +161,11 @@ def _product(
 
 
 def eigenpairs(
+    key: Array,
     model: Model,
     loss: PerExample,
     variables: Variables,
     batch: Batch,
-    key: Array,
     count: int = 1,
     *,
     end: Literal["largest", "smallest"] = "largest",
@@ -178,11 +178,11 @@ def eigenpairs(
     the Hessian; the residuals show how well. Some eigenvectors of a repeated eigenvalue may be missing.
 
     Args:
+        key: a typed key, from which the starting vector is drawn.
         model: the model.
         loss: the per-example loss.
         variables: the variables of the model; the Hessian is taken at their parameters.
         batch: the examples that the loss is averaged over.
-        key: a typed key, from which the starting vector is drawn.
         count: the number of eigenvalues to find, at most `steps`.
         end: `"largest"`, for the directions across the valley, or `"smallest"`, for the directions that lead down from
             a saddle.
@@ -201,7 +201,7 @@ def eigenpairs(
         >>> batch = Batch(jnp.array([[3.0, 0.0], [0.0, 1.0]]), jnp.zeros(2), jnp.ones(2))
         >>> params = {"kernel": jnp.zeros((2, 1)), "bias": jnp.zeros(1)}
         >>> arguments = models.perceptron(), losses.mean_square_error, {"params": params}, batch
-        >>> [round(float(value), 3) for value in eigenpairs(*arguments, jax.random.key(0), count=2).values]
+        >>> [round(float(value), 3) for value in eigenpairs(jax.random.key(0), *arguments, count=2).values]
         [10.123, 1.877]
 
     References:
@@ -248,11 +248,11 @@ def _steps(model: Model, loss: PerExample, variables: Variables, batch: Batch, s
 
 
 def sharpness(
+    key: Array,
     model: Model,
     loss: PerExample,
     variables: Variables,
     batch: Batch,
-    key: Array,
     *,
     steps: int = 64,
     train: bool = False,
@@ -260,11 +260,11 @@ def sharpness(
     """Return the largest eigenvalue of the Hessian: gradient descent is stable for learning rates below 2 / λ.
 
     Args:
+        key: a typed key, from which the starting vector is drawn.
         model: the model.
         loss: the per-example loss.
         variables: the variables of the model; the Hessian is taken at their parameters.
         batch: the examples that the loss is averaged over.
-        key: a typed key, from which the starting vector is drawn.
         steps: the number of products with the Hessian, at most the number of parameters.
         train: whether to apply the model in training mode, as for `hessian_vector_product`.
 
@@ -279,21 +279,21 @@ def sharpness(
         >>> batch = Batch(jnp.array([[2.0]]), jnp.zeros(1), jnp.ones(1))
         >>> params = {"kernel": jnp.zeros((1, 1)), "bias": jnp.zeros(1)}
         >>> arguments = models.perceptron(), losses.mean_square_error, {"params": params}, batch
-        >>> sharpness(*arguments, jax.random.key(0)).round(3)
+        >>> sharpness(jax.random.key(0), *arguments).round(3)
         Array(10., dtype=float32)
 
     References:
         Cohen et al., *Gradient descent on neural networks typically occurs at the edge of stability*, ICLR 2021.
     """
-    return eigenpairs(model, loss, variables, batch, key, steps=steps, train=train).values[0]
+    return eigenpairs(key, model, loss, variables, batch, steps=steps, train=train).values[0]
 
 
 def spectrum(
+    key: Array,
     model: Model,
     loss: PerExample,
     variables: Variables,
     batch: Batch,
-    key: Array,
     *,
     draws: int = 8,
     steps: int = 64,
@@ -306,11 +306,11 @@ def spectrum(
     spectrum weighted by v.
 
     Args:
+        key: a typed key, from which the random vectors are drawn.
         model: the model.
         loss: the per-example loss.
         variables: the variables of the model; the Hessian is taken at their parameters.
         batch: the examples that the loss is averaged over.
-        key: a typed key, from which the random vectors are drawn.
         draws: the number of random vectors.
         steps: the number of products with the Hessian per random vector, at most the number of parameters.
         train: whether to apply the model in training mode, as for `hessian_vector_product`.
@@ -326,7 +326,7 @@ def spectrum(
         >>> batch = Batch(jnp.array([[2.0]]), jnp.zeros(1), jnp.ones(1))
         >>> params = {"kernel": jnp.zeros((1, 1)), "bias": jnp.zeros(1)}
         >>> arguments = models.perceptron(), losses.mean_square_error, {"params": params}, batch
-        >>> found = spectrum(*arguments, jax.random.key(0))
+        >>> found = spectrum(jax.random.key(0), *arguments)
         >>> grid = jnp.linspace(-5, 15, 2001)
         >>> float(jnp.trapezoid(found.density(grid, 0.5), grid).round(4))
         1.0
@@ -363,11 +363,11 @@ def _spectrum(
 
 
 def trace(
+    key: Array,
     model: Model,
     loss: PerExample,
     variables: Variables,
     batch: Batch,
-    key: Array,
     *,
     draws: int = 64,
     train: bool = False,
@@ -375,11 +375,11 @@ def trace(
     """Estimate the trace of the Hessian by Hutchinson's method: the mean of `vᵀHv` over random signs v.
 
     Args:
+        key: a typed key, from which the signs are drawn.
         model: the model.
         loss: the per-example loss.
         variables: the variables of the model; the Hessian is taken at their parameters.
         batch: the examples that the loss is averaged over.
-        key: a typed key, from which the signs are drawn.
         draws: the number of random sign vectors, at least 2.
         train: whether to apply the model in training mode, as for `hessian_vector_product`.
 
@@ -394,7 +394,7 @@ def trace(
         >>> batch = Batch(jnp.array([[2.0, 0.0], [0.0, 4.0]]), jnp.zeros(2), jnp.ones(2))
         >>> params = {"kernel": jnp.zeros((2, 1)), "bias": jnp.zeros(1)}
         >>> arguments = models.perceptron(), losses.mean_square_error, {"params": params}, batch
-        >>> found = trace(*arguments, jax.random.key(0))
+        >>> found = trace(jax.random.key(0), *arguments)
         >>> bool(abs(found.value - 22) < 4 * found.error)
         True
 

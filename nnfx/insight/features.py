@@ -46,12 +46,12 @@ class Maximum(NamedTuple):
 
 
 def maximize(
+    key: Array,
     model: Model,
     variables: Variables,
     layer: str,
     unit: ArrayLike,
     shape: Sequence[int],
-    key: Array,
     *,
     steps: int = 256,
     learning_rate: ArrayLike = 0.05,
@@ -69,13 +69,13 @@ def maximize(
     units, use `jax.vmap` over `unit`.
 
     Args:
+        key: a typed key, from which the jitter and the starting points are drawn; these are uniform within the bounds
+            if given, otherwise normal.
         model: a model built from Linen modules.
         variables: the variables of the model.
         layer: the name of a layer, as given by `layer_outputs`.
         unit: the index of a feature of the layer, on the last axis.
         shape: the shape of one input, such as `(28, 28, 1)`.
-        key: a typed key, from which the jitter and the starting points are drawn; these are uniform within the bounds
-            if given, otherwise normal.
         steps: the number of steps to take.
         learning_rate: Adam's learning rate.
         l2: λ, at least 0.
@@ -97,7 +97,7 @@ def maximize(
 
         >>> from nnfx import models
         >>> params = {"kernel": jnp.array([[3.0], [-4.0]]), "bias": jnp.zeros(1)}
-        >>> found = maximize(models.perceptron(), {"params": params}, "outputs", 0, (2,), jax.random.key(0), l2=0.5)
+        >>> found = maximize(jax.random.key(0), models.perceptron(), {"params": params}, "outputs", 0, (2,), l2=0.5)
         >>> found.inputs.round(1).tolist()
         [3.0, -4.0]
 

@@ -13,7 +13,7 @@ from nnfx.types import Array
 
 __all__ = ["Average", "balanced_accuracy", "confusion_matrix", "f1", "precision", "recall"]
 
-Average = Literal["binary", "macro", "micro"]
+Average = Literal["binary", "macro", "micro", "weighted"]
 
 
 def _check(logits: Any, labels: Any) -> None:
@@ -66,8 +66,8 @@ def precision(logits: Array, labels: Array, weights: Array | None = None, averag
         labels: integers `(batch,)`; or one-hot rows or probabilities `(batch, classes)`, whose largest entry counts.
         weights: `(batch,)`, non-negative; rows of weight zero are left out, whatever their values. All 1 by default.
         average: `"binary"` for class 1 only, the default for one output; `"macro"` for the mean over the classes that
-            occur among labels or predictions, the default for several outputs; `"micro"` for pooled counts of all
-            classes.
+            occur among labels or predictions, the default for several outputs; `"weighted"` for the mean over classes
+            by their number of rows; `"micro"` for pooled counts of all classes.
 
     Returns:
         A float32 scalar; 0 if nothing is predicted as a class, as in scikit-learn, and NaN if there are no rows or a
@@ -134,7 +134,7 @@ def balanced_accuracy(logits: Array, labels: Array, weights: Array | None = None
 
 def _checked(logits: Any, labels: Any, weights: Any) -> tuple[Array, Array, Array]:
     """Return logits, labels and weights as arrays, after checking that their shapes match."""
-    logits, labels = arrays.as_array("logits", logits, floats=True), arrays.as_array("labels", labels)
+    logits, labels = arrays.as_array("logits", logits, floats=True), arrays.as_labels("labels", labels)
     _check(logits, trees.shapes(labels))  # so that rows of weight zero may have any label
     labels, is_weighted = labels.astype(jnp.int32) if labels.dtype == jnp.bool_ else labels, weights is not None
     labels, weights = with_weights(labels, weights)
@@ -156,7 +156,7 @@ def _classes(logits: Array) -> int:
 def _counts(logits: Array, labels: Array, weights: Array) -> tuple[Array, Array]:
     """Return the confusion matrix, and whether the logits and labels of all rows with positive weight are finite."""
     classes = _classes(logits)
-    is_known = ~jnp.isnan(logits.reshape(len(logits), -1)).any(1)
+    is_known = ~jnp.isnan(logits).any(tuple(range(1, logits.ndim)))
     if labels.ndim == 2:
         is_known &= checks.are_shares(labels)
         labels = labels.argmax(-1)
@@ -171,9 +171,11 @@ def _averaged(recall_share: float, average: Average | None, logits: Any, labels:
     """Return the average of `TP / (TP + s FN + (1 − s) FP)`: precision for s = 0, F1 for s = ½, recall for s = 1."""
     logits, labels, weights = _checked(logits, labels, weights)
     if average is not None:
-        checks.choice("average", average, ("binary", "macro", "micro"))
+        checks.choice("average", average, ("binary", "macro", "micro", "weighted"))
     if average == "binary" and _classes(logits) != 2:
-        raise ValueError(f"average: expected 'macro' or 'micro' for {_classes(logits)} classes, got 'binary'")
+        raise ValueError(
+            f"average: expected 'macro', 'micro' or 'weighted' for {_classes(logits)} classes, got 'binary'"
+        )
     return _score(logits, labels, weights, recall_share, average or ("binary" if _is_single(logits) else "macro"))
 
 
@@ -187,6 +189,8 @@ def _score(logits: Array, labels: Array, weights: Array, recall_share: float, av
         value = _share(right[1], all_of_them[1])
     elif average == "micro":
         value = _share(right.sum(), all_of_them.sum())
+    elif average == "weighted":
+        value = (_share(right, all_of_them) * of_class).sum() / of_class.sum()
     else:
         occurs = of_class + as_class > 0
         value = _share(right, all_of_them).sum() / occurs.sum()

@@ -1,14 +1,17 @@
 """Regression metrics that are computed from all rows together."""
 
+import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from nnfx import arrays, losses
+from nnfx import arrays, checks, losses, trees
 from nnfx.metrics.marks import overall
 from nnfx.metrics.ranks import with_weights
-from nnfx.types import Array
+from nnfx.types import Array, at_least_float32
 
 __all__ = ["r2", "root_mean_square_error"]
 
@@ -29,7 +32,8 @@ def root_mean_square_error(outputs: Array, targets: Array, weights: Array | None
         A scalar in the units of the targets; NaN if there are no rows.
 
     Raises:
-        ValueError: for targets that are not finite, or shapes that do not match.
+        ValueError: for targets that are not finite, weights that are negative or not finite, or shapes that do not
+            match.
 
     Example:
         >>> root_mean_square_error(jnp.array([1.0, 2.0]), jnp.array([1.0, 4.0]))
@@ -53,7 +57,8 @@ def r2(outputs: Array, targets: Array, weights: Array | None = None) -> Array:
         in scikit-learn.
 
     Raises:
-        ValueError: for targets that are not finite, or shapes that do not match.
+        ValueError: for targets that are not finite, weights that are negative or not finite, or shapes that do not
+            match.
 
     Example:
         >>> r2(jnp.array([2.5, 0.0, 2.0, 8.0]), jnp.array([3.0, -0.5, 2.0, 7.0]))
@@ -77,19 +82,45 @@ def _explained(outputs: Array, targets: Array, weights: Array) -> Array:
 
 
 def _checked(outputs: Array, targets: Array, weights: Array | None) -> tuple[Array, Array, Array]:
-    """Return outputs, targets and weights as arrays, after checking that their shapes match."""
+    """Return outputs, targets and weights as arrays, after checking that their shapes match.
+
+    Numbers on the host are first measured from the mean of their targets, in float64, so that numbers far from zero
+    lose no precision: neither metric changes if the same number is added to outputs and targets.
+    """
+    if not isinstance(outputs, jax.Array) and not isinstance(targets, jax.Array):
+        outputs, targets = (
+            arrays.as_numpy(name, value).astype(np.float64)
+            for name, value in (("outputs", outputs), ("targets", targets))
+        )
+        _check(outputs, trees.shapes(targets))
+        middle = _middle(targets, weights)
+        targets = targets - middle
+        outputs = outputs.reshape(targets.shape) - middle
     outputs = arrays.as_array("outputs", outputs, floats=True)
     targets, weights = with_weights(arrays.as_array("targets", targets, floats=True), weights)
     _check(outputs, targets)
     return outputs, targets, weights
 
 
+def _middle(targets: np.ndarray, weights: Any) -> np.ndarray:
+    """Return the mean of the known targets of each output, over rows that may have weight."""
+    counts = np.isfinite(targets)
+    if weights is not None and checks.is_concrete(weights):
+        has_weight = arrays.as_numpy("weights", weights) != 0
+        if has_weight.shape == targets.shape[:1]:  # otherwise an error follows
+            counts &= has_weight.reshape(-1, *[1] * (targets.ndim - 1))
+    total = np.where(counts, targets, 0).sum(0)
+    return np.asarray(total / np.maximum(counts.sum(0), 1))
+
+
 def _aligned(outputs: Array, targets: Array, weights: Array) -> tuple[Array, Array, Array]:
     """Return errors and targets, `(batch, outputs)`, zero for rows of weight zero, and weights, `(batch, 1)`."""
-    targets = targets.astype(outputs.dtype)
-    errors = (outputs.reshape(targets.shape) - targets).reshape(len(targets), -1)
-    weights = weights.astype(errors.dtype)[:, None]
-    return jnp.where(weights != 0, errors, 0), targets.reshape(len(targets), -1), weights
+    dtype = at_least_float32(outputs.dtype)  # half precision cannot sum many rows
+    shape = len(targets), math.prod(targets.shape[1:])
+    targets = targets.astype(dtype)
+    errors = (outputs.reshape(targets.shape).astype(dtype) - targets).reshape(shape)
+    weights = weights.astype(dtype)[:, None]
+    return jnp.where(weights != 0, errors, 0), targets.reshape(shape), weights
 
 
 def _mean(values: Array, weights: Array) -> Array:

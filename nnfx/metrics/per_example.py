@@ -191,7 +191,7 @@ def mean_absolute_percentage_error(outputs: Array, targets: Array) -> Array:
 
 
 def _converted(logits: Any, labels: Any) -> tuple[Array, Array]:
-    return arrays.as_array("logits", logits, floats=True), arrays.as_array("labels", labels)
+    return arrays.as_array("logits", logits, floats=True), arrays.as_labels("labels", labels)
 
 
 def _per_example(right: Array, is_known: Array, dtype: jnp.dtype) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 
 from nnfx import arrays, checks, losses, trees
 from nnfx.metrics.marks import overall
-from nnfx.types import Array
+from nnfx.types import Array, at_least_float32
 
 __all__ = ["average_precision", "roc_auc"]
 
@@ -96,15 +96,21 @@ def _converted(scores: Array, labels: Array, weights: Array | None) -> tuple[Arr
 def with_weights(labels: Array, weights: Array | None) -> tuple[Array, Array]:
     """Return labels, set to zero where their weight is zero, and one weight per label, by default the integer 1.
 
+    Weights have at least 32 bits, so that they can be summed.
+
     Raises:
-        ValueError: if there is not one weight per label.
+        ValueError: if there is not one weight per label, or for weights that are negative or not finite.
     """
     if weights is None:
         return labels, jax.device_put(np.ones(labels.shape[:1], np.int32))
     weights = arrays.as_array("weights", weights)
     if weights.shape != labels.shape[:1]:
         raise ValueError(f"weights: expected one per row, ({labels.shape[0]},), got {checks.describe(weights)}")
-    weights = weights.astype(jnp.int32) if weights.dtype == jnp.bool_ else weights
+    checks.weights("weights", weights, may_be_zero=True)
+    if jnp.issubdtype(weights.dtype, jnp.floating):
+        weights = weights.astype(at_least_float32(weights.dtype))
+    elif weights.dtype.itemsize < 4:
+        weights = weights.astype(jnp.int32)
     has_weight = (weights != 0).reshape(-1, *[1] * (labels.ndim - 1))
     return jnp.where(has_weight, labels, jnp.zeros((), labels.dtype)), weights
 

@@ -65,7 +65,7 @@ def perplexity(logits: Array, labels: Array, weights: Array | None = None) -> Ar
         Jelinek, Mercer, Bahl and Baker, *Perplexity: a measure of the difficulty of speech recognition tasks*, Journal
         of the Acoustical Society of America 1977.
     """
-    logits, labels = arrays.as_array("logits", logits, floats=True), arrays.as_array("labels", labels)
+    logits, labels = arrays.as_array("logits", logits, floats=True), arrays.as_labels("labels", labels)
     if logits.ndim < 2 or labels.shape not in (logits.shape, logits.shape[:-1]):
         raise ValueError(
             f"labels: expected integers or one-hot rows for logits {checks.describe(logits)},"

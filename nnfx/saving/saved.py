@@ -246,11 +246,14 @@ class Predictor:
 
         Raises:
             TypeError: for dtypes that the model does not accept.
-            ValueError: for shapes that the model does not accept.
+            ValueError: for shapes that the model does not accept, and integers for which its outputs are NaN, such as
+                tokens beyond those of its embedding.
         """
         prepared = self._checked(inputs)
         weights = self._in_order(self.variables if variables is None else variables)
-        return apply_padded(self.program, lambda rows: self.program(weights, rows), prepared, weights)
+        outputs = apply_padded(self.program, lambda rows: self.program(weights, rows), prepared, weights)
+        _check_tokens(prepared, outputs)
+        return outputs
 
     def _checked(self, inputs: Any) -> list[Any]:
         """Check inputs, and convert them to the arrays that the program takes."""
@@ -277,6 +280,23 @@ class Predictor:
             raise ValueError(f"variables: expected the structure of model.variables, {form}, got {got}")
         found = dict(zip(jax.tree.leaves(places), jax.tree.leaves(variables), strict=True))
         return [jnp.asarray(found[i]) for i in range(len(found))]
+
+
+def _check_tokens(inputs: list[Any], outputs: Any) -> None:
+    """Refuse integers whose outputs are NaN: a program cannot refuse tokens beyond its table, whose vectors are NaN."""
+    if not all(jnp.issubdtype(leaf.dtype, np.integer) for leaf in inputs) or not checks.is_concrete(outputs):
+        return
+    if not jnp.issubdtype(outputs.dtype, np.floating):
+        return
+    axes = tuple(range(1, outputs.ndim))
+    is_unknown = np.isnan(np.asarray(outputs)).any(axes)  # on the host, without a program for each shape
+    if is_unknown.any():
+        row = int(is_unknown.argmax())
+        tokens = np.asarray(inputs[0])[row]
+        raise ValueError(
+            "inputs: expected integers that the model knows, such as the tokens of its embedding, got"
+            f" {tokens.min()} to {tokens.max()} in row {row}, whose outputs are NaN"
+        )
 
 
 def prepared_shapes(preprocess: Preprocess) -> Any:

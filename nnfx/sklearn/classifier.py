@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from nnfx import checks, losses
 from nnfx.sklearn.estimator import Estimator
+from nnfx.training.hyperparameters import innermost, name_of
 
 
 class Classifier(ClassifierMixin, Estimator):
@@ -241,5 +242,12 @@ class Classifier(ClassifierMixin, Estimator):
     def _loss(self) -> Callable[..., Any]:
         if self.loss is not None and not callable(self.loss):
             raise TypeError(f"loss: expected a function of outputs and targets, got {checks.describe(self.loss)}")
+        if self.loss is not None and (
+            losses.is_of_numbers(self.loss) or innermost(self.loss) is losses.binary_cross_entropy_from_probabilities
+        ):
+            raise ValueError(
+                f"loss: expected a loss of logits, such as nnfx.losses.binary_cross_entropy, got {name_of(self.loss)};"
+                " classes and probabilities are computed from logits"
+            )
         is_binary = len(self.classes_) == 2 or self._is_multilabel
         return self.loss or (losses.binary_cross_entropy if is_binary else losses.categorical_cross_entropy)

@@ -157,6 +157,7 @@ class Estimator(BaseEstimator):
             X, y = validate_data(self, X, y, **options, **self._checks)  # noqa: N806
             return X, y.toarray() if sparse.issparse(y) else y, None
         X = validate_data(self, X, **options)  # noqa: N806
+        refuse_times(y)
         y = check_array(y, ensure_2d=False, ensure_all_finite="allow-nan", dtype=np.float64, input_name="y")
         check_consistent_length(X, y)
         is_known = ~np.isnan(y)
@@ -288,6 +289,13 @@ def seed_of(random_state: Any) -> int:
     if isinstance(random_state, numbers.Integral):
         return int(random_state)
     return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+
+
+def refuse_times(y: Any) -> None:
+    """Raise an error for targets that are dates or durations, which NumPy would convert to numbers of its own unit."""
+    dtype = np.asarray(y).dtype
+    if dtype.kind in "mM":
+        raise TypeError(f"y: expected numbers, got {dtype}; convert times, for example to days since the first")
 
 
 def _takes_rate(optimizer: Any) -> bool:

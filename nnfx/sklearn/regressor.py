@@ -9,7 +9,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from nnfx import checks, losses
 from nnfx.sklearn import runs
-from nnfx.sklearn.estimator import Estimator
+from nnfx.sklearn.estimator import Estimator, refuse_times
 
 
 class Regressor(MultiOutputMixin, RegressorMixin, Estimator):
@@ -135,6 +135,7 @@ class Regressor(MultiOutputMixin, RegressorMixin, Estimator):
         del classes
         if not is_new and y.shape[1:] != self._target_shape:
             raise ValueError(f"y: expected targets (rows, {self._target_shape}) as before, got {checks.describe(y)}")
+        refuse_times(y)
         self._target_shape = y.shape[1:]
         return y.astype(np.float64), weights
 

@@ -90,9 +90,16 @@ def check_run(recipe: Recipe, data: Data, hyper: Hyper) -> None:
         hyper: the hyper-parameters of the run, as arrays.
 
     Raises:
-        TypeError: for arrays that do not contain real numbers.
+        TypeError: for arrays that do not contain real numbers, and for a loss of numbers if the targets were three or
+            more names of classes.
         ValueError: for invalid sizes, shapes or values.
     """
+    loss = recipe.measures["loss"]
+    if len(data.classes) > 2 and losses.is_of_numbers(loss):  # of two classes, 0 and 1, errors are meaningful
+        raise TypeError(
+            f"loss: expected a loss of classes, such as nnfx.losses.categorical_cross_entropy, for the classes"
+            f" {checks.listed([repr(name) for name in data.classes], ', ', most=3)}, got {name_of(loss)}"
+        )
     shapes = trees.shapes((data.train, data.valid, hyper))
     leaves, tree = jax.tree.flatten(shapes)
     signature = (tree, tuple(leaves))

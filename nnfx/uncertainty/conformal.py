@@ -146,7 +146,7 @@ def threshold(scores: Array, labels: Array, level: float) -> Array:
     scores = arrays.as_array("scores", scores, floats=True)
     if scores.ndim != 2:
         raise ValueError(f"scores: expected (examples, classes), got {checks.describe(scores)}")
-    labels = arrays.as_array("labels", labels)
+    labels = arrays.as_labels("labels", labels)
     check_labels(labels, scores.shape[:1], scores.shape[1])
     checks.finite("scores", scores)
     place = rank(len(scores), level) - 1

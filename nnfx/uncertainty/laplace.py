@@ -89,7 +89,7 @@ def fit(
     Args:
         model: a model with outputs `(batch, outputs)`, such as `run.model`.
         variables: the trained variables, such as `run.best.variables`.
-        data: preprocessed data, such as `data.train`: for classes, integer labels `(batch,)`, and a single output is
+        data: preprocessed data, such as `data.train`: for classes, whole numbers `(batch,)`, and a single output is
             the logit of class 1; for regression, targets of the shape of the outputs, or `(batch,)`. Rows count by
             their weight, and so do single targets for regression.
         prior_precision: α, above 0; larger values give less uncertainty. A network trained with the mean loss of n rows
@@ -131,9 +131,9 @@ def fit(
     data = data._replace(
         inputs=as_inputs("data.inputs", data.inputs), weights=arrays.as_array("data.weights", data.weights)
     )
-    targets = arrays.as_array("targets", data.targets)
     outputs = jax.eval_shape(model.apply, variables, data.inputs)
-    _check_targets(targets, outputs, noise is None)
+    targets = arrays.as_labels("data.targets", data.targets)
+    targets = _checked_targets(targets, outputs, noise is None)
     if data.weights.shape not in (targets.shape[:1], () if noise is None else targets.shape):
         raise ValueError(
             f"data.weights: expected one weight for each row, [{targets.shape[0]}],"
@@ -142,16 +142,21 @@ def fit(
     return _fit(model, names, variables, data._replace(targets=targets), noise, prior_precision)
 
 
-def _check_targets(targets: Any, outputs: Any, are_classes: bool) -> None:
+def _checked_targets(targets: Any, outputs: Any, are_classes: bool) -> Any:
+    """Return the targets after checking them; labels that are floats, such as 0.0 and 1.0, become integers."""
     if outputs.ndim != 2:
         raise ValueError(f"model: expected outputs (batch, outputs), got {checks.describe(outputs)}")
     rows, width = outputs.shape
     if are_classes:
+        if jnp.issubdtype(targets.dtype, np.floating) and targets.shape == (rows,) and checks.is_concrete(targets):
+            checks.class_labels("data.targets", targets, max(width, 2))
+            targets = targets.astype(jnp.int32)
         check_labels(targets, (rows,), max(width, 2))
-        return
+        return targets
     if targets.shape != (rows, width) and (targets.shape, width) != ((rows,), 1):
         raise ValueError(f"targets: expected real numbers [{rows},{width}], got {checks.describe(targets)}")
     checks.finite("targets", targets)
+    return targets
 
 
 def predict(model: Model, variables: Variables, posterior: Posterior, inputs: Any) -> Outputs:

@@ -57,7 +57,7 @@ def known_probabilities(probabilities: Any, axes: str = "(batch, classes)") -> A
 
 def known(probabilities: Any, labels: Any) -> tuple[Array, Array]:
     """Return probabilities and labels on the device, after checking them; invalid traced rows become NaN."""
-    p, y = known_probabilities(probabilities), arrays.as_array("labels", labels)
+    p, y = known_probabilities(probabilities), arrays.as_labels("labels", labels)
     check_labels(y, p.shape[:1], p.shape[1])
     if checks.is_concrete(y):
         return p, y

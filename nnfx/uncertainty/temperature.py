@@ -58,7 +58,7 @@ def fit_temperature(logits: Array, labels: Array, weights: Array | None = None) 
         )
     if not len(logits):
         raise ValueError(f"logits: expected at least one example, got {checks.describe(logits)}")
-    labels = arrays.as_array("labels", labels)
+    labels = arrays.as_labels("labels", labels)
     check_labels(labels, logits.shape[:1], logits.shape[1])
     if weights is None:
         weights = jnp.ones_like(logits[:, 0])

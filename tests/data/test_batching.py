@@ -38,3 +38,33 @@ def test_a_place_that_is_not_real_weighs_nothing():
     assert batch.weights.tolist() == [3, 1, 0]
     assert batch.targets.tolist() == [2, 0, 1]
     assert batch.inputs["b"].shape == (3, 2)
+
+
+KEY = jax.random.key(0)
+DATA = Batch(jnp.ones((3, 2)), jnp.arange(3), jnp.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (lambda: batching.shuffled(0, 0, 5, 2), TypeError, "key: expected a typed key, .*, got 0"),
+        (lambda: batching.shuffled(KEY, 0, 5, 0), ValueError, "batch_size: expected a positive integer, got 0"),
+        (lambda: batching.shuffled(KEY, 0, 0, 2), ValueError, "rows: expected a positive integer, got 0"),
+        (lambda: batching.in_order(5, 0), ValueError, "batch_size: expected a positive integer, got 0"),
+        (lambda: batching.in_order(5.0, 2), TypeError, "rows: expected a positive integer, got 5.0"),
+        (lambda: batching.take(DATA, [0, 1]), TypeError, r"order: expected an Order, as returned by .*, got \[0, 1\]"),
+        (
+            lambda: batching.take(DATA.inputs, batching.in_order(3, 2)),
+            TypeError,
+            "data: expected a Batch, such as data.train, got a",
+        ),
+        (
+            lambda: batching.take(DATA, batching.in_order(4, 4)),
+            ValueError,
+            "order.rows: expected rows from 0 to 2, got rows from 0 to 3",
+        ),
+    ],
+)
+def test_orders_that_cannot_be_meant(wrong, error, message):
+    with pytest.raises(error, match=message):
+        wrong()

@@ -94,3 +94,39 @@ def test_a_held_out_part_that_does_not_fit_is_refused(case):
     valid, error, message = WRONG[case]
     with pytest.raises(error, match=message):
         nnfx.data.prepare(X, Y, valid=valid)
+
+
+ROWS = [7, 3, 5]
+SHUFFLED = {
+    "targets": lambda x, y, w: nnfx.data.prepare(x, y.sort_index()),
+    "targets in a frame": lambda x, y, w: nnfx.data.prepare(x, y.to_frame().sort_index()),
+    "weights": lambda x, y, w: nnfx.data.prepare(x, y, weights=w.sort_index()),
+    "targets of valid": lambda x, y, w: nnfx.data.prepare(x, y, valid=(x, y.sort_index())),
+    "weights of valid": lambda x, y, w: nnfx.data.prepare(x, y, valid=(x, y, w.sort_index())),
+}
+
+
+@pytest.mark.parametrize("case", SHUFFLED)
+def test_rows_sorted_apart_from_each_other_are_refused(case):
+    pandas = pytest.importorskip("pandas")
+    x = pandas.DataFrame({"a": [1.0, 2.0, 4.0]}, index=ROWS)
+    y, w = (pandas.Series([1.0, 2.0, 3.0], index=ROWS, name=name) for name in ("y", "w"))
+    name = case.removesuffix(" in a frame")
+    of = name.partition(" ")[2]
+    with pytest.raises(
+        ValueError, match=rf"^{name}: expected rows in the order of the inputs *{of}, got .* 3 for 7 \(row 0\)"
+    ):
+        SHUFFLED[case](x, y, w)
+
+
+def test_other_indices_may_be_meant():
+    pandas = pytest.importorskip("pandas")
+    x, y = pandas.DataFrame({"a": [1.0, 2.0, 4.0]}, index=ROWS), pandas.Series([1.0, 2.0, 3.0], index=ROWS)
+    for others in (
+        y,
+        y.reset_index(drop=True),
+        y.set_axis([7, 7, 5]),
+        y.set_axis(list("abc")),
+        y.to_numpy(),
+    ):
+        assert nnfx.data.prepare(x, others).train.targets.tolist() == [1.0, 2.0, 3.0]

@@ -227,3 +227,73 @@ def test_targets_of_another_type_are_named_without_a_column():
     pandas = pytest.importorskip("pandas")
     with pytest.raises(TypeError, match="targets: expected numbers, booleans or text, got an Interval$"):
         nnfx.data.prepare(np.arange(4.0)[:, None], pandas.Series(pandas.interval_range(0, 4)))
+
+
+STEPS = 5
+LENGTHS = RNG.integers(1, STEPS + 1, ROWS)
+IS_REAL = np.arange(STEPS) < LENGTHS[:, None]
+OF_STEPS = {
+    "one": RNG.normal(100, 7, (ROWS, STEPS)),
+    "column": RNG.normal(100, 7, (ROWS, STEPS, 1)),
+    "several": RNG.normal([1e4, -2.0], [3.0, 0.1], (ROWS, STEPS, 2)),
+}
+SEQUENCES = nnfx.models.Sequences(RNG.normal(size=(ROWS, STEPS, 2)), LENGTHS)
+
+
+def padded(targets):
+    """Return targets whose padding would spoil the statistics, if it were not left out."""
+    return np.where(IS_REAL.reshape(ROWS, STEPS, *[1] * (targets.ndim - 2)), targets, 1e6)
+
+
+@pytest.mark.parametrize("kind", OF_STEPS)
+def test_targets_of_steps_are_standardised_over_all_real_steps(kind):
+    y, train = OF_STEPS[kind], np.isin(np.arange(ROWS), SPLIT[0])
+    data = nnfx.data.prepare(SEQUENCES, padded(y), standardize_targets=True, split=SPLIT)
+    mean, scale = (of(y[train][IS_REAL[train]], axis=0) for of in (np.mean, np.std))
+    for part, rows in zip((data.train, data.valid), SPLIT, strict=True):
+        found = np.asarray(part.targets)[IS_REAL[rows]]
+        np.testing.assert_allclose(found, ((y - mean) / scale)[rows][IS_REAL[rows]], rtol=1e-3, atol=1e-4)
+        raw = np.asarray(data.preprocess.raw_outputs(part.targets))
+        np.testing.assert_allclose(raw[IS_REAL[rows]], y[rows][IS_REAL[rows]], rtol=1e-5)
+    shorter = jnp.zeros((3, 2, *y.shape[2:]))  # any number of rows and steps
+    np.testing.assert_allclose(data.preprocess.raw_outputs(shorter), np.broadcast_to(mean, shorter.shape), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"outputs: expected \(batch, time.*\) like the standardised targets, got"):
+        data.preprocess.raw_outputs(jnp.zeros((3, STEPS, 4)))
+
+
+def test_steps_of_weight_zero_and_missing_targets_enter_no_statistic():
+    y = padded(OF_STEPS["one"])
+    weights = RNG.integers(0, 2, (ROWS, STEPS)).astype(float)
+    weights[0] = 1
+    known = y[IS_REAL & (weights > 0)]
+    data = nnfx.data.prepare(SEQUENCES, y, weights=weights, standardize_targets=True)
+    np.testing.assert_allclose(data.preprocess.target_mean, [[known.mean()]], rtol=1e-6)
+    np.testing.assert_allclose(data.preprocess.target_scale, [[known.std()]], rtol=1e-5)
+    missing = np.where(weights > 0, y, np.nan)
+    masked = nnfx.data.prepare(SEQUENCES, missing, missing_targets="mask", standardize_targets=True)
+    np.testing.assert_allclose(masked.preprocess.target_mean, data.preprocess.target_mean, rtol=1e-6)
+
+
+def test_folds_standardise_the_steps_of_their_own_rows():
+    y, of_row = OF_STEPS["several"], np.arange(ROWS) % 2
+    data = nnfx.data.prepare(SEQUENCES, padded(y), standardize_targets=True)
+    folds = Folds.of(data.train, data.preprocess, jnp.asarray(of_row), 2)
+    for fold in range(2):
+        own = y[(of_row != fold)[:, None] & IS_REAL]
+        found = np.asarray(folds.targets(data.train.targets, fold))
+        np.testing.assert_allclose(found[IS_REAL], ((y - own.mean(0)) / own.std(0))[IS_REAL], rtol=1e-3, atol=1e-3)
+        preprocess = jax.tree.map(lambda stack, fold=fold: stack[fold], folds.preprocess)
+        np.testing.assert_allclose(np.asarray(preprocess.raw_outputs(found))[IS_REAL], y[IS_REAL], rtol=1e-5)
+
+
+def test_a_run_predicts_steps_in_raw_units_and_so_does_its_saved_model(tmp_path):
+    mean = OF_STEPS["one"][IS_REAL].mean()
+    data = nnfx.data.prepare(SEQUENCES, padded(OF_STEPS["one"]), standardize_targets=True)
+    model = nnfx.models.gru(1, hidden=(2,), returns="all")
+    run = nnfx.fit(model, nnfx.losses.mean_square_error, optax.sgd, epochs=1)(
+        jax.random.key(0), data, learning_rate=0.01
+    )
+    outputs, scale = run.apply(data.preprocess(SEQUENCES)), OF_STEPS["one"][IS_REAL].std()
+    np.testing.assert_allclose(run.predict(SEQUENCES), np.asarray(outputs) * scale + mean, rtol=1e-5)
+    run.save(tmp_path / "model")
+    np.testing.assert_array_equal(nnfx.load(tmp_path / "model").predict(SEQUENCES), run.predict(SEQUENCES))

@@ -348,3 +348,21 @@ def test_intervals_of_a_head_end_with_the_horizon():
     forecast(Trained(), PLAIN, 3, head=heads.GAUSSIAN)
     with pytest.raises(ValueError, match="level: expected None beyond the horizon, 2 steps, since the intervals"):
         forecast(Trained(), PLAIN, 3, head=heads.GAUSSIAN, level=0.9)
+
+
+@pytest.mark.parametrize(("first", "step"), [(1990, 1), (10, 5), (-0.5, 0.1)])
+def test_an_index_of_numbers_goes_on(first, step):
+    numbers = first + step * np.arange(43)
+    values = pandas.DataFrame({"y": np.sin(np.arange(40.0))}, index=numbers[:40])
+    data = prepare(values, 6, 2)
+    trained = Solved(data)
+    found = forecast(trained, data, 3)
+    np.testing.assert_allclose(found.times, numbers[40:])
+    np.testing.assert_allclose(found.frame().index, numbers[40:])
+    later = pandas.DataFrame({"y": [1.0, 2.0]}, index=numbers[40:42])
+    assert data.append(later).history.rows[-2:].ravel().tolist() == [1.0, 2.0]
+    np.testing.assert_allclose(forecast(trained, data.append(later), 1).times, numbers[42:])
+    assert data.append(later.reset_index(drop=True)).history.rows.shape == (42, 1)  # numbered anew
+    for wrong in (numbers[38:40], numbers[41:43]):
+        with pytest.raises(ValueError, match=r"values: expected the times after the series, got .* \(row 0\)"):
+            data.append(later.set_axis(wrong))

@@ -116,3 +116,17 @@ def test_wrong_input():
         forecasters.scaled(NETWORK, Scaler.of(VALUES), channels=3)
     with pytest.raises(ValueError, match="channels: expected a positive integer, got 0"):
         forecasters.scaled(NETWORK, Scaler.of(VALUES), channels=0)
+
+
+@pytest.mark.parametrize("kind", ["past", "future"])
+@pytest.mark.parametrize("index", [range(1990, 2030), np.arange(40) / 4, np.arange(5, 45)])
+def test_columns_of_other_numbers_are_refused(kind, index):
+    pandas = pytest.importorskip("pandas")
+    values, columns = (pandas.Series(np.arange(40.0), index=pandas.Index(index)) for _ in range(2))
+    shifted = columns.set_axis([*columns.index[1:], 2 * columns.index[-1] - columns.index[-2]])
+    assert windows(values, 4, 2, **{kind: columns}).inputs.shape == (35, 4, 2)
+    with pytest.raises(ValueError, match=f"{kind}: expected the times of the values, got .* \\(row 0\\)"):
+        windows(values, 4, 2, **{kind: shifted})
+    with pytest.raises(ValueError, match=f"{kind}: expected the times of the values, got .* \\(row 0\\)"):
+        prepare(values, 4, 2, **{kind: shifted})
+    windows(values, 4, 2, **{kind: columns.set_axis(range(-40, 0))})  # years beside row numbers cannot be compared

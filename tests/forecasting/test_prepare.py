@@ -163,7 +163,8 @@ def test_an_index_of_integers_must_be_regular_too(drop):
         prepare(wrong, 8, 4)
     every_other = whole[10:40:2]
     data = prepare(every_other, 8, 4)
-    assert data.history.times is None
+    assert data.history.next_times(2).tolist() == [40, 42]
+    assert prepare(whole, 8, 4).history.times is None  # which only counts the rows
     np.testing.assert_array_equal(data.history.rows[:, 0], np.arange(10.0, 40, 2))
 
 

@@ -300,3 +300,22 @@ Q = jnp.stack([F, F], axis=-1)
 def test_what_is_wrong_is_said(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("where", [np.asarray, jnp.asarray])
+def test_swapped_bounds_are_refused(where):
+    low, high, y = (where(np.array([[[each], [each + 1.0]]])) for each in (0.0, 2.0, 1.0))
+    measures = {
+        "coverage": lambda low, high: scores.coverage(low, high, y),
+        "interval_width": lambda low, high: scores.interval_width(low, high),
+        "interval_score": lambda low, high: scores.interval_score(low, high, y, 0.9),
+        "msis": lambda low, high: scores.msis(low, high, y, jnp.ones(1)),
+    }
+    for measure in measures.values():
+        assert measure(low, high).shape == (1,)
+        assert measure(low, low).shape == (1,)
+        with pytest.raises(ValueError, match="upper: expected bounds above the lower ones, .*; are they swapped?"):
+            measure(high, low)
+    crossing = where(np.array([[[1.0], [0.5]]]))  # bounds of a model may cross, and the score says what that costs
+    expected = np.mean([1.0, -0.5 + 2 / 0.1 * 1.5])  # y = 1 within the first; y = 2 above the second
+    np.testing.assert_allclose(scores.interval_score(low, crossing, y, 0.9), [expected], rtol=1e-5)

@@ -199,3 +199,12 @@ def test_the_scale_of_a_history_takes_what_windows_take():
     np.testing.assert_allclose(seasonal_naive_error(frame["a"]), expected[:1], rtol=1e-6)
     with pytest.raises(ValueError, match="history: expected regular times, got a gap of 2 days"):
         seasonal_naive_error(frame.drop(frame.index[7]))
+
+
+@pytest.mark.parametrize("index", [[1.5, 0.5, 2.5], [0.5, 0.5, 1.0], [0.5, 1.0, 2.0], [0.5, np.nan, 1.5]])
+def test_an_index_of_numbers_is_regular_too(index):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"a": [1.0, 2.0, 4.0]}, index=index)
+    with pytest.raises(ValueError, match="values: expected regular times, got"):
+        windows(frame, 1, 1)
+    assert windows(frame.set_axis([0.5, 1.0, 1.5]), 1, 1).inputs.shape == (2, 1, 1)

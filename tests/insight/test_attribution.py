@@ -153,3 +153,11 @@ def test_sequences_are_refused_by_name():
     with pytest.raises(TypeError, match="inputs: expected one array .*, got Sequences; pass the values of sequences"):
         features.saliency(model, variables, sequences)
     assert features.saliency(model, variables, sequences.values).shape == (2, 3)
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int8, jnp.int32])
+def test_classes_of_few_bits(dtype):
+    kernel = jax.random.normal(jax.random.key(0), (2, 256))
+    variables = {"params": {"kernel": kernel, "bias": jnp.zeros(256)}}
+    found = features.saliency(models.perceptron(256), variables, jnp.ones((2, 2)), jnp.array([0, 100], dtype))
+    close(found, np.abs(np.asarray(kernel)[:, [0, 100]]).T)

@@ -85,7 +85,7 @@ SLOW = {"a missing factor", "a stopped gradient"}
 def test_a_planted_fault_is_found_and_its_leaf_named(fault):
     model = network(fault)
     batch = Batch(X.at[:3].set(0), X[::-1], jnp.ones(9))
-    found = audit.gradient(model, MSE, model.init(KEY, X), batch, KEY)
+    found = audit.gradient(KEY, model, MSE, model.init(KEY, X), batch)
     assert set(found.failures) == FAULTS[fault]
     assert found.passed == (fault == "none")
     assert found.leaves["first/bias"].kinks > 0, "an empty example without bias lies on the kink of every unit"
@@ -108,7 +108,7 @@ def test_a_fault_cannot_hide_behind_kinks():
         return jax.nn.relu(shifted(x, variables["params"]["bias"]))
 
     empty = Batch(jnp.zeros((9, 3)), jnp.ones((9, 3)), jnp.ones(9))
-    found = audit.gradient(Model(None, apply), MSE, {"params": {"bias": jnp.zeros(3)}}, empty, KEY)
+    found = audit.gradient(KEY, Model(None, apply), MSE, {"params": {"bias": jnp.zeros(3)}}, empty)
     assert found.leaves["bias"].kinks == found.leaves["bias"].audited == 3
     assert found.failures == ("bias",)
 
@@ -117,7 +117,7 @@ def test_a_fault_cannot_hide_behind_kinks():
 
 
 def test_derivatives_are_those_of_the_closed_form():
-    found = audit.gradient(PERCEPTRON, MSE, START, BATCH, KEY)
+    found = audit.gradient(KEY, PERCEPTRON, MSE, START, BATCH)
     inputs, targets = np.asarray(X, np.float64), np.asarray(BATCH.targets, np.float64)
     errors = inputs @ np.asarray(START["params"]["kernel"], np.float64)[:, 0] - targets
     by_hand = {"kernel": 2 * inputs.T @ errors[:, None] / 9, "bias": 2 * errors.mean(keepdims=True)}
@@ -140,11 +140,11 @@ def test_at_the_kink_of_the_absolute_error_the_place_beside_decides(monkeypatch)
     with jax.enable_x64(True):
         start = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), START)
         exact = exact._replace(targets=PERCEPTRON.apply(start, jnp.asarray(X, float))[:, 0])
-    found = audit.gradient(PERCEPTRON, absolute_error, START, exact, KEY)
+    found = audit.gradient(KEY, PERCEPTRON, absolute_error, START, exact)
     assert {leaf.verdict for leaf in found.leaves.values()} == {"right"}
     assert found.leaves["kernel"].kinks == 4
     monkeypatch.setattr(audit, "BESIDE", 0.0)
-    found = audit.gradient(PERCEPTRON, absolute_error, START, exact, KEY)
+    found = audit.gradient(KEY, PERCEPTRON, absolute_error, START, exact)
     assert {leaf.verdict for leaf in found.leaves.values()} == {"undecided"}
     assert not found.passed
 
@@ -153,7 +153,7 @@ def test_where_nothing_reaches_a_layer_its_gradient_is_flat():
     model = models.mlp((3,))
     variables = model.init(KEY, X)
     variables["params"]["hidden_0"]["bias"] = jnp.full(3, -100.0)
-    found = audit.gradient(model, MSE, variables, BATCH, KEY)
+    found = audit.gradient(KEY, model, MSE, variables, BATCH)
     verdicts = {name: leaf.verdict for name, leaf in found.leaves.items()}
     assert verdicts["hidden_0/kernel"] == verdicts["hidden_0/bias"] == verdicts["output/kernel"] == "flat"
     assert verdicts["output/bias"] == "right"
@@ -165,7 +165,7 @@ def test_a_share_is_drawn_by_the_key_and_reaches_every_leaf():
     model = models.mlp((11,), activation="tanh")
     variables = model.init(KEY, X)
     found = [
-        audit.gradient(model, MSE, variables, BATCH, jax.random.key(seed), share=0.1, tolerance=1e-12)
+        audit.gradient(jax.random.key(seed), model, MSE, variables, BATCH, share=0.1, tolerance=1e-12)
         for seed in (0, 0, 1)
     ]
     assert [leaf.audited for leaf in found[0].leaves.values()] == [2, 5, 1, 2]
@@ -181,7 +181,7 @@ def test_all_losses_are_computed_in_one_program_that_leaves_nothing_behind():
         traces.append(x.dtype)
         return PERCEPTRON.apply(variables, x)
 
-    audit.gradient(Model(PERCEPTRON.init, apply), MSE, START, BATCH, KEY)
+    audit.gradient(KEY, Model(PERCEPTRON.init, apply), MSE, START, BATCH)
     assert len(traces) <= 4
     assert jnp.ones(1).dtype == jnp.float32
 
@@ -193,7 +193,7 @@ NAN = {"params": {"kernel": jnp.full((4, 1), jnp.nan), "bias": jnp.zeros(1)}}
 
 
 def call(model=PERCEPTRON, loss=MSE, variables=START, batch=BATCH, key=KEY, **options):
-    return audit.gradient(model, loss, variables, batch, key, **options)
+    return audit.gradient(key, model, loss, variables, batch, **options)
 
 
 @pytest.mark.parametrize(

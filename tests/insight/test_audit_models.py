@@ -106,7 +106,7 @@ def test_the_gradient_of_every_model_is_right(name):
     variables = jax.jit(model.init)(KEY, inputs)
     outputs = jax.eval_shape(model.apply, variables, inputs)
     batch = Batch(inputs, normal(*outputs.shape), jnp.array([1.0, 2.0, 0.5, 1.0, 0.0, 1.0]))
-    found = audit.gradient(model, losses.mean_square_error, variables, batch, KEY, **options)
+    found = audit.gradient(KEY, model, losses.mean_square_error, variables, batch, **options)
     assert found.passed, f"\n{found}"
     assert max(leaf.error for leaf in found.leaves.values()) < 1e-6
     assert sum(leaf.verdict == "right" for leaf in found.leaves.values()) > len(found.leaves) / 2, f"\n{found}"
@@ -139,6 +139,6 @@ def test_the_gradient_of_every_loss_is_right(name):
     smoothed = "cross_entropy" in name
     loss = functools.partial(getattr(losses, name), label_smoothing=0.1) if smoothed else getattr(losses, name)
     variables = jax.jit(model.init)(KEY, inputs)
-    found = audit.gradient(model, loss, variables, Batch(inputs, targets, jnp.ones(9)), KEY)
+    found = audit.gradient(KEY, model, loss, variables, Batch(inputs, targets, jnp.ones(9)))
     assert {leaf.verdict for leaf in found.leaves.values()} == {"right"}, f"\n{found}"
     assert max(leaf.error for leaf in found.leaves.values()) < 1e-7

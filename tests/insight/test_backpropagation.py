@@ -210,3 +210,32 @@ FOUND = lay_open(MODELS["perceptron"])
 def test_errors_name_the_argument(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+OTHERS = {
+    "recurrent": (models.gru(1, hidden=(2,)), jnp.ones((2, 3, 1))),
+    "sequences": (models.gru(1, hidden=(2,)), models.Sequences(jnp.ones((2, 3, 1)), jnp.array([2, 3]))),
+    "convolutional": (models.cnn([models.conv(2, 3)], 1), jnp.ones((2, 8, 8, 1))),
+    "attention": (models.transformer(1, width=4, heads=1), jnp.ones((2, 3, 1))),
+    "tokens": (models.embedding(5, 3, models.gru(1, hidden=(2,))), jnp.ones((2, 3), jnp.int32)),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_models_of_other_inputs_are_named(kind):
+    model, inputs = OTHERS[kind]
+    variables, batch = model.init(KEY, inputs), Batch(inputs, jnp.ones(2), jnp.ones(2))
+    with pytest.raises(ValueError, match="model: expected stacked perceptrons, .*, got a model with "):
+        backpropagation.lay_open(model, losses.binary_cross_entropy, variables, batch)
+
+
+def test_images_are_flattened_as_the_network_does():
+    model, images = models.mlp((3,), activation="tanh"), jax.random.normal(KEY, (4, 2, 2, 1))
+    variables, batch = model.init(KEY, images), Batch(images, jnp.ones((4, 1)), jnp.array([1.0, 1.0, 0.0, 1.0]))
+    found = backpropagation.lay_open(model, losses.mean_square_error, variables, batch)
+
+    def loss(variables):
+        return losses.empirical(losses.mean_square_error(model.apply(variables, images), batch.targets), batch.weights)
+
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, found.gradient, jax.grad(loss)(variables)["params"])

@@ -95,21 +95,21 @@ def test_eigenpairs_are_those_of_the_whole_hessian(case):
     arguments, options, hessian = case
     values, vectors = np.linalg.eigh(hessian)
     for end, order in (("largest", slice(None, -5, -1)), ("smallest", slice(0, 4))):
-        found = curvature.eigenpairs(*arguments, KEY, count=4, end=end, **options)
+        found = curvature.eigenpairs(KEY, *arguments, count=4, end=end, **options)
         np.testing.assert_allclose(found.values, values[order], rtol=1e-4, atol=1e-5 * values[-1])
         assert (found.residuals < 1e-4 * values[-1]).all()
         if end == "largest":
             np.testing.assert_allclose(found.values, values[order], rtol=1e-4)
             overlap = np.abs((flattened(found.vectors) * vectors[:, order].T).sum(1))
             np.testing.assert_allclose(overlap, 1, rtol=1e-4)
-            np.testing.assert_allclose(curvature.sharpness(*arguments, KEY, **options), values[-1], rtol=1e-4)
+            np.testing.assert_allclose(curvature.sharpness(KEY, *arguments, **options), values[-1], rtol=1e-4)
 
 
 @pytest.mark.slow
 @by_default("mlp")
 def test_a_few_steps_say_how_well_they_found(case):
     arguments, options, hessian = case
-    found = curvature.eigenpairs(*arguments, KEY, count=2, steps=6, **options)
+    found = curvature.eigenpairs(KEY, *arguments, count=2, steps=6, **options)
     vectors = flattened(found.vectors).astype(np.float64)
     for value, vector, residual in zip(found.values, vectors, found.residuals, strict=True):
         off = np.linalg.norm(hessian @ vector - value * vector)
@@ -120,7 +120,7 @@ def test_a_few_steps_say_how_well_they_found(case):
 @by_default("mlp")
 def test_the_trace_is_the_sum_of_the_diagonal_within_its_error(case):
     arguments, options, hessian = case
-    found = curvature.trace(*arguments, KEY, draws=256, **options)
+    found = curvature.trace(KEY, *arguments, draws=256, **options)
     assert abs(found.value - np.trace(hessian)) < 4 * found.error
     off_diagonal = hessian - np.diag(np.diag(hessian))
     np.testing.assert_allclose(found.error, np.sqrt(2 * (off_diagonal**2).sum() / 256), rtol=0.3)
@@ -129,7 +129,7 @@ def test_the_trace_is_the_sum_of_the_diagonal_within_its_error(case):
 @by_default("mlp")
 def test_the_spectrum_has_the_moments_of_the_whole_hessian(case):
     arguments, options, hessian = case
-    found = curvature.spectrum(*arguments, KEY, draws=200, steps=20, **options)
+    found = curvature.spectrum(KEY, *arguments, draws=200, steps=20, **options)
     np.testing.assert_allclose(found.weights.sum(1), 1, rtol=1e-5)
     values = np.linalg.eigvalsh(hessian)
     for power in (1, 2, 3):
@@ -145,7 +145,7 @@ def test_the_density_integrates_to_one_and_is_that_of_the_eigenvalues(case):
     values = np.linalg.eigvalsh(hessian)
     width = 0.05 * (values[-1] - values[0])
     grid = np.linspace(values[0] - 6 * width, values[-1] + 6 * width, 400)
-    density = np.asarray(curvature.spectrum(*arguments, KEY, draws=200, steps=20, **options).density(grid, width))
+    density = np.asarray(curvature.spectrum(KEY, *arguments, draws=200, steps=20, **options).density(grid, width))
     assert np.trapezoid(density, grid) == pytest.approx(1, abs=1e-4)
     bells = np.exp(-(((grid[:, None] - values[None]) / width) ** 2) / 2) / (width * np.sqrt(2 * np.pi))
     assert np.trapezoid(np.abs(density - bells.mean(1)), grid) < 0.1
@@ -182,8 +182,8 @@ def test_all_work_under_jit():
 
     def all_of_them(v):  # called as in other tests, so that only the compiled versions are compiled here
         return {
-            "sharpness": curvature.sharpness(MODEL, LOSS, v, DATA, KEY),
-            "trace": curvature.trace(MODEL, LOSS, v, DATA, KEY, draws=256).value,
+            "sharpness": curvature.sharpness(KEY, MODEL, LOSS, v, DATA),
+            "trace": curvature.trace(KEY, MODEL, LOSS, v, DATA, draws=256).value,
             "product": curvature.hessian_vector_product(MODEL, LOSS, v, DATA, v["params"])["output"]["bias"],
         }
 
@@ -198,16 +198,16 @@ def test_all_work_under_jit():
 @pytest.mark.parametrize(
     ("call", "kind", "message"),
     [
-        (lambda: curvature.eigenpairs(*ARGUMENTS, 0), TypeError, "key: expected a typed key"),
-        (lambda: curvature.eigenpairs(*ARGUMENTS, KEY, count=0), ValueError, "count: .*got 0"),
-        (lambda: curvature.eigenpairs(*ARGUMENTS, KEY, count=27), ValueError, "count: expected at most 26,"),
-        (lambda: curvature.eigenpairs(*ARGUMENTS, KEY, count=9, steps=8), ValueError, "count: expected at most 8,"),
-        (lambda: curvature.eigenpairs(*ARGUMENTS, KEY, end="top"), ValueError, "end: expected one of 'largest'"),
-        (lambda: curvature.sharpness(*ARGUMENTS, KEY, steps=1.5), TypeError, "steps: expected a positive integer"),
-        (lambda: curvature.spectrum(*ARGUMENTS, KEY, draws=0), ValueError, "draws: .*got 0"),
-        (lambda: curvature.spectrum("mlp", *ARGUMENTS[1:], KEY), TypeError, "model: expected a Model"),
-        (lambda: curvature.trace(*ARGUMENTS, KEY, draws=1), ValueError, "draws: expected at least 2"),
-        (lambda: curvature.trace(*ARGUMENTS[:2], {"params": {}}, DATA, KEY), ValueError, "at least one parameter"),
+        (lambda: curvature.eigenpairs(0, *ARGUMENTS), TypeError, "key: expected a typed key"),
+        (lambda: curvature.eigenpairs(KEY, *ARGUMENTS, count=0), ValueError, "count: .*got 0"),
+        (lambda: curvature.eigenpairs(KEY, *ARGUMENTS, count=27), ValueError, "count: expected at most 26,"),
+        (lambda: curvature.eigenpairs(KEY, *ARGUMENTS, count=9, steps=8), ValueError, "count: expected at most 8,"),
+        (lambda: curvature.eigenpairs(KEY, *ARGUMENTS, end="top"), ValueError, "end: expected one of 'largest'"),
+        (lambda: curvature.sharpness(KEY, *ARGUMENTS, steps=1.5), TypeError, "steps: expected a positive integer"),
+        (lambda: curvature.spectrum(KEY, *ARGUMENTS, draws=0), ValueError, "draws: .*got 0"),
+        (lambda: curvature.spectrum(KEY, "mlp", *ARGUMENTS[1:]), TypeError, "model: expected a Model"),
+        (lambda: curvature.trace(KEY, *ARGUMENTS, draws=1), ValueError, "draws: expected at least 2"),
+        (lambda: curvature.trace(KEY, *ARGUMENTS[:2], {"params": {}}, DATA), ValueError, "at least one parameter"),
         (
             lambda: curvature.hessian_vector_product(*ARGUMENTS, {"kernel": jnp.ones(3)}),
             ValueError,

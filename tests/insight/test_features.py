@@ -31,11 +31,11 @@ def test_drawn_filters_keep_their_zero_grey_and_reach_an_end():
 def test_the_input_that_excites_a_linear_unit_is_its_weights(key):
     variables = linear()
     for unit in range(3):
-        found = features.maximize(LINEAR, variables, "outputs", unit, (5,), key, steps=600, l2=0.5)
+        found = features.maximize(key, LINEAR, variables, "outputs", unit, (5,), steps=600, l2=0.5)
         weights = variables["params"]["kernel"][:, unit]
         close(found.inputs, weights, atol=0.01)  # w / 2λ
         close(found.activation, weights @ found.inputs, atol=1e-3)
-    bounded = features.maximize(LINEAR, variables, "outputs", 0, (5,), key, l2=0.0, bounds=(-1.0, 2.0))
+    bounded = features.maximize(key, LINEAR, variables, "outputs", 0, (5,), l2=0.0, bounds=(-1.0, 2.0))
     np.testing.assert_array_equal(bounded.inputs, np.where(variables["params"]["kernel"][:, 0] > 0, 2.0, -1.0))
 
 
@@ -45,7 +45,7 @@ def test_maximising_beats_real_inputs_and_is_mapped_over_units(key):
     inputs = IMAGES.clip(-1, 1)
 
     def one(unit):
-        return features.maximize(MODEL, VARIABLES, "conv_1", unit, (8, 8, 2), key, **options)
+        return features.maximize(key, MODEL, VARIABLES, "conv_1", unit, (8, 8, 2), **options)
 
     found = jax.jit(jax.vmap(one))(jnp.arange(5))
     assert found.inputs.shape == (5, 8, 8, 2)
@@ -63,7 +63,7 @@ def test_maximising_beats_real_inputs_and_is_mapped_over_units(key):
 def test_jitter_and_total_variation_make_smoother_inputs(key):
     def roughness(**options):
         found = features.maximize(
-            MODEL, VARIABLES, "dense/output", 1, (8, 8, 2), key, steps=80, bounds=(-1.0, 1.0), **options
+            key, MODEL, VARIABLES, "dense/output", 1, (8, 8, 2), steps=80, bounds=(-1.0, 1.0), **options
         )
         return float(jnp.abs(jnp.diff(found.inputs, axis=1)).mean() / jnp.abs(found.inputs).mean())
 
@@ -95,21 +95,21 @@ def test_the_top_inputs_are_those_of_a_full_sort():
         (lambda: features.top_inputs(*TOP, "conv_1", 0, 7), ValueError, "count: expected at most the 6 .*got 7"),
         (lambda: features.top_inputs(*TOP, "conv_1", 0, 0), ValueError, "count: expected a positive"),
         (lambda: features.top_inputs(*TOP, "conv_1", 0, 1, pool="maxi"), ValueError, "pool: .*did you mean 'max'"),
-        (lambda: features.maximize(LINEAR, linear(), "output", 0, (5,), KEY), ValueError, "did you mean 'outputs'"),
-        (lambda: features.maximize(LINEAR, linear(), "outputs", 0, 5, KEY), TypeError, "shape: expected"),
-        (lambda: features.maximize(LINEAR, linear(), "outputs", 0, (5,), 0), TypeError, "key: expected a typed key"),
+        (lambda: features.maximize(KEY, LINEAR, linear(), "output", 0, (5,)), ValueError, "did you mean 'outputs'"),
+        (lambda: features.maximize(KEY, LINEAR, linear(), "outputs", 0, 5), TypeError, "shape: expected"),
+        (lambda: features.maximize(0, LINEAR, linear(), "outputs", 0, (5,)), TypeError, "key: expected a typed key"),
         (
-            lambda: features.maximize(LINEAR, linear(), "outputs", 0, (5,), KEY, l2=-1.0),
+            lambda: features.maximize(KEY, LINEAR, linear(), "outputs", 0, (5,), l2=-1.0),
             ValueError,
             "l2: expected .*at least 0, got -1",
         ),
         (
-            lambda: features.maximize(LINEAR, linear(), "outputs", 0, (5,), KEY, jitter=0.5),
+            lambda: features.maximize(KEY, LINEAR, linear(), "outputs", 0, (5,), jitter=0.5),
             TypeError,
             "jitter: expected an integer",
         ),
         (
-            lambda: features.maximize(LINEAR, linear(), "outputs", 0, (5,), KEY, bounds=(1, 0)),
+            lambda: features.maximize(KEY, LINEAR, linear(), "outputs", 0, (5,), bounds=(1, 0)),
             ValueError,
             r"bounds\[1\]: expected .*above 1, got 0",
         ),

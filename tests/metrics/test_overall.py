@@ -34,7 +34,7 @@ def drawn(seed, classes=None, shape=()):
     return (logits[:, 1] - logits[:, 0] if classes == 2 else logits), labels, weights
 
 
-@pytest.mark.parametrize("average", ["binary", "macro", "micro"])
+@pytest.mark.parametrize("average", ["binary", "macro", "micro", "weighted"])
 @pytest.mark.parametrize("name", CLASS_METRICS)
 def test_class_metrics_against_scikit_learn(name, average):
     classes = 2 if average == "binary" else 4
@@ -45,7 +45,7 @@ def test_class_metrics_against_scikit_learn(name, average):
     for weight in (None, weights):
         expected = CLASS_METRICS[name](labels, predicted, average=average, sample_weight=weight, zero_division=0)
         np.testing.assert_allclose(ours(logits, labels, weight, average=average), expected, rtol=1e-5)
-        if average != "micro":  # the default of each
+        if average in ("binary", "macro"):  # the default of each
             np.testing.assert_allclose(jax.jit(ours)(logits, labels, weight), expected, rtol=1e-5)
 
 
@@ -248,9 +248,11 @@ def test_shapes_that_do_not_fit(name):
 
 
 def test_averages_that_do_not_exist():
-    with pytest.raises(ValueError, match="average: expected .*, got 'weighted'"):
-        metrics.f1(jnp.zeros(3), jnp.zeros(3, int), average="weighted")
-    with pytest.raises(ValueError, match="average: expected 'macro' or 'micro' for 3 classes, got 'binary'"):
+    with pytest.raises(ValueError, match="average: expected .*, got 'samples'"):
+        metrics.f1(jnp.zeros(3), jnp.zeros(3, int), average="samples")
+    with pytest.raises(
+        ValueError, match="average: expected 'macro', 'micro' or 'weighted' for 3 classes, got 'binary'"
+    ):
         metrics.f1(jnp.zeros((2, 3)), jnp.zeros(2, int), average="binary")
 
 
@@ -291,3 +293,72 @@ def test_boolean_labels_are_zeros_and_ones(name):
         named = {"f1": "f1_score", "precision": "precision_score", "recall": "recall_score"}
         expected[name] = getattr(sklearn.metrics, named.get(name, "balanced_accuracy_score"))(labels, logits > 0)
     np.testing.assert_allclose(getattr(metrics, name)(logits, labels), expected[name])
+
+
+@pytest.mark.parametrize(("dtype", "classes"), [(np.uint8, 256), (np.int8, 128)])
+def test_labels_of_few_bits(dtype, classes):
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, min(classes, np.iinfo(dtype).max + 1), ROWS)
+    logits = rng.normal(size=(ROWS, classes)).astype(np.float32)
+    logits[np.arange(ROWS), labels] += 3
+    expected = {
+        "f1": sklearn.metrics.f1_score(labels, logits.argmax(1), average="macro", zero_division=0),
+        "perplexity": np.exp(-scipy.special.log_softmax(logits, 1)[np.arange(ROWS), labels].mean()),
+    }
+    known = np.unique(labels)
+    expected["balanced_accuracy"] = sklearn.metrics.recall_score(
+        labels, logits.argmax(1), labels=known, average="macro", zero_division=0
+    )
+    for name, value in expected.items():
+        found = jax.jit(getattr(metrics, name))(jnp.asarray(logits), jnp.asarray(labels.astype(dtype)))
+        np.testing.assert_allclose(found, value, rtol=1e-5)
+    counts = metrics.confusion_matrix(jnp.asarray(logits), jnp.asarray(labels.astype(dtype)))
+    np.testing.assert_array_equal(
+        counts, sklearn.metrics.confusion_matrix(labels, logits.argmax(1), labels=range(classes))
+    )
+
+
+OVERALL = ["average_precision", "balanced_accuracy", "f1", "precision", "r2", "recall", "roc_auc"]
+OVERALL += ["root_mean_square_error", "confusion_matrix"]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.uint8])
+@pytest.mark.parametrize("name", OVERALL)
+def test_weights_and_outputs_of_few_bits_can_be_summed(name, dtype):
+    rng = np.random.default_rng(2)
+    labels = np.arange(70_000) % 2  # half precision cannot count them, and float16 cannot hold their number
+    scores = jnp.asarray(rng.normal(size=70_000) + labels, jnp.float16)
+    metric = getattr(metrics, name)
+    with jax.enable_x64(True):
+        exact = metric(jnp.asarray(scores, jnp.float64), jnp.asarray(labels), jnp.ones(70_000, jnp.float64))
+    for ours in (metric, jax.jit(metric)):
+        np.testing.assert_allclose(ours(scores, labels, jnp.ones(70_000, dtype)), exact, rtol=1e-4)
+
+
+@pytest.mark.parametrize("weight", [-1.0, np.nan, np.inf])
+@pytest.mark.parametrize("name", [*OVERALL, "perplexity"])
+def test_weights_that_cannot_be_meant(name, weight):
+    logits = np.array([[0.5, 0.1], [0.2, 0.7], [0.0, 1.0]])
+    logits = logits if name == "perplexity" else logits[:, 1]
+    with pytest.raises(ValueError, match="weights: expected (non-negative|finite) numbers, got"):
+        getattr(metrics, name)(logits, [0, 1, 1], [1.0, weight, 1.0])
+
+
+@pytest.mark.parametrize("name", [name for name in OVERALL if name != "confusion_matrix"])
+def test_of_no_rows_they_are_not_a_number(name):
+    assert np.isnan(getattr(metrics, name)(jnp.zeros(0), jnp.zeros(0, jnp.int32)))
+    assert np.isnan(getattr(metrics, name)([], np.zeros(0, int)))
+    assert metrics.confusion_matrix(jnp.zeros((0, 3)), jnp.zeros(0, jnp.int32)).tolist() == [[0] * 3] * 3
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,)])
+def test_numbers_far_from_zero_keep_their_digits_on_the_host(shape):
+    outputs, targets, weights = (each.astype(float) for each in drawn(4, shape=shape))
+    weights = np.where(np.arange(ROWS) == 7, 0, weights)
+    far = targets + 1e9
+    far[7] = np.nan  # of weight zero, like the next one
+    weights[8], far[8] = 0, -1e30
+    r2 = sklearn.metrics.r2_score(targets, outputs, sample_weight=weights)
+    np.testing.assert_allclose(metrics.r2(outputs + 1e9, far, weights), r2, rtol=1e-5)
+    error = sklearn.metrics.root_mean_squared_error(targets, outputs, sample_weight=weights)
+    np.testing.assert_allclose(metrics.root_mean_square_error(outputs + 1e9, far, weights), error, rtol=1e-5)

@@ -105,3 +105,25 @@ def test_no_examples_are_neither_right_nor_wrong():
     assert metrics.accuracy(jnp.zeros((0, 3)), jnp.zeros((0, 3))).shape == (0,)
     assert metrics.binary_accuracy(jnp.zeros((0, 2)), jnp.zeros((0, 2), int)).shape == (0,)
     assert jnp.isnan(metrics.roc_auc(jnp.zeros(0), jnp.zeros(0, int)))
+
+
+NARROW = [(np.uint8, 256), (np.uint8, 300), (np.int8, 128), (np.int8, 200)]
+"""Dtypes of labels, with numbers of classes that they cannot hold."""
+
+
+@pytest.mark.parametrize(("dtype", "classes"), NARROW)
+def test_labels_of_few_bits(dtype, classes):
+    logits = np.random.default_rng(1).normal(size=(4, classes)).astype(np.float32)
+    labels = np.array([0, 1, 44, min(classes - 1, np.iinfo(dtype).max)])
+    logits[:2, labels[:2]] += 9
+    p = np.exp(logits.astype(float)) / np.exp(logits.astype(float)).sum(1, keepdims=True)
+    expected = {
+        metrics.accuracy: logits.argmax(1) == labels,
+        metrics.log_loss: -np.log(p[np.arange(4), labels]),
+        metrics.brier: ((p - np.eye(classes)[labels]) ** 2).sum(1),
+        metrics.bits_per_token: -np.log2(p[np.arange(4), labels]),
+    }
+    for metric, values in expected.items():
+        for ours in (metric, jax.jit(metric)):
+            found = ours(jnp.asarray(logits), jnp.asarray(labels.astype(dtype)))
+            np.testing.assert_allclose(found, values, rtol=1e-5)

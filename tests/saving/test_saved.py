@@ -297,3 +297,23 @@ def test_frames_and_targets_in_raw_units(tmp_path):
     )
     run.save(tmp_path / "classes")
     assert nnfx.load(tmp_path / "classes").classes == ("cheap", "dear")
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        models.embedding(5, 3, models.gru(1, hidden=(2,))),
+        models.embedding(5, 4, models.transformer(5, width=4, heads=1, causal=True, returns="all")),
+        from_linen(Tokens()),
+    ],
+)
+def test_tokens_beyond_the_table_are_refused(tmp_path, network):
+    tokens = np.random.default_rng(0).integers(0, 5, (6, 4))
+    run_of(network, tokens, keep_integers=True).save(tmp_path / "tokens")
+    model = nnfx.load(tmp_path / "tokens")
+    tokens[3, 2] = 5
+    message = "inputs: expected integers that the model knows, .*, got 2 to 5 in row 3, whose outputs are NaN"
+    for predict in (model.predict, model.apply):
+        with pytest.raises(ValueError, match=message):
+            predict(tokens)
+    assert jax.jit(model.apply)(jnp.asarray(tokens)).shape[:1] == (6,)

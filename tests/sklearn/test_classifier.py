@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 from scipy import special
@@ -156,3 +158,17 @@ def test_wrong_labels_are_named():
         clone(model).set_params(missing_targets="mask").fit(X, np.where([True, True, False], INDICATORS, np.nan))
     with pytest.raises(ValueError, match="missing_targets: expected one of 'error', 'mask'"):
         clone(model).set_params(missing_targets="drop").fit(X, INDICATORS)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nnfx.losses.mean_square_error,
+        functools.partial(nnfx.losses.huber, delta=2.0),
+        nnfx.losses.binary_cross_entropy_from_probabilities,
+    ],
+)
+def test_losses_whose_outputs_are_not_logits_are_refused(loss):
+    for labels in (NAMES, NAMES == "setosa", np.eye(3, dtype=int)[LABELS]):
+        with pytest.raises(ValueError, match="loss: expected a loss of logits, such as .*, got"):
+            Classifier(loss=loss, epochs=1).fit(X, labels)

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from sklearn.base import clone
@@ -63,3 +65,11 @@ def test_missing_targets_are_left_out():
     for output, known in enumerate(is_known.T):
         expected = columns @ np.linalg.lstsq(columns[known], targets[known, output])[0]
         np.testing.assert_allclose(model.predict(inputs)[:, output], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["datetime64[D]", "datetime64[ns]", "timedelta64[s]"])
+@pytest.mark.parametrize("missing_targets", ["error", "mask"])
+def test_times_are_not_numbers(dtype, missing_targets):
+    times = np.arange(6).astype(dtype)
+    with pytest.raises(TypeError, match=rf"y: expected numbers, got {re.escape(dtype)}; convert times"):
+        Regressor(epochs=1, missing_targets=missing_targets).fit(np.ones((6, 1)), times)

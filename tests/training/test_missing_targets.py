@@ -243,9 +243,6 @@ def test_class_weights_take_weights_of_one_column():
 
 
 def test_what_cannot_be_standardised_is_an_error():
-    sequences = nnfx.models.Sequences(np.ones((4, 3, 1)), np.array([1, 2, 3, 3]))
-    with pytest.raises(ValueError, match="standardize_targets: expected False for sequences with a target at every"):
-        nnfx.data.prepare(sequences, np.arange(12.0).reshape(4, 3, 1), standardize_targets=True)
     targets = np.array([[1.0, np.nan], [2.0, np.nan], [3.0, 4.0]])
     split = (np.array([0, 1]), np.array([2]))
     with pytest.raises(ValueError, match="targets: expected at least one known training value of every output"):

@@ -1,5 +1,7 @@
 """Numbers that a part needs at once, in Python, cannot be hyper-parameters: the errors say what to do."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -156,3 +158,18 @@ def test_a_run_prints_its_numbers_as_they_were_given(key):
     train = nnfx.fit(nnfx.models.perceptron(), nnfx.losses.mean_square_error, optax.sgd, epochs=1)
     data = nnfx.data.prepare(np.ones((4, 2)), np.zeros(4), standardize=False)
     assert "; learning_rate 0.1\n" in str(train(key, data, learning_rate=0.1))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [nnfx.losses.mean_square_error, nnfx.losses.mean_absolute_error, functools.partial(nnfx.losses.huber, delta=2.0)],
+)
+def test_codes_of_classes_are_not_numbers_to_regress_on(key, loss):
+    x = np.arange(12.0).reshape(6, 2)
+    train = nnfx.fit(nnfx.models.perceptron(), loss, optax.sgd, epochs=1)
+    message = "loss: expected a loss of classes, .* for the classes 'a', 'b', 'c', got "
+    with pytest.raises(TypeError, match=message):
+        train(key, nnfx.data.prepare(x, list("abcabc")), learning_rate=0.1)
+    with pytest.raises(TypeError, match=message):
+        nnfx.sweeps.sweep(train, nnfx.data.prepare(x, list("abcabc")), key=key, learning_rate=jnp.array([0.1, 0.2]))
+    train(key, nnfx.data.prepare(x, list("ababab")), learning_rate=0.1)  # 0 and 1: the Brier score and the like

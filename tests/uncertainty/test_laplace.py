@@ -164,7 +164,7 @@ def test_wrong_input_is_named(key):
     for name in ("noise", "prior_precision"):
         with pytest.raises(ValueError, match=f"{name}: expected a finite number above 0, got 0"):
             laplace.fit(LINEAR, variables, data, **{"noise": 1.0, "prior_precision": 1.0, name: 0.0}, layer="*")
-    with pytest.raises(ValueError, match="labels: expected integers"):
+    with pytest.raises(ValueError, match="data.targets: expected whole numbers from 0 to 1, got"):
         laplace.fit(LINEAR, variables, data, prior_precision=1.0, layer="*")
     with pytest.raises(ValueError, match="labels: expected labels from 0 to 1, got labels from 2 to 2"):
         laplace.fit(LINEAR, variables, batch(X, np.full(40, 2)), prior_precision=1.0, layer="*")
@@ -215,3 +215,17 @@ def test_weights_of_single_targets_are_for_regression():
             prior_precision=1.0,
             layer="kernel",
         )
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_labels_may_be_whole_numbers_of_any_dtype(classes):
+    labels = np.arange(40) % classes
+    model = models.perceptron(1 if classes == 2 else classes)
+    variables = model.init(jax.random.key(0), jnp.asarray(X, jnp.float32))
+    expected = laplace.fit(model, variables, batch(X, labels), prior_precision=ALPHA, layer="kernel").log_evidence
+    for dtype in (jnp.float32, jnp.float16, jnp.uint8):
+        given = batch(X, labels)._replace(targets=jnp.asarray(labels, dtype))
+        assert laplace.fit(model, variables, given, prior_precision=ALPHA, layer="kernel").log_evidence == expected
+    for wrong in (0.5, -1.0, np.nan):
+        with pytest.raises(ValueError, match="data.targets: expected "):
+            laplace.fit(model, variables, batch(X, np.append(labels[1:], wrong)), prior_precision=ALPHA, layer="kernel")

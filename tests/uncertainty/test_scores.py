@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,3 +154,19 @@ def test_scores_take_what_users_hold():
         series = door if door in (list, np.array, torch.tensor) else pandas.Series
         np.testing.assert_allclose(uncertainty.brier_score(door(p), series(labels)), [0.125, 1.125])
         assert uncertainty.expected_calibration_error(door(p), series(labels)) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(("dtype", "classes"), [(np.uint8, 256), (np.uint8, 300), (np.int8, 128)])
+def test_labels_of_few_bits(dtype, classes):
+    rng = np.random.default_rng(1)
+    labels = np.append(rng.integers(0, 100, 8), [0, min(classes - 1, np.iinfo(dtype).max)])
+    p = scipy.special.softmax(rng.normal(size=(10, classes)) + 9 * np.eye(classes)[labels], 1)
+    expected = {
+        "negative_log_likelihood": -np.log(p[np.arange(10), labels]),
+        "brier_score": ((p - np.eye(classes)[labels]) ** 2).sum(1),
+        "expected_calibration_error": abs(p.max(1).mean() - 1),  # all are right, and of one bin
+    }
+    for name, values in expected.items():
+        score = SCORES[name] if "error" not in name else functools.partial(SCORES[name], bins=1)
+        for ours in (score, jax.jit(score)):
+            np.testing.assert_allclose(ours(f32(p), jnp.asarray(labels.astype(dtype))), values, rtol=1e-4)
