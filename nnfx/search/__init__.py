@@ -2,7 +2,8 @@
 
 Each static choice needs its own program; hyper-parameters are traced. The points of a search that share their static
 choices are trained by one program, as a sweep (`nnfx.sweeps`), so that a search over three widths and a hundred
-learning rates compiles three programs rather than three hundred.
+learning rates compiles three programs rather than three hundred. While one program is compiled or run, the next one
+is compiled in the background.
 """
 
 import contextlib
@@ -30,6 +31,7 @@ from nnfx.search.result import Search, size_words
 from nnfx.search.space import Choice, Integer, Normal, Point, Space, When, check, draw, grid
 from nnfx.search.training import Trained, Trainer
 from nnfx.sweeps import Halving, LogUniform, Progress, Sweep, Uniform
+from nnfx.sweeps.ahead import Ahead
 from nnfx.training.fit import Fit
 from nnfx.types import Array
 
@@ -174,6 +176,7 @@ def search(
         save_every_seconds=save_every_seconds,
         skip_damaged=skip_damaged,
         title=title if is_shown else None,
+        ahead=Ahead(),
     )
     checks.positive_integer("seeds", seeds)
     for name, number in {"folds": folds, "budget": budget}.items():
@@ -206,7 +209,8 @@ def search(
         require_same(trainer.out, facts_of(key, seeds, folds) | facts)
     if is_shown and distributed.is_first():
         print(f"{title}: {sizes}")
-    found = _combined(trained)
+    with trainer.ahead:
+        found = _combined(trained)
     if trainer.out is not None:
         with contextlib.suppress(OSError):  # a finished search is returned even if its folder is read-only
             found.save(trainer.out / "members.csv")

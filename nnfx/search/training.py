@@ -11,15 +11,16 @@ import numpy as np
 
 from nnfx import checks
 from nnfx.data.prepare import Data
-from nnfx.search.claims import Job, run_shared
+from nnfx.search.claims import Job, run_here, run_shared
 from nnfx.search.descent import Descent, Visited
 from nnfx.search.dropping import Dropping
 from nnfx.search.plan import Round
 from nnfx.search.programs import Program, in_program
 from nnfx.search.together import Tables, Together
 from nnfx.sweeps import Progress, Sweep, sweep
+from nnfx.sweeps.ahead import Ahead
 from nnfx.sweeps.given import check, keeper_of, mesh_of, table_of
-from nnfx.sweeps.members import Members
+from nnfx.sweeps.members import Members, prepare
 from nnfx.sweeps.result import collect
 from nnfx.sweeps.table import Table
 from nnfx.types import Array
@@ -35,6 +36,7 @@ class Trainer:
 
     Attributes:
         title: the title of the progress bars, or None to show none.
+        ahead: compiles programs in the background.
     """
 
     data: Data
@@ -50,6 +52,7 @@ class Trainer:
     save_every_seconds: float | None
     skip_damaged: bool
     title: str | None
+    ahead: Ahead
 
     def check(self, programs: Sequence[Program], dropping: Dropping | None) -> list[Table]:
         """Check everything that can be checked before training, and return the members of each program.
@@ -101,23 +104,35 @@ class Trainer:
         trained = iter(self._shared([job for some in jobs for job in some]))
         return [[sweep for _ in some for sweep in next(trained)] for some in jobs]
 
-    def _shared(self, jobs: Sequence[tuple[str, Callable[[], T]]]) -> list[T]:
+    def _shared(self, jobs: Sequence[Job[T]]) -> list[T]:
         """Return the results of jobs, shared with other processes if there is a folder and all devices are local."""
         mesh = mesh_of(self.devices, self.devices_per_member)
         is_local = all(device.process_index == jax.process_index() for device in mesh.devices.flat)
-        if self.out is not None and is_local:
-            return run_shared([Job(self.out / name, run) for name, run in jobs])
-        return [run() for _, run in jobs]
+        return run_shared(jobs) if self.out is not None and is_local else run_here(jobs)
 
-    def _jobs(self, each: Round, programs: Sequence[Program]) -> list[tuple[str, Callable[[], list[Sweep]]]]:
-        """Return the jobs of a round, with their folders: one per program, or one for all if points are dropped."""
+    def _jobs(self, each: Round, programs: Sequence[Program]) -> list[Job[list[Sweep]]]:
+        """Return the jobs of a round: one per program, or one for all if points are dropped."""
         if each.dropping is not None:
-            return [(each.name, partial(self._together, each, programs, each.dropping))]
+            return [Job(self._place(each.name), partial(self._together, each, programs, each.dropping))]
         names = [f"{each.name}/{i:02d}-{program.folder}".strip("-/") for i, program in enumerate(programs)]
         return [
-            (name, partial(self._alone, name, each, program, f"{i + 1}/{len(programs)}"))
+            Job(
+                self._place(name),
+                partial(self._alone, name, each, program, f"{i + 1}/{len(programs)}"),
+                partial(self._prepare, program),
+            )
             for i, (name, program) in enumerate(zip(names, programs, strict=True))
         ]
+
+    def _place(self, name: str) -> Path:
+        """Return the folder of a job; a relative path that is not used if the search has no folder."""
+        return (self.out or Path()) / name
+
+    def _prepare(self, program: Program) -> None:
+        """Begin to compile the programs of a sweep in the background."""
+        mesh = mesh_of(self.devices, self.devices_per_member)
+        table = Table.of(program.fit, self.data, self.key, self.seeds, self.folds, program.columns, mesh)
+        prepare(program.fit, table, self.at_once, self.ahead)
 
     def _alone(self, place: str, each: Round, program: Program, count: str) -> list[Sweep]:
         """Train one program to the end."""
@@ -147,7 +162,7 @@ class Trainer:
         tables = self.check(programs, dropping)
         look_every = int(np.gcd.reduce([*dropping.rungs, *(program.fit.epochs for program in programs)]))
         members = [
-            Members(program.fit, table, look_every, {}, self.at_once, self.memory)
+            Members(program.fit, table, look_every, {}, self.at_once, self.memory, self.ahead)
             for program, table in zip(programs, tables, strict=True)
         ]
         together = Together(programs, members, dropping)
@@ -173,7 +188,10 @@ class Trainer:
         """Descend from all points of each program, and return the points visited."""
         names = [f"descent/{i:02d}-{each.program.folder}".strip("-") for i, each in enumerate(descents)]
         return self._shared(
-            [(name, partial(self._descend, name, each)) for name, each in zip(names, descents, strict=True)]
+            [
+                Job(self._place(name), partial(self._descend, name, each), partial(each.prepare, self.ahead))
+                for name, each in zip(names, descents, strict=True)
+            ]
         )
 
     def _descend(self, place: str, descent: Descent) -> Visited:

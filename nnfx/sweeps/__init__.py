@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 from nnfx import checks
 from nnfx.data.prepare import Data
 from nnfx.sessions.folder import refuse_search
+from nnfx.sweeps.ahead import Ahead
 from nnfx.sweeps.ensemble import Ensemble
 from nnfx.sweeps.given import check, keeper_of, mesh_of, table_of
 from nnfx.sweeps.halving import Halving
@@ -137,14 +138,15 @@ def sweep(
     if keeper.out is not None:
         refuse_search(keeper.out)
     quotas = {} if halving is None else halving.quotas(table.width)
-    members = Members(fit, table, epochs_per_chunk, quotas, at_once, memory)
     running = table.running()
 
     def look(table: Table) -> None:
         if on_chunk is not None and (table.done % epochs_per_chunk == 0 or members.has_ended(table)):
             on_chunk(Progress(table.done, fit.epochs, table.running(), running, lambda: collect(fit, table)))
 
-    result = collect(fit, keeper(members, look=look))
+    with Ahead() as ahead:
+        members = Members(fit, table, epochs_per_chunk, quotas, at_once, memory, ahead)
+        result = collect(fit, keeper(members, look=look))
     if keeper.out is not None:
         with contextlib.suppress(OSError):  # a finished sweep is returned even if its folder is read-only
             result.save(keeper.out / "members.csv")

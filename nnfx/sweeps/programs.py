@@ -6,6 +6,8 @@ fold of each group; and the values that all members share.
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +16,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jax.stages import Compiled
+from jax.stages import Compiled, Lowered
 
 from nnfx import memo
 from nnfx.data.folds import Folds
@@ -22,6 +24,7 @@ from nnfx.data.prepare import Preprocess
 from nnfx.mapping import one_by_one, side_by_side
 from nnfx.stopping import Clock
 from nnfx.sweeps import last_axis
+from nnfx.sweeps.ahead import Ahead
 from nnfx.sweeps.last_axis_rules import LONGEST_SUM
 from nnfx.training.data_parallel import AXIS, data_parallel
 from nnfx.training.epochs import RUNNING, RunState, run_epochs_until, start
@@ -125,21 +128,30 @@ class Program:
         )
         self._shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
         self._jitted = jax.jit(spread, in_shardings=self._shardings)
-        self._compiled: dict[Any, Compiled] = {}
+        self._is_local = all(device.process_index == jax.process_index() for device in mesh.devices.flat)
+        self._compiled: dict[Any, Compiled | Future[Compiled]] = {}
 
     def compiled(self, members: Any, groups: Groups, shared: Any) -> Compiled:
         """Return the program for tables of this shape; the arguments may be mere shapes."""
-        leaves, tree = jax.tree.flatten((members, groups, shared))
-        signature = (tree, tuple((np.shape(leaf), jax.dtypes.result_type(leaf)) for leaf in leaves))
-        if signature not in self._compiled:
-            lowered, options = self._jitted.lower(members, groups, shared), dict(self._options(members, shared))
-            try:
-                self._compiled[signature] = lowered.compile(options)
-            except jax.errors.JaxRuntimeError:
-                if not options:
-                    raise
-                self._compiled[signature] = lowered.compile()
-        return self._compiled[signature]
+        signature = _signature(members, groups, shared)
+        found = self._compiled.get(signature)
+        if isinstance(found, Future):
+            found = _waited_for(found)
+        if found is None:
+            found = _compile(*self._lowered(members, groups, shared))
+        self._compiled[signature] = found
+        return found
+
+    def prepare(self, ahead: Ahead, members: Any, groups: Groups, shared: Any) -> None:
+        """Begin to compile the program for tables of this shape in the background, unless it has been compiled."""
+        signature = _signature(members, groups, shared)
+        # processes that compile one program together have to begin it at the same time
+        if self._is_local and signature not in self._compiled:
+            self._compiled[signature] = ahead.compile(partial(_compile, *self._lowered(members, groups, shared)))
+
+    def _lowered(self, members: Any, groups: Groups, shared: Any) -> tuple[Lowered, dict[str, Any]]:
+        """Return the program as traced, and the options to compile it with."""
+        return self._jitted.lower(members, groups, shared), dict(self._options(members, shared))
 
     def shapes(self, members: Any, groups: Groups, shared: Any) -> Any:
         """Return the shapes of the results."""
@@ -158,6 +170,30 @@ class Program:
         members, groups, shared = jax.device_put((members, groups, shared), self._shardings)
         results, _ = self.compiled(members, groups, shared)(members, groups, shared)
         return results if self._finish is None else self._finish(members, results)
+
+
+def _signature(members: Any, groups: Groups, shared: Any) -> Any:
+    """Return what a compiled program depends on: the structure, shapes and dtypes of its arguments."""
+    leaves, tree = jax.tree.flatten((members, groups, shared))
+    return tree, tuple((np.shape(leaf), jax.dtypes.result_type(leaf)) for leaf in leaves)
+
+
+def _waited_for(future: "Future[Compiled]") -> Compiled | None:
+    """Return a program that is compiled in the background; None if it failed, or if no thread began before its end."""
+    try:
+        return future.result()
+    except Exception:  # raised again, where it is noticed, by compiling again
+        return None
+
+
+def _compile(lowered: Lowered, options: dict[str, Any]) -> Compiled:
+    """Compile with options, or without them if this release of XLA lacks one."""
+    try:
+        return lowered.compile(options)
+    except jax.errors.JaxRuntimeError:
+        if not options:
+            raise
+        return lowered.compile()
 
 
 class Programs:
