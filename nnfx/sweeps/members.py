@@ -16,8 +16,8 @@ from nnfx.sweeps.activation_bytes import is_large
 from nnfx.sweeps.ahead import Ahead
 from nnfx.sweeps.halving import ranked
 from nnfx.sweeps.programs import fold_data, programs_of
-from nnfx.sweeps.slices import fitting_shape, free_memory, in_slices
-from nnfx.sweeps.table import Table
+from nnfx.sweeps.slices import fitting_shape, free_memory, in_slices, resized
+from nnfx.sweeps.table import ANY, LAST, Packing, Table
 from nnfx.training.driver import History, Program
 from nnfx.training.fit import Fit
 from nnfx.training.in_memory import LONGEST, InMemory
@@ -75,6 +75,7 @@ class Members(Program[Table]):
         self.prepare()
         programs = programs_of(self._fit, table.mesh, table.axis, self._at_once)
         shapes = programs.start.shapes(table.hyper, table.groups, self._shared)
+        self._prepare_next(table, shapes)
         table.state = in_slices(programs.start, self._slice(table, shapes), table.hyper, table.groups, self._shared)
         return table
 
@@ -88,8 +89,9 @@ class Members(Program[Table]):
         table.record(measured, until)
         if until in self._quotas:
             table.drop_all_but(ranked(table.best_losses())[: self._quotas[until]])
-        if until % self.pause_every == 0 and until < self.total:
-            table.pack()
+        is_due = until % self.pause_every == 0 and until < self.total
+        if is_due and table.pack(self._packing(table, table.state)):
+            self._prepare_next(table, table.state)
         return table
 
     def prepare(self, table: Table | None = None) -> None:
@@ -165,6 +167,19 @@ class Members(Program[Table]):
         """The programs of one member on one device, lowered but not compiled."""
         train, valid, _ = fold_data(self._beginning.fixed, jnp.asarray(0))
         return InMemory(self._fit, self.key, train, valid, _first_point(self._beginning)).lowered
+
+    def _packing(self, table: Table, state: Any) -> Packing:
+        programs = programs_of(self._fit, table.mesh, table.axis, self._at_once)
+        return LAST if programs.is_small((state, table.hyper), self._shared) else ANY
+
+    def _prepare_next(self, table: Table, state: Any) -> None:
+        """Begin to compile the program for the smaller table after the next rung at which it is packed."""
+        for rung, points in self._quotas.items():
+            smaller = table.after(points, self._packing(table, state)) if rung > table.done else None
+            if smaller is not None:
+                members = resized((state, smaller.hyper), *smaller.member.shape)
+                self._advance(smaller).prepare(self._ahead, members, smaller.groups, _arguments(self._shared))
+                return
 
     def _advance(self, table: Table) -> Any:
         return programs_of(self._fit, table.mesh, table.axis, self._at_once).advance

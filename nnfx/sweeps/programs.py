@@ -213,7 +213,7 @@ class Programs:
         self._mesh = mesh
         self._axis, self._at_once = axis, at_once
         self.start = self._program(self._start)
-        self.advance = self._program(self._advance, _with_nan, self._is_small)
+        self.advance = self._program(self._advance, _with_nan, self.is_small)
 
     def _program(
         self,
@@ -232,7 +232,7 @@ class Programs:
 
         return Program(over_table, self._mesh, self._axis, finish, options)
 
-    def _is_small(self, members: tuple[RunState, Hyper], shared: tuple[Array, Fixed, Array, Array, Clock]) -> bool:
+    def is_small(self, members: tuple[RunState, Hyper], shared: Any) -> bool:
         """Return whether members are better trained with their axis last, as small networks on CPUs are."""
         state, _ = members
         height, width = state.epoch.shape

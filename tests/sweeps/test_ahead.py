@@ -11,7 +11,7 @@ import pytest
 
 import nnfx
 from nnfx.search import search
-from nnfx.sweeps import programs, sweep
+from nnfx.sweeps import Halving, programs, sweep
 from nnfx.sweeps.ahead import Ahead
 from tests.search.searches import same
 from tests.sessions.sessions import bits
@@ -28,8 +28,8 @@ def maker(model=None):
     """Return a new `make`, none of whose programs has been compiled."""
     model = model or nnfx.models.perceptron()
     return functools.cache(
-        lambda epochs: nnfx.fit(model, nnfx.losses.binary_cross_entropy, optax.sgd, epochs=epochs)
-    )  # fmt: skip
+        lambda epochs: nnfx.fit(model, nnfx.losses.binary_cross_entropy, optax.sgd, epochs=epochs, batch_size=3)
+    )
 
 
 def threads():
@@ -144,3 +144,22 @@ def test_a_sweep_compiles_both_of_its_programs_in_the_background(without, compil
     assert compiled == ["nnfx-compile"] * 2
     assert not threads()
     assert bits((found.variables, found.histories)) == bits((third.variables, third.histories))
+
+
+def test_halving_of_small_networks_has_few_programs_and_the_bits_of_the_sweep_that_drops_no_point(compiled):
+    fit, rates = maker()(4), np.geomspace(0.01, 1, 128)
+    halved = sweep(fit, DATA, halving=Halving((1, 2, 3), 1 / 4), learning_rate=rates, **ONE)
+    assert compiled == ["nnfx-compile"] * 3, "one to start, and for 128 and 32 points; those of 8 and 2 stay with 32"
+    whole = sweep(fit, DATA, learning_rate=rates, epochs_per_chunk=1, **ONE)
+    assert len(compiled) == 3
+    for name, values in halved.histories.items():
+        was_run = ~np.isnan(values)
+        assert was_run.sum(0).tolist() == [128, 32, 8, 2]
+        assert values[was_run].tobytes() == whole.histories[name][was_run].tobytes()
+
+
+def test_halving_of_other_networks_compiles_every_size_ahead(compiled):
+    rates = np.geomspace(0.01, 1, 16)
+    halved = sweep(maker()(3), DATA, halving=Halving((1, 2), 1 / 4), learning_rate=rates, **ONE)
+    assert compiled == ["nnfx-compile"] * 4, "one to start, and for 16, 4 and 1 points"
+    assert sorted(row["epochs"] for row in halved.rows) == [1] * 12 + [2] * 3 + [3]
