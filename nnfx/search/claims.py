@@ -59,7 +59,7 @@ def run_shared(jobs: Sequence[Job[T]]) -> list[T]:
         for i, job in enumerate(jobs):
             if i not in results:
                 new = [each for each in jobs[i : i + 2] if not each.place.exists()]  # nobody has begun them
-                with _claimed(job.place) as is_mine:
+                with claimed(job.place) as is_mine:
                     if is_mine:
                         for each in new:
                             each.prepare()
@@ -71,7 +71,7 @@ def run_shared(jobs: Sequence[Job[T]]) -> list[T]:
 
 
 @contextlib.contextmanager
-def _claimed(place: Path) -> Iterator[bool]:
+def claimed(place: Path) -> Iterator[bool]:
     """Try to lock a folder, created if missing, and yield whether this succeeded; a read-only folder needs no lock."""
     with contextlib.ExitStack() as closing:
         try:

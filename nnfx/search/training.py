@@ -1,25 +1,28 @@
 """Train the points of a search: each program as a sweep, or all together if points are dropped during training."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
 
-from nnfx import checks
+from nnfx import checks, distributed
 from nnfx.data.prepare import Data
 from nnfx.search.claims import Job, run_here, run_shared
 from nnfx.search.descent import Descent, Visited
 from nnfx.search.dropping import Dropping
 from nnfx.search.plan import Round
 from nnfx.search.programs import Program, in_program
+from nnfx.search.stopwatch import Stopwatch
 from nnfx.search.together import Tables, Together
-from nnfx.sweeps import Progress, Sweep, sweep
+from nnfx.sessions.keeper import Keeper
+from nnfx.sweeps import Progress, Sweep
 from nnfx.sweeps.ahead import Ahead
-from nnfx.sweeps.given import check, keeper_of, mesh_of, table_of
+from nnfx.sweeps.given import check, epochs_per_chunk, keeper_of, mesh_of, table_of
 from nnfx.sweeps.members import Members, prepare
 from nnfx.sweeps.result import collect
 from nnfx.sweeps.table import Table
@@ -37,6 +40,7 @@ class Trainer:
     Attributes:
         title: the title of the progress bars, or None to show none.
         ahead: compiles programs in the background.
+        watch: measures the time, if the budget is one of seconds.
     """
 
     data: Data
@@ -53,6 +57,7 @@ class Trainer:
     skip_damaged: bool
     title: str | None
     ahead: Ahead
+    watch: Stopwatch
 
     def check(self, programs: Sequence[Program], dropping: Dropping | None) -> list[Table]:
         """Check everything that can be checked before training, and return the members of each program.
@@ -90,6 +95,18 @@ class Trainer:
         """The number of members of each point: seeds times folds."""
         return self.seeds * (self.folds or 1)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether this process can use all devices by itself."""
+        mesh = mesh_of(self.devices, self.devices_per_member)
+        return all(device.process_index == jax.process_index() for device in mesh.devices.flat)
+
+    def has_time(self, number: int, cost: float) -> bool:
+        """Return whether there is time for a round of the given number and cost; the same in all processes."""
+        if self.is_local:
+            return self.watch.begin(number, cost)
+        return distributed.agree(distributed.is_first() and self.watch.begin(number, cost))
+
     def train(self, each: Round, programs: Sequence[Program]) -> list[Sweep]:
         """Train the points of a round, and return the result of each program."""
         return self.train_all([(each, programs)])[0]
@@ -106,9 +123,7 @@ class Trainer:
 
     def _shared(self, jobs: Sequence[Job[T]]) -> list[T]:
         """Return the results of jobs, shared with other processes if there is a folder and all devices are local."""
-        mesh = mesh_of(self.devices, self.devices_per_member)
-        is_local = all(device.process_index == jax.process_index() for device in mesh.devices.flat)
-        return run_shared(jobs) if self.out is not None and is_local else run_here(jobs)
+        return run_shared(jobs) if self.out is not None and self.is_local else run_here(jobs)
 
     def _jobs(self, each: Round, programs: Sequence[Program]) -> list[Job[list[Sweep]]]:
         """Return the jobs of a round: one per program, or one for all if points are dropped."""
@@ -135,27 +150,29 @@ class Trainer:
         prepare(program.fit, table, self.at_once, self.ahead)
 
     def _alone(self, place: str, each: Round, program: Program, count: str) -> list[Sweep]:
-        """Train one program to the end."""
+        """Train one program to the end, as `nnfx.sweeps.sweep` does."""
+        fit, (table,) = program.fit, self.check([program], None)
+        chunk, everyone = epochs_per_chunk(fit), table.running()
+        members = Members(fit, table, chunk, {}, self.at_once, self.memory, self.ahead)
+
+        def look(table: Table) -> None:
+            self.watch.tick()
+            if self.on_chunk is not None and (table.done % chunk == 0 or members.has_ended(table)):
+                self.on_chunk(Progress(table.done, fit.epochs, table.running(), everyone, lambda: collect(fit, table)))
+
         words = [self.title or "", each.name, count, program.words]
-        title: Any = self.title is not None and " ".join(filter(None, words))
-        trained = sweep(
-            program.fit,
-            self.data,
-            key=self.key,
-            seeds=self.seeds,
-            folds=self.folds,
-            points=program.columns or None,
-            devices=self.devices,
-            devices_per_member=self.devices_per_member,
-            at_once=self.at_once,
-            memory=self.memory,
-            on_chunk=self.on_chunk,
-            out=None if self.out is None else self.out / place,
-            save_every_seconds=self.save_every_seconds,
-            skip_damaged=self.skip_damaged,
-            progress=title,
-        )
+        title = self.title is not None and " ".join(filter(None, words))
+        keeper = self._keeper(place, title)
+        trained = collect(fit, keeper(members, look=look))
+        if keeper.out is not None:
+            with contextlib.suppress(OSError):  # a finished program is returned even if its folder is read-only
+                trained.save(keeper.out / "members.csv")
         return [trained]
+
+    def _keeper(self, place: str, title: bool | str) -> Keeper:
+        """Return the keeper of a job with the given folder, which shows a progress bar if it has a title."""
+        out = None if self.out is None else self.out / place
+        return keeper_of(out, self.save_every_seconds, self.skip_damaged, title, tensorboard=False, kind="search")
 
     def _together(self, each: Round, programs: Sequence[Program], dropping: Dropping) -> list[Sweep]:
         """Train all programs together, and rank the points of all programs at each rung."""
@@ -169,18 +186,11 @@ class Trainer:
         everyone = sum(table.members for table in tables)
 
         def look(state: Tables) -> None:
+            self.watch.tick()
             if self.on_chunk is not None and (state.done % look_every == 0 or together.has_ended(state)):
                 self.on_chunk(Progress(state.done, together.total, together.running(state), everyone))
 
-        is_shown: bool | str = self.title is not None and f"{self.title} {each.name}".strip()
-        keeper = keeper_of(
-            None if self.out is None else self.out / each.name,
-            self.save_every_seconds,
-            self.skip_damaged,
-            is_shown,
-            tensorboard=False,
-            kind="search",
-        )
+        keeper = self._keeper(each.name, self.title is not None and f"{self.title} {each.name}".strip())
         state = keeper(together, look=look)
         return [collect(program.fit, table) for program, table in zip(programs, state.tables, strict=True)]
 
@@ -198,16 +208,10 @@ class Trainer:
         members = descent.members
 
         def look(visited: Visited) -> None:
+            self.watch.tick()
             if self.on_chunk is not None:
                 running = 0 if descent.has_ended(visited) else members
                 self.on_chunk(Progress(visited.done, descent.total, running, members))
 
-        keeper = keeper_of(
-            None if self.out is None else self.out / place,
-            self.save_every_seconds,
-            self.skip_damaged,
-            self.title is not None and f"{self.title} descent {descent.program.words}".strip(),
-            tensorboard=False,
-            kind="search",
-        )
+        keeper = self._keeper(place, self.title is not None and f"{self.title} descent {descent.program.words}".strip())
         return keeper(descent, look=look)
