@@ -125,7 +125,7 @@ class Descent(driver.Program[Visited]):
         everywhere = NamedSharding(table.mesh, PartitionSpec())
         self._shared = jax.device_put((table.key, table.fixed), everywhere)
         self._shape: tuple[int, int] | None = None
-        self._members = Members(program.fit, table, program.fit.epochs, {}, self._at_once, memory, Ahead())
+        self._members = Members(program.fit, table, program.fit.epochs, {}, self._at_once, memory, Ahead(), drops=False)
         plan = {
             "scales": str({name: scale.range for name, scale in scales.items()}),
             "method": str(method),
@@ -281,7 +281,7 @@ def _slopes(fit: Fit, names: tuple[str, ...], mesh: Any, axis: int, at_once: int
 
         return side_by_side(in_group, (members, groups), groups_at_once), ()
 
-    return programs.Program(over_table, mesh, axis, finish=None)
+    return programs.Program(over_table, mesh, axis)
 
 
 def scales_of(space: Space, program: Program) -> dict[str, Scale]:

@@ -147,13 +147,13 @@ class Trainer:
         """Begin to compile the programs of a sweep in the background."""
         mesh = mesh_of(self.devices, self.devices_per_member)
         table = Table.of(program.fit, self.data, self.key, self.seeds, self.folds, program.columns, mesh)
-        prepare(program.fit, table, self.at_once, self.ahead)
+        prepare(program.fit, table, self.at_once, self.ahead, drops=False)
 
     def _alone(self, place: str, each: Round, program: Program, count: str) -> list[Sweep]:
         """Train one program to the end, as `nnfx.sweeps.sweep` does."""
         fit, (table,) = program.fit, self.check([program], None)
         chunk, everyone = epochs_per_chunk(fit), table.running()
-        members = Members(fit, table, chunk, {}, self.at_once, self.memory, self.ahead)
+        members = Members(fit, table, chunk, {}, self.at_once, self.memory, self.ahead, drops=False)
 
         def look(table: Table) -> None:
             self.watch.tick()
@@ -179,7 +179,7 @@ class Trainer:
         tables = self.check(programs, dropping)
         look_every = int(np.gcd.reduce([*dropping.rungs, *(program.fit.epochs for program in programs)]))
         members = [
-            Members(program.fit, table, look_every, {}, self.at_once, self.memory, self.ahead)
+            Members(program.fit, table, look_every, {}, self.at_once, self.memory, self.ahead, drops=True)
             for program, table in zip(programs, tables, strict=True)
         ]
         together = Together(programs, members, dropping)

@@ -146,7 +146,7 @@ def sweep(
             on_chunk(Progress(table.done, fit.epochs, table.running(), running, lambda: collect(fit, table)))
 
     with Ahead() as ahead:
-        members = Members(fit, table, epochs_per_chunk, quotas, at_once, memory, ahead)
+        members = Members(fit, table, epochs_per_chunk, quotas, at_once, memory, ahead, drops=bool(quotas))
         result = collect(fit, keeper(members, look=look))
     if keeper.out is not None:
         with contextlib.suppress(OSError):  # a finished sweep is returned even if its folder is read-only

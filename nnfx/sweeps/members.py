@@ -15,7 +15,7 @@ from nnfx.stopping import Clock
 from nnfx.sweeps.activation_bytes import is_large
 from nnfx.sweeps.ahead import Ahead
 from nnfx.sweeps.halving import ranked
-from nnfx.sweeps.programs import fold_data, programs_of
+from nnfx.sweeps.programs import Programs, fold_data, programs_of
 from nnfx.sweeps.slices import fitting_shape, free_memory, in_slices, resized
 from nnfx.sweeps.table import ANY, LAST, Packing, Table
 from nnfx.training.driver import History, Program
@@ -35,6 +35,7 @@ class Members(Program[Table]):
         at_once: the number of members that a device trains side by side; None for the best number.
         memory: the number of bytes that each device may use; None for most of its free memory.
         ahead: compiles programs in the background.
+        drops: whether the host may drop members, at the rungs of the quotas or by `Table.drop_all_but`.
     """
 
     kind = "sweep"
@@ -50,11 +51,12 @@ class Members(Program[Table]):
         at_once: int | None,
         memory: int | None,
         ahead: Ahead,
+        drops: bool,
     ) -> None:
         self.recipe, self.key, self.hyper = fit, table.key, dict(table.points)
         self.longest, self.pause_every = min(fit.epochs, LONGEST), look_every
         self._fit, self._beginning, self._quotas = fit, table, quotas
-        self._at_once, self._ahead = at_once_of(fit, table, at_once), ahead
+        self._at_once, self._ahead, self._drops = at_once_of(fit, table, at_once), ahead, drops
         self._memory = free_memory(tuple(table.mesh.devices.flat)) if memory is None else memory
         everywhere = NamedSharding(table.mesh, PartitionSpec())
         self._shared = jax.device_put((table.key, table.fixed), everywhere)
@@ -73,7 +75,7 @@ class Members(Program[Table]):
         """Return the table of all members in their initial state."""
         table = dataclasses.replace(self._beginning, history={})
         self.prepare()
-        programs = programs_of(self._fit, table.mesh, table.axis, self._at_once)
+        programs = self._programs(table)
         shapes = programs.start.shapes(table.hyper, table.groups, self._shared)
         self._prepare_next(table, shapes)
         table.state = in_slices(programs.start, self._slice(table, shapes), table.hyper, table.groups, self._shared)
@@ -83,10 +85,9 @@ class Members(Program[Table]):
         """Train until the table has completed `until` epochs; then drop points if this is a rung, and pack if due."""
         advance, arguments = self._advance(table), _arguments(self._shared, table.done, until, clock)
         shape = self._slice(table, table.state)
-        state, history = in_slices(advance, shape, (table.state, table.hyper), table.groups, arguments)
-        measured = jax.tree.map(np.asarray, history)
-        table.state = state
-        table.record(measured, until)
+        before = np.array(table.state.epoch)
+        table.state, history = in_slices(advance, shape, (table.state, table.hyper), table.groups, arguments)
+        table.record(jax.tree.map(np.asarray, history), until, np.asarray(table.state.epoch) - before)
         if until in self._quotas:
             table.drop_all_but(ranked(table.best_losses())[: self._quotas[until]])
         is_due = until % self.pause_every == 0 and until < self.total
@@ -97,7 +98,7 @@ class Members(Program[Table]):
     def prepare(self, table: Table | None = None) -> None:
         """Begin to compile, in the background, what advances a table, or what starts and advances the first one."""
         if table is None:
-            prepare(self._fit, self._beginning, self._at_once, self._ahead)
+            prepare(self._fit, self._beginning, self._at_once, self._ahead, self._drops)
         elif not self.has_ended(table):
             members = table.state, table.hyper
             self._advance(table).prepare(self._ahead, members, table.groups, _arguments(self._shared))
@@ -131,7 +132,7 @@ class Members(Program[Table]):
     def expected(self, noted: Mapping[str, Any]) -> dict[str, Any]:
         """Return a template for the arrays of a checkpoint."""
         table = self._beginning
-        programs = programs_of(self._fit, table.mesh, table.axis, self._at_once)
+        programs = self._programs(table)
         given = (table.hyper, table.groups, self._shared)
         state = programs.start.shapes(*given)
         _, history = programs.advance.shapes((state, table.hyper), table.groups, _arguments(self._shared))
@@ -169,7 +170,7 @@ class Members(Program[Table]):
         return InMemory(self._fit, self.key, train, valid, _first_point(self._beginning)).lowered
 
     def _packing(self, table: Table, state: Any) -> Packing:
-        programs = programs_of(self._fit, table.mesh, table.axis, self._at_once)
+        programs = self._programs(table)
         return LAST if programs.is_small((state, table.hyper), self._shared) else ANY
 
     def _prepare_next(self, table: Table, state: Any) -> None:
@@ -181,8 +182,11 @@ class Members(Program[Table]):
                 self._advance(smaller).prepare(self._ahead, members, smaller.groups, _arguments(self._shared))
                 return
 
+    def _programs(self, table: Table) -> Programs:
+        return programs_of(self._fit, table.mesh, table.axis, self._at_once, self._drops)
+
     def _advance(self, table: Table) -> Any:
-        return programs_of(self._fit, table.mesh, table.axis, self._at_once).advance
+        return self._programs(table).advance
 
     def _slice(self, table: Table, state: Any) -> tuple[int, int]:
         """Return the shape of the slices in which the table is advanced."""
@@ -195,7 +199,7 @@ class Members(Program[Table]):
         return self._slices[size]
 
 
-def prepare(fit: Fit, table: Table, at_once: int | None, ahead: Ahead) -> None:
+def prepare(fit: Fit, table: Table, at_once: int | None, ahead: Ahead, drops: bool) -> None:
     """Begin to compile the programs of a sweep in the background, given its members in their initial layout.
 
     An error of tracing is not raised: the sweep itself will raise it when it needs the program.
@@ -205,10 +209,11 @@ def prepare(fit: Fit, table: Table, at_once: int | None, ahead: Ahead) -> None:
         table: the members in their initial layout.
         at_once: the number of members that a device trains side by side; None for the best number.
         ahead: compiles the programs.
+        drops: whether the host may drop members.
     """
     with contextlib.suppress(Exception):
         shared = table.key, table.fixed
-        programs = programs_of(fit, table.mesh, table.axis, at_once_of(fit, table, at_once))
+        programs = programs_of(fit, table.mesh, table.axis, at_once_of(fit, table, at_once), drops)
         state = programs.start.shapes(table.hyper, table.groups, shared)
         programs.advance.prepare(ahead, (state, table.hyper), table.groups, _arguments(shared))
         programs.start.prepare(ahead, table.hyper, table.groups, shared)

@@ -30,7 +30,6 @@ from nnfx.training.data_parallel import AXIS, data_parallel
 from nnfx.training.epochs import RUNNING, RunState, run_epochs_until, start
 from nnfx.training.fit import Fit
 from nnfx.training.in_memory import LONGEST
-from nnfx.training.run import padded
 from nnfx.training.step import split_key
 from nnfx.types import Array, Batch, Hyper
 
@@ -101,7 +100,7 @@ class Program:
         mesh: the mesh over whose axis `MEMBERS` the members are spread; if it has another axis, XLA splits the batches
             of each member over that.
         axis: 0 to spread the groups, 1 to spread the points.
-        finish: changes the results on the host, `(members, results) -> results`; or None.
+        donate: whether `members` is a pair whose first part may be overwritten by results of the same shapes.
         options: the options of the compiler, given the shapes of members and shared values; a release of XLA that
             lacks one compiles without.
     """
@@ -111,10 +110,10 @@ class Program:
         function: Callable[..., Any],
         mesh: Mesh,
         axis: int,
-        finish: Callable[[Any, Any], Any] | None = None,
+        donate: bool = False,
         options: Callable[[Any, Any], Mapping[str, Any]] = lambda *_: {},
     ) -> None:
-        self._finish, self._options = finish, options
+        self._donate, self._options = donate, options
         over_table = P(MEMBERS) if axis == 0 else P(None, MEMBERS)
         specs = (over_table, P(MEMBERS) if axis == 0 else P(), P())
         # each device has its share of the members; they do not communicate
@@ -127,7 +126,14 @@ class Program:
             check_vma=False,
         )
         self._shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
-        self._jitted = jax.jit(spread, in_shardings=self._shardings)
+        if donate:
+            self._jitted = jax.jit(
+                lambda first, second, *others: spread((first, second), *others),
+                in_shardings=(self._shardings[0], *self._shardings),
+                donate_argnums=0,
+            )
+        else:
+            self._jitted = jax.jit(spread, in_shardings=self._shardings)
         self._is_local = all(device.process_index == jax.process_index() for device in mesh.devices.flat)
         self._compiled: dict[Any, Compiled | Future[Compiled]] = {}
 
@@ -151,25 +157,31 @@ class Program:
 
     def _lowered(self, members: Any, groups: Groups, shared: Any) -> tuple[Lowered, dict[str, Any]]:
         """Return the program as traced, and the options to compile it with."""
-        return self._jitted.lower(members, groups, shared), dict(self._options(members, shared))
+        return self._jitted.lower(*self._given(members, groups, shared)), dict(self._options(members, shared))
+
+    def _given(self, members: Any, groups: Groups, shared: Any) -> tuple[Any, ...]:
+        """Return the arguments of the jitted function, in which what is donated is one of its own."""
+        return (*members, groups, shared) if self._donate else (members, groups, shared)
 
     def shapes(self, members: Any, groups: Groups, shared: Any) -> Any:
         """Return the shapes of the results."""
-        return jax.eval_shape(self._jitted, members, groups, shared)[0]
+        return jax.eval_shape(self._jitted, *self._given(members, groups, shared))[0]
 
     def bytes_needed(self, members: Any, groups: Groups, shared: Any) -> int:
         """Return how many bytes a device needs for such a table, as reported by the compiler; 0 if unknown."""
         analysis = self.compiled(members, groups, shared).memory_analysis()
         if analysis is None:
             return 0
-        return int(analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes)
+        held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
+        return int(held - analysis.alias_size_in_bytes)
 
     def __call__(self, members: Any, groups: Groups, shared: Any) -> Any:
-        """Run the program."""
+        """Run the program; arrays of `members` that are donated are deleted, unless NumPy arrays share their memory."""
         # arrays on the host are placed on the devices first: with several processes, the program cannot do so
         members, groups, shared = jax.device_put((members, groups, shared), self._shardings)
-        results, _ = self.compiled(members, groups, shared)(members, groups, shared)
-        return results if self._finish is None else self._finish(members, results)
+        compiled = self.compiled(members, groups, shared)
+        results, _ = compiled(*self._given(members, groups, shared))
+        return results
 
 
 def _signature(members: Any, groups: Groups, shared: Any) -> Any:
@@ -205,20 +217,22 @@ class Programs:
         axis: 0 to spread the groups, 1 to spread the points.
         at_once: the number of members that a device trains side by side, with the others following in a loop; None for
             all.
+        drops: whether the host may drop members, which then stay unchanged. If it drops none, their state is updated
+            in place, which halves the memory; if the program fails, the state is lost.
     """
 
-    def __init__(self, fit: Fit, mesh: Mesh, axis: int, at_once: int | None) -> None:
+    def __init__(self, fit: Fit, mesh: Mesh, axis: int, at_once: int | None, drops: bool) -> None:
         # the sweep decides how devices are used, not the run itself
         self._recipe = dataclasses.replace(fit, parallel=data_parallel if AXIS in mesh.axis_names else None)
         self._mesh = mesh
-        self._axis, self._at_once = axis, at_once
+        self._axis, self._at_once, self._drops = axis, at_once, drops
         self.start = self._program(self._start)
-        self.advance = self._program(self._advance, _with_nan, self.is_small)
+        self.advance = self._program(self._advance, donate=not drops, is_small=self.is_small)
 
     def _program(
         self,
         in_group: InGroup,
-        finish: Callable[[Any, Any], Any] | None = None,
+        donate: bool = False,
         is_small: Callable[[Any, Any], bool] = lambda *_: False,
     ) -> Program:
         def over_table(members: Any, groups: Groups, shared: Any) -> tuple[Any, Any]:
@@ -230,7 +244,7 @@ class Programs:
         def options(members: Any, shared: Any) -> Mapping[str, Any]:
             return last_axis.OPTIONS if is_small(members, shared) else {}
 
-        return Program(over_table, self._mesh, self._axis, finish, options)
+        return Program(over_table, self._mesh, self._axis, donate, options)
 
     def is_small(self, members: tuple[RunState, Hyper], shared: Any) -> bool:
         """Return whether members are better trained with their axis last, as small networks on CPUs are."""
@@ -310,6 +324,8 @@ class Programs:
             advanced, history = run_epochs_until(
                 self._recipe, hyper, state, train, valid, until, at_most, clock, first_epoch
             )
+            if not self._drops:
+                return _without_keys(advanced), history
             is_running = state.stopped_by == RUNNING  # members dropped by the host stay unchanged
             return (
                 optax.tree.where(is_running, _without_keys(advanced), _without_keys(state)),
@@ -319,22 +335,12 @@ class Programs:
         return member
 
 
-def _with_nan(
-    members: tuple[RunState, Hyper], results: tuple[RunState, dict[str, Array]]
-) -> tuple[RunState, dict[str, np.ndarray]]:
-    """Mark the epochs that were not run with NaN; on the host, so that programs never return NaN on purpose."""
-    (before, _), (after, history) = members, results
-    columns = {name: np.asarray(values) for name, values in history.items()}
-    epochs = np.asarray(after.epoch) - np.asarray(before.epoch)
-    return after, {name: padded(values, epochs) for name, values in columns.items()}
-
-
 def _without_keys(state: RunState) -> RunState:
     """Remove the keys, which can be derived again from the groups' seeds."""
     return state._replace(train=state.train._replace(key=None), order_key=None)  # type: ignore[arg-type]
 
 
-def programs_of(fit: Fit, mesh: Mesh, axis: int, at_once: int | None) -> Programs:
+def programs_of(fit: Fit, mesh: Mesh, axis: int, at_once: int | None, drops: bool = True) -> Programs:
     """Return the programs of a run function, built once and shared by all its sweeps."""
-    key = mesh, axis, at_once
+    key = mesh, axis, at_once, drops
     return memo.held(fit, (Programs, *key), lambda: Programs(fit, *key))

@@ -181,12 +181,26 @@ class Table:
         """The number of members in the initial table."""
         return len(self.all_seeds) * self.width
 
-    def record(self, history: dict[str, np.ndarray], until: int) -> None:
-        """Record the metrics of the epochs up to `until`."""
-        held = self.member >= 0
+    def record(self, history: dict[str, np.ndarray], until: int, epochs: np.ndarray) -> None:
+        """Record the metrics of the epochs up to `until`.
+
+        Args:
+            history: each metric, `(groups, width, epochs or more)`, with any values for epochs that were not run.
+            until: the number of epochs completed.
+            epochs: `(groups, width)`, the number of these epochs that each member has run; the others are NaN, written
+                here, so that programs never return NaN on purpose.
+        """
+        numbers = np.arange(until - self.done)
         for name, values in history.items():
-            column = self.history.setdefault(name, np.full((self.members, self.epochs), np.nan, values.dtype))
-            column[self.member[held], self.done : until] = values[held][:, : until - self.done]
+            if name not in self.history:
+                self.history[name] = np.full((self.members, self.epochs), np.nan, values.dtype)
+            column = self.history[name]
+            for group, members in enumerate(self.member):  # row by row, since a copy of all takes as much as all
+                held = members >= 0
+                was_run = numbers < epochs[group, held, None]
+                column[members[held], self.done : until] = np.where(
+                    was_run, values[group, held, : until - self.done], np.asarray(np.nan, values.dtype)
+                )
         self.done = until
 
     def epochs_run(self) -> np.ndarray:

@@ -151,7 +151,6 @@ def test_halving_of_small_networks_has_few_programs_and_the_bits_of_the_sweep_th
     halved = sweep(fit, DATA, halving=Halving((1, 2, 3), 1 / 4), learning_rate=rates, **ONE)
     assert compiled == ["nnfx-compile"] * 3, "one to start, and for 128 and 32 points; those of 8 and 2 stay with 32"
     whole = sweep(fit, DATA, learning_rate=rates, epochs_per_chunk=1, **ONE)
-    assert len(compiled) == 3
     for name, values in halved.histories.items():
         was_run = ~np.isnan(values)
         assert was_run.sum(0).tolist() == [128, 32, 8, 2]

@@ -81,3 +81,17 @@ def test_of_a_table_with_one_point_the_groups_are_as_many_as_the_packing_says(ta
     stop_all_but(table, [0])
     assert table.pack(Packing(1 / 2, 2))
     assert table.member.shape == (2, 1)
+
+
+def test_epochs_that_a_member_has_not_run_are_nan(table):
+    values = np.arange(4 * 8 * 3, dtype=np.float32).reshape(4, 8, 3)
+    epochs = np.full((4, 8), 2)
+    epochs[1, 3], epochs[2, 5] = 0, 1
+    table.record({"train_loss": values}, 2, epochs)
+    found = table.history["train_loss"].reshape(4, 8, 2)
+    assert table.done == 2
+    assert found.dtype == np.float32
+    for place in np.ndindex(4, 8):
+        run = epochs[place]
+        assert found[place][:run].tolist() == values[place][:run].tolist()
+        assert np.isnan(found[place][run:]).all()
