@@ -2,7 +2,8 @@
 
 Each static choice needs its own program; hyper-parameters are traced. The points of a search that share their static
 choices are trained by one program, as a sweep (`nnfx.sweeps`), so that a search over three widths and a hundred
-learning rates compiles three programs rather than three hundred.
+learning rates compiles three programs rather than three hundred. While one program is compiled or run, the next one
+is compiled in the background.
 """
 
 import contextlib
@@ -21,15 +22,18 @@ from nnfx.search.ask import asked
 from nnfx.search.comparison import Comparison
 from nnfx.search.effects import Effects, effects
 from nnfx.search.folder import facts_of, facts_of_rounds, require_same, words_of
-from nnfx.search.methods import Ask, Bracket, Extrapolation, Grid, Hyperband, HyperGradient
+from nnfx.search.methods import Ask, Bracket, Extrapolation, Grid, Hyperband, HyperGradient, Seconds
 from nnfx.search.nested import Nested, outer_parts, scored
 from nnfx.search.plan import Method, Round, rounds
 from nnfx.search.programs import Maker, Program
 from nnfx.search.report import report
 from nnfx.search.result import Search, size_words
 from nnfx.search.space import Choice, Integer, Normal, Point, Space, When, check, draw, grid
+from nnfx.search.stopwatch import Stopwatch
+from nnfx.search.timed import timed
 from nnfx.search.training import Trained, Trainer
 from nnfx.sweeps import Halving, LogUniform, Progress, Sweep, Uniform
+from nnfx.sweeps.ahead import Ahead
 from nnfx.training.fit import Fit
 from nnfx.types import Array
 
@@ -50,6 +54,7 @@ __all__ = [
     "Normal",
     "Program",
     "Search",
+    "Seconds",
     "Uniform",
     "When",
     "draw",
@@ -70,7 +75,7 @@ def search(
     key: Array,
     points: int | Grid | Sequence[Point] | None = None,
     method: Method | None = None,
-    budget: int | None = None,
+    budget: int | Seconds | None = None,
     seeds: int = 1,
     folds: int | None = None,
     devices: Sequence[jax.Device] | None = None,
@@ -108,7 +113,10 @@ def search(
             to `method`. None and `Halving`: rounds of `points` new points as long as they fit, or one round of as many
             points as fit if `points` is None. `Extrapolation`: rounds of `points` new points, compared with all points
             before, as long as the next round is sure to fit. `Hyperband`: its brackets, repeatedly. `HyperGradient`
-            and `Ask`: as many points as fit.
+            and `Ask`: as many points as fit. Or `Seconds(600)`, the time that the search may use: rounds of `points`
+            new points, brackets or batches, as long as another one fits by the pace of the one before; not for
+            `HyperGradient`, which has no rounds. With `out`, the time used and the rounds begun are saved: a killed
+            search goes on with the time that is left, and a finished one has the same result when called again.
         seeds: the number of seeds.
         folds: K, to hold out each of K folds of `data.train` in turn; None to use `data.valid`.
         devices: the devices to use, as for `nnfx.sweeps.sweep`.
@@ -156,10 +164,12 @@ def search(
     if space is not None:
         check(space)
         maker.check(space)
-    if out is not None and (place := paths.absolute("out", out)).is_file():
-        raise NotADirectoryError(f"{place}: expected a folder, got a file")
+    out = None if out is None else paths.absolute("out", out)
+    if out is not None and out.is_file():
+        raise NotADirectoryError(f"{out}: expected a folder, got a file")
     title = progress if isinstance(progress, str) else "search"
     is_shown = out is not None if progress is None else bool(progress)
+    watch = Stopwatch(budget if isinstance(budget, Seconds) else None, out)
     trainer = Trainer(
         data=data,
         key=key,
@@ -170,20 +180,30 @@ def search(
         at_once=at_once,
         memory=memory,
         on_chunk=on_chunk,
-        out=None if out is None else paths.absolute("out", out),
+        out=out,
         save_every_seconds=save_every_seconds,
         skip_damaged=skip_damaged,
         title=title if is_shown else None,
+        ahead=Ahead(),
+        watch=watch,
     )
     checks.positive_integer("seeds", seeds)
+    if isinstance(budget, Seconds):
+        budget.check()
     for name, number in {"folds": folds, "budget": budget}.items():
-        if number is not None:
+        if number is not None and not isinstance(number, Seconds):
             checks.positive_integer(name, number)
     trained: Iterable[Trained]
     if isinstance(method, Ask):
         sizes = f"{'' if points is None else f'{points} '}points in batches of {method.batch}"
         trained = asked(maker, trainer, key, space, points, method, budget)
         facts = {"space": words_of(space or {}), "batch": str(method.batch)}  # a resumed search may ask for more points
+        if isinstance(budget, Seconds):
+            sizes, facts["budget"] = f"batches of {method.batch} points for {budget.seconds:g} seconds", str(budget)
+    elif isinstance(budget, Seconds):
+        sizes = f"{'brackets' if points is None else f'rounds of {points} points'} for {budget.seconds:g} seconds"
+        trained = timed(maker, trainer, key, space, points, method)
+        facts = {"space": words_of(space or {}), "points": str(points), "method": str(method), "budget": str(budget)}
     elif isinstance(method, HyperGradient):
         sizes = f"{method.steps} steps from each point"
         trained, facts = descended(maker, trainer, key, space, points, method, budget)
@@ -206,7 +226,8 @@ def search(
         require_same(trainer.out, facts_of(key, seeds, folds) | facts)
     if is_shown and distributed.is_first():
         print(f"{title}: {sizes}")
-    found = _combined(trained)
+    with trainer.ahead:
+        found = _combined(trained)
     if trainer.out is not None:
         with contextlib.suppress(OSError):  # a finished search is returned even if its folder is read-only
             found.save(trainer.out / "members.csv")

@@ -1,6 +1,7 @@
 """Points suggested by an Optuna sampler, one batch at a time; the sampler is told their losses."""
 
 import copy
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,8 +9,8 @@ import numpy as np
 
 from nnfx import checks
 from nnfx.search import space as spaces
-from nnfx.search.methods import Ask
-from nnfx.search.plan import Round, check_budget, drawn, epochs_of
+from nnfx.search.methods import Ask, Seconds
+from nnfx.search.plan import MOST_DRAWS, Round, check_budget, drawn, epochs_of
 from nnfx.search.programs import Maker, Program, distinct, identity
 from nnfx.search.result import Search
 from nnfx.search.space import Choice, Integer, Normal, Point, Space
@@ -19,7 +20,13 @@ from nnfx.types import Array
 
 
 def asked(
-    maker: Maker, trainer: Trainer, key: Array, space: Space | None, points: Any, method: Ask, budget: int | None
+    maker: Maker,
+    trainer: Trainer,
+    key: Array,
+    space: Space | None,
+    points: Any,
+    method: Ask,
+    budget: int | Seconds | None,
 ) -> Iterator[Trained]:
     """Check the arguments, and return an iterator that trains a batch of points whenever it is advanced.
 
@@ -36,13 +43,14 @@ def asked(
         ) from error
 
     checks.key("key", key)
-    if budget is not None:
-        if points is not None:
-            raise TypeError("points: expected None, since the budget decides how many to ask for, got both")
+    if budget is not None and points is not None:
+        raise TypeError("points: expected None, since the budget decides how many to ask for, got both")
+    if budget is not None and not isinstance(budget, Seconds):
         each = epochs_of(maker, drawn(key, space, 1)) * trainer.groups
         check_budget(budget, each, "one run of each seed and fold")
         points = budget // each
-    checks.positive_integer("points", points)
+    if not isinstance(budget, Seconds):
+        checks.positive_integer("points", points)
     checks.positive_integer("batch", method.batch)
     spaces.check(space)
     if not isinstance(method.sampler, optuna.samplers.BaseSampler):
@@ -54,8 +62,8 @@ def asked(
     return _batches(maker, trainer, dict(space or {}), points, method)
 
 
-def _batches(maker: Maker, trainer: Trainer, space: Space, points: int, method: Ask) -> Iterator[Trained]:
-    """Train the points that a sampler asks for, and yield each batch."""
+def _batches(maker: Maker, trainer: Trainer, space: Space, points: int | None, method: Ask) -> Iterator[Trained]:
+    """Train the points that a sampler asks for, and yield each batch; without a number, as long as there is time."""
     import optuna
 
     names = spaces.check(space)
@@ -63,14 +71,25 @@ def _batches(maker: Maker, trainer: Trainer, space: Space, points: int, method: 
     ended: list[bool] = []
     study.stop = lambda: ended.append(True)  # samplers of finite spaces call it once they have suggested everything
     losses: dict[Any, float] = {}
-    for number, begin in enumerate(range(0, points, method.batch)):
-        trials = [study.ask() for _ in range(min(method.batch, points - begin))]
+    trained = unused = 0
+    for number in itertools.count():
+        size = method.batch if points is None else min(method.batch, points - number * method.batch)
+        if size < 1 or (points is None and unused >= MOST_DRAWS):  # it suggests nothing new any more
+            return
+        trials = [study.ask() for _ in range(size)]
         suggested = [_suggested(trial, names, space) for trial in trials]
         each = Round(f"batch-{number:03d}", [point for point in distinct(suggested) if identity(point) not in losses])
+        unused = 0 if each.points else unused + 1
         if each.points:
             programs = maker.programs(each.points)
+            cost = sum(len(program.numbers) * program.fit.epochs for program in programs)
+            if points is None and not trainer.has_time(trained, cost):
+                return
             trainer.check(programs, None)
             sweeps = trainer.train(each, programs)
+            if points is None:
+                trainer.watch.end(trained, cost)
+            trained += 1
             losses |= zip(map(identity, each.points), _losses(each.points, programs, sweeps), strict=True)
         for trial, point in zip(trials, suggested, strict=True):
             loss = losses[identity(point)]

@@ -27,10 +27,23 @@ class Job(NamedTuple, Generic[T]):
     Attributes:
         place: the folder that the job is saved in.
         run: resumes the job from its folder and returns its result; a finished job only loads its result.
+        prepare: begins, in the background, to compile what the job needs if it starts from the beginning; called
+            shortly before the job is run, while the job before it runs, or both.
     """
 
     place: Path
     run: Callable[[], T]
+    prepare: Callable[[], None] = lambda: None
+
+
+def run_here(jobs: Sequence[Job[T]]) -> list[T]:
+    """Run all jobs in this process, whatever is in their folders, and return their results."""
+    results = []
+    for i, job in enumerate(jobs):
+        for each in jobs[i : i + 2]:
+            each.prepare()
+        results.append(job.run())
+    return results
 
 
 def run_shared(jobs: Sequence[Job[T]]) -> list[T]:
@@ -45,8 +58,11 @@ def run_shared(jobs: Sequence[Job[T]]) -> list[T]:
         before = len(results)
         for i, job in enumerate(jobs):
             if i not in results:
-                with _claimed(job.place) as is_mine:
+                new = [each for each in jobs[i : i + 2] if not each.place.exists()]  # nobody has begun them
+                with claimed(job.place) as is_mine:
                     if is_mine:
+                        for each in new:
+                            each.prepare()
                         with distributed.alone():
                             results[i] = job.run()
         if len(results) == before:
@@ -55,7 +71,7 @@ def run_shared(jobs: Sequence[Job[T]]) -> list[T]:
 
 
 @contextlib.contextmanager
-def _claimed(place: Path) -> Iterator[bool]:
+def claimed(place: Path) -> Iterator[bool]:
     """Try to lock a folder, created if missing, and yield whether this succeeded; a read-only folder needs no lock."""
     with contextlib.ExitStack() as closing:
         try:

@@ -18,8 +18,8 @@ from nnfx.search.programs import Program
 from nnfx.search.space import Point, Space
 from nnfx.stopping import Clock
 from nnfx.sweeps import LogUniform, Uniform, programs
-from nnfx.sweeps.activation_bytes import is_large
-from nnfx.sweeps.members import Members
+from nnfx.sweeps.ahead import Ahead
+from nnfx.sweeps.members import Members, at_once_of
 from nnfx.sweeps.programs import Fixed, Groups, fold_data
 from nnfx.sweeps.slices import fitting_shape, free_memory, in_slices
 from nnfx.sweeps.table import Table
@@ -120,15 +120,12 @@ class Descent(driver.Program[Visited]):
         self.program, self._table, self._scales, self._method = program, table, scales, method
         self._optimizer = optax.adam(method.rate)
         devices = tuple(table.mesh.devices.flat)
-        if at_once is None and devices[0].platform == "cpu":
-            first = {name: np.asarray(column)[0, 0] for name, column in table.hyper.items() if name}
-            at_once = 1 if is_large(program.fit, table.fixed.train, first) else None
-        self._at_once = at_once
+        self._at_once = at_once_of(program.fit, table, at_once)
         self._memory = free_memory(devices) if memory is None else memory
         everywhere = NamedSharding(table.mesh, PartitionSpec())
         self._shared = jax.device_put((table.key, table.fixed), everywhere)
         self._shape: tuple[int, int] | None = None
-        self._members = Members(program.fit, table, program.fit.epochs, {}, at_once, memory)
+        self._members = Members(program.fit, table, program.fit.epochs, {}, self._at_once, memory, Ahead(), drops=False)
         plan = {
             "scales": str({name: scale.range for name, scale in scales.items()}),
             "method": str(method),
@@ -156,6 +153,10 @@ class Descent(driver.Program[Visited]):
                 "make: expected runs that can be differentiated, got one with jax.lax.while_loop, or a fori_loop whose"
                 " bounds are traced; use jax.lax.scan"
             ) from error
+
+    def prepare(self, ahead: Ahead) -> None:
+        """Begin to compile the program of a step in the background."""
+        self._slopes.prepare(ahead, self._table.hyper, self._table.groups, self._shared)
 
     def start(self) -> Visited:
         """Return the starting points."""
@@ -280,7 +281,7 @@ def _slopes(fit: Fit, names: tuple[str, ...], mesh: Any, axis: int, at_once: int
 
         return side_by_side(in_group, (members, groups), groups_at_once), ()
 
-    return programs.Program(over_table, mesh, axis, finish=None)
+    return programs.Program(over_table, mesh, axis)
 
 
 def scales_of(space: Space, program: Program) -> dict[str, Scale]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from nnfx import checks
 from nnfx.sweeps import Halving
 
-__all__ = ["Ask", "Bracket", "Extrapolation", "Grid", "HyperGradient", "Hyperband"]
+__all__ = ["Ask", "Bracket", "Extrapolation", "Grid", "HyperGradient", "Hyperband", "Seconds"]
 
 
 class Grid(NamedTuple):
@@ -17,6 +17,27 @@ class Grid(NamedTuple):
     """
 
     per_number: int
+
+
+class Seconds(NamedTuple):
+    """A budget of time: further rounds are trained as long as another one fits, by the pace of the one before.
+
+    The first round is always trained, and includes the time to compile its programs. How many rounds follow depends on
+    the speed of the machine; the results of each do not.
+
+    Attributes:
+        seconds: the time that the search may use, from its call to its end, above 0.
+    """
+
+    seconds: float
+
+    def check(self) -> None:
+        """Check that the time is above 0.
+
+        Raises:
+            TypeError, ValueError: if it is not.
+        """
+        checks.number("budget.seconds", self.seconds, above=0)
 
 
 class Bracket(NamedTuple):

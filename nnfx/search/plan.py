@@ -9,7 +9,7 @@ import numpy as np
 from nnfx import checks
 from nnfx.search import space as spaces
 from nnfx.search.dropping import Dropping, Hopeless, Quotas
-from nnfx.search.methods import Ask, Extrapolation, Grid, Hyperband, HyperGradient
+from nnfx.search.methods import Ask, Bracket, Extrapolation, Grid, Hyperband, HyperGradient
 from nnfx.search.programs import Maker, distinct
 from nnfx.search.space import Choice, Point, Space
 from nnfx.sweeps import Halving
@@ -57,13 +57,15 @@ def rounds(
         return _repeated(maker, key, space, points, method, budget, groups)
     tried = distinct(given(key, space, points))
     epochs = epochs_of(maker, tried, same=isinstance(method, Extrapolation))
-    return [Round("", tried, _dropping(method, len(tried), epochs))]
+    return [Round("", tried, dropping_of(method, len(tried), epochs))]
 
 
-def _dropping(method: Halving | Extrapolation | None, points: int, epochs: int) -> Dropping | None:
+def dropping_of(method: Halving | Extrapolation | Bracket | None, points: int, epochs: int) -> Dropping | None:
     """Return the rule for dropping some of `points` points; None if all are trained to the end."""
     if method is None:
         return None
+    if isinstance(method, Bracket):
+        return Quotas(method.quotas) if method.quotas else None
     method.check(epochs)
     if isinstance(method, Extrapolation):
         return Hopeless(tuple(map(int, method.rungs)), float(method.level), epochs)
@@ -95,9 +97,9 @@ def _repeated(
     epochs_of(maker, tried, same=True)
     some = [tried[begin : begin + size] for begin in range(0, len(tried), size)]
     if len(some) == 1:
-        return [Round("", some[0], _dropping(method, len(some[0]), epochs))]
+        return [Round("", some[0], dropping_of(method, len(some[0]), epochs))]
     return [
-        Round(f"round-{number:03d}", each, _dropping(method, len(each), epochs)) for number, each in enumerate(some)
+        Round(f"round-{number:03d}", each, dropping_of(method, len(each), epochs)) for number, each in enumerate(some)
     ]
 
 
@@ -109,7 +111,6 @@ def _brackets(
         raise TypeError(f"points: expected None, since Hyperband decides how many to draw, got {told(points)}")
     epochs = epochs_of(maker, drawn(key, space, 1))
     brackets = method.brackets(epochs)
-    highest = len(brackets) - 1
     numbers = list(range(len(brackets)))
     if budget is not None:
         costs = [groups * member_epochs(bracket.points, bracket.quotas, epochs) for bracket in brackets]
@@ -124,10 +125,18 @@ def _brackets(
         some, tried = tried[: bracket.points], tried[bracket.points :]
         if not some:
             break
-        again, place = divmod(number, len(brackets))
-        name = f"bracket-{highest - place}" + (f"-{again:03d}" if again else "")
-        found.append(Round(name, some, Quotas(bracket.quotas) if bracket.quotas else None))
+        found.append(Round(bracket_name(number, len(brackets)), some, dropping_of(bracket, len(some), epochs)))
     return found
+
+
+def bracket_name(number: int, brackets: int) -> str:
+    """Return the name of a bracket, of which there are several, repeated again and again.
+
+    >>> [bracket_name(number, 2) for number in range(4)]
+    ['bracket-1', 'bracket-0', 'bracket-1-001', 'bracket-0-001']
+    """
+    again, place = divmod(number, brackets)
+    return f"bracket-{brackets - 1 - place}" + (f"-{again:03d}" if again else "")
 
 
 def member_epochs(points: int, kept: Mapping[int, int], epochs: int) -> int:

@@ -55,11 +55,19 @@ class Together(driver.Program[Tables]):
 
     def start(self) -> Tables:
         """Return the initial state of all members."""
-        return Tables([self._on_host(members.start()) for members in self._members])
+        tables = []
+        for i, members in enumerate(self._members):
+            for each in self._members[i : i + 2]:  # one program is compiled ahead
+                each.prepare()
+            tables.append(self._on_host(members.start()))
+        return Tables(tables)
 
     def advance(self, state: Tables, until: int, clock: Clock) -> Tables:
         """Train all programs until epoch `until`, and drop points if this epoch is a rung."""
-        for members, table in zip(self._members, state.tables, strict=True):
+        each = list(zip(self._members, state.tables, strict=True))
+        for i, (members, table) in enumerate(each):
+            for some, of_some in each[i : i + 2]:  # one program is compiled ahead
+                some.prepare(of_some)
             if not members.has_ended(table):
                 self._on_host(members.advance(table, min(until, members.total), clock))
         state.done = until

@@ -239,7 +239,7 @@ class _Keeping(Generic[State]):
             # keep the work done so far, whatever the error; only a second Ctrl-C ends at once
             try:
                 save()
-            except OSError as unsaved:
+            except (OSError, RuntimeError) as unsaved:  # no disk, or a program that failed has deleted its state
                 error.add_note(str(unsaved))
             raise
         save()

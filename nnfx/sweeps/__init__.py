@@ -18,6 +18,8 @@ from jax.typing import ArrayLike
 from nnfx import checks
 from nnfx.data.prepare import Data
 from nnfx.sessions.folder import refuse_search
+from nnfx.sweeps import given
+from nnfx.sweeps.ahead import Ahead
 from nnfx.sweeps.ensemble import Ensemble
 from nnfx.sweeps.given import check, keeper_of, mesh_of, table_of
 from nnfx.sweeps.halving import Halving
@@ -128,7 +130,7 @@ def sweep(
     """
     check(fit, data, key, on_chunk)
     is_ranked = data.valid is not None or folds is not None
-    epochs_per_chunk = _epochs_per_chunk(fit, halving, epochs_per_chunk, is_ranked)
+    epochs_per_chunk = _chunk(fit, halving, epochs_per_chunk, is_ranked)
     mesh, tried = mesh_of(devices, devices_per_member), chosen(key, points, values)
     table = table_of(fit, data, key, seeds, folds, tried, mesh, memory)
     if at_once is not None:
@@ -137,26 +139,27 @@ def sweep(
     if keeper.out is not None:
         refuse_search(keeper.out)
     quotas = {} if halving is None else halving.quotas(table.width)
-    members = Members(fit, table, epochs_per_chunk, quotas, at_once, memory)
     running = table.running()
 
     def look(table: Table) -> None:
         if on_chunk is not None and (table.done % epochs_per_chunk == 0 or members.has_ended(table)):
             on_chunk(Progress(table.done, fit.epochs, table.running(), running, lambda: collect(fit, table)))
 
-    result = collect(fit, keeper(members, look=look))
+    with Ahead() as ahead:
+        members = Members(fit, table, epochs_per_chunk, quotas, at_once, memory, ahead, drops=bool(quotas))
+        result = collect(fit, keeper(members, look=look))
     if keeper.out is not None:
         with contextlib.suppress(OSError):  # a finished sweep is returned even if its folder is read-only
             result.save(keeper.out / "members.csv")
     return result
 
 
-def _epochs_per_chunk(fit: Fit, halving: Halving | None, epochs_per_chunk: int | None, is_ranked: bool) -> int:
+def _chunk(fit: Fit, halving: Halving | None, epochs_per_chunk: int | None, is_ranked: bool) -> int:
     """Check the rungs, and return the number of epochs after which the host checks the members."""
     if epochs_per_chunk is not None:
         checks.positive_integer("epochs_per_chunk", epochs_per_chunk)
     if halving is None:
-        return epochs_per_chunk or (max(1, fit.epochs // 10) if fit.rule_names else fit.epochs)
+        return epochs_per_chunk or given.epochs_per_chunk(fit)
     if not isinstance(halving, Halving):
         raise TypeError(f"halving: expected nnfx.sweeps.Halving(rungs=...), got {checks.describe(halving)}")
     halving.check(fit.epochs)

@@ -75,6 +75,11 @@ def check(fit: Fit, data: Data, key: Array, on_chunk: Callable[[Progress], None]
         raise TypeError(f"on_chunk: expected a function of a Progress, got {checks.describe(on_chunk)}")
 
 
+def epochs_per_chunk(fit: Fit) -> int:
+    """Return the number of epochs after which the host checks which members have stopped, by default."""
+    return max(1, fit.epochs // 10) if fit.rule_names else fit.epochs
+
+
 def table_of(
     fit: Fit,
     data: Data,

@@ -1,5 +1,6 @@
 """The members of a sweep as one program for a host loop: advanced together, dropped at rungs, and packed."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -12,10 +13,11 @@ from jax.stages import Lowered
 
 from nnfx.stopping import Clock
 from nnfx.sweeps.activation_bytes import is_large
+from nnfx.sweeps.ahead import Ahead
 from nnfx.sweeps.halving import ranked
-from nnfx.sweeps.programs import fold_data, programs_of
-from nnfx.sweeps.slices import fitting_shape, free_memory, in_slices
-from nnfx.sweeps.table import Table
+from nnfx.sweeps.programs import Programs, fold_data, programs_of
+from nnfx.sweeps.slices import fitting_shape, free_memory, in_slices, resized
+from nnfx.sweeps.table import ANY, LAST, Packing, Table
 from nnfx.training.driver import History, Program
 from nnfx.training.fit import Fit
 from nnfx.training.in_memory import LONGEST, InMemory
@@ -32,6 +34,8 @@ class Members(Program[Table]):
         quotas: the number of points to keep, by the number of epochs after which the others are dropped.
         at_once: the number of members that a device trains side by side; None for the best number.
         memory: the number of bytes that each device may use; None for most of its free memory.
+        ahead: compiles programs in the background.
+        drops: whether the host may drop members, at the rungs of the quotas or by `Table.drop_all_but`.
     """
 
     kind = "sweep"
@@ -46,15 +50,14 @@ class Members(Program[Table]):
         quotas: Mapping[int, int],
         at_once: int | None,
         memory: int | None,
+        ahead: Ahead,
+        drops: bool,
     ) -> None:
         self.recipe, self.key, self.hyper = fit, table.key, dict(table.points)
         self.longest, self.pause_every = min(fit.epochs, LONGEST), look_every
         self._fit, self._beginning, self._quotas = fit, table, quotas
-        self._at_once = at_once
-        devices = tuple(table.mesh.devices.flat)
-        if at_once is None and devices[0].platform == "cpu":
-            self._at_once = 1 if is_large(fit, table.fixed.train, self._first_point) else None
-        self._memory = free_memory(devices) if memory is None else memory
+        self._at_once, self._ahead, self._drops = at_once_of(fit, table, at_once), ahead, drops
+        self._memory = free_memory(tuple(table.mesh.devices.flat)) if memory is None else memory
         everywhere = NamedSharding(table.mesh, PartitionSpec())
         self._shared = jax.device_put((table.key, table.fixed), everywhere)
         self._slices: dict[tuple[int, ...], tuple[int, int]] = {}
@@ -71,24 +74,34 @@ class Members(Program[Table]):
     def start(self) -> Table:
         """Return the table of all members in their initial state."""
         table = dataclasses.replace(self._beginning, history={})
-        programs = programs_of(self._fit, table.mesh, table.axis, self._at_once)
+        self.prepare()
+        programs = self._programs(table)
         shapes = programs.start.shapes(table.hyper, table.groups, self._shared)
+        self._prepare_next(table, shapes)
         table.state = in_slices(programs.start, self._slice(table, shapes), table.hyper, table.groups, self._shared)
         return table
 
     def advance(self, table: Table, until: int, clock: Clock) -> Table:
         """Train until the table has completed `until` epochs; then drop points if this is a rung, and pack if due."""
-        advance, arguments = self._advance(table), (*self._shared, np.int32(table.done), np.int32(until), clock)
+        advance, arguments = self._advance(table), _arguments(self._shared, table.done, until, clock)
         shape = self._slice(table, table.state)
-        state, history = in_slices(advance, shape, (table.state, table.hyper), table.groups, arguments)
-        measured = jax.tree.map(np.asarray, history)
-        table.state = state
-        table.record(measured, until)
+        before = np.array(table.state.epoch)
+        table.state, history = in_slices(advance, shape, (table.state, table.hyper), table.groups, arguments)
+        table.record(jax.tree.map(np.asarray, history), until, np.asarray(table.state.epoch) - before)
         if until in self._quotas:
             table.drop_all_but(ranked(table.best_losses())[: self._quotas[until]])
-        if until % self.pause_every == 0 and until < self.total:
-            table.pack()
+        is_due = until % self.pause_every == 0 and until < self.total
+        if is_due and table.pack(self._packing(table, table.state)):
+            self._prepare_next(table, table.state)
         return table
+
+    def prepare(self, table: Table | None = None) -> None:
+        """Begin to compile, in the background, what advances a table, or what starts and advances the first one."""
+        if table is None:
+            prepare(self._fit, self._beginning, self._at_once, self._ahead, self._drops)
+        elif not self.has_ended(table):
+            members = table.state, table.hyper
+            self._advance(table).prepare(self._ahead, members, table.groups, _arguments(self._shared))
 
     def done(self, table: Table) -> int:
         """Return the number of completed epochs."""
@@ -119,11 +132,10 @@ class Members(Program[Table]):
     def expected(self, noted: Mapping[str, Any]) -> dict[str, Any]:
         """Return a template for the arrays of a checkpoint."""
         table = self._beginning
-        programs = programs_of(self._fit, table.mesh, table.axis, self._at_once)
+        programs = self._programs(table)
         given = (table.hyper, table.groups, self._shared)
         state = programs.start.shapes(*given)
-        arguments = (*self._shared, np.int32(0), np.int32(0), Clock(np.float32(0), np.float32(0)))
-        _, history = programs.advance.shapes((state, table.hyper), table.groups, arguments)
+        _, history = programs.advance.shapes((state, table.hyper), table.groups, _arguments(self._shared))
         height, width = noted["places"]
         kept = jax.eval_shape(Table.kept_of, state) if noted["is_harvested"] else None
 
@@ -155,24 +167,73 @@ class Members(Program[Table]):
     def lowered(self) -> list[Lowered]:
         """The programs of one member on one device, lowered but not compiled."""
         train, valid, _ = fold_data(self._beginning.fixed, jnp.asarray(0))
-        return InMemory(self._fit, self.key, train, valid, self._first_point).lowered
+        return InMemory(self._fit, self.key, train, valid, _first_point(self._beginning)).lowered
 
-    @property
-    def _first_point(self) -> Hyper:
-        return {name: np.asarray(column)[0, 0] for name, column in self._beginning.hyper.items() if name}
+    def _packing(self, table: Table, state: Any) -> Packing:
+        programs = self._programs(table)
+        return LAST if programs.is_small((state, table.hyper), self._shared) else ANY
+
+    def _prepare_next(self, table: Table, state: Any) -> None:
+        """Begin to compile the program for the smaller table after the next rung at which it is packed."""
+        for rung, points in self._quotas.items():
+            smaller = table.after(points, self._packing(table, state)) if rung > table.done else None
+            if smaller is not None:
+                members = resized((state, smaller.hyper), *smaller.member.shape)
+                self._advance(smaller).prepare(self._ahead, members, smaller.groups, _arguments(self._shared))
+                return
+
+    def _programs(self, table: Table) -> Programs:
+        return programs_of(self._fit, table.mesh, table.axis, self._at_once, self._drops)
 
     def _advance(self, table: Table) -> Any:
-        return programs_of(self._fit, table.mesh, table.axis, self._at_once).advance
+        return self._programs(table).advance
 
     def _slice(self, table: Table, state: Any) -> tuple[int, int]:
         """Return the shape of the slices in which the table is advanced."""
         size = table.member.shape
         if size not in self._slices:
-            arguments = (*self._shared, np.int32(0), np.int32(0), Clock(np.float32(0), np.float32(0)))
+            members, shared = (state, table.hyper), _arguments(self._shared)
             self._slices[size] = fitting_shape(
-                self._advance(table), (state, table.hyper), table.groups, arguments, table.spread, self._memory
+                self._advance(table), members, table.groups, shared, table.spread, self._memory
             )
         return self._slices[size]
+
+
+def prepare(fit: Fit, table: Table, at_once: int | None, ahead: Ahead, drops: bool) -> None:
+    """Begin to compile the programs of a sweep in the background, given its members in their initial layout.
+
+    An error of tracing is not raised: the sweep itself will raise it when it needs the program.
+
+    Args:
+        fit: the run function.
+        table: the members in their initial layout.
+        at_once: the number of members that a device trains side by side; None for the best number.
+        ahead: compiles the programs.
+        drops: whether the host may drop members.
+    """
+    with contextlib.suppress(Exception):
+        shared = table.key, table.fixed
+        programs = programs_of(fit, table.mesh, table.axis, at_once_of(fit, table, at_once), drops)
+        state = programs.start.shapes(table.hyper, table.groups, shared)
+        programs.advance.prepare(ahead, (state, table.hyper), table.groups, _arguments(shared))
+        programs.start.prepare(ahead, table.hyper, table.groups, shared)
+
+
+def at_once_of(fit: Fit, table: Table, at_once: int | None) -> int | None:
+    """Return the number of members that a device trains side by side; None for all."""
+    if at_once is None and table.mesh.devices.flat[0].platform == "cpu":
+        return 1 if is_large(fit, table.fixed.train, _first_point(table)) else None
+    return at_once
+
+
+def _arguments(shared: Any, begin: int = 0, until: int = 0, clock: Clock | None = None) -> tuple[Any, ...]:
+    """Return the values that all members share when they are advanced."""
+    clock = clock or Clock(np.float32(0), np.float32(0))
+    return (*shared, np.int32(begin), np.int32(until), clock)
+
+
+def _first_point(table: Table) -> Hyper:
+    return {name: np.asarray(column)[0, 0] for name, column in table.hyper.items() if name}
 
 
 def _like(leaf: Any, shape: tuple[int, ...]) -> np.ndarray:

@@ -6,6 +6,8 @@ fold of each group; and the values that all members share.
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +16,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jax.stages import Compiled
+from jax.stages import Compiled, Lowered
 
 from nnfx import memo
 from nnfx.data.folds import Folds
@@ -22,12 +24,12 @@ from nnfx.data.prepare import Preprocess
 from nnfx.mapping import one_by_one, side_by_side
 from nnfx.stopping import Clock
 from nnfx.sweeps import last_axis
+from nnfx.sweeps.ahead import Ahead
 from nnfx.sweeps.last_axis_rules import LONGEST_SUM
 from nnfx.training.data_parallel import AXIS, data_parallel
 from nnfx.training.epochs import RUNNING, RunState, run_epochs_until, start
 from nnfx.training.fit import Fit
 from nnfx.training.in_memory import LONGEST
-from nnfx.training.run import padded
 from nnfx.training.step import split_key
 from nnfx.types import Array, Batch, Hyper
 
@@ -98,7 +100,7 @@ class Program:
         mesh: the mesh over whose axis `MEMBERS` the members are spread; if it has another axis, XLA splits the batches
             of each member over that.
         axis: 0 to spread the groups, 1 to spread the points.
-        finish: changes the results on the host, `(members, results) -> results`; or None.
+        donate: whether `members` is a pair whose first part may be overwritten by results of the same shapes.
         options: the options of the compiler, given the shapes of members and shared values; a release of XLA that
             lacks one compiles without.
     """
@@ -108,10 +110,10 @@ class Program:
         function: Callable[..., Any],
         mesh: Mesh,
         axis: int,
-        finish: Callable[[Any, Any], Any] | None = None,
+        donate: bool = False,
         options: Callable[[Any, Any], Mapping[str, Any]] = lambda *_: {},
     ) -> None:
-        self._finish, self._options = finish, options
+        self._donate, self._options = donate, options
         over_table = P(MEMBERS) if axis == 0 else P(None, MEMBERS)
         specs = (over_table, P(MEMBERS) if axis == 0 else P(), P())
         # each device has its share of the members; they do not communicate
@@ -124,40 +126,86 @@ class Program:
             check_vma=False,
         )
         self._shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
-        self._jitted = jax.jit(spread, in_shardings=self._shardings)
-        self._compiled: dict[Any, Compiled] = {}
+        if donate:
+            self._jitted = jax.jit(
+                lambda first, second, *others: spread((first, second), *others),
+                in_shardings=(self._shardings[0], *self._shardings),
+                donate_argnums=0,
+            )
+        else:
+            self._jitted = jax.jit(spread, in_shardings=self._shardings)
+        self._is_local = all(device.process_index == jax.process_index() for device in mesh.devices.flat)
+        self._compiled: dict[Any, Compiled | Future[Compiled]] = {}
 
     def compiled(self, members: Any, groups: Groups, shared: Any) -> Compiled:
         """Return the program for tables of this shape; the arguments may be mere shapes."""
-        leaves, tree = jax.tree.flatten((members, groups, shared))
-        signature = (tree, tuple((np.shape(leaf), jax.dtypes.result_type(leaf)) for leaf in leaves))
-        if signature not in self._compiled:
-            lowered, options = self._jitted.lower(members, groups, shared), dict(self._options(members, shared))
-            try:
-                self._compiled[signature] = lowered.compile(options)
-            except jax.errors.JaxRuntimeError:
-                if not options:
-                    raise
-                self._compiled[signature] = lowered.compile()
-        return self._compiled[signature]
+        signature = _signature(members, groups, shared)
+        found = self._compiled.get(signature)
+        if isinstance(found, Future):
+            found = _waited_for(found)
+        if found is None:
+            found = _compile(*self._lowered(members, groups, shared))
+        self._compiled[signature] = found
+        return found
+
+    def prepare(self, ahead: Ahead, members: Any, groups: Groups, shared: Any) -> None:
+        """Begin to compile the program for tables of this shape in the background, unless it has been compiled."""
+        signature = _signature(members, groups, shared)
+        # processes that compile one program together have to begin it at the same time
+        if self._is_local and signature not in self._compiled:
+            self._compiled[signature] = ahead.compile(partial(_compile, *self._lowered(members, groups, shared)))
+
+    def _lowered(self, members: Any, groups: Groups, shared: Any) -> tuple[Lowered, dict[str, Any]]:
+        """Return the program as traced, and the options to compile it with."""
+        return self._jitted.lower(*self._given(members, groups, shared)), dict(self._options(members, shared))
+
+    def _given(self, members: Any, groups: Groups, shared: Any) -> tuple[Any, ...]:
+        """Return the arguments of the jitted function, in which what is donated is one of its own."""
+        return (*members, groups, shared) if self._donate else (members, groups, shared)
 
     def shapes(self, members: Any, groups: Groups, shared: Any) -> Any:
         """Return the shapes of the results."""
-        return jax.eval_shape(self._jitted, members, groups, shared)[0]
+        return jax.eval_shape(self._jitted, *self._given(members, groups, shared))[0]
 
     def bytes_needed(self, members: Any, groups: Groups, shared: Any) -> int:
         """Return how many bytes a device needs for such a table, as reported by the compiler; 0 if unknown."""
         analysis = self.compiled(members, groups, shared).memory_analysis()
         if analysis is None:
             return 0
-        return int(analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes)
+        held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
+        return int(held - analysis.alias_size_in_bytes)
 
     def __call__(self, members: Any, groups: Groups, shared: Any) -> Any:
-        """Run the program."""
+        """Run the program; arrays of `members` that are donated are deleted, unless NumPy arrays share their memory."""
         # arrays on the host are placed on the devices first: with several processes, the program cannot do so
         members, groups, shared = jax.device_put((members, groups, shared), self._shardings)
-        results, _ = self.compiled(members, groups, shared)(members, groups, shared)
-        return results if self._finish is None else self._finish(members, results)
+        compiled = self.compiled(members, groups, shared)
+        results, _ = compiled(*self._given(members, groups, shared))
+        return results
+
+
+def _signature(members: Any, groups: Groups, shared: Any) -> Any:
+    """Return what a compiled program depends on: the structure, shapes and dtypes of its arguments."""
+    leaves, tree = jax.tree.flatten((members, groups, shared))
+    return tree, tuple((np.shape(leaf), jax.dtypes.result_type(leaf)) for leaf in leaves)
+
+
+def _waited_for(future: "Future[Compiled]") -> Compiled | None:
+    """Return a program that is compiled in the background; None if it failed, or if no thread began before its end."""
+    try:
+        return future.result()
+    except Exception:  # raised again, where it is noticed, by compiling again
+        return None
+
+
+def _compile(lowered: Lowered, options: dict[str, Any]) -> Compiled:
+    """Compile with options, or without them if this release of XLA lacks one."""
+    try:
+        return lowered.compile(options)
+    except jax.errors.JaxRuntimeError:
+        if not options:
+            raise
+        return lowered.compile()
 
 
 class Programs:
@@ -169,20 +217,22 @@ class Programs:
         axis: 0 to spread the groups, 1 to spread the points.
         at_once: the number of members that a device trains side by side, with the others following in a loop; None for
             all.
+        drops: whether the host may drop members, which then stay unchanged. If it drops none, their state is updated
+            in place, which halves the memory; if the program fails, the state is lost.
     """
 
-    def __init__(self, fit: Fit, mesh: Mesh, axis: int, at_once: int | None) -> None:
+    def __init__(self, fit: Fit, mesh: Mesh, axis: int, at_once: int | None, drops: bool) -> None:
         # the sweep decides how devices are used, not the run itself
         self._recipe = dataclasses.replace(fit, parallel=data_parallel if AXIS in mesh.axis_names else None)
         self._mesh = mesh
-        self._axis, self._at_once = axis, at_once
+        self._axis, self._at_once, self._drops = axis, at_once, drops
         self.start = self._program(self._start)
-        self.advance = self._program(self._advance, _with_nan, self._is_small)
+        self.advance = self._program(self._advance, donate=not drops, is_small=self.is_small)
 
     def _program(
         self,
         in_group: InGroup,
-        finish: Callable[[Any, Any], Any] | None = None,
+        donate: bool = False,
         is_small: Callable[[Any, Any], bool] = lambda *_: False,
     ) -> Program:
         def over_table(members: Any, groups: Groups, shared: Any) -> tuple[Any, Any]:
@@ -194,9 +244,9 @@ class Programs:
         def options(members: Any, shared: Any) -> Mapping[str, Any]:
             return last_axis.OPTIONS if is_small(members, shared) else {}
 
-        return Program(over_table, self._mesh, self._axis, finish, options)
+        return Program(over_table, self._mesh, self._axis, donate, options)
 
-    def _is_small(self, members: tuple[RunState, Hyper], shared: tuple[Array, Fixed, Array, Array, Clock]) -> bool:
+    def is_small(self, members: tuple[RunState, Hyper], shared: Any) -> bool:
         """Return whether members are better trained with their axis last, as small networks on CPUs are."""
         state, _ = members
         height, width = state.epoch.shape
@@ -274,6 +324,8 @@ class Programs:
             advanced, history = run_epochs_until(
                 self._recipe, hyper, state, train, valid, until, at_most, clock, first_epoch
             )
+            if not self._drops:
+                return _without_keys(advanced), history
             is_running = state.stopped_by == RUNNING  # members dropped by the host stay unchanged
             return (
                 optax.tree.where(is_running, _without_keys(advanced), _without_keys(state)),
@@ -283,22 +335,12 @@ class Programs:
         return member
 
 
-def _with_nan(
-    members: tuple[RunState, Hyper], results: tuple[RunState, dict[str, Array]]
-) -> tuple[RunState, dict[str, np.ndarray]]:
-    """Mark the epochs that were not run with NaN; on the host, so that programs never return NaN on purpose."""
-    (before, _), (after, history) = members, results
-    columns = {name: np.asarray(values) for name, values in history.items()}
-    epochs = np.asarray(after.epoch) - np.asarray(before.epoch)
-    return after, {name: padded(values, epochs) for name, values in columns.items()}
-
-
 def _without_keys(state: RunState) -> RunState:
     """Remove the keys, which can be derived again from the groups' seeds."""
     return state._replace(train=state.train._replace(key=None), order_key=None)  # type: ignore[arg-type]
 
 
-def programs_of(fit: Fit, mesh: Mesh, axis: int, at_once: int | None) -> Programs:
+def programs_of(fit: Fit, mesh: Mesh, axis: int, at_once: int | None, drops: bool = True) -> Programs:
     """Return the programs of a run function, built once and shared by all its sweeps."""
-    key = mesh, axis, at_once
+    key = mesh, axis, at_once, drops
     return memo.held(fit, (Programs, *key), lambda: Programs(fit, *key))

@@ -58,7 +58,7 @@ def fitting_shape(
     """
     height, width = _shape(members)
     while True:
-        needed = program.bytes_needed(_resized(members, height, width), _resized(groups, height), shared)
+        needed = program.bytes_needed(resized(members, height, width), resized(groups, height), shared)
         if needed <= memory:
             return height, width
         if (height, width) == spread:
@@ -95,7 +95,7 @@ def _taken(tree: Any, places: Any) -> Any:
     return jax.tree.map(lambda a: np.asarray(a)[places], tree)
 
 
-def _resized(tree: Any, *axes: int) -> Any:
+def resized(tree: Any, *axes: int) -> Any:
     """Return the shapes of arrays with their leading axes replaced."""
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct((*axes, *a.shape[len(axes) :]), a.dtype), tree)
 

@@ -1,7 +1,7 @@
 """The members of a sweep as a table on the host, with one row per group and one column per point."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from nnfx.data import folds as of_folds
 from nnfx.data.folds import Folds
 from nnfx.data.prepare import Data
+from nnfx.sweeps import last_axis
 from nnfx.sweeps.points import Points, number_of
 from nnfx.sweeps.programs import MEMBERS, Fixed, Groups
 from nnfx.training.epochs import DROPPED, EMPTY, RUNNING, RunState
@@ -18,12 +19,28 @@ from nnfx.training.hyperparameters import as_arrays
 from nnfx.training.rows import known
 from nnfx.types import Array, Hyper
 
-PACK_BELOW = 1 / 2
-"""Pack the running members once they fill at most this fraction of the table.
-
-Each packing compiles a program for the smaller table, so small tables are not packed further; see `SMALLEST`."""
 SMALLEST = 1 / 32
 """Tables of at most twice this fraction of the first table are not packed further."""
+
+
+class Packing(NamedTuple):
+    """When the running members are moved to a smaller table: each size of a table is another program to compile.
+
+    Attributes:
+        below: the largest fraction of the table that they fill then.
+        narrowest: the smallest number of points in a table, or of groups if they have one point.
+    """
+
+    below: float
+    narrowest: int
+
+
+ANY = Packing(1 / 2, 1)
+LAST = Packing(1 / 4, last_axis.FEWEST)
+"""With the members' axis last, a network takes far longer to compile than to train: seconds, and milliseconds.
+
+A narrower table would not have the axis last, and half as many members would take as long, measured on two cores. Since
+every table has, the numbers of a member have the same bits in all of them."""
 
 
 @dataclasses.dataclass
@@ -164,12 +181,26 @@ class Table:
         """The number of members in the initial table."""
         return len(self.all_seeds) * self.width
 
-    def record(self, history: dict[str, np.ndarray], until: int) -> None:
-        """Record the metrics of the epochs up to `until`."""
-        held = self.member >= 0
+    def record(self, history: dict[str, np.ndarray], until: int, epochs: np.ndarray) -> None:
+        """Record the metrics of the epochs up to `until`.
+
+        Args:
+            history: each metric, `(groups, width, epochs or more)`, with any values for epochs that were not run.
+            until: the number of epochs completed.
+            epochs: `(groups, width)`, the number of these epochs that each member has run; the others are NaN, written
+                here, so that programs never return NaN on purpose.
+        """
+        numbers = np.arange(until - self.done)
         for name, values in history.items():
-            column = self.history.setdefault(name, np.full((self.members, self.epochs), np.nan, values.dtype))
-            column[self.member[held], self.done : until] = values[held][:, : until - self.done]
+            if name not in self.history:
+                self.history[name] = np.full((self.members, self.epochs), np.nan, values.dtype)
+            column = self.history[name]
+            for group, members in enumerate(self.member):  # row by row, since a copy of all takes as much as all
+                held = members >= 0
+                was_run = numbers < epochs[group, held, None]
+                column[members[held], self.done : until] = np.where(
+                    was_run, values[group, held, : until - self.done], np.asarray(np.nan, values.dtype)
+                )
         self.done = until
 
     def epochs_run(self) -> np.ndarray:
@@ -190,24 +221,45 @@ class Table:
         kept = np.isin(self.member % self.width, points)
         self._stop(~kept & self._is_running(), DROPPED, self.state)
 
-    def pack(self) -> None:
-        """Move the running members into a smaller table, if the saving is large enough."""
-        running = self._is_running()
+    def pack(self, packing: Packing = ANY) -> bool:
+        """Move the running members into a smaller table, if the saving is large enough; return whether it was."""
+        if (places := self._packed(self._is_running(), packing)) is None:
+            return False
+        self.harvest()
+        self._place(*places)
+        return True
+
+    def after(self, points: int, packing: Packing = ANY) -> "Table | None":
+        """Return the table, without a state, that is packed once only this many points of each group are running.
+
+        The seeds, folds and shapes are those of the table to come, unless members stop for other reasons. None if the
+        table would stay.
+        """
+        held = self.member >= 0
+        places = self._packed(held & (held.cumsum(1) <= points), packing)
+        if places is None:
+            return None
+        table = dataclasses.replace(self, state=None)
+        table._place(*places)
+        return table
+
+    def _packed(self, running: np.ndarray, packing: Packing) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the groups and the positions in each that a smaller table keeps; None if the table stays."""
         groups = np.flatnonzero(running.any(1))
         if not len(groups):
-            return
-        width = _bucket(int(running.sum(1).max()))
-        height = min(_bucket(len(groups)), len(self.seeds))
-        if height * width > PACK_BELOW * self.member.size or self.member.size <= 2 * SMALLEST * self.members:
-            return
-        self.harvest()
+            return None
+        least = (packing.narrowest, 1) if self.member.shape[1] == 1 else (1, packing.narrowest)
+        height = min(max(_bucket(len(groups)), least[0]), len(self.seeds))
+        width = max(_bucket(int(running.sum(1).max())), least[1])
+        if height * width > packing.below * self.member.size or self.member.size <= 2 * SMALLEST * self.members:
+            return None
         groups = np.pad(groups, (0, height - len(groups)), mode="edge")
         places = np.full((height, width), -1)
         for i, group in enumerate(groups):
             if i == 0 or group != groups[i - 1]:
                 live = np.flatnonzero(running[group])
                 places[i, : len(live)] = live
-        self._place(groups, places)
+        return groups, places
 
     @staticmethod
     def kept_of(state: RunState) -> dict[str, Any]:

@@ -78,3 +78,18 @@ def test_a_folder_that_cannot_be_written_needs_no_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "lock", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space left"):
         run_shared(jobs_in(tmp_path, []))
+
+
+def test_a_job_is_prepared_while_the_one_before_it_runs_unless_it_has_begun(tmp_path):
+    told = []
+
+    def job(name):
+        return Job(tmp_path / name, lambda: told.append(f"run {name}"), lambda: told.append(f"prepare {name}"))
+
+    (tmp_path / "b").mkdir()
+    jobs = [job(name) for name in "abcd"]
+    run_shared(jobs)
+    assert told == ["prepare a", "run a", "prepare c", "run b", "prepare c", "prepare d", "run c", "prepare d", "run d"]
+    told.clear()
+    run_shared(jobs)
+    assert told == [f"run {name}" for name in "abcd"], "they are finished, and have no programs"

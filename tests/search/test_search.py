@@ -352,7 +352,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("changed", "error", "message"), WRONG)
 def test_what_is_wrong_is_said_before_anything_is_trained(data, changed, error, message, monkeypatch):
-    monkeypatch.setattr(nnfx.search.training, "sweep", None)
+    monkeypatch.setattr(nnfx.search.training, "Members", None)
     monkeypatch.setattr(nnfx.search.training, "Together", None)
     given = {"make": make, "space": {"learning_rate": Uniform(0.1, 1.0)}, "points": 2, **FAST, **changed}
     with pytest.raises(error, match=message):

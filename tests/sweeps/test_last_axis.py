@@ -114,7 +114,7 @@ def test_what_is_small(data, hidden, batch_size, places, folds, is_small):
     members = jax.eval_shape(jax.vmap(jax.vmap(member)), jnp.ones(places))
     shared = KEY, Fixed(data.train, None, data.preprocess, folds)
     for at_once, expected in ((None, is_small), (1, False)):
-        programs = Programs(train, Mesh(jax.devices()[:1], MEMBERS), 1, at_once)
-        assert programs._is_small(members, shared) == expected
+        programs = Programs(train, Mesh(jax.devices()[:1], MEMBERS), 1, at_once, drops=True)
+        assert programs.is_small(members, shared) == expected
         sequences = shared[1]._replace(train=data.train._replace(inputs=jnp.ones((9, 4, 2))))
-        assert not programs._is_small(members, (KEY, sequences))
+        assert not programs.is_small(members, (KEY, sequences))

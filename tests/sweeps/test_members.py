@@ -9,6 +9,7 @@ import pytest
 
 import nnfx
 from nnfx.sweeps import Halving, sweep
+from nnfx.sweeps.programs import Program
 from tests.sessions.sessions import CutError, bits, checkpoints, rows
 
 KEY = jax.random.key(0)
@@ -210,3 +211,25 @@ def test_the_bar_shows_epochs_and_who_is_running(data, tmp_path, capsys):
 def test_what_only_a_folder_can_have_asks_for_one(data, option):
     with pytest.raises(ValueError, match=f"{next(iter(option))}: expected the argument `out` as well, got none"):
         sweep(PLAIN, data, **given(), **option)
+
+
+@pytest.mark.parametrize("every", [None, 0])
+def test_a_program_that_fails_leaves_the_newest_checkpoint(data, whole, tmp_path, monkeypatch, every):
+    before, calls = Program.__call__, []
+
+    def failing(self, members, groups, shared):
+        results = before(self, members, groups, shared)
+        calls.append(self)
+        if len(calls) == 4:  # the start, and then epoch by epoch; by now, the state has been updated in place
+            raise ValueError("no memory")
+        return results
+
+    monkeypatch.setattr(Program, "__call__", failing)
+    kept = {"out": tmp_path, "save_every_seconds": every, "progress": False}
+    with pytest.raises(ValueError, match="no memory") as raised:
+        sweep(PATIENT, data, **stopping(), **kept)
+    monkeypatch.undo()
+    if every is None:
+        assert "deleted" in raised.value.__notes__[-1]
+    assert len(checkpoints(tmp_path)) == (0 if every is None else 2)
+    same(sweep(PATIENT, data, **stopping(), **kept), whole)

@@ -79,7 +79,7 @@ def test_large_members_are_trained_in_turn_unless_more_are_asked_for(data, plain
     monkeypatch.setattr(members, "is_large", lambda *asked_of: asked.append(asked_of) or True)
 
     def choose(*of):
-        raise InterruptedError(of[-1])
+        raise InterruptedError(of[3])
 
     monkeypatch.setattr(members, "programs_of", choose)
     options = {"key": KEY, "learning_rate": [0.01, 0.1], "devices": ONE}

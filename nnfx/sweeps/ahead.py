@@ -1,0 +1,45 @@
+"""Programs compiled by threads in the background, while others are compiled or run."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from jax.stages import Compiled
+
+MOST_THREADS = 4
+"""The programs of a group are two: with one group ahead, at most four are compiled at a time."""
+
+
+class Ahead:
+    """Threads that compile programs before they are needed; XLA compiles without Python's lock.
+
+    Programs are traced by the caller, whose settings of JAX may be those of its thread alone. Leaving the context
+    drops the programs that no thread has begun, and waits for the others, so that no thread is left behind.
+
+    Example:
+        >>> import jax
+        >>> lowered = jax.jit(lambda x: x + 1).lower(1.0)
+        >>> with Ahead() as ahead:
+        ...     compiled = ahead.compile(lowered.compile)
+        >>> compiled.result()(2.0).item()
+        3.0
+    """
+
+    def __init__(self) -> None:
+        self._threads: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> "Ahead":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._threads is not None:
+            self._threads.shutdown(wait=True, cancel_futures=True)
+            self._threads = None
+
+    def compile(self, function: Callable[[], Compiled]) -> "Future[Compiled]":
+        """Call a function that compiles a program in one of the threads."""
+        if self._threads is None:
+            count = min(MOST_THREADS, os.cpu_count() or 1)
+            self._threads = ThreadPoolExecutor(count, thread_name_prefix="nnfx-compile")
+        return self._threads.submit(function)
