@@ -188,10 +188,10 @@ def step_budget(max_steps: AtLeastOne) -> StoppingRule:
 
 
 def time_budget(max_seconds: Positive) -> StoppingRule:
-    """Stop when `max_seconds` have passed since the run, or its sweep, began, including compilation.
+    """Stop when `max_seconds` have passed since the run, or the sweep that it belongs to, began.
 
-    The host times the run in chunks of epochs, so the run ends within one chunk (about a second, or an epoch if that
-    takes longer) of its budget. A run inside `jit`, `vmap` or `grad` has no clock, and raises an error.
+    The time includes compilation. The host measures it after each chunk of epochs, so the run ends within one chunk of
+    its budget. A chunk takes about a second, or one epoch if that takes longer. A run inside `jit`, `vmap` or `grad` has no clock, and raises an error.
 
     Args:
         max_seconds: the time in seconds, positive; may be traced.

@@ -37,7 +37,9 @@ class BestModel:
         self._is_hopeless = False
 
     def save(self, run: Run) -> None:
-        """Save the best weights of a run in the background, unless they are saved already; if it is too soon, later.
+        """Save the best weights of a run in the background, at once or, if the last save was too recent, later.
+
+        Weights that have been saved already are not saved again.
 
         Raises:
             OSError: if the previous save failed, or the folder is not writable.

@@ -25,7 +25,7 @@ class AnotherRunError(ValueError):
 class Checkpoints:
     """A folder of checkpoints of one run.
 
-    Use it in a `with` statement, which locks the folder, removes the remains of interrupted saves, and on exit waits
+    Use it in a `with` statement, which locks the folder, removes the files left by interrupted saves, and on exit waits
     for the last save. A checkpoint is named after its number, such as `epoch-00000012`. With several processes, the
     first one locks, removes and saves, and all processes load.
 
@@ -157,7 +157,7 @@ class Checkpoints:
                 Otherwise, an error names the unusable checkpoint.
 
         Raises:
-            ValueError: as `load` and `expected` do.
+            ValueError: for a checkpoint that is damaged, unreadable or of another run.
         """
         if not distributed.is_first():
             distributed.wait()
@@ -180,7 +180,7 @@ class Checkpoints:
                 raise
             except (ValueError, DamagedError) as error:
                 refused.append((path, error))
-            except Exception as error:  # from the disk, from Orbax, or for unexpected notes
+            except Exception as error:  # an error of the disk or of Orbax, or one caused by unexpected notes
                 words = f"{path}: could not read the checkpoint: {type(error).__name__}: {error}"
                 refused.append((path, DamagedError(words)))
         if not refused:

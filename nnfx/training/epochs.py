@@ -152,8 +152,9 @@ def run_epochs_until(
 ) -> tuple[RunState, dict[str, Array]]:
     """Train until `until` epochs in total, for at most `at_most` epochs. Reverse-mode differentiation is not supported.
 
-    `until` is traced, so one program serves any number of epochs; otherwise like `scan_epochs`. Mapped runs share one
-    `first_epoch` and advance together; stopped runs stay unchanged.
+    `until` is traced, so one program serves any number of epochs. The other arguments and the result are those of
+    `scan_epochs`. Runs mapped with `jax.vmap` share one `first_epoch` and advance together; stopped runs stay
+    unchanged.
     """
     first = jnp.asarray(state.epoch if first_epoch is None else first_epoch, jnp.int32)
     # every epoch checks again whether the run has stopped, as within the scan: without this, XLA rounds differently
