@@ -37,11 +37,12 @@ def as_numpy(name: str, value: Any, *, masked_as_nan: bool = False) -> Any:
     Args:
         name: the name of the argument, for error messages.
         value: an array, a list, a pandas or polars frame or Series, a PyTorch tensor, or a NumPy masked array.
-        masked_as_nan: whether masked and missing values become NaN, in a float array; otherwise they raise an error.
+        masked_as_nan: whether to return masked and missing values as NaN, in a float array, instead of raising an
+            error.
 
     Raises:
         TypeError: for text, objects, complex numbers and sparse matrices.
-        ValueError: for ragged lists, and masked or missing values if they are not allowed.
+        ValueError: for ragged lists, and for masked or missing values unless `masked_as_nan` is true.
 
     Example:
         >>> as_numpy("inputs", np.ma.masked_values([1.0, 1e20], 1e20), masked_as_nan=True)
@@ -185,8 +186,8 @@ def check_range(name: str, array: Any, dtype: Any = None) -> None:
 def check_spread(name: str, array: Any, axis: int | tuple[int, ...] = 0, dtype: Any = None) -> None:
     """Require that numbers far from zero stay distinct in a dtype, by default the one that JAX converts them to.
 
-    Rounding may change a number by a thousandth of the standard deviation along the axis. Dates in seconds since 1970
-    are 128 apart in float32: the minutes of a day are no longer distinct.
+    Rounding may change a number by at most a thousandth of the standard deviation along the axis. For example, dates in
+    seconds since 1970 are rounded to multiples of 128 in float32, so the minutes of a day are no longer distinct.
 
     Args:
         name: the name of the argument, for error messages.
@@ -289,8 +290,8 @@ def as_array(name: str, value: Any, *, floats: bool = False) -> Any:
             and no unsigned difference wraps around.
 
     Raises:
-        TypeError: as `as_numpy` does.
-        ValueError: as `as_numpy` does, and for numbers that the device cannot hold.
+        TypeError: for text, objects, complex numbers and sparse matrices.
+        ValueError: for ragged lists, masked or missing values, and numbers that the device cannot hold.
 
     Example:
         >>> as_array("labels", [0, 1])
@@ -310,8 +311,8 @@ def as_array(name: str, value: Any, *, floats: bool = False) -> Any:
 def promoted(*values: Any) -> list[Any]:
     """Return JAX arrays in one common dtype, according to JAX's promotion rules.
 
-    This lets a model take inputs of a different dtype than its parameters: half-precision inputs are computed in the
-    parameters' dtype, and integers become floats.
+    This lets a model take inputs whose dtype differs from the dtype of its parameters: half-precision inputs are
+    converted to the parameters' dtype, and integers become floats.
 
     Example:
         >>> [value.dtype.name for value in promoted(jnp.ones(2, jnp.float16), jnp.ones(2, jnp.float32))]

@@ -152,7 +152,8 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
             are loaded as NumPy arrays; others go to the devices given in `like`, or to the default device.
 
     Raises:
-        FileNotFoundError, DamagedError: as `read` does.
+        FileNotFoundError: if there is no folder at the path.
+        DamagedError: if a file is missing, unexpected or altered.
         ValueError: for an unsupported format, or leaves whose paths, dtypes or shapes differ; the message lists them.
     """
     return load_as(path, lambda _: like)[1]
@@ -166,7 +167,10 @@ def load_as(path: str | os.PathLike[str], expected: Callable[[Description], Any]
         expected: a function that returns the tree for a description, to be used as `like` in `load`.
 
     Raises:
-        FileNotFoundError, DamagedError, ValueError: as `load` does, and whatever `expected` raises.
+        FileNotFoundError: if there is no folder at the path.
+        DamagedError: if a file is missing, unexpected or altered.
+        ValueError: for an unsupported format, or leaves whose paths, dtypes or shapes differ. Errors that `expected`
+            raises are passed on.
     """
     path = paths.absolute("path", path)
     description = read(path)
@@ -189,7 +193,9 @@ def load_by_path(path: str | os.PathLike[str]) -> tuple[Description, dict[str, n
     """Load the leaves of a checkpoint by their paths, as NumPy arrays, without knowing the tree they were saved from.
 
     Raises:
-        FileNotFoundError, DamagedError, ValueError: as `load` does, and for leaves that are random keys.
+        FileNotFoundError: if there is no folder at the path.
+        DamagedError: if a file is missing, unexpected or altered.
+        ValueError: for an unsupported format, or leaves that are random keys.
     """
     path = paths.absolute("path", path)
     description = read(path)

@@ -24,8 +24,8 @@ Tree = TypeVar("Tree")
 class Split(NamedTuple):
     """How the rows of a batch are distributed over devices: row i goes to device i mod n, as its row i div n.
 
-    Since rows are dealt out in turn, the same range of rows on all devices makes up consecutive rows of the batch; so
-    micro-batches are consecutive rows too.
+    Since rows are assigned to the devices in turn, the same range of rows on all devices makes up consecutive rows of
+    the batch. Micro-batches are therefore consecutive rows too.
 
     Attributes:
         rows: the number of rows of the whole batch, without the padding that gives all devices equally many rows.
@@ -101,7 +101,7 @@ def draw(sample: Callable[[tuple[int, ...]], Array], shape: tuple[int, ...], axi
     how = _SPLIT.get()
     if how is None:
         return sample(shape)
-    # a micro-batch is dealt out like the batch, and has no padding
+    # a micro-batch is distributed like the batch, and has no padding
     rows = how.rows if shape[axis] == how.share else shape[axis] * how.devices
     return _own(sample((*shape[:axis], rows, *shape[axis + 1 :])), how, axis)
 

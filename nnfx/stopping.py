@@ -191,7 +191,8 @@ def time_budget(max_seconds: Positive) -> StoppingRule:
     """Stop when `max_seconds` have passed since the run, or the sweep that it belongs to, began.
 
     The time includes compilation. The host measures it after each chunk of epochs, so the run ends within one chunk of
-    its budget. A chunk takes about a second, or one epoch if that takes longer. A run inside `jit`, `vmap` or `grad` has no clock, and raises an error.
+    its budget. A chunk takes about a second, or one epoch if that takes longer. A run inside `jit`, `vmap` or `grad`
+    has no clock, and raises an error.
 
     Args:
         max_seconds: the time in seconds, positive; may be traced.

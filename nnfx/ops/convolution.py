@@ -36,7 +36,8 @@ def convolution(
 ) -> Array:
     """Convolve over one or two axes: `y[n, p, o] = Σ_{q, i} x[n, p · strides + q · dilation, i] k[q, i, o]`.
 
-    As is customary in deep learning, this is a cross-correlation: the kernel is not flipped.
+    Here n is an example, p a position in the output, q a position in the kernel, i a channel and o a feature. As is
+    customary in deep learning, this is a cross-correlation: the kernel is not flipped.
 
     Args:
         inputs: x, `(batch, width, channels)` or `(batch, height, width, channels)`.
@@ -167,7 +168,7 @@ def _turned(kernel: Array) -> Array:
 
 
 def _padding_of_gradient(geometry: _Geometry) -> list[tuple[int, int]]:
-    """Return the padding of the cotangent, dilated by the strides, with which its convolution has the inputs' size."""
+    """Return the padding of the cotangent, dilated by the strides, that makes its convolution as large as the inputs."""
     reach = [(k - 1) * d for k, d in zip(geometry.kernel, geometry.dilation, strict=True)]
     before = [r - low for r, (low, _) in zip(reach, geometry.padding, strict=True)]
     spread = [(o - 1) * s + 1 for o, s in zip(geometry.outputs, geometry.strides, strict=True)]

@@ -33,7 +33,8 @@ def max_pool(
 ) -> Array:
     """Return the maximum of each window: `y[n, p, c] = max_q x[n, p · strides + q, c]`.
 
-    The gradient goes to a single element of each window, in a tie the first in row-major order, as in Flax.
+    Here n is an example, p a position in the output, q a position in the window and c a channel. The gradient goes to a
+    single element of each window; in a tie, to the first one in row-major order, as in Flax.
 
     Args:
         inputs: x, `(batch, width, channels)` or `(batch, height, width, channels)`.
@@ -70,6 +71,8 @@ def avg_pool(
 ) -> Array:
     """Return the mean of each window: `y[n, p, c] = Σ_q x[n, p · strides + q, c] / count`.
 
+    Here n is an example, p a position in the output, q a position in the window and c a channel.
+
     Args:
         inputs: x, `(batch, width, channels)` or `(batch, height, width, channels)`.
         window: the size of the window, one number for all axes or one per axis.
@@ -78,7 +81,7 @@ def avg_pool(
         padding: `"VALID"` (elements that no full window covers are left out), `"SAME"` (`ceil(size / stride)`
             outputs), or a pair `(before, after)` for each axis.
         count_include_pad: whether zeros from padding count as elements (the default in Flax and PyTorch), so that the
-            sum of each window is divided by its size; if not, only elements of the inputs count.
+            count is the size of the window; if not, only elements of the inputs are counted.
 
     Returns:
         `(batch, ..., channels)`, of the inputs' dtype; half precision is summed in float32.

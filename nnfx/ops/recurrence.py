@@ -41,8 +41,8 @@ def recurrence(
             effect, whatever its values.
         reverse: whether time runs backwards, from each sequence's last step.
         formulation: `"own"` uses the hand-written gradient; `"plain"` leaves the gradient to JAX, which also supports
-            forward mode (`jax.jvp`); `"cudnn"` uses NVIDIA's LSTM in float32, on NVIDIA GPUs only: forwards in time,
-            without second derivatives or `jax.vmap`, and with at least one step in each sequence.
+            forward mode (`jax.jvp`); `"cudnn"` uses NVIDIA's LSTM, for float32 on NVIDIA GPUs. It runs forwards in time
+            only, supports neither second derivatives nor `jax.vmap`, and needs at least one step in each sequence.
 
     Returns:
         The outputs, `(batch, time, hidden)`, which are zero at padded steps, and the last state.

@@ -77,8 +77,9 @@ def session(
       `SystemExit(143)` is raised. A second signal ends the process at once.
 
     Several processes form one session if all of them call it with the same folder, which all must be able to read. Only
-    the first process writes files, and a signal that it receives applies to all; every process returns the run. Each process reads its part of
-    each stored batch, and all devices compute together; a run may resume with a different number of processes.
+    the first process writes files, and a signal that it receives applies to all; every process returns the run. Each
+    process reads its part of each stored batch, and all devices compute together; a run may resume with a different
+    number of processes.
 
     Args:
         fit: the run function, made by `nnfx.fit`, with a batch size if the data is stored.

@@ -62,9 +62,9 @@ def fit(
         batch_size: the number of rows in a minibatch; 1 for stochastic gradient descent, None for the full batch.
         stop: a stopping rule, or a factory for one, such as `nnfx.stopping.patience`; or a list of rules and factories.
         metrics: further quantities to measure: a list of functions or names of `nnfx.metrics`, such as `["accuracy",
-            "roc_auc"]`, or a mapping from your own names, such as `{"auc": nnfx.metrics.roc_auc}`. Each row with positive weight counts once in a
-            metric, unless the metric is marked by `nnfx.metrics.weighted`. Metrics over all rows at once, such as areas
-            under curves, are computed once per epoch, and only on held-out data.
+            "roc_auc"]`, or a mapping from your own names, such as `{"auc": nnfx.metrics.roc_auc}`. Each row with
+            positive weight counts once in a metric, unless the metric is marked by `nnfx.metrics.weighted`. Metrics
+            over all rows at once, such as areas under curves, are computed once per epoch, and only on held-out data.
         penalty: a penalty added to the training loss, `(params, **numbers) -> scalar`, such as `nnfx.regularizers.l2`.
         augment: a function that changes each batch before the model sees it, `(key, batch, **numbers) -> batch`, such
             as `nnfx.augment.gaussian_noise`; or several, applied in turn.

@@ -28,7 +28,7 @@ class Filled(Batch):
 
 
 class Weighted(Filled):
-    """A filled batch with at least one positive weight, or data whose batches are all of this kind, so no step is skipped."""
+    """A filled batch with at least one positive weight, or data with only such batches, so that no step is skipped."""
 
     __slots__ = ()
 

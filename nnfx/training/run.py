@@ -146,7 +146,7 @@ class Run:
         return self.preprocess.raw_outputs(self.apply(self.preprocess(inputs), variables))
 
     def evaluate(self, data: Batch, variables: Variables | None = None) -> dict[str, Array]:
-        """Return the loss and the metrics on preprocessed data, such as `data.valid`; `variables` as for `apply`."""
+        """Return the loss and the metrics on preprocessed data, such as `data.valid`; see `apply` for `variables`."""
         self._require_single()
         if not isinstance(data, Batch):
             raise TypeError(f"data: expected a Batch, such as data.valid, got {type(data).__name__}")
@@ -162,8 +162,9 @@ class Run:
 
         The folder contains the weights, the preprocessing, the names of features and classes, the hyper-parameters, the
         metrics, the package versions, a checksum of every file, and the model as a portable program for CPUs, CUDA and
-        TPUs, where supported. It contains neither Python code nor pickles. The program takes any number of rows, and any number of steps of
-        a sequence if the model allows it. Releases of JAX from the following six months can read it.
+        TPUs, where supported. It contains neither Python code nor pickles. The program takes any number of rows, and
+        any number of steps of a sequence if the model allows it. Releases of JAX from the following six months can read
+        it.
 
         Args:
             path: a folder that does not exist yet.
@@ -306,6 +307,6 @@ def _apply(
 def _evaluate(
     recipe: Recipe, shapes: tuple[tuple[int, ...], ...], hyper: Hyper, variables: Variables, data: Batch
 ) -> dict[str, Array]:
-    del shapes  # as for `_apply`
+    del shapes  # one memo entry per number of rows, as in `_apply`
     parts = recipe.bind(hyper)
     return {name: mean.value for name, mean in evaluate(parts.model, parts.measures, variables, data).items()}
