@@ -1,13 +1,13 @@
-"""Activation functions and their derivatives: what each passes forward and backward.
+"""Activation functions and their derivatives: the values that each passes forward and the gradient that it passes back.
 
     python -m experiments.activations [--out DIR] [--seed N]
 
 It plots every activation of the library with its derivative as computed by JAX, overlaid with finite differences.
 Maxout, which is learned, is plotted three times: with two pieces that make ReLU, two that make the absolute value, and
 six fitted to a parabola. A table lists the range of values and derivatives of each activation, and how much of a
-gradient is left after ten layers if pre-activations are normally distributed. Expect the sigmoid to pass a fifth of
-the gradient at each layer and two ten-millionths through ten, and ReLU, which passes all or nothing, to pass three
-hundredths through ten. It works offline and takes about ten seconds.
+gradient is left after ten layers if pre-activations are normally distributed. Expect the sigmoid to pass a fifth of the
+gradient at each layer, and only two ten-millionths through ten layers. ReLU passes all of a gradient or nothing; expect
+it to pass three hundredths through ten layers. The experiment works offline and takes about ten seconds.
 """
 
 import dataclasses
@@ -41,13 +41,13 @@ class Config:
     """Options for the activations experiment."""
 
     out: Path = Path("runs/activations")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
     """the random seed of the maxout fit"""
     pieces: int = 6
     """number of maxout pieces fitted to the parabola"""
     epochs: int = 2000
-    """steps of the maxout fit"""
+    """number of steps of the maxout fit"""
     layers: int = 10
     """number of layers after which the remaining fraction of a gradient is reported"""
 

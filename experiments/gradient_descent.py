@@ -2,12 +2,12 @@
 
     python -m experiments.gradient_descent [--out DIR] [--seed N]
 
-The model predicts survival on the Titanic from fare and age; its bias is fixed at its best value, so that two weights
-are left, and the empirical loss of all 714 passengers is a surface over a plane. From the same poor starting point, and
-with the same learning rate, three paths lead down this surface: with steps on all passengers, on 32 at a time, and on
-one at a time. Expect full-batch descent to go straight and never up, but to visit hundreds of times as many passengers,
-and stochastic descent to arrive within an epoch and then to wander around the minimum forever. The script takes about
-five seconds.
+The model predicts survival on the Titanic from fare and age. Its bias is fixed at its best value, so that two weights
+are left, and the mean loss of all 714 passengers is a surface over a plane. From the same poor starting point, and with
+the same learning rate, three paths lead down this surface: each step uses all passengers, 32 passengers, or one
+passenger. Expect full-batch descent to go straight and never uphill, but to visit hundreds of times as many passengers.
+Expect stochastic descent to arrive within an epoch, and then to wander around the minimum forever. The script takes
+about five seconds.
 """
 
 import dataclasses
@@ -35,19 +35,19 @@ class Config:
     """Options for the gradient descent experiment."""
 
     out: Path = Path("runs/gradient_descent")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the random seed of the order of the passengers"""
+    """random seed for the order of the passengers"""
     learning_rate: float = 0.1
     """learning rate of all three paths"""
     batch_size: int = 32
-    """passengers in a minibatch"""
+    """number of passengers in a minibatch"""
     full_batch_epochs: int = 400
-    """epochs of full-batch descent, one step each"""
+    """number of epochs of full-batch descent, one step each"""
     minibatch_epochs: int = 20
-    """epochs of minibatch descent"""
+    """number of epochs of minibatch descent"""
     stochastic_epochs: int = 2
-    """epochs of stochastic descent, on single passengers"""
+    """number of epochs of stochastic descent, on single passengers"""
     repeats: int = 15
     """how many times each path is repeated for timing"""
 

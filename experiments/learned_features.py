@@ -8,10 +8,11 @@ several splits. A linear classifier, the probe, then predicts the class from raw
 (histograms of oriented gradients, HOG), and from all outputs of each layer, trained and untrained: one split of
 the images trains the probe, a second chooses its epoch and learning rate, and a third scores it. On digits, expect the
 accuracy of the probe to climb from 0.26 on pixels to 0.74, 0.90 and 0.96 on the layers, with HOG close to the first
-layer at 0.76. On clothing, where the position of a pixel already tells a lot and 3,600 images are used for training, it
-climbs from 0.84 to 0.865 and 0.874 but no further: the third layer is no better than the second, and HOG is close
-behind at 0.863. On digits, a unit of the first layer sees an edge, one of the second a bend or the end of a stroke, and
-one of the third much of a digit. It takes one to two minutes, or three on clothing.
+layer at 0.76. On clothing, 3,600 images are used for training, and the position of a pixel already tells a lot. There
+the accuracy climbs from 0.84 on pixels to 0.865 on the first layer and 0.874 on the second; the third layer is no
+better, and HOG is close behind at 0.863. On digits, a unit of the first layer sees an edge, a unit of the second layer
+a bend or the end of a stroke, and a unit of the third layer much of a digit. The experiment takes one to two minutes,
+or three on clothing.
 """
 
 import dataclasses
@@ -53,13 +54,13 @@ class Config:
     """Options for the experiment on learned features."""
 
     out: Path = Path("runs/learned_features")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     data: Literal["digits", "fashion_mnist"] = "digits"
     """digits placed at random, or unaltered clothing"""
     rows: int = 6000
-    """the most images to use: 60 % train, 15 % choose, 25 % score"""
+    """the largest number of images to use: 60 % for training, 15 % for choosing, 25 % for scoring"""
     size: int = 12
     """size of the enlarged digits in pixels, originally 8"""
     field: int = 20
@@ -67,19 +68,19 @@ class Config:
     copies: int = 2
     """the number of random places for each training digit"""
     splits: int = 5
-    """random splits, each with its own network; at least 2 for a standard deviation"""
+    """number of random splits, each with its own network; at least 2 for a standard deviation"""
     widths: tuple[int, int, int] = (8, 16, 32)
-    """features of the three convolutional layers"""
+    """numbers of features of the three convolutional layers"""
     epochs: int = 20
-    """epochs of the network; the one with the lowest loss on the images to choose by is kept"""
+    """number of epochs of the network; the epoch with the lowest loss on the images for choosing is kept"""
     probe_epochs: int = 30
-    """epochs of each probe; the best epoch is kept in the same way"""
+    """number of epochs of each probe; the best epoch is chosen in the same way"""
     batch_size: int = 64
-    """images in a minibatch"""
+    """number of images in a minibatch"""
     learning_rate: float = 0.003
     """learning rate of the network (Adam)"""
     units: int = 6
-    """units of each layer to show"""
+    """number of units of each layer to show"""
 
 
 def main(config: Config) -> dict[str, Any]:

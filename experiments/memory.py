@@ -1,4 +1,4 @@
-"""Why gates: what a simple recurrent network, a GRU and an LSTM remember after ever longer gaps.
+"""Why recurrent networks need gates: what a simple network, a GRU and an LSTM remember after ever longer gaps.
 
     python -m experiments.memory [--out DIR] [--seed N] [--gaps 25 100 200] [--tasks adding copy]
 
@@ -7,10 +7,10 @@ the end; all other numbers must be ignored. Always predicting the mean gives a m
 task, three symbols are shown, nothing happens for a while, and then they must be repeated in order. Every batch is
 freshly drawn within the compiled run, five seeds train together, and all networks have about the same number of
 weights. Expect GRU and LSTM to solve the adding problem at all gaps, with errors below 0.02 for at least four of five
-seeds, while the simple network learns nothing: this is what the defaults show. The copy task is the counterexample: the
-orthogonal weights that the simple network starts with preserve everything through the silence by themselves, and it
-needs no gates. The norm of the gradient by lag, before and after training, shows why. The adding problem takes less
-than two minutes on two cores, both tasks between six and seven.
+seeds, while the simple network learns nothing. These are the results for the default gaps. The copy task is the
+counterexample: the orthogonal initial weights of the simple network preserve everything during the gap, and it needs no
+gates. The norm of the gradient by lag, before and after training, shows why. The adding problem takes less than two
+minutes on two cores, and both tasks together take six to seven minutes.
 """
 
 import dataclasses
@@ -44,19 +44,19 @@ class Config:
     """Options for the memory experiment."""
 
     out: Path = Path("runs/memory")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     tasks: tuple[str, ...] = ("adding", "copy")
     """tasks to run"""
     gaps: tuple[int, ...] = (25, 100, 200)
-    """lengths of the sequences of the adding problem; steps of silence in the copy task"""
+    """lengths of the sequences of the adding problem, and numbers of blank steps in the copy task"""
     seeds: int = 5
-    """networks of each kind to train, each with its own weights and data"""
+    """number of networks of each kind, each with its own weights and data"""
     batch_size: int = 32
-    """sequences in a batch"""
+    """number of sequences in a batch"""
     clip: float = 1.0
-    """the largest norm of a gradient; larger gradients are clipped"""
+    """the norm to which larger gradients are clipped"""
 
 
 class Task(NamedTuple):

@@ -1,8 +1,8 @@
 """Interpolated n-gram models of tokens in NumPy, with weights tuned on held-out tokens.
 
-A model of order n interpolates between the frequency of a token after the last n − 1 tokens and the prediction of
-order n − 1; for the lowest order, all tokens are equally likely. Kneser and Ney subtract a discount from each count
-and, in lower orders, count the different contexts of a token rather than its occurrences. Jelinek and Mercer
+A model of order n interpolates between the frequency of a token after the last n − 1 tokens and the prediction of the
+model of order n − 1; below the lowest order, all tokens are equally likely. Kneser and Ney subtract a discount from
+each count and, in lower orders, count the different contexts of a token rather than its occurrences. Jelinek and Mercer
 interpolate relative frequencies, with a weight for each order.
 """
 

@@ -1,4 +1,4 @@
-"""Finding and naming digits in larger, cluttered pictures: a window classifier, slid over the whole picture.
+"""Find and name digits in larger, cluttered pictures, with a window classifier that is slid over the whole picture.
 
     python -m experiments.object_identification [--images digits|fashion_mnist] [--out DIR] [--seed N]
 
@@ -7,18 +7,18 @@ fragments of other digits, noise and uneven lighting. Digits are split by key: t
 never share a digit, though the same people wrote them. A small convolutional network learns from windows of 24 × 24
 pixels which of the ten digits each shows, if any, and where its box is. It is then slid over whole pictures at six
 scales, one pass each; windows that agree vote, and the best of overlapping boxes is kept. The number of votes needed
-for a find is chosen on validation scenes alone.
+for a detection is chosen on validation scenes alone.
 
-A find is right if its name is right and its box and the true box share at least half of the area that they cover
-together; of two finds of the same digit, one is wrong. Expect an F1 of about 0.95 on the test scenes. Nearly all finds
-where there is no digit are fragments and ends of lines that look like a 1. Average precision is that of COCO, as
-`nnfx.metrics.detection` measures it: expect about 0.71, and 0.95 at an intersection over union of 0.5. It takes one to
-two minutes, most of it training.
+A detection is right if its class is right and its box and the true box share at least half of the area that they cover
+together; of two detections of the same digit, one is wrong. Expect an F1 of about 0.95 on the test scenes. Nearly all
+detections where there is no digit are fragments and ends of lines that look like a 1. `nnfx.metrics.detection` measures
+the average precision as defined by COCO: expect about 0.71, and 0.95 at an intersection over union of 0.5. The
+experiment takes one to two minutes, most of it for training.
 
-With `--images fashion_mnist`, the scenes hold articles of clothing instead, for the same network and as many windows.
-They are harder to tell apart: expect an F1 of about 0.62, and an average precision of about 0.36, and 0.56 at 0.5; most
-wrong finds have a wrong name. The images are downloaded once, into the folder named by the environment variable
-NNFX_DATA.
+With `--images fashion_mnist`, the scenes hold articles of clothing instead, with the same network and as many windows.
+They are harder to tell apart: expect an F1 of about 0.62, an average precision of about 0.36, and 0.56 at an
+intersection over union of 0.5. Most wrong detections have a wrong class. The images are downloaded once, into the
+folder named by the environment variable NNFX_DATA.
 """
 
 import dataclasses
@@ -56,29 +56,29 @@ class Config:
     """Options for the experiment on finding objects."""
 
     out: Path = Path("runs/object_identification")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     images: Source = "digits"
     """the images that the scenes are made of"""
     held_out: float = 0.3
     """the fraction of the digits for validation and test scenes, half for each"""
     train_scenes: int = 3000
-    """scenes to cut training windows out of"""
+    """number of scenes to cut training windows out of"""
     validation_scenes: int = 200
-    """scenes to choose the threshold on"""
+    """number of scenes for choosing the threshold"""
     test_scenes: int = 200
-    """scenes to score"""
+    """number of scenes for scoring"""
     per_digit: int = 2
-    """windows cut out around each digit"""
+    """number of windows cut out around each digit"""
     elsewhere: int = 8
-    """windows without a digit, cut out of each scene"""
+    """number of windows without a digit cut out of each scene"""
     width: int = 24
-    """features of the network's first layer"""
+    """number of features of the network's first layer"""
     epochs: int = 6
-    """epochs of training"""
+    """number of training epochs"""
     batch_size: int = 64
-    """windows in a minibatch"""
+    """number of windows in a minibatch"""
     learning_rate: float = 0.003
     """the peak learning rate (AdamW, with a warm-up and cosine decay)"""
 

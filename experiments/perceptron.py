@@ -1,15 +1,15 @@
-"""From one perceptron to deep networks: its three steps, its line, and what an activation function is for.
+"""From one perceptron to deep networks: its three steps, its decision line, and the purpose of an activation function.
 
     python -m experiments.perceptron [--out DIR] [--seed N]
 
 The perceptron g(1 + 3x₁ − 2x₂) is followed step by step for one point, and its line is plotted. Then networks with two
-hidden layers separate two classes of points, arranged in three ways, without an activation function and with
-tanh; without one, their layers multiply into a single perceptron, which is compared with the network. Finally, a
-perceptron with three outputs and networks with one to three hidden layers separate three spirals. Half of the points
-are held out for scoring. Expect every network without an activation function to draw one line, which is right on the
-clouds but on no more than three quarters of the points in the other two arrangements; tanh to be right on nearly all
-points; and the spirals to be separated better with every layer up to the second. It works offline and takes about
-twenty seconds.
+hidden layers separate two classes of points, arranged in three ways, without an activation function and with tanh.
+Without an activation function, the product of the layers is a single perceptron, which is compared with the network.
+Finally, a perceptron with three outputs and networks with one to three hidden layers separate three spirals. Half of
+the points are held out for scoring. Expect every network without an activation function to draw one line, which
+separates the clouds, but classifies no more than three quarters of the points in the other two arrangements correctly.
+Expect tanh to classify nearly all points correctly, and the spirals to be separated better with every layer up to the
+second. The experiment works offline and takes about twenty seconds.
 """
 
 import dataclasses
@@ -41,17 +41,17 @@ class Config:
     """Options for the perceptron experiment."""
 
     out: Path = Path("runs/perceptron")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     rows: int = 600
-    """points of each arrangement, half of them held out"""
+    """number of points in each arrangement, half of them held out"""
     epochs: int = 1000
-    """full-batch steps of every network"""
+    """number of full-batch training steps of each network"""
     learning_rate: float = 0.02
     """learning rate (Adam)"""
     width: int = 8
-    """units of each hidden layer"""
+    """number of units in each hidden layer"""
 
 
 def main(config: Config) -> dict[str, Any]:

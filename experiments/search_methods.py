@@ -1,23 +1,25 @@
-"""Which search method finds the best loss for the same number of epochs: random, halving, Hyperband, TPE and others.
+"""Search methods compared at the same number of epochs: random search, halving, Hyperband, TPE and others.
 
     python -m experiments.search_methods [--out DIR] [--seed N]
 
 Each method has the budget of 64 full runs on each of five problems: networks for the Titanic data, for digits as
 numbers and as images, and for sunspots, and a quadratic whose lowest loss is known. The score of a method is the lowest
-held-out loss that it has seen when a part of the budget is spent, in epochs of single runs. All of this is repeated
-twenty times.
+held-out loss that it has seen when a part of the budget is spent; the budget is counted in epochs of single runs. All
+of this is repeated twenty times.
 
 Random search, successive halving (the best third goes on after 1/27, 1/9 and 1/3 of the epochs), Hyperband and
-extrapolation draw their points from one pool of 1,280 runs, which a sweep trains to the end; what a method would have
-done with them is then read off their learning curves. The points of Optuna's tree-structured Parzen estimator (TPE)
-depend on the losses before, one by one, so it is run for real: the next points of its twenty repetitions are trained
-side by side. So are the descents of hyper-gradients, which are counted as three runs for each gradient.
+extrapolation draw their points from one pool of 1,280 runs, which a sweep trains to the end. The learning curves of
+these runs then tell what each method would have found. Optuna's tree-structured Parzen estimator (TPE) chooses each
+point depending on the losses of earlier points, so its runs are really trained: the next points of its twenty
+repetitions are trained side by side. So are the descents along hyper-gradients, in which each gradient counts as three
+runs.
 
 Expect successive halving to have the lowest mean on all five problems when a quarter of the budget is spent, on three
-of them by more than two standard errors, and Hyperband to be ahead of both random search and TPE on three. With all of
-it spent, TPE is ahead on most, and by ten times on the quadratic, where every loss is exact. Extrapolation is hardly
-better than random search, and hyper-gradients are worse: a descent costs as much as thirteen runs. So none of these two
-is the default of anything. It takes about a quarter of an hour of processor time.
+of them by more than two standard errors. Expect Hyperband to be ahead of both random search and TPE on three problems.
+When the whole budget is spent, TPE is ahead on most problems, and by a factor of ten on the quadratic, where every loss
+is exact. Extrapolation is hardly better than random search, and hyper-gradients are worse, since a descent costs as
+much as thirteen runs; neither of these two is a default in this library. The experiment takes about a quarter of an
+hour of processor time.
 """
 
 import dataclasses
@@ -53,19 +55,19 @@ class Config:
     """Options of the comparison of search methods."""
 
     out: Path = Path("runs/search_methods")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     repetitions: int = 20
     """how many times each search is repeated"""
     runs: int = 64
-    """the budget of a search, in full runs"""
+    """budget of a search, as a number of full runs"""
     pool: int = 1280
-    """points in the pool that is drawn from"""
+    """number of points in the pool from which searches draw"""
     epochs: int = 27
-    """epochs of a full run"""
+    """number of epochs of a full run"""
     steps: int = 4
-    """gradients of each descent"""
+    """number of gradients of each descent"""
 
 
 Moments = Iterator[tuple[int, float]]

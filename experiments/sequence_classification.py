@@ -1,4 +1,4 @@
-"""Images read row by row by simple recurrent networks, GRUs and LSTMs: downwards, both ways, or answering at every row.
+"""Recurrent networks that read images row by row: downwards, in both directions, or with a prediction at every row.
 
     python -m experiments.sequence_classification [--out DIR] [--seed N]
     python -m experiments.sequence_classification --data fashion_mnist --repeats 2 --epochs 12 --hidden 128
@@ -7,8 +7,8 @@ A digit of 8 × 8 pixels is a sequence of eight rows, read from the top; all net
 weights. They learn scikit-learn's 1,797 digits on five random splits with a quarter held out; from Fashion-MNIST they
 learn the 60,000 training images, and the test set of 10,000 is held out. Nothing is chosen on held-out data: the number
 of epochs is fixed, and the average of the weights over the run is scored. The last network is trained to name the digit
-after every row, and is then applied one row at a time, as a scanner would feed it: the figure shows the class that it
-predicts after each row. Expect about 98 % of held-out digits to be right. It works offline and takes less than two
+after every row, and is then applied one row at a time, as a scanner would provide them: the figure shows the class that
+it predicts after each row. Expect about 98 % of held-out digits to be right. It works offline and takes less than two
 minutes.
 """
 
@@ -52,27 +52,27 @@ class Config:
     """Options for the sequence classification experiment."""
 
     out: Path = Path("runs/sequence_classification")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     data: Literal["digits", "fashion_mnist"] = "digits"
-    """images to classify"""
+    """the images to classify"""
     repeats: int = 5
-    """runs of each network, on random splits of the digits; at least 2 for a standard error"""
+    """number of runs of each network, on random splits of the digits; at least 2 for a standard error"""
     held_out: float = 0.25
     """the fraction of the digits held out"""
     hidden: int = 64
     """width of the GRU; the other networks get about the same number of weights"""
     epochs: int = 40
-    """epochs of every run"""
+    """number of epochs of each run"""
     batch_size: int = 32
-    """images in a minibatch"""
+    """number of images in a minibatch"""
     learning_rate: float = 0.005
     """the peak learning rate (Adam, one cycle)"""
     clip: float = 1.0
-    """the largest norm of a gradient; larger gradients are clipped"""
+    """the norm to which larger gradients are clipped"""
     ema_decay: float = 0.99
-    """the fraction of the average weights that is kept at each step"""
+    """decay of the moving average of the weights, per step"""
     shift: float = 0.5
     """how far images are shifted, in pixels"""
 

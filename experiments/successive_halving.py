@@ -5,14 +5,14 @@
 It draws 128 points at random (learning rate, momentum, weight decay, dropout) for a network on the Titanic data, and
 trains all of them to the end, and then again by successive halving, which keeps the better half at epochs 4, 8, 16 and
 32 of 64. All of this is repeated five times, each time with different points, seeds and held-out passengers. A point's
-loss is its best held-out loss, averaged over seeds: both searches choose by this very number, so it is no estimate of
-the loss on other passengers.
+loss is its best held-out loss, averaged over seeds. Both searches choose by this number, so it does not estimate the
+loss on other passengers.
 
-Expect halving to find the same best point or a point less than 1 % worse, with 19 % of the member-epochs and in about a
-quarter of the time. Two things speak against it here. A search with as many member-epochs that trains fewer points to
-the end, also plotted, comes within 1 % too, since good points are common on this data. And the first call of halving
-takes longer than that of the full search, since each smaller table is another program to compile. It takes about a
-minute on two cores.
+Expect halving to find the same best point, or a point less than 1 % worse, with 19 % of the member-epochs (epochs of
+single runs) and in about a quarter of the time. Two things speak against halving here. A search with as many
+member-epochs that trains fewer points to the end, also plotted, comes within 1 % too, since good points are common on
+this data. Also, the first call of halving takes longer than the first call of the full search, since each smaller table
+is another program to compile. The experiment takes about a minute on two cores.
 """
 
 import dataclasses
@@ -38,17 +38,17 @@ class Config:
     """Options for the experiment on successive halving."""
 
     out: Path = Path("runs/successive_halving")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     repetitions: int = 5
     """the number of repetitions"""
     points: int = 128
-    """points of hyper-parameters drawn"""
+    """number of points drawn"""
     seeds: int = 2
-    """runs of each point"""
+    """number of runs of each point"""
     epochs: int = 64
-    """epochs of a full run"""
+    """number of epochs of a full run"""
     rungs: tuple[int, ...] = (4, 8, 16, 32)
     """the epochs after which points are dropped"""
     keep: float = 0.5
@@ -56,7 +56,7 @@ class Config:
     hidden: int = 16
     """width of the hidden layer"""
     batch_size: int = 32
-    """passengers in a minibatch"""
+    """number of passengers in a minibatch"""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Who survived the Titanic, predicted from fare and age: by a line, by another line, and by curves.
+"""Predict who survived the Titanic from fare and age, by a perceptron, a linear network and a network with tanh.
 
     python -m experiments.titanic [--out DIR] [--seed N]
 
@@ -34,17 +34,17 @@ class Config:
     """Options for the Titanic experiment."""
 
     out: Path = Path("runs/titanic")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     epochs: int = 200
-    """epochs of the two networks"""
+    """number of epochs of the two networks"""
     hidden: int = 16
     """width of the hidden layer of each network"""
     learning_rate: float = 0.01
     """learning rate of the two networks (Adam)"""
     batch_size: int = 32
-    """passengers in a minibatch"""
+    """number of passengers in a minibatch"""
 
 
 def main(config: Config) -> dict[str, Any]:
