@@ -31,7 +31,7 @@ REACH = 4.0
 NORMAL = 2001
 """The number of points in the average over normally distributed pre-activations."""
 LEFT_OUT = "maxout", "gelu_exact"
-"""Activations left out of the common figure: maxout has its own, and the exact GELU looks like the approximate one."""
+"""Activations left out of the common figure: maxout has its own, and the exact GELU looks like its approximation."""
 STARTS = 16
 """The number of random starts of the maxout fit."""
 
@@ -77,9 +77,9 @@ def slope(activation: activations.Activation, x: Array) -> Array:
 def describe(activation: activations.Activation, layers: int) -> dict[str, float]:
     """Return the range of an activation's values and derivatives, and how much of a gradient it passes on.
 
-    The mean square of g' over normal pre-activations is the fraction of a gradient's variance that a layer passes on,
-    apart from the weights; its square root to the power of the number of layers is the fraction of the gradient's
-    size that is left. Pre-activations with `|g'| < 0.01` count as saturated.
+    Let v be the mean square of the derivative g' over normally distributed pre-activations. Apart from the weights, v
+    is the fraction of a gradient's variance that one layer passes on. After n layers, the fraction of the gradient's
+    size that is left is therefore `√v` to the power of n. Pre-activations with `|g'| < 0.01` count as saturated.
     """
     x = jnp.linspace(-REACH, REACH, NORMAL)
     y, g = activation(x), slope(activation, x)
@@ -95,7 +95,7 @@ def describe(activation: activations.Activation, layers: int) -> dict[str, float
 def fit_maxout(config: Config) -> dict[str, Array]:
     """Fit a maxout unit to a parabola, and return its pieces and their maximum.
 
-    A piece that is nowhere the largest is never trained, so the best of several starts is kept.
+    A piece that is not the largest for any input is never trained, so the best of several starts is kept.
     """
     activation = functools.partial(activations.maxout, pieces=config.pieces)
     model = nnfx.models.perceptron(activation=activation, initializer="normal", bias_initializer="normal")

@@ -112,7 +112,7 @@ def difference_from_grad(model: nnfx.Model, params: Params, passengers: Batch, d
 
 
 def follow(model: nnfx.Model, params: Params, passenger: Batch, found: Backpropagation) -> dict[str, Any]:
-    """Step against the gradient at many rates, and return the losses and those that the gradient predicts."""
+    """Step against the gradient at many rates; return the losses reached and the losses that the gradient predicts."""
     gradient = found.gradient
     square = optax.tree.norm(gradient, squared=True)
     rates = np.linspace(0, 4, 81)

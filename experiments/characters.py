@@ -122,7 +122,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def sonnets() -> Text:
-    """Return the sonnets, with every tenth for selection and another tenth for the final scores."""
+    """Return the sonnets: a tenth of them for selection, another tenth for the final scores, the rest for training."""
     poems = (Path(__file__).parent / "sonnets.txt").read_text(encoding="utf-8").strip().split("\n\n")
     characters = "".join(sorted(set("\n".join(poems))))
     place = {character: i for i, character in enumerate(characters)}
@@ -135,7 +135,7 @@ def sonnets() -> Text:
 
 
 def network(config: Config, characters: int) -> Model:
-    """Return a network from characters to the logits of the next one, at every step."""
+    """Return a network that takes characters, and returns the logits of the next character at every step."""
     behind = {
         "gru": lambda: models.gru(characters, (config.hidden,) * 2, dropout=config.dropout, returns="all"),
         "lstm": lambda: models.lstm(characters, (config.hidden,) * 2, dropout=config.dropout, returns="all"),
@@ -171,7 +171,7 @@ def trained(config: Config, text: Text) -> nnfx.Run:
 
 
 def score(run: nnfx.Run, tokens: np.ndarray, config: Config) -> float:
-    """Return the network's bits per character, each predicted from at least `length` characters where possible."""
+    """Return the network's bits per character, with at least `length` preceding characters where there are as many."""
     batch = nnfx.data.next_tokens(tokens, 2 * config.length, context=config.length)
     return float(run.evaluate(batch)["bits"])
 
@@ -188,7 +188,7 @@ def bits_by_context(run: nnfx.Run, text: Text, config: Config) -> np.ndarray:
 
 
 def stream_error(run: nnfx.Run, tokens: np.ndarray) -> float:
-    """Return the largest difference between the logits for whole sequences and those for one character at a time."""
+    """Return the largest difference between the logits computed for whole sequences and for one character at a time."""
     stream = run.model.stream
     assert stream is not None
     step = functools.partial(stream.step, run.best.variables)
@@ -216,7 +216,7 @@ def written(run: nnfx.Run, text: Text, config: Config, temperature: float = 0.7)
 
 
 def draw_context(results: Results, bits: dict[str, Any], by_context: np.ndarray, config: Config) -> None:
-    """Plot the bits per scored character by the number of preceding characters known."""
+    """Plot the bits per scored character against the number of preceding characters that are known."""
     name = NAMES[config.model]
     figure, axis = plt.subplots(figsize=(7, 4.4))
     for kind, colour in zip(KINDS, (ORANGE, GREEN), strict=True):

@@ -117,7 +117,7 @@ def pool(sums: np.ndarray) -> np.ndarray:
 
 
 def products(image: np.ndarray) -> str:
-    """Return the sum of products at `PLACE`, written out."""
+    """Return the sum of products at `PLACE` as a formula."""
     row, column = PLACE
     window = image[row : row + len(EDGE), column : column + len(EDGE)]
     pairs = zip(window.ravel(), EDGE.ravel(), strict=True)

@@ -32,7 +32,7 @@ from nnfx.insight import trajectory
 from nnfx.types import Array, Batch, Params, TrainState
 
 LABELS = ("all", "halves", "quarters", "single things")
-"""The things that share the properties of each level of the tree."""
+"""Which things share the properties at each level of the tree."""
 FIRST = [0, 1, 2, 4]
 """The first mode of each level."""
 
@@ -62,7 +62,7 @@ def main(config: Config) -> dict[str, Any]:
     results = Results(config.out)
     table = hierarchy()
     things, properties = table.shape
-    batch = Batch(jnp.eye(things) * things**0.5, jnp.asarray(table, float), jnp.ones(things))  # inputs are white
+    batch = Batch(jnp.eye(things) * things**0.5, jnp.asarray(table, float), jnp.ones(things))  # white inputs
     left, strengths, right = np.linalg.svd(table.T / things**0.5, full_matrices=False)
     tau = strengths[0] / config.step_size  # in steps
     duration = 2 * np.log(strengths[-1] / config.start) / (2 * strengths[-1]) * tau

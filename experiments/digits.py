@@ -139,7 +139,7 @@ def train_on_all(model: Model, keys: list[Array], splits: list[Data], config: Co
 
 
 def predict(run: nnfx.Run, data: Data) -> Predictions:
-    """Predict with the averaged weights of the last epoch, an epoch not chosen by results on held-out digits."""
+    """Predict with the averaged weights of the last epoch, so that no epoch is chosen by results on held-out digits."""
     assert data.valid is not None
     logits = run.apply(data.valid.inputs, run.state.evaluated)
     return Predictions(*map(np.asarray, (data.valid.inputs, data.valid.targets, jax.nn.softmax(logits))))
@@ -172,7 +172,7 @@ def draw_learning_curves(results: Results, runs: dict[str, list[nnfx.Run]]) -> N
 def draw_confusions(
     results: Results, predictions: dict[str, Predictions], classes: tuple[str, ...], config: Config
 ) -> None:
-    """Plot which digits each network mistakes for which, on a common scale."""
+    """Plot the confusion matrix of each network, on a common scale."""
     counts = {name: each.confusion() for name, each in predictions.items()}
     largest = max(float(mistakes_of(each).max()) for each in counts.values())
     figure, axes = plt.subplots(1, len(counts), figsize=(11, 5.2))

@@ -115,7 +115,7 @@ def measure(key: Array, model: Model, widths: list[int], config: Config) -> list
 
 
 def least_squares(inputs: np.ndarray, targets: np.ndarray, ridge: float) -> np.ndarray:
-    """Return the weights that minimise `‖inputs w − targets‖² + ridge ‖w‖²`; of minimum norm without ridge."""
+    """Return the weights w that minimise `‖inputs w − targets‖² + ridge ‖w‖²`; if ridge is 0, those of minimum norm."""
     left, values, right = np.linalg.svd(inputs, full_matrices=False)
     is_zero = values <= values.max() * max(inputs.shape) * np.finfo(float).eps
     inverse = np.where(is_zero, 0, values / np.where(is_zero, 1, values**2 + ridge))

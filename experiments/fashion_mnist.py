@@ -33,7 +33,7 @@ from nnfx.training.run import Run
 from nnfx.types import Batch, Model
 
 PREDICTED_AT_ONCE = 500
-"""How many images to predict at once: the feature maps of more would take much memory and not fit into the caches."""
+"""The number of images to predict at once: the feature maps of more images would not fit into the caches."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +130,7 @@ def run(images: Images, config: Config) -> dict[str, Any]:
 
 def network(config: Config, classes: int) -> Model:
     """Return the network that the options name."""
-    if config.model == "cnn":  # batch norm would take half of the time available for epochs
+    if config.model == "cnn":  # no batch norm: it would take half of the time available for epochs
         layers = [conv(32), conv(32), max_pool(), conv(64), conv(64), max_pool()]
         return cnn(layers, outputs=classes, hidden=(256,), dropout=config.dropout)
     if config.model == "lenet":

@@ -146,9 +146,8 @@ def without_parameters() -> dict[str, nnfx.Model]:
 def trained(config: Config) -> dict[str, tuple[Fit, int]]:
     """Return the runs of the forecasters to train, each with the number of members in its ensemble.
 
-    All minimise the absolute error, whose optimal forecast is the median; the square of a median root is the median
-    sunspot number.
-    They see the past with noise, which keeps them from memorising it.
+    All forecasters minimise the absolute error, whose optimal forecast is the median; the square of the median root is
+    the median sunspot number. They see the past with noise, which keeps them from memorising it.
     """
 
     def run(model: nnfx.Model, epochs: int, learning_rate: float) -> Fit:
@@ -244,7 +243,7 @@ def draw_fan(
 
 
 def draw_scores(results: Results, errors: dict[str, np.ndarray], years: Any) -> None:
-    """Plot the MASE of each forecaster: a bar for the mean, a dot for each origin."""
+    """Plot the mean absolute scaled error (MASE) of each forecaster: a bar for the mean, and a mark for each origin."""
     figure, axis = plt.subplots(figsize=(8, 4))
     names = list(errors)[::-1]
     for place, name in enumerate(names):

@@ -125,7 +125,7 @@ def find_minimum() -> tuple[Array, Array]:
 def two_weights(bias: Array) -> nnfx.Model:
     """Return a hand-written model: `x·w + b` with two weights to train and a fixed bias.
 
-    A model is nothing but two pure functions.
+    A model consists of two pure functions.
     """
 
     def init(key: Array, inputs: Array) -> Variables:  # noqa: ARG001 -- every path starts at the same place
@@ -148,7 +148,7 @@ def descend(
     epochs: int,
     batch_size: int,
 ) -> Array:
-    """Train as `nnfx.fit` does with this key; return the weights at the start and after each step, `(steps + 1, 2)`."""
+    """Train like `nnfx.fit` with this key; return the weights at the start and after each step, `(steps + 1, 2)`."""
     rows = len(passengers.targets)
     step = nnfx.make_step(model, nnfx.losses.binary_cross_entropy, optimizer)
     start = nnfx.init_state(key, model, optimizer, passengers.inputs)
@@ -194,7 +194,7 @@ def walk(key: Array, model: nnfx.Model, passengers: Batch, batch_size: int, epoc
 
 @functools.partial(jax.jit, static_argnames="model")
 def losses_at(model: nnfx.Model, passengers: Batch, weights: Array) -> Array:
-    """Return the empirical loss at each of many weights: `(places, 2)` to `(places,)`."""
+    """Return the empirical loss, `(places,)`, for each pair of weights, `(places, 2)`."""
 
     def loss_at(place: Array) -> Array:
         logits = model.apply({"params": {"weights": place}}, passengers.inputs)
@@ -204,7 +204,7 @@ def losses_at(model: nnfx.Model, passengers: Batch, weights: Array) -> Array:
 
 
 def describe(path: Descent, minimum: Array, least: float) -> dict[str, Any]:
-    """Return the end of a path and what it cost."""
+    """Return the end of a path, and the work that it took."""
     return {
         "batch_size": path.batch_size,
         "steps": len(path.loss) - 1,
@@ -223,7 +223,7 @@ LOOKS: dict[str, dict[str, Any]] = {
     "minibatch": {"color": GREEN, "linewidth": 1.1},
     "full batch": {"color": BLUE, "linewidth": 2.2},
 }
-"""The style of each path, with the noisiest path first, so that it is at the bottom."""
+"""The style of each path; the noisiest path comes first, so that it is drawn below the others."""
 
 
 def label_of(name: str, path: Descent) -> str:

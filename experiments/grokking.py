@@ -101,7 +101,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def sums(key: Array, modulus: int, share: float) -> Data:
-    """Return all sums of two numbers, modulo this number, as one-hot vectors; a fraction of them to learn."""
+    """Return all sums of two numbers modulo `modulus`, as one-hot vectors; a fraction of them is for training."""
     first, second = np.divmod(np.arange(modulus**2), modulus)
     one_hot = np.eye(modulus)
     inputs, targets = np.concatenate([one_hot[first], one_hot[second]], axis=1), one_hot[(first + second) % modulus]
@@ -122,7 +122,7 @@ def first_step(accuracies: np.ndarray) -> float:
 def concentration(kernels: Array, modulus: int) -> np.ndarray:
     """Return the fraction of the power of hidden units' weights in their strongest frequency, averaged by start."""
     waves = np.fft.rfft(np.asarray(kernels)[:, :modulus], axis=1)[:, 1:]
-    power = np.abs(waves) ** 2  # starts × frequencies × units; a unit that has died out counts by its power
+    power = np.abs(waves) ** 2  # starts × frequencies × units; since powers are added, dead units hardly count
     return power.max(1).sum(-1) / power.sum((1, 2))
 
 

@@ -103,7 +103,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def fitted(found: dict[str, np.ndarray], config: Config, least: int) -> dict[str, dict[str, float]]:
-    """Return the exponents of the width, from this width on: the mean over the starts, and its standard error."""
+    """Fit the exponents of the width, from this width on; return their mean over the starts, and its standard error."""
     widths = np.array(config.widths)
     chosen = widths >= least
     return {
@@ -112,7 +112,7 @@ def fitted(found: dict[str, np.ndarray], config: Config, least: int) -> dict[str
 
 
 def even(batch: Batch) -> Batch:
-    """Standardise each image, and label it 1 if its digit is even, and −1 otherwise."""
+    """Standardise each image, and label it with 1 if its digit is even, or with −1 if it is odd."""
     pixels = batch.inputs.reshape(len(batch.targets), -1)
     return Batch(jax.nn.standardize(pixels), 1.0 - 2 * (batch.targets % 2), batch.weights)
 

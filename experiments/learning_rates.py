@@ -271,13 +271,13 @@ def measure(
 
 
 def quantile(values: np.ndarray, share: float = 0.5) -> np.ndarray:
-    """Return the median, or another quantile, over the seeds: the nearest measured value; NaN counts as infinite."""
+    """Return the median, or another quantile, over the seeds, as the nearest measured value; NaN counts as infinite."""
     ordered = np.sort(np.where(np.isnan(values), np.inf, values), axis=0)
     return ordered[round(share * (len(ordered) - 1))]
 
 
 def find_just_right(rates: np.ndarray, losses: np.ndarray, within: float, near: float | None = None) -> JustRight:
-    """Extend the range from the best rate both ways while the median loss is close to the best, or to `near`."""
+    """Extend the range in both directions while the median loss is close to the best, or to `near`."""
     middle = quantile(losses)
     best = int(middle.argmin())
     too_bad = np.flatnonzero(~(middle <= (1 + within) * (middle[best] if near is None else near)))
@@ -346,7 +346,7 @@ def draw_losses(
 
 
 def draw_loss(axis: Axes, rates: np.ndarray, losses: np.ndarray, colour: str, name: str, place: int) -> None:
-    """Plot the median and the quartiles, and marks at the upper edge where the median is above it."""
+    """Plot the median and the quartiles; where the median is above the upper edge of the plot, put a mark there."""
     middle = quantile(losses)
     axis.plot(rates, np.where(np.isfinite(middle), middle, np.nan), color=colour, linewidth=1.6, label=name)
     low, high = (np.minimum(quantile(losses, share), 10 * SHOWN[1]) for share in (0.25, 0.75))

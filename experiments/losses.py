@@ -32,7 +32,7 @@ from nnfx.losses import binary_cross_entropy, mean_square_error
 from nnfx.types import Array
 
 PER_YEAR = 30.0
-"""The number of thousand passengers plotted at the length of a year, so that squares look square."""
+"""The thousands of passengers that take as much space in the plot as one year, so that squares look square."""
 STEPS = 30
 """Steps of the quasi-Newton method that fits the line."""
 
@@ -126,7 +126,7 @@ def least_squares(line: Line) -> np.ndarray:
 
 
 def by_logit(logits: Array, label: int) -> dict[str, dict[str, Array]]:
-    """Return cross-entropy and square error of a sigmoid's probability, with derivatives with respect to the logit."""
+    """Return the cross-entropy and the square error of a sigmoid's output, and their derivatives by the logit."""
     labels = jnp.full(logits.shape, label)
     losses: dict[str, Callable[[Array], Array]] = {
         "cross-entropy": lambda z: binary_cross_entropy(z, labels),

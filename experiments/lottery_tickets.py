@@ -124,7 +124,7 @@ def first_below(losses: np.ndarray, loss: float) -> np.ndarray:
 
 
 def smallest_share(left: np.ndarray, accuracy: np.ndarray, margin: float = 1.0) -> float:
-    """Return the smallest fraction of weights down to which the mean accuracy is within a margin of the first row's."""
+    """Return the smallest fraction of weights down to which the mean accuracy is within a margin of the first one."""
     is_worse = accuracy.mean(1) < accuracy[0].mean() - margin
     return float(left[~np.logical_or.accumulate(is_worse)][-1])
 

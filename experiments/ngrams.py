@@ -56,7 +56,7 @@ class Model(NamedTuple):
     weights: np.ndarray
 
     def bits(self, tokens: np.ndarray) -> np.ndarray:
-        """Return the bits of each token but the first, given the preceding tokens, `(tokens − 1,)`."""
+        """Return the bits per token given the preceding tokens, for all tokens but the first, `(tokens − 1,)`."""
         found = [look_up(table, tokens, order, self.vocabulary) for order, table in enumerate(self.tables, start=1)]
         return -np.log2(mixed(self.kind, found, self.weights, self.vocabulary))
 

@@ -30,8 +30,8 @@ from nnfx.data import Data
 from nnfx.types import Array, Batch
 
 COLUMNS = ("class", "sex", "age", "siblings_spouses", "parents_children", "fare")
-"""All columns but the port: few training sets contain one of the two passengers whose port is unknown, and those
-that do would have an additional feature."""
+"""All columns except the port. Its value is unknown for two passengers: the few training sets that contain one of them
+would have an additional feature."""
 PASSENGERS = 891
 UNREGULARISED, STOPPED = "no regularisation", "early stopping"
 
@@ -128,12 +128,12 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def titanic(key: Array, rows: int) -> Data:
-    """Draw this many passengers to train on, and hold out the others."""
+    """Draw this many passengers for training, and hold out the others."""
     return nnfx.data.titanic(*COLUMNS, key=key, valid_fraction=1 - rows / PASSENGERS, missing="median")
 
 
 def split(key: Array, config: Config) -> tuple[Data, Batch]:
-    """Draw passengers to train on; hold out every second of the others for early stopping and the rest for scoring."""
+    """Draw passengers for training; hold out half of the others for early stopping, and half for scoring."""
     data = titanic(key, config.rows)
     stop_by, score_by = (jax.tree.map(lambda array, i=i: array[i::2], data.valid) for i in (0, 1))
     return dataclasses.replace(data, valid=stop_by), score_by
@@ -187,7 +187,7 @@ def describe(name: str, i: int, runs: nnfx.Run, scores: dict[str, dict[str, Arra
 
 
 def after(last_epoch: ArrayLike) -> nnfx.stopping.StoppingRule:
-    """Stop after this many epochs: a custom rule that makes the length of a run a hyper-parameter."""
+    """Stop after this many epochs; this custom rule makes the length of a run a hyper-parameter."""
 
     def update(epochs: Array, _: nnfx.stopping.Epoch) -> tuple[Array, Array]:
         return epochs + 1, epochs + 1 >= last_epoch

@@ -129,7 +129,7 @@ def follow(point: tuple[float, float]) -> dict[str, float]:
 
 
 def draw_points(seed: int, rows: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Draw points of two classes in three arrangements, and of three in spirals; `(rows, 2)`, labels `(rows,)`."""
+    """Draw points `(rows, 2)` and labels `(rows,)`: two classes in three arrangements, and three classes in spirals."""
     random = np.random.default_rng(seed)
     labels, arm = np.arange(rows) % 2, np.arange(rows) % 3
     noise = random.normal(size=(rows, 2))
@@ -178,7 +178,7 @@ def count(run: nnfx.Run) -> int:
 
 
 def collapse_layers(params: Params) -> tuple[Array, Array]:
-    """Multiply layers without activation functions into one: `(x W₁ + b₁) W₂ + b₂ = x (W₁ W₂) + (b₁ W₂ + b₂)`.
+    """Combine layers without activation functions into one: `(x W₁ + b₁) W₂ + b₂ = x (W₁ W₂) + (b₁ W₂ + b₂)`.
 
     Args:
         params: a kernel and a bias for each layer, under names that sort in the order of the layers.
@@ -194,7 +194,7 @@ def collapse_layers(params: Params) -> tuple[Array, Array]:
 
 
 def difference(run: nnfx.Run, data: Data) -> float:
-    """Return the relative difference between a network and the perceptron that its layers multiply into."""
+    """Return the relative difference between a network without activation functions and the equivalent perceptron."""
     kernel, bias = collapse_layers(run.state.params)
     outputs = run.apply(data.train.inputs, run.state.variables)
     return float(jnp.abs(data.train.inputs @ kernel + bias[None] - outputs).max() / jnp.abs(outputs).max())

@@ -97,7 +97,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def three_parts(key: jax.Array) -> tuple[Data, nnfx.Batch]:
-    """Return digits for training and selection, and a quarter used for neither."""
+    """Return digits for training and selection, and the quarter of the digits that is used for neither."""
     data = nnfx.data.digits(key=key, valid_fraction=0.5)
     assert data.valid is not None
     half = len(data.valid.targets) // 2

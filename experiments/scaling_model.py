@@ -69,7 +69,7 @@ class Config:
 
 
 class Link(NamedTuple):
-    """The speed of a link between two devices: bytes per second, and the seconds of the smallest exchange."""
+    """The speed of a link between two devices: bytes per second, and seconds for the smallest exchange."""
 
     bandwidth: float
     latency: float
@@ -78,7 +78,8 @@ class Link(NamedTuple):
 def ring(devices: int, size: float, link: Link) -> float:
     """Return the seconds that an all-reduce around a ring takes: `2 (n − 1) (S / (n B) + α)`.
 
-    Every byte passes the links twice, in n parts one after another: optimal in bandwidth, linear in latency.
+    The data are cut into n parts, and every byte crosses each link about twice. The bandwidth is used optimally, but
+    latencies add up linearly with n.
 
     Args:
         devices: n.
@@ -263,7 +264,7 @@ def predict(of: Measured, devices: np.ndarray, config: Config) -> dict[str, np.n
     """Return the efficiency by number of devices, for each way to use devices."""
     fast, slow = Link(config.fast_bandwidth, config.fast_latency), Link(config.slow_bandwidth, config.slow_latency)
     computing = of.one / config.speed
-    backward = 2 / 3 * computing  # of three equal products: forward, and the gradients of inputs and of weights
+    backward = 2 / 3 * computing  # two of three equal products: the gradients of inputs and weights
 
     def parallel(n: int, seconds: float, hidden: float) -> float:
         return efficiency(seconds, all_reduce(n, of.size, config.node, fast, slow), hidden)
@@ -296,7 +297,7 @@ def draw(
         f"{config.slow_bandwidth / 1e9:g} GB/s and {config.slow_latency * 1e6:g} µs between",
         fontsize=10,
     )
-    left.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)  # clear of all curves
+    left.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)  # a place without curves
     predicted = [1e3 * each.predicted for each in measured]
     found = [1e3 * each.two for each in measured]
     right.plot(predicted, found, "o", color=BLUE, label="two devices of this machine")

@@ -71,7 +71,7 @@ class Config:
 
 
 Moments = Iterator[tuple[int, float]]
-"""The moments of a search: the member-epochs spent since the one before, and the lowest loss seen in them."""
+"""The steps of a search: the member-epochs spent in each step, and the lowest loss seen in them."""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def one_by_one(losses: np.ndarray) -> Moments:
 
 
 def halving(losses: np.ndarray) -> Moments:
-    """Train as many points at a time as leave one at the end, and keep a third at each rung."""
+    """Train points in groups, and keep a third of a group at each rung, so that one point is left at the end."""
     epochs = losses.shape[1]
     rungs = [epochs // 3**i for i in (3, 2, 1) if epochs // 3**i]
     size = 3 ** len(rungs)
@@ -162,7 +162,7 @@ METHODS: dict[str, Callable[[np.ndarray], Moments]] = {
     "Hyperband": hyperband,
     "extrapolation": extrapolation,
 }
-"""What each method would do with points whose learning curves are known, `(points, epochs)`, in their order."""
+"""Each method, as a function from the points' learning curves, `(points, epochs)`, to the steps that it takes."""
 
 
 def in_round(losses: np.ndarray, dropping: Dropping | None) -> Moments:
@@ -184,7 +184,7 @@ def in_round(losses: np.ndarray, dropping: Dropping | None) -> Moments:
 
 
 def lowest_by_run(moments: Iterable[tuple[int, float]], epochs: int, runs: int) -> np.ndarray:
-    """Return the lowest loss within the budget of 1, 2, … full runs; infinite before the first moment.
+    """Return the lowest loss within the budget of 1, 2, … full runs; infinite before the first step.
 
     >>> lowest_by_run([(1, 0.7), (2, 0.4), (9, 0.1)], epochs=2, runs=3).tolist()
     [0.7, 0.4, 0.4]
@@ -255,7 +255,7 @@ def by_gradients(problem: Problem, config: Config) -> np.ndarray:
 
 
 def scored(losses: np.ndarray) -> dict[str, float]:
-    """Return the mean over repetitions and its standard error; infinite if one has found nothing yet."""
+    """Return the mean over repetitions and its standard error; infinite if a repetition has found nothing yet."""
     return mean_and_error(losses) if np.isfinite(losses).all() else {"mean": np.inf, "error": np.nan}
 
 
@@ -284,7 +284,7 @@ def ahead_at_a_quarter(scores: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def draw_curves(results: Results, curves: dict[str, dict[str, np.ndarray]], config: Config) -> None:
-    """Draw the lowest loss by the budget, with its standard error, one panel for each problem."""
+    """Plot the lowest loss against the budget, with its standard error, in one panel for each problem."""
     figure, axes = plt.subplots(2, 3, figsize=(13, 7.5))
     runs = np.arange(1, config.runs + 1)
     for axis, (problem, found) in zip(axes.flat, curves.items(), strict=False):

@@ -53,13 +53,13 @@ OF_SGD: dict[str, LogUniform | Uniform] = {
     "momentum": Uniform(0.0, 0.99),
     "weight_decay": LogUniform(1e-6, 0.1),
 }
-"""The numbers of gradient descent, and their ranges."""
+"""The hyper-parameters of gradient descent, and their ranges."""
 OF_ADAM: dict[str, LogUniform | Uniform] = {
     "learning_rate": LogUniform(1e-4, 1.0),
     "b1": Uniform(0.0, 0.99),
     "weight_decay": LogUniform(1e-4, 1.0),
 }
-"""The numbers of Adam, and their ranges."""
+"""The hyper-parameters of Adam, and their ranges."""
 
 
 def titanic(key: Array, epochs: int) -> Problem:

@@ -92,7 +92,7 @@ class Reading(NamedTuple):
 
     @property
     def accuracy(self) -> np.ndarray:
-        """The fraction of images named correctly after each row, `(rows,)`."""
+        """The fraction of images classified correctly after each row, `(rows,)`."""
         return (self.probabilities.argmax(-1) == self.labels[:, None]).mean(0)
 
 
@@ -251,7 +251,7 @@ def draw_learning_curves(results: Results, runs: dict[str, list[nnfx.Run]]) -> N
 
 
 def draw_accuracy_by_row(results: Results, readings: dict[str, list[Reading]]) -> None:
-    """Plot how many images are named correctly against the number of rows read: every run, and the mean."""
+    """Plot the fraction of images classified correctly against the number of rows read: every run, and the mean."""
     figure, axis = plt.subplots(figsize=(6.4, 4.2))
     for name, some in readings.items():
         accuracies = 100 * np.stack([each.accuracy for each in some])
@@ -267,9 +267,9 @@ def draw_accuracy_by_row(results: Results, readings: dict[str, list[Reading]]) -
 
 
 def draw_readings(results: Results, reading: Reading, classes: tuple[str, ...], shown: int = 6) -> None:
-    """Plot images, and the classes predicted while they are read, for the images over which the network wavers most.
+    """Plot the images for which the predicted class changes most often while they are read, with all predictions.
 
-    It wavers over an image if the most probable class changes often, and the image is named correctly in the end.
+    Only images that are classified correctly in the end are plotted.
     """
     guesses = reading.probabilities.argmax(-1)
     changes = (guesses[:, 1:] != guesses[:, :-1]).sum(1) - 100 * (guesses[:, -1] != reading.labels)
@@ -287,7 +287,7 @@ def draw_readings(results: Results, reading: Reading, classes: tuple[str, ...], 
 
 
 def draw_probabilities(axis: Axes, probabilities: np.ndarray, classes: tuple[str, ...]) -> None:
-    """Plot the probability of each class that is ever likely, by rows read."""
+    """Plot the probabilities of the classes against the number of rows read, without classes that are never likely."""
     rows = np.arange(1, len(probabilities) + 1)
     colours = mpl.colormaps["tab10"].colors  # type: ignore[attr-defined]
     likely = np.flatnonzero(probabilities.max(0) >= 0.25)

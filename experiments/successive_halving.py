@@ -61,7 +61,7 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """A search and what it cost.
+    """A search, with the epochs and the time that it took.
 
     Attributes:
         best: the best held-out loss of each point up to each epoch, averaged over seeds, `(points, epochs)`.
@@ -246,7 +246,7 @@ def best_of_some(losses: np.ndarray) -> np.ndarray:
 
 
 def draw(results: Results, pairs: list[dict[str, Search]], config: Config) -> None:
-    """Plot the losses of all points of the first repetition, and how the best loss falls with member-epochs spent."""
+    """Plot the losses of all points of the first repetition, and the best loss against the member-epochs spent."""
     figure, axes = plt.subplots(1, 2, figsize=(13, 5))
     draw_points(axes[0], pairs[0]["halving"], config)
     draw_spending(axes[1], pairs, config)
@@ -254,7 +254,7 @@ def draw(results: Results, pairs: list[dict[str, Search]], config: Config) -> No
 
 
 def draw_points(axis: Axes, halving: Search, config: Config) -> None:
-    """Plot the loss that each point is ranked by, up to the rung at which it was dropped."""
+    """Plot the loss by which each point is ranked, up to the rung at which it was dropped."""
     lengths = halving.lengths
     order = sorted(range(config.points), key=lambda point: (lengths[point], point == halving.winner))
     for point in order:
@@ -292,7 +292,7 @@ def draw_points(axis: Axes, halving: Search, config: Config) -> None:
 
 
 def draw_spending(axis: Axes, pairs: list[dict[str, Search]], config: Config) -> None:
-    """Plot the best loss so far, relative to that of the full search, against member-epochs."""
+    """Plot the best loss so far, relative to the best loss of the full search, against member-epochs."""
     some = [100 * (best_of_some(pair["full"].best[:, -1]) / pair["full"].best[:, -1].min() - 1) for pair in pairs]
     one_by_one = np.arange(1, config.points + 1) * config.seeds * config.epochs
     axis.plot(

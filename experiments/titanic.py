@@ -153,18 +153,18 @@ Outputs = Callable[[Any], Any]
 
 
 def outputs_of(run: nnfx.Run) -> Outputs:
-    """Return a function to the logits of the last epoch, an epoch not chosen by results on held-out passengers."""
+    """Return a function to the logits of the last epoch, since none may be chosen by results on held-out passengers."""
     return lambda inputs: run.apply(inputs, run.state.variables)
 
 
 def majority_of(train: nnfx.Batch) -> Outputs:
-    """Return a function to constant logits: those of the fraction of survivors among the training passengers."""
+    """Return a function to a constant logit: the fraction of survivors among the training passengers, as a logit."""
     share = np.asarray(train.targets).mean()
     return lambda inputs: np.full((len(inputs), 1), np.log(share / (1 - share)), np.float32)
 
 
 def score(parts: Mapping[str, nnfx.Batch | None], outputs: Outputs) -> dict[str, dict[str, Any]]:
-    """Score predictions on each split; all splits are predicted together, since a program serves one size."""
+    """Score predictions on each split; all splits are predicted together, since each size needs its own program."""
     batches = {name: batch for name, batch in parts.items() if batch is not None}
     inputs: Any
     labels: Any

@@ -38,7 +38,7 @@ ONE, DROPOUT, LAPLACE, ENSEMBLE = "one network", "MC dropout", "Laplace", "ensem
 SCALED, QUANTILES = "one network, scaled", "quantiles"
 DIGITS, PATIENTS = 1797, 442
 PRIORS = (1.0, 3.0, 10.0, 30.0, 100.0)
-"""The prior precisions from which the Laplace approximation chooses."""
+"""The prior precisions tried for the Laplace approximation."""
 CLASSES = {
     "accuracy": "accuracy",
     "NLL": "negative_log_likelihood",
@@ -141,7 +141,7 @@ def trainer(outputs: int, loss: PerExample, config: Config) -> tuple[Model, Call
     fit = nnfx.fit(model, loss, optax.adam, epochs=config.epochs, batch_size=config.batch_size)
 
     def train(key: Array, data: Data) -> Trained:
-        alone = dataclasses.replace(data, valid=None)  # otherwise the best weights on held-out rows would be kept
+        alone = dataclasses.replace(data, valid=None)  # keeps the last weights, not the best on held-out rows
         runs = nnfx.sweeps.sweep(fit, alone, key=key, seeds=config.members, learning_rate=config.learning_rate)
         assert data.valid is not None
         return Trained(jax.tree.map(jnp.asarray, runs.variables), data.train, data.valid)
@@ -214,12 +214,12 @@ def log_mean(outputs: Array) -> Array:
 
 
 def score_classes(key: Array, logits: Array, labels: Array, level: float) -> dict[str, Array]:
-    """Score probabilities, and sets: from the probabilities alone, and calibrated in two ways."""
+    """Score the probabilities, the sets made from them alone, and the sets calibrated in two ways."""
     p = uncertainty.probabilities(logits)
     (_, new), (known_labels, new_labels) = halves(p), halves(labels)
     least, adaptive = halves(conformal.lac(p)), halves(conformal.aps(key, p))
     sets = {
-        "own": adaptive[1] <= level,  # the limit if the probabilities were true
+        "own": adaptive[1] <= level,  # the right threshold if the probabilities were true
         "LAC": least[1] <= conformal.threshold(least[0], known_labels, level),
         "APS": adaptive[1] <= conformal.threshold(adaptive[0], known_labels, level),
     }

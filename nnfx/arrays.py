@@ -213,7 +213,7 @@ def check_spread(name: str, array: Any, axis: int | tuple[int, ...] = 0, dtype: 
     largest, mean, spread = np.abs(exact).max(axis), exact.mean(axis), exact.std(axis)
     is_lost = (largest * 0.5 * float(jnp.finfo(wanted).eps) > WORST_ROUNDING * spread) & (spread > 1e-12 * largest)
     if jnp.issubdtype(array.dtype, np.integer):
-        is_lost &= largest > 2.0 ** (jnp.finfo(wanted).nmant + 1)  # up to there every whole number is exact
+        is_lost &= largest > 2.0 ** (jnp.finfo(wanted).nmant + 1)  # every whole number up to this one is exact
     if is_lost.any():
         first = np.unravel_index(int(is_lost.argmax()), is_lost.shape)
         raise ValueError(

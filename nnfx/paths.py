@@ -85,7 +85,7 @@ def replace(path: Path) -> Iterator[Path]:
     except BaseException as error:
         beside.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # so that its message names the file
+            error.filename = str(path)  # so that the error message names the file
         raise
 
 

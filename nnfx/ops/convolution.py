@@ -168,7 +168,7 @@ def _turned(kernel: Array) -> Array:
 
 
 def _padding_of_gradient(geometry: _Geometry) -> list[tuple[int, int]]:
-    """Return how much to pad the cotangent, dilated by the strides, so that its convolution is as large as the inputs."""
+    """Return how much to pad the cotangent, dilated by the strides, so that its convolution has the inputs' size."""
     reach = [(k - 1) * d for k, d in zip(geometry.kernel, geometry.dilation, strict=True)]
     before = [r - low for r, (low, _) in zip(reach, geometry.padding, strict=True)]
     spread = [(o - 1) * s + 1 for o, s in zip(geometry.outputs, geometry.strides, strict=True)]

@@ -79,7 +79,7 @@ _logistic_loss.defjvp(_logistic_loss_jvp, symbolic_zeros=True)
 
 @jax.custom_jvp
 def _sigmoids(logits: Array) -> tuple[Array, Array]:
-    """Return `σ(z)` and `σ(−z)`, from the exponential that the loss has too."""
+    """Return `σ(z)` and `σ(−z)`, computed from `exp(−|z|)`, which the loss needs too."""
     exponential = jnp.exp(-jnp.abs(logits))
     larger = 1 / (1 + exponential)
     smaller = exponential * larger

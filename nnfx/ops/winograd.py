@@ -68,7 +68,7 @@ def convolve(inputs: Array, kernel: Array, outputs: Sequence[int], padding: Sequ
 
 
 def kernel_gradient(inputs: Array, cotangent: Array, padding: Sequence[tuple[int, int]]) -> Array:
-    """Return the cotangent of the kernel, `(3, 3, channels, features)`, given that of the outputs; see `convolve`."""
+    """Return the cotangent of the kernel of `convolve`, `(3, 3, channels, features)`."""
     outputs = cotangent.shape[1:3]
     count = [-(-size // TILE) for size in outputs]
     ends = [(0, TILE * tiles - size) for tiles, size in zip(count, outputs, strict=True)]

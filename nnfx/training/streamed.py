@@ -101,7 +101,7 @@ class Streamed(Program[Standing]):
         before_now = steps = self.done(standing)
         if self.reader.get_state()["next_index"] != steps:
             self.reader.set_state({**self.reader.get_state(), "next_index": steps})
-        run = run._replace(train=_copy(run.train))  # a step donates its input state
+        run = run._replace(train=_copy(run.train))  # each step donates the state that it is given
         queued = collections.deque[Metrics]()
         while steps < until:
             batch = next(self.reader)
