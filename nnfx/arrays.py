@@ -61,7 +61,7 @@ def as_numpy(name: str, value: Any, *, masked_as_nan: bool = False) -> Any:
         if not masked_as_nan:
             raise ValueError(f"{name}: expected no masked or missing values, got {int(missing.sum())}")
         array = np.where(missing, np.nan, array.astype(np.result_type(array.dtype, np.float16)))
-    is_polars = hasattr(value, "null_count")  # NumPy converts the dates of its frames to numbers
+    is_polars = hasattr(value, "null_count")  # NumPy would convert dates in polars frames to numbers
     text = _columns_of_text(value) if is_polars or array.dtype.kind in "OSUMm" else []
     if text:
         raise TypeError(f"{name}: expected numbers in every column, got {text[0][1]} in column {text[0][0]!r}")
@@ -234,7 +234,7 @@ def is_exact(dtype: Any, wanted: Any) -> bool:
     """
     if jnp.issubdtype(dtype, np.floating):
         return bool(jnp.finfo(dtype).bits <= jnp.finfo(wanted).bits)
-    return bool(np.can_cast(dtype, np.float32))  # integers of up to 16 bits
+    return bool(np.can_cast(dtype, np.float32))  # true for integers of up to 16 bits
 
 
 def to_device(name: str, array: Any, dtype: Any = None) -> Any:
@@ -258,7 +258,7 @@ def to_device(name: str, array: Any, dtype: Any = None) -> Any:
     """
     if isinstance(array, jax.core.Tracer | jax.Array):
         return array if dtype is None else array.astype(dtype)
-    return jax.device_put(narrowed(name, array, dtype))  # unlike `jnp.asarray`, without a program for each shape
+    return jax.device_put(narrowed(name, array, dtype))  # unlike `jnp.asarray`, this compiles no program for each shape
 
 
 def narrowed(name: str, array: np.ndarray, dtype: Any = None) -> np.ndarray:

@@ -49,7 +49,7 @@ def gaussian_noise(key: Array, batch: Batch, noise: NonNegative) -> Batch:
     checks.number("noise", noise, minimum=0)
 
     def disturb(x: Array) -> Array:
-        if not jnp.issubdtype(x.dtype, jnp.floating):  # lengths of sequences, or tokens
+        if not jnp.issubdtype(x.dtype, jnp.floating):  # lengths of sequences, or tokens, are left unchanged
             return x
         drawn = shards.draw(lambda shape: jax.random.normal(key, shape, x.dtype), x.shape)
         return x + jnp.asarray(noise, x.dtype) * drawn
@@ -231,7 +231,7 @@ def cutout(key: Array, batch: Batch, size: NonNegative, fill: ArrayLike = 0.0) -
 
     def is_within(length: int, point: Array) -> Array:
         distance = jnp.arange(length, dtype=jnp.float32)[None] + 0.5 - length * point
-        return (distance >= -half) & (distance < half)  # half-open: s pixels for every whole s
+        return (distance >= -half) & (distance < half)  # a half-open range, so that every whole s gives s pixels
 
     is_blank = is_within(height, points[0])[:, :, None, None] & is_within(width, points[1])[:, None, :, None]
     return batch._replace(inputs=jnp.where(is_blank, jnp.asarray(fill, x.dtype), x))
@@ -353,7 +353,7 @@ def _larger_shares(key: Array, alpha: Array, rows: int) -> Array:
         Devroye, *Random variate generation in one line of code*, Winter Simulation Conference 1996.
     """
     u, v = jax.random.uniform(key, (2, rows), alpha.dtype, minval=jnp.finfo(alpha.dtype).tiny)
-    is_off = alpha == 0  # the limit is 1, with slope 0
+    is_off = alpha == 0  # in the limit of α → 0, the result is 1, with slope 0
     power = jnp.log(u) / jnp.where(is_off, 1, alpha)
     squared = -jnp.expm1(power) * jnp.cos(2 * jnp.pi * v) ** 2
     return jnp.where(is_off, 1, (1 + jnp.sqrt(squared / (jnp.exp(power) + squared))) / 2)

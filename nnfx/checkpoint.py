@@ -235,7 +235,7 @@ def versions() -> dict[str, str]:
     for name in ("nnfx", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"):
         try:
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # imported without being installed
+        except metadata.PackageNotFoundError:  # the package is imported from a folder without being installed
             found[name] = "unknown"
     return found
 

@@ -81,7 +81,7 @@ def number(
         return
     try:
         given = float(value)
-    except OverflowError:  # an integer of more than 308 digits
+    except OverflowError:  # an integer too large for a float
         given = math.inf
     bounds = [
         (above is not None and given <= above, f"above {above:g}" if above is not None else ""),

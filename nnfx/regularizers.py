@@ -29,7 +29,7 @@ def _penalty(name: str, strength: ArrayLike, measure: Callable[[Array], Array], 
 
 
 def _absolute(weights: Array) -> Array:
-    return weights * jnp.sign(weights)  # unlike that of `jnp.abs`, the gradient at zero is zero
+    return weights * jnp.sign(weights)  # the gradient at zero is zero, unlike the gradient of `jnp.abs`
 
 
 def _half_square(weights: Array) -> Array:

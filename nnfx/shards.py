@@ -60,7 +60,7 @@ def split(how: Split) -> Iterator[None]:
 
 
 def is_left_to_xla() -> bool:
-    """Return whether XLA splits the code being traced over a mesh.
+    """Return whether XLA splits the current computation over a mesh.
 
     >>> is_left_to_xla()
     False
@@ -69,7 +69,7 @@ def is_left_to_xla() -> bool:
 
 
 def is_split() -> bool:
-    """Return whether the code being traced sees only one device's rows of a batch.
+    """Return whether the current computation sees only one device's rows of a batch.
 
     >>> is_split()
     False
@@ -101,7 +101,7 @@ def draw(sample: Callable[[tuple[int, ...]], Array], shape: tuple[int, ...], axi
     how = _SPLIT.get()
     if how is None:
         return sample(shape)
-    # a micro-batch is distributed like the batch, and has no padding
+    # a micro-batch is distributed like the whole batch, and has no padding
     rows = how.rows if shape[axis] == how.share else shape[axis] * how.devices
     return _own(sample((*shape[:axis], rows, *shape[axis + 1 :])), how, axis)
 

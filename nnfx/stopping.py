@@ -135,7 +135,8 @@ def patience(patience: AtLeastOne = 10, min_improvement: NonNegative = 0.0) -> S
 
     def init() -> tuple[Array, Array]:
         dtype = jax.dtypes.canonicalize_dtype(float)
-        return jnp.asarray(jnp.finfo(dtype).max, dtype), jnp.asarray(0, jnp.int32)  # no loss has been seen
+        # before the first loss, the best loss counts as the largest number
+        return jnp.asarray(jnp.finfo(dtype).max, dtype), jnp.asarray(0, jnp.int32)
 
     def update(state: tuple[Array, Array], epoch: Epoch) -> tuple[tuple[Array, Array], Array]:
         best, waited = state

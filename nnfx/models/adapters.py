@@ -70,7 +70,7 @@ def from_linen(module: nn.Module) -> Model:
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected an instance of flax.linen.Module, got {checks.describe(module)}")
 
-    @jax.jit  # one small program; without jit, the whole forward pass would run just to find the shapes
+    @jax.jit  # without jit, the whole forward pass would run just to find the shapes
     def variables_of(key: Array, inputs: Any) -> Variables:
         return cast(Variables, module.init(key, inputs, **_switches(type(module).__call__, False, None)))
 
@@ -259,7 +259,8 @@ def from_equinox(build: Callable[[Array], Any], axis_name: str = "batch") -> Mod
         module, state = assembled(variables)
         module = eqx.nn.inference_mode(module, value=not train)
         takes_key = "key" in inspect.signature(call).parameters
-        key = jax.random.key(0) if key is None and not train else key  # a module may split it without drawing
+        # a module may split the key even if it draws nothing
+        key = jax.random.key(0) if key is None and not train else key
         batch = jax.tree.leaves(inputs)[0].shape[0]
         keys = jax.random.split(key, batch) if takes_key and key is not None else None
 

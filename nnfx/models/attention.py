@@ -54,7 +54,7 @@ class Block(nn.Module):
             layer = Perceptron(outputs, activation, self.initializer, name=name)
             return layer(x.reshape(-1, x.shape[-1])).reshape(
                 *x.shape[:-1], outputs
-            )  # products over one axis are faster
+            )  # products that sum over a single axis are faster
 
         def dropped(x: Array) -> Array:
             return _dropped(self, x, self.dropout, train)

@@ -125,7 +125,7 @@ class CNN(nn.Module):
         """Return `(batch, outputs)` before any output activation; the last feature maps if `outputs` is None."""
         _check_inputs(x, self.axes)
         if not jnp.issubdtype(x.dtype, jnp.floating):
-            x = x.astype(jnp.result_type(float))  # the first layer may be a pool
+            x = x.astype(jnp.result_type(float))  # the first layer may be a pool, which needs floats
         options = (self.activation, self.initializer, self.bias_initializer)
         number = 0
         for layer in self.layers:

@@ -25,7 +25,7 @@ class Perceptron(nn.Module):
     initializer: Initializer = nn.initializers.lecun_normal()
     bias_initializer: Initializer = nn.initializers.zeros
     batch_norm: bool = False
-    axes: int | None = None  # the number of axes of its inputs, if it is a model by itself
+    axes: int | None = None  # the number of axes that inputs must have; None if not checked
 
     @nn.compact
     def __call__(self, x: Array, *, weights: Array | None = None, train: bool = False) -> Array:

@@ -57,7 +57,7 @@ def _to_flax_cell(layer: dict[str, Array]) -> dict[str, Any]:
     inputs = jnp.split(layer["input_kernel"], gates, axis=1)
     recurrent = jnp.split(layer["recurrent_kernel"], gates, axis=1)
     biases = jnp.split(layer["bias"], CELLS[gates].biases)
-    bias_of = "h" if gates == 4 else "i"  # where Flax stores the bias that is added to both products
+    bias_of = "h" if gates == 4 else "i"  # Flax stores the bias of a gate with these weights
     cell: dict[str, Any] = {}
     for gate, kernel, of_hidden, bias in zip(GATES[gates], inputs, recurrent, biases, strict=False):
         cell[f"i{gate}"], cell[f"h{gate}"] = {"kernel": kernel}, {"kernel": of_hidden}

@@ -125,7 +125,7 @@ def _vectors(table: Array, inputs: Any) -> Any:
     if tokens.ndim != 2:
         raise ValueError(f"inputs: expected tokens (batch, time), got {checks.describe(tokens)}")
     if isinstance(inputs, Sequences) and inputs.lengths is not None:
-        is_known = checks.is_concrete(inputs)  # if so, the tokens stay concrete and can be checked
+        is_known = checks.is_concrete(inputs)  # if so, the values of the tokens can be checked
         with jax.ensure_compile_time_eval() if is_known else contextlib.nullcontext():
             tokens = jnp.where(jnp.arange(tokens.shape[1])[None] < jnp.asarray(inputs.lengths)[:, None], tokens, 0)
     return _with_values(inputs, _looked_up(table, tokens))

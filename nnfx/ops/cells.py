@@ -206,7 +206,7 @@ def _lstm_backward(saved: State, state: State, cotangent: State) -> tuple[Array,
     i, f, g, o = saved
     _, cell = state
     d_hidden, d_cell = cotangent
-    bounded = jnp.tanh(f * cell + i * g)  # cheaper to recompute than to keep
+    bounded = jnp.tanh(f * cell + i * g)  # recomputing this is cheaper than storing it
     d_o = d_hidden * bounded
     d_cell = d_cell + d_hidden * o * (1 - bounded * bounded)
     d_z = (d_cell * g * i * (1 - i), d_cell * cell * f * (1 - f), d_cell * i * (1 - g * g), d_o * o * (1 - o))

@@ -212,13 +212,13 @@ def _is_dense(geometry: _Geometry) -> bool:
 
 
 def _by_tiles(inputs: Array, kernel: Array, outputs: tuple[int, ...], padding: Sequence[tuple[int, int]]) -> Array:
-    """Convolve by tiles, chunk by chunk."""
+    """Convolve by tiles, one chunk of images after the other."""
     chunks = _chunks(math.prod(outputs), inputs)[0]
 
     def turn(_: None, chunk: Array) -> tuple[None, Array]:
         return None, winograd.convolve(chunk, kernel, outputs, padding)
 
-    # as below, two chunks per iteration take two cores
+    # two chunks per iteration use two cores, as in `_to_kernel_in_chunks`
     _, found = lax.scan(turn, None, chunks, unroll=2)
     return found.reshape(-1, *found.shape[2:])[: len(inputs)]
 
@@ -290,7 +290,7 @@ def _one_by_one(function: Callable[[Array, Array], Array]) -> Callable[[Array, A
 Rule = Callable[[_Geometry, Array, Array], Array]
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))  # otherwise, each call outside of jit would recompile
+@partial(jax.jit, static_argnums=(0, 1, 2))  # otherwise, each call outside jit would compile again
 def _by_backend(cpu: Rule, default: Rule, geometry: _Geometry, left: Array, right: Array) -> Array:
     # Chosen at lowering, not by jax.default_backend() at tracing: a machine with a GPU may still compile for its CPU
     # (jit's device, jax.export), and the target is known only at lowering. Each branch has its own vmap rule.

@@ -178,7 +178,7 @@ def _geometry(
     return _Geometry(sizes, covered, steps, pads)
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3))  # a window takes many small operations, which are slow one by one
+@partial(jax.jit, static_argnums=(1, 2, 3))  # a window takes many small operations, which are slow if each is a program
 def _combine(inputs: Array, filling: float, geometry: _Geometry, combine: Callable[[Sequence[Array]], Array]) -> Array:
     """Combine the elements of each window, in row-major order."""
     edges = [(low, high, 0) for low, high in geometry.padding]

@@ -187,4 +187,4 @@ def _required_lengths(lengths: Array, inputs: Array) -> Array:
                 f"lengths: expected numbers from 0 to {inputs.shape[1]}, the number of steps, "
                 f"got {values.min()} to {values.max()}"
             )
-    return lengths.astype(jnp.int32)  # the dtype in which steps are counted; 8-bit integers could overflow
+    return lengths.astype(jnp.int32)  # steps are counted in int32, since 8-bit integers could overflow

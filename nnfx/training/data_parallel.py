@@ -84,7 +84,7 @@ def _by_mesh(
     step: Step, devices: tuple[jax.Device, ...], state: TrainState, batch: Batch
 ) -> tuple[TrainState, Metrics]:
     """Let XLA split the step over the ambient mesh, if it has the axis `AXIS`, or otherwise over a new mesh."""
-    batch = zeroed(batch)  # replacements for rows of weight zero might be on another device
+    batch = zeroed(batch)  # zeros, since rows to copy might be on another device
     ambient = jax.sharding.get_abstract_mesh()
     if AXIS in ambient.axis_names:
         stepped = step(_placed(P(), state), _placed(P(AXIS), batch))

@@ -190,7 +190,7 @@ def _epoch(
     is_whole = recipe.batch_size in (None, train.weights.shape[0])
     train = rows.filled(train) if is_whole else rows.without_padding(train)
     if valid is not None and valid.weights.shape[0] <= EVALUATION_ROWS:
-        valid = rows.filled(valid)  # once, not in every epoch
+        valid = rows.filled(valid)  # done once here rather than in every epoch
 
     def run(state: RunState, number: Array) -> tuple[RunState, dict[str, Array]]:
         trained, measured = _train_epoch(step, state, number, train, recipe.batch_size)

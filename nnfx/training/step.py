@@ -306,8 +306,8 @@ def _looked_at(state: TrainState, value: Array, gradient: Params) -> tuple[Fault
 def _if(is_taken: Array, take: Callable[[], TrainState], state: TrainState) -> TrainState:
     """Return the state after a step, or the state before it if the step is skipped.
 
-    On CPUs a branch costs nothing, whereas selecting between two states costs as much as half a small step; on other
-    devices, a branch waits for the host.
+    On CPUs, a branch costs nothing, whereas selecting between two states takes half as long as a small step. On other
+    devices, a branch waits for the host, so the states are selected.
     """
     if jax.default_backend() == "cpu":
         return jax.lax.cond(is_taken, take, lambda: state)
