@@ -107,7 +107,7 @@ class Compiled(Generic[R]):
 
 
 def compiled(static: int = 1, donate: tuple[int, ...] = ()) -> Callable[[Callable[..., R]], Compiled[R]]:
-    """Compile a function like `jax.jit` with leading static arguments, the first of which holds the program.
+    """Compile a function like `jax.jit` with leading static arguments; the first argument holds the program.
 
     Args:
         static: the number of leading arguments that are static; the first is a model, a run function, or any

@@ -279,7 +279,7 @@ class Mean(NamedTuple):
     def of(cls, values: Array, weights: Array | None = None) -> "Mean":
         """Average one value per example, `(batch,)`, in at least float32; every weight is 1 if `weights` is None.
 
-        Values of weight zero are ignored, whatever they are. Negative weights make the mean NaN.
+        Values of weight zero are ignored, even if they are not finite. Negative weights make the mean NaN.
 
         Raises:
             TypeError: for values that are not real numbers or booleans.

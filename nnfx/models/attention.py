@@ -25,7 +25,7 @@ Attend = Callable[[Array, Array, Array], tuple[Array, KeysAndValues | None]]
 
 
 class Cache(NamedTuple):
-    """The keys and values of the latest steps of a stream; those of step t are at position `t mod context`.
+    """The keys and values of the latest steps of a stream; step t is stored at position `t mod context`.
 
     Attributes:
         steps: the number of steps read so far, an int32 scalar.
@@ -135,7 +135,7 @@ def _attend_to_window(mask: Array, queries: Array, keys: Array, values: Array) -
 def _attend_to_cache(
     steps: Array, before: KeysAndValues, query: Array, key: Array, value: Array
 ) -> tuple[Array, KeysAndValues]:
-    """Replace the oldest key and value in the cache by those of a step, and attend to the whole cache."""
+    """Replace the oldest key and value in the cache by the key and value of a step, and attend to the whole cache."""
     context = before[0].shape[1]
     keys, values = (
         jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), steps % context, axis=1)

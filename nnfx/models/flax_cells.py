@@ -1,4 +1,4 @@
-"""Conversion of recurrent layers' parameters to those of Flax's cells, and back; see `nnfx.models.conversion`."""
+"""Conversion of parameters between recurrent layers and Flax's cells; see `nnfx.models.conversion`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -34,7 +34,7 @@ def to_flax(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_flax(params: Mapping[str, Any]) -> Layers:
-    """Convert the parameters of Flax's cells to those of recurrent layers.
+    """Convert the parameters of Flax's cells to parameters of recurrent layers.
 
     Args:
         params: the parameters of `SimpleCell`, `GRUCell`, `LSTMCell` or `OptimizedLSTMCell`, by layer name:

@@ -286,7 +286,8 @@ def lstm(
         formulation: how to compute the recurrence.
 
     Returns:
-        A model with the same inputs and outputs as that of `rnn`; the state of each layer is `(h, c)`.
+        A model from `(batch, time, features)`, or `Sequences`, to `(batch, outputs)` or `(batch, time, outputs)`. A
+        model in one direction has a `stream`; the state of each layer is `(h, c)`.
 
     Raises:
         ValueError: for an unknown name, a width that is not positive, a dropout rate outside `[0, 1)`, a bidirectional
@@ -353,7 +354,8 @@ def gru(
         formulation: how to compute the recurrence.
 
     Returns:
-        A model with the same inputs and outputs as that of `rnn`.
+        A model from `(batch, time, features)`, or `Sequences`, to `(batch, outputs)` or `(batch, time, outputs)`. A
+        model in one direction has a `stream`.
 
     Raises:
         ValueError: for an unknown name, a width that is not positive, a dropout rate outside `[0, 1)`, or a

@@ -117,7 +117,7 @@ def _with_values(inputs: Any, values: Array) -> Any:
 
 
 def _vectors(table: Array, inputs: Any) -> Any:
-    """Return the vectors of tokens; padding gets the vector of token 0, whatever its values."""
+    """Return the vectors of tokens; padding, which may hold any values, gets the vector of token 0."""
     tokens = _values(inputs)
     if isinstance(tokens, list):
         tokens = jnp.asarray(tokens)

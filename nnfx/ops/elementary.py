@@ -43,7 +43,7 @@ def largest(x: Array, axis: int) -> Array:
 
     `jnp.max` finds the entries that get the gradient by comparing all entries with the maximum. Where XLA recomputes
     the entries for the gradient, with different rounding, none may equal the maximum, and the gradient is lost. Here
-    the gradient goes to the index of the maximum, which always exists, whatever the rounding.
+    the gradient goes to the index of the maximum, which always exists.
 
     Args:
         x: `(..., n, ...)`; NaN counts as larger than any number.

@@ -29,7 +29,7 @@ def batch_statistics(inputs: Array, weights: Array | None = None) -> RunningStat
     Args:
         inputs: `(batch, ..., channels)`, floats.
         weights: `(batch,)`, or `(batch, time)` for inputs `(batch, time, ..., channels)`; an example or step of weight
-            zero is left out, whatever its values. All 1 if None.
+            zero is left out, even if its values are not finite. All 1 if None.
 
     Returns:
         The statistics, in at least float32, with the total weight of the examples; zero if all weights are zero.

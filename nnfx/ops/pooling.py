@@ -2,7 +2,7 @@
 
 Each position within the window gives a strided view of the inputs, and the views are combined element by element. On a
 CPU this is 4 to 12 times faster than XLA's windowed reduction with its gradient (`select_and_scatter`), and it needs no
-custom rules: derivatives of every order and mode, and `jax.vmap`, follow from those of slices.
+custom rules: since JAX can differentiate and map slices, derivatives of every order and mode, and `jax.vmap`, work.
 """
 
 import itertools

@@ -38,7 +38,7 @@ def recurrence(
         weights: the weights of the cell, of the inputs' dtype.
         state: the initial state, arrays `(batch, hidden)`; zeros if None.
         lengths: the number of real steps in each sequence, integers `(batch,)`; the rest is padding, which has no
-            effect, whatever its values.
+            effect, even if its values are not finite.
         reverse: whether time runs backwards, from each sequence's last step.
         formulation: `"own"` uses the hand-written gradient; `"plain"` leaves the gradient to JAX, which also supports
             forward mode (`jax.jvp`); `"cudnn"` uses NVIDIA's LSTM, for float32 on NVIDIA GPUs. It runs forwards in time

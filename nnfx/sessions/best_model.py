@@ -58,7 +58,7 @@ class BestModel:
         if self._unfilled is None:
             try:
                 self._unfilled = saved.Unfilled.of(run.model, run.best.variables, run.preprocess, self._example(run))
-            except Exception as error:  # whatever error it is, the run continues without a saved model
+            except Exception as error:  # after any error, the run continues without a saved model
                 self._is_hopeless = True
                 with paths.replace(reason) as aside:
                     aside.write_text(str(error))

@@ -112,9 +112,10 @@ class Checkpoints:
 
         Args:
             number: the number of epochs, or other units; there must be no checkpoint with this number yet.
-            tree: the arrays, as for `nnfx.checkpoint.save`.
+            tree: the arrays; see `nnfx.checkpoint.save`.
             loss: the loss by which checkpoints are ranked, lowest first; NaN ranks last.
-            about: notes, as for `nnfx.checkpoint.save`; the number, under the unit's name, and the loss are added.
+            about: notes to store with the arrays; see `nnfx.checkpoint.save`. The number, under the name of its unit,
+                and the loss are added.
 
         Raises:
             OSError: if the previous save failed, or the folder is not writable.
@@ -151,8 +152,8 @@ class Checkpoints:
         """Load the newest checkpoint; return None if there is none. Every process must call this method.
 
         Args:
-            expected: a function that returns the expected tree for a description, as for `nnfx.checkpoint.load_as`,
-                and raises `AnotherRunError` for a checkpoint of another run.
+            expected: a function that returns the expected tree for a description (see `nnfx.checkpoint.load_as`), and
+                raises `AnotherRunError` for a checkpoint of another run.
             skip_damaged: whether to set unusable checkpoints aside with a warning, and load the newest good one.
                 Otherwise, an error names the unusable checkpoint.
 

@@ -176,8 +176,9 @@ class Session:
         """Train from the newest checkpoint, or from initialisation, until the run ends.
 
         Args:
-            key: a typed key, as for a run without a session.
-            data: the data, as for a run without a session; or stored training examples, opened by `nnfx.data.stored`.
+            key: a typed key; it determines the initial weights, the order of the rows, and all other random draws.
+            data: the data, as returned by `nnfx.data.prepare`; or stored training examples, as opened by
+                `nnfx.data.stored`.
             valid: for stored examples, the held-out data in memory, such as `nnfx.data.stored(...).load()`; or None.
             **hyper: a number for each hyper-parameter.
 

@@ -200,8 +200,7 @@ class Run:
         The preprocessing is included, so inputs are raw float32 (int32 for tokens), with NaN for missing values if the
         run fills them. The categories of a data frame are an exception: the file takes a 0/1 column for each category,
         in the order of `data.features` but without the indicators of missing values, whereas `save` keeps the frame's
-        own columns. The outputs of the file are compared with those of `predict` on a few rows before it is moved to
-        `path`.
+        own columns. Before the file is moved to `path`, its outputs are compared with `predict` on a few rows.
 
         Args:
             path: a file that does not exist yet. Its suffix determines the format: `.stablehlo` is written by

@@ -163,7 +163,7 @@ def _begin(recipe: Recipe, key: Array, first: Batch, valid: Batch | None, hyper:
 def step(
     recipe: Recipe, train: TrainState, measured: Metrics, batch: Batch, hyper: Hyper
 ) -> tuple[TrainState, Metrics]:
-    """Take a step, and add its metrics to those of earlier steps."""
+    """Take a step, and add its metrics to the metrics of earlier steps."""
     train, more = recipe.step(recipe.bind(hyper))(train, in_floats(batch))
     return train, optax.tree.add(measured, more)
 

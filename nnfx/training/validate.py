@@ -192,7 +192,7 @@ def _check_shapes(recipe: Recipe, train: Batch, valid: Batch | None, hyper: Hype
 
 
 def _check_number(name: str, value: Any) -> None:
-    """Require that a part of a run returns one number."""
+    """Check that a part of a run returns one number."""
     if jnp.shape(value) != ():
         raise ValueError(f"{name}: expected a function that returns one number, got one of {checks.describe(value)}")
 
