@@ -211,8 +211,8 @@ def compare(full: Search, halving: Search) -> dict[str, float]:
 
     Returns:
         The losses of the best points and their ratio; the rank of halving's choice in the full search, from 1; the
-        ratio for a search that trains fewer points to the end with as many member-epochs; the fractions of the full
-        search's member-epochs and time that halving took; and the times of both.
+        ratio for a search that trains fewer points to the end with as many member-epochs; halving's member-epochs and
+        time as fractions of the full search; and the times of both.
     """
     losses = full.best[:, -1]
     fraction = float(halving.spent[-1] / full.spent[-1])

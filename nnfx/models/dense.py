@@ -97,7 +97,7 @@ def perceptron(
         ValueError: for an unknown name, or a number of outputs that is not positive.
 
     Example:
-        The perceptron `g(1 + 3x₁ − 2x₂)` at the point (−1, 2):
+        Evaluate the perceptron `g(1 + 3x₁ − 2x₂)` at the point (−1, 2):
 
         >>> model = perceptron(activation="sigmoid")
         >>> params = {"kernel": jnp.array([[3.0], [-2.0]]), "bias": jnp.array([1.0])}
