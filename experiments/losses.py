@@ -34,7 +34,7 @@ from nnfx.types import Array
 PER_YEAR = 30.0
 """The thousands of passengers that take as much space in the plot as one year, so that squares look square."""
 STEPS = 30
-"""Steps of the quasi-Newton method that fits the line."""
+"""The number of steps of the quasi-Newton method that fits the line."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -155,7 +155,7 @@ def lowest_loss(epochs: int) -> float:
 
 
 PROBLEMS = (titanic, digits, digit_images, sunspots, quadratic)
-"""Functions of a key and the number of epochs of a run that return the problems."""
+"""Functions that return the problems, given a key and the number of epochs of a run."""
 
 
 def problems(key: jax.Array, epochs: int) -> list[Problem]:

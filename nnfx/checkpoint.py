@@ -354,7 +354,7 @@ def _alone() -> Iterator[None]:
 
             # the only place where Orbax involves all processes, even those that do not take part
             execution._check_directory_consistency = lambda _: None
-            # the first process alone writes NumPy arrays, so each acts as the first one
+            # Orbax writes NumPy arrays only in the first process, so every process that saves takes that role
             for module in (multihost, multihost_v1):
                 closing.callback(setattr, module, "process_index", module.process_index)
                 module.process_index = lambda: 0

@@ -209,7 +209,7 @@ def are_shares(rows: Any) -> Any:
 
 
 def shares(name: str, value: Any, instead: str) -> None:
-    """Require concrete rows to be one-hot, or probabilities that sum to 1; `instead` names what takes other rows.
+    """Require concrete rows to be one-hot, or probabilities that sum to 1; `instead` is what to use for other rows.
 
     >>> shares("labels", np.array([[0, 1], [1, 1]]), "binary_accuracy")
     Traceback (most recent call last):

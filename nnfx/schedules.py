@@ -69,7 +69,7 @@ def _cosine(start: ArrayLike, end: ArrayLike, progress: Array) -> Array:
 
 
 def polynomial(start: NonNegative, end: NonNegative, total_steps: Positive, power: Positive = 1.0) -> Schedule:
-    """Interpolate from `start` to `end` along `end + (start − end) (1 − t/T)ᵖ`, by default linearly.
+    """Change the rate from `start` to `end` along `end + (start − end) (1 − t/T)ᵖ`, by default linearly.
 
     All arguments may be traced, unlike in `optax.polynomial_schedule`, where T may not.
 
@@ -141,7 +141,7 @@ def exponential_decay(
 
 
 def warmup_cosine(peak: Positive, warmup_steps: NonNegative, total_steps: Positive, end: NonNegative = 0.0) -> Schedule:
-    """Increase linearly from zero to `peak` at step W, then decay along half a cosine to `end` at step T.
+    """Raise the rate linearly from zero to `peak` at step W, then lower it along half a cosine to `end` at step T.
 
     The rate at step t is `peak · t/W` up to W, then `end + (peak − end) (1 + cos(π (t − W)/(T − W))) / 2` up to T, and
     `end` after T. All arguments may be traced, whereas only `end` may be traced in
@@ -189,10 +189,11 @@ def one_cycle(
     div_factor: Positive = 25.0,
     final_div_factor: Positive = 1e4,
 ) -> Schedule:
-    """Increase along half a cosine from `peak / d` to `peak` at step `s T`, then decay to `peak / (d f)` at step T.
+    """Raise the rate along half a cosine to `peak` at step `s T`, then lower it to `peak / (d f)` at step T.
 
-    All arguments may be traced, whereas only the peak may be traced in `optax.cosine_onecycle_schedule`. Optax rounds
-    `s T` down to a whole step. This function does not round it, so the rate is differentiable in s.
+    The rate at step 0 is `peak / d`, and it falls along half a cosine, too. All arguments may be traced, whereas only
+    the peak may be traced in `optax.cosine_onecycle_schedule`. Optax rounds `s T` down to a whole step. This function
+    does not round it, so the rate is differentiable in s.
 
     Args:
         peak: the highest rate, positive.

@@ -126,7 +126,7 @@ def own(tree: Tree) -> Tree:
 
 
 def weights(given: Array | None, inputs: Array) -> Array | None:
-    """Return the weights of a device's examples, `(batch,)`: if None are given, ones, with zeros for padding."""
+    """Return the weights of a device's examples, `(batch,)`; None stands for weights of 1, and of 0 for padding."""
     how = _SPLIT.get()
     if given is not None or how is None or inputs.shape[0] != how.share:
         return given

@@ -55,7 +55,7 @@ class Best(NamedTuple):
         return cls(epoch, held_out_loss, model_state.pop("params"), model_state)
 
     def or_better(self, latest: "Best") -> "Best":
-        """Return `self` or `latest`: a finite loss wins, then the lower, then `self`; if none is finite, `latest`."""
+        """Return `latest` if its loss is finite and lower, or if `self` has no finite loss; otherwise `self`."""
         assert self.held_out_loss is not None
         assert latest.held_out_loss is not None
         is_lower = (latest.held_out_loss < self.held_out_loss) & jnp.isfinite(latest.held_out_loss)

@@ -53,9 +53,9 @@ def fit(
     Args:
         model: a model, or a function of hyper-parameters that returns one.
         loss: the per-example loss, `(outputs, targets, **numbers) -> (batch,)`.
-        optimizer: an Optax factory such as `optax.adam`, or an optimizer. Optimizers meant to be evaluated with
-            weights other than those they update (`optax.contrib.schedule_free`, `optax.lookahead`,
-            `optax.contrib.sam`) are evaluated that way. `optax.MultiSteps` updates the weights once every `k` steps,
+        optimizer: an Optax factory such as `optax.adam`, or an optimizer. Some optimizers (`optax.lookahead`,
+            `optax.contrib.schedule_free`, `optax.contrib.sam`) provide other weights for evaluation than the weights
+            that they update; the run then evaluates these. `optax.MultiSteps` updates the weights once every `k` steps,
             with the unweighted mean of `k` gradients; if fewer than `k` steps are left at the end of a run, they have
             no effect.
         epochs: the maximum number of epochs.
