@@ -89,7 +89,7 @@ def main(config: Config) -> dict[str, Any]:
         ],
     )
     print(
-        f"\non the same split the CNN classifies {gain['mean']:.2%} ± {gain['error']:.2%} more correctly"
+        f"\non the same split, the CNN classifies {gain['mean']:.2%} ± {gain['error']:.2%} more of the digits correctly"
         " (± standard error)"
     )
 

@@ -35,8 +35,8 @@ def to_torch(variables: Variables, names: Iterable[str] | None = None) -> dict[s
     - Kernels `(height, width, in, out)` become `(out, in, height, width)`.
     - The inputs of a dense layer after convolutions are put in the order `(channels, height, width)`, in which PyTorch
       flattens feature maps.
-    - Recurrent layers of PyTorch have two biases, for the inputs and for the hidden state, whose sum is added. The bias
-      for the hidden state is set to zero, except in the candidate of a GRU, where both are needed.
+    - Recurrent layers of PyTorch add two biases, one for the inputs and one for the hidden state, where one would
+      suffice. The bias for the hidden state is set to zero, except in the candidate of a GRU, which needs both.
     - The weight of the running statistics of batch norm, rounded to an integer, becomes `num_batches_tracked`.
 
     Args:

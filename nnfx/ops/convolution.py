@@ -207,7 +207,7 @@ def _to_inputs_on_cpu(geometry: _Geometry, cotangent: Array, kernel: Array) -> A
 
 
 def _is_dense(geometry: _Geometry) -> bool:
-    """Return whether the kernel moves by 1 and has no gaps."""
+    """Return whether all strides and dilations are 1."""
     return {*geometry.strides, *geometry.dilation} == {1}
 
 

@@ -209,7 +209,7 @@ def make_step(
             raise ValueError(f"micro_batches: expected a divisor of the batch of {size}, got {micro_batches}")
         pieces = jax.tree.map(lambda a: a.reshape(micro_batches, -1, *a.shape[1:]), batch)
         weights = batch.weights
-        if rows.has_lengths(batch):  # whether examples or steps have weights then depends on the outputs
+        if rows.has_lengths(batch):  # for sequences, the outputs determine whether steps have weights
             outputs, _ = jax.eval_shape(forward, state.params, state.model_state, batch, key)
             weights = rows.measured_weights(outputs, batch)
         weight = shards.total(weights.sum())
