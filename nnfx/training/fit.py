@@ -47,8 +47,8 @@ def fit(
     run.
 
     Each epoch visits every row once, in an order drawn from the key. The last batch may be incomplete; it is padded
-    with rows of weight zero, not dropped. Only the ratios of the weights within a batch matter, so they have no
-    effect in batches of one row.
+    with rows of weight zero, not dropped. Only the ratios of the rows' weights within a batch matter, so these weights
+    have no effect in batches of one row.
 
     Args:
         model: a model, or a function of hyper-parameters that returns one.
