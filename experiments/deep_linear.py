@@ -52,7 +52,7 @@ class Config:
     starts: int = 5
     """number of random starts"""
     step_size: float = 0.01
-    """the learning rate: one step in units of τ, times the largest singular value"""
+    """the learning rate, as the length of a step in units of τ times the largest singular value"""
     records: int = 200
     """number of points along each curve"""
 

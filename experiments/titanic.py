@@ -126,7 +126,7 @@ def train_perceptron(key: jax.Array, data: Data) -> nnfx.Run:
 
 
 def network_of(config: Config, activation: str) -> Fit:
-    """Return a function that trains a network with one hidden layer by minibatches."""
+    """Return a function that uses minibatches to train a network with one hidden layer."""
     return nnfx.fit(
         nnfx.models.mlp(hidden=(config.hidden,), activation=activation),
         nnfx.losses.binary_cross_entropy,
