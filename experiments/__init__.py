@@ -1,4 +1,4 @@
-"""One script per question: `python -m experiments.NAME --help`."""
+"""Experiments, one script per question; `python -m experiments.NAME --help` explains each of them."""
 
 import os
 

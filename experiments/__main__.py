@@ -3,8 +3,8 @@
     python -m experiments [--out DIR] [--seed N] [--rows titanic ...] [--quick] [--write-readme]
 
 It runs the experiments of `experiments/gallery.py` one after the other, offline. The figures, tables and printed output
-of each go to its own folder. An experiment that fails is reported in the table, does not affect the others, and makes
-the exit status 1.
+of each experiment go to a separate folder. If an experiment fails, the table reports it, the others still run, and the
+exit status is 1.
 """
 
 import dataclasses
@@ -34,15 +34,15 @@ class Config:
     """Options of the gallery."""
 
     out: Path = Path("runs/gallery")
-    """where the results go, in a folder for each experiment"""
+    """the folder for the results, with a subfolder for each experiment"""
     seed: int = 0
     """the random seed of every experiment"""
     rows: tuple[str, ...] = ()
-    """only the rows of these experiments, such as titanic; all by default"""
+    """run only the rows of these experiments, such as titanic; by default, all are run"""
     quick: bool = False
-    """small settings, to check that everything runs; the figures show little"""
+    """use small settings, to check that everything runs; the figures then show little"""
     write_readme: bool = False
-    """write experiments/README.md and the small copies of its figures"""
+    """also write experiments/README.md and the small copies of its figures"""
 
 
 class Made(NamedTuple):

@@ -1,13 +1,13 @@
-"""Activation functions and their derivatives: what each passes forward and backward.
+"""Activation functions and their derivatives: the values that each passes forward and the gradient that it passes back.
 
     python -m experiments.activations [--out DIR] [--seed N]
 
 It plots every activation of the library with its derivative as computed by JAX, overlaid with finite differences.
 Maxout, which is learned, is plotted three times: with two pieces that make ReLU, two that make the absolute value, and
 six fitted to a parabola. A table lists the range of values and derivatives of each activation, and how much of a
-gradient is left after ten layers if pre-activations are normally distributed. Expect the sigmoid to pass a fifth of
-the gradient at each layer and two ten-millionths through ten, and ReLU, which passes all or nothing, to pass three
-hundredths through ten. It works offline and takes about ten seconds.
+gradient is left after ten layers if pre-activations are normally distributed. Expect the sigmoid to pass a fifth of the
+gradient at each layer, and only two ten-millionths through ten layers. ReLU passes all of a gradient or nothing; expect
+it to pass three hundredths through ten layers. The experiment works offline and takes about ten seconds.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ REACH = 4.0
 NORMAL = 2001
 """The number of points in the average over normally distributed pre-activations."""
 LEFT_OUT = "maxout", "gelu_exact"
-"""Activations left out of the common figure: maxout has its own, and the exact GELU looks like the approximate one."""
+"""Activations left out of the common figure: maxout has its own, and the exact GELU looks like its approximation."""
 STARTS = 16
 """The number of random starts of the maxout fit."""
 
@@ -41,13 +41,13 @@ class Config:
     """Options for the activations experiment."""
 
     out: Path = Path("runs/activations")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
     """the random seed of the maxout fit"""
     pieces: int = 6
     """number of maxout pieces fitted to the parabola"""
     epochs: int = 2000
-    """steps of the maxout fit"""
+    """number of steps of the maxout fit"""
     layers: int = 10
     """number of layers after which the remaining fraction of a gradient is reported"""
 
@@ -77,9 +77,9 @@ def slope(activation: activations.Activation, x: Array) -> Array:
 def describe(activation: activations.Activation, layers: int) -> dict[str, float]:
     """Return the range of an activation's values and derivatives, and how much of a gradient it passes on.
 
-    The mean square of g' over normal pre-activations is the fraction of a gradient's variance that a layer passes on,
-    apart from the weights; its square root to the power of the number of layers is the fraction of the gradient's
-    size that is left. Pre-activations with `|g'| < 0.01` count as saturated.
+    Let v be the mean square of the derivative g' over normally distributed pre-activations. Apart from the weights, v
+    is the fraction of a gradient's variance that one layer passes on. After n layers, the fraction of the gradient's
+    size that is left is therefore `√v` to the power of n. Pre-activations with `|g'| < 0.01` count as saturated.
     """
     x = jnp.linspace(-REACH, REACH, NORMAL)
     y, g = activation(x), slope(activation, x)
@@ -95,7 +95,7 @@ def describe(activation: activations.Activation, layers: int) -> dict[str, float
 def fit_maxout(config: Config) -> dict[str, Array]:
     """Fit a maxout unit to a parabola, and return its pieces and their maximum.
 
-    A piece that is nowhere the largest is never trained, so the best of several starts is kept.
+    A piece that is not the largest for any input is never trained, so the best of several starts is kept.
     """
     activation = functools.partial(activations.maxout, pieces=config.pieces)
     model = nnfx.models.perceptron(activation=activation, initializer="normal", bias_initializer="normal")

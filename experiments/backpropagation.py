@@ -1,13 +1,13 @@
-"""Backpropagation step by step: one passenger of the Titanic goes forward through a network, and the error comes back.
+"""Backpropagation step by step: the forward pass of one Titanic passenger, and every factor of the backward pass.
 
     python -m experiments.backpropagation [--out DIR] [--seed N]
 
 A network of two inputs (fare and age), three hidden units and one output predicts whether a survivor survives, before
 and after the network is trained on all 714 passengers. The tables list every factor of the chain rule: inputs,
 pre-activations, local derivatives, and the error that flows back; the graphs draw them. The product of the factors is
-compared with `jax.grad`, in both precisions, and the change of the loss in one step with the change that the gradient
-predicts. Expect a difference of about 10⁻⁷ in single precision and 10⁻¹⁶ in double. It works offline and takes about
-ten seconds.
+compared with `jax.grad`, in single and double precision. The change of the loss in one step is compared with the change
+that the gradient predicts. Expect the factors and `jax.grad` to differ by about 10⁻⁷ in single precision and 10⁻¹⁶ in
+double precision. The experiment works offline and takes about ten seconds.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ class Config:
     """Options for the backpropagation experiment."""
 
     out: Path = Path("runs/backpropagation")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
     """the random seed of the weights"""
     hidden: tuple[int, ...] = (3,)
@@ -43,7 +43,7 @@ class Config:
     activation: str = "tanh"
     """activation of the hidden layers"""
     epochs: int = 300
-    """full-batch steps of training (Adam)"""
+    """number of full-batch training steps (Adam)"""
     learning_rate: float = 0.02
     """learning rate of training"""
 
@@ -112,7 +112,7 @@ def difference_from_grad(model: nnfx.Model, params: Params, passengers: Batch, d
 
 
 def follow(model: nnfx.Model, params: Params, passenger: Batch, found: Backpropagation) -> dict[str, Any]:
-    """Step against the gradient at many rates, and return the losses and those that the gradient predicts."""
+    """Step against the gradient at many rates; return the losses reached and the losses that the gradient predicts."""
     gradient = found.gradient
     square = optax.tree.norm(gradient, squared=True)
     rates = np.linspace(0, 4, 81)

@@ -2,11 +2,12 @@
 
     python -m experiments.characters [--out DIR] [--seed N] [--model lstm|transformer]
 
-The 154 sonnets, 94,038 characters, are bundled. One tenth is held out to choose the network's epoch and the weights
-of the n-grams, another tenth is for the final scores, and the rest is for training. N-grams are interpolated by the
-methods of Kneser and Ney and of Jelinek and Mercer; beyond five characters n-grams hardly improve, while the network
-does. Expect 2.32 bits per character from the best n-grams, and about 2.28 from the network. A transformer takes more
-than twice as long, and at 2.33 is no better than the n-grams: it does not learn all that it could in these epochs.
+The 154 sonnets, 94,038 characters in total, are bundled. One tenth of the text is held out to choose the network's
+epoch and the weights of the n-grams, another tenth gives the final scores, and the rest is for training. N-grams are
+interpolated by the methods of Kneser and Ney and of Jelinek and Mercer. Beyond five characters, n-grams hardly improve,
+while the network does. Expect 2.32 bits per character from the best n-grams, and about 2.28 from the network. A
+transformer takes more than twice as long and reaches 2.33, no better than the n-grams: it does not learn all that it
+could in these epochs.
 The experiment works offline and takes less than two minutes.
 """
 
@@ -39,33 +40,33 @@ class Config:
     """Options for the experiment with characters."""
 
     out: Path = Path("runs/characters")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     model: Literal["gru", "lstm", "transformer"] = "gru"
-    """the network"""
+    """the kind of network"""
     hidden: int = 128
-    """the width of its two layers"""
+    """width of each of the two layers of the network"""
     features: int = 32
-    """the length of the vector of a character"""
+    """length of the vector that represents a character"""
     dropout: float = 0.4
-    """the dropout rate between layers; a quarter of it for the vectors of characters"""
+    """dropout rate between layers; a quarter of this rate applies to the vectors of characters"""
     length: int = 64
-    """characters in an example"""
+    """number of characters in an example"""
     epochs: int = 24
-    """epochs of the run"""
+    """number of epochs"""
     batch_size: int = 16
-    """examples in a minibatch"""
+    """number of examples in a minibatch"""
     learning_rate: float = 0.004
     """the peak learning rate (Adam, one cycle)"""
     clip: float = 1.0
-    """the largest norm of a gradient; larger gradients are clipped"""
+    """the norm to which larger gradients are clipped"""
     ema_decay: float = 0.99
-    """the fraction of the average weights that is kept at each step"""
+    """decay of the moving average of the weights, per step"""
     orders: int = 7
-    """the longest n-grams"""
+    """the largest n of the n-grams"""
     written: int = 300
-    """characters that the network writes at the end"""
+    """number of characters that the network writes at the end"""
 
 
 class Text(NamedTuple):
@@ -121,7 +122,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def sonnets() -> Text:
-    """Return the sonnets, with every tenth for selection and another tenth for the final scores."""
+    """Return the sonnets: a tenth of them for selection, another tenth for the final scores, the rest for training."""
     poems = (Path(__file__).parent / "sonnets.txt").read_text(encoding="utf-8").strip().split("\n\n")
     characters = "".join(sorted(set("\n".join(poems))))
     place = {character: i for i, character in enumerate(characters)}
@@ -134,7 +135,7 @@ def sonnets() -> Text:
 
 
 def network(config: Config, characters: int) -> Model:
-    """Return a network from characters to the logits of the next one, at every step."""
+    """Return a network that takes characters, and returns the logits of the next character at every step."""
     behind = {
         "gru": lambda: models.gru(characters, (config.hidden,) * 2, dropout=config.dropout, returns="all"),
         "lstm": lambda: models.lstm(characters, (config.hidden,) * 2, dropout=config.dropout, returns="all"),
@@ -170,7 +171,7 @@ def trained(config: Config, text: Text) -> nnfx.Run:
 
 
 def score(run: nnfx.Run, tokens: np.ndarray, config: Config) -> float:
-    """Return the network's bits per character, each predicted from at least `length` characters where possible."""
+    """Return the network's bits per character, with at least `length` preceding characters where there are as many."""
     batch = nnfx.data.next_tokens(tokens, 2 * config.length, context=config.length)
     return float(run.evaluate(batch)["bits"])
 
@@ -187,7 +188,7 @@ def bits_by_context(run: nnfx.Run, text: Text, config: Config) -> np.ndarray:
 
 
 def stream_error(run: nnfx.Run, tokens: np.ndarray) -> float:
-    """Return the largest difference between the logits for whole sequences and those for one character at a time."""
+    """Return the largest difference between the logits computed for whole sequences and for one character at a time."""
     stream = run.model.stream
     assert stream is not None
     step = functools.partial(stream.step, run.best.variables)
@@ -215,7 +216,7 @@ def written(run: nnfx.Run, text: Text, config: Config, temperature: float = 0.7)
 
 
 def draw_context(results: Results, bits: dict[str, Any], by_context: np.ndarray, config: Config) -> None:
-    """Plot the bits per scored character by the number of preceding characters known."""
+    """Plot the bits per scored character against the number of preceding characters that are known."""
     name = NAMES[config.model]
     figure, axis = plt.subplots(figsize=(7, 4.4))
     for kind, colour in zip(KINDS, (ORANGE, GREEN), strict=True):

@@ -44,7 +44,7 @@ STYLE: dict[Any, Any] = {
     "grid.alpha": 0.25,
     "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, PURPLE, SKY, GREY]),
     "legend.frameon": False,
-    "svg.hashsalt": "nnfx",  # otherwise the ids in a file differ each time
+    "svg.hashsalt": "nnfx",  # otherwise the ids in a file would differ each time it is written
 }
 plt.rcParams.update(STYLE)
 
@@ -72,26 +72,26 @@ def command(main: Callable[[Any], Any], config: type, about: str | None, *, is_s
     """
     options: Any = tyro.cli(config, description=about)
     compilation_cache.keep_programs()
-    jax.config.update("jax_traceback_in_locations_limit", 0)  # writing tracebacks takes a twentieth of the lowering
+    jax.config.update("jax_traceback_in_locations_limit", 0)  # tracebacks take a twentieth of the time for lowering
     if is_short:
         compile_quickly()
     main(options)
 
 
 def compile_quickly() -> None:
-    """Have XLA compile CPU programs in about half the time, to slower code; call it before any computation.
+    """Have XLA compile CPU programs in about half the time, into slower code; call this before any computation.
 
-    LLVM optimises less, and in the releases that still have it, loops are emitted by the faster of two emitters. Flags
-    that the user has set take precedence.
+    LLVM optimises less. In releases of jaxlib with two emitters of loops, the emitter that is faster to compile is
+    used. Flags that the user has set take precedence.
     """
     flags = ["--xla_backend_optimization_level=1"]
-    if jax.__version_info__ < (0, 11):  # later releases end the process at a flag that they do not know
+    if jax.__version_info__ < (0, 11):  # later releases end the process if they find an unknown flag
         flags.append("--xla_cpu_use_fusion_emitters=false")
     os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
 
 
 class Results:
-    """The folder of an experiment's results; only the first process writes, each file in one step.
+    """The folder of an experiment's results. Only the first process writes, and no file is ever incomplete.
 
     Args:
         out: the folder, created if missing.
@@ -125,8 +125,8 @@ class Results:
         """Write `summary.json`: these numbers, the versions of packages, the device, and the seconds spent.
 
         Returns:
-            The contents of the file; `compile_s` is the time spent in XLA's compiler, `wall_s` all time since the
-            start.
+            The contents of the file; `compile_s` is the time spent in XLA's compiler, and `wall_s` is the whole time
+            since the start.
         """
         summary = {
             **numbers,
@@ -171,5 +171,5 @@ def mean_and_error(values: Any) -> dict[str, float]:
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]], words: int = 1) -> None:
-    """Print a table whose first `words` columns hold text, and the others numbers to four digits."""
+    """Print a table whose first `words` columns hold text, and whose other columns hold numbers with four digits."""
     print(table(header, rows, words))

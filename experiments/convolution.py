@@ -2,11 +2,11 @@
 
     python -m experiments.convolution [--out DIR] [--seed N]
 
-A kernel of 3 × 3 numbers that responds to vertical edges is slid over one of scikit-learn's digits, 8 × 8 pixels from 0
-to 16; at each place nine products are added. The sums go through ReLU and are pooled: the largest of each 2 × 2 sums
-is kept. All of this is done first by loops over whole numbers and then by `nnfx.ops`, and the two are compared. Then
-four kernels (blur, sharpen, and edges in two directions) are slid over a larger picture. Expect no difference at all:
-sums of whole numbers this small are exact. It works offline and takes about five seconds.
+A kernel of 3 × 3 numbers that responds to vertical edges is slid over one of scikit-learn's digits, 8 × 8 pixels with
+values from 0 to 16; at each place, nine products are added. The sums go through ReLU and are pooled: the largest of
+each 2 × 2 sums is kept. All of this is done first by loops over whole numbers and then by `nnfx.ops`. Expect the two
+results to be equal, since sums of whole numbers this small are exact. Then four kernels (blur, sharpen, and edges in
+two directions) are slid over a larger picture. The experiment works offline and takes about five seconds.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ class Config:
     """Options for the convolution experiment."""
 
     out: Path = Path("runs/convolution")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
     """the random seed of the larger picture"""
     digit: int = 0
@@ -117,7 +117,7 @@ def pool(sums: np.ndarray) -> np.ndarray:
 
 
 def products(image: np.ndarray) -> str:
-    """Return the sum of products at `PLACE`, written out."""
+    """Return the sum of products at `PLACE` as a formula."""
     row, column = PLACE
     window = image[row : row + len(EDGE), column : column + len(EDGE)]
     pairs = zip(window.ravel(), EDGE.ravel(), strict=True)

@@ -4,10 +4,10 @@
 
 A network with dropout learns the embedded digits by plain SGD, in batches of 100 that do not always divide evenly among
 the devices. Expect the losses to differ by rounding alone, and one exchange of the whole gradient per step, however
-many devices there are. On a CPU the devices are virtual and share its cores: the examples per second then show what
-splitting costs and whether it puts idle cores to use, not how well real devices scale; for that see
-`experiments.scaling_model`. The same run is also made by two processes with one device each, which communicate over the
-loopback interface. It works offline and takes about a minute.
+many devices there are. On a CPU, the devices are virtual and share its cores. The number of examples per second then
+shows what splitting costs and whether it puts idle cores to use; `experiments.scaling_model` predicts how well real
+devices scale. The same run is also made by two processes with one device each, which communicate over the loopback
+interface. The experiment works offline and takes about a minute.
 """
 
 import dataclasses
@@ -47,21 +47,21 @@ class Config:
     """Options for the data parallelism experiment."""
 
     out: Path = Path("runs/data_parallel")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
     """the random seed"""
     devices: tuple[int, ...] = (1, 2, 4, 8)
     """numbers of devices to split batches over"""
     processes: int = 2
-    """also train in this many processes with one device each; 1 to skip"""
+    """number of processes, with one device each, for another run; 1 to skip it"""
     hidden: tuple[int, ...] = (256, 256)
     """widths of the hidden layers"""
     dropout: float = 0.3
     """dropout rate of the hidden layers"""
     batch_size: int = 100
-    """digits in a batch"""
+    """number of digits in a batch"""
     epochs: int = 5
-    """epochs of the runs whose losses are compared"""
+    """number of epochs of the runs whose losses are compared"""
     timed_epochs: int = 5
     """number of epochs to time, one by one"""
     learning_rate: float = 0.1

@@ -2,13 +2,14 @@
 
     python -m experiments.deep_linear [--out DIR] [--seed N]
 
-A linear network with one hidden layer learns which properties eight living things have; the properties form a tree:
-shared by all things, by half of them, by a quarter, or by none. The singular vectors of this table are the modes: the
-broad distinctions have the large singular values s. If the weights start small, balanced and along the modes, gradient
-descent learns each mode on its own: the mode's strength follows `a(t) = s E / (E − 1 + s / a₀)` with
-`E = exp(2 s t / τ)`, where τ is half the number of outputs divided by the learning rate. Expect the measured strengths
-to be within 1 % of s of that curve and, from small random weights, the same sigmoids within a few per cent, if a₀ is
-the growing part of each mode in the initial weights, `‖(W₁v + W₂ᵀu) / 2‖²`. It works offline and takes a few seconds.
+A linear network with one hidden layer learns which properties eight living things have. The properties form a tree:
+some are shared by all things, others by half of them, by a quarter, or by none. The modes are the singular vectors of
+this table; the broad distinctions have the largest singular values s. If the weights start small, balanced and along
+the modes, gradient descent learns each mode on its own. After t steps, the strength of a mode, which starts at a₀, is
+`a(t) = s E / (E − 1 + s / a₀)` with `E = exp(2 s t / τ)`, where τ is half the number of outputs divided by the learning
+rate. Expect the measured strengths to be within 1 % of s of that curve. From small random weights, expect the same
+sigmoids within a few per cent, if a₀ is the growing part of each mode in the initial weights, `‖(W₁v + W₂ᵀu) / 2‖²`,
+where u and v are the mode's singular vectors. The experiment works offline and takes a few seconds.
 
 References:
     Saxe, McClelland and Ganguli, *Exact solutions to the nonlinear dynamics of learning in deep linear neural
@@ -31,7 +32,7 @@ from nnfx.insight import trajectory
 from nnfx.types import Array, Batch, Params, TrainState
 
 LABELS = ("all", "halves", "quarters", "single things")
-"""The things that share the properties of each level of the tree."""
+"""Which things share the properties at each level of the tree."""
 FIRST = [0, 1, 2, 4]
 """The first mode of each level."""
 
@@ -41,19 +42,19 @@ class Config:
     """Options for the deep linear experiment."""
 
     out: Path = Path("runs/deep_linear")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     hidden: int = 64
     """width of the hidden layer, at least the number of things"""
     start: float = 0.001
-    """the strength of each mode at the start, a₀"""
+    """strength a₀ of each mode at the start"""
     starts: int = 5
-    """random starts"""
+    """number of random starts"""
     step_size: float = 0.01
-    """the learning rate: one step in units of τ, times the largest singular value"""
+    """the learning rate, as the length of a step in units of τ times the largest singular value"""
     records: int = 200
-    """points along each curve"""
+    """number of points along each curve"""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def main(config: Config) -> dict[str, Any]:
     results = Results(config.out)
     table = hierarchy()
     things, properties = table.shape
-    batch = Batch(jnp.eye(things) * things**0.5, jnp.asarray(table, float), jnp.ones(things))  # inputs are white
+    batch = Batch(jnp.eye(things) * things**0.5, jnp.asarray(table, float), jnp.ones(things))  # white inputs
     left, strengths, right = np.linalg.svd(table.T / things**0.5, full_matrices=False)
     tau = strengths[0] / config.step_size  # in steps
     duration = 2 * np.log(strengths[-1] / config.start) / (2 * strengths[-1]) * tau

@@ -2,11 +2,11 @@
 
     python -m experiments.digits [--out DIR] [--seed N]
 
-Both have about the same number of weights and are trained in the same way on scikit-learn's 1,797 digits, which are
-randomly shifted and rotated a little in every step, on five random splits with a quarter held out. Nothing is chosen on
-held-out digits: the number of epochs is fixed, and the average of the weights over the run is scored. Expect an
-accuracy on held-out digits of about 98 % without convolutions and 99 % with them. It works offline and takes less than
-a minute.
+Both have about the same number of weights and are trained in the same way on scikit-learn's 1,797 digits, on five
+random splits with a quarter held out. The digits are randomly shifted and rotated a little in every step. Nothing is
+chosen on held-out digits: the number of epochs is fixed, and the average of the weights over the run is scored. Expect
+an accuracy on held-out digits of about 98 % without convolutions and 99 % with them. It works offline and takes less
+than a minute.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class Config:
     """Options for the digits experiment."""
 
     out: Path = Path("runs/digits")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
     """the random seed"""
     splits: int = 5
@@ -44,9 +44,9 @@ class Config:
     held_out: float = 0.25
     """fraction of the digits held out"""
     epochs: int = 25
-    """epochs of every run"""
+    """number of epochs of each run"""
     batch_size: int = 32
-    """digits in a minibatch"""
+    """number of digits in a minibatch"""
     learning_rate: float = 0.004
     """the highest learning rate (Adam, one cycle)"""
     ema_decay: float = 0.99
@@ -89,7 +89,7 @@ def main(config: Config) -> dict[str, Any]:
         ],
     )
     print(
-        f"\non the same split the CNN classifies {gain['mean']:.2%} ± {gain['error']:.2%} more correctly"
+        f"\non the same split, the CNN classifies {gain['mean']:.2%} ± {gain['error']:.2%} more of the digits correctly"
         " (± standard error)"
     )
 
@@ -139,7 +139,7 @@ def train_on_all(model: Model, keys: list[Array], splits: list[Data], config: Co
 
 
 def predict(run: nnfx.Run, data: Data) -> Predictions:
-    """Predict with the averaged weights of the last epoch, an epoch not chosen by results on held-out digits."""
+    """Predict with the averaged weights of the last epoch, so that no epoch is chosen by results on held-out digits."""
     assert data.valid is not None
     logits = run.apply(data.valid.inputs, run.state.evaluated)
     return Predictions(*map(np.asarray, (data.valid.inputs, data.valid.targets, jax.nn.softmax(logits))))
@@ -172,7 +172,7 @@ def draw_learning_curves(results: Results, runs: dict[str, list[nnfx.Run]]) -> N
 def draw_confusions(
     results: Results, predictions: dict[str, Predictions], classes: tuple[str, ...], config: Config
 ) -> None:
-    """Plot which digits each network mistakes for which, on a common scale."""
+    """Plot the confusion matrix of each network, on a common scale."""
     counts = {name: each.confusion() for name, each in predictions.items()}
     largest = max(float(mistakes_of(each).max()) for each in counts.values())
     figure, axes = plt.subplots(1, len(counts), figsize=(11, 5.2))

@@ -2,8 +2,8 @@
 
     python -m experiments.double_descent [--out DIR] [--seed N] [--noise 0.1]
 
-Two-layer networks whose hidden ReLU layer stays random, and whose output layer is the minimum-norm least-squares
-solution, learn 200 handwritten digits, a tenth of which have labels drawn at random. Once there are as many hidden
+Two-layer networks learn 200 handwritten digits, a tenth of which have labels drawn at random. Their hidden ReLU layer
+stays random, and their output layer is the minimum-norm least-squares solution. Once there are as many hidden
 units as digits, the network interpolates: its training error is zero. At this width the problem is ill-conditioned, and
 the test error peaks; beyond it, the minimum-norm solution becomes smoother with width, and the error falls below its
 lowest value before the peak. A penalty on the norm, ridge regression, removes the peak. Expect all of this in each of
@@ -34,17 +34,17 @@ class Config:
     """Options for the double descent experiment."""
 
     out: Path = Path("runs/double_descent")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     rows: int = 200
-    """digits to learn; all others are held out"""
+    """number of digits to train on; all others are held out"""
     noise: float = 0.1
-    """the fraction of the digits to learn whose labels are drawn at random"""
+    """fraction of the training digits whose labels are drawn at random"""
     relative_widths: tuple[float, ...] = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1, 1.2, 1.5, 2, 3, 5, 10, 20)
-    """hidden units, as multiples of the digits to learn"""
+    """numbers of hidden units, as multiples of the number of training digits"""
     starts: int = 5
-    """random choices of digits, labels and hidden units"""
+    """number of random choices of digits, labels and hidden units"""
     ridge: float = 1.0
     """the penalty on the squared norm, for comparison"""
 
@@ -115,7 +115,7 @@ def measure(key: Array, model: Model, widths: list[int], config: Config) -> list
 
 
 def least_squares(inputs: np.ndarray, targets: np.ndarray, ridge: float) -> np.ndarray:
-    """Return the weights that minimise `‖inputs w − targets‖² + ridge ‖w‖²`; of minimum norm without ridge."""
+    """Return the weights w that minimise `‖inputs w − targets‖² + ridge ‖w‖²`; if ridge is 0, those of minimum norm."""
     left, values, right = np.linalg.svd(inputs, full_matrices=False)
     is_zero = values <= values.max() * max(inputs.shape) * np.finfo(float).eps
     inverse = np.where(is_zero, 0, values / np.where(is_zero, 1, values**2 + ridge))

@@ -3,11 +3,11 @@
     python -m experiments.edge_of_stability [--out DIR] [--seed N] [--rates 1.5 2 3]
 
 Gradient descent on a quadratic diverges if the largest eigenvalue of its Hessian, the sharpness, exceeds 2 over the
-learning rate. A tanh network with two hidden layers learns 300 handwritten digits by gradient descent on all of them at
-once, with a mean square error and a few rates, from several random starts; the sharpness is measured along the way by
-the Lanczos method. Expect the sharpness to rise to 2 / rate, or to fall to it from above, and to stay there, within 5 %
-on average over the second half of the run. The loss then goes up and down, but falls in the long run. It works offline
-and takes about half a minute.
+learning rate. A tanh network with two hidden layers learns 300 handwritten digits by full-batch gradient descent on the
+mean square error, with a few learning rates, each from several random starts. The sharpness is measured along the way
+by the Lanczos method. Expect the sharpness to rise to 2 / rate, or to fall to it from above, and to stay there, within
+5 % on average over the second half of the run. The loss then goes up and down, but falls in the long run. It works
+offline and takes about half a minute.
 
 References:
     Cohen, Kaur, Li, Kolter and Talwalkar, *Gradient descent on neural networks typically occurs at the edge of
@@ -37,23 +37,23 @@ class Config:
     """Options for the edge of stability experiment."""
 
     out: Path = Path("runs/edge_of_stability")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     rows: int = 300
-    """digits to learn"""
+    """number of digits to train on"""
     hidden: tuple[int, ...] = (32, 32)
     """widths of the hidden layers"""
     rates: tuple[float, ...] = (1.5, 2.0, 3.0)
     """learning rates"""
     starts: int = 3
-    """random starts with each rate"""
+    """number of random starts with each rate"""
     steps: int = 2000
-    """steps of gradient descent"""
+    """number of steps of gradient descent"""
     every: int = 40
-    """steps between two measurements"""
+    """number of steps between two measurements"""
     products: int = 20
-    """products with the Hessian in each measurement"""
+    """number of products with the Hessian in each measurement"""
 
 
 def main(config: Config) -> dict[str, Any]:

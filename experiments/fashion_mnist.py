@@ -1,14 +1,14 @@
-"""Which article of clothing is it? A convolutional network on Fashion-MNIST, or another network or data set.
+"""A convolutional network that recognises articles of clothing (Fashion-MNIST), or another network or data set.
 
     python -m experiments.fashion_mnist [--model cnn|lenet|resnet|mlp] [--data fashion_mnist|mnist|cifar10] [--seed N]
 
-It trains on 55,000 images of 28 × 28 pixels, randomly mirrored and shifted in every step, and holds out 5,000:
-it keeps the averaged weights of the epoch with the lowest held-out loss. The official test set of 10,000 images
-is used once, at the end, and nothing is chosen by it. Expect a test accuracy between 93.5 % and 94 % after about
-ten minutes on two cores; in three out of five mistakes, something else is taken for a shirt or a shirt for something
-else. A bar shows how many images are processed per second and the time left. If a run is interrupted, by Ctrl-C or
-otherwise, the same command resumes it; with other options, give another `--out`. The images are downloaded once, into
-the folder named by the environment variable NNFX_DATA.
+It trains on 55,000 images of 28 × 28 pixels, randomly mirrored and shifted in every step, and holds out 5,000 images.
+It keeps the averaged weights of the epoch with the lowest held-out loss. The official test set of 10,000 images is used
+once, at the end, and nothing is chosen by it. Expect a test accuracy between 93.5 % and 94 % after about ten minutes on
+two cores. In three out of five mistakes, a shirt is taken for something else, or something else for a shirt. A progress
+bar shows the images per second and the time left. If a run is interrupted, by Ctrl-C or otherwise, the same command
+resumes it; a run with other options needs another folder `--out`. The images are downloaded once, into the folder named
+by the environment variable NNFX_DATA.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from nnfx.training.run import Run
 from nnfx.types import Batch, Model
 
 PREDICTED_AT_ONCE = 500
-"""How many images to predict at once: the feature maps of more would take much memory and not fit into the caches."""
+"""The number of images to predict at once: the feature maps of more images would not fit into the caches."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,17 +41,17 @@ class Config:
     """Options for the Fashion-MNIST experiment."""
 
     out: Path = Path("runs/fashion_mnist")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
     """the random seed"""
     data: Literal["fashion_mnist", "mnist", "cifar10"] = "fashion_mnist"
     """the data set of images"""
     model: Literal["cnn", "lenet", "resnet", "mlp"] = "cnn"
-    """the network"""
+    """the kind of network"""
     epochs: int = 13
     """number of epochs"""
     batch_size: int = 64
-    """images in a minibatch"""
+    """number of images in a minibatch"""
     learning_rate: float = 0.002
     """the highest learning rate (AdamW, one cycle)"""
     weight_decay: float = 0.02
@@ -67,7 +67,7 @@ class Config:
     held_out: float = 1 / 12
     """fraction of the training images held out to choose the epoch"""
     rows: int | None = None
-    """train on only the first images, up to this number, for a quick look; all images by default"""
+    """number of training images to use, for a quick look; all by default"""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def run(images: Images, config: Config) -> dict[str, Any]:
 
 def network(config: Config, classes: int) -> Model:
     """Return the network that the options name."""
-    if config.model == "cnn":  # batch norm would take half of the time available for epochs
+    if config.model == "cnn":  # no batch norm: it would take half of the time available for epochs
         layers = [conv(32), conv(32), max_pool(), conv(64), conv(64), max_pool()]
         return cnn(layers, outputs=classes, hidden=(256,), dropout=config.dropout)
     if config.model == "lenet":

@@ -8,17 +8,17 @@ program. Intervals of 90 % are conformal: the widths of the intervals come from 
 outcomes were known by then. The origins before 1948 are used only for calibration; the scores are those of the 26
 origins from 1948 on.
 
-The spread of the numbers grows with their level, but the spread of their square roots does not: everything trained sees
-and forecasts roots, and the squares of its forecasts are scored.
+The spread of the numbers grows with their level, but the spread of their square roots does not. All trained forecasters
+therefore see and forecast square roots, and the squares of their forecasts are scored.
 
-Nothing is chosen by scored forecasts. The noise that regularises each trained forecaster is chosen here: the best of
-four levels on the origins from 1870 to 1906, whose forecasts end with 1916, before the first origin of the backtest;
-for ensembles it is chosen with single networks.
-Lookbacks, sizes, epochs and learning rates were chosen beforehand on forecasts that end with 1930.
+Nothing is chosen by scored forecasts. The level of the noise that regularises each trained forecaster is chosen by this
+script: it is the best of four levels on the origins from 1870 to 1906, whose forecasts end in 1916, before the first
+origin of the backtest. For ensembles, it is chosen with single networks. Lookbacks, sizes, epochs and learning rates
+were chosen beforehand on forecasts that end in 1930.
 
 Expect the LSTM and the GRU, with a mean absolute scaled error of about 1.4, to be ahead of NLinear (1.45), the other
-linear maps (1.5) and the repeated last cycle (1.8), and intervals that contain about 94 % of the outcomes. It works
-offline and takes about 105 s on two cores.
+linear maps (1.5) and the repetition of the last cycle (1.8). Expect the intervals to contain about 94 % of the
+outcomes. The experiment works offline and takes about 105 s on two cores.
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ class Config:
     """Options for the sunspots experiment."""
 
     out: Path = Path("runs/forecast_sunspots")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
     """the random seed"""
     lookback: int = 22
@@ -66,13 +66,13 @@ class Config:
     hidden: int = 16
     """width of the recurrent layer"""
     members: int = 2
-    """networks in an ensemble"""
+    """number of networks in an ensemble"""
     epochs: int = 150
-    """epochs of the recurrent networks (full batch, Adam)"""
+    """number of epochs of the recurrent networks (full batch, Adam)"""
     learning_rate: float = 0.01
     """learning rate of the recurrent networks"""
     linear_epochs: int = 300
-    """epochs of the linear forecasters"""
+    """number of epochs of the linear forecasters"""
     linear_learning_rate: float = 0.01
     """learning rate of the linear forecasters"""
 
@@ -146,9 +146,8 @@ def without_parameters() -> dict[str, nnfx.Model]:
 def trained(config: Config) -> dict[str, tuple[Fit, int]]:
     """Return the runs of the forecasters to train, each with the number of members in its ensemble.
 
-    All minimise the absolute error, whose optimal forecast is the median; the square of a median root is the median
-    sunspot number.
-    They see the past with noise, which keeps them from memorising it.
+    All forecasters minimise the absolute error, whose optimal forecast is the median; the square of the median root is
+    the median sunspot number. They see the past with noise, which keeps them from memorising it.
     """
 
     def run(model: nnfx.Model, epochs: int, learning_rate: float) -> Fit:
@@ -244,7 +243,7 @@ def draw_fan(
 
 
 def draw_scores(results: Results, errors: dict[str, np.ndarray], years: Any) -> None:
-    """Plot the MASE of each forecaster: a bar for the mean, a dot for each origin."""
+    """Plot the mean absolute scaled error (MASE) of each forecaster: a bar for the mean, and a mark for each origin."""
     figure, axis = plt.subplots(figsize=(8, 4))
     names = list(errors)[::-1]
     for place, name in enumerate(names):

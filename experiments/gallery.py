@@ -40,8 +40,8 @@ class Row(NamedTuple):
 ROWS = (
     Row(
         "Why deep?",
-        "Hand-made features capture what their designer thought of; layers learn features from the data, each from"
-        " those of the layer below: edges, then parts, then objects.",
+        "Hand-made features capture what their designer thought of. Layers learn features from the data, each from"
+        " the features of the layer below: edges, then parts, then objects.",
         "learned_features",
         "probes",
         "The same linear classifier reads digits from raw pixels, from hand-made histograms of gradients, and from"
@@ -71,12 +71,12 @@ ROWS = (
     ),
     Row(
         "Linear decisions",
-        "Without a non-linearity, layers multiply into one matrix: however deep, the network is one perceptron, and"
-        " divides the plane by one straight line.",
+        "Without a non-linearity, the product of all layers is a single matrix. However deep the network is, it is"
+        " one perceptron, and divides the plane by one straight line.",
         "perceptron",
         "linear_decisions",
         "Two hidden layers without a non-linearity separate two clouds well. Where classes lie across or around each"
-        " other, no line will do.",
+        " other, no line separates them.",
         {"exclusive or": "right/identity/exclusive or", "a ring": "right/identity/a ring"},
     ),
     Row(
@@ -91,8 +91,8 @@ ROWS = (
     ),
     Row(
         "One line in two dimensions",
-        "With two inputs, w·x + b = 0 is a line. The sign of the sum tells on which side of it a point lies, its"
-        " magnitude how far away, and the sigmoid turns both into a probability.",
+        "With two inputs, w·x + b = 0 is a line. The sign of w·x + b tells on which side of the line a point lies,"
+        " and its magnitude tells how far away. The sigmoid turns both into a probability.",
         "perceptron",
         "line",
         "The perceptron g(1 + 3x₁ − 2x₂): one half on the line, approaching 0 and 1 on its two sides.",
@@ -145,7 +145,7 @@ ROWS = (
         "backpropagation",
         "graph_trained",
         "One passenger: values going forward in the nodes, errors coming back below them. Each edge shows its weight"
-        " and the gradient of it: the input times the error that comes back.",
+        " and the gradient of that weight, which is the input times the error that comes back.",
         {"from jax.grad, float32": "differences/float32", "float64": "differences/float64"},
     ),
     Row(
@@ -160,12 +160,13 @@ ROWS = (
     ),
     Row(
         "Learning rates: too small, too large, just right, adaptive",
-        "Too small a step learns nothing in the available time; too large a step leaps out of every valley. Adaptive"
-        " optimizers choose a step for every weight from its past gradients.",
+        "If steps are too small, nothing is learned in the available time; if they are too large, they leap out of"
+        " every valley. Adaptive optimizers choose a step for every weight from its past gradients.",
         "learning_rates",
         "loss_by_rate",
-        "Eleven optimizers over seven decades of rates: between too small and too large lies a trough of good rates."
-        " Adam's is about as wide as that of plain gradient descent, at rates some twenty times lower.",
+        "Eleven optimizers over seven decades of rates: between rates that are too small and too large lies a range"
+        " of good rates. Adam's range is about as wide as the range of plain gradient descent, at rates some twenty"
+        " times lower.",
         {"best, SGD": "optimizers/SGD/training/best_rate", "Adam": "optimizers/Adam/training/best_rate"},
     ),
     Row(
@@ -243,8 +244,8 @@ ROWS = (
     ),
     Row(
         "Forecasting",
-        "The past predicts the future. A recurrent network reads the past step by step and forecasts the years"
-        " ahead; it has to beat forecasts that cost nothing, such as repeating the last season.",
+        "The past predicts the future. A recurrent network reads the past step by step and forecasts the years ahead;"
+        " it has to beat simple forecasts, such as repeating the last season.",
         "forecast_sunspots",
         "fan",
         "Sunspots eleven years ahead, from an origin beyond which no network has seen data: the networks (thin),"
@@ -269,9 +270,9 @@ ROWS = (
         " on held-out examples, and guarantees a stated coverage for any network.",
         "uncertainty",
         "coverage",
-        "Sets of digits, and intervals for patients, that should contain the truth in 19 of 20 cases. Uncalibrated"
-        " (orange), most intervals contain it far too rarely; calibrated (blue, purple), the sets and intervals of"
-        " every method have the stated coverage, and are larger where they fell short of it.",
+        "Sets of digits, and intervals for patients, that should contain the truth in 19 of 20 cases. Before"
+        " calibration (orange), most intervals contain the truth far too rarely. After calibration (blue, purple), the"
+        " sets and intervals of every method have the stated coverage, and those that fell short of it are larger.",
         {
             "NLL, one network": "digits/one network/negative_log_likelihood/mean",
             "ensemble": "digits/ensemble/negative_log_likelihood/mean",
@@ -282,13 +283,13 @@ ROWS = (
     Row(
         "Which character comes next?",
         "A language model predicts how likely each next character is, given those before it. Counting what followed"
-        " the last few characters goes a long way; a recurrent network is not limited to the last few, and learns"
-        " what to keep.",
+        " the last few characters works well. A recurrent network is not limited to the last few characters, and"
+        " learns what to remember.",
         "characters",
         "context",
-        "Bits per character of held-out sonnets, by the number of preceding characters known. With few, counting is"
-        " best; but n-grams stop improving at five, since longer ones hardly ever occur twice, while the network"
-        " keeps improving.",
+        "Bits per character of held-out sonnets, by the number of preceding characters known. With few preceding"
+        " characters, counting is best. But n-grams stop improving at five, since longer ones hardly ever occur twice,"
+        " while the network keeps improving.",
         {
             "bits, network": "bits/GRU/test",
             "5-grams, Kneser–Ney": "bits/5-gram, Kneser–Ney/test",
@@ -301,9 +302,9 @@ ROWS = (
         " its own sigmoid, known in closed form, the strong ones first (Saxe, McClelland and Ganguli 2014).",
         "deep_linear",
         "modes",
-        "Lines are gradient descent, dots the closed form. Left, from weights along the modes, they agree within 1"
-        " %; right, from random weights, nearly so. What all things share is learned first, what sets single things"
-        " apart last.",
+        "Lines show gradient descent, and dots the closed form. From weights along the modes (left), they agree"
+        " within 1 %; from random weights (right), they nearly agree. Properties that all things share are learned"
+        " first, and properties of single things last.",
         {"off by": "off/along_the_modes", "random starts": "off/random_starts/mean/3"},
     ),
     Row(
@@ -344,8 +345,8 @@ ROWS = (
         " if they start from the values that they had at first (Frankle and Carbin 2019).",
         "lottery_tickets",
         "by_share",
-        "Left, accuracy on held-out digits after rounds of pruning; right, epochs to a given loss. Drawn anew, the same"
-        " few weights learn more slowly and end up worse. Thin lines are single starts.",
+        "Left, accuracy on held-out digits after rounds of pruning; right, epochs to a given loss. If the remaining"
+        " weights are drawn anew, they learn more slowly and end up worse. Thin lines are single starts.",
         {"within a point down to (%)": "smallest/initial", "drawn anew (%)": "smallest/redrawn"},
     ),
     Row(

@@ -2,12 +2,12 @@
 
     python -m experiments.gradient_descent [--out DIR] [--seed N]
 
-The model predicts survival on the Titanic from fare and age; its bias is fixed at its best value, so that two weights
-are left, and the empirical loss of all 714 passengers is a surface over a plane. From the same poor starting point, and
-with the same learning rate, three paths lead down this surface: with steps on all passengers, on 32 at a time, and on
-one at a time. Expect full-batch descent to go straight and never up, but to visit hundreds of times as many passengers,
-and stochastic descent to arrive within an epoch and then to wander around the minimum forever. The script takes about
-five seconds.
+The model predicts survival on the Titanic from fare and age. Its bias is fixed at its best value, so that two weights
+are left, and the mean loss of all 714 passengers is a surface over a plane. From the same poor starting point, and with
+the same learning rate, three paths lead down this surface: each step uses all passengers, 32 passengers, or one
+passenger. Expect full-batch descent to go straight and never uphill, but to visit hundreds of times as many passengers.
+Expect stochastic descent to arrive within an epoch, and then to wander around the minimum forever. The script takes
+about five seconds.
 """
 
 import dataclasses
@@ -35,19 +35,19 @@ class Config:
     """Options for the gradient descent experiment."""
 
     out: Path = Path("runs/gradient_descent")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the random seed of the order of the passengers"""
+    """random seed for the order of the passengers"""
     learning_rate: float = 0.1
     """learning rate of all three paths"""
     batch_size: int = 32
-    """passengers in a minibatch"""
+    """number of passengers in a minibatch"""
     full_batch_epochs: int = 400
-    """epochs of full-batch descent, one step each"""
+    """number of epochs of full-batch descent, one step each"""
     minibatch_epochs: int = 20
-    """epochs of minibatch descent"""
+    """number of epochs of minibatch descent"""
     stochastic_epochs: int = 2
-    """epochs of stochastic descent, on single passengers"""
+    """number of epochs of stochastic descent, on single passengers"""
     repeats: int = 15
     """how many times each path is repeated for timing"""
 
@@ -125,7 +125,7 @@ def find_minimum() -> tuple[Array, Array]:
 def two_weights(bias: Array) -> nnfx.Model:
     """Return a hand-written model: `x·w + b` with two weights to train and a fixed bias.
 
-    A model is nothing but two pure functions.
+    A model consists of two pure functions.
     """
 
     def init(key: Array, inputs: Array) -> Variables:  # noqa: ARG001 -- every path starts at the same place
@@ -148,7 +148,7 @@ def descend(
     epochs: int,
     batch_size: int,
 ) -> Array:
-    """Train as `nnfx.fit` does with this key; return the weights at the start and after each step, `(steps + 1, 2)`."""
+    """Train like `nnfx.fit` with this key; return the weights at the start and after each step, `(steps + 1, 2)`."""
     rows = len(passengers.targets)
     step = nnfx.make_step(model, nnfx.losses.binary_cross_entropy, optimizer)
     start = nnfx.init_state(key, model, optimizer, passengers.inputs)
@@ -194,7 +194,7 @@ def walk(key: Array, model: nnfx.Model, passengers: Batch, batch_size: int, epoc
 
 @functools.partial(jax.jit, static_argnames="model")
 def losses_at(model: nnfx.Model, passengers: Batch, weights: Array) -> Array:
-    """Return the empirical loss at each of many weights: `(places, 2)` to `(places,)`."""
+    """Return the empirical loss, `(places,)`, for each pair of weights, `(places, 2)`."""
 
     def loss_at(place: Array) -> Array:
         logits = model.apply({"params": {"weights": place}}, passengers.inputs)
@@ -204,7 +204,7 @@ def losses_at(model: nnfx.Model, passengers: Batch, weights: Array) -> Array:
 
 
 def describe(path: Descent, minimum: Array, least: float) -> dict[str, Any]:
-    """Return the end of a path and what it cost."""
+    """Return the end of a path, and the work that it took."""
     return {
         "batch_size": path.batch_size,
         "steps": len(path.loss) - 1,
@@ -223,7 +223,7 @@ LOOKS: dict[str, dict[str, Any]] = {
     "minibatch": {"color": GREEN, "linewidth": 1.1},
     "full batch": {"color": BLUE, "linewidth": 2.2},
 }
-"""The style of each path, with the noisiest path first, so that it is at the bottom."""
+"""The style of each path; the noisiest path comes first, so that it is drawn below the others."""
 
 
 def label_of(name: str, path: Descent) -> str:

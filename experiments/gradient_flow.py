@@ -2,11 +2,12 @@
 
     python -m experiments.gradient_flow [--out DIR] [--seed N]
 
-Three networks of eight hidden layers that differ only in their activation and its initializer learn handwritten digits
-by gradient descent, each from five random starts. At every step, the norms of the gradient that reaches each layer and
-of the change to its weights are measured. Expect the gradient to fall by a factor of twenty thousand from the last
-hidden layer to the first with the sigmoid, which has learned nothing after 40 epochs, and to stay within a factor of
-two with tanh and ReLU, which reach 94 % accuracy on held-out digits. It works offline and takes less than a minute.
+Three networks with eight hidden layers learn handwritten digits by gradient descent, each from five random starts. They
+differ only in their activation function and the initialiser that suits it. At every step, the norms of the gradient
+that reaches each layer and of the change to its weights are measured. Expect the gradient to fall by a factor of twenty
+thousand from the last hidden layer to the first with the sigmoid, which has learned nothing after 40 epochs, and to
+stay within a factor of two with tanh and ReLU, which reach 94 % accuracy on held-out digits. It works offline and takes
+less than a minute.
 """
 
 import dataclasses
@@ -35,17 +36,17 @@ class Config:
     """Options for the gradient flow experiment."""
 
     out: Path = Path("runs/gradient_flow")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
     """the random seed"""
     layers: int = 8
     """number of hidden layers"""
     width: int = 32
-    """units in each hidden layer"""
+    """number of units in each hidden layer"""
     epochs: int = 40
-    """epochs of every run"""
+    """number of epochs of each run"""
     batch_size: int = 32
-    """digits in a minibatch"""
+    """number of digits in a minibatch"""
     learning_rate: float = 0.05
     """initial learning rate (plain gradient descent), which falls to zero along a cosine"""
     starts: int = 5

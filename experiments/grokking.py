@@ -2,9 +2,9 @@
 
     python -m experiments.grokking [--out DIR] [--seed N] [--modulus 23]
 
-A network with one hidden layer and squares as its activation function (Gromov 2023) is given half of the sums `a + b`
-modulo a prime, as one-hot vectors, and trained on all of them at once by AdamW. It gets all of these right after a few
-dozen steps, and hardly any of the others. Expect it to get 99 % of the others right in the end, but only after tens of
+A network with one hidden layer and the square as its activation function (Gromov 2023) is trained on half of the sums
+`a + b` modulo a prime, as one-hot vectors, by full-batch AdamW. It gets all of these right after a few dozen steps, and
+hardly any of the others. Expect it to get 99 % of the others right in the end, but only after tens of
 times as many steps, for at least four of five random starts. By then the weights of each hidden unit have become
 periodic: most of their power is in one frequency. It works offline and takes half a minute.
 
@@ -37,19 +37,19 @@ class Config:
     """Options for the grokking experiment."""
 
     out: Path = Path("runs/grokking")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     modulus: int = 23
     """the modulus, a prime"""
     share: float = 0.5
-    """the fraction of all sums to learn"""
+    """fraction of all sums to train on"""
     width: int = 128
     """width of the hidden layer"""
     starts: int = 5
-    """random starts"""
+    """number of random starts"""
     steps: int = 2500
-    """steps of full-batch training"""
+    """number of full-batch training steps"""
     learning_rate: float = 0.005
     """learning rate (AdamW)"""
     weight_decay: float = 1.0
@@ -101,7 +101,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def sums(key: Array, modulus: int, share: float) -> Data:
-    """Return all sums of two numbers, modulo this number, as one-hot vectors; a fraction of them to learn."""
+    """Return all sums of two numbers modulo `modulus`, as one-hot vectors; a fraction of them is for training."""
     first, second = np.divmod(np.arange(modulus**2), modulus)
     one_hot = np.eye(modulus)
     inputs, targets = np.concatenate([one_hot[first], one_hot[second]], axis=1), one_hot[(first + second) % modulus]
@@ -122,7 +122,7 @@ def first_step(accuracies: np.ndarray) -> float:
 def concentration(kernels: Array, modulus: int) -> np.ndarray:
     """Return the fraction of the power of hidden units' weights in their strongest frequency, averaged by start."""
     waves = np.fft.rfft(np.asarray(kernels)[:, :modulus], axis=1)[:, 1:]
-    power = np.abs(waves) ** 2  # starts × frequencies × units; a unit that has died out counts by its power
+    power = np.abs(waves) ** 2  # starts × frequencies × units; since powers are added, dead units hardly count
     return power.max(1).sum(-1) / power.sum((1, 2))
 
 

@@ -1,4 +1,4 @@
-"""Shared by experiments on images: predictions, confusion matrices, and the worst mistakes."""
+"""Code shared by experiments on images: predictions, confusion matrices, and the worst mistakes."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -3,19 +3,21 @@
     python -m experiments.lazy_training [--out DIR] [--seed N] [--widths 64 256 1024 4096]
 
 Networks with one hidden layer, in the parameterisation of Jacot et al. (standard normal weights, sums divided by the
-square root of their number of terms), learn by gradient descent whether a digit is even. From the same weights, with
-the same steps, so do their linearisations, the first-order Taylor expansions in the weights at the start. At the end,
-three quantities are measured for several random starts of each width:
+square root of their number of terms), learn by gradient descent whether a digit is even. Their linearisations, which
+are the first-order Taylor expansions in the weights at the start, learn the same from the same weights with the same
+steps. At the end, three quantities are measured for several random starts of each width:
 
-- the root mean square, over held-out digits, of network minus linearisation: theory gives width^−1 (Dyer and Gur-Ari
-  2020; the bound that Lee et al. 2019 prove is width^−1/2);
-- the relative change of the tangent kernel, in Frobenius norm, since the start: width^−1 in theory, too;
-- the relative change of the weights, `‖w − w₀‖ / ‖w₀‖`: width^−1/2, which is why the network stays nearly linear.
+- the root mean square difference between the outputs of network and linearisation on held-out digits. In theory, it is
+  proportional to width^−1 (Dyer and Gur-Ari 2020; the bound that Lee et al. 2019 prove is width^−1/2);
+- the relative change of the tangent kernel since the start, in Frobenius norm. In theory, it is proportional to
+  width^−1, too;
+- the relative change of the weights, `‖w − w₀‖ / ‖w₀‖`. In theory, it is proportional to width^−1/2, which is why the
+  network stays nearly linear.
 
-These are leading terms for wide networks; in narrow ones further terms count, and the outputs differ by less than the
-leading term gives. Exponents are therefore fitted twice, to each start separately. From 256 units on, expect exponents
-within 0.15 of the theory. From 32 units on, expect the same for kernel and weights, but about −0.8 for the outputs. It
-works offline and takes less than a minute.
+These are leading terms for wide networks. In narrow networks, further terms matter, and the outputs differ by less than
+the leading term gives. Exponents are therefore fitted to two ranges of widths, for each start separately. From 256
+units on, expect exponents within 0.15 of the theory. From 32 units on, expect the same for kernel and weights, but
+about −0.8 for the outputs. The experiment works offline and takes less than a minute.
 
 References:
     Jacot, Gabriel and Hongler, *Neural tangent kernel*, NeurIPS 2018. Lee et al., *Wide neural networks of any depth
@@ -49,19 +51,19 @@ class Config:
     """Options for the lazy training experiment."""
 
     out: Path = Path("runs/lazy_training")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     rows: int = 16
-    """digits to learn"""
+    """number of digits to train on"""
     widths: tuple[int, ...] = (32, 64, 128, 256, 512, 1024, 2048, 4096)
     """widths of the hidden layer"""
     lazy_from: int = 256
     """the width from which theory is expected to hold"""
     starts: int = 6
-    """random starts of each width"""
+    """number of random starts for each width"""
     steps: int = 100
-    """steps of gradient descent"""
+    """number of steps of gradient descent"""
     learning_rate: float = 0.5
     """learning rate"""
 
@@ -101,7 +103,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def fitted(found: dict[str, np.ndarray], config: Config, least: int) -> dict[str, dict[str, float]]:
-    """Return the exponents of the width, from this width on: the mean over the starts, and its standard error."""
+    """Fit the exponents of the width, from this width on; return their mean over the starts, and its standard error."""
     widths = np.array(config.widths)
     chosen = widths >= least
     return {
@@ -110,7 +112,7 @@ def fitted(found: dict[str, np.ndarray], config: Config, least: int) -> dict[str
 
 
 def even(batch: Batch) -> Batch:
-    """Standardise each image, and label it 1 if its digit is even, and −1 otherwise."""
+    """Standardise each image, and label it with 1 if its digit is even, or with −1 if it is odd."""
     pixels = batch.inputs.reshape(len(batch.targets), -1)
     return Batch(jax.nn.standardize(pixels), 1.0 - 2 * (batch.targets % 2), batch.weights)
 

@@ -8,10 +8,11 @@ several splits. A linear classifier, the probe, then predicts the class from raw
 (histograms of oriented gradients, HOG), and from all outputs of each layer, trained and untrained: one split of
 the images trains the probe, a second chooses its epoch and learning rate, and a third scores it. On digits, expect the
 accuracy of the probe to climb from 0.26 on pixels to 0.74, 0.90 and 0.96 on the layers, with HOG close to the first
-layer at 0.76. On clothing, where the position of a pixel already tells a lot and 3,600 images are used for training, it
-climbs from 0.84 to 0.865 and 0.874 but no further: the third layer is no better than the second, and HOG is close
-behind at 0.863. On digits, a unit of the first layer sees an edge, one of the second a bend or the end of a stroke, and
-one of the third much of a digit. It takes one to two minutes, or three on clothing.
+layer at 0.76. On clothing, 3,600 images are used for training, and the position of a pixel already tells a lot. There
+the accuracy climbs from 0.84 on pixels to 0.865 on the first layer and 0.874 on the second; the third layer is no
+better, and HOG is close behind at 0.863. On digits, a unit of the first layer sees an edge, a unit of the second layer
+a bend or the end of a stroke, and a unit of the third layer much of a digit. The experiment takes one to two minutes,
+or three on clothing.
 """
 
 import dataclasses
@@ -37,11 +38,12 @@ from nnfx.types import Array, Batch, Variables
 
 LAYERS = {"conv_0": "low", "conv_1": "mid", "conv_2": "high"}
 SEEN = {"conv_0": (1, 2, 5), "conv_1": (2, 4, 10), "conv_2": (4, 8, 20)}
-"""`(step, before, width)` of the receptive field of a unit: at position p of its map, `width` pixels from
-`p · step − before`."""
+"""The receptive field of a unit in each layer, as `(step, before, width)`.
+
+At position p of its map, a unit sees `width` pixels, starting at pixel `p · step − before`."""
 RAW, HOG = "raw pixels", "HOG"
 L2, TOTAL_VARIATION = 0.002, 0.02
-"""Penalties on a synthetic input, in units of the activation that the most exciting real image gives."""
+"""Penalties on a synthetic input, in units of the largest activation for a real image."""
 REAL = 5
 """The number of real images to show for each unit."""
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
@@ -53,13 +55,13 @@ class Config:
     """Options for the experiment on learned features."""
 
     out: Path = Path("runs/learned_features")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     data: Literal["digits", "fashion_mnist"] = "digits"
     """digits placed at random, or unaltered clothing"""
     rows: int = 6000
-    """the most images to use: 60 % train, 15 % choose, 25 % score"""
+    """the largest number of images to use: 60 % for training, 15 % for choosing, 25 % for scoring"""
     size: int = 12
     """size of the enlarged digits in pixels, originally 8"""
     field: int = 20
@@ -67,19 +69,19 @@ class Config:
     copies: int = 2
     """the number of random places for each training digit"""
     splits: int = 5
-    """random splits, each with its own network; at least 2 for a standard deviation"""
+    """number of random splits, each with its own network; at least 2 for a standard deviation"""
     widths: tuple[int, int, int] = (8, 16, 32)
-    """features of the three convolutional layers"""
+    """numbers of features of the three convolutional layers"""
     epochs: int = 20
-    """epochs of the network; the one with the lowest loss on the images to choose by is kept"""
+    """number of epochs of the network; the epoch with the lowest loss on the images for choosing is kept"""
     probe_epochs: int = 30
-    """epochs of each probe; the best epoch is kept in the same way"""
+    """number of epochs of each probe; the best epoch is chosen in the same way"""
     batch_size: int = 64
-    """images in a minibatch"""
+    """number of images in a minibatch"""
     learning_rate: float = 0.003
     """learning rate of the network (Adam)"""
     units: int = 6
-    """units of each layer to show"""
+    """number of units of each layer to show"""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -132,7 +134,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def split(key: Array, images: nnfx.data.Images, config: Config) -> tuple[Data, Batch]:
-    """Draw images to train on; most of the others are for scoring, and the rest are held out to choose by."""
+    """Draw images for training; most of the others are for scoring, and the rest are held out for choosing."""
     key, rows_key, *place_keys = jax.random.split(key, 5)
     rows = np.asarray(jax.random.permutation(rows_key, len(images.train.targets)))[: config.rows]
     chosen = images._replace(train=type(images.train)(*(array[rows] for array in images.train)))
@@ -163,7 +165,7 @@ def place(key: Array, batch: Batch, copies: int, config: Config) -> Batch:
 
 
 def network(config: Config) -> nnfx.Model:
-    """Return three convolutional layers and a dense one, which sees the mean over positions if they are random."""
+    """Return three convolutional layers and a dense layer, which sees means over positions if these are random."""
     conv, pool = nnfx.models.conv, nnfx.models.max_pool()
     low, mid, high = config.widths
     layers = [conv(low, 5), pool, conv(mid), pool, conv(high)]
@@ -184,7 +186,7 @@ def training(model: nnfx.Model, epochs: int, config: Config) -> Any:
 
 
 Parts = tuple[Array, Array, Array]
-"""Representations of the images to train on, to choose by and to score by."""
+"""Representations of the images for training, for choosing and for scoring."""
 
 
 def represent(run: nnfx.Run, key: Array, data: Data, score_by: Batch) -> dict[str, Parts]:
@@ -208,10 +210,10 @@ def histograms_of_gradients(images: Array) -> Array:
 
 
 def standardised(parts: Parts) -> Parts:
-    """Flatten, and scale each feature to mean 0 and standard deviation 1 on the images to train on."""
+    """Flatten the features, and scale each to mean 0 and standard deviation 1 on the training images."""
     train, *others = (np.asarray(part).reshape(len(part), -1) for part in parts)
     mean, scale = train.mean(0), train.std(0)
-    scale[scale < 1e-6] = 1  # never active: stays zero
+    scale[scale < 1e-6] = 1  # a feature that is never active stays zero
     return cast(Parts, tuple(jnp.asarray((part - mean) / scale) for part in (train, *others)))
 
 
@@ -319,7 +321,7 @@ def draw_units(results: Results, run: nnfx.Run, score_by: Batch, config: Config)
     panels = cast(Any, figure.subfigures(1, 3, wspace=0.04))
     for panel, (layer, level) in zip(panels, LAYERS.items(), strict=True):
         strengths = features.layer_outputs(model, variables, score_by.inputs)[layer].max((1, 2))
-        units = jnp.argsort(-strengths.std(0))[: config.units]  # those that tell images apart, not dead ones
+        units = jnp.argsort(-strengths.std(0))[: config.units]  # the units whose activations differ most between images
         found, top = exciting(model, variables, layer, units, score_by.inputs, jax.random.key(config.seed))
         axes = panel.subplots(config.units, 1 + REAL, squeeze=False)
         for row, unit in enumerate(units):
@@ -346,7 +348,7 @@ def draw_units(results: Results, run: nnfx.Run, score_by: Batch, config: Config)
 def exciting(
     model: nnfx.Model, variables: Variables, layer: str, units: Array, images: Array, key: Array
 ) -> tuple[features.Maximum, features.Top]:
-    """Find what excites each unit most: a synthetic input, and real images."""
+    """Find the synthetic input and the real images that excite each unit most."""
 
     def one(unit: Array) -> tuple[features.Maximum, features.Top]:
         top = features.top_inputs(model, variables, images, layer, unit, REAL, pool="max")
@@ -371,7 +373,7 @@ def exciting(
 
 
 def seen(image: Array, layer: str, row: int, column: int) -> np.ndarray:
-    """Cut out the part of an image that a unit at this position of its map sees; black beyond the edge."""
+    """Cut out the part of an image that a unit at this position of its map sees; pixels beyond the edge are black."""
     step, before, width = SEEN[layer]
     top, left = (position * step - before + width for position in (row, column))
     return np.pad(np.asarray(image[..., 0]), width)[top : top + width, left : left + width]

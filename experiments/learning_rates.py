@@ -1,19 +1,19 @@
-"""How to choose a learning rate: too small, just right and too large, for eleven optimizers.
+"""Learning rates that are too small, just right and too large, for eleven optimizers.
 
     python -m experiments.learning_rates [--out DIR] [--seed N]
 
 It trains one small network on the Titanic data (fare and age, a quarter of the passengers held out) with every rate of
 a logarithmic grid, every seed and every optimizer: 3,135 runs, one sweep for each optimizer. A rate is just right for
 an optimizer if the loss is within 5 % of the best that the optimizer reaches, and the width of that range in decades
-tells how much care the rate needs. A run has diverged if its last training loss is not a number, or more than 5 % above
-that of the untrained network.
+tells how much care the choice of the rate needs. A run has diverged if its last training loss is NaN, or more than 5 %
+above the loss of the untrained network.
 
-Expect a range of about three decades for both SGD and Adam, whose rates are some twenty times lower. LAMB overflows
-once its rate is near a tenth: the hidden weights grow by nearly that fraction in each step. Schedules that decay allow
-larger rates, whose runs fit the training passengers better than all others. Relative to their own best, such schedules
-look narrow, so the rates that come within 5 % of SGD's best are plotted too. The held-out loss is that of a run's best
-epoch, which is chosen on the same passengers: it serves to compare rates, and is no estimate of the loss on other
-passengers. It takes about a minute on two cores.
+Expect a range of about three decades for both SGD and Adam; the rates of Adam are some twenty times lower. LAMB
+overflows once its rate is near a tenth: the hidden weights grow by nearly that fraction in each step. Schedules that
+decay allow larger rates, and runs with such rates fit the training passengers better than all others. Relative to their
+own best loss, the range of these schedules looks narrow, so the rates that come within 5 % of SGD's best are plotted
+too. The held-out loss is the loss of a run's best epoch, which is chosen on the same passengers: it serves to compare
+rates, and does not estimate the loss on other passengers. The experiment takes about a minute on two cores.
 """
 
 import dataclasses
@@ -51,15 +51,15 @@ class Config:
     """Options for the experiment on learning rates."""
 
     out: Path = Path("runs/learning_rates")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     epochs: int = 60
-    """epochs of each run"""
+    """number of epochs of each run"""
     hidden: int = 16
     """width of the hidden layer"""
     batch_size: int = 32
-    """passengers in a minibatch"""
+    """number of passengers in a minibatch"""
     lowest: float = 1e-5
     """the lowest learning rate"""
     highest: float = 1e2
@@ -67,9 +67,9 @@ class Config:
     rates: int = 57
     """number of rates, evenly spaced on a logarithmic scale"""
     seeds: int = 5
-    """runs of each optimizer at each rate"""
+    """number of runs of each optimizer at each rate"""
     within: float = 0.05
-    """the largest excess of the loss over an optimizer's best, relative to it, for a rate to be just right"""
+    """a rate is just right if its loss exceeds the optimizer's best by at most this fraction"""
 
 
 class JustRight(NamedTuple):
@@ -271,13 +271,13 @@ def measure(
 
 
 def quantile(values: np.ndarray, share: float = 0.5) -> np.ndarray:
-    """Return the median, or another quantile, over the seeds: the nearest measured value; NaN counts as infinite."""
+    """Return the median, or another quantile, over the seeds, as the nearest measured value; NaN counts as infinite."""
     ordered = np.sort(np.where(np.isnan(values), np.inf, values), axis=0)
     return ordered[round(share * (len(ordered) - 1))]
 
 
 def find_just_right(rates: np.ndarray, losses: np.ndarray, within: float, near: float | None = None) -> JustRight:
-    """Extend the range from the best rate both ways while the median loss is close to the best, or to `near`."""
+    """Extend the range in both directions while the median loss is close to the best, or to `near`."""
     middle = quantile(losses)
     best = int(middle.argmin())
     too_bad = np.flatnonzero(~(middle <= (1 + within) * (middle[best] if near is None else near)))
@@ -346,7 +346,7 @@ def draw_losses(
 
 
 def draw_loss(axis: Axes, rates: np.ndarray, losses: np.ndarray, colour: str, name: str, place: int) -> None:
-    """Plot the median and the quartiles, and marks at the upper edge where the median is above it."""
+    """Plot the median and the quartiles; where the median is above the upper edge of the plot, put a mark there."""
     middle = quantile(losses)
     axis.plot(rates, np.where(np.isfinite(middle), middle, np.nan), color=colour, linewidth=1.6, label=name)
     low, high = (np.minimum(quantile(losses, share), 10 * SHOWN[1]) for share in (0.25, 0.75))

@@ -4,10 +4,10 @@
 
 A network with one hidden layer learns handwritten digits from three random starts. Three cuts through the space of its
 1,210 weights then show the training loss: the plane through all three solutions; the plane in which the path to the
-first one varies most, with the path drawn; and a random plane around it, with normalised filters. Expect three valleys,
-in which the loss, about 0.01 nats, keeps falling beyond the point where training ended; walls of 0.3 to 0.5 nats on the
-straight lines between them; and a path with 98 % of its variance in two directions. It works offline and takes about
-half a minute.
+first solution varies most, with the path drawn; and a random plane around the first solution, with normalised filters.
+Expect three valleys, in which the loss, about 0.01 nats, keeps falling beyond the point where training ended. Expect
+walls of 0.3 to 0.5 nats on the straight lines between them, and a path with 98 % of its variance in two directions. The
+experiment works offline and takes about half a minute.
 """
 
 import dataclasses
@@ -39,19 +39,19 @@ class Config:
     """Options for the loss landscape experiment."""
 
     out: Path = Path("runs/loss_landscape")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     hidden: int = 16
     """width of the hidden layer"""
     epochs: int = 40
-    """epochs of every run"""
+    """number of epochs of each run"""
     batch_size: int = 64
-    """digits in a minibatch"""
+    """number of digits in a minibatch"""
     learning_rate: float = 0.01
     """learning rate (Adam)"""
     points: int = 61
-    """points along each axis of a plane"""
+    """number of points along each axis of a plane"""
 
 
 def main(config: Config) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is minimised: cross-entropy, mean square error, and the empirical loss that averages either over examples.
+"""The losses that training minimises: cross-entropy, mean square error, and their average over examples.
 
     python -m experiments.losses [--out DIR] [--seed N]
 
@@ -6,10 +6,10 @@ Cross-entropy and square error are plotted against the predicted probability, an
 perceptron is then fitted to the fares and ages of 714 passengers of the Titanic, and every passenger's loss is plotted:
 all lie on two curves, and their mean is the empirical loss. Finally, a line is fitted to the numbers of airline
 passengers by year; its mean square error is drawn as squares, and it is compared with the closed-form solution of least
-squares. Expect an empirical loss of 0.624 nats, against 0.675 if everyone's probability is the fraction of survivors; a
-derivative of cross-entropy that is largest where the network is confidently wrong, and one of the square error that
-vanishes there; and a line that agrees with the closed form to single precision. It works offline and takes about ten
-seconds.
+squares. Expect an empirical loss of 0.624 nats, compared with 0.675 if the fraction of survivors is predicted for
+everyone. Where the network is confidently wrong, expect the derivative of cross-entropy to be largest, and the
+derivative of the square error to vanish. Expect the line to agree with the closed form to single precision. The
+experiment works offline and takes about ten seconds.
 """
 
 import dataclasses
@@ -32,9 +32,9 @@ from nnfx.losses import binary_cross_entropy, mean_square_error
 from nnfx.types import Array
 
 PER_YEAR = 30.0
-"""The number of thousand passengers plotted at the length of a year, so that squares look square."""
+"""The thousands of passengers that take as much space in the plot as one year, so that squares look square."""
 STEPS = 30
-"""Steps of the quasi-Newton method that fits the line."""
+"""The number of steps of the quasi-Newton method that fits the line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Config:
     """Options for the losses experiment."""
 
     out: Path = Path("runs/losses")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the random seed of a starting point, on which the fit does not depend"""
+    """random seed for the starting point of the fit, whose result does not depend on it"""
 
 
 class Scored(NamedTuple):
@@ -126,7 +126,7 @@ def least_squares(line: Line) -> np.ndarray:
 
 
 def by_logit(logits: Array, label: int) -> dict[str, dict[str, Array]]:
-    """Return cross-entropy and square error of a sigmoid's probability, with derivatives with respect to the logit."""
+    """Return the cross-entropy and the square error of a sigmoid's output, and their derivatives by the logit."""
     labels = jnp.full(logits.shape, label)
     losses: dict[str, Callable[[Array], Array]] = {
         "cross-entropy": lambda z: binary_cross_entropy(z, labels),

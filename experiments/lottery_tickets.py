@@ -4,14 +4,16 @@
 
 A dense network learns half of the digits. Then, round by round, the smallest weights of each layer are pruned, and
 those that remain are set back to their initial values and trained again: iterative magnitude pruning. For comparison,
-the weights that remain are also drawn anew. All rounds from one start are a scan over runs, and all starts one program.
+the remaining weights are also drawn anew. A network that is pruned and set back is called a ticket. All rounds from one
+start are a scan over runs, and all starts run in one program.
 
-Of a network of these widths on MNIST, Frankle and Carbin report that tickets learn faster than the whole network, are
-more accurate until few weights are left, and as accurate with 3.6 % of them; and that tickets drawn anew learn more
-slowly than the whole network, and are less accurate with 21.1 %. Expect tickets to learn as fast as the whole network
-down to 40 % of its weights, and to lose less than a point of accuracy down to 7 %; drawn anew, they learn more slowly
-from the first round on, and lose a point below 26 %. On these digits, and in 25 epochs, tickets are not more accurate
-than the whole network. It works offline and takes about a minute.
+For a network of these widths on MNIST, Frankle and Carbin report that tickets learn faster than the whole network, are
+more accurate until few weights are left, and are as accurate with 3.6 % of the weights. They report that tickets drawn
+anew learn more slowly than the whole network, and are less accurate with 21.1 % of the weights. In this experiment,
+expect tickets to learn as fast as the whole network down to 40 % of its weights, and to lose less than a point of
+accuracy down to 7 %. Drawn anew, they learn more slowly from the first round on, and lose a point below 26 %. On these
+digits, and in 25 epochs, tickets are not more accurate than the whole network. The experiment works offline and takes
+about a minute.
 
 References:
     Frankle and Carbin, *The lottery ticket hypothesis: finding sparse, trainable neural networks*, ICLR 2019.
@@ -42,25 +44,25 @@ class Config:
     """Options for the experiment with lottery tickets."""
 
     out: Path = Path("runs/lottery_tickets")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     hidden: tuple[int, ...] = (300, 100)
     """widths of the hidden layers"""
     prune: float = 0.36
     """the fraction of each layer's weights that is pruned before each round but the first"""
     rounds: int = 10
-    """rounds of training"""
+    """number of rounds of training"""
     starts: int = 5
-    """random starts"""
+    """number of random starts"""
     epochs: int = 25
-    """epochs of each run"""
+    """number of epochs of each run"""
     batch_size: int = 60
-    """digits in a minibatch"""
+    """number of digits in a minibatch"""
     learning_rate: float = 1.2e-3
     """learning rate (Adam)"""
     loss: float = 0.3
-    """the loss on held-out digits that measures how fast a network learns"""
+    """a held-out loss; the number of epochs until a network reaches it measures how fast it learns"""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -122,7 +124,7 @@ def first_below(losses: np.ndarray, loss: float) -> np.ndarray:
 
 
 def smallest_share(left: np.ndarray, accuracy: np.ndarray, margin: float = 1.0) -> float:
-    """Return the smallest fraction of weights down to which the mean accuracy is within a margin of the first row's."""
+    """Return the smallest fraction of weights down to which the mean accuracy is within a margin of the first one."""
     is_worse = accuracy.mean(1) < accuracy[0].mean() - margin
     return float(left[~np.logical_or.accumulate(is_worse)][-1])
 

@@ -1,4 +1,4 @@
-"""Why gates: what a simple recurrent network, a GRU and an LSTM remember after ever longer gaps.
+"""Why recurrent networks need gates: what a simple network, a GRU and an LSTM remember after ever longer gaps.
 
     python -m experiments.memory [--out DIR] [--seed N] [--gaps 25 100 200] [--tasks adding copy]
 
@@ -7,10 +7,10 @@ the end; all other numbers must be ignored. Always predicting the mean gives a m
 task, three symbols are shown, nothing happens for a while, and then they must be repeated in order. Every batch is
 freshly drawn within the compiled run, five seeds train together, and all networks have about the same number of
 weights. Expect GRU and LSTM to solve the adding problem at all gaps, with errors below 0.02 for at least four of five
-seeds, while the simple network learns nothing: this is what the defaults show. The copy task is the counterexample: the
-orthogonal weights that the simple network starts with preserve everything through the silence by themselves, and it
-needs no gates. The norm of the gradient by lag, before and after training, shows why. The adding problem takes less
-than two minutes on two cores, both tasks between six and seven.
+seeds, while the simple network learns nothing. These are the results for the default gaps. The copy task is the
+counterexample: the orthogonal initial weights of the simple network preserve everything during the gap, and it needs no
+gates. The norm of the gradient by lag, before and after training, shows why. The adding problem takes less than two
+minutes on two cores, and both tasks together take six to seven minutes.
 """
 
 import dataclasses
@@ -44,19 +44,19 @@ class Config:
     """Options for the memory experiment."""
 
     out: Path = Path("runs/memory")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     tasks: tuple[str, ...] = ("adding", "copy")
     """tasks to run"""
     gaps: tuple[int, ...] = (25, 100, 200)
-    """lengths of the sequences of the adding problem; steps of silence in the copy task"""
+    """lengths of the sequences of the adding problem, and numbers of blank steps in the copy task"""
     seeds: int = 5
-    """networks of each kind to train, each with its own weights and data"""
+    """number of networks of each kind, each with its own weights and data"""
     batch_size: int = 32
-    """sequences in a batch"""
+    """number of sequences in a batch"""
     clip: float = 1.0
-    """the largest norm of a gradient; larger gradients are clipped"""
+    """the norm to which larger gradients are clipped"""
 
 
 class Task(NamedTuple):
@@ -70,7 +70,7 @@ class Task(NamedTuple):
         loss: the loss per example.
         score: the measure of success, per example.
         unit: the name of the score.
-        baseline: the score of a model that knows nothing.
+        baseline: the score of a model that remembers nothing.
         is_solved: whether a score shows that the model remembers.
         epochs: the number of epochs, each of `STEPS_PER_EPOCH` batches.
         rates: the peak learning rate (Adam, one cycle) for each network, the best of several from 0.001 to 0.1.
@@ -90,7 +90,7 @@ class Task(NamedTuple):
 
 
 def draw_adding(key: Array, rows: int, gap: int) -> tuple[Array, Array]:
-    """Draw sequences of numbers from 0 to 1, two of them marked, one in each half; their sum is the target.
+    """Draw sequences of numbers from 0 to 1. One number in each half is marked; the sum of these two is the target.
 
     Args:
         key: a typed key.
@@ -112,12 +112,12 @@ def draw_adding(key: Array, rows: int, gap: int) -> tuple[Array, Array]:
 
 
 def draw_copy(key: Array, rows: int, gap: int) -> tuple[Array, Array]:
-    """Draw symbols to show, followed by silence and by a cue for each; the symbols are the targets.
+    """Draw symbols, followed by blank steps and by one cue for each symbol; the symbols are the targets.
 
     Args:
         key: a typed key.
         rows: the number of sequences.
-        gap: the number of steps of silence.
+        gap: the number of blank steps.
 
     Returns:
         Inputs `(rows, gap + 2 × shown, symbols + 1)`, one-hot with the cue last, and int32 targets `(rows, shown)`.
@@ -259,7 +259,7 @@ def train(task: Task, kind: str, gap: int, config: Config) -> Outcome:
         rate = nnfx.schedules.one_cycle(learning_rate, task.epochs * STEPS_PER_EPOCH)
         return optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(rate))
 
-    # The data given to a run only fix the shapes of its batches; freshly drawn data take their place.
+    # The data passed to a run only determine the shapes of its batches; freshly drawn data replace them.
     rows = config.batch_size * STEPS_PER_EPOCH
     shapes = jax.eval_shape(lambda key: task.draw(key, rows, gap), test_key)
     fit = nnfx.fit(model, task.loss, adam, epochs=task.epochs, batch_size=config.batch_size, augment=fresh)
@@ -298,7 +298,7 @@ def train(task: Task, kind: str, gap: int, config: Config) -> Outcome:
 
 
 def network(task: Task, kind: str, gap: int) -> Model:
-    """Return a network for sequences with this gap, with as many hidden units as `WIDTHS` says."""
+    """Return a network for sequences with this gap; `WIDTHS` gives its number of hidden units."""
     make = getattr(nnfx.models, kind.lower())
     model = make(task.outputs, (WIDTHS[kind],), returns=task.returns)
     return model if kind == "RNN" else with_time_scales(model, kind, gap)
@@ -308,8 +308,8 @@ def with_time_scales(model: Model, kind: str, longest: int) -> Model:
     """Initialise the units of a GRU or an LSTM with memories of all lengths up to the longest.
 
     A gate that keeps a fraction `σ(b)` at each step remembers for about `1 + eᵇ` steps. Its bias is drawn as
-    `b = log u`, with u uniform from 1 to the longest − 1; the input gate of an LSTM, which replaces what is forgotten,
-    gets the bias −b.
+    `b = log u`, with u uniform from 1 to the longest memory minus 1. The input gate of an LSTM, which replaces what is
+    forgotten, gets the bias −b.
 
     References:
         Tallec and Ollivier, *Can recurrent neural networks warp time?*, ICLR 2018.
@@ -333,7 +333,7 @@ def left_over(norms: np.ndarray) -> np.ndarray:
 
 
 def draw_success(results: Results, outcomes: dict[str, dict[str, list[Outcome]]], config: Config) -> None:
-    """Plot the score by gap: every seed, and the median over seeds."""
+    """Plot the score of every seed, and the median over seeds, against the gap."""
     figure, axes = plt.subplots(1, len(outcomes), figsize=(5.5 * len(outcomes), 4.2), squeeze=False)
     for axis, (name, by_kind) in zip(axes[0], outcomes.items(), strict=True):
         task = TASKS[name]

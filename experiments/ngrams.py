@@ -1,8 +1,8 @@
 """Interpolated n-gram models of tokens in NumPy, with weights tuned on held-out tokens.
 
-A model of order n interpolates between the frequency of a token after the last n − 1 tokens and the prediction of
-order n − 1; for the lowest order, all tokens are equally likely. Kneser and Ney subtract a discount from each count
-and, in lower orders, count the different contexts of a token rather than its occurrences. Jelinek and Mercer
+A model of order n interpolates between the frequency of a token after the last n − 1 tokens and the prediction of the
+model of order n − 1; below the lowest order, all tokens are equally likely. Kneser and Ney subtract a discount from
+each count and, in lower orders, count the different contexts of a token rather than its occurrences. Jelinek and Mercer
 interpolate relative frequencies, with a weight for each order.
 """
 
@@ -56,7 +56,7 @@ class Model(NamedTuple):
     weights: np.ndarray
 
     def bits(self, tokens: np.ndarray) -> np.ndarray:
-        """Return the bits of each token but the first, given the preceding tokens, `(tokens − 1,)`."""
+        """Return the bits per token given the preceding tokens, for all tokens but the first, `(tokens − 1,)`."""
         found = [look_up(table, tokens, order, self.vocabulary) for order, table in enumerate(self.tables, start=1)]
         return -np.log2(mixed(self.kind, found, self.weights, self.vocabulary))
 

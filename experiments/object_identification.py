@@ -1,4 +1,4 @@
-"""Finding and naming digits in larger, cluttered pictures: a window classifier, slid over the whole picture.
+"""Find and name digits in larger, cluttered pictures, with a window classifier that is slid over the whole picture.
 
     python -m experiments.object_identification [--images digits|fashion_mnist] [--out DIR] [--seed N]
 
@@ -7,18 +7,18 @@ fragments of other digits, noise and uneven lighting. Digits are split by key: t
 never share a digit, though the same people wrote them. A small convolutional network learns from windows of 24 × 24
 pixels which of the ten digits each shows, if any, and where its box is. It is then slid over whole pictures at six
 scales, one pass each; windows that agree vote, and the best of overlapping boxes is kept. The number of votes needed
-for a find is chosen on validation scenes alone.
+for a detection is chosen on validation scenes alone.
 
-A find is right if its name is right and its box and the true box share at least half of the area that they cover
-together; of two finds of the same digit, one is wrong. Expect an F1 of about 0.95 on the test scenes. Nearly all finds
-where there is no digit are fragments and ends of lines that look like a 1. Average precision is that of COCO, as
-`nnfx.metrics.detection` measures it: expect about 0.71, and 0.95 at an intersection over union of 0.5. It takes one to
-two minutes, most of it training.
+A detection is right if its class is right and its box and the true box share at least half of the area that they cover
+together; of two detections of the same digit, one is wrong. Expect an F1 of about 0.95 on the test scenes. Nearly all
+detections where there is no digit are fragments and ends of lines that look like a 1. `nnfx.metrics.detection` measures
+the average precision as defined by COCO: expect about 0.71, and 0.95 at an intersection over union of 0.5. The
+experiment takes one to two minutes, most of it for training.
 
-With `--images fashion_mnist`, the scenes hold articles of clothing instead, for the same network and as many windows.
-They are harder to tell apart: expect an F1 of about 0.62, and an average precision of about 0.36, and 0.56 at 0.5; most
-wrong finds have a wrong name. The images are downloaded once, into the folder named by the environment variable
-NNFX_DATA.
+With `--images fashion_mnist`, the scenes hold articles of clothing instead, with the same network and as many windows.
+They are harder to tell apart: expect an F1 of about 0.62, an average precision of about 0.36, and 0.56 at an
+intersection over union of 0.5. Most wrong detections have a wrong class. The images are downloaded once, into the
+folder named by the environment variable NNFX_DATA.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ PARTS = ("train", "validation", "test")
 LEAST = 0.5
 """The least intersection over union at which a box counts as right."""
 AREAS = {name: detection.AREAS[name] for name in ("all", "small", "medium")}
-"""COCO's ranges of areas: nothing in these scenes is large."""
+"""The ranges of areas in COCO's metrics that occur here; no object in these scenes is large."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,29 +56,29 @@ class Config:
     """Options for the experiment on finding objects."""
 
     out: Path = Path("runs/object_identification")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     images: Source = "digits"
     """the images that the scenes are made of"""
     held_out: float = 0.3
     """the fraction of the digits for validation and test scenes, half for each"""
     train_scenes: int = 3000
-    """scenes to cut training windows out of"""
+    """number of scenes to cut training windows out of"""
     validation_scenes: int = 200
-    """scenes to choose the threshold on"""
+    """number of scenes for choosing the threshold"""
     test_scenes: int = 200
-    """scenes to score"""
+    """number of scenes for scoring"""
     per_digit: int = 2
-    """windows cut out around each digit"""
+    """number of windows cut out around each digit"""
     elsewhere: int = 8
-    """windows without a digit, cut out of each scene"""
+    """number of windows without a digit cut out of each scene"""
     width: int = 24
-    """features of the network's first layer"""
+    """number of features of the network's first layer"""
     epochs: int = 6
-    """epochs of training"""
+    """number of training epochs"""
     batch_size: int = 64
-    """windows in a minibatch"""
+    """number of windows in a minibatch"""
     learning_rate: float = 0.003
     """the peak learning rate (AdamW, with a warm-up and cosine decay)"""
 
@@ -175,7 +175,7 @@ def total(truth: Scene) -> int:
 
 
 def cut(drawn: dict[str, Scene], config: Config) -> Data:
-    """Cut windows out of training scenes to train on, and out of validation scenes to evaluate the weights."""
+    """Cut windows for training out of the training scenes, and windows for evaluation out of the validation scenes."""
     train = detector.cut_crops((config.seed, 3), drawn["train"], config.per_digit, config.elsewhere)
     valid = detector.cut_crops((config.seed, 4), drawn["validation"], config.per_digit, config.elsewhere)
     data = nnfx.data.prepare(*train, standardize=False)
@@ -213,7 +213,7 @@ def train(key: Array, data: Data, config: Config) -> nnfx.Run:
 
 
 def right(found: list[Found], truth: Scene, least: float = LEAST, with_names: bool = True) -> list[np.ndarray]:
-    """Return whether each find in each scene is right, optionally by its box alone."""
+    """Return whether each detection in each scene is right; optionally, only its box is compared."""
     matched = []
     for each, boxes, names in zip(found, truth.boxes, truth.names, strict=True):
         counted = each if with_names else each._replace(names=np.zeros_like(each.names))
@@ -228,9 +228,9 @@ def curve(found: list[Found], truth: Scene, with_names: bool = True) -> Curve:
 
 
 def evaluate(found: list[Found], truth: Scene) -> dict[str, float]:
-    """Return COCO's average precision and recall of all finds, whatever their scores.
+    """Return COCO's average precision and recall of all detections, whatever their scores.
 
-    No scene holds more than six objects: ten finds of a class in a scene are enough.
+    No scene holds more than six objects, so ten detections of a class in a scene are enough.
     """
     detections = [detection.Detections(*each) for each in found]
     objects = [detection.Objects(boxes, names) for boxes, names in zip(truth.boxes, truth.names, strict=True)]
@@ -238,18 +238,18 @@ def evaluate(found: list[Found], truth: Scene) -> dict[str, float]:
 
 
 def score(finds: list[Found], truth: Scene, is_right: list[np.ndarray]) -> Score:
-    """Score all finds in all scenes."""
+    """Score all detections in all scenes."""
     return Score.of(sum(int(each.sum()) for each in is_right), sum(len(each.names) for each in finds), total(truth))
 
 
 def score_at(threshold: float, found: list[Found], truth: Scene) -> Score:
-    """Score the finds whose scores are at least this threshold."""
+    """Score the detections whose scores are at least this threshold."""
     finds = [each.above(threshold) for each in found]
     return score(finds, truth, right(finds, truth))
 
 
 def score_name(name: int, finds: list[Found], truth: Scene, is_right: list[np.ndarray]) -> Score:
-    """Score the finds with one name."""
+    """Score the detections of one class."""
     is_named = np.concatenate([each.names for each in finds]) == name
     true = int((np.concatenate(list(truth.names)) == name).sum())
     return Score.of(int((is_named & np.concatenate(is_right)).sum()), int(is_named.sum()), true)
@@ -265,7 +265,7 @@ def standard_error(seed: int, finds: list[Found], truth: Scene, is_right: list[n
 
 
 def faults(finds: list[Found], truth: Scene, is_right: list[np.ndarray]) -> dict[str, int]:
-    """Count the wrong finds by the kind of error."""
+    """Count the wrong detections by the kind of error."""
     counts = {"with a wrong name": 0, "of an object found before": 0, "with a box that is off": 0, "of nothing": 0}
     kinds = list(counts)
     for each, boxes, names, is_hit in zip(finds, truth.boxes, truth.names, is_right, strict=True):
@@ -296,7 +296,7 @@ def time_scenes(width: int, variables: Variables, pictures: np.ndarray, repeats:
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for i in range(
         -1, min(repeats, len(pictures))
-    ):  # the first call compiles; functions are called in turn, so that all meet the same load
+    ):  # the first call compiles; the functions are called in turn, so that the load on the machine is the same for all
         for name, work in works.items():
             began = time.perf_counter()
             work(pictures[max(i, 0)][None])

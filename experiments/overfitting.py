@@ -6,9 +6,10 @@ A wide network nearly memorises 150 passengers. Four variants of training, on se
 passengers, run as one program: no regularisation, 50 % dropout, decoupled weight decay, and early stopping. Half of the
 held-out passengers are used for the learning curves and to decide when to stop, and the other half for scoring. Then
 networks of growing width are trained on training sets drawn with replacement, and the Brier score of held-out
-passengers is decomposed into variance and the rest. Expect the held-out loss to fall for ten epochs and then to rise
-without end; dropout to undo about half of that rise, weight decay and early stopping nearly all of it; and variance to
-grow with width and with time. It takes about a minute, most of it compilation.
+passengers is decomposed into variance and the rest. Expect the held-out loss to fall for ten epochs, and then to rise
+without end. Expect dropout to prevent about half of that rise, and weight decay and early stopping nearly all of it.
+Expect the variance to grow with width and with training time. The experiment takes about a minute, most of it for
+compilation.
 """
 
 import dataclasses
@@ -29,8 +30,8 @@ from nnfx.data import Data
 from nnfx.types import Array, Batch
 
 COLUMNS = ("class", "sex", "age", "siblings_spouses", "parents_children", "fare")
-"""All columns but the port: few training sets contain one of the two passengers whose port is unknown, and those
-that do would have an additional feature."""
+"""All columns except the port. Its value is unknown for two passengers: the few training sets that contain one of them
+would have an additional feature."""
 PASSENGERS = 891
 UNREGULARISED, STOPPED = "no regularisation", "early stopping"
 
@@ -40,33 +41,33 @@ class Config:
     """Options for the overfitting experiment."""
 
     out: Path = Path("runs/overfitting")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     rows: int = 150
-    """passengers to train on"""
+    """number of passengers to train on"""
     splits: int = 8
-    """random splits to compare the variants on; at least 2 for a standard error"""
+    """number of random splits for comparing the variants; at least 2 for a standard error"""
     hidden: int = 256
     """width of the hidden layer"""
     epochs: int = 256
-    """epochs of every run"""
+    """number of epochs of each run"""
     batch_size: int = 32
-    """passengers in a minibatch"""
+    """number of passengers in a minibatch"""
     learning_rate: float = 0.003
     """learning rate (Adam)"""
     dropout: float = 0.5
-    """the fraction of the hidden layer dropped by the variant with dropout"""
+    """dropout rate of the hidden layer in the variant with dropout"""
     weight_decay: float = 3.0
     """decoupled weight decay of the variant that has it, chosen from 0.1, 1 and 3 by looking at these passengers"""
     patience: int = 20
-    """epochs without improvement after which the variant with early stopping ends"""
+    """number of epochs without improvement after which the variant with early stopping ends"""
     widths: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-    """widths for which bias and variance are separated"""
+    """hidden widths for which bias and variance are separated"""
     pool: int = 520
-    """passengers to draw training sets from to separate bias and variance; the rest are held out"""
+    """number of passengers from whom training sets are drawn to separate bias and variance; the rest are held out"""
     resamples: int = 48
-    """training sets drawn from the pool, with replacement"""
+    """number of training sets drawn from these passengers, with replacement"""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -127,12 +128,12 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def titanic(key: Array, rows: int) -> Data:
-    """Draw this many passengers to train on, and hold out the others."""
+    """Draw this many passengers for training, and hold out the others."""
     return nnfx.data.titanic(*COLUMNS, key=key, valid_fraction=1 - rows / PASSENGERS, missing="median")
 
 
 def split(key: Array, config: Config) -> tuple[Data, Batch]:
-    """Draw passengers to train on; hold out every second of the others for early stopping and the rest for scoring."""
+    """Draw passengers for training; hold out half of the others for early stopping, and half for scoring."""
     data = titanic(key, config.rows)
     stop_by, score_by = (jax.tree.map(lambda array, i=i: array[i::2], data.valid) for i in (0, 1))
     return dataclasses.replace(data, valid=stop_by), score_by
@@ -186,7 +187,7 @@ def describe(name: str, i: int, runs: nnfx.Run, scores: dict[str, dict[str, Arra
 
 
 def after(last_epoch: ArrayLike) -> nnfx.stopping.StoppingRule:
-    """Stop after this many epochs: a custom rule that makes the length of a run a hyper-parameter."""
+    """Stop after this many epochs; this custom rule makes the length of a run a hyper-parameter."""
 
     def update(epochs: Array, _: nnfx.stopping.Epoch) -> tuple[Array, Array]:
         return epochs + 1, epochs + 1 >= last_epoch

@@ -1,15 +1,15 @@
-"""From one perceptron to deep networks: its three steps, its line, and what an activation function is for.
+"""From one perceptron to deep networks: its three steps, its decision line, and the purpose of an activation function.
 
     python -m experiments.perceptron [--out DIR] [--seed N]
 
 The perceptron g(1 + 3x₁ − 2x₂) is followed step by step for one point, and its line is plotted. Then networks with two
-hidden layers separate two classes of points, arranged in three ways, without an activation function and with
-tanh; without one, their layers multiply into a single perceptron, which is compared with the network. Finally, a
-perceptron with three outputs and networks with one to three hidden layers separate three spirals. Half of the points
-are held out for scoring. Expect every network without an activation function to draw one line, which is right on the
-clouds but on no more than three quarters of the points in the other two arrangements; tanh to be right on nearly all
-points; and the spirals to be separated better with every layer up to the second. It works offline and takes about
-twenty seconds.
+hidden layers separate two classes of points, arranged in three ways, without an activation function and with tanh.
+Without an activation function, the product of the layers is a single perceptron, which is compared with the network.
+Finally, a perceptron with three outputs and networks with one to three hidden layers separate three spirals. Half of
+the points are held out for scoring. Expect every network without an activation function to draw one line, which
+separates the clouds, but classifies no more than three quarters of the points in the other two arrangements correctly.
+Expect tanh to classify nearly all points correctly, and the spirals to be separated better with every layer up to the
+second. The experiment works offline and takes about twenty seconds.
 """
 
 import dataclasses
@@ -41,17 +41,17 @@ class Config:
     """Options for the perceptron experiment."""
 
     out: Path = Path("runs/perceptron")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     rows: int = 600
-    """points of each arrangement, half of them held out"""
+    """number of points in each arrangement, half of them held out"""
     epochs: int = 1000
-    """full-batch steps of every network"""
+    """number of full-batch training steps of each network"""
     learning_rate: float = 0.02
     """learning rate (Adam)"""
     width: int = 8
-    """units of each hidden layer"""
+    """number of units in each hidden layer"""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def follow(point: tuple[float, float]) -> dict[str, float]:
 
 
 def draw_points(seed: int, rows: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Draw points of two classes in three arrangements, and of three in spirals; `(rows, 2)`, labels `(rows,)`."""
+    """Draw points `(rows, 2)` and labels `(rows,)`: two classes in three arrangements, and three classes in spirals."""
     random = np.random.default_rng(seed)
     labels, arm = np.arange(rows) % 2, np.arange(rows) % 3
     noise = random.normal(size=(rows, 2))
@@ -178,7 +178,7 @@ def count(run: nnfx.Run) -> int:
 
 
 def collapse_layers(params: Params) -> tuple[Array, Array]:
-    """Multiply layers without activation functions into one: `(x W₁ + b₁) W₂ + b₂ = x (W₁ W₂) + (b₁ W₂ + b₂)`.
+    """Combine layers without activation functions into one: `(x W₁ + b₁) W₂ + b₂ = x (W₁ W₂) + (b₁ W₂ + b₂)`.
 
     Args:
         params: a kernel and a bias for each layer, under names that sort in the order of the layers.
@@ -194,7 +194,7 @@ def collapse_layers(params: Params) -> tuple[Array, Array]:
 
 
 def difference(run: nnfx.Run, data: Data) -> float:
-    """Return the relative difference between a network and the perceptron that its layers multiply into."""
+    """Return the relative difference between a network without activation functions and the equivalent perceptron."""
     kernel, bias = collapse_layers(run.state.params)
     outputs = run.apply(data.train.inputs, run.state.variables)
     return float(jnp.abs(data.train.inputs @ kernel + bias[None] - outputs).max() / jnp.abs(outputs).max())

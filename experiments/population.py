@@ -8,8 +8,9 @@ compiled program. A random search trains as many networks with fixed rates for a
 held-out digits, and are scored on other digits, on five random splits.
 
 The figure shows the members' rates by epoch, and the schedule that led to the best member. Expect the population's loss
-to be about 0.03 nats lower: the random search picks among twenty fixed draws, while the population continues from its
-best members and refines their rates. It takes about half a minute on two cores.
+to be about 0.03 nats lower than the loss of the random search, which picks among twenty fixed draws, while the
+population continues from its best members and refines their rates. The experiment takes about half a minute on two
+cores.
 """
 
 import dataclasses
@@ -34,21 +35,21 @@ class Config:
     """Options for the experiment on population-based training."""
 
     out: Path = Path("runs/population")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     splits: int = 5
-    """random splits, at least 2 for a standard error"""
+    """number of random splits; at least 2 for a standard error"""
     size: int = 20
-    """members of a population, and points of a random search"""
+    """number of members of a population, and of points of a random search"""
     epochs: int = 40
-    """epochs of every member"""
+    """number of epochs of each member"""
     epochs_per_round: int = 2
-    """epochs between replacements"""
+    """number of epochs between replacements"""
     hidden: int = 32
     """width of the hidden layer"""
     batch_size: int = 32
-    """digits in a minibatch"""
+    """number of digits in a minibatch"""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def three_parts(key: jax.Array) -> tuple[Data, nnfx.Batch]:
-    """Return digits for training and selection, and a quarter used for neither."""
+    """Return digits for training and selection, and the quarter of the digits that is used for neither."""
     data = nnfx.data.digits(key=key, valid_fraction=0.5)
     assert data.valid is not None
     half = len(data.valid.targets) // 2

@@ -2,19 +2,19 @@
 
     python -m experiments.scaling_model [--out DIR] [--seed N]
 
-The time of a step and the bytes of its gradient are measured on this machine; bandwidths and latencies are given (the
-options below). Data parallelism then costs a ring or a tree of exchanges per step; a sweep exchanges nothing, and loses
-only what cannot be distributed evenly. The figure shows the efficiency, which is the fraction of the ideal throughput,
-for a fixed batch per device and for a fixed total batch; it ranges from exchanges that wait for the whole gradient to
-exchanges that overlap with the computation as far as possible.
+The time of a step and the size of its gradient are measured on this machine; bandwidths and latencies are options.
+Data parallelism then costs a ring or a tree of exchanges per step. A sweep exchanges nothing, and loses efficiency only
+if its runs cannot be distributed evenly. The figure shows the efficiency, which is the fraction of the ideal
+throughput, for a fixed batch per device and for a fixed total batch. A range is shown: from exchanges that wait for the
+whole gradient to exchanges that overlap with the computation as far as possible.
 
-The model is checked where it can be: the time of a step on two devices of this CPU is predicted for gradients of
+The model is checked where this is possible: it predicts the time of a step on two devices of this CPU for gradients of
 several sizes. The devices share its cores, so they compute for as long as one device does for the examples of both; the
-time of an exchange alone is added. Expect predictions to be right within about a third: the devices also share
-caches and memory, which the model ignores. It takes less than a minute.
+time of an exchange alone is added. Expect predictions to be right within about a third: the devices also share caches
+and memory, which the model ignores. The experiment takes less than a minute.
 
-Further assumptions: all devices are alike and none is late, nothing fails, links are not shared with other programs,
-data are read as fast as they are needed, and the update itself is the same on every device.
+The model also assumes that all devices are equally fast, that nothing fails, that links are not shared with other
+programs, that data are read as fast as they are needed, and that the update itself is the same on every device.
 """
 
 import dataclasses
@@ -43,33 +43,33 @@ class Config:
     """Options for the scaling model."""
 
     out: Path = Path("runs/scaling_model")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     widths: tuple[int, ...] = (128, 512, 1024)
     """widths of the networks measured (two hidden layers each)"""
     batch_size: int = 1024
-    """examples per device in a step"""
+    """number of examples per device in a step"""
     node: int = 8
-    """devices per node"""
+    """number of devices per node"""
     fast_bandwidth: float = 450e9
-    """bytes per second and direction between devices of a node"""
+    """bandwidth between devices of a node, in bytes per second and direction"""
     fast_latency: float = 3e-6
-    """seconds that even the smallest exchange within a node takes"""
+    """time that even the smallest exchange within a node takes, in seconds"""
     slow_bandwidth: float = 50e9
-    """bytes per second and direction between nodes, for each device"""
+    """bandwidth between nodes for each device, in bytes per second and direction"""
     slow_latency: float = 10e-6
-    """seconds that even the smallest exchange between nodes takes"""
+    """time that even the smallest exchange between nodes takes, in seconds"""
     speed: float = 500.0
-    """how many times faster than this machine a device computes"""
+    """speed of a device, as a multiple of the speed of this machine"""
     members: int = 131_072
-    """runs of the sweep to distribute"""
+    """number of runs in the sweep to distribute"""
     repeats: int = 30
-    """steps to time"""
+    """number of steps to time"""
 
 
 class Link(NamedTuple):
-    """The speed of a link between two devices: bytes per second, and the seconds of the smallest exchange."""
+    """The speed of a link between two devices: bytes per second, and seconds for the smallest exchange."""
 
     bandwidth: float
     latency: float
@@ -78,7 +78,8 @@ class Link(NamedTuple):
 def ring(devices: int, size: float, link: Link) -> float:
     """Return the seconds that an all-reduce around a ring takes: `2 (n − 1) (S / (n B) + α)`.
 
-    Every byte passes the links twice, in n parts one after another: optimal in bandwidth, linear in latency.
+    The data are cut into n parts, and every byte crosses each link about twice. The bandwidth is used optimally, but
+    latencies add up linearly with n.
 
     Args:
         devices: n.
@@ -263,7 +264,7 @@ def predict(of: Measured, devices: np.ndarray, config: Config) -> dict[str, np.n
     """Return the efficiency by number of devices, for each way to use devices."""
     fast, slow = Link(config.fast_bandwidth, config.fast_latency), Link(config.slow_bandwidth, config.slow_latency)
     computing = of.one / config.speed
-    backward = 2 / 3 * computing  # of three equal products: forward, and the gradients of inputs and of weights
+    backward = 2 / 3 * computing  # two of three equal products: the gradients of inputs and weights
 
     def parallel(n: int, seconds: float, hidden: float) -> float:
         return efficiency(seconds, all_reduce(n, of.size, config.node, fast, slow), hidden)
@@ -296,7 +297,7 @@ def draw(
         f"{config.slow_bandwidth / 1e9:g} GB/s and {config.slow_latency * 1e6:g} µs between",
         fontsize=10,
     )
-    left.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)  # clear of all curves
+    left.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)  # a place without curves
     predicted = [1e3 * each.predicted for each in measured]
     found = [1e3 * each.two for each in measured]
     right.plot(predicted, found, "o", color=BLUE, label="two devices of this machine")

@@ -35,17 +35,17 @@ class Config:
     """Options for the experiment on searches."""
 
     out: Path = Path("runs/search")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     rates: int = 16
     """the number of learning rates"""
     seeds: int = 6
-    """runs of each point"""
+    """number of runs of each point"""
     epochs: int = 10
-    """epochs of a run"""
+    """number of epochs of each run"""
     batch_size: int = 64
-    """digits in a minibatch"""
+    """number of digits in a minibatch"""
 
 
 def main(config: Config) -> dict[str, Any]:

@@ -1,23 +1,25 @@
-"""Which search method finds the best loss for the same number of epochs: random, halving, Hyperband, TPE and others.
+"""Search methods compared at the same number of epochs: random search, halving, Hyperband, TPE and others.
 
     python -m experiments.search_methods [--out DIR] [--seed N]
 
 Each method has the budget of 64 full runs on each of five problems: networks for the Titanic data, for digits as
 numbers and as images, and for sunspots, and a quadratic whose lowest loss is known. The score of a method is the lowest
-held-out loss that it has seen when a part of the budget is spent, in epochs of single runs. All of this is repeated
-twenty times.
+held-out loss that it has seen when a part of the budget is spent; the budget is counted in epochs of single runs. All
+of this is repeated twenty times.
 
 Random search, successive halving (the best third goes on after 1/27, 1/9 and 1/3 of the epochs), Hyperband and
-extrapolation draw their points from one pool of 1,280 runs, which a sweep trains to the end; what a method would have
-done with them is then read off their learning curves. The points of Optuna's tree-structured Parzen estimator (TPE)
-depend on the losses before, one by one, so it is run for real: the next points of its twenty repetitions are trained
-side by side. So are the descents of hyper-gradients, which are counted as three runs for each gradient.
+extrapolation draw their points from one pool of 1,280 runs, which a sweep trains to the end. The learning curves of
+these runs then tell what each method would have found. Optuna's tree-structured Parzen estimator (TPE) chooses each
+point depending on the losses of earlier points, so its runs are really trained: the next points of its twenty
+repetitions are trained side by side. So are the descents along hyper-gradients, in which each gradient counts as three
+runs.
 
 Expect successive halving to have the lowest mean on all five problems when a quarter of the budget is spent, on three
-of them by more than two standard errors, and Hyperband to be ahead of both random search and TPE on three. With all of
-it spent, TPE is ahead on most, and by ten times on the quadratic, where every loss is exact. Extrapolation is hardly
-better than random search, and hyper-gradients are worse: a descent costs as much as thirteen runs. So none of these two
-is the default of anything. It takes about a quarter of an hour of processor time.
+of them by more than two standard errors. Expect Hyperband to be ahead of both random search and TPE on three problems.
+When the whole budget is spent, TPE is ahead on most problems, and by a factor of ten on the quadratic, where every loss
+is exact. Extrapolation is hardly better than random search, and hyper-gradients are worse, since a descent costs as
+much as thirteen runs; neither of these two is a default in this library. The experiment takes about a quarter of an
+hour of processor time.
 """
 
 import dataclasses
@@ -53,23 +55,23 @@ class Config:
     """Options of the comparison of search methods."""
 
     out: Path = Path("runs/search_methods")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     repetitions: int = 20
     """how many times each search is repeated"""
     runs: int = 64
-    """the budget of a search, in full runs"""
+    """budget of a search, as a number of full runs"""
     pool: int = 1280
-    """points in the pool that is drawn from"""
+    """number of points in the pool from which searches draw"""
     epochs: int = 27
-    """epochs of a full run"""
+    """number of epochs of a full run"""
     steps: int = 4
-    """gradients of each descent"""
+    """number of gradients of each descent"""
 
 
 Moments = Iterator[tuple[int, float]]
-"""The moments of a search: the member-epochs spent since the one before, and the lowest loss seen in them."""
+"""The steps of a search: the member-epochs spent in each step, and the lowest loss seen in them."""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -125,7 +127,7 @@ def one_by_one(losses: np.ndarray) -> Moments:
 
 
 def halving(losses: np.ndarray) -> Moments:
-    """Train as many points at a time as leave one at the end, and keep a third at each rung."""
+    """Train points in groups, and keep a third of a group at each rung, so that one point is left at the end."""
     epochs = losses.shape[1]
     rungs = [epochs // 3**i for i in (3, 2, 1) if epochs // 3**i]
     size = 3 ** len(rungs)
@@ -160,7 +162,7 @@ METHODS: dict[str, Callable[[np.ndarray], Moments]] = {
     "Hyperband": hyperband,
     "extrapolation": extrapolation,
 }
-"""What each method would do with points whose learning curves are known, `(points, epochs)`, in their order."""
+"""Each method, as a function from the points' learning curves, `(points, epochs)`, to the steps that it takes."""
 
 
 def in_round(losses: np.ndarray, dropping: Dropping | None) -> Moments:
@@ -182,7 +184,7 @@ def in_round(losses: np.ndarray, dropping: Dropping | None) -> Moments:
 
 
 def lowest_by_run(moments: Iterable[tuple[int, float]], epochs: int, runs: int) -> np.ndarray:
-    """Return the lowest loss within the budget of 1, 2, … full runs; infinite before the first moment.
+    """Return the lowest loss within the budget of 1, 2, … full runs; infinite before the first step.
 
     >>> lowest_by_run([(1, 0.7), (2, 0.4), (9, 0.1)], epochs=2, runs=3).tolist()
     [0.7, 0.4, 0.4]
@@ -253,7 +255,7 @@ def by_gradients(problem: Problem, config: Config) -> np.ndarray:
 
 
 def scored(losses: np.ndarray) -> dict[str, float]:
-    """Return the mean over repetitions and its standard error; infinite if one has found nothing yet."""
+    """Return the mean over repetitions and its standard error; infinite if a repetition has found nothing yet."""
     return mean_and_error(losses) if np.isfinite(losses).all() else {"mean": np.inf, "error": np.nan}
 
 
@@ -282,7 +284,7 @@ def ahead_at_a_quarter(scores: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def draw_curves(results: Results, curves: dict[str, dict[str, np.ndarray]], config: Config) -> None:
-    """Draw the lowest loss by the budget, with its standard error, one panel for each problem."""
+    """Plot the lowest loss against the budget, with its standard error, in one panel for each problem."""
     figure, axes = plt.subplots(2, 3, figsize=(13, 7.5))
     runs = np.arange(1, config.runs + 1)
     for axis, (problem, found) in zip(axes.flat, curves.items(), strict=False):

@@ -53,13 +53,13 @@ OF_SGD: dict[str, LogUniform | Uniform] = {
     "momentum": Uniform(0.0, 0.99),
     "weight_decay": LogUniform(1e-6, 0.1),
 }
-"""The numbers of gradient descent, and their ranges."""
+"""The hyper-parameters of gradient descent, and their ranges."""
 OF_ADAM: dict[str, LogUniform | Uniform] = {
     "learning_rate": LogUniform(1e-4, 1.0),
     "b1": Uniform(0.0, 0.99),
     "weight_decay": LogUniform(1e-4, 1.0),
 }
-"""The numbers of Adam, and their ranges."""
+"""The hyper-parameters of Adam, and their ranges."""
 
 
 def titanic(key: Array, epochs: int) -> Problem:
@@ -155,7 +155,7 @@ def lowest_loss(epochs: int) -> float:
 
 
 PROBLEMS = (titanic, digits, digit_images, sunspots, quadratic)
-"""Functions of a key and the number of epochs of a run that return the problems."""
+"""Functions that return the problems, given a key and the number of epochs of a run."""
 
 
 def problems(key: jax.Array, epochs: int) -> list[Problem]:

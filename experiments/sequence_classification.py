@@ -1,4 +1,4 @@
-"""Images read row by row by simple recurrent networks, GRUs and LSTMs: downwards, both ways, or answering at every row.
+"""Recurrent networks that read images row by row: downwards, in both directions, or with a prediction at every row.
 
     python -m experiments.sequence_classification [--out DIR] [--seed N]
     python -m experiments.sequence_classification --data fashion_mnist --repeats 2 --epochs 12 --hidden 128
@@ -7,8 +7,8 @@ A digit of 8 × 8 pixels is a sequence of eight rows, read from the top; all net
 weights. They learn scikit-learn's 1,797 digits on five random splits with a quarter held out; from Fashion-MNIST they
 learn the 60,000 training images, and the test set of 10,000 is held out. Nothing is chosen on held-out data: the number
 of epochs is fixed, and the average of the weights over the run is scored. The last network is trained to name the digit
-after every row, and is then applied one row at a time, as a scanner would feed it: the figure shows the class that it
-predicts after each row. Expect about 98 % of held-out digits to be right. It works offline and takes less than two
+after every row, and is then applied one row at a time, as a scanner would provide them: the figure shows the class that
+it predicts after each row. Expect about 98 % of held-out digits to be right. It works offline and takes less than two
 minutes.
 """
 
@@ -52,27 +52,27 @@ class Config:
     """Options for the sequence classification experiment."""
 
     out: Path = Path("runs/sequence_classification")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     data: Literal["digits", "fashion_mnist"] = "digits"
-    """images to classify"""
+    """the images to classify"""
     repeats: int = 5
-    """runs of each network, on random splits of the digits; at least 2 for a standard error"""
+    """number of runs of each network, on random splits of the digits; at least 2 for a standard error"""
     held_out: float = 0.25
     """the fraction of the digits held out"""
     hidden: int = 64
     """width of the GRU; the other networks get about the same number of weights"""
     epochs: int = 40
-    """epochs of every run"""
+    """number of epochs of each run"""
     batch_size: int = 32
-    """images in a minibatch"""
+    """number of images in a minibatch"""
     learning_rate: float = 0.005
     """the peak learning rate (Adam, one cycle)"""
     clip: float = 1.0
-    """the largest norm of a gradient; larger gradients are clipped"""
+    """the norm to which larger gradients are clipped"""
     ema_decay: float = 0.99
-    """the fraction of the average weights that is kept at each step"""
+    """decay of the moving average of the weights, per step"""
     shift: float = 0.5
     """how far images are shifted, in pixels"""
 
@@ -92,7 +92,7 @@ class Reading(NamedTuple):
 
     @property
     def accuracy(self) -> np.ndarray:
-        """The fraction of images named correctly after each row, `(rows,)`."""
+        """The fraction of images classified correctly after each row, `(rows,)`."""
         return (self.probabilities.argmax(-1) == self.labels[:, None]).mean(0)
 
 
@@ -251,7 +251,7 @@ def draw_learning_curves(results: Results, runs: dict[str, list[nnfx.Run]]) -> N
 
 
 def draw_accuracy_by_row(results: Results, readings: dict[str, list[Reading]]) -> None:
-    """Plot how many images are named correctly against the number of rows read: every run, and the mean."""
+    """Plot the fraction of images classified correctly against the number of rows read: every run, and the mean."""
     figure, axis = plt.subplots(figsize=(6.4, 4.2))
     for name, some in readings.items():
         accuracies = 100 * np.stack([each.accuracy for each in some])
@@ -267,9 +267,9 @@ def draw_accuracy_by_row(results: Results, readings: dict[str, list[Reading]]) -
 
 
 def draw_readings(results: Results, reading: Reading, classes: tuple[str, ...], shown: int = 6) -> None:
-    """Plot images, and the classes predicted while they are read, for the images over which the network wavers most.
+    """Plot the images for which the predicted class changes most often while they are read, with all predictions.
 
-    It wavers over an image if the most probable class changes often, and the image is named correctly in the end.
+    Only images that are classified correctly in the end are plotted.
     """
     guesses = reading.probabilities.argmax(-1)
     changes = (guesses[:, 1:] != guesses[:, :-1]).sum(1) - 100 * (guesses[:, -1] != reading.labels)
@@ -287,7 +287,7 @@ def draw_readings(results: Results, reading: Reading, classes: tuple[str, ...], 
 
 
 def draw_probabilities(axis: Axes, probabilities: np.ndarray, classes: tuple[str, ...]) -> None:
-    """Plot the probability of each class that is ever likely, by rows read."""
+    """Plot the probabilities of the classes against the number of rows read, without classes that are never likely."""
     rows = np.arange(1, len(probabilities) + 1)
     colours = mpl.colormaps["tab10"].colors  # type: ignore[attr-defined]
     likely = np.flatnonzero(probabilities.max(0) >= 0.25)

@@ -5,14 +5,14 @@
 It draws 128 points at random (learning rate, momentum, weight decay, dropout) for a network on the Titanic data, and
 trains all of them to the end, and then again by successive halving, which keeps the better half at epochs 4, 8, 16 and
 32 of 64. All of this is repeated five times, each time with different points, seeds and held-out passengers. A point's
-loss is its best held-out loss, averaged over seeds: both searches choose by this very number, so it is no estimate of
-the loss on other passengers.
+loss is its best held-out loss, averaged over seeds. Both searches choose by this number, so it does not estimate the
+loss on other passengers.
 
-Expect halving to find the same best point or a point less than 1 % worse, with 19 % of the member-epochs and in about a
-quarter of the time. Two things speak against it here. A search with as many member-epochs that trains fewer points to
-the end, also plotted, comes within 1 % too, since good points are common on this data. And the first call of halving
-takes longer than that of the full search, since each smaller table is another program to compile. It takes about a
-minute on two cores.
+Expect halving to find the same best point, or a point less than 1 % worse, with 19 % of the member-epochs (epochs of
+single runs) and in about a quarter of the time. Two things speak against halving here. A search with as many
+member-epochs that trains fewer points to the end, also plotted, comes within 1 % too, since good points are common on
+this data. Also, the first call of halving takes longer than the first call of the full search, since each smaller table
+is another program to compile. The experiment takes about a minute on two cores.
 """
 
 import dataclasses
@@ -38,17 +38,17 @@ class Config:
     """Options for the experiment on successive halving."""
 
     out: Path = Path("runs/successive_halving")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     repetitions: int = 5
     """the number of repetitions"""
     points: int = 128
-    """points of hyper-parameters drawn"""
+    """number of points drawn"""
     seeds: int = 2
-    """runs of each point"""
+    """number of runs of each point"""
     epochs: int = 64
-    """epochs of a full run"""
+    """number of epochs of a full run"""
     rungs: tuple[int, ...] = (4, 8, 16, 32)
     """the epochs after which points are dropped"""
     keep: float = 0.5
@@ -56,12 +56,12 @@ class Config:
     hidden: int = 16
     """width of the hidden layer"""
     batch_size: int = 32
-    """passengers in a minibatch"""
+    """number of passengers in a minibatch"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """A search and what it cost.
+    """A search, with the epochs and the time that it took.
 
     Attributes:
         best: the best held-out loss of each point up to each epoch, averaged over seeds, `(points, epochs)`.
@@ -211,8 +211,8 @@ def compare(full: Search, halving: Search) -> dict[str, float]:
 
     Returns:
         The losses of the best points and their ratio; the rank of halving's choice in the full search, from 1; the
-        ratio for a search that trains fewer points to the end with as many member-epochs; the fractions of the full
-        search's member-epochs and time that halving took; and the times of both.
+        ratio for a search that trains fewer points to the end with as many member-epochs; halving's member-epochs and
+        time as fractions of the full search; and the times of both.
     """
     losses = full.best[:, -1]
     fraction = float(halving.spent[-1] / full.spent[-1])
@@ -246,7 +246,7 @@ def best_of_some(losses: np.ndarray) -> np.ndarray:
 
 
 def draw(results: Results, pairs: list[dict[str, Search]], config: Config) -> None:
-    """Plot the losses of all points of the first repetition, and how the best loss falls with member-epochs spent."""
+    """Plot the losses of all points of the first repetition, and the best loss against the member-epochs spent."""
     figure, axes = plt.subplots(1, 2, figsize=(13, 5))
     draw_points(axes[0], pairs[0]["halving"], config)
     draw_spending(axes[1], pairs, config)
@@ -254,7 +254,7 @@ def draw(results: Results, pairs: list[dict[str, Search]], config: Config) -> No
 
 
 def draw_points(axis: Axes, halving: Search, config: Config) -> None:
-    """Plot the loss that each point is ranked by, up to the rung at which it was dropped."""
+    """Plot the loss by which each point is ranked, up to the rung at which it was dropped."""
     lengths = halving.lengths
     order = sorted(range(config.points), key=lambda point: (lengths[point], point == halving.winner))
     for point in order:
@@ -292,7 +292,7 @@ def draw_points(axis: Axes, halving: Search, config: Config) -> None:
 
 
 def draw_spending(axis: Axes, pairs: list[dict[str, Search]], config: Config) -> None:
-    """Plot the best loss so far, relative to that of the full search, against member-epochs."""
+    """Plot the best loss so far, relative to the best loss of the full search, against member-epochs."""
     some = [100 * (best_of_some(pair["full"].best[:, -1]) / pair["full"].best[:, -1].min() - 1) for pair in pairs]
     one_by_one = np.arange(1, config.points + 1) * config.seeds * config.epochs
     axis.plot(

@@ -1,4 +1,4 @@
-"""Who survived the Titanic, predicted from fare and age: by a line, by another line, and by curves.
+"""Predict who survived the Titanic from fare and age, by a perceptron, a linear network and a network with tanh.
 
     python -m experiments.titanic [--out DIR] [--seed N]
 
@@ -34,17 +34,17 @@ class Config:
     """Options for the Titanic experiment."""
 
     out: Path = Path("runs/titanic")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
-    """the seed of everything random"""
+    """the random seed"""
     epochs: int = 200
-    """epochs of the two networks"""
+    """number of epochs of the two networks"""
     hidden: int = 16
     """width of the hidden layer of each network"""
     learning_rate: float = 0.01
     """learning rate of the two networks (Adam)"""
     batch_size: int = 32
-    """passengers in a minibatch"""
+    """number of passengers in a minibatch"""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def train_perceptron(key: jax.Array, data: Data) -> nnfx.Run:
 
 
 def network_of(config: Config, activation: str) -> Fit:
-    """Return a function that trains a network with one hidden layer by minibatches."""
+    """Return a function that uses minibatches to train a network with one hidden layer."""
     return nnfx.fit(
         nnfx.models.mlp(hidden=(config.hidden,), activation=activation),
         nnfx.losses.binary_cross_entropy,
@@ -153,18 +153,18 @@ Outputs = Callable[[Any], Any]
 
 
 def outputs_of(run: nnfx.Run) -> Outputs:
-    """Return a function to the logits of the last epoch, an epoch not chosen by results on held-out passengers."""
+    """Return a function to the logits of the last epoch, since none may be chosen by results on held-out passengers."""
     return lambda inputs: run.apply(inputs, run.state.variables)
 
 
 def majority_of(train: nnfx.Batch) -> Outputs:
-    """Return a function to constant logits: those of the fraction of survivors among the training passengers."""
+    """Return a function to a constant logit: the fraction of survivors among the training passengers, as a logit."""
     share = np.asarray(train.targets).mean()
     return lambda inputs: np.full((len(inputs), 1), np.log(share / (1 - share)), np.float32)
 
 
 def score(parts: Mapping[str, nnfx.Batch | None], outputs: Outputs) -> dict[str, dict[str, Any]]:
-    """Score predictions on each split; all splits are predicted together, since a program serves one size."""
+    """Score predictions on each split; all splits are predicted together, since each size needs its own program."""
     batches = {name: batch for name, batch in parts.items() if batch is not None}
     inputs: Any
     labels: Any

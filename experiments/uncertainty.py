@@ -3,13 +3,13 @@
     python -m experiments.uncertainty [--out DIR] [--seed N]
 
 Small networks learn 200 handwritten digits, and the progression of diabetes in 150 patients, on several random splits.
-Probabilities for other digits and intervals for other patients are compared: from one network, from the same network
-calibrated by a temperature or a scale, with dropout left on, or with the Laplace approximation for the last layer, and
-from an ensemble. Sets and intervals that should contain the true value in 95 % of cases are then calibrated by split
-conformal prediction on half of the held-out rows; all scores are on the other half. Expect one network to be
-overconfident, and an ensemble to be more accurate and less overconfident; expect intervals that ignore the errors on
-new patients to be far too narrow; and expect conformal sets and intervals of every method to cover about 95 %. It works
-offline and takes about a minute.
+Five methods give probabilities for other digits and intervals for other patients: a single network; the same network
+calibrated by a temperature or a scale; the same network with dropout left on; the same network with the Laplace
+approximation for the last layer; and an ensemble. Sets and intervals that should contain the true value in 95 % of
+cases are then calibrated by split conformal prediction on half of the held-out rows; all scores are measured on the
+other half. Expect the single network to be overconfident, and the ensemble to be more accurate and less overconfident.
+Expect intervals that ignore the errors on new patients to be far too narrow, and the conformal sets and intervals of
+every method to cover about 95 %. The experiment works offline and takes about a minute.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ ONE, DROPOUT, LAPLACE, ENSEMBLE = "one network", "MC dropout", "Laplace", "ensem
 SCALED, QUANTILES = "one network, scaled", "quantiles"
 DIGITS, PATIENTS = 1797, 442
 PRIORS = (1.0, 3.0, 10.0, 30.0, 100.0)
-"""The prior precisions from which the Laplace approximation chooses."""
+"""The prior precisions tried for the Laplace approximation."""
 CLASSES = {
     "accuracy": "accuracy",
     "NLL": "negative_log_likelihood",
@@ -71,29 +71,29 @@ class Config:
     """Options for the uncertainty experiment."""
 
     out: Path = Path("runs/uncertainty")
-    """where the results go"""
+    """the folder for the results"""
     seed: int = 0
     """the random seed"""
     splits: int = 5
-    """random splits, each with its own networks; at least 2 for a standard error"""
+    """number of random splits, each with its own networks; at least 2 for a standard error"""
     members: int = 5
-    """networks in an ensemble"""
+    """number of networks in an ensemble"""
     draws: int = 50
-    """predictions with dropout, and draws from the Laplace posterior"""
+    """number of predictions with dropout, and of draws from the Laplace posterior"""
     level: float = 0.95
     """the fraction of true values that sets and intervals should contain"""
     digits: int = 200
-    """digits to train on"""
+    """number of digits to train on"""
     patients: int = 150
-    """patients to train on"""
+    """number of patients to train on"""
     hidden: int = 64
     """width of each of the two hidden layers"""
     dropout: float = 0.2
     """the fraction of hidden units dropped in training"""
     epochs: int = 100
-    """epochs of every run"""
+    """number of epochs of each run"""
     batch_size: int = 32
-    """rows in a minibatch"""
+    """number of rows in a minibatch"""
     learning_rate: float = 0.003
     """learning rate (Adam)"""
 
@@ -141,7 +141,7 @@ def trainer(outputs: int, loss: PerExample, config: Config) -> tuple[Model, Call
     fit = nnfx.fit(model, loss, optax.adam, epochs=config.epochs, batch_size=config.batch_size)
 
     def train(key: Array, data: Data) -> Trained:
-        alone = dataclasses.replace(data, valid=None)  # otherwise the best weights on held-out rows would be kept
+        alone = dataclasses.replace(data, valid=None)  # keeps the last weights, not the best on held-out rows
         runs = nnfx.sweeps.sweep(fit, alone, key=key, seeds=config.members, learning_rate=config.learning_rate)
         assert data.valid is not None
         return Trained(jax.tree.map(jnp.asarray, runs.variables), data.train, data.valid)
@@ -214,12 +214,12 @@ def log_mean(outputs: Array) -> Array:
 
 
 def score_classes(key: Array, logits: Array, labels: Array, level: float) -> dict[str, Array]:
-    """Score probabilities, and sets: from the probabilities alone, and calibrated in two ways."""
+    """Score the probabilities, the sets made from them alone, and the sets calibrated in two ways."""
     p = uncertainty.probabilities(logits)
     (_, new), (known_labels, new_labels) = halves(p), halves(labels)
     least, adaptive = halves(conformal.lac(p)), halves(conformal.aps(key, p))
     sets = {
-        "own": adaptive[1] <= level,  # the limit if the probabilities were true
+        "own": adaptive[1] <= level,  # the right threshold if the probabilities were true
         "LAC": least[1] <= conformal.threshold(least[0], known_labels, level),
         "APS": adaptive[1] <= conformal.threshold(adaptive[0], known_labels, level),
     }

@@ -1,12 +1,12 @@
-"""Neural networks on JAX where a whole training run is one pure function.
+"""Neural networks on JAX, with a whole training run as one pure function.
 
 - `nnfx.models`: dense, convolutional and recurrent networks, and Flax modules, as pure `init` / `apply` pairs.
 - `nnfx.activations`, `nnfx.losses`, `nnfx.metrics`, `nnfx.ops`: the building blocks, as functions.
-- `nnfx.data`: preprocessed arrays, the Titanic passengers, images and time series; `nnfx.augment`: augmentation.
+- `nnfx.data`: data sets (the Titanic passengers, images, time series) and preprocessing; `nnfx.augment`: augmentation.
 - `nnfx.make_step`: the stateless training step.
 - `nnfx.fit`: a training run as a pure function of a key, data and hyper-parameters.
-- `nnfx.stopping`, `nnfx.schedules`, `nnfx.regularizers`, `nnfx.averaging`: when a run ends, how its learning
-  rate changes, how its weights are penalised, and which average of them is kept.
+- `nnfx.stopping`, `nnfx.schedules`, `nnfx.regularizers`, `nnfx.averaging`: stopping rules, learning-rate schedules,
+  weight penalties and weight averages.
 - `nnfx.optimizers.freeze`: an optimizer that leaves some parameters unchanged.
 - `nnfx.session`: a long run that shows its progress and, after an interruption, resumes from its last checkpoint; its
   data may be larger than memory.
@@ -14,7 +14,7 @@
 - `nnfx.data_parallel`: the training step with its batch split over devices.
 - `nnfx.sweeps`: many runs as one program; `nnfx.uncertainty`: how far predictions can be trusted.
 - `nnfx.search`: a search for the best of many runs, also over static choices such as widths.
-- `nnfx.insight`: audits and traces of gradients, the landscape and curvature of the loss, and what a network
+- `nnfx.insight`: audits and traces of gradients, the landscape and curvature of the loss, and the inputs that a network
   responds to.
 - `nnfx.forecasting`: windows, forecasters, intervals, scores and backtests; every forecaster is a model.
 - `nnfx.sklearn`: estimators and a search that follow scikit-learn's conventions; importing it imports scikit-learn.

@@ -39,9 +39,10 @@ LARGE = 30.0
 
 
 def gelu(x: Array, approximate: bool = True) -> Array:
-    """The Gaussian error linear unit `x Φ(x)`: as in JAX, but exactly `relu` for large |x|.
+    """The Gaussian error linear unit `x Φ(x)`, where Φ is the standard normal distribution function.
 
-    Where the square of x overflows (in float16, from 256 on), the gradient of `jax.nn.gelu` is NaN.
+    It equals `jax.nn.gelu`, except that it is exactly `relu` for large |x|. Where the square of x overflows (in
+    float16, from 256 on), the gradient of `jax.nn.gelu` is NaN.
 
     Args:
         x: pre-activations.
@@ -60,7 +61,9 @@ def gelu(x: Array, approximate: bool = True) -> Array:
 
 
 def silu(x: Array) -> Array:
-    """The sigmoid linear unit `x σ(x)`: as in JAX, but exactly `relu` at ±∞.
+    """The sigmoid linear unit `x σ(x)`, where σ is the logistic function.
+
+    It equals `jax.nn.silu`, except that it is exactly `relu` at ±∞.
 
     Args:
         x: pre-activations.
@@ -151,7 +154,7 @@ def get(activation: str | Activation) -> Activation:
 
 
 def pieces(activation: Activation) -> int:
-    """Return how many pre-activations one unit of this activation takes: k for maxout, else 1.
+    """Return the number of pre-activations that one unit takes: k for maxout with k pieces, 1 for all others.
 
     >>> pieces(tanh), pieces(maxout), pieces(functools.partial(maxout, pieces=3))
     (1, 2, 3)

@@ -38,11 +38,12 @@ def as_numpy(name: str, value: Any, *, masked_as_nan: bool = False) -> Any:
     Args:
         name: the name of the argument, for error messages.
         value: an array, a list, a pandas or polars frame or Series, a PyTorch tensor, or a NumPy masked array.
-        masked_as_nan: whether masked and missing values become NaN, in a float array; otherwise they raise an error.
+        masked_as_nan: whether to return masked and missing values as NaN, in a float array, instead of raising an
+            error.
 
     Raises:
         TypeError: for text, objects, complex numbers and sparse matrices.
-        ValueError: for ragged lists, and masked or missing values if they are not allowed.
+        ValueError: for ragged lists, and for masked or missing values unless `masked_as_nan` is true.
 
     Example:
         >>> as_numpy("inputs", np.ma.masked_values([1.0, 1e20], 1e20), masked_as_nan=True)
@@ -61,7 +62,7 @@ def as_numpy(name: str, value: Any, *, masked_as_nan: bool = False) -> Any:
         if not masked_as_nan:
             raise ValueError(f"{name}: expected no masked or missing values, got {int(missing.sum())}")
         array = np.where(missing, np.nan, array.astype(np.result_type(array.dtype, np.float16)))
-    is_polars = hasattr(value, "null_count")  # NumPy converts the dates of its frames to numbers
+    is_polars = hasattr(value, "null_count")  # NumPy would convert dates in polars frames to numbers
     text = _columns_of_text(value) if is_polars or array.dtype.kind in "OSUMm" else []
     if text:
         raise TypeError(f"{name}: expected numbers in every column, got {text[0][1]} in column {text[0][0]!r}")
@@ -186,8 +187,8 @@ def check_range(name: str, array: Any, dtype: Any = None) -> None:
 def check_spread(name: str, array: Any, axis: int | tuple[int, ...] = 0, dtype: Any = None) -> None:
     """Require that numbers far from zero stay distinct in a dtype, by default the one that JAX converts them to.
 
-    Rounding may change a number by a thousandth of the standard deviation along the axis. Dates in seconds since 1970
-    are 128 apart in float32: the minutes of a day are no longer distinct.
+    Rounding may change a number by at most a thousandth of the standard deviation along the axis. For example, dates in
+    seconds since 1970 are rounded to multiples of 128 in float32, so the minutes of a day are no longer distinct.
 
     Args:
         name: the name of the argument, for error messages.
@@ -213,7 +214,7 @@ def check_spread(name: str, array: Any, axis: int | tuple[int, ...] = 0, dtype: 
     largest, mean, spread = np.abs(exact).max(axis), exact.mean(axis), exact.std(axis)
     is_lost = (largest * 0.5 * float(jnp.finfo(wanted).eps) > WORST_ROUNDING * spread) & (spread > 1e-12 * largest)
     if jnp.issubdtype(array.dtype, np.integer):
-        is_lost &= largest > 2.0 ** (jnp.finfo(wanted).nmant + 1)  # up to there every whole number is exact
+        is_lost &= largest > 2.0 ** (jnp.finfo(wanted).nmant + 1)  # every whole number up to this one is exact
     if is_lost.any():
         first = np.unravel_index(int(is_lost.argmax()), is_lost.shape)
         raise ValueError(
@@ -234,7 +235,7 @@ def is_exact(dtype: Any, wanted: Any) -> bool:
     """
     if jnp.issubdtype(dtype, np.floating):
         return bool(jnp.finfo(dtype).bits <= jnp.finfo(wanted).bits)
-    return bool(np.can_cast(dtype, np.float32))  # integers of up to 16 bits
+    return bool(np.can_cast(dtype, np.float32))  # true for integers of up to 16 bits
 
 
 def to_device(name: str, array: Any, dtype: Any = None) -> Any:
@@ -258,7 +259,7 @@ def to_device(name: str, array: Any, dtype: Any = None) -> Any:
     """
     if isinstance(array, jax.core.Tracer | jax.Array):
         return array if dtype is None else array.astype(dtype)
-    return jax.device_put(narrowed(name, array, dtype))  # unlike `jnp.asarray`, without a program for each shape
+    return jax.device_put(narrowed(name, array, dtype))  # unlike `jnp.asarray`, this compiles no program for each shape
 
 
 def narrowed(name: str, array: np.ndarray, dtype: Any = None) -> np.ndarray:
@@ -290,8 +291,8 @@ def as_array(name: str, value: Any, *, floats: bool = False) -> Any:
             and no unsigned difference wraps around.
 
     Raises:
-        TypeError: as `as_numpy` does.
-        ValueError: as `as_numpy` does, and for numbers that the device cannot hold.
+        TypeError: for text, objects, complex numbers and sparse matrices.
+        ValueError: for ragged lists, masked or missing values, and numbers that the device cannot hold.
 
     Example:
         >>> as_array("labels", [0, 1])
@@ -326,8 +327,8 @@ def as_labels(name: str, value: Any) -> Any:
 def promoted(*values: Any) -> list[Any]:
     """Return JAX arrays in one common dtype, according to JAX's promotion rules.
 
-    This lets a model take inputs of a different dtype than its parameters: half-precision inputs are computed in the
-    parameters' dtype, and integers become floats.
+    This lets a model take inputs whose dtype differs from the dtype of its parameters: half-precision inputs are
+    converted to the parameters' dtype, and integers become floats.
 
     Example:
         >>> [value.dtype.name for value in promoted(jnp.ones(2, jnp.float16), jnp.ones(2, jnp.float32))]

@@ -1,8 +1,8 @@
 """Augmentation: pure functions `(key, batch, **numbers) -> batch` that vary the training data on the device.
 
-Passed to `nnfx.fit`, they run inside the compiled step, with new random draws at each step, and their numeric arguments
-are hyper-parameters of the run. Held-out data is never augmented. Each example is varied independently, and if all
-these hyper-parameters are 0, no example changes (except in `flip`, which has none).
+When passed to `nnfx.fit`, they run inside the compiled step, with new random draws at each step, and their numeric
+arguments are hyper-parameters of the run. Held-out data is never augmented. Each example is varied independently. If
+all these hyper-parameters are 0, no example changes; `flip` has no hyper-parameters.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,9 @@ __all__ = ["cutout", "flip", "gaussian_noise", "mixup", "rotation", "shift"]
 
 
 def gaussian_noise(key: Array, batch: Batch, noise: NonNegative) -> Batch:
-    """Add noise to the inputs, `x + σ ε` with `ε ~ N(0, 1)`: to leading order, a penalty on the model's gradient.
+    """Add Gaussian noise to the inputs: `x + σ ε` with `ε ~ N(0, 1)`.
+
+    To leading order in σ, this has the effect of a penalty on the gradient of the model with respect to its inputs.
 
     Args:
         key: a typed key.
@@ -47,7 +49,7 @@ def gaussian_noise(key: Array, batch: Batch, noise: NonNegative) -> Batch:
     checks.number("noise", noise, minimum=0)
 
     def disturb(x: Array) -> Array:
-        if not jnp.issubdtype(x.dtype, jnp.floating):  # lengths of sequences, or tokens
+        if not jnp.issubdtype(x.dtype, jnp.floating):  # lengths of sequences, or tokens, are left unchanged
             return x
         drawn = shards.draw(lambda shape: jax.random.normal(key, shape, x.dtype), x.shape)
         return x + jnp.asarray(noise, x.dtype) * drawn
@@ -190,15 +192,15 @@ def rotation(key: Array, batch: Batch, degrees: NonNegative, fill: ArrayLike = 0
 
 
 def cutout(key: Array, batch: Batch, size: NonNegative, fill: ArrayLike = 0.0) -> Batch:
-    """Blank out a square of side s around a random point of each image, `x[i, j] ← fill` if `|(i, j) − c|∞ < s/2`.
+    """Blank out a square of side s around a random point c of each image: `x[i, j] ← fill` if `|(i, j) − c|∞ < s/2`.
 
-    The point is uniform over the image, so part of the square may lie outside.
+    The point is drawn uniformly from the image, so part of the square may lie outside the image.
 
     Args:
         key: a typed key.
         batch: images `(batch, height, width, channels)`, floats.
         size: s in pixels, non-negative; may be traced.
-        fill: the value inside the square; 0 is the mean of standardised images; may be traced.
+        fill: the value inside the square, by default 0, the mean of standardised images; may be traced.
 
     Returns:
         The batch with new inputs of the same shape and dtype.
@@ -229,32 +231,33 @@ def cutout(key: Array, batch: Batch, size: NonNegative, fill: ArrayLike = 0.0) -
 
     def is_within(length: int, point: Array) -> Array:
         distance = jnp.arange(length, dtype=jnp.float32)[None] + 0.5 - length * point
-        return (distance >= -half) & (distance < half)  # half-open: s pixels for every whole s
+        return (distance >= -half) & (distance < half)  # a half-open range, so that every whole s gives s pixels
 
     is_blank = is_within(height, points[0])[:, :, None, None] & is_within(width, points[1])[:, None, :, None]
     return batch._replace(inputs=jnp.where(is_blank, jnp.asarray(fill, x.dtype), x))
 
 
 def mixup(key: Array, batch: Batch, alpha: NonNegative, classes: int | None = None) -> Batch:
-    """Mix each example with another, `x ← λ x + (1 − λ) x′` and `y ← λ y + (1 − λ) y′`, `λ ~ Beta(α, α)`.
+    """Mix each example (x, y) with a partner (x′, y′): `x ← λ x + (1 − λ) x′` and `y ← λ y + (1 − λ) y′`.
 
-    Partners are drawn from the batch with probabilities proportional to their weights, so padding is never mixed in,
-    and each example keeps its own weight; together this is the vicinal distribution of the weighted examples. The
-    larger of λ and 1 − λ is used: as both examples come from the same distribution, the distribution of the mixture
-    stays the same, and its noise is lower.
+    The fraction λ is drawn from `Beta(α, α)`. Partners are drawn from the batch with probabilities proportional to
+    their weights, so padding is never mixed in. Each example keeps its own weight. The larger of λ and 1 − λ is used:
+    since both examples come from the same distribution, the distribution of the mixture stays the same, and its noise
+    is lower.
 
     Args:
         key: a typed key.
         batch: inputs of any shape, floats; targets that are floats of any shape, or integer labels.
-        alpha: α, non-negative: 0 mixes nothing, 1 draws λ uniformly; may be traced.
+        alpha: α, non-negative; with 0 nothing is mixed, and with 1 λ is drawn uniformly; may be traced.
         classes: the number of classes, for integer labels: the targets then become rows of probabilities `(batch,
             classes)`, as accepted by `nnfx.losses.categorical_cross_entropy` and by `nnfx.metrics.accuracy`, which
-            compares the most probable class. It determines shapes: fix it with `functools.partial(mixup, classes=10)`.
+            compares the most probable class. This number determines shapes, so fix it with
+            `functools.partial(mixup, classes=10)`.
 
     Returns:
         The batch with new inputs and targets; both keep their shape and dtype, except that integer labels become
         probabilities in the dtype of the weights, at least float32. If steps or outputs have their own weights, the
-        weight of a mixture is zero wherever that of either example is.
+        weight of a mixture is zero wherever the weight of either example is zero.
 
     Raises:
         TypeError: for a key that is not typed, inputs that are not floats, or a number of classes that is not an
@@ -302,9 +305,9 @@ def mixup(key: Array, batch: Batch, alpha: NonNegative, classes: int | None = No
 
 
 def _summed(term: Callable[[Any], Any], over: Any) -> Any:
-    """Sum terms in a loop: XLA would otherwise fuse the computation of the images into each term, and repeat it there.
+    """Sum terms in a loop, since XLA would otherwise fuse the computation of the images into every term, and repeat it.
 
-    On CPU, where barriers do not prevent this, five augmentations in a row took 50 ms instead of 2 ms.
+    Optimisation barriers do not prevent this on CPUs: five augmentations in a row took 50 ms instead of 2 ms.
     """
     zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(term, jax.tree.map(lambda each: each[0], over)))
     return jax.lax.scan(lambda total, one: (jax.tree.map(jnp.add, total, term(one)), None), zeros, over)[0]
@@ -350,7 +353,7 @@ def _larger_shares(key: Array, alpha: Array, rows: int) -> Array:
         Devroye, *Random variate generation in one line of code*, Winter Simulation Conference 1996.
     """
     u, v = jax.random.uniform(key, (2, rows), alpha.dtype, minval=jnp.finfo(alpha.dtype).tiny)
-    is_off = alpha == 0  # the limit is 1, with slope 0
+    is_off = alpha == 0  # in the limit of α → 0, the result is 1, with slope 0
     power = jnp.log(u) / jnp.where(is_off, 1, alpha)
     squared = -jnp.expm1(power) * jnp.cos(2 * jnp.pi * v) ** 2
     return jnp.where(is_off, 1, (1 + jnp.sqrt(squared / (jnp.exp(power) + squared))) / 2)
@@ -367,5 +370,5 @@ def _partners(key: Array, weights: Array) -> Array:
     cumulative = jnp.cumsum(weights)
     levels = cumulative[-1] * jax.random.uniform(key, (rows,), weights.dtype)
     drawn = jnp.searchsorted(cumulative, levels, side="right").clip(0, rows - 1)
-    # rounding may select a row of weight 0, and if all weights are 0 there is no other: the row then keeps to itself
+    # rounding may select a row of weight 0, and if all weights are 0 there is no other: such a row is not mixed
     return jnp.where(weights[drawn] > 0, drawn, jnp.arange(rows, dtype=drawn.dtype))

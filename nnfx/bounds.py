@@ -74,7 +74,7 @@ _TO_ONE = {
     "scale_by_sm3",
     "trace",
 }
-"""Functions of Optax that do not divide by one minus their decays, so that 1 has a meaning: nothing is forgotten."""
+"""Optax functions that accept a decay of 1, with which nothing is forgotten; they do not divide by 1 − decay."""
 
 
 def bounds_of(function: Callable[..., Any], name: str) -> Bounds:

@@ -152,7 +152,8 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
             are loaded as NumPy arrays; others go to the devices given in `like`, or to the default device.
 
     Raises:
-        FileNotFoundError, DamagedError: as `read` does.
+        FileNotFoundError: if there is no folder at the path.
+        DamagedError: if a file is missing, unexpected or altered.
         ValueError: for an unsupported format, or leaves whose paths, dtypes or shapes differ; the message lists them.
     """
     return load_as(path, lambda _: like)[1]
@@ -166,7 +167,10 @@ def load_as(path: str | os.PathLike[str], expected: Callable[[Description], Any]
         expected: a function that returns the tree for a description, to be used as `like` in `load`.
 
     Raises:
-        FileNotFoundError, DamagedError, ValueError: as `load` does, and whatever `expected` raises.
+        FileNotFoundError: if there is no folder at the path.
+        DamagedError: if a file is missing, unexpected or altered.
+        ValueError: for an unsupported format, or leaves whose paths, dtypes or shapes differ. Errors that `expected`
+            raises are passed on.
     """
     path = paths.absolute("path", path)
     description = read(path)
@@ -189,7 +193,9 @@ def load_by_path(path: str | os.PathLike[str]) -> tuple[Description, dict[str, n
     """Load the leaves of a checkpoint by their paths, as NumPy arrays, without knowing the tree they were saved from.
 
     Raises:
-        FileNotFoundError, DamagedError, ValueError: as `load` does, and for leaves that are random keys.
+        FileNotFoundError: if there is no folder at the path.
+        DamagedError: if a file is missing, unexpected or altered.
+        ValueError: for an unsupported format, or leaves that are random keys.
     """
     path = paths.absolute("path", path)
     description = read(path)
@@ -229,7 +235,7 @@ def versions() -> dict[str, str]:
     for name in ("nnfx", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"):
         try:
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # imported without being installed
+        except metadata.PackageNotFoundError:  # the package is imported from a folder without being installed
             found[name] = "unknown"
     return found
 
@@ -348,7 +354,7 @@ def _alone() -> Iterator[None]:
 
             # the only place where Orbax involves all processes, even those that do not take part
             execution._check_directory_consistency = lambda _: None
-            # the first process alone writes NumPy arrays, so each acts as the first one
+            # Orbax writes NumPy arrays only in the first process, so every process that saves takes that role
             for module in (multihost, multihost_v1):
                 closing.callback(setattr, module, "process_index", module.process_index)
                 module.process_index = lambda: 0

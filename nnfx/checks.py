@@ -81,7 +81,7 @@ def number(
         return
     try:
         given = float(value)
-    except OverflowError:  # an integer of more than 308 digits
+    except OverflowError:  # an integer too large for a float
         given = math.inf
     bounds = [
         (above is not None and given <= above, f"above {above:g}" if above is not None else ""),
@@ -211,7 +211,7 @@ def are_shares(rows: Any) -> Any:
 
 
 def shares(name: str, value: Any, instead: str) -> None:
-    """Require concrete rows to be one-hot, or probabilities that sum to 1; `instead` names what takes other rows.
+    """Require concrete rows to be one-hot, or probabilities that sum to 1; `instead` is what to use for other rows.
 
     >>> shares("labels", np.array([[0, 1], [1, 1]]), "binary_accuracy")
     Traceback (most recent call last):

@@ -31,19 +31,19 @@ def side_by_side(function: Callable[[Any], Any], over: Any, at_once: int | None,
 
 
 def one_by_one(function: Callable[[Any], Any], over: Any, room: Any) -> tuple[Any, Any]:
-    """Map a function that is itself a long loop over the first axis of all arrays, one element after the other.
+    """Map over the first axis of all arrays, one element after the other, for a function that is itself a long loop.
 
-    The function's loop keeps its state in `room`, the memory of the previous result. If the program returns that too,
-    XLA gives it separate buffers. In XLA's temporary memory, operations would wait for each other needlessly, and a
-    step of a convolutional network would take a sixth longer on two cores.
+    The function's loop keeps its state in the memory of the previous result, called `room`. If the program also returns
+    `room`, XLA gives it separate buffers. In XLA's temporary memory, operations would wait for each other needlessly,
+    and a step of a convolutional network would take a sixth longer on two cores.
 
     Args:
         function: a function of an element.
         over: arrays `(elements, ...)`.
-        room: arrays like a result, with any values, such as the room of an outer loop.
+        room: arrays with the shapes and dtypes of a result, and any values, such as the `room` of an outer loop.
 
     Returns:
-        The results, `(elements, ...)`, and the last one again: the room, to be returned from the program.
+        The results, `(elements, ...)`, and the last result again, as the new `room` to return from the program.
 
     Example:
         >>> squares, room = one_by_one(lambda x: x**2, jnp.arange(3.0), room=jnp.zeros(()))
@@ -68,7 +68,7 @@ def map_points(
     devices: Sequence[jax.Device],
     unroll: int = 1,
 ) -> Any:
-    """Map over points: each device has a share of them, and processes `at_once` at a time.
+    """Map a function over points: each device takes a share of the points, and processes `at_once` of them at a time.
 
     Args:
         function: `(shared, point) -> result`.
@@ -79,8 +79,8 @@ def map_points(
         unroll: the number of points to take per iteration of the loop if they are taken one by one.
 
     Returns:
-        The results, `(points or more, ...)`: the last is repeated to make the shares equal. To remove the repeats
-        within the same program, devices would have to communicate.
+        The results, `(points or more, ...)`; the last one is repeated so that all shares are equal. The repeats are not
+        removed here, since devices would have to communicate for that.
 
     Example:
         >>> map_points(lambda a, x: a * x, 2.0, jnp.arange(3.0), at_once=2, devices=jax.local_devices()[:1]).tolist()

@@ -57,7 +57,8 @@ def held(owner: Any, key: Any, make: Callable[[], T]) -> T:
         >>> held(owner, "answer", lambda: 42), held(owner, "answer", lambda: 43)
         (42, 42)
     """
-    holder = getattr(owner, "apply", owner)  # a model is a tuple of functions
+    # a model is a tuple, which takes no attributes, so `apply` holds the values
+    holder = getattr(owner, "apply", owner)
     attributes: Any = getattr(holder, "__dict__", None)
     can_hold = isinstance(attributes, dict) and not isinstance(holder, types.MethodType | type)
     made = (attributes.setdefault(_ATTRIBUTE, _Memo()) if can_hold else _ELSEWHERE).made
@@ -106,7 +107,7 @@ class Compiled(Generic[R]):
 
 
 def compiled(static: int = 1, donate: tuple[int, ...] = ()) -> Callable[[Callable[..., R]], Compiled[R]]:
-    """Compile a function like `jax.jit` with leading static arguments, the first of which holds the program.
+    """Compile a function like `jax.jit` with leading static arguments; the first argument holds the program.
 
     Args:
         static: the number of leading arguments that are static; the first is a model, a run function, or any

@@ -1,8 +1,8 @@
 """Optax optimizers in the form that a training step expects, frozen parameters, and weights for evaluation.
 
-Most optimizers update the weights that a model is evaluated with. Some update other weights: a schedule-free optimizer
-updates the point where the gradient is taken, lookahead the fast weights, and sharpness-aware minimisation (SAM), in
-some of its steps, a point uphill.
+Most optimizers update the weights that a model is evaluated with. Some update other weights. A schedule-free optimizer
+updates the point at which the gradient is taken. Lookahead updates its fast weights. In some of its steps,
+sharpness-aware minimisation (SAM) moves the weights uphill.
 """
 
 import contextlib
@@ -36,7 +36,9 @@ class Slow(NamedTuple):
 
 
 def as_optimizer(name: str, given: Any) -> optax.GradientTransformationExtraArgs:
-    """Convert any Optax optimizer, also `optax.MultiSteps` and `optax.lookahead`, to one of a single parameter tree.
+    """Convert any Optax optimizer to one that updates a single parameter tree, as in a training step.
+
+    `optax.MultiSteps` and `optax.lookahead` are converted too.
 
     Args:
         name: the argument's name, for error messages.
@@ -83,22 +85,23 @@ def as_optimizer(name: str, given: Any) -> optax.GradientTransformationExtraArgs
 def freeze(optimizer: Optimizer, *patterns: str | Callable[[str], bool]) -> Optimizer:
     """Return an optimizer that leaves some parameters unchanged, bit for bit: no updates, no decay, no state for them.
 
-    The optimizer sees only the other parameters, for example when clipping by a global norm: they are trained as if
-    the frozen ones did not exist. Batch statistics are not parameters, and are still updated.
+    The optimizer sees only the other parameters, which are trained as if the frozen ones did not exist: a clipped
+    global norm, for example, leaves out the frozen parameters. Batch statistics are not parameters, and are still
+    updated.
 
     Args:
         optimizer: an Optax factory, such as `optax.adam`, whose numeric arguments stay hyper-parameters; or an
             optimizer.
-        *patterns: the parameters to freeze, by their names, such as `hidden_0.kernel`: globs (`*`, `?`, `[...]`), such
-            as `"hidden_*"`, where a glob that matches the beginning of a name up to a dot matches everything below
-            it; or predicates of a name.
+        *patterns: the parameters to freeze. Each pattern is a glob (`*`, `?`, `[...]`) for names such as
+            `hidden_0.kernel`, or a function of a name that returns a boolean. A glob that matches a name up to a dot
+            also matches everything below it: `"hidden_*"` matches `hidden_0.kernel`.
 
     Returns:
         A factory if `optimizer` is a factory, otherwise an optimizer.
 
     Raises:
         TypeError: for an `optimizer` of another type, or no patterns.
-        ValueError: when the optimizer is initialised, for a pattern that matches no parameter.
+        ValueError: for a pattern that matches no parameter, when the optimizer is initialised.
 
     Example:
         >>> optimizer = freeze(optax.sgd, "hidden_*")(learning_rate=0.5)
@@ -184,9 +187,10 @@ def _without_warning() -> Iterator[None]:
 def evaluation_params(opt_state: Any, params: Any) -> Any:
     """Return the weights that an optimizer is evaluated with, even within a chain or a partition.
 
-    - `optax.contrib.schedule_free`: `x = (y − (1 − β₁) z) / β₁` for the weights y that it updates.
+    - `optax.contrib.schedule_free`: `x = (y − (1 − β₁) z) / β₁`, where y are the weights that it updates, and z and β₁
+      are stored in its state.
     - `optax.lookahead`: the slow weights.
-    - `optax.contrib.sam`, if it is not opaque: the weights before the steps uphill.
+    - `optax.contrib.sam` with `opaque_mode=False`: the weights before the steps uphill.
 
     Args:
         opt_state: the optimizer's state.

@@ -15,7 +15,7 @@ __all__ = ["absolute", "append", "aside", "remove", "replace"]
 
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(
     os, "O_BINARY", 0
-)  # Windows lacks the first, and only Windows has the second
+)  # the first flag is missing on Windows; only Windows has the second
 
 
 def absolute(name: str, path: str | os.PathLike[str]) -> Path:
@@ -37,7 +37,7 @@ def absolute(name: str, path: str | os.PathLike[str]) -> Path:
     """
     if not isinstance(path, str | os.PathLike) or isinstance(os.fspath(path), bytes):
         raise TypeError(f"{name}: expected a path, got {checks.describe(path)}")
-    if not os.fspath(path):  # probably an unset variable, not the current folder
+    if not os.fspath(path):  # an empty path is probably an unset variable, not the current folder
         raise ValueError(f"{name}: expected a path, got {path!r}")
     return Path(path).expanduser().absolute()
 
@@ -85,7 +85,7 @@ def replace(path: Path) -> Iterator[Path]:
     except BaseException as error:
         beside.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # so that its message names the file
+            error.filename = str(path)  # so that the error message names the file
         raise
 
 

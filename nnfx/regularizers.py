@@ -1,7 +1,8 @@
 """Penalties on the parameters, to be added to a loss, and a limit on their size, to be chained to an optimizer.
 
-A leaf counts as weights if it has two axes or more; leaves with fewer axes, such as biases and normalisation scales,
-are ignored. Map over stacked parameters with `jax.vmap`, since a stack of biases has two axes.
+Arrays with two axes or more count as weights; arrays with fewer axes, such as biases and normalisation scales, are
+ignored. If the parameters of several models are stacked, map over them with `jax.vmap`: a stack of biases has two axes,
+and would count as weights.
 """
 
 from collections.abc import Callable
@@ -28,7 +29,7 @@ def _penalty(name: str, strength: ArrayLike, measure: Callable[[Array], Array], 
 
 
 def _absolute(weights: Array) -> Array:
-    return weights * jnp.sign(weights)  # unlike that of `jnp.abs`, the gradient at zero is zero
+    return weights * jnp.sign(weights)  # the gradient at zero is zero, unlike the gradient of `jnp.abs`
 
 
 def _half_square(weights: Array) -> Array:
@@ -86,8 +87,8 @@ def elastic_net(params: Params, l1: NonNegative, l2: NonNegative) -> Array:
 
     Args:
         params: a tree of arrays; those with two axes or more are weights.
-        l1: λ₁, as for `l1`.
-        l2: λ₂, as for `l2`.
+        l1: λ₁, non-negative, in the units of the loss per unit of weight; may be traced.
+        l2: λ₂, non-negative, in the units of the loss per squared unit of weight; may be traced.
 
     Returns:
         A scalar.
@@ -108,9 +109,10 @@ def elastic_net(params: Params, l1: NonNegative, l2: NonNegative) -> Array:
 def max_norm(limit: Positive = 3.0) -> optax.GradientTransformation:
     """Keep the incoming weights of every unit within a ball: if `‖w‖ > c` after the update, `w ← c w / ‖w‖`.
 
-    Chain this last, since it constrains the parameters after the update. The incoming weights of a unit are a column of
-    a kernel as laid out by Flax for dense and convolutional layers: all axes but the last. The updates of
-    columns within the limit are unchanged, bit for bit; the other columns satisfy the limit up to rounding.
+    Here w are the incoming weights of one unit, and c is the limit. Chain this transformation last, since it constrains
+    the parameters after the update. Kernels are laid out as in Flax: the incoming weights of a unit are the entries
+    with one index on the last axis, a column of a dense kernel. The updates of columns within the limit are unchanged,
+    bit for bit; the other columns satisfy the limit up to rounding.
 
     Args:
         limit: c, positive, in the units of the weights; may be traced.
@@ -119,7 +121,7 @@ def max_norm(limit: Positive = 3.0) -> optax.GradientTransformation:
         A stateless Optax transformation.
 
     Raises:
-        ValueError: for a limit that is not positive, and from `update` if the parameters are not passed.
+        ValueError: for a limit that is not positive, or if `update` is called without the parameters.
 
     Example:
         >>> optimizer = optax.chain(optax.sgd(1.0), max_norm(1.0))

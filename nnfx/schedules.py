@@ -69,12 +69,12 @@ def _cosine(start: ArrayLike, end: ArrayLike, progress: Array) -> Array:
 
 
 def polynomial(start: NonNegative, end: NonNegative, total_steps: Positive, power: Positive = 1.0) -> Schedule:
-    """Interpolate from `start` to `end` along `end + (start − end) (1 − t/T)ᵖ`, by default linearly.
+    """Change the rate from `start` to `end` along `end + (start − end) (1 − t/T)ᵖ`, by default linearly.
 
-    Like `optax.polynomial_schedule`, whose T cannot be traced.
+    All arguments may be traced, unlike in `optax.polynomial_schedule`, where T may not.
 
     Args:
-        start: the rate at step 0, non-negative; may be traced, as may all other arguments.
+        start: the rate at step 0, non-negative.
         end: the rate from step T on, non-negative.
         total_steps: T, in steps, positive.
         power: p, positive.
@@ -110,10 +110,10 @@ def exponential_decay(
 ) -> Schedule:
     """Multiply the rate by γ every T steps: `start · γ^(t/T)`, or as a staircase `start · γ^⌊t/T⌋`.
 
-    Like `optax.exponential_decay`, whose γ and T cannot be traced.
+    All numbers may be traced, unlike in `optax.exponential_decay`, where γ and T may not.
 
     Args:
-        start: the rate at step 0, non-negative; may be traced, as may the next two arguments.
+        start: the rate at step 0, non-negative.
         transition_steps: T, in steps, positive.
         decay_rate: γ, positive; if above 1, the rate grows.
         staircase: whether the rate changes only every T steps.
@@ -141,16 +141,17 @@ def exponential_decay(
 
 
 def warmup_cosine(peak: Positive, warmup_steps: NonNegative, total_steps: Positive, end: NonNegative = 0.0) -> Schedule:
-    """Increase linearly from zero to `peak` at step W, then decay along half a cosine to `end` at step T.
+    """Raise the rate linearly from zero to `peak` at step W, then lower it along half a cosine to `end` at step T.
 
-    `peak · t/W` up to W, then `end + (peak − end) (1 + cos(π (t − W)/(T − W))) / 2`, and `end` from T on. Like
-    `optax.warmup_cosine_decay_schedule(0, peak, W, T, end)`, in which only `end` can be traced.
+    The rate at step t is `peak · t/W` up to W, then `end + (peak − end) (1 + cos(π (t − W)/(T − W))) / 2` up to T, and
+    `end` after T. All arguments may be traced, whereas only `end` may be traced in
+    `optax.warmup_cosine_decay_schedule(0, peak, W, T, end)`.
 
     Args:
-        peak: the highest rate, positive; may be traced, as may all other arguments.
+        peak: the highest rate, positive.
         warmup_steps: W, in steps, at least 0 and below T. If it is traced and equals T, the rate is `peak` at T and
             `end` after it.
-        total_steps: T, in steps, positive, including those of the warm-up.
+        total_steps: T, in steps, positive, including the warm-up.
         end: the last rate, non-negative.
 
     Returns:
@@ -174,7 +175,7 @@ def warmup_cosine(peak: Positive, warmup_steps: NonNegative, total_steps: Positi
     checks.number("end", end, minimum=0)
 
     def rate(step: ArrayLike) -> Array:
-        is_up = _number(step) <= warmup_steps  # at W the second part may be over already, if it is empty
+        is_up = _number(step) <= warmup_steps  # if W = T, the second part is empty, and over already at W
         down = _cosine(peak, end, jnp.where(is_up, 0, _progress(step, warmup_steps, total_steps)))
         return jnp.where(is_up, peak * _progress(step, 0, warmup_steps), down)
 
@@ -188,13 +189,14 @@ def one_cycle(
     div_factor: Positive = 25.0,
     final_div_factor: Positive = 1e4,
 ) -> Schedule:
-    """Increase along half a cosine from `peak / d` to `peak` at step `s T`, then decay to `peak / (d f)` at step T.
+    """Raise the rate along half a cosine to `peak` at step `s T`, then lower it to `peak / (d f)` at step T.
 
-    Like `optax.cosine_onecycle_schedule`, in which only the peak can be traced; Optax rounds `s T` down to a whole
-    step; this function does not, so the rate is differentiable in s.
+    The rate at step 0 is `peak / d`, and it falls along half a cosine, too. All arguments may be traced, whereas only
+    the peak may be traced in `optax.cosine_onecycle_schedule`. Optax rounds `s T` down to a whole step. This function
+    does not round it, so the rate is differentiable in s.
 
     Args:
-        peak: the highest rate, positive; may be traced, as may all other arguments.
+        peak: the highest rate, positive.
         total_steps: T, in steps, positive.
         pct_start: s, from 0 to 1, the fraction of the steps in which the rate increases.
         div_factor: d, positive, the ratio of the peak to the first rate.
@@ -247,12 +249,13 @@ def reduce_on_plateau(
     without an improvement, the scale is reduced, and the next `cooldown` averages are ignored. Chain this after
     the optimizer.
 
-    Like `optax.contrib.reduce_on_plateau`, with the same arguments and the same type of state; there, factor, rtol and
-    atol cannot be traced, a negative loss that grows counts as an improvement, and the best value starts at infinity.
-    Here the best value starts at the largest finite number.
+    The arguments and the type of the state are the same as in `optax.contrib.reduce_on_plateau`. There are three
+    differences. All arguments may be traced here, whereas `factor`, `rtol` and `atol` may not be traced in Optax. In
+    Optax, a negative loss that grows counts as an improvement. Finally, the best value starts at the largest finite
+    number here, and at infinity in Optax.
 
     Args:
-        factor: the factor by which the scale is multiplied, between 0 and 1; may be traced, as may all other arguments.
+        factor: the factor by which the scale is multiplied, between 0 and 1.
         patience: the number of averages to wait, at least 1.
         rtol: the smallest relative improvement that counts, at least 0 and below 1.
         atol: the smallest absolute improvement that counts, in the units of the loss, non-negative.
@@ -264,8 +267,8 @@ def reduce_on_plateau(
         An Optax transformation, whose state holds the `scale`.
 
     Raises:
-        TypeError: from `update` if no `value` is passed.
-        ValueError: for a number out of range, and from `update` for a `value` that is not one number.
+        TypeError: if `update` is called without `value`.
+        ValueError: for a number out of range, or if `update` is called with a `value` that is not a single number.
 
     Example:
         >>> optimizer = optax.chain(optax.sgd(1.0), reduce_on_plateau(factor=0.5, patience=2))

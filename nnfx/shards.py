@@ -24,8 +24,8 @@ Tree = TypeVar("Tree")
 class Split(NamedTuple):
     """How the rows of a batch are distributed over devices: row i goes to device i mod n, as its row i div n.
 
-    Since rows are dealt out in turn, the same range of rows on all devices makes up consecutive rows of the batch; so
-    micro-batches are consecutive rows too.
+    Since rows are assigned to the devices in turn, the same range of rows on all devices makes up consecutive rows of
+    the batch. Micro-batches are therefore consecutive rows too.
 
     Attributes:
         rows: the number of rows of the whole batch, without the padding that gives all devices equally many rows.
@@ -60,7 +60,7 @@ def split(how: Split) -> Iterator[None]:
 
 
 def is_left_to_xla() -> bool:
-    """Return whether XLA splits the code being traced over a mesh.
+    """Return whether XLA splits the current computation over a mesh.
 
     >>> is_left_to_xla()
     False
@@ -69,7 +69,7 @@ def is_left_to_xla() -> bool:
 
 
 def is_split() -> bool:
-    """Return whether the code being traced sees only one device's rows of a batch.
+    """Return whether the current computation sees only one device's rows of a batch.
 
     >>> is_split()
     False
@@ -101,7 +101,7 @@ def draw(sample: Callable[[tuple[int, ...]], Array], shape: tuple[int, ...], axi
     how = _SPLIT.get()
     if how is None:
         return sample(shape)
-    # a micro-batch is dealt out like the batch, and has no padding
+    # a micro-batch is distributed like the whole batch, and has no padding
     rows = how.rows if shape[axis] == how.share else shape[axis] * how.devices
     return _own(sample((*shape[:axis], rows, *shape[axis + 1 :])), how, axis)
 
@@ -126,7 +126,7 @@ def own(tree: Tree) -> Tree:
 
 
 def weights(given: Array | None, inputs: Array) -> Array | None:
-    """Return the weights of a device's examples, `(batch,)`: if None are given, ones, with zeros for padding."""
+    """Return the weights of a device's examples, `(batch,)`; None stands for weights of 1, and of 0 for padding."""
     how = _SPLIT.get()
     if given is not None or how is None or inputs.shape[0] != how.share:
         return given

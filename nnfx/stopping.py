@@ -135,7 +135,8 @@ def patience(patience: AtLeastOne = 10, min_improvement: NonNegative = 0.0) -> S
 
     def init() -> tuple[Array, Array]:
         dtype = jax.dtypes.canonicalize_dtype(float)
-        return jnp.asarray(jnp.finfo(dtype).max, dtype), jnp.asarray(0, jnp.int32)  # no loss has been seen
+        # before the first loss, the best loss counts as the largest number
+        return jnp.asarray(jnp.finfo(dtype).max, dtype), jnp.asarray(0, jnp.int32)
 
     def update(state: tuple[Array, Array], epoch: Epoch) -> tuple[tuple[Array, Array], Array]:
         best, waited = state
@@ -188,10 +189,11 @@ def step_budget(max_steps: AtLeastOne) -> StoppingRule:
 
 
 def time_budget(max_seconds: Positive) -> StoppingRule:
-    """Stop when `max_seconds` have passed since the run, or its sweep, began, including compilation.
+    """Stop when `max_seconds` have passed since the run, or the sweep that it belongs to, began.
 
-    The host times the run in chunks of epochs, so the run ends within one chunk (about a second, or an epoch if that
-    takes longer) of its budget. A run inside `jit`, `vmap` or `grad` has no clock, and raises an error.
+    The time includes compilation. The host measures it after each chunk of epochs, so the run ends within one chunk of
+    its budget. A chunk takes about a second, or one epoch if that takes longer. A run inside `jit`, `vmap` or `grad`
+    has no clock, and raises an error.
 
     Args:
         max_seconds: the time in seconds, positive; may be traced.

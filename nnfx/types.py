@@ -66,7 +66,9 @@ class Apply(Protocol):
 
 
 class Stream(NamedTuple):
-    """A recurrent model, one step at a time, for data that arrive step by step; outputs equal those of the model.
+    """A recurrent model applied one step at a time, for data that arrive step by step.
+
+    The outputs equal those of the model on the whole sequence.
 
     Attributes:
         start: `(batch_size, dtype=None) -> state`, the state before the first step: zeros.
@@ -102,10 +104,10 @@ class Batch(NamedTuple):
     Attributes:
         inputs: `(batch, ...)`, an array or a tree of them, such as `Sequences`.
         targets: `(batch, ...)`.
-        weights: `(batch,)`, the weight of each example in the loss; zero marks padding. Or `(batch, time)`, the weight
-            of each step, for a model with outputs `(batch, time, ...)`: losses and metrics are then computed per step.
-            Or the shape of the outputs and targets, the weight of each output: losses and metrics are then computed per
-            output, and averaged over the batch.
+        weights: the weight of each example in the loss, `(batch,)`; zero marks padding. For a model with outputs
+            `(batch, time, ...)`, they may be the weights of each step, `(batch, time)`; losses and metrics are then
+            computed per step. They may also have the shape of the outputs and targets, with a weight for each output;
+            losses and metrics are then computed per output, and averaged over the batch.
     """
 
     inputs: Any
@@ -133,7 +135,7 @@ class Sequences(_Sequences):
 
     Raises:
         TypeError: for values that are not real numbers, or lengths that are not integers.
-        ValueError: for rows of different lengths, which must be padded first; for anything but one length per sequence;
+        ValueError: for rows of different lengths, which must be padded first; if there is not one length per sequence;
             and for concrete lengths below 0 or above the number of steps.
 
     Example:
@@ -277,11 +279,11 @@ class Mean(NamedTuple):
     def of(cls, values: Array, weights: Array | None = None) -> "Mean":
         """Average one value per example, `(batch,)`, in at least float32; every weight is 1 if `weights` is None.
 
-        Values of weight zero are ignored, whatever they are. Negative weights make the mean NaN.
+        Values of weight zero are ignored, even if they are not finite. Negative weights make the mean NaN.
 
         Raises:
             TypeError: for values that are not real numbers or booleans.
-            ValueError: for anything but one value per example and one weight per value.
+            ValueError: if there is not one value per example and one weight per value.
 
         Example:
             >>> Mean.of(jnp.array([1.0, 3.0, jnp.inf]), jnp.array([1.0, 1.0, 0.0])).value

@@ -1,6 +1,7 @@
 """Run a module in several processes as one program; only the first process prints.
 
-Under Slurm, Open MPI, Cloud TPU or Kubernetes: `srun python -m nnfx.distributed MODULE ...`; manually, once for each I:
+Under Slurm, run `srun python -m nnfx.distributed MODULE ...`; Open MPI, Cloud TPU and Kubernetes are detected in the
+same way. Elsewhere, start N processes yourself, with I from 0 to N − 1:
 `python -m nnfx.distributed --coordinator HOST:PORT --processes N --process I MODULE ...`.
 """
 

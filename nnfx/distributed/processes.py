@@ -260,7 +260,7 @@ def _ending_with(shown: Any, seconds: float) -> Any:
     def end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         shown(kind, error, trace)
         if isinstance(error, KeyboardInterrupt):
-            return  # the other processes receive it too
+            return  # the other processes receive the interrupt too
         sys.stdout.flush()
         if isinstance(error, jax.errors.JaxRuntimeError):
             print("waiting in case JAX reports a lost process as the cause", file=sys.stderr, flush=True)

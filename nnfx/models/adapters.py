@@ -32,7 +32,7 @@ def _switches(call: Callable[..., Any], train: bool, weights: Array | None) -> d
 
 @contextlib.contextmanager
 def _named(inputs: Any) -> Iterator[None]:
-    """Raise errors that name the inputs for leaves that are not arrays and sizes that do not match the variables."""
+    """Turn errors about inputs that are not arrays, or do not match the variables, into errors that name the inputs."""
     for leaf in jax.tree.leaves(inputs):
         is_array = isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind not in "OSUMm"
         if not (is_array or isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | bool | int | float | complex)):
@@ -50,15 +50,15 @@ def _named(inputs: Any) -> Iterator[None]:
 def from_linen(module: nn.Module) -> Model:
     """Make a `Model` from a Flax Linen module.
 
-    The module's `__call__(x)` may accept a switch (`train`, `training`, `is_training`, `deterministic` or
-    `use_running_average`) and `weights` (one per example). In training, every collection of variables except `params`
-    is updated, and the key seeds all random streams.
+    Besides the inputs, the module's `__call__` may accept a switch between training and prediction (`train`,
+    `training`, `is_training`, `deterministic` or `use_running_average`) and `weights` (one per example). In training,
+    every collection of variables except `params` is updated, and the key seeds all random streams.
 
     Args:
         module: an instance that maps inputs `(batch, ...)` to outputs `(batch, ...)`.
 
     Raises:
-        TypeError: for anything but a Linen module.
+        TypeError: if `module` is not an instance of a Linen module.
 
     Example:
         >>> import jax, jax.numpy as jnp, flax.linen as nn
@@ -70,7 +70,7 @@ def from_linen(module: nn.Module) -> Model:
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected an instance of flax.linen.Module, got {checks.describe(module)}")
 
-    @jax.jit  # one small program; without jit, the whole forward pass would run just to find the shapes
+    @jax.jit  # without jit, the whole forward pass would run just to find the shapes
     def variables_of(key: Array, inputs: Any) -> Variables:
         return cast(Variables, module.init(key, inputs, **_switches(type(module).__call__, False, None)))
 
@@ -105,10 +105,10 @@ def from_nnx(build: Callable[["nnx.Rngs"], "nnx.Module"]) -> Model:
 
     Args:
         build: a function that returns the module, such as `lambda rngs: Net(rngs=rngs)`. The parameters
-            (`nnx.Param`) become `params`; variables of every other kind become the collection `state`.
+            (`nnx.Param`) become `params`; all other variables become the collection `state`.
 
     Raises:
-        TypeError: for a module instead of a function.
+        TypeError: if `build` is not a function, for example if it is a module.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -165,10 +165,10 @@ def from_nnx(build: Callable[["nnx.Rngs"], "nnx.Module"]) -> Model:
 def from_equinox(build: Callable[[Array], Any], axis_name: str = "batch") -> Model:
     """Make a `Model` from an Equinox module, given as a function of a key.
 
-    Equinox modules take one example; here they are mapped over a batch with a named axis, as `eqx.nn.BatchNorm` and
-    some other layers require. `eqx.nn.inference_mode` is set when the model is applied. If the module's `__call__`
-    accepts `key`, each example gets its own key, from `jax.random.split(key, batch)`. As for `from_linen`, `__call__`
-    may also accept a switch such as `inference`, and `weights`: here, the weight of the example.
+    Equinox modules take one example. The model maps the module over a batch with a named axis, as `eqx.nn.BatchNorm`
+    and some other layers require. `eqx.nn.inference_mode` is set when the model is applied. If the module's `__call__`
+    accepts `key`, each example gets its own key, from `jax.random.split(key, batch)`. `__call__` may also accept a
+    switch such as `inference` (see `from_linen`), and `weights`, the weight of the example.
 
     Args:
         build: a function that returns the module, such as `lambda key: eqx.nn.MLP(2, 1, 16, 2, key=key)`, or a pair of
@@ -180,9 +180,9 @@ def from_equinox(build: Callable[[Array], Any], axis_name: str = "batch") -> Mod
 
     Raises:
         ModuleNotFoundError: if Equinox is not installed.
-        TypeError: for anything but a function of a key that returns an Equinox module.
-        ValueError: for a batch norm over an axis of another name, or a dropout whose rate is an array, which would
-            become a parameter; and, from `apply`, for a state that differs between examples.
+        TypeError: if `build` is not a function of a key that returns an Equinox module.
+        ValueError: for a batch norm whose axis has another name, or a dropout whose rate is an array, which would
+            become a parameter; and, when the model is applied, for a state that differs between examples.
 
     Example:
         >>> import equinox as eqx, jax, jax.numpy as jnp
@@ -259,7 +259,8 @@ def from_equinox(build: Callable[[Array], Any], axis_name: str = "batch") -> Mod
         module, state = assembled(variables)
         module = eqx.nn.inference_mode(module, value=not train)
         takes_key = "key" in inspect.signature(call).parameters
-        key = jax.random.key(0) if key is None and not train else key  # a module may split it without drawing
+        # a module may split the key even if it draws nothing
+        key = jax.random.key(0) if key is None and not train else key
         batch = jax.tree.leaves(inputs)[0].shape[0]
         keys = jax.random.split(key, batch) if takes_key and key is not None else None
 
@@ -307,9 +308,9 @@ def _check_equinox_layers(eqx: Any, module: Any, axis_name: str) -> None:
 def from_haiku(function: Callable[..., Any]) -> Model:
     """Make a `Model` from a Haiku function of inputs, before `hk.transform`.
 
-    As for `from_linen`, the function may accept a switch such as `is_training`, and `weights` (one per example). The
-    variables are initialised on inputs of zeros in training mode, since Haiku's batch norm creates its averages only in
-    that mode.
+    The function may accept a switch such as `is_training` (see `from_linen`), and `weights` (one per example). The
+    variables are initialised with inputs of zeros in training mode, since Haiku's batch norm creates its averages only
+    in that mode.
 
     Args:
         function: a function from inputs `(batch, ...)` to outputs `(batch, ...)` that creates its modules itself, such
@@ -317,7 +318,7 @@ def from_haiku(function: Callable[..., Any]) -> Model:
 
     Raises:
         ModuleNotFoundError: if Haiku is not installed.
-        TypeError: for anything but a function, such as the result of `hk.transform` or a module class.
+        TypeError: if `function` is something else, such as the result of `hk.transform` or a module class.
 
     Example:
         >>> import haiku as hk, jax, jax.numpy as jnp

@@ -25,7 +25,7 @@ Attend = Callable[[Array, Array, Array], tuple[Array, KeysAndValues | None]]
 
 
 class Cache(NamedTuple):
-    """The keys and values of the latest steps of a stream; those of step t are at position `t mod context`.
+    """The keys and values of the latest steps of a stream; step t is stored at position `t mod context`.
 
     Attributes:
         steps: the number of steps read so far, an int32 scalar.
@@ -54,7 +54,7 @@ class Block(nn.Module):
             layer = Perceptron(outputs, activation, self.initializer, name=name)
             return layer(x.reshape(-1, x.shape[-1])).reshape(
                 *x.shape[:-1], outputs
-            )  # products over one axis are faster
+            )  # products that sum over a single axis are faster
 
         def dropped(x: Array) -> Array:
             return _dropped(self, x, self.dropout, train)
@@ -135,7 +135,7 @@ def _attend_to_window(mask: Array, queries: Array, keys: Array, values: Array) -
 def _attend_to_cache(
     steps: Array, before: KeysAndValues, query: Array, key: Array, value: Array
 ) -> tuple[Array, KeysAndValues]:
-    """Replace the oldest key and value in the cache by those of a step, and attend to the whole cache."""
+    """Replace the oldest key and value in the cache by the key and value of a step, and attend to the whole cache."""
     context = before[0].shape[1]
     keys, values = (
         jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), steps % context, axis=1)
@@ -176,9 +176,10 @@ def transformer(
 ) -> Model:
     """A transformer: blocks of attention between steps and dense layers at each step, with residual connections.
 
-    `h = x + attention(norm(x))` and `x' = h + V g(W norm(h))` in each layer, after a dense layer that maps the inputs
-    to the width of the network. Queries and keys are rotated by their position, so attention depends on the distance
-    between steps. No step sees more than `context` steps back, so sequences and streams may have any length.
+    A dense layer first maps the inputs to the width of the network. Each layer of the transformer then maps x to x' by
+    `h = x + attention(norm(x))` and `x' = h + V g(W norm(h))`, where V and W are the weights of two dense layers.
+    Queries and keys are rotated by angles that grow with their position, so attention depends on the distance between
+    steps. No step sees further back than `context` steps, so sequences and streams may have any length.
 
     Args:
         outputs: the number of outputs, from a dense layer; None to return the normalised output of the last block.
@@ -186,9 +187,9 @@ def transformer(
         layers: the number of layers.
         heads: the number of attention heads in each layer.
         hidden: the number of hidden units at each step within a layer; 4 × `width` if None.
-        context: the number of steps back that a step sees, including itself.
-        causal: whether steps see only earlier steps. If not, they see equally far ahead and back, and there is no
-            stream.
+        context: the number of latest steps that a step sees, including itself.
+        causal: whether a step sees only itself and earlier steps. If not, it sees equally far ahead and back, and the
+            model has no stream.
         activation: g, by name or as a function.
         dropout: the dropout rate for the input of the first layer and for each residual branch, at least 0 and below 1;
             may be traced.
@@ -202,10 +203,10 @@ def transformer(
 
     Raises:
         ValueError: for an unknown name, a number that is not positive, a width that is not a multiple of `2 × heads`,
-            or a dropout outside `[0, 1)`.
+            or a dropout rate outside `[0, 1)`.
 
     Example:
-        A network that predicts the next of 27 characters, applied to one character at a time:
+        Make a network that predicts the next of 27 characters, and apply it to one character at a time:
 
         >>> from nnfx.models import embedding
         >>> model = embedding(27, 16, transformer(outputs=27, width=16, heads=2, returns="all"))

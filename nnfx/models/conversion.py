@@ -35,9 +35,9 @@ def to_torch(variables: Variables, names: Iterable[str] | None = None) -> dict[s
     - Kernels `(height, width, in, out)` become `(out, in, height, width)`.
     - The inputs of a dense layer after convolutions are put in the order `(channels, height, width)`, in which PyTorch
       flattens feature maps.
-    - PyTorch adds two biases in recurrent layers, where one would suffice: here that of the hidden state is zero,
-      except for a GRU's candidate.
-    - The weight of the running statistics of batch norm becomes `num_batches_tracked`, rounded to an integer.
+    - Recurrent layers of PyTorch add two biases, one for the inputs and one for the hidden state, where one would
+      suffice. The bias for the hidden state is set to zero, except in the candidate of a GRU, which needs both.
+    - The weight of the running statistics of batch norm, rounded to an integer, becomes `num_batches_tracked`.
 
     Args:
         variables: the variables of an `mlp`, a `cnn`, an `rnn`, a `gru` or an `lstm`: `{"params": ..., ...}`.
@@ -115,9 +115,9 @@ def _to_torch_cell(layer: Layer) -> dict[str, np.ndarray]:
 def from_torch(weights: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """Convert the `state_dict` of a PyTorch network to the variables of a model.
 
-    Convolutions or recurrent layers become `conv_0` or `layer_0` and so on; dense layers become `hidden_0` and so on,
-    except for the last, `output`: as in a `cnn`, an `mlp`, an `rnn`, a `gru` or an `lstm`, with `batch_norm=True` if
-    there is batch norm. Kernels are transposed as for `to_torch`. A bias before a batch norm is
+    The result is for a `cnn`, an `mlp`, an `rnn`, a `gru` or an `lstm`, made with `batch_norm=True` if there is batch
+    norm. Convolutions are named `conv_0` and so on, recurrent layers `layer_0` and so on, dense layers `hidden_0` and
+    so on, and the last dense layer `output`. Kernels are transposed; see `to_torch`. A bias before a batch norm is
     subtracted from its running mean.
 
     Names and shapes do not determine everything: layers must be registered in the order in which they are applied;
@@ -134,7 +134,8 @@ def from_torch(weights: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> dict[s
     Raises:
         TypeError: for anything other than names and arrays.
         ValueError: for weights of layers other than `nn.Linear`, `nn.Conv1d`, `nn.Conv2d`, `nn.BatchNorm1d`,
-            `nn.BatchNorm2d`, `nn.RNN`, `nn.LSTM` or `nn.GRU` with biases, or that do not form a chain.
+            `nn.BatchNorm2d`, `nn.RNN`, `nn.LSTM` or `nn.GRU` with biases, or for layers whose sizes or order do not
+            fit together.
 
     Example:
         >>> import jax, jax.numpy as jnp, nnfx
@@ -252,9 +253,9 @@ def _swapped(array: np.ndarray) -> np.ndarray:
 def from_keras(weights: Iterable[Any], bidirectional: bool = False, epsilon: float = 1e-3) -> dict[str, Any]:
     """Convert the `get_weights()` of a Keras model to the variables of a model.
 
-    The layers and their names are as for `to_keras` and `from_torch`. A bias before a batch norm is subtracted from
-    its moving mean. Keras does not record how many batches its statistics come from, so they start with weight zero:
-    they are used for predictions, but the first training batch replaces them.
+    `to_keras` lists the layers that are supported, and `from_torch` describes the names that they get. A bias before a
+    batch norm is subtracted from its moving mean. Keras does not record how many batches its statistics come from, so
+    they start with weight zero: they are used for predictions, but the first training batch replaces them.
 
     Args:
         weights: the arrays in the order of the layers.
@@ -266,7 +267,7 @@ def from_keras(weights: Iterable[Any], bidirectional: bool = False, epsilon: flo
 
     Raises:
         TypeError: for anything other than arrays of floats.
-        ValueError: for weights of other layers, or that do not form a chain.
+        ValueError: for weights of other layers, or for layers whose sizes or order do not fit together.
 
     Example:
         >>> import jax, jax.numpy as jnp, nnfx

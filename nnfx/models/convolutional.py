@@ -43,8 +43,10 @@ def conv(
 ) -> Convolution:
     """A convolutional layer in the stack of a `cnn`: `g(x ⋆ K + b)`.
 
+    Here x is the input, K the kernels, b the bias, and g the activation of the network.
+
     Args:
-        features: the number of kernels that slide over the input, each of which yields one feature map.
+        features: the number of kernels that slide over the input; each kernel produces one feature map.
         kernel: the size of the kernels, one number for all axes or one per axis.
         strides: the distance by which the kernels move, one number for all axes or one per axis.
         padding: `"SAME"`, `"VALID"`, or a pair `(before, after)` for each axis.
@@ -123,7 +125,7 @@ class CNN(nn.Module):
         """Return `(batch, outputs)` before any output activation; the last feature maps if `outputs` is None."""
         _check_inputs(x, self.axes)
         if not jnp.issubdtype(x.dtype, jnp.floating):
-            x = x.astype(jnp.result_type(float))  # the first layer may be a pool
+            x = x.astype(jnp.result_type(float))  # the first layer may be a pool, which needs floats
         options = (self.activation, self.initializer, self.bias_initializer)
         number = 0
         for layer in self.layers:
@@ -150,14 +152,14 @@ def cnn(
     batch_norm: bool = False,
     axes: int | None = None,
 ) -> Model:
-    """A convolutional network: convolutions with activations, and pools, in any order, then dense layers.
+    """A convolutional network: convolutions and pools in any order, followed by dense layers.
 
     Args:
         layers: the layers from the input on: `conv(...)`, `max_pool(...)`, `avg_pool(...)`, or any function of feature
             maps without parameters, such as `nnfx.ops.global_avg_pool`.
         outputs: the number of outputs; None to return the last feature maps.
         hidden: the widths of the dense layers before the outputs.
-        activation: g, after each convolution and each hidden layer; by name or as a function.
+        activation: the activation after each convolution and each hidden layer, by name or as a function.
         initializer: the initialiser of the kernels and weights, by name or as a function; see
             `nnfx.models.initializers`.
         bias_initializer: the initialiser of the biases.
@@ -172,8 +174,8 @@ def cnn(
 
     Raises:
         TypeError: for layers that are neither convolutions nor functions.
-        ValueError: for an unknown name, a width that is not positive, a dropout outside `[0, 1)`, or hidden layers
-            without outputs.
+        ValueError: for an unknown name, a width that is not positive, a dropout rate outside `[0, 1)`, or hidden
+            layers with `outputs=None`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -241,8 +243,9 @@ def reshaped(model: Model, shape: Sequence[int]) -> Model:
         A model for inputs of any shape with the same number of values per example, such as `(batch, features)`.
 
     Raises:
-        TypeError: for anything but a model, and sizes that are not integers.
-        ValueError: for more than one −1, or other sizes below 1; and, when applied, for inputs that cannot be reshaped.
+        TypeError: if `model` is not a `Model`, or a size is not an integer.
+        ValueError: if more than one size is −1, or another size is below 1; and, when the model is applied, if the
+            inputs cannot be reshaped.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -343,12 +346,13 @@ class ResNet(nn.Module):
 def resnet(depth: int = 20, width: int = 16, outputs: int = 10) -> Model:
     """A residual network with batch norm, whose blocks learn a correction to their input: `x + F(x)`.
 
-    It has three stages of `(depth − 2) / 6` blocks of two 3 × 3 convolutions, with w, 2w and 4w features at full, half
-    and quarter resolution, followed by global average pooling and a dense layer. Where the number of features
+    It has three stages, with w, 2w and 4w features at full, half and quarter resolution. Each stage has n blocks, and
+    each block has two 3 × 3 convolutions. Global average pooling and a dense layer follow. Where the number of features
     changes, the shortcut is a 1 × 1 convolution.
 
     Args:
-        depth: the number of layers with weights from input to output, not counting shortcuts: 6n + 2.
+        depth: the number of layers with weights from input to output, not counting shortcuts; 6n + 2 for n blocks in
+            each stage.
         width: w, the number of features in the first stage.
         outputs: the number of outputs.
 
@@ -357,7 +361,7 @@ def resnet(depth: int = 20, width: int = 16, outputs: int = 10) -> Model:
         the running statistics of batch norm.
 
     Raises:
-        ValueError: for a depth that is not 6n + 2, or a width or outputs that are not positive.
+        ValueError: for a depth that is not 6n + 2, or for a width or a number of outputs that is not positive.
 
     Example:
         >>> import jax, jax.numpy as jnp

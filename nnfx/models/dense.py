@@ -25,7 +25,7 @@ class Perceptron(nn.Module):
     initializer: Initializer = nn.initializers.lecun_normal()
     bias_initializer: Initializer = nn.initializers.zeros
     batch_norm: bool = False
-    axes: int | None = None  # the number of axes of its inputs, if it is a model by itself
+    axes: int | None = None  # the number of axes that inputs must have; None if not checked
 
     @nn.compact
     def __call__(self, x: Array, *, weights: Array | None = None, train: bool = False) -> Array:
@@ -94,10 +94,10 @@ def perceptron(
         `kernel (features, outputs)` and `bias (outputs,)`.
 
     Raises:
-        ValueError: for an unknown name, or outputs that are not positive.
+        ValueError: for an unknown name, or a number of outputs that is not positive.
 
     Example:
-        The perceptron `g(1 + 3x₁ − 2x₂)` at the point (−1, 2):
+        Evaluate the perceptron `g(1 + 3x₁ − 2x₂)` at the point (−1, 2):
 
         >>> model = perceptron(activation="sigmoid")
         >>> params = {"kernel": jnp.array([[3.0], [-2.0]]), "bias": jnp.array([1.0])}
@@ -128,7 +128,7 @@ def mlp(
     dropout: BelowOne = 0.0,
     batch_norm: bool = False,
 ) -> Model:
-    """A deep network: `hₗ = g(hₗ₋₁Wₗ + bₗ)` for each hidden layer, then logits `h W + b`.
+    """A multilayer perceptron: hidden layers `hₗ = g(hₗ₋₁Wₗ + bₗ)`, then logits `h W + b`.
 
     With the activation `"identity"`, the network is linear, whatever its depth. All axes of the input except the first
     are flattened.
@@ -136,8 +136,8 @@ def mlp(
     Args:
         hidden: the widths of the hidden layers.
         outputs: the number of outputs.
-        activation: g, by name (`nnfx.activations.names()`) or as a function; with maxout, each unit has k sets of
-            weights.
+        activation: g, by name (`nnfx.activations.names()`) or as a function; with maxout, each unit has one set of
+            weights per affine piece.
         initializer: the initialiser of the weights, by name or as a function; see `nnfx.models.initializers`.
         bias_initializer: the initialiser of the biases.
         dropout: the fraction of each hidden layer dropped in training, at least 0 and below 1; may be traced.
@@ -147,7 +147,7 @@ def mlp(
         A model from inputs `(batch, ...)` to logits `(batch, outputs)`.
 
     Raises:
-        ValueError: for an unknown name, a width that is not positive, or a dropout outside `[0, 1)`.
+        ValueError: for an unknown name, a width that is not positive, or a dropout rate outside `[0, 1)`.
 
     Example:
         >>> import jax

@@ -1,4 +1,4 @@
-"""Conversion of recurrent layers' parameters to those of Flax's cells, and back; see `nnfx.models.conversion`."""
+"""Conversion of parameters between recurrent layers and Flax's cells; see `nnfx.models.conversion`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -34,7 +34,7 @@ def to_flax(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_flax(params: Mapping[str, Any]) -> Layers:
-    """Convert the parameters of Flax's cells to those of recurrent layers.
+    """Convert the parameters of Flax's cells to parameters of recurrent layers.
 
     Args:
         params: the parameters of `SimpleCell`, `GRUCell`, `LSTMCell` or `OptimizedLSTMCell`, by layer name:
@@ -57,7 +57,7 @@ def _to_flax_cell(layer: dict[str, Array]) -> dict[str, Any]:
     inputs = jnp.split(layer["input_kernel"], gates, axis=1)
     recurrent = jnp.split(layer["recurrent_kernel"], gates, axis=1)
     biases = jnp.split(layer["bias"], CELLS[gates].biases)
-    bias_of = "h" if gates == 4 else "i"  # where Flax stores the bias that is added to both products
+    bias_of = "h" if gates == 4 else "i"  # Flax stores the bias of a gate with these weights
     cell: dict[str, Any] = {}
     for gate, kernel, of_hidden, bias in zip(GATES[gates], inputs, recurrent, biases, strict=False):
         cell[f"i{gate}"], cell[f"h{gate}"] = {"kernel": kernel}, {"kernel": of_hidden}

@@ -1,4 +1,4 @@
-"""Weight initialisers, by name or as functions; the named initialisers are those of JAX."""
+"""Weight initialisers, by name or as functions."""
 
 from typing import Any
 

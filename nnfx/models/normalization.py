@@ -11,16 +11,16 @@ from nnfx.types import Array, at_least_float32
 
 
 class BatchNorm(nn.Module):
-    """Normalise each channel by batch statistics in training, else by running statistics; then scale and shift it.
+    """Normalise each channel by batch statistics in training and by running statistics otherwise; then scale and shift.
 
-    Unlike Flax's `BatchNorm`, it takes the weights of the examples into account: padding has no effect, an incomplete
-    batch counts only for its examples, and the running statistics forget their initial values. A batch with at most
-    one value of non-zero weight per channel has no variance: it is normalised by the running statistics, which stay
-    unchanged. The layer's variables are `scale` and `bias` among the parameters, and `mean`, `var` and `weight` in the
-    collection `batch_stats`.
+    Unlike Flax's `BatchNorm`, this layer takes the weights of the examples into account: padding has no effect, an
+    incomplete batch counts in proportion to its examples, and the running statistics do not keep their initial values.
+    A batch with at most one value of non-zero weight per channel has no variance: it is normalised by the running
+    statistics, which stay unchanged. The layer's variables are `scale` and `bias` among the parameters, and `mean`,
+    `var` and `weight` in the collection `batch_stats`.
 
     Attributes:
-        momentum: the fraction of the weight of the running statistics that is kept at each batch.
+        momentum: the factor by which the weight of the running statistics is multiplied at each batch.
         epsilon: a small number added to the variance.
 
     Example:

@@ -32,12 +32,12 @@ def masked(model: Model, masks: Params | Callable[[Params], Params]) -> Model:
         A model with the inputs, outputs, parameters and stream of `model`.
 
     Raises:
-        TypeError: for anything but a model; and, from `init`, for masks that are not booleans.
-        ValueError: from `init`, for masks whose tree or shapes differ from the parameters', and for a model that
-            already has masks.
+        TypeError: if `model` is not a `Model`; and, when `init` is called, if the masks are not booleans.
+        ValueError: when `init` is called, for masks whose tree or shapes differ from those of the parameters, or for a
+            model that already has masks.
 
     Example:
-        Networks with all of their weights, half and a tenth of them, trained as one program:
+        Train three networks, with all, half and a tenth of their weights, as one program:
 
         >>> import nnfx, optax
         >>> def pruned(keep):
@@ -89,8 +89,9 @@ def masked(model: Model, masks: Params | Callable[[Params], Params]) -> Model:
 def magnitude_masks(params: Params, keep: Share, per_layer: bool = False) -> Params:
     """Return masks that keep the weights of largest magnitude and prune all others.
 
-    A leaf counts as weights if it has two axes or more; leaves with fewer, such as biases, are not pruned. Of n
-    weights, `round(keep × n)` are kept; in a tie, the first. Map over stacked parameters with `jax.vmap`.
+    Arrays with two axes or more count as weights; arrays with fewer axes, such as biases, are not pruned. Of n weights,
+    `round(keep × n)` are kept; in a tie, the first ones. If the parameters of several models are stacked, map over them
+    with `jax.vmap`.
 
     Args:
         params: a tree of arrays.

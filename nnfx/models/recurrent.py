@@ -206,6 +206,8 @@ def rnn(
 ) -> Model:
     """A simple recurrent network, whose layers read their own output at the next step: `h' = g(x W + h U + b)`.
 
+    Here x is a layer's input at the current step, h its output at the previous step, and h' its output at this step.
+
     Args:
         outputs: the number of outputs, from a dense layer; None to return the hidden state of the last recurrent layer.
         hidden: the widths of the recurrent layers.
@@ -213,21 +215,22 @@ def rnn(
         bidirectional: whether each layer runs through time in both directions, with their outputs concatenated.
         dropout: the dropout rate for the outputs of every layer but the last, at least 0 and below 1; may be traced.
         returns: `"last"` for the output after the last step, `"all"` for the outputs at every step.
-        stateful: whether each training batch continues the sequences of the previous one. The state
-            is kept among the variables, in the collection `carry`, and gradients stop at it: a long sequence cut into
-            consecutive batches is trained by truncated backpropagation through time. Train on such batches in order
-            with `nnfx.make_step`; `nnfx.fit` would shuffle them.
+        stateful: whether each training batch continues the sequences of the previous one. The state is kept among the
+            variables, in the collection `carry`, and gradients stop at the start of each batch: a long sequence that is
+            cut into consecutive batches is trained by truncated backpropagation through time. Train on such batches in
+            order with `nnfx.make_step`; `nnfx.fit` would shuffle them.
         initializer: the initialiser of the input weights, applied to each gate separately; by name or as a function.
         recurrent_initializer: the initialiser of the recurrent weights.
-        formulation: how to compute the recurrence, such as `"plain"` for forward mode; see `nnfx.ops.recurrence`.
+        formulation: how to compute the recurrence, such as `"plain"` for forward-mode differentiation; see
+            `nnfx.ops.recurrence`.
 
     Returns:
         A model from `(batch, time, features)`, or `Sequences`, to `(batch, outputs)` or `(batch, time, outputs)`. A
         model in one direction has a `stream`.
 
     Raises:
-        ValueError: for an unknown name, a width that is not positive, a dropout outside `[0, 1)`, or a stateful model
-            in both directions.
+        ValueError: for an unknown name, a width that is not positive, a dropout rate outside `[0, 1)`, or a
+            bidirectional model that is stateful.
 
     Example:
         >>> model = rnn(outputs=2, hidden=(8,), returns="all")
@@ -266,28 +269,32 @@ def lstm(
 ) -> Model:
     """A long short-term memory network, whose gates control what is written, kept and output.
 
-    `i, f, o = σ(·)` and `g = tanh(·)` of `x W + h U + b`; `c' = f c + i g`, and `h' = o tanh(c')`.
+    From the input x and the previous output h, each step computes three gates i, f and o, each as `σ(x W + h U + b)`
+    with its own weights, and a candidate `g = tanh(x W + h U + b)`. The new cell state is `c' = f c + i g`, and the new
+    output `h' = o tanh(c')`, with products taken element by element.
 
     Args:
-        outputs: the number of outputs; see `rnn` for this and all other arguments except `forget_bias`.
+        outputs: the number of outputs; `rnn` describes all arguments except `forget_bias` in more detail.
         hidden: the widths of the recurrent layers.
         bidirectional: whether each layer runs through time in both directions.
         dropout: the dropout rate for the outputs of every layer but the last.
         returns: `"last"` for the output after the last step, `"all"` for the outputs at every step.
         stateful: whether each training batch continues the sequences of the previous one.
-        forget_bias: the initial bias of the forget gates; with 1, the cells initially keep most of their state.
+        forget_bias: the initial bias of the forget gates f; with 1, the cells initially keep most of their state.
         initializer: the initialiser of the input weights.
         recurrent_initializer: the initialiser of the recurrent weights.
         formulation: how to compute the recurrence.
 
     Returns:
-        A model like that of `rnn`; the state of each layer is `(h, c)`.
+        A model from `(batch, time, features)`, or `Sequences`, to `(batch, outputs)` or `(batch, time, outputs)`. A
+        model in one direction has a `stream`; the state of each layer is `(h, c)`.
 
     Raises:
-        ValueError: as `rnn` does, and for a forget bias that is not finite.
+        ValueError: for an unknown name, a width that is not positive, a dropout rate outside `[0, 1)`, a bidirectional
+            model that is stateful, or a forget bias that is not finite.
 
     Example:
-        One step at a time, as data arrive:
+        Apply the network one step at a time, as the data arrive:
 
         >>> model = lstm(outputs=1, hidden=(8,))
         >>> sequence = jax.random.normal(jax.random.key(1), (1, 5, 3))
@@ -331,10 +338,12 @@ def gru(
 ) -> Model:
     """A network of gated recurrent units: one gate mixes the old and the new state, another resets the old state.
 
-    `r, z = σ(x W + h U + b)`, `n = tanh(x W + b + r (h U + b'))`, and `h' = (1 − z) n + z h`.
+    From the input x and the previous output h, each step computes the reset gate r and the update gate z, each as
+    `σ(x W + h U + b)` with its own weights. The candidate is `n = tanh(x W + b + r (h U + b'))`, also with its own
+    weights, and the new output is `h' = (1 − z) n + z h`, with products taken element by element.
 
     Args:
-        outputs: the number of outputs; see `rnn` for this and all other arguments.
+        outputs: the number of outputs; `rnn` describes all arguments in more detail.
         hidden: the widths of the recurrent layers.
         bidirectional: whether each layer runs through time in both directions.
         dropout: the dropout rate for the outputs of every layer but the last.
@@ -345,10 +354,12 @@ def gru(
         formulation: how to compute the recurrence.
 
     Returns:
-        A model like that of `rnn`.
+        A model from `(batch, time, features)`, or `Sequences`, to `(batch, outputs)` or `(batch, time, outputs)`. A
+        model in one direction has a `stream`.
 
     Raises:
-        ValueError: as `rnn` does.
+        ValueError: for an unknown name, a width that is not positive, a dropout rate outside `[0, 1)`, or a
+            bidirectional model that is stateful.
 
     Example:
         >>> variables = gru(outputs=1, hidden=(8,)).init(jax.random.key(0), jnp.ones((1, 5, 3)))

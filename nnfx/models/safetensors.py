@@ -1,6 +1,6 @@
 """Variables on disk in the safetensors format: named arrays, written and read without executing code.
 
-The names are those of `nnfx.trees`, such as `params.layer_0.kernel`.
+The leaves of a tree are named as in `nnfx.trees`, such as `params.layer_0.kernel`.
 """
 
 import os

@@ -125,7 +125,7 @@ def variables_of(layers: Sequence[Layer]) -> dict[str, Any]:
     recurrent layers keep their names.
 
     Raises:
-        ValueError: for layers that do not fit together, or whose order matches no model.
+        ValueError: for layers whose sizes do not fit together, or whose order does not match any model.
     """
     _check_order(layers)
     dense = [layer for layer in layers if layer.kind == "dense"]

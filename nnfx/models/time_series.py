@@ -31,7 +31,7 @@ def time_series_fcn(outputs: int = 2, features: Sequence[int] = (128, 256, 128))
         of the running statistics of batch norm.
 
     Raises:
-        ValueError: for a number that is not positive, or anything but three numbers of features.
+        ValueError: for a number that is not positive, or if there are not three numbers of features.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -101,7 +101,7 @@ def time_series_resnet(outputs: int = 2, features: Sequence[int] = (64, 128, 128
         of the running statistics of batch norm.
 
     Raises:
-        ValueError: for a number that is not positive, or anything but three numbers of features.
+        ValueError: for a number that is not positive, or if there are not three numbers of features.
 
     Example:
         >>> import jax, jax.numpy as jnp

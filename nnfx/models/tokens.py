@@ -19,10 +19,10 @@ NAME = "embedding"
 def embedding(
     tokens: int, features: int, model: Model, dropout: BelowOne = 0.0, initializer: str | Initializer = "normal"
 ) -> Model:
-    """A model of tokens: `model` applied to a learned vector for each token, `xₜ = E[tokenₜ]`.
+    """A model of tokens: `model` is applied to a learned vector for each token, `xₜ = E[tokenₜ]`.
 
-    Tokens are integers that stand for, say, characters or words. `nnfx.data.prepare` keeps them with
-    `keep_integers=True`.
+    Tokens are integers that stand for characters or words, for example. Pass `keep_integers=True` to
+    `nnfx.data.prepare`, so that tokens are not converted to floats.
 
     Args:
         tokens: the number of different tokens.
@@ -38,12 +38,12 @@ def embedding(
         stream, the result has a stream from tokens `(batch,)`. The outputs are NaN for traced tokens out of range.
 
     Raises:
-        TypeError: for anything but a model; and, when applied, for tokens that are not integers.
-        ValueError: for a number that is not positive, a dropout outside `[0, 1)`, an unknown name, or a model with a
-            parameter called `embedding`; and, when applied, for tokens out of range.
+        TypeError: if `model` is not a `Model`; and, when the result is applied, if the tokens are not integers.
+        ValueError: for a number that is not positive, a dropout rate outside `[0, 1)`, an unknown name, or a model with
+            a parameter called `embedding`; and, when the result is applied, for tokens out of range.
 
     Example:
-        A network that predicts the next of 27 characters at every step:
+        Make a network that predicts the next of 27 characters at every step:
 
         >>> from nnfx.models import lstm
         >>> model = embedding(27, 8, lstm(outputs=27, hidden=(16,), returns="all"))
@@ -117,7 +117,7 @@ def _with_values(inputs: Any, values: Array) -> Any:
 
 
 def _vectors(table: Array, inputs: Any) -> Any:
-    """Return the vectors of tokens; padding gets the vector of token 0, whatever its values."""
+    """Return the vectors of tokens; padding, which may hold any values, gets the vector of token 0."""
     tokens = _values(inputs)
     if isinstance(tokens, list):
         tokens = jnp.asarray(tokens)
@@ -125,7 +125,7 @@ def _vectors(table: Array, inputs: Any) -> Any:
     if tokens.ndim != 2:
         raise ValueError(f"inputs: expected tokens (batch, time), got {checks.describe(tokens)}")
     if isinstance(inputs, Sequences) and inputs.lengths is not None:
-        is_known = checks.is_concrete(inputs)  # if so, the tokens stay concrete and can be checked
+        is_known = checks.is_concrete(inputs)  # if so, the values of the tokens can be checked
         with jax.ensure_compile_time_eval() if is_known else contextlib.nullcontext():
             tokens = jnp.where(jnp.arange(tokens.shape[1])[None] < jnp.asarray(inputs.lengths)[:, None], tokens, 0)
     return _with_values(inputs, _looked_up(table, tokens))

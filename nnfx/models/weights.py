@@ -111,7 +111,7 @@ def pretrained(model: Model, variables: Variables) -> Model:
         The model with a new `init`.
 
     Raises:
-        TypeError: for anything but a model, or given leaves that are not arrays.
+        TypeError: if `model` is not a `Model`, or a leaf of `variables` is not an array.
         ValueError: for variables without `"params"`; and, from `init`, if they match no leaf of the model.
 
     Example:

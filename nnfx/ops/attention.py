@@ -59,15 +59,16 @@ def attention(queries: Array, keys: Array, values: Array, mask: Array | None = N
 def rotated(x: Array, positions: Array, base: float = 10_000.0) -> Array:
     """Rotate pairs of features by angles proportional to the position (RoPE), so dot products depend on distances only.
 
-    Features i and i + d / 2 are the coordinates of a point, which is rotated by `position / baseʲ`, `j = 2 i / d`. The
-    dot product of two vectors rotated in this way depends only on the difference of their positions, however large the
-    positions are, since angles are computed modulo a full turn in exact integer arithmetic.
+    Features i and i + d / 2 are the coordinates of a point in a plane, which is rotated by the angle
+    `position / base^(2 i / d)`, in radians. The dot product of two vectors rotated in this way depends only on the
+    difference of their positions. This holds however large the positions are, since angles are computed modulo a full
+    turn in exact integer arithmetic.
 
     Args:
         x: `(..., time, heads, features)`, with an even number of features, d.
         positions: integers `(time,)`.
-        base: the inverse of the smallest rotation speed: the fastest pair rotates by 1 radian per step, and the slowest
-            by nearly `1 / base`.
+        base: the number that determines the speeds of rotation: the fastest pair of features rotates by 1 radian per
+            step, and the slowest by nearly `1 / base` radians.
 
     Returns:
         An array of the shape and dtype of `x`.

@@ -206,7 +206,7 @@ def _lstm_backward(saved: State, state: State, cotangent: State) -> tuple[Array,
     i, f, g, o = saved
     _, cell = state
     d_hidden, d_cell = cotangent
-    bounded = jnp.tanh(f * cell + i * g)  # cheaper to recompute than to keep
+    bounded = jnp.tanh(f * cell + i * g)  # recomputing this is cheaper than storing it
     d_o = d_hidden * bounded
     d_cell = d_cell + d_hidden * o * (1 - bounded * bounded)
     d_z = (d_cell * g * i * (1 - i), d_cell * cell * f * (1 - f), d_cell * i * (1 - g * g), d_o * o * (1 - o))
@@ -216,8 +216,9 @@ def _lstm_backward(saved: State, state: State, cotangent: State) -> tuple[Array,
 lstm_cell = Cell("lstm", 2, 4, 4, _pack, _project, _lstm_forward, _lstm_backward)
 """The cell of a long short-term memory, whose gates control what is written, kept and output.
 
-`i, f, o = σ(·)` and `g = tanh(·)` of `x W + h U + b`, in the order i, f, g, o; then `c' = f c + i g` and
-`h' = o tanh(c')`. Its state is `(h, c)`.
+From the input x and the previous output h, a step computes the gates i, f and o, each as `σ(x W + h U + b)` with its
+own weights, and the candidate `g = tanh(x W + h U + b)`. The new state is `(h', c')`, with `c' = f c + i g` and
+`h' = o tanh(c')`. The blocks of the weights are in the order i, f, g, o.
 
 References:
     Hochreiter and Schmidhuber, *Long short-term memory*, Neural Computation 1997.
@@ -266,8 +267,9 @@ def _gru_backward(saved: State, state: State, cotangent: State) -> tuple[tuple[A
 gru_cell = Cell("gru", 1, 3, 4, _gru_pack, _gru_project, _gru_forward, _gru_backward)
 """The gated recurrent unit, with the reset gate applied after the product, as in cuDNN, Flax and PyTorch.
 
-`r, z = σ(x W + h U + b)`, `n = tanh(x W + b + r (h U + b'))` and `h' = (1 − z) n + z h`, in the order r, z, n; the
-bias has a fourth block, b'.
+From the input x and the previous output h, a step computes the gates r and z, each as `σ(x W + h U + b)` with its own
+weights, and the candidate `n = tanh(x W + b + r (h U + b'))`. The new output is `h' = (1 − z) n + z h`. The blocks of
+the weights are in the order r, z, n; the bias has a fourth block, b'.
 
 References:
     Cho et al., *Learning phrase representations using RNN encoder–decoder*, EMNLP 2014.

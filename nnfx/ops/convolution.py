@@ -36,7 +36,8 @@ def convolution(
 ) -> Array:
     """Convolve over one or two axes: `y[n, p, o] = Σ_{q, i} x[n, p · strides + q · dilation, i] k[q, i, o]`.
 
-    As is customary in deep learning, this is a cross-correlation: the kernel is not flipped.
+    Here n is an example, p a position in the output, q a position in the kernel, i a channel and o a feature. As is
+    customary in deep learning, this is a cross-correlation: the kernel is not flipped.
 
     Args:
         inputs: x, `(batch, width, channels)` or `(batch, height, width, channels)`.
@@ -167,7 +168,7 @@ def _turned(kernel: Array) -> Array:
 
 
 def _padding_of_gradient(geometry: _Geometry) -> list[tuple[int, int]]:
-    """Return the padding of the cotangent, dilated by the strides, with which its convolution has the inputs' size."""
+    """Return how much to pad the cotangent, dilated by the strides, so that its convolution has the inputs' size."""
     reach = [(k - 1) * d for k, d in zip(geometry.kernel, geometry.dilation, strict=True)]
     before = [r - low for r, (low, _) in zip(reach, geometry.padding, strict=True)]
     spread = [(o - 1) * s + 1 for o, s in zip(geometry.outputs, geometry.strides, strict=True)]
@@ -206,18 +207,18 @@ def _to_inputs_on_cpu(geometry: _Geometry, cotangent: Array, kernel: Array) -> A
 
 
 def _is_dense(geometry: _Geometry) -> bool:
-    """Return whether the kernel moves by 1 and has no gaps."""
+    """Return whether all strides and dilations are 1."""
     return {*geometry.strides, *geometry.dilation} == {1}
 
 
 def _by_tiles(inputs: Array, kernel: Array, outputs: tuple[int, ...], padding: Sequence[tuple[int, int]]) -> Array:
-    """Convolve by tiles, chunk by chunk."""
+    """Convolve by tiles, one chunk of images after the other."""
     chunks = _chunks(math.prod(outputs), inputs)[0]
 
     def turn(_: None, chunk: Array) -> tuple[None, Array]:
         return None, winograd.convolve(chunk, kernel, outputs, padding)
 
-    # as below, two chunks per iteration take two cores
+    # two chunks per iteration use two cores, as in `_to_kernel_in_chunks`
     _, found = lax.scan(turn, None, chunks, unroll=2)
     return found.reshape(-1, *found.shape[2:])[: len(inputs)]
 
@@ -289,7 +290,7 @@ def _one_by_one(function: Callable[[Array, Array], Array]) -> Callable[[Array, A
 Rule = Callable[[_Geometry, Array, Array], Array]
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))  # otherwise, each call outside of jit would recompile
+@partial(jax.jit, static_argnums=(0, 1, 2))  # otherwise, each call outside jit would compile again
 def _by_backend(cpu: Rule, default: Rule, geometry: _Geometry, left: Array, right: Array) -> Array:
     # Chosen at lowering, not by jax.default_backend() at tracing: a machine with a GPU may still compile for its CPU
     # (jit's device, jax.export), and the target is known only at lowering. Each branch has its own vmap rule.

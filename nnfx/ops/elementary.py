@@ -8,7 +8,9 @@ from nnfx.types import Array
 
 
 def absolute(x: Array) -> Array:
-    """Return `|x|`, with gradient 0 at zero, midway between the slopes on either side; the gradient of `jnp.abs` is 1.
+    """Return `|x|`, with gradient 0 at zero, midway between the slopes on either side.
+
+    The gradient of `jnp.abs` at zero is 1.
 
     Args:
         x: floats, of any shape.
@@ -21,7 +23,9 @@ def absolute(x: Array) -> Array:
 
 
 def square_root(x: Array) -> Array:
-    """Return `√x`, with gradient 0 at zero; the gradient of `jnp.sqrt` is infinite, and that of `√(x²)` NaN.
+    """Return `√x`, with gradient 0 at zero.
+
+    At zero, the gradient of `jnp.sqrt(x)` is infinite, and the gradient of `jnp.sqrt(x**2)` is NaN.
 
     Args:
         x: floats, of any shape.
@@ -35,11 +39,11 @@ def square_root(x: Array) -> Array:
 
 
 def largest(x: Array, axis: int) -> Array:
-    """Return the maximum over an axis; the gradient goes to a single entry, in a tie the first.
+    """Return the maximum over an axis; the gradient goes to a single entry, or to the first one in a tie.
 
     `jnp.max` finds the entries that get the gradient by comparing all entries with the maximum. Where XLA recomputes
     the entries for the gradient, with different rounding, none may equal the maximum, and the gradient is lost. Here
-    the gradient goes to the index of the maximum, which always exists, whatever the rounding.
+    the gradient goes to the index of the maximum, which always exists.
 
     Args:
         x: `(..., n, ...)`; NaN counts as larger than any number.

@@ -17,11 +17,14 @@ TERMS = 7
 def logistic_loss(logits: Array, labels: Array) -> Array:
     """Return the binary cross-entropy `−y log σ(z) − (1 − y) log(1 − σ(z))` of each logit z.
 
-    It is computed as `log(1 + e^−|z|) + (1 − y) max(z, 0) + y max(−z, 0)`, without overflow or cancellation. The loss
-    and gradient of an infinite logit are zero if it is right; if it is wrong, the loss is infinite. On a CPU, most of
-    the time would be spent on the logarithm; since `log(1 + e) = 2 artanh(e / (2 + e))` and the argument is at most ⅓,
-    it is replaced by a few terms of a series in float32 and lower precision. The gradient is `(1 − y) σ(z) − y σ(−z)`,
-    also without cancellation. Derivatives of every order and mode, and `jax.vmap`, are supported.
+    It is computed as `log(1 + exp(−|z|)) + (1 − y) max(z, 0) + y max(−z, 0)`, without overflow or cancellation. The
+    loss and gradient of an infinite logit are zero for the right label (1 for +∞, 0 for −∞); otherwise, the loss is
+    infinite. The gradient is `(1 − y) σ(z) − y σ(−z)`, also without cancellation. Derivatives of every order and mode,
+    and `jax.vmap`, are supported.
+
+    On a CPU, most of the time would be spent on the logarithm. In float32 and lower precision, it is replaced by a few
+    terms of the series of artanh, since `log(1 + u) = 2 artanh(u / (2 + u))`, and `u / (2 + u)` is at most ⅓ for
+    `u = exp(−|z|)`.
 
     Args:
         logits: z, of any shape.
@@ -76,7 +79,7 @@ _logistic_loss.defjvp(_logistic_loss_jvp, symbolic_zeros=True)
 
 @jax.custom_jvp
 def _sigmoids(logits: Array) -> tuple[Array, Array]:
-    """Return `σ(z)` and `σ(−z)`, from the exponential that the loss has too."""
+    """Return `σ(z)` and `σ(−z)`, computed from `exp(−|z|)`, which the loss needs too."""
     exponential = jnp.exp(-jnp.abs(logits))
     larger = 1 / (1 + exponential)
     smaller = exponential * larger

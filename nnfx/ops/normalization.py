@@ -29,7 +29,7 @@ def batch_statistics(inputs: Array, weights: Array | None = None) -> RunningStat
     Args:
         inputs: `(batch, ..., channels)`, floats.
         weights: `(batch,)`, or `(batch, time)` for inputs `(batch, time, ..., channels)`; an example or step of weight
-            zero is left out, whatever its values. All 1 if None.
+            zero is left out, even if its values are not finite. All 1 if None.
 
     Returns:
         The statistics, in at least float32, with the total weight of the examples; zero if all weights are zero.
@@ -68,14 +68,15 @@ def _centred(x: Array, mean: Array, axes: tuple[int, ...]) -> Array:
 def update_statistics(running: RunningStatistics, latest: RunningStatistics, momentum: float) -> RunningStatistics:
     """Update the running statistics with a batch, as if all examples had been measured at once.
 
-    With `W = m W₀ + w` and the fraction `s = w / W` for the batch, the mean changes by `s δ`, `δ = mean_batch − mean₀`,
-    and `var = (1 − s) var₀ + s var_batch + s (1 − s) δ²`. A batch counts by the weight of its examples, so an
-    incomplete batch counts less than a full one, and the initial values are forgotten at the first batch.
+    Let W₀ be the weight of the running statistics and w the weight of the batch. The new weight is `W = m W₀ + w`, to
+    which the batch contributes the fraction `s = w / W`. The mean changes by `s δ`, where `δ = mean_batch − mean₀`, and
+    the variance becomes `(1 − s) var₀ + s var_batch + s (1 − s) δ²`. An incomplete batch thus counts less than a full
+    one, and the first batch replaces the initial values.
 
     Args:
         running: the statistics so far, with weight 0 at the start.
         latest: the statistics of a batch.
-        momentum: m, the fraction of the previous weight that is kept at each batch; 1 weights all examples equally.
+        momentum: m, the factor by which the previous weight is multiplied; with 1, all examples count equally.
 
     Example:
         >>> start = RunningStatistics(jnp.zeros(1), jnp.ones(1), jnp.zeros(()))
@@ -101,7 +102,7 @@ def values_per_channel(inputs: Array, weights: Array | None = None) -> Array | i
 
     Args:
         inputs: `(batch, ..., channels)`.
-        weights: as for `batch_statistics`.
+        weights: the weights of the examples, `(batch,)`, or of their steps, `(batch, time)`; all 1 if None.
 
     Example:
         >>> int(values_per_channel(jnp.ones((3, 2)), jnp.array([1.0, 0.0, 0.0])))

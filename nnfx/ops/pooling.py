@@ -2,7 +2,7 @@
 
 Each position within the window gives a strided view of the inputs, and the views are combined element by element. On a
 CPU this is 4 to 12 times faster than XLA's windowed reduction with its gradient (`select_and_scatter`), and it needs no
-custom rules: derivatives of every order and mode, and `jax.vmap`, follow from those of slices.
+custom rules: since JAX can differentiate and map slices, derivatives of every order and mode, and `jax.vmap`, work.
 """
 
 import itertools
@@ -33,7 +33,8 @@ def max_pool(
 ) -> Array:
     """Return the maximum of each window: `y[n, p, c] = max_q x[n, p · strides + q, c]`.
 
-    The gradient goes to a single element of each window, in a tie the first in row-major order, as in Flax.
+    Here n is an example, p a position in the output, q a position in the window and c a channel. The gradient goes to a
+    single element of each window; in a tie, to the first one in row-major order, as in Flax.
 
     Args:
         inputs: x, `(batch, width, channels)` or `(batch, height, width, channels)`.
@@ -70,6 +71,8 @@ def avg_pool(
 ) -> Array:
     """Return the mean of each window: `y[n, p, c] = Σ_q x[n, p · strides + q, c] / count`.
 
+    Here n is an example, p a position in the output, q a position in the window and c a channel.
+
     Args:
         inputs: x, `(batch, width, channels)` or `(batch, height, width, channels)`.
         window: the size of the window, one number for all axes or one per axis.
@@ -78,7 +81,7 @@ def avg_pool(
         padding: `"VALID"` (elements that no full window covers are left out), `"SAME"` (`ceil(size / stride)`
             outputs), or a pair `(before, after)` for each axis.
         count_include_pad: whether zeros from padding count as elements (the default in Flax and PyTorch), so that the
-            sum of each window is divided by its size; if not, only elements of the inputs count.
+            count is the size of the window; if not, only elements of the inputs are counted.
 
     Returns:
         `(batch, ..., channels)`, of the inputs' dtype; half precision is summed in float32.
@@ -175,7 +178,7 @@ def _geometry(
     return _Geometry(sizes, covered, steps, pads)
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3))  # a window takes many small operations, which are slow one by one
+@partial(jax.jit, static_argnums=(1, 2, 3))  # a window takes many small operations, which are slow if each is a program
 def _combine(inputs: Array, filling: float, geometry: _Geometry, combine: Callable[[Sequence[Array]], Array]) -> Array:
     """Combine the elements of each window, in row-major order."""
     edges = [(low, high, 0) for low, high in geometry.padding]

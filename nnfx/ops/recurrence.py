@@ -38,11 +38,11 @@ def recurrence(
         weights: the weights of the cell, of the inputs' dtype.
         state: the initial state, arrays `(batch, hidden)`; zeros if None.
         lengths: the number of real steps in each sequence, integers `(batch,)`; the rest is padding, which has no
-            effect, whatever its values.
+            effect, even if its values are not finite.
         reverse: whether time runs backwards, from each sequence's last step.
         formulation: `"own"` uses the hand-written gradient; `"plain"` leaves the gradient to JAX, which also supports
-            forward mode (`jax.jvp`); `"cudnn"` uses NVIDIA's LSTM in float32, on NVIDIA GPUs only: forwards in time,
-            without second derivatives or `jax.vmap`, and with at least one step in each sequence.
+            forward mode (`jax.jvp`); `"cudnn"` uses NVIDIA's LSTM, for float32 on NVIDIA GPUs. It runs forwards in time
+            only, supports neither second derivatives nor `jax.vmap`, and needs at least one step in each sequence.
 
     Returns:
         The outputs, `(batch, time, hidden)`, which are zero at padded steps, and the last state.
@@ -187,4 +187,4 @@ def _required_lengths(lengths: Array, inputs: Array) -> Array:
                 f"lengths: expected numbers from 0 to {inputs.shape[1]}, the number of steps, "
                 f"got {values.min()} to {values.max()}"
             )
-    return lengths.astype(jnp.int32)  # the dtype in which steps are counted; 8-bit integers could overflow
+    return lengths.astype(jnp.int32)  # steps are counted in int32, since 8-bit integers could overflow

@@ -4,10 +4,11 @@ Winograd's minimal filtering F(2 × 2, 3 × 3) computes 2 × 2 outputs from 4 ×
 
     Y = Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A
 
-with 16 multiplications in place of 36. Summed over channels, the products of the 16 places of all tiles are 16 products
-of matrices, `(tiles, channels) @ (channels, features)`; the transformations only add and halve. The gradient of the
-kernel is the transpose of the same form. Larger tiles take fewer multiplications, but lose digits: the errors of
-F(2 × 2, 3 × 3) are about those of a direct convolution, while those of F(4 × 4, 3 × 3) are ten times as large.
+with 16 multiplications instead of 36. The transformations by A, B and G only add and halve. With many channels, each of
+the 16 positions of a tile takes one matrix product, `(tiles, channels) @ (channels, features)`. The gradient of the
+kernel is the transpose of the same computation. Larger tiles would take fewer multiplications, but lose accuracy: the
+errors of F(2 × 2, 3 × 3) are about as large as the errors of a direct convolution, and those of F(4 × 4, 3 × 3) are ten
+times larger.
 
 Lavin and Gray, *Fast algorithms for convolutional neural networks*, CVPR 2016.
 """
@@ -21,13 +22,13 @@ from jax.typing import DTypeLike
 from nnfx.types import Array
 
 TILE = 2
-"""The outputs of a tile along each axis; it has two more inputs than that."""
+"""The number of outputs of a tile along each axis; a tile has two more inputs than outputs along each axis."""
 FEWEST_CHANNELS = 32
 """With fewer input or output channels, the transformations take longer than the multiplications saved."""
 FEWEST_PRODUCTS = 64 * 128
-"""The least product of both channel counts from which on the gradient of the kernel is faster, too."""
+"""The smallest product of input and output channels for which the gradient of the kernel is faster by tiles, too."""
 _LEAST_SIZE = 12
-"""The smallest width and height of the outputs: on smaller ones, incomplete tiles waste what is saved."""
+"""The smallest width and height of the outputs: for smaller outputs, incomplete tiles cost more than is saved."""
 
 
 def suits(kernel: Sequence[int], outputs: Sequence[int], dtype: DTypeLike) -> bool:
@@ -67,7 +68,7 @@ def convolve(inputs: Array, kernel: Array, outputs: Sequence[int], padding: Sequ
 
 
 def kernel_gradient(inputs: Array, cotangent: Array, padding: Sequence[tuple[int, int]]) -> Array:
-    """Return the cotangent of the kernel, `(3, 3, channels, features)`, from that of the outputs; see `convolve`."""
+    """Return the cotangent of the kernel of `convolve`, `(3, 3, channels, features)`."""
     outputs = cotangent.shape[1:3]
     count = [-(-size // TILE) for size in outputs]
     ends = [(0, TILE * tiles - size) for tiles, size in zip(count, outputs, strict=True)]
@@ -111,27 +112,27 @@ def _apart(rows: Array) -> Array:
 
 
 def _of_inputs(d: Array | Sequence[Array]) -> list[Array]:
-    """`Bᵀ d`."""
+    """Return `Bᵀ d`."""
     return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
 
 
 def _of_kernel(g: Array | Sequence[Array]) -> list[Array]:
-    """`G g`."""
+    """Return `G g`."""
     outer, inner = 0.5 * (g[0] + g[2]), 0.5 * g[1]
     return [g[0], outer + inner, outer - inner, g[2]]
 
 
 def _of_products(m: Array | Sequence[Array]) -> list[Array]:
-    """`Aᵀ m`."""
+    """Return `Aᵀ m`."""
     return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
 
 
 def _of_cotangent(y: Array | Sequence[Array]) -> list[Array]:
-    """`A y`."""
+    """Return `A y`."""
     return [y[0], y[0] + y[1], y[0] - y[1], -y[1]]
 
 
 def _of_weights(u: Array | Sequence[Array]) -> list[Array]:
-    """`Gᵀ u`."""
+    """Return `Gᵀ u`."""
     total, difference = 0.5 * (u[1] + u[2]), 0.5 * (u[1] - u[2])
     return [u[0] + total, difference, total + u[3]]

@@ -37,7 +37,9 @@ class BestModel:
         self._is_hopeless = False
 
     def save(self, run: Run) -> None:
-        """Save the best weights of a run in the background, unless they are saved already; if it is too soon, later.
+        """Save the best weights of a run in the background, at once or, if the last save was too recent, later.
+
+        Weights that have been saved already are not saved again.
 
         Raises:
             OSError: if the previous save failed, or the folder is not writable.
@@ -56,7 +58,7 @@ class BestModel:
         if self._unfilled is None:
             try:
                 self._unfilled = saved.Unfilled.of(run.model, run.best.variables, run.preprocess, self._example(run))
-            except Exception as error:  # whatever the user's parts raise: the run continues without a saved model
+            except Exception as error:  # after any error, the run continues without a saved model
                 self._is_hopeless = True
                 with paths.replace(reason) as aside:
                     aside.write_text(str(error))

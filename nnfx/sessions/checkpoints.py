@@ -25,7 +25,7 @@ class AnotherRunError(ValueError):
 class Checkpoints:
     """A folder of checkpoints of one run.
 
-    Use it in a `with` statement, which locks the folder, removes the remains of interrupted saves, and on exit waits
+    Use it in a `with` statement, which locks the folder, removes the files left by interrupted saves, and on exit waits
     for the last save. A checkpoint is named after its number, such as `epoch-00000012`. With several processes, the
     first one locks, removes and saves, and all processes load.
 
@@ -112,9 +112,10 @@ class Checkpoints:
 
         Args:
             number: the number of epochs, or other units; there must be no checkpoint with this number yet.
-            tree: the arrays, as for `nnfx.checkpoint.save`.
+            tree: the arrays; see `nnfx.checkpoint.save`.
             loss: the loss by which checkpoints are ranked, lowest first; NaN ranks last.
-            about: notes, as for `nnfx.checkpoint.save`; the number, under the unit's name, and the loss are added.
+            about: notes to store with the arrays; see `nnfx.checkpoint.save`. The number, under the name of its unit,
+                and the loss are added.
 
         Raises:
             OSError: if the previous save failed, or the folder is not writable.
@@ -151,13 +152,13 @@ class Checkpoints:
         """Load the newest checkpoint; return None if there is none. Every process must call this method.
 
         Args:
-            expected: a function that returns the expected tree for a description, as for `nnfx.checkpoint.load_as`,
-                and raises `AnotherRunError` for a checkpoint of another run.
+            expected: a function that returns the expected tree for a description (see `nnfx.checkpoint.load_as`), and
+                raises `AnotherRunError` for a checkpoint of another run.
             skip_damaged: whether to set unusable checkpoints aside with a warning, and load the newest good one.
                 Otherwise, an error names the unusable checkpoint.
 
         Raises:
-            ValueError: as `load` and `expected` do.
+            ValueError: for a checkpoint that is damaged, unreadable or of another run.
         """
         if not distributed.is_first():
             distributed.wait()
@@ -180,7 +181,7 @@ class Checkpoints:
                 raise
             except (ValueError, DamagedError) as error:
                 refused.append((path, error))
-            except Exception as error:  # from the disk, from Orbax, or for unexpected notes
+            except Exception as error:  # an error of the disk or of Orbax, or one caused by unexpected notes
                 words = f"{path}: could not read the checkpoint: {type(error).__name__}: {error}"
                 refused.append((path, DamagedError(words)))
         if not refused:

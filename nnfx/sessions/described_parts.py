@@ -35,7 +35,7 @@ _DEPTH = 60
 _HIDDEN = {"name", "parent", "scope"}
 """The fields that Flax adds to a module."""
 _PASSING = ("__", "_nnfx")
-"""Prefixes of attribute names that do not describe an object, such as that of its compiled programs."""
+"""Prefixes of the names of attributes that do not describe an object, such as its compiled programs."""
 _CONFIGURED = ("jax_default_matmul_precision", "jax_threefry_partitionable")
 """Global settings of JAX that affect results."""
 
@@ -164,7 +164,7 @@ class _Walk:
         elif isinstance(value, Set):
             self.facts[path] = f"the set {', '.join(sorted(map(_plain, value)))}"
         elif hasattr(value, "dtype") and isinstance(getattr(value, "dtype", None), np.dtype) and callable(value):
-            self.facts[path] = f"dtype {value.dtype}"  # such as jnp.float32
+            self.facts[path] = f"dtype {value.dtype}"  # a scalar type, such as jnp.float32
         elif isinstance(getattr(value, "__wrapped__", None), Callable):  # type: ignore[arg-type]
             self._wrapper(value, path)
         elif callable(value) and not _is_own(type(value)) and getattr(value, "__name__", None):
@@ -196,10 +196,12 @@ class _Walk:
         }
         if not _is_own(value):
             package, name = _package(value), value.__qualname__
-            if getattr(sys.modules.get(_module(value)), name, None) is value:  # identified by its name in its module
+            # if its module contains it under its name, the name identifies it
+            if getattr(sys.modules.get(_module(value)), name, None) is value:
                 self.facts[path] = f"{package}.{name}"
                 return
-            if (getattr(value, "__module__", None) or "").partition(".")[0] != package:  # a wrapper: named by its code
+            # a wrapper, which takes its name from its code
+            if (getattr(value, "__module__", None) or "").partition(".")[0] != package:
                 name = value.__code__.co_qualname
             # the name of the enclosing function, such as a factory, not of the inner function
             self.facts[path] = f"{package}.{name.partition('.<locals>')[0]}"
@@ -262,7 +264,7 @@ class _Walk:
     def _wrapper(self, value: Any, path: str) -> None:
         """Describe the result of `jax.jit` and similar transformations by the wrapped function."""
         self.into(value.__wrapped__, path)
-        for name in ("jvp", "fwd", "bwd"):  # custom derivatives
+        for name in ("jvp", "fwd", "bwd"):  # the functions of custom derivatives
             if isinstance(each := getattr(value, name, None), types.FunctionType) and _is_own(each):
                 self.into(each, f"{path}.{name}")
 
@@ -283,7 +285,7 @@ class _Walk:
         self._fields(value, path, sorted(name for name in {*held, *slots} if not name.startswith(_PASSING)))
 
     def _is_known(self, value: Any, path: str) -> bool:
-        """Return whether a function or class was described before, and record a reference to that or remember it."""
+        """Return whether a function or class was described before; if so, refer to that, otherwise remember it."""
         if id(value) in self._seen:
             self.facts[path] = f"the same as {self._seen[id(value)]}"
             return True

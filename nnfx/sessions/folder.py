@@ -15,7 +15,7 @@ from nnfx.sessions.checkpoints import AnotherRunError, saved_in
 from nnfx.sessions.identity import UNITS, Identity, Moments
 
 NOTES, NOTES_OF_SEARCH = "run.json", "search.json"
-"""The files that describe the run, or the search, of a folder."""
+"""The files that describe the run, or the search, that a folder belongs to."""
 _ANOTHER = "use another folder for another run"
 
 

@@ -1,4 +1,4 @@
-"""The keeper of a program resumes it after an interruption, saves and logs it, and handles signals."""
+"""A keeper runs a program: it resumes it after an interruption, saves and logs its progress, and handles signals."""
 
 import contextlib
 import dataclasses
@@ -68,8 +68,8 @@ class Keeper:
         Args:
             program: the program to run.
             evaluate: a function that returns numbers by name for a state between epochs, or None. It requires `out`.
-            look: called with the state after each pause of the program.
-            publish: called with each state that is saved, and with the state from which the program resumes.
+            look: a function called with the state after each pause of the program.
+            publish: a function called with each state that is saved, and with the state from which the program resumes.
 
         Returns:
             The final state.

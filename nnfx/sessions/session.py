@@ -51,14 +51,15 @@ def session(
 
     A session returns the same result as `fit(key, data, **hyper)`, bit for bit (for a run of more than one step),
     however often it was killed: the same call resumes from the newest checkpoint in the folder, or returns the
-    finished run. A resumed run may have more epochs. Everything else that determines the run (key, data,
+    finished run. A run may be resumed with more epochs. Everything else that determines the run (key, data,
     hyper-parameters, layers, initial weights, loss, optimizer, rules) must be the same; otherwise, an error lists the
     differences. If package versions or the kind of device differ, a warning is given, since the following results may
     differ in rounding. A finished run is returned even if its folder is read-only.
 
-    Data larger than memory is kept in a folder (see `nnfx.data.store`), from which Grain prefetches batches: `(key,
-    examples, valid, **hyper) -> Run`, with the rows in the same order as in memory. Such a run is also saved within
-    epochs, and sees every example of an epoch exactly once, however often it was killed.
+    Data larger than memory is kept in a folder (see `nnfx.data.store`), from which Grain prefetches batches. The
+    session is then called with the stored examples and the held-out data, as in `(key, examples, valid, **hyper) ->
+    Run`. The rows are visited in the same order as for data in memory. Such a run is also saved within epochs, and sees
+    every example of an epoch exactly once, however often it was killed.
 
     About once a second, the host updates the folder and checks for signals:
 
@@ -75,9 +76,10 @@ def session(
     - On Ctrl-C or SIGTERM, a checkpoint is saved and a message explains how to continue; then `KeyboardInterrupt` or
       `SystemExit(143)` is raised. A second signal ends the process at once.
 
-    Several processes form one session if all of them call it with the same folder, which all must be able to read. The
-    first process writes, and handles signals for all; every process returns the run. Each process reads its part of
-    each stored batch, and all devices compute together; a run may resume with a different number of processes.
+    Several processes form one session if all of them call it with the same folder, which all must be able to read. Only
+    the first process writes files, and a signal that it receives applies to all; every process returns the run. Each
+    process reads its part of each stored batch, and all devices compute together; a run may resume with a different
+    number of processes.
 
     Args:
         fit: the run function, made by `nnfx.fit`, with a batch size if the data is stored.
@@ -99,14 +101,14 @@ def session(
         tensorboard: whether to write logs for TensorBoard, to `out/tensorboard/`.
         json_lines: whether to write `out/history.jsonl` and `out/evaluation.jsonl` too, with a line of JSON per row.
         log: a function called with the metrics of each epoch and the results of `evaluate`, as numbers by name, with
-            `epoch`: `lambda row: wandb.log(row, step=row["epoch"])` for Weights & Biases, or `lambda row:
+            `epoch`: for example, `lambda row: wandb.log(row, step=row["epoch"])` for Weights & Biases, or `lambda row:
             mlflow.log_metrics(row, step=row["epoch"])` for MLflow. After a kill, epochs that were not yet saved are
             passed again, with the same numbers.
 
     Returns:
-        The session, a function. Calling it raises the errors of `fit`; `ValueError` for a damaged checkpoint, for the
-        folder of another run, and within `jit`, `vmap` or `grad`; and `OSError` if the folder is not writable, or is
-        in use by another process. Saved checkpoints stay intact.
+        The session, which is a function. A call raises the same errors as `fit`. In addition, it raises `ValueError`
+        for a damaged checkpoint, for the folder of another run, and within `jit`, `vmap` or `grad`; and `OSError` if
+        the folder is not writable, or is in use by another process. Saved checkpoints stay intact.
 
     Raises:
         TypeError, ValueError: for arguments of the wrong type or out of range.
@@ -174,8 +176,9 @@ class Session:
         """Train from the newest checkpoint, or from initialisation, until the run ends.
 
         Args:
-            key: a typed key, as for a run without a session.
-            data: the data, as for a run without a session; or stored training examples, opened by `nnfx.data.stored`.
+            key: a typed key; it determines the initial weights, the order of the rows, and all other random draws.
+            data: the data, as returned by `nnfx.data.prepare`; or stored training examples, as opened by
+                `nnfx.data.stored`.
             valid: for stored examples, the held-out data in memory, such as `nnfx.data.stored(...).load()`; or None.
             **hyper: a number for each hyper-parameter.
 

@@ -42,7 +42,7 @@ def text_of(function: FunctionType) -> str | None:
 
 
 def constants_of(code: CodeType) -> str:
-    """Return the constants and names of a function without source, which do not depend on the release of Python."""
+    """Return the constants and names in a function without source; they do not depend on the release of Python."""
     inner = sorted(constants_of(each) for each in code.co_consts if isinstance(each, CodeType))
     values = sorted({repr(each) for each in code.co_consts if isinstance(each, int | float | complex | str | bytes)})
     return f"{code.co_varnames[: code.co_argcount]}{sorted(code.co_names)}{values}{inner}"
@@ -108,7 +108,7 @@ def _node_of(code: CodeType, text: str) -> Any:
             if (place := instruction.positions) is not None
             and place.lineno is not None
             and place.col_offset is not None
-            and place.end_col_offset  # None or zero for instructions without their own position
+            and place.end_col_offset  # None or zero if the instruction has no position of its own
         ]
         around = [node for node in found if all(_begin(node) <= place < _end(node) for place in places)]
         found = [max(around, key=_begin)] if around and places else []

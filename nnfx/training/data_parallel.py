@@ -31,10 +31,11 @@ def data_parallel(
 ) -> Step:
     """Turn a single-device step into a step that computes the same update with batches split over several devices.
 
-    Each device computes the gradient of its rows, `Σ_i w_i ∇ℓ_i / Σ w` with the weight of the whole batch; the
-    gradients are summed across devices, and all devices make the same update. Batch sizes need not be divisible by the
-    number of devices. Dropout, augmentation and batch-norm statistics are computed as for the whole batch, so the
-    results depend on the number of devices only through rounding.
+    Each device computes its part of the gradient, `Σᵢ wᵢ ∇ℓᵢ / W`, where the sum is over its rows i, with weights wᵢ
+    and losses ℓᵢ, and W is the total weight of the whole batch. These parts are summed across devices, and all devices
+    make the same update. Batch sizes need not be divisible by the number of devices. Dropout, augmentation and
+    batch-norm statistics give the same results as on the whole batch, so the number of devices changes results only by
+    rounding.
 
     - **"mesh"** leaves the splitting to XLA (`jit` and shardings), which preserves the meaning of any model and any
       loss. This is the default choice.
@@ -84,7 +85,7 @@ def _by_mesh(
     step: Step, devices: tuple[jax.Device, ...], state: TrainState, batch: Batch
 ) -> tuple[TrainState, Metrics]:
     """Let XLA split the step over the ambient mesh, if it has the axis `AXIS`, or otherwise over a new mesh."""
-    batch = zeroed(batch)  # replacements for rows of weight zero might be on another device
+    batch = zeroed(batch)  # zeros, since rows to copy might be on another device
     ambient = jax.sharding.get_abstract_mesh()
     if AXIS in ambient.axis_names:
         stepped = step(_placed(P(), state), _placed(P(AXIS), batch))

@@ -20,7 +20,7 @@ from nnfx.training.parts import Recipe
 from nnfx.types import Array, Hyper
 
 SECONDS = 1.0
-"""The intended duration of a piece: signals are noticed, and time budgets kept, to within this time."""
+"""The intended duration of a piece, in seconds: signals and time budgets are checked between pieces."""
 
 History = dict[str, np.ndarray]
 """Each metric by epoch, `(epochs,)`."""

@@ -55,7 +55,7 @@ class Best(NamedTuple):
         return cls(epoch, held_out_loss, model_state.pop("params"), model_state)
 
     def or_better(self, latest: "Best") -> "Best":
-        """Return `self` or `latest`: a finite loss wins, then the lower, then `self`; if none is finite, `latest`."""
+        """Return `latest` if its loss is finite and lower, or if `self` has no finite loss; otherwise `self`."""
         assert self.held_out_loss is not None
         assert latest.held_out_loss is not None
         is_lower = (latest.held_out_loss < self.held_out_loss) & jnp.isfinite(latest.held_out_loss)
@@ -152,8 +152,9 @@ def run_epochs_until(
 ) -> tuple[RunState, dict[str, Array]]:
     """Train until `until` epochs in total, for at most `at_most` epochs. Reverse-mode differentiation is not supported.
 
-    `until` is traced, so one program serves any number of epochs; otherwise like `scan_epochs`. Mapped runs share one
-    `first_epoch` and advance together; stopped runs stay unchanged.
+    `until` is traced, so one program serves any number of epochs. The other arguments and the result are those of
+    `scan_epochs`. Runs mapped with `jax.vmap` share one `first_epoch` and advance together; stopped runs stay
+    unchanged.
     """
     first = jnp.asarray(state.epoch if first_epoch is None else first_epoch, jnp.int32)
     # every epoch checks again whether the run has stopped, as within the scan: without this, XLA rounds differently
@@ -189,7 +190,7 @@ def _epoch(
     is_whole = recipe.batch_size in (None, train.weights.shape[0])
     train = rows.filled(train) if is_whole else rows.without_padding(train)
     if valid is not None and valid.weights.shape[0] <= EVALUATION_ROWS:
-        valid = rows.filled(valid)  # once, not in every epoch
+        valid = rows.filled(valid)  # done once here rather than in every epoch
 
     def run(state: RunState, number: Array) -> tuple[RunState, dict[str, Array]]:
         trained, measured = _train_epoch(step, state, number, train, recipe.batch_size)

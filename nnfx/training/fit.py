@@ -40,45 +40,49 @@ def fit(
 ) -> "Fit":
     """Make a run function: a pure function `(key, data, **hyper) -> Run`, compiled on its first call.
 
-    The hyper-parameters are the numeric keyword arguments of the parts: of the optimizer's factory, of the loss after
-    outputs and targets, of the stopping rules' factories, and of the model's factory, if it has one.
-    Hyper-parameters are traced, so changing one needs no recompilation. `jax.vmap` over keys or hyper-parameters turns
-    many runs into one program, and `jax.grad` differentiates through a run.
+    The hyper-parameters are the numeric keyword arguments of the functions that you pass: the optimizer's factory, the
+    loss (after outputs and targets), the factories of stopping rules, the penalty, the augmentation, the average, and
+    the model's factory, if there is one. Hyper-parameters are traced, so changing one needs no recompilation.
+    `jax.vmap` over keys or hyper-parameters turns many runs into one program, and `jax.grad` differentiates through a
+    run.
 
     Each epoch visits every row once, in an order drawn from the key. The last batch may be incomplete; it is padded
-    with rows of weight zero, not dropped. Weights are relative within each batch, so they have no effect in
-    batches of one row.
+    with rows of weight zero, not dropped. Only the ratios of the rows' weights within a batch matter, so these weights
+    have no effect in batches of one row.
 
     Args:
         model: a model, or a function of hyper-parameters that returns one.
         loss: the per-example loss, `(outputs, targets, **numbers) -> (batch,)`.
-        optimizer: an Optax factory such as `optax.adam`, or an optimizer. Optimizers meant to be evaluated with
-            weights other than those they update (`optax.contrib.schedule_free`, `optax.lookahead`,
-            `optax.contrib.sam`) are evaluated that way. `optax.MultiSteps` updates the weights once every `k` steps,
-            by the unweighted mean of the gradients; the last steps of a run have no effect if fewer than `k` are left.
+        optimizer: an Optax factory such as `optax.adam`, or an optimizer. Some optimizers (`optax.lookahead`,
+            `optax.contrib.schedule_free`, `optax.contrib.sam`) provide other weights for evaluation than the weights
+            that they update; the run then evaluates these. `optax.MultiSteps` updates the weights once every `k` steps,
+            with the unweighted mean of `k` gradients; if fewer than `k` steps are left at the end of a run, they have
+            no effect.
         epochs: the maximum number of epochs.
-        batch_size: rows per minibatch: 1 is stochastic gradient descent, None the full batch.
+        batch_size: the number of rows in a minibatch; 1 for stochastic gradient descent, None for the full batch.
         stop: a stopping rule, or a factory for one, such as `nnfx.stopping.patience`; or a list of rules and factories.
-        metrics: further quantities, as functions or names of `nnfx.metrics`: `["accuracy", "roc_auc"]`, or a mapping
-            from your own names, `{"auc": nnfx.metrics.roc_auc}`. Each row with positive weight counts once in a
-            metric, unless the metric is marked by `nnfx.metrics.weighted`. Metrics over all rows at once, such as areas
-            under curves, are computed once per epoch, and only on held-out data.
+        metrics: further quantities to measure: a list of functions or names of `nnfx.metrics`, such as `["accuracy",
+            "roc_auc"]`, or a mapping from your own names, such as `{"auc": nnfx.metrics.roc_auc}`. Each row with
+            positive weight counts once in a metric, unless the metric is marked by `nnfx.metrics.weighted`. Metrics
+            over all rows at once, such as areas under curves, are computed once per epoch, and only on held-out data.
         penalty: a penalty added to the training loss, `(params, **numbers) -> scalar`, such as `nnfx.regularizers.l2`.
         augment: a function that changes each batch before the model sees it, `(key, batch, **numbers) -> batch`, such
             as `nnfx.augment.gaussian_noise`; or several, applied in turn.
-        average: the fraction that the latest weights contribute to their average, `(count, **numbers) -> fraction`,
-            such as `nnfx.averaging.exponential`; the run is then evaluated with the average, and predicts with it.
-        make_step: a function that makes the step; set options for `nnfx.make_step`, such as micro-batches, mixed
-            precision, or skipping non-finite steps, with `functools.partial(nnfx.make_step, ...)`.
+        average: a function `(count, **numbers) -> fraction`, such as `nnfx.averaging.exponential`, that returns the
+            fraction which the latest weights contribute to an average of the weights. The run is then evaluated with
+            the average, and predicts with it.
+        make_step: a function that makes the training step. To set options of `nnfx.make_step`, such as micro-batches,
+            mixed precision, or skipping non-finite steps, pass `functools.partial(nnfx.make_step, ...)`.
         parallel: a transformation of the step for several devices, such as `nnfx.data_parallel`; the result of the run
             stays the same up to rounding.
-        rematerialize_epochs: whether differentiation through the run stores only the state at the start of each epoch,
-            and trains each epoch again: this needs memory only for the steps of one epoch, and about twice the time.
+        rematerialize_epochs: whether to save memory when the run is differentiated. Only the state at the start of each
+            epoch is then stored, and each epoch is trained again: this needs memory only for the steps of one epoch,
+            but takes about twice the time.
 
     Returns:
         The run function. Before anything is trained, it raises an error for unknown, missing or invalid
         hyper-parameters, a key that is not typed, a batch size above the number of rows, data that is not finite,
-        targets that do not suit the loss, and a loss or a metric that is not per example.
+        targets that do not suit the loss, and a loss or a metric that returns values of the wrong shape.
 
     Raises:
         TypeError, ValueError: for arguments of the wrong type or out of range.
@@ -138,7 +142,7 @@ class Fit(Recipe):
         """Train from initialisation until the run ends.
 
         Args:
-            key: a typed key; it determines the weights, the order of the rows, and all noise.
+            key: a typed key; it determines the initial weights, the order of the rows, and all other random draws.
             data: the data, as returned by `nnfx.data.prepare`.
             **hyper: a number for each hyper-parameter; see `hyper_names`.
 

@@ -1,4 +1,4 @@
-"""Inputs that are integers, such as tokens: a model may refuse them by their values, which programs cannot do."""
+"""Checks of integer inputs, such as tokens: a model may reject their values, but only outside compiled programs."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from nnfx.types import Batch, Model, Variables
 
 
 def check(model: Model, batch: Batch, variables: Variables | None = None) -> None:
-    """Show integers such as tokens to the model untraced, since it may refuse them by their values."""
+    """Apply the model to concrete integers, such as tokens, so that it can raise an error for invalid values."""
     if not _integers(batch.inputs) or not checks.is_concrete(batch):
         return
     with jax.ensure_compile_time_eval():
@@ -24,7 +24,7 @@ def check(model: Model, batch: Batch, variables: Variables | None = None) -> Non
 
 
 def check_inputs(owner: Any, model: Model, variables: Variables, inputs: Any) -> None:
-    """Check integers as `check` does, unless they lie in a range that `owner` has seen before."""
+    """Check integers with `check`, unless they lie in a range that was checked before for this `owner`."""
     if not _integers(inputs) or not checks.is_concrete(inputs):
         return
     size = jax.tree.leaves(inputs)[0].shape[0]

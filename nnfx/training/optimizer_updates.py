@@ -93,7 +93,7 @@ def _has_slopes(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Arr
     try:
         outputs, pull = jax.vjp(of_floats, [leaves[i] for i in places])
         (slopes,) = pull([jnp.ones_like(leaf) for leaf in outputs])
-    except ValueError:  # from a line search, which has no reverse mode: forward mode was requested
+    except ValueError:  # line searches have no reverse mode, so forward mode is in use
         return jnp.asarray(False)
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in slopes]).all()
 

@@ -35,8 +35,8 @@ def apply_padded(owner: Any, apply: Callable[[Any], Any], inputs: Any, others: A
     """Apply a function of independent rows, padding them so that only a few different numbers of rows occur.
 
     The added rows repeat an existing row, so they do not introduce non-finite values. The first call tries two
-    different rows as padding: if the outputs of the other rows depend on the choice, as for a model that normalises
-    over its batch, rows are never padded.
+    different rows as padding. If the outputs of the other rows depend on this choice, for example because the model
+    normalises over its batch, rows are never padded.
 
     Args:
         owner: the object that the function belongs to, such as a run's recipe, on which it is recorded whether rows

@@ -119,8 +119,8 @@ class Parts(NamedTuple):
         metrics: further per-example metrics by name, computed from the outputs of the same forward pass.
         penalty: a scalar function of the parameters, added to the loss, such as a multiple of their squares; or None.
         augment: a function applied to each batch first, `(key, batch) -> batch`, see `nnfx.augment`; or None.
-        average: the fraction that the latest variables contribute to their average, `count -> fraction`, see
-            `nnfx.averaging`; or None.
+        average: a function `count -> fraction` that returns the fraction which the latest variables contribute to their
+            average, see `nnfx.averaging`; or None.
         stop: the stopping rules, which a run applies after each epoch.
 
     Example:

@@ -22,13 +22,13 @@ MaybeBatch = TypeVar("MaybeBatch", Batch, Batch | None)
 
 
 class Filled(Batch):
-    """A batch returned by `filled`, or rows of such a batch: the type marks it while a step is traced."""
+    """A batch returned by `filled`, or rows of such a batch; the type tells later functions that it has been filled."""
 
     __slots__ = ()
 
 
 class Weighted(Filled):
-    """A filled batch that is known to have a positive weight, or data whose batches all do: no step is skipped."""
+    """A filled batch with at least one positive weight, or data with only such batches, so that no step is skipped."""
 
     __slots__ = ()
 

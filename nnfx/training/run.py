@@ -36,7 +36,7 @@ class Run:
         columns: the columns of `history`, with zeros for epochs after the stop.
         epochs: the number of epochs run.
         stopped_by: the position of the stopping rule that ended the run, −1 if it ran to its last epoch.
-        hyper: the hyper-parameters passed.
+        hyper: the hyper-parameters of the run.
         preprocess: the preprocessing of raw features, and the map from outputs back to the units of the raw targets.
         fit: the run function that made the run.
     """
@@ -52,7 +52,7 @@ class Run:
 
     @property
     def history(self) -> dict[str, Array]:
-        """Each metric by epoch, `(epochs,)`; NaN after the run stopped.
+        """The values of each metric by epoch, `(epochs,)`; NaN for epochs after the run stopped.
 
         For example, `train_loss` is averaged over the steps of the epoch, and `valid_loss` is measured at its end. A
         metric with nothing to average, as in an epoch whose steps were all skipped, is also NaN.
@@ -135,7 +135,9 @@ class Run:
         )
 
     def predict(self, inputs: Any, variables: Variables | None = None) -> Array:
-        """Return the model's outputs for raw inputs, `(batch, features)`, or `Sequences`; otherwise like `apply`.
+        """Preprocess raw inputs, `(batch, features)` or `Sequences`, and return the model's outputs.
+
+        The argument `variables` is described in `apply`.
 
         If the targets were standardised, the outputs of `apply` are in standardised units; the outputs of `predict` are
         in the units of the raw targets.
@@ -144,7 +146,7 @@ class Run:
         return self.preprocess.raw_outputs(self.apply(self.preprocess(inputs), variables))
 
     def evaluate(self, data: Batch, variables: Variables | None = None) -> dict[str, Array]:
-        """Return the loss and the metrics on preprocessed data, such as `data.valid`; `variables` as for `apply`."""
+        """Return the loss and the metrics on preprocessed data, such as `data.valid`; see `apply` for `variables`."""
         self._require_single()
         if not isinstance(data, Batch):
             raise TypeError(f"data: expected a Batch, such as data.valid, got {type(data).__name__}")
@@ -160,18 +162,19 @@ class Run:
 
         The folder contains the weights, the preprocessing, the names of features and classes, the hyper-parameters, the
         metrics, the package versions, a checksum of every file, and the model as a portable program for CPUs, CUDA and
-        TPUs, where supported: no code and no pickles. The program takes any number of rows, and any number of steps of
-        a sequence if the model allows it. Releases of JAX from the following six months can read it.
+        TPUs, where supported. It contains neither Python code nor pickles. The program takes any number of rows, and
+        any number of steps of a sequence if the model allows it. Releases of JAX from the following six months can read
+        it.
 
         Args:
             path: a folder that does not exist yet.
-            inputs: example inputs, preprocessed, for a model whose inputs are not one array with the shape of the
-                preprocessed features, such as `Sequences`.
+            inputs: preprocessed example inputs. Pass them if the model's inputs are not a single array with the shape
+                of the preprocessed features, for example if they are `Sequences`.
 
         Raises:
             FileExistsError: if the path already exists.
-            ValueError: for a model that cannot be exported, such as one that calls cuDNN, and within `jit` and `grad`.
-                Nothing is written then.
+            ValueError: for a model that cannot be exported, such as one that calls cuDNN, and for a call within `jit`
+                or `grad`. Nothing is written in these cases.
 
         Example:
             >>> import nnfx, optax, tempfile
@@ -197,8 +200,7 @@ class Run:
         The preprocessing is included, so inputs are raw float32 (int32 for tokens), with NaN for missing values if the
         run fills them. The categories of a data frame are an exception: the file takes a 0/1 column for each category,
         in the order of `data.features` but without the indicators of missing values, whereas `save` keeps the frame's
-        own columns. The outputs of the file are compared with those of `predict` on a few rows before it is moved to
-        `path`.
+        own columns. Before the file is moved to `path`, its outputs are compared with `predict` on a few rows.
 
         Args:
             path: a file that does not exist yet. Its suffix determines the format: `.stablehlo` is written by
@@ -251,7 +253,7 @@ class Run:
 
 
 def _in_short(value: Any) -> str:
-    """Describe a hyper-parameter: a number without the digits that are due to its precision alone."""
+    """Format a hyper-parameter for printing: `0.1` rather than all digits of the float32 number nearest to it."""
     is_number = np.ndim(value) == 0 and checks.is_concrete(value)
     return f"{float(value):g}" if is_number else checks.describe(value)
 
@@ -307,6 +309,6 @@ def _apply(
 def _evaluate(
     recipe: Recipe, shapes: tuple[tuple[int, ...], ...], hyper: Hyper, variables: Variables, data: Batch
 ) -> dict[str, Array]:
-    del shapes  # as for `_apply`
+    del shapes  # one memo entry per number of rows, as in `_apply`
     parts = recipe.bind(hyper)
     return {name: mean.value for name, mean in evaluate(parts.model, parts.measures, variables, data).items()}

@@ -99,35 +99,38 @@ def make_step(
 ) -> Step:
     """Make the training step `(state, batch) -> (state, metrics)`, a pure function.
 
-    The step follows the gradient of the empirical loss `Σ wᵢ ℓᵢ / Σ wᵢ` of the batch plus the penalty; weights are
-    relative within a batch. If steps or outputs have weights, the loss is `Σ wᵢⱼ ℓᵢⱼ / Σ wᵢⱼ`. The randomness of step
-    *t* comes from `fold_in(state.key, t)`. Compile the step with `jax.jit`; donating the state is up to the caller.
+    The step follows the gradient of the weighted mean loss of the batch, `Σ wᵢ ℓᵢ / Σ wᵢ`, plus the penalty. Here ℓᵢ is
+    the loss of example i and wᵢ its weight. If each time step or output j of an example has its own weight, the mean is
+    `Σ wᵢⱼ ℓᵢⱼ / Σ wᵢⱼ`. The random draws of step *t* depend on `fold_in(state.key, t)` alone. Compile the step with
+    `jax.jit`; the caller decides whether to donate the state.
 
     Args:
         model: the model.
         loss: the per-example loss, `(outputs, targets) -> (batch,)`.
         optimizer: an Optax optimizer.
         metrics: further per-example metrics by name, computed from the outputs of the same forward pass.
-        micro_batches: the number of micro-batches into which a batch is split, to be processed one after the other:
-            the same gradient in less memory. A micro-batch counts by the total weight of its rows; layers that mix
-            rows, such as batch norm, see one micro-batch at a time.
+        micro_batches: the number of micro-batches into which a batch is split. They are processed one after the other,
+            which gives the same gradient in less memory. Each micro-batch counts in proportion to the total weight of
+            its rows. Layers that mix rows, such as batch norm, see one micro-batch at a time.
         compute_dtype: the dtype to compute in, such as `jnp.bfloat16`; parameters, gradients and the optimizer's state
             keep their dtypes. None to compute in the dtype of the parameters.
-        precision: the precision of matrix products on GPUs and TPUs: "float32" so that backends agree,
+        precision: the precision of matrix products on GPUs and TPUs: "float32" for results that agree across backends,
             "tensorfloat32" or "bfloat16" for speed.
         rematerialize: whether to recompute activations for the gradient instead of storing them.
         skip_non_finite: whether to skip steps whose loss or gradient is not finite; `state.fault` records the number of
             skipped steps, and what was not finite in the first of them.
         **others: further parts, named as in `nnfx.fit`, with hyper-parameters bound: `penalty`, a scalar function of
-            the parameters; `augment`, `(key, batch) -> batch`; and `average`, `count -> fraction`, for which the
-            state must be made with `average=True`, and predictions use `state.evaluated`.
+            the parameters; `augment`, a function `(key, batch) -> batch`; and `average`, a function `count ->
+            fraction`. For a step with `average`, make the state with `average=True`, and predict with
+            `state.evaluated`.
 
     Returns:
         The step; its metrics, which include `"loss"`, are sums that can be merged.
 
     Raises:
-        ValueError: from the step, for a loss that is not per example, a batch that cannot be split evenly into
-            micro-batches, a state with an average for a step without `average`, or vice versa.
+        ValueError: when the step is called, for a loss that does not return one value per example; for a batch that
+            cannot be split evenly into micro-batches; and for a state with an average if the step has none, or a state
+            without one if the step has one.
 
     Example:
         >>> from nnfx.losses import mean_square_error
@@ -206,7 +209,7 @@ def make_step(
             raise ValueError(f"micro_batches: expected a divisor of the batch of {size}, got {micro_batches}")
         pieces = jax.tree.map(lambda a: a.reshape(micro_batches, -1, *a.shape[1:]), batch)
         weights = batch.weights
-        if rows.has_lengths(batch):  # then it depends on the outputs whether examples or steps have weights
+        if rows.has_lengths(batch):  # for sequences, the outputs determine whether steps have weights
             outputs, _ = jax.eval_shape(forward, state.params, state.model_state, batch, key)
             weights = rows.measured_weights(outputs, batch)
         weight = shards.total(weights.sum())
@@ -303,8 +306,8 @@ def _looked_at(state: TrainState, value: Array, gradient: Params) -> tuple[Fault
 def _if(is_taken: Array, take: Callable[[], TrainState], state: TrainState) -> TrainState:
     """Return the state after a step, or the state before it if the step is skipped.
 
-    On CPUs a branch costs nothing, whereas selecting between two states costs as much as half a small step; on other
-    devices, a branch waits for the host.
+    On CPUs, a branch costs nothing, whereas selecting between two states takes half as long as a small step. On other
+    devices, a branch waits for the host, so the states are selected.
     """
     if jax.default_backend() == "cpu":
         return jax.lax.cond(is_taken, take, lambda: state)
@@ -318,11 +321,12 @@ def evaluate(model: Model, measures: Mapping[str, PerExample], variables: Variab
         model: the model.
         measures: losses and metrics, by name.
         variables: the model's variables.
-        data: the examples, any number of rows.
+        data: the examples, with any number of rows.
 
     Returns:
-        A `Mean` for each name, which can be merged; its value is NaN if all weights are zero. Metrics over all
-        rows at once, such as areas under curves, are stored as the mean of one row, and cannot be merged.
+        A `Mean` for each name; its value is NaN if all weights are zero. The means of per-example losses and metrics
+        can be merged. A metric over all rows at once, such as an area under a curve, is stored as the mean of a single
+        value, and cannot be merged.
 
     Raises:
         TypeError: for arrays that do not contain real numbers.

@@ -101,7 +101,7 @@ class Streamed(Program[Standing]):
         before_now = steps = self.done(standing)
         if self.reader.get_state()["next_index"] != steps:
             self.reader.set_state({**self.reader.get_state(), "next_index": steps})
-        run = run._replace(train=_copy(run.train))  # a step donates its input state
+        run = run._replace(train=_copy(run.train))  # each step donates the state that it is given
         queued = collections.deque[Metrics]()
         while steps < until:
             batch = next(self.reader)
@@ -163,7 +163,7 @@ def _begin(recipe: Recipe, key: Array, first: Batch, valid: Batch | None, hyper:
 def step(
     recipe: Recipe, train: TrainState, measured: Metrics, batch: Batch, hyper: Hyper
 ) -> tuple[TrainState, Metrics]:
-    """Take a step, and add its metrics to those of earlier steps."""
+    """Take a step, and add its metrics to the metrics of earlier steps."""
     train, more = recipe.step(recipe.bind(hyper))(train, in_floats(batch))
     return train, optax.tree.add(measured, more)
 

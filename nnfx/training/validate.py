@@ -165,7 +165,7 @@ def _check_shapes(recipe: Recipe, train: Batch, valid: Batch | None, hyper: Hype
     check_outputs(outputs, size)
     for batch in (train, valid) if valid is not None else (train,):
         of_batch = jax.ShapeDtypeStruct((batch.weights.shape[0], *outputs.shape[1:]), outputs.dtype)
-        if batch.weights.ndim > 1 or rows.has_lengths(batch):  # outputs may differ in length
+        if batch.weights.ndim > 1 or rows.has_lengths(batch):  # sequences may have another length in `valid`
             of_batch = jax.eval_shape(forward, hyper, key, batch)[0]
         seen, targets, weights = jax.eval_shape(rows.examples, of_batch, batch)
         for name, function in recipe.measures.items():
@@ -199,7 +199,7 @@ def _check_shapes(recipe: Recipe, train: Batch, valid: Batch | None, hyper: Hype
 
 
 def _check_number(name: str, value: Any) -> None:
-    """Require that a part of a run returns one number."""
+    """Check that a part of a run returns one number."""
     if jnp.shape(value) != ():
         raise ValueError(f"{name}: expected a function that returns one number, got one of {checks.describe(value)}")
 
@@ -331,7 +331,7 @@ def _check_targets(measures: Mapping[str, PerExample], batch: Batch, outputs: An
             losses.check(measure, seen, targets)
             continue
         given = seen, trees.shapes(targets), jax.ShapeDtypeStruct(seen.shape[:1], batch.weights.dtype)
-        if is_by_number:  # as in rows.overall_value
+        if is_by_number:  # each output counts as a row, as in rows.overall_value
             given = jax.eval_shape(lambda *each: jax.tree.map(lambda column: column.reshape(-1), each), *given)
         own, labels, _ = jax.eval_shape(rows.by_label, *given)
         losses.check(measure, own, targets.reshape(labels.shape))
