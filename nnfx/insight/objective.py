@@ -9,8 +9,8 @@ from flax.errors import InvalidRngError
 
 from nnfx import checks, losses, memo
 from nnfx.training import rows
+from nnfx.training.batch_checks import check_batch, check_outputs, check_values
 from nnfx.training.step import evaluate
-from nnfx.training.validate import check_batch, check_outputs, check_values
 from nnfx.types import Array, Batch, Model, Params, PerExample, Variables
 
 ELEMENTS_AT_ONCE = 2**15

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from nnfx import checks, memo
-from nnfx.training.validate import check_batch
+from nnfx.training.batch_checks import check_batch
 from nnfx.types import Batch, Step, TrainState
 
 __all__ = ["follow"]

@@ -17,7 +17,7 @@ from nnfx.data.stored import Batches, Stored, prefetched
 from nnfx.sessions.best_model import BestModel
 from nnfx.sessions.folder import refuse_search
 from nnfx.sessions.keeper import Keeper
-from nnfx.training import streamed, validate
+from nnfx.training import run_checks, streamed
 from nnfx.training.driver import Program
 from nnfx.training.fit import Fit
 from nnfx.training.in_memory import InMemory, columns_of
@@ -206,7 +206,7 @@ class Session:
         numbers = self.fit.check(key, data, hyper)
         _require_no_tracers(key, numbers)
         examples.verify(("targets", "weights"))
-        validate.check_stored(self.fit, data, numbers, examples.targets, examples.weights)
+        run_checks.check_stored(self.fit, data, numbers, examples.targets, examples.weights)
         described: dict[str, Any] = {f"train.{name}": text for name, text in examples.words.items()}
         described |= {"valid": data.valid, "preprocess": data.preprocess}
         steps = steps_per_epoch(len(examples), size)

@@ -15,7 +15,7 @@ from nnfx.sweeps.points import Points, number_of
 from nnfx.sweeps.programs import MEMBERS
 from nnfx.sweeps.progress import Progress
 from nnfx.sweeps.table import Table
-from nnfx.training import hyperparameters, validate
+from nnfx.training import hyperparameters, run_checks
 from nnfx.training.data_parallel import AXIS
 from nnfx.training.fit import Fit
 from nnfx.training.run import Run
@@ -116,5 +116,5 @@ def table_of(
             )
     first = hyperparameters.as_arrays({name: column[0] for name, column in points.items()})
     checked = data if folds is None else Data(data.train, data.train, data.preprocess)
-    validate.check_run(fit, checked, first)
+    run_checks.check_run(fit, checked, first)
     return Table.of(fit, data, key, seeds, folds, points, mesh)

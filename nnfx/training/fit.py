@@ -10,7 +10,7 @@ from nnfx import checks, distributed, memo
 from nnfx.data.prepare import Data, check_type
 from nnfx.metrics import marks, names
 from nnfx.stopping import StoppingRule
-from nnfx.training import hyperparameters, in_memory, validate
+from nnfx.training import hyperparameters, in_memory, run_checks
 from nnfx.training.epochs import RunState, scan_epochs, start, with_final_as_best
 from nnfx.training.parts import Recipe, factories_of
 from nnfx.training.rows import known
@@ -102,7 +102,7 @@ def fit(
         model=model, loss=loss, optimizer=optimizer, penalty=penalty, augment=augment, average=average, stop=stop
     )
     by_name = names.by_name(metrics)
-    validate.check_functions(loss, by_name)
+    run_checks.check_functions(loss, by_name)
     if not callable(make_step):
         raise TypeError(f"make_step: expected a function such as nnfx.make_step, got {checks.describe(make_step)}")
     if parallel is not None and not callable(parallel):
@@ -163,7 +163,7 @@ class Fit(Recipe):
         check_type(data)
         hyperparameters.check(hyper, self.all_factories)
         numbers = hyperparameters.as_arrays(hyper)
-        validate.check_run(self, data, numbers)
+        run_checks.check_run(self, data, numbers)
         return numbers
 
     def run_of(self, state: RunState, history: Mapping[str, Array], data: Data, hyper: Hyper) -> Run:

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from nnfx import checks, memo
 from nnfx.data.prepare import Preprocess
-from nnfx.training import integers, validate
+from nnfx.training import batch_checks, integers
 from nnfx.training.epochs import Best, reason
 from nnfx.training.padded_predictions import apply_padded
 from nnfx.training.parts import Recipe
@@ -124,7 +124,7 @@ class Run:
             variables: the variables to use, such as `run.state.variables` for the last weights; by default, the best.
         """
         self._require_single()
-        inputs = validate.inputs_as_arrays("inputs", inputs)
+        inputs = batch_checks.inputs_as_arrays("inputs", inputs)
         chosen = self._chosen(variables)
         integers.check_inputs(self.fit, self.model, chosen, inputs)
         return apply_padded(
@@ -150,10 +150,10 @@ class Run:
         self._require_single()
         if not isinstance(data, Batch):
             raise TypeError(f"data: expected a Batch, such as data.valid, got {type(data).__name__}")
-        data = validate.as_arrays("data", data)
+        data = batch_checks.as_arrays("data", data)
         chosen = self._chosen(variables)
         outputs = _apply.eval_shape(self.fit, _shapes(data.inputs), self.hyper, chosen, data.inputs)
-        validate.check_evaluation(data, self.fit.measures, outputs)
+        batch_checks.check_evaluation(data, self.fit.measures, outputs)
         integers.check(self.model, data, chosen)
         return _evaluate(self.fit, _shapes(data), self.hyper, chosen, data)
 
@@ -191,7 +191,7 @@ class Run:
         from nnfx.saving.saved import save
 
         self._require_finished()
-        inputs = None if inputs is None else validate.inputs_as_arrays("inputs", inputs)
+        inputs = None if inputs is None else batch_checks.inputs_as_arrays("inputs", inputs)
         save(path, self.model, self.best.variables, self.preprocess, notes_of(self), inputs)
 
     def export(self, path: str | os.PathLike[str]) -> None:

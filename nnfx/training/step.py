@@ -12,7 +12,7 @@ from nnfx.data import batching
 from nnfx.memo import one_program
 from nnfx.metrics.marks import is_overall
 from nnfx.optimizers import as_optimizer, has_evaluation_params
-from nnfx.training import integers, optimizer_updates, rows, validate
+from nnfx.training import batch_checks, integers, optimizer_updates, rows, run_checks
 from nnfx.training.parts import OPTIONAL, Parts
 from nnfx.types import (
     Array,
@@ -69,7 +69,7 @@ def init_state(
         (2, 1)
     """
     checks.key("key", key)
-    validate.check_model(model)
+    run_checks.check_model(model)
     keys = split_key(key)
     optimizer = as_optimizer("optimizer", optimizer)
     variables = dict(model.init(keys.init, inputs))
@@ -153,8 +153,8 @@ def make_step(
             f"compute_dtype: expected a float dtype, such as jnp.bfloat16, got {checks.describe(compute_dtype)}"
         )
     checks.choice("precision", precision, ("float32", "tensorfloat32", "bfloat16"))
-    validate.check_model(model)
-    validate.check_functions(loss, metrics)
+    run_checks.check_model(model)
+    run_checks.check_functions(loss, metrics)
     for name, part in others.items():
         if name not in OPTIONAL:
             raise TypeError(
@@ -341,13 +341,13 @@ def evaluate(model: Model, measures: Mapping[str, PerExample], variables: Variab
         >>> evaluate(perceptron(), {"error": mean_square_error}, variables, data)["error"].value
         Array(4., dtype=float32)
     """
-    validate.check_model(model)
-    validate.check_functions(None, measures, name="measures")
+    run_checks.check_model(model)
+    run_checks.check_functions(None, measures, name="measures")
     if not isinstance(data, rows.Filled):
-        data = validate.as_arrays("data", data)
+        data = batch_checks.as_arrays("data", data)
         if checks.is_concrete((variables, data)):
             outputs = jax.eval_shape(model.apply, variables, data.inputs)
-            validate.check_evaluation(data, measures, outputs)
+            batch_checks.check_evaluation(data, measures, outputs)
             integers.check(model, data, variables)
 
     needs_all = any(is_overall(function) for function in measures.values())

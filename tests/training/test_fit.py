@@ -10,7 +10,7 @@ from sklearn.metrics import log_loss
 
 import nnfx
 from nnfx.data import batching
-from nnfx.training import epochs, validate
+from nnfx.training import batch_checks, epochs, run_checks
 
 ACCURACY = {"accuracy": nnfx.metrics.binary_accuracy}
 
@@ -287,8 +287,8 @@ def test_a_loss_of_targets_closed_over_can_be_compiled():
 def test_checking_again_costs_nothing(key, data, monkeypatch):
     train = make()
     train(key, data, learning_rate=0.1)
-    monkeypatch.setattr(validate, "check_values", lambda *_: pytest.fail("values were looked at again"))
-    monkeypatch.setattr(validate, "_check_shapes", lambda *_: pytest.fail("shapes were looked at again"))
+    monkeypatch.setattr(batch_checks, "check_values", lambda *_: pytest.fail("values were looked at again"))
+    monkeypatch.setattr(run_checks, "_check_shapes", lambda *_: pytest.fail("shapes were looked at again"))
     train(key, data, learning_rate=0.2)
 
 
