@@ -23,7 +23,7 @@ from nnfx.types import Array
 
 TILE = 2
 """The number of outputs of a tile along each axis; a tile has two more inputs than outputs along each axis."""
-FEWEST_CHANNELS = 32
+FEWEST_CHANNELS = 64
 """With fewer input or output channels, the transformations take longer than the multiplications saved."""
 FEWEST_PRODUCTS = 64 * 128
 """The smallest product of input and output channels for which the gradient of the kernel is faster by tiles, too."""

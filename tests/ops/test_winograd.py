@@ -12,9 +12,9 @@ from nnfx.ops import winograd
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 CASES = {
-    "odd sizes": ((3, 13, 15, 32), (3, 3, 32, 40), "SAME", ((1, 1), (1, 1))),
-    "valid": ((2, 15, 14, 32), (3, 3, 32, 32), "VALID", ((0, 0), (0, 0))),
-    "uneven padding, several chunks": ((5, 30, 31, 32), (3, 3, 32, 32), [(2, 0), (1, 2)], ((2, 0), (1, 2))),
+    "odd sizes": ((3, 13, 15, 64), (3, 3, 64, 72), "SAME", ((1, 1), (1, 1))),
+    "valid": ((2, 15, 14, 64), (3, 3, 64, 64), "VALID", ((0, 0), (0, 0))),
+    "uneven padding, several chunks": ((5, 30, 31, 64), (3, 3, 64, 64), [(2, 0), (1, 2)], ((2, 0), (1, 2))),
     "kernel gradient by tiles": ((3, 12, 13, 64), (3, 3, 64, 128), "SAME", ((1, 1), (1, 1))),
 }
 SHARE_OF_LARGEST = 3e-6
@@ -83,12 +83,12 @@ def test_errors_are_about_those_of_a_direct_convolution():
 
 
 def test_mapped_over_kernels_and_over_both():
-    inputs, kernels = normal(2, 12, 12, 32), normal(3, 3, 3, 32, 32)
+    inputs, kernels = normal(2, 12, 12, 64), normal(3, 3, 3, 64, 64)
     found = jax.vmap(ops.convolution, (None, 0))(inputs, kernels)
     for got, kernel in zip(found, kernels, strict=True):
         assert_close(got, directly(inputs, kernel, ((1, 1), (1, 1))))
-    found = jax.vmap(ops.convolution)(normal(3, 2, 12, 12, 32), kernels)
-    assert_close(found[1], directly(normal(3, 2, 12, 12, 32)[1], kernels[1], ((1, 1), (1, 1))))
+    found = jax.vmap(ops.convolution)(normal(3, 2, 12, 12, 64), kernels)
+    assert_close(found[1], directly(normal(3, 2, 12, 12, 64)[1], kernels[1], ((1, 1), (1, 1))))
 
 
 def test_second_derivatives_equal_those_of_the_plain_convolution():
@@ -118,7 +118,7 @@ def test_gradients_on_two_devices_are_those_on_one():
 
 
 def test_an_image_affects_no_other_one():
-    inputs, kernel = normal(3, 12, 12, 32), normal(3, 3, 32, 32)
+    inputs, kernel = normal(3, 12, 12, 64), normal(3, 3, 64, 64)
     damaged = inputs.copy()
     damaged[1] = np.nan
     clean, found = ops.convolution(inputs, kernel), ops.convolution(damaged, kernel)
@@ -131,6 +131,7 @@ def test_an_image_affects_no_other_one():
     [
         ((5, 5, 64, 64), (16, 16), np.float32),
         ((3, 3, 3, 64), (16, 16), np.float32),
+        ((3, 3, 32, 64), (16, 16), np.float32),
         ((3, 3, 64, 64), (4, 16), np.float32),
         ((3, 3, 64, 64), (16, 16), np.float64),
         ((3, 3, 64, 64), (16, 16), jnp.bfloat16),
