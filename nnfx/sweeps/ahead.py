@@ -40,6 +40,7 @@ class Ahead:
     def compile(self, function: Callable[[], Compiled]) -> "Future[Compiled]":
         """Call a function that compiles a program in one of the threads."""
         if self._threads is None:
-            count = min(MOST_THREADS, os.cpu_count() or 1)
+            # XLA uses several threads itself, and the caller needs a core: with two threads on two cores, both wait
+            count = min(MOST_THREADS, max(1, (os.cpu_count() or 1) // 2))
             self._threads = ThreadPoolExecutor(count, thread_name_prefix="nnfx-compile")
         return self._threads.submit(function)
