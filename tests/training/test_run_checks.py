@@ -1,4 +1,4 @@
-"""Numbers that a part needs at once, in Python, cannot be hyper-parameters: the errors say what to do."""
+"""Parts of a run that cannot be traced, or that return something else than they should: the errors say what to do."""
 
 import functools
 
@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import scipy.special
-import sklearn.metrics
 
 import nnfx
 
@@ -99,47 +97,6 @@ def test_a_metric_that_computes_with_numpy_says_what_to_do():
     notes = [note for note in caught.value.__notes__ if note.startswith("error: expected a function of JAX arrays")]
     assert len(notes) == 1
     assert "run.predict" in notes[0]
-
-
-# labels and metrics
-
-
-@pytest.mark.parametrize("metric", ["accuracy", "f1"])
-def test_several_labels_per_row_do_not_suit_metrics_of_classes(key, metric):
-    labels = (np.arange(30)[:, None] % np.array([2, 3, 5]) == 0).astype(int)
-    data = nnfx.data.prepare(np.random.default_rng(0).normal(size=(30, 3)), labels, key=key, valid_fraction=0.3)
-    model = nnfx.models.perceptron(outputs=3)
-    train = nnfx.fit(model, nnfx.losses.binary_cross_entropy, optax.sgd, epochs=1, metrics=[metric])
-    with pytest.raises(ValueError, match="labels: .*for several labels per row use binary_accuracy"):
-        train(key, data, learning_rate=0.1)
-
-
-@pytest.mark.parametrize("metric", ["perplexity", "f1", "balanced_accuracy"])
-def test_labels_of_steps_count_with_the_weights_of_their_rows(key, metric):
-    rng = np.random.default_rng(0)
-    tokens, weights = jnp.asarray(rng.integers(0, 5, (6, 4))), jnp.asarray([1.0, 2.0, 1.0, 0.0, 1.0, 1.0])
-    if metric != "perplexity":
-        weights = (weights > 0).astype(float)
-    batch = nnfx.types.Batch(tokens, (tokens * 2) % 5, weights)
-    model = nnfx.models.embedding(5, 3, nnfx.models.rnn(5, (4,), returns="all"))
-    variables = model.init(key, tokens)
-    measures = {metric: getattr(nnfx.metrics, metric)}
-    found = nnfx.evaluate(model, measures, variables, batch)[metric].value
-    logits = np.asarray(model.apply(variables, tokens), np.float64)[weights > 0].reshape(-1, 5)
-    labels = np.asarray(batch.targets)[weights > 0].reshape(-1)
-    if metric == "perplexity":
-        each = scipy.special.logsumexp(logits, axis=1) - logits[np.arange(len(labels)), labels]
-        expected = np.exp(np.average(each, weights=np.repeat(weights[weights > 0], 4)))
-    else:
-        predicted = logits.argmax(1)
-        expected = {
-            "f1": lambda: sklearn.metrics.f1_score(labels, predicted, average="macro"),
-            "balanced_accuracy": lambda: sklearn.metrics.balanced_accuracy_score(labels, predicted),
-        }[metric]()
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-    train = nnfx.fit(model, nnfx.losses.categorical_cross_entropy, optax.sgd, epochs=1, metrics=[metric])
-    data = nnfx.data.Data(batch, batch, nnfx.data.prepare(np.ones((4, 1)), np.ones(4), standardize=False).preprocess)
-    assert np.isfinite(train(key, data, learning_rate=0.1).history[f"valid_{metric}"]).all()
 
 
 # parts that return arrays
