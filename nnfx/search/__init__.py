@@ -169,6 +169,8 @@ def search(
         raise NotADirectoryError(f"{out}: expected a folder, got a file")
     title = progress if isinstance(progress, str) else "search"
     is_shown = out is not None if progress is None else bool(progress)
+    if isinstance(budget, Seconds):
+        budget.check()
     watch = Stopwatch(budget if isinstance(budget, Seconds) else None, out)
     trainer = Trainer(
         data=data,
@@ -188,8 +190,6 @@ def search(
         watch=watch,
     )
     checks.positive_integer("seeds", seeds)
-    if isinstance(budget, Seconds):
-        budget.check()
     for name, number in {"folds": folds, "budget": budget}.items():
         if number is not None and not isinstance(number, Seconds):
             checks.positive_integer(name, number)

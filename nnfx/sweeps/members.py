@@ -17,7 +17,7 @@ from nnfx.sweeps.ahead import Ahead
 from nnfx.sweeps.halving import ranked
 from nnfx.sweeps.programs import Programs, fold_data, programs_of
 from nnfx.sweeps.slices import fitting_shape, free_memory, in_slices, resized
-from nnfx.sweeps.table import ANY, LAST, Packing, Table
+from nnfx.sweeps.table import PACKING, PACKING_OF_SMALL, Packing, Table
 from nnfx.training.driver import History, Program
 from nnfx.training.fit import Fit
 from nnfx.training.in_memory import LONGEST, InMemory
@@ -171,7 +171,7 @@ class Members(Program[Table]):
 
     def _packing(self, table: Table, state: Any) -> Packing:
         programs = self._programs(table)
-        return LAST if programs.is_small((state, table.hyper), self._shared) else ANY
+        return PACKING_OF_SMALL if programs.is_small((state, table.hyper), self._shared) else PACKING
 
     def _prepare_next(self, table: Table, state: Any) -> None:
         """Begin to compile the program for the smaller table after the next rung at which it is packed."""

@@ -35,8 +35,8 @@ class Packing(NamedTuple):
     narrowest: int
 
 
-ANY = Packing(1 / 2, 1)
-LAST = Packing(1 / 4, last_axis.FEWEST)
+PACKING = Packing(1 / 2, 1)
+PACKING_OF_SMALL = Packing(1 / 4, last_axis.FEWEST)
 """With the members' axis last, a network takes far longer to compile than to train: seconds, and milliseconds.
 
 A narrower table would not have the axis last, and half as many members would take as long, measured on two cores. Since
@@ -221,7 +221,7 @@ class Table:
         kept = np.isin(self.member % self.width, points)
         self._stop(~kept & self._is_running(), DROPPED, self.state)
 
-    def pack(self, packing: Packing = ANY) -> bool:
+    def pack(self, packing: Packing = PACKING) -> bool:
         """Move the running members into a smaller table, if the saving is large enough; return whether it was."""
         if (places := self._packed(self._is_running(), packing)) is None:
             return False
@@ -229,7 +229,7 @@ class Table:
         self._place(*places)
         return True
 
-    def after(self, points: int, packing: Packing = ANY) -> "Table | None":
+    def after(self, points: int, packing: Packing = PACKING) -> "Table | None":
         """Return the table, without a state, that is packed once only this many points of each group are running.
 
         The seeds, folds and shapes are those of the table to come, unless members stop for other reasons. None if the

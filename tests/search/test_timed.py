@@ -137,6 +137,8 @@ def test_a_space_without_new_points_ends_the_search(train, clock):
         ({"budget": Seconds(0)}, ValueError, r"budget.seconds: expected a finite number above 0, got 0"),
         ({"budget": Seconds(np.inf)}, ValueError, r"budget.seconds: expected a finite number above 0, got inf"),
         ({"budget": Seconds("60")}, TypeError, r"budget.seconds: expected a number, got '60'"),
+        ({"budget": Seconds("a minute")}, TypeError, r"budget.seconds: expected a number, got 'a minute'"),
+        ({"budget": Seconds(None)}, TypeError, r"budget.seconds: expected a number, got None"),
         ({"points": None}, TypeError, "points: expected a positive integer, got None"),
         ({"points": Grid(2)}, TypeError, "points: expected a positive integer, got Grid"),
         ({"method": Hyperband()}, TypeError, "points: expected None, since Hyperband decides how many"),

@@ -6,7 +6,7 @@ from jax.sharding import Mesh
 
 import nnfx
 from nnfx.sweeps.programs import programs_of
-from nnfx.sweeps.table import ANY, Packing, Table
+from nnfx.sweeps.table import PACKING, Packing, Table
 from nnfx.training.epochs import EMPTY, RUNNING
 
 KEY = jax.random.key(0)
@@ -67,7 +67,7 @@ def test_the_table_after_a_rung_is_the_one_that_packing_makes(table):
 
 @pytest.mark.parametrize(
     ("packing", "kept", "width"),
-    [(ANY, 4, 4), (Packing(1 / 4, 1), 4, 8), (Packing(1 / 4, 1), 2, 2), (ANY, 1, 1), (Packing(1 / 2, 4), 1, 4)],
+    [(PACKING, 4, 4), (Packing(1 / 4, 1), 4, 8), (Packing(1 / 4, 1), 2, 2), (PACKING, 1, 1), (Packing(1 / 2, 4), 1, 4)],
 )
 def test_a_table_is_packed_once_few_enough_run_and_stays_wide_enough(table, packing, kept, width):
     stop_all_but(table, [8 * group + point for group in range(4) for point in range(kept)])
