@@ -38,17 +38,3 @@ def test_a_gradient_goes_through_all_points():
 def test_side_by_side_is_a_loop(at_once, unroll):
     x = jnp.arange(5.0)
     np.testing.assert_array_equal(mapping.side_by_side(lambda x: x**2, x, at_once, unroll), np.arange(5.0) ** 2)
-
-
-def test_a_long_loop_keeps_its_state_in_the_room_that_its_program_returns():
-    def train(element):
-        return jax.lax.fori_loop(0, 5, lambda _, weights: jnp.sin(weights) + element, jnp.zeros(10_000))
-
-    def temporary(program):
-        compiled = jax.jit(program).lower(jnp.arange(3.0)).compile()
-        return compiled(jnp.arange(3.0))[0], compiled.memory_analysis().temp_size_in_bytes
-
-    results, beside = temporary(lambda over: mapping.one_by_one(train, over, jnp.zeros(10_000)))
-    same, within = temporary(lambda over: (jax.lax.map(train, over),))
-    np.testing.assert_array_equal(results, same)
-    assert beside < 40_000 <= within

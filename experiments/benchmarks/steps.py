@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 import nnfx
 from experiments.benchmarks.timing import Row, System, Timed, compare, report, seconds_of
-from nnfx.mapping import one_by_one
+from nnfx.sweeps.blocks import Groups, update_table
 from nnfx.types import Array, Params, PerExample, Step
 
 RATE = 1e-3
@@ -189,9 +189,10 @@ def with_members(task: Task, members: int, devices: int = 1, in_a_loop: bool = F
         return state, measured["loss"].value.mean()
 
     def in_loop(states: nnfx.TrainState) -> tuple[Array, Any]:
-        room = jax.tree.map(lambda leaf: leaf[0], states), jnp.zeros(())
-        (_, losses), room = one_by_one(many, states, room)
-        return losses, jax.tree.map(lambda leaf: leaf[None], room)
+        table = jax.tree.map(lambda leaf: leaf[None], states), ()
+        groups = Groups(np.zeros(1), np.zeros(1))
+        (_, losses), room = update_table(lambda *_: lambda of: many(of[0]), table, groups, None, at_once=1)
+        return losses[0], jax.tree.map(lambda leaf: leaf[None], room)
 
     def wide(states: nnfx.TrainState) -> tuple[Array, Any]:
         return jax.vmap(many)(states)[1], ()

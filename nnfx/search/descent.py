@@ -19,8 +19,9 @@ from nnfx.search.space import Point, Space
 from nnfx.stopping import Clock
 from nnfx.sweeps import LogUniform, Uniform, programs
 from nnfx.sweeps.ahead import Ahead
+from nnfx.sweeps.blocks import Groups
 from nnfx.sweeps.members import Members, at_once_of
-from nnfx.sweeps.programs import Fixed, Groups, fold_data
+from nnfx.sweeps.programs import Fixed, fold_data
 from nnfx.sweeps.slices import fitting_shape, free_memory, in_slices
 from nnfx.sweeps.table import Table
 from nnfx.training import driver

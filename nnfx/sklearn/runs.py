@@ -15,7 +15,7 @@ from nnfx.data.prepare import Data, prepare
 from nnfx.data.preprocess import Preprocess
 from nnfx.data.splits import at_random
 from nnfx.mapping import POINTS, side_by_side
-from nnfx.sweeps.activation_bytes import is_large
+from nnfx.sweeps.at_once import best_at_once
 from nnfx.training.epochs import RunState, scan_epochs, start, with_final_as_best
 from nnfx.training.fit import Fit
 from nnfx.training.rows import known
@@ -179,10 +179,9 @@ def outputs_together(fit: Fit, key: Array, folds: Sequence[Folds], points: Hyper
     count = len(next(iter(columns.values())))
     shared = {name: np.pad(values, (0, -count % len(devices)), mode="edge") for name, values in columns.items()}
     first = jax.tree.map(lambda leaf: leaf[0], folds[0].train)
-    is_alone = jax.default_backend() == "cpu" and is_large(
-        fit, first, {name: each[0] for name, each in columns.items()}
-    )
-    found = _outputs_together(fit, devices, 1 if is_alone else None, key, list(folds), shared)
+    is_cpu = jax.default_backend() == "cpu"
+    at_once = best_at_once(fit, first, {name: each[0] for name, each in columns.items()}) if is_cpu else None
+    found = _outputs_together(fit, devices, at_once, key, list(folds), shared)
     return [np.asarray(each)[:, :count] for each in found]
 
 

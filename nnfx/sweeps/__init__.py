@@ -93,9 +93,9 @@ def sweep(
         devices: the devices over which the members are spread; by default, all devices of this process.
         devices_per_member: the number of devices over which the batches of each member are split, as by
             `nnfx.data_parallel`, for models too large to train many at once.
-        at_once: the number of members that a device trains side by side; the others follow in a loop within the same
-            program. By default, all members of the device; on CPUs only one, if the activations of several members
-            would not fit into the caches.
+        at_once: the largest number of members that a device trains side by side; the others follow in a loop within
+            the same program. By default, all members of the device; on CPUs, as many as fit into a core's cache, and
+            only one if these would be few.
         memory: the number of bytes that each device may use; by default, most of its free memory. A sweep that needs
             more, as estimated by the compiler, runs in slices: each chunk of epochs is run for one slice of
             members after another.

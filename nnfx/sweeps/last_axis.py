@@ -25,10 +25,8 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 
 from nnfx.sweeps import last_axis_rules as rules
 
-__all__ = ["AT_ONCE", "FEWEST", "OPTIONS", "map_last", "side_by_side"]
+__all__ = ["FEWEST", "OPTIONS", "map_last", "vmap"]
 
-AT_ONCE = 128
-"""The number of elements in a block: their activations stay in a core's cache."""
 FEWEST = 32
 """Fewer elements than this do not fill the vector units: measured, since 16 would fill one of AVX-512's."""
 OPTIONS = {"xla_cpu_prefer_vector_width": 512}
@@ -38,32 +36,26 @@ Values = list[tuple[Any, bool]]
 """Arrays, each with whether it is mapped; mapped arrays are `(..., elements)`."""
 
 
-def side_by_side(function: Callable[[Any], Any], over: Any, at_once: int | None) -> Any:
-    """Map a function over the first axis of all arrays, as `nnfx.mapping.side_by_side` does; within, it is the last.
+def vmap(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Map a function over the first axis of all arrays, as `jax.vmap` does; within, this axis is the last one.
 
     Args:
         function: a function of an element.
-        over: a tree of arrays `(elements, ...)`.
-        at_once: the number of elements side by side; the others follow in a loop. None for the best number.
 
     Returns:
-        The results, `(elements, ...)`.
+        A function of a tree of arrays `(elements, ...)`, which returns the results, `(elements, ...)`.
 
     Example:
-        >>> side_by_side(lambda x: x @ x, jnp.ones((40, 2)), at_once=None).sum().item()
+        >>> vmap(lambda x: x @ x)(jnp.ones((40, 2))).sum().item()
         80.0
     """
-    leaves = jax.tree.leaves(over)
-    count = leaves[0].shape[0]
-    element = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), over)
-    traced, shapes = jax.make_jaxpr(function, return_shape=True)(element)
-    blocks = -(-count // (at_once or AT_ONCE))
-    size = -(-count // blocks)
-    # the last element again, for blocks of equal size
-    numbers = np.minimum(np.arange(blocks * size), count - 1).reshape(blocks, size)
-    results = lax.map(lambda rows: map_last(traced, [leaf[rows] for leaf in leaves]), jnp.asarray(numbers))
-    results = [result.reshape(-1, *result.shape[2:])[:count] for result in results]
-    return jax.tree.unflatten(jax.tree.structure(shapes), results)
+
+    def mapped(over: Any) -> Any:
+        element = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), over)
+        traced, shapes = jax.make_jaxpr(function, return_shape=True)(element)
+        return jax.tree.unflatten(jax.tree.structure(shapes), map_last(traced, jax.tree.leaves(over)))
+
+    return mapped
 
 
 def map_last(traced: ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:

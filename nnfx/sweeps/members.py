@@ -12,8 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.stages import Lowered
 
 from nnfx.stopping import Clock
-from nnfx.sweeps.activation_bytes import is_large
 from nnfx.sweeps.ahead import Ahead
+from nnfx.sweeps.at_once import best_at_once
 from nnfx.sweeps.halving import ranked
 from nnfx.sweeps.programs import Programs, fold_data, programs_of
 from nnfx.sweeps.slices import fitting_shape, free_memory, in_slices, resized
@@ -222,7 +222,7 @@ def prepare(fit: Fit, table: Table, at_once: int | None, ahead: Ahead, drops: bo
 def at_once_of(fit: Fit, table: Table, at_once: int | None) -> int | None:
     """Return the number of members that a device trains side by side; None for all."""
     if at_once is None and table.mesh.devices.flat[0].platform == "cpu":
-        return 1 if is_large(fit, table.fixed.train, _first_point(table)) else None
+        return best_at_once(fit, table.fixed.train, _first_point(table))
     return at_once
 
 

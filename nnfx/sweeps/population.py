@@ -12,6 +12,8 @@ from jax.typing import ArrayLike
 
 from nnfx import checks, memo
 from nnfx.data.prepare import Data
+from nnfx.mapping import side_by_side
+from nnfx.sweeps.at_once import best_at_once
 from nnfx.sweeps.points import LogUniform, Uniform, check_range
 from nnfx.training import hyperparameters
 from nnfx.training.epochs import RunState, scan_epochs, start
@@ -235,18 +237,21 @@ def _evolved(
     hyper = draw_members(of_exchanges, plan.ranges, plan.size)
     states = jax.vmap(lambda key, own: _own(start(key, fit.bind({**fixed, **own}), train, valid)))(keys, hyper)
 
+    first = {**fixed, **jax.tree.map(lambda column: column[0], hyper)}
+    at_once = best_at_once(fit, train, first) if jax.default_backend() == "cpu" else None
+
     def one_round(carry: tuple[RunState, dict[str, Array], Array], number: Array) -> tuple[Any, Any]:
         states, hyper, parents = carry
-        first = number * plan.epochs_per_round
+        first_epoch = number * plan.epochs_per_round
 
         def member(key: Array, state: RunState, own: Hyper) -> tuple[RunState, dict[str, Array]]:
             state = state._replace(train=state.train._replace(key=split_key(key).step), order_key=order_key)
             ended, history = scan_epochs(
-                fit, {**fixed, **own}, state, train, valid, plan.epochs_per_round, first_epoch=first
+                fit, {**fixed, **own}, state, train, valid, plan.epochs_per_round, first_epoch=first_epoch
             )
             return _own(ended), history
 
-        trained, history = jax.vmap(member)(keys, states, hyper)
+        trained, history = side_by_side(lambda of: member(*of), (keys, states, hyper), at_once)
         losses = history["valid_loss"][:, -1]
         exchange_key = jax.random.fold_in(of_exchanges, number + 1)
         sources = chosen_parents(exchange_key, losses, plan.replaced)

@@ -21,10 +21,10 @@ from jax.stages import Compiled, Lowered
 from nnfx import memo
 from nnfx.data.folds import Folds
 from nnfx.data.prepare import Preprocess
-from nnfx.mapping import one_by_one, side_by_side
 from nnfx.stopping import Clock
 from nnfx.sweeps import last_axis
 from nnfx.sweeps.ahead import Ahead
+from nnfx.sweeps.blocks import Groups, InGroup, update_table
 from nnfx.sweeps.last_axis_rules import LONGEST_SUM
 from nnfx.training.data_parallel import AXIS, data_parallel
 from nnfx.training.epochs import RUNNING, RunState, run_epochs_until, start
@@ -73,22 +73,6 @@ def fold_data(fixed: Fixed, fold: Array) -> tuple[Batch, Batch | None, Preproces
     train = Batch(inputs, targets, jnp.where(is_held_out, 0, weights))
     valid = Batch(inputs, targets, jnp.where(is_held_out, weights, 0))
     return train, valid, preprocess
-
-
-class Groups(NamedTuple):
-    """The values that the members of a group share.
-
-    Attributes:
-        seeds: `(groups,)`, which determine the members' initial weights and the order of their data.
-        folds: `(groups,)`, the parts of the data that are held out from them.
-    """
-
-    seeds: Any
-    folds: Any
-
-
-InGroup = Callable[[Groups, Any], Callable[[Any], Any]]
-"""`(group, shared) -> (member -> result)`: what all members of a group need is computed once."""
 
 
 class Program:
@@ -215,8 +199,8 @@ class Programs:
         fit: the run's function.
         mesh: the mesh over which the members are spread, and their batches if it has an axis for them.
         axis: 0 to spread the groups, 1 to spread the points.
-        at_once: the number of members that a device trains side by side, with the others following in a loop; None for
-            all.
+        at_once: the largest number of members that a device trains side by side; None for all, on devices other than
+            CPUs.
         drops: whether the host may drop members, which then stay unchanged. If it drops none, their state is updated
             in place, which halves the memory; if the program fails, the state is lost.
     """
@@ -226,25 +210,21 @@ class Programs:
         self._recipe = dataclasses.replace(fit, parallel=data_parallel if AXIS in mesh.axis_names else None)
         self._mesh = mesh
         self._axis, self._at_once, self._drops = axis, at_once, drops
-        self.start = self._program(self._start)
-        self.advance = self._program(self._advance, donate=not drops, is_small=self.is_small)
+        self.start = Program(self._start_table, mesh, axis)
+        self.advance = Program(self._advance_table, mesh, axis, donate=not drops, options=self._options)
 
-    def _program(
-        self,
-        in_group: InGroup,
-        donate: bool = False,
-        is_small: Callable[[Any, Any], bool] = lambda *_: False,
-    ) -> Program:
-        def over_table(members: Any, groups: Groups, shared: Any) -> tuple[Any, Any]:
-            if self._at_once == 1:
-                return self._one_by_one(in_group, members, groups, shared)
-            map_table = self._members_last if is_small(members, shared) else self._side_by_side
-            return map_table(in_group, members, groups, shared), ()
+    def _start_table(self, members: Hyper, groups: Groups, shared: Any) -> tuple[Any, Any]:
+        return _side_by_side(self._start, members, groups, shared), ()
 
-        def options(members: Any, shared: Any) -> Mapping[str, Any]:
-            return last_axis.OPTIONS if is_small(members, shared) else {}
+    def _advance_table(self, members: tuple[RunState, Hyper], groups: Groups, shared: Any) -> tuple[Any, Any]:
+        if self._at_once is None:
+            return _side_by_side(self._advance, members, groups, shared), ()
+        side_by_side = last_axis.vmap if self.is_small(members, shared) else jax.vmap
+        results, room = update_table(self._advance, members, groups, shared, self._at_once, side_by_side)
+        return results, jax.tree.map(lambda leaf: leaf[None], room)
 
-        return Program(over_table, self._mesh, self._axis, donate, options)
+    def _options(self, members: tuple[RunState, Hyper], shared: Any) -> Mapping[str, Any]:
+        return last_axis.OPTIONS if self._at_once is not None and self.is_small(members, shared) else {}
 
     def is_small(self, members: tuple[RunState, Hyper], shared: Any) -> bool:
         """Return whether members are better trained with their axis last, as small networks on CPUs are."""
@@ -263,42 +243,6 @@ class Programs:
             # recurrent networks gain nothing: measured on LSTMs
             and all(leaf.ndim <= 2 for leaf in jax.tree.leaves(shared[1].train.inputs))
         )
-
-    def _side_by_side(self, in_group: InGroup, members: Any, groups: Groups, shared: Any) -> Any:
-        width = jax.tree.leaves(members)[0].shape[1]
-        at_once = None if self._at_once is None else max(1, self._at_once // width)
-
-        def of_group(of: tuple[Any, Groups]) -> Any:
-            return side_by_side(in_group(of[1], shared), of[0], self._at_once)
-
-        return side_by_side(of_group, (members, groups), at_once)
-
-    def _members_last(self, in_group: InGroup, members: Any, groups: Groups, shared: Any) -> Any:
-        def of_group(of: tuple[Any, Groups]) -> Any:
-            return last_axis.side_by_side(in_group(of[1], shared), of[0], self._at_once)
-
-        def of_member(of: tuple[Any, Groups]) -> Any:
-            return in_group(of[1], shared)(of[0])
-
-        if jax.tree.leaves(members)[0].shape[1] > 1:
-            return jax.lax.map(of_group, (members, groups))
-        alone = jax.tree.map(lambda values: values[:, 0], members)
-        results = last_axis.side_by_side(of_member, (alone, groups), self._at_once)
-        return jax.tree.map(lambda values: values[:, None], results)
-
-    def _one_by_one(self, in_group: InGroup, members: Any, groups: Groups, shared: Any) -> tuple[Any, Any]:
-        def of_group(room: Any, of: tuple[Any, Groups]) -> tuple[Any, Any]:
-            results, room = one_by_one(in_group(of[1], shared), of[0], room)
-            return room, results
-
-        first, group = (
-            jax.tree.map(lambda values: values[0, 0], members),
-            jax.tree.map(lambda values: values[0], groups),
-        )
-        result = jax.eval_shape(lambda: in_group(group, shared)(first))
-        room = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), result)
-        room, results = jax.lax.scan(of_group, room, (members, groups))
-        return results, jax.tree.map(lambda leaf: leaf[None], room)
 
     def _start(self, group: Groups, shared: tuple[Array, Fixed]) -> Callable[[Hyper], RunState]:
         key, fixed = shared
@@ -333,6 +277,11 @@ class Programs:
             )
 
         return member
+
+
+def _side_by_side(in_group: InGroup, members: Any, groups: Groups, shared: Any) -> Any:
+    """Map over all members at the same time."""
+    return jax.vmap(lambda of: jax.vmap(in_group(of[1], shared))(of[0]))((members, groups))
 
 
 def _without_keys(state: RunState) -> RunState:

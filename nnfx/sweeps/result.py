@@ -309,8 +309,7 @@ def in_order(rows: list[Row], column: str, largest_first: bool, is_measured: boo
 
 def collect(fit: Fit, table: Table) -> Sweep:
     """Return the result of a sweep that has finished, or the result so far."""
-    table.harvest()
-    kept = table.harvested
+    kept = table.results()
     width = table.width
     members = len(kept["epochs"])
     hyper = as_arrays({name: np.tile(column, members // width) for name, column in table.points.items()})

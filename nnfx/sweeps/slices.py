@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from nnfx.sweeps.programs import Groups, Program
+from nnfx.sweeps.blocks import Groups
+from nnfx.sweeps.programs import Program
 
 SHARE = 0.8
 """The fraction of the free memory that a sweep uses."""

@@ -11,8 +11,9 @@ from nnfx.data import folds as of_folds
 from nnfx.data.folds import Folds
 from nnfx.data.prepare import Data
 from nnfx.sweeps import last_axis
+from nnfx.sweeps.blocks import Groups
 from nnfx.sweeps.points import Points, number_of
-from nnfx.sweeps.programs import MEMBERS, Fixed, Groups
+from nnfx.sweeps.programs import MEMBERS, Fixed
 from nnfx.training.epochs import DROPPED, EMPTY, RUNNING, RunState
 from nnfx.training.fit import Fit
 from nnfx.training.hyperparameters import as_arrays
@@ -272,6 +273,14 @@ class Table:
             "step": state.train.step,
             "fault": state.train.fault,
         }
+
+    def results(self) -> dict[str, Any]:
+        """Return the kept values of every member on the host, `(members, ...)`, without copies if none was moved."""
+        if self.harvested is None and np.array_equal(self.member.flat, np.arange(self.members)):
+            kept = self.kept_of(self.state)
+            return jax.tree.map(lambda a: np.asarray(a).reshape(self.members, *a.shape[2:]), kept)
+        self.harvest()
+        return self.harvested
 
     def harvest(self) -> None:
         """Copy the kept values of every member to the host."""

@@ -126,8 +126,9 @@ def test_one_device_trains_the_same(searched, monkeypatch):
 
 
 @pytest.mark.slow
-def test_large_runs_train_one_at_a_time_and_the_same(searched, monkeypatch):
-    monkeypatch.setattr(runs, "is_large", lambda *_: True)
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_runs_that_train_a_few_at_a_time_are_the_same(searched, monkeypatch, at_once):
+    monkeypatch.setattr(runs, "best_at_once", lambda *_: at_once)
     same(SweepSearchCV(clone(MODEL), GRID).fit(X, LABELS).cv_results_, searched.cv_results_)
 
 

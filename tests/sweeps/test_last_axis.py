@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 
 import nnfx
 from nnfx.sweeps import last_axis
-from nnfx.sweeps.programs import MEMBERS, Fixed, Groups, Program, Programs
+from nnfx.sweeps.blocks import Groups
+from nnfx.sweeps.programs import MEMBERS, Fixed, Program, Programs
 from nnfx.training.epochs import start
 from tests.sweeps.mapped import FUNCTIONS, KEY, check_against_vmap
 
@@ -56,9 +57,9 @@ def test_options_that_the_compiler_does_not_know_are_left_out():
 
 
 @pytest.mark.parametrize("count", [1, 15, 129, 300])
-def test_blocks_hold_every_element_once(count):
+def test_trees_of_any_number_of_elements(count):
     x = jnp.arange(2.0 * count).reshape(count, 2)
-    found = last_axis.side_by_side(lambda of: {"sum": of["x"].sum()}, {"x": x}, at_once=None)
+    found = last_axis.vmap(lambda of: {"sum": of["x"].sum()})({"x": x})
     assert np.array_equal(found["sum"], x.sum(1))
 
 

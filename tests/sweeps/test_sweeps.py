@@ -74,16 +74,16 @@ def test_members_trained_a_few_at_a_time_are_the_same(data, with_dropout, at_onc
     close(few.variables, together.variables, rtol=1e-5, atol=1e-6)
 
 
-def test_large_members_are_trained_in_turn_unless_more_are_asked_for(data, plain, monkeypatch):
+def test_the_size_of_a_member_determines_how_many_are_trained_at_once_unless_given(data, plain, monkeypatch):
     asked = []
-    monkeypatch.setattr(members, "is_large", lambda *asked_of: asked.append(asked_of) or True)
+    monkeypatch.setattr(members, "best_at_once", lambda *asked_of: asked.append(asked_of) or 7)
 
     def choose(*of):
         raise InterruptedError(of[3])
 
     monkeypatch.setattr(members, "programs_of", choose)
     options = {"key": KEY, "learning_rate": [0.01, 0.1], "devices": ONE}
-    for given, chosen in (({}, 1), ({"at_once": 2}, 2)):
+    for given, chosen in (({}, 7), ({"at_once": 2}, 2)):
         with pytest.raises(InterruptedError, match=f"^{chosen}$"):
             sweep(plain, data, **options, **given)
     [(fit, rows, hyper)] = asked
