@@ -71,10 +71,18 @@ def as_optimizer(name: str, given: Any) -> optax.GradientTransformationExtraArgs
         is_bare = any(isinstance(node, optax.LookaheadState) for node in found)
         return Slow(jax.tree.map(jnp.copy, params), state) if is_bare else state
 
+    def inner_update(updates: Any, state: Any, params: Any, extra: dict[str, Any]) -> tuple[Any, Any]:
+        try:
+            return inner.update(updates, state, params, **extra)
+        except TypeError as error:  # optax.contrib.sam, even within a chain, accepts no arguments but its own
+            if "got an unexpected keyword argument" not in str(error):
+                raise
+            return inner.update(updates, state, params)
+
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         if not isinstance(state, Slow):
-            return inner.update(updates, state, params, **extra)
-        both, after = inner.update(updates, state.inner, optax.LookaheadParams(params, state.params), **extra)
+            return inner_update(updates, state, params, extra)
+        both, after = inner_update(updates, state.inner, optax.LookaheadParams(params, state.params), extra)
         if not isinstance(both, optax.LookaheadParams):
             raise ValueError(f"{name}: expected optax.lookahead outermost or in optax.chain, got it nested elsewhere")
         return both.fast, Slow(optax.apply_updates(state.params, both.slow), after)
