@@ -86,6 +86,16 @@ def test_sam_is_evaluated_where_it_steps_from():
     np.testing.assert_allclose(seen, [1.0, 0.6, 0.6, 0.36], rtol=1e-5)
 
 
+@pytest.mark.usefixtures("nan_is_meant")  # Optax starts with infinity
+def test_a_line_search_moves_only_the_parameters_that_are_not_frozen(key):
+    run = nnfx.fit(MODEL, MSE, optimizers.freeze(optax.lbfgs(), "bias"), epochs=12)(key, DATA)
+    start = nnfx.init_state(key, MODEL, optax.sgd(0.1), DATA.train.inputs).params
+    np.testing.assert_array_equal(run.state.params["bias"], start["bias"])
+    x, y = np.float64(DATA.train.inputs), np.float64(DATA.train.targets) - float(start["bias"][0])
+    expected = np.linalg.lstsq(x, y, rcond=None)[0]
+    np.testing.assert_allclose(run.state.params["kernel"][:, 0], expected, rtol=1e-3)
+
+
 @pytest.mark.parametrize("is_chained", [False, True])
 def test_a_run_with_sam_follows_the_slope_uphill(key, is_chained):
     """Every second epoch, the slope at `w + ρ ∇ℓ(w)` is followed from w."""
