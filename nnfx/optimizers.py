@@ -71,10 +71,18 @@ def as_optimizer(name: str, given: Any) -> optax.GradientTransformationExtraArgs
         is_bare = any(isinstance(node, optax.LookaheadState) for node in found)
         return Slow(jax.tree.map(jnp.copy, params), state) if is_bare else state
 
+    def inner_update(updates: Any, state: Any, params: Any, extra: dict[str, Any]) -> tuple[Any, Any]:
+        try:
+            return inner.update(updates, state, params, **extra)
+        except TypeError as error:  # optax.contrib.sam, even within a chain, accepts no arguments but its own
+            if "got an unexpected keyword argument" not in str(error):
+                raise
+            return inner.update(updates, state, params)
+
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         if not isinstance(state, Slow):
-            return inner.update(updates, state, params, **extra)
-        both, after = inner.update(updates, state.inner, optax.LookaheadParams(params, state.params), **extra)
+            return inner_update(updates, state, params, extra)
+        both, after = inner_update(updates, state.inner, optax.LookaheadParams(params, state.params), extra)
         if not isinstance(both, optax.LookaheadParams):
             raise ValueError(f"{name}: expected optax.lookahead outermost or in optax.chain, got it nested elsewhere")
         return both.fast, Slow(optax.apply_updates(state.params, both.slow), after)
@@ -152,7 +160,33 @@ def _frozen(
             )
         return labelled
 
-    return optax.partition({"trained": optimizer, "frozen": optax.stateless(_no_change)}, labels)
+    inner = optax.partition({"trained": optimizer, "frozen": optax.stateless(_no_change)}, labels)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        if params is not None:
+            extra = _of_trained(extra, labels(params), params)
+        return inner.update(updates, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def _of_trained(extra: dict[str, Any], labels: Any, params: Any) -> dict[str, Any]:
+    """Return the arguments of a line search as functions and gradients of the trained parameters alone."""
+    found = dict(extra)
+    if "grad" in extra:
+        found["grad"] = jax.tree.map(
+            lambda label, leaf: leaf if label == "trained" else optax.MaskedNode(), labels, extra["grad"]
+        )
+    if "value_fn" in extra:
+
+        def value_fn(trained: Any) -> Any:
+            mine = jax.tree.leaves(trained, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
+            leaves, tree = jax.tree.flatten(params)
+            merged = [old if isinstance(new, optax.MaskedNode) else new for new, old in zip(mine, leaves, strict=True)]
+            return extra["value_fn"](jax.tree.unflatten(tree, merged))
+
+        found["value_fn"] = value_fn
+    return found
 
 
 def _no_change(updates: Any, params: Any) -> Any:

@@ -86,6 +86,38 @@ def test_sam_is_evaluated_where_it_steps_from():
     np.testing.assert_allclose(seen, [1.0, 0.6, 0.6, 0.36], rtol=1e-5)
 
 
+@pytest.mark.usefixtures("nan_is_meant")  # Optax starts with infinity
+def test_a_line_search_moves_only_the_parameters_that_are_not_frozen(key):
+    run = nnfx.fit(MODEL, MSE, optimizers.freeze(optax.lbfgs(), "bias"), epochs=12)(key, DATA)
+    start = nnfx.init_state(key, MODEL, optax.sgd(0.1), DATA.train.inputs).params
+    np.testing.assert_array_equal(run.state.params["bias"], start["bias"])
+    x, y = np.float64(DATA.train.inputs), np.float64(DATA.train.targets) - float(start["bias"][0])
+    expected = np.linalg.lstsq(x, y, rcond=None)[0]
+    np.testing.assert_allclose(run.state.params["kernel"][:, 0], expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("is_chained", [False, True])
+def test_a_run_with_sam_follows_the_slope_uphill(key, is_chained):
+    """Every second epoch, the slope at `w + ρ ∇ℓ(w)` is followed from w."""
+
+    def sam(learning_rate):
+        made = optax.contrib.sam(optax.sgd(learning_rate), optax.sgd(0.5))
+        return optax.chain(optax.clip_by_global_norm(1e3), made) if is_chained else made
+
+    run = nnfx.fit(MODEL, MSE, sam, epochs=6)(key, DATA, learning_rate=0.1)
+    weights = nnfx.init_state(key, MODEL, optax.sgd(0.1), DATA.train.inputs).params
+    x, y = np.float64(DATA.train.inputs), np.float64(DATA.train.targets)
+    w, b = np.float64(weights["kernel"])[:, 0], float(weights["bias"][0])
+    for _ in range(3):
+        at = [w, b]
+        for size in (0.5, -0.1):  # uphill, then down from where it began
+            residual = 2 * (x @ at[0] + at[1] - y) / len(y)
+            at = [w + size * x.T @ residual, b + size * residual.sum()]
+        w, b = at
+    np.testing.assert_allclose(run.state.evaluated["params"]["kernel"][:, 0], w, rtol=1e-4)
+    np.testing.assert_allclose(run.state.evaluated["params"]["bias"][0], b, rtol=1e-4, atol=1e-6)
+
+
 def test_multi_steps_move_once_in_so_many(key):
     plain, several = optax.sgd(0.1), optax.MultiSteps(optax.sgd(0.1), 2)
     state = nnfx.init_state(key, MODEL, several, DATA.train.inputs)

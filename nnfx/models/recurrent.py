@@ -74,7 +74,7 @@ class RecurrentNetwork(nn.Module):
     formulation: Formulation
 
     @nn.compact
-    def __call__(self, inputs: Array | Sequences, *, train: bool = False) -> Array:
+    def __call__(self, inputs: Array | Sequences, *, weights: Array | None = None, train: bool = False) -> Array:
         """Return `(batch, outputs)`, or `(batch, time, outputs)`; the hidden state itself if `outputs` is None."""
         x, lengths, state = inputs if isinstance(inputs, Sequences) else Sequences(inputs)
         checks.one_array("inputs", x, "(batch, time, features), or Sequences")
@@ -116,10 +116,21 @@ class RecurrentNetwork(nn.Module):
                 last.append(end)
             x = jnp.concatenate(both, axis=-1) if self.bidirectional else outputs
         if self.stateful and train:
-            carried.value = jax.tree.map(lambda part, old: part.astype(old.dtype), tuple(last), carried.value)
+            assert state is not None
+            carried.value = jax.tree.map(
+                partial(_carried, weights), tuple(last), tuple(map(tuple, state)), carried.value
+            )
         if self.returns == "last":
             x = jnp.concatenate([end[0] for end in last[-len(directions) :]], axis=-1)
         return x if self.outputs is None else Perceptron(self.outputs, name="output")(x)
+
+
+def _carried(weights: Array | None, new: Array, before: Array, old: Array) -> Array:
+    """Return a part of the state to keep; that of a row of weight zero, which is absent, stays as it was before."""
+    if weights is not None:
+        has_weight = (weights != 0).reshape(weights.shape[0], -1).any(1)
+        new = jnp.where(has_weight[:, None], new, before.astype(new.dtype))
+    return new.astype(old.dtype)
 
 
 def _in_dtype(state: State | None, dtype: Any) -> State | None:
@@ -218,7 +229,7 @@ def rnn(
         stateful: whether each training batch continues the sequences of the previous one. The state is kept among the
             variables, in the collection `carry`, and gradients stop at the start of each batch: a long sequence that is
             cut into consecutive batches is trained by truncated backpropagation through time. Train on such batches in
-            order with `nnfx.make_step`; `nnfx.fit` would shuffle them.
+            order with `nnfx.make_step`; `nnfx.fit` would shuffle them. A row of weight zero keeps its state.
         initializer: the initialiser of the input weights, applied to each gate separately; by name or as a function.
         recurrent_initializer: the initialiser of the recurrent weights.
         formulation: how to compute the recurrence, such as `"plain"` for forward-mode differentiation; see

@@ -11,13 +11,8 @@ from nnfx import checks
 from nnfx.search.comparison import Comparison, compare, holm
 from nnfx.search.programs import Program, word
 from nnfx.search.space import Point
-from nnfx.sweeps.result import LAST, ByPoint, Member, Row, Rows, Sweep, in_order, ranking, spread
+from nnfx.sweeps.result import LAST, ByPoint, Member, Row, Rows, Sweep, column_of, in_order, ranking, spread
 
-TAKEN = {
-    *("member", "point", "program", "seed", "fold", "epochs", "best_epoch", "reason"),
-    *("rank", "runs", "failed", "standard_error", "worst", "train_loss", "valid_loss"),
-}
-"""Reserved column names; a searched name among these is prefixed."""
 SHOWN = 10
 """The maximum number of points shown when a search is printed."""
 
@@ -50,7 +45,7 @@ class Search(Rows):
             begin, width = len(rows), len(program.numbers)
             for row in sorted(sweep.rows, key=lambda row: int(row["member"])):
                 number = program.numbers[row["member"] % width]
-                traced = program.columns
+                traced = map(column_of, program.columns)
                 measured = {name: each for name, each in row.items() if name not in (*traced, "member")}
                 where: Row = {name: measured.pop(name) for name in ("seed", "fold") if name in measured}
                 rows.append(
@@ -277,6 +272,6 @@ def _searched(point: Point, names: Sequence[str]) -> Row:
     """
     values = {name: point.get(name, "") for name in names}
     return {
-        f"searched_{name}" if name in TAKEN else name: value if isinstance(value, int | float | str) else word(value)
+        column_of(name): value if isinstance(value, int | float | str) else word(value)
         for name, value in values.items()
     }

@@ -29,6 +29,20 @@ NOT_FINITE = "not finite"
 """The reason given for members whose loss or weights are not finite."""
 LAST = (NOT_FINITE, "dropped")
 """The reasons of members that come last in a table sorted by a metric."""
+TAKEN = {
+    *("member", "point", "program", "seed", "fold", "epochs", "best_epoch", "reason"),
+    *("rank", "runs", "failed", "standard_error", "worst", "train_loss", "valid_loss"),
+}
+"""Reserved column names; a hyper-parameter with one of these names has a column with a prefix."""
+
+
+def column_of(name: str) -> str:
+    """Return the name of the column that holds the values of a hyper-parameter or a static choice.
+
+    >>> column_of("learning_rate"), column_of("seed")
+    ('learning_rate', 'searched_seed')
+    """
+    return f"searched_{name}" if name in TAKEN else name
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -130,7 +144,8 @@ class Sweep(Rows):
 
     Attributes:
         rows: one dictionary per member: its number, seed, fold (if there are folds), hyper-parameters, number of
-            epochs run, the epoch of its best weights, the metrics at that epoch, and why it stopped.
+            epochs run, the epoch of its best weights, the metrics at that epoch, and why it stopped. A hyper-parameter
+            with the name of another column, such as `seed`, is in the column `searched_seed`.
         fit: the run function that trained the members.
         variables: the best weights of all members, `(members, ...)`, by member number.
         histories: each metric by member and epoch, `(members, epochs)`, NaN for epochs that were not run.
@@ -203,7 +218,7 @@ class Sweep(Rows):
         values, dropped = self.by_group(name)
         numbers, of_member = ranking(values, dropped, largest_first), {row["member"]: row for row in self.rows}
         rows = [
-            {column: float(of_member[point][column]) for column in self.hyper}
+            {column: float(of_member[point][column]) for column in map(column_of, self.hyper)}
             | spread(values[:, point], name, largest_first)
             for point in numbers
         ]
@@ -327,7 +342,7 @@ def collect(fit: Fit, table: Table) -> Sweep:
         row: Row = {"member": number, "seed": int(table.all_seeds[group])}
         if table.fixed.folds is not None:
             row["fold"] = int(table.all_folds[group])
-        row |= {name: float(column[point]) for name, column in table.points.items()}
+        row |= {column_of(name): float(column[point]) for name, column in table.points.items()}
         row |= {"epochs": int(kept["epochs"][number]), "best_epoch": int(kept["best_epoch"][number])}
         row |= {name: float(values[number]) for name, values in measured.items()}
         row["reason"] = _reason(fit, int(kept["stopped_by"][number]), row["epochs"], bool(is_finite[number]))

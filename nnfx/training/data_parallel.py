@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from nnfx import checks, shards
 from nnfx.shards import Split
-from nnfx.training.rows import zeroed
+from nnfx.training.rows import filled, zeroed
 from nnfx.types import Batch, Metrics, Step, TrainState
 
 __all__ = ["data_parallel"]
@@ -114,6 +114,7 @@ class _ByPmap:
         self._mapped: dict[Split, Step] = {}  # compiled programs are kept with the results of `pmap`
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        batch = filled(batch)  # before the rows are dealt, since a device may have no row to copy
         how = Split(batch.weights.shape[0], len(self._devices))
         if how not in self._mapped:
             self._mapped[how] = self._map(how)

@@ -10,7 +10,7 @@ from nnfx.uncertainty.given import as_inputs, check_model
 
 __all__ = ["mc_dropout"]
 
-NOT_UPDATED = {"params", "constants"}
+NOT_UPDATED = {"params", "constants", "masks"}
 """The collections of variables that training batches do not update."""
 
 

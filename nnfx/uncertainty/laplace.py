@@ -91,7 +91,7 @@ def fit(
         variables: the trained variables, such as `run.best.variables`.
         data: preprocessed data, such as `data.train`: for classes, whole numbers `(batch,)`, and a single output is
             the logit of class 1; for regression, targets of the shape of the outputs, or `(batch,)`. Rows count by
-            their weight, and so do single targets for regression.
+            their weight, and so do single targets for regression; those of weight zero may have any values.
         prior_precision: α, above 0; larger values give less uncertainty. A network trained with the mean loss of n rows
             and `nnfx.regularizers.l2` has `α = n λ₂` for cross-entropy, and `α = n k λ₂ / (2 σ²)` for the mean square
             error of k outputs; for other networks, choose the α with the lowest negative log-likelihood on held-out
@@ -103,7 +103,7 @@ def fit(
     Raises:
         TypeError: for anything but a model, its variables and a batch.
         ValueError: for a layer that matches no parameter, numbers that are not positive, labels out of range, targets
-            that are not finite, or shapes that do not match.
+            that are not finite, weights that are negative or all zero, or shapes that do not match.
 
     Example:
         >>> import nnfx, optax
@@ -133,12 +133,14 @@ def fit(
     )
     outputs = jax.eval_shape(model.apply, variables, data.inputs)
     targets = arrays.as_labels("data.targets", data.targets)
-    targets = _checked_targets(targets, outputs, noise is None)
     if data.weights.shape not in (targets.shape[:1], () if noise is None else targets.shape):
         raise ValueError(
-            f"data.weights: expected one weight for each row, [{targets.shape[0]}],"
+            f"data.weights: expected one weight for each row, {list(targets.shape[:1])},"
             f"{'' if noise is None else ' or for each target,'} got {checks.describe(data.weights)}"
         )
+    checks.weights("data.weights", data.weights)
+    has_weight = data.weights.reshape(*data.weights.shape, *[1] * (targets.ndim - data.weights.ndim)) != 0
+    targets = _checked_targets(jnp.where(has_weight, targets, 0), outputs, noise is None)
     return _fit(model, names, variables, data._replace(targets=targets), noise, prior_precision)
 
 

@@ -172,6 +172,22 @@ def test_a_carried_state_is_used_but_not_moved_by_evaluation():
         model.apply(moved, INPUTS[:3])
 
 
+@pytest.mark.parametrize("per_step", [False, True])
+def test_a_row_of_weight_zero_keeps_its_state(per_step, key):
+    """Its inputs may be anything, so a step replaces them by those of another row."""
+    model, optimizer = models.lstm(outputs=1, hidden=(5,), returns="all", stateful=True), optax.sgd(0.0)
+    step = nnfx.make_step(model, nnfx.losses.mean_square_error, optimizer)
+    ones = jnp.ones(INPUTS.shape[:2] if per_step else len(INPUTS))
+    targets = jnp.zeros((*INPUTS.shape[:2], 1))
+    before, _ = step(nnfx.init_state(key, model, optimizer, INPUTS), nnfx.Batch(INPUTS, targets, ones))
+    after, _ = step(before, nnfx.Batch(jnp.asarray(INPUTS).at[1].set(jnp.nan), targets, ones.at[1].set(0)))
+    whole, _ = step(before, nnfx.Batch(INPUTS, targets, ones))
+    for found, kept, moved in zip(*(jax.tree.leaves(each.model_state) for each in (after, before, whole)), strict=True):
+        np.testing.assert_array_equal(found[1], kept[1])
+        np.testing.assert_allclose(found[jnp.array([0, 2, 3])], moved[jnp.array([0, 2, 3])], rtol=1e-5)
+        assert not np.allclose(moved, kept)
+
+
 @pytest.mark.slow
 @ONE_KIND
 def test_lengths_and_a_carried_state_keep_their_dtypes_in_mixed_precision(kind, key):

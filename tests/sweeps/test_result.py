@@ -45,6 +45,28 @@ def test_the_table_sorts_prints_and_saves(train, data, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.csv"]
 
 
+def test_hyperparameters_with_the_names_of_other_columns_have_columns_of_their_own(data):
+    """They have no effect here, so the runs are those of a sweep without them."""
+
+    def made(learning_rate, seed, member, epochs):
+        return optax.sgd(learning_rate + 0 * (seed + member + epochs))
+
+    loss, rates, seeds = nnfx.losses.binary_cross_entropy, [1e-4, 0.1], [7.0, 8.0]
+    plain, named = (nnfx.fit(nnfx.models.perceptron(), loss, each, epochs=2) for each in (optax.sgd, made))
+    points = nnfx.sweeps.grid(learning_rate=rates, seed=seeds, member=5.0, epochs=9.0)
+    expected = nnfx.sweeps.sweep(plain, data, key=KEY, seeds=2, learning_rate=np.repeat(rates, 2))
+    swept = nnfx.sweeps.sweep(named, data, key=KEY, seeds=2, points=points)
+    listed = [dict(zip(points, map(float, point), strict=True)) for point in zip(*points.values(), strict=True)]
+    searched = nnfx.search.search(named, data, points=listed, key=KEY, seeds=2)
+    for found in (swept, searched):
+        for mine, theirs in zip(found.rows, expected.rows, strict=True):
+            assert all(mine[name] == theirs[name] for name in ("member", "seed", "epochs"))
+            assert mine["searched_seed"] == seeds[mine["member"] % 2]
+            assert (mine["searched_member"], mine["searched_epochs"]) == (5, 9)
+        for mine, theirs in zip(found.by_point().rows, expected.by_point().rows, strict=True):
+            assert mine["valid_loss"] == pytest.approx(theirs["valid_loss"])
+
+
 def test_an_ensemble_predicts_what_its_members_do(train, data):
     result = swept(train, data, [0.1, 0.3, 0.5])
     ensemble = result.ensemble(4)

@@ -64,6 +64,22 @@ def step_and_state(model, shape, **options):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
+def test_rows_of_weight_zero_may_hold_any_values_even_if_a_device_has_no_others(strategy):
+    model, shape = nnfx.models.mlp((4,), batch_norm=True), (3,)
+    step, state = step_and_state(model, shape)
+    whole = jax.tree.map(lambda leaf: leaf[0], batches(shape, rows=7))
+    is_kept = jnp.arange(7) % 2 == 0  # the second of two devices has no row with a weight
+    given = Batch(
+        jnp.where(is_kept[:, None], whole.inputs, jnp.nan),
+        jnp.where(is_kept, whole.targets, jnp.nan),
+        jnp.where(is_kept, whole.weights, 0),
+    )
+    expected, _ = jax.jit(step)(state, Batch(*(leaf[::2] for leaf in whole)))
+    found, _ = jax.jit(data_parallel(step, strategy=strategy, devices=jax.devices()[:2]))(state, given)
+    close(without_key(expected), without_key(found))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_eight_devices_train_as_one_does_with_batches_that_do_not_divide(name, strategy):
     model, shape = SPLITTING[name]
     step, state = step_and_state(model, shape)

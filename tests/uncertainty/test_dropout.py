@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -45,6 +47,20 @@ def test_all_draws_are_one_program_that_is_kept(key, compilations):
     before = compilations()
     uncertainty.mc_dropout(other_key, model, variables, other_inputs, draws=5)
     assert compilations() == before
+
+
+def test_a_pruned_model_predicts_like_the_model_with_its_pruned_weights(key):
+    model, variables = made()
+    pruned = models.masked(model, functools.partial(models.magnitude_masks, keep=0.5))
+    of_pruned = pruned.init(jax.random.key(1), INPUTS)
+    kernels = [np.abs(leaf).ravel() for leaf in jax.tree.leaves(variables) if leaf.ndim > 1]
+    middle = np.median(np.concatenate(kernels))
+    kept = jax.tree.map(lambda leaf: jnp.where((leaf.ndim < 2) | (jnp.abs(leaf) > middle), leaf, 0), variables)
+    np.testing.assert_allclose(
+        uncertainty.mc_dropout(key, pruned, of_pruned, INPUTS, draws=3),
+        uncertainty.mc_dropout(key, model, kept, INPUTS, draws=3),
+        rtol=1e-5,
+    )
 
 
 def test_without_dropout_all_draws_are_the_prediction(key):

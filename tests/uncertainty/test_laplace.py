@@ -106,10 +106,13 @@ def test_logistic_regression_has_the_hessian_of_its_loss(outputs):
 def test_rows_without_weight_do_not_count_and_weights_count_like_copies():
     labels, copies = (X[:, 0] > 0).astype(int), np.repeat(np.arange(40), WEIGHTS)
     variables, strange = linear([1.0, 0.0, 0.0]), np.where(WEIGHTS[:, None] == 0, np.nan, X)
-    weighted = laplace.fit(LINEAR, variables, batch(strange, labels, WEIGHTS), prior_precision=ALPHA, layer="*")
-    copied = laplace.fit(LINEAR, variables, batch(X[copies], labels[copies]), prior_precision=ALPHA, layer="*")
-    np.testing.assert_allclose(weighted.curvature, copied.curvature, rtol=1e-3, atol=1e-5)
-    assert weighted.log_evidence == pytest.approx(float(copied.log_evidence), rel=1e-4)
+    for targets, unknown, options in ((labels, -1, {}), (Y, np.nan, {"noise": NOISE})):
+        given = batch(strange, np.where(WEIGHTS == 0, unknown, targets), WEIGHTS)
+        weighted = laplace.fit(LINEAR, variables, given, prior_precision=ALPHA, layer="*", **options)
+        whole = batch(X[copies], targets[copies])
+        copied = laplace.fit(LINEAR, variables, whole, prior_precision=ALPHA, layer="*", **options)
+        np.testing.assert_allclose(weighted.curvature, copied.curvature, rtol=1e-3, atol=1e-5)
+        assert weighted.log_evidence == pytest.approx(float(copied.log_evidence), rel=1e-4)
 
 
 def test_the_last_layer_of_a_network_is_a_linear_model_of_its_features(key):
@@ -172,6 +175,9 @@ def test_wrong_input_is_named(key):
         laplace.fit(LINEAR, variables, batch(X, np.stack([Y, Y], 1)), prior_precision=1.0, noise=1.0, layer="*")
     with pytest.raises(ValueError, match="targets: expected finite numbers"):
         laplace.fit(LINEAR, variables, batch(X, np.where(Y > 0, Y, np.nan)), prior_precision=1.0, noise=1.0, layer="*")
+    for weights in (-np.ones(40), np.zeros(40)):
+        with pytest.raises(ValueError, match="data.weights: expected non-negative numbers, at least one of them posit"):
+            laplace.fit(LINEAR, variables, batch(X, Y, weights), prior_precision=1.0, noise=1.0, layer="*")
     posterior = laplace.fit(LINEAR, variables, data, prior_precision=1.0, noise=1.0, layer="*")
     with pytest.raises(TypeError, match="key: expected a typed key"):
         laplace.members(0, LINEAR, variables, posterior, data.inputs, draws=3)
