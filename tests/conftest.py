@@ -33,6 +33,7 @@ if os.environ.get(AS_USERS_COMPILE) != "1" and QUICK_TO_COMPILE[0] not in os.env
     known = QUICK_TO_COMPILE if takes(QUICK_TO_COMPILE) else [flag for flag in QUICK_TO_COMPILE if takes([flag])]
     os.environ["XLA_FLAGS"] = " ".join([*known, os.environ.get("XLA_FLAGS", "")])
 # Experiments that run in processes of their own keep no programs in the user's cache.
+# Tests whose processes share a folder of programs switch it on again.
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 jax.config.update("jax_include_full_tracebacks_in_locations", False)  # writing them takes a twentieth of the time
 jax.config.update("jax_traceback_in_locations_limit", 0)

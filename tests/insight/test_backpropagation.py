@@ -163,10 +163,10 @@ def test_masked_targets_are_left_out():
         errors = jnp.square(model.apply({"params": params}, data.inputs) - data.targets)
         return (errors * weights).sum() / weights.sum()
 
-    value, gradient = jax.value_and_grad(mean)(variables["params"])
+    value, gradient = jax.jit(jax.value_and_grad(mean))(variables["params"])
     np.testing.assert_allclose(found.loss, value, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found.gradient, gradient)
-    error = (model.apply(variables, data.inputs) - data.targets)[0, 0] ** 2
+    error = (jax.jit(model.apply)(variables, data.inputs) - data.targets)[0, 0] ** 2
     np.testing.assert_allclose(found.losses[0], error, rtol=1e-5)
     assert found.losses.shape == (6,)
 
@@ -224,7 +224,9 @@ OTHERS = {
 @pytest.mark.parametrize("kind", OTHERS)
 def test_models_of_other_inputs_are_named(kind):
     model, inputs = OTHERS[kind]
-    variables, batch = model.init(KEY, inputs), Batch(inputs, jnp.ones(2), jnp.ones(2))
+    shapes = jax.eval_shape(model.init, KEY, inputs)
+    variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    batch = Batch(inputs, jnp.ones(2), jnp.ones(2))
     with pytest.raises(ValueError, match="model: expected stacked perceptrons, .*, got a model with "):
         backpropagation.lay_open(model, losses.binary_cross_entropy, variables, batch)
 
@@ -238,4 +240,4 @@ def test_images_are_flattened_as_the_network_does():
         return losses.empirical(losses.mean_square_error(model.apply(variables, images), batch.targets), batch.weights)
 
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
-    jax.tree.map(close, found.gradient, jax.grad(loss)(variables)["params"])
+    jax.tree.map(close, found.gradient, jax.jit(jax.grad(loss))(variables)["params"])

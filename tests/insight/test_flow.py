@@ -180,18 +180,20 @@ def trained(model, data):
 
 def by_row(model, loss, variables, data):
     """Return each row's gradient of Σ wₜ ℓₜ / Σ wₜ, one entry of weight at a time; zero for rows without weight."""
-    found = []
-    for inputs, targets, weights in zip(data.inputs, data.targets, np.asarray(data.weights), strict=True):
 
-        def of(params, inputs=inputs, targets=targets, weights=weights):
-            outputs = model.apply({"params": params}, inputs[None])[0]
-            used = [i for i in range(len(weights)) if weights[i] > 0]
-            values = [weights[i] * loss(outputs[i][None], targets[i][None])[0] for i in used]
-            return sum(values, jnp.zeros(())) / max(weights.sum(), 1e-9)
+    @jax.jit
+    @jax.grad
+    def of_entry(params, inputs, targets, i):
+        return loss(model.apply({"params": params}, inputs[None])[0][i][None], targets[i][None])[0]
 
-        leaves = jax.tree.leaves(jax.grad(of)(variables["params"]))
-        found.append(np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in leaves]))
-    return np.stack(found)
+    length = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    found = np.zeros((len(data.inputs), length))
+    for row, inputs, targets, weights in zip(found, data.inputs, data.targets, np.asarray(data.weights), strict=True):
+        for i in np.flatnonzero(weights):
+            leaves = jax.tree.leaves(of_entry(variables["params"], inputs, targets, i))
+            gradient = np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in leaves])
+            row += weights[i] / weights.sum() * gradient
+    return found
 
 
 def of_steps():

@@ -79,6 +79,7 @@ def test_differences_of_the_loss_agree(kind, returns):
         def loss_from(state, inputs, targets):
             return SQUARE(model.apply(variables, Sequences(inputs, state=state)), targets)
 
+        step = jax.jit(model.stream.step)
         expected, state = [], model.stream.start(2, float)
         for t in range(4):
             # only the outputs from step t on depend on the state before it
@@ -94,7 +95,7 @@ def test_differences_of_the_loss_agree(kind, returns):
                     share = (4 - t) / 4 if returns == "all" else 1  # the loss is a mean over the remaining outputs
                     squares += np.square(share * np.asarray(up - down) / 2e-5)
             expected.append(np.sqrt(squares).mean())
-            state, _ = model.stream.step(variables, state, inputs[:, t])
+            state, _ = step(variables, state, inputs[:, t])
         np.testing.assert_allclose(found, expected[::-1], rtol=1e-7)
 
 

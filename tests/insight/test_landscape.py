@@ -44,9 +44,10 @@ def test_a_grid_is_a_loop_over_its_points(devices):
     options = {"devices": jax.devices()[:devices]}
     found = landscape.measure(DEEP, MSE, {"params": params}, BATCH, cut, x, y, **options)
     assert found.losses.shape == (4, 5)
+    outputs_at = jax.jit(lambda point: DEEP.apply({"params": moved(cut, point)}, BATCH.inputs))
     for i, a in enumerate(x):
         for j, b in enumerate(y):
-            outputs = DEEP.apply({"params": moved(cut, (a, b))}, BATCH.inputs)
+            outputs = outputs_at((a, b))
             expected = np.average((np.asarray(outputs)[:, 0] - Y) ** 2, weights=BATCH.weights)
             np.testing.assert_allclose(found.losses[i, j], expected, rtol=2e-5)
 

@@ -25,12 +25,12 @@ def look(state):
 
 def test_records_are_those_of_a_loop_in_python():
     last, seen = trajectory.follow(STEP, start(), BATCH, look, steps=6, every=2)
-    state, expected = start(), []
+    state, expected, step = start(), [], jax.jit(STEP)
     for i in range(7):
         if i % 2 == 0:
             expected.append(state.params["output"]["kernel"])
         if i < 6:
-            state, _ = STEP(state, BATCH)
+            state, _ = step(state, BATCH)
     np.testing.assert_array_equal(seen["step"], [0, 2, 4, 6])
     np.testing.assert_allclose(seen["kernel"], np.stack(expected), rtol=1e-5, atol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), last.params, state.params)

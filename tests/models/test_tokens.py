@@ -40,7 +40,7 @@ def test_a_stream_gives_the_outputs_of_the_whole_sequence(name):
     for token in TOKENS.T:
         state, output = step(variables, state, token)
         outputs.append(output)
-    np.testing.assert_allclose(np.stack(outputs, 1), model.apply(variables, TOKENS), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(np.stack(outputs, 1), jax.jit(model.apply)(variables, TOKENS), rtol=1e-5, atol=1e-5)
 
 
 @EVERY

@@ -91,6 +91,7 @@ def test_weights_that_are_evaluated_otherwise_than_they_are_stepped_are_saved_as
     assert not np.allclose(weights, run.state.params["kernel"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_sequences_with_lengths(key, tmp_path):
     values = np.random.default_rng(0).normal(size=(6, 5, 2)).astype(np.float32)
     inputs = Sequences(values, jnp.array([5, 2, 3, 1, 5, 4]))

@@ -22,7 +22,15 @@ def test_a_function_is_mapped_as_by_vmap(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["products", "sums", "loops of different lengths", "nested loops", "gradients", "recurrence"]
+    "name",
+    [
+        "products",
+        "sums",
+        "loops of different lengths",
+        "nested loops",
+        "gradients",
+        pytest.param("recurrence", marks=pytest.mark.slow),
+    ],
 )
 def test_a_function_is_mapped_as_by_vmap_in_double_precision(name):
     with jax.enable_x64(True):
@@ -73,7 +81,7 @@ def data():
     return nnfx.data.titanic("fare", "age", key=jax.random.key(1), valid_fraction=0.25)
 
 
-@pytest.mark.parametrize(("seeds", "rates"), [(2, 32), (34, 1)])
+@pytest.mark.parametrize(("seeds", "rates"), [(2, 32), pytest.param(34, 1, marks=pytest.mark.slow)])
 def test_small_members_equal_single_runs(data, seeds, rates, monkeypatch):
     used = []
     original = last_axis.map_last

@@ -64,8 +64,15 @@ def test_an_operation_of_an_unknown_form_is_mapped_by_vmap(name, monkeypatch):
     check_against_vmap(FUNCTIONS[USES[name]], 2e-5)
 
 
-def test_all_operations_may_be_unknown(monkeypatch):
+@pytest.mark.parametrize(
+    "function",
+    [
+        "training",
+        "branches",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("nested loops", "batches", "splits", "recurrence")),
+    ],
+)
+def test_all_operations_may_be_unknown(function, monkeypatch):
     for name in last_axis_rules.FORMS:
         monkeypatch.setitem(last_axis_rules.FORMS, name, [])
-    for name in ("training", "nested loops", "branches", "batches", "splits", "recurrence"):
-        check_against_vmap(FUNCTIONS[name], 2e-5)
+    check_against_vmap(FUNCTIONS[function], 2e-5)

@@ -60,6 +60,8 @@ def test_it_equals_the_algorithm_written_as_a_loop(data, train, found):
             )
         )(states, hyper)
 
+    stack = jax.jit(lambda states: jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
+    unstack = jax.jit(lambda stacked: [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(SIZE)])
     losses, parents = [], np.arange(SIZE)
     for number in range(EPOCHS // ROUND):
         for name, values in hyper.items():
@@ -69,10 +71,9 @@ def test_it_equals_the_algorithm_written_as_a_loop(data, train, found):
             state._replace(train=state.train._replace(key=key.step), order_key=order)
             for state, key in zip(states, keys, strict=True)
         ]
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        ended, history = advance(stacked._replace(order_key=None), hyper, ROUND * number)
+        ended, history = advance(stack(states)._replace(order_key=None), hyper, ROUND * number)
         losses.append(np.asarray(history["valid_loss"][:, -1]))
-        states = [jax.tree.map(lambda leaf, i=i: leaf[i], ended) for i in range(SIZE)]
+        states = unstack(ended)
         if number == EPOCHS // ROUND - 1:
             break
         key = jax.random.fold_in(of_exchanges, number + 1)
