@@ -5,10 +5,9 @@
 The 154 sonnets, 94,038 characters in total, are bundled. One tenth of the text is held out to choose the network's
 epoch and the weights of the n-grams, another tenth gives the final scores, and the rest is used for training. N-grams
 are interpolated by the methods of Kneser and Ney and of Jelinek and Mercer. Beyond five characters, n-grams hardly
-improve,
-while the network does. Expect 2.32 bits per character from the best n-grams, and about 2.28 from the network. A
-transformer takes more than twice as long and reaches 2.33, no better than the n-grams: it needs more epochs to learn
-what it could. The experiment works offline and takes less than two minutes.
+improve, while the network does. Expect 2.32 bits per character from the best n-grams, and about 2.28 from the network.
+A transformer takes more than twice as long and reaches 2.33, no better than the n-grams: in these epochs, it does not
+learn all that it could. The experiment works offline and takes less than two minutes.
 """
 
 import dataclasses

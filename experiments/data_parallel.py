@@ -5,10 +5,9 @@
 A network with dropout learns the embedded digits by plain SGD, in batches of 100 that do not always divide evenly
 among the devices. Expect the losses to differ by rounding errors alone, and one exchange of the whole gradient per
 step, however many devices there are. On a CPU, the devices are virtual and share its cores. The number of examples per
-second then
-shows what splitting costs and whether it puts idle cores to use; `experiments.scaling_model` predicts how well real
-devices scale. The same run is also made by two processes with one device each, which communicate over the loopback
-interface. The experiment works offline and takes about a minute.
+second then shows what splitting costs and whether it puts idle cores to use; `experiments.scaling_model` predicts how
+well real devices scale. The same run is also made by two processes with one device each, which communicate over the
+loopback interface. The experiment works offline and takes about a minute.
 """
 
 import dataclasses

@@ -7,10 +7,10 @@ some are shared by all things, others by half of them, by a quarter, or by none.
 this table; the broad distinctions have the largest singular values s. If the weights start small, balanced and along
 the modes, gradient descent learns each mode independently of the others. After t steps, the strength of a mode, which
 starts at a₀, is `a(t) = s E / (E − 1 + s / a₀)` with `E = exp(2 s t / τ)`, where τ is half the number of outputs
-divided by the learning
-rate. Expect the measured strengths to be within 1 % of s of that curve. From small random weights, expect the same
-sigmoids within a few per cent, if a₀ is the growing part of each mode in the initial weights, `‖(W₁v + W₂ᵀu) / 2‖²`,
-where u and v are the mode's singular vectors. The experiment works offline and takes a few seconds.
+divided by the learning rate. Expect the measured strengths to be within 1 % of s of that curve. From small random
+weights, expect the same sigmoids within a few per cent, if a₀ is the growing part of each mode in the initial weights,
+`‖(W₁v + W₂ᵀu) / 2‖²`, where u and v are the mode's singular vectors. The experiment works offline and takes a few
+seconds.
 
 References:
     Saxe, McClelland and Ganguli, *Exact solutions to the nonlinear dynamics of learning in deep linear neural

@@ -6,8 +6,8 @@ The model predicts survival on the Titanic from fare and age. Its bias is fixed 
 are left, and the mean loss of all 714 passengers is a surface over a plane. From the same poor starting point, and
 with the same learning rate, three paths lead down this surface: each step uses all passengers, 32 passengers, or one
 passenger. Expect full-batch descent to go straight and never uphill, but to visit hundreds of times as many passengers
-as the others. Expect stochastic descent to arrive within an epoch, and then to wander around the minimum forever. The
-script takes about five seconds.
+as stochastic descent. Expect stochastic descent to arrive within an epoch, and then to wander around the minimum
+forever. The script takes about five seconds.
 """
 
 import dataclasses

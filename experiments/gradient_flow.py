@@ -7,8 +7,7 @@ They differ only in their activation function and the initialiser that matches i
 gradient that reaches each layer and of the change to its weights are measured. Expect the gradient to fall by a factor
 of twenty thousand from the last hidden layer to the first with the sigmoid, which has learned nothing after 40 epochs,
 and to stay within a factor of two with tanh and ReLU, which reach 94 % accuracy on held-out digits. It works offline
-and takes
-less than a minute.
+and takes less than a minute.
 """
 
 import dataclasses

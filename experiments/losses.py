@@ -126,7 +126,7 @@ def least_squares(line: Line) -> np.ndarray:
 
 
 def by_logit(logits: Array, label: int) -> dict[str, dict[str, Array]]:
-    """Return the cross-entropy and square error of a sigmoid output, and their derivatives in the logit."""
+    """Return both losses of a sigmoid's output, and their derivatives with respect to the logit, by name."""
     labels = jnp.full(logits.shape, label)
     losses: dict[str, Callable[[Array], Array]] = {
         "cross-entropy": lambda z: binary_cross_entropy(z, labels),

@@ -11,10 +11,9 @@ for a detection is chosen on validation scenes alone.
 
 A detection is correct if its class is correct, and its box and the true box share at least half of the area that they
 cover together; of two detections of the same digit, one is wrong. Expect an F1 of about 0.95 on the test scenes.
-Nearly all
-detections where there is no digit are fragments and ends of lines that look like a 1. `nnfx.metrics.detection`
-measures the average precision as defined by COCO: expect about 0.71, and 0.95 at an intersection over union of 0.5.
-The experiment takes one to two minutes, most of it for training.
+Nearly all detections where there is no digit are fragments and ends of lines that look like a 1.
+`nnfx.metrics.detection` measures the average precision as defined by COCO: expect about 0.71, and 0.95 at an
+intersection over union of 0.5. The experiment takes one to two minutes, most of it for training.
 
 With `--images fashion_mnist`, the scenes contain articles of clothing instead, with the same network and the same
 number of windows. They are harder to tell apart: expect an F1 of about 0.62, an average precision of about 0.36, and

@@ -104,8 +104,9 @@ def halved(images: np.ndarray) -> np.ndarray:
 def draw_scenes(seed: tuple[int, ...], items: Items, count: int, *, most: int = 6, clutter: bool = True) -> Scene:
     """Draw several scenes; scene number i depends on `(seed, i)` alone.
 
-    Returns: The pictures of the scenes, `(count, SIZE, SIZE)`, and their boxes and names, as object arrays with one
-        element for each picture.
+    Returns:
+        The pictures of the scenes, `(count, SIZE, SIZE)`, and their boxes and names, as object arrays with one element
+        for each picture.
     """
     scenes = [draw_scene((*seed, i), items, most=most, clutter=clutter) for i in range(count)]
     boxes, names = np.empty(count, object), np.empty(count, object)

@@ -277,7 +277,7 @@ def _column(name: str, of: str, series: Any, kind: Kind | None, wanted: Kind | N
         kind = "category" if has_text else "boolean" if is_boolean else "number"
     if kind != "category":
         return Column(of, kind, np.array([np.nan if value is None else value for value in objects], np.float64))
-    if not is_meant and wanted != "number":  # text is not, and an error says so
+    if not is_meant and wanted != "number":  # for numbers, another error rejects text
         _check_not_numbers(name, of, objects)
     return Column(of, kind, objects)
 

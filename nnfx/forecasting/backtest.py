@@ -192,7 +192,7 @@ def refitted(
             integers.
         ValueError: for origins that are out of range, not ascending, or too early for a single window, values of the
             wrong rank or not finite, exogenous columns whose times differ from those of the values, or forecasts
-            that are not `(horizon, channels)`; and for the same reasons as `train`.
+            that are not `(horizon, channels)`; and whenever `train` raises one.
 
     Example:
         >>> import nnfx, optax

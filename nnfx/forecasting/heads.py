@@ -108,8 +108,7 @@ def quantiles(levels: Sequence[float]) -> Head:
 
     References:
         Koenker and Bassett, *Regression quantiles*, Econometrica 1978.
-        Chernozhukov, Fernández-Val and Galichon, *Quantile and probability curves without crossing*, Econometrica
-        2010.
+        Chernozhukov, Fernández-Val and Galichon, *Quantile and probability curves without crossing*, Econometrica 2010.
     """
     known = _levels("levels", levels)
     if not known[0] <= 0.5 <= known[-1]:

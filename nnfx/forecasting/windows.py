@@ -188,7 +188,7 @@ def split(values: Any, lookback: int, sizes: Sequence[float]) -> tuple[Any, ...]
             down to whole steps, and the steps left over go to the second split.
 
     Returns:
-        The splits, one per size: frames or `nnfx.data.Series` if the values are one, arrays otherwise.
+        The splits, one per size: of the type of the values for a frame or an `nnfx.data.Series`, arrays otherwise.
 
     Raises:
         TypeError: for sizes that mix steps and fractions, or a lookback that is not an integer.

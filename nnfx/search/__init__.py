@@ -112,13 +112,12 @@ def search(
         budget: the maximum number of member-epochs, where a member-epoch is one epoch of one run. It is spent
             according to `method`. None and `Halving`: rounds of `points` new points as long as they fit, or one round
             of as many points as fit if `points` is None. `Extrapolation`: rounds of `points` new points, compared with
-            all points before, as long as the next round is sure to fit. `Hyperband`: its brackets, repeatedly.
+            all earlier points, as long as the next round is sure to fit. `Hyperband`: its brackets, repeatedly.
             `HyperGradient` and `Ask`: as many points as fit. Or `Seconds(600)`, the time that the search may use:
             rounds of `points` new points, brackets or batches, as long as another one fits, judging by the time that
             the previous one took; not for `HyperGradient`, which has no rounds. With `out`, the time used and the
-            rounds begun are
-            saved: a killed
-            search continues with the time that is left, and a finished one gives the same result when called again.
+            rounds begun are saved: a killed search continues with the time that is left, and a finished one gives the
+            same result when called again.
         seeds: the number of seeds.
         folds: K, to hold out each of K folds of `data.train` in turn; None to use `data.valid`.
         devices: the devices to use, as for `nnfx.sweeps.sweep`.
@@ -274,8 +273,7 @@ def nested(
 
     Raises:
         TypeError, ValueError: as `nnfx.search.search` does; for data with a held-out split, and for overlapping
-        windows
-            of a series.
+            windows of a series.
 
     Example:
         >>> import nnfx, optax

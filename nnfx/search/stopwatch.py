@@ -11,7 +11,7 @@ from nnfx.search.claims import LOOK_SECONDS, claimed
 from nnfx.search.methods import Seconds
 
 SAVE_SECONDS = 1.0
-"""The interval at which the time is saved; a killed search loses count of at most this much time, and of one piece."""
+"""The interval at which the time is saved; after a kill, at most this much time, plus one piece, is not counted."""
 now: Callable[[], float] = time.monotonic
 
 
@@ -83,7 +83,7 @@ class Stopwatch:
                 aside.write_text(json.dumps(self._noted, indent=2) + "\n")
 
     def _with_folder(self, do: Callable[[], Any]) -> Any:
-        """Lock the folder, apply a function to what is noted in it, and save the result."""
+        """Call a function while the folder is locked, after reading the notes in it."""
         if self._folder is None:
             self._is_open = True
             return do()

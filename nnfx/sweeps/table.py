@@ -37,7 +37,7 @@ class Packing(NamedTuple):
 
 PACKING = Packing(1 / 2, 1)
 PACKING_OF_SMALL = Packing(1 / 4, last_axis.FEWEST)
-"""With the members' axis last, compiling a network takes seconds, and training it takes milliseconds.  A narrower
+"""With the members' axis last, compiling a network takes seconds, and training it takes milliseconds. A narrower
 table would not have the axis last, and half as many members would take as long, measured on two cores. Since every
 table has, the numbers of a member have the same bits in all of them."""
 
