@@ -221,7 +221,7 @@ class Estimator(BaseEstimator):
         if known is not None:  # a candidate of a search, whose predictions for its held-out rows are known
             if X is not known[0]:
                 raise ValueError(
-                    "scoring: expected a scorer that predicts for the unchanged held-out rows, got a scorer that"
+                    "scoring: expected a scorer that predicts for the held-out rows themselves, got a scorer that"
                     " predicts for other rows; use GridSearchCV for such scorers"
                 )
             return np.asarray(known[1])
