@@ -2,9 +2,9 @@
 
     python -m experiments [--out DIR] [--seed N] [--rows titanic ...] [--quick] [--write-readme]
 
-It runs the experiments of `experiments/gallery.py` one after the other, offline. The figures, tables and printed output
-of each experiment go to a separate folder. If an experiment fails, the table reports it, the others still run, and the
-exit status is 1.
+It runs the experiments of `experiments/gallery.py` one after the other, offline. The figures, tables and printed
+output of each experiment go to a separate folder. If an experiment fails, the table reports it, the others still run,
+and the exit status is 1.
 """
 
 import dataclasses
@@ -77,7 +77,7 @@ def choose(config: Config) -> list[str]:
     """Return the experiments to run, in the order of the course.
 
     Raises:
-        ValueError: if the gallery does not have an experiment, or if small copies of quick figures are requested.
+        ValueError: if an experiment is not in the gallery, or if small copies of quick figures are requested.
     """
     known = gallery.experiments()
     if unknown := sorted(set(config.rows) - set(known)):
@@ -126,7 +126,7 @@ def show(made: dict[str, Made], config: Config) -> None:
     print()
     print_table(["", "figure", "results", "seconds"], lines, words=3)
     failed = [name for name, each in made.items() if each.fault]
-    print(f"\n{len(made) - len(failed)} of {len(made)} experiments made")
+    print(f"\n{len(made) - len(failed)} of {len(made)} experiments completed")
     for name in failed:
         print(f"{name} failed; its output is in {config.out / name / 'output.txt'}")
 

@@ -1,13 +1,13 @@
-"""Activation functions and their derivatives: the values that each passes forward and the gradient that it passes back.
+"""Activation functions and their derivatives: the values passed forward, and the gradients passed back.
 
     python -m experiments.activations [--out DIR] [--seed N]
 
 It plots every activation of the library with its derivative as computed by JAX, overlaid with finite differences.
 Maxout, which is learned, is plotted three times: with two pieces that make ReLU, two that make the absolute value, and
 six fitted to a parabola. A table lists the range of values and derivatives of each activation, and how much of a
-gradient is left after ten layers if pre-activations are normally distributed. Expect the sigmoid to pass a fifth of the
-gradient at each layer, and only two ten-millionths through ten layers. ReLU passes all of a gradient or nothing; expect
-it to pass three hundredths through ten layers. The experiment works offline and takes about ten seconds.
+gradient is left after ten layers if pre-activations are normally distributed. Expect the sigmoid to pass a fifth of
+the gradient at each layer, and only two ten-millionths through ten layers. ReLU passes all of a gradient or nothing;
+expect it to pass three hundredths through ten layers. The experiment works offline and takes about ten seconds.
 """
 
 import dataclasses
@@ -158,7 +158,7 @@ def draw_maxout(results: Results, fit: dict[str, Array], config: Config) -> None
         above.set(title=name, ylim=(-1.1, 1.2))
         below.set(xlabel="input z", ylim=(-2.3, 2.3))
     axes[0, 0].set_ylabel("maxout (bold) and its pieces")
-    axes[1, 0].set_ylabel("derivative: that of the largest")
+    axes[1, 0].set_ylabel("derivative of the largest piece")
     results.figure("maxout", figure)
 
 

@@ -5,9 +5,9 @@
 A network of two inputs (fare and age), three hidden units and one output predicts whether a survivor survives, before
 and after the network is trained on all 714 passengers. The tables list every factor of the chain rule: inputs,
 pre-activations, local derivatives, and the error that flows back; the graphs draw them. The product of the factors is
-compared with `jax.grad`, in single and double precision. The change of the loss in one step is compared with the change
-that the gradient predicts. Expect the factors and `jax.grad` to differ by about 10⁻⁷ in single precision and 10⁻¹⁶ in
-double precision. The experiment works offline and takes about ten seconds.
+compared with `jax.grad`, in single and double precision. The change of the loss in one step is compared with the
+change that the gradient predicts. Expect the factors and `jax.grad` to differ by about 10⁻⁷ in single precision and
+10⁻¹⁶ in double precision. The experiment works offline and takes about ten seconds.
 """
 
 import dataclasses
@@ -67,7 +67,7 @@ def main(config: Config) -> dict[str, Any]:
     print(f"a survivor, {age:.0f} years old, who paid {fare:.2f} pounds; in the network's units {passenger.inputs[0]}")
     for name, each in found.items():
         survival = float(jax.nn.sigmoid(each.layers[-1].outputs[0, 0]))
-        print(f"\n=== {name}: survival predicted with {survival:.3f} ===\n{each}")
+        print(f"\n=== {name}: predicted probability of survival {survival:.3f} ===\n{each}")
         results.figure(f"graph_{name}", graph.draw(each))
 
     differences = {
@@ -130,10 +130,10 @@ def follow(model: nnfx.Model, params: Params, passenger: Batch, found: Backpropa
 def draw_step(results: Results, steps: dict[str, Any]) -> None:
     """Plot the loss of the passenger along the gradient, and its tangent at the start."""
     figure, axis = plt.subplots(figsize=(6.2, 4))
-    axis.plot(steps["rates"], steps["losses"], color=BLUE, linewidth=2, label="the loss after one step")
-    axis.plot(steps["rates"], steps["line"], "--", color=ORANGE, label="L − η |∇L|², what the gradient promises")
+    axis.plot(steps["rates"], steps["losses"], color=BLUE, linewidth=2, label="loss after one step")
+    axis.plot(steps["rates"], steps["line"], "--", color=ORANGE, label="L − η |∇L|², predicted by the gradient")
     axis.set(
-        title="one step along the gradient, the untrained network",
+        title="one step along the gradient in the untrained network",
         xlabel="learning rate η",
         ylabel="loss of the passenger (nats)",
         ylim=(min(0.0, float(steps["losses"].min())), float(steps["losses"].max()) * 1.1),

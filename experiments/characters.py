@@ -3,12 +3,11 @@
     python -m experiments.characters [--out DIR] [--seed N] [--model lstm|transformer]
 
 The 154 sonnets, 94,038 characters in total, are bundled. One tenth of the text is held out to choose the network's
-epoch and the weights of the n-grams, another tenth gives the final scores, and the rest is for training. N-grams are
-interpolated by the methods of Kneser and Ney and of Jelinek and Mercer. Beyond five characters, n-grams hardly improve,
-while the network does. Expect 2.32 bits per character from the best n-grams, and about 2.28 from the network. A
-transformer takes more than twice as long and reaches 2.33, no better than the n-grams: it does not learn all that it
-could in these epochs.
-The experiment works offline and takes less than two minutes.
+epoch and the weights of the n-grams, another tenth gives the final scores, and the rest is used for training. N-grams
+are interpolated by the methods of Kneser and Ney and of Jelinek and Mercer. Beyond five characters, n-grams hardly
+improve, while the network does. Expect 2.32 bits per character from the best n-grams, and about 2.28 from the network.
+A transformer takes more than twice as long and reaches 2.33, no better than the n-grams: in these epochs, it does not
+learn all that it could. The experiment works offline and takes less than two minutes.
 """
 
 import dataclasses
@@ -50,7 +49,7 @@ class Config:
     features: int = 32
     """length of the vector that represents a character"""
     dropout: float = 0.4
-    """dropout rate between layers; a quarter of this rate applies to the vectors of characters"""
+    """dropout rate between layers; a quarter of this rate applies to the character vectors"""
     length: int = 64
     """number of characters in an example"""
     epochs: int = 24
@@ -122,7 +121,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def sonnets() -> Text:
-    """Return the sonnets: a tenth of them for selection, another tenth for the final scores, the rest for training."""
+    """Return the sonnets: a tenth for selection, another tenth for the final scores, and the rest for training."""
     poems = (Path(__file__).parent / "sonnets.txt").read_text(encoding="utf-8").strip().split("\n\n")
     characters = "".join(sorted(set("\n".join(poems))))
     place = {character: i for i, character in enumerate(characters)}
@@ -236,7 +235,7 @@ def draw_learning_curves(results: Results, run: nnfx.Run, bits: dict[str, Any], 
     figure, axis = plt.subplots(figsize=(7, 4.4))
     for part, colour in (("train", GREY), ("valid", BLUE)):
         values = run.history[f"{part}_bits"]
-        label = "trained on, with dropout" if part == "train" else "held out"
+        label = "training, with dropout" if part == "train" else "held out"
         axis.plot(np.arange(1, len(values) + 1), values, color=colour, label=f"{NAMES[config.model]}, {label}")
     best = min(bits[f"5-gram, {kind}"]["valid"] for kind in KINDS)
     axis.axhline(best, color=ORANGE, linestyle="--", label="the best 5-grams, held out")

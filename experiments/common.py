@@ -67,12 +67,12 @@ def command(main: Callable[[Any], Any], config: type, about: str | None, *, is_s
         main: the function that runs the experiment, given its options.
         config: the dataclass of the options.
         about: the description of the experiment, for `--help`.
-        is_short: whether the experiment's programs take longer to compile than to run, so that they should be optimised
-            less.
+        is_short: whether the experiment's programs take longer to compile than to run, and should therefore be
+            optimised less.
     """
     options: Any = tyro.cli(config, description=about)
     compilation_cache.keep_programs()
-    jax.config.update("jax_traceback_in_locations_limit", 0)  # tracebacks take a twentieth of the time for lowering
+    jax.config.update("jax_traceback_in_locations_limit", 0)  # tracebacks take a twentieth of the lowering time
     if is_short:
         compile_quickly()
     main(options)
@@ -81,7 +81,7 @@ def command(main: Callable[[Any], Any], config: type, about: str | None, *, is_s
 def compile_quickly() -> None:
     """Have XLA compile CPU programs in about half the time, into slower code; call this before any computation.
 
-    LLVM optimises less. In releases of jaxlib with two emitters of loops, the emitter that is faster to compile is
+    LLVM optimises less. In releases of jaxlib with two loop emitters, the one that compiles faster is
     used. Flags that the user has set take precedence.
     """
     flags = ["--xla_backend_optimization_level=1"]
@@ -110,7 +110,7 @@ class Results:
         plt.close(figure)
 
     def history(self, curves: Mapping[str, Any]) -> None:
-        """Write `history.csv`, with a row per epoch and a column per curve; epochs that did not run are left empty."""
+        """Write `history.csv`, one row per epoch and one column per curve, empty for epochs that were not run."""
         columns = {name: np.asarray(values) for name, values in curves.items()}
         epochs = max(int(np.isfinite(values).sum()) for values in columns.values())
         text = io.StringIO()
@@ -125,7 +125,7 @@ class Results:
         """Write `summary.json`: these numbers, the versions of packages, the device, and the seconds spent.
 
         Returns:
-            The contents of the file; `compile_s` is the time spent in XLA's compiler, and `wall_s` is the whole time
+            The contents of the file; `compile_s` is the time spent in XLA's compiler, and `wall_s` is the total time
             since the start.
         """
         summary = {
@@ -171,5 +171,5 @@ def mean_and_error(values: Any) -> dict[str, float]:
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]], words: int = 1) -> None:
-    """Print a table whose first `words` columns hold text, and whose other columns hold numbers with four digits."""
+    """Print a table with text in its first `words` columns, and numbers with four digits in the others."""
     print(table(header, rows, words))

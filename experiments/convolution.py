@@ -5,7 +5,7 @@
 A kernel of 3 × 3 numbers that responds to vertical edges is slid over one of scikit-learn's digits, 8 × 8 pixels with
 values from 0 to 16; at each place, nine products are added. The sums go through ReLU and are pooled: the largest of
 each 2 × 2 sums is kept. All of this is done first by loops over whole numbers and then by `nnfx.ops`. Expect the two
-results to be equal, since sums of whole numbers this small are exact. Then four kernels (blur, sharpen, and edges in
+results to be equal, since sums of such small integers are exact. Then four kernels (blur, sharpen, and edges in
 two directions) are slid over a larger picture. The experiment works offline and takes about five seconds.
 """
 

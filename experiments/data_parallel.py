@@ -2,12 +2,12 @@
 
     python -m experiments.data_parallel [--out DIR] [--seed N] [--devices 1 2 4 8]
 
-A network with dropout learns the embedded digits by plain SGD, in batches of 100 that do not always divide evenly among
-the devices. Expect the losses to differ by rounding alone, and one exchange of the whole gradient per step, however
-many devices there are. On a CPU, the devices are virtual and share its cores. The number of examples per second then
-shows what splitting costs and whether it puts idle cores to use; `experiments.scaling_model` predicts how well real
-devices scale. The same run is also made by two processes with one device each, which communicate over the loopback
-interface. The experiment works offline and takes about a minute.
+A network with dropout learns the embedded digits by plain SGD, in batches of 100 that do not always divide evenly
+among the devices. Expect the losses to differ by rounding errors alone, and one exchange of the whole gradient per
+step, however many devices there are. On a CPU, the devices are virtual and share its cores. The number of examples per
+second then shows what splitting costs and whether it puts idle cores to use; `experiments.scaling_model` predicts how
+well real devices scale. The same run is also made by two processes with one device each, which communicate over the
+loopback interface. The experiment works offline and takes about a minute.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ class Config:
     seed: int = 0
     """the random seed"""
     devices: tuple[int, ...] = (1, 2, 4, 8)
-    """numbers of devices to split batches over"""
+    """numbers of devices over which to split batches"""
     processes: int = 2
     """number of processes, with one device each, for another run; 1 to skip it"""
     hidden: tuple[int, ...] = (256, 256)
@@ -74,7 +74,7 @@ class Outcome(NamedTuple):
     Attributes:
         strategy: "mesh" or "pmap".
         devices: the number of devices.
-        processes: the number of processes that they are spread over.
+        processes: the number of processes over which they are spread.
         losses: the training loss of each epoch, followed by the held-out losses.
         crossing: the data that crosses between devices in a step.
         examples_per_second: the median throughput over the timed epochs.
@@ -110,7 +110,7 @@ def main(config: Config) -> dict[str, Any]:
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parameters(config, data)))
     print(f"the gradient has {size:,} bytes\n")
     print_table(
-        ["strategy", "devices", "processes", "loss apart", "exchanges a step", "their bytes", "examples a second"],
+        ["strategy", "devices", "processes", "loss difference", "exchanges per step", "bytes", "examples per second"],
         [
             [
                 outcome.strategy,
@@ -252,11 +252,11 @@ def draw(results: Results, outcomes: list[Outcome], alone: Outcome) -> None:
         if outcome.devices > 1:
             apart = np.abs(losses / np.split(alone.losses, 2)[1] - 1)
             axes[1].plot(epochs, np.maximum(apart, 1e-9), linewidth=1, markersize=4, label=name, **style)
-    axes[0].set(xlabel="epoch", ylabel="held-out cross-entropy (nats)", title="losses: one curve for all")
+    axes[0].set(xlabel="epoch", ylabel="held-out cross-entropy (nats)", title="losses: all curves coincide")
     axes[0].legend(title="strategy, devices", fontsize=8)
     axes[1].axhline(2.0**-23, color="black", linewidth=0.8, linestyle="--", label="spacing of float32 at 1")
     axes[1].set(xlabel="epoch", ylabel="relative difference from one device", yscale="log", ylim=(5e-10, 1e-3))
-    axes[1].set_title("how far apart they are (0 drawn at 1e-9)")
+    axes[1].set_title("difference from one device (0 drawn at 1e-9)")
     axes[1].legend(fontsize=8)
     for strategy in STRATEGIES:
         for processes in sorted({outcome.processes for outcome in outcomes}):
@@ -271,7 +271,7 @@ def draw(results: Results, outcomes: list[Outcome], alone: Outcome) -> None:
                 label=strategy if processes == 1 else f"{strategy}, {processes} processes",
             )
     counts = sorted(colours)
-    axes[2].set(xscale="log", xlabel=f"devices ({jax.devices()[0].device_kind})", ylabel="examples a second")
+    axes[2].set(xscale="log", xlabel=f"devices ({jax.devices()[0].device_kind})", ylabel="examples per second")
     axes[2].set_xticks(counts, map(str, counts))
     axes[2].set_xticks([], minor=True)
     axes[2].set_ylim(0)

@@ -5,11 +5,12 @@
 A linear network with one hidden layer learns which properties eight living things have. The properties form a tree:
 some are shared by all things, others by half of them, by a quarter, or by none. The modes are the singular vectors of
 this table; the broad distinctions have the largest singular values s. If the weights start small, balanced and along
-the modes, gradient descent learns each mode on its own. After t steps, the strength of a mode, which starts at a₀, is
-`a(t) = s E / (E − 1 + s / a₀)` with `E = exp(2 s t / τ)`, where τ is half the number of outputs divided by the learning
-rate. Expect the measured strengths to be within 1 % of s of that curve. From small random weights, expect the same
-sigmoids within a few per cent, if a₀ is the growing part of each mode in the initial weights, `‖(W₁v + W₂ᵀu) / 2‖²`,
-where u and v are the mode's singular vectors. The experiment works offline and takes a few seconds.
+the modes, gradient descent learns each mode independently of the others. After t steps, the strength of a mode, which
+starts at a₀, is `a(t) = s E / (E − 1 + s / a₀)` with `E = exp(2 s t / τ)`, where τ is half the number of outputs
+divided by the learning rate. Expect the measured strengths to be within 1 % of s of that curve. From small random
+weights, expect the same sigmoids within a few per cent, if a₀ is the growing part of each mode in the initial weights,
+`‖(W₁v + W₂ᵀu) / 2‖²`, where u and v are the mode's singular vectors. The experiment works offline and takes a few
+seconds.
 
 References:
     Saxe, McClelland and Ganguli, *Exact solutions to the nonlinear dynamics of learning in deep linear neural
@@ -97,7 +98,7 @@ def main(config: Config) -> dict[str, Any]:
     mean, error = by_start.mean(0), by_start.std(0, ddof=1) / config.starts**0.5
     half = times[(aligned < strengths / 2).sum(0)][FIRST]
     rows = zip(LABELS, strengths[FIRST], half, off, mean, error, strict=True)
-    print_table(["mode", "s", "half at t/τ", "off, along the modes", "off, random starts", "±"], rows)
+    print_table(["mode", "s", "half at t/τ", "error, along the modes", "error, random starts", "±"], rows)
     draw(results, times, (expected[None], aligned[None]), (predicted, free))
     found = {"along_the_modes": off.max(), "random_starts": {"mean": mean, "error": error}}
     return results.summary(

@@ -52,7 +52,7 @@ class Config:
     ema_decay: float = 0.99
     """decay of the moving average of the weights, per step"""
     shift: float = 0.5
-    """how far digits are shifted, in pixels; half a pixel shifts some by one and others not at all"""
+    """how far digits are shifted, in pixels; half a pixel shifts some digits by one pixel and others not at all"""
     degrees: float = 10.0
     """how far digits are rotated, in degrees"""
 
@@ -96,7 +96,7 @@ def main(config: Config) -> dict[str, Any]:
     draw_learning_curves(results, runs)
     every = {name: together(some) for name, some in predictions.items()}
     draw_confusions(results, every, digits.classes, config)
-    among = f"held-out digits of {config.splits} splits taken together (CNN)"
+    among = f"held-out digits of {config.splits} splits combined (CNN)"
     draw_mistakes(results, every["CNN"], digits.classes, among, shown=16)
     results.history(curves_of(runs))
     return results.summary(
@@ -160,12 +160,12 @@ def draw_learning_curves(results: Results, runs: dict[str, list[nnfx.Run]]) -> N
         for axis, values in zip(axes, (loss, errors), strict=True):
             axis.plot(epochs, values.T, color=COLOURS[name], alpha=0.3, linewidth=0.8)
             axis.plot(epochs, values.mean(0), color=COLOURS[name], linewidth=2, label=f"{name}, held out")
-        axes[0].plot(epochs, curves["train_loss"].mean(0), ":", color=COLOURS[name], label=f"{name}, train (varied)")
+        axes[0].plot(epochs, curves["train_loss"].mean(0), ":", color=COLOURS[name], label=f"{name}, train (augmented)")
     axes[0].set(xlabel="epoch", ylabel="cross-entropy (nats)", yscale="log")
     axes[1].set(xlabel="epoch", ylabel="held-out errors (%)", ylim=(0, 10))
     for axis in axes:
         axis.legend()
-    figure.suptitle(f"the mean over {len(next(iter(runs.values())))} splits, and every split (thin)", fontsize=11)
+    figure.suptitle(f"mean over {len(next(iter(runs.values())))} splits, and every split (thin)", fontsize=11)
     results.figure("learning_curves", figure)
 
 
@@ -178,9 +178,9 @@ def draw_confusions(
     figure, axes = plt.subplots(1, len(counts), figsize=(11, 5.2))
     for axis, (name, each) in zip(axes, counts.items(), strict=True):
         drawn = draw_confusion(axis, each, classes, largest)
-        axis.set_title(f"{name}: {predictions[name].accuracy:.2%} right")
+        axis.set_title(f"{name}: {predictions[name].accuracy:.2%} correct")
     figure.colorbar(drawn, ax=axes, label="mistakes (% of the true digit)", shrink=0.8)
-    figure.suptitle(f"held-out digits of {config.splits} splits, counted", fontsize=11)
+    figure.suptitle(f"counts of held-out digits over {config.splits} splits", fontsize=11)
     results.figure("confusion", figure)
 
 

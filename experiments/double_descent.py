@@ -4,10 +4,10 @@
 
 Two-layer networks learn 200 handwritten digits, a tenth of which have labels drawn at random. Their hidden ReLU layer
 stays random, and their output layer is the minimum-norm least-squares solution. Once there are as many hidden
-units as digits, the network interpolates: its training error is zero. At this width the problem is ill-conditioned, and
-the test error peaks; beyond it, the minimum-norm solution becomes smoother with width, and the error falls below its
-lowest value before the peak. A penalty on the norm, ridge regression, removes the peak. Expect all of this in each of
-five random starts. It works offline and takes less than half a minute.
+units as digits, the network interpolates: its training error is zero. At this width the problem is ill-conditioned,
+and the test error peaks; beyond it, the minimum-norm solution becomes smoother with width, and the error falls below
+its lowest value before the peak. A penalty on the norm, ridge regression, removes the peak. Expect all of this in each
+of five random starts. It works offline and takes less than half a minute.
 
 References:
     Belkin, Hsu, Ma and Mandal, *Reconciling modern machine-learning practice and the classical bias-variance
@@ -71,7 +71,7 @@ def main(config: Config) -> dict[str, Any]:
     lowest_before = test[:threshold].min(0)
     peaks = relative[
         np.where(relative[:, None] >= 0.5, test, 0).argmax(0)
-    ]  # of the wider half; narrow networks may err more
+    ]  # only the wider half: narrow networks may have larger errors
     counts = {
         "peak_within_a_fifth": int((np.abs(peaks - 1) < 0.201).sum()),
         "widest_below_peak": int((test[-1] < test[threshold]).sum()),
@@ -86,7 +86,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def digits(key: Array, config: Config) -> tuple[Batch, Batch]:
-    """Draw digits to learn, some with labels drawn at random, and hold out the others."""
+    """Draw training digits, some with labels drawn at random, and hold out the others."""
     split_key, which_key, label_key = jax.random.split(key, 3)
     data = nnfx.data.digits(key=split_key, valid_fraction=1 - config.rows / 1797)
     assert data.valid is not None

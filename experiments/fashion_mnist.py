@@ -3,12 +3,12 @@
     python -m experiments.fashion_mnist [--model cnn|lenet|resnet|mlp] [--data fashion_mnist|mnist|cifar10] [--seed N]
 
 It trains on 55,000 images of 28 × 28 pixels, randomly mirrored and shifted in every step, and holds out 5,000 images.
-It keeps the averaged weights of the epoch with the lowest held-out loss. The official test set of 10,000 images is used
-once, at the end, and nothing is chosen by it. Expect a test accuracy between 93.5 % and 94 % after about ten minutes on
-two cores. In three out of five mistakes, a shirt is taken for something else, or something else for a shirt. A progress
-bar shows the images per second and the time left. If a run is interrupted, by Ctrl-C or otherwise, the same command
-resumes it; a run with other options needs another folder `--out`. The images are downloaded once, into the folder named
-by the environment variable NNFX_DATA.
+It keeps the averaged weights of the epoch with the lowest held-out loss. The official test set of 10,000 images is
+used once, at the end, and nothing is chosen on it. Expect a test accuracy between 93.5 % and 94 % after about ten
+minutes on two cores. In three out of five mistakes, a shirt is taken for something else, or something else for a
+shirt. A progress bar shows the images per second and the time left. If a run is interrupted, by Ctrl-C or otherwise,
+the same command resumes it; a run with other options needs another folder `--out`. The images are downloaded once,
+into the folder named by the environment variable NNFX_DATA.
 """
 
 import dataclasses
@@ -67,7 +67,7 @@ class Config:
     held_out: float = 1 / 12
     """fraction of the training images held out to choose the epoch"""
     rows: int | None = None
-    """number of training images to use, for a quick look; all by default"""
+    """number of training images to use, for a quick trial; all by default"""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def run(images: Images, config: Config) -> dict[str, Any]:
     counts = test.confusion()
     recall = counts.diagonal() / np.maximum(counts.sum(1), 1)
     print()
-    print_table(["test images of", "right"], zip(images.classes, map(float, recall), strict=True))
+    print_table(["test images of", "accuracy"], zip(images.classes, map(float, recall), strict=True))
 
     draw_learning_curves(results, history, best_epoch, test)
     draw_test_confusion(results, test, images.classes)
@@ -154,7 +154,7 @@ def train(key: jax.Array, model: Model, data: Data, config: Config) -> Run:
         average=nnfx.averaging.exponential,
     )
     first = jax.eval_shape(model.init, key, data.train.inputs[:1])["params"]
-    print(f"{config.model}: {count_parameters(first)} weights, {rows} images, {config.epochs} epochs; compiles first")
+    print(f"{config.model}: {count_parameters(first)} weights, {rows} images, {config.epochs} epochs; compiling first")
     return nnfx.session(fit, config.out, keep_last=1)(
         key,
         data,
@@ -199,7 +199,7 @@ def draw_learning_curves(
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
     epochs = np.arange(1, len(history["train_loss"]) + 1)
     for part, name, colour, line in (
-        ("train", "train: varied, the latest weights", BLUE, "o:"),
+        ("train", "train: augmented, current weights", BLUE, "o:"),
         ("valid", "held out: averaged weights", ORANGE, "o-"),
     ):
         axes[0].plot(epochs, history[f"{part}_loss"], line, color=colour, markersize=4, label=name)
@@ -212,7 +212,7 @@ def draw_learning_curves(
         axis.axvline(best_epoch, color="black", linewidth=0.8, linestyle="--", label="weights kept")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.legend()
-    figure.suptitle(f"test set: {test.accuracy:.2%} right", fontsize=11)
+    figure.suptitle(f"test set: {test.accuracy:.2%} correct", fontsize=11)
     results.figure("learning_curves", figure)
 
 
@@ -220,7 +220,7 @@ def draw_test_confusion(results: Results, test: Predictions, classes: Sequence[s
     """Plot which classes are mistaken for each other in the test set."""
     figure, axis = plt.subplots(figsize=(8.4, 7))
     drawn = draw_confusion(axis, test.confusion(), classes)
-    axis.set_title(f"test images counted: {test.accuracy:.2%} right")
+    axis.set_title(f"counts of test images: {test.accuracy:.2%} correct")
     figure.colorbar(drawn, label="mistakes (% of the true class)", shrink=0.8)
     results.figure("confusion", figure)
 

@@ -5,16 +5,16 @@
 Every second year from 1918 to 1998 is an origin: each forecaster is trained from scratch on the yearly sunspot numbers
 before the origin, and forecasts the next 11 years. All origins and all members of an ensemble are one compiled
 program. Intervals of 90 % are conformal: the widths of the intervals come from the errors of earlier origins whose
-outcomes were known by then. The origins before 1948 are used only for calibration; the scores are those of the 26
-origins from 1948 on.
+outcomes were known by then. The origins before 1948 are used only for calibration; the scores are from the 26 origins
+from 1948 on.
 
-The spread of the numbers grows with their level, but the spread of their square roots does not. All trained forecasters
-therefore see and forecast square roots, and the squares of their forecasts are scored.
+The spread of the numbers grows with their level, but the spread of their square roots does not. All trained
+forecasters therefore see and forecast square roots, and the squares of their forecasts are scored.
 
-Nothing is chosen by scored forecasts. The level of the noise that regularises each trained forecaster is chosen by this
-script: it is the best of four levels on the origins from 1870 to 1906, whose forecasts end in 1916, before the first
-origin of the backtest. For ensembles, it is chosen with single networks. Lookbacks, sizes, epochs and learning rates
-were chosen beforehand on forecasts that end in 1930.
+Nothing is chosen on scored forecasts. The level of the noise that regularises each trained forecaster is chosen by
+this script: it is the best of four levels on the origins from 1870 to 1906, whose forecasts end in 1916, before the
+first origin of the backtest. For ensembles, it is chosen with single networks. Lookbacks, sizes, epochs and learning
+rates were chosen beforehand on forecasts that end in 1930.
 
 Expect the LSTM and the GRU, with a mean absolute scaled error of about 1.4, to be ahead of NLinear (1.45), the other
 linear maps (1.5) and the repetition of the last cycle (1.8). Expect the intervals to contain about 94 % of the
@@ -116,7 +116,7 @@ def main(config: Config) -> dict[str, Any]:
         row["coverage"] = float(scores.coverage(*intervals[name], scored[name].targets).mean())
         row["width"] = float(scores.interval_width(*intervals[name]).mean())
     print(f"\nmeans over {len(ORIGINS) - calibration} origins from {SCORED_FROM} on, of {HORIZON} years each:")
-    columns = ["MASE", "RMSE", "sMAPE (%)", f"coverage of {LEVEL:.0%}", "its width"]
+    columns = ["MASE", "RMSE", "sMAPE (%)", f"coverage of {LEVEL:.0%}", "width"]
     print_table(["", *columns], [[name, *row.values()] for name, row in table.items()])
 
     draw_fan(results, values, first_year, tests, intervals)
@@ -254,7 +254,7 @@ def draw_scores(results: Results, errors: dict[str, np.ndarray], years: Any) -> 
         )
     axis.set_yticks(range(len(names)), names)
     axis.set(
-        xlabel="mean absolute scaled error (bar: mean, ticks: one a forecast; lower is better)",
+        xlabel="mean absolute scaled error (bar: mean, ticks: single forecasts; lower is better)",
         title=f"Sunspots, {HORIZON} years ahead from {len(years)} origins, {int(years[0])} to {int(years[-1])}",
         xlim=(0, None),
     )

@@ -1,10 +1,10 @@
-"""The course in order, one idea per row: `python -m experiments` makes all of its figures."""
+"""The course in order, one idea per row; `python -m experiments` makes all of its figures."""
 
 import shlex
 from typing import NamedTuple
 
 PART = {"memory": "--tasks adding"}
-"""Options that select one part of an experiment that takes long."""
+"""Options that select one part of a long experiment."""
 
 
 class Row(NamedTuple):
@@ -13,8 +13,8 @@ class Row(NamedTuple):
     Attributes:
         title: the title of the row.
         says: the idea, in a sentence or two.
-        experiment: the module of `experiments` that shows it.
-        figure: the name of the figure, without its ending.
+        experiment: the module of `experiments` that demonstrates it.
+        figure: the name of the figure, without its extension.
         see: what the figure shows.
         numbers: the label of each number to report, and its path in `summary.json`, names separated by slashes.
     """
@@ -44,7 +44,7 @@ ROWS = (
         " the features of the layer below: edges, then parts, then objects.",
         "learned_features",
         "probes",
-        "The same linear classifier reads digits from raw pixels, from hand-made histograms of gradients, and from"
+        "The same linear classifier recognises digits from raw pixels, hand-made histograms of gradients, and"
         " each layer. Its accuracy rises layer by layer; hand-made features match the first layer, and untrained"
         " layers fall behind.",
         {"HOG": "probes/HOG/mean", "layer 3": "probes/conv_2, trained/mean"},
@@ -71,8 +71,8 @@ ROWS = (
     ),
     Row(
         "Linear decisions",
-        "Without a non-linearity, the product of all layers is a single matrix. However deep the network is, it is"
-        " one perceptron, and divides the plane by one straight line.",
+        "Without a non-linearity, the product of all layers is a single matrix. However deep the network, it is"
+        " equivalent to one perceptron, and divides the plane by one straight line.",
         "perceptron",
         "linear_decisions",
         "Two hidden layers without a non-linearity separate two clouds well. Where classes lie across or around each"
@@ -104,7 +104,7 @@ ROWS = (
         " outputs of the one before.",
         "perceptron",
         "deep_networks",
-        "Three spirals: a perceptron with three outputs has straight borders, one hidden layer of eight units bends"
+        "Three spirals: a perceptron with three outputs has straight boundaries, one hidden layer of eight units bends"
         " them, and two hidden layers wind them along the spirals.",
         {"no hidden layer": "spirals/perceptron/accuracy", "two": "spirals/2 hidden/accuracy"},
     ),
@@ -198,8 +198,8 @@ ROWS = (
         " useful by themselves.",
         "overfitting",
         "scores",
-        "Held-out loss on every split, without regularisation and with three kinds of it: dropout undoes part of the"
-        " cost of overfitting.",
+        "Held-out loss on every split, without regularisation and with three kinds of regularisation: dropout undoes"
+        " part of the cost of overfitting.",
         {"held-out loss, none": "variants/no regularisation/loss/mean", "dropout": "variants/dropout 50%/loss/mean"},
     ),
     Row(
@@ -209,7 +209,7 @@ ROWS = (
         "overfitting",
         "learning_curves",
         "Each variant's loss in training and on held-out passengers: without regularisation, they diverge after a"
-        " few epochs. The last panel stops soon after, and keeps the weights of the lowest point.",
+        " few epochs. The last panel stops soon after, and keeps the weights at the lowest point.",
         {"lowest at epoch": "variants/early stopping/best_epoch/mean", "loss": "variants/early stopping/loss/mean"},
     ),
     Row(
@@ -235,7 +235,7 @@ ROWS = (
     Row(
         "Object identification",
         "Slide a classifier over a whole image at several scales, let windows that agree vote, and keep the best of"
-        " those that overlap: this tells what is where.",
+        " those that overlap: this shows what is where.",
         "object_identification",
         "scenes",
         "Digits found and identified among clutter: true boxes are dotted, correct detections blue, and wrong ones"
@@ -260,7 +260,7 @@ ROWS = (
         "memory",
         "success",
         "Two marked numbers of a sequence must be added at its end. However long the sequence, the simple network"
-        " does no better than guessing (dashed); the gated ones are off by a few hundredths.",
+        " does no better than guessing (dashed); the gated networks are off by a few hundredths.",
         {"of five, LSTM": "solved/adding/LSTM/-1", "GRU": "solved/adding/GRU/-1", "simple": "solved/adding/RNN/-1"},
     ),
     Row(
@@ -332,7 +332,7 @@ ROWS = (
     Row(
         "Double descent",
         "Beyond the width at which a network fits all its examples, noise included, its test error falls again: of"
-        " the many solutions, the one of minimum norm becomes smoother (Belkin et al. 2019, Nakkiran et al. 2020).",
+        " the many solutions, the minimum-norm solution becomes smoother (Belkin et al. 2019, Nakkiran et al. 2020).",
         "double_descent",
         "by_width",
         "The test error falls, rises to a peak where there are as many hidden units as digits, and falls again,"
@@ -342,7 +342,7 @@ ROWS = (
     Row(
         "Lottery tickets",
         "Most weights of a trained network can be pruned. Those that remain learn nearly as well by themselves,"
-        " if they start from the values that they had at first (Frankle and Carbin 2019).",
+        " if they start from their initial values (Frankle and Carbin 2019).",
         "lottery_tickets",
         "by_share",
         "Left, accuracy on held-out digits after rounds of pruning; right, epochs to a given loss. If the remaining"
@@ -388,7 +388,7 @@ QUICK = {
     "titanic": "--epochs 3",
     "uncertainty": "--splits 2 --members 2 --draws 3 --hidden 4 --epochs 2",
 }
-"""The options of each experiment for a quick check that it runs; its figures then show little."""
+"""The options of each experiment for a quick check that it runs; the figures are then not meaningful."""
 
 
 def experiments() -> list[str]:
@@ -402,7 +402,7 @@ def readme() -> str:
         "# The course in figures",
         "",
         "An introduction to deep learning, followed by reproductions of effects from papers, one idea per section: the"
-        " idea, the command that demonstrates it, and what to see in the figure.",
+        " idea, the command that demonstrates it, and what the figure shows.",
         "Everything runs offline, on bundled data. One command makes the whole gallery, with each figure as PNG and"
         " SVG, and a table of results:",
         "",

@@ -3,11 +3,11 @@
     python -m experiments.gradient_descent [--out DIR] [--seed N]
 
 The model predicts survival on the Titanic from fare and age. Its bias is fixed at its best value, so that two weights
-are left, and the mean loss of all 714 passengers is a surface over a plane. From the same poor starting point, and with
-the same learning rate, three paths lead down this surface: each step uses all passengers, 32 passengers, or one
-passenger. Expect full-batch descent to go straight and never uphill, but to visit hundreds of times as many passengers.
-Expect stochastic descent to arrive within an epoch, and then to wander around the minimum forever. The script takes
-about five seconds.
+are left, and the mean loss of all 714 passengers is a surface over a plane. From the same poor starting point, and
+with the same learning rate, three paths lead down this surface: each step uses all passengers, 32 passengers, or one
+passenger. Expect full-batch descent to go straight and never uphill, but to visit hundreds of times as many passengers
+as stochastic descent. Expect stochastic descent to arrive within an epoch, and then to wander around the minimum
+forever. The script takes about five seconds.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from experiments.common import BLUE, GREEN, ORANGE, Results, command, print_tabl
 from nnfx.types import Apply, Array, Batch, Variables
 
 START = (-2.0, 1.6)
-"""The weights of fare and age that every path starts from, both with the wrong sign."""
+"""The weights of fare and age from which every path starts, both with the wrong sign."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def main(config: Config) -> dict[str, Any]:
     model = two_weights(bias)
     least = float(losses_at(model, passengers, minimum[None])[0])
     rows = len(passengers.targets)
-    print(f"the minimum: loss {least:.4f} nats at weights {minimum[0]:.3f} of fare and {minimum[1]:.3f} of age\n")
+    print(f"minimum: loss {least:.4f} nats at weights {minimum[0]:.3f} (fare) and {minimum[1]:.3f} (age)\n")
 
     plans = {
         "full batch": (rows, config.full_batch_epochs),
@@ -91,7 +91,7 @@ def main(config: Config) -> dict[str, Any]:
     }
     found = {name: describe(path, minimum, least) for name, path in paths.items()}
     print_table(
-        ["", "B", "steps", "visited", "loss", "above minimum", "distance", "µs a step"],
+        ["", "B", "steps", "visited", "loss", "above minimum", "distance", "µs per step"],
         [
             [
                 name,

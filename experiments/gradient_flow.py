@@ -2,12 +2,12 @@
 
     python -m experiments.gradient_flow [--out DIR] [--seed N]
 
-Three networks with eight hidden layers learn handwritten digits by gradient descent, each from five random starts. They
-differ only in their activation function and the initialiser that suits it. At every step, the norms of the gradient
-that reaches each layer and of the change to its weights are measured. Expect the gradient to fall by a factor of twenty
-thousand from the last hidden layer to the first with the sigmoid, which has learned nothing after 40 epochs, and to
-stay within a factor of two with tanh and ReLU, which reach 94 % accuracy on held-out digits. It works offline and takes
-less than a minute.
+Three networks with eight hidden layers learn handwritten digits by gradient descent, each from five random starts.
+They differ only in their activation function and the initialiser that matches it. At every step, the norms of the
+gradient that reaches each layer and of the change to its weights are measured. Expect the gradient to fall by a factor
+of twenty thousand from the last hidden layer to the first with the sigmoid, which has learned nothing after 40 epochs,
+and to stay within a factor of two with tanh and ReLU, which reach 94 % accuracy on held-out digits. It works offline
+and takes less than a minute.
 """
 
 import dataclasses
@@ -160,7 +160,7 @@ def draw_epochs(results: Results, runs: dict[str, nnfx.Run], flows: dict[str, Fl
         axes[1].plot(epochs, accuracy.T, color=colour, alpha=0.3, linewidth=0.8)
         axes[1].plot(epochs, accuracy.mean(0), color=colour, linewidth=2, label=name)
     axes[0].set(title="the gradient", xlabel="epoch", ylabel="‖∂L/∂W‖ (nats per unit of weight)", yscale="log")
-    axes[1].set(title="what is learned", xlabel="epoch", ylabel="accuracy, held out", ylim=(0, 1))
+    axes[1].set(title="what is learned", xlabel="epoch", ylabel="held-out accuracy", ylim=(0, 1))
     axes[0].legend(fontsize=8)
     axes[1].legend()
     results.figure("by_epoch", figure)

@@ -3,8 +3,8 @@
     python -m experiments.grokking [--out DIR] [--seed N] [--modulus 23]
 
 A network with one hidden layer and the square as its activation function (Gromov 2023) is trained on half of the sums
-`a + b` modulo a prime, as one-hot vectors, by full-batch AdamW. It gets all of these right after a few dozen steps, and
-hardly any of the others. Expect it to get 99 % of the others right in the end, but only after tens of
+`a + b` modulo a prime, as one-hot vectors, by full-batch AdamW. It gets all of these right after a few dozen steps,
+and hardly any of the others. Expect it to get 99 % of the others right in the end, but only after tens of
 times as many steps, for at least four of five random starts. By then the weights of each hidden unit have become
 periodic: most of their power is in one frequency. It works offline and takes half a minute.
 
@@ -109,7 +109,7 @@ def sums(key: Array, modulus: int, share: float) -> Data:
 
 
 def accuracy(outputs: Array, targets: Array) -> Array:
-    """Return whether the largest output is the right one."""
+    """Return whether the largest output is at the correct class."""
     return outputs.argmax(-1) == targets.argmax(-1)
 
 

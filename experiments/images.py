@@ -12,7 +12,7 @@ from experiments.common import Results
 
 
 class Predictions(NamedTuple):
-    """A classifier's predictions for images that it was not trained on.
+    """A classifier's predictions for images on which it was not trained.
 
     Attributes:
         images: `(rows, height, width, channels)`, from 0 to 1.
@@ -67,7 +67,7 @@ def draw_confusion(axis: Axes, counts: np.ndarray, classes: Sequence[str], large
         largest: the percentage of a class that gets the darkest colour; by default the largest percentage plotted.
 
     Returns:
-        The plotted image, to make a colour bar from; its values are percentages of the true class.
+        The plotted image, from which to make a colour bar; its values are percentages of the true class.
     """
     mistakes = mistakes_of(counts)
     is_right = np.eye(len(counts), dtype=bool)

@@ -7,16 +7,16 @@ square root of their number of terms), learn by gradient descent whether a digit
 are the first-order Taylor expansions in the weights at the start, learn the same from the same weights with the same
 steps. At the end, three quantities are measured for several random starts of each width:
 
-- the root mean square difference between the outputs of network and linearisation on held-out digits. In theory, it is
-  proportional to width^−1 (Dyer and Gur-Ari 2020; the bound that Lee et al. 2019 prove is width^−1/2);
-- the relative change of the tangent kernel since the start, in Frobenius norm. In theory, it is proportional to
-  width^−1, too;
+- the root mean square difference between the outputs of the network and its linearisation on held-out digits. In
+  theory, it is proportional to width^−1 (Dyer and Gur-Ari 2020; the bound that Lee et al. 2019 prove is width^−1/2);
+- the relative change of the tangent kernel since the start, in Frobenius norm. In theory, it is also proportional to
+  width^−1;
 - the relative change of the weights, `‖w − w₀‖ / ‖w₀‖`. In theory, it is proportional to width^−1/2, which is why the
   network stays nearly linear.
 
-These are leading terms for wide networks. In narrow networks, further terms matter, and the outputs differ by less than
-the leading term gives. Exponents are therefore fitted to two ranges of widths, for each start separately. From 256
-units on, expect exponents within 0.15 of the theory. From 32 units on, expect the same for kernel and weights, but
+These are leading terms for wide networks. In narrow networks, further terms matter, and the outputs differ by less
+than the leading term predicts. Exponents are therefore fitted to two ranges of widths, for each start separately. From
+256 units on, expect exponents within 0.15 of the theory. From 32 units on, expect the same for kernel and weights, but
 about −0.8 for the outputs. The experiment works offline and takes less than a minute.
 
 References:

@@ -2,11 +2,11 @@
 
     python -m experiments.learned_features [--out DIR] [--seed N] [--data fashion_mnist]
 
-By default the data are digits placed at random on a larger field, so that no pixel means the same thing twice; with
-`--data fashion_mnist` they are unaltered images of clothing. A network of three convolutional layers is trained on
-several splits. A linear classifier, the probe, then predicts the class from raw pixels, from hand-crafted features
-(histograms of oriented gradients, HOG), and from all outputs of each layer, trained and untrained: one split of
-the images trains the probe, a second chooses its epoch and learning rate, and a third scores it. On digits, expect the
+By default the data are digits placed at random on a larger field, so that no pixel means the same thing in two images;
+with `--data fashion_mnist` they are unaltered images of clothing. A network of three convolutional layers is trained
+on several splits. A linear classifier, the probe, then predicts the class from raw pixels, from hand-crafted features
+(histograms of oriented gradients, HOG), and from all outputs of each layer, trained and untrained: one split of the
+images trains the probe, a second chooses its epoch and learning rate, and a third scores it. On digits, expect the
 accuracy of the probe to climb from 0.26 on pixels to 0.74, 0.90 and 0.96 on the layers, with HOG close to the first
 layer at 0.76. On clothing, 3,600 images are used for training, and the position of a pixel already tells a lot. There
 the accuracy climbs from 0.84 on pixels to 0.865 on the first layer and 0.874 on the second; the third layer is no
@@ -47,7 +47,7 @@ L2, TOTAL_VARIATION = 0.002, 0.02
 REAL = 5
 """The number of real images to show for each unit."""
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
-"""Learning rates tried for the probe; the one with the lowest loss on the images to choose by is kept."""
+"""Learning rates tried for the probe; the one with the lowest loss on the images for choosing is kept."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Config:
     size: int = 12
     """size of the enlarged digits in pixels, originally 8"""
     field: int = 20
-    """size in pixels of the field that digits are placed on"""
+    """size in pixels of the field on which digits are placed"""
     copies: int = 2
     """the number of random places for each training digit"""
     splits: int = 5
@@ -247,8 +247,8 @@ def mean_and_spread(values: Sequence[float] | np.ndarray) -> dict[str, float]:
 def show(found: dict[str, dict[str, Any]], own: dict[str, float], rows: dict[str, int], config: Config) -> None:
     """Print the accuracy of every probe."""
     print(
-        f"{config.splits} splits: {rows['train']} images to train on, {rows['choose']} to choose by,"
-        f" {rows['score']} to score by\n"
+        f"{config.splits} splits: {rows['train']} images for training, {rows['choose']} for choosing,"
+        f" {rows['score']} for scoring\n"
     )
     table = [[name, numbers["features"], numbers["mean"], numbers["deviation"]] for name, numbers in found.items()]
     print_table(["linear probe on", "features", "accuracy", "± sd"], table)
@@ -380,7 +380,7 @@ def seen(image: Array, layer: str, row: int, column: int) -> np.ndarray:
 
 
 def draw_class_activation_maps(results: Results, run: nnfx.Run, score_by: Batch, classes: tuple[str, ...]) -> None:
-    """Plot where the network sees the class that it predicts, and the pixels that the prediction depends on."""
+    """Plot where the network sees the class that it predicts, and the pixels on which the prediction depends."""
     model, variables = run.model, run.best.variables
     images, targets = score_by.inputs[:8], score_by.targets[:8]
     predicted = run.apply(images).argmax(-1)
@@ -395,7 +395,9 @@ def draw_class_activation_maps(results: Results, run: nnfx.Run, score_by: Batch,
         picture(axes[2, column], saliency[column], vmax=float(saliency[column].max()))
     for axis, label in zip(axes[:, 0], ("image", "class activation map", "saliency"), strict=True):
         axis.set_ylabel(label)
-    figure.suptitle("where the predicted class is seen (last layer of convolutions), and the pixels it hangs on")
+    figure.suptitle(
+        "where the predicted class is seen (last convolutional layer), and the pixels that determine the prediction"
+    )
     results.figure("class_activation_maps", figure)
 
 

@@ -5,15 +5,15 @@
 It trains one small network on the Titanic data (fare and age, a quarter of the passengers held out) with every rate of
 a logarithmic grid, every seed and every optimizer: 3,135 runs, one sweep for each optimizer. A rate is just right for
 an optimizer if the loss is within 5 % of the best that the optimizer reaches, and the width of that range in decades
-tells how much care the choice of the rate needs. A run has diverged if its last training loss is NaN, or more than 5 %
+shows how carefully the rate must be chosen. A run has diverged if its last training loss is NaN, or more than 5 %
 above the loss of the untrained network.
 
 Expect a range of about three decades for both SGD and Adam; the rates of Adam are some twenty times lower. LAMB
 overflows once its rate is near a tenth: the hidden weights grow by nearly that fraction in each step. Schedules that
-decay allow larger rates, and runs with such rates fit the training passengers better than all others. Relative to their
-own best loss, the range of these schedules looks narrow, so the rates that come within 5 % of SGD's best are plotted
-too. The held-out loss is the loss of a run's best epoch, which is chosen on the same passengers: it serves to compare
-rates, and does not estimate the loss on other passengers. The experiment takes about a minute on two cores.
+decay allow larger rates, and runs with such rates fit the training passengers better than all others. Relative to
+their own best loss, the range of these schedules looks narrow, so the rates that come within 5 % of SGD's best are
+plotted too. The held-out loss is the loss of a run's best epoch, which is chosen on the same passengers: it serves to
+compare rates, and does not estimate the loss on other passengers. The experiment takes about a minute on two cores.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ KINDS = {"fixed": BLUE, "scheduled": GREEN, "adaptive": ORANGE, "by the size of 
 """The kinds of optimizers, and their colours."""
 
 WORSE = 1.05
-"""A run has diverged if its last training loss is more than this factor times the untrained network's."""
+"""A run has diverged if its last training loss is more than this factor times the loss of the untrained network."""
 
 SHOWN = (0.53, 0.80)
 """The range of losses in the figure; higher ones are marked at its upper edge."""
@@ -76,7 +76,7 @@ class JustRight(NamedTuple):
     """The rates around the best one for which the median loss stays close to the best, or to another optimizer's best.
 
     Attributes:
-        best_rate: the rate of the lowest median loss.
+        best_rate: the rate with the lowest median loss.
         best_loss: the lowest median loss.
         lowest: the lowest rate that is just right.
         highest: the highest rate that is just right.
@@ -100,7 +100,7 @@ class Measured:
         kind: one of `KINDS`.
         losses: the losses for `"training"` (of the last epoch) and `"held_out"` (of the best epoch), `(seeds, rates)`.
         just_right: the rates that are just right, for each of the two losses.
-        diverged: which runs have diverged, `(seeds, rates)`.
+        diverged: which runs diverged, `(seeds, rates)`.
         curves: median losses by epoch at the best rate for the training loss.
         seconds: the wall time of the sweep, including compilation.
     """

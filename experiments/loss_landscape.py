@@ -6,8 +6,8 @@ A network with one hidden layer learns handwritten digits from three random star
 1,210 weights then show the training loss: the plane through all three solutions; the plane in which the path to the
 first solution varies most, with the path drawn; and a random plane around the first solution, with normalised filters.
 Expect three valleys, in which the loss, about 0.01 nats, keeps falling beyond the point where training ended. Expect
-walls of 0.3 to 0.5 nats on the straight lines between them, and a path with 98 % of its variance in two directions. The
-experiment works offline and takes about half a minute.
+walls of 0.3 to 0.5 nats on the straight lines between them, and a path with 98 % of its variance in two directions.
+The experiment works offline and takes about half a minute.
 """
 
 import dataclasses
@@ -194,7 +194,7 @@ def draw_minima(results: Results, plane: Cut, shown: list[np.ndarray], found: La
         axis.plot(*np.asarray(plane.places[i]), "*", color=colour, markeredgecolor="black", markersize=16)
         axis.annotate(f" {i + 1}", tuple(np.asarray(plane.places[i])), color="white", fontsize=13, weight="bold")
     axis.set(
-        title="the plane through three solutions (★), with their paths projected onto it, a dot an epoch",
+        title="the plane through three solutions (★), with their paths projected onto it, one dot per epoch",
         xlabel="distance along the line from 1 to 2 (length of the weights)",
         ylabel="distance from that line",
         xlim=(float(found.x[0]), float(found.x[-1])),
@@ -231,7 +231,7 @@ def draw_path(results: Results, cut: Cut, found: Landscape) -> None:
     axis.plot(*places[0], "s", color="black", markersize=8, label="start", linestyle="")
     axis.plot(*places[-1], "*", color=ORANGE, markeredgecolor="black", markersize=16, label="end", linestyle="")
     axis.set(
-        title=f"the way down, a dot an epoch, in the plane that holds {captured.sum():.0%} of its variance",
+        title=f"the way down, one dot per epoch, in the plane that contains {captured.sum():.0%} of its variance",
         xlabel=f"first principal direction ({captured[0]:.0%} of the variance)",
         ylabel=f"second ({captured[1]:.0%})",
     )

@@ -2,13 +2,13 @@
 
     python -m experiments.losses [--out DIR] [--seed N]
 
-Cross-entropy and square error are plotted against the predicted probability, and their derivatives against the logit. A
-perceptron is then fitted to the fares and ages of 714 passengers of the Titanic, and every passenger's loss is plotted:
-all lie on two curves, and their mean is the empirical loss. Finally, a line is fitted to the numbers of airline
-passengers by year; its mean square error is drawn as squares, and it is compared with the closed-form solution of least
-squares. Expect an empirical loss of 0.624 nats, compared with 0.675 if the fraction of survivors is predicted for
-everyone. Where the network is confidently wrong, expect the derivative of cross-entropy to be largest, and the
-derivative of the square error to vanish. Expect the line to agree with the closed form to single precision. The
+Cross-entropy and square error are plotted against the predicted probability, and their derivatives against the logit.
+A perceptron is then fitted to the fares and ages of 714 passengers of the Titanic, and every passenger's loss is
+plotted: all lie on two curves, and their mean is the empirical loss. Finally, a line is fitted to the numbers of
+airline passengers by year; its mean square error is drawn as squares, and it is compared with the closed-form solution
+of least squares. Expect an empirical loss of 0.624 nats, compared with 0.675 if the fraction of survivors is predicted
+for every passenger. Where the network is confidently wrong, expect the derivative of cross-entropy to be largest, and
+the derivative of the square error to vanish. Expect the line to agree with the closed form to single precision. The
 experiment works offline and takes about ten seconds.
 """
 
@@ -32,7 +32,7 @@ from nnfx.losses import binary_cross_entropy, mean_square_error
 from nnfx.types import Array
 
 PER_YEAR = 30.0
-"""The thousands of passengers that take as much space in the plot as one year, so that squares look square."""
+"""How many thousands of passengers take as much space in the plot as one year, so that squares look square."""
 STEPS = 30
 """The number of steps of the quasi-Newton method that fits the line."""
 
@@ -85,7 +85,7 @@ def main(config: Config) -> dict[str, Any]:
         "all": float(nnfx.losses.empirical(scored.losses)),
         "survived": float(scored.losses[scored.survived == 1].mean()),
         "died": float(scored.losses[scored.survived == 0].mean()),
-        "the share of survivors for everyone": float(-share * np.log(share) - (1 - share) * np.log(1 - share)),
+        "predicting the fraction of survivors": float(-share * np.log(share) - (1 - share) * np.log(1 - share)),
     }
     print_table(["empirical loss of the passengers", "nats"], empirical.items())
     errors = {
@@ -101,7 +101,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def score_passengers() -> Scored:
-    """Score the passengers with the perceptron of least empirical loss."""
+    """Score the passengers with the perceptron of lowest empirical loss."""
     passengers = nnfx.data.titanic("fare", "age").train
     weights, bias = find_minimum()
     logits = passengers.inputs @ weights + bias
@@ -126,7 +126,7 @@ def least_squares(line: Line) -> np.ndarray:
 
 
 def by_logit(logits: Array, label: int) -> dict[str, dict[str, Array]]:
-    """Return the cross-entropy and the square error of a sigmoid's output, and their derivatives by the logit."""
+    """Return both losses of a sigmoid's output, and their derivatives with respect to the logit, by name."""
     labels = jnp.full(logits.shape, label)
     losses: dict[str, Callable[[Array], Array]] = {
         "cross-entropy": lambda z: binary_cross_entropy(z, labels),
@@ -163,7 +163,7 @@ def draw_by_probability(axis: Axes) -> None:
     axis.set(
         title="the loss of one example",
         xlabel="predicted probability of y = 1",
-        ylabel="loss (nats; square error without unit)",
+        ylabel="loss (nats; square error dimensionless)",
         ylim=(0, 5),
     )
     axis.legend(loc="upper center")
@@ -179,7 +179,7 @@ def draw_derivatives(axis: Axes) -> None:
     axis.plot([], [], "o", color="black", markersize=2.5, label="by differences")
     axis.text(-7.6, -0.32, "confidently wrong:\nthe square error\nhardly learns", fontsize=9)
     axis.set(
-        title="its derivative by the logit, y = 1",
+        title="its derivative with respect to the logit, y = 1",
         xlabel="logit z, before the sigmoid",
         ylabel="derivative of the loss",
     )
@@ -214,7 +214,7 @@ def draw_squares(axis: Axes, line: Line, square: float) -> None:
     axis.set(
         title=f"mean square error: the mean of the squares, {square:.0f} (thousands)²",
         xlabel="year",
-        ylabel="airline passengers a month (thousands)",
+        ylabel="airline passengers per month (thousands)",
     )
     axis.set_aspect(1 / PER_YEAR)
     axis.legend(loc="upper left")

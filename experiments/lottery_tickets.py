@@ -1,10 +1,10 @@
-"""Lottery tickets: a few of a network's weights learn as well as all, if they start from their initial values.
+"""Lottery tickets: a small part of a network's weights learns as well as all, if started from its initial values.
 
     python -m experiments.lottery_tickets [--out DIR] [--seed N] [--rounds 10]
 
 A dense network learns half of the digits. Then, round by round, the smallest weights of each layer are pruned, and
-those that remain are set back to their initial values and trained again: iterative magnitude pruning. For comparison,
-the remaining weights are also drawn anew. A network that is pruned and set back is called a ticket. All rounds from one
+those that remain are reset to their initial values and trained again: iterative magnitude pruning. For comparison,
+the remaining weights are also drawn anew. A network that is pruned and reset is called a ticket. All rounds of one
 start are a scan over runs, and all starts run in one program.
 
 For a network of these widths on MNIST, Frankle and Carbin report that tickets learn faster than the whole network, are
@@ -50,7 +50,7 @@ class Config:
     hidden: tuple[int, ...] = (300, 100)
     """widths of the hidden layers"""
     prune: float = 0.36
-    """the fraction of each layer's weights that is pruned before each round but the first"""
+    """the fraction of each layer's weights that is pruned before each round except the first"""
     rounds: int = 10
     """number of rounds of training"""
     starts: int = 5

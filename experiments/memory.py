@@ -8,8 +8,8 @@ task, three symbols are shown, nothing happens for a while, and then they must b
 freshly drawn within the compiled run, five seeds train together, and all networks have about the same number of
 weights. Expect GRU and LSTM to solve the adding problem at all gaps, with errors below 0.02 for at least four of five
 seeds, while the simple network learns nothing. These are the results for the default gaps. The copy task is the
-counterexample: the orthogonal initial weights of the simple network preserve everything during the gap, and it needs no
-gates. The norm of the gradient by lag, before and after training, shows why. The adding problem takes less than two
+counterexample: the orthogonal initial weights of the simple network preserve everything during the gap, and it needs
+no gates. The norm of the gradient by lag, before and after training, shows why. The adding problem takes less than two
 minutes on two cores, and both tasks together take six to seven minutes.
 """
 
@@ -356,7 +356,7 @@ def draw_success(results: Results, outcomes: dict[str, dict[str, list[Outcome]]]
 
 def x_label(name: str) -> str:
     """Return the axis label for the gaps of a task."""
-    return "length of the sequence (steps)" if name == "adding" else "steps of silence before recall"
+    return "length of the sequence (steps)" if name == "adding" else "blank steps before recall"
 
 
 def draw_learning_curves(results: Results, outcomes: dict[str, dict[str, list[Outcome]]], config: Config) -> None:

@@ -2,8 +2,8 @@
 
 A model of order n interpolates between the frequency of a token after the last n − 1 tokens and the prediction of the
 model of order n − 1; below the lowest order, all tokens are equally likely. Kneser and Ney subtract a discount from
-each count and, in lower orders, count the different contexts of a token rather than its occurrences. Jelinek and Mercer
-interpolate relative frequencies, with a weight for each order.
+each count and, in lower orders, count the different contexts of a token rather than its occurrences. Jelinek and
+Mercer interpolate relative frequencies, with a weight for each order.
 """
 
 from typing import Literal, NamedTuple
@@ -19,7 +19,7 @@ class Table(NamedTuple):
 
     Attributes:
         grams: the code of each n-gram that occurs.
-        counts: the number of times that each n-gram occurs, or the number of contexts in which it does.
+        counts: the number of times that each n-gram occurs, or the number of contexts in which it occurs.
         contexts: the code of each context that occurs.
         totals: the sum of the counts of the n-grams with each context.
         kinds: the number of different n-grams with each context.
@@ -56,7 +56,7 @@ class Model(NamedTuple):
     weights: np.ndarray
 
     def bits(self, tokens: np.ndarray) -> np.ndarray:
-        """Return the bits per token given the preceding tokens, for all tokens but the first, `(tokens − 1,)`."""
+        """Return the bits per token given the preceding tokens, for all tokens except the first, `(tokens − 1,)`."""
         found = [look_up(table, tokens, order, self.vocabulary) for order, table in enumerate(self.tables, start=1)]
         return -np.log2(mixed(self.kind, found, self.weights, self.vocabulary))
 
@@ -90,7 +90,7 @@ def codes(tokens: np.ndarray, n: int, vocabulary: int) -> np.ndarray:
 
 
 def look_up(table: Table, tokens: np.ndarray, n: int, vocabulary: int) -> Found:
-    """Return the entries of a table of order n for each token but the first; zeros if too few tokens precede it."""
+    """Return the entries of a table of order n for each token except the first; zeros if too few tokens precede it."""
     grams = codes(tokens, n, vocabulary)[-(len(tokens) - 1) :]
     found = (
         values_of(table.grams, table.counts, grams),

@@ -1,24 +1,24 @@
-"""Find and name digits in larger, cluttered pictures, with a window classifier that is slid over the whole picture.
+"""Find and name digits in larger, cluttered pictures, with a window classifier that slides over the whole picture.
 
     python -m experiments.object_identification [--images digits|fashion_mnist] [--out DIR] [--seed N]
 
-Pictures of 96 × 96 pixels hold one to six of scikit-learn's digits, 14 to about 40 pixels high, among lines, blobs,
+Pictures of 96 × 96 pixels contain one to six of scikit-learn's digits, 14 to about 40 pixels high, among lines, blobs,
 fragments of other digits, noise and uneven lighting. Digits are split by key: training, validation and test scenes
 never share a digit, though the same people wrote them. A small convolutional network learns from windows of 24 × 24
 pixels which of the ten digits each shows, if any, and where its box is. It is then slid over whole pictures at six
 scales, one pass each; windows that agree vote, and the best of overlapping boxes is kept. The number of votes needed
 for a detection is chosen on validation scenes alone.
 
-A detection is right if its class is right and its box and the true box share at least half of the area that they cover
-together; of two detections of the same digit, one is wrong. Expect an F1 of about 0.95 on the test scenes. Nearly all
-detections where there is no digit are fragments and ends of lines that look like a 1. `nnfx.metrics.detection` measures
-the average precision as defined by COCO: expect about 0.71, and 0.95 at an intersection over union of 0.5. The
-experiment takes one to two minutes, most of it for training.
+A detection is correct if its class is correct, and its box and the true box share at least half of the area that they
+cover together; of two detections of the same digit, one is wrong. Expect an F1 of about 0.95 on the test scenes.
+Nearly all detections where there is no digit are fragments and ends of lines that look like a 1.
+`nnfx.metrics.detection` measures the average precision as defined by COCO: expect about 0.71, and 0.95 at an
+intersection over union of 0.5. The experiment takes one to two minutes, most of it for training.
 
-With `--images fashion_mnist`, the scenes hold articles of clothing instead, with the same network and as many windows.
-They are harder to tell apart: expect an F1 of about 0.62, an average precision of about 0.36, and 0.56 at an
-intersection over union of 0.5. Most wrong detections have a wrong class. The images are downloaded once, into the
-folder named by the environment variable NNFX_DATA.
+With `--images fashion_mnist`, the scenes contain articles of clothing instead, with the same network and the same
+number of windows. They are harder to tell apart: expect an F1 of about 0.62, an average precision of about 0.36, and
+0.56 at an intersection over union of 0.5. Most wrong detections have a wrong class. The images are downloaded once,
+into the folder named by the environment variable NNFX_DATA.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ from nnfx.types import Array, Variables
 
 PARTS = ("train", "validation", "test")
 LEAST = 0.5
-"""The least intersection over union at which a box counts as right."""
+"""The smallest intersection over union at which a box counts as correct."""
 AREAS = {name: detection.AREAS[name] for name in ("all", "small", "medium")}
 """The ranges of areas in COCO's metrics that occur here; no object in these scenes is large."""
 
@@ -60,11 +60,11 @@ class Config:
     seed: int = 0
     """the random seed"""
     images: Source = "digits"
-    """the images that the scenes are made of"""
+    """the images from which the scenes are made"""
     held_out: float = 0.3
     """the fraction of the digits for validation and test scenes, half for each"""
     train_scenes: int = 3000
-    """number of scenes to cut training windows out of"""
+    """number of scenes out of which to cut training windows"""
     validation_scenes: int = 200
     """number of scenes for choosing the threshold"""
     test_scenes: int = 200
@@ -129,11 +129,11 @@ def main(config: Config) -> dict[str, Any]:
         ],
     )
     print(f"\nF1 on test scenes: {scores['test'].f1:.3f} ± {error:.3f}, with at least {threshold:.2f} votes")
-    print("as COCO measures: " + ", ".join(f"{name} {value:.3f}" for name, value in coco.items()))
-    print("wrong finds: " + ", ".join(f"{count} {kind}" for kind, count in wrong.items()))
+    print("by COCO's metrics: " + ", ".join(f"{name} {value:.3f}" for name, value in coco.items()))
+    print("wrong detections: " + ", ".join(f"{count} {kind}" for kind, count in wrong.items()))
     print(
-        f"a scene takes {1000 * seconds['found']:.1f} ms, of which the network {1000 * seconds['slid']:.1f} ms;"
-        f" on each window by itself {1000 * seconds['window_by_window']:.1f} ms"
+        f"a scene takes {1000 * seconds['found']:.1f} ms, of which the network takes {1000 * seconds['slid']:.1f} ms;"
+        f" applied to each window by itself, it takes {1000 * seconds['window_by_window']:.1f} ms"
     )
 
     figures.draw_scenes(results, finds, test, is_right, classes)
@@ -213,7 +213,7 @@ def train(key: Array, data: Data, config: Config) -> nnfx.Run:
 
 
 def right(found: list[Found], truth: Scene, least: float = LEAST, with_names: bool = True) -> list[np.ndarray]:
-    """Return whether each detection in each scene is right; optionally, only its box is compared."""
+    """Return whether each detection in each scene is correct; optionally, only its box is compared."""
     matched = []
     for each, boxes, names in zip(found, truth.boxes, truth.names, strict=True):
         counted = each if with_names else each._replace(names=np.zeros_like(each.names))
@@ -228,9 +228,9 @@ def curve(found: list[Found], truth: Scene, with_names: bool = True) -> Curve:
 
 
 def evaluate(found: list[Found], truth: Scene) -> dict[str, float]:
-    """Return COCO's average precision and recall of all detections, whatever their scores.
+    """Return COCO's average precision and recall of all detections, regardless of their scores.
 
-    No scene holds more than six objects, so ten detections of a class in a scene are enough.
+    No scene contains more than six objects, so ten detections of a class in a scene are enough.
     """
     detections = [detection.Detections(*each) for each in found]
     objects = [detection.Objects(boxes, names) for boxes, names in zip(truth.boxes, truth.names, strict=True)]

@@ -3,9 +3,9 @@
     python -m experiments.overfitting [--out DIR] [--seed N]
 
 A wide network nearly memorises 150 passengers. Four variants of training, on several random splits of the
-passengers, run as one program: no regularisation, 50 % dropout, decoupled weight decay, and early stopping. Half of the
-held-out passengers are used for the learning curves and to decide when to stop, and the other half for scoring. Then
-networks of growing width are trained on training sets drawn with replacement, and the Brier score of held-out
+passengers, run as one program: no regularisation, 50 % dropout, decoupled weight decay, and early stopping. Half of
+the held-out passengers are used for the learning curves and to decide when to stop, and the other half for scoring.
+Then networks of growing width are trained on training sets drawn with replacement, and the Brier score of held-out
 passengers is decomposed into variance and the rest. Expect the held-out loss to fall for ten epochs, and then to rise
 without end. Expect dropout to prevent about half of that rise, and weight decay and early stopping nearly all of it.
 Expect the variance to grow with width and with training time. The experiment takes about a minute, most of it for
@@ -59,7 +59,7 @@ class Config:
     dropout: float = 0.5
     """dropout rate of the hidden layer in the variant with dropout"""
     weight_decay: float = 3.0
-    """decoupled weight decay of the variant that has it, chosen from 0.1, 1 and 3 by looking at these passengers"""
+    """decoupled weight decay of the variant that uses it, chosen from 0.1, 1 and 3 by looking at these passengers"""
     patience: int = 20
     """number of epochs without improvement after which the variant with early stopping ends"""
     widths: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -91,7 +91,7 @@ def main(config: Config) -> dict[str, Any]:
     )
     shown = [(part, of) for part in ("loss", "accuracy", "loss_against_none") for of in ("mean", "error")]
     print_table(
-        ["", "loss", "±", "accuracy", "±", "loss against none", "±", "lowest at epoch"],
+        ["", "loss", "±", "accuracy", "±", "loss minus none", "±", "lowest at epoch"],
         [
             [name, *(numbers[part][of] for part, of in shown), numbers["best_epoch"]["mean"]]
             for name, numbers in found.items()
@@ -101,7 +101,7 @@ def main(config: Config) -> dict[str, Any]:
     by_width = {"width": np.array(config.widths), **by_widths(resample_key, pool, config)}
     epochs = sorted({2**i for i in range(config.epochs.bit_length())} | {config.epochs})
     by_epoch = {"epoch": np.array(epochs), **take_apart(resample_key, pool, config.hidden, epochs, config)}
-    print(f"\nBrier score of held-out passengers, over {config.resamples} training parts of {config.rows}\n")
+    print(f"\nBrier score of held-out passengers, over {config.resamples} training sets of {config.rows}\n")
     for table in (by_width, by_epoch):
         print_table(
             list(table), [[str(first), *map(float, parts)] for first, *parts in zip(*table.values(), strict=True)]

@@ -90,7 +90,7 @@ def main(config: Config) -> dict[str, Any]:
     print()
     print_table(["three spirals", "weights", "right"], [[name, *of.values()] for name, of in spirals_right.items()])
     print(
-        f"\nnetworks without a non-linearity differ by {collapse:.1e} from the perceptron that their layers multiply to"
+        f"\nnetworks without a non-linearity differ by {collapse:.1e} from the product of their layers, one perceptron"
     )
 
     for activation, figure, title in (
@@ -294,7 +294,7 @@ def draw_two_classes(
         points, is_one = np.asarray(held_out.inputs), np.asarray(held_out.targets) == 1
         axis.scatter(*points[~is_one].T, s=12, c="black", marker="x", linewidths=0.8, label="class 0")
         axis.scatter(*points[is_one].T, s=14, c="white", edgecolors="black", linewidths=0.7, label="class 1")
-        finish(axis, f"{kind}: {right(run):.0%} right (held out)")
+        finish(axis, f"{kind}: {right(run):.0%} correct (held out)")
     axes[0].legend(loc="upper left", frameon=True, framealpha=0.9)
     figure.colorbar(shades, ax=axes, label="predicted probability of class 1", shrink=0.9, pad=0.01)
     figure.suptitle(f"{title} (black: probability 0.5)", fontsize=11)
@@ -316,7 +316,7 @@ def draw_deep_networks(results: Results, runs: dict[str, nnfx.Run], data: Data) 
             axis.scatter(*points[targets == i].T, s=12, c=colour, marker=marker, edgecolors="black", linewidths=0.4)
         layers = "a perceptron, 3 outputs" if name == "perceptron" else f"{name} layer{'s' * (name[0] != '1')}"
         finish(axis, f"{layers}: {right(run):.0%}\n{count(run)} weights")
-    figure.suptitle("three outputs, the largest wins: part of the held-out points that is right", fontsize=11)
+    figure.suptitle("three outputs, the largest wins: fraction of held-out points classified correctly", fontsize=11)
     results.figure("deep_networks", figure)
 
 

@@ -7,8 +7,8 @@ epochs the worst fifth copy the weights and the two rates of the best, and pertu
 compiled program. A random search trains as many networks with fixed rates for as many epochs. Both select by the same
 held-out digits, and are scored on other digits, on five random splits.
 
-The figure shows the members' rates by epoch, and the schedule that led to the best member. Expect the population's loss
-to be about 0.03 nats lower than the loss of the random search, which picks among twenty fixed draws, while the
+The figure shows the members' rates by epoch, and the schedule that led to the best member. Expect the population's
+loss to be about 0.03 nats lower than the loss of the random search, which picks among twenty fixed draws, while the
 population continues from its best members and refines their rates. The experiment takes about half a minute on two
 cores.
 """
@@ -77,11 +77,11 @@ def main(config: Config) -> dict[str, Any]:
     difference = mean_and_error(np.subtract(losses["population"], losses["fixed numbers"]))
     scores = {name: mean_and_error(np.array(values)) for name, values in losses.items()}
     print_table(
-        ["", "loss on digits seen by neither", "±"], [[name, *score.values()] for name, score in scores.items()]
+        ["", "loss on digits used by neither", "±"], [[name, *score.values()] for name, score in scores.items()]
     )
     replaced = float(np.mean([np.mean(np.asarray(each.parents)[1:] != np.arange(config.size)) for each, _ in found]))
     print(
-        f"\na population's loss minus that of fixed numbers: {difference['mean']:.4f} ± {difference['error']:.4f};"
+        f"\na population's loss minus the loss of fixed rates: {difference['mean']:.4f} ± {difference['error']:.4f};"
         f" {replaced:.0%} of the members were replaced after a round"
     )
     draw(results, *found[0], config)
@@ -119,7 +119,7 @@ def draw(results: Results, members: Population, search: Sweep, config: Config) -
     for axis, name in zip(axes, RANGES, strict=False):
         axis.plot(epochs, np.asarray(members.hyper[name]), color=GREY, alpha=0.35, linewidth=0.8)
         axis.plot(epochs, members.schedule(best)[name], color=BLUE, linewidth=2.5, label="ancestors of the best member")
-        axis.axhline(search.best.row[name], color=ORANGE, linestyle="--", label="the best fixed number")
+        axis.axhline(search.best.row[name], color=ORANGE, linestyle="--", label="the best fixed rate")
         axis.set(title=name.replace("_", " "), xlabel="epoch")
         axis.legend(fontsize=8)
     axes[0].set_yscale("log")
@@ -127,11 +127,11 @@ def draw(results: Results, members: Population, search: Sweep, config: Config) -
     axes[2].plot(epochs, losses, color=GREY, alpha=0.35, linewidth=0.8)
     axes[2].plot(epochs, losses[rounds, members.lineage(best)], color=BLUE, linewidth=2.5, label="its ancestors")
     fixed = search.histories["valid_loss"][search.best.row["member"]]
-    axes[2].plot(np.arange(1, config.epochs + 1), fixed, color=ORANGE, linestyle="--", label="the best fixed numbers")
+    axes[2].plot(np.arange(1, config.epochs + 1), fixed, color=ORANGE, linestyle="--", label="the best fixed rates")
     axes[2].set(title="held-out loss (nats)", xlabel="epoch", yscale="log")
     axes[2].legend(fontsize=8)
     figure.suptitle(
-        f"A population of {config.size} networks; the worst fifth take over from the best every"
+        f"A population of {config.size} networks; the worst fifth copy the best fifth every"
         f" {config.epochs_per_round} epochs",
         fontsize=11,
     )

@@ -3,15 +3,15 @@
     python -m experiments.scaling_model [--out DIR] [--seed N]
 
 The time of a step and the size of its gradient are measured on this machine; bandwidths and latencies are options.
-Data parallelism then costs a ring or a tree of exchanges per step. A sweep exchanges nothing, and loses efficiency only
-if its runs cannot be distributed evenly. The figure shows the efficiency, which is the fraction of the ideal
-throughput, for a fixed batch per device and for a fixed total batch. A range is shown: from exchanges that wait for the
-whole gradient to exchanges that overlap with the computation as far as possible.
+Data parallelism then costs one exchange per step, around a ring or along a tree. A sweep exchanges nothing, and loses
+efficiency only if its runs cannot be distributed evenly. The figure shows the efficiency, which is the fraction of the
+ideal throughput, for a fixed batch per device and for a fixed total batch. A range is shown: from exchanges that wait
+for the whole gradient to exchanges that overlap with the computation as far as possible.
 
 The model is checked where this is possible: it predicts the time of a step on two devices of this CPU for gradients of
-several sizes. The devices share its cores, so they compute for as long as one device does for the examples of both; the
-time of an exchange alone is added. Expect predictions to be right within about a third: the devices also share caches
-and memory, which the model ignores. The experiment takes less than a minute.
+several sizes. The devices share its cores, so they compute for as long as one device does for the examples of both;
+the time of an exchange alone is added. Expect predictions to be accurate to about a third: the devices also share
+caches and memory, which the model ignores. The experiment takes less than a minute.
 
 The model also assumes that all devices are equally fast, that nothing fails, that links are not shared with other
 programs, that data are read as fast as they are needed, and that the update itself is the same on every device.
@@ -55,11 +55,11 @@ class Config:
     fast_bandwidth: float = 450e9
     """bandwidth between devices of a node, in bytes per second and direction"""
     fast_latency: float = 3e-6
-    """time that even the smallest exchange within a node takes, in seconds"""
+    """time of the smallest possible exchange within a node, in seconds"""
     slow_bandwidth: float = 50e9
     """bandwidth between nodes for each device, in bytes per second and direction"""
     slow_latency: float = 10e-6
-    """time that even the smallest exchange between nodes takes, in seconds"""
+    """time of the smallest possible exchange between nodes, in seconds"""
     speed: float = 500.0
     """speed of a device, as a multiple of the speed of this machine"""
     members: int = 131_072
@@ -270,11 +270,9 @@ def predict(of: Measured, devices: np.ndarray, config: Config) -> dict[str, np.n
         return efficiency(seconds, all_reduce(n, of.size, config.node, fast, slow), hidden)
 
     return {
-        "batch of each device kept, exchange waits": np.array([parallel(n, computing, 0) for n in devices.tolist()]),
-        "batch of each device kept, exchange hides": np.array(
-            [parallel(n, computing, backward) for n in devices.tolist()]
-        ),
-        "batch of all kept, exchange waits": np.array([parallel(n, computing / n, 0) for n in devices.tolist()]),
+        "fixed batch per device, no overlap": np.array([parallel(n, computing, 0) for n in devices.tolist()]),
+        "fixed batch per device, overlap": np.array([parallel(n, computing, backward) for n in devices.tolist()]),
+        "fixed total batch, no overlap": np.array([parallel(n, computing / n, 0) for n in devices.tolist()]),
         f"sweep of {config.members:,} runs": np.array([sweep_efficiency(config.members, n) for n in devices.tolist()]),
     }
 
@@ -289,7 +287,7 @@ def draw(
     for name, colour, style in zip(names, (BLUE, BLUE, ORANGE, GREEN), ("-", "--", "-", "-"), strict=True):
         left.plot(devices, curves[name], style, color=colour, label=name)
     left.axvline(config.node, color=GREY, linewidth=0.8, linestyle=":", label=f"a node of {config.node}")
-    left.set(xscale="log", ylim=(0, 1.03), xlabel="devices", ylabel="efficiency (part of ideal throughput)")
+    left.set(xscale="log", ylim=(0, 1.03), xlabel="devices", ylabel="efficiency (fraction of ideal throughput)")
     of = measured[-1]
     left.set_title(
         f"predicted: gradient of {of.size / 1e6:.1f} MB, steps of {of.one / config.speed * 1e6:.0f} µs;\n"
@@ -297,16 +295,16 @@ def draw(
         f"{config.slow_bandwidth / 1e9:g} GB/s and {config.slow_latency * 1e6:g} µs between",
         fontsize=10,
     )
-    left.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)  # a place without curves
+    left.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)  # away from the curves
     predicted = [1e3 * each.predicted for each in measured]
     found = [1e3 * each.two for each in measured]
     right.plot(predicted, found, "o", color=BLUE, label="two devices of this machine")
-    right.plot(predicted, [1e3 * each.one for each in measured], "x", color=GREY, label="one device, a batch for one")
+    right.plot(predicted, [1e3 * each.one for each in measured], "x", color=GREY, label="one device, one batch")
     ends = np.array([min(predicted + found) / 1.5, max(predicted + found) * 1.5])
     right.plot(ends, ends, color="black", linewidth=0.8, label="as predicted")
     for each in measured:
         right.annotate(f"  width {each.width}", (1e3 * each.predicted, 1e3 * each.two), fontsize=8, va="top")
-    right.set(xscale="log", yscale="log", xlabel="predicted step (ms)", ylabel="measured step (ms)", title="checked")
+    right.set(xscale="log", yscale="log", xlabel="predicted step (ms)", ylabel="measured step (ms)", title="check")
     right.legend(fontsize=8)
     results.figure("scaling", figure)
 

@@ -2,15 +2,16 @@
 
     python -m experiments.search [--out DIR] [--seed N]
 
-Eight networks (one or two hidden layers of 16 or 32 units, with tanh or ReLU) learn scikit-learn's digits by stochastic
-gradient descent, each with 16 learning rates and six seeds. The layers are a static choice, so there are eight
-programs; each trains its 96 runs side by side. All points have the same seeds, so their losses are compared in pairs.
+Eight networks (one or two hidden layers of 16 or 32 units, with tanh or ReLU) learn scikit-learn's digits by
+stochastic gradient descent, each with 16 learning rates and six seeds. The layers are a static choice, so there are
+eight programs; each trains its 96 runs side by side. All points have the same seeds, so their losses are compared in
+pairs.
 
 The figure shows the mean held-out loss by learning rate, one line for each architecture; circles mark the points that
-six seeds cannot distinguish from the best. Expect tanh with 32 units per layer to be best, at a rate near 1, where most
-networks with ReLU no longer learn; and about 7 of the 128 points, with one layer and with two, to be
-indistinguishable from it. With six seeds, a point is distinguished from the best only if it is worse for every seed. It
-takes about a minute on two cores, nearly all of it for compiling the programs.
+six seeds cannot distinguish from the best. Expect tanh with 32 units per layer to be best, at a rate near 1, where
+most networks with ReLU no longer learn; and about 7 of the 128 points, with one layer and with two, to be
+indistinguishable from it. With six seeds, a point is distinguished from the best only if it is worse for every seed.
+It takes about a minute on two cores, nearly all of it for compiling the programs.
 """
 
 import dataclasses
@@ -73,7 +74,8 @@ def main(config: Config) -> dict[str, Any]:
     print_table(names, [[row[name] for name in names] for row in best.rows[:10]], words=3)
     columns = ("hidden", "activation", "learning_rate", "valid_loss", "difference", "p_value")
     print(
-        f"\nwhat {config.seeds} seeds cannot tell from the best at 5 %: {len(unsure.rows)} of {len(best.rows)} points\n"
+        f"\npoints that {config.seeds} seeds cannot distinguish from the best at 5 %:"
+        f" {len(unsure.rows)} of {len(best.rows)}\n"
     )
     print_table(columns, [[row[name] for name in columns] for row in unsure.rows], words=2)
 
@@ -125,7 +127,7 @@ def draw(results: Results, found: Search, unsure: set[int]) -> None:
         )
         marked = [row["point"] in unsure for row in rows]
         axis.plot(rates[marked], losses[marked], "o", color=colour, markeredgecolor="black", markersize=8)
-    axis.plot([], [], "o", color="white", markeredgecolor="black", label="cannot be told from the best")
+    axis.plot([], [], "o", color="white", markeredgecolor="black", label="cannot be distinguished from the best")
     axis.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="held-out loss (nats)")
     axis.set_yticks([0.1, 0.2, 0.5, 1, 2, 5])
     axis.yaxis.set_major_formatter("{x:g}")

@@ -3,11 +3,11 @@
     python -m experiments.search_methods [--out DIR] [--seed N]
 
 Each method has the budget of 64 full runs on each of five problems: networks for the Titanic data, for digits as
-numbers and as images, and for sunspots, and a quadratic whose lowest loss is known. The score of a method is the lowest
-held-out loss that it has seen when a part of the budget is spent; the budget is counted in epochs of single runs. All
-of this is repeated twenty times.
+numbers and as images, and for sunspots, and a quadratic whose lowest loss is known. The score of a method is the
+lowest held-out loss that it has seen by the time that a part of the budget is spent; the budget is counted in epochs
+of single runs. All of this is repeated twenty times.
 
-Random search, successive halving (the best third goes on after 1/27, 1/9 and 1/3 of the epochs), Hyperband and
+Random search, successive halving (the best third continues after 1/27, 1/9 and 1/3 of the epochs), Hyperband and
 extrapolation draw their points from one pool of 1,280 runs, which a sweep trains to the end. The learning curves of
 these runs then tell what each method would have found. Optuna's tree-structured Parzen estimator (TPE) chooses each
 point depending on the losses of earlier points, so its runs are really trained: the next points of its twenty
@@ -16,9 +16,9 @@ runs.
 
 Expect successive halving to have the lowest mean on all five problems when a quarter of the budget is spent, on three
 of them by more than two standard errors. Expect Hyperband to be ahead of both random search and TPE on three problems.
-When the whole budget is spent, TPE is ahead on most problems, and by a factor of ten on the quadratic, where every loss
-is exact. Extrapolation is hardly better than random search, and hyper-gradients are worse, since a descent costs as
-much as thirteen runs; neither of these two is a default in this library. The experiment takes about a quarter of an
+When the whole budget is spent, TPE is ahead on most problems, and by a factor of ten on the quadratic, where every
+loss is exact. Extrapolation is hardly better than random search, and hyper-gradients are worse, since a descent costs
+as much as thirteen runs; neither of these two is a default in this library. The experiment takes about a quarter of an
 hour of processor time.
 """
 
@@ -59,7 +59,7 @@ class Config:
     seed: int = 0
     """the random seed"""
     repetitions: int = 20
-    """how many times each search is repeated"""
+    """number of repetitions of each search"""
     runs: int = 64
     """budget of a search, as a number of full runs"""
     pool: int = 1280
@@ -67,7 +67,7 @@ class Config:
     epochs: int = 27
     """number of epochs of a full run"""
     steps: int = 4
-    """number of gradients of each descent"""
+    """number of gradients in each descent"""
 
 
 Moments = Iterator[tuple[int, float]]
@@ -79,7 +79,7 @@ def main(config: Config) -> dict[str, Any]:
     results = Results(config.out)
     has_optuna = importlib.util.find_spec("optuna") is not None
     if not has_optuna:
-        print("Optuna is not installed: without TPE")
+        print("Optuna is not installed: TPE is left out")
     curves, scores = {}, {}
     for problem in problems(jax.random.key(config.seed), config.epochs):
         found = {**from_pool(problem, config), "hyper-gradients": by_gradients(problem, config)}
@@ -136,7 +136,7 @@ def halving(losses: np.ndarray) -> Moments:
 
 
 def hyperband(losses: np.ndarray) -> Moments:
-    """Train the brackets of Hyperband, again and again."""
+    """Train the brackets of Hyperband repeatedly."""
     begin = 0
     for bracket in itertools.cycle(Hyperband().brackets(losses.shape[1])):
         some = losses[begin : begin + bracket.points]
@@ -268,7 +268,7 @@ def print_scores(problem: Problem, scores: dict[str, dict[str, dict[str, float]]
 
 
 def ahead_at_a_quarter(scores: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Return how far each of our methods is ahead of the better one of random search and TPE on each problem.
+    """Return how far each of our methods is ahead of the better of random search and TPE on each problem.
 
     The unit is the standard error of the difference.
     """

@@ -83,7 +83,7 @@ def digits(key: Array, epochs: int) -> Problem:
 
 
 def digit_images(key: Array, epochs: int) -> Problem:
-    """Handwritten digits as images, with two convolutional layers; runs are a third as long, as they are slow."""
+    """Handwritten digits as images, with two convolutional layers; runs are a third as long, since they are slow."""
     layers = [nnfx.models.conv(4), nnfx.models.max_pool(), nnfx.models.conv(8), nnfx.models.max_pool()]
     model, loss = nnfx.models.cnn(layers, outputs=10), nnfx.losses.categorical_cross_entropy
     train = nnfx.fit(model, loss, adam, epochs=max(1, epochs // 3), batch_size=64)
@@ -101,7 +101,7 @@ def sunspots(key: Array, epochs: int) -> Problem:
 
 
 class Point(nn.Module):
-    """A point in the space of the quadratic, which begins at a distance of one in each direction."""
+    """A point in the space of the quadratic, which starts at a distance of one from the minimum in each direction."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -110,7 +110,7 @@ class Point(nn.Module):
 
 
 def quadratic(key: Array, epochs: int) -> Problem:
-    """Gradient descent with momentum on `½ Σ λᵢ θᵢ²`, whose loss after some steps is known for any two numbers."""
+    """Gradient descent with momentum on `½ Σ λᵢ θᵢ²`, whose loss after any step is known for any rate and momentum."""
     del key
 
     def loss(outputs: Array, targets: Array) -> Array:

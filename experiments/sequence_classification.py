@@ -5,11 +5,11 @@
 
 A digit of 8 × 8 pixels is a sequence of eight rows, read from the top; all networks have about the same number of
 weights. They learn scikit-learn's 1,797 digits on five random splits with a quarter held out; from Fashion-MNIST they
-learn the 60,000 training images, and the test set of 10,000 is held out. Nothing is chosen on held-out data: the number
-of epochs is fixed, and the average of the weights over the run is scored. The last network is trained to name the digit
-after every row, and is then applied one row at a time, as a scanner would provide them: the figure shows the class that
-it predicts after each row. Expect about 98 % of held-out digits to be right. It works offline and takes less than two
-minutes.
+learn the 60,000 training images, and the test set of 10,000 is held out. Nothing is chosen on held-out data: the
+number of epochs is fixed, and the average of the weights over the run is scored. The last network is trained to name
+the digit after every row, and is then applied one row at a time, as a scanner would provide them: the figure shows the
+class that it predicts after each row. Expect about 98 % of held-out digits to be classified correctly. It works
+offline and takes less than two minutes.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ from nnfx.data.batching import steps_per_epoch
 from nnfx.models import gru, lstm, rnn
 from nnfx.types import Apply, Array, Model, Variables
 
-STREAMED = "GRU, asked at every row"
+STREAMED = "GRU, predicts at every row"
 COLOURS = {"RNN": GREY, "GRU": BLUE, "LSTM": ORANGE, "GRU, both directions": GREEN, STREAMED: PURPLE}
 
 
@@ -189,7 +189,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
 
 
 def last_accuracy(logits: Array, labels: Array) -> Array:
-    """Return whether the class is right after the last row."""
+    """Return whether the class is correct after the last row."""
     return nnfx.metrics.accuracy(logits[:, -1] if logits.ndim == 3 else logits, labels)
 
 
@@ -243,10 +243,10 @@ def draw_learning_curves(results: Results, runs: dict[str, list[nnfx.Run]]) -> N
         for axis, values in zip(axes, (loss, errors), strict=True):
             axis.plot(epochs, values.mean(0), color=COLOURS[name], label=name)
     axes[0].set(xlabel="epoch", ylabel="held-out cross-entropy (nats)", yscale="log")
-    axes[0].set_title("asked at every row: the mean over rows")
-    axes[1].set(xlabel="epoch", ylabel="held-out errors (%)", yscale="log", title="behind the last row")
+    axes[0].set_title("GRU that predicts at every row: mean over rows")
+    axes[1].set(xlabel="epoch", ylabel="held-out errors (%)", yscale="log", title="after the last row")
     axes[1].legend()
-    figure.suptitle(f"the mean of {len(next(iter(runs.values())))} runs, weights averaged along each", fontsize=11)
+    figure.suptitle(f"mean of {len(next(iter(runs.values())))} runs, with averaged weights", fontsize=11)
     results.figure("learning_curves", figure)
 
 
@@ -261,7 +261,7 @@ def draw_accuracy_by_row(results: Results, readings: dict[str, list[Reading]]) -
         axis.plot(rows, accuracies.mean(0), "o-", color=COLOURS[name], markersize=4, label=label)
     classes = next(iter(readings.values()))[0].probabilities.shape[-1]
     axis.axhline(100 / classes, color=GREY, linestyle="--", linewidth=1, label="by chance")
-    axis.set(xlabel="rows read", ylabel="held-out images named rightly (%)", ylim=(0, 101))
+    axis.set(xlabel="rows read", ylabel="held-out images classified correctly (%)", ylim=(0, 101))
     axis.legend()
     results.figure("accuracy_by_row", figure)
 
@@ -282,12 +282,12 @@ def draw_readings(results: Results, reading: Reading, classes: tuple[str, ...], 
         draw_probabilities(bottom, reading.probabilities[i], classes)
     axes[0, 0].set_ylabel("read from above ↓")
     axes[1, 0].set_ylabel("probability")
-    figure.suptitle("what a GRU takes an image for while it reads row by row: classes that ever have 25 %", fontsize=11)
+    figure.suptitle("a GRU's class probabilities while it reads row by row: classes that reach 25 %", fontsize=11)
     results.figure("reading", figure)
 
 
 def draw_probabilities(axis: Axes, probabilities: np.ndarray, classes: tuple[str, ...]) -> None:
-    """Plot the probabilities of the classes against the number of rows read, without classes that are never likely."""
+    """Plot the probabilities of the classes against the number of rows read, omitting classes that are never likely."""
     rows = np.arange(1, len(probabilities) + 1)
     colours = mpl.colormaps["tab10"].colors  # type: ignore[attr-defined]
     likely = np.flatnonzero(probabilities.max(0) >= 0.25)

@@ -9,10 +9,10 @@ loss is its best held-out loss, averaged over seeds. Both searches choose by thi
 loss on other passengers.
 
 Expect halving to find the same best point, or a point less than 1 % worse, with 19 % of the member-epochs (epochs of
-single runs) and in about a quarter of the time. Two things speak against halving here. A search with as many
+single runs) and in about a quarter of the time. Two results count against halving here. A search with as many
 member-epochs that trains fewer points to the end, also plotted, comes within 1 % too, since good points are common on
-this data. Also, the first call of halving takes longer than the first call of the full search, since each smaller table
-is another program to compile. The experiment takes about a minute on two cores.
+this data. Also, the first call of halving takes longer than the first call of the full search, since each smaller
+table needs another program to be compiled. The experiment takes about a minute on two cores.
 """
 
 import dataclasses
@@ -106,7 +106,7 @@ def main(config: Config) -> dict[str, Any]:
 
     means = {name: float(np.mean([numbers[name] for numbers in repetitions])) for name in repetitions[0]}
     print_table(
-        ["", "full", "halving", "above it", "its rank", "same budget, above it", "member-epochs", "wall time"],
+        ["", "full", "halving", "excess", "rank", "excess, same budget", "member-epochs", "wall time"],
         [
             [
                 name,
@@ -122,8 +122,8 @@ def main(config: Config) -> dict[str, Any]:
         ],
     )
     print(
-        f"\nthe first call, which compiles: full {first_call['full']:.1f} s, halving {first_call['halving']:.1f} s;"
-        f" later ones {means['wall_full_s']:.2f} s and {means['wall_halving_s']:.2f} s"
+        f"\nfirst call, including compilation: full {first_call['full']:.1f} s, halving {first_call['halving']:.1f} s;"
+        f" later calls {means['wall_full_s']:.2f} s and {means['wall_halving_s']:.2f} s"
     )
 
     draw(results, pairs, config)
@@ -285,7 +285,7 @@ def draw_points(axis: Axes, halving: Search, config: Config) -> None:
     unique = dict(zip(labels, handles, strict=True))
     axis.legend(list(unique.values())[::-1], list(unique)[::-1], loc="upper right", frameon=True, framealpha=1)
     axis.set_title(
-        f"{config.points} points, one line each (mean of {config.seeds} seeds); {beyond} begin above what is shown",
+        f"{config.points} points, one line each (mean of {config.seeds} seeds); {beyond} start above the plotted range",
         pad=18,
     )
     axis.set(xlabel="epoch", ylabel="best held-out loss so far (nats)")
@@ -308,7 +308,7 @@ def draw_spending(axis: Axes, pairs: list[dict[str, Search]], config: Config) ->
     axis.axhline(1, color="black", linewidth=0.8, linestyle=":")
     axis.annotate("1 %", (1, 1), (-2, 2), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right")
     axis.set_title(f"thick: mean of {len(pairs)} repetitions; thin: each", pad=18)
-    axis.set(xlabel="member-epochs spent", ylabel="best held-out loss, above the full search's (%)", xscale="log")
+    axis.set(xlabel="member-epochs spent", ylabel="best held-out loss, excess over the full search (%)", xscale="log")
     axis.set(ylim=(-0.1, 3))
     axis.legend(loc="upper right")
 

@@ -4,8 +4,8 @@
 
 It trains a perceptron on all 714 passengers of known age until its weights no longer change much, and two networks by
 minibatches with a quarter of the passengers held out. Expect an accuracy of about 0.65 (always predicting the majority
-gives 0.59) and an area under the ROC curve of about 0.70: fare and age tell something, but not much. It takes about ten
-seconds.
+gives 0.59) and an area under the ROC curve of about 0.70: fare and age are informative, but only weakly. It takes
+about ten seconds.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ def main(config: Config) -> dict[str, Any]:
     key, split_key, perceptron_key = jax.random.split(jax.random.key(config.seed), 3)
     passengers = nnfx.data.titanic("fare", "age")
     split = nnfx.data.titanic("fare", "age", key=split_key, valid_fraction=0.25)
-    print(f"all passengers: {passengers.report}\nwith a held-out part: {split.report}\n")
+    print(f"all passengers: {passengers.report}\nwith held-out passengers: {split.report}\n")
 
     perceptron = train_perceptron(perceptron_key, passengers)
     linear = network_of(config, "identity")(key, split, learning_rate=config.learning_rate)
@@ -153,12 +153,12 @@ Outputs = Callable[[Any], Any]
 
 
 def outputs_of(run: nnfx.Run) -> Outputs:
-    """Return a function to the logits of the last epoch, since none may be chosen by results on held-out passengers."""
+    """Return a function to the logits of the last epoch, so that no epoch is chosen on held-out passengers."""
     return lambda inputs: run.apply(inputs, run.state.variables)
 
 
 def majority_of(train: nnfx.Batch) -> Outputs:
-    """Return a function to a constant logit: the fraction of survivors among the training passengers, as a logit."""
+    """Return a function to a constant: the logit of the fraction of survivors among the training passengers."""
     share = np.asarray(train.targets).mean()
     return lambda inputs: np.full((len(inputs), 1), np.log(share / (1 - share)), np.float32)
 

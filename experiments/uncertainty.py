@@ -103,7 +103,7 @@ class Trained(NamedTuple):
 
     Attributes:
         variables: the variables of the members, stacked.
-        train: the data that they were trained on.
+        train: the data on which they were trained.
         held_out: the held-out rows, alternately for calibration and for scores.
     """
 
@@ -121,12 +121,10 @@ def main(config: Config) -> dict[str, Any]:
     """Run the experiment, and return its summary."""
     results = Results(config.out)
     keys = jax.random.split(jax.random.key(config.seed), config.splits)
-    print(
-        f"{config.splits} splits of {config.digits} digits to train on; sets that should contain {config.level:.0%}\n"
-    )
+    print(f"{config.splits} splits of {config.digits} training digits; sets that should contain {config.level:.0%}\n")
     digits = over_splits(compare_digits(keys, config))
     show(digits, CLASSES)
-    print(f"\n{config.patients} patients to train on; error and width in standard deviations of the targets\n")
+    print(f"\n{config.patients} training patients; error and width in standard deviations of the targets\n")
     patients = over_splits(compare_patients(keys, config))
     show(patients, NUMBERS)
     draw_coverage(results, digits, patients, config.level)
@@ -219,7 +217,7 @@ def score_classes(key: Array, logits: Array, labels: Array, level: float) -> dic
     (_, new), (known_labels, new_labels) = halves(p), halves(labels)
     least, adaptive = halves(conformal.lac(p)), halves(conformal.aps(key, p))
     sets = {
-        "own": adaptive[1] <= level,  # the right threshold if the probabilities were true
+        "own": adaptive[1] <= level,  # the correct threshold if the probabilities were exact
         "LAC": least[1] <= conformal.threshold(least[0], known_labels, level),
         "APS": adaptive[1] <= conformal.threshold(adaptive[0], known_labels, level),
     }

@@ -73,7 +73,7 @@ def as_numpy(name: str, value: Any, *, masked_as_nan: bool = False) -> Any:
 
 
 def _columns_of_text(value: Any) -> list[tuple[str, Any]]:
-    """Return the names and dtypes of a frame's columns that do not hold numbers."""
+    """Return the names and dtypes of a frame's columns that do not contain numbers."""
     names = column_names(value)
     if names is None:
         return []

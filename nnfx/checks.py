@@ -148,7 +148,7 @@ def near(value: Any) -> tuple[Any, Any]:
 
 
 def finite(name: str, value: Any) -> None:
-    """Require that an array of concrete values holds neither NaN nor an infinity."""
+    """Require that an array of concrete values contains neither NaN nor an infinity."""
     if not is_concrete(value) or not jnp.issubdtype(value.dtype, np.inexact):
         return
     with jax.ensure_compile_time_eval():  # so that constants inside a jit are checked too

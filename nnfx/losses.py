@@ -66,7 +66,7 @@ def check(loss: PerExample, outputs: Any, targets: Any) -> None:
 
 
 def is_of_numbers(loss: PerExample) -> bool:
-    """Return whether a loss of this module, possibly a partial, measures errors of numbers, which classes are not.
+    """Return whether a loss of this module, possibly a partial, measures errors of numbers rather than of classes.
 
     >>> is_of_numbers(functools.partial(huber, delta=2.0)), is_of_numbers(categorical_cross_entropy)
     (True, False)

@@ -4,8 +4,8 @@
 
 Each point has its own process, which makes the data, runs once to compile, and then times a second run; the memory is
 the peak resident memory of the whole process, including libraries and compiler. An exponent p is the slope of
-log(cost) against log(size) over the upper half of the sizes: there the cost grows like sizeᵖ. The exponent of
-memory excludes the memory of imported libraries. Expect at most 1 everywhere, and 0 for the memory of epochs.
+log(cost) against log(size) over the upper half of the sizes: there, the cost grows like sizeᵖ. The exponent of memory
+excludes the memory of imported libraries. Expect at most 1 everywhere, and 0 for the memory of epochs.
 """
 
 import importlib.util
@@ -51,7 +51,7 @@ AXES = {
     "epochs": Axis((1, 10, 100), (1_000,), DENSE),
 }
 AT_MOST = {("members", TORCH): 100, ("members", SCIKIT_LEARN): 100, ("epochs", TORCH): 1_000}
-"""The largest size of systems that repeat the same work in a loop of Python."""
+"""The largest size of systems that repeat the same work in a Python loop."""
 
 
 def main(
@@ -117,7 +117,7 @@ def table(points: Sequence[Point]) -> tuple[list[str], list[list[Any]]]:
     for (axis, system), curve in curves(points).items():
         sizes, last = [point.size for point in curve], curve[-1]
         several = len(curve) > 1
-        # memory of less than a MiB above that of the imports is noise of the allocator
+        # less than 1 MiB above the memory of the imports is allocator noise
         beyond = [max(1.0, point.peak_mib - point.imports_mib) for point in curve]
         rows.append(
             [
@@ -130,7 +130,7 @@ def table(points: Sequence[Point]) -> tuple[list[str], list[list[Any]]]:
                 exponent(sizes, beyond) if several else float("nan"),
             ]
         )
-    header = ["grows", "system", "largest", "seconds", "exponent", "peak MiB", "exponent of memory"]
+    header = ["grows", "system", "largest", "seconds", "exponent", "peak MiB", "memory exponent"]
     return header, rows
 
 
@@ -153,10 +153,10 @@ def draw(points: Sequence[Point]) -> Figure:
         low, high = panel.get_ylim()
         panel.plot([left, right], [low, low * right / left], color="black", linewidth=0.8, linestyle=":")
         panel.set(xlim=(left, right), ylim=(low, high))
-    for panel in panels[1]:  # most memory is that of the libraries, so a logarithm would show noise
+    for panel in panels[1]:  # the libraries take most of the memory, so a logarithmic scale would show noise
         panel.set_yscale("linear")
         panel.set_ylim(bottom=0)
-    panels[0, 0].set_ylabel("seconds of a run")
+    panels[0, 0].set_ylabel("seconds per run")
     panels[1, 0].set_ylabel("resident MiB, whole process")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=len(COLOURS))
     figure.suptitle("Cost as the work grows (dotted: proportional)", x=0.98, ha="right", fontsize=11)

@@ -75,7 +75,7 @@ def main(
     Args:
         cases: "fashion", "titanic" or both.
         points: number of points along each of the two axes; by default 51 for "titanic" and 8 for "fashion", for which
-            51 × 51 points take about ten minutes each time.
+            51 × 51 points would take about ten minutes per repeat.
         images: number of images over which the loss of "fashion" is averaged.
         devices: numbers of CPU devices over which the points are split.
         repeats: the number of times that each system is timed, with the systems in turn.
@@ -96,7 +96,7 @@ def main(
             ).stdout
             timed = [Row(*row) for row in json.loads(printed.splitlines()[-1])]
             rows += timed
-            lines += [f"{of.case}, {of.system}: {of.median_s / points_of**2 * 1e3:.2f} ms a point" for of in timed]
+            lines += [f"{of.case}, {of.system}: {of.median_s / points_of**2 * 1e3:.2f} ms per point" for of in timed]
     summary = report("landscape", rows, out)
     print("\n".join(lines))
     return summary
@@ -141,7 +141,7 @@ def with_nnfx(problem: Problem, points: int, devices: int) -> Callable[[int], Ti
 
 
 def with_loop(problem: Problem, points: int) -> Callable[[int], Timed]:
-    """Measure the grid as one would by hand, calling a compiled loss at each point."""
+    """Measure the grid in a loop, as one would write it by hand, calling a compiled loss at each point."""
     axis = np.linspace(-1, 1, points).astype(np.float32)
 
     @jax.jit

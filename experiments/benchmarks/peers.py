@@ -49,7 +49,7 @@ def with_torch(problem: Problem, fused: bool = False, compiled: bool = False) ->
 
 
 def with_scikit_learn(problem: Problem) -> Any:
-    """Fit with scikit-learn's MLPClassifier, without its penalty and its early stopping."""
+    """Fit with scikit-learn's MLPClassifier, without its penalty and early stopping."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
 

@@ -188,7 +188,7 @@ def print_point(axis: str, system: str, size: str) -> None:
 
 def peak_mib() -> float:
     """Return the peak resident memory of this process, in MiB."""
-    with contextlib.suppress(OSError):  # the peak that getrusage reports is inherited from the parent process
+    with contextlib.suppress(OSError):  # the peak reported by getrusage is inherited from the parent process
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 2**10

@@ -1,9 +1,9 @@
-"""The page of the benchmarks: the latest record of each, with machine, versions and command, and a figure of ratios.
+"""The page of benchmarks: the latest record of each, with machine, versions and command, and a figure of ratios.
 
     python -m experiments.benchmarks --write-readme [--records runs/benchmarks]
 
-It copies the records found into `experiments/benchmarks/records`, where the records of other benchmarks stay, and
-writes `README.md` and its figures from all of them.
+It copies the records that it finds into `experiments/benchmarks/records`, where the records of other benchmarks
+remain, and writes `README.md` and its figures from all of them.
 """
 
 import dataclasses

@@ -5,12 +5,13 @@
 
 A case is named after its cell, batch size, time steps, inputs and hidden width. A dense layer turns the output after
 the last step into one number, and the loss is the mean square error. Before the timing, all systems compute the
-gradient of the first batch: the benchmark fails if they differ by more than rounding, and reports the differences
-otherwise. Each time is the mean time of a step (gradient and Adam) over several batches; the mean loss is printed next
-to it, and must agree as well. Each combination of an allocator and a number of devices has its own process; see `cnn`.
+gradient of the first batch: the benchmark fails if they differ by more than rounding errors, and otherwise reports the
+differences. Each time is the mean time of a step (gradient and Adam) over several batches; the mean loss is printed
+next to it, and must agree as well. Each combination of an allocator and a number of devices has its own process; see
+`cnn`.
 
 Sixteen networks of the first case are also trained together, under `jax.vmap` and in a loop (`jax.lax.map`), against
-sixteen trained one after another: these times are the times of one step of all sixteen.
+sixteen trained one after another: each time is the time of one step of all sixteen.
 """
 
 import itertools
@@ -33,7 +34,7 @@ from nnfx.types import Array, Params
 GRADIENTS_APART = 1e-4
 """The largest difference between gradients, relative to the largest element of each array."""
 LOSSES_APART = 1e-3
-"""The largest difference between mean losses: Adam amplifies rounding, and Keras adds its ε in a different place."""
+"""The largest difference between mean losses: Adam amplifies rounding errors, and Keras adds ε in a different place."""
 
 
 class Problem(NamedTuple):
@@ -46,7 +47,7 @@ class Problem(NamedTuple):
         inputs: features of each time step.
         hidden: width of every layer.
         layers: number of recurrent layers.
-        steps: number of training steps, small if each takes long.
+        steps: number of training steps, small if each step takes long.
     """
 
     cell: str
@@ -157,10 +158,11 @@ def in_turn(run: Run, members: int) -> Run:
 
 
 def gradient_errors(task: Task, gradients: Mapping[str, Params]) -> dict[str, float]:
-    """Return the differences between gradients of the first batch and that of this library.
+    """Return the differences between each system's gradient of the first batch and this library's.
 
     Raises:
-        ValueError: if a difference is larger than rounding, so that systems compute different functions.
+        ValueError: if a difference is larger than rounding errors, which means that the systems compute different
+            functions.
     """
     batch = task.parts()[0]
 
@@ -214,8 +216,8 @@ def with_flax(problem: Problem, task: Task) -> Peer:
 def with_torch(problem: Problem, task: Task) -> Peer:
     """Step with PyTorch's own layers and its fused Adam.
 
-    PyTorch adds two biases where one would be enough. If both were trained, their sum would move twice as far in a step
-    of Adam as the single bias of the others, so the gradient of the redundant one is set to zero.
+    PyTorch adds two biases where one would be enough. If both were trained, their sum would move twice as far in a
+    step of Adam as the single bias of the other libraries, so the gradient of the redundant one is set to zero.
     """
     import torch
 

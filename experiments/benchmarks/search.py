@@ -25,7 +25,8 @@ def main(repeats: int = 3, cores: int = 2, out: Path = Path("runs/benchmarks")) 
     """Time searches; the loss is 1 minus the best candidate's mean accuracy over the folds.
 
     Args:
-        repeats: the number of times that each search is timed, in turn, without the first call of each, which compiles.
+        repeats: the number of times that each search is timed, in turn, excluding the first call of each, which
+            compiles.
         cores: the number of devices, one for each core, on which this library trains, and of processes in which
             scikit-learn fits.
         out: where the results go.

@@ -2,10 +2,10 @@
 
     python -m experiments.benchmarks session [--epochs 6] [--repeats 30]
 
-The run trains a dense network on the embedded digits, each repeated fifty times, so that an epoch takes about a second.
-A session wraps the same run: it identifies the run, shows nothing, logs to CSV, and saves after every epoch, in a new
-folder each time. The time of a session includes all of this, and waiting for the last checkpoint. The final losses are
-identical to the bit.
+The run trains a dense network on the embedded digits, each repeated fifty times, so that an epoch takes about a
+second. A session wraps the same run: it identifies the run, shows nothing, logs to CSV, and saves after every epoch,
+in a new folder each time. The time of a session includes all of this, and the wait for the last checkpoint. The final
+losses are identical, bit for bit.
 """
 
 import functools
@@ -39,7 +39,7 @@ def main(epochs: int = 6, copies: int = 50, repeats: int = 30, out: Path = Path(
     data = problem(copies)
     on_one = functools.partial(nnfx.data_parallel, devices=jax.devices()[:1])
     systems = {
-        "the run, bare": System(with_run(train(epochs), data)),
+        "the run by itself": System(with_run(train(epochs), data)),
         "in a session": System(with_session(train(epochs), data), is_peer=False),
         "split over one device": System(with_run(train(epochs, parallel=on_one), data), is_peer=False),
     }

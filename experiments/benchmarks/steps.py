@@ -1,4 +1,4 @@
-"""Shared by benchmarks of training steps: a process for each setting, and systems that start from the same weights."""
+"""Code shared by benchmarks of training steps: a process for each setting, and the same initial weights for all."""
 
 import itertools
 import json
@@ -37,7 +37,7 @@ Run = Callable[[], Timed]
 
 
 class Task(NamedTuple):
-    """The model and data that this library trains on; other systems are given the same in their own layouts.
+    """The model and data that this library trains on; other systems get the same in their own layouts.
 
     Attributes:
         model: the model.
@@ -178,7 +178,7 @@ def with_members(task: Task, members: int, devices: int = 1, in_a_loop: bool = F
     Args:
         task: the model and data of each network.
         members: the number of networks.
-        devices: the number of devices that the networks are split over.
+        devices: the number of devices over which the networks are split.
         in_a_loop: whether the networks are trained in a loop, as sweeps train large networks, instead of under
             `jax.vmap`, which widens every operation.
     """

@@ -31,7 +31,7 @@ def main(
     """Time sweeps; their rows give the time per member, and the lines below the table compare it.
 
     Args:
-        devices: number of CPU devices to split the members over.
+        devices: number of CPU devices over which to split the members.
         members: number of members in the Titanic sweeps.
         digits_members: number of members in the digits sweep.
         repeats: the number of times that each system is timed, with the systems in turn.

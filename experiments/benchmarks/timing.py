@@ -27,7 +27,7 @@ class System(NamedTuple):
 
     Attributes:
         run: `seed -> final training loss`, with all work done when it returns; or a `Timed` with its own time.
-        is_peer: whether the system is a competitor to compare this library with.
+        is_peer: whether the system is a competitor with which this library is compared.
     """
 
     run: "Callable[[int], float | Timed]"
@@ -45,7 +45,7 @@ class Row(NamedTuple):
     """The measurements of one system in one case, in seconds; the time of compilation is separate.
 
     The gradient error is the difference between the gradients of the system and of this library, if gradients are
-    compared; a peer is a competitor to compare this library with.
+    compared; a peer is a competitor with which this library is compared.
     """
 
     case: str
@@ -75,9 +75,9 @@ def compare(case: str, systems: Mapping[str, System], repeats: int) -> list[Row]
         repeats: the number of times that each system is timed; repeat i runs seed i.
 
     Returns:
-        A row for each system. `compile_s` is the excess of the first call's time over the median call's, in whole calls
-            even if the system times only one step of many; `ratio` is the median divided by the median of the fastest
-            peer; `loss` is the mean final loss over the seeds, and `loss_error` its standard error.
+        A row for each system. `compile_s` is the time of the first call minus the time of the median call, for whole
+            calls even if the system times only one step of many; `ratio` is the median divided by the median of the
+            fastest peer; `loss` is the mean final loss over the seeds, and `loss_error` its standard error.
     """
     first = {name: seconds_of(partial(system.run, 0))[0] for name, system in systems.items()}
     calls: dict[str, list[float]] = {name: [] for name in systems}

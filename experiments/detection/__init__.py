@@ -1,1 +1,1 @@
-"""Object detection: scenes, boxes and their scores, and a network that is slid over a picture."""
+"""Object detection: scenes, boxes and their scores, and a network that slides over a picture."""

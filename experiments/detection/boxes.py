@@ -1,4 +1,4 @@
-"""Let boxes vote, remove overlapping ones, match the rest with true boxes, and count how many are right.
+"""Let boxes vote, remove overlapping boxes, match the rest with true boxes, and count how many are correct.
 
 A box is given by its edges (top, left, bottom, right), a set of boxes by an array `(boxes, 4)`.
 """
@@ -11,12 +11,12 @@ from nnfx.metrics.detection import intersection_over_union
 
 
 class Found(NamedTuple):
-    """The finds in a picture.
+    """The detections in a picture.
 
     Attributes:
-        boxes: the box of each find, `(found, 4)`.
-        names: the class of each find, `(found,)`.
-        scores: the certainty of each find, the larger the more certain, `(found,)`.
+        boxes: the box of each detection, `(found, 4)`.
+        names: the class of each detection, `(found,)`.
+        scores: the score of each detection; larger means more certain, `(found,)`.
     """
 
     boxes: np.ndarray
@@ -24,7 +24,7 @@ class Found(NamedTuple):
     scores: np.ndarray
 
     def above(self, threshold: float) -> "Found":
-        """Return the finds whose scores are at least the threshold."""
+        """Return the detections whose scores are at least the threshold."""
         kept = self.scores >= threshold
         return Found(self.boxes[kept], self.names[kept], self.scores[kept])
 
@@ -34,7 +34,7 @@ class Curve(NamedTuple):
 
     Attributes:
         thresholds: all distinct scores, in descending order.
-        precision: the fraction of finds at each threshold that are right.
+        precision: the fraction of detections at each threshold that are correct.
         recall: the fraction of true objects that were found.
         f1: the harmonic mean of precision and recall.
     """
@@ -46,13 +46,13 @@ class Curve(NamedTuple):
 
 
 class Score(NamedTuple):
-    """The quality of the finds at one threshold.
+    """The quality of the detections at one threshold.
 
     Attributes:
-        precision: the fraction of finds that are right; 0 if nothing was found.
+        precision: the fraction of detections that are correct; 0 if nothing was found.
         recall: the fraction of true objects that were found.
         f1: the harmonic mean of precision and recall.
-        found: the number of finds, right or wrong.
+        found: the number of detections, correct or wrong.
         true: the number of true objects.
     """
 
@@ -64,7 +64,7 @@ class Score(NamedTuple):
 
     @classmethod
     def of(cls, right: int, found: int, true: int) -> "Score":
-        """Compute the score from the numbers of right finds, of all finds and of true objects.
+        """Compute the score from the numbers of correct detections, of all detections and of true objects.
 
         >>> Score.of(right=2, found=4, true=2)
         Score(precision=0.5, recall=1.0, f1=0.6666666666666666, found=4, true=2)
@@ -75,14 +75,14 @@ class Score(NamedTuple):
 def vote(boxes: np.ndarray, probabilities: np.ndarray, agreeing: float) -> Found:
     """Let windows whose boxes nearly agree vote: a name's score is the sum of its probabilities over these windows.
 
-    Several neighbouring windows see an object, but often only one sees a piece of clutter, so the sum separates objects
-    from clutter better than its largest term. Windows beside an object place the box too far to their own side; the
-    mean over all windows does not.
+    Several neighbouring windows see an object, but often only one sees a piece of clutter, so the sum separates
+    objects from clutter better than its largest term. Windows beside an object place the box too far towards
+    themselves; the mean over all windows does not.
 
     Args:
         boxes: the boxes of the windows, `(windows, 4)`.
         probabilities: the probabilities of the names, `(windows, names)`.
-        agreeing: the least intersection over union at which two boxes are taken for the same object.
+        agreeing: the smallest intersection over union at which two boxes count as the same object.
 
     Returns:
         For each window the name with the most votes, the sum of these votes, and the mean of the boxes that agree,
@@ -101,12 +101,12 @@ def vote(boxes: np.ndarray, probabilities: np.ndarray, agreeing: float) -> Found
 
 
 def suppress(boxes: np.ndarray, scores: np.ndarray, most_shared: float) -> np.ndarray:
-    """Keep the best of overlapping boxes: by descending score, drop those that overlap too much with a kept one.
+    """Keep the best of overlapping boxes: by descending score, drop boxes that overlap too much with a kept box.
 
     Args:
         boxes: the boxes, `(boxes, 4)`.
         scores: the score of each box, `(boxes,)`; of equal scores, the first comes first.
-        most_shared: the intersection over union above which two boxes are taken for one object.
+        most_shared: the intersection over union above which two boxes count as one object.
 
     Returns:
         The positions of the boxes kept, in descending order of score.
@@ -126,17 +126,17 @@ def suppress(boxes: np.ndarray, scores: np.ndarray, most_shared: float) -> np.nd
 
 
 def match(found: Found, boxes: np.ndarray, names: np.ndarray, least: float = 0.5) -> np.ndarray:
-    """Match finds with true objects: by descending score, each find takes the free object that it overlaps most.
+    """Match detections with true objects, by descending score: each takes the free object that it overlaps most.
 
     Args:
-        found: the finds in a picture.
+        found: the detections in a picture.
         boxes: the true boxes, `(true, 4)`.
-        names: the names of the true objects, `(true,)`, which finds must have; set all names equal to ignore names.
-        least: the least intersection over union for a match.
+        names: the names of the true objects, `(true,)`, which must agree; set all names equal to ignore them.
+        least: the smallest intersection over union for a match.
 
     Returns:
-        The position of each find's true object, or −1 without one, `(found,)`. Every true object is taken at most once,
-        so the second find of an object is wrong, and no find's match depends on finds with lower scores.
+        The position of each detection's true object, or −1 if it has none, `(found,)`. Every true object is matched at
+        most once, so the second detection of an object is wrong, and no match depends on detections with lower scores.
     """
     matched = np.full(len(found.scores), -1)
     if not len(names):
@@ -155,8 +155,8 @@ def precision_recall(scores: np.ndarray, is_right: np.ndarray, true: int) -> Cur
     """Compute precision and recall at every threshold.
 
     Args:
-        scores: the scores of all finds in all pictures, `(found,)`.
-        is_right: whether each find is right, `(found,)`.
+        scores: the scores of all detections in all pictures, `(found,)`.
+        is_right: whether each detection is correct, `(found,)`.
         true: the number of true objects in all pictures.
 
     Example:
@@ -167,7 +167,7 @@ def precision_recall(scores: np.ndarray, is_right: np.ndarray, true: int) -> Cur
     order = np.argsort(-scores, kind="stable")
     thresholds, right = scores[order], np.cumsum(is_right[order])
     found = np.arange(1, len(order) + 1)
-    # finds with equal scores pass a threshold together
+    # detections with equal scores pass a threshold together
     is_last = np.append(thresholds[1:] != thresholds[:-1], True)[: len(order)]
     thresholds, right, found = thresholds[is_last], right[is_last], found[is_last]
     return Curve(thresholds, right / found, right / max(true, 1), 2 * right / (found + true))

@@ -1,7 +1,7 @@
 """A network that names the object in a small window, and the same network slid over a whole picture at several scales.
 
-A network of nothing but unpadded convolutions and pools accepts inputs of any size: for a window it has one output, for
-a picture one output for every window in it, `STRIDE` pixels apart, in a single pass.
+A network that consists only of unpadded convolutions and pooling accepts inputs of any size: for a window, it has one
+output; for a picture, one output for every window in it, `STRIDE` pixels apart, all in a single pass.
 """
 
 from functools import partial
@@ -23,13 +23,13 @@ NAMES = 10
 BACKGROUND = NAMES
 """The class of windows that show no digit of the right size at their centre."""
 WINDOW, STRIDE = 24, 4
-"""The side of a window, and the distance from one to the next in a picture, in pixels."""
+"""The side of a window, and the distance from one window to the next in a picture, in pixels."""
 OBJECT = 16.0
 """The height of a digit that fits its window, with some of its surroundings."""
 MARGIN = 8
 """Pixels repeated around a scaled picture, so that a digit at its edge has a window too."""
 HEIGHTS = tuple(13.0 * 1.25**i for i in range(6))
-"""The heights of digits, in pixels of the picture, one for each scale, which turns the height into `OBJECT`."""
+"""The heights of digits in pixels of the picture, one for each scale, which resizes that height to `OBJECT`."""
 SIDES = tuple(round(SIZE * OBJECT / height) for height in HEIGHTS)
 """The sides of the picture at these scales."""
 NEAR, FAR = 3.0, 4.5
@@ -38,8 +38,8 @@ pixels off. Windows in between are not used in training."""
 SAME, OTHER = np.log(1.18), np.log(1.35)
 """The limits that correspond to `NEAR` and `FAR` for the logarithm of the digit's height relative to `OBJECT`."""
 CHOICE = 3
-"""The number of empty windows drawn for each one to train on; the windows with the most contrast are kept, since nearly
-all others show plain background."""
+"""The number of empty windows drawn for each one used in training; the windows with the most contrast are kept, since
+nearly all others show plain background."""
 
 
 class Crops(NamedTuple):
@@ -84,7 +84,7 @@ def layers(width: int) -> list[Layer]:
 
 
 def slid(width: int) -> Model:
-    """Return the network to slide, from pictures `(batch, height, width, 1)` to a map of outputs for each."""
+    """Return the sliding network, from pictures `(batch, height, width, 1)` to a map of outputs for each."""
     return nnfx.models.cnn(layers(width), outputs=None, activation="identity")
 
 
@@ -107,7 +107,7 @@ def loss(outputs: Array, targets: Array, box_weight: ArrayLike) -> Array:
 
 
 def accuracy(outputs: Array, targets: Array) -> Array:
-    """Return whether the class is right."""
+    """Return whether the class is correct."""
     return nnfx.metrics.accuracy(outputs[:, : NAMES + 1], targets[:, 0].astype(jnp.int32))
 
 
@@ -142,8 +142,8 @@ def encode(boxes: np.ndarray, middles: np.ndarray, scales: ArrayLike) -> np.ndar
         scales: the scales at which the windows were cut out, `(..., 1)`.
 
     Returns:
-        The distances of the centre of each box below and to the right of the window's, in units of `OBJECT`, then the
-        logarithms of the box's height and width relative to `OBJECT`: `(..., 4)`.
+        The distances of the centre of each box below and to the right of the centre of the window, in units of
+        `OBJECT`, then the logarithms of the box's height and width relative to `OBJECT`: `(..., 4)`.
     """
     offsets = (middles_of(boxes) - middles) * scales / OBJECT
     sizes = np.log((boxes[..., 2:] - boxes[..., :2]) * scales / OBJECT)
@@ -235,7 +235,7 @@ def label(boxes: np.ndarray, names: np.ndarray, corners: np.ndarray, scales: np.
         scales: the scales of the windows, `(windows, 1)`.
 
     Returns:
-        The class of each window, −1 if it is hard to tell, and the code of the nearest box, `(windows, 5)`.
+        The class of each window, −1 if it is ambiguous, and the code of the nearest box, `(windows, 5)`.
     """
     codes = encode(boxes[None], middles_of_windows(corners, scales)[:, None], scales[:, None])
     off = np.abs(codes[..., :2]).max(-1) * OBJECT
@@ -276,12 +276,12 @@ def find(
         width: the width of the network.
         variables: the variables of the network, as trained on windows.
         pictures: the pictures.
-        floor: the least probability of a name for a window to have a vote.
-        agreeing: the least intersection over union at which two windows agree.
-        most_shared: the intersection over union above which two finds are taken for one digit.
+        floor: the smallest probability of a name at which a window has a vote.
+        agreeing: the smallest intersection over union at which two windows agree.
+        most_shared: the intersection over union above which two detections count as one digit.
     """
     found = []
-    for picture in pictures:  # one at a time: one program for any number of pictures
+    for picture in pictures:  # one at a time, so that one program serves any number of pictures
         said = slide(width, variables, jnp.asarray(picture[None]))
         of_names, boxes = np.asarray(said.probabilities[0, :, :NAMES]), np.asarray(said.boxes[0])
         likely = of_names.max(1) >= floor

@@ -1,4 +1,4 @@
-"""Figures of the objects found: scenes, precision over recall, and the network's output for every window."""
+"""Figures of the objects found: scenes, precision against recall, and the network's output for every window."""
 
 from typing import Any
 
@@ -18,13 +18,13 @@ from nnfx.types import Variables
 SHOWN = 8
 """The number of scenes plotted."""
 WITH_WRONG = 2
-"""The number of those scenes that are chosen because of a wrong find."""
+"""The number of these scenes that are chosen because of a wrong detection."""
 
 
 def draw_scenes(
     results: Results, finds: list[Found], truth: Scene, is_right: list[np.ndarray], classes: tuple[str, ...]
 ) -> None:
-    """Plot the first test scenes, and the first other scenes with wrong finds, with true boxes and found boxes."""
+    """Plot the first test scenes, and the first other scenes with wrong detections, with true and detected boxes."""
     first = list(range(min(SHOWN - WITH_WRONG, len(finds))))
     wrong = [i for i in range(len(first), len(finds)) if not is_right[i].all()]
     figure, axes = plt.subplots(2, SHOWN // 2, figsize=(13, 7.2))
@@ -102,9 +102,9 @@ def draw_curves(
     right_axis.set_xticks(places, labels, rotation=45 if max(map(len, by_name)) > 3 else 0)
     lowest = min(precisions + recalls)
     right_axis.set(
-        xlabel="class (how many in the test scenes)",
+        xlabel="class (number in the test scenes)",
         ylim=(min(0.7, lowest - 0.02), 1.02),
-        title="of each class, at the threshold",
+        title="each class, at the threshold",
     )
     right_axis.legend(loc="lower left", ncols=2)
     figure.suptitle(
@@ -140,12 +140,12 @@ def draw_maps(results: Results, width: int, variables: Variables, truth: Scene, 
     for axis in axes[:, 0]:
         axis.set_ylabel("pixels")
     handles = [
-        Line2D([], [], color=ORANGE, linewidth=2, label=f"a true {classes[name]}"),
+        Line2D([], [], color=ORANGE, linewidth=2, label=f"true {classes[name]}"),
         Line2D([], [], color="black", linestyle=":", label="another object (white here)"),
-        Patch(color="black", label="beyond the last window's middle"),
+        Patch(color="black", label="beyond the centre of the last window"),
     ]
     axes[-1, -1].set_axis_off()
     axes[-1, -1].legend(handles=handles, loc="center")
-    figure.colorbar(shown, ax=axes, label=f"probability of {classes[name]} in the middle of a window", shrink=0.8)
+    figure.colorbar(shown, ax=axes, label=f"probability of {classes[name]} at the centre of a window", shrink=0.8)
     figure.suptitle(f"Where the network sees {classes[name]} in a test scene: one pass for each scale", fontsize=11)
     results.figure("score_maps", figure)

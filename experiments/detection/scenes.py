@@ -26,7 +26,7 @@ ATTEMPTS = 40
 
 
 Source = Literal["digits", "fashion_mnist"]
-"""The images that scenes are made of."""
+"""The images from which scenes are made."""
 
 
 class Items(NamedTuple):
@@ -105,8 +105,8 @@ def draw_scenes(seed: tuple[int, ...], items: Items, count: int, *, most: int = 
     """Draw several scenes; scene number i depends on `(seed, i)` alone.
 
     Returns:
-        The pictures of the scenes, `(count, SIZE, SIZE)`, and their boxes and names, as arrays of one object for each
-        picture.
+        The pictures of the scenes, `(count, SIZE, SIZE)`, and their boxes and names, as object arrays with one element
+        for each picture.
     """
     scenes = [draw_scene((*seed, i), items, most=most, clutter=clutter) for i in range(count)]
     boxes, names = np.empty(count, object), np.empty(count, object)
@@ -139,7 +139,7 @@ def draw_scene(seed: tuple[int, ...], items: Items, *, most: int = 6, clutter: b
                 names.append(int(items.names[chosen]))
                 break
     picture = draw_clutter(random, items, boxes) if clutter else np.zeros((SIZE, SIZE))
-    faintest = min(float(picture.mean()) + 0.45, 0.9)  # an object as dark as the background could not be seen
+    faintest = min(float(picture.mean()) + 0.45, 0.9)  # an object as dark as the background would be invisible
     for ink, top, left in inks:
         brightness = random.uniform(faintest, 1) if clutter else 1.0
         paste(picture, brightness * ink, top, left)
@@ -186,7 +186,7 @@ def draw_clutter(random: np.random.Generator, items: Items, boxes: np.ndarray) -
         start, end = random.uniform(0, SIZE, (2, 2))
         draw_line(picture, start, end, random.uniform(1, 3), random.uniform(0.3, 0.9))
     for _ in range(random.integers(1, 6)):
-        # not of class 1: a part of a 1 looks like a 1, and a leg like trousers
+        # not from class 1: a part of a 1 looks like a 1, and a trouser leg like trousers
         image = items.images[random.choice(np.flatnonzero(items.names != 1))]
         side = len(image)
         (height, width), (top, left) = (random.integers(low, side // 2, 2, endpoint=True) for low in (3 * side // 8, 0))
@@ -198,7 +198,7 @@ def draw_clutter(random: np.random.Generator, items: Items, boxes: np.ndarray) -
         ink = enlarge(random, whole)
         top, left = (int(random.integers(SIZE - length, endpoint=True)) for length in ink.shape)
         box = extent(ink > 0) + np.array([top, left, top, left])
-        # an object with a part of another on top of it could be any object
+        # an object with a fragment of another on top of it could be any object
         if not len(boxes) or shared(box, boxes).max() <= MOST_SHARED:
             paste(picture, random.uniform(0.5, 1) * ink, top, left)
     return picture.clip(0, 1)

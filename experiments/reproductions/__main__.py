@@ -1,8 +1,8 @@
-"""Write the table of all reproductions: every published number beside ours, from the records in this folder.
+"""Write the table of all reproductions: every published number next to ours, from the records in this folder.
 
     python -m experiments.reproductions
 
-It trains nothing. The tables of the README next to this script are replaced by those of the records as they are now.
+It trains nothing. The tables in the README next to this script are replaced by tables of the current records.
 """
 
 import json
@@ -35,8 +35,8 @@ class Reproduction(NamedTuple):
 
     Attributes:
         title: what was reproduced.
-        record: the name of its record, which is that of its script.
-        comparisons: the published numbers in a record, beside ours.
+        record: the name of its record, the same as the name of its script.
+        comparisons: the published numbers in a record, next to ours.
     """
 
     title: str
@@ -44,7 +44,7 @@ class Reproduction(NamedTuple):
     comparisons: Callable[[dict[str, Any]], list[Comparison]]
 
     def read(self) -> list[Comparison]:
-        """Return the published numbers beside ours."""
+        """Return the published numbers next to ours."""
         return self.comparisons(json.loads((HERE / f"{self.record}.json").read_text()))
 
 
@@ -87,7 +87,7 @@ def summary(made: Sequence[tuple[str, list[Comparison]]]) -> list[str]:
     counts = [(title, len(rows), sum(row.agrees for row in rows)) for title, rows in made]
     total = ("all", sum(rows for _, rows, _ in counts), sum(agreeing for _, _, agreeing in counts))
     return markdown(
-        ["reproduction", "published numbers", "within two standard errors", "share"],
+        ["reproduction", "published numbers", "within two standard errors", "fraction"],
         ([title, rows, agreeing, f"{agreeing / rows:.0%}"] for title, rows, agreeing in [*counts, total]),
     )
 
@@ -105,7 +105,7 @@ def numbers(made: Sequence[tuple[str, list[Comparison]]]) -> list[str]:
 
 
 def ratio(standard_errors: float) -> str:
-    """Return a difference in standard errors to two digits after the point, or to as many as tell it from two.
+    """Return a difference in standard errors to two decimals, or to as many as distinguish it from two.
 
     >>> ratio(-0.316), ratio(2.0), ratio(-2.0021)
     ('-0.32', '+2.00', '-2.002')
@@ -131,7 +131,7 @@ def both(row: Comparison) -> tuple[str, str]:
 
 
 def lstms() -> list[str]:
-    """Return the table of the LSTMs that forecast ETTh1, which were not published, beside the published LSTMa."""
+    """Return the table of our LSTMs for ETTh1, for which nothing was published, next to the published LSTMa."""
     rows = [row for row in json.loads((HERE / "ltsf.json").read_text())["rows"] if ltsf.METHODS[row["method"]].beside]
     return markdown(
         ["method", "hours", "MSE", "LSTMa", "MAE", "LSTMa"],

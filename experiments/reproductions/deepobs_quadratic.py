@@ -1,22 +1,23 @@
-"""DeepOBS's `quadratic_deep`: a noisy quadratic in 100 dimensions by SGD, Momentum and Adam.
+"""DeepOBS's `quadratic_deep`: a noisy quadratic in 100 dimensions, minimised by SGD, Momentum and Adam.
 
     python -m experiments.reproductions.deepobs_quadratic [--seeds 10] [--epochs 100]
 
-The loss of an example x is `½ (θ − x)ᵀ Q (θ − x)`, with examples from a normal distribution of deviation 0.6, and a
-fixed Q whose spectrum resembles that of a deep network's Hessian: 90 eigenvalues below 1, and ten between 30 and 60.
-There are 1,000 examples to train on and as many to test on, in batches of 128 with the incomplete one dropped from
-both; θ is one in every dimension at first. Q and the examples are the same for all seeds, and those of the paper,
-drawn from the same generator. A seed decides the order of the examples, which is the same in all epochs: the published
-loader starts over from its seed, so that it leaves out the same examples every time, and the deviation over seeds does
-not shrink as training goes on. With a new order in each epoch (`--reshuffle`), four of the fifteen losses lie outside.
+The loss of an example x is `½ (θ − x)ᵀ Q (θ − x)`. Examples are drawn from a normal distribution with a standard
+deviation of 0.6. Q is fixed, and its spectrum resembles the spectrum of a deep network's Hessian: 90 eigenvalues are
+below 1, and ten between 30 and 60. There are 1,000 training examples and as many test examples, both in batches of 128
+without the incomplete one; θ starts at one in every dimension. Q and the examples are the same for all seeds and the
+same as in the paper, drawn from the same generator. A seed determines the order of the examples, which is the same in
+all epochs: the published loader starts over from its seed, so it leaves out the same examples every time, and the
+deviation over seeds does not shrink during training. With a new order in each epoch (`--reshuffle`), four of the
+fifteen losses differ by more than two standard errors.
 
-The learning rates are those tuned by its authors. Expect the test loss before training to be theirs in every digit,
-and most of the others to lie within two standard errors of theirs. It takes less than a minute; the record is next to
+The learning rates were tuned by the authors. Expect the test loss before training to agree in every digit, and most of
+the others to lie within two standard errors of the published ones. It takes less than a minute; the record is next to
 this script.
 
-Schneider, Balles and Hennig, *DeepOBS: a deep learning optimizer benchmark suite*, ICLR 2019; the losses are those of
-its published baselines, github.com/fsschneider/DeepOBS_Baselines at commit 3da285a, `quadratic_deep`: mean and standard
-deviation of ten seeds.
+Schneider, Balles and Hennig, *DeepOBS: a deep learning optimizer benchmark suite*, ICLR 2019. The losses are from its
+published baselines, github.com/fsschneider/DeepOBS_Baselines at commit 3da285a, `quadratic_deep`: mean and standard
+deviation over ten seeds.
 """
 
 import dataclasses
@@ -58,7 +59,7 @@ DEVIATIONS = {
 }
 """The published test losses after these epochs: mean and standard deviation over ten seeds."""
 SEEDS = 10
-"""How many seeds were published."""
+"""The number of published seeds."""
 COLOURS = {"sgd": BLUE, "momentum": ORANGE, "adam": GREEN}
 
 
@@ -75,11 +76,11 @@ class Config:
     batch_size: int = 128
     """rows in a minibatch"""
     dimensions: int = 100
-    """dimensions, of which a tenth have large eigenvalues; no other number was published"""
+    """number of dimensions, a tenth of which have large eigenvalues; results were published only for the default"""
     rows: int = 1000
     """examples to train on, and to test on"""
     reshuffle: bool = False
-    """whether each epoch has an order of its own"""
+    """whether each epoch has its own order of examples"""
 
 
 class Offset(nn.Module):
@@ -94,8 +95,8 @@ class Offset(nn.Module):
 def hessian(dimensions: int) -> np.ndarray:
     """Return the Hessian Q: random eigenvalues, in a random basis.
 
-    The basis is a random rotation by the method of subgroups: one of n dimensions becomes one of n + 1 by adding an
-    axis, and reflecting it to a random direction.
+    The basis is a random rotation, drawn by the subgroup method: a rotation in n dimensions becomes one in n + 1 by
+    adding an axis and reflecting it to a random direction.
     """
     draw = np.random.RandomState(42)  # the generator of the paper
     large = dimensions // 10
@@ -153,7 +154,7 @@ def train(optimizer: optax.GradientTransformation, config: Config) -> Array:
 
 
 def compare(curves: dict[str, list[list[float]]]) -> list[Comparison]:
-    """Return the test loss beside the published one, for each optimizer and published epoch."""
+    """Return the test loss next to the published one, for each optimizer and published epoch."""
     return [
         Comparison(
             f"{name}, epoch {epoch}, test loss",
@@ -167,7 +168,7 @@ def compare(curves: dict[str, list[list[float]]]) -> list[Comparison]:
 
 
 def draw(curves: dict[str, list[list[float]]]) -> Figure:
-    """Draw our curves over the published points."""
+    """Plot our curves over the published points."""
     figure, axes = plt.subplots(figsize=(7, 4))
     for name, colour in COLOURS.items():
         axes.plot(np.transpose(curves[name]), color=colour, alpha=0.6, linewidth=1)

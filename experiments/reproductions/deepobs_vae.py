@@ -2,26 +2,28 @@
 
     NNFX_DATA=... python -m experiments.reproductions.deepobs_vae [--seeds 0 1] [--epochs 5]
 
-The problem is that of the suite's code. The encoder has three 4 × 4 × 64 convolutions, the first two of stride 2, with
-leaky ReLU of slope 0.3 and dropout of 0.2 after each, then linear maps to the mean and to half the log-variance of 8
-latent numbers. The decoder has dense layers of 24 and 49 units with the same leaky ReLU; three transposed 4 × 4 × 64
-convolutions on 7 × 7, the first of stride 2, with ReLU and, after the first two, dropout of 0.2; and a dense layer of
-784 units with the logistic function. Weights are Glorot's uniform ones, and biases zero. The loss of an image is the
-sum of the squared errors of its pixels, divided by 255 beforehand, plus the divergence of the distribution of the
-latent numbers from the standard normal one. Batches have 64 images, and incomplete ones are dropped, those of the test
-set included. The test loss is measured without dropout, but with drawn latent numbers.
+The problem is as in the suite's code. The encoder has three 4 × 4 × 64 convolutions, the first two of stride 2, each
+followed by leaky ReLU of slope 0.3 and dropout of 0.2, and then linear maps to the mean and to half the log-variance
+of 8 latent numbers. The decoder has dense layers of 24 and 49 units with the same leaky ReLU; three transposed 4 × 4 ×
+64 convolutions on 7 × 7, the first of stride 2, with ReLU and, after the first two, dropout of 0.2; and a dense layer
+of 784 units with the logistic function. Weights are initialised by Glorot's uniform method, and biases are zero. The
+loss of an image is the sum of the squared errors of its pixels, divided by 255 beforehand, plus the divergence between
+the distribution of the latent numbers and the standard normal distribution. Batches have 64 images; incomplete batches
+are dropped, also from the test set. The test loss is measured without dropout, but with latent numbers drawn at
+random.
 
-Training is by Adam at the rate tuned by the authors. Their SGD leaves the plateau at a loss of 68, where only the mean
-image is learned, in the first epoch or as late as the fourth, so that a few runs would say little; and their Momentum
-stays there for all of the first five. An epoch takes about five minutes on one core, so that there are only three runs.
-Expect the mean of their losses to lie within two standard errors before training and after the first epoch, but more
-variation after the epoch than published: ours are 30.25, 29.32 and 30.06, while the ten published ones lie between
-29.50 and 29.87; why is not known. Finished runs are kept under `runs/`, and a later call continues after an
-interruption. The record is next to this script.
+The network is trained by Adam, at the rate tuned by the authors. The published runs of SGD leave the plateau at a loss
+of 68, where only the mean image is learned, at any time between the first and the fourth epoch, so a few runs would
+say little. The published runs of Momentum stay on this plateau for all of the first five epochs. An epoch takes about
+five minutes on one core, so there are only three runs. Expect the mean of their losses to lie within two standard
+errors of the published one before training and after the first epoch. After the epoch, however, expect more variation
+than published: our losses are 30.25, 29.32 and 30.06, while the ten published ones lie between 29.50 and 29.87; we do
+not know why. Finished runs are kept under `runs/`, so an interrupted run continues when the command is repeated. The
+record is next to this script.
 
-Schneider, Balles and Hennig, *DeepOBS: a deep learning optimizer benchmark suite*, ICLR 2019; the losses are those of
-its published baselines, github.com/fsschneider/DeepOBS_Baselines at commit 3da285a, `fmnist_vae/AdamOptimizer`: mean
-and standard deviation of the test losses of ten seeds.
+Schneider, Balles and Hennig, *DeepOBS: a deep learning optimizer benchmark suite*, ICLR 2019. The losses are from its
+published baselines, github.com/fsschneider/DeepOBS_Baselines at commit 3da285a, `fmnist_vae/AdamOptimizer`: mean and
+standard deviation of the test losses over ten seeds.
 """
 
 import dataclasses
@@ -46,9 +48,9 @@ from nnfx.types import Array, Batch, Variables
 
 LEARNING_RATE = 1.5848931925e-4
 PUBLISHED = {0: (132.994, 0.031), 1: (29.682, 0.130), 2: (27.651, 0.153), 5: (25.650, 0.097)}
-"""Test loss by epoch, before training first: mean and standard deviation over ten seeds."""
+"""Test loss by epoch, the first entry before training: mean and standard deviation over ten seeds."""
 SEEDS = 10
-"""How many seeds were published."""
+"""The number of published seeds."""
 LATENT = 8
 """The number of latent numbers."""
 
@@ -66,7 +68,7 @@ class Config:
     batch_size: int = 64
     """images in a batch"""
     rows: int | None = None
-    """how many images to train on, to try it out; all by default"""
+    """number of training images, for a quick trial; all by default"""
 
 
 class Autoencoder(nn.Module):
@@ -105,7 +107,7 @@ class Autoencoder(nn.Module):
 
 
 def spread(x: Array) -> Array:
-    """Return images with zeros between all rows and columns, with which a transposed convolution of stride 2 begins.
+    """Return images with zeros between all rows and columns, the first step of a transposed convolution of stride 2.
 
     >>> spread(jnp.ones((1, 2, 2, 1)))[0, :, :, 0].tolist()
     [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 0.0, 1.0]]
@@ -138,7 +140,7 @@ def loss_on(key: Array, variables: Variables, images: Array, batch_size: int) ->
 
 
 def run(seed: int, data: nnfx.data.Data, config: Config) -> dict[str, list[float]]:
-    """Train once, and return the training loss of each epoch, and the test loss before training and after each."""
+    """Train once; return the training loss of each epoch, and the test loss before training and after each epoch."""
     assert data.valid is not None
     key, optimizer, test_images = jax.random.key(seed), optax.adam(LEARNING_RATE), data.valid.inputs
     epoch = jax.jit(deepobs.make_epoch(MODEL, loss, optimizer, config.batch_size), donate_argnums=0)
@@ -158,7 +160,7 @@ def run(seed: int, data: nnfx.data.Data, config: Config) -> dict[str, list[float
 
 
 def compare(runs: list[dict[str, list[float]]]) -> list[Comparison]:
-    """Return the test loss beside the published one, for each published epoch that all runs reached."""
+    """Return the test loss next to the published one, for each published epoch that all runs reached."""
     reached = min(len(curves["test_loss"]) for curves in runs) - 1
     return [
         Comparison(
@@ -172,7 +174,7 @@ def compare(runs: list[dict[str, list[float]]]) -> list[Comparison]:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Make the runs that have not been made yet, and compare all with the published ones."""
+    """Make the runs that have not been made yet, and compare all results with the published ones."""
     results = Results(config.out)
     data = nnfx.data.fashion_mnist(hold_out_test=True)
     if config.rows is not None:

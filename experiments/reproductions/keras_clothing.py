@@ -1,24 +1,25 @@
-"""Keras' first tutorial, images of clothing: a network of two dense layers on Fashion-MNIST by Adam, epoch by epoch.
+"""Keras' first tutorial, images of clothing: two dense layers on Fashion-MNIST, trained by Adam, epoch by epoch.
 
     NNFX_DATA=... python -m experiments.reproductions.keras_clothing [--seeds 0 1 2]
 
-The network has 784, 128 and 10 units, ReLU, Glorot's uniform weights and biases of zero; pixels are divided by 255.
-Adam with Keras' defaults, a rate of 0.001 and ε = 10⁻⁷, takes shuffled batches of 32 for five epochs. Training loss and
-accuracy are means over the epoch, each batch measured before its step, as Keras prints them; test loss and accuracy are
-those after the last epoch. Keras adds ε before the correction of the second moment's bias, and Optax after it, which
-matters only where gradients are about as small as ε: with Keras' form, the mean training loss of ten runs changes by at
-most 0.0005 in each epoch.
+The network has 784, 128 and 10 units, ReLU, Glorot-uniform weights and biases of zero; pixels are divided by 255. Adam
+with Keras' defaults, a rate of 0.001 and ε = 10⁻⁷, is applied to shuffled batches of 32 for five epochs. Training loss
+and accuracy are means over the epoch, with each batch measured before its step, as Keras prints them; test loss and
+accuracy are measured after the last epoch. Keras adds ε before the bias correction of the second moment, and Optax
+after it. This matters only where gradients are about as small as ε: with Keras' form, the mean training loss of ten
+runs changes by at most 0.0005 in each epoch.
 
-The page was rendered nine times, and each time the network was trained anew. All nine print the test loss, four the
-test accuracy, and two the training curves; two runs are too few to tell a deviation, so that these are taken to vary as
-ours do. Expect test loss and accuracy within two standard errors, and all but three of the ten numbers of the training
-curves; these depend on each other. A run takes about four seconds of processor time; finished ones are kept under
-`runs/`, and a later call continues after an interruption. The record is next to this script.
+The page was rendered nine times, and the network was trained anew each time. All nine renderings print the test loss,
+four print the test accuracy, and two the training curves. Two runs are too few to estimate a deviation, so these are
+assumed to vary as ours do. Expect the test loss and accuracy to lie within two standard errors, and all but three of
+the ten numbers of the training curves; these numbers depend on each other. A run takes about four seconds of processor
+time. Finished runs are kept under `runs/`, so an interrupted run continues when the command is repeated. The record is
+next to this script.
 
-*Basic image classification*, tensorflow.rstudio.com/tutorials/keras/classification, the tutorial of TensorFlow in Keras
-for R; the numbers are those of the renderings of the page in `_freeze/tutorials/keras/classification` of
+*Basic image classification*, tensorflow.rstudio.com/tutorials/keras/classification, the tutorial of TensorFlow in
+Keras for R. The numbers are from the renderings of the page in `_freeze/tutorials/keras/classification` of
 github.com/rstudio/tensorflow.rstudio.com, at commits dd3f204, 494db9d, d342873, 7b6c59d, 405f982, e3cc5ac, 543e5c4,
-ac75648 and dbead72, the latest first.
+ac75648 and dbead72, latest first.
 """
 
 import dataclasses
@@ -51,7 +52,7 @@ TEST: dict[str, tuple[float, ...]] = {
 """The test loss and the accuracy in per cent after the last epoch, of each run that prints them."""
 EPOCHS = 5
 LAST_DIGIT = {"loss": 1e-4, "accuracy": 0.01}
-"""Of the training curves; both measures are printed to the same digit."""
+"""The unit of the last digit of the training curves; both measures are printed to the same digit."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Config:
     batch_size: int = 32
     """rows in a minibatch"""
     rows: int | None = None
-    """how many images to train on, to try it out; all by default"""
+    """number of training images, for a quick trial; all by default"""
 
 
 def make_run(config: Config) -> Callable[..., nnfx.Run]:
@@ -83,7 +84,7 @@ def make_run(config: Config) -> Callable[..., nnfx.Run]:
 
 
 def run(seed: int, data: nnfx.data.Data, train: Callable[..., nnfx.Run]) -> dict[str, list[float]]:
-    """Train once, and return loss and accuracy of both parts of the data in each epoch."""
+    """Train once, and return the loss and accuracy on both parts of the data in each epoch."""
     history = train(jax.random.key(seed), data).history
     return {
         f"{part}_{measure}": [factor * float(value) for value in history[f"{column}_{measure}"]]
@@ -102,7 +103,7 @@ def label(measure: str) -> str:
 
 
 def compare(runs: list[dict[str, list[float]]]) -> list[Comparison]:
-    """Return our curves beside the published ones, and the last test loss and accuracy if all epochs were run."""
+    """Return our curves next to the published ones, and the last test loss and accuracy if all epochs were run."""
     reached = min(len(curves["train_loss"]) for curves in runs)
     rows = [
         Comparison(
@@ -127,7 +128,7 @@ def compare(runs: list[dict[str, list[float]]]) -> list[Comparison]:
 
 
 def draw(runs: list[dict[str, list[float]]]) -> Figure:
-    """Draw our curves on both parts of the data, and the published points."""
+    """Plot our curves on both parts of the data, and the published points."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
     for axis, measure in zip(axes, ("accuracy", "loss"), strict=True):
         for part, colour in (("train", BLUE), ("test", ORANGE)):
@@ -145,7 +146,7 @@ def draw(runs: list[dict[str, list[float]]]) -> Figure:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Make the runs that have not been made yet, and compare all with the published ones."""
+    """Make the runs that have not been made yet, and compare all results with the published ones."""
     results = Results(config.out)
     data = nnfx.data.fashion_mnist(hold_out_test=True)
     if config.rows is not None:

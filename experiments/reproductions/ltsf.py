@@ -1,24 +1,25 @@
-"""Long-horizon forecasts of ETTh1: linear maps against the published ones, and LSTMs against the LSTMa of Informer.
+"""Long-horizon forecasts of ETTh1: linear maps compared with the published ones, and LSTMs with Informer's LSTMa.
 
     NNFX_DATA=... python -m experiments.reproductions.ltsf [--methods repeat nlinear] [--horizons 96 192] [--seeds 5]
 
-The protocol is that of Zeng et al.: 12, 4 and 4 months of 30 days to train on, hold out and test on, standardised by
-the first; all seven channels forecast from windows of all seven, mean square error, Adam with a rate of 0.005 that is
-halved after every epoch, batches of 32, at most 10 epochs, stopping once 3 epochs have not improved the held-out error,
-and the weights of the epoch with the lowest. All scores are in units of the standardised series. Their loader leaves
-out the windows that do not fill the last batch: in training those that it happens to draw last, here always the last
-in time. Linear maps look back 336 hours.
+The protocol follows Zeng et al. Training, validation and testing use 12, 4 and 4 months of 30 days, standardised by
+the training part. All seven channels are forecast from windows of all seven. The loss is the mean square error. Adam
+starts with a rate of 0.005, which is halved after every epoch; batches have 32 windows. Training takes at most 10
+epochs and stops once the held-out error has not improved for 3 epochs; the weights of the epoch with the lowest
+held-out error are used. All scores are in units of the standardised series. The authors' loader leaves out the windows
+that do not fill the last batch: in training, the windows that happen to be drawn last. Here, the last windows in time
+are always left out. Linear maps look back 336 hours.
 
-The LSTMs are trained in the same way but look back 96 hours: one layer of 64 cells, whose last state goes through one
-affine map to all channels and hours ahead. The plain one sees and forecasts the values themselves, the normalized one
-their differences from the last value of the window. They are compared with the rows that Zhou et al. print for an LSTM
-with attention.
+The LSTMs are trained in the same way but look back 96 hours. They have one layer of 64 cells, whose last state passes
+through one affine map to all channels and hours ahead. The plain LSTM sees and forecasts the values themselves; the
+normalized LSTM sees and forecasts their differences from the last value of the window. They are compared with the rows
+that Zhou et al. print for an LSTM with attention.
 
-Expect Repeat to agree to every printed digit; the mean square errors of the linear maps at 96 and 192 hours to lie
-within 0.015 of theirs, means of five seeds against one run; and the normalized LSTM to have lower errors than LSTMa at
-24, 48 and 168 hours. All of this holds in the record, which is next to this script. All other results are only shown
-side by side. Allow half an hour on two cores; finished results are kept under `runs/`, and a later call continues after
-an interruption.
+Expect Repeat to agree in every printed digit; the mean square errors of the linear maps at 96 and 192 hours, as means
+of five seeds, to lie within 0.015 of the single published runs; and the normalized LSTM to have lower errors than
+LSTMa at 24, 48 and 168 hours. All of this is true of the record, which is next to this script. All other results are
+only shown side by side. Allow half an hour on two cores. Finished results are kept under `runs/`, so an interrupted
+run continues when the command is repeated.
 
 Zeng, Chen, Zhang and Xu, *Are transformers effective for time series forecasting?*, AAAI 2023, table 2, and its code.
 Zhou et al., *Informer: beyond efficient transformer for long sequence time-series forecasting*, AAAI 2021, table 2.
@@ -50,7 +51,7 @@ from nnfx.types import Apply, Variables
 BATCH_SIZE = 32
 MEASURES = {"mse": nnfx.losses.mean_square_error, "mae": nnfx.losses.mean_absolute_error}
 CLOSE = 0.015
-"""How far the mean square error of a linear map may be from the published one."""
+"""The largest expected difference between the mean square error of a linear map and the published one."""
 
 
 def lstm(horizon: int, normalized: bool = False, channels: int = 7) -> nnfx.Model:
@@ -81,13 +82,13 @@ class Method:
     """A forecaster and its published errors.
 
     Attributes:
-        name: its name in words.
+        name: its name in tables and figures.
         colour: its colour in figures.
         model: makes the model for a horizon.
         published: mean square and mean absolute error by horizon.
         lookback: the number of hours that it sees.
         learning_rate: the learning rate of the first epoch; None if nothing is trained.
-        beside: the method that the published errors belong to, if a different one.
+        beside: the method to which the published errors belong, if it is a different one.
     """
 
     name: str
@@ -135,13 +136,13 @@ class Config:
     methods: tuple[str, ...] = tuple(METHODS)
     """methods to run"""
     horizons: tuple[int, ...] = HORIZONS
-    """how many hours to forecast; each method is run at those with published errors"""
+    """numbers of hours to forecast; each method is run at those for which its errors were published"""
     seeds: int = 5
     """runs of each method at each horizon"""
     epochs: int = 10
-    """the most epochs of each run"""
+    """the maximum number of epochs of each run"""
     hours: tuple[int, int, int] = (8640, 2880, 2880)
-    """hours to train on, to hold out and to test on; fewer to try it out"""
+    """hours for training, validation and testing; use fewer for a quick trial"""
     progress: bool = True
     """whether to show progress"""
 
@@ -170,7 +171,7 @@ def cut(values: np.ndarray, lookback: int, horizon: int, hours: tuple[int, int, 
 
 
 def halved(learning_rate: jax.Array, steps_per_epoch: int) -> optax.Schedule:
-    """Return the learning rate by step: each epoch has half the rate of the one before."""
+    """Return the learning rate by step: each epoch has half the rate of the previous one."""
     return nnfx.schedules.exponential_decay(learning_rate, steps_per_epoch, 0.5, staircase=True)
 
 
@@ -202,7 +203,7 @@ def train(model: nnfx.Model, learning_rate: float, parts: Parts, config: Config,
 
 
 def forecast_and_score(name: str, horizon: int, values: np.ndarray, config: Config) -> dict[str, Any]:
-    """Train a method for a horizon, and return its runs' scores on the test part and one forecast to draw."""
+    """Train a method for a horizon, and return the scores of its runs on the test part, and one forecast to plot."""
     method = METHODS[name]
     model, parts = method.model(horizon), cut(values, method.lookback, horizon, config.hours)
     runs: list[dict[str, Any]] = [{}]
@@ -224,7 +225,7 @@ def forecast_and_score(name: str, horizon: int, values: np.ndarray, config: Conf
 
 
 def shown_window(config: Config) -> int:
-    """Return the index of the test window that is drawn: the one in the middle."""
+    """Return the index of the test window to plot: the middle one."""
     return config.hours[2] // 2
 
 
@@ -245,7 +246,7 @@ def compare(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def comparisons(rows: list[dict[str, Any]]) -> list[Comparison]:
-    """Return the errors beside the published ones of the same method, which were rounded to three digits."""
+    """Return the errors next to the published errors of the same method, which were rounded to three digits."""
     return [
         Comparison(
             f"{METHODS[row['method']].name}, {row['horizon']} hours, {measure.upper()}",
@@ -260,7 +261,7 @@ def comparisons(rows: list[dict[str, Any]]) -> list[Comparison]:
 
 
 def as_expected(row: dict[str, Any]) -> bool | None:
-    """Return whether a row is as expected at the top of this file; None if nothing is expected of it."""
+    """Return whether a row meets the expectation stated at the top of this file; None if there is none."""
     name, horizon = row["method"], row["horizon"]
     differences = {measure: row[measure] - row[f"{measure}_published"] for measure in MEASURES}
     if name == "repeat":
@@ -273,7 +274,7 @@ def as_expected(row: dict[str, Any]) -> bool | None:
 
 
 def draw_errors(rows: list[dict[str, Any]]) -> Figure:
-    """Draw our errors as lines over the horizon, and the published ones as crosses."""
+    """Plot our errors against the horizon as lines, and the published ones as crosses."""
     sides = {
         "linear maps, looking back 336 hours": ("linear", "nlinear", "dlinear"),
         "Repeat, and LSTMs looking back 96 hours": ("repeat", "lstm", "normalized_lstm"),
@@ -303,7 +304,7 @@ def draw_errors(rows: list[dict[str, Any]]) -> Figure:
 
 
 def draw_forecasts(cells: list[dict[str, Any]], values: np.ndarray, config: Config) -> Figure:
-    """Draw the oil temperature in the middle of the test part, and each method's forecast of it."""
+    """Plot the oil temperature in the middle of the test part, and each method's forecast of it."""
     longest = {cell["method"]: cell["forecast"] for cell in cells if cell["horizon"] <= 192}  # sorted by horizon
     before, after = 96, max(map(len, longest.values()), default=24)
     present = sum(config.hours[:2]) + shown_window(config)
@@ -323,7 +324,7 @@ def draw_forecasts(cells: list[dict[str, Any]], values: np.ndarray, config: Conf
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Run what has not been run yet, and compare everything with the published results."""
+    """Make the runs that have not been made yet, and compare all results with the published ones."""
     for name in config.methods:
         checks.choice("methods", name, METHODS)
     for horizon in config.horizons:

@@ -1,17 +1,17 @@
-"""PyTorch's Quickstart tutorial: a network of three dense layers on Fashion-MNIST by SGD, epoch by epoch.
+"""PyTorch's Quickstart tutorial: three dense layers on Fashion-MNIST, trained by SGD, epoch by epoch.
 
     NNFX_DATA=... python -m experiments.reproductions.pytorch_quickstart [--seeds 0 1 2 3 4 5]
 
 The network has 784, 512, 512 and 10 units, ReLU, and PyTorch's initial weights and biases, both `U(±1/√inputs)`. SGD
 with a learning rate of 0.001 visits the images in the order of the files, in batches of 64, the last of which is
-incomplete. The test loss is the mean over batches of their means, as the tutorial prints it.
+incomplete. The test loss is the mean of the batch means, as the tutorial prints it.
 
-The tutorial prints one run. Its numbers are taken to vary from run to run as ours do, and those of one run depend on
-each other: a network that starts well stays ahead. Expect all but one of the ten to lie within two standard errors of
-ours. Five epochs take less than a minute on one core; finished runs are kept under `runs/`, and a later call
-continues after an interruption. The record is next to this script.
+The tutorial prints one run. Its numbers are assumed to vary from run to run as ours do. The numbers of one run depend
+on each other: a network that starts well stays ahead. Expect all but one of the ten to lie within two standard errors
+of ours. Five epochs take less than a minute on one core. Finished runs are kept under `runs/`, so an interrupted run
+continues when the command is repeated. The record is next to this script.
 
-*Quickstart*, docs.pytorch.org/tutorials/beginner/basics/quickstart_tutorial.html; the numbers are those of the page as
+*Quickstart*, docs.pytorch.org/tutorials/beginner/basics/quickstart_tutorial.html. The numbers are from the page as
 built at commit 031a91a of github.com/pytorch/tutorials.
 """
 
@@ -58,7 +58,7 @@ class Config:
     batch_size: int = 64
     """rows in a minibatch"""
     rows: int | None = None
-    """how many images to train on, to try it out; all by default"""
+    """number of training images, for a quick trial; all by default"""
 
 
 class Quickstart(nn.Module):
@@ -112,7 +112,7 @@ def run(seed: int, data: nnfx.data.Data, config: Config) -> dict[str, list[float
 
 
 def compare(runs: list[dict[str, list[float]]]) -> list[Comparison]:
-    """Return the test accuracy and loss beside the published ones, for each epoch that all runs reached."""
+    """Return the test accuracy and loss next to the published ones, for each epoch that all runs reached."""
     reached = min(len(curves["loss"]) for curves in runs)
     return [
         Comparison(
@@ -127,7 +127,7 @@ def compare(runs: list[dict[str, list[float]]]) -> list[Comparison]:
 
 
 def draw(runs: list[dict[str, list[float]]]) -> Figure:
-    """Draw our curves, and the published points."""
+    """Plot our curves, and the published points."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
     for axis, (name, published) in zip(axes, PUBLISHED.items(), strict=True):
         for curves in runs:
@@ -141,7 +141,7 @@ def draw(runs: list[dict[str, list[float]]]) -> Figure:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Make the runs that have not been made yet, and compare all with the published one."""
+    """Make the runs that have not been made yet, and compare all results with the published run."""
     results = Results(config.out)
     data = nnfx.data.fashion_mnist(hold_out_test=True)
     if config.rows is not None:

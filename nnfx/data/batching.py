@@ -12,7 +12,7 @@ from nnfx.types import Array, Batch
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:
-    """Return how many batches cover all rows once; the last one may be incomplete.
+    """Return the number of batches that cover all rows once; the last one may be incomplete.
 
     >>> steps_per_epoch(714, 32)
     23
@@ -101,7 +101,7 @@ def take(data: Batch, order: Order) -> Batch:
 
     Raises:
         TypeError: for data that are not a batch, or an order that was not made by `shuffled` or `in_order`.
-        ValueError: for concrete rows that the data do not have.
+        ValueError: for concrete row positions that are out of range.
 
     Example:
         >>> data = Batch(jnp.ones((3, 2)), jnp.arange(3), jnp.ones(3))

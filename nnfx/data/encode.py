@@ -68,7 +68,7 @@ class Column(NamedTuple):
 def columns(
     name: str, frame: Any, names: Sequence[str] | None = None, kinds: Sequence[Kind] | None = None
 ) -> tuple[Column, ...] | None:
-    """Read the columns of a frame that holds text, categories or booleans.
+    """Read the columns of a frame that contains text, categories or booleans.
 
     Args:
         name: the name of the argument, for error messages.
@@ -80,8 +80,8 @@ def columns(
         The columns; None for anything but a frame, and for a purely numeric frame if no kinds are given.
 
     Raises:
-        TypeError: for columns that hold neither numbers nor booleans nor text, or whose kinds differ from `kinds`.
-        ValueError: if the number of columns differs from the number of `kinds`, or a value does not suit its kind.
+        TypeError: for columns that contain neither numbers nor booleans nor text, or whose kinds differ from `kinds`.
+        ValueError: if the number of columns differs from the number of `kinds`, or a value does not match its kind.
     """
     own = column_names(frame)
     if own is None:
@@ -196,14 +196,14 @@ def labels(name: str, values: Any, *, mask: bool = False) -> np.ndarray | None:
     Args:
         name: the name of the argument, for error messages.
         values: a Series, a frame of one column, a list or an array.
-        mask: whether numbers may be missing, for the error about text that is.
+        mask: whether numbers may be missing, for the error raised if text is missing.
 
     Raises:
         TypeError: for labels mixed with other values.
-        ValueError: for missing labels, more than one column of labels, and text that holds non-integer numbers.
+        ValueError: for missing labels, more than one column of labels, and text that represents non-integer numbers.
     """
     if hasattr(getattr(values, "dtype", None), "categories") and not hasattr(values, "to_frame"):
-        values = sys.modules["pandas"].Series(values)  # a Categorical of pandas
+        values = sys.modules["pandas"].Series(values)  # a pandas Categorical
     is_one = hasattr(values, "to_frame")  # a Series, whose column has no name that users know
     values = values.to_frame() if is_one else values
     found = columns(name, values, [""] if is_one else None)
@@ -247,7 +247,7 @@ def text(value: Any) -> str:
 
 
 def _kind_of(dtype: Any) -> Kind | None:
-    """Return the kind of values of a dtype; None if the values have to be inspected."""
+    """Return the kind of values of a dtype; None if that depends on the values."""
     if hasattr(dtype, "is_numeric"):
         return "number" if dtype.is_numeric() else _POLARS.get(str(dtype).partition("(")[0])
     if hasattr(dtype, "categories"):
@@ -277,7 +277,7 @@ def _column(name: str, of: str, series: Any, kind: Kind | None, wanted: Kind | N
         kind = "category" if has_text else "boolean" if is_boolean else "number"
     if kind != "category":
         return Column(of, kind, np.array([np.nan if value is None else value for value in objects], np.float64))
-    if not is_meant and wanted != "number":  # which text is not, and an error says so
+    if not is_meant and wanted != "number":  # for numbers, another error rejects text
         _check_not_numbers(name, of, objects)
     return Column(of, kind, objects)
 

@@ -29,7 +29,7 @@ _ABSENT = 2.0**127
 def assign(key: Array, weights: Any, folds: int) -> Array:
     """Assign each row at random to the fold that holds it out, `(rows,)`; fold sizes differ by at most one row.
 
-    Their numbers of rows with positive weight differ by at most one, too.
+    The numbers of rows with positive weight also differ by at most one.
 
     Args:
         key: a typed key.
@@ -181,7 +181,7 @@ def _missing(inputs: np.ndarray, preprocess: Preprocess) -> np.ndarray:
     """Return whether each value with an indicator was filled in, `(rows, indicators)`."""
     if not preprocess.indicators:
         return np.zeros((len(inputs), 0), bool)
-    return inputs[:, -len(preprocess.indicators) :] > 0  # 0 and 1, minus a mean between them
+    return inputs[:, -len(preprocess.indicators) :] > 0  # 0 or 1, minus a mean between them
 
 
 def _measure(
@@ -212,7 +212,7 @@ def _measure(
     pooled = (0, *(i for i in range(1, x.ndim) if shape[i] == 1 != inputs.shape[i]))
     mean, scale = x.mean(pooled, keepdims=True), x.std(pooled, keepdims=True)
     mean[:, flags], scale[:, flags] = 0, 1
-    step = np.abs(x).max(pooled, keepdims=True) * float(np.finfo(inputs.dtype).eps)  # to which the inputs were rounded
+    step = np.abs(x).max(pooled, keepdims=True) * float(np.finfo(inputs.dtype).eps)  # the rounding step of the inputs
     is_constant = scale <= 1e-12 * np.abs(mean)
     is_lost = ~is_constant & (step > 1e-2 * scale)
     if is_lost.any():

@@ -90,7 +90,7 @@ _QMNIST_COLUMNS = 8
 def read_idx_examples(
     images: Source, labels: Source, *, classes: int = 10, first: int = 0, transposed: bool = False
 ) -> Examples:
-    """Read greyscale images and their labels from a pair of IDX files, such as those of MNIST and its variants.
+    """Read greyscale images and their labels from a pair of IDX files, such as MNIST and its variants.
 
     - MNIST, Fashion-MNIST, KMNIST, and the EMNIST data sets `digits` and `mnist`: 10 classes.
     - The other EMNIST data sets: `classes=26, first=1` for `letters`, `classes=47` for `balanced` and `bymerge`,
@@ -161,7 +161,7 @@ _CIFAR100 = ("cifar-100-binary/train.bin", "cifar-100-binary/test.bin")
 def read_cifar10(source: Source, records: int = 10_000) -> tuple[Examples, Examples]:
     """Read the binary archive of CIFAR-10, a tar file.
 
-    The six members needed are found by their exact names, and nothing is unpacked to disk. Each holds records
+    The six members needed are found by their exact names, and nothing is unpacked to disk. Each contains records
     of a label and 32 × 32 pixels: first all red values, then all green, then all blue.
 
     Args:
@@ -253,8 +253,8 @@ _BESIDE = 1 << 20
 def _members(reader: Reader, sizes: Mapping[str, int]) -> Iterator[tuple[str, bytearray]]:
     """Yield members of a tar archive with their contents, in the archive's order, each exactly once.
 
-    Members must be regular files with exactly the given sizes. Everything else is skipped, including extended
-    headers, which such short names do not need.
+    Members must be regular files with exactly the given sizes. Everything else is skipped, including extended headers,
+    which names as short as these do not need.
     """
     missing, beside = set(sizes), _BESIDE
     while any(header := reader.take(_BLOCK, "the header of a tar member")):
@@ -281,7 +281,7 @@ def _members(reader: Reader, sizes: Mapping[str, int]) -> Iterator[tuple[str, by
         raise ValueError(
             f"{reader.name}: expected an archive that contains {', '.join(sorted(missing))}, got one without"
         )
-    while rest := reader.some():  # to the end, where gzip keeps its checksum
+    while rest := reader.some():  # to the end, where gzip stores its checksum
         beside -= len(rest)
         if beside < 0 or rest.strip(b"\0"):
             raise ValueError(f"{reader.name}: expected nothing after the end of the archive, got further bytes")

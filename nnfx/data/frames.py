@@ -66,10 +66,10 @@ def places(features: tuple[str, ...], names: tuple[str, ...], name: str = "input
 
 
 def check_same_order(name: str, given: Any, of: str, others: Any) -> None:
-    """Raise an error if two pandas objects have the same labels of rows in different orders.
+    """Raise an error if two pandas objects have the same row labels in different orders.
 
-    Rows are matched by position, so one of the two was sorted or shuffled without the other. Labels that differ in any
-    other way may be meant, as those of a frame that was numbered anew.
+    Rows are matched by position, so one of the two must have been sorted or shuffled without the other. Any other
+    difference may be intended, as for a frame whose index was reset.
 
     Args:
         name: the name of the argument, for error messages.

@@ -26,8 +26,8 @@ def filled(name: str, times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray
         All times, their values, and booleans `(time,)`, true for the inserted times.
 
     Raises:
-        ValueError: for times that are not a whole number of steps after the first, or if filling the gaps would give
-            more than ten times as many rows.
+        ValueError: for times that are not a whole number of steps after the first, or if filling the gaps would
+            multiply the number of rows by more than ten.
 
     Example:
         >>> times = np.array(["2026-01", "2026-02", "2026-04", "2026-05"], "datetime64")

@@ -97,7 +97,7 @@ class Images(NamedTuple):
         return Examples(inputs[train], targets[train]), Examples(inputs[valid], targets[valid])
 
 
-# a single program from bytes to floats, so that nothing larger than the result is held in memory
+# a single program from bytes to floats, so that nothing larger than the result is kept in memory
 _preprocessed = jax.jit(Preprocess.__call__)
 
 
@@ -198,8 +198,8 @@ def images(name: str) -> Images:
     `NNFX_DATA` names, or else the platform's cache, and verified by their checksums.
 
     Args:
-        name: `"digits"`, `"mnist"`, `"fashion_mnist"`, `"cifar10"` or `"cifar100"`, as the functions of those names; or
-            `"cifar100_coarse"`, whose labels are groups of classes; or an EMNIST data set, with upright images:
+        name: `"digits"`, `"mnist"`, `"fashion_mnist"`, `"cifar10"` or `"cifar100"`, as the functions of those names;
+            or `"cifar100_coarse"`, whose labels are groups of classes; or an EMNIST data set, with upright images:
             `"emnist_balanced"`, `"emnist_byclass"`, `"emnist_bymerge"`, `"emnist_digits"`, `"emnist_letters"` or
             `"emnist_mnist"`, see `read_emnist`.
 
@@ -378,8 +378,8 @@ def cifar100(
         coarse: whether the targets are the groups instead of the classes.
 
     Returns:
-        Inputs `(rows, 32, 32, 3)` and int32 targets `(rows,)`, named by `images("cifar100").classes`, or, if coarse, by
-        `images("cifar100_coarse").classes`.
+        Inputs `(rows, 32, 32, 3)` and int32 targets `(rows,)`, named by `images("cifar100").classes`, or, if coarse,
+        by `images("cifar100_coarse").classes`.
 
     Raises:
         OSError, TypeError, ValueError: as for `images` and `Images.prepare`.

@@ -23,7 +23,7 @@ __all__ = [
 def moments(x: np.ndarray, rows: np.ndarray, is_known: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and the standard deviation (1 for constant features) over the given rows, `(1, ...)` each.
 
-    The arguments are those of `spread`.
+    The arguments are as for `spread`.
     """
     mean, scale = spread(x, rows, is_known)
     scale[scale <= 1e-12 * np.abs(mean)] = 1

@@ -20,7 +20,8 @@ def permutation(key: Array, rows: int) -> Array:
     A number i < rows is written as (l, r) in Z_a × Z_b with a and b near √rows, and each digit in turn is shifted by a
     keyed hash of the other: `l ← l + F(r) mod a`, `r ← r + G(l) mod b`. Every round is invertible, so the map is a
     bijection, and each position is computed independently. If a · b exceeds `rows`, the few numbers that are mapped to
-    `rows` or above are mapped again until none is; this ends because each lies on a cycle that starts below `rows`.
+    `rows` or above are mapped again until none is; this terminates because each number lies on a cycle that starts
+    below `rows`.
 
     Args:
         key: a typed key.
@@ -83,7 +84,8 @@ def _sides(rows: int) -> tuple[int, int]:
     ((21, 34), (27, 27))
     """
     root = math.isqrt(rows - 1) + 1
-    # a cipher on 3 × 6 is visibly less uniform than one on 5 × 4, so small sides are as equal as possible
+    # a cipher on 3 × 6 is visibly less uniform than one on 5 × 4, so the sides of a small number are as equal as
+    # possible
     divisors = (a for a in range(root, _SMALLEST_SIDE - 1, -1) if rows % a == 0 and 2 * a * a >= rows)
     a = next(divisors, root)
     return a, -(-rows // a)

@@ -145,10 +145,10 @@ def prepare(
 
     Args:
         inputs: `(rows, ...)`, numbers or booleans, as an array, a list, a tensor, or a pandas or polars frame or
-            Series, which may hold categories as well; integers, booleans and half precision become the default float.
-            Masked values of a NumPy array and nulls of a frame count as missing, like NaN. Or `nnfx.models.Sequences`:
-            of numbers `(rows, time, features)`, where each feature is standardised over all real steps; or of
-            integer tokens `(rows, time)`. Values beyond the lengths are ignored and become zero.
+            Series, which may contain categories as well; integers, booleans and half precision become the default
+            float. Masked values of a NumPy array and nulls of a frame count as missing, like NaN. Or
+            `nnfx.models.Sequences`: of numbers `(rows, time, features)`, where each feature is standardised over all
+            real steps; or of integer tokens `(rows, time)`. Values beyond the lengths are ignored and become zero.
         targets: `(rows, ...)`, numbers or booleans; or `(rows,)`, text or categories, which become integers; the
             class names are kept in `data.classes`.
         key: a typed key that determines which rows are held out.
@@ -164,9 +164,9 @@ def prepare(
             `column missing`, if any occur in the training split, and otherwise 0 in all columns.
         missing_targets: what to do about missing targets: raise an `"error"`; or `"mask"` them, which leaves them
             out of the loss, the metrics and the statistics. If rows lack some of their targets, every target gets its
-            own weight, and each known target counts once: the loss is `Σ wᵢ mᵢⱼ ℓᵢⱼ / Σ wᵢ mᵢⱼ` over rows i and targets
-            j, with `mᵢⱼ` 1 or 0, and ℓ a loss that is a mean over outputs, such as `nnfx.losses.mean_square_error`.
-            Integer targets with a mask stay integers.
+            own weight, and each known target counts once: the loss is `Σ wᵢ mᵢⱼ ℓᵢⱼ / Σ wᵢ mᵢⱼ` over rows i and
+            targets j, with `mᵢⱼ` 1 or 0, and ℓ a loss that is a mean over outputs, such as
+            `nnfx.losses.mean_square_error`. Integer targets with a mask stay integers.
         unseen: what to do about categories that do not occur in the training rows, here and in predictions: raise an
             `"error"`, or encode them as `"other"`, 0 in all columns, since a separate column would have untrained
             weights.
@@ -191,12 +191,12 @@ def prepare(
 
     Raises:
         ModuleNotFoundError: for `stratify` if scikit-learn is not installed.
-        TypeError: for arrays that do not hold real numbers, columns that hold neither numbers nor booleans nor text, or
-            a key that is not typed.
+        TypeError: for arrays that do not contain real numbers, columns that contain neither numbers nor booleans nor
+            text, or a key that is not typed.
         ValueError: for empty data, lengths that differ, pandas objects with the same index in another order, infinite
-            or (see `missing`) missing features, unseen categories (see `unseen`), targets that are not finite, negative
-            weights, a fraction or a split that leaves either split empty, feature names that are not unique, and
-            numbers that the device cannot hold or tell apart; the error says what to do.
+            or (see `missing`) missing features, unseen categories (see `unseen`), targets that are not finite,
+            negative weights, a fraction or a split that leaves either split empty, feature names that are not unique,
+            and numbers that the device cannot represent or distinguish; the error says what to do.
 
     Example:
         >>> data = prepare(np.array([[1.0], [3.0], [5.0]]), ["no", "yes", "yes"])

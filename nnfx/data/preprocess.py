@@ -57,8 +57,8 @@ class Preprocess:
         classes: the names of the classes, by label; empty if they have none.
         target_mean: the mean of the targets, `(1, ...)`; None if they are not standardised.
         target_scale: the standard deviation of the targets, like `target_mean`.
-        by_step: whether the targets that are standardised belong to the steps of sequences; all steps then share a mean
-            and a deviation, `(1, 1, ...)`.
+        by_step: whether the targets that are standardised belong to the steps of sequences; all steps then share a
+            mean and a deviation, `(1, 1, ...)`.
     """
 
     median: Array | None
@@ -121,11 +121,11 @@ class Preprocess:
 
         Args:
             inputs: an array, a list, a tensor, or a frame, whose columns are reordered to match `features`. If the
-                model was trained on a frame with categories, an array must hold the encoded columns. If it was
+                model was trained on a frame with categories, an array must contain the encoded columns. If it was
                 trained on `Sequences`, pass `Sequences` of any number of steps, or an array without padding.
 
         Raises:
-            TypeError: for inputs that do not hold real numbers, columns of another kind than in training, and
+            TypeError: for inputs that do not contain real numbers, columns of another kind than in training, and
                 `Sequences` for a model that was not trained on them.
             ValueError: for a wrong number of features, columns with other names, categories that did not occur in
                 training (see `unseen`), or concrete values that are infinite, missing (if nothing is filled), or not
@@ -174,7 +174,7 @@ class Preprocess:
         return sequences.on_device(sequences.without_padding(jnp, prepared, jnp.asarray(lengths)), lengths)
 
     def _encoded(self, inputs: Any) -> Any:
-        """Encode a frame as numbers if the training rows held categories; return anything else unchanged."""
+        """Encode a frame as numbers if the training rows contained categories; return anything else unchanged."""
         if not self.encoding:
             return inputs
         columns = encode.columns("inputs", inputs, self.features or None, encode.kinds_of(self.encoding))
@@ -183,7 +183,7 @@ class Preprocess:
         return encode.encoded(columns, self.encoding, unseen=self.unseen, fills=self.fills)
 
     def _as_numbers(self, inputs: Any) -> Any:
-        """Return inputs as numbers on the host; for a frame, an error names the column that holds something else."""
+        """Return inputs as numbers on the host; for a frame, an error names the column that contains something else."""
         try:
             return as_numpy("inputs", inputs, masked_as_nan=True)
         except TypeError:
@@ -211,14 +211,14 @@ class Preprocess:
 
         Args:
             outputs: outputs of the shape of the targets; for a single output, also `(batch, 1)`.
-            axis: the axis of the rows; 1 for stacked maps and the outputs of one model for each.
+            axis: the axis of the rows; 1 for stacked maps, each with the outputs of its own model.
 
         Raises:
             ValueError: for outputs of another shape, such as the parameters of a distribution.
         """
         if self.target_mean is None or self.target_scale is None:
             return outputs
-        axes = axis + 1 + self.by_step  # those of the rows and the steps, of any size
+        axes = axis + 1 + self.by_step  # the axes of the rows and the steps, of any size
         shape = self.target_mean.shape[axes:]
         if not hasattr(outputs, "shape") or outputs.ndim < axes or outputs.shape[axes:] not in (shape, (*shape, 1)):
             expected = ", ".join([*("batch", "time")[: 1 + self.by_step], *map(str, shape)])
@@ -273,7 +273,7 @@ class Preprocess:
     def _on_device(self, x: Any) -> Array:
         """Compute in the device's precision, for inputs that are traced or sharded over devices."""
         if isinstance(x, np.ndarray) and not jnp.issubdtype(x.dtype, np.floating):
-            x = x.astype(self.mean.dtype)  # before JAX narrows whole numbers to 32 bits
+            x = x.astype(self.mean.dtype)  # before JAX narrows integers to 32 bits
         x = jnp.asarray(x).astype(self._dtype(x.dtype))
         missing = jnp.isnan(x)
         if self.fills:
@@ -287,7 +287,7 @@ class Preprocess:
         return centred / self.scale.astype(x.dtype)
 
     def _dtype(self, given: Any) -> Any:
-        """Return the dtype of preprocessed inputs: that of the map, or that of the inputs if it is more precise."""
+        """Return the dtype of preprocessed inputs: the dtype of the map, or of the inputs if it is more precise."""
         own = self.mean.dtype
         return (
             jnp.promote_types(jax.dtypes.canonicalize_dtype(given), own) if jnp.issubdtype(given, np.floating) else own

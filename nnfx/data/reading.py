@@ -43,7 +43,7 @@ class Reader(NamedTuple):
 
     @property
     def most(self) -> int:
-        """The largest number of bytes that the file can unpack to."""
+        """The largest number of bytes to which the file can unpack."""
         return self.size * _GZIP_RATIO if self.is_packed else self.size
 
     def take(self, count: int, what: str) -> bytearray:
@@ -113,7 +113,8 @@ def reading_text(source: Source, encoding: str = "utf-8") -> Iterator[tuple[str,
     Raises:
         OSError: for a file that cannot be read.
         ValueError: for a damaged file, text in another encoding, and text that unpacks to more than 16 MiB and more
-            than 100 times the size of its file (for tables of numbers, ten times is usual). The error names the file.
+            than 100 times the size of its file (tables of numbers usually unpack to about ten times). The error names
+            the file.
     """
     try:
         codec = codecs.lookup(encoding).name

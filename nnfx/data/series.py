@@ -91,7 +91,7 @@ def ett(name: str) -> Series:
 def exchange_rate() -> Series:
     """The exchange rates of eight countries, daily from 1990 to 2016.
 
-    The file is downloaded once, like those of `ett`.
+    The file is downloaded once, like the files of `ett`.
 
     Returns:
         7,588 days of 8 channels, without times; the period is 1, since no season is known.

@@ -77,9 +77,10 @@ def read_series(
             first column; None for a file without times. Times with `Z` or an offset from UTC are converted to UTC.
         names: the names of all columns, for a file without a heading.
         period: the number of steps in a season, kept with the values.
-        heading: whether the first line holds the column names; by default, it does if `names` is not given, and its
+        heading: whether the first line contains the column names; by default, it does if `names` is not given, and its
             fields must then look like names.
-        delimiter: the character between fields; by default, a comma, a semicolon, a tab or a bar, detected in the file.
+        delimiter: the character between fields; by default, a comma, a semicolon, a tab or a bar, detected in the
+            file.
         decimal: the decimal separator, `"."` or `","`.
         comment: the prefix of lines to skip; None skips lines that begin with `#`, but only at the start of the file.
         encoding: the encoding of the text.
@@ -191,7 +192,7 @@ def _columns(
 
 
 def _are_names(columns: Sequence[str]) -> bool:
-    """Return whether a line holds column names: no fields that look like values, except for ascending integers."""
+    """Return whether a line contains column names: no fields that look like values, except for ascending integers."""
     given = [column for column in columns if column]
     others = [column for column in given if is_no_name(column)]
     if len(others) == len(given):
@@ -210,7 +211,7 @@ class _Kept(NamedTuple):
         names: the names of the channels.
         counter: the position of an unnamed column that counts the lines; None if there is none.
         empty: the position of an unnamed column that is empty; None if there is none.
-        counted: a list that holds the last number in `counter`, empty at first.
+        counted: a list that contains the last number in `counter`; empty at first.
     """
 
     columns: int
@@ -276,8 +277,8 @@ def read_series_rows(
 ) -> tuple[Series, ...]:
     r"""Read a text table with one series per line, each of any length, as in the M4 competition.
 
-    The first line is a heading. On every other line, the first field names the series, its values follow in time order,
-    and any remaining fields are empty or absent.
+    The first line is a heading. On every other line, the first field names the series, its values follow in time
+    order, and any remaining fields are empty or absent.
 
     Args:
         source: the path or the bytes of the file, plain or compressed with gzip.

@@ -47,7 +47,7 @@ class Stored:
     The methods verify checksums as they read; the arrays give access to the files without checks.
 
     Attributes:
-        folder: the folder that holds the examples.
+        folder: the folder that contains the examples.
         inputs: `(rows, ...)`, mapped into memory.
         targets: `(rows, ...)`, mapped into memory.
         weights: `(rows,)`, mapped into memory.
@@ -171,9 +171,9 @@ def store(
         The examples, opened.
 
     Raises:
-        TypeError: for arrays that do not hold real numbers, and data sets that have no rows or never end.
+        TypeError: for arrays that do not contain real numbers, and data sets that have no rows or never end.
         ValueError: if there are no rows or no positive weight, for numbers that are not finite, or that 32 bits cannot
-            represent or tell apart, for parts or rows that do not match, and for names that are missing from rows.
+            represent or distinguish, for parts or rows that do not match, and for names that are missing from rows.
         FileExistsError: if a folder or file of that name already exists.
         OSError: if the folder cannot be written. After this or any other error, nothing is left behind.
 
@@ -205,7 +205,7 @@ def store(
     with contextlib.ExitStack() as made:
         lacking = [parent for parent in folder.parents if not parent.exists()]
         for parent in reversed(lacking):
-            made.callback(_remove_empty, parent)  # the innermost first, if storing fails
+            made.callback(_remove_empty, parent)  # innermost first, if storing fails
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
         aside.mkdir()
@@ -263,7 +263,7 @@ def stored(folder: str | os.PathLike[str]) -> Stored:
     about as long as copying it; `Stored.verify` checks all rows at once.
 
     Args:
-        folder: the folder that holds the examples.
+        folder: the folder that contains the examples.
 
     Raises:
         FileNotFoundError: for a folder without stored examples.

@@ -83,7 +83,7 @@ def standardized(
         rows: the positions of the rows to measure.
         known: which targets to measure, of their shape; others, such as missing ones, are left out of the statistics.
             None for all.
-        lengths: the number of real steps of each row, if the targets are those of steps; the mean and the deviation
+        lengths: the number of real steps of each row, if the targets belong to steps; the mean and the deviation
             over all real steps are then `(1, 1, ...)`.
 
     Raises:

@@ -53,7 +53,7 @@ def irregularity(times: Any) -> str | None:
         if numbers[wrong + 1] == numbers[wrong]:
             return f"{shown[wrong]} twice (rows {wrong} and {wrong + 1})"
         return f"{shown[wrong + 1]} after {shown[wrong]} (row {wrong + 1})"
-    usual = np.sort(steps)[(len(steps) - 1) // 2]  # an actual step: the lower of two in the middle
+    usual = np.sort(steps)[(len(steps) - 1) // 2]  # an actual step: the lower of the two middle ones
     is_wrong = np.abs(steps - usual) > _TOLERANCE * usual
     if (weekdays := _weekdays_between(shown)) is not None and np.median(weekdays) == 1:
         is_wrong = weekdays != 1
@@ -252,7 +252,7 @@ def times_of(values: Any) -> Any:
 
 
 def numbers_of(values: Any) -> Any:
-    """Return the index of a pandas frame if it holds numbers, such as years, seconds or row numbers; otherwise None."""
+    """Return the index of a pandas frame if it contains numbers, such as years, seconds or row numbers; else None."""
     index = getattr(values, "index", None)
     return index if getattr(getattr(index, "dtype", None), "kind", "O") in "iuf" else None
 
@@ -268,7 +268,7 @@ _BEGINS_AS_DATE = re.compile(r"\d{4}-\d\d")
 
 
 def _dates(index: Any) -> Any:
-    """Return the dates in a pandas index, which may be text if read from a file; None if it holds anything else."""
+    """Return the dates in a pandas index, which may be text if read from a file; None if it contains anything else."""
     if hasattr(index, "freq") or hasattr(index, "to_timestamp"):
         return index
     if not hasattr(index, "to_numpy") or getattr(index.dtype, "kind", "O") not in "OU":

@@ -22,7 +22,7 @@ def _table() -> dict[str, list[str]]:
 
 
 def _encode(name: str, values: list[str]) -> dict[str, np.ndarray]:
-    """Convert one column to numbers; a categorical column becomes an indicator for each category but the first."""
+    """Convert one column to numbers; a categorical column becomes an indicator for each category except the first."""
     if name not in _CATEGORIES:
         return {name: np.array([float(value) if value else np.nan for value in values])}
     missing = np.array([not value for value in values])
@@ -43,7 +43,7 @@ def titanic(
 
     Columns are `class` (1 to 3), `sex`, `age` (years; 177 unknown), `siblings_spouses` and `parents_children`
     (the numbers aboard), `fare` (pounds) and `port` (of embarkation; 2 unknown). A categorical column becomes one 0/1
-    feature for each category but the first: `sex=male`, `port=Queenstown`, `port=Southampton`.
+    feature for each category except the first: `sex=male`, `port=Queenstown`, `port=Southampton`.
 
     Args:
         columns: which columns to use as inputs, in this order.

@@ -14,15 +14,15 @@ __all__ = ["next_tokens"]
 def next_tokens(tokens: Any, length: int, context: int = 0) -> Batch:
     """Cut a sequence of tokens into examples for a model that predicts the next token at every step.
 
-    Each token but the first is the target of exactly one step of weight 1. The last example is padded with steps of
+    Each token except the first is the target of exactly one step of weight 1. The last example is padded with steps of
     weight zero.
 
     Args:
         tokens: at least two non-negative integers, `(tokens,)`.
         length: the number of steps of each example.
-        context: the number of steps at the start of each example but the first that repeat the end of the previous
-            example, with weight zero, so that every later target has at least that many tokens before it. Use 0 for
-            training, and more to score a model with a long memory.
+        context: the number of steps at the start of each example, except the first, that repeat the end of the
+            previous example with weight zero, so that every later target has at least that many tokens before it. Use
+            0 for training, and more to score a model with a long memory.
 
     Returns:
         Inputs and targets, int32 `(examples, length)`, and a weight for each step.

@@ -33,7 +33,7 @@ class LabelledSeries(NamedTuple):
 def read_ts(source: Source, *, encoding: str = "utf-8", missing: Missing = "error") -> LabelledSeries:
     r"""Read a file of the UCR and UEA archives: one labelled example per line, of one or more channels.
 
-    The lines of the header begin with `@`. After `@data`, each line holds the channels of an example, separated by
+    The lines of the header begin with `@`. After `@data`, each line contains the channels of an example, separated by
     colons, and then its label: a class declared by `@classLabel true`, or a number if `@targetLabel true` is declared.
 
     Args:
@@ -51,8 +51,8 @@ def read_ts(source: Source, *, encoding: str = "utf-8", missing: Missing = "erro
             read, or that declares times for each value; examples whose number of channels differs from the first
             example's, whose channels differ in length, or that differ in length although the header declares equal
             lengths; labels that were not declared; values that are not finite numbers within the range of float32; and
-            series whose lengths differ so much that padding would take most of the memory. The error names the file and
-            the line.
+            series whose lengths differ so much that padding would take most of the memory. The error names the file
+            and the line.
 
     Example:
         >>> import pathlib, tempfile

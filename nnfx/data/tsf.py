@@ -43,7 +43,8 @@ def read_tsf(
     Args:
         source: the path or the bytes of the file, plain or compressed with gzip.
         period: the number of steps in a season, kept with the values; by default, it is derived from the frequency: 4
-            for `quarterly`, 12 for `monthly`, 52 for `weekly`, 7 for `daily`, and the steps in a day for shorter ones.
+            for `quarterly`, 12 for `monthly`, 52 for `weekly`, 7 for `daily`, and the number of steps in a day for
+            shorter steps.
         encoding: the encoding of the text.
         missing: what to do about missing values, written as `?`: raise an `"error"`; use NaN (`"nan"`); or repeat the
             previous value (`"previous"`).

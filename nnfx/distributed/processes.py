@@ -99,7 +99,7 @@ def start(
         ) from error
     except jax.errors.JaxRuntimeError as error:
         raise RuntimeError(
-            f"processes: could not connect all to {_engine.coordinator_address} within {join_seconds} s: {error}"
+            f"processes: could not all connect to {_engine.coordinator_address} within {join_seconds} s: {error}"
         ) from error
     if _count() > 1:
         sys.excepthook = _ending_with(sys.excepthook, 2 * heartbeat_seconds)
@@ -181,7 +181,7 @@ def local(tree: Any) -> Any:
     compute with it. Other leaves are returned unchanged.
 
     Raises:
-        ValueError: for arrays that are only partly on this process.
+        ValueError: for arrays of which this process has only a part.
 
     Example:
         >>> local({"w": np.ones(2)})

@@ -111,8 +111,8 @@ def fixed(
         The forecasts and the actual values.
 
     Raises:
-        TypeError: for anything but a model, a series that does not hold real numbers, or times or sizes that are not
-            integers.
+        TypeError: for anything but a model, a series that does not contain real numbers, or times or sizes that are
+            not integers.
         ValueError: for origins that are out of range or not ascending, values of the wrong rank or not finite,
             exogenous columns whose times differ from those of the values, or forecasts that are not
             `(origins, horizon, channels)`.
@@ -164,8 +164,8 @@ def refitted(
     Member m at origin t is trained with the key `fold_in(fold_in(key, t), m)`.
 
     Args:
-        train: the result of `nnfx.fit` for a model from windows `(batch, lookback, channels)` to forecasts; or any pure
-            function `(key, data, **hyper)` whose result has an `apply` method that takes windows.
+        train: the result of `nnfx.fit` for a model from windows `(batch, lookback, channels)` to forecasts; or any
+            pure function `(key, data, **hyper)` whose result has an `apply` method that takes windows.
         values: the series, `(time, channels)`, as for `nnfx.forecasting.windows`.
         key: a typed key.
         lookback: the number of steps that a forecaster sees.
@@ -188,11 +188,11 @@ def refitted(
         The forecasts, including those of every member, and the actual values.
 
     Raises:
-        TypeError: for a key that is not typed, a series that does not hold real numbers, or sizes that are not
+        TypeError: for a key that is not typed, a series that does not contain real numbers, or sizes that are not
             integers.
         ValueError: for origins that are out of range, not ascending, or too early for a single window, values of the
             wrong rank or not finite, exogenous columns whose times differ from those of the values, or forecasts
-            that are not `(horizon, channels)`; and as calling `train` does.
+            that are not `(horizon, channels)`; and whenever `train` raises one.
 
     Example:
         >>> import nnfx, optax
@@ -355,7 +355,7 @@ def compare(backtests: Mapping[str, Backtest], scores: Mapping[str, PerExample])
     Args:
         backtests: the backtests, keyed by the name of the forecaster.
         scores: the scores, keyed by name, each a function from point forecasts and targets
-            `(origins, horizon, channels)` to one number per origin, lower being better, such as those of
+            `(origins, horizon, channels)` to one number per origin, lower being better, such as the functions in
             `nnfx.forecasting.scores`; bind other arguments beforehand, as in
             `functools.partial(scores.mase, scale=scale)`.
 

@@ -153,7 +153,7 @@ def _season(y: Array, period: int) -> Array:
     if period % 2 == 0:  # average the two means centred half a step before and after
         trend = (trend[:, 1:] + trend[:, :-1]) / 2
     ratios = y[:, edge : length - edge] / trend
-    around = ((0, 0), (-(length - edge) % period, edge), (0, 0))  # pad to whole seasons that end with the series
+    around = ((0, 0), (-(length - edge) % period, edge), (0, 0))  # pad at the start to whole seasons
     seasons = jnp.pad(ratios, around).reshape(len(y), -1, period, y.shape[-1])
     counts = jnp.pad(jnp.ones((1, ratios.shape[1], 1), y.dtype), around).reshape(1, -1, period, 1)
     season = seasons.sum(1) / counts.sum(1)
@@ -393,7 +393,7 @@ class DLinear(nn.Module):
 
 
 def _moving_average(length: int, kernel: int, dtype: Any) -> Array:
-    """Return A, whose row t holds the weight of each step in the average around t, with the end values repeated."""
+    """Return A, whose row t contains the weight of each step in the average around t, with the end values repeated."""
     reach = kernel // 2
     about, step = jnp.arange(length)[:, None], jnp.arange(length)[None]
     times = (jnp.abs(about - step) <= reach).astype(int)

@@ -50,7 +50,7 @@ class Forecast:
         return table(header, zip(first, *(values.tolist() for values in columns.values()), strict=True))
 
     def frame(self) -> Any:
-        """Return a pandas frame with a column for each channel and bound; its index holds the times, if known.
+        """Return a pandas frame with a column for each channel and bound; its index contains the times, if known.
 
         Raises:
             ModuleNotFoundError: if pandas is not installed.
@@ -92,8 +92,8 @@ def forecast(
 ) -> Forecast:
     """Forecast the steps that follow the end of a series.
 
-    Up to the horizon, the result is the beginning of a single forecast. Beyond it, the forecaster is applied to its own
-    point forecasts, one horizon at a time, like `nnfx.forecasting.forecasters.recursive`. With columns known
+    Up to the horizon, the result is the beginning of a single forecast. Beyond it, the forecaster is applied to its
+    own point forecasts, one horizon at a time, like `nnfx.forecasting.forecasters.recursive`. With columns known
     ahead, the last application begins early enough to end with the last step, so that no later values are needed.
 
     Args:
@@ -101,13 +101,13 @@ def forecast(
             of `nnfx.forecasting.baselines`, which sees the series in its original units.
         data: the series, as returned by `nnfx.forecasting.prepare`.
         steps: the number of steps to forecast.
-        future: the columns known ahead, for the steps after the series, in their original units: `(steps, columns)`, or
-            `(horizon, columns)` if that is more, since a forecaster sees its whole horizon. Named columns may be in any
-            order; their times, if they have any, must continue those of the series.
+        future: the columns known ahead, for the steps after the series, in their original units: `(steps, columns)`,
+            or `(horizon, columns)` if that is more, since a forecaster sees its whole horizon. Named columns may be in
+            any order; their times, if they have any, must continue those of the series.
         head: the meaning of the model's outputs.
         level: the fraction of the values that the intervals should cover, above 0 and below 1; None for no intervals.
-        calibration: a backtest of the same forecaster, with a horizon of at least `steps`, whose errors widen or narrow
-            the intervals; see `nnfx.forecasting.conformal.margins`. None for the intervals of the head.
+        calibration: a backtest of the same forecaster, with a horizon of at least `steps`, whose errors widen or
+            narrow the intervals; see `nnfx.forecasting.conformal.margins`. None for the intervals of the head.
 
     Returns:
         The forecast, which prints as a table. Its times continue the times of the series: monthly times stay monthly,

@@ -1,8 +1,8 @@
 """Wrappers from `Model` to `Model` that turn networks into forecasters, or change what a forecaster sees and returns.
 
 A forecaster maps windows of the past `(batch, lookback, channels)` to forecasts `(batch, horizon, channels)`, with a
-trailing axis of parameters if it has a head. A wrapper has the same variables as the model it wraps, so weights trained
-in one wrapper can be used in another, and wrappers compose:
+trailing axis of parameters if it has a head. A wrapper has the same variables as the model it wraps, so weights
+trained in one wrapper can be used in another, and wrappers compose:
 
 >>> import nnfx
 >>> network = direct(lambda outputs: nnfx.models.mlp((16,), outputs), horizon=12)
@@ -28,7 +28,7 @@ __all__ = ["channel_independent", "direct", "normalized", "recursive", "scaled"]
 
 Statistic = Literal["last", "mean_std"]
 EPSILON = 1e-5
-"""Added to the variance of a window, which may be zero, in units of the scaled series."""
+"""Added to the variance of a window, which may be zero, in the units of the scaled series."""
 
 
 def direct(network: Model | Callable[[int], Model], horizon: int, channels: int = 1, head: Head = POINT) -> Model:
@@ -62,7 +62,7 @@ def direct(network: Model | Callable[[int], Model], horizon: int, channels: int 
     sizes = (horizon, channels, head.parameters) if head.parameters else (horizon, channels)
     width = math.prod(sizes)
     if not isinstance(network, Model) and not callable(network):
-        raise TypeError(f"network: expected a Model or a function to make one, got {checks.describe(network)}")
+        raise TypeError(f"network: expected a Model or a function that makes one, got {checks.describe(network)}")
     model = network if isinstance(network, Model) else network(width)
     _require_model("network", model)
 
@@ -80,9 +80,8 @@ def direct(network: Model | Callable[[int], Model], horizon: int, channels: int 
 def recursive(model: Model, horizon: int) -> Model:
     """A forecaster of a few steps, applied to its own forecasts until they cover the horizon.
 
-    After each application, the window advances by the k steps that the model forecasts. Either train the result,
-    through the whole horizon, or train `model` by itself and use its variables here, since both have the same
-    structure.
+    After each application, the window advances by the k steps that the model forecasts. Either train the result
+    through the whole horizon, or train `model` by itself and use its variables here: both have the same structure.
 
     Args:
         model: a point forecaster of all its channels, from `(batch, lookback, channels)` to `(batch, k, channels)`.
@@ -121,7 +120,7 @@ def recursive(model: Model, horizon: int) -> Model:
                 f" {channels}), got {checks.describe(own)}"
             )
 
-        inputs = inputs.astype(jnp.promote_types(inputs.dtype, own.dtype))  # not to round forecasts fed back
+        inputs = inputs.astype(jnp.promote_types(inputs.dtype, own.dtype))  # so that forecasts fed back are not rounded
 
         def advance(carry: tuple[Array, Any], step: Array) -> tuple[tuple[Array, Any], Array]:
             window, state = carry
@@ -143,18 +142,18 @@ def recursive(model: Model, horizon: int) -> Model:
 
 
 def normalized(model: Model, by: Statistic = "last", head: Head = POINT, channels: int | None = None) -> Model:
-    """A forecaster that sees each window relative to the window's own level, which is restored in the forecasts.
+    """A forecaster that sees each window relative to its own level, which is restored in the forecasts.
 
-    With `"last"` the last value of the window is subtracted; with `"mean_std"` the window is standardised, `(x − m) /
-    √(v + 10⁻⁵)`, by its mean m and variance v. With either, a network need not extrapolate when a series drifts.
-    No trainable parameters are added.
+    With `"last"`, the last value of the window is subtracted; with `"mean_std"` the window is standardised, `(x − m) /
+    √(v + 10⁻⁵)`, by its mean m and variance v. With either, a network need not extrapolate when a series drifts. No
+    trainable parameters are added.
 
     Args:
         model: a forecaster.
         by: the normalisation of each window and channel, `"last"` or `"mean_std"`.
         head: the meaning of the model's outputs.
-        channels: the number of channels that are forecast, which come first and are normalised; the others, exogenous,
-            are passed on unchanged. None for all channels.
+        channels: the number of channels that are forecast, which come first and are normalised; the others are
+            exogenous, and are passed on unchanged. None for all channels.
 
     Returns:
         A model with the same shapes.
@@ -172,8 +171,8 @@ def normalized(model: Model, by: Statistic = "last", head: Head = POINT, channel
 
     References:
         Zeng et al., *Are transformers effective for time series forecasting?*, AAAI 2023 (NLinear).
-        Kim et al., *Reversible instance normalization for accurate time-series forecasting against distribution shift*,
-        ICLR 2022, without its affine parameters.
+        Kim et al., *Reversible instance normalization for accurate time-series forecasting against distribution
+        shift*, ICLR 2022, without its affine parameters.
     """
     _require_model("model", model)
     checks.choice("by", by, ("last", "mean_std"))

@@ -32,7 +32,7 @@ from nnfx.uncertainty.conformal import Interval
 __all__ = ["GAUSSIAN", "POINT", "Head", "Interval", "interval", "quantiles"]
 
 SMALLEST_DEVIATION = 1e-4
-"""The smallest standard deviation of a Gaussian head, in units of the scaled series: without it, the likelihood is
+"""The smallest standard deviation of a Gaussian head, in the units of the scaled series: without it, the likelihood is
 unbounded if a target is predicted exactly."""
 
 
@@ -63,8 +63,8 @@ class Head(NamedTuple):
 def interval(head: Head, outputs: Array, level: float) -> Interval:
     """Return the central interval of a forecast, from its quantile `(1 − level) / 2` to its quantile `(1 + level) / 2`.
 
-    Whether the coverage of the interval reaches the level depends on the model; `nnfx.forecasting.conformal` calibrates
-    intervals so that it does.
+    Whether the coverage of the interval reaches the level depends on the model; `nnfx.forecasting.conformal`
+    calibrates intervals so that it does.
 
     Args:
         head: the meaning of the outputs.
@@ -141,7 +141,7 @@ def quantiles(levels: Sequence[float]) -> Head:
 
 
 _ROUNDING = 1e-9
-"""The rounding error that a level may have: (1 − 0.9) / 2 is a little less than 0.05."""
+"""The rounding error allowed in a level: (1 − 0.9) / 2 is a little less than 0.05."""
 
 
 def _levels(name: str, levels: Sequence[float]) -> np.ndarray:
@@ -170,7 +170,7 @@ def _require_parameters(outputs: Any, parameters: int) -> Array:
 
 
 def _checked(loss: PerExample, parameters: int) -> PerExample:
-    """Return the loss with the check of outputs and targets that `nnfx.fit` makes before training attached."""
+    """Return the loss, with the check of outputs and targets that `nnfx.fit` makes before training attached to it."""
 
     def check(outputs: Any, targets: Any) -> None:
         outputs = arrays.as_array("outputs", outputs, floats=True)
@@ -266,5 +266,6 @@ example. A pooled ensemble has the mean and the variance of the mixture of its m
 
 References:
     Nix and Weigend, *Estimating the mean and variance of the target probability distribution*, ICNN 1994.
-    Lakshminarayanan et al., *Simple and scalable predictive uncertainty estimation using deep ensembles*, NeurIPS 2017.
+    Lakshminarayanan et al., *Simple and scalable predictive uncertainty estimation using deep ensembles*, NeurIPS
+    2017.
 """

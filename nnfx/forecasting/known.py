@@ -70,7 +70,7 @@ def check_aligned(name: str, given: Any, columns: Any, values: Any, series: Any)
     if ours is None and theirs is None:
         ours, theirs = numbers_of(values), numbers_of(given)
         if ours is not None and theirs is not None and not ours.isin(theirs).any():
-            return  # such as years beside row numbers, which cannot be compared
+            return  # such as years and row numbers, which cannot be compared
     if ours is not None and theirs is not None and (other := difference(ours, theirs)):
         raise ValueError(f"{name}: expected the times of the values, got {other}")
 

@@ -51,7 +51,7 @@ class History:
         return None if self.times is None else following(self.times, self.appended + steps)[self.appended :]
 
     def rows_to_come(self, kind: str, given: Any, steps: int | None = None) -> np.ndarray:
-        """Return new rows of one kind of column, checked and with the columns in order, `(steps, channels)`.
+        """Return new rows of one kind of column, checked, with the columns in order, `(steps, channels)`.
 
         Args:
             kind: a field of `channels`, and the name of the argument, for error messages.
@@ -192,7 +192,7 @@ def prepare(
         parts.append(np.asarray(checked).astype(np.float64))
         names[name] = _names(given)
         if twice := repeated(names[name]):
-            raise ValueError(f"{name}: expected columns with different names, got {', '.join(map(repr, twice))} twice")
+            raise ValueError(f"{name}: expected columns with unique names, got {', '.join(map(repr, twice))} twice")
     held_out = valid_windows + horizon - 1 if valid_windows else 0
     time = len(parts[0])
     if time < lookback + horizon + held_out:

@@ -1,4 +1,4 @@
-"""Scores of forecasts, one number per example; those of the M4 competition follow its definitions.
+"""Scores of forecasts, one number per example; the scores of the M4 competition follow its definitions.
 
 Like losses and metrics, each takes forecasts and targets `(batch, horizon, channels)` and returns `(batch,)`, in the
 units of the values passed, so scale forecasts of a scaled series back first. The score of many series is the mean over
@@ -90,15 +90,15 @@ def seasonal_naive_error(history: ArrayLike, period: int = 1) -> Array:
     """Return the mean of `|yₜ − yₜ₋ₘ|` over a history: the error of a seasonal naive forecast, and the scale of `mase`.
 
     Args:
-        history: y, the values known before the forecasts, such as the training split, `(time, channels)` for one series
-            or `(batch, time, channels)`.
+        history: y, the values known before the forecasts, such as the training split, `(time, channels)` for one
+            series or `(batch, time, channels)`.
         period: m, the number of steps in a season; 1 if there is none.
 
     Returns:
         `(channels,)` or `(batch, channels)`, in the units of the history.
 
     Raises:
-        TypeError: for a period that is not an integer, or a history that does not hold real numbers.
+        TypeError: for a period that is not an integer, or a history that does not contain real numbers.
         ValueError: for a history that has the wrong rank, is not finite, is no longer than a season, or repeats
             exactly.
 
@@ -140,7 +140,8 @@ def mase(forecasts: Array, targets: Array, scale: ArrayLike) -> Array:
         Array([1.], dtype=float32)
 
     References:
-        Hyndman and Koehler, *Another look at measures of forecast accuracy*, International Journal of Forecasting 2006.
+        Hyndman and Koehler, *Another look at measures of forecast accuracy*, International Journal of Forecasting
+        2006.
     """
     error = _errors(forecasts, targets, axes=3)
     return (ops.absolute(error).mean(1) / _scale(scale, error)).mean(-1)
@@ -394,7 +395,7 @@ def _upper(lower: Any, upper: Any) -> Any:
         with jax.ensure_compile_time_eval():
             if bool((lower >= upper).all()) and bool(
                 (lower > upper).any()
-            ):  # bounds of a model may cross here and there
+            ):  # the bounds of a model may cross in places
                 raise ValueError(
                     "upper: expected bounds above the lower ones, got bounds below them; are they swapped?"
                 )

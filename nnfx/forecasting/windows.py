@@ -176,9 +176,9 @@ def _as_windows(name: str, given: Any) -> Windows:
 def split(values: Any, lookback: int, sizes: Sequence[float]) -> tuple[Any, ...]:
     """Split a series in time order, so that the targets of each window lie in a single split.
 
-    The first split is `y[: n₁]`. A later split begins L steps early, `y[b − L : b + n]`: its windows look back into the
-    split before it, but all of their targets, from b on, are its own. So no training window contains values of a later
-    split, and each step of a later split is a target.
+    The first split is `y[: n₁]`. A later split begins L steps early, `y[b − L : b + n]`: its windows look back into
+    the previous split, but all of their targets lie in their own split, from b on. So no training window contains
+    values of a later split, and each step of a later split is a target.
 
     Args:
         values: y, one series `(time, channels)` or a panel `(series, time, channels)`, as for `windows`.
@@ -188,7 +188,7 @@ def split(values: Any, lookback: int, sizes: Sequence[float]) -> tuple[Any, ...]
             down to whole steps, and the steps left over go to the second split.
 
     Returns:
-        The splits, one per size: frames or `nnfx.data.Series` if the values are such, arrays otherwise.
+        The splits, one per size: of the type of the values for a frame or an `nnfx.data.Series`, arrays otherwise.
 
     Raises:
         TypeError: for sizes that mix steps and fractions, or a lookback that is not an integer.
@@ -202,7 +202,7 @@ def split(values: Any, lookback: int, sizes: Sequence[float]) -> tuple[Any, ...]
 
     References:
         Zhou et al., *Informer: beyond efficient transformer for long sequence time-series forecasting*, AAAI 2021,
-        which uses the same borders, as do Zeng et al., *Are transformers effective for time series forecasting?*,
+        which uses the same boundaries, as do Zeng et al., *Are transformers effective for time series forecasting?*,
         AAAI 2023.
     """
     checks.positive_integer("lookback", lookback)

@@ -115,7 +115,7 @@ def gradient(
         model: the model; it must compute in the dtype of its arguments.
         loss: the per-example loss.
         variables: the variables of the model; the gradient is audited at their parameters.
-        batch: the examples that the loss is averaged over.
+        batch: the examples over which the loss is averaged.
         share: the fraction of each array of parameters to audit, above 0, selected at random; at least one element.
         train: whether to apply the model in training mode.
         tolerance: the largest error that passes, as a fraction of the largest derivative in an array of parameters; an

@@ -92,7 +92,7 @@ def hessian_vector_product(
         model: the model.
         loss: the per-example loss.
         variables: the variables of the model; derivatives are taken with respect to their parameters.
-        batch: the examples that the loss is averaged over.
+        batch: the examples over which the loss is averaged.
         vector: v, with the tree and shapes of the parameters.
         train: whether to apply the model in training mode, in which batch norm normalises by the batch; no key is
             passed to the model, so one with dropout raises an error.
@@ -182,7 +182,7 @@ def eigenpairs(
         model: the model.
         loss: the per-example loss.
         variables: the variables of the model; the Hessian is taken at their parameters.
-        batch: the examples that the loss is averaged over.
+        batch: the examples over which the loss is averaged.
         count: the number of eigenvalues to find, at most `steps`.
         end: `"largest"`, for the directions across the valley, or `"smallest"`, for the directions that lead down from
             a saddle.
@@ -264,7 +264,7 @@ def sharpness(
         model: the model.
         loss: the per-example loss.
         variables: the variables of the model; the Hessian is taken at their parameters.
-        batch: the examples that the loss is averaged over.
+        batch: the examples over which the loss is averaged.
         steps: the number of products with the Hessian, at most the number of parameters.
         train: whether to apply the model in training mode, as for `hessian_vector_product`.
 
@@ -310,7 +310,7 @@ def spectrum(
         model: the model.
         loss: the per-example loss.
         variables: the variables of the model; the Hessian is taken at their parameters.
-        batch: the examples that the loss is averaged over.
+        batch: the examples over which the loss is averaged.
         draws: the number of random vectors.
         steps: the number of products with the Hessian per random vector, at most the number of parameters.
         train: whether to apply the model in training mode, as for `hessian_vector_product`.
@@ -379,7 +379,7 @@ def trace(
         model: the model.
         loss: the per-example loss.
         variables: the variables of the model; the Hessian is taken at their parameters.
-        batch: the examples that the loss is averaged over.
+        batch: the examples over which the loss is averaged.
         draws: the number of random sign vectors, at least 2.
         train: whether to apply the model in training mode, as for `hessian_vector_product`.
 

@@ -177,7 +177,8 @@ def per_example_gradients(model: Model, loss: PerExample, variables: Variables, 
         model: the model, applied in evaluation mode.
         loss: the per-example loss.
         variables: the variables of the model; the gradients are taken at their parameters.
-        batch: the examples; the weights of whole examples are not used, except that those of weight zero are left out.
+        batch: the examples; the weights of whole examples are not used, except that examples of weight zero are left
+            out.
 
     Returns:
         The gradients, in the tree of the parameters with a leading axis, `(batch, ...)`; zero for examples of weight
@@ -204,7 +205,7 @@ def _per_example(model: Model, loss: PerExample, variables: Variables, batch: Ba
 
 
 def _examples(batch: Batch) -> tuple[Batch, Array]:
-    """Return the rows, those of weight zero replaced by copies of another, and whether each has a weight, `(rows,)`."""
+    """Return the rows, with copies of another row for rows of weight zero, and whether each has a weight, `(rows,)`."""
     given = batch.weights
     has_weight = (given != 0).reshape(len(given), -1).any(1)
     # copies of the weights too, so that no value of weight zero within a row reaches the loss

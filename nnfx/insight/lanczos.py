@@ -30,7 +30,7 @@ def tridiagonal(product: Callable[[Array], Array], start: Array, steps: int, key
 
     Args:
         product: the function that multiplies A by a vector.
-        start: a vector `(size,)` other than zero; the first vector of the basis has its direction.
+        start: a vector `(size,)` other than zero; the first vector of the basis has the same direction.
         steps: the number of vectors, at most `size`.
         key: a typed key, from which random vectors are drawn.
 

@@ -234,7 +234,7 @@ def measure(
         loss: the per-example loss.
         variables: the variables of the model; the parameters are taken from the cut, all others, such as running
             statistics, from this argument.
-        batch: the examples that the loss is averaged over.
+        batch: the examples over which the loss is averaged.
         cut: the line or the plane.
         x: coordinates along the first direction of the cut, `(x,)`.
         y: coordinates along the second direction, `(y,)`; None for a line.

@@ -130,7 +130,7 @@ def objective(
         model: the model.
         loss: the per-example loss.
         variables: the variables of the model; their parameters are not used.
-        batch: the examples that the loss is averaged over.
+        batch: the examples over which the loss is averaged.
         key: a typed key for the model's noise in training mode, the same at every call; None for models without noise.
         train: whether to apply the model in training mode: with noise, and with batch norm by batch statistics.
     """
@@ -159,7 +159,7 @@ def at_once(params: Params, batch: Batch) -> int:
 
 
 def unroll(params: Params, batch: Batch) -> int:
-    """Return how many of the networks that are evaluated one at a time to evaluate per iteration of a loop.
+    """Return how many networks to evaluate per iteration of a loop, for networks that are evaluated one at a time.
 
     XLA distributes independent operations over a CPU's cores. Convolutions use all cores by themselves and gain
     nothing.

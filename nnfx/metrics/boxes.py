@@ -17,8 +17,8 @@ class Objects(NamedTuple):
     Attributes:
         boxes: the corners of the boxes, `(objects, 4)`, floats.
         labels: the class of each object, integers `(objects,)`.
-        crowd: whether each box holds a crowd, `(objects,)`; False by default. A crowd need not be found, and any number
-            of detections within it count neither as right nor as wrong.
+        crowd: whether each box contains a crowd, `(objects,)`; False by default. A crowd need not be found, and any
+            number of detections within it count neither as right nor as wrong.
         areas: the area of each object, which determines its size range, `(objects,)`; by default, the area of its box.
             COCO uses the areas of its segmentation masks.
     """

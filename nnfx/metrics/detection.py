@@ -1,7 +1,7 @@
 """Average precision and recall for object detection, as defined by the COCO benchmark.
 
 A box is given by its corners, `(low, low, high, high)`: either left, top, right, bottom or top, left, bottom, right, in
-the same order for all boxes. COCO's own files hold `(left, top, width, height)`.
+the same order for all boxes. COCO's own files contain `(left, top, width, height)`.
 """
 
 from collections import defaultdict

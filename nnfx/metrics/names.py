@@ -90,6 +90,6 @@ def by_name(metrics: Any) -> dict[str, Any]:
                 f" {checks.describe(function)}"
             )
         if name in found:
-            raise ValueError(f"metrics: expected different names, got {name!r} twice")
+            raise ValueError(f"metrics: expected unique names, got {name!r} twice")
         found[str(name)] = function
     return found

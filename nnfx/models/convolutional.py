@@ -1,4 +1,4 @@
-"""Convolutional networks: any stack of convolutions and pools, LeNet, and a residual network."""
+"""Convolutional networks: any stack of convolutions and pooling layers, LeNet, and a residual network."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -61,9 +61,7 @@ def save_safetensors(path: str | os.PathLike[str], variables: Variables) -> None
     target = paths.absolute("path", path)
     arrays = {name: _on_host(name, leaf) for name, leaf in trees.named(variables).items()}
     if len(arrays) < len(jax.tree.leaves(variables)):
-        raise ValueError(
-            "variables: expected leaves with different names, got a repeated one; is there a dot in a key?"
-        )
+        raise ValueError("variables: expected leaves with unique names, got a repeated one; is there a dot in a key?")
     _check_names("variables", arrays)
     with paths.replace(target) as written:
         save_file(arrays, written)

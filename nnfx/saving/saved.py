@@ -247,7 +247,7 @@ class Predictor:
         Raises:
             TypeError: for dtypes that the model does not accept.
             ValueError: for shapes that the model does not accept, and integers for which its outputs are NaN, such as
-                tokens beyond those of its embedding.
+                tokens beyond the range of its embedding.
         """
         prepared = self._checked(inputs)
         weights = self._in_order(self.variables if variables is None else variables)

@@ -109,14 +109,15 @@ def search(
         method: None to train all points to the end; `Halving(rungs, keep)`, `Hyperband(min_epochs, eta)` or
             `Extrapolation(rungs)` to drop worse points during training, compared across all programs;
             `HyperGradient(steps)` to descend the gradient from each point; or `Ask(sampler)` for an Optuna sampler.
-        budget: the maximum number of member-epochs, where a member-epoch is one epoch of one run. It is spent according
-            to `method`. None and `Halving`: rounds of `points` new points as long as they fit, or one round of as many
-            points as fit if `points` is None. `Extrapolation`: rounds of `points` new points, compared with all points
-            before, as long as the next round is sure to fit. `Hyperband`: its brackets, repeatedly. `HyperGradient`
-            and `Ask`: as many points as fit. Or `Seconds(600)`, the time that the search may use: rounds of `points`
-            new points, brackets or batches, as long as another one fits by the pace of the one before; not for
-            `HyperGradient`, which has no rounds. With `out`, the time used and the rounds begun are saved: a killed
-            search goes on with the time that is left, and a finished one has the same result when called again.
+        budget: the maximum number of member-epochs, where a member-epoch is one epoch of one run. It is spent
+            according to `method`. None and `Halving`: rounds of `points` new points as long as they fit, or one round
+            of as many points as fit if `points` is None. `Extrapolation`: rounds of `points` new points, compared with
+            all earlier points, as long as the next round is sure to fit. `Hyperband`: its brackets, repeatedly.
+            `HyperGradient` and `Ask`: as many points as fit. Or `Seconds(600)`, the time that the search may use:
+            rounds of `points` new points, brackets or batches, as long as another one fits, judging by the time that
+            the previous one took; not for `HyperGradient`, which has no rounds. With `out`, the time used and the
+            rounds begun are saved: a killed search continues with the time that is left, and a finished one gives the
+            same result when called again.
         seeds: the number of seeds.
         folds: K, to hold out each of K folds of `data.train` in turn; None to use `data.valid`.
         devices: the devices to use, as for `nnfx.sweeps.sweep`.
@@ -247,11 +248,11 @@ def nested(
 ) -> Nested:
     """Score a whole search by nested cross-validation.
 
-    The score of the best of many points is optimistic: the point was chosen partly for its luck on the held-out rows.
-    So for each outer fold the whole search runs on the other rows, with its own inner folds, and the members of the
-    best point are then evaluated on the rows of the outer fold, which affected neither the search nor the statistics
-    for standardising features. `optimism` is the difference between these members' scores in the search and on the
-    outer fold.
+    The score of the best of many points is optimistic: the point was chosen partly because it was lucky on the
+    held-out rows. So for each outer fold the whole search runs on the other rows, with its own inner folds, and the
+    members of the best point are then evaluated on the rows of the outer fold, which affected neither the search nor
+    the statistics for standardising features. `optimism` is the difference between these members' scores in the search
+    and on the outer fold.
 
     The score is that of the search as a procedure, not of one point: the best points of the outer folds may differ.
     All outer folds train on equally many rows, leaving out one row if necessary, so that programs are compiled for
@@ -271,8 +272,8 @@ def nested(
         A table of the outer folds, with the score and its standard error.
 
     Raises:
-        TypeError, ValueError: as `nnfx.search.search` does; for data with a held-out split, and for overlapping windows
-            of a series.
+        TypeError, ValueError: as `nnfx.search.search` does; for data with a held-out split, and for overlapping
+            windows of a series.
 
     Example:
         >>> import nnfx, optax
@@ -285,8 +286,9 @@ def nested(
         (3, True)
 
     References:
-        Cawley and Talbot, *On over-fitting in model selection and subsequent selection bias in performance evaluation*,
-        JMLR 2010; Varma and Simon, *Bias in error estimation when using cross-validation for model selection*, 2006.
+        Cawley and Talbot, *On over-fitting in model selection and subsequent selection bias in performance
+        evaluation*, JMLR 2010; Varma and Simon, *Bias in error estimation when using cross-validation for model
+        selection*, 2006.
     """
     checks.key("key", key)
     for name, count in {"outer_folds": outer_folds, "folds": folds}.items():

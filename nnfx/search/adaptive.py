@@ -86,7 +86,7 @@ def descended(
         raise ValueError(f"devices_per_member: expected 1 with HyperGradient, got {trainer.devices_per_member}")
     if budget is not None:
         if points is not None:
-            raise TypeError("points: expected None, since the budget decides how many to draw, got both")
+            raise TypeError("points: expected None, since the budget determines how many to draw, got both")
         each = (GRADIENT_COST * method.steps + 1) * epochs_of(maker, drawn(key, space, 1)) * trainer.groups
         check_budget(budget, each, f"{method.steps} steps from one point and a run of the best")
         points = budget // each

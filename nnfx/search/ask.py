@@ -1,4 +1,4 @@
-"""Points suggested by an Optuna sampler, one batch at a time; the sampler is told their losses."""
+"""Points suggested by an Optuna sampler, one batch at a time, whose losses are reported back to the sampler."""
 
 import copy
 import itertools
@@ -44,7 +44,7 @@ def asked(
 
     checks.key("key", key)
     if budget is not None and points is not None:
-        raise TypeError("points: expected None, since the budget decides how many to ask for, got both")
+        raise TypeError("points: expected None, since the budget determines how many to ask for, got both")
     if budget is not None and not isinstance(budget, Seconds):
         each = epochs_of(maker, drawn(key, space, 1)) * trainer.groups
         check_budget(budget, each, "one run of each seed and fold")
@@ -74,7 +74,7 @@ def _batches(maker: Maker, trainer: Trainer, space: Space, points: int | None, m
     trained = unused = 0
     for number in itertools.count():
         size = method.batch if points is None else min(method.batch, points - number * method.batch)
-        if size < 1 or (points is None and unused >= MOST_DRAWS):  # it suggests nothing new any more
+        if size < 1 or (points is None and unused >= MOST_DRAWS):  # it no longer suggests anything new
             return
         trials = [study.ask() for _ in range(size)]
         suggested = [_suggested(trial, names, space) for trial in trials]

@@ -1,7 +1,7 @@
 """Jobs shared by several processes, each of which locks a job's folder while running it, and skips locked jobs.
 
 A lock is released when its process ends for any reason, so another process can take over at once, from the newest
-checkpoint. Processes may be started and lost at any time, and need not know of each other; with collective operations,
+checkpoint. Processes may be started and lost at any time, and need not know of each other. With collective operations,
 all processes would have to start together, and the loss of one would end the others.
 """
 
@@ -25,10 +25,10 @@ class Job(NamedTuple, Generic[T]):
     """A job and its folder.
 
     Attributes:
-        place: the folder that the job is saved in.
-        run: resumes the job from its folder and returns its result; a finished job only loads its result.
-        prepare: begins, in the background, to compile what the job needs if it starts from the beginning; called
-            shortly before the job is run, while the job before it runs, or both.
+        place: the folder in which the job is saved.
+        run: resumes the job from its folder and returns its result; for a finished job, only loads its result.
+        prepare: begins to compile, in the background, what the job needs if it starts from the beginning; called
+            shortly before the job is run, while the previous job runs, or both.
     """
 
     place: Path
@@ -37,7 +37,7 @@ class Job(NamedTuple, Generic[T]):
 
 
 def run_here(jobs: Sequence[Job[T]]) -> list[T]:
-    """Run all jobs in this process, whatever is in their folders, and return their results."""
+    """Run all jobs in this process, whatever their folders contain, and return their results."""
     results = []
     for i, job in enumerate(jobs):
         for each in jobs[i : i + 2]:
@@ -58,7 +58,7 @@ def run_shared(jobs: Sequence[Job[T]]) -> list[T]:
         before = len(results)
         for i, job in enumerate(jobs):
             if i not in results:
-                new = [each for each in jobs[i : i + 2] if not each.place.exists()]  # nobody has begun them
+                new = [each for each in jobs[i : i + 2] if not each.place.exists()]  # no process has begun them
                 with claimed(job.place) as is_mine:
                     if is_mine:
                         for each in new:

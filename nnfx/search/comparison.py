@@ -67,7 +67,7 @@ def _p_value(differences: np.ndarray) -> float:
             sums = np.concatenate([sums + each, sums - each])
         return float((np.abs(sums) >= least).mean())
     draw, extreme = np.random.default_rng(0), 0
-    for _ in range(DRAWN // _BLOCK):  # all at once would take much memory
+    for _ in range(DRAWN // _BLOCK):  # drawing all at once would take much memory
         signs = draw.integers(0, 2, (_BLOCK, len(differences)), dtype=np.int8) * 2 - 1
         extreme += int((np.abs(signs @ differences) >= least).sum())
     return (1 + extreme) / (1 + DRAWN)

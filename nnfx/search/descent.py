@@ -85,7 +85,7 @@ class Visited:
     done: int = 0
 
     def best(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Return each descent's hyper-parameters of lowest loss, and that loss, `(points,)`; NaN ranks last."""
+        """Return each descent's hyper-parameters with the lowest loss, and the loss, `(points,)`; NaN ranks last."""
         losses = np.where(np.isfinite(self.losses), self.losses, np.inf)
         at = losses.argmin(0), np.arange(losses.shape[1])
         return {name: values[at] for name, values in self.values.items()}, self.losses[at]
@@ -244,7 +244,7 @@ class Descent(driver.Program[Visited]):
         return by_member.reshape(-1, table.width).mean(0)
 
     def _move(self, visited: Visited, values: Mapping[str, np.ndarray], slopes: Mapping[str, np.ndarray]) -> None:
-        """Make one Adam step for all points; a point with a derivative that is not finite stays where it is."""
+        """Make one Adam step for all points; a point whose derivatives are not all finite does not move."""
         scaled = {name: scale.slope(values[name], slopes[name]) for name, scale in self._scales.items()}
         is_finite = np.isfinite(list(scaled.values())).all(0)
         gradient = {name: jax.numpy.asarray(np.where(is_finite, each, 0.0), float) for name, each in scaled.items()}
@@ -256,7 +256,7 @@ class Descent(driver.Program[Visited]):
 
 
 def _slopes(fit: Fit, names: tuple[str, ...], mesh: Any, axis: int, at_once: int | None) -> programs.Program:
-    """Build the program that returns each member's lowest held-out loss and its derivatives by hyper-parameter."""
+    """Build the program that returns each member's lowest held-out loss and its hyper-gradient."""
     recipe = dataclasses.replace(fit, parallel=None)  # the search decides how devices are used, not the run itself
 
     def of_group(group: Groups, shared: tuple[Array, Fixed]) -> Any:

@@ -57,7 +57,7 @@ class Quotas(NamedTuple):
 
 
 class Hopeless(NamedTuple):
-    """Drop the points that are unlikely to become better than the best one is now; see `nnfx.search.Extrapolation`.
+    """Drop the points that are unlikely to become better than the current best point; see `nnfx.search.Extrapolation`.
 
     Attributes:
         rungs: the numbers of epochs after which points are dropped.

@@ -16,7 +16,7 @@ SAMPLES = 20
 MOST_POINTS = 1000
 """The largest number of points in a sample."""
 BACKGROUND, MIXED = 128, 2048
-"""The numbers of combinations of values to average an effect over, and to compute the total variance from."""
+"""The numbers of combinations of values used to average an effect, and to compute the total variance."""
 VALUES = 24
 """The largest number of values at which the effect of a name is computed."""
 
@@ -45,8 +45,8 @@ class Effects(Rows):
         rows: one dictionary per `name`, the most important first, and one for the `interactions` of all names: the
             `share`, a fraction of the variance of the scores, and its `standard_error`.
         curves: the partial dependence on each name.
-        explained: R², the fraction of the variance of the scores that the model explains at points that it was not
-            fitted to; if R² is small, `rows` and `curves` mean little.
+        explained: R², the fraction of the variance of the scores that the model explains at points to which it was not
+            fitted; if R² is small, `rows` and `curves` mean little.
         metric: the name of the metric used as the score.
     """
 
@@ -58,16 +58,16 @@ class Effects(Rows):
 def effects(found: Search | Sweep, seed: int = 0) -> Effects:
     """Estimate how the score depends on each name, averaged over the others.
 
-    The score, as a function of a point, is modelled by scikit-learn's gradient-boosted trees. Its partial dependence on
-    a name is the mean score with the name fixed at a value, and every other name drawn independently from the values
-    tried. The importance of a name is the variance of this mean over the values of the name, as a fraction of the
-    variance of all scores; the remaining fraction is due to interactions. So the importance refers to the values that
-    were tried, and grows with the range of a name.
+    The score, as a function of a point, is modelled by scikit-learn's gradient-boosted trees. Its partial dependence
+    on a name is the mean score with the name fixed at a value, and every other name drawn independently from the
+    values tried. The importance of a name is the variance of this mean over the values of the name, as a fraction of
+    the variance of all scores; the remaining fraction is due to interactions. So the importance refers to the values
+    that were tried, and grows with the range of a name.
 
     The model is fitted to 20 bootstrap samples of the points and of the seeds and folds. The mean of the results is
     returned, with their standard deviation as the standard error. Outlying bad scores are clipped, as in
-    `Scores.clipped`. Points that were dropped during training count with their last score. A name that is absent
-    because of a condition has one more value, "absent", which is not part of its curve.
+    `Scores.clipped`. Points that were dropped during training enter with their last score. A name that is absent
+    because of a condition has an additional value, "absent", which is not part of its curve.
 
     Args:
         found: the result of a search or a sweep, with at least 4 points.

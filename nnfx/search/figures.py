@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["best_so_far", "importance", "lineage", "parallel_coordinates", "partial_dependence"]
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
-"""Okabe and Ito's blue and vermilion, which colour-blind people can tell apart, and a grey."""
+"""Okabe and Ito's blue and vermilion, which colour-blind readers can tell apart, and a grey."""
 MOST_LINES = 300
 """The largest number of points plotted as lines; of more points, only the best are shown."""
 ABSENT = -0.15
@@ -80,7 +80,7 @@ def parallel_coordinates(found: Search | Sweep) -> "Figure":
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
     of = "" if len(order) == len(scores.points) else f"the best {len(order)} of "
-    axis.set_title(f"{of}{len(scores.points)} points; the darker, the better", loc="left")
+    axis.set_title(f"{of}{len(scores.points)} points; darker is better", loc="left")
     return figure
 
 
@@ -130,7 +130,7 @@ def importance(effects: Effects) -> "Figure":
     axis.set(xlabel=f"share of the variance of the {_words(effects.metric)} (%)", xlim=(0, None))
     _tidy(axis)
     axis.grid(visible=False, axis="y")
-    axis.set_title(f"a model of the scores explains {max(0.0, effects.explained):.0%} at points unseen", loc="left")
+    axis.set_title(f"a model of the scores explains {max(0.0, effects.explained):.0%} at unseen points", loc="left")
     return figure
 
 

@@ -1,4 +1,4 @@
-"""The folder of a search, with a record of its search, so that another search never overwrites its results."""
+"""The folder of a search, with a record of the search, so that another search never overwrites its results."""
 
 import contextlib
 import hashlib
@@ -15,7 +15,7 @@ from nnfx.sessions.described_parts import array_words
 from nnfx.sessions.folder import NOTES, NOTES_OF_SEARCH
 from nnfx.types import Array
 
-_ANOTHER = "use another folder for another search"
+_ANOTHER = "use a different folder for each search"
 
 
 def require_same(out: Path, facts: Mapping[str, str]) -> None:

@@ -20,10 +20,10 @@ class Grid(NamedTuple):
 
 
 class Seconds(NamedTuple):
-    """A budget of time: further rounds are trained as long as another one fits, by the pace of the one before.
+    """A budget of time: rounds are trained as long as another one fits, judging by the time that the previous one took.
 
-    The first round is always trained, and includes the time to compile its programs. How many rounds follow depends on
-    the speed of the machine; the results of each do not.
+    The first round is always trained, and includes the time to compile its programs. The number of rounds depends on
+    the speed of the machine; the results of each round do not.
 
     Attributes:
         seconds: the time that the search may use, from its call to its end, above 0.
@@ -131,7 +131,7 @@ class Extrapolation(NamedTuple):
 
     The probability holds under the model, and real learning curves are not exact power laws: the point that would have
     been best is sometimes dropped, more often at a higher level. On the five problems of `experiments.search_methods`,
-    this method finds hardly better points than random search, unlike `Halving`.
+    this method finds hardly any better points than random search, unlike `Halving`.
 
     Attributes:
         rungs: the numbers of epochs after which points are dropped, increasing, from 3 to below a run's epochs.
@@ -149,7 +149,7 @@ class Extrapolation(NamedTuple):
         """Check that the rungs increase, from at least 3 to below `epochs`, and that the level is a probability.
 
         Raises:
-            TypeError, ValueError: if not.
+            TypeError, ValueError: if they are not.
         """
         Halving(self.rungs).check(epochs)
         if self.rungs[0] < 3:

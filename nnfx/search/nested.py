@@ -42,7 +42,7 @@ class Nested(Rows):
 
     @property
     def optimism(self) -> float:
-        """The mean amount by which the loss of the best point within a search is too low, over the outer folds."""
+        """The mean amount, over the outer folds, by which the loss of the best point within a search is too low."""
         return float(np.mean([row["optimism"] for row in self.rows]))
 
     def __str__(self) -> str:

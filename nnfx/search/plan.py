@@ -40,7 +40,7 @@ Method = Halving | Hyperband | Extrapolation | HyperGradient | Ask
 def rounds(
     maker: Maker, key: Array, space: Space | None, points: Any, method: Any, budget: int | None, groups: int
 ) -> list[Round]:
-    """Return the rounds of a search whose rounds do not depend on the results of earlier rounds.
+    """Return the rounds of a search in which no round depends on the results of earlier rounds.
 
     Raises:
         TypeError, ValueError: if the points, budget and method are incompatible with each other, with the space or
@@ -108,7 +108,7 @@ def _brackets(
 ) -> list[Round]:
     """Return the brackets of Hyperband, once, or repeated until the next bracket does not fit into the budget."""
     if points is not None:
-        raise TypeError(f"points: expected None, since Hyperband decides how many to draw, got {told(points)}")
+        raise TypeError(f"points: expected None, since Hyperband determines how many to draw, got {told(points)}")
     epochs = epochs_of(maker, drawn(key, space, 1))
     brackets = method.brackets(epochs)
     numbers = list(range(len(brackets)))
@@ -130,7 +130,7 @@ def _brackets(
 
 
 def bracket_name(number: int, brackets: int) -> str:
-    """Return the name of a bracket, of which there are several, repeated again and again.
+    """Return the name of a bracket; the brackets repeat after the last one.
 
     >>> [bracket_name(number, 2) for number in range(4)]
     ['bracket-1', 'bracket-0', 'bracket-1-001', 'bracket-0-001']
@@ -140,7 +140,7 @@ def bracket_name(number: int, brackets: int) -> str:
 
 
 def member_epochs(points: int, kept: Mapping[int, int], epochs: int) -> int:
-    """Return the total number of epochs that points are trained for, when some are dropped during training.
+    """Return the total number of epochs for which points are trained, if some are dropped during training.
 
     >>> member_epochs(9, {1: 3, 3: 1}, 9)
     21

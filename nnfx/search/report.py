@@ -89,7 +89,7 @@ def report(found: Search | Sweep | Population, path: str | os.PathLike[str], *, 
     """Write a self-contained HTML report about a search, a sweep or a population.
 
     It shows the best point, the number of points that can be distinguished from it, the figures of
-    `nnfx.search.figures` as SVG, and a table of all points, or members, that can be sorted by clicking on a column's
+    `nnfx.search.figures` as SVG, and a table of all points, or members, that can be sorted by clicking on a column
     name. Importance and partial dependence are left out for fewer than 8 points. The page is written under a temporary
     name, and then moved into place; with several processes, the first one writes it.
 
@@ -140,7 +140,7 @@ def _of_points(found: Search | Sweep, title: str | None) -> str:
             " Points are counted one after the other, in the order in which they were drawn.",
         ),
         _section(
-            "Every point as a line",
+            "Each point as a line",
             figures.parallel_coordinates(found),
             "Each line is a point: it connects the point's values, with its mean score on the right. The darker a line,"
             " the better its rank. Outlying bad scores are clipped.",
@@ -220,7 +220,7 @@ def _page(title: str, summary: str, sections: list[str], what: str, rows: list[R
         summary=summary,
         sections="\n".join(sections),
         what=what,
-        table=_table(f"Click on a column's name to sort the {what} by it.", rows),
+        table=_table(f"Click on a column name to sort the {what} by that column.", rows),
     )
 
 

@@ -1,4 +1,4 @@
-"""The result of a search: the members of all programs in one table, a ranking of the points, and its certainty."""
+"""The result of a search: a table of the members of all programs, a ranking of the points, and tests of the ranking."""
 
 import dataclasses
 import itertools
@@ -28,7 +28,7 @@ class Search(Rows):
         points: the points, in the order of their numbers.
         programs: the static choices and the points of each program.
         sweeps: the result of each program.
-        judged_by: the metric that members and points are ranked by, and whether larger values are better.
+        judged_by: the metric by which members and points are ranked, and whether larger values are better.
     """
 
     points: tuple[Point, ...]
@@ -80,7 +80,7 @@ class Search(Rows):
             if first["reason"] not in LAST:
                 return first
         raise ValueError(
-            f"best: expected a member that ended with finite numbers, got none: all {len(self.rows)} have diverged or"
+            f"best: expected a member that ended with finite numbers, got none: all {len(self.rows)} diverged or"
             " were dropped; see `rows` and `sweeps`"
         )
 
@@ -133,7 +133,7 @@ class Search(Rows):
             The mean paired difference, its standard error, the p-value of a sign-flip test, and the number of pairs.
 
         Raises:
-            ValueError: for a number without a point.
+            ValueError: for a number that no point has.
         """
         for name, number in {"first": first, "second": second}.items():
             checks.position(name, number, len(self.points))
@@ -143,10 +143,10 @@ class Search(Rows):
     def indistinguishable(self, level: float = 0.05) -> ByPoint:
         """Return the best point and the points that cannot be distinguished from it, ranked, with their p-values.
 
-        Points are left out if their difference from the best has a p-value of at most `level`, if members failed, or if
-        they were dropped during training. With fewer than six pairs of seeds and folds, no difference has a p-value of
-        5 % or less, and no points can be distinguished. The p-values are not corrected for multiple testing: of many
-        equally good points, about a fraction `level` is left out by chance.
+        Points are left out if their difference from the best has a p-value of at most `level`, if members failed, or
+        if they were dropped during training. With fewer than six pairs of seeds and folds, no difference has a p-value
+        of 5 % or less, and no points can be distinguished. The p-values are not corrected for multiple testing: of
+        many equally good points, about a fraction `level` is left out by chance.
 
         Args:
             level: the significance level, between 0 and 1.
@@ -169,9 +169,9 @@ class Search(Rows):
     def pairs(self, count: int = 10, level: float = 0.05) -> Rows:
         """Compare the best points pairwise, as `compare` does, with p-values adjusted for the number of pairs.
 
-        Points that were dropped during training are left out. The probability that any truly equal pair is reported to
-        differ is at most `level`. If each comparison has n runs, no p-value is below 2 / 2ⁿ: ten points make 45 pairs,
-        and a level of 5 % requires eleven seeds.
+        Points that were dropped during training are left out. The probability of reporting any difference between
+        points that are truly equal is at most `level`. If each comparison has n runs, no p-value is below 2 / 2ⁿ: ten
+        points make 45 pairs, and a level of 5 % requires eleven seeds.
 
         Args:
             count: the number of best points to compare, at least 2; all points trained to the end if there are fewer.
@@ -233,7 +233,7 @@ class Search(Rows):
 
     @property
     def searched(self) -> tuple[str, ...]:
-        """The columns that hold the values of the searched names."""
+        """The columns that contain the values of the searched names."""
         return tuple(_searched({}, self._names))
 
     @property

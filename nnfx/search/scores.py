@@ -80,7 +80,7 @@ class Scores:
 
     @property
     def mean(self) -> np.ndarray:
-        """The mean score of each point, `(points,)`, NaN if one of its runs has failed."""
+        """The mean score of each point, `(points,)`, NaN if one of its runs failed."""
         return self.values.mean(0)
 
     def clipped(self, values: np.ndarray) -> np.ndarray:

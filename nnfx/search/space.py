@@ -178,7 +178,7 @@ def grid(per_number: int, space: Space) -> list[Point]:
 
 
 def check(space: Any) -> list[str]:
-    """Check a space, and return its names, each after the names that it depends on.
+    """Check a space, and return its names, each after the names on which it depends.
 
     Raises:
         TypeError: for anything other than a mapping from names to ranges.

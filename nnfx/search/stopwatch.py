@@ -1,4 +1,4 @@
-"""The time that a search has used, and the rounds that its budget of seconds has decided to train."""
+"""The time that a search has used, and the rounds that its budget of seconds allows."""
 
 import json
 import time
@@ -11,15 +11,15 @@ from nnfx.search.claims import LOOK_SECONDS, claimed
 from nnfx.search.methods import Seconds
 
 SAVE_SECONDS = 1.0
-"""The interval in which the time is saved; a killed search forgets at most so much of it, and one piece."""
+"""The interval at which the time is saved; after a kill, at most this much time, plus one piece, is not counted."""
 now: Callable[[], float] = time.monotonic
 
 
 class Stopwatch:
     """Measures a search and its rounds, and decides whether there is time for another round.
 
-    With a folder, time and decisions are saved in its file `rounds/rounds.json`. A resumed search goes on with the time
-    of the file, and all processes that share a search follow the first decision about each round.
+    With a folder, time and decisions are saved in its file `rounds/rounds.json`. A resumed search continues with the
+    time in the file, and all processes that share a search follow the first decision about each round.
 
     Args:
         budget: the budget; without one, nothing is measured.
@@ -39,7 +39,7 @@ class Stopwatch:
         return self._before + now() - self._began
 
     def begin(self, number: int, cost: float) -> bool:
-        """Decide whether to train a round: the first always, another if there is time by the pace of the one before.
+        """Decide whether to train a round: the first always, others if there is time, judging by the previous round.
 
         Args:
             number: the number of the round, from 0.
@@ -48,7 +48,7 @@ class Stopwatch:
         return self._with_folder(lambda: self._begin(number, cost))
 
     def end(self, number: int, cost: float) -> None:
-        """Note that a round has ended, and what it has cost."""
+        """Record that a round has ended, and its cost."""
         self._with_folder(lambda: self._end(number, cost))
 
     def tick(self) -> None:
@@ -77,13 +77,13 @@ class Stopwatch:
 
     def _save(self) -> None:
         self._saved_at = now()
-        self._noted["seconds"] = max(self._noted["seconds"], self.seconds)  # of several processes, the longest
+        self._noted["seconds"] = max(self._noted["seconds"], self.seconds)  # the longest time of any process
         if self._folder is not None:
             with paths.replace(self._folder / "rounds.json") as aside:
                 aside.write_text(json.dumps(self._noted, indent=2) + "\n")
 
     def _with_folder(self, do: Callable[[], Any]) -> Any:
-        """Do something with what is noted in the folder, which is locked meanwhile."""
+        """Call a function while the folder is locked, after reading the notes in it."""
         if self._folder is None:
             self._is_open = True
             return do()

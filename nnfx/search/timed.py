@@ -34,7 +34,7 @@ def timed(
     if not isinstance(method, Hyperband):
         checks.positive_integer("points", points)
     elif points is not None:
-        raise TypeError(f"points: expected None, since Hyperband decides how many to draw, got {told(points)}")
+        raise TypeError(f"points: expected None, since Hyperband determines how many to draw, got {told(points)}")
     first = drawn(key, space, 1)
     epochs = epochs_of(maker, first)
     each, _ = _round(method, 0, new_points(key, space, _size(method, 0, points, epochs)), epochs, np.inf)
@@ -45,7 +45,7 @@ def timed(
 def _timed(
     maker: Maker, trainer: Trainer, key: Array, space: Space, points: Any, method: Any, epochs: int
 ) -> Iterator[Trained]:
-    """Train rounds of new points as long as there is time; those of `Extrapolation` are compared with all before."""
+    """Train rounds of new points as long as there is time; `Extrapolation` compares them with all earlier ones."""
     tried, best = 0, np.inf
     for number in itertools.count():
         some = new_points(key, space, tried + _size(method, number, points, epochs))[tried:]
@@ -74,7 +74,7 @@ def _size(method: Any, number: int, points: Any, epochs: int) -> int:
 
 
 def _round(method: Any, number: int, some: list[Any], epochs: int, best: float) -> tuple[Round, int]:
-    """Return a round of these points, and its cost in epochs of a point; dropped points may make it cheaper."""
+    """Return a round of these points, and its cost in epochs of one point, which is lower if points are dropped."""
     if isinstance(method, Hyperband):
         brackets = method.brackets(epochs)
         bracket = brackets[number % len(brackets)]

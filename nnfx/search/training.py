@@ -40,7 +40,7 @@ class Trainer:
     Attributes:
         title: the title of the progress bars, or None to show none.
         ahead: compiles programs in the background.
-        watch: measures the time, if the budget is one of seconds.
+        watch: measures the time, if the budget is in seconds.
     """
 
     data: Data
@@ -114,8 +114,8 @@ class Trainer:
     def train_all(self, planned: Sequence[tuple[Round, Sequence[Program]]]) -> list[list[Sweep]]:
         """Train the points of several independent rounds, and return the sweeps of each round.
 
-        With an `out` folder, and unless the devices belong to several processes, the work is shared among all processes
-        that make the same call.
+        With an `out` folder, and unless the devices belong to several processes, the work is shared among all
+        processes that make the same call.
         """
         jobs = [self._jobs(each, programs) for each, programs in planned]
         trained = iter(self._shared([job for some in jobs for job in some]))

@@ -39,7 +39,7 @@ class BestModel:
     def save(self, run: Run) -> None:
         """Save the best weights of a run in the background, at once or, if the last save was too recent, later.
 
-        Weights that have been saved already are not saved again.
+        Weights that have already been saved are not saved again.
 
         Raises:
             OSError: if the previous save failed, or the folder is not writable.
@@ -69,7 +69,7 @@ class BestModel:
             self._save_waiting()
 
     def _save_waiting(self) -> None:
-        """Save the run that waits to be saved, if there is one."""
+        """Save the run that is waiting to be saved, if there is one."""
         run, self._waiting = self._waiting, None
         if run is None or self._models is None or self._unfilled is None:
             return

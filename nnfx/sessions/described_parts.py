@@ -234,7 +234,8 @@ class _Walk:
             if not is_open or not hasattr(value, attribute):
                 break
             value, name = getattr(value, attribute), f"{name}.{attribute}"
-        # modules are identified by the attributes used, and the functions of packages by the names in the source
+        # modules are identified by the attributes that are used, and the functions of packages by the names in the
+        # source
         if not isinstance(value, types.ModuleType):
             self.into(value, f"{path}.{name}")
 

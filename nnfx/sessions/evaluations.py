@@ -29,7 +29,7 @@ def row_of(measured: Any, epoch: int, before: Row) -> Row:
     if not isinstance(measured, Mapping) or not measured:
         raise TypeError(f"evaluate: expected it to return numbers by name, got {checks.describe(measured)}")
     if "epoch" in measured:
-        raise ValueError("evaluate: expected names other than 'epoch', which is recorded anyway, got 'epoch'")
+        raise ValueError("evaluate: expected names other than 'epoch', which is recorded in any case, got 'epoch'")
     row = {"epoch": epoch, **{_name(name): _number(name, value) for name, value in measured.items()}}
     if before and before.keys() != row.keys():
         raise ValueError(f"evaluate: expected {list(before)[1:]} as before, got {list(measured)}")

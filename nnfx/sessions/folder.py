@@ -1,6 +1,6 @@
-"""The folder of a run, with a record of its run, so that another run never overwrites its results.
+"""The folder of a run, with a record of the run, so that another run never overwrites its results.
 
-Checkpoints describe the run that they belong to. In addition, `run.json` records which run has begun in the folder,
+Checkpoints describe the run to which they belong. In addition, `run.json` records which run has begun in the folder,
 even before the first checkpoint exists.
 """
 
@@ -15,8 +15,8 @@ from nnfx.sessions.checkpoints import AnotherRunError, saved_in
 from nnfx.sessions.identity import UNITS, Identity, Moments
 
 NOTES, NOTES_OF_SEARCH = "run.json", "search.json"
-"""The files that describe the run, or the search, that a folder belongs to."""
-_ANOTHER = "use another folder for another run"
+"""The files that describe the run or the search to which a folder belongs."""
+_ANOTHER = "use a different folder for each run"
 
 
 def require_usable(out: Path, identity: Identity) -> None:

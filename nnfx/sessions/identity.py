@@ -15,7 +15,7 @@ from nnfx.training.driver import Program
 DECIDING = ("nnfx", "jax", "jaxlib", "flax", "optax")
 """The packages whose versions affect results."""
 _TOLERANCE = 1e-4
-"""The largest relative difference allowed between initial values drawn from one key by two releases of JAX."""
+"""The largest relative difference allowed between initial values drawn from the same key by two releases of JAX."""
 _PERIOD, _AT_ONCE = 4099, 2**20
 
 Moments = Mapping[str, Sequence[float]]
@@ -69,7 +69,7 @@ class Identity(NamedTuple):
 
     @classmethod
     def noted(cls, notes: Mapping[str, Any]) -> "Identity":
-        """Return the identity recorded in notes, which may have further entries."""
+        """Return the identity recorded in notes, which may contain further entries."""
         return cls(**{name: notes[name] for name in cls._fields})
 
     @property

@@ -69,7 +69,8 @@ class Keeper:
             program: the program to run.
             evaluate: a function that returns numbers by name for a state between epochs, or None. It requires `out`.
             look: a function called with the state after each pause of the program.
-            publish: a function called with each state that is saved, and with the state from which the program resumes.
+            publish: a function called with each state that is saved, and with the state from which the program
+                resumes.
 
         Returns:
             The final state.
@@ -236,10 +237,10 @@ class _Keeping(Generic[State]):
                 if distributed.agree(bool(asked)):
                     break
         except (Exception, SystemExit) as error:
-            # keep the work done so far, whatever the error; only a second Ctrl-C ends at once
+            # keep the work done so far, whatever the error; only a second Ctrl-C ends the run at once
             try:
                 save()
-            except (OSError, RuntimeError) as unsaved:  # no disk, or a program that failed has deleted its state
+            except (OSError, RuntimeError) as unsaved:  # no disk, or a failed program has deleted its state
                 error.add_note(str(unsaved))
             raise
         save()

@@ -58,8 +58,8 @@ def session(
 
     Data larger than memory is kept in a folder (see `nnfx.data.store`), from which Grain prefetches batches. The
     session is then called with the stored examples and the held-out data, as in `(key, examples, valid, **hyper) ->
-    Run`. The rows are visited in the same order as for data in memory. Such a run is also saved within epochs, and sees
-    every example of an epoch exactly once, however often it was killed.
+    Run`. The rows are visited in the same order as for data in memory. Such a run is also saved within epochs, and
+    sees every example of an epoch exactly once, however often it was killed.
 
     About once a second, the host updates the folder and checks for signals:
 
@@ -69,17 +69,17 @@ def session(
       before the error is raised: the same call continues from there.
     - `out/predictor/` contains the model with its best weights so far, written with a checkpoint, but at most once a
       minute, and at the end: `nnfx.load(out)` opens it in any process, even if the session was killed. If the model
-      cannot be exported, or flatbuffers is not installed, the session runs all the same, and `nnfx.load` reports why
+      cannot be exported, or flatbuffers is not installed, the session runs nevertheless, and `nnfx.load` reports why
       there is no model.
     - `out/run.json` records which run the folder belongs to. The folder of another run is rejected before anything is
       written.
     - On Ctrl-C or SIGTERM, a checkpoint is saved and a message explains how to continue; then `KeyboardInterrupt` or
       `SystemExit(143)` is raised. A second signal ends the process at once.
 
-    Several processes form one session if all of them call it with the same folder, which all must be able to read. Only
-    the first process writes files, and a signal that it receives applies to all; every process returns the run. Each
-    process reads its part of each stored batch, and all devices compute together; a run may resume with a different
-    number of processes.
+    Several processes form one session if all of them call it with the same folder, which all of them must be able to
+    read. Only the first process writes files, and a signal that it receives applies to all; every process returns the
+    run. Each process reads its part of each stored batch, and all devices compute together; a run may resume with a
+    different number of processes.
 
     Args:
         fit: the run function, made by `nnfx.fit`, with a batch size if the data is stored.

@@ -21,9 +21,10 @@ class Classifier(ClassifierMixin, Estimator):
     Multilabel classification is supported with an indicator matrix `(rows, labels)` of 0 and 1 as targets. The network
     then has one logit per label, and probabilities are `(rows, labels)`, as in scikit-learn's `MLPClassifier`.
 
-    The training run is that of `nnfx.fit`, with `jax.random.key(random_state)`. Fitting again with different numbers
-    (`learning_rate`, `l2` above 0, and those in `hyper`) needs no recompilation, nor does fitting a clone. To pickle
-    an estimator with a custom network, pass the network as an importable function rather than as a `Model`.
+    The training run is made by `nnfx.fit`, and its key is `jax.random.key(random_state)`. Fitting again with different
+    numbers (`learning_rate`, `l2` above 0, and the numbers in `hyper`) needs no recompilation, nor does fitting a
+    clone. To pickle an estimator with a custom network, pass the network as an importable function rather than as a
+    `Model`.
 
     Args:
         model: `"mlp"`; `"perceptron"`; an `nnfx.Model` with the right number of outputs; or a function that returns a
@@ -192,7 +193,7 @@ class Classifier(ClassifierMixin, Estimator):
         return np.asarray(special.log_softmax(scores, axis=1))
 
     def decision_function(self, X: Any) -> np.ndarray:  # noqa: N803
-        """Return the logits: of the second of two classes, `(rows,)`; otherwise `(rows, classes)` or `(rows, labels)`.
+        """Return the logits: that of the second of two classes, `(rows,)`; else `(rows, classes)` or `(rows, labels)`.
 
         Args:
             X: the features, `(rows, features)`.

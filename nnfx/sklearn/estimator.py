@@ -39,7 +39,7 @@ class Plan(NamedTuple):
 
 
 class Family:
-    """The owner of the run functions, and their compiled programs, of an estimator and its clones."""
+    """The owner of an estimator's run functions and their compiled programs, shared with its clones."""
 
 
 class Estimator(BaseEstimator):
@@ -221,7 +221,7 @@ class Estimator(BaseEstimator):
         if known is not None:  # a candidate of a search, whose predictions for its held-out rows are known
             if X is not known[0]:
                 raise ValueError(
-                    "scoring: expected a scorer that predicts for the held-out rows unchanged, got a scorer that"
+                    "scoring: expected a scorer that predicts for the held-out rows themselves, got a scorer that"
                     " predicts for other rows; use GridSearchCV for such scorers"
                 )
             return np.asarray(known[1])

@@ -15,7 +15,7 @@ from nnfx.sklearn.estimator import Estimator, refuse_times
 class Regressor(MultiOutputMixin, RegressorMixin, Estimator):
     """A neural-network regressor, for one target or several.
 
-    Arguments and attributes are those of `Classifier`, except where described here.
+    Arguments and attributes are as for `Classifier`, except where described here.
 
     Args:
         model: as for `Classifier`; its outputs are the predictions.
@@ -140,7 +140,7 @@ class Regressor(MultiOutputMixin, RegressorMixin, Estimator):
         return y.astype(np.float64), weights
 
     def _scaled(self, targets: np.ndarray, train: np.ndarray, counts: np.ndarray, is_new: bool) -> np.ndarray:
-        """Return the targets in the units that the network is trained on."""
+        """Return the targets in the units in which the network is trained."""
         columns = targets.reshape(len(targets), -1)
         if is_new:
             self._target_scale = runs.Scale.of(np.asarray(columns[train]), counts) if self.standardize_targets else None

@@ -156,7 +156,7 @@ class Folds(NamedTuple):
 
 
 def shapes(data: Data) -> Any:
-    """Return the shapes and dtypes of a fold's arrays; folds with equal ones can be stacked."""
+    """Return the shapes and dtypes of a fold's arrays; folds in which these are equal can be stacked."""
     return tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves((data.train, data.valid)))
 
 
@@ -219,7 +219,7 @@ class _Key(NamedTuple):
 
 
 def saved(run: Run) -> dict[str, Any]:
-    """Return the picklable fields of a run: all but `fit`, with every array on the host."""
+    """Return the picklable fields of a run: all except `fit`, with every array on the host."""
 
     def on_host(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

@@ -29,10 +29,10 @@ DRAWN = 10
 class SweepSearchCV(BaseSearchCV):
     """`GridSearchCV` and `RandomizedSearchCV` for the estimators of this module, as one program.
 
-    Candidates that differ only in numbers (`learning_rate`, `l2` above 0, and those in `hyper`) are trained side by
-    side with all their folds, each as the estimator itself would be trained; every choice of other parameters, such as
-    widths, epochs or batch sizes, needs its own program. Another search over the same number of values needs no
-    recompilation. Scores and attributes are those of `GridSearchCV`; `mean_fit_time` is the time to prepare and run a
+    Candidates that differ only in numbers (`learning_rate`, `l2` above 0, and the numbers in `hyper`) are trained side
+    by side with all their folds, each as the estimator itself would be trained; every choice of other parameters, such
+    as widths, epochs or batch sizes, needs its own program. Another search over the same number of values needs no
+    recompilation. Scores and attributes are as in `GridSearchCV`; `mean_fit_time` is the time to prepare and run a
     program, divided by its number of runs.
 
     Args:
@@ -43,7 +43,8 @@ class SweepSearchCV(BaseSearchCV):
         n_iter: the number of candidates to draw; 10 by default.
         scoring: as for `GridSearchCV`: a name, a scorer, several of these, or None for the estimator's own `score`.
             Scorers may only use predictions for the held-out rows, in their order.
-        refit: whether to train the best candidate on all rows; with several scorers, the name of the deciding scorer.
+        refit: whether to train the best candidate on all rows; with several scorers, the name of the scorer that
+            decides.
         cv: the number of folds, a scikit-learn splitter, or an iterable of `(train, test)` rows.
         random_state: the seed for drawing candidates; the runs use the estimator's seed.
         error_score: the score if a scorer fails, for example for predictions that are not finite; or `"raise"`.
@@ -241,7 +242,7 @@ def _train(
 
 
 def _static(estimator: Estimator) -> Any:
-    """Return a key of a candidate's static parameters: all but the values of traced numbers."""
+    """Return a key of a candidate's static parameters: all except the values of traced numbers."""
     numbers = {"learning_rate": None, "l2": bool(estimator.l2), "hyper": tuple(sorted(estimator.hyper or ()))}
     return frozen({**estimator.get_params(deep=False), **numbers})
 

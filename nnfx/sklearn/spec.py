@@ -19,7 +19,7 @@ MODELS = ("mlp", "perceptron")
 
 
 class Spec(NamedTuple):
-    """Everything that the compiled programs of an estimator depend on, except shapes.
+    """Everything on which the compiled programs of an estimator depend, except shapes.
 
     Attributes:
         model: a name, a model, or a function that returns one.
@@ -60,7 +60,7 @@ class Spec(NamedTuple):
 
     @property
     def state_key(self) -> Any:
-        """A hashable key of the settings that a run's state depends on; runs with the same key can continue each other.
+        """A hashable key of the settings that affect a run's state; runs with the same key can continue each other.
 
         >>> def key(**changes: Any) -> Any:
         ...     first = Spec("mlp", (4,), "relu", None, "adam", False, 1, 8, None, None, None, 3, 1, "float32")
@@ -77,7 +77,7 @@ class Spec(NamedTuple):
         parts = dict(self.parts or {})
         if self.has_l2:
             if "penalty" in parts:
-                raise ValueError("l2: expected 0 if parts has its own penalty, got both")
+                raise ValueError("l2: expected 0 if `parts` has its own penalty, got both")
             parts["penalty"] = regularizers.l2
         return fit(
             self._model(),

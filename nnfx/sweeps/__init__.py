@@ -87,9 +87,9 @@ def sweep(
             given, single numbers that all points share. Without points and values, members differ only in seed and
             fold.
         halving: when to drop all but the best points; by default, none are dropped.
-        epochs_per_chunk: the number of epochs after which the host checks which members have stopped; with `halving`, a
-            common divisor of the rungs and the epochs of a run, by default the largest. Without `halving`, by default
-            a tenth of the run if there are stopping rules, and the whole run otherwise.
+        epochs_per_chunk: the number of epochs after which the host checks which members have stopped; with `halving`,
+            a common divisor of the rungs and the epochs of a run, by default the largest. Without `halving`, by
+            default a tenth of the run if there are stopping rules, and the whole run otherwise.
         devices: the devices over which the members are spread; by default, all devices of this process.
         devices_per_member: the number of devices over which the batches of each member are split, as by
             `nnfx.data_parallel`, for models too large to train many at once.
@@ -117,7 +117,7 @@ def sweep(
 
     Raises:
         TypeError, ValueError: as calling `fit` does, for ranges without a number of points, for columns of points with
-            unequal lengths, for folds that do not suit the data, and for rungs that do not suit the run.
+            unequal lengths, for folds that do not fit the data, and for rungs that do not fit the run.
         MemoryError: if not even one member fits into memory.
 
     Example:

@@ -8,14 +8,14 @@ from typing import Any
 from jax.stages import Compiled
 
 MOST_THREADS = 4
-"""The programs of a group are two: with one group ahead, at most four are compiled at a time."""
+"""Each group has two programs: with one group ahead, at most four are compiled at a time."""
 
 
 class Ahead:
     """Threads that compile programs before they are needed; XLA compiles without Python's lock.
 
-    Programs are traced by the caller, whose settings of JAX may be those of its thread alone. Leaving the context
-    drops the programs that no thread has begun, and waits for the others, so that no thread is left behind.
+    Programs are traced by the caller, since JAX's settings may differ between threads. On exit, the context drops the
+    programs that no thread has begun to compile, and waits for the others, so that no thread outlives it.
 
     Example:
         >>> import jax

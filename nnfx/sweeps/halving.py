@@ -41,7 +41,7 @@ class Halving(NamedTuple):
         """Check that the rungs increase and stay below `epochs`, and that the fraction is between 0 and 1.
 
         Raises:
-            TypeError, ValueError: if not.
+            TypeError, ValueError: if they do not.
         """
         rungs = self.rungs
         if isinstance(rungs, str) or not isinstance(rungs, Sequence | np.ndarray):

@@ -1,14 +1,14 @@
 """`jax.vmap` for small networks on CPUs: the mapped axis is the last one, so that it fills the vector units.
 
 `jax.vmap` puts the mapped axis first. For a network of a few units, XLA then emits loops over axes of 1 to 32 numbers,
-which it unrolls instead of vectorising, and matrix products too small to be efficient. With the mapped axis last, every
-operation on a number of one member becomes the same operation on a row with one number of each member, and a small
-product is a sum of such rows.
+which it unrolls instead of vectorising, and matrix products too small to be efficient. With the mapped axis last,
+every operation on a number of one member becomes the same operation on a row with one number of each member, and a
+small product is a sum of such rows.
 
 The function is traced for one element, and each of its operations is then applied to all elements at once: by its rule
-in `nnfx.sweeps.last_axis_rules`, by evaluating the functions that it holds (calls, branches and loops, here), or, for
-any other operation, by `jax.vmap` of this operation alone. The same holds for an operation whose parameters have other
-names than in the releases of JAX known here, so that any function can be mapped; only its speed depends on the rules.
+in `nnfx.sweeps.last_axis_rules`, by evaluating the functions inside it (calls, branches and loops, in this module),
+or, for any other operation, by `jax.vmap` of this operation alone. `jax.vmap` also maps operations whose parameters
+have other names than in the known releases of JAX. So any function can be mapped; only its speed depends on the rules.
 
 `nnfx.sweeps.programs` uses it for the members of a sweep.
 """
@@ -28,16 +28,16 @@ from nnfx.sweeps import last_axis_rules as rules
 __all__ = ["FEWEST", "OPTIONS", "map_last", "vmap"]
 
 FEWEST = 32
-"""Fewer elements than this do not fill the vector units: measured, since 16 would fill one of AVX-512's."""
+"""Fewer elements than this do not fill the vector units: a measured value, since 16 would fill an AVX-512 unit."""
 OPTIONS = {"xla_cpu_prefer_vector_width": 512}
-"""Options of the compiler: it uses half of AVX-512's width by default."""
+"""Compiler options: by default, it uses half the width of AVX-512."""
 
 Values = list[tuple[Any, bool]]
-"""Arrays, each with whether it is mapped; mapped arrays are `(..., elements)`."""
+"""Arrays, each with a flag that says whether it is mapped; mapped arrays are `(..., elements)`."""
 
 
 def vmap(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Map a function over the first axis of all arrays, as `jax.vmap` does; within, this axis is the last one.
+    """Map a function over the first axis of all arrays, like `jax.vmap`; inside, this axis is last.
 
     Args:
         function: a function of an element.
@@ -59,7 +59,7 @@ def vmap(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def map_last(traced: ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:
-    """Map a traced function over the first axis of all arrays, as `jax.vmap` does; within, this axis is the last one.
+    """Map a traced function over the first axis of all arrays, as `jax.vmap` does; inside, this axis is the last.
 
     Results agree with those of `jax.vmap` up to rounding. The map cannot be differentiated: custom derivatives are
     lost. Derivatives within the function are not affected.
@@ -137,7 +137,7 @@ class _Elements:
         return rules.spread(*value, shape, self.size)
 
     def _cond(self, equation: JaxprEqn, inputs: Values) -> Values:
-        """Choose a branch, for all elements together if they agree, and otherwise for each."""
+        """Choose a branch: once for all elements if they agree, and otherwise for each."""
         (index, differs), operands = inputs[0], inputs[1:]
         arrays, mapped = _apart(operands)
         branches, shapes = equation.params["branches"], _shapes(equation)
@@ -157,7 +157,7 @@ class _Elements:
         ]
 
     def _while(self, equation: JaxprEqn, inputs: Values) -> Values:
-        """Loop until every element has ended; an element that has ended keeps its values."""
+        """Loop until every element has finished; an element that has finished keeps its values."""
         condition, body = equation.params["cond_jaxpr"], equation.params["body_jaxpr"]
         of_condition, of_body, carry = _parts(inputs, equation.params["cond_nconsts"], equation.params["body_nconsts"])
         shapes = _shapes(equation)
@@ -221,7 +221,7 @@ def _shapes(equation: JaxprEqn) -> list[tuple[int, ...]]:
 
 
 def _results(equation: JaxprEqn) -> Sequence[Any]:
-    """Return the results of one turn of a scan."""
+    """Return the results of one iteration of a scan."""
     results: Sequence[Any] = rules.opened(equation.params["jaxpr"])[0].outvars
     return results
 
@@ -238,7 +238,7 @@ def _called(equation: JaxprEqn, inputs: list[Any]) -> tuple[Any, list[Any]] | No
     if not rules.is_known(equation) or equation.effects:
         return None
     params = equation.params
-    if (platforms := params.get("branches_platforms")) is not None:  # of `lax.platform_dependent`
+    if (platforms := params.get("branches_platforms")) is not None:  # from `lax.platform_dependent`
         branches = zip(platforms, params["branches"], strict=True)
         return next((branch, inputs[1:]) for names, branch in branches if names is None or "cpu" in names)
     return (params[rules.CALLS[name]], inputs) if (name := equation.primitive.name) in rules.CALLS else None
@@ -278,7 +278,7 @@ def _while_mapped(equation: JaxprEqn, inputs: list[bool]) -> tuple[list[bool], b
 
 
 def _carried(body: Any, constants: list[bool], carry: list[bool], over: list[bool]) -> list[bool]:
-    """Return which results of a loop's body are mapped after any number of turns."""
+    """Return which results of a loop's body are mapped after any number of iterations."""
     while True:
         results = _mapped_results(body, constants + carry + over)
         after = [*map(operator.or_, carry, results)]

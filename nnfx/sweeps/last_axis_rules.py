@@ -1,8 +1,9 @@
 """Rules that apply an operation to all elements at once, with the mapped axis last; see `nnfx.sweeps.last_axis`.
 
 Each rule returns the results, or None if the operation should be mapped as by `jax.vmap`. Rules are needed where
-`jax.vmap` would move the mapped axis to the front, and for sums, which XLA does not vectorise over a last axis. What
-depends on the release of JAX is here too: the names of an operation's parameters, and how to read them.
+`jax.vmap` would move the mapped axis to the front, and for sums, which XLA does not vectorise over a last axis.
+Everything that depends on the release of JAX is also here: the names of an operation's parameters, and how to read
+them.
 """
 
 import math
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 LONGEST_SUM = 64
-"""Sums of at most this many terms are written out: XLA would compute the others one number at a time."""
+"""Sums of at most this many terms are written out as additions: XLA would compute them one number at a time."""
 
 
 CALLS = {
@@ -42,7 +43,7 @@ CALLS = {
     "jit": "jaxpr",
     "remat2": "jaxpr",
 }
-"""The operations that only call another function, which is evaluated in their place, and the parameter with it."""
+"""The operations that only call a function, which is evaluated in their place, and the parameter that contains it."""
 
 PARAMETERS = {
     "broadcast_in_dim": ["broadcast_dimensions shape sharding"],
@@ -73,9 +74,9 @@ PARAMETERS = {
     "transpose": ["permutation"],
     "while": ["body_jaxpr body_nconsts cond_jaxpr cond_nconsts"],
 }
-"""The parameters of the operations that are not mapped as by `jax.vmap`, in each release of JAX that changes them.
+"""The parameters of the operations that have rules, in each release of JAX that changes them.
 
-An operation with others may mean something else: `jax.vmap`, which is of the same release, maps it.
+With other parameters, an operation may have another meaning, so `jax.vmap` of the same release maps it.
 """
 FORMS = {name: [set(form.split()) for form in forms] for name, forms in PARAMETERS.items()}
 """The same names as sets."""
@@ -87,7 +88,7 @@ def is_known(equation: JaxprEqn) -> bool:
 
 
 def opened(traced: Any) -> tuple[Any, Sequence[Any]]:
-    """Return the equations of a function, and its constants; from JAX 0.12 on, one object holds both."""
+    """Return the equations of a function, and its constants; from JAX 0.12 on, one object contains both."""
     return getattr(traced, "jaxpr", traced), getattr(traced, "consts", ())
 
 
@@ -102,7 +103,8 @@ def scan_sizes(equation: JaxprEqn) -> tuple[int, int]:
 def drawing(equation: JaxprEqn) -> Any:
     """Return how random bits are drawn from a key, as a traced function; None for any other operation.
 
-    Drawn by `jax.vmap` with the mapped axis first, they would have to be transposed, which takes longer than drawing.
+    If `jax.vmap` drew them with the mapped axis first, they would have to be transposed, which takes longer than
+    drawing.
     """
     if equation.primitive.name != "random_bits" or not is_known(equation):
         return None
@@ -181,7 +183,7 @@ class Operation(NamedTuple):
 
 
 def select(which: Any, *cases: Any) -> Any:
-    """Return the chosen case at each place, given the number of the case, an integer."""
+    """Return the chosen case at each position, given the integer number of the case."""
     return lax.select_n(which > 0 if len(cases) == 2 else which, *cases) if len(cases) > 1 else cases[0]
 
 
@@ -217,7 +219,7 @@ def _dot_general(of: Operation) -> list[Any] | None:
     dtypes = {array.dtype for array in of.arrays} | {aval(of.equation.outvars[0]).dtype}
     if not 0 < length <= LONGEST_SUM or len(dtypes) > 1 or dtypes.pop().itemsize < 4:
         return None
-    result = (*of.shape, of.size)  # the axes of the batch, those of the left factor, those of the right, elements
+    result = (*of.shape, of.size)  # the batch axes, the axes of the left factor, of the right factor, the elements
     factors, axes = [], []
     for i, (array, is_mapped) in enumerate(zip(of.arrays, of.mapped, strict=True)):
         free = [axis for axis in range(len(of.shapes[i])) if axis not in (*contracted[i], *batch[i])]
@@ -262,7 +264,7 @@ def _select_n(of: Operation) -> list[Any]:
 
 
 def _threefry2x32(of: Operation) -> list[Any]:
-    rank = len(of.shape)  # keys are kept small: they are carried through the rounds of the cipher
+    rank = len(of.shape)  # keys are not expanded: they are carried through the rounds of the cipher
     return bind(
         of.equation,
         [
@@ -329,6 +331,6 @@ RULES: dict[str, Callable[[Operation], list[Any] | None]] = {
 
 
 def applied(of: Operation) -> list[Any] | None:
-    """Return the results of an operation by its rule; None if it has none, or its form is not the one of the rule."""
+    """Return the results of an operation by its rule; None if it has no rule, or a form not covered by it."""
     rule = RULES.get(of.equation.primitive.name)
     return None if rule is None or not is_known(of.equation) else rule(of)

@@ -40,8 +40,8 @@ class Population:
     Attributes:
         runs: the members as one `Run`, every array with a leading axis `(size, ...)`. The history of a member follows
             its weights: before a replacement, it is the history of the ancestors.
-        hyper: the hyper-parameters that each member was trained with, `(rounds, size)` by name.
-        parents: the member whose weights each member started a round with, int32 `(rounds, size)`: the member itself
+        hyper: the hyper-parameters with which each member was trained, `(rounds, size)` by name.
+        parents: the member with whose weights each member started a round, int32 `(rounds, size)`: the member itself
             if it was not replaced.
         losses: the held-out loss of each member at the end of each round, `(rounds, size)`.
         epochs_per_round: the number of epochs in a round.
@@ -68,7 +68,7 @@ class Population:
         """
         losses = np.asarray(self.runs.best.loss, np.float64)
         if not np.isfinite(losses).any():
-            raise ValueError(f"best: expected a member with a finite loss, got none: all {len(losses)} have diverged")
+            raise ValueError(f"best: expected a member with a finite loss, got none: all {len(losses)} diverged")
         return self.run(int(np.where(np.isfinite(losses), losses, np.inf).argmin()))
 
     def lineage(self, member: int) -> np.ndarray:
@@ -87,7 +87,7 @@ class Population:
         return np.array(places[::-1])
 
     def schedule(self, member: int) -> dict[str, np.ndarray]:
-        """Return the hyper-parameters that the weights of a member were trained with, `(rounds,)` by name."""
+        """Return the hyper-parameters with which the weights of a member were trained, `(rounds,)` by name."""
         rounds, places = np.arange(len(self.parents)), self.lineage(member)
         return {name: np.asarray(values)[rounds, places] for name, values in self.hyper.items()}
 
@@ -128,7 +128,7 @@ def population(
         The function, whose data must have a held-out split.
 
     Raises:
-        TypeError, ValueError: for arguments out of range, no range at all, unknown or missing hyper-parameters, and
+        TypeError, ValueError: for arguments out of range, no ranges, unknown or missing hyper-parameters, and
             runs with stopping rules; when the function is called, as calling `fit` does, and for data without a
             held-out split.
 
@@ -198,7 +198,7 @@ def population(
 
 
 def _of_ancestors(columns: dict[str, Array], parents: Array, epochs_per_round: int) -> dict[str, Array]:
-    """Return the history of each member's weights, `(size, epochs)`, from the history of each place."""
+    """Return the history of each member's weights, `(size, epochs)`, from the history of each position."""
     rounds, size = parents.shape
     places = [jnp.arange(size)]
     for of_round in parents[:0:-1]:
@@ -271,7 +271,7 @@ def _evolved(
 
 
 def _own(state: RunState) -> RunState:
-    """Remove the keys, which stay with a place when its state is replaced."""
+    """Remove the keys, which stay with a position when its state is replaced."""
     return state._replace(train=state.train._replace(key=None), order_key=None)  # type: ignore[arg-type]
 
 

@@ -15,8 +15,8 @@ class Progress(NamedTuple):
         running: the number of members still running.
         members: the total number of members.
         result: a function that returns the result so far, in the same form as the final result:
-            `progress.result().save(path)` saves it in case the sweep is interrupted. The reason of members still
-            running is "running". None in a search.
+            `progress.result().save(path)` saves it in case the sweep is interrupted. For members still running, the
+            reason is "running". None in a search.
     """
 
     epoch: int

@@ -28,7 +28,7 @@ SHOWN = 20
 NOT_FINITE = "not finite"
 """The reason given for members whose loss or weights are not finite."""
 LAST = (NOT_FINITE, "dropped")
-"""The reasons of members that come last in a table sorted by a metric."""
+"""The reasons given for members that come last in a table sorted by a metric."""
 TAKEN = {
     *("member", "point", "program", "seed", "fold", "epochs", "best_epoch", "reason"),
     *("rank", "runs", "failed", "standard_error", "worst", "train_loss", "valid_loss"),
@@ -90,8 +90,9 @@ class ByPoint(Rows):
     """The points of a sweep, best first, with their mean scores over seeds and folds, and standard errors.
 
     Attributes:
-        rows: one dictionary per point: its hyper-parameters, the number of runs, the number of failed runs, which have
-            no finite value; and the mean of the other runs, its standard error (NaN for one run) and the worst value.
+        rows: one dictionary per point: its hyper-parameters, the number of runs, the number of failed runs (those
+            without a finite value), and the mean of the other runs, its standard error (NaN for one run) and the worst
+            value.
         numbers: the position of each row's point among the points of the sweep.
     """
 
@@ -140,7 +141,7 @@ class Member(Run):
 class Sweep(Rows):
     """The members of a sweep, ordered by loss, lowest first.
 
-    In the order of any metric, members whose loss or weights are not finite come last, just after dropped members.
+    When sorted by any metric, members whose loss or weights are not finite come last, just after dropped members.
 
     Attributes:
         rows: one dictionary per member: its number, seed, fold (if there are folds), hyper-parameters, number of
@@ -152,7 +153,7 @@ class Sweep(Rows):
         hyper: the hyper-parameters, `(members,)` each, by member number.
         preprocess: the preprocessing of raw features, `(members, ...)`, by member number.
         ends: the outcomes of the members' runs, by member number.
-        judged_by: the metric that members and points are ranked by, and whether larger values are better.
+        judged_by: the metric by which members and points are ranked, and whether larger values are better.
     """
 
     fit: Fit
@@ -176,7 +177,7 @@ class Sweep(Rows):
             if of_point[0]["reason"] not in LAST:
                 return self.member(of_point[0]["member"])
         raise ValueError(
-            f"best: expected a member that ended with finite numbers, got none: all {len(self.rows)} have diverged or"
+            f"best: expected a member that ended with finite numbers, got none: all {len(self.rows)} diverged or"
             f" were dropped; see `rows` and `histories`"
         )
 
@@ -203,8 +204,8 @@ class Sweep(Rows):
     def by_point(self) -> ByPoint:
         """Return the points, ranked by their mean score over seeds and folds.
 
-        The mean is that of the loss, or of the metric that the members were last sorted by. Points with dropped members
-        come after all other points. Within both groups, points with more failed runs come later.
+        The score is the loss, or the metric by which the members were last sorted. Points with dropped members come
+        after all other points. Within both groups, points with more failed runs come later.
 
         Example:
             >>> import nnfx, optax
@@ -292,7 +293,7 @@ def ranking(values: np.ndarray, dropped: np.ndarray, largest_first: bool) -> tup
 
 
 def spread(values: np.ndarray, name: str, largest_first: bool) -> Row:
-    """Summarise a point's runs: their number, failures, and the mean, its standard error and the worst of the rest.
+    """Summarise a point's runs: their number, failures, and the mean, its standard error and the worst of the others.
 
     >>> spread(np.array([1.0, 3.0, np.nan]), "loss", False)
     {'runs': 3, 'failed': 1, 'loss': 2.0, 'standard_error': 1.0, 'worst': 3.0}

@@ -25,10 +25,10 @@ SMALLEST = 1 / 32
 
 
 class Packing(NamedTuple):
-    """When the running members are moved to a smaller table: each size of a table is another program to compile.
+    """When to move the running members to a smaller table: each table size needs another program to be compiled.
 
     Attributes:
-        below: the largest fraction of the table that they fill then.
+        below: the fraction of the table at or below which the running members are moved.
         narrowest: the smallest number of points in a table, or of groups if they have one point.
     """
 
@@ -38,17 +38,16 @@ class Packing(NamedTuple):
 
 PACKING = Packing(1 / 2, 1)
 PACKING_OF_SMALL = Packing(1 / 4, last_axis.FEWEST)
-"""With the members' axis last, a network takes far longer to compile than to train: seconds, and milliseconds.
-
-A narrower table would not have the axis last, and half as many members would take as long, measured on two cores. Since
-every table has, the numbers of a member have the same bits in all of them."""
+"""With the members' axis last, compiling a network takes seconds, and training it takes milliseconds. A narrower
+table would not have the axis last, and half as many members would take as long, measured on two cores. Since every
+table has, the numbers of a member have the same bits in all of them."""
 
 
 @dataclasses.dataclass
 class Table:
     """The positions of the members, and their results so far.
 
-    `member` holds the number of the member at each position `(group, point)` of the table; a member's number is
+    `member` contains the number of the member at each position `(group, point)` of the table; a member's number is
     `group · points + point` in the initial table.
 
     Attributes:
@@ -104,7 +103,7 @@ class Table:
         width = number_of(points)
         member = np.arange(len(group_seeds) * width).reshape(len(group_seeds), width)
         columns = dict(as_arrays({name: column[member % width] for name, column in points.items()}))
-        if not columns:  # programs infer the table's size from hyper-parameters; no part takes one without a name
+        if not columns:  # programs infer the table's size from hyper-parameters; no part takes an unnamed one
             columns[""] = np.zeros(member.shape, np.float32)
         table = cls(
             key, points, group_seeds, group_folds, fixed, mesh, fit.epochs, member, group_seeds, group_folds, columns
@@ -188,7 +187,7 @@ class Table:
         Args:
             history: each metric, `(groups, width, epochs or more)`, with any values for epochs that were not run.
             until: the number of epochs completed.
-            epochs: `(groups, width)`, the number of these epochs that each member has run; the others are NaN, written
+            epochs: `(groups, width)`, the number of these epochs that each member has run; the others are set to NaN
                 here, so that programs never return NaN on purpose.
         """
         numbers = np.arange(until - self.done)
@@ -196,7 +195,7 @@ class Table:
             if name not in self.history:
                 self.history[name] = np.full((self.members, self.epochs), np.nan, values.dtype)
             column = self.history[name]
-            for group, members in enumerate(self.member):  # row by row, since a copy of all takes as much as all
+            for group, members in enumerate(self.member):  # row by row, since a copy of all would double the memory
                 held = members >= 0
                 was_run = numbers < epochs[group, held, None]
                 column[members[held], self.done : until] = np.where(
@@ -223,7 +222,7 @@ class Table:
         self._stop(~kept & self._is_running(), DROPPED, self.state)
 
     def pack(self, packing: Packing = PACKING) -> bool:
-        """Move the running members into a smaller table, if the saving is large enough; return whether it was."""
+        """Move the running members into a smaller table, if this saves enough; return whether it did."""
         if (places := self._packed(self._is_running(), packing)) is None:
             return False
         self.harvest()
@@ -233,8 +232,8 @@ class Table:
     def after(self, points: int, packing: Packing = PACKING) -> "Table | None":
         """Return the table, without a state, that is packed once only this many points of each group are running.
 
-        The seeds, folds and shapes are those of the table to come, unless members stop for other reasons. None if the
-        table would stay.
+        Its seeds, folds and shapes are those of the future table, unless members stop for other reasons. None if the
+        table would not change.
         """
         held = self.member >= 0
         places = self._packed(held & (held.cumsum(1) <= points), packing)
@@ -245,7 +244,7 @@ class Table:
         return table
 
     def _packed(self, running: np.ndarray, packing: Packing) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the groups and the positions in each that a smaller table keeps; None if the table stays."""
+        """Return the groups and the positions in each that a smaller table keeps; None if the table does not change."""
         groups = np.flatnonzero(running.any(1))
         if not len(groups):
             return None

@@ -152,7 +152,7 @@ def run_epochs_until(
 ) -> tuple[RunState, dict[str, Array]]:
     """Train until `until` epochs in total, for at most `at_most` epochs. Reverse-mode differentiation is not supported.
 
-    `until` is traced, so one program serves any number of epochs. The other arguments and the result are those of
+    `until` is traced, so one program serves any number of epochs. The other arguments and the result are as for
     `scan_epochs`. Runs mapped with `jax.vmap` share one `first_epoch` and advance together; stopped runs stay
     unchanged.
     """

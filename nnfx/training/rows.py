@@ -146,7 +146,7 @@ def is_by_step(outputs: Any, batch: Batch) -> bool:
 
     Args:
         outputs: the outputs of the model, or their shape.
-        batch: the batch that the outputs belong to.
+        batch: the batch to which the outputs belong.
 
     Raises:
         ValueError: if steps or outputs have weights, but the outputs or targets do not have the same leading axes.
@@ -187,7 +187,7 @@ def model_weights(outputs: Any, batch: Batch) -> Any:
 
     Args:
         outputs: the shape of the outputs.
-        batch: the batch that the outputs belong to.
+        batch: the batch to which the outputs belong.
     """
     weights = batch.weights
     axes = weights.ndim - (outputs.shape == weights.shape)

@@ -214,7 +214,7 @@ class Run:
             ImportError: if a package that the format needs is missing.
             ValueError: for any other suffix; for a model, preprocessing or precision that the format does not support,
                 such as cuDNN, or features too far from zero for float32; and if the outputs of the file differ from
-                those of `predict`.
+                the outputs of `predict`.
 
         Example:
             >>> import jax.export, nnfx, optax, pathlib, tempfile

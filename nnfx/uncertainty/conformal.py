@@ -73,7 +73,7 @@ def lac(probabilities: Array) -> Array:
         probabilities: `(batch, classes)`, rows that sum to 1.
 
     Returns:
-        Scores `(batch, classes)`, from 0 to 1; the set of an example holds the classes with scores up to `threshold`.
+        Scores `(batch, classes)`, from 0 to 1; an example's set contains the classes with scores up to `threshold`.
 
     Raises:
         ValueError: for numbers that are not probabilities.
@@ -100,7 +100,7 @@ def aps(key: Array, probabilities: Array) -> Array:
         probabilities: `(batch, classes)`, rows that sum to 1; of equal probabilities, the first counts as larger.
 
     Returns:
-        Scores `(batch, classes)`, from 0 to 1; the set of an example holds the classes with scores up to `threshold`.
+        Scores `(batch, classes)`, from 0 to 1; an example's set contains the classes with scores up to `threshold`.
 
     Raises:
         TypeError: for a key that is not typed.

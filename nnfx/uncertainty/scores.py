@@ -142,7 +142,7 @@ def reliability(probabilities: Array, labels: Array, bins: int = 15) -> Reliabil
 def expected_calibration_error(probabilities: Array, labels: Array, bins: int = 15) -> Array:
     """Expected calibration error `Σₘ |Bₘ|/n · |accuracy(Bₘ) − confidence(Bₘ)|` over bins of equal width.
 
-    The confidence is the probability of the predicted class. The estimate is biased upwards if bins hold few
+    The confidence is the probability of the predicted class. The estimate is biased upwards if bins contain few
     examples, so compare values only for equal numbers of examples and bins.
 
     Args:

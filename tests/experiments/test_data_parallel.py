@@ -36,7 +36,7 @@ def test_the_experiment_writes_what_it_says(tmp_path, capsys, devices, processes
             assert written["gradient_bytes"] <= largest <= written["gradient_bytes"] + 64
     assert matplotlib.image.imread(tmp_path / "data_parallel.png").std() > 0.05
     assert (tmp_path / "history.csv").read_text().startswith("epoch,mesh on 1 train_loss")
-    assert "exchanges a step" in capsys.readouterr().out
+    assert "exchanges per step" in capsys.readouterr().out
 
 
 def test_more_devices_than_there_are():

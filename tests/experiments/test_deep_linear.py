@@ -16,7 +16,7 @@ def test_modes_are_learned_along_the_closed_form(tmp_path, capsys):
     assert max(written["off"]["random_starts"]["mean"]) < 0.08
     assert written["half_learned_at"] == sorted(written["half_learned_at"]), "broad distinctions first"
     assert matplotlib.image.imread(tmp_path / "modes.png").std() > 0.05
-    assert "off, along the modes" in capsys.readouterr().out
+    assert "error, along the modes" in capsys.readouterr().out
 
 
 def test_the_closed_form_solves_the_equation_of_gradient_flow():

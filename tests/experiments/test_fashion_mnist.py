@@ -61,7 +61,7 @@ def test_the_experiment_writes_what_it_says(tmp_path, stripes, capsys):
     assert "epoch 2 of 2" in captured.err
     assert "standing" in captured.out
 
-    with pytest.raises(ValueError, match="use another folder for another run"):
+    with pytest.raises(ValueError, match="use a different folder for each run"):
         fashion_mnist.run(stripes, dataclasses.replace(config, seed=1))
 
 

@@ -89,7 +89,7 @@ def test_what_fails_is_told_and_harms_no_other(two_experiments, capsys):
     assert "loss 0.25" in works
     assert str(out / "works" / "figure.png") in works
     assert "exit status 1: out of luck" in fails
-    assert "1 of 2 experiments made" in captured.out
+    assert "1 of 2 experiments completed" in captured.out
     assert str(out / "fails" / "output.txt") in captured.out
     assert (out / "works" / "output.txt").read_text(encoding="utf-8").strip() == "σ"
 

@@ -34,7 +34,7 @@ def test_the_table_has_the_largest_size_and_memory_beyond_the_imports():
     assert [row["grows"] for row in by_name] == ["rows", "epochs"]
     assert by_name[0]["largest"] == "1,000"
     assert by_name[0]["seconds"] == pytest.approx(1.0)
-    assert [row["exponent of memory"] for row in by_name] == pytest.approx([1.0, 0.0])
+    assert [row["memory exponent"] for row in by_name] == pytest.approx([1.0, 0.0])
 
 
 def test_unknown_axes_are_named():

@@ -182,4 +182,4 @@ def test_the_experiment_writes_what_it_says(tmp_path, capsys, images, request):
     assert not list(tmp_path.glob(".*")), "nothing is left written aside"
     printed = capsys.readouterr().out
     assert "F1 on test scenes" in printed
-    assert "as COCO measures: AP 0." in printed
+    assert "by COCO's metrics: AP 0." in printed

@@ -27,4 +27,4 @@ def test_the_experiment_writes_what_it_says(tmp_path, capsys):
     assert written["replaced"] == pytest.approx(1 / 5)
     assert len(written["schedule"]["dropout"]) == 3
     assert matplotlib.image.imread(tmp_path / "population.png").std() > 0.05
-    assert "seen by neither" in capsys.readouterr().out
+    assert "used by neither" in capsys.readouterr().out

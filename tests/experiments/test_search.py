@@ -24,4 +24,4 @@ def test_the_experiment_writes_what_it_says(tmp_path, capsys):
     assert best["valid_loss"] == min(float(row["valid_loss"]) for row in points)
     assert summary["indistinguishable"][0]["point"] == best["point"]
     assert matplotlib.image.imread(tmp_path / "search.png").std() > 0.05
-    assert "cannot tell from the best at 5 %" in capsys.readouterr().out
+    assert "cannot distinguish from the best at 5 %" in capsys.readouterr().out

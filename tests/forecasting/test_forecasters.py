@@ -237,7 +237,7 @@ def test_a_forecaster_trains_with_a_traced_dropout_and_a_head(key):
         (
             lambda: forecasters.direct("mlp", 3),
             TypeError,
-            "network: expected a Model or a function to make one, got 'mlp'",
+            "network: expected a Model or a function that makes one, got 'mlp'",
         ),
         (lambda: forecasters.direct(lambda outputs: outputs, 3), TypeError, "network: expected a Model, got 3"),
         (lambda: forecasters.direct(NETWORK, 0), ValueError, "horizon: expected a positive integer, got 0"),

@@ -133,9 +133,9 @@ def test_columns_of_one_name_are_refused():
     twice = pandas.DataFrame(np.ones((20, 2)), columns=["a", "a"])
     for values, past in ((twice, None), (np.ones((20, 1)), twice)):
         name = "values" if past is None else "past"
-        with pytest.raises(ValueError, match=f"{name}: expected columns with different names, got 'a' twice"):
+        with pytest.raises(ValueError, match=f"{name}: expected columns with unique names, got 'a' twice"):
             prepare(values, 4, 2, past=past)
-    with pytest.raises(ValueError, match="values: expected columns with different names, got 'a' twice"):
+    with pytest.raises(ValueError, match="values: expected columns with unique names, got 'a' twice"):
         prepare(Series(np.ones((20, 2)), ("a", "a"), None, 1), 4, 2)
 
 

@@ -219,7 +219,7 @@ def fitted_full(**options):
     [
         ("auc", ValueError, "metrics: expected a function, or one of accuracy, .*, got 'auc'"),
         ({"auc": "auc"}, ValueError, "metrics: expected a function, or one of accuracy"),
-        (["accuracy", "accuracy"], ValueError, "metrics: expected different names, got 'accuracy' twice"),
+        (["accuracy", "accuracy"], ValueError, "metrics: expected unique names, got 'accuracy' twice"),
         ([lambda outputs, targets: outputs], TypeError, "metrics: expected functions with a name, or a mapping"),
         ([functools.partial(metrics.f1, average="macro")], TypeError, "metrics: expected functions with a name"),
         ([3], TypeError, "metrics: expected functions with a name, or a mapping"),

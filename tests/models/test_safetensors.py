@@ -87,7 +87,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
         ({"a": 1.0}, TypeError, "variables: expected arrays of BOOL.*got 1.0 for a"),
         ({"a": {"b": jax.random.key(0)}}, TypeError, r"variables: expected arrays.*got key<fry>\[\] for a.b"),
         ({"a": np.zeros(2, ml_dtypes.int4)}, TypeError, r"variables: expected arrays.*got int4\[2\] for a"),
-        ({"a.b": np.ones(1), "a": {"b": np.ones(1)}}, ValueError, "variables: expected leaves with different names"),
+        ({"a.b": np.ones(1), "a": {"b": np.ones(1)}}, ValueError, "variables: expected leaves with unique names"),
         ({"a.b": np.ones(1), "a": np.ones(1)}, ValueError, "variables: expected names.*got a and a.b"),
     ],
 )

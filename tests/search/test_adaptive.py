@@ -114,7 +114,7 @@ WRONG = [
     ({"method": HyperGradient(2, 0.0)}, ValueError, "rate: expected a finite number above 0, got 0"),
     ({"devices_per_member": 2}, ValueError, "devices_per_member: expected 1 with HyperGradient, got 2"),
     ({"points": None}, TypeError, "points: expected the number to draw, Grid.*, got none"),
-    ({"points": 2, "budget": 100}, TypeError, "points: expected None, since the budget decides how many"),
+    ({"points": 2, "budget": 100}, TypeError, "points: expected None, since the budget determines how many"),
     ({"points": None, "budget": 13}, ValueError, "budget: expected at least 14 member-epochs, .*2 steps .*, got 13"),
     ({"space": None}, TypeError, "space: expected ranges by name"),
     (

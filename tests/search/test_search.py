@@ -305,7 +305,7 @@ WRONG = [
         r"points\[0\]: expected no value for learning_rate, which the space fixes, got one",
     ),
     ({"method": "halving"}, TypeError, "method: expected Halving, Hyperband, Extrapolation, .* or None, got 'halving'"),
-    ({"method": Hyperband()}, TypeError, "points: expected None, since Hyperband decides"),
+    ({"method": Hyperband()}, TypeError, "points: expected None, since Hyperband determines"),
     ({"method": Hyperband(9), "points": None}, ValueError, "min_epochs: expected at most 4"),
     ({"method": Halving((4,))}, ValueError, "rungs: expected epochs that increase and stay below 4"),
     ({"space": {}}, ValueError, "space: expected at least one range, got none"),

@@ -141,7 +141,7 @@ def test_a_space_without_new_points_ends_the_search(train, clock):
         ({"budget": Seconds(None)}, TypeError, r"budget.seconds: expected a number, got None"),
         ({"points": None}, TypeError, "points: expected a positive integer, got None"),
         ({"points": Grid(2)}, TypeError, "points: expected a positive integer, got Grid"),
-        ({"method": Hyperband()}, TypeError, "points: expected None, since Hyperband decides how many"),
+        ({"method": Hyperband()}, TypeError, "points: expected None, since Hyperband determines how many"),
         (
             {"method": HyperGradient()},
             TypeError,

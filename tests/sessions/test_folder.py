@@ -98,14 +98,14 @@ def test_a_run_on_stored_data_and_one_in_memory_do_not_share_a_folder(data, key,
     examples = nnfx.data.store(tmp_path / "examples", [tuple(map(np.asarray, data.train[:2]))])
     before = contents(ended)
     with pytest.raises(
-        ValueError, match="expected the folder of a run on stored data, got the folder of a run; use another folder"
+        ValueError, match="expected the folder of a run on stored data, got the folder of a run; use a different folder"
     ):
         nnfx.session(TWO_EPOCHS, ended, progress=False)(key, examples, learning_rate=0.1)
     assert contents(ended) == before
     nnfx.session(TWO_EPOCHS, tmp_path / "stream", progress=False)(key, examples, learning_rate=0.1)
     before = contents(tmp_path / "stream")
     with pytest.raises(
-        ValueError, match="expected the folder of a run, got the folder of a run on stored data; use another folder"
+        ValueError, match="expected the folder of a run, got the folder of a run on stored data; use a different folder"
     ):
         quiet(TWO_EPOCHS, tmp_path / "stream")(key, data, learning_rate=0.1)
     assert contents(tmp_path / "stream") == before

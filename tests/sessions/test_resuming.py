@@ -45,7 +45,7 @@ def test_another_run_is_refused_with_what_differs(data, key, ended, train, hyper
 
 def test_another_key_is_refused(data, ended):
     with pytest.raises(
-        ValueError, match=r"key: expected the key of the checkpoint, got a different one\nuse another folder"
+        ValueError, match=r"key: expected the key of the checkpoint, got a different one\nuse a different folder"
     ):
         quiet(TWO_EPOCHS, ended)(jax.random.key(1), data, learning_rate=0.1)
 
