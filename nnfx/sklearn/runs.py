@@ -193,7 +193,9 @@ def _outputs_together(
         def of_fold(fold: Folds) -> Array:
             return side_by_side(lambda hyper: _outputs(fit, key, fold, hyper), points, at_once)
 
-        return [side_by_side(of_fold, each, at_once) for each in folds]
+        points_each = len(jax.tree.leaves(points)[0])
+        folds_at_once = None if at_once is None else max(1, at_once // points_each)
+        return [side_by_side(of_fold, each, folds_at_once) for each in folds]
 
     if len(devices) == 1:
         return share(key, folds, points)
