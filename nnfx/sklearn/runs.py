@@ -15,7 +15,7 @@ from nnfx.data.prepare import Data, prepare
 from nnfx.data.preprocess import Preprocess
 from nnfx.data.splits import at_random
 from nnfx.mapping import POINTS, side_by_side
-from nnfx.sweeps.at_once import best_at_once
+from nnfx.sweeps.block_size import best_at_once
 from nnfx.training.epochs import RunState, scan_epochs, start, with_final_as_best
 from nnfx.training.fit import Fit
 from nnfx.training.rows import known

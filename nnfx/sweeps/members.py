@@ -13,7 +13,7 @@ from jax.stages import Lowered
 
 from nnfx.stopping import Clock
 from nnfx.sweeps.ahead import Ahead
-from nnfx.sweeps.at_once import best_at_once
+from nnfx.sweeps.block_size import best_at_once
 from nnfx.sweeps.halving import ranked
 from nnfx.sweeps.programs import Programs, fold_data, programs_of
 from nnfx.sweeps.slices import fitting_shape, free_memory, in_slices, resized

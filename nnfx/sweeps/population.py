@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from nnfx import checks, memo
 from nnfx.data.prepare import Data
 from nnfx.mapping import side_by_side
-from nnfx.sweeps.at_once import best_at_once
+from nnfx.sweeps.block_size import best_at_once
 from nnfx.sweeps.points import LogUniform, Uniform, check_range
 from nnfx.training import hyperparameters
 from nnfx.training.epochs import RunState, scan_epochs, start

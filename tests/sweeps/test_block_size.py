@@ -5,7 +5,7 @@ import pytest
 
 import nnfx
 from nnfx.models import conv, max_pool
-from nnfx.sweeps.at_once import best_at_once, member_bytes
+from nnfx.sweeps.block_size import best_at_once, member_bytes
 
 RNG = np.random.default_rng(0)
 HYPER = {"learning_rate": jnp.float32(0.1)}
