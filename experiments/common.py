@@ -122,7 +122,7 @@ class Results:
         self._put("history.csv", lambda aside: aside.write_text(text.getvalue()))
 
     def summary(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
-        """Write `summary.json`: these numbers, the versions of packages, the device, and the seconds spent.
+        """Write `summary.json`: these numbers, the versions of packages, the device, and the time spent, in seconds.
 
         Returns:
             The contents of the file; `compile_s` is the time spent in XLA's compiler, and `wall_s` is the total time

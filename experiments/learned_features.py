@@ -151,7 +151,7 @@ def split(key: Array, images: nnfx.data.Images, config: Config) -> tuple[Data, B
 
 
 def place(key: Array, batch: Batch, copies: int, config: Config) -> Batch:
-    """Enlarge each image, and make `copies` of it, each at a random place on its own empty field."""
+    """Enlarge each image, and place `copies` copies of it at random positions, each on its own blank canvas."""
     rows = len(batch.targets)
     enlarged = jax.image.resize(batch.inputs, (rows, config.size, config.size, 1), "bilinear")
     batch = jax.tree.map(lambda array: jnp.repeat(array, copies, axis=0), batch._replace(inputs=enlarged))

@@ -124,7 +124,10 @@ def first_below(losses: np.ndarray, loss: float) -> np.ndarray:
 
 
 def smallest_share(left: np.ndarray, accuracy: np.ndarray, margin: float = 1.0) -> float:
-    """Return the smallest fraction of weights down to which the mean accuracy is within a margin of the first one."""
+    """Return the smallest fraction of its weights to which the network can be pruned at little cost.
+
+    Down to this fraction, the mean accuracy stays within `margin` of that of the whole network.
+    """
     is_worse = accuracy.mean(1) < accuracy[0].mean() - margin
     return float(left[~np.logical_or.accumulate(is_worse)][-1])
 

@@ -76,7 +76,7 @@ class Link(NamedTuple):
 
 
 def ring(devices: int, size: float, link: Link) -> float:
-    """Return the seconds that an all-reduce around a ring takes: `2 (n − 1) (S / (n B) + α)`.
+    """Return the time in seconds that an all-reduce around a ring takes: `2 (n − 1) (S / (n B) + α)`.
 
     The data are cut into n parts, and every byte crosses each link about twice. The bandwidth is used optimally, but
     latencies add up linearly with n.
@@ -96,7 +96,9 @@ def ring(devices: int, size: float, link: Link) -> float:
 
 
 def tree(devices: int, size: float, link: Link) -> float:
-    """Return the seconds that a pipelined all-reduce up and down a tree takes: `2 S / B + 2 ⌈log₂ n⌉ α`.
+    """Return the time in seconds that a pipelined all-reduce up and down a tree takes: `2 S / B + 2 ⌈log₂ n⌉ α`.
+
+    A single device exchanges nothing, so its time is 0.
 
     >>> tree(1, 100.0, Link(1.0, 1.0)), tree(8, 100.0, Link(bandwidth=100.0, latency=1.0))
     (0.0, 8.0)
@@ -105,9 +107,10 @@ def tree(devices: int, size: float, link: Link) -> float:
 
 
 def all_reduce(devices: int, size: float, node: int, fast: Link, slow: Link) -> float:
-    """Return the seconds that an all-reduce takes within nodes and then between them, by the faster of ring and tree.
+    """Return the time in seconds that an all-reduce takes within nodes and then between them.
 
-    Between the nodes, each of a node's n devices carries one n-th of the node's sum.
+    Each of the two uses the faster of ring and tree. Between the nodes, each of a node's n devices carries one n-th
+    of the node's sum.
 
     >>> all_reduce(1, 100.0, 8, Link(1.0, 1.0), Link(1.0, 1.0))
     0.0
@@ -249,7 +252,7 @@ def measure(width: int, config: Config) -> Measured:
 
 
 def medians(functions: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...], repeats: int) -> list[float]:
-    """Return the median seconds that compiled functions take, called in turn."""
+    """Return the median time in seconds that each compiled function takes; the functions are called in turn."""
     seconds: list[list[float]] = [[] for _ in functions]
     for repeat in range(repeats + 1):
         for each, (function, arguments) in zip(seconds, functions, strict=True):

@@ -1,8 +1,8 @@
-"""Optax optimizers in the form that a training step expects, frozen parameters, and weights for evaluation.
+"""Adapt Optax optimizers to the training step, freeze parameters, and select the weights to evaluate a model with.
 
 Most optimizers update the weights that a model is evaluated with. Some update other weights. A schedule-free optimizer
-updates the point at which the gradient is taken. Lookahead updates its fast weights. In some of its steps,
-sharpness-aware minimisation (SAM) moves the weights uphill.
+updates the point at which the gradient is taken. Lookahead updates its fast weights. In some of its steps, the
+sharpness-aware optimizer SAM moves the weights uphill.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ def as_optimizer(name: str, given: Any) -> optax.GradientTransformationExtraArgs
         given: an instance of an Optax optimizer.
 
     Raises:
-        TypeError: for anything else, such as an optimizer factory.
+        TypeError: if `given` is not an instance of an Optax optimizer, but for example a factory.
 
     Example:
         >>> optimizer = as_optimizer("optimizer", optax.lookahead(optax.sgd(1.0), sync_period=2, slow_step_size=0.5))
@@ -219,7 +219,9 @@ def _without_warning() -> Iterator[None]:
 
 
 def evaluation_params(opt_state: Any, params: Any) -> Any:
-    """Return the weights that an optimizer is evaluated with, even within a chain or a partition.
+    """Return the weights to evaluate a model with, given its optimizer's state.
+
+    These optimizers, which update other weights, are also found inside a chain or a partition:
 
     - `optax.contrib.schedule_free`: `x = (y − (1 − β₁) z) / β₁`, where y are the weights that it updates, and z and β₁
       are stored in its state.
@@ -228,7 +230,7 @@ def evaluation_params(opt_state: Any, params: Any) -> Any:
 
     Args:
         opt_state: the optimizer's state.
-        params: the weights that the optimizer updates; returned unchanged for all other optimizers.
+        params: the weights that the optimizer updates; returned unchanged for optimizers not listed above.
 
     Example:
         >>> optimizer = optax.contrib.schedule_free_sgd(1.0, b1=0.5)
@@ -251,7 +253,7 @@ def evaluation_params(opt_state: Any, params: Any) -> Any:
 
 
 def has_evaluation_params(opt_state: Any) -> bool:
-    """Return whether an optimizer is evaluated with weights other than those that it updates.
+    """Return whether a model is evaluated with weights other than those that its optimizer updates.
 
     >>> has_evaluation_params(optax.adam(0.1).init(jnp.ones(1)))
     False

@@ -120,7 +120,7 @@ def gathered(tree: Tree) -> Tree:
 
 
 def own(tree: Tree) -> Tree:
-    """Return this device's rows of a whole batch, the inverse of `gathered`; padding is zero."""
+    """Return this device's rows of a whole batch; padding is zero. This is the inverse of `gathered`."""
     how = _SPLIT.get()
     return tree if how is None else jax.tree.map(lambda rows: _own(rows, how, axis=0), tree)
 

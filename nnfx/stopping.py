@@ -32,7 +32,7 @@ class Clock(NamedTuple):
     """Readings of the host's clock, passed in as numbers because a pure function cannot read a clock.
 
     Attributes:
-        seconds: the seconds since the run began, at the last reading.
+        seconds: the time since the run began, in seconds, at the last reading.
         pace: the recent duration of an epoch, or of a step for stored data, in seconds; 0 until one has been timed.
     """
 
@@ -49,7 +49,7 @@ class Epoch(NamedTuple):
         metrics: the epoch's metrics, such as `train_loss` and, with held-out data, `valid_loss`.
         faults: the number of steps skipped so far; see `skip_non_finite` of `nnfx.make_step`.
         step: the number of steps made so far.
-        seconds: the seconds since the run began, as estimated from the host's clock; see `Clock`.
+        seconds: the time since the run began, in seconds, as estimated from the host's clock; see `Clock`.
     """
 
     before: Params

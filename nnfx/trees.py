@@ -27,7 +27,7 @@ def named(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, 
 
 
 def nested(leaves: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a dict of dicts from named leaves: the inverse of `named`, for trees of dicts.
+    """Build a dict of dicts from named leaves. This is the inverse of `named` for trees of dicts.
 
     >>> nested([("params.kernel", 1), ("params.bias", 2)])
     {'params': {'kernel': 1, 'bias': 2}}

@@ -245,8 +245,8 @@ class TrainState(NamedTuple):
     def evaluated(self) -> Variables:
         """The variables to evaluate: their average if the run keeps one, otherwise the latest.
 
-        Optimizers such as `optax.contrib.schedule_free` and `optax.lookahead` are evaluated with weights other than
-        those they update; with such an optimizer, the latest variables contain the evaluation weights.
+        Optimizers such as `optax.contrib.schedule_free` and `optax.lookahead` update weights other than those to
+        evaluate a model with; with such an optimizer, the latest variables contain the weights for evaluation.
         """
         if self.average is not None:
             return self.average.variables

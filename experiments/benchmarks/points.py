@@ -31,8 +31,8 @@ class Point(NamedTuple):
         axis: the quantity that grows.
         system: the system that was measured.
         size: the size of the quantity that grows.
-        seconds: the seconds of a compiled run.
-        first_seconds: the seconds of the first run, including compilation.
+        seconds: the time of a compiled run, in seconds.
+        first_seconds: the time of the first run, including compilation, in seconds.
         peak_mib: the peak resident memory of the process, in MiB.
         imports_mib: the peak resident memory after the libraries were imported, in MiB.
         loss: the final training loss.

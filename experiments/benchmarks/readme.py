@@ -28,7 +28,7 @@ TITLES = {
     "sweep_1": "Sweeps on one device",
     "sweep_2": "Sweeps on two devices, one for each core",
     "search": "A grid search",
-    "session": "The overhead of a session, and of a split over one device",
+    "session": "The overhead of a session, and of sharding over a mesh of one device",
     "cnn": "Steps of convolutional networks",
     "recurrent": "Steps of recurrent networks",
     "landscape": "Loss landscapes",

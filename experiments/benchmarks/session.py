@@ -1,4 +1,4 @@
-"""The overhead of a session with a checkpoint every epoch, and of a step split over one device.
+"""The overhead of a session with a checkpoint every epoch, and of a step sharded over a mesh of one device.
 
     python -m experiments.benchmarks session [--epochs 6] [--repeats 30]
 
@@ -27,7 +27,7 @@ NUMBERS: dict[str, Any] = {"learning_rate": 0.05}
 
 
 def main(epochs: int = 6, copies: int = 50, repeats: int = 30, out: Path = Path("runs/benchmarks")) -> dict[str, Any]:
-    """Time the run by itself, in a session, and split over one device.
+    """Time the run by itself, in a session, and with its steps sharded over a mesh of one device.
 
     Args:
         epochs: number of epochs in each run.
@@ -41,7 +41,7 @@ def main(epochs: int = 6, copies: int = 50, repeats: int = 30, out: Path = Path(
     systems = {
         "the run by itself": System(with_run(train(epochs), data)),
         "in a session": System(with_session(train(epochs), data), is_peer=False),
-        "split over one device": System(with_run(train(epochs, parallel=on_one), data), is_peer=False),
+        "sharded over one device": System(with_run(train(epochs, parallel=on_one), data), is_peer=False),
     }
     rows = compare(f"{epochs} epochs of {len(data.train.weights):,} digits", systems, repeats)
     print(f"an epoch takes {rows[0].median_s / epochs:.2f} s\n")

@@ -110,7 +110,7 @@ def compare(case: str, systems: Mapping[str, System], repeats: int) -> list[Row]
 
 
 def seconds_of(function: Callable[[], Result]) -> tuple[float, Result]:
-    """Return the seconds that a call took, and its result."""
+    """Return the time in seconds that a call took, and its result."""
     start = time.perf_counter()
     result = function()
     return time.perf_counter() - start, result

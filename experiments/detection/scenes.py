@@ -33,7 +33,7 @@ class Items(NamedTuple):
     """Images of single objects.
 
     Attributes:
-        images: `(items, side, side)`, from 0 for no ink to 1.
+        images: `(items, side, side)`, from 0 (no ink) to 1 (full ink).
         names: the class of each image, 0 to 9, `(items,)`.
         classes: the names of the classes.
     """
@@ -47,7 +47,7 @@ class Scene(NamedTuple):
     """A picture and the objects in it.
 
     Attributes:
-        picture: `(SIZE, SIZE)`, float32 from 0 to 1.
+        picture: `(SIZE, SIZE)`, float32, from 0 (no ink) to 1 (full ink).
         boxes: the edges of each object's ink, `(objects, 4)`: top, left, bottom, right, in pixels from the upper left
             corner.
         names: the class of each object, `(objects,)`.

@@ -128,18 +128,18 @@ def chosen_rate(key: Array, data: Data, run: Callable[..., nnfx.Run]) -> Array:
 
 
 def score(means: Array, variances: Array, targets: Array) -> tuple[Array, Array]:
-    """Return the error and the negative log-likelihood of an ensemble of normal distributions.
+    """Return the root mean square error and the negative log-likelihood of an ensemble of normal distributions.
 
     The mixture is replaced by the normal distribution with its mean `μ = 1/M Σ μₘ` and its variance
     `1/M Σ (σₘ² + μₘ²) − μ²`.
 
     Args:
         means: `(members, rows)`.
-        variances: `(members, rows)`.
-        targets: `(rows,)`, in the same unit.
+        variances: `(members, rows)`, in the squared unit of the means.
+        targets: `(rows,)`, in the same unit as the means.
 
     Returns:
-        `√mean (μ − y)²`, and the mean of `−log N(y; μ, σ²)`.
+        The error `√mean (μ − y)²`, and the mean of `−log N(y; μ, σ²)`.
     """
     mean, variance = means.mean(0), variances.mean(0) + means.var(0)
     rmse = jnp.sqrt(jnp.square(mean - targets).mean())

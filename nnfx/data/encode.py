@@ -77,7 +77,7 @@ def columns(
         kinds: the kinds that the columns must have; by default, any.
 
     Returns:
-        The columns; None for anything but a frame, and for a purely numeric frame if no kinds are given.
+        The columns; None if `frame` is not a frame, or if it is purely numeric and no kinds are given.
 
     Raises:
         TypeError: for columns that contain neither numbers nor booleans nor text, or whose kinds differ from `kinds`.

@@ -126,7 +126,7 @@ class Folds(NamedTuple):
         return cls(of_row, stacked, change, target_change)
 
     def inputs(self, inputs: Any, preprocess: Preprocess, fold: Array) -> Any:
-        """Return preprocessed inputs as the preprocessing of a fold would give them; the fold may be traced."""
+        """Convert preprocessed inputs to what a fold's own preprocessing would produce; the fold may be traced."""
         if self.change is None:
             return inputs
         shift, ratio, fill = self.change
@@ -139,7 +139,10 @@ class Folds(NamedTuple):
         return (inputs - shift[fold]) / ratio[fold]
 
     def targets(self, targets: Array, fold: Array) -> Array:
-        """Return standardised targets as a fold would standardise them, others unchanged; the fold may be traced."""
+        """Convert standardised targets to what a fold's own standardisation would produce.
+
+        Other targets stay unchanged. The fold may be traced.
+        """
         if self.target_change is None:
             return targets
         shift, ratio = self.target_change

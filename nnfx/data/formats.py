@@ -1,7 +1,7 @@
 """Image files, read in bounded memory: IDX, the format of MNIST and its variants, and the binary archives of CIFAR.
 
-The sizes that a file declares are not trusted: memory grows with the bytes actually present, and reading stops at the
-first surplus byte, so neither a false header nor a gzip bomb can exhaust memory.
+The sizes that a file declares are not trusted: memory use is bounded by the bytes actually present, and reading stops
+at the first surplus byte, so neither a false header nor a gzip bomb can exhaust memory.
 """
 
 import math
@@ -49,7 +49,8 @@ def read_idx(source: Source, ndim: int | None = None) -> np.ndarray:
 
     Raises:
         OSError: for a file that cannot be read.
-        ValueError: for anything but one complete, non-empty array with that many axes; the error names the file.
+        ValueError: if the file does not contain exactly one array, complete, non-empty and with that many axes; the
+            error names the file.
 
     Example:
         >>> read_idx(bytes([0, 0, 0x08, 1, 0, 0, 0, 3]) + bytes([7, 8, 9]), ndim=1)
@@ -236,7 +237,7 @@ def read_cifar100(
 
 
 def _records(name: str, values: bytearray, classes: Sequence[int]) -> list[Examples]:
-    """Return the images with each kind of label in turn, after checking the labels against the numbers of classes."""
+    """Return one `Examples` for each kind of label, all with the same images, after checking the labels."""
     table = np.frombuffer(values, np.uint8).reshape(-1, len(classes) + _PIXELS)
     channels_first = table[:, len(classes) :].reshape(-1, 3, 32, 32)
     images = np.ascontiguousarray(channels_first.transpose(0, 2, 3, 1))
@@ -247,7 +248,7 @@ def _records(name: str, values: bytearray, classes: Sequence[int]) -> list[Examp
 
 _BLOCK = 512
 _BESIDE = 1 << 20
-"""How many bytes of a tar archive may be used for anything but the requested members, such as other members."""
+"""How many bytes of a tar archive may be used for anything other than the requested members."""
 
 
 def _members(reader: Reader, sizes: Mapping[str, int]) -> Iterator[tuple[str, bytearray]]:

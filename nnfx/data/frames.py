@@ -15,7 +15,7 @@ def as_columns(inputs: Any) -> Any:
 
 
 def frame_names(inputs: Any) -> tuple[str, ...] | None:
-    """Return the column names of a frame; None if its columns are merely numbered, and for anything but a frame."""
+    """Return the column names of a frame; None if its columns are merely numbered, or it is not a frame."""
     names = column_names(inputs)
     return None if names is None or names in (tuple(map(str, range(len(names)))), ("",)) else names
 

@@ -22,8 +22,8 @@ __all__ = ["read_npz"]
 def read_npz(source: Source, *, limit: int | None = None) -> dict[str, np.ndarray]:
     """Read the arrays in a file written by `numpy.savez` or `numpy.savez_compressed`.
 
-    Nothing is unpickled, so a file from an untrusted source cannot run code; and memory grows only with the bytes
-    actually present, so a small file cannot exhaust it.
+    Nothing is unpickled, so a file from an untrusted source cannot run code. Memory use is bounded by the bytes
+    actually present, whatever sizes the file declares, and by `limit`, so a small file cannot exhaust the memory.
 
     Args:
         source: the path or the bytes of the file.

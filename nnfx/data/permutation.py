@@ -56,7 +56,7 @@ def permutation(key: Array, rows: int) -> Array:
 
 
 def draw(key: Array, rows: int) -> Array:
-    """Draw the numbers that determine an order: the round keys or, for few rows, the order itself."""
+    """Draw the numbers that determine an order: the round keys or, if there are only a few rows, the order itself."""
     if rows < _SMALLEST_CIPHER:
         return jax.random.permutation(key, rows)
     return jax.random.bits(key, (_ROUNDS,), jnp.uint32)

@@ -1,7 +1,7 @@
 """Files read in bounded memory, plain or compressed with gzip, as bytes or as text.
 
-Memory grows with the bytes actually present, and reading stops at the first surplus byte, so neither a false header
-nor a gzip bomb can exhaust memory.
+Memory use is bounded by the bytes actually present, and reading stops at the first surplus byte, so neither a false
+header nor a gzip bomb can exhaust memory.
 """
 
 import codecs

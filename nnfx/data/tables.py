@@ -217,7 +217,7 @@ def _number(field: str, decimal: str) -> float:
 
 
 def _hint(field: str, decimal: str) -> str:
-    """Return a hint on how to read a field that is not a number, or an empty string."""
+    """Return the text of a hint on how to read a field that is not a number; "" if there is none."""
     if field in MISSING:
         return "; missing='nan' or 'previous' accepts missing numbers"
     if re.fullmatch(r"[+-]?\d+,\d+", field) and decimal == ".":

@@ -173,8 +173,10 @@ def _following(times: Any, steps: int) -> np.ndarray:
 def counted(times: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
     """Return times as integers, evenly spaced if the times are regular, and the function that converts back.
 
-    Times on the same day of each month are counted in months; times on weekdays only, over more than two weeks, in
-    weekdays; other times in the unit of their dtype.
+    Times in different months are counted in months if all fall on the same day of the month (on the last day of a month
+    too short for it), or all on the last day. Times that cover more than two weeks, none of them on a weekend, are
+    counted in weekdays. In both cases, all must be at the same time of day. Other times are counted in the unit of
+    their dtype.
 
     Args:
         times: datetime64, timedelta64 or integers `(time,)`, ascending.

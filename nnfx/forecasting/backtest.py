@@ -111,8 +111,8 @@ def fixed(
         The forecasts and the actual values.
 
     Raises:
-        TypeError: for anything but a model, a series that does not contain real numbers, or times or sizes that are
-            not integers.
+        TypeError: if `model` is not a Model, if a series does not contain real numbers, or if times or sizes are not
+            integers.
         ValueError: for origins that are out of range or not ascending, values of the wrong rank or not finite,
             exogenous columns whose times differ from those of the values, or forecasts that are not
             `(origins, horizon, channels)`.
@@ -363,7 +363,7 @@ def compare(backtests: Mapping[str, Backtest], scores: Mapping[str, PerExample])
         The scores at each origin, and their means.
 
     Raises:
-        TypeError: for anything but backtests.
+        TypeError: if one of `backtests` is not a Backtest.
         ValueError: if there are no backtests or no scores, if origins or targets differ from those of the first
             backtest, or if a score is not one number per origin.
 

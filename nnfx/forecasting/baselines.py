@@ -209,7 +209,7 @@ def without_exogenous(model: Model, channels: int) -> Model:
         A model with the same parameters as `model`.
 
     Raises:
-        TypeError: for anything but a model.
+        TypeError: if `model` is not a Model.
         ValueError: for a number of channels that is not a positive integer; and, when applied, for inputs with fewer
             channels.
 

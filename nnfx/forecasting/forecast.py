@@ -116,9 +116,10 @@ def forecast(
     Raises:
         TypeError: for data not returned by `prepare`, or steps that are not an integer.
         ValueError: for columns known ahead that are missing, unknown or of the wrong length or times; for more steps
-            than the horizon with columns known only in the past, or with intervals of a head, which would ignore the
-            errors of the point forecasts fed back to it; for a level that the head or the calibration cannot provide;
-            for forecasts whose sizes differ from those of the data; and for times that follow no known calendar.
+            than the horizon if some columns are known only in the past, or if a head makes the intervals, which would
+            ignore the errors of the point forecasts fed back to it; for a level that the head or the calibration cannot
+            provide; for forecasts whose sizes differ from those of the data; and for times that follow no known
+            calendar.
 
     Example:
         >>> import nnfx
@@ -149,8 +150,8 @@ def _check(trained: Any, data: Any, steps: int) -> None:
     checks.positive_integer("steps", steps)
     if data.history.channels.past and steps > data.history.horizon:
         raise ValueError(
-            f"steps: expected at most the horizon, {data.history.horizon}, with columns known only in the past, got"
-            f" {steps}"
+            f"steps: expected at most {data.history.horizon} (the horizon), since some columns are known only in the"
+            f" past, got {steps}"
         )
 
 

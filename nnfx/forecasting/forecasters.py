@@ -210,7 +210,7 @@ def scaled(model: Model, scaler: Scaler, head: Head = POINT, channels: int | Non
         A model with the same shapes, in the original units of the series.
 
     Raises:
-        TypeError: for anything but a model or the scaler of a single series.
+        TypeError: if `model` is not a Model, or if `scaler` is not the scaler of a single series.
         ValueError: for more channels than the scaler has.
 
     Example:

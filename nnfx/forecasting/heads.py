@@ -97,7 +97,7 @@ def quantiles(levels: Sequence[float]) -> Head:
         levels: the levels of the quantiles, in ascending order, above 0 and below 1, with 0.5 within their range.
 
     Raises:
-        TypeError: for anything but a sequence of numbers.
+        TypeError: if `levels` is not a sequence of numbers.
         ValueError: for levels that are out of range, not ascending, or all on one side of the median.
 
     Example:

@@ -33,7 +33,7 @@ def gradient_by_lag(model: Model, loss: PerExample, variables: Variables, batch:
         `(time,)`, in the units of the loss; the first entry is for lag 1, the last for the initial state of zeros.
 
     Raises:
-        TypeError: for anything but a model or a batch, or for a loss that is not a function.
+        TypeError: if `model` is not a Model, `batch` is not a Batch, or `loss` is not a function.
         ValueError: for a model without a stream, inputs of the wrong shape or not finite, lengths that differ,
             targets that do not suit the loss, or a loss that is not per example.
 
@@ -82,7 +82,7 @@ def _gradient_by_lag(model: Model, loss: PerExample, variables: Variables, batch
 
 
 def _norms(vectors: Array) -> Array:
-    """Return the norms along the last axis, even of vectors whose squares underflow."""
+    """Return the norms along the last axis, accurately even if the squares of the components underflow."""
     largest = jnp.abs(vectors).max(-1, keepdims=True)
     scaled = vectors / jnp.where(largest > 0, largest, 1)
     return largest[..., 0] * jnp.sqrt(jnp.square(scaled).sum(-1))

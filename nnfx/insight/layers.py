@@ -44,7 +44,7 @@ def layer_outputs(model: Model, variables: Variables, inputs: Any) -> dict[str, 
         The outputs of every layer in evaluation mode, each `(batch, ...)`.
 
     Raises:
-        TypeError: for anything but a model.
+        TypeError: if `model` is not a Model.
         ValueError: for a model without visible Linen modules.
 
     Example:

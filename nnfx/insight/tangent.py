@@ -28,7 +28,7 @@ def linearize(model: Model, variables: Variables) -> Model:
         A model from the same inputs to the same outputs, with the same tree of variables.
 
     Raises:
-        TypeError: for anything but a model, or parameters that are not floats.
+        TypeError: if `model` is not a Model, or if the parameters are not floats.
         ValueError: for variables without parameters, or values that are not finite.
 
     Example:

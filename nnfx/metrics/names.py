@@ -60,7 +60,7 @@ def by_name(metrics: Any) -> dict[str, Any]:
         metrics: a function or the name of a metric; a sequence or a mapping of these; or None.
 
     Raises:
-        TypeError: for anything else, and for functions without a name that are not in a mapping.
+        TypeError: for metrics of another type, and for functions without a name that are not in a mapping.
         ValueError: for unknown names, and names that occur twice.
 
     Example:

@@ -18,7 +18,7 @@ __all__ = ["average_precision", "roc_auc"]
 def _check(scores: Any, labels: Any) -> None:
     if labels.ndim != 1 or scores.shape not in (labels.shape, (*labels.shape, 1)):
         raise ValueError(
-            f"scores: expected one score for each of the labels {checks.describe(labels)},"
+            f"scores: expected one score for each label (labels: {checks.describe(labels)}),"
             f" got {checks.describe(scores)}"
         )
     checks.binary_labels("labels", labels)

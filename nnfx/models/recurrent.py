@@ -215,12 +215,12 @@ def rnn(
     recurrent_initializer: str | Initializer = "orthogonal",
     formulation: Formulation = "own",
 ) -> Model:
-    """A simple recurrent network, whose layers read their own output at the next step: `h' = g(x W + h U + b)`.
+    """A simple recurrent network, whose layers also read their own previous output: `h' = g(x W + h U + b)`.
 
-    Here x is a layer's input at the current step, h its output at the previous step, and h' its output at this step.
+    Here x is a layer's input at a step, h its output at the previous step, and h' its output at this step.
 
     Args:
-        outputs: the number of outputs, from a dense layer; None to return the hidden state of the last recurrent layer.
+        outputs: the number of outputs of a final dense layer; None to return the output h' of the last recurrent layer.
         hidden: the widths of the recurrent layers.
         activation: g, by name or as a function.
         bidirectional: whether each layer runs through time in both directions, with their outputs concatenated.
@@ -230,18 +230,18 @@ def rnn(
             variables, in the collection `carry`, and gradients stop at the start of each batch: a long sequence that is
             cut into consecutive batches is trained by truncated backpropagation through time. Train on such batches in
             order with `nnfx.make_step`; `nnfx.fit` would shuffle them. A row of weight zero keeps its state.
-        initializer: the initialiser of the input weights, applied to each gate separately; by name or as a function.
-        recurrent_initializer: the initialiser of the recurrent weights.
+        initializer: the initialiser of the input weights W, by name or as a function.
+        recurrent_initializer: the initialiser of the recurrent weights U, by name or as a function.
         formulation: how to compute the recurrence, such as `"plain"` for forward-mode differentiation; see
             `nnfx.ops.recurrence`.
 
     Returns:
         A model from `(batch, time, features)`, or `Sequences`, to `(batch, outputs)` or `(batch, time, outputs)`. A
-        model in one direction has a `stream`.
+        model that is not bidirectional has a `stream`.
 
     Raises:
         ValueError: for an unknown name, a width that is not positive, a dropout rate outside `[0, 1)`, or a
-            bidirectional model that is stateful.
+            model that is both bidirectional and stateful.
 
     Example:
         >>> model = rnn(outputs=2, hidden=(8,), returns="all")
@@ -292,17 +292,17 @@ def lstm(
         returns: `"last"` for the output after the last step, `"all"` for the outputs at every step.
         stateful: whether each training batch continues the sequences of the previous one.
         forget_bias: the initial bias of the forget gates f; with 1, the cells initially keep most of their state.
-        initializer: the initialiser of the input weights.
-        recurrent_initializer: the initialiser of the recurrent weights.
+        initializer: the initialiser of the input weights, applied separately to each gate and to the candidate.
+        recurrent_initializer: the initialiser of the recurrent weights, applied in the same way.
         formulation: how to compute the recurrence.
 
     Returns:
         A model from `(batch, time, features)`, or `Sequences`, to `(batch, outputs)` or `(batch, time, outputs)`. A
-        model in one direction has a `stream`; the state of each layer is `(h, c)`.
+        model that is not bidirectional has a `stream`; the state of each layer is `(h, c)`.
 
     Raises:
-        ValueError: for an unknown name, a width that is not positive, a dropout rate outside `[0, 1)`, a bidirectional
-            model that is stateful, or a forget bias that is not finite.
+        ValueError: for an unknown name, a width that is not positive, a dropout rate outside `[0, 1)`, a model that
+            is both bidirectional and stateful, or a forget bias that is not finite.
 
     Example:
         Apply the network one step at a time, as the data arrive:
@@ -360,17 +360,17 @@ def gru(
         dropout: the dropout rate for the outputs of every layer but the last.
         returns: `"last"` for the output after the last step, `"all"` for the outputs at every step.
         stateful: whether each training batch continues the sequences of the previous one.
-        initializer: the initialiser of the input weights.
-        recurrent_initializer: the initialiser of the recurrent weights.
+        initializer: the initialiser of the input weights, applied separately to each gate and to the candidate.
+        recurrent_initializer: the initialiser of the recurrent weights, applied in the same way.
         formulation: how to compute the recurrence.
 
     Returns:
         A model from `(batch, time, features)`, or `Sequences`, to `(batch, outputs)` or `(batch, time, outputs)`. A
-        model in one direction has a `stream`.
+        model that is not bidirectional has a `stream`.
 
     Raises:
         ValueError: for an unknown name, a width that is not positive, a dropout rate outside `[0, 1)`, or a
-            bidirectional model that is stateful.
+            model that is both bidirectional and stateful.
 
     Example:
         >>> variables = gru(outputs=1, hidden=(8,)).init(jax.random.key(0), jnp.ones((1, 5, 3)))

@@ -110,8 +110,8 @@ def search(
             `Extrapolation(rungs)` to drop worse points during training, compared across all programs;
             `HyperGradient(steps)` to descend the gradient from each point; or `Ask(sampler)` for an Optuna sampler.
         budget: the maximum number of member-epochs, where a member-epoch is one epoch of one run. It is spent
-            according to `method`. None and `Halving`: rounds of `points` new points as long as they fit, or one round
-            of as many points as fit if `points` is None. `Extrapolation`: rounds of `points` new points, compared with
+            according to `method`. None and `Halving`: rounds of `points` new points as long as they fit; if `points` is
+            None, a single round of as many points as fit. `Extrapolation`: rounds of `points` new points, compared with
             all earlier points, as long as the next round is sure to fit. `Hyperband`: its brackets, repeatedly.
             `HyperGradient` and `Ask`: as many points as fit. Or `Seconds(600)`, the time that the search may use:
             rounds of `points` new points, brackets or batches, as long as another one fits, judging by the time that

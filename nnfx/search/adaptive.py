@@ -93,7 +93,8 @@ def descended(
     trainer.check_held_out()
     if isinstance(points, Sequence) and not isinstance(points, Grid):
         raise TypeError(
-            f"points: expected the number to draw, or Grid(per_number), with HyperGradient, got {told(points)}"
+            "points: expected the number to draw or Grid(per_number), since method is HyperGradient, got"
+            f" {told(points)}"
         )
     starts = distinct(given(key, needed(space), points))
     programs = maker.programs(starts)

@@ -18,7 +18,7 @@ from nnfx.sessions.checkpoints import lock
 
 T = TypeVar("T")
 LOOK_SECONDS = 0.5
-"""The seconds to wait before checking again whether another process has released a job."""
+"""The time to wait, in seconds, before checking again whether another process has released a job."""
 
 
 class Job(NamedTuple, Generic[T]):

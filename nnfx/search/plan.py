@@ -75,7 +75,7 @@ def dropping_of(method: Halving | Extrapolation | Bracket | None, points: int, e
 def _repeated(
     maker: Maker, key: Array, space: Space | None, points: Any, method: Halving | None, budget: int, groups: int
 ) -> list[Round]:
-    """Return as many rounds of `points` new points as fit into a budget, or one round of as many points as fit."""
+    """Return as many rounds of `points` new points as fit into a budget, or a single round of as many as fit."""
     epochs = epochs_of(maker, drawn(key, space, 1))
 
     def cost(count: int) -> int:

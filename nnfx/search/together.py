@@ -84,7 +84,7 @@ class Together(driver.Program[Tables]):
         return state.done >= self.total or all(map(Members.has_ended, self._members, state.tables))
 
     def history(self, state: Tables, since: int) -> History:
-        """Return the number of running members in each epoch after `since`, and the lowest of each of their metrics."""
+        """Return the number of running members in each epoch after `since`, and the lowest value of each metric."""
         if state.done <= since:
             return {}
         told = [members.history(table, since) for members, table in zip(self._members, state.tables, strict=True)]
@@ -131,7 +131,7 @@ class Together(driver.Program[Tables]):
             begin += table.width
 
     def _on_host(self, table: Table) -> Table:
-        """Move a program's state to the host if there are several, so that the devices hold the state of only one."""
+        """Move a program's state to the host if there are several programs, so that devices hold only one state."""
         if len(self._members) > 1:
             table.state = jax.tree.map(np.asarray, table.state)
         return table

@@ -114,7 +114,7 @@ class Trainer:
     def train_all(self, planned: Sequence[tuple[Round, Sequence[Program]]]) -> list[list[Sweep]]:
         """Train the points of several independent rounds, and return the sweeps of each round.
 
-        With an `out` folder, and unless the devices belong to several processes, the work is shared among all
+        With an `out` folder, and unless the devices belong to several processes, the work is divided among all
         processes that make the same call.
         """
         jobs = [self._jobs(each, programs) for each, programs in planned]
@@ -122,7 +122,10 @@ class Trainer:
         return [[sweep for _ in some for sweep in next(trained)] for some in jobs]
 
     def _shared(self, jobs: Sequence[Job[T]]) -> list[T]:
-        """Return the results of jobs, shared with other processes if there is a folder and all devices are local."""
+        """Run jobs and return their results.
+
+        The work is divided among processes if there is a folder and all devices are local.
+        """
         return run_shared(jobs) if self.out is not None and self.is_local else run_here(jobs)
 
     def _jobs(self, each: Round, programs: Sequence[Program]) -> list[Job[list[Sweep]]]:

@@ -263,7 +263,7 @@ class _Walk:
                 self.into(inner, f"{path}.{name}")
 
     def _wrapper(self, value: Any, path: str) -> None:
-        """Describe the result of `jax.jit` and similar transformations by the wrapped function."""
+        """Describe a function transformed by `jax.jit` or similar by describing the function it wraps."""
         self.into(value.__wrapped__, path)
         for name in ("jvp", "fwd", "bwd"):  # the functions of custom derivatives
             if isinstance(each := getattr(value, name, None), types.FunctionType) and _is_own(each):

@@ -188,7 +188,9 @@ class Session:
         if isinstance(data, Stored):
             return self._on_stored(key, data, valid, hyper)
         if valid is not None:
-            raise TypeError(f"valid: expected None, since data in memory contains it, got {checks.describe(valid)}")
+            raise TypeError(
+                f"valid: expected None, since data in memory contain their held-out part, got {checks.describe(valid)}"
+            )
         if self.save_every_steps is not None:
             raise ValueError(
                 f"save_every_steps: expected None, since runs on data in memory are saved between epochs, got"

@@ -295,7 +295,9 @@ def refuse_times(y: Any) -> None:
     """Raise an error for targets that are dates or durations, which NumPy would convert to numbers of its own unit."""
     dtype = np.asarray(y).dtype
     if dtype.kind in "mM":
-        raise TypeError(f"y: expected numbers, got {dtype}; convert times, for example to days since the first")
+        raise TypeError(
+            f"y: expected numbers, got {dtype}; convert times to numbers, for example to days since the first time"
+        )
 
 
 def _takes_rate(optimizer: Any) -> bool:

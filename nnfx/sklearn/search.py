@@ -57,7 +57,7 @@ class SweepSearchCV(BaseSearchCV):
         best_score_: the mean score of the best candidate over the folds.
         best_index_: the position of the best candidate.
         n_splits_: the number of folds.
-        refit_time_: the seconds taken to train the best candidate on all rows.
+        refit_time_: the time taken to train the best candidate on all rows, in seconds.
 
     Example:
         >>> from nnfx.sklearn import Classifier

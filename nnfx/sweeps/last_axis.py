@@ -133,7 +133,7 @@ class _Elements:
         return [(result, True) for result in results]
 
     def spread(self, value: tuple[Any, bool], shape: tuple[int, ...]) -> Any:
-        """Return a value, or a scalar that is the same everywhere, as a mapped array `(*shape, elements)`."""
+        """Broadcast a value to a mapped array `(*shape, elements)`; see `rules.spread`."""
         return rules.spread(*value, shape, self.size)
 
     def _cond(self, equation: JaxprEqn, inputs: Values) -> Values:
@@ -201,7 +201,7 @@ class _Elements:
         return list(zip([*after, *made], mapped, strict=True))
 
     def _as_mapped(self, values: Values, mapped: Sequence[bool], shapes: Sequence[tuple[int, ...]]) -> list[Any]:
-        """Return the arrays, spread over all elements where a loop's values are mapped."""
+        """Return the arrays of a loop's values; those of mapped values are broadcast to all elements."""
         return [
             self.spread(value, shape) if is_mapped else value[0]
             for value, is_mapped, shape in zip(values, mapped, shapes, strict=True)

@@ -130,7 +130,7 @@ def aval(variable: Any) -> Any:
 
 
 def spread(array: Any, is_mapped: bool, shape: tuple[int, ...], size: int) -> Any:
-    """Return an array, or a scalar that is the same everywhere, as a mapped array `(*shape, size)`.
+    """Broadcast an array to a mapped array `(*shape, size)`: a scalar to the shape, an unmapped array to all elements.
 
     >>> spread(jnp.array([1.0, 2.0]), True, (3,), 2).shape
     (3, 2)

@@ -60,7 +60,7 @@ class Program(abc.ABC, Generic[State]):
 
     @property
     def shown(self) -> tuple[str, int]:
-        """The items that a progress bar counts, and the number of them in a unit."""
+        """The name of the items that a progress bar counts, and the number of items in one unit of the program."""
         return "epochs", 1
 
     @abc.abstractmethod
@@ -111,7 +111,7 @@ class Progress(NamedTuple, Generic[State]):
     Attributes:
         state: the current state of the program.
         done: the number of units completed.
-        seconds: the seconds since the program began, including the time before an interruption.
+        seconds: the time since the program began, including that before an interruption, in seconds.
     """
 
     state: State
@@ -132,7 +132,7 @@ def drive(
     Args:
         program: the program to advance.
         state: the current state of the program.
-        seconds: the seconds that the program has already taken.
+        seconds: the time that the program has already taken, in seconds.
         pause_every: numbers of units; a piece ends at every multiple of each number.
         is_hurried: whether pieces should take only about a second; otherwise, they are as long as possible.
 

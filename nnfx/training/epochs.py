@@ -222,7 +222,7 @@ def end_epoch(
         trained: the training state after the epoch.
         measured: the metrics measured by the steps of the epoch.
         valid: the held-out data, or None.
-        seconds: the seconds since the run began.
+        seconds: the time since the run began, in seconds.
 
     Returns:
         The state of the run, and each metric of the epoch.

@@ -179,7 +179,7 @@ _OF_MODULES = {
 
 
 def _hint_for(name: str, known: Sequence[str], factories: Sequence[Factory]) -> str:
-    """Return a hint for the end of an error message about an unknown name."""
+    """Return the text of a hint, for the end of an error message about an unknown name."""
     near = difflib.get_close_matches(name, known, n=1)
     if near:
         return f"; did you mean {near[0]!r}?"

@@ -58,7 +58,7 @@ class InMemory(Program[Standing]):
 
     @property
     def shown(self) -> tuple[str, int]:
-        """The items that a progress bar counts, and the number of items in an epoch."""
+        """The name of the items that a progress bar counts, and the number of items in an epoch."""
         return "examples", len(self.train.weights)
 
     def start(self) -> Standing:

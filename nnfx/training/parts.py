@@ -97,7 +97,7 @@ _ADAPTERS = {
 
 
 def how_to_adapt(given: Any) -> str:
-    """Return a hint for converting a module (or class) of another library, for an error message; otherwise "".
+    """Return the text of a hint on converting a module or class of another library; "" for anything else.
 
     >>> import flax.linen as nn
     >>> how_to_adapt(nn.Dense(1)), how_to_adapt(max)

@@ -205,7 +205,7 @@ def _check_number(name: str, value: Any) -> None:
 
 
 def _traced_note(names: Iterable[str]) -> str:
-    """Return a hint for a part that needs the value of a traced hyper-parameter."""
+    """Return the text of a hint, for errors of parts that need the value of a traced hyper-parameter."""
     return (
         f"{', '.join(names)}: hyper-parameters are traced, so they cannot determine a shape, a branch or a Python"
         " number: fix such a value with functools.partial; the schedules of nnfx.schedules and the dropout of nnfx.ops"

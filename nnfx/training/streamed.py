@@ -86,7 +86,7 @@ class Streamed(Program[Standing]):
 
     @property
     def shown(self) -> tuple[str, int]:
-        """The items that a progress bar counts, and the number of items in a step."""
+        """The name of the items that a progress bar counts, and the number of items in a step."""
         return "examples", len(self.first.weights)
 
     def start(self) -> Standing:

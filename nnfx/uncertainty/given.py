@@ -22,7 +22,7 @@ def as_inputs(name: str, inputs: Any) -> Any:
     """Return inputs, an array or a tree of them, as arrays on the device; a list of numbers is one array.
 
     Raises:
-        TypeError: for anything but numbers, such as `Data`.
+        TypeError: if the inputs are not numbers, for example if they are `Data`.
         ValueError: for numbers that the device cannot hold.
     """
     if hasattr(inputs, "train") and hasattr(inputs, "valid"):

@@ -101,7 +101,7 @@ def fit(
             the last, outputs are linearised in the parameters.
 
     Raises:
-        TypeError: for anything but a model, its variables and a batch.
+        TypeError: if `model` is not a Model, `variables` is not a mapping of variables, or `data` is not a Batch.
         ValueError: for a layer that matches no parameter, numbers that are not positive, labels out of range, targets
             that are not finite, weights that are negative or all zero, or shapes that do not match.
 
@@ -171,7 +171,8 @@ def predict(model: Model, variables: Variables, posterior: Posterior, inputs: An
         inputs: preprocessed inputs `(batch, ...)`.
 
     Raises:
-        TypeError: for anything but a model, its variables, a posterior and inputs.
+        TypeError: if `model` is not a Model, `variables` is not a mapping of variables, `posterior` was not returned by
+            `fit`, or the inputs are not numbers.
 
     Example:
         See the top of this module.

@@ -268,7 +268,7 @@ BACKTEST = backtest.fixed(NAIVE, {"params": {}}, Y, lookback=3, horizon=2, origi
         (
             {"data": prepare(Y, lookback=3, horizon=2, past=X), "steps": 3},
             ValueError,
-            "steps: expected at most the horizon, 2, with columns known only in the past, got 3",
+            "steps: expected at most 2 (the horizon), since some columns are known only in the past, got 3",
         ),
         ({"level": 0.9}, ValueError, "head: expected a head with quantiles"),
         (

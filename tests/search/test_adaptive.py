@@ -125,7 +125,7 @@ WRONG = [
     (
         {"space": {**RATE, "noise": Uniform(-1.0, 5.0)}, "points": [{}]},
         TypeError,
-        r"points: expected the number to draw, or Grid.*, with HyperGradient, got",
+        r"points: expected the number to draw or Grid.*, since method is HyperGradient, got",
     ),
     ({"space": {**RATE, "noise": Uniform(-1.0, 1e9)}}, ValueError, "noise: expected .* at least 0, got -"),
 ]
