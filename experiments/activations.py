@@ -4,9 +4,9 @@
 
 It plots every activation of the library with its derivative as computed by JAX, overlaid with finite differences.
 Maxout, which is learned, is plotted three times: with two pieces that make ReLU, two that make the absolute value, and
-six fitted to a parabola. A table lists the range of values and derivatives of each activation, and how much of a
-gradient is left after ten layers if pre-activations are normally distributed. Expect the sigmoid to pass a fifth of
-the gradient at each layer, and only two ten-millionths through ten layers. ReLU passes all of a gradient or nothing;
+six fitted to a parabola. A table lists the range of values and derivatives of each activation, and the fraction of a
+gradient that remains after ten layers if pre-activations are normally distributed. Expect the sigmoid to pass a fifth
+of the gradient at each layer, and only two ten-millionths through ten layers. ReLU passes all of a gradient or nothing;
 expect it to pass three hundredths through ten layers. The experiment works offline and takes about ten seconds.
 """
 
@@ -75,11 +75,12 @@ def slope(activation: activations.Activation, x: Array) -> Array:
 
 
 def describe(activation: activations.Activation, layers: int) -> dict[str, float]:
-    """Return the range of an activation's values and derivatives, and how much of a gradient it passes on.
+    """Return the range of an activation's values and derivatives, and the fraction of a gradient that it passes on.
 
-    Let v be the mean square of the derivative g' over normally distributed pre-activations. Apart from the weights, v
-    is the fraction of a gradient's variance that one layer passes on. After n layers, the fraction of the gradient's
-    size that is left is therefore `√v` to the power of n. Pre-activations with `|g'| < 0.01` count as saturated.
+    Let v be the mean square of the derivative g' over normally distributed pre-activations. If the factors due to the
+    weights are ignored, v is the fraction of a gradient's variance that one layer passes on. After n layers, the
+    remaining fraction of the gradient's magnitude is therefore `√v` to the power of n. Pre-activations with
+    `|g'| < 0.01` count as saturated.
     """
     x = jnp.linspace(-REACH, REACH, NORMAL)
     y, g = activation(x), slope(activation, x)

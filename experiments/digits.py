@@ -4,9 +4,9 @@
 
 Both have about the same number of weights and are trained in the same way on scikit-learn's 1,797 digits, on five
 random splits with a quarter held out. The digits are randomly shifted and rotated a little in every step. Nothing is
-chosen on held-out digits: the number of epochs is fixed, and the average of the weights over the run is scored. Expect
-an accuracy on held-out digits of about 98 % without convolutions and 99 % with them. It works offline and takes less
-than a minute.
+selected using held-out digits: the number of epochs is fixed, and the average of the weights over the run is scored.
+Expect an accuracy on held-out digits of about 98 % without convolutions and 99 % with them. It works offline and takes
+less than a minute.
 """
 
 import dataclasses

@@ -4,7 +4,7 @@
 
 It trains on 55,000 images of 28 × 28 pixels, randomly mirrored and shifted in every step, and holds out 5,000 images.
 It keeps the averaged weights of the epoch with the lowest held-out loss. The official test set of 10,000 images is
-used once, at the end, and nothing is chosen on it. Expect a test accuracy between 93.5 % and 94 % after about ten
+used once, at the end, and nothing is selected using it. Expect a test accuracy between 93.5 % and 94 % after about ten
 minutes on two cores. In three out of five mistakes, a shirt is taken for something else, or something else for a
 shirt. A progress bar shows the images per second and the time left. If a run is interrupted, by Ctrl-C or otherwise,
 the same command resumes it; a run with other options needs another folder `--out`. The images are downloaded once,

@@ -11,10 +11,10 @@ from 1948 on.
 The spread of the numbers grows with their level, but the spread of their square roots does not. All trained
 forecasters therefore see and forecast square roots, and the squares of their forecasts are scored.
 
-Nothing is chosen on scored forecasts. The level of the noise that regularises each trained forecaster is chosen by
+Nothing is selected using scored forecasts. The level of the noise that regularises each trained forecaster is chosen by
 this script: it is the best of four levels on the origins from 1870 to 1906, whose forecasts end in 1916, before the
 first origin of the backtest. For ensembles, it is chosen with single networks. Lookbacks, sizes, epochs and learning
-rates were chosen beforehand on forecasts that end in 1930.
+rates were chosen beforehand, using forecasts that end in 1930.
 
 Expect the LSTM and the GRU, with a mean absolute scaled error of about 1.4, to be ahead of NLinear (1.45), the other
 linear maps (1.5) and the repetition of the last cycle (1.8). Expect the intervals to contain about 94 % of the

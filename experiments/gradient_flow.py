@@ -109,7 +109,7 @@ def hidden(found: Flow, quantity: str) -> np.ndarray:
 
 
 def describe(model: nnfx.Model, run: nnfx.Run, found: Flow, data: Data) -> dict[str, float]:
-    """Return how much of the gradient reaches the first layer in the first epoch, and the final scores."""
+    """Return the norms of the gradient in the first and the last hidden layer in the first epoch, and final scores."""
     gradient = hidden(found, "gradient")[:, :, 0]
     first, last = (float(np.median(gradient[i])) for i in (0, -1))
     start = model.init(jax.random.key(0), data.train.inputs[:1])

@@ -12,8 +12,9 @@ Expect a range of about three decades for both SGD and Adam; the rates of Adam a
 overflows once its rate is near a tenth: the hidden weights grow by nearly that fraction in each step. Schedules that
 decay allow larger rates, and runs with such rates fit the training passengers better than all others. Relative to
 their own best loss, the range of these schedules looks narrow, so the rates that come within 5 % of SGD's best are
-plotted too. The held-out loss is the loss of a run's best epoch, which is chosen on the same passengers: it serves to
-compare rates, and does not estimate the loss on other passengers. The experiment takes about a minute on two cores.
+plotted too. The held-out loss is the loss of a run's best epoch, which is selected using the same passengers: it
+serves to compare rates, and does not estimate the loss on other passengers. The experiment takes about a minute on two
+cores.
 """
 
 import dataclasses

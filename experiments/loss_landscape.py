@@ -4,7 +4,7 @@
 
 A network with one hidden layer learns handwritten digits from three random starts. Three cuts through the space of its
 1,210 weights then show the training loss: the plane through all three solutions; the plane in which the path to the
-first solution varies most, with the path drawn; and a random plane around the first solution, with normalised filters.
+first solution varies most, and the path in it; and a random plane around the first solution, with normalised filters.
 Expect three valleys, in which the loss, about 0.01 nats, keeps falling beyond the point where training ended. Expect
 walls of 0.3 to 0.5 nats on the straight lines between them, and a path with 98 % of its variance in two directions.
 The experiment works offline and takes about half a minute.
@@ -223,7 +223,7 @@ def draw_lines(results: Results, along: np.ndarray, lines: dict[str, dict[str, n
 
 
 def draw_path(results: Results, cut: Cut, found: Landscape) -> None:
-    """Plot the plane in which a path varies most, with the path."""
+    """Plot a path in the plane in which it varies most, with contours of the loss."""
     figure, axis = plt.subplots(figsize=(8, 5.4))
     drawn = contours(axis, found)
     places, captured = np.asarray(cut.places), np.asarray(cut.captured)

@@ -4,12 +4,12 @@
 
 Cross-entropy and square error are plotted against the predicted probability, and their derivatives against the logit.
 A perceptron is then fitted to the fares and ages of 714 passengers of the Titanic, and every passenger's loss is
-plotted: all lie on two curves, and their mean is the empirical loss. Finally, a line is fitted to the numbers of
-airline passengers by year; its mean square error is drawn as squares, and it is compared with the closed-form solution
-of least squares. Expect an empirical loss of 0.624 nats, compared with 0.675 if the fraction of survivors is predicted
-for every passenger. Where the network is confidently wrong, expect the derivative of cross-entropy to be largest, and
-the derivative of the square error to vanish. Expect the line to agree with the closed form to single precision. The
-experiment works offline and takes about ten seconds.
+plotted: all lie on two curves, and their mean is the empirical loss. Finally, a line is fitted to the mean monthly
+number of airline passengers in each year; its mean square error is drawn as squares, and it is compared with the
+closed-form solution of least squares. Expect an empirical loss of 0.624 nats, compared with 0.675 if the fraction of
+survivors is predicted for every passenger. Where the network is confidently wrong, expect the derivative of
+cross-entropy to be largest, and the derivative of the square error to vanish. Expect the line to agree with the closed
+form to single precision. The experiment works offline and takes about ten seconds.
 """
 
 import dataclasses
@@ -52,8 +52,8 @@ class Scored(NamedTuple):
 
     Attributes:
         logits: the logits of survival, `(passengers,)`.
-        survived: 1 for survivors and 0 for others, `(passengers,)`.
-        losses: the cross-entropy of each prediction, in nats, `(passengers,)`.
+        survived: `(passengers,)`, 1 for survivors and 0 for others.
+        losses: the cross-entropy of each prediction, `(passengers,)`, in nats.
     """
 
     logits: Array
@@ -62,7 +62,7 @@ class Scored(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A line fitted to values by year.
+    """A line fitted to one value for each year.
 
     Attributes:
         years: the years, `(years,)`.
@@ -109,7 +109,7 @@ def score_passengers() -> Scored:
 
 
 def fit_line(key: Array) -> Line:
-    """Fit a perceptron without an activation function to the monthly mean of airline passengers, by year."""
+    """Fit a perceptron without activation function to the mean monthly number of airline passengers in each year."""
     series = nnfx.data.airline_passengers()
     by_year = series.values.reshape(-1, series.period).mean(1)
     years = 1949.0 + np.arange(len(by_year))

@@ -8,7 +8,7 @@ the remaining weights are also drawn anew. A network that is pruned and reset is
 start are a scan over runs, and all starts run in one program.
 
 For a network of these widths on MNIST, Frankle and Carbin report that tickets learn faster than the whole network, are
-more accurate until few weights are left, and are as accurate with 3.6 % of the weights. They report that tickets drawn
+more accurate until few weights remain, and are as accurate with 3.6 % of the weights. They report that tickets drawn
 anew learn more slowly than the whole network, and are less accurate with 21.1 % of the weights. In this experiment,
 expect tickets to learn as fast as the whole network down to 40 % of its weights, and to lose less than a point of
 accuracy down to 7 %. Drawn anew, they learn more slowly from the first round on, and lose a point below 26 %. On these
@@ -133,7 +133,7 @@ def smallest_share(left: np.ndarray, accuracy: np.ndarray, margin: float = 1.0) 
 
 
 def draw(results: Results, left: np.ndarray, accuracy: dict[str, Any], epochs: dict[str, Any], config: Config) -> None:
-    """Plot the accuracy, and the epochs to a given loss, by the fraction of the weights that are left."""
+    """Plot the accuracy, and the number of epochs to a given loss, against the fraction of weights remaining."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.4))
     for axis, values in zip(axes, (accuracy, epochs), strict=True):
         for (kind, words), colour in zip(KINDS.items(), (BLUE, ORANGE), strict=True):

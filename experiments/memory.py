@@ -328,7 +328,7 @@ def with_time_scales(model: Model, kind: str, longest: int) -> Model:
 
 
 def left_over(norms: np.ndarray) -> np.ndarray:
-    """Return the fraction of the gradient at lag 1 that is left at each lag, `(time,)`: the median over the seeds."""
+    """Return the norm of the gradient at each lag as a fraction of that at lag 1, `(time,)`: the median over seeds."""
     return np.median(norms / norms[:, :1], axis=0)
 
 

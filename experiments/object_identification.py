@@ -3,16 +3,16 @@
     python -m experiments.object_identification [--images digits|fashion_mnist] [--out DIR] [--seed N]
 
 Pictures of 96 × 96 pixels contain one to six of scikit-learn's digits, 14 to about 40 pixels high, among lines, blobs,
-fragments of other digits, noise and uneven lighting. Digits are split by key: training, validation and test scenes
-never share a digit, though the same people wrote them. A small convolutional network learns from windows of 24 × 24
-pixels which of the ten digits each shows, if any, and where its box is. It is then slid over whole pictures at six
-scales, one pass each; windows that agree vote, and the best of overlapping boxes is kept. The number of votes needed
-for a detection is chosen on validation scenes alone.
+fragments of other digits, noise and uneven lighting. A random key, derived from the seed, divides the digits:
+training, validation and test scenes never share a digit, though the same people wrote them. A small convolutional
+network learns from windows of 24 × 24 pixels which of the ten digits each shows, if any, and where its box is. It is
+then slid over whole pictures at six scales, one pass each; windows that agree vote, and the best of overlapping boxes
+is kept. The number of votes needed for a detection is selected using validation scenes alone.
 
 A detection is correct if its class is correct, and its box and the true box share at least half of the area that they
-cover together; of two detections of the same digit, one is wrong. Expect an F1 of about 0.95 on the test scenes.
-Nearly all detections where there is no digit are fragments and ends of lines that look like a 1.
-`nnfx.metrics.detection` measures the average precision as defined by COCO: expect about 0.71, and 0.95 at an
+cover together; of two detections of the same digit, the one with fewer votes counts as wrong. Expect an F1 of about
+0.95 on the test scenes. Nearly all detections where there is no digit are fragments and ends of lines that look like
+a 1. `nnfx.metrics.detection` measures the average precision as defined by COCO: expect about 0.71, and 0.95 at an
 intersection over union of 0.5. The experiment takes one to two minutes, most of it for training.
 
 With `--images fashion_mnist`, the scenes contain articles of clothing instead, with the same network and the same

@@ -144,7 +144,7 @@ class Measured(NamedTuple):
 
     Attributes:
         width: the width of the network's hidden layers.
-        size: the size of the gradient.
+        size: the size of the gradient in memory.
         one: the time of a step on one device.
         both: the time of a step on one device with the examples of two devices.
         two: the time of a step on two devices, each with a batch of the same size.

@@ -5,7 +5,7 @@
 
 A digit of 8 × 8 pixels is a sequence of eight rows, read from the top; all networks have about the same number of
 weights. They learn scikit-learn's 1,797 digits on five random splits with a quarter held out; from Fashion-MNIST they
-learn the 60,000 training images, and the test set of 10,000 is held out. Nothing is chosen on held-out data: the
+learn the 60,000 training images, and the test set of 10,000 is held out. Nothing is selected using held-out data: the
 number of epochs is fixed, and the average of the weights over the run is scored. The last network is trained to name
 the digit after every row, and is then applied one row at a time, as a scanner would provide them: the figure shows the
 class that it predicts after each row. Expect about 98 % of held-out digits to be classified correctly. It works

@@ -64,7 +64,7 @@ class Search:
     """A search, with the epochs and the time that it took.
 
     Attributes:
-        best: the best held-out loss of each point up to each epoch, averaged over seeds, `(points, epochs)`.
+        best: the best held-out loss of each point up to each epoch, `(points, epochs)`, averaged over seeds.
         lengths: the number of epochs after which each point was dropped or finished, `(points,)`.
         spent: member-epochs spent up to each epoch, `(epochs,)`.
         seconds: the wall time of the search.

@@ -153,12 +153,15 @@ Outputs = Callable[[Any], Any]
 
 
 def outputs_of(run: nnfx.Run) -> Outputs:
-    """Return a function to the logits of the last epoch, so that no epoch is chosen on held-out passengers."""
+    """Return a function that computes logits with the weights of the last epoch.
+
+    No epoch is selected, since that would use the held-out passengers.
+    """
     return lambda inputs: run.apply(inputs, run.state.variables)
 
 
 def majority_of(train: nnfx.Batch) -> Outputs:
-    """Return a function to a constant: the logit of the fraction of survivors among the training passengers."""
+    """Return a function whose output is constant: the logit of the fraction of survivors among the training rows."""
     share = np.asarray(train.targets).mean()
     return lambda inputs: np.full((len(inputs), 1), np.log(share / (1 - share)), np.float32)
 

@@ -205,7 +205,7 @@ def matches(pattern: str | Callable[[str], bool], name: str) -> bool:
 
 @contextlib.contextmanager
 def _without_warning() -> Iterator[None]:
-    """Silence lookahead's warning that it assumes to receive only the fast parameters, which holds here."""
+    """Silence lookahead's warning that it assumes it was given only fast parameters; the assumption holds here."""
     logger = logging.getLogger("absl")
 
     def is_other(record: logging.LogRecord) -> bool:

@@ -28,7 +28,7 @@ class Split(NamedTuple):
     the batch. Micro-batches are therefore consecutive rows too.
 
     Attributes:
-        rows: the number of rows of the whole batch, without the padding that gives all devices equally many rows.
+        rows: the number of rows of the whole batch, without the padding that gives every device the same number.
         devices: the number of devices.
     """
 

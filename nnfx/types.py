@@ -130,8 +130,10 @@ class Sequences(_Sequences):
         values: `(batch, time, features)`, or tokens `(batch, time)`; an array, or a list or tensor that becomes one.
         lengths: integers `(batch,)`, the number of real steps in each sequence; the rest are padding. None means no
             padding.
-        state: the model's initial state, in the form used by its `stream`: for each layer, a tuple of arrays `(batch,
-            hidden)`; in a bidirectional network, each layer is followed by its reverse. None means zeros.
+        state: the model's initial state: a tuple with the state of each layer in turn, itself a tuple of arrays
+            `(batch, hidden)`, such as `(h,)` for a GRU and `(h, c)` for an LSTM. A model's `stream` uses the same form.
+            In a bidirectional network, each layer has two states: the one for reading forwards, followed by the one for
+            reading backwards. None means zeros, or the kept state of a stateful model.
 
     Raises:
         TypeError: for values that are not real numbers, or lengths that are not integers.

@@ -120,7 +120,7 @@ def measure(case: str, devices: int, repeats: int, members: int) -> list[Row]:
 
 
 def task_of(problem: Problem) -> Task:
-    """Return the task for this library; the common weights are in the layout of Flax, as in this library."""
+    """Return the task for this library; the common weights are in Flax's layout, which this library uses too."""
     layers = [conv(features) if features else max_pool() for features in problem.features]
     model = nnfx.models.cnn(layers, 10, hidden=problem.hidden)
     weights = [jnp.asarray(weight) for weight in problem.weights()]

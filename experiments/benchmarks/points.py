@@ -49,7 +49,7 @@ class Point(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """The sizes of a dense network and its data, apart from the one that grows."""
+    """The sizes of a dense network and its data; the defaults apply to all except the one that the benchmark varies."""
 
     rows: int = 1000
     features: int = 16

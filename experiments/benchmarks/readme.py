@@ -1,4 +1,4 @@
-"""The page of benchmarks: the latest record of each, with machine, versions and command, and a figure of ratios.
+"""Write the benchmarks page: the latest record of each, with machine, versions and command, and a figure of ratios.
 
     python -m experiments.benchmarks --write-readme [--records runs/benchmarks]
 
@@ -40,7 +40,7 @@ FIGURES = "figures"
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options for the page."""
+    """Options for the benchmarks page."""
 
     records: Path = Path("runs/benchmarks")
     """the folder of new records"""

@@ -86,7 +86,7 @@ ENSEMBLE = "lstm-32x96x7x64"
 
 
 class Peer(NamedTuple):
-    """The network of another library: its steps, and its gradient on the first batch in the layout of this library."""
+    """The network of another library: its steps, and its gradient on the first batch, in this library's layout."""
 
     run: Run
     gradient: Callable[[], Params]
@@ -287,7 +287,7 @@ def with_keras(problem: Problem, task: Task) -> Peer:
 
 
 def from_keras(arrays: list[Array]) -> Params:
-    """Return weights, or a gradient, in the layout of this library, without the redundant biases."""
+    """Return weights, or a gradient, in this library's layout, without Keras's redundant biases."""
     params: dict[str, Any] = {}
     *recurrent, kernel, bias = map(np.asarray, arrays)
     for i in range(len(recurrent) // 3):

@@ -16,7 +16,7 @@ class Found(NamedTuple):
     Attributes:
         boxes: the box of each detection, `(found, 4)`.
         names: the class of each detection, `(found,)`.
-        scores: the score of each detection; larger means more certain, `(found,)`.
+        scores: the score of each detection, `(found,)`; larger means more certain.
     """
 
     boxes: np.ndarray
@@ -135,8 +135,9 @@ def match(found: Found, boxes: np.ndarray, names: np.ndarray, least: float = 0.5
         least: the smallest intersection over union for a match.
 
     Returns:
-        The position of each detection's true object, or −1 if it has none, `(found,)`. Every true object is matched at
-        most once, so the second detection of an object is wrong, and no match depends on detections with lower scores.
+        The position of each detection's true object, `(found,)`; −1 if it has none. Every true object is matched at
+        most once, so a second detection of an object counts as wrong, and no match depends on detections with lower
+        scores.
     """
     matched = np.full(len(found.scores), -1)
     if not len(names):

@@ -59,7 +59,7 @@ class Slid(NamedTuple):
 
     Attributes:
         probabilities: the probabilities of the classes, `(batch, windows, NAMES + 1)`.
-        boxes: the boxes, in pixels of the picture, `(batch, windows, 4)`.
+        boxes: the boxes, `(batch, windows, 4)`, in pixels of the picture.
     """
 
     probabilities: Array
@@ -137,8 +137,8 @@ def encode(boxes: np.ndarray, middles: np.ndarray, scales: ArrayLike) -> np.ndar
     """Return the positions and sizes of boxes relative to windows.
 
     Args:
-        boxes: the boxes, in pixels of the picture, `(..., 4)`.
-        middles: the centres of the windows, in pixels of the picture, `(..., 2)`.
+        boxes: the boxes, `(..., 4)`, in pixels of the picture.
+        middles: the centres of the windows, `(..., 2)`, in pixels of the picture.
         scales: the scales at which the windows were cut out, `(..., 1)`.
 
     Returns:

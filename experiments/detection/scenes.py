@@ -34,7 +34,7 @@ class Items(NamedTuple):
 
     Attributes:
         images: `(items, side, side)`, from 0 (no ink) to 1 (full ink).
-        names: the class of each image, 0 to 9, `(items,)`.
+        names: the class of each image, `(items,)`, from 0 to 9.
         classes: the names of the classes.
     """
 
@@ -62,7 +62,7 @@ def split_items(key: Array, held_out: float, source: Source = "digits") -> dict[
     """Split images into disjoint sets for training, validation and test.
 
     Args:
-        key: a typed key that determines the set of each of scikit-learn's digits.
+        key: a typed key that determines in which set each of scikit-learn's digits is; not used for Fashion-MNIST.
         held_out: the fraction of the digits for validation and test together, half for each.
         source: `"digits"`, 8 × 8 pixels; or `"fashion_mnist"`, whose test set is divided between validation and test.
             Its images are averaged over 2 × 2 pixels, since scenes enlarge images but never reduce them, and the

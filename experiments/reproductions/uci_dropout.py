@@ -135,7 +135,7 @@ class Splits(NamedTuple):
     """A table, split several times.
 
     Attributes:
-        data: the training part of each split, standardised, `(splits, rows, ...)`.
+        data: the training part of each split, `(splits, rows, ...)`, standardised.
         test: the inputs `(splits, test rows, features)` and raw targets `(splits, test rows)` of the test rows.
         dropout: the dropout rate for each split.
         precision: τ for each split, in units of the inverse square of the targets.

@@ -80,7 +80,7 @@ class Orders:
 
 
 def in_order(rows: int, batch_size: int) -> Order:
-    """Return the batches of all rows in their original order; sizes are checked as by `shuffled`."""
+    """Return the batches of all rows in their original order; sizes are checked in the same way as by `shuffled`."""
     _check_sizes(rows, batch_size)
     return _in_batches(jnp.arange(rows, dtype=jnp.int32), rows, batch_size)
 

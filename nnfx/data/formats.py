@@ -194,8 +194,8 @@ def read_cifar100(
 ) -> tuple[Examples, Examples]:
     """Read the binary archive of CIFAR-100, a tar file.
 
-    The two members needed are found by their exact names, as by `read_cifar10`. Their records begin with two labels:
-    one of 20 groups of classes, such as fish, and one of 100 classes, such as trout.
+    The two members needed are found by their exact names, in the same way as by `read_cifar10`. Their records begin
+    with two labels: one of 20 groups of classes, such as fish, and one of 100 classes, such as trout.
 
     Args:
         source: the path or the bytes of the archive, plain or compressed with gzip.

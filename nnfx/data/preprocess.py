@@ -117,7 +117,7 @@ class Preprocess:
         return mean, scale, median
 
     def __call__(self, inputs: Any) -> Any:
-        """Preprocess raw inputs `(batch, features)` for the model, `(batch, features + indicators)`.
+        """Preprocess raw inputs `(batch, features)` into model inputs of shape `(batch, features + indicators)`.
 
         Args:
             inputs: an array, a list, a tensor, or a frame, whose columns are reordered to match `features`. If the
@@ -125,8 +125,8 @@ class Preprocess:
                 trained on `Sequences`, pass `Sequences` of any number of steps, or an array without padding.
 
         Raises:
-            TypeError: for inputs that do not contain real numbers, columns of another kind than in training, and
-                `Sequences` for a model that was not trained on them.
+            TypeError: for inputs that do not contain real numbers, columns of a different kind from those in training,
+                and `Sequences` for a model that was not trained on them.
             ValueError: for a wrong number of features, columns with other names, categories that did not occur in
                 training (see `unseen`), or concrete values that are infinite, missing (if nothing is filled), or not
                 integers (if integers are kept).

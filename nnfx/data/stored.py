@@ -196,7 +196,7 @@ def store(
     if inputs is not None or targets is not None or weights is not None:
         for name, given in (("inputs", inputs), ("targets", targets)):
             if given is None:
-                raise ValueError(f"{name}: expected the name of a column, like the other arguments, got None")
+                raise ValueError(f"{name}: expected the name of a column, as for the other arguments, got None")
         assert inputs is not None
         assert targets is not None
         parts = in_parts(parts, inputs, targets, weights)

@@ -42,7 +42,7 @@ def class_factors(
         train: the positions of the training rows.
 
     Raises:
-        TypeError: for a class weight of any other kind, and targets that are not classes.
+        TypeError: for a class weight that is neither, and targets that are not classes.
         ValueError: for unknown classes, and factors that are negative or not finite.
 
     References:

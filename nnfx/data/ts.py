@@ -51,8 +51,8 @@ def read_ts(source: Source, *, encoding: str = "utf-8", missing: Missing = "erro
             read, or that declares times for each value; examples whose number of channels differs from the first
             example's, whose channels differ in length, or that differ in length although the header declares equal
             lengths; labels that were not declared; values that are not finite numbers within the range of float32; and
-            series whose lengths differ so much that padding would take most of the memory. The error names the file
-            and the line.
+            series whose lengths differ so much that padding all to the length of the longest would result in more than
+            2²⁰ values, and more than 100 times as many as in the file. The error names the file and the line.
 
     Example:
         >>> import pathlib, tempfile
@@ -165,8 +165,8 @@ def _inputs(file: str, rows: list[np.ndarray]) -> np.ndarray | Sequences:
     padded, given = len(rows) * longest * rows[0].shape[1], sum(row.size for row in rows)
     if padded > max(_SMALL, _PADDING * given):
         raise ValueError(
-            f"{file}: expected series that take at most {_PADDING} times their size when padded to the longest, got"
-            f" {given} values that become {padded}; remove or cut the longest"
+            f"{file}: expected at most {_PADDING} times as many values when all series are padded to the length of the"
+            f" longest, got {padded} for {given} values; remove or shorten the longest series"
         )
     values = np.zeros((len(rows), longest, rows[0].shape[1]))
     for row, place in zip(rows, values, strict=True):

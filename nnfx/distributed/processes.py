@@ -151,7 +151,7 @@ def from_shares(tree: Any) -> Any:
     """Concatenate the rows of all processes into global arrays, with rows spread over all devices.
 
     Args:
-        tree: the rows of this process: equally many in every process, and a multiple of the number of local devices.
+        tree: the rows of this process: the same number in every process, and a multiple of the number of local devices.
 
     Returns:
         Arrays with the rows of the first process, followed by the rows of the second, and so on.

@@ -29,12 +29,12 @@ def rolling(
     """Return intervals for a backtest, calibrated at each origin on the errors known at that time.
 
     Step h of the forecast from origin s is known at origin t if `s + h < t`, counting h from 0. The margins at t are
-    computed from all known errors, as by `margins`.
+    computed from all known errors in the same way as by `margins`.
 
     Args:
         forecasts: the forecasts of a backtest, points `(origins, horizon, channels)` or intervals of that shape.
         targets: the actual values, `(origins, horizon, channels)`.
-        origins: the time of the first step of each forecast, ascending, `(origins,)`.
+        origins: the time of the first step of each forecast, `(origins,)`, in ascending order.
         level: the fraction of the targets to cover, above 0 and below 1.
         calibration: the number of first origins that are used for calibration only.
 

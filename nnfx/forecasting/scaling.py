@@ -76,7 +76,7 @@ class Scaler(NamedTuple):
 
         Args:
             values: `(..., channels)`, such as windows `(windows, steps, channels)`; for the scaler of a panel,
-                `(series, ..., channels)`. Lists and frames are accepted as by `windows`.
+                `(series, ..., channels)`. Lists and frames are accepted, as for `windows`.
 
         Raises:
             ValueError: for missing values, or if the number of channels or series differs from that of the measured

@@ -125,8 +125,8 @@ def lay_open(model: Model, loss: PerExample, variables: Variables, batch: Batch)
         The values, local derivatives, errors and gradients of every layer, and the losses.
 
     Raises:
-        TypeError, ValueError: as for `nnfx.insight.audit.gradient`, for models of another kind, and for activations
-            that mix units, such as softmax, whose derivative is not one number per unit.
+        TypeError, ValueError: as for `nnfx.insight.audit.gradient`, for models that are not a stack of perceptrons, and
+            for activations that mix units, such as softmax, whose derivative is not one number per unit.
 
     Example:
         >>> from nnfx import losses, models

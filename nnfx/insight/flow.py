@@ -1,4 +1,4 @@
-"""Gradient flow: the size of the gradient in each layer over a run, and the noise in it."""
+"""Gradient flow: the magnitude of the gradient in each layer over a run, and the noise in it."""
 
 import re
 from collections.abc import Callable, Mapping

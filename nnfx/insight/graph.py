@@ -24,8 +24,8 @@ RADIUS, APART = 0.23, 2.6
 def draw(found: Backpropagation, example: int = 0) -> "Figure":
     """Plot a network as a graph: values in the nodes, errors below the nodes, weights and gradients on the edges.
 
-    The width of an edge shows how much this example contributes to the gradient of its weight, `|xᵢ δⱼ|`, and its
-    colour shows the sign. The plot is legible for a few layers of a few units.
+    The width of an edge shows the magnitude of this example's contribution to the gradient of the edge's weight,
+    `|xᵢ δⱼ|`, and its colour shows the contribution's sign. The plot is legible for a few layers of a few units.
 
     Args:
         found: the result of `nnfx.insight.backpropagation.lay_open`.

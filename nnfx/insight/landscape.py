@@ -236,8 +236,8 @@ def measure(
             statistics, from this argument.
         batch: the examples over which the loss is averaged.
         cut: the line or the plane.
-        x: coordinates along the first direction of the cut, `(x,)`.
-        y: coordinates along the second direction, `(y,)`; None for a line.
+        x: the coordinates along the first direction of the cut at which to measure the loss, `(x,)`.
+        y: the coordinates along the second direction, `(y,)`; None for a line.
         key: a typed key for the model's noise in training mode, the same at every point; None for models without noise.
         train: whether to apply the model in training mode: batch norm then normalises by the batch statistics at each
             point.
@@ -248,9 +248,9 @@ def measure(
 
     Raises:
         TypeError: for arguments of the wrong type.
-        ValueError: for coordinates that are not finite numbers `(x,)`, coordinates along more or fewer directions than
-            the cut has, a cut through the parameters of another network, and in the same cases as
-            `nnfx.insight.audit.gradient`.
+        ValueError: for an `x` or `y` that is empty, is not finite, or does not have exactly one axis; if `y` is given
+            for a line, or None for a plane; for a cut whose parameters differ in shape from those in `variables`; and
+            in the same cases as `nnfx.insight.audit.gradient`.
 
     Example:
         The loss of a linear model is a parabola:

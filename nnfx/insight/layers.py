@@ -1,7 +1,8 @@
 """The layers inside a model: their names, their outputs, and their filters.
 
-A `Model` has `init` and `apply` but no layers. If it is built from Flax Linen modules, `flax.linen.intercept_methods`
-around `apply` intercepts their calls, so that their outputs can be read, and offsets of zero added to take derivatives.
+A `Model` consists of functions, such as `apply`, and does not list its layers. If it is built from Flax Linen modules,
+the calls of these modules are intercepted while `apply` runs (`flax.linen.intercept_methods`). The outputs of a module
+can then be read. To take derivatives with respect to them, an offset of zero is added to them.
 """
 
 import collections

@@ -35,7 +35,7 @@ class Detections(NamedTuple):
     Attributes:
         boxes: the corners of the boxes, `(detections, 4)`, floats.
         labels: the class of each detection, integers `(detections,)`.
-        scores: the confidence in each detection, larger for more certain ones, `(detections,)`.
+        scores: the score of each detection, `(detections,)`; larger means more certain.
     """
 
     boxes: ArrayLike

@@ -36,7 +36,7 @@ def converted(function: Callable[[Any], Any], raw: jax.ShapeDtypeStruct) -> byte
         raw: the shape and dtype of the input; the first axis is the rows.
 
     Raises:
-        ImportError: if jax2onnx or onnxruntime is missing, or does not work with this release of JAX.
+        ImportError: if jax2onnx or onnxruntime is missing, or does not work with this JAX version.
         ValueError: for an operation that jax2onnx does not support.
     """
     to_onnx, _ = _packages()
@@ -85,7 +85,7 @@ def _packages() -> tuple[Any, Any]:
         with _quiet():
             import jax2onnx
             import onnxruntime
-    except Exception as error:  # with an unsupported release of JAX, jax2onnx may raise any error
+    except Exception as error:  # with an unsupported JAX version, jax2onnx may raise any error
         versions = ", ".join(f"{name} {_version(name)}" for name in ("jax", "jax2onnx", "onnxruntime"))
         raise ImportError(
             f"export: expected jax2onnx and onnxruntime for ONNX, got {versions}: {in_short(error)}; {_INSTALL}"

@@ -1,8 +1,8 @@
 """Portable programs: functions of arrays as StableHLO, without the code that defined them.
 
-JAX guarantees that programs written by `jax.export` can be read by releases of the following six months, and of the
-preceding three weeks. Here, programs are written for an older version of StableHLO where possible, so that
-every release of JAX that this library supports can read them.
+JAX guarantees that programs written by `jax.export` can be read by versions released in the following six months, and
+in the preceding three weeks. Here, programs are written for an older version of StableHLO where possible, so that
+every JAX version that this library supports can read them.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from nnfx.types import Array
 PLATFORMS = ("cpu", "cuda", "tpu")
 """The platforms that programs are lowered for, where possible."""
 STABLEHLO = "1.14.0"
-"""The version of StableHLO that the oldest supported release of JAX, 0.9.2, can read."""
+"""The version of StableHLO that the oldest supported JAX version, 0.9.2, can read."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class Program:
 
         Raises:
             ModuleNotFoundError: if flatbuffers is not installed.
-            ValueError: for a program that this release of JAX cannot read.
+            ValueError: for a program that this JAX version cannot read.
         """
         _require_flatbuffers()
         try:

@@ -100,12 +100,14 @@ def search(
     Args:
         make: the result of `nnfx.fit`, or a function of static choices that returns it.
         data: the data of every member.
-        space: a range for each name: `Choice`, `Integer`, `Uniform`, `LogUniform`, `Normal`, or any of these `When`
-            another name has a given value. Static names take a `Choice` or an `Integer`.
+        space: a range for each name: `Choice`, `Integer`, `Uniform`, `LogUniform` or `Normal`. For a name that is
+            present only if another name has a given value, put the range into a `When`. The range of a static name must
+            be a `Choice` or an `Integer`.
         key: a typed key; seed i is `fold_in(key, i)`, and the points are drawn with a key derived from `key` too.
-        points: the number of points to draw, `Grid(per_number)` to try every combination, or a list of points, with
-            `space` only for names that have one value, `Choice(value)`, in all of them. With `Ask`, the total number;
-            None with `Hyperband`, which determines it.
+        points: the number of points to draw, `Grid(per_number)` to try every combination, or a list of points, each a
+            dictionary of values by name. With a list, `space` may only add names that have the same value in all
+            points, each as `Choice(value)`. With `Ask`, `points` is the total number; with `Hyperband`, which
+            determines the number, it is None.
         method: None to train all points to the end; `Halving(rungs, keep)`, `Hyperband(min_epochs, eta)` or
             `Extrapolation(rungs)` to drop worse points during training, compared across all programs;
             `HyperGradient(steps)` to descend the gradient from each point; or `Ask(sampler)` for an Optuna sampler.
@@ -116,7 +118,7 @@ def search(
             `HyperGradient` and `Ask`: as many points as fit. Or `Seconds(600)`, the time that the search may use:
             rounds of `points` new points, brackets or batches, as long as another one fits, judging by the time that
             the previous one took; not for `HyperGradient`, which has no rounds. With `out`, the time used and the
-            rounds begun are saved: a killed search continues with the time that is left, and a finished one gives the
+            rounds begun are saved: a killed search continues with the remaining time, and a finished one gives the
             same result when called again.
         seeds: the number of seeds.
         folds: K, to hold out each of K folds of `data.train` in turn; None to use `data.valid`.
@@ -145,10 +147,10 @@ def search(
         The members of all programs, the ranking of their points, and the best run.
 
     Raises:
-        TypeError, ValueError: before anything is trained: for an invalid space, missing names or names that neither
-            `make` nor its runs take, static choices given as continuous ranges, values out of bounds, a method that
-            does not suit the points, and as `nnfx.sweeps.sweep` does. With `Ask`, each batch is checked before it is
-            trained.
+        TypeError, ValueError: for an invalid space; for required names that are missing, and names that neither `make`
+            nor its runs take; for static names with continuous ranges; for values out of bounds; for a method that
+            cannot be used with the given points; and in the same cases as `nnfx.sweeps.sweep`. These errors are raised
+            before anything is trained; with `Ask`, each batch is checked before it is trained.
 
     Example:
         >>> import nnfx, optax
@@ -255,8 +257,8 @@ def nested(
     and on the outer fold.
 
     The score is that of the search as a procedure, not of one point: the best points of the outer folds may differ.
-    All outer folds train on equally many rows, leaving out one row if necessary, so that programs are compiled for
-    the first fold and reused by the others.
+    All outer folds train on the same number of rows, leaving out one row if necessary, so that programs are compiled
+    for the first fold and reused by the others.
 
     Args:
         make: as for `nnfx.search.search`, like `space` and `options`.

@@ -74,7 +74,7 @@ class Visited:
         shares: the current position of each hyper-parameter on its scale, `(points,)` by name.
         moments: the state of Adam.
         values: the hyper-parameters at each step, `(steps, points)` by name; NaN for future steps.
-        losses: the held-out loss at each step, averaged over seeds and folds, `(steps, points)`.
+        losses: the held-out loss at each step, `(steps, points)`, averaged over seeds and folds.
         done: the number of complete steps.
     """
 

@@ -185,7 +185,7 @@ class _Coded(NamedTuple):
         distinct, places = np.unique(numbers[~is_absent], return_inverse=True)
         ranks = np.full((len(given), 1), -0.25)  # the code of an absent value, away from all others
         ranks[~is_absent, 0] = places / max(len(distinct) - 1, 1)
-        # every value, or equally spaced quantiles, each of which represents equally many points
+        # every value, or equally spaced quantiles, each of which represents the same number of points
         if len(distinct) <= VALUES:
             tried, weights = distinct, np.bincount(places).astype(float)
         else:

@@ -53,7 +53,7 @@ class Nested(Rows):
 def outer_parts(data: Data, key: Array, count: int) -> Iterator[tuple[Data, Batch]]:
     """Yield the data to search on and the rows held out from the search, both preprocessed, for each outer fold.
 
-    All outer folds train on equally many rows, leaving out one row if necessary, so that they can share programs.
+    All outer folds train on the same number of rows, leaving out one row if necessary, so that they can share programs.
     """
     rows = data.train.weights.shape[0]
     size = rows - -(-rows // count)

@@ -21,7 +21,7 @@ class Scores:
         points: the points.
         values: the score of each run, `(groups, points)`, one group for each seed and fold, NaN for runs that failed.
         dropped: which points were dropped during training, `(points,)`.
-        epochs: the number of epochs trained, summed over all runs of a point, `(points,)`.
+        epochs: the number of epochs trained, `(points,)`, summed over all runs of a point.
         metric: the name of the metric used as the score.
         largest_first: whether larger scores are better.
     """

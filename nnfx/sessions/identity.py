@@ -15,7 +15,7 @@ from nnfx.training.driver import Program
 DECIDING = ("nnfx", "jax", "jaxlib", "flax", "optax")
 """The packages whose versions affect results."""
 _TOLERANCE = 1e-4
-"""The largest relative difference allowed between initial values drawn from the same key by two releases of JAX."""
+"""The largest relative difference allowed between initial values drawn from the same key by two JAX versions."""
 _PERIOD, _AT_ONCE = 4099, 2**20
 
 Moments = Mapping[str, Sequence[float]]

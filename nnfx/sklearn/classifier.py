@@ -16,15 +16,15 @@ from nnfx.training.hyperparameters import innermost, name_of
 
 
 class Classifier(ClassifierMixin, Estimator):
-    """A neural-network classifier: one logit for two classes, one logit per class for more.
+    """A neural-network classifier, with one logit if there are two classes, and otherwise one logit per class.
 
-    Multilabel classification is supported with an indicator matrix `(rows, labels)` of 0 and 1 as targets. The network
-    then has one logit per label, and probabilities are `(rows, labels)`, as in scikit-learn's `MLPClassifier`.
+    For multilabel classification, the targets are an indicator matrix of 0 and 1, `(rows, labels)`. The network then
+    has one logit per label, and probabilities are `(rows, labels)`, as in scikit-learn's `MLPClassifier`.
 
-    The training run is made by `nnfx.fit`, and its key is `jax.random.key(random_state)`. Fitting again with different
-    numbers (`learning_rate`, `l2` above 0, and the numbers in `hyper`) needs no recompilation, nor does fitting a
-    clone. To pickle an estimator with a custom network, pass the network as an importable function rather than as a
-    `Model`.
+    The estimator is trained by `nnfx.fit`, with the key `jax.random.key(seed)`, where `random_state` determines the
+    seed. Fitting it or a clone again with different numbers (`learning_rate`, `l2` above 0, and the numbers in `hyper`)
+    needs no recompilation. To pickle an estimator with a custom network, pass the network as an importable function
+    rather than as a `Model`.
 
     Args:
         model: `"mlp"`; `"perceptron"`; an `nnfx.Model` with the right number of outputs; or a function that returns a
@@ -32,34 +32,37 @@ class Classifier(ClassifierMixin, Estimator):
             `n_outputs` (or `outputs`), the sizes are passed to it; the numbers in `hyper` are passed by name.
         hidden: the widths of the hidden layers of `"mlp"`.
         activation: the activation function of the hidden layers, by name or as a function.
-        loss: the per-example loss, `(outputs, targets) -> (rows,)`, with targets 0, 1, …; by default, cross-entropy.
-        optimizer: `"adam"`, `"adamw"`, `"sgd"`, …, an Optax factory, or an optimizer.
-        learning_rate: the learning rate; ignored if the optimizer already has one.
+        loss: the per-example loss, `(outputs, targets) -> (rows,)`, where targets are the positions of the classes in
+            `classes_`, or the indicator matrix; by default, cross-entropy.
+        optimizer: `"adam"`, `"adamw"`, `"sgd"`, …; an Optax factory, such as `optax.adam`; or an optimizer.
+        learning_rate: the learning rate; ignored if `optimizer` does not take one, since it already has its own.
         l2: the factor λ₂ of the penalty `λ₂/2 Σ w²`.
-        hyper: further hyper-parameters by name, such as `{"dropout": 0.1}` or `{"patience": 20}`; in `set_params` and
-            in grids, `hyper__dropout`.
+        hyper: further hyper-parameters by name, such as `{"dropout": 0.1}` or `{"patience": 20}`. In `set_params` and
+            in grids, each has its own name, such as `hyper__dropout`.
         epochs: the maximum number of epochs.
-        batch_size: rows per minibatch, limited to the number of training rows; None for the full batch.
+        batch_size: the number of rows in a minibatch; all training rows if it is larger than their number, or None.
         stop: a stopping rule, or a factory of one, such as `nnfx.stopping.patience`; or a list of rules and factories.
-        metrics: further metrics for the history, such as `{"accuracy": nnfx.metrics.binary_accuracy}`.
+        metrics: further metrics for the history, by name, such as `{"accuracy": nnfx.metrics.binary_accuracy}`.
         parts: further arguments of `nnfx.fit` by name, such as `{"average": nnfx.averaging.exponential}`.
         standardize: whether to standardise the features to weighted mean 0 and weighted standard deviation 1.
-        validation_fraction: the fraction of rows to hold out; the weights with the lowest held-out loss are kept.
-        missing_targets: `"error"`, or `"mask"` to leave NaN targets out of every loss and metric; see
-            `nnfx.data.prepare`. scikit-learn's scores require targets without NaN.
-        class_weight: the weight of each class, by class; `"balanced"` for inverse class frequencies; None for 1.
+        validation_fraction: the fraction of rows to hold out. The weights of the epoch with the lowest held-out loss
+            are kept; with 0, which holds out none, the weights of the last epoch.
+        missing_targets: `"error"` to raise an error for NaN targets, or `"mask"` to leave them out of every loss and
+            metric; see `nnfx.data.prepare`. scikit-learn's scores require targets without NaN.
+        class_weight: a dictionary with the weight of each class; `"balanced"` for weights inversely proportional to the
+            frequencies of the classes; None for a weight of 1 for every class.
         warm_start: whether `fit` continues from the weights of the previous call.
-        random_state: a seed, which determines the run; or a `RandomState` or None, to draw a seed.
+        random_state: the seed, an integer; or a `RandomState` from which to draw the seed; None for NumPy's global one.
         dtype: the dtype to compute in, `"float32"` or `"float64"`.
         verbose: whether to print a summary of the run.
 
     Attributes:
-        classes_: the sorted classes; in multilabel classification, the positions of the labels.
+        classes_: the sorted classes; in multilabel classification, the positions of the labels, 0, 1, ….
         n_features_in_: the number of features.
         feature_names_in_: the names of the features, if they were passed as a data frame.
-        history_: each metric by epoch.
-        n_iter_: the number of epochs run.
-        run_: the run, as returned by `nnfx.fit`.
+        history_: the value of each loss and metric in each epoch, `(epochs,)`, by name.
+        n_iter_: the number of epochs trained, including those of earlier calls that were continued.
+        run_: the last run, as returned by `nnfx.fit`.
 
     Example:
         >>> from sklearn.model_selection import cross_val_score

@@ -91,8 +91,8 @@ def sweep(
             a common divisor of the rungs and the epochs of a run, by default the largest. Without `halving`, by
             default a tenth of the run if there are stopping rules, and the whole run otherwise.
         devices: the devices over which the members are spread; by default, all devices of this process.
-        devices_per_member: the number of devices over which the batches of each member are split, as by
-            `nnfx.data_parallel`, for models too large to train many at once.
+        devices_per_member: the number of devices over which the batches of each member are split, in the same
+            way as by `nnfx.data_parallel`, for models too large to train many at once.
         at_once: the largest number of members that a device trains side by side; the others follow in a loop within
             the same program. By default, all members of the device; on CPUs, as many as fit into a core's cache, and
             only one if these would be few.

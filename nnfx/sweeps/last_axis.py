@@ -8,7 +8,7 @@ small product is a sum of such rows.
 The function is traced for one element, and each of its operations is then applied to all elements at once: by its rule
 in `nnfx.sweeps.last_axis_rules`, by evaluating the functions inside it (calls, branches and loops, in this module),
 or, for any other operation, by `jax.vmap` of this operation alone. `jax.vmap` also maps operations whose parameters
-have other names than in the known releases of JAX. So any function can be mapped; only its speed depends on the rules.
+have other names than in the known JAX versions. So any function can be mapped; only its speed depends on the rules.
 
 `nnfx.sweeps.programs` uses it for the members of a sweep.
 """

@@ -1,8 +1,8 @@
 """Rules that apply an operation to all elements at once, with the mapped axis last; see `nnfx.sweeps.last_axis`.
 
-Each rule returns the results, or None if the operation should be mapped as by `jax.vmap`. Rules are needed where
-`jax.vmap` would move the mapped axis to the front, and for sums, which XLA does not vectorise over a last axis.
-Everything that depends on the release of JAX is also here: the names of an operation's parameters, and how to read
+Each rule returns the results, or None if the operation should be mapped in the same way as by `jax.vmap`. Rules are
+needed where `jax.vmap` would move the mapped axis to the front, and for sums, which XLA does not vectorise over a last
+axis. Everything that depends on the JAX version is also here: the names of an operation's parameters, and how to read
 them.
 """
 
@@ -74,9 +74,9 @@ PARAMETERS = {
     "transpose": ["permutation"],
     "while": ["body_jaxpr body_nconsts cond_jaxpr cond_nconsts"],
 }
-"""The parameters of the operations that have rules, in each release of JAX that changes them.
+"""The parameters of the operations that have rules, with one line for each JAX version that changed them.
 
-With other parameters, an operation may have another meaning, so `jax.vmap` of the same release maps it.
+With other parameters, an operation may have another meaning, so it is mapped by `jax.vmap` of the same JAX version.
 """
 FORMS = {name: [set(form.split()) for form in forms] for name, forms in PARAMETERS.items()}
 """The same names as sets."""

@@ -14,7 +14,10 @@ from nnfx.types import Batch, PerExample
 
 
 def check_batch(name: str, batch: Batch) -> None:
-    """Check that inputs are real numbers, and that inputs, targets and weights have equally many rows, at least one."""
+    """Check that inputs are real numbers, and that all arrays have the same number of rows, and at least one.
+
+    The arrays are the inputs, the targets and the weights.
+    """
     weights = batch.weights
     if weights.ndim == 0 or weights.size == 0 or not jnp.issubdtype(weights.dtype, np.floating):
         raise ValueError(

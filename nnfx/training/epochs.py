@@ -19,7 +19,7 @@ from nnfx.types import Array, Batch, Hyper, Metrics, ModelState, Params, TrainSt
 RUNNING = -1
 """The value of `RunState.stopped_by` while nothing has stopped the run."""
 DROPPED = -2
-"""The value of `stopped_by` for members of a sweep that were dropped, as by successive halving."""
+"""The value of `stopped_by` for members of a sweep that were dropped, for example by successive halving."""
 EMPTY = -3
 """The value of `stopped_by` for empty positions in a sweep's table."""
 

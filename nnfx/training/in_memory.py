@@ -99,7 +99,7 @@ class InMemory(Program[Standing]):
 def timed(
     recipe: Recipe, key: Array, train: Batch, valid: Batch | None, hyper: Hyper
 ) -> tuple[RunState, dict[str, Array]]:
-    """Train until the run ends, for rules that use the clock: the same steps as an uninterrupted run.
+    """Train to the end of a run whose rules use the clock. The steps are the same as in an uninterrupted run.
 
     Raises:
         ValueError: within `jit`, `vmap` or `grad`, where there is no clock.

@@ -110,7 +110,7 @@ def test_missing_values_are_refused_unless_asked_for():
 def test_padding_cannot_exhaust_the_memory():
     header = b"@equalLength false\n@classLabel false\n@data\n"
     text = header + b",".join([b"1"] * 20_000) + b"\n" + b"1\n" * 20_000
-    with pytest.raises(ValueError, match="expected series that take at most 100 times their size .* got 40000 values"):
+    with pytest.raises(ValueError, match="expected at most 100 times as many values .* for 40000 values"):
         read_ts(text)
 
 
