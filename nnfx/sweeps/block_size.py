@@ -16,9 +16,9 @@ LARGE = 96 * 2**10
 """Members of at least this many bytes are trained one at a time.
 
 Few members fit into the cache then, and products of matrices, one for each of several members, are slower than single
-ones. Measured on two cores: with 64-64 hidden units or LSTMs of 8 units, one at a time takes 0.9 times as long as the
-best number side by side, with 32-32 units 1.1 times. `python -m experiments.benchmarks cnn` and `recurrent` time larger
-networks both ways.
+ones. Measured on one core of an Intel Xeon: with 64-64 hidden units or LSTMs of 8 units, one at a time takes 0.9 times
+as long as the best number side by side, with 32-32 units 1.1 times. `python -m experiments.benchmarks cnn` and
+`recurrent` time larger networks both ways.
 """
 
 
